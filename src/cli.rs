@@ -1,0 +1,92 @@
+//! The command line: one small file per subcommand.
+//!
+//! Owns: arguments, exit codes, where errors are turned into one sentence.
+//! Must not know: protocols. Used by: `main`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+mod logging;
+
+/// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
+#[derive(Debug, Parser)]
+#[command(name = "c2d-agent", version, about, propagate_version = true)]
+pub struct Cli {
+    /// How much to log to standard error: error, warn, info, debug, trace, or targets such as c2d_agent=debug.
+    #[arg(long, global = true, env = "C2D_LOG", default_value = "info", value_name = "LEVEL")]
+    log_level: String,
+    /// Shape of the log.
+    #[arg(long, global = true, env = "C2D_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Shape of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// How the program ends. Source: the table of exit codes in the README.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(dead_code)]
+enum Exit {
+    /// Done; with `--wait`, delivered.
+    Done = 0,
+    /// It failed.
+    Error = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// Negative feedback: the message was not delivered.
+    NegativeFeedback = 3,
+    /// No feedback in time.
+    NoFeedback = 4,
+}
+
+/// An error with the exit code that it deserves; `main` prints it as one sentence.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+#[allow(dead_code)]
+impl Failure {
+    /// The command line or the configuration is wrong: exit code 2.
+    fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Usage, error: error.into() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { exit: Exit::Error, error }
+    }
+}
+
+/// Parses the command line, runs the subcommand, and answers with the exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {});
+    let exit: Exit = result.unwrap_or_else(|failure: Failure| {
+        eprintln!("c2d-agent: {:#}", failure.error);
+        failure.exit
+    });
+    ExitCode::from(exit as u8)
+}
+
+/// The runtime of every subcommand that talks to a network: one thread is enough.
+#[allow(dead_code)]
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| anyhow::Error::new(error).context("the runtime cannot start").into())
+}

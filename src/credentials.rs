@@ -1,0 +1,57 @@
+//! Who signs in to the hub: connection strings, shared access keys and SAS tokens.
+//!
+//! Owns: the syntax of device and service connection strings, device id rules, making and checking SAS tokens.
+//! Must not know: files, the environment, TLS, clocks (the expiry comes in as an argument).
+//! Used by: `config`, `session`, `service`, `emulator`, `cli`.
+
+use std::path::PathBuf;
+
+mod connection_string;
+mod sas;
+
+pub use connection_string::{
+    CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
+    check_device_id,
+};
+pub use sas::{SasError, SasToken, SharedAccessKey};
+
+/// A device's complete identity: what the session needs to sign in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceIdentity {
+    /// The IoT Hub: named in user names and tokens, without the port.
+    pub hub: HostPort,
+    /// The device.
+    pub device_id: String,
+    /// An IoT Edge gateway to dial instead of the hub.
+    pub gateway: Option<HostPort>,
+    /// The proof.
+    pub auth: DeviceAuth,
+}
+
+impl DeviceIdentity {
+    /// The host to dial: the gateway when one is given.
+    pub fn dialled(&self) -> &HostPort {
+        self.gateway.as_ref().unwrap_or(&self.hub)
+    }
+
+    /// The resource that a token must cover: `{hub}/devices/{device}`.
+    pub fn resource(&self) -> String {
+        format!("{}/devices/{}", self.hub.name, self.device_id)
+    }
+}
+
+/// How a device signs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceAuth {
+    /// By tokens made from its key.
+    Key(SharedAccessKey),
+    /// By a ready-made token, good until it expires.
+    Token(SasToken),
+    /// By a client certificate; both files are PEM.
+    Certificate {
+        /// The certificate, followed by its chain where there is one.
+        certificate: PathBuf,
+        /// The private key.
+        private_key: PathBuf,
+    },
+}

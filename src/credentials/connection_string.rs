@@ -1,0 +1,385 @@
+//! Device and service connection strings.
+//!
+//! Owns: their syntax, and telling one kind from the other. Must not know: files, tokens' life, TLS.
+//! Used by: `config`, `session`, `service`, `emulator`, `cli`.
+//!
+//! Syntax: `Key=Value` pairs separated by `;`; only the first `=` separates. Sources: wire reference 7.3.
+
+use std::fmt;
+
+use super::sas::{SasError, SasToken, SharedAccessKey};
+
+/// Longest device id in characters. Source: the hub's device identity rules.
+const MAX_DEVICE_ID_CHARS: usize = 128;
+
+/// A host name with the port that may follow it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// DNS name or IP address, as given.
+    pub name: String,
+    /// The port to dial instead of the protocol's own.
+    pub port: Option<u16>,
+}
+
+impl HostPort {
+    /// Reads `name` or `name:port`; IPv6 addresses stand in brackets when a port follows.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, "")) => (address, None),
+            Some((address, rest)) => (address, Some(rest.strip_prefix(':')?)),
+            None => match text.split_once(':') {
+                Some((name, port)) if !port.contains(':') => (name, Some(port)),
+                Some(_) => (text, None),
+                None => (text, None),
+            },
+        };
+        let port = match port {
+            Some(digits) => Some(digits.parse().ok().filter(|port| *port != 0)?),
+            None => None,
+        };
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+        if name.is_empty() || name.len() > 253 || !name.chars().all(allowed) {
+            return None;
+        }
+        Some(Self { name: name.to_owned(), port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bracketed = self.name.contains(':');
+        match (self.port, bracketed) {
+            (Some(port), true) => write!(f, "[{}]:{port}", self.name),
+            (Some(port), false) => write!(f, "{}:{port}", self.name),
+            (None, _) => f.write_str(&self.name),
+        }
+    }
+}
+
+/// How a device proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceSecret {
+    /// A key: tokens are made from it as needed.
+    Key(SharedAccessKey),
+    /// A ready-made token, good until it expires.
+    Token(SasToken),
+    /// `x509=true`: the certificate is given elsewhere.
+    X509,
+}
+
+/// `HostName=…;DeviceId=…;SharedAccessKey=…`, or with `SharedAccessSignature=…` or `x509=true`;
+/// `GatewayHostName=…` is optional.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceConnectionString {
+    /// The IoT Hub: named in user names and tokens, and dialled unless a gateway is given.
+    pub host: HostPort,
+    /// The device.
+    pub device_id: String,
+    /// An IoT Edge gateway to dial instead of the hub.
+    pub gateway: Option<HostPort>,
+    /// The proof.
+    pub secret: DeviceSecret,
+}
+
+impl DeviceConnectionString {
+    /// Reads a device connection string.
+    ///
+    /// # Errors
+    /// [`CredentialError`], which never repeats a key; a service string is named as such.
+    pub fn parse(text: &str) -> Result<Self, CredentialError> {
+        let fields = Fields::parse(text)?;
+        if fields.get("SharedAccessKeyName").is_some() && fields.get("DeviceId").is_none() {
+            return Err(CredentialError::ServiceInsteadOfDevice);
+        }
+        fields.only(&[
+            "HostName",
+            "DeviceId",
+            "SharedAccessKey",
+            "SharedAccessSignature",
+            "x509",
+            "GatewayHostName",
+            "ModuleId",
+            "SharedAccessKeyName",
+        ])?;
+        if fields.get("ModuleId").is_some() {
+            return Err(CredentialError::ModuleString);
+        }
+        if fields.get("SharedAccessKeyName").is_some() {
+            return Err(CredentialError::PolicyInDeviceString);
+        }
+        let host = fields.host("HostName")?.ok_or(CredentialError::Missing("HostName", "device"))?;
+        let device_id = fields.get("DeviceId").ok_or(CredentialError::Missing("DeviceId", "device"))?;
+        check_device_id(device_id)?;
+        let x509 = match fields.get("x509") {
+            Some(word) if word.eq_ignore_ascii_case("true") => true,
+            Some(word) if word.eq_ignore_ascii_case("false") => false,
+            Some(word) => return Err(CredentialError::X509Flag(word.chars().take(20).collect())),
+            None => false,
+        };
+        let secret = match (fields.get("SharedAccessKey"), fields.get("SharedAccessSignature"), x509) {
+            (Some(key), None, false) => DeviceSecret::Key(SharedAccessKey::from_base64(key)?),
+            (None, Some(token), false) => DeviceSecret::Token(SasToken::parse(token)?),
+            (None, None, true) => DeviceSecret::X509,
+            (None, None, false) => return Err(CredentialError::Missing("SharedAccessKey", "device")),
+            _ => return Err(CredentialError::TwoSecrets),
+        };
+        Ok(Self { host, device_id: device_id.to_owned(), gateway: fields.host("GatewayHostName")?, secret })
+    }
+}
+
+/// How a back end proves which policy it uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServiceSecret {
+    /// The policy's key: tokens are made from it as needed.
+    Key(SharedAccessKey),
+    /// A ready-made token, good until it expires.
+    Token(SasToken),
+}
+
+/// `HostName=…;SharedAccessKeyName=…;SharedAccessKey=…`, or with `SharedAccessSignature=…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConnectionString {
+    /// The IoT Hub.
+    pub host: HostPort,
+    /// The shared access policy, such as `service`.
+    pub policy: String,
+    /// The proof.
+    pub secret: ServiceSecret,
+}
+
+impl ServiceConnectionString {
+    /// Reads a service connection string.
+    ///
+    /// # Errors
+    /// [`CredentialError`], which never repeats a key; a device string is named as such.
+    pub fn parse(text: &str) -> Result<Self, CredentialError> {
+        let fields = Fields::parse(text)?;
+        if fields.get("DeviceId").is_some() {
+            return Err(CredentialError::DeviceInsteadOfService);
+        }
+        fields.only(&["HostName", "SharedAccessKeyName", "SharedAccessKey", "SharedAccessSignature"])?;
+        let host = fields.host("HostName")?.ok_or(CredentialError::Missing("HostName", "service"))?;
+        let policy = fields
+            .get("SharedAccessKeyName")
+            .ok_or(CredentialError::Missing("SharedAccessKeyName", "service"))?;
+        let secret = match (fields.get("SharedAccessKey"), fields.get("SharedAccessSignature")) {
+            (Some(key), None) => ServiceSecret::Key(SharedAccessKey::from_base64(key)?),
+            (None, Some(token)) => ServiceSecret::Token(SasToken::parse(token)?),
+            (None, None) => return Err(CredentialError::Missing("SharedAccessKey", "service")),
+            (Some(_), Some(_)) => return Err(CredentialError::TwoSecrets),
+        };
+        Ok(Self { host, policy: policy.to_owned(), secret })
+    }
+}
+
+/// What is wrong with a connection string. No variant holds secret text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CredentialError {
+    /// The most common mistake.
+    #[error(
+        "this is a service connection string (it has SharedAccessKeyName), but a device connection string belongs \
+         here: take the one of the device itself, HostName=…;DeviceId=…;SharedAccessKey=…"
+    )]
+    ServiceInsteadOfDevice,
+    /// The reverse mistake.
+    #[error(
+        "this is a device connection string (it has DeviceId), but a service connection string belongs here: take \
+         the one of a shared access policy with ServiceConnect, HostName=…;SharedAccessKeyName=…;SharedAccessKey=…"
+    )]
+    DeviceInsteadOfService,
+    /// A module's string.
+    #[error(
+        "this is a module connection string (it has ModuleId), but IoT Hub sends no C2D messages to modules: take \
+         the connection string of a device"
+    )]
+    ModuleString,
+    /// Both a device and a policy.
+    #[error(
+        "the connection string has both DeviceId and SharedAccessKeyName: take the device's own connection string"
+    )]
+    PolicyInDeviceString,
+    /// Nothing there.
+    #[error("the connection string is empty")]
+    Empty,
+    /// A pair without `=`.
+    #[error(
+        "part {0} of the connection string is not Key=Value: copy it whole, in quotes, with no line break"
+    )]
+    NotAPair(usize),
+    /// A field stands twice.
+    #[error("the connection string has {0} twice")]
+    Doubled(&'static str),
+    /// A field that no connection string has.
+    #[error("the connection string has the unknown field \"{0}\"")]
+    Unknown(String),
+    /// A field is absent: its name, and the kind of string.
+    #[error("the {1} connection string lacks {0}")]
+    Missing(&'static str, &'static str),
+    /// A host that is none.
+    #[error("{0} is \"{1}\", which is not a host name with an optional port")]
+    Host(&'static str, String),
+    /// A device id that the hub would refuse.
+    #[error(
+        "\"{0}\" is not a device id: 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , : = @ $ '"
+    )]
+    DeviceId(String),
+    /// `x509` is neither true nor false.
+    #[error("x509 is \"{0}\" in the connection string: write x509=true or leave it out")]
+    X509Flag(String),
+    /// Several proofs at once.
+    #[error(
+        "the connection string has several of SharedAccessKey, SharedAccessSignature and x509=true: keep one"
+    )]
+    TwoSecrets,
+    /// A malformed key or token.
+    #[error(transparent)]
+    Sas(#[from] SasError),
+}
+
+/// Whether `text` may be a device id. Slashes and wildcards would change the meaning of topics and addresses.
+///
+/// # Errors
+/// [`CredentialError::DeviceId`] names the text.
+pub fn check_device_id(text: &str) -> Result<(), CredentialError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._%*?!(),:=@$'".contains(c);
+    if !text.is_empty() && text.len() <= MAX_DEVICE_ID_CHARS && text.chars().all(allowed) {
+        Ok(())
+    } else {
+        Err(CredentialError::DeviceId(text.chars().take(40).flat_map(char::escape_debug).collect()))
+    }
+}
+
+/// The field names of any connection string, in the spelling of the documentation.
+const KNOWN: [&str; 8] = [
+    "HostName",
+    "DeviceId",
+    "ModuleId",
+    "SharedAccessKeyName",
+    "SharedAccessKey",
+    "SharedAccessSignature",
+    "x509",
+    "GatewayHostName",
+];
+
+struct Fields<'a>(Vec<(&'static str, &'a str)>);
+
+impl<'a> Fields<'a> {
+    fn parse(text: &'a str) -> Result<Self, CredentialError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(CredentialError::Empty);
+        }
+        let mut fields: Vec<(&'static str, &str)> = Vec::new();
+        for (index, part) in text.split(';').enumerate().filter(|(_, part)| !part.trim().is_empty()) {
+            let (name, value) = part.split_once('=').ok_or(CredentialError::NotAPair(index + 1))?;
+            let known = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()));
+            let known = known.ok_or_else(|| {
+                CredentialError::Unknown(name.trim().chars().take(30).flat_map(char::escape_debug).collect())
+            })?;
+            if fields.iter().any(|(own, _)| *own == known) {
+                return Err(CredentialError::Doubled(known));
+            }
+            fields.push((known, value.trim()));
+        }
+        Ok(Self(fields))
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(own, _)| *own == name).map(|(_, value)| *value)
+    }
+
+    fn only(&self, allowed: &[&str]) -> Result<(), CredentialError> {
+        match self.0.iter().find(|(name, _)| !allowed.contains(name)) {
+            Some((name, _)) => Err(CredentialError::Unknown((*name).to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    fn host(&self, name: &'static str) -> Result<Option<HostPort>, CredentialError> {
+        let parse = |text: &str| {
+            HostPort::parse(text).ok_or_else(|| {
+                CredentialError::Host(name, text.chars().take(60).flat_map(char::escape_debug).collect())
+            })
+        };
+        self.get(name).map(parse).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    fn device(text: &str) -> String {
+        DeviceConnectionString::parse(text).expect_err("malformed").to_string()
+    }
+
+    #[test]
+    fn a_device_string_with_a_gateway_and_a_port() {
+        let text = format!("HostName=localhost:18883;DeviceId=dev1;SharedAccessKey={KEY};GatewayHostName=gw");
+        let parsed = DeviceConnectionString::parse(&text).expect("valid");
+        assert_eq!(parsed.host, HostPort { name: "localhost".into(), port: Some(18883) });
+        assert_eq!(parsed.gateway.map(|gateway| gateway.to_string()), Some("gw".into()));
+        assert!(matches!(parsed.secret, DeviceSecret::Key(_)));
+    }
+
+    #[test]
+    fn a_device_string_may_carry_a_token_or_name_x509() {
+        let token = "SharedAccessSignature sr=h&sig=Yg%3D%3D&se=1";
+        let text = format!("HostName=h;DeviceId=d;SharedAccessSignature={token}");
+        assert!(matches!(
+            DeviceConnectionString::parse(&text).expect("valid").secret,
+            DeviceSecret::Token(_)
+        ));
+        let x509 = DeviceConnectionString::parse("HostName=h;DeviceId=d;x509=true").expect("valid");
+        assert_eq!(x509.secret, DeviceSecret::X509);
+    }
+
+    #[test]
+    fn a_service_string_in_a_devices_place_is_named_and_the_reverse() {
+        let service = format!("HostName=h;SharedAccessKeyName=service;SharedAccessKey={KEY}");
+        assert!(device(&service).contains("this is a service connection string"));
+        assert_eq!(ServiceConnectionString::parse(&service).expect("valid").policy, "service");
+        let own = format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}");
+        let error = ServiceConnectionString::parse(&own).expect_err("a device string").to_string();
+        assert!(error.contains("this is a device connection string"));
+    }
+
+    #[test]
+    fn each_mistake_has_its_sentence() {
+        assert!(device("").contains("empty"));
+        assert!(device("HostName").contains("part 1"));
+        assert!(device("HostName=h;DeviceId=d").contains("lacks SharedAccessKey"));
+        assert!(device("DeviceId=d;SharedAccessKey=AA==").contains("lacks HostName"));
+        assert!(device("HostName=h;HostName=h").contains("HostName twice"));
+        assert!(device("HostName=h;Colour=red").contains("\"Colour\""));
+        assert!(device("HostName=h:x;DeviceId=d;SharedAccessKey=AA==").contains("\"h:x\""));
+        assert!(device("HostName=h;DeviceId=a/b;SharedAccessKey=AA==").contains("\"a/b\""));
+        assert!(device("HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=AA==").contains("module"));
+        let key = device("HostName=h;DeviceId=d;SharedAccessKey=not*base64");
+        assert!(key.contains("not base64") && !key.contains("not*"), "{key}");
+    }
+
+    #[test]
+    fn hosts_may_be_addresses() {
+        assert_eq!(HostPort::parse("[::1]:8883").map(|host| host.to_string()), Some("[::1]:8883".into()));
+        assert_eq!(HostPort::parse("127.0.0.1").map(|host| host.to_string()), Some("127.0.0.1".into()));
+        assert_eq!(HostPort::parse("::1").map(|host| host.name), Some("::1".into()));
+        assert_eq!(HostPort::parse("h:0"), None);
+        assert_eq!(HostPort::parse("a b"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_is_refused_without_a_panic(text in ".{0,200}") {
+            let device = DeviceConnectionString::parse(&text);
+            let service = ServiceConnectionString::parse(&text);
+            prop_assert!(device.is_err() || service.is_err(), "no text is both kinds");
+        }
+    }
+}

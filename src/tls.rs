@@ -1,0 +1,254 @@
+//! TLS: one rustls client configuration, PEM files, and TLS failures in words.
+//!
+//! Owns: the crypto provider (ring, always passed explicitly), roots, client certificates.
+//! Must not know: MQTT, AMQP, connection strings.
+//! Used by: `session`, `service`, `emulator`, `cli`.
+
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+/// Certificate and key that a device signs in with, both PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate, followed by its chain where there is one.
+    pub certificate: PathBuf,
+    /// The private key: PKCS#8, PKCS#1 or SEC1.
+    pub private_key: PathBuf,
+}
+
+/// The crypto provider of every TLS connection here.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The configuration of a client: the system's roots (Mozilla's where there are none), the roots of `ca_file`
+/// beside them, TLS 1.2 or newer, and the client certificate.
+///
+/// # Errors
+/// [`TlsError`] names the file at fault.
+pub fn client_config(
+    ca_file: Option<&Path>,
+    certificate: Option<&ClientCertificate>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = system_roots();
+    if let Some(path) = ca_file {
+        for root in read_certificates(path)? {
+            roots.add(root).map_err(|source| TlsError::Rejected { path: path.to_owned(), source })?;
+        }
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Provider)?
+        .with_root_certificates(roots);
+    let config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(ClientCertificate { certificate, private_key }) => {
+            let chain = read_certificates(certificate)?;
+            let key = read_private_key(private_key)?;
+            builder.with_client_auth_cert(chain, key).map_err(|source| match source {
+                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                    certificate: certificate.clone(),
+                    private_key: private_key.clone(),
+                },
+                source => TlsError::Rejected { path: certificate.clone(), source },
+            })?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+/// Reads all certificates of a PEM file.
+///
+/// # Errors
+/// When the file cannot be read, is not PEM, or holds no certificate.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = read_pem(path, |item| match item {
+        rustls_pemfile::Item::X509Certificate(certificate) => Some(certificate),
+        _ => None,
+    })?;
+    if found.is_empty() {
+        Err(TlsError::Absent { path: path.to_owned(), what: "certificate" })
+    } else {
+        Ok(found)
+    }
+}
+
+/// Reads the first private key of a PEM file.
+///
+/// # Errors
+/// When the file cannot be read, is not PEM, or holds no unencrypted key.
+pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let found = read_pem(path, |item| match item {
+        rustls_pemfile::Item::Pkcs1Key(key) => Some(key.into()),
+        rustls_pemfile::Item::Pkcs8Key(key) => Some(key.into()),
+        rustls_pemfile::Item::Sec1Key(key) => Some(key.into()),
+        _ => None,
+    })?;
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| TlsError::Absent { path: path.to_owned(), what: "unencrypted private key" })
+}
+
+/// Says in one sentence why a TLS connection to `host` failed, when TLS was the reason.
+pub fn describe(error: &rustls::Error, host: &str) -> String {
+    use rustls::{AlertDescription, CertificateError, Error};
+    match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => format!(
+            "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
+             package, or name the private root with C2D_CA_FILE (an emulator, an IoT Edge gateway)"
+        ),
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => format!(
+            "the certificate that {host} presents is for another host name: check HostName or GatewayHostName, or \
+             whether a proxy answers in its place"
+        ),
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            format!("the certificate of {host} has expired: renew it there, or check this machine's clock")
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => {
+            format!("the certificate of {host} is not valid yet: check this machine's clock")
+        }
+        Error::InvalidCertificate(other) => format!("the certificate of {host} is not acceptable ({other})"),
+        Error::AlertReceived(
+            alert @ (AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied),
+        ) => format!(
+            "{host} refused this device's certificate ({alert:?}): check that it is the registered one, and its dates"
+        ),
+        Error::InvalidMessage(_) => {
+            format!(
+                "{host} answers, but not with TLS: check the port, or whether a proxy answers in its place"
+            )
+        }
+        other => format!("TLS with {host} failed: {other}"),
+    }
+}
+
+/// Finds the TLS failure inside an I/O error, where rustls puts it.
+pub fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+}
+
+/// Why TLS could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file is readable but is not PEM.
+    #[error("{path} is not a PEM file: {source}", path = .path.display())]
+    NotPem {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file holds no item of the kind that is needed.
+    #[error("{path} holds no {what} in PEM form (-----BEGIN …)", path = .path.display())]
+    Absent {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// Certificate and key do not belong together.
+    #[error(
+        "the certificate {certificate} does not match the private key {private_key}: use the pair that was made together",
+        certificate = .certificate.display(), private_key = .private_key.display()
+    )]
+    KeyMismatch {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        private_key: PathBuf,
+    },
+    /// A certificate or key that rustls does not take.
+    #[error("{path} cannot be used: {source}", path = .path.display())]
+    Rejected {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: rustls::Error,
+    },
+    /// The provider lacks the protocol versions.
+    #[error("TLS cannot be set up: {0}")]
+    Provider(rustls::Error),
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::debug!(%error, "a system root could not be read");
+    }
+    let (added, _ignored) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    roots
+}
+
+/// The only place that knows rustls-pemfile.
+fn read_pem<T>(path: &Path, pick: impl Fn(rustls_pemfile::Item) -> Option<T>) -> Result<Vec<T>, TlsError> {
+    let file =
+        std::fs::File::open(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+    let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut BufReader::new(file)).collect();
+    let items = items.map_err(|source| TlsError::NotPem { path: path.to_owned(), source })?;
+    Ok(items.into_iter().filter_map(pick).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(dir: &Path, name: &str) -> ClientCertificate {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        let paths = ClientCertificate {
+            certificate: dir.join(format!("{name}.cert.pem")),
+            private_key: dir.join(format!("{name}.key.pem")),
+        };
+        std::fs::write(&paths.certificate, made.cert.pem()).expect("written");
+        std::fs::write(&paths.private_key, made.signing_key.serialize_pem()).expect("written");
+        paths
+    }
+
+    #[test]
+    fn a_matching_pair_is_taken_and_a_mismatch_names_both_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (one, two) = (pair(dir.path(), "one"), pair(dir.path(), "two"));
+        assert!(client_config(Some(&one.certificate), Some(&one)).is_ok());
+        let mixed = ClientCertificate { certificate: one.certificate, private_key: two.private_key };
+        let error = client_config(None, Some(&mixed)).expect_err("a mismatch").to_string();
+        assert!(error.contains("one.cert.pem") && error.contains("two.key.pem"), "{error}");
+    }
+
+    #[test]
+    fn files_that_are_missing_or_hold_something_else_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let pair = pair(dir.path(), "one");
+        let error = read_certificates(&dir.path().join("none.pem")).expect_err("missing").to_string();
+        assert!(error.contains("cannot read") && error.contains("none.pem"), "{error}");
+        let error = read_private_key(&pair.certificate).expect_err("no key").to_string();
+        assert!(error.contains("no unencrypted private key"), "{error}");
+    }
+}
