@@ -1,0 +1,368 @@
+//! Starts the real binary and waits for what it says: emulator, agent, sender, and a TCP proxy that can cut.
+//!
+//! Owns: processes and their output; every wait has a deadline, and every process ends with its handle.
+//! Must not know: what a single test is about. Used by: all modules of this target.
+#![allow(dead_code)] // Not every feature set uses every part.
+
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails. Generous: two cores may be shared by many tests.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A command for the binary under test, with none of the caller's `C2D_…` variables.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_c2d-agent"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("C2D_")) {
+        command.env_remove(name);
+    }
+    command.env("NO_COLOR", "1");
+    command
+}
+
+/// Runs a command to its end and returns its output; fails the test after [`DEADLINE`].
+pub(crate) fn run(command: &mut Command) -> Output {
+    let process = Process::spawn(command);
+    let status = process.wait_exit();
+    let join = |lines: Vec<String>| lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
+    Output { status, stdout: join(process.stdout.all()), stderr: join(process.stderr.all()) }
+}
+
+/// Lines that a process printed so far, and a way to wait for more.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<(Mutex<(Vec<String>, bool)>, Condvar)>);
+
+impl Lines {
+    fn follow(reader: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let own = lines.clone();
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(reader);
+            let mut bytes = Vec::new();
+            while matches!(reader.read_until(b'\n', &mut bytes), Ok(read) if read > 0) {
+                let line = String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned();
+                bytes.clear();
+                own.0.0.lock().expect("lines").0.push(line);
+                own.0.1.notify_all();
+            }
+            own.0.0.lock().expect("lines").1 = true;
+            own.0.1.notify_all();
+        });
+        lines
+    }
+
+    /// Everything so far.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.0.lock().expect("lines").0.clone()
+    }
+
+    /// Everything so far, as one text.
+    pub(crate) fn text(&self) -> String {
+        self.all().join("\n")
+    }
+
+    /// How many lines so far contain `part`.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        self.all().iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// Waits for the first line that contains `part`; fails the test with everything printed at the deadline or
+    /// when the process ends without it.
+    pub(crate) fn wait_for(&self, part: &str) -> String {
+        self.wait_for_nth(part, 1)
+    }
+
+    /// Waits for the `n`-th line (from 1) that contains `part`.
+    pub(crate) fn wait_for_nth(&self, part: &str, n: usize) -> String {
+        self.wait_until(part, |lines| lines.iter().filter(|line| line.contains(part)).nth(n - 1).cloned())
+    }
+
+    /// Waits until `found` finds something in the lines.
+    pub(crate) fn wait_until<T>(&self, what: &str, found: impl Fn(&[String]) -> Option<T>) -> T {
+        let end = Instant::now() + DEADLINE;
+        let mut state = self.0.0.lock().expect("lines");
+        loop {
+            if let Some(value) = found(&state.0) {
+                return value;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.1 {
+                let printed = state.0.join("\n");
+                drop(state);
+                panic!("waited in vain for \"{what}\"; printed so far:\n{printed}");
+            }
+            state = self.0.1.wait_timeout(state, left).expect("lines").0;
+        }
+    }
+
+    fn wait_end(&self) {
+        let end = Instant::now() + DEADLINE;
+        let mut state = self.0.0.lock().expect("lines");
+        while !state.1 && Instant::now() < end {
+            state = self.0.1.wait_timeout(state, Duration::from_millis(200)).expect("lines").0;
+        }
+    }
+}
+
+/// A running process with its output followed. Killed when dropped.
+pub(crate) struct Process {
+    child: Mutex<Child>,
+    /// What it prints as results.
+    pub(crate) stdout: Lines,
+    /// What it logs.
+    pub(crate) stderr: Lines,
+}
+
+impl Process {
+    /// Starts `command` with no standard input.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        command.stdin(Stdio::null());
+        Self::spawn_with_stdin(command)
+    }
+
+    /// Starts `command` with the standard input that it has.
+    pub(crate) fn spawn_with_stdin(command: &mut Command) -> Self {
+        let spawned = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+        let stdout = Lines::follow(child.stdout.take().expect("piped"));
+        let stderr = Lines::follow(child.stderr.take().expect("piped"));
+        Self { child: Mutex::new(child), stdout, stderr }
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.lock().expect("child").id()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.id() as i32).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("the process is there");
+    }
+
+    /// Waits for the end, and for the end of its output; fails the test after [`DEADLINE`].
+    pub(crate) fn wait_exit(&self) -> ExitStatus {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.lock().expect("child").try_wait().expect("a status") {
+                self.stdout.wait_end();
+                self.stderr.wait_end();
+                return status;
+            }
+            assert!(Instant::now() < end, "the process does not end; its log:\n{}", self.stderr.text());
+            std::thread::park_timeout(Duration::from_millis(5)); // no event to wait for with a deadline: poll
+        }
+    }
+
+    /// SIGTERM, then the exit code.
+    pub(crate) fn terminate(&self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait_exit().code()
+    }
+
+    /// `kill -9`, and gone.
+    pub(crate) fn kill(&self) {
+        let mut child = self.child.lock().expect("child");
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().expect("child");
+        // Already ended is fine; a test that failed half-way must leave nothing behind.
+        drop(child.kill());
+        drop(child.wait());
+    }
+}
+
+/// A running `c2d-agent emulator` on free ports.
+pub(crate) struct Emulator {
+    /// The process.
+    pub(crate) process: Process,
+    /// Its state directory.
+    pub(crate) state: PathBuf,
+    /// Where devices connect.
+    pub(crate) mqtt: SocketAddr,
+    /// Where the back end connects.
+    pub(crate) amqp: SocketAddr,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Emulator {
+    /// Starts one with the device `dev1` and quick feedback.
+    pub(crate) fn start() -> Self {
+        Self::start_with(&["--device", "dev1"])
+    }
+
+    /// Starts one with these arguments beside ports, state directory and feedback interval.
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut emulator = Self::start_in(&dir.path().join("state"), "0", "0", arguments);
+        emulator._dir = Some(dir);
+        emulator
+    }
+
+    /// Starts one in a given state directory on given ports (`0`: any), for restarts.
+    pub(crate) fn start_in(state: &Path, mqtt_port: &str, amqp_port: &str, arguments: &[&str]) -> Self {
+        let mut command = binary();
+        command.arg("emulator").arg("--state-dir").arg(state);
+        command.args(["--mqtt-port", mqtt_port, "--amqp-port", amqp_port, "--feedback-interval", "100ms"]);
+        let process = Process::spawn(command.args(arguments));
+        let ready = process.stdout.wait_for("ready ");
+        let address = |name: &str| {
+            let field = ready.split(' ').find_map(|field| field.strip_prefix(name)).expect("the ready line");
+            field.parse().expect("an address")
+        };
+        Self { mqtt: address("mqtt="), amqp: address("amqp="), process, state: state.to_owned(), _dir: None }
+    }
+
+    /// The file with the connection string of a device.
+    pub(crate) fn device_file(&self, device: &str) -> PathBuf {
+        self.state.join(format!("devices/{device}.connection-string"))
+    }
+
+    /// The connection string of a device.
+    pub(crate) fn device_string(&self, device: &str) -> String {
+        std::fs::read_to_string(self.device_file(device)).expect("a connection string").trim().to_owned()
+    }
+
+    /// The service connection string.
+    pub(crate) fn service_string(&self) -> String {
+        let file = self.state.join("service.connection-string");
+        std::fs::read_to_string(file).expect("a connection string").trim().to_owned()
+    }
+
+    /// The emulator's certificate authority.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.state.join("ca.pem")
+    }
+
+    /// `c2d-send --device DEVICE` to this emulator, with further arguments to come.
+    pub(crate) fn sender(&self, device: &str) -> Command {
+        let mut command = binary();
+        command.args(["c2d-send", "--device", device]).arg("--connection-string-file");
+        command.arg(self.state.join("service.connection-string")).arg("--ca-file").arg(self.ca_file());
+        command
+    }
+
+    /// Sends a message with `c2d-send` and further arguments, and fails the test unless it exits with 0.
+    pub(crate) fn send(&self, device: &str, arguments: &[&str]) -> Output {
+        let output = run(self.sender(device).args(arguments));
+        assert!(output.status.success(), "c2d-send failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+}
+
+/// A running `c2d-agent run`, with its configuration in a directory of its own.
+pub(crate) struct Agent {
+    /// The process.
+    pub(crate) process: Process,
+    /// The directory of the configuration; rules may write here.
+    pub(crate) dir: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent as `device` of `emulator`, with the rest of the configuration (`[gpio…]`, `[[rule]]`) in
+    /// `dir`, and waits until it has subscribed.
+    pub(crate) fn start(emulator: &Emulator, device: &str, dir: &Path, rest: &str) -> Self {
+        let agent = Self::spawn(&emulator.device_string(device), &emulator.ca_file(), dir, rest);
+        agent.process.stderr.wait_for("subscribed");
+        agent
+    }
+
+    /// Starts the agent with any device connection string, without waiting.
+    pub(crate) fn spawn(connection_string: &str, ca_file: &Path, dir: &Path, rest: &str) -> Self {
+        let config = dir.join("config.toml");
+        std::fs::write(&config, rest).expect("written");
+        let mut command = binary();
+        command.arg("run").arg("-c").arg(&config);
+        command.env("C2D_DEVICE_CONNECTION_STRING", connection_string).env("C2D_CA_FILE", ca_file);
+        Self { process: Process::spawn(&mut command), dir: dir.to_owned() }
+    }
+}
+
+/// Waits until a file contains `part`, and returns its text. Files have no event of their own: this polls.
+pub(crate) fn wait_for_file(path: &Path, part: &str) -> String {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if text.contains(part) {
+            return text;
+        }
+        assert!(
+            Instant::now() < end,
+            "waited in vain for \"{part}\" in {}: it has \"{text}\"",
+            path.display()
+        );
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// A TCP proxy on loopback that can cut its connections and refuse or accept new ones.
+pub(crate) struct Proxy {
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+    open: Arc<AtomicBool>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Proxy {
+    /// Forwards every connection to `target`.
+    pub(crate) fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let proxy = Self {
+            address: listener.local_addr().expect("an address"),
+            open: Arc::new(AtomicBool::new(true)),
+            streams: Arc::default(),
+        };
+        let (open, streams) = (Arc::clone(&proxy.open), Arc::clone(&proxy.streams));
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(target) else { continue };
+                // Under the lock, so that a cut sees either no connection or a registered one.
+                let mut streams = streams.lock().expect("streams");
+                if !open.load(Ordering::SeqCst) {
+                    continue;
+                }
+                for stream in [&client, &server] {
+                    stream.set_nodelay(true).expect("a socket");
+                    streams.push(stream.try_clone().expect("a socket"));
+                }
+                let copies = [(client.try_clone(), server.try_clone()), (Ok(server), Ok(client))];
+                for (from, to) in copies {
+                    let (mut from, mut to) = (from.expect("a socket"), to.expect("a socket"));
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 16 * 1024];
+                        while let Ok(read) = from.read(&mut buffer) {
+                            if read == 0 || to.write_all(&buffer[..read]).is_err() {
+                                break;
+                            }
+                        }
+                        drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+                    });
+                }
+            }
+        });
+        proxy
+    }
+
+    /// Cuts every connection at once. New ones are accepted.
+    pub(crate) fn cut(&self) {
+        for stream in self.streams.lock().expect("streams").drain(..) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    /// Lets new connections through, or closes them as soon as they come.
+    pub(crate) fn set_open(&self, open: bool) {
+        let _guard = self.streams.lock().expect("streams");
+        self.open.store(open, Ordering::SeqCst);
+    }
+}

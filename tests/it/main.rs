@@ -1,0 +1,3 @@
+//! Every integration test, in one target: what a user would notice, with real processes and real sockets.
+
+mod harness;
