@@ -1,3 +1,4 @@
 //! Every integration test, in one target: what a user would notice, with real processes and real sockets.
 
 mod harness;
+mod layering;

@@ -1,0 +1,362 @@
+//! The house rules that a compiler cannot know, checked on the text of `src/` and `tests/it/`.
+//!
+//! Owns: which module may import which, which crate is named where, and the shape of a file.
+//! Must not know: what any module does. Used by: nobody; whoever breaks a rule reads its message.
+
+use std::path::Path;
+
+/// Each module of the library and the others that it may import: the picture in `src/lib.rs`, arrows down only.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    // Vocabulary: pure.
+    ("feedback", &[]),
+    ("message", &["feedback"]),
+    ("credentials", &[]),
+    ("rules", &["message"]),
+    ("config", &["rules", "message", "credentials"]),
+    // Mechanisms: one peer each; none knows another, except that all may use `tls`.
+    ("tls", &[]),
+    ("session", &["message", "credentials", "tls"]),
+    ("action", &["config", "rules", "message"]),
+    ("service", &["message", "credentials", "feedback", "tls"]),
+    ("emulator", &["message", "credentials", "feedback", "tls"]),
+    // Policy.
+    ("agent", &["session", "action", "config", "rules", "message", "credentials", "tls"]),
+    // Edge.
+    (
+        "cli",
+        &[
+            "agent",
+            "session",
+            "action",
+            "service",
+            "emulator",
+            "config",
+            "rules",
+            "message",
+            "credentials",
+            "feedback",
+            "tls",
+        ],
+    ),
+    ("main", &["cli"]),
+];
+
+/// Modules that touch no socket, process, runtime or clock.
+const PURE: &[&str] = &["feedback", "message", "credentials", "rules", "config"];
+
+/// Text that may stand in some places only: the text, where, and what to do instead.
+/// A place that ends with `/` is a folder.
+const CONFINED: &[(&str, &[&str], &str)] = &[
+    (
+        "rumqttc",
+        &["src/session/mqtt.rs", "src/emulator/mqtt/codec.rs"],
+        "go through `session` or the emulator's codec",
+    ),
+    ("fe2o3_amqp", &["src/service.rs", "src/service/", "src/emulator/"], "go through `service`"),
+    (
+        "rppal::gpio",
+        &["src/action/gpio/rppal.rs"],
+        "go through `action::gpio`: the crate is retired and will be replaced",
+    ),
+    (
+        "rppal::system",
+        &["src/action/gpio/rppal.rs"],
+        "go through `action::gpio`: the crate is retired and will be replaced",
+    ),
+    ("gpiocdev", &["src/action/gpio/cdev.rs"], "go through `action::gpio`"),
+    (
+        "rustls_pemfile",
+        &["src/tls.rs"],
+        "use the functions of `tls`: the crate is archived and will be replaced",
+    ),
+    ("anyhow", &["src/cli.rs", "src/cli/"], "give the module a thiserror enum"),
+    (
+        "SystemTime::now",
+        &["src/cli.rs", "src/cli/"],
+        "take the time as an argument, or a `fn() -> SystemTime`",
+    ),
+    (
+        "cfg(feature",
+        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs"],
+        "put the `cfg` on the module's declaration",
+    ),
+    (
+        "cfg!(feature",
+        &["src/cli.rs", "src/cli/", "src/action/gpio.rs"],
+        "put a `cfg` on the module's declaration",
+    ),
+];
+
+/// What a pure module never names.
+const IMPURE: &[&str] = &["tokio", "std::net", "std::process", "rustls::", "tracing::"];
+
+/// Names that say nothing about what a file owns.
+const EMPTY_NAMES: &[&str] = &["mod", "util", "utils", "common", "types", "helpers", "misc"];
+
+const MAX_LINES: usize = 500;
+
+#[test]
+fn every_file_keeps_the_house_rules() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests"] {
+        collect(&root.join(folder), root, &mut files);
+    }
+    assert!(files.len() > 10, "only {} source files were found under {}", files.len(), root.display());
+    let problems: Vec<String> = files.iter().flat_map(|(path, text)| problems(path, text)).collect();
+    assert!(problems.is_empty(), "{} house rules are broken:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// Every `.rs` file under `folder`, as its path from `root` and its text.
+fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
+    for entry in std::fs::read_dir(folder).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        if path.is_dir() {
+            collect(&path, root, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+            files.push((name, std::fs::read_to_string(&path).expect("UTF-8 text")));
+        }
+    }
+}
+
+/// Everything that is wrong with one file, a sentence each.
+fn problems(path: &str, text: &str) -> Vec<String> {
+    let mut found = shape_problems(path, text);
+    let is_test = path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/");
+    if !is_test {
+        let code = shipped_code(text);
+        found.extend(import_problems(path, &code));
+        found.extend(confined_problems(path, &code));
+        found.extend(test_knob_problems(path, text));
+    }
+    found
+}
+
+fn shape_problems(path: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if !text.starts_with("//!") {
+        found.push(format!("{path}: open the file with `//!`: what it owns, must not know, and who uses it"));
+    }
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        found.push(format!(
+            "{path}: {lines} lines are more than {MAX_LINES}: split it, or move its tests to a `tests.rs`"
+        ));
+    }
+    let mut names = path.trim_end_matches(".rs").split('/');
+    if let Some(name) = names.find(|name| EMPTY_NAMES.contains(name)) {
+        found.push(format!(
+            "{path}: `{name}` says nothing: name the file after what it owns (`foo.rs` beside `foo/`)"
+        ));
+    }
+    found
+}
+
+fn import_problems(path: &str, code: &str) -> Vec<String> {
+    let own = module_of(path);
+    if own == "lib" {
+        return Vec::new();
+    }
+    let Some((_, allowed)) = MAY_IMPORT.iter().find(|(module, _)| *module == own) else {
+        return vec![format!(
+            "{path}: the module `{own}` has no layer yet: add it to MAY_IMPORT in {}",
+            file!()
+        )];
+    };
+    let known = |name: &str| MAY_IMPORT.iter().any(|(module, _)| *module == name);
+    let mut foreign = imports(path, code);
+    foreign.retain(|name| *name != own && known(name) && !allowed.contains(name));
+    foreign.dedup();
+    let mut found: Vec<String> = foreign
+        .into_iter()
+        .map(|name| format!("{path}: `{own}` may not know `{name}` (it may know: {}): pass a value or a function in from above", allowed.join(", ")))
+        .collect();
+    if PURE.contains(&own) {
+        let impure = IMPURE.iter().filter(|name| code.contains(**name));
+        found.extend(impure.map(|name| {
+            format!("{path}: `{own}` is vocabulary and may not name `{name}`: move that to a mechanism")
+        }));
+    }
+    found
+}
+
+fn confined_problems(path: &str, code: &str) -> Vec<String> {
+    let at_home = |place: &&str| if place.ends_with('/') { path.starts_with(*place) } else { path == *place };
+    CONFINED
+        .iter()
+        .filter(|(text, places, _)| code.contains(text) && !places.iter().any(|place| at_home(&place)))
+        .map(|(text, places, remedy)| {
+            format!("{path}: `{text}` belongs in {} only: {remedy}", places.join(", "))
+        })
+        .collect()
+}
+
+/// The shipped program is the tested program: `cfg(test)` stands before a module of tests and nowhere else,
+/// and a module of tests in the same file comes last.
+fn test_knob_problems(path: &str, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("cfg(test)")) {
+        if !lines.get(at + 1).is_some_and(|next| next.starts_with("mod ")) {
+            found.push(format!(
+                "{path}:{}: `cfg(test)` changes what is shipped: keep it for `mod tests`",
+                at + 1
+            ));
+        }
+    }
+    if let Some(start) = lines.iter().position(|line| line.starts_with("mod tests {")) {
+        let end =
+            lines.iter().skip(start).position(|line| *line == "}").map_or(lines.len(), |end| start + end);
+        if lines.iter().skip(end + 1).any(|line| !line.trim().is_empty()) {
+            found
+                .push(format!("{path}:{}: tests come last in a file: move what follows above them", end + 2));
+        }
+    }
+    found
+}
+
+/// The text without comments and without the module of tests at its end.
+fn shipped_code(text: &str) -> String {
+    let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
+    let code = lines.filter(|line| !line.trim_start().starts_with("//"));
+    code.map(|line| line.split(" // ").next().unwrap_or(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// The module of the library that a file belongs to: `src/session/mqtt.rs` is part of `session`.
+fn module_of(path: &str) -> &str {
+    let below = path.strip_prefix("src/").unwrap_or(path);
+    below.split('/').next().unwrap_or(below).trim_end_matches(".rs")
+}
+
+/// The names that follow `crate::`, `c2d_agent::`, or enough `super::` to reach the root; `{a, b::c}` is taken apart.
+fn imports<'a>(path: &str, code: &'a str) -> Vec<&'a str> {
+    let depth = path.strip_prefix("src/").unwrap_or(path).split('/').count();
+    let supers = "super::".repeat(depth);
+    let mut found = Vec::new();
+    for root in ["crate::", "c2d_agent::", &supers] {
+        for (at, _) in code.match_indices(root) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            let rest = &code[at + root.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => found.extend(group_heads(group)),
+                None => found.extend(head(rest)),
+            }
+        }
+    }
+    found
+}
+
+/// The first names of a `use` group whose opening brace is already read.
+fn group_heads(group: &str) -> Vec<&str> {
+    let (mut level, mut start, mut found) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => level += 1,
+            '}' if level > 0 => level -= 1,
+            ',' | '}' if level == 0 => {
+                found.extend(head(group[start..at].trim_start()));
+                start = at + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn head(text: &str) -> Option<&str> {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    text.get(..end).filter(|name| !name.is_empty())
+}
+
+mod its_own_rules {
+    use super::problems;
+
+    #[track_caller]
+    fn finds(path: &str, text: &str, part: &str) {
+        let found = problems(path, &format!("//! Owns.\n{text}\n"));
+        assert!(found.iter().any(|problem| problem.contains(part)), "nothing says \"{part}\" in {found:?}");
+    }
+
+    #[track_caller]
+    fn accepts(path: &str, text: &str) {
+        assert_eq!(problems(path, &format!("//! Owns.\n{text}\n")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_import_that_points_up_is_found_however_it_is_written() {
+        finds("src/session/mqtt.rs", "use crate::rules::Rule;", "`session` may not know `rules`");
+        finds(
+            "src/action.rs",
+            "use crate::{message::C2dMessage, session::{A, B}};",
+            "may not know `session`",
+        );
+        finds("src/action.rs", "use super::session::Delivery;", "may not know `session`");
+        finds("src/emulator/mqtt.rs", "use super::super::session::Delivery;", "may not know `session`");
+        finds("src/emulator/hub.rs", "fn f() { crate::agent::run(); }", "may not know `agent`");
+        finds("src/message.rs", "use crate::cli;", "`message` may not know `cli`");
+        finds("src/main.rs", "use c2d_agent::agent;", "`main` may not know `agent`");
+    }
+
+    #[test]
+    fn imports_that_point_down_or_stay_inside_are_fine() {
+        accepts("src/session/mqtt.rs", "use super::Delivery;\nuse crate::{message::{A, B}, tls};");
+        accepts("src/emulator/amqp.rs", "use crate::emulator::hub::Hub;\npub(crate) fn f() {}");
+        accepts("src/main.rs", "fn main() { c2d_agent::cli::run() }");
+    }
+
+    #[test]
+    fn a_module_without_a_layer_is_found() {
+        finds("src/inbox.rs", "", "has no layer yet");
+    }
+
+    #[test]
+    fn vocabulary_that_names_a_runtime_or_a_socket_is_found() {
+        finds("src/rules.rs", "use tokio::sync::mpsc;", "may not name `tokio`");
+        finds("src/credentials/sas.rs", "use std::net::TcpStream;", "may not name `std::net`");
+    }
+
+    #[test]
+    fn a_crate_outside_its_file_is_found() {
+        finds("src/session.rs", "use rumqttc::Event;", "`rumqttc` belongs in");
+        finds("src/agent.rs", "use fe2o3_amqp::Sender;", "`fe2o3_amqp` belongs in");
+        finds("src/action/gpio.rs", "use gpiocdev::Request;", "`gpiocdev` belongs in");
+        finds("src/service.rs", "use anyhow::Context;", "`anyhow` belongs in");
+        finds("src/agent.rs", "let now = SystemTime::now();", "take the time as an argument");
+        finds("src/agent.rs", "#[cfg(feature = \"gpio\")]", "`cfg(feature` belongs in");
+        accepts("src/service/send.rs", "use fe2o3_amqp::Sender;");
+        accepts("src/action/gpio.rs", "#[cfg(feature = \"gpio\")]\nmod rppal;\nuse rppal::Pins;");
+    }
+
+    #[test]
+    fn comments_and_tests_may_name_anything() {
+        accepts(
+            "src/agent.rs",
+            "// not anyhow\nlet a = 1; // SystemTime::now\n#[cfg(test)]\nmod tests {\n    use crate::cli;\n}",
+        );
+        accepts("src/agent/tests.rs", "use crate::cli;");
+    }
+
+    #[test]
+    fn the_shape_of_a_file_is_checked() {
+        let bare = problems("src/agent.rs", "use std::fmt;");
+        assert!(bare[0].contains("open the file with `//!`"), "{bare:?}");
+        finds("src/agent.rs", &"\n".repeat(600), "lines are more than 500");
+        finds("tests/it/faults.rs", &"\n".repeat(600), "lines are more than 500");
+        finds("src/session/mod.rs", "", "`mod` says nothing");
+        finds("src/utils/hex.rs", "", "`utils` says nothing");
+    }
+
+    #[test]
+    fn test_knobs_in_shipped_code_are_found() {
+        finds("src/agent.rs", "#[cfg(test)]\nfn fake() {}", "`cfg(test)` changes what is shipped");
+        finds("src/agent.rs", "#[cfg(test)]\nmod tests {\n}\nfn late() {}", "tests come last");
+        accepts("src/agent.rs", "#[cfg(test)]\nmod tests;");
+    }
+}
