@@ -25,6 +25,21 @@ pub(crate) fn binary() -> Command {
     command
 }
 
+/// Says that a test did not run and what it lacked; where CI is set everything must be there, so that fails the test.
+/// Use: `let Some(program) = find() else { return skip("what the test shows", "mosquitto is not installed") };`
+pub(crate) fn skip(test: &str, lack: &str) {
+    assert!(std::env::var_os("CI").is_none(), "\"{test}\" must run where CI is set, but {lack}");
+    // Not println!, which cargo captures: scripts/test.sh lists these lines.
+    writeln!(std::io::stderr(), "SKIPPED {test}: {lack}").expect("standard error is open");
+}
+
+/// A program of the system, also from `/usr/sbin`, where Debian puts mosquitto.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
 /// Runs a command to its end and returns its output; fails the test after [`DEADLINE`].
 pub(crate) fn run(command: &mut Command) -> Output {
     let process = Process::spawn(command);

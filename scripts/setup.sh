@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# Installs what is missing to build, test or check c2d-agent, and says what it does. Quick when all is there.
+#
+#   scripts/setup.sh --demo   Rust and a C compiler: enough to build and to run the demo
+#   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python SDKs, faketime
+#   scripts/setup.sh --ci     also what .ci/run needs: clippy, rustfmt, shellcheck, a C++ compiler, cargo-deny
+#
+# Packages come from the distribution (apt), as root or through sudo. What cannot be installed is named, and the
+# script goes on: tests that need it are skipped by name. Only a missing Rust or C compiler is an error.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
+
+CARGO_DENY_VERSION=0.20.2
+level="test"
+case "${1:-}" in
+--demo) level=demo ;;
+--ci) level=ci ;;
+"") ;;
+*)
+    echo "usage: scripts/setup.sh [--demo | --ci]" >&2
+    exit 2
+    ;;
+esac
+
+say() { echo "setup: $*"; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+missing=()
+lacks() {
+    missing+=("$1")
+    say "MISSING: $1. $2"
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif has sudo; then
+        sudo "$@"
+    else
+        return 1
+    fi
+}
+
+# install_packages PACKAGE...: with apt, each for itself when all at once do not go.
+apt_is_fresh=no
+install_packages() {
+    if ! has apt-get; then
+        say "there is no apt-get here; these Debian packages, or what your system calls them, are needed: $*"
+        return 1
+    fi
+    say "installing from the distribution: $*"
+    if [ "$apt_is_fresh" = no ]; then
+        as_root apt-get update -q || say "apt-get update failed; trying with the lists that are there"
+        apt_is_fresh=yes
+    fi
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
+    as_root "${install[@]}" "$@" && return
+    local package
+    for package in "$@"; do
+        as_root "${install[@]}" "$package" || say "the package $package could not be installed"
+    done
+}
+
+# --- Rust and a C compiler ---------------------------------------------------------------------------------------
+
+needed_rust=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+rust_is_new_enough() {
+    has cargo && has rustc || return 1
+    local version
+    version=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$needed_rust" "$version" | sort -V | head -n1)" = "$needed_rust" ]
+}
+
+install_rust() {
+    if has rustup; then
+        say "updating Rust with rustup (c2d-agent needs $needed_rust or newer)"
+        rustup update stable || say "rustup update failed"
+        return
+    fi
+    say "installing Rust with rustup into ${CARGO_HOME:-$HOME/.cargo}; your shell profile is left alone"
+    has curl || install_packages curl ca-certificates || return
+    local script
+    script=$(mktemp)
+    if curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs -o "$script"; then
+        # A rustc of the distribution may stay beside it; the scripts look into ~/.cargo/bin first.
+        RUSTUP_INIT_SKIP_PATH_CHECK=yes sh "$script" -y --no-modify-path --profile minimal \
+            --component clippy --component rustfmt || say "the rustup installer failed"
+    else
+        say "https://sh.rustup.rs could not be fetched"
+    fi
+    rm -f "$script"
+}
+
+has cc || install_packages gcc libc6-dev || true
+rust_is_new_enough || install_rust
+has cc || lacks "a C compiler (cc)" "Install gcc; ring is built with it."
+rust_is_new_enough || lacks "Rust $needed_rust or newer" "Install it from https://rustup.rs."
+if [ ${#missing[@]} -gt 0 ]; then
+    exit 1
+fi
+if [ "$level" = demo ]; then
+    say "all is there to build and to run the demo"
+    exit 0
+fi
+
+# --- Peers that the tests talk to --------------------------------------------------------------------------------
+
+packages=()
+has mosquitto || packages+=(mosquitto)
+has mosquitto_pub || packages+=(mosquitto-clients)
+has faketime || packages+=(faketime)
+has openssl || packages+=(openssl)
+python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+if [ "$level" = ci ]; then
+    has shellcheck || packages+=(shellcheck)
+    has c++ || packages+=(g++) # libFuzzer, for the fuzz targets
+fi
+
+# install_test_packages: without letting the mosquitto package start a broker of its own, now or at the next boot.
+install_test_packages() {
+    local policy=/usr/sbin/policy-rc.d ours=no
+    if ! has mosquitto && [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root install -m 755 /dev/stdin "$policy" && ours=yes
+    fi
+    local broker_was_there=no
+    has mosquitto && broker_was_there=yes
+    install_packages "${packages[@]}" || true
+    if [ "$ours" = yes ]; then
+        as_root rm -f "$policy"
+    fi
+    if [ "$broker_was_there" = no ] && has mosquitto && [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now mosquitto >/dev/null 2>&1 || say "the mosquitto service stays enabled"
+    fi
+}
+
+if [ ${#packages[@]} -gt 0 ]; then
+    install_test_packages
+fi
+has mosquitto || lacks mosquitto "Tests against an independent broker are skipped."
+has mosquitto_pub || lacks mosquitto_pub "Tests against an independent broker are skipped."
+has faketime || lacks faketime "Tests of a wrong clock are skipped."
+has openssl || lacks openssl "scripts/bench.sh makes its certificates with it."
+
+# The venv remembers which requirements it was made from.
+requirements=tests/sdk/requirements.txt
+if ! cmp -s "$requirements" .venv/requirements.txt; then
+    say "installing Microsoft's Python SDKs into .venv/"
+    pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" -r "$requirements"; }
+    rm -rf .venv
+    if python3 -m venv .venv; then
+        if ! pip_install --only-binary uamqp; then
+            say "no ready-made uamqp for this Python and processor: building it (some minutes)"
+            install_packages cmake g++ make libssl-dev python3-dev || true
+            pip_install || true
+        fi
+    fi
+    if [ -x .venv/bin/python ] && .venv/bin/python -c 'import azure.iot.device, azure.iot.hub' 2>/dev/null; then
+        cp "$requirements" .venv/requirements.txt
+    else
+        lacks "the Python SDKs in .venv/" "Tests against Microsoft's SDKs are skipped."
+    fi
+fi
+
+# --- Checks ------------------------------------------------------------------------------------------------------
+
+if [ "$level" = ci ]; then
+    if has rustup; then
+        cargo clippy --version >/dev/null 2>&1 || rustup component add clippy || true
+        cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt || true
+    fi
+    if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY_VERSION" ]; then
+        say "building cargo-deny $CARGO_DENY_VERSION into .tools/ (about four minutes on two cores)"
+        cargo install cargo-deny --quiet --locked --version "$CARGO_DENY_VERSION" --root .tools || true
+    fi
+    cargo clippy --version >/dev/null 2>&1 || lacks clippy "rustup component add clippy"
+    cargo fmt --version >/dev/null 2>&1 || lacks rustfmt "rustup component add rustfmt"
+    has cargo-deny || lacks cargo-deny "cargo install cargo-deny --locked"
+    has shellcheck || lacks shellcheck "Install the package shellcheck."
+    has c++ || lacks "a C++ compiler (c++)" "Install g++; the fuzz targets link libFuzzer."
+    if [ ${#missing[@]} -gt 0 ]; then
+        exit 1
+    fi
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    say "done, without: ${missing[*]}"
+else
+    say "all is there"
+fi
