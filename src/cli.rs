@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "service")]
+mod c2d_send;
 mod logging;
 
 /// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
@@ -33,7 +35,10 @@ enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    #[cfg(feature = "service")]
+    C2dSend(c2d_send::Args),
+}
 
 /// How the program ends. Source: the table of exit codes in the README.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +81,10 @@ impl From<anyhow::Error> for Failure {
 /// Parses the command line, runs the subcommand, and answers with the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {});
+    let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {
+        #[cfg(feature = "service")]
+        Command::C2dSend(args) => c2d_send::run(&args),
+    });
     let exit: Exit = result.unwrap_or_else(|failure: Failure| {
         eprintln!("c2d-agent: {:#}", failure.error);
         failure.exit

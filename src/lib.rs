@@ -13,4 +13,6 @@ pub mod credentials;
 pub mod feedback;
 pub mod message;
 pub mod rules;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod tls;

@@ -1,0 +1,326 @@
+//! `c2d-agent c2d-send`: sends one C2D message and, with `--wait`, tells what became of it.
+//!
+//! Owns: its arguments, the checks before dialling, the order of events and the exit code.
+//! Must not know: AMQP. Used by: `cli`.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+
+use super::{Exit, Failure};
+use crate::credentials::{ServiceConnectionString, check_device_id};
+use crate::feedback::{DeliveryAck, FeedbackStatus};
+use crate::message::{self, MAX_C2D_BYTES, Properties};
+use crate::service::{FeedbackReceiver, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
+
+mod output;
+mod property;
+
+use output::Output;
+
+/// The hub keeps no message longer. Source: wire reference 5.1.
+const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
+
+const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
+
+/// Send one message to a device, and with --wait tell what became of it.
+///
+/// The service connection string comes from --connection-string-file or from the variable
+/// C2D_SERVICE_CONNECTION_STRING, never from an argument.
+///
+/// Exit codes: 0 accepted by the hub (with --wait: delivered), 1 error, 2 usage, 3 not delivered, 4 no feedback in time.
+///
+/// Examples:
+///   c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
+///   c2d-agent c2d-send --device pi-01 --data '{"zone":3}' --content-type application/json --wait
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    /// The device that the message is for.
+    #[arg(long, value_name = "ID")]
+    device: String,
+    /// An application property; may be given several times.
+    #[arg(long = "property", value_name = "K=V", value_parser = property::parse)]
+    properties: Vec<(String, String)>,
+    /// The body, as text. Without --data and --file the body is empty.
+    #[arg(long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
+    data: Option<String>,
+    /// The body, from a file; - is standard input.
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// The message id; a random UUID unless given.
+    #[arg(long, value_name = "ID")]
+    message_id: Option<String>,
+    /// The id of the message that this one belongs with.
+    #[arg(long, value_name = "ID")]
+    correlation_id: Option<String>,
+    /// Who sends it.
+    #[arg(long, value_name = "ID")]
+    user_id: Option<String>,
+    /// What the body is, such as application/json.
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+    /// How the body is encoded, such as utf-8.
+    #[arg(long, value_name = "ENCODING")]
+    content_encoding: Option<String>,
+    /// Which outcomes the hub reports: none, positive, negative or full. [default: none, with --wait full]
+    #[arg(long, value_name = "LEVEL")]
+    ack: Option<DeliveryAck>,
+    /// How long the hub may keep the message, such as 10m; at most 2 days, the hub's default is 1 hour.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    expiry: Option<Duration>,
+    /// Wait for the message's feedback. A real hub gathers feedback for up to 15 s before it sends it.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60s",
+        value_parser = duration
+    )]
+    wait: Option<Duration>,
+    /// Print one JSON object per line for each event.
+    #[arg(long)]
+    json: bool,
+    /// Print the feedback of other messages, too, which waiting consumes.
+    #[arg(long, short)]
+    verbose: bool,
+    /// A file with the service connection string.
+    #[arg(long, value_name = "FILE")]
+    connection_string_file: Option<PathBuf>,
+    /// A PEM file with further roots, such as the emulator's ca.pem.
+    #[arg(long, value_name = "FILE", env = "C2D_CA_FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let now = SystemTime::now();
+    let message = args.message(now).map_err(Failure::usage)?;
+    let identity = args.identity().map_err(Failure::usage)?;
+    let mut output = Output::new(args.json, args.verbose);
+    super::runtime()?.block_on(async {
+        output.message(&message)?;
+        let result = exchange(args, &identity, &message, now, &mut output).await;
+        output.consumed_note();
+        match result {
+            Ok(exit) => Ok(exit),
+            Err(error) => {
+                if let Some(error) = error.downcast_ref::<ServiceError>() {
+                    output.failed(&message, error)?;
+                }
+                let configuration = |error: &ServiceError| error.is_configuration();
+                if error.downcast_ref().is_some_and(configuration) {
+                    Err(Failure::usage(error))
+                } else {
+                    Err(error.into())
+                }
+            }
+        }
+    })
+}
+
+async fn exchange(
+    args: &Args,
+    identity: &ServiceConnectionString,
+    message: &OutgoingMessage,
+    now: SystemTime,
+    output: &mut Output,
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let lifetime = TOKEN_LIFETIME + args.wait.unwrap_or_default();
+    let mut service = Service::connect(identity, args.ca_file.as_deref(), lifetime, now).await?;
+    // Before the sender: the feedback of a quick device must not pass by.
+    let mut feedback = match args.wait {
+        Some(wait) => Some((service.feedback_receiver().await?, wait)),
+        None => None,
+    };
+    service.sender().await?.send(message).await?;
+    output.accepted(message, started.elapsed())?;
+    let exit = match &mut feedback {
+        None => Exit::Done,
+        Some((receiver, wait)) => match await_feedback(receiver, message, *wait, output).await? {
+            Some(FeedbackStatus::Success) => Exit::Done,
+            Some(_) => Exit::NegativeFeedback,
+            None => Exit::NoFeedback,
+        },
+    };
+    service.close().await;
+    Ok(exit)
+}
+
+/// Reads batches until one holds this message's record. Batches hold records of other messages, too: each is shown or
+/// counted before the batch is completed, and a batch is completed as a whole.
+async fn await_feedback(
+    receiver: &mut FeedbackReceiver,
+    message: &OutgoingMessage,
+    wait: Duration,
+    output: &mut Output,
+) -> anyhow::Result<Option<FeedbackStatus>> {
+    let accepted = Instant::now();
+    let end = tokio::time::Instant::now() + wait;
+    output.waiting(wait);
+    loop {
+        let Ok(batch) = tokio::time::timeout_at(end, receiver.next()).await else {
+            output.timed_out(message, wait)?;
+            return Ok(None);
+        };
+        let batch = batch?;
+        let mut own = None;
+        for record in &batch.records {
+            if record.original_message_id == message.message_id && record.device_id == message.device_id {
+                output.feedback(record, accepted.elapsed())?;
+                own = Some(record.status_code);
+            } else {
+                output.other_feedback(record)?;
+            }
+        }
+        receiver.complete(batch).await?;
+        if own.is_some() {
+            return Ok(own);
+        }
+    }
+}
+
+impl Args {
+    /// The message, with everything checked that can be checked before dialling.
+    fn message(&self, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
+        check_device_id(&self.device)?;
+        let message_id = self.message_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        if !message::is_message_id(&message_id) {
+            return Err(anyhow!(
+                "--message-id is \"{}\": use 1 to 128 of the letters and digits of ASCII and - : . + % _ # * ? ! ( ) , \
+                 = @ ; $ '",
+                message_id.escape_debug()
+            ));
+        }
+        let texts = [
+            ("--correlation-id", &self.correlation_id),
+            ("--user-id", &self.user_id),
+            ("--content-type", &self.content_type),
+            ("--content-encoding", &self.content_encoding),
+        ];
+        for (option, text) in texts.into_iter().filter_map(|(option, text)| Some((option, text.as_ref()?))) {
+            if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+                return Err(anyhow!("{option} is \"{}\": use printable ASCII text", text.escape_debug()));
+            }
+        }
+        let expiry = match self.expiry {
+            Some(expiry) if expiry > LONGEST_EXPIRY => {
+                let given = humantime::format_duration(expiry);
+                return Err(anyhow!("--expiry is {given}, but the hub keeps no message longer than 2 days"));
+            }
+            Some(expiry) => Some(now + expiry),
+            None => None,
+        };
+        if let Some(wait) = self.wait.filter(|wait| *wait > LONGEST_EXPIRY) {
+            let given = humantime::format_duration(wait);
+            return Err(anyhow!("--wait is {given}, but no message lives longer than 2 days"));
+        }
+        let ack = match (self.ack, self.wait) {
+            (Some(DeliveryAck::None), Some(_)) => {
+                return Err(anyhow!(
+                    "--wait needs feedback, but --ack none asks for none: leave --ack out, or use --ack full"
+                ));
+            }
+            (Some(ack), _) => ack,
+            (None, Some(_)) => DeliveryAck::Full,
+            (None, None) => DeliveryAck::None,
+        };
+        let message = OutgoingMessage {
+            device_id: self.device.clone(),
+            message_id,
+            correlation_id: self.correlation_id.clone(),
+            user_id: self.user_id.clone(),
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            expiry,
+            ack,
+            properties: self.application_properties()?,
+            body: self.body()?,
+        };
+        match message.wire_size() {
+            size if size > MAX_C2D_BYTES => Err(anyhow!(
+                "the message has {size} bytes with its properties, but a C2D message has at most {MAX_C2D_BYTES} \
+                 (64 KiB): send less, or send a link to the data"
+            )),
+            _ => Ok(message),
+        }
+    }
+
+    fn application_properties(&self) -> anyhow::Result<Properties> {
+        let mut properties = Properties::default();
+        for (name, value) in &self.properties {
+            if properties.contains(name) {
+                return Err(anyhow!("--property {name} is given twice: give each name once"));
+            }
+            if let Some(text) = [name, value].into_iter().find(|text| !property::is_hub_text(text)) {
+                tracing::warn!(
+                    property = name,
+                    "sent \"{}\", which a real hub may refuse: it takes ASCII letters, digits and {}",
+                    text.escape_debug(),
+                    property::PUNCTUATION
+                );
+            }
+            properties.set(name, value);
+        }
+        Ok(properties)
+    }
+
+    fn body(&self) -> anyhow::Result<Bytes> {
+        // One byte more than may be sent, so that more is told from just enough.
+        let limit = MAX_C2D_BYTES as u64 + 1;
+        let mut body = Vec::new();
+        match (&self.data, &self.file) {
+            (Some(text), _) => body = text.clone().into_bytes(),
+            (None, Some(path)) if path.as_os_str() == "-" => {
+                let read = std::io::stdin().take(limit).read_to_end(&mut body);
+                read.context("cannot read the body from standard input")?;
+            }
+            (None, Some(path)) => {
+                let file = std::fs::File::open(path);
+                file.and_then(|file| file.take(limit).read_to_end(&mut body))
+                    .with_context(|| format!("cannot read the body from {}", path.display()))?;
+            }
+            (None, None) => {}
+        }
+        if body.len() > MAX_C2D_BYTES {
+            return Err(anyhow!(
+                "the body has more than {MAX_C2D_BYTES} bytes (64 KiB), the most that a C2D message may have: send \
+                 less, or send a link to the data"
+            ));
+        }
+        Ok(body.into())
+    }
+
+    fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
+        let (origin, text) = match &self.connection_string_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the connection string from {}", path.display()))?;
+                (path.display().to_string(), text)
+            }
+            None => {
+                let text = std::env::var(CONNECTION_STRING_VARIABLE).map_err(|_| {
+                    anyhow!(
+                        "no service connection string: give --connection-string-file, or set \
+                         {CONNECTION_STRING_VARIABLE}"
+                    )
+                })?;
+                (CONNECTION_STRING_VARIABLE.to_owned(), text)
+            }
+        };
+        ServiceConnectionString::parse(&text).with_context(|| origin)
+    }
+}
+
+/// A duration such as `10m`, more than zero.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("use a number with a unit, such as 30s, 10m or 2h".to_owned()),
+    }
+}

@@ -1,0 +1,252 @@
+//! The back end: one AMQP 1.0 connection to the hub that sends C2D messages and reads delivery feedback.
+//!
+//! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
+//! Must not know: the command line, rules, the emulator.
+//! Used by: `cli::c2d_send`, the demo.
+//!
+//! Signing in is SASL PLAIN (wire reference 2.2): the user `{policy}@sas.root.{first label of the host}` and a SAS
+//! token as the password. CBS would cost two links and a round trip more for the same result.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fe2o3_amqp::connection::ConnectionHandle;
+use fe2o3_amqp::sasl_profile::SaslProfile;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::{Connection, Session};
+
+use crate::credentials::{SasToken, ServiceConnectionString, ServiceSecret};
+use crate::tls::TlsError;
+
+mod dial;
+mod failure;
+mod feedback;
+mod refusal;
+mod send;
+
+pub use feedback::{FeedbackBatch, FeedbackReceiver};
+pub use refusal::Refusal;
+pub use send::{C2dSender, OutgoingMessage};
+
+/// Life of a token that is made from a key. Waiting for feedback comes on top.
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// From the first packet to the open AMQP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// For one answer of the hub: an attached link, an outcome, a close.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A closing handshake is a courtesy and must not hold up the exit.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A clock before this is not set. 2024-01-01T00:00:00Z.
+const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
+
+/// A signed-in connection. Dropping it ends it; [`Service::close`] says goodbye first.
+#[derive(Debug)]
+pub struct Service {
+    // Fields drop in order: the session before its connection.
+    session: SessionHandle<()>,
+    connection: ConnectionHandle<()>,
+    policy: String,
+}
+
+impl Service {
+    /// Dials the hub of `identity`, with the roots of `ca_file` beside the system's, and signs in. A token made
+    /// from a key is good for `token_lifetime` after `now`; a ready token is taken as it is.
+    ///
+    /// # Errors
+    /// [`ServiceError`], a sentence for each: an expired token (before dialling), an unreachable host, TLS, a refusal.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes whatever was open.
+    pub async fn connect(
+        identity: &ServiceConnectionString,
+        ca_file: Option<&Path>,
+        token_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, ServiceError> {
+        let token = token(identity, token_lifetime, now)?;
+        let connecting = async {
+            let stream = dial::dial(&identity.host, ca_file).await?;
+            let mut connection = Connection::builder()
+                .container_id(uuid::Uuid::new_v4().to_string())
+                .hostname(identity.host.name.as_str())
+                // TLS is done: with "amqps" the crate would start its own.
+                .scheme("amqp")
+                .sasl_profile(SaslProfile::Plain {
+                    username: user_name(identity),
+                    password: token.expose().to_owned(),
+                })
+                .open_with_stream(stream)
+                .await
+                .map_err(|error| failure::of_open(error, identity, now))?;
+            let session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
+            Ok(Self { session, connection, policy: identity.policy.clone() })
+        };
+        let late = || ServiceError::Late {
+            what: format!("a connection to {}", identity.host),
+            seconds: CONNECT_TIMEOUT.as_secs(),
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| late())?
+    }
+
+    /// Attaches the link that sends C2D messages.
+    ///
+    /// # Errors
+    /// When the hub refuses, is silent, or the connection is lost.
+    pub async fn sender(&mut self) -> Result<C2dSender, ServiceError> {
+        answered("an answer to the sender link", C2dSender::attach(&mut self.session, &self.policy)).await
+    }
+
+    /// Attaches the link that reads delivery feedback. Feedback is kept per hub, not per receiver: what one reads,
+    /// no other sees.
+    ///
+    /// # Errors
+    /// When the hub refuses, is silent, or the connection is lost.
+    pub async fn feedback_receiver(&mut self) -> Result<FeedbackReceiver, ServiceError> {
+        let attached = FeedbackReceiver::attach(&mut self.session, &self.policy);
+        answered("an answer to the feedback link", attached).await
+    }
+
+    /// Ends the connection in good order; a hub that does not answer is left after two seconds.
+    pub async fn close(mut self) {
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.connection.close()).await {
+            Ok(Ok(())) => tracing::debug!("closed the connection"),
+            Ok(Err(error)) => tracing::debug!(%error, "closed the connection with an error"),
+            Err(_) => tracing::debug!("left the connection: the hub did not answer its close"),
+        }
+    }
+}
+
+/// Why the hub could not be reached or did not do as it was asked. Each is one sentence with the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// A ready token that is past its expiry.
+    #[error(
+        "the SAS token of the service connection string expired at {0}: make a new one, or give the key instead"
+    )]
+    TokenExpired(String),
+    /// The root file cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No connection: the sentence says why.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The hub does not accept the policy or its token.
+    #[error("{host} does not accept the policy \"{policy}\": {remedy}")]
+    NotAuthorised {
+        /// The hub.
+        host: String,
+        /// The shared access policy.
+        policy: String,
+        /// What to check.
+        remedy: String,
+    },
+    /// The hub said no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No answer.
+    #[error("no answer from the hub: waited {seconds} s for {what}")]
+    Late {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// The connection ended.
+    #[error("the connection to the hub was lost: {0}")]
+    Lost(String),
+    /// A feedback batch that cannot be read; it stays at the hub.
+    #[error(transparent)]
+    Feedback(#[from] crate::feedback::FeedbackError),
+}
+
+impl ServiceError {
+    /// Whether the configuration is at fault, and not the hub or the way to it.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::TokenExpired(_) | Self::Tls(_))
+    }
+
+    /// The hub's refusal, where it is one.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+/// `{policy}@sas.root.{hub}`, the hub being the first label of its host name. Source: wire reference 2.2.
+fn user_name(identity: &ServiceConnectionString) -> String {
+    let hub = identity.host.name.split('.').next().unwrap_or_default();
+    format!("{}@sas.root.{hub}", identity.policy)
+}
+
+fn token(
+    identity: &ServiceConnectionString,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<SasToken, ServiceError> {
+    match &identity.secret {
+        ServiceSecret::Key(key) => {
+            Ok(SasToken::sign(key, &identity.host.name, Some(&identity.policy), now + lifetime))
+        }
+        ServiceSecret::Token(token) if token.expiry() <= now => {
+            Err(ServiceError::TokenExpired(humantime::format_rfc3339_seconds(token.expiry()).to_string()))
+        }
+        ServiceSecret::Token(token) => Ok(token.clone()),
+    }
+}
+
+/// Bounds the wait for one answer of the hub.
+async fn answered<T>(
+    what: &str,
+    answer: impl Future<Output = Result<T, ServiceError>>,
+) -> Result<T, ServiceError> {
+    let late = || ServiceError::Late { what: what.to_owned(), seconds: ANSWER_TIMEOUT.as_secs() };
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| late())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::SharedAccessKey;
+
+    fn identity(text: &str) -> ServiceConnectionString {
+        ServiceConnectionString::parse(text).expect("a service connection string")
+    }
+
+    #[test]
+    fn the_user_name_has_the_policy_and_the_first_label_of_the_host() {
+        let own =
+            identity("HostName=my.azure-devices.net:5671;SharedAccessKeyName=service;SharedAccessKey=AAAA");
+        assert_eq!(user_name(&own), "service@sas.root.my");
+    }
+
+    #[test]
+    fn a_key_signs_a_token_for_the_host_without_its_port() {
+        let own = identity("HostName=h:18000;SharedAccessKeyName=service;SharedAccessKey=AAAA");
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let token = token(&own, TOKEN_LIFETIME, now).expect("a token");
+        assert_eq!((token.resource().as_str(), token.policy()), ("h", Some("service")));
+        assert_eq!(token.expiry(), now + TOKEN_LIFETIME);
+        assert!(token.is_signed_by(&SharedAccessKey::from_base64("AAAA").expect("base64")));
+    }
+
+    #[test]
+    fn an_expired_token_is_refused_before_dialling() {
+        let text = "SharedAccessSignature sr=h&sig=Yg%3D%3D&se=1700000000&skn=service";
+        let own = identity(&format!("HostName=h;SharedAccessKeyName=service;SharedAccessSignature={text}"));
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_001);
+        let error = token(&own, TOKEN_LIFETIME, now).expect_err("expired");
+        assert_eq!(
+            error.to_string(),
+            "the SAS token of the service connection string expired at 2023-11-14T22:13:20Z: make a new one, or give \
+             the key instead"
+        );
+        assert!(error.is_configuration());
+    }
+}

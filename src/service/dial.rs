@@ -1,0 +1,112 @@
+//! TCP and TLS to the hub, and why they failed.
+//!
+//! Owns: name lookup, the TLS handshake, their failures in words. Must not know: AMQP, tokens.
+//! Used by: `service`.
+
+use std::io;
+use std::path::Path;
+
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::ServiceError;
+use crate::credentials::HostPort;
+use crate::tls;
+
+/// AMQP over TLS. Source: wire reference 2.1.
+const PORT: u16 = 5671;
+
+/// Connects to `host` and checks its certificate against the name. The caller bounds the time.
+pub(super) async fn dial(
+    host: &HostPort,
+    ca_file: Option<&Path>,
+) -> Result<TlsStream<TcpStream>, ServiceError> {
+    let name = ServerName::try_from(host.name.clone()).map_err(|_| {
+        ServiceError::Unreachable(format!("\"{}\" is not a host name that TLS can check", host.name))
+    })?;
+    let config = tls::client_config(ca_file, None)?;
+    let port = host.port.unwrap_or(PORT);
+    let stream = connect(&host.name, port).await?;
+    TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port)))
+}
+
+async fn connect(name: &str, port: u16) -> Result<TcpStream, ServiceError> {
+    let addresses: Vec<_> = tokio::net::lookup_host((name, port))
+        .await
+        .map_err(|error| {
+            ServiceError::Unreachable(format!(
+                "the host name {name} cannot be looked up ({error}): check HostName in the service connection string, \
+                 and this machine's network"
+            ))
+        })?
+        .collect();
+    let stream = TcpStream::connect(&*addresses)
+        .await
+        .map_err(|error| ServiceError::Unreachable(connect_failure(&error, name, port)))?;
+    stream.set_nodelay(true).map_err(|error| ServiceError::Lost(error.to_string()))?;
+    Ok(stream)
+}
+
+fn connect_failure(error: &io::Error, name: &str, port: u16) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => format!(
+            "{name} refuses connections on port {port}: check HostName, and that the hub or the emulator is running"
+        ),
+        io::ErrorKind::TimedOut => format!(
+            "{name} does not answer on port {port}: a firewall may block AMQP (5671), or the network is down"
+        ),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            format!("there is no route to {name}: check this machine's network")
+        }
+        _ => format!("no connection to {name} on port {port}: {error}"),
+    }
+}
+
+fn handshake_failure(error: &io::Error, name: &str, port: u16) -> String {
+    match tls::tls_cause(error) {
+        Some(cause) => tls::describe(cause, name),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
+            "{name} closed the connection on port {port} during the TLS handshake: check the port, or whether a proxy \
+             answers in its place"
+        ),
+        None => format!("TLS with {name} failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_port_and_an_unknown_name_each_have_their_sentence() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let error = connect("127.0.0.1", port).await.expect_err("refused").to_string();
+        assert!(error.contains(&format!("127.0.0.1 refuses connections on port {port}")), "{error}");
+        let error = connect("no-such-host.invalid", 1).await.expect_err("unknown").to_string();
+        assert!(error.contains("no-such-host.invalid cannot be looked up"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_speaks_no_tls_is_named() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let host = HostPort { name: "127.0.0.1".into(), port: Some(port) };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .expect("sent");
+            stream
+        };
+        let (error, _stream) = tokio::join!(dial(&host, None), server);
+        let error = error.expect_err("no TLS").to_string();
+        assert!(error.contains("answers, but not with TLS"), "{error}");
+    }
+}

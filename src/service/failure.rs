@@ -1,0 +1,149 @@
+//! The AMQP crate's errors, brought down to [`ServiceError`].
+//!
+//! Owns: which of them carry a refusal of the hub and which are a lost connection. Must not know: messages.
+//! Used by: `service` and its links.
+
+use std::time::SystemTime;
+
+use fe2o3_amqp::connection::{ConnectionStopReason, OpenError};
+use fe2o3_amqp::link::{
+    DetachError, LinkStateError, ReceiverAttachError, RecvError, SendError, SenderAttachError,
+    SessionStopReason,
+};
+use fe2o3_amqp::session::BeginError;
+use fe2o3_amqp::types::definitions;
+
+use super::refusal::{Asked, Refusal};
+use super::{EARLIEST_PLAUSIBLE, ServiceError};
+use crate::credentials::ServiceConnectionString;
+
+pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now: SystemTime) -> ServiceError {
+    match error {
+        OpenError::SaslError { .. } => ServiceError::NotAuthorised {
+            host: identity.host.to_string(),
+            policy: identity.policy.clone(),
+            remedy: remedy(now),
+        },
+        OpenError::RemoteClosedWithError(error) => refused(&error, Asked::Connection),
+        OpenError::ProtocolHeaderMismatch(_) => ServiceError::Unreachable(format!(
+            "{} answers over TLS, but not with AMQP: check the port",
+            identity.host
+        )),
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn of_begin(error: BeginError) -> ServiceError {
+    match error {
+        BeginError::ConnectionStopped(reason) => of_connection_stop(reason),
+        BeginError::RemoteEndedWithError(error) => refused(&error, Asked::Connection),
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn of_sender_attach(error: SenderAttachError, policy: &str) -> ServiceError {
+    match error {
+        SenderAttachError::SessionStopped(reason) => of_session_stop(reason),
+        SenderAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> ServiceError {
+    match error {
+        ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason),
+        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn of_send(error: SendError, asked: Asked<'_>) -> ServiceError {
+    match error {
+        SendError::LinkStateError(error) => of_link_state(error, asked),
+        SendError::Detached(error) => match error {
+            DetachError::SessionStopped(reason) => of_session_stop(reason),
+            DetachError::RemoteDetachedWithError(error) | DetachError::RemoteClosedWithError(error) => {
+                refused(&error, asked)
+            }
+            error => ServiceError::Lost(error.to_string()),
+        },
+        SendError::MessageSizeExceeded(_) => {
+            refused(&definitions::LinkError::MessageSizeExceeded.into(), asked)
+        }
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn of_receive(error: RecvError, policy: &str) -> ServiceError {
+    match error {
+        RecvError::LinkStateError(error) => of_link_state(error, Asked::Link { policy }),
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+pub(super) fn refused(error: &definitions::Error, asked: Asked<'_>) -> ServiceError {
+    ServiceError::Refused(Refusal::new(error, asked))
+}
+
+fn of_link_state(error: LinkStateError, asked: Asked<'_>) -> ServiceError {
+    match error {
+        LinkStateError::SessionStopped(reason) => of_session_stop(reason),
+        LinkStateError::RemoteDetachedWithError(error) | LinkStateError::RemoteClosedWithError(error) => {
+            refused(&error, asked)
+        }
+        error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+fn of_session_stop(reason: SessionStopReason) -> ServiceError {
+    match reason {
+        SessionStopReason::RemoteEndedWithError(error) => refused(&error, Asked::Connection),
+        SessionStopReason::ConnectionStopped(reason) => of_connection_stop(reason),
+        SessionStopReason::EndedWithError(error) => ServiceError::Lost(error.to_string()),
+        SessionStopReason::Ended | SessionStopReason::RemoteEnded => {
+            ServiceError::Lost("the session has ended".to_owned())
+        }
+    }
+}
+
+fn of_connection_stop(reason: ConnectionStopReason) -> ServiceError {
+    match reason {
+        ConnectionStopReason::RemoteClosedWithError(error) => refused(&error, Asked::Connection),
+        ConnectionStopReason::ClosedWithError(error) => ServiceError::Lost(error.to_string()),
+        ConnectionStopReason::Closed => ServiceError::Lost("the network connection has ended".to_owned()),
+        ConnectionStopReason::RemoteClosed => ServiceError::Lost("the hub has closed it".to_owned()),
+    }
+}
+
+fn remedy(now: SystemTime) -> String {
+    let clock = humantime::format_rfc3339_seconds(now);
+    if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
+        format!("this machine's clock says {clock}, so its tokens are void; set the clock")
+    } else {
+        format!(
+            "check its name and key, that it has the permission ServiceConnect, and this machine's clock ({clock})"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_refused_sign_in_names_the_clock_when_it_is_not_set() {
+        let text = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=AAAA";
+        let identity = ServiceConnectionString::parse(text).expect("valid");
+        let refused = |now| {
+            let code = fe2o3_amqp::types::sasl::SaslCode::Auth;
+            of_open(OpenError::SaslError { code, additional_data: None }, &identity, now).to_string()
+        };
+        assert!(refused(SystemTime::UNIX_EPOCH).contains("clock says 1970-01-01T00:00:00Z"));
+        let error = refused(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        assert!(
+            error.starts_with("h does not accept the policy \"service\": check its name and key"),
+            "{error}"
+        );
+    }
+}

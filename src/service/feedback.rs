@@ -1,0 +1,91 @@
+//! Reading delivery feedback.
+//!
+//! Owns: the feedback link, one batch at a time. Must not know: connecting, which record is whose.
+//! Used by: `service`, `cli::c2d_send`, the demo.
+
+use fe2o3_amqp::Receiver;
+use fe2o3_amqp::link::delivery::DeliveryInfo;
+use fe2o3_amqp::link::receiver::CreditMode;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::messaging::Body;
+use fe2o3_amqp::types::primitives::Value;
+
+use super::{ServiceError, answered, failure};
+use crate::feedback::{FeedbackRecord, decode_batch};
+
+/// Source: wire reference 4.4, in the spelling of the CLI and the C SDK.
+const ADDRESS: &str = "/messages/servicebound/feedback";
+
+/// The link that reads feedback. Dropping it gives an uncompleted batch back to the hub.
+#[derive(Debug)]
+pub struct FeedbackReceiver {
+    link: Receiver,
+    policy: String,
+    /// Whether the hub was asked for a batch that has not come yet.
+    asked: bool,
+}
+
+/// One feedback message. It is consumed at the hub only by [`FeedbackReceiver::complete`].
+#[must_use = "a batch that is not completed comes again"]
+#[derive(Debug)]
+pub struct FeedbackBatch {
+    /// Its records, of any message of any sender of this hub.
+    pub records: Vec<FeedbackRecord>,
+    delivery: DeliveryInfo,
+}
+
+impl FeedbackReceiver {
+    pub(super) async fn attach(session: &mut SessionHandle<()>, policy: &str) -> Result<Self, ServiceError> {
+        let attached = Receiver::builder()
+            .name(format!("c2d-feedback-{}", uuid::Uuid::new_v4()))
+            .source(ADDRESS)
+            // One batch at a time, so that none is taken from other readers that this one never looks at.
+            .credit_mode(CreditMode::Manual)
+            .attach(session)
+            .await;
+        let link = attached.map_err(|error| failure::of_receiver_attach(error, policy))?;
+        Ok(Self { link, policy: policy.to_owned(), asked: false })
+    }
+
+    /// Waits for the next batch. A real hub gathers records for up to 15 s before it sends one.
+    ///
+    /// # Errors
+    /// When the link or connection is lost, or the batch cannot be read; such a batch is given back to the hub.
+    ///
+    /// # Cancel safety
+    /// No batch is lost when the future is dropped: the next call returns it.
+    pub async fn next(&mut self) -> Result<FeedbackBatch, ServiceError> {
+        if !self.asked {
+            self.link.set_credit(1).await.map_err(|error| ServiceError::Lost(error.to_string()))?;
+            self.asked = true;
+        }
+        let received = self.link.recv::<Body<Value>>().await;
+        self.asked = false;
+        let (delivery, message) =
+            received.map_err(|error| failure::of_receive(error, &self.policy))?.into_parts();
+        let body: Vec<u8> = match message.body {
+            Body::Data(sections) => sections.into_iter().flat_map(|section| section.0.into_vec()).collect(),
+            _ => Vec::new(),
+        };
+        match decode_batch(&body) {
+            Ok(records) => Ok(FeedbackBatch { records, delivery }),
+            Err(error) => {
+                let released = self.link.release(delivery).await;
+                released.map_err(|error| ServiceError::Lost(error.to_string()))?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Consumes a batch at the hub. Call it when its records are printed or stored, not before.
+    ///
+    /// # Errors
+    /// When the link or connection is lost; the batch then comes again.
+    pub async fn complete(&mut self, batch: FeedbackBatch) -> Result<(), ServiceError> {
+        let completed = async {
+            let accepted = self.link.accept(batch.delivery).await;
+            accepted.map_err(|error| ServiceError::Lost(error.to_string()))
+        };
+        answered("the feedback link", completed).await
+    }
+}

@@ -1,0 +1,193 @@
+//! The hub's refusals in words.
+//!
+//! Owns: what each AMQP error condition means for a sender, and what to do. Must not know: links, sockets.
+//! Used by: `service`, `cli::c2d_send`.
+
+use std::fmt;
+
+use fe2o3_amqp::types::definitions::{self, ErrorCondition};
+use fe2o3_amqp::types::primitives::{Symbol, Value};
+
+/// Longest text of the hub that is repeated, in characters.
+const EXCERPT_CHARS: usize = 300;
+
+/// What the hub was asked to do when it refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asked<'a> {
+    /// Queue a message for this device.
+    Message { device_id: &'a str },
+    /// Let this policy use a link.
+    Link { policy: &'a str },
+    /// Keep the connection.
+    Connection,
+}
+
+/// A refusal: what it means, and the hub's own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The AMQP error condition, such as `amqp:not-found`.
+    pub condition: String,
+    /// The hub's description; may be empty.
+    pub description: String,
+    /// The id under which the hub's operators find the case.
+    pub tracking_id: Option<String>,
+    meaning: String,
+}
+
+impl Refusal {
+    pub(super) fn new(error: &definitions::Error, asked: Asked<'_>) -> Self {
+        let condition = symbol(&error.condition).0;
+        let description = excerpt(error.description.as_deref().unwrap_or_default());
+        let info = |name: &str| error.info.as_ref().and_then(|info| info.get(&Symbol::from(name)));
+        let tracking_id = match info("com.microsoft:tracking-id") {
+            Some(Value::String(id)) => Some(excerpt(id)),
+            _ => None,
+        };
+        let code = match info("com.microsoft:error-code") {
+            Some(Value::Int(code)) => Some(i64::from(*code)),
+            Some(Value::Uint(code)) => Some(i64::from(*code)),
+            Some(Value::Long(code)) => Some(*code),
+            _ => None,
+        };
+        let meaning = meaning(&condition, &description, code, asked);
+        Self { condition, description, tracking_id, meaning }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.meaning, self.condition)?;
+        if !self.description.is_empty() {
+            write!(f, ": {}", self.description)?;
+        }
+        if let Some(id) = &self.tracking_id {
+            write!(f, "; tracking id {id}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// Source of the symbols: wire reference 2.8 and 4.3.
+fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'_>) -> String {
+    let lower = description.to_ascii_lowercase();
+    match (condition, asked) {
+        ("amqp:not-found", Asked::Message { device_id }) => {
+            format!("the hub knows no device \"{device_id}\": check --device")
+        }
+        ("amqp:not-found", Asked::Link { .. }) => {
+            "the hub has no such address: C2D messages need a hub of the Standard or Free tier".to_owned()
+        }
+        ("amqp:resource-limit-exceeded", _) if code == Some(403_002) || lower.contains("quota") => {
+            "the hub has used up its message quota of the day: wait until it is renewed, or add units to the hub"
+                .to_owned()
+        }
+        ("amqp:resource-limit-exceeded", Asked::Message { device_id }) => format!(
+            "the queue of device \"{device_id}\" is full (50 messages): the device is offline or slow; wait until it \
+             has taken some, or purge its queue"
+        ),
+        ("amqp:link:message-size-exceeded", _) => {
+            "the message is too large for the hub: at most 64 KiB, properties included".to_owned()
+        }
+        (BAD_ARGUMENT | BAD_RANGE, _) if code == Some(403_009) || lower.contains("expir") => {
+            "the hub does not take the expiry time: it lies in the past or more than two days ahead; check --expiry \
+             and this machine's clock"
+                .to_owned()
+        }
+        (BAD_ARGUMENT | BAD_RANGE, _) => "the hub does not take an argument of the message".to_owned(),
+        ("amqp:unauthorized-access", Asked::Link { policy }) => format!(
+            "the hub does not let the policy \"{policy}\" do this: it needs the permission ServiceConnect, and its \
+             current key"
+        ),
+        ("amqp:unauthorized-access", _) => {
+            "the hub does not authorise this any longer: check that the policy has ServiceConnect, its key, and this \
+             machine's clock"
+                .to_owned()
+        }
+        ("com.microsoft:device-container-throttled", _) => {
+            "the hub is throttling: it takes about 100 C2D messages a minute for each unit; wait and send again"
+                .to_owned()
+        }
+        ("com.microsoft:quota-exceeded", _) => {
+            "the hub has used up its message quota of the day: wait until it is renewed, or add units to the hub"
+                .to_owned()
+        }
+        ("com.microsoft:iot-hub-suspended", _) => {
+            "the hub is suspended: check the Azure subscription".to_owned()
+        }
+        ("com.microsoft:iot-hub-not-found-error", _) => {
+            "there is no such hub: check HostName in the service connection string".to_owned()
+        }
+        ("amqp:internal-error" | "com.microsoft:timeout", _) => {
+            "the hub failed to do it: send again later".to_owned()
+        }
+        (_, Asked::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
+        (_, Asked::Link { .. }) => "the hub refused the link".to_owned(),
+        (_, Asked::Connection) => "the hub ended the connection".to_owned(),
+    }
+}
+
+const BAD_ARGUMENT: &str = "com.microsoft:argument-error";
+const BAD_RANGE: &str = "com.microsoft:argument-out-of-range";
+
+fn symbol(condition: &ErrorCondition) -> Symbol {
+    match condition {
+        ErrorCondition::AmqpError(error) => error.into(),
+        ErrorCondition::ConnectionError(error) => error.into(),
+        ErrorCondition::SessionError(error) => error.into(),
+        ErrorCondition::LinkError(error) => error.into(),
+        ErrorCondition::Custom(symbol) => Symbol(excerpt(symbol.as_str())),
+    }
+}
+
+/// Foreign text for a terminal: bounded, without control characters.
+fn excerpt(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut short: String = text.chars().take(EXCERPT_CHARS).map(plain).collect();
+    if text.chars().nth(EXCERPT_CHARS).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fe2o3_amqp::types::definitions::{AmqpError, Fields};
+
+    const DEVICE: Asked<'static> = Asked::Message { device_id: "dev1" };
+
+    fn refusal(condition: impl Into<ErrorCondition>, description: &str, asked: Asked<'_>) -> String {
+        Refusal::new(&definitions::Error::new(condition, description.to_owned(), None), asked).to_string()
+    }
+
+    #[test]
+    fn the_condition_decides_the_words() {
+        assert_eq!(
+            refusal(AmqpError::NotFound, "no such device", DEVICE),
+            "the hub knows no device \"dev1\": check --device (amqp:not-found: no such device)"
+        );
+        assert!(refusal(AmqpError::ResourceLimitExceeded, "", DEVICE).contains("is full (50 messages)"));
+        assert!(refusal(AmqpError::ResourceLimitExceeded, "Quota", DEVICE).contains("quota of the day"));
+        let link = Asked::Link { policy: "device" };
+        assert!(refusal(AmqpError::UnauthorizedAccess, "", link).contains("\"device\""));
+    }
+
+    #[test]
+    fn an_unknown_condition_is_shown_with_its_tracking_id() {
+        let mut info = Fields::new();
+        info.insert(Symbol::from("com.microsoft:tracking-id"), Value::String("t-1".into()));
+        let condition = ErrorCondition::Custom(Symbol::from("com.example:odd"));
+        let error = definitions::Error::new(condition, "because\u{7}".to_owned(), info);
+        assert_eq!(
+            Refusal::new(&error, DEVICE).to_string(),
+            "the hub refused the message to device \"dev1\" (com.example:odd: because ; tracking id t-1)"
+        );
+    }
+
+    #[test]
+    fn a_bad_expiry_is_told_from_other_arguments() {
+        let condition = || ErrorCondition::Custom(Symbol::from(BAD_ARGUMENT));
+        assert!(refusal(condition(), "The expiry is past", DEVICE).contains("--expiry"));
+        assert!(refusal(condition(), "bad to", DEVICE).contains("an argument of the message"));
+    }
+}

@@ -1,0 +1,172 @@
+//! Sending C2D messages.
+//!
+//! Owns: the message as the hub wants it over AMQP, the sender link, the hub's outcome.
+//! Must not know: connecting, feedback. Used by: `service`, `cli::c2d_send`, the demo.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fe2o3_amqp::Sender;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties as Section};
+use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
+
+use super::refusal::Asked;
+use super::{ServiceError, answered, failure};
+use crate::feedback::{ACK_PROPERTY, DeliveryAck};
+use crate::message::Properties;
+
+/// Source: wire reference 4.1.
+const ADDRESS: &str = "/messages/devicebound";
+
+/// A message to be sent. Sizes and characters are the caller's to check; the hub checks them again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OutgoingMessage {
+    /// The device it is for.
+    pub device_id: String,
+    /// The id that feedback refers to.
+    pub message_id: String,
+    /// The message it belongs with.
+    pub correlation_id: Option<String>,
+    /// Who sends it.
+    pub user_id: Option<String>,
+    /// What the body is, such as `application/json`.
+    pub content_type: Option<String>,
+    /// How the body is encoded, such as `utf-8`.
+    pub content_encoding: Option<String>,
+    /// When it is to be dropped if not delivered; without one the hub's default counts.
+    pub expiry: Option<SystemTime>,
+    /// Which outcomes the sender wants to hear of.
+    pub ack: DeliveryAck,
+    /// Application properties.
+    pub properties: Properties,
+    /// The payload.
+    pub body: Bytes,
+}
+
+impl OutgoingMessage {
+    /// Bytes that count towards the hub's limit: the body, the values of system properties, and the names and values
+    /// of application properties. Source: wire reference 5.1.
+    pub fn wire_size(&self) -> usize {
+        let optional = [&self.correlation_id, &self.user_id, &self.content_type, &self.content_encoding];
+        let system = optional.into_iter().flatten().map(String::len).sum::<usize>();
+        let expiry = if self.expiry.is_some() { size_of::<i64>() } else { 0 };
+        let ack = if self.ack == DeliveryAck::None { 0 } else { self.ack.as_str().len() };
+        let application = |(name, value): (&str, Option<&str>)| name.len() + value.map_or(0, str::len);
+        self.body.len()
+            + self.message_id.len()
+            + self.to().len()
+            + system
+            + expiry
+            + ack
+            + self.properties.iter().map(application).sum::<usize>()
+    }
+
+    fn to(&self) -> String {
+        format!("/devices/{}/messages/devicebound", self.device_id)
+    }
+
+    fn encode(&self) -> Message<Data> {
+        let properties = Section {
+            message_id: Some(self.message_id.clone().into()),
+            user_id: self.user_id.as_ref().map(|id| Binary::from(id.as_bytes())),
+            to: Some(self.to()),
+            correlation_id: self.correlation_id.clone().map(Into::into),
+            content_type: self.content_type.clone().map(Symbol),
+            content_encoding: self.content_encoding.clone().map(Symbol),
+            absolute_expiry_time: self.expiry.map(timestamp),
+            ..Section::default()
+        };
+        let mut application = ApplicationProperties::default();
+        if self.ack != DeliveryAck::None {
+            application.0.insert(ACK_PROPERTY.to_owned(), SimpleValue::String(self.ack.as_str().to_owned()));
+        }
+        for (name, value) in self.properties.iter() {
+            let value = SimpleValue::String(value.unwrap_or_default().to_owned());
+            application.0.insert(name.to_owned(), value);
+        }
+        let application = Some(application).filter(|properties| !properties.0.is_empty());
+        Message::builder()
+            .properties(properties)
+            .application_properties(application)
+            .data(Data(Binary::from(self.body.to_vec())))
+            .build()
+    }
+}
+
+/// The link that sends. Dropping it detaches it.
+#[derive(Debug)]
+pub struct C2dSender {
+    link: Sender,
+}
+
+impl C2dSender {
+    pub(super) async fn attach(session: &mut SessionHandle<()>, policy: &str) -> Result<Self, ServiceError> {
+        let name = format!("c2d-send-{}", uuid::Uuid::new_v4());
+        let attached = Sender::attach(session, name, ADDRESS).await;
+        Ok(Self { link: attached.map_err(|error| failure::of_sender_attach(error, policy))? })
+    }
+
+    /// Sends a message and waits for the hub's outcome: `Ok` means that it is in the device's queue, not that it
+    /// was delivered.
+    ///
+    /// # Errors
+    /// [`ServiceError::Refused`] in words; or the connection is lost, or the hub is silent.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the message may or may not have been sent.
+    pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
+        let asked = Asked::Message { device_id: &message.device_id };
+        let outcome = async {
+            match self.link.send(message.encode()).await.map_err(|error| failure::of_send(error, asked))? {
+                Outcome::Accepted(_) => Ok(()),
+                Outcome::Rejected(rejected) => match rejected.error {
+                    Some(error) => Err(failure::refused(&error, asked)),
+                    None => Err(ServiceError::Lost("the hub rejected the message and gave no reason".into())),
+                },
+                Outcome::Released(_) | Outcome::Modified(_) => {
+                    Err(ServiceError::Lost("the hub gave the message back unqueued; send it again".into()))
+                }
+            }
+        };
+        answered("the outcome of the message", outcome).await
+    }
+}
+
+/// Milliseconds since 1970, the AMQP form. Times that do not fit are clamped; the hub refuses them.
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_message_has_the_sections_of_the_wire_reference() {
+        let mut message = OutgoingMessage {
+            device_id: "dev1".into(),
+            message_id: "m-1".into(),
+            correlation_id: Some("c".into()),
+            user_id: Some("u".into()),
+            expiry: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_500)),
+            ack: DeliveryAck::Full,
+            body: Bytes::from_static(b"hi"),
+            ..OutgoingMessage::default()
+        };
+        message.properties.set("action", "pump");
+        let encoded = message.encode();
+        let properties = encoded.properties.expect("properties");
+        assert_eq!(properties.to.as_deref(), Some("/devices/dev1/messages/devicebound"));
+        assert_eq!(properties.absolute_expiry_time, Some(Timestamp::from_milliseconds(1_500)));
+        assert_eq!(properties.user_id.map(|id| id.into_vec()), Some(b"u".to_vec()));
+        let application = encoded.application_properties.expect("application properties").0;
+        let pairs: Vec<_> = application.into_iter().collect();
+        let text = |text: &str| SimpleValue::String(text.to_owned());
+        assert_eq!(pairs, [("iothub-ack".into(), text("full")), ("action".into(), text("pump"))]);
+        // body 2, id 3, to 34, correlation 1, user 1, expiry 8, ack 4, action 6 + pump 4
+        assert_eq!(message.wire_size(), 2 + 3 + 34 + 1 + 1 + 8 + 4 + 10);
+    }
+}
