@@ -1,13 +1,13 @@
 //! What `c2d-send` prints: sentences for people, or one JSON object per event.
 //!
-//! Owns: standard output and the notes on standard error. Must not know: the service, exit codes.
+//! Owns: standard output and the notes on standard error. Must not know: how messages travel, exit codes.
 //! Used by: `cli::c2d_send`.
 
 use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::service::{OutgoingMessage, ServiceError};
@@ -20,31 +20,60 @@ pub(super) struct Output {
     hidden: usize,
 }
 
+/// The objects of `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event<'a> {
+    /// Before anything is sent.
+    Message { message_id: &'a str, device_id: &'a str, bytes: usize },
+    /// Queued by the hub; the time counts from the start of dialling.
+    Accepted { message_id: &'a str, milliseconds: u64 },
+    /// This message's record; the time counts from acceptance.
+    Feedback {
+        #[serde(flatten)]
+        record: Record<'a>,
+        milliseconds: u64,
+    },
+    /// A record of another message.
+    OtherFeedback {
+        #[serde(flatten)]
+        record: Record<'a>,
+    },
+    /// No record of this message within that time.
+    NoFeedback { message_id: &'a str, milliseconds: u64 },
+    /// It could not be sent, or the wait ended early.
+    Failed { message_id: &'a str, error: String, condition: Option<&'a str>, tracking_id: Option<&'a str> },
+}
+
+#[derive(Serialize)]
+struct Record<'a> {
+    message_id: &'a str,
+    device_id: &'a str,
+    status: FeedbackStatus,
+    description: &'a str,
+    enqueued_time_utc: &'a str,
+}
+
 impl Output {
     pub(super) fn new(json: bool, verbose: bool) -> Self {
         Self { json, verbose, hidden: 0 }
     }
 
     /// Before anything is sent: the message id.
-    pub(super) fn message(&mut self, message: &OutgoingMessage) -> anyhow::Result<()> {
-        let (id, device) = (&message.message_id, &message.device_id);
+    pub(super) fn message(&self, message: &OutgoingMessage) -> anyhow::Result<()> {
+        let (message_id, device_id) = (message.message_id.as_str(), message.device_id.as_str());
         self.print(
-            || format!("message {id}  device {device}"),
-            || json!({"event": "message", "message_id": id, "device_id": device, "bytes": message.wire_size()}),
+            || format!("message {message_id}  device {device_id}"),
+            &Event::Message { message_id, device_id, bytes: message.wire_size() },
         )
     }
 
     /// The hub has queued it, so long after the start.
-    pub(super) fn accepted(&mut self, message: &OutgoingMessage, after: Duration) -> anyhow::Result<()> {
+    pub(super) fn accepted(&self, message: &OutgoingMessage, after: Duration) -> anyhow::Result<()> {
+        let milliseconds = milliseconds(after);
         self.print(
-            || format!("accepted by the hub in {} ms (queued, not yet delivered)", after.as_millis()),
-            || {
-                json!({
-                    "event": "accepted",
-                    "message_id": message.message_id,
-                    "milliseconds": milliseconds(after),
-                })
-            },
+            || format!("accepted by the hub in {milliseconds} ms (queued, not yet delivered)"),
+            &Event::Accepted { message_id: &message.message_id, milliseconds },
         )
     }
 
@@ -59,18 +88,12 @@ impl Output {
     }
 
     /// This message's own record, so long after the hub accepted it.
-    pub(super) fn feedback(&mut self, record: &FeedbackRecord, after: Duration) -> anyhow::Result<()> {
+    pub(super) fn feedback(&self, record: &FeedbackRecord, after: Duration) -> anyhow::Result<()> {
+        let status = record.status_code;
+        let word = if status == FeedbackStatus::Success { "delivered" } else { "not delivered" };
         self.print(
-            || {
-                let status = record.status_code;
-                let word = if status == FeedbackStatus::Success { "delivered" } else { "not delivered" };
-                format!("{word}: {} after {:.1} s", status.as_str(), after.as_secs_f64())
-            },
-            || {
-                let mut object = json_record("feedback", record);
-                object["milliseconds"] = milliseconds(after).into();
-                object
-            },
+            || format!("{word}: {} after {:.1} s", status.as_str(), after.as_secs_f64()),
+            &Event::Feedback { record: record.into(), milliseconds: milliseconds(after) },
         )
     }
 
@@ -80,40 +103,36 @@ impl Output {
             self.hidden += 1;
             return Ok(());
         }
-        self.print(
-            || {
-                let (id, device) = (plain(&record.original_message_id), plain(&record.device_id));
-                format!("feedback of another message {id}  device {device}: {}", record.status_code.as_str())
-            },
-            || json_record("other_feedback", record),
-        )
+        let text = || {
+            let (id, device) = (plain(&record.original_message_id), plain(&record.device_id));
+            format!("feedback of another message {id}  device {device}: {}", record.status_code.as_str())
+        };
+        self.print(text, &Event::OtherFeedback { record: record.into() })
     }
 
     /// No record in time.
-    pub(super) fn timed_out(&mut self, message: &OutgoingMessage, wait: Duration) -> anyhow::Result<()> {
-        self.print(
-            || {
-                let wait = humantime::format_duration(wait);
-                format!("no feedback within {wait}: the message stays queued until it is delivered or expires")
-            },
-            || json!({"event": "no_feedback", "message_id": message.message_id, "milliseconds": milliseconds(wait)}),
-        )
+    pub(super) fn timed_out(&self, message: &OutgoingMessage, wait: Duration) -> anyhow::Result<()> {
+        let text = || {
+            let wait = humantime::format_duration(wait);
+            format!("no feedback within {wait}: the message stays queued until it is delivered or expires")
+        };
+        let message_id = &message.message_id;
+        self.print(text, &Event::NoFeedback { message_id, milliseconds: milliseconds(wait) })
     }
 
-    /// It failed; the sentence for people is the program's last on standard error.
-    pub(super) fn failed(&mut self, message: &OutgoingMessage, error: &ServiceError) -> anyhow::Result<()> {
+    /// It failed. For people, the program's last sentence on standard error says so.
+    pub(super) fn failed(&self, message: &OutgoingMessage, error: &ServiceError) -> anyhow::Result<()> {
         if !self.json {
             return Ok(());
         }
         let refusal = error.refusal();
-        let object = json!({
-            "event": "failed",
-            "message_id": message.message_id,
-            "error": error.to_string(),
-            "condition": refusal.map(|refusal| &refusal.condition),
-            "tracking_id": refusal.and_then(|refusal| refusal.tracking_id.as_ref()),
-        });
-        self.print(String::new, || object)
+        let event = Event::Failed {
+            message_id: &message.message_id,
+            error: error.to_string(),
+            condition: refusal.map(|refusal| refusal.condition.as_str()),
+            tracking_id: refusal.and_then(|refusal| refusal.tracking_id.as_deref()),
+        };
+        self.print(String::new, &event)
     }
 
     /// Says at the end how much was read and not shown.
@@ -127,21 +146,22 @@ impl Output {
         }
     }
 
-    fn print(&mut self, text: impl FnOnce() -> String, object: impl FnOnce() -> Value) -> anyhow::Result<()> {
-        let line = if self.json { object().to_string() } else { text() };
+    fn print(&self, text: impl FnOnce() -> String, event: &Event<'_>) -> anyhow::Result<()> {
+        let line = if self.json { serde_json::to_string(event)? } else { text() };
         writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
     }
 }
 
-fn json_record(event: &str, record: &FeedbackRecord) -> Value {
-    json!({
-        "event": event,
-        "message_id": record.original_message_id,
-        "device_id": record.device_id,
-        "status": record.status_code.as_str(),
-        "description": record.description,
-        "enqueued_time_utc": record.enqueued_time_utc,
-    })
+impl<'a> From<&'a FeedbackRecord> for Record<'a> {
+    fn from(record: &'a FeedbackRecord) -> Self {
+        Self {
+            message_id: &record.original_message_id,
+            device_id: &record.device_id,
+            status: record.status_code,
+            description: &record.description,
+            enqueued_time_utc: &record.enqueued_time_utc,
+        }
+    }
 }
 
 fn milliseconds(duration: Duration) -> u64 {
