@@ -7,6 +7,7 @@
 //! - mechanism: `session`, `action`, `service`, `emulator`, [`tls`]
 //! - vocabulary: [`config`], [`rules`], [`message`], [`credentials`], [`feedback`]
 
+pub mod action;
 pub mod cli;
 pub mod config;
 pub mod credentials;

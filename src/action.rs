@@ -1,0 +1,206 @@
+//! Actions: performing a plan's steps on this machine.
+//!
+//! Owns: pins and child processes, their deadlines, the outcome in words.
+//! Must not know: messages, rules' conditions, sessions; it cannot settle a message.
+//! Used by: `agent`.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+mod exec;
+mod gpio;
+mod limit;
+#[cfg(test)]
+mod tests;
+
+use crate::config::GpioSettings;
+use crate::rules::{Plan, PlannedStep};
+use exec::{Captured, ExecError, Program};
+use gpio::{ChangeError, Pins};
+use limit::{Cut, Limit};
+
+pub use gpio::GpioError;
+
+/// Everything that plans act on: the claimed pins, and the way to start programs.
+///
+/// Dropping it without [`Actions::close`] (a panic) still puts every pin into its `on_exit` state.
+pub struct Actions {
+    pins: Pins,
+}
+
+/// What became of one plan. Its `Display` is one line for people and logs:
+/// `failed: step 2 of 3 (run /usr/bin/backup): exit code 3`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// How it ended.
+    pub result: OutcomeResult,
+    /// The step that ended it before its time, such as `step 2 of 3 (run /usr/bin/backup)`; none when it succeeded.
+    pub step: Option<String>,
+    /// The exit code of the last program; none when no program ran, or a signal ended it.
+    pub exit_code: Option<i32>,
+    /// From the first step's start to the last step's end.
+    pub duration: Duration,
+    /// The first 4 KiB of what the programs wrote to standard output and standard error, in the order written.
+    pub output: Vec<u8>,
+    /// How many bytes the programs wrote in all, kept or not.
+    pub output_bytes: u64,
+}
+
+/// How a plan ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutcomeResult {
+    /// Every step was done.
+    Succeeded,
+    /// A step failed; the sentence names the step and the reason.
+    Failed(String),
+    /// The plan's time was up; its program was ended, its pin turned off.
+    TimedOut,
+    /// The agent was stopping; its program was ended, its pin turned off.
+    Interrupted,
+}
+
+/// Why actions cannot be opened or closed in order.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    /// The pins cannot be claimed, or not all of them were left as `on_exit` says.
+    #[error(transparent)]
+    Gpio(#[from] GpioError),
+}
+
+impl Actions {
+    /// Claims every configured pin and puts it into its `initial` state. Must be called within the runtime.
+    ///
+    /// # Errors
+    ///
+    /// The backend is not available, or a pin cannot be claimed. Nothing is claimed then.
+    pub fn open(settings: &GpioSettings) -> Result<Self, ActionError> {
+        Ok(Self { pins: Pins::open(settings)? })
+    }
+
+    /// Performs the steps in order; the first that fails, or is cut off by the deadline or by `stop`, ends the plan.
+    /// `body` is what each program finds on its standard input.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future kills the running program's process group and turns a pulsing or blinking pin off, but
+    /// loses the outcome. Cancel `stop` instead.
+    pub async fn perform(&self, plan: &Plan, body: Bytes, stop: &CancellationToken) -> Outcome {
+        let started = Instant::now();
+        let limit = Limit::new(plan.timeout, stop);
+        let mut output = Captured::default();
+        let mut exit_code = None;
+        let mut ended = (OutcomeResult::Succeeded, None);
+        for (index, step) in plan.steps.iter().enumerate() {
+            let done = match step {
+                PlannedStep::Gpio { pin, change } => {
+                    self.pins.change(pin, *change, &limit).await.map_err(StepEnd::from)
+                }
+                PlannedStep::Run { argv } => {
+                    let program = Program { argv, environment: &plan.environment, body: &body };
+                    run(&program, &limit, &mut output, &mut exit_code).await
+                }
+                PlannedStep::Shell { text } => {
+                    let argv = ["/bin/sh".to_owned(), "-c".to_owned(), text.clone()];
+                    let program = Program { argv: &argv, environment: &plan.environment, body: &body };
+                    run(&program, &limit, &mut output, &mut exit_code).await
+                }
+            };
+            if let Err(end) = done {
+                let name = step_name(index, plan.steps.len(), step);
+                ended = (end.into_result(&name), Some(name));
+                break;
+            }
+        }
+        let (result, step) = ended;
+        let (output, output_bytes) = output.into_parts();
+        Outcome { result, step, exit_code, duration: started.elapsed(), output, output_bytes }
+    }
+
+    /// Puts every pin into its `on_exit` state and releases it. All pins are tried, even if one fails.
+    ///
+    /// # Errors
+    ///
+    /// One sentence that names each pin that could not be changed.
+    pub async fn close(self) -> Result<(), ActionError> {
+        Ok(self.pins.close().await?)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = self.step.as_deref().unwrap_or("the action");
+        match &self.result {
+            OutcomeResult::Succeeded => f.write_str("succeeded"),
+            OutcomeResult::Failed(sentence) => write!(f, "failed: {sentence}"),
+            OutcomeResult::TimedOut => {
+                let after =
+                    Duration::from_millis(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
+                write!(f, "timed out: {step} was cut off after {}", humantime::format_duration(after))
+            }
+            OutcomeResult::Interrupted => {
+                write!(f, "interrupted: {step} was cut off because the agent is stopping")
+            }
+        }
+    }
+}
+
+/// Why a step was the last one.
+enum StepEnd {
+    Failed(String),
+    Cut(Cut),
+}
+
+impl StepEnd {
+    fn into_result(self, step: &str) -> OutcomeResult {
+        match self {
+            Self::Failed(reason) => OutcomeResult::Failed(format!("{step}: {reason}")),
+            Self::Cut(Cut::TimedOut) => OutcomeResult::TimedOut,
+            Self::Cut(Cut::Interrupted) => OutcomeResult::Interrupted,
+        }
+    }
+}
+
+impl From<ChangeError> for StepEnd {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Cut(cut) => Self::Cut(cut),
+            ChangeError::Gpio(error) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<ExecError> for StepEnd {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Cut(cut) => Self::Cut(cut),
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Runs one program; any end but exit code 0 is a failure.
+async fn run(
+    program: &Program<'_>,
+    limit: &Limit<'_>,
+    output: &mut Captured,
+    exit_code: &mut Option<i32>,
+) -> Result<(), StepEnd> {
+    *exit_code = None;
+    let status = exec::run(program, limit, output).await?;
+    *exit_code = status.code();
+    if status.success() { Ok(()) } else { Err(StepEnd::Failed(exec::describe(status))) }
+}
+
+/// `run /usr/bin/backup`; in a plan of several steps, `step 2 of 3 (run /usr/bin/backup)`.
+fn step_name(index: usize, total: usize, step: &PlannedStep) -> String {
+    let what = match step {
+        PlannedStep::Gpio { pin, .. } => format!("gpio {pin}"),
+        PlannedStep::Run { argv } => format!("run {}", argv.first().map_or("", String::as_str)),
+        PlannedStep::Shell { .. } => "shell".to_owned(),
+    };
+    if total == 1 { what } else { format!("step {} of {total} ({what})", index + 1) }
+}

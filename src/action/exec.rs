@@ -1,0 +1,288 @@
+//! One child process, from start to the end of its whole process group.
+//!
+//! Owns: environment, standard streams, captured output, signals, grace periods.
+//! Must not know: rules, pins, messages. Used by: `action`.
+//!
+//! A child leads its own process group, so that whatever it starts can be ended with it. When its time is up, or the
+//! agent stops, the group gets SIGTERM and, [`GRACE`] later, SIGKILL. When the child ends by itself, what it left behind in
+//! its group is ended the same way: an action is over when it is reported as over. A program that is meant to outlive the
+//! action must leave the group (`systemd-run`, `setsid`).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::pin::{Pin, pin};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, FusedFuture};
+use rustix::process::{Pid, Signal, WaitOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::process::{ChildStdin, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::limit::{Cut, Limit};
+
+/// The only search path that children have.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long a killed child may take to go; one that hangs in the kernel may take for ever.
+const KILLED: Duration = Duration::from_secs(1);
+/// How long output is still read when the group is gone but a process that left it holds the pipe.
+const DRAIN: Duration = Duration::from_millis(200);
+/// How often a group in its grace period is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How much output an outcome keeps.
+const KEPT: usize = 4096;
+
+/// What to run.
+pub(super) struct Program<'a> {
+    /// The program's absolute path and its arguments.
+    pub(super) argv: &'a [String],
+    /// The environment, apart from `PATH`.
+    pub(super) environment: &'a [(String, String)],
+    /// What the program reads on its standard input.
+    pub(super) body: &'a [u8],
+}
+
+/// The beginning of what programs wrote, and how much they wrote in all.
+#[derive(Debug, Default)]
+pub(super) struct Captured {
+    kept: Vec<u8>,
+    total: u64,
+}
+
+/// Why there is no exit status.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExecError {
+    /// The program could not be started.
+    #[error("cannot start it: {0}")]
+    NotStarted(String),
+    /// It was ended before it was done.
+    #[error("cut off")]
+    Cut(Cut),
+    /// The kernel refused to say how it ended.
+    #[error("cannot learn how it ended: {0}")]
+    Lost(io::Error),
+}
+
+impl Captured {
+    /// The kept bytes and the number of all bytes.
+    pub(super) fn into_parts(self) -> (Vec<u8>, u64) {
+        (self.kept, self.total)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let room = KEPT.saturating_sub(self.kept.len());
+        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.total = self.total.saturating_add(bytes.len() as u64);
+    }
+}
+
+/// Runs one program until its whole group has ended, and collects what it writes.
+///
+/// # Errors
+///
+/// It could not be started, or `limit` was reached.
+///
+/// # Cancel safety
+///
+/// Dropping the future kills the group.
+pub(super) async fn run(
+    program: &Program<'_>,
+    limit: &Limit<'_>,
+    output: &mut Captured,
+) -> Result<ExitStatus, ExecError> {
+    limit.check().map_err(ExecError::Cut)?;
+    let (mut child, reader) =
+        start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
+    let group = Group::new(child.id());
+    let stdin = child.stdin.take();
+    let pipes = async { tokio::join!(feed(stdin, program.body), drain(reader, output)) };
+    let mut pipes = pin!(pipes.fuse());
+
+    let first = async {
+        tokio::select! {
+            biased;
+            status = child.wait() => Ok(status),
+            cut = limit.reached() => Err(cut),
+        }
+    };
+    let (result, grace_ends) = match serving(pipes.as_mut(), first).await {
+        Ok(status) => (status.map_err(ExecError::Lost), Instant::now() + GRACE),
+        Err(cut) => {
+            let grace_ends = Instant::now() + GRACE;
+            group.signal(Signal::TERM);
+            if serving(pipes.as_mut(), timeout(GRACE, child.wait())).await.is_err() {
+                group.signal(Signal::KILL);
+                if serving(pipes.as_mut(), timeout(KILLED, child.wait())).await.is_err() {
+                    tracing::error!(
+                        program = program.argv[0],
+                        pid = child.id(),
+                        "killed program did not end"
+                    );
+                }
+            }
+            (Err(ExecError::Cut(cut)), grace_ends)
+        }
+    };
+    serving(pipes.as_mut(), group.end(grace_ends)).await;
+    if !pipes.is_terminated() && timeout(DRAIN, pipes).await.is_err() {
+        tracing::debug!(
+            program = program.argv[0],
+            "stopped reading output: a process that left the group holds the pipe"
+        );
+    }
+    result
+}
+
+/// How a program ended, in words: `exit code 3`, `killed by signal 9 (SIGKILL)`.
+pub(super) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match signal_hook::low_level::signal_name(signal) {
+            Some(name) => format!("killed by signal {signal} ({name})"),
+            None => format!("killed by signal {signal}"),
+        },
+        (None, None) => status.to_string(),
+    }
+}
+
+/// The child's process group, while any process is in it. Dropping it kills what is left.
+struct Group {
+    id: Option<Pid>,
+}
+
+impl Group {
+    fn new(leader: Option<u32>) -> Self {
+        Self { id: leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) }
+    }
+
+    /// Whether there was a process to signal.
+    ///
+    /// The number cannot be another group's: as long as a process is in the group, or its leader has not been waited for,
+    /// the kernel does not give it away, and numbers that it takes back go to the end of the line.
+    fn signal(&self, signal: Signal) -> bool {
+        self.id.is_some_and(|id| rustix::process::kill_process_group(id, signal).is_ok())
+    }
+
+    /// Ends what the leader left behind: SIGTERM, and SIGKILL when the grace period is over. The leader must have been waited for.
+    async fn end(mut self, grace_ends: Instant) {
+        if self.signal(Signal::TERM) {
+            while self.is_alive() && Instant::now() < grace_ends {
+                sleep(LOOK).await;
+            }
+            self.signal(Signal::KILL);
+            self.is_alive();
+        }
+        self.id = None;
+    }
+
+    /// Whether a process is left in the group. As process 1 of a container the agent inherits orphans: those of this
+    /// group that have ended are waited for here, for nobody else would.
+    fn is_alive(&self) -> bool {
+        let Some(id) = self.id else { return false };
+        while let Ok(Some(_)) = rustix::process::waitpgid(id, WaitOptions::NOHANG) {}
+        rustix::process::test_kill_process_group(id).is_ok()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// Starts the program with both its output streams on one pipe, so that what it writes stays in order.
+fn start(program: &Program<'_>) -> io::Result<(tokio::process::Child, pipe::Receiver)> {
+    let (path, arguments) = program.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let (reader, writer) = io::pipe()?;
+    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
+    // Nothing here needs code of ours between fork and exec, so std takes posix_spawn: no copy of the page tables.
+    let mut command = Command::new(path);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", PATH)
+        .envs(program.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .process_group(0)
+        .stdin(if program.body.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .kill_on_drop(true);
+    // The command ends with this function, and with it our own writing ends of the pipe: the last process to end closes it.
+    Ok((command.spawn()?, reader))
+}
+
+/// Writes the body and closes the pipe. A program need not read it.
+async fn feed(stdin: Option<ChildStdin>, body: &[u8]) {
+    let Some(mut stdin) = stdin else { return };
+    if let Err(error) = stdin.write_all(body).await
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        tracing::warn!(%error, "could not write the message's body to the program");
+    }
+}
+
+/// Reads to the end, keeping the beginning: a program must never wait because nobody reads.
+async fn drain(mut reader: pipe::Receiver, output: &mut Captured) {
+    let mut buffer = vec![0; 2 * KEPT];
+    loop {
+        match reader.read(&mut buffer).await {
+            Ok(0) => return,
+            Ok(length) => output.add(&buffer[..length]),
+            Err(error) => {
+                tracing::warn!(%error, "could not read the program's output");
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for `event` while the pipes are served.
+async fn serving<P: Future, T>(mut pipes: Pin<&mut Fuse<P>>, event: impl Future<Output = T>) -> T {
+    let mut event = pin!(event);
+    loop {
+        tokio::select! {
+            biased;
+            value = &mut event => return value,
+            _ = &mut pipes => {}
+        }
+    }
+}
+
+/// One clause that names the program and what to do.
+fn why_not_started(argv: &[String], error: &io::Error) -> String {
+    use rustix::io::Errno;
+    let path = argv.first().map_or("", String::as_str);
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT) if Path::new(path).exists() => {
+            format!("{path} exists, but the interpreter that its first line names, or its loader, does not")
+        }
+        Some(Errno::NOENT) => format!("{path} does not exist"),
+        Some(Errno::ACCESS | Errno::PERM) => {
+            format!(
+                "{path} may not be executed by this user; check its mode, its folders' modes and the noexec mount option"
+            )
+        }
+        Some(Errno::NOEXEC) => {
+            format!("{path} is neither a program for this machine nor a script that begins with #!")
+        }
+        Some(Errno::TOOBIG) => {
+            format!("the arguments and environment for {path} are larger than the kernel allows")
+        }
+        Some(Errno::TXTBSY) => format!("{path} is being written to"),
+        Some(Errno::AGAIN) => {
+            format!("no more processes are allowed to start {path}; raise TasksMax or ulimit -u")
+        }
+        Some(Errno::MFILE | Errno::NFILE) => {
+            format!("no more files may be opened to start {path}; raise LimitNOFILE or ulimit -n")
+        }
+        _ => format!("{path}: {error}"),
+    }
+}

@@ -1,0 +1,169 @@
+//! Pins through the kernel's GPIO character device: any board, and beside other programs.
+//!
+//! Owns: everything that names the `gpiocdev` crate; finding the chip and the line. Must not know: timers, rules.
+//! Used by: `action::gpio`.
+//!
+//! Each line is held, as consumer `c2d-agent`, as long as the process lives: what a released line does is up to the kernel.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use gpiocdev::Request;
+use gpiocdev::chip::{Chip, chips};
+use gpiocdev::line::{Offset, Value};
+use rustix::io::Errno;
+
+use super::{GpioError, PinBackend};
+use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
+use crate::rules::PinState;
+
+/// Chips of the Raspberry Pi's header, newest first. The number of the device file changed with kernel versions.
+const HEADER_LABELS: [&str; 3] = ["pinctrl-rp1", "pinctrl-bcm2711", "pinctrl-bcm2835"];
+/// Where there is no such header.
+const FIRST_CHIP: &str = "/dev/gpiochip0";
+const CONSUMER: &str = "c2d-agent";
+
+struct Cdev {
+    lines: BTreeMap<String, (Request, Offset)>,
+}
+
+/// Whether there is any chip, readable or not.
+pub(super) fn any_chip() -> bool {
+    chips().is_ok_and(|chips| !chips.is_empty())
+}
+
+/// Claims every pin; direction and `initial` are one request, so that no other level is ever driven.
+pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
+    let mut lines = BTreeMap::new();
+    for (name, pin) in &settings.pins {
+        let (chip, offset) = find_line(settings.chip.as_deref(), name, &pin.line)?;
+        lines.insert(name.clone(), (claim(&chip, offset, name, pin)?, offset));
+    }
+    Ok(Box::new(Cdev { lines }))
+}
+
+impl PinBackend for Cdev {
+    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        let (request, offset) =
+            self.lines.get(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;
+        request.set_value(*offset, value(state)).map(|_| ()).map_err(|error| GpioError::Drive {
+            pin: pin.to_owned(),
+            state,
+            reason: error.to_string(),
+        })
+    }
+}
+
+fn value(state: PinState) -> Value {
+    match state {
+        PinState::On => Value::Active,
+        PinState::Off => Value::Inactive,
+    }
+}
+
+fn claim(chip: &Chip, offset: Offset, name: &str, pin: &PinSettings) -> Result<Request, GpioError> {
+    let mut builder = Request::builder();
+    builder.on_chip(chip.path()).with_consumer(CONSUMER).with_line(offset).as_output(value(pin.initial));
+    if pin.active == ActiveLevel::Low {
+        builder.as_active_low();
+    }
+    builder.request().map_err(|error| {
+        let line = spelled(&pin.line);
+        match chip.line_info(offset) {
+            Ok(info) if info.used => busy(name, line, chip.name(), &info.consumer),
+            _ => GpioError::Claim { pin: name.to_owned(), line, reason: error.to_string() },
+        }
+    })
+}
+
+/// The chip and the offset of a pin's line.
+fn find_line(chip: Option<&str>, pin: &str, line: &Line) -> Result<(Chip, Offset), GpioError> {
+    let no_line = |chip: String| GpioError::NoLine { pin: pin.to_owned(), line: spelled(line), chip };
+    match (line, chip) {
+        (Line::Number(offset), chip) => {
+            let chip = match chip {
+                Some(chip) => configured_chip(chip)?,
+                None => header_chip()?,
+            };
+            let info = chip.info().map_err(|error| opening(chip.path(), &error))?;
+            if *offset < info.num_lines { Ok((chip, *offset)) } else { Err(no_line(info.label)) }
+        }
+        (Line::Name(name), Some(chip)) => {
+            let chip = configured_chip(chip)?;
+            match chip.find_line_info(name) {
+                Some(info) => Ok((chip, info.offset)),
+                None => Err(no_line(chip.name())),
+            }
+        }
+        (Line::Name(name), None) => {
+            let found = search(|chip| Ok(chip.find_line_info(name).map(|info| info.offset)))?;
+            found.ok_or_else(|| no_line("any GPIO chip".to_owned()))
+        }
+    }
+}
+
+/// The chip by path, by name (`gpiochip0`) or by label (`pinctrl-rp1`).
+fn configured_chip(chip: &str) -> Result<Chip, GpioError> {
+    let path = if chip.contains('/') { PathBuf::from(chip) } else { Path::new("/dev").join(chip) };
+    if chip.contains('/') || path.exists() {
+        return Chip::from_path(&path).map_err(|error| opening(&path, &error));
+    }
+    let found = search(|candidate| Ok((candidate.info()?.label == chip).then_some(())))?;
+    found.map(|(chip, ())| chip).ok_or_else(|| GpioError::NoChip { chip: chip.to_owned() })
+}
+
+/// The chip that has the header's lines, else the first one.
+fn header_chip() -> Result<Chip, GpioError> {
+    for label in HEADER_LABELS {
+        if let Some((chip, ())) = search(|candidate| Ok((candidate.info()?.label == label).then_some(())))? {
+            return Ok(chip);
+        }
+    }
+    Chip::from_path(FIRST_CHIP).map_err(|error| opening(Path::new(FIRST_CHIP), &error))
+}
+
+/// The first chip for which `wanted` answers. A chip that cannot be looked at is an error only when no other one answers:
+/// it may be the one that was meant.
+fn search<T>(
+    wanted: impl Fn(&Chip) -> Result<Option<T>, gpiocdev::Error>,
+) -> Result<Option<(Chip, T)>, GpioError> {
+    let mut first_problem = None;
+    let paths = chips().map_err(|error| opening(Path::new("/dev"), &error))?;
+    for path in paths {
+        match Chip::from_path(&path).and_then(|chip| Ok(wanted(&chip)?.map(|answer| (chip, answer)))) {
+            Ok(Some(found)) => return Ok(Some(found)),
+            Ok(None) => {}
+            Err(error) => first_problem = first_problem.or(Some(opening(&path, &error))),
+        }
+    }
+    first_problem.map_or(Ok(None), Err)
+}
+
+fn opening(path: &Path, error: &gpiocdev::Error) -> GpioError {
+    let chip = path.display().to_string();
+    match error {
+        gpiocdev::Error::Os(errno) if errno.0 == Errno::NOENT.raw_os_error() => GpioError::NoChip { chip },
+        gpiocdev::Error::Os(errno)
+            if [Errno::ACCESS, Errno::PERM].map(Errno::raw_os_error).contains(&errno.0) =>
+        {
+            let group = path.metadata().map_or(0, |metadata| metadata.gid());
+            GpioError::Denied { path: path.to_owned(), group }
+        }
+        gpiocdev::Error::GpioChip(..) => GpioError::NotAChip { chip },
+        other => GpioError::Open { what: chip, reason: other.to_string() },
+    }
+}
+
+fn busy(pin: &str, line: String, chip: String, consumer: &str) -> GpioError {
+    let consumer =
+        if consumer.is_empty() { "a program that gives no name".to_owned() } else { format!("{consumer:?}") };
+    GpioError::Busy { pin: pin.to_owned(), line, chip, consumer }
+}
+
+fn spelled(line: &Line) -> String {
+    match line {
+        Line::Number(number) => number.to_string(),
+        Line::Name(name) => name.clone(),
+    }
+}

@@ -1,0 +1,138 @@
+//! What can go wrong with pins, in words.
+//!
+//! Owns: the sentences, each with the value at fault and the remedy. Must not know: how a backend finds out.
+//! Used by: `action::gpio` and its backends, `action`.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::rules::PinState;
+
+/// Why a pin cannot be claimed or driven.
+#[derive(Debug, thiserror::Error)]
+pub enum GpioError {
+    /// `backend = "auto"` found nothing.
+    #[error(
+        "no GPIO found: run on a board with /dev/gpiochip0, map it into the container with --device /dev/gpiochip0, \
+         or set backend = \"simulated\" in [gpio] to try without"
+    )]
+    NoGpio,
+    /// The binary has no hardware backends.
+    #[error(
+        "this c2d-agent was built without GPIO hardware support: install a build with the cargo feature \"gpio\", \
+         or set backend = \"simulated\" in [gpio]"
+    )]
+    NotBuilt,
+    /// `backend = "rppal"` on another board.
+    #[error("rppal does not know this board: set backend = \"cdev\" in [gpio]")]
+    NotARaspberryPi,
+    /// The chip is not there.
+    #[error(
+        "GPIO chip {chip} does not exist: check `chip` in [gpio] against `gpiodetect`, or map the device into the \
+         container with --device"
+    )]
+    NoChip {
+        /// As configured, or as searched for.
+        chip: String,
+    },
+    /// What `chip` names is something else.
+    #[error("{chip} is not a GPIO chip: check `chip` in [gpio] against `gpiodetect`")]
+    NotAChip {
+        /// As configured.
+        chip: String,
+    },
+    /// The device file may not be opened.
+    #[error(
+        "permission denied on {}: add the service's user to group {group} (on Raspberry Pi OS `usermod -aG gpio USER`); \
+         in a container pass --device {} --group-add {group}",
+        path.display(), path.display()
+    )]
+    Denied {
+        /// The device file.
+        path: PathBuf,
+        /// Number of the group that owns it.
+        group: u32,
+    },
+    /// No such line.
+    #[error("pin {pin}: line {line} does not exist on {chip}: compare with `gpioinfo`")]
+    NoLine {
+        /// The pin's name in the configuration.
+        pin: String,
+        /// Its line there.
+        line: String,
+        /// The chip, or where it was searched for.
+        chip: String,
+    },
+    /// Another program, or the kernel, holds the line.
+    #[error(
+        "pin {pin}: line {line} of {chip} is in use by {consumer}: stop that program or choose another line"
+    )]
+    Busy {
+        /// The pin's name in the configuration.
+        pin: String,
+        /// Its line there.
+        line: String,
+        /// The chip.
+        chip: String,
+        /// Who holds it, as the kernel knows it.
+        consumer: String,
+    },
+    /// `rppal` takes BCM numbers only.
+    #[error(
+        "pin {pin}: backend \"rppal\" takes the BCM number as line, not the name {line:?}: set line = NUMBER or backend = \"cdev\""
+    )]
+    NeedsNumber {
+        /// The pin's name in the configuration.
+        pin: String,
+        /// Its line there.
+        line: String,
+    },
+    /// The backend reported something else while claiming.
+    #[error("pin {pin}: cannot claim line {line}: {reason}")]
+    Claim {
+        /// The pin's name in the configuration.
+        pin: String,
+        /// Its line there.
+        line: String,
+        /// The backend's words.
+        reason: String,
+    },
+    /// The backend could not be opened at all.
+    #[error("cannot open {what}: {reason}")]
+    Open {
+        /// What was opened.
+        what: String,
+        /// The backend's words.
+        reason: String,
+    },
+    /// The pin could not be driven.
+    #[error("pin {pin} could not be turned {state}: {reason}")]
+    Drive {
+        /// The pin's name in the configuration.
+        pin: String,
+        /// The wanted state.
+        state: PinState,
+        /// The backend's words.
+        reason: String,
+    },
+    /// A plan names a pin that is not configured.
+    #[error("pin {pin} is not configured: add [gpio.pins.{pin}]")]
+    UnknownPin {
+        /// The name.
+        pin: String,
+    },
+    /// The simulated backend could not write the states.
+    #[error("cannot write the pins' states to {}: {source}; check `state_file` in [gpio]", path.display())]
+    StateFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Some pins are not in their `on_exit` state.
+    #[error("not every pin was left as on_exit says: {problems}")]
+    OnExit {
+        /// One sentence per pin.
+        problems: String,
+    },
+}

@@ -1,0 +1,46 @@
+//! Pins without hardware: states in memory, every change in the log and, where asked for, in a file.
+//!
+//! Owns: the file's shape (`{"led":"off","pump":"on"}`). Must not know: hardware. Used by: `action::gpio`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use super::{GpioError, PinBackend};
+use crate::config::GpioSettings;
+use crate::rules::PinState;
+
+struct Simulated {
+    states: BTreeMap<String, PinState>,
+    state_file: Option<PathBuf>,
+}
+
+/// Takes every pin into its `initial` state and writes the file for the first time.
+pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
+    let states = settings.pins.iter().map(|(name, pin)| (name.clone(), pin.initial)).collect();
+    let simulated = Simulated { states, state_file: settings.state_file.clone() };
+    simulated.write()?;
+    Ok(Box::new(simulated))
+}
+
+impl PinBackend for Simulated {
+    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        self.states.insert(pin.to_owned(), state);
+        tracing::info!(pin, %state, "switched simulated pin");
+        self.write()
+    }
+}
+
+impl Simulated {
+    /// Replaces the file in one step, so that a reader never sees half of it.
+    fn write(&self) -> Result<(), GpioError> {
+        let Some(path) = &self.state_file else { return Ok(()) };
+        let states: serde_json::Map<_, _> =
+            self.states.iter().map(|(pin, state)| (pin.clone(), state.to_string().into())).collect();
+        let mut beside = path.clone().into_os_string();
+        beside.push(".new");
+        let written = fs::write(&beside, serde_json::Value::Object(states).to_string());
+        let replaced = written.and_then(|()| fs::rename(&beside, path));
+        replaced.map_err(|source| GpioError::StateFile { path: path.clone(), source })
+    }
+}

@@ -1,0 +1,60 @@
+//! When an action must end before it is done: its deadline, or the agent is stopping.
+//!
+//! Owns: which of the two came first. Must not know: processes, pins. Used by: `action` and its parts.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The deadline of one action and the agent's wish to stop.
+pub(super) struct Limit<'a> {
+    deadline: Instant,
+    stop: &'a CancellationToken,
+}
+
+/// Why a step was cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// The action's time is up.
+    TimedOut,
+    /// The agent is stopping.
+    Interrupted,
+}
+
+impl<'a> Limit<'a> {
+    /// The deadline is `timeout` from now.
+    pub(super) fn new(timeout: Duration, stop: &'a CancellationToken) -> Self {
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        Self { deadline: Instant::now() + timeout.min(CENTURY), stop }
+    }
+
+    /// Whether the action may start another step.
+    pub(super) fn check(&self) -> Result<(), Cut> {
+        if self.stop.is_cancelled() {
+            Err(Cut::Interrupted)
+        } else if Instant::now() >= self.deadline {
+            Err(Cut::TimedOut)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Ends when the action must. Cancel safe.
+    pub(super) async fn reached(&self) -> Cut {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Cut::Interrupted,
+            () = tokio::time::sleep_until(self.deadline) => Cut::TimedOut,
+        }
+    }
+
+    /// Waits until `wake`, or until the action must end. Cancel safe.
+    pub(super) async fn pause_until(&self, wake: Instant) -> Result<(), Cut> {
+        tokio::select! {
+            biased;
+            cut = self.reached() => Err(cut),
+            () = tokio::time::sleep_until(wake) => Ok(()),
+        }
+    }
+}
