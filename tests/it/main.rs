@@ -1,4 +1,5 @@
 //! Every integration test, in one target: what a user would notice, with real processes and real sockets.
 
+mod corpora;
 mod harness;
 mod layering;
