@@ -4,13 +4,15 @@
 //!
 //! - edge: `cli` (arguments, logging, runtime, exit code)
 //! - policy: `agent`
-//! - mechanism: `session`, `action`, `service`, `emulator`, [`tls`]
+//! - mechanism: `session`, `action`, `service`, [`emulator`], [`tls`]
 //! - vocabulary: [`config`], [`rules`], [`message`], [`credentials`], [`feedback`]
 
 pub mod action;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 pub mod feedback;
 pub mod message;
 pub mod rules;

@@ -1,0 +1,240 @@
+//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0, no Azure account.
+//!
+//! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`,
+//! `action`: a double built from the code under test proves nothing.
+//! Used by: `cli`, the demo, integration tests.
+//!
+//! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners.
+//! - `mqtt` and `amqp` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
+//! - `state_dir` and `certificates` make what survives a restart: keys and certificates. Queues do not.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::{CredentialError, HostPort, check_device_id};
+
+mod amqp;
+mod certificates;
+pub mod hub;
+mod listener;
+mod mqtt;
+pub mod registry;
+pub mod shared;
+mod state_dir;
+mod tls;
+
+use hub::Hub;
+use registry::Registry;
+use shared::SharedHub;
+use state_dir::StateDir;
+pub use state_dir::StateDirError;
+
+/// The standard port of devices: MQTT over TLS.
+pub const MQTT_PORT: u16 = 8883;
+
+/// The standard port of back ends: AMQP 1.0 over TLS.
+pub const AMQP_PORT: u16 = 5671;
+
+/// Most devices of one emulator; with full queues of the largest messages they fill 3 GB.
+pub const MAX_DEVICES: usize = 1_000;
+
+/// Where the emulator gets the time from.
+pub type Clock = fn() -> SystemTime;
+
+/// What to emulate, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directory for keys and certificates; made when absent.
+    pub state_dir: PathBuf,
+    /// Address to listen on.
+    pub bind: IpAddr,
+    /// The hub's host name: in the server certificate, user names and tokens.
+    pub hostname: String,
+    /// Port of the device side; 0 is any free one.
+    pub mqtt_port: u16,
+    /// Port of the service side; 0 is any free one.
+    pub amqp_port: u16,
+    /// Devices that sign in with tokens made from keys.
+    pub devices: Vec<String>,
+    /// Devices that sign in with certificates.
+    pub x509_devices: Vec<String>,
+    /// Time from one feedback batch to the next; the real hub's is 15 seconds.
+    pub feedback_interval: Duration,
+}
+
+/// Why the emulator did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmulatorError {
+    /// A device id that no hub takes.
+    #[error(transparent)]
+    DeviceId(#[from] CredentialError),
+    /// A device that is asked for twice.
+    #[error("device \"{0}\" is asked for twice: a device signs in either by key or by certificate")]
+    DoubledDevice(String),
+    /// Too many devices.
+    #[error("{0} devices are more than the {MAX_DEVICES} that the emulator serves")]
+    TooManyDevices(usize),
+    /// Not a host name.
+    #[error("\"{0}\" is not a host name without a port")]
+    Hostname(String),
+    /// A file of the state directory is at fault.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// A listener could not start.
+    #[error("cannot listen on {address} for {protocol}: {reason}")]
+    Listen {
+        /// The address with its port.
+        address: SocketAddr,
+        /// What should have been served there.
+        protocol: &'static str,
+        /// The reason and the remedy.
+        reason: String,
+    },
+    /// rustls does not take the server's certificate.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A running emulator. Dropping it stops it without a goodbye; see [`Emulator::stop`].
+pub struct Emulator {
+    hub: SharedHub,
+    mqtt_address: SocketAddr,
+    amqp_address: SocketAddr,
+    state_dir: PathBuf,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+/// Starts the emulator; when this returns, both listeners accept. Needs a tokio runtime.
+///
+/// # Errors
+/// [`EmulatorError`] names the option, file or port at fault. Nothing runs then.
+///
+/// # Cancel safety
+/// Cancel safe: listeners that were open are closed.
+pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorError> {
+    options.check()?;
+    let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
+    let now = clock();
+    let state = StateDir::open(root, &options.devices, &options.x509_devices, now)?;
+    let identity = state.make_server_identity(hostname, now)?;
+    let tls = tls::server_config(identity.chain, identity.key)?;
+
+    let mqtt = listen(SocketAddr::new(*bind, *mqtt_port), "MQTT", "--mqtt-port").await?;
+    let amqp = listen(SocketAddr::new(*bind, *amqp_port), "AMQP", "--amqp-port").await?;
+    let (mqtt_address, mqtt) = mqtt;
+    let (amqp_address, amqp) = amqp;
+    state.write_client_files(hostname, mqtt_address.port(), amqp_address.port())?;
+
+    let mut registry = Registry::new(hostname, state.policies());
+    for device in state.devices() {
+        registry.add_device(device.clone());
+    }
+    let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let timer = hub.clone();
+    let timer_stop = stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = timer_stop.cancelled() => {}
+            () = timer.run_timer() => {}
+        }
+    });
+    let (own, token) = (hub.clone(), stop.clone());
+    let serve_mqtt = move |stream, peer| mqtt::serve_connection(stream, peer, own.clone(), token.clone());
+    tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
+    let (own, token) = (hub.clone(), stop.clone());
+    let serve_amqp = move |stream, peer| amqp::serve_connection(stream, peer, own.clone(), token.clone());
+    tasks.spawn(listener::serve("amqp", amqp, tls, stop.clone(), serve_amqp));
+    Ok(Emulator { hub, mqtt_address, amqp_address, state_dir: options.state_dir, stop, tasks })
+}
+
+impl Emulator {
+    /// The hub itself, for tests that look into it or enqueue by hand.
+    pub fn hub(&self) -> &SharedHub {
+        &self.hub
+    }
+
+    /// Where devices connect.
+    pub fn mqtt_address(&self) -> SocketAddr {
+        self.mqtt_address
+    }
+
+    /// Where back ends connect.
+    pub fn amqp_address(&self) -> SocketAddr {
+        self.amqp_address
+    }
+
+    /// The directory with `ca.pem` and the connection strings.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Closes all connections and stops, in about a second at most.
+    ///
+    /// # Cancel safety
+    /// When dropped early, the rest is cut.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task of the emulator failed");
+            }
+        }
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), EmulatorError> {
+        let mut ids: Vec<&String> = self.devices.iter().chain(&self.x509_devices).collect();
+        if ids.len() > MAX_DEVICES {
+            return Err(EmulatorError::TooManyDevices(ids.len()));
+        }
+        for id in &ids {
+            check_device_id(id)?;
+        }
+        ids.sort();
+        if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(one, next)| one == next) {
+            return Err(EmulatorError::DoubledDevice((**id).clone()));
+        }
+        match HostPort::parse(&self.hostname) {
+            Some(HostPort { port: None, .. }) => Ok(()),
+            _ => {
+                let shown = self.hostname.chars().take(60).flat_map(char::escape_debug).collect();
+                Err(EmulatorError::Hostname(shown))
+            }
+        }
+    }
+}
+
+async fn listen(
+    address: SocketAddr,
+    protocol: &'static str,
+    option: &str,
+) -> Result<(SocketAddr, TcpListener), EmulatorError> {
+    let failed = |error: io::Error| {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("the port is in use; stop what listens there, or choose another with {option}")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need privileges; choose another with {option}")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address; choose one of its own with --bind".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        EmulatorError::Listen { address, protocol, reason }
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    Ok((listener.local_addr().map_err(failed)?, listener))
+}

@@ -1,0 +1,96 @@
+//! Certificates that the emulator makes: its authority, its own, and those of X.509 devices.
+//!
+//! Owns: everything that rcgen does here. Must not know: files, TLS connections.
+//! Used by: `emulator::state_dir`.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const AUTHORITY_DAYS: u32 = 3650;
+/// Clients that follow the public rules refuse more than 398 days.
+const SERVER_DAYS: u32 = 397;
+const DEVICE_DAYS: u32 = 3650;
+
+/// A certificate and its private key, both PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PemPair {
+    pub(super) certificate: String,
+    pub(super) private_key: String,
+}
+
+/// What a TLS server presents.
+pub(super) struct ServerIdentity {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
+}
+
+/// Makes an authority that is good for ten years from `now`.
+pub(super) fn make_authority(now: SystemTime) -> Result<PemPair, rcgen::Error> {
+    let mut params = params(Vec::new(), "c2d-agent emulator CA", now, AUTHORITY_DAYS)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    self_signed(&params)
+}
+
+/// Makes a server certificate for `hostname`, `localhost` and the loopback addresses, signed by `authority`.
+///
+/// # Errors
+/// When the authority's PEM texts are damaged, or `hostname` cannot stand in a certificate.
+pub(super) fn make_server(
+    authority: &PemPair,
+    hostname: &str,
+    now: SystemTime,
+) -> Result<ServerIdentity, rcgen::Error> {
+    let issuer =
+        Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.private_key)?)?;
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+    if !names.iter().any(|name| name.eq_ignore_ascii_case(hostname)) {
+        names.insert(0, hostname.to_owned());
+    }
+    let mut params = params(names, hostname, now, SERVER_DAYS)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Ok(ServerIdentity { chain: vec![certificate.der().clone()], key })
+}
+
+/// Makes a self-signed client certificate for a device.
+pub(super) fn make_device(device_id: &str, now: SystemTime) -> Result<PemPair, rcgen::Error> {
+    let mut params = params(Vec::new(), device_id, now, DEVICE_DAYS)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    self_signed(&params)
+}
+
+fn params(
+    names: Vec<String>,
+    common_name: &str,
+    now: SystemTime,
+    days: u32,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    // A day of grace for clocks that run behind.
+    params.not_before = (now - DAY).into();
+    params.not_after = (now + DAY * days).into();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    // A common name has at most 64 characters.
+    let common_name: String = common_name.chars().take(64).collect();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    Ok(params)
+}
+
+fn self_signed(params: &CertificateParams) -> Result<PemPair, rcgen::Error> {
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok(PemPair { certificate: certificate.pem(), private_key: key.serialize_pem() })
+}

@@ -1,0 +1,390 @@
+//! The hub as a state machine: devices, their C2D queues, their sessions, and delivery feedback.
+//!
+//! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
+//! subscriptions, feedback batches.
+//! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
+//! Used by: `emulator::shared`, and through it by the listeners.
+//!
+//! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. Two choices where the reference is silent: a message
+//! whose lock lapsed is not offered to the same connection again, only to the device's next one; and a message
+//! without a message id is reported in feedback with an empty one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
+use crate::message::{self, C2dMessage};
+
+use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
+
+mod feedback;
+mod queue;
+mod session;
+
+use feedback::FeedbackQueue;
+pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
+use queue::{DeviceQueue, Finished};
+pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
+use session::Session;
+pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
+
+/// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// The furthest expiry that a sender may ask for. Source: wire reference 5.1.
+pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+
+/// A message that a back end sends to a device.
+#[derive(Debug, Clone)]
+pub struct QueuedMessage {
+    /// The device it is for.
+    pub device_id: String,
+    /// Properties and body as the device gets them. The hub adds `$.to` where it is missing and `$.exp` when
+    /// `expiry` is given.
+    pub message: C2dMessage,
+    /// The outcomes that the sender wants to hear of.
+    pub ack: DeliveryAck,
+    /// When the message expires; without one, after [`DEFAULT_TTL`].
+    pub expiry: Option<SystemTime>,
+}
+
+/// Why a message was not queued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnqueueError {
+    /// Hub code 404001.
+    #[error("the hub has no device \"{0}\"")]
+    UnknownDevice(String),
+    /// Hub code 403004.
+    #[error("the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until it takes some")]
+    QueueFull(String),
+    /// Hub code 413001.
+    #[error("the message is {0} bytes with its properties, more than {max}", max = message::MAX_C2D_BYTES)]
+    TooLarge(usize),
+    /// Hub code 403009.
+    #[error("the message's expiry {0} is in the past")]
+    ExpiryPast(String),
+    /// Hub code 403009.
+    #[error("the message's expiry {0} is more than two days ahead")]
+    ExpiryTooFar(String),
+}
+
+/// A settlement that came too late: the lock lapsed, the message expired, or the connection was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the lock is no longer held")]
+pub struct LockLost;
+
+/// The whole hub. It holds the devices it was given, at most [`MAX_QUEUE`] messages and one session for each, and
+/// a bounded number of feedback records.
+#[derive(Debug)]
+pub struct Hub {
+    registry: Registry,
+    devices: BTreeMap<String, DeviceState>,
+    feedback: FeedbackQueue,
+    last_id: u64,
+    version: u64,
+}
+
+#[derive(Debug, Default)]
+struct DeviceState {
+    queue: DeviceQueue,
+    session: Session,
+}
+
+impl Hub {
+    /// A hub without devices. `feedback_interval` is the time from one feedback batch to the next one that is
+    /// not full; the real hub's is 15 seconds.
+    pub fn new(registry: Registry, feedback_interval: Duration) -> Self {
+        let devices = registry.device_ids().map(|id| (id.to_owned(), DeviceState::default())).collect();
+        Self { registry, devices, feedback: FeedbackQueue::new(feedback_interval), last_id: 0, version: 0 }
+    }
+
+    /// Adds a device, or gives one that is there new credentials; its queue and session stay.
+    pub fn add_device(&mut self, device: Device) {
+        self.devices.entry(device.id.clone()).or_default();
+        self.registry.add_device(device);
+    }
+
+    /// The host name that user names and tokens must name.
+    pub fn hostname(&self) -> &str {
+        self.registry.hostname()
+    }
+
+    /// Whether a device may sign in with `token`, or else with the certificate of its TLS connection.
+    ///
+    /// # Errors
+    /// [`AuthError`] says why not, for the log; the wire only ever says "not authorised".
+    pub fn authenticate_device(
+        &self,
+        device_id: &str,
+        token: Option<&str>,
+        certificate: Option<&Thumbprint>,
+        now: SystemTime,
+    ) -> Result<Grant, AuthError> {
+        self.registry.authenticate_device(device_id, token, certificate, now)
+    }
+
+    /// Whether a back end may send and read feedback (ServiceConnect) with `token`.
+    ///
+    /// # Errors
+    /// [`AuthError`] says why not.
+    pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
+        self.registry.authenticate_service(token, now)
+    }
+
+    /// Makes a connection the device's only one. The connection that was there is displaced: its locks return to
+    /// the queue, and [`Hub::is_current`] tells it to close. With `clean` the stored session is forgotten, now
+    /// and at the end of this connection. `None` when there is no such device.
+    pub fn connect(&mut self, device_id: &str, clean: bool) -> Option<Connected> {
+        let connection = ConnectionId(self.next_id());
+        let state = self.devices.get_mut(device_id)?;
+        state.queue.release_all();
+        let connected = state.session.connect(connection, clean);
+        self.version += 1;
+        Some(connected)
+    }
+
+    /// Ends a connection: what it had not settled returns to the queue at once, in its old order. Nothing happens
+    /// when another connection has taken its place.
+    pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId) {
+        let Some(state) = self.devices.get_mut(device_id) else { return };
+        if state.session.disconnect(connection) {
+            state.queue.release_all();
+            self.version += 1;
+        }
+    }
+
+    /// Whether `connection` is still the device's connection.
+    pub fn is_current(&self, device_id: &str, connection: ConnectionId) -> bool {
+        self.devices.get(device_id).is_some_and(|state| state.session.is_current(connection))
+    }
+
+    /// Stores a subscription of the device's session, or changes its quality of service. Answers whether there
+    /// was room: a session holds [`MAX_SUBSCRIPTIONS`].
+    pub fn subscribe(
+        &mut self,
+        device_id: &str,
+        connection: ConnectionId,
+        subscription: Subscription,
+        qos: u8,
+    ) -> bool {
+        self.version += 1;
+        self.current(device_id, connection).is_some_and(|state| state.session.subscribe(subscription, qos))
+    }
+
+    /// Removes a subscription; nothing happens when it is not there.
+    pub fn unsubscribe(&mut self, device_id: &str, connection: ConnectionId, subscription: Subscription) {
+        if let Some(state) = self.current(device_id, connection) {
+            state.session.unsubscribe(subscription);
+        }
+    }
+
+    /// The quality of service granted for a subscription; `None` when there is none.
+    pub fn granted(
+        &self,
+        device_id: &str,
+        connection: ConnectionId,
+        subscription: Subscription,
+    ) -> Option<u8> {
+        let state = self.devices.get(device_id)?;
+        state.session.is_current(connection).then(|| state.session.granted(subscription)).flatten()
+    }
+
+    /// Puts a message at the end of its device's queue.
+    ///
+    /// # Errors
+    /// [`EnqueueError`]; the order of checks is: device, size, expiry, room.
+    pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
+        let QueuedMessage { device_id, mut message, ack, expiry } = queued;
+        if !self.devices.contains_key(&device_id) {
+            return Err(EnqueueError::UnknownDevice(device_id.chars().take(128).collect()));
+        }
+        if !message.system.contains(message::TO) {
+            message.system.set(message::TO, format!("/devices/{device_id}/messages/devicebound"));
+        }
+        if let Some(expiry) = expiry {
+            let text = message::format_time(expiry);
+            if expiry <= now {
+                return Err(EnqueueError::ExpiryPast(text));
+            }
+            if expiry > now + MAX_TTL {
+                return Err(EnqueueError::ExpiryTooFar(text));
+            }
+            message.system.set(message::EXPIRY, text);
+        }
+        let size = message.wire_size();
+        if size > message::MAX_C2D_BYTES {
+            return Err(EnqueueError::TooLarge(size));
+        }
+        self.expire(&device_id, now);
+        let expires = expiry.unwrap_or(now + DEFAULT_TTL);
+        let room = self
+            .devices
+            .get_mut(&device_id)
+            .is_some_and(|state| state.queue.push(Arc::new(message), ack, expires));
+        if !room {
+            return Err(EnqueueError::QueueFull(device_id));
+        }
+        self.version += 1;
+        Ok(())
+    }
+
+    /// Locks the device's oldest waiting message for `connection`. `None` when nothing waits, when the device
+    /// has not subscribed, or when `connection` is not its connection any more.
+    pub fn next_delivery(
+        &mut self,
+        device_id: &str,
+        connection: ConnectionId,
+        now: SystemTime,
+    ) -> Option<Locked> {
+        self.expire(device_id, now);
+        let lock = Lock(self.next_id());
+        let state = self.current(device_id, connection)?;
+        state.session.granted(Subscription::DeviceBound)?;
+        state.queue.lock_next(lock, connection, now)
+    }
+
+    /// The device has taken the message: feedback `Success` where asked for.
+    ///
+    /// # Errors
+    /// [`LockLost`]; nothing has changed then.
+    pub fn complete(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
+        self.finish(device_id, lock, FeedbackStatus::Success, now)
+    }
+
+    /// The device refuses the message for good: feedback `Rejected` where asked for.
+    ///
+    /// # Errors
+    /// [`LockLost`]; nothing has changed then.
+    pub fn reject(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
+        self.finish(device_id, lock, FeedbackStatus::Rejected, now)
+    }
+
+    /// The device gives the message back: its delivery count rises, and at [`MAX_DELIVERY_COUNT`] it is dead
+    /// lettered with feedback `DeliveryCountExceeded` where asked for. Otherwise it waits again in its old place.
+    ///
+    /// # Errors
+    /// [`LockLost`]; nothing has changed then.
+    pub fn abandon(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
+        self.expire(device_id, now);
+        let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
+        let exceeded = state.queue.abandon(lock)?;
+        self.version += 1;
+        if let Some(finished) = exceeded {
+            self.record(device_id, &finished, FeedbackStatus::DeliveryCountExceeded, now);
+        }
+        Ok(())
+    }
+
+    /// How many messages wait for or are with the device; `None` when there is no such device.
+    pub fn queue_length(&self, device_id: &str) -> Option<usize> {
+        self.devices.get(device_id).map(|state| state.queue.len())
+    }
+
+    /// The next feedback batch, locked until it is settled, given back or its lock lapses. `None` while another
+    /// batch is out, or none is due. Source: wire reference 4.4.
+    pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<FeedbackBatch> {
+        let lock = FeedbackLock(self.next_id());
+        self.feedback.next_batch(lock, now)
+    }
+
+    /// The back end has read the batch.
+    ///
+    /// # Errors
+    /// [`LockLost`]; the batch will come again then.
+    pub fn complete_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        self.version += 1;
+        self.feedback.complete(lock)
+    }
+
+    /// The back end gives the batch back: its delivery count rises, and at [`MAX_DELIVERY_COUNT`] it is dropped.
+    ///
+    /// # Errors
+    /// [`LockLost`]; the batch will come again then.
+    pub fn abandon_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        self.version += 1;
+        self.feedback.abandon(lock)
+    }
+
+    /// The link that the batch went out on is gone: it comes again, its delivery count unchanged.
+    ///
+    /// # Errors
+    /// [`LockLost`]; the batch will come again then.
+    pub fn release_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        self.version += 1;
+        self.feedback.release(lock)
+    }
+
+    /// Lets time pass: messages expire, locks lapse, feedback becomes due or too old.
+    pub fn tick(&mut self, now: SystemTime) {
+        let ids: Vec<String> = self.devices.keys().cloned().collect();
+        for id in ids {
+            self.expire(&id, now);
+        }
+        if self.feedback.tick(now) {
+            self.version += 1;
+        }
+    }
+
+    /// When [`Hub::tick`] next has something to do; `None` when nothing waits.
+    pub fn next_deadline(&self) -> Option<SystemTime> {
+        let queues = self.devices.values().filter_map(|state| state.queue.next_deadline());
+        queues.chain(self.feedback.next_deadline()).min()
+    }
+
+    /// Rises with every change that a listener may have to act on.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn current(&mut self, device_id: &str, connection: ConnectionId) -> Option<&mut DeviceState> {
+        self.devices.get_mut(device_id).filter(|state| state.session.is_current(connection))
+    }
+
+    fn finish(
+        &mut self,
+        device_id: &str,
+        lock: Lock,
+        status: FeedbackStatus,
+        now: SystemTime,
+    ) -> Result<(), LockLost> {
+        self.expire(device_id, now);
+        let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
+        let finished = state.queue.remove(lock)?;
+        self.record(device_id, &finished, status, now);
+        Ok(())
+    }
+
+    fn expire(&mut self, device_id: &str, now: SystemTime) {
+        let Some(state) = self.devices.get_mut(device_id) else { return };
+        for finished in state.queue.pass_time(now) {
+            tracing::info!(device_id, message_id = finished.message.message_id(), "expired a C2D message");
+            self.record(device_id, &finished, FeedbackStatus::Expired, now);
+        }
+    }
+
+    fn record(&mut self, device_id: &str, finished: &Finished, status: FeedbackStatus, now: SystemTime) {
+        if !finished.ack.reports(status) {
+            return;
+        }
+        let record = FeedbackRecord {
+            original_message_id: finished.message.message_id().unwrap_or_default().to_owned(),
+            description: status.as_str().to_owned(),
+            device_generation_id: self.registry.generation(device_id).unwrap_or_default().to_owned(),
+            device_id: device_id.to_owned(),
+            enqueued_time_utc: message::format_time(now),
+            status_code: status,
+        };
+        self.feedback.push(record, now);
+        self.version += 1;
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Feedback records on their way to the back end.
+//!
+//! Owns: batching, the lock of the batch that is out, age and delivery count. Must not know: devices, links.
+//! Used by: `hub`. Source: wire reference 4.4 and 5.4.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use crate::feedback::FeedbackRecord;
+
+use super::LockLost;
+use super::queue::{LOCK_TIME, MAX_DELIVERY_COUNT};
+
+/// Records in one batch at most; that many go out without waiting for the interval.
+pub const BATCH_RECORDS: usize = 64;
+
+/// Feedback that nobody reads is dropped after this long.
+const TIME_TO_LIVE: Duration = Duration::from_secs(60 * 60);
+
+/// Records that may wait; beyond that the oldest is dropped. An hour of feedback at three a second.
+const MAX_WAITING: usize = 10_000;
+
+/// The right to settle one batch; never used twice by a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FeedbackLock(pub(super) u64);
+
+/// One feedback message: what a receiver gets as one delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedbackBatch {
+    /// Settles this delivery.
+    pub lock: FeedbackLock,
+    /// The records, oldest first; never empty.
+    pub records: Vec<FeedbackRecord>,
+    /// When the batch was made.
+    pub enqueued: SystemTime,
+    /// How often it was abandoned.
+    pub delivery_count: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct FeedbackQueue {
+    interval: Duration,
+    last_sent: Option<SystemTime>,
+    waiting: VecDeque<(SystemTime, FeedbackRecord)>,
+    /// The one batch that exists at a time, and until when it is locked; `None` when it waits to go out again.
+    batch: Option<(FeedbackBatch, Option<SystemTime>)>,
+    /// Whether a tick has already announced that a batch is due.
+    announced: bool,
+}
+
+impl FeedbackQueue {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, last_sent: None, waiting: VecDeque::new(), batch: None, announced: false }
+    }
+
+    pub(super) fn push(&mut self, record: FeedbackRecord, now: SystemTime) {
+        if self.waiting.len() >= MAX_WAITING {
+            if let Some((_, oldest)) = self.waiting.pop_front() {
+                let (message_id, device_id) = (oldest.original_message_id, oldest.device_id);
+                tracing::warn!(
+                    message_id,
+                    device_id,
+                    "dropped the oldest feedback record: nobody reads them"
+                );
+            }
+        }
+        self.waiting.push_back((now, record));
+        self.announced = false;
+    }
+
+    pub(super) fn next_batch(&mut self, lock: FeedbackLock, now: SystemTime) -> Option<FeedbackBatch> {
+        self.tick(now);
+        if self.batch.is_none() && self.is_due(now) {
+            let count = self.waiting.len().min(BATCH_RECORDS);
+            let records = self.waiting.drain(..count).map(|(_, record)| record).collect();
+            let fresh = FeedbackBatch { lock, records, enqueued: now, delivery_count: 0 };
+            self.batch = Some((fresh, None));
+        }
+        let (batch, locked) = self.batch.as_mut()?;
+        if locked.is_some() {
+            return None;
+        }
+        batch.lock = lock;
+        *locked = Some(now + LOCK_TIME);
+        self.last_sent = Some(now);
+        self.announced = false;
+        Some(batch.clone())
+    }
+
+    pub(super) fn complete(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        self.locked(lock)?;
+        self.batch = None;
+        Ok(())
+    }
+
+    pub(super) fn abandon(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        let (batch, locked) = self.locked(lock)?;
+        batch.delivery_count += 1;
+        *locked = None;
+        if batch.delivery_count >= MAX_DELIVERY_COUNT {
+            let records = batch.records.len();
+            tracing::warn!(records, "dropped a feedback batch: it was abandoned {MAX_DELIVERY_COUNT} times");
+            self.batch = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
+        *self.locked(lock)?.1 = None;
+        Ok(())
+    }
+
+    /// Unlocks and drops what time has come for. Answers whether a batch has become ready to go out.
+    pub(super) fn tick(&mut self, now: SystemTime) -> bool {
+        let mut ready = false;
+        if let Some((batch, locked)) = &mut self.batch {
+            if locked.is_some_and(|until| until <= now) {
+                *locked = None;
+                ready = true;
+            }
+            if locked.is_none() && batch.enqueued + TIME_TO_LIVE <= now {
+                tracing::warn!(
+                    records = batch.records.len(),
+                    "dropped a feedback batch: nobody took it for an hour"
+                );
+                self.batch = None;
+            }
+        }
+        while self.waiting.front().is_some_and(|(since, _)| *since + TIME_TO_LIVE <= now) {
+            self.waiting.pop_front();
+            tracing::debug!("dropped a feedback record: nobody read it for an hour");
+        }
+        if self.batch.is_none() && self.is_due(now) && !self.announced {
+            self.announced = true;
+            ready = true;
+        }
+        ready
+    }
+
+    /// When [`FeedbackQueue::tick`] next has something to do.
+    pub(super) fn next_deadline(&self) -> Option<SystemTime> {
+        let batch =
+            self.batch.as_ref().map(|(batch, locked)| locked.unwrap_or(batch.enqueued + TIME_TO_LIVE));
+        let oldest = self.waiting.front().map(|(since, _)| *since);
+        let due = oldest.filter(|_| self.batch.is_none() && !self.announced);
+        let due = due.map(|oldest| self.last_sent.map_or(oldest, |sent| sent + self.interval));
+        [batch, due, oldest.map(|oldest| oldest + TIME_TO_LIVE)].into_iter().flatten().min()
+    }
+
+    fn is_due(&self, now: SystemTime) -> bool {
+        let interval_over = self.last_sent.is_none_or(|sent| sent + self.interval <= now);
+        self.waiting.len() >= BATCH_RECORDS || (interval_over && !self.waiting.is_empty())
+    }
+
+    fn locked(
+        &mut self,
+        lock: FeedbackLock,
+    ) -> Result<(&mut FeedbackBatch, &mut Option<SystemTime>), LockLost> {
+        match &mut self.batch {
+            Some((batch, locked)) if locked.is_some() && batch.lock == lock => Ok((batch, locked)),
+            _ => Err(LockLost),
+        }
+    }
+}

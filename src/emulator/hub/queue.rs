@@ -1,0 +1,154 @@
+//! The C2D queue of one device.
+//!
+//! Owns: order, locks, expiry, delivery counts. Must not know: sessions, feedback records.
+//! Used by: `hub`. Source: wire reference 5.1.
+//!
+//! A locked message keeps its place, so whatever returns to the queue is in its old order by itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::feedback::DeliveryAck;
+use crate::message::C2dMessage;
+
+use super::LockLost;
+use super::session::ConnectionId;
+
+/// Most messages that wait for or are with one device.
+pub const MAX_QUEUE: usize = 50;
+
+/// How long a delivered message stays locked for its connection.
+pub const LOCK_TIME: Duration = Duration::from_secs(60);
+
+/// A message (or a feedback batch) that is abandoned this many times is dead lettered.
+pub const MAX_DELIVERY_COUNT: u32 = 10;
+
+/// The right to settle one delivery; never used twice by a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lock(pub(super) u64);
+
+/// A message on its way to a device.
+#[derive(Debug, Clone)]
+pub struct Locked {
+    /// Settles this delivery.
+    pub lock: Lock,
+    /// The message.
+    pub message: Arc<C2dMessage>,
+    /// Whether an earlier delivery of it was sent and not settled.
+    pub redelivered: bool,
+    /// How often a device has abandoned it.
+    pub delivery_count: u32,
+}
+
+/// A message that has left the queue.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) message: Arc<C2dMessage>,
+    pub(super) ack: DeliveryAck,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct DeviceQueue(VecDeque<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    message: Arc<C2dMessage>,
+    ack: DeliveryAck,
+    expires: SystemTime,
+    delivery_count: u32,
+    locked: Option<(Lock, SystemTime)>,
+    /// The connection that let its lock lapse: it is not offered the message again.
+    offered_to: Option<ConnectionId>,
+    redelivered: bool,
+}
+
+impl DeviceQueue {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Answers whether there was room.
+    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, expires: SystemTime) -> bool {
+        if self.0.len() >= MAX_QUEUE {
+            return false;
+        }
+        self.0.push_back(Entry {
+            message,
+            ack,
+            expires,
+            delivery_count: 0,
+            locked: None,
+            offered_to: None,
+            redelivered: false,
+        });
+        true
+    }
+
+    pub(super) fn lock_next(
+        &mut self,
+        lock: Lock,
+        connection: ConnectionId,
+        now: SystemTime,
+    ) -> Option<Locked> {
+        let waits = |entry: &&mut Entry| entry.locked.is_none() && entry.offered_to != Some(connection);
+        let entry = self.0.iter_mut().find(waits)?;
+        entry.locked = Some((lock, now + LOCK_TIME));
+        entry.offered_to = Some(connection);
+        let redelivered = std::mem::replace(&mut entry.redelivered, true);
+        let message = Arc::clone(&entry.message);
+        Some(Locked { lock, message, redelivered, delivery_count: entry.delivery_count })
+    }
+
+    /// Takes a locked message out.
+    pub(super) fn remove(&mut self, lock: Lock) -> Result<Finished, LockLost> {
+        let entry = self.position(lock).and_then(|at| self.0.remove(at)).ok_or(LockLost)?;
+        Ok(Finished { message: entry.message, ack: entry.ack })
+    }
+
+    /// Gives a locked message back; answers with it when that was once too often.
+    pub(super) fn abandon(&mut self, lock: Lock) -> Result<Option<Finished>, LockLost> {
+        let at = self.position(lock).ok_or(LockLost)?;
+        let entry = self.0.get_mut(at).ok_or(LockLost)?;
+        entry.delivery_count += 1;
+        if entry.delivery_count >= MAX_DELIVERY_COUNT {
+            return self.remove(lock).map(Some);
+        }
+        entry.locked = None;
+        entry.offered_to = None;
+        Ok(None)
+    }
+
+    /// Unlocks everything: the connection is gone.
+    pub(super) fn release_all(&mut self) {
+        for entry in &mut self.0 {
+            entry.locked = None;
+            entry.offered_to = None;
+        }
+    }
+
+    /// Unlocks what was locked too long and takes out what has expired, locked or not. Answers with the expired
+    /// messages.
+    pub(super) fn pass_time(&mut self, now: SystemTime) -> Vec<Finished> {
+        for entry in &mut self.0 {
+            entry.locked = entry.locked.filter(|(_, until)| *until > now);
+        }
+        if self.0.iter().all(|entry| entry.expires > now) {
+            return Vec::new();
+        }
+        let (expired, kept): (VecDeque<_>, VecDeque<_>) =
+            self.0.drain(..).partition(|entry| entry.expires <= now);
+        self.0 = kept;
+        expired.into_iter().map(|Entry { message, ack, .. }| Finished { message, ack }).collect()
+    }
+
+    /// When [`DeviceQueue::pass_time`] next has something to do.
+    pub(super) fn next_deadline(&self) -> Option<SystemTime> {
+        let locks = self.0.iter().filter_map(|entry| entry.locked.map(|(_, until)| until));
+        self.0.iter().map(|entry| entry.expires).chain(locks).min()
+    }
+
+    fn position(&self, lock: Lock) -> Option<usize> {
+        self.0.iter().position(|entry| entry.locked.is_some_and(|(own, _)| own == lock))
+    }
+}

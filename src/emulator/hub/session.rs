@@ -1,0 +1,88 @@
+//! One device's session: its connection, and the subscriptions that outlive it.
+//!
+//! Owns: "the newer connection wins", clean and persistent sessions. Must not know: queues, MQTT packets.
+//! Used by: `hub`. Source: wire reference 1.4 and 1.6.
+
+/// Most subscriptions of one session. Source: wire reference 1.4.
+pub const MAX_SUBSCRIPTIONS: usize = 5;
+
+/// One connection of a device; never used twice by a hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId(pub(super) u64);
+
+/// What a device may subscribe to. Source: wire reference 1.5 and 1.7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Subscription {
+    /// C2D messages.
+    DeviceBound,
+    /// Direct methods; nothing is served.
+    Methods,
+    /// Answers to twin requests; nothing is served.
+    TwinResponses,
+    /// Changes of desired properties; nothing is served.
+    DesiredProperties,
+}
+
+/// The answer to a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connected {
+    /// The new connection.
+    pub connection: ConnectionId,
+    /// Whether the device has stored subscriptions from before.
+    pub session_present: bool,
+    /// The connection that this one has displaced.
+    pub displaced: Option<ConnectionId>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    connection: Option<ConnectionId>,
+    /// Whether a persistent session exists, with or without subscriptions.
+    stored: bool,
+    subscriptions: Vec<(Subscription, u8)>,
+}
+
+impl Session {
+    pub(super) fn connect(&mut self, connection: ConnectionId, clean: bool) -> Connected {
+        if clean {
+            self.subscriptions.clear();
+        }
+        let session_present = self.stored && !clean;
+        self.stored = !clean;
+        let displaced = self.connection.replace(connection);
+        Connected { connection, session_present, displaced }
+    }
+
+    /// Answers whether `connection` was the current one.
+    pub(super) fn disconnect(&mut self, connection: ConnectionId) -> bool {
+        if self.connection != Some(connection) {
+            return false;
+        }
+        self.connection = None;
+        if !self.stored {
+            self.subscriptions.clear();
+        }
+        true
+    }
+
+    pub(super) fn is_current(&self, connection: ConnectionId) -> bool {
+        self.connection == Some(connection)
+    }
+
+    pub(super) fn subscribe(&mut self, subscription: Subscription, qos: u8) -> bool {
+        self.unsubscribe(subscription);
+        if self.subscriptions.len() >= MAX_SUBSCRIPTIONS {
+            return false;
+        }
+        self.subscriptions.push((subscription, qos));
+        true
+    }
+
+    pub(super) fn unsubscribe(&mut self, subscription: Subscription) {
+        self.subscriptions.retain(|(own, _)| *own != subscription);
+    }
+
+    pub(super) fn granted(&self, subscription: Subscription) -> Option<u8> {
+        self.subscriptions.iter().find(|(own, _)| *own == subscription).map(|(_, qos)| *qos)
+    }
+}

@@ -1,0 +1,85 @@
+//! One TLS listener: accepts connections and gives each to a handler.
+//!
+//! Owns: the limit on connections, the handshake and its time-out, the tasks of the connections, their end.
+//! Must not know: MQTT, AMQP, the hub. Used by: `emulator`.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+/// Most connections of one listener at a time: more than any test needs, few enough for a laptop's file handles.
+const MAX_CONNECTIONS: usize = 1_000;
+
+/// Time for the TLS handshake, and for what a protocol wants to see first. Source: wire reference 1.4.
+pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time for the connections to say goodbye at the end.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
+
+/// Serves until `stop`: `handle` gets each connection after its handshake, and must itself end soon after `stop`.
+pub(super) async fn serve<H, F>(
+    protocol: &'static str,
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    stop: CancellationToken,
+    handle: H,
+) where
+    H: Fn(TlsStream<TcpStream>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let tls = TlsAcceptor::from(config);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(protocol, %error, "a connection's task failed");
+                }
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Err(error) => {
+                // Out of file handles, most likely: connections that end give some back.
+                tracing::warn!(protocol, %error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok((_, peer)) if connections.len() >= MAX_CONNECTIONS => {
+                tracing::warn!(protocol, %peer, "refused a connection: there are {MAX_CONNECTIONS} already");
+            }
+            Ok((stream, peer)) => {
+                let (tls, handle, stop) = (tls.clone(), handle.clone(), stop.clone());
+                connections.spawn(async move {
+                    let stream = tokio::select! {
+                        () = stop.cancelled() => return,
+                        stream = handshake(&tls, stream) => stream,
+                    };
+                    match stream {
+                        Ok(stream) => handle(stream, peer).await,
+                        Err(error) => tracing::info!(protocol, %peer, %error, "the TLS handshake failed"),
+                    }
+                });
+            }
+        }
+    }
+    let all_ended = async { while connections.join_next().await.is_some() {} };
+    if timeout(CLOSING_TIME, all_ended).await.is_err() {
+        tracing::debug!(protocol, "cut connections that did not end in time");
+    }
+}
+
+async fn handshake(tls: &TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    stream.set_nodelay(true)?;
+    timeout(ARRIVAL_TIMEOUT, tls.accept(stream)).await?
+}

@@ -1,0 +1,79 @@
+//! The hub as the listeners share it: one lock, one clock, and a counter that wakes them.
+//!
+//! Owns: the lock around [`Hub`], and the timer that lets its time pass.
+//! Must not know: MQTT, AMQP. Used by: `emulator` and its listeners, and tests that enqueue by hand.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+use super::Clock;
+use super::hub::Hub;
+
+/// Changes within this time are one change for the timer: it looks at every queue.
+const TIMER_REST: Duration = Duration::from_millis(20);
+
+/// The hub, shared. Clones are the same hub.
+#[derive(Clone)]
+pub struct SharedHub(Arc<Inner>);
+
+struct Inner {
+    hub: Mutex<Hub>,
+    version: watch::Sender<u64>,
+    clock: Clock,
+}
+
+impl SharedHub {
+    /// Shares a hub whose time is `clock`.
+    pub fn new(hub: Hub, clock: Clock) -> Self {
+        let version = watch::Sender::new(hub.version());
+        Self(Arc::new(Inner { hub: Mutex::new(hub), version, clock }))
+    }
+
+    /// Does something with the hub, now; wakes the listeners when it changed anything that concerns them. The
+    /// closure must be short, and must not call back into this.
+    pub fn with<T>(&self, act: impl FnOnce(&mut Hub, SystemTime) -> T) -> T {
+        let now = self.now();
+        // A panic elsewhere under this lock leaves the hub usable: no operation spans two calls.
+        let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut hub, now);
+        let version = hub.version();
+        self.0.version.send_if_modified(|seen| std::mem::replace(seen, version) != version);
+        result
+    }
+
+    /// A counter that changes whenever a listener may have something to do.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.0.version.subscribe()
+    }
+
+    /// The time by the emulator's clock.
+    pub fn now(&self) -> SystemTime {
+        (self.0.clock)()
+    }
+
+    /// How long it is until `deadline`; zero when it has passed.
+    pub fn until(&self, deadline: SystemTime) -> Duration {
+        deadline.duration_since(self.now()).unwrap_or_default()
+    }
+
+    /// Lets the hub's time pass, forever. Cancel safe.
+    pub(super) async fn run_timer(&self) {
+        let mut changed = self.watch();
+        loop {
+            let deadline = self.with(|hub, _| hub.next_deadline());
+            let due = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep(self.until(deadline)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => self.with(|hub, now| hub.tick(now)),
+                // The sender lives in `self`, so this cannot fail.
+                _changed = changed.changed() => tokio::time::sleep(TIMER_REST).await,
+            }
+        }
+    }
+}

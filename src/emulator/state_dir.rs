@@ -1,0 +1,304 @@
+//! The emulator's state directory: keys and certificates that survive restarts.
+//!
+//! Owns: the layout and the permissions of the files. Must not know: listeners, the hub's queues.
+//! Used by: `emulator`.
+//!
+//! `secrets.json` is the only file that is read; the others are written from it at every start, for people and
+//! programs to use:
+//!
+//! - `ca.pem`: the authority that clients must trust
+//! - `service.connection-string`: for back ends
+//! - `devices/ID.connection-string`: for a device with keys
+//! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
+//!
+//! The server's own certificate is made anew at every start and never written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::{HostPort, SharedAccessKey};
+
+use super::certificates::{self, PemPair, ServerIdentity};
+use super::registry::{Device, DeviceCredential, KeyPair, Policy, Thumbprint};
+
+const SECRETS: &str = "secrets.json";
+/// Names, ServiceConnect, DeviceConnect. Source: wire reference 4.2.
+const POLICIES: [(&str, bool, bool); 3] =
+    [("iothubowner", true, true), ("service", true, false), ("device", false, true)];
+const SERVICE_POLICY: &str = "service";
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateDirError {
+    /// A file or directory cannot be read or written.
+    #[error("cannot {verb} {path}: {source}; give a directory of your own with --state-dir", path = .path.display())]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file of secrets was changed by something else.
+    #[error(
+        "{path} is damaged ({reason}): put back a copy, or remove it, and all keys and certificates are made anew",
+        path = .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate or a key could not be made.
+    #[error("cannot make a certificate for \"{name}\": {reason}")]
+    Certificate {
+        /// Whose.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secrets {
+    authority: PemPair,
+    policies: BTreeMap<String, StoredKeys>,
+    devices: BTreeMap<String, StoredKeys>,
+    x509_devices: BTreeMap<String, PemPair>,
+}
+
+/// Base64.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredKeys {
+    primary: String,
+    secondary: String,
+}
+
+/// An open state directory.
+pub(super) struct StateDir {
+    root: PathBuf,
+    secrets: Secrets,
+    policies: Vec<Policy>,
+    devices: Vec<Device>,
+}
+
+impl StateDir {
+    /// Opens the directory, made if need be, with the keys and certificates for these devices. What is there for
+    /// other devices is kept.
+    ///
+    /// # Errors
+    /// [`StateDirError`] names the file at fault.
+    pub(super) fn open(
+        root: &Path,
+        devices: &[String],
+        x509_devices: &[String],
+        now: SystemTime,
+    ) -> Result<Self, StateDirError> {
+        make_directory(root)?;
+        make_directory(&root.join("devices"))?;
+        let path = root.join(SECRETS);
+        let mut secrets = read_secrets(&path, now)?;
+        for (name, ..) in POLICIES {
+            add_keys(&mut secrets.policies, name)?;
+        }
+        for id in devices {
+            add_keys(&mut secrets.devices, id)?;
+        }
+        for id in x509_devices {
+            if !secrets.x509_devices.contains_key(id) {
+                let made = certificates::make_device(id, now).map_err(|error| unmade(id, &error))?;
+                secrets.x509_devices.insert(id.clone(), made);
+            }
+        }
+        let text = serde_json::to_vec_pretty(&secrets).map_err(|error| damaged(&path, &error))?;
+        write_private(&path, &text)?;
+
+        let keys_of = |stored: &BTreeMap<String, StoredKeys>, name: &str| {
+            stored
+                .get(name)
+                .and_then(|keys| keys.read())
+                .ok_or_else(|| damaged(&path, &format!("the keys of \"{name}\" are not two base64 texts")))
+        };
+        let policy = |(name, service_connect, device_connect): (&str, bool, bool)| {
+            let keys = keys_of(&secrets.policies, name)?;
+            Ok(Policy { name: name.to_owned(), keys, service_connect, device_connect })
+        };
+        let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
+        let with_keys = |id: &String| {
+            let credential = DeviceCredential::Keys(keys_of(&secrets.devices, id)?);
+            Ok(Device { id: id.clone(), credential })
+        };
+        let with_certificate = |id: &String| {
+            let pem = secrets.x509_devices.get(id).map(|pair| pair.certificate.as_str());
+            let thumbprint = pem
+                .and_then(thumbprint)
+                .ok_or_else(|| damaged(&path, &format!("the certificate of \"{id}\" is not PEM")))?;
+            Ok(Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) })
+        };
+        let devices = devices.iter().map(with_keys).chain(x509_devices.iter().map(with_certificate));
+        let devices = devices.collect::<Result<_, StateDirError>>()?;
+        Ok(Self { root: root.to_owned(), secrets, policies, devices })
+    }
+
+    /// The shared access policies.
+    pub(super) fn policies(&self) -> Vec<Policy> {
+        self.policies.clone()
+    }
+
+    /// The devices asked for, with their credentials.
+    pub(super) fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// A fresh certificate for the server.
+    ///
+    /// # Errors
+    /// When the authority in the file of secrets is damaged.
+    pub(super) fn make_server_identity(
+        &self,
+        hostname: &str,
+        now: SystemTime,
+    ) -> Result<ServerIdentity, StateDirError> {
+        certificates::make_server(&self.secrets.authority, hostname, now)
+            .map_err(|error| damaged(&self.root.join(SECRETS), &format!("the authority: {error}")))
+    }
+
+    /// Writes the files that clients use, now that the ports are known; a standard port is left out.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn write_client_files(
+        &self,
+        hostname: &str,
+        mqtt_port: u16,
+        amqp_port: u16,
+    ) -> Result<(), StateDirError> {
+        write_private(&self.root.join("ca.pem"), self.secrets.authority.certificate.as_bytes())?;
+        let host = |port: u16, standard: u16| {
+            let port = (port != standard).then_some(port);
+            HostPort { name: hostname.to_owned(), port }
+        };
+        let amqp_host = host(amqp_port, super::AMQP_PORT);
+        let mqtt_host = host(mqtt_port, super::MQTT_PORT);
+        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
+            let key = policy.keys.primary.expose_base64();
+            let text =
+                format!("HostName={amqp_host};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}\n");
+            write_private(&self.root.join("service.connection-string"), text.as_bytes())?;
+        }
+        for Device { id, credential } in &self.devices {
+            let file = |suffix: &str| self.root.join("devices").join(format!("{id}.{suffix}"));
+            match credential {
+                DeviceCredential::Keys(keys) => {
+                    let key = keys.primary.expose_base64();
+                    let text = format!("HostName={mqtt_host};DeviceId={id};SharedAccessKey={key}\n");
+                    write_private(&file("connection-string"), text.as_bytes())?;
+                }
+                DeviceCredential::Certificate(_) => {
+                    if let Some(pair) = self.secrets.x509_devices.get(id) {
+                        write_private(&file("cert.pem"), pair.certificate.as_bytes())?;
+                        write_private(&file("key.pem"), pair.private_key.as_bytes())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StoredKeys {
+    fn make() -> Result<Self, StateDirError> {
+        let random = || {
+            let mut bytes = [0; 32];
+            SystemRandom::new().fill(&mut bytes).map_err(|_| StateDirError::Certificate {
+                name: "a shared access key".to_owned(),
+                reason: "the system gives no random numbers".to_owned(),
+            })?;
+            Ok(SharedAccessKey::from_bytes(bytes).expose_base64())
+        };
+        Ok(Self { primary: random()?, secondary: random()? })
+    }
+
+    fn read(&self) -> Option<KeyPair> {
+        let primary = SharedAccessKey::from_base64(&self.primary).ok()?;
+        let secondary = SharedAccessKey::from_base64(&self.secondary).ok()?;
+        Some(KeyPair { primary, secondary })
+    }
+}
+
+fn add_keys(stored: &mut BTreeMap<String, StoredKeys>, name: &str) -> Result<(), StateDirError> {
+    if !stored.contains_key(name) {
+        stored.insert(name.to_owned(), StoredKeys::make()?);
+    }
+    Ok(())
+}
+
+fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| damaged(path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let authority =
+                certificates::make_authority(now).map_err(|error| unmade("the authority", &error))?;
+            let (policies, devices, x509_devices) = Default::default();
+            Ok(Secrets { authority, policies, devices, x509_devices })
+        }
+        Err(source) => Err(StateDirError::Io { verb: "read", path: path.to_owned(), source }),
+    }
+}
+
+fn thumbprint(pem: &str) -> Option<Thumbprint> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| Thumbprint::of(&certificate))
+}
+
+fn make_directory(path: &Path) -> Result<(), StateDirError> {
+    let error = |verb| move |source| StateDirError::Io { verb, path: path.to_owned(), source };
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error("create"))
+}
+
+/// Writes a file that only its owner may read, whole or not at all. A file that already says so is left alone.
+fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
+    let error = |source| StateDirError::Io { verb: "write", path: path.to_owned(), source };
+    if fs::read(path).is_ok_and(|present| present == text) {
+        return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let write = || {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(error)
+}
+
+fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StateDirError {
+    StateDirError::Damaged { path: path.to_owned(), reason: reason.to_string() }
+}
+
+fn unmade(name: &str, error: &rcgen::Error) -> StateDirError {
+    StateDirError::Certificate { name: name.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;
