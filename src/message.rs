@@ -64,6 +64,14 @@ impl C2dMessage {
             .and_then(|rest| rest.strip_prefix("/messages/devicebound"))
             .and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('/') })
             .ok_or_else(|| MessageError::ForeignTopic(excerpt(topic)))?;
+        Self::from_bag(bag, body)
+    }
+
+    /// Makes a message of a property bag, system and application properties together, and a payload.
+    ///
+    /// # Errors
+    /// When the bag cannot be decoded.
+    pub fn from_bag(bag: &str, body: Bytes) -> Result<Self, MessageError> {
         let (system, application) =
             Properties::decode(bag)?.0.into_iter().partition(|(name, _)| is_system_property(name));
         Ok(Self { system: Properties(system), application: Properties(application), body })
@@ -271,7 +279,7 @@ fn decode_text(text: &str) -> Result<Cow<'_, str>, MessageError> {
 }
 
 /// At most 80 characters of foreign text, without control characters, for an error message.
-fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     let mut short: String = text.chars().take(80).flat_map(char::escape_debug).collect();
     if text.chars().nth(80).is_some() {
         short.push('…');

@@ -4,6 +4,125 @@
 //! Must not know: files, TOML, processes, pins' hardware, clocks.
 //! Used by: `config` (builds rules), `agent` and `cli::check` (match and plan), `action` (performs a plan).
 
-mod plan;
+use std::time::Duration;
 
-pub use plan::{PinChange, PinState, Plan, PlannedStep};
+use crate::message::C2dMessage;
+
+mod condition;
+mod environment;
+mod plan;
+mod step;
+mod template;
+mod values;
+
+pub(crate) use condition::{Condition, Test};
+pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
+pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
+pub(crate) use template::Template;
+pub(crate) use values::Subject;
+use values::Values;
+
+/// The rules of a configuration, in its order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rules(Vec<Rule>);
+
+impl Rules {
+    pub(crate) fn new(rules: Vec<Rule>) -> Self {
+        Self(rules)
+    }
+
+    /// The first rule whose conditions all hold; `None` when no rule takes the message.
+    ///
+    /// A JSON body is parsed at most once, and only when a condition looks into it.
+    pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
+        let values = Values::of(message);
+        self.0.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
+    }
+
+    /// The rules in the configuration's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.0.iter()
+    }
+
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// One rule: its conditions and what it does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    name: String,
+    conditions: Vec<Condition>,
+    steps: Vec<Step>,
+    timeout: Duration,
+}
+
+impl Rule {
+    pub(crate) fn new(name: String, conditions: Vec<Condition>, steps: Vec<Step>, timeout: Duration) -> Self {
+        Self { name, conditions, steps, timeout }
+    }
+
+    /// The rule's name, unique in its configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the rule does with this message: every value filled in and checked, nothing done yet.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the message lacks a value or has one that must not be used; its text is the outcome's
+    /// sentence.
+    pub fn plan(&self, message: &C2dMessage, device_id: &str) -> Result<Plan, PlanError> {
+        let values = Values::of(message);
+        let steps: Vec<PlannedStep> =
+            self.steps.iter().map(|step| step.plan(&values, &self.conditions)).collect::<Result<_, _>>()?;
+        let on_pins = steps.iter().fold(Duration::ZERO, |total, step| total.saturating_add(step.pin_time()));
+        if on_pins >= self.timeout {
+            return Err(PlanError::TooLong { needed: on_pins, timeout: self.timeout });
+        }
+        let has_child = steps.iter().any(|step| !matches!(step, PlannedStep::Gpio { .. }));
+        let environment =
+            if has_child { environment::of(message, &self.name, device_id)? } else { Vec::new() };
+        Ok(Plan { rule: self.name.clone(), steps, environment, timeout: self.timeout })
+    }
+
+    /// One sentence for each condition that does not hold, in the configuration's order; none when the rule takes
+    /// the message.
+    pub fn mismatches(&self, message: &C2dMessage) -> Vec<String> {
+        let values = Values::of(message);
+        self.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
+    }
+
+    /// How long the pulses and blinks take at most, as far as the configuration alone tells.
+    pub(crate) fn longest_pin_time(&self) -> Duration {
+        let each = self.steps.iter().map(|step| step.longest_pin_time(&self.conditions));
+        each.fold(Duration::ZERO, |total, one| total.saturating_add(one))
+    }
+
+    /// What the templates take although no condition makes sure that it is there.
+    pub(crate) fn unguaranteed(&self) -> Vec<&Subject> {
+        let needed = self.steps.iter().flat_map(Step::needed);
+        let sure = |subject: &Subject| self.conditions.iter().any(|condition| condition.guarantees(subject));
+        needed.filter(|subject| !sure(subject)).fold(Vec::new(), |mut subjects, subject| {
+            if !subjects.contains(&subject) {
+                subjects.push(subject);
+            }
+            subjects
+        })
+    }
+
+    /// Whether every message that `later` takes is taken by this rule: all its conditions are conditions of `later`.
+    pub(crate) fn hides(&self, later: &Self) -> bool {
+        self.conditions.iter().all(|condition| later.conditions.contains(condition))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 
 /// Certificate and key that a device signs in with, both PEM files.
@@ -19,6 +20,18 @@ pub struct ClientCertificate {
     pub certificate: PathBuf,
     /// The private key: PKCS#8, PKCS#1 or SEC1.
     pub private_key: PathBuf,
+}
+
+impl ClientCertificate {
+    fn refused(&self, source: rustls::Error) -> TlsError {
+        match source {
+            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                certificate: self.certificate.clone(),
+                private_key: self.private_key.clone(),
+            },
+            source => TlsError::Rejected { path: self.certificate.clone(), source },
+        }
+    }
 }
 
 /// The crypto provider of every TLS connection here.
@@ -47,19 +60,21 @@ pub fn client_config(
         .with_root_certificates(roots);
     let config = match certificate {
         None => builder.with_no_client_auth(),
-        Some(ClientCertificate { certificate, private_key }) => {
-            let chain = read_certificates(certificate)?;
-            let key = read_private_key(private_key)?;
-            builder.with_client_auth_cert(chain, key).map_err(|source| match source {
-                rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
-                    certificate: certificate.clone(),
-                    private_key: private_key.clone(),
-                },
-                source => TlsError::Rejected { path: certificate.clone(), source },
-            })?
+        Some(pair) => {
+            let (chain, key) = (read_certificates(&pair.certificate)?, read_private_key(&pair.private_key)?);
+            builder.with_client_auth_cert(chain, key).map_err(|source| pair.refused(source))?
         }
     };
     Ok(Arc::new(config))
+}
+
+/// Whether the files hold a certificate and the private key that belongs to it.
+///
+/// # Errors
+/// [`TlsError`] names the file at fault.
+pub fn check_client_certificate(pair: &ClientCertificate) -> Result<(), TlsError> {
+    let (chain, key) = (read_certificates(&pair.certificate)?, read_private_key(&pair.private_key)?);
+    CertifiedKey::from_der(chain, key, &provider()).map(drop).map_err(|source| pair.refused(source))
 }
 
 /// Reads all certificates of a PEM file.
@@ -193,6 +208,19 @@ pub enum TlsError {
     /// The provider lacks the protocol versions.
     #[error("TLS cannot be set up: {0}")]
     Provider(rustls::Error),
+}
+
+impl TlsError {
+    /// The file at fault, where it is one file.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. }
+            | Self::NotPem { path, .. }
+            | Self::Absent { path, .. }
+            | Self::Rejected { path, .. } => Some(path),
+            Self::KeyMismatch { .. } | Self::Provider(_) => None,
+        }
+    }
 }
 
 fn system_roots() -> RootCertStore {

@@ -12,7 +12,8 @@ pub struct Plan {
     pub rule: String,
     /// The steps, to be performed in this order; the first that fails ends the action.
     pub steps: Vec<PlannedStep>,
-    /// Every `C2D_…` variable of a child process, sorted by name. `PATH` is not among them.
+    /// Every `C2D_…` variable of a child process, sorted by name; empty when no step has one. `PATH` is not among
+    /// them.
     pub environment: Vec<(String, String)>,
     /// How long all steps together may take.
     pub timeout: Duration,
@@ -40,8 +41,19 @@ pub enum PlannedStep {
     },
 }
 
+impl PlannedStep {
+    /// How long the step occupies its pin.
+    pub(super) fn pin_time(&self) -> Duration {
+        match self {
+            Self::Gpio { change: PinChange::Pulse(duration), .. } => *duration,
+            Self::Gpio { change: PinChange::Blink { times, period }, .. } => period.saturating_mul(*times),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 /// A change of a pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PinChange {
     /// Put it into a state.
     Set(PinState),
@@ -59,7 +71,7 @@ pub enum PinChange {
 }
 
 /// The logical state of a pin; `active` in the configuration says which level is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PinState {
     /// Energised.
     On,
@@ -74,4 +86,64 @@ impl std::fmt::Display for PinState {
             Self::Off => "off",
         })
     }
+}
+
+/// Why a rule cannot act on a message. The text is the action's outcome; nothing has been done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// A template takes a value that the message does not have.
+    #[error("the message has no {name}{remark}, which the rule fills in without a default")]
+    Missing {
+        /// The property or body field.
+        name: String,
+        /// More about a missing body field, or empty.
+        remark: &'static str,
+    },
+    /// A template takes a JSON object or array.
+    #[error("{0} is a JSON object or array, but the rule fills in a text, a number, true or false")]
+    Structure(String),
+    /// A value could be taken for an option of a program.
+    #[error(
+        "{name} is \"{value}\", which a program could take for an option: list that very value in a condition of the \
+         rule if it is meant"
+    )]
+    LooksLikeAnOption {
+        /// The property or body field.
+        name: String,
+        /// Its value, shortened.
+        value: String,
+    },
+    /// A value holds a control character, such as a line break or NUL.
+    #[error("{name} is \"{value}\", and control characters are not filled in")]
+    ControlCharacter {
+        /// The property or body field.
+        name: String,
+        /// Its value, shortened and escaped.
+        value: String,
+    },
+    /// A value that a pin step cannot use.
+    #[error("{setting} would be \"{value}\", but it must be {needs}")]
+    Unusable {
+        /// `set`, `pulse`, `times` or `period`.
+        setting: &'static str,
+        /// The filled value, shortened.
+        value: String,
+        /// What it must be.
+        needs: &'static str,
+    },
+    /// Pulses and blinks that the deadline would cut off.
+    #[error(
+        "the pulses and blinks would take {}, but the rule's timeout is {}",
+        humantime::format_duration(*needed), humantime::format_duration(*timeout)
+    )]
+    TooLong {
+        /// All of them together.
+        needed: Duration,
+        /// The rule's.
+        timeout: Duration,
+    },
+    /// A value that no environment variable can hold.
+    #[error("{0} holds a NUL, which cannot be given to a program")]
+    Nul(String),
 }

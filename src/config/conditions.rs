@@ -1,0 +1,132 @@
+//! The `when` of a rule.
+//!
+//! Owns: the kinds of conditions in TOML. Must not know: messages. Used by: `config::rule`.
+
+use toml::de::DeValue;
+
+use crate::rules::{Condition, Subject, Test};
+
+use super::report::Report;
+use super::table::{Field, fields, shown};
+
+const KINDS: &str = "one_of, prefix, glob, range, present, absent";
+
+/// Reads `when`: a table of conditions, or `"any"` for none. `None` when there was a problem.
+pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Vec<Condition>> {
+    let needed = "a table of conditions such as { action = \"pump\" }, or \"any\" to take every message";
+    match field.value.value {
+        DeValue::String(text) if text == "any" => Some(Vec::new()),
+        DeValue::Table(table) if table.is_empty() => {
+            field.wrong(format!("when has no condition: it must be {needed}"), report)
+        }
+        DeValue::Table(table) => {
+            let read: Vec<_> = fields(table).iter().map(|field| read_condition(field, report)).collect();
+            read.into_iter().collect()
+        }
+        DeValue::String(text) => {
+            field.wrong(format!("when is \"{}\", but must be {needed}", shown(text)), report)
+        }
+        _ => field.wrong_type(needed, report),
+    }
+}
+
+fn read_condition(field: &Field<'_>, report: &mut Report) -> Option<Condition> {
+    let Some(subject) = Subject::parse(field.key) else {
+        let message = format!(
+            "\"{}\" names nothing: use a property's name, \"$.cid\" or \"body.field\"",
+            shown(field.key)
+        );
+        report.problem(field.key_place.clone(), message);
+        return None;
+    };
+    Some(Condition { subject, test: read_test(field, report)? })
+}
+
+fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    if let Some(text) = field.value.comparable() {
+        return Some(Test::Equals(text));
+    }
+    let DeValue::Table(table) = field.value.value else {
+        let needed = format!("a text, a whole number, true, false, or a table with one of {KINDS}");
+        return field.wrong_type(&needed, report);
+    };
+    let kinds = fields(table);
+    let [kind] = kinds.as_slice() else {
+        let message = format!(
+            "{} has {} kinds of condition: it must have one of {KINDS}",
+            shown(field.key),
+            kinds.len()
+        );
+        return field.wrong(message, report);
+    };
+    match kind.key {
+        "one_of" => read_one_of(kind, report),
+        "prefix" => kind.text(report).map(|text| Test::Prefix(text.to_owned())),
+        "glob" => {
+            let text = kind.text(report)?;
+            match glob::Pattern::new(text) {
+                Ok(pattern) => Some(Test::Glob(pattern)),
+                Err(error) => {
+                    let message = format!("the pattern \"{}\" is malformed: {}", shown(text), error.msg);
+                    kind.wrong(message, report)
+                }
+            }
+        }
+        "range" => read_range(kind, report),
+        "present" => read_flag(kind, Test::Present, "absent", report),
+        "absent" => read_flag(kind, Test::Absent, "present", report),
+        unknown => {
+            let quoted = format!("{}.{unknown}", field.key);
+            let hint = if field.key == "body" || field.key == "$" {
+                format!("; for a name with a dot, write it in quotes: \"{}\"", shown(&quoted))
+            } else {
+                String::new()
+            };
+            let message = format!("\"{}\" is no kind of condition: use one of {KINDS}{hint}", shown(unknown));
+            report.problem(kind.key_place.clone(), message);
+            None
+        }
+    }
+}
+
+fn read_one_of(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    let values = field.array(report)?;
+    if values.is_empty() {
+        return field.wrong("one_of is empty, so that no message could match: list the values", report);
+    }
+    let mut texts = Vec::with_capacity(values.len());
+    for value in &values {
+        match value.comparable() {
+            Some(text) => texts.push(text),
+            None => {
+                let needed = "a text, a whole number, true or false";
+                return value.named("a value of one_of").wrong_type(needed, report);
+            }
+        }
+    }
+    Some(Test::OneOf(texts))
+}
+
+fn read_range(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    let numbers: Option<Vec<f64>> = field.array(report)?.iter().map(|value| value.number()).collect();
+    let Some([min, max]) = numbers.as_deref() else {
+        return field.wrong("range must be two numbers, [least, most], such as [1, 20]", report);
+    };
+    if min > max {
+        let message = format!(
+            "range goes from {min} down to {max}, so that no number could match: write [{max}, {min}]"
+        );
+        return field.wrong(message, report);
+    }
+    Some(Test::Range { min: *min, max: *max })
+}
+
+fn read_flag(field: &Field<'_>, test: Test, opposite: &str, report: &mut Report) -> Option<Test> {
+    match field.value.value {
+        DeValue::Boolean(true) => Some(test),
+        DeValue::Boolean(false) => {
+            field.wrong(format!("{} = false is not a condition: write {opposite} = true", field.key), report)
+        }
+        _ => field.wrong_type("true", report),
+    }
+}

@@ -1,0 +1,295 @@
+//! Who the device is: the `[device]` table, and the environment.
+//!
+//! Owns: its keys, and which source of the identity counts. Must not know: tokens, sockets. Used by: `config`.
+//!
+//! The identity comes from one place only: two of them are a problem, because the wrong one could win unseen.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::credentials::{
+    CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort,
+    check_device_id,
+};
+use crate::tls::{self, ClientCertificate};
+
+use super::files;
+use super::report::Report;
+use super::table::{Field, Table, shown};
+
+/// Holds a device connection string.
+pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
+/// Names the file of a private root; goes before `ca_file`.
+pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
+
+const TOKEN_LIFETIME: (Duration, Duration) =
+    (Duration::from_secs(5), Duration::from_secs(365 * 24 * 60 * 60));
+const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// A connection string with a token is well below.
+const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
+
+/// What `[device]` and the environment say; `identity` is absent when there was a problem with it.
+pub(super) struct Device {
+    pub(super) identity: Option<DeviceIdentity>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) token_lifetime: Duration,
+}
+
+/// The fields that make an identity.
+struct Fields<'t> {
+    place: std::ops::Range<usize>,
+    connection_string_file: Option<Field<'t>>,
+    hub: Option<Field<'t>>,
+    device_id: Option<Field<'t>>,
+    gateway: Option<Field<'t>>,
+    certificate: Option<Field<'t>>,
+    private_key: Option<Field<'t>>,
+}
+
+/// Reads `[device]`; relative paths are taken from `directory`.
+pub(super) fn read(
+    field: Option<Field<'_>>,
+    directory: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+    report: &mut Report,
+) -> Device {
+    let variable = |name: &str| env(name).filter(|value| !value.trim().is_empty());
+    let from_environment = variable(CONNECTION_STRING_VARIABLE);
+    let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
+    let mut token_lifetime = DEFAULT_TOKEN_LIFETIME;
+    let mut fields = None;
+    if let Some(mut table) = field.and_then(|field| field.table("[device]", report)) {
+        if let Some(field) = table.take("token_lifetime") {
+            token_lifetime = field.duration(TOKEN_LIFETIME, report).unwrap_or(token_lifetime);
+        }
+        if let Some(field) = table.take("ca_file") {
+            let own = field.text(report).map(|path| (directory.join(path), Some(field.value.place)));
+            ca_file = ca_file.or(own);
+        }
+        fields = Some(take_fields(&mut table, report));
+        table.finish(report);
+    }
+    if let Some((path, place)) = &ca_file {
+        let readable = files::unreadable(path).map_or(Ok(()), Err);
+        let checked = readable.and_then(|()| tls::read_certificates(path).map_err(|error| error.to_string()));
+        if let Err(reason) = checked {
+            let named = if place.is_none() { format!("{CA_FILE_VARIABLE}: {reason}") } else { reason };
+            report.problem(place.clone(), named);
+        }
+    }
+    let identity = read_identity(fields, from_environment.as_deref(), directory, report);
+    Device { identity, ca_file: ca_file.map(|(path, _)| path), token_lifetime }
+}
+
+fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
+    if let Some(field) = table.take_unlisted("connection_string") {
+        let message = "a connection string does not stand in the configuration, where everyone could read it: \
+                       write it to a file of its own and name that with connection_string_file";
+        report.problem(field.key_place, message);
+    }
+    Fields {
+        place: table.place.clone(),
+        connection_string_file: table.take("connection_string_file"),
+        hub: table.take("hub"),
+        device_id: table.take("device_id"),
+        gateway: table.take("gateway"),
+        certificate: table.take("certificate"),
+        private_key: table.take("private_key"),
+    }
+}
+
+fn read_identity(
+    fields: Option<Fields<'_>>,
+    from_environment: Option<&str>,
+    directory: &Path,
+    report: &mut Report,
+) -> Option<DeviceIdentity> {
+    let file = fields.as_ref().and_then(|fields| fields.connection_string_file.as_ref());
+    let hub = fields.as_ref().and_then(|fields| fields.hub.as_ref());
+    match (from_environment, file, hub) {
+        (Some(_), Some(other), _) | (Some(_), None, Some(other)) => {
+            let message = format!(
+                "the device is named twice, by {CONNECTION_STRING_VARIABLE} and by {}: unset the variable, or remove \
+                 the key",
+                other.key
+            );
+            report.problem(other.key_place.clone(), message);
+            None
+        }
+        (None, Some(_), Some(hub)) => {
+            let message = "the device is named twice, by connection_string_file and by hub: keep one";
+            report.problem(hub.key_place.clone(), message);
+            None
+        }
+        (Some(text), None, None) => {
+            let source = Source { place: None, name: CONNECTION_STRING_VARIABLE.to_owned() };
+            from_connection_string(text, &source, fields, directory, report)
+        }
+        (None, Some(field), None) => {
+            let field = field.clone();
+            let path = read_secret_path(&field, directory, report)?;
+            let text = match files::read_text(&path, MAX_CONNECTION_STRING_BYTES) {
+                Ok(text) => text,
+                Err(reason) => return field.wrong(reason, report),
+            };
+            warn_if_world_readable(&path, &field, report);
+            let source = Source { place: Some(field.value.place), name: path.display().to_string() };
+            from_connection_string(text.trim(), &source, fields, directory, report)
+        }
+        (None, None, Some(_)) => from_fields(fields?, directory, report),
+        (None, None, None) => {
+            let message = format!(
+                "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give connection_string_file in [device], \
+                 or hub, device_id, certificate and private_key there"
+            );
+            report.problem(fields.map(|fields| fields.place), message);
+            None
+        }
+    }
+}
+
+/// Where a connection string came from, for messages.
+struct Source {
+    place: Option<std::ops::Range<usize>>,
+    name: String,
+}
+
+fn from_connection_string(
+    text: &str,
+    source: &Source,
+    fields: Option<Fields<'_>>,
+    directory: &Path,
+    report: &mut Report,
+) -> Option<DeviceIdentity> {
+    let parsed = match DeviceConnectionString::parse(text) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            report.problem(source.place.clone(), format!("{}: {error}", source.name));
+            return None;
+        }
+    };
+    let mut gateway = parsed.gateway;
+    let (mut certificate, mut private_key) = (None, None);
+    if let Some(fields) = fields {
+        if let Some(field) = &fields.device_id {
+            let message =
+                format!("device_id has no use here, since {} names the device: remove it", source.name);
+            report.problem(field.key_place.clone(), message);
+        }
+        if let Some(field) = &fields.gateway {
+            if gateway.is_some() {
+                let message =
+                    format!("the gateway is named twice, here and by GatewayHostName in {}", source.name);
+                report.problem(field.key_place.clone(), message);
+            }
+            gateway = read_host(field, report);
+        }
+        (certificate, private_key) = (fields.certificate, fields.private_key);
+    }
+    let auth = match parsed.secret {
+        DeviceSecret::X509 => {
+            if certificate.is_none() || private_key.is_none() {
+                let message = format!(
+                    "{} says x509=true: name certificate and private_key in [device] as well",
+                    source.name
+                );
+                report.problem(source.place.clone(), message);
+            }
+            read_pair(&certificate?, &private_key?, directory, report)?
+        }
+        other => {
+            for field in [certificate, private_key].into_iter().flatten() {
+                let message = format!(
+                    "{} has no use here, since {} has a key: remove one of them",
+                    field.key, source.name
+                );
+                report.problem(field.key_place, message);
+            }
+            match other {
+                DeviceSecret::Key(key) => DeviceAuth::Key(key),
+                DeviceSecret::Token(token) => DeviceAuth::Token(token),
+                DeviceSecret::X509 => return None,
+            }
+        }
+    };
+    Some(DeviceIdentity { hub: parsed.host, device_id: parsed.device_id, gateway, auth })
+}
+
+fn from_fields(fields: Fields<'_>, directory: &Path, report: &mut Report) -> Option<DeviceIdentity> {
+    for (name, field) in [
+        ("device_id", &fields.device_id),
+        ("certificate", &fields.certificate),
+        ("private_key", &fields.private_key),
+    ] {
+        if field.is_none() {
+            let message = format!(
+                "[device] lacks {name}: with hub, all of device_id, certificate, private_key are needed"
+            );
+            report.problem(fields.place.clone(), message);
+        }
+    }
+    let hub = fields.hub.and_then(|field| read_host(&field, report));
+    let gateway = fields.gateway.and_then(|field| read_host(&field, report));
+    let device_id = fields.device_id.and_then(|field| {
+        let id = field.text(report)?;
+        match check_device_id(id) {
+            Ok(()) => Some(id.to_owned()),
+            Err(error) => field.wrong(error.to_string(), report),
+        }
+    });
+    let auth = read_pair(&fields.certificate?, &fields.private_key?, directory, report);
+    Some(DeviceIdentity { hub: hub?, device_id: device_id?, gateway, auth: auth? })
+}
+
+fn read_pair(
+    certificate: &Field<'_>,
+    private_key: &Field<'_>,
+    directory: &Path,
+    report: &mut Report,
+) -> Option<DeviceAuth> {
+    let mut readable = |field: &Field<'_>| {
+        let path = read_secret_path(field, directory, report)?;
+        match files::unreadable(&path) {
+            None => Some(path),
+            Some(reason) => field.wrong(reason, report),
+        }
+    };
+    let (certificate_path, private_key_path) = (readable(certificate), readable(private_key));
+    let (certificate_path, private_key_path) = (certificate_path?, private_key_path?);
+    warn_if_world_readable(&private_key_path, private_key, report);
+    let pair = ClientCertificate { certificate: certificate_path, private_key: private_key_path };
+    if let Err(error) = tls::check_client_certificate(&pair) {
+        let at_key = error.path() == Some(pair.private_key.as_path());
+        let field = if at_key { private_key } else { certificate };
+        return field.wrong(error.to_string(), report);
+    }
+    Some(DeviceAuth::Certificate { certificate: pair.certificate, private_key: pair.private_key })
+}
+
+fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
+    let text = field.text(report)?;
+    let host = HostPort::parse(text);
+    if host.is_none() {
+        let message = CredentialError::Host(if field.key == "hub" { "hub" } else { "gateway" }, shown(text));
+        return field.wrong(message.to_string(), report);
+    }
+    host
+}
+
+fn read_secret_path(field: &Field<'_>, directory: &Path, report: &mut Report) -> Option<PathBuf> {
+    let text = field.text(report)?;
+    if shown(text) != crate::message::excerpt(text) {
+        let message =
+            format!("{} is the secret itself: write it to a file of its own and name that here", field.key);
+        return field.wrong(message, report);
+    }
+    Some(directory.join(text))
+}
+
+fn warn_if_world_readable(path: &Path, field: &Field<'_>, report: &mut Report) {
+    if files::is_world_readable(path) {
+        let path = path.display();
+        let message = format!("everyone on this machine can read the secret in {path}: run chmod o= {path}");
+        report.warning(field.value.place.clone(), message);
+    }
+}

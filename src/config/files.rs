@@ -1,0 +1,100 @@
+//! What a configuration says about files: paths, secrets, programs.
+//!
+//! Owns: bounded reading, and what makes a file unsafe. Must not know: the schema.
+//! Used by: `config`, `config::device`, `config::rule`.
+
+use std::fs::{self, Metadata};
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Writable by the group or by others.
+const FOREIGN_WRITE: u32 = 0o022;
+/// In such a directory only the owner can replace a file.
+const STICKY: u32 = 0o1000;
+
+/// Reads a text file of at most `limit` bytes.
+///
+/// # Errors
+/// One sentence that names the file.
+pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, String> {
+    let cannot = |error: std::io::Error| format!("cannot read {}: {}", path.display(), in_words(&error));
+    let metadata = fs::metadata(path).map_err(cannot)?;
+    if !metadata.is_file() {
+        return Err(format!("cannot read {}: it is not a regular file", path.display()));
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(cannot)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+        return Err(format!("{} is larger than {limit} bytes: is it the right file?", path.display()));
+    }
+    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8 text", path.display()))
+}
+
+/// Whether everyone on the machine can read the file.
+pub(super) fn is_world_readable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+}
+
+/// Why a file that is needed cannot be read; `None` when it can.
+pub(super) fn unreadable(path: &Path) -> Option<String> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Some(format!("{} is not a regular file", path.display())),
+        Ok(_) => None,
+        Err(error) => Some(format!("cannot read {}: {}", path.display(), in_words(&error))),
+    }
+}
+
+/// Why `program` must not be run; `None` when it may.
+///
+/// Whoever can change a program decides what the device does, so neither the file nor the directories in which it
+/// and a link to it stand may be writable by the group or by others.
+pub(super) fn unfit_program(program: &str) -> Option<String> {
+    let path = Path::new(program);
+    let (real, metadata) = match fs::canonicalize(path)
+        .and_then(|real| Ok((real.clone(), fs::metadata(real)?)))
+    {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Some(format!("the program {program} does not exist: install it, or correct the path"));
+        }
+        Err(error) => return Some(format!("the program {program} cannot be found: {}", in_words(&error))),
+    };
+    if !metadata.is_file() {
+        return Some(format!("the program {program} is not a file"));
+    }
+    if mode(&metadata) & 0o111 == 0 {
+        return Some(format!("the program {program} is not executable: run chmod +x {program}"));
+    }
+    if mode(&metadata) & FOREIGN_WRITE != 0 {
+        let real = real.display();
+        return Some(format!(
+            "the program {real} is writable by others than its owner: run chmod go-w {real}"
+        ));
+    }
+    let directories: [Option<PathBuf>; 2] = [real.parent(), path.parent()].map(|dir| dir.map(Path::to_owned));
+    directories.into_iter().flatten().find_map(|directory| {
+        let mode = mode(&fs::metadata(&directory).ok()?);
+        let directory = directory.display();
+        (mode & FOREIGN_WRITE != 0 && mode & STICKY == 0).then(|| {
+            format!(
+                "the program {program} stands in {directory}, which is writable by others than its owner: run \
+                 chmod go-w {directory}"
+            )
+        })
+    })
+}
+
+/// The reason without the operating system's error number.
+fn in_words(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn mode(metadata: &Metadata) -> u32 {
+    metadata.permissions().mode()
+}

@@ -1,0 +1,142 @@
+//! The `[gpio]` table.
+//!
+//! Owns: its keys, defaults and limits. Must not know: hardware. Used by: `config`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use crate::rules::PinState;
+
+use super::report::Report;
+use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
+use super::table::{Field, Table, fields, shown};
+
+const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(365 * 24 * 60 * 60));
+
+/// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
+/// a problem too: a rule that names one of these is not at fault.
+pub(super) fn read(
+    field: Option<Field<'_>>,
+    directory: &Path,
+    report: &mut Report,
+) -> (GpioSettings, Vec<String>) {
+    let (mut settings, mut names) = (GpioSettings::default(), Vec::new());
+    let Some(mut table) = field.and_then(|field| field.table("[gpio]", report)) else {
+        return (settings, names);
+    };
+    let backends = [
+        ("auto", GpioBackend::Auto),
+        ("rppal", GpioBackend::Rppal),
+        ("cdev", GpioBackend::Cdev),
+        ("simulated", GpioBackend::Simulated),
+    ];
+    if let Some(backend) = table.take("backend").and_then(|field| field.word(&backends, report)) {
+        settings.backend = backend;
+    }
+    if let Some(field) = table.take("chip") {
+        settings.chip = field.text(report).map(str::to_owned);
+        if settings.backend == GpioBackend::Rppal {
+            report.problem(
+                field.key_place,
+                "chip has no use with backend = \"rppal\": remove it, or use \"cdev\"",
+            );
+        }
+    }
+    if let Some(field) = table.take("state_file") {
+        settings.state_file = field.text(report).map(|path| directory.join(path));
+        if settings.backend != GpioBackend::Simulated {
+            report.problem(field.key_place, "state_file is for backend = \"simulated\" only: remove it");
+        }
+    }
+    if let Some(field) = table.take("pins") {
+        settings.pins = read_pins(&field, settings.backend, &mut names, report);
+    }
+    table.finish(report);
+    (settings, names)
+}
+
+fn read_pins(
+    field: &Field<'_>,
+    backend: GpioBackend,
+    names: &mut Vec<String>,
+    report: &mut Report,
+) -> BTreeMap<String, PinSettings> {
+    let mut pins = BTreeMap::new();
+    let mut lines: Vec<(Line, std::ops::Range<usize>, String)> = Vec::new();
+    let DeValue::Table(table) = field.value.value else {
+        field.wrong_type::<()>("a table: write [gpio.pins.NAME] for each pin", report);
+        return pins;
+    };
+    for pin in fields(table) {
+        let name = pin.key.to_owned();
+        if name.is_empty() || name.contains(char::is_control) {
+            report.problem(pin.key_place.clone(), "a pin's name is not empty and has no control characters");
+        }
+        names.push(name.clone());
+        let Some(table) = pin.table(format!("[gpio.pins.{}]", shown(&name)), report) else { continue };
+        let Some((settings, place)) = read_pin(table, backend, report) else { continue };
+        if let Some((line, first, other)) = lines.iter().find(|(line, ..)| *line == settings.line) {
+            let message = format!("{} is the line of pin \"{other}\" already", describe(line));
+            report.problem_with(place, message, (first.clone(), "it is first used here"));
+            continue;
+        }
+        lines.push((settings.line.clone(), place, name.clone()));
+        pins.insert(name, settings);
+    }
+    pins
+}
+
+/// The pin, and the place of its line.
+fn read_pin(
+    mut table: Table<'_>,
+    backend: GpioBackend,
+    report: &mut Report,
+) -> Option<(PinSettings, std::ops::Range<usize>)> {
+    let states = [("on", PinState::On), ("off", PinState::Off)];
+    let levels = [("high", ActiveLevel::High), ("low", ActiveLevel::Low)];
+    let exits =
+        [("on", OnExit::Set(PinState::On)), ("off", OnExit::Set(PinState::Off)), ("keep", OnExit::Keep)];
+    let remedy = "give the BCM number, such as line = 17";
+    let line = table.require("line", remedy, report);
+    let place = line.as_ref().map(|field| field.value.place.clone());
+    let line = line.and_then(|field| read_line(&field, backend, report));
+    let mut word = |key, words: &[(&str, PinState)]| {
+        table.take(key).and_then(|field| field.word(words, report)).unwrap_or(PinState::Off)
+    };
+    let initial = word("initial", &states);
+    let active = table.take("active").and_then(|field| field.word(&levels, report)).unwrap_or_default();
+    let on_exit = table.take("on_exit").and_then(|field| field.word(&exits, report));
+    let max_on = table.take("max_on").and_then(|field| field.duration(MAX_ON, report));
+    table.finish(report);
+    let on_exit = on_exit.unwrap_or(OnExit::Set(PinState::Off));
+    Some((PinSettings { line: line?, active, initial, on_exit, max_on }, place?))
+}
+
+fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {
+    match field.value.value {
+        DeValue::Integer(_) => match field.value.integer().and_then(|number| u32::try_from(number).ok()) {
+            Some(number) => Some(Line::Number(number)),
+            None => field.wrong("line is not a line number: use 0 or more, such as 17", report),
+        },
+        DeValue::String(_) => {
+            let name = field.text(report)?.to_owned();
+            if backend == GpioBackend::Rppal {
+                let message =
+                    "line is a name, but backend = \"rppal\" knows BCM numbers only, such as line = 17";
+                return field.wrong(message, report);
+            }
+            Some(Line::Name(name))
+        }
+        _ => field.wrong_type("a line number such as 17, or a line name in quotes", report),
+    }
+}
+
+fn describe(line: &Line) -> String {
+    match line {
+        Line::Number(number) => format!("line {number}"),
+        Line::Name(name) => format!("line \"{}\"", shown(name)),
+    }
+}

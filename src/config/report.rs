@@ -1,0 +1,208 @@
+//! The report: every problem of a configuration, with its place and the line it stands on.
+//!
+//! Owns: positions, excerpts with carets, hiding secrets that stand in a configuration by mistake.
+//! Must not know: the schema. Used by: `config`, `cli`.
+
+use std::fmt::{self, Write as _};
+use std::ops::Range;
+
+/// Most problems that are printed; the rest are counted.
+const MAX_PRINTED: usize = 100;
+/// Most characters of a line that are printed on each side of the place at fault.
+const MAX_SIDE: usize = 80;
+
+/// What is wrong with a configuration (problems) and what is doubtful (warnings), in the order of the file.
+///
+/// Its text is `file:line:column: message` for each, with the line and a caret below, and the count at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    file: String,
+    text: String,
+    findings: Vec<Finding>,
+}
+
+impl std::error::Error for Report {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    is_problem: bool,
+    /// Bytes of the text; none when the finding has no place, such as a file that cannot be read.
+    place: Option<Range<usize>>,
+    message: String,
+    /// Another place that belongs to it, and what is there.
+    related: Option<(Range<usize>, &'static str)>,
+}
+
+impl Report {
+    pub(super) fn new(file: impl fmt::Display, text: &str) -> Self {
+        Self { file: file.to_string(), text: text.to_owned(), findings: Vec::new() }
+    }
+
+    /// Adds something that is wrong.
+    pub(super) fn problem(&mut self, place: impl Into<Option<Range<usize>>>, message: impl Into<String>) {
+        let finding =
+            Finding { is_problem: true, place: place.into(), message: message.into(), related: None };
+        self.findings.push(finding);
+    }
+
+    /// Adds something that is wrong together with another place.
+    pub(super) fn problem_with(
+        &mut self,
+        place: Range<usize>,
+        message: impl Into<String>,
+        related: (Range<usize>, &'static str),
+    ) {
+        self.problem(place, message);
+        if let Some(last) = self.findings.last_mut() {
+            last.related = Some(related);
+        }
+    }
+
+    /// Adds something that is doubtful.
+    pub(super) fn warning(&mut self, place: impl Into<Option<Range<usize>>>, message: impl Into<String>) {
+        self.problem(place, message);
+        if let Some(last) = self.findings.last_mut() {
+            last.is_problem = false;
+        }
+    }
+
+    /// Brings the findings into the order of the file; those without a place come first.
+    pub(super) fn sort(&mut self) {
+        self.findings.sort_by_key(|finding| finding.place.as_ref().map(|place| place.start));
+    }
+
+    /// How many problems there are, warnings not counted.
+    pub fn problems(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.is_problem).count()
+    }
+
+    /// Whether there is neither a problem nor a warning.
+    pub fn is_empty(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    /// Each finding on one line, `file:line:column: message`, for a log.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.findings.iter().map(|finding| self.headline(finding))
+    }
+
+    fn headline(&self, finding: &Finding) -> String {
+        let mut line = self.position(finding.place.as_ref());
+        if !finding.is_problem {
+            line.push_str("warning: ");
+        }
+        line.push_str(&finding.message);
+        line
+    }
+
+    fn position(&self, place: Option<&Range<usize>>) -> String {
+        match place.map(|place| Excerpt::of(&self.text, place)) {
+            Some(Excerpt { line, column, .. }) => format!("{}:{line}:{column}: ", self.file),
+            None => format!("{}: ", self.file),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in self.findings.iter().take(MAX_PRINTED) {
+            writeln!(f, "{}", self.headline(finding))?;
+            if let Some(place) = &finding.place {
+                write!(f, "{}", Excerpt::of(&self.text, place))?;
+            }
+            if let Some((place, what)) = &finding.related {
+                writeln!(f, "{}{what}", self.position(Some(place)))?;
+                write!(f, "{}", Excerpt::of(&self.text, place))?;
+            }
+        }
+        if self.findings.len() > MAX_PRINTED {
+            writeln!(f, "… and {} more", self.findings.len() - MAX_PRINTED)?;
+        }
+        let (problems, warnings) = (self.problems(), self.findings.len() - self.problems());
+        match (problems, warnings) {
+            (_, 0) => f.write_str(&counted(problems, "problem")),
+            (0, _) => f.write_str(&counted(warnings, "warning")),
+            _ => write!(f, "{}, {}", counted(problems, "problem"), counted(warnings, "warning")),
+        }
+    }
+}
+
+/// `1 rule`, `2 rules`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A place in the text, and the part of its line that is worth showing.
+struct Excerpt<'t> {
+    /// Counted from 1.
+    line: usize,
+    /// In characters, counted from 1.
+    column: usize,
+    before: &'t str,
+    marked: &'t str,
+    after: &'t str,
+}
+
+impl<'t> Excerpt<'t> {
+    fn of(text: &'t str, place: &Range<usize>) -> Self {
+        let start = floor_boundary(text, place.start);
+        let head = &text[..start];
+        let line_start = head.rfind('\n').map_or(0, |at| at + 1);
+        let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+        let end = floor_boundary(text, place.end).clamp(start, line_end);
+        Self {
+            line: head.matches('\n').count() + 1,
+            column: text[line_start..start].chars().count() + 1,
+            before: &text[line_start..start],
+            marked: &text[start..end],
+            after: text[end..line_end].trim_end_matches('\r'),
+        }
+    }
+
+    fn holds_a_secret(&self) -> bool {
+        let bare = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
+        bare(&format!("{}{}{}", self.before, self.marked, self.after)).contains("sharedaccess")
+    }
+}
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.holds_a_secret() {
+            return writeln!(f, "{:>4} | (not shown: this line holds a secret)", self.line);
+        }
+        let skipped = self.before.chars().count().saturating_sub(MAX_SIDE);
+        let before: String = self.before.chars().skip(skipped).collect();
+        let marked: String = self.marked.chars().take(MAX_SIDE).collect();
+        let after: String = self.after.chars().take(MAX_SIDE).collect();
+        let more = |cut: bool| if cut { "…" } else { "" };
+        let cut_after = marked.len() < self.marked.len() || after.len() < self.after.len();
+        let lead = more(skipped > 0);
+        writeln!(f, "{:>4} | {lead}{before}{marked}{after}{}", self.line, more(cut_after))?;
+        write!(f, "     | ")?;
+        for c in lead.chars().chain(before.chars()) {
+            // A tab stays a tab, so that the caret lands under its column whatever the tab width.
+            if c == '\t' { f.write_char('\t')? } else { pad(f, ' ', c)? }
+        }
+        match marked.chars().next() {
+            None => f.write_char('^')?,
+            Some(_) => marked.chars().try_for_each(|c| pad(f, '^', c))?,
+        }
+        writeln!(f)
+    }
+}
+
+/// Writes `fill` as often as `c` is columns wide on a terminal: none for combining marks, two for East Asian wide
+/// characters and emoji, else one.
+fn pad(f: &mut fmt::Formatter<'_>, fill: char, c: char) -> fmt::Result {
+    let columns = match u32::from(c) {
+        0x300..=0x36f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,
+        0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f => 2,
+        0xff00..=0xff60 | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd => 2,
+        _ => 1,
+    };
+    (0..columns).try_for_each(|_| f.write_char(fill))
+}
+
+fn floor_boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}

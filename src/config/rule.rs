@@ -1,0 +1,119 @@
+//! The `[[rule]]` tables.
+//!
+//! Owns: a rule's keys, its limits, and what rules must not do to each other. Must not know: how a rule is run.
+//! Used by: `config`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use crate::rules::{Rule, Rules};
+
+use super::conditions;
+use super::report::Report;
+use super::steps;
+use super::table::{Field, Table, shown};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The hub's lock on a message lasts a minute, and the message is completed after its action: past this, the hub
+/// would deliver it again while the action still runs.
+const TIMEOUT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(50));
+const MAX_NAME_CHARS: usize = 100;
+
+/// Reads all `[[rule]]` tables; `None` when one of them has a problem.
+pub(super) fn read(field: Option<Field<'_>>, pins: &[String], report: &mut Report) -> Option<Rules> {
+    let before = report.problems();
+    let mut names: Vec<(String, Range<usize>)> = Vec::new();
+    let mut rules: Vec<Rule> = Vec::new();
+    let tables = match field {
+        Some(field) => field.array(report)?,
+        None => Vec::new(),
+    };
+    if tables.is_empty() {
+        report.warning(
+            None,
+            "there is no [[rule]]: every message would be completed and logged, and nothing done",
+        );
+    }
+    for value in tables {
+        let Some(mut table) = value.named("rule").table("a rule", report) else { continue };
+        let place = table.place.clone();
+        let name = read_name(&mut table, &mut names, report);
+        if let Some(name) = &name {
+            table.rename(format!("rule \"{}\"", shown(name)));
+        }
+        let Some(rule) = read_rule(table, name, pins, report) else { continue };
+        if let Some(earlier) = rules.iter().find(|earlier| earlier.hides(&rule)) {
+            let message = format!(
+                "rule \"{}\" is never reached: rule \"{}\" before it takes every message that it would take",
+                shown(rule.name()),
+                shown(earlier.name())
+            );
+            report.warning(place, message);
+        }
+        rules.push(rule);
+    }
+    (report.problems() == before).then(|| Rules::new(rules))
+}
+
+fn read_name(
+    table: &mut Table<'_>,
+    names: &mut Vec<(String, Range<usize>)>,
+    report: &mut Report,
+) -> Option<String> {
+    let field =
+        table.require("name", "every rule has a name of its own, for the log and for C2D_RULE", report)?;
+    let name = field.text(report)?;
+    if name.chars().count() > MAX_NAME_CHARS {
+        return field.wrong(format!("name has more than {MAX_NAME_CHARS} characters"), report);
+    }
+    if let Some((_, first)) = names.iter().find(|(other, _)| other == name) {
+        let message = format!("a rule named \"{}\" is there already: rename one of them", shown(name));
+        report.problem_with(field.value.place, message, (first.clone(), "it is first named here"));
+    } else {
+        names.push((name.to_owned(), field.value.place));
+    }
+    Some(name.to_owned())
+}
+
+fn read_rule(
+    mut table: Table<'_>,
+    name: Option<String>,
+    pins: &[String],
+    report: &mut Report,
+) -> Option<Rule> {
+    let remedy = "name the conditions, such as when = { action = \"pump\" }, or write when = \"any\"";
+    let when = table.require("when", remedy, report);
+    let conditions = when.and_then(|field| conditions::read(&field, report));
+    let steps_field =
+        table.require("do", "list the steps, or write do = [] to complete the message only", report);
+    let steps = steps_field.as_ref().and_then(|field| steps::read(field, pins, report));
+    let timeout = match table.take("timeout") {
+        Some(field) => field.duration(TIMEOUT, report),
+        None => Some(DEFAULT_TIMEOUT),
+    };
+    table.finish(report);
+    let rule = Rule::new(name?, conditions?, steps?, timeout?);
+    let place = steps_field?.key_place;
+    let (needed, timeout) = (rule.longest_pin_time(), timeout?);
+    if needed >= timeout {
+        let message = format!(
+            "the pulses and blinks may take {}, but the rule's timeout is {}: shorten them, or set a longer timeout \
+             (up to {})",
+            format_duration(needed),
+            format_duration(timeout),
+            format_duration(TIMEOUT.1)
+        );
+        report.problem(place.clone(), message);
+        return None;
+    }
+    for subject in rule.unguaranteed() {
+        let message = format!(
+            "no condition makes sure that {subject} is there, and a message without it fails: add the condition \
+             {{ present = true }}, or a default as in {{{subject}:default}}"
+        );
+        report.warning(place.clone(), message);
+    }
+    Some(rule)
+}

@@ -1,0 +1,232 @@
+//! Reading TOML values: one table at a time, every mistake reported at its place.
+//!
+//! Owns: types, words, durations, unknown keys. Must not know: what the keys mean.
+//! Used by: `config::device`, `config::gpio`, `config::rule`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::report::Report;
+
+/// A table of which every key must be asked for; `finish` reports the others.
+pub(super) struct Table<'t> {
+    /// As it is called in messages: `[device]`, `this rule`.
+    what: String,
+    /// Where the table begins, for what is missing in it.
+    pub(super) place: Range<usize>,
+    fields: Vec<Field<'t>>,
+    asked: Vec<&'static str>,
+}
+
+/// One key and its value.
+#[derive(Debug, Clone)]
+pub(super) struct Field<'t> {
+    pub(super) key: &'t str,
+    pub(super) key_place: Range<usize>,
+    pub(super) value: Value<'t>,
+}
+
+/// A value and its place.
+#[derive(Debug, Clone)]
+pub(super) struct Value<'t> {
+    pub(super) place: Range<usize>,
+    pub(super) value: &'t DeValue<'t>,
+}
+
+impl<'t> Table<'t> {
+    pub(super) fn new(what: impl Into<String>, place: Range<usize>, table: &'t DeTable<'t>) -> Self {
+        Self { what: what.into(), place, fields: fields(table), asked: Vec::new() }
+    }
+
+    /// Calls the table something else in messages from now on.
+    pub(super) fn rename(&mut self, what: impl Into<String>) {
+        self.what = what.into();
+    }
+
+    /// The field `key`, when it is there.
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Field<'t>> {
+        self.asked.push(key);
+        let at = self.fields.iter().position(|field| field.key == key)?;
+        Some(self.fields.remove(at))
+    }
+
+    /// The field `key`, which is not offered among the keys of the table: it has a message of its own.
+    pub(super) fn take_unlisted(&mut self, key: &'static str) -> Option<Field<'t>> {
+        let found = self.take(key);
+        self.asked.pop();
+        found
+    }
+
+    /// The field `key`, whose absence is a problem.
+    pub(super) fn require(
+        &mut self,
+        key: &'static str,
+        remedy: &str,
+        report: &mut Report,
+    ) -> Option<Field<'t>> {
+        let found = self.take(key);
+        if found.is_none() {
+            report.problem(self.place.clone(), format!("{} lacks {key}: {remedy}", self.what));
+        }
+        found
+    }
+
+    /// Reports every key that was not asked for.
+    pub(super) fn finish(self, report: &mut Report) {
+        for field in &self.fields {
+            let nearest = self.asked.iter().max_by(|a, b| {
+                let near = |known: &str| strsim::jaro_winkler(field.key, known);
+                near(a).total_cmp(&near(b))
+            });
+            let guess = nearest
+                .filter(|known| strsim::jaro_winkler(field.key, known) > 0.8)
+                .map_or(String::new(), |known| format!("did you mean {known}? "));
+            let message = format!(
+                "{} has no key \"{}\": {guess}Its keys are {}",
+                self.what,
+                shown(field.key),
+                self.asked.join(", ")
+            );
+            report.problem(field.key_place.clone(), message);
+        }
+    }
+}
+
+/// The fields of a table in the order of the file.
+pub(super) fn fields<'t>(table: &'t DeTable<'t>) -> Vec<Field<'t>> {
+    let mut fields: Vec<_> = table
+        .iter()
+        .map(|(key, value)| Field { key: key.get_ref(), key_place: key.span(), value: Value::of(value) })
+        .collect();
+    fields.sort_by_key(|field| field.key_place.start);
+    fields
+}
+
+impl<'t> Field<'t> {
+    /// The value as a table.
+    pub(super) fn table(&self, what: impl Into<String>, report: &mut Report) -> Option<Table<'t>> {
+        match self.value.value {
+            DeValue::Table(table) => Some(Table::new(what, self.key_place.clone(), table)),
+            _ => self.wrong_type("a table", report),
+        }
+    }
+
+    /// The values of an array.
+    pub(super) fn array(&self, report: &mut Report) -> Option<Vec<Value<'t>>> {
+        match self.value.value {
+            DeValue::Array(array) => Some(array.iter().map(Value::of).collect()),
+            _ => self.wrong_type("an array", report),
+        }
+    }
+
+    /// A text that is not empty and has no control characters.
+    pub(super) fn text(&self, report: &mut Report) -> Option<&'t str> {
+        match self.value.value {
+            DeValue::String(text) if text.is_empty() => {
+                self.wrong(format!("{} is empty", shown(self.key)), report)
+            }
+            DeValue::String(text) if text.contains(char::is_control) => {
+                self.wrong(format!("{} holds control characters", shown(self.key)), report)
+            }
+            DeValue::String(text) => Some(text),
+            _ => self.wrong_type("a text in quotes", report),
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&self, words: &[(&str, T)], report: &mut Report) -> Option<T> {
+        let list = || words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        match self.value.value {
+            DeValue::String(text) => match words.iter().find(|(word, _)| word == text) {
+                Some((_, value)) => Some(*value),
+                None => {
+                    self.wrong(format!("{} is \"{}\": use one of {}", self.key, shown(text), list()), report)
+                }
+            },
+            _ => self.wrong_type(&format!("one of {}", list()), report),
+        }
+    }
+
+    /// A duration such as `"400ms"`, within limits.
+    pub(super) fn duration(&self, limits: (Duration, Duration), report: &mut Report) -> Option<Duration> {
+        let DeValue::String(text) = self.value.value else {
+            return self.wrong_type("a duration in quotes, such as \"400ms\", \"30s\" or \"10m\"", report);
+        };
+        let Ok(duration) = humantime::parse_duration(text) else {
+            let message = format!(
+                "{} is \"{}\", which is no duration: write one such as \"400ms\", \"30s\" or \"10m\"",
+                self.key,
+                shown(text)
+            );
+            return self.wrong(message, report);
+        };
+        if duration < limits.0 || duration > limits.1 {
+            let [least, most] = [limits.0, limits.1].map(humantime::format_duration);
+            let message = format!("{} is \"{}\": it must be from {least} to {most}", self.key, shown(text));
+            return self.wrong(message, report);
+        }
+        Some(duration)
+    }
+
+    /// Reports that the value has another type than `needed`.
+    pub(super) fn wrong_type<T>(&self, needed: &str, report: &mut Report) -> Option<T> {
+        let found = self.value.value.type_str();
+        let article = if found.starts_with(['a', 'i']) { "an" } else { "a" };
+        self.wrong(format!("{} is {article} {found}, but must be {needed}", shown(self.key)), report)
+    }
+
+    /// Reports a problem with the value.
+    pub(super) fn wrong<T>(&self, message: impl Into<String>, report: &mut Report) -> Option<T> {
+        report.problem(self.value.place.clone(), message);
+        None
+    }
+}
+
+impl<'t> Value<'t> {
+    pub(super) fn of(value: &'t Spanned<DeValue<'t>>) -> Self {
+        Self { place: value.span(), value: value.get_ref() }
+    }
+
+    /// The value under a key of one's choice, for the methods of [`Field`].
+    pub(super) fn named(&self, key: &'t str) -> Field<'t> {
+        Field { key, key_place: self.place.clone(), value: self.clone() }
+    }
+
+    /// A whole number.
+    pub(super) fn integer(&self) -> Option<i64> {
+        let integer = self.value.as_integer()?;
+        i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+    }
+
+    /// A whole or fractional number that is finite.
+    pub(super) fn number(&self) -> Option<f64> {
+        match self.value {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "bounds of a range; past 2^53 the nearest will do"
+            )]
+            DeValue::Integer(_) => self.integer().map(|integer| integer as f64),
+            DeValue::Float(float) => float.as_str().parse().ok().filter(|number: &f64| number.is_finite()),
+            _ => None,
+        }
+    }
+
+    /// What a property's text is compared with: a text, or a whole number or `true`/`false` as it would be written.
+    pub(super) fn comparable(&self) -> Option<String> {
+        match self.value {
+            DeValue::String(text) => Some(text.to_string()),
+            DeValue::Integer(_) => self.integer().map(|integer| integer.to_string()),
+            DeValue::Boolean(flag) => Some(flag.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// Foreign text for a message: short, escaped, and without a secret that was pasted there.
+pub(super) fn shown(text: &str) -> String {
+    let bare = text.replace(['_', '-'], "").to_ascii_lowercase();
+    if bare.contains("sharedaccess") { "(a secret)".to_owned() } else { crate::message::excerpt(text) }
+}

@@ -1,0 +1,132 @@
+//! Tests of the configuration as text; the wording of reports is tested with the fixtures in `tests/it/config.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::C2dMessage;
+
+const CONNECTION: &str = "HostName=h.example;DeviceId=dev;SharedAccessKey=AAAA";
+
+fn inspected(text: &str) -> Inspection {
+    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| CONNECTION.to_owned());
+    inspect_text(text, Path::new("/nowhere/config.toml"), &env)
+}
+
+fn report(text: &str) -> String {
+    inspected(text).report.to_string()
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = inspected("[gpio.pins.p]\nline = 4\n").into_config().expect("valid");
+    assert_eq!(config.identity.device_id, "dev");
+    assert_eq!(config.token_lifetime, Duration::from_secs(3600));
+    assert_eq!(config.gpio.backend, GpioBackend::Auto);
+    let pin = &config.gpio.pins["p"];
+    assert_eq!((&pin.line, pin.active, pin.max_on), (&Line::Number(4), ActiveLevel::High, None));
+    assert_eq!(pin.on_exit, OnExit::Set(crate::rules::PinState::Off));
+    assert!(config.rules.is_empty());
+}
+
+#[test]
+fn whole_numbers_and_flags_compare_with_the_text_of_a_property() {
+    let text = "[[rule]]\nname = \"r\"\nwhen = { n = 0x10, on = true }\ndo = []\n";
+    let rules = inspected(text).rules.expect("rules");
+    let message = |bag| C2dMessage::from_bag(bag, bytes::Bytes::new()).expect("a bag");
+    assert!(rules.match_message(&message("n=16&on=true")).is_some());
+    assert!(rules.match_message(&message("n=16&on=1")).is_none());
+}
+
+#[test]
+fn the_caret_stands_under_its_column_after_tabs_and_wide_characters() {
+    let text = "[[rule]]\nname = \"r\"\nwhen = \"any\"\ndo = [\t{ shell = \"é日\" }, { what = 1 } ]\n";
+    let printed = report(text);
+    let lines: Vec<_> = printed.lines().collect();
+    assert!(lines[0].starts_with("/nowhere/config.toml:4:26: "), "{printed}");
+    assert_eq!(lines[1], "   4 | do = [\t{ shell = \"é日\" }, { what = 1 } ]");
+    assert_eq!(lines[2], "     |       \t                   ^^^^^^^^^^^^");
+}
+
+#[test]
+fn a_secret_in_the_configuration_is_not_repeated() {
+    for text in [
+        "[device]\nconnection_string = \"HostName=h;DeviceId=d;SharedAccessKey=c2VjcmV0\"\n",
+        "[device]\nconnection_string_file = \"HostName=h;DeviceId=d;SharedAccessKey=c2VjcmV0\"\n",
+        "[device]\nshared_access_key = \"c2VjcmV0\"\n",
+        "HostName=h;DeviceId=d;SharedAccessKey=c2VjcmV0\n",
+    ] {
+        let printed = report(text);
+        assert!(!printed.contains("c2VjcmV0"), "{printed}");
+    }
+}
+
+#[test]
+fn a_report_is_bounded() {
+    let text: String = (0..5000).map(|n| format!("key{n} = {}\n", "1".repeat(200))).collect();
+    let printed = report(&text);
+    assert!(printed.len() < 60_000, "{} bytes", printed.len());
+    assert!(printed.ends_with("… and 4901 more\n5000 problems, 1 warning"), "{printed}");
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let env = |_: &str| Some(" ".to_owned());
+    let printed = inspect_text("", Path::new("c.toml"), &env).report.to_string();
+    assert!(printed.contains("the device is not named"), "{printed}");
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_is_refused_without_a_panic(text in ".{0,200}") {
+        let printed = report(&text);
+        prop_assert!(!printed.is_empty());
+    }
+
+    #[test]
+    fn any_mix_of_known_words_is_a_configuration_or_is_refused_without_a_panic(
+        parts in proptest::collection::vec(prop::sample::select(PARTS), 0..24)
+    ) {
+        let printed = report(&parts.concat());
+        prop_assert!(!printed.is_empty());
+    }
+}
+
+const PARTS: &[&str] = &[
+    "[device]\n",
+    "[gpio]\n",
+    "[gpio.pins.p]\n",
+    "[[rule]]\n",
+    "name = ",
+    "when = ",
+    "do = ",
+    "timeout = ",
+    "line = ",
+    "backend = ",
+    "\"simulated\"\n",
+    "\"p\"\n",
+    "\"any\"\n",
+    "{ a = ",
+    "{ range = [1, 2] }",
+    "{ glob = \"[\" }",
+    " }\n",
+    "[ ",
+    " ]\n",
+    "{ gpio = \"p\", ",
+    "set = \"{a}\" }",
+    "blink = { times = 3, period = \"1s\" } }",
+    "run = [\"/bin/true\", ",
+    "{ shell = \"é\" }",
+    "\"30s\"\n",
+    "17\n",
+    "-1\n",
+    "1.5\n",
+    "\n",
+    "token_lifetime = ",
+    "body.zone = ",
+    "\"$.mid\" = ",
+    "\"{\"",
+    "\"-{b:c}\"",
+    ",",
+    "'''\n",
+    "ca_file = \"/dev/null\"\n",
+];

@@ -1,0 +1,58 @@
+//! The environment of a child process: what a message tells a program.
+//!
+//! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`. Used by: `rules`.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::message::C2dMessage;
+
+use super::plan::PlanError;
+
+/// Every `C2D_…` variable, sorted by name. `C2D_MESSAGE_ID` and `C2D_CORRELATION_ID` are left out when the message
+/// has none, and so are the variables of properties whose names become equal.
+///
+/// # Errors
+/// [`PlanError::Nul`]: no variable can hold a NUL, and leaving it out could make a program do more than was asked.
+pub(super) fn of(
+    message: &C2dMessage,
+    rule: &str,
+    device_id: &str,
+) -> Result<Vec<(String, String)>, PlanError> {
+    let mut variables: BTreeMap<String, Option<String>> = BTreeMap::new();
+    for (name, value) in message.application.iter() {
+        let value = value.unwrap_or("").to_owned();
+        refuse_nul(name, &value)?;
+        // A name that is there already collides: neither may be taken for the other.
+        variables.entry(variable_name(name)).and_modify(|slot| *slot = None).or_insert(Some(value));
+    }
+    for (name, subject, value) in [
+        ("C2D_MESSAGE_ID", "$.mid", message.message_id()),
+        ("C2D_CORRELATION_ID", "$.cid", message.correlation_id()),
+        ("C2D_RULE", "the rule's name", Some(rule)),
+        ("C2D_DEVICE_ID", "the device id", Some(device_id)),
+    ] {
+        let value = value.map(str::to_owned);
+        refuse_nul(subject, value.as_deref().unwrap_or(""))?;
+        variables.insert(name.to_owned(), value);
+    }
+    variables.insert("C2D_PROPERTIES".to_owned(), Some(properties_as_json(message)));
+    Ok(variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+}
+
+fn variable_name(property: &str) -> String {
+    let keep = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    format!("C2D_PROPERTY_{}", property.chars().map(keep).collect::<String>())
+}
+
+/// The application properties as one JSON object; a bare key has the empty text. JSON writes a NUL as `\u0000`.
+fn properties_as_json(message: &C2dMessage) -> String {
+    let text = |value: Option<&str>| Value::String(value.unwrap_or("").to_owned());
+    let object = message.application.iter().map(|(name, value)| (name.to_owned(), text(value))).collect();
+    Value::Object(object).to_string()
+}
+
+fn refuse_nul(name: &str, value: &str) -> Result<(), PlanError> {
+    if value.contains('\0') { Err(PlanError::Nul(name.to_owned())) } else { Ok(()) }
+}

@@ -1,0 +1,186 @@
+//! Steps: what a rule does, before a message fills it in.
+//!
+//! Owns: the kinds of steps, and which values a pin step takes. Must not know: TOML, how a step is performed.
+//! Used by: `rules`, `config` (builds them).
+
+use std::time::Duration;
+
+use crate::message::excerpt;
+
+use super::condition::{Condition, Test};
+use super::plan::{PinChange, PinState, PlanError, PlannedStep};
+use super::template::Template;
+use super::values::{Subject, Values};
+
+/// Most times of one blink.
+const MAX_TIMES: u32 = 1000;
+/// Shortest period of a blink: a relay follows no faster.
+const MIN_PERIOD: Duration = Duration::from_millis(20);
+/// Shortest pulse.
+const MIN_PULSE: Duration = Duration::from_millis(1);
+
+/// One step of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Change a pin.
+    Gpio { pin: String, change: GpioStep },
+    /// Run a program; its path is literal, the arguments may take values.
+    Run { program: String, arguments: Vec<Template> },
+    /// Run the configuration's own text with `/bin/sh -c`.
+    Shell { text: String },
+}
+
+/// What a step does with its pin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum GpioStep {
+    /// On, off or toggle.
+    Set(Setting<PinChange>),
+    /// On for this long, then off.
+    Pulse(Setting<Duration>),
+    /// On and off again.
+    Blink { times: Setting<u32>, period: Setting<Duration> },
+}
+
+/// A value that stands in the configuration, or that a message fills in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Setting<T> {
+    Fixed(T),
+    Filled(Template),
+}
+
+/// Reads `set`. The error says what is needed.
+pub(crate) fn read_set(text: &str) -> Result<PinChange, &'static str> {
+    match text {
+        "on" => Ok(PinChange::Set(PinState::On)),
+        "off" => Ok(PinChange::Set(PinState::Off)),
+        "toggle" => Ok(PinChange::Toggle),
+        _ => Err("on, off or toggle"),
+    }
+}
+
+/// Reads `pulse`. The error says what is needed.
+pub(crate) fn read_pulse(text: &str) -> Result<Duration, &'static str> {
+    let long_enough = |duration: &Duration| *duration >= MIN_PULSE;
+    humantime::parse_duration(text)
+        .ok()
+        .filter(long_enough)
+        .ok_or("a duration of 1ms or more, such as 500ms or 2s")
+}
+
+/// Reads `times` of a blink. The error says what is needed.
+pub(crate) fn read_times(text: &str) -> Result<u32, &'static str> {
+    let allowed = |times: &u32| (1..=MAX_TIMES).contains(times);
+    text.parse().ok().filter(allowed).ok_or("a whole number from 1 to 1000")
+}
+
+/// Reads `period` of a blink. The error says what is needed.
+pub(crate) fn read_period(text: &str) -> Result<Duration, &'static str> {
+    let long_enough = |duration: &Duration| *duration >= MIN_PERIOD;
+    humantime::parse_duration(text)
+        .ok()
+        .filter(long_enough)
+        .ok_or("a duration of 20ms or more, such as 400ms")
+}
+
+impl Step {
+    pub(super) fn plan(
+        &self,
+        values: &Values<'_>,
+        conditions: &[Condition],
+    ) -> Result<PlannedStep, PlanError> {
+        Ok(match self {
+            Self::Shell { text } => PlannedStep::Shell { text: text.clone() },
+            Self::Run { program, arguments } => {
+                let mut argv = Vec::with_capacity(1 + arguments.len());
+                argv.push(program.clone());
+                for argument in arguments {
+                    argv.push(argument.fill(values, conditions)?);
+                }
+                PlannedStep::Run { argv }
+            }
+            Self::Gpio { pin, change } => {
+                let change = match change {
+                    GpioStep::Set(set) => set.plan("set", read_set, values, conditions)?,
+                    GpioStep::Pulse(pulse) => {
+                        PinChange::Pulse(pulse.plan("pulse", read_pulse, values, conditions)?)
+                    }
+                    GpioStep::Blink { times, period } => PinChange::Blink {
+                        times: times.plan("times", read_times, values, conditions)?,
+                        period: period.plan("period", read_period, values, conditions)?,
+                    },
+                };
+                PlannedStep::Gpio { pin: pin.clone(), change }
+            }
+        })
+    }
+
+    /// What the step's templates take and have no default for.
+    pub(super) fn needed(&self) -> impl Iterator<Item = &Subject> {
+        let templates: Vec<&Template> = match self {
+            Self::Shell { .. } => Vec::new(),
+            Self::Run { arguments, .. } => arguments.iter().collect(),
+            Self::Gpio { change, .. } => match change {
+                GpioStep::Set(set) => set.template().into_iter().collect(),
+                GpioStep::Pulse(pulse) => pulse.template().into_iter().collect(),
+                GpioStep::Blink { times, period } => {
+                    times.template().into_iter().chain(period.template()).collect()
+                }
+            },
+        };
+        templates.into_iter().flat_map(Template::needed)
+    }
+
+    /// How long the step occupies its pin at most, as far as the configuration alone tells; zero when it does not.
+    pub(super) fn longest_pin_time(&self, conditions: &[Condition]) -> Duration {
+        let Self::Gpio { change, .. } = self else { return Duration::ZERO };
+        match change {
+            GpioStep::Set(_) => Duration::ZERO,
+            GpioStep::Pulse(pulse) => pulse.largest(read_pulse, conditions).unwrap_or_default(),
+            GpioStep::Blink { times, period } => {
+                let times = times.largest(read_times, conditions).unwrap_or(1);
+                period.largest(read_period, conditions).unwrap_or(MIN_PERIOD).saturating_mul(times)
+            }
+        }
+    }
+}
+
+impl<T: Copy + Ord> Setting<T> {
+    fn template(&self) -> Option<&Template> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Filled(template) => Some(template),
+        }
+    }
+
+    fn plan(
+        &self,
+        setting: &'static str,
+        read: fn(&str) -> Result<T, &'static str>,
+        values: &Values<'_>,
+        conditions: &[Condition],
+    ) -> Result<T, PlanError> {
+        match self {
+            Self::Fixed(value) => Ok(*value),
+            Self::Filled(template) => {
+                let text = template.fill(values, conditions)?;
+                read(&text).map_err(|needs| PlanError::Unusable { setting, value: excerpt(&text), needs })
+            }
+        }
+    }
+
+    /// The largest value that the conditions let through, where they limit it.
+    fn largest(&self, read: fn(&str) -> Result<T, &'static str>, conditions: &[Condition]) -> Option<T> {
+        let subject = match self {
+            Self::Fixed(value) => return Some(*value),
+            Self::Filled(template) => template.single()?,
+        };
+        let own = conditions.iter().filter(|condition| condition.subject == *subject);
+        own.filter_map(|condition| match &condition.test {
+            Test::Equals(text) => read(text).ok(),
+            Test::OneOf(texts) => texts.iter().filter_map(|text| read(text).ok()).max(),
+            Test::Range { max, .. } => read(&max.floor().to_string()).ok(),
+            _ => None,
+        })
+        .min()
+    }
+}

@@ -1,0 +1,319 @@
+//! Tests of matching and planning; the rules are built as `config` builds them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+
+fn message(bag: &str) -> C2dMessage {
+    with_body(bag, "")
+}
+
+fn with_body(bag: &str, body: &str) -> C2dMessage {
+    C2dMessage::from_bag(bag, Bytes::from(body.to_owned())).expect("a bag")
+}
+
+fn when(name: &str, test: Test) -> Condition {
+    Condition { subject: Subject::parse(name).expect("a name"), test }
+}
+
+fn equals(name: &str, value: &str) -> Condition {
+    when(name, Test::Equals(value.into()))
+}
+
+fn template(text: &str) -> Template {
+    Template::parse(text).expect("a template")
+}
+
+fn rule(conditions: Vec<Condition>, steps: Vec<Step>) -> Rule {
+    Rule::new("r".into(), conditions, steps, Duration::from_secs(30))
+}
+
+fn run(arguments: &[&str]) -> Step {
+    Step::Run {
+        program: "/bin/true".into(),
+        arguments: arguments.iter().map(|text| template(text)).collect(),
+    }
+}
+
+fn takes(condition: Condition, message: &C2dMessage) -> bool {
+    Rules::new(vec![rule(vec![condition], vec![])]).match_message(message).is_some()
+}
+
+/// The argument that `text` becomes, or why it does not.
+fn argument(text: &str, conditions: Vec<Condition>, message: &C2dMessage) -> Result<String, String> {
+    let plan = rule(conditions, vec![run(&[text])]).plan(message, "d").map_err(|error| error.to_string())?;
+    match plan.steps.as_slice() {
+        [PlannedStep::Run { argv }] => Ok(argv[1].clone()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+#[test]
+fn each_kind_of_condition_takes_what_it_says() {
+    let message = message("state=on&n=7&neg=-2.5&flag&path=/a/b.txt&%24.cid=c-1&iothub-ack=full");
+    let cases = [
+        (equals("state", "on"), true),
+        (equals("state", "On"), false),
+        (equals("missing", ""), false),
+        (equals("flag", ""), true),
+        (equals("$.cid", "c-1"), true),
+        (equals("iothub-ack", "full"), true),
+        (when("state", Test::OneOf(vec!["off".into(), "on".into()])), true),
+        (when("state", Test::OneOf(vec!["off".into()])), false),
+        (when("path", Test::Prefix("/a/".into())), true),
+        (when("path", Test::Prefix("a".into())), false),
+        (when("path", Test::Glob(glob::Pattern::new("*.txt").expect("a pattern"))), true),
+        (when("path", Test::Glob(glob::Pattern::new("?.txt").expect("a pattern"))), false),
+        (when("n", Test::Range { min: 1.0, max: 7.0 }), true),
+        (when("n", Test::Range { min: 7.1, max: 9.0 }), false),
+        (when("neg", Test::Range { min: -3.0, max: 0.0 }), true),
+        (when("state", Test::Range { min: 0.0, max: 9.0 }), false),
+        (when("flag", Test::Range { min: 0.0, max: 9.0 }), false),
+        (when("flag", Test::Present), true),
+        (when("flag", Test::Absent), false),
+        (when("other", Test::Present), false),
+        (when("other", Test::Absent), true),
+    ];
+    for (condition, expected) in cases {
+        assert_eq!(takes(condition.clone(), &message), expected, "{condition:?}");
+    }
+}
+
+#[test]
+fn words_that_parse_as_numbers_without_a_value_are_in_no_range() {
+    for value in ["nan", "NaN", "inf", "-inf", "infinity"] {
+        let everything = Test::Range { min: f64::MIN, max: f64::MAX };
+        assert!(!takes(when("n", everything), &message(&format!("n={value}"))), "{value}");
+    }
+}
+
+#[test]
+fn body_fields_compare_as_text_and_dots_descend() {
+    let message =
+        with_body("", r#"{"zone":{"name":"north","nr":3,"open":true,"none":null,"list":[1]},"f":1.50}"#);
+    assert!(takes(equals("body.zone.name", "north"), &message));
+    assert!(takes(equals("body.zone.nr", "3"), &message));
+    assert!(takes(equals("body.zone.open", "true"), &message));
+    assert!(takes(equals("body.f", "1.5"), &message));
+    assert!(takes(when("body.zone.nr", Test::Range { min: 3.0, max: 3.0 }), &message));
+    assert!(takes(when("body.zone.none", Test::Absent), &message));
+    assert!(takes(when("body.zone", Test::Present), &message));
+    assert!(!takes(equals("body.zone", "north"), &message));
+    assert!(!takes(when("body.zone.list", Test::Prefix("[".into())), &message));
+    assert!(takes(when("body.zone.name.deeper", Test::Absent), &message));
+}
+
+#[test]
+fn a_body_that_is_not_json_has_no_fields() {
+    for body in ["", "north", "{\"zone\":", "[1]", "\u{0}"] {
+        assert!(takes(when("body.zone", Test::Absent), &with_body("", body)), "{body}");
+    }
+    let deep = "[".repeat(60_000);
+    assert!(takes(when("body.zone", Test::Absent), &with_body("", &deep)));
+    let large = format!("{{\"zone\":\"{}\"}}", "x".repeat(crate::message::MAX_C2D_BYTES));
+    assert!(takes(when("body.zone", Test::Absent), &with_body("", &large)));
+}
+
+#[test]
+fn the_first_rule_whose_conditions_all_hold_wins() {
+    let named = |name: &str, conditions| Rule::new(name.into(), conditions, vec![], Duration::from_secs(1));
+    let rules = Rules::new(vec![
+        named("both", vec![equals("a", "1"), equals("b", "2")]),
+        named("one", vec![equals("a", "1")]),
+        named("any", vec![]),
+    ]);
+    let name = |bag: &str| rules.match_message(&message(bag)).map(Rule::name);
+    assert_eq!(name("a=1&b=2"), Some("both"));
+    assert_eq!(name("a=1&b=3"), Some("one"));
+    assert_eq!(name(""), Some("any"));
+    assert_eq!(Rules::default().match_message(&message("a=1")), None);
+}
+
+#[test]
+fn mismatches_name_the_actual_and_the_wanted_value() {
+    let rule = rule(
+        vec![
+            equals("action", "pump"),
+            when("state", Test::OneOf(vec!["on".into(), "off".into()])),
+            when("n", Test::Range { min: 1.0, max: 20.0 }),
+            equals("body.zone", "north"),
+            when("extra", Test::Absent),
+        ],
+        vec![],
+    );
+    assert_eq!(
+        rule.mismatches(&with_body("action=pump&state=up&extra=%0A", "text")),
+        [
+            "state is \"up\", not one of \"on\", \"off\"",
+            "n is missing, not a number from 1 to 20",
+            "body.zone is missing (the body is not JSON), not \"north\"",
+            "extra is \"\\n\", not absent",
+        ]
+    );
+}
+
+#[test]
+fn templates_fill_one_argument_each() {
+    let message = with_body("label=a b;c&%24.mid=m-1&e=", r#"{"zone":"north","n":3}"#);
+    let filled = |text| argument(text, vec![], &message);
+    assert_eq!(filled("{label}"), Ok("a b;c".into()));
+    assert_eq!(filled("--label={label}/{$.mid}"), Ok("--label=a b;c/m-1".into()));
+    assert_eq!(filled("{body.zone}-{body.n}"), Ok("north-3".into()));
+    assert_eq!(filled("{missing:x:y}"), Ok("x:y".into()));
+    assert_eq!(filled("{missing:}"), Ok("".into()));
+    assert_eq!(filled("{e:default}"), Ok("".into()), "an empty value is a value");
+    assert_eq!(filled("{{{label}}}"), Ok("{a b;c}".into()));
+    assert_eq!(filled(""), Ok("".into()));
+}
+
+#[test]
+fn malformed_templates_are_refused() {
+    for (text, expected) in [
+        ("{a", "not closed"),
+        ("a}", "stands alone"),
+        ("{}", "names nothing"),
+        ("{:x}", "names nothing"),
+        ("{$.}", "names nothing"),
+        ("{body.}", "names nothing"),
+        ("{a{b}}", "inside"),
+    ] {
+        let error = Template::parse(text).expect_err(text).to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn values_that_must_not_be_used_make_the_plan_fail_in_words() {
+    let message = with_body("o=-rf&nl=a%0Ab&nul=a%00&e=&esc=%1B[0m&c1=%C2%85", r#"{"o":{}}"#);
+    let error = |text: &str| argument(text, vec![], &message).expect_err(text);
+    assert_eq!(error("{x}"), "the message has no x, which the rule fills in without a default");
+    assert_eq!(error("{body.x.y}"), "the message has no body.x.y, which the rule fills in without a default");
+    assert!(error("{body.o}").starts_with("body.o is a JSON object or array"));
+    assert!(error("{o}").starts_with("o is \"-rf\", which a program could take for an option"));
+    assert!(error("{e}{o}").contains("\"-rf\""));
+    for name in ["nl", "nul", "esc", "c1"] {
+        assert!(error(&format!("x{{{name}}}")).contains("control characters"), "{name}");
+    }
+    assert_eq!(argument("x{o}", vec![], &self::message("o=-rf")), Ok("x-rf".into()));
+    assert_eq!(
+        argument("{x:-v}", vec![], &self::message("")),
+        Ok("-v".into()),
+        "the configuration's own text"
+    );
+}
+
+#[test]
+fn an_option_that_a_condition_lists_may_begin_an_argument() {
+    let message = message("o=-v");
+    assert_eq!(argument("{o}", vec![equals("o", "-v")], &message), Ok("-v".into()));
+    let listed = Test::OneOf(vec!["-q".into(), "-v".into()]);
+    assert_eq!(argument("{o}", vec![when("o", listed)], &message), Ok("-v".into()));
+    assert!(argument("{o}", vec![equals("p", "-v")], &message).is_err());
+    assert!(argument("{o}", vec![when("o", Test::Prefix("-".into()))], &message).is_err());
+}
+
+#[test]
+fn pin_steps_take_their_values_from_the_message() {
+    let gpio = |change| Step::Gpio { pin: "p".into(), change };
+    let filled = |text| Setting::Filled(template(text));
+    let set = rule(vec![], vec![gpio(GpioStep::Set(filled("{state}")))]);
+    let pulse = rule(vec![], vec![gpio(GpioStep::Pulse(Setting::Filled(template("{d}"))))]);
+    let blink = GpioStep::Blink {
+        times: Setting::Filled(template("{n}")),
+        period: Setting::Filled(template("{p:400ms}")),
+    };
+    let blink = rule(vec![], vec![gpio(blink)]);
+    let change = |rule: &Rule, bag: &str| match rule.plan(&message(bag), "d") {
+        Ok(Plan { steps, .. }) => match steps.as_slice() {
+            [PlannedStep::Gpio { change, .. }] => Ok(*change),
+            other => Err(format!("{other:?}")),
+        },
+        Err(error) => Err(error.to_string()),
+    };
+    assert_eq!(change(&set, "state=on"), Ok(PinChange::Set(PinState::On)));
+    assert_eq!(change(&set, "state=toggle"), Ok(PinChange::Toggle));
+    assert_eq!(change(&set, "state=up"), Err("set would be \"up\", but it must be on, off or toggle".into()));
+    assert_eq!(change(&pulse, "d=2s"), Ok(PinChange::Pulse(Duration::from_secs(2))));
+    let period = Duration::from_millis(400);
+    assert_eq!(change(&blink, "n=3"), Ok(PinChange::Blink { times: 3, period }));
+    for (rule, bag) in
+        [(&pulse, "d=0s"), (&pulse, "d=2"), (&blink, "n=0"), (&blink, "n=1001"), (&blink, "n=1&p=19ms")]
+    {
+        assert!(change(rule, bag).is_err_and(|error| error.contains("must be a")), "{bag}");
+    }
+    for (rule, bag) in
+        [(&pulse, "d=30s"), (&blink, "n=75"), (&pulse, "d=10years"), (&blink, "n=999&p=9years")]
+    {
+        assert!(change(rule, bag).is_err_and(|error| error.contains("timeout is 30s")), "{bag}");
+    }
+}
+
+#[test]
+fn the_environment_of_a_child_is_sorted_and_leaves_colliding_names_out() {
+    let message = message("%24.mid=m-1&%24.cid=&zone=n%0A1&a-b=1&a_b=2&A.B=3&flag&%C3%A9=x");
+    let plan =
+        rule(vec![], vec![Step::Shell { text: "echo {x}".into() }]).plan(&message, "dev").expect("a plan");
+    assert_eq!(plan.steps, [PlannedStep::Shell { text: "echo {x}".into() }], "braces are the shell's own");
+    let environment: Vec<_> =
+        plan.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(
+        environment,
+        [
+            ("C2D_DEVICE_ID", "dev"),
+            ("C2D_MESSAGE_ID", "m-1"),
+            ("C2D_PROPERTIES", r#"{"A.B":"3","a-b":"1","a_b":"2","flag":"","zone":"n\n1","é":"x"}"#),
+            ("C2D_PROPERTY_FLAG", ""),
+            ("C2D_PROPERTY_ZONE", "n\n1"),
+            ("C2D_PROPERTY__", "x"),
+            ("C2D_RULE", "r"),
+        ]
+    );
+}
+
+#[test]
+fn a_nul_fails_plans_with_a_child_and_no_others() {
+    let message = message("a=%00");
+    let with_child = rule(vec![], vec![Step::Shell { text: "true".into() }]).plan(&message, "d");
+    assert_eq!(with_child, Err(PlanError::Nul("a".into())));
+    let plan = rule(vec![], vec![]).plan(&message, "d").expect("a plan");
+    assert!(plan.steps.is_empty() && plan.environment.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn a_message_never_begins_an_argument_with_a_dash_unless_listed(
+        first in "[-a]{0,3}", second in "[-a]{0,3}", listed in "[-a]{1,3}"
+    ) {
+        let mut message = C2dMessage::default();
+        message.application.set("first", first.clone());
+        message.application.set("second", second.clone());
+        let lists = equals("first", &listed);
+        if let Ok(argument) = argument("{first}{second}", vec![lists], &message) {
+            let allowed = !first.is_empty() && first == listed;
+            prop_assert!(!argument.starts_with('-') || allowed, "{}", argument);
+            prop_assert_eq!(argument, format!("{first}{second}"));
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_template_or_is_refused_and_filling_it_does_not_panic(text in "[{}:.$a-]{0,24}|.{0,40}") {
+        if let Ok(template) = Template::parse(&text) {
+            let step = Step::Run { program: "/p".into(), arguments: vec![template.clone()] };
+            let planned = rule(vec![], vec![step]).plan(&message("a=-x&b"), "d");
+            if let Some(literal) = template.literal() {
+                prop_assert!(planned.is_ok());
+                prop_assert!(literal.len() <= text.len());
+            }
+        }
+    }
+
+    #[test]
+    fn any_body_can_be_asked_for_a_field(body in ".{0,80}|[\\[{\":,0-9a}\\]]{0,40}") {
+        let message = with_body("", &body);
+        let present = takes(when("body.a", Test::Present), &message);
+        prop_assert_eq!(present, !takes(when("body.a", Test::Absent), &message));
+    }
+}
