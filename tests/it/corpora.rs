@@ -6,6 +6,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+#[path = "../../fuzz/targets/config.rs"]
+mod config;
 #[path = "../../fuzz/targets/connection_string.rs"]
 mod connection_string;
 #[path = "../../fuzz/targets/property_bag.rs"]
@@ -16,6 +18,11 @@ mod sas_token;
 #[test]
 fn the_property_bag_corpus_holds() {
     each_file("property_bag", property_bag::run);
+}
+
+#[test]
+fn the_configuration_corpus_holds() {
+    each_file("config", config::run);
 }
 
 #[test]

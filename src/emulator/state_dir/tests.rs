@@ -1,1 +1,1 @@
-
+//! The state directory: what it writes, and what it finds again after a restart.

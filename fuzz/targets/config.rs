@@ -1,0 +1,64 @@
+//! Any text as a configuration; the rules of one that is valid meet a handful of messages.
+//!
+//! Shared by the fuzz target and by `tests/it/corpora.rs`, so that both check the same.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use c2d_agent::config;
+use c2d_agent::message::C2dMessage;
+use c2d_agent::rules::{PlannedStep, Rules};
+
+const DEVICE: &str =
+    "HostName=hub.example;DeviceId=dev1;SharedAccessKey=c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlY3I=";
+
+/// Bags and bodies that meet rules such as those of the corpus.
+const MESSAGES: [(&str, &[u8]); 6] = [
+    ("", b""),
+    ("%24.mid=m-1&%24.cid=c-1&action=pump&state=on", b""),
+    ("action=blink&times=3&flag&empty=", b"not JSON"),
+    (
+        "action=run&file=report.txt&text=-rf%20%2F&line=a%0Ab",
+        b"{\"zone\": \"north\", \"level\": 7.5, \"on\": true}",
+    ),
+    (
+        "action=run&file=-x&n=99999999999999999999&text=%24%28id%29%3B%60id%60",
+        b"{\"zone\": null, \"deep\": {\"er\": [1]}}",
+    ),
+    ("action=caf%C3%A9&times=0&state=off&n=-1", b"\xff\xfe"),
+];
+
+pub(crate) fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
+    let inspection = config::inspect_text(text, Path::new("/nonexistent/config.toml"), &env);
+    let report = inspection.report.to_string();
+    assert!(!report.contains("c2VjcmV0IHNlY3JldCBz"), "the report shows a key: {report}");
+    if let Some(rules) = &inspection.rules {
+        meet(rules);
+    }
+    let problems = inspection.report.problems();
+    assert_eq!(inspection.into_config().is_ok(), problems == 0, "{report}");
+}
+
+fn meet(rules: &Rules) {
+    for (bag, body) in MESSAGES {
+        let topic = format!("devices/dev1/messages/devicebound/{bag}");
+        let message = C2dMessage::from_topic("dev1", &topic, Bytes::from_static(body)).expect("a message");
+        let first = rules.iter().find(|rule| rule.mismatches(&message).is_empty());
+        assert_eq!(rules.match_message(&message).map(|rule| rule.name()), first.map(|rule| rule.name()));
+        for rule in rules.iter() {
+            let Ok(plan) = rule.plan(&message, "dev1") else { continue };
+            assert!(!plan.steps.is_empty(), "the rule {} does nothing", plan.rule);
+            for step in &plan.steps {
+                if let PlannedStep::Run { argv } = step {
+                    assert!(argv[0].starts_with('/'), "{argv:?}");
+                    assert!(!argv.iter().any(|argument| argument.contains('\0')), "{argv:?}");
+                }
+            }
+            let names: Vec<_> = plan.environment.iter().map(|(name, _)| name).collect();
+            assert!(names.is_sorted() && names.iter().all(|name| name.starts_with("C2D_")), "{names:?}");
+            assert!(!plan.environment.iter().any(|(_, value)| value.contains('\0')));
+        }
+    }
+}
