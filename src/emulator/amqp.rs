@@ -1,15 +1,158 @@
-use super::shared::SharedHub;
+//! The back end's way in: one AMQP 1.0 connection of a service client.
+//!
+//! Owns: the connection from its first byte to its end: header, SASL, sessions, the kill switch.
+//! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
+//! Used by: `emulator`.
+//!
+//! Wire reference 2.1 to 2.4, 4.1 to 4.4, and lines 11, 13 to 15 and 17 to 20 of its checklist. Devices are not served
+//! over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
+//! against the Python and Node SDKs.
+
 use std::net::SocketAddr;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fe2o3_amqp::acceptor::{ConnectionAcceptor, ListenerConnectionHandle, SessionAcceptor};
+use fe2o3_amqp::connection::OpenError;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(super) async fn serve_connection(
-    stream: TlsStream<TcpStream>,
-    peer: SocketAddr,
-    hub: SharedHub,
-    stop: CancellationToken,
-) {
-    tracing::warn!(%peer, "not served yet");
-    drop((stream, hub, stop));
+use super::listener::ARRIVAL_TIMEOUT;
+use super::shared::SharedHub;
+use claims::Claims;
+use stream::Replayed;
+
+mod address;
+mod c2d_link;
+mod cbs;
+mod claims;
+mod condition;
+mod convert;
+mod feedback_link;
+mod sasl;
+mod session;
+mod stream;
+
+/// Sessions of one connection at a time. SDKs open one or two.
+const MAX_SESSIONS: usize = 16;
+
+/// For one answer of the client: an attach, a detach, the outcome of a reply. A client that keeps the emulator waiting
+/// longer loses the link.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Name of the emulator in the Open performative.
+const CONTAINER: &str = "c2d-agent-emulator";
+
+/// The eight bytes that begin AMQP with and without SASL, up to the protocol id. Source: AMQP 1.0, 2.2.
+const MAGIC: &[u8; 4] = b"AMQP";
+const PLAIN_AMQP: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
+const SASL_ID: u8 = 3;
+
+/// Serves one connection until the client goes, breaks the rules, or `stop`.
+pub(super) async fn serve_connection<S>(stream: S, peer: SocketAddr, hub: SharedHub, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
+{
+    // The crate offers no way to cut a connection, and its engines are tasks of their own: the stream is cut instead.
+    let kill = stop.child_token();
+    let claims = Claims::new(hub);
+    let opened = tokio::select! {
+        () = stop.cancelled() => return,
+        opened = tokio::time::timeout(ARRIVAL_TIMEOUT, open(stream, &claims, kill.clone())) => opened,
+    };
+    match opened {
+        Err(_) => tracing::info!(%peer, "dropped an AMQP client that did not open its connection in time"),
+        Ok(Err(error)) => tracing::info!(%peer, %error, "an AMQP client could not open its connection"),
+        Ok(Ok(connection)) => {
+            tracing::info!(%peer, "opened an AMQP connection");
+            let mut sessions = JoinSet::new();
+            run(connection, &mut sessions, peer, &claims).await;
+            kill.cancel();
+            // Their streams are dead, so these end by themselves; dropping the set would cut a link in its settling.
+            while let Some(ended) = sessions.join_next().await {
+                report(ended, peer);
+            }
+            tracing::info!(%peer, "ended an AMQP connection");
+        }
+    }
+    kill.cancel();
 }
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+enum ArrivalError {
+    #[error("the first bytes cannot be read: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the first bytes are not those of AMQP 1.0")]
+    NotAmqp,
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+async fn open<S>(
+    mut stream: S,
+    claims: &Arc<Claims>,
+    kill: CancellationToken,
+) -> Result<ListenerConnectionHandle, ArrivalError>
+where
+    S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
+{
+    let mut header = [0; 8];
+    stream.read_exact(&mut header).await?;
+    let [magic @ .., id, _, _, _] = header;
+    if magic != *MAGIC || !(id == SASL_ID || header == PLAIN_AMQP) {
+        // What the standard asks for: the header that would be understood, then the end.
+        stream.write_all(&PLAIN_AMQP).await?;
+        stream.shutdown().await?;
+        return Err(ArrivalError::NotAmqp);
+    }
+    let stream = Replayed::new(header, stream, kill);
+    // No idle time-out is advertised: the crate enforces it strictly, and the Python SDK sends nothing between two
+    // messages.
+    let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
+    let builder = ConnectionAcceptor::builder().container_id(CONTAINER).channel_max(highest_channel);
+    let accepted = if id == SASL_ID {
+        builder.sasl_acceptor(sasl::Sasl::new(Arc::clone(claims))).build().accept(stream).await
+    } else {
+        builder.build().accept(stream).await
+    };
+    Ok(accepted?)
+}
+
+/// Accepts sessions until the connection ends. The handle must live as long: dropping it ends the connection.
+async fn run(
+    mut connection: ListenerConnectionHandle,
+    sessions: &mut JoinSet<()>,
+    peer: SocketAddr,
+    claims: &Arc<Claims>,
+) {
+    let acceptor = SessionAcceptor::builder().handle_max(session::HIGHEST_HANDLE).build();
+    loop {
+        let begun = tokio::select! {
+            Some(ended) = sessions.join_next() => {
+                report(ended, peer);
+                continue;
+            }
+            begun = connection.next_incoming_session() => begun,
+        };
+        let Some(begun) = begun else { return };
+        if sessions.len() >= MAX_SESSIONS {
+            tracing::warn!(%peer, "closed an AMQP connection: it has {MAX_SESSIONS} sessions already");
+            return;
+        }
+        match acceptor.accept_incoming_session(begun, &mut connection).await {
+            Ok(handle) => drop(sessions.spawn(session::run(handle, Arc::clone(claims), peer))),
+            Err(error) => tracing::info!(%peer, %error, "a session could not begin"),
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>, peer: SocketAddr) {
+    if let Err(error) = ended {
+        tracing::error!(%peer, %error, "the task of a session or link failed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

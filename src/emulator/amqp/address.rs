@@ -1,0 +1,85 @@
+//! Link addresses and the `to` of messages, in all spellings of the SDKs.
+//!
+//! Owns: their syntax. Must not know: links, who may use them. Used by: `amqp::session`, `amqp::convert`.
+//!
+//! Clients write a bare path or a whole URI, any letter case, ids percent-encoded or not (wire reference 2.4).
+
+use percent_encoding::percent_decode_str;
+
+/// What an address stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    /// The token service.
+    Cbs,
+    /// Where a back end sends C2D messages.
+    DeviceBound,
+    /// Where a back end reads feedback.
+    Feedback,
+    /// The C2D queue of one device: the `to` of a message, or what a device attaches to.
+    Device(String),
+    /// The C2D queue of a module, which the hub does not have.
+    Module,
+    /// Another address of a device.
+    OtherOfDevice,
+    /// Anything else.
+    Unknown,
+}
+
+impl Address {
+    pub(super) fn parse(text: &str) -> Self {
+        let path = match text.split_once("://") {
+            Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
+            None => text,
+        };
+        let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let lower: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
+        let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
+        match (&*lower, &*segments) {
+            (["$cbs"], _) => Self::Cbs,
+            (["messages", "devicebound"], _) => Self::DeviceBound,
+            (["messages", "servicebound", "feedback"], _) => Self::Feedback,
+            (["devices", _, "messages", "devicebound"], [_, id, ..]) => Self::Device(decode(id)),
+            (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
+            (["devices", _, _, ..], _) => Self::OtherOfDevice,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Node escapes ids, Python does not. Text that does not decode is taken as it is.
+fn decode(id: &str) -> String {
+    percent_decode_str(id).decode_utf8().map_or_else(|_| id.to_owned(), |text| text.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_of_the_sdks_is_understood() {
+        for text in [
+            "/messages/devicebound",
+            "messages/deviceBound",
+            "amqps://hub.local.test/messages/devicebound",
+            "amqps://hub.local.test:5671/Messages/DeviceBound/",
+        ] {
+            assert_eq!(Address::parse(text), Address::DeviceBound, "{text}");
+        }
+        assert_eq!(Address::parse("/messages/serviceBound/feedback"), Address::Feedback);
+        assert_eq!(Address::parse("amqps://h/messages/servicebound/Feedback"), Address::Feedback);
+        assert_eq!(Address::parse("$cbs"), Address::Cbs);
+    }
+
+    #[test]
+    fn the_device_of_a_message_keeps_its_letters_and_loses_its_escapes() {
+        let device = |text: &str| Address::parse(text);
+        assert_eq!(device("/devices/Dev1/messages/deviceBound"), Address::Device("Dev1".into()));
+        assert_eq!(device("/devices/a%3Ab/messages/devicebound"), Address::Device("a:b".into()));
+        assert_eq!(device("/devices/a%/messages/devicebound"), Address::Device("a%".into()));
+        assert_eq!(device("/devices/d/modules/m/messages/deviceBound"), Address::Module);
+        assert_eq!(device("/devices/d/twin"), Address::OtherOfDevice);
+        assert_eq!(device("/devices/d"), Address::Unknown);
+        assert_eq!(device("amqps://h"), Address::Unknown);
+        assert_eq!(device(""), Address::Unknown);
+    }
+}

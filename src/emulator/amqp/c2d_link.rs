@@ -1,0 +1,64 @@
+//! The link on which a back end sends C2D messages.
+//!
+//! Owns: one settled answer to each message. Must not know: how a message is read, queues. Used by: `amqp::session`.
+
+use std::sync::Arc;
+
+use fe2o3_amqp::Receiver;
+use fe2o3_amqp::link::RecvError;
+use fe2o3_amqp::types::definitions::Error;
+use fe2o3_amqp::types::messaging::{Body, Message};
+use fe2o3_amqp::types::primitives::Value;
+
+use super::claims::Claims;
+use super::condition::Refusal;
+use super::convert;
+
+/// Takes messages until the link ends. Each is queued and accepted, or rejected with the reason; none ends the link.
+pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>) {
+    loop {
+        let (delivery, verdict) = match link.recv::<Body<Value>>().await {
+            Ok(delivery) => {
+                let plain = delivery.message_format().unwrap_or(0) == 0;
+                let (delivery, message) = delivery.into_parts();
+                let verdict = if plain {
+                    queue(message, &claims)
+                } else {
+                    Err(Refusal::argument("batches are not taken here: send one message in each transfer"))
+                };
+                (delivery, verdict)
+            }
+            Err(RecvError::MessageDecode(error)) => {
+                let verdict = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                (error.info, Err(verdict))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a C2D sender link ended");
+                return;
+            }
+        };
+        let settled = match verdict {
+            Ok(()) => link.accept(delivery).await,
+            Err(refusal) => {
+                tracing::warn!(reason = refusal.description, "refused a C2D message");
+                link.reject(delivery, Error::from(&refusal)).await
+            }
+        };
+        if let Err(error) = settled {
+            tracing::debug!(%error, "a C2D message could not be settled");
+            return;
+        }
+    }
+}
+
+fn queue(message: Message<Body<Value>>, claims: &Claims) -> Result<(), Refusal> {
+    if !claims.are_valid() {
+        return Err(Refusal::unauthorized("the token has expired"));
+    }
+    let queued = convert::c2d_message(message)?;
+    let device_id = queued.device_id.clone();
+    let message_id = queued.message.message_id().map(str::to_owned);
+    claims.hub.with(|hub, now| hub.enqueue(queued, now))?;
+    tracing::info!(device_id, message_id, "queued a C2D message");
+    Ok(())
+}

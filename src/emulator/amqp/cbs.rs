@@ -1,0 +1,156 @@
+//! Claims-based security: tokens put to `$cbs`.
+//!
+//! Owns: the requests and their replies. Must not know: what a token is good for. Used by: `amqp::session`.
+//! Source: wire reference 2.3.
+
+use std::sync::Arc;
+
+use fe2o3_amqp::link::RecvError;
+use fe2o3_amqp::types::definitions::Error;
+use fe2o3_amqp::types::messaging::{AmqpValue, ApplicationProperties, Body, Message, MessageId, Properties};
+use fe2o3_amqp::types::primitives::{SimpleValue, Value};
+use fe2o3_amqp::{Receiver, Sender};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use super::ANSWER_TIMEOUT;
+use super::claims::{ClaimError, Claims};
+use super::condition::Refusal;
+use crate::credentials::SasToken;
+use crate::emulator::registry::AuthError;
+
+/// Replies that wait for the reply link. A client puts one token at a time.
+const MAX_WAITING_REPLIES: usize = 16;
+
+/// Types of tokens, compared without case. The second is for Entra tokens, which Node sends as the first.
+const TOKEN_TYPES: [&str; 2] = ["servicebus.windows.net:sastoken", "bearer"];
+
+type Reply = Message<AmqpValue<Value>>;
+
+/// The token service of one session: requests come on one link, replies go out on another.
+#[derive(Clone)]
+pub(super) struct TokenService {
+    claims: Arc<Claims>,
+    queue: mpsc::Sender<Reply>,
+    /// Held by the reply link; a second one waits until the first is gone.
+    replies: Arc<Mutex<mpsc::Receiver<Reply>>>,
+}
+
+impl TokenService {
+    pub(super) fn new(claims: Arc<Claims>) -> Self {
+        let (queue, replies) = mpsc::channel(MAX_WAITING_REPLIES);
+        Self { claims, queue, replies: Arc::new(Mutex::new(replies)) }
+    }
+
+    /// Takes requests until the link ends.
+    pub(super) async fn answer(self, mut link: Receiver) {
+        loop {
+            let (delivery, message) = match link.recv::<Body<Value>>().await {
+                Ok(delivery) => delivery.into_parts(),
+                Err(RecvError::MessageDecode(error)) => {
+                    let refusal = Refusal::argument("the request cannot be decoded");
+                    if let Err(error) = link.reject(error.info, Error::from(&refusal)).await {
+                        tracing::debug!(%error, "a request could not be settled");
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the token request link ended");
+                    return;
+                }
+            };
+            // Settled first: Python does not look at a reply before that.
+            if let Err(error) = link.accept(delivery).await {
+                tracing::debug!(%error, "a request could not be settled");
+                return;
+            }
+            let status = self.put(&message);
+            let id = message.properties.and_then(|properties| properties.message_id);
+            if let Err(error) = self.queue.try_send(reply(id, &status)) {
+                tracing::warn!(%error, "dropped the reply to a token: the client does not read them");
+            }
+        }
+    }
+
+    /// Sends replies until the link ends.
+    pub(super) async fn send_replies(self, mut link: Sender) {
+        let mut replies = self.replies.lock().await;
+        loop {
+            let reply = tokio::select! {
+                reply = replies.recv() => reply,
+                reason = link.on_detach() => {
+                    tracing::debug!(%reason, "the token reply link ended");
+                    return;
+                }
+            };
+            let Some(reply) = reply else { return };
+            match timeout(ANSWER_TIMEOUT, link.send(reply)).await {
+                Ok(Ok(_outcome)) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a token reply could not be sent");
+                    return;
+                }
+                Err(_) => tracing::debug!("a client did not settle a token reply"),
+            }
+        }
+    }
+
+    fn put(&self, request: &Message<Body<Value>>) -> Status {
+        let token = match token_of(request) {
+            Ok(token) => token,
+            Err(words) => return Status::malformed(words),
+        };
+        match self.claims.put(token, None) {
+            Ok(()) => Status { code: 200, description: "OK".to_owned() },
+            Err(ClaimError::Auth(AuthError::Token(error))) => Status::malformed(error.to_string()),
+            Err(error) => {
+                let of_device = SasToken::parse(token).is_ok_and(|token| token.policy().is_none());
+                let hint = if of_device { "; devices connect by MQTT here" } else { "" };
+                tracing::warn!(%error, "refused a service token");
+                Status { code: 401, description: format!("{error}{hint}") }
+            }
+        }
+    }
+}
+
+struct Status {
+    code: i32,
+    description: String,
+}
+
+impl Status {
+    fn malformed(description: impl Into<String>) -> Self {
+        Self { code: 400, description: description.into() }
+    }
+}
+
+fn token_of(request: &Message<Body<Value>>) -> Result<&str, &'static str> {
+    let text = |name: &str| match request.application_properties.as_ref()?.0.get(name)? {
+        SimpleValue::String(text) => Some(text.as_str()),
+        SimpleValue::Symbol(symbol) => Some(symbol.as_str()),
+        _ => None,
+    };
+    if !text("operation").is_some_and(|operation| operation.eq_ignore_ascii_case("put-token")) {
+        return Err("the operation is not put-token");
+    }
+    let known = |kind: &str| TOKEN_TYPES.iter().any(|own| own.eq_ignore_ascii_case(kind));
+    if !text("type").is_some_and(known) {
+        return Err("the type is not servicebus.windows.net:sastoken");
+    }
+    match &request.body {
+        Body::Value(AmqpValue(Value::String(token))) if token.to_ascii_lowercase().starts_with("bearer ") => {
+            Err("this emulator knows no Microsoft Entra tokens: use a SAS token")
+        }
+        Body::Value(AmqpValue(Value::String(token))) => Ok(token),
+        _ => Err("the body is not a token in an AMQP string"),
+    }
+}
+
+/// The correlation id keeps the type of the request's id, and the code is an int: Python insists on both.
+fn reply(id: Option<MessageId>, status: &Status) -> Reply {
+    let properties = Properties { correlation_id: id, ..Properties::default() };
+    let mut application = ApplicationProperties::default();
+    application.0.insert("status-code".to_owned(), SimpleValue::Int(status.code));
+    application.0.insert("status-description".to_owned(), SimpleValue::String(status.description.clone()));
+    Message::builder().properties(properties).application_properties(application).value(Value::Null).build()
+}

@@ -1,0 +1,70 @@
+//! Errors as they go out over AMQP: condition, description, tracking id.
+//!
+//! Owns: the symbols. Must not know: links. Used by: everything below `amqp`.
+//! Source: wire reference 2.8 and 4.3.
+
+use fe2o3_amqp::types::definitions::{AmqpError, Error, ErrorCondition, Fields, LinkError};
+use fe2o3_amqp::types::primitives::{Symbol, Value};
+
+use crate::emulator::hub::EnqueueError;
+
+/// Why something is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) condition: ErrorCondition,
+    /// The hub's code, where there is one.
+    pub(super) code: Option<i32>,
+    pub(super) description: String,
+}
+
+impl Refusal {
+    /// A property or address that the hub does not take: 400003.
+    pub(super) fn argument(description: impl Into<String>) -> Self {
+        let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error"));
+        Self { condition, code: Some(400_003), description: description.into() }
+    }
+
+    /// Not signed in, or not for this: 401003.
+    pub(super) fn unauthorized(description: impl Into<String>) -> Self {
+        let condition = AmqpError::UnauthorizedAccess.into();
+        Self { condition, code: Some(401_003), description: description.into() }
+    }
+
+    /// No such address: 404006.
+    pub(super) fn no_address(description: impl Into<String>) -> Self {
+        Self { condition: AmqpError::NotFound.into(), code: Some(404_006), description: description.into() }
+    }
+
+    pub(super) fn new(condition: impl Into<ErrorCondition>, description: impl Into<String>) -> Self {
+        Self { condition: condition.into(), code: None, description: description.into() }
+    }
+}
+
+impl From<EnqueueError> for Refusal {
+    fn from(error: EnqueueError) -> Self {
+        let description = error.to_string();
+        let (condition, code) = match error {
+            EnqueueError::UnknownDevice(_) => (AmqpError::NotFound.into(), 404_001),
+            EnqueueError::QueueFull(_) => (AmqpError::ResourceLimitExceeded.into(), 403_004),
+            EnqueueError::TooLarge(_) => (LinkError::MessageSizeExceeded.into(), 413_001),
+            EnqueueError::ExpiryPast(_) | EnqueueError::ExpiryTooFar(_) => {
+                (ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error")), 403_009)
+            }
+        };
+        Self { condition, code: Some(code), description }
+    }
+}
+
+impl From<&Refusal> for Error {
+    /// Each error has a tracking id of its own, as the hub's do; it is logged with the refusal.
+    fn from(refusal: &Refusal) -> Self {
+        let tracking_id = uuid::Uuid::new_v4().to_string();
+        tracing::debug!(description = refusal.description, tracking_id, "refused");
+        let mut info = Fields::new();
+        info.insert(Symbol::from("com.microsoft:tracking-id"), Value::String(tracking_id));
+        if let Some(code) = refusal.code {
+            info.insert(Symbol::from("com.microsoft:error-code"), Value::Int(code));
+        }
+        Error::new(refusal.condition.clone(), refusal.description.clone(), info)
+    }
+}

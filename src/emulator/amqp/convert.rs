@@ -1,0 +1,159 @@
+//! A message as a back end sends it, turned into what the device gets.
+//!
+//! Owns: which AMQP field becomes which property, and which text the hub takes. Must not know: links, queues.
+//! Used by: `amqp::c2d_link`. Source: wire reference 1.5, 2.5 and 4.1.
+//!
+//! Values of application properties that are not strings become text where that is plain (numbers, booleans, times,
+//! ids); binary and decimal values are refused. The reference says nothing about it; SDKs differ.
+
+use std::time::{Duration, SystemTime};
+
+use fe2o3_amqp::types::messaging::{AmqpValue, Body, Message, MessageId, Properties as Section};
+use fe2o3_amqp::types::primitives::{SimpleValue, Timestamp, Value};
+
+use super::address::Address;
+use super::condition::Refusal;
+use crate::emulator::hub::QueuedMessage;
+use crate::feedback::{ACK_PROPERTY, DeliveryAck};
+use crate::message::{self, C2dMessage, Properties};
+
+/// Application properties that reach the device under a system name. Source: wire reference 1.5.
+const RENAMED: [(&str, &str); 2] =
+    [("iothub-creation-time-utc", "$.ctime"), ("iothub-message-schema", "$.schema")];
+
+/// Reads a message.
+///
+/// # Errors
+/// An argument error that names the field at fault.
+pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage, Refusal> {
+    let section = message.properties.unwrap_or_default();
+    let to = section.to.clone().unwrap_or_default();
+    let device_id = match Address::parse(&to) {
+        Address::Device(id) => id,
+        Address::Module => return Err(Refusal::argument("the hub sends no C2D messages to modules")),
+        _ => {
+            let shown = excerpt(&to);
+            let words = format!("the property to is \"{shown}\", not /devices/DEVICE/messages/devicebound");
+            return Err(Refusal::argument(words));
+        }
+    };
+    let expiry = section.absolute_expiry_time.as_ref().map(system_time);
+    let mut converted = C2dMessage { body: body(message.body)?.into(), ..C2dMessage::default() };
+    system_properties(section, &mut converted.system)?;
+    let mut ack = DeliveryAck::None;
+    for (name, value) in message.application_properties.unwrap_or_default().0 {
+        let value = text_of(&name, value)?;
+        if name == ACK_PROPERTY {
+            ack = value.parse().map_err(|error| Refusal::argument(format!("{ACK_PROPERTY}: {error}")))?;
+            converted.system.set(name, value);
+        } else if let Some((_, own)) = RENAMED.iter().find(|(sent, _)| *sent == name) {
+            converted.system.set(*own, value);
+        } else if name.is_empty() || name.starts_with("$.") {
+            let shown = excerpt(&name);
+            return Err(Refusal::argument(format!("\"{shown}\" is no name of an application property")));
+        } else if message::is_system_property(&name) {
+            converted.system.set(name, value);
+        } else {
+            converted.application.set(name, value);
+        }
+    }
+    Ok(QueuedMessage { device_id, message: converted, ack, expiry })
+}
+
+fn system_properties(section: Section, system: &mut Properties) -> Result<(), Refusal> {
+    if let Some(id) = section.message_id {
+        let id = id_text("message-id", id)?;
+        if !message::is_message_id(&id) {
+            let shown = excerpt(&id);
+            return Err(Refusal::argument(format!("\"{shown}\" is no message id")));
+        }
+        system.set(message::MESSAGE_ID, id);
+    }
+    // In the sender's spelling, which is what devices see.
+    if let Some(to) = section.to {
+        system.set(message::TO, to);
+    }
+    if let Some(id) = section.correlation_id {
+        system.set(message::CORRELATION_ID, id_text("correlation-id", id)?);
+    }
+    if let Some(id) = section.user_id {
+        let text = String::from_utf8(id.into_vec());
+        let text = text.map_err(|_| Refusal::argument("the property user-id is not UTF-8"))?;
+        system.set(message::USER_ID, text);
+    }
+    if let Some(kind) = section.content_type {
+        system.set(message::CONTENT_TYPE, kind.into_inner());
+    }
+    if let Some(encoding) = section.content_encoding {
+        system.set(message::CONTENT_ENCODING, encoding.into_inner());
+    }
+    Ok(())
+}
+
+/// Ids of any AMQP type as text: Node sends a UUID's text as a UUID.
+fn id_text(field: &str, id: MessageId) -> Result<String, Refusal> {
+    match id {
+        MessageId::String(text) => Ok(text),
+        MessageId::Uuid(id) => Ok(uuid_text(id.into_inner())),
+        MessageId::Ulong(number) => Ok(number.to_string()),
+        MessageId::Binary(bytes) => String::from_utf8(bytes.into_vec())
+            .map_err(|_| Refusal::argument(format!("the property {field} is binary and not UTF-8"))),
+    }
+}
+
+fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal> {
+    Ok(match value {
+        SimpleValue::String(text) => text,
+        SimpleValue::Null => String::new(),
+        SimpleValue::Bool(value) => value.to_string(),
+        SimpleValue::Ubyte(value) => value.to_string(),
+        SimpleValue::Ushort(value) => value.to_string(),
+        SimpleValue::Uint(value) => value.to_string(),
+        SimpleValue::Ulong(value) => value.to_string(),
+        SimpleValue::Byte(value) => value.to_string(),
+        SimpleValue::Short(value) => value.to_string(),
+        SimpleValue::Int(value) => value.to_string(),
+        SimpleValue::Long(value) => value.to_string(),
+        SimpleValue::Float(value) => value.to_string(),
+        SimpleValue::Double(value) => value.to_string(),
+        SimpleValue::Char(value) => value.to_string(),
+        SimpleValue::Symbol(value) => value.into_inner(),
+        SimpleValue::Timestamp(value) => message::format_time(system_time(&value)),
+        SimpleValue::Uuid(value) => uuid_text(value.into_inner()),
+        SimpleValue::Binary(_)
+        | SimpleValue::Decimal32(_)
+        | SimpleValue::Decimal64(_)
+        | SimpleValue::Decimal128(_)
+        | SimpleValue::Described(_) => {
+            let words = format!("the value of the application property \"{}\" is not text", excerpt(name));
+            return Err(Refusal::argument(words));
+        }
+    })
+}
+
+fn body(body: Body<Value>) -> Result<Vec<u8>, Refusal> {
+    match body {
+        Body::Data(sections) => Ok(sections.into_iter().flat_map(|section| section.0.into_vec()).collect()),
+        Body::Value(AmqpValue(Value::String(text))) => Ok(text.into_bytes()),
+        Body::Value(AmqpValue(Value::Binary(bytes))) => Ok(bytes.into_vec()),
+        Body::Value(AmqpValue(Value::Null)) | Body::Empty => Ok(Vec::new()),
+        Body::Value(_) | Body::Sequence(_) => {
+            Err(Refusal::argument("the body is neither data nor text: send it as an AMQP data section"))
+        }
+    }
+}
+
+/// Milliseconds since 1970; times before are 1970, and the far future is far enough for the hub to refuse it.
+fn system_time(timestamp: &Timestamp) -> SystemTime {
+    let millis = u64::try_from(timestamp.milliseconds()).unwrap_or_default();
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    uuid::Uuid::from_bytes(bytes).hyphenated().to_string()
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_debug).collect()
+}

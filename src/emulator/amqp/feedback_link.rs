@@ -1,0 +1,102 @@
+//! The link on which a back end reads feedback.
+//!
+//! Owns: the AMQP form of a batch, and what its outcome means. Must not know: how batches come about.
+//! Used by: `amqp::session`. Source: wire reference 4.4.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fe2o3_amqp::Sender;
+use fe2o3_amqp::types::messaging::{Data, Message, MessageAnnotations, Outcome, Properties};
+use fe2o3_amqp::types::primitives::{Binary, Symbol, Timestamp, Value};
+use tokio::time::timeout;
+
+use super::claims::Claims;
+use crate::emulator::hub::{FeedbackBatch, FeedbackLock, LOCK_TIME};
+use crate::emulator::shared::SharedHub;
+use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
+
+/// Sends batches as they become due, one at a time, until the link ends.
+pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
+    let hub = &claims.hub;
+    let mut changed = hub.watch();
+    loop {
+        changed.mark_unchanged();
+        let Some((held, batch)) = Held::next(hub) else {
+            tokio::select! {
+                // The sender lives in the hub, so this is always a change.
+                _changed = changed.changed() => continue,
+                reason = link.on_detach() => {
+                    tracing::debug!(%reason, "a feedback link ended");
+                    return;
+                }
+            }
+        };
+        // Waits for credit, too. When the lock lapses, another link may have the batch.
+        match timeout(LOCK_TIME, link.send(message(&batch, &hub.with(|hub, _| hub.hostname().to_owned()))))
+            .await
+        {
+            Ok(Ok(outcome)) => held.settle(&outcome, batch.records.len()),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a feedback link ended");
+                return;
+            }
+            Err(_) => tracing::info!("a feedback batch was not settled within a minute: it comes again"),
+        }
+    }
+}
+
+fn message(batch: &FeedbackBatch, hub: &str) -> Message<Data> {
+    let properties = Properties {
+        user_id: Some(Binary::from(hub.as_bytes())),
+        content_type: Some(Symbol::from(FEEDBACK_CONTENT_TYPE)),
+        ..Properties::default()
+    };
+    let since = batch.enqueued.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let enqueued = Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+    let annotations = MessageAnnotations::builder()
+        .insert(Symbol::from("iothub-enqueuedtime"), Value::Timestamp(enqueued))
+        .build();
+    Message::builder()
+        .message_annotations(annotations)
+        .properties(properties)
+        .data(Data(Binary::from(encode_batch(&batch.records))))
+        .build()
+}
+
+/// A batch that is out. Dropping it unsettled, as when the link is gone, gives it back.
+struct Held<'a> {
+    hub: &'a SharedHub,
+    lock: Option<FeedbackLock>,
+}
+
+impl<'a> Held<'a> {
+    fn next(hub: &'a SharedHub) -> Option<(Self, FeedbackBatch)> {
+        let batch = hub.with(|hub, now| hub.next_feedback_batch(now))?;
+        Some((Self { hub, lock: Some(batch.lock) }, batch))
+    }
+
+    fn settle(mut self, outcome: &Outcome, records: usize) {
+        let Some(lock) = self.lock.take() else { return };
+        let settled = self.hub.with(|hub, _| match outcome {
+            Outcome::Accepted(_) => hub.complete_feedback(lock),
+            Outcome::Rejected(_) => {
+                tracing::warn!(records, "a back end rejected a feedback batch: it is gone");
+                hub.complete_feedback(lock)
+            }
+            Outcome::Released(_) | Outcome::Modified(_) => hub.abandon_feedback(lock),
+        });
+        if let Err(error) = settled {
+            tracing::info!(%error, "a feedback batch was settled too late: it comes again");
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let Some(lock) = self.lock.take() else { return };
+        if let Err(error) = self.hub.with(|hub, _| hub.release_feedback(lock)) {
+            tracing::debug!(%error, "a feedback batch had been given back already");
+        }
+    }
+}

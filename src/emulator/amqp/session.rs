@@ -1,0 +1,202 @@
+//! One AMQP session: which links it may have, and its end when the token expires.
+//!
+//! Owns: attaches and refusals. Must not know: SASL, what travels on a link. Used by: `amqp`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fe2o3_amqp::acceptor::{LinkAcceptor, LinkEndpoint, ListenerSessionHandle, SupportedReceiverSettleModes};
+use fe2o3_amqp::types::definitions::{AmqpError, Error, ReceiverSettleMode, Role};
+use fe2o3_amqp::types::messaging::TargetArchetype;
+use fe2o3_amqp::types::performatives::Attach;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::address::Address;
+use super::cbs::TokenService;
+use super::claims::Claims;
+use super::condition::Refusal;
+use super::{ANSWER_TIMEOUT, c2d_link, feedback_link, report};
+
+/// Links of one session at a time. SDKs open up to four.
+const MAX_LINKS: usize = 64;
+
+/// The highest handle that goes with [`MAX_LINKS`].
+pub(super) const HIGHEST_HANDLE: u32 = 63;
+
+/// The crate detaches a link that exceeds this. It is well above the hub's own limit, so that a message which is too
+/// large for the hub is rejected by itself and leaves the link alone. Source: wire reference 2.1.
+const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
+
+/// What a link is for.
+enum Purpose {
+    TokenRequests,
+    TokenReplies,
+    Messages,
+    Feedback,
+}
+
+/// Serves a session until it ends or the connection's token expires. The handle must live as long.
+pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>, peer: SocketAddr) {
+    let tokens = TokenService::new(Arc::clone(&claims));
+    let mut links = JoinSet::new();
+    loop {
+        let attach = tokio::select! {
+            Some(ended) = links.join_next() => {
+                report(ended, peer);
+                continue;
+            }
+            () = claims.expired() => {
+                tracing::info!(%peer, "ended a session: its token has expired");
+                // The session and not the connection: a Node client is told at once this way.
+                let error = Error::from(&Refusal::unauthorized("the token has expired"));
+                report_end(timeout(ANSWER_TIMEOUT, session.end_with_error(error)).await, peer);
+                return;
+            }
+            attach = session.next_incoming_attach() => attach,
+        };
+        let Some(attach) = attach else { return };
+        let link = attach.name.clone();
+        let decided = if links.len() < MAX_LINKS {
+            purpose(&attach, claims.are_valid())
+        } else {
+            let limit = format!("the session has {MAX_LINKS} links already");
+            Err(Refusal::new(AmqpError::ResourceLimitExceeded, limit))
+        };
+        // One attach after the other, refusals to their very end: the crate frees a handle when it sends the detach, and
+        // a new link on the same handle would take the client's answer for its own.
+        match decided {
+            Err(refusal) => {
+                tracing::warn!(%peer, link, reason = refusal.description, "refused a link");
+                refuse(attach, &refusal, &mut session, peer).await;
+            }
+            Ok(purpose) => match accept(attach, &mut session).await {
+                Some(endpoint) => start(endpoint, &purpose, &mut links, &tokens, &claims),
+                None => tracing::info!(%peer, link, "a link could not be attached"),
+            },
+        }
+    }
+}
+
+/// What the client wants with the link, or why it may not.
+fn purpose(attach: &Attach, signed_in: bool) -> Result<Purpose, Refusal> {
+    let address = match attach.role {
+        Role::Sender => attach.target.as_deref().and_then(|target| match target {
+            TargetArchetype::Target(target) => target.address.as_deref(),
+        }),
+        Role::Receiver => attach.source.as_deref().and_then(|source| source.address.as_deref()),
+    };
+    let address = address.unwrap_or_default();
+    let purpose = match (&attach.role, Address::parse(address)) {
+        (Role::Sender, Address::Cbs) => return Ok(Purpose::TokenRequests),
+        (Role::Receiver, Address::Cbs) => return Ok(Purpose::TokenReplies),
+        (Role::Sender, Address::DeviceBound) => Purpose::Messages,
+        (Role::Receiver, Address::Feedback) => Purpose::Feedback,
+        (Role::Sender, Address::Feedback) => {
+            return Err(Refusal::no_address("feedback can be received, not sent"));
+        }
+        (Role::Receiver, Address::DeviceBound) => {
+            return Err(Refusal::no_address("a back end can send C2D messages, not receive them"));
+        }
+        (_, Address::Device(_) | Address::Module | Address::OtherOfDevice) => {
+            let words = "this emulator serves devices over MQTT (port 8883), not over AMQP";
+            return Err(Refusal::new(AmqpError::NotImplemented, words));
+        }
+        (_, Address::Unknown) => {
+            let shown: String = address.chars().take(80).flat_map(char::escape_debug).collect();
+            return Err(Refusal::no_address(format!("the hub has no address \"{shown}\"")));
+        }
+    };
+    if signed_in {
+        Ok(purpose)
+    } else {
+        let words =
+            "not signed in: put a token of a policy with ServiceConnect to $cbs first, or use SASL PLAIN";
+        Err(Refusal::unauthorized(words))
+    }
+}
+
+async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<LinkEndpoint> {
+    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE_SIZE);
+    let acceptor = match attach.role {
+        // First mode whatever was asked for: then each message is answered by one settled disposition. Python asks for
+        // second mode and waits for a settled disposition for ever.
+        Role::Sender => builder
+            .supported_receiver_settle_modes(SupportedReceiverSettleModes::First)
+            .fallback_receiver_settle_mode(ReceiverSettleMode::First)
+            .build(),
+        Role::Receiver => builder.build(),
+    };
+    let attached = timeout(ANSWER_TIMEOUT, acceptor.accept_incoming_attach(attach, session)).await;
+    match attached {
+        Ok(Ok(endpoint)) => Some(endpoint),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the attach failed");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
+async fn refuse(
+    mut attach: Attach,
+    refusal: &Refusal,
+    session: &mut ListenerSessionHandle,
+    peer: SocketAddr,
+) {
+    match attach.role {
+        Role::Sender => attach.target = None,
+        Role::Receiver => attach.source = None,
+    }
+    let acceptor =
+        LinkAcceptor::builder().verify_incoming_source(false).verify_incoming_target(false).build();
+    let refused = async {
+        let error = Error::from(refusal);
+        match acceptor.accept_incoming_attach(attach, session).await {
+            Ok(LinkEndpoint::Sender(link)) => link.close_with_error(error).await.map_err(|e| e.to_string()),
+            Ok(LinkEndpoint::Receiver(link)) => link.close_with_error(error).await.map_err(|e| e.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    report_end(timeout(ANSWER_TIMEOUT, refused).await, peer);
+}
+
+fn start(
+    endpoint: LinkEndpoint,
+    purpose: &Purpose,
+    links: &mut JoinSet<()>,
+    tokens: &TokenService,
+    claims: &Arc<Claims>,
+) {
+    let claims = Arc::clone(claims);
+    match (purpose, endpoint) {
+        (Purpose::TokenRequests, LinkEndpoint::Receiver(link)) => {
+            links.spawn(tokens.clone().answer(link));
+        }
+        (Purpose::TokenReplies, LinkEndpoint::Sender(link)) => {
+            links.spawn(tokens.clone().send_replies(link));
+        }
+        (Purpose::Messages, LinkEndpoint::Receiver(link)) => {
+            links.spawn(c2d_link::receive(link, claims));
+        }
+        (Purpose::Feedback, LinkEndpoint::Sender(link)) => {
+            links.spawn(feedback_link::deliver(link, claims));
+        }
+        // The role decided both.
+        (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {
+            tracing::error!("a link has the wrong direction");
+        }
+    }
+}
+
+fn report_end<E: std::fmt::Display>(
+    ended: Result<Result<(), E>, tokio::time::error::Elapsed>,
+    peer: SocketAddr,
+) {
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a goodbye went wrong"),
+        Err(_) => tracing::debug!(%peer, "a client did not answer a goodbye"),
+    }
+}

@@ -1,0 +1,110 @@
+//! A stream whose first bytes were read already, with a kill switch.
+//!
+//! Owns: replaying the header, cutting the connection. Must not know: AMQP beyond its eight bytes.
+//! Used by: `amqp`.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Reads as `header` followed by what `inner` has; once killed, reads and writes fail.
+pub(super) struct Replayed<S> {
+    header: [u8; 8],
+    replayed: usize,
+    inner: S,
+    kill: CancellationToken,
+    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> Replayed<S> {
+    pub(super) fn new(header: [u8; 8], inner: S, kill: CancellationToken) -> Self {
+        let killed = Box::pin(kill.clone().cancelled_owned());
+        Self { header, replayed: 0, inner, kill, killed }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.kill.is_cancelled() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+}
+
+impl<S> std::fmt::Debug for Replayed<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replayed").field("replayed", &self.replayed).finish_non_exhaustive()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // Registers the waker, so that a kill reaches a read that waits.
+        if self.killed.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let start = self.replayed;
+        let rest = self.header.get(start..).unwrap_or_default();
+        if rest.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(context, buffer);
+        }
+        let count = rest.len().min(buffer.remaining());
+        buffer.put_slice(rest.get(..count).unwrap_or_default());
+        self.replayed = start + count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn the_header_comes_first_in_whatever_pieces_it_is_read() {
+        let (near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"rest").await.expect("written");
+        drop(far);
+        let mut stream = Replayed::new(*b"AMQP\x00\x01\x00\x00", near, CancellationToken::new());
+        let mut three = [0; 3];
+        stream.read_exact(&mut three).await.expect("read");
+        let mut others = Vec::new();
+        stream.read_to_end(&mut others).await.expect("read");
+        assert_eq!([&three[..], &others].concat(), b"AMQP\x00\x01\x00\x00rest");
+    }
+
+    #[tokio::test]
+    async fn a_kill_ends_a_read_that_waits() {
+        let (near, _far) = tokio::io::duplex(64);
+        let kill = CancellationToken::new();
+        let mut stream = Replayed::new([0; 8], near, kill.clone());
+        let mut header = [0; 8];
+        stream.read_exact(&mut header).await.expect("the header");
+        let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });
+        assert_eq!(read.expect_err("killed").kind(), io::ErrorKind::ConnectionReset);
+    }
+}
