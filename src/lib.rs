@@ -18,4 +18,6 @@ pub mod message;
 pub mod rules;
 #[cfg(feature = "service")]
 pub mod service;
+#[allow(dead_code)]
+mod session;
 pub mod tls;

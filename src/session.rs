@@ -1,0 +1,167 @@
+//! The session: this device's connection to the hub, kept up.
+//!
+//! Owns: signing in over MQTT, receiving and completing C2D messages, renewing tokens, reconnecting.
+//! Must not know: rules, actions, what is done with a message. Used by: `agent`.
+//!
+//! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
+//! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
+//! [`Receipt`](delivery::Receipt) completes it through the state it shares with the reader (`link.rs`), which keeps
+//! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::{DeviceAuth, DeviceIdentity};
+use crate::tls::{self, ClientCertificate, TlsError};
+
+mod backoff;
+mod delivery;
+mod failure;
+mod keeper;
+mod link;
+mod mqtt;
+mod release;
+mod signin;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use delivery::Delivery;
+
+/// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
+/// room; a broker with a longer queue is held back by TCP.
+const DELIVERIES: usize = 64;
+/// Changes of the connection not yet seen by the agent, which looks at them first.
+const EVENTS: usize = 16;
+/// How long the session may take to end: the drain and the hang-up of the keeper.
+const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
+
+/// Who signs in, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The device and its proof.
+    pub(crate) identity: DeviceIdentity,
+    /// A private root beside the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// How long the tokens made from a key are good; they are renewed at 80 % of it.
+    pub(crate) token_lifetime: Duration,
+    /// Where the time comes from.
+    pub(crate) clock: fn() -> SystemTime,
+}
+
+/// What a session tells.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The hub has taken the subscription. Messages may come before.
+    Subscribed,
+    /// A message arrived.
+    Delivery(Delivery),
+    /// There is no connection; another attempt follows.
+    Disconnected {
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// The session has ended by itself and will say nothing more.
+    Ended(SessionError),
+}
+
+/// Why a session ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum SessionError {
+    /// The hub refused the device, and has never let it in since the session began: a mistake of the installation,
+    /// which must be seen rather than retried. The sentence says more.
+    #[error("{0}")]
+    Refused(String),
+    /// A defect in the session itself.
+    #[error("the session ended unexpectedly ({0}): please report this")]
+    Broken(String),
+}
+
+/// This device's connection to the hub. Dropped, it is cut; [`Session::close`] ends it in good order.
+pub(crate) struct Session {
+    events: mpsc::Receiver<Event>,
+    deliveries: mpsc::Receiver<Delivery>,
+    keeper: JoinSet<Result<(), SessionError>>,
+    stop: CancellationToken,
+}
+
+impl Session {
+    /// Reads the TLS files and begins to connect. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file at fault.
+    pub(crate) fn open(settings: Settings) -> Result<Self, TlsError> {
+        let certificate = match &settings.identity.auth {
+            DeviceAuth::Certificate { certificate, private_key } => {
+                let (certificate, private_key) = (certificate.clone(), private_key.clone());
+                Some(ClientCertificate { certificate, private_key })
+            }
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) => None,
+        };
+        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
+        let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
+        let (events_in, events) = mpsc::channel(EVENTS);
+        let stop = CancellationToken::new();
+        let keeper = keeper::Keeper {
+            settings,
+            tls,
+            deliveries: deliveries_in,
+            events: events_in,
+            stop: stop.clone(),
+        };
+        let mut task = JoinSet::new();
+        task.spawn(keeper.run());
+        Ok(Self { events, deliveries, keeper: task, stop })
+    }
+
+    /// The next event or message. Events come first. Cancel safe: nothing is lost.
+    pub(crate) async fn next(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            event = next_event(&mut self.events, &mut self.keeper) => event,
+            Some(delivery) = self.deliveries.recv() => Event::Delivery(delivery),
+        }
+    }
+
+    /// The next event; messages wait. Cancel safe.
+    pub(crate) async fn next_event(&mut self) -> Event {
+        next_event(&mut self.events, &mut self.keeper).await
+    }
+
+    /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs that are ready, and disconnects.
+    /// Takes at most two seconds.
+    pub(crate) async fn close(mut self) {
+        self.stop.cancel();
+        self.events.close();
+        self.deliveries.close();
+        while let Ok(delivery) = self.deliveries.try_recv() {
+            delivery.receipt.leave();
+        }
+        match tokio::time::timeout(CLOSE_LIMIT, self.keeper.join_next()).await {
+            Ok(Some(Err(error))) => tracing::error!(%error, "session failed while it ended"),
+            Ok(_) => tracing::debug!("session closed"),
+            Err(_elapsed) => tracing::warn!("session did not end in time and was cut"),
+        }
+    }
+}
+
+async fn next_event(
+    events: &mut mpsc::Receiver<Event>,
+    keeper: &mut JoinSet<Result<(), SessionError>>,
+) -> Event {
+    tokio::select! {
+        biased;
+        Some(event) = events.recv() => event,
+        Some(ended) = keeper.join_next() => Event::Ended(match ended {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => SessionError::Broken("its task is gone".into()),
+            Err(error) => SessionError::Broken(error.to_string()),
+        }),
+        else => Event::Ended(SessionError::Broken("it was used after its end".into())),
+    }
+}

@@ -1,0 +1,237 @@
+//! Why a connection could not be made or did not last, in words.
+//!
+//! Owns: the sentences, and which failures mean that the hub knows this device and refuses it. Pure.
+//! Must not know: rumqttc, retries. Used by: `session::{keeper, mqtt}`.
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use crate::tls;
+
+/// What went wrong, and with whom. Its `Display` is one sentence that names the host and port.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// `host:port` as dialled.
+    pub(super) peer: String,
+    /// The device that signs in.
+    pub(super) device_id: String,
+    pub(super) fault: Fault,
+}
+
+/// The kinds of failure.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The clock says a time that cannot be: dialling would end in "not authorised".
+    ClockUnset { now: SystemTime },
+    /// The ready-made token ended before it was used.
+    TokenExpired { expiry: SystemTime, now: SystemTime },
+    /// The host name has no address.
+    Unresolved { reason: String },
+    /// Nothing listens there.
+    Refused,
+    /// No route.
+    Unreachable { reason: String },
+    /// No answer in time, from the name look-up to CONNACK.
+    Unanswered { within: Duration },
+    /// TLS failed; the sentence is that of [`tls::describe`].
+    Tls { sentence: String },
+    /// CONNACK with code 4 or 5.
+    NotAuthorised { now: SystemTime },
+    /// CONNACK with code 3.
+    Unavailable,
+    /// CONNACK with code 1 or 2, or a packet that makes no sense here.
+    Protocol { reason: String },
+    /// The peer closed before CONNACK.
+    ClosedBeforeSignIn,
+    /// SUBACK with the failure code.
+    SubscriptionRefused { filter: String },
+    /// No SUBACK in time.
+    SubscriptionUnanswered { within: Duration },
+    /// A packet above the limit.
+    TooLarge { limit: usize },
+    /// The peer closed after CONNACK.
+    Closed,
+    /// The peer closed soon after CONNACK, repeatedly.
+    Displaced { times: u32 },
+    /// No answer to a ping, or what was sent is not taken.
+    Silent,
+    /// Any other failure of the socket.
+    Network { reason: String },
+}
+
+impl Failure {
+    /// Whether the credentials are at fault rather than the way to the hub: retrying alone will not help.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.fault, Fault::NotAuthorised { .. } | Fault::TokenExpired { .. })
+    }
+
+    /// Whether the peer hung up without a reason after the sign-in.
+    pub(super) fn is_hang_up(&self) -> bool {
+        matches!(self.fault, Fault::Closed)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, device_id, fault } = self;
+        match fault {
+            Fault::ClockUnset { now } => write!(
+                f,
+                "this machine's clock says {}: set it (NTP), because {peer} would refuse to sign in a device whose \
+                 clock is off",
+                seconds(*now)
+            ),
+            Fault::TokenExpired { expiry, now } => write!(
+                f,
+                "the SAS token (SharedAccessSignature) of device {device_id} expired at {}, and it is now {}: make \
+                 a new one, or give the SharedAccessKey instead",
+                seconds(*expiry),
+                seconds(*now)
+            ),
+            Fault::Unresolved { reason } => write!(
+                f,
+                "the host name of {peer} was not found ({reason}): check HostName or GatewayHostName, and this \
+                 machine's DNS and network"
+            ),
+            Fault::Refused => write!(
+                f,
+                "{peer} refused the connection: nothing listens on that port; check host and port, or whether the \
+                 hub (emulator, gateway) runs"
+            ),
+            Fault::Unreachable { reason } => {
+                write!(f, "{peer} cannot be reached ({reason}): check this machine's network and routes")
+            }
+            Fault::Unanswered { within } => write!(
+                f,
+                "{peer} did not answer within {} s: check the network, and whether a firewall drops this port",
+                within.as_secs()
+            ),
+            Fault::Tls { sentence } => write!(f, "no TLS with {peer}: {sentence}"),
+            Fault::NotAuthorised { now } => write!(
+                f,
+                "the hub at {peer} refused device {device_id}: the key (or certificate) is wrong, the device does \
+                 not exist or is disabled, or this machine's clock (now {}) is off",
+                seconds(*now)
+            ),
+            Fault::Unavailable => write!(
+                f,
+                "the hub at {peer} is unavailable at the moment (CONNACK 3: overloaded or throttling)"
+            ),
+            Fault::Protocol { reason } => {
+                write!(f, "{peer} does not behave like an IoT Hub ({reason}): check host and port")
+            }
+            Fault::ClosedBeforeSignIn => write!(
+                f,
+                "{peer} closed the connection before it answered the sign-in of device {device_id}: check that the \
+                 host is an IoT Hub (or gateway), and the device's certificate where it has one"
+            ),
+            Fault::SubscriptionRefused { filter } => write!(
+                f,
+                "{peer} refused the subscription to {filter}: device {device_id} may not receive there; check the \
+                 device id, or the broker's access rules"
+            ),
+            Fault::SubscriptionUnanswered { within } => {
+                write!(f, "{peer} did not answer the subscription within {} s", within.as_secs())
+            }
+            Fault::TooLarge { limit } => write!(
+                f,
+                "{peer} sent a packet above the limit of {} KiB, which no C2D message reaches",
+                limit / 1024
+            ),
+            Fault::Closed => write!(f, "{peer} closed the connection"),
+            Fault::Displaced { times } => write!(
+                f,
+                "{peer} closed the connection soon after the sign-in, {times} times in a row: another program \
+                 probably signs in with the same device id {device_id}, and the hub keeps only the newest; stop it \
+                 or give it its own device"
+            ),
+            Fault::Silent => {
+                write!(
+                    f,
+                    "{peer} fell silent: it answers no ping any more; the network in between may be down"
+                )
+            }
+            Fault::Network { reason } => write!(f, "the connection to {peer} failed ({reason})"),
+        }
+    }
+}
+
+/// Sorts a failure of the socket or of TLS on it. `host` is the dialled host name.
+pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
+    use io::ErrorKind::*;
+    if let Some(cause) = tls::tls_cause(error) {
+        return Fault::Tls { sentence: tls::describe(cause, host) };
+    }
+    let reason = error.to_string();
+    // The standard library gives failed look-ups no kind of their own, only these words.
+    if reason.contains("failed to lookup address") || reason.contains("could not resolve") {
+        return Fault::Unresolved { reason };
+    }
+    match error.kind() {
+        ConnectionRefused => Fault::Refused,
+        HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => {
+            Fault::Unreachable { reason }
+        }
+        TimedOut => Fault::Silent,
+        ConnectionReset | ConnectionAborted | UnexpectedEof | BrokenPipe => Fault::Closed,
+        _ => Fault::Network { reason },
+    }
+}
+
+fn seconds(time: SystemTime) -> String {
+    // Before 1970 or after 9999 there is no RFC 3339 to print; such a clock is named by its clamped time.
+    let text = crate::message::format_time(time);
+    format!("{}Z", text.get(..19).unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentence(fault: Fault) -> String {
+        Failure { peer: "hub.example:8883".into(), device_id: "dev1".into(), fault }.to_string()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_clock_at_1970_is_named_as_such() {
+        let text = sentence(Fault::ClockUnset { now: at(17) });
+        assert!(text.contains("this machine's clock says 1970-01-01T00:00:17Z: set it (NTP)"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_names_the_device_the_peer_and_the_clock() {
+        let text = sentence(Fault::NotAuthorised { now: at(1_800_000_000) });
+        assert!(text.contains("hub.example:8883 refused device dev1"), "{text}");
+        assert!(text.contains("clock (now 2027-01-15T08:00:00Z)"), "{text}");
+    }
+
+    #[test]
+    fn an_expired_token_says_when_it_ended() {
+        let text = sentence(Fault::TokenExpired { expiry: at(1_700_000_000), now: at(1_800_000_000) });
+        assert!(text.contains("expired at 2023-11-14T22:13:20Z"), "{text}");
+    }
+
+    #[test]
+    fn socket_errors_are_told_apart() {
+        let fault = |kind: io::ErrorKind| from_io(&io::Error::from(kind), "hub.example");
+        assert!(matches!(fault(io::ErrorKind::ConnectionRefused), Fault::Refused));
+        assert!(matches!(fault(io::ErrorKind::NetworkUnreachable), Fault::Unreachable { .. }));
+        assert!(matches!(fault(io::ErrorKind::ConnectionReset), Fault::Closed));
+        assert!(matches!(fault(io::ErrorKind::TimedOut), Fault::Silent));
+        let lookup = io::Error::other("failed to lookup address information: Name or service not known");
+        assert!(matches!(from_io(&lookup, "hub.example"), Fault::Unresolved { .. }));
+    }
+
+    #[test]
+    fn a_certificate_of_an_unknown_root_is_told_as_tls_does() {
+        let cause = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let error = io::Error::new(io::ErrorKind::InvalidData, cause);
+        let Fault::Tls { sentence: text } = from_io(&error, "hub.example") else { panic!("a TLS fault") };
+        assert!(text.contains("C2D_CA_FILE"), "{text}");
+    }
+}

@@ -1,0 +1,208 @@
+//! Keeps the device connected: one connection after the other, renewed in time, with growing delays after failures.
+//!
+//! Owns: when to connect, renew, retry and give up. Must not know: MQTT packets, what is done with messages.
+//! Used by: `session`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::{Backoff, STABLE};
+use super::delivery::Delivery;
+use super::failure::{Failure, Fault};
+use super::mqtt::{ANSWER_LIMIT, Connection, Dial};
+use super::signin::{Renewal, SignIn};
+use super::{Event, SessionError, Settings};
+
+/// MQTT over TLS. Source: wire reference 1.1.
+const DEFAULT_PORT: u16 = 8883;
+/// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
+const STOP_DRAIN: Duration = Duration::from_millis(200);
+/// How long the last PUBACKs and DISCONNECT may take.
+const HANG_UP_LIMIT: Duration = Duration::from_secs(1);
+
+/// The task that keeps the session.
+pub(super) struct Keeper {
+    pub(super) settings: Settings,
+    pub(super) tls: Arc<rustls::ClientConfig>,
+    pub(super) deliveries: mpsc::Sender<Delivery>,
+    pub(super) events: mpsc::Sender<Event>,
+    /// Ends the session.
+    pub(super) stop: CancellationToken,
+}
+
+/// How a connection ended.
+enum End {
+    /// The session is to end.
+    Stopped,
+    /// In good order, to sign in again with a new token.
+    Renewing,
+    Failed {
+        fault: Fault,
+        /// How long it was signed in, when it was.
+        held: Option<Duration>,
+    },
+}
+
+impl Keeper {
+    /// Runs until it is stopped.
+    ///
+    /// # Errors
+    /// When the hub refuses the device, and has done so since this process began. Everything else is retried.
+    pub(super) async fn run(self) -> Result<(), SessionError> {
+        let mut backoff = Backoff::new();
+        let mut ever_signed_in = false;
+        let mut hang_ups = 0;
+        loop {
+            let (fault, held) = match self.connection().await {
+                End::Stopped => return Ok(()),
+                End::Renewing => {
+                    ever_signed_in = true;
+                    continue;
+                }
+                End::Failed { fault, held } => (fault, held),
+            };
+            ever_signed_in |= held.is_some();
+            let held = held.unwrap_or_default();
+            let mut failure = self.failure(fault);
+            hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
+            if hang_ups > 1 {
+                failure.fault = Fault::Displaced { times: hang_ups };
+            }
+            if failure.is_refusal() && !ever_signed_in {
+                return Err(SessionError::Refused(failure.to_string()));
+            }
+            let retry_in = backoff.next_delay(held, fastrand::f64());
+            if self.wait_after(&failure, retry_in).await.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells of a failure and waits. `None` when the session is to end.
+    async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<()> {
+        let reason = failure.to_string();
+        tracing::warn!(%reason, retry_in_ms = retry_in.as_millis(), "not connected");
+        let told = async {
+            // A closed channel means that the session is being dropped: the stop follows.
+            drop(self.events.send(Event::Disconnected { reason }).await);
+            tokio::time::sleep(retry_in).await;
+        };
+        self.stop.run_until_cancelled(told).await
+    }
+
+    async fn connection(&self) -> End {
+        let Settings { identity, token_lifetime, clock, .. } = &self.settings;
+        let sign_in = match SignIn::prepare(identity, *token_lifetime, clock()) {
+            Ok(sign_in) => sign_in,
+            Err(fault) => return End::Failed { fault, held: None },
+        };
+        let began = Instant::now();
+        let renewal = sign_in.renewal;
+        let (connection, reader) = Connection::prepare(self.dial(sign_in), self.deliveries.clone());
+        let mut task = JoinSet::new();
+        task.spawn(reader.run());
+        self.attend(connection, task, began, renewal).await
+    }
+
+    /// Waits for whatever ends the connection.
+    async fn attend(
+        &self,
+        mut connection: Connection,
+        mut task: JoinSet<Result<(), Fault>>,
+        began: Instant,
+        renewal: Option<Renewal>,
+    ) -> End {
+        let mut told_subscribed = false;
+        loop {
+            let progress = *connection.progress.borrow_and_update();
+            if progress.subscribed && !told_subscribed {
+                told_subscribed = true;
+                drop(self.events.send(Event::Subscribed).await); // closed: as in `wait_after`
+            }
+            let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
+            tokio::select! {
+                biased;
+                Some(ended) = task.join_next() => {
+                    let fault = match ended {
+                        Ok(Ok(())) => Fault::Closed,
+                        Ok(Err(fault)) => fault,
+                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    };
+                    let signed_in = connection.progress.borrow().signed_in;
+                    return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
+                }
+                () = self.stop.cancelled() => {
+                    if progress.signed_in.is_some() {
+                        finish(&connection, task, STOP_DRAIN).await;
+                    }
+                    return End::Stopped;
+                }
+                Ok(()) = connection.progress.changed() => {}
+                Some(drain) = due(began, renewal) => {
+                    if progress.signed_in.is_some() {
+                        finish(&connection, task, drain).await;
+                        tracing::info!("disconnected to renew the token");
+                    }
+                    return End::Renewing;
+                }
+                Some(()) = reached(unanswered) => {
+                    let held = progress.signed_in.map(|at| at.elapsed());
+                    return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
+                }
+            }
+        }
+    }
+
+    fn dial(&self, sign_in: SignIn) -> Dial {
+        let identity = &self.settings.identity;
+        Dial {
+            host: identity.dialled().name.clone(),
+            port: self.port(),
+            device_id: identity.device_id.clone(),
+            user_name: sign_in.user_name,
+            password: sign_in.password,
+            tls: Arc::clone(&self.tls),
+            clock: self.settings.clock,
+        }
+    }
+
+    fn port(&self) -> u16 {
+        self.settings.identity.dialled().port.unwrap_or(DEFAULT_PORT)
+    }
+
+    fn failure(&self, fault: Fault) -> Failure {
+        let identity = &self.settings.identity;
+        let peer = format!("{}:{}", identity.dialled().name, self.port());
+        Failure { peer, device_id: identity.device_id.clone(), fault }
+    }
+}
+
+/// Ends a connection in good order: takes nothing new, lets what was taken be settled for at most `drain`, sends the
+/// PUBACKs and DISCONNECT. What is not settled by then comes again on the next connection.
+async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, drain: Duration) {
+    connection.link.stop_taking();
+    if timeout(drain, connection.link.drained()).await.is_err() {
+        tracing::debug!(waited_ms = drain.as_millis(), "messages are still unsettled: they come again");
+    }
+    if !connection.hang_up() || timeout(HANG_UP_LIMIT, task.join_next()).await.is_err() {
+        tracing::debug!("the connection was dropped without DISCONNECT");
+    }
+}
+
+/// Waits until the token must be renewed, and tells how long outstanding messages may take. Never, without renewal.
+async fn due(began: Instant, renewal: Option<Renewal>) -> Option<Duration> {
+    let renewal = renewal?;
+    sleep_until(began + renewal.after).await;
+    Some(renewal.drain)
+}
+
+/// Waits for a point in time; `None` at once when there is none, which disables the arm.
+async fn reached(at: Option<Instant>) -> Option<()> {
+    sleep_until(at?).await;
+    Some(())
+}

@@ -1,0 +1,235 @@
+//! What one connection's reading task and the receipts of its messages share.
+//!
+//! Owns: whether the connection still takes and completes messages, and how a completion gets to the reading task.
+//! Must not know: MQTT packets, reconnecting. Used by: `session::{delivery, keeper, mqtt}`.
+//!
+//! Two ways lead a PUBACK to the socket, and order holds across both. While the reading task is between two polls it
+//! takes all releasable ones at once ([`Link::take_ready`]) and flushes them together. While it is parked in `poll()`
+//! the first completion goes through the client's request channel, which wakes it; until that one is on the wire
+//! ([`Link::woken`]) nothing else may leave.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::release::{ReleaseQueue, Ticket};
+
+/// Hands a PUBACK to a parked `poll()`; false when it could not.
+pub(super) type Wake = Box<dyn Fn(u16) -> bool + Send + Sync>;
+
+/// One connection as its messages see it.
+pub(super) struct Link {
+    state: Mutex<State>,
+    wake: Wake,
+    /// A PUBACK may leave, or the phase changed: for the reading task while it waits for room.
+    changed: Notify,
+    /// A message was settled while draining: for [`Link::drained`].
+    settled: Notify,
+}
+
+struct State {
+    queue: ReleaseQueue,
+    phase: Phase,
+    /// The reading task is in `poll()`, where only `wake` reaches it.
+    parked: bool,
+    /// A PUBACK is in the request channel and not on the wire yet.
+    waking: bool,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Messages are taken and completed.
+    Open,
+    /// No new message is taken; those that were are still completed.
+    Draining,
+    /// Gone: completions do nothing, so that a late one cannot reach a newer connection.
+    Closed,
+}
+
+impl Link {
+    pub(super) fn new(wake: Wake) -> Self {
+        let state =
+            State { queue: ReleaseQueue::default(), phase: Phase::Open, parked: false, waking: false };
+        Self { state: Mutex::new(state), wake, changed: Notify::new(), settled: Notify::new() }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    /// Takes in a message. `None` when it is not to be handed on: the connection is draining, or it is the
+    /// retransmission of one that is still here.
+    pub(super) fn arrive(&self, packet_id: Option<u16>, duplicate: bool) -> Option<Ticket> {
+        let mut state = self.lock();
+        if state.phase == Phase::Open { state.queue.arrive(packet_id, duplicate) } else { None }
+    }
+
+    /// Completes a message; never blocks. The phase tells whether it was of any use.
+    pub(super) fn complete(&self, ticket: Ticket) -> Phase {
+        let mut state = self.lock();
+        if state.phase == Phase::Closed {
+            return Phase::Closed;
+        }
+        state.queue.complete(ticket);
+        if state.parked && !state.waking {
+            if let Some(id) = state.queue.next_release() {
+                if (self.wake)(id) {
+                    state.queue.release();
+                    state.waking = true;
+                }
+            }
+        }
+        self.notify(state)
+    }
+
+    /// Leaves a message at the hub: it comes again on a later connection.
+    pub(super) fn leave(&self, ticket: Ticket) -> Phase {
+        let mut state = self.lock();
+        state.queue.leave(ticket);
+        self.notify(state)
+    }
+
+    /// For the reading task between two polls: all PUBACKs that may leave now, in order.
+    pub(super) fn take_ready(&self) -> Vec<u16> {
+        let mut state = self.lock();
+        state.parked = false;
+        if state.waking { Vec::new() } else { std::iter::from_fn(|| state.queue.release()).collect() }
+    }
+
+    /// For the reading task before `poll()`. False when a PUBACK became ready since [`Link::take_ready`].
+    pub(super) fn park(&self) -> bool {
+        let mut state = self.lock();
+        state.parked = state.waking || state.queue.next_release().is_none();
+        state.parked
+    }
+
+    /// For the reading task after `poll()`.
+    pub(super) fn unpark(&self) {
+        self.lock().parked = false;
+    }
+
+    /// The PUBACK that woke the reading task is on the wire.
+    pub(super) fn woken(&self) {
+        self.lock().waking = false;
+    }
+
+    /// Waits until a PUBACK may leave or the phase changed. May return early. Cancel safe.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// From now on no new message is taken.
+    pub(super) fn stop_taking(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Draining;
+        }
+        self.notify(state);
+    }
+
+    /// Waits until every message that was taken is settled. Cancel safe.
+    pub(super) async fn drained(&self) {
+        while self.lock().queue.waiting() > 0 {
+            self.settled.notified().await;
+        }
+    }
+
+    /// The connection is gone.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.phase = Phase::Closed;
+        self.notify(state);
+    }
+
+    fn notify(&self, state: MutexGuard<'_, State>) -> Phase {
+        let phase = state.phase;
+        drop(state);
+        self.changed.notify_one();
+        if phase != Phase::Open {
+            self.settled.notify_one();
+        }
+        phase
+    }
+
+    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// A link whose wake-ups are recorded.
+    fn link() -> (Link, Arc<Mutex<Vec<u16>>>) {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&sent);
+        let wake = move |id| {
+            record.lock().expect("unpoisoned").push(id);
+            true
+        };
+        (Link::new(Box::new(wake)), sent)
+    }
+
+    fn arrive(link: &Link, id: u16) -> Ticket {
+        link.arrive(Some(id), false).expect("taken")
+    }
+
+    #[test]
+    fn completions_between_polls_leave_together() {
+        let (link, sent) = link();
+        let tickets = [1, 2, 3].map(|id| arrive(&link, id));
+        for ticket in tickets {
+            link.complete(ticket);
+        }
+        assert_eq!(link.take_ready(), [1, 2, 3]);
+        assert!(sent.lock().expect("unpoisoned").is_empty(), "nobody was to be woken");
+    }
+
+    #[test]
+    fn a_completion_wakes_a_parked_reader_once_and_the_others_wait_for_it() {
+        let (link, sent) = link();
+        let tickets = [1, 2].map(|id| arrive(&link, id));
+        assert!(link.park());
+        link.complete(tickets[0]);
+        link.complete(tickets[1]);
+        assert_eq!(*sent.lock().expect("unpoisoned"), [1]);
+        link.unpark();
+        assert_eq!(link.take_ready(), [0u16; 0], "the first is not on the wire yet");
+        link.woken();
+        assert_eq!(link.take_ready(), [2]);
+    }
+
+    #[test]
+    fn a_reader_does_not_park_on_a_ready_completion() {
+        let (link, _) = link();
+        let ticket = arrive(&link, 1);
+        assert!(link.take_ready().is_empty());
+        link.complete(ticket);
+        assert!(!link.park());
+    }
+
+    #[test]
+    fn a_closed_link_completes_nothing() {
+        let (link, sent) = link();
+        let ticket = arrive(&link, 1);
+        assert!(link.park());
+        link.close();
+        assert_eq!(link.complete(ticket), Phase::Closed);
+        assert!(sent.lock().expect("unpoisoned").is_empty());
+        assert!(link.take_ready().is_empty());
+    }
+
+    #[test]
+    fn a_draining_link_takes_nothing_new_and_completes_what_it_has() {
+        let (link, _) = link();
+        let ticket = arrive(&link, 1);
+        link.stop_taking();
+        assert_eq!(link.arrive(Some(2), false), None);
+        assert_eq!(link.complete(ticket), Phase::Draining);
+        assert_eq!(link.take_ready(), [1]);
+    }
+}

@@ -1,0 +1,221 @@
+//! The release queue: completions come in any order, PUBACKs leave in the order in which the messages arrived.
+//!
+//! Owns: that order, and which packet id still belongs to which message. Pure: no packets, no sockets, no clock.
+//! Must not know: connections. Used by: `session::link`.
+//!
+//! Sources: MQTT 3.1.1 section 4.6 (order), wire reference 1.6 (the hub refuses another order).
+
+use std::collections::{HashMap, VecDeque};
+
+/// One message that arrived on one connection; tickets count up from zero.
+pub(super) type Ticket = u64;
+
+/// Messages of one connection between arrival and PUBACK. Bounded by the 65,535 packet ids that MQTT has.
+#[derive(Debug, Default)]
+pub(super) struct ReleaseQueue {
+    /// The ticket of the front entry.
+    first: Ticket,
+    entries: VecDeque<Entry>,
+    /// The packet ids that are not released yet.
+    outstanding: HashMap<u16, Ticket>,
+    /// How many entries are in state `Waiting`.
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Nothing is sent for a message of QoS 0, nor for one that lost its packet id to a newer message.
+    packet_id: Option<u16>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Neither completed nor left.
+    Waiting,
+    Completed,
+    /// Stays at the hub. Everything behind it stays too: to skip it would break the order.
+    Left,
+    /// A newer message took the packet id: passed over.
+    Superseded,
+}
+
+impl ReleaseQueue {
+    /// Takes in a message. `None` when it is the retransmission (`duplicate`) of one that is still here: that one's
+    /// completion will do for both.
+    ///
+    /// A message that reuses the packet id of one still here, without being marked as a duplicate, takes the id
+    /// over: to complete the older one would complete the newer, which never ran.
+    pub(super) fn arrive(&mut self, packet_id: Option<u16>, duplicate: bool) -> Option<Ticket> {
+        let ticket = self.first + self.entries.len() as u64;
+        if let Some(id) = packet_id {
+            if duplicate && self.outstanding.contains_key(&id) {
+                return None;
+            }
+            if let Some(older) = self.outstanding.insert(id, ticket) {
+                self.set(older, State::Superseded);
+            }
+        }
+        self.entries.push_back(Entry { packet_id, state: State::Waiting });
+        self.waiting += 1;
+        Some(ticket)
+    }
+
+    /// The message is done with; its PUBACK may leave as soon as those before it have.
+    pub(super) fn complete(&mut self, ticket: Ticket) {
+        self.set(ticket, State::Completed);
+    }
+
+    /// The message stays at the hub: no PUBACK for it, nor for any that arrived later.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        self.set(ticket, State::Left);
+    }
+
+    /// The packet id whose PUBACK leaves next, without taking it out.
+    pub(super) fn next_release(&mut self) -> Option<u16> {
+        while let Some(entry) = self.entries.front() {
+            match (entry.state, entry.packet_id) {
+                (State::Completed, Some(id)) => return Some(id),
+                (State::Completed, None) | (State::Superseded, _) => self.drop_front(),
+                (State::Waiting | State::Left, _) => return None,
+            }
+        }
+        None
+    }
+
+    /// Takes out the packet id whose PUBACK leaves now.
+    pub(super) fn release(&mut self) -> Option<u16> {
+        let id = self.next_release()?;
+        self.drop_front();
+        self.outstanding.remove(&id);
+        Some(id)
+    }
+
+    /// How many messages are neither completed nor left.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    fn drop_front(&mut self) {
+        self.entries.pop_front();
+        self.first += 1;
+    }
+
+    /// Moves a waiting entry on; one that is not waiting any more keeps its state.
+    fn set(&mut self, ticket: Ticket, state: State) {
+        let index = ticket.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) else { return };
+        if entry.state == State::Waiting {
+            self.waiting -= 1;
+            entry.state = state;
+        } else if state == State::Superseded {
+            // Completed but not released: its PUBACK would now be taken for the newer message's.
+            entry.state = state;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOTHING: [u16; 0] = [];
+
+    fn drain(queue: &mut ReleaseQueue) -> Vec<u16> {
+        std::iter::from_fn(|| queue.release()).collect()
+    }
+
+    fn arrive(queue: &mut ReleaseQueue, id: u16) -> Ticket {
+        queue.arrive(Some(id), false).expect("a new message")
+    }
+
+    #[test]
+    fn completions_out_of_order_are_released_in_arrival_order() {
+        let mut queue = ReleaseQueue::default();
+        let tickets: Vec<_> = [7, 3, 9].map(|id| arrive(&mut queue, id)).into();
+        queue.complete(tickets[2]);
+        queue.complete(tickets[1]);
+        assert_eq!(drain(&mut queue), NOTHING);
+        queue.complete(tickets[0]);
+        assert_eq!(drain(&mut queue), [7, 3, 9]);
+    }
+
+    #[test]
+    fn one_left_behind_holds_back_all_later_ones() {
+        let mut queue = ReleaseQueue::default();
+        let (first, second, third) = (arrive(&mut queue, 1), arrive(&mut queue, 2), arrive(&mut queue, 3));
+        queue.leave(second);
+        queue.complete(first);
+        queue.complete(third);
+        assert_eq!(drain(&mut queue), [1]);
+        assert_eq!(queue.waiting(), 0);
+    }
+
+    #[test]
+    fn a_retransmission_of_one_still_here_is_known() {
+        let mut queue = ReleaseQueue::default();
+        let first = arrive(&mut queue, 1);
+        assert_eq!(queue.arrive(Some(1), true), None);
+        queue.complete(first);
+        assert_eq!(drain(&mut queue), [1]);
+        assert!(queue.arrive(Some(1), true).is_some(), "after its PUBACK it counts as new");
+    }
+
+    #[test]
+    fn a_reused_packet_id_belongs_to_the_newer_message() {
+        let mut queue = ReleaseQueue::default();
+        let older = arrive(&mut queue, 1);
+        let newer = arrive(&mut queue, 1);
+        queue.complete(older);
+        assert_eq!(drain(&mut queue), NOTHING, "completing the older must not complete the newer");
+        queue.complete(newer);
+        assert_eq!(drain(&mut queue), [1]);
+    }
+
+    #[test]
+    fn messages_without_a_packet_id_are_passed_over() {
+        let mut queue = ReleaseQueue::default();
+        let unacknowledged = queue.arrive(None, false).expect("a new message");
+        let second = arrive(&mut queue, 2);
+        queue.complete(second);
+        assert_eq!(drain(&mut queue), NOTHING);
+        queue.complete(unacknowledged);
+        assert_eq!(drain(&mut queue), [2]);
+    }
+
+    #[test]
+    fn completing_twice_releases_once() {
+        let mut queue = ReleaseQueue::default();
+        let ticket = arrive(&mut queue, 5);
+        queue.complete(ticket);
+        assert_eq!(drain(&mut queue), [5]);
+        queue.complete(ticket);
+        assert_eq!(drain(&mut queue), NOTHING);
+    }
+
+    proptest! {
+        /// Whatever the order of completions, and whenever the queue is emptied, what leaves is a prefix of what
+        /// arrived, and in the end all of it.
+        #[test]
+        fn what_leaves_is_always_a_prefix_of_what_arrived(
+            order in Just((0u16..200).collect::<Vec<_>>()).prop_shuffle(),
+            emptied in proptest::collection::vec(any::<bool>(), 200),
+        ) {
+            let mut queue = ReleaseQueue::default();
+            let arrived: Vec<u16> = (0..200).map(|n| n * 7 + 1).collect();
+            let tickets: Vec<_> = arrived.iter().map(|id| arrive(&mut queue, *id)).collect();
+            let mut left = Vec::new();
+            for (index, empty) in order.into_iter().zip(emptied) {
+                queue.complete(tickets[usize::from(index)]);
+                if empty {
+                    left.extend(drain(&mut queue));
+                    prop_assert!(arrived.starts_with(&left));
+                }
+            }
+            left.extend(drain(&mut queue));
+            prop_assert_eq!(left, arrived);
+            prop_assert_eq!(queue.waiting(), 0);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a device signs in with: user name, password, and how long the password is good.
+//!
+//! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` comes in as an argument.
+//! Must not know: sockets, rumqttc. Used by: `session::keeper`.
+
+use std::time::{Duration, SystemTime};
+
+use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
+
+use super::failure::Fault;
+
+/// Before 2024-01-01T00:00:00Z no build of this program existed: such a clock has not been set.
+const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
+
+/// Longest wait for outstanding messages before a renewal.
+const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+
+/// One sign-in: made afresh for each connection, so that no old token is ever used again.
+#[derive(PartialEq, Eq)]
+pub(super) struct SignIn {
+    /// `{hub}/{device}/?api-version=…&DeviceClientType=…`. Source: wire reference 1.2.
+    pub(super) user_name: String,
+    /// A SAS token's text; absent with a certificate.
+    pub(super) password: Option<String>,
+    /// When to sign in again with a new token; absent where there is no key to make one.
+    pub(super) renewal: Option<Renewal>,
+}
+
+/// When a token must be replaced, counted from the sign-in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Renewal {
+    /// At 80 % of the token's life.
+    pub(super) after: Duration,
+    /// How long outstanding messages may then take: until 95 % of the life, at most a minute.
+    pub(super) drain: Duration,
+}
+
+impl SignIn {
+    /// Makes a sign-in at `now`, with a token good for `lifetime` where there is a key.
+    ///
+    /// # Errors
+    /// [`Fault::ClockUnset`] and [`Fault::TokenExpired`]: known before dialling.
+    pub(super) fn prepare(
+        identity: &DeviceIdentity,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, Fault> {
+        if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
+            return Err(Fault::ClockUnset { now });
+        }
+        let (password, renewal) = match &identity.auth {
+            DeviceAuth::Key(key) => {
+                let token = SasToken::sign(key, &identity.resource(), None, now + lifetime);
+                // The token's own expiry, which is rounded down to a second: it is what the hub looks at.
+                let life = token.expiry().duration_since(now).unwrap_or_default();
+                (Some(token.expose().to_owned()), Some(Renewal::of(life)))
+            }
+            DeviceAuth::Token(token) if token.expiry() <= now => {
+                return Err(Fault::TokenExpired { expiry: token.expiry(), now });
+            }
+            DeviceAuth::Token(token) => (Some(token.expose().to_owned()), None),
+            DeviceAuth::Certificate { .. } => (None, None),
+        };
+        let user_name = format!(
+            "{}/{}/?api-version=2021-04-12&DeviceClientType=c2d-agent%2F{}",
+            identity.hub.name,
+            identity.device_id,
+            env!("CARGO_PKG_VERSION")
+        );
+        Ok(Self { user_name, password, renewal })
+    }
+}
+
+impl Renewal {
+    fn of(life: Duration) -> Self {
+        Self { after: life.mul_f64(0.80), drain: life.mul_f64(0.15).min(LONGEST_DRAIN) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::{HostPort, SharedAccessKey};
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_500)
+    }
+
+    fn key() -> SharedAccessKey {
+        SharedAccessKey::from_bytes(*b"0123456789abcdef")
+    }
+
+    fn identity(auth: DeviceAuth) -> DeviceIdentity {
+        let hub = HostPort { name: "localhost".into(), port: Some(18883) };
+        let gateway = Some(HostPort { name: "gateway".into(), port: None });
+        DeviceIdentity { hub, device_id: "dev1".into(), gateway, auth }
+    }
+
+    #[test]
+    fn the_user_name_holds_the_hub_without_a_port_even_behind_a_gateway() {
+        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), now());
+        let user_name = made.ok().expect("a sign-in").user_name;
+        let version = env!("CARGO_PKG_VERSION");
+        let query = format!("api-version=2021-04-12&DeviceClientType=c2d-agent%2F{version}");
+        assert_eq!(user_name, format!("localhost/dev1/?{query}"));
+    }
+
+    #[test]
+    fn a_key_makes_a_token_for_the_device_that_is_renewed_at_80_percent_of_its_life() {
+        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(3600), now());
+        let made = made.ok().expect("a sign-in");
+        let token = SasToken::parse(&made.password.expect("a password")).expect("a token");
+        assert!(token.is_signed_by(&key()));
+        assert_eq!(token.resource(), "localhost/devices/dev1");
+        let renewal = made.renewal.expect("a renewal");
+        assert!(renewal.after > Duration::from_secs(2879) && renewal.after <= Duration::from_secs(2880));
+        assert_eq!(renewal.drain, LONGEST_DRAIN);
+    }
+
+    #[test]
+    fn a_short_life_is_drained_before_95_percent_of_it() {
+        let renewal = Renewal::of(Duration::from_secs(4));
+        assert_eq!(
+            renewal,
+            Renewal { after: Duration::from_millis(3200), drain: Duration::from_millis(600) }
+        );
+    }
+
+    #[test]
+    fn a_certificate_needs_neither_password_nor_renewal() {
+        let auth = DeviceAuth::Certificate { certificate: "c".into(), private_key: "k".into() };
+        let made = SignIn::prepare(&identity(auth), Duration::from_secs(60), now()).ok().expect("a sign-in");
+        assert!(made.password.is_none() && made.renewal.is_none());
+    }
+
+    #[test]
+    fn an_expired_token_and_an_unset_clock_are_known_before_dialling() {
+        let past = now() - Duration::from_secs(1);
+        let token = SasToken::sign(&key(), "localhost/devices/dev1", None, past);
+        let made = SignIn::prepare(&identity(DeviceAuth::Token(token)), Duration::from_secs(60), now());
+        assert!(matches!(made, Err(Fault::TokenExpired { .. })));
+        let unset = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), unset);
+        assert!(matches!(made, Err(Fault::ClockUnset { .. })));
+    }
+}

@@ -1,0 +1,177 @@
+//! A broker that does exactly what a test says, packet by packet, over TLS. Its codec is its own: bytes by hand.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::DEADLINE;
+
+/// Listens with a certificate for `localhost` that is its own authority.
+pub(super) struct Broker {
+    listener: TcpListener,
+    idle: Stopped,
+}
+
+/// A broker that does not listen now; its port and certificate stay.
+pub(super) struct Stopped {
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    dir: tempfile::TempDir,
+}
+
+impl Broker {
+    pub(super) async fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a configuration");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        Self { listener, idle: Stopped { address, acceptor: TlsAcceptor::from(Arc::new(config)), dir } }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.idle.address.port()
+    }
+
+    pub(super) fn ca_file(&self) -> PathBuf {
+        self.idle.dir.path().join("ca.pem")
+    }
+
+    pub(super) fn stop(self) -> Stopped {
+        self.idle
+    }
+
+    pub(super) async fn accept(&self) -> Peer {
+        let accepted = async {
+            let (socket, _) = self.listener.accept().await.expect("a connection");
+            self.idle.acceptor.accept(socket).await.expect("a TLS handshake")
+        };
+        Peer { stream: tokio::time::timeout(DEADLINE, accepted).await.expect("a connection in time") }
+    }
+}
+
+impl Stopped {
+    pub(super) async fn restart(self) -> Broker {
+        Broker { listener: TcpListener::bind(self.address).await.expect("the port again"), idle: self }
+    }
+}
+
+/// One connection of a client. Dropped, it is cut.
+pub(super) struct Peer {
+    stream: TlsStream<TcpStream>,
+}
+
+/// The fields of a CONNECT packet.
+pub(super) struct Connect {
+    pub(super) protocol: String,
+    pub(super) level: u8,
+    pub(super) clean_session: bool,
+    pub(super) keep_alive: u16,
+    pub(super) client_id: String,
+    pub(super) user_name: String,
+    pub(super) password: Option<String>,
+}
+
+impl Peer {
+    /// The next packet: its first byte, and what follows the length.
+    pub(super) async fn read(&mut self) -> (u8, Vec<u8>) {
+        let packet = async {
+            let first = self.stream.read_u8().await.expect("a packet");
+            let (mut length, mut shift) = (0usize, 0);
+            loop {
+                let byte = self.stream.read_u8().await.expect("a length");
+                length |= usize::from(byte & 0x7F) << shift;
+                shift += 7;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+            let mut rest = vec![0; length];
+            self.stream.read_exact(&mut rest).await.expect("the rest of a packet");
+            (first, rest)
+        };
+        tokio::time::timeout(DEADLINE, packet).await.expect("a packet in time")
+    }
+
+    pub(super) async fn send(&mut self, packet: &[u8]) {
+        let sent = async {
+            self.stream.write_all(packet).await.expect("sent");
+            self.stream.flush().await.expect("flushed");
+        };
+        tokio::time::timeout(Duration::from_secs(30), sent).await.expect("sent in time");
+    }
+
+    pub(super) async fn read_connect(&mut self) -> Connect {
+        let (first, rest) = self.read().await;
+        assert_eq!(first >> 4, 1, "CONNECT");
+        let (protocol, rest) = text(&rest);
+        let (level, flags) = (rest[0], rest[1]);
+        let keep_alive = u16::from_be_bytes([rest[2], rest[3]]);
+        let (client_id, rest) = text(&rest[4..]);
+        let (user_name, rest) = text(rest);
+        let password = (flags & 0x40 != 0).then(|| text(rest).0);
+        let clean_session = flags & 0x02 != 0;
+        Connect { protocol, level, clean_session, keep_alive, client_id, user_name, password }
+    }
+
+    pub(super) async fn send_connack(&mut self, code: u8) {
+        self.send(&[0x20, 2, 0, code]).await;
+    }
+
+    /// The filter and the QoS asked for.
+    pub(super) async fn read_subscribe(&mut self) -> (String, u8) {
+        let (first, rest) = self.read().await;
+        assert_eq!(first, 0x82, "SUBSCRIBE");
+        let (filter, rest) = text(&rest[2..]);
+        (filter, rest[0])
+    }
+
+    pub(super) async fn send_suback(&mut self) {
+        self.send(&[0x90, 3, 0, 1, 1]).await;
+    }
+
+    pub(super) async fn sign_in_and_subscribe(&mut self) {
+        self.read_connect().await;
+        self.send_connack(0).await;
+        self.read_subscribe().await;
+        self.send_suback().await;
+    }
+
+    /// The packet id of the next packet, which must be a PUBACK.
+    pub(super) async fn read_puback(&mut self) -> u16 {
+        let (first, rest) = self.read().await;
+        assert_eq!(first, 0x40, "PUBACK");
+        u16::from_be_bytes([rest[0], rest[1]])
+    }
+}
+
+/// A PUBLISH of QoS 1 on the topic of `dev1` with this property bag; short enough for one length byte.
+pub(super) fn publish(packet_id: u16, bag: &str, body: &str) -> Vec<u8> {
+    let topic = format!("devices/dev1/messages/devicebound/{bag}");
+    let length = 2 + topic.len() + 2 + body.len();
+    let mut packet = vec![0x32, u8::try_from(length).ok().filter(|l| *l < 128).expect("a short packet")];
+    packet.extend(u16::try_from(topic.len()).expect("a short topic").to_be_bytes());
+    packet.extend(topic.as_bytes());
+    packet.extend(packet_id.to_be_bytes());
+    packet.extend(body.as_bytes());
+    packet
+}
+
+fn text(bytes: &[u8]) -> (String, &[u8]) {
+    let length = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+    (String::from_utf8(bytes[2..2 + length].to_vec()).expect("UTF-8"), &bytes[2 + length..])
+}
