@@ -3,11 +3,12 @@
 //! The map, top down; imports point down only, and `tests/it/layering.rs` enforces it:
 //!
 //! - edge: `cli` (arguments, logging, runtime, exit code)
-//! - policy: `agent`
+//! - policy: [`agent`]
 //! - mechanism: `session`, `action`, `service`, [`emulator`], [`tls`]
 //! - vocabulary: [`config`], [`rules`], [`message`], [`credentials`], [`feedback`]
 
 pub mod action;
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod credentials;
@@ -18,6 +19,5 @@ pub mod message;
 pub mod rules;
 #[cfg(feature = "service")]
 pub mod service;
-#[allow(dead_code)]
 mod session;
 pub mod tls;
