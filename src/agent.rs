@@ -34,9 +34,9 @@ pub use report::AgentEvent;
 use report::PassedOver;
 
 /// How long the action in flight may go on after a request to stop.
-const GRACE: Duration = Duration::from_secs(4);
-/// How long it may then take to end after it was told to: TERM, then KILL.
-const STOP_LIMIT: Duration = Duration::from_millis(2500);
+const GRACE: Duration = Duration::from_secs(3);
+/// How long it may then take to end after it was told to. Above what `action` takes for TERM and KILL.
+const STOP_LIMIT: Duration = Duration::from_millis(3500);
 
 /// What an agent needs.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl From<SessionError> for AgentError {
 }
 
 /// Runs an agent until `shutdown` resolves. Then no message is taken any more; the action in flight may go on for
-/// four seconds before it is ended; what ended is completed, the session is closed and pins are put into their
+/// three seconds before it is ended; what ended is completed, the session is closed and pins are put into their
 /// `on_exit` state. All of it takes at most eight seconds.
 ///
 /// # Errors
@@ -149,7 +149,11 @@ impl Agent {
     }
 
     /// Does what a message asks for, and completes it.
-    async fn settle(&mut self, delivery: Delivery, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    async fn settle(
+        &mut self,
+        delivery: Delivery,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
         let Delivery { message, receipt } = delivery;
         if !receipt.is_current() {
             // Its connection has gone: the hub sends it again on the next one.
@@ -212,7 +216,9 @@ impl Agent {
         let mut cut_off = pin!(async {
             shutdown.await;
             tracing::info!(
-                message_id = message.message_id(), rule = plan.rule, grace_ms = GRACE.as_millis(),
+                message_id = message.message_id(),
+                rule = plan.rule,
+                grace_ms = GRACE.as_millis(),
                 "stopping: waiting for the action in flight"
             );
             // Either is a reason to go on; which one it was does not matter.
@@ -244,7 +250,7 @@ impl Agent {
         self.settled(message_id, rule, why);
     }
 
-    fn settled(&self, message_id: Option<&str>, rule: Option<&str>, outcome: &impl ToString) {
+    fn settled(&self, message_id: Option<&str>, rule: Option<&str>, outcome: &impl std::fmt::Display) {
         if self.observer.is_some() {
             let (message_id, rule) = (message_id.map(str::to_owned), rule.map(str::to_owned));
             self.tell(AgentEvent::Settled { message_id, rule, outcome: outcome.to_string() });

@@ -10,6 +10,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "service")]
 mod c2d_send;
 mod logging;
+mod run;
+
+/// Where the configuration is looked for unless `--config` says otherwise.
+const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
 #[derive(Debug, Parser)]
@@ -36,6 +40,7 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
     #[cfg(feature = "service")]
     C2dSend(c2d_send::Args),
 }
@@ -82,6 +87,7 @@ impl From<anyhow::Error> for Failure {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {
+        Command::Run(args) => run::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
     });

@@ -38,7 +38,7 @@ const DELIVERIES: usize = 64;
 /// Changes of the connection not yet seen by the agent, which looks at them first.
 const EVENTS: usize = 16;
 /// How long the session may take to end: the drain and the hang-up of the keeper.
-const CLOSE_LIMIT: Duration = Duration::from_millis(1500);
+const CLOSE_LIMIT: Duration = Duration::from_millis(1300);
 
 /// Who signs in, and how.
 #[derive(Debug, Clone)]

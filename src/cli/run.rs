@@ -1,0 +1,73 @@
+//! `run`: the device agent, until a signal ends it.
+//!
+//! Owns: its arguments, signals, and the exit code. Must not know: what the agent does. Used by: `cli`.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{self, AgentError};
+use crate::config;
+
+use super::{DEFAULT_CONFIG, Exit, Failure};
+
+/// Run the device agent: receive C2D messages and act on them.
+///
+/// The device signs in with the connection string or certificate of the configuration, or with the connection string
+/// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well.
+///
+/// The agent keeps trying while the hub cannot be reached. SIGTERM and SIGINT end it in at most 8 seconds: the action
+/// in flight may end first, then pins are put into their on_exit state. A second signal waits for no action.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 ended by a signal; 1 an error: a pin cannot be claimed, or the hub refused the \
+    device at its first sign-in (later refusals are retried); 2 the configuration has problems."
+)]
+pub(super) struct Args {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+/// Runs the agent until a signal.
+///
+/// # Errors
+/// When the configuration has problems, or the agent ends by itself.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let config = config::load(&args.config, &|name| std::env::var(name).ok())
+        .map_err(|report| Failure::usage(anyhow::anyhow!("the configuration has problems:\n{report}")))?;
+    for warning in config.warnings.lines() {
+        tracing::warn!("{warning}");
+    }
+    super::runtime()?.block_on(async {
+        let signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
+        let settings =
+            agent::Settings { config, clock: SystemTime::now, hurry: hurry.clone(), observer: None };
+        let ended = tokio::select! {
+            ended = agent::run(settings, stop.cancelled()) => ended,
+            () = watch(signals, &stop, &hurry) => Ok(()),
+        };
+        ended.map(|()| Exit::Done).map_err(failure)
+    })
+}
+
+/// The first signal asks to stop, the second to hurry; further ones change nothing. Never ends.
+async fn watch(mut signals: Signals, stop: &CancellationToken, hurry: &CancellationToken) {
+    for token in [stop, hurry] {
+        if let Some(signal) = signals.next().await {
+            tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
+            token.cancel();
+        }
+    }
+    std::future::pending().await
+}
+
+fn failure(error: AgentError) -> Failure {
+    if error.is_configuration() { Failure::usage(error) } else { anyhow::Error::new(error).into() }
+}
