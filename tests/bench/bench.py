@@ -268,7 +268,7 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
 
 
 # What the simulated backend logs when a pin changed.
-PIN_LINE = "pin"
+PIN_LINE = "switched simulated pin"
 
 
 class MosquittoSub(Receiver):
@@ -303,13 +303,13 @@ class MosquittoSub(Receiver):
         return count / (time.monotonic() - begin - self.start / 1000)
 
     def latencies_us(self, count):
-        process = subprocess.Popen(self.command("-C", str(count)), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, text=True)
         lines, index, found = Lines(process.stdout), 0, []
         self.broker.wait_subscribed(self.device)
         for n in range(count):
             begin = time.monotonic_ns()
-            self.broker.publisher.send(topic(self.device, n, "toggle"), b"x")
-            when, _, index = lines.wait_for("x", index)
+            self.broker.publisher.send(topic(self.device, n, "toggle"), b"n%d." % n)
+            when, _, index = lines.wait_for(f"n{n}.", index)
             found.append((when - begin) / 1000)
             self.broker.publisher.confirm()
             time.sleep(0.002)

@@ -182,10 +182,10 @@ fn import_problems(path: &str, code: &str) -> Vec<String> {
 }
 
 fn confined_problems(path: &str, code: &str) -> Vec<String> {
-    let at_home = |place: &&str| if place.ends_with('/') { path.starts_with(*place) } else { path == *place };
+    let at_home = |place: &&str| path == *place || (place.ends_with('/') && path.starts_with(*place));
     CONFINED
         .iter()
-        .filter(|(text, places, _)| code.contains(text) && !places.iter().any(|place| at_home(&place)))
+        .filter(|(text, places, _)| code.contains(text) && !places.iter().any(at_home))
         .map(|(text, places, remedy)| {
             format!("{path}: `{text}` belongs in {} only: {remedy}", places.join(", "))
         })
