@@ -50,7 +50,10 @@ pub(crate) fn run(command: &mut Command) -> Output {
 
 /// Lines that a process printed so far, and a way to wait for more.
 #[derive(Clone, Default)]
-pub(crate) struct Lines(Arc<(Mutex<(Vec<String>, bool)>, Condvar)>);
+pub(crate) struct Lines(Arc<(Mutex<Printed>, Condvar)>);
+
+/// What was printed, and whether the output has ended.
+type Printed = (Vec<String>, bool);
 
 impl Lines {
     fn follow(reader: impl Read + Send + 'static) -> Self {
