@@ -21,7 +21,7 @@ use futures_util::future::{Fuse, FusedFuture};
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::process::{ChildStdin, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::limit::{Cut, Limit};
@@ -65,8 +65,8 @@ pub(super) enum ExecError {
     /// It was ended before it was done.
     #[error("cut off")]
     Cut(Cut),
-    /// The kernel refused to say how it ended.
-    #[error("cannot learn how it ended: {0}")]
+    /// The kernel refused to hand over its output or to say how it ended.
+    #[error("cannot follow it: {0}")]
     Lost(io::Error),
 }
 
@@ -101,6 +101,8 @@ pub(super) async fn run(
     let (mut child, reader) =
         start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
     let group = Group::new(child.id());
+    // Only now, while the program is being loaded on another core, does the pipe become one of the runtime's.
+    let reader = pipe::Receiver::from_owned_fd(reader).map_err(ExecError::Lost)?;
     let stdin = child.stdin.take();
     let pipes = async { tokio::join!(feed(stdin, program.body), drain(reader, output)) };
     let mut pipes = pin!(pipes.fuse());
@@ -198,10 +200,9 @@ impl Drop for Group {
 }
 
 /// Starts the program with both its output streams on one pipe, so that what it writes stays in order.
-fn start(program: &Program<'_>) -> io::Result<(tokio::process::Child, pipe::Receiver)> {
+fn start(program: &Program<'_>) -> io::Result<(Child, OwnedFd)> {
     let (path, arguments) = program.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (reader, writer) = io::pipe()?;
-    let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader))?;
     // Nothing here needs code of ours between fork and exec, so std takes posix_spawn: no copy of the page tables.
     let mut command = Command::new(path);
     command
@@ -216,7 +217,7 @@ fn start(program: &Program<'_>) -> io::Result<(tokio::process::Child, pipe::Rece
         .stderr(writer)
         .kill_on_drop(true);
     // The command ends with this function, and with it our own writing ends of the pipe: the last process to end closes it.
-    Ok((command.spawn()?, reader))
+    Ok((command.spawn()?, OwnedFd::from(reader)))
 }
 
 /// Writes the body and closes the pipe. A program need not read it.

@@ -167,3 +167,45 @@ fn spelled(line: &Line) -> String {
         Line::Name(name) => name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentence(path: &str, errno: Errno) -> String {
+        opening(Path::new(path), &std::io::Error::from(errno).into()).to_string()
+    }
+
+    #[test]
+    fn a_chip_that_may_not_be_opened_names_the_group_and_the_container_options() {
+        for errno in [Errno::ACCESS, Errno::PERM] {
+            assert_eq!(
+                sentence("/dev/null", errno),
+                "permission denied on /dev/null: add the service's user to group 0 (on Raspberry Pi OS `usermod -aG \
+                 gpio USER`); in a container pass --device /dev/null --group-add 0"
+            );
+        }
+    }
+
+    #[test]
+    fn other_errors_keep_the_systems_words() {
+        assert!(
+            sentence("/dev/gpiochip0", Errno::NOENT).starts_with("GPIO chip /dev/gpiochip0 does not exist: ")
+        );
+        assert!(sentence("/dev/gpiochip0", Errno::IO).starts_with("cannot open /dev/gpiochip0: "));
+    }
+
+    #[test]
+    fn a_busy_line_names_its_consumer() {
+        let line = spelled(&Line::Number(17));
+        assert_eq!(
+            busy("pump", line.clone(), "gpiochip0".to_owned(), "spi0 CS0").to_string(),
+            "pin pump: line 17 of gpiochip0 is in use by \"spi0 CS0\": stop that program or choose another line"
+        );
+        assert_eq!(
+            busy("pump", line, "gpiochip0".to_owned(), "").to_string(),
+            "pin pump: line 17 of gpiochip0 is in use by a program that gives no name: stop that program or choose \
+             another line"
+        );
+    }
+}

@@ -94,3 +94,30 @@ fn opening(error: Error) -> GpioError {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn active_low_turns_the_level_round() {
+        use ActiveLevel as Active;
+        assert_eq!(level(PinState::On, Active::High), Level::High);
+        assert_eq!(level(PinState::Off, Active::High), Level::Low);
+        assert_eq!(level(PinState::On, Active::Low), Level::Low);
+        assert_eq!(level(PinState::Off, Active::Low), Level::High);
+    }
+
+    #[test]
+    fn registers_that_cannot_be_opened_say_what_to_do() {
+        assert_eq!(
+            opening(Error::PermissionDenied("/dev/null".to_owned())).to_string(),
+            "permission denied on /dev/null: add the service's user to group 0 (on Raspberry Pi OS `usermod -aG gpio \
+             USER`); in a container pass --device /dev/null --group-add 0"
+        );
+        assert_eq!(
+            opening(Error::UnknownModel).to_string(),
+            "rppal does not know this board: set backend = \"cdev\" in [gpio]"
+        );
+    }
+}
