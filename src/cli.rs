@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 #[cfg(feature = "service")]
 mod c2d_send;
+mod check;
 mod logging;
 mod run;
 
@@ -41,6 +42,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Check(check::Args),
     #[cfg(feature = "service")]
     C2dSend(c2d_send::Args),
 }
@@ -88,6 +90,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
     });

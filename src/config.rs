@@ -24,6 +24,7 @@ mod steps;
 mod table;
 
 pub use report::Report;
+pub(crate) use report::counted;
 pub use settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
 
 /// Largest configuration file.
@@ -76,7 +77,7 @@ pub fn inspect(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection 
         Ok(text) => inspect_text(&text, path, env),
         Err(reason) => {
             let mut report = Report::new(path.display(), "");
-            report.problem(None, format!("the configuration cannot be used: {reason}"));
+            report.problem(None, format!("cannot read the configuration: {reason}"));
             Inspection::unreadable(report)
         }
     }
@@ -99,6 +100,10 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
     let rules = rule::read(root.take("rule"), &pin_names, &mut report);
     root.finish(&mut report);
+    if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
+        let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";
+        report.warning(None, message);
+    }
     report.sort();
     Inspection {
         identity: device.identity,

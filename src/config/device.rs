@@ -22,8 +22,7 @@ pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRIN
 /// Names the file of a private root; goes before `ca_file`.
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
-const TOKEN_LIFETIME: (Duration, Duration) =
-    (Duration::from_secs(5), Duration::from_secs(365 * 24 * 60 * 60));
+const TOKEN_LIFETIME: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60));
 const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// A connection string with a token is well below.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
@@ -70,8 +69,8 @@ pub(super) fn read(
         table.finish(report);
     }
     if let Some((path, place)) = &ca_file {
-        let readable = files::unreadable(path).map_or(Ok(()), Err);
-        let checked = readable.and_then(|()| tls::read_certificates(path).map_err(|error| error.to_string()));
+        let checked =
+            check_file(path).and_then(|()| tls::read_certificates(path).map_err(|error| error.to_string()));
         if let Err(reason) = checked {
             let named = if place.is_none() { format!("{CA_FILE_VARIABLE}: {reason}") } else { reason };
             report.problem(place.clone(), named);
@@ -130,7 +129,9 @@ fn read_identity(
             let path = read_secret_path(&field, directory, report)?;
             let text = match files::read_text(&path, MAX_CONNECTION_STRING_BYTES) {
                 Ok(text) => text,
-                Err(reason) => return field.wrong(reason, report),
+                Err(reason) => {
+                    return field.wrong(format!("cannot read {}: {reason}", path.display()), report);
+                }
             };
             warn_if_world_readable(&path, &field, report);
             let source = Source { place: Some(field.value.place), name: path.display().to_string() };
@@ -249,21 +250,25 @@ fn read_pair(
 ) -> Option<DeviceAuth> {
     let mut readable = |field: &Field<'_>| {
         let path = read_secret_path(field, directory, report)?;
-        match files::unreadable(&path) {
-            None => Some(path),
-            Some(reason) => field.wrong(reason, report),
+        match check_file(&path) {
+            Ok(()) => Some(path),
+            Err(reason) => field.wrong(reason, report),
         }
     };
     let (certificate_path, private_key_path) = (readable(certificate), readable(private_key));
     let (certificate_path, private_key_path) = (certificate_path?, private_key_path?);
-    warn_if_world_readable(&private_key_path, private_key, report);
     let pair = ClientCertificate { certificate: certificate_path, private_key: private_key_path };
     if let Err(error) = tls::check_client_certificate(&pair) {
         let at_key = error.path() == Some(pair.private_key.as_path());
         let field = if at_key { private_key } else { certificate };
         return field.wrong(error.to_string(), report);
     }
+    warn_if_world_readable(&pair.private_key, private_key, report);
     Some(DeviceAuth::Certificate { certificate: pair.certificate, private_key: pair.private_key })
+}
+
+fn check_file(path: &Path) -> Result<(), String> {
+    files::check_regular(path).map_err(|reason| format!("cannot read {}: {reason}", path.display()))
 }
 
 fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {

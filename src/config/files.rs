@@ -16,34 +16,30 @@ const STICKY: u32 = 0o1000;
 /// Reads a text file of at most `limit` bytes.
 ///
 /// # Errors
-/// One sentence that names the file.
+/// The reason, without the file's name.
 pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, String> {
-    let cannot = |error: std::io::Error| format!("cannot read {}: {}", path.display(), in_words(&error));
-    let metadata = fs::metadata(path).map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(format!("cannot read {}: it is not a regular file", path.display()));
-    }
+    check_regular(path)?;
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(cannot)?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(cannot)?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
-        return Err(format!("{} is larger than {limit} bytes: is it the right file?", path.display()));
+    let file = fs::File::open(path).map_err(|error| in_words(&error))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| in_words(&error))?;
+    if bytes.len() as u64 > limit {
+        return Err(format!("it is larger than {limit} bytes; is it the right file?"));
     }
-    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8 text", path.display()))
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+}
+
+/// Whether there is a regular file: anything else could block or never end.
+///
+/// # Errors
+/// The reason, without the file's name.
+pub(super) fn check_regular(path: &Path) -> Result<(), String> {
+    let metadata = fs::metadata(path).map_err(|error| in_words(&error))?;
+    if metadata.is_file() { Ok(()) } else { Err("it is not a regular file".to_owned()) }
 }
 
 /// Whether everyone on the machine can read the file.
 pub(super) fn is_world_readable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
-}
-
-/// Why a file that is needed cannot be read; `None` when it can.
-pub(super) fn unreadable(path: &Path) -> Option<String> {
-    match fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Some(format!("{} is not a regular file", path.display())),
-        Ok(_) => None,
-        Err(error) => Some(format!("cannot read {}: {}", path.display(), in_words(&error))),
-    }
 }
 
 /// Why `program` must not be run; `None` when it may.

@@ -14,7 +14,7 @@ use super::report::Report;
 use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
 use super::table::{Field, Table, fields, shown};
 
-const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(365 * 24 * 60 * 60));
+const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30 * 24 * 60 * 60));
 
 /// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
 /// a problem too: a rule that names one of these is not at fault.

@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Most problems that are printed; the rest are counted.
 const MAX_PRINTED: usize = 100;
 /// Most characters of a line that are printed on each side of the place at fault.
-const MAX_SIDE: usize = 80;
+const MAX_SIDE: usize = 100;
 
 /// What is wrong with a configuration (problems) and what is doubtful (warnings), in the order of the file.
 ///

@@ -30,12 +30,6 @@ pub(super) fn read(field: Option<Field<'_>>, pins: &[String], report: &mut Repor
         Some(field) => field.array(report)?,
         None => Vec::new(),
     };
-    if tables.is_empty() {
-        report.warning(
-            None,
-            "there is no [[rule]]: every message would be completed and logged, and nothing done",
-        );
-    }
     for value in tables {
         let Some(mut table) = value.named("rule").table("a rule", report) else { continue };
         let place = table.place.clone();
@@ -110,8 +104,8 @@ fn read_rule(
     }
     for subject in rule.unguaranteed() {
         let message = format!(
-            "no condition makes sure that {subject} is there, and a message without it fails: add the condition \
-             {{ present = true }}, or a default as in {{{subject}:default}}"
+            "no condition makes sure that {subject} is there, and a message without it fails: give it the \
+             condition {{ present = true }}, or a default as in {{{subject}:default}}"
         );
         report.warning(place.clone(), message);
     }

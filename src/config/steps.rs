@@ -25,6 +25,7 @@ fn read_step(value: &Value<'_>, pins: &[String], report: &mut Report) -> Option<
     let step = match (gpio, run, shell) {
         (Some(pin), None, None) => {
             table.rename("a gpio step");
+            table.unlist(&["run", "shell"]);
             let change = read_change(&mut table, report);
             let pin = read_pin(&pin, pins, report);
             Some(Step::Gpio { pin: pin?, change: change? })

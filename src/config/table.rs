@@ -41,6 +41,11 @@ impl<'t> Table<'t> {
         Self { what: what.into(), place, fields: fields(table), asked: Vec::new() }
     }
 
+    /// Offers `keys` no longer when a key is unknown: they do not go together with one that is there.
+    pub(super) fn unlist(&mut self, keys: &[&str]) {
+        self.asked.retain(|asked| !keys.contains(asked));
+    }
+
     /// Calls the table something else in messages from now on.
     pub(super) fn rename(&mut self, what: impl Into<String>) {
         self.what = what.into();
@@ -56,7 +61,7 @@ impl<'t> Table<'t> {
     /// The field `key`, which is not offered among the keys of the table: it has a message of its own.
     pub(super) fn take_unlisted(&mut self, key: &'static str) -> Option<Field<'t>> {
         let found = self.take(key);
-        self.asked.pop();
+        self.unlist(&[key]);
         found
     }
 
@@ -83,9 +88,9 @@ impl<'t> Table<'t> {
             });
             let guess = nearest
                 .filter(|known| strsim::jaro_winkler(field.key, known) > 0.8)
-                .map_or(String::new(), |known| format!("did you mean {known}? "));
+                .map_or(String::new(), |known| format!("; did you mean {known}?"));
             let message = format!(
-                "{} has no key \"{}\": {guess}Its keys are {}",
+                "{} has no key \"{}\"{guess} (its keys are {})",
                 self.what,
                 shown(field.key),
                 self.asked.join(", ")

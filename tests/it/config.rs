@@ -1,0 +1,226 @@
+//! The configuration's fixtures: the report of each, word for word, and what depends on real files.
+//!
+//! Each `tests/fixtures/config/{valid,invalid}/NAME.toml` has its expected report beside it in `NAME.txt`, which is
+//! absent for a valid one without warnings. Lines `# env: NAME=VALUE` at its top are its environment. To write the
+//! reports anew, set `C2D_WRITE_FIXTURES=1`, and read the difference.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use c2d_agent::config::{self, Config, Report};
+use c2d_agent::credentials::DeviceAuth;
+
+const DEVICE: &str = "HostName=hub.example;DeviceId=pi-01;SharedAccessKey=AAAA";
+const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+
+#[test]
+fn every_invalid_configuration_has_its_report() {
+    each_fixture("invalid", 25, |result| Some(result.expect_err("invalid").to_string()));
+}
+
+#[test]
+fn every_valid_configuration_is_taken() {
+    each_fixture("valid", 4, |result| {
+        let warnings = result.unwrap_or_else(|report| panic!("{report}")).warnings;
+        (!warnings.is_empty()).then(|| warnings.to_string())
+    });
+}
+
+#[test]
+fn a_connection_string_file_names_the_device_from_the_directory_of_the_configuration() {
+    let dir = Directory::new();
+    dir.write("device.txt", &format!("{DEVICE}\n"), 0o600);
+    let config = dir.load("[device]\nconnection_string_file = \"device.txt\"\n").expect("valid");
+    assert_eq!(config.identity.device_id, "pi-01");
+    assert_eq!(dir.warnings(&config), "");
+}
+
+#[test]
+fn a_secret_that_everyone_can_read_is_a_warning() {
+    let dir = Directory::new();
+    dir.write("device.txt", DEVICE, 0o644);
+    let config = dir.load("[device]\nconnection_string_file = \"device.txt\"\n").expect("valid");
+    assert_eq!(
+        dir.warnings(&config),
+        "DIR/c.toml:2:26: warning: everyone on this machine can read the secret in DIR/device.txt: run chmod o= \
+         DIR/device.txt"
+    );
+}
+
+#[test]
+fn a_service_string_where_a_device_string_belongs_is_named_with_its_file() {
+    let dir = Directory::new();
+    dir.write("device.txt", SERVICE, 0o600);
+    let report = dir.problems("[device]\nconnection_string_file = \"device.txt\"\n");
+    assert!(
+        report.starts_with("DIR/c.toml:2:26: DIR/device.txt: this is a service connection string"),
+        "{report}"
+    );
+    assert!(!report.contains("c2VjcmV0"), "{report}");
+}
+
+#[test]
+fn a_certificate_must_match_its_key() {
+    let dir = Directory::new();
+    for name in ["a", "b"] {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+        dir.write(&format!("{name}.cert.pem"), &made.cert.pem(), 0o644);
+        dir.write(&format!("{name}.key.pem"), &made.signing_key.serialize_pem(), 0o600);
+    }
+    let text = |key: &str| {
+        format!(
+            "[device]\nhub = \"hub.example\"\ndevice_id = \"pi-01\"\ncertificate = \"a.cert.pem\"\n\
+             private_key = \"{key}\"\nca_file = \"b.cert.pem\"\n"
+        )
+    };
+    let config = dir.load(&text("a.key.pem")).expect("valid");
+    let expected =
+        DeviceAuth::Certificate { certificate: dir.path("a.cert.pem"), private_key: dir.path("a.key.pem") };
+    assert_eq!(config.identity.auth, expected);
+    assert_eq!(config.ca_file, Some(dir.path("b.cert.pem")));
+    let report = dir.problems(&text("b.key.pem"));
+    assert!(
+        report.starts_with(
+            "DIR/c.toml:4:15: the certificate DIR/a.cert.pem does not match the private key DIR/b.key.pem"
+        ),
+        "{report}"
+    );
+    let report = dir.problems(&text("a.cert.pem"));
+    assert!(
+        report.starts_with("DIR/c.toml:5:15: DIR/a.cert.pem holds no unencrypted private key"),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_program_that_others_could_change_is_refused() {
+    let dir = Directory::new();
+    dir.write("open/run", "#!/bin/sh\n", 0o755);
+    dir.write("own/run", "#!/bin/sh\n", 0o755);
+    dir.write("own/loose", "#!/bin/sh\n", 0o775);
+    dir.write("own/text", "#!/bin/sh\n", 0o644);
+    std::os::unix::fs::symlink(dir.path("own/loose"), dir.path("own/link")).expect("a link");
+    fs::set_permissions(dir.path("open"), fs::Permissions::from_mode(0o777)).expect("permissions");
+    let report = |program: &str| {
+        let path = dir.path(program);
+        dir.problems(&format!(
+            "[[rule]]\nname = \"a\"\nwhen = \"any\"\ndo = [{{ run = [\"{}\"] }}]\n",
+            path.display()
+        ))
+    };
+    let first = |program: &str| report(program).lines().nth(1).unwrap_or_default().to_owned();
+    assert_eq!(
+        first("own/loose"),
+        "DIR/c.toml:4:16: the program DIR/own/loose is writable by others than its owner: run chmod go-w DIR/own/loose"
+    );
+    assert_eq!(first("own/link"), first("own/loose"));
+    assert_eq!(
+        first("own/text"),
+        "DIR/c.toml:4:16: the program DIR/own/text is not executable: run chmod +x DIR/own/text"
+    );
+    assert_eq!(
+        first("open/run"),
+        "DIR/c.toml:4:16: the program DIR/open/run stands in DIR/open, which is writable by others than its owner: run \
+         chmod go-w DIR/open"
+    );
+    assert!(!report("own/run").contains("program"), "{}", report("own/run"));
+}
+
+#[test]
+fn a_configuration_that_is_no_text_file_is_refused() {
+    let dir = Directory::new();
+    fs::write(dir.path("binary"), [0xff, 0xfe]).expect("written");
+    let refused =
+        |path: PathBuf| dir.plain(&config::load(&path, &|_| None).expect_err("refused").to_string());
+    assert_eq!(
+        refused(dir.path("binary")),
+        "DIR/binary: cannot read the configuration: it is not UTF-8 text\n1 problem"
+    );
+    assert_eq!(
+        refused(dir.path(".")),
+        "DIR/.: cannot read the configuration: it is not a regular file\n1 problem"
+    );
+    assert_eq!(
+        refused(PathBuf::from("/dev/zero")),
+        "/dev/zero: cannot read the configuration: it is not a regular file\n1 problem"
+    );
+}
+
+/// Loads each fixture of a folder and compares its report, `None` for none, with the text beside it.
+fn each_fixture(folder: &str, at_least: usize, report: impl Fn(Result<Config, Report>) -> Option<String>) {
+    // Relative, so that reports name the same path on every machine; cargo runs tests in the package's folder.
+    let folder = Path::new("tests/fixtures/config").join(folder);
+    let mut paths: Vec<_> =
+        fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("readable").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    assert!(paths.len() >= at_least, "only {} fixtures in {}", paths.len(), folder.display());
+    let mut failed = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).expect("readable");
+        let found = report(config::load(&path, &|name| variable(&text, name)));
+        let beside = path.with_extension("txt");
+        if std::env::var_os("C2D_WRITE_FIXTURES").is_some() {
+            if let Some(found) = &found {
+                fs::write(&beside, format!("{found}\n")).expect("written");
+            }
+            continue;
+        }
+        let expected = fs::read_to_string(&beside).ok();
+        let found = found.map(|report| format!("{report}\n"));
+        if found != expected {
+            let [found, expected] = [found, expected].map(Option::unwrap_or_default);
+            failed.push(format!("{} has the report\n{found}but expected was\n{expected}", path.display()));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// A variable of a fixture's own environment.
+fn variable(text: &str, name: &str) -> Option<String> {
+    let set =
+        |line: &str| Some(line.strip_prefix("# env: ")?.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+    text.lines().find_map(set)
+}
+
+/// A directory for a configuration and the files that it names.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        let path = self.path(name);
+        let parent = path.parent().expect("a parent");
+        fs::create_dir_all(parent).expect("a directory");
+        fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("permissions");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions");
+    }
+
+    fn load(&self, text: &str) -> Result<Config, Report> {
+        self.write("c.toml", text, 0o644);
+        config::load(&self.path("c.toml"), &|_| None)
+    }
+
+    fn problems(&self, text: &str) -> String {
+        self.plain(&self.load(text).expect_err("invalid").to_string())
+    }
+
+    fn warnings(&self, config: &Config) -> String {
+        let no_rules = "there is no [[rule]]";
+        let lines: Vec<_> = config.warnings.lines().filter(|line| !line.contains(no_rules)).collect();
+        self.plain(&lines.join("\n"))
+    }
+
+    /// The text with `DIR` for the directory's own, changing name.
+    fn plain(&self, text: &str) -> String {
+        text.replace(&self.0.path().display().to_string(), "DIR")
+    }
+}
