@@ -3,8 +3,6 @@
 //! Owns: the syntax (`{name}`, `{name:default}`, `{{`, `}}`) and the safety of filled values.
 //! Must not know: TOML, what the text is for. Used by: `rules::step`, `config` (parses them).
 
-use std::borrow::Cow;
-
 use crate::message::excerpt;
 
 use super::condition::Condition;
@@ -126,12 +124,7 @@ impl Template {
     }
 }
 
-fn check(
-    subject: &Subject,
-    value: &Cow<'_, str>,
-    begins: bool,
-    conditions: &[Condition],
-) -> Result<(), PlanError> {
+fn check(subject: &Subject, value: &str, begins: bool, conditions: &[Condition]) -> Result<(), PlanError> {
     if value.contains(char::is_control) {
         return Err(PlanError::ControlCharacter { name: subject.to_string(), value: excerpt(value) });
     }
