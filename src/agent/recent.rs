@@ -32,10 +32,10 @@ impl RecentIds {
             return;
         }
         self.order.push_back(id);
-        if self.order.len() > CAPACITY {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
+        if self.order.len() > CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
         }
     }
 }

@@ -72,13 +72,13 @@ impl Link {
             return Phase::Closed;
         }
         state.queue.complete(ticket);
-        if state.parked && !state.waking {
-            if let Some(id) = state.queue.next_release() {
-                if (self.wake)(id) {
-                    state.queue.release();
-                    state.waking = true;
-                }
-            }
+        if state.parked
+            && !state.waking
+            && let Some(id) = state.queue.next_release()
+            && (self.wake)(id)
+        {
+            state.queue.release();
+            state.waking = true;
         }
         self.notify(state)
     }

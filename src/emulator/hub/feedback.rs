@@ -54,15 +54,11 @@ impl FeedbackQueue {
     }
 
     pub(super) fn push(&mut self, record: FeedbackRecord, now: SystemTime) {
-        if self.waiting.len() >= MAX_WAITING {
-            if let Some((_, oldest)) = self.waiting.pop_front() {
-                let (message_id, device_id) = (oldest.original_message_id, oldest.device_id);
-                tracing::warn!(
-                    message_id,
-                    device_id,
-                    "dropped the oldest feedback record: nobody reads them"
-                );
-            }
+        if self.waiting.len() >= MAX_WAITING
+            && let Some((_, oldest)) = self.waiting.pop_front()
+        {
+            let (message_id, device_id) = (oldest.original_message_id, oldest.device_id);
+            tracing::warn!(message_id, device_id, "dropped the oldest feedback record: nobody reads them");
         }
         self.waiting.push_back((now, record));
         self.announced = false;
