@@ -114,10 +114,13 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError>
 pub fn describe(error: &rustls::Error, host: &str) -> String {
     use rustls::{AlertDescription, CertificateError, Error};
     match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => format!(
-            "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
+        // A bad signature is that of a root with the same name and another key, such as an older one.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            format!(
+                "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
              package, or name the private root with C2D_CA_FILE (an emulator, an IoT Edge gateway)"
-        ),
+            )
+        }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => format!(

@@ -5,3 +5,4 @@ mod config;
 mod corpora;
 mod harness;
 mod layering;
+mod mosquitto;
