@@ -10,6 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "service")]
 mod c2d_send;
 mod check;
+#[cfg(feature = "emulator")]
+mod emulator;
 mod logging;
 mod run;
 
@@ -45,6 +47,8 @@ enum Command {
     Check(check::Args),
     #[cfg(feature = "service")]
     C2dSend(c2d_send::Args),
+    #[cfg(feature = "emulator")]
+    Emulator(emulator::Args),
 }
 
 /// How the program ends. Source: the table of exit codes in the README.
@@ -93,6 +97,8 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
+        #[cfg(feature = "emulator")]
+        Command::Emulator(args) => emulator::run(args),
     });
     let exit: Exit = result.unwrap_or_else(|failure: Failure| {
         eprintln!("c2d-agent: {:#}", failure.error);

@@ -30,6 +30,7 @@ mod state_dir;
 mod tls;
 
 use hub::Hub;
+pub use mqtt::{UserName, UserNameError};
 use registry::Registry;
 use shared::SharedHub;
 use state_dir::StateDir;
@@ -98,7 +99,7 @@ pub enum EmulatorError {
         reason: String,
     },
     /// rustls does not take the server's certificate.
-    #[error("TLS cannot be set up: {0}")]
+    #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }
 

@@ -1,15 +1,391 @@
-use super::shared::SharedHub;
+//! The device side over MQTT 3.1.1: one connection, from CONNECT to its end.
+//!
+//! Owns: what each packet of a device does to the hub, the packet ids in flight, keep-alive, token expiry, the will.
+//! Must not know: queues and locks (the hub's), TLS set-up, AMQP. Used by: `emulator`.
+//!
+//! Source: wire reference 1.2 to 1.7. Where it says "unverified", this emulator does the following: a message whose
+//! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed
+//! over; publishes to twin and method topics are acknowledged, logged and not answered.
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription};
+use super::listener::ARRIVAL_TIMEOUT;
+use super::shared::SharedHub;
+use super::tls::peer_thumbprint;
+
+mod codec;
+mod sign_in;
+mod topics;
+mod username;
+
+use codec::{
+    ConnAck, ConnectReturnCode, LastWill, Packet, PubAck, Publish, QoS, SubAck, Subscribe,
+    SubscribeReasonCode, UnsubAck, Unsubscribe, Wire, WireError,
+};
+use sign_in::SignedIn;
+use topics::Destination;
+pub use username::{UserName, UserNameError};
+
+/// Deliveries that may wait for their PUBACK on one connection: as many as a queue holds.
+const MAX_IN_FLIGHT: usize = 50;
+
+/// The longest silence that the hub allows, whatever the keep-alive. Source: wire reference 1.4.
+const MAX_SILENCE: Duration = Duration::from_secs(1767);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the device said goodbye")]
+    Goodbye,
+    #[error("the device closed the connection without a goodbye")]
+    Closed,
+    #[error("a newer connection of the same device took its place")]
+    Displaced,
+    #[error("the token expired")]
+    TokenExpired,
+    #[error("the device was silent for longer than its keep-alive allows")]
+    Silent,
+    #[error("{0}")]
+    Refused(String),
+    #[error("the emulator stops")]
+    Stopped,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// Serves one connection until it ends, for whatever reason; the reason is logged.
 pub(super) async fn serve_connection(
     stream: TlsStream<TcpStream>,
     peer: SocketAddr,
     hub: SharedHub,
     stop: CancellationToken,
 ) {
-    tracing::warn!(%peer, "not served yet");
-    drop((stream, hub, stop));
+    let thumbprint = peer_thumbprint(stream.get_ref().1);
+    let mut wire = Wire::new(stream);
+    let first = tokio::select! {
+        () = stop.cancelled() => return,
+        first = timeout(ARRIVAL_TIMEOUT, wire.next()) => first,
+    };
+    let request = match first {
+        Ok(Ok(Some(Packet::Connect(connect)))) => {
+            sign_in::check(&connect, thumbprint.as_ref(), &hub).map(|signed_in| (connect, signed_in))
+        }
+        Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::Refusal::protocol_level(level)),
+        Ok(Ok(Some(_))) => {
+            return tracing::info!(%peer, "closed a connection that did not begin with CONNECT");
+        }
+        Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that said nothing"),
+        Ok(Err(error)) => return tracing::info!(%peer, %error, "closed a connection before its sign-in"),
+        Err(_) => return tracing::info!(%peer, "closed a connection that sent no CONNECT in time"),
+    };
+    match request {
+        Ok((connect, signed_in)) => {
+            let keep_alive = Duration::from_secs(connect.keep_alive.into());
+            let connection = Connection::open(wire, hub, signed_in, keep_alive, connect.last_will);
+            connection.run(stop, peer).await;
+        }
+        Err(refusal) => {
+            let (code, device_id, reason) = (refusal.code, &refusal.device_id, &refusal.reason);
+            tracing::warn!(%peer, device_id, ?code, "refused a sign-in: {reason}");
+            let answer = Packet::ConnAck(ConnAck { session_present: false, code });
+            let sent = match wire.push(&answer) {
+                Ok(()) => wire.flush().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%peer, %error, "the refusal could not be sent");
+            }
+            wire.close().await;
+        }
+    }
+}
+
+struct Connection<S> {
+    wire: Wire<S>,
+    hub: SharedHub,
+    device_id: String,
+    id: ConnectionId,
+    session_present: bool,
+    /// Packet ids that wait for their PUBACK. At most [`MAX_IN_FLIGHT`].
+    in_flight: BTreeMap<u16, Lock>,
+    last_packet_id: u16,
+    max_silence: Duration,
+    last_heard: Instant,
+    token_expires: Option<SystemTime>,
+    will: Option<LastWill>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn open(
+        wire: Wire<S>,
+        hub: SharedHub,
+        signed_in: SignedIn,
+        keep_alive: Duration,
+        will: Option<LastWill>,
+    ) -> Self {
+        let SignedIn { device_id, connected, token_expires } = signed_in;
+        let max_silence =
+            if keep_alive.is_zero() { MAX_SILENCE } else { (keep_alive * 3 / 2).min(MAX_SILENCE) };
+        Self {
+            wire,
+            hub,
+            device_id,
+            id: connected.connection,
+            session_present: connected.session_present,
+            in_flight: BTreeMap::new(),
+            last_packet_id: 0,
+            max_silence,
+            last_heard: Instant::now(),
+            token_expires,
+            will,
+        }
+    }
+
+    async fn run(mut self, stop: CancellationToken, peer: SocketAddr) {
+        let device_id = self.device_id.clone();
+        let session_present = self.session_present;
+        tracing::info!(%peer, device_id, session_present, "a device signed in over MQTT");
+        let end = match self.serve(&stop).await {
+            Ok(end) | Err(end) => end,
+        };
+        self.hub.with(|hub, _| hub.disconnect(&device_id, self.id));
+        match (&end, self.will.take()) {
+            (End::Goodbye, _) | (_, None) => {}
+            (_, Some(will)) => self.publish_will(&will),
+        }
+        match &end {
+            End::Refused(_) | End::TokenExpired | End::Wire(WireError::Malformed(_)) => {
+                tracing::warn!(%peer, device_id, "closed a device's connection: {end}");
+            }
+            _ => tracing::info!(%peer, device_id, "a device's connection ended: {end}"),
+        }
+        self.wire.close().await;
+    }
+
+    /// Runs until the connection must end. `Ok` and `Err` are both ends; `Err` is for `?`.
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<End, End> {
+        let mut changed = self.hub.watch();
+        self.push(&Packet::ConnAck(ConnAck {
+            session_present: self.session_present,
+            code: ConnectReturnCode::Success,
+        }))?;
+        loop {
+            self.deliver()?;
+            self.wire.flush().await?;
+            let token_expired = async {
+                match self.token_expires {
+                    Some(expires) => sleep(self.hub.until(expires)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return Ok(End::Stopped),
+                // The sender lives in `self.hub`, so this cannot fail.
+                _changed = changed.changed() => {
+                    if !self.hub.with(|hub, _| hub.is_current(&self.device_id, self.id)) {
+                        return Ok(End::Displaced);
+                    }
+                }
+                packet = self.wire.next() => {
+                    let Some(packet) = packet? else { return Ok(End::Closed) };
+                    self.last_heard = Instant::now();
+                    self.handle(packet).await?;
+                    while let Some(packet) = self.wire.next_buffered()? {
+                        self.handle(packet).await?;
+                    }
+                }
+                () = sleep_until(self.last_heard + self.max_silence) => return Ok(End::Silent),
+                () = token_expired => {
+                    if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
+                        return Ok(End::TokenExpired);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, packet: Packet) -> Result<(), End> {
+        match packet {
+            Packet::PubAck(ack) => {
+                self.complete(ack.pkid);
+                Ok(())
+            }
+            Packet::Publish(publish) => self.receive(&publish),
+            Packet::Subscribe(subscribe) => self.subscribe(&subscribe).await,
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
+            Packet::PingReq => self.push(&Packet::PingResp),
+            Packet::Disconnect => Err(End::Goodbye),
+            Packet::Connect(_) => Err(End::Refused("the device sent CONNECT twice".to_owned())),
+            // The codec lets nothing else through.
+            _ => Err(End::Refused("the device sent a packet that only a server sends".to_owned())),
+        }
+    }
+
+    /// Sends what waits, as far as the window allows.
+    fn deliver(&mut self) -> Result<(), End> {
+        let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.len());
+        if room == 0 {
+            return Ok(());
+        }
+        let (device_id, id) = (self.device_id.clone(), self.id);
+        let ready = self.hub.with(|hub, now| {
+            let qos = hub.granted(&device_id, id, Subscription::DeviceBound)?;
+            let next = || hub.next_delivery(&device_id, id, now);
+            Some((qos, std::iter::from_fn(next).take(room).collect::<Vec<Locked>>()))
+        });
+        let Some((qos, ready)) = ready else { return Ok(()) };
+        for Locked { lock, message, redelivered, .. } in ready {
+            let message_id = message.message_id();
+            let topic = message.to_topic(&device_id);
+            if topic.len() > codec::MAX_TOPIC {
+                let bytes = topic.len();
+                tracing::warn!(
+                    device_id,
+                    message_id,
+                    bytes,
+                    "rejected a C2D message: its properties exceed a topic"
+                );
+                self.settle(lock, message_id, Hub::reject);
+                continue;
+            }
+            let mut publish = Publish::from_bytes(topic, QoS::AtMostOnce, message.body.clone());
+            if qos == 0 {
+                self.push(&Packet::Publish(publish))?;
+                self.settle(lock, message_id, Hub::complete);
+            } else {
+                publish.qos = QoS::AtLeastOnce;
+                publish.dup = redelivered;
+                publish.pkid = self.next_packet_id();
+                self.in_flight.insert(publish.pkid, lock);
+                self.push(&Packet::Publish(publish))?;
+            }
+            tracing::debug!(device_id, message_id, qos, redelivered, "delivered a C2D message");
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, packet_id: u16) {
+        match self.in_flight.remove(&packet_id) {
+            Some(lock) => self.settle(lock, None, Hub::complete),
+            None => {
+                tracing::warn!(device_id = self.device_id, packet_id, "passed over a PUBACK for no delivery")
+            }
+        }
+    }
+
+    fn settle(
+        &self,
+        lock: Lock,
+        message_id: Option<&str>,
+        how: fn(&mut Hub, &str, Lock, SystemTime) -> Result<(), super::hub::LockLost>,
+    ) {
+        if let Err(error) = self.hub.with(|hub, now| how(hub, &self.device_id, lock, now)) {
+            tracing::warn!(device_id = self.device_id, message_id, "passed over a late settlement: {error}");
+        }
+    }
+
+    fn receive(&mut self, publish: &Publish) -> Result<(), End> {
+        if publish.qos == QoS::ExactlyOnce {
+            return Err(End::Refused("the device published with QoS 2".to_owned()));
+        }
+        let shown = topics::excerpt(&publish.topic);
+        match topics::destination(&self.device_id, &publish.topic) {
+            Ok(Some(Destination::Events(mut properties))) => {
+                if publish.retain {
+                    properties.set("mqtt-retain", "true");
+                }
+                topics::log_event(&self.device_id, &properties, &publish.payload, "");
+            }
+            Ok(Some(Destination::NotServed)) => {
+                tracing::warn!(
+                    device_id = self.device_id,
+                    topic = shown,
+                    "passed over a publish: not served here"
+                );
+            }
+            Ok(None) => return Err(End::Refused(format!("the device published to \"{shown}\""))),
+            Err(error) => {
+                return Err(End::Refused(format!("the device published a bad property bag: {error}")));
+            }
+        }
+        match publish.qos {
+            QoS::AtLeastOnce => self.push(&Packet::PubAck(PubAck::new(publish.pkid))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn subscribe(&mut self, subscribe: &Subscribe) -> Result<(), End> {
+        let mut refused = None;
+        let mut codes = Vec::with_capacity(subscribe.filters.len());
+        for filter in &subscribe.filters {
+            let known = topics::subscription(&self.device_id, &filter.path);
+            let qos = if filter.qos == QoS::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+            let stored = known.is_some_and(|subscription| {
+                self.hub.with(|hub, _| hub.subscribe(&self.device_id, self.id, subscription, qos as u8))
+            });
+            if stored {
+                codes.push(SubscribeReasonCode::Success(qos));
+            } else {
+                codes.push(SubscribeReasonCode::Failure);
+                refused.get_or_insert_with(|| topics::excerpt(&filter.path));
+            }
+        }
+        self.push(&Packet::SubAck(SubAck::new(subscribe.pkid, codes)))?;
+        match refused {
+            None => Ok(()),
+            Some(filter) => {
+                self.wire.flush().await?;
+                Err(End::Refused(format!("the device subscribed to \"{filter}\"")))
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<(), End> {
+        for filter in &unsubscribe.topics {
+            if let Some(subscription) = topics::subscription(&self.device_id, filter) {
+                self.hub.with(|hub, _| hub.unsubscribe(&self.device_id, self.id, subscription));
+            }
+        }
+        self.push(&Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid)))
+    }
+
+    /// The will becomes a D2C message.
+    fn publish_will(&self, will: &LastWill) {
+        match topics::destination(&self.device_id, &will.topic) {
+            Ok(Some(Destination::Events(mut properties))) => {
+                properties.set("iothub-MessageType", "Will");
+                if will.retain {
+                    properties.set("mqtt-retain", "true");
+                }
+                topics::log_event(&self.device_id, &properties, &will.message, ": the device's will");
+            }
+            _ => {
+                let topic = topics::excerpt(&will.topic);
+                tracing::warn!(device_id = self.device_id, topic, "passed over a will: not an events topic");
+            }
+        }
+    }
+
+    fn push(&mut self, packet: &Packet) -> Result<(), End> {
+        Ok(self.wire.push(packet)?)
+    }
+
+    /// The next packet id that is not in flight; there are far more of them than the window is wide.
+    fn next_packet_id(&mut self) -> u16 {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            if !self.in_flight.contains_key(&self.last_packet_id) {
+                return self.last_packet_id;
+            }
+        }
+    }
 }

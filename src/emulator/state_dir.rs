@@ -39,14 +39,14 @@ const SERVICE_POLICY: &str = "service";
 #[non_exhaustive]
 pub enum StateDirError {
     /// A file or directory cannot be read or written.
-    #[error("cannot {verb} {path}: {source}; give a directory of your own with --state-dir", path = .path.display())]
+    #[error("cannot {verb} {path}: {reason}; give a directory of your own with --state-dir", path = .path.display())]
     Io {
         /// What was tried.
         verb: &'static str,
         /// On what.
         path: PathBuf,
         /// Why it failed.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The file of secrets was changed by something else.
     #[error(
@@ -254,7 +254,7 @@ fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> 
             let (policies, devices, x509_devices) = Default::default();
             Ok(Secrets { authority, policies, devices, x509_devices })
         }
-        Err(source) => Err(StateDirError::Io { verb: "read", path: path.to_owned(), source }),
+        Err(reason) => Err(StateDirError::Io { verb: "read", path: path.to_owned(), reason }),
     }
 }
 
@@ -265,7 +265,7 @@ fn thumbprint(pem: &str) -> Option<Thumbprint> {
 }
 
 fn make_directory(path: &Path) -> Result<(), StateDirError> {
-    let error = |verb| move |source| StateDirError::Io { verb, path: path.to_owned(), source };
+    let error = |verb| move |reason| StateDirError::Io { verb, path: path.to_owned(), reason };
     if path.is_dir() {
         return Ok(());
     }
@@ -274,7 +274,7 @@ fn make_directory(path: &Path) -> Result<(), StateDirError> {
 
 /// Writes a file that only its owner may read, whole or not at all. A file that already says so is left alone.
 fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
-    let error = |source| StateDirError::Io { verb: "write", path: path.to_owned(), source };
+    let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
     if fs::read(path).is_ok_and(|present| present == text) {
         return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);
     }

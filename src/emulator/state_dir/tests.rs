@@ -1,1 +1,129 @@
-//! The state directory: what it writes, and what it finds again after a restart.
+//! What is in the state directory, who may read it, and what survives.
+
+use super::*;
+use crate::credentials::{DeviceConnectionString, DeviceSecret, ServiceConnectionString};
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn open(root: &Path, devices: &[&str], x509_devices: &[&str]) -> StateDir {
+    let now = NOW + std::time::Duration::from_secs(1_800_000_000);
+    let state = StateDir::open(root, &names(devices), &names(x509_devices), now).expect("a state directory");
+    state.write_client_files("localhost", 18883, 5671).expect("written");
+    state
+}
+
+fn text(root: &Path, name: &str) -> String {
+    fs::read_to_string(root.join(name)).expect("readable")
+}
+
+fn error(root: &Path) -> String {
+    match StateDir::open(root, &names(&["dev1"]), &[], NOW) {
+        Ok(_) => panic!("{} was taken", root.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_files_hold_connection_strings_with_the_ports_that_are_not_standard() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path().join("new/state");
+    open(&root, &["dev1"], &["cert1"]);
+    let device =
+        DeviceConnectionString::parse(&text(&root, "devices/dev1.connection-string")).expect("valid");
+    assert_eq!((device.host.to_string().as_str(), device.device_id.as_str()), ("localhost:18883", "dev1"));
+    assert!(matches!(device.secret, DeviceSecret::Key(_)));
+    let service = ServiceConnectionString::parse(&text(&root, "service.connection-string")).expect("valid");
+    assert_eq!((service.host.to_string().as_str(), service.policy.as_str()), ("localhost", "service"));
+    assert!(text(&root, "ca.pem").contains("BEGIN CERTIFICATE"));
+    assert!(text(&root, "devices/cert1.key.pem").contains("BEGIN PRIVATE KEY"));
+    assert!(!root.join("devices/cert1.connection-string").exists());
+}
+
+#[test]
+fn only_the_owner_may_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path().join("state");
+    open(&root, &["dev1"], &["cert1"]);
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&root), 0o700);
+    assert_eq!(mode(&root.join("devices")), 0o700);
+    for file in [
+        SECRETS,
+        "ca.pem",
+        "service.connection-string",
+        "devices/dev1.connection-string",
+        "devices/cert1.key.pem",
+    ] {
+        assert_eq!(mode(&root.join(file)), 0o600, "{file}");
+    }
+}
+
+#[test]
+fn keys_and_certificates_survive_a_restart_also_of_devices_left_out_for_a_while() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    open(root, &["dev1"], &["cert1"]);
+    let files =
+        ["ca.pem", "service.connection-string", "devices/dev1.connection-string", "devices/cert1.cert.pem"];
+    let before = files.map(|file| text(root, file));
+    open(root, &["dev2"], &[]);
+    assert_eq!(files.map(|file| text(root, file)), before);
+    open(root, &["dev1", "dev2"], &["cert1"]);
+    assert_eq!(files.map(|file| text(root, file)), before);
+    assert_ne!(text(root, "devices/dev2.connection-string"), before[2]);
+}
+
+#[test]
+fn the_servers_certificate_is_for_the_host_name_of_this_start_and_signed_by_the_authority() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = open(dir.path(), &["dev1"], &[]);
+    let now = NOW + std::time::Duration::from_secs(1_800_000_000);
+    for (hostname, dialled) in
+        [("hub.local.test", "hub.local.test"), ("other", "localhost"), ("127.0.0.1", "127.0.0.1")]
+    {
+        let identity = state.make_server_identity(hostname, now).expect("made");
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = crate::tls::read_certificates(&dir.path().join("ca.pem")).expect("readable");
+        roots.add(ca[0].clone()).expect("a root");
+        let verifier =
+            rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), crate::tls::provider());
+        let verifier = verifier.build().expect("a verifier");
+        use rustls::client::danger::ServerCertVerifier as _;
+        let name = rustls::pki_types::ServerName::try_from(dialled).expect("a name");
+        let at = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        verifier.verify_server_cert(&identity.chain[0], &[], &name, &[], at).expect("trusted");
+    }
+}
+
+#[test]
+fn a_damaged_or_unusable_directory_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    open(root, &["dev1"], &[]);
+    fs::write(root.join(SECRETS), "{\"authority\":").expect("written");
+    let damaged = error(root);
+    assert!(damaged.contains("secrets.json is damaged") && damaged.contains("remove it"), "{damaged}");
+    fs::remove_file(root.join(SECRETS)).expect("removed");
+    fs::create_dir(root.join(SECRETS)).expect("made");
+    let unreadable = error(root);
+    assert!(unreadable.starts_with("cannot read ") && unreadable.contains("secrets.json"), "{unreadable}");
+    fs::write(root.join("file"), "").expect("written");
+    let no_directory = error(&root.join("file"));
+    assert!(no_directory.starts_with("cannot create ") && no_directory.contains("/file"), "{no_directory}");
+}
+
+#[test]
+fn a_key_that_is_no_base64_is_damage_and_is_not_repeated() {
+    let dir = tempfile::tempdir().expect("a directory");
+    open(dir.path(), &["dev1"], &[]);
+    let path = dir.path().join(SECRETS);
+    let mut secrets: serde_json::Value = serde_json::from_str(&text(dir.path(), SECRETS)).expect("JSON");
+    secrets["devices"]["dev1"]["primary"] = "not!base64".into();
+    fs::write(&path, secrets.to_string()).expect("written");
+    let damaged = error(dir.path());
+    assert!(damaged.contains("the keys of \"dev1\"") && !damaged.contains("not!"), "{damaged}");
+}

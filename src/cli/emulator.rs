@@ -1,0 +1,165 @@
+//! `emulator`: the local IoT Hub, until a signal ends it.
+//!
+//! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols. Used by: `cli`.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use futures_util::StreamExt as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+
+use crate::emulator::{self, AMQP_PORT, Emulator, EmulatorError, MQTT_PORT, Options};
+
+use super::{Exit, Failure};
+
+/// The device of an emulator that was asked for none.
+const DEFAULT_DEVICE: &str = "dev1";
+
+/// Run a local IoT Hub for development and tests; no Azure account is needed.
+///
+/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0, both over TLS, as they do with the real hub.
+/// C2D messages have its rules: 50 in a queue, a lock of a minute, expiry, delivery feedback.
+/// Twins, direct methods, modules and HTTPS are not served. Keys and certificates in the state directory
+/// survive a restart; queues are in memory only and are lost with the process.
+///
+/// When all listeners accept, one line goes to standard output: ready mqtt=ADDRESS amqp=ADDRESS state=DIR.
+/// The state directory then holds:
+///   secrets.json                    all keys and certificates; the other files are made from it
+///   ca.pem                          what clients must trust, for example by C2D_CA_FILE
+///   service.connection-string       for back ends
+///   devices/ID.connection-string    for a device with a key
+///   devices/ID.cert.pem, .key.pem   for a device with a certificate
+///
+/// SIGTERM and SIGINT end the emulator.
+#[derive(Debug, clap::Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
+  c2d-agent emulator
+  c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
+  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0 --feedback-interval 1s
+
+Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
+)]
+pub(super) struct Args {
+    /// Directory for keys and certificates [default: c2d-agent/emulator in $XDG_STATE_HOME or ~/.local/state].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Address to listen on. Others than loopback addresses open this test tool to the network.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    bind: IpAddr,
+    /// The hub's host name, which clients dial, and which user names and tokens name.
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    hostname: String,
+    /// Port for devices (MQTT); 0 takes any free one.
+    #[arg(long, value_name = "PORT", default_value_t = MQTT_PORT)]
+    mqtt_port: u16,
+    /// Port for back ends (AMQP); 0 takes any free one.
+    #[arg(long, value_name = "PORT", default_value_t = AMQP_PORT)]
+    amqp_port: u16,
+    /// A device that signs in with a key; may be given several times [default: dev1, when no device is given].
+    #[arg(long = "device", value_name = "ID")]
+    devices: Vec<String>,
+    /// A device that signs in with a certificate; may be given several times.
+    #[arg(long = "x509-device", value_name = "ID")]
+    x509_devices: Vec<String>,
+    /// Time from one batch of delivery feedback to the next; the real hub's is 15s.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = humantime::parse_duration)]
+    feedback_interval: Duration,
+}
+
+/// Runs the emulator until a signal.
+///
+/// # Errors
+/// When it cannot start.
+pub(super) fn run(args: Args) -> Result<Exit, Failure> {
+    let options = options(args)?;
+    super::runtime()?.block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let running = emulator::start(options.clone(), SystemTime::now).await.map_err(failure)?;
+        announce(&options, &running)?;
+        if let Some(signal) = signals.next().await {
+            tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
+        }
+        running.stop().await;
+        Ok(Exit::Done)
+    })
+}
+
+fn options(args: Args) -> Result<Options, Failure> {
+    let state_dir = match args.state_dir {
+        Some(dir) => dir,
+        None => default_state_dir()?,
+    };
+    let mut devices = args.devices;
+    if devices.is_empty() && args.x509_devices.is_empty() {
+        devices.push(DEFAULT_DEVICE.to_owned());
+    }
+    Ok(Options {
+        state_dir,
+        bind: args.bind,
+        hostname: args.hostname,
+        mqtt_port: args.mqtt_port,
+        amqp_port: args.amqp_port,
+        devices,
+        x509_devices: args.x509_devices,
+        feedback_interval: args.feedback_interval,
+    })
+}
+
+fn default_state_dir() -> Result<PathBuf, Failure> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    let state = state.ok_or_else(|| {
+        Failure::usage(anyhow!("neither XDG_STATE_HOME nor HOME is set: name a directory with --state-dir"))
+    })?;
+    Ok(state.join("c2d-agent").join("emulator"))
+}
+
+fn failure(error: EmulatorError) -> Failure {
+    match error {
+        EmulatorError::DeviceId(_)
+        | EmulatorError::DoubledDevice(_)
+        | EmulatorError::TooManyDevices(_)
+        | EmulatorError::Hostname(_) => Failure::usage(error),
+        error => anyhow::Error::new(error).into(),
+    }
+}
+
+/// The `ready` line, and for people what to do with it.
+fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
+    if !options.bind.is_loopback() {
+        tracing::warn!(address = %options.bind, "listening beyond this machine: the emulator is a test tool");
+    }
+    let (mqtt, amqp, state) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.state_dir());
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} state={}", state.display())
+        .and_then(|()| stdout.flush())
+        .context("standard output cannot be written")?;
+    let ca = path(state, "ca.pem");
+    let service = path(state, "service.connection-string");
+    tracing::info!("clients must trust this certificate authority: export C2D_CA_FILE={ca}");
+    for id in &options.devices {
+        let file = path(state, &format!("devices/{id}.connection-string"));
+        tracing::info!(device_id = id, file, "this device signs in with a key");
+    }
+    for id in &options.x509_devices {
+        let certificate = path(state, &format!("devices/{id}.cert.pem"));
+        let private_key = path(state, &format!("devices/{id}.key.pem"));
+        tracing::info!(device_id = id, certificate, private_key, "this device signs in with a certificate");
+    }
+    if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
+        tracing::info!(
+            "try: c2d-agent c2d-send --ca-file {ca} --connection-string-file {service} --device {id} --data hello"
+        );
+    }
+    Ok(())
+}
+
+fn path(state: &Path, name: &str) -> String {
+    state.join(name).display().to_string()
+}

@@ -1,0 +1,83 @@
+//! Whether a CONNECT is accepted.
+//!
+//! Owns: the checks of a device's CONNECT and their return codes. Must not know: sockets, later packets.
+//! Used by: `emulator::mqtt`. Source: wire reference 1.2 and 1.3.
+
+use std::time::SystemTime;
+
+use super::super::hub::Connected;
+use super::super::registry::Thumbprint;
+use super::super::shared::SharedHub;
+use super::codec::{Connect, ConnectReturnCode, QoS};
+use super::username::UserName;
+
+/// A device that has signed in; the hub already counts this as its connection.
+pub(super) struct SignedIn {
+    pub(super) device_id: String,
+    pub(super) connected: Connected,
+    /// When the connection must be dropped; `None` for a certificate.
+    pub(super) token_expires: Option<SystemTime>,
+}
+
+/// A sign-in that was refused: what the device is told, and for the log who it was and why.
+pub(super) struct Refusal {
+    pub(super) code: ConnectReturnCode,
+    pub(super) device_id: String,
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    /// A CONNECT of another MQTT version.
+    pub(super) fn protocol_level(level: u8) -> Self {
+        Self {
+            code: ConnectReturnCode::RefusedProtocolVersion,
+            device_id: String::new(),
+            reason: format!("the device speaks protocol level {level}, not MQTT 3.1.1 (level 4)"),
+        }
+    }
+}
+
+/// Checks a CONNECT and makes it the device's connection.
+///
+/// # Errors
+/// [`Refusal`]; the hub has not changed then.
+pub(super) fn check(
+    connect: &Connect,
+    certificate: Option<&Thumbprint>,
+    hub: &SharedHub,
+) -> Result<SignedIn, Refusal> {
+    let refuse = |code, reason: String| {
+        let device_id = connect.client_id.chars().take(128).flat_map(char::escape_debug).collect();
+        Refusal { code, device_id, reason }
+    };
+    let not_authorized = |reason: String| refuse(ConnectReturnCode::NotAuthorized, reason);
+    let login = connect.login.as_ref().ok_or_else(|| not_authorized("it has no user name".to_owned()))?;
+    let user = UserName::parse(&login.username).map_err(|error| not_authorized(error.to_string()))?;
+    if connect.client_id != user.client_id() {
+        let reason = "the client id is not the id in the user name".to_owned();
+        return Err(refuse(ConnectReturnCode::BadClientId, reason));
+    }
+    if user.module_id.is_some() {
+        return Err(not_authorized("this emulator has no modules".to_owned()));
+    }
+    if connect.last_will.as_ref().is_some_and(|will| will.qos == QoS::ExactlyOnce) {
+        return Err(not_authorized("its will has QoS 2".to_owned()));
+    }
+    let token = Some(login.password.as_str()).filter(|password| !password.is_empty());
+    let signed_in = hub.with(|hub, now| {
+        if !user.host.eq_ignore_ascii_case(hub.hostname()) {
+            let host = user.host.chars().take(100).collect::<String>();
+            return Err(format!(
+                "the user name is for the hub \"{host}\", and this is \"{}\"",
+                hub.hostname()
+            ));
+        }
+        let grant = hub
+            .authenticate_device(&user.device_id, token, certificate, now)
+            .map_err(|error| error.to_string())?;
+        let connected = hub.connect(&user.device_id, connect.clean_session);
+        let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;
+        Ok(SignedIn { device_id: user.device_id.clone(), connected, token_expires: grant.expires })
+    });
+    signed_in.map_err(not_authorized)
+}

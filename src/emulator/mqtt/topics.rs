@@ -1,0 +1,115 @@
+//! What a device may subscribe to and publish to.
+//!
+//! Owns: the documented filters and topics, the log of D2C messages. Must not know: packets, sessions.
+//! Used by: `emulator::mqtt`. Source: wire reference 1.4, 1.5 and 1.7.
+
+use crate::message::{self, MESSAGE_ID, MessageError, Properties};
+
+use super::super::hub::Subscription;
+
+/// Characters of a D2C message's body and properties in the log.
+const EXCERPT: usize = 200;
+
+/// What a filter of `device_id` asks for; `None` when it is not one of the documented ones.
+pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription> {
+    match filter {
+        "$iothub/methods/POST/#" => Some(Subscription::Methods),
+        "$iothub/twin/res/#" => Some(Subscription::TwinResponses),
+        "$iothub/twin/PATCH/properties/desired/#" => Some(Subscription::DesiredProperties),
+        _ => {
+            let devicebound = filter.strip_suffix('#')? == message::devicebound_topic(device_id);
+            devicebound.then_some(Subscription::DeviceBound)
+        }
+    }
+}
+
+/// Where a device publishes to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// D2C telemetry.
+    Events(Properties),
+    /// Twin requests and answers to methods: not served by this emulator.
+    NotServed,
+}
+
+/// What a topic of `device_id` is for; `Ok(None)` when it is not one of the documented ones.
+///
+/// # Errors
+/// When the bag behind the events topic cannot be decoded.
+pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destination>, MessageError> {
+    let not_served = ["$iothub/twin/GET/", "$iothub/twin/PATCH/properties/reported/", "$iothub/methods/res/"];
+    if not_served.iter().any(|prefix| topic.starts_with(prefix)) {
+        return Ok(Some(Destination::NotServed));
+    }
+    let bag = topic
+        .strip_prefix("devices/")
+        .and_then(|rest| rest.strip_prefix(device_id))
+        .and_then(|rest| rest.strip_prefix("/messages/events"))
+        .and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('/') });
+    let Some(bag) = bag else { return Ok(None) };
+    let bag = bag.strip_suffix('/').unwrap_or(bag);
+    Properties::decode(bag).map(|properties| Some(Destination::Events(properties)))
+}
+
+/// Writes a D2C message to the log, which is all that becomes of it.
+pub(super) fn log_event(device_id: &str, properties: &Properties, body: &[u8], note: &str) {
+    let message_id = properties.get(MESSAGE_ID);
+    let bytes = body.len();
+    let body = excerpt(&String::from_utf8_lossy(body.get(..EXCERPT * 4).unwrap_or(body)));
+    let properties = excerpt(&properties.encode());
+    tracing::info!(device_id, message_id, bytes, %properties, %body, "received a D2C message{note}");
+}
+
+/// The beginning of foreign text, on one line.
+pub(super) fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(EXCERPT).flat_map(char::escape_debug).collect();
+    if text.chars().nth(EXCERPT).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_documented_filters_of_the_own_device_are_known() {
+        let own = |filter: &str| subscription("dev1", filter);
+        assert_eq!(own("devices/dev1/messages/devicebound/#"), Some(Subscription::DeviceBound));
+        assert_eq!(own("$iothub/twin/res/#"), Some(Subscription::TwinResponses));
+        for foreign in
+            ["devices/dev2/messages/devicebound/#", "devices/dev1/messages/devicebound/", "#", "+", ""]
+        {
+            assert_eq!(own(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn events_come_with_either_spelling_of_the_dollar_and_with_or_without_a_slash() {
+        let id_of = |topic: &str| match destination("dev1", topic) {
+            Ok(Some(Destination::Events(properties))) => properties.get(MESSAGE_ID).map(str::to_owned),
+            other => panic!("{topic}: {other:?}"),
+        };
+        assert_eq!(id_of("devices/dev1/messages/events/%24.mid=a&x=1").as_deref(), Some("a"));
+        assert_eq!(id_of("devices/dev1/messages/events/$.mid=a/").as_deref(), Some("a"));
+        assert_eq!(id_of("devices/dev1/messages/events/"), None);
+        assert_eq!(id_of("devices/dev1/messages/events"), None);
+    }
+
+    #[test]
+    fn other_topics_are_not_known() {
+        let topics = [
+            "devices/dev2/messages/events/",
+            "devices/dev1/messages/eventsx",
+            "devices/dev1/messages/devicebound/",
+            "$iothub/other",
+            "a",
+        ];
+        for topic in topics {
+            assert_eq!(destination("dev1", topic), Ok(None), "{topic}");
+        }
+        assert_eq!(destination("dev1", "$iothub/twin/GET/?$rid=1"), Ok(Some(Destination::NotServed)));
+        assert!(destination("dev1", "devices/dev1/messages/events/a=%zz").is_err());
+    }
+}
