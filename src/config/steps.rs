@@ -57,7 +57,7 @@ fn read_pin(field: &Field<'_>, pins: &[String], report: &mut Report) -> Option<S
     let known = if pins.is_empty() {
         "no pin is configured".to_owned()
     } else {
-        format!("the pins are {}", pins.join(", "))
+        format!("the pins are {}", pins.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
     };
     field.wrong(format!("there is no pin \"{shown_name}\" ({known}): add [gpio.pins.{shown_name}]"), report)
 }

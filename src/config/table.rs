@@ -209,10 +209,6 @@ impl<'t> Value<'t> {
     /// A whole or fractional number that is finite.
     pub(super) fn number(&self) -> Option<f64> {
         match self.value {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "bounds of a range; past 2^53 the nearest will do"
-            )]
             DeValue::Integer(_) => self.integer().map(|integer| integer as f64),
             DeValue::Float(float) => float.as_str().parse().ok().filter(|number: &f64| number.is_finite()),
             _ => None,

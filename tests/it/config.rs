@@ -78,6 +78,12 @@ fn a_certificate_must_match_its_key() {
     let expected =
         DeviceAuth::Certificate { certificate: dir.path("a.cert.pem"), private_key: dir.path("a.key.pem") };
     assert_eq!(config.identity.auth, expected);
+    let with_string = "[device]\ncertificate = \"a.cert.pem\"\nprivate_key = \"a.key.pem\"\n";
+    fs::write(dir.path("s.toml"), with_string).expect("written");
+    let string = "HostName=hub.example;DeviceId=pi-02;x509=true";
+    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| string.to_owned());
+    let named = config::load(&dir.path("s.toml"), &env).expect("valid").identity;
+    assert_eq!((named.device_id.as_str(), named.auth), ("pi-02", expected));
     assert_eq!(config.ca_file, Some(dir.path("b.cert.pem")));
     let report = dir.problems(&text("b.key.pem"));
     assert!(
