@@ -148,7 +148,7 @@ if ! cmp -s "$requirements" .venv/requirements.txt; then
     say "installing Microsoft's Python SDKs into .venv/"
     pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" -r "$requirements"; }
     rm -rf .venv
-    if python3 -m venv .venv; then
+    if has python3 && python3 -m venv .venv; then
         if ! pip_install --only-binary uamqp; then
             say "no ready-made uamqp for this Python and processor: building it (some minutes)"
             install_packages cmake g++ make libssl-dev python3-dev || true
