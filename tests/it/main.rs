@@ -6,3 +6,4 @@ mod corpora;
 mod harness;
 mod layering;
 mod mosquitto;
+mod sdk;

@@ -1,0 +1,146 @@
+//! Microsoft's Python SDKs, unmodified, on the other side of our emulator: their device receives from `c2d-send`,
+//! their back end sends to our agent.
+//!
+//! Must not know: how either SDK works; the programs are in `tests/sdk/`.
+//! The SDKs dial 8883 and 5671 whatever a connection string says, so each test has a loopback address of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Agent, Emulator, Process, skip, wait_for_file};
+
+/// The Python of the venv that `scripts/setup.sh` makes, or says that the test is skipped.
+fn python(test: &str) -> Option<PathBuf> {
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
+    let python = venv.join("bin/python");
+    // Written last, when the SDKs are in.
+    if venv.join("requirements.txt").is_file() && python.is_file() {
+        return Some(python);
+    }
+    skip(test, "Microsoft's Python SDKs are not in .venv/; scripts/setup.sh installs them");
+    None
+}
+
+/// An emulator on the standard ports of `address`.
+fn emulator(address: &str, devices: &[&str]) -> (Emulator, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut arguments = vec!["--bind", address, "--hostname", address];
+    arguments.extend(devices);
+    (Emulator::start_in(&dir.path().join("state"), "8883", "5671", &arguments), dir)
+}
+
+fn script(python: &Path, name: &str) -> Command {
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name));
+    command
+}
+
+/// Starts the SDK's back end, which sends `messages` (JSON) to `dev1`.
+fn send_with_the_sdk(
+    python: &Path,
+    emulator: &Emulator,
+    connection_string: &str,
+    dir: &Path,
+    messages: &[&str],
+) -> Process {
+    let lines: Vec<String> = messages.iter().map(|message| message.replace('\n', " ")).collect();
+    let input = dir.join("messages");
+    std::fs::write(&input, lines.join("\n")).expect("written");
+    let mut service = script(python, "service_send.py");
+    service.arg("dev1").env("SERVICE_CONNECTION_STRING", connection_string);
+    service.env("SSL_CERT_FILE", emulator.ca_file()).stdin(std::fs::File::open(&input).expect("open"));
+    Process::spawn_with_stdin(&mut service)
+}
+
+fn json(line: &str) -> serde_json::Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+}
+
+#[test]
+fn the_sdks_device_receives_what_c2d_send_sends() {
+    let Some(python) = python("the SDK's device receives what c2d-send sends") else { return };
+    let (emulator, _dir) = emulator("127.0.0.2", &["--device", "dev1"]);
+    let mut device = script(&python, "device_receive.py");
+    device.arg(emulator.ca_file()).arg("2").env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    let device = Process::spawn(&mut device);
+    device.stdout.wait_for("subscribed");
+
+    // --wait: exit code 0 says that the SDK completed the message and that the hub's feedback said so.
+    let odd = ["--property", "odd=a=b&c%d+e/f é", "--property", "empty="];
+    let ids = ["--message-id", "m:1", "--correlation-id", "c-1", "--content-type", "text/plain"];
+    let options = ["--content-encoding", "utf-8", "--data", "grüße", "--ack", "full", "--wait=30s"];
+    emulator.send("dev1", &[&odd[..], &ids, &options].concat());
+    emulator.send("dev1", &["--message-id", "m-2", "--data", ""]);
+
+    let first = json(&device.stdout.wait_for("m:1"));
+    assert_eq!(first["correlation_id"], "c-1");
+    assert_eq!(first["content_type"], "text/plain");
+    assert_eq!(first["content_encoding"], "utf-8");
+    assert_eq!(first["body"], "grüße");
+    assert_eq!(first["properties"]["odd"], "a=b&c%d+e/f é");
+    assert_eq!(first["properties"]["empty"], "");
+    let second = json(&device.stdout.wait_for("m-2"));
+    assert_eq!(second["body"], "");
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+}
+
+#[test]
+fn the_sdks_device_signs_in_with_a_certificate() {
+    let Some(python) = python("the SDK's device signs in with a certificate") else { return };
+    let (emulator, _dir) = emulator("127.0.0.3", &["--x509-device", "pi-01"]);
+    let mut device = script(&python, "device_receive.py");
+    device.arg(emulator.ca_file()).arg("1").env("HOST", "127.0.0.3").env("DEVICE_ID", "pi-01");
+    device.env("CERTIFICATE", emulator.state.join("devices/pi-01.cert.pem"));
+    device.env("PRIVATE_KEY", emulator.state.join("devices/pi-01.key.pem"));
+    let device = Process::spawn(&mut device);
+    device.stdout.wait_for("subscribed");
+
+    emulator.send("pi-01", &["--property", "action=on", "--data", "x", "--wait=30s"]);
+    let message = json(&device.stdout.wait_for("body"));
+    assert_eq!(message["properties"]["action"], "on");
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+}
+
+#[test]
+fn the_sdks_back_end_reaches_our_agent_with_ids_properties_and_body_intact() {
+    let Some(python) = python("the SDK's back end reaches our agent") else { return };
+    let (emulator, dir) = emulator("127.0.0.4", &["--device", "dev1"]);
+    let out = dir.path().join("out");
+    let config = format!(
+        r#"
+        [[rule]]
+        name = "write"
+        when = {{ action = "write" }}
+        do = [ {{ shell = '(printf "%s|" "$C2D_MESSAGE_ID" "$C2D_CORRELATION_ID" "$C2D_PROPERTY_ODD" "$C2D_PROPERTY_EMPTY"; cat; echo "|end") >> {}' }} ]
+        "#,
+        out.display()
+    );
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &config);
+
+    let messages = [
+        r#"{"body": "grüße", "properties": {"messageId": "m:1", "correlationId": "c-1", "action": "write",
+            "odd": "a=b&c%d+e/f é", "empty": ""}}"#,
+        r#"{"body": "", "properties": {"messageId": "m-2", "correlationId": "c-2", "action": "write",
+            "odd": "x", "empty": "y"}}"#,
+    ];
+    let service = send_with_the_sdk(&python, &emulator, &emulator.service_string(), dir.path(), &messages);
+    service.stdout.wait_for("sent 2");
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+
+    let written = wait_for_file(&out, "m-2|c-2|x|y||end");
+    assert!(written.contains("m:1|c-1|a=b&c%d+e/f é||grüße|end"), "{written}");
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
+    let Some(python) = python("the SDK's back end is told when its key is wrong") else { return };
+    let (emulator, dir) = emulator("127.0.0.5", &["--device", "dev1"]);
+    let wrong = "HostName=127.0.0.5;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=";
+    let messages = [r#"{"body": "x", "properties": {}}"#];
+    let service = send_with_the_sdk(&python, &emulator, wrong, dir.path(), &messages);
+    assert_ne!(service.wait_exit().code(), Some(0));
+    service.stderr.wait_until("a refusal", |lines| {
+        lines.iter().any(|line| line.to_lowercase().contains("auth")).then_some(())
+    });
+}
