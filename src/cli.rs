@@ -46,7 +46,7 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     #[cfg(feature = "service")]
-    C2dSend(c2d_send::Args),
+    C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "emulator")]
     Emulator(emulator::Args),
 }

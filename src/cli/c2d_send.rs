@@ -9,6 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
 
 use super::{Exit, Failure};
 use crate::credentials::{ServiceConnectionString, check_device_id};
@@ -102,15 +105,18 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let identity = args.identity().map_err(Failure::usage)?;
     let mut output = Output::new(args.json, args.verbose);
     super::runtime()?.block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         output.message(&message)?;
-        let result = exchange(args, &identity, &message, now, &mut output).await;
+        let result = tokio::select! {
+            result = exchange(args, &identity, &message, now, &mut output) => result,
+            // What was not completed comes again to the next reader of feedback.
+            Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal")),
+        };
         output.consumed_note();
         match result {
             Ok(exit) => Ok(exit),
             Err(error) => {
-                if let Some(error) = error.downcast_ref::<ServiceError>() {
-                    output.failed(&message, error)?;
-                }
+                output.failed(&message, &error)?;
                 let configuration = |error: &ServiceError| error.is_configuration();
                 if error.downcast_ref().is_some_and(configuration) {
                     Err(Failure::usage(error))

@@ -121,14 +121,14 @@ impl Output {
     }
 
     /// It failed. For people, the program's last sentence on standard error says so.
-    pub(super) fn failed(&self, message: &OutgoingMessage, error: &ServiceError) -> anyhow::Result<()> {
+    pub(super) fn failed(&self, message: &OutgoingMessage, error: &anyhow::Error) -> anyhow::Result<()> {
         if !self.json {
             return Ok(());
         }
-        let refusal = error.refusal();
+        let refusal = error.downcast_ref().and_then(ServiceError::refusal);
         let event = Event::Failed {
             message_id: &message.message_id,
-            error: error.to_string(),
+            error: format!("{error:#}"),
             condition: refusal.map(|refusal| refusal.condition.as_str()),
             tracking_id: refusal.and_then(|refusal| refusal.tracking_id.as_deref()),
         };
