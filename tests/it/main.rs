@@ -5,6 +5,7 @@ mod c2d_send;
 mod check;
 mod config;
 mod corpora;
+mod faults;
 mod harness;
 mod layering;
 mod mosquitto;
