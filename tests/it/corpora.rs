@@ -10,6 +10,9 @@ use std::path::Path;
 mod config;
 #[path = "../../fuzz/targets/connection_string.rs"]
 mod connection_string;
+#[cfg(feature = "emulator")]
+#[path = "../../fuzz/targets/emulator_username.rs"]
+mod emulator_username;
 #[path = "../../fuzz/targets/property_bag.rs"]
 mod property_bag;
 #[path = "../../fuzz/targets/sas_token.rs"]
@@ -33,6 +36,12 @@ fn the_connection_string_corpus_holds() {
 #[test]
 fn the_sas_token_corpus_holds() {
     each_file("sas_token", sas_token::run);
+}
+
+#[test]
+#[cfg(feature = "emulator")]
+fn the_emulator_username_corpus_holds() {
+    each_file("emulator_username", emulator_username::run);
 }
 
 /// Runs every file of a corpus, and names those that fail.
