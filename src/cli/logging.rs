@@ -25,7 +25,10 @@ pub(super) fn install(level: &str, format: LogFormat) -> Result<(), Failure> {
         .map_err(Failure::usage)?;
     let stderr = std::io::stderr;
     let layer = match format {
-        LogFormat::Text => fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).boxed(),
+        // Without the module path: people read these lines.
+        LogFormat::Text => {
+            fmt::layer().with_target(false).with_writer(stderr).with_ansi(stderr().is_terminal()).boxed()
+        }
         LogFormat::Json => fmt::layer().with_writer(stderr).json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).init();
