@@ -7,6 +7,10 @@ mod c2d_send;
 mod check;
 mod config;
 mod corpora;
+#[cfg(feature = "emulator")]
+mod emulator_cli;
+#[cfg(feature = "emulator")]
+mod emulator_mqtt;
 mod faults;
 mod harness;
 mod layering;

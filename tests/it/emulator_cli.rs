@@ -1,0 +1,87 @@
+//! `c2d-agent emulator` as a process: what it prints, what it leaves behind, and how it fails.
+//!
+//! Owns: the subcommand's output and exit codes. Must not know: MQTT, AMQP. Used by: nobody.
+
+use crate::harness::{Emulator, binary, run};
+
+#[test]
+fn one_ready_line_goes_to_standard_output_and_sigterm_ends_it_well() {
+    let emulator = Emulator::start_with(&["--device", "dev1", "--x509-device", "cert1"]);
+    let expected =
+        format!("ready mqtt={} amqp={} state={}", emulator.mqtt, emulator.amqp, emulator.state.display());
+    emulator.process.stderr.wait_for("try: c2d-agent c2d-send");
+    assert_eq!(emulator.process.terminate(), Some(0));
+    assert_eq!(emulator.process.stdout.all(), [expected]);
+    for file in ["ca.pem", "service.connection-string", "devices/cert1.cert.pem", "devices/cert1.key.pem"] {
+        assert!(emulator.state.join(file).is_file(), "{file}");
+    }
+    let port = emulator.mqtt.port();
+    assert!(emulator.device_string("dev1").starts_with(&format!("HostName=localhost:{port};DeviceId=dev1;")));
+}
+
+#[test]
+fn keys_and_the_authority_survive_a_restart() {
+    let first = Emulator::start();
+    let texts = |emulator: &Emulator| {
+        let ca = std::fs::read_to_string(emulator.ca_file()).expect("readable");
+        let key = emulator.device_string("dev1").split(';').next_back().map(str::to_owned);
+        (ca, key, emulator.service_string().split(';').next_back().map(str::to_owned))
+    };
+    let before = texts(&first);
+    assert_eq!(first.process.terminate(), Some(0));
+    let second = Emulator::start_in(&first.state, "0", "0", &["--device", "dev1"]);
+    assert_eq!(texts(&second), before);
+}
+
+/// The exit code and the last line of standard error, which is all that is printed.
+#[track_caller]
+fn failure(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run(binary().arg("emulator").args(arguments));
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+#[test]
+fn a_port_in_use_is_named_with_the_remedy() {
+    let running = Emulator::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().display().to_string();
+    let port = running.mqtt.port().to_string();
+    let mqtt = failure(&["--state-dir", &state, "--mqtt-port", &port, "--amqp-port", "0"]);
+    let sentence = |protocol: &str, port: &str| {
+        format!(
+            "c2d-agent: cannot listen on 127.0.0.1:{port} for {protocol}: the port is in use; stop what listens \
+             there, or choose another with --{}-port",
+            protocol.to_lowercase()
+        )
+    };
+    assert_eq!(mqtt, (Some(1), sentence("MQTT", &port)));
+    let port = running.amqp.port().to_string();
+    let amqp = failure(&["--state-dir", &state, "--mqtt-port", "0", "--amqp-port", &port]);
+    assert_eq!(amqp, (Some(1), sentence("AMQP", &port)));
+}
+
+#[test]
+fn a_damaged_state_directory_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("secrets.json");
+    std::fs::write(&file, "{}").expect("written");
+    let (code, text) = failure(&["--state-dir", &dir.path().display().to_string(), "--mqtt-port", "0"]);
+    assert_eq!(code, Some(1));
+    assert!(text.starts_with(&format!("c2d-agent: {} is damaged (", file.display())), "{text}");
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let usage = |arguments: &[&str], sentence: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = dir.path().join("state").display().to_string();
+        let (code, text) = failure(&[&["--state-dir", &state], arguments].concat());
+        assert_eq!((code, text.contains(sentence)), (Some(2), true), "{text}");
+        assert!(!dir.path().join("state").exists(), "nothing is made before the arguments are checked");
+    };
+    usage(&["--device", "a/b"], "\"a/b\" is not a device id");
+    usage(&["--device", "a", "--x509-device", "a"], "device \"a\" is asked for twice");
+    usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name without a port");
+    usage(&["--feedback-interval", "soon"], "--feedback-interval");
+}
