@@ -69,7 +69,7 @@ where
             let mut sessions = JoinSet::new();
             run(connection, &mut sessions, peer, &claims).await;
             kill.cancel();
-            // Their streams are dead, so these end by themselves; dropping the set would cut a link in its settling.
+            // Their stream is dead, so these end by themselves.
             while let Some(ended) = sessions.join_next().await {
                 report(ended, peer);
             }

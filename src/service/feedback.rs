@@ -3,6 +3,8 @@
 //! Owns: the feedback link, one batch at a time. Must not know: connecting, which record is whose.
 //! Used by: `service`, `cli::c2d_send`, the demo.
 
+use std::time::Duration;
+
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::link::receiver::CreditMode;
@@ -15,6 +17,10 @@ use crate::feedback::{FeedbackRecord, decode_batch};
 
 /// Source: wire reference 4.4, in the spelling of the CLI and the C SDK.
 const ADDRESS: &str = "/messages/servicebound/feedback";
+
+/// How often a link that waits says so. The AMQP crate sends its own heartbeats as late as the hub's time-out (four
+/// minutes), which a strict hub takes for silence.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The link that reads feedback. Dropping it gives an uncompleted batch back to the hub.
 #[derive(Debug)]
@@ -56,10 +62,16 @@ impl FeedbackReceiver {
     /// No batch is lost when the future is dropped: the next call returns it.
     pub async fn next(&mut self) -> Result<FeedbackBatch, ServiceError> {
         if !self.asked {
-            self.link.set_credit(1).await.map_err(|error| ServiceError::Lost(error.to_string()))?;
+            self.ask().await?;
             self.asked = true;
         }
-        let received = self.link.recv::<Body<Value>>().await;
+        let received = loop {
+            match tokio::time::timeout(KEEP_ALIVE, self.link.recv::<Body<Value>>()).await {
+                Ok(received) => break received,
+                // The same credit again: it asks for no second batch.
+                Err(_) => self.ask().await?,
+            }
+        };
         self.asked = false;
         let (delivery, message) =
             received.map_err(|error| failure::of_receive(error, &self.policy))?.into_parts();
@@ -87,5 +99,9 @@ impl FeedbackReceiver {
             accepted.map_err(|error| ServiceError::Lost(error.to_string()))
         };
         answered("the feedback link", completed).await
+    }
+
+    async fn ask(&mut self) -> Result<(), ServiceError> {
+        self.link.set_credit(1).await.map_err(|error| ServiceError::Lost(error.to_string()))
     }
 }

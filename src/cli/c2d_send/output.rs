@@ -92,7 +92,7 @@ impl Output {
         let status = record.status_code;
         let word = if status == FeedbackStatus::Success { "delivered" } else { "not delivered" };
         self.print(
-            || format!("{word}: {} after {:.1} s", status.as_str(), after.as_secs_f64()),
+            || format!("{word}: {} after {:.2} s", status.as_str(), after.as_secs_f64()),
             &Event::Feedback { record: record.into(), milliseconds: milliseconds(after) },
         )
     }

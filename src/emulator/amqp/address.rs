@@ -54,6 +54,17 @@ fn decode(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_some_address_and_a_device_keeps_its_escaped_id(text in ".{0,80}", id in "[!-~]{1,20}") {
+            let _address = Address::parse(&text);
+            let escaped = percent_encoding::utf8_percent_encode(&id, percent_encoding::NON_ALPHANUMERIC);
+            let to = format!("amqps://h/devices/{escaped}/messages/deviceBound");
+            prop_assert_eq!(Address::parse(&to), Address::Device(id));
+        }
+    }
 
     #[test]
     fn every_spelling_of_the_sdks_is_understood() {

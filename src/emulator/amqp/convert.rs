@@ -157,3 +157,75 @@ fn uuid_text(bytes: [u8; 16]) -> String {
 fn excerpt(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fe2o3_amqp::types::messaging::{ApplicationProperties, Batch, Data};
+    use fe2o3_amqp::types::primitives::{Binary, Symbol, Uuid};
+
+    fn message(to: &str, application: &[(&str, SimpleValue)]) -> Message<Body<Value>> {
+        let mut properties = ApplicationProperties::default();
+        for (name, value) in application {
+            properties.0.insert((*name).to_owned(), value.clone());
+        }
+        let section = Section { to: Some(to.to_owned()), ..Section::default() };
+        let body = Body::Data(Batch::new(vec![Data(Binary::from(*b"ab")), Data(Binary::from(*b"c"))]));
+        Message::builder().properties(section).application_properties(properties).body(body).build()
+    }
+
+    fn refused(to: &str, application: &[(&str, SimpleValue)]) -> String {
+        c2d_message(message(to, application)).expect_err("refused").description
+    }
+
+    const TO: &str = "/devices/dev%31/messages/deviceBound";
+
+    #[test]
+    fn plain_values_become_text_and_hub_properties_their_system_names() {
+        let text = |text: &str| SimpleValue::String(text.to_owned());
+        let queued = c2d_message(message(
+            TO,
+            &[
+                ("n", SimpleValue::Long(-7)),
+                ("b", SimpleValue::Bool(true)),
+                ("f", SimpleValue::Double(1.5.into())),
+                ("s", SimpleValue::Symbol(Symbol::from("sym"))),
+                ("t", SimpleValue::Timestamp(Timestamp::from_milliseconds(1_500))),
+                ("iothub-ack", text("Negative")),
+                ("iothub-creation-time-utc", text("now")),
+            ],
+        ))
+        .expect("a message");
+        assert_eq!((queued.device_id.as_str(), queued.ack), ("dev1", DeliveryAck::Negative));
+        assert_eq!(&queued.message.body[..], b"abc", "data sections are one body");
+        let application: Vec<_> = queued.message.application.iter().collect();
+        let time = Some("1970-01-01T00:00:01.5000000Z");
+        let expected =
+            [("n", Some("-7")), ("b", Some("true")), ("f", Some("1.5")), ("s", Some("sym")), ("t", time)];
+        assert_eq!(application, expected);
+        let system: Vec<_> = queued.message.system.iter().collect();
+        assert_eq!(
+            system,
+            [("$.to", Some(TO)), ("iothub-ack", Some("Negative")), ("$.ctime", Some("now"))],
+            "the destination keeps the sender's spelling"
+        );
+    }
+
+    #[test]
+    fn ids_of_every_type_become_text() {
+        let text = |id| id_text("message-id", id).expect("text");
+        assert_eq!(text(MessageId::Uuid(Uuid::from([0xAB; 16]))), "abababab-abab-abab-abab-abababababab");
+        assert_eq!(text(MessageId::Ulong(7)), "7");
+        assert_eq!(text(MessageId::Binary(Binary::from(*b"m-1"))), "m-1");
+        assert!(id_text("message-id", MessageId::Binary(Binary::from(vec![0xFF]))).is_err());
+    }
+
+    #[test]
+    fn what_the_hub_does_not_take_is_named() {
+        let text = || SimpleValue::String("x".to_owned());
+        assert!(refused("/messages/devicebound", &[]).contains("\"/messages/devicebound\""));
+        assert!(refused("/devices/d/modules/m/messages/devicebound", &[]).contains("modules"));
+        assert!(refused(TO, &[("$.mid", text())]).contains("\"$.mid\""));
+        assert!(refused(TO, &[("iothub-ack", text())]).contains("iothub-ack: \"x\""));
+    }
+}

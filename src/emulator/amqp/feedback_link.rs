@@ -32,10 +32,10 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
                 }
             }
         };
-        // Waits for credit, too. When the lock lapses, another link may have the batch.
-        match timeout(LOCK_TIME, link.send(message(&batch, &hub.with(|hub, _| hub.hostname().to_owned()))))
-            .await
-        {
+        let hostname = hub.with(|hub, _| hub.hostname().to_owned());
+        let sent = link.send(message(&batch, &hostname));
+        // This waits for credit, too. When the lock lapses, another link may have the batch.
+        match timeout(LOCK_TIME, sent).await {
             Ok(Ok(outcome)) => held.settle(&outcome, batch.records.len()),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a feedback link ended");

@@ -77,6 +77,17 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_response_is_split_or_refused(response in proptest::collection::vec(any::<u8>(), 0..80)) {
+            if let Some((user, token)) = split_plain(&response) {
+                let end = ["", user, token].join("\0");
+                prop_assert!(response.ends_with(end.as_bytes()));
+            }
+        }
+    }
 
     #[test]
     fn a_plain_response_has_exactly_three_parts() {
