@@ -179,7 +179,7 @@ impl Agent {
                 }
                 receipt.complete();
                 report::log_outcome(message.message_id(), &plan.rule, &outcome);
-                self.settled(message.message_id(), Some(&plan.rule), &outcome);
+                self.settled(message.message_id(), Some(&plan.rule), &outcome, &outcome.output);
             }
             Err((rule, why)) => {
                 receipt.complete();
@@ -247,13 +247,20 @@ impl Agent {
 
     fn pass_over(&self, message_id: Option<&str>, rule: Option<&str>, why: &PassedOver) {
         report::log_passed_over(message_id, rule, why);
-        self.settled(message_id, rule, why);
+        self.settled(message_id, rule, why, &[]);
     }
 
-    fn settled(&self, message_id: Option<&str>, rule: Option<&str>, outcome: &impl std::fmt::Display) {
+    fn settled(
+        &self,
+        message_id: Option<&str>,
+        rule: Option<&str>,
+        outcome: &impl std::fmt::Display,
+        output: &[u8],
+    ) {
         if self.observer.is_some() {
             let (message_id, rule) = (message_id.map(str::to_owned), rule.map(str::to_owned));
-            self.tell(AgentEvent::Settled { message_id, rule, outcome: outcome.to_string() });
+            let (outcome, output) = (outcome.to_string(), output.to_vec());
+            self.tell(AgentEvent::Settled { message_id, rule, outcome, output });
         }
     }
 

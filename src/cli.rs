@@ -10,6 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "service")]
 mod c2d_send;
 mod check;
+#[cfg(all(feature = "emulator", feature = "service"))]
+mod demo;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod logging;
@@ -23,8 +25,9 @@ const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 #[command(name = "c2d-agent", version, about, propagate_version = true)]
 pub struct Cli {
     /// How much to log to standard error: error, warn, info, debug, trace, or targets such as c2d_agent=debug.
-    #[arg(long, global = true, env = "C2D_LOG", default_value = "info", value_name = "LEVEL")]
-    log_level: String,
+    /// [default: info; demo: warn]
+    #[arg(long, global = true, env = "C2D_LOG", value_name = "LEVEL")]
+    log_level: Option<String>,
     /// Shape of the log.
     #[arg(long, global = true, env = "C2D_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -49,6 +52,19 @@ enum Command {
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "emulator")]
     Emulator(emulator::Args),
+    #[cfg(all(feature = "emulator", feature = "service"))]
+    Demo(demo::Args),
+}
+
+impl Command {
+    /// How much is logged unless the user says.
+    fn default_log_level(&self) -> &'static str {
+        match self {
+            #[cfg(all(feature = "emulator", feature = "service"))]
+            Self::Demo(_) => demo::LOG_LEVEL,
+            _ => "info",
+        }
+    }
 }
 
 /// How the program ends. Source: the table of exit codes in the README.
@@ -92,13 +108,16 @@ impl From<anyhow::Error> for Failure {
 /// Parses the command line, runs the subcommand, and answers with the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let result = logging::install(&cli.log_level, cli.log_format).and_then(|()| match cli.command {
+    let log_level = cli.log_level.as_deref().unwrap_or_else(|| cli.command.default_log_level());
+    let result = logging::install(log_level, cli.log_format).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(args),
+        #[cfg(all(feature = "emulator", feature = "service"))]
+        Command::Demo(args) => demo::run(&args),
     });
     let exit: Exit = result.unwrap_or_else(|failure: Failure| {
         eprintln!("c2d-agent: {:#}", failure.error);

@@ -27,6 +27,8 @@ pub enum AgentEvent {
         rule: Option<String>,
         /// What was done, or why nothing was.
         outcome: String,
+        /// The beginning of what its programs wrote.
+        output: Vec<u8>,
     },
     /// There is no connection; the agent tries again.
     Disconnected {
@@ -80,10 +82,10 @@ pub(super) fn log_outcome(message_id: Option<&str>, rule: &str, outcome: &Outcom
     }
 }
 
-/// The first bytes of a program's output as one line: line breaks and control characters are escaped.
+/// The first bytes of a program's output. Logged as a string it is one line: both shapes of the log escape it.
 fn excerpt(output: &[u8]) -> String {
     let kept = output.get(..EXCERPT_BYTES).unwrap_or(output);
-    String::from_utf8_lossy(kept).trim_end().escape_debug().to_string()
+    String::from_utf8_lossy(kept).trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -91,8 +93,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_excerpt_is_one_bounded_line_without_control_characters() {
-        assert_eq!(excerpt(b"one\ntwo\x1b[31m\n"), "one\\ntwo\\u{1b}[31m");
+    fn an_excerpt_is_bounded_text() {
+        assert_eq!(excerpt(b"one\ntwo\n"), "one\ntwo");
         assert_eq!(excerpt(&[b'x'; 10_000]).len(), EXCERPT_BYTES);
         assert_eq!(excerpt(&[0xFF]), "\u{FFFD}");
     }

@@ -1,12 +1,16 @@
 //! Every integration test, in one target: what a user would notice, with real processes and real sockets.
 
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod action;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send;
 mod check;
 mod config;
 mod corpora;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod demo;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
 #[cfg(feature = "emulator")]

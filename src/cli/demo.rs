@@ -1,0 +1,366 @@
+//! `demo`: a hub, a device and a back end in one process, told as a story.
+//!
+//! Owns: the messages of the story and the order of events. Must not know: protocols, how its lines look.
+//! Used by: `cli`.
+//!
+//! Everything is the real thing but the hub, which is the emulator, and the pins, which are simulated: the messages
+//! travel over TLS on loopback, by AMQP to the hub and by MQTT to the device, and feedback comes back the same way.
+
+use std::fs::DirBuilder;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{self, AgentEvent};
+use crate::config::{self, Config};
+use crate::credentials::ServiceConnectionString;
+use crate::emulator::{self, Emulator};
+use crate::feedback::{DeliveryAck, FeedbackStatus};
+use crate::message::{C2dMessage, Properties};
+use crate::service::{C2dSender, FeedbackReceiver, OutgoingMessage, Service, TOKEN_LIFETIME};
+
+use super::{Exit, Failure};
+
+mod story;
+
+use story::{Chapter, Story, Totals};
+
+/// Warnings, but for those that belong to the story: the agent's of messages that it passes over.
+pub(super) const LOG_LEVEL: &str = "warn,c2d_agent::agent=error";
+
+const DEVICE: &str = "demo-pi";
+
+/// The device's configuration: what a message may do.
+const CONFIG: &str = r#"
+[gpio]
+backend = "simulated"
+
+[gpio.pins.led]
+line = 27
+
+[gpio.pins.pump]
+line = 17
+max_on = "10m"
+
+[[rule]]
+name = "pump"
+when = { action = "pump", state = { one_of = ["on", "off"] } }
+do = [ { gpio = "pump", set = "{state}" } ]
+
+[[rule]]
+name = "blink"
+when = { action = "blink", times = { range = [1, 20] } }
+do = [ { gpio = "led", blink = { times = "{times}", period = "150ms" } } ]
+
+[[rule]]
+name = "greet"
+when = { action = "greet" }
+do = [ { run = ["/bin/echo", "Hello,", "{name}"] } ]
+"#;
+
+/// A title, the body, the application properties.
+type Sent = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// What the back end sends.
+const MESSAGES: [Sent; 5] = [
+    ("Switch an output", "bed 4 is dry", &[("action", "pump"), ("state", "on")]),
+    ("Blink a light", "", &[("action", "blink"), ("times", "3")]),
+    ("Run a command with a value of the message", "good morning", &[("action", "greet"), ("name", "Ada")]),
+    ("Try to smuggle an option into that command", "", &[("action", "greet"), ("name", "--help")]),
+    ("Ask for something that no rule allows", "Earl Grey, hot", &[("action", "tea")]),
+];
+
+/// A real hub's is 15 s.
+const FEEDBACK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// For each thing that has to come: the subscription, a message, its outcome, its feedback, the end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Events of one message: received and settled. The story reads them before it sends the next one.
+const EVENTS: usize = 16;
+
+/// Show the whole loop on this machine: a local hub, a device with simulated pins, and a back end.
+///
+/// The back end sends a handful of messages; each is shown as the device received it, with what was done and with the
+/// feedback that came back. It needs no Azure account, no network and no privileges, leaves no files, and takes a few
+/// seconds.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 everything came back, 1 something did not.")]
+pub(super) struct Args {}
+
+/// Tells the story.
+///
+/// # Errors
+/// When a part does not start, or something does not come back in time; the sentence says what.
+pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
+    let folder = Folder::new()?;
+    super::runtime()?.block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        tokio::select! {
+            told = tell(&folder.0) => told?,
+            _ = signals.next() => return Err(anyhow!("stopped by a signal before the end").into()),
+        }
+        Ok(Exit::Done)
+    })
+}
+
+async fn tell(folder: &Path) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let story = Story::new();
+    let hub = start_hub(&folder.join("hub")).await?;
+    let config = device_config(&hub, &folder.join("pins.json"))?;
+    story.opening(&hub, &config)?;
+
+    let (observer, events) = mpsc::channel(EVENTS);
+    let stop = CancellationToken::new();
+    let settings = agent::Settings {
+        config: config.clone(),
+        clock: SystemTime::now,
+        hurry: CancellationToken::new(),
+        observer: Some(observer),
+    };
+    let mut agent = pin!(agent::run(settings, stop.cancelled()));
+    let mut device = Device { config, events };
+    let totals = tokio::select! {
+        told = all_messages(&story, &hub, &mut device) => told?,
+        ended = &mut agent => {
+            ended.context("the device agent could not go on")?;
+            bail!("the device agent ended before the story did");
+        }
+    };
+    stop.cancel();
+    in_time("the device agent to stop", agent)
+        .await?
+        .context("the device agent did not stop in good order")?;
+    let pins = device.pins()?;
+    hub.stop().await;
+    story.ending(&totals, &pins, started.elapsed())
+}
+
+async fn all_messages(story: &Story, hub: &Emulator, device: &mut Device) -> anyhow::Result<Totals> {
+    let mut back_end = BackEnd::connect(hub).await?;
+    device.wait_subscribed().await?;
+    let mut totals = Totals::default();
+    for (index, (title, body, properties)) in MESSAGES.iter().enumerate() {
+        let message = outgoing(format!("demo-{}", index + 1), body, properties);
+        let sent = Instant::now();
+        in_time("the hub to accept a message", back_end.sender.send(&message)).await??;
+        let received = device.wait_received(&message.message_id).await?;
+        let (rule, outcome, output) = device.wait_settled(&message.message_id).await?;
+        let steps = device.steps(&received);
+        let pins = device.pins()?;
+        let feedback = back_end.wait_feedback(&message.message_id).await?;
+        totals.add(&received, rule.is_some() && outcome == "succeeded", feedback == FeedbackStatus::Success);
+        story.chapter(&Chapter {
+            number: index + 1,
+            title,
+            message: &received,
+            rule: rule.as_deref(),
+            steps: &steps,
+            outcome: &outcome,
+            output: &output,
+            pins: &pins,
+            feedback,
+            after: sent.elapsed(),
+            totals: &totals,
+        })?;
+    }
+    back_end.service.close().await;
+    Ok(totals)
+}
+
+async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
+    let options = emulator::Options {
+        state_dir: state_dir.to_owned(),
+        bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        hostname: "localhost".to_owned(),
+        mqtt_port: 0,
+        amqp_port: 0,
+        devices: vec![DEVICE.to_owned()],
+        x509_devices: Vec::new(),
+        feedback_interval: FEEDBACK_INTERVAL,
+    };
+    emulator::start(options, SystemTime::now).await.context("the local hub does not start")
+}
+
+/// What `run` would load from a file and the environment.
+fn device_config(hub: &Emulator, state_file: &Path) -> anyhow::Result<Config> {
+    let device = read(&hub.state_dir().join("devices").join(format!("{DEVICE}.connection-string")))?;
+    let ca_file = hub.state_dir().join("ca.pem").display().to_string();
+    let environment = |name: &str| match name {
+        "C2D_DEVICE_CONNECTION_STRING" => Some(device.clone()),
+        "C2D_CA_FILE" => Some(ca_file.clone()),
+        _ => None,
+    };
+    let inspection = config::inspect_text(CONFIG, Path::new("demo.toml"), &environment);
+    let mut config = inspection
+        .into_config()
+        .map_err(|report| anyhow!("the demo's configuration has problems:\n{report}"))?;
+    config.gpio.state_file = Some(state_file.to_owned());
+    Ok(config)
+}
+
+fn outgoing(message_id: String, body: &'static str, properties: &[(&str, &str)]) -> OutgoingMessage {
+    let mut own = Properties::default();
+    for (name, value) in properties {
+        own.set(*name, *value);
+    }
+    OutgoingMessage {
+        device_id: DEVICE.to_owned(),
+        message_id,
+        ack: DeliveryAck::Full,
+        properties: own,
+        body: Bytes::from_static(body.as_bytes()),
+        ..OutgoingMessage::default()
+    }
+}
+
+/// The sending side.
+struct BackEnd {
+    feedback: FeedbackReceiver,
+    sender: C2dSender,
+    service: Service,
+}
+
+impl BackEnd {
+    async fn connect(hub: &Emulator) -> anyhow::Result<Self> {
+        let text = read(&hub.state_dir().join("service.connection-string"))?;
+        let identity = ServiceConnectionString::parse(text.trim())?;
+        let ca_file = hub.state_dir().join("ca.pem");
+        let connecting = async {
+            let mut service =
+                Service::connect(&identity, Some(&ca_file), TOKEN_LIFETIME, SystemTime::now()).await?;
+            // Before the sender: feedback must not pass by.
+            let feedback = service.feedback_receiver().await?;
+            let sender = service.sender().await?;
+            anyhow::Ok(Self { feedback, sender, service })
+        };
+        in_time("the back end to sign in", connecting).await?
+    }
+
+    async fn wait_feedback(&mut self, message_id: &str) -> anyhow::Result<FeedbackStatus> {
+        let waiting = async {
+            loop {
+                let batch = self.feedback.next().await?;
+                let own = batch.records.iter().find(|record| record.original_message_id == message_id);
+                let status = own.map(|record| record.status_code);
+                self.feedback.complete(batch).await?;
+                if let Some(status) = status {
+                    return anyhow::Ok(status);
+                }
+            }
+        };
+        in_time(&format!("the feedback for message {message_id}"), waiting).await?
+    }
+}
+
+/// The receiving side, as it can be watched from outside.
+struct Device {
+    config: Config,
+    events: mpsc::Receiver<AgentEvent>,
+}
+
+impl Device {
+    async fn wait_subscribed(&mut self) -> anyhow::Result<()> {
+        let wanted = |event| matches!(event, AgentEvent::Subscribed).then_some(());
+        self.wait_event("the device to sign in and subscribe", wanted).await
+    }
+
+    async fn wait_received(&mut self, id: &str) -> anyhow::Result<C2dMessage> {
+        let wanted = |event| match event {
+            AgentEvent::Received { message } if message.message_id() == Some(id) => Some(message),
+            _ => None,
+        };
+        self.wait_event(&format!("message {id} to arrive at the device"), wanted).await
+    }
+
+    /// The rule that took the message, the outcome, and what its programs wrote.
+    async fn wait_settled(&mut self, id: &str) -> anyhow::Result<(Option<String>, String, Vec<u8>)> {
+        let wanted = |event| match event {
+            AgentEvent::Settled { message_id, rule, outcome, output }
+                if message_id.as_deref() == Some(id) =>
+            {
+                Some((rule, outcome, output))
+            }
+            _ => None,
+        };
+        self.wait_event(&format!("the outcome of message {id}"), wanted).await
+    }
+
+    async fn wait_event<T>(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(AgentEvent) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let waiting = async {
+            loop {
+                match self.events.recv().await {
+                    Some(AgentEvent::Disconnected { reason }) => bail!("the device lost its hub: {reason}"),
+                    Some(event) => {
+                        if let Some(value) = wanted(event) {
+                            return Ok(value);
+                        }
+                    }
+                    None => bail!("the device agent ended early"),
+                }
+            }
+        };
+        in_time(what, waiting).await?
+    }
+
+    /// What the rules make of a message; nothing when no rule takes it, or refuses its values.
+    fn steps(&self, message: &C2dMessage) -> Vec<String> {
+        let rule = self.config.rules.match_message(message);
+        let plan = rule.and_then(|rule| rule.plan(message, DEVICE).ok());
+        plan.map(|plan| plan.steps.iter().map(story::describe).collect()).unwrap_or_default()
+    }
+
+    /// `led off, pump on`, as the simulated backend wrote it.
+    fn pins(&self) -> anyhow::Result<String> {
+        let path = self.config.gpio.state_file.as_deref().unwrap_or(Path::new(""));
+        let states: std::collections::BTreeMap<String, String> =
+            serde_json::from_str(&read(path)?).context("the pins' states cannot be read")?;
+        Ok(states.iter().map(|(pin, state)| format!("{pin} {state}")).collect::<Vec<_>>().join(", "))
+    }
+}
+
+async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> anyhow::Result<T> {
+    let late = || anyhow!("waited {} s in vain for {what}", PATIENCE.as_secs());
+    tokio::time::timeout(PATIENCE, event).await.map_err(|_| late())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A directory of its own, for this user only; gone with this value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Self> {
+        let name = format!("c2d-agent-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let path = std::env::temp_dir().join(name);
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot make {}: set TMPDIR to a writable directory", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "could not remove the demo's directory");
+        }
+    }
+}
