@@ -116,7 +116,7 @@ struct Connection<S> {
     id: ConnectionId,
     session_present: bool,
     /// Packet ids that wait for their PUBACK. At most [`MAX_IN_FLIGHT`].
-    in_flight: BTreeMap<u16, Lock>,
+    in_flight: BTreeMap<u16, Locked>,
     last_packet_id: u16,
     max_silence: Duration,
     last_heard: Instant,
@@ -243,9 +243,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Some((qos, std::iter::from_fn(next).take(room).collect::<Vec<Locked>>()))
         });
         let Some((qos, ready)) = ready else { return Ok(()) };
-        for Locked { lock, message, redelivered, .. } in ready {
-            let message_id = message.message_id();
-            let topic = message.to_topic(&device_id);
+        for locked in ready {
+            let message_id = locked.message.message_id();
+            let topic = locked.message.to_topic(&device_id);
             if topic.len() > codec::MAX_TOPIC {
                 let bytes = topic.len();
                 tracing::warn!(
@@ -254,42 +254,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     bytes,
                     "rejected a C2D message: its properties exceed a topic"
                 );
-                self.settle(lock, message_id, Hub::reject);
+                self.settle(&locked, Hub::reject);
                 continue;
             }
-            let mut publish = Publish::from_bytes(topic, QoS::AtMostOnce, message.body.clone());
+            tracing::debug!(
+                device_id,
+                message_id,
+                qos,
+                redelivered = locked.redelivered,
+                "delivered a C2D message"
+            );
+            let mut publish = Publish::from_bytes(topic, QoS::AtMostOnce, locked.message.body.clone());
             if qos == 0 {
                 self.push(&Packet::Publish(publish))?;
-                self.settle(lock, message_id, Hub::complete);
+                self.settle(&locked, Hub::complete);
             } else {
                 publish.qos = QoS::AtLeastOnce;
-                publish.dup = redelivered;
+                publish.dup = locked.redelivered;
                 publish.pkid = self.next_packet_id();
-                self.in_flight.insert(publish.pkid, lock);
+                self.in_flight.insert(publish.pkid, locked);
                 self.push(&Packet::Publish(publish))?;
             }
-            tracing::debug!(device_id, message_id, qos, redelivered, "delivered a C2D message");
         }
         Ok(())
     }
 
     fn complete(&mut self, packet_id: u16) {
+        let device_id = &self.device_id;
         match self.in_flight.remove(&packet_id) {
-            Some(lock) => self.settle(lock, None, Hub::complete),
-            None => {
-                tracing::warn!(device_id = self.device_id, packet_id, "passed over a PUBACK for no delivery")
-            }
+            Some(locked) => self.settle(&locked, Hub::complete),
+            None => tracing::warn!(device_id, packet_id, "passed over a PUBACK for no delivery"),
         }
     }
 
     fn settle(
         &self,
-        lock: Lock,
-        message_id: Option<&str>,
+        locked: &Locked,
         how: fn(&mut Hub, &str, Lock, SystemTime) -> Result<(), super::hub::LockLost>,
     ) {
-        if let Err(error) = self.hub.with(|hub, now| how(hub, &self.device_id, lock, now)) {
-            tracing::warn!(device_id = self.device_id, message_id, "passed over a late settlement: {error}");
+        let (device_id, message_id) = (&self.device_id, locked.message.message_id());
+        match self.hub.with(|hub, now| how(hub, device_id, locked.lock, now)) {
+            Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
+            Err(error) => {
+                tracing::warn!(device_id, message_id, "passed over a late settlement: {error}");
+            }
         }
     }
 
