@@ -364,3 +364,15 @@ impl Drop for Folder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn something_that_never_comes_is_named() {
+        let error =
+            in_time("the feedback for message demo-1", std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(error.to_string(), "waited 10 s in vain for the feedback for message demo-1");
+    }
+}
