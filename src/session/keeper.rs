@@ -61,7 +61,8 @@ impl Keeper {
             let (fault, held) = match self.connection().await {
                 End::Stopped => return Ok(()),
                 End::Renewing => {
-                    ever_signed_in = true;
+                    // It lasted until it was to be renewed: whatever was before is over.
+                    (backoff, hang_ups, ever_signed_in) = (Backoff::new(), 0, true);
                     continue;
                 }
                 End::Failed { fault, held } => (fault, held),
@@ -143,11 +144,9 @@ impl Keeper {
                     return End::Stopped;
                 }
                 Ok(()) = connection.progress.changed() => {}
-                Some(drain) = due(began, renewal) => {
-                    if progress.signed_in.is_some() {
-                        finish(&connection, task, drain).await;
-                        tracing::info!("disconnected to renew the token");
-                    }
+                Some(drain) = due(began, renewal), if progress.signed_in.is_some() => {
+                    finish(&connection, task, drain).await;
+                    tracing::info!("disconnected to renew the token");
                     return End::Renewing;
                 }
                 Some(()) = reached(unanswered) => {
