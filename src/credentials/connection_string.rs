@@ -114,7 +114,11 @@ impl DeviceConnectionString {
         let x509 = match fields.get("x509") {
             Some(word) if word.eq_ignore_ascii_case("true") => true,
             Some(word) if word.eq_ignore_ascii_case("false") => false,
-            Some(word) => return Err(CredentialError::X509Flag(word.chars().take(20).collect())),
+            Some(word) => {
+                return Err(CredentialError::X509Flag(
+                    word.chars().take(20).flat_map(char::escape_debug).collect(),
+                ));
+            }
             None => false,
         };
         let secret = match (fields.get("SharedAccessKey"), fields.get("SharedAccessSignature"), x509) {

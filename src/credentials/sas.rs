@@ -105,7 +105,9 @@ impl SasToken {
         let signature = unescape(signature.ok_or(SasError::Missing("sig"))?).ok_or(SasError::Signature)?;
         let signature = BASE64.decode(signature).map_err(|_| SasError::Signature)?;
         let expiry = expiry.ok_or(SasError::Missing("se"))?;
-        let expiry = expiry.parse().map_err(|_| SasError::Expiry(expiry.chars().take(24).collect()))?;
+        let expiry = expiry
+            .parse()
+            .map_err(|_| SasError::Expiry(expiry.chars().take(24).flat_map(char::escape_debug).collect()))?;
         // Some helper clients send an empty `skn=` with a device key.
         let policy = match policy.filter(|name| !name.is_empty()) {
             Some(name) => Some(unescape(name).ok_or(SasError::Field)?),
