@@ -55,3 +55,8 @@ pub enum DeviceAuth {
         private_key: PathBuf,
     },
 }
+
+/// The beginning of refused text for an error message, without control characters. Never for a secret.
+fn excerpt(text: &str, chars: usize) -> String {
+    text.chars().take(chars).flat_map(char::escape_debug).collect()
+}

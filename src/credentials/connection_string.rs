@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use super::excerpt;
 use super::sas::{SasError, SasToken, SharedAccessKey};
 
 /// Longest device id in characters. Source: the hub's device identity rules.
@@ -114,11 +115,7 @@ impl DeviceConnectionString {
         let x509 = match fields.get("x509") {
             Some(word) if word.eq_ignore_ascii_case("true") => true,
             Some(word) if word.eq_ignore_ascii_case("false") => false,
-            Some(word) => {
-                return Err(CredentialError::X509Flag(
-                    word.chars().take(20).flat_map(char::escape_debug).collect(),
-                ));
-            }
+            Some(word) => return Err(CredentialError::X509Flag(excerpt(word, 20))),
             None => false,
         };
         let secret = match (fields.get("SharedAccessKey"), fields.get("SharedAccessSignature"), x509) {
@@ -252,7 +249,7 @@ pub fn check_device_id(text: &str) -> Result<(), CredentialError> {
     if !text.is_empty() && text.len() <= MAX_DEVICE_ID_CHARS && text.chars().all(allowed) {
         Ok(())
     } else {
-        Err(CredentialError::DeviceId(text.chars().take(40).flat_map(char::escape_debug).collect()))
+        Err(CredentialError::DeviceId(excerpt(text, 40)))
     }
 }
 
@@ -280,9 +277,7 @@ impl<'a> Fields<'a> {
         for (index, part) in text.split(';').enumerate().filter(|(_, part)| !part.trim().is_empty()) {
             let (name, value) = part.split_once('=').ok_or(CredentialError::NotAPair(index + 1))?;
             let known = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()));
-            let known = known.ok_or_else(|| {
-                CredentialError::Unknown(name.trim().chars().take(30).flat_map(char::escape_debug).collect())
-            })?;
+            let known = known.ok_or_else(|| CredentialError::Unknown(excerpt(name.trim(), 30)))?;
             if fields.iter().any(|(own, _)| *own == known) {
                 return Err(CredentialError::Doubled(known));
             }
@@ -303,11 +298,8 @@ impl<'a> Fields<'a> {
     }
 
     fn host(&self, name: &'static str) -> Result<Option<HostPort>, CredentialError> {
-        let parse = |text: &str| {
-            HostPort::parse(text).ok_or_else(|| {
-                CredentialError::Host(name, text.chars().take(60).flat_map(char::escape_debug).collect())
-            })
-        };
+        let parse =
+            |text: &str| HostPort::parse(text).ok_or_else(|| CredentialError::Host(name, excerpt(text, 60)));
         self.get(name).map(parse).transpose()
     }
 }

@@ -14,6 +14,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use ring::hmac;
 
+use super::excerpt;
+
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const SCHEME: &str = "SharedAccessSignature ";
 
@@ -105,9 +107,7 @@ impl SasToken {
         let signature = unescape(signature.ok_or(SasError::Missing("sig"))?).ok_or(SasError::Signature)?;
         let signature = BASE64.decode(signature).map_err(|_| SasError::Signature)?;
         let expiry = expiry.ok_or(SasError::Missing("se"))?;
-        let expiry = expiry
-            .parse()
-            .map_err(|_| SasError::Expiry(expiry.chars().take(24).flat_map(char::escape_debug).collect()))?;
+        let expiry = expiry.parse().map_err(|_| SasError::Expiry(excerpt(expiry, 24)))?;
         // Some helper clients send an empty `skn=` with a device key.
         let policy = match policy.filter(|name| !name.is_empty()) {
             Some(name) => Some(unescape(name).ok_or(SasError::Field)?),
