@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::shared::SharedHub;
 use claims::Claims;
+use guard::Guard;
 use stream::Replayed;
 
 mod address;
@@ -30,6 +31,7 @@ mod claims;
 mod condition;
 mod convert;
 mod feedback_link;
+mod guard;
 mod sasl;
 mod session;
 mod stream;
@@ -107,11 +109,15 @@ where
         stream.shutdown().await?;
         return Err(ArrivalError::NotAmqp);
     }
-    let stream = Replayed::new(header, stream, kill);
+    let guard = Guard::new(usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX));
+    let stream = Replayed::new(header, stream, guard, kill);
     // No idle time-out is advertised: the crate enforces it strictly, and the Python SDK sends nothing between two
     // messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
-    let builder = ConnectionAcceptor::builder().container_id(CONTAINER).channel_max(highest_channel);
+    let builder = ConnectionAcceptor::builder()
+        .container_id(CONTAINER)
+        .max_frame_size(guard::MAX_FRAME)
+        .channel_max(highest_channel);
     let accepted = if id == SASL_ID {
         builder.sasl_acceptor(sasl::Sasl::new(Arc::clone(claims))).build().accept(stream).await
     } else {

@@ -26,7 +26,7 @@ pub(super) const HIGHEST_HANDLE: u32 = 63;
 
 /// The crate detaches a link that exceeds this. It is well above the hub's own limit, so that a message which is too
 /// large for the hub is rejected by itself and leaves the link alone. Source: wire reference 2.1.
-const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
+pub(super) const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
 
 /// What a link is for.
 enum Purpose {

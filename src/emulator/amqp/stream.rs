@@ -1,28 +1,31 @@
-//! A stream whose first bytes were read already, with a kill switch.
+//! A stream whose first bytes were read already, with a kill switch, and a guard over what the client sends.
 //!
 //! Owns: replaying the header, cutting the connection. Must not know: AMQP beyond its eight bytes.
 //! Used by: `amqp`.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Reads as `header` followed by what `inner` has; once killed, reads and writes fail.
+use super::guard::Guard;
+
+/// Reads as `header` followed by what `inner` has, as far as `guard` lets it pass; once killed, reads and writes fail.
 pub(super) struct Replayed<S> {
     header: [u8; 8],
     replayed: usize,
     inner: S,
+    guard: Guard,
     kill: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Replayed<S> {
-    pub(super) fn new(header: [u8; 8], inner: S, kill: CancellationToken) -> Self {
+    pub(super) fn new(header: [u8; 8], inner: S, guard: Guard, kill: CancellationToken) -> Self {
         let killed = Box::pin(kill.clone().cancelled_owned());
-        Self { header, replayed: 0, inner, kill, killed }
+        Self { header, replayed: 0, inner, guard, kill, killed }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -49,7 +52,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
         let start = self.replayed;
         let rest = self.header.get(start..).unwrap_or_default();
         if rest.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(context, buffer);
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
+            let checked = self.guard.feed(buffer.filled().get(before..).unwrap_or_default());
+            return Poll::Ready(checked.map_err(|error| {
+                tracing::warn!("cut an AMQP connection: {error}");
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            }));
         }
         let count = rest.len().min(buffer.remaining());
         buffer.put_slice(rest.get(..count).unwrap_or_default());
@@ -87,21 +96,32 @@ mod tests {
     #[tokio::test]
     async fn the_header_comes_first_in_whatever_pieces_it_is_read() {
         let (near, mut far) = tokio::io::duplex(64);
-        far.write_all(b"rest").await.expect("written");
+        far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
         drop(far);
-        let mut stream = Replayed::new(*b"AMQP\x00\x01\x00\x00", near, CancellationToken::new());
+        let guard = Guard::new(0);
+        let mut stream = Replayed::new(*b"AMQP\x00\x01\x00\x00", near, guard, CancellationToken::new());
         let mut three = [0; 3];
         stream.read_exact(&mut three).await.expect("read");
         let mut others = Vec::new();
         stream.read_to_end(&mut others).await.expect("read");
-        assert_eq!([&three[..], &others].concat(), b"AMQP\x00\x01\x00\x00rest");
+        assert_eq!([&three[..], &others].concat(), b"AMQP\x00\x01\x00\x00\x00\x00\x00\x08\x02");
+    }
+
+    #[tokio::test]
+    async fn what_the_guard_refuses_is_not_read() {
+        let (near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"\x00\x00\x00\x07").await.expect("written");
+        let mut stream = Replayed::new([0; 8], near, Guard::new(0), CancellationToken::new());
+        let mut bytes = [0; 12];
+        let error = stream.read_exact(&mut bytes).await.expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[tokio::test]
     async fn a_kill_ends_a_read_that_waits() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = CancellationToken::new();
-        let mut stream = Replayed::new([0; 8], near, kill.clone());
+        let mut stream = Replayed::new([0; 8], near, Guard::new(0), kill.clone());
         let mut header = [0; 8];
         stream.read_exact(&mut header).await.expect("the header");
         let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });
