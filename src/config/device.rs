@@ -7,6 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use toml::de::DeValue;
+
 use crate::credentials::{
     CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort,
     check_device_id,
@@ -14,7 +16,7 @@ use crate::credentials::{
 use crate::tls::{self, ClientCertificate};
 
 use super::files;
-use super::report::Report;
+use super::report::{Report, holds_a_secret};
 use super::table::{Field, Table, shown};
 
 /// Holds a device connection string.
@@ -282,13 +284,12 @@ fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
 }
 
 fn read_secret_path(field: &Field<'_>, directory: &Path, report: &mut Report) -> Option<PathBuf> {
-    let text = field.text(report)?;
-    if shown(text) != crate::message::excerpt(text) {
+    if matches!(field.value.value, DeValue::String(text) if holds_a_secret(text)) {
         let message =
             format!("{} is the secret itself: write it to a file of its own and name that here", field.key);
         return field.wrong(message, report);
     }
-    Some(directory.join(text))
+    Some(directory.join(field.text(report)?))
 }
 
 fn warn_if_world_readable(path: &Path, field: &Field<'_>, report: &mut Report) {

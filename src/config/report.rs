@@ -158,16 +158,11 @@ impl<'t> Excerpt<'t> {
             after: text[end..line_end].trim_end_matches('\r'),
         }
     }
-
-    fn holds_a_secret(&self) -> bool {
-        let bare = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
-        bare(&format!("{}{}{}", self.before, self.marked, self.after)).contains("sharedaccess")
-    }
 }
 
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.holds_a_secret() {
+        if holds_a_secret(&format!("{}{}{}", self.before, self.marked, self.after)) {
             return writeln!(f, "{:>4} | (not shown: this line holds a secret)", self.line);
         }
         let skipped = self.before.chars().count().saturating_sub(MAX_SIDE);
@@ -189,6 +184,13 @@ impl fmt::Display for Excerpt<'_> {
         }
         writeln!(f)
     }
+}
+
+/// Whether text of a configuration looks like a secret that was pasted there: a connection string, a token, or a
+/// private key in PEM.
+pub(super) fn holds_a_secret(text: &str) -> bool {
+    let bare = text.replace(['_', '-'], "").to_ascii_lowercase();
+    bare.contains("sharedaccess") || text.contains("PRIVATE KEY")
 }
 
 /// Writes `fill` as often as `c` is columns wide on a terminal: none for combining marks, two for East Asian wide

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::Report;
+use super::report::{Report, holds_a_secret};
 
 /// A table of which every key must be asked for; `finish` reports the others.
 pub(super) struct Table<'t> {
@@ -228,6 +228,5 @@ impl<'t> Value<'t> {
 
 /// Foreign text for a message: short, escaped, and without a secret that was pasted there.
 pub(super) fn shown(text: &str) -> String {
-    let bare = text.replace(['_', '-'], "").to_ascii_lowercase();
-    if bare.contains("sharedaccess") { "(a secret)".to_owned() } else { crate::message::excerpt(text) }
+    if holds_a_secret(text) { "(a secret)".to_owned() } else { crate::message::excerpt(text) }
 }

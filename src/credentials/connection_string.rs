@@ -253,6 +253,9 @@ pub fn check_device_id(text: &str) -> Result<(), CredentialError> {
     }
 }
 
+/// No field of any connection string has a longer name.
+const MAX_SHOWN_NAME: usize = 24;
+
 /// The field names of any connection string, in the spelling of the documentation.
 const KNOWN: [&str; 8] = [
     "HostName",
@@ -264,6 +267,12 @@ const KNOWN: [&str; 8] = [
     "x509",
     "GatewayHostName",
 ];
+
+/// Only what looks like a name is repeated: a key that lost its own name ends in `=`, so that it stands where names do.
+fn unknown_field(name: &str, part: usize) -> CredentialError {
+    let is_word = name.len() <= MAX_SHOWN_NAME && name.chars().all(|c| c.is_ascii_alphabetic());
+    if is_word { CredentialError::Unknown(name.to_owned()) } else { CredentialError::NotAPair(part) }
+}
 
 struct Fields<'a>(Vec<(&'static str, &'a str)>);
 
@@ -277,7 +286,7 @@ impl<'a> Fields<'a> {
         for (index, part) in text.split(';').enumerate().filter(|(_, part)| !part.trim().is_empty()) {
             let (name, value) = part.split_once('=').ok_or(CredentialError::NotAPair(index + 1))?;
             let known = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()));
-            let known = known.ok_or_else(|| CredentialError::Unknown(excerpt(name.trim(), 30)))?;
+            let known = known.ok_or_else(|| unknown_field(name.trim(), index + 1))?;
             if fields.iter().any(|(own, _)| *own == known) {
                 return Err(CredentialError::Doubled(known));
             }
@@ -359,6 +368,13 @@ mod tests {
         assert!(device("HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=AA==").contains("module"));
         let key = device("HostName=h;DeviceId=d;SharedAccessKey=not*base64");
         assert!(key.contains("not base64") && !key.contains("not*"), "{key}");
+    }
+
+    #[test]
+    fn a_key_that_lost_its_name_is_not_repeated() {
+        let error = device(&format!("HostName=h;DeviceId=d;{KEY}"));
+        assert!(error.contains("part 3 of the connection string is not Key=Value"), "{error}");
+        assert!(!error.contains(&KEY[..8]), "{error}");
     }
 
     #[test]
