@@ -2,6 +2,8 @@
 //!
 //! Owns: the kinds of steps in TOML. Must not know: messages, processes, hardware. Used by: `config::rule`.
 
+use std::path::Path;
+
 use toml::de::DeValue;
 
 use crate::rules::{GpioStep, Setting, Step, Template, read_period, read_pulse, read_set, read_times};
@@ -11,6 +13,8 @@ use super::report::Report;
 use super::table::{Field, Table, Value, shown};
 
 const KINDS: &str = "gpio, run or shell";
+/// By the last part of their paths.
+const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
 
 /// Reads `do`: an array of steps, empty for none. `None` when there was a problem.
 pub(super) fn read(field: &Field<'_>, pins: &[String], report: &mut Report) -> Option<Vec<Step>> {
@@ -122,7 +126,33 @@ fn read_run(field: &Field<'_>, report: &mut Report) -> Option<Step> {
             _ => argument.wrong_type("a text in quotes", report),
         });
     }
-    Some(Step::Run { program: program?, arguments: read.into_iter().collect::<Option<_>>()? })
+    let (program, read): (_, Vec<Template>) = (program?, read.into_iter().collect::<Option<_>>()?);
+    if let Some(at) = filled_command(&program, &read) {
+        let message = "a message would write the commands of a shell here: write shell = \"…\" instead, and take the \
+                       value from its environment, as in \"$C2D_PROPERTY_NAME\"";
+        report.problem(arguments.get(at).map(|argument| argument.place.clone()), message);
+        return None;
+    }
+    Some(Step::Run { program, arguments: read })
+}
+
+/// The argument that a shell would run or take for its script, where a message fills it in: the first one that is no
+/// option, and the one after `-c`. Arguments behind these are data to a shell as well.
+fn filled_command(program: &str, arguments: &[Template]) -> Option<usize> {
+    let name = Path::new(program).file_name()?.to_str()?;
+    if !SHELLS.contains(&name) {
+        return None;
+    }
+    let is_option = |argument: &Template| argument.literal().is_some_and(|text| text.starts_with(['-', '+']));
+    let takes_commands = |argument: &Template| {
+        argument
+            .literal()
+            .is_some_and(|text| text.starts_with('-') && !text.starts_with("--") && text.contains('c'))
+    };
+    let script = arguments.iter().position(|argument| !is_option(argument));
+    let commands = arguments.iter().position(takes_commands).map(|at| at + 1);
+    let filled = |at: &usize| arguments.get(*at).is_some_and(|argument| argument.literal().is_none());
+    [script, commands].into_iter().flatten().find(filled)
 }
 
 /// The program's path: absolute and literal, because a message must not choose what is run.
