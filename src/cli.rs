@@ -3,6 +3,7 @@
 //! Owns: arguments, exit codes, where errors are turned into one sentence.
 //! Must not know: protocols. Used by: `main`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -120,10 +121,16 @@ pub fn run() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
     });
     let exit: Exit = result.unwrap_or_else(|failure: Failure| {
-        eprintln!("c2d-agent: {:#}", failure.error);
+        tell(format_args!("c2d-agent: {:#}", failure.error));
         failure.exit
     });
     ExitCode::from(exit as u8)
+}
+
+/// Writes a line for people to standard error. Where that fails (a full disk, a closed pipe) there is nobody left to
+/// tell, and the work and its exit code must not suffer, as they would from the panic of `eprintln!`.
+fn tell(line: impl std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "{line}"));
 }
 
 /// The runtime of every subcommand that talks to a network: one thread is enough.

@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let sample = sample(args)?;
     let inspection = config::inspect(&args.config, &|name| std::env::var(name).ok());
     if !inspection.report.is_empty() {
-        eprintln!("{}", inspection.report);
+        super::tell(&inspection.report);
     }
     let valid = inspection.report.problems() == 0;
     let mut lines = Vec::new();
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(sample) = sample {
         match &inspection.rules {
             Some(rules) => lines.extend(explain(rules, &inspection, &sample)),
-            None => eprintln!("the message cannot be explained before the rules are right"),
+            None => super::tell("the message cannot be explained before the rules are right"),
         }
     }
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio_util::sync::CancellationToken;
 
@@ -21,8 +21,9 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 /// The device signs in with the connection string or certificate of the configuration, or with the connection string
 /// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well.
 ///
-/// The agent keeps trying while the hub cannot be reached. SIGTERM and SIGINT end it in at most 8 seconds: the action
-/// in flight may end first, then pins are put into their on_exit state. A second signal waits for no action.
+/// The agent keeps trying while the hub cannot be reached. SIGTERM, SIGINT and SIGHUP (the terminal was closed) end it
+/// in at most 8 seconds: the action in flight may end first, then pins are put into their on_exit state. A second signal
+/// waits for no action.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 ended by a signal; 1 an error: a pin cannot be claimed, or the hub refused the \
@@ -45,7 +46,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         tracing::warn!("{warning}");
     }
     super::runtime()?.block_on(async {
-        let signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
         let settings =
             agent::Settings { config, clock: SystemTime::now, hurry: hurry.clone(), observer: None };

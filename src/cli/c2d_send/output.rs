@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::service::{OutgoingMessage, ServiceError};
 
@@ -81,9 +82,9 @@ impl Output {
     pub(super) fn waiting(&self, wait: Duration) {
         if !self.json {
             let wait = humantime::format_duration(wait);
-            eprintln!(
+            tell(format_args!(
                 "waiting up to {wait} for feedback (a real hub gathers it for up to 15 s before it sends it)"
-            );
+            ));
         }
     }
 
@@ -139,10 +140,10 @@ impl Output {
     pub(super) fn consumed_note(&self) {
         if self.hidden > 0 {
             let records = if self.hidden == 1 { "1 record" } else { &format!("{} records", self.hidden) };
-            eprintln!(
+            tell(format_args!(
                 "{records} of other messages came with the feedback and will not come again; --verbose or --json \
                  shows them"
-            );
+            ));
         }
     }
 
