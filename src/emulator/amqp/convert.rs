@@ -41,6 +41,7 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
     let mut converted = C2dMessage { body: body(message.body)?.into(), ..C2dMessage::default() };
     system_properties(section, &mut converted.system)?;
     let mut ack = DeliveryAck::None;
+    let mut application = Vec::new();
     for (name, value) in message.application_properties.unwrap_or_default().0 {
         let value = text_of(&name, value)?;
         if name == ACK_PROPERTY {
@@ -54,9 +55,10 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
         } else if message::is_system_property(&name) {
             converted.system.set(name, value);
         } else {
-            converted.application.set(name, value);
+            application.push((name, Some(value)));
         }
     }
+    converted.application = application.into_iter().collect();
     Ok(QueuedMessage { device_id, message: converted, ack, expiry })
 }
 
