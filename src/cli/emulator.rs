@@ -67,8 +67,8 @@ pub(super) struct Args {
     /// A device that signs in with a certificate; may be given several times.
     #[arg(long = "x509-device", value_name = "ID")]
     x509_devices: Vec<String>,
-    /// Time from one batch of delivery feedback to the next; the real hub's is 15s.
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = humantime::parse_duration)]
+    /// Time from one batch of delivery feedback to the next, at most 1h; the real hub's is 15s.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
 }
 
@@ -88,6 +88,15 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
         running.stop().await;
         Ok(Exit::Done)
     })
+}
+
+/// A duration within the life of feedback, which is an hour: what waits longer is dropped.
+fn interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(interval) if interval <= Duration::from_secs(3600) => Ok(interval),
+        Ok(_) => Err("must be at most 1h: feedback that waits longer is dropped".to_owned()),
+        Err(_) => Err("use a number with a unit, such as 500ms or 15s".to_owned()),
+    }
 }
 
 fn options(args: Args) -> Result<Options, Failure> {

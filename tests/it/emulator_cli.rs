@@ -85,3 +85,12 @@ fn wrong_arguments_are_named() {
     usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name without a port");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
 }
+
+#[test]
+fn an_interval_that_no_feedback_survives_is_refused() {
+    for interval in ["61m", "500000000000years"] {
+        let (code, text) = failure(&["--feedback-interval", interval]);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains("must be at most 1h"), "{text}");
+    }
+}
