@@ -3,9 +3,11 @@
 //! Owns: arguments, exit codes, where errors are turned into one sentence.
 //! Must not know: protocols. Used by: `main`.
 
+use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[cfg(feature = "service")]
@@ -133,9 +135,39 @@ fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-/// The runtime of every subcommand that talks to a network: one thread is enough.
-#[allow(dead_code)]
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the
+/// system's resolver is left behind: waiting for it, as the runtime would, could take the exit half a minute.
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| anyhow::Error::new(error).context("the runtime cannot start").into())
+    let runtime = built.context("the runtime cannot start")?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_name_look_up_that_hangs_does_not_hold_up_the_exit() {
+        let (_held, never) = mpsc::sync_channel::<()>(1);
+        let (tell_done, done) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let result = block_on(async {
+                let (tell_begun, begun) = tokio::sync::oneshot::channel();
+                let look_up = tokio::task::spawn_blocking(move || {
+                    tell_begun.send(()).expect("somebody waits");
+                    never.recv()
+                });
+                begun.await.expect("it began");
+                drop(look_up);
+                Ok(Exit::Done)
+            });
+            tell_done.send(result.is_ok()).expect("the test waits");
+        });
+        assert_eq!(done.recv_timeout(Duration::from_secs(10)), Ok(true));
+    }
 }

@@ -104,7 +104,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let message = args.message(now).map_err(Failure::usage)?;
     let identity = args.identity().map_err(Failure::usage)?;
     let mut output = Output::new(args.json, args.verbose);
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         output.message(&message)?;
         let result = tokio::select! {

@@ -105,7 +105,7 @@ pub(super) struct Args {}
 /// When a part does not start, or something does not come back in time; the sentence says what.
 pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
     let folder = Folder::new()?;
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         tokio::select! {
             told = tell(&folder.0) => told?,

@@ -78,7 +78,7 @@ pub(super) struct Args {
 /// When it cannot start.
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     let options = options(args)?;
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let running = emulator::start(options.clone(), SystemTime::now).await.map_err(failure)?;
         announce(&options, &running)?;

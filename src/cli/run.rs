@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     for warning in config.warnings.lines() {
         tracing::warn!("{warning}");
     }
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
         let settings =
