@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::{ActionError, Actions, Outcome};
 use crate::config::Config;
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, format_time};
 use crate::rules::Plan;
 use crate::session::{self, Delivery, Event, Session, SessionError};
 use crate::tls::TlsError;
@@ -194,8 +194,10 @@ impl Agent {
         if message.message_id().is_some_and(|id| self.recent.contains(id)) {
             return Err((None, PassedOver::AlreadyDone));
         }
-        if message.expiry().is_some_and(|expiry| expiry < (self.clock)()) {
-            return Err((None, PassedOver::Expired));
+        let now = (self.clock)();
+        if let Some(expiry) = message.expiry().filter(|expiry| *expiry < now) {
+            let [expiry, now] = [expiry, now].map(format_time);
+            return Err((None, PassedOver::Expired { expiry, now }));
         }
         let rule = self.config.rules.match_message(message).ok_or((None, PassedOver::Unmatched))?;
         let plan = rule.plan(message, &self.config.identity.device_id);

@@ -44,8 +44,13 @@ pub(super) enum PassedOver {
     #[error("undecodable: {0}")]
     Undecodable(String),
     /// It expired before it was looked at.
-    #[error("expired")]
-    Expired,
+    #[error("expired: it was good until {expiry}, and this machine's clock says {now}")]
+    Expired {
+        /// Its expiry.
+        expiry: String,
+        /// The time by which that has passed.
+        now: String,
+    },
     /// No rule takes it.
     #[error("unmatched: no rule takes it")]
     Unmatched,
