@@ -15,6 +15,9 @@ pub(super) const MAX_FRAME: u32 = 256 * 1024;
 /// Values in values. SDKs nest four deep; a body that is an AMQP map may go deeper.
 const MAX_DEPTH: usize = 32;
 
+/// Messages of one connection that may be on their way in several frames at a time. An SDK sends one on a link.
+const MAX_UNFINISHED: usize = 8;
+
 /// Elements of an array that need no bytes at all, such as `true`.
 const MAX_EMPTY_ELEMENTS: usize = 1024;
 
@@ -40,13 +43,16 @@ pub(super) enum GuardError {
     Malformed,
     #[error("the client sent values that nest more than {MAX_DEPTH} deep")]
     TooDeep,
+    #[error("the client began more than {MAX_UNFINISHED} messages and finished none")]
+    Unfinished,
 }
 
 /// Follows the bytes of one client.
 pub(super) struct Guard {
     /// The frame that is arriving.
     frame: Vec<u8>,
-    /// Messages of which more frames follow, by channel and handle. `None`: too large, which ends the link.
+    /// Messages of which more frames follow, by channel and handle, at most [`MAX_UNFINISHED`]. `None`: too large, which
+    /// ends the link.
     messages: BTreeMap<(u16, u32), Option<Vec<u8>>>,
     /// No message is larger; the crate detaches a link that exceeds this.
     max_message: usize,
@@ -127,7 +133,7 @@ impl Guard {
         });
         if part.more {
             self.messages.insert(link, whole);
-            return Ok(());
+            return if self.messages.len() > MAX_UNFINISHED { Err(GuardError::Unfinished) } else { Ok(()) };
         }
         let whole = whole.unwrap_or_default();
         let mut sections = whole.as_slice();
@@ -355,6 +361,16 @@ mod tests {
             let after = [swallowing.clone(), forgotten, transfer_frame(false, false, &deep)];
             assert_eq!(fed(&after), Err(GuardError::TooDeep));
         }
+    }
+
+    #[test]
+    fn messages_that_are_begun_and_never_finished_do_not_pile_up() {
+        let begin = |handle| {
+            frame(0, &[&b"\x00\x53\x14\xc0\x08\x06\x52"[..], &[handle], b"\x43\x40\x43\x42\x41x"].concat())
+        };
+        let begun: Vec<_> = (0..8).map(begin).collect();
+        assert_eq!(fed(&begun), Ok(()));
+        assert_eq!(fed(&[begun, vec![begin(8)]].concat()), Err(GuardError::Unfinished));
     }
 
     #[test]
