@@ -88,8 +88,9 @@ impl Rule {
             return Err(PlanError::TooLong { needed: on_pins, timeout: self.timeout });
         }
         let has_child = steps.iter().any(|step| !matches!(step, PlannedStep::Gpio { .. }));
+        let tested: Vec<&str> = self.conditions.iter().filter_map(|one| one.subject.application()).collect();
         let environment =
-            if has_child { environment::of(message, &self.name, device_id)? } else { Vec::new() };
+            if has_child { environment::of(message, &self.name, device_id, &tested)? } else { Vec::new() };
         Ok(Plan { rule: self.name.clone(), steps, environment, timeout: self.timeout })
     }
 

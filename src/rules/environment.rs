@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, excerpt};
 
 use super::plan::PlanError;
 
@@ -15,15 +15,23 @@ use super::plan::PlanError;
 ///
 /// # Errors
 /// [`PlanError::Nul`]: no variable can hold a NUL, and leaving it out could make a program do more than was asked.
+/// [`PlanError::Lookalike`]: a program would find something else under the name of a property that the rule's conditions
+/// are about (`tested`) than what they let through, or nothing.
 pub(super) fn of(
     message: &C2dMessage,
     rule: &str,
     device_id: &str,
+    tested: &[&str],
 ) -> Result<Vec<(String, String)>, PlanError> {
     let mut variables: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let taken: BTreeMap<String, &str> = tested.iter().map(|name| (variable_name(name), *name)).collect();
     for (name, value) in message.application.iter() {
         let value = value.unwrap_or("").to_owned();
         refuse_nul(name, &value)?;
+        if let Some(tested_name) = taken.get(&variable_name(name)).filter(|_| !tested.contains(&name)) {
+            let (name, tested) = (excerpt(name), (*tested_name).to_owned());
+            return Err(PlanError::Lookalike { name, variable: variable_name(tested_name), tested });
+        }
         // A name that is there already collides: neither may be taken for the other.
         variables.entry(variable_name(name)).and_modify(|slot| *slot = None).or_insert(Some(value));
     }

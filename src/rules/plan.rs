@@ -143,6 +143,19 @@ pub enum PlanError {
         /// The rule's.
         timeout: Duration,
     },
+    /// A property that would pass for one of the rule's conditions in a program's environment.
+    #[error(
+        "the property \"{name}\" would be ${variable} to a program, which is the name of \"{tested}\" in the rule's \
+         conditions"
+    )]
+    Lookalike {
+        /// The property, shortened.
+        name: String,
+        /// The variable's name.
+        variable: String,
+        /// The property that a condition is about.
+        tested: String,
+    },
     /// A value that no environment variable can hold.
     #[error("{0} holds a NUL, which cannot be given to a program")]
     Nul(String),

@@ -274,6 +274,24 @@ fn the_environment_of_a_child_is_sorted_and_leaves_colliding_names_out() {
 }
 
 #[test]
+fn no_property_passes_for_a_tested_one_in_the_environment() {
+    let shell = || vec![Step::Shell { text: "rm -r /data/$C2D_PROPERTY_DIR".into() }];
+    let tested = rule(vec![equals("dir", "a"), when("force", Test::Absent), equals("$.cid", "1")], shell());
+    let plan = |bag: &str| tested.plan(&message(bag), "d");
+    let variables = plan("%24.cid=1&dir=a&other=1&OTHER=2&__cid=x").expect("a plan").environment;
+    assert!(variables.contains(&("C2D_PROPERTY_DIR".into(), "a".into())), "{variables:?}");
+    let error = plan("%24.cid=1&dir=a&Dir=b").expect_err("a lookalike").to_string();
+    assert_eq!(
+        error,
+        "the property \"Dir\" would be $C2D_PROPERTY_DIR to a program, which is the name of \"dir\" in the rule's \
+         conditions"
+    );
+    assert!(matches!(plan("%24.cid=1&dir=a&FORCE=1"), Err(PlanError::Lookalike { .. })));
+    let no_child = rule(vec![equals("dir", "a")], vec![]);
+    assert!(no_child.plan(&message("dir=a&DIR=b"), "d").is_ok());
+}
+
+#[test]
 fn a_nul_fails_plans_with_a_child_and_no_others() {
     let message = message("a=%00");
     let with_child = rule(vec![], vec![Step::Shell { text: "true".into() }]).plan(&message, "d");

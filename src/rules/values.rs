@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::message::{C2dMessage, MAX_C2D_BYTES};
+use crate::message::{C2dMessage, MAX_C2D_BYTES, is_system_property};
 
 /// A name in a rule: `state`, `$.cid` or `body.zone`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,14 @@ impl Subject {
             }
             None if text.is_empty() || text == "$." => None,
             None => Some(Self::Property(text.to_owned())),
+        }
+    }
+
+    /// The name of an application property, when it is one.
+    pub(super) fn application(&self) -> Option<&str> {
+        match self {
+            Self::Property(name) if !is_system_property(name) => Some(name),
+            _ => None,
         }
     }
 }
