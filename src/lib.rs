@@ -1,11 +1,41 @@
 //! c2d-agent: Azure IoT Hub cloud-to-device (C2D) messages, mapped onto the outputs and commands of a gateway.
 //!
-//! The map, top down; imports point down only, and `tests/it/layering.rs` enforces it:
+//! # The map
 //!
-//! - edge: `cli` (arguments, logging, runtime, exit code)
-//! - policy: [`agent`]
-//! - mechanism: `session`, `action`, `service`, [`emulator`], [`tls`]
-//! - vocabulary: [`config`], [`rules`], [`message`], [`credentials`], [`feedback`]
+//! Top down; imports point down only, and `tests/it/layering.rs` enforces it.
+//!
+//! | Layer | Modules | |
+//! |---|---|---|
+//! | edge | [`cli`] | arguments, logging, runtime, exit codes |
+//! | policy | [`agent`] | which message is acted on, when it is completed, what happens at shutdown |
+//! | mechanism | `session` | one connection to the hub as a device: messages in, completions out |
+//! | | [`action`] | steps: pins and child processes, with their deadlines |
+//! | | `service` | the back end over AMQP 1.0: send, read feedback |
+//! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
+//! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
+//! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
+//! | | [`message`], [`credentials`], [`feedback`] | what goes over the wire |
+//!
+//! Vocabulary has no tokio, no sockets and no clock; time comes in as an argument. The emulator imports only
+//! vocabulary and `tls`: a double built from the code under test proves nothing.
+//!
+//! # One message
+//!
+//! `session` hands a [`message::C2dMessage`] with its receipt to `agent`; [`rules::Rules`] find the rule that takes it and make a
+//! [`rules::Plan`] of it; [`action::Actions`] perform the plan; `agent` logs the [`action::Outcome`] and completes the
+//! receipt; `session` sends the PUBACK in order of arrival.
+//!
+//! # Glossary
+//!
+//! - *C2D message*: what the back end sends to a device. *System properties* are defined by IoT Hub, *application
+//!   properties* by the sender; both travel in the *property bag*.
+//! - *Delivery*: a message as it arrives, with the receipt that settles it. *Complete* is the one settlement that MQTT
+//!   has; *abandon* and *reject* exist on other transports.
+//! - *Lock*: the minute in which the hub does not deliver the message again.
+//! - *Delivery acknowledgement*: what the sender wants to hear (`none`, `positive`, `negative`, `full`). *Feedback record*:
+//!   what the hub answers (`Success`, `Expired`, `DeliveryCountExceeded`, `Rejected`, `Purged`).
+//! - *Rule*: conditions and an *action*. *Action*: steps in order. *Plan*: an action with one message's values filled in.
+//!   *Outcome*: how it ended.
 
 pub mod action;
 pub mod agent;
