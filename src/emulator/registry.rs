@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use ring::digest;
 
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
-use crate::message::format_time;
+use crate::message::{excerpt, format_time};
 
 /// SHA-256 of a certificate in DER.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub struct Grant {
     pub policy: Option<String>,
 }
 
-/// Why a sign-in was refused, for the log. No variant holds secret text.
+/// Why a sign-in was refused, for the log. No variant holds secret text, and foreign text is short and escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
@@ -168,7 +168,7 @@ impl Registry {
         certificate: Option<&Thumbprint>,
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
-        let unknown = || AuthError::UnknownDevice(device_id.chars().take(128).collect());
+        let unknown = || AuthError::UnknownDevice(excerpt(device_id));
         let (device, _) = self.devices.get(device_id).ok_or_else(unknown)?;
         if let Some(text) = token {
             let token = SasToken::parse(text)?;
@@ -217,7 +217,7 @@ impl Registry {
 
     fn check(&self, token: &SasToken, needed: &str, now: SystemTime) -> Result<(), AuthError> {
         if !token.covers(needed) {
-            let token = token.resource().chars().take(200).collect();
+            let token = excerpt(&token.resource());
             return Err(AuthError::WrongResource { token, needed: needed.to_owned() });
         }
         if token.expiry() <= now {
@@ -227,7 +227,7 @@ impl Registry {
     }
 
     fn policy(&self, name: &str) -> Result<&Policy, AuthError> {
-        let unknown = || AuthError::UnknownPolicy(name.chars().take(64).collect());
+        let unknown = || AuthError::UnknownPolicy(excerpt(name));
         self.policies.iter().find(|policy| policy.name == name).ok_or_else(unknown)
     }
 }
@@ -317,6 +317,9 @@ mod tests {
         assert!(matches!(sign_in("dev1", &other_hub), Err(AuthError::WrongResource { .. })));
         assert_eq!(sign_in("none", &other), Err(AuthError::UnknownDevice("none".into())));
         assert!(matches!(sign_in("dev1", "secret"), Err(AuthError::Token(SasError::Scheme))));
+        let forged = token(&keys(1).primary, "x\nINFO all is well", None);
+        let reason = sign_in("dev1", &forged).expect_err("refused").to_string();
+        assert!(reason.contains("\"x\\nINFO all is well\"") && !reason.contains('\n'), "{reason}");
     }
 
     #[test]
