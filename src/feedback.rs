@@ -79,6 +79,10 @@ pub enum FeedbackStatus {
     Rejected,
     /// The back end cleared the device's queue.
     Purged,
+    /// A word that this program does not know: one new word must not make a whole batch unreadable. The record's
+    /// description still says it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl FeedbackStatus {
@@ -90,6 +94,7 @@ impl FeedbackStatus {
             Self::DeliveryCountExceeded => "DeliveryCountExceeded",
             Self::Rejected => "Rejected",
             Self::Purged => "Purged",
+            Self::Unknown => "Unknown",
         }
     }
 }
@@ -170,6 +175,18 @@ mod tests {
         assert_eq!(records[0].original_message_id, "m-1");
         assert_eq!(records[0].status_code, FeedbackStatus::Success);
         assert_eq!(decode_batch(&encode_batch(&records)).expect("round trip"), records);
+    }
+
+    #[test]
+    fn a_status_of_tomorrow_does_not_spoil_its_batch() {
+        let body = br#"[{"deviceId":"d","statusCode":"Postponed","description":"Postponed"},
+            {"deviceId":"d","originalMessageId":"m","statusCode":"Success"}]"#;
+        let records = decode_batch(body).expect("readable");
+        assert_eq!(
+            (records[0].status_code, records[0].description.as_str()),
+            (FeedbackStatus::Unknown, "Postponed")
+        );
+        assert_eq!(records[1].status_code, FeedbackStatus::Success);
     }
 
     #[test]

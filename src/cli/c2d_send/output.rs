@@ -90,10 +90,12 @@ impl Output {
 
     /// This message's own record, so long after the hub accepted it.
     pub(super) fn feedback(&self, record: &FeedbackRecord, after: Duration) -> anyhow::Result<()> {
-        let status = record.status_code;
-        let word = if status == FeedbackStatus::Success { "delivered" } else { "not delivered" };
+        let word = match record.status_code {
+            FeedbackStatus::Success => "delivered",
+            _ => "not delivered",
+        };
         self.print(
-            || format!("{word}: {} after {:.2} s", status.as_str(), after.as_secs_f64()),
+            || format!("{word}: {} after {:.2} s", outcome(record), after.as_secs_f64()),
             &Event::Feedback { record: record.into(), milliseconds: milliseconds(after) },
         )
     }
@@ -106,7 +108,7 @@ impl Output {
         }
         let text = || {
             let (id, device) = (plain(&record.original_message_id), plain(&record.device_id));
-            format!("feedback of another message {id}  device {device}: {}", record.status_code.as_str())
+            format!("feedback of another message {id}  device {device}: {}", outcome(record))
         };
         self.print(text, &Event::OtherFeedback { record: record.into() })
     }
@@ -162,6 +164,14 @@ impl<'a> From<&'a FeedbackRecord> for Record<'a> {
             description: &record.description,
             enqueued_time_utc: &record.enqueued_time_utc,
         }
+    }
+}
+
+/// The status; of one that this program does not know, the hub's description.
+fn outcome(record: &FeedbackRecord) -> String {
+    match record.status_code {
+        FeedbackStatus::Unknown => plain(&record.description),
+        status => status.as_str().to_owned(),
     }
 }
 
