@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -94,7 +93,7 @@ class Broker:
             "set_tcp_nodelay true\nlog_dest stderr\nlog_timestamp false\nlog_type subscribe\nlog_type error\n"
             + ("user root\n" if os.getuid() == 0 else "")
         )
-        self.process = subprocess.Popen(["mosquitto", "-c", config], stderr=subprocess.PIPE, text=True)
+        self.process = start(["mosquitto", "-c", config], stderr=subprocess.PIPE, text=True)
         self.log = Lines(self.process.stderr)
         self.log_index = 0
         end = time.monotonic() + 10
@@ -138,8 +137,6 @@ class Broker:
 class Receiver:
     """Something that receives C2D messages; `device` is its id."""
 
-    budget = ""
-
     def __init__(self, broker):
         self.broker = broker
         self.connection_string = f"HostName={HOST};DeviceId={self.device};SharedAccessKey={KEY}"
@@ -149,15 +146,18 @@ class Receiver:
         begin = time.monotonic_ns()
         process = self.idle()
         elapsed = self.broker.wait_subscribed(self.device) - begin
-        stop(process)
+        self.end(process)
         return elapsed / 1e6
+
+    def end(self, process):
+        stop(process)
 
     def idle_memory(self):
         process = self.idle()
         self.broker.wait_subscribed(self.device)
         time.sleep(1)  # let it settle
         used = memory_mib(process.pid)
-        stop(process)
+        self.end(process)
         return used
 
 
@@ -215,7 +215,7 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
             "C2D_DEVICE_CONNECTION_STRING": self.connection_string,
             "C2D_CA_FILE": str(self.broker.ca),
         }
-        return subprocess.Popen([self.binary, "run", "-c", self.config], env=environment, text=True, **options)
+        return start([self.binary, "run", "-c", self.config], env=environment, text=True, **options)
 
     def idle(self):
         return self.spawn()
@@ -225,13 +225,12 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
         return when
 
     def drain(self, count, what):
-        """Messages/s, and milliseconds of CPU per 1,000."""
+        """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them."""
         self.broker.fill(self.device, count, what)
         process = self.spawn()
         begin = self.wait_mark("begin")
-        cpu = cpu_ns(process.pid)
         end = self.wait_mark("end")
-        cpu = cpu_ns(process.pid) - cpu
+        cpu = cpu_ns(process.pid)
         stop(process)
         self.broker.wait_subscribed(self.device)
         return count / ((end - begin) / 1e9), cpu / 1e6 / count * 1000
@@ -281,13 +280,18 @@ class MosquittoSub(Receiver):
         ]  # fmt: skip
 
     def idle(self):
-        return subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)
+        return start(self.command(), stdout=subprocess.DEVNULL)
+
+    def end(self, process):
+        """Not SIGTERM, which it overlooks now and then while it subscribes."""
+        process.kill()
+        process.wait()
 
     def drain(self, count, what):
         """It ends by itself after `count` messages, so its start is taken off."""
         self.broker.fill(self.device, count, what)
         begin = time.monotonic()
-        process = subprocess.Popen(self.command("-C", str(count)), stdout=subprocess.DEVNULL)
+        process = start(self.command("-C", str(count)), stdout=subprocess.DEVNULL)
         _, _, usage = os.wait4(process.pid, 0)
         elapsed = time.monotonic() - begin - self.start / 1000
         return count / elapsed, (usage.ru_utime + usage.ru_stime) * 1000 / count * 1000
@@ -295,15 +299,15 @@ class MosquittoSub(Receiver):
     def drain_child(self, count):
         self.broker.fill(self.device, count, "child")
         begin = time.monotonic()
-        first = subprocess.Popen(self.command("-C", str(count)), stdout=subprocess.PIPE)
-        second = subprocess.Popen(["sh", "-c", "while read -r _; do /bin/true; done"], stdin=first.stdout)
+        first = start(self.command("-C", str(count)), stdout=subprocess.PIPE)
+        second = start(["sh", "-c", "while read -r _; do /bin/true; done"], stdin=first.stdout)
         first.stdout.close()
         second.wait(DEADLINE)
         first.wait(DEADLINE)
         return count / (time.monotonic() - begin - self.start / 1000)
 
     def latencies_us(self, count):
-        process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, text=True)
+        process = start(self.command(), stdout=subprocess.PIPE, text=True)
         lines, index, found = Lines(process.stdout), 0, []
         self.broker.wait_subscribed(self.device)
         for n in range(count):
@@ -313,7 +317,7 @@ class MosquittoSub(Receiver):
             found.append((when - begin) / 1000)
             self.broker.publisher.confirm()
             time.sleep(0.002)
-        stop(process)
+        self.end(process)
         return found
 
 
@@ -322,7 +326,7 @@ class PythonSdk(Receiver):
 
     def spawn(self, what, count):
         command = [PYTHON, HERE / "sdk_receiver.py", self.connection_string, self.broker.ca, what, str(count)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return start(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def idle(self):
         return self.spawn("nothing", 0)
@@ -350,9 +354,18 @@ class PythonSdk(Receiver):
         return [value / 1000 for value in self.report(process)["latencies"]]
 
 
+started = []
+
+
+def start(command, **options):
+    """A process that does not outlive this one, whatever happens."""
+    process = subprocess.Popen(command, **options)
+    started.append(process)
+    return process
+
+
 def stop(process):
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+    process.terminate()
     process.wait(30)
 
 
@@ -371,7 +384,7 @@ def against_the_emulator(binary, folder, table):
     for n in range(8):
         command += ["--device", f"dev{n}"]
     environment = {"PATH": os.environ["PATH"], "C2D_LOG": "warn"}
-    emulator = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    emulator = start(command, stdout=subprocess.PIPE, env=environment, text=True)
     Lines(emulator.stdout).wait_for("ready ")
     environment["C2D_CA_FILE"] = str(state / "ca.pem")
 
@@ -398,7 +411,7 @@ def against_the_emulator(binary, folder, table):
     environment["C2D_DEVICE_CONNECTION_STRING"] = (state / "devices/dev7.connection-string").read_text().strip()
     for _ in range(10):
         begin = time.monotonic_ns()
-        agent = subprocess.Popen([binary, "run", "-c", config], env=environment, stderr=subprocess.PIPE, text=True)
+        agent = start([binary, "run", "-c", config], env=environment, stderr=subprocess.PIPE, text=True)
         starts.append((Lines(agent.stderr).wait_for("subscribed")[0] - begin) / 1e6)
         stop(agent)
     table.row("process start to subscribed, emulator, ms", "≤ 15", median(starts))
@@ -469,7 +482,7 @@ def measure(binary, device_binary, folder):
     table.row("one child process per message, /s", f"≥ {bare:,.0f} (bare spawn and wait)", *children)
 
     latencies = each(lambda receiver: receiver.latencies_us(LATENCIES))
-    table.row("publish to simulated pin (to handler, to output), p50, ms", "–", *[percentile(each, 0.5) / 1000 for each in latencies])
+    table.row("publish to simulated pin (peers: to output, to handler), p50, ms", "–", *[percentile(each, 0.5) / 1000 for each in latencies])
     table.row("the same, p99, ms", "≤ 2", *[percentile(each, 0.99) / 1000 for each in latencies])
 
     agent = receivers[0]
@@ -484,7 +497,12 @@ def measure(binary, device_binary, folder):
 def main():
     binary, device_binary = (Path(argument).resolve() for argument in sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="c2d-bench-") as folder:
-        measure(binary, device_binary, Path(folder))
+        try:
+            measure(binary, device_binary, Path(folder))
+        finally:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
 
 
 main()
