@@ -29,10 +29,18 @@ const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 pub struct Cli {
     /// How much to log to standard error: error, warn, info, debug, trace, or targets such as c2d_agent=debug.
     /// [default: info; demo: warn]
-    #[arg(long, global = true, env = "C2D_LOG", value_name = "LEVEL")]
+    #[arg(long, global = true, env = "C2D_LOG", value_name = "LEVEL", help_heading = "Logging")]
     log_level: Option<String>,
     /// Shape of the log.
-    #[arg(long, global = true, env = "C2D_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        env = "C2D_LOG_FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text,
+        value_name = "SHAPE",
+        help_heading = "Logging"
+    )]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
@@ -111,7 +119,8 @@ impl From<anyhow::Error> for Failure {
 /// Parses the command line, runs the subcommand, and answers with the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let log_level = cli.log_level.as_deref().unwrap_or_else(|| cli.command.default_log_level());
+    let given = cli.log_level.as_deref().filter(|level| !level.is_empty());
+    let log_level = given.unwrap_or_else(|| cli.command.default_log_level());
     let result = logging::install(log_level, cli.log_format).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
@@ -123,10 +132,21 @@ pub fn run() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
     });
     let exit: Exit = result.unwrap_or_else(|failure: Failure| {
-        tell(format_args!("c2d-agent: {:#}", failure.error));
+        tell(format_args!("c2d-agent: {}", sentence(&failure.error)));
         failure.exit
     });
     ExitCode::from(exit as u8)
+}
+
+/// An error and its causes as one text; a cause that the text names already is not said again.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Writes a line for people to standard error. Where that fails (a full disk, a closed pipe) there is nobody left to

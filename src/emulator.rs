@@ -77,13 +77,15 @@ pub enum EmulatorError {
     #[error(transparent)]
     DeviceId(#[from] CredentialError),
     /// A device that is asked for twice.
-    #[error("device \"{0}\" is asked for twice: a device signs in either by key or by certificate")]
+    #[error("device \"{0}\" is named twice: name it once, with a key or with a certificate")]
     DoubledDevice(String),
     /// Too many devices.
     #[error("{0} devices are more than the {MAX_DEVICES} that the emulator serves")]
     TooManyDevices(usize),
     /// Not a host name.
-    #[error("\"{0}\" is not a host name without a port")]
+    #[error(
+        "\"{0}\" is not a host name: give a name alone, such as localhost; ports are given apart from it"
+    )]
     Hostname(String),
     /// A file of the state directory is at fault.
     #[error(transparent)]
@@ -111,6 +113,7 @@ pub struct Emulator {
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
+    _lock: std::fs::File,
 }
 
 /// Starts the emulator; when this returns, both listeners accept. Needs a tokio runtime.
@@ -155,7 +158,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (own, token) = (hub.clone(), stop.clone());
     let serve_amqp = move |stream, peer| amqp::serve_connection(stream, peer, own.clone(), token.clone());
     tasks.spawn(listener::serve("amqp", amqp, tls, stop.clone(), serve_amqp));
-    Ok(Emulator { hub, mqtt_address, amqp_address, state_dir: options.state_dir, stop, tasks })
+    let (state_dir, _lock) = (options.state_dir, state.into_lock());
+    Ok(Emulator { hub, mqtt_address, amqp_address, state_dir, stop, tasks, _lock })
 }
 
 impl Emulator {

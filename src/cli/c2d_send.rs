@@ -28,19 +28,20 @@ use output::Output;
 const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
+const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 /// Send one message to a device, and with --wait tell what became of it.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
-///
-/// Exit codes: 0 accepted by the hub (with --wait: delivered), 1 error, 2 usage, 3 not delivered, 4 no feedback in time.
-///
-/// Examples:
-///   c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
-///   c2d-agent c2d-send --device pi-01 --data '{"zone":3}' --content-type application/json --wait
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "Examples:
+  c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
+  c2d-agent c2d-send --device pi-01 --data hello --ack full --expiry 10m --wait
+  c2d-agent c2d-send --device pi-01 --file zone.json --content-type application/json
+
+Exit codes: 0 accepted by the hub (with --wait: delivered), 1 an error, 2 the arguments are wrong, 3 not delivered, 4 \
+no feedback in time.")]
 pub(super) struct Args {
     /// The device that the message is for.
     #[arg(long, value_name = "ID")]
@@ -94,8 +95,8 @@ pub(super) struct Args {
     /// A file with the service connection string.
     #[arg(long, value_name = "FILE")]
     connection_string_file: Option<PathBuf>,
-    /// A PEM file with further roots, such as the emulator's ca.pem.
-    #[arg(long, value_name = "FILE", env = "C2D_CA_FILE")]
+    /// A PEM file with further roots, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
+    #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
 
@@ -137,7 +138,7 @@ async fn exchange(
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let lifetime = TOKEN_LIFETIME + args.wait.unwrap_or_default();
-    let mut service = Service::connect(identity, args.ca_file.as_deref(), lifetime, now).await?;
+    let mut service = Service::connect(identity, args.ca_file().as_deref(), lifetime, now).await?;
     // Before the sender: the feedback of a quick device must not pass by.
     let mut feedback = match args.wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
@@ -299,6 +300,12 @@ impl Args {
             ));
         }
         Ok(body.into())
+    }
+
+    /// An empty variable counts as none, as it does for the agent.
+    fn ca_file(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os(CA_FILE_VARIABLE).filter(|path| !path.is_empty());
+        self.ca_file.clone().or_else(|| variable().map(PathBuf::from))
     }
 
     fn identity(&self) -> anyhow::Result<ServiceConnectionString> {

@@ -18,7 +18,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 /// Stands for the device id in an explanation when the configuration does not say it.
 const UNKNOWN_DEVICE: &str = "DEVICE";
 
-/// Checks a configuration and explains what a message would do. Nothing is run and no pin is touched.
+/// Check a configuration, and explain what a message would do. Nothing is run and no pin is touched.
 ///
 /// All problems are reported at once, each with its place. With --message or --data it also says which rule would
 /// take the message, why the rules before it do not, and exactly what would be done.

@@ -21,18 +21,22 @@ const DEFAULT_DEVICE: &str = "dev1";
 
 /// Run a local IoT Hub for development and tests; no Azure account is needed.
 ///
-/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0, both over TLS, as they do with the real hub.
-/// C2D messages have its rules: 50 in a queue, a lock of a minute, expiry, delivery feedback.
-/// Twins, direct methods, modules and HTTPS are not served. Keys and certificates in the state directory
-/// survive a restart; queues are in memory only and are lost with the process.
+/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0, both over TLS, as
+/// they do with the real hub. C2D messages have its rules: 50 in a queue, a lock
+/// of a minute, expiry, delivery feedback. Twins, direct methods, modules and
+/// HTTPS are not served. Keys and certificates in the state directory survive a
+/// restart; queues are in memory only and are lost with the process.
 ///
-/// When all listeners accept, one line goes to standard output: ready mqtt=ADDRESS amqp=ADDRESS state=DIR.
+/// When all listeners accept, one line goes to standard output:
+///   ready mqtt=ADDRESS amqp=ADDRESS state=DIR
+///
 /// The state directory then holds:
-///   secrets.json                    all keys and certificates; the other files are made from it
-///   ca.pem                          what clients must trust, for example by C2D_CA_FILE
-///   service.connection-string       for back ends
-///   devices/ID.connection-string    for a device with a key
-///   devices/ID.cert.pem, .key.pem   for a device with a certificate
+///   secrets.json                   all keys and certificates
+///   ca.pem                         what clients must trust, as by C2D_CA_FILE
+///   service.connection-string      for back ends
+///   devices/ID.connection-string   for a device with a key
+///   devices/ID.cert.pem, .key.pem  for a device with a certificate
+/// All are made from secrets.json at each start.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]
@@ -41,7 +45,7 @@ const DEFAULT_DEVICE: &str = "dev1";
     after_help = "Examples:
   c2d-agent emulator
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
-  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0 --feedback-interval 1s
+  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
 )]

@@ -5,7 +5,7 @@
 
 use std::fs::{self, Metadata};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Writable by the group or by others.
@@ -44,8 +44,9 @@ pub(super) fn is_world_readable(path: &Path) -> bool {
 
 /// Why `program` must not be run; `None` when it may.
 ///
-/// Whoever can change a program decides what the device does, so neither the file nor the directories in which it
-/// and a link to it stand may be writable by the group or by others.
+/// Whoever can change a program decides what the device does. So neither the file nor the directories in which it and
+/// a link to it stand may be writable by the group or by others, nor belong to another user than root and the one who
+/// runs this.
 pub(super) fn unfit_program(program: &str) -> Option<String> {
     let path = Path::new(program);
     let (real, metadata) = match fs::canonicalize(path)
@@ -69,17 +70,35 @@ pub(super) fn unfit_program(program: &str) -> Option<String> {
             "the program {real} is writable by others than its owner: run chmod go-w {real}"
         ));
     }
+    if let Some(owner) = foreign_owner(&metadata) {
+        let real = real.display();
+        return Some(format!(
+            "the program {real} belongs to user {owner}, who could change it: run chown root {real}, or run the agent \
+             as that user"
+        ));
+    }
     let directories: [Option<PathBuf>; 2] = [real.parent(), path.parent()].map(|dir| dir.map(Path::to_owned));
     directories.into_iter().flatten().find_map(|directory| {
-        let mode = mode(&fs::metadata(&directory).ok()?);
+        let metadata = fs::metadata(&directory).ok()?;
         let directory = directory.display();
-        (mode & FOREIGN_WRITE != 0 && mode & STICKY == 0).then(|| {
-            format!(
+        if mode(&metadata) & FOREIGN_WRITE != 0 && mode(&metadata) & STICKY == 0 {
+            return Some(format!(
                 "the program {program} stands in {directory}, which is writable by others than its owner: run \
                  chmod go-w {directory}"
-            )
-        })
+            ));
+        }
+        let owner = foreign_owner(&metadata)?;
+        Some(format!(
+            "the program {program} stands in {directory}, which belongs to user {owner}, who could replace it: run \
+             chown root {directory}, or run the agent as that user"
+        ))
     })
+}
+
+/// The owner, unless that is root or the user who runs this.
+fn foreign_owner(metadata: &Metadata) -> Option<u32> {
+    let owner = metadata.uid();
+    (owner != 0 && owner != rustix::process::geteuid().as_raw()).then_some(owner)
 }
 
 /// The reason without the operating system's error number.

@@ -205,6 +205,9 @@ pub enum CredentialError {
     /// Nothing there.
     #[error("the connection string is empty")]
     Empty,
+    /// A shell takes such quotes away, an environment file of Docker does not.
+    #[error("the connection string stands in quotes, which do not belong to it: take them away")]
+    Quoted,
     /// A pair without `=`.
     #[error(
         "part {0} of the connection string is not Key=Value: copy it whole, in quotes, with no line break"
@@ -214,10 +217,10 @@ pub enum CredentialError {
     #[error("the connection string has {0} twice")]
     Doubled(&'static str),
     /// A field that no connection string has.
-    #[error("the connection string has the unknown field \"{0}\"")]
+    #[error("the connection string has the unknown field \"{0}\": remove it, or copy the string anew")]
     Unknown(String),
     /// A field is absent: its name, and the kind of string.
-    #[error("the {1} connection string lacks {0}")]
+    #[error("the {1} connection string lacks {0}: copy it whole, in quotes where a shell reads it")]
     Missing(&'static str, &'static str),
     /// A host that is none.
     #[error("{0} is \"{1}\", which is not a host name with an optional port")]
@@ -281,6 +284,9 @@ impl<'a> Fields<'a> {
         let text = text.trim();
         if text.is_empty() {
             return Err(CredentialError::Empty);
+        }
+        if text.starts_with(['"', '\'']) {
+            return Err(CredentialError::Quoted);
         }
         let mut fields: Vec<(&'static str, &str)> = Vec::new();
         for (index, part) in text.split(';').enumerate().filter(|(_, part)| !part.trim().is_empty()) {

@@ -48,6 +48,12 @@ pub enum StateDirError {
         /// Why it failed.
         reason: io::Error,
     },
+    /// Another emulator runs on the directory.
+    #[error(
+        "{path} is in use by another emulator: stop that one, or give a directory of your own with --state-dir",
+        path = .0.display()
+    )]
+    InUse(PathBuf),
     /// The file of secrets was changed by something else.
     #[error(
         "{path} is damaged ({reason}): put back a copy, or remove it, and all keys and certificates are made anew",
@@ -92,6 +98,7 @@ pub(super) struct StateDir {
     secrets: Secrets,
     policies: Vec<Policy>,
     devices: Vec<Device>,
+    lock: fs::File,
 }
 
 impl StateDir {
@@ -107,6 +114,7 @@ impl StateDir {
         now: SystemTime,
     ) -> Result<Self, StateDirError> {
         make_directory(root)?;
+        let lock = lock(root)?;
         make_directory(&root.join("devices"))?;
         let path = root.join(SECRETS);
         let mut secrets = read_secrets(&path, now)?;
@@ -149,7 +157,7 @@ impl StateDir {
         };
         let devices = devices.iter().map(with_keys).chain(x509_devices.iter().map(with_certificate));
         let devices = devices.collect::<Result<_, StateDirError>>()?;
-        Ok(Self { root: root.to_owned(), secrets, policies, devices })
+        Ok(Self { root: root.to_owned(), secrets, policies, devices, lock })
     }
 
     /// The shared access policies.
@@ -173,6 +181,11 @@ impl StateDir {
     ) -> Result<ServerIdentity, StateDirError> {
         certificates::make_server(&self.secrets.authority, hostname, now)
             .map_err(|error| damaged(&self.root.join(SECRETS), &format!("the authority: {error}")))
+    }
+
+    /// The directory, locked until this is dropped.
+    pub(super) fn into_lock(self) -> fs::File {
+        self.lock
     }
 
     /// Writes the files that clients use, now that the ports are known; a standard port is left out.
@@ -262,6 +275,17 @@ fn thumbprint(pem: &str) -> Option<Thumbprint> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
     CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| Thumbprint::of(&certificate))
+}
+
+/// Two emulators on one directory would overwrite each other's connection strings.
+fn lock(root: &Path) -> Result<fs::File, StateDirError> {
+    let failed = |reason| StateDirError::Io { verb: "lock", path: root.to_owned(), reason };
+    let directory = fs::File::open(root).map_err(failed)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(fs::TryLockError::WouldBlock) => Err(StateDirError::InUse(root.to_owned())),
+        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
 }
 
 fn make_directory(path: &Path) -> Result<(), StateDirError> {

@@ -70,10 +70,12 @@ fn connect_failure(error: &io::Error, name: &str, port: u16) -> String {
 fn handshake_failure(error: &io::Error, name: &str, port: u16) -> String {
     match tls::tls_cause(error) {
         Some(cause) => tls::describe(cause, name),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
-            "{name} closed the connection on port {port} during the TLS handshake: check the port, or whether a proxy \
+        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            format!(
+                "{name} closed the connection on port {port} during the TLS handshake: check the port, or whether a proxy \
              answers in its place"
-        ),
+            )
+        }
         None => format!("TLS with {name} failed: {error}"),
     }
 }

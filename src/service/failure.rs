@@ -3,6 +3,7 @@
 //! Owns: which of them carry a refusal of the hub and which are a lost connection. Must not know: messages.
 //! Used by: `service` and its links.
 
+use std::io;
 use std::time::SystemTime;
 
 use fe2o3_amqp::connection::{ConnectionStopReason, OpenError};
@@ -29,7 +30,21 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now:
             "{} answers over TLS, but not with AMQP: check the port",
             identity.host
         )),
+        OpenError::Io(error) => ServiceError::Unreachable(unopened(&error, identity)),
         error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+/// A connection that ended between the TLS handshake and the AMQP one.
+fn unopened(error: &io::Error, identity: &ServiceConnectionString) -> String {
+    use io::ErrorKind::*;
+    let host = &identity.host;
+    match error.kind() {
+        ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof => format!(
+            "{host} closed the connection before it answered: check that HostName and its port are those of an IoT \
+             Hub (AMQP, 5671)"
+        ),
+        _ => format!("the connection to {host} failed: {error}"),
     }
 }
 
@@ -130,6 +145,19 @@ fn remedy(now: SystemTime) -> String {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_peer_that_hangs_up_before_it_answers_is_told_without_the_crates_words() {
+        let identity =
+            ServiceConnectionString::parse("HostName=h;SharedAccessKeyName=p;SharedAccessKey=AAAA")
+                .expect("valid");
+        let error = OpenError::Io(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert_eq!(
+            of_open(error, &identity, SystemTime::UNIX_EPOCH).to_string(),
+            "h closed the connection before it answered: check that HostName and its port are those of an IoT Hub \
+             (AMQP, 5671)"
+        );
+    }
 
     #[test]
     fn a_refused_sign_in_names_the_clock_when_it_is_not_set() {

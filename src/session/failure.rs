@@ -168,6 +168,10 @@ pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
     if reason.contains("failed to lookup address") || reason.contains("could not resolve") {
         return Fault::Unresolved { reason };
     }
+    // rumqttc's framing reports a peer that hangs up within a packet by these words only.
+    if reason == "bytes remaining on stream" {
+        return Fault::Closed;
+    }
     match error.kind() {
         ConnectionRefused => Fault::Refused,
         HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => {

@@ -288,7 +288,7 @@ fn each_mistake_in_the_credentials_has_its_sentence() {
         case(&policy("SharedAccessSignature=SharedAccessSignature sr=localhost&sig=AAAA&se=9"));
     let words = "c2d-agent: the SAS token of the service connection string expired at 1970-01-01T00:00:09Z";
     assert!(stderr.starts_with(words), "{stderr}");
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(1));
     let closed =
         std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let (stderr, code) =

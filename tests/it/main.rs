@@ -5,6 +5,8 @@ mod action;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod bad_input;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send;
 mod check;
 mod config;

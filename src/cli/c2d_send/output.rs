@@ -131,7 +131,7 @@ impl Output {
         let refusal = error.downcast_ref().and_then(ServiceError::refusal);
         let event = Event::Failed {
             message_id: &message.message_id,
-            error: format!("{error:#}"),
+            error: crate::cli::sentence(error),
             condition: refusal.map(|refusal| refusal.condition.as_str()),
             tracking_id: refusal.and_then(|refusal| refusal.tracking_id.as_deref()),
         };
