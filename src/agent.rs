@@ -99,6 +99,14 @@ impl From<SessionError> for AgentError {
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let Settings { config, clock, hurry, observer } = settings;
     let actions = Actions::open(&config.gpio)?;
+    // Before the first connection attempt, which may take its time.
+    tracing::info!(
+        hub = %config.identity.dialled(),
+        device_id = config.identity.device_id,
+        rules = config.rules.len(),
+        pins = config.gpio.pins.len(),
+        "connecting"
+    );
     let session = Session::open(session::Settings {
         identity: config.identity.clone(),
         ca_file: config.ca_file.clone(),
