@@ -6,6 +6,7 @@
 //! Syntax: `Key=Value` pairs separated by `;`; only the first `=` separates. Sources: wire reference 7.3.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use super::excerpt;
 use super::sas::{SasError, SasToken, SharedAccessKey};
@@ -40,6 +41,9 @@ impl HostPort {
         };
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
         if name.is_empty() || name.len() > 253 || !name.chars().all(allowed) {
+            return None;
+        }
+        if name.contains(':') && name.parse::<Ipv6Addr>().is_err() {
             return None;
         }
         Some(Self { name: name.to_owned(), port })
@@ -388,6 +392,8 @@ mod tests {
         assert_eq!(HostPort::parse("[::1]:8883").map(|host| host.to_string()), Some("[::1]:8883".into()));
         assert_eq!(HostPort::parse("127.0.0.1").map(|host| host.to_string()), Some("127.0.0.1".into()));
         assert_eq!(HostPort::parse("::1").map(|host| host.name), Some("::1".into()));
+        assert_eq!(HostPort::parse("[hub:]"), None, "colons belong to IPv6 addresses only");
+        assert_eq!(HostPort::parse("hub:8883:"), None);
         assert_eq!(HostPort::parse("h:0"), None);
         assert_eq!(HostPort::parse("a b"), None);
     }
