@@ -184,13 +184,27 @@ impl Group {
         self.id = None;
     }
 
-    /// Whether a process is left in the group. As process 1 of a container the agent inherits orphans: those of this
-    /// group that have ended are waited for here, for nobody else would.
+    /// Whether a process still runs in the group. As process 1 of a container the agent inherits orphans: those of this
+    /// group that have ended are waited for here, for nobody else would. Orphans that another process inherits stay in
+    /// the group until that one waits for them; they have ended all the same, and do not count.
     fn is_alive(&self) -> bool {
         let Some(id) = self.id else { return false };
         while let Ok(Some(_)) = rustix::process::waitpgid(id, WaitOptions::NOHANG) {}
-        rustix::process::test_kill_process_group(id).is_ok()
+        rustix::process::test_kill_process_group(id).is_ok() && runs_in_group(id)
     }
+}
+
+/// Whether any process of the group is more than a zombie. Without a readable `/proc` it is taken to be.
+fn runs_in_group(group: Pid) -> bool {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    let group = group.as_raw_nonzero().to_string();
+    processes.flatten().any(|process| {
+        // `pid (name) state parent group …`; the name may hold anything, a parenthesis too.
+        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let state = fields.next();
+        fields.nth(1) == Some(group.as_str()) && !matches!(state, Some("Z" | "X"))
+    })
 }
 
 impl Drop for Group {
@@ -285,5 +299,26 @@ fn why_not_started(argv: &[String], error: &io::Error) -> String {
             format!("no more files may be opened to start {path}; raise LimitNOFILE or ulimit -n")
         }
         _ => format!("{path}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitId, WaitIdOptions};
+    use std::os::unix::process::CommandExt as _;
+
+    #[test]
+    fn a_zombie_does_not_keep_its_group_alive() {
+        let mut command = std::process::Command::new("/bin/cat");
+        let mut child = command.stdin(Stdio::piped()).process_group(0).spawn().unwrap();
+        let group = Pid::from_child(&child);
+        assert!(runs_in_group(group));
+        drop(child.stdin.take());
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(group), ended).unwrap();
+        assert!(rustix::process::test_kill_process_group(group).is_ok(), "it has not been waited for");
+        assert!(!runs_in_group(group));
+        child.wait().unwrap();
     }
 }

@@ -107,15 +107,15 @@ pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
     let folder = Folder::new()?;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        tokio::select! {
-            told = tell(&folder.0) => told?,
-            _ = signals.next() => return Err(anyhow!("stopped by a signal before the end").into()),
-        }
+        tell(&folder.0, async {
+            signals.next().await;
+        })
+        .await?;
         Ok(Exit::Done)
     })
 }
 
-async fn tell(folder: &Path) -> anyhow::Result<()> {
+async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::Result<()> {
     let started = Instant::now();
     let story = Story::new();
     let hub = start_hub(&folder.join("hub")).await?;
@@ -132,17 +132,19 @@ async fn tell(folder: &Path) -> anyhow::Result<()> {
     };
     let mut agent = pin!(agent::run(settings, stop.cancelled()));
     let mut device = Device { config, events };
-    let totals = tokio::select! {
-        told = all_messages(&story, &hub, &mut device) => told?,
+    let told = tokio::select! {
+        told = all_messages(&story, &hub, &mut device) => told,
+        () = interrupted => Err(anyhow!("stopped by a signal before the end")),
         ended = &mut agent => {
             ended.context("the device agent could not go on")?;
             bail!("the device agent ended before the story did");
         }
     };
+    // In good order even when the story broke off: nothing is left half done.
     stop.cancel();
-    in_time("the device agent to stop", agent)
-        .await?
-        .context("the device agent did not stop in good order")?;
+    let stopped = in_time("the device agent to stop", agent).await;
+    let totals = told?;
+    stopped?.context("the device agent did not stop in good order")?;
     let pins = device.pins()?;
     hub.stop().await;
     story.ending(&totals, &pins, started.elapsed())
