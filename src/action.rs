@@ -4,6 +4,7 @@
 //! Must not know: messages, rules' conditions, sessions; it cannot settle a message.
 //! Used by: `agent`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ mod limit;
 mod tests;
 
 use crate::config::GpioSettings;
-use crate::rules::{Plan, PlannedStep};
+use crate::rules::{PinState, Plan, PlannedStep};
 use exec::{Captured, ExecError, Program};
 use gpio::{ChangeError, Pins};
 use limit::{Cut, Limit};
@@ -73,12 +74,35 @@ pub enum ActionError {
 
 impl Actions {
     /// Claims every configured pin and puts it into its `initial` state. Must be called within the runtime.
+    /// `been_on` says for how long pins were on before this process began, as [`Actions::pins_on`] told: where `initial`
+    /// leaves such a pin on, its `max_on` counts from then.
     ///
     /// # Errors
     ///
     /// The backend is not available, or a pin cannot be claimed. Nothing is claimed then.
-    pub fn open(settings: &GpioSettings) -> Result<Self, ActionError> {
+    pub fn open(settings: &GpioSettings, _been_on: &BTreeMap<String, Duration>) -> Result<Self, ActionError> {
         Ok(Self { pins: Pins::open(settings)? })
+    }
+
+    /// The hub is away, since now: pins with `on_disconnect` take that state in their time.
+    pub fn hub_lost(&self) {}
+
+    /// The hub is back.
+    pub fn hub_back(&self) {}
+
+    /// Waits until a pin with `max_on` was switched. Cancel safe; may return once too often.
+    pub async fn switched(&self) {
+        std::future::pending().await
+    }
+
+    /// For how long each pin with `max_on` that is on has been on.
+    pub fn pins_on(&self) -> BTreeMap<String, Duration> {
+        BTreeMap::new()
+    }
+
+    /// The state of every pin, by name.
+    pub fn pin_states(&self) -> BTreeMap<String, PinState> {
+        BTreeMap::new()
     }
 
     /// Performs the steps in order; the first that fails, or is cut off by the deadline or by `stop`, ends the plan.

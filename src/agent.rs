@@ -98,7 +98,7 @@ impl From<SessionError> for AgentError {
 /// Dropping it kills the action in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let Settings { config, clock, hurry, observer } = settings;
-    let actions = Actions::open(&config.gpio)?;
+    let actions = Actions::open(&config.gpio, &std::collections::BTreeMap::new())?;
     // Before the first connection attempt, which may take its time.
     tracing::info!(
         hub = %config.identity.dialled(),
@@ -112,6 +112,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         ca_file: config.ca_file.clone(),
         token_lifetime: config.token_lifetime,
         clock,
+        twin: false,
     })?;
     let mut agent = Agent { config, clock, hurry, observer, actions, session, recent: RecentIds::default() };
     let result = agent.dispatch(shutdown).await;
@@ -162,7 +163,7 @@ impl Agent {
         delivery: Delivery,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
-        let Delivery { message, receipt } = delivery;
+        let Delivery { message, receipt, .. } = delivery;
         if !receipt.is_current() {
             // Its connection has gone: the hub sends it again on the next one.
             receipt.leave();
@@ -282,9 +283,10 @@ impl Agent {
 /// Passes a change of the connection on; the session logs it itself.
 fn note(observer: Option<&mpsc::Sender<AgentEvent>>, event: Event) -> Result<(), AgentError> {
     match event {
-        Event::Subscribed => tell(observer, AgentEvent::Subscribed),
+        Event::Subscribed { .. } => tell(observer, AgentEvent::Subscribed),
         Event::Disconnected { reason } => tell(observer, AgentEvent::Disconnected { reason }),
         Event::Ended(error) => return Err(error.into()),
+        Event::Published { .. } => {}
         // `Session::next_event` yields none, and `dispatch` takes those of `Session::next`.
         Event::Delivery(delivery) => delivery.receipt.leave(),
     }

@@ -25,7 +25,9 @@ mod table;
 
 pub use report::Report;
 pub(crate) use report::counted;
-pub use settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
+pub use settings::{
+    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, OnDisconnect, OnExit, PinSettings,
+};
 
 /// Largest configuration file.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -43,6 +45,10 @@ pub struct Config {
     pub gpio: GpioSettings,
     /// The rules.
     pub rules: Rules,
+    /// The durable record of messages.
+    pub inbox: InboxSettings,
+    /// How many programs may run at once.
+    pub max_children: usize,
     /// What is doubtful but does not keep the agent from running; often empty.
     pub warnings: Report,
 }
@@ -56,8 +62,11 @@ pub struct Inspection {
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
     pub rules: Option<Rules>,
+    /// Where the inbox is; `inbox` and `status` need it even when the rest has problems.
+    pub inbox: InboxSettings,
     /// Problems and warnings.
     pub report: Report,
+    max_children: usize,
     ca_file: Option<PathBuf>,
     token_lifetime: Duration,
 }
@@ -109,6 +118,8 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
         identity: device.identity,
         gpio,
         rules,
+        inbox: InboxSettings::default(),
+        max_children: 4,
         report,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
@@ -128,6 +139,8 @@ impl Inspection {
                 token_lifetime: self.token_lifetime,
                 gpio: self.gpio,
                 rules,
+                inbox: self.inbox,
+                max_children: self.max_children,
                 warnings: self.report,
             }),
             _ => Err(self.report),
@@ -139,6 +152,8 @@ impl Inspection {
             identity: None,
             gpio: GpioSettings::default(),
             rules: None,
+            inbox: InboxSettings::default(),
+            max_children: 4,
             report,
             ca_file: None,
             token_lifetime: Duration::ZERO,

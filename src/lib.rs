@@ -45,7 +45,9 @@ pub mod credentials;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod feedback;
+mod inbox;
 pub mod message;
+pub mod outcome;
 pub mod rules;
 #[cfg(feature = "service")]
 pub mod service;

@@ -11,12 +11,14 @@ use crate::message::C2dMessage;
 mod condition;
 mod environment;
 mod plan;
+mod policy;
 mod step;
 mod template;
 mod values;
 
 pub(crate) use condition::{Condition, Test};
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
+pub use policy::{OnCrash, Policy, Rate, Reports, Settle};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
 pub(crate) use template::Template;
 pub(crate) use values::Subject;
@@ -37,6 +39,11 @@ impl Rules {
     pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
         let values = Values::of(message);
         self.0.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
+    }
+
+    /// The rule of this name.
+    pub fn get(&self, name: &str) -> Option<&Rule> {
+        self.0.iter().find(|rule| rule.name == name)
     }
 
     /// The rules in the configuration's order.
@@ -62,11 +69,23 @@ pub struct Rule {
     conditions: Vec<Condition>,
     steps: Vec<Step>,
     timeout: Duration,
+    policy: Policy,
 }
 
 impl Rule {
     pub(crate) fn new(name: String, conditions: Vec<Condition>, steps: Vec<Step>, timeout: Duration) -> Self {
-        Self { name, conditions, steps, timeout }
+        let policy = Policy::default();
+        Self { name, conditions, steps, timeout, policy }
+    }
+
+    /// How its messages are treated around the action.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Whether one of its steps starts a program.
+    pub fn has_child(&self) -> bool {
+        self.steps.iter().any(|step| !matches!(step, Step::Gpio { .. }))
     }
 
     /// The rule's name, unique in its configuration.

@@ -11,11 +11,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::{DeviceAuth, DeviceIdentity};
+use crate::message::Properties;
 use crate::tls::{self, ClientCertificate, TlsError};
 
 mod backoff;
@@ -51,13 +53,25 @@ pub(crate) struct Settings {
     pub(crate) token_lifetime: Duration,
     /// Where the time comes from.
     pub(crate) clock: fn() -> SystemTime,
+    /// Whether to subscribe to the answers to patches of the twin.
+    pub(crate) twin: bool,
 }
 
 /// What a session tells.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The hub has taken the subscription. Messages may come before.
-    Subscribed,
+    Subscribed {
+        /// When the token will be renewed, where there is a key to make one.
+        renewal: Option<SystemTime>,
+    },
+    /// What became of something published.
+    Published {
+        /// As given to [`Session::publish`].
+        ticket: u64,
+        /// Whether the hub has it.
+        result: Result<(), PublishError>,
+    },
     /// A message arrived.
     Delivery(Delivery),
     /// There is no connection; another attempt follows.
@@ -67,6 +81,29 @@ pub(crate) enum Event {
     },
     /// The session has ended by itself and will say nothing more.
     Ended(SessionError),
+}
+
+/// Something for the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    /// A D2C message. Properties are system and application properties together, in the order to be sent.
+    Telemetry { properties: Properties, body: Bytes },
+    /// A patch of the twin's reported properties: a JSON object.
+    Reported { patch: Bytes },
+}
+
+/// Why something did not reach the hub.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PublishError {
+    /// There is no connection, or it broke before the answer: publish it again on the next one. The hub may have it.
+    #[error("the connection was lost before the hub answered")]
+    Lost,
+    /// The hub is busy (429 or 5xx): try again later.
+    #[error("the hub is busy (status {0})")]
+    Busy(u16),
+    /// The hub will never take it.
+    #[error("the hub refused it with status {0}")]
+    Refused(u16),
 }
 
 /// Why a session ended by itself.
@@ -117,6 +154,12 @@ impl Session {
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
         Ok(Self { events, deliveries, keeper: task, stop })
+    }
+
+    /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
+    /// eight on their way already, it is [`PublishError::Lost`] at once.
+    pub(crate) fn publish(&self, _ticket: u64, _upstream: Upstream) {
+        todo!()
     }
 
     /// The next event or message. Events come first. Cancel safe: nothing is lost.

@@ -23,14 +23,16 @@ fn simulated(state_file: &Path) -> Actions {
         initial: PinState::Off,
         on_exit: OnExit::Set(PinState::Off),
         max_on: None,
+        on_disconnect: None,
     };
     let settings = GpioSettings {
         backend: GpioBackend::Simulated,
         chip: None,
         state_file: Some(state_file.to_owned()),
         pins: BTreeMap::from([("pump".to_owned(), pump)]),
+        interlocks: Vec::new(),
     };
-    Actions::open(&settings).unwrap()
+    Actions::open(&settings, &BTreeMap::new()).unwrap()
 }
 
 fn plan(steps: Vec<PlannedStep>) -> Plan {
@@ -59,7 +61,7 @@ async fn perform(plan: &Plan) -> Outcome {
 }
 
 async fn perform_with(plan: &Plan, body: Bytes) -> Outcome {
-    let actions = Actions::open(&GpioSettings::default()).unwrap();
+    let actions = Actions::open(&GpioSettings::default(), &BTreeMap::new()).unwrap();
     actions.perform(plan, body, &CancellationToken::new()).await
 }
 
@@ -204,7 +206,7 @@ async fn a_program_that_ignores_sigterm_and_its_children_are_killed_after_the_gr
     let pids = || fs::read_to_string(&pid_file).unwrap_or_default();
     let text =
         format!("trap '' TERM; sleep 60 & echo $! $$ > {}; while :; do sleep 60; done", pid_file.display());
-    let actions = Actions::open(&GpioSettings::default()).unwrap();
+    let actions = Actions::open(&GpioSettings::default(), &BTreeMap::new()).unwrap();
     let plan = plan(vec![shell(&text)]);
     let stop = CancellationToken::new();
     let cancel = async {
@@ -225,7 +227,7 @@ async fn a_program_that_ignores_sigterm_and_its_children_are_killed_after_the_gr
 async fn stopping_ends_a_program_gracefully() {
     let folder = tempfile::tempdir().unwrap();
     let started = folder.path().join("started");
-    let actions = Actions::open(&GpioSettings::default()).unwrap();
+    let actions = Actions::open(&GpioSettings::default(), &BTreeMap::new()).unwrap();
     let waiting = format!("trap 'echo bye; exit 0' TERM; : > {}; sleep 60 & wait", started.display());
     let plan = plan(vec![shell(&waiting), shell("echo next")]);
     let stop = CancellationToken::new();
@@ -286,7 +288,7 @@ async fn a_dropped_action_kills_the_group_and_turns_its_pin_off() {
 
 #[tokio::test]
 async fn nothing_is_started_when_the_agent_is_already_stopping() {
-    let actions = Actions::open(&GpioSettings::default()).unwrap();
+    let actions = Actions::open(&GpioSettings::default(), &BTreeMap::new()).unwrap();
     let stop = CancellationToken::new();
     stop.cancel();
     let outcome = actions.perform(&plan(vec![shell("echo started")]), Bytes::new(), &stop).await;

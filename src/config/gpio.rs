@@ -112,7 +112,7 @@ fn read_pin(
     let max_on = table.take("max_on").and_then(|field| field.duration(MAX_ON, report));
     table.finish(report);
     let on_exit = on_exit.unwrap_or(OnExit::Set(PinState::Off));
-    Some((PinSettings { line: line?, active, initial, on_exit, max_on }, place?))
+    Some((PinSettings { line: line?, active, initial, on_exit, max_on, on_disconnect: None }, place?))
 }
 
 fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {

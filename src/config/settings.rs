@@ -19,6 +19,8 @@ pub struct GpioSettings {
     pub state_file: Option<PathBuf>,
     /// The pins by name.
     pub pins: BTreeMap<String, PinSettings>,
+    /// Names of pins of which at most one is on at any time, group by group.
+    pub interlocks: Vec<Vec<String>>,
 }
 
 /// Who drives the pins.
@@ -48,6 +50,8 @@ pub struct PinSettings {
     pub on_exit: OnExit,
     /// Turned off by itself after this long.
     pub max_on: Option<Duration>,
+    /// What happens to it when the hub is away.
+    pub on_disconnect: Option<OnDisconnect>,
 }
 
 /// How a line is named.
@@ -76,4 +80,55 @@ pub enum OnExit {
     Set(PinState),
     /// Leave it as it is.
     Keep,
+}
+
+/// The state that a pin takes when the hub has been away for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnDisconnect {
+    /// The state.
+    pub state: PinState,
+    /// How long the hub must be away.
+    pub after: Duration,
+}
+
+/// The `[inbox]` table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxSettings {
+    /// The file.
+    pub path: PathBuf,
+    /// Where `inbox` and `status` reach the running agent: a Unix socket, by default beside the file.
+    pub socket: PathBuf,
+    /// How long the record of an ended message is kept.
+    pub keep: Duration,
+    /// How many records of ended messages are kept even if they are older.
+    pub keep_at_least: u64,
+    /// Bytes of records, messages and reports: past this the oldest ended records go before their time, and then no
+    /// message is taken.
+    pub max_size: u64,
+    /// How long a message without an id is known again.
+    pub digest_window: Duration,
+    /// Most telemetry reports that wait for the hub; the oldest are dropped first.
+    pub max_reports: u64,
+}
+
+impl InboxSettings {
+    /// All defaults, with another file.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self {
+            socket: path.with_extension("sock"),
+            path,
+            keep: Duration::from_secs(48 * 3600),
+            keep_at_least: 1_000,
+            max_size: 16 * 1024 * 1024,
+            digest_window: Duration::from_secs(2 * 60),
+            max_reports: 1_000,
+        }
+    }
+}
+
+impl Default for InboxSettings {
+    fn default() -> Self {
+        Self::at("/var/lib/c2d-agent/inbox.redb")
+    }
 }

@@ -16,6 +16,8 @@ use super::release::Ticket;
 pub(crate) struct Delivery {
     /// The message, or why its topic could not be decoded.
     pub(crate) message: Result<C2dMessage, MessageError>,
+    /// Which connection of this session it came on, counted from 1.
+    pub(crate) connection: u64,
     /// Settles it.
     pub(crate) receipt: Receipt,
 }

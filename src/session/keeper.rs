@@ -123,7 +123,7 @@ impl Keeper {
             let progress = *connection.progress.borrow_and_update();
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
-                drop(self.events.send(Event::Subscribed).await); // closed: as in `wait_after`
+                drop(self.events.send(Event::Subscribed { renewal: None }).await); // closed: as in `wait_after`
             }
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
             tokio::select! {

@@ -199,7 +199,8 @@ impl Reader {
             return Ok(());
         };
         let message = C2dMessage::from_topic(&self.dial.device_id, &publish.topic, publish.payload);
-        let delivery = Delivery { message, receipt: Receipt::new(Arc::clone(&self.link), ticket) };
+        let delivery =
+            Delivery { message, connection: 0, receipt: Receipt::new(Arc::clone(&self.link), ticket) };
         match self.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => self.wait_for_room(delivery).await,

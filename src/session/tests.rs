@@ -24,6 +24,7 @@ fn settings(broker: &Broker) -> Settings {
         ca_file: Some(broker.ca_file()),
         token_lifetime: Duration::from_secs(3600),
         clock: SystemTime::now,
+        twin: false,
     }
 }
 
@@ -32,7 +33,7 @@ async fn connected(broker: &Broker, settings: Settings) -> (Session, Peer) {
     let mut session = Session::open(settings).expect("a session");
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
     (session, peer)
 }
 
@@ -129,7 +130,7 @@ async fn a_completion_after_a_reconnect_completes_nothing() {
     assert!(reason(&mut session).await.contains("closed the connection"));
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
     // The hub gives the packet id to another message, which must not be completed by the old receipt.
     peer.send(&publish(1, "", "new")).await;
     let new = delivery(&mut session).await;
@@ -237,7 +238,7 @@ async fn a_refused_sign_in_is_retried_once_the_hub_has_known_the_device() {
     assert!(reason(&mut session).await.contains("refused device dev1"));
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
 }
 
 #[tokio::test]
@@ -253,7 +254,7 @@ async fn a_refused_subscription_is_said_and_retried() {
     assert!(reason.contains("refused the subscription to devices/dev1/messages/devicebound/#"), "{reason}");
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
 }
 
 #[tokio::test]
@@ -264,7 +265,7 @@ async fn repeated_hang_ups_after_the_sign_in_point_at_a_second_program() {
     assert!(!reason(&mut session).await.contains("another program"));
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
     drop(peer);
     let reason = reason(&mut session).await;
     assert!(reason.contains("another program probably signs in with the same device id dev1"), "{reason}");
@@ -280,7 +281,7 @@ async fn a_token_is_renewed_after_outstanding_messages_are_completed() {
     peer.send_connack(0).await;
     peer.read_subscribe().await;
     peer.send_suback().await;
-    assert!(matches!(next(&mut session).await, Event::Subscribed));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
     peer.send(&publish(1, "", "in hand")).await;
     let in_hand = delivery(&mut session).await;
     let ended = std::time::Instant::now() + DEADLINE;
@@ -312,7 +313,7 @@ async fn a_hub_that_is_not_there_is_named_with_its_port_and_retried() {
     assert!(reason.contains(&format!("localhost:{port} refused the connection")), "{reason}");
     let mut peer = broker.restart().await.accept().await;
     peer.sign_in_and_subscribe().await;
-    while !matches!(next(&mut session).await, Event::Subscribed) {}
+    while !matches!(next(&mut session).await, Event::Subscribed { .. }) {}
 }
 
 #[tokio::test]

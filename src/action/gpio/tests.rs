@@ -42,12 +42,25 @@ impl PinBackend for Recorder {
 }
 
 fn pin(max_on: Option<Duration>, on_exit: OnExit) -> PinSettings {
-    PinSettings { line: Line::Number(17), active: ActiveLevel::High, initial: OFF, on_exit, max_on }
+    PinSettings {
+        line: Line::Number(17),
+        active: ActiveLevel::High,
+        initial: OFF,
+        on_exit,
+        max_on,
+        on_disconnect: None,
+    }
 }
 
 fn settings(pins: &[(&str, PinSettings)]) -> GpioSettings {
     let pins: BTreeMap<_, _> = pins.iter().map(|(name, pin)| ((*name).to_owned(), pin.clone())).collect();
-    GpioSettings { backend: GpioBackend::Simulated, chip: None, state_file: None, pins }
+    GpioSettings {
+        backend: GpioBackend::Simulated,
+        chip: None,
+        state_file: None,
+        pins,
+        interlocks: Vec::new(),
+    }
 }
 
 fn recorded(settings: &GpioSettings) -> (Pins, Changes) {

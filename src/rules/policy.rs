@@ -1,0 +1,101 @@
+//! How a rule's messages are treated around its action: when they are completed, tried again, held back, reported.
+//!
+//! Owns: the shapes and their defaults. Must not know: TOML, how any of it is done. Used by: `rules`, `config`, `agent`.
+
+use std::time::Duration;
+
+use super::plan::{PinChange, Plan, PlannedStep};
+
+/// Everything about a rule but its conditions and steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// When a message is completed at the hub.
+    pub settle: Settle,
+    /// What happens to a message whose action a crash cut off; none: see [`Policy::on_crash`].
+    pub on_crash: Option<OnCrash>,
+    /// How often the action is tried; at least 1.
+    pub attempts: u32,
+    /// How long to wait before the second attempt; doubled for each further one.
+    pub backoff: Duration,
+    /// The lanes in which the rule's actions stand in line; at least one. Two rules that share a lane never run at once.
+    pub lanes: Vec<String>,
+    /// The least time from the beginning of one action to that of the next: a message that comes earlier is refused.
+    pub min_interval: Option<Duration>,
+    /// How many actions may begin within a time: further messages are refused.
+    pub rate: Option<Rate>,
+    /// Where outcomes are reported.
+    pub reports: Reports,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            settle: Settle::AfterAction,
+            on_crash: None,
+            attempts: 1,
+            backoff: Duration::from_secs(1),
+            lanes: Vec::new(),
+            min_interval: None,
+            rate: None,
+            reports: Reports::default(),
+        }
+    }
+}
+
+impl Policy {
+    /// What happens to a message whose action a crash cut off. Unless configured: a plan that only sets pins on or
+    /// off is run again, because that changes nothing; any other is given up.
+    pub fn on_crash(&self, plan: &Plan) -> OnCrash {
+        let harmless =
+            |step: &PlannedStep| matches!(step, PlannedStep::Gpio { change: PinChange::Set(_), .. });
+        match self.on_crash {
+            Some(on_crash) => on_crash,
+            None if plan.steps.iter().all(harmless) => OnCrash::Retry,
+            None => OnCrash::GiveUp,
+        }
+    }
+
+    /// How long to wait after attempt number `attempt` (from 1) failed.
+    pub fn backoff_after(&self, attempt: u32) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(3600);
+        self.backoff
+            .saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
+            .min(LONGEST)
+    }
+}
+
+/// When a message is completed at the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settle {
+    /// When its action has ended.
+    AfterAction,
+    /// When it is recorded in the inbox; then it is run from there.
+    OnAccept,
+}
+
+/// What happens to a message whose action a crash cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnCrash {
+    /// It is run again.
+    Retry,
+    /// It becomes a dead letter, interrupted.
+    GiveUp,
+}
+
+/// At most `count` within `per`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many; from 1 to 1,000.
+    pub count: u32,
+    /// The time; at most an hour.
+    pub per: Duration,
+}
+
+/// Where outcomes are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reports {
+    /// As a D2C message.
+    pub telemetry: bool,
+    /// In the twin's reported properties.
+    pub twin: bool,
+}
