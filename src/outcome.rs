@@ -1,12 +1,13 @@
 //! What became of one message, as it is recorded, reported to the back end, and read there.
 //!
-//! Owns: the kinds of outcomes and the shape of an outcome report, both ways.
+//! Owns: the kinds of outcomes, and the shapes of an outcome report and of the agent's part of the twin, both ways.
 //! Must not know: how outcomes come about, where reports travel. Used by: `inbox`, `agent`, `service`, `cli`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// How a message ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,6 +102,105 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// The name of the agent's part of the twin's reported properties.
+pub const TWIN_SECTION: &str = "c2dAgent";
+
+/// Outcomes in [`TwinReport::recent`].
+pub const MAX_TWIN_RECENT: usize = 10;
+
+/// Rules in [`TwinReport::rules`]: with [`MAX_TWIN_TEXT`] they stay well within the 32 KiB of reported properties that
+/// the hub keeps.
+pub const MAX_TWIN_RULES: usize = 40;
+
+/// Characters of [`OutcomeReport::text`] in the twin.
+pub const MAX_TWIN_TEXT: usize = 200;
+
+/// The agent's part of the reported properties, under [`TWIN_SECTION`]: what the agent writes with
+/// [`TwinReport::patch`] and a back end reads with [`TwinReport::read`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TwinReport {
+    /// The message that came last.
+    pub last_message: Option<LastMessage>,
+    /// How many messages ended in which way.
+    pub totals: Totals,
+    /// The last outcome of each rule, under the rule's name as [`twin_key`] writes it.
+    pub rules: BTreeMap<String, OutcomeReport>,
+    /// The last outcomes, newest first.
+    pub recent: Vec<OutcomeReport>,
+}
+
+/// The message that came last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastMessage {
+    /// Its id, when its sender gave one.
+    #[serde(default)]
+    pub message_id: Option<String>,
+    /// When it came, in RFC 3339.
+    pub received: String,
+}
+
+impl TwinReport {
+    /// Takes in one outcome: without output, the text cut short. The totals are the caller's.
+    pub fn record(&mut self, report: &OutcomeReport) {
+        let text = report.text.chars().take(MAX_TWIN_TEXT).collect();
+        let short = OutcomeReport { text, output: String::new(), output_bytes: 0, ..report.clone() };
+        if let Some(key) = short.rule.as_deref().map(twin_key)
+            && (self.rules.len() < MAX_TWIN_RULES || self.rules.contains_key(&key))
+        {
+            self.rules.insert(key, short.clone());
+        }
+        self.recent.insert(0, short);
+        self.recent.truncate(MAX_TWIN_RECENT);
+    }
+
+    /// The whole as a merge patch of the reported properties. What is absent is written as null where the hub would
+    /// otherwise keep the value of an earlier outcome; not in `recent`, which is replaced as a whole.
+    pub fn patch(&self) -> Value {
+        let mut section = serde_json::to_value(self).unwrap_or_default();
+        let entries = section.get_mut("rules").and_then(Value::as_object_mut).into_iter().flatten();
+        for (_, entry) in entries {
+            for absent in ["messageId", "exitCode", "durationMs"] {
+                if entry.get(absent).is_none() {
+                    entry[absent] = Value::Null;
+                }
+            }
+        }
+        json!({ TWIN_SECTION: section })
+    }
+
+    /// Reads the agent's part of reported properties; parts that this program does not understand are left out.
+    /// `None` when there is no such part.
+    pub fn read(reported: &Value) -> Option<Self> {
+        let section = reported.get(TWIN_SECTION)?.as_object()?;
+        let part = |name: &str| section.get(name).cloned().unwrap_or_default();
+        let report = |entry: &Value| OutcomeReport::deserialize(entry).ok();
+        let rules = part("rules");
+        let rules = rules.as_object().into_iter().flatten();
+        let recent = part("recent");
+        let recent = recent.as_array().into_iter().flatten();
+        Some(Self {
+            last_message: LastMessage::deserialize(part("lastMessage")).ok(),
+            totals: Totals::deserialize(part("totals")).unwrap_or_default(),
+            rules: rules.filter_map(|(key, entry)| Some((key.clone(), report(entry)?))).collect(),
+            recent: recent.filter_map(report).collect(),
+        })
+    }
+
+    /// The outcomes of one message that the twin shows.
+    pub fn outcomes_of<'a>(&'a self, message_id: &'a str) -> impl Iterator<Item = &'a OutcomeReport> {
+        let all = self.recent.iter().chain(self.rules.values());
+        all.filter(move |report| report.message_id.as_deref() == Some(message_id))
+    }
+}
+
+/// A name as a key of the twin, which has no control characters, `.`, `$` or spaces: they become `_`.
+pub fn twin_key(name: &str) -> String {
+    let forbidden = |c: char| c.is_control() || matches!(c, '.' | '$' | ' ');
+    name.chars().map(|c| if forbidden(c) { '_' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,5 +233,55 @@ mod tests {
         for kind in [OutcomeKind::Succeeded, OutcomeKind::TimedOut, OutcomeKind::Dropped] {
             assert_eq!(serde_json::to_string(&kind).expect("JSON"), format!("\"{kind}\""));
         }
+    }
+
+    fn report(id: &str, rule: &str, exit_code: Option<i32>) -> OutcomeReport {
+        OutcomeReport {
+            message_id: Some(id.into()),
+            rule: Some(rule.into()),
+            outcome: OutcomeKind::Succeeded,
+            text: "x".repeat(1_000),
+            exit_code,
+            duration_ms: Some(1),
+            attempt: 1,
+            ended: "2026-01-01T00:00:00.0000000Z".into(),
+            output: "output".into(),
+            output_bytes: 6,
+        }
+    }
+
+    #[test]
+    fn what_the_agent_writes_into_the_twin_a_back_end_reads() {
+        let last = LastMessage { message_id: None, received: "2026-01-01T00:00:00Z".into() };
+        let mut twin = TwinReport { last_message: Some(last), ..TwinReport::default() };
+        twin.totals.insert(OutcomeKind::TimedOut, 3);
+        for number in 0..12 {
+            twin.record(&report(&format!("m-{number}"), "my rule.$", None));
+        }
+        let mut patch = twin.patch();
+        assert_eq!(patch["c2dAgent"]["rules"]["my_rule__"]["exitCode"], Value::Null);
+        assert!(patch["c2dAgent"]["recent"][0].get("exitCode").is_none(), "{patch}");
+        assert_eq!(patch["c2dAgent"]["totals"]["timed-out"], 3);
+        assert_eq!(TwinReport::read(&patch).as_ref(), Some(&twin));
+        let outcomes: Vec<_> = twin.outcomes_of("m-11").collect();
+        assert_eq!((outcomes.len(), outcomes[0].output.as_str(), outcomes[0].text.len()), (2, "", 200));
+        assert_eq!((twin.recent.len(), twin.outcomes_of("m-1").count()), (10, 0));
+
+        // A later agent may know more kinds of outcomes: the rest is still read.
+        patch["c2dAgent"]["recent"][0]["outcome"] = "postponed".into();
+        patch["c2dAgent"]["totals"]["postponed"] = 1.into();
+        let read = TwinReport::read(&patch).expect("a section");
+        assert_eq!((read.recent.len(), read.rules.len(), read.totals.len()), (9, 1, 0));
+        assert_eq!(TwinReport::read(&json!({ "other": 1 })), None);
+    }
+
+    #[test]
+    fn a_full_twin_report_fits_into_the_reported_properties() {
+        let mut twin = TwinReport::default();
+        for number in 0..100 {
+            twin.record(&report(&"m".repeat(128), &format!("{number:0>60}"), Some(-1)));
+        }
+        let size = twin.patch().to_string().len();
+        assert!(size < 32 * 1024, "{size} bytes");
     }
 }
