@@ -1,7 +1,7 @@
-//! The hub as a state machine: devices, their C2D queues, their sessions, and delivery feedback.
+//! The hub as a state machine: devices, their C2D queues, sessions, twins and D2C messages, and delivery feedback.
 //!
 //! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
-//! subscriptions, feedback batches.
+//! subscriptions, feedback batches, reported properties, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //! Used by: `emulator::shared`, and through it by the listeners.
 //!
@@ -13,27 +13,39 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use serde_json::{Value, json};
+
 use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
-use crate::message::{self, C2dMessage};
+use crate::message::{self, C2dMessage, Properties};
 
 use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
 
+mod events;
 mod feedback;
 mod queue;
 mod session;
+mod twin;
 
+use events::Events;
+pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
 use feedback::FeedbackQueue;
 pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
 use queue::{DeviceQueue, Finished};
 pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
 use session::Session;
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
+use twin::Twin;
+pub use twin::{MAX_DEPTH, MAX_KEY_BYTES, MAX_REPORTED_BYTES, MAX_STRING_BYTES, TwinError};
 
 /// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// The furthest expiry that a sender may ask for. Source: wire reference 5.1.
 pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+
+/// How the hub writes that a device has never been seen.
+const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// A message that a back end sends to a device.
 #[derive(Debug, Clone)]
@@ -90,6 +102,10 @@ pub struct Hub {
 struct DeviceState {
     queue: DeviceQueue,
     session: Session,
+    events: Events,
+    twin: Twin,
+    /// When the device last signed in, completed or sent something.
+    last_activity: Option<SystemTime>,
 }
 
 impl Hub {
@@ -282,6 +298,66 @@ impl Hub {
         self.devices.get(device_id).map(|state| state.queue.len())
     }
 
+    /// Notes that the device has just done something.
+    pub fn touch(&mut self, device_id: &str, now: SystemTime) {
+        if let Some(state) = self.devices.get_mut(device_id) {
+            state.last_activity = Some(now);
+        }
+    }
+
+    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] of bodies.
+    /// Nothing happens when there is no such device.
+    pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
+        let Some(state) = self.devices.get_mut(device_id) else { return };
+        state.events.push(properties, body, now);
+        state.last_activity = Some(now);
+        self.version += 1;
+    }
+
+    /// The D2C messages that are kept, oldest first; `None` when there is no such device.
+    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
+        self.devices.get(device_id).map(|state| state.events.iter())
+    }
+
+    /// Merges a patch into the device's reported properties, and answers their new version.
+    ///
+    /// # Errors
+    /// [`TwinError`]; nothing has changed then.
+    pub fn patch_reported(
+        &mut self,
+        device_id: &str,
+        patch: &Value,
+        now: SystemTime,
+    ) -> Result<u64, TwinError> {
+        let unknown = || TwinError::UnknownDevice(device_id.chars().take(128).collect());
+        let state = self.devices.get_mut(device_id).ok_or_else(unknown)?;
+        let version = state.twin.patch_reported(patch)?;
+        state.last_activity = Some(now);
+        self.version += 1;
+        Ok(version)
+    }
+
+    /// The twin's `properties` as its device gets them; `None` when there is no such device.
+    pub fn twin_properties(&self, device_id: &str) -> Option<Value> {
+        self.devices.get(device_id).map(|state| state.twin.properties())
+    }
+
+    /// The twin as a back end gets it; `None` when there is no such device.
+    pub fn twin(&self, device_id: &str) -> Option<Value> {
+        let DeviceState { queue, session, twin, last_activity, .. } = self.devices.get(device_id)?;
+        let state = if session.is_connected() { "Connected" } else { "Disconnected" };
+        Some(json!({
+            "deviceId": device_id,
+            "etag": twin.etag(),
+            "version": twin.version(),
+            "status": "enabled",
+            "connectionState": state,
+            "lastActivityTime": last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
+            "cloudToDeviceMessageCount": queue.len(),
+            "properties": twin.properties(),
+        }))
+    }
+
     /// The next feedback batch, locked until it is settled, given back or its lock lapses. `None` while another
     /// batch is out, or none is due. Source: wire reference 4.4.
     pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<FeedbackBatch> {
@@ -352,6 +428,7 @@ impl Hub {
         self.expire(device_id, now);
         let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
         let finished = state.queue.remove(lock)?;
+        state.last_activity = Some(now);
         self.record(device_id, &finished, status, now);
         Ok(())
     }

@@ -17,7 +17,7 @@ pub enum Subscription {
     DeviceBound,
     /// Direct methods; nothing is served.
     Methods,
-    /// Answers to twin requests; nothing is served.
+    /// Answers to twin requests.
     TwinResponses,
     /// Changes of desired properties; nothing is served.
     DesiredProperties,
@@ -67,6 +67,10 @@ impl Session {
 
     pub(super) fn is_current(&self, connection: ConnectionId) -> bool {
         self.connection == Some(connection)
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
     }
 
     pub(super) fn subscribe(&mut self, subscription: Subscription, qos: u8) -> bool {

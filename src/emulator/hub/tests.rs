@@ -441,3 +441,47 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_twin_shows_the_device_as_a_back_end_sees_it() {
+    let mut hub = hub();
+    let twin = hub.twin("dev1").expect("a twin");
+    assert_eq!(twin["deviceId"], "dev1");
+    assert_eq!(twin["connectionState"], "Disconnected");
+    assert_eq!(twin["lastActivityTime"], "0001-01-01T00:00:00Z");
+    assert_eq!(twin["properties"]["reported"]["$version"], 1);
+
+    let connection = connect(&mut hub, false);
+    send(&mut hub, "m1", DeliveryAck::None);
+    let patch = serde_json::json!({ "led": "on" });
+    let version = hub.version();
+    assert_eq!(hub.patch_reported("dev1", &patch, after(5)), Ok(2));
+    assert!(hub.version() > version, "whoever waits for the twin is woken");
+    let twin = hub.twin("dev1").expect("a twin");
+    assert_eq!(twin["connectionState"], "Connected");
+    assert_eq!(twin["lastActivityTime"], "1970-01-01T00:00:05.0000000Z");
+    assert_eq!(twin["cloudToDeviceMessageCount"], 1);
+    assert_eq!(twin["version"], 3);
+    assert_eq!(twin["properties"], hub.twin_properties("dev1").expect("properties"));
+    assert_eq!(twin["properties"]["reported"], serde_json::json!({ "led": "on", "$version": 2 }));
+    hub.disconnect("dev1", connection);
+    assert_eq!(hub.twin("dev1").expect("a twin")["connectionState"], "Disconnected");
+
+    assert_eq!(hub.twin("dev2").expect("a twin")["version"], 2, "another device's twin");
+    assert_eq!(hub.twin("nobody"), None);
+    assert_eq!(hub.patch_reported("nobody", &patch, NOW), Err(TwinError::UnknownDevice("nobody".into())));
+}
+
+#[test]
+fn d2c_messages_are_kept_by_device() {
+    let mut hub = hub();
+    let properties = Properties::decode("%24.cid=m1&outcome=succeeded").expect("a bag");
+    let version = hub.version();
+    hub.record_event("dev1", properties.clone(), Bytes::from_static(b"{}"), after(3));
+    assert!(hub.version() > version, "whoever waits for a report is woken");
+    let event = Event { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
+    assert_eq!(hub.events("dev1").expect("a device").collect::<Vec<_>>(), [&event]);
+    assert_eq!(hub.events("dev2").expect("a device").count(), 0);
+    hub.record_event("nobody", Properties::default(), Bytes::new(), NOW);
+    assert!(hub.events("nobody").is_none());
+}

@@ -77,6 +77,7 @@ pub(super) fn check(
             .map_err(|error| error.to_string())?;
         let connected = hub.connect(&user.device_id, connect.clean_session);
         let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;
+        hub.touch(&user.device_id, now);
         Ok(SignedIn { device_id: user.device_id.clone(), connected, token_expires: grant.expires })
     });
     signed_in.map_err(not_authorized)

@@ -1,0 +1,86 @@
+//! The D2C messages that a device sent last.
+//!
+//! Owns: how many are kept. Must not know: topics, who reads them, the clock. Used by: `hub`.
+//!
+//! A real hub hands them to its Event Hubs endpoint, which this emulator does not have: it keeps a few to look at.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+use crate::message::Properties;
+
+/// Most D2C messages kept for each device.
+pub const MAX_EVENTS: usize = 100;
+
+/// Most bytes of bodies kept for each device. A body alone is below: a packet has at most 256 KiB.
+pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
+
+/// A D2C message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Counts up from 1 for each device.
+    pub number: u64,
+    /// When the hub took it.
+    pub enqueued: SystemTime,
+    /// System and application properties together, as they came over the wire.
+    pub properties: Properties,
+    /// The payload; may be empty.
+    pub body: Bytes,
+}
+
+/// The last D2C messages of one device, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    kept: VecDeque<Event>,
+    bytes: usize,
+    last_number: u64,
+}
+
+impl Events {
+    pub(super) fn push(&mut self, properties: Properties, body: Bytes, enqueued: SystemTime) {
+        self.last_number += 1;
+        self.bytes += body.len();
+        self.kept.push_back(Event { number: self.last_number, enqueued, properties, body });
+        while self.kept.len() > MAX_EVENTS || self.bytes > MAX_EVENT_BYTES {
+            let Some(oldest) = self.kept.pop_front() else { break };
+            self.bytes -= oldest.body.len();
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Event> {
+        self.kept.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn numbers(events: &Events) -> Vec<u64> {
+        events.iter().map(|event| event.number).collect()
+    }
+
+    #[test]
+    fn the_last_hundred_are_kept_and_numbers_go_on() {
+        let mut events = Events::default();
+        for n in 1..=103_u64 {
+            events.push(Properties::default(), Bytes::from(n.to_string()), NOW);
+        }
+        assert_eq!(numbers(&events), (4..=103).collect::<Vec<_>>());
+        assert_eq!(events.iter().next().map(|event| event.body.clone()), Some(Bytes::from_static(b"4")));
+    }
+
+    #[test]
+    fn bodies_take_at_most_a_mebibyte() {
+        let mut events = Events::default();
+        for _ in 0..10 {
+            events.push(Properties::default(), Bytes::from(vec![0; 250 * 1024]), NOW);
+        }
+        assert_eq!(numbers(&events), [7, 8, 9, 10]);
+        assert_eq!(events.bytes, 4 * 250 * 1024);
+    }
+}
