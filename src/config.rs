@@ -17,6 +17,7 @@ mod conditions;
 mod device;
 mod files;
 mod gpio;
+mod inbox;
 mod report;
 mod rule;
 mod settings;
@@ -106,6 +107,8 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
     let directory = path.parent().unwrap_or(Path::new(""));
     let mut root = table::Table::new("the configuration", 0..0, root.get_ref());
     let device = device::read(root.take("device"), directory, env, &mut report);
+    let inbox = inbox::read(root.take("inbox"), directory, &mut report);
+    let max_children = inbox::read_max_children(root.take("actions"), &mut report);
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
     let rules = rule::read(root.take("rule"), &pin_names, &mut report);
     root.finish(&mut report);
@@ -118,8 +121,8 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
         identity: device.identity,
         gpio,
         rules,
-        inbox: InboxSettings::default(),
-        max_children: 4,
+        inbox,
+        max_children,
         report,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
@@ -153,7 +156,7 @@ impl Inspection {
             gpio: GpioSettings::default(),
             rules: None,
             inbox: InboxSettings::default(),
-            max_children: 4,
+            max_children: inbox::DEFAULT_MAX_CHILDREN,
             report,
             ca_file: None,
             token_lifetime: Duration::ZERO,

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{self, AgentEvent};
-use crate::config::{self, Config};
+use crate::config::{self, Config, InboxSettings};
 use crate::credentials::ServiceConnectionString;
 use crate::emulator::{self, Emulator};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
@@ -119,7 +119,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
     let started = Instant::now();
     let story = Story::new();
     let hub = start_hub(&folder.join("hub")).await?;
-    let config = device_config(&hub, &folder.join("pins.json"))?;
+    let config = device_config(&hub, folder)?;
     story.opening(&hub, &config)?;
 
     let (observer, events) = mpsc::channel(EVENTS);
@@ -197,7 +197,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
 }
 
 /// What `run` would load from a file and the environment.
-fn device_config(hub: &Emulator, state_file: &Path) -> anyhow::Result<Config> {
+fn device_config(hub: &Emulator, folder: &Path) -> anyhow::Result<Config> {
     let device = read(&hub.state_dir().join("devices").join(format!("{DEVICE}.connection-string")))?;
     let ca_file = hub.state_dir().join("ca.pem").display().to_string();
     let environment = |name: &str| match name {
@@ -209,7 +209,8 @@ fn device_config(hub: &Emulator, state_file: &Path) -> anyhow::Result<Config> {
     let mut config = inspection
         .into_config()
         .map_err(|report| anyhow!("the demo's configuration has problems:\n{report}"))?;
-    config.gpio.state_file = Some(state_file.to_owned());
+    config.gpio.state_file = Some(folder.join("pins.json"));
+    config.inbox = InboxSettings::at(folder.join("inbox.redb"));
     Ok(config)
 }
 

@@ -176,6 +176,20 @@ impl<'t> Field<'t> {
         Some(duration)
     }
 
+    /// A whole number within limits.
+    pub(super) fn whole(&self, limits: (u64, u64), report: &mut Report) -> Option<u64> {
+        let DeValue::Integer(_) = self.value.value else {
+            return self.wrong_type("a whole number", report);
+        };
+        let number = self.value.integer().and_then(|number| u64::try_from(number).ok());
+        let within = number.filter(|number| (limits.0..=limits.1).contains(number));
+        if within.is_none() {
+            let message = format!("{} must be a whole number from {} to {}", self.key, limits.0, limits.1);
+            return self.wrong(message, report);
+        }
+        within
+    }
+
     /// Reports that the value has another type than `needed`.
     pub(super) fn wrong_type<T>(&self, needed: &str, report: &mut Report) -> Option<T> {
         let found = self.value.value.type_str();

@@ -162,6 +162,9 @@ class Agent(Receiver):
         self.config = broker.folder / "agent.toml"
         self.config.write_text(
             f"""
+[inbox]
+path = "inbox.redb"
+
 [gpio]
 backend = "simulated"
 

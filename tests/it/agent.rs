@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SasToken};
 
-use crate::harness::{Agent, Emulator, Process, Proxy, binary, run, wait_for_file};
+use crate::harness::{Agent, Emulator, Process, Proxy, binary, run, wait_for_file, write_config};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -77,7 +77,6 @@ fn properties_and_body_arrive_as_they_were_sent() {
 fn a_device_signs_in_with_its_certificate() {
     let emulator = Emulator::start_with(&["--x509-device", "dev2"]);
     let dir = dir();
-    let config = dir.path().join("config.toml");
     let devices = emulator.state.join("devices");
     let text = format!(
         "[device]\nhub = \"localhost:{}\"\ndevice_id = \"dev2\"\ncertificate = {:?}\nprivate_key = {:?}\n{PUMP}",
@@ -85,7 +84,7 @@ fn a_device_signs_in_with_its_certificate() {
         devices.join("dev2.cert.pem"),
         devices.join("dev2.key.pem"),
     );
-    std::fs::write(&config, text).expect("written");
+    let config = write_config(dir.path(), &text);
     let process =
         Process::spawn(binary().arg("run").arg("-c").arg(&config).env("C2D_CA_FILE", emulator.ca_file()));
     process.stderr.wait_for("subscribed");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Process, Proxy, binary, program, run, skip, wait_for_file};
+use crate::harness::{Agent, Process, Proxy, binary, program, run, skip, wait_for_file, write_config};
 use crate::mosquitto::Mosquitto;
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -85,8 +85,7 @@ fn a_clock_at_1970_is_named_as_such_and_tried_again() {
     };
     let dir = dir();
     let ca_file = some_root(dir.path());
-    let config = dir.path().join("config.toml");
-    std::fs::write(&config, ANY_RULE).expect("written");
+    let config = write_config(dir.path(), ANY_RULE);
     // The wrapper stays between us and its child, where signals get lost: ask it for its library and do without it.
     let library = run(Command::new(faketime).args(["-f", "+0", "printenv", "LD_PRELOAD"]));
     let library = String::from_utf8(library.stdout).expect("a path");
@@ -109,12 +108,11 @@ fn a_certificate_that_does_not_fit_its_key_is_a_mistake_of_the_configuration() {
     let ca_file = some_root(dir.path());
     let other = rcgen::KeyPair::generate().expect("a key").serialize_pem();
     std::fs::write(dir.path().join("device.key"), other).expect("written");
-    let config = dir.path().join("config.toml");
     let text = format!(
         "[device]\nhub = \"localhost:1\"\ndevice_id = \"dev1\"\ncertificate = {ca_file:?}\nprivate_key = \"device.key\"\n\
          {ANY_RULE}"
     );
-    std::fs::write(&config, text).expect("written");
+    let config = write_config(dir.path(), &text);
     let output = run(binary().arg("run").arg("-c").arg(&config));
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -278,6 +278,15 @@ impl Emulator {
     }
 }
 
+/// Writes `config.toml` into `dir`. Unless the text says where the inbox is, it is there, too, and not where an installed
+/// agent has it.
+pub(crate) fn write_config(dir: &Path, text: &str) -> PathBuf {
+    let path = dir.join("config.toml");
+    let inbox = if text.contains("[inbox]") { "" } else { "\n[inbox]\npath = \"inbox.redb\"\n" };
+    std::fs::write(&path, format!("{text}{inbox}")).expect("written");
+    path
+}
+
 /// A running `c2d-agent run`, with its configuration in a directory of its own.
 pub(crate) struct Agent {
     /// The process.
@@ -297,8 +306,7 @@ impl Agent {
 
     /// Starts the agent with any device connection string, without waiting.
     pub(crate) fn spawn(connection_string: &str, ca_file: &Path, dir: &Path, rest: &str) -> Self {
-        let config = dir.join("config.toml");
-        std::fs::write(&config, rest).expect("written");
+        let config = write_config(dir, rest);
         let mut command = binary();
         command.arg("run").arg("-c").arg(&config);
         command.env("C2D_DEVICE_CONNECTION_STRING", connection_string).env("C2D_CA_FILE", ca_file);

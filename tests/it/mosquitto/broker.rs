@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-use crate::harness::{Agent, Process, binary, program, run};
+use crate::harness::{Agent, Process, binary, program, run, write_config};
 
 /// A running broker; its sessions survive [`Mosquitto::restart`].
 pub(crate) struct Mosquitto {
@@ -86,7 +86,6 @@ impl Mosquitto {
 
     /// The same, dialling another address, such as that of a proxy.
     pub(crate) fn spawn_agent_at(&self, address: SocketAddr, dir: &Path, rest: &str) -> Agent {
-        let config = dir.join("config.toml");
         let own = self.dir.path();
         let device = format!(
             "[device]\nhub = \"localhost:{}\"\ndevice_id = \"dev1\"\nca_file = {:?}\ncertificate = {:?}\n\
@@ -96,7 +95,7 @@ impl Mosquitto {
             own.join("client.pem"),
             own.join("client.key"),
         );
-        std::fs::write(&config, device + rest).expect("written");
+        let config = write_config(dir, &(device + rest));
         let mut command = binary();
         command.arg("run").arg("-c").arg(&config);
         Agent { process: Process::spawn(&mut command), dir: dir.to_owned() }
