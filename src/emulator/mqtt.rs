@@ -4,18 +4,25 @@
 //! Must not know: queues and locks (the hub's), TLS set-up, AMQP. Used by: `emulator`.
 //!
 //! Source: wire reference 1.2 to 1.7. Where it says "unverified", this emulator does the following: a message whose
-//! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed
-//! over; publishes to twin and method topics are acknowledged, logged and not answered.
+//! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.
+//!
+//! D2C messages are logged, and the hub keeps the last ones. A device can get its twin and patch its reported
+//! properties; requests are answered at QoS 0, when it has subscribed to the answers. Not served: desired properties
+//! never change, so nothing is ever published to those who subscribe to their changes; and no method is ever called.
+//! A publish to a method's answer topic is acknowledged and logged.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::message::Properties;
 
 use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription};
 use super::listener::ARRIVAL_TIMEOUT;
@@ -25,6 +32,7 @@ use super::tls::peer_thumbprint;
 mod codec;
 mod sign_in;
 mod topics;
+mod twin;
 mod username;
 
 use codec::{
@@ -306,12 +314,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Err(End::Refused("the device published with QoS 2".to_owned()));
         }
         let shown = topics::excerpt(&publish.topic);
+        let mut answer = None;
         match topics::destination(&self.device_id, &publish.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
                 if publish.retain {
                     properties.set("mqtt-retain", "true");
                 }
-                topics::log_event(&self.device_id, &properties, &publish.payload, "");
+                self.record_event(properties, &publish.payload, "");
+            }
+            Ok(Some(Destination::Twin(request))) => {
+                answer = twin::answer(&self.hub, &self.device_id, &request, &publish.payload);
+                if answer.is_none() {
+                    return Err(End::Refused(format!("the device sent \"{shown}\", without a request id")));
+                }
             }
             Ok(Some(Destination::NotServed)) => {
                 tracing::warn!(
@@ -325,10 +340,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Err(End::Refused(format!("the device published a bad property bag: {error}")));
             }
         }
-        match publish.qos {
-            QoS::AtLeastOnce => self.push(&Packet::PubAck(PubAck::new(publish.pkid))),
-            _ => Ok(()),
+        if publish.qos == QoS::AtLeastOnce {
+            self.push(&Packet::PubAck(PubAck::new(publish.pkid)))?;
         }
+        answer.map_or(Ok(()), |answer| self.answer(answer))
+    }
+
+    fn record_event(&self, properties: Properties, body: &Bytes, note: &str) {
+        topics::log_event(&self.device_id, &properties, body, note);
+        self.hub.with(|hub, now| hub.record_event(&self.device_id, properties, body.clone(), now));
+    }
+
+    /// Answers a twin request, when the device has subscribed to the answers.
+    fn answer(&mut self, answer: twin::Answer) -> Result<(), End> {
+        let device_id = &self.device_id;
+        if self.hub.with(|hub, _| hub.granted(device_id, self.id, Subscription::TwinResponses)).is_none() {
+            tracing::warn!(device_id, "a twin request is not answered: nobody subscribed to the answers");
+            return Ok(());
+        }
+        let publish = Publish::from_bytes(answer.topic, QoS::AtMostOnce, answer.body);
+        self.push(&Packet::Publish(publish))
     }
 
     async fn subscribe(&mut self, subscribe: &Subscribe) -> Result<(), End> {
@@ -374,7 +405,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if will.retain {
                     properties.set("mqtt-retain", "true");
                 }
-                topics::log_event(&self.device_id, &properties, &will.message, ": the device's will");
+                self.record_event(properties, &will.message, ": the device's will");
             }
             _ => {
                 let topic = topics::excerpt(&will.topic);

@@ -18,6 +18,8 @@ use rumqttc::mqttbytes::v4::{
 use crate::harness::Emulator;
 
 mod device;
+mod upstream;
+
 use device::{Device, Local};
 
 const DEVICEBOUND: &str = "devices/dev1/messages/devicebound/#";

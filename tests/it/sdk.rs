@@ -1,5 +1,5 @@
-//! Microsoft's Python SDKs, unmodified, on the other side of our emulator: their device receives from `c2d-send`,
-//! their back end sends to our agent.
+//! Microsoft's Python SDKs, unmodified, on the other side of our emulator: their device receives from `c2d-send` and
+//! uses its twin, their back end sends to our agent.
 //!
 //! Must not know: how either SDK works; the programs are in `tests/sdk/`.
 //! The SDKs dial 8883 and 5671 whatever a connection string says, so each test has a loopback address of its own.
@@ -99,6 +99,34 @@ fn the_sdks_device_signs_in_with_a_certificate() {
     let message = json(&device.stdout.wait_for("body"));
     assert_eq!(message["properties"]["action"], "on");
     assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+}
+
+#[test]
+fn the_sdks_device_gets_its_twin_and_patches_what_it_reports() {
+    let Some(python) = python("the SDK's device uses its twin") else { return };
+    let (emulator, _dir) = emulator("127.0.0.6", &["--device", "dev1"]);
+    let mut device = script(&python, "device_twin.py");
+    device.arg(emulator.ca_file()).env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    for patch in
+        [r#"{"led": "on", "deep": {"x": 1, "y": "grüße"}}"#, r#"{"led": null, "deep": {"x": [1, 2]}}"#]
+    {
+        device.arg(patch);
+    }
+    let device = Process::spawn(&mut device);
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let twins: Vec<_> = device.stdout.all().iter().map(|line| json(line)).collect();
+    let reported = [
+        r#"{"$version": 1}"#,
+        r#"{"$version": 2, "led": "on", "deep": {"x": 1, "y": "grüße"}}"#,
+        r#"{"$version": 3, "deep": {"x": [1, 2], "y": "grüße"}}"#,
+    ];
+    assert_eq!(twins.len(), 4, "{twins:?}");
+    for (twin, reported) in twins[..3].iter().zip(reported) {
+        assert_eq!(twin["reported"], json(reported));
+        assert_eq!(twin["desired"], json(r#"{"$version": 1}"#));
+    }
+    assert_eq!(twins[3]["sent"], true, "its D2C message was acknowledged");
+    emulator.process.stderr.wait_for("received a D2C message");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use crate::message::{self, MESSAGE_ID, MessageError, Properties};
 
 use super::super::hub::Subscription;
+use super::twin;
 
 /// Characters of a D2C message's body and properties in the log.
 const EXCERPT: usize = 200;
@@ -28,7 +29,9 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
 pub(super) enum Destination {
     /// D2C telemetry.
     Events(Properties),
-    /// Twin requests and answers to methods: not served by this emulator.
+    /// The device's twin.
+    Twin(twin::Request),
+    /// Answers to methods: not served by this emulator.
     NotServed,
 }
 
@@ -37,9 +40,11 @@ pub(super) enum Destination {
 /// # Errors
 /// When the bag behind the events topic cannot be decoded.
 pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destination>, MessageError> {
-    let not_served = ["$iothub/twin/GET/", "$iothub/twin/PATCH/properties/reported/", "$iothub/methods/res/"];
-    if not_served.iter().any(|prefix| topic.starts_with(prefix)) {
+    if topic.starts_with("$iothub/methods/res/") {
         return Ok(Some(Destination::NotServed));
+    }
+    if let Some(request) = twin::request(topic) {
+        return Ok(Some(Destination::Twin(request)));
     }
     let bag = topic
         .strip_prefix("devices/")
@@ -51,7 +56,7 @@ pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destina
     Properties::decode(bag).map(|properties| Some(Destination::Events(properties)))
 }
 
-/// Writes a D2C message to the log, which is all that becomes of it.
+/// Writes a D2C message to the log.
 pub(super) fn log_event(device_id: &str, properties: &Properties, body: &[u8], note: &str) {
     let message_id = properties.get(MESSAGE_ID);
     let bytes = body.len();
@@ -109,7 +114,8 @@ mod tests {
         for topic in topics {
             assert_eq!(destination("dev1", topic), Ok(None), "{topic}");
         }
-        assert_eq!(destination("dev1", "$iothub/twin/GET/?$rid=1"), Ok(Some(Destination::NotServed)));
+        assert_eq!(destination("dev1", "$iothub/methods/res/200/?$rid=1"), Ok(Some(Destination::NotServed)));
+        assert!(matches!(destination("dev1", "$iothub/twin/GET/?$rid=1"), Ok(Some(Destination::Twin(_)))));
         assert!(destination("dev1", "devices/dev1/messages/events/a=%zz").is_err());
     }
 }

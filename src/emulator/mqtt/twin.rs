@@ -1,0 +1,99 @@
+//! Requests that a device makes of its twin, and their answers.
+//!
+//! Owns: which request a topic makes, the topic and body of the answer. Must not know: packets, sessions, merging.
+//! Used by: `emulator::mqtt`. Source: wire reference 1.7.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::super::shared::SharedHub;
+
+/// The error code in the answer to a request that cannot be carried out; its status is 400.
+const BAD_REQUEST: u32 = 400_004;
+
+/// What a device asks of its twin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// The desired and reported properties.
+    Get,
+    /// A change of the reported properties.
+    PatchReported,
+}
+
+/// A request of a device; the answer carries its request id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) ask: Ask,
+    /// Opaque: echoed as it came. Without one there can be no answer.
+    pub(super) request_id: Option<String>,
+}
+
+/// What goes back to the device.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) topic: String,
+    pub(super) body: Bytes,
+}
+
+/// The request that a topic makes, if it is one.
+pub(super) fn request(topic: &str) -> Option<Request> {
+    let asks =
+        [("$iothub/twin/GET/", Ask::Get), ("$iothub/twin/PATCH/properties/reported/", Ask::PatchReported)];
+    let (query, ask) = asks.iter().find_map(|(prefix, ask)| Some((topic.strip_prefix(prefix)?, *ask)))?;
+    let pairs = query.strip_prefix('?').unwrap_or(query).split('&');
+    let mut ids = pairs.filter_map(|pair| pair.strip_prefix("$rid=").or(pair.strip_prefix("%24rid=")));
+    Some(Request { ask, request_id: ids.next().filter(|id| !id.is_empty()).map(str::to_owned) })
+}
+
+/// Carries a request out. `None` when it has no request id.
+pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: &[u8]) -> Option<Answer> {
+    let id = request.request_id.as_deref()?;
+    let made = match request.ask {
+        Ask::Get => hub
+            .with(|hub, _| hub.twin_properties(device_id))
+            .map(|properties| Answer {
+                topic: format!("$iothub/twin/res/200/?$rid={id}"),
+                body: Bytes::from(properties.to_string()),
+            })
+            .ok_or_else(|| "the device was removed".to_owned()),
+        Ask::PatchReported => patch(hub, device_id, body).map(|version| Answer {
+            topic: format!("$iothub/twin/res/204/?$rid={id}&$version={version}"),
+            body: Bytes::new(),
+        }),
+    };
+    Some(made.unwrap_or_else(|message| {
+        tracing::warn!(device_id, "refused a twin request: {message}");
+        let tracking_id = uuid::Uuid::new_v4().simple().to_string();
+        let body = json!({ "errorCode": BAD_REQUEST, "message": message, "trackingId": tracking_id });
+        Answer { topic: format!("$iothub/twin/res/400/?$rid={id}"), body: Bytes::from(body.to_string()) }
+    }))
+}
+
+fn patch(hub: &SharedHub, device_id: &str, body: &[u8]) -> Result<u64, String> {
+    let patch: Value = serde_json::from_slice(body).map_err(|error| format!("it is no JSON: {error}"))?;
+    hub.with(|hub, now| hub.patch_reported(device_id, &patch, now)).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask_and_id(topic: &str) -> Option<(Ask, Option<String>)> {
+        request(topic).map(|request| (request.ask, request.request_id))
+    }
+
+    #[test]
+    fn requests_are_told_by_their_topics() {
+        let of = |ask, id: &str| Some((ask, Some(id.to_owned())));
+        assert_eq!(ask_and_id("$iothub/twin/GET/?$rid=1"), of(Ask::Get, "1"));
+        assert_eq!(
+            ask_and_id("$iothub/twin/PATCH/properties/reported/?$rid=a%20b-c"),
+            of(Ask::PatchReported, "a%20b-c")
+        );
+        assert_eq!(ask_and_id("$iothub/twin/GET/?x=1&%24rid=2"), of(Ask::Get, "2"));
+        assert_eq!(ask_and_id("$iothub/twin/GET/?$rid="), Some((Ask::Get, None)));
+        assert_eq!(ask_and_id("$iothub/twin/GET/"), Some((Ask::Get, None)));
+        assert_eq!(ask_and_id("$iothub/twin/PATCH/properties/desired/?$rid=1"), None);
+        assert_eq!(ask_and_id("$iothub/methods/res/200/?$rid=1"), None);
+    }
+}
