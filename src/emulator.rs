@@ -1,11 +1,11 @@
-//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0, no Azure account.
+//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0 and HTTPS, no Azure account.
 //!
 //! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`,
 //! `action`: a double built from the code under test proves nothing.
 //! Used by: `cli`, the demo, integration tests.
 //!
 //! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners.
-//! - `mqtt` and `amqp` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
+//! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
 //! - `state_dir` and `certificates` make what survives a restart: keys and certificates. Queues do not.
 
 use std::io;
@@ -21,6 +21,7 @@ use crate::credentials::{CredentialError, HostPort, check_device_id};
 
 mod amqp;
 mod certificates;
+mod https;
 pub mod hub;
 mod listener;
 mod mqtt;
@@ -42,6 +43,12 @@ pub const MQTT_PORT: u16 = 8883;
 /// The standard port of back ends: AMQP 1.0 over TLS.
 pub const AMQP_PORT: u16 = 5671;
 
+/// The standard port of the hub's REST side: HTTPS.
+pub const HTTPS_PORT: u16 = 443;
+
+/// Where HTTPS is served when nobody asked for a port and the standard one cannot be had.
+const SPARE_HTTPS_PORT: u16 = 8443;
+
 /// Most devices of one emulator; with full queues of the largest messages they fill 3 GB.
 pub const MAX_DEVICES: usize = 1_000;
 
@@ -61,6 +68,8 @@ pub struct Options {
     pub mqtt_port: u16,
     /// Port of the service side; 0 is any free one.
     pub amqp_port: u16,
+    /// Port of the REST side; 0 is any free one. `None` is the standard one if it can be had, then 8443, then any.
+    pub https_port: Option<u16>,
     /// Devices that sign in with tokens made from keys.
     pub devices: Vec<String>,
     /// Devices that sign in with certificates.
@@ -110,13 +119,14 @@ pub struct Emulator {
     hub: SharedHub,
     mqtt_address: SocketAddr,
     amqp_address: SocketAddr,
+    https_address: SocketAddr,
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
     _lock: std::fs::File,
 }
 
-/// Starts the emulator; when this returns, both listeners accept. Needs a tokio runtime.
+/// Starts the emulator; when this returns, all listeners accept. Needs a tokio runtime.
 ///
 /// # Errors
 /// [`EmulatorError`] names the option, file or port at fault. Nothing runs then.
@@ -135,6 +145,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let amqp = listen(SocketAddr::new(*bind, *amqp_port), "AMQP", "--amqp-port").await?;
     let (mqtt_address, mqtt) = mqtt;
     let (amqp_address, amqp) = amqp;
+    let (https_address, https) = listen_https(*bind, options.https_port).await?;
     state.write_client_files(hostname, mqtt_address.port(), amqp_address.port())?;
 
     let mut registry = Registry::new(hostname, state.policies());
@@ -157,9 +168,12 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
     let (own, token) = (hub.clone(), stop.clone());
     let serve_amqp = move |stream, peer| amqp::serve_connection(stream, peer, own.clone(), token.clone());
-    tasks.spawn(listener::serve("amqp", amqp, tls, stop.clone(), serve_amqp));
+    tasks.spawn(listener::serve("amqp", amqp, tls.clone(), stop.clone(), serve_amqp));
+    let (own, token) = (hub.clone(), stop.clone());
+    let serve_https = move |stream, peer| https::serve_connection(stream, peer, own.clone(), token.clone());
+    tasks.spawn(listener::serve("https", https, tls, stop.clone(), serve_https));
     let (state_dir, _lock) = (options.state_dir, state.into_lock());
-    Ok(Emulator { hub, mqtt_address, amqp_address, state_dir, stop, tasks, _lock })
+    Ok(Emulator { hub, mqtt_address, amqp_address, https_address, state_dir, stop, tasks, _lock })
 }
 
 impl Emulator {
@@ -176,6 +190,11 @@ impl Emulator {
     /// Where back ends connect.
     pub fn amqp_address(&self) -> SocketAddr {
         self.amqp_address
+    }
+
+    /// Where back ends find the REST side.
+    pub fn https_address(&self) -> SocketAddr {
+        self.https_address
     }
 
     /// The directory with `ca.pem` and the connection strings.
@@ -218,6 +237,21 @@ impl Options {
             }
         }
     }
+}
+
+/// Listens for HTTPS. A port that was asked for is the only one tried.
+async fn listen_https(bind: IpAddr, asked: Option<u16>) -> Result<(SocketAddr, TcpListener), EmulatorError> {
+    let on = |port| listen(SocketAddr::new(bind, port), "HTTPS", "--https-port");
+    if let Some(port) = asked {
+        return on(port).await;
+    }
+    for port in [HTTPS_PORT, SPARE_HTTPS_PORT] {
+        match on(port).await {
+            Ok(listening) => return Ok(listening),
+            Err(error) => tracing::info!("{error}; trying another port"),
+        }
+    }
+    on(0).await
 }
 
 async fn listen(

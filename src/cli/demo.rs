@@ -189,6 +189,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         hostname: "localhost".to_owned(),
         mqtt_port: 0,
         amqp_port: 0,
+        https_port: Some(0),
         devices: vec![DEVICE.to_owned()],
         x509_devices: Vec::new(),
         feedback_interval: FEEDBACK_INTERVAL,

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use crate::emulator::{self, AMQP_PORT, Emulator, EmulatorError, MQTT_PORT, Options};
+use crate::emulator::{self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options};
 
 use super::{Exit, Failure};
 
@@ -21,14 +21,21 @@ const DEFAULT_DEVICE: &str = "dev1";
 
 /// Run a local IoT Hub for development and tests; no Azure account is needed.
 ///
-/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0, both over TLS, as
-/// they do with the real hub. C2D messages have its rules: 50 in a queue, a lock
-/// of a minute, expiry, delivery feedback. Twins, direct methods, modules and
-/// HTTPS are not served. Keys and certificates in the state directory survive a
-/// restart; queues are in memory only and are lost with the process.
+/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0 and HTTPS, all over
+/// TLS, as they do with the real hub. C2D messages have its rules: 50 in a queue,
+/// a lock of a minute, expiry, delivery feedback. Twins keep reported properties;
+/// desired properties, direct methods and modules are not served. Keys and
+/// certificates in the state directory survive a restart; queues, twins and
+/// messages of devices are in memory only and are lost with the process.
+///
+/// Over HTTPS, with a token of the service policy as Authorization:
+///   GET /twins/ID?api-version=2021-04-12     the twin, as at the real hub
+///   GET /emulator/devices/ID/events?after=N  the last messages that the device
+///       sent, with numbers above N (this emulator's own: the real hub hands them
+///       to its Event Hubs endpoint)
 ///
 /// When all listeners accept, one line goes to standard output:
-///   ready mqtt=ADDRESS amqp=ADDRESS state=DIR
+///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
 ///
 /// The state directory then holds:
 ///   secrets.json                   all keys and certificates
@@ -45,7 +52,7 @@ const DEFAULT_DEVICE: &str = "dev1";
     after_help = "Examples:
   c2d-agent emulator
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
-  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
+  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0 --https-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
 )]
@@ -65,6 +72,9 @@ pub(super) struct Args {
     /// Port for back ends (AMQP); 0 takes any free one.
     #[arg(long, value_name = "PORT", default_value_t = AMQP_PORT)]
     amqp_port: u16,
+    /// Port for back ends (HTTPS); 0 takes any free one [default: 443, or else 8443, or else any free one].
+    #[arg(long, value_name = "PORT")]
+    https_port: Option<u16>,
     /// A device that signs in with a key; may be given several times [default: dev1, when no device is given].
     #[arg(long = "device", value_name = "ID")]
     devices: Vec<String>,
@@ -118,6 +128,7 @@ fn options(args: Args) -> Result<Options, Failure> {
         hostname: args.hostname,
         mqtt_port: args.mqtt_port,
         amqp_port: args.amqp_port,
+        https_port: args.https_port,
         devices,
         x509_devices: args.x509_devices,
         feedback_interval: args.feedback_interval,
@@ -148,14 +159,21 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     if !options.bind.is_loopback() {
         tracing::warn!(address = %options.bind, "listening beyond this machine: the emulator is a test tool");
     }
-    let (mqtt, amqp, state) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.state_dir());
+    let (mqtt, amqp, https) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.https_address());
+    let state = emulator.state_dir();
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} state={}", state.display())
+    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https} state={}", state.display())
         .and_then(|()| stdout.flush())
         .context("standard output cannot be written")?;
     let ca = path(state, "ca.pem");
     let service = path(state, "service.connection-string");
     tracing::info!("clients must trust this certificate authority: export C2D_CA_FILE={ca}");
+    if https.port() != HTTPS_PORT && options.https_port.is_none() {
+        let port = https.port();
+        tracing::info!(
+            "HTTPS is on port {port} instead of {HTTPS_PORT}: export C2D_HTTPS_PORT={port} for c2d-send --wait-outcome"
+        );
+    }
     for id in &options.devices {
         let file = path(state, &format!("devices/{id}.connection-string"));
         tracing::info!(device_id = id, file, "this device signs in with a key");

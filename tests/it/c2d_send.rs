@@ -36,6 +36,7 @@ impl Running {
             hostname: "localhost".into(),
             mqtt_port: 0,
             amqp_port: 0,
+            https_port: Some(0),
             devices: vec!["dev1".into(), "dev2".into()],
             x509_devices: Vec::new(),
             feedback_interval: Duration::from_millis(50),

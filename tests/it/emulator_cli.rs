@@ -7,8 +7,8 @@ use crate::harness::{Emulator, binary, run};
 #[test]
 fn one_ready_line_goes_to_standard_output_and_sigterm_ends_it_well() {
     let emulator = Emulator::start_with(&["--device", "dev1", "--x509-device", "cert1"]);
-    let expected =
-        format!("ready mqtt={} amqp={} state={}", emulator.mqtt, emulator.amqp, emulator.state.display());
+    let (mqtt, amqp, https) = (emulator.mqtt, emulator.amqp, emulator.https);
+    let expected = format!("ready mqtt={mqtt} amqp={amqp} https={https} state={}", emulator.state.display());
     emulator.process.stderr.wait_for("try: c2d-agent c2d-send");
     assert_eq!(emulator.process.terminate(), Some(0));
     assert_eq!(emulator.process.stdout.all(), [expected]);

@@ -210,6 +210,8 @@ pub(crate) struct Emulator {
     pub(crate) mqtt: SocketAddr,
     /// Where the back end connects.
     pub(crate) amqp: SocketAddr,
+    /// Where the back end finds twins.
+    pub(crate) https: SocketAddr,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -232,13 +234,17 @@ impl Emulator {
         let mut command = binary();
         command.arg("emulator").arg("--state-dir").arg(state);
         command.args(["--mqtt-port", mqtt_port, "--amqp-port", amqp_port, "--feedback-interval", "100ms"]);
+        if !arguments.contains(&"--https-port") {
+            command.args(["--https-port", "0"]);
+        }
         let process = Process::spawn(command.args(arguments));
         let ready = process.stdout.wait_for("ready ");
         let address = |name: &str| {
             let field = ready.split(' ').find_map(|field| field.strip_prefix(name)).expect("the ready line");
             field.parse().expect("an address")
         };
-        Self { mqtt: address("mqtt="), amqp: address("amqp="), process, state: state.to_owned(), _dir: None }
+        let (mqtt, amqp, https) = (address("mqtt="), address("amqp="), address("https="));
+        Self { mqtt, amqp, https, process, state: state.to_owned(), _dir: None }
     }
 
     /// The file with the connection string of a device.

@@ -58,6 +58,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     ("fe2o3_amqp", &["src/service.rs", "src/service/", "src/emulator/"], "go through `service`"),
     (
+        "hyper",
+        &["src/service/https.rs", "src/service/https/", "src/emulator/https.rs", "src/emulator/https/"],
+        "go through `service` or the emulator's HTTPS listener",
+    ),
+    (
         "rppal::gpio",
         &["src/action/gpio/rppal.rs"],
         "go through `action::gpio`: the crate is retired and will be replaced",

@@ -43,6 +43,7 @@ impl Local {
             hostname: "localhost".into(),
             mqtt_port: 0,
             amqp_port: 0,
+            https_port: Some(0),
             devices: vec!["dev1".into()],
             x509_devices: vec!["cert1".into(), "cert2".into()],
             feedback_interval: Duration::from_millis(10),
