@@ -80,29 +80,38 @@ impl Actions {
     /// # Errors
     ///
     /// The backend is not available, or a pin cannot be claimed. Nothing is claimed then.
-    pub fn open(settings: &GpioSettings, _been_on: &BTreeMap<String, Duration>) -> Result<Self, ActionError> {
-        Ok(Self { pins: Pins::open(settings)? })
+    pub fn open(settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Result<Self, ActionError> {
+        Ok(Self { pins: Pins::open(settings, been_on)? })
     }
 
     /// The hub is away, since now: pins with `on_disconnect` take that state in their time.
-    pub fn hub_lost(&self) {}
+    pub fn hub_lost(&self) {
+        self.pins.hub_lost();
+    }
 
     /// The hub is back.
-    pub fn hub_back(&self) {}
+    pub fn hub_back(&self) {
+        self.pins.hub_back();
+    }
 
     /// Waits until a pin with `max_on` was switched. Cancel safe; may return once too often.
     pub async fn switched(&self) {
-        std::future::pending().await
+        self.pins.switched().await;
     }
 
     /// For how long each pin with `max_on` that is on has been on.
     pub fn pins_on(&self) -> BTreeMap<String, Duration> {
-        BTreeMap::new()
+        self.pins.pins_on()
+    }
+
+    /// The same as it will be after [`Actions::close`]: what the next [`Actions::open`] needs to know.
+    pub fn pins_on_after_exit(&self) -> BTreeMap<String, Duration> {
+        self.pins.pins_on_after_exit()
     }
 
     /// The state of every pin, by name.
     pub fn pin_states(&self) -> BTreeMap<String, PinState> {
-        BTreeMap::new()
+        self.pins.states()
     }
 
     /// Performs the steps in order; the first that fails, or is cut off by the deadline or by `stop`, ends the plan.

@@ -18,6 +18,8 @@ mod device;
 mod files;
 mod gpio;
 mod inbox;
+mod interlock;
+mod policy;
 mod report;
 mod rule;
 mod settings;
@@ -109,8 +111,10 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
     let device = device::read(root.take("device"), directory, env, &mut report);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
+    let reports = policy::read_default_reports(root.take("report"), &mut report);
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
-    let rules = rule::read(root.take("rule"), &pin_names, &mut report);
+    let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports };
+    let rules = rule::read(root.take("rule"), &scope, &mut report);
     root.finish(&mut report);
     if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
         let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";

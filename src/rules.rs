@@ -73,8 +73,13 @@ pub struct Rule {
 }
 
 impl Rule {
-    pub(crate) fn new(name: String, conditions: Vec<Condition>, steps: Vec<Step>, timeout: Duration) -> Self {
-        let policy = Policy::default();
+    pub(crate) fn new(
+        name: String,
+        conditions: Vec<Condition>,
+        steps: Vec<Step>,
+        timeout: Duration,
+        policy: Policy,
+    ) -> Self {
         Self { name, conditions, steps, timeout, policy }
     }
 
@@ -118,6 +123,24 @@ impl Rule {
     pub fn mismatches(&self, message: &C2dMessage) -> Vec<String> {
         let values = Values::of(message);
         self.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
+    }
+
+    /// How many steps it has.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// The steps after which a pin is not as before when they are done twice: the step's index, the pin, and what is done
+    /// with it.
+    pub(crate) fn moves(&self) -> Vec<(usize, &str, &'static str)> {
+        let each = self.steps.iter().enumerate();
+        each.filter_map(|(index, step)| Some((index, step.pin()?, step.moves(&self.conditions)?))).collect()
+    }
+
+    /// Each pin that a pulse or a blink turns on for a while, and for how long without a break, as far as the configuration
+    /// alone tells.
+    pub(crate) fn longest_on(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.steps.iter().filter_map(|step| Some((step.pin()?, step.longest_on(&self.conditions)?)))
     }
 
     /// How long the pulses and blinks take at most, as far as the configuration alone tells.

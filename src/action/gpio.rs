@@ -1,6 +1,7 @@
 //! Pins: outputs that are on or off, whoever drives them.
 //!
-//! Owns: each pin's state, pulses, blinking, `max_on`, `initial` and `on_exit`; the choice of the backend.
+//! Owns: pulses and blinking; the one task that does what is due by itself; the choice of the backend. What each pin is,
+//! and what is due, is in `bank.rs`.
 //! Must not know: rules, processes, chips and registers (each backend knows its own). Used by: `action`.
 //!
 //! The rule of this file: a pin that is switched on for a while is switched off again, whatever happens in between.
@@ -14,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::limit::{Cut, Limit};
-use crate::config::{GpioBackend, GpioSettings, OnExit, PinSettings};
+use crate::config::{GpioBackend, GpioSettings};
 use crate::rules::{PinChange, PinState};
 
+mod bank;
 #[cfg(feature = "gpio")]
 mod cdev;
 mod error;
@@ -26,10 +28,8 @@ mod simulated;
 #[cfg(test)]
 mod tests;
 
+use bank::Bank;
 pub use error::GpioError;
-
-/// How long to wait before trying again to turn off a pin whose `max_on` has passed.
-const RETRY_OFF: Duration = Duration::from_secs(1);
 
 /// One way of driving pins. Opening a backend claims every configured pin, in its `initial` state from the first moment.
 trait PinBackend: Send {
@@ -40,7 +40,7 @@ trait PinBackend: Send {
 /// The claimed pins. Dropping them without [`Pins::close`] still puts each into its `on_exit` state.
 pub(super) struct Pins {
     shared: Arc<Shared>,
-    /// The one task that turns pins off when their `max_on` has passed.
+    /// The one task that does what is due by itself: `max_on`, `on_disconnect`.
     guard: JoinSet<()>,
 }
 
@@ -56,39 +56,32 @@ pub(super) enum ChangeError {
 struct Shared {
     /// Held for one change of one pin, never across a wait.
     bank: Mutex<Bank>,
+    /// Something may be due at another time than before.
+    changed: Notify,
     /// A pin with `max_on` was switched.
     switched: Notify,
 }
 
-struct Bank {
-    backend: Box<dyn PinBackend>,
-    pins: BTreeMap<String, Pin>,
-}
-
-struct Pin {
-    settings: PinSettings,
-    state: PinState,
-    /// When `max_on` will have passed; none while the pin is off.
-    off_at: Option<Instant>,
-}
-
 impl Pins {
-    /// Claims the configured pins. Must be called within the runtime.
-    pub(super) fn open(settings: &GpioSettings) -> Result<Self, GpioError> {
-        Ok(Self::with_backend(open_backend(settings)?, settings))
+    /// Claims the configured pins. Must be called within the runtime. `been_on`: see [`super::Actions::open`].
+    pub(super) fn open(
+        settings: &GpioSettings,
+        been_on: &BTreeMap<String, Duration>,
+    ) -> Result<Self, GpioError> {
+        let settings = bank::claimed_as(settings, been_on);
+        Ok(Self::with_backend(open_backend(&settings)?, &settings, been_on))
     }
 
-    fn with_backend(backend: Box<dyn PinBackend>, settings: &GpioSettings) -> Self {
-        let pins = settings.pins.iter().map(|(name, settings)| {
-            let mut pin = Pin { settings: settings.clone(), state: PinState::Off, off_at: None };
-            pin.remember(settings.initial);
-            (name.clone(), pin)
-        });
-        let bank = Mutex::new(Bank { backend, pins: pins.collect() });
-        let shared = Arc::new(Shared { bank, switched: Notify::new() });
+    fn with_backend(
+        backend: Box<dyn PinBackend>,
+        settings: &GpioSettings,
+        been_on: &BTreeMap<String, Duration>,
+    ) -> Self {
+        let bank = Mutex::new(Bank::new(backend, settings, been_on));
+        let shared = Arc::new(Shared { bank, changed: Notify::new(), switched: Notify::new() });
         let mut guard = JoinSet::new();
-        if settings.pins.values().any(|pin| pin.max_on.is_some()) {
-            guard.spawn(turn_off_in_time(Arc::clone(&shared)));
+        if settings.pins.values().any(|pin| pin.max_on.is_some() || pin.on_disconnect.is_some()) {
+            guard.spawn(keep_guard(Arc::clone(&shared)));
         }
         Self { shared, guard }
     }
@@ -101,6 +94,12 @@ impl Pins {
         limit: &Limit<'_>,
     ) -> Result<(), ChangeError> {
         limit.check()?;
+        let on = match change {
+            PinChange::Set(_) | PinChange::Toggle => Duration::ZERO,
+            PinChange::Pulse(duration) => duration,
+            PinChange::Blink { period, .. } => period / 2,
+        };
+        self.shared.lock().check_pulse(pin, on)?;
         match change {
             PinChange::Set(state) => self.shared.set(pin, state)?,
             PinChange::Toggle => self.shared.toggle(pin)?,
@@ -124,6 +123,36 @@ impl Pins {
             }
         }
         Ok(())
+    }
+
+    /// The hub is away, since now.
+    pub(super) fn hub_lost(&self) {
+        self.shared.change(|bank| bank.hub_lost(Instant::now()));
+    }
+
+    /// The hub is back.
+    pub(super) fn hub_back(&self) {
+        self.shared.change(Bank::hub_back);
+    }
+
+    /// Waits until a pin with `max_on` was switched. Cancel safe.
+    pub(super) async fn switched(&self) {
+        self.shared.switched.notified().await;
+    }
+
+    /// For how long each pin with `max_on` that is on has been on.
+    pub(super) fn pins_on(&self) -> BTreeMap<String, Duration> {
+        self.shared.lock().pins_on(Instant::now())
+    }
+
+    /// The same after [`Pins::close`].
+    pub(super) fn pins_on_after_exit(&self) -> BTreeMap<String, Duration> {
+        self.shared.lock().pins_on_after_exit(Instant::now())
+    }
+
+    /// The state of every pin.
+    pub(super) fn states(&self) -> BTreeMap<String, PinState> {
+        self.shared.lock().states()
     }
 
     /// Puts every pin into its `on_exit` state, all of them even if one fails, and releases them.
@@ -155,82 +184,27 @@ impl From<GpioError> for ChangeError {
 
 impl Shared {
     fn set(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
-        self.lock().set(pin, state)?;
-        self.switched.notify_one();
-        Ok(())
+        self.change(|bank| bank.set(pin, state))
     }
 
     fn toggle(&self, pin: &str) -> Result<(), GpioError> {
-        self.lock().toggle(pin)?;
-        self.switched.notify_one();
-        Ok(())
+        self.change(|bank| bank.toggle(pin))
+    }
+
+    /// Makes a change, and tells those who wait for one.
+    fn change<T>(&self, make: impl FnOnce(&mut Bank) -> T) -> T {
+        let mut bank = self.lock();
+        let made = make(&mut bank);
+        if bank.take_switched() {
+            self.switched.notify_one();
+        }
+        self.changed.notify_one();
+        made
     }
 
     /// The bank stays usable after a panic: each change of it is complete or was not made.
     fn lock(&self) -> MutexGuard<'_, Bank> {
         self.bank.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Bank {
-    fn set(&mut self, name: &str, state: PinState) -> Result<(), GpioError> {
-        let pin = self.pins.get_mut(name).ok_or_else(|| GpioError::UnknownPin { pin: name.to_owned() })?;
-        self.backend.drive(name, state)?;
-        pin.remember(state);
-        Ok(())
-    }
-
-    fn toggle(&mut self, name: &str) -> Result<(), GpioError> {
-        let state = match self.pins.get(name).map(|pin| pin.state) {
-            Some(PinState::On) => PinState::Off,
-            Some(PinState::Off) | None => PinState::On,
-        };
-        self.set(name, state)
-    }
-
-    /// Turns off each pin whose `max_on` has passed, and answers when the next one's will.
-    fn turn_off_overdue(&mut self, now: Instant) -> Option<Instant> {
-        for (name, pin) in &mut self.pins {
-            if pin.off_at.is_none_or(|off_at| off_at > now) {
-                continue;
-            }
-            match self.backend.drive(name, PinState::Off) {
-                Ok(()) => {
-                    let max_on = humantime::format_duration(pin.settings.max_on.unwrap_or_default());
-                    tracing::warn!(pin = %name, %max_on, "turned pin off: it was on for max_on");
-                    pin.remember(PinState::Off);
-                }
-                Err(error) => {
-                    tracing::error!(pin = %name, %error, "could not turn pin off after max_on, trying again");
-                    pin.off_at = Some(now + RETRY_OFF);
-                }
-            }
-        }
-        self.pins.values().filter_map(|pin| pin.off_at).min()
-    }
-
-    /// Puts every pin into its `on_exit` state and forgets it, so that a second call does nothing.
-    fn leave(&mut self) -> Result<(), GpioError> {
-        let mut problems = Vec::new();
-        for (name, pin) in std::mem::take(&mut self.pins) {
-            if let OnExit::Set(state) = pin.settings.on_exit
-                && let Err(error) = self.backend.drive(&name, state)
-            {
-                problems.push(error.to_string());
-            }
-        }
-        if problems.is_empty() { Ok(()) } else { Err(GpioError::OnExit { problems: problems.join("; ") }) }
-    }
-}
-
-impl Pin {
-    /// Every on starts `max_on` anew; off ends it.
-    fn remember(&mut self, state: PinState) {
-        self.state = state;
-        self.off_at = match state {
-            PinState::On => self.settings.max_on.map(|max_on| far(Instant::now(), max_on)),
-            PinState::Off => None,
-        };
     }
 }
 
@@ -264,19 +238,26 @@ impl Drop for Lit<'_> {
     }
 }
 
-/// Runs as long as the pins are open: sleeps until the next `max_on` passes, or a pin is switched.
-async fn turn_off_in_time(shared: Arc<Shared>) {
+/// Runs as long as the pins are open: sleeps until the next thing is due, or something has changed.
+async fn keep_guard(shared: Arc<Shared>) {
     loop {
-        let next = shared.lock().turn_off_overdue(Instant::now());
-        let overdue = async {
+        let next = {
+            let mut bank = shared.lock();
+            let next = bank.keep_guard(Instant::now());
+            if bank.take_switched() {
+                shared.switched.notify_one();
+            }
+            next
+        };
+        let due = async {
             match next {
                 Some(next) => sleep_until(next).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = overdue => {}
-            () = shared.switched.notified() => {}
+            () = due => {}
+            () = shared.changed.notified() => {}
         }
     }
 }

@@ -10,10 +10,13 @@ use toml::de::DeValue;
 
 use crate::rules::PinState;
 
+use super::interlock;
 use super::report::Report;
-use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
+use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnDisconnect, OnExit, PinSettings};
 use super::table::{Field, Table, fields, shown};
 
+const STATES: [(&str, PinState); 2] = [("on", PinState::On), ("off", PinState::Off)];
+const DISCONNECTED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 60 * 60));
 const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30 * 24 * 60 * 60));
 
 /// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
@@ -53,6 +56,9 @@ pub(super) fn read(
     }
     if let Some(field) = table.take("pins") {
         settings.pins = read_pins(&field, settings.backend, &mut names, report);
+    }
+    if let Some(field) = table.take("interlock") {
+        settings.interlocks = interlock::read(&field, &names, &settings.pins, report);
     }
     table.finish(report);
     (settings, names)
@@ -95,7 +101,6 @@ fn read_pin(
     backend: GpioBackend,
     report: &mut Report,
 ) -> Option<(PinSettings, std::ops::Range<usize>)> {
-    let states = [("on", PinState::On), ("off", PinState::Off)];
     let levels = [("high", ActiveLevel::High), ("low", ActiveLevel::Low)];
     let exits =
         [("on", OnExit::Set(PinState::On)), ("off", OnExit::Set(PinState::Off)), ("keep", OnExit::Keep)];
@@ -106,13 +111,35 @@ fn read_pin(
     let mut word = |key, words: &[(&str, PinState)]| {
         table.take(key).and_then(|field| field.word(words, report)).unwrap_or(PinState::Off)
     };
-    let initial = word("initial", &states);
+    let initial = word("initial", &STATES);
     let active = table.take("active").and_then(|field| field.word(&levels, report)).unwrap_or_default();
     let on_exit = table.take("on_exit").and_then(|field| field.word(&exits, report));
     let max_on = table.take("max_on").and_then(|field| field.duration(MAX_ON, report));
+    let on_disconnect = table.take("on_disconnect").and_then(|field| read_on_disconnect(&field, report));
     table.finish(report);
     let on_exit = on_exit.unwrap_or(OnExit::Set(PinState::Off));
-    Some((PinSettings { line: line?, active, initial, on_exit, max_on, on_disconnect: None }, place?))
+    Some((PinSettings { line: line?, active, initial, on_exit, max_on, on_disconnect }, place?))
+}
+
+fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDisconnect> {
+    let mut table = field.table("on_disconnect", report)?;
+    let state = table.require("state", "give the state that the pin takes, such as state = \"off\"", report);
+    let after = table.require("after", "give the time without the hub, such as after = \"5m\"", report);
+    table.finish(report);
+    let state = state.and_then(|field| field.word(&STATES, report));
+    let after = after.and_then(|field| field.duration(DISCONNECTED, report));
+    Some(OnDisconnect { state: state?, after: after? })
+}
+
+/// The sentence for a name that no pin has.
+pub(super) fn unknown_pin(name: &str, names: &[String]) -> String {
+    let name = shown(name);
+    let known = if names.is_empty() {
+        "no pin is configured".to_owned()
+    } else {
+        format!("the pins are {}", names.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
+    };
+    format!("there is no pin \"{name}\" ({known}): add [gpio.pins.{name}]")
 }
 
 fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {

@@ -3,26 +3,32 @@
 //! Owns: a rule's keys, its limits, and what rules must not do to each other. Must not know: how a rule is run.
 //! Used by: `config`.
 
-use std::ops::Range;
-use std::time::Duration;
-
 use humantime::format_duration;
+use std::ops::Range;
 
-use crate::rules::{Rule, Rules};
+use crate::rules::{Policy, Reports, Rule, Rules};
 
 use super::conditions;
+use super::policy;
 use super::report::Report;
+use super::settings::GpioSettings;
 use super::steps;
 use super::table::{Field, Table, shown};
 
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The hub's lock on a message lasts a minute, and the message is completed after its action: past this, the hub
-/// would deliver it again while the action still runs.
-const TIMEOUT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(50));
 const MAX_NAME_CHARS: usize = 100;
 
+/// What rules refer to outside of themselves.
+pub(super) struct Scope<'a> {
+    /// The pins that have no problem.
+    pub(super) gpio: &'a GpioSettings,
+    /// The names of all pins.
+    pub(super) pin_names: &'a [String],
+    /// Where the outcomes go of rules that do not say it.
+    pub(super) reports: Reports,
+}
+
 /// Reads all `[[rule]]` tables; `None` when one of them has a problem.
-pub(super) fn read(field: Option<Field<'_>>, pins: &[String], report: &mut Report) -> Option<Rules> {
+pub(super) fn read(field: Option<Field<'_>>, scope: &Scope<'_>, report: &mut Report) -> Option<Rules> {
     let before = report.problems();
     let mut names: Vec<(String, Range<usize>)> = Vec::new();
     let mut rules: Vec<Rule> = Vec::new();
@@ -37,7 +43,7 @@ pub(super) fn read(field: Option<Field<'_>>, pins: &[String], report: &mut Repor
         if let Some(name) = &name {
             table.rename(format!("rule \"{}\"", shown(name)));
         }
-        let Some(rule) = read_rule(table, name, pins, report) else { continue };
+        let Some(rule) = read_rule(table, name, scope, report) else { continue };
         if let Some(earlier) = rules.iter().find(|earlier| earlier.hides(&rule)) {
             let message = format!(
                 "rule \"{}\" is never reached: rule \"{}\" before it takes every message that it would take",
@@ -74,7 +80,7 @@ fn read_name(
 fn read_rule(
     mut table: Table<'_>,
     name: Option<String>,
-    pins: &[String],
+    scope: &Scope<'_>,
     report: &mut Report,
 ) -> Option<Rule> {
     let remedy = "name the conditions, such as when = { action = \"pump\" }, or write when = \"any\"";
@@ -82,22 +88,22 @@ fn read_rule(
     let conditions = when.and_then(|field| conditions::read(&field, report));
     let steps_field =
         table.require("do", "list the steps, or write do = [] to complete the message only", report);
-    let steps = steps_field.as_ref().and_then(|field| steps::read(field, pins, report));
-    let timeout = match table.take("timeout") {
-        Some(field) => field.duration(TIMEOUT, report),
-        None => Some(DEFAULT_TIMEOUT),
-    };
+    let steps = steps_field.as_ref().and_then(|field| steps::read(field, scope.pin_names, report));
+    let read = policy::read(&mut table, scope.reports, report);
     table.finish(report);
-    let rule = Rule::new(name?, conditions?, steps?, timeout?);
+    let (name, steps, timeout) = (name?, steps?, read.timeout?);
+    let lanes = policy::lanes(&name, read.lane.as_deref(), &steps, scope.gpio);
+    let rule = Rule::new(name, conditions?, steps, timeout, Policy { lanes, ..read.policy.clone() });
     let place = steps_field?.key_place;
-    let (needed, timeout) = (rule.longest_pin_time(), timeout?);
+    read.check_repeats(&rule, report);
+    check_max_on(&rule, scope.gpio, &place, report);
+    let needed = rule.longest_pin_time();
     if needed >= timeout {
         let message = format!(
             "the pulses and blinks may take {}, but the rule's timeout is {}: shorten them, or set a longer timeout \
-             (up to {})",
+             (up to 50s, or 24h with settle = \"on-accept\")",
             format_duration(needed),
             format_duration(timeout),
-            format_duration(TIMEOUT.1)
         );
         report.problem(place.clone(), message);
         return None;
@@ -110,4 +116,21 @@ fn read_rule(
         report.warning(place.clone(), message);
     }
     Some(rule)
+}
+
+/// A pulse must not be cut short by its pin's `max_on`: the message would count as done.
+fn check_max_on(rule: &Rule, gpio: &GpioSettings, place: &Range<usize>, report: &mut Report) {
+    for (pin, longest) in rule.longest_on() {
+        let Some(max_on) = gpio.pins.get(pin).and_then(|pin| pin.max_on).filter(|max_on| longest > *max_on)
+        else {
+            continue;
+        };
+        let message = format!(
+            "pin \"{}\" may be on for {} here, but its max_on is {}: shorten the pulse or blink, or set a longer max_on",
+            shown(pin),
+            format_duration(longest),
+            format_duration(max_on)
+        );
+        report.problem(place.clone(), message);
+    }
 }

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 use crate::rules::{GpioStep, Setting, Step, Template, read_period, read_pulse, read_set, read_times};
 
 use super::files;
+use super::gpio;
 use super::report::Report;
 use super::table::{Field, Table, Value, shown};
 
@@ -57,13 +58,7 @@ fn read_pin(field: &Field<'_>, pins: &[String], report: &mut Report) -> Option<S
     if pins.iter().any(|pin| pin == name) {
         return Some(name.to_owned());
     }
-    let shown_name = shown(name);
-    let known = if pins.is_empty() {
-        "no pin is configured".to_owned()
-    } else {
-        format!("the pins are {}", pins.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
-    };
-    field.wrong(format!("there is no pin \"{shown_name}\" ({known}): add [gpio.pins.{shown_name}]"), report)
+    field.wrong(gpio::unknown_pin(name, pins), report)
 }
 
 fn read_change(table: &mut Table<'_>, report: &mut Report) -> Option<GpioStep> {

@@ -65,6 +65,11 @@ impl Condition {
             }
     }
 
+    /// Whether a message that meets the condition may have this value of `subject`.
+    pub(super) fn allows(&self, subject: &Subject, text: &str) -> bool {
+        self.subject != *subject || self.test.takes(text)
+    }
+
     /// Whether a message that meets the condition surely has a text under `subject`.
     pub(super) fn guarantees(&self, subject: &Subject) -> bool {
         self.subject == *subject && self.test != Test::Absent

@@ -130,6 +130,38 @@ impl Step {
         templates.into_iter().flat_map(Template::needed)
     }
 
+    /// The pin that it changes.
+    pub(crate) fn pin(&self) -> Option<&str> {
+        match self {
+            Self::Gpio { pin, .. } => Some(pin),
+            Self::Run { .. } | Self::Shell { .. } => None,
+        }
+    }
+
+    /// What it does with its pin, when doing it twice is not the same as once.
+    pub(super) fn moves(&self, conditions: &[Condition]) -> Option<&'static str> {
+        let Self::Gpio { change, .. } = self else { return None };
+        match change {
+            GpioStep::Set(Setting::Fixed(PinChange::Toggle)) => Some("toggle"),
+            GpioStep::Set(Setting::Fixed(_)) => None,
+            GpioStep::Set(Setting::Filled(template)) => {
+                template.may_be("toggle", conditions).then_some("toggle")
+            }
+            GpioStep::Pulse(_) => Some("pulse"),
+            GpioStep::Blink { .. } => Some("blink"),
+        }
+    }
+
+    /// For how long without a break a pulse or a blink turns its pin on, as far as the configuration alone tells.
+    pub(super) fn longest_on(&self, conditions: &[Condition]) -> Option<Duration> {
+        let Self::Gpio { change, .. } = self else { return None };
+        match change {
+            GpioStep::Set(_) => None,
+            GpioStep::Pulse(pulse) => pulse.largest(read_pulse, conditions),
+            GpioStep::Blink { period, .. } => Some(period.largest(read_period, conditions)? / 2),
+        }
+    }
+
     /// How long the step occupies its pin at most, as far as the configuration alone tells; zero when it does not.
     pub(super) fn longest_pin_time(&self, conditions: &[Condition]) -> Duration {
         let Self::Gpio { change, .. } = self else { return Duration::ZERO };

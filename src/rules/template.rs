@@ -96,6 +96,14 @@ impl Template {
         }
     }
 
+    /// Whether a message that meets the conditions may make this text of it, as far as the configuration alone tells.
+    pub(super) fn may_be(&self, text: &str, conditions: &[Condition]) -> bool {
+        match self.single() {
+            Some(subject) => conditions.iter().all(|condition| condition.allows(subject, text)),
+            None => true,
+        }
+    }
+
     /// Fills in the message's values.
     ///
     /// # Errors

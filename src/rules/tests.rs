@@ -28,7 +28,7 @@ fn template(text: &str) -> Template {
 }
 
 fn rule(conditions: Vec<Condition>, steps: Vec<Step>) -> Rule {
-    Rule::new("r".into(), conditions, steps, Duration::from_secs(30))
+    Rule::new("r".into(), conditions, steps, Duration::from_secs(30), Policy::default())
 }
 
 fn run(arguments: &[&str]) -> Step {
@@ -119,7 +119,9 @@ fn a_body_that_is_not_json_has_no_fields() {
 
 #[test]
 fn the_first_rule_whose_conditions_all_hold_wins() {
-    let named = |name: &str, conditions| Rule::new(name.into(), conditions, vec![], Duration::from_secs(1));
+    let named = |name: &str, conditions| {
+        Rule::new(name.into(), conditions, vec![], Duration::from_secs(1), Policy::default())
+    };
     let rules = Rules::new(vec![
         named("both", vec![equals("a", "1"), equals("b", "2")]),
         named("one", vec![equals("a", "1")]),

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::rules::PinState;
 
@@ -120,6 +121,29 @@ pub enum GpioError {
     UnknownPin {
         /// The name.
         pin: String,
+    },
+    /// Another pin of its group is on.
+    #[error(
+        "pin {pin} cannot be turned on while pin {other} is: they are interlocked, so turn {other} off first"
+    )]
+    Interlocked {
+        /// The pin that was to be turned on.
+        pin: String,
+        /// The one that is on.
+        other: String,
+    },
+    /// A pulse, or half a period of a blink, is longer than `max_on`.
+    #[error(
+        "pin {pin} would be on for {}, but its max_on is {}: ask for less, or set a longer max_on",
+        humantime::format_duration(*on), humantime::format_duration(*max_on)
+    )]
+    TooLong {
+        /// The pin.
+        pin: String,
+        /// For how long it was to be on.
+        on: Duration,
+        /// Its limit.
+        max_on: Duration,
     },
     /// The simulated backend could not write the states.
     #[error("cannot write the pins' states to {}: {source}; check `state_file` in [gpio]", path.display())]

@@ -1,0 +1,257 @@
+//! The bank: what every pin is at this moment, and what is due to happen to it by itself.
+//!
+//! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`.
+//! Must not know: tasks, waiting; who asks for a change. Used by: `action::gpio`, which holds it under a lock.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use humantime::format_duration;
+use tokio::time::Instant;
+
+use super::{GpioError, PinBackend, far};
+use crate::config::{GpioSettings, OnExit, PinSettings};
+use crate::rules::PinState;
+
+/// How long to wait before trying again what the backend refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// All pins. Each change of it is complete or was not made.
+pub(super) struct Bank {
+    backend: Box<dyn PinBackend>,
+    pins: BTreeMap<String, Pin>,
+    /// Of each group at most one pin is on.
+    interlocks: Vec<Vec<String>>,
+    hub_is_lost: bool,
+    /// A pin with `max_on` was switched since this was last asked for.
+    switched: bool,
+}
+
+struct Pin {
+    settings: PinSettings,
+    state: PinState,
+    /// When `max_on` will have passed; none while the pin is off.
+    off_at: Option<Instant>,
+    /// When `on_disconnect` comes; none while the hub is there, and once it has come.
+    disconnect_at: Option<Instant>,
+}
+
+/// The settings with which pins are claimed: a pin that was on for all of its `max_on` already begins off.
+pub(super) fn claimed_as<'a>(
+    settings: &'a GpioSettings,
+    been_on: &BTreeMap<String, Duration>,
+) -> Cow<'a, GpioSettings> {
+    let mut settings = Cow::Borrowed(settings);
+    for (name, been_on) in been_on {
+        let pin = settings.pins.get(name).filter(|pin| pin.initial == PinState::On);
+        if let Some(max_on) = pin.and_then(|pin| pin.max_on).filter(|max_on| been_on >= max_on) {
+            let max_on = format_duration(max_on);
+            tracing::warn!(pin = %name, %max_on, "pin starts off: it was on for max_on before the restart");
+            if let Some(pin) = settings.to_mut().pins.get_mut(name) {
+                pin.initial = PinState::Off;
+            }
+        }
+    }
+    settings
+}
+
+impl Bank {
+    /// Pins that the backend has claimed, each in its `initial` state.
+    pub(super) fn new(
+        backend: Box<dyn PinBackend>,
+        settings: &GpioSettings,
+        been_on: &BTreeMap<String, Duration>,
+    ) -> Self {
+        let pins = settings.pins.iter().map(|(name, settings)| {
+            let been_on = been_on.get(name).copied().unwrap_or_default();
+            let mut pin =
+                Pin { settings: settings.clone(), state: PinState::Off, off_at: None, disconnect_at: None };
+            pin.remember(settings.initial, been_on);
+            (name.clone(), pin)
+        });
+        let switched = settings.pins.values().any(|pin| pin.max_on.is_some());
+        let interlocks = settings.interlocks.clone();
+        Self { backend, pins: pins.collect(), interlocks, hub_is_lost: false, switched }
+    }
+
+    /// Puts a pin into a state. Off always goes; on does not while an interlocked pin is on.
+    pub(super) fn set(&mut self, name: &str, state: PinState) -> Result<(), GpioError> {
+        let pin = self.pins.get(name).ok_or_else(|| GpioError::UnknownPin { pin: name.to_owned() })?;
+        let has_max_on = pin.settings.max_on.is_some();
+        if state == PinState::On
+            && let Some(other) = self.held_off_by(name)
+        {
+            return Err(GpioError::Interlocked { pin: name.to_owned(), other });
+        }
+        self.backend.drive(name, state)?;
+        if let Some(pin) = self.pins.get_mut(name) {
+            pin.remember(state, Duration::ZERO);
+        }
+        self.switched |= has_max_on;
+        Ok(())
+    }
+
+    /// Puts a pin into the other state.
+    pub(super) fn toggle(&mut self, name: &str) -> Result<(), GpioError> {
+        let state = match self.pins.get(name).map(|pin| pin.state) {
+            Some(PinState::On) => PinState::Off,
+            Some(PinState::Off) | None => PinState::On,
+        };
+        self.set(name, state)
+    }
+
+    /// Whether a pulse may be so long: `max_on` would cut it short, and nobody would learn of it.
+    pub(super) fn check_pulse(&self, name: &str, on: Duration) -> Result<(), GpioError> {
+        match self.pins.get(name).and_then(|pin| pin.settings.max_on) {
+            Some(max_on) if on > max_on => Err(GpioError::TooLong { pin: name.to_owned(), on, max_on }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The interlocked pin that is on.
+    fn held_off_by(&self, name: &str) -> Option<String> {
+        let groups = self.interlocks.iter().filter(|group| group.iter().any(|one| one == name));
+        let mut others = groups.flatten().filter(|other| *other != name);
+        others.find(|other| self.pins.get(*other).is_some_and(|pin| pin.state == PinState::On)).cloned()
+    }
+
+    /// The hub is away since `now`, unless it was away before.
+    pub(super) fn hub_lost(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.hub_is_lost, true) {
+            for pin in self.pins.values_mut() {
+                pin.disconnect_at = pin.settings.on_disconnect.map(|own| far(now, own.after));
+            }
+        }
+    }
+
+    /// The hub is there.
+    pub(super) fn hub_back(&mut self) {
+        self.hub_is_lost = false;
+        for pin in self.pins.values_mut() {
+            pin.disconnect_at = None;
+        }
+    }
+
+    /// Does what is due by `now`, and answers when the next thing will be.
+    pub(super) fn keep_guard(&mut self, now: Instant) -> Option<Instant> {
+        self.turn_off_overdue(now);
+        self.disconnect_overdue(now);
+        self.pins.values().flat_map(|pin| [pin.off_at, pin.disconnect_at]).flatten().min()
+    }
+
+    /// Turns off each pin whose `max_on` has passed.
+    fn turn_off_overdue(&mut self, now: Instant) {
+        for name in self.due(now, |pin| pin.off_at) {
+            let set = self.set(&name, PinState::Off);
+            let Some(pin) = self.pins.get_mut(&name) else { continue };
+            match set {
+                Ok(()) => {
+                    let max_on = format_duration(pin.settings.max_on.unwrap_or_default());
+                    tracing::warn!(pin = %name, %max_on, "turned pin off: it was on for max_on");
+                }
+                Err(error) => {
+                    tracing::error!(pin = %name, %error, "could not turn pin off after max_on, trying again");
+                    pin.off_at = Some(now + RETRY);
+                }
+            }
+        }
+    }
+
+    /// Puts each pin whose time without the hub has passed into its state of `on_disconnect`, those that go off first:
+    /// they may hold others off.
+    fn disconnect_overdue(&mut self, now: Instant) {
+        let target = |pin: &Pin| pin.settings.on_disconnect.map(|own| own.state);
+        for state in [PinState::Off, PinState::On] {
+            for name in self.due(now, |pin| pin.disconnect_at.filter(|_| target(pin) == Some(state))) {
+                self.disconnect(&name, state, now);
+            }
+        }
+    }
+
+    fn disconnect(&mut self, name: &str, state: PinState, now: Instant) {
+        let is_so = self.pins.get(name).is_some_and(|pin| pin.state == state);
+        let set = if is_so { Ok(()) } else { self.set(name, state) };
+        let Some(pin) = self.pins.get_mut(name) else { return };
+        let after = format_duration(pin.settings.on_disconnect.map_or(Duration::ZERO, |own| own.after));
+        pin.disconnect_at = None;
+        match set {
+            Ok(()) if is_so => {}
+            Ok(()) => tracing::warn!(pin = %name, %state, %after, "switched pin: the hub is away"),
+            Err(error @ GpioError::Interlocked { .. }) => {
+                tracing::warn!(pin = %name, %after, %error, "left pin as it is, although the hub is away");
+            }
+            Err(error) => {
+                tracing::error!(pin = %name, %error, "could not switch pin while the hub is away, trying again");
+                pin.disconnect_at = Some(now + RETRY);
+            }
+        }
+    }
+
+    fn due(&self, now: Instant, when: impl Fn(&Pin) -> Option<Instant>) -> Vec<String> {
+        let due = self.pins.iter().filter(|(_, pin)| when(pin).is_some_and(|when| when <= now));
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether a pin with `max_on` was switched since the last call.
+    pub(super) fn take_switched(&mut self) -> bool {
+        std::mem::take(&mut self.switched)
+    }
+
+    /// For how long each pin with `max_on` that is on has been on, at `now`.
+    pub(super) fn pins_on(&self, now: Instant) -> BTreeMap<String, Duration> {
+        let on = self.pins.iter().filter_map(|(name, pin)| {
+            let left = pin.off_at?.saturating_duration_since(now);
+            Some((name.clone(), pin.settings.max_on?.saturating_sub(left)))
+        });
+        on.collect()
+    }
+
+    /// The same once `on_exit` has been done: a pin that it turns on begins anew.
+    pub(super) fn pins_on_after_exit(&self, now: Instant) -> BTreeMap<String, Duration> {
+        let mut on = self.pins_on(now);
+        for (name, pin) in &self.pins {
+            match pin.settings.on_exit {
+                OnExit::Set(PinState::Off) => drop(on.remove(name)),
+                OnExit::Set(PinState::On) if pin.settings.max_on.is_some() => {
+                    on.entry(name.clone()).or_default();
+                }
+                OnExit::Set(PinState::On) | OnExit::Keep => {}
+            }
+        }
+        on
+    }
+
+    /// The state of every pin.
+    pub(super) fn states(&self) -> BTreeMap<String, PinState> {
+        self.pins.iter().map(|(name, pin)| (name.clone(), pin.state)).collect()
+    }
+
+    /// Puts every pin into its `on_exit` state and forgets it, so that a second call does nothing. Those that go off are
+    /// first, so that interlocked pins are not on together on the way.
+    pub(super) fn leave(&mut self) -> Result<(), GpioError> {
+        let mut problems = Vec::new();
+        for state in [PinState::Off, PinState::On] {
+            let to_state = self.pins.iter().filter(|(_, pin)| pin.settings.on_exit == OnExit::Set(state));
+            let names: Vec<String> = to_state.map(|(name, _)| name.clone()).collect();
+            problems.extend(names.iter().filter_map(|name| self.set(name, state).err()));
+        }
+        self.pins.clear();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let problems: Vec<String> = problems.iter().map(GpioError::to_string).collect();
+        Err(GpioError::OnExit { problems: problems.join("; ") })
+    }
+}
+
+impl Pin {
+    /// Every on starts `max_on` anew, less the time that the pin has `been_on`; off ends it.
+    fn remember(&mut self, state: PinState, been_on: Duration) {
+        self.state = state;
+        self.off_at = match (state, self.settings.max_on) {
+            (PinState::On, Some(max_on)) => Some(far(Instant::now(), max_on.saturating_sub(been_on))),
+            _ => None,
+        };
+    }
+}

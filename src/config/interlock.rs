@@ -1,0 +1,90 @@
+//! `interlock` of the `[gpio]` table: pins that are never on together.
+//!
+//! Owns: what a group needs, and which settings of its pins would break it. Must not know: how it is kept.
+//! Used by: `config::gpio`.
+
+use std::collections::BTreeMap;
+
+use crate::rules::PinState;
+
+use super::report::Report;
+use super::settings::{OnExit, PinSettings};
+use super::table::{Field, Value, shown};
+
+/// Reads the groups. `names` are all pins, `pins` those without a problem.
+pub(super) fn read(
+    field: &Field<'_>,
+    names: &[String],
+    pins: &BTreeMap<String, PinSettings>,
+    report: &mut Report,
+) -> Vec<Vec<String>> {
+    let mut groups: Vec<Vec<String>> = Vec::new();
+    for value in field.array(report).unwrap_or_default() {
+        let place = value.place.clone();
+        let Some(members) = value.named("a group of interlock").array(report) else { continue };
+        let many = members.len() >= 2;
+        if !many {
+            report.problem(
+                place.clone(),
+                "a group of interlock needs two pins or more, such as [\"open\", \"close\"]",
+            );
+        }
+        let group: Vec<Option<String>> =
+            members.iter().map(|member| read_member(member, names, &groups, report)).collect();
+        let Some(group) = group.into_iter().collect::<Option<Vec<_>>>().filter(|_| many) else { continue };
+        if let Some(twice) = group.iter().enumerate().find(|(at, pin)| group[..*at].contains(pin)) {
+            report.problem(place, format!("pin \"{}\" is in this group twice", shown(twice.1)));
+            continue;
+        }
+        if let Some(message) = conflict(&group, pins) {
+            report.problem(place, message);
+        }
+        groups.push(group);
+    }
+    groups
+}
+
+fn read_member(
+    value: &Value<'_>,
+    names: &[String],
+    groups: &[Vec<String>],
+    report: &mut Report,
+) -> Option<String> {
+    let field = value.named("a pin of interlock");
+    let name = field.text(report)?;
+    if !names.iter().any(|known| known == name) {
+        return field.wrong(super::gpio::unknown_pin(name, names), report);
+    }
+    if groups.iter().flatten().any(|other| other == name) {
+        let message = format!("pin \"{}\" is in another group already: make one group of both", shown(name));
+        return field.wrong(message, report);
+    }
+    Some(name.to_owned())
+}
+
+/// Why the settings of the group's pins would have two of them on.
+fn conflict(group: &[String], pins: &BTreeMap<String, PinSettings>) -> Option<String> {
+    let members: Vec<_> = group.iter().filter_map(|name| Some((name, pins.get(name)?))).collect();
+    let having = |wanted: &dyn Fn(&PinSettings) -> bool| -> Vec<String> {
+        members
+            .iter()
+            .filter(|(_, pin)| wanted(pin))
+            .map(|(name, _)| format!("\"{}\"", shown(name)))
+            .collect()
+    };
+    let initial = having(&|pin| pin.initial == PinState::On);
+    let exit = having(&|pin| pin.on_exit == OnExit::Set(PinState::On));
+    let kept = having(&|pin| pin.on_exit == OnExit::Keep);
+    let away = having(&|pin| pin.on_disconnect.is_some_and(|away| away.state == PinState::On));
+    for (what, pins) in [("initial", &initial), ("on_exit", &exit), ("on_disconnect", &away)] {
+        if let [first, second, ..] = pins.as_slice() {
+            return Some(format!(
+                "{what} would turn pins {first} and {second} on together: choose \"off\" for all but one of the group"
+            ));
+        }
+    }
+    let (first, second) = (exit.first()?, kept.first()?);
+    Some(format!(
+        "on_exit would turn pin {first} on and keep pin {second}, which may be on: choose \"off\" for one of them"
+    ))
+}

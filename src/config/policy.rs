@@ -1,0 +1,243 @@
+//! What a rule says about its messages beside conditions and steps: `timeout`, `settle`, `attempts`, `lane`, `report` …
+//!
+//! Owns: these keys, their limits, and what does not go together; the `[report]` table. Must not know: how any of it is
+//! done. Used by: `config`, `config::rule`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use humantime::format_duration;
+use toml::de::DeValue;
+
+use crate::rules::{OnCrash, Policy, Rate, Reports, Rule, Settle, Step};
+
+use super::report::Report;
+use super::settings::GpioSettings;
+use super::table::{Field, Table, shown};
+
+const SHORTEST: Duration = Duration::from_millis(10);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The hub's lock on a message lasts a minute, and the message is completed after its action: past this, the hub
+/// would deliver it again while the action still runs.
+const WITHIN_LOCK: Duration = Duration::from_secs(50);
+const TIMEOUT: (Duration, Duration) = (SHORTEST, DAY);
+const ATTEMPTS: (u64, u64) = (1, 10);
+const BACKOFF: (Duration, Duration) = (SHORTEST, HOUR);
+const MIN_INTERVAL: (Duration, Duration) = (SHORTEST, DAY);
+const MAX_RATE_COUNT: u32 = 1_000;
+const RATE_PER: (Duration, Duration) = (Duration::from_secs(1), HOUR);
+const MAX_LANE_CHARS: usize = 100;
+
+/// A policy, and what is needed to check it against the rule's steps.
+pub(super) struct Read {
+    /// A key with a problem has its default, and the lanes are still to come: see [`lanes`].
+    pub(super) policy: Policy,
+    /// None where it has a problem.
+    pub(super) timeout: Option<Duration>,
+    /// As it is named in `lane`.
+    pub(super) lane: Option<String>,
+    on_crash: Option<Range<usize>>,
+    attempts: Option<Range<usize>>,
+}
+
+/// Takes the keys of a rule's policy; `reports` are for a rule that does not say where its outcomes go.
+pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report) -> Read {
+    let mut policy = Policy { reports, ..Policy::default() };
+    let timeout = table.take("timeout");
+    let settle = table.take("settle");
+    let settles = [("after-action", Settle::AfterAction), ("on-accept", Settle::OnAccept)];
+    // Without it nothing can be said of times, so a mistake in it is reported alone.
+    let settle_known = match settle.map(|field| field.word(&settles, report)) {
+        Some(Some(settle)) => {
+            policy.settle = settle;
+            true
+        }
+        Some(None) => false,
+        None => true,
+    };
+    let on_crash = table.take("on_crash");
+    let crashes = [("give-up", OnCrash::GiveUp), ("retry", OnCrash::Retry)];
+    policy.on_crash = on_crash.as_ref().and_then(|field| field.word(&crashes, report));
+    let attempts = table.take("attempts");
+    let count = attempts.as_ref().and_then(|field| field.whole(ATTEMPTS, report));
+    policy.attempts = count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+    let backoff = table.take("backoff");
+    if let Some(field) = &backoff {
+        policy.backoff = field.duration(BACKOFF, report).unwrap_or(policy.backoff);
+        if policy.attempts == 1 && (attempts.is_none() || count.is_some()) {
+            let message = "backoff has no effect: there is one attempt only, so set attempts to 2 or more, or remove it";
+            report.warning(field.key_place.clone(), message);
+        }
+    }
+    let lane = table.take("lane").and_then(|field| read_lane(&field, report));
+    policy.min_interval = table.take("min_interval").and_then(|field| field.duration(MIN_INTERVAL, report));
+    if let Some(field) = table.take("rate") {
+        policy.rate = read_rate(&field, report);
+        check_rate(&policy, &field, report);
+    }
+    if let Some(field) = table.take("report") {
+        policy.reports = read_reports(&field, report).unwrap_or(reports);
+    }
+    let timeout_place = timeout.as_ref().map(|field| field.value.place.clone());
+    let timeout = match timeout {
+        Some(field) => field.duration(TIMEOUT, report),
+        None => Some(DEFAULT_TIMEOUT),
+    };
+    let [attempts, on_crash] = [attempts, on_crash].map(|field| field.map(|field| field.value.place));
+    if let Some(timeout) = timeout.filter(|_| settle_known && policy.settle == Settle::AfterAction) {
+        check_lock(&policy, timeout, attempts.clone().or(timeout_place), report);
+    }
+    Read { policy, timeout, lane, on_crash, attempts }
+}
+
+/// Reads `[report]`: where the outcomes of all rules go that do not say it themselves.
+pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report) -> Reports {
+    let Some(mut table) = field.and_then(|field| field.table("[report]", report)) else {
+        return Reports::default();
+    };
+    let outcomes = table.take("outcomes").and_then(|field| read_reports(&field, report));
+    table.finish(report);
+    outcomes.unwrap_or_default()
+}
+
+/// The lanes in which a rule's actions stand in line: the one that it names, and one for each of its pins; pins that are
+/// never on together share one. A rule with neither stands in a lane of its own.
+pub(super) fn lanes(rule: &str, lane: Option<&str>, steps: &[Step], gpio: &GpioSettings) -> Vec<String> {
+    let of_pin = |step: &Step| {
+        let pin = step.pin()?;
+        let group = gpio.interlocks.iter().find(|group| group.iter().any(|one| one == pin));
+        Some(match group.and_then(|group| group.first()) {
+            Some(first) => format!("interlock:{first}"),
+            None => format!("pin:{pin}"),
+        })
+    };
+    let mut lanes: Vec<String> = lane.map(|lane| format!("lane:{lane}")).into_iter().collect();
+    lanes.extend(steps.iter().filter_map(of_pin));
+    if lanes.is_empty() {
+        lanes.push(format!("rule:{rule}"));
+    }
+    lanes.sort();
+    lanes.dedup();
+    lanes
+}
+
+impl Read {
+    /// Warns of actions that a second run does not leave as the first one did.
+    pub(super) fn check_repeats(&self, rule: &Rule, report: &mut Report) {
+        let moves = rule.moves();
+        if let Some(place) = &self.on_crash
+            && self.policy.on_crash == Some(OnCrash::Retry)
+            && let Some((_, pin, what)) = moves.first()
+        {
+            let message = format!(
+                "on_crash = \"retry\" runs an action again that a crash cut off, so the {what} of pin \"{}\" can come \
+                 twice for one message: use \"give-up\" unless that is harmless",
+                shown(pin)
+            );
+            report.warning(place.clone(), message);
+        }
+        if let Some(place) = &self.attempts
+            && self.policy.attempts > 1
+            && let Some((_, pin, what)) = moves.iter().find(|(index, ..)| index + 1 < rule.steps())
+        {
+            let message = format!(
+                "each attempt begins with the first step, so the {what} of pin \"{}\" comes again when a step after it \
+                 fails: make it the last step, or a rule of its own",
+                shown(pin)
+            );
+            report.warning(place.clone(), message);
+        }
+    }
+}
+
+/// An action whose message is completed after it must end while the hub's lock lasts.
+fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, report: &mut Report) {
+    let pauses =
+        (1..policy.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(policy.backoff_after(n)));
+    let needed = timeout.saturating_mul(policy.attempts).saturating_add(pauses);
+    if needed <= WITHIN_LOCK {
+        return;
+    }
+    let what = match policy.attempts {
+        1 => format!("timeout is {}", format_duration(timeout)),
+        attempts => format!(
+            "{attempts} attempts of {} with pauses of {} between them may take {}",
+            format_duration(timeout),
+            format_duration(pauses),
+            format_duration(needed)
+        ),
+    };
+    let message = format!(
+        "{what}, but the hub locks a message for a minute only, and it is completed after its action: stay within {}, \
+         or set settle = \"on-accept\" to complete it before",
+        format_duration(WITHIN_LOCK)
+    );
+    report.problem(place, message);
+}
+
+fn read_lane(field: &Field<'_>, report: &mut Report) -> Option<String> {
+    let name = field.text(report)?;
+    if name.chars().count() > MAX_LANE_CHARS {
+        return field.wrong(format!("lane has more than {MAX_LANE_CHARS} characters"), report);
+    }
+    Some(name.to_owned())
+}
+
+/// `10/1m`: a number and a duration.
+fn read_rate(field: &Field<'_>, report: &mut Report) -> Option<Rate> {
+    let DeValue::String(text) = field.value.value else {
+        return field.wrong_type("a text such as \"10/1m\"", report);
+    };
+    let parts = text.split_once('/').and_then(|(count, per)| {
+        let count = count.trim().parse::<u32>().ok()?;
+        Some(Rate { count, per: humantime::parse_duration(per.trim()).ok()? })
+    });
+    let within = |rate: &Rate| {
+        (1..=MAX_RATE_COUNT).contains(&rate.count) && (RATE_PER.0..=RATE_PER.1).contains(&rate.per)
+    };
+    match parts.filter(within) {
+        Some(rate) => Some(rate),
+        None => {
+            let [least, most] = [RATE_PER.0, RATE_PER.1].map(format_duration);
+            let message = format!(
+                "rate is \"{}\": write a number from 1 to {MAX_RATE_COUNT}, / and a duration from {least} to {most}, such \
+                 as \"10/1m\"",
+                shown(text)
+            );
+            field.wrong(message, report)
+        }
+    }
+}
+
+/// Warns when `min_interval` alone keeps the actions below the rate.
+fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
+    if let (Some(interval), Some(rate)) = (policy.min_interval, policy.rate)
+        && interval.saturating_mul(rate.count) >= rate.per
+    {
+        let message = format!(
+            "rate has no effect: with min_interval = \"{}\" no more than {} can begin within {}",
+            format_duration(interval),
+            rate.count,
+            format_duration(rate.per)
+        );
+        report.warning(field.key_place.clone(), message);
+    }
+}
+
+/// `"none"`, `"telemetry"`, `"twin"`, or a list of the latter two.
+fn read_reports(field: &Field<'_>, report: &mut Report) -> Option<Reports> {
+    let (telemetry, twin) =
+        (Reports { telemetry: true, twin: false }, Reports { telemetry: false, twin: true });
+    let words = [("telemetry", telemetry), ("twin", twin)];
+    let DeValue::Array(_) = field.value.value else {
+        return field.word(&[words[0], words[1], ("none", Reports::default())], report);
+    };
+    let each = field.array(report)?.into_iter().map(|value| value.named(field.key).word(&words, report));
+    let each: Vec<Option<Reports>> = each.collect();
+    let both =
+        |a: Reports, b: Reports| Reports { telemetry: a.telemetry | b.telemetry, twin: a.twin | b.twin };
+    each.into_iter().try_fold(Reports::default(), |sum, one| Some(both(sum, one?)))
+}
