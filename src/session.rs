@@ -1,14 +1,17 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT, receiving and completing C2D messages, renewing tokens, reconnecting.
+//! Owns: signing in over MQTT, receiving and completing C2D messages, publishing D2C messages and patches of the twin,
+//! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`.
 //!
 //! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
 //! [`Receipt`](delivery::Receipt) completes it through the state it shares with the reader (`link.rs`), which keeps
-//! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone.
+//! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone. What is published goes
+//! to the connection that there is, and is answered there or lost with it (`outbox.rs`).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -26,13 +29,16 @@ mod failure;
 mod keeper;
 mod link;
 mod mqtt;
+mod outbox;
 mod release;
 mod signin;
+mod topics;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use delivery::Delivery;
+use outbox::Publisher;
 
 /// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
 /// room; a broker with a longer queue is held back by TCP.
@@ -65,7 +71,8 @@ pub(crate) enum Event {
         /// When the token will be renewed, where there is a key to make one.
         renewal: Option<SystemTime>,
     },
-    /// What became of something published.
+    /// What became of something published. What was under way on a connection is told of before
+    /// [`Event::Disconnected`] and before the next [`Event::Subscribed`].
     Published {
         /// As given to [`Session::publish`].
         ticket: u64,
@@ -95,13 +102,15 @@ pub(crate) enum Upstream {
 /// Why something did not reach the hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PublishError {
-    /// There is no connection, or it broke before the answer: publish it again on the next one. The hub may have it.
-    #[error("the connection was lost before the hub answered")]
+    /// It did not get away (no connection, or eight under way), the connection ended before the answer, or none came
+    /// within 30 seconds. The hub may have it. Publish it again later: at the next [`Event::Subscribed`], or after a
+    /// pause.
+    #[error("the connection was lost before the hub answered, or the hub did not answer")]
     Lost,
     /// The hub is busy (429 or 5xx): try again later.
     #[error("the hub is busy (status {0})")]
     Busy(u16),
-    /// The hub will never take it.
+    /// The hub will never take it: 413 when it is too large for one packet, 403 when there is no twin.
     #[error("the hub refused it with status {0}")]
     Refused(u16),
 }
@@ -123,6 +132,7 @@ pub(crate) enum SessionError {
 pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
     deliveries: mpsc::Receiver<Delivery>,
+    publisher: Arc<Publisher>,
     keeper: JoinSet<Result<(), SessionError>>,
     stop: CancellationToken,
 }
@@ -143,37 +153,39 @@ impl Session {
         let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
         let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
         let (events_in, events) = mpsc::channel(EVENTS);
+        let publisher = Arc::new(Publisher::default());
         let stop = CancellationToken::new();
         let keeper = keeper::Keeper {
             settings,
             tls,
             deliveries: deliveries_in,
             events: events_in,
+            publisher: Arc::clone(&publisher),
             stop: stop.clone(),
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, deliveries, keeper: task, stop })
+        Ok(Self { events, deliveries, publisher, keeper: task, stop })
     }
 
     /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
     /// eight on their way already, it is [`PublishError::Lost`] at once.
-    pub(crate) fn publish(&self, _ticket: u64, _upstream: Upstream) {
-        todo!()
+    pub(crate) fn publish(&self, ticket: u64, upstream: Upstream) {
+        self.publisher.publish(ticket, upstream);
     }
 
     /// The next event or message. Events come first. Cancel safe: nothing is lost.
     pub(crate) async fn next(&mut self) -> Event {
         tokio::select! {
             biased;
-            event = next_event(&mut self.events, &mut self.keeper) => event,
+            event = next_event(&self.publisher, &mut self.events, &mut self.keeper) => event,
             Some(delivery) = self.deliveries.recv() => Event::Delivery(delivery),
         }
     }
 
     /// The next event; messages wait. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Event {
-        next_event(&mut self.events, &mut self.keeper).await
+        next_event(&self.publisher, &mut self.events, &mut self.keeper).await
     }
 
     /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs that are ready, and disconnects.
@@ -194,11 +206,13 @@ impl Session {
 }
 
 async fn next_event(
+    publisher: &Publisher,
     events: &mut mpsc::Receiver<Event>,
     keeper: &mut JoinSet<Result<(), SessionError>>,
 ) -> Event {
     tokio::select! {
         biased;
+        (ticket, result) = publisher.next(), if !keeper.is_empty() => Event::Published { ticket, result },
         Some(event) = events.recv() => event,
         Some(ended) = keeper.join_next() => Event::Ended(match ended {
             Ok(Err(error)) => error,

@@ -52,6 +52,10 @@ pub(super) enum Fault {
     TooLarge { limit: usize },
     /// The peer closed after CONNACK.
     Closed,
+    /// The peer closed while it had yet to answer what this device published.
+    ClosedUnanswered { count: usize },
+    /// The peer takes what is published and does not acknowledge it.
+    Unacknowledged { within: Duration },
     /// The peer closed soon after CONNACK, repeatedly.
     Displaced { times: u32 },
     /// No answer to a ping, or what was sent is not taken.
@@ -68,7 +72,7 @@ impl Failure {
 
     /// Whether the peer hung up without a reason after the sign-in.
     pub(super) fn is_hang_up(&self) -> bool {
-        matches!(self.fault, Fault::Closed)
+        matches!(self.fault, Fault::Closed | Fault::ClosedUnanswered { .. })
     }
 }
 
@@ -140,6 +144,18 @@ impl fmt::Display for Failure {
                 limit / 1024
             ),
             Fault::Closed => write!(f, "{peer} closed the connection"),
+            Fault::ClosedUnanswered { count } => write!(
+                f,
+                "{peer} closed the connection with {count} unanswered publishes of device {device_id}: if that \
+                 repeats, it may not send D2C messages or patch its twin there (see [report] in the configuration), \
+                 or another program signs in with the same device id"
+            ),
+            Fault::Unacknowledged { within } => write!(
+                f,
+                "{peer} did not acknowledge a publish of device {device_id} within {} s: the hub may be throttling \
+                 D2C messages",
+                within.as_secs()
+            ),
             Fault::Displaced { times } => write!(
                 f,
                 "{peer} closed the connection soon after the sign-in, {times} times in a row: another program \

@@ -4,7 +4,7 @@
 //! Used by: `session`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -15,6 +15,7 @@ use super::backoff::{Backoff, STABLE};
 use super::delivery::Delivery;
 use super::failure::{Failure, Fault};
 use super::mqtt::{ANSWER_LIMIT, Connection, Dial};
+use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::signin::{Renewal, SignIn};
 use super::{Event, SessionError, Settings};
 
@@ -31,6 +32,7 @@ pub(super) struct Keeper {
     pub(super) tls: Arc<rustls::ClientConfig>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) events: mpsc::Sender<Event>,
+    pub(super) publisher: Arc<Publisher>,
     /// Ends the session.
     pub(super) stop: CancellationToken,
 }
@@ -57,21 +59,24 @@ impl Keeper {
         let mut backoff = Backoff::new();
         let mut ever_signed_in = false;
         let mut hang_ups = 0;
+        let mut number = 1;
         loop {
-            let (fault, held) = match self.connection().await {
+            let (fault, held) = match self.connection(number).await {
                 End::Stopped => return Ok(()),
                 End::Renewing => {
                     // It lasted until it was to be renewed: whatever was before is over.
                     (backoff, hang_ups, ever_signed_in) = (Backoff::new(), 0, true);
+                    number += 1;
                     continue;
                 }
                 End::Failed { fault, held } => (fault, held),
             };
             ever_signed_in |= held.is_some();
+            number += u64::from(held.is_some());
             let held = held.unwrap_or_default();
             let mut failure = self.failure(fault);
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
-            if hang_ups > 1 {
+            if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
             }
             if failure.is_refusal() && !ever_signed_in {
@@ -96,18 +101,21 @@ impl Keeper {
         self.stop.run_until_cancelled(told).await
     }
 
-    async fn connection(&self) -> End {
+    /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
+    async fn connection(&self, number: u64) -> End {
         let Settings { identity, token_lifetime, clock, .. } = &self.settings;
-        let sign_in = match SignIn::prepare(identity, *token_lifetime, clock()) {
+        let now = clock();
+        let sign_in = match SignIn::prepare(identity, *token_lifetime, now) {
             Ok(sign_in) => sign_in,
             Err(fault) => return End::Failed { fault, held: None },
         };
-        let began = Instant::now();
-        let renewal = sign_in.renewal;
-        let (connection, reader) = Connection::prepare(self.dial(sign_in), self.deliveries.clone());
+        let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
+        let dial = self.dial(sign_in, number);
+        let (connection, reader) = Connection::prepare(dial, self.deliveries.clone(), &self.publisher);
+        self.publisher.use_outbox(&connection.outbox);
         let mut task = JoinSet::new();
         task.spawn(reader.run());
-        self.attend(connection, task, began, renewal).await
+        self.attend(connection, task, due).await
     }
 
     /// Waits for whatever ends the connection.
@@ -115,15 +123,15 @@ impl Keeper {
         &self,
         mut connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
-        began: Instant,
-        renewal: Option<Renewal>,
+        due: Option<Due>,
     ) -> End {
         let mut told_subscribed = false;
         loop {
             let progress = *connection.progress.borrow_and_update();
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
-                drop(self.events.send(Event::Subscribed { renewal: None }).await); // closed: as in `wait_after`
+                let renewal = due.as_ref().map(Due::time);
+                drop(self.events.send(Event::Subscribed { renewal }).await); // closed: as in `wait_after`
             }
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
             tokio::select! {
@@ -133,6 +141,10 @@ impl Keeper {
                         Ok(Ok(())) => Fault::Closed,
                         Ok(Err(fault)) => fault,
                         Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    };
+                    let fault = match (fault, connection.outbox.lost()) {
+                        (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
+                        (fault, _) => fault,
                     };
                     let signed_in = connection.progress.borrow().signed_in;
                     return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
@@ -144,7 +156,7 @@ impl Keeper {
                     return End::Stopped;
                 }
                 Ok(()) = connection.progress.changed() => {}
-                Some(drain) = due(began, renewal), if progress.signed_in.is_some() => {
+                Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() => {
                     finish(&connection, task, drain).await;
                     tracing::info!("disconnected to renew the token");
                     return End::Renewing;
@@ -153,13 +165,18 @@ impl Keeper {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
                 }
+                () = connection.outbox.overdue() => {
+                    let held = progress.signed_in.map(|at| at.elapsed());
+                    return End::Failed { fault: Fault::Unacknowledged { within: UNACKNOWLEDGED_LIMIT }, held };
+                }
             }
         }
     }
 
-    fn dial(&self, sign_in: SignIn) -> Dial {
+    fn dial(&self, sign_in: SignIn, number: u64) -> Dial {
         let identity = &self.settings.identity;
         Dial {
+            number,
             host: identity.dialled().name.clone(),
             port: self.port(),
             device_id: identity.device_id.clone(),
@@ -167,6 +184,7 @@ impl Keeper {
             password: sign_in.password,
             tls: Arc::clone(&self.tls),
             clock: self.settings.clock,
+            twin: self.settings.twin,
         }
     }
 
@@ -185,6 +203,7 @@ impl Keeper {
 /// PUBACKs and DISCONNECT. What is not settled by then comes again on the next connection.
 async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, drain: Duration) {
     connection.link.stop_taking();
+    connection.outbox.shut();
     if timeout(drain, connection.link.drained()).await.is_err() {
         tracing::debug!(waited_ms = drain.as_millis(), "messages are still unsettled: they come again");
     }
@@ -193,10 +212,24 @@ async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, d
     }
 }
 
+/// A renewal of the token, counted from a sign-in.
+struct Due {
+    renewal: Renewal,
+    began: Instant,
+    /// The same by the clock.
+    began_at: SystemTime,
+}
+
+impl Due {
+    fn time(&self) -> SystemTime {
+        self.began_at + self.renewal.after
+    }
+}
+
 /// Waits until the token must be renewed, and tells how long outstanding messages may take. Never, without renewal.
-async fn due(began: Instant, renewal: Option<Renewal>) -> Option<Duration> {
-    let renewal = renewal?;
-    sleep_until(began + renewal.after).await;
+async fn reached_renewal(due: Option<&Due>) -> Option<Duration> {
+    let Due { renewal, began, .. } = due?;
+    sleep_until(*began + renewal.after).await;
     Some(renewal.drain)
 }
 

@@ -204,6 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn a_completion_that_could_not_wake_the_reader_leaves_after_the_poll() {
+        // The request channel is full, of publishes: `poll()` returns for these.
+        let link = Link::new(Box::new(|_| false));
+        let tickets = [1, 2].map(|id| arrive(&link, id));
+        assert!(link.park());
+        for ticket in tickets {
+            link.complete(ticket);
+        }
+        link.unpark();
+        assert_eq!(link.take_ready(), [1, 2]);
+    }
+
+    #[test]
     fn a_reader_does_not_park_on_a_ready_completion() {
         let (link, _) = link();
         let ticket = arrive(&link, 1);

@@ -6,6 +6,8 @@
 //!
 //! [`Reader`] is a task of its own that alone calls `poll()`, never as an arm of a `select!`, and does nothing slow.
 //! Between two polls it feeds all releasable PUBACKs into rumqttc's network buffer and flushes once; see [`Link`].
+//! What is published goes through rumqttc's request channel, which wakes a parked `poll()`; see [`Outbox`]. A PUBACK
+//! that goes that way may have to wait behind it, and while it does no other PUBACK leaves.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,17 +15,21 @@ use std::time::{Duration, SystemTime};
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, PubAck,
-    Publish, QoS, StateError, SubAck, SubscribeReasonCode, TlsConfiguration, TlsError, Transport,
+    Publish, QoS, StateError, SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, TlsError,
+    Transport, valid_topic,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::message::{C2dMessage, devicebound_topic};
+use crate::message::{C2dMessage, devicebound_topic, excerpt};
 use crate::tls;
 
 use super::delivery::{Delivery, Receipt};
 use super::failure::{self, Fault};
 use super::link::{Link, Phase};
+use super::outbox::{Outbox, Publisher, UNDER_WAY};
+use super::topics::{self, TWIN_ANSWERS};
+use super::{PublishError, Upstream};
 
 /// Largest packet either way. A C2D message has at most 64 KiB; rumqttc's own limit of 10 KiB would end in a loop of
 /// reconnects on the first larger one.
@@ -35,11 +41,21 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the peer to close after DISCONNECT. To close first with unread data in the socket would
 /// reset the connection, and could take the last PUBACKs with it.
 const LINGER: Duration = Duration::from_millis(300);
-/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK that wakes, and one DISCONNECT.
-const REQUESTS: usize = 4;
+/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK that wakes, what is published, one DISCONNECT.
+const REQUESTS: usize = 3 + UNDER_WAY;
+/// The longest topic that the protocol can carry.
+const LONGEST_TOPIC: usize = u16::MAX as usize;
+/// Bytes of a PUBLISH beside topic and body: header, two lengths, packet id.
+const PUBLISH_OVERHEAD: usize = 9;
+/// The status, as in HTTP, of a publish that is larger than a packet: the hub never gets to see it.
+const TOO_LARGE: u16 = 413;
+/// The same for a device id that no topic can hold.
+const BAD_REQUEST: u16 = 400;
 
 /// Where to connect, and as whom.
 pub(super) struct Dial {
+    /// Which connection of the session this is.
+    pub(super) number: u64,
     /// DNS name or address; also the name that the certificate must have.
     pub(super) host: String,
     pub(super) port: u16,
@@ -49,6 +65,8 @@ pub(super) struct Dial {
     pub(super) password: Option<String>,
     pub(super) tls: Arc<rustls::ClientConfig>,
     pub(super) clock: fn() -> SystemTime,
+    /// Whether to subscribe to the answers of the twin.
+    pub(super) twin: bool,
 }
 
 /// How far a connection has come.
@@ -60,16 +78,21 @@ pub(super) struct Progress {
     pub(super) subscribed: bool,
 }
 
-/// The keeper's end of a connection.
+/// The keeper's end of a connection. Dropped, it declares the connection gone.
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
+    pub(super) outbox: Arc<Outbox>,
     pub(super) progress: watch::Receiver<Progress>,
     client: AsyncClient,
 }
 
 impl Connection {
     /// Prepares a connection. Nothing is sent before [`Reader::run`], and the handler of messages is in place then.
-    pub(super) fn prepare(dial: Dial, deliveries: mpsc::Sender<Delivery>) -> (Self, Reader) {
+    pub(super) fn prepare(
+        dial: Dial,
+        deliveries: mpsc::Sender<Delivery>,
+        publisher: &Arc<Publisher>,
+    ) -> (Self, Reader) {
         let mut options = MqttOptions::new(&dial.device_id, &dial.host, dial.port);
         options
             .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&dial.tls))))
@@ -88,16 +111,20 @@ impl Connection {
             waker.try_ack(&publish).is_ok()
         };
         let link = Arc::new(Link::new(Box::new(wake)));
+        let (publishing, device_id) = (client.clone(), dial.device_id.clone());
+        let hand = move |upstream, request| hand_over(&publishing, &device_id, upstream, request);
+        let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
         let (report, progress) = watch::channel(Progress::default());
         let reader = Reader {
             event_loop,
             client: client.clone(),
             link: Arc::clone(&link),
+            outbox: Arc::clone(&outbox),
             deliveries,
             progress: report,
             dial,
         };
-        (Self { link, progress, client }, reader)
+        (Self { link, outbox, progress, client }, reader)
     }
 
     /// Asks for DISCONNECT after the PUBACKs that are ready; [`Reader::run`] then returns. False when it cannot.
@@ -106,11 +133,40 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
+        self.link.close();
+        self.outbox.close();
+    }
+}
+
+/// Puts a publish into the client's channel.
+fn hand_over(
+    client: &AsyncClient,
+    device_id: &str,
+    upstream: Upstream,
+    request: u64,
+) -> Result<(), PublishError> {
+    let (topic, body) = match upstream {
+        Upstream::Telemetry { properties, body } => (topics::telemetry(device_id, &properties), body),
+        Upstream::Reported { patch } => (topics::reported(request), patch),
+    };
+    if topic.len() > LONGEST_TOPIC || topic.len() + body.len() + PUBLISH_OVERHEAD > PACKET_LIMIT {
+        return Err(PublishError::Refused(TOO_LARGE));
+    }
+    if !valid_topic(&topic) {
+        return Err(PublishError::Refused(BAD_REQUEST));
+    }
+    client.try_publish(topic, QoS::AtLeastOnce, false, body).map_err(|_full_or_gone| PublishError::Lost)
+}
+
 /// The task that reads one connection.
 pub(super) struct Reader {
     event_loop: EventLoop,
     client: AsyncClient,
     link: Arc<Link>,
+    outbox: Arc<Outbox>,
     deliveries: mpsc::Sender<Delivery>,
     progress: watch::Sender<Progress>,
     dial: Dial,
@@ -119,6 +175,7 @@ pub(super) struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.link.close();
+        self.outbox.close();
     }
 }
 
@@ -141,7 +198,13 @@ impl Reader {
             match event.map_err(|error| self.fault(error))? {
                 Event::Incoming(Packet::Publish(publish)) => self.hand_on(publish).await?,
                 Event::Incoming(Packet::SubAck(answer)) => self.subscribed(&answer)?,
+                Event::Incoming(Packet::PubAck(answer)) => self.outbox.acknowledged(answer.pkid),
                 Event::Outgoing(Outgoing::PubAck(_)) => self.link.woken(),
+                Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
+                // Packet ids have come round to one that is still unanswered. rumqttc takes no request now.
+                Event::Outgoing(Outgoing::AwaitAck(_)) => {
+                    return Err(Fault::Protocol { reason: "it left out the PUBACK of a publish".into() });
+                }
                 Event::Outgoing(Outgoing::Disconnect) => {
                     self.linger().await;
                     return Ok(());
@@ -162,7 +225,12 @@ impl Reader {
         tracing::info!(hub = %host, port, device_id, session_present, "signed in");
         self.progress.send_modify(|progress| progress.signed_in = Some(Instant::now()));
         // Always, whatever the session: a subscription may have been lost with the hub's state.
-        let asked = self.client.try_subscribe(self.filter(), QoS::AtLeastOnce);
+        let mut filters = vec![SubscribeFilter::new(self.filter(), QoS::AtLeastOnce)];
+        if self.dial.twin {
+            // QoS 0: an answer is of no use to another connection, and its PUBACK would wait behind C2D messages.
+            filters.push(SubscribeFilter::new(TWIN_ANSWERS.to_owned(), QoS::AtMostOnce));
+        }
+        let asked = self.client.try_subscribe_many(filters);
         asked.map_err(|error| Fault::Network { reason: format!("the subscription was not taken: {error}") })
     }
 
@@ -173,7 +241,12 @@ impl Reader {
                 if *qos == QoS::AtMostOnce {
                     tracing::warn!(hub = %host, device_id, "subscribed with QoS 0 only: messages may be lost");
                 }
+                let twin = matches!(answer.return_codes.get(1), Some(SubscribeReasonCode::Success(_)));
+                if self.dial.twin && !twin {
+                    tracing::warn!(hub = %host, device_id, "the hub refused the twin: nothing can be reported there");
+                }
                 tracing::info!(hub = %host, device_id, "subscribed");
+                self.outbox.open(twin);
                 self.progress.send_modify(|progress| progress.subscribed = true);
                 Ok(())
             }
@@ -198,9 +271,14 @@ impl Reader {
             );
             return Ok(());
         };
+        let receipt = Receipt::new(Arc::clone(&self.link), ticket);
+        if publish.topic.starts_with(TWIN_ANSWERS.trim_end_matches('#')) {
+            self.answered(&publish);
+            receipt.complete();
+            return Ok(());
+        }
         let message = C2dMessage::from_topic(&self.dial.device_id, &publish.topic, publish.payload);
-        let delivery =
-            Delivery { message, connection: 0, receipt: Receipt::new(Arc::clone(&self.link), ticket) };
+        let delivery = Delivery { message, connection: self.dial.number, receipt };
         match self.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => self.wait_for_room(delivery).await,
@@ -211,7 +289,22 @@ impl Reader {
         }
     }
 
+    /// An answer of the twin.
+    fn answered(&self, publish: &Publish) {
+        let topic = excerpt(&publish.topic);
+        let Some(answer) = topics::twin_answer(&publish.topic) else {
+            return tracing::debug!(topic, "passed over an answer of the twin: not to a request of ours");
+        };
+        if !self.outbox.answered(answer) {
+            tracing::debug!(topic, "passed over an answer of the twin: nobody waits for it any more");
+        } else if answer.status >= 400 {
+            let body = excerpt(&String::from_utf8_lossy(&publish.payload));
+            tracing::warn!(status = answer.status, body, "the hub did not take a patch of the twin");
+        }
+    }
+
     async fn wait_for_room(&mut self, delivery: Delivery) -> Result<(), Fault> {
+        self.outbox.hold();
         let deliveries = self.deliveries.clone();
         let mut next_ping = Instant::now() + KEEP_ALIVE / 2;
         loop {
@@ -239,6 +332,7 @@ impl Reader {
         }
         // An answer to an earlier ping may lie unread behind what was waited with: its absence proves nothing.
         self.event_loop.state.await_pingresp = false;
+        self.outbox.go_on();
         Ok(())
     }
 

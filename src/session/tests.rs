@@ -8,6 +8,7 @@ use super::{Delivery, Event, Session, SessionError, Settings};
 use broker::{Broker, Peer, publish};
 
 mod broker;
+mod publish;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// How long anything may take before a test fails.

@@ -132,12 +132,23 @@ impl Peer {
         self.send(&[0x20, 2, 0, code]).await;
     }
 
-    /// The filter and the QoS asked for.
+    /// The first filter and the QoS asked for.
     pub(super) async fn read_subscribe(&mut self) -> (String, u8) {
+        self.read_subscribe_many().await.swap_remove(0)
+    }
+
+    /// All filters of a SUBSCRIBE, and the QoS asked for.
+    pub(super) async fn read_subscribe_many(&mut self) -> Vec<(String, u8)> {
         let (first, rest) = self.read().await;
         assert_eq!(first, 0x82, "SUBSCRIBE");
-        let (filter, rest) = text(&rest[2..]);
-        (filter, rest[0])
+        let mut left = &rest[2..];
+        let mut filters = Vec::new();
+        while !left.is_empty() {
+            let (filter, rest) = text(left);
+            filters.push((filter, rest[0]));
+            left = &rest[1..];
+        }
+        filters
     }
 
     pub(super) async fn send_suback(&mut self) {
@@ -149,6 +160,19 @@ impl Peer {
         self.send_connack(0).await;
         self.read_subscribe().await;
         self.send_suback().await;
+    }
+
+    /// The next packet, which must be a PUBLISH of QoS 1: topic, packet id, body.
+    pub(super) async fn read_publish(&mut self) -> (String, u16, String) {
+        let (first, rest) = self.read().await;
+        assert_eq!(first, 0x32, "PUBLISH with QoS 1");
+        let (topic, rest) = text(&rest);
+        (topic, u16::from_be_bytes([rest[0], rest[1]]), String::from_utf8_lossy(&rest[2..]).into_owned())
+    }
+
+    pub(super) async fn send_puback(&mut self, packet_id: u16) {
+        let [high, low] = packet_id.to_be_bytes();
+        self.send(&[0x40, 2, high, low]).await;
     }
 
     /// The packet id of the next packet, which must be a PUBACK.
@@ -169,6 +193,14 @@ pub(super) fn publish(packet_id: u16, bag: &str, body: &str) -> Vec<u8> {
     packet.extend(packet_id.to_be_bytes());
     packet.extend(body.as_bytes());
     packet
+}
+
+/// A PUBLISH of QoS 0; short enough for one length byte.
+pub(super) fn publish_qos_0(topic: &str, body: &str) -> Vec<u8> {
+    let length =
+        u8::try_from(2 + topic.len() + body.len()).ok().filter(|l| *l < 128).expect("a short packet");
+    let topic_length = u16::try_from(topic.len()).expect("a short topic").to_be_bytes();
+    [&[0x30, length], &topic_length[..], topic.as_bytes(), body.as_bytes()].concat()
 }
 
 fn text(bytes: &[u8]) -> (String, &[u8]) {
