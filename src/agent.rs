@@ -26,8 +26,10 @@ use crate::rules::Plan;
 use crate::session::{self, Delivery, Event, Session, SessionError};
 use crate::tls::TlsError;
 
+pub(crate) mod control;
 mod recent;
 mod report;
+pub(crate) mod status;
 
 use recent::RecentIds;
 pub use report::AgentEvent;

@@ -1,0 +1,98 @@
+//! The socket file: made for its owner only, known as stale or alive, removed at the end.
+//!
+//! Owns: the file. Must not know: what is said over the socket. Used by: `agent::control` and its client.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::ControlError;
+
+/// Clients that wait to be let in; more are held back by the kernel.
+const BACKLOG: i32 = 16;
+
+/// The socket file of this process. Dropped, it is removed, unless another agent has put its own there.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// Makes the file and listens. A file that an agent left behind when it died is replaced.
+pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ControlError> {
+    let failed = |source: Errno| ControlError::new(path, source.into());
+    let address = SocketAddrUnix::new(path).map_err(|_| ControlError::TooLong(path.display().to_string()))?;
+    remove_stale(path)?;
+    let socket = socket(SocketFlags::NONBLOCK).map_err(failed)?;
+    // The kernel makes the file with the mode that the socket has, less the umask. To set it first leaves no instant in
+    // which others could connect, and touches no umask, which the thread of the inbox shares.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+    rustix::net::bind(&socket, &address).map_err(|error| match error {
+        Errno::ADDRINUSE => ControlError::InUse(path.display().to_string()),
+        error => failed(error),
+    })?;
+    rustix::net::listen(&socket, BACKLOG).map_err(failed)?;
+    let made = fs::symlink_metadata(path).map_err(|error| ControlError::new(path, error))?;
+    Ok((socket.into(), SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() }))
+}
+
+/// Connects, and waits at most `limit` for a listener whose queue is full; without one, not at all.
+pub(super) fn connect(path: &Path, limit: Option<Duration>) -> Result<OwnedFd, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = if limit.is_none() { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
+    let socket = socket(flags)?;
+    if limit.is_some() {
+        set_socket_timeout(&socket, Timeout::Send, limit)?;
+    }
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+fn socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
+}
+
+/// Removes a socket that nobody listens on.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ControlError::NoSocket(path.display().to_string()));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(ControlError::new(path, error)),
+    }
+    match connect(path, None) {
+        // AGAIN: its queue is full, so somebody has it open.
+        Ok(_) | Err(Errno::AGAIN) => Err(ControlError::InUse(path.display().to_string())),
+        Err(Errno::CONNREFUSED) => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ControlError::new(path, error)),
+            _ => Ok(()),
+        },
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(ControlError::new(path, error.into())),
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let own = |found: &fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
+        let removed = match fs::symlink_metadata(&self.path) {
+            Ok(found) if own(&found) => fs::remove_file(&self.path),
+            _ => return, // gone, or another agent's
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %self.path.display(), %error, "the control socket stays behind");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a running agent says of itself: the answer to `c2d-agent status`.
+//!
+//! Owns: the shape, as JSON both ways; fields are added, never renamed. Must not know: how any of it comes about, how it
+//! is shown to people. Used by: `agent` (fills it in), `agent::control` (both ends of the socket), `cli::status`.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::inbox::Counts;
+
+/// A running agent, at one moment. Times are in RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    /// Of the agent, which need not be the one of the program that asks.
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) device_id: String,
+    pub(crate) hub: String,
+    #[serde(with = "rfc3339")]
+    pub(crate) started: SystemTime,
+    pub(crate) connection: Connection,
+    /// When the SAS token is renewed next; none with a certificate, and while there is no connection.
+    #[serde(default, with = "optional_rfc3339")]
+    pub(crate) next_token_renewal: Option<SystemTime>,
+    #[serde(default, with = "optional_rfc3339")]
+    pub(crate) last_message_received: Option<SystemTime>,
+    pub(crate) actions: ActionCounts,
+    pub(crate) inbox: InboxStatus,
+    /// `on` or `off`, by the pin's name.
+    pub(crate) pins: BTreeMap<String, String>,
+}
+
+/// The connection to the hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Connection {
+    pub(crate) state: ConnectionState,
+    /// Since when it is in that state.
+    #[serde(with = "rfc3339")]
+    pub(crate) since: SystemTime,
+    /// Why there is none, in one sentence.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+    /// How often a connection was made after the first one.
+    pub(crate) reconnects: u64,
+}
+
+/// Whether the hub is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum ConnectionState {
+    Connected,
+    /// The first attempt is under way.
+    Connecting,
+    /// It was lost, or no attempt has succeeded; another one follows.
+    Disconnected,
+}
+
+/// Actions that have not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ActionCounts {
+    pub(crate) running: u64,
+    /// For their turn, or for their next attempt.
+    pub(crate) waiting: u64,
+}
+
+/// The inbox: messages, outcomes since it was created, reports that wait for the hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct InboxStatus {
+    pub(crate) path: String,
+    pub(crate) counts: Counts,
+    /// What is wrong with it, in one sentence.
+    #[serde(default)]
+    pub(crate) trouble: Option<String>,
+}
+
+/// A time as text.
+mod rfc3339 {
+    use super::SystemTime;
+    use crate::message::{format_time, parse_time};
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_time(*time))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_time(&text).ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is no time in RFC 3339")))
+    }
+}
+
+/// A time as text, or null.
+mod optional_rfc3339 {
+    use super::{SystemTime, rfc3339};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Time(#[serde(with = "rfc3339")] SystemTime);
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => rfc3339::serialize(time, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SystemTime>, D::Error> {
+        Ok(Option::<Time>::deserialize(from)?.map(|Time(time)| time))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::parse_time;
+
+    #[test]
+    fn a_status_survives_json_and_says_times_in_rfc_3339() {
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 4711,
+            device_id: "pi-01".into(),
+            hub: "h".into(),
+            started: parse_time("2026-11-23T21:18:01Z").expect("a time"),
+            connection: Connection {
+                state: ConnectionState::Disconnected,
+                since: parse_time("2026-11-23T21:30:05.5Z").expect("a time"),
+                reason: Some("the hub is away".into()),
+                reconnects: 2,
+            },
+            next_token_renewal: None,
+            last_message_received: parse_time("2026-11-23T21:29:00Z"),
+            actions: ActionCounts { running: 1, waiting: 2 },
+            inbox: InboxStatus { path: "i".into(), counts: Counts::default(), trouble: None },
+            pins: [("pump".to_owned(), "on".to_owned())].into(),
+        };
+        let text = serde_json::to_string(&status).expect("JSON");
+        assert!(text.contains(
+            "\"connection\":{\"state\":\"disconnected\",\"since\":\"2026-11-23T21:30:05.5000000Z\""
+        ));
+        assert!(
+            text.contains(
+                "\"nextTokenRenewal\":null,\"lastMessageReceived\":\"2026-11-23T21:29:00.0000000Z\""
+            )
+        );
+        assert_eq!(serde_json::from_str::<Status>(&text).expect("a status"), status);
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_refused() {
+        let error = serde_json::from_str::<Connection>(
+            "{\"state\":\"connected\",\"since\":\"yesterday\",\"reconnects\":0}",
+        );
+        assert!(error.expect_err("no time").to_string().contains("\"yesterday\" is no time in RFC 3339"));
+    }
+}
