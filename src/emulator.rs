@@ -49,7 +49,7 @@ pub const HTTPS_PORT: u16 = 443;
 /// Where HTTPS is served when nobody asked for a port and the standard one cannot be had.
 const SPARE_HTTPS_PORT: u16 = 8443;
 
-/// Most devices of one emulator; with full queues of the largest messages they fill 3 GB.
+/// Most devices of one emulator; with full queues of the largest messages they fill 4 GB.
 pub const MAX_DEVICES: usize = 1_000;
 
 /// Where the emulator gets the time from.

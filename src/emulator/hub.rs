@@ -305,7 +305,7 @@ impl Hub {
         }
     }
 
-    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] of bodies.
+    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] in all.
     /// Nothing happens when there is no such device.
     pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
         let Some(state) = self.devices.get_mut(device_id) else { return };

@@ -346,9 +346,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         answer.map_or(Ok(()), |answer| self.answer(answer))
     }
 
-    fn record_event(&self, properties: Properties, body: &Bytes, note: &str) {
+    fn record_event(&self, properties: Properties, body: &[u8], note: &str) {
         topics::log_event(&self.device_id, &properties, body, note);
-        self.hub.with(|hub, now| hub.record_event(&self.device_id, properties, body.clone(), now));
+        // A copy: what was read is a part of a larger buffer, which it would keep.
+        let body = Bytes::copy_from_slice(body);
+        self.hub.with(|hub, now| hub.record_event(&self.device_id, properties, body, now));
     }
 
     /// Answers a twin request, when the device has subscribed to the answers.

@@ -8,6 +8,8 @@ use super::{Delivery, Event, Session, SessionError, Settings};
 use broker::{Broker, Peer, publish};
 
 mod broker;
+#[cfg(feature = "emulator")]
+mod emulator;
 mod publish;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";

@@ -14,7 +14,7 @@ use crate::message::Properties;
 /// Most D2C messages kept for each device.
 pub const MAX_EVENTS: usize = 100;
 
-/// Most bytes of bodies kept for each device. A body alone is below: a packet has at most 256 KiB.
+/// Most bytes of bodies and properties kept for each device. A message alone is below: a packet has at most 256 KiB.
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
 /// A D2C message.
@@ -41,17 +41,23 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn push(&mut self, properties: Properties, body: Bytes, enqueued: SystemTime) {
         self.last_number += 1;
-        self.bytes += body.len();
-        self.kept.push_back(Event { number: self.last_number, enqueued, properties, body });
+        let event = Event { number: self.last_number, enqueued, properties, body };
+        self.bytes += size(&event);
+        self.kept.push_back(event);
         while self.kept.len() > MAX_EVENTS || self.bytes > MAX_EVENT_BYTES {
             let Some(oldest) = self.kept.pop_front() else { break };
-            self.bytes -= oldest.body.len();
+            self.bytes -= size(&oldest);
         }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Event> {
         self.kept.iter()
     }
+}
+
+fn size(event: &Event) -> usize {
+    let properties = event.properties.iter().map(|(name, value)| name.len() + value.map_or(0, str::len));
+    event.body.len() + properties.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -75,10 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn bodies_take_at_most_a_mebibyte() {
+    fn all_of_them_take_at_most_a_mebibyte() {
         let mut events = Events::default();
+        let mut properties = Properties::default();
+        properties.set("name", "x".repeat(1020));
         for _ in 0..10 {
-            events.push(Properties::default(), Bytes::from(vec![0; 250 * 1024]), NOW);
+            events.push(properties.clone(), Bytes::from(vec![0; 249 * 1024]), NOW);
         }
         assert_eq!(numbers(&events), [7, 8, 9, 10]);
         assert_eq!(events.bytes, 4 * 250 * 1024);

@@ -1,0 +1,115 @@
+//! What the session publishes, against the emulator: a hub that keeps it.
+
+use std::net::Ipv4Addr;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::{Event, Session, Settings, next};
+use crate::credentials::{DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort};
+use crate::emulator::{self, Emulator, Options};
+use crate::message::Properties;
+use crate::session::{PublishError, Upstream};
+
+async fn start(dir: &std::path::Path) -> Emulator {
+    let options = Options {
+        state_dir: dir.to_owned(),
+        bind: Ipv4Addr::LOCALHOST.into(),
+        hostname: "localhost".into(),
+        mqtt_port: 0,
+        amqp_port: 0,
+        https_port: Some(0),
+        devices: vec!["dev1".into()],
+        x509_devices: Vec::new(),
+        feedback_interval: std::time::Duration::from_secs(15),
+    };
+    emulator::start(options, std::time::SystemTime::now).await.expect("started")
+}
+
+fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
+    let text = std::fs::read_to_string(dir.join("devices/dev1.connection-string")).expect("a file");
+    let DeviceSecret::Key(key) = DeviceConnectionString::parse(&text).expect("valid").secret else {
+        panic!("a key");
+    };
+    Settings {
+        identity: DeviceIdentity {
+            hub: HostPort { name: "localhost".into(), port: Some(emulator.mqtt_address().port()) },
+            device_id: "dev1".into(),
+            gateway: None,
+            auth: DeviceAuth::Key(key),
+        },
+        ca_file: Some(dir.join("ca.pem")),
+        token_lifetime: std::time::Duration::from_secs(3600),
+        clock: std::time::SystemTime::now,
+        twin: true,
+    }
+}
+
+async fn published(session: &mut Session) -> (u64, Result<(), PublishError>) {
+    match next(session).await {
+        Event::Published { ticket, result } => (ticket, result),
+        other => panic!("what became of a publish, not {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_emulator_keeps_what_the_session_publishes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let emulator = start(dir.path()).await;
+    let mut session = Session::open(settings(&emulator, dir.path())).expect("a session");
+    assert!(matches!(next(&mut session).await, Event::Subscribed { renewal: Some(_) }));
+
+    let bag = "%24.cid=m%2F1&%24.ct=application%2Fjson&%24.ce=utf-8&odd=a%3Db%26c%2Bd%20%C3%A9";
+    let properties = Properties::decode(bag).expect("a bag");
+    let body = Bytes::from_static(br#"{"outcome":"succeeded"}"#);
+    session.publish(1, Upstream::Telemetry { properties: properties.clone(), body: body.clone() });
+    assert_eq!(published(&mut session).await, (1, Ok(())));
+    emulator.hub().with(|hub, _| {
+        let events: Vec<_> = hub.events("dev1").expect("a device").collect();
+        assert_eq!(events.len(), 1);
+        assert_eq!((&events[0].properties, &events[0].body), (&properties, &body));
+    });
+
+    let patch = |text: &'static str| Upstream::Reported { patch: Bytes::from_static(text.as_bytes()) };
+    session.publish(2, patch(r#"{"c2d":{"last":"m/1","rules":{"blink":"succeeded"}}}"#));
+    session.publish(3, patch(r#"{"c2d":{"last":null,"total":1}}"#));
+    session.publish(4, patch(r#"{"a.b":1}"#));
+    let mut results = Vec::new();
+    for _ in 2..=4 {
+        results.push(published(&mut session).await);
+    }
+    assert_eq!(results, [(2, Ok(())), (3, Ok(())), (4, Err(PublishError::Refused(400)))]);
+    let twin = emulator.hub().with(|hub, _| hub.twin("dev1")).expect("a twin");
+    let reported = json!({ "c2d": { "rules": { "blink": "succeeded" }, "total": 1 }, "$version": 3 });
+    assert_eq!(twin["properties"]["reported"], reported);
+    assert_eq!(twin["connectionState"], "Connected");
+    session.close().await;
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn hundreds_of_publishes_eight_at_a_time_all_arrive_in_order() {
+    const COUNT: u64 = 300;
+    let dir = tempfile::tempdir().expect("a directory");
+    let emulator = start(dir.path()).await;
+    let mut session = Session::open(settings(&emulator, dir.path())).expect("a session");
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
+    let send = |session: &Session, ticket: u64| {
+        let body = Bytes::from(ticket.to_string());
+        session.publish(ticket, Upstream::Telemetry { properties: Properties::default(), body });
+    };
+    (1..=8).for_each(|ticket| send(&session, ticket));
+    for ticket in 1..=COUNT {
+        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        if ticket + 8 <= COUNT {
+            send(&session, ticket + 8);
+        }
+    }
+    let kept: Vec<u64> = emulator.hub().with(|hub, _| {
+        let events = hub.events("dev1").expect("a device");
+        events.map(|event| String::from_utf8_lossy(&event.body).parse().expect("a number")).collect()
+    });
+    assert_eq!(kept, (COUNT - 99..=COUNT).collect::<Vec<_>>());
+    session.close().await;
+    emulator.stop().await;
+}
