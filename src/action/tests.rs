@@ -294,3 +294,60 @@ async fn nothing_is_started_when_the_agent_is_already_stopping() {
     let outcome = actions.perform(&plan(vec![shell("echo started")]), Bytes::new(), &stop).await;
     assert_eq!((outcome.result, outcome.output_bytes), (OutcomeResult::Interrupted, 0));
 }
+
+#[tokio::test]
+async fn actions_run_side_by_side_on_one_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let state_file = folder.path().join("pins.json");
+    let actions = simulated(&state_file);
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    // Each program ends only when the other one has begun, and while the pulse is on.
+    let waiting = |own: &Path, other: &Path| {
+        let (own, other, pins) = (own.display(), other.display(), state_file.display());
+        let text = format!(
+            "echo {own} > {own}; until [ -e {other} ] && grep -q '\"on\"' {pins}; do sleep 0.01; done; cat {own}"
+        );
+        plan(vec![shell(&text)])
+    };
+    let (first, second) = (waiting(&one, &two), waiting(&two, &one));
+    let pulsing = plan(vec![pump(PinChange::Pulse(Duration::from_secs(19)))]);
+    let (stop, stop_pulse) = (CancellationToken::new(), CancellationToken::new());
+    let programs = async {
+        let both = tokio::join!(
+            actions.perform(&first, Bytes::new(), &stop),
+            actions.perform(&second, Bytes::new(), &stop)
+        );
+        stop_pulse.cancel();
+        both
+    };
+    let ((first, second), pulse) =
+        tokio::join!(programs, actions.perform(&pulsing, Bytes::new(), &stop_pulse));
+    for (outcome, own) in [(first, one), (second, two)] {
+        assert_eq!(outcome.result, OutcomeResult::Succeeded, "{outcome}");
+        assert_eq!(text(&outcome), format!("{}\n", own.display()));
+    }
+    assert_eq!(pulse.result, OutcomeResult::Interrupted);
+    assert_eq!(actions.pin_states(), BTreeMap::from([("pump".to_owned(), PinState::Off)]));
+}
+
+#[tokio::test]
+async fn one_of_two_actions_at_once_can_be_stopped_alone() {
+    let actions = Actions::open(&GpioSettings::default(), &BTreeMap::new()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (begun, go) = (folder.path().join("begun"), folder.path().join("go"));
+    let endless = plan(vec![shell(&format!(": > {}; sleep 60", begun.display()))]);
+    let gated = plan(vec![shell(&format!("until [ -e {} ]; do sleep 0.01; done", go.display()))]);
+    let (stop, other) = (CancellationToken::new(), CancellationToken::new());
+    let stopped = async {
+        let cancel = async {
+            until(|| begun.exists()).await;
+            stop.cancel();
+        };
+        let (outcome, ()) = tokio::join!(actions.perform(&endless, Bytes::new(), &stop), cancel);
+        fs::write(&go, "").unwrap();
+        outcome
+    };
+    let (stopped, ended) = tokio::join!(stopped, actions.perform(&gated, Bytes::new(), &other));
+    assert_eq!(stopped.result, OutcomeResult::Interrupted);
+    assert_eq!(ended.result, OutcomeResult::Succeeded, "{ended}");
+}

@@ -3,15 +3,18 @@
 //! Owns: the explanation. Must not know: how rules match or plans are made; how they are performed.
 //! Used by: `cli`.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use humantime::format_duration;
 
 use crate::config::{self, GpioSettings, Inspection, Line, counted};
 use crate::message::C2dMessage;
-use crate::rules::{PinChange, Plan, PlannedStep, Rules};
+use crate::rules::{OnCrash, PinChange, Plan, PlannedStep, Policy, Rules, Settle};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
@@ -101,7 +104,13 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
     lines.push(format!("rule \"{}\" matches", rule.name()));
     let device = inspection.identity.as_ref().map_or(UNKNOWN_DEVICE, |identity| &identity.device_id);
     match rule.plan(message, device) {
-        Ok(plan) => lines.extend(describe(&plan, &inspection.gpio)),
+        Ok(plan) => {
+            lines.extend(describe(&plan, &inspection.gpio));
+            if !plan.steps.is_empty() {
+                lines.push("around the action:".to_owned());
+                lines.extend(around(rule.policy(), &plan, &inspection.gpio));
+            }
+        }
         Err(error) => lines.push(format!("the action would fail before its first step: {error}")),
     }
     lines
@@ -111,7 +120,7 @@ fn describe(plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
     if plan.steps.is_empty() {
         return vec!["nothing would be done: the message would be completed and logged".to_owned()];
     }
-    let mut lines = vec![format!("steps, within {} together:", humantime::format_duration(plan.timeout))];
+    let mut lines = vec![format!("steps, within {} together:", format_duration(plan.timeout))];
     lines.extend(plan.steps.iter().enumerate().map(|(index, step)| {
         let what = match step {
             PlannedStep::Gpio { pin, change } => describe_change(pin, *change, gpio),
@@ -128,18 +137,97 @@ fn describe(plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
 }
 
 fn describe_change(pin: &str, change: PinChange, gpio: &GpioSettings) -> String {
-    let line = match gpio.pins.get(pin).map(|settings| &settings.line) {
+    let settings = gpio.pins.get(pin);
+    let line = match settings.map(|settings| &settings.line) {
         Some(Line::Number(number)) => format!(" (line {number})"),
         Some(Line::Name(name)) => format!(" (line {name:?})"),
         None => String::new(),
     };
-    let what = match change {
-        PinChange::Set(state) => format!("set {state}"),
-        PinChange::Toggle => "toggle".to_owned(),
-        PinChange::Pulse(duration) => format!("on for {}, then off", humantime::format_duration(duration)),
+    let (what, on) = match change {
+        PinChange::Set(state) => (format!("set {state}"), Duration::ZERO),
+        PinChange::Toggle => ("toggle".to_owned(), Duration::ZERO),
+        PinChange::Pulse(on) => (format!("on for {}, then off", format_duration(on)), on),
         PinChange::Blink { times, period } => {
-            format!("blink with times = {times}, period = {}", humantime::format_duration(period))
+            (format!("blink with times = {times}, period = {}", format_duration(period)), period / 2)
         }
     };
-    format!("pin {pin}{line}: {what}")
+    let max_on = settings.and_then(|settings| settings.max_on).filter(|max_on| on > *max_on);
+    let fails = max_on
+        .map_or(String::new(), |max_on| format!(", which fails: its max_on is {}", format_duration(max_on)));
+    format!("pin {pin}{line}: {what}{fails}")
+}
+
+/// What happens to the message before and after its steps, a line for each part.
+fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
+    let completed = match policy.settle {
+        Settle::AfterAction => "after the action",
+        Settle::OnAccept => "as soon as it is recorded, before the action",
+    };
+    let crash = match policy.on_crash(plan) {
+        OnCrash::Retry => "run again",
+        OnCrash::GiveUp => "not run again: the message becomes a dead letter",
+    };
+    let pauses = (1..policy.attempts).map(|n| format_duration(policy.backoff_after(n)).to_string());
+    let attempts = match pauses.collect::<Vec<_>>().join(", ") {
+        pauses if pauses.is_empty() => "1".to_owned(),
+        pauses => format!("{}, with pauses of {pauses}", policy.attempts),
+    };
+    let lanes: Vec<_> = policy.lanes.iter().map(|lane| describe_lane(lane, gpio)).collect();
+    let reported = match (policy.reports.telemetry, policy.reports.twin) {
+        (true, true) => "as telemetry, in the twin",
+        (true, false) => "as telemetry",
+        (false, true) => "in the twin",
+        (false, false) => "only in the log",
+    };
+    let mut parts = vec![
+        ("completed".to_owned(), completed.to_owned()),
+        ("on a crash".to_owned(), crash.to_owned()),
+        ("attempts".to_owned(), attempts),
+        ("lanes".to_owned(), lanes.join("; ")),
+    ];
+    parts.extend(limits(policy).map(|limits| ("limits".to_owned(), limits)));
+    let pins: BTreeSet<&str> = plan.steps.iter().filter_map(pin_of).collect();
+    parts.extend(pins.into_iter().filter_map(|pin| Some((format!("pin {pin}"), pin_guards(pin, gpio)?))));
+    parts.push(("reported".to_owned(), reported.to_owned()));
+    parts.iter().map(|(part, what)| format!("  {part:<10}  {what}")).collect()
+}
+
+fn pin_of(step: &PlannedStep) -> Option<&str> {
+    match step {
+        PlannedStep::Gpio { pin, .. } => Some(pin),
+        PlannedStep::Run { .. } | PlannedStep::Shell { .. } => None,
+    }
+}
+
+fn describe_lane(lane: &str, gpio: &GpioSettings) -> String {
+    match lane.split_once(':') {
+        Some(("interlock", first)) => {
+            let group = gpio.interlocks.iter().find(|group| group.first().is_some_and(|one| one == first));
+            format!("pins {}", group.map_or(first.to_owned(), |group| group.join(", ")))
+        }
+        Some(("pin", pin)) => format!("pin {pin}"),
+        Some(("lane", name)) => format!("\"{name}\""),
+        _ => "its own".to_owned(),
+    }
+}
+
+fn limits(policy: &Policy) -> Option<String> {
+    let interval = policy.min_interval.map(|interval| format!("one in {}", format_duration(interval)));
+    let rate = policy.rate.map(|rate| format!("{} in {}", rate.count, format_duration(rate.per)));
+    let limits: Vec<_> = interval.into_iter().chain(rate).collect();
+    (!limits.is_empty()).then(|| format!("at most {}; messages beyond that are refused", limits.join(", ")))
+}
+
+/// What a pin does by itself, or does not do.
+fn pin_guards(pin: &str, gpio: &GpioSettings) -> Option<String> {
+    let settings = gpio.pins.get(pin)?;
+    let max_on = settings.max_on.map(|max_on| format!("off after {} on", format_duration(max_on)));
+    let away = settings.on_disconnect;
+    let away =
+        away.map(|away| format!("{} after {} without the hub", away.state, format_duration(away.after)));
+    let groups = gpio.interlocks.iter().filter(|group| group.iter().any(|one| one == pin));
+    let others: Vec<&str> = groups.flatten().map(String::as_str).filter(|other| *other != pin).collect();
+    let interlock = (!others.is_empty()).then(|| format!("never on together with {}", others.join(", ")));
+    let guards: Vec<_> = [max_on, away, interlock].into_iter().flatten().collect();
+    (!guards.is_empty()).then(|| guards.join("; "))
 }

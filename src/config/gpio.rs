@@ -17,6 +17,8 @@ use super::table::{Field, Table, fields, shown};
 
 const STATES: [(&str, PinState); 2] = [("on", PinState::On), ("off", PinState::Off)];
 const DISCONNECTED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 60 * 60));
+/// Within this time the agent is mostly back after a renewal of its token or a short loss.
+const RECONNECTED: Duration = Duration::from_secs(5);
 const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30 * 24 * 60 * 60));
 
 /// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
@@ -122,12 +124,21 @@ fn read_pin(
 }
 
 fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDisconnect> {
+    let DeValue::Table(_) = field.value.value else {
+        return field.wrong_type("a table such as { state = \"off\", after = \"5m\" }", report);
+    };
     let mut table = field.table("on_disconnect", report)?;
     let state = table.require("state", "give the state that the pin takes, such as state = \"off\"", report);
     let after = table.require("after", "give the time without the hub, such as after = \"5m\"", report);
     table.finish(report);
     let state = state.and_then(|field| field.word(&STATES, report));
+    let place = after.as_ref().map(|field| field.value.place.clone());
     let after = after.and_then(|field| field.duration(DISCONNECTED, report));
+    if after.is_some_and(|after| after < RECONNECTED) {
+        let message = "a connection that is renewed may take a few seconds, and the pin would switch each time: wait 5s or \
+                       more";
+        report.warning(place, message);
+    }
     Some(OnDisconnect { state: state?, after: after? })
 }
 

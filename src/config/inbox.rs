@@ -25,6 +25,9 @@ const RECORD_BYTES: u64 = 200;
 /// What the kernel takes as the path of a Unix socket.
 const MAX_SOCKET_BYTES: usize = 107;
 
+/// Directories in memory.
+const LOST_AT_BOOT: [&str; 3] = ["/run", "/var/run", "/dev/shm"];
+
 const MAX_CHILDREN: (u64, u64) = (1, 64);
 /// Programs that run at once unless `[actions]` says another number.
 pub(super) const DEFAULT_MAX_CHILDREN: usize = 4;
@@ -112,6 +115,13 @@ fn check_paths(
         );
         report.warning(field.value.place.clone(), message);
     }
+    if let Some(field) = path
+        && let Some(lost) = LOST_AT_BOOT.iter().find(|lost| settings.path.starts_with(lost))
+    {
+        let message =
+            format!("{lost} is empty after a power cut: put the inbox on a disk, as in /var/lib/c2d-agent/");
+        report.warning(field.value.place.clone(), message);
+    }
     let Some(field) = socket.or(path) else { return };
     let place = field.value.place.clone();
     let bytes = settings.socket.as_os_str().as_bytes().len();
@@ -136,16 +146,18 @@ fn is_missing(directory: &Path) -> bool {
 
 /// A number of bytes, or a text such as `"16MiB"`.
 fn read_size(field: &Field<'_>, limits: (u64, u64), report: &mut Report) -> Option<u64> {
-    let bytes = match field.value.value {
-        DeValue::String(text) => parse_size(text),
-        DeValue::Integer(_) => field.value.integer().and_then(|bytes| u64::try_from(bytes).ok()),
+    let (bytes, written) = match field.value.value {
+        DeValue::String(text) => (parse_size(text), format!("\"{}\"", shown(text))),
+        DeValue::Integer(integer) => {
+            (field.value.integer().and_then(|bytes| u64::try_from(bytes).ok()), integer.to_string())
+        }
         _ => return field.wrong_type("a number of bytes, or a text such as \"16MiB\"", report),
     };
     if bytes.is_some_and(|bytes| (limits.0..=limits.1).contains(&bytes)) {
         return bytes;
     }
     let [least, most] = [limits.0, limits.1].map(format_size);
-    let message = format!("{} must be a size from {least} to {most}, such as \"16MiB\"", field.key);
+    let message = format!("{} is {written}: it must be from {least} to {most}, such as \"16MiB\"", field.key);
     field.wrong(message, report)
 }
 

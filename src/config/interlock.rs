@@ -1,11 +1,13 @@
 //! `interlock` of the `[gpio]` table: pins that are never on together.
 //!
-//! Owns: what a group needs, and which settings of its pins would break it. Must not know: how it is kept.
-//! Used by: `config::gpio`.
+//! Owns: what a group needs, and which settings of its pins and which rules would break it. Must not know: how it is kept.
+//! Used by: `config::gpio`, `config::rule`.
 
 use std::collections::BTreeMap;
 
-use crate::rules::PinState;
+use toml::de::DeValue;
+
+use crate::rules::{GpioStep, PinChange, PinState, Setting, Step};
 
 use super::report::Report;
 use super::settings::{OnExit, PinSettings};
@@ -19,9 +21,14 @@ pub(super) fn read(
     report: &mut Report,
 ) -> Vec<Vec<String>> {
     let mut groups: Vec<Vec<String>> = Vec::new();
+    let is_array = |value: &Value<'_>| matches!(value.value, DeValue::Array(_));
+    if !is_array(&field.value) || !field.array(report).is_some_and(|values| values.iter().all(is_array)) {
+        field.wrong::<()>("interlock is a list of groups of pins: write [[\"open\", \"close\"]]", report);
+        return groups;
+    }
     for value in field.array(report).unwrap_or_default() {
         let place = value.place.clone();
-        let Some(members) = value.named("a group of interlock").array(report) else { continue };
+        let Some(members) = value.named("a group").array(report) else { continue };
         let many = members.len() >= 2;
         if !many {
             report.problem(
@@ -87,4 +94,30 @@ fn conflict(group: &[String], pins: &BTreeMap<String, PinSettings>) -> Option<St
     Some(format!(
         "on_exit would turn pin {first} on and keep pin {second}, which may be on: choose \"off\" for one of them"
     ))
+}
+
+/// The pin that a rule's steps have left on when a later step turns an interlocked one on, and that one: the later step
+/// fails every time. Only what the configuration alone says is looked at.
+pub(super) fn always_fails<'a>(steps: &'a [Step], interlocks: &[Vec<String>]) -> Option<(&'a str, &'a str)> {
+    let share = |a: &str, b: &str| {
+        let among = |group: &&Vec<String>, pin: &str| group.iter().any(|one| one == pin);
+        a != b && interlocks.iter().any(|group| among(&group, a) && among(&group, b))
+    };
+    let mut on: Vec<&str> = Vec::new();
+    for step in steps {
+        let Step::Gpio { pin, change } = step else { continue };
+        let turns_on = match change {
+            GpioStep::Set(Setting::Fixed(PinChange::Set(state))) => *state == PinState::On,
+            GpioStep::Set(_) => false,
+            GpioStep::Pulse(_) | GpioStep::Blink { .. } => true,
+        };
+        if turns_on && let Some(other) = on.iter().find(|other| share(other, pin)) {
+            return Some((other, pin));
+        }
+        on.retain(|other| other != pin);
+        if turns_on && matches!(change, GpioStep::Set(_)) {
+            on.push(pin);
+        }
+    }
+    None
 }

@@ -218,7 +218,7 @@ fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
         && interval.saturating_mul(rate.count) >= rate.per
     {
         let message = format!(
-            "rate has no effect: with min_interval = \"{}\" no more than {} can begin within {}",
+            "rate has no effect: with min_interval = \"{}\" no more than {} can begin within {}, so remove one of them",
             format_duration(interval),
             rate.count,
             format_duration(rate.per)

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::rules::{Policy, Reports, Rule, Rules};
 
 use super::conditions;
+use super::interlock;
 use super::policy;
 use super::report::Report;
 use super::settings::GpioSettings;
@@ -92,9 +93,18 @@ fn read_rule(
     let read = policy::read(&mut table, scope.reports, report);
     table.finish(report);
     let (name, steps, timeout) = (name?, steps?, read.timeout?);
+    let place = steps_field?.key_place;
+    if let Some((on, pin)) = interlock::always_fails(&steps, &scope.gpio.interlocks) {
+        let message = format!(
+            "pin \"{}\" is left on when pin \"{}\" is to be turned on, and they are interlocked, so this fails every time: \
+             add a step that turns the first one off",
+            shown(on),
+            shown(pin)
+        );
+        report.problem(place.clone(), message);
+    }
     let lanes = policy::lanes(&name, read.lane.as_deref(), &steps, scope.gpio);
     let rule = Rule::new(name, conditions?, steps, timeout, Policy { lanes, ..read.policy.clone() });
-    let place = steps_field?.key_place;
     read.check_repeats(&rule, report);
     check_max_on(&rule, scope.gpio, &place, report);
     let needed = rule.longest_pin_time();

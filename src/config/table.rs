@@ -178,14 +178,15 @@ impl<'t> Field<'t> {
 
     /// A whole number within limits.
     pub(super) fn whole(&self, limits: (u64, u64), report: &mut Report) -> Option<u64> {
-        let DeValue::Integer(_) = self.value.value else {
+        let DeValue::Integer(integer) = self.value.value else {
             return self.wrong_type("a whole number", report);
         };
         let number = self.value.integer().and_then(|number| u64::try_from(number).ok());
         let within = number.filter(|number| (limits.0..=limits.1).contains(number));
         if within.is_none() {
-            let message = format!("{} must be a whole number from {} to {}", self.key, limits.0, limits.1);
-            return self.wrong(message, report);
+            let (least, most) = limits;
+            return self
+                .wrong(format!("{} is {integer}: it must be from {least} to {most}", self.key), report);
         }
         within
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::C2dMessage;
+use crate::rules::{OnCrash, Policy, Rate, Reports, Settle};
 
 const CONNECTION: &str = "HostName=h.example;DeviceId=dev;SharedAccessKey=AAAA";
 
@@ -26,6 +27,81 @@ fn defaults_are_filled_in() {
     assert_eq!((&pin.line, pin.active, pin.max_on), (&Line::Number(4), ActiveLevel::High, None));
     assert_eq!(pin.on_exit, OnExit::Set(crate::rules::PinState::Off));
     assert!(config.rules.is_empty());
+}
+
+#[test]
+fn the_inbox_has_defaults_and_is_known_even_when_the_rest_has_problems() {
+    assert_eq!(inspected("").inbox, InboxSettings::at("/var/lib/c2d-agent/inbox.redb"));
+    assert_eq!(InboxSettings::default().socket, Path::new("/var/lib/c2d-agent/inbox.sock"));
+    let inspection =
+        inspected("[inbox]\npath = \"a.redb\"\nkeep = 1\nmax_size = \"2 MiB\"\n[gpio]\nbackend = 1\n");
+    assert_eq!(inspection.report.problems(), 2);
+    let expected = InboxSettings { max_size: 2 * 1024 * 1024, ..InboxSettings::at("/nowhere/a.redb") };
+    assert_eq!(inspection.inbox, expected);
+    assert_eq!(expected.socket, Path::new("/nowhere/a.sock"));
+}
+
+#[test]
+fn sizes_are_numbers_of_bytes_or_texts_with_a_unit() {
+    let max_size = |size: &str| inspected(&format!("[inbox]\nmax_size = {size}\n")).inbox.max_size;
+    assert_eq!(max_size("1048577"), 1_048_577);
+    assert_eq!(max_size("\"1048577\""), 1_048_577);
+    assert_eq!(max_size("\"2048KiB\""), 2_097_152);
+    assert_eq!(max_size("\"1GiB\""), 1_073_741_824);
+}
+
+/// The policy of the only rule, given its keys, beside pins `a` (alone), `b` and `c` (interlocked).
+fn policy(keys: &str, steps: &str) -> Policy {
+    let text = format!(
+        "[report]\noutcomes = \"telemetry\"\n[gpio]\ninterlock = [[\"c\", \"b\"]]\n[gpio.pins]\na = {{ line = 1 }}\n\
+         b = {{ line = 2 }}\nc = {{ line = 3 }}\n[[rule]]\nname = \"r\"\nwhen = \"any\"\ndo = [{steps}]\n{keys}"
+    );
+    let config = inspected(&text).into_config().unwrap_or_else(|report| panic!("{report}"));
+    config.rules.get("r").expect("the rule").policy().clone()
+}
+
+#[test]
+fn a_policy_has_what_its_rule_says_and_defaults() {
+    let (telemetry, none) = (Reports { telemetry: true, twin: false }, Reports::default());
+    let lanes = vec!["rule:r".to_owned()];
+    assert_eq!(policy("", ""), Policy { reports: telemetry, lanes: lanes.clone(), ..Policy::default() });
+    let all = "settle = \"on-accept\"\non_crash = \"retry\"\nattempts = 3\nbackoff = \"5s\"\nmin_interval = \"2s\"\n\
+               rate = \"10/1m\"\nreport = \"none\"\n";
+    let expected = Policy {
+        settle: Settle::OnAccept,
+        on_crash: Some(OnCrash::Retry),
+        attempts: 3,
+        backoff: Duration::from_secs(5),
+        lanes,
+        min_interval: Some(Duration::from_secs(2)),
+        rate: Some(Rate { count: 10, per: Duration::from_secs(60) }),
+        reports: none,
+    };
+    assert_eq!(policy(all, ""), expected);
+    assert_eq!(
+        policy("report = [\"twin\", \"telemetry\"]", "").reports,
+        Reports { telemetry: true, twin: true }
+    );
+}
+
+#[test]
+fn a_rule_stands_in_the_lanes_of_its_pins_and_in_the_one_that_it_names() {
+    let set = |pin: &str| format!("{{ gpio = \"{pin}\", set = \"off\" }},");
+    let run = "{ shell = \"true\" },";
+    assert_eq!(policy("", run).lanes, ["rule:r"]);
+    assert_eq!(policy("lane = \"x\"", run).lanes, ["lane:x"]);
+    assert_eq!(policy("", &(set("a") + run + &set("a"))).lanes, ["pin:a"]);
+    assert_eq!(policy("", &set("b")).lanes, ["interlock:c"]);
+    assert_eq!(
+        policy("lane = \"x\"", &(set("c") + &set("b") + &set("a"))).lanes,
+        ["interlock:c", "lane:x", "pin:a"]
+    );
+}
+
+#[test]
+fn the_number_of_children_is_four_unless_said() {
+    assert_eq!(inspected("").into_config().expect("valid").max_children, 4);
+    assert_eq!(inspected("[actions]\nmax_children = 7\n").into_config().expect("valid").max_children, 7);
 }
 
 #[test]
@@ -128,5 +204,19 @@ const PARTS: &[&str] = &[
     "\"-{b:c}\"",
     ",",
     "'''\n",
+    "[inbox]\n",
+    "[report]\noutcomes = ",
+    "[actions]\n",
+    "interlock = ",
+    "[\"p\", \"p\"]",
+    "settle = \"on-accept\"\n",
+    "attempts = 3\n",
+    "rate = \"1/1m\"\n",
+    "on_disconnect = { state = \"off\", after = ",
+    "max_size = ",
+    "socket = \"s\"\n",
+    "lane = ",
+    "report = [\"twin\"]\n",
+    "max_on = ",
     "ca_file = \"/dev/null\"\n",
 ];

@@ -51,7 +51,13 @@ fn pin_changes_are_explained() {
          rule \"pump\" matches\n\
          steps, within 30s together:\n\
          \x20 1. pin pump (line 17): toggle\n\
-         \x20 2. pin led (line \"LED0\"): blink with times = 3, period = 400ms\n",
+         \x20 2. pin led (line \"LED0\"): blink with times = 3, period = 400ms\n\
+         around the action:\n\
+         \x20 completed   after the action\n\
+         \x20 on a crash  not run again: the message becomes a dead letter\n\
+         \x20 attempts    1\n\
+         \x20 lanes       pin led; pin pump\n\
+         \x20 reported    only in the log\n",
         "",
     );
     let check = Check::of(VALID, &["--message", "litres=20", "--data", r#"{"zone":"north-2"}"#]);
@@ -62,7 +68,13 @@ fn pin_changes_are_explained() {
          \"toggle\"\n\
          rule \"water\" matches\n\
          steps, within 20s together:\n\
-         \x20 1. pin pump (line 17): on for 2s, then off\n",
+         \x20 1. pin pump (line 17): on for 2s, then off\n\
+         around the action:\n\
+         \x20 completed   after the action\n\
+         \x20 on a crash  not run again: the message becomes a dead letter\n\
+         \x20 attempts    1\n\
+         \x20 lanes       pin pump\n\
+         \x20 reported    only in the log\n",
         "",
     );
 }
@@ -88,8 +100,88 @@ fn commands_are_explained_with_their_arguments_and_environment() {
          \x20 C2D_PROPERTY_ACTION=\"backup\"\n\
          \x20 C2D_PROPERTY_LABEL=\"a \\\"b\\\"\"\n\
          \x20 C2D_PROPERTY_X_Y=\"\\n\"\n\
-         \x20 C2D_RULE=\"backup\"\n",
+         \x20 C2D_RULE=\"backup\"\n\
+         around the action:\n\
+         \x20 completed   after the action\n\
+         \x20 on a crash  not run again: the message becomes a dead letter\n\
+         \x20 attempts    1\n\
+         \x20 lanes       its own\n\
+         \x20 reported    only in the log\n",
         "",
+    );
+}
+
+const GUARDED: &str = r#"
+[report]
+outcomes = ["twin", "telemetry"]
+[gpio]
+backend = "simulated"
+interlock = [["open", "close"]]
+[gpio.pins.pump]
+line = 17
+max_on = "10m"
+on_disconnect = { state = "off", after = "5m" }
+[gpio.pins.open]
+line = 1
+[gpio.pins.close]
+line = 2
+max_on = "1m"
+
+[[rule]]
+name = "pump"
+when = { action = "pump", state = { one_of = ["on", "off"] } }
+do = [ { gpio = "pump", set = "{state}" } ]
+timeout = "5s"
+attempts = 3
+backoff = "2s"
+min_interval = "2s"
+rate = "10/1m"
+
+[[rule]]
+name = "gate"
+when = { action = "gate" }
+do = [ { gpio = "close", pulse = "{for:20s}" }, { shell = "logger closed" } ]
+settle = "on-accept"
+timeout = "20m"
+lane = "yard"
+report = "none"
+"#;
+
+#[test]
+fn settlement_crashes_attempts_lanes_guards_and_reports_are_explained() {
+    let check = Check::of(GUARDED, &["--message", "action=pump&state=on"]);
+    check.ends(
+        0,
+        "configuration is valid: 2 rules, 3 pins, device pi-01 on hub hub.example:8884\n\
+         rule \"pump\" matches\n\
+         steps, within 5s together:\n\
+         \x20 1. pin pump (line 17): set on\n\
+         around the action:\n\
+         \x20 completed   after the action\n\
+         \x20 on a crash  run again\n\
+         \x20 attempts    3, with pauses of 2s, 4s\n\
+         \x20 lanes       pin pump\n\
+         \x20 limits      at most one in 2s, 10 in 1m; messages beyond that are refused\n\
+         \x20 pin pump    off after 10m on; off after 5m without the hub\n\
+         \x20 reported    as telemetry, in the twin\n",
+        "",
+    );
+    let text = Check::of(GUARDED, &["--message", "action=gate&for=2m"]).stdout;
+    assert!(
+        text.contains("  1. pin close (line 2): on for 2m, then off, which fails: its max_on is 1m\n"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with(
+            "around the action:\n\
+             \x20 completed   as soon as it is recorded, before the action\n\
+             \x20 on a crash  not run again: the message becomes a dead letter\n\
+             \x20 attempts    1\n\
+             \x20 lanes       pins open, close; \"yard\"\n\
+             \x20 pin close   off after 1m on; never on together with open\n\
+             \x20 reported    only in the log\n"
+        ),
+        "{text}"
     );
 }
 
@@ -154,7 +246,13 @@ fn a_message_is_explained_even_when_the_secret_cannot_be_read() {
          \x20 C2D_DEVICE_ID=\"DEVICE\"\n\
          \x20 C2D_PROPERTIES=\"{\\\"a\\\":\\\"1\\\"}\"\n\
          \x20 C2D_PROPERTY_A=\"1\"\n\
-         \x20 C2D_RULE=\"a\"\n",
+         \x20 C2D_RULE=\"a\"\n\
+         around the action:\n\
+         \x20 completed   after the action\n\
+         \x20 on a crash  not run again: the message becomes a dead letter\n\
+         \x20 attempts    1\n\
+         \x20 lanes       its own\n\
+         \x20 reported    only in the log\n",
         "DIR/c.toml:2:26: cannot read DIR/none: there is no such file\n\
          \x20  2 | connection_string_file = \"none\"\n\
          \x20    |                          ^^^^^^\n\
