@@ -83,7 +83,7 @@ impl Command {
 #[repr(u8)]
 #[allow(dead_code)]
 enum Exit {
-    /// Done; with `--wait`, delivered.
+    /// Done; with `--wait`, delivered; with `--wait-outcome`, the action succeeded.
     Done = 0,
     /// It failed.
     Error = 1,
@@ -91,8 +91,10 @@ enum Exit {
     Usage = 2,
     /// Negative feedback: the message was not delivered.
     NegativeFeedback = 3,
-    /// No feedback in time.
+    /// No feedback, or with `--wait-outcome` no outcome, in time.
     NoFeedback = 4,
+    /// The message was delivered, and its action did not succeed.
+    ActionFailed = 5,
 }
 
 /// An error with the exit code that it deserves; `main` prints it as one sentence.

@@ -102,6 +102,10 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// The application property, and its value, that tell a D2C message that reports an outcome from other telemetry. Its
+/// correlation id is the id of the C2D message, its body an [`OutcomeReport`] in JSON.
+pub const REPORT_PROPERTY: (&str, &str) = ("c2d-report", "outcome");
+
 /// The name of the agent's part of the twin's reported properties.
 pub const TWIN_SECTION: &str = "c2dAgent";
 

@@ -1,4 +1,5 @@
-//! The back end: one AMQP 1.0 connection to the hub that sends C2D messages and reads delivery feedback.
+//! The back end: one AMQP 1.0 connection to the hub that sends C2D messages and reads delivery feedback, and one HTTPS
+//! connection that reads twins.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
@@ -21,12 +22,17 @@ use crate::tls::TlsError;
 mod dial;
 mod failure;
 mod feedback;
+mod https;
 mod refusal;
 mod send;
 
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
+pub use https::{DeviceEvent, HttpsService, Twin};
 pub use refusal::Refusal;
 pub use send::{C2dSender, OutgoingMessage};
+
+/// The standard port of the hub's REST side.
+pub const HTTPS_PORT: u16 = dial::HTTPS.port;
 
 /// Life of a token that is made from a key. Waiting for feedback comes on top.
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
@@ -69,7 +75,7 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         let token = token(identity, token_lifetime, now)?;
         let connecting = async {
-            let stream = dial::dial(&identity.host, ca_file).await?;
+            let stream = dial::dial(&identity.host, &dial::AMQP, ca_file).await?;
             let mut connection = Connection::builder()
                 .container_id(uuid::Uuid::new_v4().to_string())
                 .hostname(identity.host.name.as_str())
@@ -152,6 +158,15 @@ pub enum ServiceError {
     /// The hub said no.
     #[error("{0}")]
     Refused(Refusal),
+    /// No device of that name.
+    #[error("the hub knows no device \"{0}\": check --device")]
+    UnknownDevice(String),
+    /// Too many requests.
+    #[error("{0} is throttling requests (429): wait, and ask less often")]
+    Throttled(String),
+    /// An answer over HTTPS that is not one of a hub, or says that it failed.
+    #[error("{0}")]
+    Answer(String),
     /// No answer.
     #[error("no answer from the hub: waited {seconds} s for {what}")]
     Late {
@@ -172,6 +187,12 @@ impl ServiceError {
     /// Whether the configuration is at fault, and not the hub or the way to it.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Whether the same request may well succeed a little later.
+    pub fn is_passing(&self) -> bool {
+        use ServiceError::*;
+        matches!(self, Unreachable(_) | Throttled(_) | Answer(_) | Late { .. } | Lost(_))
     }
 
     /// The hub's refusal, where it is one.

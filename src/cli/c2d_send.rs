@@ -1,7 +1,7 @@
-//! `c2d-agent c2d-send`: sends one C2D message and, with `--wait`, tells what became of it.
+//! `c2d-agent c2d-send`: sends one C2D message and, with `--wait` or `--wait-outcome`, tells what became of it.
 //!
 //! Owns: its arguments, the checks before dialling, the order of events and the exit code.
-//! Must not know: AMQP. Used by: `cli`.
+//! Must not know: AMQP, HTTP. Used by: `cli`.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -17,11 +17,14 @@ use super::{Exit, Failure};
 use crate::credentials::{ServiceConnectionString, check_device_id};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
 use crate::message::{self, MAX_C2D_BYTES, Properties};
-use crate::service::{FeedbackReceiver, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
+use crate::outcome::OutcomeKind;
+use crate::service::{FeedbackReceiver, HTTPS_PORT, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
 
+mod outcome;
 mod output;
 mod property;
 
+use outcome::OutcomeWatch;
 use output::Output;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
@@ -30,7 +33,7 @@ const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
-/// Send one message to a device, and with --wait tell what became of it.
+/// Send one message to a device, and with --wait or --wait-outcome tell what became of it.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -39,9 +42,11 @@ const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
   c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
   c2d-agent c2d-send --device pi-01 --data hello --ack full --expiry 10m --wait
   c2d-agent c2d-send --device pi-01 --file zone.json --content-type application/json
+  c2d-agent c2d-send --device pi-01 --property action=backup --wait-outcome=10m
 
-Exit codes: 0 accepted by the hub (with --wait: delivered), 1 an error, 2 the arguments are wrong, 3 not delivered, 4 \
-no feedback in time.")]
+Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
+the arguments are wrong, 3 not delivered, 4 no feedback or no outcome in time, 5 delivered, but the action did not \
+succeed.")]
 pub(super) struct Args {
     /// The device that the message is for.
     #[arg(long, value_name = "ID")]
@@ -70,7 +75,8 @@ pub(super) struct Args {
     /// How the body is encoded, such as utf-8.
     #[arg(long, value_name = "ENCODING")]
     content_encoding: Option<String>,
-    /// Which outcomes the hub reports: none, positive, negative or full. [default: none, with --wait full]
+    /// Which outcomes the hub reports: none, positive, negative or full. [default: none; full with --wait and
+    /// --wait-outcome]
     #[arg(long, value_name = "LEVEL")]
     ack: Option<DeliveryAck>,
     /// How long the hub may keep the message, such as 10m; at most 2 days, the hub's default is 1 hour.
@@ -86,6 +92,30 @@ pub(super) struct Args {
         value_parser = duration
     )]
     wait: Option<Duration>,
+    /// Wait until the device reports what became of its action, and print that; 60s unless a time is given.
+    ///
+    /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin and
+    /// not the endpoint where telemetry goes; the emulator shows both. The hub's HTTPS port must be reachable, and the
+    /// policy needs ServiceConnect, as for sending. All this is tried before the message is sent.
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60s",
+        value_parser = duration,
+        conflicts_with = "wait"
+    )]
+    wait_outcome: Option<Duration>,
+    /// The hub's HTTPS port, for --wait-outcome.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "C2D_HTTPS_PORT",
+        default_value_t = HTTPS_PORT,
+        value_parser = port
+    )]
+    https_port: u16,
     /// Print one JSON object per line for each event.
     #[arg(long)]
     json: bool,
@@ -137,25 +167,81 @@ async fn exchange(
     output: &mut Output,
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
-    let lifetime = TOKEN_LIFETIME + args.wait.unwrap_or_default();
+    let wait = args.wait.or(args.wait_outcome);
+    let lifetime = TOKEN_LIFETIME + wait.unwrap_or_default();
     let mut service = Service::connect(identity, args.ca_file().as_deref(), lifetime, now).await?;
     // Before the sender: the feedback of a quick device must not pass by.
-    let mut feedback = match args.wait {
+    let mut feedback = match wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
+        None => None,
+    };
+    let mut watch = match args.wait_outcome {
+        Some(_) => Some(OutcomeWatch::begin(args, identity, message, lifetime).await?),
         None => None,
     };
     service.sender().await?.send(message).await?;
     output.accepted(message, started.elapsed())?;
-    let exit = match &mut feedback {
-        None => Exit::Done,
-        Some((receiver, wait)) => match await_feedback(receiver, message, *wait, output).await? {
-            Some(FeedbackStatus::Success) => Exit::Done,
-            Some(_) => Exit::NegativeFeedback,
-            None => Exit::NoFeedback,
-        },
+    let exit = match (&mut feedback, &mut watch) {
+        (None, _) => Exit::Done,
+        (Some((receiver, wait)), None) => {
+            output.waiting(*wait);
+            let feedback = await_feedback(receiver, message, Instant::now(), output);
+            match tokio::time::timeout(*wait, feedback).await {
+                Ok(status) => match status? {
+                    FeedbackStatus::Success => Exit::Done,
+                    _ => Exit::NegativeFeedback,
+                },
+                Err(_) => {
+                    output.timed_out(message, *wait)?;
+                    Exit::NoFeedback
+                }
+            }
+        }
+        (Some((receiver, wait)), Some(watch)) => {
+            await_outcome(receiver, watch, message, *wait, output).await?
+        }
     };
     service.close().await;
     Ok(exit)
+}
+
+/// Waits for the outcome that the device reports. Feedback comes first, as a rule; when it says that the message was
+/// not delivered, there will be no outcome.
+async fn await_outcome(
+    receiver: &mut FeedbackReceiver,
+    watch: &mut OutcomeWatch,
+    message: &OutgoingMessage,
+    wait: Duration,
+    output: &mut Output,
+) -> anyhow::Result<Exit> {
+    let accepted = Instant::now();
+    output.waiting_for_outcome(wait);
+    let mut outcome = std::pin::pin!(watch.outcome());
+    let mut end = std::pin::pin!(tokio::time::sleep(wait));
+    let mut delivered = false;
+    let report = {
+        let mut feedback = std::pin::pin!(await_feedback(receiver, message, accepted, output));
+        loop {
+            tokio::select! {
+                report = &mut outcome => break Some(report?),
+                status = &mut feedback, if !delivered => match status? {
+                    FeedbackStatus::Success => delivered = true,
+                    _ => return Ok(Exit::NegativeFeedback),
+                },
+                () = &mut end => break None,
+            }
+        }
+    };
+    match report {
+        Some(report) => {
+            output.outcome(message, &report, accepted.elapsed())?;
+            Ok(if report.outcome == OutcomeKind::Succeeded { Exit::Done } else { Exit::ActionFailed })
+        }
+        None => {
+            output.no_outcome(message, delivered, wait)?;
+            Ok(Exit::NoFeedback)
+        }
+    }
 }
 
 /// Reads batches until one holds this message's record. Batches hold records of other messages, too: each is shown or
@@ -163,18 +249,11 @@ async fn exchange(
 async fn await_feedback(
     receiver: &mut FeedbackReceiver,
     message: &OutgoingMessage,
-    wait: Duration,
+    accepted: Instant,
     output: &mut Output,
-) -> anyhow::Result<Option<FeedbackStatus>> {
-    let accepted = Instant::now();
-    let end = tokio::time::Instant::now() + wait;
-    output.waiting(wait);
+) -> anyhow::Result<FeedbackStatus> {
     loop {
-        let Ok(batch) = tokio::time::timeout_at(end, receiver.next()).await else {
-            output.timed_out(message, wait)?;
-            return Ok(None);
-        };
-        let batch = batch?;
+        let batch = receiver.next().await?;
         let mut own = None;
         for record in &batch.records {
             if record.original_message_id == message.message_id && record.device_id == message.device_id {
@@ -185,8 +264,8 @@ async fn await_feedback(
             }
         }
         receiver.complete(batch).await?;
-        if own.is_some() {
-            return Ok(own);
+        if let Some(status) = own {
+            return Ok(status);
         }
     }
 }
@@ -222,14 +301,16 @@ impl Args {
             Some(expiry) => Some(now + expiry),
             None => None,
         };
-        if let Some(wait) = self.wait.filter(|wait| *wait > LONGEST_EXPIRY) {
+        let waits = [("--wait", self.wait), ("--wait-outcome", self.wait_outcome)];
+        let wait = waits.into_iter().find_map(|(option, wait)| Some((option, wait?)));
+        if let Some((option, wait)) = wait.filter(|(_, wait)| *wait > LONGEST_EXPIRY) {
             let given = humantime::format_duration(wait);
-            return Err(anyhow!("--wait is {given}, but no message lives longer than 2 days"));
+            return Err(anyhow!("{option} is {given}, but no message lives longer than 2 days"));
         }
-        let ack = match (self.ack, self.wait) {
-            (Some(DeliveryAck::None), Some(_)) => {
+        let ack = match (self.ack, wait) {
+            (Some(DeliveryAck::None), Some((option, _))) => {
                 return Err(anyhow!(
-                    "--wait needs feedback, but --ack none asks for none: leave --ack out, or use --ack full"
+                    "{option} needs feedback, but --ack none asks for none: leave --ack out, or use --ack full"
                 ));
             }
             (Some(ack), _) => ack,
@@ -326,6 +407,15 @@ impl Args {
             }
         };
         ServiceConnectionString::parse(&text).with_context(|| origin)
+    }
+}
+
+/// A port; an empty variable counts as none.
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        _ if text.is_empty() => Ok(HTTPS_PORT),
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("use a number from 1 to 65535".to_owned()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! TCP and TLS to the hub, and why they failed.
 //!
-//! Owns: name lookup, the TLS handshake, their failures in words. Must not know: AMQP, tokens.
+//! Owns: name lookup, the TLS handshake, their failures in words. Must not know: what is said over it, tokens.
 //! Used by: `service`.
 
 use std::io;
@@ -15,27 +15,49 @@ use super::ServiceError;
 use crate::credentials::HostPort;
 use crate::tls;
 
-/// AMQP over TLS. Source: wire reference 2.1.
-const PORT: u16 = 5671;
+/// A protocol of the hub.
+#[derive(Debug)]
+pub(super) struct Protocol {
+    name: &'static str,
+    /// Where it is served unless somebody says otherwise.
+    pub(super) port: u16,
+    /// What to check when nothing listens.
+    remedy: &'static str,
+}
+
+/// Source: wire reference 2.1.
+pub(super) const AMQP: Protocol = Protocol {
+    name: "AMQP",
+    port: 5671,
+    remedy: "check HostName, and that the hub or the emulator is running",
+};
+
+/// Source: wire reference 3.
+pub(super) const HTTPS: Protocol = Protocol {
+    name: "HTTPS",
+    port: 443,
+    remedy: "for the emulator, give the https port of its ready line with --https-port",
+};
 
 /// Connects to `host` and checks its certificate against the name. The caller bounds the time.
 pub(super) async fn dial(
     host: &HostPort,
+    protocol: &Protocol,
     ca_file: Option<&Path>,
 ) -> Result<TlsStream<TcpStream>, ServiceError> {
     let name = ServerName::try_from(host.name.clone()).map_err(|_| {
         ServiceError::Unreachable(format!("\"{}\" is not a host name that TLS can check", host.name))
     })?;
     let config = tls::client_config(ca_file, None)?;
-    let port = host.port.unwrap_or(PORT);
-    let stream = connect(&host.name, port).await?;
+    let port = host.port.unwrap_or(protocol.port);
+    let stream = connect(&host.name, port, protocol).await?;
     TlsConnector::from(config)
         .connect(name, stream)
         .await
         .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port)))
 }
 
-async fn connect(name: &str, port: u16) -> Result<TcpStream, ServiceError> {
+async fn connect(name: &str, port: u16, protocol: &Protocol) -> Result<TcpStream, ServiceError> {
     let addresses: Vec<_> = tokio::net::lookup_host((name, port))
         .await
         .map_err(|error| {
@@ -47,18 +69,19 @@ async fn connect(name: &str, port: u16) -> Result<TcpStream, ServiceError> {
         .collect();
     let stream = TcpStream::connect(&*addresses)
         .await
-        .map_err(|error| ServiceError::Unreachable(connect_failure(&error, name, port)))?;
+        .map_err(|error| ServiceError::Unreachable(connect_failure(&error, name, port, protocol)))?;
     stream.set_nodelay(true).map_err(|error| ServiceError::Lost(error.to_string()))?;
     Ok(stream)
 }
 
-fn connect_failure(error: &io::Error, name: &str, port: u16) -> String {
+fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol) -> String {
+    let Protocol { name: protocol, port: standard, remedy } = protocol;
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => format!(
-            "{name} refuses connections on port {port}: check HostName, and that the hub or the emulator is running"
-        ),
+        io::ErrorKind::ConnectionRefused => {
+            format!("{name} refuses connections on port {port} ({protocol}): {remedy}")
+        }
         io::ErrorKind::TimedOut => format!(
-            "{name} does not answer on port {port}: a firewall may block AMQP (5671), or the network is down"
+            "{name} does not answer on port {port}: a firewall may block {protocol} ({standard}), or the network is down"
         ),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             format!("there is no route to {name}: check this machine's network")
@@ -89,9 +112,13 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
-        let error = connect("127.0.0.1", port).await.expect_err("refused").to_string();
-        assert!(error.contains(&format!("127.0.0.1 refuses connections on port {port}")), "{error}");
-        let error = connect("no-such-host.invalid", 1).await.expect_err("unknown").to_string();
+        let error = connect("127.0.0.1", port, &HTTPS).await.expect_err("refused").to_string();
+        assert!(
+            error
+                .contains(&format!("127.0.0.1 refuses connections on port {port} (HTTPS): for the emulator")),
+            "{error}"
+        );
+        let error = connect("no-such-host.invalid", 1, &AMQP).await.expect_err("unknown").to_string();
         assert!(error.contains("no-such-host.invalid cannot be looked up"), "{error}");
     }
 
@@ -107,7 +134,7 @@ mod tests {
                 .expect("sent");
             stream
         };
-        let (error, _stream) = tokio::join!(dial(&host, None), server);
+        let (error, _stream) = tokio::join!(dial(&host, &AMQP, None), server);
         let error = error.expect_err("no TLS").to_string();
         assert!(error.contains("answers, but not with TLS"), "{error}");
     }

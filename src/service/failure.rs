@@ -130,7 +130,7 @@ fn of_connection_stop(reason: ConnectionStopReason) -> ServiceError {
     }
 }
 
-fn remedy(now: SystemTime) -> String {
+pub(super) fn remedy(now: SystemTime) -> String {
     let clock = humantime::format_rfc3339_seconds(now);
     if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
         format!("this machine's clock says {clock}, so its tokens are void; set the clock")

@@ -140,7 +140,7 @@ fn symbol(condition: &ErrorCondition) -> Symbol {
 }
 
 /// Foreign text for a terminal: bounded, without control characters.
-fn excerpt(text: &str) -> String {
+pub(super) fn excerpt(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     let mut short: String = text.chars().take(EXCERPT_CHARS).map(plain).collect();
     if text.chars().nth(EXCERPT_CHARS).is_some() {

@@ -19,16 +19,17 @@ use tokio::sync::oneshot;
 use crate::harness::{DEADLINE, Process, Proxy, binary, run};
 
 /// A hub in this process: tests look into it, and play the device without MQTT.
-struct Running {
-    hub: SharedHub,
+pub(crate) struct Running {
+    pub(crate) hub: SharedHub,
     amqp: std::net::SocketAddr,
+    pub(crate) https: std::net::SocketAddr,
     dir: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let options = Options {
             state_dir: dir.path().to_owned(),
@@ -46,16 +47,17 @@ impl Running {
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
                 let emulator = emulator::start(options, SystemTime::now).await.expect("started");
-                started.send((emulator.hub().clone(), emulator.amqp_address())).expect("a listener");
+                let (amqp, https) = (emulator.amqp_address(), emulator.https_address());
+                started.send((emulator.hub().clone(), amqp, https)).expect("a listener");
                 stopped.await.ok();
                 emulator.stop().await;
             });
         });
-        let (hub, amqp) = ready.recv_timeout(DEADLINE).expect("ready");
-        Self { hub, amqp, dir, stop: Some(stop), thread: Some(thread) }
+        let (hub, amqp, https) = ready.recv_timeout(DEADLINE).expect("ready");
+        Self { hub, amqp, https, dir, stop: Some(stop), thread: Some(thread) }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -63,25 +65,25 @@ impl Running {
         run(self.command(device).args(arguments))
     }
 
-    fn command(&self, device: &str) -> Command {
+    pub(crate) fn command(&self, device: &str) -> Command {
         let service = self.service_string();
         self.command_with(&service, device)
     }
 
-    fn command_with(&self, connection_string: &str, device: &str) -> Command {
+    pub(crate) fn command_with(&self, connection_string: &str, device: &str) -> Command {
         let mut command = binary();
         command.args(["c2d-send", "--device", device]).arg("--ca-file").arg(self.file("ca.pem"));
         command.env("C2D_SERVICE_CONNECTION_STRING", connection_string);
         command
     }
 
-    fn service_string(&self) -> String {
+    pub(crate) fn service_string(&self) -> String {
         let text = std::fs::read_to_string(self.file("service.connection-string"));
         text.expect("a connection string").trim().to_owned()
     }
 
     /// Connects as `device`, waits for its next message, and does something with the hub then.
-    fn on_message(
+    pub(crate) fn on_message(
         &self,
         device: &'static str,
         act: impl FnOnce(&mut Hub, ConnectionId, SystemTime) + Send + 'static,
@@ -110,7 +112,7 @@ impl Running {
     }
 
     /// Queues a message without AMQP.
-    fn enqueue(&self, device: &str, id: &str) {
+    pub(crate) fn enqueue(&self, device: &str, id: &str) {
         let mut message = C2dMessage::default();
         message.system.set(message::MESSAGE_ID, id);
         let device_id = device.to_owned();
@@ -141,7 +143,7 @@ fn connect(hub: &SharedHub, device: &str) -> ConnectionId {
 }
 
 /// Standard output, standard error and exit code, with times and tracking ids replaced by `N`.
-fn seen(output: &Output) -> (String, String, Option<i32>) {
+pub(crate) fn seen(output: &Output) -> (String, String, Option<i32>) {
     let text = |bytes: &[u8]| {
         let text = String::from_utf8(bytes.to_vec()).expect("UTF-8");
         let words = text.split_inclusive([' ', '\n', ')']);
@@ -162,7 +164,7 @@ fn seen(output: &Output) -> (String, String, Option<i32>) {
     (text(&output.stdout), text(&output.stderr), output.status.code())
 }
 
-const ACCEPTED: &str = "accepted by the hub in N ms (queued, not yet delivered)\n";
+pub(crate) const ACCEPTED: &str = "accepted by the hub in N ms (queued, not yet delivered)\n";
 const WAITING: &str = "for feedback (a real hub gathers it for up to 15 s before it sends it)\n";
 
 #[test]
@@ -247,8 +249,9 @@ fn what_is_wrong_before_dialling_is_named_with_exit_code_2() {
     let large = running.file("large");
     std::fs::write(&large, vec![0; 64 * 1024]).expect("written");
     let large = large.to_str().expect("UTF-8").to_owned();
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["--file", &large], "but a C2D message has at most 65536 (64 KiB)"),
+        (&["--wait-outcome", "--ack", "none"], "--wait-outcome needs feedback, but --ack none asks for none"),
         (&["--expiry", "3d"], "--expiry is 3days, but the hub keeps no message longer than 2 days"),
         (&["--message-id", "a b"], "--message-id is \"a b\": use 1 to 128 of"),
         (&["--wait", "--ack", "none"], "--wait needs feedback, but --ack none asks for none"),

@@ -8,6 +8,8 @@ mod agent;
 mod bad_input;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod c2d_send_outcome;
 mod check;
 mod config;
 mod corpora;
@@ -15,6 +17,8 @@ mod corpora;
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
+#[cfg(feature = "emulator")]
+mod emulator_https;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
 mod faults;

@@ -11,7 +11,14 @@ use serde::Serialize;
 
 use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
+use crate::outcome::OutcomeReport;
 use crate::service::{OutgoingMessage, ServiceError};
+
+/// Most lines of the programs' output that are shown to people.
+const OUTPUT_LINES: usize = 20;
+
+/// Most characters of one line of a device's text.
+const MAX_TEXT: usize = 400;
 
 /// Prints events as they happen.
 pub(super) struct Output {
@@ -42,6 +49,15 @@ enum Event<'a> {
     },
     /// No record of this message within that time.
     NoFeedback { message_id: &'a str, milliseconds: u64 },
+    /// What the device reports; the time counts from acceptance.
+    Outcome {
+        message_id: &'a str,
+        milliseconds: u64,
+        #[serde(flatten)]
+        report: &'a OutcomeReport,
+    },
+    /// No outcome of this message within that time.
+    NoOutcome { message_id: &'a str, delivered: bool, milliseconds: u64 },
     /// It could not be sent, or the wait ended early.
     Failed { message_id: &'a str, error: String, condition: Option<&'a str>, tracking_id: Option<&'a str> },
 }
@@ -123,6 +139,47 @@ impl Output {
         self.print(text, &Event::NoFeedback { message_id, milliseconds: milliseconds(wait) })
     }
 
+    /// A note for people who watch.
+    pub(super) fn waiting_for_outcome(&self, wait: Duration) {
+        if !self.json {
+            let wait = humantime::format_duration(wait);
+            tell(format_args!("waiting up to {wait} for the outcome that the device reports"));
+        }
+    }
+
+    /// What the device says of the action, so long after the hub accepted the message.
+    pub(super) fn outcome(
+        &self,
+        message: &OutgoingMessage,
+        report: &OutcomeReport,
+        after: Duration,
+    ) -> anyhow::Result<()> {
+        let message_id = &message.message_id;
+        let event = Event::Outcome { message_id, milliseconds: milliseconds(after), report };
+        self.print(|| outcome_lines(report), &event)
+    }
+
+    /// No outcome in time.
+    pub(super) fn no_outcome(
+        &self,
+        message: &OutgoingMessage,
+        delivered: bool,
+        wait: Duration,
+    ) -> anyhow::Result<()> {
+        let text = || {
+            let wait = humantime::format_duration(wait);
+            let hint = if delivered {
+                "the message was delivered, and its action may still run; the rule that takes it must have \
+                 report = \"twin\" (for the emulator also \"telemetry\")"
+            } else {
+                "the message stays queued until it is delivered or expires"
+            };
+            format!("no outcome within {wait}: {hint}")
+        };
+        let message_id = &message.message_id;
+        self.print(text, &Event::NoOutcome { message_id, delivered, milliseconds: milliseconds(wait) })
+    }
+
     /// It failed. For people, the program's last sentence on standard error says so.
     pub(super) fn failed(&self, message: &OutgoingMessage, error: &anyhow::Error) -> anyhow::Result<()> {
         if !self.json {
@@ -175,6 +232,37 @@ fn outcome(record: &FeedbackRecord) -> String {
     }
 }
 
+/// A line on the outcome, and the beginning of what the programs wrote.
+fn outcome_lines(report: &OutcomeReport) -> String {
+    let mut facts = Vec::new();
+    facts.extend(report.rule.as_deref().map(|rule| format!("rule {}", plain(rule))));
+    if report.attempt > 1 {
+        facts.push(format!("attempt {}", report.attempt));
+    }
+    facts.extend(
+        report.duration_ms.map(|ms| format!("took {:.2} s", Duration::from_millis(ms).as_secs_f64())),
+    );
+    let facts = if facts.is_empty() { String::new() } else { format!("  ({})", facts.join(", ")) };
+    let kind = report.outcome.as_str();
+    let text = plain_text(&report.text, MAX_TEXT);
+    // "timed out" says "timed-out" already.
+    let named = text.replace(' ', "-").starts_with(kind);
+    let text = if named { text } else { format!("{kind}: {text}") };
+    let mut lines = format!("outcome {text}{facts}");
+    let mut rest = report.output.lines();
+    for line in rest.by_ref().take(OUTPUT_LINES) {
+        lines.push_str(&format!("\n  | {}", plain_text(line, MAX_TEXT)));
+    }
+    let more = rest.count();
+    let cut = report.output_bytes.saturating_sub(u64::try_from(report.output.len()).unwrap_or(u64::MAX));
+    match (more, cut) {
+        (0, 0) => {}
+        (0, cut) => lines.push_str(&format!("\n  | … and {cut} bytes more")),
+        (more, _) => lines.push_str(&format!("\n  | … and {more} lines or more (--json shows what came)")),
+    }
+    lines
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -182,4 +270,18 @@ fn milliseconds(duration: Duration) -> u64 {
 /// Another sender's text, safe for a terminal.
 fn plain(text: &str) -> String {
     text.chars().take(128).flat_map(char::escape_debug).collect()
+}
+
+/// A device's text, safe for a terminal: quotes and letters of all languages stay as they are.
+fn plain_text(text: &str, chars: usize) -> String {
+    let shown = |c: char| {
+        if c == '\t' {
+            ' '
+        } else if c.is_control() {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    text.chars().take(chars).map(shown).collect()
 }

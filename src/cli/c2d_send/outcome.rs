@@ -1,0 +1,146 @@
+//! Watches for the outcome that a device reports of one message: in its twin, and at the emulator also in its telemetry.
+//!
+//! Owns: what counts as this message's outcome, and how often is looked. Must not know: HTTP, when to give up.
+//! Used by: `cli::c2d_send`.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+
+use super::Args;
+use crate::credentials::ServiceConnectionString;
+use crate::message;
+use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
+use crate::service::{DeviceEvent, HttpsService, OutgoingMessage, ServiceError};
+
+/// From one look to the next.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause, of a hub that throttles or is away.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Looks before sending, while the hub throttles.
+const FIRST_LOOKS: u32 = 4;
+
+/// Most pages of events that are skipped before sending; the emulator keeps fewer.
+const MAX_PAGES: u32 = 10;
+
+/// Looks for the outcome of one message.
+pub(super) struct OutcomeWatch {
+    hub: HttpsService,
+    device_id: String,
+    message_id: String,
+    /// Outcomes of this message id that the twin showed before the message was sent: of an earlier message.
+    earlier: Vec<OutcomeReport>,
+    /// The emulator's last event that was looked at; `None` at a real hub.
+    last_event: Option<u64>,
+}
+
+impl OutcomeWatch {
+    /// Looks at what there is before the message is sent, so that an unreachable hub is found in time.
+    pub(super) async fn begin(
+        args: &Args,
+        identity: &ServiceConnectionString,
+        message: &OutgoingMessage,
+        lifetime: Duration,
+    ) -> anyhow::Result<Self> {
+        let ca_file = args.ca_file();
+        let hub =
+            HttpsService::new(identity, args.https_port, ca_file.as_deref(), lifetime, SystemTime::now)?;
+        let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());
+        let mut watch = Self { hub, device_id, message_id, earlier: Vec::new(), last_event: None };
+        watch.look_first().await.context("nothing was sent, as its outcome could not be seen")?;
+        if !watch.earlier.is_empty() {
+            tracing::warn!(
+                message_id = watch.message_id,
+                "the device has reported an outcome of this message id before: it does not run a message twice; leave \
+                 --message-id out for a new one"
+            );
+        }
+        Ok(watch)
+    }
+
+    /// Returns the first outcome that was not there before. Trouble that passes is waited out.
+    pub(super) async fn outcome(&mut self) -> anyhow::Result<OutcomeReport> {
+        let mut pause = PAUSE;
+        loop {
+            match self.look().await {
+                Ok(Some(report)) => return Ok(report),
+                Ok(None) => {
+                    if pause > PAUSE {
+                        tracing::info!("the hub answers again");
+                    }
+                    pause = PAUSE;
+                }
+                Err(error) if error.is_passing() => {
+                    if pause == PAUSE {
+                        tracing::warn!("the outcome cannot be seen at the moment, trying again: {error}");
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn look_first(&mut self) -> Result<(), ServiceError> {
+        let mut pause = PAUSE;
+        let mut looks = 1;
+        let twin = loop {
+            match self.hub.twin(&self.device_id).await {
+                Err(ServiceError::Throttled(_)) if looks < FIRST_LOOKS => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                    looks += 1;
+                }
+                answer => break answer?,
+            }
+        };
+        if let Some(report) = TwinReport::read(&twin.reported) {
+            self.earlier = report.outcomes_of(&self.message_id).cloned().collect();
+        }
+        if !twin.of_emulator {
+            return Ok(());
+        }
+        let mut last = 0;
+        for _ in 0..MAX_PAGES {
+            let page = self.hub.emulator_events(&self.device_id, last).await?;
+            let Some(newest) = page.last() else { break };
+            last = newest.number;
+        }
+        self.last_event = Some(last);
+        Ok(())
+    }
+
+    /// Telemetry first: it has the output, which the twin has not.
+    async fn look(&mut self) -> Result<Option<OutcomeReport>, ServiceError> {
+        if let Some(last) = self.last_event {
+            let page = self.hub.emulator_events(&self.device_id, last).await?;
+            if let Some(newest) = page.last() {
+                self.last_event = Some(newest.number);
+            }
+            if let Some(report) = page.iter().find_map(|event| outcome_in(event, &self.message_id)) {
+                return Ok(Some(report));
+            }
+        }
+        let twin = self.hub.twin(&self.device_id).await?;
+        let report = TwinReport::read(&twin.reported).unwrap_or_default();
+        let new = report.outcomes_of(&self.message_id).find(|report| !self.earlier.contains(report));
+        Ok(new.cloned())
+    }
+}
+
+/// The report that an event carries, when it is one of this message.
+fn outcome_in(event: &DeviceEvent, message_id: &str) -> Option<OutcomeReport> {
+    let text = |value: Option<&Option<String>>| value.cloned().flatten().unwrap_or_default();
+    let (name, value) = REPORT_PROPERTY;
+    let is_report = text(event.application.get(name)) == value;
+    if !is_report || text(event.system.get(message::CORRELATION_ID)) != message_id {
+        return None;
+    }
+    let report = serde_json::from_slice(&event.body);
+    report
+        .inspect_err(|error| tracing::warn!(%error, "the device's report of the outcome cannot be read"))
+        .ok()
+}

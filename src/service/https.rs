@@ -1,0 +1,278 @@
+//! The hub's REST side: reads twins, and from the emulator the messages of a device.
+//!
+//! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
+//! Used by: `cli::c2d_send`.
+//!
+//! - `answer` decides what an answer means and words what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, SERVER, USER_AGENT};
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use super::ServiceError;
+use super::dial;
+use crate::credentials::{HostPort, ServiceConnectionString};
+
+mod answer;
+
+/// Of the service's REST interface. Source: wire reference 3.
+const API_VERSION: &str = "2021-04-12";
+
+/// Time for one answer, with dialling where need be.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Most bytes of an answer's head, and most of its headers.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+
+/// Most bytes of a twin: the hub keeps 8 KiB of tags and 32 KiB each of desired and reported properties, and metadata
+/// for each of them.
+const MAX_TWIN: usize = 1024 * 1024;
+
+/// Most bytes of a page of events: the emulator begins no further one after 1 MiB.
+const MAX_EVENTS: usize = 4 * 1024 * 1024;
+
+/// Emulator or not: its answers say so.
+const EMULATOR: &str = "c2d-agent-emulator/";
+
+/// What may stand in a path as it is. Source: RFC 3986, unreserved characters.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The REST side of one hub, for one shared access policy. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct HttpsService {
+    host: HostPort,
+    policy: String,
+    ca_file: Option<PathBuf>,
+    authorization: HeaderValue,
+    clock: fn() -> SystemTime,
+    connection: Option<SendRequest<Empty<Bytes>>>,
+    /// The task that moves the connection's bytes.
+    driver: JoinSet<()>,
+}
+
+/// A device's twin, as far as it is used here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Twin {
+    /// The reported properties.
+    pub reported: Value,
+    /// Whether our emulator answers, which also has [`HttpsService::emulator_events`].
+    pub of_emulator: bool,
+}
+
+/// A message that a device sent to the emulator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceEvent {
+    /// Counts up for each device.
+    pub number: u64,
+    /// System properties, such as `$.cid`.
+    pub system: BTreeMap<String, Option<String>>,
+    /// Application properties.
+    pub application: BTreeMap<String, Option<String>>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl HttpsService {
+    /// For the hub of `identity`, on `port` instead of the one in the connection string, which is that of AMQP. Nothing
+    /// is dialled yet. Token and roots are as for [`super::Service::connect`].
+    ///
+    /// # Errors
+    /// When the token has expired, or cannot be sent in a header.
+    pub fn new(
+        identity: &ServiceConnectionString,
+        port: u16,
+        ca_file: Option<&Path>,
+        token_lifetime: Duration,
+        clock: fn() -> SystemTime,
+    ) -> Result<Self, ServiceError> {
+        let token = super::token(identity, token_lifetime, clock())?;
+        let host = HostPort { name: identity.host.name.clone(), port: Some(port) };
+        let mut authorization = HeaderValue::from_str(token.expose()).map_err(|_| {
+            answer::not_authorised(
+                &host,
+                &identity.policy,
+                "its SAS token has characters that no header may have",
+            )
+        })?;
+        authorization.set_sensitive(true);
+        Ok(Self {
+            host,
+            policy: identity.policy.clone(),
+            ca_file: ca_file.map(Path::to_owned),
+            authorization,
+            clock,
+            connection: None,
+            driver: JoinSet::new(),
+        })
+    }
+
+    /// Reads a device's twin.
+    ///
+    /// # Errors
+    /// A sentence for each: unreachable, not authorised, no such device, throttled, an answer that is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the request; the next one begins anew.
+    pub async fn twin(&mut self, device_id: &str) -> Result<Twin, ServiceError> {
+        let device = utf8_percent_encode(device_id, ENCODED);
+        let path = format!("/twins/{device}?api-version={API_VERSION}");
+        let (body, of_emulator) = self.get(&path, device_id, MAX_TWIN).await?;
+        match body.get("properties").and_then(|properties| properties.get("reported")) {
+            Some(reported) => Ok(Twin { reported: reported.clone(), of_emulator }),
+            None => Err(answer::no_hub(&self.host, "a twin without reported properties")),
+        }
+    }
+
+    /// Reads the messages of a device with numbers above `after`, oldest first, from our emulator. When many wait, the
+    /// rest comes with the next call.
+    ///
+    /// # Errors
+    /// As for [`HttpsService::twin`].
+    ///
+    /// # Cancel safety
+    /// As for [`HttpsService::twin`].
+    pub async fn emulator_events(
+        &mut self,
+        device_id: &str,
+        after: u64,
+    ) -> Result<Vec<DeviceEvent>, ServiceError> {
+        let device = utf8_percent_encode(device_id, ENCODED);
+        let path = format!("/emulator/devices/{device}/events?after={after}");
+        let (body, _) = self.get(&path, device_id, MAX_EVENTS).await?;
+        let events = Vec::<WireEvent>::deserialize(body).ok();
+        let events: Option<Vec<_>> =
+            events.and_then(|events| events.into_iter().map(WireEvent::read).collect());
+        events.ok_or_else(|| answer::no_hub(&self.host, "a list of messages that cannot be read"))
+    }
+
+    /// The JSON at `path`, and whether the emulator sent it.
+    async fn get(
+        &mut self,
+        path: &str,
+        device_id: &str,
+        limit: usize,
+    ) -> Result<(Value, bool), ServiceError> {
+        let host = self.host.clone();
+        let exchange = async {
+            let response = self.send(path).await?;
+            let (head, body) = response.into_parts();
+            let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
+            let of_emulator = head.headers.get(SERVER).is_some_and(is_emulator);
+            let body = Limited::new(body, limit).collect().await;
+            let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();
+            Ok((head.status, body, of_emulator))
+        };
+        let late = || ServiceError::Unreachable(answer::late(&host, ANSWER_TIMEOUT));
+        let exchanged = match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
+            Ok(exchanged) => exchanged,
+            Err(_) => Err(late()),
+        };
+        // Whatever is left of an answer that went wrong must not be taken for the next one.
+        let (status, body, of_emulator) = exchanged.inspect_err(|_| self.hang_up())?;
+        match status {
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map(|body| (body, of_emulator))
+                .map_err(|_| answer::no_hub(&self.host, "status 200 without JSON")),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let remedy = super::failure::remedy((self.clock)());
+                Err(answer::not_authorised(&self.host, &self.policy, &remedy))
+            }
+            status => Err(answer::of_status(&self.host, status, &body, device_id)),
+        }
+    }
+
+    /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried.
+    async fn send(&mut self, path: &str) -> Result<Response<Incoming>, ServiceError> {
+        if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
+            let sent = match kept.ready().await {
+                Ok(()) => kept.send_request(self.request(path)?).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(response) => {
+                    self.connection = Some(kept);
+                    return Ok(response);
+                }
+                Err(error) => tracing::debug!(%error, "the HTTPS connection was closed: opening another"),
+            }
+        }
+        let mut opened = self.open().await?;
+        let sent = opened.send_request(self.request(path)?).await;
+        let response = sent.map_err(|error| answer::of_exchange(&self.host, &error))?;
+        self.connection = Some(opened);
+        Ok(response)
+    }
+
+    async fn open(&mut self) -> Result<SendRequest<Empty<Bytes>>, ServiceError> {
+        self.hang_up();
+        let stream = dial::dial(&self.host, &dial::HTTPS, self.ca_file.as_deref()).await?;
+        let mut builder = Builder::new();
+        builder.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+        let opened = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = opened.map_err(|error| answer::of_exchange(&self.host, &error))?;
+        self.driver.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the HTTPS connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn hang_up(&mut self) {
+        self.connection = None;
+        // Dropping the set ends the task and closes the socket.
+        self.driver = JoinSet::new();
+    }
+
+    fn request(&self, path: &str) -> Result<Request<Empty<Bytes>>, ServiceError> {
+        let port = self.host.port.filter(|port| *port != dial::HTTPS.port);
+        Request::get(path)
+            .header(HOST, HostPort { port, ..self.host.clone() }.to_string())
+            .header(AUTHORIZATION, &self.authorization)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("c2d-agent/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|error| ServiceError::Answer(format!("no request can be made of {path}: {error}")))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireEvent {
+    number: u64,
+    #[serde(default)]
+    system_properties: BTreeMap<String, Option<String>>,
+    #[serde(default)]
+    properties: BTreeMap<String, Option<String>>,
+    body: Option<String>,
+    body_base64: Option<String>,
+}
+
+impl WireEvent {
+    fn read(self) -> Option<DeviceEvent> {
+        let body = match (self.body, self.body_base64) {
+            (Some(text), _) => text.into_bytes(),
+            (None, Some(text)) => STANDARD.decode(text).ok()?,
+            (None, None) => Vec::new(),
+        };
+        let (number, system, application) = (self.number, self.system_properties, self.properties);
+        Some(DeviceEvent { number, system, application, body: body.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

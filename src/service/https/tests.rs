@@ -1,0 +1,207 @@
+//! The client against servers of the tests' own: what is asked for, and every kind of bad answer.
+
+use super::*;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_rustls::TlsAcceptor;
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+/// A TLS server that reads one request for each answer, and then hangs up.
+struct Server {
+    port: u16,
+    ca: tempfile::TempDir,
+    /// Told when a request is read and no answer will follow.
+    silent: Arc<Notify>,
+    tasks: JoinSet<Vec<String>>,
+}
+
+impl Server {
+    async fn start(answers: Vec<Vec<u8>>) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let ca = tempfile::tempdir().expect("a directory");
+        std::fs::write(ca.path().join("ca.pem"), made.cert.pem()).expect("written");
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let config = ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a configuration");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (mut tasks, silent) = (JoinSet::new(), Arc::new(Notify::new()));
+        tasks.spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), answers, Arc::clone(&silent)));
+        Self { port, ca, silent, tasks }
+    }
+
+    fn client(&self) -> HttpsService {
+        let text = "HostName=localhost:1;SharedAccessKeyName=service;SharedAccessKey=AAAA";
+        let identity = ServiceConnectionString::parse(text).expect("valid");
+        let ca = self.ca.path().join("ca.pem");
+        HttpsService::new(&identity, self.port, Some(&ca), Duration::from_secs(60), || NOW).expect("a client")
+    }
+
+    /// The error of one request, without the port.
+    async fn error(&self) -> String {
+        let error = self.client().twin("dev1").await.expect_err("an error");
+        error.to_string().replace(&self.port.to_string(), "PORT")
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    answers: Vec<Vec<u8>>,
+    silent: Arc<Notify>,
+) -> Vec<String> {
+    let mut heads = Vec::new();
+    let mut answers = answers.into_iter().peekable();
+    while answers.peek().is_some() {
+        let (stream, _) = listener.accept().await.expect("a client");
+        let Ok(mut stream) = tls.accept(stream).await else { continue };
+        while let Some(answer) = answers.peek() {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read_u8().await {
+                    Ok(byte) => head.push(byte),
+                    Err(_) => break,
+                }
+            }
+            if head.is_empty() {
+                break;
+            }
+            heads.push(String::from_utf8(head).expect("text"));
+            if answer.is_empty() {
+                // Silence, until the client has had enough.
+                silent.notify_one();
+                drop(stream.read_u8().await);
+                return heads;
+            }
+            // A client that has had enough closes before the end.
+            let sent = stream.write_all(answer).await;
+            let closes = answer.windows(17).any(|part| part == b"Connection: close");
+            answers.next();
+            if sent.is_err() || closes {
+                break;
+            }
+        }
+        drop(stream.shutdown().await);
+    }
+    heads
+}
+
+fn answer(head: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+#[tokio::test]
+async fn a_twin_is_asked_for_as_the_hub_wants_it_over_one_connection_that_is_opened_again_when_need_be() {
+    let twin = r#"{"properties":{"desired":{},"reported":{"led":"on"}}}"#;
+    let mut server = Server::start(vec![
+        answer("200 OK\r\nServer: Microsoft-HTTPAPI/2.0", twin),
+        answer("200 OK\r\nServer: c2d-agent-emulator/1\r\nConnection: close", twin),
+        answer(
+            "200 OK",
+            r#"[{"number":3,"systemProperties":{"$.cid":"m-1"},"properties":{"a":null},"body":"x"},
+            {"number":4,"bodyBase64":"/wA="}]"#,
+        ),
+    ])
+    .await;
+    let mut client = server.client();
+    let first = client.twin("dev/1#é").await.expect("a twin");
+    assert_eq!(first, Twin { reported: serde_json::json!({ "led": "on" }), of_emulator: false });
+    assert!(client.twin("dev1").await.expect("a twin").of_emulator);
+    let events = client.emulator_events("dev1", 2).await.expect("events");
+    assert_eq!(events[0].system.get("$.cid"), Some(&Some("m-1".to_owned())));
+    assert_eq!((&events[0].body[..], &events[1].body[..], events[1].number), (&b"x"[..], &b"\xff\0"[..], 4));
+
+    let heads = server.tasks.join_next().await.expect("a server").expect("no panic");
+    assert!(
+        heads[0].starts_with("GET /twins/dev%2F1%23%C3%A9?api-version=2021-04-12 HTTP/1.1\r\n"),
+        "{}",
+        heads[0]
+    );
+    assert!(heads[0].contains(&format!("host: localhost:{}\r\n", server.port)), "{}", heads[0]);
+    assert!(heads[0].contains("authorization: SharedAccessSignature sr=localhost&sig="), "{}", heads[0]);
+    assert!(heads[2].starts_with("GET /emulator/devices/dev1/events?after=2 HTTP/1.1\r\n"), "{}", heads[2]);
+}
+
+#[tokio::test]
+async fn each_bad_answer_is_one_sentence() {
+    let no_hub = |what: &str| {
+        format!(
+            "localhost:PORT answers over HTTPS, but not as an IoT Hub does ({what}): check HostName and --https-port, or \
+             whether a proxy answers in its place"
+        )
+    };
+    let hub_error = |code: &str| format!(r#"{{"Message":"ErrorCode:{code};words","ExceptionMessage":""}}"#);
+    let cases = [
+        (answer("200 OK", "<html>welcome</html>"), no_hub("status 200 without JSON")),
+        (answer("200 OK", r#"{"status":"up"}"#), no_hub("a twin without reported properties")),
+        (answer("404 Not Found", "<html>"), no_hub("status 404 without JSON")),
+        (answer("302 Found\r\nLocation: /login", ""), no_hub("status 302 without JSON")),
+        (b"220 mail.example.com ESMTP\r\n".to_vec(), no_hub("no HTTP/1.1")),
+        (answer("200 OK", &" ".repeat(MAX_TWIN + 1)), no_hub("more than 1024 KiB")),
+        (format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(200)).into_bytes(), no_hub("no HTTP/1.1")),
+        (
+            answer("404 Not Found", &hub_error("DeviceNotFound")),
+            "the hub knows no device \"dev1\": check --device".to_owned(),
+        ),
+        (
+            answer("400 Bad Request", &hub_error("ArgumentInvalid")),
+            "localhost:PORT refuses the request over HTTPS (status 400: ErrorCode:ArgumentInvalid;words): check \
+             --https-port and --device"
+                .to_owned(),
+        ),
+        (
+            answer("429 Too Many Requests", &hub_error("ThrottlingException")),
+            "localhost:PORT is throttling requests (429): wait, and ask less often".to_owned(),
+        ),
+        (
+            answer("503 Service Unavailable", ""),
+            "localhost:PORT failed to answer over HTTPS (status 503): try again later".to_owned(),
+        ),
+        (
+            answer("401 Unauthorized", ""),
+            "localhost:PORT does not accept the policy \"service\": this machine's clock says 1970-01-01T00:00:00Z, so its \
+             tokens are void; set the clock"
+                .to_owned(),
+        ),
+    ];
+    for (bytes, sentence) in cases {
+        let server = Server::start(vec![bytes]).await;
+        assert_eq!(server.error().await, sentence);
+    }
+    let server =
+        Server::start(vec![b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{".to_vec()])
+            .await;
+    let error = server.error().await;
+    assert!(error.contains("localhost:PORT broke off its answer over HTTPS"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_left() {
+    let server = Server::start(vec![Vec::new()]).await;
+    let mut client = server.client();
+    let mut asked = Box::pin(client.twin("dev1"));
+    tokio::select! {
+        answered = &mut asked => panic!("{answered:?}"),
+        () = server.silent.notified() => {}
+    }
+    // Only now, or the TLS handshake would count as waiting.
+    tokio::time::pause();
+    let error = asked.await.expect_err("late").to_string();
+    assert!(error.contains("did not answer over HTTPS within 15 s"), "{error}");
+}
+
+#[test]
+fn an_event_whose_body_is_not_what_it_says_is_no_event() {
+    let event = |text: &str| serde_json::from_str::<WireEvent>(text).expect("an event").read();
+    assert_eq!(event(r#"{"number":1,"bodyBase64":"?"}"#), None);
+    assert_eq!(event(r#"{"number":1}"#).map(|event| event.body), Some(Bytes::new()));
+}

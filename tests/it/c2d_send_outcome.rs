@@ -1,0 +1,242 @@
+//! `c2d-send --wait-outcome` as a user sees it: what it prints, and its exit codes, against a hub in this process.
+//!
+//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use c2d_agent::emulator::hub::Hub;
+use c2d_agent::message::Properties;
+use c2d_agent::outcome::{OutcomeKind, OutcomeReport, REPORT_PROPERTY, TwinReport};
+use serde_json::Value;
+
+use crate::c2d_send::{ACCEPTED, Running, seen};
+use crate::harness::{Process, Proxy, run};
+
+const WAITING: &str = "waiting up to 20s for the outcome that the device reports\n";
+
+/// `c2d-send` with the emulator's HTTPS port.
+fn command(running: &Running, arguments: &[&str]) -> Command {
+    let mut command = running.command("dev1");
+    command.env("C2D_HTTPS_PORT", running.https.port().to_string()).args(arguments);
+    command
+}
+
+fn send(running: &Running, arguments: &[&str]) -> (String, String, Option<i32>) {
+    seen(&run(&mut command(running, arguments)))
+}
+
+fn report(message_id: &str, outcome: OutcomeKind, text: &str) -> OutcomeReport {
+    OutcomeReport {
+        message_id: Some(message_id.into()),
+        rule: Some("pump".into()),
+        outcome,
+        text: text.into(),
+        exit_code: Some(3),
+        duration_ms: Some(1_250),
+        attempt: 2,
+        ended: "2026-01-01T00:00:00.0000000Z".into(),
+        output: "one\n\x1b[31mtwo\n".into(),
+        output_bytes: 5_000,
+    }
+}
+
+/// What the agent does for `report = "telemetry"`.
+fn by_telemetry(hub: &mut Hub, now: SystemTime, report: &OutcomeReport) {
+    let mut properties = Properties::default();
+    properties.set("$.mid", "a-1");
+    properties.set("$.cid", report.message_id.clone().expect("an id"));
+    properties.set(REPORT_PROPERTY.0, REPORT_PROPERTY.1);
+    let body = Bytes::from(serde_json::to_vec(report).expect("JSON"));
+    hub.record_event("dev1", properties, body, now);
+}
+
+/// What the agent does for `report = "twin"`.
+fn by_twin(hub: &mut Hub, now: SystemTime, report: &OutcomeReport) {
+    let mut twin = TwinReport::default();
+    twin.record(report);
+    hub.patch_reported("dev1", &twin.patch(), now).expect("patched");
+}
+
+#[test]
+fn an_action_that_succeeded_is_told_from_telemetry_with_its_output() {
+    let running = Running::start();
+    // Other telemetry, and the outcome of another message.
+    running.hub.with(|hub, now| {
+        hub.record_event("dev1", Properties::default(), Bytes::from_static(b"\xff\0"), now);
+        by_telemetry(hub, now, &report("m-0", OutcomeKind::Failed, "failed: other"));
+    });
+    let device = running.on_message("dev1", |hub, _, now| {
+        by_telemetry(hub, now, &report("m-9", OutcomeKind::Failed, "failed: another"));
+        by_telemetry(hub, now, &report("m-1", OutcomeKind::Succeeded, "succeeded"));
+    });
+    let (stdout, stderr, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s"]);
+    let (before, after) = stdout.split_once("outcome ").expect("an outcome");
+    assert!(before.starts_with(&format!("message m-1  device dev1\n{ACCEPTED}")), "{stdout}");
+    assert_eq!(
+        after,
+        "succeeded  (rule pump, attempt 2, took 1.25 s)\n  | one\n  | \u{fffd}[31mtwo\n  | … and 4987 bytes more\n"
+    );
+    assert_eq!((stderr.as_str(), code), (WAITING, Some(0)));
+    assert_eq!(device.join().expect("a device").property("iothub-ack"), Some("full"), "it asks for feedback");
+}
+
+#[test]
+fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
+    let running = Running::start();
+    let earlier = report("m-1", OutcomeKind::Succeeded, "succeeded");
+    running.hub.with(|hub, now| by_twin(hub, now, &earlier));
+    let device = running.on_message("dev1", |hub, _, now| {
+        by_twin(hub, now, &report("m-1", OutcomeKind::Failed, "failed: run pump: exit code 3"));
+    });
+    let (stdout, stderr, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s", "--json"]);
+    assert_eq!(code, Some(5), "{stdout}{stderr}");
+    // The earlier outcome of the same id was not taken for this one.
+    assert!(stderr.contains("the device has reported an outcome of this message id"), "{stderr}");
+    let last: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    let fields =
+        ["event", "message_id", "messageId", "rule", "outcome", "text"].map(|name| last[name].as_str());
+    let text = Some("failed: run pump: exit code 3");
+    let expected = [Some("outcome"), Some("m-1"), Some("m-1"), Some("pump"), Some("failed"), text];
+    assert_eq!(fields, expected, "{last}");
+    assert_eq!(
+        (last["exitCode"].as_i64(), last["attempt"].as_i64(), last.get("output")),
+        (Some(3), Some(2), None)
+    );
+    device.join().expect("a device");
+}
+
+#[test]
+fn every_other_end_than_success_is_exit_code_5() {
+    let running = Running::start();
+    for (kind, text, words) in [
+        (OutcomeKind::TimedOut, "timed out", "outcome timed out  (rule pump"),
+        (OutcomeKind::Unmatched, "no rule takes it", "outcome unmatched: no rule takes it  (rule pump"),
+    ] {
+        let device =
+            running.on_message("dev1", move |hub, _, now| by_twin(hub, now, &report("m-1", kind, text)));
+        let (stdout, _, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s"]);
+        assert!(stdout.contains(words) && code == Some(5), "{code:?} {stdout}");
+        device.join().expect("a device");
+    }
+}
+
+#[test]
+fn no_outcome_in_time_is_exit_code_4() {
+    let running = Running::start();
+    let (stdout, _, code) = send(&running, &["--message-id=m-1", "--wait-outcome=300ms"]);
+    let words = "no outcome within 300ms: the message stays queued until it is delivered or expires\n";
+    assert_eq!((stdout, code), (format!("message m-1  device dev1\n{ACCEPTED}{words}"), Some(4)));
+
+    // m-1 is taken, then m-2; nothing is reported.
+    running.on_message("dev1", |_, _, _| {}).join().expect("a device");
+    let device = running.on_message("dev1", |_, _, _| {});
+    let (stdout, _, code) = send(&running, &["--message-id=m-2", "--wait-outcome=3s", "--json"]);
+    let events: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let names: Vec<_> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+    assert_eq!((names.last(), code), (Some(&"no_outcome"), Some(4)), "{stdout}");
+    assert_eq!(events.last().map(|event| event["delivered"].clone()), Some(Value::Bool(true)));
+    assert!(names.contains(&"feedback"), "{stdout}");
+    device.join().expect("a device");
+}
+
+#[test]
+fn a_message_that_expires_has_no_outcome_to_wait_for() {
+    let running = Running::start();
+    let (stdout, _, code) = send(&running, &["--message-id=m-1", "--expiry=500ms", "--wait-outcome=20s"]);
+    assert!(stdout.ends_with("\nnot delivered: Expired after N s\n"), "{stdout}");
+    assert_eq!(code, Some(3));
+}
+
+/// The one sentence of a failure before anything was sent.
+#[track_caller]
+fn unsent(running: &Running, output: &Output) -> String {
+    let (stdout, stderr, code) = seen(output);
+    assert_eq!((stdout.as_str(), code), ("message m-1  device dev1\n", Some(1)), "{stderr}");
+    assert_eq!(running.hub.with(|hub, _| hub.queue_length("dev1")), Some(0), "nothing is queued");
+    let sentence = stderr.strip_prefix("c2d-agent: nothing was sent, as its outcome could not be seen: ");
+    sentence.unwrap_or_else(|| panic!("{stderr}")).trim_end().to_owned()
+}
+
+#[test]
+fn without_https_nothing_is_sent() {
+    let running = Running::start();
+    let send_to = |port: u16| {
+        let port = port.to_string();
+        run(&mut command(&running, &["--message-id=m-1", "--wait-outcome", "--https-port", &port]))
+    };
+    let closed = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    assert_eq!(
+        unsent(&running, &send_to(closed)),
+        format!(
+            "localhost refuses connections on port {closed} (HTTPS): for the emulator, give the https port of its ready \
+             line with --https-port"
+        )
+    );
+    // The emulator's AMQP port has TLS, but not HTTP: it answers with the header of AMQP.
+    let amqp = running.service_string();
+    let amqp = amqp.split([':', ';']).nth(1).and_then(|port| port.parse().ok()).expect("a port");
+    let sentence = unsent(&running, &send_to(amqp));
+    assert!(sentence.contains("answers over HTTPS, but not as an IoT Hub does (no HTTP/1.1)"), "{sentence}");
+}
+
+#[test]
+fn a_device_that_the_hub_does_not_know_is_named_before_sending() {
+    let running = Running::start();
+    let mut command = running.command("nope");
+    command
+        .env("C2D_HTTPS_PORT", running.https.port().to_string())
+        .args(["--message-id=m-1", "--wait-outcome"]);
+    let (stdout, stderr, code) = seen(&run(&mut command));
+    let words = "c2d-agent: nothing was sent, as its outcome could not be seen: the hub knows no device \"nope\": check \
+                 --device\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), ("message m-1  device nope\n", words, Some(1)));
+}
+
+#[test]
+fn a_policy_without_service_connect_is_told_so() {
+    let running = Running::start();
+    let secrets = std::fs::read_to_string(running.file("secrets.json")).expect("readable");
+    let secrets: Value = serde_json::from_str(&secrets).expect("JSON");
+    let key = secrets["policies"]["device"]["primary"].as_str().expect("a key");
+    let service = running.service_string();
+    let host = service.split(';').next().expect("a host");
+    let string = format!("{host};SharedAccessKeyName=device;SharedAccessKey={key}");
+    let mut command = running.command_with(&string, "dev1");
+    command.env("C2D_HTTPS_PORT", running.https.port().to_string()).arg("--wait-outcome");
+    let (_, stderr, code) = seen(&run(&mut command));
+    let words = "does not accept the policy \"device\": check its name and key, that it has the permission ServiceConnect";
+    assert!(stderr.contains(words) && code == Some(1), "{code:?} {stderr}");
+}
+
+#[test]
+fn a_hub_that_goes_away_over_https_is_waited_for() {
+    let running = Running::start();
+    let proxy = Proxy::to(running.https);
+    let port = proxy.address.port().to_string();
+    let arguments = ["--message-id=m-1", "--wait-outcome=25s", "--https-port", &port];
+    let process = Process::spawn(&mut command(&running, &arguments));
+    process.stdout.wait_for("accepted by the hub");
+    proxy.set_open(false);
+    proxy.cut();
+    process.stderr.wait_for("the outcome cannot be seen at the moment, trying again: ");
+    running.hub.with(|hub, now| by_twin(hub, now, &report("m-1", OutcomeKind::Succeeded, "succeeded")));
+    proxy.set_open(true);
+    process.stdout.wait_for("outcome succeeded");
+    assert_eq!(process.wait_exit().code(), Some(0));
+}
+
+#[test]
+fn the_wait_and_its_port_are_checked_before_dialling() {
+    let running = Running::start();
+    for (arguments, words) in [
+        (&["--wait", "--wait-outcome"][..], "cannot be used with"),
+        (&["--wait-outcome", "--https-port=0"], "use a number from 1 to 65535"),
+        (&["--wait-outcome=soon"], "use a number with a unit"),
+    ] {
+        let (_, stderr, code) = send(&running, arguments);
+        assert!(stderr.contains(words) && code == Some(2), "{code:?} {stderr}");
+    }
+}
