@@ -172,3 +172,24 @@ fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
         lines.iter().any(|line| line.to_lowercase().contains("auth")).then_some(())
     });
 }
+
+#[test]
+fn the_sdks_back_end_reads_a_twin() {
+    let test = "the SDK's back end reads a twin";
+    let Some(python) = python(test) else { return };
+    // The SDK drops the port of a connection string.
+    if std::net::TcpListener::bind("127.0.0.6:443").is_err() {
+        return skip(test, "port 443 needs root, or the sysctl net.ipv4.ip_unprivileged_port_start");
+    }
+    let (emulator, dir) = emulator("127.0.0.6", &["--device", "dev1", "--https-port", "443"]);
+    let agent = Agent::start(&emulator, "dev1", dir.path(), "");
+    let mut service = script(&python, "service_twin.py");
+    service.arg("dev1").env("SERVICE_CONNECTION_STRING", emulator.service_string());
+    let service = Process::spawn(service.env("REQUESTS_CA_BUNDLE", emulator.ca_file()));
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+    let seen = json(&service.stdout.wait_for("device_id"));
+    assert_eq!((&seen["device_id"], &seen["connection_state"]), (&"dev1".into(), &"Connected".into()));
+    assert!(seen["reported"]["$version"].is_number(), "{seen}");
+    assert_eq!(seen["missing"], 404);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
