@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
 //! | policy | [`agent`] | which message is acted on, when it is completed, what happens at shutdown |
-//! | mechanism | `session` | one connection to the hub as a device: messages in, completions out |
+//! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
 //! | | `service` | the back end over AMQP 1.0: send, read feedback |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |

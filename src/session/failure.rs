@@ -54,6 +54,8 @@ pub(super) enum Fault {
     Closed,
     /// The peer closed while it had yet to answer what this device published.
     ClosedUnanswered { count: usize },
+    /// The peer closed when it was asked for the answers of the twin, too.
+    ClosedAtTwin,
     /// The peer takes what is published and does not acknowledge it.
     Unacknowledged { within: Duration },
     /// The peer closed soon after CONNACK, repeatedly.
@@ -72,7 +74,7 @@ impl Failure {
 
     /// Whether the peer hung up without a reason after the sign-in.
     pub(super) fn is_hang_up(&self) -> bool {
-        matches!(self.fault, Fault::Closed | Fault::ClosedUnanswered { .. })
+        matches!(self.fault, Fault::Closed | Fault::ClosedUnanswered { .. } | Fault::ClosedAtTwin)
     }
 }
 
@@ -149,6 +151,12 @@ impl fmt::Display for Failure {
                 "{peer} closed the connection with {count} unanswered publishes of device {device_id}: if that \
                  repeats, it may not send D2C messages or patch its twin there (see [report] in the configuration), \
                  or another program signs in with the same device id"
+            ),
+            Fault::ClosedAtTwin => write!(
+                f,
+                "{peer} closed the connection before it answered the subscriptions of device {device_id}: if that \
+                 repeats, the hub may have no twins (basic tier); remove \"twin\" from the reports in the \
+                 configuration"
             ),
             Fault::Unacknowledged { within } => write!(
                 f,

@@ -144,6 +144,9 @@ impl Keeper {
                     };
                     let fault = match (fault, connection.outbox.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
+                        (Fault::Closed, _) if self.settings.twin && !connection.progress.borrow().subscribed => {
+                            Fault::ClosedAtTwin
+                        }
                         (fault, _) => fault,
                     };
                     let signed_in = connection.progress.borrow().signed_in;

@@ -367,7 +367,13 @@ impl Reader {
     }
 
     async fn linger(&mut self) {
-        let closed = async { while self.event_loop.poll().await.is_ok() {} };
+        let closed = async {
+            while let Ok(event) = self.event_loop.poll().await {
+                if let Event::Incoming(Packet::PubAck(answer)) = event {
+                    self.outbox.acknowledged(answer.pkid);
+                }
+            }
+        };
         if timeout(LINGER, closed).await.is_err() {
             tracing::debug!("the hub did not close the connection after DISCONNECT");
         }

@@ -225,6 +225,40 @@ async fn a_refused_twin_is_no_reason_to_receive_nothing() {
 }
 
 #[tokio::test]
+async fn a_hub_that_closes_at_the_subscription_is_said_to_have_no_twins() {
+    let broker = Broker::start().await;
+    let mut session = Session::open(Settings { twin: true, ..settings(&broker) }).expect("a session");
+    let mut peer = broker.accept().await;
+    peer.read_connect().await;
+    peer.send_connack(0).await;
+    peer.read_subscribe_many().await;
+    drop(peer);
+    assert!(reason(&mut session).await.contains("remove \"twin\" from the reports"));
+}
+
+#[tokio::test]
+async fn a_hub_that_leaves_out_a_puback_loses_the_connection_before_packet_ids_collide() {
+    let broker = Broker::start().await;
+    let (mut session, mut peer) = connected(&broker, settings(&broker)).await;
+    session.publish(1, telemetry("never acknowledged"));
+    let (_, unanswered, _) = peer.read_publish().await;
+    // rumqttc counts packet ids up to 100 and then from 1 again.
+    let mut ticket = 1;
+    let mut last = unanswered;
+    while last != unanswered - 1 {
+        ticket += 1;
+        session.publish(ticket, telemetry("x"));
+        (_, last, _) = peer.read_publish().await;
+        peer.send_puback(last).await;
+        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+    }
+    session.publish(ticket + 1, telemetry("x"));
+    assert_eq!(published(&mut session).await, (1, LOST));
+    assert_eq!(published(&mut session).await, (ticket + 1, LOST));
+    assert!(reason(&mut session).await.contains("left out the PUBACK"));
+}
+
+#[tokio::test]
 async fn what_is_under_way_is_lost_with_its_connection_and_told_before_anything_else() {
     let broker = Broker::start().await;
     let mut session = Session::open(settings(&broker)).expect("a session");
