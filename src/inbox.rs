@@ -8,333 +8,170 @@
 //! operations ([`Inbox::submit`]) and gets their answers when they are on disk ([`Inbox::next`]); what has been handed
 //! in while a write was under way goes into one transaction together.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::{self, Receiver};
 
 use crate::config::InboxSettings;
-use crate::message::C2dMessage;
-use crate::outcome::{OutcomeReport, Totals};
 
-/// The number of a record: counts up in order of acceptance, and is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Number(pub u64);
+mod apply;
+mod codec;
+mod file;
+mod keeper;
+mod key;
+mod ledger;
+mod operation;
+mod query;
+mod record;
+mod retention;
+mod store;
+mod trouble;
+mod worker;
 
-/// Where a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Recorded; its action has not begun, or waits for its next attempt.
-    Accepted,
-    /// Its action may have begun.
-    Started,
-    /// Ended; nothing is left to do.
-    Finished,
-    /// Ended badly; kept whole, so that somebody can run it again or drop it.
-    Dead,
-}
+use file::{InboxPath, Place as _};
+use keeper::{Batch, Keeper};
+pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Query, Reply, Selector, Start, Verdict};
+pub use record::{Counts, Number, Record, Settled, State};
+pub(crate) use record::{Opened, Unfinished};
+use trouble::Failure;
+pub use trouble::InboxError;
+use worker::{Command, MOST_OPS, Worker};
 
-/// When a message is completed at the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Settled {
-    /// When it is finished: until then the hub keeps it, too, and sends it again after a lost connection.
-    AfterAction,
-    /// As soon as it is accepted: from then on only the inbox has it.
-    OnAccept,
-}
-
-/// One message's record, without the message itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Record {
-    /// Its number.
-    pub number: Number,
-    /// The message's id, when its sender gave one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<String>,
-    /// The rule that took it; none for a message that no rule takes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
-    /// Where it is.
-    pub state: State,
-    /// When it is completed at the hub.
-    pub settled: Settled,
-    /// When it arrived, in milliseconds since 1970.
-    pub received_ms: u64,
-    /// How many attempts were begun.
-    pub attempts: u32,
-    /// When the last attempt was begun, in milliseconds since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_ms: Option<u64>,
-    /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
-    #[serde(default)]
-    pub retry_on_crash: bool,
-    /// How it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<OutcomeReport>,
-}
-
-/// A message that is recorded and has not ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Unfinished {
-    pub(crate) record: Record,
-    pub(crate) message: C2dMessage,
-}
-
-/// A message that arrived, with what the agent makes of it.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    /// Comes back with the answer.
-    pub(crate) ticket: u64,
-    /// The message; none when it could not be decoded. It is only kept while it may have to be run.
-    pub(crate) message: Option<C2dMessage>,
-    /// The connection on which it came. A message without an id that equals an earlier one of the same connection is
-    /// a new message: the hub sends again on another connection only.
-    pub(crate) connection: u64,
-    pub(crate) received: SystemTime,
-    pub(crate) rule: Option<String>,
-    pub(crate) settled: Settled,
-    /// What to do with it when it is new.
-    pub(crate) intent: Intent,
-}
-
-/// What is to become of a new message.
-#[derive(Debug)]
-pub(crate) enum Intent {
-    /// Accepted; it waits for its turn.
-    Wait,
-    /// Accepted and started in one go: its turn has come.
-    Start(Start),
-    /// Nothing is to be done with it.
-    End(Box<OutcomeReport>),
-}
-
-/// The beginning of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Start {
-    pub(crate) at: SystemTime,
-    /// Whether to run it again after a crash.
-    pub(crate) retry_on_crash: bool,
-}
-
-/// Something to be written, or read in its turn.
-#[derive(Debug)]
-pub(crate) enum Op {
-    Accept(Box<Arrival>),
-    /// An attempt is about to begin. Nothing may be done before the answer.
-    Start {
-        number: Number,
-        start: Start,
-    },
-    /// An attempt failed and another one follows: back to accepted.
-    Again {
-        number: Number,
-    },
-    /// It has ended: finished, or dead where the kind of outcome says so. With `report`, this telemetry report
-    /// waits for the hub from now on.
-    End {
-        number: Number,
-        outcome: Box<OutcomeReport>,
-        report: Option<Bytes>,
-    },
-    /// Since when each pin that has a `max_on` is on; replaces what was recorded.
-    PinsOn(BTreeMap<String, SystemTime>),
-    /// The oldest waiting reports with a number above `after`, at most `limit`.
-    Reports {
-        after: u64,
-        limit: usize,
-    },
-    /// These reports have arrived at the hub, or cannot: they wait no longer.
-    ReportsDone(Vec<u64>),
-    /// A question, or a wish, from a person. `ticket` comes back with the answer.
-    Query {
-        ticket: u64,
-        query: Query,
-    },
-}
-
-/// Which record: `#12` is number 12, anything else a message id (of several records with it, the newest).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Selector(pub(crate) String);
-
-/// What a person wants of the inbox.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Query {
-    /// Records with a number above `after`, in order, at most `limit`; all states unless one is given.
-    List { state: Option<State>, after: u64, limit: usize },
-    /// One record with its message.
-    Show(Selector),
-    /// A dead letter becomes accepted again, settled on accept.
-    Retry(Selector),
-    /// A dead letter, or an accepted message that waits for its turn, is finished as dropped.
-    Drop(Selector),
-}
-
-/// The answer to a [`Query`].
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Reply {
-    Records(Vec<Record>),
-    /// The message is there as long as it may have to be run.
-    Record {
-        record: Record,
-        message: Option<C2dMessage>,
-    },
-    /// It is to be run now.
-    Retried(Box<Unfinished>),
-    Dropped(Record),
-    /// In one sentence.
-    Refused(String),
-}
-
-/// What became of an operation. Once it is told, it is on disk.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    Accepted {
-        ticket: u64,
-        verdict: Verdict,
-    },
-    Started(Number),
-    Again(Number),
-    Ended(Number),
-    PinsOn,
-    /// Each with its number, the oldest first.
-    Reports(Vec<(u64, Bytes)>),
-    ReportsDone,
-    Reply {
-        ticket: u64,
-        reply: Reply,
-    },
-}
-
-/// What the inbox knew of a message that arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Nothing: it is recorded as the agent wished.
-    New(Number),
-    /// It has ended (finished or dead): it is to be completed, and not acted on.
-    Ended(Number),
-    /// It is accepted or started, and has not ended.
-    Unfinished(Number),
-    /// There is no room for it: it stays at the hub.
-    Full,
-}
-
-/// How much there is. Kept in memory, so it costs nothing to tell.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Counts {
-    /// All records.
-    pub records: u64,
-    /// Accepted and started.
-    pub unfinished: u64,
-    /// Dead letters.
-    pub dead: u64,
-    /// Bytes of records, messages and reports, as counted towards `max_size`.
-    pub bytes: u64,
-    /// Telemetry reports that wait for the hub.
-    pub reports: u64,
-    /// Reports dropped because too many waited, since the inbox was created.
-    pub reports_dropped: u64,
-    /// By outcome, since the inbox was created.
-    pub totals: Totals,
-}
-
-/// What the file held when it was opened for the first time.
-#[derive(Debug, Default)]
-pub(crate) struct Opened {
-    /// In order of acceptance.
-    pub(crate) unfinished: Vec<Unfinished>,
-    /// The newest ended record of each rule.
-    pub(crate) latest: Vec<Record>,
-    /// When attempts were begun, by rule, in the last hour (the newest 1,000), the oldest first.
-    pub(crate) starts: Vec<(String, SystemTime)>,
-    pub(crate) last_received: Option<SystemTime>,
-    /// As [`Op::PinsOn`] left it.
-    pub(crate) pins_on: BTreeMap<String, SystemTime>,
-    pub(crate) counts: Counts,
-}
-
-/// What the inbox tells.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// The file is open; comes once, before all answers.
-    Opened(Box<Opened>),
-    /// Operations are on disk, in the order in which they were handed in.
-    Done { answers: Vec<Answer>, counts: Counts },
-    /// Nothing can be written or read: operations wait. The sentence is logged by the inbox.
-    Trouble { sentence: String },
-    /// What waited goes on.
-    Well,
-}
+/// How long [`Inbox::close`] may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The inbox of a running agent. Dropped, what was handed in and not written is lost, as by a crash.
 #[derive(Debug)]
-pub(crate) struct Inbox {}
+pub(crate) struct Inbox {
+    /// Handed in, and not yet with the thread.
+    waiting: Vec<Op>,
+    /// Whether the thread has a batch. It is given one at a time, so that what is handed in meanwhile gathers.
+    busy: bool,
+    commands: SyncSender<Command>,
+    news: Receiver<News>,
+    /// The thread ended although it should not have, and that was told.
+    lost: bool,
+}
 
 impl Inbox {
     /// Begins to open the file, which is created where it is missing. Never fails: trouble is [`News`], and the inbox
     /// tries again by itself.
-    pub(crate) fn open(_settings: &InboxSettings, _clock: fn() -> SystemTime) -> Self {
-        todo!()
+    pub(crate) fn open(settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
+        let place = InboxPath::new(settings.path.clone(), true);
+        let keeper = Keeper::new(place, settings.clone(), clock);
+        // One batch, and the wish to close behind it.
+        let (commands, received) = sync_channel(2);
+        // The thread waits when nobody takes its news.
+        let (news, told) = mpsc::channel(4);
+        let thread = std::thread::Builder::new().name("inbox".to_owned());
+        if let Err(error) = thread.spawn(move || Worker::new(keeper, received, news).run()) {
+            // Then both channels are closed, and `next` says that the inbox is lost.
+            tracing::error!("the inbox's thread cannot be started: {error}");
+        }
+        Self { waiting: Vec::new(), busy: false, commands, news: told, lost: false }
     }
 
     /// Hands in an operation. Never blocks; the caller bounds how many are under way.
-    pub(crate) fn submit(&mut self, _op: Op) {
-        todo!()
+    pub(crate) fn submit(&mut self, op: Op) {
+        self.waiting.push(op);
     }
 
     /// The next news. Cancel safe.
     pub(crate) async fn next(&mut self) -> News {
-        todo!()
+        self.hand_over();
+        match self.news.recv().await {
+            Some(news) => {
+                if matches!(news, News::Done { .. }) {
+                    self.busy = false;
+                    // The thread writes while the caller works on these answers.
+                    self.hand_over();
+                }
+                news
+            }
+            None if self.lost => std::future::pending().await,
+            None => {
+                self.lost = true;
+                let sentence =
+                    "the inbox's thread has ended, which is a defect: restart the agent".to_owned();
+                tracing::error!("{sentence}");
+                News::Trouble { sentence }
+            }
+        }
     }
 
     /// Writes what was handed in, closes the file, and tells the answers that were not told. Takes at most a second.
-    pub(crate) async fn close(self) -> Vec<Answer> {
-        todo!()
+    pub(crate) async fn close(mut self) -> Vec<Answer> {
+        let mut told = Vec::new();
+        if self.commands.try_send(Command::Close(std::mem::take(&mut self.waiting))).is_err() {
+            return told;
+        }
+        let gather = async {
+            while let Some(news) = self.news.recv().await {
+                if let News::Done { answers, .. } = news {
+                    told.extend(answers);
+                }
+            }
+        };
+        if tokio::time::timeout(CLOSE_LIMIT, gather).await.is_err() {
+            tracing::error!("the inbox could not be closed in {CLOSE_LIMIT:?}: the disk does not answer");
+        }
+        told
+    }
+
+    fn hand_over(&mut self) {
+        if self.busy || self.waiting.is_empty() {
+            return;
+        }
+        let rest = self.waiting.split_off(self.waiting.len().min(MOST_OPS));
+        let batch = std::mem::replace(&mut self.waiting, rest);
+        // There is room, as nothing is under way; a thread that has ended is told of by `next`.
+        self.busy = self.commands.try_send(Command::Write(batch)).is_ok();
     }
 }
 
 /// The inbox's file while no agent runs: for the command line.
 #[derive(Debug)]
-pub(crate) struct InboxFile {}
+pub(crate) struct InboxFile {
+    keeper: Keeper<InboxPath>,
+}
 
 impl InboxFile {
     /// Opens a file that exists.
     ///
     /// # Errors
     /// [`InboxError::InUse`] while an agent has it, [`InboxError::Missing`], or what is wrong with it.
-    pub(crate) fn open(_settings: &InboxSettings) -> Result<Self, InboxError> {
-        todo!()
+    pub(crate) fn open(settings: &InboxSettings) -> Result<Self, InboxError> {
+        let place = InboxPath::new(settings.path.clone(), false);
+        // Records go by the agent's settings, when it runs: nothing goes because somebody looks.
+        let settings = InboxSettings { keep: Duration::MAX, max_size: u64::MAX, ..settings.clone() };
+        let mut keeper = Keeper::new(place, settings, || SystemTime::UNIX_EPOCH);
+        match keeper.try_open() {
+            Ok(()) => Ok(Self { keeper }),
+            Err(failure) => Err(failure.into_error(keeper.place().path())),
+        }
     }
 
     /// Answers a question, or fulfils a wish; on disk when this returns.
     ///
     /// # Errors
     /// When the disk does not do as it should.
-    pub(crate) fn query(&mut self, _query: Query, _now: SystemTime) -> Result<Reply, InboxError> {
-        todo!()
+    pub(crate) fn query(&mut self, query: Query, now: SystemTime) -> Result<Reply, InboxError> {
+        let mut batch = Batch::new(vec![Op::Query { ticket: 0, query }]);
+        let answers = self.keeper.write_at(&mut batch, now);
+        let path = self.keeper.place().path();
+        match answers.map(|(answers, _)| answers.into_iter().next()) {
+            Ok(Some(Answer::Reply { reply, .. })) => Ok(reply),
+            Ok(_) => Err(Failure::Defect("a question was not answered".to_owned()).into_error(path)),
+            Err(failure) => Err(failure.into_error(path)),
+        }
     }
 
     /// How much there is.
     pub(crate) fn counts(&self) -> Counts {
-        todo!()
+        self.keeper.counts()
     }
 }
 
-/// Why the inbox's file cannot be used. Each sentence names the file and the remedy.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InboxError {
-    /// Another process has it open.
-    #[error("the inbox {0} is in use: an agent runs with it")]
-    InUse(String),
-    /// There is none.
-    #[error("there is no inbox at {0}: it is created when the agent first runs")]
-    Missing(String),
-}
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,13 @@ impl C2dMessage {
         topic
     }
 
+    /// The property bag, system and application properties together, each in order: what [`C2dMessage::from_bag`] reads.
+    pub(crate) fn to_bag(&self) -> String {
+        let mut bag = String::new();
+        encode_pairs(self.system.0.iter().chain(&self.application.0), &mut bag);
+        bag
+    }
+
     /// A property by the name that a rule uses: `$.cid`, `iothub-ack`, or an application property.
     pub fn property(&self, name: &str) -> Option<&str> {
         if is_system_property(name) { self.system.get(name) } else { self.application.get(name) }

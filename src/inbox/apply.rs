@@ -1,0 +1,299 @@
+//! One batch of operations on open tables: what each does to the file and to what is in memory.
+//!
+//! Owns: the state machine of a record, duplicates, room. Must not know: commit, threads, files.
+//! Used by: `inbox::store`. Questions and wishes of people are in `query.rs`, what goes and when in `retention.rs`.
+
+use bytes::Bytes;
+
+use super::codec::{self, Stored};
+use super::key::Key;
+use super::ledger::{Again, Ledger};
+use super::operation::{Answer, Arrival, Intent, Op, Start, Verdict};
+use super::record::{Number, Record, State, to_millis};
+use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
+use super::trouble::Failure;
+use crate::outcome::{OutcomeKind, OutcomeReport};
+
+/// A transaction under way.
+pub(super) struct Work<'w, 't> {
+    pub(super) tables: Tables<'t>,
+    pub(super) ledger: &'w mut Ledger,
+    pub(super) sums: &'w mut Sums,
+    pub(super) circumstances: &'w Circumstances<'w>,
+    /// Whether there is anything to commit.
+    written: bool,
+    /// Records that went in this transaction.
+    pub(super) gone: usize,
+    pub(super) notes: Notes,
+}
+
+/// What is worth a word in the log, once.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Notes {
+    /// A message without an id was recorded.
+    pub(super) without_id: bool,
+    /// A record went before its time, for want of room.
+    pub(super) forgot: bool,
+    /// The last new message found no room; or it found some.
+    pub(super) full: Option<bool>,
+}
+
+impl<'w, 't> Work<'w, 't> {
+    pub(super) fn new(
+        tables: Tables<'t>,
+        ledger: &'w mut Ledger,
+        sums: &'w mut Sums,
+        circumstances: &'w Circumstances<'w>,
+    ) -> Self {
+        Self { tables, ledger, sums, circumstances, written: false, gone: 0, notes: Notes::default() }
+    }
+
+    /// Applies all of them, in order; then what may go goes.
+    pub(super) fn all(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
+        let answers = ops.iter().map(|op| self.one(op)).collect::<Result<_, _>>()?;
+        self.let_go()?;
+        Ok(answers)
+    }
+
+    pub(super) fn written(&self) -> bool {
+        self.written
+    }
+
+    fn one(&mut self, op: &Op) -> Result<Answer, Failure> {
+        Ok(match op {
+            Op::Accept(arrival) => {
+                Answer::Accepted { ticket: arrival.ticket, verdict: self.accept(arrival)? }
+            }
+            Op::Start { number, start } => {
+                self.alter(*number, "started", |record| started(record, *start))?;
+                Answer::Started(*number)
+            }
+            Op::Again { number } => {
+                self.alter(*number, "put back", |record| record.state = State::Accepted)?;
+                Answer::Again(*number)
+            }
+            Op::End { number, outcome, report } => {
+                self.end(*number, outcome)?;
+                if let Some(report) = report {
+                    self.add_report(report)?;
+                }
+                Answer::Ended(*number)
+            }
+            Op::PinsOn(pins) => {
+                let pins: std::collections::BTreeMap<&str, u64> =
+                    pins.iter().map(|(pin, since)| (pin.as_str(), to_millis(*since))).collect();
+                let json = serde_json::to_vec(&pins).map_err(|error| Failure::Defect(error.to_string()))?;
+                self.tables.meta.insert(PINS_ON_KEY, json.as_slice())?;
+                self.written = true;
+                Answer::PinsOn
+            }
+            Op::Reports { after, limit } => Answer::Reports(self.reports(*after, *limit)?),
+            Op::ReportsDone(numbers) => {
+                for number in numbers {
+                    if let Some(value) = self.tables.reports.remove(number)? {
+                        self.ledger.reports -= 1;
+                        self.ledger.report_bytes -= value.value().len() as u64;
+                        self.written = true;
+                    }
+                }
+                Answer::ReportsDone
+            }
+            Op::Query { ticket, query } => Answer::Reply { ticket: *ticket, reply: self.query(query)? },
+        })
+    }
+
+    fn accept(&mut self, arrival: &Arrival) -> Result<Verdict, Failure> {
+        let message = arrival.message.as_ref();
+        let id = message.and_then(|message| message.message_id());
+        let bag = message.map(|message| message.to_bag()).unwrap_or_default();
+        let key = match (message, id) {
+            (Some(_), Some(id)) => Key::of_id(id),
+            (Some(message), None) => Key::of_content(&bag, &message.body),
+            (None, _) => Key::NONE,
+        };
+        let known = match (message, id) {
+            (Some(_), Some(_)) => self.ledger.find(key),
+            (Some(_), None) => self.ledger.absorb(key, self.again(arrival)),
+            (None, _) => None,
+        };
+        if let Some(number) = known {
+            let ended = self
+                .ledger
+                .get(number)
+                .is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead));
+            let number = Number(number);
+            return Ok(if ended { Verdict::Ended(number) } else { Verdict::Unfinished(number) });
+        }
+
+        let number = Number(self.sums.last_record + 1);
+        let record = new_record(number, id, arrival);
+        let message = match message {
+            Some(message) if record.state != State::Finished => codec::encode_message(&bag, &message.body),
+            _ => Vec::new(),
+        };
+        let message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let stored = Stored { key, message_len, record };
+        let value = stored.encode().map_err(Failure::Defect)?;
+        let room = self.make_room((value.len() + message.len()) as u64)?;
+        self.notes.full = Some(!room);
+        if !room {
+            return Ok(Verdict::Full);
+        }
+        self.notes.without_id |= arrival.message.is_some() && id.is_none();
+        self.sums.last_record = number.0;
+        self.tables.records.insert(number.0, value.as_slice())?;
+        if !message.is_empty() {
+            self.tables.messages.insert(number.0, message.as_slice())?;
+        }
+        self.ledger.insert(number.0, entry(&stored, value.len(), arrival.connection));
+        if let Some(outcome) = &stored.record.outcome {
+            self.count(outcome.outcome);
+        }
+        self.written = true;
+        Ok(Verdict::New(number))
+    }
+
+    fn again(&self, arrival: &Arrival) -> Again {
+        let window = self.circumstances.settings.digest_window.as_millis();
+        Again {
+            connection: arrival.connection,
+            now_ms: to_millis(arrival.received),
+            window_ms: u64::try_from(window).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn end(&mut self, number: Number, outcome: &OutcomeReport) -> Result<(), Failure> {
+        if self.alter(number, "ended", |record| finish(record, outcome.clone()))? {
+            self.count(outcome.outcome);
+        }
+        Ok(())
+    }
+
+    /// Changes the record of a message that has not ended. False: there is none, or it has ended; an agent may be late
+    /// when somebody dropped a message, or when the file had to be replaced.
+    fn alter(
+        &mut self,
+        number: Number,
+        what: &'static str,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<bool, Failure> {
+        let Some(mut stored) = self.load(number)? else {
+            tracing::warn!(
+                number = number.0,
+                "a message that is {what} has no record in the inbox: it was lost with a damaged file"
+            );
+            return Ok(false);
+        };
+        if matches!(stored.record.state, State::Finished | State::Dead) {
+            tracing::debug!(number = number.0, "a message that is {what} has ended before");
+            return Ok(false);
+        }
+        change(&mut stored.record);
+        self.store(stored)?;
+        Ok(true)
+    }
+
+    pub(super) fn load(&self, number: Number) -> Result<Option<Stored>, Failure> {
+        use redb::ReadableTable as _;
+        let value = self.tables.records.get(number.0)?;
+        value.map(|value| Stored::decode(number.0, value.value()).map_err(Failure::Corrupt)).transpose()
+    }
+
+    /// Writes a changed record; its message goes when it can no longer be run.
+    pub(super) fn store(&mut self, mut stored: Stored) -> Result<(), Failure> {
+        let number = stored.record.number.0;
+        if stored.record.state == State::Finished && stored.message_len > 0 {
+            self.tables.messages.remove(number)?;
+            stored.message_len = 0;
+        }
+        let value = stored.encode().map_err(Failure::Defect)?;
+        self.tables.records.insert(number, value.as_slice())?;
+        let fresh = entry(&stored, value.len(), 0);
+        self.ledger.change(number, |entry| {
+            let connection = entry.connection;
+            *entry = fresh;
+            entry.connection = connection;
+        });
+        self.written = true;
+        Ok(())
+    }
+
+    /// Takes a record out, with its message.
+    pub(super) fn remove(&mut self, number: u64) -> Result<(), Failure> {
+        self.tables.records.remove(number)?;
+        if self.ledger.remove(number).is_some_and(|entry| entry.state == State::Dead) {
+            self.tables.messages.remove(number)?;
+        }
+        self.gone += 1;
+        self.written = true;
+        Ok(())
+    }
+
+    pub(super) fn count(&mut self, outcome: OutcomeKind) {
+        *self.sums.totals.entry(outcome).or_default() += 1;
+    }
+
+    fn add_report(&mut self, report: &Bytes) -> Result<(), Failure> {
+        self.sums.last_report += 1;
+        self.tables.reports.insert(self.sums.last_report, report.as_ref())?;
+        self.ledger.reports += 1;
+        self.ledger.report_bytes += report.len() as u64;
+        self.written = true;
+        let most = self.circumstances.settings.max_reports;
+        // A quarter of the room at most: reports must not push out what messages are known by.
+        let most_bytes = self.circumstances.settings.max_size / 4;
+        while self.ledger.reports > most || (self.ledger.report_bytes > most_bytes && self.ledger.reports > 1)
+        {
+            let Some((_, oldest)) = self.tables.reports.pop_first()? else { break };
+            self.ledger.reports -= 1;
+            self.ledger.report_bytes -= oldest.value().len() as u64;
+            self.sums.reports_dropped += 1;
+        }
+        Ok(())
+    }
+
+    fn reports(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, Failure> {
+        use redb::ReadableTable as _;
+        let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+        let mut found = Vec::new();
+        for row in self.tables.reports.range::<u64>(from)?.take(limit) {
+            let (number, value) = row?;
+            found.push((number.value(), Bytes::copy_from_slice(value.value())));
+        }
+        Ok(found)
+    }
+}
+
+fn new_record(number: Number, id: Option<&str>, arrival: &Arrival) -> Record {
+    let mut record = Record {
+        number,
+        message_id: id.map(str::to_owned),
+        rule: arrival.rule.clone(),
+        state: State::Accepted,
+        settled: arrival.settled,
+        received_ms: to_millis(arrival.received),
+        attempts: 0,
+        started_ms: None,
+        retry_on_crash: false,
+        outcome: None,
+    };
+    match &arrival.intent {
+        Intent::Wait => {}
+        Intent::Start(start) => started(&mut record, *start),
+        Intent::End(outcome) => finish(&mut record, outcome.as_ref().clone()),
+    }
+    record
+}
+
+fn started(record: &mut Record, start: Start) {
+    record.state = State::Started;
+    record.attempts = record.attempts.saturating_add(1);
+    record.started_ms = Some(to_millis(start.at));
+    record.retry_on_crash = start.retry_on_crash;
+}
+
+/// Ends a record: finished, or dead where the kind of outcome says so.
+pub(super) fn finish(record: &mut Record, outcome: OutcomeReport) {
+    record.state = if outcome.outcome.is_dead_letter() { State::Dead } else { State::Finished };
+    record.outcome = Some(outcome);
+}

@@ -1,0 +1,69 @@
+//! Records and messages to bytes and back: what stands in the file's tables.
+//!
+//! Owns: the layout of values. Must not know: tables, transactions. Used by: `inbox::{store, apply}`.
+//!
+//! A record: its key (16 bytes), the length of its message or 0 (u32 LE), the [`Record`] as JSON. Key and length stand
+//! apart so that a scan neither hashes nor reads messages.
+//! A message: the length of its property bag (u32 LE), the bag, the body.
+
+use bytes::Bytes;
+
+use super::key::Key;
+use super::record::Record;
+use crate::message::C2dMessage;
+
+const LENGTH: usize = size_of::<u32>();
+
+/// A record as it is stored.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) key: Key,
+    /// How long its message is, as stored; 0 when there is none.
+    pub(super) message_len: u32,
+    pub(super) record: Record,
+}
+
+impl Stored {
+    pub(super) fn encode(&self) -> Result<Vec<u8>, String> {
+        let mut value = Vec::with_capacity(512);
+        value.extend_from_slice(self.key.as_bytes());
+        value.extend_from_slice(&self.message_len.to_le_bytes());
+        serde_json::to_writer(&mut value, &self.record)
+            .map_err(|error| format!("record {} cannot be written: {error}", self.record.number.0))?;
+        Ok(value)
+    }
+
+    /// The reason is one for a sentence about a damaged file.
+    pub(super) fn decode(number: u64, value: &[u8]) -> Result<Self, String> {
+        let broken = |reason: String| format!("record {number} cannot be read: {reason}");
+        let (key, rest) =
+            value.split_first_chunk::<{ Key::LEN }>().ok_or_else(|| broken("it is too short".into()))?;
+        let (length, json) =
+            rest.split_first_chunk::<LENGTH>().ok_or_else(|| broken("it is too short".into()))?;
+        let record: Record = serde_json::from_slice(json).map_err(|error| broken(error.to_string()))?;
+        if record.number.0 != number {
+            return Err(broken(format!("it says that it is record {}", record.number.0)));
+        }
+        Ok(Self { key: Key::from_bytes(*key), message_len: u32::from_le_bytes(*length), record })
+    }
+}
+
+/// `bag` is the message's property bag, which the caller has at hand.
+pub(super) fn encode_message(bag: &str, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bag.len()).unwrap_or(u32::MAX);
+    let mut value = Vec::with_capacity(LENGTH + bag.len() + body.len());
+    value.extend_from_slice(&length.to_le_bytes());
+    value.extend_from_slice(bag.as_bytes());
+    value.extend_from_slice(body);
+    value
+}
+
+/// The reason is one for a sentence about a damaged file.
+pub(super) fn decode_message(number: u64, value: &[u8]) -> Result<C2dMessage, String> {
+    let broken = |reason: &str| format!("the message of record {number} cannot be read: {reason}");
+    let (length, rest) = value.split_first_chunk::<LENGTH>().ok_or_else(|| broken("it is too short"))?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let (bag, body) = rest.split_at_checked(length).ok_or_else(|| broken("its bag is cut off"))?;
+    let bag = std::str::from_utf8(bag).map_err(|_| broken("its bag is not UTF-8"))?;
+    C2dMessage::from_bag(bag, Bytes::copy_from_slice(body)).map_err(|error| broken(&error.to_string()))
+}

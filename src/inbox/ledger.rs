@@ -1,0 +1,238 @@
+//! What the inbox keeps in memory: which messages are known, how much there is, what may go first.
+//!
+//! Owns: the index, the sums, the order in which records go. Must not know: redb, the clock.
+//! Used by: `inbox::{store, apply, keeper}`. It is filled by a scan at each open and changed along with the file; when a
+//! write fails it is thrown away and filled anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::key::Key;
+use super::record::{Record, Settled, State};
+
+/// A record that came before this process began.
+pub(super) const EARLIER_PROCESS: u64 = u64::MAX;
+
+/// How many records that may not go yet are looked at in search of some that may.
+const LOOK_PAST: usize = 16;
+
+/// What is kept in memory of one record.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) key: Key,
+    /// When it arrived, or when it ended.
+    pub(super) since_ms: u64,
+    /// The connection on which it came last. Only for messages without an id: see [`Ledger::absorb`].
+    pub(super) connection: u64,
+    /// Bytes of the record and its message.
+    pub(super) size: u32,
+    pub(super) state: State,
+    pub(super) settled: Settled,
+    pub(super) has_id: bool,
+}
+
+/// When a message without an id counts as one that is sent again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Again {
+    pub(super) connection: u64,
+    pub(super) now_ms: u64,
+    /// 0: never.
+    pub(super) window_ms: u64,
+}
+
+/// The connection of each record without an id that came in this process.
+pub(super) type Marks = HashMap<u64, u64>;
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: BTreeMap<u64, Entry>,
+    /// By key. Ids occur once; equal messages without an id may be there several times.
+    index: BTreeSet<(Key, u64)>,
+    finished: BTreeSet<u64>,
+    dead: BTreeSet<u64>,
+    bytes: u64,
+    ended_bytes: u64,
+    pub(super) reports: u64,
+    pub(super) report_bytes: u64,
+    /// Marks that were overwritten since [`Ledger::begin`], the oldest first.
+    overwritten: Vec<(u64, u64)>,
+}
+
+impl Ledger {
+    pub(super) fn get(&self, number: u64) -> Option<&Entry> {
+        self.entries.get(&number)
+    }
+
+    pub(super) fn insert(&mut self, number: u64, entry: Entry) {
+        if entry.key != Key::NONE {
+            self.index.insert((entry.key, number));
+        }
+        self.count_in(number, &entry);
+        self.entries.insert(number, entry);
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&number)?;
+        self.index.remove(&(entry.key, number));
+        self.count_out(number, &entry);
+        Some(entry)
+    }
+
+    /// Changes an entry; its key stays as it is.
+    pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut Entry)) {
+        let Some(mut entry) = self.entries.get(&number).copied() else { return };
+        self.count_out(number, &entry);
+        change(&mut entry);
+        self.count_in(number, &entry);
+        self.entries.insert(number, entry);
+    }
+
+    /// The newest record with this key.
+    pub(super) fn find(&self, key: Key) -> Option<u64> {
+        self.with_key(key).next_back()
+    }
+
+    /// The record of which an arrival without an id is the same message, sent again; marks it as seen on that
+    /// connection, so that it stands for one arrival per connection only: two equal messages that are both sent again
+    /// are two messages.
+    ///
+    /// The hub sends again on another connection only. It certainly sends again what it was not told to be complete, so
+    /// the window is no limit for an unfinished message that is settled after its action.
+    pub(super) fn absorb(&mut self, key: Key, again: Again) -> Option<u64> {
+        if again.window_ms == 0 {
+            return None;
+        }
+        let same = |number: &u64| {
+            self.entries.get(number).is_some_and(|entry| {
+                let at_the_hub = matches!(entry.state, State::Accepted | State::Started)
+                    && entry.settled == Settled::AfterAction;
+                let recent = again.now_ms.saturating_sub(entry.since_ms) <= again.window_ms;
+                !entry.has_id && entry.connection != again.connection && (at_the_hub || recent)
+            })
+        };
+        let number = self.with_key(key).find(same)?;
+        let entry = self.entries.get_mut(&number)?;
+        self.overwritten.push((number, entry.connection));
+        entry.connection = again.connection;
+        Some(number)
+    }
+
+    fn with_key(&self, key: Key) -> impl DoubleEndedIterator<Item = u64> {
+        self.index.range((key, 0)..=(key, u64::MAX)).map(|(_, number)| *number)
+    }
+
+    /// Numbers above `after`, in order.
+    pub(super) fn numbers_after(&self, after: u64) -> impl Iterator<Item = (u64, State)> {
+        let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+        self.entries.range(from).map(|(number, entry)| (*number, entry.state))
+    }
+
+    /// A transaction begins: what is overwritten from now on may have to be taken back.
+    pub(super) fn begin(&mut self) {
+        self.overwritten.clear();
+    }
+
+    /// The marks, as they are; with `taken_back`, as they were at [`Ledger::begin`].
+    pub(super) fn marks(&self, taken_back: bool) -> Marks {
+        let marked = |entry: &&Entry| !entry.has_id && entry.connection != EARLIER_PROCESS;
+        let mut marks: Marks = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| marked(entry))
+            .map(|(number, entry)| (*number, entry.connection))
+            .collect();
+        if taken_back {
+            marks.extend(self.overwritten.iter().rev().copied());
+        }
+        marks
+    }
+
+    /// Puts marks back after the ledger was filled anew.
+    pub(super) fn restore(&mut self, marks: &Marks) {
+        for (number, connection) in marks {
+            if let Some(entry) = self.entries.get_mut(number) {
+                entry.connection = *connection;
+            }
+        }
+    }
+
+    pub(super) fn records(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(super) fn unfinished(&self) -> u64 {
+        self.records() - self.ended()
+    }
+
+    pub(super) fn dead(&self) -> u64 {
+        self.dead.len() as u64
+    }
+
+    fn ended(&self) -> u64 {
+        (self.finished.len() + self.dead.len()) as u64
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes + self.report_bytes
+    }
+
+    /// What all records that have ended take.
+    pub(super) fn ended_bytes(&self) -> u64 {
+        self.ended_bytes
+    }
+
+    /// The ended record that goes first: finished ones before dead ones, the oldest first.
+    pub(super) fn first_to_go(&self) -> Option<u64> {
+        self.finished.first().or_else(|| self.dead.first()).copied()
+    }
+
+    /// Up to `limit` records that ended before `before_ms` and are more than `keep_at_least`. A time that lies in the
+    /// future is not before anything, so a clock that was wrong keeps records rather than drops them.
+    pub(super) fn too_old(&self, before_ms: u64, keep_at_least: u64, limit: usize) -> Vec<u64> {
+        let spare = usize::try_from(self.ended().saturating_sub(keep_at_least)).unwrap_or(usize::MAX);
+        let limit = limit.min(spare);
+        let mut found = Vec::new();
+        for numbers in [&self.finished, &self.dead] {
+            let mut passed = 0;
+            for number in numbers {
+                if found.len() >= limit || passed >= LOOK_PAST {
+                    break;
+                }
+                match self.entries.get(number) {
+                    Some(entry) if entry.since_ms < before_ms => found.push(*number),
+                    _ => passed += 1,
+                }
+            }
+        }
+        found
+    }
+
+    fn count_in(&mut self, number: u64, entry: &Entry) {
+        self.bytes += u64::from(entry.size);
+        if let Some(numbers) = self.ended_numbers(entry.state) {
+            numbers.insert(number);
+            self.ended_bytes += u64::from(entry.size);
+        }
+    }
+
+    fn count_out(&mut self, number: u64, entry: &Entry) {
+        self.bytes -= u64::from(entry.size);
+        if let Some(numbers) = self.ended_numbers(entry.state) {
+            numbers.remove(&number);
+            self.ended_bytes -= u64::from(entry.size);
+        }
+    }
+
+    fn ended_numbers(&mut self, state: State) -> Option<&mut BTreeSet<u64>> {
+        match state {
+            State::Accepted | State::Started => None,
+            State::Finished => Some(&mut self.finished),
+            State::Dead => Some(&mut self.dead),
+        }
+    }
+}
+
+/// Since when a record is as it is: when it ended, or else when it arrived.
+pub(super) fn since_ms(record: &Record) -> u64 {
+    let ended = record.outcome.as_ref().and_then(|outcome| crate::message::parse_time(&outcome.ended));
+    ended.map_or(record.received_ms, super::record::to_millis)
+}

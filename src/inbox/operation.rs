@@ -1,0 +1,166 @@
+//! What the agent and people ask of the inbox, and what it answers.
+//!
+//! Owns: the shapes. Must not know: how any of it is done. Used by: all of `inbox`.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::record::{Counts, Number, Opened, Record, Settled, State, Unfinished};
+use crate::message::C2dMessage;
+use crate::outcome::OutcomeReport;
+
+/// A message that arrived, with what the agent makes of it.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// Comes back with the answer.
+    pub(crate) ticket: u64,
+    /// The message; none when it could not be decoded. It is only kept while it may have to be run.
+    pub(crate) message: Option<C2dMessage>,
+    /// The connection on which it came. A message without an id that equals an earlier one of the same connection is
+    /// a new message: the hub sends again on another connection only.
+    pub(crate) connection: u64,
+    pub(crate) received: SystemTime,
+    pub(crate) rule: Option<String>,
+    pub(crate) settled: Settled,
+    /// What to do with it when it is new.
+    pub(crate) intent: Intent,
+}
+
+/// What is to become of a new message.
+#[derive(Debug)]
+pub(crate) enum Intent {
+    /// Accepted; it waits for its turn.
+    Wait,
+    /// Accepted and started in one go: its turn has come.
+    Start(Start),
+    /// Nothing is to be done with it.
+    End(Box<OutcomeReport>),
+}
+
+/// The beginning of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) at: SystemTime,
+    /// Whether to run it again after a crash.
+    pub(crate) retry_on_crash: bool,
+}
+
+/// Something to be written, or read in its turn.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Accept(Box<Arrival>),
+    /// An attempt is about to begin. Nothing may be done before the answer.
+    Start {
+        number: Number,
+        start: Start,
+    },
+    /// An attempt failed and another one follows: back to accepted.
+    Again {
+        number: Number,
+    },
+    /// It has ended: finished, or dead where the kind of outcome says so. With `report`, this telemetry report
+    /// waits for the hub from now on.
+    End {
+        number: Number,
+        outcome: Box<OutcomeReport>,
+        report: Option<Bytes>,
+    },
+    /// Since when each pin that has a `max_on` is on; replaces what was recorded.
+    PinsOn(BTreeMap<String, SystemTime>),
+    /// The oldest waiting reports with a number above `after`, at most `limit`.
+    Reports {
+        after: u64,
+        limit: usize,
+    },
+    /// These reports have arrived at the hub, or cannot: they wait no longer.
+    ReportsDone(Vec<u64>),
+    /// A question, or a wish, from a person. `ticket` comes back with the answer.
+    Query {
+        ticket: u64,
+        query: Query,
+    },
+}
+
+/// Which record: `#12` is number 12, anything else a message id (of several records with it, the newest).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Selector(pub(crate) String);
+
+/// What a person wants of the inbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Query {
+    /// Records with a number above `after`, in order, at most `limit`; all states unless one is given.
+    List { state: Option<State>, after: u64, limit: usize },
+    /// One record with its message.
+    Show(Selector),
+    /// A dead letter becomes accepted again, settled on accept.
+    Retry(Selector),
+    /// A dead letter, or an accepted message that waits for its turn, is finished as dropped.
+    Drop(Selector),
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Reply {
+    Records(Vec<Record>),
+    /// The message is there as long as it may have to be run.
+    Record {
+        record: Record,
+        message: Option<C2dMessage>,
+    },
+    /// It is to be run now.
+    Retried(Box<Unfinished>),
+    Dropped(Record),
+    /// In one sentence.
+    Refused(String),
+}
+
+/// What became of an operation. Once it is told, it is on disk.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Accepted {
+        ticket: u64,
+        verdict: Verdict,
+    },
+    Started(Number),
+    Again(Number),
+    Ended(Number),
+    PinsOn,
+    /// Each with its number, the oldest first.
+    Reports(Vec<(u64, Bytes)>),
+    ReportsDone,
+    Reply {
+        ticket: u64,
+        reply: Reply,
+    },
+}
+
+/// What the inbox knew of a message that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing: it is recorded as the agent wished.
+    New(Number),
+    /// It has ended (finished or dead): it is to be completed, and not acted on.
+    Ended(Number),
+    /// It is accepted or started, and has not ended.
+    Unfinished(Number),
+    /// There is no room for it: it stays at the hub.
+    Full,
+}
+
+/// What the inbox tells.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The file is open; comes once, before all answers.
+    Opened(Box<Opened>),
+    /// Operations are on disk, in the order in which they were handed in.
+    Done { answers: Vec<Answer>, counts: Counts },
+    /// Nothing can be written or read: operations wait. The sentence is logged by the inbox.
+    Trouble { sentence: String },
+    /// What waited goes on.
+    Well,
+}

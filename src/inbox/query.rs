@@ -1,0 +1,136 @@
+//! Questions and wishes of people: list, show, retry, drop.
+//!
+//! Owns: which record a selector means, and the sentences of refusals. Must not know: sockets, tables for the terminal.
+//! Used by: `inbox::apply`.
+
+use redb::ReadableTable as _;
+
+use super::apply::{Work, finish};
+use super::codec::{self, Stored};
+use super::key::Key;
+use super::operation::{Query, Reply, Selector};
+use super::record::{Number, Record, Settled, State, Unfinished, from_millis};
+use super::trouble::Failure;
+use crate::message::{C2dMessage, excerpt, format_time};
+use crate::outcome::{OutcomeKind, OutcomeReport};
+
+impl Work<'_, '_> {
+    pub(super) fn query(&mut self, query: &Query) -> Result<Reply, Failure> {
+        match query {
+            Query::List { state, after, limit } => self.list(*state, *after, *limit),
+            Query::Show(selector) => match self.select(selector)? {
+                Ok(stored) => {
+                    Ok(Reply::Record { message: self.message(stored.record.number)?, record: stored.record })
+                }
+                Err(refusal) => Ok(Reply::Refused(refusal)),
+            },
+            Query::Retry(selector) => match self.select(selector)? {
+                Ok(stored) => self.retry(stored),
+                Err(refusal) => Ok(Reply::Refused(refusal)),
+            },
+            Query::Drop(selector) => match self.select(selector)? {
+                Ok(stored) => self.drop_by_hand(stored),
+                Err(refusal) => Ok(Reply::Refused(refusal)),
+            },
+        }
+    }
+
+    fn list(&self, state: Option<State>, after: u64, limit: usize) -> Result<Reply, Failure> {
+        let wanted = |own: State| state.is_none_or(|state| state == own);
+        let mut records = Vec::new();
+        for (number, _) in self.ledger.numbers_after(after).filter(|(_, own)| wanted(*own)).take(limit) {
+            records.extend(self.load(Number(number))?.map(|stored| stored.record));
+        }
+        Ok(Reply::Records(records))
+    }
+
+    fn select(&self, selector: &Selector) -> Result<Result<Stored, String>, Failure> {
+        let text = selector.0.as_str();
+        let by_number = text.strip_prefix('#').and_then(|number| number.parse().ok());
+        let number = by_number.or_else(|| self.ledger.find(Key::of_id(text)));
+        let found = match number {
+            Some(number) => self.load(Number(number))?,
+            None => None,
+        };
+        Ok(found.ok_or_else(|| {
+            format!(
+                "the inbox has no record of \"{}\": give a message id, or # and a number, as `c2d-agent inbox list` \
+                 shows them",
+                excerpt(text)
+            )
+        }))
+    }
+
+    fn message(&self, number: Number) -> Result<Option<C2dMessage>, Failure> {
+        let Some(value) = self.tables.messages.get(number.0)? else { return Ok(None) };
+        let decoded = codec::decode_message(number.0, value.value());
+        Ok(decoded.inspect_err(|reason| tracing::warn!("{reason}")).ok())
+    }
+
+    fn retry(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
+        let name = name(&stored.record);
+        if stored.record.state != State::Dead {
+            let is = describe(stored.record.state);
+            return Ok(Reply::Refused(format!("{name} {is}: only a dead letter can be run again")));
+        }
+        let Some(message) = self.message(stored.record.number)? else {
+            return Ok(Reply::Refused(format!(
+                "{name} was recorded without its message: it cannot be run again"
+            )));
+        };
+        stored.record.state = State::Accepted;
+        stored.record.settled = Settled::OnAccept;
+        stored.record.attempts = 0;
+        stored.record.outcome = None;
+        let record = stored.record.clone();
+        self.store(stored)?;
+        Ok(Reply::Retried(Box::new(Unfinished { record, message })))
+    }
+
+    fn drop_by_hand(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
+        if matches!(stored.record.state, State::Started | State::Finished) {
+            let (name, is) = (name(&stored.record), describe(stored.record.state));
+            return Ok(Reply::Refused(format!(
+                "{name} {is}: only a dead letter, or a message that waits for its turn, can be dropped"
+            )));
+        }
+        let before = stored.record.outcome.take();
+        let text = match &before {
+            Some(before) => format!("dropped from the inbox; before that {}", before.text),
+            None => "dropped from the inbox before its turn came".to_owned(),
+        };
+        let outcome = OutcomeReport {
+            message_id: stored.record.message_id.clone(),
+            rule: stored.record.rule.clone(),
+            outcome: OutcomeKind::Dropped,
+            text,
+            exit_code: before.as_ref().and_then(|before| before.exit_code),
+            duration_ms: before.as_ref().and_then(|before| before.duration_ms),
+            attempt: stored.record.attempts,
+            ended: format_time(from_millis(self.circumstances.now_ms)),
+            output: String::new(),
+            output_bytes: 0,
+        };
+        self.count(outcome.outcome);
+        finish(&mut stored.record, outcome);
+        let record = stored.record.clone();
+        self.store(stored)?;
+        Ok(Reply::Dropped(record))
+    }
+}
+
+fn name(record: &Record) -> String {
+    match &record.message_id {
+        Some(id) => format!("message \"{}\" (#{})", excerpt(id), record.number.0),
+        None => format!("message #{}", record.number.0),
+    }
+}
+
+fn describe(state: State) -> &'static str {
+    match state {
+        State::Accepted => "waits for its turn",
+        State::Started => "is being acted on",
+        State::Finished => "is finished",
+        State::Dead => "is a dead letter",
+    }
+}

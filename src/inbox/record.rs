@@ -1,0 +1,124 @@
+//! What the inbox knows of a message, and how much it holds.
+//!
+//! Owns: the shapes, and milliseconds since 1970. Must not know: files, threads. Used by: all of `inbox`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::C2dMessage;
+use crate::outcome::{OutcomeReport, Totals};
+
+/// The number of a record: counts up in order of acceptance, and is never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Number(pub u64);
+
+/// Where a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Recorded; its action has not begun, or waits for its next attempt.
+    Accepted,
+    /// Its action may have begun.
+    Started,
+    /// Ended; nothing is left to do.
+    Finished,
+    /// Ended badly; kept whole, so that somebody can run it again or drop it.
+    Dead,
+}
+
+/// When a message is completed at the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Settled {
+    /// When it is finished: until then the hub keeps it, too, and sends it again after a lost connection.
+    AfterAction,
+    /// As soon as it is accepted: from then on only the inbox has it.
+    OnAccept,
+}
+
+/// One message's record, without the message itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Its number.
+    pub number: Number,
+    /// The message's id, when its sender gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// The rule that took it; none for a message that no rule takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Where it is.
+    pub state: State,
+    /// When it is completed at the hub.
+    pub settled: Settled,
+    /// When it arrived, in milliseconds since 1970.
+    pub received_ms: u64,
+    /// How many attempts were begun.
+    pub attempts: u32,
+    /// When the last attempt was begun, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
+    /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
+    #[serde(default)]
+    pub retry_on_crash: bool,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<OutcomeReport>,
+}
+
+/// A message that is recorded and has not ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Unfinished {
+    pub(crate) record: Record,
+    pub(crate) message: C2dMessage,
+}
+
+/// How much there is. Kept in memory, so it costs nothing to tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// All records.
+    pub records: u64,
+    /// Accepted and started.
+    pub unfinished: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Bytes of records, messages and reports, as counted towards `max_size`.
+    pub bytes: u64,
+    /// Telemetry reports that wait for the hub.
+    pub reports: u64,
+    /// Reports dropped because too many waited, since the inbox was created.
+    pub reports_dropped: u64,
+    /// By outcome, since the inbox was created.
+    pub totals: Totals,
+}
+
+/// What the file held when it was opened for the first time.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// In order of acceptance.
+    pub(crate) unfinished: Vec<Unfinished>,
+    /// The newest ended record of each rule.
+    pub(crate) latest: Vec<Record>,
+    /// When attempts were begun, by rule, in the last hour (the newest 1,000), the oldest first.
+    pub(crate) starts: Vec<(String, SystemTime)>,
+    pub(crate) last_received: Option<SystemTime>,
+    /// As [`Op::PinsOn`] left it.
+    pub(crate) pins_on: BTreeMap<String, SystemTime>,
+    pub(crate) counts: Counts,
+}
+
+/// A time as it is recorded. Times before 1970 count as 1970.
+pub(crate) fn to_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time that was recorded. One that no clock can show counts as 1970.
+pub(crate) fn from_millis(millis: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
+}

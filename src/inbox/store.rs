@@ -1,0 +1,279 @@
+//! The tables of the inbox in redb: opened, read, and changed by one transaction at a time.
+//!
+//! Owns: table names, the file's format version, the scan at each open, commit. Must not know: threads, paths, when
+//! anything is tried again. Used by: `inbox::keeper`.
+//!
+//! | Table | Key | Value |
+//! |---|---|---|
+//! | `records` | number | see `codec.rs` |
+//! | `messages` | number | see `codec.rs`; only while the message may have to be run |
+//! | `reports` | number | the report as the agent made it |
+//! | `meta` | `format`, `sums`, `pins-on` | JSON |
+
+use std::collections::{BTreeMap, HashMap};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::apply::{Notes, Work};
+use super::codec::{self, Stored};
+use super::ledger::{EARLIER_PROCESS, Entry, Ledger, since_ms};
+use super::operation::{Answer, Op};
+use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
+use super::retention;
+use super::trouble::Failure;
+use crate::config::InboxSettings;
+use crate::outcome::Totals;
+
+const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+const MESSAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("messages");
+const REPORTS: TableDefinition<u64, &[u8]> = TableDefinition::new("reports");
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// What the tables mean. A file with a higher number is left alone.
+const FORMAT: u32 = 1;
+const FORMAT_KEY: &str = "format";
+const SUMS_KEY: &str = "sums";
+pub(super) const PINS_ON_KEY: &str = "pins-on";
+
+/// How far back [`Opened::starts`] goes, and how many there are at most.
+const STARTS_MS: u64 = 3_600_000;
+const MOST_STARTS: usize = 1_000;
+
+/// What is counted up and never down; written with every transaction.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Sums {
+    /// The last number that was given to a record, and to a report.
+    pub(super) last_record: u64,
+    pub(super) last_report: u64,
+    pub(super) reports_dropped: u64,
+    pub(super) totals: Totals,
+    /// The stamp of the last transaction: tells whether one whose end was not seen is in the file.
+    pub(super) stamp: u64,
+}
+
+/// The tables of a transaction that writes.
+pub(super) struct Tables<'t> {
+    pub(super) records: Table<'t, u64, &'static [u8]>,
+    pub(super) messages: Table<'t, u64, &'static [u8]>,
+    pub(super) reports: Table<'t, u64, &'static [u8]>,
+    pub(super) meta: Table<'t, &'static str, &'static [u8]>,
+}
+
+impl<'t> Tables<'t> {
+    fn open(transaction: &'t WriteTransaction) -> Result<Self, Failure> {
+        Ok(Self {
+            records: transaction.open_table(RECORDS)?,
+            messages: transaction.open_table(MESSAGES)?,
+            reports: transaction.open_table(REPORTS)?,
+            meta: transaction.open_table(META)?,
+        })
+    }
+
+    fn put_sums(&mut self, sums: &Sums) -> Result<(), Failure> {
+        let json = serde_json::to_vec(sums).map_err(|error| Failure::Defect(error.to_string()))?;
+        self.meta.insert(SUMS_KEY, json.as_slice())?;
+        Ok(())
+    }
+}
+
+/// What an apply needs beside the operations.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances<'c> {
+    pub(super) settings: &'c InboxSettings,
+    pub(super) now_ms: u64,
+    /// Recorded with the transaction.
+    pub(super) stamp: u64,
+}
+
+/// What a transaction did.
+#[derive(Debug)]
+pub(super) struct Applied {
+    pub(super) answers: Vec<Answer>,
+    pub(super) notes: Notes,
+}
+
+/// An open file, and what is in memory of it.
+#[derive(Debug)]
+pub(super) struct Store {
+    database: Database,
+    pub(super) ledger: Ledger,
+    pub(super) sums: Sums,
+}
+
+impl Store {
+    /// Reads what is kept in memory. An empty database is given its tables; its numbers go on after `floor`.
+    pub(super) fn open(database: Database, floor: &Sums) -> Result<Self, Failure> {
+        let Some(mut sums) = read_sums(&database)? else {
+            let sums =
+                Sums { last_record: floor.last_record, last_report: floor.last_report, ..Sums::default() };
+            begin(&database, &sums)?;
+            return Ok(Self { database, ledger: Ledger::default(), sums });
+        };
+        sums.last_record = sums.last_record.max(floor.last_record);
+        sums.last_report = sums.last_report.max(floor.last_report);
+        let mut store = Self { database, ledger: Ledger::default(), sums };
+        store.fill()?;
+        Ok(store)
+    }
+
+    fn fill(&mut self) -> Result<(), Failure> {
+        let transaction = self.database.begin_read()?;
+        for row in transaction.open_table(RECORDS)?.iter()? {
+            let (number, value) = row?;
+            let (number, value) = (number.value(), value.value());
+            let stored = Stored::decode(number, value).map_err(Failure::Corrupt)?;
+            self.ledger.insert(number, entry(&stored, value.len(), EARLIER_PROCESS));
+            self.sums.last_record = self.sums.last_record.max(number);
+        }
+        for row in transaction.open_table(REPORTS)?.iter()? {
+            let (number, value) = row?;
+            self.ledger.reports += 1;
+            self.ledger.report_bytes += value.value().len() as u64;
+            self.sums.last_report = self.sums.last_report.max(number.value());
+        }
+        Ok(())
+    }
+
+    /// What the agent wants to know once, at its start.
+    pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Failure> {
+        let transaction = self.database.begin_read()?;
+        let messages = transaction.open_table(MESSAGES)?;
+        let mut opened = Opened { counts: self.counts(), ..Opened::default() };
+        let mut latest: HashMap<String, (u64, Record)> = HashMap::new();
+        let mut starts = Vec::new();
+        let mut last_received = None;
+        for row in transaction.open_table(RECORDS)?.iter()? {
+            let (number, value) = row?;
+            let number = number.value();
+            let record = Stored::decode(number, value.value()).map_err(Failure::Corrupt)?.record;
+            last_received = last_received.max(Some(record.received_ms));
+            if let (Some(rule), Some(started)) = (&record.rule, record.started_ms)
+                && started.saturating_add(STARTS_MS) >= now_ms
+            {
+                starts.push((started, rule.clone()));
+            }
+            if matches!(record.state, State::Accepted | State::Started) {
+                let Some(message) = messages.get(number)? else {
+                    return Err(Failure::Corrupt(format!("the message of record {number} is missing")));
+                };
+                let message = codec::decode_message(number, message.value()).map_err(Failure::Corrupt)?;
+                opened.unfinished.push(Unfinished { record, message });
+            } else if let Some(rule) = record.rule.clone() {
+                let since = since_ms(&record);
+                if latest.get(&rule).is_none_or(|(newest, _)| *newest <= since) {
+                    latest.insert(rule, (since, record));
+                }
+            }
+        }
+        starts.sort_unstable();
+        let newest = starts.split_off(starts.len().saturating_sub(MOST_STARTS));
+        opened.starts = newest.into_iter().map(|(at, rule)| (rule, from_millis(at))).collect();
+        opened.latest = latest.into_values().map(|(_, record)| record).collect();
+        opened.latest.sort_by_key(|record| record.number);
+        opened.last_received = last_received.map(from_millis);
+        if let Some(value) = transaction.open_table(META)?.get(PINS_ON_KEY)? {
+            let pins: BTreeMap<String, u64> = read_json(PINS_ON_KEY, value.value())?;
+            opened.pins_on = pins.into_iter().map(|(pin, since)| (pin, from_millis(since))).collect();
+        }
+        Ok(opened)
+    }
+
+    /// Applies operations in one transaction. When this fails, what is in memory is not what is in the file: the store
+    /// is to be dropped and opened again. The file then has all of it, if the stamp is there, or nothing.
+    ///
+    /// `applied` is set before the commit.
+    pub(super) fn apply(
+        &mut self,
+        ops: &[Op],
+        circumstances: &Circumstances<'_>,
+        applied: &mut Option<Applied>,
+    ) -> Result<(), Failure> {
+        self.ledger.begin();
+        let transaction = self.database.begin_write()?;
+        let mut work =
+            Work::new(Tables::open(&transaction)?, &mut self.ledger, &mut self.sums, circumstances);
+        let answers = work.all(ops)?;
+        let written = work.written();
+        if written {
+            work.sums.stamp = circumstances.stamp;
+            work.tables.put_sums(work.sums)?;
+        }
+        let notes = work.notes;
+        drop(work);
+        *applied = Some(Applied { answers, notes });
+        // Without a change there is nothing to wait for the disk for.
+        if written {
+            transaction.commit()?
+        } else {
+            transaction.abort()?
+        }
+        Ok(())
+    }
+
+    /// Whether records have become old enough to go.
+    pub(super) fn has_old(&self, settings: &InboxSettings, now_ms: u64) -> bool {
+        !retention::too_old(&self.ledger, settings, now_ms, 1).is_empty()
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            records: self.ledger.records(),
+            unfinished: self.ledger.unfinished(),
+            dead: self.ledger.dead(),
+            bytes: self.ledger.bytes(),
+            reports: self.ledger.reports,
+            reports_dropped: self.sums.reports_dropped,
+            totals: self.sums.totals.clone(),
+        }
+    }
+}
+
+/// What is kept in memory of a record that takes `value_len` bytes without its message.
+pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry {
+    let record = &stored.record;
+    Entry {
+        key: stored.key,
+        since_ms: since_ms(record),
+        connection,
+        size: u32::try_from(value_len).unwrap_or(u32::MAX).saturating_add(stored.message_len),
+        state: record.state,
+        settled: record.settled,
+        has_id: record.message_id.is_some(),
+    }
+}
+
+/// None: the database is empty.
+fn read_sums(database: &Database) -> Result<Option<Sums>, Failure> {
+    let transaction = database.begin_read()?;
+    let meta = match transaction.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        opened => opened?,
+    };
+    let format: u32 = match meta.get(FORMAT_KEY)? {
+        Some(value) => read_json(FORMAT_KEY, value.value())?,
+        None => return Err(Failure::Corrupt(format!("`{FORMAT_KEY}` is missing"))),
+    };
+    if format > FORMAT {
+        return Err(Failure::Newer(format!("its format is {format}, and this version knows {FORMAT}")));
+    }
+    match meta.get(SUMS_KEY)? {
+        Some(value) => read_json(SUMS_KEY, value.value()).map(Some),
+        None => Err(Failure::Corrupt(format!("`{SUMS_KEY}` is missing"))),
+    }
+}
+
+fn begin(database: &Database, sums: &Sums) -> Result<(), Failure> {
+    let transaction = database.begin_write()?;
+    let mut tables = Tables::open(&transaction)?;
+    tables.meta.insert(FORMAT_KEY, FORMAT.to_string().as_bytes())?;
+    tables.put_sums(sums)?;
+    drop(tables);
+    Ok(transaction.commit()?)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(name: &str, value: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(value)
+        .map_err(|error| Failure::Corrupt(format!("`{name}` cannot be read: {error}")))
+}

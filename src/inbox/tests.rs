@@ -1,0 +1,96 @@
+//! Tests of the inbox on real files.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::InboxSettings;
+use crate::message::C2dMessage;
+use crate::outcome::{OutcomeKind, OutcomeReport};
+
+fn message(id: Option<&str>, body: &str) -> C2dMessage {
+    let bag = match id {
+        Some(id) => format!("%24.mid={id}&action=pump"),
+        None => "action=pump".to_owned(),
+    };
+    C2dMessage::from_bag(&bag, Bytes::copy_from_slice(body.as_bytes())).expect("a bag")
+}
+
+fn outcome(kind: OutcomeKind) -> OutcomeReport {
+    OutcomeReport {
+        message_id: None,
+        rule: Some("pump".into()),
+        outcome: kind,
+        text: kind.to_string(),
+        exit_code: None,
+        duration_ms: Some(3),
+        attempt: 1,
+        ended: crate::message::format_time(SystemTime::now()),
+        output: String::new(),
+        output_bytes: 0,
+    }
+}
+
+fn arrival(ticket: u64, message: C2dMessage, intent: Intent) -> Op {
+    Op::Accept(Box::new(Arrival {
+        ticket,
+        message: Some(message),
+        connection: 1,
+        received: SystemTime::now(),
+        rule: Some("pump".into()),
+        settled: Settled::AfterAction,
+        intent,
+    }))
+}
+
+fn settings() -> (TempDir, InboxSettings) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = InboxSettings::at(directory.path().join("inbox.redb"));
+    (directory, settings)
+}
+
+async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), inbox.next()).await.expect("news") {
+            News::Done { answers, counts } => return (answers, counts),
+            News::Opened(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_recorded_ended_and_known_after_a_restart() {
+    let (_directory, settings) = settings();
+    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let start = Start { at: SystemTime::now(), retry_on_crash: false };
+    inbox.submit(arrival(1, message(Some("m-1"), "on"), Intent::Start(start)));
+    inbox.submit(arrival(2, message(Some("m-2"), "on"), Intent::Wait));
+    let (answers, counts) = done(&mut inbox).await;
+    assert!(
+        matches!(answers[0], Answer::Accepted { ticket: 1, verdict: Verdict::New(Number(1)) }),
+        "{answers:?}"
+    );
+    assert_eq!((counts.records, counts.unfinished), (2, 2));
+    inbox.submit(Op::End {
+        number: Number(1),
+        outcome: Box::new(outcome(OutcomeKind::Succeeded)),
+        report: None,
+    });
+    let answers = inbox.close().await;
+    assert!(matches!(answers[..], [Answer::Ended(Number(1))]), "{answers:?}");
+
+    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    inbox.submit(arrival(3, message(Some("m-1"), "on"), Intent::Wait));
+    let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
+    assert_eq!(opened.unfinished.len(), 1);
+    assert_eq!(opened.unfinished[0].message, message(Some("m-2"), "on"));
+    assert_eq!(opened.counts.totals[&OutcomeKind::Succeeded], 1);
+    let (answers, _) = done(&mut inbox).await;
+    assert!(
+        matches!(answers[0], Answer::Accepted { ticket: 3, verdict: Verdict::Ended(Number(1)) }),
+        "{answers:?}"
+    );
+}

@@ -1,0 +1,151 @@
+//! What can be wrong with the inbox's file, in one sentence that names it and the remedy.
+//!
+//! Owns: the classes of failures and their sentences. Must not know: when anything is tried again.
+//! Used by: `inbox::{store, apply, file, keeper, worker}`, and `cli` through [`InboxError`].
+
+use std::io;
+use std::path::Path;
+
+/// Why the inbox's file cannot be used. Each sentence names the file and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InboxError {
+    /// Another process has it open.
+    #[error("the inbox {0} is in use: an agent runs with it")]
+    InUse(String),
+    /// There is none.
+    #[error("there is no inbox at {0}: it is created when the agent first runs")]
+    Missing(String),
+    /// Its permissions do not allow it.
+    #[error("{0}")]
+    Denied(String),
+    /// It is damaged. It stays where it is: the agent moves it aside when it runs.
+    #[error("{0}")]
+    Corrupt(String),
+    /// A newer version of this program wrote it.
+    #[error("{0}")]
+    Newer(String),
+    /// The disk does not do as it should.
+    #[error("{0}")]
+    Disk(String),
+}
+
+/// Why the file could not be opened, read or written.
+#[derive(Debug)]
+pub(super) enum Failure {
+    InUse,
+    Missing,
+    /// What it is instead of a file.
+    NotAFile(&'static str),
+    /// Written by a newer version.
+    Newer(String),
+    /// Nothing but moving it aside helps.
+    Corrupt(String),
+    /// To do what failed, and how.
+    Io(&'static str, io::Error),
+    /// Something that should not happen.
+    Defect(String),
+}
+
+impl Failure {
+    pub(super) fn sentence(&self, path: &Path) -> String {
+        let path = path.display();
+        match self {
+            Self::InUse => {
+                format!("the inbox {path} is in use by another process: let only one agent run with it")
+            }
+            Self::Missing => format!("there is no inbox at {path}: it is created when the agent first runs"),
+            Self::NotAFile(what) => {
+                format!("the inbox {path} is {what} and not a file: move it away, or set [inbox] path")
+            }
+            Self::Newer(reason) => format!(
+                "the inbox {path} was written by a newer version of c2d-agent ({reason}): install that version, or \
+                 move the file away"
+            ),
+            Self::Corrupt(reason) => format!("the inbox {path} is damaged ({reason})"),
+            Self::Io(doing, error) => {
+                let remedy = remedy(error);
+                format!("cannot {doing} the inbox {path}: {error}: {remedy}")
+            }
+            Self::Defect(reason) => format!(
+                "the inbox {path} cannot be used because of a defect in c2d-agent ({reason}): please report it"
+            ),
+        }
+    }
+
+    /// For the command line.
+    pub(super) fn into_error(self, path: &Path) -> InboxError {
+        let sentence = self.sentence(path);
+        match self {
+            Self::InUse => InboxError::InUse(path.display().to_string()),
+            Self::Missing => InboxError::Missing(path.display().to_string()),
+            Self::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                InboxError::Denied(sentence)
+            }
+            Self::Corrupt(_) => InboxError::Corrupt(format!(
+                "{sentence}: the agent moves it aside and begins a new one when it runs"
+            )),
+            Self::Newer(_) => InboxError::Newer(sentence),
+            Self::NotAFile(_) | Self::Io(..) | Self::Defect(_) => InboxError::Disk(sentence),
+        }
+    }
+}
+
+/// What helps against an error of the system.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space, or set [inbox] path to another disk"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "mount the file system for writing, or set [inbox] path to another one"
+        }
+        io::ErrorKind::PermissionDenied => "give the file and its directory to the user of the agent",
+        io::ErrorKind::FileTooLarge => "raise the file size limit of the process (LimitFSIZE, ulimit -f)",
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            "create the directory for the user of the agent, or set [inbox] path"
+        }
+        _ => "look into the system's log for what is wrong with the disk",
+    }
+}
+
+impl From<redb::Error> for Failure {
+    fn from(error: redb::Error) -> Self {
+        const NEWER: &str = "file format version";
+        match error {
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::InUse,
+            redb::Error::UpgradeRequired(version) => {
+                Self::Corrupt(format!("its file format is version {version}, which c2d-agent never wrote"))
+            }
+            // redb has no error of its own for a file of a later version of redb.
+            redb::Error::Corrupted(reason) if reason.contains(NEWER) => Self::Newer(reason),
+            redb::Error::Corrupted(reason) => Self::Corrupt(reason),
+            // A file that is no database, or that ends too early.
+            redb::Error::Io(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Self::Corrupt(error.to_string())
+            }
+            redb::Error::Io(error) => Self::Io("read or write", error),
+            redb::Error::PreviousIo => Self::Io("write", io::Error::other("an earlier write failed")),
+            error @ (redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TableIsNotMultimap(_)
+            | redb::Error::TableDoesNotExist(_)
+            | redb::Error::TypeDefinitionChanged { .. }) => Self::Corrupt(error.to_string()),
+            error => Self::Defect(error.to_string()),
+        }
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ident),*) => {
+        $(impl From<redb::$error> for Failure {
+            fn from(error: redb::$error) -> Self {
+                redb::Error::from(error).into()
+            }
+        })*
+    };
+}
+
+from_redb!(DatabaseError, StorageError, TableError, TransactionError, CommitError);

@@ -1,0 +1,161 @@
+//! The inbox's thread: takes batches from the handle, has them written, tries again when the disk is in trouble.
+//!
+//! Owns: delays, news, the order of what is told. Must not know: what an operation does. Used by: `inbox`.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Sender;
+
+use super::file::Place;
+use super::keeper::{Batch, Keeper};
+use super::operation::{News, Op};
+use super::trouble::Failure;
+
+/// Most operations in one transaction.
+pub(super) const MOST_OPS: usize = 256;
+
+/// Between tries while the disk is in trouble: doubled each time.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+
+/// How often old records are looked for while nothing arrives.
+const TIDY: Duration = Duration::from_secs(600);
+
+/// What the handle wants.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// At most [`MOST_OPS`]; the next batch follows after this one's news.
+    Write(Vec<Op>),
+    /// Write this and what is under way, trying once more if there is trouble; then end.
+    Close(Vec<Op>),
+}
+
+/// The thread is to end: nobody listens any more.
+struct Alone;
+
+pub(super) struct Worker<P> {
+    keeper: Keeper<P>,
+    commands: Receiver<Command>,
+    news: Sender<News>,
+    batches: VecDeque<Batch>,
+    opened: bool,
+    closing: bool,
+    /// When to try again, and how long to wait after that; none: there is no trouble.
+    trouble: Option<(Instant, Duration)>,
+}
+
+impl<P: Place> Worker<P> {
+    pub(super) fn new(keeper: Keeper<P>, commands: Receiver<Command>, news: Sender<News>) -> Self {
+        Self {
+            keeper,
+            commands,
+            news,
+            batches: VecDeque::new(),
+            opened: false,
+            closing: false,
+            trouble: None,
+        }
+    }
+
+    /// Serves the handle until it is closed or dropped; the file is closed when this returns.
+    pub(super) fn run(mut self) {
+        // Nobody listens: then there is nobody to tell that, either.
+        let Err(Alone) = self.serve() else { return };
+    }
+
+    fn serve(&mut self) -> Result<(), Alone> {
+        loop {
+            if self.due() {
+                match self.step() {
+                    Ok(news) => {
+                        self.well()?;
+                        news.map_or(Ok(()), |news| self.tell(news))?;
+                    }
+                    Err(failure) => {
+                        self.failed(&failure)?;
+                        if self.closing {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            if self.closing && self.batches.is_empty() {
+                return Ok(());
+            }
+            self.listen()?;
+        }
+    }
+
+    fn due(&self) -> bool {
+        self.closing || self.trouble.is_none_or(|(at, _)| at <= Instant::now())
+    }
+
+    /// Opens the file if that is to be done, or else writes a batch if there is one.
+    fn step(&mut self) -> Result<Option<News>, Failure> {
+        if !self.opened {
+            let opened = self.keeper.opened()?;
+            self.opened = true;
+            return Ok(Some(News::Opened(Box::new(opened))));
+        }
+        let Some(batch) = self.batches.front_mut() else { return self.keeper.open().map(|()| None) };
+        let (answers, counts) = self.keeper.write(batch)?;
+        self.batches.pop_front();
+        Ok(Some(News::Done { answers, counts }))
+    }
+
+    fn failed(&mut self, failure: &Failure) -> Result<(), Alone> {
+        let (news, delay) = match self.trouble {
+            Some((_, delay)) => (None, delay),
+            None => {
+                let sentence = failure.sentence(self.keeper.place().path());
+                tracing::error!("{sentence}; until then, messages stay at the hub");
+                (Some(News::Trouble { sentence }), FIRST_DELAY)
+            }
+        };
+        self.trouble = Some((Instant::now() + delay, (delay * 2).min(LONGEST_DELAY)));
+        news.map_or(Ok(()), |news| self.tell(news))
+    }
+
+    fn well(&mut self) -> Result<(), Alone> {
+        if self.trouble.take().is_none() {
+            return Ok(());
+        }
+        tracing::info!("the inbox {} can be used again", self.keeper.place().path().display());
+        self.tell(News::Well)
+    }
+
+    /// Takes the next command, or waits until something is to be done.
+    fn listen(&mut self) -> Result<(), Alone> {
+        let wait = match self.trouble {
+            _ if self.closing => Duration::ZERO,
+            Some((at, _)) => at.saturating_duration_since(Instant::now()),
+            None if self.batches.is_empty() => TIDY,
+            None => Duration::ZERO,
+        };
+        match self.commands.recv_timeout(wait) {
+            Ok(Command::Write(ops)) => self.batches.push_back(Batch::new(ops)),
+            Ok(Command::Close(mut ops)) => {
+                self.closing = true;
+                while !ops.is_empty() {
+                    let rest = ops.split_off(ops.len().min(MOST_OPS));
+                    self.batches.push_back(Batch::new(std::mem::replace(&mut ops, rest)));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) if self.trouble.is_none() && self.batches.is_empty() => {
+                if let Err(failure) = self.keeper.tidy() {
+                    self.failed(&failure)?;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) if self.closing => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Alone),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, news: News) -> Result<(), Alone> {
+        self.news.blocking_send(news).map_err(|_| Alone)
+    }
+}
