@@ -17,8 +17,12 @@ mod check;
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod inbox;
 mod logging;
+mod reach;
 mod run;
+mod shown;
+mod status;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
@@ -59,6 +63,8 @@ enum LogFormat {
 enum Command {
     Run(run::Args),
     Check(check::Args),
+    Inbox(inbox::Args),
+    Status(status::Args),
     #[cfg(feature = "service")]
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "emulator")]
@@ -126,6 +132,8 @@ pub fn run() -> ExitCode {
     let result = logging::install(log_level, cli.log_format).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Inbox(args) => inbox::run(&args),
+        Command::Status(args) => status::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "emulator")]

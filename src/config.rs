@@ -65,8 +65,9 @@ pub struct Inspection {
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
     pub rules: Option<Rules>,
-    /// Where the inbox is; `inbox` and `status` need it even when the rest has problems.
-    pub inbox: InboxSettings,
+    /// Where the inbox is: `inbox` and `status` need it even when the rest has problems. Absent when the file cannot be
+    /// read, or does not say where.
+    pub inbox: Option<InboxSettings>,
     /// Problems and warnings.
     pub report: Report,
     max_children: usize,
@@ -139,14 +140,14 @@ impl Inspection {
     /// # Errors
     /// All problems and warnings.
     pub fn into_config(self) -> Result<Config, Report> {
-        match (self.identity, self.rules) {
-            (Some(identity), Some(rules)) if self.report.problems() == 0 => Ok(Config {
+        match (self.identity, self.rules, self.inbox) {
+            (Some(identity), Some(rules), Some(inbox)) if self.report.problems() == 0 => Ok(Config {
                 identity,
                 ca_file: self.ca_file,
                 token_lifetime: self.token_lifetime,
                 gpio: self.gpio,
                 rules,
-                inbox: self.inbox,
+                inbox,
                 max_children: self.max_children,
                 warnings: self.report,
             }),
@@ -159,7 +160,7 @@ impl Inspection {
             identity: None,
             gpio: GpioSettings::default(),
             rules: None,
-            inbox: InboxSettings::default(),
+            inbox: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
             report,
             ca_file: None,

@@ -32,11 +32,12 @@ const MAX_CHILDREN: (u64, u64) = (1, 64);
 /// Programs that run at once unless `[actions]` says another number.
 pub(super) const DEFAULT_MAX_CHILDREN: usize = 4;
 
-/// Reads `[inbox]`; relative paths are taken from `directory`. A key with a problem has its default.
-pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Report) -> InboxSettings {
-    let Some(mut table) = field.and_then(|field| field.table("[inbox]", report)) else {
-        return InboxSettings::default();
-    };
+/// Reads `[inbox]`; relative paths are taken from `directory`. A key with a problem has its default, but none takes the
+/// place of a path with a problem: that would be another inbox.
+pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Report) -> Option<InboxSettings> {
+    let Some(field) = field else { return Some(InboxSettings::default()) };
+    let problems = report.problems();
+    let mut table = field.table("[inbox]", report)?;
     let path = table.take("path");
     let mut settings = match path.as_ref().and_then(|field| read_file(field, directory, report)) {
         Some(path) => InboxSettings::at(path),
@@ -47,6 +48,7 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
         settings.socket = path;
     }
     check_paths(&settings, path.as_ref(), socket.as_ref(), report);
+    let is_known = report.problems() == problems;
     if let Some(keep) = table.take("keep").and_then(|field| field.duration(KEEP, report)) {
         settings.keep = keep;
     }
@@ -74,7 +76,7 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
         );
         report.warning(field.value.place, message);
     }
-    settings
+    is_known.then_some(settings)
 }
 
 /// Reads `[actions]`: how many programs may run at once.

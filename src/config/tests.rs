@@ -31,19 +31,33 @@ fn defaults_are_filled_in() {
 
 #[test]
 fn the_inbox_has_defaults_and_is_known_even_when_the_rest_has_problems() {
-    assert_eq!(inspected("").inbox, InboxSettings::at("/var/lib/c2d-agent/inbox.redb"));
+    assert_eq!(inspected("").inbox, Some(InboxSettings::at("/var/lib/c2d-agent/inbox.redb")));
     assert_eq!(InboxSettings::default().socket, Path::new("/var/lib/c2d-agent/inbox.sock"));
     let inspection =
         inspected("[inbox]\npath = \"a.redb\"\nkeep = 1\nmax_size = \"2 MiB\"\n[gpio]\nbackend = 1\n");
     assert_eq!(inspection.report.problems(), 2);
     let expected = InboxSettings { max_size: 2 * 1024 * 1024, ..InboxSettings::at("/nowhere/a.redb") };
-    assert_eq!(inspection.inbox, expected);
     assert_eq!(expected.socket, Path::new("/nowhere/a.sock"));
+    assert_eq!(inspection.inbox, Some(expected));
+}
+
+#[test]
+fn a_configuration_that_does_not_say_where_the_inbox_is_does_not_mean_the_default() {
+    for text in [
+        "inbox = 1",
+        "[inbox]\npath = 1",
+        "[inbox]\npath = \"a/\"",
+        "[inbox]\npath = \"a",
+        "[inbox]\nsocket = 1",
+    ] {
+        assert_eq!(inspected(text).inbox, None, "{text}");
+    }
 }
 
 #[test]
 fn sizes_are_numbers_of_bytes_or_texts_with_a_unit() {
-    let max_size = |size: &str| inspected(&format!("[inbox]\nmax_size = {size}\n")).inbox.max_size;
+    let inbox = |size: &str| inspected(&format!("[inbox]\nmax_size = {size}\n")).inbox;
+    let max_size = |size: &str| inbox(size).expect("an inbox").max_size;
     assert_eq!(max_size("1048577"), 1_048_577);
     assert_eq!(max_size("\"1048577\""), 1_048_577);
     assert_eq!(max_size("\"2048KiB\""), 2_097_152);

@@ -1,0 +1,283 @@
+//! `inbox`: what became of each message, and dead letters run again or dropped.
+//!
+//! Owns: its arguments, pages, sentences and exit codes. Must not know: sockets, the inbox's file.
+//! Used by: `cli`.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::agent::control::{MAX_PAGE, view::RecordView};
+use crate::inbox::{Number, Query, Record, Reply, Selector, State};
+
+use super::reach::{Reached, reach, settings};
+use super::shown::{Output, plain, width};
+use super::{DEFAULT_CONFIG, Exit, Failure, tell};
+
+mod details;
+mod table;
+
+/// Look into the inbox: what became of each message. Run dead letters again, or drop them.
+///
+/// Works while the agent runs (through its control socket) and when it does not (on the inbox's file). Only the user
+/// who runs the agent, and root, may do this.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "ID is a message id, or a number as `list` shows it: '#12' in quotes, or 12 where no message has \
+    that id.\n\nExit codes: 0 done; 1 it failed, there is no such record, or its state does not allow it; \
+    2 the configuration does not tell where the inbox is."
+)]
+pub(super) struct Args {
+    /// The configuration file, which tells where the inbox is.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG, global = true)]
+    config: PathBuf,
+    /// Print JSON: one object per line.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the newest records, the newest last.
+    List {
+        /// Only records in this state.
+        #[arg(long, value_enum, value_name = "STATE")]
+        state: Option<StateArg>,
+        /// How many of the newest records.
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Show all of one record: properties, body, outcome, output.
+    Show(Id),
+    /// Run a dead letter again: at once when the agent runs, else when it starts.
+    Retry(Id),
+    /// Give up a dead letter, or a message that waits for its turn.
+    Drop(Id),
+    /// Print all records with their messages as JSON, one object per line, the oldest first.
+    Export,
+}
+
+#[derive(Debug, clap::Args)]
+struct Id {
+    /// A message id, or a number such as '#12'.
+    #[arg(value_name = "ID", allow_hyphen_values = true)]
+    id: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StateArg {
+    /// Recorded; its action has not begun, or waits for its next attempt.
+    Accepted,
+    /// Its action may have begun.
+    Started,
+    /// Ended.
+    Finished,
+    /// Ended badly: a dead letter, which can be run again or dropped.
+    Dead,
+}
+
+impl From<StateArg> for State {
+    fn from(state: StateArg) -> Self {
+        match state {
+            StateArg::Accepted => Self::Accepted,
+            StateArg::Started => Self::Started,
+            StateArg::Finished => Self::Finished,
+            StateArg::Dead => Self::Dead,
+        }
+    }
+}
+
+/// What `retry` and `drop` say with `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Done<'a> {
+    done: &'static str,
+    /// Of `retry`: `now`, or `at-start` when no agent runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runs: Option<&'static str>,
+    record: &'a Record,
+}
+
+/// Does what the subcommand says.
+///
+/// # Errors
+/// When the inbox cannot be reached, or refuses.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let settings = settings(&args.config)?;
+    let mut asked = Asked { inbox: reach(&settings)?, out: Output::new(), json: args.json };
+    match &args.command {
+        Command::List { state, limit } => asked.list(state.map(State::from), *limit as usize)?,
+        Command::Show(id) => asked.show(id)?,
+        Command::Retry(id) => asked.retry(id)?,
+        Command::Drop(id) => asked.drop_by_hand(id)?,
+        Command::Export => asked.export()?,
+    }
+    asked.out.flush()?;
+    Ok(Exit::Done)
+}
+
+struct Asked {
+    inbox: Reached,
+    out: Output,
+    json: bool,
+}
+
+impl Asked {
+    fn list(&mut self, state: Option<State>, limit: usize) -> anyhow::Result<()> {
+        let (mut newest, mut older) = (VecDeque::new(), 0_u64);
+        let mut pages = Pages::new(state);
+        while let Some(records) = pages.next(&mut self.inbox)? {
+            for record in records {
+                newest.push_back(record);
+                if newest.len() > limit {
+                    newest.pop_front();
+                    older += 1;
+                }
+            }
+        }
+        let newest = Vec::from(newest);
+        if self.json {
+            newest.iter().try_for_each(|record| self.out.json(record))?;
+        } else {
+            table::lines(&newest, width()).iter().try_for_each(|line| self.out.line(line))?;
+        }
+        self.out.flush()?;
+        if newest.is_empty() {
+            tell(match state {
+                Some(_) => "no record is in this state",
+                None => "the inbox is empty",
+            });
+        } else if older > 0 {
+            let all = older + newest.len() as u64;
+            tell(format_args!("{older} older records are not shown: --limit {all} shows all"));
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, id: &Id) -> anyhow::Result<()> {
+        let (record, message) = self.find(id)?;
+        if self.json {
+            return self.out.json(&RecordView::new(record, message.as_ref()));
+        }
+        let now = std::time::SystemTime::now();
+        details::lines(&record, message.as_ref(), now, width())
+            .iter()
+            .try_for_each(|line| self.out.line(line))
+    }
+
+    fn retry(&mut self, id: &Id) -> anyhow::Result<()> {
+        let selector = self.selector(id)?;
+        let record = match self.inbox.query(Query::Retry(selector))? {
+            Reply::Retried(unfinished) => unfinished.record,
+            other => return Err(unexpected(other)),
+        };
+        let (runs, when) = match self.inbox.is_agent() {
+            true => ("now", "is run again now, or as soon as its turn comes"),
+            false => ("at-start", "will be run when the agent starts: none runs now"),
+        };
+        if self.json {
+            return self.out.json(&Done { done: "retried", runs: Some(runs), record: &record });
+        }
+        self.out.line(&format!("{} {when}", name(&record)))
+    }
+
+    fn drop_by_hand(&mut self, id: &Id) -> anyhow::Result<()> {
+        let selector = self.selector(id)?;
+        let record = match self.inbox.query(Query::Drop(selector))? {
+            Reply::Dropped(record) => record,
+            other => return Err(unexpected(other)),
+        };
+        if self.json {
+            return self.out.json(&Done { done: "dropped", runs: None, record: &record });
+        }
+        self.out.line(&format!("{} is dropped: it will not be run", name(&record)))
+    }
+
+    fn export(&mut self) -> anyhow::Result<()> {
+        let mut pages = Pages::new(None);
+        while let Some(records) = pages.next(&mut self.inbox)? {
+            for record in records {
+                // A finished one has no message any more. One that ended since the page was read is told as it is now.
+                let (record, message) = match record.state {
+                    State::Finished => (record, None),
+                    _ => match self.inbox.query(Query::Show(number(record.number)))? {
+                        Reply::Record { record, message } => (record, message),
+                        _ => (record, None),
+                    },
+                };
+                self.out.json(&RecordView::new(record, message.as_ref()))?;
+                if !self.out.is_open() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, id: &Id) -> anyhow::Result<(Record, Option<crate::message::C2dMessage>)> {
+        let selector = self.selector(id)?;
+        match self.inbox.query(Query::Show(selector))? {
+            Reply::Record { record, message } => Ok((record, message)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the user means: bare digits are a number where they are no message id, because a shell takes an unquoted
+    /// `#12` for a comment.
+    fn selector(&mut self, id: &Id) -> anyhow::Result<Selector> {
+        let given = Selector(id.id.clone());
+        let Ok(digits) = id.id.parse().map(Number) else { return Ok(given) };
+        match self.inbox.query(Query::Show(given.clone()))? {
+            Reply::Refused(_) => Ok(number(digits)),
+            _ => Ok(given),
+        }
+    }
+}
+
+/// All records in order of acceptance, a page at a time.
+struct Pages {
+    state: Option<State>,
+    after: u64,
+}
+
+impl Pages {
+    fn new(state: Option<State>) -> Self {
+        Self { state, after: 0 }
+    }
+
+    /// The next page; none after the last.
+    fn next(&mut self, inbox: &mut Reached) -> anyhow::Result<Option<Vec<Record>>> {
+        match inbox.query(Query::List { state: self.state, after: self.after, limit: MAX_PAGE })? {
+            Reply::Records(records) => {
+                let Some(last) = records.last() else { return Ok(None) };
+                self.after = last.number.0;
+                Ok(Some(records))
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+fn number(number: Number) -> Selector {
+    Selector(format!("#{}", number.0))
+}
+
+/// How a record is called in a sentence.
+fn name(record: &Record) -> String {
+    match &record.message_id {
+        Some(id) => format!("message {} (#{})", plain(id), record.number.0),
+        None => format!("message #{}", record.number.0),
+    }
+}
+
+fn unexpected(reply: Reply) -> anyhow::Error {
+    match reply {
+        Reply::Refused(sentence) => anyhow!(sentence),
+        _ => anyhow!("the inbox answered another question: please report this"),
+    }
+}

@@ -1,0 +1,84 @@
+//! Where the inbox is asked: at the running agent, or in its file when none runs.
+//!
+//! Owns: the choice. Must not know: what is asked. Used by: `cli` (inbox, status).
+
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::anyhow;
+
+use crate::agent::control::client::{Client, ClientError};
+use crate::config::{self, InboxSettings};
+use crate::inbox::{InboxError, InboxFile, Query, Reply};
+
+use super::Failure;
+
+/// How long the file may be in use with nobody on the socket: an agent that starts, or another `c2d-agent inbox`.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who answers for the inbox.
+#[derive(Debug)]
+pub(super) enum Reached {
+    /// The agent that has it open.
+    Agent(Client),
+    /// Nobody but this process has it open.
+    File(InboxFile),
+}
+
+/// Where the inbox is, as the configuration says. Whatever else is wrong with it does not matter.
+///
+/// # Errors
+/// When the file cannot be read, or `[inbox]` has problems.
+pub(super) fn settings(config: &Path) -> Result<InboxSettings, Failure> {
+    let inspection = config::inspect(config, &|name| std::env::var(name).ok());
+    inspection.inbox.ok_or_else(|| {
+        let report = inspection.report;
+        Failure::usage(anyhow!("the configuration does not tell where the inbox is:\n{report}"))
+    })
+}
+
+/// Reaches the agent, or else opens the file.
+///
+/// # Errors
+/// When neither can be.
+pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect(&settings.socket) {
+            Ok(client) => return Ok(Reached::Agent(client)),
+            Err(ClientError::NotRunning(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match InboxFile::open(settings) {
+            Ok(file) => return Ok(Reached::File(file)),
+            Err(InboxError::InUse(_)) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(InboxError::InUse(path)) => {
+                return Err(anyhow!(
+                    "the inbox {path} is in use, but nobody listens on {}: if an agent runs, its log says why it has \
+                     no control socket; otherwise wait for the other program that has the inbox open",
+                    settings.socket.display()
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Reached {
+    /// Whether an agent runs, and acts on what is wished for at once.
+    pub(super) fn is_agent(&self) -> bool {
+        matches!(self, Self::Agent(_))
+    }
+
+    /// Asks the inbox.
+    ///
+    /// # Errors
+    /// When it does not answer. A refusal is an answer.
+    pub(super) fn query(&mut self, query: Query) -> anyhow::Result<Reply> {
+        match self {
+            Self::Agent(client) => Ok(client.query(query)?),
+            Self::File(file) => Ok(file.query(query, SystemTime::now())?),
+        }
+    }
+}

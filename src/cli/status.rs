@@ -1,0 +1,266 @@
+//! `status`: what the running agent says of itself.
+//!
+//! Owns: its arguments, the lines, the exit code. Must not know: sockets, how the agent comes to know.
+//! Used by: `cli`.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::agent::control::client::{Client, ClientError};
+use crate::agent::status::{Connection, ConnectionState, Status};
+use crate::config::{InboxSettings, counted};
+use crate::inbox::{Counts, InboxFile};
+use crate::outcome::Totals;
+
+use super::reach::settings;
+use super::shown::{Output, aligned, plain, relative, since, size, width};
+use super::{DEFAULT_CONFIG, Exit, Failure};
+
+/// Show how the running agent is: its connection, its messages, its pins.
+///
+/// When no agent runs, it tells what is in the inbox's file. Only the user who runs the agent, and root, may do this.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 an agent runs, connected or not; 1 none runs, or it does not answer; 2 the \
+    configuration does not tell where the inbox is."
+)]
+pub(super) struct Args {
+    /// The configuration file, which tells where the inbox is, and the agent's control socket.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The object of `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Shown<'a> {
+    Running {
+        running: bool,
+        #[serde(flatten)]
+        status: &'a Status,
+    },
+    Stopped {
+        running: bool,
+        inbox: FileStatus<'a>,
+    },
+}
+
+/// The inbox's file when no agent runs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FileStatus<'a> {
+    path: String,
+    counts: Option<&'a Counts>,
+    /// Why there are no counts.
+    trouble: Option<&'a str>,
+}
+
+/// Prints the status.
+///
+/// # Errors
+/// When no agent runs, or it does not answer.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let settings = settings(&args.config)?;
+    let mut out = Output::new();
+    match Client::connect(&settings.socket) {
+        Ok(mut client) => {
+            let status = client.status().map_err(anyhow::Error::new)?;
+            if args.json {
+                out.json(&Shown::Running { running: true, status: &status })?;
+            } else {
+                print(&mut out, &rows(&status, SystemTime::now()))?;
+            }
+            out.flush()?;
+            Ok(Exit::Done)
+        }
+        Err(error @ ClientError::NotRunning(_)) => {
+            not_running(&mut out, args.json, &settings)?;
+            out.flush()?;
+            Err(anyhow::Error::new(error).into())
+        }
+        Err(error) => Err(anyhow::Error::new(error).into()),
+    }
+}
+
+/// Prints what the file tells.
+fn not_running(out: &mut Output, json: bool, settings: &InboxSettings) -> anyhow::Result<()> {
+    let path = settings.path.display().to_string();
+    let counts = InboxFile::open(settings).map(|file| file.counts()).map_err(|error| error.to_string());
+    if json {
+        let (counts, trouble) = (counts.as_ref().ok(), counts.as_ref().err().map(String::as_str));
+        let inbox = FileStatus { path, counts, trouble };
+        return out.json(&Shown::Stopped { running: false, inbox });
+    }
+    let mut rows = vec![("agent", "not running".to_owned())];
+    match counts {
+        Ok(counts) => rows.extend(inbox_rows(&path, &counts)),
+        Err(sentence) => rows.push(("inbox", plain(&sentence))),
+    }
+    print(out, &rows)
+}
+
+fn print(out: &mut Output, rows: &[(&str, String)]) -> anyhow::Result<()> {
+    aligned(rows, width()).iter().try_for_each(|line| out.line(line))
+}
+
+fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
+    let Status { version, pid, device_id, hub, started, actions, inbox, .. } = status;
+    let running = since(*started, now);
+    let version = plain(version);
+    let mut rows = vec![
+        ("agent", format!("running {running}, version {version}, process {pid}")),
+        ("device", format!("{} on hub {}", plain(device_id), plain(hub))),
+        ("connection", connection(&status.connection, now)),
+    ];
+    rows.extend(status.connection.reason.as_deref().map(|reason| ("", plain(reason))));
+    let renewal =
+        status.next_token_renewal.map(|time| ("token", format!("renewed next {}", relative(time, now))));
+    rows.extend(renewal);
+    let last = status.last_message_received.map_or("none yet".to_owned(), |time| relative(time, now));
+    rows.push(("last message", last));
+    rows.push(("actions", format!("{} running, {} waiting", actions.running, actions.waiting)));
+    rows.extend(inbox_rows(&inbox.path, &inbox.counts));
+    rows.extend(inbox.trouble.as_deref().map(|sentence| ("TROUBLE", plain(sentence))));
+    if !status.pins.is_empty() {
+        let pins = status.pins.iter().map(|(pin, state)| format!("{} {}", plain(pin), plain(state)));
+        rows.push(("pins", pins.collect::<Vec<_>>().join(", ")));
+    }
+    rows
+}
+
+fn connection(connection: &Connection, now: SystemTime) -> String {
+    let state = match connection.state {
+        ConnectionState::Connected => "connected",
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Disconnected => "NOT CONNECTED",
+    };
+    let since = since(connection.since, now);
+    let reconnects = usize::try_from(connection.reconnects).unwrap_or(usize::MAX);
+    format!("{state} {since}, {}", counted(reconnects, "reconnect"))
+}
+
+fn inbox_rows(path: &str, counts: &Counts) -> Vec<(&'static str, String)> {
+    let count = |count: u64, what| counted(usize::try_from(count).unwrap_or(usize::MAX), what);
+    let Counts { records, unfinished, dead, bytes, reports, reports_dropped, totals } = counts;
+    let records = count(*records, "record");
+    let dead = count(*dead, "dead letter");
+    let mut rows = vec![
+        ("inbox", plain(path)),
+        ("", format!("{records} ({unfinished} not ended, {dead}), {}", size(*bytes))),
+        ("outcomes", outcomes(totals)),
+    ];
+    if *reports > 0 || *reports_dropped > 0 {
+        let reports = count(*reports, "report");
+        rows.push(("reports", format!("{reports} waiting for the hub, {reports_dropped} dropped")));
+    }
+    rows
+}
+
+fn outcomes(totals: &Totals) -> String {
+    let counts =
+        totals.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| format!("{count} {kind}"));
+    let text = counts.collect::<Vec<_>>().join(", ");
+    if text.is_empty() { "none yet".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::status::{ActionCounts, InboxStatus};
+    use crate::message::parse_time;
+    use crate::outcome::OutcomeKind;
+
+    fn at(text: &str) -> SystemTime {
+        parse_time(text).expect("a time")
+    }
+
+    fn status() -> Status {
+        Status {
+            version: "0.1.0".into(),
+            pid: 4711,
+            device_id: "pi-01".into(),
+            hub: "myhub.azure-devices.net".into(),
+            started: at("2026-11-23T21:18:01Z"),
+            connection: Connection {
+                state: ConnectionState::Connected,
+                since: at("2026-11-23T21:30:05Z"),
+                reason: None,
+                reconnects: 1,
+            },
+            next_token_renewal: Some(at("2026-11-23T22:18:05Z")),
+            last_message_received: Some(at("2026-11-23T21:41:12Z")),
+            actions: ActionCounts { running: 1, waiting: 3 },
+            inbox: InboxStatus {
+                path: "/var/lib/c2d-agent/inbox.redb".into(),
+                counts: Counts {
+                    records: 1204,
+                    unfinished: 4,
+                    dead: 1,
+                    bytes: 524_288,
+                    totals: [(OutcomeKind::Succeeded, 1180), (OutcomeKind::TimedOut, 20)].into(),
+                    ..Counts::default()
+                },
+                trouble: None,
+            },
+            pins: [("door".to_owned(), "off".to_owned()), ("pump".to_owned(), "on".to_owned())].into(),
+        }
+    }
+
+    fn shown(status: &Status) -> String {
+        aligned(&rows(status, at("2026-11-23T21:42:05Z")), 80).join("\n")
+    }
+
+    #[test]
+    fn an_agent_that_is_well_is_told_in_aligned_lines() {
+        assert_eq!(
+            shown(&status()),
+            "agent         running since 2026-11-23 21:18:01 UTC (24 min), version 0.1.0,\n\
+             \x20             process 4711\n\
+             device        pi-01 on hub myhub.azure-devices.net\n\
+             connection    connected since 2026-11-23 21:30:05 UTC (12 min), 1 reconnect\n\
+             token         renewed next 2026-11-23 22:18:05 UTC (in 36 min)\n\
+             last message  2026-11-23 21:41:12 UTC (53 s ago)\n\
+             actions       1 running, 3 waiting\n\
+             inbox         /var/lib/c2d-agent/inbox.redb\n\
+             \x20             1204 records (4 not ended, 1 dead letter), 512.0 KiB\n\
+             outcomes      1180 succeeded, 20 timed-out\n\
+             pins          door off, pump on"
+        );
+    }
+
+    #[test]
+    fn an_agent_in_trouble_says_what_is_wrong() {
+        let mut status = status();
+        status.connection = Connection {
+            state: ConnectionState::Disconnected,
+            since: at("2026-11-23T21:30:05Z"),
+            reason: Some("the hub is away\x1b".into()),
+            reconnects: 0,
+        };
+        status.next_token_renewal = None;
+        status.last_message_received = None;
+        status.inbox.trouble = Some("the disk is full".into());
+        status.inbox.counts = Counts { reports: 1, reports_dropped: 2, ..Counts::default() };
+        status.pins.clear();
+        assert_eq!(
+            shown(&status),
+            "agent         running since 2026-11-23 21:18:01 UTC (24 min), version 0.1.0,\n\
+             \x20             process 4711\n\
+             device        pi-01 on hub myhub.azure-devices.net\n\
+             connection    NOT CONNECTED since 2026-11-23 21:30:05 UTC (12 min), 0 reconnects\n\
+             \x20             the hub is away\\u{1b}\n\
+             last message  none yet\n\
+             actions       1 running, 3 waiting\n\
+             inbox         /var/lib/c2d-agent/inbox.redb\n\
+             \x20             0 records (0 not ended, 0 dead letters), 0 bytes\n\
+             outcomes      none yet\n\
+             reports       1 report waiting for the hub, 2 dropped\n\
+             TROUBLE       the disk is full"
+        );
+    }
+}
