@@ -125,6 +125,11 @@ impl Rule {
         self.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
     }
 
+    /// How long all steps may take together.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// How many steps it has.
     pub(crate) fn steps(&self) -> usize {
         self.steps.len()

@@ -153,11 +153,44 @@ impl Read {
     }
 }
 
+/// Warns of each rule whose messages may wait for a longer action than the hub's lock lasts, and are completed after theirs.
+pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
+    for (rule, place) in rules.iter().zip(places) {
+        if rule.policy().settle == Settle::OnAccept {
+            continue;
+        }
+        let shared =
+            |other: &Rule| other.policy().lanes.iter().any(|lane| rule.policy().lanes.contains(lane));
+        let long = |other: &&Rule| {
+            other.policy().settle == Settle::OnAccept
+                && longest(other.policy(), other.timeout()) > WITHIN_LOCK
+                && shared(other)
+        };
+        if let Some(other) = rules.iter().find(long) {
+            let message = format!(
+                "rule \"{}\" stands in one lane with rule \"{}\", which may take {}: the hub's lock on a message that waits \
+                 so long runs out, so set settle = \"on-accept\" here, too",
+                shown(rule.name()),
+                shown(other.name()),
+                format_duration(longest(other.policy(), other.timeout()))
+            );
+            report.warning(place.clone(), message);
+        }
+    }
+}
+
+/// How long all attempts and the pauses between them may take.
+fn longest(policy: &Policy, timeout: Duration) -> Duration {
+    timeout.saturating_mul(policy.attempts).saturating_add(pauses(policy))
+}
+
+fn pauses(policy: &Policy) -> Duration {
+    (1..policy.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(policy.backoff_after(n)))
+}
+
 /// An action whose message is completed after it must end while the hub's lock lasts.
 fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, report: &mut Report) {
-    let pauses =
-        (1..policy.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(policy.backoff_after(n)));
-    let needed = timeout.saturating_mul(policy.attempts).saturating_add(pauses);
+    let (pauses, needed) = (pauses(policy), longest(policy, timeout));
     if needed <= WITHIN_LOCK {
         return;
     }

@@ -33,6 +33,7 @@ pub(super) fn read(field: Option<Field<'_>>, scope: &Scope<'_>, report: &mut Rep
     let before = report.problems();
     let mut names: Vec<(String, Range<usize>)> = Vec::new();
     let mut rules: Vec<Rule> = Vec::new();
+    let mut places: Vec<Range<usize>> = Vec::new();
     let tables = match field {
         Some(field) => field.array(report)?,
         None => Vec::new(),
@@ -51,10 +52,12 @@ pub(super) fn read(field: Option<Field<'_>>, scope: &Scope<'_>, report: &mut Rep
                 shown(rule.name()),
                 shown(earlier.name())
             );
-            report.warning(place, message);
+            report.warning(place.clone(), message);
         }
         rules.push(rule);
+        places.push(place);
     }
+    policy::check_waits(&rules, &places, report);
     (report.problems() == before).then(|| Rules::new(rules))
 }
 
