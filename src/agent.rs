@@ -1,53 +1,75 @@
-//! The agent: takes messages from the session, acts on them by the rules, and completes them.
+//! The agent: takes messages from the session, records them in the inbox, acts on them by the rules, and completes them.
 //!
-//! Owns: policy. Which message is acted on, in which order, when it is completed, and what happens at shutdown.
-//! Must not know: MQTT, child processes, pins. Used by: `cli` (run, demo).
+//! Owns: policy. Which message is acted on, in which order, when it is completed, recovery at start, what is reported, and
+//! what happens at shutdown. Must not know: MQTT, files, child processes, pins. Used by: `cli` (run, demo).
 //!
-//! Actions run one at a time, in the order in which the messages arrived. A message is completed after its action
-//! ended, whatever the outcome: MQTT cannot reject, and to leave a failed message at the hub would run it again and
-//! again. That holds for an action cut off at shutdown too: its message is completed and its outcome logged as
-//! interrupted, because a relay that moved half of its way must not move a second time by surprise at the next start.
+//! One loop ([`Agent::dispatch`]) serves everything, so that nothing here needs a lock: messages from the session,
+//! answers of the inbox, actions that end, the control socket, and time. Nothing in the loop waits. A message goes
+//! through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try again, end) and the answers of the inbox,
+//! and it is completed at the hub only when the inbox has it on disk: as ended, or for `settle = "on-accept"` as accepted.
 //!
-//! Recently ended actions are remembered by message id, in memory only (`recent.rs`): a message that comes again
-//! because its connection broke is completed and not acted on. Messages without an id have no such protection, and
-//! none has across a restart of the process.
+//! Over MQTT a device can only complete. So a message whose action failed is completed, too, and stays in the inbox as a
+//! dead letter: to leave it at the hub would run it again and again.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::action::{ActionError, Actions, Outcome};
+use crate::action::{ActionError, Actions};
 use crate::config::Config;
-use crate::message::{C2dMessage, format_time};
-use crate::rules::Plan;
-use crate::session::{self, Delivery, Event, Session, SessionError};
+use crate::inbox::{Inbox, News, Op, Reply};
+use crate::session::{self, Event, Session, SessionError};
 use crate::tls::TlsError;
 
+mod board;
 pub(crate) mod control;
-mod recent;
+mod ending;
+mod guards;
+mod hand;
+mod intake;
+mod lanes;
+mod outbox;
+mod recovery;
 mod report;
 pub(crate) mod status;
+mod work;
 
-use recent::RecentIds;
+use board::Board;
+use control::{Control, Request};
+use guards::Guards;
+use hand::{Hand, Phase, RuleFacts};
+use lanes::{Lanes, Ticket};
+use outbox::Outbox;
 pub use report::AgentEvent;
-use report::PassedOver;
+use work::Done;
 
-/// How long the action in flight may go on after a request to stop.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long it may then take to end after it was told to. Above what `action` takes for TERM and KILL.
+/// How long actions in flight may go on after a request to stop.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long they may then take to end after they were told to. Above what `action` takes for TERM and KILL.
 const STOP_LIMIT: Duration = Duration::from_millis(3500);
+/// How long the inbox may then take to have it on disk.
+const RECORD_LIMIT: Duration = Duration::from_millis(500);
+/// How long pins wait for the inbox at the start.
+const OPEN_LIMIT: Duration = Duration::from_secs(2);
+/// How often a control socket that could not be opened is tried again, at most.
+const CONTROL_RETRY: Duration = Duration::from_secs(30);
 
 /// What an agent needs.
 #[derive(Debug)]
 pub struct Settings {
-    /// The device, the pins, the rules.
+    /// The device, the pins, the rules, the inbox.
     pub config: Config,
     /// Where the time comes from.
     pub clock: fn() -> SystemTime,
-    /// Cancelled when the action in flight is not to be waited for any longer, as at a second SIGTERM.
+    /// Cancelled when actions in flight are not to be waited for any longer, as at a second SIGTERM.
     pub hurry: CancellationToken,
     /// Who watches, if anyone. An event that finds this channel full is logged and dropped: the agent does not wait.
     pub observer: Option<mpsc::Sender<AgentEvent>>,
@@ -88,19 +110,19 @@ impl From<SessionError> for AgentError {
     }
 }
 
-/// Runs an agent until `shutdown` resolves. Then no message is taken any more; the action in flight may go on for
-/// three seconds before it is ended; what ended is completed, the session is closed and pins are put into their
-/// `on_exit` state. All of it takes at most eight seconds.
+/// Runs an agent until `shutdown` resolves. Then no message is taken any more; actions in flight may go on for two
+/// seconds before they are ended; what ended is recorded and completed, the session is closed and pins
+/// are put into their `on_exit` state. All of it takes at most eight seconds.
 ///
 /// # Errors
-/// When the agent cannot start, or the hub refuses the device at the first sign-in. A hub that cannot be reached is
-/// no error: the agent keeps trying.
+/// When the agent cannot start, or the hub refuses the device at the first sign-in. A hub that cannot be reached, and
+/// an inbox that cannot be written, are no errors: the agent keeps trying.
 ///
 /// # Cancel safety
-/// Dropping it kills the action in flight, cuts the connection, and puts pins into their `on_exit` state.
+/// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let Settings { config, clock, hurry, observer } = settings;
-    let actions = Actions::open(&config.gpio, &std::collections::BTreeMap::new())?;
+    let mut inbox = Inbox::open(&config.inbox, clock);
     // Before the first connection attempt, which may take its time.
     tracing::info!(
         hub = %config.identity.dialled(),
@@ -114,189 +136,352 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         ca_file: config.ca_file.clone(),
         token_lifetime: config.token_lifetime,
         clock,
-        twin: false,
+        twin: config.rules.iter().any(|rule| rule.policy().reports.twin),
     })?;
-    let mut agent = Agent { config, clock, hurry, observer, actions, session, recent: RecentIds::default() };
-    let result = agent.dispatch(shutdown).await;
-    let Agent { actions, session, .. } = agent;
-    let (pins, ()) = tokio::join!(actions.close(), session.close());
-    result.and(pins.map_err(AgentError::from))
+    // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
+    let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
+    let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
+    let mut agent = Agent::new(config, clock, observer, actions, session, inbox);
+    if let Some(first) = first {
+        agent.news(first);
+    }
+    let mut result = agent.dispatch(shutdown).await;
+    if result.is_ok() {
+        result = agent.wind_down(&hurry).await;
+    }
+    agent.close().await.and(result)
 }
+
+/// What actions run on, shared with each that runs.
+struct Machine {
+    actions: Actions,
+    /// Ends every action.
+    stop: CancellationToken,
+}
+
+/// An action, or a wait before its next attempt.
+type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 struct Agent {
     config: Config,
     clock: fn() -> SystemTime,
-    hurry: CancellationToken,
     observer: Option<mpsc::Sender<AgentEvent>>,
-    actions: Actions,
+    machine: Arc<Machine>,
     session: Session,
-    recent: RecentIds,
+    inbox: Inbox,
+    /// By rule name.
+    rules: HashMap<String, Arc<RuleFacts>>,
+    hand: Hand,
+    lanes: Lanes,
+    guards: Guards,
+    running: FuturesUnordered<Running>,
+    outbox: Outbox,
+    control: Option<Control>,
+    control_retry: Option<Instant>,
+    /// Who waits for the answer to a query.
+    queries: HashMap<Ticket, oneshot::Sender<Reply>>,
+    board: Board,
+    /// The inbox has told what it holds: messages may be taken.
+    opened: bool,
+    stopping: bool,
+    /// A write of the pins that are on is under way; another is wanted.
+    pins_noted: PinsNoted,
+    /// Messages that the inbox had no room for, until it is asked again.
+    turned_away: Vec<Ticket>,
+    turned_away_retry: Option<Instant>,
+    /// When to look for messages that the hub was to send again and cannot have any more.
+    held_look: Option<Instant>,
+}
+
+/// How the record of the pins that are on stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PinsNoted {
+    Yes,
+    UnderWay,
+    /// Under way, and out of date already.
+    Again,
+}
+
+/// One thing for the loop to look at.
+enum Happening {
+    Stop,
+    News(News),
+    Done(Done),
+    Session(Event),
+    Control(Request),
+    PinSwitched,
+    Time,
 }
 
 impl Agent {
-    /// Takes messages one after the other until `shutdown`.
+    fn new(
+        config: Config,
+        clock: fn() -> SystemTime,
+        observer: Option<mpsc::Sender<AgentEvent>>,
+        actions: Actions,
+        session: Session,
+        inbox: Inbox,
+    ) -> Self {
+        let mut lanes: Vec<&str> = Vec::new();
+        let mut rules = HashMap::new();
+        for rule in config.rules.iter() {
+            let own = rule.policy().lanes.iter().map(|name| {
+                lanes.iter().position(|lane| lane == name).unwrap_or_else(|| {
+                    lanes.push(name);
+                    lanes.len() - 1
+                })
+            });
+            let facts = RuleFacts::new(rule, own.collect());
+            rules.insert(facts.name.clone(), Arc::new(facts));
+        }
+        let twin = config.rules.iter().any(|rule| rule.policy().reports.twin);
+        Self {
+            lanes: Lanes::new(lanes.len(), config.max_children),
+            clock,
+            observer,
+            machine: Arc::new(Machine { actions, stop: CancellationToken::new() }),
+            session,
+            inbox,
+            rules,
+            hand: Hand::default(),
+            guards: Guards::default(),
+            running: FuturesUnordered::new(),
+            outbox: Outbox::new(twin),
+            control: None,
+            control_retry: None,
+            queries: HashMap::new(),
+            board: Board::new(clock()),
+            opened: false,
+            stopping: false,
+            pins_noted: PinsNoted::Yes,
+            turned_away: Vec::new(),
+            turned_away_retry: None,
+            held_look: None,
+            config,
+        }
+    }
+
+    /// Serves everything until `shutdown`.
     async fn dispatch(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let mut shutdown = pin!(shutdown);
-        let stopping = CancellationToken::new();
-        while !stopping.is_cancelled() {
-            let event = tokio::select! {
-                biased;
-                () = &mut shutdown => break,
-                event = self.session.next() => event,
-            };
-            match event {
-                Event::Delivery(delivery) => {
-                    let stop = async {
-                        (&mut shutdown).await;
-                        stopping.cancel();
-                    };
-                    self.settle(delivery, stop).await?;
-                }
-                other => self.note(other)?,
-            }
-        }
-        tracing::info!("stopping");
-        Ok(())
-    }
-
-    /// Does what a message asks for, and completes it.
-    async fn settle(
-        &mut self,
-        delivery: Delivery,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), AgentError> {
-        let Delivery { message, receipt, .. } = delivery;
-        if !receipt.is_current() {
-            // Its connection has gone: the hub sends it again on the next one.
-            receipt.leave();
-            return Ok(());
-        }
-        let message = match message {
-            Ok(message) => message,
-            Err(error) => {
-                self.pass_over(None, None, &PassedOver::Undecodable(error.to_string()));
-                receipt.complete();
+        self.machine.actions.hub_lost();
+        self.open_control();
+        loop {
+            if matches!(self.step(&mut shutdown).await?, Next::Stop) {
                 return Ok(());
             }
-        };
-        if self.observer.is_some() {
-            self.tell(AgentEvent::Received { message: message.clone() });
         }
-        match self.plan(&message) {
-            Ok(plan) => {
-                let outcome = self.perform(&plan, &message, shutdown).await?;
-                if let Some(id) = message.message_id() {
-                    self.recent.insert(id);
-                }
-                receipt.complete();
-                report::log_outcome(message.message_id(), &plan.rule, &outcome);
-                self.settled(message.message_id(), Some(&plan.rule), &outcome, &outcome.output);
-            }
-            Err((rule, why)) => {
-                receipt.complete();
-                self.pass_over(message.message_id(), rule.as_deref(), &why);
-            }
-        }
-        Ok(())
     }
 
-    /// What to do with a message; otherwise the rule that took it, if any, and why nothing is to be done.
-    fn plan(&self, message: &C2dMessage) -> Result<Plan, (Option<String>, PassedOver)> {
-        if message.message_id().is_some_and(|id| self.recent.contains(id)) {
-            return Err((None, PassedOver::AlreadyDone));
+    /// Lets what has begun come to its end: actions, then their records, then their PUBACKs.
+    async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
+        self.stopping = true;
+        let running = self.hand.entries().filter(|entry| entry.phase == Phase::Running).count();
+        if running == 0 {
+            tracing::info!("stopping");
+        } else {
+            let grace_ms = GRACE.as_millis();
+            tracing::info!(actions = running, grace_ms, "stopping: waiting for the actions in flight");
         }
-        let now = (self.clock)();
-        if let Some(expiry) = message.expiry().filter(|expiry| *expiry < now) {
-            let [expiry, now] = [expiry, now].map(format_time);
-            return Err((None, PassedOver::Expired { expiry, now }));
-        }
-        let rule = self.config.rules.match_message(message).ok_or((None, PassedOver::Unmatched))?;
-        let plan = rule.plan(message, &self.config.identity.device_id);
-        plan.map_err(|error| (Some(rule.name().to_owned()), PassedOver::Refused(error.to_string())))
-    }
-
-    /// Performs a plan while the session's events are served. After `shutdown` it may go on for [`GRACE`], then it
-    /// is told to end, and dropped when it does not.
-    async fn perform(
-        &mut self,
-        plan: &Plan,
-        message: &C2dMessage,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<Outcome, AgentError> {
-        let stop = CancellationToken::new();
-        let Self { actions, session, hurry, observer, .. } = self;
-        let mut action = pin!(actions.perform(plan, message.body.clone(), &stop));
+        self.leave_what_has_not_begun();
+        let machine = Arc::clone(&self.machine);
         let mut cut_off = pin!(async {
-            shutdown.await;
-            tracing::info!(
-                message_id = message.message_id(),
-                rule = plan.rule,
-                grace_ms = GRACE.as_millis(),
-                "stopping: waiting for the action in flight"
-            );
             // Either is a reason to go on; which one it was does not matter.
             tokio::select! {
                 () = tokio::time::sleep(GRACE) => {}
                 () = hurry.cancelled() => {}
             }
-            stop.cancel();
+            machine.stop.cancel();
             tokio::time::sleep(STOP_LIMIT).await;
         });
-        loop {
-            tokio::select! {
-                biased;
-                outcome = &mut action => return Ok(outcome),
-                () = &mut cut_off => {
-                    return Err(AgentError::Broken(format!("the action of rule {} did not end", plan.rule)));
+        while !self.running.is_empty() {
+            if matches!(self.step(&mut cut_off).await?, Next::Stop) {
+                return Err(AgentError::Broken("an action did not end".to_owned()));
+            }
+        }
+        // Beginnings that are taken back, ends that are recorded.
+        let mut waited_enough = pin!(tokio::time::sleep(RECORD_LIMIT));
+        while self.hand.awaits_the_inbox() {
+            if matches!(self.step(&mut waited_enough).await?, Next::Stop) {
+                tracing::warn!(
+                    "stopped before the inbox had everything on disk: messages that it lacks come again"
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is to be written, closes everything, and puts pins into their `on_exit` state.
+    async fn close(mut self) -> Result<(), AgentError> {
+        for answer in self.inbox.close().await {
+            self.answer(answer);
+        }
+        let Self { machine, session, running, hand, .. } = self;
+        drop(running);
+        hand.leave_all();
+        let Some(Machine { actions, .. }) = Arc::into_inner(machine) else {
+            session.close().await;
+            return Err(AgentError::Broken("an action is still running at the end".to_owned()));
+        };
+        let (pins, ()) = tokio::join!(actions.close(), session.close());
+        Ok(pins?)
+    }
+
+    /// Waits for one thing to happen, and deals with it.
+    async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
+        let take = self.opened && !self.stopping && self.hand.has_room();
+        let wake = self.wake();
+        let Self { session, inbox, running, control, machine, pins_noted, .. } = self;
+        let happening = tokio::select! {
+            biased;
+            () = &mut stop => Happening::Stop,
+            news = inbox.next() => Happening::News(news),
+            Some(done) = running.next(), if !running.is_empty() => Happening::Done(done),
+            event = next_event(session, take) => Happening::Session(event),
+            request = next_request(control) => Happening::Control(request),
+            () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
+            () = sleep_until(wake) => Happening::Time,
+        };
+        match happening {
+            Happening::Stop => return Ok(Next::Stop),
+            Happening::News(news) => self.news(news),
+            Happening::Done(done) => self.done(done),
+            Happening::Session(event) => self.session_event(event)?,
+            Happening::Control(request) => self.request(request),
+            Happening::PinSwitched => self.note_pins(),
+            Happening::Time => self.time_passed(),
+        }
+        while let Some(ticket) = self.lanes.next() {
+            self.turn(ticket);
+        }
+        self.outbox.pump(&self.session, &mut self.inbox, Instant::now());
+        Ok(Next::Go)
+    }
+
+    fn session_event(&mut self, event: Event) -> Result<(), AgentError> {
+        match event {
+            Event::Delivery(delivery) => {
+                self.take(delivery);
+                // What has arrived together is recorded together.
+                while self.hand.has_room() {
+                    let Some(delivery) = self.session.try_delivery() else { break };
+                    self.take(delivery);
                 }
-                event = session.next_event() => note(observer.as_ref(), event)?,
+            }
+            Event::Subscribed { renewal } => {
+                self.board.connected((self.clock)(), renewal);
+                self.machine.actions.hub_back();
+                self.outbox.connected();
+                self.tell(AgentEvent::Subscribed);
+            }
+            Event::Disconnected { reason } => {
+                self.board.disconnected((self.clock)(), &reason);
+                self.machine.actions.hub_lost();
+                self.outbox.disconnected();
+                self.tell(AgentEvent::Disconnected { reason });
+            }
+            Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
+            Event::Ended(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// When something must be looked at although nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        [self.outbox.wake(), self.control_retry, self.turned_away_retry, self.held_look]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn time_passed(&mut self) {
+        let now = Instant::now();
+        if self.control_retry.is_some_and(|at| at <= now) {
+            self.open_control();
+        }
+        if self.turned_away_retry.is_some_and(|at| at <= now) {
+            self.offer_again();
+        }
+        if self.held_look.is_some_and(|at| at <= now) {
+            self.look_at_held();
+        }
+    }
+
+    /// Opens the control socket; where that fails the agent goes on without, and tries again.
+    fn open_control(&mut self) {
+        if self.control.is_some() {
+            return;
+        }
+        match Control::open(&self.config.inbox.socket) {
+            Ok(control) => (self.control, self.control_retry) = (Some(control), None),
+            Err(error) => {
+                // Once: the inbox in trouble says itself what is wrong with their directory.
+                if self.control_retry.is_none() {
+                    tracing::warn!(%error, "`inbox` and `status` cannot reach this agent");
+                }
+                self.control_retry = Some(Instant::now() + CONTROL_RETRY);
             }
         }
     }
 
-    fn note(&self, event: Event) -> Result<(), AgentError> {
-        note(self.observer.as_ref(), event)
-    }
-
-    fn pass_over(&self, message_id: Option<&str>, rule: Option<&str>, why: &PassedOver) {
-        report::log_passed_over(message_id, rule, why);
-        self.settled(message_id, rule, why, &[]);
-    }
-
-    fn settled(
-        &self,
-        message_id: Option<&str>,
-        rule: Option<&str>,
-        outcome: &impl std::fmt::Display,
-        output: &[u8],
-    ) {
-        if self.observer.is_some() {
-            let (message_id, rule) = (message_id.map(str::to_owned), rule.map(str::to_owned));
-            let (outcome, output) = (outcome.to_string(), output.to_vec());
-            self.tell(AgentEvent::Settled { message_id, rule, outcome, output });
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Status(answer) => {
+                // An asker that has gone needs no answer.
+                drop(answer.send(self.status()));
+            }
+            Request::Query(query, answer) => {
+                self.queries.retain(|_, waiting| !waiting.is_closed());
+                let ticket = self.hand.next_ticket();
+                self.queries.insert(ticket, answer);
+                self.inbox.submit(Op::Query { ticket, query });
+            }
         }
     }
 
+    /// Notes since when pins are on, so that their `max_on` holds across a restart.
+    fn note_pins(&mut self) {
+        if self.pins_noted != PinsNoted::Yes {
+            self.pins_noted = PinsNoted::Again;
+            return;
+        }
+        let now = (self.clock)();
+        let since = |on: Duration| now.checked_sub(on).unwrap_or(SystemTime::UNIX_EPOCH);
+        let on = self.machine.actions.pins_on().into_iter().map(|(pin, on)| (pin, since(on)));
+        self.inbox.submit(Op::PinsOn(on.collect()));
+        self.pins_noted = PinsNoted::UnderWay;
+    }
+
     fn tell(&self, event: AgentEvent) {
-        tell(self.observer.as_ref(), event);
+        if let Some(Err(error)) = self.observer.as_ref().map(|observer| observer.try_send(event)) {
+            tracing::warn!(%error, "an event was not observed");
+        }
     }
 }
 
-/// Passes a change of the connection on; the session logs it itself.
-fn note(observer: Option<&mpsc::Sender<AgentEvent>>, event: Event) -> Result<(), AgentError> {
-    match event {
-        Event::Subscribed { .. } => tell(observer, AgentEvent::Subscribed),
-        Event::Disconnected { reason } => tell(observer, AgentEvent::Disconnected { reason }),
-        Event::Ended(error) => return Err(error.into()),
-        Event::Published { .. } => {}
-        // `Session::next_event` yields none, and `dispatch` takes those of `Session::next`.
-        Event::Delivery(delivery) => delivery.receipt.leave(),
-    }
-    Ok(())
+/// Whether the loop goes on.
+enum Next {
+    Go,
+    Stop,
 }
 
-fn tell(observer: Option<&mpsc::Sender<AgentEvent>>, event: AgentEvent) {
-    if let Some(Err(error)) = observer.map(|observer| observer.try_send(event)) {
-        tracing::warn!(%error, "an event was not observed");
+async fn next_event(session: &mut Session, take: bool) -> Event {
+    if take { session.next().await } else { session.next_event().await }
+}
+
+/// The next request; never, without a control socket.
+async fn next_request(control: &mut Option<Control>) -> Request {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a point in time; for ever, when there is none.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

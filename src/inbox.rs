@@ -101,7 +101,8 @@ impl Inbox {
     }
 
     /// Writes what was handed in, closes the file, and tells the answers that were not told. Takes at most a second.
-    pub(crate) async fn close(mut self) -> Vec<Answer> {
+    /// What is handed in afterwards goes nowhere.
+    pub(crate) async fn close(&mut self) -> Vec<Answer> {
         let mut told = Vec::new();
         if self.commands.try_send(Command::Close(std::mem::take(&mut self.waiting))).is_err() {
             return told;

@@ -37,7 +37,7 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use delivery::Delivery;
+pub(crate) use delivery::{Delivery, Receipt};
 use outbox::Publisher;
 
 /// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
@@ -181,6 +181,11 @@ impl Session {
             event = next_event(&self.publisher, &mut self.events, &mut self.keeper) => event,
             Some(delivery) = self.deliveries.recv() => Event::Delivery(delivery),
         }
+    }
+
+    /// A message that is here already.
+    pub(crate) fn try_delivery(&mut self) -> Option<Delivery> {
+        self.deliveries.try_recv().ok()
     }
 
     /// The next event; messages wait. Cancel safe.

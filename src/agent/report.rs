@@ -4,6 +4,9 @@
 
 use crate::action::{Outcome, OutcomeResult};
 use crate::message::C2dMessage;
+use crate::outcome::{OutcomeKind, OutcomeReport};
+
+use super::ending::millis;
 
 /// Bytes of a program's output in the log line; the rest is counted there.
 const EXCERPT_BYTES: usize = 512;
@@ -19,7 +22,7 @@ pub enum AgentEvent {
         /// The message.
         message: C2dMessage,
     },
-    /// A message was completed.
+    /// A message has ended; that is on disk, and it is completed.
     Settled {
         /// The message id, when the sender gave one.
         message_id: Option<String>,
@@ -37,52 +40,45 @@ pub enum AgentEvent {
     },
 }
 
-/// Why a message was completed without any action.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PassedOver {
-    /// Its property bag could not be decoded.
-    #[error("undecodable: {0}")]
-    Undecodable(String),
-    /// It expired before it was looked at.
-    #[error("expired: it was good until {expiry}, and this machine's clock says {now}")]
-    Expired {
-        /// Its expiry.
-        expiry: String,
-        /// The time by which that has passed.
-        now: String,
-    },
-    /// No rule takes it.
-    #[error("unmatched: no rule takes it")]
-    Unmatched,
-    /// The rule's values could not be filled in.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// It was acted on before, and came again.
-    #[error("already done: it came again after its action had ended")]
-    AlreadyDone,
-}
-
 /// Logs why nothing was done with a message.
-pub(super) fn log_passed_over(message_id: Option<&str>, rule: Option<&str>, why: &PassedOver) {
-    let outcome = why.to_string();
-    match why {
-        PassedOver::AlreadyDone => tracing::info!(message_id, outcome, "message passed over"),
-        _ => tracing::warn!(message_id, rule, outcome, "message passed over"),
+pub(super) fn log_passed_over(report: &OutcomeReport) {
+    let OutcomeReport { message_id, rule, text: outcome, .. } = report;
+    if report.outcome == OutcomeKind::Interrupted {
+        tracing::warn!(message_id, rule, outcome, "action was cut off");
+    } else {
+        tracing::warn!(message_id, rule, outcome, "message passed over");
     }
 }
 
-/// Logs what an action did: one line.
-pub(super) fn log_outcome(message_id: Option<&str>, rule: &str, outcome: &Outcome) {
+/// Logs that a message came again.
+pub(super) fn log_already_done(message_id: Option<&str>) {
+    tracing::info!(
+        message_id,
+        outcome = "already done: it came again after its action had ended",
+        "message passed over"
+    );
+}
+
+/// Logs what an action did: one line. `retry_in_ms`: another attempt follows.
+pub(super) fn log_outcome(
+    message_id: Option<&str>,
+    rule: &str,
+    outcome: &Outcome,
+    attempt: u32,
+    retry_in_ms: Option<u64>,
+) {
     let exit_code = outcome.exit_code;
-    let duration_ms = u64::try_from(outcome.duration.as_millis()).unwrap_or(u64::MAX);
+    let duration_ms = millis(outcome.duration);
     let output = (!outcome.output.is_empty()).then(|| excerpt(&outcome.output));
     let output_bytes = (outcome.output_bytes > 0).then_some(outcome.output_bytes);
+    let attempt = (attempt > 1 || retry_in_ms.is_some()).then_some(attempt);
     match outcome.result {
         OutcomeResult::Succeeded => tracing::info!(
-            message_id, rule, %outcome, exit_code, duration_ms, output, output_bytes, "action ended"
+            message_id, rule, %outcome, exit_code, duration_ms, attempt, output, output_bytes, "action ended"
         ),
         OutcomeResult::Failed(_) | OutcomeResult::TimedOut | OutcomeResult::Interrupted => tracing::warn!(
-            message_id, rule, %outcome, exit_code, duration_ms, output, output_bytes, "action ended"
+            message_id, rule, %outcome, exit_code, duration_ms, attempt, retry_in_ms, output, output_bytes,
+            "action ended"
         ),
     }
 }

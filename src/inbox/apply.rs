@@ -149,6 +149,9 @@ impl<'w, 't> Work<'w, 't> {
         if let Some(outcome) = &stored.record.outcome {
             self.count(outcome.outcome);
         }
+        if let Intent::End { report: Some(report), .. } = &arrival.intent {
+            self.add_report(report)?;
+        }
         self.written = true;
         Ok(Verdict::New(number))
     }
@@ -280,7 +283,7 @@ fn new_record(number: Number, id: Option<&str>, arrival: &Arrival) -> Record {
     match &arrival.intent {
         Intent::Wait => {}
         Intent::Start(start) => started(&mut record, *start),
-        Intent::End(outcome) => finish(&mut record, outcome.as_ref().clone()),
+        Intent::End { outcome, .. } => finish(&mut record, outcome.as_ref().clone()),
     }
     record
 }

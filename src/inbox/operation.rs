@@ -37,7 +37,8 @@ pub(crate) enum Intent {
     /// Accepted and started in one go: its turn has come.
     Start(Start),
     /// Nothing is to be done with it.
-    End(Box<OutcomeReport>),
+    /// With `report`, this telemetry report waits for the hub from now on.
+    End { outcome: Box<OutcomeReport>, report: Option<Bytes> },
 }
 
 /// The beginning of an attempt.

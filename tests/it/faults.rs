@@ -211,7 +211,7 @@ fn a_second_signal_does_not_wait_for_the_action() {
     wait_for_file(&dir.path().join("done"), "one began");
     let begin = Instant::now();
     agent.process.signal(Signal::INT);
-    agent.process.stderr.wait_for("waiting for the action in flight");
+    agent.process.stderr.wait_for("waiting for the actions in flight");
     assert_eq!(agent.process.terminate(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
     assert_eq!(std::fs::read_to_string(dir.path().join("done")).expect("a file"), "one began\n");

@@ -25,4 +25,8 @@ mod faults;
 mod harness;
 mod layering;
 mod mosquitto;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod reports;
 mod sdk;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod settlement;

@@ -1,0 +1,94 @@
+//! The board: what `status` shows, kept up to date as things happen.
+//!
+//! Owns: the facts about the connection and the inbox that nobody else keeps, and putting them together with the rest.
+//! Must not know: how they are shown. Used by: `agent`.
+
+use std::time::SystemTime;
+
+use crate::inbox::Counts;
+
+use super::Agent;
+use super::hand::Phase;
+use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, Status};
+
+/// What is known right now.
+#[derive(Debug)]
+pub(super) struct Board {
+    started: SystemTime,
+    connection: Connection,
+    renewal: Option<SystemTime>,
+    pub(super) last_received: Option<SystemTime>,
+    pub(super) counts: Counts,
+    /// What is wrong with the inbox.
+    pub(super) trouble: Option<String>,
+    ever_connected: bool,
+}
+
+impl Board {
+    pub(super) fn new(now: SystemTime) -> Self {
+        Self {
+            started: now,
+            connection: Connection {
+                state: ConnectionState::Connecting,
+                since: now,
+                reason: None,
+                reconnects: 0,
+            },
+            renewal: None,
+            last_received: None,
+            counts: Counts::default(),
+            trouble: None,
+            ever_connected: false,
+        }
+    }
+
+    pub(super) fn connected(&mut self, now: SystemTime, renewal: Option<SystemTime>) {
+        let reconnects = self.connection.reconnects + u64::from(self.ever_connected);
+        self.connection =
+            Connection { state: ConnectionState::Connected, since: now, reason: None, reconnects };
+        (self.ever_connected, self.renewal) = (true, renewal);
+    }
+
+    pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
+        self.renewal = None;
+        if self.connection.state != ConnectionState::Disconnected {
+            (self.connection.state, self.connection.since) = (ConnectionState::Disconnected, now);
+        }
+        self.connection.reason = Some(reason.to_owned());
+    }
+
+    pub(super) fn received(&mut self, now: SystemTime) {
+        self.last_received = Some(now);
+    }
+}
+
+impl Agent {
+    /// What the agent says of itself.
+    pub(super) fn status(&self) -> Status {
+        let running = |phase: &Phase| *phase == Phase::Running;
+        let (mut actions, entries) = (ActionCounts::default(), self.hand.entries());
+        for phase in entries.map(|entry| entry.phase).filter(|phase| *phase != Phase::Ending) {
+            let count = if running(&phase) { &mut actions.running } else { &mut actions.waiting };
+            *count += 1;
+        }
+        let Board { started, connection, renewal, last_received, counts, trouble, .. } = &self.board;
+        let pins = self.machine.actions.pin_states().into_iter();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            device_id: self.config.identity.device_id.clone(),
+            hub: self.config.identity.hub.to_string(),
+            started: *started,
+            connection: connection.clone(),
+            next_token_renewal: *renewal,
+            last_message_received: *last_received,
+            actions,
+            inbox: InboxStatus {
+                path: self.config.inbox.path.display().to_string(),
+                counts: counts.clone(),
+                trouble: trouble.clone(),
+            },
+            pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
+        }
+    }
+}

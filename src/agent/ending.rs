@@ -1,0 +1,115 @@
+//! How a message ended, in the words of the inbox and of the reports.
+//!
+//! Owns: turning an action's outcome, or the reason why nothing was done, into an [`OutcomeReport`].
+//! Must not know: when anything is written or sent. Used by: `agent` and its parts.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::action::{Outcome, OutcomeResult};
+use crate::message::format_time;
+use crate::outcome::{OutcomeKind, OutcomeReport};
+
+/// Why nothing was done with a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum PassedOver {
+    /// Its property bag could not be decoded.
+    #[error("undecodable: {0}")]
+    Undecodable(String),
+    /// It expired before its turn came.
+    #[error("expired: it was good until {expiry}, and this machine's clock says {now}")]
+    Expired {
+        /// Its expiry.
+        expiry: String,
+        /// The time by which that has passed.
+        now: String,
+    },
+    /// No rule takes it.
+    #[error("unmatched: no rule takes it")]
+    Unmatched,
+    /// The rule's values could not be filled in, or one of its guards did not allow it.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// A crash cut its action off, and the rule says not to run it again.
+    #[error(
+        "interrupted: the agent ended in the middle of the action, and the rule does not run it again by itself"
+    )]
+    Crashed,
+}
+
+impl PassedOver {
+    pub(super) fn kind(&self) -> OutcomeKind {
+        match self {
+            Self::Undecodable(_) => OutcomeKind::Undecodable,
+            Self::Expired { .. } => OutcomeKind::Expired,
+            Self::Unmatched => OutcomeKind::Unmatched,
+            Self::Refused(_) => OutcomeKind::Refused,
+            Self::Crashed => OutcomeKind::Interrupted,
+        }
+    }
+
+    pub(super) fn report(
+        &self,
+        message_id: Option<&str>,
+        rule: Option<&str>,
+        attempts: u32,
+        now: SystemTime,
+    ) -> OutcomeReport {
+        OutcomeReport {
+            message_id: message_id.map(str::to_owned),
+            rule: rule.map(str::to_owned),
+            outcome: self.kind(),
+            text: self.to_string(),
+            exit_code: None,
+            duration_ms: None,
+            attempt: attempts,
+            ended: format_time(now),
+            output: String::new(),
+            output_bytes: 0,
+        }
+    }
+}
+
+/// The report of an action that ran.
+pub(super) fn of_action(
+    outcome: &Outcome,
+    message_id: Option<&str>,
+    rule: &str,
+    attempt: u32,
+    now: SystemTime,
+) -> OutcomeReport {
+    OutcomeReport {
+        message_id: message_id.map(str::to_owned),
+        rule: Some(rule.to_owned()),
+        outcome: match outcome.result {
+            OutcomeResult::Succeeded => OutcomeKind::Succeeded,
+            OutcomeResult::Failed(_) => OutcomeKind::Failed,
+            OutcomeResult::TimedOut => OutcomeKind::TimedOut,
+            OutcomeResult::Interrupted => OutcomeKind::Interrupted,
+        },
+        text: outcome.to_string(),
+        exit_code: outcome.exit_code,
+        duration_ms: Some(millis(outcome.duration)),
+        attempt,
+        ended: format_time(now),
+        output: String::from_utf8_lossy(&outcome.output).into_owned(),
+        output_bytes: outcome.output_bytes,
+    }
+}
+
+/// The body of the telemetry report; none when it cannot be written, which is a defect and logged.
+pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
+    match serde_json::to_vec(report) {
+        Ok(body) => Some(body.into()),
+        Err(error) => {
+            tracing::error!(%error, "an outcome could not be written as JSON");
+            None
+        }
+    }
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

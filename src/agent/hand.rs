@@ -1,0 +1,218 @@
+//! The messages in hand: taken from the session or the inbox, and not ended yet.
+//!
+//! Owns: what is known of each, and how many there may be. Must not know: how they get on.
+//! Used by: `agent` and its parts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::inbox::{Number, Record, Settled};
+use crate::message::C2dMessage;
+use crate::outcome::OutcomeReport;
+use crate::rules::{OnCrash, Plan, Policy, Rule};
+use crate::session::Receipt;
+
+use super::lanes::{Lane, Ticket};
+
+/// Messages in hand at most: past this, more stay with the session, which stops reading.
+const MOST: usize = 1024;
+/// Their bytes at most.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
+
+/// What stays the same for all messages of a rule.
+#[derive(Debug)]
+pub(super) struct RuleFacts {
+    pub(super) name: String,
+    pub(super) policy: Policy,
+    pub(super) lanes: Arc<[Lane]>,
+    /// Whether its actions start programs.
+    pub(super) has_child: bool,
+}
+
+/// Where a message with an action is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The inbox has not answered yet. `starting`: its first attempt begins with the answer.
+    Accepting {
+        starting: bool,
+    },
+    /// It waits for its turn.
+    Waiting,
+    /// The inbox is asked to note the beginning of an attempt.
+    Starting,
+    Running,
+    /// It waits for its next attempt.
+    BackingOff,
+    /// The inbox is asked to note its end.
+    Ending,
+}
+
+/// A message with an action.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) message: C2dMessage,
+    pub(super) rule: Arc<RuleFacts>,
+    /// Absent while the action runs.
+    pub(super) plan: Option<Plan>,
+    pub(super) settled: Settled,
+    /// The connection of its first delivery; 0 when it came from the inbox.
+    pub(super) connection: u64,
+    /// Every delivery of it that is not completed yet: more than one when the hub sent it again.
+    pub(super) receipts: Vec<Receipt>,
+    pub(super) number: Option<Number>,
+    /// Attempts begun.
+    pub(super) attempts: u32,
+    pub(super) retry_on_crash: bool,
+    /// Whether it is at the front of its lanes.
+    pub(super) turn: bool,
+    pub(super) phase: Phase,
+    /// How it ended, once that is on its way to the inbox.
+    pub(super) outcome: Option<OutcomeReport>,
+}
+
+/// A message that is recorded as ended in the moment it is accepted.
+#[derive(Debug)]
+pub(super) struct Passing {
+    pub(super) receipt: Receipt,
+    /// None when it could not be decoded.
+    pub(super) message: Option<C2dMessage>,
+    pub(super) connection: u64,
+    pub(super) received: SystemTime,
+    pub(super) outcome: OutcomeReport,
+}
+
+/// A message that the hub will send again.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) record: Record,
+    /// From then on the hub has it no longer.
+    pub(super) until: SystemTime,
+}
+
+/// All messages in hand.
+#[derive(Debug, Default)]
+pub(super) struct Hand {
+    entries: HashMap<Ticket, Entry>,
+    numbers: HashMap<Number, Ticket>,
+    pub(super) passing: HashMap<Ticket, Passing>,
+    /// Messages that were accepted before this process began, and that the hub still has.
+    pub(super) held: HashMap<Number, Held>,
+    /// Messages of earlier records that are recorded as ended now that they came again.
+    pub(super) closing: HashMap<Number, Passing>,
+    bytes: usize,
+    last_ticket: Ticket,
+}
+
+impl Entry {
+    pub(super) fn new(message: C2dMessage, rule: Arc<RuleFacts>, plan: Plan, settled: Settled) -> Self {
+        let retry_on_crash = rule.policy.on_crash(&plan) == OnCrash::Retry;
+        Self {
+            message,
+            rule,
+            plan: Some(plan),
+            settled,
+            connection: 0,
+            receipts: Vec::new(),
+            number: None,
+            attempts: 0,
+            retry_on_crash,
+            turn: false,
+            phase: Phase::Waiting,
+            outcome: None,
+        }
+    }
+
+    /// Adds another delivery of the same message; those whose connection has gone are of no use any more.
+    pub(super) fn add_receipt(&mut self, receipt: Receipt) {
+        self.receipts.retain(Receipt::is_current);
+        self.receipts.push(receipt);
+    }
+
+    /// Completes the message at the hub, as far as it was delivered.
+    pub(super) fn complete(&mut self) {
+        self.receipts.drain(..).for_each(Receipt::complete);
+    }
+}
+
+impl Hand {
+    pub(super) fn next_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        self.last_ticket
+    }
+
+    /// Whether more may be taken.
+    pub(super) fn has_room(&self) -> bool {
+        self.len() < MOST && self.bytes < MOST_BYTES
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() + self.passing.len() + self.closing.len()
+    }
+
+    pub(super) fn insert(&mut self, ticket: Ticket, entry: Entry) {
+        self.bytes += entry.message.wire_size();
+        if let Some(number) = entry.number {
+            self.numbers.insert(number, ticket);
+        }
+        self.entries.insert(ticket, entry);
+    }
+
+    pub(super) fn get(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        self.entries.get_mut(&ticket)
+    }
+
+    /// The inbox gave the message this number.
+    pub(super) fn set_number(&mut self, ticket: Ticket, number: Number) {
+        if let Some(entry) = self.entries.get_mut(&ticket) {
+            entry.number = Some(number);
+            self.numbers.insert(number, ticket);
+        }
+    }
+
+    pub(super) fn ticket_of(&self, number: Number) -> Option<Ticket> {
+        self.numbers.get(&number).copied()
+    }
+
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
+        let entry = self.entries.remove(&ticket)?;
+        self.bytes = self.bytes.saturating_sub(entry.message.wire_size());
+        if let Some(number) = entry.number {
+            self.numbers.remove(&number);
+        }
+        Some(entry)
+    }
+
+    /// Whether an answer of the inbox is outstanding that something is to follow.
+    pub(super) fn awaits_the_inbox(&self) -> bool {
+        let awaits =
+            |entry: &Entry| matches!(entry.phase, Phase::Accepting { .. } | Phase::Starting | Phase::Ending);
+        !self.passing.is_empty() || !self.closing.is_empty() || self.entries.values().any(awaits)
+    }
+
+    /// The messages in one of these phases, in the order in which they came.
+    pub(super) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
+        let found = self.entries.iter().filter(|(_, entry)| phases.contains(&entry.phase));
+        let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// At the end: what is still in hand comes again.
+    pub(super) fn leave_all(self) {
+        let entries = self.entries.into_values().flat_map(|entry| entry.receipts);
+        let others = self.passing.into_values().chain(self.closing.into_values());
+        entries.chain(others.map(|passing| passing.receipt)).for_each(Receipt::leave);
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+}
+
+impl RuleFacts {
+    pub(super) fn new(rule: &Rule, lanes: Arc<[Lane]>) -> Self {
+        let policy = rule.policy().clone();
+        Self { name: rule.name().to_owned(), policy, lanes, has_child: rule.has_child() }
+    }
+}

@@ -1,0 +1,258 @@
+//! Intake: what a message that arrived is, and whether its turn has come.
+//!
+//! Owns: decoding errors, expiry, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
+//! Must not know: how actions run and end (`work.rs`). Used by: `agent`.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::inbox::{Arrival, Intent, Number, Op, Settled, Start, Verdict};
+use crate::message::{C2dMessage, format_time};
+use crate::outcome::OutcomeReport;
+use crate::rules::Settle;
+use crate::session::{Delivery, Receipt};
+
+use super::ending::{self, PassedOver};
+use super::hand::{Entry, Held, Passing, Phase};
+use super::lanes::Ticket;
+use super::{Agent, AgentEvent, report};
+
+/// How long to wait before a message that the inbox had no room for is offered again.
+const OFFER_AGAIN: Duration = Duration::from_secs(5);
+
+/// What to do with a message, or why nothing: the rule that took it, if any, and the reason.
+type Planned = Result<Entry, (Option<String>, PassedOver)>;
+
+impl Agent {
+    /// Takes a delivery in: it is offered to the inbox with what is to be done with it.
+    pub(super) fn take(&mut self, delivery: Delivery) {
+        let Delivery { message, connection, receipt } = delivery;
+        if !receipt.is_current() {
+            // Its connection has gone: the hub sends it again on the next one.
+            receipt.leave();
+            return;
+        }
+        let received = (self.clock)();
+        let ticket = self.hand.next_ticket();
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                let why = PassedOver::Undecodable(error.to_string());
+                let outcome = why.report(None, None, 0, received);
+                self.pass(ticket, Passing { receipt, message: None, connection, received, outcome });
+                return;
+            }
+        };
+        self.board.received(received);
+        self.outbox.received(message.message_id(), received);
+        if self.observer.is_some() {
+            self.tell(AgentEvent::Received { message: message.clone() });
+        }
+        match self.plan(message.clone(), received) {
+            Ok(mut entry) => {
+                entry.connection = connection;
+                let (settled, rule) = (entry.settled, entry.rule.name.clone());
+                entry.receipts.push(receipt);
+                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.has_child);
+                let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, received);
+                let intent = match (entry.turn, guarded) {
+                    (true, Ok(())) => {
+                        Intent::Start(Start { at: received, retry_on_crash: entry.retry_on_crash })
+                    }
+                    // A guard that does not let it begin now is asked again when it is known to be new.
+                    _ => Intent::Wait,
+                };
+                entry.phase = Phase::Accepting { starting: matches!(intent, Intent::Start(_)) };
+                self.hand.insert(ticket, entry);
+                let (message, rule) = (Some(message), Some(rule));
+                let arrival = Arrival { ticket, message, connection, received, rule, settled, intent };
+                self.inbox.submit(Op::Accept(Box::new(arrival)));
+            }
+            Err((rule, why)) => {
+                let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
+                let message = Some(message);
+                self.pass(ticket, Passing { receipt, message, connection, received, outcome });
+            }
+        }
+    }
+
+    /// Offers a message to the inbox with which nothing is to be done.
+    fn pass(&mut self, ticket: Ticket, passing: Passing) {
+        let Passing { message, connection, received, outcome, .. } = &passing;
+        let (message, connection, received) = (message.clone(), *connection, *received);
+        let (rule, outcome) = (outcome.rule.clone(), Box::new(outcome.clone()));
+        let report = self.telemetry_report(&outcome);
+        let (settled, intent) = (Settled::AfterAction, Intent::End { outcome, report });
+        self.hand.passing.insert(ticket, passing);
+        let arrival = Arrival { ticket, message, connection, received, rule, settled, intent };
+        self.inbox.submit(Op::Accept(Box::new(arrival)));
+    }
+
+    /// The telemetry report of an outcome, when its rule wants one.
+    pub(super) fn telemetry_report(&self, outcome: &OutcomeReport) -> Option<Bytes> {
+        let rule = self.rules.get(outcome.rule.as_deref()?)?;
+        if rule.policy.reports.telemetry { ending::telemetry(outcome) } else { None }
+    }
+
+    /// Finds the rule that takes a message, and makes a plan of it.
+    pub(super) fn plan(&self, message: C2dMessage, now: SystemTime) -> Planned {
+        if let Some(expired) = expired(&message, now) {
+            return Err((None, expired));
+        }
+        let rule = self.config.rules.match_message(&message).ok_or((None, PassedOver::Unmatched))?;
+        let refused = |why: String| (Some(rule.name().to_owned()), PassedOver::Refused(why));
+        let plan = rule
+            .plan(&message, &self.config.identity.device_id)
+            .map_err(|error| refused(error.to_string()))?;
+        let facts = self.rules.get(rule.name()).ok_or_else(|| refused("the rule is gone".to_owned()))?;
+        let settled = match facts.policy.settle {
+            Settle::AfterAction => Settled::AfterAction,
+            Settle::OnAccept => Settled::OnAccept,
+        };
+        Ok(Entry::new(message, Arc::clone(facts), plan, settled))
+    }
+
+    /// The inbox has looked at a message, and what it says is on disk.
+    pub(super) fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
+        if let Some(passing) = self.hand.passing.remove(&ticket) {
+            return self.passed(ticket, passing, verdict);
+        }
+        match verdict {
+            Verdict::New(number) => self.accepted(ticket, number),
+            Verdict::Ended(_) => {
+                self.lanes.leave(ticket);
+                let Some(mut entry) = self.hand.remove(ticket) else { return };
+                entry.complete();
+                report::log_already_done(entry.message.message_id());
+            }
+            Verdict::Unfinished(number) => self.came_again(ticket, number),
+            Verdict::Full => self.turn_away(ticket),
+        }
+    }
+
+    /// As [`Agent::verdict`], for a message with which nothing is to be done.
+    fn passed(&mut self, ticket: Ticket, passing: Passing, verdict: Verdict) {
+        match verdict {
+            Verdict::New(_) => {
+                report::log_passed_over(&passing.outcome);
+                passing.receipt.complete();
+                self.settled(&passing.outcome);
+            }
+            Verdict::Ended(_) => {
+                report::log_already_done(passing.outcome.message_id.as_deref());
+                passing.receipt.complete();
+            }
+            // It was fine when it came first, and has expired or lost its rule since.
+            Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
+                Some(first) => self.give_receipts(first, vec![passing.receipt]),
+                None => {
+                    let (outcome, report) = (Box::new(passing.outcome.clone()), None);
+                    self.hand.held.remove(&number);
+                    self.hand.closing.insert(number, passing);
+                    self.inbox.submit(Op::End { number, outcome, report });
+                }
+            },
+            Verdict::Full => {
+                self.hand.passing.insert(ticket, passing);
+                self.turn_away(ticket);
+            }
+        }
+    }
+
+    fn accepted(&mut self, ticket: Ticket, number: Number) {
+        self.hand.set_number(ticket, number);
+        let Some(entry) = self.hand.get(ticket) else { return };
+        if entry.settled == Settled::OnAccept {
+            entry.complete();
+        }
+        let starting = matches!(entry.phase, Phase::Accepting { starting: true });
+        entry.phase = Phase::Waiting;
+        if self.stopping {
+            // It is begun at the next start, or comes again.
+            if starting {
+                self.inbox.submit(Op::Again { number });
+            }
+            self.lanes.leave(ticket);
+            self.hand.remove(ticket);
+        } else if starting {
+            self.begin_now(ticket);
+        } else if entry.turn {
+            self.begin(ticket);
+        }
+    }
+
+    /// The hub has sent a message again that has not ended.
+    fn came_again(&mut self, ticket: Ticket, number: Number) {
+        if let Some(first) = self.hand.ticket_of(number) {
+            self.lanes.leave(ticket);
+            if let Some(again) = self.hand.remove(ticket) {
+                self.give_receipts(first, again.receipts);
+            }
+            return;
+        }
+        // Accepted by an agent before this one, which did not get to it.
+        let held = self.hand.held.remove(&number);
+        self.hand.set_number(ticket, number);
+        let Some(entry) = self.hand.get(ticket) else { return };
+        if let Some(Held { record, .. }) = held {
+            entry.attempts = record.attempts;
+            entry.settled = record.settled;
+        }
+        entry.phase = Phase::Waiting;
+        if entry.turn {
+            self.begin(ticket);
+        }
+    }
+
+    /// A message in hand was delivered once more.
+    fn give_receipts(&mut self, first: Ticket, receipts: Vec<Receipt>) {
+        let Some(entry) = self.hand.get(first) else { return };
+        tracing::debug!(message_id = entry.message.message_id(), "a message in hand came again");
+        receipts.into_iter().for_each(|receipt| entry.add_receipt(receipt));
+        if entry.settled == Settled::OnAccept {
+            entry.complete();
+        }
+    }
+
+    /// The inbox is full: the message stays at the hub, and in hand, until there is room.
+    fn turn_away(&mut self, ticket: Ticket) {
+        self.turned_away.push(ticket);
+        if self.turned_away_retry.is_none() {
+            tracing::warn!(
+                max_size = self.config.inbox.max_size,
+                "the inbox is full of messages that have not ended: further ones stay at the hub; raise [inbox] max_size"
+            );
+            self.turned_away_retry = Some(Instant::now() + OFFER_AGAIN);
+        }
+    }
+
+    /// Offers the messages that were turned away once more, unless their connection has gone.
+    pub(super) fn offer_again(&mut self) {
+        self.turned_away_retry = None;
+        for ticket in std::mem::take(&mut self.turned_away) {
+            if let Some(passing) = self.hand.passing.remove(&ticket) {
+                if passing.receipt.is_current() {
+                    self.pass(ticket, passing);
+                }
+                continue;
+            }
+            let Some(mut entry) = self.hand.remove(ticket) else { continue };
+            self.lanes.leave(ticket);
+            entry.receipts.retain(Receipt::is_current);
+            if let Some(receipt) = entry.receipts.pop() {
+                let (message, connection) = (Ok(entry.message), entry.connection);
+                self.take(Delivery { message, connection, receipt });
+            }
+        }
+    }
+}
+
+/// Why a message is not acted on any more, when its time is over.
+pub(super) fn expired(message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
+    let expiry = message.expiry().filter(|expiry| *expiry < now)?;
+    let [expiry, now] = [expiry, now].map(format_time);
+    Some(PassedOver::Expired { expiry, now })
+}

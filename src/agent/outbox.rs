@@ -1,0 +1,251 @@
+//! The outbox: outcomes on their way to the hub.
+//!
+//! Owns: when a report is published, again after a lost connection, and the state that the twin shows.
+//! Must not know: MQTT, files; reports wait in the inbox's file, and the twin's state can be made anew from it.
+//! Used by: `agent`.
+//!
+//! Telemetry reports are taken from the inbox a few at a time, published, and struck off there when the hub has them. A
+//! report whose answer was lost with its connection is sent again with the same message id. The twin is patched at
+//! most once a second, with whatever is true then.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::inbox::{Inbox, Op, Opened};
+use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, format_time};
+use crate::outcome::{LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinReport};
+use crate::rules::Policy;
+use crate::session::{PublishError, Session, Upstream};
+
+use super::hand::RuleFacts;
+
+/// Telemetry reports under way at once; one of the session's eight is for the twin.
+const AT_ONCE: usize = 7;
+/// Reports taken from the inbox at once.
+const FETCHED: usize = 64;
+/// The least time between two patches of the twin.
+const TWIN_REST: Duration = Duration::from_secs(1);
+/// How long to leave a hub in peace that says that it is busy.
+const BUSY_REST: Duration = Duration::from_secs(5);
+/// How long to wait after a refusal, or a loss without a lost connection.
+const LONG_REST: Duration = Duration::from_secs(60);
+/// The ticket of the twin's patch; telemetry has the numbers of the reports.
+const TWIN: u64 = u64::MAX;
+
+/// What waits for the hub.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    connected: bool,
+    telemetry: Telemetry,
+    twin: Option<Twin>,
+}
+
+#[derive(Debug, Default)]
+struct Telemetry {
+    /// Taken from the inbox, the oldest first.
+    waiting: VecDeque<(u64, Bytes)>,
+    under_way: BTreeSet<u64>,
+    /// The hub has them, or will never take them; the inbox is to be told.
+    done: Vec<u64>,
+    /// The inbox may have more.
+    more: bool,
+    fetching: bool,
+    not_before: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Twin {
+    report: TwinReport,
+    /// It says something that the hub has not seen.
+    changed: bool,
+    under_way: bool,
+    not_before: Option<Instant>,
+}
+
+impl Outbox {
+    /// `twin`: whether any rule reports there.
+    pub(super) fn new(twin: bool) -> Self {
+        let twin = twin.then(|| Twin {
+            report: TwinReport::default(),
+            changed: true,
+            under_way: false,
+            not_before: None,
+        });
+        Self { connected: false, telemetry: Telemetry::default(), twin }
+    }
+
+    /// What the inbox held at the start.
+    pub(super) fn recovered(&mut self, opened: &Opened, rules: &HashMap<String, Arc<RuleFacts>>) {
+        self.telemetry.more = opened.counts.reports > 0;
+        self.totals(&opened.counts.totals);
+        if let Some(received) = opened.last_received {
+            self.received(None, received);
+        }
+        let mut latest: Vec<&OutcomeReport> =
+            opened.latest.iter().filter_map(|record| record.outcome.as_ref()).collect();
+        latest.sort_by(|one, other| one.ended.cmp(&other.ended));
+        for outcome in latest {
+            let policy = outcome.rule.as_deref().and_then(|rule| rules.get(rule)).map(|rule| &rule.policy);
+            self.ended(outcome, policy);
+        }
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.connected = true;
+        self.telemetry.not_before = None;
+        if let Some(twin) = &mut self.twin {
+            twin.not_before = None;
+        }
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        self.connected = false;
+    }
+
+    /// A message arrived.
+    pub(super) fn received(&mut self, message_id: Option<&str>, at: SystemTime) {
+        if let Some(twin) = &mut self.twin {
+            let (message_id, received) = (message_id.map(str::to_owned), format_time(at));
+            twin.report.last_message = Some(LastMessage { message_id, received });
+            twin.changed = true;
+        }
+    }
+
+    /// A message has ended. Its telemetry report, if it has one, is in the inbox.
+    pub(super) fn ended(&mut self, outcome: &OutcomeReport, policy: Option<&Policy>) {
+        let Some(policy) = policy else { return };
+        self.telemetry.more |= policy.reports.telemetry;
+        let Some(twin) = self.twin.as_mut().filter(|_| policy.reports.twin) else { return };
+        twin.report.record(outcome);
+        twin.changed = true;
+    }
+
+    /// How messages ended since the inbox was created.
+    pub(super) fn totals(&mut self, totals: &Totals) {
+        if let Some(twin) = self.twin.as_mut().filter(|twin| twin.report.totals != *totals) {
+            twin.report.totals = totals.clone();
+            twin.changed = true;
+        }
+    }
+
+    /// The inbox has handed reports over.
+    pub(super) fn fetched(&mut self, reports: Vec<(u64, Bytes)>) {
+        self.telemetry.fetching = false;
+        self.telemetry.more |= reports.len() == FETCHED;
+        self.telemetry.waiting = reports.into();
+    }
+
+    /// What became of something published.
+    pub(super) fn published(&mut self, ticket: u64, result: Result<(), PublishError>, now: Instant) {
+        let rest = match &result {
+            Ok(()) => None,
+            Err(PublishError::Lost) => Some(BUSY_REST),
+            Err(PublishError::Busy(_)) => Some(BUSY_REST),
+            Err(PublishError::Refused(_)) => Some(LONG_REST),
+        };
+        if ticket == TWIN {
+            let Some(twin) = &mut self.twin else { return };
+            twin.under_way = false;
+            match result {
+                Ok(()) => {}
+                Err(PublishError::Refused(status)) => {
+                    tracing::warn!(
+                        status,
+                        "the hub refused the report in the twin: the next change is tried"
+                    );
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the twin is patched again");
+                    twin.changed = true;
+                }
+            }
+            if let Some(rest) = rest {
+                twin.not_before = Some(now + rest);
+            }
+            return;
+        }
+        let telemetry = &mut self.telemetry;
+        telemetry.under_way.remove(&ticket);
+        match result {
+            Ok(()) => telemetry.done.push(ticket),
+            Err(PublishError::Refused(status)) => {
+                tracing::warn!(report = ticket, status, "the hub refused an outcome report: it is dropped");
+                telemetry.done.push(ticket);
+            }
+            Err(error) => {
+                tracing::debug!(report = ticket, %error, "an outcome report is sent again");
+                telemetry.more = true;
+                telemetry.not_before = Some(now + BUSY_REST);
+            }
+        }
+    }
+
+    /// When to be looked at again.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        if !self.connected {
+            return None;
+        }
+        let telemetry = self.telemetry.not_before.filter(|_| self.telemetry.more);
+        let twin = self.twin.as_ref().filter(|twin| twin.changed && !twin.under_way);
+        [telemetry, twin.and_then(|twin| twin.not_before)].into_iter().flatten().min()
+    }
+
+    /// Publishes what can be published, and asks the inbox for more.
+    pub(super) fn pump(&mut self, session: &Session, inbox: &mut Inbox, now: Instant) {
+        let over = |not_before: Option<Instant>| not_before.is_none_or(|at| at <= now);
+        let telemetry = &mut self.telemetry;
+        if !telemetry.done.is_empty() {
+            inbox.submit(Op::ReportsDone(std::mem::take(&mut telemetry.done)));
+        }
+        if !self.connected {
+            // What is not under way any more is taken from the inbox again.
+            telemetry.more |= !telemetry.waiting.is_empty();
+            telemetry.waiting.clear();
+            return;
+        }
+        if over(telemetry.not_before) {
+            telemetry.not_before = None;
+            while telemetry.under_way.len() < AT_ONCE
+                && let Some((number, body)) = telemetry.waiting.pop_front()
+            {
+                telemetry.under_way.insert(number);
+                session.publish(number, telemetry_message(number, body));
+            }
+            let idle = telemetry.waiting.is_empty() && telemetry.under_way.is_empty();
+            if telemetry.more && !telemetry.fetching && idle {
+                (telemetry.more, telemetry.fetching) = (false, true);
+                inbox.submit(Op::Reports { after: 0, limit: FETCHED });
+            }
+        }
+        if let Some(twin) = &mut self.twin
+            && twin.changed
+            && !twin.under_way
+            && over(twin.not_before)
+        {
+            let patch = twin.report.patch().to_string().into();
+            session.publish(TWIN, Upstream::Reported { patch });
+            (twin.under_way, twin.changed) = (true, false);
+            twin.not_before = Some(now + TWIN_REST);
+        }
+    }
+}
+
+/// The D2C message of a report. Its message id is the same whenever it is sent, so that a reader can tell.
+fn telemetry_message(number: u64, body: Bytes) -> Upstream {
+    let outcome: Option<OutcomeReport> = serde_json::from_slice(&body).ok();
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let ended = outcome.as_ref().map(|outcome| digits(&outcome.ended)).unwrap_or_default();
+    let mut properties = Properties::default();
+    properties.set(MESSAGE_ID, format!("outcome-{number}-{ended}"));
+    if let Some(id) = outcome.and_then(|outcome| outcome.message_id) {
+        properties.set(CORRELATION_ID, id);
+    }
+    properties.set(CONTENT_TYPE, "application/json");
+    properties.set(CONTENT_ENCODING, "utf-8");
+    properties.set(REPORT_PROPERTY.0, REPORT_PROPERTY.1);
+    Upstream::Telemetry { properties, body }
+}

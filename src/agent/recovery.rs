@@ -1,0 +1,145 @@
+//! Recovery: what the inbox held when the agent started.
+//!
+//! Owns: what becomes of each message that had not ended, and of what the guards and pins need to know.
+//! Must not know: files. Used by: `agent`.
+//!
+//! | Recorded as | Then |
+//! |---|---|
+//! | started, and its rule gives up after a crash | a dead letter, interrupted: nobody knows how far it came |
+//! | started, and its rule runs again | run again |
+//! | accepted, completed at the hub (`on-accept`) | run |
+//! | accepted, still at the hub (`after-action`) | the hub sends it again; then it is run |
+//!
+//! The rules of now decide, as for a message that arrives. One that has expired is recorded so.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::inbox::{News, Number, Op, Opened, Record, Settled, State, Unfinished};
+use crate::message::format_time;
+
+use super::ending::PassedOver;
+use super::hand::{Held, Phase};
+use super::{Agent, report};
+
+/// The hub keeps no message longer. Source: wire reference 5.1.
+const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
+/// How often messages that the hub is to send again are looked at.
+const HELD_LOOK: Duration = Duration::from_secs(60);
+
+/// For how long pins were on before this process began, as the inbox has it.
+pub(super) fn been_on(first: Option<&News>, now: SystemTime) -> BTreeMap<String, Duration> {
+    let Some(News::Opened(opened)) = first else { return BTreeMap::new() };
+    let on = |since: &SystemTime| now.duration_since(*since).unwrap_or_default();
+    opened.pins_on.iter().map(|(pin, since)| (pin.clone(), on(since))).collect()
+}
+
+impl Agent {
+    /// The inbox tells something.
+    pub(super) fn news(&mut self, news: News) {
+        match news {
+            News::Opened(opened) => self.recover(*opened),
+            News::Done { answers, counts } => {
+                self.board.counts = counts;
+                for answer in answers {
+                    self.answer(answer);
+                }
+                self.outbox.totals(&self.board.counts.totals);
+            }
+            News::Trouble { sentence } => self.board.trouble = Some(sentence),
+            News::Well => self.board.trouble = None,
+        }
+    }
+
+    fn recover(&mut self, opened: Opened) {
+        self.opened = true;
+        self.board.trouble = None;
+        for (rule, at) in &opened.starts {
+            if let Some(facts) = self.rules.get(rule) {
+                self.guards.begin(rule, &facts.policy, *at);
+            }
+        }
+        self.board.last_received = opened.last_received;
+        self.outbox.recovered(&opened, &self.rules);
+        self.board.counts = opened.counts;
+        self.open_control();
+        let count = opened.unfinished.len();
+        for unfinished in opened.unfinished {
+            let Record { number, state, settled, retry_on_crash, .. } = unfinished.record;
+            match (state, settled) {
+                (State::Started, _) if !retry_on_crash => self.give_up(&unfinished),
+                (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
+                _ => {
+                    let Unfinished { record, message } = unfinished;
+                    let received = SystemTime::UNIX_EPOCH + Duration::from_millis(record.received_ms);
+                    let until = message.expiry().unwrap_or(received + LONGEST_LIFE);
+                    self.hand.held.insert(number, Held { record, until });
+                }
+            }
+        }
+        self.held_look = Some(Instant::now());
+        if count > 0 {
+            let held = self.hand.held.len();
+            tracing::info!(
+                messages = count,
+                awaited_from_the_hub = held,
+                "recovered messages from the inbox"
+            );
+        }
+    }
+
+    /// Records as expired what the hub was to send again and cannot have any more.
+    pub(super) fn look_at_held(&mut self) {
+        let now = (self.clock)();
+        let over = |(number, held): (&Number, &Held)| (held.until < now).then_some(*number);
+        for number in self.hand.held.iter().filter_map(over).collect::<Vec<_>>() {
+            let Some(Held { record, until }) = self.hand.held.remove(&number) else { continue };
+            let [expiry, now] = [until, now].map(format_time);
+            let why = PassedOver::Expired { expiry, now };
+            self.end_record(number, &record, record.message_id.as_deref(), &why);
+        }
+        self.held_look = (!self.hand.held.is_empty()).then(|| Instant::now() + HELD_LOOK);
+    }
+
+    /// Records that a crash cut an action off.
+    fn give_up(&mut self, unfinished: &Unfinished) {
+        let Unfinished { record, message } = unfinished;
+        self.end_record(record.number, record, message.message_id(), &PassedOver::Crashed);
+    }
+
+    fn end_record(&mut self, number: Number, record: &Record, message_id: Option<&str>, why: &PassedOver) {
+        let outcome = why.report(message_id, record.rule.as_deref(), record.attempts, (self.clock)());
+        report::log_passed_over(&outcome);
+        let report = self.telemetry_report(&outcome);
+        self.settled(&outcome);
+        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), report });
+    }
+
+    /// Takes a message up that only the inbox has, or that may be run again.
+    pub(super) fn resume(&mut self, unfinished: Unfinished) {
+        let Unfinished { record, message } = unfinished;
+        let message_id = message.message_id().map(str::to_owned);
+        match self.plan(message, (self.clock)()) {
+            Ok(mut entry) => {
+                let ticket = self.hand.next_ticket();
+                entry.number = Some(record.number);
+                entry.settled = record.settled;
+                // A dead letter that is run again has all its attempts.
+                entry.attempts = if record.outcome.is_some() { 0 } else { record.attempts };
+                entry.phase = Phase::Waiting;
+                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.has_child);
+                let turn = entry.turn;
+                self.hand.insert(ticket, entry);
+                if turn {
+                    self.begin(ticket);
+                }
+            }
+            Err((rule, why)) => {
+                let record = Record { rule: rule.or_else(|| record.rule.clone()), ..record };
+                self.end_record(record.number, &record, message_id.as_deref(), &why);
+            }
+        }
+    }
+}

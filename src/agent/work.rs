@@ -1,0 +1,264 @@
+//! Work: from the turn of a message to its end.
+//!
+//! Owns: beginning, attempts and their pauses, the end, and what the inbox answers to each.
+//! Must not know: how messages arrive (`intake.rs`), pins, processes. Used by: `agent`.
+//!
+//! Nothing is done before the inbox has the beginning on disk, unless the rule says that running again is harmless
+//! (`on_crash = "retry"`). Nothing is completed before the inbox has the end on disk.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::action::{Outcome, OutcomeResult};
+use crate::inbox::{Answer, Number, Op, Reply, Start};
+use crate::outcome::OutcomeReport;
+use crate::rules::Plan;
+use crate::session::Receipt;
+
+use super::ending::{self, PassedOver, millis};
+use super::hand::{Entry, Phase};
+use super::lanes::Ticket;
+use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
+
+/// What one of the running futures was about.
+pub(super) enum Done {
+    /// An attempt has ended.
+    Acted { ticket: Ticket, plan: Plan, outcome: Outcome },
+    /// The pause before the next attempt is over.
+    Rested { ticket: Ticket },
+}
+
+impl Agent {
+    /// The turn of a message has come: it is at the front of its lanes.
+    pub(super) fn turn(&mut self, ticket: Ticket) {
+        let Some(entry) = self.hand.get(ticket) else { return };
+        entry.turn = true;
+        if entry.phase == Phase::Waiting && !self.stopping {
+            self.begin(ticket);
+        }
+    }
+
+    /// Begins an attempt: notes it first, where it must be.
+    pub(super) fn begin(&mut self, ticket: Ticket) {
+        let now = (self.clock)();
+        let Some(entry) = self.hand.get(ticket) else { return };
+        let Some(number) = entry.number else { return };
+        if entry.attempts == 0 {
+            let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, now);
+            let why = intake::expired(&entry.message, now).or(guarded.err().map(PassedOver::Refused));
+            if let Some(why) = why {
+                return self.pass_over(ticket, &why);
+            }
+        }
+        if entry.retry_on_crash {
+            return self.begin_now(ticket);
+        }
+        entry.phase = Phase::Starting;
+        self.inbox.submit(Op::Start { number, start: Start { at: now, retry_on_crash: false } });
+    }
+
+    /// Begins an attempt at once.
+    pub(super) fn begin_now(&mut self, ticket: Ticket) {
+        let now = (self.clock)();
+        let Some(entry) = self.hand.get(ticket) else { return };
+        let Some(plan) = entry.plan.take() else { return };
+        entry.phase = Phase::Running;
+        entry.attempts += 1;
+        if entry.attempts == 1 {
+            self.guards.begin(&entry.rule.name, &entry.rule.policy, now);
+        }
+        let (machine, body) = (Arc::clone(&self.machine), entry.message.body.clone());
+        self.running.push(Box::pin(async move {
+            let outcome = machine.actions.perform(&plan, body, &machine.stop).await;
+            Done::Acted { ticket, plan, outcome }
+        }));
+    }
+
+    /// An attempt has ended, or the pause before the next one is over.
+    pub(super) fn done(&mut self, done: Done) {
+        match done {
+            Done::Acted { ticket, plan, outcome } => self.acted(ticket, plan, &outcome),
+            Done::Rested { ticket } => {
+                let Some(entry) = self.hand.get(ticket).filter(|entry| entry.phase == Phase::BackingOff)
+                else {
+                    return;
+                };
+                if self.stopping {
+                    return self.leave(ticket);
+                }
+                entry.phase = Phase::Waiting;
+                if self.lanes.resume(ticket) {
+                    self.begin(ticket);
+                }
+            }
+        }
+    }
+
+    fn acted(&mut self, ticket: Ticket, plan: Plan, outcome: &Outcome) {
+        let now = (self.clock)();
+        let Some(entry) = self.hand.get(ticket) else { return };
+        entry.plan = Some(plan);
+        let (message_id, rule) = (entry.message.message_id(), &entry.rule);
+        let attempt = entry.attempts;
+        let failed = matches!(outcome.result, OutcomeResult::Failed(_) | OutcomeResult::TimedOut);
+        let pause = (failed && attempt < rule.policy.attempts && !self.stopping)
+            .then(|| rule.policy.backoff_after(attempt));
+        report::log_outcome(message_id, &rule.name, outcome, attempt, pause.map(millis));
+        if outcome.result == OutcomeResult::Interrupted && entry.retry_on_crash {
+            // To run it again is harmless: it begins anew at the next start.
+            return self.leave(ticket);
+        }
+        if failed && attempt < rule.policy.attempts && self.stopping {
+            // The attempts that are left are made after the next start.
+            let number = entry.number;
+            number.into_iter().for_each(|number| self.inbox.submit(Op::Again { number }));
+            return self.leave(ticket);
+        }
+        let Some(pause) = pause else {
+            let report = ending::of_action(outcome, message_id, &rule.name, attempt, now);
+            return self.end(ticket, report);
+        };
+        entry.phase = Phase::BackingOff;
+        if let Some(number) = entry.number.filter(|_| !entry.retry_on_crash) {
+            self.inbox.submit(Op::Again { number });
+        }
+        self.lanes.pause(ticket);
+        let machine = Arc::clone(&self.machine);
+        self.running.push(Box::pin(async move {
+            rest(pause, &machine).await;
+            Done::Rested { ticket }
+        }));
+    }
+
+    /// Ends a message in hand without doing anything with it.
+    pub(super) fn pass_over(&mut self, ticket: Ticket, why: &PassedOver) {
+        let now = (self.clock)();
+        let Some(entry) = self.hand.get(ticket) else { return };
+        let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
+        report::log_passed_over(&outcome);
+        self.end(ticket, outcome);
+    }
+
+    /// Hands the end of a message to the inbox; those behind it in its lanes move up.
+    fn end(&mut self, ticket: Ticket, outcome: OutcomeReport) {
+        let report = self.telemetry_report(&outcome);
+        let Some(entry) = self.hand.get(ticket) else { return };
+        entry.phase = Phase::Ending;
+        entry.outcome = Some(outcome.clone());
+        let Some(number) = entry.number else { return };
+        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), report });
+        self.lanes.leave(ticket);
+    }
+
+    /// Gives a message up for this process: it begins at the next start, from the inbox or from the hub.
+    fn leave(&mut self, ticket: Ticket) {
+        self.lanes.leave(ticket);
+        if let Some(entry) = self.hand.remove(ticket) {
+            entry.receipts.into_iter().for_each(Receipt::leave);
+        }
+    }
+
+    /// At shutdown: what has not begun stays where it is, in the inbox or at the hub. What waits for an answer of the
+    /// inbox is dealt with when that comes.
+    pub(super) fn leave_what_has_not_begun(&mut self) {
+        for ticket in self.hand.tickets_in(&[Phase::Waiting, Phase::BackingOff]) {
+            self.leave(ticket);
+        }
+        for ticket in std::mem::take(&mut self.turned_away) {
+            self.leave(ticket);
+            self.hand.passing.remove(&ticket).into_iter().for_each(|passing| passing.receipt.leave());
+        }
+    }
+
+    /// The inbox has done something, and it is on disk.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Accepted { ticket, verdict } => self.verdict(ticket, verdict),
+            Answer::Started(number) => {
+                let Some(ticket) = self.hand.ticket_of(number) else { return };
+                if self.stopping {
+                    // Nothing was done: it is as it was before.
+                    self.inbox.submit(Op::Again { number });
+                    self.leave(ticket);
+                } else {
+                    self.begin_now(ticket);
+                }
+            }
+            Answer::Ended(number) => self.ended(number),
+            Answer::Again(_) | Answer::ReportsDone => {}
+            Answer::PinsOn => {
+                let again = std::mem::replace(&mut self.pins_noted, PinsNoted::Yes) == PinsNoted::Again;
+                if again {
+                    self.note_pins();
+                }
+            }
+            Answer::Reports(reports) => self.outbox.fetched(reports),
+            Answer::Reply { ticket, reply } => self.reply(ticket, reply),
+        }
+    }
+
+    fn ended(&mut self, number: Number) {
+        if let Some(passing) = self.hand.closing.remove(&number) {
+            report::log_passed_over(&passing.outcome);
+            passing.receipt.complete();
+            return self.settled(&passing.outcome);
+        }
+        let Some(ticket) = self.hand.ticket_of(number) else { return };
+        let Some(mut entry) = self.hand.remove(ticket) else { return };
+        entry.complete();
+        if let Some(outcome) = entry.outcome {
+            self.settled(&outcome);
+        }
+    }
+
+    /// Tells whoever wants to know that a message has ended, now that it is on disk.
+    pub(super) fn settled(&mut self, outcome: &OutcomeReport) {
+        let policy = outcome.rule.as_deref().and_then(|rule| self.rules.get(rule)).map(|rule| &rule.policy);
+        self.outbox.ended(outcome, policy);
+        if self.observer.is_some() {
+            let OutcomeReport { message_id, rule, text, output, .. } = outcome.clone();
+            self.tell(AgentEvent::Settled { message_id, rule, outcome: text, output: output.into_bytes() });
+        }
+    }
+
+    /// Somebody's wish has been fulfilled: what it changes for the messages in hand.
+    fn reply(&mut self, ticket: Ticket, reply: Reply) {
+        match &reply {
+            Reply::Retried(unfinished) if !self.stopping => {
+                let number = unfinished.record.number;
+                tracing::info!(
+                    number = number.0,
+                    message_id = unfinished.record.message_id,
+                    "a dead letter is run again"
+                );
+                self.resume((**unfinished).clone());
+            }
+            Reply::Dropped(record) => {
+                tracing::info!(
+                    number = record.number.0,
+                    message_id = record.message_id,
+                    "dropped from the inbox"
+                );
+                if let Some(ticket) = self.hand.ticket_of(record.number) {
+                    self.lanes.leave(ticket);
+                    self.hand.remove(ticket).iter_mut().for_each(Entry::complete);
+                }
+            }
+            _ => {}
+        }
+        if let Some(waiting) = self.queries.remove(&ticket) {
+            // Whoever asked may have gone.
+            drop(waiting.send(reply));
+        }
+    }
+}
+
+/// Waits, but not once the agent stops.
+async fn rest(pause: std::time::Duration, machine: &Machine) {
+    let stop: &CancellationToken = &machine.stop;
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = stop.cancelled() => {}
+    }
+}
