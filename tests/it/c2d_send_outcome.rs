@@ -13,7 +13,7 @@ use c2d_agent::outcome::{OutcomeKind, OutcomeReport, REPORT_PROPERTY, TwinReport
 use serde_json::Value;
 
 use crate::c2d_send::{ACCEPTED, Running, seen};
-use crate::harness::{Process, Proxy, run};
+use crate::harness::{Agent, Emulator, Process, Proxy, run};
 
 const WAITING: &str = "waiting up to 20s for the outcome that the device reports\n";
 
@@ -239,4 +239,48 @@ fn the_wait_and_its_port_are_checked_before_dialling() {
         let (_, stderr, code) = send(&running, arguments);
         assert!(stderr.contains(words) && code == Some(2), "{code:?} {stderr}");
     }
+}
+
+/// The agent itself as the device, with the binary's own emulator.
+#[test]
+fn the_agents_own_reports_end_the_wait_by_telemetry_and_by_twin() {
+    let emulator = Emulator::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = r#"
+        [[rule]]
+        name = "by telemetry"
+        when = { action = "say" }
+        report = "telemetry"
+        do = [ { shell = "echo done" } ]
+
+        [[rule]]
+        name = "by twin"
+        when = { action = "fail" }
+        report = "twin"
+        do = [ { shell = "exit 7" } ]
+
+        [[rule]]
+        name = "silent"
+        when = { action = "silent" }
+        do = [ { shell = "true" } ]
+    "#;
+    let agent = Agent::start(&emulator, "dev1", dir.path(), config);
+    let send = |arguments: &[&str]| {
+        let mut command = emulator.sender("dev1");
+        command.env("C2D_HTTPS_PORT", emulator.https.port().to_string()).args(arguments);
+        seen(&run(&mut command))
+    };
+    let (stdout, stderr, code) = send(&["--property=action=say", "--wait-outcome=20s"]);
+    assert!(stdout.contains("outcome succeeded") && stdout.ends_with("\n  | done\n"), "{stdout}{stderr}");
+    assert_eq!(code, Some(0));
+    for id in ["m-1", "m-2"] {
+        let id = format!("--message-id={id}");
+        let (stdout, stderr, code) = send(&[&id, "--property=action=fail", "--wait-outcome=20s"]);
+        assert!(stdout.contains("outcome failed: ") && stdout.contains("(rule by twin"), "{stdout}{stderr}");
+        assert_eq!(code, Some(5));
+    }
+    let (stdout, stderr, code) = send(&["--property=action=silent", "--wait-outcome=2s"]);
+    assert!(stdout.contains("\nno outcome within 2s: the message was delivered"), "{stdout}{stderr}");
+    assert_eq!(code, Some(4));
+    assert_eq!(agent.process.terminate(), Some(0));
 }
