@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::{Proxy, skip, wait_for_file};
+use crate::harness::{Process, Proxy, skip, wait_for_file};
 pub(crate) use broker::Mosquitto;
 
 mod broker;
@@ -125,7 +125,7 @@ fn a_second_client_with_the_same_device_id_is_named_as_the_likely_reason() {
     let agent = broker.start_agent(dir.path(), &record_rule(dir.path()));
     let mut second = broker.client("mosquitto_sub");
     second.args(["-i", "dev1", "-c", "-t", "devices/dev1/messages/devicebound/#"]);
-    let _second = crate::harness::Process::spawn(&mut second);
+    let _second = Process::spawn(&mut second);
     agent.process.stderr.wait_for("another program probably signs in with the same device id dev1");
 }
 
@@ -167,4 +167,49 @@ fn a_wrong_root_and_a_missing_client_certificate_are_named() {
     agent.process.stderr.wait_for("signed by no root that this machine trusts");
     let agent = crate::harness::Agent::spawn(&connection_string, &broker.ca_file(), dir.path(), rest);
     agent.process.stderr.wait_for("refused this device's certificate");
+}
+
+#[test]
+fn outcome_reports_reach_whoever_reads_telemetry() {
+    let broker = match Mosquitto::start() {
+        Ok(broker) => broker,
+        Err(lack) => return skip("outcome reports go through Mosquitto", lack),
+    };
+    let mut reader = broker.client("mosquitto_sub");
+    let reader = Process::spawn(reader.args(["-v", "-t", "devices/dev1/messages/events/#"]));
+    broker.process.stderr.wait_for("Sending SUBACK");
+    let dir = dir();
+    let agent = broker.start_agent(
+        dir.path(),
+        &("[report]\noutcomes = \"telemetry\"\n".to_owned() + &record_rule(dir.path())),
+    );
+    for n in 1..=20 {
+        broker.publish(&format!("%24.mid=m%2F{n}&action=record"), b"x");
+    }
+    for n in 1..=20 {
+        let line = reader.stdout.wait_for(&format!("%24.cid=m%2F{n}&"));
+        assert!(line.contains("\"outcome\":\"succeeded\"") && line.contains("\"rule\":\"record\""), "{line}");
+    }
+    // Each once: the broker's PUBACK is taken for what it is.
+    assert_eq!(agent.process.terminate(), Some(0));
+    assert_eq!(reader.stdout.count("devices/dev1/messages/events/"), 20);
+}
+
+#[test]
+fn a_hub_without_a_twin_answers_no_patch_and_messages_are_acted_on_all_the_same() {
+    let broker = match Mosquitto::start() {
+        Ok(broker) => broker,
+        Err(lack) => return skip("patches of a twin that nobody answers hold nothing up", lack),
+    };
+    let dir = dir();
+    let agent = broker
+        .start_agent(dir.path(), &("[report]\noutcomes = \"twin\"\n".to_owned() + &record_rule(dir.path())));
+    for n in 1..=3 {
+        broker.publish(&format!("%24.mid=m{n}&action=record"), b"");
+        broker.wait_for_puback(n);
+    }
+    broker.process.stderr.wait_for("$iothub/twin/PATCH/properties/reported/?$rid=");
+    broker.publish("%24.mid=after&action=record", b"");
+    broker.wait_for_puback(4);
+    assert_eq!(agent.process.terminate(), Some(0));
 }
