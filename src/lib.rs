@@ -10,7 +10,7 @@
 //! | policy | [`agent`] | which message is acted on, when it is completed, what happens at shutdown |
 //! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
-//! | | `service` | the back end over AMQP 1.0: send, read feedback |
+//! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |

@@ -2,18 +2,21 @@
 //!
 //! Owns: nothing. Must not know: how it is built. Used by: nobody.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use c2d_agent::emulator::hub::Hub;
 use c2d_agent::message::Properties;
 use c2d_agent::outcome::{OutcomeKind, OutcomeReport, REPORT_PROPERTY, TwinReport};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 use crate::c2d_send::{ACCEPTED, Running, seen};
-use crate::harness::{Agent, Emulator, Process, Proxy, run};
+use crate::harness::{Agent, Emulator, Process, Proxy, binary, run};
 
 const WAITING: &str = "waiting up to 20s for the outcome that the device reports\n";
 
@@ -239,6 +242,81 @@ fn the_wait_and_its_port_are_checked_before_dialling() {
         let (_, stderr, code) = send(&running, arguments);
         assert!(stderr.contains(words) && code == Some(2), "{code:?} {stderr}");
     }
+}
+
+/// A server on a port of its own that answers each connection's one request in turn, and its certificate.
+fn server(answers: Vec<String>) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let pem = made.cert.pem();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let config = ServerConfig::builder_with_provider(c2d_agent::tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a configuration");
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (socket, _) = listener.accept().expect("a client");
+            let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
+            let mut stream = StreamOwned::new(connection, socket);
+            let mut head = BufReader::new(&mut stream).lines();
+            while head.next().expect("a line").expect("text") != "" {}
+            let length = answer.split_once("\r\n\r\n").expect("a head").1.len();
+            let head = format!("Connection: close\r\nContent-Length: {length}\r\n\r\n");
+            let answer = answer.replacen("\r\n\r\n", &format!("\r\n{head}"), 1);
+            // A client that has had enough closes before the end.
+            drop(stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()));
+        }
+    });
+    (port, pem)
+}
+
+/// `c2d-send --wait-outcome` whose twins come from a [`server`].
+fn send_with(running: &Running, answers: Vec<String>) -> Output {
+    let (port, pem) = server(answers);
+    let roots = running.file("roots.pem");
+    let ca = std::fs::read_to_string(running.file("ca.pem")).expect("readable");
+    std::fs::write(&roots, ca + &pem).expect("written");
+    let mut command = binary();
+    command
+        .args(["c2d-send", "--device=dev1", "--message-id=m-1", "--wait-outcome=25s", "--ca-file"])
+        .arg(roots);
+    command.env("C2D_SERVICE_CONNECTION_STRING", running.service_string());
+    run(command.env("C2D_HTTPS_PORT", port.to_string()))
+}
+
+#[test]
+fn a_hub_that_throttles_is_asked_less_often() {
+    let running = Running::start();
+    let throttled = "HTTP/1.1 429 Too Many Requests\r\n\r\n".to_owned();
+    let twin = |reported: &Value| {
+        format!("HTTP/1.1 200 OK\r\n\r\n{}", serde_json::json!({ "properties": { "reported": reported } }))
+    };
+    let mut report_of_agent = TwinReport::default();
+    report_of_agent.record(&report("m-1", OutcomeKind::Succeeded, "succeeded"));
+    let (before, after) = (twin(&Value::Null), twin(&report_of_agent.patch()));
+    let begun = Instant::now();
+    let (stdout, stderr, code) =
+        seen(&send_with(&running, vec![throttled.clone(), before, throttled, after]));
+    assert!(stdout.contains("\noutcome succeeded  (rule pump") && code == Some(0), "{stdout}{stderr}");
+    assert!(stderr.contains("trying again: localhost:"), "{stderr}");
+    assert!(begun.elapsed() >= Duration::from_secs(3), "one second before sending, two after");
+}
+
+#[test]
+fn what_is_no_hub_gets_no_message() {
+    let running = Running::start();
+    let answer =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>Welcome to nginx!</html>".to_owned();
+    let sentence = unsent(&running, &send_with(&running, vec![answer]));
+    assert!(sentence.contains("not as an IoT Hub does (status 200 without JSON)"), "{sentence}");
+    let huge = format!("HTTP/1.1 200 OK\r\n\r\n{}", " ".repeat(1024 * 1024 + 1));
+    let sentence = unsent(&running, &send_with(&running, vec![huge]));
+    assert!(sentence.contains("not as an IoT Hub does (more than 1024 KiB)"), "{sentence}");
 }
 
 /// The agent itself as the device, with the binary's own emulator.

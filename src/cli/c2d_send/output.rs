@@ -169,8 +169,8 @@ impl Output {
         let text = || {
             let wait = humantime::format_duration(wait);
             let hint = if delivered {
-                "the message was delivered, and its action may still run; the rule that takes it must have \
-                 report = \"twin\" (for the emulator also \"telemetry\")"
+                "the message was delivered; its action may still run, or no rule took it, or its rule lacks report = \
+                 \"twin\" (for the emulator also \"telemetry\")"
             } else {
                 "the message stays queued until it is delivered or expires"
             };
