@@ -23,7 +23,7 @@ pub(super) enum Reached {
     /// The agent that has it open.
     Agent(Client),
     /// Nobody but this process has it open.
-    File(InboxFile),
+    File(Box<InboxFile>),
 }
 
 /// Where the inbox is, as the configuration says. Whatever else is wrong with it does not matter.
@@ -51,8 +51,9 @@ pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
             Err(error) => return Err(error.into()),
         }
         match InboxFile::open(settings) {
-            Ok(file) => return Ok(Reached::File(file)),
-            Err(InboxError::InUse(_)) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Ok(file) => return Ok(Reached::File(Box::new(file))),
+            // A file and a socket have no event to wait for with a deadline: poll.
+            Err(InboxError::InUse(_)) if Instant::now() < end => std::thread::park_timeout(PAUSE),
             Err(InboxError::InUse(path)) => {
                 return Err(anyhow!(
                     "the inbox {path} is in use, but nobody listens on {}: if an agent runs, its log says why it has \

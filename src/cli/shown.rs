@@ -3,7 +3,6 @@
 //! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what is shown.
 //! Used by: `cli` (inbox, status).
 
-use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::time::{Duration, SystemTime};
 
@@ -81,7 +80,7 @@ fn without_controls(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         if c.is_control() {
-            push(&mut text, format_args!("\\u{:04x}", u32::from(c)));
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             text.push(c);
         }
@@ -197,11 +196,6 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
-}
-
-/// To write to a `String` cannot fail.
-fn push(text: &mut String, what: std::fmt::Arguments<'_>) {
-    drop(text.write_fmt(what));
 }
 
 #[cfg(test)]

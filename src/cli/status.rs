@@ -8,13 +8,13 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::agent::control::client::{Client, ClientError};
+use crate::agent::control::client::ClientError;
 use crate::agent::status::{Connection, ConnectionState, Status};
-use crate::config::{InboxSettings, counted};
-use crate::inbox::{Counts, InboxFile};
+use crate::config::counted;
+use crate::inbox::{Counts, InboxError};
 use crate::outcome::Totals;
 
-use super::reach::settings;
+use super::reach::{Reached, reach, settings};
 use super::shown::{Output, aligned, plain, relative, since, size, width};
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
@@ -67,8 +67,8 @@ struct FileStatus<'a> {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
     let mut out = Output::new();
-    match Client::connect(&settings.socket) {
-        Ok(mut client) => {
+    let counts = match reach(&settings) {
+        Ok(Reached::Agent(mut client)) => {
             let status = client.status().map_err(anyhow::Error::new)?;
             if args.json {
                 out.json(&Shown::Running { running: true, status: &status })?;
@@ -76,21 +76,24 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                 print(&mut out, &rows(&status, SystemTime::now()))?;
             }
             out.flush()?;
-            Ok(Exit::Done)
+            return Ok(Exit::Done);
         }
-        Err(error @ ClientError::NotRunning(_)) => {
-            not_running(&mut out, args.json, &settings)?;
-            out.flush()?;
-            Err(anyhow::Error::new(error).into())
-        }
-        Err(error) => Err(anyhow::Error::new(error).into()),
-    }
+        Ok(Reached::File(file)) => Ok(file.counts()),
+        Err(error) if error.is::<InboxError>() => Err(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    not_running(&mut out, args.json, settings.path.display().to_string(), counts)?;
+    out.flush()?;
+    Err(anyhow::Error::new(ClientError::NotRunning(settings.socket.display().to_string())).into())
 }
 
 /// Prints what the file tells.
-fn not_running(out: &mut Output, json: bool, settings: &InboxSettings) -> anyhow::Result<()> {
-    let path = settings.path.display().to_string();
-    let counts = InboxFile::open(settings).map(|file| file.counts()).map_err(|error| error.to_string());
+fn not_running(
+    out: &mut Output,
+    json: bool,
+    path: String,
+    counts: Result<Counts, String>,
+) -> anyhow::Result<()> {
     if json {
         let (counts, trouble) = (counts.as_ref().ok(), counts.as_ref().err().map(String::as_str));
         let inbox = FileStatus { path, counts, trouble };

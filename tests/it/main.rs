@@ -23,6 +23,8 @@ mod emulator_https;
 mod emulator_mqtt;
 mod faults;
 mod harness;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod inbox_cli;
 mod layering;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -98,7 +98,7 @@ impl Client {
     /// When the agent does not answer, or not as it should.
     pub(crate) fn query(&mut self, query: Query) -> Result<Reply, ClientError> {
         match self.ask(&Call::Query(query))? {
-            Answer::Reply(view) => Reply::try_from(view).map_err(|error| self.foreign(error)),
+            Answer::Reply(view) => Reply::try_from(*view).map_err(|error| self.foreign(error)),
             Answer::Error(sentence) => Err(ClientError::Agent(sentence)),
             Answer::Status(_) => Err(self.foreign("an answer to another question")),
         }

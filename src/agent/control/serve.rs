@@ -116,7 +116,7 @@ async fn answer(call: Call, requests: &mpsc::Sender<Request>) -> Answer {
             Call::Query(query) => {
                 let (sender, answer) = oneshot::channel();
                 requests.send(Request::Query(bounded(query), sender)).await.ok()?;
-                answer.await.ok().map(|reply| Answer::Reply(reply.into()))
+                answer.await.ok().map(|reply| Answer::Reply(Box::new(reply.into())))
             }
         }
     };

@@ -71,6 +71,13 @@ async fn agent(mut control: Control) {
     }
 }
 
+/// Serves, until it is dropped.
+fn serve(path: &Path) -> JoinSet<()> {
+    let mut task = JoinSet::new();
+    task.spawn(agent(Control::open(path).expect("a socket")));
+    task
+}
+
 /// Asks from a thread of its own, as the command line does from a process of its own.
 async fn ask<T: Send + 'static>(path: &Path, work: impl FnOnce(Client) -> T + Send + 'static) -> T {
     let path = path.to_owned();
@@ -96,7 +103,7 @@ async fn hear(client: &mut BufReader<UnixStream>) -> String {
 #[tokio::test]
 async fn many_requests_are_answered_on_one_connection() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     let (first, list, second) = ask(&place.path, |mut client| {
         let first = client.status().expect("a status");
         let list = client.query(Query::List { state: None, after: 0, limit: 7 }).expect("an answer");
@@ -111,7 +118,7 @@ async fn many_requests_are_answered_on_one_connection() {
 #[tokio::test]
 async fn a_page_is_bounded_whatever_is_asked_for() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     let query = Query::List { state: None, after: 0, limit: usize::MAX };
     let reply = ask(&place.path, |mut client| client.query(query).expect("an answer")).await;
     assert_eq!(reply, Reply::Records(vec![record(MAX_PAGE as u64)]));
@@ -177,7 +184,7 @@ async fn what_stands_in_the_way_is_named_and_left_alone() {
 #[tokio::test]
 async fn nonsense_is_answered_with_one_error_and_a_hang_up() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     for nonsense in ["GET / HTTP/1.1\r\n", "\n", "{\"status\":{}\n", "{\"query\":{\"erase\":1}}\n", "[1,2]\n"]
     {
         let mut client = raw(&place.path).await;
@@ -191,7 +198,7 @@ async fn nonsense_is_answered_with_one_error_and_a_hang_up() {
 #[tokio::test]
 async fn a_request_as_long_as_allowed_is_read_and_a_longer_one_is_cut_off() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     let (head, tail) = ("{\"query\":{\"show\":\"", "\"}}\n");
     let fits = wire::MAX_REQUEST_BYTES as usize - head.len() - tail.len();
     let mut client = raw(&place.path).await;
@@ -204,9 +211,9 @@ async fn a_request_as_long_as_allowed_is_read_and_a_longer_one_is_cut_off() {
 #[tokio::test]
 async fn one_client_too_many_is_told_and_let_in_when_another_has_left() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     let mut clients = Vec::new();
-    for _ in 0..serve::MAX_CLIENTS {
+    for _ in 0..super::serve::MAX_CLIENTS {
         let mut client = raw(&place.path).await;
         say(&mut client, "{\"status\":{}}\n").await;
         assert!(hear(&mut client).await.starts_with("{\"status\":{"));
@@ -226,7 +233,7 @@ async fn one_client_too_many_is_told_and_let_in_when_another_has_left() {
 #[tokio::test]
 async fn clients_that_are_slow_do_not_hold_up_others() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     // One says half of its request; one asks and asks and never reads.
     let mut half = raw(&place.path).await;
     say(&mut half, "{\"sta").await;
@@ -244,7 +251,7 @@ async fn clients_that_are_slow_do_not_hold_up_others() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_asks_nothing_is_cut_off() {
     let place = place();
-    let _agent = tokio::spawn(agent(Control::open(&place.path).expect("a socket")));
+    let _agent = serve(&place.path);
     let mut client = raw(&place.path).await;
     assert_eq!(hear(&mut client).await, "{\"error\":\"there was no request for 30 s\"}\n");
     assert_eq!(hear(&mut client).await, "");
@@ -274,7 +281,8 @@ async fn an_agent_without_an_answer_is_told_apart_from_none() {
 async fn what_is_no_agent_is_named() {
     let place = place();
     let listener = UnixListener::bind(&place.path).expect("a socket");
-    let server = tokio::spawn(async move {
+    let mut server = JoinSet::new();
+    server.spawn(async move {
         for text in ["220 mail.example\r\n", "{\"reply\":{\"refused\":\"no\"}}\n", ""] {
             let (mut stream, _) = listener.accept().await.expect("a client");
             stream.write_all(text.as_bytes()).await.expect("sent");
@@ -285,7 +293,7 @@ async fn what_is_no_agent_is_named() {
         let error = ask(&place.path, |mut client| client.status().expect_err("no status").to_string()).await;
         errors.push(error);
     }
-    server.await.expect("served");
+    server.join_next().await.expect("a task").expect("served");
     assert!(errors[0].contains("does not speak as this version does"), "{errors:?}");
     assert!(errors[1].contains("an answer to another question"), "{errors:?}");
     assert!(errors[2].contains("broke"), "{errors:?}");

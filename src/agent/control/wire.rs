@@ -38,7 +38,7 @@ pub(super) enum Call {
 #[serde(rename_all = "camelCase")]
 pub(super) enum Answer {
     Status(Box<Status>),
-    Reply(ReplyView),
+    Reply(Box<ReplyView>),
     /// In one sentence.
     Error(String),
 }
