@@ -11,7 +11,7 @@
 //! Over MQTT a device can only complete. So a message whose action failed is completed, too, and stays in the inbox as a
 //! dead letter: to leave it at the hub would run it again and again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -314,6 +314,7 @@ impl Agent {
 
     /// Writes what is to be written, closes everything, and puts pins into their `on_exit` state.
     async fn close(mut self) -> Result<(), AgentError> {
+        self.submit_pins(self.machine.actions.pins_on_after_exit());
         for answer in self.inbox.close().await {
             self.answer(answer);
         }
@@ -446,11 +447,14 @@ impl Agent {
             self.pins_noted = PinsNoted::Again;
             return;
         }
+        self.submit_pins(self.machine.actions.pins_on());
+        self.pins_noted = PinsNoted::UnderWay;
+    }
+
+    fn submit_pins(&mut self, on: BTreeMap<String, Duration>) {
         let now = (self.clock)();
         let since = |on: Duration| now.checked_sub(on).unwrap_or(SystemTime::UNIX_EPOCH);
-        let on = self.machine.actions.pins_on().into_iter().map(|(pin, on)| (pin, since(on)));
-        self.inbox.submit(Op::PinsOn(on.collect()));
-        self.pins_noted = PinsNoted::UnderWay;
+        self.inbox.submit(Op::PinsOn(on.into_iter().map(|(pin, on)| (pin, since(on))).collect()));
     }
 
     fn tell(&self, event: AgentEvent) {

@@ -104,7 +104,8 @@ pub(crate) struct Opened {
     pub(crate) unfinished: Vec<Unfinished>,
     /// The newest ended record of each rule.
     pub(crate) latest: Vec<Record>,
-    /// When attempts were begun, by rule, in the last hour (the newest 1,000), the oldest first.
+    /// When attempts were begun, by rule, the oldest first: the newest 1,000 of the last hour, and the newest of each rule
+    /// that has none among them.
     pub(crate) starts: Vec<(String, SystemTime)>,
     pub(crate) last_received: Option<SystemTime>,
     /// As [`Op::PinsOn`] left it.

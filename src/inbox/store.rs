@@ -142,17 +142,19 @@ impl Store {
         let messages = transaction.open_table(MESSAGES)?;
         let mut opened = Opened { counts: self.counts(), ..Opened::default() };
         let mut latest: HashMap<String, (u64, Record)> = HashMap::new();
-        let mut starts = Vec::new();
+        let (mut starts, mut last_starts) = (Vec::new(), HashMap::new());
         let mut last_received = None;
         for row in transaction.open_table(RECORDS)?.iter()? {
             let (number, value) = row?;
             let number = number.value();
             let record = Stored::decode(number, value.value()).map_err(Failure::Corrupt)?.record;
             last_received = last_received.max(Some(record.received_ms));
-            if let (Some(rule), Some(started)) = (&record.rule, record.started_ms)
-                && started.saturating_add(STARTS_MS) >= now_ms
-            {
-                starts.push((started, rule.clone()));
+            if let (Some(rule), Some(started)) = (&record.rule, record.started_ms) {
+                if started.saturating_add(STARTS_MS) >= now_ms {
+                    starts.push((started, rule.clone()));
+                }
+                let last = last_starts.entry(rule.clone()).or_insert(started);
+                *last = started.max(*last);
             }
             if matches!(record.state, State::Accepted | State::Started) {
                 let Some(message) = messages.get(number)? else {
@@ -169,7 +171,11 @@ impl Store {
         }
         starts.sort_unstable();
         let newest = starts.split_off(starts.len().saturating_sub(MOST_STARTS));
-        opened.starts = newest.into_iter().map(|(at, rule)| (rule, from_millis(at))).collect();
+        last_starts.retain(|rule, _| !newest.iter().any(|(_, known)| known == rule));
+        let mut last_starts: Vec<_> = last_starts.into_iter().map(|(rule, at)| (at, rule)).collect();
+        last_starts.sort_unstable();
+        let starts = last_starts.into_iter().chain(newest);
+        opened.starts = starts.map(|(at, rule)| (rule, from_millis(at))).collect();
         opened.latest = latest.into_values().map(|(_, record)| record).collect();
         opened.latest.sort_by_key(|record| record.number);
         opened.last_received = last_received.map(from_millis);

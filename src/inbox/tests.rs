@@ -94,3 +94,28 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
         "{answers:?}"
     );
 }
+
+#[tokio::test]
+async fn beginnings_of_the_last_hour_and_the_last_of_each_rule_are_known_after_a_restart() {
+    let (_directory, settings) = settings();
+    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let ago = |minutes: u64| now - Duration::from_secs(minutes * 60);
+    for (ticket, rule, minutes) in
+        [(1, "busy", 50), (2, "seldom", 900), (3, "seldom", 800), (4, "busy", 70), (5, "busy", 1)]
+    {
+        let start = Start { at: ago(minutes), retry_on_crash: false };
+        let Op::Accept(mut arrival) =
+            arrival(ticket, message(None, &ticket.to_string()), Intent::Start(start))
+        else {
+            panic!("not an arrival")
+        };
+        arrival.rule = Some(rule.to_owned());
+        inbox.submit(Op::Accept(arrival));
+    }
+    inbox.close().await;
+    let mut inbox = Inbox::open(&settings, || SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
+    let expected = [("seldom", 800), ("busy", 50), ("busy", 1)];
+    assert_eq!(opened.starts, expected.map(|(rule, minutes)| (rule.to_owned(), ago(minutes))));
+}

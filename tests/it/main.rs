@@ -22,6 +22,8 @@ mod emulator_https;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
 mod faults;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod guards;
 mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
