@@ -1,11 +1,10 @@
 //! The agent on the emulator: from `c2d-send` to the action and back to the feedback.
 
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SasToken};
 
-use crate::harness::{Agent, Emulator, Process, Proxy, binary, run, wait_for_file, write_config};
+use crate::harness::{Agent, Emulator, Process, binary, run, wait_for_file, write_config};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -15,17 +14,6 @@ fn dir() -> tempfile::TempDir {
 const PUMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 17\n\
     [[rule]]\nname = \"pump\"\nwhen = { action = \"pump\", state = { one_of = [\"on\", \"off\"] } }\n\
     do = [ { gpio = \"pump\", set = \"{state}\" } ]\n";
-
-/// A rule that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`.
-fn gated_rule(dir: &Path) -> String {
-    let (done, go) = (dir.join("done"), dir.join("go"));
-    let (done, go) = (done.display(), go.display());
-    format!(
-        "[[rule]]\nname = \"gated\"\nwhen = {{ action = \"gated\" }}\n\
-         do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {done}; until [ -e {go} ]; do sleep 0.02; done; \
-         echo $C2D_MESSAGE_ID ended >> {done}\" }} ]\n"
-    )
-}
 
 #[test]
 fn a_message_sets_a_pin_and_its_sender_reads_success() {
@@ -140,22 +128,6 @@ fn tokens_are_renewed_by_reconnecting_and_no_message_is_lost_or_run_twice() {
 }
 
 #[test]
-fn an_action_that_outlasts_its_token_is_not_run_twice() {
-    let emulator = Emulator::start();
-    let dir = dir();
-    let rest = format!("[device]\ntoken_lifetime = \"5s\"\n{}", gated_rule(dir.path()));
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rest);
-    emulator.send("dev1", &["--property", "action=gated", "--message-id", "long"]);
-    wait_for_file(&dir.path().join("done"), "long began");
-    agent.process.stderr.wait_for("disconnected to renew the token");
-    agent.process.stderr.wait_for_nth("subscribed", 2);
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    emulator.send("dev1", &["--property", "action=gated", "--message-id", "next"]);
-    let done = wait_for_file(&dir.path().join("done"), "next ended");
-    assert_eq!(done, "long began\nlong ended\nnext began\nnext ended\n");
-}
-
-#[test]
 fn a_ready_made_token_is_good_until_it_expires_and_then_named_as_expired() {
     let emulator = Emulator::start();
     let dir = dir();
@@ -170,28 +142,6 @@ fn a_ready_made_token_is_good_until_it_expires_and_then_named_as_expired() {
     agent.process.stderr.wait_for("closed the connection");
     agent.process.stderr.wait_for("of device dev1 expired at 20");
     assert_eq!(agent.process.terminate(), Some(0));
-}
-
-#[test]
-fn a_cut_connection_completes_the_message_once_it_is_back_and_only_that_message() {
-    let emulator = Emulator::start();
-    let proxy = Proxy::to(emulator.mqtt);
-    let dir = dir();
-    let own = emulator.device_string("dev1");
-    let through = own.replace(&format!(":{}", emulator.mqtt.port()), &format!(":{}", proxy.address.port()));
-    let agent = Agent::spawn(&through, &emulator.ca_file(), dir.path(), &gated_rule(dir.path()));
-    agent.process.stderr.wait_for("subscribed");
-    emulator.send("dev1", &["--property", "action=gated", "--message-id", "first"]);
-    wait_for_file(&dir.path().join("done"), "first began");
-    let mut second = emulator.sender("dev1");
-    second.args(["--property", "action=gated", "--message-id", "second", "--ack", "full", "--wait"]);
-    let second = Process::spawn(&mut second);
-    proxy.cut();
-    agent.process.stderr.wait_for_nth("subscribed", 2);
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    assert_eq!(second.wait_exit().code(), Some(0), "{}", second.stderr.text());
-    let done = wait_for_file(&dir.path().join("done"), "second ended");
-    assert_eq!(done, "first began\nfirst ended\nsecond began\nsecond ended\n");
 }
 
 #[test]

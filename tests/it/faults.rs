@@ -79,7 +79,7 @@ fn an_expired_token_is_named_before_dialling_and_ends_the_agent() {
 }
 
 #[test]
-fn a_clock_at_1970_is_named_as_such_and_tried_again() {
+fn trap_09_the_clock_at_1970_is_named_as_such_and_tried_again() {
     let Some(faketime) = program("faketime") else {
         return skip("a clock at 1970 is named", "faketime is not installed");
     };

@@ -118,7 +118,8 @@ impl Lines {
         }
     }
 
-    fn wait_end(&self) {
+    /// Waits until the output has ended; gives up at the deadline.
+    pub(crate) fn wait_end(&self) {
         let end = Instant::now() + DEADLINE;
         let mut state = self.0.0.lock().expect("lines");
         while !state.1 && Instant::now() < end {
@@ -161,6 +162,11 @@ impl Process {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.id() as i32).expect("a pid");
         rustix::process::kill_process(pid, signal).expect("the process is there");
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.lock().expect("child").try_wait().expect("a status").is_none()
     }
 
     /// Waits for the end, and for the end of its output; fails the test after [`DEADLINE`].
@@ -342,6 +348,8 @@ pub(crate) struct Proxy {
     /// Where clients connect.
     pub(crate) address: SocketAddr,
     open: Arc<AtomicBool>,
+    /// Whether what clients send is held back.
+    held: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -352,9 +360,11 @@ impl Proxy {
         let proxy = Self {
             address: listener.local_addr().expect("an address"),
             open: Arc::new(AtomicBool::new(true)),
+            held: Arc::default(),
             streams: Arc::default(),
         };
         let (open, streams) = (Arc::clone(&proxy.open), Arc::clone(&proxy.streams));
+        let held = Arc::clone(&proxy.held);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(target) else { continue };
@@ -367,12 +377,19 @@ impl Proxy {
                     stream.set_nodelay(true).expect("a socket");
                     streams.push(stream.try_clone().expect("a socket"));
                 }
-                let copies = [(client.try_clone(), server.try_clone()), (Ok(server), Ok(client))];
-                for (from, to) in copies {
+                let never = Arc::default();
+                let copies = [
+                    (client.try_clone(), server.try_clone(), Arc::clone(&held)),
+                    (Ok(server), Ok(client), never),
+                ];
+                for (from, to, held) in copies {
                     let (mut from, mut to) = (from.expect("a socket"), to.expect("a socket"));
                     std::thread::spawn(move || {
                         let mut buffer = [0; 16 * 1024];
                         while let Ok(read) = from.read(&mut buffer) {
+                            while held.load(Ordering::SeqCst) {
+                                std::thread::park_timeout(Duration::from_millis(1)); // a flag has no event: poll
+                            }
                             if read == 0 || to.write_all(&buffer[..read]).is_err() {
                                 break;
                             }
@@ -390,6 +407,11 @@ impl Proxy {
         for stream in self.streams.lock().expect("streams").drain(..) {
             drop(stream.shutdown(Shutdown::Both));
         }
+    }
+
+    /// Holds back what clients send from now on, or lets it through. What is held when the connection is cut is lost.
+    pub(crate) fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
     }
 
     /// Lets new connections through, or closes them as soon as they come.

@@ -34,3 +34,7 @@ mod reports;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod soak;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod traps;

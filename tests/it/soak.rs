@@ -1,0 +1,147 @@
+//! The fault harness: the real agent on the emulator, with faults at random instants, and an oracle that counts.
+//!
+//! Owns: the rounds, the rules of the gateway, and the oracle. Must not know: how the agent keeps its promises.
+//! Used by: nobody; `scripts/soak.sh` runs it longer.
+//!
+//! # What happens
+//!
+//! In each round some messages with ids are sent to rules that append their message's id to a file, one line for each
+//! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
+//! stops, forgets its queues and starts again; or nothing. After the last round everything is let go quiet.
+//! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
+//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds.
+//!
+//! # The oracle
+//!
+//! The sender plays the durable part of the hub: what a restarted emulator forgot is queued again under its id, as the
+//! real hub would deliver it again. So no message may be lost by anybody, and at the end of a run
+//!
+//! - every message has feedback, and all of it says `Success`;
+//! - every message is in the inbox and has ended, as `succeeded` or `interrupted`;
+//! - a rule that gives up after a crash has run exactly once for each message that succeeded, and at most once for each
+//!   that is reported as interrupted; and no more are interrupted than actions can have been in flight at the kills;
+//! - a rule that tries again after a crash has run at least once for each message;
+//! - a rule whose first attempt always fails has done its work exactly once, at its second attempt;
+//! - no agent ended by itself, and none logged an error.
+//!
+//! A program that was running when its agent was killed goes on and writes its line: that is the one run that an
+//! interrupted message may have.
+
+use std::collections::BTreeMap;
+
+use campaign::{Campaign, Sent};
+use gateway::Stands;
+
+pub(crate) mod back_end;
+mod campaign;
+pub(crate) mod disk;
+pub(crate) mod gateway;
+mod steps;
+
+/// Programs that run at once at most, the agent's default: no kill can interrupt more actions.
+const MAX_CHILDREN: usize = 4;
+
+/// How often a rule may run for one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Promise {
+    Once,
+    AtLeastOnce,
+}
+
+/// The rules by name, which is also the action that they take and the file that they write.
+const RULES: &[(&str, Promise, &str)] = &[
+    ("after-give-up", Promise::Once, "on_crash = \"give-up\""),
+    ("after-retry", Promise::AtLeastOnce, "on_crash = \"retry\""),
+    ("accept-give-up", Promise::Once, "settle = \"on-accept\""),
+    ("accept-retry", Promise::AtLeastOnce, "settle = \"on-accept\"\non_crash = \"retry\""),
+    ("after-second", Promise::Once, SECOND_ATTEMPT),
+    ("accept-second", Promise::Once, SECOND_ON_ACCEPT),
+];
+
+const SECOND_ATTEMPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"";
+const SECOND_ON_ACCEPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"\nsettle = \"on-accept\"";
+
+fn configuration() -> String {
+    let mut text =
+        "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 1000000\n".to_owned();
+    for (name, _, keys) in RULES {
+        let work = format!("echo $C2D_MESSAGE_ID >> DIR/{name}");
+        let step = if name.ends_with("second") {
+            let tried = format!("DIR/tried-{name}-$C2D_MESSAGE_ID");
+            format!("if [ -e {tried} ]; then {work}; else : > {tried}; exit 1; fi")
+        } else {
+            work
+        };
+        text += &format!(
+            "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{keys}\ndo = [ {{ shell = '{step}' }} ]\n"
+        );
+    }
+    text
+}
+
+#[test]
+fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
+    let rounds = Campaign::rounds(100);
+    let mut campaign = Campaign::new(&configuration());
+    for _ in 0..rounds {
+        campaign.flow(12, any_rule);
+        campaign.fault();
+    }
+    let inbox = campaign.quiet();
+    let mut problems = campaign.problems(&inbox, &[]);
+    problems.extend(wrong_counts(&campaign, &inbox));
+    report(&campaign, &inbox, rounds);
+    campaign.judge(&problems);
+    campaign.gateway.terminate();
+}
+
+fn any_rule(random: &mut fastrand::Rng) -> Sent {
+    let (action, _, _) = RULES[random.usize(0..RULES.len())];
+    Sent { action: action.to_owned(), properties: Vec::new() }
+}
+
+fn wrong_counts(campaign: &Campaign, inbox: &BTreeMap<String, Stands>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, promise, _) in RULES {
+        let runs = campaign.gateway.effects(name);
+        for id in campaign.sent.iter().filter(|(_, sent)| sent.action == *name).map(|(id, _)| id) {
+            let count = runs.get(id).copied().unwrap_or_default();
+            let interrupted = is_interrupted(inbox, id);
+            let right = match promise {
+                Promise::Once if interrupted => count <= 1,
+                Promise::Once => count == 1,
+                Promise::AtLeastOnce => count >= 1 && !interrupted,
+            };
+            if !right {
+                let what = format!("done {count} times, {promise:?}, {:?}", inbox.get(id));
+                found.push(campaign.problem(id, &what));
+            }
+        }
+        let foreign = runs.keys().filter(|id| campaign.sent.get(*id).is_none_or(|sent| sent.action != *name));
+        found.extend(foreign.map(|id| format!("{name} was run for {id:?}, which was not sent to it")));
+    }
+    let interrupted = inbox.keys().filter(|id| is_interrupted(inbox, id)).count();
+    if interrupted > campaign.gateway.kills * MAX_CHILDREN {
+        found.push(format!("{interrupted} are interrupted, by {} kills", campaign.gateway.kills));
+    }
+    found
+}
+
+fn is_interrupted(inbox: &BTreeMap<String, Stands>, id: &str) -> bool {
+    inbox.get(id).is_some_and(|stands| stands.outcome.as_deref() == Some("interrupted"))
+}
+
+fn report(campaign: &Campaign, inbox: &BTreeMap<String, Stands>, rounds: usize) {
+    eprintln!("{rounds} rounds, {} messages: {}", campaign.sent.len(), campaign.faults());
+    for (name, _, _) in RULES {
+        let of_rule: Vec<_> = campaign.sent.iter().filter(|(_, sent)| sent.action == *name).collect();
+        let runs = campaign.gateway.effects(name);
+        let again: usize = runs.values().map(|count| count - 1).sum();
+        let interrupted = of_rule.iter().filter(|(id, _)| is_interrupted(inbox, id)).count();
+        let messages = of_rule.len();
+        let runs: usize = runs.values().sum();
+        eprintln!(
+            "  {name}: {messages} messages, {runs} runs, {again} of them again, {interrupted} interrupted"
+        );
+    }
+}

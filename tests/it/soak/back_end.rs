@@ -1,0 +1,215 @@
+//! A hub that may be stopped and started, and a back end on it: one AMQP connection for all messages and all feedback.
+//!
+//! Owns: the emulator's process and its restarts, sending, what feedback said of each message.
+//! Must not know: agents, rules, faults. Used by: `soak`, `traps`.
+//!
+//! The emulator forgets its queues when it stops, which the real hub does not. So the harness plays the hub's durable
+//! part: [`Hub::restart`] tells which messages have no feedback yet, and whoever sent them queues them again under
+//! their ids, as the real hub would deliver them again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use c2d_agent::credentials::ServiceConnectionString;
+use c2d_agent::feedback::{DeliveryAck, FeedbackStatus};
+use c2d_agent::service::{OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::harness::{DEADLINE, Emulator};
+
+/// The device of every message.
+pub(crate) const DEVICE: &str = "dev1";
+
+/// What feedback said of each message so far, in the order in which it came.
+pub(crate) type Feedback = BTreeMap<String, Vec<FeedbackStatus>>;
+
+/// The emulator with its back end, at ports that stay the same over restarts.
+pub(crate) struct Hub {
+    pub(crate) emulator: Emulator,
+    back_end: Option<BackEnd>,
+    feedback: Arc<Mutex<Feedback>>,
+    redelivered: usize,
+    _dir: tempfile::TempDir,
+}
+
+/// Why a message is not in the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NotQueued {
+    /// The device has fifty already.
+    Full,
+    /// Anything else, in words.
+    Other(String),
+}
+
+impl Hub {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let emulator = start(&dir.path().join("hub"), "0", "0");
+        let feedback = Arc::default();
+        let back_end = Some(BackEnd::connect(&emulator, &feedback));
+        Self { emulator, back_end, feedback, redelivered: 0, _dir: dir }
+    }
+
+    /// Stops the emulator, which forgets its queues, and starts it again at the same ports; between the two,
+    /// `meanwhile` is done.
+    pub(crate) fn restart(&mut self, meanwhile: impl FnOnce()) {
+        drop(self.back_end.take());
+        assert_eq!(self.emulator.process.terminate(), Some(0), "{}", self.emulator.process.stderr.text());
+        self.redelivered += self.redelivered_by_this_process();
+        meanwhile();
+        let (mqtt, amqp) = (self.emulator.mqtt.port().to_string(), self.emulator.amqp.port().to_string());
+        self.emulator = start(&self.emulator.state, &mqtt, &amqp);
+        self.back_end = Some(BackEnd::connect(&self.emulator, &self.feedback));
+    }
+
+    /// Queues a message with the property `action` and further ones, and asks for full feedback.
+    pub(crate) fn send(&self, id: &str, action: &str, more: &[(&str, &str)]) -> Result<(), NotQueued> {
+        let mut message = message(id, action);
+        for (name, value) in more {
+            message.properties.set(*name, *value);
+        }
+        self.send_message(message)
+    }
+
+    /// Queues a message.
+    pub(crate) fn send_message(&self, message: OutgoingMessage) -> Result<(), NotQueued> {
+        self.back_end.as_ref().expect("the hub runs").send(message)
+    }
+
+    /// What feedback said so far.
+    pub(crate) fn feedback(&self) -> Feedback {
+        self.feedback.lock().expect("feedback").clone()
+    }
+
+    /// Waits until `so` holds for the feedback; false when it does not in `limit`.
+    pub(crate) fn wait_feedback(&self, limit: Duration, so: impl Fn(&Feedback) -> bool) -> bool {
+        let end = Instant::now() + limit;
+        while !so(&self.feedback.lock().expect("feedback")) {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(5)); // another thread's map has no event: poll
+        }
+        true
+    }
+
+    /// Waits until a message is completed.
+    pub(crate) fn wait_success(&self, id: &str) {
+        let success =
+            |feedback: &Feedback| feedback.get(id).is_some_and(|all| all.contains(&FeedbackStatus::Success));
+        assert!(self.wait_feedback(DEADLINE, success), "no feedback Success for {id}: {:?}", self.feedback());
+    }
+
+    /// How often the hub delivered a message again.
+    pub(crate) fn redelivered(&self) -> usize {
+        self.redelivered + self.redelivered_by_this_process()
+    }
+
+    fn redelivered_by_this_process(&self) -> usize {
+        let log = self.emulator.process.stderr.all();
+        let again =
+            |line: &&String| line.contains("delivered a C2D message") && line.contains("redelivered=true");
+        log.iter().filter(again).count()
+    }
+}
+
+/// A message with the property `action` that asks for full feedback.
+pub(crate) fn message(id: &str, action: &str) -> OutgoingMessage {
+    let mut message = OutgoingMessage {
+        device_id: DEVICE.to_owned(),
+        message_id: id.to_owned(),
+        ack: DeliveryAck::Full,
+        ..OutgoingMessage::default()
+    };
+    message.properties.set("action", action);
+    message
+}
+
+fn start(state: &Path, mqtt_port: &str, amqp_port: &str) -> Emulator {
+    Emulator::start_in(state, mqtt_port, amqp_port, &["--device", DEVICE, "--log-level", "debug"])
+}
+
+/// A message, and where its fate is told.
+type Order = (OutgoingMessage, mpsc::Sender<Result<(), NotQueued>>);
+
+/// One connection in a thread of its own; dropped, it ends.
+struct BackEnd {
+    orders: Option<UnboundedSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackEnd {
+    fn connect(emulator: &Emulator, feedback: &Arc<Mutex<Feedback>>) -> Self {
+        let identity =
+            ServiceConnectionString::parse(&emulator.service_string()).expect("a connection string");
+        let (ca_file, feedback) = (emulator.ca_file(), Arc::clone(feedback));
+        let (orders, taken) = unbounded_channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let served = runtime.block_on(serve(&identity, &ca_file, taken, &feedback));
+            // The hub was stopped under it, or it is a failure that whoever sends next will see.
+            if let Err(error) = served {
+                eprintln!("back end: {error}");
+            }
+        });
+        Self { orders: Some(orders), thread: Some(thread) }
+    }
+
+    fn send(&self, message: OutgoingMessage) -> Result<(), NotQueued> {
+        let (told, fate) = mpsc::channel();
+        let gone = |_| NotQueued::Other("the back end's connection has ended".into());
+        self.orders
+            .as_ref()
+            .expect("not dropped")
+            .send((message, told))
+            .map_err(|error| gone(error.to_string()))?;
+        fate.recv_timeout(DEADLINE).map_err(|error| gone(error.to_string()))?
+    }
+}
+
+impl Drop for BackEnd {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the back end has not panicked");
+        }
+    }
+}
+
+async fn serve(
+    identity: &ServiceConnectionString,
+    ca_file: &Path,
+    mut orders: UnboundedReceiver<Order>,
+    feedback: &Mutex<Feedback>,
+) -> Result<(), ServiceError> {
+    let mut service = Service::connect(identity, Some(ca_file), TOKEN_LIFETIME, SystemTime::now()).await?;
+    let mut reader = service.feedback_receiver().await?;
+    let mut sender = service.sender().await?;
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some((message, told)) = order else { break };
+                let fate = sender.send(&message).await.map_err(|error| match error.refusal() {
+                    Some(refusal) if refusal.condition == "amqp:resource-limit-exceeded" => NotQueued::Full,
+                    _ => NotQueued::Other(error.to_string()),
+                });
+                // Whoever asked may have given up waiting.
+                drop(told.send(fate));
+            }
+            batch = reader.next() => {
+                let batch = batch?;
+                for record in &batch.records {
+                    let mut all = feedback.lock().expect("feedback");
+                    all.entry(record.original_message_id.clone()).or_default().push(record.status_code);
+                }
+                reader.complete(batch).await?;
+            }
+        }
+    }
+    service.close().await;
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Messages flow, and in each round one thing goes wrong.
+//!
+//! Owns: the random numbers, which message was sent, the faults and how often each was done, the quiet at the end.
+//! Must not know: what the rules do, what is right. Used by: `soak` and its parts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use c2d_agent::feedback::FeedbackStatus;
+
+use super::back_end::{Hub, NotQueued};
+use super::gateway::{Gateway, Stands};
+use crate::harness::DEADLINE;
+
+/// Most connections that one life of the agent loses: its delays double with each, and rounds would only wait.
+const LOSSES: u32 = 2;
+
+/// A message, as the sender remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) action: String,
+    pub(crate) properties: Vec<(&'static str, String)>,
+}
+
+/// A hub, a gateway, and what was done to them.
+pub(crate) struct Campaign {
+    pub(crate) hub: Hub,
+    pub(crate) gateway: Gateway,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) seed: u64,
+    /// Every message that the hub took, by its id.
+    pub(crate) sent: BTreeMap<String, Sent>,
+    /// Ids of messages that a restarted hub has forgotten.
+    forgotten: VecDeque<String>,
+    ids: u64,
+    hub_restarts: usize,
+    sent_again: usize,
+}
+
+impl Campaign {
+    /// Starts everything, with a seed from `C2D_SOAK_SEED` or a new one, and prints it.
+    pub(crate) fn new(rest: &str) -> Self {
+        let seed = std::env::var("C2D_SOAK_SEED").ok();
+        let seed =
+            seed.map_or_else(|| fastrand::u64(..), |text| text.parse().expect("C2D_SOAK_SEED is a number"));
+        eprintln!("seed: {seed} (C2D_SOAK_SEED={seed} makes the same choices again)");
+        let hub = Hub::start();
+        let mut gateway = Gateway::new(&hub, rest);
+        gateway.start_subscribed();
+        Self {
+            hub,
+            gateway,
+            random: fastrand::Rng::with_seed(seed),
+            seed,
+            sent: BTreeMap::new(),
+            forgotten: VecDeque::new(),
+            ids: 0,
+            hub_restarts: 0,
+            sent_again: 0,
+        }
+    }
+
+    /// How many rounds: `C2D_SOAK_ROUNDS`, or else `default`.
+    pub(crate) fn rounds(default: usize) -> usize {
+        let rounds = std::env::var("C2D_SOAK_ROUNDS").ok();
+        rounds.map_or(default, |text| text.parse().expect("C2D_SOAK_ROUNDS is a number"))
+    }
+
+    /// Sends up to `most` messages, as many as the device's queue has room for; those that the hub forgot go first.
+    pub(crate) fn flow(&mut self, most: usize, mut next: impl FnMut(&mut fastrand::Rng) -> Sent) {
+        if !self.send_forgotten() {
+            return;
+        }
+        for _ in 0..self.random.usize(0..=most) {
+            let id = format!("m-{}", self.ids + 1);
+            let message = next(&mut self.random);
+            if !self.queue(&id, &message) {
+                return;
+            }
+            self.ids += 1;
+            self.sent.insert(id, message);
+        }
+    }
+
+    /// Sends messages until the hub has taken `count` more.
+    pub(crate) fn send(
+        &mut self,
+        count: usize,
+        mut next: impl FnMut(&mut fastrand::Rng) -> Sent,
+    ) -> Vec<String> {
+        let before = self.ids;
+        let end = Instant::now() + DEADLINE;
+        while self.ids < before + count as u64 {
+            assert!(Instant::now() < end, "seed {}: the device's queue stays full", self.seed);
+            let left = before + count as u64 - self.ids;
+            self.flow(usize::try_from(left).expect("few"), &mut next);
+        }
+        (before + 1..=self.ids).map(|number| format!("m-{number}")).collect()
+    }
+
+    fn queue(&self, id: &str, message: &Sent) -> bool {
+        let properties: Vec<(&str, &str)> =
+            message.properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        match self.hub.send(id, &message.action, &properties) {
+            Ok(()) => true,
+            Err(NotQueued::Full) => false,
+            Err(NotQueued::Other(reason)) => panic!("seed {}: {id} cannot be sent: {reason}", self.seed),
+        }
+    }
+
+    /// False when the queue has no room for all of them.
+    fn send_forgotten(&mut self) -> bool {
+        while let Some(id) = self.forgotten.front() {
+            let message = self.sent.get(id).expect("it was sent").clone();
+            if !self.queue(id, &message) {
+                return false;
+            }
+            self.sent_again += 1;
+            self.forgotten.pop_front();
+        }
+        true
+    }
+
+    /// At a random instant, at most 150 ms from now, something goes wrong, or nothing.
+    pub(crate) fn fault(&mut self) {
+        std::thread::park_timeout(Duration::from_micros(self.random.u64(0..150_000)));
+        let worn = self.gateway.losses >= LOSSES;
+        match self.random.u32(0..100) {
+            0..10 if !worn => self.gateway.expect_running(),
+            10..30 if !worn => self.gateway.cut(),
+            30..38 if !worn => self.restart_hub(),
+            38..55 => {
+                self.gateway.terminate();
+                self.gateway.start();
+            }
+            _ => {
+                self.gateway.kill();
+                self.gateway.start();
+            }
+        }
+        if self.gateway.losses == 0 && self.random.bool() {
+            self.gateway.agent().stderr.wait_for("subscribed");
+        }
+    }
+
+    /// Stops the hub, which forgets its queues, and starts it again.
+    fn restart_hub(&mut self) {
+        self.hub_restarts += 1;
+        self.gateway.losses += 2; // the connection, and an attempt or two meanwhile
+        let expected = self.gateway.losses;
+        self.hub.restart(|| ());
+        assert_eq!(self.gateway.losses, expected);
+        let feedback = self.hub.feedback();
+        self.forgotten = self.sent.keys().filter(|id| !feedback.contains_key(*id)).cloned().collect();
+        // In the order in which they were sent first.
+        self.forgotten.make_contiguous().sort_by_key(|id| id[2..].parse::<u64>().expect("a number"));
+    }
+
+    /// Nothing goes wrong any more: waits until every message is completed at the hub and has ended in the inbox.
+    pub(crate) fn quiet(&mut self) -> BTreeMap<String, Stands> {
+        if self.gateway.losses > 0 {
+            // So that it does not wait long before it connects again.
+            self.gateway.terminate();
+            self.gateway.start();
+        }
+        let end = Instant::now() + DEADLINE;
+        while !self.send_forgotten() {
+            assert!(Instant::now() < end, "seed {}: the device's queue stays full", self.seed);
+            std::thread::park_timeout(Duration::from_millis(10)); // room in a queue has no event: poll
+        }
+        let sent = &self.sent;
+        if !self.hub.wait_feedback(2 * DEADLINE, |feedback| sent.keys().all(|id| feedback.contains_key(id))) {
+            let feedback = self.hub.feedback();
+            let missing: Vec<_> = sent.keys().filter(|id| !feedback.contains_key(*id)).take(5).collect();
+            let stories = missing.iter().map(|id| self.gateway.story(id)).collect::<Vec<_>>().join("\n");
+            panic!("seed {}: no feedback for {missing:?}\n{stories}", self.seed);
+        }
+        self.gateway.settled_inbox()
+    }
+
+    /// The faults in one line.
+    pub(crate) fn faults(&self) -> String {
+        let Gateway { kills, terms, cuts, .. } = &self.gateway;
+        format!(
+            "{kills} kills, {terms} SIGTERMs, {cuts} cuts, {} restarts of the hub; {} redeliveries by the hub, {} \
+             messages queued again after it forgot them",
+            self.hub_restarts,
+            self.hub.redelivered(),
+            self.sent_again
+        )
+    }
+
+    /// A problem with one message, with all that was logged about it.
+    pub(crate) fn problem(&self, id: &str, what: &str) -> String {
+        format!("{id} ({}): {what}\n{}", self.sent[id].action, self.gateway.story(id))
+    }
+
+    /// Checks what holds for every message whatever its rule: the hub was told that it is done, and nothing else, and
+    /// the inbox knows how it ended. No life logged an error, apart from lines that contain one of `expected`.
+    pub(crate) fn problems(&self, inbox: &BTreeMap<String, Stands>, expected: &[&str]) -> Vec<String> {
+        let feedback = self.hub.feedback();
+        let mut found = Vec::new();
+        for id in self.sent.keys() {
+            match feedback.get(id).map(Vec::as_slice) {
+                Some(all) if all.iter().all(|status| *status == FeedbackStatus::Success) => {}
+                other => found.push(self.problem(id, &format!("feedback is {other:?}"))),
+            }
+            match inbox.get(id).map(|stands| stands.outcome.as_deref()) {
+                Some(Some("succeeded" | "interrupted")) => {}
+                other => found.push(self.problem(id, &format!("in the inbox it is {other:?}"))),
+            }
+        }
+        for (life, log) in self.gateway.lives().iter().enumerate() {
+            let bad = log.lines().filter(|line| line.contains("panicked") || line.contains("ERROR"));
+            let bad = bad.filter(|line| !expected.iter().any(|part| line.contains(part)));
+            found.extend(bad.map(|line| format!("life {life} says: {line}")));
+        }
+        found
+    }
+
+    /// Fails with the seed and the first problems, if there are any.
+    pub(crate) fn judge(&self, found: &[String]) {
+        let shown = found.iter().take(8).cloned().collect::<Vec<_>>().join("\n");
+        assert!(found.is_empty(), "seed {}: {} problems, the first are:\n{shown}", self.seed, found.len());
+    }
+}

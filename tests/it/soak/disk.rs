@@ -1,0 +1,93 @@
+//! The same faults, and in the middle of them the disk is full for a while.
+//!
+//! Owns: filling the disk and the oracle for that time. Must not know: how the inbox notices. Used by: nobody.
+//!
+//! The running agent's file-size limit goes to zero, so that not a byte more can be written, and back. Programs inherit
+//! the limit, so this begins only when nothing runs, and while it lasts nothing may run. (That nothing is run is part of
+//! what is shown.) A killed agent takes its limit with it, so meanwhile only the connection is cut.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use super::campaign::Campaign;
+use super::{MAX_CHILDREN, any_rule, configuration, is_interrupted, wrong_counts};
+use crate::harness::Process;
+
+/// The line of the agent's log when the inbox cannot be written, once for each time.
+pub(crate) const TROUBLE: &str = "ERROR c2d_agent::inbox";
+/// The line when it can again.
+pub(crate) const WELL: &str = "INFO c2d_agent::inbox";
+
+/// How often the disk is full.
+const TIMES: usize = 3;
+/// Messages that come meanwhile.
+const MEANWHILE: usize = 20;
+
+/// Sets the soft limit on the size of the files that a process writes.
+pub(crate) fn limit_file_size(process: &Process, bytes: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(process.id()).expect("a pid")).expect("a pid");
+    prlimit(Some(pid), Resource::Fsize, Rlimit { current: bytes, maximum: None }).expect("the limit is set");
+}
+
+#[test]
+fn while_the_disk_is_full_nothing_is_done_and_nothing_completed_and_afterwards_nothing_is_lost() {
+    let mut campaign = Campaign::new(&configuration());
+    for time in 0..TIMES {
+        for _ in 0..6 {
+            campaign.flow(8, any_rule);
+            campaign.fault();
+        }
+        campaign.quiet();
+        campaign.gateway.expect_running();
+        let (troubles, wells) = (count(&campaign, TROUBLE), count(&campaign, WELL));
+        limit_file_size(campaign.gateway.agent(), Some(0));
+        let meanwhile = campaign.send(MEANWHILE, any_rule);
+        campaign.gateway.agent().stderr.wait_for_nth(TROUBLE, troubles + 1);
+        if time == 1 {
+            campaign.gateway.cut();
+        }
+        // Long enough for a second attempt to write, which is not to be told again.
+        std::thread::park_timeout(Duration::from_millis(1500));
+        campaign.gateway.expect_running();
+        let feedback = campaign.hub.feedback();
+        let completed: Vec<_> = meanwhile.iter().filter(|id| feedback.contains_key(*id)).collect();
+        assert!(completed.is_empty(), "seed {}: completed and not recorded: {completed:?}", campaign.seed);
+        let done = meanwhile.iter().filter(|id| is_done(&campaign, id)).collect::<Vec<_>>();
+        assert!(done.is_empty(), "seed {}: done and not recorded: {done:?}", campaign.seed);
+        limit_file_size(campaign.gateway.agent(), None);
+        campaign.gateway.agent().stderr.wait_for_nth(WELL, wells + 1);
+        assert_eq!(
+            count(&campaign, TROUBLE),
+            troubles + 1,
+            "told once:\n{}",
+            campaign.gateway.agent().stderr.text()
+        );
+        assert_eq!(
+            count(&campaign, WELL),
+            wells + 1,
+            "told once:\n{}",
+            campaign.gateway.agent().stderr.text()
+        );
+    }
+    let inbox = campaign.quiet();
+    let mut problems = campaign.problems(&inbox, &[TROUBLE]);
+    problems.extend(wrong_counts(&campaign, &inbox));
+    let interrupted = inbox.keys().filter(|id| is_interrupted(&inbox, id)).count();
+    let messages = campaign.sent.len();
+    eprintln!(
+        "disk full {TIMES} times, {messages} messages, {interrupted} interrupted: {}",
+        campaign.faults()
+    );
+    assert!(interrupted <= campaign.gateway.kills * MAX_CHILDREN);
+    campaign.judge(&problems);
+    campaign.gateway.terminate();
+}
+
+fn is_done(campaign: &Campaign, id: &str) -> bool {
+    campaign.gateway.effects(&campaign.sent[id].action).contains_key(id)
+}
+
+fn count(campaign: &Campaign, part: &str) -> usize {
+    campaign.gateway.agent().stderr.count(part)
+}

@@ -1,0 +1,222 @@
+//! A gateway: one configuration and one inbox, a cable that can be cut, and one agent process after the other.
+//!
+//! Owns: the agent's lives and the faults done to them, what they logged, and what its rules left behind.
+//! Must not know: which faults come when, what is right. Used by: `soak`, `traps`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::back_end::{DEVICE, Hub};
+use crate::harness::{DEADLINE, Process, Proxy, binary, write_config};
+
+/// A directory with a configuration, and the agent that runs on it, behind a proxy.
+pub(crate) struct Gateway {
+    agent: Option<Process>,
+    /// Between the agent and the hub.
+    pub(crate) proxy: Proxy,
+    dir: tempfile::TempDir,
+    connection_string: String,
+    ca_file: PathBuf,
+    /// Connections lost in this life: the agent waits longer after each.
+    pub(crate) losses: u32,
+    /// What the ended lives logged, one text for each.
+    pub(crate) logs: Vec<String>,
+    pub(crate) kills: usize,
+    pub(crate) terms: usize,
+    pub(crate) cuts: usize,
+}
+
+/// How a message stands in the inbox, as `c2d-agent inbox list --json` tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stands {
+    /// `accepted`, `started`, `finished` or `dead`.
+    pub(crate) state: String,
+    /// Such as `succeeded`; none until it has ended.
+    pub(crate) outcome: Option<String>,
+    pub(crate) attempts: u64,
+}
+
+impl Gateway {
+    /// One for the device of `hub`. In `rest`, `DIR` stands for the gateway's directory; the inbox is in it, too, unless
+    /// `rest` says otherwise.
+    pub(crate) fn new(hub: &Hub, rest: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let proxy = Proxy::to(hub.emulator.mqtt);
+        let own = hub.emulator.device_string(DEVICE);
+        let port = format!(":{}", hub.emulator.mqtt.port());
+        let connection_string = own.replace(&port, &format!(":{}", proxy.address.port()));
+        write_config(dir.path(), &rest.replace("DIR", &dir.path().display().to_string()));
+        let ca_file = hub.emulator.ca_file();
+        Self {
+            agent: None,
+            proxy,
+            dir,
+            connection_string,
+            ca_file,
+            losses: 0,
+            logs: Vec::new(),
+            kills: 0,
+            terms: 0,
+            cuts: 0,
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command of the binary for this gateway, with its configuration named.
+    pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = binary();
+        command.args(arguments).arg("-c").arg(self.path("config.toml"));
+        command
+            .env("C2D_DEVICE_CONNECTION_STRING", &self.connection_string)
+            .env("C2D_CA_FILE", &self.ca_file);
+        command
+    }
+
+    /// Starts the agent, without waiting for anything.
+    pub(crate) fn start(&mut self) {
+        assert!(self.agent.is_none(), "an agent runs already");
+        self.agent = Some(Process::spawn(&mut self.command(&["run"])));
+        self.losses = 0;
+    }
+
+    /// Starts the agent and waits until it has subscribed.
+    pub(crate) fn start_subscribed(&mut self) {
+        self.start();
+        self.agent().stderr.wait_for("subscribed");
+    }
+
+    /// The running agent.
+    pub(crate) fn agent(&self) -> &Process {
+        self.agent.as_ref().expect("an agent runs")
+    }
+
+    /// `kill -9`, and everything that it logged is read.
+    pub(crate) fn kill(&mut self) {
+        self.expect_running();
+        self.kills += 1;
+        let agent = self.agent.take().expect("an agent runs");
+        agent.kill();
+        self.keep_log(&agent);
+    }
+
+    /// SIGTERM, and it ends in good order.
+    pub(crate) fn terminate(&mut self) {
+        self.expect_running();
+        self.terms += 1;
+        let agent = self.agent.take().expect("an agent runs");
+        let code = agent.terminate();
+        self.keep_log(&agent);
+        assert_eq!(code, Some(0), "the agent did not end in good order:\n{}", self.tail());
+    }
+
+    /// Cuts the connection to the hub; the next one is let through.
+    pub(crate) fn cut(&mut self) {
+        self.cuts += 1;
+        self.losses += 1;
+        self.proxy.cut();
+    }
+
+    /// Fails unless the agent still runs: it must end for no fault that is done around it.
+    pub(crate) fn expect_running(&self) {
+        let agent = self.agent();
+        assert!(agent.is_running(), "the agent ended by itself:\n{}", agent.stderr.text());
+    }
+
+    fn keep_log(&mut self, agent: &Process) {
+        agent.stderr.wait_end();
+        self.logs.push(agent.stderr.text());
+    }
+
+    /// What all lives have logged, this one included.
+    pub(crate) fn lives(&self) -> Vec<String> {
+        let running = self.agent.iter().map(|agent| agent.stderr.text());
+        self.logs.iter().cloned().chain(running).collect()
+    }
+
+    /// The last lines of the last life's log.
+    fn tail(&self) -> String {
+        let log = self.logs.last().cloned().unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// All that was logged about one message, life by life.
+    pub(crate) fn story(&self, id: &str) -> String {
+        let quoted = format!("\"{id}\"");
+        let lives = self.lives();
+        let lines = lives.iter().enumerate().flat_map(|(life, log)| {
+            log.lines()
+                .filter(|line| line.contains(&quoted))
+                .map(move |line| format!("  life {life}: {line}"))
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// How often each message id stands in a file of one id a line.
+    pub(crate) fn effects(&self, file: &str) -> BTreeMap<String, usize> {
+        let text = std::fs::read_to_string(self.path(file)).unwrap_or_default();
+        let mut counts = BTreeMap::new();
+        for id in text.lines() {
+            *counts.entry(id.to_owned()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Every record of the inbox with a message id, as the command line tells them. Works while the agent runs, and when
+    /// it does not.
+    pub(crate) fn inbox(&self) -> BTreeMap<String, Stands> {
+        let output = crate::harness::run(&mut self.command(&["inbox", "list", "--json"]));
+        let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "inbox list failed: {said}{told}");
+        let records = records(&told);
+        records.iter().filter_map(|record| Some((text(record, "messageId")?, stands(record)))).collect()
+    }
+
+    /// Waits until no message in the inbox waits or runs, and returns all.
+    pub(crate) fn settled_inbox(&self) -> BTreeMap<String, Stands> {
+        let end = Instant::now() + 2 * DEADLINE;
+        loop {
+            let inbox = self.inbox();
+            let open: Vec<_> = inbox.iter().filter(|(_, stands)| stands.outcome.is_none()).collect();
+            if open.is_empty() {
+                return inbox;
+            }
+            if Instant::now() > end {
+                let stories = open.iter().map(|(id, _)| self.story(id)).collect::<Vec<_>>().join("\n");
+                panic!("these messages do not end: {open:?}\n{stories}");
+            }
+            self.expect_running();
+            std::thread::park_timeout(Duration::from_millis(50)); // the command line has no event to wait for: poll
+        }
+    }
+}
+
+/// One JSON object a line, or one array of them.
+fn records(told: &str) -> Vec<Value> {
+    let values = serde_json::Deserializer::from_str(told).into_iter::<Value>();
+    let values = values.map(|value| value.unwrap_or_else(|error| panic!("not JSON ({error}): {told}")));
+    let flat = values.flat_map(|value| match value {
+        Value::Array(all) => all,
+        other => vec![other],
+    });
+    flat.collect()
+}
+
+fn stands(record: &Value) -> Stands {
+    let attempts = record.get("attempts").and_then(Value::as_u64).unwrap_or_default();
+    let outcome = record.get("outcome").and_then(|outcome| match outcome {
+        Value::String(kind) => Some(kind.clone()),
+        _ => text(outcome, "outcome"),
+    });
+    Stands { state: text(record, "state").unwrap_or_default(), outcome, attempts }
+}
+
+fn text(value: &Value, name: &str) -> Option<String> {
+    value.get(name).and_then(Value::as_str).map(str::to_owned)
+}

@@ -1,0 +1,157 @@
+//! Trap 15: the disk is full, read-only, not there, or what is on it is broken.
+//!
+//! Owns: making disks bad and good again. Must not know: the inbox's file. Used by: nobody.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{QUICK, wait_done};
+use crate::soak::back_end::Hub;
+use crate::soak::disk::{TROUBLE, WELL};
+use crate::soak::gateway::Gateway;
+
+/// A file system of one MiB in memory; unmounted when dropped.
+struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts one, or says why it cannot.
+    fn mount(path: PathBuf) -> Result<Self, String> {
+        fs::create_dir_all(&path).expect("a directory");
+        let arguments = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        let mounted =
+            Command::new("mount").args(arguments).arg(&path).output().map_err(|error| error.to_string())?;
+        if !mounted.status.success() {
+            return Err(String::from_utf8_lossy(&mounted.stderr).trim().to_owned());
+        }
+        Ok(Self { path })
+    }
+
+    fn remount(&self, option: &str) {
+        let status =
+            Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.path).status();
+        assert!(status.expect("mount runs").success(), "the disk could not be remounted {option}");
+    }
+
+    /// Writes until nothing more goes on it.
+    fn fill(&self) {
+        let mut filler = fs::File::create(self.path.join("filler")).expect("a file");
+        while filler.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn clear(&self) {
+        fs::remove_file(self.path.join("filler")).expect("removed");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may have left the agent with a file open.
+        drop(Command::new("umount").arg("-l").arg(&self.path).status());
+    }
+}
+
+/// Unlike a program that is missing, the right to mount may be missing in CI, too: there nothing fails.
+fn skip(test: &str, lack: &str) {
+    writeln!(std::io::stderr(), "SKIPPED {test}: a file system cannot be mounted here ({lack})")
+        .expect("stderr");
+}
+
+fn with_inbox(path: &str) -> String {
+    format!("[inbox]\npath = \"{path}\"\n{QUICK}")
+}
+
+/// Nothing is done while there is trouble; afterwards everything, by itself, and each is told once.
+fn sits_it_out(hub: &Hub, gateway: &Gateway, make_good: impl FnOnce()) {
+    let log = &gateway.agent().stderr;
+    hub.send("m-1", "quick", &[]).expect("room");
+    hub.send("m-2", "quick", &[]).expect("room");
+    log.wait_for(TROUBLE);
+    assert!(hub.feedback().is_empty(), "completed and not recorded");
+    assert!(!gateway.path("done").exists(), "done and not recorded");
+    make_good();
+    assert_eq!(wait_done(gateway, "m-2 done"), "m-1 done\nm-2 done\n");
+    hub.wait_success("m-1");
+    hub.wait_success("m-2");
+    log.wait_for(WELL);
+    assert_eq!((log.count(TROUBLE), log.count(WELL)), (1, 1), "{}", log.text());
+    assert_eq!(gateway.settled_inbox().len(), 2);
+}
+
+#[test]
+fn trap_15_a_full_disk_is_sat_out() {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let disk = match SmallDisk::mount(gateway.path("disk")) {
+        Ok(disk) => disk,
+        Err(lack) => return skip("a full disk is sat out", &lack),
+    };
+    gateway.start_subscribed();
+    disk.fill();
+    sits_it_out(&hub, &gateway, || disk.clear());
+    gateway.terminate();
+}
+
+#[test]
+fn trap_15_a_disk_that_is_full_at_the_start_is_sat_out() {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let disk = match SmallDisk::mount(gateway.path("disk")) {
+        Ok(disk) => disk,
+        Err(lack) => return skip("a disk that is full at the start is sat out", &lack),
+    };
+    disk.fill();
+    gateway.start();
+    sits_it_out(&hub, &gateway, || disk.clear());
+    gateway.terminate();
+}
+
+#[test]
+fn trap_15_a_read_only_disk_is_sat_out() {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let disk = match SmallDisk::mount(gateway.path("disk")) {
+        Ok(disk) => disk,
+        Err(lack) => return skip("a read-only disk is sat out", &lack),
+    };
+    disk.remount("ro");
+    gateway.start();
+    sits_it_out(&hub, &gateway, || disk.remount("rw"));
+    gateway.terminate();
+}
+
+#[test]
+fn trap_15_a_folder_that_cannot_be_made_is_sat_out() {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/state/inbox.redb"));
+    let folder = gateway.path("state");
+    fs::write(&folder, "a file where the folder should be").expect("written");
+    gateway.start();
+    sits_it_out(&hub, &gateway, || fs::remove_file(&folder).expect("removed"));
+    gateway.terminate();
+}
+
+#[test]
+fn trap_15_a_corrupt_inbox_is_moved_aside_and_named_and_a_new_one_begun() {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, QUICK);
+    let garbage = vec![b'?'; 64 * 1024];
+    fs::write(gateway.path("inbox.redb"), &garbage).expect("written");
+    gateway.start_subscribed();
+    hub.send("m-1", "quick", &[]).expect("room");
+    hub.wait_success("m-1");
+    let aside = moved_aside(&gateway.path(""));
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    assert_eq!(fs::read(&aside[0]).expect("a file"), garbage, "never changed");
+    let name = aside[0].file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(gateway.agent().stderr.text().contains(&name), "{}", gateway.agent().stderr.text());
+    assert_eq!(gateway.inbox().len(), 1);
+}
+
+fn moved_aside(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.filter(|path| path.to_string_lossy().contains("inbox.redb.corrupt-")).collect()
+}
