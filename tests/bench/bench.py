@@ -14,10 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from inbox import measure_inbox
 from receivers import HERE, PYTHON, Agent, Broker, Lines, MosquittoSub, PythonSdk, Receiver, start, started, stop
 
 EMULATOR_HOST = "127.0.0.10"
-BACKLOG, CHILDREN, LATENCIES = 20_000, 1_000, 1_000
+# C2D_BENCH_SMALL=1 tries the script itself out, with figures that mean nothing.
+BACKLOG, CHILDREN, LATENCIES = (20_000, 1_000, 1_000) if not os.environ.get("C2D_BENCH_SMALL") else (500, 50, 50)
 
 
 def note(text):
@@ -133,8 +135,8 @@ def measure(binary, device_binary, folder):
     table.row("memory, connected and idle, MiB RSS", "≤ 6 MB", *each(Receiver.idle_memory))
 
     drains = each(lambda receiver: [receiver.drain(BACKLOG, "pin") for _ in range(3 if receiver.device == "sdk" else 5)])
-    table.row(f"backlog of {BACKLOG:,} drained, messages/s", "≥ 80,000", *[median([rate for rate, _ in runs]) for runs in drains])
-    table.row("CPU per 1,000 messages, ms", "≤ 10", *[median([cpu for _, cpu in runs]) for runs in drains])
+    table.row(f"backlog of {BACKLOG:,} drained, messages/s", "≥ 20,000, better 30,000", *[median([rate for rate, _ in runs]) for runs in drains])
+    table.row("CPU per 1,000 messages, ms", "≤ 10 without the inbox", *[median([cpu for _, cpu in runs]) for runs in drains])
 
     # In turns, so that all see the same machine.
     rounds = [[bare_spawns_per_second(CHILDREN), *each(lambda receiver: receiver.drain_child(CHILDREN))] for _ in range(5)]
@@ -148,6 +150,7 @@ def measure(binary, device_binary, folder):
     agent = receivers[0]
     table.row("shutdown, idle, s", "≤ 8", median([agent.shutdown_s(stubborn=False) for _ in range(3)]))
     table.row("shutdown, an action in flight that ignores SIGTERM, s", "≤ 8", agent.shutdown_s(stubborn=True))
+    measure_inbox(agent, table, BACKLOG, CHILDREN, LATENCIES)
     broker.close()
 
     against_the_emulator(binary, folder, table)

@@ -4,6 +4,7 @@ Each receiver answers the same questions: how long it takes to subscribe, how mu
 backlog, how soon it has a message.
 """
 
+import itertools
 import json
 import os
 import re
@@ -20,10 +21,13 @@ KEY = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgISE="
 HERE = Path(__file__).parent
 PYTHON = HERE.parent.parent / ".venv/bin/python"
 DEADLINE = 120
+MESSAGE_IDS = itertools.count()
 
 
 def topic(device, n, what):
-    return f"devices/{device}/messages/devicebound/%24.mid=m-{n}&%24.to=%2Fdevices%2F{device}%2Fmessages%2Fdevicebound&action={what}"
+    """The topic of a message with an id that no other one of this run has: an inbox does nothing twice."""
+    unique = next(MESSAGE_IDS)
+    return f"devices/{device}/messages/devicebound/%24.mid=m-{n}-{unique}&%24.to=%2Fdevices%2F{device}%2Fmessages%2Fdevicebound&action={what}"
 
 
 def cpu_ns(pid):
@@ -35,6 +39,11 @@ def cpu_ns(pid):
 def memory_mib(pid):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def written_bytes(pid):
+    """Bytes that a process had written to storage so far."""
+    return int(re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[1])
 
 
 class Lines:
@@ -173,21 +182,25 @@ line = 1
 
 [[rule]]
 name = "pin"
+lane = "bench"
 when = {{ action = "pin" }}
 do = [ {{ gpio = "led", set = "on" }} ]
 
 [[rule]]
 name = "toggle"
+lane = "bench"
 when = {{ action = "toggle" }}
 do = [ {{ gpio = "led", set = "toggle" }} ]
 
 [[rule]]
 name = "child"
+lane = "bench"
 when = {{ action = "child" }}
 do = [ {{ run = ["/bin/true"] }} ]
 
 [[rule]]
 name = "mark"
+lane = "bench"
 when = {{ action = {{ one_of = ["begin", "end"] }} }}
 do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
 
@@ -196,7 +209,28 @@ name = "stubborn"
 when = {{ action = "stubborn" }}
 do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 1; done' }} ]
 """
+            + "".join(self._lane(n) for n in range(LANES))
         )
+
+    def _lane(self, n):
+        """A lane with children, and a mark for its beginning and its end."""
+        return f"""
+[[rule]]
+name = "child-{n}"
+lane = "lane-{n}"
+when = {{ action = "child-{n}" }}
+do = [ {{ run = ["/bin/true"] }} ]
+
+[[rule]]
+name = "mark-{n}"
+lane = "lane-{n}"
+when = {{ action = {{ one_of = ["begin-{n}", "end-{n}"] }} }}
+do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
+"""
+
+    def forget(self):
+        """An empty inbox from the next start on."""
+        self.inbox.unlink(missing_ok=True)
 
     def spawn(self, level="warn", **options):
         environment = {
@@ -205,7 +239,7 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
             "C2D_DEVICE_CONNECTION_STRING": self.connection_string,
             "C2D_CA_FILE": str(self.broker.ca),
         }
-        return start([self.binary, "run", "-c", self.config], env=environment, text=True, **options)
+        return start([*self.prefix, self.binary, "run", "-c", self.config], env=environment, text=True, **options)
 
     def idle(self):
         return self.spawn()
@@ -215,12 +249,14 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
         return when
 
     def drain(self, count, what):
-        """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them."""
+        """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them; into an empty inbox."""
+        self.forget()
         self.broker.fill(self.device, count, what)
         process = self.spawn()
         begin = self.wait_mark("begin")
         end = self.wait_mark("end")
         cpu = cpu_ns(process.pid)
+        self.written = written_bytes(process.pid)
         stop(process)
         self.broker.wait_subscribed(self.device)
         return count / ((end - begin) / 1e9), cpu / 1e6 / count * 1000
@@ -228,8 +264,24 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
     def drain_child(self, count):
         return self.drain(count, "child")[0]
 
+    def drain_lanes(self, count):
+        """Children/s in four lanes side by side."""
+        self.forget()
+        lanes = range(LANES)
+        names = [f"begin-{n}" for n in lanes] + [f"child-{n % LANES}" for n in range(count)] + [f"end-{n}" for n in lanes]
+        self.broker.publisher.send_all((topic(self.device, n, name), b"") for n, name in enumerate(names))
+        process = self.spawn()
+        first = self.mark_index
+        begin = min(self.marks.wait_for(f"begin-{n}", first)[0] for n in lanes)
+        ends = [self.marks.wait_for(f"end-{n}", first) for n in lanes]
+        self.mark_index = max(index for _, _, index in ends)
+        stop(process)
+        self.broker.wait_subscribed(self.device)
+        return count / ((max(when for when, _, _ in ends) - begin) / 1e9)
+
     def latencies_us(self, count):
         """Publish to the log line that says that the pin changed."""
+        self.forget()
         process = self.spawn("info", stderr=subprocess.PIPE)
         log, index, found = Lines(process.stderr), 0, []
         self.broker.wait_subscribed(self.device)
@@ -241,6 +293,7 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
             found.append((when - begin) / 1000)
             self.broker.publisher.confirm()
             time.sleep(0.002)
+        self.written = written_bytes(process.pid)
         stop(process)
         return found
 
@@ -256,6 +309,8 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
         return time.monotonic() - begin
 
 
+# As many as programs may run at once.
+LANES = 4
 # What the simulated backend logs when a pin changed.
 PIN_LINE = "switched simulated pin"
 
