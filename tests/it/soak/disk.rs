@@ -15,9 +15,9 @@ use super::{MAX_CHILDREN, any_rule, configuration, is_interrupted, wrong_counts}
 use crate::harness::Process;
 
 /// The line of the agent's log when the inbox cannot be written, once for each time.
-pub(crate) const TROUBLE: &str = "ERROR c2d_agent::inbox";
+pub(crate) const TROUBLE: &str = "until then, messages stay at the hub";
 /// The line when it can again.
-pub(crate) const WELL: &str = "INFO c2d_agent::inbox";
+pub(crate) const WELL: &str = "can be used again";
 
 /// How often the disk is full.
 const TIMES: usize = 3;
@@ -55,20 +55,16 @@ fn while_the_disk_is_full_nothing_is_done_and_nothing_completed_and_afterwards_n
         assert!(completed.is_empty(), "seed {}: completed and not recorded: {completed:?}", campaign.seed);
         let done = meanwhile.iter().filter(|id| is_done(&campaign, id)).collect::<Vec<_>>();
         assert!(done.is_empty(), "seed {}: done and not recorded: {done:?}", campaign.seed);
+        if time == 2 {
+            // SIGTERM does not wait for the disk, and the next life has no limit.
+            campaign.gateway.terminate();
+            campaign.gateway.start();
+            continue;
+        }
         limit_file_size(campaign.gateway.agent(), None);
         campaign.gateway.agent().stderr.wait_for_nth(WELL, wells + 1);
-        assert_eq!(
-            count(&campaign, TROUBLE),
-            troubles + 1,
-            "told once:\n{}",
-            campaign.gateway.agent().stderr.text()
-        );
-        assert_eq!(
-            count(&campaign, WELL),
-            wells + 1,
-            "told once:\n{}",
-            campaign.gateway.agent().stderr.text()
-        );
+        let told = (count(&campaign, TROUBLE), count(&campaign, WELL));
+        assert_eq!(told, (troubles + 1, wells + 1), "told once:\n{}", campaign.gateway.agent().stderr.text());
     }
     let inbox = campaign.quiet();
     let mut problems = campaign.problems(&inbox, &[TROUBLE]);
