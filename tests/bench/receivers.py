@@ -169,10 +169,18 @@ class Agent(Receiver):
         self.marks = Lines(os.fdopen(os.open(self.fifo, os.O_RDWR), "r"))
         self.mark_index = 0
         self.config = broker.folder / "agent.toml"
+        self.prefix = []
+        self.use_inbox(broker.folder / "inbox.redb")
+
+    def use_inbox(self, path, keys=""):
+        """From the next start on, the inbox is there, with further keys of its table."""
+        self.inbox = path
+        # All rules that are measured are in one lane, so that the mark at the end comes last.
         self.config.write_text(
             f"""
 [inbox]
-path = "inbox.redb"
+path = "{path}"
+{keys}
 
 [gpio]
 backend = "simulated"

@@ -183,7 +183,8 @@ impl Gateway {
         let end = Instant::now() + 2 * DEADLINE;
         loop {
             let inbox = self.inbox();
-            let open: Vec<_> = inbox.iter().filter(|(_, stands)| stands.outcome.is_none()).collect();
+            let ended = |stands: &Stands| matches!(stands.state.as_str(), "finished" | "dead");
+            let open: Vec<_> = inbox.iter().filter(|(_, stands)| !ended(stands)).collect();
             if open.is_empty() {
                 return inbox;
             }
