@@ -3,11 +3,12 @@
 //! Owns: its arguments, signals, and the exit code. Must not know: what the agent does. Used by: `cli`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_tokio::Signals;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     for warning in config.warnings.lines() {
         tracing::warn!("{warning}");
     }
+    // A write past the limit on file sizes fails, and is tried again later; without a handler it would end the agent.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("signals cannot be received")?;
     super::block_on(async {
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
