@@ -63,7 +63,7 @@ const SECOND_ON_ACCEPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10
 
 fn configuration() -> String {
     let mut text =
-        "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 1000000\n".to_owned();
+        "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n".to_owned();
     for (name, _, keys) in RULES {
         let work = format!("echo $C2D_MESSAGE_ID >> DIR/{name}");
         let step = if name.ends_with("second") {
