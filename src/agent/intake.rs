@@ -173,7 +173,7 @@ impl Agent {
         if self.stopping {
             // It is begun at the next start, or comes again.
             if starting {
-                self.inbox.submit(Op::Again { number });
+                self.inbox.submit(Op::Again { number, made: false });
             }
             self.lanes.leave(ticket);
             self.hand.remove(ticket);

@@ -112,7 +112,7 @@ impl Agent {
         if failed && attempt < rule.policy.attempts && self.stopping {
             // The attempts that are left are made after the next start.
             let number = entry.number;
-            number.into_iter().for_each(|number| self.inbox.submit(Op::Again { number }));
+            number.into_iter().for_each(|number| self.inbox.submit(Op::Again { number, made: true }));
             return self.leave(ticket);
         }
         let Some(pause) = pause else {
@@ -121,7 +121,7 @@ impl Agent {
         };
         entry.phase = Phase::BackingOff;
         if let Some(number) = entry.number.filter(|_| !entry.retry_on_crash) {
-            self.inbox.submit(Op::Again { number });
+            self.inbox.submit(Op::Again { number, made: true });
         }
         self.lanes.pause(ticket);
         let machine = Arc::clone(&self.machine);
@@ -179,7 +179,7 @@ impl Agent {
                 let Some(ticket) = self.hand.ticket_of(number) else { return };
                 if self.stopping {
                     // Nothing was done: it is as it was before.
-                    self.inbox.submit(Op::Again { number });
+                    self.inbox.submit(Op::Again { number, made: false });
                     self.leave(ticket);
                 } else {
                     self.begin_now(ticket);

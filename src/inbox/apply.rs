@@ -68,8 +68,8 @@ impl<'w, 't> Work<'w, 't> {
                 self.alter(*number, "started", |record| started(record, *start))?;
                 Answer::Started(*number)
             }
-            Op::Again { number } => {
-                self.alter(*number, "put back", |record| record.state = State::Accepted)?;
+            Op::Again { number, made } => {
+                self.alter(*number, "put back", |record| put_back(record, *made))?;
                 Answer::Again(*number)
             }
             Op::End { number, outcome, report } => {
@@ -293,6 +293,17 @@ fn started(record: &mut Record, start: Start) {
     record.attempts = record.attempts.saturating_add(1);
     record.started_ms = Some(to_millis(start.at));
     record.retry_on_crash = start.retry_on_crash;
+}
+
+/// Back to accepted. An attempt that was not made does not count.
+fn put_back(record: &mut Record, made: bool) {
+    record.state = State::Accepted;
+    if !made {
+        record.attempts = record.attempts.saturating_sub(1);
+    }
+    if record.attempts == 0 {
+        record.started_ms = None;
+    }
 }
 
 /// Ends a record: finished, or dead where the kind of outcome says so.

@@ -61,6 +61,8 @@ pub(crate) enum Op {
     /// An attempt failed and another one follows: back to accepted.
     Again {
         number: Number,
+        /// Whether the attempt was made: one that was noted and then not made does not count.
+        made: bool,
     },
     /// It has ended: finished, or dead where the kind of outcome says so. With `report`, this telemetry report
     /// waits for the hub from now on.
