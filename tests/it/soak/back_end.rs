@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use c2d_agent::credentials::ServiceConnectionString;
 use c2d_agent::feedback::{DeliveryAck, FeedbackStatus};
 use c2d_agent::service::{OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::harness::{DEADLINE, Emulator};
 
@@ -133,11 +133,11 @@ fn start(state: &Path, mqtt_port: &str, amqp_port: &str) -> Emulator {
 }
 
 /// A message, and where its fate is told.
-type Order = (OutgoingMessage, mpsc::Sender<Result<(), NotQueued>>);
+type Order = (OutgoingMessage, mpsc::SyncSender<Result<(), NotQueued>>);
 
 /// One connection in a thread of its own; dropped, it ends.
 struct BackEnd {
-    orders: Option<UnboundedSender<Order>>,
+    orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -146,7 +146,7 @@ impl BackEnd {
         let identity =
             ServiceConnectionString::parse(&emulator.service_string()).expect("a connection string");
         let (ca_file, feedback) = (emulator.ca_file(), Arc::clone(feedback));
-        let (orders, taken) = unbounded_channel();
+        let (orders, taken) = channel(1); // whoever sends waits for the answer
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -160,12 +160,12 @@ impl BackEnd {
     }
 
     fn send(&self, message: OutgoingMessage) -> Result<(), NotQueued> {
-        let (told, fate) = mpsc::channel();
+        let (told, fate) = mpsc::sync_channel(1);
         let gone = |_| NotQueued::Other("the back end's connection has ended".into());
         self.orders
             .as_ref()
             .expect("not dropped")
-            .send((message, told))
+            .blocking_send((message, told))
             .map_err(|error| gone(error.to_string()))?;
         fate.recv_timeout(DEADLINE).map_err(|error| gone(error.to_string()))?
     }
@@ -183,7 +183,7 @@ impl Drop for BackEnd {
 async fn serve(
     identity: &ServiceConnectionString,
     ca_file: &Path,
-    mut orders: UnboundedReceiver<Order>,
+    mut orders: Receiver<Order>,
     feedback: &Mutex<Feedback>,
 ) -> Result<(), ServiceError> {
     let mut service = Service::connect(identity, Some(ca_file), TOKEN_LIFETIME, SystemTime::now()).await?;
