@@ -136,7 +136,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         ca_file: config.ca_file.clone(),
         token_lifetime: config.token_lifetime,
         clock,
-        twin: config.rules.iter().any(|rule| rule.policy().reports.twin),
+        twin: reports_in_twin(&config),
     })?;
     // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
@@ -234,7 +234,6 @@ impl Agent {
             let facts = RuleFacts::new(rule, own.collect());
             rules.insert(facts.name.clone(), Arc::new(facts));
         }
-        let twin = config.rules.iter().any(|rule| rule.policy().reports.twin);
         Self {
             lanes: Lanes::new(lanes.len(), config.max_children),
             clock,
@@ -246,7 +245,7 @@ impl Agent {
             hand: Hand::default(),
             guards: Guards::default(),
             running: FuturesUnordered::new(),
-            outbox: Outbox::new(twin),
+            outbox: Outbox::new(reports_in_twin(&config)),
             control: None,
             control_retry: None,
             queries: HashMap::new(),
@@ -462,6 +461,11 @@ impl Agent {
             tracing::warn!(%error, "an event was not observed");
         }
     }
+}
+
+/// Whether anything is ever reported in the twin.
+fn reports_in_twin(config: &Config) -> bool {
+    config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin)
 }
 
 /// Whether the loop goes on.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use crate::credentials::DeviceIdentity;
-use crate::rules::Rules;
+use crate::rules::{Reports, Rules};
 
 mod conditions;
 mod device;
@@ -52,6 +52,8 @@ pub struct Config {
     pub inbox: InboxSettings,
     /// How many programs may run at once.
     pub max_children: usize,
+    /// Where the outcomes of messages are reported that no rule takes; for rules see their policy.
+    pub reports: Reports,
     /// What is doubtful but does not keep the agent from running; often empty.
     pub warnings: Report,
 }
@@ -71,6 +73,7 @@ pub struct Inspection {
     /// Problems and warnings.
     pub report: Report,
     max_children: usize,
+    reports: Reports,
     ca_file: Option<PathBuf>,
     token_lifetime: Duration,
 }
@@ -128,6 +131,7 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
         rules,
         inbox,
         max_children,
+        reports,
         report,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
@@ -149,6 +153,7 @@ impl Inspection {
                 rules,
                 inbox,
                 max_children: self.max_children,
+                reports: self.reports,
                 warnings: self.report,
             }),
             _ => Err(self.report),
@@ -162,6 +167,7 @@ impl Inspection {
             rules: None,
             inbox: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
+            reports: Reports::default(),
             report,
             ca_file: None,
             token_lifetime: Duration::ZERO,

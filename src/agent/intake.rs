@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::inbox::{Arrival, Intent, Number, Op, Settled, Start, Verdict};
 use crate::message::{C2dMessage, format_time};
 use crate::outcome::OutcomeReport;
-use crate::rules::Settle;
+use crate::rules::{Reports, Settle};
 use crate::session::{Delivery, Receipt};
 
 use super::ending::{self, PassedOver};
@@ -91,18 +91,24 @@ impl Agent {
         self.inbox.submit(Op::Accept(Box::new(arrival)));
     }
 
-    /// The telemetry report of an outcome, when its rule wants one.
+    /// Where an outcome is reported: as its rule says, or where none took the message as `[report]` says.
+    pub(super) fn reports_of(&self, outcome: &OutcomeReport) -> Reports {
+        let rule = outcome.rule.as_deref().and_then(|rule| self.rules.get(rule));
+        rule.map_or(self.config.reports, |rule| rule.policy.reports)
+    }
+
+    /// The telemetry report of an outcome, where one is wanted.
     pub(super) fn telemetry_report(&self, outcome: &OutcomeReport) -> Option<Bytes> {
-        let rule = self.rules.get(outcome.rule.as_deref()?)?;
-        if rule.policy.reports.telemetry { ending::telemetry(outcome) } else { None }
+        if self.reports_of(outcome).telemetry { ending::telemetry(outcome) } else { None }
     }
 
     /// Finds the rule that takes a message, and makes a plan of it.
     pub(super) fn plan(&self, message: C2dMessage, now: SystemTime) -> Planned {
+        let rule = self.config.rules.match_message(&message);
         if let Some(expired) = expired(&message, now) {
-            return Err((None, expired));
+            return Err((rule.map(|rule| rule.name().to_owned()), expired));
         }
-        let rule = self.config.rules.match_message(&message).ok_or((None, PassedOver::Unmatched))?;
+        let rule = rule.ok_or((None, PassedOver::Unmatched))?;
         let refused = |why: String| (Some(rule.name().to_owned()), PassedOver::Refused(why));
         let plan = rule
             .plan(&message, &self.config.identity.device_id)

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::inbox::{Inbox, Op, Opened};
 use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, format_time};
 use crate::outcome::{LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinReport};
-use crate::rules::Policy;
+use crate::rules::Reports;
 use crate::session::{PublishError, Session, Upstream};
 
 use super::hand::RuleFacts;
@@ -89,8 +89,8 @@ impl Outbox {
             opened.latest.iter().filter_map(|record| record.outcome.as_ref()).collect();
         latest.sort_by(|one, other| one.ended.cmp(&other.ended));
         for outcome in latest {
-            let policy = outcome.rule.as_deref().and_then(|rule| rules.get(rule)).map(|rule| &rule.policy);
-            self.ended(outcome, policy);
+            let rule = outcome.rule.as_deref().and_then(|rule| rules.get(rule));
+            self.ended(outcome, rule.map(|rule| rule.policy.reports).unwrap_or_default());
         }
     }
 
@@ -116,10 +116,9 @@ impl Outbox {
     }
 
     /// A message has ended. Its telemetry report, if it has one, is in the inbox.
-    pub(super) fn ended(&mut self, outcome: &OutcomeReport, policy: Option<&Policy>) {
-        let Some(policy) = policy else { return };
-        self.telemetry.more |= policy.reports.telemetry;
-        let Some(twin) = self.twin.as_mut().filter(|_| policy.reports.twin) else { return };
+    pub(super) fn ended(&mut self, outcome: &OutcomeReport, reports: Reports) {
+        self.telemetry.more |= reports.telemetry;
+        let Some(twin) = self.twin.as_mut().filter(|_| reports.twin) else { return };
         twin.report.record(outcome);
         twin.changed = true;
     }

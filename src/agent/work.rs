@@ -214,8 +214,7 @@ impl Agent {
 
     /// Tells whoever wants to know that a message has ended, now that it is on disk.
     pub(super) fn settled(&mut self, outcome: &OutcomeReport) {
-        let policy = outcome.rule.as_deref().and_then(|rule| self.rules.get(rule)).map(|rule| &rule.policy);
-        self.outbox.ended(outcome, policy);
+        self.outbox.ended(outcome, self.reports_of(outcome));
         if self.observer.is_some() {
             let OutcomeReport { message_id, rule, text, output, .. } = outcome.clone();
             self.tell(AgentEvent::Settled { message_id, rule, outcome: text, output: output.into_bytes() });

@@ -23,7 +23,7 @@ fn gated_rule(dir: &Path) -> String {
     let (done, go) = (done.display(), go.display());
     format!(
         "[[rule]]\nname = \"gated\"\nwhen = {{ action = \"gated\" }}\n\
-         do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {done}; until [ -e {go} ]; do sleep 0.02; done; \
+         do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {done}; until [ -e {go} ] || [ ! -e {done} ]; do sleep 0.02; done; \
          echo $C2D_MESSAGE_ID ended >> {done}\" }} ]\n"
     )
 }

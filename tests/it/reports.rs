@@ -91,10 +91,19 @@ fn reports_wait_on_disk_while_the_hub_is_away() {
     assert!(line.contains("%24.cid=m-1") && line.contains("succeeded"), "{line}");
 }
 
+#[test]
+fn a_message_that_no_rule_takes_is_reported_as_the_report_table_says() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let _agent =
+        Agent::start(&emulator, "dev1", dir.path(), &format!("[report]\noutcomes = \"twin\"\n{}", rules()));
+    let (exit, report) = outcome(&emulator, &["--property", "action=unheard", "--message-id", "m-1"]);
+    assert_eq!((exit, &report["outcome"]), (Some(5), &Value::from("unmatched")), "{report}");
+}
+
 fn gated(go: &Path, done: &Path) -> String {
     let (go, done) = (go.display(), done.display());
     format!(
         "[[rule]]\nname = \"work\"\nwhen = {{ action = \"work\" }}\nsettle = \"on-accept\"\nreport = \"telemetry\"\n\
-         do = [ {{ shell = \"echo began >> {done}; until [ -e {go} ]; do sleep 0.02; done\" }} ]\n"
+         do = [ {{ shell = \"echo began >> {done}; until [ -e {go} ] || [ ! -e {done} ]; do sleep 0.02; done\" }} ]\n"
     )
 }

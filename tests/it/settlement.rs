@@ -15,7 +15,7 @@ fn gated_rule(dir: &Path, name: &str, more: &str) -> String {
     let (done, go) = (done.display(), go.display());
     format!(
         "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{more}\n\
-         do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {done}; until [ -e {go} ]; do sleep 0.02; done; \
+         do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {done}; until [ -e {go} ] || [ ! -e {done} ]; do sleep 0.02; done; \
          echo $C2D_MESSAGE_ID ended >> {done}\" }} ]\n"
     )
 }
