@@ -93,6 +93,8 @@ impl InboxPath {
         }
         if let Some(complaint) =
             complaint(metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw())
+            // The command line may well be root's.
+            && self.create
             && !self.warned
         {
             self.warned = true;

@@ -124,8 +124,8 @@ async fn answer(call: Call, requests: &mpsc::Sender<Request>) -> Answer {
         Ok(Some(answer)) => answer,
         Ok(None) => Answer::Error("the agent is stopping".to_owned()),
         Err(_elapsed) => Answer::Error(format!(
-            "the agent had no answer within {} s, and may still do what was asked: `c2d-agent status` says whether its \
-             inbox is in trouble",
+            "the inbox gave no answer within {} s, and may still do what was asked: `c2d-agent status` says whether it \
+             is in trouble",
             ANSWER_LIMIT.as_secs()
         )),
     }

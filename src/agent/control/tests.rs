@@ -267,7 +267,7 @@ async fn an_agent_without_an_answer_is_told_apart_from_none() {
     assert!(matches!(&request, Request::Query(Query::Retry(Selector(id)), _) if id == "m-1"), "{request:?}");
     let answer = hear(&mut client).await;
     assert!(
-        answer.contains("the agent had no answer within 10 s, and may still do what was asked"),
+        answer.contains("the inbox gave no answer within 10 s, and may still do what was asked"),
         "{answer}"
     );
     // The connection is still good.
