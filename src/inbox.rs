@@ -29,7 +29,7 @@ mod store;
 mod trouble;
 mod worker;
 
-use file::{InboxPath, Place as _};
+use file::{InboxPath, Place};
 use keeper::{Batch, Keeper};
 pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Query, Reply, Selector, Start, Verdict};
 pub use record::{Counts, Number, Record, Settled, State};
@@ -58,8 +58,10 @@ impl Inbox {
     /// Begins to open the file, which is created where it is missing. Never fails: trouble is [`News`], and the inbox
     /// tries again by itself.
     pub(crate) fn open(settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
-        let place = InboxPath::new(settings.path.clone(), true);
-        let keeper = Keeper::new(place, settings.clone(), clock);
+        Self::begin(Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock))
+    }
+
+    fn begin<P: Place + Send + 'static>(keeper: Keeper<P>) -> Self {
         // One batch, and the wish to close behind it.
         let (commands, received) = sync_channel(2);
         // The thread waits when nobody takes its news.

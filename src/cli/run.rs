@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
@@ -49,6 +50,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     // A write past the limit on file sizes fails, and is tried again later; without a handler it would end the agent.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).context("signals cannot be received")?;
     super::block_on(async {
+        survive_file_size_limit()?;
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
         let settings =
@@ -59,6 +61,14 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         };
         ended.map(|()| Exit::Done).map_err(failure)
     })
+}
+
+/// A write past the file size limit (`ulimit -f`, systemd's `LimitFSIZE`) raises a signal that ends the process, unless it
+/// is handled: then the write fails like one on a full disk. A handler, and not to ignore the signal, because children
+/// would inherit that.
+fn survive_file_size_limit() -> Result<(), anyhow::Error> {
+    let raised = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGXFSZ, raised).map(drop).context("the signal SIGXFSZ cannot be handled")
 }
 
 /// The first signal asks to stop, the second to hurry; further ones change nothing. Never ends.

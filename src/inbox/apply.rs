@@ -125,7 +125,7 @@ impl<'w, 't> Work<'w, 't> {
             return Ok(if ended { Verdict::Ended(number) } else { Verdict::Unfinished(number) });
         }
 
-        let number = Number(self.sums.last_record + 1);
+        let number = Number(self.sums.numbers.last_record + 1);
         let record = new_record(number, id, arrival);
         let message = match message {
             Some(message) if record.state != State::Finished => codec::encode_message(&bag, &message.body),
@@ -140,7 +140,7 @@ impl<'w, 't> Work<'w, 't> {
             return Ok(Verdict::Full);
         }
         self.notes.without_id |= arrival.message.is_some() && id.is_none();
-        self.sums.last_record = number.0;
+        self.sums.numbers.last_record = number.0;
         self.tables.records.insert(number.0, value.as_slice())?;
         if !message.is_empty() {
             self.tables.messages.insert(number.0, message.as_slice())?;
@@ -237,8 +237,8 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     fn add_report(&mut self, report: &Bytes) -> Result<(), Failure> {
-        self.sums.last_report += 1;
-        self.tables.reports.insert(self.sums.last_report, report.as_ref())?;
+        self.sums.numbers.last_report += 1;
+        self.tables.reports.insert(self.sums.numbers.last_report, report.as_ref())?;
         self.ledger.reports += 1;
         self.ledger.report_bytes += report.len() as u64;
         self.written = true;

@@ -47,20 +47,13 @@ impl InboxPath {
         Self { path, create, warned: false }
     }
 
-    fn file(&mut self) -> Result<File, Failure> {
-        let existing = OpenOptions::new().read(true).write(true).open(&self.path);
-        match existing {
+    fn existing(&mut self) -> Result<Option<Database>, Failure> {
+        match OpenOptions::new().read(true).write(true).open(&self.path) {
             Ok(file) => {
                 self.check(&file)?;
-                Ok(file)
+                database(file).map(Some)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.create {
-                    self.create()
-                } else {
-                    Err(Failure::Missing)
-                }
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
                 Err(Failure::NotAFile("a directory"))
             }
@@ -68,21 +61,39 @@ impl InboxPath {
         }
     }
 
-    fn create(&self) -> Result<File, Failure> {
+    /// Begins under another name: a file of this name is always whole, so that one which cannot be read is damaged.
+    fn create(&self) -> Result<Database, Failure> {
         let failed = |error| Failure::Io("create", error);
         let directory = directory_of(&self.path);
-        match DirBuilder::new().mode(0o700).create(directory) {
-            Ok(()) => sync_directory(directory_of(directory)).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            // Missing further up, or forbidden although it exists: opening the file tells.
-            Err(_) => {}
+        // Where more than the last directory is missing, opening the file tells.
+        if DirBuilder::new().mode(0o700).create(directory).is_ok() {
+            sync_directory(directory_of(directory)).map_err(failed)?;
         }
+        let mut begun = self.path.clone().into_os_string();
+        begun.push(format!(".new-{}", std::process::id()));
+        let begun = PathBuf::from(begun);
         // From its first instant on nobody else can read it: messages may hold secrets.
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path);
-        let file = file.map_err(failed)?;
-        // Else the file's name may be gone after a power cut, although its content was synced.
-        sync_directory(directory).map_err(failed)?;
-        Ok(file)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = match options.open(&begun) {
+            // Left by a crash of a process with the same number, as in a container.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                std::fs::remove_file(&begun).and_then(|()| options.open(&begun))
+            }
+            opened => opened,
+        };
+        let made = database(file.map_err(failed)?).and_then(|database| {
+            std::fs::rename(&begun, &self.path).map_err(failed)?;
+            // Else the file's name may be gone after a power cut, although its content was synced.
+            sync_directory(directory).map_err(failed)?;
+            Ok(database)
+        });
+        if made.is_err()
+            && let Err(error) = std::fs::remove_file(&begun)
+        {
+            tracing::debug!("{} cannot be removed: {error}", begun.display());
+        }
+        made
     }
 
     /// Complains once of who else can write it: whoever can makes the agent run things.
@@ -120,14 +131,11 @@ pub(super) fn complaint(owner: u32, mode: u32, own: u32) -> Option<String> {
 
 impl Place for InboxPath {
     fn open(&mut self) -> Result<Database, Failure> {
-        let backend = FileBackend::new(self.file()?)?;
-        // The check reads all of the file, which is small, and finds damage as an error. Without it, redb trusts a file
-        // that was closed in good order, and may panic on it later.
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(backend)?;
-        Ok(database)
+        match self.existing()? {
+            Some(database) => Ok(database),
+            None if self.create => self.create(),
+            None => Err(Failure::Missing),
+        }
     }
 
     fn distrust_cache(&self) {
@@ -162,6 +170,16 @@ impl Place for InboxPath {
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn database(file: File) -> Result<Database, Failure> {
+    // The check reads all of the file, which is small, and finds damage as an error. Without it, redb trusts a file
+    // that was closed in good order, and may panic on it later.
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true)
+        .create_with_backend(FileBackend::new(file)?)?;
+    Ok(database)
 }
 
 fn directory_of(path: &Path) -> &Path {

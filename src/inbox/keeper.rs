@@ -11,7 +11,7 @@ use super::file::Place;
 use super::ledger::Marks;
 use super::operation::{Answer, Op};
 use super::record::{Counts, Opened, to_millis};
-use super::store::{Applied, Circumstances, Store, Sums};
+use super::store::{Applied, Circumstances, Numbers, Store};
 use super::trouble::Failure;
 use crate::config::InboxSettings;
 
@@ -47,8 +47,8 @@ pub(super) struct Keeper<P> {
     clock: fn() -> SystemTime,
     store: Option<Store>,
     left: Option<Left>,
-    /// Numbers go on after these, whatever file is opened.
-    floor: Sums,
+    /// Numbers that were told: they go on after these, whatever file is opened.
+    floor: Numbers,
     warned_without_id: bool,
     forgetting: bool,
     full: bool,
@@ -62,7 +62,7 @@ impl<P: Place> Keeper<P> {
             clock,
             store: None,
             left: None,
-            floor: Sums::default(),
+            floor: Numbers::default(),
             warned_without_id: false,
             forgetting: false,
             full: false,
@@ -98,7 +98,7 @@ impl<P: Place> Keeper<P> {
         if self.store.is_some() {
             return Ok(());
         }
-        let (place, floor) = (&mut self.place, &self.floor);
+        let (place, floor) = (&mut self.place, self.floor);
         // redb checks what it reads, but not so that no damaged file can make it panic.
         let mut store = guarded(|| Store::open(place.open()?, floor)).map_err(|failure| match failure {
             Failure::Defect(reason) => Failure::Corrupt(reason),
@@ -108,6 +108,7 @@ impl<P: Place> Keeper<P> {
             let marks = if store.sums.stamp == left.stamp { left.with } else { left.without };
             store.ledger.restore(&marks);
         }
+        self.floor = store.sums.numbers;
         self.store = Some(store);
         Ok(())
     }
@@ -163,6 +164,7 @@ impl<P: Place> Keeper<P> {
         };
         let Applied { answers, notes } = applied;
         let counts = store.counts();
+        self.floor = store.sums.numbers;
         self.tell(notes, counts.bytes);
         Ok((answers, counts))
     }
@@ -176,8 +178,6 @@ impl<P: Place> Keeper<P> {
     fn drop_store(&mut self, stamp: u64) {
         let Some(store) = self.store.take() else { return };
         self.left = Some(Left { stamp, with: store.ledger.marks(false), without: store.ledger.marks(true) });
-        self.floor.last_record = store.sums.last_record;
-        self.floor.last_report = store.sums.last_report;
         if let Err(failure) = guarded(|| {
             drop(store);
             Ok(())

@@ -40,13 +40,28 @@ pub(super) const PINS_ON_KEY: &str = "pins-on";
 const STARTS_MS: u64 = 3_600_000;
 const MOST_STARTS: usize = 1_000;
 
+/// The last number that was given to a record, and to a report.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Numbers {
+    pub(super) last_record: u64,
+    pub(super) last_report: u64,
+}
+
+impl Numbers {
+    fn max(self, other: Self) -> Self {
+        Self {
+            last_record: self.last_record.max(other.last_record),
+            last_report: self.last_report.max(other.last_report),
+        }
+    }
+}
+
 /// What is counted up and never down; written with every transaction.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Sums {
-    /// The last number that was given to a record, and to a report.
-    pub(super) last_record: u64,
-    pub(super) last_report: u64,
+    pub(super) numbers: Numbers,
     pub(super) reports_dropped: u64,
     pub(super) totals: Totals,
     /// The stamp of the last transaction: tells whether one whose end was not seen is in the file.
@@ -104,15 +119,13 @@ pub(super) struct Store {
 
 impl Store {
     /// Reads what is kept in memory. An empty database is given its tables; its numbers go on after `floor`.
-    pub(super) fn open(database: Database, floor: &Sums) -> Result<Self, Failure> {
+    pub(super) fn open(database: Database, floor: Numbers) -> Result<Self, Failure> {
         let Some(mut sums) = read_sums(&database)? else {
-            let sums =
-                Sums { last_record: floor.last_record, last_report: floor.last_report, ..Sums::default() };
+            let sums = Sums { numbers: floor, ..Sums::default() };
             begin(&database, &sums)?;
             return Ok(Self { database, ledger: Ledger::default(), sums });
         };
-        sums.last_record = sums.last_record.max(floor.last_record);
-        sums.last_report = sums.last_report.max(floor.last_report);
+        sums.numbers = sums.numbers.max(floor);
         let mut store = Self { database, ledger: Ledger::default(), sums };
         store.fill()?;
         Ok(store)
@@ -125,13 +138,11 @@ impl Store {
             let (number, value) = (number.value(), value.value());
             let stored = Stored::decode(number, value).map_err(Failure::Corrupt)?;
             self.ledger.insert(number, entry(&stored, value.len(), EARLIER_PROCESS));
-            self.sums.last_record = self.sums.last_record.max(number);
         }
         for row in transaction.open_table(REPORTS)?.iter()? {
-            let (number, value) = row?;
+            let (_, value) = row?;
             self.ledger.reports += 1;
             self.ledger.report_bytes += value.value().len() as u64;
-            self.sums.last_report = self.sums.last_report.max(number.value());
         }
         Ok(())
     }

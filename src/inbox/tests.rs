@@ -51,6 +51,9 @@ fn settings() -> (TempDir, InboxSettings) {
     (directory, settings)
 }
 
+mod disk;
+mod model;
+
 async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
     loop {
         match tokio::time::timeout(Duration::from_secs(20), inbox.next()).await.expect("news") {
