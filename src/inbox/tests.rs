@@ -53,6 +53,7 @@ fn settings() -> (TempDir, InboxSettings) {
 
 mod disk;
 mod model;
+mod random;
 
 async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
     loop {

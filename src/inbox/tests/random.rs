@@ -1,0 +1,252 @@
+//! Random operations on the inbox and on its model, with failing writes and power cuts between them.
+//!
+//! Owns: what happens in which order. Must not know: what an operation means. Used by: nobody; it is a test.
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::super::keeper::{Batch, Keeper};
+use super::super::record::to_millis;
+use super::disk::Disk;
+use super::model::{
+    Expected, HOUR_MS, KEEP_AT_LEAST, MAX_REPORTS, Model, NOW_MS, Step, WINDOW_MS, actual, clock, content,
+};
+use super::*;
+
+/// What happens between and during transactions.
+#[derive(Debug, Clone)]
+enum Event {
+    Batch(Vec<Step>),
+    /// The same while the disk fails; in the end it works again, or the power goes.
+    Faulty {
+        steps: Vec<Step>,
+        after: u32,
+        faults: u32,
+        cut: bool,
+    },
+    PowerCut,
+    /// Closed in good order and opened.
+    Restart,
+    Connection,
+    /// The clock goes on, in seconds, or jumps back.
+    Clock(i32),
+}
+
+/// Whether the records, and all that is counted, are as in the model.
+fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
+    let opened = keeper.opened().expect("it is open");
+    let query = Op::Query { ticket: 0, query: Query::List { state: None, after: 0, limit: 10_000 } };
+    let (mut answers, counts) = keeper.write(&mut Batch::new(vec![query])).expect("a list");
+    let Some(Answer::Reply { reply: Reply::Records(records), .. }) = answers.pop() else {
+        panic!("no list: {answers:?}")
+    };
+    let numbers: Vec<u64> = records.iter().map(|record| record.number.0).collect();
+    let expected: Vec<u64> = model.records.keys().copied().collect();
+    if numbers != expected {
+        return Some(format!("records are {numbers:?}, not {expected:?}"));
+    }
+    for record in &records {
+        let kept = &model.records[&record.number.0];
+        let outcome = record.outcome.as_ref().map(|outcome| outcome.outcome);
+        let found = (record.state, record.settled, record.attempts, record.retry_on_crash, outcome);
+        let wanted = (kept.state, kept.settled, kept.attempts, kept.retry, kept.outcome);
+        if found != wanted || record.message_id != kept.id.map(|id| format!("m-{id}")) {
+            return Some(format!("record {record:?} is not {kept:?}"));
+        }
+    }
+    let unfinished: Vec<_> =
+        opened.unfinished.iter().map(|own| (own.record.number.0, own.message.clone())).collect();
+    let waiting = model.records.iter().filter(|(_, kept)| !kept.ended());
+    let expected: Vec<_> = waiting.map(|(number, kept)| (*number, content(kept.id, kept.body))).collect();
+    if unfinished != expected {
+        return Some(format!("unfinished are {unfinished:?}, not {expected:?}"));
+    }
+    let dead = model.records.values().filter(|kept| kept.state == State::Dead).count() as u64;
+    let found = (counts.records, counts.unfinished, counts.dead, counts.reports, counts.reports_dropped);
+    let records = model.records.len() as u64;
+    let reports = model.reports.len() as u64;
+    let wanted = (records, expected.len() as u64, dead, reports, model.reports_dropped);
+    let sums = found == wanted && counts.totals == model.totals && opened.pins_on == model.pins_on;
+    (!sums).then(|| format!("{counts:?} and {:?} are not {model:?}", opened.pins_on))
+}
+
+struct Machine {
+    disk: Disk,
+    keeper: Keeper<Disk>,
+    model: Model,
+    connection: u64,
+}
+
+impl Machine {
+    fn new(seed: u64) -> Self {
+        NOW_MS.set(to_millis(SystemTime::now()));
+        let disk = Disk::new(seed);
+        Self { keeper: Self::keeper(&disk), disk, model: Model::default(), connection: 1 }
+    }
+
+    fn keeper(disk: &Disk) -> Keeper<Disk> {
+        let settings = InboxSettings {
+            keep: Duration::from_millis(HOUR_MS),
+            keep_at_least: KEEP_AT_LEAST as u64,
+            digest_window: Duration::from_millis(WINDOW_MS),
+            max_reports: MAX_REPORTS as u64,
+            ..InboxSettings::at("inbox.redb")
+        };
+        Keeper::new(disk.clone(), settings, clock)
+    }
+
+    fn ops(&self, steps: &[Step]) -> Vec<Op> {
+        steps.iter().enumerate().map(|(at, step)| self.model.op(at as u64, step, self.connection)).collect()
+    }
+
+    /// Follows a batch in the model, with the answers that the inbox gave.
+    fn follow(&mut self, ops: &[Op], answers: &[Answer]) {
+        let numbers = answers.iter().filter_map(|answer| match answer {
+            Answer::Accepted { verdict: Verdict::New(number), .. } => Some(number.0),
+            _ => None,
+        });
+        let mut numbers: VecDeque<u64> = numbers.collect();
+        let expected: Vec<Expected> = ops
+            .iter()
+            .map(|op| self.model.apply(op, &mut || numbers.pop_front().expect("a verdict New")))
+            .collect();
+        self.model.let_go();
+        assert_eq!(answers.iter().map(actual).collect::<Vec<_>>(), expected, "for {ops:?}");
+    }
+
+    /// The power went while a batch was under way: all of it is there, or nothing.
+    fn follow_in_doubt(&mut self, ops: &[Op]) {
+        let (mut without, mut with) = (self.model.clone(), self.model.clone());
+        let mut keeper = Self::keeper(&self.disk);
+        keeper.write(&mut Batch::new(Vec::new())).expect("an inbox after the power cut");
+        let mut next = self.model.last;
+        let mut number = || {
+            next += 1;
+            next
+        };
+        for op in ops {
+            with.apply(op, &mut number);
+        }
+        with.let_go();
+        with.let_go();
+        without.let_go();
+        without.forget_connections();
+        with.forget_connections();
+        let as_before = difference(&without, &mut keeper);
+        let as_after = as_before.as_ref().and_then(|_| difference(&with, &mut keeper));
+        assert!(as_after.is_none(), "neither all nor nothing of {ops:?}: {as_before:?}; {as_after:?}");
+        self.model = if as_before.is_none() { without } else { with };
+        self.keeper = keeper;
+    }
+
+    fn play(&mut self, event: &Event) {
+        match event {
+            Event::Batch(steps) => {
+                let ops = self.ops(steps);
+                let (answers, _) =
+                    self.keeper.write(&mut Batch::new(self.ops(steps))).expect("a disk in order");
+                self.follow(&ops, &answers);
+            }
+            Event::Faulty { steps, after, faults, cut } => {
+                let ops = self.ops(steps);
+                let mut batch = Batch::new(self.ops(steps));
+                self.disk.fail_after(*after, *faults);
+                let mut tries = 0;
+                let answers = loop {
+                    match self.keeper.write(&mut batch) {
+                        Ok((answers, _)) => break Some(answers),
+                        Err(_) if *cut => break None,
+                        Err(failure) if tries > 20 => panic!("{failure:?}"),
+                        Err(_) => tries += 1,
+                    }
+                };
+                self.disk.heal();
+                match answers {
+                    Some(answers) => self.follow(&ops, &answers),
+                    None => {
+                        self.disk.cut_power();
+                        self.follow_in_doubt(&ops);
+                    }
+                }
+            }
+            Event::PowerCut => {
+                self.disk.cut_power();
+                self.keeper = Self::keeper(&self.disk);
+                self.model.forget_connections();
+            }
+            Event::Restart => {
+                self.keeper = Self::keeper(&Disk::new(0));
+                self.keeper = Self::keeper(&self.disk);
+                self.model.forget_connections();
+            }
+            Event::Connection => self.connection += 1,
+            Event::Clock(seconds) => {
+                let by = u64::from(seconds.unsigned_abs()) * 1_000;
+                let now = NOW_MS.get();
+                NOW_MS.set(if *seconds < 0 { now.saturating_sub(by) } else { now.saturating_add(by) });
+            }
+        }
+        // Old records go with the next transaction, whatever it is for.
+        self.keeper.write(&mut Batch::new(Vec::new())).expect("a disk in order");
+        self.model.let_go();
+        let difference = difference(&self.model, &mut self.keeper);
+        assert!(difference.is_none(), "{}", difference.unwrap_or_default());
+        assert_eq!(self.disk.moved_aside(), 0, "no damage was done");
+    }
+}
+
+fn kind() -> impl Strategy<Value = OutcomeKind> {
+    prop::sample::select(vec![
+        OutcomeKind::Succeeded,
+        OutcomeKind::Failed,
+        OutcomeKind::TimedOut,
+        OutcomeKind::Expired,
+        OutcomeKind::Unmatched,
+    ])
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pick = || any::<prop::sample::Index>().prop_map(|index| index.index(24));
+    prop_oneof![
+        6 => (prop::option::of(0u8..12), 0u8..2, any::<bool>(), 0u8..3, kind()).prop_map(
+            |(id, body, on_accept, intent, kind)| Step::Accept { id, body, on_accept, intent, kind }
+        ),
+        3 => (pick(), any::<bool>()).prop_map(|(pick, retry)| Step::Start { pick, retry }),
+        1 => (pick(), any::<bool>()).prop_map(|(pick, made)| Step::Again { pick, made }),
+        4 => (pick(), kind(), any::<bool>()).prop_map(|(pick, kind, report)| Step::End { pick, kind, report }),
+        1 => (0u8..4).prop_map(Step::PinsOn),
+        1 => (0usize..4).prop_map(Step::Reports),
+        1 => (0usize..4).prop_map(Step::ReportsDone),
+        2 => pick().prop_map(Step::Retry),
+        2 => pick().prop_map(Step::Drop),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let steps = || prop::collection::vec(step(), 1..8);
+    prop_oneof![
+        8 => steps().prop_map(Event::Batch),
+        4 => (steps(), 0u32..12, 1u32..4, any::<bool>())
+            .prop_map(|(steps, after, faults, cut)| Event::Faulty { steps, after, faults, cut }),
+        1 => Just(Event::PowerCut),
+        1 => Just(Event::Restart),
+        2 => Just(Event::Connection),
+        2 => (-200i32..6_000).prop_map(Event::Clock),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_inbox_does_what_the_model_does_whatever_the_disk_does(
+        seed in any::<u64>(),
+        events in prop::collection::vec(event(), 1..30),
+    ) {
+        let mut machine = Machine::new(seed);
+        for event in &events {
+            machine.play(event);
+        }
+    }
+}
