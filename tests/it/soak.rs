@@ -93,6 +93,7 @@ fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
     report(&campaign, &inbox, rounds);
     campaign.judge(&problems);
     campaign.gateway.terminate();
+    assert_eq!(campaign.gateway.inbox(), inbox, "the file says the same when no agent runs");
 }
 
 fn any_rule(random: &mut fastrand::Rng) -> Sent {

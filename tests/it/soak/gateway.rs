@@ -4,6 +4,7 @@
 //! Must not know: which faults come when, what is right. Used by: `soak`, `traps`.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ pub(crate) struct Gateway {
     dir: tempfile::TempDir,
     connection_string: String,
     ca_file: PathBuf,
+    /// Where the agent can be asked.
+    socket: PathBuf,
     /// Connections lost in this life: the agent waits longer after each.
     pub(crate) losses: u32,
     /// What the ended lives logged, one text for each.
@@ -48,7 +51,10 @@ impl Gateway {
         let own = hub.emulator.device_string(DEVICE);
         let port = format!(":{}", hub.emulator.mqtt.port());
         let connection_string = own.replace(&port, &format!(":{}", proxy.address.port()));
-        write_config(dir.path(), &rest.replace("DIR", &dir.path().display().to_string()));
+        let rest = rest.replace("DIR", &dir.path().display().to_string());
+        write_config(dir.path(), &rest);
+        let inbox = rest.split("[inbox]\npath = \"").nth(1).and_then(|text| text.split('"').next());
+        let socket = dir.path().join(inbox.unwrap_or("inbox.redb")).with_extension("sock");
         let ca_file = hub.emulator.ca_file();
         Self {
             agent: None,
@@ -56,6 +62,7 @@ impl Gateway {
             dir,
             connection_string,
             ca_file,
+            socket,
             losses: 0,
             logs: Vec::new(),
             kills: 0,
@@ -183,6 +190,11 @@ impl Gateway {
     /// Waits until no message in the inbox waits or runs, and returns all.
     pub(crate) fn settled_inbox(&self) -> BTreeMap<String, Stands> {
         let end = Instant::now() + 2 * DEADLINE;
+        // Else the command line would take the file for itself, and a starting agent would have to wait for it.
+        while UnixStream::connect(&self.socket).is_err() && Instant::now() < end {
+            self.expect_running();
+            std::thread::park_timeout(Duration::from_millis(5)); // a socket that is not there has no event: poll
+        }
         loop {
             let inbox = self.inbox();
             let ended = |stands: &Stands| matches!(stands.state.as_str(), "finished" | "dead");
