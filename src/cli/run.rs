@@ -47,8 +47,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     for warning in config.warnings.lines() {
         tracing::warn!("{warning}");
     }
-    // A write past the limit on file sizes fails, and is tried again later; without a handler it would end the agent.
-    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("signals cannot be received")?;
     super::block_on(async {
         survive_file_size_limit()?;
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::Sender;
 use super::file::Place;
 use super::keeper::{Batch, Keeper};
 use super::operation::{News, Op};
+use super::record::Opened;
 use super::trouble::Failure;
 
 /// Most operations in one transaction.
@@ -19,6 +20,10 @@ pub(super) const MOST_OPS: usize = 256;
 /// Between tries while the disk is in trouble: doubled each time.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+
+/// How long another process may have the file at the start before that is trouble.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How often old records are looked for while nothing arrives.
 const TIDY: Duration = Duration::from_secs(600);
@@ -95,7 +100,7 @@ impl<P: Place> Worker<P> {
     /// Opens the file if that is to be done, or else writes a batch if there is one.
     fn step(&mut self) -> Result<Option<News>, Failure> {
         if !self.opened {
-            let opened = self.keeper.opened()?;
+            let opened = self.first_opened()?;
             self.opened = true;
             return Ok(Some(News::Opened(Box::new(opened))));
         }
@@ -103,6 +108,19 @@ impl<P: Place> Worker<P> {
         let (answers, counts) = self.keeper.write(batch)?;
         self.batches.pop_front();
         Ok(Some(News::Done { answers, counts }))
+    }
+
+    /// Opens the file for the first time. A process that is on its way out, or one that only looks, is given a moment.
+    fn first_opened(&mut self) -> Result<Opened, Failure> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.keeper.opened() {
+                Err(Failure::InUse) if self.trouble.is_none() && Instant::now() < end => {
+                    std::thread::park_timeout(PAUSE); // a lock has no event to wait for with a deadline: poll
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn failed(&mut self, failure: &Failure) -> Result<(), Alone> {
