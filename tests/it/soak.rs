@@ -84,7 +84,7 @@ fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
     let rounds = Campaign::rounds(100);
     let mut campaign = Campaign::new(&configuration());
     for _ in 0..rounds {
-        campaign.flow(12, any_rule);
+        campaign.flow(20, any_rule);
         campaign.fault();
     }
     let inbox = campaign.quiet();

@@ -123,7 +123,9 @@ impl Campaign {
 
     /// At a random instant, at most 150 ms from now, something goes wrong, or nothing.
     pub(crate) fn fault(&mut self) {
-        std::thread::park_timeout(Duration::from_micros(self.random.u64(0..150_000)));
+        // Rather sooner than later, while much is under way.
+        let instant = Duration::from_millis(150).mul_f64(self.random.f64().powi(2));
+        std::thread::park_timeout(instant);
         let worn = self.gateway.losses >= LOSSES;
         match self.random.u32(0..100) {
             0..10 if !worn => self.gateway.expect_running(),
