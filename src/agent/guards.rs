@@ -52,7 +52,7 @@ impl Guards {
     /// An action of the rule begins.
     pub(super) fn begin(&mut self, rule: &str, policy: &Policy, now: SystemTime) {
         let kept = policy.rate.map_or(1, |rate| rate.count as usize);
-        if policy.min_interval.is_none() && policy.rate.is_none() {
+        if !policy.is_guarded() {
             return;
         }
         let begun = self.begun.entry(rule.to_owned()).or_default();

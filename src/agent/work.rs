@@ -4,7 +4,7 @@
 //! Must not know: how messages arrive (`intake.rs`), pins, processes. Used by: `agent`.
 //!
 //! Nothing is done before the inbox has the beginning on disk, unless the rule says that running again is harmless
-//! (`on_crash = "retry"`). Nothing is completed before the inbox has the end on disk.
+//! (`on_crash = "retry"`) and has no guard that must know of it after a restart. Nothing is completed before the inbox has the end on disk.
 
 use std::sync::Arc;
 
@@ -51,11 +51,12 @@ impl Agent {
                 return self.pass_over(ticket, &why);
             }
         }
-        if entry.retry_on_crash {
+        let retry_on_crash = entry.retry_on_crash;
+        if retry_on_crash && !entry.rule.policy.is_guarded() {
             return self.begin_now(ticket);
         }
         entry.phase = Phase::Starting;
-        self.inbox.submit(Op::Start { number, start: Start { at: now, retry_on_crash: false } });
+        self.inbox.submit(Op::Start { number, start: Start { at: now, retry_on_crash } });
     }
 
     /// Begins an attempt at once.

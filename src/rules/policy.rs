@@ -55,6 +55,11 @@ impl Policy {
         }
     }
 
+    /// Whether a message may be refused because of when others came.
+    pub fn is_guarded(&self) -> bool {
+        self.min_interval.is_some() || self.rate.is_some()
+    }
+
     /// How long to wait after attempt number `attempt` (from 1) failed.
     pub fn backoff_after(&self, attempt: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(3600);
