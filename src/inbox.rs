@@ -32,10 +32,10 @@ mod worker;
 use file::{InboxPath, Place};
 use keeper::{Batch, Keeper};
 pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Query, Reply, Selector, Start, Verdict};
-pub use record::{Counts, Number, Record, Settled, State};
+pub(crate) use record::{Counts, Number, Record, Settled, State};
 pub(crate) use record::{Opened, Unfinished};
 use trouble::Failure;
-pub use trouble::InboxError;
+pub(crate) use trouble::InboxError;
 use worker::{Command, MOST_OPS, Worker};
 
 /// How long [`Inbox::close`] may take.
@@ -164,7 +164,7 @@ impl InboxFile {
         let answers = self.keeper.write_at(&mut batch, now);
         let path = self.keeper.place().path();
         match answers.map(|(answers, _)| answers.into_iter().next()) {
-            Ok(Some(Answer::Reply { reply, .. })) => Ok(reply),
+            Ok(Some(Answer::Reply { reply, .. })) => Ok(*reply),
             Ok(_) => Err(Failure::Defect("a question was not answered".to_owned()).into_error(path)),
             Err(failure) => Err(failure.into_error(path)),
         }

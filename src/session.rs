@@ -6,7 +6,7 @@
 //!
 //! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
-//! [`Receipt`](delivery::Receipt) completes it through the state it shares with the reader (`link.rs`), which keeps
+//! [`Receipt`] completes it through the state it shares with the reader (`link.rs`), which keeps
 //! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone. What is published goes
 //! to the connection that there is, and is answered there or lost with it (`outbox.rs`).
 

@@ -187,7 +187,7 @@ impl Agent {
                 }
             }
             Answer::Ended(number) => self.ended(number),
-            Answer::Again(_) | Answer::ReportsDone => {}
+            Answer::Again | Answer::ReportsDone => {}
             Answer::PinsOn => {
                 let again = std::mem::replace(&mut self.pins_noted, PinsNoted::Yes) == PinsNoted::Again;
                 if again {
@@ -195,7 +195,7 @@ impl Agent {
                 }
             }
             Answer::Reports(reports) => self.outbox.fetched(reports),
-            Answer::Reply { ticket, reply } => self.reply(ticket, reply),
+            Answer::Reply { ticket, reply } => self.reply(ticket, *reply),
         }
     }
 

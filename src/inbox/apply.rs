@@ -70,7 +70,7 @@ impl<'w, 't> Work<'w, 't> {
             }
             Op::Again { number, made } => {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
-                Answer::Again(*number)
+                Answer::Again
             }
             Op::End { number, outcome, report } => {
                 self.end(*number, outcome)?;
@@ -98,7 +98,9 @@ impl<'w, 't> Work<'w, 't> {
                 }
                 Answer::ReportsDone
             }
-            Op::Query { ticket, query } => Answer::Reply { ticket: *ticket, reply: self.query(query)? },
+            Op::Query { ticket, query } => {
+                Answer::Reply { ticket: *ticket, reply: Box::new(self.query(query)?) }
+            }
         })
     }
 

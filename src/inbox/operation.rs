@@ -130,7 +130,7 @@ pub(crate) enum Answer {
         verdict: Verdict,
     },
     Started(Number),
-    Again(Number),
+    Again,
     Ended(Number),
     PinsOn,
     /// Each with its number, the oldest first.
@@ -138,7 +138,7 @@ pub(crate) enum Answer {
     ReportsDone,
     Reply {
         ticket: u64,
-        reply: Reply,
+        reply: Box<Reply>,
     },
 }
 

@@ -13,12 +13,12 @@ use crate::outcome::{OutcomeReport, Totals};
 /// The number of a record: counts up in order of acceptance, and is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Number(pub u64);
+pub(crate) struct Number(pub u64);
 
 /// Where a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub(crate) enum State {
     /// Recorded; its action has not begun, or waits for its next attempt.
     Accepted,
     /// Its action may have begun.
@@ -32,7 +32,7 @@ pub enum State {
 /// When a message is completed at the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Settled {
+pub(crate) enum Settled {
     /// When it is finished: until then the hub keeps it, too, and sends it again after a lost connection.
     AfterAction,
     /// As soon as it is accepted: from then on only the inbox has it.
@@ -42,7 +42,7 @@ pub enum Settled {
 /// One message's record, without the message itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Record {
+pub(crate) struct Record {
     /// Its number.
     pub number: Number,
     /// The message's id, when its sender gave one.
@@ -80,7 +80,7 @@ pub(crate) struct Unfinished {
 /// How much there is. Kept in memory, so it costs nothing to tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Counts {
+pub(crate) struct Counts {
     /// All records.
     pub records: u64,
     /// Accepted and started.
@@ -108,7 +108,7 @@ pub(crate) struct Opened {
     /// that has none among them.
     pub(crate) starts: Vec<(String, SystemTime)>,
     pub(crate) last_received: Option<SystemTime>,
-    /// As [`Op::PinsOn`] left it.
+    /// As `Op::PinsOn` left it.
     pub(crate) pins_on: BTreeMap<String, SystemTime>,
     pub(crate) counts: Counts,
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Why the inbox's file cannot be used. Each sentence names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum InboxError {
+pub(crate) enum InboxError {
     /// Another process has it open.
     #[error("the inbox {0} is in use: an agent runs with it")]
     InUse(String),

@@ -264,7 +264,7 @@ fn server(answers: Vec<String>) -> (u16, String) {
             let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
             let mut stream = StreamOwned::new(connection, socket);
             let mut head = BufReader::new(&mut stream).lines();
-            while head.next().expect("a line").expect("text") != "" {}
+            while !head.next().expect("a line").expect("text").is_empty() {}
             let length = answer.split_once("\r\n\r\n").expect("a head").1.len();
             let head = format!("Connection: close\r\nContent-Length: {length}\r\n\r\n");
             let answer = answer.replacen("\r\n\r\n", &format!("\r\n{head}"), 1);

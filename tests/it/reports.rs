@@ -30,7 +30,7 @@ fn outcome(emulator: &Emulator, arguments: &[&str]) -> (Option<i32>, Value) {
     command.args(["--https-port", &port, "--wait-outcome=20s", "--json"]).args(arguments);
     let output = run(&mut command);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let last = text.lines().filter(|line| line.contains("\"event\":\"outcome\"")).next_back();
+    let last = text.lines().rfind(|line| line.contains("\"event\":\"outcome\""));
     let last =
         last.unwrap_or_else(|| panic!("no outcome in {text}\n{}", String::from_utf8_lossy(&output.stderr)));
     (output.status.code(), serde_json::from_str(last).expect("JSON"))

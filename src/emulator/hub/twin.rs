@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-/// Largest reported properties, by [`size`].
+/// Largest reported properties, as `size` counts.
 pub const MAX_REPORTED_BYTES: usize = 32 * 1024;
 
 /// Deepest nesting below the reported properties themselves.

@@ -310,11 +310,12 @@ pub(super) fn actual(answer: &Answer) -> Expected {
     match answer {
         Answer::Accepted { verdict, .. } => Expected::Verdict(*verdict),
         Answer::Reports(reports) => Expected::Reports(reports.clone()),
-        Answer::Reply { reply: Reply::Retried(unfinished), .. } => {
-            Expected::Retried(unfinished.record.number.0)
-        }
-        Answer::Reply { reply: Reply::Dropped(record), .. } => Expected::Dropped(record.number.0),
-        Answer::Reply { reply: Reply::Refused(_), .. } => Expected::Refused,
+        Answer::Reply { reply, .. } => match &**reply {
+            Reply::Retried(unfinished) => Expected::Retried(unfinished.record.number.0),
+            Reply::Dropped(record) => Expected::Dropped(record.number.0),
+            Reply::Refused(_) => Expected::Refused,
+            _ => Expected::Done,
+        },
         _ => Expected::Done,
     }
 }

@@ -38,9 +38,8 @@ fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
     let opened = keeper.opened().expect("it is open");
     let query = Op::Query { ticket: 0, query: Query::List { state: None, after: 0, limit: 10_000 } };
     let (mut answers, counts) = keeper.write(&mut Batch::new(vec![query])).expect("a list");
-    let Some(Answer::Reply { reply: Reply::Records(records), .. }) = answers.pop() else {
-        panic!("no list: {answers:?}")
-    };
+    let Some(Answer::Reply { reply, .. }) = answers.pop() else { panic!("no answer: {answers:?}") };
+    let Reply::Records(records) = *reply else { panic!("no list: {reply:?}") };
     let numbers: Vec<u64> = records.iter().map(|record| record.number.0).collect();
     let expected: Vec<u64> = model.records.keys().copied().collect();
     if numbers != expected {
