@@ -6,10 +6,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use super::{QUICK, wait_done};
+use super::{QUICK, gated, open, started, wait_done};
 use crate::soak::back_end::Hub;
-use crate::soak::disk::{TROUBLE, WELL};
+use crate::soak::disk::{TROUBLE, WELL, limit_file_size};
 use crate::soak::gateway::Gateway;
 
 /// A file system of one MiB in memory; unmounted when dropped.
@@ -107,6 +108,57 @@ fn trap_15_a_disk_that_is_full_at_the_start_is_sat_out() {
     gateway.start();
     sits_it_out(&hub, &gateway, || disk.clear());
     gateway.terminate();
+}
+
+#[test]
+fn trap_15_an_action_that_ends_while_nothing_can_be_written_is_completed_when_its_end_is_recorded() {
+    let (hub, mut gateway) = started(&gated("slow", ""));
+    hub.send("m-1", "slow", &[]).expect("room");
+    wait_done(&gateway, "m-1 began");
+    // The program that runs keeps the limit that it began with.
+    limit_file_size(gateway.agent(), Some(0));
+    open(&gateway, "slow");
+    let log = &gateway.agent().stderr;
+    log.wait_for("action ended");
+    log.wait_for(TROUBLE);
+    assert!(hub.feedback().is_empty(), "completed and not recorded");
+    limit_file_size(gateway.agent(), None);
+    hub.wait_success("m-1");
+    log.wait_for(WELL);
+    assert_eq!(wait_done(&gateway, "m-1 ended"), "m-1 began\nm-1 ended\n");
+    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    gateway.terminate();
+}
+
+#[test]
+fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses_nothing() {
+    let (hub, mut gateway) = started(&(gated("slow", "") + &gated("accepted", "settle = \"on-accept\"")));
+    hub.send("m-1", "slow", &[]).expect("room");
+    wait_done(&gateway, "m-1 began");
+    hub.send("m-2", "accepted", &[]).expect("room");
+    wait_done(&gateway, "m-2 began");
+    hub.send("m-3", "accepted", &[]).expect("room");
+    // Its completion leaves after that of the first, which has not ended.
+    while gateway.inbox().len() < 3 {
+        gateway.expect_running();
+    }
+    limit_file_size(gateway.agent(), Some(0));
+    hub.send("m-4", "accepted", &[]).expect("room");
+    gateway.agent().stderr.wait_for(TROUBLE);
+    open(&gateway, "slow");
+    gateway.agent().stderr.wait_for("action ended");
+    let asked = Instant::now();
+    gateway.terminate();
+    assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?}", asked.elapsed());
+    open(&gateway, "accepted");
+    gateway.start_subscribed();
+    ["m-1", "m-2", "m-4"].iter().for_each(|id| hub.wait_success(id));
+    let inbox = gateway.settled_inbox();
+    let outcomes: Vec<_> =
+        inbox.iter().map(|(id, stands)| (id.as_str(), stands.outcome.as_deref())).collect();
+    // How the first two ended could not be recorded.
+    let (lost, done) = (Some("interrupted"), Some("succeeded"));
+    assert_eq!(outcomes, [("m-1", lost), ("m-2", lost), ("m-3", done), ("m-4", done)]);
 }
 
 #[test]
