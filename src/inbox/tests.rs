@@ -51,9 +51,12 @@ fn settings() -> (TempDir, InboxSettings) {
     (directory, settings)
 }
 
+mod damage;
 mod disk;
 mod model;
+mod place;
 mod random;
+mod room;
 
 async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
     loop {

@@ -107,6 +107,13 @@ impl Disk {
         state.reread();
     }
 
+    /// Nothing that was written can be read again.
+    pub(super) fn spoil(&self) {
+        let mut state = self.state();
+        state.durable.fill(0x5a);
+        state.reread();
+    }
+
     /// How many damaged files were moved aside.
     pub(super) fn moved_aside(&self) -> usize {
         self.state().aside.len()

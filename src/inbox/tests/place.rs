@@ -1,0 +1,153 @@
+//! The file and its surroundings: permissions, who has it, what the command line is told.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use super::super::file::complaint;
+use super::super::keeper::{Batch, Keeper};
+use super::super::trouble::Failure;
+use super::*;
+
+fn keeper(settings: &InboxSettings) -> Keeper<InboxPath> {
+    Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
+}
+
+fn dead(id: &str) -> Op {
+    let outcome = Box::new(outcome(OutcomeKind::Failed));
+    arrival(1, message(Some(id), "on"), Intent::End { outcome, report: None })
+}
+
+#[test]
+fn the_file_and_its_directory_are_for_their_owner_only() {
+    let (directory, mut settings) = settings();
+    settings.path = directory.path().join("new/inbox.redb");
+    keeper(&settings).open().expect("created");
+    let mode = |path: &Path| path.metadata().expect("it exists").permissions().mode() & 0o777;
+    assert_eq!(mode(&settings.path), 0o600);
+    assert_eq!(mode(&directory.path().join("new")), 0o700);
+    let files = std::fs::read_dir(directory.path().join("new")).expect("readable").count();
+    assert_eq!(files, 1, "the name under which it was begun is gone");
+}
+
+#[test]
+fn a_directory_further_up_is_not_made() {
+    let (directory, mut settings) = settings();
+    settings.path = directory.path().join("a/b/inbox.redb");
+    let failure = keeper(&settings).open().expect_err("two directories are missing");
+    let sentence = failure.sentence(&settings.path);
+    assert!(sentence.contains("a/b/inbox.redb") && sentence.contains("create the directory"), "{sentence}");
+}
+
+#[test]
+fn what_is_no_file_is_named() {
+    let (directory, mut settings) = settings();
+    settings.path = directory.path().to_path_buf();
+    let sentence = keeper(&settings).open().expect_err("a directory").sentence(&settings.path);
+    assert!(sentence.contains("is a directory and not a file"), "{sentence}");
+}
+
+#[test]
+fn others_who_can_write_the_file_are_complained_of() {
+    assert_eq!(complaint(7, 0o100600, 7), None);
+    let text = complaint(0, 0o100600, 7).expect("another owner");
+    assert!(text.contains("user 0") && text.contains("user 7") && text.contains("chown"), "{text}");
+    let text = complaint(7, 0o100660, 7).expect("a group that writes");
+    assert!(text.contains("written") && text.contains("0660") && text.contains("chmod 600"), "{text}");
+    let text = complaint(7, 0o100644, 7).expect("others who read");
+    assert!(text.contains("can be read"), "{text}");
+}
+
+#[test]
+fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
+    let os = |number| Failure::Io("write", io::Error::from_raw_os_error(number));
+    for (failure, remedy) in [
+        (os(28), "free some space"),
+        (os(30), "mount the file system for writing"),
+        (os(13), "to the user of the agent"),
+        (os(27), "raise the file size limit"),
+        (os(2), "create the directory"),
+        (os(5), "what is wrong with the disk"),
+        (Failure::InUse, "let only one agent"),
+        (Failure::Newer("format 2".into()), "install that version"),
+    ] {
+        let sentence = failure.sentence(Path::new("/x/inbox.redb"));
+        assert!(sentence.contains("/x/inbox.redb") && sentence.contains(remedy), "{sentence}");
+        assert!(!sentence.contains('\n') && !sentence.ends_with('.'), "{sentence}");
+    }
+}
+
+#[test]
+fn a_file_that_may_not_be_opened_is_denied() {
+    let (_directory, settings) = settings();
+    keeper(&settings).open().expect("created");
+    std::fs::set_permissions(&settings.path, std::fs::Permissions::from_mode(0o000)).expect("changed");
+    match InboxFile::open(&settings) {
+        Err(InboxError::Denied(sentence)) => assert!(sentence.contains("inbox.redb"), "{sentence}"),
+        // Nothing is denied to root.
+        Ok(_) => assert!(rustix::process::geteuid().is_root()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_is_told_why_it_cannot_have_the_file() {
+    let (_directory, settings) = settings();
+    let missing = InboxFile::open(&settings).expect_err("missing");
+    assert!(matches!(missing, InboxError::Missing(_)), "{missing}");
+    let mut agent = keeper(&settings);
+    agent.open().expect("created");
+    let used = InboxFile::open(&settings).expect_err("in use");
+    assert!(matches!(used, InboxError::InUse(_)), "{used}");
+    drop(agent);
+    std::fs::write(&settings.path, "damaged").expect("written");
+    let corrupt = InboxFile::open(&settings).expect_err("damaged");
+    assert!(matches!(corrupt, InboxError::Corrupt(_)), "{corrupt}");
+    assert_eq!(std::fs::read_to_string(&settings.path).expect("still there"), "damaged");
+}
+
+#[test]
+fn two_agents_do_not_share_a_file() {
+    let (_directory, settings) = settings();
+    let mut first = keeper(&settings);
+    first.open().expect("created");
+    let mut second = keeper(&settings);
+    assert!(matches!(second.open(), Err(Failure::InUse)));
+    first.write(&mut Batch::new(vec![dead("a")])).expect("the first goes on");
+    drop(first);
+    second.open().expect("free now");
+}
+
+#[test]
+fn people_retry_and_drop_on_the_file_and_the_agent_finds_it_so() {
+    let (_directory, settings) = settings();
+    let now = SystemTime::now();
+    keeper(&settings).write(&mut Batch::new(vec![dead("a"), dead("b")])).expect("two dead letters");
+
+    let mut file = InboxFile::open(&settings).expect("no agent runs");
+    assert_eq!((file.counts().records, file.counts().dead), (2, 2));
+    let mut ask = |query| file.query(query, now).expect("a disk in order");
+    let Reply::Records(records) = ask(Query::List { state: Some(State::Dead), after: 1, limit: 9 }) else {
+        panic!("no list")
+    };
+    assert_eq!(records.iter().map(|record| record.message_id.as_deref()).collect::<Vec<_>>(), [Some("b")]);
+    let Reply::Retried(retried) = ask(Query::Retry(Selector("a".into()))) else { panic!("not retried") };
+    assert_eq!(retried.message, message(Some("a"), "on"));
+    let Reply::Dropped(dropped) = ask(Query::Drop(Selector("#2".into()))) else { panic!("not dropped") };
+    let outcome = dropped.outcome.expect("an outcome");
+    assert_eq!(outcome.text, "dropped from the inbox; before that failed");
+    for (query, part) in [
+        (Query::Show(Selector("c".into())), "no record of \"c\""),
+        (Query::Retry(Selector("b".into())), "message \"b\" (#2) is finished: only a dead letter"),
+        (Query::Drop(Selector("#7".into())), "no record of \"#7\""),
+    ] {
+        let Reply::Refused(sentence) = ask(query) else { panic!("not refused") };
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    drop(file);
+
+    let opened = keeper(&settings).opened().expect("the agent's file");
+    let [waiting] = &opened.unfinished[..] else { panic!("{:?}", opened.unfinished) };
+    assert_eq!((waiting.record.settled, waiting.record.attempts), (Settled::OnAccept, 0));
+    assert_eq!(opened.counts.totals[&OutcomeKind::Dropped], 1);
+}

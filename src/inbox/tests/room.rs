@@ -1,0 +1,128 @@
+//! A disk that is full, an inbox that is full, a thread that goes on by itself.
+
+use super::super::keeper::{Batch, Keeper};
+use super::disk::Disk;
+use super::*;
+
+fn small(max_size: u64) -> (Keeper<Disk>, Disk) {
+    let disk = Disk::new(1);
+    let settings = InboxSettings { max_size, keep_at_least: 1_000, ..InboxSettings::at("inbox.redb") };
+    (Keeper::new(disk.clone(), settings, SystemTime::now), disk)
+}
+
+fn verdicts(keeper: &mut Keeper<Disk>, ops: Vec<Op>) -> (Vec<Verdict>, Counts) {
+    let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let verdicts = answers.iter().map(|answer| match answer {
+        Answer::Accepted { verdict, .. } => *verdict,
+        other => panic!("{other:?}"),
+    });
+    (verdicts.collect(), counts)
+}
+
+fn ended(id: &str, kind: OutcomeKind) -> Op {
+    let outcome = Box::new(outcome(kind));
+    arrival(0, message(Some(id), "on"), Intent::End { outcome, report: None })
+}
+
+#[test]
+fn without_room_finished_messages_go_before_dead_ones_and_unfinished_ones_stay() {
+    let (mut keeper, _disk) = small(100_000);
+    let body = "x".repeat(10_000);
+    let waiting = arrival(0, message(Some("waiting"), &body), Intent::Wait);
+    verdicts(
+        &mut keeper,
+        vec![waiting, ended("dead", OutcomeKind::Failed), ended("old", OutcomeKind::Succeeded)],
+    );
+    // Fills what is left.
+    for at in 0..7 {
+        let fill = arrival(0, message(Some(&format!("fill-{at}")), &body), Intent::Wait);
+        let (verdict, counts) = verdicts(&mut keeper, vec![fill]);
+        assert!(matches!(verdict[..], [Verdict::New(_)]), "{verdict:?} {counts:?}");
+    }
+    let large = |id: &str, bytes: usize| arrival(0, message(Some(id), &"x".repeat(bytes)), Intent::Wait);
+    let left = 100_000 - usize::try_from(keeper.counts().bytes).expect("small");
+    // A little more than there is: the finished one makes room.
+    let (verdict, counts) = verdicts(&mut keeper, vec![large("last", left - 50)]);
+    assert!(matches!(verdict[..], [Verdict::New(_)]), "{verdict:?}");
+    assert_eq!((counts.records, counts.dead), (10, 1));
+    // Nothing is dropped in vain.
+    let (verdict, counts) = verdicts(&mut keeper, vec![large("too-much", 10_000)]);
+    assert_eq!(verdict, [Verdict::Full]);
+    assert_eq!((counts.records, counts.dead), (10, 1));
+    let (verdict, _) = verdicts(&mut keeper, vec![large("too-much", 10_000)]);
+    assert_eq!(verdict, [Verdict::Full], "it was not recorded");
+}
+
+#[test]
+fn an_inbox_at_its_limit_forgets_the_oldest_and_stays_below() {
+    let (mut keeper, disk) = small(1 << 20);
+    for batch in 0..60 {
+        let ops = (0..100).map(|at| ended(&format!("m-{batch}-{at}"), OutcomeKind::Succeeded)).collect();
+        let (verdict, counts) = verdicts(&mut keeper, ops);
+        assert!(verdict.iter().all(|verdict| matches!(verdict, Verdict::New(_))), "{verdict:?}");
+        assert!(counts.bytes <= 1 << 20, "{counts:?}");
+    }
+    let (verdict, _) = verdicts(
+        &mut keeper,
+        vec![ended("m-59-99", OutcomeKind::Succeeded), ended("m-0-0", OutcomeKind::Succeeded)],
+    );
+    assert!(matches!(verdict[..], [Verdict::Ended(_), Verdict::New(_)]), "{verdict:?}");
+    assert!(disk.size() < 8 << 20, "the file has {} bytes", disk.size());
+}
+
+#[test]
+fn reports_beyond_their_number_drop_the_oldest() {
+    let disk = Disk::new(1);
+    let settings = InboxSettings { max_reports: 2, ..InboxSettings::at("inbox.redb") };
+    let mut keeper = Keeper::new(disk, settings, SystemTime::now);
+    let end = |at: u64| {
+        let (outcome, report) =
+            (Box::new(outcome(OutcomeKind::Succeeded)), Some(Bytes::from(format!("r{at}"))));
+        arrival(at, message(None, &at.to_string()), Intent::End { outcome, report })
+    };
+    let ops = (1..=3).map(end).chain([Op::Reports { after: 0, limit: 9 }]).collect();
+    let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let Some(Answer::Reports(reports)) = answers.last() else { panic!("{answers:?}") };
+    assert_eq!(*reports, [(2, Bytes::from_static(b"r2")), (3, Bytes::from_static(b"r3"))]);
+    assert_eq!((counts.reports, counts.reports_dropped), (2, 1));
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_messages_up_until_there_is_room_again() {
+    let (keeper, disk) = small(16 << 20);
+    let mut inbox = Inbox::begin(keeper);
+    let News::Opened(_) = inbox.next().await else { panic!("not opened") };
+    disk.set_capacity(disk.size());
+    let large = |ticket: u64| {
+        let message = message(Some(&format!("m-{ticket}")), &"x".repeat(60_000));
+        arrival(ticket, message, Intent::Wait)
+    };
+    (0..10).for_each(|ticket| inbox.submit(large(ticket)));
+    let News::Trouble { sentence } = inbox.next().await else { panic!("no trouble") };
+    assert!(sentence.contains("free some space"), "{sentence}");
+    inbox.submit(large(10));
+    disk.set_capacity(usize::MAX);
+    let News::Well = inbox.next().await else { panic!("not well") };
+    let (answers, counts) = done(&mut inbox).await;
+    assert_eq!((answers.len(), counts.records), (10, 10));
+    let (answers, counts) = done(&mut inbox).await;
+    assert_eq!((answers.len(), counts.records), (1, 11));
+}
+
+#[tokio::test]
+async fn closing_tries_once_more_and_then_gives_up() {
+    for room in [true, false] {
+        let (keeper, disk) = small(16 << 20);
+        let mut inbox = Inbox::begin(keeper);
+        let News::Opened(_) = inbox.next().await else { panic!("not opened") };
+        disk.fail_after(0, u32::MAX);
+        inbox.submit(arrival(1, message(Some("a"), "on"), Intent::Wait));
+        let News::Trouble { .. } = inbox.next().await else { panic!("no trouble") };
+        inbox.submit(arrival(2, message(Some("b"), "on"), Intent::Wait));
+        if room {
+            disk.heal();
+        }
+        let answers = inbox.close().await;
+        assert_eq!(answers.len(), if room { 2 } else { 0 }, "{answers:?}");
+    }
+}
