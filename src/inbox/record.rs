@@ -13,7 +13,7 @@ use crate::outcome::{OutcomeReport, Totals};
 /// The number of a record: counts up in order of acceptance, and is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Number(pub u64);
+pub(crate) struct Number(pub(crate) u64);
 
 /// Where a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,30 +44,30 @@ pub(crate) enum Settled {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
     /// Its number.
-    pub number: Number,
+    pub(crate) number: Number,
     /// The message's id, when its sender gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<String>,
+    pub(crate) message_id: Option<String>,
     /// The rule that took it; none for a message that no rule takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
+    pub(crate) rule: Option<String>,
     /// Where it is.
-    pub state: State,
+    pub(crate) state: State,
     /// When it is completed at the hub.
-    pub settled: Settled,
+    pub(crate) settled: Settled,
     /// When it arrived, in milliseconds since 1970.
-    pub received_ms: u64,
+    pub(crate) received_ms: u64,
     /// How many attempts were begun.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// When the last attempt was begun, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_ms: Option<u64>,
+    pub(crate) started_ms: Option<u64>,
     /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
     #[serde(default)]
-    pub retry_on_crash: bool,
+    pub(crate) retry_on_crash: bool,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<OutcomeReport>,
+    pub(crate) outcome: Option<OutcomeReport>,
 }
 
 /// A message that is recorded and has not ended.
@@ -82,19 +82,19 @@ pub(crate) struct Unfinished {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Counts {
     /// All records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// Accepted and started.
-    pub unfinished: u64,
+    pub(crate) unfinished: u64,
     /// Dead letters.
-    pub dead: u64,
+    pub(crate) dead: u64,
     /// Bytes of records, messages and reports, as counted towards `max_size`.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Telemetry reports that wait for the hub.
-    pub reports: u64,
+    pub(crate) reports: u64,
     /// Reports dropped because too many waited, since the inbox was created.
-    pub reports_dropped: u64,
+    pub(crate) reports_dropped: u64,
     /// By outcome, since the inbox was created.
-    pub totals: Totals,
+    pub(crate) totals: Totals,
 }
 
 /// What the file held when it was opened for the first time.
