@@ -90,6 +90,7 @@ fn an_action_that_succeeded_is_told_from_telemetry_with_its_output() {
 fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
     let running = Running::start();
     let earlier = report("m-1", OutcomeKind::Succeeded, "succeeded");
+    let earlier = OutcomeReport { ended: "2025-12-31T00:00:00.0000000Z".into(), ..earlier };
     running.hub.with(|hub, now| by_twin(hub, now, &earlier));
     let device = running.on_message("dev1", |hub, _, now| {
         by_twin(hub, now, &report("m-1", OutcomeKind::Failed, "failed: run pump: exit code 3"));

@@ -126,8 +126,13 @@ impl OutcomeWatch {
         }
         let twin = self.hub.twin(&self.device_id).await?;
         let report = TwinReport::read(&twin.reported).unwrap_or_default();
-        let new = report.outcomes_of(&self.message_id).find(|report| !self.earlier.contains(report));
+        let new = report.outcomes_of(&self.message_id).find(|report| !self.is_earlier(report));
         Ok(new.cloned())
+    }
+
+    /// A device that has started again may word an outcome anew; when it ended stays.
+    fn is_earlier(&self, report: &OutcomeReport) -> bool {
+        self.earlier.iter().any(|earlier| earlier.ended == report.ended)
     }
 }
 
