@@ -16,12 +16,12 @@ const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAc
 
 #[test]
 fn every_invalid_configuration_has_its_report() {
-    each_fixture("invalid", 25, |result| Some(result.expect_err("invalid").to_string()));
+    each_fixture("invalid", 34, |result| Some(result.expect_err("invalid").to_string()));
 }
 
 #[test]
 fn every_valid_configuration_is_taken() {
-    each_fixture("valid", 4, |result| {
+    each_fixture("valid", 5, |result| {
         let warnings = result.unwrap_or_else(|report| panic!("{report}")).warnings;
         (!warnings.is_empty()).then(|| warnings.to_string())
     });

@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::super::bank::Bank;
 use super::*;
 use crate::config::OnDisconnect;
 
@@ -304,4 +306,92 @@ async fn one_pin_in_two_hands_ends_off_and_two_pins_go_their_own_ways() {
     assert_eq!(of("lamp"), [(0, ON), (3000, OFF)]);
     assert_eq!(of("open").last(), Some(&(3000, OFF)));
     assert_eq!(pins.states()["open"], OFF);
+}
+
+/// What somebody, or the time, does to the bank.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Set(usize, PinState),
+    Toggle(usize),
+    Lost,
+    Back,
+    Wait(u64),
+    /// From now on this pin cannot be driven; with none, all can.
+    Break(Option<usize>),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let pin = 0..NAMES.len();
+    prop_oneof![
+        4 => (pin.clone(), prop::sample::select(vec![ON, OFF])).prop_map(|(pin, state)| Event::Set(pin, state)),
+        2 => pin.clone().prop_map(Event::Toggle),
+        1 => Just(Event::Lost),
+        1 => Just(Event::Back),
+        3 => (1..15u64).prop_map(Event::Wait),
+        1 => prop::option::of(pin).prop_map(Event::Break),
+    ]
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+/// The lines themselves, and which of them cannot be driven.
+type Lines = Arc<Mutex<(BTreeMap<String, PinState>, Option<&'static str>)>>;
+
+struct Hardware(Lines);
+
+impl PinBackend for Hardware {
+    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        let mut lines = self.0.lock().unwrap();
+        if lines.1 == Some(pin) {
+            return Err(GpioError::Drive { pin: pin.to_owned(), state, reason: "broken".to_owned() });
+        }
+        lines.0.insert(pin.to_owned(), state);
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_no_two_pins_of_a_group_are_on_and_the_states_are_those_of_the_lines(
+        events in proptest::collection::vec(event(), 0..60)
+    ) {
+        let mut settings = settings(&[
+            ("a", PinSettings { max_on: Some(SECOND * 7), initial: ON, ..disconnecting(OFF, 9) }),
+            ("b", disconnecting(ON, 5)),
+            ("c", PinSettings { max_on: Some(SECOND * 3), ..disconnecting(OFF, 5) }),
+            ("d", pin(None, OnExit::Set(ON))),
+        ]);
+        settings.interlocks = vec![vec!["a".to_owned(), "b".to_owned(), "d".to_owned()]];
+        let lines = Lines::default();
+        lines.lock().unwrap().0 = settings.pins.iter().map(|(name, pin)| (name.clone(), pin.initial)).collect();
+        let mut bank = Bank::new(Box::new(Hardware(Arc::clone(&lines))), &settings, &BTreeMap::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let check = |states: Option<BTreeMap<String, PinState>>| {
+            let lines = lines.lock().unwrap();
+            let on = ["a", "b", "d"].iter().filter(|name| lines.0[**name] == ON).count();
+            prop_assert!(on <= 1, "{:?}", lines.0);
+            if let Some(states) = states {
+                prop_assert_eq!(&states, &lines.0);
+            }
+            Ok(())
+        };
+        runtime.block_on(async {
+            for event in events {
+                // A refusal changes nothing, which is what is looked at.
+                match event {
+                    Event::Set(pin, state) => drop(bank.set(NAMES[pin], state)),
+                    Event::Toggle(pin) => drop(bank.toggle(NAMES[pin])),
+                    Event::Lost => bank.hub_lost(Instant::now()),
+                    Event::Back => bank.hub_back(),
+                    Event::Wait(seconds) => tokio::time::advance(SECOND * u32::try_from(seconds).unwrap()).await,
+                    Event::Break(pin) => lines.lock().unwrap().1 = pin.map(|pin| NAMES[pin]),
+                }
+                let next = bank.keep_guard(Instant::now());
+                prop_assert!(next.is_none_or(|next| next > Instant::now()), "the guard would spin");
+                check(Some(bank.states()))?;
+            }
+            drop(bank.leave());
+            check(None)
+        })?;
+    }
 }
