@@ -115,13 +115,18 @@ fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
 #[test]
 fn every_other_end_than_success_is_exit_code_5() {
     let running = Running::start();
-    for (kind, text, words) in [
-        (OutcomeKind::TimedOut, "timed out", "outcome timed out  (rule pump"),
-        (OutcomeKind::Unmatched, "no rule takes it", "outcome unmatched: no rule takes it  (rule pump"),
+    for (id, kind, text, words) in [
+        ("m-1", OutcomeKind::TimedOut, "timed out", "outcome timed out  (rule pump"),
+        (
+            "m-2",
+            OutcomeKind::Unmatched,
+            "no rule takes it",
+            "outcome unmatched: no rule takes it  (rule pump",
+        ),
     ] {
         let device =
-            running.on_message("dev1", move |hub, _, now| by_twin(hub, now, &report("m-1", kind, text)));
-        let (stdout, _, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s"]);
+            running.on_message("dev1", move |hub, _, now| by_twin(hub, now, &report(id, kind, text)));
+        let (stdout, _, code) = send(&running, &["--message-id", id, "--wait-outcome=20s"]);
         assert!(stdout.contains(words) && code == Some(5), "{code:?} {stdout}");
         device.join().expect("a device");
     }
