@@ -85,8 +85,9 @@ impl<P: Place> Keeper<P> {
     fn replace(&mut self, reason: &str) -> Result<(), Failure> {
         let aside = self.place.set_aside((self.clock)())?;
         tracing::error!(
-            "the inbox {} is damaged ({reason}): it was moved to {} and a new one is begun; messages that had not ended \
-             are only in there, and those that were completed may be acted on again if the hub sends them again",
+            "the inbox {} is damaged ({reason}): it was moved to {} and a new one is begun; messages \
+             that were completed and had not ended are only in there, and one that has ended is acted on again if the hub \
+             sends it again",
             self.place.path().display(),
             aside.display()
         );
