@@ -46,8 +46,7 @@ def drains_and_latencies(agent, table, where, backlog, latencies):
         table.row("bytes written per message, backlog", "–", agent.written / backlog)
     found = agent.latencies_us(latencies)
     for name, share in [("p50", 0.5), ("p99", 0.99)]:
-        budget = "≤ 2" if name == "p99" and on_disk else "–"
-        table.row(f"publish to simulated pin, inbox {where}, {name}, ms", budget, percentile_ms(found, share))
+        table.row(f"publish to simulated pin, inbox {where}, {name}, ms", "–", percentile_ms(found, share))
     if on_disk:
         table.row("bytes written per message, one at a time", "–", agent.written / latencies)
 
@@ -87,17 +86,20 @@ def children_in_lanes(agent, table, children):
 
 
 def with_records(agent, table):
-    """Starts and memory with an inbox that has RECORDS records, beside an empty one."""
+    """Recovery and memory with an inbox that has RECORDS records, beside an empty one."""
     agent.use_inbox(agent.inbox, ROOMY)
     agent.forget()
     stop(subscribed(agent))
-    empty_start = statistics.median(agent.start_ms() for _ in range(10))
+    empty_start = statistics.median(agent.start_to_pin_ms() for _ in range(10))
+    agent.forget()
+    stop(subscribed(agent))
     empty_memory = agent.idle_memory()
     agent.drain(RECORDS, "pin")
-    full_start = statistics.median(agent.start_ms() for _ in range(10))
+    full_start = statistics.median(agent.start_to_pin_ms() for _ in range(10))
     size = os.stat(agent.inbox).st_size
-    table.row(f"process start to subscribed, {RECORDS:,} records ({size / 1e6:.1f} MB), ms", "–", full_start)
-    table.row("the same, more than with an empty inbox, ms", "≤ 200", full_start - empty_start)
+    table.row("process start to the pin of a message that waits, empty inbox, ms", "–", empty_start)
+    table.row(f"the same, {RECORDS:,} records ({size / 1e6:.1f} MB), ms", "–", full_start)
+    table.row(f"recovery of {RECORDS:,} records: the difference, ms", "≤ 200", full_start - empty_start)
     table.row("memory, idle, empty inbox, MiB RSS", "≤ 6 MB", empty_memory)
     table.row(f"memory, idle, {RECORDS:,} records, MiB RSS", "–", agent.idle_memory())
 

@@ -287,6 +287,17 @@ do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
         self.broker.wait_subscribed(self.device)
         return count / ((max(when for when, _, _ in ends) - begin) / 1e9)
 
+    def start_to_pin_ms(self):
+        """Process start to the pin of a message that waits: the inbox must be open before."""
+        self.broker.publisher.send(topic(self.device, 0, "toggle"))
+        self.broker.publisher.confirm()
+        begin = time.monotonic_ns()
+        process = self.spawn("info", stderr=subprocess.PIPE)
+        elapsed = Lines(process.stderr).wait_for(PIN_LINE)[0] - begin
+        self.broker.wait_subscribed(self.device)
+        stop(process)
+        return elapsed / 1e6
+
     def latencies_us(self, count):
         """Publish to the log line that says that the pin changed."""
         self.forget()
