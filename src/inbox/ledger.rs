@@ -95,21 +95,25 @@ impl Ledger {
     /// connection, so that it stands for one arrival per connection only: two equal messages that are both sent again
     /// are two messages.
     ///
-    /// The hub sends again on another connection only. It certainly sends again what it was not told to be complete, so
-    /// the window is no limit for an unfinished message that is settled after its action.
+    /// The hub sends again on another connection only. It certainly sends again what it was not told to be complete: so
+    /// unfinished messages that are settled after their action come first, and the window is no limit for them.
+    /// Otherwise one that has ended would swallow one that has not, which nobody would run any more.
     pub(super) fn absorb(&mut self, key: Key, again: Again) -> Option<u64> {
         if again.window_ms == 0 {
             return None;
         }
-        let same = |number: &u64| {
-            self.entries.get(number).is_some_and(|entry| {
-                let at_the_hub = matches!(entry.state, State::Accepted | State::Started)
-                    && entry.settled == Settled::AfterAction;
-                let recent = again.now_ms.saturating_sub(entry.since_ms) <= again.window_ms;
-                !entry.has_id && entry.connection != again.connection && (at_the_hub || recent)
+        let at_the_hub = |entry: &Entry| {
+            matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
+        };
+        // Either way: a record from a clock that was ahead is not recent for years.
+        let recent = |entry: &Entry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
+        let first = |wanted: &dyn Fn(&Entry) -> bool| {
+            self.with_key(key).find(|number| {
+                let entry = self.entries.get(number).filter(|entry| entry.connection != again.connection);
+                entry.is_some_and(|entry| !entry.has_id && wanted(entry))
             })
         };
-        let number = self.with_key(key).find(same)?;
+        let number = first(&at_the_hub).or_else(|| first(&recent))?;
         let entry = self.entries.get_mut(&number)?;
         self.overwritten.push((number, entry.connection));
         entry.connection = again.connection;

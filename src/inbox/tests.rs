@@ -51,6 +51,7 @@ fn settings() -> (TempDir, InboxSettings) {
     (directory, settings)
 }
 
+mod again;
 mod damage;
 mod disk;
 mod model;

@@ -225,18 +225,23 @@ impl Model {
         let message = arrival.message.as_ref().expect("decodable");
         let id = message.message_id().map(|id| id[2..].parse().expect("an id of the test"));
         let body = message.body[0];
-        let known = self.records.iter_mut().find(|(_, kept)| match id {
-            Some(id) => kept.id == Some(id),
-            None => {
-                let at_the_hub = !kept.ended() && kept.settled == Settled::AfterAction;
-                let recent = now.saturating_sub(kept.since_ms) <= WINDOW_MS;
-                let same = kept.id.is_none() && kept.body == body;
-                same && kept.connection != Some(arrival.connection) && (at_the_hub || recent)
-            }
-        });
+        let same = |kept: &Kept| {
+            kept.id.is_none() && kept.body == body && kept.connection != Some(arrival.connection)
+        };
+        let at_the_hub = |kept: &Kept| !kept.ended() && kept.settled == Settled::AfterAction;
+        let recent = |kept: &Kept| now.abs_diff(kept.since_ms) <= WINDOW_MS;
+        let first = |wanted: &dyn Fn(&Kept) -> bool| {
+            self.records.iter().find(|(_, kept)| wanted(kept)).map(|(number, _)| *number)
+        };
+        let known = match id {
+            Some(_) => first(&|kept| kept.id == id),
+            None => first(&|kept| same(kept) && at_the_hub(kept))
+                .or_else(|| first(&|kept| same(kept) && recent(kept))),
+        };
+        let known = known.and_then(|number| self.records.get_mut(&number).map(|kept| (number, kept)));
         if let Some((number, kept)) = known {
             kept.connection = Some(arrival.connection);
-            let number = Number(*number);
+            let number = Number(number);
             return if kept.ended() { Verdict::Ended(number) } else { Verdict::Unfinished(number) };
         }
         let mut kept = Kept {

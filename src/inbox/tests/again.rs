@@ -1,0 +1,64 @@
+//! Messages without an id that the hub sends again: which record each of them stands for.
+
+use super::super::keeper::{Batch, Keeper};
+use super::disk::Disk;
+use super::*;
+
+fn begun(disk: &Disk) -> Keeper<Disk> {
+    Keeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now)
+}
+
+fn at(minutes: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + minutes * 60)
+}
+
+/// The same message each time.
+fn toggle(connection: u64, received: SystemTime) -> Op {
+    let Op::Accept(arrival) = arrival(0, message(None, "toggle"), Intent::Wait) else {
+        panic!("not an arrival")
+    };
+    Op::Accept(Box::new(Arrival { connection, received, ..*arrival }))
+}
+
+fn end(number: u64, ended: SystemTime) -> Op {
+    let ended = crate::message::format_time(ended);
+    let outcome = Box::new(OutcomeReport { ended, ..outcome(OutcomeKind::Succeeded) });
+    Op::End { number: Number(number), outcome, report: None }
+}
+
+fn verdicts(keeper: &mut Keeper<Disk>, ops: Vec<Op>) -> Vec<Verdict> {
+    let (answers, _) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let verdict = |answer: &Answer| match answer {
+        Answer::Accepted { verdict, .. } => Some(*verdict),
+        _ => None,
+    };
+    answers.iter().filter_map(verdict).collect()
+}
+
+#[test]
+fn equal_messages_that_have_not_ended_are_not_taken_for_one_that_has() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let three = (0..3).map(|_| toggle(1, at(0))).collect();
+    verdicts(&mut keeper, three);
+    // The first is completed; then the process dies. The hub sends the other two again.
+    verdicts(&mut keeper, vec![end(1, at(0))]);
+    drop(keeper);
+    let mut keeper = begun(&disk);
+    let again = verdicts(&mut keeper, vec![toggle(1, at(1)), toggle(1, at(1))]);
+    assert_eq!(again, [Verdict::Unfinished(Number(2)), Verdict::Unfinished(Number(3))]);
+    // Had the hub not learned that the first was completed, it would send three: and the last is that one.
+    assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [Verdict::Ended(Number(1))]);
+    assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [Verdict::New(Number(4))]);
+}
+
+#[test]
+fn a_record_from_a_clock_that_was_ahead_swallows_no_new_message() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    verdicts(&mut keeper, vec![toggle(1, at(500)), end(1, at(500))]);
+    assert_eq!(verdicts(&mut keeper, vec![toggle(2, at(0))]), [Verdict::New(Number(2))]);
+    // A small step back is none.
+    verdicts(&mut keeper, vec![end(2, at(1))]);
+    assert_eq!(verdicts(&mut keeper, vec![toggle(3, at(0))]), [Verdict::Ended(Number(2))]);
+}
