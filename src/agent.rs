@@ -432,6 +432,10 @@ impl Agent {
                 drop(answer.send(self.status()));
             }
             Request::Query(query, answer) => {
+                if let Some(objection) = self.objection(&query) {
+                    // As above.
+                    return drop(answer.send(Reply::Refused(objection)));
+                }
                 self.queries.retain(|_, waiting| !waiting.is_closed());
                 let ticket = self.hand.next_ticket();
                 self.queries.insert(ticket, answer);

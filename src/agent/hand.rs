@@ -123,6 +123,11 @@ impl Entry {
         }
     }
 
+    /// Whether its action is under way.
+    pub(super) fn is_running(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
     /// Adds another delivery of the same message; those whose connection has gone are of no use any more.
     pub(super) fn add_receipt(&mut self, receipt: Receipt) {
         self.receipts.retain(Receipt::is_current);

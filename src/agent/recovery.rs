@@ -29,6 +29,10 @@ const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// How often messages that the hub is to send again are looked at.
 const HELD_LOOK: Duration = Duration::from_secs(60);
 
+/// What became of the rule of a message that the inbox has.
+const NO_RULE_ANY_MORE: &str = "no rule takes it any more: put its rule back into the configuration, start the agent \
+                                anew, and run it again with `c2d-agent inbox retry`";
+
 /// For how long pins were on before this process began, as the inbox has it.
 pub(super) fn been_on(first: Option<&News>, now: SystemTime) -> BTreeMap<String, Duration> {
     let Some(News::Opened(opened)) = first else { return BTreeMap::new() };
@@ -137,6 +141,9 @@ impl Agent {
                 }
             }
             Err((rule, why)) => {
+                // Nobody else has this message: it must not go with its rule.
+                let gone = || PassedOver::Refused(NO_RULE_ANY_MORE.to_owned());
+                let why = if why == PassedOver::Unmatched { gone() } else { why };
                 let record = Record { rule: rule.or_else(|| record.rule.clone()), ..record };
                 self.end_record(record.number, &record, message_id.as_deref(), &why);
             }

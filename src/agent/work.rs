@@ -11,7 +11,8 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::inbox::{Answer, Number, Op, Reply, Start};
+use crate::inbox::{Answer, Number, Op, Query, Reply, Start};
+use crate::message::excerpt;
 use crate::outcome::OutcomeReport;
 use crate::rules::Plan;
 use crate::session::Receipt;
@@ -222,8 +223,19 @@ impl Agent {
         }
     }
 
+    /// Why a wish is not to be put to the inbox, which does not know of every beginning: an action under way must not be
+    /// dropped.
+    pub(super) fn objection(&self, wish: &Query) -> Option<String> {
+        let Query::Drop(selector) = wish else { return None };
+        let meant = |entry: &&Entry| {
+            let number = entry.number.is_some_and(|number| selector.0 == format!("#{}", number.0));
+            number || entry.message.message_id() == Some(selector.0.as_str())
+        };
+        self.hand.entries().find(meant).filter(|entry| entry.is_running()).map(under_way)
+    }
+
     /// Somebody's wish has been fulfilled: what it changes for the messages in hand.
-    fn reply(&mut self, ticket: Ticket, reply: Reply) {
+    fn reply(&mut self, ticket: Ticket, mut reply: Reply) {
         match &reply {
             Reply::Retried(unfinished) if !self.stopping => {
                 let number = unfinished.record.number;
@@ -240,7 +252,15 @@ impl Agent {
                     message_id = record.message_id,
                     "dropped from the inbox"
                 );
-                if let Some(ticket) = self.hand.ticket_of(record.number) {
+                // It is not to be awaited from the hub any more; if it comes, it is completed.
+                self.hand.held.remove(&record.number);
+                let ticket = self.hand.ticket_of(record.number);
+                let running =
+                    ticket.and_then(|ticket| self.hand.get(ticket)).filter(|entry| entry.is_running());
+                if let Some(entry) = running {
+                    // It began while the inbox was asked. It keeps its lanes until it ends.
+                    reply = Reply::Refused(under_way(entry));
+                } else if let Some(ticket) = ticket {
                     self.lanes.leave(ticket);
                     self.hand.remove(ticket).iter_mut().for_each(Entry::complete);
                 }
@@ -252,6 +272,17 @@ impl Agent {
             drop(waiting.send(reply));
         }
     }
+}
+
+fn under_way(entry: &Entry) -> String {
+    let number = entry.number.map_or(0, |number| number.0);
+    let name = match entry.message.message_id() {
+        Some(id) => format!("message \"{}\" (#{number})", excerpt(id)),
+        None => format!("message #{number}"),
+    };
+    format!(
+        "{name} is being acted on: only a dead letter, or a message that waits for its turn, can be dropped"
+    )
 }
 
 /// Waits, but not once the agent stops.

@@ -308,8 +308,9 @@ fn put_back(record: &mut Record, made: bool) {
     }
 }
 
-/// Ends a record: finished, or dead where the kind of outcome says so.
+/// Ends a record: finished, or dead where the kind of outcome says so. Attempts whose beginnings were not noted count, too.
 pub(super) fn finish(record: &mut Record, outcome: OutcomeReport) {
+    record.attempts = record.attempts.max(outcome.attempt);
     record.state = if outcome.outcome.is_dead_letter() { State::Dead } else { State::Finished };
     record.outcome = Some(outcome);
 }

@@ -26,7 +26,10 @@ fn rules(dir: &Path) -> String {
          [[rule]]\nname = \"wait\"\nwhen = {{ action = \"wait\" }}\nlane = \"one\"\nsettle = \"on-accept\"\n\
          do = [ {{ shell = \"read line < {dir}/fifo\" }} ]\n\
          [[rule]]\nname = \"after\"\nwhen = {{ action = \"after\" }}\nlane = \"one\"\nsettle = \"on-accept\"\n\
-         do = [ {{ shell = \"cat >> {dir}/done\" }} ]\n"
+         do = [ {{ shell = \"cat >> {dir}/done\" }} ]\n\
+         [[rule]]\nname = \"again\"\nwhen = {{ action = \"again\" }}\nlane = \"one\"\nsettle = \"on-accept\"\n\
+         on_crash = \"retry\"\n\
+         do = [ {{ shell = \"echo begun > {dir}/begun; read line < {dir}/fifo; cat >> {dir}/done\" }} ]\n"
     )
 }
 
@@ -234,6 +237,65 @@ fn a_message_that_waits_for_its_turn_can_be_dropped_and_one_that_runs_cannot() {
     house.wait_for_state("m-3", "finished");
     assert_eq!(fs::read_to_string(house.path().join("done")).expect("the file"), "third\n");
     assert_eq!(house.wait_for_state("m-2", "finished")["outcome"]["outcome"], "dropped");
+}
+
+/// The beginning of an action that may run again is not recorded: the file says that it waits for its turn.
+#[test]
+fn a_message_that_runs_without_a_recorded_beginning_cannot_be_dropped_either() {
+    let house = House::new();
+    let agent = house.agent();
+    house.send("wait", "m-1");
+    house.wait_for_state("m-1", "started");
+    house.send_with("again", "m-2", &["--data", "second\n"]);
+    house.send_with("after", "m-3", &["--data", "third\n"]);
+    house.wait_for_state("m-3", "accepted");
+    fs::write(house.path().join("fifo"), "go\n").expect("written");
+    wait_for_file(&house.path().join("begun"), "begun\n");
+    for id in ["m-2", "#2", "2"] {
+        let sentence = house.refused(&["inbox", "drop", id]);
+        assert!(
+            sentence.contains("message \"m-2\" (#2) is being acted on: only a dead letter"),
+            "{sentence}"
+        );
+    }
+    let status = house.told(&["status"]);
+    assert!(status.contains("actions       1 running, 1 waiting"), "{status}");
+    fs::write(house.path().join("fifo"), "go\n").expect("written");
+    house.wait_for_state("m-3", "finished");
+    let record = house.wait_for_state("m-2", "finished");
+    assert_eq!((&record["outcome"]["outcome"], &record["attempts"]), (&"succeeded".into(), &1.into()));
+    assert_eq!(fs::read_to_string(house.path().join("done")).expect("the file"), "second\nthird\n");
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_message_whose_rule_is_gone_is_kept_as_a_dead_letter() {
+    let house = House::new();
+    let agent = house.agent();
+    house.send("wait", "m-1");
+    house.wait_for_state("m-1", "started");
+    house.send_with("after", "m-2", &["--data", "second\n"]);
+    house.wait_for_state("m-2", "accepted");
+    agent.process.kill();
+
+    let renamed = rules(house.path()).replace("action = \"after\"", "action = \"later\"");
+    let agent = Agent::start(&house.emulator, "dev1", house.path(), &renamed);
+    let text = house.wait_for_state("m-2", "dead")["outcome"]["text"].clone();
+    assert!(
+        text.as_str().is_some_and(|text| text.starts_with("refused: no rule takes it any more: ")),
+        "{text}"
+    );
+    // So it stays when somebody runs it again too early.
+    house.told(&["inbox", "retry", "m-2"]);
+    agent.process.stderr.wait_for_nth("no rule takes it any more", 2);
+    house.wait_for_state("m-2", "dead");
+    assert_eq!(agent.process.terminate(), Some(0));
+
+    house.told(&["inbox", "retry", "m-2"]);
+    let agent = house.agent();
+    house.wait_for_state("m-2", "finished");
+    assert_eq!(fs::read_to_string(house.path().join("done")).expect("the file"), "second\n");
+    assert_eq!(agent.process.terminate(), Some(0));
 }
 
 #[test]

@@ -155,7 +155,10 @@ impl Model {
                 if self.records.get(&number.0).is_some_and(|kept| !kept.ended()) {
                     *self.totals.entry(outcome.outcome).or_default() += 1;
                 }
-                self.alter(*number, |kept| kept.finish(outcome.outcome, now));
+                self.alter(*number, |kept| {
+                    kept.attempts = kept.attempts.max(outcome.attempt);
+                    kept.finish(outcome.outcome, now);
+                });
                 report.iter().for_each(|report| self.report(report.clone()));
                 Expected::Done
             }
@@ -263,6 +266,7 @@ impl Model {
                 (kept.state, kept.attempts, kept.retry) = (State::Started, 1, start.retry_on_crash);
             }
             Intent::End { outcome, report } => {
+                kept.attempts = outcome.attempt;
                 kept.finish(outcome.outcome, now);
                 *self.totals.entry(outcome.outcome).or_default() += 1;
                 made = report.clone();
