@@ -102,6 +102,13 @@ impl InboxPath {
         if !metadata.is_file() {
             return Err(Failure::NotAFile("a device, a pipe or a socket"));
         }
+        if self.create && metadata.len() == 0 {
+            // Not made by an agent, whose files are whole from the beginning.
+            tracing::warn!(
+                "the inbox {} was an empty file: a new one is begun, and what an earlier one knew is lost",
+                self.path.display()
+            );
+        }
         if let Some(complaint) =
             complaint(metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw())
             // The command line may well be root's.
@@ -133,6 +140,8 @@ impl Place for InboxPath {
     fn open(&mut self) -> Result<Database, Failure> {
         match self.existing()? {
             Some(database) => Ok(database),
+            // What it points to may be on a disk that is not mounted yet.
+            None if self.path.is_symlink() => Err(Failure::NotAFile("a link to nothing")),
             None if self.create => self.create(),
             None => Err(Failure::Missing),
         }

@@ -78,6 +78,14 @@ impl Work<'_, '_> {
                 "{name} was recorded without its message: it cannot be run again"
             )));
         };
+        if let Some(expiry) =
+            message.expiry().filter(|expiry| *expiry < from_millis(self.circumstances.now_ms))
+        {
+            return Ok(Reply::Refused(format!(
+                "{name} expired at {}: it is not run any more; send a new message, or drop this one",
+                format_time(expiry)
+            )));
+        }
         stored.record.state = State::Accepted;
         stored.record.settled = Settled::OnAccept;
         stored.record.attempts = 0;

@@ -45,6 +45,34 @@ fn what_is_no_file_is_named() {
     settings.path = directory.path().to_path_buf();
     let sentence = keeper(&settings).open().expect_err("a directory").sentence(&settings.path);
     assert!(sentence.contains("is a directory and not a file"), "{sentence}");
+
+    // Its disk may be mounted later: the link stays.
+    settings.path = directory.path().join("link.redb");
+    let target = directory.path().join("card.redb");
+    std::os::unix::fs::symlink(&target, &settings.path).expect("a link");
+    let sentence = keeper(&settings).open().expect_err("no target").sentence(&settings.path);
+    assert!(sentence.contains("is a link to nothing and not a file"), "{sentence}");
+    std::fs::write(&target, "").expect("written");
+    keeper(&settings).open().expect("an empty file is a new inbox");
+    assert!(settings.path.is_symlink());
+}
+
+#[test]
+fn a_dead_letter_that_has_expired_is_not_run_again_and_stays() {
+    let (_directory, settings) = settings();
+    let now = SystemTime::now();
+    let expired =
+        C2dMessage::from_bag("%24.mid=a&%24.exp=2026-01-01T00%3A00%3A00Z", Bytes::new()).expect("a bag");
+    let outcome = Box::new(outcome(OutcomeKind::Failed));
+    let op = arrival(1, expired, Intent::End { outcome, report: None });
+    keeper(&settings).write(&mut Batch::new(vec![op])).expect("a dead letter");
+    let mut file = InboxFile::open(&settings).expect("no agent runs");
+    let Reply::Refused(sentence) = file.query(Query::Retry(Selector("a".into())), now).expect("an answer")
+    else {
+        panic!("not refused")
+    };
+    assert!(sentence.contains("message \"a\" (#1) expired at 2026-01-01T00:00:00"), "{sentence}");
+    assert_eq!(file.counts().dead, 1);
 }
 
 #[test]
