@@ -136,7 +136,7 @@ fn every_other_end_than_success_is_exit_code_5() {
 fn no_outcome_in_time_is_exit_code_4() {
     let running = Running::start();
     let (stdout, _, code) = send(&running, &["--message-id=m-1", "--wait-outcome=300ms"]);
-    let words = "no outcome within 300ms: the message stays queued until it is delivered or expires\n";
+    let words = "no outcome within 300ms: the message has not been completed: it waits for the device at the hub, or its action still runs\n";
     assert_eq!((stdout, code), (format!("message m-1  device dev1\n{ACCEPTED}{words}"), Some(4)));
 
     // m-1 is taken, then m-2; nothing is reported.

@@ -172,7 +172,7 @@ impl Output {
                 "the message was delivered; its action may still run, or no rule took it, or its rule lacks report = \
                  \"twin\" (for the emulator also \"telemetry\")"
             } else {
-                "the message stays queued until it is delivered or expires"
+                "the message has not been completed: it waits for the device at the hub, or its action still runs"
             };
             format!("no outcome within {wait}: {hint}")
         };

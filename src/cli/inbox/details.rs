@@ -63,8 +63,8 @@ fn state_in_words(record: &Record) -> String {
 
 fn settled(settled: Settled) -> &'static str {
     match settled {
-        Settled::AfterAction => "at the hub, when it has ended",
-        Settled::OnAccept => "at the hub, when it was recorded",
+        Settled::AfterAction => "at the hub after its action",
+        Settled::OnAccept => "at the hub when it was recorded",
     }
 }
 
