@@ -188,7 +188,7 @@ mod tests {
              \x20           it up)\n\
              rule        backup\n\
              received    2026-11-23 21:30:05 UTC (12 min ago)\n\
-             completed   at the hub, when it was recorded\n\
+             completed   at the hub when it was recorded\n\
              attempts    2, the last begun 2026-11-23 21:30:10 UTC (11 min ago)\n\
              outcome     failed: run /usr/local/bin/backup: exit code 3\n\
              ended       2026-11-23 21:30:11 UTC (11 min ago)\n\
