@@ -215,6 +215,27 @@ fn a_message_that_comes_sooner_than_the_minimum_interval_is_refused_also_after_a
 }
 
 #[test]
+fn a_guard_holds_after_a_restart_for_a_rule_that_may_run_again_and_waited_for_its_turn() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rules = gated_rule(dir.path(), "work", "lane = \"shared\"")
+        + "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.led]\nline = 1\n\
+           [[rule]]\nname = \"led\"\nwhen = { action = \"led\" }\nlane = \"shared\"\nmin_interval = \"1h\"\n\
+           do = [ { gpio = \"led\", set = \"on\" } ]\n";
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules);
+    send(&emulator, "work", "one");
+    wait_for_file(&dir.path().join("done"), "one began");
+    send(&emulator, "led", "two");
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    wait_for_file(&dir.path().join("pins.json"), "\"led\":\"on\"");
+    agent.process.stderr.wait_for("message_id=\"two\" rule=\"led\" outcome=succeeded");
+    assert_eq!(agent.process.terminate(), Some(0));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules);
+    send(&emulator, "led", "three");
+    let line = agent.process.stderr.wait_for("refused");
+    assert!(line.contains("message_id=\"three\"") && line.contains("min_interval is 1h"), "{line}");
+}
+
+#[test]
 fn an_on_accept_message_that_expired_in_line_is_not_run() {
     let (emulator, dir) = (Emulator::start(), dir());
     let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"");
