@@ -40,7 +40,7 @@ pub(crate) struct Campaign {
 impl Campaign {
     /// Starts everything, with a seed from `C2D_SOAK_SEED` or a new one, and prints it.
     pub(crate) fn new(rest: &str) -> Self {
-        let seed = std::env::var("C2D_SOAK_SEED").ok();
+        let seed = std::env::var("C2D_SOAK_SEED").ok().filter(|text| !text.is_empty());
         let seed =
             seed.map_or_else(|| fastrand::u64(..), |text| text.parse().expect("C2D_SOAK_SEED is a number"));
         eprintln!("seed: {seed} (C2D_SOAK_SEED={seed} makes the same choices again)");
