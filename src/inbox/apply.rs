@@ -38,6 +38,15 @@ pub(super) struct Notes {
     pub(super) full: Option<bool>,
 }
 
+/// What became of a change of a record. An agent may be late when somebody dropped a message, or when the file had to
+/// be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Altered {
+    Done,
+    EndedBefore,
+    Missing,
+}
+
 impl<'w, 't> Work<'w, 't> {
     pub(super) fn new(
         tables: Tables<'t>,
@@ -65,18 +74,17 @@ impl<'w, 't> Work<'w, 't> {
                 Answer::Accepted { ticket: arrival.ticket, verdict: self.accept(arrival)? }
             }
             Op::Start { number, start } => {
-                self.alter(*number, "started", |record| started(record, *start))?;
-                Answer::Started(*number)
+                match self.alter(*number, "started", |record| started(record, *start))? {
+                    Altered::EndedBefore => Answer::Ended(*number),
+                    Altered::Done | Altered::Missing => Answer::Started(*number),
+                }
             }
             Op::Again { number, made } => {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
                 Answer::Again
             }
             Op::End { number, outcome, report } => {
-                self.end(*number, outcome)?;
-                if let Some(report) = report {
-                    self.add_report(report)?;
-                }
+                self.end(*number, outcome, report.as_ref())?;
                 Answer::Ended(*number)
             }
             Op::PinsOn(pins) => {
@@ -167,35 +175,44 @@ impl<'w, 't> Work<'w, 't> {
         }
     }
 
-    fn end(&mut self, number: Number, outcome: &OutcomeReport) -> Result<(), Failure> {
-        if self.alter(number, "ended", |record| finish(record, outcome.clone()))? {
+    fn end(
+        &mut self,
+        number: Number,
+        outcome: &OutcomeReport,
+        report: Option<&Bytes>,
+    ) -> Result<(), Failure> {
+        let altered = self.alter(number, "ended", |record| finish(record, outcome.clone()))?;
+        if altered == Altered::Done {
             self.count(outcome.outcome);
         }
-        Ok(())
+        match report {
+            // It was reported when it ended.
+            Some(report) if altered != Altered::EndedBefore => self.add_report(report),
+            _ => Ok(()),
+        }
     }
 
-    /// Changes the record of a message that has not ended. False: there is none, or it has ended; an agent may be late
-    /// when somebody dropped a message, or when the file had to be replaced.
+    /// Changes the record of a message that has not ended.
     fn alter(
         &mut self,
         number: Number,
         what: &'static str,
         change: impl FnOnce(&mut Record),
-    ) -> Result<bool, Failure> {
+    ) -> Result<Altered, Failure> {
         let Some(mut stored) = self.load(number)? else {
             tracing::warn!(
                 number = number.0,
                 "a message that is {what} has no record in the inbox: it was lost with a damaged file"
             );
-            return Ok(false);
+            return Ok(Altered::Missing);
         };
         if matches!(stored.record.state, State::Finished | State::Dead) {
             tracing::debug!(number = number.0, "a message that is {what} has ended before");
-            return Ok(false);
+            return Ok(Altered::EndedBefore);
         }
         change(&mut stored.record);
         self.store(stored)?;
-        Ok(true)
+        Ok(Altered::Done)
     }
 
     pub(super) fn load(&self, number: Number) -> Result<Option<Stored>, Failure> {

@@ -65,7 +65,7 @@ pub(crate) enum Op {
         made: bool,
     },
     /// It has ended: finished, or dead where the kind of outcome says so. With `report`, this telemetry report
-    /// waits for the hub from now on.
+    /// waits for the hub from now on, unless the message had ended before.
     End {
         number: Number,
         outcome: Box<OutcomeReport>,
@@ -129,8 +129,11 @@ pub(crate) enum Answer {
         ticket: u64,
         verdict: Verdict,
     },
+    /// The attempt may begin now.
     Started(Number),
     Again,
+    /// It has ended, now or before. Also the answer to [`Op::Start`] where somebody has dropped the message: then
+    /// nothing may be done.
     Ended(Number),
     PinsOn,
     /// Each with its number, the oldest first.

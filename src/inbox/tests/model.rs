@@ -55,6 +55,7 @@ impl Kept {
 pub(super) enum Expected {
     Verdict(Verdict),
     Done,
+    Ended,
     Reports(Vec<(u64, Bytes)>),
     Retried(u64),
     Dropped(u64),
@@ -142,6 +143,7 @@ impl Model {
         let now = NOW_MS.get();
         match op {
             Op::Accept(arrival) => Expected::Verdict(self.accept(arrival, now, new)),
+            Op::Start { number, .. } if self.ended_before(*number) => Expected::Ended,
             Op::Start { number, start } => self.alter(*number, |kept| {
                 kept.state = State::Started;
                 kept.attempts += 1;
@@ -155,12 +157,13 @@ impl Model {
                 if self.records.get(&number.0).is_some_and(|kept| !kept.ended()) {
                     *self.totals.entry(outcome.outcome).or_default() += 1;
                 }
+                let report = report.as_ref().filter(|_| !self.ended_before(*number));
                 self.alter(*number, |kept| {
                     kept.attempts = kept.attempts.max(outcome.attempt);
                     kept.finish(outcome.outcome, now);
                 });
-                report.iter().for_each(|report| self.report(report.clone()));
-                Expected::Done
+                report.into_iter().for_each(|report| self.report(report.clone()));
+                Expected::Ended
             }
             Op::PinsOn(pins) => {
                 self.pins_on = pins.clone();
@@ -204,6 +207,10 @@ impl Model {
             self.reports.pop_first();
             self.reports_dropped += 1;
         }
+    }
+
+    fn ended_before(&self, number: Number) -> bool {
+        self.records.get(&number.0).is_some_and(Kept::ended)
     }
 
     fn alter(&mut self, number: Number, change: impl FnOnce(&mut Kept)) -> Expected {
@@ -318,6 +325,7 @@ pub(super) fn content(id: Option<u8>, body: u8) -> C2dMessage {
 pub(super) fn actual(answer: &Answer) -> Expected {
     match answer {
         Answer::Accepted { verdict, .. } => Expected::Verdict(*verdict),
+        Answer::Ended(_) => Expected::Ended,
         Answer::Reports(reports) => Expected::Reports(reports.clone()),
         Answer::Reply { reply, .. } => match &**reply {
             Reply::Retried(unfinished) => Expected::Retried(unfinished.record.number.0),
