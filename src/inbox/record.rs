@@ -104,8 +104,8 @@ pub(crate) struct Opened {
     pub(crate) unfinished: Vec<Unfinished>,
     /// The newest ended record of each rule.
     pub(crate) latest: Vec<Record>,
-    /// When attempts were begun, by rule, the oldest first: the newest 1,000 of the last hour, and the newest of each rule
-    /// that has none among them.
+    /// When attempts were begun, by rule, the oldest first: of each rule the newest 1,000 of the last hour, or else the
+    /// newest one.
     pub(crate) starts: Vec<(String, SystemTime)>,
     pub(crate) last_received: Option<SystemTime>,
     /// As `Op::PinsOn` left it.

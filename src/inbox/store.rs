@@ -36,7 +36,7 @@ const FORMAT_KEY: &str = "format";
 const SUMS_KEY: &str = "sums";
 pub(super) const PINS_ON_KEY: &str = "pins-on";
 
-/// How far back [`Opened::starts`] goes, and how many there are at most.
+/// How far back [`Opened::starts`] goes, and how many of a rule there are at most.
 const STARTS_MS: u64 = 3_600_000;
 const MOST_STARTS: usize = 1_000;
 
@@ -153,7 +153,7 @@ impl Store {
         let messages = transaction.open_table(MESSAGES)?;
         let mut opened = Opened { counts: self.counts(), ..Opened::default() };
         let mut latest: HashMap<String, (u64, Record)> = HashMap::new();
-        let (mut starts, mut last_starts) = (Vec::new(), HashMap::new());
+        let mut starts: HashMap<String, Vec<u64>> = HashMap::new();
         let mut last_received = None;
         for row in transaction.open_table(RECORDS)?.iter()? {
             let (number, value) = row?;
@@ -161,11 +161,10 @@ impl Store {
             let record = Stored::decode(number, value.value()).map_err(Failure::Corrupt)?.record;
             last_received = last_received.max(Some(record.received_ms));
             if let (Some(rule), Some(started)) = (&record.rule, record.started_ms) {
-                if started.saturating_add(STARTS_MS) >= now_ms {
-                    starts.push((started, rule.clone()));
+                match starts.get_mut(rule) {
+                    Some(own) => own.push(started),
+                    None => drop(starts.insert(rule.clone(), vec![started])),
                 }
-                let last = last_starts.entry(rule.clone()).or_insert(started);
-                *last = started.max(*last);
             }
             if matches!(record.state, State::Accepted | State::Started) {
                 let Some(message) = messages.get(number)? else {
@@ -180,13 +179,14 @@ impl Store {
                 }
             }
         }
-        starts.sort_unstable();
-        let newest = starts.split_off(starts.len().saturating_sub(MOST_STARTS));
-        last_starts.retain(|rule, _| !newest.iter().any(|(_, known)| known == rule));
-        let mut last_starts: Vec<_> = last_starts.into_iter().map(|(rule, at)| (at, rule)).collect();
-        last_starts.sort_unstable();
-        let starts = last_starts.into_iter().chain(newest);
-        opened.starts = starts.map(|(at, rule)| (rule, from_millis(at))).collect();
+        for (rule, mut own) in starts {
+            own.sort_unstable();
+            let old = own.partition_point(|at| at.saturating_add(STARTS_MS) < now_ms);
+            // The last one, however old it is.
+            let first = old.max(own.len().saturating_sub(MOST_STARTS)).min(own.len() - 1);
+            opened.starts.extend(own[first..].iter().map(|at| (rule.clone(), from_millis(*at))));
+        }
+        opened.starts.sort_unstable_by(|(_, one), (_, other)| one.cmp(other));
         opened.latest = latest.into_values().map(|(_, record)| record).collect();
         opened.latest.sort_by_key(|record| record.number);
         opened.last_received = last_received.map(from_millis);

@@ -127,3 +127,24 @@ async fn beginnings_of_the_last_hour_and_the_last_of_each_rule_are_known_after_a
     let expected = [("seldom", 800), ("busy", 50), ("busy", 1)];
     assert_eq!(opened.starts, expected.map(|(rule, minutes)| (rule.to_owned(), ago(minutes))));
 }
+
+#[tokio::test]
+async fn a_busy_rule_does_not_make_the_beginnings_of_another_forgotten() {
+    let (_directory, settings) = settings();
+    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    for ticket in 0..1_102 {
+        let rule = if ticket < 2 { "guarded" } else { "busy" };
+        let start = Start { at: now - Duration::from_secs(2_000 - ticket), retry_on_crash: false };
+        let Op::Accept(mut arrival) = arrival(ticket, message(None, ""), Intent::Start(start)) else {
+            panic!("not an arrival")
+        };
+        arrival.rule = Some(rule.to_owned());
+        inbox.submit(Op::Accept(arrival));
+    }
+    inbox.close().await;
+    let mut inbox = Inbox::open(&settings, || SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
+    let of = |rule: &str| opened.starts.iter().filter(|(own, _)| own == rule).count();
+    assert_eq!((of("guarded"), of("busy")), (2, 1_000));
+}
