@@ -40,6 +40,7 @@ mod outbox;
 mod recovery;
 mod report;
 pub(crate) mod status;
+mod wishes;
 mod work;
 
 use board::Board;
@@ -48,6 +49,7 @@ use guards::Guards;
 use hand::{Hand, Phase, RuleFacts};
 use lanes::{Lanes, Ticket};
 use outbox::Outbox;
+use recovery::HELD_PATIENCE;
 pub use report::AgentEvent;
 use work::Done;
 
@@ -293,7 +295,8 @@ impl Agent {
             machine.stop.cancel();
             tokio::time::sleep(STOP_LIMIT).await;
         });
-        while !self.running.is_empty() {
+        // A pause before another attempt is not waited for: its message has been left.
+        while self.hand.entries().any(|entry| entry.phase == Phase::Running) {
             if matches!(self.step(&mut cut_off).await?, Next::Stop) {
                 return Err(AgentError::Broken("an action did not end".to_owned()));
             }
@@ -373,6 +376,7 @@ impl Agent {
                 self.board.connected((self.clock)(), renewal);
                 self.machine.actions.hub_back();
                 self.outbox.connected();
+                self.held_look = Some(Instant::now() + HELD_PATIENCE);
                 self.tell(AgentEvent::Subscribed);
             }
             Event::Disconnected { reason } => {
@@ -421,25 +425,6 @@ impl Agent {
                     tracing::warn!(%error, "`inbox` and `status` cannot reach this agent");
                 }
                 self.control_retry = Some(Instant::now() + CONTROL_RETRY);
-            }
-        }
-    }
-
-    fn request(&mut self, request: Request) {
-        match request {
-            Request::Status(answer) => {
-                // An asker that has gone needs no answer.
-                drop(answer.send(self.status()));
-            }
-            Request::Query(query, answer) => {
-                if let Some(objection) = self.objection(&query) {
-                    // As above.
-                    return drop(answer.send(Reply::Refused(objection)));
-                }
-                self.queries.retain(|_, waiting| !waiting.is_closed());
-                let ticket = self.hand.next_ticket();
-                self.queries.insert(ticket, answer);
-                self.inbox.submit(Op::Query { ticket, query });
             }
         }
     }

@@ -33,7 +33,7 @@ use file::{InboxPath, Place};
 use keeper::{Batch, Keeper};
 pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Query, Reply, Selector, Start, Verdict};
 pub(crate) use record::{Counts, Number, Record, Settled, State};
-pub(crate) use record::{Opened, Unfinished};
+pub(crate) use record::{Opened, Unfinished, from_millis};
 use trouble::Failure;
 pub(crate) use trouble::InboxError;
 use worker::{Command, MOST_OPS, Worker};

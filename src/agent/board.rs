@@ -57,6 +57,10 @@ impl Board {
         self.connection.reason = Some(reason.to_owned());
     }
 
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.state == ConnectionState::Connected
+    }
+
     pub(super) fn received(&mut self, now: SystemTime) {
         self.last_received = Some(now);
     }

@@ -154,8 +154,11 @@ impl Agent {
             // It was fine when it came first, and has expired or lost its rule since.
             Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
                 Some(first) => self.give_receipts(first, vec![passing.receipt]),
+                // Its end is on its way to the inbox: asked behind that, the inbox will say so.
+                None if self.hand.closing.contains_key(&number) => self.pass(ticket, passing),
                 None => {
-                    let (outcome, report) = (Box::new(passing.outcome.clone()), None);
+                    let report = self.telemetry_report(&passing.outcome);
+                    let outcome = Box::new(passing.outcome.clone());
                     self.hand.held.remove(&number);
                     self.hand.closing.insert(number, passing);
                     self.inbox.submit(Op::End { number, outcome, report });
@@ -181,8 +184,7 @@ impl Agent {
             if starting {
                 self.inbox.submit(Op::Again { number, made: false });
             }
-            self.lanes.leave(ticket);
-            self.hand.remove(ticket);
+            self.leave(ticket);
         } else if starting {
             self.begin_now(ticket);
         } else if entry.turn {
@@ -198,6 +200,9 @@ impl Agent {
                 self.give_receipts(first, again.receipts);
             }
             return;
+        }
+        if self.stopping {
+            return self.leave(ticket);
         }
         // Accepted by an agent before this one, which did not get to it.
         let held = self.hand.held.remove(&number);

@@ -63,6 +63,8 @@ struct Twin {
     /// It says something that the hub has not seen.
     changed: bool,
     under_way: bool,
+    /// When the last patch was published.
+    published: Option<Instant>,
     not_before: Option<Instant>,
 }
 
@@ -73,6 +75,7 @@ impl Outbox {
             report: TwinReport::default(),
             changed: true,
             under_way: false,
+            published: None,
             not_before: None,
         });
         Self { connected: false, telemetry: Telemetry::default(), twin }
@@ -98,7 +101,8 @@ impl Outbox {
         self.connected = true;
         self.telemetry.not_before = None;
         if let Some(twin) = &mut self.twin {
-            twin.not_before = None;
+            // Another connection is no reason to patch twice within a second.
+            twin.not_before = twin.published.map(|at| at + TWIN_REST);
         }
     }
 
@@ -228,7 +232,7 @@ impl Outbox {
             let patch = twin.report.patch().to_string().into();
             session.publish(TWIN, Upstream::Reported { patch });
             (twin.under_way, twin.changed) = (true, false);
-            twin.not_before = Some(now + TWIN_REST);
+            (twin.published, twin.not_before) = (Some(now), Some(now + TWIN_REST));
         }
     }
 }
@@ -247,4 +251,23 @@ fn telemetry_message(number: u64, body: Bytes) -> Upstream {
     properties.set(CONTENT_ENCODING, "utf-8");
     properties.set(REPORT_PROPERTY.0, REPORT_PROPERTY.1);
     Upstream::Telemetry { properties, body }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_connection_does_not_shorten_the_rest_of_the_twin() {
+        let (mut outbox, now) = (Outbox::new(true), Instant::now());
+        outbox.connected();
+        assert_eq!(outbox.wake(), None, "the first patch waits for nothing");
+        if let Some(twin) = &mut outbox.twin {
+            (twin.published, twin.under_way, twin.changed) = (Some(now), true, false);
+        }
+        outbox.published(TWIN, Err(PublishError::Lost), now);
+        outbox.disconnected();
+        outbox.connected();
+        assert_eq!(outbox.wake(), Some(now + TWIN_REST));
+    }
 }

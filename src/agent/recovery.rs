@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::inbox::{News, Number, Op, Opened, Record, Settled, State, Unfinished};
+use crate::inbox::{News, Number, Op, Opened, Record, Settled, State, Unfinished, from_millis};
 use crate::message::format_time;
 
 use super::ending::PassedOver;
@@ -28,6 +28,8 @@ use super::{Agent, report};
 const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// How often messages that the hub is to send again are looked at.
 const HELD_LOOK: Duration = Duration::from_secs(60);
+/// How long the hub may take to send them once it is there.
+pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What became of the rule of a message that the inbox has.
 const NO_RULE_ANY_MORE: &str = "no rule takes it any more: put its rule back into the configuration, start the agent \
@@ -77,13 +79,14 @@ impl Agent {
                 (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
                 _ => {
                     let Unfinished { record, message } = unfinished;
-                    let received = SystemTime::UNIX_EPOCH + Duration::from_millis(record.received_ms);
+                    // Not from the future: such a clock was wrong.
+                    let received = from_millis(record.received_ms).min((self.clock)());
                     let until = message.expiry().unwrap_or(received + LONGEST_LIFE);
                     self.hand.held.insert(number, Held { record, until });
                 }
             }
         }
-        self.held_look = Some(Instant::now());
+        self.held_look = Some(Instant::now() + HELD_PATIENCE);
         if count > 0 {
             let held = self.hand.held.len();
             tracing::info!(
@@ -94,8 +97,13 @@ impl Agent {
         }
     }
 
-    /// Records as expired what the hub was to send again and cannot have any more.
+    /// Records as expired what the hub was to send again and cannot have any more. Only while the hub is there and has not
+    /// sent it: nothing is gained by that before, and a clock that is wrong at the start would end what is still good.
     pub(super) fn look_at_held(&mut self) {
+        self.held_look = None;
+        if !self.board.is_connected() {
+            return;
+        }
         let now = (self.clock)();
         let over = |(number, held): (&Number, &Held)| (held.until < now).then_some(*number);
         for number in self.hand.held.iter().filter_map(over).collect::<Vec<_>>() {

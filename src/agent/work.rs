@@ -11,14 +11,13 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::inbox::{Answer, Number, Op, Query, Reply, Start};
-use crate::message::excerpt;
+use crate::inbox::{Answer, Number, Op, Start};
 use crate::outcome::OutcomeReport;
 use crate::rules::Plan;
 use crate::session::Receipt;
 
 use super::ending::{self, PassedOver, millis};
-use super::hand::{Entry, Phase};
+use super::hand::Phase;
 use super::lanes::Ticket;
 use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
 
@@ -64,6 +63,11 @@ impl Agent {
     pub(super) fn begin_now(&mut self, ticket: Ticket) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
+        // The disk may have taken its time.
+        let expired = intake::expired(&entry.message, now).filter(|_| entry.attempts == 0);
+        if let Some(why) = expired {
+            return self.pass_over(ticket, &why);
+        }
         let Some(plan) = entry.plan.take() else { return };
         entry.phase = Phase::Running;
         entry.attempts += 1;
@@ -154,7 +158,7 @@ impl Agent {
     }
 
     /// Gives a message up for this process: it begins at the next start, from the inbox or from the hub.
-    fn leave(&mut self, ticket: Ticket) {
+    pub(super) fn leave(&mut self, ticket: Ticket) {
         self.lanes.leave(ticket);
         if let Some(entry) = self.hand.remove(ticket) {
             entry.receipts.into_iter().for_each(Receipt::leave);
@@ -207,6 +211,7 @@ impl Agent {
             return self.settled(&passing.outcome);
         }
         let Some(ticket) = self.hand.ticket_of(number) else { return };
+        self.lanes.leave(ticket);
         let Some(mut entry) = self.hand.remove(ticket) else { return };
         entry.complete();
         if let Some(outcome) = entry.outcome {
@@ -222,67 +227,6 @@ impl Agent {
             self.tell(AgentEvent::Settled { message_id, rule, outcome: text, output: output.into_bytes() });
         }
     }
-
-    /// Why a wish is not to be put to the inbox, which does not know of every beginning: an action under way must not be
-    /// dropped.
-    pub(super) fn objection(&self, wish: &Query) -> Option<String> {
-        let Query::Drop(selector) = wish else { return None };
-        let meant = |entry: &&Entry| {
-            let number = entry.number.is_some_and(|number| selector.0 == format!("#{}", number.0));
-            number || entry.message.message_id() == Some(selector.0.as_str())
-        };
-        self.hand.entries().find(meant).filter(|entry| entry.is_running()).map(under_way)
-    }
-
-    /// Somebody's wish has been fulfilled: what it changes for the messages in hand.
-    fn reply(&mut self, ticket: Ticket, mut reply: Reply) {
-        match &reply {
-            Reply::Retried(unfinished) if !self.stopping => {
-                let number = unfinished.record.number;
-                tracing::info!(
-                    number = number.0,
-                    message_id = unfinished.record.message_id,
-                    "a dead letter is run again"
-                );
-                self.resume((**unfinished).clone());
-            }
-            Reply::Dropped(record) => {
-                tracing::info!(
-                    number = record.number.0,
-                    message_id = record.message_id,
-                    "dropped from the inbox"
-                );
-                // It is not to be awaited from the hub any more; if it comes, it is completed.
-                self.hand.held.remove(&record.number);
-                let ticket = self.hand.ticket_of(record.number);
-                let running =
-                    ticket.and_then(|ticket| self.hand.get(ticket)).filter(|entry| entry.is_running());
-                if let Some(entry) = running {
-                    // It began while the inbox was asked. It keeps its lanes until it ends.
-                    reply = Reply::Refused(under_way(entry));
-                } else if let Some(ticket) = ticket {
-                    self.lanes.leave(ticket);
-                    self.hand.remove(ticket).iter_mut().for_each(Entry::complete);
-                }
-            }
-            _ => {}
-        }
-        if let Some(waiting) = self.queries.remove(&ticket) {
-            // Whoever asked may have gone.
-            drop(waiting.send(reply));
-        }
-    }
-}
-
-fn under_way(entry: &Entry) -> String {
-    let number = entry.number.map_or(0, |number| number.0);
-    let name = match entry.message.message_id() {
-        Some(id) => format!("message \"{}\" (#{number})", excerpt(id)),
-        None => format!("message #{number}"),
-    };
-    format!(
-        "{name} is being acted on: only a dead letter, or a message that waits for its turn, can be dropped"
-    )
 }
 
 /// Waits, but not once the agent stops.

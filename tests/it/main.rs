@@ -30,6 +30,7 @@ mod inbox_cli;
 mod layering;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod recovery;
 mod reports;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]

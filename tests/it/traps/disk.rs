@@ -6,10 +6,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{QUICK, gated, open, started, wait_done};
-use crate::soak::back_end::Hub;
+use crate::harness::run;
+use crate::soak::back_end::{Hub, message};
 use crate::soak::disk::{TROUBLE, WELL, limit_file_size};
 use crate::soak::gateway::Gateway;
 
@@ -159,6 +160,29 @@ fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses
     // How the first two ended could not be recorded.
     let (lost, done) = (Some("interrupted"), Some("succeeded"));
     assert_eq!(outcomes, [("m-1", lost), ("m-2", lost), ("m-3", done), ("m-4", done)]);
+}
+
+#[test]
+fn trap_15_a_message_that_expires_while_nothing_can_be_written_is_not_acted_on() {
+    let (hub, mut gateway) = started(QUICK);
+    limit_file_size(gateway.agent(), Some(0));
+    let expiry = SystemTime::now() + Duration::from_secs(3);
+    let mut soon = message("m-1", "quick");
+    soon.expiry = Some(expiry);
+    hub.send_message(soon).expect("room");
+    gateway.agent().stderr.wait_for(TROUBLE);
+    // Whoever looks is told at once what is wrong: questions do not gather.
+    let listed = run(&mut gateway.command(&["inbox", "list"]));
+    let told = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert!(listed.status.code() == Some(1) && told.contains("LimitFSIZE"), "{told}");
+    while let Ok(left) = expiry.duration_since(SystemTime::now()) {
+        std::thread::park_timeout(left);
+    }
+    limit_file_size(gateway.agent(), None);
+    gateway.agent().stderr.wait_for(WELL);
+    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("expired"));
+    assert!(!gateway.path("done").exists(), "acted on too late");
+    gateway.terminate();
 }
 
 #[test]

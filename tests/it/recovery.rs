@@ -1,0 +1,113 @@
+//! What the next agent makes of what the last one left in the inbox, where the world has changed in between.
+//!
+//! Owns: rules that are gone, a hub that is away, a clock that goes on. Must not know: the inbox's file. Used by: nobody.
+
+use std::fs;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::harness::{run, wait_for_file, write_config};
+use crate::soak::back_end::{Hub, message};
+use crate::soak::gateway::Gateway;
+
+/// A rule `work` that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`.
+fn work(keys: &str) -> String {
+    format!(
+        "[[rule]]\nname = \"work\"\nwhen = {{ action = \"work\" }}\n{keys}\ndo = [ {{ shell = '''\
+         echo $C2D_MESSAGE_ID began >> DIR/done; n=0\n\
+         until [ -e DIR/go ] || [ $n -gt 1500 ]; do n=$((n + 1)); sleep 0.02; done\n\
+         echo $C2D_MESSAGE_ID ended >> DIR/done''' }} ]\n"
+    )
+}
+
+/// An agent in the middle of `m-1`, with `m-2` in line behind it. The second is good for `life`.
+fn one_begun_and_one_in_line(rest: &str, life: Duration) -> (Hub, Gateway) {
+    let hub = Hub::start();
+    let mut gateway = Gateway::new(&hub, rest);
+    gateway.start_subscribed();
+    hub.send("m-1", "work", &[]).expect("room");
+    wait_for_file(&gateway.path("done"), "m-1 began");
+    let mut second = message("m-2", "work");
+    second.expiry = Some(SystemTime::now() + life);
+    hub.send_message(second).expect("room");
+    while gateway.inbox().len() < 2 {
+        gateway.expect_running();
+    }
+    (hub, gateway)
+}
+
+/// The next agent has another configuration.
+fn reconfigure(gateway: &Gateway, rest: &str) {
+    let dir = gateway.path("");
+    write_config(&dir, &rest.replace("DIR", &dir.display().to_string()));
+}
+
+fn pass(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::thread::park_timeout(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+#[test]
+fn a_completed_message_whose_rule_is_gone_becomes_a_dead_letter_that_can_be_run_when_the_rule_is_back() {
+    let rule = work("settle = \"on-accept\"");
+    let (_hub, mut gateway) = one_begun_and_one_in_line(&rule, Duration::from_secs(600));
+    gateway.kill();
+    reconfigure(&gateway, "");
+    gateway.start_subscribed();
+    let second = gateway.settled_inbox()["m-2"].clone();
+    assert_eq!((second.state.as_str(), second.outcome.as_deref()), ("dead", Some("refused")));
+    gateway.terminate();
+    reconfigure(&gateway, &rule);
+    fs::write(gateway.path("go"), "").expect("written");
+    gateway.start_subscribed();
+    let retried = run(&mut gateway.command(&["inbox", "retry", "m-2"]));
+    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+    wait_for_file(&gateway.path("done"), "m-2 ended");
+    gateway.terminate();
+}
+
+#[test]
+fn a_message_whose_rule_is_gone_when_it_comes_again_is_reported() {
+    let (hub, mut gateway) = one_begun_and_one_in_line(&work(""), Duration::from_secs(600));
+    gateway.kill();
+    reconfigure(&gateway, "[report]\noutcomes = \"telemetry\"\n");
+    gateway.start_subscribed();
+    hub.wait_success("m-2");
+    hub.emulator.process.stderr.wait_until("a report on m-2", |lines| {
+        let report = |line: &&String| line.contains("received a D2C message") && line.contains("cid=m-2");
+        lines.iter().find(report).cloned()
+    });
+    gateway.terminate();
+}
+
+#[test]
+fn a_message_that_the_hub_was_to_send_again_is_given_up_only_when_the_hub_is_there_and_does_not() {
+    let life = Duration::from_secs(2);
+    let (_hub, mut gateway) = one_begun_and_one_in_line(&work(""), life);
+    gateway.proxy.set_open(false);
+    gateway.kill();
+    pass(life);
+    gateway.start();
+    gateway.agent().stderr.wait_for("not connected");
+    assert_eq!(gateway.inbox()["m-2"].state, "accepted", "the clock alone may be wrong");
+    gateway.proxy.set_open(true);
+    let line = gateway.agent().stderr.wait_for("expired");
+    assert!(line.contains("message_id=\"m-2\""), "{line}");
+    assert_eq!(gateway.settled_inbox()["m-2"].outcome.as_deref(), Some("expired"));
+    gateway.terminate();
+}
+
+#[test]
+fn a_pause_before_another_attempt_does_not_hold_up_the_end() {
+    let hub = Hub::start();
+    let rule = "[[rule]]\nname = \"work\"\nwhen = { action = \"work\" }\nsettle = \"on-accept\"\nattempts = 2\n\
+        backoff = \"1h\"\ndo = [ { shell = \"exit 1\" } ]\n";
+    let mut gateway = Gateway::new(&hub, rule);
+    gateway.start_subscribed();
+    hub.send("m-1", "work", &[]).expect("room");
+    gateway.agent().stderr.wait_for("retry_in_ms=");
+    let asked = Instant::now();
+    gateway.terminate();
+    assert!(asked.elapsed() < Duration::from_millis(1_500), "it took {:?}", asked.elapsed());
+}
