@@ -147,10 +147,9 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     if let Some(first) = first {
         agent.news(first);
     }
-    let mut result = agent.dispatch(shutdown).await;
-    if result.is_ok() {
-        result = agent.wind_down(&hurry).await;
-    }
+    let result = agent.dispatch(shutdown).await;
+    // Also when the session has ended: what the inbox had to run may be under way.
+    let result = result.and(agent.wind_down(&hurry).await);
     agent.close().await.and(result)
 }
 
@@ -170,6 +169,8 @@ struct Agent {
     observer: Option<mpsc::Sender<AgentEvent>>,
     machine: Arc<Machine>,
     session: Session,
+    /// It has ended by itself and says nothing more.
+    session_ended: bool,
     inbox: Inbox,
     /// By rule name.
     rules: HashMap<String, Arc<RuleFacts>>,
@@ -242,6 +243,7 @@ impl Agent {
             observer,
             machine: Arc::new(Machine { actions, stop: CancellationToken::new() }),
             session,
+            session_ended: false,
             inbox,
             rules,
             hand: Hand::default(),
@@ -335,13 +337,13 @@ impl Agent {
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
-        let Self { session, inbox, running, control, machine, pins_noted, .. } = self;
+        let Self { session, session_ended, inbox, running, control, machine, pins_noted, .. } = self;
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
             news = inbox.next() => Happening::News(news),
             Some(done) = running.next(), if !running.is_empty() => Happening::Done(done),
-            event = next_event(session, take) => Happening::Session(event),
+            event = next_event(session, take), if !*session_ended => Happening::Session(event),
             request = next_request(control) => Happening::Control(request),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
             () = sleep_until(wake) => Happening::Time,
@@ -386,7 +388,13 @@ impl Agent {
                 self.tell(AgentEvent::Disconnected { reason });
             }
             Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
-            Event::Ended(error) => return Err(error.into()),
+            Event::Ended(error) => {
+                self.session_ended = true;
+                if !self.stopping {
+                    return Err(error.into());
+                }
+                tracing::warn!(%error, "the session ended while the agent stops");
+            }
         }
         Ok(())
     }

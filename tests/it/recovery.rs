@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::harness::{run, wait_for_file, write_config};
-use crate::soak::back_end::{Hub, message};
+use crate::soak::back_end::{DEVICE, Hub, message};
 use crate::soak::gateway::Gateway;
 
 /// A rule `work` that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`.
@@ -110,4 +110,27 @@ fn a_pause_before_another_attempt_does_not_hold_up_the_end() {
     let asked = Instant::now();
     gateway.terminate();
     assert!(asked.elapsed() < Duration::from_millis(1_500), "it took {:?}", asked.elapsed());
+}
+
+#[test]
+fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_had_to_run() {
+    let hub = Hub::start();
+    let rule = "[[rule]]\nname = \"work\"\nwhen = { action = \"work\" }\nsettle = \"on-accept\"\n\
+        do = [ { shell = \"[ -e DIR/go ] || exit 1; echo began >> DIR/done; sleep 0.5; echo ended >> DIR/done\" } ]\n";
+    let mut gateway = Gateway::new(&hub, rule);
+    gateway.start_subscribed();
+    hub.send("m-1", "work", &[]).expect("room");
+    assert_eq!(gateway.settled_inbox()["m-1"].state, "dead");
+    gateway.terminate();
+    assert!(run(&mut gateway.command(&["inbox", "retry", "m-1"])).status.success());
+    fs::write(gateway.path("go"), "").expect("written");
+    let known = hub.emulator.device_string(DEVICE);
+    let (known, _) = known.split_once("SharedAccessKey=").expect("a key");
+    let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(fs::read_to_string(gateway.path("done")).expect("begun"), "began\nended\n");
+    gateway.start_subscribed();
+    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    gateway.terminate();
 }
