@@ -67,6 +67,17 @@ impl Board {
 }
 
 impl Agent {
+    /// What is wrong when the inbox turned messages away.
+    fn full(&self) -> Option<String> {
+        (!self.turned_away.is_empty()).then(|| {
+            format!(
+                "full of messages that have not ended: {} stay at the hub until some have; raise [inbox] max_size if \
+                 that happens often",
+                self.turned_away.len()
+            )
+        })
+    }
+
     /// What the agent says of itself.
     pub(super) fn status(&self) -> Status {
         let running = |phase: &Phase| *phase == Phase::Running;
@@ -90,7 +101,7 @@ impl Agent {
             inbox: InboxStatus {
                 path: self.config.inbox.path.display().to_string(),
                 counts: counts.clone(),
-                trouble: trouble.clone(),
+                trouble: trouble.clone().or_else(|| self.full()),
             },
             pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
         }

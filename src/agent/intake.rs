@@ -231,13 +231,8 @@ impl Agent {
     /// The inbox is full: the message stays at the hub, and in hand, until there is room.
     fn turn_away(&mut self, ticket: Ticket) {
         self.turned_away.push(ticket);
-        if self.turned_away_retry.is_none() {
-            tracing::warn!(
-                max_size = self.config.inbox.max_size,
-                "the inbox is full of messages that have not ended: further ones stay at the hub; raise [inbox] max_size"
-            );
-            self.turned_away_retry = Some(Instant::now() + OFFER_AGAIN);
-        }
+        // The inbox says in the log that it is full.
+        self.turned_away_retry.get_or_insert(Instant::now() + OFFER_AGAIN);
     }
 
     /// Offers the messages that were turned away once more, unless their connection has gone.

@@ -205,17 +205,17 @@ impl<P: Place> Keeper<P> {
         if notes.without_id && !self.warned_without_id {
             self.warned_without_id = true;
             tracing::warn!(
-                "a message came without a message id: when the hub sends such a message again after {:?}, or when two are \
+                "a message came without a message id: when the hub sends such a message again after {}, or when two are \
                  equal, one message cannot be told from two; let the sender set message ids",
-                self.settings.digest_window
+                humantime::format_duration(self.settings.digest_window)
             );
         }
         if notes.forgot && !self.forgetting {
             self.forgetting = true;
             tracing::warn!(
                 "the inbox has reached [inbox] max_size = {max} bytes: the oldest messages that have ended are forgotten \
-                 before {:?} are over; raise max_size, or lower keep",
-                self.settings.keep
+                 before keep = {} is over; raise max_size, or lower keep",
+                humantime::format_duration(self.settings.keep)
             );
         }
         // Well below, so that this is not said again with every message at the limit.
@@ -227,7 +227,7 @@ impl<P: Place> Keeper<P> {
                 self.full = true;
                 tracing::error!(
                     "the inbox is full: messages that have not ended take all of [inbox] max_size = {max} bytes; new \
-                     messages stay at the hub until some have ended"
+                     messages stay at the hub until some have ended; raise max_size if that happens often"
                 );
             }
             Some(false) if self.full => {

@@ -299,6 +299,29 @@ fn a_message_whose_rule_is_gone_is_kept_as_a_dead_letter() {
 }
 
 #[test]
+fn a_full_inbox_is_told_and_takes_messages_again_when_some_have_ended() {
+    let house = House::new();
+    let text = format!("{}[inbox]\npath = \"inbox.redb\"\nmax_size = \"1MiB\"\n", rules(house.path()));
+    let agent = Agent::start(&house.emulator, "dev1", house.path(), &text);
+    house.send("wait", "m-1");
+    house.wait_for_state("m-1", "started");
+    let body = house.path().join("body");
+    fs::write(&body, "x".repeat(60_000)).expect("written");
+    for number in 0..20 {
+        house.send_with("after", &format!("big-{number}"), &["--file", &body.display().to_string()]);
+    }
+    agent.process.stderr.wait_for("the inbox is full: messages that have not ended take all of");
+    let status =
+        wait_for("the trouble", || Some(house.told(&["status"])).filter(|status| status.contains("TROUBLE")));
+    assert!(status.contains("full of messages that have not ended: "), "{status}");
+    fs::write(house.path().join("fifo"), "go\n").expect("written");
+    house.wait_for_state("big-19", "finished");
+    assert!(!house.told(&["status"]).contains("TROUBLE"));
+    assert_eq!(fs::metadata(house.path().join("done")).expect("the file").len(), 20 * 60_000);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
 fn without_an_agent_the_file_is_asked_and_what_is_retried_runs_at_the_next_start() {
     let house = House::new();
     let agent = house.agent();
