@@ -23,19 +23,19 @@ impl Agent {
             }
             Request::Query(query, answer) => {
                 // What nobody waits for any more would gather behind a disk that does not answer.
-                let refusal = match (self.objection(&query), &self.board.trouble) {
-                    (Some(objection), _) => objection,
-                    (None, Some(trouble)) => trouble.clone(),
-                    (None, None) if self.queries.len() >= MOST_QUERIES => {
-                        "the inbox has not answered earlier questions yet: try again in a moment".to_owned()
-                    }
+                let reply = match (self.objection(&query), &self.board.trouble) {
+                    (Some(objection), _) => Reply::Refused(objection),
+                    (None, Some(trouble)) => Reply::Unavailable(trouble.clone()),
+                    (None, None) if self.queries.len() >= MOST_QUERIES => Reply::Unavailable(
+                        "the inbox has not answered earlier questions yet: try again in a moment".to_owned(),
+                    ),
                     (None, None) => {
                         let ticket = self.hand.next_ticket();
                         self.queries.insert(ticket, answer);
                         return self.inbox.submit(Op::Query { ticket, query });
                     }
                 };
-                drop(answer.send(Reply::Refused(refusal)));
+                drop(answer.send(reply));
             }
         }
     }

@@ -207,7 +207,9 @@ impl Asked {
                     State::Finished => (record, None),
                     _ => match self.inbox.query(Query::Show(number(record.number)))? {
                         Reply::Record { record, message } => (record, message),
-                        _ => (record, None),
+                        // It went since the page was read.
+                        Reply::Refused(_) => (record, None),
+                        other => return Err(unexpected(other)),
                     },
                 };
                 self.out.json(&RecordView::new(record, message.as_ref()))?;
@@ -277,7 +279,7 @@ fn name(record: &Record) -> String {
 
 fn unexpected(reply: Reply) -> anyhow::Error {
     match reply {
-        Reply::Refused(sentence) => anyhow!(sentence),
+        Reply::Refused(sentence) | Reply::Unavailable(sentence) => anyhow!(sentence),
         _ => anyhow!("the inbox answered another question: please report this"),
     }
 }

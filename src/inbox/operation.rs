@@ -120,6 +120,8 @@ pub(crate) enum Reply {
     Dropped(Record),
     /// In one sentence.
     Refused(String),
+    /// It cannot be answered now: why, in one sentence.
+    Unavailable(String),
 }
 
 /// What became of an operation. Once it is told, it is on disk.

@@ -56,6 +56,7 @@ pub(crate) enum ReplyView {
     Retried(RecordView),
     Dropped(Record),
     Refused(String),
+    Unavailable(String),
 }
 
 impl RecordView {
@@ -104,6 +105,7 @@ impl From<Reply> for ReplyView {
             }
             Reply::Dropped(record) => Self::Dropped(record),
             Reply::Refused(sentence) => Self::Refused(sentence),
+            Reply::Unavailable(sentence) => Self::Unavailable(sentence),
         }
     }
 }
@@ -123,6 +125,7 @@ impl TryFrom<ReplyView> for Reply {
             }
             ReplyView::Dropped(record) => Self::Dropped(record),
             ReplyView::Refused(sentence) => Self::Refused(sentence),
+            ReplyView::Unavailable(sentence) => Self::Unavailable(sentence),
         })
     }
 }
@@ -206,6 +209,7 @@ mod tests {
             Reply::Retried(Box::new(unfinished)),
             Reply::Dropped(record()),
             Reply::Refused("there is none".into()),
+            Reply::Unavailable("the disk is full".into()),
         ] {
             let text = serde_json::to_string(&ReplyView::from(reply.clone())).expect("JSON");
             let view: ReplyView = serde_json::from_str(&text).expect("a view");
