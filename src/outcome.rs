@@ -116,7 +116,7 @@ pub const MAX_TWIN_RECENT: usize = 10;
 /// the hub keeps.
 pub const MAX_TWIN_RULES: usize = 40;
 
-/// Characters of [`OutcomeReport::text`] in the twin.
+/// Bytes of [`OutcomeReport::text`] in the twin.
 pub const MAX_TWIN_TEXT: usize = 200;
 
 /// The agent's part of the reported properties, under [`TWIN_SECTION`]: what the agent writes with
@@ -148,7 +148,8 @@ pub struct LastMessage {
 impl TwinReport {
     /// Takes in one outcome: without output, the text cut short. The totals are the caller's.
     pub fn record(&mut self, report: &OutcomeReport) {
-        let text = report.text.chars().take(MAX_TWIN_TEXT).collect();
+        let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= MAX_TWIN_TEXT;
+        let text = report.text.char_indices().take_while(fits).map(|(_, c)| c).collect();
         let short = OutcomeReport { text, output: String::new(), output_bytes: 0, ..report.clone() };
         if let Some(key) = short.rule.as_deref().map(twin_key)
             && (self.rules.len() < MAX_TWIN_RULES || self.rules.contains_key(&key))
@@ -283,7 +284,10 @@ mod tests {
     fn a_full_twin_report_fits_into_the_reported_properties() {
         let mut twin = TwinReport::default();
         for number in 0..100 {
-            twin.record(&report(&"m".repeat(128), &format!("{number:0>60}"), Some(-1)));
+            // Three bytes each: what counts at the hub is bytes.
+            let text = "漢".repeat(1_000);
+            let report = report(&"m".repeat(128), &format!("{number:0>60}"), Some(-1));
+            twin.record(&OutcomeReport { text, ..report });
         }
         let size = twin.patch().to_string().len();
         assert!(size < 32 * 1024, "{size} bytes");
