@@ -186,7 +186,7 @@ impl Store {
             let first = old.max(own.len().saturating_sub(MOST_STARTS)).min(own.len() - 1);
             opened.starts.extend(own[first..].iter().map(|at| (rule.clone(), from_millis(*at))));
         }
-        opened.starts.sort_unstable_by(|(_, one), (_, other)| one.cmp(other));
+        opened.starts.sort_unstable_by_key(|(_, at)| *at);
         opened.latest = latest.into_values().map(|(_, record)| record).collect();
         opened.latest.sort_by_key(|record| record.number);
         opened.last_received = last_received.map(from_millis);
