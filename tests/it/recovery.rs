@@ -82,6 +82,19 @@ fn a_message_whose_rule_is_gone_when_it_comes_again_is_reported() {
 }
 
 #[test]
+fn two_messages_of_one_id_that_come_when_their_rule_is_gone_hold_nothing_up() {
+    let (hub, mut gateway) = one_begun_and_one_in_line(&work(""), Duration::from_secs(600));
+    gateway.kill();
+    hub.send("m-2", "work", &[]).expect("room");
+    hub.send("m-3", "work", &[]).expect("room");
+    reconfigure(&gateway, "");
+    gateway.start_subscribed();
+    hub.wait_success("m-3");
+    assert_eq!(gateway.agent().stderr.count("dropped unsettled"), 0, "{}", gateway.agent().stderr.text());
+    gateway.terminate();
+}
+
+#[test]
 fn a_message_that_the_hub_was_to_send_again_is_given_up_only_when_the_hub_is_there_and_does_not() {
     let life = Duration::from_secs(2);
     let (_hub, mut gateway) = one_begun_and_one_in_line(&work(""), life);
