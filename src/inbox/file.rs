@@ -11,6 +11,8 @@ use std::time::SystemTime;
 
 use redb::Database;
 use redb::backends::FileBackend;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::trouble::Failure;
 
@@ -83,7 +85,10 @@ impl InboxPath {
             opened => opened,
         };
         let made = database(file.map_err(failed)?).and_then(|database| {
-            std::fs::rename(&begun, &self.path).map_err(failed)?;
+            name_it(&begun, &self.path).map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Failure::InUse,
+                _ => failed(error),
+            })?;
             // Else the file's name may be gone after a power cut, although its content was synced.
             sync_directory(directory).map_err(failed)?;
             Ok(database)
@@ -178,6 +183,15 @@ impl Place for InboxPath {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Gives a new file its name, but not over another one: an agent that started at the same time may have been first.
+pub(super) fn name_it(begun: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, begun, CWD, path, RenameFlags::NOREPLACE) {
+        // Not every file system can do that.
+        Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(begun, path),
+        renamed => Ok(renamed?),
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::super::file::complaint;
+use super::super::file::{complaint, name_it};
 use super::super::keeper::{Batch, Keeper};
 use super::super::trouble::Failure;
 use super::*;
@@ -132,6 +132,17 @@ fn the_command_line_is_told_why_it_cannot_have_the_file() {
     let corrupt = InboxFile::open(&settings).expect_err("damaged");
     assert!(matches!(corrupt, InboxError::Corrupt(_)), "{corrupt}");
     assert_eq!(std::fs::read_to_string(&settings.path).expect("still there"), "damaged");
+}
+
+#[test]
+fn a_new_file_does_not_take_the_place_of_another_agents() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (begun, path) = (directory.path().join("new"), directory.path().join("inbox.redb"));
+    std::fs::write(&begun, "second").expect("written");
+    std::fs::write(&path, "first").expect("written");
+    let error = name_it(&begun, &path).expect_err("refused");
+    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::read_to_string(&path).expect("read"), "first");
 }
 
 #[test]
