@@ -27,6 +27,7 @@ mod record;
 mod retention;
 mod store;
 mod trouble;
+mod watched;
 mod worker;
 
 use file::{InboxPath, Place};

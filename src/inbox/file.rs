@@ -15,6 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::trouble::Failure;
+use super::watched::Watched;
 
 /// redb's page cache. The whole agent is to stay within a few MB; what is needed at once is in the ledger.
 const CACHE_BYTES: usize = 512 * 1024;
@@ -201,7 +202,7 @@ fn database(file: File) -> Result<Database, Failure> {
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true)
-        .create_with_backend(FileBackend::new(file)?)?;
+        .create_with_backend(Watched::new(FileBackend::new(file)?))?;
     Ok(database)
 }
 
