@@ -7,14 +7,15 @@
 //! | Layer | Modules | |
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
-//! | policy | [`agent`] | which message is acted on, when it is completed, what happens at shutdown |
+//! | policy | [`agent`] | which message is acted on, in which lane, when it is completed, recovery, reports, shutdown |
 //! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
+//! | | `inbox` | the durable record of each message: duplicates, dead letters, reports that wait; disk trouble |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
 //! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
-//! | | [`message`], [`credentials`], [`feedback`] | what goes over the wire |
+//! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
 //!
 //! Vocabulary has no tokio, no sockets and no clock; time comes in as an argument. The emulator imports only
 //! vocabulary and `tls`: a double built from the code under test proves nothing.
@@ -22,8 +23,9 @@
 //! # One message
 //!
 //! `session` hands a [`message::C2dMessage`] with its receipt to `agent`; [`rules::Rules`] find the rule that takes it and make a
-//! [`rules::Plan`] of it; [`action::Actions`] perform the plan; `agent` logs the [`action::Outcome`] and completes the
-//! receipt; `session` sends the PUBACK in order of arrival.
+//! [`rules::Plan`] of it; `inbox` records it, unless it has been there before; in its turn [`action::Actions`] perform the
+//! plan; `inbox` records how it ended; then `agent` completes the receipt, and `session` sends the PUBACK in order of
+//! arrival. The outcome may go to the hub as an [`outcome::OutcomeReport`].
 //!
 //! # Glossary
 //!
@@ -36,6 +38,8 @@
 //!   what the hub answers (`Success`, `Expired`, `DeliveryCountExceeded`, `Rejected`, `Purged`).
 //! - *Rule*: conditions and an *action*. *Action*: steps in order. *Plan*: an action with one message's values filled in.
 //!   *Outcome*: how it ended.
+//! - *Inbox*: the record of messages on disk: accepted, started, finished or *dead*. *Dead letter*: one that ended badly,
+//!   kept whole. *Lane*: a line in which actions run one after the other; lanes run side by side.
 
 pub mod action;
 pub mod agent;
