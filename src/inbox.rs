@@ -39,8 +39,8 @@ use trouble::Failure;
 pub(crate) use trouble::InboxError;
 use worker::{Command, MOST_OPS, Worker};
 
-/// How long [`Inbox::close`] may take.
-const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// How long [`Inbox::close`] may take: what the agent's eight seconds for a shutdown leave.
+const CLOSE_LIMIT: Duration = Duration::from_millis(700);
 
 /// The inbox of a running agent. Dropped, what was handed in and not written is lost, as by a crash.
 #[derive(Debug)]
