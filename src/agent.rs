@@ -40,25 +40,20 @@ mod outbox;
 mod recovery;
 mod report;
 pub(crate) mod status;
+mod stopping;
 mod wishes;
 mod work;
 
 use board::Board;
 use control::{Control, Request};
 use guards::Guards;
-use hand::{Hand, Phase, RuleFacts};
+use hand::{Hand, RuleFacts};
 use lanes::{Lanes, Ticket};
 use outbox::Outbox;
 use recovery::HELD_PATIENCE;
 pub use report::AgentEvent;
 use work::Done;
 
-/// How long actions in flight may go on after a request to stop.
-const GRACE: Duration = Duration::from_secs(2);
-/// How long they may then take to end after they were told to. Above what `action` takes for TERM and KILL.
-const STOP_LIMIT: Duration = Duration::from_millis(3500);
-/// How long the inbox may then take to have it on disk.
-const RECORD_LIMIT: Duration = Duration::from_millis(500);
 /// How long pins wait for the inbox at the start.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
 /// How often a control socket that could not be opened is tried again, at most.
@@ -274,63 +269,6 @@ impl Agent {
                 return Ok(());
             }
         }
-    }
-
-    /// Lets what has begun come to its end: actions, then their records, then their PUBACKs.
-    async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
-        self.stopping = true;
-        let running = self.hand.entries().filter(|entry| entry.phase == Phase::Running).count();
-        if running == 0 {
-            tracing::info!("stopping");
-        } else {
-            let grace_ms = GRACE.as_millis();
-            tracing::info!(actions = running, grace_ms, "stopping: waiting for the actions in flight");
-        }
-        self.leave_what_has_not_begun();
-        let machine = Arc::clone(&self.machine);
-        let mut cut_off = pin!(async {
-            // Either is a reason to go on; which one it was does not matter.
-            tokio::select! {
-                () = tokio::time::sleep(GRACE) => {}
-                () = hurry.cancelled() => {}
-            }
-            machine.stop.cancel();
-            tokio::time::sleep(STOP_LIMIT).await;
-        });
-        // A pause before another attempt is not waited for: its message has been left.
-        while self.hand.entries().any(|entry| entry.phase == Phase::Running) {
-            if matches!(self.step(&mut cut_off).await?, Next::Stop) {
-                return Err(AgentError::Broken("an action did not end".to_owned()));
-            }
-        }
-        // Beginnings that are taken back, ends that are recorded.
-        let mut waited_enough = pin!(tokio::time::sleep(RECORD_LIMIT));
-        while self.hand.awaits_the_inbox() {
-            if matches!(self.step(&mut waited_enough).await?, Next::Stop) {
-                tracing::warn!(
-                    "stopped before the inbox had everything on disk: messages that it lacks come again"
-                );
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what is to be written, closes everything, and puts pins into their `on_exit` state.
-    async fn close(mut self) -> Result<(), AgentError> {
-        self.submit_pins(self.machine.actions.pins_on_after_exit());
-        for answer in self.inbox.close().await {
-            self.answer(answer);
-        }
-        let Self { machine, session, running, hand, .. } = self;
-        drop(running);
-        hand.leave_all();
-        let Some(Machine { actions, .. }) = Arc::into_inner(machine) else {
-            session.close().await;
-            return Err(AgentError::Broken("an action is still running at the end".to_owned()));
-        };
-        let (pins, ()) = tokio::join!(actions.close(), session.close());
-        Ok(pins?)
     }
 
     /// Waits for one thing to happen, and deals with it.
