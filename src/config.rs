@@ -3,26 +3,32 @@
 //! Owns: the file's schema, its defaults and limits. Must not know: tokio, sockets, pins' hardware.
 //! Used by: `agent`, `action` (pin settings), `cli`.
 //!
-//! Relative paths in the file are taken from the file's own directory.
+//! A configuration is a main file and the drop-ins in `config.d` beside it. Relative paths in all of them are taken from the
+//! directory of the main file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-
-use toml::de::DeTable;
 
 use crate::credentials::DeviceIdentity;
 use crate::rules::{Reports, Rules};
 
+use report::Place;
+use sources::Sources;
+
 mod conditions;
 mod device;
+mod drop_ins;
 mod files;
 mod gpio;
 mod inbox;
 mod interlock;
+mod merge;
 mod policy;
 mod report;
 mod rule;
 mod settings;
+mod sources;
 mod steps;
 mod table;
 
@@ -31,9 +37,6 @@ pub(crate) use report::counted;
 pub use settings::{
     ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, OnDisconnect, OnExit, PinSettings,
 };
-
-/// Largest configuration file.
-const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
 /// A configuration without a problem.
 #[derive(Debug, Clone)]
@@ -54,6 +57,8 @@ pub struct Config {
     pub max_children: usize,
     /// Where the outcomes of messages are reported that no rule takes; for rules see their policy.
     pub reports: Reports,
+    /// The main file, and then the drop-ins in the order in which they count.
+    pub files: Vec<PathBuf>,
     /// What is doubtful but does not keep the agent from running; often empty.
     pub warnings: Report,
 }
@@ -70,6 +75,10 @@ pub struct Inspection {
     /// Where the inbox is: `inbox` and `status` need it even when the rest has problems. Absent when the file cannot be
     /// read, or does not say where.
     pub inbox: Option<InboxSettings>,
+    /// The main file, and then the drop-ins that could be read, in the order in which they count.
+    pub files: Vec<PathBuf>,
+    /// A sentence for each value that a drop-in has replaced, with both places; a long list is cut off.
+    pub replaced: Vec<String>,
     /// Problems and warnings.
     pub report: Report,
     max_children: usize,
@@ -78,8 +87,8 @@ pub struct Inspection {
     token_lifetime: Duration,
 }
 
-/// Reads a configuration file. `env` looks a variable of the environment up: `C2D_DEVICE_CONNECTION_STRING` names the
-/// device when the file does not, and `C2D_CA_FILE` goes before `ca_file`.
+/// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
+/// `C2D_DEVICE_CONNECTION_STRING` names the device when the files do not, and `C2D_CA_FILE` goes before `ca_file`.
 ///
 /// # Errors
 /// All problems at once.
@@ -87,31 +96,39 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config,
     inspect(path, env).into_config()
 }
 
-/// Reads a configuration file as far as possible.
+/// Reads a configuration file and its drop-ins as far as possible.
 pub fn inspect(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
-    match files::read_text(path, MAX_CONFIG_BYTES) {
-        Ok(text) => inspect_text(&text, path, env),
-        Err(reason) => {
-            let mut report = Report::new(path.display(), "");
-            report.problem(None, format!("cannot read the configuration: {reason}"));
-            Inspection::unreadable(report)
-        }
-    }
+    let mut report = Report::default();
+    let sources = drop_ins::read(path, &mut report);
+    inspect_sources(sources, report, env)
 }
 
-/// Reads the text of the configuration file `path`, which itself is not touched; files that the text names are.
+/// Reads the text of the configuration file `path` alone; the file itself is not touched, those that the text names are.
 pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
-    let mut report = Report::new(path.display(), text);
-    let (root, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        for error in &errors {
-            report.problem(error.span(), error.message());
-        }
-        report.sort();
-        return Inspection::unreadable(report);
+    inspect_texts(&[(path, text)], env)
+}
+
+/// Reads texts with their paths as the main file and its drop-ins; these files themselves are not touched.
+pub fn inspect_texts(texts: &[(&Path, &str)], env: &dyn Fn(&str) -> Option<String>) -> Inspection {
+    let mut sources = Sources::default();
+    for (path, text) in texts {
+        sources.push(*path, *text);
     }
-    let directory = path.parent().unwrap_or(Path::new(""));
-    let mut root = table::Table::new("the configuration", 0..0, root.get_ref());
+    inspect_sources(sources, Report::default(), env)
+}
+
+/// Reads the texts, to which `report` has what is known already.
+fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
+    let sources = Arc::new(sources);
+    report.set_sources(Arc::clone(&sources));
+    let files = sources.iter().map(|source| source.path.clone()).collect();
+    let merge::Merged { root, replaced } = merge::read(&sources, &mut report);
+    if report.problems() > 0 {
+        report.sort();
+        return Inspection::unreadable(files, replaced, report);
+    }
+    let directory = sources.main().and_then(Path::parent).unwrap_or(Path::new(""));
+    let mut root = table::Table::new("the configuration", 0..0, &root);
     let device = device::read(root.take("device"), directory, env, &mut report);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
@@ -122,7 +139,7 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
     root.finish(&mut report);
     if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
         let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";
-        report.warning(None, message);
+        report.warning(Place::Whole, message);
     }
     report.sort();
     Inspection {
@@ -132,6 +149,8 @@ pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String
         inbox,
         max_children,
         reports,
+        files,
+        replaced,
         report,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
@@ -154,13 +173,14 @@ impl Inspection {
                 inbox,
                 max_children: self.max_children,
                 reports: self.reports,
+                files: self.files,
                 warnings: self.report,
             }),
             _ => Err(self.report),
         }
     }
 
-    fn unreadable(report: Report) -> Self {
+    fn unreadable(files: Vec<PathBuf>, replaced: Vec<String>, report: Report) -> Self {
         Self {
             identity: None,
             gpio: GpioSettings::default(),
@@ -168,6 +188,8 @@ impl Inspection {
             inbox: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
             reports: Reports::default(),
+            files,
+            replaced,
             report,
             ca_file: None,
             token_lifetime: Duration::ZERO,

@@ -31,7 +31,7 @@ const UNKNOWN_DEVICE: &str = "DEVICE";
     c2d-agent check --message '$.cid=order-7&zone=north' --data '{\"litres\": 20}'\n\n\
     Exit codes: 0 the configuration is valid, 2 it has problems or the message cannot be read.")]
 pub(super) struct Args {
-    /// The configuration file.
+    /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Properties of a sample message, as on the wire: name=value pairs with & between them, percent-encoded where
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         super::tell(&inspection.report);
     }
     let valid = inspection.report.problems() == 0;
-    let mut lines = Vec::new();
+    let mut lines = drop_ins(&inspection);
     if valid {
         lines.push(verdict(&inspection));
     }
@@ -78,6 +78,15 @@ fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
         .context("--message is not a property bag")
         .map_err(Failure::usage)?;
     Ok(Some(message))
+}
+
+/// Which files were read when there is more than one, and which values of earlier ones do not count.
+fn drop_ins(inspection: &Inspection) -> Vec<String> {
+    let Some((main, drop_ins @ [_, ..])) = inspection.files.split_first() else { return Vec::new() };
+    let mut lines = vec![format!("{} and {}:", main.display(), counted(drop_ins.len(), "drop-in"))];
+    lines.extend(drop_ins.iter().map(|path| format!("  {}", path.display())));
+    lines.extend(inspection.replaced.iter().cloned());
+    lines
 }
 
 fn verdict(inspection: &Inspection) -> String {

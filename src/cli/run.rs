@@ -32,7 +32,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
     device at its first sign-in (later refusals are retried); 2 the configuration has problems."
 )]
 pub(super) struct Args {
-    /// The configuration file.
+    /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
@@ -44,6 +44,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let config = config::load(&args.config, &|name| std::env::var(name).ok())
         .map_err(|report| Failure::usage(anyhow::anyhow!("the configuration has problems:\n{report}")))?;
+    let drop_ins = config.files.len().saturating_sub(1);
+    tracing::info!(path = %args.config.display(), drop_ins, "configuration read");
     for warning in config.warnings.lines() {
         tracing::warn!("{warning}");
     }

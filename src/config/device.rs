@@ -16,7 +16,7 @@ use crate::credentials::{
 use crate::tls::{self, ClientCertificate};
 
 use super::files;
-use super::report::{Report, holds_a_secret};
+use super::report::{Place, Report, holds_a_secret};
 use super::table::{Field, Table, shown};
 
 /// Holds a device connection string.
@@ -74,8 +74,10 @@ pub(super) fn read(
         let checked =
             check_file(path).and_then(|()| tls::read_certificates(path).map_err(|error| error.to_string()));
         if let Err(reason) = checked {
-            let named = if place.is_none() { format!("{CA_FILE_VARIABLE}: {reason}") } else { reason };
-            report.problem(place.clone(), named);
+            match place {
+                Some(place) => report.problem(place.clone(), reason),
+                None => report.problem(Place::Environment, format!("{CA_FILE_VARIABLE}: {reason}")),
+            }
         }
     }
     let identity = read_identity(fields, from_environment.as_deref(), directory, report);
@@ -117,13 +119,14 @@ fn read_identity(
             report.problem(other.key_place.clone(), message);
             None
         }
-        (None, Some(_), Some(hub)) => {
+        (None, Some(file), Some(hub)) => {
             let message = "the device is named twice, by connection_string_file and by hub: keep one";
-            report.problem(hub.key_place.clone(), message);
+            let related = (file.key_place.clone(), "connection_string_file stands here");
+            report.problem_with(hub.key_place.clone(), message, related);
             None
         }
         (Some(text), None, None) => {
-            let source = Source { place: None, name: CONNECTION_STRING_VARIABLE.to_owned() };
+            let source = Source { place: Place::Environment, name: CONNECTION_STRING_VARIABLE.to_owned() };
             from_connection_string(text, &source, fields, directory, report)
         }
         (None, Some(field), None) => {
@@ -136,7 +139,7 @@ fn read_identity(
                 }
             };
             warn_if_world_readable(&path, &field, report);
-            let source = Source { place: Some(field.value.place), name: path.display().to_string() };
+            let source = Source { place: field.value.place.into(), name: path.display().to_string() };
             from_connection_string(text.trim(), &source, fields, directory, report)
         }
         (None, None, Some(_)) => from_fields(fields?, directory, report),
@@ -153,7 +156,7 @@ fn read_identity(
 
 /// Where a connection string came from, for messages.
 struct Source {
-    place: Option<std::ops::Range<usize>>,
+    place: Place,
     name: String,
 }
 

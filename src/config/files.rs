@@ -1,7 +1,7 @@
 //! What a configuration says about files: paths, secrets, programs.
 //!
 //! Owns: bounded reading, and what makes a file unsafe. Must not know: the schema.
-//! Used by: `config`, `config::device`, `config::rule`.
+//! Used by: `config::drop_ins`, `config::device`, `config::steps`.
 
 use std::fs::{self, Metadata};
 use std::io::Read as _;
@@ -95,6 +95,17 @@ pub(super) fn unfit_program(program: &str) -> Option<String> {
     })
 }
 
+/// Who else than root and the user who runs this can change the file or directory, and the remedy; `None` for nobody.
+pub(super) fn foreign_hands(path: &Path) -> Option<String> {
+    let metadata = fs::metadata(path).ok()?;
+    let path = path.display();
+    if mode(&metadata) & FOREIGN_WRITE != 0 {
+        return Some(format!("it is writable by others than its owner: run chmod go-w {path}"));
+    }
+    let owner = foreign_owner(&metadata)?;
+    Some(format!("it belongs to user {owner}: run chown root {path}, or run the agent as that user"))
+}
+
 /// The owner, unless that is root or the user who runs this.
 fn foreign_owner(metadata: &Metadata) -> Option<u32> {
     let owner = metadata.uid();
@@ -102,8 +113,9 @@ fn foreign_owner(metadata: &Metadata) -> Option<u32> {
 }
 
 /// The reason without the operating system's error number.
-fn in_words(error: &std::io::Error) -> String {
+pub(super) fn in_words(error: &std::io::Error) -> String {
     match error.kind() {
+        std::io::ErrorKind::NotADirectory => "it is not a directory".to_owned(),
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),

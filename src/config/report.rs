@@ -5,19 +5,22 @@
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::sources::Sources;
 
 /// Most problems that are printed; the rest are counted.
 const MAX_PRINTED: usize = 100;
 /// Most characters of a line that are printed on each side of the place at fault.
 const MAX_SIDE: usize = 100;
 
-/// What is wrong with a configuration (problems) and what is doubtful (warnings), in the order of the file.
+/// What is wrong with a configuration (problems) and what is doubtful (warnings), in the order of its files.
 ///
 /// Its text is `file:line:column: message` for each, with the line and a caret below, and the count at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
-    file: String,
-    text: String,
+    sources: Arc<Sources>,
     findings: Vec<Finding>,
 }
 
@@ -26,20 +29,45 @@ impl std::error::Error for Report {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     is_problem: bool,
-    /// Bytes of the text; none when the finding has no place, such as a file that cannot be read.
-    place: Option<Range<usize>>,
+    place: Place,
     message: String,
     /// Another place that belongs to it, and what is there.
     related: Option<(Range<usize>, &'static str)>,
 }
 
+/// What a finding is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The environment; the message names the variable.
+    Environment,
+    /// The configuration as a whole: its main file is named.
+    Whole,
+    /// A file or directory as a whole.
+    File(PathBuf),
+    /// A part of the texts.
+    Text(Range<usize>),
+}
+
+impl From<Range<usize>> for Place {
+    fn from(place: Range<usize>) -> Self {
+        Self::Text(place)
+    }
+}
+
+impl From<Option<Range<usize>>> for Place {
+    fn from(place: Option<Range<usize>>) -> Self {
+        place.map_or(Self::Whole, Self::Text)
+    }
+}
+
 impl Report {
-    pub(super) fn new(file: impl fmt::Display, text: &str) -> Self {
-        Self { file: file.to_string(), text: text.to_owned(), findings: Vec::new() }
+    /// Says what the places of the findings are places of.
+    pub(super) fn set_sources(&mut self, sources: Arc<Sources>) {
+        self.sources = sources;
     }
 
     /// Adds something that is wrong.
-    pub(super) fn problem(&mut self, place: impl Into<Option<Range<usize>>>, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, place: impl Into<Place>, message: impl Into<String>) {
         let finding =
             Finding { is_problem: true, place: place.into(), message: message.into(), related: None };
         self.findings.push(finding);
@@ -59,16 +87,19 @@ impl Report {
     }
 
     /// Adds something that is doubtful.
-    pub(super) fn warning(&mut self, place: impl Into<Option<Range<usize>>>, message: impl Into<String>) {
+    pub(super) fn warning(&mut self, place: impl Into<Place>, message: impl Into<String>) {
         self.problem(place, message);
         if let Some(last) = self.findings.last_mut() {
             last.is_problem = false;
         }
     }
 
-    /// Brings the findings into the order of the file; those without a place come first.
+    /// Brings the findings into the order of the files; those about no part of a text come first.
     pub(super) fn sort(&mut self) {
-        self.findings.sort_by_key(|finding| finding.place.as_ref().map(|place| place.start));
+        self.findings.sort_by_key(|finding| match &finding.place {
+            Place::Text(place) => Some(place.start),
+            Place::Environment | Place::Whole | Place::File(_) => None,
+        });
     }
 
     /// How many problems there are, warnings not counted.
@@ -87,7 +118,12 @@ impl Report {
     }
 
     fn headline(&self, finding: &Finding) -> String {
-        let mut line = self.position(finding.place.as_ref());
+        let mut line = match &finding.place {
+            Place::Environment => String::new(),
+            Place::Whole => self.sources.main().map_or(String::new(), |main| format!("{}: ", main.display())),
+            Place::File(path) => format!("{}: ", path.display()),
+            Place::Text(place) => format!("{}: ", position(&self.sources, place)),
+        };
         if !finding.is_problem {
             line.push_str("warning: ");
         }
@@ -95,24 +131,31 @@ impl Report {
         line
     }
 
-    fn position(&self, place: Option<&Range<usize>>) -> String {
-        match place.map(|place| Excerpt::of(&self.text, place)) {
-            Some(Excerpt { line, column, .. }) => format!("{}:{line}:{column}: ", self.file),
-            None => format!("{}: ", self.file),
+    fn excerpt(&self, f: &mut fmt::Formatter<'_>, place: &Range<usize>) -> fmt::Result {
+        match self.sources.find(place) {
+            Some((source, place)) => write!(f, "{}", Excerpt::of(&source.text, &place)),
+            None => Ok(()),
         }
     }
+}
+
+/// `file:line:column`.
+pub(super) fn position(sources: &Sources, place: &Range<usize>) -> String {
+    let Some((source, place)) = sources.find(place) else { return String::new() };
+    let Excerpt { line, column, .. } = Excerpt::of(&source.text, &place);
+    format!("{}:{line}:{column}", source.path.display())
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in self.findings.iter().take(MAX_PRINTED) {
             writeln!(f, "{}", self.headline(finding))?;
-            if let Some(place) = &finding.place {
-                write!(f, "{}", Excerpt::of(&self.text, place))?;
+            if let Place::Text(place) = &finding.place {
+                self.excerpt(f, place)?;
             }
             if let Some((place, what)) = &finding.related {
-                writeln!(f, "{}{what}", self.position(Some(place)))?;
-                write!(f, "{}", Excerpt::of(&self.text, place))?;
+                writeln!(f, "{}: {what}", position(&self.sources, place))?;
+                self.excerpt(f, place)?;
             }
         }
         if self.findings.len() > MAX_PRINTED {

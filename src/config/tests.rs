@@ -6,6 +6,8 @@ use super::*;
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, Policy, Rate, Reports, Settle};
 
+mod merging;
+
 const CONNECTION: &str = "HostName=h.example;DeviceId=dev;SharedAccessKey=AAAA";
 
 fn inspected(text: &str) -> Inspection {

@@ -2,7 +2,8 @@
 //!
 //! Each `tests/fixtures/config/{valid,invalid}/NAME.toml` has its expected report beside it in `NAME.txt`, which is
 //! absent for a valid one without warnings. Lines `# env: NAME=VALUE` at its top are its environment. To write the
-//! reports anew, set `C2D_WRITE_FIXTURES=1`, and read the difference.
+//! reports anew, set `C2D_WRITE_FIXTURES=1`, and read the difference. `drop_ins/NAME/` holds a `config.toml` with its
+//! `config.d`, and the report in `report.txt`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,6 +26,38 @@ fn every_valid_configuration_is_taken() {
         let warnings = result.unwrap_or_else(|report| panic!("{report}")).warnings;
         (!warnings.is_empty()).then(|| warnings.to_string())
     });
+}
+
+#[test]
+fn drop_ins_have_their_reports() {
+    let folder = Path::new("tests/fixtures/config/drop_ins");
+    let mut failed = Vec::new();
+    let cases: Vec<_> =
+        fs::read_dir(folder).expect("fixtures").map(|case| case.expect("readable").path()).collect();
+    assert!(cases.len() >= 5, "only {} fixtures in {}", cases.len(), folder.display());
+    for case in cases {
+        // A copy, because a checkout may be writable by its group, which is a warning.
+        let dir = Directory::new();
+        dir.copy(&case, "config.toml");
+        let main = fs::read_to_string(dir.path("config.toml")).expect("readable");
+        for file in fs::read_dir(case.join("config.d")).expect("drop-ins") {
+            dir.copy(&case, &format!("config.d/{}", file.expect("readable").file_name().display()));
+        }
+        let found = match config::load(&dir.path("config.toml"), &|name| variable(&main, name)) {
+            Ok(config) => config.warnings.to_string(),
+            Err(report) => report.to_string(),
+        };
+        let found = format!("{}\n", dir.plain(&found));
+        let beside = case.join("report.txt");
+        if std::env::var_os("C2D_WRITE_FIXTURES").is_some() {
+            fs::write(&beside, &found).expect("written");
+        }
+        let expected = fs::read_to_string(&beside).unwrap_or_default();
+        if found != expected {
+            failed.push(format!("{} has the report\n{found}but expected was\n{expected}", case.display()));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 #[test]
@@ -208,6 +241,10 @@ impl Directory {
         fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("permissions");
         fs::write(&path, text).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions");
+    }
+
+    fn copy(&self, from: &Path, name: &str) {
+        self.write(name, &fs::read_to_string(from.join(name)).expect("a fixture"), 0o644);
     }
 
     fn load(&self, text: &str) -> Result<Config, Report> {

@@ -1,0 +1,104 @@
+//! The files of a configuration on disk: the main one, and the drop-ins in `config.d` beside it.
+//!
+//! Owns: which files count, their order and limits, and who may change them. Must not know: what is in them.
+//! Used by: `config`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::files;
+use super::report::{Place, Report};
+use super::sources::Sources;
+
+/// Largest file, and largest sum of all files.
+const MAX_CONFIG_BYTES: usize = 1024 * 1024;
+/// Most drop-ins.
+const MAX_FILES: usize = 100;
+/// Stands beside the main file.
+const DIRECTORY: &str = "config.d";
+
+/// Reads the main file and its drop-ins, in the order in which they count. A file with a problem is left out.
+pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
+    let mut sources = Sources::default();
+    match files::read_text(main, MAX_CONFIG_BYTES as u64) {
+        Ok(text) => sources.push(main, text),
+        Err(reason) => {
+            report.problem(Place::Whole, format!("cannot read the configuration: {reason}"));
+            sources.push(main, "");
+            return sources;
+        }
+    }
+    let directory = main.parent().unwrap_or(Path::new("")).join(DIRECTORY);
+    let paths = match list(&directory) {
+        Ok(paths) => paths,
+        Err(error) => {
+            let reason = files::in_words(&error);
+            report
+                .problem(Place::File(directory), format!("cannot read the directory of drop-ins: {reason}"));
+            return sources;
+        }
+    };
+    if paths.len() > MAX_FILES {
+        let message = format!("there are more than {MAX_FILES} drop-ins here: put several into one file");
+        report.problem(Place::File(directory), message);
+        return sources;
+    }
+    if !paths.is_empty() {
+        warn_of_foreign_hands(&directory, report);
+    }
+    for path in paths {
+        let text = match files::read_text(&path, MAX_CONFIG_BYTES as u64) {
+            Ok(text) => text,
+            Err(reason) => {
+                report.problem(Place::File(path), format!("cannot read this drop-in: {reason}"));
+                continue;
+            }
+        };
+        warn_of_foreign_hands(&path, report);
+        if sources.bytes() + text.len() > MAX_CONFIG_BYTES {
+            let message = format!(
+                "with this file the configuration is larger than {MAX_CONFIG_BYTES} bytes; is it the right file?"
+            );
+            report.problem(Place::File(path), message);
+            break;
+        }
+        sources.push(path, text);
+    }
+    sources
+}
+
+/// The drop-ins in the order of their names' bytes, at most one more than there may be; none without the directory.
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    // Not what a link points to: a link to nowhere is a mistake.
+    if fs::symlink_metadata(directory).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        if is_drop_in(&name) {
+            names.push(name);
+        }
+        if names.len() > MAX_FILES {
+            break;
+        }
+    }
+    names.sort();
+    Ok(names.into_iter().map(|name| directory.join(name)).collect())
+}
+
+/// Editors and package managers leave other names behind: `.20-pins.toml.swp`, `20-pins.toml.dpkg-old`.
+fn is_drop_in(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
+}
+
+/// Warns when others could write there, because rules run programs.
+fn warn_of_foreign_hands(path: &Path, report: &mut Report) {
+    if let Some(reason) = files::foreign_hands(path) {
+        let message = format!("{reason} (whoever can write here decides what the agent runs)");
+        report.warning(Place::File(path.to_owned()), message);
+    }
+}

@@ -1,0 +1,149 @@
+//! Several TOML texts to one tree: later files add to earlier ones, or replace single values.
+//!
+//! Owns: what merging means, and the places of a tree made of several files. Must not know: keys, except that rules are a
+//! list that grows. Used by: `config`.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::report::{Place, Report, position};
+use super::sources::{Source, Sources};
+use super::table::shown;
+
+/// The list at the top to which each file adds.
+const RULES: &str = "rule";
+/// Most replaced values that are named; the rest are counted.
+const MAX_NAMED: usize = 20;
+
+/// What all files say together.
+pub(super) struct Merged<'t> {
+    pub(super) root: DeTable<'t>,
+    /// A sentence for each value that a later file has replaced.
+    pub(super) replaced: Vec<String>,
+}
+
+/// Parses all files and merges them in their order.
+///
+/// Tables are merged key by key, however they are written. The list of rules grows. Anything else is replaced as a whole.
+/// A table and a value under the same key are a problem, and so is what TOML does not allow.
+pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> {
+    let (mut root, mut merge) = (DeTable::new(), Merge { sources, report, named: Vec::new(), more: 0 });
+    for source in sources.iter() {
+        let parsed = parse(source, merge.report);
+        merge.tables(&mut root, parsed, &mut Vec::new());
+    }
+    let Merge { named: mut replaced, more, .. } = merge;
+    if more > 0 {
+        replaced.push(format!("… and {more} more values are replaced"));
+    }
+    Merged { root, replaced }
+}
+
+/// The tree of one file, with its places among all files.
+fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
+    let (root, errors) = DeTable::parse_recoverable(&source.text);
+    for error in &errors {
+        let place = match error.span() {
+            Some(span) => Place::Text(moved(&span, source.base)),
+            None => Place::File(source.path.clone()),
+        };
+        report.problem(place, error.message());
+    }
+    if errors.is_empty() { moved_table(root.into_inner(), source.base) } else { DeTable::new() }
+}
+
+fn moved(span: &Range<usize>, by: usize) -> Range<usize> {
+    span.start + by..span.end + by
+}
+
+fn moved_table(table: DeTable<'_>, by: usize) -> DeTable<'_> {
+    let entries = table.into_iter().map(|(key, value)| {
+        let place = moved(&key.span(), by);
+        (Spanned::new(place, key.into_inner()), moved_value(value, by))
+    });
+    entries.collect()
+}
+
+fn moved_value(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
+    let place = moved(&value.span(), by);
+    let value = match value.into_inner() {
+        DeValue::Table(table) => DeValue::Table(moved_table(table, by)),
+        DeValue::Array(array) => {
+            DeValue::Array(array.into_iter().map(|value| moved_value(value, by)).collect())
+        }
+        single => single,
+    };
+    Spanned::new(place, value)
+}
+
+struct Merge<'t, 'r> {
+    sources: &'t Sources,
+    report: &'r mut Report,
+    named: Vec<String>,
+    more: usize,
+}
+
+impl<'t> Merge<'t, '_> {
+    /// Merges `later` into `earlier`; `path` are the keys that lead to both.
+    fn tables(&mut self, earlier: &mut DeTable<'t>, later: DeTable<'t>, path: &mut Vec<String>) {
+        for (key, value) in later {
+            let name = key.get_ref().to_string();
+            let Some((first_key, first)) = earlier.remove_entry(name.as_str()) else {
+                earlier.insert(key, value);
+                continue;
+            };
+            let is_list = path.is_empty() && name == RULES;
+            let (place, second_place) = (first.span(), value.span());
+            let (key, value) = match (first.into_inner(), value.into_inner()) {
+                (DeValue::Table(mut first), DeValue::Table(second)) => {
+                    path.push(name);
+                    self.tables(&mut first, second, path);
+                    path.pop();
+                    (first_key, Spanned::new(place, DeValue::Table(first)))
+                }
+                (DeValue::Array(first), DeValue::Array(second)) if is_list => {
+                    let both = first.into_iter().chain(second).collect();
+                    (first_key, Spanned::new(place, DeValue::Array(both)))
+                }
+                (first, second) if is_list || first.is_table() || second.is_table() => {
+                    let message = format!(
+                        "{} is of type {} here, but of type {} in an earlier file, and these cannot be merged: remove \
+                         one of them",
+                        named(path, &name),
+                        second.type_str(),
+                        first.type_str()
+                    );
+                    let earlier = (first_key.span(), "it stands here first");
+                    self.report.problem_with(key.span(), message, earlier);
+                    (first_key, Spanned::new(place, first))
+                }
+                (_, second) => {
+                    self.note(&key.span(), &first_key.span(), path, &name);
+                    (key, Spanned::new(second_place, second))
+                }
+            };
+            earlier.insert(key, value);
+        }
+    }
+
+    fn note(&mut self, later: &Range<usize>, earlier: &Range<usize>, path: &[String], name: &str) {
+        if self.named.len() == MAX_NAMED {
+            self.more += 1;
+            return;
+        }
+        let [later, earlier] = [later, earlier].map(|place| position(self.sources, place));
+        self.named.push(format!("{later} replaces {earlier}: {}", named(path, name)));
+    }
+}
+
+/// `[gpio.pins.pump] line`; a key at the top as it is.
+fn named(path: &[String], name: &str) -> String {
+    let name = shown(name);
+    if path.is_empty() {
+        return name;
+    }
+    let path: Vec<_> = path.iter().map(|key| shown(key)).collect();
+    format!("[{}] {name}", path.join("."))
+}
