@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::action::{ActionError, Actions};
 use crate::config::Config;
 use crate::inbox::{Inbox, News, Op, Reply};
+use crate::metrics::Scrape;
 use crate::session::{self, Event, Session, SessionError};
 use crate::tls::TlsError;
 
@@ -39,8 +40,10 @@ mod lanes;
 mod outbox;
 mod recovery;
 mod report;
+mod scrape;
 pub(crate) mod status;
 mod stopping;
+mod tally;
 mod wishes;
 mod work;
 
@@ -52,6 +55,7 @@ use lanes::{Lanes, Ticket};
 use outbox::Outbox;
 use recovery::HELD_PATIENCE;
 pub use report::AgentEvent;
+use scrape::Scraper;
 use work::Done;
 
 /// How long pins wait for the inbox at the start.
@@ -176,6 +180,7 @@ struct Agent {
     outbox: Outbox,
     control: Option<Control>,
     control_retry: Option<Instant>,
+    scraper: Scraper,
     /// Who waits for the answer to a query.
     queries: HashMap<Ticket, oneshot::Sender<Reply>>,
     board: Board,
@@ -207,6 +212,7 @@ enum Happening {
     Done(Done),
     Session(Event),
     Control(Request),
+    Scrape(Scrape),
     PinSwitched,
     Time,
 }
@@ -247,6 +253,7 @@ impl Agent {
             outbox: Outbox::new(reports_in_twin(&config)),
             control: None,
             control_retry: None,
+            scraper: Scraper::new(config.metrics.as_ref()),
             queries: HashMap::new(),
             board: Board::new(clock()),
             opened: false,
@@ -275,7 +282,7 @@ impl Agent {
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
-        let Self { session, session_ended, inbox, running, control, machine, pins_noted, .. } = self;
+        let Self { session, session_ended, inbox, running, control, scraper, machine, pins_noted, .. } = self;
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
@@ -283,6 +290,7 @@ impl Agent {
             Some(done) = running.next(), if !running.is_empty() => Happening::Done(done),
             event = next_event(session, take), if !*session_ended => Happening::Session(event),
             request = next_request(control) => Happening::Control(request),
+            scrape = scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
             () = sleep_until(wake) => Happening::Time,
         };
@@ -292,6 +300,7 @@ impl Agent {
             Happening::Done(done) => self.done(done),
             Happening::Session(event) => self.session_event(event)?,
             Happening::Control(request) => self.request(request),
+            Happening::Scrape(scrape) => scrape.answer(self.figures()),
             Happening::PinSwitched => self.note_pins(),
             Happening::Time => self.time_passed(),
         }

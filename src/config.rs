@@ -24,6 +24,7 @@ mod gpio;
 mod inbox;
 mod interlock;
 mod merge;
+mod metrics;
 mod policy;
 mod report;
 mod rule;
@@ -35,7 +36,8 @@ mod table;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use settings::{
-    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, OnDisconnect, OnExit, PinSettings,
+    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, MetricsSettings, OnDisconnect, OnExit,
+    PinSettings,
 };
 
 /// A configuration without a problem.
@@ -53,6 +55,8 @@ pub struct Config {
     pub rules: Rules,
     /// The durable record of messages.
     pub inbox: InboxSettings,
+    /// Where metrics are served; absent: nowhere.
+    pub metrics: Option<MetricsSettings>,
     /// How many programs may run at once.
     pub max_children: usize,
     /// Where the outcomes of messages are reported that no rule takes; for rules see their policy.
@@ -81,6 +85,7 @@ pub struct Inspection {
     pub replaced: Vec<String>,
     /// Problems and warnings.
     pub report: Report,
+    metrics: Option<MetricsSettings>,
     max_children: usize,
     reports: Reports,
     ca_file: Option<PathBuf>,
@@ -131,6 +136,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let mut root = table::Table::new("the configuration", 0..0, &root);
     let device = device::read(root.take("device"), directory, env, &mut report);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
+    let metrics = metrics::read(root.take("metrics"), &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
     let reports = policy::read_default_reports(root.take("report"), &mut report);
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
@@ -147,6 +153,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         gpio,
         rules,
         inbox,
+        metrics,
         max_children,
         reports,
         files,
@@ -171,6 +178,7 @@ impl Inspection {
                 gpio: self.gpio,
                 rules,
                 inbox,
+                metrics: self.metrics,
                 max_children: self.max_children,
                 reports: self.reports,
                 files: self.files,
@@ -186,6 +194,7 @@ impl Inspection {
             gpio: GpioSettings::default(),
             rules: None,
             inbox: None,
+            metrics: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
             reports: Reports::default(),
             files,

@@ -11,6 +11,7 @@
 //! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
 //! | | `inbox` | the durable record of each message: duplicates, dead letters, reports that wait; disk trouble |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
+//! | | `metrics` | figures for a scraper, over HTTP |
 //! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
@@ -51,6 +52,7 @@ pub mod emulator;
 pub mod feedback;
 mod inbox;
 pub mod message;
+mod metrics;
 pub mod outcome;
 pub mod rules;
 #[cfg(feature = "service")]

@@ -18,6 +18,7 @@ use crate::session::{Delivery, Receipt};
 use super::ending::{self, PassedOver};
 use super::hand::{Entry, Held, Passing, Phase};
 use super::lanes::Ticket;
+use super::tally::DUPLICATE;
 use super::{Agent, AgentEvent, report};
 
 /// How long to wait before a message that the inbox had no room for is offered again.
@@ -132,6 +133,7 @@ impl Agent {
                 self.lanes.leave(ticket);
                 let Some(mut entry) = self.hand.remove(ticket) else { return };
                 entry.complete();
+                self.scraper.tally.ended(Some(&entry.rule.name), DUPLICATE);
                 report::log_already_done(entry.message.message_id());
             }
             Verdict::Unfinished(number) => self.came_again(ticket, number),
@@ -148,6 +150,7 @@ impl Agent {
                 self.settled(&passing.outcome);
             }
             Verdict::Ended(_) => {
+                self.scraper.tally.ended(passing.outcome.rule.as_deref(), DUPLICATE);
                 report::log_already_done(passing.outcome.message_id.as_deref());
                 passing.receipt.complete();
             }

@@ -5,6 +5,7 @@
 
 use crate::inbox::{Op, Query, Reply};
 use crate::message::excerpt;
+use crate::outcome::OutcomeKind;
 
 use super::Agent;
 use super::control::Request;
@@ -69,6 +70,7 @@ impl Agent {
                     message_id = record.message_id,
                     "dropped from the inbox"
                 );
+                self.scraper.tally.ended(record.rule.as_deref(), OutcomeKind::Dropped.as_str());
                 // It is not to be awaited from the hub any more; if it comes, it is completed.
                 self.hand.held.remove(&record.number);
                 let ticket = self.hand.ticket_of(record.number);

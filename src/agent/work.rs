@@ -111,6 +111,7 @@ impl Agent {
         let pause = (failed && attempt < rule.policy.attempts && !self.stopping)
             .then(|| rule.policy.backoff_after(attempt));
         report::log_outcome(message_id, &rule.name, outcome, attempt, pause.map(millis));
+        self.scraper.tally.acted(&rule.name, outcome.duration);
         if outcome.result == OutcomeResult::Interrupted && entry.retry_on_crash {
             // To run it again is harmless: it begins anew at the next start.
             return self.leave(ticket);
@@ -221,6 +222,7 @@ impl Agent {
 
     /// Tells whoever wants to know that a message has ended, now that it is on disk.
     pub(super) fn settled(&mut self, outcome: &OutcomeReport) {
+        self.scraper.tally.ended(outcome.rule.as_deref(), outcome.outcome.as_str());
         self.outbox.ended(outcome, self.reports_of(outcome));
         if self.observer.is_some() {
             let OutcomeReport { message_id, rule, text, output, .. } = outcome.clone();

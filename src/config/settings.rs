@@ -3,6 +3,7 @@
 //! Owns: shapes and defaults. Must not know: TOML. Used by: `config`, `action`, `agent`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -131,4 +132,11 @@ impl Default for InboxSettings {
     fn default() -> Self {
         Self::at("/var/lib/c2d-agent/inbox.redb")
     }
+}
+
+/// The `[metrics]` table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// Where to listen. With port 0 the kernel chooses one.
+    pub listen: SocketAddr,
 }

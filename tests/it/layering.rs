@@ -118,7 +118,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "cfg(feature",
-        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs"],
+        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/metrics.rs"],
         "put the `cfg` on the module's declaration",
     ),
     (

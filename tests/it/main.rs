@@ -28,6 +28,7 @@ mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 mod layering;
+mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod recovery;

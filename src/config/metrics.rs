@@ -1,0 +1,39 @@
+//! The `[metrics]` table.
+//!
+//! Owns: its key, and the warning when strangers could read. Must not know: HTTP, what is measured. Used by: `config`.
+
+use std::net::SocketAddr;
+
+use super::report::Report;
+use super::settings::MetricsSettings;
+use super::table::{Field, shown};
+
+/// Reads `[metrics]`; without it there are none.
+pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<MetricsSettings> {
+    let mut table = field?.table("[metrics]", report)?;
+    let remedy = "set listen = \"127.0.0.1:9464\", or remove [metrics] to serve none";
+    let listen = table.require("listen", remedy, report);
+    let listen = listen.and_then(|field| read_listen(&field, report));
+    table.finish(report);
+    Some(MetricsSettings { listen: listen? })
+}
+
+fn read_listen(field: &Field<'_>, report: &mut Report) -> Option<SocketAddr> {
+    let text = field.text(report)?;
+    let Ok(listen) = text.parse::<SocketAddr>() else {
+        let message = format!(
+            "listen is \"{}\": write an IP address and a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"",
+            shown(text)
+        );
+        return field.wrong(message, report);
+    };
+    if !listen.ip().is_loopback() {
+        let message = format!(
+            "{} is not loopback: whoever reaches this machine over the network can read the metrics, with the names \
+             of rules and pins; keep strangers out with a firewall, or listen at 127.0.0.1",
+            listen.ip()
+        );
+        report.warning(field.value.place.clone(), message);
+    }
+    Some(listen)
+}

@@ -1,0 +1,163 @@
+//! Metrics: figures about this process for a scraper, as OpenMetrics text over HTTP.
+//!
+//! Owns: the shapes of figures, the endpoint with its limits, the text. Must not know: what is measured.
+//! Used by: `agent`.
+//!
+//! Figures are asked for and not kept here: each request for `/metrics` comes out of [`Endpoint::next`] as a [`Scrape`],
+//! and whoever owns the figures answers it with what is true at that moment. So nothing needs a lock, and an owner that is
+//! stuck is seen as such by the scraper.
+//!
+//! - `endpoint` serves, `text` writes. In a build without the feature `metrics` there is `absent` instead, which says so.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::sync::oneshot;
+
+#[cfg(not(feature = "metrics"))]
+mod absent;
+#[cfg(feature = "metrics")]
+mod endpoint;
+#[cfg(feature = "metrics")]
+mod text;
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) use absent::Endpoint;
+#[cfg(feature = "metrics")]
+pub(crate) use endpoint::Endpoint;
+
+/// A request for the figures of now. An answer that nobody waits for any more may be dropped.
+#[derive(Debug)]
+pub(crate) struct Scrape(oneshot::Sender<Vec<Metric>>);
+
+impl Scrape {
+    pub(crate) fn answer(self, metrics: Vec<Metric>) {
+        // Whoever asked may have gone.
+        drop(self.0.send(metrics));
+    }
+}
+
+/// One metric with all its figures.
+#[derive(Debug)]
+#[allow(dead_code)] // read where the endpoint is built in
+pub(crate) struct Metric {
+    /// Without the program's name before it, and without the suffixes that its unit and its kind bring.
+    pub(crate) name: &'static str,
+    pub(crate) unit: Option<Unit>,
+    /// One sentence.
+    pub(crate) help: &'static str,
+    pub(crate) figures: Figures,
+}
+
+/// What is counted, where that is neither things nor states. It becomes a part of the metric's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Seconds,
+    Bytes,
+}
+
+/// What tells one figure of a metric from another: name and value, such as `rule` and `pump`.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+
+/// The figures of one metric.
+#[derive(Debug)]
+#[allow(dead_code)] // as above
+pub(crate) enum Figures {
+    /// Only grows while the process lives.
+    Counter(Vec<(Labels, u64)>),
+    Gauge(Vec<(Labels, f64)>),
+    Histogram(Vec<(Labels, Histogram)>),
+    /// Says something in its labels.
+    Info(Labels),
+}
+
+/// The upper bounds of [`Histogram`], in seconds: from a pin that is set to a program that runs for an hour.
+const BOUNDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
+
+/// How long something took, over many times.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Histogram {
+    /// Up to each of [`BOUNDS`] and above the one before; the last is above all.
+    counts: [u64; BOUNDS.len() + 1],
+    sum: f64,
+}
+
+impl Histogram {
+    /// Takes in one time more.
+    pub(crate) fn observe(&mut self, seconds: f64) {
+        let at = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        if let Some(count) = self.counts.get_mut(at) {
+            *count += 1;
+        }
+        self.sum += seconds;
+    }
+}
+
+/// Why there is no endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MetricsError {
+    /// The binary has none.
+    #[error(
+        "this c2d-agent was built without metrics: install a build with the cargo feature \"metrics\", or remove \
+         [metrics] from the configuration"
+    )]
+    #[allow(dead_code)] // only where it is so
+    NotBuilt,
+    /// The kernel refuses the address.
+    #[error("metrics cannot be served at {listen}: {reason}")]
+    #[allow(dead_code)] // only where the endpoint is built in
+    Listen { listen: SocketAddr, reason: String },
+}
+
+impl MetricsError {
+    /// Whether another attempt may succeed.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Listen { .. })
+    }
+
+    #[allow(dead_code)] // as above
+    fn listen(listen: SocketAddr, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "the port is in use: stop what listens there, or set [metrics] listen to another one"
+                    .to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need privileges: set [metrics] listen to another one".to_owned()
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address: set [metrics] listen to one of its own, such as 127.0.0.1"
+                    .to_owned()
+            }
+            _ => format!("{error}: set [metrics] listen to another address"),
+        };
+        Self::Listen { listen, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_each_time_once() {
+        let mut histogram = Histogram::default();
+        for seconds in [0.0, 0.001, 0.0011, 3600.0, 3600.1, 100_000.0] {
+            histogram.observe(seconds);
+        }
+        assert_eq!(histogram.counts, [2, 1, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert!((histogram.sum - 107_200.102_1).abs() < 1e-6, "{}", histogram.sum);
+    }
+
+    #[test]
+    fn an_error_names_the_address_and_the_remedy() {
+        let listen = "127.0.0.1:80".parse().expect("an address");
+        let said = |kind: io::ErrorKind| MetricsError::listen(listen, &kind.into()).to_string();
+        assert_eq!(
+            said(io::ErrorKind::AddrInUse),
+            "metrics cannot be served at 127.0.0.1:80: the port is in use: stop what listens there, or set [metrics] \
+             listen to another one"
+        );
+        assert!(said(io::ErrorKind::PermissionDenied).contains("below 1024"));
+    }
+}

@@ -1,0 +1,44 @@
+//! The endpoint of a build without the feature `metrics`: there is none, and it says how to get one.
+//!
+//! Owns: nothing. Must not know: anything. Used by: `metrics`, in place of `endpoint.rs`.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use super::{MetricsError, Scrape};
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) struct Endpoint(Infallible);
+
+impl Endpoint {
+    /// # Errors
+    /// Always.
+    pub(crate) fn open(_listen: SocketAddr) -> Result<Self, MetricsError> {
+        Err(MetricsError::NotBuilt)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self.0 {}
+    }
+
+    pub(crate) async fn next(&mut self) -> Scrape {
+        match self.0 {}
+    }
+
+    pub(crate) async fn close(&mut self) {
+        match self.0 {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_for_metrics_is_told_how_to_get_them_and_not_to_try_again() {
+        let error = Endpoint::open("127.0.0.1:0".parse().expect("an address")).expect_err("there is none");
+        assert!(error.to_string().contains("install a build with the cargo feature \"metrics\""), "{error}");
+        assert!(!error.may_pass());
+    }
+}
