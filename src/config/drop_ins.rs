@@ -46,8 +46,11 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
         report.problem(Place::File(directory), message);
         return sources;
     }
-    if !paths.is_empty() {
-        warn_of_foreign_hands(&directory, report);
+    for place in places(&directory, &paths) {
+        if let Some(reason) = files::foreign_hands(&place) {
+            let message = format!("{reason} (whoever can write here decides what the agent runs)");
+            report.warning(Place::File(place), message);
+        }
     }
     for path in paths {
         let text = match files::read_text(&path, MAX_CONFIG_BYTES as u64) {
@@ -57,7 +60,6 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
                 continue;
             }
         };
-        warn_of_foreign_hands(&path, report);
         if sources.bytes() + text.len() > MAX_CONFIG_BYTES {
             let message = format!(
                 "with this file the configuration is larger than {MAX_CONFIG_BYTES} bytes; is it the right file?"
@@ -95,10 +97,18 @@ fn is_drop_in(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
 }
 
-/// Warns when others could write there, because rules run programs.
-fn warn_of_foreign_hands(path: &Path, report: &mut Report) {
-    if let Some(reason) = files::foreign_hands(path) {
-        let message = format!("{reason} (whoever can write here decides what the agent runs)");
-        report.warning(Place::File(path.to_owned()), message);
+/// Where the drop-ins can be changed: the files, their directory, and the directories to which links lead.
+fn places(directory: &Path, paths: &[PathBuf]) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    if !paths.is_empty() {
+        places.push(directory.to_owned());
     }
+    for path in paths {
+        places.push(path.clone());
+        let real = fs::read_link(path).and_then(|_| fs::canonicalize(path)).ok();
+        let parent =
+            real.as_deref().and_then(Path::parent).filter(|parent| !places.iter().any(|one| one == parent));
+        places.extend(parent.map(Path::to_owned));
+    }
+    places
 }

@@ -107,7 +107,7 @@ impl<'t> Merge<'t, '_> {
                     let both = first.into_iter().chain(second).collect();
                     (first_key, Spanned::new(place, DeValue::Array(both)))
                 }
-                (first, second) if is_list || first.is_table() || second.is_table() => {
+                (first, second) if is_mixed(&first, &second, is_list) => {
                     let message = format!(
                         "{} is of type {} here, but of type {} in an earlier file, and these cannot be merged: remove \
                          one of them",
@@ -136,6 +136,11 @@ impl<'t> Merge<'t, '_> {
         let [later, earlier] = [later, earlier].map(|place| position(self.sources, place));
         self.named.push(format!("{later} replaces {earlier}: {}", named(path, name)));
     }
+}
+
+/// Whether one is a table and the other is not, or only one is a list where a list is merged.
+fn is_mixed(first: &DeValue<'_>, second: &DeValue<'_>, is_list: bool) -> bool {
+    first.is_table() != second.is_table() || (is_list && first.is_array() != second.is_array())
 }
 
 /// `[gpio.pins.pump] line`; a key at the top as it is.

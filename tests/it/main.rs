@@ -15,6 +15,7 @@ mod config;
 mod corpora;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod demo;
+mod drop_ins;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
 #[cfg(feature = "emulator")]

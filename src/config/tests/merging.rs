@@ -73,6 +73,17 @@ fn rules_are_appended_however_they_are_written() {
 }
 
 #[test]
+fn a_list_of_rules_that_is_none_in_any_file_is_one_problem() {
+    let inspection = merged(&["rule = 1\n", "rule = \"a\"\n"]);
+    assert_eq!(inspection.report.problems(), 1);
+    let printed = inspection.report.to_string();
+    assert!(
+        printed.starts_with("/c/config.d/1.toml:1:8: rule is a string, but must be an array\n"),
+        "{printed}"
+    );
+}
+
+#[test]
 fn a_long_list_of_replaced_values_is_cut_off() {
     let text: String = (0..30).map(|n| format!("[gpio.pins.p{n}]\nline = {n}\n")).collect();
     let replaced = merged(&[&text, &text]).replaced;
