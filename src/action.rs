@@ -84,6 +84,17 @@ impl Actions {
         Ok(Self { pins: Pins::open(settings, been_on)? })
     }
 
+    /// Takes other settings for the pins up. A pin that stays keeps its state and the time that it has been on; one that is new
+    /// begins in its `initial` state; one that is gone is put into its `on_exit` state and released.
+    ///
+    /// # Errors
+    ///
+    /// All that stands against it, a sentence each: a pin cannot be claimed, or what is held cannot change so. Nothing has
+    /// changed then.
+    pub fn change_settings(&self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
+        self.pins.change_settings(settings)
+    }
+
     /// The hub is away, since now: pins with `on_disconnect` take that state in their time.
     pub fn hub_lost(&self) {
         self.pins.hub_lost();

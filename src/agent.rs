@@ -39,10 +39,12 @@ mod intake;
 mod lanes;
 mod outbox;
 mod recovery;
+mod reload;
 mod report;
 mod scrape;
 pub(crate) mod status;
 mod stopping;
+mod supervision;
 mod tally;
 mod wishes;
 mod work;
@@ -51,11 +53,14 @@ use board::Board;
 use control::{Control, Request};
 use guards::Guards;
 use hand::{Hand, RuleFacts};
-use lanes::{Lanes, Ticket};
+use lanes::{LaneNames, Lanes, Ticket};
 use outbox::Outbox;
 use recovery::HELD_PATIENCE;
+pub use reload::Reload;
+use reload::{Progress, Reader};
 pub use report::AgentEvent;
 use scrape::Scraper;
+use supervision::Supervision;
 use work::Done;
 
 /// How long pins wait for the inbox at the start.
@@ -72,6 +77,8 @@ pub struct Settings {
     pub clock: fn() -> SystemTime,
     /// Cancelled when actions in flight are not to be waited for any longer, as at a second SIGTERM.
     pub hurry: CancellationToken,
+    /// Where another configuration comes from while the agent runs, if from anywhere.
+    pub reload: Option<Reload>,
     /// Who watches, if anyone. An event that finds this channel full is logged and dropped: the agent does not wait.
     pub observer: Option<mpsc::Sender<AgentEvent>>,
 }
@@ -122,7 +129,7 @@ impl From<SessionError> for AgentError {
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let Settings { config, clock, hurry, observer } = settings;
+    let Settings { config, clock, hurry, reload, observer } = settings;
     let mut inbox = Inbox::open(&config.inbox, clock);
     // Before the first connection attempt, which may take its time.
     tracing::info!(
@@ -132,17 +139,12 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         pins = config.gpio.pins.len(),
         "connecting"
     );
-    let session = Session::open(session::Settings {
-        identity: config.identity.clone(),
-        ca_file: config.ca_file.clone(),
-        token_lifetime: config.token_lifetime,
-        clock,
-        twin: reports_in_twin(&config),
-    })?;
+    let session = Session::open(session_settings(&config, clock))?;
     // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
     let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
     let mut agent = Agent::new(config, clock, observer, actions, session, inbox);
+    agent.reader = Reader::new(reload, clock);
     if let Some(first) = first {
         agent.news(first);
     }
@@ -184,6 +186,8 @@ struct Agent {
     /// Who waits for the answer to a query.
     queries: HashMap<Ticket, oneshot::Sender<Reply>>,
     board: Board,
+    reader: Reader,
+    supervision: Supervision,
     /// The inbox has told what it holds: messages may be taken.
     opened: bool,
     stopping: bool,
@@ -214,6 +218,7 @@ enum Happening {
     Control(Request),
     Scrape(Scrape),
     PinSwitched,
+    Reload(Progress),
     Time,
 }
 
@@ -226,20 +231,11 @@ impl Agent {
         session: Session,
         inbox: Inbox,
     ) -> Self {
-        let mut lanes: Vec<&str> = Vec::new();
-        let mut rules = HashMap::new();
-        for rule in config.rules.iter() {
-            let own = rule.policy().lanes.iter().map(|name| {
-                lanes.iter().position(|lane| lane == name).unwrap_or_else(|| {
-                    lanes.push(name);
-                    lanes.len() - 1
-                })
-            });
-            let facts = RuleFacts::new(rule, own.collect());
-            rules.insert(facts.name.clone(), Arc::new(facts));
-        }
+        let mut names = LaneNames::default();
+        let rules = config.rules.iter().map(|rule| RuleFacts::new(rule, &mut names));
+        let rules = rules.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
         Self {
-            lanes: Lanes::new(lanes.len(), config.max_children),
+            lanes: Lanes::new(names.len(), config.max_children),
             clock,
             observer,
             machine: Arc::new(Machine { actions, stop: CancellationToken::new() }),
@@ -256,6 +252,8 @@ impl Agent {
             scraper: Scraper::new(config.metrics.as_ref()),
             queries: HashMap::new(),
             board: Board::new(clock()),
+            reader: Reader::new(None, clock),
+            supervision: Supervision::new(),
             opened: false,
             stopping: false,
             pins_noted: PinsNoted::Yes,
@@ -271,6 +269,7 @@ impl Agent {
         let mut shutdown = pin!(shutdown);
         self.machine.actions.hub_lost();
         self.open_control();
+        self.tell_systemd();
         loop {
             if matches!(self.step(&mut shutdown).await?, Next::Stop) {
                 return Ok(());
@@ -282,7 +281,18 @@ impl Agent {
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
-        let Self { session, session_ended, inbox, running, control, scraper, machine, pins_noted, .. } = self;
+        let Self {
+            session,
+            session_ended,
+            inbox,
+            running,
+            control,
+            scraper,
+            machine,
+            pins_noted,
+            reader,
+            ..
+        } = self;
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
@@ -292,6 +302,7 @@ impl Agent {
             request = next_request(control) => Happening::Control(request),
             scrape = scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
+            progress = reader.next(), if !self.stopping => Happening::Reload(progress),
             () = sleep_until(wake) => Happening::Time,
         };
         match happening {
@@ -302,6 +313,7 @@ impl Agent {
             Happening::Control(request) => self.request(request),
             Happening::Scrape(scrape) => scrape.answer(self.figures()),
             Happening::PinSwitched => self.note_pins(),
+            Happening::Reload(progress) => self.reload_progress(progress),
             Happening::Time => self.time_passed(),
         }
         while let Some(ticket) = self.lanes.next() {
@@ -326,12 +338,15 @@ impl Agent {
                 self.machine.actions.hub_back();
                 self.outbox.connected();
                 self.held_look = Some(Instant::now() + HELD_PATIENCE);
+                self.supervision.subscribed();
+                self.tell_systemd();
                 self.tell(AgentEvent::Subscribed);
             }
             Event::Disconnected { reason } => {
                 self.board.disconnected((self.clock)(), &reason);
                 self.machine.actions.hub_lost();
                 self.outbox.disconnected();
+                self.tell_systemd();
                 self.tell(AgentEvent::Disconnected { reason });
             }
             Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
@@ -348,7 +363,8 @@ impl Agent {
 
     /// When something must be looked at although nothing happens.
     fn wake(&self) -> Option<Instant> {
-        [self.outbox.wake(), self.control_retry, self.turned_away_retry, self.held_look]
+        let (outbox, watchdog) = (self.outbox.wake(), self.supervision.wake());
+        [outbox, watchdog, self.control_retry, self.turned_away_retry, self.held_look]
             .into_iter()
             .flatten()
             .min()
@@ -356,6 +372,7 @@ impl Agent {
 
     fn time_passed(&mut self) {
         let now = Instant::now();
+        self.supervision.alive(now);
         if self.control_retry.is_some_and(|at| at <= now) {
             self.open_control();
         }
@@ -404,6 +421,17 @@ impl Agent {
         if let Some(Err(error)) = self.observer.as_ref().map(|observer| observer.try_send(event)) {
             tracing::warn!(%error, "an event was not observed");
         }
+    }
+}
+
+/// What the session needs of a configuration.
+fn session_settings(config: &Config, clock: fn() -> SystemTime) -> session::Settings {
+    session::Settings {
+        identity: config.identity.clone(),
+        ca_file: config.ca_file.clone(),
+        token_lifetime: config.token_lifetime,
+        clock,
+        twin: reports_in_twin(config),
     }
 }
 

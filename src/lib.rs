@@ -58,4 +58,5 @@ pub mod rules;
 #[cfg(feature = "service")]
 pub mod service;
 mod session;
+mod systemd;
 pub mod tls;

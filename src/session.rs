@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -134,7 +134,17 @@ pub(crate) struct Session {
     deliveries: mpsc::Receiver<Delivery>,
     publisher: Arc<Publisher>,
     keeper: JoinSet<Result<(), SessionError>>,
+    terms: watch::Sender<Arc<Terms>>,
     stop: CancellationToken,
+}
+
+/// What connections are made with, until it is changed.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    settings: Settings,
+    tls: Arc<rustls::ClientConfig>,
+    /// Of what the TLS files held when they were read.
+    fingerprint: Vec<u8>,
 }
 
 impl Session {
@@ -143,21 +153,13 @@ impl Session {
     /// # Errors
     /// [`TlsError`] names the file at fault.
     pub(crate) fn open(settings: Settings) -> Result<Self, TlsError> {
-        let certificate = match &settings.identity.auth {
-            DeviceAuth::Certificate { certificate, private_key } => {
-                let (certificate, private_key) = (certificate.clone(), private_key.clone());
-                Some(ClientCertificate { certificate, private_key })
-            }
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) => None,
-        };
-        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
+        let (terms, terms_out) = watch::channel(Arc::new(Terms::read(settings)?));
         let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
         let (events_in, events) = mpsc::channel(EVENTS);
         let publisher = Arc::new(Publisher::default());
         let stop = CancellationToken::new();
         let keeper = keeper::Keeper {
-            settings,
-            tls,
+            terms: terms_out,
             deliveries: deliveries_in,
             events: events_in,
             publisher: Arc::clone(&publisher),
@@ -165,7 +167,17 @@ impl Session {
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, deliveries, publisher, keeper: task, stop })
+        Ok(Self { events, deliveries, publisher, keeper: task, terms, stop })
+    }
+
+    /// Takes other terms up. Where anything differs, the session signs in with them as it does to renew a token: in a pause
+    /// between messages, or now when it waits for its next attempt. True when it does.
+    pub(crate) fn change(&self, terms: Terms) -> bool {
+        let differs = terms.differ(&self.terms.borrow());
+        if differs {
+            self.terms.send_replace(Arc::new(terms));
+        }
+        differs
     }
 
     /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
@@ -207,6 +219,34 @@ impl Session {
             Ok(_) => tracing::debug!("session closed"),
             Err(_elapsed) => tracing::warn!("session did not end in time and was cut"),
         }
+    }
+}
+
+impl Terms {
+    /// Reads the TLS files of the settings.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file at fault.
+    pub(crate) fn read(settings: Settings) -> Result<Self, TlsError> {
+        let certificate = match &settings.identity.auth {
+            DeviceAuth::Certificate { certificate, private_key } => {
+                let (certificate, private_key) = (certificate.clone(), private_key.clone());
+                Some(ClientCertificate { certificate, private_key })
+            }
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) => None,
+        };
+        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
+        let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
+        Ok(Self { settings, tls, fingerprint })
+    }
+
+    fn differ(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.settings, &other.settings);
+        self.fingerprint != other.fingerprint
+            || ours.identity != theirs.identity
+            || ours.ca_file != theirs.ca_file
+            || ours.token_lifetime != theirs.token_lifetime
+            || ours.twin != theirs.twin
     }
 }
 

@@ -68,6 +68,25 @@ pub fn client_config(
     Ok(Arc::new(config))
 }
 
+/// A digest of what the files hold: another one after they were replaced.
+///
+/// # Errors
+/// [`TlsError`] names the file at fault.
+pub fn fingerprint(
+    ca_file: Option<&Path>,
+    certificate: Option<&ClientCertificate>,
+) -> Result<Vec<u8>, TlsError> {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    for path in ca_file.into_iter().chain(certificate.map(|pair| pair.certificate.as_path())) {
+        read_certificates(path)?.iter().for_each(|der| digest.update(der));
+        digest.update(b"end of file");
+    }
+    if let Some(pair) = certificate {
+        digest.update(read_private_key(&pair.private_key)?.secret_der());
+    }
+    Ok(digest.finish().as_ref().to_vec())
+}
+
 /// Whether the files hold a certificate and the private key that belongs to it.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::limit::{Cut, Limit};
-use crate::config::{GpioBackend, GpioSettings};
+use crate::config::{GpioBackend, GpioSettings, PinSettings};
 use crate::rules::{PinChange, PinState};
 
 mod bank;
@@ -31,8 +31,14 @@ mod tests;
 use bank::Bank;
 pub use error::GpioError;
 
-/// One way of driving pins. Opening a backend claims every configured pin, in its `initial` state from the first moment.
+/// One way of driving pins. Opening a backend claims every configured pin.
 trait PinBackend: Send {
+    /// Claims a pin, in its `initial` state from the first moment.
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
+
+    /// Gives a pin back, in the state that it has.
+    fn release(&mut self, pin: &str) -> Result<(), GpioError>;
+
     /// Drives a pin that was claimed; `active` is the backend's business.
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError>;
 }
@@ -80,10 +86,21 @@ impl Pins {
         let bank = Mutex::new(Bank::new(backend, settings, been_on));
         let shared = Arc::new(Shared { bank, changed: Notify::new(), switched: Notify::new() });
         let mut guard = JoinSet::new();
-        if settings.pins.values().any(|pin| pin.max_on.is_some() || pin.on_disconnect.is_some()) {
-            guard.spawn(keep_guard(Arc::clone(&shared)));
-        }
+        guard.spawn(keep_guard(Arc::clone(&shared)));
         Self { shared, guard }
+    }
+
+    /// Takes other settings up: pins that stay keep their state. See [`super::Actions::change_settings`].
+    pub(super) fn change_settings(&self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
+        self.shared.change(|bank| {
+            if bank.is_empty() {
+                let backend = open_backend(settings).map_err(|error| vec![error])?;
+                bank.begin(backend, settings);
+                Ok(())
+            } else {
+                bank.change_settings(settings)
+            }
+        })
     }
 
     /// Makes one change, to its end. A pulse or a blink that is cut off, or whose future is dropped, leaves the pin off.

@@ -22,6 +22,10 @@ pub(super) struct Board {
     /// What is wrong with the inbox.
     pub(super) trouble: Option<String>,
     ever_connected: bool,
+    /// When the configuration that counts was read.
+    configured: SystemTime,
+    /// How many problems the last reload had, when it was refused.
+    refused_reload: Option<usize>,
 }
 
 impl Board {
@@ -39,7 +43,26 @@ impl Board {
             counts: Counts::default(),
             trouble: None,
             ever_connected: false,
+            configured: now,
+            refused_reload: None,
         }
+    }
+
+    /// The configuration was read anew; `refused` with so many problems.
+    pub(super) fn reloaded(&mut self, now: SystemTime, refused: Option<usize>) {
+        self.refused_reload = refused;
+        if refused.is_none() {
+            self.configured = now;
+        }
+    }
+
+    pub(super) fn refused_reload(&self) -> Option<usize> {
+        self.refused_reload
+    }
+
+    /// Why there is no connection, once an attempt has failed.
+    pub(super) fn disconnected_because(&self) -> Option<&str> {
+        self.connection.reason.as_deref()
     }
 
     pub(super) fn connected(&mut self, now: SystemTime, renewal: Option<SystemTime>) {
@@ -87,6 +110,7 @@ impl Agent {
             *count += 1;
         }
         let Board { started, connection, renewal, last_received, counts, trouble, .. } = &self.board;
+        let Board { configured, refused_reload, .. } = &self.board;
         let pins = self.machine.actions.pin_states().into_iter();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -94,6 +118,8 @@ impl Agent {
             device_id: self.config.identity.device_id.clone(),
             hub: self.config.identity.hub.to_string(),
             started: *started,
+            configured: Some(*configured),
+            refused_reload: *refused_reload,
             connection: connection.clone(),
             next_token_renewal: *renewal,
             last_message_received: *last_received,

@@ -39,6 +39,13 @@ pub(super) enum PassedOver {
 }
 
 impl PassedOver {
+    /// What becomes of a message that only the inbox has, when its rule has gone.
+    pub(super) fn no_rule_any_more() -> Self {
+        let remedy = "no rule takes it any more: put its rule back into the configuration, start the agent anew or \
+                      reload it, and run the message again with `c2d-agent inbox retry`";
+        Self::Refused(remedy.to_owned())
+    }
+
     pub(super) fn kind(&self) -> OutcomeKind {
         match self {
             Self::Undecodable(_) => OutcomeKind::Undecodable,

@@ -13,7 +13,8 @@ use crate::outcome::OutcomeReport;
 use crate::rules::{OnCrash, Plan, Policy, Rule};
 use crate::session::Receipt;
 
-use super::lanes::{Lane, Ticket};
+use super::ending::PassedOver;
+use super::lanes::{Lane, LaneNames, Ticket};
 
 /// Messages in hand at most: past this, more stay with the session, which stops reading.
 const MOST: usize = 1024;
@@ -67,6 +68,8 @@ pub(super) struct Entry {
     /// Whether it is at the front of its lanes.
     pub(super) turn: bool,
     pub(super) phase: Phase,
+    /// Why it is not to be acted on, since the rules changed while the inbox was asked.
+    pub(super) passed_over: Option<PassedOver>,
     /// How it ended, once that is on its way to the inbox.
     pub(super) outcome: Option<OutcomeReport>,
 }
@@ -119,8 +122,14 @@ impl Entry {
             retry_on_crash,
             turn: false,
             phase: Phase::Waiting,
+            passed_over: None,
             outcome: None,
         }
+    }
+
+    /// Whether it waits for the beginning of its first attempt, and nothing of it is under way.
+    fn has_not_begun(&self) -> bool {
+        self.attempts == 0 && matches!(self.phase, Phase::Waiting | Phase::Accepting { starting: false })
     }
 
     /// Whether its action is under way.
@@ -195,6 +204,22 @@ impl Hand {
         !self.passing.is_empty() || !self.closing.is_empty() || self.entries.values().any(awaits)
     }
 
+    /// The messages that wait for the beginning of their first attempt, in the order in which they came.
+    pub(super) fn not_begun(&self) -> Vec<Ticket> {
+        let found = self.entries.iter().filter(|(_, entry)| entry.has_not_begun());
+        let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
+        tickets.sort_unstable();
+        tickets
+    }
+
+    /// The messages that have begun and not ended, those whose turn it is first, each with its rule.
+    pub(super) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
+        let begun = |entry: &Entry| !entry.has_not_begun() && entry.phase != Phase::Ending;
+        let mut found: Vec<_> = self.entries.iter().filter(|(_, entry)| begun(entry)).collect();
+        found.sort_unstable_by_key(|(ticket, entry)| (!entry.turn, **ticket));
+        found.into_iter().map(|(ticket, entry)| each(*ticket, &entry.rule)).collect()
+    }
+
     /// The messages in one of these phases, in the order in which they came.
     pub(super) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
         let found = self.entries.iter().filter(|(_, entry)| phases.contains(&entry.phase));
@@ -216,8 +241,10 @@ impl Hand {
 }
 
 impl RuleFacts {
-    pub(super) fn new(rule: &Rule, lanes: Arc<[Lane]>) -> Self {
+    /// `names` counts the lanes.
+    pub(super) fn new(rule: &Rule, names: &mut LaneNames) -> Self {
         let policy = rule.policy().clone();
+        let lanes = names.lanes(&policy.lanes);
         Self { name: rule.name().to_owned(), policy, lanes, has_child: rule.has_child() }
     }
 }

@@ -190,6 +190,16 @@ impl Agent {
             self.leave(ticket);
         } else if starting {
             self.begin_now(ticket);
+        } else {
+            self.go_on(ticket);
+        }
+    }
+
+    /// The inbox has a message that waits: it is begun if its turn has come.
+    fn go_on(&mut self, ticket: Ticket) {
+        let Some(entry) = self.hand.get(ticket) else { return };
+        if let Some(why) = entry.passed_over.take() {
+            self.pass_over(ticket, &why);
         } else if entry.turn {
             self.begin(ticket);
         }
@@ -216,9 +226,7 @@ impl Agent {
             entry.settled = record.settled;
         }
         entry.phase = Phase::Waiting;
-        if entry.turn {
-            self.begin(ticket);
-        }
+        self.go_on(ticket);
     }
 
     /// A message in hand was delivered once more.

@@ -16,6 +16,28 @@ pub(super) type Ticket = u64;
 /// A lane, counted from 0.
 pub(super) type Lane = usize;
 
+/// Which lane has which name.
+#[derive(Debug, Default)]
+pub(super) struct LaneNames(Vec<String>);
+
+impl LaneNames {
+    /// The lanes of these names; new names are counted on.
+    pub(super) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
+        let lanes = names.iter().map(|name| {
+            self.0.iter().position(|known| known == name).unwrap_or_else(|| {
+                self.0.push(name.clone());
+                self.0.len() - 1
+            })
+        });
+        lanes.collect()
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
 /// All lanes.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -65,6 +87,7 @@ impl Lanes {
 
     /// An action gives its child slot away while it waits for its next attempt; it stays at the front.
     pub(super) fn pause(&mut self, ticket: Ticket) {
+        self.without_slot.retain(|waiting| *waiting != ticket);
         self.give_slot_back(ticket);
     }
 

@@ -68,17 +68,30 @@ struct Twin {
     not_before: Option<Instant>,
 }
 
-impl Outbox {
-    /// `twin`: whether any rule reports there.
-    pub(super) fn new(twin: bool) -> Self {
-        let twin = twin.then(|| Twin {
+impl Default for Twin {
+    fn default() -> Self {
+        Self {
             report: TwinReport::default(),
             changed: true,
             under_way: false,
             published: None,
             not_before: None,
-        });
+        }
+    }
+}
+
+impl Outbox {
+    /// `twin`: whether any rule reports there.
+    pub(super) fn new(twin: bool) -> Self {
+        let twin = twin.then(Twin::default);
         Self { connected: false, telemetry: Telemetry::default(), twin }
+    }
+
+    /// Whether any rule reports in the twin from now on.
+    pub(super) fn report_in_twin(&mut self, twin: bool) {
+        if twin != self.twin.is_some() {
+            self.twin = twin.then(Twin::default);
+        }
     }
 
     /// What the inbox held at the start.

@@ -31,10 +31,6 @@ const HELD_LOOK: Duration = Duration::from_secs(60);
 /// How long the hub may take to send them once it is there.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What became of the rule of a message that the inbox has.
-const NO_RULE_ANY_MORE: &str = "no rule takes it any more: put its rule back into the configuration, start the agent \
-                                anew, and run it again with `c2d-agent inbox retry`";
-
 /// For how long pins were on before this process began, as the inbox has it.
 pub(super) fn been_on(first: Option<&News>, now: SystemTime) -> BTreeMap<String, Duration> {
     let Some(News::Opened(opened)) = first else { return BTreeMap::new() };
@@ -54,8 +50,14 @@ impl Agent {
                 }
                 self.outbox.totals(&self.board.counts.totals);
             }
-            News::Trouble { sentence } => self.board.trouble = Some(sentence),
-            News::Well => self.board.trouble = None,
+            News::Trouble { sentence } => {
+                self.board.trouble = Some(sentence);
+                self.tell_systemd();
+            }
+            News::Well => {
+                self.board.trouble = None;
+                self.tell_systemd();
+            }
         }
     }
 
@@ -150,8 +152,7 @@ impl Agent {
             }
             Err((rule, why)) => {
                 // Nobody else has this message: it must not go with its rule.
-                let gone = || PassedOver::Refused(NO_RULE_ANY_MORE.to_owned());
-                let why = if why == PassedOver::Unmatched { gone() } else { why };
+                let why = if why == PassedOver::Unmatched { PassedOver::no_rule_any_more() } else { why };
                 let record = Record { rule: rule.or_else(|| record.rule.clone()), ..record };
                 self.end_record(record.number, &record, message_id.as_deref(), &why);
             }

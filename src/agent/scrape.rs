@@ -41,7 +41,6 @@ impl Scraper {
     }
 
     /// Serves at another address from now on, or not any more. What was counted stays.
-    #[allow(dead_code)]
     pub(super) fn change(&mut self, settings: Option<&MetricsSettings>) {
         let listen = settings.map(|settings| settings.listen);
         if listen != self.listen {

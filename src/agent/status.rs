@@ -21,6 +21,12 @@ pub(crate) struct Status {
     pub(crate) hub: String,
     #[serde(with = "rfc3339")]
     pub(crate) started: SystemTime,
+    /// When the configuration that counts was read.
+    #[serde(default, with = "optional_rfc3339")]
+    pub(crate) configured: Option<SystemTime>,
+    /// How many problems the last reload had, when it was refused.
+    #[serde(default)]
+    pub(crate) refused_reload: Option<usize>,
     pub(crate) connection: Connection,
     /// When the SAS token is renewed next; none with a certificate, and while there is no connection.
     #[serde(default, with = "optional_rfc3339")]
@@ -127,6 +133,8 @@ mod tests {
             pid: 4711,
             device_id: "pi-01".into(),
             hub: "h".into(),
+            configured: None,
+            refused_reload: None,
             started: parse_time("2026-11-23T21:18:01Z").expect("a time"),
             connection: Connection {
                 state: ConnectionState::Disconnected,

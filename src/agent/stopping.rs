@@ -21,6 +21,7 @@ impl Agent {
     /// Lets what has begun come to its end: actions, then their records, then their PUBACKs.
     pub(super) async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
         self.stopping = true;
+        self.supervision.stopping();
         let running = self.hand.entries().filter(|entry| entry.phase == Phase::Running).count();
         if running == 0 {
             tracing::info!("stopping");

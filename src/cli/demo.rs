@@ -125,6 +125,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
     let (observer, events) = mpsc::channel(EVENTS);
     let stop = CancellationToken::new();
     let settings = agent::Settings {
+        reload: None,
         config: config.clone(),
         clock: SystemTime::now,
         hurry: CancellationToken::new(),

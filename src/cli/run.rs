@@ -2,6 +2,7 @@
 //!
 //! Owns: its arguments, signals, and the exit code. Must not know: what the agent does. Used by: `cli`.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,10 +12,11 @@ use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_tokio::Signals;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{self, AgentError};
-use crate::config;
+use crate::config::{self, Config, Report};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
@@ -23,9 +25,11 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 /// The device signs in with the connection string or certificate of the configuration, or with the connection string
 /// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well.
 ///
-/// The agent keeps trying while the hub cannot be reached. SIGTERM, SIGINT and SIGHUP (the terminal was closed) end it
-/// in at most 8 seconds: the action in flight may end first, then pins are put into their on_exit state. A second signal
-/// waits for no action.
+/// The agent keeps trying while the hub cannot be reached. SIGTERM and SIGINT end it in at most 8 seconds: the action in
+/// flight may end first, then pins are put into their on_exit state. A second signal waits for no action.
+///
+/// SIGHUP makes it read the configuration and the secrets anew. What is valid is taken up between two messages, and pins
+/// stay as they are; what is not is refused, every problem is logged, and the old configuration goes on.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 ended by a signal; 1 an error: a pin cannot be claimed, or the hub refused the \
@@ -37,30 +41,56 @@ pub(super) struct Args {
     config: PathBuf,
 }
 
+/// What signals ask for.
+struct Wishes {
+    stop: CancellationToken,
+    hurry: CancellationToken,
+    reload: mpsc::Sender<()>,
+}
+
 /// Runs the agent until a signal.
 ///
 /// # Errors
 /// When the configuration has problems, or the agent ends by itself.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let config = config::load(&args.config, &|name| std::env::var(name).ok())
+    let path = args.config.clone();
+    let read = Arc::new(move || config::load(&path, &|name| std::env::var(name).ok()));
+    super::block_on(async {
+        survive_file_size_limit()?;
+        // Before the configuration is read: a signal that comes now is not to be lost, nor to end the process.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
+        let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
+        let (reload, reloads) = mpsc::channel(1);
+        let wishes = Wishes { stop: stop.clone(), hurry: hurry.clone(), reload };
+        tokio::select! {
+            ended = serve(read, reloads, stop, hurry) => ended,
+            () = watch(signals, &wishes) => Ok(Exit::Done),
+        }
+    })
+}
+
+async fn serve(
+    read: Arc<impl Fn() -> Result<Config, Report> + Send + Sync + 'static>,
+    wishes: mpsc::Receiver<()>,
+    stop: CancellationToken,
+    hurry: CancellationToken,
+) -> Result<Exit, Failure> {
+    let first = Arc::clone(&read);
+    // Beside the loop, because its disk may hang.
+    let loading = tokio::task::spawn_blocking(move || first());
+    let Some(loaded) = stop.run_until_cancelled(loading).await else { return Ok(Exit::Done) };
+    let config = loaded
+        .context("the configuration could not be read")?
         .map_err(|report| Failure::usage(anyhow::anyhow!("the configuration has problems:\n{report}")))?;
-    let drop_ins = config.files.len().saturating_sub(1);
-    tracing::info!(path = %args.config.display(), drop_ins, "configuration read");
+    if let Some((path, drop_ins)) = config.files.split_first() {
+        tracing::info!(path = %path.display(), drop_ins = drop_ins.len(), "configuration read");
+    }
     for warning in config.warnings.lines() {
         tracing::warn!("{warning}");
     }
-    super::block_on(async {
-        survive_file_size_limit()?;
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
-        let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
-        let settings =
-            agent::Settings { config, clock: SystemTime::now, hurry: hurry.clone(), observer: None };
-        let ended = tokio::select! {
-            ended = agent::run(settings, stop.cancelled()) => ended,
-            () = watch(signals, &stop, &hurry) => Ok(()),
-        };
-        ended.map(|()| Exit::Done).map_err(failure)
-    })
+    let reload = Some(agent::Reload { wishes, read });
+    let settings = agent::Settings { config, clock: SystemTime::now, hurry, reload, observer: None };
+    agent::run(settings, stop.cancelled()).await.map(|()| Exit::Done).map_err(failure)
 }
 
 /// A write past the file size limit (`ulimit -f`, systemd's `LimitFSIZE`) raises a signal that ends the process, unless it
@@ -71,12 +101,21 @@ fn survive_file_size_limit() -> Result<(), anyhow::Error> {
     signal_hook::flag::register(SIGXFSZ, raised).map(drop).context("the signal SIGXFSZ cannot be handled")
 }
 
-/// The first signal asks to stop, the second to hurry; further ones change nothing. Never ends.
-async fn watch(mut signals: Signals, stop: &CancellationToken, hurry: &CancellationToken) {
-    for token in [stop, hurry] {
-        if let Some(signal) = signals.next().await {
-            tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
-            token.cancel();
+/// Passes signals on: to reload; to stop, and the second time to hurry. Never ends.
+async fn watch(mut signals: Signals, wishes: &Wishes) {
+    let had_terminal = std::io::stdin().is_terminal();
+    while let Some(signal) = signals.next().await {
+        // The kernel sends the same signal when a terminal is closed, which is then none any more.
+        let terminal_closed = had_terminal && !std::io::stdin().is_terminal();
+        tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
+        if signal == SIGHUP && !terminal_closed {
+            if let Err(mpsc::error::TrySendError::Full(())) = wishes.reload.try_send(()) {
+                tracing::debug!("a reload is waited for already");
+            }
+        } else if wishes.stop.is_cancelled() {
+            wishes.hurry.cancel();
+        } else {
+            wishes.stop.cancel();
         }
     }
     std::future::pending().await

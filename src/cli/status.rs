@@ -121,6 +121,16 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
         ("connection", connection(&status.connection, now)),
     ];
     rows.extend(status.connection.reason.as_deref().map(|reason| ("", plain(reason))));
+    if let Some(configured) = status.configured.filter(|configured| configured > started) {
+        rows.push(("configured", format!("{}, while running", relative(configured, now))));
+    }
+    if let Some(problems) = status.refused_reload {
+        let problems = counted(problems, "problem");
+        rows.push((
+            "RELOAD",
+            format!("the last one was refused ({problems}): see the log, or run c2d-agent check"),
+        ));
+    }
     let renewal =
         status.next_token_renewal.map(|time| ("token", format!("renewed next {}", relative(time, now))));
     rows.extend(renewal);
@@ -188,6 +198,8 @@ mod tests {
             pid: 4711,
             device_id: "pi-01".into(),
             hub: "myhub.azure-devices.net".into(),
+            configured: None,
+            refused_reload: None,
             started: at("2026-11-23T21:18:01Z"),
             connection: Connection {
                 state: ConnectionState::Connected,

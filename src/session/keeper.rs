@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,8 +16,8 @@ use super::delivery::Delivery;
 use super::failure::{Failure, Fault};
 use super::mqtt::{ANSWER_LIMIT, Connection, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
-use super::signin::{Renewal, SignIn};
-use super::{Event, SessionError, Settings};
+use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
+use super::{Event, SessionError, Settings, Terms};
 
 /// MQTT over TLS. Source: wire reference 1.1.
 const DEFAULT_PORT: u16 = 8883;
@@ -28,8 +28,8 @@ const HANG_UP_LIMIT: Duration = Duration::from_secs(1);
 
 /// The task that keeps the session.
 pub(super) struct Keeper {
-    pub(super) settings: Settings,
-    pub(super) tls: Arc<rustls::ClientConfig>,
+    /// What to connect with; it may change at any time.
+    pub(super) terms: watch::Receiver<Arc<Terms>>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) publisher: Arc<Publisher>,
@@ -43,6 +43,11 @@ enum End {
     Stopped,
     /// In good order, to sign in again with a new token.
     Renewing,
+    /// To connect with other terms.
+    Changed {
+        /// As below.
+        held: Option<Duration>,
+    },
     Failed {
         fault: Fault,
         /// How long it was signed in, when it was.
@@ -55,14 +60,21 @@ impl Keeper {
     ///
     /// # Errors
     /// When the hub refuses the device, and has done so since this process began. Everything else is retried.
-    pub(super) async fn run(self) -> Result<(), SessionError> {
+    pub(super) async fn run(mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new();
         let mut ever_signed_in = false;
         let mut hang_ups = 0;
         let mut number = 1;
         loop {
-            let (fault, held) = match self.connection(number).await {
+            let terms = Arc::clone(&self.terms.borrow_and_update());
+            let (fault, held) = match self.connection(&terms, number).await {
                 End::Stopped => return Ok(()),
+                End::Changed { held } => {
+                    (backoff, hang_ups) = (Backoff::new(), 0);
+                    ever_signed_in |= held.is_some();
+                    number += u64::from(held.is_some());
+                    continue;
+                }
                 End::Renewing => {
                     // It lasted until it was to be renewed: whatever was before is over.
                     (backoff, hang_ups, ever_signed_in) = (Backoff::new(), 0, true);
@@ -74,7 +86,7 @@ impl Keeper {
             ever_signed_in |= held.is_some();
             number += u64::from(held.is_some());
             let held = held.unwrap_or_default();
-            let mut failure = self.failure(fault);
+            let mut failure = terms.failure(fault);
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
             if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
@@ -83,49 +95,57 @@ impl Keeper {
                 return Err(SessionError::Refused(failure.to_string()));
             }
             let retry_in = backoff.next_delay(held, fastrand::f64());
-            if self.wait_after(&failure, retry_in).await.is_none() {
-                return Ok(());
+            match self.wait_after(&failure, retry_in).await {
+                None => return Ok(()),
+                Some(Waited::Enough) => {}
+                Some(Waited::ForChange) => backoff = Backoff::new(),
             }
         }
     }
 
-    /// Tells of a failure and waits. `None` when the session is to end.
-    async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<()> {
+    /// Tells of a failure and waits: so long, or until there are other terms. `None` when the session is to end.
+    async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<Waited> {
         let reason = failure.to_string();
         tracing::warn!(%reason, retry_in_ms = retry_in.as_millis(), "not connected");
+        let mut terms = self.terms.clone();
         let told = async {
             // A closed channel means that the session is being dropped: the stop follows.
             drop(self.events.send(Event::Disconnected { reason }).await);
-            tokio::time::sleep(retry_in).await;
+            tokio::select! {
+                () = tokio::time::sleep(retry_in) => Waited::Enough,
+                Ok(()) = terms.changed() => Waited::ForChange,
+            }
         };
         self.stop.run_until_cancelled(told).await
     }
 
     /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
-    async fn connection(&self, number: u64) -> End {
-        let Settings { identity, token_lifetime, clock, .. } = &self.settings;
+    async fn connection(&self, terms: &Terms, number: u64) -> End {
+        let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
         let now = clock();
         let sign_in = match SignIn::prepare(identity, *token_lifetime, now) {
             Ok(sign_in) => sign_in,
             Err(fault) => return End::Failed { fault, held: None },
         };
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
-        let dial = self.dial(sign_in, number);
+        let dial = terms.dial(sign_in, number);
         let (connection, reader) = Connection::prepare(dial, self.deliveries.clone(), &self.publisher);
         self.publisher.use_outbox(&connection.outbox);
         let mut task = JoinSet::new();
         task.spawn(reader.run());
-        self.attend(connection, task, due).await
+        self.attend(terms, connection, task, due).await
     }
 
     /// Waits for whatever ends the connection.
     async fn attend(
         &self,
+        terms: &Terms,
         mut connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
         due: Option<Due>,
     ) -> End {
         let mut told_subscribed = false;
+        let mut new_terms = self.terms.clone();
         loop {
             let progress = *connection.progress.borrow_and_update();
             if progress.subscribed && !told_subscribed {
@@ -144,7 +164,7 @@ impl Keeper {
                     };
                     let fault = match (fault, connection.outbox.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
-                        (Fault::Closed, _) if self.settings.twin && !connection.progress.borrow().subscribed => {
+                        (Fault::Closed, _) if terms.settings.twin && !connection.progress.borrow().subscribed => {
                             Fault::ClosedAtTwin
                         }
                         (fault, _) => fault,
@@ -164,6 +184,13 @@ impl Keeper {
                     tracing::info!("disconnected to renew the token");
                     return End::Renewing;
                 }
+                Ok(()) = new_terms.changed() => {
+                    if progress.signed_in.is_some() {
+                        finish(&connection, task, LONGEST_DRAIN).await;
+                        tracing::info!("disconnected to sign in as the configuration says now");
+                    }
+                    return End::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
+                }
                 Some(()) = reached(unanswered) => {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
@@ -175,7 +202,16 @@ impl Keeper {
             }
         }
     }
+}
 
+/// How a wait ended.
+enum Waited {
+    Enough,
+    /// There are other terms: they deserve an attempt now.
+    ForChange,
+}
+
+impl Terms {
     fn dial(&self, sign_in: SignIn, number: u64) -> Dial {
         let identity = &self.settings.identity;
         Dial {

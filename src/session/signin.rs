@@ -13,7 +13,7 @@ use super::failure::Fault;
 const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
 /// Longest wait for outstanding messages before a renewal.
-const LONGEST_DRAIN: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 
 /// One sign-in: made afresh for each connection, so that no old token is ever used again.
 #[derive(PartialEq, Eq)]

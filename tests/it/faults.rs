@@ -175,22 +175,6 @@ fn sigterm_cuts_a_stubborn_action_off_completes_its_message_and_leaves_pins_safe
 }
 
 #[test]
-fn a_closed_terminal_leaves_pins_safe_too() {
-    let dir = dir();
-    let string = format!("HostName=localhost:{};DeviceId=dev1;SharedAccessKey={KEY}", closed_port());
-    let rules = format!(
-        "{ANY_RULE}[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.relay]\nline = 5\n\
-         initial = \"on\"\non_exit = \"off\"\n"
-    );
-    let agent = Agent::spawn(&string, &some_root(dir.path()), dir.path(), &rules);
-    agent.process.stderr.wait_for("not connected");
-    agent.process.signal(Signal::HUP);
-    assert_eq!(agent.process.wait_exit().code(), Some(0));
-    let pins = std::fs::read_to_string(dir.path().join("pins.json")).expect("a file");
-    assert_eq!(pins, r#"{"relay":"off"}"#);
-}
-
-#[test]
 fn an_error_that_nobody_can_read_still_has_its_exit_code() {
     for arguments in [["run", "-c", "/no/such/file"], ["check", "-c", "/no/such/file"]] {
         let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");

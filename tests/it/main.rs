@@ -33,11 +33,15 @@ mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod recovery;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod reload;
 mod reports;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod soak;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod systemd;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod traps;

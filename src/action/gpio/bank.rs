@@ -14,16 +14,19 @@ use super::{GpioError, PinBackend, far};
 use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
+mod change;
+
 /// How long to wait before trying again what the backend refused.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// All pins. Each change of it is complete or was not made.
 pub(super) struct Bank {
     backend: Box<dyn PinBackend>,
+    /// As configured; the pins of it are in `pins`.
+    settings: GpioSettings,
     pins: BTreeMap<String, Pin>,
-    /// Of each group at most one pin is on.
-    interlocks: Vec<Vec<String>>,
-    hub_is_lost: bool,
+    /// Since when the hub is away; none while it is there.
+    hub_lost: Option<Instant>,
     /// A pin with `max_on` was switched since this was last asked for.
     switched: bool,
 }
@@ -31,6 +34,8 @@ pub(super) struct Bank {
 struct Pin {
     settings: PinSettings,
     state: PinState,
+    /// When it was last turned on, and for how long it had been on then, in the process before.
+    on: Option<(Instant, Duration)>,
     /// When `max_on` will have passed; none while the pin is off.
     off_at: Option<Instant>,
     /// When `on_disconnect` comes; none while the hub is there, and once it has come.
@@ -64,15 +69,10 @@ impl Bank {
         been_on: &BTreeMap<String, Duration>,
     ) -> Self {
         let pins = settings.pins.iter().map(|(name, settings)| {
-            let been_on = been_on.get(name).copied().unwrap_or_default();
-            let mut pin =
-                Pin { settings: settings.clone(), state: PinState::Off, off_at: None, disconnect_at: None };
-            pin.remember(settings.initial, been_on);
-            (name.clone(), pin)
+            (name.clone(), Pin::claimed(settings, been_on.get(name).copied().unwrap_or_default()))
         });
         let switched = settings.pins.values().any(|pin| pin.max_on.is_some());
-        let interlocks = settings.interlocks.clone();
-        Self { backend, pins: pins.collect(), interlocks, hub_is_lost: false, switched }
+        Self { backend, pins: pins.collect(), settings: settings.clone(), hub_lost: None, switched }
     }
 
     /// Puts a pin into a state. Off always goes; on does not while an interlocked pin is on.
@@ -111,14 +111,15 @@ impl Bank {
 
     /// The interlocked pin that is on.
     fn held_off_by(&self, name: &str) -> Option<String> {
-        let groups = self.interlocks.iter().filter(|group| group.iter().any(|one| one == name));
+        let groups = self.settings.interlocks.iter().filter(|group| group.iter().any(|one| one == name));
         let mut others = groups.flatten().filter(|other| *other != name);
         others.find(|other| self.pins.get(*other).is_some_and(|pin| pin.state == PinState::On)).cloned()
     }
 
     /// The hub is away since `now`, unless it was away before.
     pub(super) fn hub_lost(&mut self, now: Instant) {
-        if !std::mem::replace(&mut self.hub_is_lost, true) {
+        if self.hub_lost.is_none() {
+            self.hub_lost = Some(now);
             for pin in self.pins.values_mut() {
                 pin.disconnect_at = pin.settings.on_disconnect.map(|own| far(now, own.after));
             }
@@ -127,7 +128,7 @@ impl Bank {
 
     /// The hub is there.
     pub(super) fn hub_back(&mut self) {
-        self.hub_is_lost = false;
+        self.hub_lost = None;
         for pin in self.pins.values_mut() {
             pin.disconnect_at = None;
         }
@@ -246,12 +247,29 @@ impl Bank {
 }
 
 impl Pin {
+    /// A pin in the moment in which it was claimed.
+    fn claimed(settings: &PinSettings, been_on: Duration) -> Self {
+        let mut pin = Self {
+            settings: settings.clone(),
+            state: PinState::Off,
+            on: None,
+            off_at: None,
+            disconnect_at: None,
+        };
+        pin.remember(settings.initial, been_on);
+        pin
+    }
+
     /// Every on starts `max_on` anew, less the time that the pin has `been_on`; off ends it.
     fn remember(&mut self, state: PinState, been_on: Duration) {
         self.state = state;
-        self.off_at = match (state, self.settings.max_on) {
-            (PinState::On, Some(max_on)) => Some(far(Instant::now(), max_on.saturating_sub(been_on))),
-            _ => None,
-        };
+        self.on = (state == PinState::On).then(|| (Instant::now(), been_on));
+        self.off_at = self.max_on_end();
+    }
+
+    /// When `max_on` will have passed.
+    fn max_on_end(&self) -> Option<Instant> {
+        let ((on, been_on), max_on) = (self.on?, self.settings.max_on?);
+        Some(far(on, max_on.saturating_sub(been_on)))
     }
 }

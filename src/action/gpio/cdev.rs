@@ -25,6 +25,8 @@ const FIRST_CHIP: &str = "/dev/gpiochip0";
 const CONSUMER: &str = "c2d-agent";
 
 struct Cdev {
+    /// As configured.
+    chip: Option<String>,
     lines: BTreeMap<String, (Request, Offset)>,
 }
 
@@ -33,17 +35,26 @@ pub(super) fn any_chip() -> bool {
     chips().is_ok_and(|chips| !chips.is_empty())
 }
 
-/// Claims every pin; direction and `initial` are one request, so that no other level is ever driven.
+/// Claims every pin.
 pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
-    let mut lines = BTreeMap::new();
-    for (name, pin) in &settings.pins {
-        let (chip, offset) = find_line(settings.chip.as_deref(), name, &pin.line)?;
-        lines.insert(name.clone(), (claim(&chip, offset, name, pin)?, offset));
-    }
-    Ok(Box::new(Cdev { lines }))
+    let mut cdev = Cdev { chip: settings.chip.clone(), lines: BTreeMap::new() };
+    settings.pins.iter().try_for_each(|(name, pin)| cdev.claim(name, pin))?;
+    Ok(Box::new(cdev))
 }
 
 impl PinBackend for Cdev {
+    /// Direction and `initial` are one request, so that no other level is ever driven.
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        let (chip, offset) = find_line(self.chip.as_deref(), pin, &settings.line)?;
+        self.lines.insert(pin.to_owned(), (claim(&chip, offset, pin, settings)?, offset));
+        Ok(())
+    }
+
+    fn release(&mut self, pin: &str) -> Result<(), GpioError> {
+        self.lines.remove(pin);
+        Ok(())
+    }
+
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let (request, offset) =
             self.lines.get(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;

@@ -116,6 +116,35 @@ pub enum GpioError {
         /// The backend's words.
         reason: String,
     },
+    /// Another line, or another active level, for a pin that is claimed.
+    #[error("pin {pin} is claimed with another line or active level: restart the agent to move it")]
+    Claimed {
+        /// The pin's name, before and after.
+        pin: String,
+    },
+    /// The line of a pin that is claimed under another name.
+    #[error("pin {pin}: its line is claimed as pin {other}: restart the agent to give it another name")]
+    ClaimedAs {
+        /// The new name.
+        pin: String,
+        /// The name until now.
+        other: String,
+    },
+    /// Pins that are on are to be interlocked from now on.
+    #[error(
+        "pins {one} and {other} are both on, so they cannot be interlocked now: turn one of them off first"
+    )]
+    BothOn {
+        /// A pin that is on.
+        one: String,
+        /// Another one.
+        other: String,
+    },
+    /// What drives the pins is to be another one while pins are claimed.
+    #[error(
+        "backend, chip and state_file in [gpio] cannot be changed while pins are claimed: restart the agent"
+    )]
+    OtherBackend,
     /// A plan names a pin that is not configured.
     #[error("pin {pin} is not configured: add [gpio.pins.{pin}]")]
     UnknownPin {

@@ -12,10 +12,11 @@ use rppal::gpio::{Error, Gpio, Level, OutputPin};
 use rppal::system::DeviceInfo;
 
 use super::{GpioError, PinBackend};
-use crate::config::{ActiveLevel, GpioSettings, Line};
+use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
 struct Rppal {
+    gpio: Gpio,
     pins: BTreeMap<String, (OutputPin, ActiveLevel)>,
 }
 
@@ -24,47 +25,52 @@ pub(super) fn knows_this_board() -> bool {
     DeviceInfo::new().is_ok()
 }
 
-/// Claims every pin; the level is set before the direction, so that no other level is ever driven.
+/// Claims every pin.
 pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
-    let gpio = Gpio::new().map_err(opening)?;
-    let mut pins = BTreeMap::new();
-    for (name, pin) in &settings.pins {
-        let number = match &pin.line {
+    let mut rppal = Rppal { gpio: Gpio::new().map_err(opening)?, pins: BTreeMap::new() };
+    settings.pins.iter().try_for_each(|(name, pin)| rppal.claim(name, pin))?;
+    Ok(Box::new(rppal))
+}
+
+impl PinBackend for Rppal {
+    /// The level is set before the direction, so that no other level is ever driven.
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        let number = match &settings.line {
             Line::Number(number) => *number,
-            Line::Name(line) => return Err(GpioError::NeedsNumber { pin: name.clone(), line: line.clone() }),
+            Line::Name(line) => {
+                return Err(GpioError::NeedsNumber { pin: pin.to_owned(), line: line.clone() });
+            }
         };
-        let no_line = || GpioError::NoLine {
-            pin: name.clone(),
-            line: number.to_string(),
-            chip: "the Raspberry Pi's header".to_owned(),
+        let (line, chip) = (number.to_string(), "the Raspberry Pi's header".to_owned());
+        let pin_owned = pin.to_owned();
+        let claimed = match u8::try_from(number).map(|number| self.gpio.get(number)) {
+            Ok(Ok(claimed)) => claimed,
+            Err(_) | Ok(Err(Error::PinNotAvailable(_))) => {
+                return Err(GpioError::NoLine { pin: pin_owned, line, chip });
+            }
+            Ok(Err(Error::PinUsed(_))) => {
+                let consumer = "another pin of this configuration".to_owned();
+                return Err(GpioError::Busy { pin: pin_owned, line, chip, consumer });
+            }
+            Ok(Err(other)) => {
+                return Err(GpioError::Claim { pin: pin_owned, line, reason: other.to_string() });
+            }
         };
-        let claimed =
-            gpio.get(u8::try_from(number).map_err(|_| no_line())?).map_err(|error| match error {
-                Error::PinNotAvailable(_) => no_line(),
-                Error::PinUsed(_) => GpioError::Busy {
-                    pin: name.clone(),
-                    line: number.to_string(),
-                    chip: "the Raspberry Pi's header".to_owned(),
-                    consumer: "another pin of this configuration".to_owned(),
-                },
-                other => GpioError::Claim {
-                    pin: name.clone(),
-                    line: number.to_string(),
-                    reason: other.to_string(),
-                },
-            })?;
-        let mut output = match level(pin.initial, pin.active) {
+        let mut output = match level(settings.initial, settings.active) {
             Level::High => claimed.into_output_high(),
             Level::Low => claimed.into_output_low(),
         };
         // The default turns the pin into an input when it is dropped, and a relay board's input then floats: `on_exit` decides.
         output.set_reset_on_drop(false);
-        pins.insert(name.clone(), (output, pin.active));
+        self.pins.insert(pin_owned, (output, settings.active));
+        Ok(())
     }
-    Ok(Box::new(Rppal { pins }))
-}
 
-impl PinBackend for Rppal {
+    fn release(&mut self, pin: &str) -> Result<(), GpioError> {
+        self.pins.remove(pin);
+        Ok(())
+    }
+
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let (output, active) =
             self.pins.get_mut(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{GpioError, PinBackend};
-use crate::config::GpioSettings;
+use crate::config::{GpioSettings, PinSettings};
 use crate::rules::PinState;
 
 struct Simulated {
@@ -24,6 +24,15 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
 }
 
 impl PinBackend for Simulated {
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        self.drive(pin, settings.initial)
+    }
+
+    fn release(&mut self, pin: &str) -> Result<(), GpioError> {
+        self.states.remove(pin);
+        self.write()
+    }
+
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
         self.states.insert(pin.to_owned(), state);
         tracing::info!(pin, %state, "switched simulated pin");

@@ -15,6 +15,7 @@ use super::{ChangeError, Cut, GpioError, Limit, PinBackend, Pins};
 use crate::config::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
 use crate::rules::{PinChange, PinState};
 
+mod change;
 mod guards;
 
 const OFF: PinState = PinState::Off;
@@ -31,6 +32,14 @@ struct Recorder {
 }
 
 impl PinBackend for Recorder {
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        self.drive(pin, settings.initial)
+    }
+
+    fn release(&mut self, _: &str) -> Result<(), GpioError> {
+        Ok(())
+    }
+
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
         if self.broken == Some(pin) {
             return Err(GpioError::Drive {

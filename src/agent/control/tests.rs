@@ -33,6 +33,8 @@ fn status() -> Status {
         pid: 1,
         device_id: "d".into(),
         hub: "h".into(),
+        configured: None,
+        refused_reload: None,
         started: time,
         connection,
         next_token_renewal: None,

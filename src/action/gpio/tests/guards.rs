@@ -340,6 +340,15 @@ type Lines = Arc<Mutex<(BTreeMap<String, PinState>, Option<&'static str>)>>;
 struct Hardware(Lines);
 
 impl PinBackend for Hardware {
+    fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        self.drive(pin, settings.initial)
+    }
+
+    fn release(&mut self, pin: &str) -> Result<(), GpioError> {
+        self.0.lock().unwrap().0.remove(pin);
+        Ok(())
+    }
+
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let mut lines = self.0.lock().unwrap();
         if lines.1 == Some(pin) {

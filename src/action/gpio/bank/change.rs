@@ -1,0 +1,143 @@
+//! Other settings for pins that are claimed: when the configuration is read anew.
+//!
+//! Owns: which settings can change while pins are held, and in which order pins are claimed and given back.
+//! Must not know: files, signals. Used by: `action::gpio`.
+//!
+//! A pin that stays is not touched: not its level, not its state, not the time that it has been on. So its line cannot change;
+//! new pins are claimed first, and only when that has worked, the ones that are gone go into their `on_exit` state.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Bank, Pin, far};
+use crate::action::gpio::{GpioError, PinBackend};
+use crate::config::{GpioSettings, OnExit, PinSettings};
+use crate::rules::PinState;
+
+impl Bank {
+    /// Whether no pin is claimed: then there may be no hardware behind it.
+    pub(in crate::action::gpio) fn is_empty(&self) -> bool {
+        self.pins.is_empty()
+    }
+
+    /// Goes on with a backend that has claimed other pins.
+    pub(in crate::action::gpio) fn begin(&mut self, backend: Box<dyn PinBackend>, settings: &GpioSettings) {
+        self.backend = backend;
+        for (name, pin) in &settings.pins {
+            self.add(name, pin);
+        }
+        self.settings = settings.clone();
+    }
+
+    /// Takes other settings up.
+    ///
+    /// # Errors
+    /// All that stands against it; nothing has changed then.
+    pub(in crate::action::gpio) fn change_settings(
+        &mut self,
+        settings: &GpioSettings,
+    ) -> Result<(), Vec<GpioError>> {
+        let objections = self.objections(settings);
+        if !objections.is_empty() {
+            return Err(objections);
+        }
+        self.claim_new(settings)?;
+        let gone: Vec<String> =
+            self.pins.keys().filter(|name| !settings.pins.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.give_back(&name);
+        }
+        for (name, new) in &settings.pins {
+            let Some(pin) = self.pins.get_mut(name) else {
+                self.add(name, new);
+                continue;
+            };
+            let old = std::mem::replace(&mut pin.settings, new.clone());
+            if old.max_on != new.max_on {
+                pin.off_at = pin.max_on_end();
+            }
+            if old.on_disconnect != new.on_disconnect {
+                pin.disconnect_at = disconnect_at(new, self.hub_lost);
+            }
+        }
+        self.settings = settings.clone();
+        self.switched = true;
+        Ok(())
+    }
+
+    fn objections(&self, settings: &GpioSettings) -> Vec<GpioError> {
+        let mut found = Vec::new();
+        let own = &self.settings;
+        let other = (own.backend, &own.chip, &own.state_file)
+            != (settings.backend, &settings.chip, &settings.state_file);
+        if other && !settings.pins.is_empty() {
+            found.push(GpioError::OtherBackend);
+        }
+        for (name, new) in &settings.pins {
+            let here = self.pins.get(name).map(|pin| &pin.settings);
+            if here.is_some_and(|old| (&old.line, old.active) != (&new.line, new.active)) {
+                found.push(GpioError::Claimed { pin: name.clone() });
+            }
+            let other = self.pins.iter().find(|(other, pin)| *other != name && pin.settings.line == new.line);
+            if let (None, Some((other, _))) = (here, other) {
+                found.push(GpioError::ClaimedAs { pin: name.clone(), other: other.clone() });
+            }
+        }
+        for group in &settings.interlocks {
+            let state = |name: &str| match self.pins.get(name) {
+                Some(pin) => Some(pin.state),
+                None => settings.pins.get(name).map(|pin| pin.initial),
+            };
+            let mut on = group.iter().filter(|name| state(name) == Some(PinState::On));
+            if let (Some(one), Some(other)) = (on.next(), on.next()) {
+                found.push(GpioError::BothOn { one: one.clone(), other: other.clone() });
+            }
+        }
+        found
+    }
+
+    /// Claims what is not claimed yet: all of it or nothing.
+    fn claim_new(&mut self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
+        let mut claimed: Vec<(&String, &PinSettings)> = Vec::new();
+        for (name, pin) in settings.pins.iter().filter(|(name, _)| !self.pins.contains_key(*name)) {
+            match self.backend.claim(name, pin) {
+                Ok(()) => claimed.push((name, pin)),
+                Err(error) => {
+                    for (name, pin) in claimed {
+                        leave(self.backend.as_mut(), name, pin);
+                    }
+                    return Err(vec![error]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, settings: &PinSettings) {
+        let mut pin = Pin::claimed(settings, Duration::ZERO);
+        pin.disconnect_at = disconnect_at(settings, self.hub_lost);
+        self.pins.insert(name.to_owned(), pin);
+    }
+
+    fn give_back(&mut self, name: &str) {
+        if let Some(pin) = self.pins.remove(name) {
+            leave(self.backend.as_mut(), name, &pin.settings);
+        }
+    }
+}
+
+/// Puts a pin into its `on_exit` state and releases it. Where that fails nothing more can be done: it is said.
+fn leave(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
+    let set = match settings.on_exit {
+        OnExit::Set(state) => backend.drive(name, state),
+        OnExit::Keep => Ok(()),
+    };
+    if let Err(error) = set.and_then(|()| backend.release(name)) {
+        tracing::error!(pin = %name, %error, "could not give the pin back as on_exit says");
+    }
+}
+
+fn disconnect_at(settings: &PinSettings, hub_lost: Option<Instant>) -> Option<Instant> {
+    Some(far(hub_lost?, settings.on_disconnect?.after))
+}

@@ -1,0 +1,208 @@
+//! Reload: another configuration is taken up between two messages, or refused whole.
+//!
+//! Owns: reading it beside the loop, what may change while the agent runs, and in which order.
+//! Must not know: files, signals (`cli`), TOML. Used by: `agent`.
+//!
+//! Everything is checked before anything changes: first the configuration, then the TLS files, then the pins, which are the
+//! last that can refuse. An action that has begun goes on as it began. What waits for its turn is planned anew, as it would be after
+//! a restart: the rules of the present configuration decide.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::config::{Config, Report};
+use crate::inbox::Settled;
+use crate::session::Terms;
+
+use super::ending::PassedOver;
+use super::hand::{Phase, RuleFacts};
+use super::lanes::{Lane, LaneNames, Lanes, Ticket};
+use super::{Agent, reports_in_twin, session_settings};
+
+/// How long reading the configuration may take: its disk may hang.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where another configuration comes from.
+pub struct Reload {
+    /// Somebody wishes that it be read anew. Wishes while it is being read may be one.
+    pub wishes: mpsc::Receiver<()>,
+    /// Reads it; called on a thread where it may block.
+    pub read: Arc<dyn Fn() -> Result<Config, Report> + Send + Sync>,
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reload").finish_non_exhaustive()
+    }
+}
+
+/// Reading, at the side of the loop.
+#[derive(Debug)]
+pub(super) struct Reader {
+    reload: Option<Reload>,
+    clock: fn() -> SystemTime,
+    under_way: Option<JoinHandle<ReadAnew>>,
+}
+
+/// A configuration with what its TLS files hold; or why it cannot be taken up, a sentence each.
+type ReadAnew = Result<(Config, Terms), Vec<String>>;
+
+/// Something for the loop to look at.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Reading has begun.
+    Begun,
+    Read(Box<ReadAnew>),
+}
+
+impl Reader {
+    pub(super) fn new(reload: Option<Reload>, clock: fn() -> SystemTime) -> Self {
+        Self { reload, clock, under_way: None }
+    }
+
+    /// Waits for a wish, and then for what was read. Cancel safe.
+    pub(super) async fn next(&mut self) -> Progress {
+        let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
+        if let Some(task) = &mut self.under_way {
+            let read = match tokio::time::timeout(READ_LIMIT, task).await {
+                Ok(Ok(read)) => read,
+                Ok(Err(defect)) => Err(vec![format!("it could not be read ({defect}): please report this")]),
+                Err(_elapsed) => {
+                    let limit = READ_LIMIT.as_secs();
+                    Err(vec![format!("the configuration could not be read within {limit} s: its disk hangs")])
+                }
+            };
+            self.under_way = None;
+            return Progress::Read(Box::new(read));
+        }
+        match wishes.recv().await {
+            Some(()) => {
+                let (read, clock) = (Arc::clone(read), self.clock);
+                self.under_way = Some(tokio::task::spawn_blocking(move || read_anew(&*read, clock)));
+                Progress::Begun
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn read_anew(read: &dyn Fn() -> Result<Config, Report>, clock: fn() -> SystemTime) -> ReadAnew {
+    let config = read().map_err(|report| report.lines().collect::<Vec<_>>())?;
+    let terms = Terms::read(session_settings(&config, clock)).map_err(|error| vec![error.to_string()])?;
+    Ok((config, terms))
+}
+
+impl Agent {
+    pub(super) fn reload_progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Begun => {
+                tracing::info!("reading the configuration anew");
+                self.systemd_reloading();
+            }
+            Progress::Read(read) => {
+                let refused = (*read).and_then(|(config, terms)| self.take_up(config, terms));
+                self.board.reloaded((self.clock)(), refused.as_ref().err().map(|reasons| reasons.len()));
+                if let Err(reasons) = refused {
+                    for reason in &reasons {
+                        tracing::error!("{reason}");
+                    }
+                    tracing::error!(
+                        problems = reasons.len(),
+                        "the new configuration was not taken up: the old one goes on"
+                    );
+                }
+                self.systemd_reloaded();
+            }
+        }
+    }
+
+    /// Goes on with another configuration.
+    fn take_up(&mut self, config: Config, terms: Terms) -> Result<(), Vec<String>> {
+        if config.inbox != self.config.inbox {
+            return Err(vec![
+                "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
+                    .to_owned(),
+            ]);
+        }
+        let changed = self.machine.actions.change_settings(&config.gpio);
+        changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let signs_in_anew = self.session.change(terms);
+        for warning in config.warnings.lines() {
+            tracing::warn!("{warning}");
+        }
+        self.scraper.change(config.metrics.as_ref());
+        self.outbox.report_in_twin(reports_in_twin(&config));
+        self.config = config;
+        let planned_anew = self.use_rules();
+        tracing::info!(
+            rules = self.config.rules.len(),
+            pins = self.config.gpio.pins.len(),
+            drop_ins = self.config.files.len().saturating_sub(1),
+            planned_anew,
+            signs_in_anew,
+            "took the new configuration up"
+        );
+        Ok(())
+    }
+
+    /// Goes on with the rules of the configuration. Lanes are made anew: what has begun is at their front as before, and what
+    /// waits lines up behind, in the order in which it came and as the new rules say. Answers how much that was.
+    fn use_rules(&mut self) -> usize {
+        let mut names = LaneNames::default();
+        let rules = self.config.rules.iter().map(|rule| RuleFacts::new(rule, &mut names));
+        self.rules = rules.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
+        let begun: Vec<(Ticket, Arc<RuleFacts>, Arc<[Lane]>)> =
+            self.hand.begun(|ticket, rule| (ticket, Arc::clone(rule), names.lanes(&rule.policy.lanes)));
+        self.lanes = Lanes::new(names.len(), self.config.max_children);
+        let mut may_begin = Vec::new();
+        for (ticket, rule, lanes) in begun {
+            let turn = self.lanes.enter(ticket, &lanes, rule.has_child);
+            match self.hand.get(ticket) {
+                Some(entry) if entry.phase == Phase::BackingOff => self.lanes.pause(ticket),
+                Some(entry) if entry.phase == Phase::Waiting => {
+                    entry.turn = turn;
+                    may_begin.extend(turn.then_some(ticket));
+                }
+                _ => {}
+            }
+        }
+        let waiting = self.hand.not_begun();
+        for ticket in &waiting {
+            may_begin.extend(self.plan_anew(*ticket).then_some(*ticket));
+        }
+        may_begin.into_iter().for_each(|ticket| self.begin(ticket));
+        waiting.len()
+    }
+
+    /// Plans a message that waits for its turn by the rules of now. True when its turn has come.
+    fn plan_anew(&mut self, ticket: Ticket) -> bool {
+        let Some(message) = self.hand.get(ticket).map(|entry| entry.message.clone()) else { return false };
+        let planned = self.plan(message, (self.clock)());
+        let Some(entry) = self.hand.get(ticket) else { return false };
+        match planned {
+            Ok(new) => {
+                let (lanes, has_child) = (Arc::clone(&new.rule.lanes), new.rule.has_child);
+                (entry.rule, entry.plan, entry.retry_on_crash) = (new.rule, new.plan, new.retry_on_crash);
+                entry.passed_over = None;
+                entry.turn = self.lanes.enter(ticket, &lanes, has_child);
+                entry.turn && entry.phase == Phase::Waiting
+            }
+            Err((_, why)) => {
+                // Nobody else has a message that was completed when it was accepted: it must not go with its rule.
+                let gone = why == PassedOver::Unmatched && entry.settled == Settled::OnAccept;
+                let why = if gone { PassedOver::no_rule_any_more() } else { why };
+                (entry.plan, entry.turn) = (None, false);
+                if entry.phase == Phase::Waiting {
+                    self.pass_over(ticket, &why);
+                } else {
+                    entry.passed_over = Some(why);
+                }
+                false
+            }
+        }
+    }
+}

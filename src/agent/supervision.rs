@@ -1,0 +1,100 @@
+//! Supervision: what the service manager hears of the agent, and when.
+//!
+//! Owns: when the service is ready, its status in words, the beat of the watchdog. Must not know: sockets. Used by: `agent`.
+//!
+//! The loop itself feeds the watchdog, among everything else that it does: one that is stuck feeds nothing and is restarted.
+
+use tokio::time::Instant;
+
+use crate::config::counted;
+use crate::systemd::Systemd;
+
+use super::Agent;
+
+/// The agent's side of the service manager.
+#[derive(Debug)]
+pub(super) struct Supervision {
+    systemd: Systemd,
+    /// The first subscription has been taken: the service is there.
+    is_ready: bool,
+    next_beat: Option<Instant>,
+}
+
+impl Supervision {
+    pub(super) fn new() -> Self {
+        let systemd = Systemd::from_environment();
+        let next_beat = systemd.watchdog_interval().map(|_| Instant::now());
+        Self { systemd, is_ready: false, next_beat }
+    }
+
+    /// When the watchdog is to be fed next.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.next_beat
+    }
+
+    /// Feeds the watchdog when its time has come.
+    pub(super) fn alive(&mut self, now: Instant) {
+        if self.next_beat.is_some_and(|at| at <= now) {
+            self.systemd.alive();
+            self.next_beat = self.systemd.watchdog_interval().map(|interval| now + interval);
+        }
+    }
+
+    /// The hub has taken a subscription.
+    pub(super) fn subscribed(&mut self) {
+        if !std::mem::replace(&mut self.is_ready, true) {
+            self.systemd.ready();
+        }
+    }
+
+    pub(super) fn stopping(&mut self) {
+        self.systemd.stopping();
+        self.systemd.status("stopping".to_owned());
+    }
+}
+
+impl Agent {
+    /// Says how things stand, where that has changed.
+    pub(super) fn tell_systemd(&mut self) {
+        if self.supervision.systemd.listens() && !self.stopping {
+            let sentence = self.sentence();
+            self.supervision.systemd.status(sentence);
+        }
+    }
+
+    /// A reload has begun. Before the service is ready nothing is said: the end of the reload would say that it is.
+    pub(super) fn systemd_reloading(&mut self) {
+        if self.supervision.is_ready {
+            self.supervision.systemd.reloading();
+        }
+    }
+
+    /// A reload has ended, either way.
+    pub(super) fn systemd_reloaded(&mut self) {
+        if self.supervision.is_ready {
+            self.supervision.systemd.ready();
+        }
+        self.tell_systemd();
+    }
+
+    /// `connected to myhub.azure-devices.net as pi-01; 3 rules, 2 pins`
+    fn sentence(&self) -> String {
+        let (identity, rules, pins) =
+            (&self.config.identity, self.config.rules.len(), self.config.gpio.pins.len());
+        let peer = format!("{} as {}", identity.dialled(), identity.device_id);
+        let mut sentence = match (self.board.is_connected(), self.board.disconnected_because()) {
+            (true, _) => format!("connected to {peer}"),
+            (false, Some(reason)) => format!("not connected, trying again: {reason}"),
+            (false, None) => format!("connecting to {peer}"),
+        };
+        sentence = format!("{sentence}; {}, {}", counted(rules, "rule"), counted(pins, "pin"));
+        if let Some(trouble) = &self.board.trouble {
+            sentence = format!("{sentence}; the inbox: {trouble}");
+        }
+        if let Some(problems) = self.board.refused_reload() {
+            let problems = counted(problems, "problem");
+            sentence = format!("{sentence}; the last reload was refused ({problems}): see the journal");
+        }
+        sentence
+    }
+}

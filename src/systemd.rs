@@ -1,0 +1,140 @@
+//! systemd: what the service manager hears of this process.
+//!
+//! Owns: everything that names the `sd_notify` crate: readiness, reloads, the status line, the watchdog.
+//! Must not know: what the agent does. Used by: `agent`.
+//!
+//! Without `NOTIFY_SOCKET` in the environment nothing is sent. A thread sends, because the socket's queue may be full while
+//! the manager is busy, and the agent's loop must not wait for it.
+//! Source of the messages: sd_notify(3), sd_watchdog_enabled(3).
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// Messages not sent yet, at most. More gather only while the manager reads nothing.
+const QUEUE: usize = 32;
+/// How long the last messages may take at the end.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// The way to the service manager. Dropped, it sends what is left, for a tenth of a second.
+#[derive(Debug, Default)]
+pub(crate) struct Systemd {
+    sender: Option<SyncSender<Message>>,
+    /// Closed when the thread has ended.
+    ended: Option<Receiver<()>>,
+    watchdog: Option<Duration>,
+    status: String,
+}
+
+#[derive(Debug)]
+enum Message {
+    Ready,
+    Reloading,
+    Stopping,
+    Alive,
+    Status(String),
+}
+
+impl Systemd {
+    /// Looks into the environment whether a service manager listens.
+    pub(crate) fn from_environment() -> Self {
+        if std::env::var_os("NOTIFY_SOCKET").is_none_or(|path| path.is_empty()) {
+            return Self::default();
+        }
+        let (sender, messages) = sync_channel(QUEUE);
+        let (running, ended) = sync_channel(1); // carries nothing: its end is the news
+        let thread = std::thread::Builder::new().name("systemd".to_owned());
+        if let Err(error) = thread.spawn(move || send_all(&messages, running)) {
+            tracing::error!(%error, "systemd cannot be told anything: the thread for it cannot start");
+            return Self::default();
+        }
+        let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+        Self { sender: Some(sender), ended: Some(ended), watchdog, status: String::new() }
+    }
+
+    /// Whether anybody listens.
+    pub(crate) fn listens(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    /// How often [`Systemd::alive`] is to be called: twice within the manager's limit. None without a watchdog.
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
+        self.watchdog.map(|limit| limit / 2)
+    }
+
+    /// The service is there, or there again after [`Systemd::reloading`].
+    pub(crate) fn ready(&mut self) {
+        self.send(Message::Ready);
+    }
+
+    /// The configuration is being read; [`Systemd::ready`] follows.
+    pub(crate) fn reloading(&mut self) {
+        self.send(Message::Reloading);
+    }
+
+    /// The service is about to end.
+    pub(crate) fn stopping(&mut self) {
+        self.send(Message::Stopping);
+    }
+
+    /// The loop goes round.
+    pub(crate) fn alive(&mut self) {
+        self.send(Message::Alive);
+    }
+
+    /// One line for `systemctl status`; the same one is sent once.
+    pub(crate) fn status(&mut self, status: String) {
+        if self.listens() && self.status != status {
+            self.status.clone_from(&status);
+            self.send(Message::Status(status));
+        }
+    }
+
+    fn send(&mut self, message: Message) {
+        let Some(sender) = &self.sender else { return };
+        match sender.try_send(message) {
+            Ok(()) => {}
+            Err(TrySendError::Full(message)) => {
+                tracing::warn!(?message, "systemd does not read its messages: one was dropped");
+                self.status.clear();
+            }
+            // Its thread has said why.
+            Err(TrySendError::Disconnected(_)) => self.sender = None,
+        }
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        self.sender = None;
+        let Some(ended) = &self.ended else { return };
+        if ended.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Timeout) {
+            tracing::debug!("systemd did not read the last messages in time");
+        }
+    }
+}
+
+/// Sends one message after the other until there will be no more, or one cannot be sent. `running` is dropped with it.
+fn send_all(messages: &Receiver<Message>, running: SyncSender<()>) {
+    for message in messages {
+        let sent = match &message {
+            Message::Ready => sd_notify::notify(&[NotifyState::Ready]),
+            Message::Reloading => NotifyState::monotonic_usec_now()
+                .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now])),
+            Message::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+            Message::Alive => sd_notify::notify(&[NotifyState::Watchdog]),
+            Message::Status(status) => sd_notify::notify(&[NotifyState::Status(&one_line(status))]),
+        };
+        if let Err(error) = sent {
+            tracing::error!(%error, "systemd cannot be told anything: NOTIFY_SOCKET does not take messages");
+            break;
+        }
+    }
+    drop(running);
+}
+
+/// A line break would begin another message.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
