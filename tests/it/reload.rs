@@ -272,6 +272,24 @@ fn a_new_secret_is_signed_in_with_and_a_wrong_one_does_not_end_the_agent() {
 }
 
 #[test]
+fn metrics_come_go_and_move_with_a_reload() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let agent = Agent::start(&emulator, "dev1", dir.path(), PUMP);
+    let metrics = |port: &str| format!("{PUMP}[metrics]\nlisten = \"127.0.0.1:{port}\"\n");
+    reload(&agent, &metrics("0"), 1, TAKEN);
+    let line = agent.process.stderr.wait_for("metrics are served");
+    let address = line.split("address=").nth(1).expect("an address").trim();
+    std::net::TcpStream::connect(address).expect("metrics are served");
+    reload(&agent, PUMP, 2, TAKEN);
+    let end = Instant::now() + DEADLINE;
+    while std::net::TcpStream::connect(address).is_ok() {
+        assert!(Instant::now() < end, "the port stays open");
+        std::thread::park_timeout(Duration::from_millis(5)); // a port that is closed has no event: poll
+    }
+    assert!(send(&emulator, &agent, "1", "pump=on").contains("succeeded"));
+}
+
+#[test]
 fn a_terminal_that_is_closed_ends_the_agent_with_pins_safe() {
     let Some(python) = program("python3") else {
         return skip("a closed terminal ends the agent", "python3 is not installed");

@@ -131,10 +131,11 @@ impl Campaign {
             0..10 if !worn => self.gateway.expect_running(),
             10..30 if !worn => self.gateway.cut(),
             30..38 if !worn => self.restart_hub(),
-            38..55 => {
+            38..50 => {
                 self.gateway.terminate();
                 self.gateway.start();
             }
+            50..62 => self.gateway.reload(self.random.u32(1..6)),
             _ => {
                 self.gateway.kill();
                 self.gateway.start();
@@ -183,9 +184,9 @@ impl Campaign {
 
     /// The faults in one line.
     pub(crate) fn faults(&self) -> String {
-        let Gateway { kills, terms, cuts, .. } = &self.gateway;
+        let Gateway { kills, terms, cuts, reloads, .. } = &self.gateway;
         format!(
-            "{kills} kills, {terms} SIGTERMs, {cuts} cuts, {} restarts of the hub; {} redeliveries by the hub, {} \
+            "{kills} kills, {terms} SIGTERMs, {cuts} cuts, {reloads} reloads, {} restarts of the hub; {} redeliveries by the hub, {} \
              messages queued again after it forgot them",
             self.hub_restarts,
             self.hub.redelivered(),

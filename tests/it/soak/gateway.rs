@@ -30,6 +30,7 @@ pub(crate) struct Gateway {
     pub(crate) kills: usize,
     pub(crate) terms: usize,
     pub(crate) cuts: usize,
+    pub(crate) reloads: usize,
 }
 
 /// How a message stands in the inbox, as `c2d-agent inbox list --json` tells it.
@@ -68,6 +69,7 @@ impl Gateway {
             kills: 0,
             terms: 0,
             cuts: 0,
+            reloads: 0,
         }
     }
 
@@ -121,6 +123,22 @@ impl Gateway {
         self.keep_log(&agent);
         let early = code.is_none() && self.logs.last().is_some_and(String::is_empty);
         assert!(code == Some(0) || early, "the agent did not end in good order ({code:?}):\n{}", self.tail());
+    }
+
+    /// SIGHUP with other lanes, and with another sign-in in the middle of everything, by a drop-in file.
+    pub(crate) fn reload(&mut self, max_children: u32) {
+        // Before its first words it does not handle signals.
+        self.agent().stderr.wait_for("configuration read");
+        self.reloads += 1;
+        let text = format!(
+            "[actions]\nmax_children = {max_children}\n[device]\ntoken_lifetime = \"{}s\"\n",
+            3000 + self.reloads
+        );
+        let directory = self.path("config.d");
+        std::fs::create_dir_all(&directory).expect("created");
+        std::fs::write(directory.join("reload.new"), text).expect("written");
+        std::fs::rename(directory.join("reload.new"), directory.join("reload.toml")).expect("renamed");
+        self.agent().signal(rustix::process::Signal::HUP);
     }
 
     /// Cuts the connection to the hub; the next one is let through.
