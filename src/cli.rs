@@ -82,6 +82,14 @@ impl Command {
             _ => "info",
         }
     }
+
+    /// Whether it waits for whoever reads its log: not the agent, whose relays matter more.
+    fn patience(&self) -> logging::Patience {
+        match self {
+            Self::Run(_) => logging::Patience::Goes,
+            _ => logging::Patience::Waits,
+        }
+    }
 }
 
 /// How the program ends. Source: the table of exit codes in the README.
@@ -129,7 +137,14 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let given = cli.log_level.as_deref().filter(|level| !level.is_empty());
     let log_level = given.unwrap_or_else(|| cli.command.default_log_level());
-    let result = logging::install(log_level, cli.log_format).and_then(|()| match cli.command {
+    let log = match logging::install(log_level, cli.log_format, cli.command.patience()) {
+        Ok(log) => log,
+        Err(failure) => {
+            tell(last_word(&failure));
+            return ExitCode::from(failure.exit as u8);
+        }
+    };
+    let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Inbox(args) => inbox::run(&args),
@@ -140,12 +155,14 @@ pub fn run() -> ExitCode {
         Command::Emulator(args) => emulator::run(args),
         #[cfg(all(feature = "emulator", feature = "service"))]
         Command::Demo(args) => demo::run(&args),
-    });
-    let exit: Exit = result.unwrap_or_else(|failure: Failure| {
-        tell(format_args!("c2d-agent: {}", sentence(&failure.error)));
-        failure.exit
-    });
+    };
+    log.end(result.as_ref().err().map(last_word));
+    let exit: Exit = result.unwrap_or_else(|failure: Failure| failure.exit);
     ExitCode::from(exit as u8)
+}
+
+fn last_word(failure: &Failure) -> String {
+    format!("c2d-agent: {}", sentence(&failure.error))
 }
 
 /// An error and its causes as one text; a cause that the text names already is not said again.

@@ -56,7 +56,8 @@ pub(crate) struct Lines(Arc<(Mutex<Printed>, Condvar)>);
 type Printed = (Vec<String>, bool);
 
 impl Lines {
-    fn follow(reader: impl Read + Send + 'static) -> Self {
+    /// Reads to the end, in a thread of its own.
+    pub(crate) fn follow(reader: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let own = lines.clone();
         std::thread::spawn(move || {
@@ -151,6 +152,15 @@ impl Process {
         let stdout = Lines::follow(child.stdout.take().expect("piped"));
         let stderr = Lines::follow(child.stderr.take().expect("piped"));
         Self { child: Mutex::new(child), stdout, stderr }
+    }
+
+    /// Starts `command` with a standard error of the test's own.
+    pub(crate) fn spawn_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+        let stdout = Lines::follow(child.stdout.take().expect("piped"));
+        let ended = Lines(Arc::new((Mutex::new((Vec::new(), true)), Condvar::new())));
+        Self { child: Mutex::new(child), stdout, stderr: ended }
     }
 
     /// The process id.

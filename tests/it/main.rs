@@ -29,6 +29,8 @@ mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 mod layering;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod log;
 mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
