@@ -333,8 +333,8 @@ impl Agent {
                     self.take(delivery);
                 }
             }
-            Event::Subscribed { renewal } => {
-                self.board.connected((self.clock)(), renewal);
+            Event::Subscribed { renewal, expiry } => {
+                self.board.connected((self.clock)(), renewal, expiry);
                 self.machine.actions.hub_back();
                 self.outbox.connected();
                 self.held_look = Some(Instant::now() + HELD_PATIENCE);

@@ -70,6 +70,8 @@ pub(crate) enum Event {
     Subscribed {
         /// When the token will be renewed, where there is a key to make one.
         renewal: Option<SystemTime>,
+        /// Until when the hub takes the token; none with a certificate.
+        expiry: Option<SystemTime>,
     },
     /// What became of something published. What was under way on a connection is told of before
     /// [`Event::Disconnected`] and before the next [`Event::Subscribed`].

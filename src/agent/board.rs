@@ -17,6 +17,8 @@ pub(super) struct Board {
     started: SystemTime,
     connection: Connection,
     renewal: Option<SystemTime>,
+    /// Until when the hub takes the token of the last sign-in.
+    token_expiry: Option<SystemTime>,
     pub(super) last_received: Option<SystemTime>,
     pub(super) counts: Counts,
     /// What is wrong with the inbox.
@@ -39,6 +41,7 @@ impl Board {
                 reconnects: 0,
             },
             renewal: None,
+            token_expiry: None,
             last_received: None,
             counts: Counts::default(),
             trouble: None,
@@ -65,11 +68,16 @@ impl Board {
         self.connection.reason.as_deref()
     }
 
-    pub(super) fn connected(&mut self, now: SystemTime, renewal: Option<SystemTime>) {
+    pub(super) fn connected(
+        &mut self,
+        now: SystemTime,
+        renewal: Option<SystemTime>,
+        token_expiry: Option<SystemTime>,
+    ) {
         let reconnects = self.connection.reconnects + u64::from(self.ever_connected);
         self.connection =
             Connection { state: ConnectionState::Connected, since: now, reason: None, reconnects };
-        (self.ever_connected, self.renewal) = (true, renewal);
+        (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
     }
 
     pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
@@ -78,6 +86,10 @@ impl Board {
             (self.connection.state, self.connection.since) = (ConnectionState::Disconnected, now);
         }
         self.connection.reason = Some(reason.to_owned());
+    }
+
+    pub(super) fn token_expiry(&self) -> Option<SystemTime> {
+        self.token_expiry
     }
 
     pub(super) fn is_connected(&self) -> bool {

@@ -57,6 +57,7 @@ impl Scraper {
                 // Its port must be free before another is opened.
                 (Some(endpoint), _) => {
                     endpoint.close().await;
+                    tracing::info!(address = %endpoint.address(), "metrics are served no more");
                     self.endpoint = None;
                 }
                 (None, Some(at)) => {
@@ -107,6 +108,18 @@ impl Agent {
                 figures: one(since_1970(status.started)),
             },
             Metric {
+                name: "configuration_timestamp",
+                unit: Some(Unit::Seconds),
+                help: "When the configuration that counts was taken up.",
+                figures: one(since_1970(status.configured.unwrap_or(status.started))),
+            },
+            Metric {
+                name: "reload_refused",
+                unit: None,
+                help: "Whether the last reload was refused (1), so that an older configuration goes on.",
+                figures: one(is(status.refused_reload.is_some())),
+            },
+            Metric {
                 name: "messages",
                 unit: None,
                 help: "Messages that have ended, by the rule that took them (none: no rule) and by outcome.",
@@ -136,8 +149,7 @@ impl Agent {
             ("connecting", ConnectionState::Connecting),
             ("disconnected", ConnectionState::Disconnected),
         ];
-        let is = |state| f64::from(u8::from(status.connection.state == state));
-        let states = states.map(|(name, state)| (label("state", name), is(state)));
+        let states = states.map(|(name, state)| (label("state", name), is(status.connection.state == state)));
         let mut metrics = vec![
             Metric {
                 name: "connection_state",
@@ -153,6 +165,11 @@ impl Agent {
             },
         ];
         let times = [
+            (
+                "token_expiry_timestamp",
+                "When the SAS token of the last sign-in expires.",
+                self.board.token_expiry(),
+            ),
             ("token_renewal_timestamp", "When the SAS token is renewed next.", status.next_token_renewal),
             ("last_message_timestamp", "When the last message arrived.", status.last_message_received),
         ];
@@ -206,7 +223,7 @@ impl Agent {
                 name: "inbox_trouble",
                 unit: None,
                 help: "Whether the inbox cannot take messages (1): its disk is in trouble, or it is full.",
-                figures: one(f64::from(u8::from(status.inbox.trouble.is_some()))),
+                figures: one(is(status.inbox.trouble.is_some())),
             },
             Metric {
                 name: "reports_waiting",
@@ -225,12 +242,15 @@ impl Agent {
 }
 
 fn pins(states: &BTreeMap<String, String>) -> Figures {
-    let is_on = |state: &str| f64::from(u8::from(state == "on"));
-    Figures::Gauge(states.iter().map(|(pin, state)| (label("pin", pin), is_on(state))).collect())
+    Figures::Gauge(states.iter().map(|(pin, state)| (label("pin", pin), is(state == "on"))).collect())
 }
 
 fn label(name: &'static str, value: &str) -> Labels {
     vec![(name, value.to_owned())]
+}
+
+fn is(so: bool) -> f64 {
+    if so { 1.0 } else { 0.0 }
 }
 
 fn one(value: f64) -> Figures {

@@ -127,13 +127,14 @@ impl Keeper {
             Ok(sign_in) => sign_in,
             Err(fault) => return End::Failed { fault, held: None },
         };
+        let expiry = sign_in.expiry;
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
         let dial = terms.dial(sign_in, number);
         let (connection, reader) = Connection::prepare(dial, self.deliveries.clone(), &self.publisher);
         self.publisher.use_outbox(&connection.outbox);
         let mut task = JoinSet::new();
         task.spawn(reader.run());
-        self.attend(terms, connection, task, due).await
+        self.attend(terms, connection, task, due, expiry).await
     }
 
     /// Waits for whatever ends the connection.
@@ -143,6 +144,7 @@ impl Keeper {
         mut connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
         due: Option<Due>,
+        expiry: Option<SystemTime>,
     ) -> End {
         let mut told_subscribed = false;
         let mut new_terms = self.terms.clone();
@@ -151,7 +153,7 @@ impl Keeper {
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
                 let renewal = due.as_ref().map(Due::time);
-                drop(self.events.send(Event::Subscribed { renewal }).await); // closed: as in `wait_after`
+                drop(self.events.send(Event::Subscribed { renewal, expiry }).await); // closed: as in `wait_after`
             }
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
             tokio::select! {

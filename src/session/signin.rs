@@ -22,6 +22,8 @@ pub(super) struct SignIn {
     pub(super) user_name: String,
     /// A SAS token's text; absent with a certificate.
     pub(super) password: Option<String>,
+    /// Until when the hub takes the token; absent with a certificate.
+    pub(super) expiry: Option<SystemTime>,
     /// When to sign in again with a new token; absent where there is no key to make one.
     pub(super) renewal: Option<Renewal>,
 }
@@ -48,17 +50,17 @@ impl SignIn {
         if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
             return Err(Fault::ClockUnset { now });
         }
-        let (password, renewal) = match &identity.auth {
+        let (token, renewal) = match &identity.auth {
             DeviceAuth::Key(key) => {
                 let token = SasToken::sign(key, &identity.resource(), None, now + lifetime);
                 // The token's own expiry, which is rounded down to a second: it is what the hub looks at.
                 let life = token.expiry().duration_since(now).unwrap_or_default();
-                (Some(token.expose().to_owned()), Some(Renewal::of(life)))
+                (Some(token), Some(Renewal::of(life)))
             }
             DeviceAuth::Token(token) if token.expiry() <= now => {
                 return Err(Fault::TokenExpired { expiry: token.expiry(), now });
             }
-            DeviceAuth::Token(token) => (Some(token.expose().to_owned()), None),
+            DeviceAuth::Token(token) => (Some(token.clone()), None),
             DeviceAuth::Certificate { .. } => (None, None),
         };
         let user_name = format!(
@@ -67,7 +69,9 @@ impl SignIn {
             identity.device_id,
             env!("CARGO_PKG_VERSION")
         );
-        Ok(Self { user_name, password, renewal })
+        let expiry = token.as_ref().map(SasToken::expiry);
+        let password = token.map(|token| token.expose().to_owned());
+        Ok(Self { user_name, password, expiry, renewal })
     }
 }
 

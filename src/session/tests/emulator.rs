@@ -57,7 +57,7 @@ async fn the_emulator_keeps_what_the_session_publishes() {
     let dir = tempfile::tempdir().expect("a directory");
     let emulator = start(dir.path()).await;
     let mut session = Session::open(settings(&emulator, dir.path())).expect("a session");
-    assert!(matches!(next(&mut session).await, Event::Subscribed { renewal: Some(_) }));
+    assert!(matches!(next(&mut session).await, Event::Subscribed { renewal: Some(_), .. }));
 
     let bag = "%24.cid=m%2F1&%24.ct=application%2Fjson&%24.ce=utf-8&odd=a%3Db%26c%2Bd%20%C3%A9";
     let properties = Properties::decode(bag).expect("a bag");

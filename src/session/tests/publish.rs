@@ -373,10 +373,13 @@ async fn deliveries_say_which_connection_they_came_on_and_subscribed_says_when_t
         peer.send_connack(0).await;
         peer.read_subscribe().await;
         peer.send_suback().await;
-        let Event::Subscribed { renewal: Some(renewal) } = next(&mut session).await else {
+        let Event::Subscribed { renewal: Some(renewal), expiry: Some(expiry) } = next(&mut session).await
+        else {
             panic!("a subscription with the time of a renewal");
         };
         let after = renewal.duration_since(before).expect("ahead").as_secs();
+        let left = expiry.duration_since(renewal).expect("later").as_secs();
+        assert!((718..=720).contains(&left), "a fifth of an hour, not {left} s");
         assert!((2870..2880 + super::DEADLINE.as_secs()).contains(&after), "80 % of an hour, not {after} s");
         peer.send(&publish(1, "", "x")).await;
         let delivery = delivery(&mut session).await;

@@ -1,16 +1,17 @@
 //! What is served, to scrapers that behave and to those that do not.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::scraper::{address, ask, connect, scrape, wait_for_figure};
 use super::without_hub;
-use crate::harness::{Agent, Emulator, Process, Proxy, skip, wait_for_file};
+use crate::harness::{Agent, Emulator, Process, Proxy, skip, wait_for_file, write_config};
 
 const SERVED: &str = "[metrics]\nlisten = \"127.0.0.1:0\"\n";
 
@@ -62,6 +63,8 @@ fn figures_follow_what_the_agent_does() {
     assert!(before - 1.0 < started && started < now() + 1.0, "{started}");
     let renewal = first.figure("c2d_agent_token_renewal_timestamp_seconds").expect("a time");
     assert!((renewal - now() - 2880.0).abs() < 60.0, "80 % of an hour: {renewal}");
+    let expiry = first.figure("c2d_agent_token_expiry_timestamp_seconds").expect("a time");
+    assert!((expiry - renewal - 720.0).abs() < 3.0, "the rest of it: {expiry}");
 
     send(&emulator, "led", &["--message-id", "m-1"]);
     send(&emulator, "led", &["--message-id", "m-1"]);
@@ -188,6 +191,30 @@ fn another_path_or_method_is_told_what_to_do() {
     assert!(answer.head.contains("\r\nallow: get, head"), "{}", answer.head);
     let head = ask(metrics, b"HEAD /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n").expect("an answer");
     assert!(head.head.starts_with("http/1.1 200 ") && head.body.is_empty(), "{}", head.head);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_reload_moves_the_endpoint_and_counts_go_on() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    let first = address(&agent.process);
+    send(&emulator, "led", &[]);
+    let reload = |config: &str| {
+        write_config(dir.path(), config);
+        agent.process.signal(Signal::HUP);
+    };
+    reload("nonsense = 1\n");
+    wait_for_figure(first, "c2d_agent_reload_refused", 1.0);
+    reload(&rules(dir.path()).replace(SERVED, ""));
+    agent.process.stderr.wait_for("metrics are served no more");
+    assert!(TcpStream::connect(first).is_err(), "it still listens");
+    reload(&rules(dir.path()));
+    let line = agent.process.stderr.wait_for_nth("metrics are served address", 2);
+    let second = line.split_once("address=").and_then(|(_, address)| address.trim().parse().ok());
+    let answer = scrape(second.unwrap_or_else(|| panic!("no address in {line}")));
+    assert_eq!(answer.figure("c2d_agent_messages_total{rule=\"led\",outcome=\"succeeded\"}"), Some(1.0));
+    assert_eq!(answer.figure("c2d_agent_reload_refused"), Some(0.0));
     assert_eq!(agent.process.terminate(), Some(0));
 }
 
