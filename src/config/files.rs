@@ -117,7 +117,10 @@ pub(super) fn in_words(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotADirectory => "it is not a directory".to_owned(),
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::PermissionDenied => format!(
+            "permission denied to user {}, who runs this: let that user read it, or run this as its owner",
+            rustix::process::geteuid().as_raw()
+        ),
         _ => error.to_string(),
     }
 }

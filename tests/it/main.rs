@@ -34,6 +34,8 @@ mod log;
 mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod places;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod recovery;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod reload;
