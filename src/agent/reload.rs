@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::{Config, Report};
 use crate::inbox::Settled;
@@ -45,7 +46,8 @@ impl fmt::Debug for Reload {
 pub(super) struct Reader {
     reload: Option<Reload>,
     clock: fn() -> SystemTime,
-    under_way: Option<JoinHandle<ReadAnew>>,
+    /// What is being read, and until when it is waited for.
+    under_way: Option<(JoinHandle<ReadAnew>, Instant)>,
 }
 
 /// A configuration with what its TLS files hold; or why it cannot be taken up, a sentence each.
@@ -67,8 +69,8 @@ impl Reader {
     /// Waits for a wish, and then for what was read. Cancel safe.
     pub(super) async fn next(&mut self) -> Progress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
-        if let Some(task) = &mut self.under_way {
-            let read = match tokio::time::timeout(READ_LIMIT, task).await {
+        if let Some((task, deadline)) = &mut self.under_way {
+            let read = match tokio::time::timeout_at(*deadline, task).await {
                 Ok(Ok(read)) => read,
                 Ok(Err(defect)) => Err(vec![format!("it could not be read ({defect}): please report this")]),
                 Err(_elapsed) => {
@@ -82,7 +84,8 @@ impl Reader {
         match wishes.recv().await {
             Some(()) => {
                 let (read, clock) = (Arc::clone(read), self.clock);
-                self.under_way = Some(tokio::task::spawn_blocking(move || read_anew(&*read, clock)));
+                let task = tokio::task::spawn_blocking(move || read_anew(&*read, clock));
+                self.under_way = Some((task, Instant::now() + READ_LIMIT));
                 Progress::Begun
             }
             None => std::future::pending().await,
@@ -204,5 +207,38 @@ impl Agent {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use std::sync::Mutex;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_given_up_whatever_else_happens_meanwhile() {
+        let (wish, wishes) = mpsc::channel(1);
+        let (release, hangs) = std::sync::mpsc::sync_channel::<()>(0);
+        let hangs = Mutex::new(hangs);
+        let read = move || {
+            drop(hangs.lock().unwrap().recv());
+            Err(Report::default())
+        };
+        let mut reader =
+            Reader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
+        wish.send(()).await.unwrap();
+        assert!(matches!(reader.next().await, Progress::Begun));
+        // The loop has other things to do each second, and asks again.
+        for _ in 0..9 {
+            assert!(reader.next().now_or_never().is_none());
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        tokio::time::advance(Duration::from_millis(1001)).await;
+        let Some(progress) = reader.next().now_or_never() else { panic!("it is waited for still") };
+        let Progress::Read(read) = progress else { panic!("nothing was read") };
+        let reasons = read.err().unwrap();
+        assert_eq!(reasons, ["the configuration could not be read within 10 s: its disk hangs"]);
+        drop(release);
     }
 }
