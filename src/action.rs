@@ -2,7 +2,7 @@
 //!
 //! Owns: pins and child processes, their deadlines, the outcome in words.
 //! Must not know: messages, rules' conditions, sessions; it cannot settle a message.
-//! Used by: `agent`.
+//! Used by: `agent`, `doctor` ([`survey`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use exec::{Captured, ExecError, Program};
 use gpio::{ChangeError, Pins};
 use limit::{Cut, Limit};
 
-pub use gpio::GpioError;
+pub use gpio::{CONSUMER, GpioError, LineUse, Survey, survey};
 
 /// Everything that plans act on: the claimed pins, and the way to start programs.
 ///

@@ -15,6 +15,8 @@ mod c2d_send;
 mod check;
 #[cfg(all(feature = "emulator", feature = "service"))]
 mod demo;
+#[cfg(feature = "doctor")]
+mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod inbox;
@@ -32,7 +34,7 @@ const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 #[command(name = "c2d-agent", version, about, propagate_version = true)]
 pub struct Cli {
     /// How much to log to standard error: error, warn, info, debug, trace, or targets such as c2d_agent=debug.
-    /// [default: info; demo: warn]
+    /// [default: info; demo: warn; doctor: off]
     #[arg(long, global = true, env = "C2D_LOG", value_name = "LEVEL", help_heading = "Logging")]
     log_level: Option<String>,
     /// Shape of the log.
@@ -65,6 +67,8 @@ enum Command {
     Check(check::Args),
     Inbox(inbox::Args),
     Status(status::Args),
+    #[cfg(feature = "doctor")]
+    Doctor(doctor::Args),
     #[cfg(feature = "service")]
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "emulator")]
@@ -79,6 +83,9 @@ impl Command {
         match self {
             #[cfg(all(feature = "emulator", feature = "service"))]
             Self::Demo(_) => demo::LOG_LEVEL,
+            // What it finds is its output.
+            #[cfg(feature = "doctor")]
+            Self::Doctor(_) => "off",
             _ => "info",
         }
     }
@@ -149,6 +156,8 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Inbox(args) => inbox::run(&args),
         Command::Status(args) => status::run(&args),
+        #[cfg(feature = "doctor")]
+        Command::Doctor(args) => doctor::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "emulator")]

@@ -67,11 +67,19 @@ pub struct Config {
     pub warnings: Report,
 }
 
-/// A configuration as far as it could be read, for `check`: a part is absent when it has a problem.
+/// A configuration as far as it could be read, for `check` and `doctor`: a part is absent when it has a problem.
 #[derive(Debug)]
 pub struct Inspection {
     /// Who signs in.
     pub identity: Option<DeviceIdentity>,
+    /// The first problem with who signs in, when there is one.
+    pub identity_problem: Option<String>,
+    /// The file that holds the device's key, token or private key; absent when it comes from the environment.
+    pub secret_file: Option<PathBuf>,
+    /// A private root beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long a SAS token is good.
+    pub token_lifetime: Duration,
     /// The pins that have no problem.
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
@@ -88,8 +96,6 @@ pub struct Inspection {
     metrics: Option<MetricsSettings>,
     max_children: usize,
     reports: Reports,
-    ca_file: Option<PathBuf>,
-    token_lifetime: Duration,
 }
 
 /// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
@@ -134,7 +140,9 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     }
     let directory = sources.main().and_then(Path::parent).unwrap_or(Path::new(""));
     let mut root = table::Table::new("the configuration", 0..0, &root);
+    let problems = report.problems();
     let device = device::read(root.take("device"), directory, env, &mut report);
+    let identity_problem = report.problem_after(problems);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let metrics = metrics::read(root.take("metrics"), &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
@@ -150,6 +158,10 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     report.sort();
     Inspection {
         identity: device.identity,
+        identity_problem,
+        secret_file: device.secret_file,
+        ca_file: device.ca_file,
+        token_lifetime: device.token_lifetime,
         gpio,
         rules,
         inbox,
@@ -159,8 +171,6 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         files,
         replaced,
         report,
-        ca_file: device.ca_file,
-        token_lifetime: device.token_lifetime,
     }
 }
 
@@ -191,6 +201,10 @@ impl Inspection {
     fn unreadable(files: Vec<PathBuf>, replaced: Vec<String>, report: Report) -> Self {
         Self {
             identity: None,
+            identity_problem: None,
+            secret_file: None,
+            ca_file: None,
+            token_lifetime: device::DEFAULT_TOKEN_LIFETIME,
             gpio: GpioSettings::default(),
             rules: None,
             inbox: None,
@@ -200,8 +214,6 @@ impl Inspection {
             files,
             replaced,
             report,
-            ca_file: None,
-            token_lifetime: Duration::ZERO,
         }
     }
 }

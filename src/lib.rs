@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
 //! | policy | [`agent`] | which message is acted on, in which lane, when it is completed, recovery, reports, shutdown |
+//! | | `doctor` | what keeps this gateway from its hub |
 //! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
 //! | | `inbox` | the durable record of each message: duplicates, dead letters, reports that wait; disk trouble |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
@@ -47,6 +48,8 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+#[cfg(feature = "doctor")]
+pub mod doctor;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod feedback;

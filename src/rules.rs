@@ -93,6 +93,19 @@ impl Rule {
         self.steps.iter().any(|step| !matches!(step, Step::Gpio { .. }))
     }
 
+    /// The programs that its steps run, shells of `shell` steps not among them.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Run { program, .. } => Some(program.as_str()),
+            Step::Gpio { .. } | Step::Shell { .. } => None,
+        })
+    }
+
+    /// Whether one of its steps needs a shell.
+    pub fn has_shell(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Shell { .. }))
+    }
+
     /// The rule's name, unique in its configuration.
     pub fn name(&self) -> &str {
         &self.name

@@ -2,7 +2,7 @@
 //!
 //! Owns: signing in over MQTT, receiving and completing C2D messages, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
-//! Must not know: rules, actions, what is done with a message. Used by: `agent`.
+//! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe`]).
 //!
 //! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
@@ -30,6 +30,8 @@ mod keeper;
 mod link;
 mod mqtt;
 mod outbox;
+#[allow(dead_code)] // The doctor is a feature.
+mod probe;
 mod release;
 mod signin;
 mod topics;
@@ -39,7 +41,13 @@ mod tests;
 
 pub(crate) use delivery::{Delivery, Receipt};
 use outbox::Publisher;
+#[allow(unused_imports)] // The doctor is a feature.
+pub(crate) use probe::{SignInError, probe};
+#[allow(unused_imports)] // The same.
+pub(crate) use signin::EARLIEST_PLAUSIBLE;
 
+/// MQTT over TLS. Source: wire reference 1.1.
+pub(crate) const DEFAULT_PORT: u16 = 8883;
 /// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
 /// room; a broker with a longer queue is held back by TCP.
 const DELIVERIES: usize = 64;

@@ -2,16 +2,21 @@
 //!
 //! Owns: the crypto provider (ring, always passed explicitly), roots, client certificates.
 //! Must not know: MQTT, AMQP, connection strings.
-//! Used by: `session`, `service`, `emulator`, `cli`.
+//! Used by: `session`, `service`, `emulator`, `doctor`, `cli`.
 
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
+
+mod witness;
+
+pub use witness::{Judgement, Witness};
 
 /// Certificate and key that a device signs in with, both PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +53,10 @@ pub fn client_config(
     ca_file: Option<&Path>,
     certificate: Option<&ClientCertificate>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = system_roots();
-    if let Some(path) = ca_file {
-        for root in read_certificates(path)? {
-            roots.add(root).map_err(|source| TlsError::Rejected { path: path.to_owned(), source })?;
-        }
-    }
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Provider)?
-        .with_root_certificates(roots);
+        .with_root_certificates(roots(ca_file)?);
     let config = match certificate {
         None => builder.with_no_client_auth(),
         Some(pair) => {
@@ -85,6 +84,35 @@ pub fn fingerprint(
         digest.update(read_private_key(&pair.private_key)?.secret_der());
     }
     Ok(digest.finish().as_ref().to_vec())
+}
+
+/// As [`client_config`], with a witness to what the server presents.
+///
+/// # Errors
+/// [`TlsError`] names the file at fault.
+pub fn witnessing_config(
+    ca_file: Option<&Path>,
+    certificate: Option<&ClientCertificate>,
+    judgement: Judgement,
+) -> Result<(Arc<ClientConfig>, Arc<Witness>), TlsError> {
+    let judge = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_file)?), provider())
+        .build()
+        .map_err(|error| TlsError::Provider(rustls::Error::General(error.to_string())))?;
+    let witness = Arc::new(Witness::new(judge, judgement));
+    let mut config = ClientConfig::clone(&*client_config(ca_file, certificate)?);
+    let verifier: Arc<Witness> = Arc::clone(&witness);
+    config.dangerous().set_certificate_verifier(verifier);
+    Ok((Arc::new(config), witness))
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = system_roots();
+    if let Some(path) = ca_file {
+        for root in read_certificates(path)? {
+            roots.add(root).map_err(|source| TlsError::Rejected { path: path.to_owned(), source })?;
+        }
+    }
+    Ok(roots)
 }
 
 /// Whether the files hold a certificate and the private key that belongs to it.

@@ -25,11 +25,16 @@ mod error;
 #[cfg(feature = "gpio")]
 mod rppal;
 mod simulated;
+mod survey;
 #[cfg(test)]
 mod tests;
 
 use bank::Bank;
 pub use error::GpioError;
+pub use survey::{LineUse, Survey, survey};
+
+/// Under this name the kernel knows who has the lines.
+pub const CONSUMER: &str = "c2d-agent";
 
 /// One way of driving pins. Opening a backend claims every configured pin.
 trait PinBackend: Send {
@@ -285,36 +290,71 @@ fn far(from: Instant, wait: Duration) -> Instant {
     from + wait.min(CENTURY)
 }
 
-/// Opens the configured backend. Without pins there is nothing to drive, and no hardware is needed.
+/// What each backend does with the same settings.
+struct Backends<T> {
+    simulated: fn(&GpioSettings) -> Result<T, GpioError>,
+    rppal: fn(&GpioSettings) -> Result<T, GpioError>,
+    cdev: fn(&GpioSettings) -> Result<T, GpioError>,
+}
+
+#[cfg(feature = "gpio")]
+const OPEN: Backends<Box<dyn PinBackend>> =
+    Backends { simulated: simulated::open, rppal: rppal::open, cdev: cdev::open };
+#[cfg(feature = "gpio")]
+const SURVEY: Backends<Survey> =
+    Backends { simulated: survey::simulated, rppal: rppal::survey, cdev: cdev::survey };
+#[cfg(not(feature = "gpio"))]
+const OPEN: Backends<Box<dyn PinBackend>> =
+    Backends { simulated: simulated::open, rppal: not_built, cdev: not_built };
+#[cfg(not(feature = "gpio"))]
+const SURVEY: Backends<Survey> = Backends { simulated: survey::simulated, rppal: not_built, cdev: not_built };
+
+#[cfg(not(feature = "gpio"))]
+fn not_built<T>(_: &GpioSettings) -> Result<T, GpioError> {
+    Err(GpioError::NotBuilt)
+}
+
+/// Opens the configured backend.
 fn open_backend(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
+    let (backend, refused) = choose(settings, &OPEN)?;
+    if let Some(error) = refused {
+        tracing::warn!(%error, "took backend cdev because rppal could not be opened");
+    }
+    Ok(backend)
+}
+
+/// Has the configured backend do it; beside that, why it is not the first choice. Without pins there is nothing to drive,
+/// and no hardware is needed.
+fn choose<T>(settings: &GpioSettings, backends: &Backends<T>) -> Result<(T, Option<GpioError>), GpioError> {
+    let first = |made| (made, None);
     match settings.backend {
-        GpioBackend::Simulated => simulated::open(settings),
-        _ if settings.pins.is_empty() => simulated::open(settings),
+        GpioBackend::Simulated => (backends.simulated)(settings).map(first),
+        _ if settings.pins.is_empty() => (backends.simulated)(settings).map(first),
+        GpioBackend::Rppal => (backends.rppal)(settings).map(first),
+        GpioBackend::Cdev => (backends.cdev)(settings).map(first),
         #[cfg(feature = "gpio")]
-        GpioBackend::Rppal => rppal::open(settings),
-        #[cfg(feature = "gpio")]
-        GpioBackend::Cdev => cdev::open(settings),
-        #[cfg(feature = "gpio")]
-        GpioBackend::Auto => open_auto(settings),
+        GpioBackend::Auto => choose_auto(settings, backends),
         #[cfg(not(feature = "gpio"))]
-        GpioBackend::Rppal | GpioBackend::Cdev | GpioBackend::Auto => Err(GpioError::NotBuilt),
+        GpioBackend::Auto => Err(GpioError::NotBuilt),
     }
 }
 
 /// `rppal` on a Raspberry Pi that it knows, where its registers can be reached and the pins are numbers of the header;
 /// otherwise the character device.
 #[cfg(feature = "gpio")]
-fn open_auto(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
+fn choose_auto<T>(
+    settings: &GpioSettings,
+    backends: &Backends<T>,
+) -> Result<(T, Option<GpioError>), GpioError> {
     use crate::config::Line;
     let numbers = settings.pins.values().all(|pin| matches!(pin.line, Line::Number(_)));
     let has_chip = cdev::any_chip();
+    let mut refused = None;
     if numbers && settings.chip.is_none() && rppal::knows_this_board() {
-        match rppal::open(settings) {
-            Err(error) if has_chip => {
-                tracing::warn!(%error, "took backend cdev because rppal could not be opened")
-            }
-            opened => return opened,
+        match (backends.rppal)(settings) {
+            Err(error) if has_chip => refused = Some(error),
+            made => return made.map(|made| (made, None)),
         }
     }
-    if has_chip { cdev::open(settings) } else { Err(GpioError::NoGpio) }
+    if has_chip { (backends.cdev)(settings).map(|made| (made, refused)) } else { Err(GpioError::NoGpio) }
 }

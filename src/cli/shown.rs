@@ -1,7 +1,7 @@
 //! How times, durations, sizes and foreign text are shown to people, and results written to standard output.
 //!
 //! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what is shown.
-//! Used by: `cli` (inbox, status).
+//! Used by: `cli` (inbox, status, doctor).
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::time::{Duration, SystemTime};
@@ -183,7 +183,7 @@ pub(super) fn aligned(rows: &[(&str, String)], width: usize) -> Vec<String> {
 }
 
 /// A text in lines of at most `width` characters, where its words allow it.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         match lines.last_mut() {

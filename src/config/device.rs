@@ -25,13 +25,15 @@ pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRIN
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 const TOKEN_LIFETIME: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60));
-const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
+pub(super) const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// A connection string with a token is well below.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 
 /// What `[device]` and the environment say; `identity` is absent when there was a problem with it.
 pub(super) struct Device {
     pub(super) identity: Option<DeviceIdentity>,
+    /// The file that holds the key, the token or the private key.
+    pub(super) secret_file: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) token_lifetime: Duration,
 }
@@ -80,8 +82,17 @@ pub(super) fn read(
             }
         }
     }
+    let named = fields.as_ref().and_then(|fields| fields.connection_string_file.as_ref());
+    let named = named.and_then(|field| match field.value.value {
+        DeValue::String(text) if !holds_a_secret(text) => Some(directory.join(&**text)),
+        _ => None,
+    });
     let identity = read_identity(fields, from_environment.as_deref(), directory, report);
-    Device { identity, ca_file: ca_file.map(|(path, _)| path), token_lifetime }
+    let secret_file = match identity.as_ref().map(|identity| &identity.auth) {
+        Some(DeviceAuth::Certificate { private_key, .. }) => Some(private_key.clone()),
+        _ => named,
+    };
+    Device { identity, secret_file, ca_file: ca_file.map(|(path, _)| path), token_lifetime }
 }
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {

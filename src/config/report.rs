@@ -107,6 +107,22 @@ impl Report {
         self.findings.iter().filter(|finding| finding.is_problem).count()
     }
 
+    /// The first problem, as a line.
+    pub fn first_problem(&self) -> Option<String> {
+        self.problem_after(0)
+    }
+
+    /// The first warning, as a line.
+    pub fn first_warning(&self) -> Option<String> {
+        self.findings.iter().find(|finding| !finding.is_problem).map(|finding| self.headline(finding))
+    }
+
+    /// The first problem that was added when there were `count` already, as a line.
+    pub(super) fn problem_after(&self, count: usize) -> Option<String> {
+        let mut problems = self.findings.iter().filter(|finding| finding.is_problem);
+        problems.nth(count).map(|finding| self.headline(finding))
+    }
+
     /// Whether there is neither a problem nor a warning.
     pub fn is_empty(&self) -> bool {
         self.findings.is_empty()

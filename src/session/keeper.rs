@@ -17,10 +17,9 @@ use super::failure::{Failure, Fault};
 use super::mqtt::{ANSWER_LIMIT, Connection, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
-use super::{Event, SessionError, Settings, Terms};
+use super::{DEFAULT_PORT, Event, SessionError, Settings, Terms};
+use crate::credentials::HostPort;
 
-/// MQTT over TLS. Source: wire reference 1.1.
-const DEFAULT_PORT: u16 = 8883;
 /// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
 const STOP_DRAIN: Duration = Duration::from_millis(200);
 /// How long the last PUBACKs and DISCONNECT may take.
@@ -214,7 +213,7 @@ enum Waited {
 }
 
 impl Terms {
-    fn dial(&self, sign_in: SignIn, number: u64) -> Dial {
+    pub(super) fn dial(&self, sign_in: SignIn, number: u64) -> Dial {
         let identity = &self.settings.identity;
         Dial {
             number,
@@ -226,6 +225,7 @@ impl Terms {
             tls: Arc::clone(&self.tls),
             clock: self.settings.clock,
             twin: self.settings.twin,
+            clean: false,
         }
     }
 
@@ -233,9 +233,9 @@ impl Terms {
         self.settings.identity.dialled().port.unwrap_or(DEFAULT_PORT)
     }
 
-    fn failure(&self, fault: Fault) -> Failure {
+    pub(super) fn failure(&self, fault: Fault) -> Failure {
         let identity = &self.settings.identity;
-        let peer = format!("{}:{}", identity.dialled().name, self.port());
+        let peer = HostPort { name: identity.dialled().name.clone(), port: Some(self.port()) }.to_string();
         Failure { peer, device_id: identity.device_id.clone(), fault }
     }
 }

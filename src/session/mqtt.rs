@@ -2,7 +2,7 @@
 //!
 //! Owns: everything that names rumqttc: its options, its event loop, its errors. One event loop serves exactly one
 //! connection and is dropped with it, so no packet id and no request outlives its connection.
-//! Must not know: reconnecting, tokens' life, what is done with messages. Used by: `session::keeper`.
+//! Must not know: reconnecting, tokens' life, what is done with messages. Used by: `session::{keeper, probe}`.
 //!
 //! [`Reader`] is a task of its own that alone calls `poll()`, never as an arm of a `select!`, and does nothing slow.
 //! Between two polls it feeds all releasable PUBACKs into rumqttc's network buffer and flushes once; see [`Link`].
@@ -67,6 +67,8 @@ pub(super) struct Dial {
     pub(super) clock: fn() -> SystemTime,
     /// Whether to subscribe to the answers of the twin.
     pub(super) twin: bool,
+    /// Whether the peer is to send nothing of what an earlier subscription left there.
+    pub(super) clean: bool,
 }
 
 /// How far a connection has come.
@@ -98,7 +100,7 @@ impl Connection {
             .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&dial.tls))))
             .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())
             .set_keep_alive(KEEP_ALIVE)
-            .set_clean_session(false)
+            .set_clean_session(dial.clean)
             .set_manual_acks(true)
             .set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
         let (client, mut event_loop) = AsyncClient::new(options, REQUESTS);
@@ -189,6 +191,7 @@ impl Reader {
     /// Dropping it drops the connection; that is how a dead one is ended.
     pub(super) async fn run(mut self) -> Result<(), Fault> {
         self.sign_in().await?;
+        self.subscribe()?;
         loop {
             if self.event_loop.state.events.is_empty() {
                 self.send_ready_and_park().await?;
@@ -214,6 +217,19 @@ impl Reader {
         }
     }
 
+    /// Signs in, subscribes to nothing, and signs out.
+    ///
+    /// # Errors
+    /// As [`Reader::run`].
+    pub(super) async fn sign_in_and_out(mut self) -> Result<(), Fault> {
+        self.sign_in().await?;
+        let asked = self.client.try_disconnect();
+        asked.map_err(|error| Fault::Network { reason: format!("DISCONNECT was not taken: {error}") })?;
+        while !matches!(self.event_loop.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {}
+        self.linger().await;
+        Ok(())
+    }
+
     async fn sign_in(&mut self) -> Result<(), Fault> {
         let connack = match self.event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(connack))) => connack,
@@ -224,6 +240,10 @@ impl Reader {
         let session_present = connack.session_present;
         tracing::info!(hub = %host, port, device_id, session_present, "signed in");
         self.progress.send_modify(|progress| progress.signed_in = Some(Instant::now()));
+        Ok(())
+    }
+
+    fn subscribe(&self) -> Result<(), Fault> {
         // Always, whatever the session: a subscription may have been lost with the hub's state.
         let mut filters = vec![SubscribeFilter::new(self.filter(), QoS::AtLeastOnce)];
         if self.dial.twin {

@@ -1,7 +1,7 @@
 //! What a device signs in with: user name, password, and how long the password is good.
 //!
 //! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` comes in as an argument.
-//! Must not know: sockets, rumqttc. Used by: `session::keeper`.
+//! Must not know: sockets, rumqttc. Used by: `session::{keeper, probe}`.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
 use super::failure::Fault;
 
 /// Before 2024-01-01T00:00:00Z no build of this program existed: such a clock has not been set.
-const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
+pub(crate) const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
 /// Longest wait for outstanding messages before a renewal.
 pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(60);

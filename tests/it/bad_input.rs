@@ -147,7 +147,7 @@ fn logs_on_a_terminal_are_coloured_unless_no_color_is_set() {
 
 #[test]
 fn help_fits_a_terminal_of_80_columns() {
-    for subcommand in ["", "run", "check", "inbox", "status", "c2d-send", "emulator", "demo"] {
+    for subcommand in ["", "run", "check", "inbox", "status", "doctor", "c2d-send", "emulator", "demo"] {
         let mut command = binary();
         command.args([subcommand].iter().filter(|name| !name.is_empty())).arg("--help").env("COLUMNS", "80");
         let output = run(&mut command);

@@ -40,7 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("doctor", &["session", "action", "config", "rules", "credentials", "tls"]),
+    ("doctor", &["session", "inbox", "action", "config", "rules", "message", "credentials", "tls"]),
     // Edge.
     (
         "cli",

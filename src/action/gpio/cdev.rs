@@ -14,7 +14,7 @@ use gpiocdev::chip::{Chip, chips};
 use gpiocdev::line::{Offset, Value};
 use rustix::io::Errno;
 
-use super::{GpioError, PinBackend};
+use super::{CONSUMER, GpioError, LineUse, PinBackend, Survey};
 use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
@@ -22,7 +22,6 @@ use crate::rules::PinState;
 const HEADER_LABELS: [&str; 3] = ["pinctrl-rp1", "pinctrl-bcm2711", "pinctrl-bcm2835"];
 /// Where there is no such header.
 const FIRST_CHIP: &str = "/dev/gpiochip0";
-const CONSUMER: &str = "c2d-agent";
 
 struct Cdev {
     /// As configured.
@@ -40,6 +39,42 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
     let mut cdev = Cdev { chip: settings.chip.clone(), lines: BTreeMap::new() };
     settings.pins.iter().try_for_each(|(name, pin)| cdev.claim(name, pin))?;
     Ok(Box::new(cdev))
+}
+
+/// Looks at the chip and at who has each line.
+pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
+    let number = settings.pins.values().any(|pin| matches!(pin.line, Line::Number(_)));
+    let found = match &settings.chip {
+        Some(chip) => in_words(&configured_chip(chip)?)?,
+        None if number => in_words(&header_chip()?)?,
+        None => "the chips that have lines of these names".to_owned(),
+    };
+    let look = |name, line| {
+        let (chip, offset) = find_line(settings.chip.as_deref(), name, line)?;
+        line_use(&chip, offset)
+    };
+    let pins = settings.pins.iter().map(|(name, pin)| (name.clone(), look(name, &pin.line))).collect();
+    Ok(Survey { backend: "cdev", found, second_choice: None, pins })
+}
+
+/// Who has a line of the header, where the kernel knows.
+pub(super) fn header_line_use(line: &Line) -> Option<LineUse> {
+    let Line::Number(offset) = line else { return None };
+    let chip = labelled_header_chip().ok()??;
+    line_use(&chip, *offset).ok()
+}
+
+fn line_use(chip: &Chip, offset: Offset) -> Result<LineUse, GpioError> {
+    let info = chip.line_info(offset).map_err(|error| opening(chip.path(), &error))?;
+    Ok(if info.used { LineUse::Held(info.consumer) } else { LineUse::Free })
+}
+
+fn in_words(chip: &Chip) -> Result<String, GpioError> {
+    let info = chip.info().map_err(|error| opening(chip.path(), &error))?;
+    let path = chip.path();
+    let group = path.metadata().map_or(0, |metadata| metadata.gid());
+    let (path, label, lines) = (path.display(), info.label, info.num_lines);
+    Ok(format!("{path} ({label}, {lines} lines), which belongs to group {group}"))
 }
 
 impl PinBackend for Cdev {
@@ -126,12 +161,19 @@ fn configured_chip(chip: &str) -> Result<Chip, GpioError> {
 
 /// The chip that has the header's lines, else the first one.
 fn header_chip() -> Result<Chip, GpioError> {
+    match labelled_header_chip()? {
+        Some(chip) => Ok(chip),
+        None => Chip::from_path(FIRST_CHIP).map_err(|error| opening(Path::new(FIRST_CHIP), &error)),
+    }
+}
+
+fn labelled_header_chip() -> Result<Option<Chip>, GpioError> {
     for label in HEADER_LABELS {
         if let Some((chip, ())) = search(|candidate| Ok((candidate.info()?.label == label).then_some(())))? {
-            return Ok(chip);
+            return Ok(Some(chip));
         }
     }
-    Chip::from_path(FIRST_CHIP).map_err(|error| opening(Path::new(FIRST_CHIP), &error))
+    Ok(None)
 }
 
 /// The first chip for which `wanted` answers. A chip that cannot be looked at is an error only when no other one answers:

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use rppal::gpio::{Error, Gpio, Level, OutputPin};
+use rppal::gpio::{Error, Gpio, Level, OutputPin, Pin};
 use rppal::system::DeviceInfo;
 
-use super::{GpioError, PinBackend};
+use super::{GpioError, LineUse, PinBackend, Survey, cdev};
 use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
@@ -32,37 +32,47 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
     Ok(Box::new(rppal))
 }
 
+/// Looks without claiming. The registers know no owner, but where the kernel has a chip for the header, that one does.
+pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
+    let board = DeviceInfo::new().map_err(|_| GpioError::NotARaspberryPi)?;
+    let gpio = Gpio::new().map_err(opening)?;
+    let owner = |line: &Line| cdev::header_line_use(line).unwrap_or(LineUse::Untold);
+    let look = |name, line: &Line| take(&gpio, name, line).map(|_untouched| owner(line));
+    let pins = settings.pins.iter().map(|(name, pin)| (name.clone(), look(name, &pin.line))).collect();
+    let found = format!("the registers of a {}", board.model());
+    Ok(Survey { backend: "rppal", found, second_choice: None, pins })
+}
+
+/// The pin, which stays as it is until it is made an output.
+fn take(gpio: &Gpio, name: &str, line: &Line) -> Result<Pin, GpioError> {
+    let pin = name.to_owned();
+    let number = match line {
+        Line::Number(number) => *number,
+        Line::Name(line) => return Err(GpioError::NeedsNumber { pin, line: line.clone() }),
+    };
+    let (line, chip) = (number.to_string(), "the Raspberry Pi's header".to_owned());
+    match u8::try_from(number).map(|number| gpio.get(number)) {
+        Ok(Ok(taken)) => Ok(taken),
+        Err(_) | Ok(Err(Error::PinNotAvailable(_))) => Err(GpioError::NoLine { pin, line, chip }),
+        Ok(Err(Error::PinUsed(_))) => {
+            let consumer = "another pin of this configuration".to_owned();
+            Err(GpioError::Busy { pin, line, chip, consumer })
+        }
+        Ok(Err(other)) => Err(GpioError::Claim { pin, line, reason: other.to_string() }),
+    }
+}
+
 impl PinBackend for Rppal {
     /// The level is set before the direction, so that no other level is ever driven.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
-        let number = match &settings.line {
-            Line::Number(number) => *number,
-            Line::Name(line) => {
-                return Err(GpioError::NeedsNumber { pin: pin.to_owned(), line: line.clone() });
-            }
-        };
-        let (line, chip) = (number.to_string(), "the Raspberry Pi's header".to_owned());
-        let pin_owned = pin.to_owned();
-        let claimed = match u8::try_from(number).map(|number| self.gpio.get(number)) {
-            Ok(Ok(claimed)) => claimed,
-            Err(_) | Ok(Err(Error::PinNotAvailable(_))) => {
-                return Err(GpioError::NoLine { pin: pin_owned, line, chip });
-            }
-            Ok(Err(Error::PinUsed(_))) => {
-                let consumer = "another pin of this configuration".to_owned();
-                return Err(GpioError::Busy { pin: pin_owned, line, chip, consumer });
-            }
-            Ok(Err(other)) => {
-                return Err(GpioError::Claim { pin: pin_owned, line, reason: other.to_string() });
-            }
-        };
+        let claimed = take(&self.gpio, pin, &settings.line)?;
         let mut output = match level(settings.initial, settings.active) {
             Level::High => claimed.into_output_high(),
             Level::Low => claimed.into_output_low(),
         };
         // The default turns the pin into an input when it is dropped, and a relay board's input then floats: `on_exit` decides.
         output.set_reset_on_drop(false);
-        self.pins.insert(pin_owned, (output, settings.active));
+        self.pins.insert(pin.to_owned(), (output, settings.active));
         Ok(())
     }
 

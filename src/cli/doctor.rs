@@ -1,0 +1,230 @@
+//! `doctor`: what keeps this gateway from its hub.
+//!
+//! Owns: its arguments, how findings are shown, the exit code; asks a running agent. Must not know: what is checked.
+//! Used by: `cli`.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::agent::control::client::{Client, ClientError};
+use crate::agent::status::ConnectionState;
+use crate::config::{self, counted};
+use crate::doctor::{self, Agent, Case, Check, Finding, Standing};
+
+use super::shown::{Output, plain, width, wrapped};
+use super::{DEFAULT_CONFIG, Exit, Failure};
+
+/// How long a running agent may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// The longest word of the first column, and the longest label of the second.
+const STANDING: usize = "warning".len() + 2;
+const LABEL: usize = "configuration".len() + 2;
+
+/// Find out what keeps this gateway from its hub: one line for each check, and what to do where it is not ok.
+///
+/// It looks at the configuration, the secrets, the way to the hub, TLS, the clock, the inbox, the programs of rules and the
+/// pins, and signs in as the device. It changes nothing: no pin is claimed, and no message is received. A hub keeps one
+/// connection per device, so a sign-in cuts off an agent that runs: it is left out then, unless --sign-in is given. The agent
+/// signs in again by itself.
+///
+/// Permissions are checked for the user who runs this: sudo -u c2d-agent c2d-agent doctor. It takes at most 30 seconds.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 all is ok, or there are only warnings and checks that were skipped; 1 a check failed, \
+    also that of the configuration; 2 the command line is wrong."
+)]
+pub(super) struct Args {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Leave the network alone.
+    #[arg(long)]
+    offline: bool,
+    /// Sign in although an agent runs, which is cut off for a moment.
+    #[arg(long, conflicts_with = "offline")]
+    sign_in: bool,
+    /// Print one JSON object: {"checks": [{"check", "subject", "status", "detail", "remedy"}, …]}.
+    #[arg(long)]
+    json: bool,
+    /// Where the hub answers HTTPS, which tells the time; the emulator's is in its ready line.
+    #[arg(long, value_name = "PORT", env = "C2D_HTTPS_PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
+    https_port: u16,
+}
+
+/// The object of `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    checks: &'a [Finding],
+}
+
+/// Examines everything and prints the findings.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let inspection = config::inspect(&args.config, &|name| std::env::var(name).ok());
+    let socket = inspection.inbox.as_ref().map(|inbox| inbox.socket.clone());
+    super::block_on(async {
+        let case = Case {
+            inspection,
+            agent: agent(socket).await,
+            offline: args.offline,
+            sign_in: args.sign_in,
+            https_port: args.https_port,
+            clock: SystemTime::now,
+        };
+        let mut page = Page::new();
+        let mut written = Ok(());
+        let mut findings = Vec::new();
+        doctor::examine(case, |finding| {
+            if !args.json && written.is_ok() {
+                written = page.add(&finding);
+            }
+            findings.push(finding);
+        })
+        .await;
+        written?;
+        let ok = findings.iter().all(|finding| finding.status != Standing::Failed);
+        if args.json {
+            page.out.json(&Report { ok, checks: &findings })?;
+        } else {
+            page.sum_up(&findings)?;
+        }
+        page.out.flush()?;
+        Ok(if ok { Exit::Done } else { Exit::Error })
+    })
+}
+
+/// Asks the agent that runs, if one does. Not on this thread: one that hangs is left alone after a while.
+async fn agent(socket: Option<PathBuf>) -> Agent {
+    let Some(socket) = socket else {
+        let sentence = "the configuration does not tell where its control socket is: correct [inbox]";
+        return Agent::Unknown(sentence.to_owned());
+    };
+    let shown = socket.display().to_string();
+    let asked = tokio::task::spawn_blocking(move || ask(&socket));
+    match tokio::time::timeout(ASK_LIMIT, asked).await {
+        Ok(Ok(agent)) => agent,
+        Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        Err(_elapsed) => Agent::Unknown(ClientError::Silent(shown).to_string()),
+    }
+}
+
+fn ask(socket: &Path) -> Agent {
+    match Client::connect(socket).and_then(|mut client| client.status()) {
+        Ok(status) => {
+            let connection = status.connection;
+            let disconnected = match connection.state {
+                ConnectionState::Connected => None,
+                ConnectionState::Connecting | ConnectionState::Disconnected => {
+                    Some(connection.reason.unwrap_or_else(|| "it is connecting".to_owned()))
+                }
+            };
+            Agent::Running { pid: status.pid, disconnected }
+        }
+        Err(ClientError::NotRunning(_)) => Agent::NotRunning,
+        Err(error) => Agent::Unknown(error.to_string()),
+    }
+}
+
+/// The findings on standard output, each printed as it comes.
+struct Page {
+    out: Output,
+    width: usize,
+    coloured: bool,
+}
+
+impl Page {
+    fn new() -> Self {
+        // As https://no-color.org has it: any text but an empty one.
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
+        Self { out: Output::new(), width: width(), coloured: std::io::stdout().is_terminal() && !plain }
+    }
+
+    fn add(&mut self, finding: &Finding) -> anyhow::Result<()> {
+        for line in lines(finding, self.width) {
+            let line = if self.coloured { coloured(finding.status, &line) } else { line };
+            self.out.line(&line)?;
+        }
+        self.out.flush()
+    }
+
+    fn sum_up(&mut self, findings: &[Finding]) -> anyhow::Result<()> {
+        let count = |status| findings.iter().filter(|finding| finding.status == status).count();
+        let (ok, skipped) = (count(Standing::Ok), count(Standing::Skipped));
+        let (warnings, failed) = (counted(count(Standing::Warning), "warning"), count(Standing::Failed));
+        self.out.line("")?;
+        self.out.line(&format!("{ok} ok, {warnings}, {failed} failed, {skipped} skipped"))
+    }
+}
+
+/// A finding in three columns, with the remedy below.
+fn lines(finding: &Finding, width: usize) -> Vec<String> {
+    let (label, about) = label(finding);
+    let detail = plain(&format!("{about}{}", finding.detail));
+    let room = width.saturating_sub(STANDING + LABEL);
+    let mut lines = Vec::new();
+    let mut head = format!("{:STANDING$}{label:LABEL$}", word(finding.status));
+    for part in wrapped(&detail, room) {
+        lines.push(format!("{head}{part}"));
+        head = " ".repeat(STANDING + LABEL);
+    }
+    let mut arrow = "→ ";
+    for part in finding.remedy.iter().flat_map(|remedy| wrapped(&plain(remedy), room.saturating_sub(2))) {
+        lines.push(format!("{head}{arrow}{part}"));
+        arrow = "  ";
+    }
+    lines
+}
+
+fn word(status: Standing) -> &'static str {
+    match status {
+        Standing::Ok => "ok",
+        Standing::Warning => "warning",
+        Standing::Failed => "FAILED",
+        Standing::Skipped => "skipped",
+    }
+}
+
+/// The word of the first line, which every finding begins with, in its colour.
+fn coloured(status: Standing, line: &str) -> String {
+    let colour = match status {
+        Standing::Ok => "32",
+        Standing::Warning => "33",
+        Standing::Failed => "1;31",
+        Standing::Skipped => "2",
+    };
+    let word = word(status);
+    line.strip_prefix(word).map_or(line.to_owned(), |rest| format!("\x1b[{colour}m{word}\x1b[0m{rest}"))
+}
+
+/// What stands in the second column, and what of the subject goes before the detail.
+fn label(finding: &Finding) -> (String, String) {
+    let subject = finding.subject.as_deref().unwrap_or_default();
+    let label = match finding.check {
+        Check::Configuration => "configuration",
+        Check::Identity => "identity",
+        Check::SecretFile => "secret file",
+        Check::Token => "SAS token",
+        Check::DeviceCertificate => "device cert",
+        Check::Agent => "agent",
+        Check::NameLookup => "name lookup",
+        Check::MqttPort | Check::HttpsPort => return (format!("port {subject}"), String::new()),
+        Check::Tls => "TLS",
+        Check::ServerCertificate => "server cert",
+        Check::Clock => "clock",
+        Check::SignIn => "sign-in",
+        Check::User => "user",
+        Check::Inbox => "inbox",
+        Check::Program => "program",
+        Check::Shell => "shell",
+        Check::Gpio => "GPIO",
+        Check::Pin if !subject.is_empty() => return ("pin".to_owned(), format!("{subject}: ")),
+        Check::Pin => "pin",
+    };
+    (label.to_owned(), String::new())
+}

@@ -1,0 +1,183 @@
+//! This machine's clock against the server's: tokens and certificates are void where it is off.
+//!
+//! Owns: asking for the time over HTTPS (the `Date` of any answer), and how far the clock may be off.
+//! Must not know: how a clock is set. Used by: `doctor::network`.
+
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::certificate::{Age, Certificate, day};
+use super::network::Subject;
+use super::{CHECK_LIMIT, Check, Finding};
+use crate::credentials::DeviceAuth;
+use crate::session::EARLIEST_PLAUSIBLE;
+use crate::tls::{self, Judgement};
+
+/// The `Date` of an answer is in whole seconds, and took its time to get here.
+const AS_GOOD_AS_RIGHT: Duration = Duration::from_secs(60);
+/// The head of an answer is far smaller.
+const MAX_HEAD_BYTES: u64 = 16 * 1024;
+
+const SET_IT: &str =
+    "set it, and keep it set: timedatectl set-ntp true (a container has the clock of its host)";
+
+/// The time at the server and here, at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    server: SystemTime,
+    here: SystemTime,
+}
+
+/// Asks for the time. `None` when there is no answer that has one, within [`CHECK_LIMIT`]. A server whose certificate has
+/// expired is good enough for that; one that is not trusted is not.
+pub(super) async fn ask(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Option<Times> {
+    let (config, _witness) = tls::witnessing_config(subject.ca_file, None, Judgement::AnyDate).ok()?;
+    let name = ServerName::try_from(host.to_owned()).ok()?;
+    let asked = async {
+        let mut stream = TlsConnector::from(config).connect(name, stream).await.ok()?;
+        let request = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut head = Vec::new();
+        let mut answer = stream.take(MAX_HEAD_BYTES);
+        // A peer that closes without TLS's goodbye has still answered.
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            if !matches!(answer.read_buf(&mut head).await, Ok(read) if read > 0) {
+                break;
+            }
+        }
+        Some(Times { server: date(&head)?, here: (subject.clock)() })
+    };
+    timeout(CHECK_LIMIT, asked).await.ok().flatten()
+}
+
+/// The time in the head of an answer.
+fn date(head: &[u8]) -> Option<SystemTime> {
+    let head = std::str::from_utf8(head).ok()?;
+    let (_, value) = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("date"))?;
+    // "Tue, 24 Nov 2026 00:30:24 GMT": the one form that servers may send. Source: RFC 9110, 5.6.7.
+    let mut words = value.split_ascii_whitespace().skip(1);
+    let (day, month, year, time) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
+    crate::message::parse_time(&format!("{year}-{month:02}-{day}T{time}Z"))
+}
+
+/// How far the clock is off: by the server's time, else by the dates of its certificate.
+pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option<&Certificate>) -> Finding {
+    let now = (subject.clock)();
+    let says = format!(
+        "{} UTC",
+        crate::message::format_time(now).chars().take(19).collect::<String>().replace('T', " ")
+    );
+    if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
+        return Check::Clock.failed(format!("it has not been set, and says {says}"), SET_IT);
+    }
+    if let Some(Times { server, here }) = times {
+        let (off, ahead) = match here.duration_since(*server) {
+            Ok(off) => (off, true),
+            Err(behind) => (behind.duration(), false),
+        };
+        let what = if ahead { "ahead of" } else { "behind" };
+        let detail = format!("{says}, {} {what} the server's", rounded(off));
+        let has_key = subject.identity.is_some_and(|identity| matches!(identity.auth, DeviceAuth::Key(_)));
+        return match off {
+            off if off <= AS_GOOD_AS_RIGHT => Check::Clock.ok(format!("{says}, as the server's")),
+            off if !ahead && has_key && off >= subject.token_lifetime => {
+                Check::Clock.failed(format!("{detail}: its tokens have expired when they are made"), SET_IT)
+            }
+            _ => Check::Clock.warning(detail, SET_IT),
+        };
+    }
+    match server {
+        _ if subject.offline => Check::Clock.skipped(format!("{says}; not compared, --offline")),
+        None => Check::Clock.skipped(format!("{says}; there is nothing to compare it with")),
+        Some(server) if matches!(server.age(now), Age::Good { .. }) => {
+            Check::Clock.ok(format!("{says}, within the dates of the server's certificate"))
+        }
+        Some(server) => {
+            let (from, until) = (day(server.not_before), day(server.not_after));
+            Check::Clock.warning(
+                format!("{says}, not within the dates of the server's certificate, {from} to {until}"),
+                SET_IT,
+            )
+        }
+    }
+}
+
+/// A duration in its largest unit that matters.
+fn rounded(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::{DeviceIdentity, HostPort, SharedAccessKey};
+    use crate::doctor::Standing;
+
+    const NOW: u64 = 1_795_480_224; // 2026-11-24T00:30:24Z
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_date_of_an_answer_is_found() {
+        let head =
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\ndate: Tue, 24 Nov 2026 00:30:24 GMT\r\n\r\n";
+        assert_eq!(date(head), Some(at(NOW)));
+        for head in
+            ["HTTP/1.1 200 OK\r\n\r\n", "date: yesterday\r\n", "Date: Tue, 24 Foo 2026 00:30:24 GMT\r\n"]
+        {
+            assert_eq!(date(head.as_bytes()), None, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_clock_may_be_off_a_little_and_is_useless_when_tokens_expire_before_they_are_made() {
+        let identity = DeviceIdentity {
+            hub: HostPort { name: "h".into(), port: None },
+            device_id: "d".into(),
+            gateway: None,
+            auth: DeviceAuth::Key(SharedAccessKey::from_bytes(*b"key")),
+        };
+        let subject = Subject {
+            identity: Some(&identity),
+            ca_file: None,
+            token_lifetime: Duration::from_secs(3600),
+            offline: false,
+            https_port: 443,
+            clock: || at(NOW),
+        };
+        let found = |server: u64| clock(&subject, Some(&Times { server: at(server), here: at(NOW) }), None);
+        assert_eq!(found(NOW + 30), Check::Clock.ok("2026-11-24 00:30:24 UTC, as the server's"));
+        let ahead = found(NOW - 90_000);
+        assert_eq!(
+            (ahead.status, ahead.detail.as_str()),
+            (Standing::Warning, "2026-11-24 00:30:24 UTC, 25 h ahead of the server's")
+        );
+        let slow = found(NOW + 300);
+        assert_eq!(
+            (slow.status, slow.detail.as_str()),
+            (Standing::Warning, "2026-11-24 00:30:24 UTC, 5 min behind the server's")
+        );
+        let useless = found(NOW + 3600);
+        assert_eq!(useless.status, Standing::Failed);
+        let unset = clock(&Subject { clock: || at(17), ..subject }, None, None);
+        assert_eq!(unset.detail, "it has not been set, and says 1970-01-01 00:00:17 UTC");
+    }
+}

@@ -1,0 +1,156 @@
+//! A finding: what a check found, and what to do about it.
+//!
+//! Owns: the names of the checks, which scripts may rely on. Must not know: how any of it is found out.
+//! Used by: `doctor`, `cli::doctor`.
+
+use serde::Serialize;
+
+/// A check. The names in JSON are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Check {
+    /// The configuration file.
+    Configuration,
+    /// Who signs in.
+    Identity,
+    /// Who can read the key.
+    SecretFile,
+    /// A ready-made SAS token.
+    Token,
+    /// The device's own certificate.
+    DeviceCertificate,
+    /// An agent that runs.
+    Agent,
+    /// The host name.
+    NameLookup,
+    /// Where the agent connects; the subject is the port.
+    MqttPort,
+    /// The other way to a hub; the subject is the port.
+    HttpsPort,
+    /// Whether the server is the one that it should be.
+    Tls,
+    /// The dates of its certificate.
+    ServerCertificate,
+    /// This machine's clock.
+    Clock,
+    /// Whether the hub lets the device in.
+    SignIn,
+    /// Who runs the doctor.
+    User,
+    /// The record of messages.
+    Inbox,
+    /// A program of a rule; the subject is its path.
+    Program,
+    /// `/bin/sh`.
+    Shell,
+    /// What drives the pins.
+    Gpio,
+    /// A pin; the subject is its name.
+    Pin,
+}
+
+/// How it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// As it should be.
+    Ok,
+    /// It works, or may work, but somebody should look at it.
+    Warning,
+    /// The agent will not work like that.
+    Failed,
+    /// Not looked at; the detail says why.
+    Skipped,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Which check.
+    pub check: Check,
+    /// Which one of several that the check looks at.
+    pub subject: Option<String>,
+    /// How it stands.
+    pub status: Standing,
+    /// What was found.
+    pub detail: String,
+    /// What to do, in one sentence; with a warning and a failure.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    pub(super) fn ok(self, detail: impl Into<String>) -> Finding {
+        self.found(Standing::Ok, detail, None)
+    }
+
+    pub(super) fn skipped(self, reason: impl Into<String>) -> Finding {
+        self.found(Standing::Skipped, reason, None)
+    }
+
+    pub(super) fn warning(self, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        self.found(Standing::Warning, detail, Some(remedy.into()))
+    }
+
+    pub(super) fn failed(self, detail: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        self.found(Standing::Failed, detail, Some(remedy.into()))
+    }
+
+    /// A warning in the words of an error.
+    pub(super) fn warned_of(self, error: impl ToString) -> Finding {
+        let (detail, remedy) = taken_apart(error.to_string());
+        self.found(Standing::Warning, detail, Some(remedy))
+    }
+
+    /// A failure in the words of an error.
+    pub(super) fn failed_with(self, error: impl ToString) -> Finding {
+        let (detail, remedy) = taken_apart(error.to_string());
+        self.found(Standing::Failed, detail, Some(remedy))
+    }
+
+    fn found(self, status: Standing, detail: impl Into<String>, remedy: Option<String>) -> Finding {
+        Finding { check: self, subject: None, status, detail: detail.into(), remedy }
+    }
+}
+
+impl Finding {
+    /// The same of one of several.
+    pub(super) fn about(self, subject: impl ToString) -> Finding {
+        Finding { subject: Some(subject.to_string()), ..self }
+    }
+}
+
+/// The errors of this program are one sentence that ends with the remedy, after its last colon outside of brackets.
+fn taken_apart(sentence: String) -> (String, String) {
+    let mut depth = 0;
+    let colon = sentence.char_indices().rev().find(|(at, c)| {
+        match c {
+            ')' => depth += 1,
+            '(' => depth -= 1,
+            _ => {}
+        }
+        *c == ':' && depth == 0 && sentence[at + 1..].starts_with(' ')
+    });
+    match colon {
+        Some((at, _)) => (sentence[..at].to_owned(), sentence[at + 2..].to_owned()),
+        None => (sentence, "try again in a while; if it stays so, the agent's log may say more".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_is_taken_apart_at_its_last_colon() {
+        let apart = |text: &str| taken_apart(text.to_owned());
+        let (detail, remedy) =
+            apart("no TLS with h:8883: the name is wrong (it is: x): check HostName (a: b)");
+        assert_eq!(
+            (detail.as_str(), remedy.as_str()),
+            ("no TLS with h:8883: the name is wrong (it is: x)", "check HostName (a: b)")
+        );
+        let (detail, remedy) = apart("the hub at h:8883 is unavailable (CONNACK 3: throttling)");
+        assert_eq!(detail, "the hub at h:8883 is unavailable (CONNACK 3: throttling)");
+        assert!(remedy.starts_with("try again"), "{remedy}");
+    }
+}

@@ -1,0 +1,140 @@
+//! Who signs in, and with what: the identity, the file of the secret, a ready-made token, the device's certificate.
+//!
+//! Owns: what is good or bad about them. Must not know: how a connection string is read, the hub's answer.
+//! Used by: `doctor`.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::certificate::{Age, Certificate, day};
+use super::user;
+use super::{Check, Finding};
+use crate::config::{Inspection, counted};
+use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
+use crate::tls;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A token that is not renewed by anybody.
+const TOKEN_ENDS_SOON: Duration = DAY;
+/// A certificate takes some people and days to renew.
+const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
+
+pub(super) fn identity(inspection: &Inspection) -> Finding {
+    let Some(identity) = &inspection.identity else {
+        return match &inspection.identity_problem {
+            Some(problem) => Check::Identity.failed(problem, "correct [device], or the connection string"),
+            None => Check::Identity.skipped("the configuration could not be read"),
+        };
+    };
+    let by = match identity.auth {
+        DeviceAuth::Key(_) => "its key",
+        DeviceAuth::Token(_) => "a ready-made SAS token",
+        DeviceAuth::Certificate { .. } => "its certificate",
+    };
+    let gateway = identity.gateway.as_ref();
+    let gateway = gateway.map_or(String::new(), |gateway| format!(", through the gateway {gateway}"));
+    Check::Identity.ok(format!("device {} on hub {}{gateway}, by {by}", identity.device_id, identity.hub))
+}
+
+/// Who can read the file of the secret.
+pub(super) fn secret_file(path: Option<&Path>) -> Finding {
+    let Some(path) = path else {
+        return Check::SecretFile
+            .skipped("none is named; the secret comes from the environment, or is missing");
+    };
+    let shown = path.display();
+    match path.metadata() {
+        Err(error) => Check::SecretFile.failed(
+            format!("cannot look at {shown}: {error}"),
+            format!("create it, and give it to the user of the agent ({})", user::own()),
+        ),
+        Ok(found) => {
+            let mode = found.permissions().mode() & 0o7777;
+            let whose = format!("{shown}, mode {mode:04o}, of {}", user::named(found.uid()));
+            if !user::may(path, rustix::fs::Access::READ_OK) {
+                let remedy = format!("give it to the user of the agent: chown {} {shown}", user::own_name());
+                return Check::SecretFile.failed(format!("{} may not read {whose}", user::own()), remedy);
+            }
+            if mode & 0o004 != 0 {
+                let detail = format!("everyone on this machine can read {whose}");
+                return Check::SecretFile.warning(detail, format!("run chmod o= {shown}"));
+            }
+            if mode & 0o022 != 0 {
+                let detail = format!("others than its owner can write {whose}");
+                return Check::SecretFile.warning(detail, format!("run chmod go-w {shown}"));
+            }
+            Check::SecretFile.ok(whose)
+        }
+    }
+}
+
+/// A token or a certificate that ends by itself; a key does not.
+pub(super) fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
+    match &identity.auth {
+        DeviceAuth::Key(_) => None,
+        DeviceAuth::Token(token) => Some(ready_token(token, &identity.resource(), now)),
+        DeviceAuth::Certificate { certificate, .. } => {
+            Some(device_certificate(certificate, &identity.device_id, now))
+        }
+    }
+}
+
+fn ready_token(token: &SasToken, resource: &str, now: SystemTime) -> Finding {
+    let remedy = "make a new one, or give the SharedAccessKey instead, from which the agent makes its own";
+    if !token.covers(resource) {
+        let detail = format!("it is for {}, and not for {resource}", token.resource().escape_debug());
+        return Check::Token.failed(detail, remedy);
+    }
+    let until = crate::message::format_time(token.expiry());
+    let until = until.get(..16).unwrap_or(&until).replace('T', " ");
+    match token.expiry().duration_since(now) {
+        Err(_) => Check::Token.failed(format!("expired at {until} UTC"), remedy),
+        Ok(left) if left < TOKEN_ENDS_SOON => {
+            Check::Token.warning(format!("ends at {until} UTC, and nobody renews it"), remedy)
+        }
+        Ok(_) => Check::Token.ok(format!("good until {until} UTC")),
+    }
+}
+
+fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding {
+    let read = match tls::read_certificates(path) {
+        Ok(chain) => chain.first().and_then(|own| Certificate::read(own)),
+        Err(error) => {
+            return Check::DeviceCertificate.failed(error.to_string(), "give a PEM file that can be read");
+        }
+    };
+    let Some(own) = read else {
+        let detail = format!("{} is no certificate that can be read", path.display());
+        return Check::DeviceCertificate.failed(detail, "make a new one, and register it at the hub");
+    };
+    let renew = "make a new one, and register it at the hub before this one ends";
+    let until = day(own.not_after);
+    let whose = format!("\"{}\" in {}", own.subject, path.display());
+    match own.age(now) {
+        Age::Expired => Check::DeviceCertificate.failed(
+            format!("{whose} expired on {until}"),
+            "make a new one, and register it at the hub; or check this machine's clock",
+        ),
+        Age::NotYet => Check::DeviceCertificate.failed(
+            format!("{whose} is good from {} on only", day(own.not_before)),
+            "check this machine's clock, or wait",
+        ),
+        Age::Good { .. } if own.subject != device_id => Check::DeviceCertificate.warning(
+            format!("its name is \"{}\", and the device's {device_id}; good until {until}", own.subject),
+            "make one with the device id as common name, unless the hub knows this one by its thumbprint",
+        ),
+        Age::Good { left } if left < CERTIFICATE_ENDS_SOON => {
+            Check::DeviceCertificate.warning(format!("{whose} ends on {until}, {}", in_days(left)), renew)
+        }
+        Age::Good { left } => {
+            Check::DeviceCertificate.ok(format!("{whose}, good until {until}, {}", in_days(left)))
+        }
+    }
+}
+
+/// `in 12 days`.
+pub(super) fn in_days(left: Duration) -> String {
+    let days = usize::try_from(left.as_secs() / DAY.as_secs()).unwrap_or(usize::MAX);
+    format!("in {}", counted(days, "day"))
+}

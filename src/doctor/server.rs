@@ -1,0 +1,188 @@
+//! The server that answers on the port: is it the hub, and how long will its certificate hold?
+//!
+//! Owns: a TLS handshake, and what its failures mean here. Must not know: what is said over it.
+//! Used by: `doctor::{network, clock}`.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use rustls::CertificateError;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::certificate::{Age, Certificate, day};
+use super::identity::in_days;
+use super::network::Subject;
+use super::{CHECK_LIMIT, Check, Finding};
+use crate::credentials::DeviceAuth;
+use crate::tls::{self, ClientCertificate, Judgement, TlsError};
+
+/// A hub renews by itself long before.
+const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// Real hubs, all clouds. Source: the wire reference.
+const HUBS: [&str; 3] = [".azure-devices.net", ".azure-devices.cn", ".azure-devices.us"];
+/// Who signs their certificates.
+const AUTHORITIES: [&str; 2] = ["Microsoft", "DigiCert"];
+
+/// How a handshake went.
+pub(super) struct Handshake {
+    pub(super) result: Result<(), Fault>,
+    /// What the server presented, its own certificate first.
+    pub(super) chain: Vec<Certificate>,
+    /// Its root is one of `ca_file`, not of the system.
+    private_root: bool,
+}
+
+/// Why there is no TLS connection.
+pub(super) enum Fault {
+    Tls(rustls::Error),
+    File(TlsError),
+    Closed,
+    Silent,
+    Other(String),
+}
+
+impl Handshake {
+    /// Makes one, as the agent would.
+    pub(super) async fn make(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Self {
+        let certificate = match subject.identity.map(|identity| &identity.auth) {
+            Some(DeviceAuth::Certificate { certificate, private_key }) => {
+                let (certificate, private_key) = (certificate.clone(), private_key.clone());
+                Some(ClientCertificate { certificate, private_key })
+            }
+            _ => None,
+        };
+        let made = tls::witnessing_config(subject.ca_file, certificate.as_ref(), Judgement::Strict);
+        let (config, witness) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                return Self { result: Err(Fault::File(error)), chain: Vec::new(), private_root: false };
+            }
+        };
+        let result = match ServerName::try_from(host.to_owned()) {
+            Err(_) => Err(Fault::Other(format!("\"{host}\" is no name that TLS can check"))),
+            Ok(name) => match timeout(CHECK_LIMIT, TlsConnector::from(config).connect(name, stream)).await {
+                Ok(Ok(_connected)) => Ok(()),
+                Ok(Err(error)) => Err(Fault::of(&error)),
+                Err(_elapsed) => Err(Fault::Silent),
+            },
+        };
+        let chain: Vec<_> = witness.seen().iter().filter_map(|one| Certificate::read(one)).collect();
+        let private = subject.ca_file.and_then(|path| tls::read_certificates(path).ok()).unwrap_or_default();
+        let private: Vec<_> = private.iter().filter_map(|one| Certificate::read(one)).collect();
+        let private_root = chain.iter().any(|one| private.iter().any(|root| root.subject == one.issuer));
+        Self { result, chain, private_root }
+    }
+}
+
+impl Fault {
+    fn of(error: &io::Error) -> Self {
+        match tls::tls_cause(error) {
+            Some(cause) => Self::Tls(cause.clone()),
+            None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                Self::Closed
+            }
+            None => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// Whether the server is the one that it should be.
+pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
+    let port = "check the port, and whether a proxy or a firewall answers in the hub's place";
+    let fault = match &handshake.result {
+        Ok(()) => return Check::Tls.ok(trusted(subject, handshake)),
+        Err(fault) => fault,
+    };
+    match fault {
+        Fault::Tls(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => untrusted(host, handshake),
+        Fault::Tls(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => {
+            let own = handshake.chain.first();
+            let hosts = own.map_or(String::new(), |own| own.hosts.join(", "));
+            let issuer = own.map_or("nobody", |own| own.issuer.as_str());
+            Check::Tls.failed(
+                format!("the certificate is for {hosts}, signed by \"{issuer}\", and not for {host}"),
+                "check HostName or GatewayHostName, and whether a proxy answers in the hub's place",
+            )
+        }
+        Fault::Tls(error) => Check::Tls.failed_with(tls::describe(error, host)),
+        Fault::File(error) => {
+            Check::Tls.failed(error.to_string(), "correct what [device] or C2D_CA_FILE names")
+        }
+        Fault::Closed => {
+            Check::Tls.failed(format!("{host} closes the connection during the TLS handshake"), port)
+        }
+        Fault::Silent => {
+            let limit = CHECK_LIMIT.as_secs();
+            Check::Tls.failed(
+                format!("{host} takes the connection, and then does not answer within {limit} s"),
+                port,
+            )
+        }
+        Fault::Other(reason) => Check::Tls.failed(format!("TLS with {host} failed ({reason})"), port),
+    }
+}
+
+fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
+    let mut text = handshake.chain.first().map_or(String::new(), |own| format!("\"{}\"", own.subject));
+    for one in handshake.chain.iter().filter(|one| one.issuer != one.subject) {
+        text.push_str(&format!(", signed by \"{}\"", one.issuer));
+    }
+    match subject.ca_file.filter(|_| handshake.private_root) {
+        Some(path) => format!("{text}, which {} has", path.display()),
+        None => format!("{text}, which this system trusts"),
+    }
+}
+
+/// A root is missing here, or somebody stands in between.
+fn untrusted(host: &str, handshake: &Handshake) -> Finding {
+    let Some(own) = handshake.chain.first() else {
+        return Check::Tls.failed("no root that this machine trusts", "install the package ca-certificates");
+    };
+    let detail =
+        format!("\"{}\" is signed by \"{}\", which this machine does not trust", own.subject, own.issuer);
+    let organization = own.issuer_organization.as_deref().unwrap_or(&own.issuer);
+    let is_hub = HUBS.iter().any(|end| host.ends_with(end));
+    let remedy = if is_hub && AUTHORITIES.iter().any(|name| organization.contains(name)) {
+        "install the package ca-certificates".to_owned()
+    } else if is_hub {
+        format!(
+            "a proxy intercepts TLS, since no hub has a certificate of \"{organization}\": have it leave {host} alone, \
+             or name its root with ca_file or C2D_CA_FILE"
+        )
+    } else {
+        "name its root with ca_file or C2D_CA_FILE (emulator, IoT Edge gateway); if that is not who should sign it, a \
+         proxy intercepts TLS"
+            .to_owned()
+    };
+    Check::Tls.failed(detail, remedy)
+}
+
+/// The dates: of the certificate that ends first.
+pub(super) fn certificate(handshake: &Handshake, now: SystemTime) -> Finding {
+    let Some(first) = handshake.chain.iter().min_by_key(|one| one.not_after) else {
+        return Check::ServerCertificate.skipped("the server presented none");
+    };
+    let begins = day(first.not_before);
+    let until = day(first.not_after);
+    let whose = &first.subject;
+    let remedy = "check this machine's clock first; if that is right, it must be renewed at the server";
+    match first.age(now) {
+        Age::Expired => {
+            Check::ServerCertificate.failed(format!("that of \"{whose}\" expired on {until}"), remedy)
+        }
+        Age::NotYet => Check::ServerCertificate
+            .failed(format!("that of \"{whose}\" is good from {begins} on only"), remedy),
+        Age::Good { left } if left < ENDS_SOON => Check::ServerCertificate.warning(
+            format!("that of \"{whose}\" ends on {until}, {}", in_days(left)),
+            "see that it is renewed at the server; a hub does that by itself",
+        ),
+        Age::Good { left } => Check::ServerCertificate.ok(format!("good until {until}, {}", in_days(left))),
+    }
+}

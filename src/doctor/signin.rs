@@ -1,0 +1,49 @@
+//! The sign-in: does the hub let this device in?
+//!
+//! Owns: when it is tried, since a hub keeps one connection per device and cuts the other. Must not know: MQTT.
+//! Used by: `doctor`.
+
+use super::network::Subject;
+use super::{Agent, CHECK_LIMIT, Check, Finding};
+use crate::session::{self, SignInError};
+
+/// Signs in and out, unless that displaces a running agent and was not asked for.
+pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, reached: bool) -> Finding {
+    let Some(identity) = subject.identity else {
+        return Check::SignIn.skipped("the configuration does not say who signs in");
+    };
+    if subject.offline {
+        return Check::SignIn.skipped("--offline");
+    }
+    let anyway = "--sign-in does it all the same";
+    match agent {
+        Agent::Running { .. } if !forced => {
+            let detail = format!("it would cut off the running agent for a moment: {anyway}");
+            return Check::SignIn.skipped(detail);
+        }
+        Agent::Unknown(_) if !forced => {
+            return Check::SignIn.skipped(format!("it would cut off an agent that may run: {anyway}"));
+        }
+        _ if !reached => return Check::SignIn.skipped("there is no TLS connection to sign in over"),
+        _ => {}
+    }
+    let settings = session::Settings {
+        identity: identity.clone(),
+        ca_file: subject.ca_file.map(Into::into),
+        token_lifetime: subject.token_lifetime,
+        clock: subject.clock,
+        twin: false,
+    };
+    let device = &identity.device_id;
+    match session::probe(settings, CHECK_LIMIT).await {
+        Ok(()) if matches!(agent, Agent::Running { .. }) => Check::SignIn.warning(
+            format!("the hub lets {device} in, and the running agent was cut off"),
+            "wait: the agent signs in again by itself within seconds",
+        ),
+        Ok(()) => Check::SignIn.ok(format!("the hub lets {device} in")),
+        Err(SignInError::Tls(error)) => {
+            Check::SignIn.failed(error.to_string(), "correct what [device] names")
+        }
+        Err(SignInError::Failed(sentence)) => Check::SignIn.failed_with(sentence),
+    }
+}

@@ -1,0 +1,128 @@
+//! The inbox as the agent will find it: its directory, its disk, its file, its socket.
+//!
+//! Owns: what is good or bad about them. Must not know: what is in the inbox. Used by: `doctor`.
+
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use rustix::fs::Access;
+
+use super::user;
+use super::{Agent, Check, Finding};
+use crate::config::InboxSettings;
+use crate::inbox::{InboxError, InboxFile};
+
+const MIB: u64 = 1024 * 1024;
+
+pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding {
+    let Some(settings) = settings else {
+        return Check::Inbox.skipped("the configuration does not tell where it is");
+    };
+    let path = settings.path.display();
+    let directory = directory_of(&settings.path);
+    // The agent creates one directory, not two.
+    let (place, made) = if directory.exists() {
+        (directory, "")
+    } else {
+        (directory_of(directory), ", whose directory will be created")
+    };
+    let shown = place.display();
+    if !place.is_dir() {
+        let remedy = format!(
+            "create it for the user of the agent: install -d -m 700 -o {} DIRECTORY",
+            user::own_name()
+        );
+        return Check::Inbox.failed(format!("{path} cannot be there: {shown} is no directory"), remedy);
+    }
+    if !user::may(place, Access::WRITE_OK | Access::EXEC_OK) {
+        return match rustix::fs::statvfs(place) {
+            Ok(disk) if disk.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => Check::Inbox.failed(
+                format!("{shown} is on a file system that is mounted read-only"),
+                "mount it for writing, or set [inbox] path to another one",
+            ),
+            _ => Check::Inbox.failed(
+                format!("{} may not write to {shown}", user::own()),
+                format!(
+                    "give it to the user of the agent (chown), or set [inbox] path; checked for {}",
+                    user::own()
+                ),
+            ),
+        };
+    }
+    if let Some(problem) = socket(&settings.socket) {
+        return problem;
+    }
+    if let Some(problem) = disk(place, settings.max_size) {
+        return problem;
+    }
+    let free = free(place).map_or(String::new(), |free| format!(", {} MiB free", free / MIB));
+    let what = if matches!(agent, Agent::Running { .. }) {
+        "in use by the running agent".to_owned()
+    } else {
+        match InboxFile::open(settings) {
+            Ok(file) => {
+                let counts = file.counts();
+                format!("{} records, {} dead letters", counts.records, counts.dead)
+            }
+            Err(InboxError::Missing(_)) => "will be created".to_owned(),
+            Err(InboxError::InUse(_)) => {
+                let detail = format!("{path} is in use, but nobody listens on {}", settings.socket.display());
+                let remedy = "if an agent runs, its log says why it has no control socket; else wait for the program \
+                              that has it open";
+                return Check::Inbox.warning(detail, remedy);
+            }
+            Err(error @ InboxError::Corrupt(_)) => return Check::Inbox.warned_of(error),
+            Err(error) => return Check::Inbox.failed_with(error),
+        }
+    };
+    Check::Inbox.ok(format!("{path}{made}: {what}{free}"))
+}
+
+/// The agent goes on without its socket, but nobody can ask it then.
+fn socket(path: &Path) -> Option<Finding> {
+    let shown = path.display();
+    match path.symlink_metadata() {
+        Ok(found) if !found.file_type().is_socket() => {
+            let detail = format!("{shown} is in the way of the control socket");
+            Some(Check::Inbox.warning(detail, "move it away, or set [inbox] socket"))
+        }
+        Err(_) if directory_of(path).is_dir() && !user::may(directory_of(path), Access::WRITE_OK) => {
+            let detail = format!("{} may not make the control socket {shown}", user::own());
+            Some(
+                Check::Inbox
+                    .warning(detail, "give its directory to the user of the agent, or set [inbox] socket"),
+            )
+        }
+        _ => None,
+    }
+}
+
+fn disk(place: &Path, max_size: u64) -> Option<Finding> {
+    // As measured: see "Speed and size" in the README.
+    let wanted = max_size.saturating_mul(5) / 2;
+    let free = free(place)?;
+    let remedy = "free some space, set a smaller [inbox] max_size, or set [inbox] path to another disk";
+    let detail = format!(
+        "{} MiB are free in {}, and the inbox may take {}",
+        free / MIB,
+        place.display(),
+        wanted / MIB
+    );
+    match free {
+        0..MIB => Some(Check::Inbox.failed(detail, remedy)),
+        free if free < wanted => Some(Check::Inbox.warning(detail, remedy)),
+        _ => None,
+    }
+}
+
+fn free(place: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(place).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

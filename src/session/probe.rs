@@ -1,0 +1,49 @@
+//! One sign-in, and out again: does the hub let this device in?
+//!
+//! Owns: its limit. Must not know: subscriptions, messages. Used by: `doctor`, through `session`.
+//!
+//! The session is a clean one and subscribes to nothing, so that the hub delivers no message, and counts none as delivered.
+//! A hub keeps one connection per device: whoever is signed in as this device is displaced.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::failure::Fault;
+use super::mqtt::{Connection, Dial};
+use super::outbox::Publisher;
+use super::signin::SignIn;
+use super::{Settings, Terms};
+use crate::tls::TlsError;
+
+/// Why the device is not let in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SignInError {
+    /// A certificate, key or CA file cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The way to the hub, or the hub's answer.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Signs in and out again, from the name look-up to CONNACK within `limit`.
+///
+/// # Errors
+/// Why it could not, as a session would say it.
+pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), SignInError> {
+    let terms = Terms::read(settings)?;
+    let failed = |fault| SignInError::Failed(terms.failure(fault).to_string());
+    let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
+    let sign_in = SignIn::prepare(identity, *token_lifetime, clock()).map_err(failed)?;
+    let dial = Dial { clean: true, ..terms.dial(sign_in, 1) };
+    // Nothing is subscribed to, so nothing comes.
+    let (deliveries, _none) = mpsc::channel(1);
+    let (_connection, reader) = Connection::prepare(dial, deliveries, &Arc::new(Publisher::default()));
+    match timeout(limit, reader.sign_in_and_out()).await {
+        Ok(result) => result.map_err(failed),
+        Err(_elapsed) => Err(failed(Fault::Unanswered { within: limit })),
+    }
+}

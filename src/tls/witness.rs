@@ -1,0 +1,84 @@
+//! Looking at what a server presents, whether or not it is trusted.
+//!
+//! Owns: keeping the certificates of a handshake. Must not know: what is said over the connection, what is inside a
+//! certificate. Used by: `doctor`, through `tls`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
+
+/// How a server's certificate is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// As the agent does.
+    Strict,
+    /// One that has expired or is not valid yet will do: to ask such a server for the time, and for nothing that matters.
+    AnyDate,
+}
+
+/// Judges as rustls does, and keeps what was presented.
+#[derive(Debug)]
+pub struct Witness {
+    judge: Arc<WebPkiServerVerifier>,
+    judgement: Judgement,
+    seen: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+impl Witness {
+    pub(super) fn new(judge: Arc<WebPkiServerVerifier>, judgement: Judgement) -> Self {
+        Self { judge, judgement, seen: Mutex::default() }
+    }
+
+    /// The certificates of the last handshake, the server's own first; none when it did not come so far.
+    pub fn seen(&self) -> Vec<CertificateDer<'static>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain = std::iter::once(own).chain(others).map(|one| one.clone().into_owned()).collect();
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = chain;
+        match self.judge.verify_server_cert(own, others, name, ocsp, now) {
+            Err(Error::InvalidCertificate(
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. },
+            )) if self.judgement == Judgement::AnyDate => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.judge.verify_tls12_signature(message, own, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.judge.verify_tls13_signature(message, own, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.judge.supported_verify_schemes()
+    }
+}
