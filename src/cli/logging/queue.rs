@@ -170,7 +170,11 @@ mod tests {
     fn a_reader_that_does_not_read_holds_up_nobody_and_the_queue_stays_small() {
         let (mut queue, written) = queue();
         let line = [vec![b'x'; 999], vec![b'\n']].concat();
-        for _ in 0..10_000 {
+        queue.write_all(&line).expect("never fails");
+        while !queue.lock().writing {
+            std::thread::yield_now(); // until the thread waits for the reader with the first line
+        }
+        for _ in 1..10_000 {
             queue.write_all(&line).expect("never fails");
         }
         assert!(queue.lock().waiting.len() <= MOST_BYTES);
