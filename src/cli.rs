@@ -19,6 +19,7 @@ mod demo;
 mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod healthcheck;
 mod inbox;
 mod logging;
 mod reach;
@@ -69,6 +70,7 @@ enum Command {
     Status(status::Args),
     #[cfg(feature = "doctor")]
     Doctor(doctor::Args),
+    Healthcheck(healthcheck::Args),
     #[cfg(feature = "service")]
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "emulator")]
@@ -158,6 +160,7 @@ pub fn run() -> ExitCode {
         Command::Status(args) => status::run(&args),
         #[cfg(feature = "doctor")]
         Command::Doctor(args) => doctor::run(&args),
+        Command::Healthcheck(args) => healthcheck::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "emulator")]

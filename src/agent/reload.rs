@@ -222,7 +222,7 @@ mod tests {
         let (release, hangs) = std::sync::mpsc::sync_channel::<()>(0);
         let hangs = Mutex::new(hangs);
         let read = move || {
-            drop(hangs.lock().unwrap().recv());
+            assert!(hangs.lock().unwrap().recv().is_err(), "the other end goes at the end of the test");
             Err(Report::default())
         };
         let mut reader =

@@ -15,6 +15,7 @@ mod config;
 mod corpora;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod demo;
+mod deployment;
 mod drop_ins;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
@@ -26,6 +27,8 @@ mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;
 mod harness;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod healthcheck;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 mod layering;

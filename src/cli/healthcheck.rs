@@ -1,0 +1,133 @@
+//! `healthcheck`: whether the running agent does its work, as an exit code for a container engine.
+//!
+//! Owns: its arguments, what counts as healthy. Must not know: sockets, how the agent comes to know. Used by: `cli`.
+//!
+//! A hub that is away is no illness of the agent: whoever restarts an unhealthy container would only switch its pins, again
+//! and again, and the network would not come back by that.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+
+use crate::agent::control::client::Client;
+use crate::agent::status::{ConnectionState, Status};
+
+use super::reach::settings;
+use super::shown::{Output, plain, since};
+use super::{DEFAULT_CONFIG, Exit, Failure};
+
+/// Tell by the exit code whether the agent is healthy: for HEALTHCHECK of a container, or a monitoring system.
+///
+/// Healthy is an agent whose loop answers and whose inbox can be written. One without a connection to the hub is healthy, too,
+/// because a restart brings no network back; --max-offline says otherwise.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit codes: 0 healthy; 1 not healthy, or no agent runs: the sentence says why; 2 the configuration does \
+    not tell where the agent is."
+)]
+pub(super) struct Args {
+    /// The configuration file, which tells where the agent's control socket is.
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Call an agent unhealthy that has had no connection to the hub for so long, such as 15m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_offline: Option<Duration>,
+    /// How long the agent may take to answer.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// Asks the agent.
+///
+/// # Errors
+/// The sentence that says why it is not healthy.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let socket = settings(&args.config)?.socket;
+    let (answer, answered) = sync_channel(1);
+    // The client's own limits are those of a person who waits. What hangs ends with this process.
+    let asking = move || {
+        // Nobody listens any more once the time is over.
+        drop(answer.send(Client::connect(&socket).and_then(|mut client| client.status())));
+    };
+    std::thread::Builder::new().spawn(asking).context("the agent cannot be asked")?;
+    let status = match answered.recv_timeout(args.timeout) {
+        Ok(answer) => answer.map_err(anyhow::Error::new)?,
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            let limit = humantime::format_duration(args.timeout);
+            return Err(anyhow!("not healthy: the agent did not answer within {limit}").into());
+        }
+    };
+    if let Some(illness) = illness(&status, args.max_offline, SystemTime::now()) {
+        return Err(anyhow!("not healthy: {illness}").into());
+    }
+    let mut out = Output::new();
+    let connection = match status.connection.state {
+        ConnectionState::Connected => "connected",
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Disconnected => "not connected, trying again",
+    };
+    out.line(&format!("healthy: {connection}"))?;
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+/// What is wrong with the agent, in one sentence.
+fn illness(status: &Status, max_offline: Option<Duration>, now: SystemTime) -> Option<String> {
+    if let Some(trouble) = &status.inbox.trouble {
+        return Some(format!("the inbox: {}", plain(trouble)));
+    }
+    let connection = &status.connection;
+    let offline = now.duration_since(connection.since).unwrap_or_default();
+    let limit = max_offline.filter(|_| connection.state != ConnectionState::Connected)?;
+    (offline >= limit).then(|| {
+        let reason =
+            connection.reason.as_deref().map_or(String::new(), |reason| format!(": {}", plain(reason)));
+        format!("no connection to the hub {}{reason}", since(connection.since, now))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::status::Connection;
+
+    fn status(connection: &str, trouble: &str) -> Status {
+        let text = format!(
+            r#"{{"version":"1","pid":1,"deviceId":"d","hub":"h","started":"2026-11-24T00:00:00Z",
+            "connection":{{"state":"{connection}","since":"2026-11-24T00:00:00Z","reason":"the cable is cut","reconnects":0}},
+            "actions":{{"running":0,"waiting":0}},"pins":{{}},
+            "inbox":{{"path":"p","counts":{},"trouble":{trouble}}}}}"#,
+            serde_json::to_string(&crate::inbox::Counts::default()).unwrap()
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn at(connection: &Connection, seconds: u64) -> SystemTime {
+        connection.since + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_agent_without_a_hub_is_ill_only_when_that_is_asked_for_and_has_lasted() {
+        let away = status("disconnected", "null");
+        let (soon, late) = (at(&away.connection, 59), at(&away.connection, 60));
+        let limit = Some(Duration::from_secs(60));
+        assert_eq!(illness(&away, None, late), None);
+        assert_eq!(illness(&away, limit, soon), None);
+        let sentence = illness(&away, limit, late).unwrap();
+        assert!(
+            sentence.starts_with("no connection to the hub") && sentence.ends_with("the cable is cut"),
+            "{sentence}"
+        );
+        let there = status("connected", "null");
+        assert_eq!(illness(&there, limit, late), None);
+    }
+
+    #[test]
+    fn an_inbox_in_trouble_is_an_illness() {
+        let trouble = status("connected", "\"the disk is full\"");
+        let sentence = illness(&trouble, None, trouble.connection.since);
+        assert_eq!(sentence.as_deref(), Some("the inbox: the disk is full"));
+    }
+}
