@@ -21,6 +21,7 @@ use crate::rules::{PinChange, PinState};
 mod bank;
 #[cfg(feature = "gpio")]
 mod cdev;
+mod claim;
 mod error;
 #[cfg(feature = "gpio")]
 mod rppal;
@@ -38,6 +39,9 @@ pub const CONSUMER: &str = "c2d-agent";
 
 /// One way of driving pins. Opening a backend claims every configured pin.
 trait PinBackend: Send {
+    /// Whether a pin can be claimed, as far as that can be told without touching it.
+    fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
+
     /// Claims a pin, in its `initial` state from the first moment.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
 

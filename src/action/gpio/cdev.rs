@@ -14,7 +14,7 @@ use gpiocdev::chip::{Chip, chips};
 use gpiocdev::line::{Offset, Value};
 use rustix::io::Errno;
 
-use super::{CONSUMER, GpioError, LineUse, PinBackend, Survey};
+use super::{CONSUMER, GpioError, LineUse, PinBackend, Survey, claim};
 use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
@@ -37,7 +37,7 @@ pub(super) fn any_chip() -> bool {
 /// Claims every pin.
 pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
     let mut cdev = Cdev { chip: settings.chip.clone(), lines: BTreeMap::new() };
-    settings.pins.iter().try_for_each(|(name, pin)| cdev.claim(name, pin))?;
+    claim::all(&mut cdev, settings.pins.iter())?;
     Ok(Box::new(cdev))
 }
 
@@ -78,10 +78,18 @@ fn in_words(chip: &Chip) -> Result<String, GpioError> {
 }
 
 impl PinBackend for Cdev {
+    fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        let (chip, offset) = find_line(self.chip.as_deref(), pin, &settings.line)?;
+        match line_use(&chip, offset)? {
+            LineUse::Held(consumer) => Err(busy(pin, spelled(&settings.line), chip.name(), &consumer)),
+            LineUse::Free | LineUse::Untold => Ok(()),
+        }
+    }
+
     /// Direction and `initial` are one request, so that no other level is ever driven.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         let (chip, offset) = find_line(self.chip.as_deref(), pin, &settings.line)?;
-        self.lines.insert(pin.to_owned(), (claim(&chip, offset, pin, settings)?, offset));
+        self.lines.insert(pin.to_owned(), (request(&chip, offset, pin, settings)?, offset));
         Ok(())
     }
 
@@ -108,7 +116,7 @@ fn value(state: PinState) -> Value {
     }
 }
 
-fn claim(chip: &Chip, offset: Offset, name: &str, pin: &PinSettings) -> Result<Request, GpioError> {
+fn request(chip: &Chip, offset: Offset, name: &str, pin: &PinSettings) -> Result<Request, GpioError> {
     let mut builder = Request::builder();
     builder.on_chip(chip.path()).with_consumer(CONSUMER).with_line(offset).as_output(value(pin.initial));
     if pin.active == ActiveLevel::Low {

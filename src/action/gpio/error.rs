@@ -27,6 +27,12 @@ pub enum GpioError {
     /// `backend = "rppal"` on another board.
     #[error("rppal does not know this board: set backend = \"cdev\" in [gpio]")]
     NotARaspberryPi,
+    /// `rppal` finds no way to the registers.
+    #[error(
+        "rppal needs /dev/gpiomem (/dev/gpiomem0 on a Raspberry Pi 5) and /dev/gpiochip0, and one of them is not there: \
+         in a container pass both with --device; where the kernel has no /dev/gpiomem set backend = \"cdev\" in [gpio]"
+    )]
+    NoRegisters,
     /// The chip is not there.
     #[error(
         "GPIO chip {chip} does not exist: check `chip` in [gpio] against `gpiodetect`, or map the device into the \

@@ -5,13 +5,14 @@
 //! Lines are BCM numbers. The registers know no owner: a line that another program uses is not noticed.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rppal::gpio::{Error, Gpio, Level, OutputPin, Pin};
 use rppal::system::DeviceInfo;
 
-use super::{GpioError, LineUse, PinBackend, Survey, cdev};
+use super::{GpioError, LineUse, PinBackend, Survey, cdev, claim};
 use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
@@ -28,7 +29,7 @@ pub(super) fn knows_this_board() -> bool {
 /// Claims every pin.
 pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
     let mut rppal = Rppal { gpio: Gpio::new().map_err(opening)?, pins: BTreeMap::new() };
-    settings.pins.iter().try_for_each(|(name, pin)| rppal.claim(name, pin))?;
+    claim::all(&mut rppal, settings.pins.iter())?;
     Ok(Box::new(rppal))
 }
 
@@ -63,12 +64,16 @@ fn take(gpio: &Gpio, name: &str, line: &Line) -> Result<Pin, GpioError> {
 }
 
 impl PinBackend for Rppal {
+    fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        take(&self.gpio, pin, &settings.line).map(drop)
+    }
+
     /// The level is set before the direction, so that no other level is ever driven.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
-        let claimed = take(&self.gpio, pin, &settings.line)?;
+        let line = take(&self.gpio, pin, &settings.line)?;
         let mut output = match level(settings.initial, settings.active) {
-            Level::High => claimed.into_output_high(),
-            Level::Low => claimed.into_output_low(),
+            Level::High => line.into_output_high(),
+            Level::Low => line.into_output_low(),
         };
         // The default turns the pin into an input when it is dropped, and a relay board's input then floats: `on_exit` decides.
         output.set_reset_on_drop(false);
@@ -99,6 +104,9 @@ fn level(state: PinState, active: ActiveLevel) -> Level {
 fn opening(error: Error) -> GpioError {
     match error {
         Error::UnknownModel => GpioError::NotARaspberryPi,
+        // It is tried when there is no /dev/gpiomem. No group helps: it is for root, and only on a kernel that allows it.
+        Error::PermissionDenied(path) if path == "/dev/mem" => GpioError::NoRegisters,
+        Error::Io(error) if error.kind() == ErrorKind::NotFound => GpioError::NoRegisters,
         Error::PermissionDenied(path) => {
             let path = PathBuf::from(path);
             let group = path.metadata().map_or(0, |metadata| metadata.gid());
@@ -131,6 +139,15 @@ mod tests {
             "permission denied on /dev/null: add the service's user to group 0 (on Raspberry Pi OS `usermod -aG gpio \
              USER`); in a container pass --device /dev/null --group-add 0"
         );
+        let missing = std::io::Error::from(ErrorKind::NotFound);
+        for error in [Error::PermissionDenied("/dev/mem".to_owned()), Error::Io(missing)] {
+            assert_eq!(
+                opening(error).to_string(),
+                "rppal needs /dev/gpiomem (/dev/gpiomem0 on a Raspberry Pi 5) and /dev/gpiochip0, and one of them is not \
+                 there: in a container pass both with --device; where the kernel has no /dev/gpiomem set backend = \
+                 \"cdev\" in [gpio]"
+            );
+        }
         assert_eq!(
             opening(Error::UnknownModel).to_string(),
             "rppal does not know this board: set backend = \"cdev\" in [gpio]"

@@ -24,6 +24,10 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
 }
 
 impl PinBackend for Simulated {
+    fn look_up(&self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         self.drive(pin, settings.initial)
     }

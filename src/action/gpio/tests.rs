@@ -32,6 +32,17 @@ struct Recorder {
 }
 
 impl PinBackend for Recorder {
+    /// There are 54 lines.
+    fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
+        match settings.line {
+            Line::Number(number) if number >= 54 => {
+                let chip = "the recorder".to_owned();
+                Err(GpioError::NoLine { pin: pin.to_owned(), line: number.to_string(), chip })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         self.drive(pin, settings.initial)
     }

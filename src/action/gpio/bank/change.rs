@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Bank, Pin, far};
-use crate::action::gpio::{GpioError, PinBackend};
-use crate::config::{GpioSettings, OnExit, PinSettings};
+use crate::action::gpio::{GpioError, PinBackend, claim};
+use crate::config::{GpioSettings, PinSettings};
 use crate::rules::PinState;
 
 impl Bank {
@@ -42,7 +42,8 @@ impl Bank {
         if !objections.is_empty() {
             return Err(objections);
         }
-        self.claim_new(settings)?;
+        let new = settings.pins.iter().filter(|(name, _)| !self.pins.contains_key(*name));
+        claim::all(self.backend.as_mut(), new).map_err(|error| vec![error])?;
         let gone: Vec<String> =
             self.pins.keys().filter(|name| !settings.pins.contains_key(*name)).cloned().collect();
         for name in gone {
@@ -97,23 +98,6 @@ impl Bank {
         found
     }
 
-    /// Claims what is not claimed yet: all of it or nothing.
-    fn claim_new(&mut self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
-        let mut claimed: Vec<(&String, &PinSettings)> = Vec::new();
-        for (name, pin) in settings.pins.iter().filter(|(name, _)| !self.pins.contains_key(*name)) {
-            match self.backend.claim(name, pin) {
-                Ok(()) => claimed.push((name, pin)),
-                Err(error) => {
-                    for (name, pin) in claimed {
-                        leave(self.backend.as_mut(), name, pin);
-                    }
-                    return Err(vec![error]);
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn add(&mut self, name: &str, settings: &PinSettings) {
         let mut pin = Pin::claimed(settings, Duration::ZERO);
         pin.disconnect_at = disconnect_at(settings, self.hub_lost);
@@ -122,19 +106,8 @@ impl Bank {
 
     fn give_back(&mut self, name: &str) {
         if let Some(pin) = self.pins.remove(name) {
-            leave(self.backend.as_mut(), name, &pin.settings);
+            claim::give_back(self.backend.as_mut(), name, &pin.settings);
         }
-    }
-}
-
-/// Puts a pin into its `on_exit` state and releases it. Where that fails nothing more can be done: it is said.
-fn leave(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
-    let set = match settings.on_exit {
-        OnExit::Set(state) => backend.drive(name, state),
-        OnExit::Keep => Ok(()),
-    };
-    if let Err(error) = set.and_then(|()| backend.release(name)) {
-        tracing::error!(pin = %name, %error, "could not give the pin back as on_exit says");
     }
 }
 

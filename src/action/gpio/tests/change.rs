@@ -85,6 +85,17 @@ async fn a_pin_that_cannot_be_claimed_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_line_that_does_not_exist_is_found_before_any_pin_moves() {
+    let (all, changes) = recorded(&pins(&[("stays", 2, off())]));
+    let on = PinSettings { initial: ON, ..off() };
+    let wanted = pins(&[("stays", 2, off()), ("comes", 3, on), ("wrong", 99, off())]);
+    let refused = all.change_settings(&wanted).unwrap_err();
+    let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    assert_eq!(refused, ["pin wrong: line 99 does not exist on the recorder: compare with `gpioinfo`"]);
+    assert_eq!(states_of(&changes), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn pins_of_another_backend_are_taken_once_all_are_given_back() {
     let (all, _) = recorded(&pump(None));
     let directory = tempfile::tempdir().unwrap();

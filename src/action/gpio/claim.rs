@@ -1,0 +1,40 @@
+//! Claiming pins: all of them, or none; and giving one back.
+//!
+//! Owns: that what cannot be claimed is found out before a pin moves. Must not know: how a backend does it.
+//! Used by: the backends at their start, `bank` when the configuration is read anew.
+
+use super::{GpioError, PinBackend};
+use crate::config::{OnExit, PinSettings};
+
+/// Claims the pins. Where one cannot be claimed, none has moved; at worst, when a line was lost between the look and the
+/// claim, those before it are in their `on_exit` state.
+pub(super) fn all<'a>(
+    backend: &mut dyn PinBackend,
+    pins: impl Iterator<Item = (&'a String, &'a PinSettings)> + Clone,
+) -> Result<(), GpioError> {
+    for (name, pin) in pins.clone() {
+        backend.look_up(name, pin)?;
+    }
+    let mut claimed = Vec::new();
+    for (name, pin) in pins {
+        if let Err(error) = backend.claim(name, pin) {
+            for (name, pin) in claimed {
+                give_back(backend, name, pin);
+            }
+            return Err(error);
+        }
+        claimed.push((name, pin));
+    }
+    Ok(())
+}
+
+/// Puts a pin into its `on_exit` state and releases it. Where that fails nothing more can be done: it is said.
+pub(super) fn give_back(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
+    let set = match settings.on_exit {
+        OnExit::Set(state) => backend.drive(name, state),
+        OnExit::Keep => Ok(()),
+    };
+    if let Err(error) = set.and_then(|()| backend.release(name)) {
+        tracing::error!(pin = %name, %error, "could not give the pin back as on_exit says");
+    }
+}
