@@ -19,6 +19,10 @@ use super::files;
 use super::report::{Place, Report, holds_a_secret};
 use super::table::{Field, Table, shown};
 
+/// Names the directory in which systemd puts what the unit loads with `LoadCredential=`. Source: systemd.exec(5).
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// The credential that names the device when nothing else does.
+const CONNECTION_STRING_CREDENTIAL: &str = "device.connection-string";
 /// Holds a device connection string.
 pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
 /// Names the file of a private root; goes before `ca_file`.
@@ -36,6 +40,43 @@ pub(super) struct Device {
     pub(super) secret_file: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) token_lifetime: Duration,
+}
+
+/// Where files are looked for.
+struct Places<'p> {
+    /// Relative paths are taken from here.
+    directory: &'p Path,
+    /// What systemd has read for this process, which may not read the files themselves.
+    credentials: Option<PathBuf>,
+}
+
+impl Places<'_> {
+    /// The path itself, unless this process may not open it and there is a credential of its file name.
+    ///
+    /// # Errors
+    /// When the file is there, and the unit could load it.
+    fn readable(&self, path: PathBuf) -> Result<PathBuf, String> {
+        if files::can_open(&path) {
+            return Ok(path);
+        }
+        let Some(name) = path.file_name().filter(|_| self.credentials.is_some()) else { return Ok(path) };
+        match self.credential(name.as_ref()) {
+            Some(credential) => Ok(credential),
+            None if files::check_regular(&path).is_ok() => Err(format!(
+                "the agent's user may not read {path}: have systemd load it, with LoadCredential={name}:{path} in the \
+                 unit's [Service]",
+                path = path.display(),
+                name = name.display(),
+            )),
+            None => Ok(path),
+        }
+    }
+
+    /// A credential, unless it is absent or blank: the unit gives a line break where there is no file.
+    fn credential(&self, name: &Path) -> Option<PathBuf> {
+        let path = self.credentials.as_ref()?.join(name);
+        files::has_text(&path).then_some(path)
+    }
 }
 
 /// The fields that make an identity.
@@ -87,7 +128,8 @@ pub(super) fn read(
         DeValue::String(text) if !holds_a_secret(text) => Some(directory.join(&**text)),
         _ => None,
     });
-    let identity = read_identity(fields, from_environment.as_deref(), directory, report);
+    let places = Places { directory, credentials: variable(CREDENTIALS_VARIABLE).map(PathBuf::from) };
+    let identity = read_identity(fields, from_environment.as_deref(), &places, report);
     let secret_file = match identity.as_ref().map(|identity| &identity.auth) {
         Some(DeviceAuth::Certificate { private_key, .. }) => Some(private_key.clone()),
         _ => named,
@@ -115,7 +157,7 @@ fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
 fn read_identity(
     fields: Option<Fields<'_>>,
     from_environment: Option<&str>,
-    directory: &Path,
+    places: &Places<'_>,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
     let file = fields.as_ref().and_then(|fields| fields.connection_string_file.as_ref());
@@ -138,31 +180,47 @@ fn read_identity(
         }
         (Some(text), None, None) => {
             let source = Source { place: Place::Environment, name: CONNECTION_STRING_VARIABLE.to_owned() };
-            from_connection_string(text, &source, fields, directory, report)
+            from_connection_string(text, &source, fields, places, report)
         }
         (None, Some(field), None) => {
             let field = field.clone();
-            let path = read_secret_path(&field, directory, report)?;
-            let text = match files::read_text(&path, MAX_CONNECTION_STRING_BYTES) {
+            let path = read_secret_path(&field, places, report)?;
+            let text = match read_connection_string(&path) {
                 Ok(text) => text,
-                Err(reason) => {
-                    return field.wrong(format!("cannot read {}: {reason}", path.display()), report);
-                }
+                Err(message) => return field.wrong(message, report),
             };
             warn_if_world_readable(&path, &field, report);
             let source = Source { place: field.value.place.into(), name: path.display().to_string() };
-            from_connection_string(text.trim(), &source, fields, directory, report)
+            from_connection_string(&text, &source, fields, places, report)
         }
-        (None, None, Some(_)) => from_fields(fields?, directory, report),
-        (None, None, None) => {
-            let message = format!(
-                "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give connection_string_file in [device], \
-                 or hub, device_id, certificate and private_key there"
-            );
-            report.problem(fields.map(|fields| fields.place), message);
-            None
-        }
+        (None, None, Some(_)) => from_fields(fields?, places, report),
+        (None, None, None) => match places.credential(CONNECTION_STRING_CREDENTIAL.as_ref()) {
+            Some(path) => {
+                let source = Source { place: Place::Environment, name: path.display().to_string() };
+                match read_connection_string(&path) {
+                    Ok(text) => from_connection_string(&text, &source, fields, places, report),
+                    Err(message) => {
+                        report.problem(Place::Environment, message);
+                        None
+                    }
+                }
+            }
+            None => {
+                let message = format!(
+                    "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give connection_string_file in \
+                     [device], or hub, device_id, certificate and private_key there"
+                );
+                report.problem(fields.map(|fields| fields.place), message);
+                None
+            }
+        },
     }
+}
+
+fn read_connection_string(path: &Path) -> Result<String, String> {
+    let text = files::read_text(path, MAX_CONNECTION_STRING_BYTES)
+        .map_err(|reason| format!("cannot read {}: {reason}", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Where a connection string came from, for messages.
@@ -175,7 +233,7 @@ fn from_connection_string(
     text: &str,
     source: &Source,
     fields: Option<Fields<'_>>,
-    directory: &Path,
+    places: &Places<'_>,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
     let parsed = match DeviceConnectionString::parse(text) {
@@ -212,7 +270,7 @@ fn from_connection_string(
                 );
                 report.problem(source.place.clone(), message);
             }
-            read_pair(&certificate?, &private_key?, directory, report)?
+            read_pair(&certificate?, &private_key?, places, report)?
         }
         other => {
             for field in [certificate, private_key].into_iter().flatten() {
@@ -232,7 +290,7 @@ fn from_connection_string(
     Some(DeviceIdentity { hub: parsed.host, device_id: parsed.device_id, gateway, auth })
 }
 
-fn from_fields(fields: Fields<'_>, directory: &Path, report: &mut Report) -> Option<DeviceIdentity> {
+fn from_fields(fields: Fields<'_>, places: &Places<'_>, report: &mut Report) -> Option<DeviceIdentity> {
     for (name, field) in [
         ("device_id", &fields.device_id),
         ("certificate", &fields.certificate),
@@ -254,18 +312,18 @@ fn from_fields(fields: Fields<'_>, directory: &Path, report: &mut Report) -> Opt
             Err(error) => field.wrong(error.to_string(), report),
         }
     });
-    let auth = read_pair(&fields.certificate?, &fields.private_key?, directory, report);
+    let auth = read_pair(&fields.certificate?, &fields.private_key?, places, report);
     Some(DeviceIdentity { hub: hub?, device_id: device_id?, gateway, auth: auth? })
 }
 
 fn read_pair(
     certificate: &Field<'_>,
     private_key: &Field<'_>,
-    directory: &Path,
+    places: &Places<'_>,
     report: &mut Report,
 ) -> Option<DeviceAuth> {
     let mut readable = |field: &Field<'_>| {
-        let path = read_secret_path(field, directory, report)?;
+        let path = read_secret_path(field, places, report)?;
         match check_file(&path) {
             Ok(()) => Some(path),
             Err(reason) => field.wrong(reason, report),
@@ -297,13 +355,16 @@ fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
     host
 }
 
-fn read_secret_path(field: &Field<'_>, directory: &Path, report: &mut Report) -> Option<PathBuf> {
+fn read_secret_path(field: &Field<'_>, places: &Places<'_>, report: &mut Report) -> Option<PathBuf> {
     if matches!(field.value.value, DeValue::String(text) if holds_a_secret(text)) {
         let message =
             format!("{} is the secret itself: write it to a file of its own and name that here", field.key);
         return field.wrong(message, report);
     }
-    Some(directory.join(field.text(report)?))
+    match places.readable(places.directory.join(field.text(report)?)) {
+        Ok(path) => Some(path),
+        Err(message) => field.wrong(message, report),
+    }
 }
 
 fn warn_if_world_readable(path: &Path, field: &Field<'_>, report: &mut Report) {

@@ -8,6 +8,8 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+/// What systemd gives to one service, all credentials together.
+const MAX_CREDENTIAL_BYTES: u64 = 1024 * 1024;
 /// Writable by the group or by others.
 const FOREIGN_WRITE: u32 = 0o022;
 /// In such a directory only the owner can replace a file.
@@ -35,6 +37,16 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, String> {
 pub(super) fn check_regular(path: &Path) -> Result<(), String> {
     let metadata = fs::metadata(path).map_err(|error| in_words(&error))?;
     if metadata.is_file() { Ok(()) } else { Err("it is not a regular file".to_owned()) }
+}
+
+/// Whether this process may open the file for reading. What is not a regular file is not opened: a pipe would block.
+pub(super) fn can_open(path: &Path) -> bool {
+    check_regular(path).is_ok() && fs::File::open(path).is_ok()
+}
+
+/// Whether there is a file with more than white space in it.
+pub(super) fn has_text(path: &Path) -> bool {
+    read_text(path, MAX_CREDENTIAL_BYTES).is_ok_and(|text| !text.trim().is_empty())
 }
 
 /// Whether everyone on the machine can read the file.

@@ -133,6 +133,60 @@ fn a_certificate_must_match_its_key() {
 }
 
 #[test]
+fn what_systemd_has_read_for_the_agent_stands_in_for_a_file_that_cannot_be_opened() {
+    let dir = Directory::new();
+    let load = |text: &str| {
+        dir.write("c.toml", text, 0o644);
+        let credentials = dir.path("credentials").display().to_string();
+        config::load(&dir.path("c.toml"), &|name| {
+            (name == "CREDENTIALS_DIRECTORY").then(|| credentials.clone())
+        })
+    };
+    let id = |text: &str| load(text).unwrap_or_else(|report| panic!("{report}")).identity.device_id;
+    let named = "[device]\nconnection_string_file = \"device.connection-string\"\n";
+
+    // A blank credential is none: the unit has one where there is no file.
+    dir.write("credentials/device.connection-string", "\n", 0o600);
+    let report = dir.plain(&load("").expect_err("no device").to_string());
+    assert!(report.contains("the device is not named"), "{report}");
+    let report = dir.plain(&load(named).expect_err("no file").to_string());
+    assert!(report.contains("cannot read DIR/device.connection-string: "), "{report}");
+
+    dir.write(
+        "credentials/device.connection-string",
+        "HostName=h;DeviceId=handed;SharedAccessKey=AAAA\n",
+        0o600,
+    );
+    assert_eq!(id(""), "handed", "nothing else names the device");
+    assert_eq!(id(named), "handed", "the named file is not there");
+    dir.write("device.connection-string", &DEVICE.replace("pi-01", "own"), 0o600);
+    assert_eq!(id(named), "own", "the named file can be read");
+    assert_eq!(id(""), "handed");
+}
+
+#[test]
+fn a_certificate_and_its_key_can_be_handed_over_by_systemd() {
+    let dir = Directory::new();
+    let made = rcgen::generate_simple_self_signed(["pi-01".to_owned()]).expect("a certificate");
+    dir.write("credentials/device.cert.pem", &made.cert.pem(), 0o400);
+    dir.write("credentials/device.key.pem", &made.signing_key.serialize_pem(), 0o400);
+    dir.write(
+        "c.toml",
+        "[device]\nhub = \"hub.example\"\ndevice_id = \"pi-01\"\ncertificate = \"device.cert.pem\"\n\
+         private_key = \"device.key.pem\"\n",
+        0o644,
+    );
+    let credentials = dir.path("credentials").display().to_string();
+    let env = |name: &str| (name == "CREDENTIALS_DIRECTORY").then(|| credentials.clone());
+    let config = config::load(&dir.path("c.toml"), &env).unwrap_or_else(|report| panic!("{report}"));
+    let expected = DeviceAuth::Certificate {
+        certificate: dir.path("credentials/device.cert.pem"),
+        private_key: dir.path("credentials/device.key.pem"),
+    };
+    assert_eq!(config.identity.auth, expected);
+}
+
+#[test]
 fn a_program_that_others_could_change_is_refused() {
     let dir = Directory::new();
     dir.write("open/run", "#!/bin/sh\n", 0o755);
