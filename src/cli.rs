@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -22,6 +23,8 @@ mod emulator;
 mod healthcheck;
 mod inbox;
 mod logging;
+#[cfg(feature = "manual")]
+mod manual;
 mod reach;
 mod run;
 mod shown;
@@ -29,6 +32,8 @@ mod status;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
+/// Where the Debian package puts one to begin with.
+const EXAMPLE_CONFIG: &str = "/usr/share/doc/c2d-agent/examples/config.toml";
 
 /// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
 #[derive(Debug, Parser)]
@@ -77,6 +82,8 @@ enum Command {
     Emulator(emulator::Args),
     #[cfg(all(feature = "emulator", feature = "service"))]
     Demo(demo::Args),
+    #[cfg(feature = "manual")]
+    Manual(manual::Args),
 }
 
 impl Command {
@@ -167,6 +174,8 @@ pub fn run() -> ExitCode {
         Command::Emulator(args) => emulator::run(args),
         #[cfg(all(feature = "emulator", feature = "service"))]
         Command::Demo(args) => demo::run(&args),
+        #[cfg(feature = "manual")]
+        Command::Manual(args) => manual::run(&args),
     };
     log.end(result.as_ref().err().map(last_word));
     let exit: Exit = result.unwrap_or_else(|failure: Failure| failure.exit);
@@ -192,6 +201,18 @@ fn sentence(error: &anyhow::Error) -> String {
 /// tell, and the work and its exit code must not suffer, as they would from the panic of `eprintln!`.
 fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// What to do about a configuration that is not there, on a machine where the package is installed.
+fn first_steps(config: &Path) -> Option<String> {
+    let is_new =
+        config == Path::new(DEFAULT_CONFIG) && !config.exists() && Path::new(EXAMPLE_CONFIG).exists();
+    is_new.then(|| {
+        format!(
+            "there is no configuration yet: cp {EXAMPLE_CONFIG} {DEFAULT_CONFIG}, name the device in it, then try \
+             c2d-agent check"
+        )
+    })
 }
 
 /// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the

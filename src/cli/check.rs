@@ -53,6 +53,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if !inspection.report.is_empty() {
         super::tell(&inspection.report);
     }
+    if let Some(first_steps) = super::first_steps(&args.config) {
+        super::tell(first_steps);
+    }
     let valid = inspection.report.problems() == 0;
     let mut lines = drop_ins(&inspection);
     if valid {

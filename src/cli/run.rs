@@ -53,6 +53,9 @@ struct Wishes {
 /// # Errors
 /// When the configuration has problems, or the agent ends by itself.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    if let Some(first_steps) = super::first_steps(&args.config) {
+        return Err(Failure::usage(anyhow::anyhow!(first_steps)));
+    }
     let path = args.config.clone();
     let read = Arc::new(move || config::load(&path, &|name| std::env::var(name).ok()));
     super::block_on(async {
