@@ -54,7 +54,7 @@ const DELIVERIES: usize = 64;
 /// Changes of the connection not yet seen by the agent, which looks at them first.
 const EVENTS: usize = 16;
 /// How long the session may take to end: the drain and the hang-up of the keeper.
-const CLOSE_LIMIT: Duration = Duration::from_millis(1300);
+const CLOSE_LIMIT: Duration = Duration::from_millis(1100);
 
 /// Who signs in, and how.
 #[derive(Debug, Clone)]
@@ -216,7 +216,7 @@ impl Session {
     }
 
     /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs that are ready, and disconnects.
-    /// Takes at most two seconds.
+    /// Takes at most 1.1 seconds.
     pub(crate) async fn close(mut self) {
         self.stop.cancel();
         self.events.close();

@@ -23,7 +23,7 @@ use crate::credentials::HostPort;
 /// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
 const STOP_DRAIN: Duration = Duration::from_millis(200);
 /// How long the last PUBACKs and DISCONNECT may take.
-const HANG_UP_LIMIT: Duration = Duration::from_secs(1);
+const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
 
 /// The task that keeps the session.
 pub(super) struct Keeper {
