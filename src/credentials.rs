@@ -56,7 +56,10 @@ pub enum DeviceAuth {
     },
 }
 
-/// The beginning of refused text for an error message, without control characters. Never for a secret.
+/// The beginning of refused text for an error message, without control characters. Never for a secret; and where one follows
+/// by mistake, because the separator before it was lost, it comes after its `=`.
 fn excerpt(text: &str, chars: usize) -> String {
-    text.chars().take(chars).flat_map(char::escape_debug).collect()
+    let (shown, cut) = text.split_once('=').map_or((text, ""), |(before, _)| (before, "=…"));
+    let shown: String = shown.chars().take(chars).flat_map(char::escape_debug).collect();
+    shown + cut
 }

@@ -388,6 +388,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_whose_separator_was_lost_is_not_repeated() {
+        for separator in ["\n", ",", " "] {
+            let host = device(&format!("HostName=h{separator}DeviceId=d{separator}SharedAccessKey={KEY}"));
+            assert!(host.starts_with("HostName is \"h") && !host.contains(&KEY[..4]), "{host}");
+            let id = device(&format!("HostName=h;DeviceId=d{separator}SharedAccessKey={KEY}/"));
+            assert!(!id.contains(&KEY[..4]), "{id}");
+        }
+    }
+
+    #[test]
     fn hosts_may_be_addresses() {
         assert_eq!(HostPort::parse("[::1]:8883").map(|host| host.to_string()), Some("[::1]:8883".into()));
         assert_eq!(HostPort::parse("127.0.0.1").map(|host| host.to_string()), Some("127.0.0.1".into()));

@@ -115,12 +115,14 @@ pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option
 
 /// A duration in its largest unit that matters.
 fn rounded(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7_200 => format!("{} min", seconds / 60),
-        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
-        seconds => format!("{} days", seconds / 86_400),
-    }
+    let seconds = duration.as_secs();
+    let (unit, name) = match seconds {
+        0..120 => (1, "s"),
+        120..7_200 => (60, "min"),
+        7_200..172_800 => (3_600, "h"),
+        _ => (86_400, "days"),
+    };
+    format!("{} {name}", (seconds + unit / 2) / unit)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ mod corpora;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod demo;
 mod deployment;
+#[cfg(all(feature = "service", feature = "emulator", feature = "doctor"))]
+mod doctor;
 mod drop_ins;
 #[cfg(feature = "emulator")]
 mod emulator_cli;

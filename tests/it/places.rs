@@ -1,7 +1,7 @@
 //! Places that are not to be had: directories without the right to write, secrets that are missing, ports and socket paths
 //! that somebody else has. Each is named with a remedy; what must not stop messages does not.
 //!
-//! Owns: users without rights. Must not know: disks that are full or broken (`traps`), logs (`log`).
+//! Owns: users without rights, for other tests, too. Must not know: disks that are full or broken (`traps`), logs (`log`).
 
 use std::fs;
 use std::net::TcpListener;
@@ -16,18 +16,18 @@ const LED: &str = "[gpio]\nbackend = \"simulated\"\n[gpio.pins.led]\nline = 1\n\
                    [[rule]]\nname = \"led\"\nwhen = { action = \"led\" }\ndo = [ { gpio = \"led\", set = \"on\" } ]\n";
 
 /// A directory that every user can read.
-fn open_dir() -> tempfile::TempDir {
+pub(crate) fn open_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     set_mode(dir.path(), 0o755);
     dir
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
 }
 
 /// The same command, run by a user without rights. None when it cannot be, and the test is skipped.
-fn without_rights(test: &str, command: &Command) -> Option<Command> {
+pub(crate) fn without_rights(test: &str, command: &Command) -> Option<Command> {
     let mut plain = if rustix::process::geteuid().is_root() {
         let Some(setpriv) = program("setpriv") else {
             skip(test, "setpriv is not installed");
@@ -48,7 +48,9 @@ fn without_rights(test: &str, command: &Command) -> Option<Command> {
     }
     // A checkout in a home directory that others may not enter.
     let mut version = Command::new(plain.get_program());
-    version.args(plain.get_args().take_while(|argument| *argument != "run")).arg("--version");
+    version
+        .args(plain.get_args().take_while(|argument| *argument != "run" && *argument != "doctor"))
+        .arg("--version");
     if !run(&mut version).status.success() {
         skip(test, "the program stands where another user cannot start it");
         return None;
