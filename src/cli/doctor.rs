@@ -19,6 +19,8 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 
 /// How long a running agent may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Where systemd puts the secrets that the unit loads.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// The longest word of the first column, and the longest label of the second.
 const STANDING: usize = "warning".len() + 2;
 const LABEL: usize = "configuration".len() + 2;
@@ -66,7 +68,11 @@ struct Report<'a> {
 /// # Errors
 /// When standard output cannot be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let inspection = config::inspect(&args.config, &|name| std::env::var(name).ok());
+    let inspection = config::inspect(&args.config, &|name| {
+        std::env::var(name)
+            .ok()
+            .or_else(|| (name == CREDENTIALS).then(|| credentials(&args.config)).flatten())
+    });
     let socket = inspection.inbox.as_ref().map(|inbox| inbox.socket.clone());
     super::block_on(async {
         let case = Case {
@@ -97,6 +103,13 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         page.out.flush()?;
         Ok(if ok { Exit::Done } else { Exit::Error })
     })
+}
+
+/// Where the unit has systemd read the secrets from: for root, who looks at a service by hand, they are as good as its copies.
+fn credentials(config: &Path) -> Option<String> {
+    let directory = config.parent()?;
+    let can_open = std::fs::File::open(directory.join("device.connection-string")).is_ok();
+    directory.to_str().filter(|_| can_open).map(str::to_owned)
 }
 
 /// Asks the agent that runs, if one does. Not on this thread: one that hangs is left alone after a while.

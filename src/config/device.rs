@@ -132,7 +132,11 @@ pub(super) fn read(
     let identity = read_identity(fields, from_environment.as_deref(), &places, report);
     let secret_file = match identity.as_ref().map(|identity| &identity.auth) {
         Some(DeviceAuth::Certificate { private_key, .. }) => Some(private_key.clone()),
-        _ => named,
+        _ if from_environment.is_some() => None,
+        _ => match named {
+            Some(path) => Some(places.readable(path.clone()).unwrap_or(path)),
+            None => places.credential(CONNECTION_STRING_CREDENTIAL.as_ref()),
+        },
     };
     Device { identity, secret_file, ca_file: ca_file.map(|(path, _)| path), token_lifetime }
 }

@@ -53,7 +53,11 @@ pub(super) fn secret_file(path: Option<&Path>) -> Finding {
             let mode = found.permissions().mode() & 0o7777;
             let whose = format!("{shown}, mode {mode:04o}, of {}", user::named(found.uid()));
             if !user::may(path, rustix::fs::Access::READ_OK) {
-                let remedy = format!("give it to the user of the agent: chown {} {shown}", user::own_name());
+                let remedy = format!(
+                    "run this as root where systemd reads it for the agent (LoadCredential), else give it to the agent's \
+                     user: chown {} {shown}",
+                    user::own_name()
+                );
                 return Check::SecretFile.failed(format!("{} may not read {whose}", user::own()), remedy);
             }
             if mode & 0o004 != 0 {

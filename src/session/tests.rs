@@ -10,6 +10,7 @@ use broker::{Broker, Peer, publish};
 mod broker;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod probe;
 mod publish;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";

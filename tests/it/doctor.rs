@@ -6,9 +6,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use c2d_agent::feedback::FeedbackStatus;
+use rumqttc::mqttbytes::v4::Packet;
 use serde_json::Value;
 
-use crate::harness::{Agent, DEADLINE, Emulator, Process, binary, program, run, skip, write_config};
+use crate::emulator_mqtt::device::Local;
+use crate::harness::{Agent, DEADLINE, Emulator, binary, program, run, skip, write_config};
 
 mod configuration;
 mod machine;
@@ -160,18 +163,24 @@ fn the_names_in_json_are_those_that_scripts_rely_on() {
 }
 
 #[test]
-fn messages_that_wait_are_neither_taken_nor_counted_as_delivered() {
-    let emulator = Emulator::start();
+fn messages_that_wait_are_neither_taken_nor_delivered() {
+    let hub = Local::start();
     let dir = tempfile::tempdir().expect("a directory");
-    let waiting = Process::spawn(emulator.sender("dev1").args(["--property", "action=led", "--wait=60s"]));
-    waiting.stdout.wait_for("accepted by the hub");
-    // A hub gives a message up after ten deliveries.
-    for _ in 0..11 {
-        Found::by(&mut healthy(&emulator, dir.path())).says("sign-in", "ok", "the hub lets dev1 in", "");
-    }
-    assert!(waiting.is_running(), "{}", waiting.stdout.text());
-    let _agent = Agent::start(&emulator, "dev1", dir.path(), LED);
-    assert_eq!(waiting.wait_exit().code(), Some(0), "{}", waiting.stdout.text());
+    // The hub remembers the subscription: whoever goes on with that session gets what waits.
+    let mut device = hub.subscribed();
+    device.send(Packet::Disconnect);
+    device.expect_close();
+    hub.send("one").expect("room");
+    let file = hub.state().join("devices/dev1.connection-string");
+    let mut command = doctor(&write_config(dir.path(), LED));
+    command.env("C2D_DEVICE_CONNECTION_STRING", std::fs::read_to_string(file).expect("a connection string"));
+    command.env("C2D_CA_FILE", hub.state().join("ca.pem"));
+    Found::by(&mut command).says("sign-in", "ok", "the hub lets dev1 in", "");
+    let mut device = hub.subscribed();
+    let message = device.publish();
+    assert_eq!((message.payload.as_ref(), message.dup), (b"one".as_ref(), false), "never delivered before");
+    device.puback(&message);
+    assert_eq!(hub.feedback(), [("one".to_owned(), FeedbackStatus::Success)]);
 }
 
 #[test]

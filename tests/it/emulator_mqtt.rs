@@ -17,7 +17,7 @@ use rumqttc::mqttbytes::v4::{
 
 use crate::harness::Emulator;
 
-mod device;
+pub(crate) mod device;
 mod upstream;
 
 use device::{Device, Local};

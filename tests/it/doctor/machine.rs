@@ -32,6 +32,16 @@ fn a_secret_that_everyone_can_read_is_told_and_one_that_is_private_is_fine() {
 }
 
 #[test]
+fn a_secret_that_the_unit_loads_is_found_beside_the_configuration() {
+    let dir = open_dir();
+    drop(with_secret(dir.path(), 0o600, LED));
+    let found = Found::by(doctor(&write_config(dir.path(), LED)).arg("--offline"));
+    found.failed(&[]);
+    found.says("identity", "ok", "device d on hub h, by its key", "");
+    found.says("secret-file", "ok", "device.connection-string, mode 0600, of ", "");
+}
+
+#[test]
 fn a_secret_that_the_agents_user_may_not_read_is_told() {
     let dir = open_dir();
     let command = with_secret(dir.path(), 0o000, LED);
@@ -39,7 +49,7 @@ fn a_secret_that_the_agents_user_may_not_read_is_told() {
     let found = Found::by(&mut command);
     assert_eq!(found.code, Some(1));
     found.says("identity", "failed", "permission denied", "correct [device]");
-    found.says("secret-file", "failed", "may not read ", "give it to the user of the agent");
+    found.says("secret-file", "failed", "may not read ", "else give it to the agent's user: chown ");
 }
 
 #[test]
