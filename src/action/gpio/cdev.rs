@@ -175,13 +175,17 @@ fn header_chip() -> Result<Chip, GpioError> {
     }
 }
 
+/// A chip that cannot be looked at is an error only when no other one is the header's.
 fn labelled_header_chip() -> Result<Option<Chip>, GpioError> {
+    let mut first_problem = None;
     for label in HEADER_LABELS {
-        if let Some((chip, ())) = search(|candidate| Ok((candidate.info()?.label == label).then_some(())))? {
-            return Ok(Some(chip));
+        match search(|candidate| Ok((candidate.info()?.label == label).then_some(()))) {
+            Ok(Some((chip, ()))) => return Ok(Some(chip)),
+            Ok(None) => {}
+            Err(error) => first_problem = first_problem.or(Some(error)),
         }
     }
-    Ok(None)
+    first_problem.map_or(Ok(None), Err)
 }
 
 /// The first chip for which `wanted` answers. A chip that cannot be looked at is an error only when no other one answers:
