@@ -1,7 +1,7 @@
 //! The doctor: what keeps this gateway from its hub, looked for before or after something went wrong.
 //!
-//! Owns: the order of the checks, their limits, and what is good or bad about what they find. It changes nothing: no pin is
-//! claimed, no file written, no message received.
+//! Owns: the order of the checks, their limits, and what is good or bad about what they find. No pin is claimed, no message
+//! received, and the inbox only looked at.
 //! Must not know: arguments, how findings are shown, the agent (what is known of a running one is passed in).
 //! Used by: `cli::doctor`.
 //!

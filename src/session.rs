@@ -2,7 +2,7 @@
 //!
 //! Owns: signing in over MQTT, receiving and completing C2D messages, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
-//! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe`]).
+//! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
 //!
 //! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's

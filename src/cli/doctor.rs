@@ -28,7 +28,7 @@ const LABEL: usize = "configuration".len() + 2;
 /// Find out what keeps this gateway from its hub: one line for each check, and what to do where it is not ok.
 ///
 /// It looks at the configuration, the secrets, the way to the hub, TLS, the clock, the inbox, the programs of rules and the
-/// pins, and signs in as the device. It changes nothing: no pin is claimed, and no message is received. A hub keeps one
+/// pins, and signs in as the device. No pin is claimed, and no message is received. A hub keeps one
 /// connection per device, so a sign-in cuts off an agent that runs: it is left out then, unless --sign-in is given. The agent
 /// signs in again by itself.
 ///

@@ -9,7 +9,7 @@ use rustix::fs::Access;
 
 use super::user;
 use super::{Agent, Check, Finding};
-use crate::config::InboxSettings;
+use crate::config::{InboxSettings, counted};
 use crate::inbox::{InboxError, InboxFile};
 
 const MIB: u64 = 1024 * 1024;
@@ -62,7 +62,8 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
         match InboxFile::open(settings) {
             Ok(file) => {
                 let counts = file.counts();
-                format!("{} records, {} dead letters", counts.records, counts.dead)
+                let count = |count: u64, what| counted(usize::try_from(count).unwrap_or(usize::MAX), what);
+                format!("{}, {}", count(counts.records, "record"), count(counts.dead, "dead letter"))
             }
             Err(InboxError::Missing(_)) => "will be created".to_owned(),
             Err(InboxError::InUse(_)) => {
