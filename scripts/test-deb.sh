@@ -191,12 +191,13 @@ pin_is() { in_guest cat /var/lib/c2d-agent/pins.json | grep -q "\"lamp\": *\"$1\
 put() { in_guest install -D -m "$1" /dev/stdin "$2"; }
 start_hub() {
     in_guest systemd-run --quiet --unit=hub --property=WorkingDirectory=/root c2d-agent emulator --state-dir /root/hub \
-        --device pi-01 --mqtt-port 8883 --amqp-port 5671 --https-port 8443
+        --device pi-01 --x509-device pi-02 --mqtt-port 8883 --amqp-port 5671 --https-port 8443
     eventually 15 "the emulator" in_guest sh -c 'journalctl -u hub -o cat | grep -q ready'
 }
+# send DEVICE PROPERTY MESSAGE_ID
 send() {
     in_guest c2d-agent c2d-send --connection-string-file /root/hub/service.connection-string --ca-file /root/hub/ca.pem \
-        --device pi-01 --wait=15s "$@" >"$work/send.log" 2>&1 || { cat "$work/send.log" >&2 && fail "c2d-send $*"; }
+        --device "$1" --property "$2" --message-id "$3" >"$work/send.log" 2>&1 || { cat "$work/send.log" >&2 && fail "c2d-send $*"; }
 }
 
 fresh_root
@@ -251,7 +252,7 @@ fi
 in_guest grep -q '^CapEff:.0*$' "/proc/$pid/status" || fail "the agent has capabilities"
 ok "runs as its own user, without capabilities; the secret is root's, and handed over by LoadCredential"
 
-send --property action=lamp --message-id m-1
+send pi-01 action=lamp m-1
 eventually 5 "the lamp to be on" pin_is on
 eventually 5 "the line of logger" in_guest sh -c 'journalctl -t by-rule -o cat | grep -q "the lamp is on"'
 ok "a message switches the output and runs a program in the sandbox"
@@ -264,7 +265,7 @@ do = [ { shell = "logger -t by-rule more" } ]
 END
 in_guest systemctl reload c2d-agent
 eventually 10 "the reload" journal_has "took the new configuration up rules=2"
-send --property action=more --message-id m-2
+send pi-01 action=more m-2
 eventually 5 "the new rule" in_guest sh -c 'journalctl -t by-rule -o cat | grep -q "^more"'
 put 644 /etc/c2d-agent/config.d/60-wrong.toml <<<'[[rule]]'
 in_guest systemctl reload c2d-agent
@@ -281,12 +282,26 @@ eventually 20 "the agent to be back" unit_is ActiveState active
 journal_has "Watchdog timeout" || fail "no watchdog in the journal"
 ok "a stuck agent is killed by the watchdog and started again"
 
-send --property action=lamp --message-id m-3
+send pi-01 action=lamp m-3
 eventually 5 "the lamp to be on" pin_is on
 in_guest systemctl stop c2d-agent
 [ "$(property ActiveState) $(property Result)" = "inactive success" ] || fail "after stop: $(property ActiveState), $(property Result)"
 pin_is off || fail "after stop the lamp is not in its on_exit state"
 ok "systemctl stop ends it cleanly, with the output off"
+
+in_guest install -m 600 /root/hub/devices/pi-02.cert.pem /etc/c2d-agent/device.cert.pem
+in_guest install -m 600 /root/hub/devices/pi-02.key.pem /etc/c2d-agent/device.key.pem
+in_guest mv /etc/c2d-agent/device.connection-string /root/
+in_guest cp /etc/c2d-agent/config.toml /root/
+in_guest sed -i '/^connection_string_file/c hub = "localhost"\ndevice_id = "pi-02"\ncertificate = "device.cert.pem"\nprivate_key = "device.key.pem"' \
+    /etc/c2d-agent/config.toml
+in_guest systemctl start c2d-agent
+status_has "connected to localhost as pi-02" || fail "with a certificate the status is $(property StatusText)"
+send pi-02 action=lamp m-5
+eventually 5 "the lamp to be on" pin_is on
+in_guest systemctl stop c2d-agent
+in_guest mv /root/config.toml /etc/c2d-agent/
+ok "with a certificate and a private key that only root can read"
 
 sed 's/SharedAccessKey=.*/SharedAccessKey=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=/' \
     "$root/root/hub/devices/pi-01.connection-string" | put 600 /etc/c2d-agent/device.connection-string
@@ -304,7 +319,8 @@ in_guest sh -c "DEBIAN_FRONTEND=noninteractive dpkg -i /newer.deb" >"$work/upgra
 restarted() { [ "$(property MainPID)" != "$pid" ] && unit_is ActiveState active; }
 eventually 20 "the upgrade to restart the agent" restarted
 has_text "$(in_guest c2d-agent inbox list --json)" '"m-1"'
-send --property action=lamp --message-id m-4
+send pi-01 action=lamp m-4
+eventually 5 "the lamp to be on" pin_is on
 ok "the upgrade restarted the running agent; it remembers its messages"
 
 in_guest dpkg --remove c2d-agent >/dev/null 2>&1
