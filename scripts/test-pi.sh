@@ -57,6 +57,8 @@ fetch_packages() {
     for package in "$apt"/*.deb; do
         dpkg-deb -x "$package" "$packages.new"
     done
+    # Of 300 MB of kernel modules one is needed.
+    find "$packages.new/lib/modules" -name '*.ko*' ! -name 'bcm2835_wdt.ko*' -delete
     rm -rf "$apt"
     mv "$packages.new" "$packages"
 }
