@@ -1,35 +1,71 @@
-# The image of c2d-agent: the program alone on Debian, without root, for amd64, arm64 and arm/v7.
+# The image of c2d-agent, for linux/amd64, linux/arm64 and linux/arm/v7:
 #
 #   docker build -t c2d-agent .
-#   docker buildx build --platform linux/amd64,linux/arm64,linux/arm/v7 -t REGISTRY/c2d-agent:VERSION --push .
-#   docker build --build-arg IMAGE=device -t c2d-agent:device .     # run, check, inbox, status, healthcheck only
+#   docker buildx build --platform linux/amd64,linux/arm64,linux/arm/v7 --tag REGISTRY/c2d-agent --push .
 #
-# It is compiled on the machine that builds, whatever the image is for, and the last stage runs nothing: no emulation is needed.
+# --build-arg FEATURES=gpio makes the small one for a device: no emulator, no c2d-send.
+#
+# Everything runs on the platform that builds, with a cross compiler, and nothing in the image of the target: no emulator
+# of processors is needed. scripts/test-container.sh builds this file and runs the result.
 
-FROM --platform=$BUILDPLATFORM rust:1-bookworm AS build
+FROM --platform=$BUILDPLATFORM docker.io/library/rust:1.95-bookworm AS build
 ARG TARGETARCH
 ARG TARGETVARIANT
-# full or device
-ARG IMAGE=full
 WORKDIR /build
-COPY . .
-RUN scripts/build-image.sh "$TARGETARCH" "$TARGETVARIANT" "$IMAGE" /image
+# The linker and, where it is missing, Rust's library for the target; cargo learns of both from its own configuration file.
+# The C compiler for ring is found by the target's name.
+RUN set -eu; \
+    case "$TARGETARCH$TARGETVARIANT" in \
+    amd64*) target=x86_64-unknown-linux-gnu gnu=x86_64-linux-gnu packages="gcc-x86-64-linux-gnu libc6-dev-amd64-cross" ;; \
+    arm64*) target=aarch64-unknown-linux-gnu gnu=aarch64-linux-gnu packages="gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;; \
+    armv7) target=armv7-unknown-linux-gnueabihf gnu=arm-linux-gnueabihf packages="gcc-arm-linux-gnueabihf libc6-dev-armhf-cross" ;; \
+    *) echo "there is no image for $TARGETARCH$TARGETVARIANT: build with --platform linux/amd64, linux/arm64 or linux/arm/v7" >&2; exit 1 ;; \
+    esac; \
+    if ! command -v "$gnu-gcc"; then \
+        apt-get update; \
+        apt-get install -y --no-install-recommends $packages; \
+        rm -rf /var/lib/apt/lists/*; \
+    fi; \
+    [ -d "$(rustc --print target-libdir --target "$target")" ] || rustup target add "$target"; \
+    printf '[build]\ntarget = "%s"\n[target.%s]\nlinker = "%s-gcc"\n' "$target" "$target" "$gnu" >>"$CARGO_HOME/config.toml"
 
-FROM debian:bookworm-slim
+# The dependencies first, on their own: this layer stays good for as long as they do.
+ARG FEATURES=""
+ARG PROFILE=release
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src && echo 'fn main() {}' >src/main.rs && touch src/lib.rs && \
+    cargo build --locked --profile "$PROFILE" ${FEATURES:+--no-default-features --features "$FEATURES"}
+COPY src src
+RUN touch src/main.rs src/lib.rs && \
+    cargo build --locked --profile "$PROFILE" ${FEATURES:+--no-default-features --features "$FEATURES"} && \
+    mkdir /result && cp target/*-linux-*/*/c2d-agent /result/
+
+# The user, and the directory that belongs to it, made in the same system as the final one.
+FROM --platform=$BUILDPLATFORM docker.io/library/debian:bookworm-slim AS files
+RUN useradd --uid 10001 --user-group --home-dir /var/lib/c2d-agent --no-create-home --shell /usr/sbin/nologin c2d-agent && \
+    mkdir -p /result/etc /result/state/c2d-agent && \
+    cp /etc/passwd /etc/group /result/etc/ && chmod 700 /result/state/c2d-agent
+
+FROM docker.io/library/debian:bookworm-slim
+COPY --from=files /result/etc/ /etc/
+COPY --from=files --chown=10001:10001 /result/state/ /var/lib/
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY packaging/container/config.toml /etc/c2d-agent/config.toml
+COPY --from=build /result/c2d-agent /usr/local/bin/c2d-agent
+
+# As in Cargo.toml.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="c2d-agent" \
-      org.opencontainers.image.description="Azure IoT Hub cloud-to-device messages to GPIO outputs and commands" \
+      org.opencontainers.image.description="Azure IoT Hub cloud-to-device messages to GPIO outputs and commands, with the sender and a local hub emulator" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
-      org.opencontainers.image.revision="$REVISION" \
-      org.opencontainers.image.base.name="docker.io/library/debian:bookworm-slim"
-# The program, the system's roots for TLS, and an empty directory for the inbox that belongs to the user below.
-COPY --from=build /image/root /
-COPY --from=build --chown=10001:10001 /image/state /var/lib/c2d-agent
+      org.opencontainers.image.revision="$REVISION"
+
 USER 10001:10001
-VOLUME ["/var/lib/c2d-agent"]
+# The inbox: what is known of messages must outlive the container.
+VOLUME /var/lib/c2d-agent
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=10s CMD ["c2d-agent", "healthcheck"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10s --retries=3 CMD ["c2d-agent", "healthcheck"]
 ENTRYPOINT ["c2d-agent"]
 CMD ["run"]
