@@ -243,7 +243,7 @@ struct Lit<'a> {
 
 impl<'a> Lit<'a> {
     fn new(shared: &'a Shared, pin: &'a str) -> Result<Self, GpioError> {
-        shared.set(pin, PinState::On)?;
+        shared.change(|bank| bank.light(pin))?;
         Ok(Self { shared, pin, on: true })
     }
 

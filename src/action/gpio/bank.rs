@@ -34,6 +34,8 @@ pub(super) struct Bank {
 struct Pin {
     settings: PinSettings,
     state: PinState,
+    /// It is on for a while only: a pulse or a blink turns it off again.
+    lit: bool,
     /// When it was last turned on, and for how long it had been on then, in the process before.
     on: Option<(Instant, Duration)>,
     /// When `max_on` will have passed; none while the pin is off.
@@ -89,6 +91,15 @@ impl Bank {
             pin.remember(state, Duration::ZERO);
         }
         self.switched |= has_max_on;
+        Ok(())
+    }
+
+    /// Turns a pin on for a while: whoever does that turns it off again.
+    pub(super) fn light(&mut self, name: &str) -> Result<(), GpioError> {
+        self.set(name, PinState::On)?;
+        if let Some(pin) = self.pins.get_mut(name) {
+            pin.lit = true;
+        }
         Ok(())
     }
 
@@ -252,6 +263,7 @@ impl Pin {
         let mut pin = Self {
             settings: settings.clone(),
             state: PinState::Off,
+            lit: false,
             on: None,
             off_at: None,
             disconnect_at: None,
@@ -262,7 +274,7 @@ impl Pin {
 
     /// Every on starts `max_on` anew, less the time that the pin has `been_on`; off ends it.
     fn remember(&mut self, state: PinState, been_on: Duration) {
-        self.state = state;
+        (self.state, self.lit) = (state, false);
         self.on = (state == PinState::On).then(|| (Instant::now(), been_on));
         self.off_at = self.max_on_end();
     }

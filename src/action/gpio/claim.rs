@@ -28,13 +28,20 @@ pub(super) fn all<'a>(
     Ok(())
 }
 
-/// Puts a pin into its `on_exit` state and releases it. Where that fails nothing more can be done: it is said.
-pub(super) fn give_back(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
+/// Puts a pin into its `on_exit` state and releases it.
+fn give_back(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
     let set = match settings.on_exit {
         OnExit::Set(state) => backend.drive(name, state),
         OnExit::Keep => Ok(()),
     };
-    if let Err(error) = set.and_then(|()| backend.release(name)) {
+    release(backend, name, set);
+}
+
+/// Releases a pin that was `set` for its exit. Where either fails nothing more can be done: it is said.
+pub(super) fn release(backend: &mut dyn PinBackend, name: &str, set: Result<(), GpioError>) {
+    // In any case: a line that is held could not be claimed again.
+    let released = backend.release(name);
+    if let Err(error) = set.and(released) {
         tracing::error!(pin = %name, %error, "could not give the pin back as on_exit says");
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Bank, Pin, far};
 use crate::action::gpio::{GpioError, PinBackend, claim};
-use crate::config::{GpioSettings, PinSettings};
+use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
 impl Bank {
@@ -28,6 +28,7 @@ impl Bank {
             self.add(name, pin);
         }
         self.settings = settings.clone();
+        self.switched = true;
     }
 
     /// Takes other settings up.
@@ -44,8 +45,10 @@ impl Bank {
         }
         let new = settings.pins.iter().filter(|(name, _)| !self.pins.contains_key(*name));
         claim::all(self.backend.as_mut(), new).map_err(|error| vec![error])?;
-        let gone: Vec<String> =
+        let mut gone: Vec<String> =
             self.pins.keys().filter(|name| !settings.pins.contains_key(*name)).cloned().collect();
+        // Those that go on come last: the others may hold them off.
+        gone.sort_by_key(|name| self.pins.get(name).is_some_and(|pin| pin.on_exit() == Some(PinState::On)));
         for name in gone {
             self.give_back(&name);
         }
@@ -104,9 +107,22 @@ impl Bank {
         self.pins.insert(name.to_owned(), pin);
     }
 
+    /// Puts a pin into its `on_exit` state, unless an interlocked one holds it off, and releases it.
     fn give_back(&mut self, name: &str) {
-        if let Some(pin) = self.pins.remove(name) {
-            claim::give_back(self.backend.as_mut(), name, &pin.settings);
+        let Some(on_exit) = self.pins.get(name).map(Pin::on_exit) else { return };
+        let set = on_exit.map_or(Ok(()), |state| self.set(name, state));
+        self.pins.remove(name);
+        claim::release(self.backend.as_mut(), name, set);
+    }
+}
+
+impl Pin {
+    /// The state in which it is given back; none where it keeps the one that it has. To keep is not meant for a pulse that
+    /// nobody would end.
+    fn on_exit(&self) -> Option<PinState> {
+        match self.settings.on_exit {
+            OnExit::Set(state) => Some(state),
+            OnExit::Keep => self.lit.then_some(PinState::Off),
         }
     }
 }

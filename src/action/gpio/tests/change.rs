@@ -110,6 +110,54 @@ async fn pins_of_another_backend_are_taken_once_all_are_given_back() {
     assert_eq!(written, r#"{"pump":"on"}"#);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_goes_in_the_middle_of_a_pulse_is_not_left_on() {
+    let goes = pin(None, OnExit::Keep);
+    let (all, changes) = recorded(&pins(&[("goes", 1, goes), ("stays", 2, off())]));
+    let stop = CancellationToken::new();
+    let limit = Limit::new(SECOND * 3600, &stop);
+    let pulse = all.change("goes", PinChange::Pulse(SECOND * 60), &limit);
+    let reload = async {
+        sleep(SECOND).await;
+        all.change_settings(&pins(&[("stays", 2, off())])).unwrap();
+    };
+    let (pulse, ()) = tokio::join!(pulse, reload);
+    assert!(matches!(pulse, Err(ChangeError::Gpio(GpioError::UnknownPin { .. }))));
+    assert_eq!(states_of(&changes), [("goes", ON), ("goes", OFF)]);
+    // What was turned on to stay on is kept.
+    let kept = pins(&[("goes", 1, pin(None, OnExit::Keep)), ("stays", 2, off())]);
+    all.change_settings(&kept).unwrap();
+    set(&all, "goes", ON).await;
+    all.change_settings(&pins(&[("stays", 2, off())])).unwrap();
+    assert_eq!(states_of(&changes)[2..], [("goes", OFF), ("goes", ON)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_goes_is_not_turned_on_beside_one_that_it_is_interlocked_with() {
+    let exits_on = pin(None, OnExit::Set(ON));
+    let pair = |settings: GpioSettings| {
+        let group = settings.pins.keys().cloned().collect();
+        GpioSettings { interlocks: vec![group], ..settings }
+    };
+    let (all, changes) = recorded(&pair(pins(&[("goes", 1, exits_on.clone()), ("stays", 2, off())])));
+    set(&all, "stays", ON).await;
+    all.change_settings(&pins(&[("stays", 2, off())])).unwrap();
+    assert_eq!(states_of(&changes), [("stays", ON)]);
+    // Both go: the one that is on goes off first.
+    let (all, changes) = recorded(&pair(pins(&[("goes", 1, exits_on), ("stays", 2, off())])));
+    set(&all, "stays", ON).await;
+    all.change_settings(&GpioSettings::default()).unwrap();
+    assert_eq!(states_of(&changes), [("stays", ON), ("stays", OFF), ("goes", ON)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_on_of_the_first_pins_is_noted_like_that_of_any_other() {
+    let (all, _) = recorded(&settings(&[]));
+    let on = PinSettings { initial: ON, ..pin(Some(SECOND * 60), OnExit::Keep) };
+    all.change_settings(&settings(&[("pump", on)])).unwrap();
+    tokio::time::timeout(SECOND, all.switched()).await.expect("somebody is to note since when it is on");
+}
+
 fn states_of(changes: &Changes) -> Vec<(&'static str, PinState)> {
     let known = ["stays", "goes", "comes", "also"];
     let changes = changes.lock().unwrap();
