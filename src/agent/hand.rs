@@ -212,11 +212,12 @@ impl Hand {
         tickets
     }
 
-    /// The messages that have begun and not ended, those whose turn it is first, each with its rule.
+    /// The messages that have begun and not ended, each with its rule: those whose turn it is first, and of these the ones
+    /// under way before those that wait for a child slot to go on.
     pub(super) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
         let begun = |entry: &Entry| !entry.has_not_begun() && entry.phase != Phase::Ending;
         let mut found: Vec<_> = self.entries.iter().filter(|(_, entry)| begun(entry)).collect();
-        found.sort_unstable_by_key(|(ticket, entry)| (!entry.turn, **ticket));
+        found.sort_unstable_by_key(|(ticket, entry)| (!entry.turn, entry.phase == Phase::Waiting, **ticket));
         found.into_iter().map(|(ticket, entry)| each(*ticket, &entry.rule)).collect()
     }
 

@@ -129,6 +129,14 @@ fn waiting(version: &str, lane: &str) -> String {
     )
 }
 
+fn wait_for_status(dir: &Path, expected: &str) {
+    let status = || run(binary().arg("status").arg("-c").arg(dir.join("config.toml")));
+    let end = Instant::now() + DEADLINE;
+    while !String::from_utf8_lossy(&status().stdout).contains(expected) {
+        assert!(Instant::now() < end, "{:?}", status());
+    }
+}
+
 #[test]
 fn a_reload_in_the_middle_of_an_action_lets_it_end_and_plans_what_waits_anew() {
     let (emulator, dir) = (Emulator::start(), dir());
@@ -140,11 +148,7 @@ fn a_reload_in_the_middle_of_an_action_lets_it_end_and_plans_what_waits_anew() {
     }
     wait_for_file(&dir.path().join("log"), "began 1 old");
     // All three are in hand.
-    let status = || run(binary().arg("status").arg("-c").arg(dir.path().join("config.toml")));
-    let end = Instant::now() + DEADLINE;
-    while !String::from_utf8_lossy(&status().stdout).contains("1 running, 2 waiting") {
-        assert!(Instant::now() < end, "{:?}", status());
-    }
+    wait_for_status(dir.path(), "1 running, 2 waiting");
     reload(&agent, &waiting("new", "other"), 1, TAKEN);
     agent.process.stderr.wait_for("planned_anew=2");
     // The other lane is free, so the second one begins beside the first.
@@ -198,6 +202,35 @@ fn a_message_whose_rule_has_gone_is_not_lost() {
     let retried = run(binary().args(["inbox", "retry", "3"]).arg("-c").arg(&config));
     assert!(retried.status.success(), "{retried:?}");
     told("3", "outcome=succeeded");
+}
+
+#[test]
+fn a_reload_starts_no_more_programs_than_there_may_be() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let fails_first = "cd \"$C2D_PROPERTY_AGAIN\"; echo attempt >> log; [ -e failed ] && exit; \
+        while [ ! -e fail ]; do sleep 0.02; done; touch failed; exit 1";
+    let text = format!(
+        "[actions]\nmax_children = 1\n[[rule]]\nname = \"again\"\nattempts = 2\ntimeout = \"10s\"\nbackoff = \"10ms\"\n\
+         when = {{ again = {{ present = true }} }}\ndo = [ {{ shell = '''{fails_first}''' }} ]\n{}",
+        waiting("old", "one")
+    );
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &text);
+    let here = dir.path().display();
+    for (id, property) in [("1", "again"), ("2", "wait")] {
+        emulator.send("dev1", &["--message-id", id, "--property", &format!("{property}={here}")]);
+    }
+    wait_for_status(dir.path(), "1 running, 1 waiting");
+    std::fs::write(dir.path().join("fail"), "").expect("written");
+    // It has the only place now, while the first one rests, and soon wants it back.
+    wait_for_file(&dir.path().join("log"), "began 2 old");
+    for n in 1..=10 {
+        reload(&agent, &text, n, TAKEN);
+    }
+    let log = std::fs::read_to_string(dir.path().join("log")).expect("a log");
+    assert_eq!(log, "attempt\nbegan 2 old\n", "the second attempt waits for a place");
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    let log = wait_for_file(&dir.path().join("log"), "old\nattempt");
+    assert_eq!(log, "attempt\nbegan 2 old\nended 2 old\nattempt\n");
 }
 
 #[test]
