@@ -87,10 +87,15 @@ impl Outbox {
         Self { connected: false, telemetry: Telemetry::default(), twin }
     }
 
-    /// Whether any rule reports in the twin from now on.
-    pub(super) fn report_in_twin(&mut self, twin: bool) {
+    /// Whether any rule reports in the twin from now on. What it would show already had any done so: the totals and when
+    /// the last message came.
+    pub(super) fn report_in_twin(&mut self, twin: bool, totals: &Totals, last_received: Option<SystemTime>) {
         if twin != self.twin.is_some() {
             self.twin = twin.then(Twin::default);
+            self.totals(totals);
+            if let Some(received) = last_received {
+                self.received(None, received);
+            }
         }
     }
 
@@ -269,6 +274,16 @@ fn telemetry_message(number: u64, body: Bytes) -> Upstream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_twin_that_is_reported_in_from_now_on_does_not_begin_with_zeros() {
+        let totals = Totals::from([(crate::outcome::OutcomeKind::Succeeded, 3)]);
+        let mut outbox = Outbox::new(false);
+        outbox.report_in_twin(true, &totals, Some(SystemTime::UNIX_EPOCH));
+        let report = outbox.twin.map(|twin| twin.report).unwrap();
+        assert_eq!(report.totals, totals);
+        assert_eq!(report.last_message.unwrap().received, format_time(SystemTime::UNIX_EPOCH));
+    }
 
     #[test]
     fn another_connection_does_not_shorten_the_rest_of_the_twin() {

@@ -138,7 +138,8 @@ impl Agent {
             tracing::warn!("{warning}");
         }
         self.scraper.change(config.metrics.as_ref());
-        self.outbox.report_in_twin(reports_in_twin(&config));
+        let (totals, last_received) = (&self.board.counts.totals, self.board.last_received);
+        self.outbox.report_in_twin(reports_in_twin(&config), totals, last_received);
         self.config = config;
         let planned_anew = self.use_rules();
         tracing::info!(
