@@ -323,6 +323,24 @@ send pi-01 action=lamp m-4
 eventually 5 "the lamp to be on" pin_is on
 ok "the upgrade restarted the running agent; it remembers its messages"
 
+in_guest systemctl stop c2d-agent hub
+in_guest systemctl --no-block start c2d-agent
+eventually 10 "a process without its hub" at_least MainPID 2
+[ "$(property ActiveState)" = activating ] || fail "without its hub the unit is $(property ActiveState)"
+pid=$(property MainPID)
+in_guest dpkg -i /newer.deb >/dev/null 2>&1
+replaced() { [ "$(property MainPID)" != "$pid" ] && at_least MainPID 2; }
+eventually 20 "an upgrade to restart the agent that waits for its hub" replaced
+ok "an upgrade restarts an agent that waits for its hub, too"
+
+start_hub
+eventually 20 "the agent to reach its hub" unit_is ActiveState active
+in_guest dpkg --remove c2d-agent >/dev/null 2>&1
+if in_guest pgrep -x c2d-agent --uid c2d-agent >/dev/null; then fail "the agent runs after remove"; fi
+in_guest dpkg -i /newer.deb >/dev/null 2>&1
+eventually 20 "the package that was installed again to start the agent" unit_is ActiveState active
+ok "installed again after remove, the agent is back"
+
 in_guest dpkg --remove c2d-agent >/dev/null 2>&1
 if in_guest pgrep -x c2d-agent --uid c2d-agent >/dev/null; then fail "the agent runs after remove"; fi
 in_guest test -e /var/lib/c2d-agent/inbox.redb || fail "remove took the state"
