@@ -245,8 +245,9 @@ impl Terms {
             }
             DeviceAuth::Key(_) | DeviceAuth::Token(_) => None,
         };
-        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
+        // First: of files that are replaced in between, the next reload then still sees that they are others.
         let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
+        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
         Ok(Self { settings, tls, fingerprint })
     }
 
