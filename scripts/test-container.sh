@@ -44,7 +44,8 @@ export CONTAINERS_CONF=$work/containers.conf
 export DISABLE_HC_SYSTEMD=true
 unset DOCKER_HOST "${!C2D_@}" # no engine and no device of the caller
 run_dir=$(mktemp -d)
-engine() { podman --root "$work/storage" --runroot "$work/run" --tmpdir "$work/tmp" "$@"; }
+store=(--root "$work/storage" --runroot "$work/run" --tmpdir "$work/tmp")
+engine() { podman "${store[@]}" "$@"; }
 
 service_pid="" heart_pid=""
 clean_up() {
@@ -168,7 +169,8 @@ expect "its user" 'c2d-agent' "$(engine run --rm --entrypoint id c2d-agent -un)"
 
 say "compose.yaml: emulator and agent"
 socket=$run_dir/podman.sock
-engine system service --time 0 "unix://$socket" >"$work/service.log" 2>&1 &
+# Not through the function: the process to end must be the engine itself, not a shell around it.
+podman "${store[@]}" system service --time 0 "unix://$socket" >"$work/service.log" 2>&1 &
 service_pid=$!
 wait_for 10 "the engine's socket" test -S "$socket"
 compose() { DOCKER_HOST=unix://$socket timeout 120 docker-compose --project-name c2d "$@"; }
