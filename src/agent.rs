@@ -319,7 +319,10 @@ impl Agent {
         while let Some(ticket) = self.lanes.next() {
             self.turn(ticket);
         }
-        self.outbox.pump(&self.session, &mut self.inbox, Instant::now());
+        let now = Instant::now();
+        // Here and not only when its time comes: a backlog keeps that last arm from its turn.
+        self.supervision.alive(now);
+        self.outbox.pump(&self.session, &mut self.inbox, now);
         Ok(Next::Go)
     }
 

@@ -256,10 +256,10 @@ impl<'a> Lit<'a> {
 
 impl Drop for Lit<'_> {
     fn drop(&mut self) {
-        if self.on
-            && let Err(error) = self.shared.set(self.pin, PinState::Off)
-        {
-            tracing::error!(pin = self.pin, %error, "could not turn pin off");
+        match self.on.then(|| self.shared.set(self.pin, PinState::Off)) {
+            // A reload has taken the pin away, and turned it off.
+            None | Some(Ok(()) | Err(GpioError::UnknownPin { .. })) => {}
+            Some(Err(error)) => tracing::error!(pin = self.pin, %error, "could not turn pin off"),
         }
     }
 }
