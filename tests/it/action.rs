@@ -41,7 +41,8 @@ fn a_message_switches_a_pin_and_the_end_of_the_agent_switches_it_back() {
     "#;
     let agent = Agent::start(&emulator, "dev1", dir.path(), &(pins(dir.path()) + rules));
     let states = dir.path().join("pins.json");
-    assert_eq!(std::fs::read_to_string(&states).unwrap(), r#"{"led":"off","pump":"off"}"#);
+    // Pins are claimed when the inbox has told which were on, which may be after the subscription.
+    wait_for_file(&states, r#"{"led":"off","pump":"off"}"#);
     emulator.send("dev1", &["--property", "action=pump", "--property", "state=on"]);
     wait_for_file(&states, r#"{"led":"off","pump":"on"}"#);
     assert_eq!(agent.process.terminate(), Some(0));

@@ -11,7 +11,7 @@ use rumqttc::mqttbytes::v4::Packet;
 use serde_json::Value;
 
 use crate::emulator_mqtt::device::Local;
-use crate::harness::{Agent, DEADLINE, Emulator, binary, program, run, skip, write_config};
+use crate::harness::{Agent, DEADLINE, Emulator, binary, program, run, skip, wait_for_status, write_config};
 
 mod configuration;
 mod machine;
@@ -188,6 +188,7 @@ fn a_running_agent_is_left_alone_unless_the_sign_in_is_asked_for() {
     let emulator = Emulator::start();
     let dir = tempfile::tempdir().expect("a directory");
     let agent = Agent::start(&emulator, "dev1", dir.path(), LED);
+    wait_for_status(dir.path(), "connected");
     let found = Found::by(&mut healthy(&emulator, dir.path()));
     found.failed(&[]);
     found.says("agent", "ok", &format!("runs as process {}, and is connected", agent.process.id()), "");

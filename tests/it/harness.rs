@@ -353,6 +353,15 @@ pub(crate) fn wait_for_file(path: &Path, part: &str) -> String {
     }
 }
 
+/// Waits until `c2d-agent status` of the agent in `dir` contains `part`: what the log says, its loop may not have seen yet.
+pub(crate) fn wait_for_status(dir: &Path, part: &str) {
+    let status = || run(binary().arg("status").arg("-c").arg(dir.join("config.toml")));
+    let end = Instant::now() + DEADLINE;
+    while !String::from_utf8_lossy(&status().stdout).contains(part) {
+        assert!(Instant::now() < end, "{:?}", status());
+    }
+}
+
 /// A TCP proxy on loopback that can cut its connections and refuse or accept new ones.
 pub(crate) struct Proxy {
     /// Where clients connect.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, DEADLINE, Emulator, binary, run};
+use crate::harness::{Agent, DEADLINE, Emulator, binary, run, wait_for_status};
 
 const RULE: &str = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { run = [\"/bin/true\"] } ]\n";
 
@@ -21,9 +21,10 @@ fn an_agent_is_healthy_while_its_loop_answers_with_a_hub_or_without() {
     let dir = tempfile::tempdir().expect("a directory");
     let emulator = Emulator::start();
     let agent = Agent::start(&emulator, "dev1", dir.path(), RULE);
+    wait_for_status(dir.path(), " connected ");
     assert_eq!(check(dir.path(), &[]), (Some(0), "healthy: connected\n".to_owned()));
     drop(emulator);
-    agent.process.stderr.wait_for("not connected");
+    wait_for_status(dir.path(), "NOT CONNECTED");
     assert_eq!(check(dir.path(), &[]), (Some(0), "healthy: not connected, trying again\n".to_owned()));
     let (code, said) = check(dir.path(), &["--max-offline", "1ms"]);
     assert_eq!(code, Some(1));

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, DEADLINE, Emulator, binary, program, run, skip, wait_for_file, write_config};
+use crate::harness::{
+    Agent, DEADLINE, Emulator, binary, program, run, skip, wait_for_file, wait_for_status, write_config,
+};
 
 /// Pin `pump`, and a rule that sets it.
 const PUMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 1\n\
@@ -127,14 +129,6 @@ fn waiting(version: &str, lane: &str) -> String {
          do = [ {{ shell = '''cd \"$C2D_PROPERTY_WAIT\"; echo \"began $C2D_MESSAGE_ID {version}\" >> log; \
          while [ ! -e go ]; do sleep 0.02; done; echo \"ended $C2D_MESSAGE_ID {version}\" >> log''' }} ]\n"
     )
-}
-
-fn wait_for_status(dir: &Path, expected: &str) {
-    let status = || run(binary().arg("status").arg("-c").arg(dir.join("config.toml")));
-    let end = Instant::now() + DEADLINE;
-    while !String::from_utf8_lossy(&status().stdout).contains(expected) {
-        assert!(Instant::now() < end, "{:?}", status());
-    }
 }
 
 #[test]
