@@ -142,8 +142,11 @@ fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_ha
     let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
     let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));
     assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
-    assert_eq!(fs::read_to_string(gateway.path("done")).expect("begun"), "began\nended\n");
+    // On a slow disk the refusal comes before the inbox has told what there is to run: then the next start runs it.
+    let done = || fs::read_to_string(gateway.path("done")).unwrap_or_default();
+    assert!(["", "began\nended\n"].contains(&done().as_str()), "{}", done());
     gateway.start_subscribed();
     assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    assert_eq!(fs::read_to_string(gateway.path("done")).expect("begun"), "began\nended\n", "once");
     gateway.terminate();
 }
