@@ -59,7 +59,15 @@ clean_up() {
         done >&2
     fi
     # End what this script has started, in whatever state it is.
-    for pid in $heart_pid $service_pid; do kill "$pid" 2>/dev/null || true; done
+    for pid in $heart_pid $service_pid; do
+        kill "$pid" 2>/dev/null || continue
+        # An engine that is asked in the middle of a request may not hear it.
+        for _ in {1..50}; do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL "$pid" 2>/dev/null || true
+    done
     engine rm --all --force --time 1 >/dev/null 2>&1 || true
     engine volume rm --all --force >/dev/null 2>&1 || true
     engine network prune --force >/dev/null 2>&1 || true
