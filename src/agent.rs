@@ -4,8 +4,8 @@
 //! what happens at shutdown. Must not know: MQTT, files, child processes, pins. Used by: `cli` (run, demo).
 //!
 //! One loop (`Agent::dispatch`) serves everything, so that nothing here needs a lock: messages from the session,
-//! answers of the inbox, actions that end, the control socket, and time. Nothing in the loop waits. A message goes
-//! through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try again, end) and the answers of the inbox,
+//! answers of the inbox, actions that end, the control socket, scrapes, another configuration (`reload.rs`), and time.
+//! Nothing in the loop waits. A message goes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try again, end) and the answers of the inbox,
 //! and it is completed at the hub only when the inbox has it on disk: as ended, or for `settle = "on-accept"` as accepted.
 //!
 //! Over MQTT a device can only complete. So a message whose action failed is completed, too, and stays in the inbox as a

@@ -7,11 +7,12 @@
 //! | Layer | Modules | |
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
-//! | policy | [`agent`] | which message is acted on, in which lane, when it is completed, recovery, reports, shutdown |
+//! | policy | [`agent`] | which message is acted on, in which lane, when it is completed, recovery, reports, reload, shutdown |
 //! | | `doctor` | what keeps this gateway from its hub |
 //! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
 //! | | `inbox` | the durable record of each message: duplicates, dead letters, reports that wait; disk trouble |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
+//! | | `systemd` | what the service manager hears: readiness, reloads, the watchdog |
 //! | | `metrics` | figures for a scraper, over HTTP |
 //! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |

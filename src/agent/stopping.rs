@@ -17,6 +17,7 @@ const GRACE: Duration = Duration::from_secs(2);
 const STOP_LIMIT: Duration = Duration::from_millis(3500);
 /// How long the inbox may then take to have it on disk.
 const RECORD_LIMIT: Duration = Duration::from_millis(500);
+
 impl Agent {
     /// Lets what has begun come to its end: actions, then their records, then their PUBACKs.
     pub(super) async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
