@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use c2d_agent::credentials::{SasToken, ServiceConnectionString, ServiceSecret};
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::harness::{DEADLINE, Emulator, Process, program, run, skip};
+use crate::harness::{DEADLINE, Emulator, Process, own_address, program, run, skip};
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
 
@@ -166,13 +166,15 @@ fn a_port_that_was_asked_for_and_is_taken_is_named_and_one_that_was_not_is_repla
     assert!(stderr.contains(&words) && output.status.code() == Some(1), "{stderr}");
 
     // Two without the option on one address of their own: at most one has 443, and both start.
+    let address = own_address().to_string();
     let start = |name: &str| {
         let mut command = crate::harness::binary();
         command.arg("emulator").arg("--state-dir").arg(dir.path().join(name));
-        command.args(["--bind", "127.0.0.9", "--mqtt-port", "0", "--amqp-port", "0"]);
+        command.args(["--bind", &address, "--mqtt-port", "0", "--amqp-port", "0"]);
         let process = Process::spawn(&mut command);
-        let ready = process.stdout.wait_for("ready ");
-        let field = ready.split(' ').find_map(|field| field.strip_prefix("https=127.0.0.9:"));
+        let ready = process.wait_ready();
+        let own = format!("https={address}:");
+        let field = ready.split(' ').find_map(|field| field.strip_prefix(&own));
         let port: u16 = field.expect("an address").parse().expect("a port");
         (process, port)
     };

@@ -5,10 +5,10 @@
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,13 @@ pub(crate) fn run(command: &mut Command) -> Output {
     let status = process.wait_exit();
     let join = |lines: Vec<String>| lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
     Output { status, stdout: join(process.stdout.all()), stderr: join(process.stderr.all()) }
+}
+
+/// A loopback address that no other test has, in this process or another: for peers that dial the standard ports.
+pub(crate) fn own_address() -> Ipv4Addr {
+    static USED: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 0x80, low, 1 + USED.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Lines that a process printed so far, and a way to wait for more.
@@ -121,9 +128,14 @@ impl Lines {
 
     /// Waits until the output has ended; gives up at the deadline.
     pub(crate) fn wait_end(&self) {
+        self.wait_end_unless(|_| false);
+    }
+
+    /// Waits until the output has ended, or `enough` of it is there; gives up at the deadline.
+    pub(crate) fn wait_end_unless(&self, enough: impl Fn(&[String]) -> bool) {
         let end = Instant::now() + DEADLINE;
         let mut state = self.0.0.lock().expect("lines");
-        while !state.1 && Instant::now() < end {
+        while !state.1 && !enough(&state.0) && Instant::now() < end {
             state = self.0.1.wait_timeout(state, Duration::from_millis(200)).expect("lines").0;
         }
     }
@@ -193,6 +205,17 @@ impl Process {
         }
     }
 
+    /// Waits for the `ready` line of an emulator; one that ends without it fails the test with its reason.
+    pub(crate) fn wait_ready(&self) -> String {
+        let is_ready = |line: &String| line.contains("ready ");
+        self.stdout.wait_end_unless(|lines| lines.iter().any(is_ready));
+        let ready = self.stdout.all().into_iter().find(is_ready);
+        ready.unwrap_or_else(|| {
+            self.stderr.wait_end();
+            panic!("the emulator is not ready; its log:\n{}", self.stderr.text())
+        })
+    }
+
     /// SIGTERM, then the exit code.
     pub(crate) fn terminate(&self) -> Option<i32> {
         self.signal(rustix::process::Signal::TERM);
@@ -254,7 +277,7 @@ impl Emulator {
             command.args(["--https-port", "0"]);
         }
         let process = Process::spawn(command.args(arguments));
-        let ready = process.stdout.wait_for("ready ");
+        let ready = process.wait_ready();
         let address = |name: &str| {
             let field = ready.split(' ').find_map(|field| field.strip_prefix(name)).expect("the ready line");
             field.parse().expect("an address")

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Agent, Emulator, Process, skip, wait_for_file};
+use crate::harness::{Agent, Emulator, Process, own_address, skip, wait_for_file};
 
 /// The Python of the venv that `scripts/setup.sh` makes, or says that the test is skipped.
 fn python(test: &str) -> Option<PathBuf> {
@@ -21,11 +21,11 @@ fn python(test: &str) -> Option<PathBuf> {
     None
 }
 
-/// An emulator on the standard ports of `address`.
-fn emulator(address: &str, devices: &[&str]) -> (Emulator, tempfile::TempDir) {
+/// An emulator on the standard ports of an address of its own, so that tests side by side do not meet.
+fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut arguments = vec!["--bind", address, "--hostname", address];
-    arguments.extend(devices);
+    let address = own_address().to_string();
+    let arguments = [&["--bind", &address, "--hostname", &address], arguments].concat();
     (Emulator::start_in(&dir.path().join("state"), "8883", "5671", &arguments), dir)
 }
 
@@ -59,7 +59,7 @@ fn json(line: &str) -> serde_json::Value {
 #[test]
 fn the_sdks_device_receives_what_c2d_send_sends() {
     let Some(python) = python("the SDK's device receives what c2d-send sends") else { return };
-    let (emulator, _dir) = emulator("127.0.0.2", &["--device", "dev1"]);
+    let (emulator, _dir) = emulator(&["--device", "dev1"]);
     let mut device = script(&python, "device_receive.py");
     device.arg(emulator.ca_file()).arg("2").env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
     let device = Process::spawn(&mut device);
@@ -87,9 +87,13 @@ fn the_sdks_device_receives_what_c2d_send_sends() {
 #[test]
 fn the_sdks_device_signs_in_with_a_certificate() {
     let Some(python) = python("the SDK's device signs in with a certificate") else { return };
-    let (emulator, _dir) = emulator("127.0.0.3", &["--x509-device", "pi-01"]);
+    let (emulator, _dir) = emulator(&["--x509-device", "pi-01"]);
     let mut device = script(&python, "device_receive.py");
-    device.arg(emulator.ca_file()).arg("1").env("HOST", "127.0.0.3").env("DEVICE_ID", "pi-01");
+    device
+        .arg(emulator.ca_file())
+        .arg("1")
+        .env("HOST", emulator.mqtt.ip().to_string())
+        .env("DEVICE_ID", "pi-01");
     device.env("CERTIFICATE", emulator.state.join("devices/pi-01.cert.pem"));
     device.env("PRIVATE_KEY", emulator.state.join("devices/pi-01.key.pem"));
     let device = Process::spawn(&mut device);
@@ -104,7 +108,7 @@ fn the_sdks_device_signs_in_with_a_certificate() {
 #[test]
 fn the_sdks_device_gets_its_twin_and_patches_what_it_reports() {
     let Some(python) = python("the SDK's device uses its twin") else { return };
-    let (emulator, _dir) = emulator("127.0.0.6", &["--device", "dev1"]);
+    let (emulator, _dir) = emulator(&["--device", "dev1"]);
     let mut device = script(&python, "device_twin.py");
     device.arg(emulator.ca_file()).env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
     for patch in
@@ -132,7 +136,7 @@ fn the_sdks_device_gets_its_twin_and_patches_what_it_reports() {
 #[test]
 fn the_sdks_back_end_reaches_our_agent_with_ids_properties_and_body_intact() {
     let Some(python) = python("the SDK's back end reaches our agent") else { return };
-    let (emulator, dir) = emulator("127.0.0.4", &["--device", "dev1"]);
+    let (emulator, dir) = emulator(&["--device", "dev1"]);
     let out = dir.path().join("out");
     let config = format!(
         r#"
@@ -163,10 +167,11 @@ fn the_sdks_back_end_reaches_our_agent_with_ids_properties_and_body_intact() {
 #[test]
 fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
     let Some(python) = python("the SDK's back end is told when its key is wrong") else { return };
-    let (emulator, dir) = emulator("127.0.0.5", &["--device", "dev1"]);
-    let wrong = "HostName=127.0.0.5;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=";
+    let (emulator, dir) = emulator(&["--device", "dev1"]);
+    let key = "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=";
+    let wrong = format!("HostName={};SharedAccessKeyName=service;SharedAccessKey={key}", emulator.mqtt.ip());
     let messages = [r#"{"body": "x", "properties": {}}"#];
-    let service = send_with_the_sdk(&python, &emulator, wrong, dir.path(), &messages);
+    let service = send_with_the_sdk(&python, &emulator, &wrong, dir.path(), &messages);
     assert_ne!(service.wait_exit().code(), Some(0));
     service.stderr.wait_until("a refusal", |lines| {
         lines.iter().any(|line| line.to_lowercase().contains("auth")).then_some(())
@@ -178,10 +183,10 @@ fn the_sdks_back_end_reads_a_twin() {
     let test = "the SDK's back end reads a twin";
     let Some(python) = python(test) else { return };
     // The SDK drops the port of a connection string.
-    if std::net::TcpListener::bind("127.0.0.6:443").is_err() {
+    if std::net::TcpListener::bind((own_address(), 443)).is_err() {
         return skip(test, "port 443 needs root, or the sysctl net.ipv4.ip_unprivileged_port_start");
     }
-    let (emulator, dir) = emulator("127.0.0.6", &["--device", "dev1", "--https-port", "443"]);
+    let (emulator, dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     let agent = Agent::start(&emulator, "dev1", dir.path(), "");
     let mut service = script(&python, "service_twin.py");
     service.arg("dev1").env("SERVICE_CONNECTION_STRING", emulator.service_string());
