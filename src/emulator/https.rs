@@ -1,32 +1,43 @@
-//! The hub's REST side: one HTTPS connection of a back end.
+//! The hub's REST side: one HTTPS connection of a back end or a device.
 //!
 //! Owns: the connection, its limits and its end. Must not know: accepting and TLS (`emulator::listener`), who may sign
 //! in (`emulator::hub`), the service client.
 //! Used by: `emulator`.
 //!
-//! - `routes` finds what a request asks for and answers it, pure but for the hub; a new route begins there.
-//! - `reply` has the shapes of answers and the hub's error bodies; `events` shows D2C messages.
+//! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.
+//! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
+//!   error bodies.
+//! - `device` is what a device does; `twins` and `events` are for back ends.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hyper::body::{Body as _, Incoming};
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ARRIVAL_TIMEOUT;
+use super::registry::Thumbprint;
 use super::shared::SharedHub;
+use super::tls::peer_thumbprint;
 
+mod call;
+mod device;
 mod events;
 mod reply;
 mod routes;
+mod twins;
 
-use reply::Reply;
+use call::Call;
+use reply::ReplyBody;
 
 /// Most bytes of a request's head, and of what is buffered for one connection.
 const MAX_HEAD: usize = 32 * 1024;
@@ -42,15 +53,14 @@ const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 /// Serves one connection until it ends, grows old, or `stop`.
-pub(super) async fn serve_connection<S>(stream: S, peer: SocketAddr, hub: SharedHub, stop: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let service = service_fn(move |request| {
-        let reply = answer(&request, &hub);
-        tracing::debug!(%peer, method = %request.method(), path = request.uri().path(), status = %reply.status(), "answered");
-        std::future::ready(Ok::<Response<Reply>, Infallible>(reply))
-    });
+pub(super) async fn serve_connection(
+    stream: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    hub: SharedHub,
+    stop: CancellationToken,
+) {
+    let certificate = peer_thumbprint(stream.get_ref().1);
+    let service = service_fn(move |request| answer(request, peer, certificate, hub.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(ARRIVAL_TIMEOUT)
@@ -58,9 +68,15 @@ where
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let (old, stopped) = (tokio::time::sleep(MAX_AGE), stop.cancelled_owned());
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = async { tokio::select! { () = stop.cancelled() => {} () = tokio::time::sleep(MAX_AGE) => {} } } => {
+        ended = connection.as_mut() => Some(ended),
+        () = old => None,
+        () = stopped => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
             connection.as_mut().graceful_shutdown();
             // When time is up, dropping it cuts it.
             tokio::time::timeout(CLOSING_TIME, connection).await.unwrap_or(Ok(()))
@@ -72,10 +88,18 @@ where
     }
 }
 
-/// Everything that is served has no request body so far, so one is refused instead of read.
-fn answer(request: &Request<Incoming>, hub: &SharedHub) -> Response<Reply> {
-    if !request.body().is_end_stream() {
-        return reply::unexpected_body();
-    }
-    routes::answer(request.method(), request.uri(), request.headers(), hub)
+/// Boxed: that it may change threads is then shown here, and not of the whole connection.
+fn answer(
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    certificate: Option<Thumbprint>,
+    hub: SharedHub,
+) -> BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> {
+    Box::pin(async move {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let request = request.map(BodyExt::boxed_unsync);
+        let reply = routes::answer(Call::new(request, certificate, hub)).await;
+        tracing::debug!(%peer, %method, path, status = %reply.status(), "answered");
+        Ok(reply.into())
+    })
 }

@@ -1,19 +1,34 @@
-//! D2C messages as the emulator's own route shows them.
+//! The emulator's own route that shows the D2C messages of a device.
 //!
-//! Owns: their JSON. Must not know: HTTP, who reads it. Used by: `https::routes`.
+//! Owns: their JSON. Must not know: connections, how messages came in. Used by: `https::routes`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
+use super::call::Call;
+use super::reply::{self, Refusal, Reply};
 use crate::emulator::hub::Event;
 use crate::message::{self, format_time};
 
 /// No further message is added to an answer of this size; a reader asks again with the last number.
 const ENOUGH_BYTES: usize = 1024 * 1024;
 
+/// `GET /emulator/devices/{id}/events?after=NUMBER`.
+pub(super) fn show_after(call: &Call) -> Result<Reply, Refusal> {
+    call.own_service()?;
+    let device_id = call.segment(2);
+    let after = match call.argument("after").map(|text| text.parse()) {
+        None => 0,
+        Some(Ok(number)) => number,
+        Some(Err(_)) => return Err(reply::bad_argument("\"after\" is not the number of a message").into()),
+    };
+    let page = call.hub.with(|hub, _| hub.events(device_id).map(|events| page(events, after)));
+    Ok(page.map_or_else(|| reply::no_device(device_id), |page| reply::ok(&page)))
+}
+
 /// The messages with numbers above `after`, oldest first, as many as fit into one answer.
-pub(super) fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
+fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
     let mut bytes = 0;
     let later = events.filter(|event| event.number > after);
     later

@@ -6,46 +6,107 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::message::excerpt;
+
 /// A body in one piece.
-pub(super) type Reply = Full<Bytes>;
+pub(super) type ReplyBody = Full<Bytes>;
 
 /// Tells clients that they talk to this emulator, which has routes that the real hub has not.
 const PRODUCT: &str = concat!("c2d-agent-emulator/", env!("CARGO_PKG_VERSION"));
 
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Reply(Response<ReplyBody>);
+
+/// An answer that ends a route early, for `?`.
+#[derive(Debug)]
+pub(super) struct Refusal(Box<Reply>);
+
+impl From<Reply> for Refusal {
+    fn from(reply: Reply) -> Self {
+        Self(Box::new(reply))
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(Refusal(reply): Refusal) -> Self {
+        *reply
+    }
+}
+
+impl From<Reply> for Response<ReplyBody> {
+    fn from(Reply(response): Reply) -> Self {
+        response
+    }
+}
+
+impl Reply {
+    /// The status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.0.status()
+    }
+
+    /// The answer with one more header.
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers_mut().insert(name, value);
+        self
+    }
+
+    /// The answer, after which the connection ends: there is a body that is not read.
+    pub(super) fn closing(self) -> Self {
+        self.with(CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    fn of(status: StatusCode, body: Bytes) -> Self {
+        let mut reply = Response::new(Full::from(body));
+        *reply.status_mut() = status;
+        Self(reply).with(SERVER, HeaderValue::from_static(PRODUCT))
+    }
+}
+
 /// 200 with a JSON body.
-pub(super) fn ok(body: &Value) -> Response<Reply> {
-    of(StatusCode::OK, body)
+pub(super) fn ok(body: &Value) -> Reply {
+    json_of(StatusCode::OK, body)
+}
+
+/// 204.
+pub(super) fn no_content() -> Reply {
+    Reply::of(StatusCode::NO_CONTENT, Bytes::new())
 }
 
 /// An error as the hub words it: a code word, and a sentence.
-pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Response<Reply> {
+pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
     let tracking_id = uuid::Uuid::new_v4().simple();
     let body = json!({
         "Message": format!("ErrorCode:{code};{sentence}"),
         "ExceptionMessage": format!("Tracking ID:{tracking_id}"),
     });
-    of(status, &body)
+    json_of(status, &body)
 }
 
-/// A body where none belongs: the connection ends with the answer, and the body is not read.
-pub(super) fn unexpected_body() -> Response<Reply> {
-    let sentence = "this request has no body here";
-    with(error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence), CONNECTION, "close")
+/// 400: something about the request is wrong.
+pub(super) fn bad_argument(sentence: &str) -> Reply {
+    error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)
 }
 
-/// The answer with one more header.
-pub(super) fn with(mut reply: Response<Reply>, name: HeaderName, value: &'static str) -> Response<Reply> {
-    reply.headers_mut().insert(name, HeaderValue::from_static(value));
-    reply
+/// 404 for a device.
+pub(super) fn no_device(device_id: &str) -> Reply {
+    let sentence = format!("the hub has no device \"{}\"", excerpt(device_id));
+    error(StatusCode::NOT_FOUND, "DeviceNotFound", &sentence)
 }
 
-fn of(status: StatusCode, body: &Value) -> Response<Reply> {
-    let mut reply = Response::new(Full::from(body.to_string()));
-    *reply.status_mut() = status;
-    let reply = with(reply, CONTENT_TYPE, "application/json; charset=utf-8");
-    with(reply, SERVER, PRODUCT)
+/// 405: the path is served, and only with these methods.
+pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
+    let sentence = format!("this resource takes {allowed} only");
+    let reply = error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &sentence);
+    reply.with(ALLOW, HeaderValue::from_static(allowed))
+}
+
+fn json_of(status: StatusCode, body: &Value) -> Reply {
+    let reply = Reply::of(status, Bytes::from(body.to_string()));
+    reply.with(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"))
 }

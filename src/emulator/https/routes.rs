@@ -1,99 +1,65 @@
-//! What a request asks for, and the answer.
+//! What a request asks for.
 //!
-//! Owns: paths, queries and the order of checks: authorisation, route, method, arguments, device.
-//! Must not know: connections, TLS. Used by: `https`.
+//! Owns: paths, methods, and which route answers them. Must not know: connections, TLS, what a route does.
+//! Used by: `https`.
 //!
-//! Routes of the real hub need an `api-version`, of any date; those below `/emulator/` are this emulator's own.
+//! Each route first asks `call` whether the sender may do that; what is no route is a 404 only for back ends.
 
-use std::borrow::Cow;
+use hyper::{Method, StatusCode};
 
-use hyper::header::{ALLOW, AUTHORIZATION, HeaderMap};
-use hyper::{Method, Response, StatusCode, Uri};
-use percent_encoding::percent_decode_str;
+use super::call::Call;
+use super::reply::{self, Refusal, Reply};
+use super::{device, events, twins};
 
-use super::events;
-use super::reply::{self, Reply};
-use crate::emulator::shared::SharedHub;
-use crate::message::excerpt;
-
-/// Answers one request of a back end.
-pub(super) fn answer(method: &Method, uri: &Uri, headers: &HeaderMap, hub: &SharedHub) -> Response<Reply> {
-    if let Err(reason) = authorise(headers, hub) {
-        tracing::warn!(reason, path = uri.path(), "refused a back end's request");
-        return reply::error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized");
-    }
-    let segments = uri.path().strip_prefix('/').unwrap_or_default().split('/');
-    let segments: Option<Vec<_>> = segments.map(|text| percent_decode_str(text).decode_utf8().ok()).collect();
-    let segments = segments.unwrap_or_default();
-    let segments: Vec<&str> = segments.iter().map(Cow::as_ref).collect();
-    let query = uri.query().unwrap_or_default();
-    match (method, segments.as_slice()) {
-        (&Method::GET, ["twins", device_id]) => versioned(query, || twin(device_id, hub)),
-        (&Method::GET, ["emulator", "devices", device_id, "events"]) => device_events(device_id, query, hub),
-        (_, ["twins", _] | ["emulator", "devices", _, "events"]) => {
-            let sentence = "this resource can be read only here";
-            reply::with(
-                reply::error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", sentence),
-                ALLOW,
-                "GET",
-            )
-        }
-        _ => {
-            reply::error(StatusCode::NOT_FOUND, "ResourceNotFound", "this emulator does not serve that path")
-        }
-    }
-}
-
-fn twin(device_id: &str, hub: &SharedHub) -> Response<Reply> {
-    match hub.with(|hub, _| hub.twin(device_id)) {
-        Some(twin) => reply::ok(&twin),
-        None => no_device(device_id),
-    }
-}
-
-fn device_events(device_id: &str, query: &str, hub: &SharedHub) -> Response<Reply> {
-    let after = match argument(query, "after").map(|text| text.parse()) {
-        None => 0,
-        Some(Ok(number)) => number,
-        Some(Err(_)) => return bad_argument("\"after\" is not the number of a message"),
+/// Answers one request.
+pub(super) async fn answer(mut call: Call) -> Reply {
+    let reply = if call.has_unread_body() && [Method::GET, Method::DELETE].contains(&call.method) {
+        reply::bad_argument("this request has no body here")
+    } else {
+        route(&mut call).await.unwrap_or_else(Reply::from)
     };
-    match hub.with(|hub, _| hub.events(device_id).map(|events| events::page(events, after))) {
-        Some(page) => reply::ok(&page),
-        None => no_device(device_id),
+    if call.has_unread_body() { reply.closing() } else { reply }
+}
+
+/// What is served.
+enum Route {
+    SendEvent,
+    GetTwin,
+    ShowEvents,
+    /// The path is served, and only with the methods named.
+    Other(&'static str),
+    Unknown,
+}
+
+fn find(method: &Method, words: &[&str]) -> Route {
+    match (method.as_str(), words) {
+        ("POST", ["devices", _, "messages", "events"]) => Route::SendEvent,
+        (_, ["devices", _, "messages", "events"]) => Route::Other("POST"),
+        ("GET", ["twins", _]) => Route::GetTwin,
+        (_, ["twins", _]) => Route::Other("GET"),
+        ("GET", ["emulator", "devices", _, "events"]) => Route::ShowEvents,
+        (_, ["emulator", "devices", _, "events"]) => Route::Other("GET"),
+        _ => Route::Unknown,
     }
 }
 
-/// The reason is for the log; the wire only says that access is denied.
-fn authorise(headers: &HeaderMap, hub: &SharedHub) -> Result<(), String> {
-    let token = headers.get(AUTHORIZATION).ok_or("there is no Authorization header")?;
-    let token = token.to_str().map_err(|_| "the Authorization header is not text")?;
-    if token.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer ")) {
-        return Err("this emulator knows no Microsoft Entra tokens: use a SAS token".to_owned());
+async fn route(call: &mut Call) -> Result<Reply, Refusal> {
+    let words = call.words();
+    let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    match route {
+        Route::SendEvent => device::send_event(call).await,
+        Route::GetTwin => twins::get(call),
+        Route::ShowEvents => events::show_after(call),
+        Route::Other(allowed) => {
+            call.own_service()?;
+            Ok(reply::method_not_allowed(allowed))
+        }
+        Route::Unknown => {
+            call.own_service()?;
+            let sentence = "this emulator does not serve that path";
+            Ok(reply::error(StatusCode::NOT_FOUND, "ResourceNotFound", sentence))
+        }
     }
-    hub.with(|hub, now| hub.authenticate_service(token, now)).map(drop).map_err(|error| error.to_string())
-}
-
-fn versioned(query: &str, answer: impl FnOnce() -> Response<Reply>) -> Response<Reply> {
-    match argument(query, "api-version") {
-        Some(version) if !version.is_empty() => answer(),
-        _ => bad_argument("the query has no api-version, such as 2021-04-12"),
-    }
-}
-
-/// One argument of a query; of several with the same name, the first.
-fn argument<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let (_, value) = pairs.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-    Some(percent_decode_str(value).decode_utf8_lossy())
-}
-
-fn bad_argument(sentence: &str) -> Response<Reply> {
-    reply::error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)
-}
-
-fn no_device(device_id: &str) -> Response<Reply> {
-    let sentence = format!("the hub has no device \"{}\"", excerpt(device_id));
-    reply::error(StatusCode::NOT_FOUND, "DeviceNotFound", &sentence)
 }
 
 #[cfg(test)]
@@ -102,8 +68,12 @@ mod tests {
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
     use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry};
+    use crate::emulator::shared::SharedHub;
     use bytes::Bytes;
     use http_body_util::BodyExt as _;
+    use http_body_util::Full;
+    use hyper::header::AUTHORIZATION;
+    use hyper::{Request, Response};
     use serde_json::{Value, json};
     use std::time::{Duration, SystemTime};
 
@@ -132,51 +102,51 @@ mod tests {
         SasToken::sign(&key(), "hub.test", Some(policy), expiry).expose().to_owned()
     }
 
-    fn ask(method: Method, uri: &str, token: Option<&str>, hub: &SharedHub) -> (u16, Value) {
-        let mut headers = HeaderMap::new();
+    async fn ask(method: Method, uri: &str, token: Option<&str>, hub: &SharedHub) -> (u16, Value) {
+        let mut request = Request::builder().method(method).uri(uri);
         if let Some(token) = token {
-            headers.insert(AUTHORIZATION, token.parse().expect("a header"));
+            request = request.header(AUTHORIZATION, token);
         }
-        let uri = uri.parse().expect("a URI");
-        let reply = answer(&method, &uri, &headers, hub);
+        let body = Full::default().map_err(|never| match never {}).boxed_unsync();
+        let request = request.body(body).expect("a request");
+        let reply: Response<_> = answer(Call::new(request, None, hub.clone())).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let body = runtime.block_on(reply.into_body().collect()).expect("a body").to_bytes();
+        let body = reply.into_body().collect().await.expect("a body").to_bytes();
         (status, serde_json::from_slice(&body).expect("JSON"))
     }
 
-    fn get(uri: &str, hub: &SharedHub) -> (u16, Value) {
-        ask(Method::GET, uri, Some(&token("service", 100)), hub)
+    async fn get(uri: &str, hub: &SharedHub) -> (u16, Value) {
+        ask(Method::GET, uri, Some(&token("service", 100)), hub).await
     }
 
-    #[test]
-    fn a_twin_and_its_reported_properties_are_shown() {
+    #[tokio::test]
+    async fn a_twin_and_its_reported_properties_are_shown() {
         let hub = shared();
         let patched = hub.with(|hub, now| hub.patch_reported("dev#1", &json!({ "led": "on" }), now));
         patched.expect("patched");
-        let (status, twin) = get("/twins/dev%231?api-version=2021-04-12", &hub);
+        let (status, twin) = get("/twins/dev%231?api-version=2021-04-12", &hub).await;
         assert_eq!((status, &twin["deviceId"]), (200, &json!("dev#1")));
         assert_eq!(twin["properties"]["reported"]["led"], "on");
     }
 
-    #[test]
-    fn events_are_shown_after_a_number() {
+    #[tokio::test]
+    async fn events_are_shown_after_a_number() {
         let hub = shared();
         for body in ["one", "two"] {
             hub.with(|hub, now| hub.record_event("dev#1", Default::default(), Bytes::from(body), now));
         }
-        let (status, events) = get("/emulator/devices/dev%231/events?after=1", &hub);
+        let (status, events) = get("/emulator/devices/dev%231/events?after=1", &hub).await;
         assert_eq!(
             (status, events.as_array().map(Vec::len), &events[0]["body"]),
             (200, Some(1), &json!("two"))
         );
-        let (_, events) = get("/emulator/devices/dev%231/events", &hub);
+        let (_, events) = get("/emulator/devices/dev%231/events", &hub).await;
         assert_eq!(events.as_array().map(Vec::len), Some(2));
     }
 
-    #[test]
-    fn wrong_requests_get_the_hubs_error_body() {
+    #[tokio::test]
+    async fn wrong_requests_get_the_hubs_error_body() {
         let hub = shared();
         let cases = [
             ("/twins/dev%231", 400, "ErrorCode:ArgumentInvalid;the query has no api-version"),
@@ -189,7 +159,7 @@ mod tests {
             ("/emulator/devices/dev%231/events?after=-1", 400, "ErrorCode:ArgumentInvalid;\"after\""),
         ];
         for (uri, status, message) in cases {
-            let (answered, body) = get(uri, &hub);
+            let (answered, body) = get(uri, &hub).await;
             let text = body["Message"].as_str().expect("a message");
             assert!(answered == status && text.starts_with(message), "{uri}: {answered} {body}");
             assert!(
@@ -198,11 +168,11 @@ mod tests {
             );
         }
         let token = token("service", 100);
-        assert_eq!(ask(Method::DELETE, "/twins/dev%231?api-version=1", Some(&token), &hub).0, 405);
+        assert_eq!(ask(Method::DELETE, "/twins/dev%231?api-version=1", Some(&token), &hub).await.0, 405);
     }
 
-    #[test]
-    fn only_a_policy_with_service_connect_is_let_in() {
+    #[tokio::test]
+    async fn only_a_policy_with_service_connect_is_let_in() {
         let hub = shared();
         let uri = "/twins/dev%231?api-version=1";
         let device = SasToken::sign(&key(), "hub.test/devices/dev%231", None, NOW + Duration::from_secs(9));
@@ -210,13 +180,13 @@ mod tests {
         let refused =
             [None, Some("Bearer x"), Some("é"), Some(&*other_policy), Some(&*expired), Some(device.expose())];
         for token in refused {
-            let (status, body) = ask(Method::GET, uri, token, &hub);
+            let (status, body) = ask(Method::GET, uri, token, &hub).await;
             assert_eq!(
                 (status, &body["Message"]),
                 (401, &json!("ErrorCode:IotHubUnauthorizedAccess;Unauthorized"))
             );
         }
         // Who is not let in does not learn what there is.
-        assert_eq!(ask(Method::GET, "/nothing", None, &hub).0, 401);
+        assert_eq!(ask(Method::GET, "/nothing", None, &hub).await.0, 401);
     }
 }

@@ -1,0 +1,177 @@
+//! One request as a route sees it: path, query, headers, body, and whether its sender may ask for that.
+//!
+//! Owns: authorisation of a request, its api-version, arguments, and the limit and deadline of its body.
+//! Must not know: which routes there are, connections, TLS. Used by: `https` and its routes.
+//!
+//! Source: wire reference 3 and 4.2. Routes of the real hub need an `api-version`, of any date; those below `/emulator/`
+//! are this emulator's own and have none.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
+use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, StatusCode};
+use percent_encoding::percent_decode_str;
+
+use super::reply::{self, Refusal};
+use crate::emulator::hub::Hub;
+use crate::emulator::listener::ARRIVAL_TIMEOUT;
+use crate::emulator::registry::{AuthError, Grant, Thumbprint};
+use crate::emulator::shared::SharedHub;
+use crate::message::excerpt;
+
+/// A request's body before it is read.
+pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// One request.
+pub(super) struct Call {
+    /// The hub that it is for.
+    pub(super) hub: SharedHub,
+    /// GET, PUT, …
+    pub(super) method: Method,
+    /// Its headers.
+    pub(super) headers: HeaderMap,
+    path: String,
+    /// The path's segments, decoded; `None` when they cannot be.
+    segments: Option<Vec<String>>,
+    query: String,
+    certificate: Option<Thumbprint>,
+    body: Option<RequestBody>,
+}
+
+impl Call {
+    /// Takes a request apart. `certificate` is that of its TLS connection.
+    pub(super) fn new(
+        request: Request<RequestBody>,
+        certificate: Option<Thumbprint>,
+        hub: SharedHub,
+    ) -> Self {
+        let (Parts { method, uri, headers, .. }, body) = request.into_parts();
+        let segments = uri.path().strip_prefix('/').unwrap_or_default().split('/');
+        let decoded = segments.map(|text| percent_decode_str(text).decode_utf8().map(Cow::into_owned));
+        let segments = decoded.collect::<Result<_, _>>().ok();
+        let body = Some(body).filter(|body| !body.is_end_stream());
+        let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default().to_owned());
+        Self { hub, method, headers, path, segments, query, certificate, body }
+    }
+
+    /// The path's segments in lower case, for finding the route: the hub's own words compare without case.
+    pub(super) fn words(&self) -> Vec<String> {
+        self.segments.iter().flatten().map(|text| text.to_ascii_lowercase()).collect()
+    }
+
+    /// One segment of the path, decoded: an id, or a lock token. Empty when there is none.
+    pub(super) fn segment(&self, index: usize) -> &str {
+        self.segments.as_ref().and_then(|segments| segments.get(index)).map_or("", String::as_str)
+    }
+
+    /// A header as text; `None` when it is absent or no text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// One argument of the query, decoded; of several with the same name, the first. Empty when it has no value.
+    pub(super) fn argument(&self, name: &str) -> Option<Cow<'_, str>> {
+        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let (_, value) = pairs.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        Some(percent_decode_str(value).decode_utf8_lossy())
+    }
+
+    /// Lets a back end with ServiceConnect through.
+    ///
+    /// # Errors
+    /// 401, or 400 without an api-version.
+    pub(super) fn service(&self) -> Result<(), Refusal> {
+        self.own_service()?;
+        self.versioned()
+    }
+
+    /// As [`Call::service`], for routes of this emulator's own.
+    ///
+    /// # Errors
+    /// 401.
+    pub(super) fn own_service(&self) -> Result<(), Refusal> {
+        let proof = |hub: &Hub, token: Option<&str>, now| {
+            hub.authenticate_service(token.ok_or(AuthError::NoProof)?, now)
+        };
+        self.authorised(proof).map(drop)
+    }
+
+    /// Lets a device through for itself: with a token, or the certificate of its connection.
+    ///
+    /// # Errors
+    /// 401, or 400 without an api-version. A device that is not there is refused like one whose key is wrong, as at
+    /// sign-in over MQTT: who cannot prove who he is does not learn which devices there are.
+    pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
+        let certificate = self.certificate.as_ref();
+        let proof =
+            |hub: &Hub, token: Option<&str>, now| hub.authenticate_device(device_id, token, certificate, now);
+        self.authorised(proof)?;
+        self.versioned()
+    }
+
+    /// Whether there is a body that nobody has read: the connection cannot serve another request then.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Reads the body, which may be absent.
+    ///
+    /// # Errors
+    /// 413 when it is larger than `limit` bytes, 408 when it does not arrive, 400 when it breaks off.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: what was read is lost.
+    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
+        let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
+        match tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, limit).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let sentence = format!("the body has more than {limit} bytes");
+                Err(reply::error(StatusCode::PAYLOAD_TOO_LARGE, "MessageTooLarge", &sentence)
+                    .closing()
+                    .into())
+            }
+            Ok(Err(error)) => {
+                Err(reply::bad_argument(&format!("the body breaks off: {error}")).closing().into())
+            }
+            Err(_) => {
+                let sentence = "the body did not arrive in time";
+                Err(reply::error(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", sentence).closing().into())
+            }
+        }
+    }
+
+    /// The reason is for the log; the wire only says that access is denied.
+    fn authorised(
+        &self,
+        proof: impl FnOnce(&Hub, Option<&str>, SystemTime) -> Result<Grant, AuthError>,
+    ) -> Result<Grant, Refusal> {
+        let check = || {
+            let token = self.headers.get(AUTHORIZATION).map(|value| value.to_str()).transpose();
+            let token = token.map_err(|_| "the Authorization header is not text")?;
+            let scheme =
+                |token: &str| token.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer "));
+            if token.is_some_and(scheme) {
+                return Err("this emulator knows no Microsoft Entra tokens: use a SAS token".to_owned());
+            }
+            self.hub.with(|hub, now| proof(hub, token, now)).map_err(|error| error.to_string())
+        };
+        check().map_err(|reason| {
+            tracing::warn!(reason, path = excerpt(&self.path), "refused a request");
+            reply::error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized").into()
+        })
+    }
+
+    fn versioned(&self) -> Result<(), Refusal> {
+        match self.argument("api-version") {
+            Some(version) if !version.is_empty() => Ok(()),
+            _ => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),
+        }
+    }
+}
