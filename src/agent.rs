@@ -8,8 +8,9 @@
 //! Nothing in the loop waits. A message goes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try again, end) and the answers of the inbox,
 //! and it is completed at the hub only when the inbox has it on disk: as ended, or for `settle = "on-accept"` as accepted.
 //!
-//! Over MQTT a device can only complete. So a message whose action failed is completed, too, and stays in the inbox as a
-//! dead letter: to leave it at the hub would run it again and again.
+//! How it is settled is up to its rule (`on_failure`) and to what the transport has. Over MQTT a device can only complete. So
+//! there a message whose action failed is completed, too, and stays in the inbox as a dead letter: to leave it at the hub
+//! would run it again and again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::credentials::DeviceIdentity;
-use crate::rules::{Reports, Rules};
+use crate::rules::{Reports, Rules, Unmatched};
 
 use report::Place;
 use sources::Sources;
@@ -61,6 +61,8 @@ pub struct Config {
     pub max_children: usize,
     /// Where the outcomes of messages are reported that no rule takes; for rules see their policy.
     pub reports: Reports,
+    /// How messages are settled that no rule takes.
+    pub unmatched: Unmatched,
     /// The main file, and then the drop-ins in the order in which they count.
     pub files: Vec<PathBuf>,
     /// What is doubtful but does not keep the agent from running; often empty.
@@ -96,6 +98,8 @@ pub struct Inspection {
     metrics: Option<MetricsSettings>,
     max_children: usize,
     reports: Reports,
+    /// How messages are settled that no rule takes.
+    pub unmatched: Unmatched,
 }
 
 /// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
@@ -147,6 +151,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let metrics = metrics::read(root.take("metrics"), &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
     let reports = policy::read_default_reports(root.take("report"), &mut report);
+    let unmatched = policy::read_unmatched(root.take("unmatched"), &mut report);
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
     let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports };
     let rules = rule::read(root.take("rule"), &scope, &mut report);
@@ -168,6 +173,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         metrics,
         max_children,
         reports,
+        unmatched,
         files,
         replaced,
         report,
@@ -191,6 +197,7 @@ impl Inspection {
                 metrics: self.metrics,
                 max_children: self.max_children,
                 reports: self.reports,
+                unmatched: self.unmatched,
                 files: self.files,
                 warnings: self.report,
             }),
@@ -211,6 +218,7 @@ impl Inspection {
             metrics: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
             reports: Reports::default(),
+            unmatched: Unmatched::default(),
             files,
             replaced,
             report,

@@ -32,7 +32,7 @@ mod worker;
 
 use file::{InboxPath, Place};
 use keeper::{Batch, Keeper};
-pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Query, Reply, Selector, Start, Verdict};
+pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Past, Query, Reply, Selector, Start, Verdict};
 pub(crate) use record::{Counts, Number, Record, Settled, State};
 pub(crate) use record::{Opened, Unfinished, from_millis};
 use trouble::Failure;

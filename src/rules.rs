@@ -18,7 +18,7 @@ mod values;
 
 pub(crate) use condition::{Condition, Test};
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
-pub use policy::{OnCrash, Policy, Rate, Reports, Settle};
+pub use policy::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
 pub(crate) use template::Template;
 pub(crate) use values::Subject;

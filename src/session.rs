@@ -39,7 +39,7 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use delivery::{Delivery, Receipt};
+pub(crate) use delivery::{Delivery, Receipt, Settlement};
 use outbox::Publisher;
 #[allow(unused_imports)] // The doctor is a feature.
 pub(crate) use probe::{SignInError, probe};
@@ -188,6 +188,11 @@ impl Session {
             self.terms.send_replace(Arc::new(terms));
         }
         differs
+    }
+
+    /// Whether messages can be settled in this way. Over MQTT they can only be completed. Source: wire reference 1.6.
+    pub(crate) fn can(&self, settlement: Settlement) -> bool {
+        settlement == Settlement::Complete
     }
 
     /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use crate::action::{Outcome, OutcomeResult};
 use crate::message::format_time;
 use crate::outcome::{OutcomeKind, OutcomeReport};
+use crate::rules::{OnFailure, Unmatched};
+use crate::session::Settlement;
 
 /// Why nothing was done with a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +107,22 @@ pub(super) fn of_action(
     }
 }
 
+/// How a message is settled that ended so. Only one whose action ran and failed is given back: what was not run for
+/// another reason (its values, its guards, its time) would fare no better at once, and of what a crash cut off nobody knows
+/// how far it came.
+pub(super) fn settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Unmatched) -> Settlement {
+    match (kind, on_failure) {
+        (OutcomeKind::Succeeded, _) => Settlement::Complete,
+        (OutcomeKind::Unmatched, _) => match unmatched {
+            Unmatched::Complete => Settlement::Complete,
+            Unmatched::Reject => Settlement::Reject,
+        },
+        (_, OnFailure::Complete) => Settlement::Complete,
+        (OutcomeKind::Failed | OutcomeKind::TimedOut, OnFailure::Abandon) => Settlement::Abandon,
+        (_, OnFailure::Reject | OnFailure::Abandon) => Settlement::Reject,
+    }
+}
+
 /// The body of the telemetry report; none when it cannot be written, which is a defect and logged.
 pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
     match serde_json::to_vec(report) {
@@ -119,4 +137,34 @@ pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
 /// Whole milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_action_that_failed_is_given_back() {
+        let of = |kind, on_failure| settlement(kind, on_failure, Unmatched::Complete);
+        for kind in [OutcomeKind::Failed, OutcomeKind::TimedOut] {
+            assert_eq!(of(kind, OnFailure::Abandon), Settlement::Abandon);
+            assert_eq!(of(kind, OnFailure::Reject), Settlement::Reject);
+        }
+        for kind in [
+            OutcomeKind::Interrupted,
+            OutcomeKind::Refused,
+            OutcomeKind::Expired,
+            OutcomeKind::Undecodable,
+            OutcomeKind::Dropped,
+        ] {
+            assert_eq!(of(kind, OnFailure::Abandon), Settlement::Reject, "{kind}");
+            assert_eq!(of(kind, OnFailure::Complete), Settlement::Complete, "{kind}");
+        }
+        for on_failure in [OnFailure::Reject, OnFailure::Abandon, OnFailure::Complete] {
+            assert_eq!(of(OutcomeKind::Succeeded, on_failure), Settlement::Complete);
+            assert_eq!(of(OutcomeKind::Unmatched, on_failure), Settlement::Complete);
+            let rejected = settlement(OutcomeKind::Unmatched, on_failure, Unmatched::Reject);
+            assert_eq!(rejected, Settlement::Reject);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::inbox::{Number, Record, Settled};
 use crate::message::C2dMessage;
 use crate::outcome::OutcomeReport;
 use crate::rules::{OnCrash, Plan, Policy, Rule};
-use crate::session::Receipt;
+use crate::session::{Receipt, Settlement};
 
 use super::ending::PassedOver;
 use super::lanes::{Lane, LaneNames, Ticket};
@@ -70,8 +70,8 @@ pub(super) struct Entry {
     pub(super) phase: Phase,
     /// Why it is not to be acted on, since the rules changed while the inbox was asked.
     pub(super) passed_over: Option<PassedOver>,
-    /// How it ended, once that is on its way to the inbox.
-    pub(super) outcome: Option<OutcomeReport>,
+    /// How it ended, and how it is to be settled, once that is on its way to the inbox.
+    pub(super) outcome: Option<(OutcomeReport, Settlement)>,
 }
 
 /// A message that is recorded as ended in the moment it is accepted.
@@ -145,7 +145,17 @@ impl Entry {
 
     /// Completes the message at the hub, as far as it was delivered.
     pub(super) fn complete(&mut self) {
-        self.receipts.drain(..).for_each(Receipt::complete);
+        self.settle(Settlement::Complete);
+    }
+
+    /// Settles the message at the hub, as far as it was delivered. One that was to be completed when it was accepted is
+    /// completed, however it ended.
+    pub(super) fn settle(&mut self, settlement: Settlement) {
+        let settlement = match self.settled {
+            Settled::OnAccept => Settlement::Complete,
+            Settled::AfterAction => settlement,
+        };
+        self.receipts.drain(..).for_each(|receipt| receipt.settle(settlement));
     }
 }
 

@@ -129,10 +129,12 @@ impl Agent {
         }
         match verdict {
             Verdict::New(number) => self.accepted(ticket, number),
-            Verdict::Ended(_) => {
+            Verdict::Ended(past) => {
                 self.lanes.leave(ticket);
                 let Some(mut entry) = self.hand.remove(ticket) else { return };
-                entry.complete();
+                let settlement = self.settlement_again(past, Some(&entry.rule.name));
+                entry.settled = past.settled;
+                entry.settle(settlement);
                 self.scraper.tally.ended(Some(&entry.rule.name), DUPLICATE);
                 report::log_already_done(entry.message.message_id());
             }
@@ -146,13 +148,13 @@ impl Agent {
         match verdict {
             Verdict::New(_) => {
                 report::log_passed_over(&passing.outcome);
-                passing.receipt.complete();
+                passing.receipt.settle(self.settlement_of(&passing.outcome));
                 self.settled(&passing.outcome);
             }
-            Verdict::Ended(_) => {
+            Verdict::Ended(past) => {
                 self.scraper.tally.ended(passing.outcome.rule.as_deref(), DUPLICATE);
                 report::log_already_done(passing.outcome.message_id.as_deref());
-                passing.receipt.complete();
+                passing.receipt.settle(self.settlement_again(past, passing.outcome.rule.as_deref()));
             }
             // It was fine when it came first, and has expired or lost its rule since.
             Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
@@ -164,7 +166,7 @@ impl Agent {
                     let outcome = Box::new(passing.outcome.clone());
                     self.hand.held.remove(&number);
                     self.hand.closing.insert(number, passing);
-                    self.inbox.submit(Op::End { number, outcome, report });
+                    self.inbox.submit(Op::End { number, outcome, abandoned: false, report });
                 }
             },
             Verdict::Full => {

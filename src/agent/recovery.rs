@@ -128,7 +128,7 @@ impl Agent {
         report::log_passed_over(&outcome);
         let report = self.telemetry_report(&outcome);
         self.settled(&outcome);
-        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), report });
+        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned: false, report });
     }
 
     /// Takes a message up that only the inbox has, or that may be run again.

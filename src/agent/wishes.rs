@@ -81,7 +81,8 @@ impl Agent {
                     reply = Reply::Refused(under_way(entry));
                 } else if let Some(ticket) = ticket {
                     self.lanes.leave(ticket);
-                    self.hand.remove(ticket).iter_mut().for_each(Entry::complete);
+                    let settlement = self.settlement(OutcomeKind::Dropped, record.rule.as_deref());
+                    self.hand.remove(ticket).iter_mut().for_each(|entry| entry.settle(settlement));
                 }
             }
             _ => {}

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::inbox::{Answer, Number, Op, Start};
-use crate::outcome::OutcomeReport;
-use crate::rules::Plan;
-use crate::session::Receipt;
+use crate::inbox::{Answer, Number, Op, Past, Settled, Start};
+use crate::outcome::{OutcomeKind, OutcomeReport};
+use crate::rules::{OnFailure, Plan};
+use crate::session::{Receipt, Settlement};
 
 use super::ending::{self, PassedOver, millis};
 use super::hand::Phase;
@@ -150,11 +150,13 @@ impl Agent {
     /// Hands the end of a message to the inbox; those behind it in its lanes move up.
     fn end(&mut self, ticket: Ticket, outcome: OutcomeReport) {
         let report = self.telemetry_report(&outcome);
+        let settlement = self.settlement(outcome.outcome, outcome.rule.as_deref());
         let Some(entry) = self.hand.get(ticket) else { return };
         entry.phase = Phase::Ending;
-        entry.outcome = Some(outcome.clone());
+        entry.outcome = Some((outcome.clone(), settlement));
+        let abandoned = settlement == Settlement::Abandon && entry.settled == Settled::AfterAction;
         let Some(number) = entry.number else { return };
-        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), report });
+        self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned, report });
         self.lanes.leave(ticket);
     }
 
@@ -208,15 +210,41 @@ impl Agent {
     fn ended(&mut self, number: Number) {
         if let Some(passing) = self.hand.closing.remove(&number) {
             report::log_passed_over(&passing.outcome);
-            passing.receipt.complete();
+            passing.receipt.settle(self.settlement_of(&passing.outcome));
             return self.settled(&passing.outcome);
         }
         let Some(ticket) = self.hand.ticket_of(number) else { return };
         self.lanes.leave(ticket);
         let Some(mut entry) = self.hand.remove(ticket) else { return };
-        entry.complete();
-        if let Some(outcome) = entry.outcome {
+        // Somebody dropped it, when there is no outcome.
+        let dropped = self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name));
+        entry.settle(entry.outcome.as_ref().map_or(dropped, |(_, settlement)| *settlement));
+        if let Some((outcome, _)) = entry.outcome {
             self.settled(&outcome);
+        }
+    }
+
+    /// How a message is to be settled that ended so, as its rule of now and the transport have it.
+    pub(super) fn settlement(&self, kind: OutcomeKind, rule: Option<&str>) -> Settlement {
+        let rule = rule.and_then(|rule| self.rules.get(rule));
+        let on_failure = rule.map_or(OnFailure::Reject, |rule| rule.policy.on_failure());
+        let settlement = ending::settlement(kind, on_failure, self.config.unmatched);
+        if self.session.can(settlement) { settlement } else { Settlement::Complete }
+    }
+
+    pub(super) fn settlement_of(&self, outcome: &OutcomeReport) -> Settlement {
+        self.settlement(outcome.outcome, outcome.rule.as_deref())
+    }
+
+    /// How a message is settled that came again after it had ended.
+    pub(super) fn settlement_again(&self, past: Past, rule: Option<&str>) -> Settlement {
+        match (past.settled, past.outcome) {
+            (Settled::OnAccept, _) | (_, None) => Settlement::Complete,
+            // It was not given back then, or it would be run again now.
+            (Settled::AfterAction, Some(kind)) => match self.settlement(kind, rule) {
+                Settlement::Abandon => Settlement::Reject,
+                settlement => settlement,
+            },
         }
     }
 

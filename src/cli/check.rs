@@ -14,7 +14,7 @@ use humantime::format_duration;
 
 use crate::config::{self, GpioSettings, Inspection, Line, counted};
 use crate::message::C2dMessage;
-use crate::rules::{OnCrash, PinChange, Plan, PlannedStep, Policy, Rules, Settle};
+use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
@@ -60,6 +60,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut lines = drop_ins(&inspection);
     if valid {
         lines.push(verdict(&inspection));
+        lines.extend(without_effect(&inspection));
     }
     if let Some(sample) = sample {
         match &inspection.rules {
@@ -102,6 +103,23 @@ fn verdict(inspection: &Inspection) -> String {
     format!("configuration is valid: {rules}, {pins}{device}")
 }
 
+/// Which words of the configuration the transport cannot follow.
+fn without_effect(inspection: &Inspection) -> Option<String> {
+    let other = |on_failure: &OnFailure| *on_failure != OnFailure::Complete;
+    let rules = inspection.rules.iter().flat_map(Rules::iter);
+    let named = rules.filter(|rule| rule.policy().on_failure.as_ref().is_some_and(other));
+    let mut keys: Vec<String> = named.map(|rule| format!("on_failure of rule \"{}\"", rule.name())).collect();
+    keys.extend((inspection.unmatched == Unmatched::Reject).then(|| "unmatched".to_owned()));
+    let has = if keys.len() == 1 { "has" } else { "have" };
+    (!keys.is_empty()).then(|| {
+        format!(
+            "over MQTT a device can only complete a message: {} {has} no effect, and a message that fails is completed, \
+             kept as a dead letter and reported as the configuration says",
+            keys.join(", ")
+        )
+    })
+}
+
 fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<String> {
     let mut lines = Vec::new();
     let matched = rules.match_message(message);
@@ -110,7 +128,11 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
         lines.push(format!("rule \"{}\" does not match: {}", rule.name(), mismatches.join("; ")));
     }
     let Some(rule) = matched else {
-        lines.push("no rule matches: the message would be completed and logged, and nothing done".to_owned());
+        let how = match inspection.unmatched {
+            Unmatched::Complete => "completed",
+            Unmatched::Reject => "completed (MQTT cannot reject it)",
+        };
+        lines.push(format!("no rule matches: the message would be {how} and logged, and nothing done"));
         return lines;
     };
     lines.push(format!("rule \"{}\" matches", rule.name()));
@@ -197,11 +219,22 @@ fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
         ("attempts".to_owned(), attempts),
         ("lanes".to_owned(), lanes.join("; ")),
     ];
+    parts.extend(on_failure(policy).map(|what| ("on failure".to_owned(), what)));
     parts.extend(limits(policy).map(|limits| ("limits".to_owned(), limits)));
     let pins: BTreeSet<&str> = plan.steps.iter().filter_map(pin_of).collect();
     parts.extend(pins.into_iter().filter_map(|pin| Some((format!("pin {pin}"), pin_guards(pin, gpio)?))));
     parts.push(("reported".to_owned(), reported.to_owned()));
     parts.iter().map(|(part, what)| format!("  {part:<10}  {what}")).collect()
+}
+
+/// How a message is settled whose action failed, where somebody has said it.
+fn on_failure(policy: &Policy) -> Option<String> {
+    let cannot = match policy.on_failure? {
+        OnFailure::Reject => ", because MQTT cannot reject it",
+        OnFailure::Abandon => ", because MQTT cannot give it back",
+        OnFailure::Complete => "",
+    };
+    Some(format!("completed{cannot}"))
 }
 
 fn pin_of(step: &PlannedStep) -> Option<&str> {

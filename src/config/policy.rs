@@ -9,7 +9,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use toml::de::DeValue;
 
-use crate::rules::{OnCrash, Policy, Rate, Reports, Rule, Settle, Step};
+use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, Unmatched};
 
 use super::report::Report;
 use super::settings::GpioSettings;
@@ -58,6 +58,9 @@ pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report)
         Some(None) => false,
         None => true,
     };
+    if let Some(field) = table.take("on_failure") {
+        policy.on_failure = read_on_failure(&field, &policy, settle_known, report);
+    }
     let on_crash = table.take("on_crash");
     let crashes = [("give-up", OnCrash::GiveUp), ("retry", OnCrash::Retry)];
     policy.on_crash = on_crash.as_ref().and_then(|field| field.word(&crashes, report));
@@ -101,6 +104,12 @@ pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report
     let outcomes = table.take("outcomes").and_then(|field| read_reports(&field, report));
     table.finish(report);
     outcomes.unwrap_or_default()
+}
+
+/// Reads `unmatched`: how messages are settled that no rule takes.
+pub(super) fn read_unmatched(field: Option<Field<'_>>, report: &mut Report) -> Unmatched {
+    let words = [("complete", Unmatched::Complete), ("reject", Unmatched::Reject)];
+    field.and_then(|field| field.word(&words, report)).unwrap_or_default()
 }
 
 /// The lanes in which a rule's actions stand in line: the one that it names, and one for each of its pins; pins that are
@@ -209,6 +218,23 @@ fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, r
         format_duration(WITHIN_LOCK)
     );
     report.problem(place, message);
+}
+
+fn read_on_failure(
+    field: &Field<'_>,
+    policy: &Policy,
+    settle_known: bool,
+    report: &mut Report,
+) -> Option<OnFailure> {
+    let words =
+        [("reject", OnFailure::Reject), ("abandon", OnFailure::Abandon), ("complete", OnFailure::Complete)];
+    let on_failure = field.word(&words, report)?;
+    if settle_known && policy.settle == Settle::OnAccept {
+        let message = "on_failure has no effect: with settle = \"on-accept\" a message is completed before its action, so \
+                       remove one of them";
+        report.warning(field.key_place.clone(), message);
+    }
+    Some(on_failure)
 }
 
 fn read_lane(field: &Field<'_>, report: &mut Report) -> Option<String> {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::C2dMessage;
-use crate::rules::{OnCrash, Policy, Rate, Reports, Settle};
+use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 
 mod merging;
 
@@ -85,6 +85,7 @@ fn a_policy_has_what_its_rule_says_and_defaults() {
                rate = \"10/1m\"\nreport = \"none\"\n";
     let expected = Policy {
         settle: Settle::OnAccept,
+        on_failure: None,
         on_crash: Some(OnCrash::Retry),
         attempts: 3,
         backoff: Duration::from_secs(5),
@@ -94,6 +95,10 @@ fn a_policy_has_what_its_rule_says_and_defaults() {
         reports: none,
     };
     assert_eq!(policy(all, ""), expected);
+    assert_eq!(policy("", "").on_failure(), OnFailure::Reject);
+    assert_eq!(policy("on_failure = \"abandon\"", "").on_failure(), OnFailure::Abandon);
+    assert_eq!(inspected("").unmatched, Unmatched::Complete);
+    assert_eq!(inspected("unmatched = \"reject\"").unmatched, Unmatched::Reject);
     assert_eq!(
         policy("report = [\"twin\", \"telemetry\"]", "").reports,
         Reports { telemetry: true, twin: true }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::codec::{self, Stored};
 use super::key::Key;
 use super::ledger::{Again, Ledger};
-use super::operation::{Answer, Arrival, Intent, Op, Start, Verdict};
+use super::operation::{Answer, Arrival, Intent, Op, Past, Start, Verdict};
 use super::record::{Number, Record, State, to_millis};
 use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
 use super::trouble::Failure;
@@ -83,8 +83,8 @@ impl<'w, 't> Work<'w, 't> {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
                 Answer::Again
             }
-            Op::End { number, outcome, report } => {
-                self.end(*number, outcome, report.as_ref())?;
+            Op::End { number, outcome, abandoned, report } => {
+                self.end(*number, outcome, *abandoned, report.as_ref())?;
                 Answer::Ended(*number)
             }
             Op::PinsOn(pins) => {
@@ -127,12 +127,7 @@ impl<'w, 't> Work<'w, 't> {
             (None, _) => None,
         };
         if let Some(number) = known {
-            let ended = self
-                .ledger
-                .get(number)
-                .is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead));
-            let number = Number(number);
-            return Ok(if ended { Verdict::Ended(number) } else { Verdict::Unfinished(number) });
+            return self.came_again(Number(number), arrival);
         }
 
         let number = Number(self.sums.numbers.last_record + 1);
@@ -166,6 +161,36 @@ impl<'w, 't> Work<'w, 't> {
         Ok(Verdict::New(number))
     }
 
+    /// A message of which there is a record.
+    fn came_again(&mut self, number: Number, arrival: &Arrival) -> Result<Verdict, Failure> {
+        let entry = self.ledger.get(number.0);
+        if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
+            return Ok(Verdict::Unfinished(number));
+        }
+        let stored = self.load(number)?;
+        let Some(mut stored) = stored else {
+            return Err(Failure::Corrupt(format!("record {} is in the index only", number.0)));
+        };
+        let Record { settled, outcome, abandoned, .. } = &stored.record;
+        let Some(message) = arrival.message.as_ref().filter(|_| *abandoned) else {
+            let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
+            return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
+        };
+        // It was given back to the hub, which is what brought it here again: from its beginning.
+        stored.record = new_record(number, message.message_id(), arrival);
+        let message = codec::encode_message(&message.to_bag(), &message.body);
+        self.tables.messages.insert(number.0, message.as_slice())?;
+        stored.message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        if let Some(outcome) = &stored.record.outcome {
+            self.count(outcome.outcome);
+        }
+        self.store(stored)?;
+        if let Intent::End { report: Some(report), .. } = &arrival.intent {
+            self.add_report(report)?;
+        }
+        Ok(Verdict::New(number))
+    }
+
     fn again(&self, arrival: &Arrival) -> Again {
         let window = self.circumstances.settings.digest_window.as_millis();
         Again {
@@ -179,9 +204,13 @@ impl<'w, 't> Work<'w, 't> {
         &mut self,
         number: Number,
         outcome: &OutcomeReport,
+        abandoned: bool,
         report: Option<&Bytes>,
     ) -> Result<(), Failure> {
-        let altered = self.alter(number, "ended", |record| finish(record, outcome.clone()))?;
+        let altered = self.alter(number, "ended", |record| {
+            finish(record, outcome.clone());
+            record.abandoned = abandoned && record.state == State::Dead;
+        })?;
         if altered == Altered::Done {
             self.count(outcome.outcome);
         }
@@ -297,6 +326,7 @@ fn new_record(number: Number, id: Option<&str>, arrival: &Arrival) -> Record {
         attempts: 0,
         started_ms: None,
         retry_on_crash: false,
+        abandoned: false,
         outcome: None,
     };
     match &arrival.intent {

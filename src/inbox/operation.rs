@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Counts, Number, Opened, Record, Settled, State, Unfinished};
 use crate::message::C2dMessage;
-use crate::outcome::OutcomeReport;
+use crate::outcome::{OutcomeKind, OutcomeReport};
 
 /// A message that arrived, with what the agent makes of it.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub(crate) enum Op {
     End {
         number: Number,
         outcome: Box<OutcomeReport>,
+        /// Whether a dead letter is given back to the hub: when it comes again, it counts as new.
+        abandoned: bool,
         report: Option<Bytes>,
     },
     /// Since when each pin that has a `max_on` is on; replaces what was recorded.
@@ -150,14 +152,23 @@ pub(crate) enum Answer {
 /// What the inbox knew of a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing: it is recorded as the agent wished.
+    /// Nothing, or that it was given back to the hub: it is recorded as the agent wished.
     New(Number),
-    /// It has ended (finished or dead): it is to be completed, and not acted on.
-    Ended(Number),
+    /// It has ended (finished or dead): it is to be settled as it ended, and not acted on.
+    Ended(Past),
     /// It is accepted or started, and has not ended.
     Unfinished(Number),
     /// There is no room for it: it stays at the hub.
     Full,
+}
+
+/// How a message ended that came again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Past {
+    pub(crate) number: Number,
+    pub(crate) settled: Settled,
+    /// None where the record does not say it.
+    pub(crate) outcome: Option<OutcomeKind>,
 }
 
 /// What the inbox tells.

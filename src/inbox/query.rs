@@ -89,6 +89,7 @@ impl Work<'_, '_> {
         stored.record.state = State::Accepted;
         stored.record.settled = Settled::OnAccept;
         stored.record.attempts = 0;
+        stored.record.abandoned = false;
         stored.record.outcome = None;
         let record = stored.record.clone();
         self.store(stored)?;
@@ -120,6 +121,7 @@ impl Work<'_, '_> {
             output_bytes: 0,
         };
         self.count(outcome.outcome);
+        stored.record.abandoned = false;
         finish(&mut stored.record, outcome);
         let record = stored.record.clone();
         self.store(stored)?;

@@ -65,6 +65,9 @@ pub(crate) struct Record {
     /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
     #[serde(default)]
     pub(crate) retry_on_crash: bool,
+    /// Whether a dead letter was given back to the hub: when it comes again, it is run again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) abandoned: bool,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) outcome: Option<OutcomeReport>,

@@ -85,6 +85,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     inbox.submit(Op::End {
         number: Number(1),
         outcome: Box::new(outcome(OutcomeKind::Succeeded)),
+        abandoned: false,
         report: None,
     });
     let answers = inbox.close().await;
@@ -98,7 +99,10 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     assert_eq!(opened.counts.totals[&OutcomeKind::Succeeded], 1);
     let (answers, _) = done(&mut inbox).await;
     assert!(
-        matches!(answers[0], Answer::Accepted { ticket: 3, verdict: Verdict::Ended(Number(1)) }),
+        matches!(
+            answers[0],
+            Answer::Accepted { ticket: 3, verdict: Verdict::Ended(Past { number: Number(1), .. }) }
+        ),
         "{answers:?}"
     );
 }

@@ -1,4 +1,4 @@
-//! How a rule's messages are treated around its action: when they are completed, tried again, held back, reported.
+//! How a rule's messages are treated around its action: when and how they are settled, tried again, held back, reported.
 //!
 //! Owns: the shapes and their defaults. Must not know: TOML, how any of it is done. Used by: `rules`, `config`, `agent`.
 
@@ -11,6 +11,8 @@ use super::plan::{PinChange, Plan, PlannedStep};
 pub struct Policy {
     /// When a message is completed at the hub.
     pub settle: Settle,
+    /// How a message is settled whose action did not succeed; none: see [`Policy::on_failure`].
+    pub on_failure: Option<OnFailure>,
     /// What happens to a message whose action a crash cut off; none: see [`Policy::on_crash`].
     pub on_crash: Option<OnCrash>,
     /// How often the action is tried; at least 1.
@@ -31,6 +33,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             settle: Settle::AfterAction,
+            on_failure: None,
             on_crash: None,
             attempts: 1,
             backoff: Duration::from_secs(1),
@@ -43,6 +46,12 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// How a message is settled whose action did not succeed. Unless configured, it is rejected: its sender must not hear
+    /// of a success.
+    pub fn on_failure(&self) -> OnFailure {
+        self.on_failure.unwrap_or(OnFailure::Reject)
+    }
+
     /// What happens to a message whose action a crash cut off. Unless configured: a plan that only sets pins on or
     /// off is run again, because that changes nothing; any other is given up.
     pub fn on_crash(&self, plan: &Plan) -> OnCrash {
@@ -76,6 +85,27 @@ pub enum Settle {
     AfterAction,
     /// When it is recorded in the inbox; then it is run from there.
     OnAccept,
+}
+
+/// How the message of an action that did not succeed is settled, where the transport can do more than complete it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It is rejected: the hub tells its sender so, where that was asked for.
+    Reject,
+    /// It is given back: the hub sends it again, up to its limit of deliveries, and each time it is run again.
+    Abandon,
+    /// It is completed, as if it had succeeded.
+    Complete,
+}
+
+/// How a message is settled that no rule takes, where the transport can do more than complete it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unmatched {
+    /// It is completed.
+    #[default]
+    Complete,
+    /// It is rejected.
+    Reject,
 }
 
 /// What happens to a message whose action a crash cut off.

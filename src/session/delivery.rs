@@ -1,4 +1,4 @@
-//! A message together with the right to settle it, once.
+//! A message together with the right to settle it, once; and what settling means.
 //!
 //! Owns: what happens to a message that nobody settles. Must not know: what is done with messages.
 //! Used by: `session::mqtt` (makes them), `agent` (settles them).
@@ -10,8 +10,19 @@ use crate::message::{C2dMessage, MessageError};
 use super::link::{Link, Phase};
 use super::release::Ticket;
 
-/// A message that arrived. Its receipt must be settled: completed, or left at the hub on purpose.
-#[must_use = "a delivery that is not completed comes again, and holds back all later ones of its connection"]
+/// What a device may say of a message. Not every transport can say all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    /// It is done with: the hub forgets it, and tells the sender `Success` where that was asked for.
+    Complete,
+    /// It is given back: the hub counts a delivery and sends it again, or gives it up after its last one.
+    Abandon,
+    /// It is refused: the hub gives it up, and tells the sender `Rejected` where that was asked for.
+    Reject,
+}
+
+/// A message that arrived. Its receipt must be settled, or left at the hub on purpose.
+#[must_use = "a delivery that is not settled comes again, and holds back all later ones of its connection"]
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// The message, or why its topic could not be decoded.
@@ -25,7 +36,7 @@ pub(crate) struct Delivery {
 /// The right to settle one delivery. Dropped unsettled, it says so in the log and sends nothing.
 ///
 /// MQTT can only complete: there is no way to reject or abandon a message (wire reference 1.6).
-#[must_use = "a receipt that is not completed makes the message come again"]
+#[must_use = "a receipt that is not settled makes the message come again"]
 pub(crate) struct Receipt {
     link: Arc<Link>,
     ticket: Ticket,
@@ -41,6 +52,13 @@ impl Receipt {
     /// then comes again on the next connection.
     pub(crate) fn is_current(&self) -> bool {
         self.link.phase() == Phase::Open
+    }
+
+    /// Settles the message, as far as the connection can: see [`super::Session::can`]. One that it cannot give back or
+    /// refuse is completed, because it would come again for ever.
+    pub(crate) fn settle(self, settlement: Settlement) {
+        tracing::trace!(ticket = self.ticket, ?settlement, "settled, over MQTT as complete");
+        self.complete();
     }
 
     /// Completes the message: its PUBACK leaves as soon as those of all earlier messages have. Never blocks. After

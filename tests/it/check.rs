@@ -111,6 +111,38 @@ fn commands_are_explained_with_their_arguments_and_environment() {
     );
 }
 
+#[test]
+fn what_mqtt_cannot_do_is_said_where_the_configuration_asks_for_it() {
+    const ASKS: &str = r#"
+unmatched = "reject"
+[[rule]]
+name = "refuses"
+when = { action = "a" }
+on_failure = "reject"
+do = [ { run = ["/bin/true"] } ]
+[[rule]]
+name = "says it again"
+when = { action = "b" }
+on_failure = "complete"
+do = [ { run = ["/bin/true"] } ]
+"#;
+    let check = Check::of(ASKS, &["--message", "action=a"]);
+    let said = "over MQTT a device can only complete a message: on_failure of rule \"refuses\", unmatched have no effect, and \
+                a message that fails is completed, kept as a dead letter and reported as the configuration says\n";
+    assert!(check.stdout.contains(said), "{}", check.stdout);
+    let line = "  on failure  completed, because MQTT cannot reject it\n";
+    assert!(check.stdout.contains(line), "{}", check.stdout);
+    assert!(Check::of(ASKS, &["--message", "action=b"]).stdout.contains("  on failure  completed\n"));
+    let check = Check::of(ASKS, &["--message", "action=c"]);
+    assert!(
+        check.stdout.contains("the message would be completed (MQTT cannot reject it)"),
+        "{}",
+        check.stdout
+    );
+    let check = Check::of(&ASKS.replace("reject", "complete"), &[]);
+    check.ends(0, "configuration is valid: 2 rules, 0 pins, device pi-01 on hub hub.example:8884\n", "");
+}
+
 const GUARDED: &str = r#"
 [report]
 outcomes = ["twin", "telemetry"]

@@ -17,7 +17,7 @@ const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAc
 
 #[test]
 fn every_invalid_configuration_has_its_report() {
-    each_fixture("invalid", 34, |result| Some(result.expect_err("invalid").to_string()));
+    each_fixture("invalid", 35, |result| Some(result.expect_err("invalid").to_string()));
 }
 
 #[test]

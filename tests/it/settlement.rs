@@ -57,6 +57,19 @@ fn an_after_action_message_is_completed_when_its_action_has_ended() {
 }
 
 #[test]
+fn over_mqtt_a_failed_message_is_completed_whatever_its_rule_says() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rule = failing_rule(dir.path(), 9, "on_failure = \"abandon\"");
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
+    assert_eq!(send_and_wait(&emulator, "flaky", "one", "--wait=20s"), Some(0));
+    assert_eq!(lines(&dir.path().join("tries")), ["one"]);
+    // With the same id: it is known as a dead letter, and not as one that was given back.
+    assert_eq!(send_and_wait(&emulator, "flaky", "one", "--wait=20s"), Some(0));
+    agent.process.stderr.wait_for("already done");
+    assert_eq!(lines(&dir.path().join("tries")), ["one"]);
+}
+
+#[test]
 fn an_on_accept_message_is_completed_before_its_action_has_ended() {
     let (emulator, dir) = (Emulator::start(), dir());
     let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"\ntimeout = \"10m\"");

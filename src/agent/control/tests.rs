@@ -56,6 +56,7 @@ fn record(number: u64) -> Record {
         attempts: 0,
         started_ms: None,
         retry_on_crash: false,
+        abandoned: false,
         outcome: None,
     }
 }

@@ -175,6 +175,7 @@ mod tests {
             attempts: 2,
             started_ms: Some(2),
             retry_on_crash: false,
+            abandoned: false,
             outcome: None,
         }
     }

@@ -56,6 +56,7 @@ fn state_in_words(record: &Record) -> String {
         State::Accepted => "waits for its turn",
         State::Started => "its action has begun",
         State::Finished => "nothing is left to do",
+        State::Dead if record.abandoned => "given back to the hub: when it comes again, it is run again",
         State::Dead => "a dead letter: `inbox retry` runs it again, `inbox drop` gives it up",
     };
     format!("{} ({means})", state(record.state))
@@ -155,6 +156,7 @@ mod tests {
             attempts: 2,
             started_ms: Some(1_795_469_410_000),
             retry_on_crash: false,
+            abandoned: false,
             outcome: None,
         }
     }

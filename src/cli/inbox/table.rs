@@ -112,6 +112,7 @@ mod tests {
             attempts: 1,
             started_ms: None,
             retry_on_crash: false,
+            abandoned: false,
             outcome,
         }
     }

@@ -23,7 +23,15 @@ fn toggle(connection: u64, received: SystemTime) -> Op {
 fn end(number: u64, ended: SystemTime) -> Op {
     let ended = crate::message::format_time(ended);
     let outcome = Box::new(OutcomeReport { ended, ..outcome(OutcomeKind::Succeeded) });
-    Op::End { number: Number(number), outcome, report: None }
+    Op::End { number: Number(number), outcome, abandoned: false, report: None }
+}
+
+fn succeeded(number: u64) -> Verdict {
+    past(number, OutcomeKind::Succeeded)
+}
+
+fn past(number: u64, kind: OutcomeKind) -> Verdict {
+    Verdict::Ended(Past { number: Number(number), settled: Settled::AfterAction, outcome: Some(kind) })
 }
 
 fn verdicts(keeper: &mut Keeper<Disk>, ops: Vec<Op>) -> Vec<Verdict> {
@@ -48,7 +56,7 @@ fn equal_messages_that_have_not_ended_are_not_taken_for_one_that_has() {
     let again = verdicts(&mut keeper, vec![toggle(1, at(1)), toggle(1, at(1))]);
     assert_eq!(again, [Verdict::Unfinished(Number(2)), Verdict::Unfinished(Number(3))]);
     // Had the hub not learned that the first was completed, it would send three: and the last is that one.
-    assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [Verdict::Ended(Number(1))]);
+    assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [succeeded(1)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [Verdict::New(Number(4))]);
 }
 
@@ -60,5 +68,49 @@ fn a_record_from_a_clock_that_was_ahead_swallows_no_new_message() {
     assert_eq!(verdicts(&mut keeper, vec![toggle(2, at(0))]), [Verdict::New(Number(2))]);
     // A small step back is none.
     verdicts(&mut keeper, vec![end(2, at(1))]);
-    assert_eq!(verdicts(&mut keeper, vec![toggle(3, at(0))]), [Verdict::Ended(Number(2))]);
+    assert_eq!(verdicts(&mut keeper, vec![toggle(3, at(0))]), [succeeded(2)]);
+}
+
+#[test]
+fn a_message_that_was_given_back_begins_anew_when_it_comes_again_and_only_then() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let begin = || {
+        let start = Start { at: at(0), retry_on_crash: false };
+        arrival(0, message(Some("m-1"), "on"), Intent::Start(start))
+    };
+    let failed = |abandoned| Op::End {
+        number: Number(1),
+        outcome: Box::new(OutcomeReport { attempt: 3, ..outcome(OutcomeKind::Failed) }),
+        abandoned,
+        report: Some(Bytes::from_static(b"report")),
+    };
+    assert_eq!(verdicts(&mut keeper, vec![begin(), failed(true)]), [Verdict::New(Number(1))]);
+    assert_eq!((keeper.counts().dead, keeper.counts().reports), (1, 1), "until then it is a dead letter");
+    drop(keeper);
+
+    let mut keeper = begun(&disk);
+    assert_eq!(verdicts(&mut keeper, vec![begin()]), [Verdict::New(Number(1))]);
+    let opened = keeper.opened().expect("it is open");
+    let Record { attempts, state, ref outcome, .. } = opened.unfinished[0].record;
+    assert_eq!((attempts, state, outcome), (1, State::Started, &None));
+    assert_eq!(verdicts(&mut keeper, vec![begin()]), [Verdict::Unfinished(Number(1))], "once more meanwhile");
+    verdicts(&mut keeper, vec![failed(false)]);
+    assert_eq!(verdicts(&mut keeper, vec![begin()]), [past(1, OutcomeKind::Failed)]);
+    let counts = keeper.counts();
+    assert_eq!((counts.records, counts.reports, counts.totals[&OutcomeKind::Failed]), (1, 2, 2));
+}
+
+#[test]
+fn a_dead_letter_that_somebody_deals_with_is_not_begun_anew_by_the_hub() {
+    for wish in [Query::Retry, Query::Drop] {
+        let disk = Disk::new(1);
+        let mut keeper = begun(&disk);
+        let outcome = Box::new(outcome(OutcomeKind::Failed));
+        let end = Op::End { number: Number(1), outcome, abandoned: true, report: None };
+        verdicts(&mut keeper, vec![arrival(0, message(Some("m-1"), "on"), Intent::Wait), end]);
+        verdicts(&mut keeper, vec![Op::Query { ticket: 1, query: wish(Selector("m-1".into())) }]);
+        let again = verdicts(&mut keeper, vec![arrival(2, message(Some("m-1"), "on"), Intent::Wait)]);
+        assert!(!matches!(again[..], [Verdict::New(_)]), "{again:?}");
+    }
 }

@@ -171,7 +171,8 @@ fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
     disk.spoil();
     disk.fail_after(0, 1);
     // What the agent still knows of the lost record is answered.
-    let end = Op::End { number: first, outcome: Box::new(outcome(OutcomeKind::Succeeded)), report: None };
+    let outcome = Box::new(outcome(OutcomeKind::Succeeded));
+    let end = Op::End { number: first, outcome, abandoned: false, report: None };
     let mut batch = Batch::new(vec![end, arrival(2, message(Some("other"), "on"), Intent::Wait)]);
     let written = (0..4).find_map(|_| keeper.write(&mut batch).ok());
     let (answers, counts) = written.expect("a new file in the end");

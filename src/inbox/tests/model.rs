@@ -36,6 +36,7 @@ pub(super) struct Kept {
     pub(super) retry: bool,
     connection: Option<u64>,
     pub(super) outcome: Option<OutcomeKind>,
+    pub(super) abandoned: bool,
 }
 
 impl Kept {
@@ -44,6 +45,7 @@ impl Kept {
     }
 
     fn finish(&mut self, kind: OutcomeKind, now_ms: u64) {
+        self.abandoned = false;
         self.state = if kind.is_dead_letter() { State::Dead } else { State::Finished };
         self.outcome = Some(kind);
         self.since_ms = now_ms;
@@ -79,7 +81,7 @@ pub(super) enum Step {
     Accept { id: Option<u8>, body: u8, on_accept: bool, intent: u8, kind: OutcomeKind },
     Start { pick: usize, retry: bool },
     Again { pick: usize, made: bool },
-    End { pick: usize, kind: OutcomeKind, report: bool },
+    End { pick: usize, kind: OutcomeKind, abandoned: bool, report: bool },
     PinsOn(u8),
     Reports(usize),
     ReportsDone(usize),
@@ -123,8 +125,9 @@ impl Model {
                 Op::Start { number: number(*pick), start: Start { at: clock(), retry_on_crash: *retry } }
             }
             Step::Again { pick, made } => Op::Again { number: number(*pick), made: *made },
-            Step::End { pick, kind, report: wanted } => Op::End {
+            Step::End { pick, kind, abandoned, report: wanted } => Op::End {
                 number: number(*pick),
+                abandoned: *abandoned,
                 outcome: Box::new(ended(*kind)),
                 report: report(*pick, *wanted),
             },
@@ -153,7 +156,7 @@ impl Model {
                 kept.state = State::Accepted;
                 kept.attempts = kept.attempts.saturating_sub(u32::from(!made));
             }),
-            Op::End { number, outcome, report } => {
+            Op::End { number, outcome, abandoned, report } => {
                 if self.records.get(&number.0).is_some_and(|kept| !kept.ended()) {
                     *self.totals.entry(outcome.outcome).or_default() += 1;
                 }
@@ -161,6 +164,7 @@ impl Model {
                 self.alter(*number, |kept| {
                     kept.attempts = kept.attempts.max(outcome.attempt);
                     kept.finish(outcome.outcome, now);
+                    kept.abandoned = *abandoned && kept.state == State::Dead;
                 });
                 report.into_iter().for_each(|report| self.report(report.clone()));
                 Expected::Ended
@@ -183,7 +187,7 @@ impl Model {
                     kept.settled = Settled::OnAccept;
                     kept.attempts = 0;
                     kept.since_ms = kept.received_ms;
-                    kept.outcome = None;
+                    (kept.outcome, kept.abandoned) = (None, false);
                     Expected::Retried(number)
                 }
                 _ => Expected::Refused,
@@ -248,12 +252,17 @@ impl Model {
             None => first(&|kept| same(kept) && at_the_hub(kept))
                 .or_else(|| first(&|kept| same(kept) && recent(kept))),
         };
-        let known = known.and_then(|number| self.records.get_mut(&number).map(|kept| (number, kept)));
-        if let Some((number, kept)) = known {
+        if let Some((number, kept)) = known.and_then(|known| Some((known, self.records.get_mut(&known)?))) {
             kept.connection = Some(arrival.connection);
             let number = Number(number);
-            return if kept.ended() { Verdict::Ended(number) } else { Verdict::Unfinished(number) };
+            if !kept.ended() {
+                return Verdict::Unfinished(number);
+            }
+            if !kept.abandoned {
+                return Verdict::Ended(Past { number, settled: kept.settled, outcome: kept.outcome });
+            }
         }
+        let abandoned = known;
         let mut kept = Kept {
             id,
             body,
@@ -265,6 +274,7 @@ impl Model {
             retry: false,
             connection: Some(arrival.connection),
             outcome: None,
+            abandoned: false,
         };
         let mut made = None;
         match &arrival.intent {
@@ -280,9 +290,15 @@ impl Model {
             }
         }
         made.into_iter().for_each(|report| self.report(report));
-        let number = new();
-        assert!(number > self.last, "number {number} was used before {}", self.last);
-        self.last = number;
+        let number = match abandoned {
+            Some(number) => number,
+            None => {
+                let number = new();
+                assert!(number > self.last, "number {number} was used before {}", self.last);
+                self.last = number;
+                number
+            }
+        };
         self.records.insert(number, kept);
         Verdict::New(Number(number))
     }

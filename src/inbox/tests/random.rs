@@ -48,8 +48,9 @@ fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
     for record in &records {
         let kept = &model.records[&record.number.0];
         let outcome = record.outcome.as_ref().map(|outcome| outcome.outcome);
-        let found = (record.state, record.settled, record.attempts, record.retry_on_crash, outcome);
-        let wanted = (kept.state, kept.settled, kept.attempts, kept.retry, kept.outcome);
+        let Record { state, settled, attempts, retry_on_crash, abandoned, .. } = *record;
+        let found = (state, settled, attempts, retry_on_crash, abandoned, outcome);
+        let wanted = (kept.state, kept.settled, kept.attempts, kept.retry, kept.abandoned, kept.outcome);
         if found != wanted || record.message_id != kept.id.map(|id| format!("m-{id}")) {
             return Some(format!("record {record:?} is not {kept:?}"));
         }
@@ -101,8 +102,13 @@ impl Machine {
 
     /// Follows a batch in the model, with the answers that the inbox gave.
     fn follow(&mut self, ops: &[Op], answers: &[Answer]) {
+        // One that was given back and came again keeps its number.
+        let mut last = self.model.last;
         let numbers = answers.iter().filter_map(|answer| match answer {
-            Answer::Accepted { verdict: Verdict::New(number), .. } => Some(number.0),
+            Answer::Accepted { verdict: Verdict::New(number), .. } if number.0 > last => {
+                last = number.0;
+                Some(last)
+            }
             _ => None,
         });
         let mut numbers: VecDeque<u64> = numbers.collect();
@@ -213,7 +219,8 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         3 => (pick(), any::<bool>()).prop_map(|(pick, retry)| Step::Start { pick, retry }),
         1 => (pick(), any::<bool>()).prop_map(|(pick, made)| Step::Again { pick, made }),
-        4 => (pick(), kind(), any::<bool>()).prop_map(|(pick, kind, report)| Step::End { pick, kind, report }),
+        4 => (pick(), kind(), any::<bool>(), any::<bool>())
+            .prop_map(|(pick, kind, abandoned, report)| Step::End { pick, kind, abandoned, report }),
         1 => (0u8..4).prop_map(Step::PinsOn),
         1 => (0usize..4).prop_map(Step::Reports),
         1 => (0usize..4).prop_map(Step::ReportsDone),
