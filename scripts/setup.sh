@@ -2,7 +2,7 @@
 # Installs what is missing to build, test or check c2d-agent, and says what it does. Quick when all is there.
 #
 #   scripts/setup.sh --demo   Rust and a C compiler: enough to build and to run the demo
-#   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python SDKs, faketime
+#   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python SDKs, faketime, chromium
 #   scripts/setup.sh --ci     also what .ci/run needs: clippy, rustfmt, shellcheck, a C++ compiler, cargo-deny
 #
 # Packages come from the distribution (apt), as root or through sudo. What cannot be installed is named, and the
@@ -74,6 +74,8 @@ has mosquitto || packages+=(mosquitto)
 has mosquitto_pub || packages+=(mosquitto-clients)
 has faketime || packages+=(faketime)
 has openssl || packages+=(openssl)
+has chromium || packages+=(chromium)
+has chromedriver || packages+=(chromium-driver)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 if [ "$level" = ci ]; then
     has shellcheck || packages+=(shellcheck)
@@ -103,6 +105,7 @@ fi
 has mosquitto || lacks mosquitto "Tests against an independent broker are skipped."
 has mosquitto_pub || lacks mosquitto_pub "Tests against an independent broker are skipped."
 has faketime || lacks faketime "Tests of a wrong clock are skipped."
+{ has chromium && has chromedriver; } || lacks "chromium and its driver" "The test of the emulator's page is skipped."
 has openssl || lacks openssl "scripts/bench.sh makes its certificates with it."
 
 # The venv remembers which requirements it was made from.

@@ -147,6 +147,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (amqp_address, amqp) = amqp;
     let (https_address, https) = listen_https(*bind, options.https_port).await?;
     state.write_client_files(hostname, mqtt_address.port(), amqp_address.port())?;
+    let page = HostPort { name: hostname.clone(), port: Some(https_address.port()) };
+    state.write_page_address(&page, now)?;
 
     let mut registry = Registry::new(hostname, state.policies());
     for device in state.devices() {

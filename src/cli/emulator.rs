@@ -33,6 +33,10 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
 ///       sent, with numbers above N (this emulator's own: the real hub hands them
 ///       to its Event Hubs endpoint)
+///   GET /emulator/overview?after=VERSION     all that the page shows, as soon as it
+///       is another version
+/// The same port serves a page for a browser: devices, queues, feedback, twins, and a
+/// form that sends a message. Its address, with a token, is in page.address.
 ///
 /// When all listeners accept, one line goes to standard output:
 ///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
@@ -41,6 +45,7 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   secrets.json                   all keys and certificates
 ///   ca.pem                         what clients must trust, as by C2D_CA_FILE
 ///   service.connection-string      for back ends
+///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
 /// All are made from secrets.json at each start.
@@ -168,6 +173,7 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     let ca = path(state, "ca.pem");
     let service = path(state, "service.connection-string");
     tracing::info!("clients must trust this certificate authority: export C2D_CA_FILE={ca}");
+    tracing::info!("the hub as a page: open the address in {}", path(state, "page.address"));
     if https.port() != HTTPS_PORT && options.https_port.is_none() {
         let port = https.port();
         tracing::info!(

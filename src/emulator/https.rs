@@ -8,6 +8,7 @@
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
 //! - `device` is what a device does; `twins` and `events` are for back ends.
+//! - `page` is for people: its files, the `overview` that it shows, its form.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -32,6 +33,8 @@ use super::tls::peer_thumbprint;
 mod call;
 mod device;
 mod events;
+mod overview;
+mod page;
 mod reply;
 mod routes;
 mod twins;

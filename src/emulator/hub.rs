@@ -26,6 +26,7 @@ mod feedback;
 mod queue;
 mod session;
 mod twin;
+mod view;
 
 use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
@@ -37,6 +38,8 @@ use session::Session;
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
 use twin::Twin;
 pub use twin::{MAX_DEPTH, MAX_KEY_BYTES, MAX_REPORTED_BYTES, MAX_STRING_BYTES, TwinError};
+use view::EndedLately;
+pub use view::{Ended, FeedbackView, MAX_ENDED, QueuedView};
 
 /// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -96,12 +99,15 @@ pub struct Hub {
     feedback: FeedbackQueue,
     last_id: u64,
     version: u64,
+    /// Changes for those who look on only; see [`Hub::changes`].
+    quiet_changes: u64,
 }
 
 #[derive(Debug, Default)]
 struct DeviceState {
     queue: DeviceQueue,
     session: Session,
+    ended: EndedLately,
     events: Events,
     twin: Twin,
     /// When the device last signed in, completed or sent something.
@@ -113,7 +119,14 @@ impl Hub {
     /// not full; the real hub's is 15 seconds.
     pub fn new(registry: Registry, feedback_interval: Duration) -> Self {
         let devices = registry.device_ids().map(|id| (id.to_owned(), DeviceState::default())).collect();
-        Self { registry, devices, feedback: FeedbackQueue::new(feedback_interval), last_id: 0, version: 0 }
+        Self {
+            registry,
+            devices,
+            feedback: FeedbackQueue::new(feedback_interval),
+            last_id: 0,
+            version: 0,
+            quiet_changes: 0,
+        }
     }
 
     /// Adds a device, or gives one that is there new credentials; its queue and session stay.
@@ -258,7 +271,9 @@ impl Hub {
         let lock = Lock(self.next_id());
         let state = self.current(device_id, connection)?;
         state.session.granted(Subscription::DeviceBound)?;
-        state.queue.lock_next(lock, connection, now)
+        let locked = state.queue.lock_next(lock, connection, now)?;
+        self.quiet_changes += 1;
+        Some(locked)
     }
 
     /// The device has taken the message: feedback `Success` where asked for.
@@ -302,6 +317,7 @@ impl Hub {
     pub fn touch(&mut self, device_id: &str, now: SystemTime) {
         if let Some(state) = self.devices.get_mut(device_id) {
             state.last_activity = Some(now);
+            self.quiet_changes += 1;
         }
     }
 
@@ -442,6 +458,11 @@ impl Hub {
     }
 
     fn record(&mut self, device_id: &str, finished: &Finished, status: FeedbackStatus, now: SystemTime) {
+        self.quiet_changes += 1;
+        if let Some(state) = self.devices.get_mut(device_id) {
+            let message_id = finished.message.message_id().map(str::to_owned);
+            state.ended.push(Ended { message_id, status, at: now });
+        }
         if !finished.ack.reports(status) {
             return;
         }

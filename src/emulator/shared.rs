@@ -21,14 +21,16 @@ pub struct SharedHub(Arc<Inner>);
 struct Inner {
     hub: Mutex<Hub>,
     version: watch::Sender<u64>,
+    /// [`Hub::changes`].
+    changes: watch::Sender<u64>,
     clock: Clock,
 }
 
 impl SharedHub {
     /// Shares a hub whose time is `clock`.
     pub fn new(hub: Hub, clock: Clock) -> Self {
-        let version = watch::Sender::new(hub.version());
-        Self(Arc::new(Inner { hub: Mutex::new(hub), version, clock }))
+        let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
+        Self(Arc::new(Inner { hub: Mutex::new(hub), version, changes, clock }))
     }
 
     /// Does something with the hub, now; wakes the listeners when it changed anything that concerns them. The
@@ -38,14 +40,22 @@ impl SharedHub {
         // A panic elsewhere under this lock leaves the hub usable: no operation spans two calls.
         let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut hub, now);
-        let version = hub.version();
-        self.0.version.send_if_modified(|seen| std::mem::replace(seen, version) != version);
+        let update = |sender: &watch::Sender<u64>, now| {
+            sender.send_if_modified(|seen| std::mem::replace(seen, now) != now);
+        };
+        update(&self.0.version, hub.version());
+        update(&self.0.changes, hub.changes());
         result
     }
 
     /// A counter that changes whenever a listener may have something to do.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
+    }
+
+    /// A counter that changes with everything that can be looked at; see [`Hub::changes`].
+    pub fn watch_changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     /// The time by the emulator's clock.

@@ -8,6 +8,7 @@
 //!
 //! - `ca.pem`: the authority that clients must trust
 //! - `service.connection-string`: for back ends
+//! - `page.address`: for a browser
 //! - `devices/ID.connection-string`: for a device with keys
 //! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
 //!
@@ -18,12 +19,13 @@ use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
-use crate::credentials::{HostPort, SharedAccessKey};
+use crate::credentials::{HostPort, SasToken, SharedAccessKey};
 
 use super::certificates::{self, PemPair, ServerIdentity};
 use super::registry::{Device, DeviceCredential, KeyPair, Policy, Thumbprint};
@@ -33,6 +35,10 @@ const SECRETS: &str = "secrets.json";
 const POLICIES: [(&str, bool, bool); 3] =
     [("iothubowner", true, true), ("service", true, false), ("device", false, true)];
 const SERVICE_POLICY: &str = "service";
+/// The file with the address of the emulator's page.
+pub(super) const PAGE_ADDRESS: &str = "page.address";
+/// How long that address is good; it is made anew at each start.
+const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -226,6 +232,17 @@ impl StateDir {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the address of the emulator's page, which ends with a token of the service policy, good for a year.
+    pub(super) fn write_page_address(&self, host: &HostPort, now: SystemTime) -> Result<(), StateDirError> {
+        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
+            let expiry = now + PAGE_LIFETIME;
+            let token = SasToken::sign(&policy.keys.primary, &host.name, Some(SERVICE_POLICY), expiry);
+            let token = utf8_percent_encode(token.expose(), NON_ALPHANUMERIC);
+            write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())?;
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ fn dial(emulator: &Emulator) -> Tls {
 }
 
 /// Sends bytes and reads until the emulator closes the connection.
-fn exchange(emulator: &Emulator, request: &[u8]) -> String {
+pub(crate) fn exchange(emulator: &Emulator, request: &[u8]) -> String {
     let mut stream = dial(emulator);
     // The emulator may close before it has read everything.
     drop(stream.write_all(request).and_then(|()| stream.flush()));
@@ -35,7 +35,7 @@ fn exchange(emulator: &Emulator, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-fn token(emulator: &Emulator) -> String {
+pub(crate) fn token(emulator: &Emulator) -> String {
     let identity = ServiceConnectionString::parse(&emulator.service_string()).expect("valid");
     let ServiceSecret::Key(key) = &identity.secret else { panic!("not a key") };
     let expiry = SystemTime::now() + Duration::from_secs(600);
@@ -153,7 +153,7 @@ fn a_device_sends_d2c_messages_with_properties_and_within_limits() {
 fn an_idle_connection_does_not_hold_up_the_end() {
     let emulator = Emulator::start();
     let mut idle = dial(&emulator);
-    let request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let request = "GET /twins HTTP/1.1\r\nHost: localhost\r\n\r\n";
     idle.write_all(request.as_bytes()).and_then(|()| idle.flush()).expect("sent");
     let mut first = [0; 12];
     idle.read_exact(&mut first).expect("an answer");
@@ -236,7 +236,7 @@ fn a_port_that_was_asked_for_and_is_taken_is_named_and_one_that_was_not_is_repla
         command.arg("emulator").arg("--state-dir").arg(dir.path().join(name));
         command.args(["--bind", &address, "--mqtt-port", "0", "--amqp-port", "0"]);
         let process = Process::spawn(&mut command);
-        let ready = process.wait_ready();
+        let ready = process.wait_stdout("ready ");
         let own = format!("https={address}:");
         let field = ready.split(' ').find_map(|field| field.strip_prefix(&own));
         let port: u16 = field.expect("an address").parse().expect("a port");

@@ -205,15 +205,22 @@ impl Process {
         }
     }
 
-    /// Waits for the `ready` line of an emulator; one that ends without it fails the test with its reason.
-    pub(crate) fn wait_ready(&self) -> String {
-        let is_ready = |line: &String| line.contains("ready ");
-        self.stdout.wait_end_unless(|lines| lines.iter().any(is_ready));
-        let ready = self.stdout.all().into_iter().find(is_ready);
-        ready.unwrap_or_else(|| {
+    /// Waits for the first line on standard output that contains `part`; a process that ends without it fails the test
+    /// with its log.
+    pub(crate) fn wait_stdout(&self, part: &str) -> String {
+        let is_it = |line: &String| line.contains(part);
+        self.stdout.wait_end_unless(|lines| lines.iter().any(is_it));
+        self.stdout.all().into_iter().find(is_it).unwrap_or_else(|| {
             self.stderr.wait_end();
-            panic!("the emulator is not ready; its log:\n{}", self.stderr.text())
+            panic!("waited in vain for \"{part}\"; its log:\n{}", self.stderr.text())
         })
+    }
+
+    /// Writes a line to its standard input, which must be a pipe.
+    pub(crate) fn tell(&self, line: &str) {
+        let mut child = self.child.lock().expect("child");
+        let stdin = child.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).expect("written");
     }
 
     /// SIGTERM, then the exit code.
@@ -277,7 +284,7 @@ impl Emulator {
             command.args(["--https-port", "0"]);
         }
         let process = Process::spawn(command.args(arguments));
-        let ready = process.wait_ready();
+        let ready = process.wait_stdout("ready ");
         let address = |name: &str| {
             let field = ready.split(' ').find_map(|field| field.strip_prefix(name)).expect("the ready line");
             field.parse().expect("an address")

@@ -25,6 +25,8 @@ mod emulator_cli;
 mod emulator_https;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
+#[cfg(feature = "emulator")]
+mod emulator_page;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;

@@ -41,7 +41,6 @@ fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
         .collect()
 }
 
-/// The body is text where it is readable as such.
 fn show(event: &Event) -> Value {
     let (mut system, mut application) = (Map::new(), Map::new());
     for (name, value) in event.properties.iter() {
@@ -54,12 +53,17 @@ fn show(event: &Event) -> Value {
         "systemProperties": system,
         "properties": application,
     });
-    let readable = |text: &&str| text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'));
-    match std::str::from_utf8(&event.body).ok().filter(readable) {
-        Some(text) => shown["body"] = text.into(),
-        None => shown["bodyBase64"] = STANDARD.encode(&event.body).into(),
-    }
+    set_body(&mut shown, &event.body);
     shown
+}
+
+/// A body as text where it is readable as such.
+pub(super) fn set_body(shown: &mut Value, body: &[u8]) {
+    let readable = |text: &&str| text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'));
+    match std::str::from_utf8(body).ok().filter(readable) {
+        Some(text) => shown["body"] = text.into(),
+        None => shown["bodyBase64"] = STANDARD.encode(body).into(),
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,11 @@ pub(super) fn no_content() -> Reply {
     Reply::of(StatusCode::NO_CONTENT, Bytes::new())
 }
 
+/// 200 with a text of this program; its kind is to be said by the caller.
+pub(super) fn text(text: &'static str) -> Reply {
+    Reply::of(StatusCode::OK, Bytes::from_static(text.as_bytes()))
+}
+
 /// An error as the hub words it: a code word, and a sentence.
 pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
     let tracking_id = uuid::Uuid::new_v4().simple();

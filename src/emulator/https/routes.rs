@@ -3,13 +3,13 @@
 //! Owns: paths, methods, and which route answers them. Must not know: connections, TLS, what a route does.
 //! Used by: `https`.
 //!
-//! Each route first asks `call` whether the sender may do that; what is no route is a 404 only for back ends.
+//! Each route but the page's files first asks `call` whether the sender may do that; what is no route is a 404 only for back ends.
 
 use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, twins};
+use super::{device, events, page, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -26,6 +26,10 @@ enum Route {
     SendEvent,
     GetTwin,
     ShowEvents,
+    /// A file of the page: for everybody, because it has no data.
+    File(fn() -> Reply),
+    Overview,
+    SendFromPage,
     /// The path is served, and only with the methods named.
     Other(&'static str),
     Unknown,
@@ -37,6 +41,13 @@ fn find(method: &Method, words: &[&str]) -> Route {
         (_, ["devices", _, "messages", "events"]) => Route::Other("POST"),
         ("GET", ["twins", _]) => Route::GetTwin,
         (_, ["twins", _]) => Route::Other("GET"),
+        ("GET", [""]) => Route::File(page::index),
+        ("GET", ["emulator", "page.css"]) => Route::File(page::style),
+        ("GET", ["emulator", "page.js"]) => Route::File(page::script),
+        ("GET", ["emulator", "overview"]) => Route::Overview,
+        ("POST", ["emulator", "devices", _, "messages"]) => Route::SendFromPage,
+        (_, ["emulator", "devices", _, "messages"]) => Route::Other("POST"),
+        (_, [""] | ["emulator", "page.css" | "page.js" | "overview"]) => Route::Other("GET"),
         ("GET", ["emulator", "devices", _, "events"]) => Route::ShowEvents,
         (_, ["emulator", "devices", _, "events"]) => Route::Other("GET"),
         _ => Route::Unknown,
@@ -49,6 +60,9 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     match route {
         Route::SendEvent => device::send_event(call).await,
         Route::GetTwin => twins::get(call),
+        Route::File(file) => Ok(file()),
+        Route::Overview => page::overview(call).await,
+        Route::SendFromPage => page::send(call).await,
         Route::ShowEvents => events::show_after(call),
         Route::Other(allowed) => {
             call.own_service()?;
@@ -154,7 +168,8 @@ mod tests {
             ("/twins/none?api-version=1", 404, "ErrorCode:DeviceNotFound;the hub has no device \"none\""),
             ("/twins/%ff?api-version=1", 404, "ErrorCode:ResourceNotFound;"),
             ("/twins/a/b?api-version=1", 404, "ErrorCode:ResourceNotFound;"),
-            ("/", 404, "ErrorCode:ResourceNotFound;"),
+            ("/nothing", 404, "ErrorCode:ResourceNotFound;"),
+            ("/emulator/overview?after=x", 400, "ErrorCode:ArgumentInvalid;\"after\""),
             ("/emulator/devices/none/events", 404, "ErrorCode:DeviceNotFound;"),
             ("/emulator/devices/dev%231/events?after=-1", 400, "ErrorCode:ArgumentInvalid;\"after\""),
         ];

@@ -10,6 +10,7 @@ use crate::feedback::FeedbackRecord;
 
 use super::LockLost;
 use super::queue::{LOCK_TIME, MAX_DELIVERY_COUNT};
+use super::view::FeedbackView;
 
 /// Records in one batch at most; that many go out without waiting for the interval.
 pub const BATCH_RECORDS: usize = 64;
@@ -51,6 +52,15 @@ pub(super) struct FeedbackQueue {
 impl FeedbackQueue {
     pub(super) fn new(interval: Duration) -> Self {
         Self { interval, last_sent: None, waiting: VecDeque::new(), batch: None, announced: false }
+    }
+
+    /// What has not been taken, oldest first.
+    pub(super) fn view(&self) -> impl Iterator<Item = FeedbackView<'_>> {
+        let out = self.batch.iter().flat_map(|(batch, locked_until)| {
+            let view = |record| FeedbackView { record, locked_until: *locked_until };
+            batch.records.iter().map(view)
+        });
+        out.chain(self.waiting.iter().map(|(_, record)| FeedbackView { record, locked_until: None }))
     }
 
     pub(super) fn push(&mut self, record: FeedbackRecord, now: SystemTime) {

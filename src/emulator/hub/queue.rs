@@ -14,6 +14,7 @@ use crate::message::C2dMessage;
 
 use super::LockLost;
 use super::session::ConnectionId;
+use super::view::QueuedView;
 
 /// Most messages that wait for or are with one device.
 pub const MAX_QUEUE: usize = 50;
@@ -66,6 +67,16 @@ struct Entry {
 impl DeviceQueue {
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// What is in it, oldest first.
+    pub(super) fn view(&self) -> impl Iterator<Item = QueuedView<'_>> {
+        self.0.iter().map(|entry| QueuedView {
+            message: &entry.message,
+            locked_until: entry.locked.map(|(_, until)| until),
+            delivery_count: entry.delivery_count,
+            expires: entry.expires,
+        })
     }
 
     /// Answers whether there was room.

@@ -1,0 +1,195 @@
+//! The emulator's page: the hub as a person sees it, and a form that sends a C2D message.
+//!
+//! Owns: its files, the overview that it waits for, and what its form may send. Must not know: connections, TLS, what AMQP
+//! and MQTT do. Used by: `https::routes`.
+//!
+//! The files hold no data and are for everybody; the data needs a token of the service policy like every other route. The
+//! page gets one in the fragment of its address, which browsers do not send, so there is no cookie that another site could use.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::call::Call;
+use super::overview;
+use super::reply::{self, Refusal, Reply};
+use crate::emulator::hub::QueuedMessage;
+use crate::feedback::{ACK_PROPERTY, DeliveryAck};
+use crate::message::{self, C2dMessage, MAX_C2D_BYTES, excerpt};
+
+/// How long an answer is held back while nothing changes: below what proxies and browsers take for a dead connection.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// Changes within this time are one answer.
+const REST: Duration = Duration::from_millis(100);
+/// A message in JSON: each byte may be written as six (`\u00e4`).
+const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
+
+/// `GET /`.
+pub(super) fn index() -> Reply {
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let reply = file(include_str!("page/index.html"), "text/html; charset=utf-8");
+    reply.with(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy))
+}
+
+/// `GET /emulator/page.css`.
+pub(super) fn style() -> Reply {
+    file(include_str!("page/page.css"), "text/css; charset=utf-8")
+}
+
+/// `GET /emulator/page.js`.
+pub(super) fn script() -> Reply {
+    file(include_str!("page/page.js"), "text/javascript; charset=utf-8")
+}
+
+fn file(text: &'static str, kind: &'static str) -> Reply {
+    let reply = reply::text(text).with(CONTENT_TYPE, HeaderValue::from_static(kind));
+    // Another version of the emulator may be here next.
+    let reply = reply.with(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    reply.with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
+}
+
+/// `GET /emulator/overview?after=VERSION`: as soon as the hub's version is another one, or after a while.
+pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
+    call.own_service()?;
+    let after = match call.argument("after").map(|text| text.parse::<u64>()) {
+        None => None,
+        Some(Ok(version)) => Some(version),
+        Some(Err(_)) => return Err(reply::bad_argument("\"after\" is not the version of an overview").into()),
+    };
+    let mut changes = call.hub.watch_changes();
+    let changed = async {
+        // The sender lives in the hub, so this cannot fail.
+        if changes.wait_for(|version| Some(*version) != after).await.is_ok()
+            && after.is_some_and(|after| after > 0)
+        {
+            tokio::time::sleep(REST).await;
+        }
+    };
+    // Nothing new is an answer, too: the page learns that the emulator is there.
+    drop(tokio::time::timeout(PATIENCE, changed).await);
+    Ok(reply::ok(&call.hub.with(|hub, now| overview::of(hub, now))))
+}
+
+/// What the page's form sends.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Form {
+    message_id: Option<String>,
+    #[serde(default)]
+    properties: BTreeMap<String, String>,
+    #[serde(default)]
+    body: String,
+    #[serde(default)]
+    ack: String,
+    expires_after_seconds: Option<u64>,
+}
+
+/// `POST /emulator/devices/{id}/messages`: queues a C2D message.
+pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
+    call.own_service()?;
+    let body = call.body(MAX_FORM).await?;
+    let device_id = call.segment(2).to_owned();
+    let queued = queued(&body, device_id.clone(), |after| call.hub.now().checked_add(after));
+    let queued = queued.map_err(|sentence| reply::bad_argument(&sentence))?;
+    let message_id = queued.message.message_id().map(str::to_owned);
+    call.hub
+        .with(|hub, now| hub.enqueue(queued, now))
+        .map_err(|error| reply::bad_argument(&error.to_string()))?;
+    tracing::info!(device_id, message_id, "queued a C2D message of the page");
+    Ok(reply::ok(&json!({ "messageId": message_id })))
+}
+
+/// Reads a form. `expires` tells when a time from now is, where there is such a time.
+fn queued(
+    body: &Bytes,
+    device_id: String,
+    expires: impl Fn(Duration) -> Option<SystemTime>,
+) -> Result<QueuedMessage, String> {
+    let form: Form = serde_json::from_slice(body)
+        .map_err(|error| format!("the message is not as this page sends it: {error}"))?;
+    let message_id = form.message_id.unwrap_or_else(|| Uuid::new_v4().to_string());
+    if !message::is_message_id(&message_id) {
+        return Err(format!(
+            "\"{}\" is no message id: at most 128 letters, digits and some signs",
+            excerpt(&message_id)
+        ));
+    }
+    if let Some(name) =
+        form.properties.keys().find(|name| name.is_empty() || message::is_system_property(name))
+    {
+        return Err(format!("\"{}\" is no name of an application property", excerpt(name)));
+    }
+    let ack: DeliveryAck = match form.ack.as_str() {
+        "" => DeliveryAck::None,
+        word => word.parse().map_err(|error| format!("{ACK_PROPERTY}: {error}"))?,
+    };
+    let expiry = match form.expires_after_seconds.map(Duration::from_secs) {
+        Some(after) => Some(expires(after).ok_or_else(|| format!("{} s are too long", after.as_secs()))?),
+        None => None,
+    };
+    let mut message = C2dMessage { body: Bytes::from(form.body), ..C2dMessage::default() };
+    message.system.set(message::MESSAGE_ID, message_id);
+    if ack != DeliveryAck::None {
+        message.system.set(ACK_PROPERTY, ack.as_str());
+    }
+    message.application = form.properties.into_iter().map(|(name, value)| (name, Some(value))).collect();
+    Ok(QueuedMessage { device_id, message, ack, expiry })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(form: &str) -> Result<QueuedMessage, String> {
+        queued(&Bytes::from(form.to_owned()), "dev1".to_owned(), |after| {
+            SystemTime::UNIX_EPOCH.checked_add(after)
+        })
+    }
+
+    #[test]
+    fn a_form_becomes_a_message() {
+        let queued = read(
+            r#"{"messageId": "m-1", "properties": {"b": "", "a": "x y"}, "body": "grüße", "ack": "full", "expiresAfterSeconds": 60}"#,
+        );
+        let QueuedMessage { device_id, message, ack, expiry } = queued.expect("a message");
+        assert_eq!((device_id.as_str(), message.message_id(), ack), ("dev1", Some("m-1"), DeliveryAck::Full));
+        assert_eq!(message.application.encode(), "a=x%20y&b=");
+        assert_eq!(message.system.get(ACK_PROPERTY), Some("full"));
+        assert_eq!(
+            (&message.body[..], expiry),
+            ("grüße".as_bytes(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(60)))
+        );
+    }
+
+    #[test]
+    fn the_smallest_form_has_an_id_of_its_own() {
+        let message = read("{}").expect("a message").message;
+        assert!(message.message_id().is_some_and(|id| id.len() == 36));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_form_is_named() {
+        for (form, part) in [
+            ("", "the message is not as this page sends it"),
+            (r#"{"bdoy": ""}"#, "bdoy"),
+            (r#"{"messageId": "a b"}"#, "\"a b\" is no message id"),
+            (r#"{"messageId": ""}"#, "\"\" is no message id"),
+            (r#"{"properties": {"": "x"}}"#, "\"\" is no name"),
+            (r#"{"properties": {"$.to": "x"}}"#, "\"$.to\" is no name"),
+            (r#"{"properties": {"iothub-ack": "x"}}"#, "\"iothub-ack\" is no name"),
+            (r#"{"ack": "yes"}"#, "iothub-ack: "),
+            (r#"{"expiresAfterSeconds": 18446744073709551615}"#, "18446744073709551615 s are too long"),
+        ] {
+            let refusal = read(form).expect_err(form);
+            assert!(refusal.contains(part), "{form}: {refusal}");
+        }
+    }
+}

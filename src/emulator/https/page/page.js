@@ -1,0 +1,212 @@
+"use strict";
+// The emulator's page. It asks for the overview, shows it, and asks again: the answer comes when something has changed.
+// Everything that comes from a message is set as text, never as markup.
+
+// The address that the emulator has made ends with a token of the service policy. A fragment is not sent to servers; the tab keeps
+// it, also when it is loaded anew, and the address bar does not.
+function takeToken() {
+  if (location.hash.length <= 1) return false;
+  sessionStorage.setItem("token", location.hash.slice(1).replace(/%([0-9A-F]{2})/g, (_, hex) => String.fromCharCode(parseInt(hex, 16))));
+  history.replaceState(null, "", location.pathname);
+  return true;
+}
+takeToken();
+// The address pasted into a tab that shows the page already.
+addEventListener("hashchange", () => { if (takeToken()) location.reload(); });
+const token = sessionStorage.getItem("token") ?? "";
+
+const byId = (id) => document.getElementById(id);
+
+/** An element with attributes and children; strings become text. */
+function make(name, attributes, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+/** Renders into `place` only when what is shown has changed, so that focus, selection and scrolling stay. */
+function show(place, data, render) {
+  const seen = JSON.stringify(data);
+  if (place.seen === seen) return;
+  place.seen = seen;
+  place.replaceChildren(...render(data));
+}
+
+const none = (text) => make("p", { class: "none" }, text);
+const clock = (time) => (time ? new Date(time).toLocaleTimeString() : "");
+const pairs = (properties) =>
+  Object.entries(properties).map(([name, value]) => (value === null ? name : `${name}=${value}`)).join("  ");
+const body = (message) =>
+  (message.body ?? (message.bodyBase64 ? `(base64) ${message.bodyBase64}` : "")) +
+  (message.bodyBytes ? `… (${message.bodyBytes} bytes in all)` : "");
+
+function table(columns, rows) {
+  const head = make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name))));
+  const cells = (row) => row.map((cell, at) => make("td", { "data-name": columns[at] }, cell));
+  return make("table", {}, head, make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row)))));
+}
+
+const OUTCOMES = { Success: ["completed", "good"], Rejected: ["rejected", "bad"], Expired: ["expired", "bad"],
+  DeliveryCountExceeded: ["abandoned too often", "bad"], Purged: ["purged", "bad"] };
+
+function badge(text, kind) {
+  return make("span", { class: `badge ${kind}` }, text);
+}
+
+function outcome(status) {
+  const [text, kind] = OUTCOMES[status] || [status, "wait"];
+  return badge(text, kind);
+}
+
+/** A locked message counts its lock down by itself between two overviews. */
+function queueState(message) {
+  if (message.state === "enqueued") return badge("enqueued", "wait");
+  const element = badge("", "");
+  element.dataset.until = message.lockedUntil;
+  countDown(element);
+  return element;
+}
+
+let skew = 0; // The emulator's clock less this browser's, in milliseconds.
+function countDown(element) {
+  const left = Math.max(0, Math.ceil((Date.parse(element.dataset.until) - (Date.now() + skew)) / 1000));
+  element.textContent = `invisible, locked for ${left} s`;
+}
+setInterval(() => document.querySelectorAll("[data-until]").forEach(countDown), 1000);
+
+function queue(messages) {
+  if (messages.length === 0) return [none("The queue is empty.")];
+  const rows = messages.map((m) =>
+    [m.messageId ?? "(none)", queueState(m), String(m.deliveryCount), pairs(m.properties), body(m), clock(m.expires)]);
+  return [table(["Message id", "State", "Abandoned", "Properties", "Body", "Expires"], rows)];
+}
+
+function ended(messages) {
+  if (messages.length === 0) return [none("No message has ended yet.")];
+  return [table(["Message id", "Outcome", "At"], messages.map((m) => [m.messageId ?? "(none)", outcome(m.outcome), clock(m.at)]))];
+}
+
+function events(messages) {
+  if (messages.length === 0) return [none("The device has sent nothing yet.")];
+  const rows = messages.map((m) => [clock(m.enqueuedTime), pairs(m.properties), body(m)]);
+  return [table(["At", "Properties", "Body"], rows)];
+}
+
+const cards = new Map();
+
+function card(id) {
+  const places = { state: make("span"), queue: make("div"), ended: make("div"), events: make("div"), twin: make("pre") };
+  const part = (title, place) => [make("h4", {}, title), place];
+  places.root = make("article", { class: "card", "aria-label": `Device ${id}` },
+    make("div", {}, make("h3", {}, id), places.state),
+    ...part("Queue", places.queue),
+    ...part("Ended lately", places.ended),
+    make("details", {}, make("summary", {}, "D2C messages"), places.events),
+    make("details", {}, make("summary", {}, "Twin"), places.twin));
+  return places;
+}
+
+function render(overview) {
+  skew = Date.parse(overview.time) - Date.now();
+  byId("hub").textContent = overview.hub;
+  const ids = overview.devices.map((device) => device.deviceId);
+  for (const [id, places] of cards) {
+    if (!ids.includes(id)) { places.root.remove(); cards.delete(id); }
+  }
+  for (const device of overview.devices) {
+    if (!cards.has(device.deviceId)) {
+      cards.set(device.deviceId, card(device.deviceId));
+      byId("devices").append(cards.get(device.deviceId).root);
+    }
+    const places = cards.get(device.deviceId);
+    show(places.state, [device.connected, device.lastActivity], ([connected, seen]) =>
+      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last heard of ${clock(seen)}` : ""]);
+    show(places.queue, device.queue, queue);
+    show(places.ended, device.ended, ended);
+    show(places.events, device.events, events);
+    show(places.twin, device.twin, (twin) => [JSON.stringify(twin, null, 2)]);
+  }
+  const left = overview.devicesLeftOut;
+  byId("more").textContent = ids.length === 0 ? "This hub has no devices." : left > 0 ? `${left} more are not shown.` : "";
+  show(byId("device"), ids, (list) => {
+    const chosen = byId("device").value;
+    return list.map((id) => make("option", id === chosen ? { selected: "" } : {}, id));
+  });
+  show(byId("feedback"), overview.feedback, (feedback) => {
+    if (feedback.length === 0) return [none("No feedback waits.")];
+    const rows = feedback.map((f) => [f.originalMessageId, f.deviceId, outcome(f.statusCode), f.where, clock(f.enqueuedTimeUtc)]);
+    return [table(["Message id", "Device", "Outcome", "Where", "At"], rows)];
+  });
+}
+
+function live(text, kind) {
+  byId("live").textContent = text;
+  byId("live").className = `badge ${kind}`;
+}
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+async function follow() {
+  let version = null;
+  for (;;) {
+    try {
+      const answer = await fetch(`/emulator/overview${version === null ? "" : `?after=${version}`}`,
+        { cache: "no-store", headers: { Authorization: token } });
+      if (answer.status === 401) {
+        byId("main").replaceChildren(none("Open the address that the emulator has written into page.address in its state directory."));
+        live("not let in", "bad");
+        return;
+      }
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const overview = await answer.json();
+      version = overview.version;
+      render(overview);
+      live("live", "good");
+    } catch (error) {
+      version = null;
+      live("the emulator does not answer", "bad");
+      await pause(1000);
+    }
+  }
+}
+
+function addProperty() {
+  const name = make("input", { "aria-label": "Property name", placeholder: "name" });
+  const value = make("input", { "aria-label": "Property value", placeholder: "value" });
+  const remove = make("button", { type: "button", "aria-label": "Remove this property" }, "Remove");
+  const row = make("div", { class: "property" }, name, value, remove);
+  remove.addEventListener("click", () => { row.remove(); byId("add").focus(); });
+  byId("properties").append(row);
+  return name;
+}
+
+async function send(event) {
+  event.preventDefault();
+  const properties = {};
+  for (const row of document.querySelectorAll(".property")) {
+    const [name, value] = row.querySelectorAll("input");
+    if (name.value !== "") properties[name.value] = value.value;
+  }
+  const message = { properties, body: byId("body").value, ack: byId("ack").value };
+  if (byId("message-id").value !== "") message.messageId = byId("message-id").value;
+  if (byId("expiry").value !== "") message.expiresAfterSeconds = Number(byId("expiry").value);
+  const device = encodeURIComponent(byId("device").value);
+  const said = byId("sent");
+  try {
+    const answer = await fetch(`/emulator/devices/${device}/messages`,
+      { method: "POST", headers: { Authorization: token, "Content-Type": "application/json" }, body: JSON.stringify(message) });
+    const text = await answer.json();
+    said.className = answer.ok ? "good" : "bad";
+    said.textContent = answer.ok ? `queued as ${text.messageId}` : text.Message.replace(/^ErrorCode:[^;]*;/, "");
+  } catch (error) {
+    said.className = "bad";
+    said.textContent = "the emulator does not answer";
+  }
+}
+
+byId("send").addEventListener("input", () => byId("sent").replaceChildren());
+byId("add").addEventListener("click", () => addProperty().focus());
+byId("send").addEventListener("submit", send);
+addProperty();
+follow();

@@ -1,0 +1,99 @@
+//! What somebody who looks at the hub sees: queues with the states of their messages, what ended lately, feedback that waits.
+//!
+//! Owns: which of the hub's inside can be looked at, and how many ended messages are remembered for it.
+//! Must not know: JSON, HTTP. Used by: `hub`, and `emulator::https` for its page.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use crate::feedback::{FeedbackRecord, FeedbackStatus};
+use crate::message::C2dMessage;
+
+use super::Hub;
+
+/// Ended messages that are remembered for each device.
+pub const MAX_ENDED: usize = 20;
+
+/// A message in a device's queue.
+#[derive(Debug)]
+pub struct QueuedView<'a> {
+    /// The message.
+    pub message: &'a C2dMessage,
+    /// Until when it is invisible, because it is with the device; `None` when it waits.
+    pub locked_until: Option<SystemTime>,
+    /// How often a device has abandoned it.
+    pub delivery_count: u32,
+    /// When it expires.
+    pub expires: SystemTime,
+}
+
+/// A message that has left its queue.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Its message id, when it had one.
+    pub message_id: Option<String>,
+    /// How it ended, whoever wanted to hear of it.
+    pub status: FeedbackStatus,
+    /// When.
+    pub at: SystemTime,
+}
+
+/// A feedback record that no back end has taken for good.
+#[derive(Debug)]
+pub struct FeedbackView<'a> {
+    /// The record.
+    pub record: &'a FeedbackRecord,
+    /// Until when a back end has it to settle; `None` when it waits.
+    pub locked_until: Option<SystemTime>,
+}
+
+/// The last messages that ended, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct EndedLately(VecDeque<Ended>);
+
+impl EndedLately {
+    pub(super) fn push(&mut self, ended: Ended) {
+        if self.0.len() >= MAX_ENDED {
+            self.0.pop_front();
+        }
+        self.0.push_back(ended);
+    }
+}
+
+impl Hub {
+    /// All devices, by name.
+    pub fn device_ids(&self) -> impl Iterator<Item = &str> {
+        self.devices.keys().map(String::as_str)
+    }
+
+    /// Whether the device is connected by a protocol that knows connections.
+    pub fn is_connected(&self, device_id: &str) -> bool {
+        self.devices.get(device_id).is_some_and(|state| state.session.is_connected())
+    }
+
+    /// When the device last signed in, completed or sent something.
+    pub fn last_activity(&self, device_id: &str) -> Option<SystemTime> {
+        self.devices.get(device_id)?.last_activity
+    }
+
+    /// The device's queue, oldest first; nothing when there is no such device.
+    pub fn queued(&self, device_id: &str) -> impl Iterator<Item = QueuedView<'_>> {
+        self.devices.get(device_id).into_iter().flat_map(|state| state.queue.view())
+    }
+
+    /// The device's last [`MAX_ENDED`] messages that ended, newest first; nothing when there is no such device.
+    pub fn ended(&self, device_id: &str) -> impl Iterator<Item = &Ended> {
+        self.devices.get(device_id).into_iter().flat_map(|state| state.ended.0.iter().rev())
+    }
+
+    /// The feedback that no back end has taken for good, oldest first.
+    pub fn feedback(&self) -> impl Iterator<Item = FeedbackView<'_>> {
+        self.feedback.view()
+    }
+
+    /// Rises with every change that can be looked at, so also with those that [`Hub::version`] leaves out because no
+    /// listener has to act on them.
+    pub fn changes(&self) -> u64 {
+        self.version + self.quiet_changes
+    }
+}
