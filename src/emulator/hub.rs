@@ -23,6 +23,7 @@ use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
 
 mod events;
 mod feedback;
+mod polling;
 mod queue;
 mod session;
 mod twin;
@@ -32,7 +33,7 @@ use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
 use feedback::FeedbackQueue;
 pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
-use queue::{DeviceQueue, Finished};
+use queue::{Arrival, DeviceQueue, Finished};
 pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
 use session::Session;
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
@@ -106,6 +107,8 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct DeviceState {
     queue: DeviceQueue,
+    /// How many messages were ever queued.
+    queued: u64,
     session: Session,
     ended: EndedLately,
     events: Events,
@@ -168,8 +171,10 @@ impl Hub {
     pub fn connect(&mut self, device_id: &str, clean: bool) -> Option<Connected> {
         let connection = ConnectionId(self.next_id());
         let state = self.devices.get_mut(device_id)?;
-        state.queue.release_all();
         let connected = state.session.connect(connection, clean);
+        if let Some(displaced) = connected.displaced {
+            state.queue.release(displaced);
+        }
         self.version += 1;
         Some(connected)
     }
@@ -179,7 +184,7 @@ impl Hub {
     pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId) {
         let Some(state) = self.devices.get_mut(device_id) else { return };
         if state.session.disconnect(connection) {
-            state.queue.release_all();
+            state.queue.release(connection);
             self.version += 1;
         }
     }
@@ -248,13 +253,14 @@ impl Hub {
         }
         self.expire(&device_id, now);
         let expires = expiry.unwrap_or(now + DEFAULT_TTL);
-        let room = self
-            .devices
-            .get_mut(&device_id)
-            .is_some_and(|state| state.queue.push(Arc::new(message), ack, expires));
-        if !room {
+        let Some(state) = self.devices.get_mut(&device_id) else {
+            return Err(EnqueueError::UnknownDevice(device_id));
+        };
+        let arrival = Arrival { enqueued: now, sequence_number: state.queued + 1, expires };
+        if !state.queue.push(Arc::new(message), ack, arrival) {
             return Err(EnqueueError::QueueFull(device_id));
         }
+        state.queued += 1;
         self.version += 1;
         Ok(())
     }
@@ -451,7 +457,9 @@ impl Hub {
 
     fn expire(&mut self, device_id: &str, now: SystemTime) {
         let Some(state) = self.devices.get_mut(device_id) else { return };
-        for finished in state.queue.pass_time(now) {
+        let passed = state.queue.pass_time(now);
+        self.version += u64::from(passed.unlocked);
+        for finished in passed.expired {
             tracing::info!(device_id, message_id = finished.message.message_id(), "expired a C2D message");
             self.record(device_id, &finished, FeedbackStatus::Expired, now);
         }

@@ -85,9 +85,12 @@ pub struct Grant {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// No such device.
+    /// No such device. Nothing is proved.
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
+    /// No such device, and the token is a policy's that would stand in for it: its holder may know.
+    #[error("the hub has no device \"{0}\" for which that token could stand in")]
+    MissingDevice(String),
     /// No such policy.
     #[error("the hub has no shared access policy \"{0}\"")]
     UnknownPolicy(String),
@@ -168,26 +171,30 @@ impl Registry {
         certificate: Option<&Thumbprint>,
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
+        let device = self.devices.get(device_id).map(|(device, _)| device);
         let unknown = || AuthError::UnknownDevice(excerpt(device_id));
-        let (device, _) = self.devices.get(device_id).ok_or_else(unknown)?;
         if let Some(text) = token {
             let token = SasToken::parse(text)?;
+            if token.policy().is_none() && device.is_none() {
+                return Err(unknown());
+            }
             self.check(&token, &format!("{}/devices/{device_id}", self.hostname), now)?;
-            let signed = match (token.policy(), &device.credential) {
-                (Some(name), _) => {
-                    let policy = self.policy(name)?;
-                    if !policy.device_connect {
-                        return Err(AuthError::Forbidden(policy.name.clone(), "DeviceConnect"));
-                    }
-                    policy.keys.signed(&token)
+            if let Some(name) = token.policy() {
+                let policy = self.policy(name)?;
+                if !policy.device_connect {
+                    return Err(AuthError::Forbidden(policy.name.clone(), "DeviceConnect"));
                 }
-                (None, DeviceCredential::Keys(keys)) => keys.signed(&token),
-                (None, DeviceCredential::Certificate(_)) => {
-                    return Err(AuthError::WrongKind("a client certificate, not by a token"));
+                let granted = grant(&token, policy.keys.signed(&token))?;
+                return device.map(|_| granted).ok_or_else(|| AuthError::MissingDevice(excerpt(device_id)));
+            }
+            return match &device.ok_or_else(unknown)?.credential {
+                DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)),
+                DeviceCredential::Certificate(_) => {
+                    Err(AuthError::WrongKind("a client certificate, not by a token"))
                 }
             };
-            return grant(&token, signed);
         }
+        let device = device.ok_or_else(unknown)?;
         match (&device.credential, certificate) {
             (DeviceCredential::Certificate(own), Some(shown)) if own == shown => {
                 Ok(Grant { expires: None, policy: None })
@@ -327,6 +334,11 @@ mod tests {
         let registry = registry();
         let device = token(&keys(20).primary, "hub.local.test", Some("device"));
         assert!(registry.authenticate_device("dev1", Some(&device), None, NOW).is_ok());
+        let missing = registry.authenticate_device("none", Some(&device), None, NOW);
+        assert_eq!(missing, Err(AuthError::MissingDevice("none".into())));
+        let forged = token(&keys(7).primary, "hub.local.test", Some("device"));
+        let refused = registry.authenticate_device("none", Some(&forged), None, NOW);
+        assert_eq!(refused, Err(AuthError::WrongSignature));
         let service = token(&keys(10).primary, "hub.local.test", Some("service"));
         let refused = registry.authenticate_device("dev1", Some(&service), None, NOW);
         assert_eq!(refused, Err(AuthError::Forbidden("service".into(), "DeviceConnect")));

@@ -28,7 +28,8 @@ struct Inner {
 
 impl SharedHub {
     /// Shares a hub whose time is `clock`.
-    pub fn new(hub: Hub, clock: Clock) -> Self {
+    pub fn new(mut hub: Hub, clock: Clock) -> Self {
+        hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
         Self(Arc::new(Inner { hub: Mutex::new(hub), version, changes, clock }))
     }

@@ -4,48 +4,16 @@
 //! Owns: nothing. Must not know: how routes are found. Used by: nobody.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use c2d_agent::credentials::{
-    DeviceConnectionString, DeviceSecret, SasToken, ServiceConnectionString, ServiceSecret,
-};
-use rustls::{ClientConnection, StreamOwned};
-
-use crate::harness::{DEADLINE, Emulator, Process, own_address, program, run, skip};
-
-type Tls = StreamOwned<ClientConnection, TcpStream>;
-
-fn dial(emulator: &Emulator) -> Tls {
-    let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
-    let socket = TcpStream::connect(emulator.https).expect("connected");
-    socket.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    let name = "localhost".try_into().expect("a name");
-    StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket)
-}
-
-/// Sends bytes and reads until the emulator closes the connection.
-pub(crate) fn exchange(emulator: &Emulator, request: &[u8]) -> String {
-    let mut stream = dial(emulator);
-    // The emulator may close before it has read everything.
-    drop(stream.write_all(request).and_then(|()| stream.flush()));
-    let mut answer = Vec::new();
-    drop(stream.read_to_end(&mut answer));
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-pub(crate) fn token(emulator: &Emulator) -> String {
-    let identity = ServiceConnectionString::parse(&emulator.service_string()).expect("valid");
-    let ServiceSecret::Key(key) = &identity.secret else { panic!("not a key") };
-    let expiry = SystemTime::now() + Duration::from_secs(600);
-    SasToken::sign(key, "localhost", Some("service"), expiry).expose().to_owned()
-}
+use crate::harness::{Emulator, Process, own_address, program, run, skip};
+use crate::rest::{dial, exchange, service_token};
 
 #[test]
 fn hostile_requests_are_refused_and_the_emulator_goes_on() {
     let emulator = Emulator::start();
-    let token = token(&emulator);
+    let token = service_token(&emulator);
     let many = "x: y\r\n".repeat(1_000);
     let long = "x".repeat(100 * 1024);
     let cases = [
@@ -85,67 +53,6 @@ fn hostile_requests_are_refused_and_the_emulator_goes_on() {
         answer.to_lowercase().contains(&format!("\r\nserver: c2d-agent-emulator/{version}\r\n")),
         "{answer}"
     );
-    assert_eq!(emulator.process.stderr.count("panicked"), 0);
-}
-
-/// A token with the device's own key.
-fn device_token(emulator: &Emulator, device_id: &str) -> String {
-    let identity = DeviceConnectionString::parse(&emulator.device_string(device_id)).expect("valid");
-    let DeviceSecret::Key(key) = &identity.secret else { panic!("not a key") };
-    let expiry = SystemTime::now() + Duration::from_secs(600);
-    SasToken::sign(key, &format!("localhost/devices/{device_id}"), None, expiry).expose().to_owned()
-}
-
-/// One request and its answer: the whole, and its status.
-fn ask(emulator: &Emulator, line: &str, token: &str, headers: &str, body: &[u8]) -> (String, String) {
-    let length = body.len();
-    let head = format!(
-        "{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\nContent-Length: {length}\r\n\
-         Connection: close\r\n{headers}\r\n"
-    );
-    let answer = exchange(emulator, &[head.as_bytes(), body].concat());
-    let status = answer.get(9..12).unwrap_or_default().to_owned();
-    (status, answer)
-}
-
-#[test]
-fn a_device_sends_d2c_messages_with_properties_and_within_limits() {
-    let emulator = Emulator::start();
-    let own = device_token(&emulator, "dev1");
-    let events = "POST /devices/dev1/messages/events?api-version=2020-09-30";
-    let headers = "iothub-app-kind: test\r\nIoTHub-MessageId: m-1\r\niothub-contenttype: text/plain\r\n";
-    let (status, answer) = ask(&emulator, events, &own, headers, "grüße".as_bytes());
-    assert_eq!(status, "204", "{answer}");
-    let (status, shown) = ask(&emulator, "GET /emulator/devices/dev1/events", &token(&emulator), "", b"");
-    assert_eq!(status, "200", "{shown}");
-    let shown: serde_json::Value =
-        serde_json::from_str(shown.split("\r\n\r\n").nth(1).expect("a body")).expect("JSON");
-    assert_eq!(shown[0]["systemProperties"], serde_json::json!({ "$.mid": "m-1", "$.ct": "text/plain" }));
-    assert_eq!((&shown[0]["properties"]["kind"], &shown[0]["body"]), (&"test".into(), &"grüße".into()));
-
-    // Just as much as there may be, and one byte more: with a length, and in chunks.
-    assert_eq!(ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024]).0, "204");
-    let (status, answer) = ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024 + 1]);
-    assert!(status == "413" && answer.contains("ErrorCode:MessageTooLarge;"), "{answer}");
-    let chunked = format!(
-        "{events} HTTP/1.1\r\nAuthorization: {own}\r\nTransfer-Encoding: chunked\r\n\r\n40001\r\n{}\r\n",
-        "x".repeat(0x40001)
-    );
-    let answer = exchange(&emulator, chunked.as_bytes());
-    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("connection: close"), "{answer}");
-    let refused = [
-        (events, token(&emulator), "", "401"),
-        (events, String::new(), "", "401"),
-        ("POST /devices/dev2/messages/events?api-version=1", own.clone(), "", "401"),
-        ("POST /devices/dev1/messages/events", own.clone(), "", "400"),
-        (events, own.clone(), "Content-Type: application/vnd.microsoft.iothub.json\r\n", "400"),
-        (events, own.clone(), "iothub-app-x: \u{a0}\r\n", "204"),
-        ("PUT /devices/dev1/messages/events?api-version=1", token(&emulator), "", "405"),
-    ];
-    for (line, token, headers, expected) in refused {
-        let (status, answer) = ask(&emulator, line, &token, headers, b"x");
-        assert_eq!(status, expected, "{line} {headers}: {answer}");
-    }
     assert_eq!(emulator.process.stderr.count("panicked"), 0);
 }
 

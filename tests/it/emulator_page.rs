@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::emulator_https::{exchange, token};
 use crate::harness::{Agent, Emulator, Process, program, skip};
+use crate::rest::{exchange, service_token};
 
 /// An action that goes on until the file `go` is there.
 const RULE: &str = r#"
@@ -90,7 +90,7 @@ fn the_page_itself_has_no_data_and_its_data_needs_a_token() {
 #[test]
 fn an_overview_waits_until_there_is_something_new_and_shows_no_more_than_a_beginning() {
     let emulator = Emulator::start();
-    let token = token(&emulator);
+    let token = service_token(&emulator);
     let first = json(&ask(&emulator, "GET", "/emulator/overview", &token, ""));
     assert_eq!(first["devices"][0]["queue"], serde_json::json!([]));
 

@@ -23,6 +23,8 @@ mod drop_ins;
 mod emulator_cli;
 #[cfg(feature = "emulator")]
 mod emulator_https;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_https_device;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
 #[cfg(feature = "emulator")]
@@ -47,6 +49,8 @@ mod recovery;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod reload;
 mod reports;
+#[cfg(feature = "emulator")]
+mod rest;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;

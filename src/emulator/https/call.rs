@@ -105,8 +105,8 @@ impl Call {
     /// Lets a device through for itself: with a token, or the certificate of its connection.
     ///
     /// # Errors
-    /// 401, or 400 without an api-version. A device that is not there is refused like one whose key is wrong, as at
-    /// sign-in over MQTT: who cannot prove who he is does not learn which devices there are.
+    /// 401, or 400 without an api-version; 404 for a device that is not there, when a policy's token would stand in for
+    /// it. Who cannot prove anything does not learn which devices there are.
     pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
         let certificate = self.certificate.as_ref();
         let proof =
@@ -160,11 +160,14 @@ impl Call {
             if token.is_some_and(scheme) {
                 return Err("this emulator knows no Microsoft Entra tokens: use a SAS token".to_owned());
             }
-            self.hub.with(|hub, now| proof(hub, token, now)).map_err(|error| error.to_string())
+            match self.hub.with(|hub, now| proof(hub, token, now)) {
+                Err(AuthError::MissingDevice(device_id)) => Ok(Err(reply::no_device(&device_id).into())),
+                granted => granted.map(Ok).map_err(|error| error.to_string()),
+            }
         };
-        check().map_err(|reason| {
+        check().unwrap_or_else(|reason| {
             tracing::warn!(reason, path = excerpt(&self.path), "refused a request");
-            reply::error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized").into()
+            Err(reply::error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized").into())
         })
     }
 

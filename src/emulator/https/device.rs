@@ -3,13 +3,19 @@
 //! Owns: the routes below `/devices/{id}/messages`, and the headers that carry properties.
 //! Must not know: connections, queues. Used by: `https::routes`.
 //!
-//! Source: wire reference 3. Not served: a batch of D2C messages in one body.
+//! Source: wire reference 3. Choices where it is silent: a lock time that is asked for is passed over, the lock is always a
+//! minute; so is `If-Match`, which only repeats the path; a property that no header can hold is left out, and logged.
+//! Not served: a batch of D2C messages in one body.
+
+use std::time::SystemTime;
 
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
+use uuid::Uuid;
 
 use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::reply::{self, InvalidHeader, Refusal, Reply};
+use crate::emulator::hub::{Hub, Lock, LockLost};
 use crate::message::{self, Properties};
 
 /// Largest D2C message, and so the largest body. Source: wire reference 1.4.
@@ -32,6 +38,91 @@ const SYSTEM: [(&str, &str); 8] = [
     ("iothub-contentencoding", message::CONTENT_ENCODING),
     ("iothub-creationtimeutc", "$.ctime"),
 ];
+
+/// `GET /devices/{id}/messages/devicebound`: the next C2D message, locked for a minute, or 204.
+pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
+    let device_id = call.segment(1);
+    call.device(device_id)?;
+    let Some(locked) = call.hub.with(|hub, now| hub.poll(device_id, now)) else {
+        return Ok(reply::no_content());
+    };
+    let message = &locked.message;
+    let mut reply = reply::bytes(message.body.clone());
+    let (token, number) = (token(locked.lock), locked.sequence_number.to_string());
+    let facts = [
+        ("etag", format!("\"{token}\"")),
+        ("iothub-sequencenumber", number),
+        ("iothub-enqueuedtime", message::format_time(locked.enqueued)),
+        ("iothub-deliverycount", locked.delivery_count.to_string()),
+    ];
+    let header_of = |name: &str| {
+        let known = SYSTEM.iter().find(|(_, key)| *key == name).map(|(header, _)| (*header).to_owned());
+        known.or_else(|| name.starts_with("iothub-").then(|| name.to_owned()))
+    };
+    let system = message.system.iter().map(|(name, value)| (header_of(name), name, value));
+    let application = message.application.iter();
+    let application = application.map(|(name, value)| (Some(format!("{APPLICATION}{name}")), name, value));
+    for (name, value) in &facts {
+        left_out(reply.append(name, value), device_id, name);
+    }
+    for (header, name, value) in system.chain(application) {
+        if let Some(header) = header {
+            left_out(reply.append(&header, value.unwrap_or_default()), device_id, name);
+        }
+    }
+    let message_id = message.message_id();
+    tracing::debug!(device_id, message_id, "delivered a C2D message over HTTPS");
+    Ok(reply)
+}
+
+/// `DELETE /devices/{id}/messages/devicebound/{lock}`: completes the message, or rejects it with `reject` in the query.
+pub(super) fn complete_or_reject(call: &Call) -> Result<Reply, Refusal> {
+    settle(call, if call.argument("reject").is_some() { Hub::reject } else { Hub::complete })
+}
+
+/// `POST /devices/{id}/messages/devicebound/{lock}/abandon`.
+pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
+    settle(call, Hub::abandon)
+}
+
+fn settle(
+    call: &Call,
+    how: fn(&mut Hub, &str, Lock, SystemTime) -> Result<(), LockLost>,
+) -> Result<Reply, Refusal> {
+    let device_id = call.segment(1);
+    call.device(device_id)?;
+    let token = call.segment(4).trim_matches('"');
+    // What is no token of ours was never given out, like one that is no longer held.
+    let lock = lock(token).ok_or(LockLost);
+    let settled = lock.and_then(|lock| call.hub.with(|hub, now| how(hub, device_id, lock, now)));
+    match settled {
+        Ok(()) => tracing::debug!(device_id, token, "settled a C2D message over HTTPS"),
+        Err(LockLost) => {
+            tracing::warn!(device_id, token = message::excerpt(token), "refused a late settlement");
+            return Err(reply::lock_lost().into());
+        }
+    }
+    Ok(reply::no_content())
+}
+
+/// A lock as a GUID, which is what devices expect.
+fn token(lock: Lock) -> Uuid {
+    Uuid::from_u64_pair(0, lock.number())
+}
+
+fn lock(token: &str) -> Option<Lock> {
+    match Uuid::try_parse(token).ok()?.as_u64_pair() {
+        (0, number) => Some(Lock::from_number(number)),
+        _ => None,
+    }
+}
+
+fn left_out(appended: Result<(), InvalidHeader>, device_id: &str, name: &str) {
+    if let Err(error) = appended {
+        let name = message::excerpt(name);
+        tracing::warn!(device_id, name, "left a property out of a C2D message over HTTPS: {error}");
+    }
+}
 
 /// `POST /devices/{id}/messages/events`: a D2C message.
 pub(super) async fn send_event(call: &mut Call) -> Result<Reply, Refusal> {

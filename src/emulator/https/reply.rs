@@ -22,6 +22,11 @@ const PRODUCT: &str = concat!("c2d-agent-emulator/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug)]
 pub(super) struct Reply(Response<ReplyBody>);
 
+/// A text that no header can hold.
+#[derive(Debug, thiserror::Error)]
+#[error("no HTTP header can hold it")]
+pub(super) struct InvalidHeader;
+
 /// An answer that ends a route early, for `?`.
 #[derive(Debug)]
 pub(super) struct Refusal(Box<Reply>);
@@ -56,6 +61,17 @@ impl Reply {
         self
     }
 
+    /// The answer with a header that may occur again, when the text can stand in one.
+    ///
+    /// # Errors
+    /// When it cannot: a control character, or a name that is none. The answer is as before.
+    pub(super) fn append(&mut self, name: &str, value: &str) -> Result<(), InvalidHeader> {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| InvalidHeader)?;
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| InvalidHeader)?;
+        self.0.headers_mut().append(name, value);
+        Ok(())
+    }
+
     /// The answer, after which the connection ends: there is a body that is not read.
     pub(super) fn closing(self) -> Self {
         self.with(CONNECTION, HeaderValue::from_static("close"))
@@ -71,6 +87,11 @@ impl Reply {
 /// 200 with a JSON body.
 pub(super) fn ok(body: &Value) -> Reply {
     json_of(StatusCode::OK, body)
+}
+
+/// 200 with a body of the sender's own kind.
+pub(super) fn bytes(body: Bytes) -> Reply {
+    Reply::of(StatusCode::OK, body)
 }
 
 /// 204.
@@ -102,6 +123,12 @@ pub(super) fn bad_argument(sentence: &str) -> Reply {
 pub(super) fn no_device(device_id: &str) -> Reply {
     let sentence = format!("the hub has no device \"{}\"", excerpt(device_id));
     error(StatusCode::NOT_FOUND, "DeviceNotFound", &sentence)
+}
+
+/// 412: a settlement came too late. Hub code 412002.
+pub(super) fn lock_lost() -> Reply {
+    let sentence = "the lock is no longer held: the message was settled, or its minute is over";
+    error(StatusCode::PRECONDITION_FAILED, "DeviceMessageLockLost", sentence)
 }
 
 /// 405: the path is served, and only with these methods.

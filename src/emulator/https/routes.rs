@@ -23,6 +23,9 @@ pub(super) async fn answer(mut call: Call) -> Reply {
 
 /// What is served.
 enum Route {
+    Receive,
+    CompleteOrReject,
+    Abandon,
     SendEvent,
     GetTwin,
     ShowEvents,
@@ -37,6 +40,12 @@ enum Route {
 
 fn find(method: &Method, words: &[&str]) -> Route {
     match (method.as_str(), words) {
+        ("GET", ["devices", _, "messages", "devicebound"]) => Route::Receive,
+        (_, ["devices", _, "messages", "devicebound"]) => Route::Other("GET"),
+        ("DELETE", ["devices", _, "messages", "devicebound", _]) => Route::CompleteOrReject,
+        (_, ["devices", _, "messages", "devicebound", _]) => Route::Other("DELETE"),
+        ("POST", ["devices", _, "messages", "devicebound", _, "abandon"]) => Route::Abandon,
+        (_, ["devices", _, "messages", "devicebound", _, "abandon"]) => Route::Other("POST"),
         ("POST", ["devices", _, "messages", "events"]) => Route::SendEvent,
         (_, ["devices", _, "messages", "events"]) => Route::Other("POST"),
         ("GET", ["twins", _]) => Route::GetTwin,
@@ -58,6 +67,9 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     let words = call.words();
     let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
     match route {
+        Route::Receive => device::receive(call),
+        Route::CompleteOrReject => device::complete_or_reject(call),
+        Route::Abandon => device::abandon(call),
         Route::SendEvent => device::send_event(call).await,
         Route::GetTwin => twins::get(call),
         Route::File(file) => Ok(file()),

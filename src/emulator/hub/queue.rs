@@ -25,9 +25,21 @@ pub const LOCK_TIME: Duration = Duration::from_secs(60);
 /// A message (or a feedback batch) that is abandoned this many times is dead lettered.
 pub const MAX_DELIVERY_COUNT: u32 = 10;
 
-/// The right to settle one delivery; never used twice by a hub.
+/// The right to settle one delivery; never used twice by a hub, nor by the next one on the same state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lock(pub(super) u64);
+
+impl Lock {
+    /// The lock as a number, for those who must hand it out.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The lock of that number, held or not.
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
 
 /// A message on its way to a device.
 #[derive(Debug, Clone)]
@@ -40,6 +52,10 @@ pub struct Locked {
     pub redelivered: bool,
     /// How often a device has abandoned it.
     pub delivery_count: u32,
+    /// Counts the device's messages from 1.
+    pub sequence_number: u64,
+    /// When the hub took it.
+    pub enqueued: SystemTime,
 }
 
 /// A message that has left the queue.
@@ -49,6 +65,23 @@ pub(super) struct Finished {
     pub(super) ack: DeliveryAck,
 }
 
+/// When a message came, and when it goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival {
+    pub(super) enqueued: SystemTime,
+    pub(super) sequence_number: u64,
+    pub(super) expires: SystemTime,
+}
+
+/// What time has done to a queue.
+#[derive(Debug)]
+pub(super) struct Passed {
+    /// What has left the queue.
+    pub(super) expired: Vec<Finished>,
+    /// Whether a lock has lapsed.
+    pub(super) unlocked: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct DeviceQueue(VecDeque<Entry>);
 
@@ -56,6 +89,8 @@ pub(super) struct DeviceQueue(VecDeque<Entry>);
 struct Entry {
     message: Arc<C2dMessage>,
     ack: DeliveryAck,
+    enqueued: SystemTime,
+    sequence_number: u64,
     expires: SystemTime,
     delivery_count: u32,
     locked: Option<(Lock, SystemTime)>,
@@ -80,14 +115,16 @@ impl DeviceQueue {
     }
 
     /// Answers whether there was room.
-    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, expires: SystemTime) -> bool {
+    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: Arrival) -> bool {
         if self.0.len() >= MAX_QUEUE {
             return false;
         }
         self.0.push_back(Entry {
             message,
             ack,
-            expires,
+            enqueued: arrival.enqueued,
+            sequence_number: arrival.sequence_number,
+            expires: arrival.expires,
             delivery_count: 0,
             locked: None,
             offered_to: None,
@@ -108,7 +145,14 @@ impl DeviceQueue {
         entry.offered_to = Some(connection);
         let redelivered = std::mem::replace(&mut entry.redelivered, true);
         let message = Arc::clone(&entry.message);
-        Some(Locked { lock, message, redelivered, delivery_count: entry.delivery_count })
+        Some(Locked {
+            lock,
+            message,
+            redelivered,
+            delivery_count: entry.delivery_count,
+            sequence_number: entry.sequence_number,
+            enqueued: entry.enqueued,
+        })
     }
 
     /// Takes a locked message out.
@@ -130,27 +174,29 @@ impl DeviceQueue {
         Ok(None)
     }
 
-    /// Unlocks everything: the connection is gone.
-    pub(super) fn release_all(&mut self) {
-        for entry in &mut self.0 {
+    /// Unlocks everything that was locked for the connection: it is gone.
+    pub(super) fn release(&mut self, connection: ConnectionId) {
+        for entry in self.0.iter_mut().filter(|entry| entry.offered_to == Some(connection)) {
             entry.locked = None;
             entry.offered_to = None;
         }
     }
 
-    /// Unlocks what was locked too long and takes out what has expired, locked or not. Answers with the expired
-    /// messages.
-    pub(super) fn pass_time(&mut self, now: SystemTime) -> Vec<Finished> {
+    /// Unlocks what was locked too long and takes out what has expired, locked or not.
+    pub(super) fn pass_time(&mut self, now: SystemTime) -> Passed {
+        let mut unlocked = false;
         for entry in &mut self.0 {
-            entry.locked = entry.locked.filter(|(_, until)| *until > now);
+            let held = entry.locked.filter(|(_, until)| *until > now);
+            unlocked |= std::mem::replace(&mut entry.locked, held) != held;
         }
         if self.0.iter().all(|entry| entry.expires > now) {
-            return Vec::new();
+            return Passed { expired: Vec::new(), unlocked };
         }
         let (expired, kept): (VecDeque<_>, VecDeque<_>) =
             self.0.drain(..).partition(|entry| entry.expires <= now);
         self.0 = kept;
-        expired.into_iter().map(|Entry { message, ack, .. }| Finished { message, ack }).collect()
+        let finished = |Entry { message, ack, .. }| Finished { message, ack };
+        Passed { expired: expired.into_iter().map(finished).collect(), unlocked }
     }
 
     /// When [`DeviceQueue::pass_time`] next has something to do.

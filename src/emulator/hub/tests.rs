@@ -9,13 +9,13 @@ use super::*;
 use crate::credentials::SharedAccessKey;
 use crate::emulator::registry::{DeviceCredential, KeyPair};
 
-const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-fn after(seconds: u64) -> SystemTime {
+pub(super) fn after(seconds: u64) -> SystemTime {
     NOW + Duration::from_secs(seconds)
 }
 
-fn hub() -> Hub {
+pub(super) fn hub() -> Hub {
     let mut hub = Hub::new(Registry::new("hub.local.test", Vec::new()), Duration::from_secs(15));
     for id in ["dev1", "dev2"] {
         let key = SharedAccessKey::from_bytes([1; 32]);
@@ -25,7 +25,7 @@ fn hub() -> Hub {
     hub
 }
 
-fn connect(hub: &mut Hub, clean: bool) -> ConnectionId {
+pub(super) fn connect(hub: &mut Hub, clean: bool) -> ConnectionId {
     let connection = hub.connect("dev1", clean).expect("a device").connection;
     assert!(hub.subscribe("dev1", connection, Subscription::DeviceBound, 1));
     connection
@@ -37,15 +37,15 @@ fn message(id: &str, ack: DeliveryAck) -> QueuedMessage {
     QueuedMessage { device_id: "dev1".into(), message, ack, expiry: None }
 }
 
-fn send(hub: &mut Hub, id: &str, ack: DeliveryAck) {
+pub(super) fn send(hub: &mut Hub, id: &str, ack: DeliveryAck) {
     hub.enqueue(message(id, ack), NOW).expect("room");
 }
 
-fn next_id(hub: &mut Hub, connection: ConnectionId, now: SystemTime) -> Option<String> {
+pub(super) fn next_id(hub: &mut Hub, connection: ConnectionId, now: SystemTime) -> Option<String> {
     hub.next_delivery("dev1", connection, now).map(|locked| id_of(&locked))
 }
 
-fn id_of(locked: &Locked) -> String {
+pub(super) fn id_of(locked: &Locked) -> String {
     locked.message.message_id().expect("an id").to_owned()
 }
 

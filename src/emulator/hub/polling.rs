@@ -1,0 +1,69 @@
+//! Devices that ask for one message at a time, without a connection that could be lost.
+//!
+//! Owns: the lock of such a message, which only time or a settlement ends. Must not know: HTTP. Used by: `hub`.
+//!
+//! Source: wire reference 3 and 5.1. A choice where the reference is silent: a device may ask while it is connected over
+//! another transport as well.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{ConnectionId, Hub, Lock, Locked};
+
+impl Hub {
+    /// Locks the device's oldest waiting message for whoever asks, for a minute, whether or not the device is connected.
+    /// `None` when nothing waits or there is no such device.
+    pub fn poll(&mut self, device_id: &str, now: SystemTime) -> Option<Locked> {
+        self.touch(device_id, now);
+        self.expire(device_id, now);
+        // A connection that never was: nothing displaces it, and no other delivery is its own.
+        let (lock, nobody) = (Lock(self.next_id()), ConnectionId(self.next_id()));
+        let locked = self.devices.get_mut(device_id)?.queue.lock_next(lock, nobody, now)?;
+        self.version += 1;
+        Some(locked)
+    }
+
+    /// Begins the hub's numbers with the time, in microseconds: a lock that an earlier hub handed out is none of this
+    /// one's.
+    pub fn number_from(&mut self, now: SystemTime) {
+        let micros = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        self.last_id = self.last_id.max(u64::try_from(micros).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, after, connect, hub, id_of, next_id, send};
+    use super::super::{DeliveryAck, LockLost};
+
+    #[test]
+    fn a_poll_locks_for_a_minute_whatever_connections_do() {
+        let mut hub = hub();
+        send(&mut hub, "m1", DeliveryAck::Full);
+        send(&mut hub, "m2", DeliveryAck::Full);
+        let polled = hub.poll("dev1", NOW).expect("waiting");
+        assert_eq!((id_of(&polled).as_str(), polled.sequence_number, polled.enqueued), ("m1", 1, NOW));
+        // A connection takes the other one, and that returns when it is lost.
+        let connection = connect(&mut hub, true);
+        assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
+        assert_eq!(next_id(&mut hub, connection, NOW), None);
+        hub.disconnect("dev1", connection);
+        assert_eq!(hub.poll("dev1", NOW).map(|locked| id_of(&locked)).as_deref(), Some("m2"));
+        assert!(hub.poll("dev1", NOW).is_none() && hub.poll("dev9", NOW).is_none());
+
+        // A lock that lapses wakes whoever may have the message now.
+        let connection = connect(&mut hub, true);
+        let before = hub.version();
+        hub.tick(after(60));
+        assert_ne!(hub.version(), before);
+        assert_eq!(hub.complete("dev1", polled.lock, after(60)), Err(LockLost));
+        assert_eq!(next_id(&mut hub, connection, after(60)).as_deref(), Some("m1"));
+    }
+
+    #[test]
+    fn numbers_of_a_later_hub_are_higher() {
+        let mut hub = hub();
+        hub.number_from(after(5));
+        send(&mut hub, "m1", DeliveryAck::None);
+        assert!(hub.poll("dev1", NOW).expect("waiting").lock.number() > 5_000_000);
+    }
+}
