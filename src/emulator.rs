@@ -1,4 +1,5 @@
-//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0 and HTTPS, no Azure account.
+//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0 and HTTPS, both also over
+//! WebSockets, no Azure account.
 //!
 //! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`,
 //! `action`: a double built from the code under test proves nothing.
@@ -31,6 +32,7 @@ mod state_dir;
 mod tls;
 
 use hub::Hub;
+use listener::Accepted;
 pub use mqtt::{UserName, UserNameError};
 use registry::Registry;
 use shared::SharedHub;
@@ -166,7 +168,10 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         }
     });
     let (own, token) = (hub.clone(), stop.clone());
-    let serve_mqtt = move |stream, peer| mqtt::serve_connection(stream, peer, own.clone(), token.clone());
+    let serve_mqtt = move |stream: Accepted, peer| {
+        let certificate = tls::peer_thumbprint(stream.get_ref().1);
+        mqtt::serve_connection(stream, certificate, peer, own.clone(), token.clone())
+    };
     tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
     let (own, token) = (hub.clone(), stop.clone());
     let serve_amqp = move |stream, peer| amqp::serve_connection(stream, peer, own.clone(), token.clone());

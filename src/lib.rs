@@ -17,11 +17,12 @@
 //! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
+//! | | `websocket` | a WebSocket as a stream of bytes |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
 //!
 //! Vocabulary has no tokio, no sockets and no clock; time comes in as an argument. The emulator imports only
-//! vocabulary and `tls`: a double built from the code under test proves nothing.
+//! vocabulary, `tls` and `websocket`: a double built from the code under test proves nothing.
 //!
 //! # One message
 //!
@@ -64,3 +65,5 @@ pub mod service;
 mod session;
 mod systemd;
 pub mod tls;
+#[cfg(feature = "websocket")]
+mod websocket;

@@ -1,9 +1,10 @@
-//! The hub's REST side: one HTTPS connection of a back end or a device.
+//! The hub's port 443: one HTTPS connection of a back end or a device, or a WebSocket of either.
 //!
 //! Owns: the connection, its limits and its end. Must not know: accepting and TLS (`emulator::listener`), who may sign
 //! in (`emulator::hub`), the service client.
 //! Used by: `emulator`.
 //!
+//! - `upgrade` makes a WebSocket of a connection, and hands it to `mqtt` or `amqp`.
 //! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
@@ -12,6 +13,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -38,9 +40,11 @@ mod page;
 mod reply;
 mod routes;
 mod twins;
+mod upgrade;
 
 use call::Call;
 use reply::ReplyBody;
+use upgrade::Agreed;
 
 /// Most bytes of a request's head, and of what is buffered for one connection.
 const MAX_HEAD: usize = 32 * 1024;
@@ -55,6 +59,9 @@ const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 /// Time for the answer in hand when a connection ends.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
 
+/// What the connection turns into when an answer is out, if that was the answer.
+type NextProtocol = Arc<Mutex<Option<Agreed>>>;
+
 /// Serves one connection until it ends, grows old, or `stop`.
 pub(super) async fn serve_connection(
     stream: TlsStream<TcpStream>,
@@ -63,15 +70,19 @@ pub(super) async fn serve_connection(
     stop: CancellationToken,
 ) {
     let certificate = peer_thumbprint(stream.get_ref().1);
-    let service = service_fn(move |request| answer(request, peer, certificate, hub.clone()));
+    let next = NextProtocol::default();
+    let (own_hub, own_next) = (hub.clone(), Arc::clone(&next));
+    let service =
+        service_fn(move |request| answer(request, peer, certificate, own_hub.clone(), Arc::clone(&own_next)));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(ARRIVAL_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let (old, stopped) = (tokio::time::sleep(MAX_AGE), stop.cancelled_owned());
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = Box::pin(connection);
+    let (old, stopped) = (tokio::time::sleep(MAX_AGE), stop.clone().cancelled_owned());
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = old => None,
@@ -82,27 +93,39 @@ pub(super) async fn serve_connection(
         None => {
             connection.as_mut().graceful_shutdown();
             // When time is up, dropping it cuts it.
-            tokio::time::timeout(CLOSING_TIME, connection).await.unwrap_or(Ok(()))
+            tokio::time::timeout(CLOSING_TIME, connection.as_mut()).await.unwrap_or(Ok(()))
         }
     };
-    match ended {
-        Ok(()) => tracing::debug!(%peer, "ended an HTTPS connection"),
-        Err(error) => tracing::info!(%peer, %error, "lost an HTTPS connection"),
+    drop(connection);
+    let agreed = next.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (ended, agreed) {
+        (Ok(()), Some(agreed)) => agreed.serve(certificate, peer, hub, stop).await,
+        (Ok(()), None) => tracing::debug!(%peer, "ended an HTTPS connection"),
+        (Err(error), _) => tracing::info!(%peer, %error, "lost an HTTPS connection"),
     }
 }
 
 /// Boxed: that it may change threads is then shown here, and not of the whole connection.
 fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     peer: SocketAddr,
     certificate: Option<Thumbprint>,
     hub: SharedHub,
+    next: NextProtocol,
 ) -> BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> {
     Box::pin(async move {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let request = request.map(BodyExt::boxed_unsync);
-        let reply = routes::answer(Call::new(request, certificate, hub)).await;
+        let reply = match upgrade::answer(&mut request) {
+            Some((reply, agreed)) => {
+                *next.lock().unwrap_or_else(PoisonError::into_inner) = agreed;
+                reply
+            }
+            None => {
+                let request = request.map(BodyExt::boxed_unsync);
+                routes::answer(Call::new(request, certificate, hub)).await.into()
+            }
+        };
         tracing::debug!(%peer, %method, path, status = %reply.status(), "answered");
-        Ok(reply.into())
+        Ok(reply)
     })
 }

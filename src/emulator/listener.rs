@@ -25,6 +25,9 @@ pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the connections to say goodbye at the end.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 
+/// A connection after its handshake.
+pub(super) type Accepted = TlsStream<TcpStream>;
+
 /// Serves until `stop`: `handle` gets each connection after its handshake, and must itself end soon after `stop`.
 pub(super) async fn serve<H, F>(
     protocol: &'static str,
@@ -33,7 +36,7 @@ pub(super) async fn serve<H, F>(
     stop: CancellationToken,
     handle: H,
 ) where
-    H: Fn(TlsStream<TcpStream>, SocketAddr) -> F + Clone + Send + 'static,
+    H: Fn(Accepted, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let tls = TlsAcceptor::from(config);
@@ -79,7 +82,7 @@ pub(super) async fn serve<H, F>(
     }
 }
 
-async fn handshake(tls: &TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(tls: &TlsAcceptor, stream: TcpStream) -> std::io::Result<Accepted> {
     stream.set_nodelay(true)?;
     timeout(ARRIVAL_TIMEOUT, tls.accept(stream)).await?
 }

@@ -17,17 +17,15 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::Properties;
 
 use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription};
 use super::listener::ARRIVAL_TIMEOUT;
+use super::registry::Thumbprint;
 use super::shared::SharedHub;
-use super::tls::peer_thumbprint;
 
 mod codec;
 mod sign_in;
@@ -71,13 +69,14 @@ enum End {
 }
 
 /// Serves one connection until it ends, for whatever reason; the reason is logged.
-pub(super) async fn serve_connection(
-    stream: TlsStream<TcpStream>,
+/// `certificate` is what the peer has shown in its TLS handshake.
+pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    certificate: Option<Thumbprint>,
     peer: SocketAddr,
     hub: SharedHub,
     stop: CancellationToken,
 ) {
-    let thumbprint = peer_thumbprint(stream.get_ref().1);
     let mut wire = Wire::new(stream);
     let first = tokio::select! {
         () = stop.cancelled() => return,
@@ -85,7 +84,7 @@ pub(super) async fn serve_connection(
     };
     let request = match first {
         Ok(Ok(Some(Packet::Connect(connect)))) => {
-            sign_in::check(&connect, thumbprint.as_ref(), &hub).map(|signed_in| (connect, signed_in))
+            sign_in::check(&connect, certificate.as_ref(), &hub).map(|signed_in| (connect, signed_in))
         }
         Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::Refusal::protocol_level(level)),
         Ok(Ok(Some(_))) => {

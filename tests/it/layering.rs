@@ -14,13 +14,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("credentials", &[]),
     ("rules", &["message"]),
     ("config", &["rules", "message", "credentials", "tls"]),
-    // Mechanisms: one peer each; none knows another, except that all may use `tls`.
+    // Mechanisms: one peer each; none knows another, except that all may use `tls` and `websocket`.
     ("tls", &[]),
     ("session", &["message", "credentials", "tls"]),
     ("action", &["config", "rules", "message"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls"]),
     ("inbox", &["config", "message", "outcome"]),
-    ("emulator", &["message", "credentials", "feedback", "tls"]),
+    ("websocket", &[]),
+    ("emulator", &["message", "credentials", "feedback", "tls", "websocket"]),
     ("systemd", &[]),
     ("metrics", &[]),
     // Policy.
@@ -89,6 +90,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/metrics/",
         ],
         "go through `service`, the emulator's HTTPS listener or `metrics`",
+    ),
+    (
+        "tungstenite",
+        &["src/websocket.rs", "src/websocket/", "src/emulator/https/upgrade.rs"],
+        "go through `websocket`",
     ),
     ("sd_notify", &["src/systemd.rs"], "go through `systemd`"),
     ("prometheus_client", &["src/metrics.rs", "src/metrics/"], "go through `metrics`"),

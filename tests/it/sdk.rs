@@ -29,6 +29,15 @@ fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
     (Emulator::start_in(&dir.path().join("state"), "8883", "5671", &arguments), dir)
 }
 
+/// Whether port 443 can be had, or says that the test is skipped.
+fn may_use_443(test: &str) -> bool {
+    let free = std::net::TcpListener::bind((own_address(), 443)).is_ok();
+    if !free {
+        skip(test, "port 443 needs root, or the sysctl net.ipv4.ip_unprivileged_port_start");
+    }
+    free
+}
+
 fn script(python: &Path, name: &str) -> Command {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name));
@@ -42,12 +51,16 @@ fn send_with_the_sdk(
     connection_string: &str,
     dir: &Path,
     messages: &[&str],
+    websockets: bool,
 ) -> Process {
     let lines: Vec<String> = messages.iter().map(|message| message.replace('\n', " ")).collect();
     let input = dir.join("messages");
     std::fs::write(&input, lines.join("\n")).expect("written");
     let mut service = script(python, "service_send.py");
     service.arg("dev1").env("SERVICE_CONNECTION_STRING", connection_string);
+    if websockets {
+        service.env("WEBSOCKETS", "1");
+    }
     service.env("SSL_CERT_FILE", emulator.ca_file()).stdin(std::fs::File::open(&input).expect("open"));
     Process::spawn_with_stdin(&mut service)
 }
@@ -155,7 +168,8 @@ fn the_sdks_back_end_reaches_our_agent_with_ids_properties_and_body_intact() {
         r#"{"body": "", "properties": {"messageId": "m-2", "correlationId": "c-2", "action": "write",
             "odd": "x", "empty": "y"}}"#,
     ];
-    let service = send_with_the_sdk(&python, &emulator, &emulator.service_string(), dir.path(), &messages);
+    let service =
+        send_with_the_sdk(&python, &emulator, &emulator.service_string(), dir.path(), &messages, false);
     service.stdout.wait_for("sent 2");
     assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
 
@@ -171,7 +185,7 @@ fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
     let key = "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc=";
     let wrong = format!("HostName={};SharedAccessKeyName=service;SharedAccessKey={key}", emulator.mqtt.ip());
     let messages = [r#"{"body": "x", "properties": {}}"#];
-    let service = send_with_the_sdk(&python, &emulator, &wrong, dir.path(), &messages);
+    let service = send_with_the_sdk(&python, &emulator, &wrong, dir.path(), &messages, false);
     assert_ne!(service.wait_exit().code(), Some(0));
     service.stderr.wait_until("a refusal", |lines| {
         lines.iter().any(|line| line.to_lowercase().contains("auth")).then_some(())
@@ -183,8 +197,8 @@ fn the_sdks_back_end_reads_a_twin() {
     let test = "the SDK's back end reads a twin";
     let Some(python) = python(test) else { return };
     // The SDK drops the port of a connection string.
-    if std::net::TcpListener::bind((own_address(), 443)).is_err() {
-        return skip(test, "port 443 needs root, or the sysctl net.ipv4.ip_unprivileged_port_start");
+    if !may_use_443(test) {
+        return;
     }
     let (emulator, dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     let agent = Agent::start(&emulator, "dev1", dir.path(), "");
@@ -197,4 +211,83 @@ fn the_sdks_back_end_reads_a_twin() {
     assert!(seen["reported"]["$version"].is_number(), "{seen}");
     assert_eq!(seen["missing"], 404);
     assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn the_sdks_device_receives_over_a_websocket_with_a_key_and_with_a_certificate() {
+    let test = "the SDK's device receives over a WebSocket";
+    let Some(python) = python(test).filter(|_| may_use_443(test)) else { return };
+    let arguments = ["--device", "dev1", "--x509-device", "pi-01", "--https-port", "443"];
+    let (emulator, _dir) = emulator(&arguments);
+    let mut with_key = script(&python, "device_receive.py");
+    with_key.env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    let mut with_certificate = script(&python, "device_receive.py");
+    with_certificate.env("HOST", emulator.mqtt.ip().to_string()).env("DEVICE_ID", "pi-01");
+    with_certificate.env("CERTIFICATE", emulator.state.join("devices/pi-01.cert.pem"));
+    with_certificate.env("PRIVATE_KEY", emulator.state.join("devices/pi-01.key.pem"));
+    for (device_id, mut device) in [("dev1", with_key), ("pi-01", with_certificate)] {
+        let device = Process::spawn(device.arg(emulator.ca_file()).arg("2").env("WEBSOCKETS", "1"));
+        device.stdout.wait_for("subscribed");
+        let large = "x".repeat(60_000);
+        emulator.send(device_id, &["--message-id", "m-1", "--data", &large, "--wait=30s"]);
+        emulator.send(device_id, &["--message-id", "m-2", "--property", "a=b", "--data", "x", "--wait=30s"]);
+        assert_eq!(json(&device.stdout.wait_for("m-1"))["body"], large.as_str());
+        assert_eq!(json(&device.stdout.wait_for("m-2"))["properties"]["a"], "b");
+        assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    }
+}
+
+#[test]
+fn the_sdks_back_end_sends_over_a_websocket() {
+    let test = "the SDK's back end sends over a WebSocket";
+    let Some(python) = python(test).filter(|_| may_use_443(test)) else { return };
+    let (emulator, dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
+    let large = format!(r#"{{"body": "{}", "properties": {{"messageId": "m-1"}}}}"#, "x".repeat(60_000));
+    let messages = [&large, r#"{"body": "x", "properties": {"messageId": "m-2"}}"#];
+    let key = emulator.service_string();
+    let service = send_with_the_sdk(&python, &emulator, &key, dir.path(), &messages, true);
+    service.stdout.wait_for("sent 2");
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+
+    let mut device = script(&python, "device_receive.py");
+    device.arg(emulator.ca_file()).arg("2").env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    let device = Process::spawn(&mut device);
+    assert_eq!(json(&device.stdout.wait_for("m-1"))["body"].as_str().map(str::len), Some(60_000));
+    device.stdout.wait_for("m-2");
+}
+
+#[test]
+fn an_independent_websocket_client_is_upgraded_or_refused_in_words() {
+    let Some(python) = python("an independent WebSocket client is upgraded or refused") else { return };
+    let emulator = Emulator::start();
+    let mut client = script(&python, "websocket_handshake.py");
+    client.args(["localhost", &emulator.https.port().to_string()]).arg(emulator.ca_file());
+    let client = Process::spawn(&mut client);
+    assert_eq!(client.wait_exit().code(), Some(0), "{}", client.stderr.text());
+    let seen: Vec<_> = client.stdout.all().iter().map(|line| json(line)).collect();
+    let handshakes: Vec<_> = seen.iter().filter(|line| !line["path"].is_null()).collect();
+    let answers: Vec<_> = handshakes.iter().map(|seen| (&seen["status"], seen["chosen"].as_str())).collect();
+    let (mqtt, amqp) = (Some("mqtt"), Some("AMQPWSB10"));
+    let upgraded = [mqtt, mqtt, mqtt, amqp, amqp].map(|chosen| (serde_json::json!(101), chosen));
+    let refused = [400, 400, 404, 404].map(|status| (serde_json::json!(status), None));
+    let expected: Vec<_> =
+        upgraded.iter().chain(&refused).map(|(status, chosen)| (status, *chosen)).collect();
+    assert_eq!(answers, expected, "{seen:#?}");
+    let says = |at: usize| handshakes[at]["says"].as_str().expect("a text").to_owned();
+    assert!(
+        says(5).contains("are mqtt and AMQPWSB10, and Sec-WebSocket-Protocol offers \\\"chat\\\""),
+        "{}",
+        says(5)
+    );
+    assert!(says(6).contains("offers none"), "{}", says(6));
+    assert!(says(7).contains("WebSockets are at /$iothub/websocket and"), "{}", says(7));
+    let frame = |name: &str| seen.iter().find(|line| line["frame"] == name).expect("tried").clone();
+    assert_eq!(
+        frame("connect")["answer"],
+        serde_json::json!([0x20, 2, 0, 1]),
+        "a CONNACK: this version is refused"
+    );
+    assert_eq!(frame("text")["close"], 1003);
+    assert_eq!(frame("large")["close"], 1009);
+    assert_eq!(frame("ping")["answered"], true);
 }

@@ -2,6 +2,7 @@
 
 Usage: device_receive.py CA_FILE COUNT
 Who it is comes from the environment: DEVICE_CONNECTION_STRING, or HOST, DEVICE_ID, CERTIFICATE and PRIVATE_KEY.
+With WEBSOCKETS in the environment it comes over a WebSocket, which the SDK dials on port 443.
 Prints `subscribed` when it listens, and ends after COUNT messages.
 """
 
@@ -14,15 +15,17 @@ from azure.iot.device import IoTHubDeviceClient, X509
 
 
 def connect(ca):
+    websockets = "WEBSOCKETS" in os.environ
     if "DEVICE_CONNECTION_STRING" in os.environ:
         return IoTHubDeviceClient.create_from_connection_string(
-            os.environ["DEVICE_CONNECTION_STRING"], server_verification_cert=ca
+            os.environ["DEVICE_CONNECTION_STRING"], server_verification_cert=ca, websockets=websockets
         )
     return IoTHubDeviceClient.create_from_x509_certificate(
         x509=X509(os.environ["CERTIFICATE"], os.environ["PRIVATE_KEY"]),
         hostname=os.environ["HOST"],
         device_id=os.environ["DEVICE_ID"],
         server_verification_cert=ca,
+        websockets=websockets,
     )
 
 

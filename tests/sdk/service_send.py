@@ -3,6 +3,7 @@
 Usage: service_send.py DEVICE, with SERVICE_CONNECTION_STRING and SSL_CERT_FILE (the hub's CA) in the environment and
 on standard input one message per line: {"body": TEXT, "properties": {NAME: VALUE, ...}}, where the SDK itself takes
 messageId, correlationId, contentType and contentEncoding out of the properties.
+With WEBSOCKETS in the environment it sends over a WebSocket, which the SDK dials on port 443.
 Prints `sent N` when the hub has accepted all of them.
 """
 
@@ -11,10 +12,12 @@ import os
 import sys
 
 from azure.iot.hub import IoTHubRegistryManager
+from uamqp import TransportType
 
 
 def main():
-    service = IoTHubRegistryManager.from_connection_string(os.environ["SERVICE_CONNECTION_STRING"])
+    transport = TransportType.AmqpOverWebsocket if "WEBSOCKETS" in os.environ else TransportType.Amqp
+    service = IoTHubRegistryManager.from_connection_string(os.environ["SERVICE_CONNECTION_STRING"], transport)
     sent = 0
     for line in sys.stdin:
         message = json.loads(line)

@@ -50,11 +50,6 @@ impl From<Reply> for Response<ReplyBody> {
 }
 
 impl Reply {
-    /// The status.
-    pub(super) fn status(&self) -> StatusCode {
-        self.0.status()
-    }
-
     /// The answer with one more header.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers_mut().insert(name, value);

@@ -1,0 +1,283 @@
+//! A WebSocket as a stream of bytes: what MQTT and AMQP are carried in where only port 443 is open.
+//!
+//! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: TLS, MQTT, AMQP.
+//! Used by: `emulator`.
+//!
+//! Both protocols are cut into binary messages anywhere: one packet may come in several of them, and several in one.
+//! Sources: RFC 6455; MQTT 3.1.1, chapter 6; OASIS AMQP WebSocket Binding 1.0, chapter 2.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+/// Where devices and back ends find the hub's WebSockets. Source: wire reference 1.1 and 2.1.
+pub(crate) const HUB_PATH: &str = "/$iothub/websocket";
+
+/// The subprotocol of MQTT 3.1.1. Source: MQTT 3.1.1, 6.0.
+pub(crate) const MQTT: &str = "mqtt";
+
+/// The subprotocol of AMQP 1.0. Source: wire reference 2.1.
+pub(crate) const AMQP: &str = "AMQPWSB10";
+
+/// Largest message and frame that is taken; the largest packet of either protocol here is 256 KiB.
+const MAX_MESSAGE: usize = 512 * 1024;
+
+/// Bytes of one message that is sent.
+const CHUNK: usize = 64 * 1024;
+
+/// What is buffered before it is written, and in all while the peer does not read.
+const WRITE_BUFFER: usize = 2 * CHUNK;
+const MAX_WRITE_BUFFER: usize = 8 * CHUNK;
+
+/// The bytes of a WebSocket's binary messages, in order.
+///
+/// A text message, a message above 512 KiB and a breach of the protocol end it: the peer is told by a close frame (1003,
+/// 1009 or 1002), and the read fails with [`io::ErrorKind::InvalidData`] and a sentence. Shutting it down sends a close
+/// frame.
+pub(crate) struct ByteStream<S> {
+    inner: WebSocketStream<S>,
+    /// What has arrived and was not read.
+    arrived: Bytes,
+    /// Why it ends, while the peer is told.
+    ending: Option<Ending>,
+}
+
+struct Ending {
+    /// Until it is buffered.
+    frame: Option<Message>,
+    reason: String,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
+    /// The server's end of a connection that was upgraded.
+    pub(crate) async fn accepted(stream: S) -> Self {
+        Self::new(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config())).await)
+    }
+
+    fn new(inner: WebSocketStream<S>) -> Self {
+        Self { inner, arrived: Bytes::new(), ending: None }
+    }
+
+    /// Waits until there is something in `arrived`, or the end.
+    fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.arrived.is_empty() {
+            if self.ending.is_some() {
+                return self.poll_ending(context);
+            }
+            match ready!(Pin::new(&mut self.inner).poll_next(context)) {
+                None => break,
+                Some(Ok(Message::Binary(bytes))) => self.arrived = bytes,
+                Some(Ok(Message::Text(_)) | Err(Error::Utf8(_))) => {
+                    self.end(CloseCode::Unsupported, "a text message came where only binary ones belong");
+                }
+                // The crate answers pings, and after a close frame it ends the stream.
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
+                Some(Err(Error::Capacity(_))) => {
+                    self.end(CloseCode::Size, &format!("a message above {} KiB came", MAX_MESSAGE / 1024));
+                }
+                Some(Err(Error::Io(error))) => return Poll::Ready(Err(error)),
+                // Without a close frame: cut, as far as the protocol inside is concerned.
+                Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => break,
+                Some(Err(error)) => self.end(CloseCode::Protocol, &error.to_string()),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn end(&mut self, code: CloseCode, reason: &str) {
+        tracing::debug!(reason, "closing a WebSocket");
+        let frame = Some(Message::Close(Some(CloseFrame { code, reason: reason.into() })));
+        self.ending = Some(Ending { frame, reason: reason.to_owned() });
+    }
+
+    /// Tells the peer why, then fails; the reason matters more than whether the peer could be told.
+    fn poll_ending(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(Ending { frame, reason }) = &mut self.ending else { return Poll::Ready(Ok(())) };
+        let mut inner = Pin::new(&mut self.inner);
+        let told = if frame.is_some() { ready!(inner.as_mut().poll_ready(context)) } else { Ok(()) };
+        let told = told.and_then(|()| frame.take().map_or(Ok(()), |frame| inner.as_mut().start_send(frame)));
+        let told = match told {
+            Ok(()) => ready!(inner.poll_flush(context)),
+            failed => failed,
+        };
+        if let Err(error) = told {
+            tracing::debug!(%error, "the peer could not be told why its WebSocket is closed");
+        }
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason.clone())))
+    }
+}
+
+impl<S> fmt::Debug for ByteStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByteStream").field("arrived", &self.arrived.len()).finish_non_exhaustive()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ByteStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_arrival(context))?;
+        let count = self.arrived.len().min(buffer.remaining());
+        buffer.put_slice(&self.arrived.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = Pin::new(&mut self.inner);
+        ready!(inner.as_mut().poll_ready(context)).map_err(broken)?;
+        let chunk = bytes.get(..CHUNK).unwrap_or(bytes);
+        inner.start_send(Message::Binary(Bytes::copy_from_slice(chunk))).map_err(broken)?;
+        Poll::Ready(Ok(chunk.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context).map_err(broken)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_close(context).map_err(broken)
+    }
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(CHUNK)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_write_buffer_size(MAX_WRITE_BUFFER)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+}
+
+fn broken(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(ProtocolError::SendAfterClosing) => {
+            io::ErrorKind::BrokenPipe.into()
+        }
+        error => io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    async fn pair(room: usize) -> (ByteStream<DuplexStream>, WebSocketStream<DuplexStream>) {
+        let (near, far) = tokio::io::duplex(room);
+        let far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        (ByteStream::accepted(near).await, far)
+    }
+
+    #[tokio::test]
+    async fn messages_are_one_stream_however_they_are_cut_and_pings_are_answered() {
+        let (mut near, mut far) = pair(4 * 1024).await;
+        let sending = async {
+            for part in [&b"one"[..], b"", b" two"] {
+                far.send(Message::binary(part)).await.expect("sent");
+                far.send(Message::Ping(Bytes::from_static(b"?"))).await.expect("sent");
+            }
+            far.close(None).await.expect("closed");
+            far
+        };
+        let mut text = String::new();
+        let (read, mut far) = tokio::join!(near.read_to_string(&mut text), sending);
+        read.expect("read to the end");
+        assert_eq!(text, "one two");
+        drop(near);
+        let mut pongs = 0;
+        while let Some(Ok(message)) = far.next().await {
+            pongs += usize::from(message.is_pong());
+        }
+        assert!(pongs >= 1, "the last ping at least is answered");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_goes_out_in_bounded_binary_messages() {
+        let (mut near, mut far) = pair(4 * 1024).await;
+        let sent: Vec<u8> = (0..=255).cycle().take(3 * CHUNK + 5).collect();
+        let writing = async {
+            near.write_all(&sent).await.expect("written");
+            near.shutdown().await.expect("shut down");
+        };
+        let reading = async {
+            let (mut all, mut closed) = (Vec::new(), false);
+            while let Some(Ok(message)) = far.next().await {
+                match message {
+                    Message::Binary(part) => {
+                        assert!(part.len() <= CHUNK);
+                        all.extend_from_slice(&part);
+                    }
+                    other => closed |= other.is_close(),
+                }
+                if closed {
+                    break;
+                }
+            }
+            (all, closed)
+        };
+        let ((), (all, closed)) = tokio::join!(writing, reading);
+        assert!(all == sent && closed);
+    }
+
+    /// Sends `message` and tells why the read failed, and the code of the close frame.
+    async fn refused(message: Message) -> (String, u16) {
+        let (mut near, mut far) = pair(2 * MAX_MESSAGE).await;
+        let mut byte = [0];
+        let far = async {
+            far.send(message).await.expect("sent");
+            loop {
+                match far.next().await {
+                    Some(Ok(Message::Close(Some(frame)))) => return u16::from(frame.code),
+                    Some(Ok(_)) => {}
+                    other => panic!("no close frame: {other:?}"),
+                }
+            }
+        };
+        let (read, code) = tokio::join!(near.read(&mut byte), far);
+        let error = read.expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        (error.to_string(), code)
+    }
+
+    #[tokio::test]
+    async fn text_and_oversize_messages_end_it_and_the_peer_is_told() {
+        let (reason, code) = refused(Message::text("hello")).await;
+        assert!(reason.contains("a text message") && code == 1003, "{reason} {code}");
+        let (reason, code) = refused(Message::binary(vec![0; MAX_MESSAGE + 1])).await;
+        assert!(reason.contains("above 512 KiB") && code == 1009, "{reason} {code}");
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_no_frames_end_it() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut near = ByteStream::accepted(near).await;
+        // Not masked, as a client's must be.
+        far.write_all(&[0x82, 1, 0]).await.expect("written");
+        let error = near.read_u8().await.expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let mut close = [0; 4];
+        far.read_exact(&mut close).await.expect("a close frame");
+        assert_eq!((close[0], u16::from_be_bytes([close[2], close[3]])), (0x88, 1002));
+    }
+}
