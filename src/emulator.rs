@@ -14,8 +14,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::{CredentialError, HostPort, check_device_id};
@@ -174,7 +175,10 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     };
     tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
     let (own, token) = (hub.clone(), stop.clone());
-    let serve_amqp = move |stream, peer| amqp::serve_connection(stream, peer, own.clone(), token.clone());
+    let serve_amqp = move |stream: TlsStream<TcpStream>, peer| {
+        let certificate = tls::peer_thumbprint(stream.get_ref().1);
+        amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone())
+    };
     tasks.spawn(listener::serve("amqp", amqp, tls.clone(), stop.clone(), serve_amqp));
     let (own, token) = (hub.clone(), stop.clone());
     let serve_https = move |stream, peer| https::serve_connection(stream, peer, own.clone(), token.clone());

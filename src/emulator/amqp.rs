@@ -1,11 +1,11 @@
-//! The back end's way in: one AMQP 1.0 connection of a service client.
+//! The way in over AMQP 1.0: one connection of a back end or of a device.
 //!
 //! Owns: the connection from its first byte to its end: header, SASL, sessions, the kill switch.
 //! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
 //! Used by: `emulator`.
 //!
-//! Wire reference 2.1 to 2.4, 4.1 to 4.4, and lines 11, 13 to 15 and 17 to 20 of its checklist. Devices are not served
-//! over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
+//! Wire reference 2.1 to 2.4, 4.1 to 4.4, and lines 11, 13 to 15 and 17 to 20 of its checklist. Twins,
+//! methods and modules are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
 //! against the Python and Node SDKs.
 
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ARRIVAL_TIMEOUT;
+use super::registry::Thumbprint;
 use super::shared::SharedHub;
 use claims::Claims;
 use guard::Guard;
@@ -30,6 +31,9 @@ mod cbs;
 mod claims;
 mod condition;
 mod convert;
+mod device_link;
+mod device_message;
+mod events_link;
 mod feedback_link;
 mod guard;
 mod sasl;
@@ -52,13 +56,19 @@ const PLAIN_AMQP: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_ID: u8 = 3;
 
 /// Serves one connection until the client goes, breaks the rules, or `stop`.
-pub(super) async fn serve_connection<S>(stream: S, peer: SocketAddr, hub: SharedHub, stop: CancellationToken)
-where
+/// `certificate` is the one that the client has shown.
+pub(super) async fn serve_connection<S>(
+    stream: S,
+    certificate: Option<Thumbprint>,
+    peer: SocketAddr,
+    hub: SharedHub,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
     // The crate offers no way to cut a connection, and its engines are tasks of their own: the stream is cut instead.
     let kill = stop.child_token();
-    let claims = Claims::new(hub);
+    let claims = Claims::new(hub, certificate);
     let opened = tokio::select! {
         () = stop.cancelled() => return,
         opened = tokio::time::timeout(ARRIVAL_TIMEOUT, open(stream, &claims, kill.clone())) => opened,
@@ -71,6 +81,7 @@ where
             let mut sessions = JoinSet::new();
             run(connection, &mut sessions, peer, &claims).await;
             kill.cancel();
+            claims.disconnect();
             // Their stream is dead, so these end by themselves.
             while let Some(ended) = sessions.join_next().await {
                 report(ended, peer);

@@ -17,6 +17,8 @@ pub(super) enum Address {
     Feedback,
     /// The C2D queue of one device: the `to` of a message, or what a device attaches to.
     Device(String),
+    /// Where one device sends its D2C messages.
+    Events(String),
     /// The C2D queue of a module, which the hub does not have.
     Module,
     /// Another address of a device.
@@ -39,6 +41,7 @@ impl Address {
             (["messages", "devicebound"], _) => Self::DeviceBound,
             (["messages", "servicebound", "feedback"], _) => Self::Feedback,
             (["devices", _, "messages", "devicebound"], [_, id, ..]) => Self::Device(decode(id)),
+            (["devices", _, "messages", "events"], [_, id, ..]) => Self::Events(decode(id)),
             (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
             (["devices", _, _, ..], _) => Self::OtherOfDevice,
             _ => Self::Unknown,
@@ -47,7 +50,7 @@ impl Address {
 }
 
 /// Node escapes ids, Python does not. Text that does not decode is taken as it is.
-fn decode(id: &str) -> String {
+pub(super) fn decode(id: &str) -> String {
     percent_decode_str(id).decode_utf8().map_or_else(|_| id.to_owned(), |text| text.into_owned())
 }
 
@@ -88,6 +91,7 @@ mod tests {
         assert_eq!(device("/devices/a%3Ab/messages/devicebound"), Address::Device("a:b".into()));
         assert_eq!(device("/devices/a%/messages/devicebound"), Address::Device("a%".into()));
         assert_eq!(device("/devices/d/modules/m/messages/deviceBound"), Address::Module);
+        assert_eq!(device("amqps://h:5671/devices/d/messages/events"), Address::Events("d".into()));
         assert_eq!(device("/devices/d/twin"), Address::OtherOfDevice);
         assert_eq!(device("/devices/d"), Address::Unknown);
         assert_eq!(device("amqps://h"), Address::Unknown);

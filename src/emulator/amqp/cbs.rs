@@ -16,7 +16,6 @@ use tokio::time::timeout;
 use super::ANSWER_TIMEOUT;
 use super::claims::{ClaimError, Claims};
 use super::condition::Refusal;
-use crate::credentials::SasToken;
 use crate::emulator::registry::AuthError;
 
 /// Replies that wait for the reply link. A client puts one token at a time.
@@ -96,18 +95,16 @@ impl TokenService {
     }
 
     fn put(&self, request: &Message<Body<Value>>) -> Status {
-        let token = match token_of(request) {
-            Ok(token) => token,
+        let (token, audience) = match token_of(request) {
+            Ok(found) => found,
             Err(words) => return Status::malformed(words),
         };
-        match self.claims.put(token, None) {
+        match self.claims.put(token, audience) {
             Ok(()) => Status { code: 200, description: "OK".to_owned() },
             Err(ClaimError::Auth(AuthError::Token(error))) => Status::malformed(error.to_string()),
             Err(error) => {
-                let of_device = SasToken::parse(token).is_ok_and(|token| token.policy().is_none());
-                let hint = if of_device { "; devices connect by MQTT here" } else { "" };
-                tracing::warn!(%error, "refused a service token");
-                Status { code: 401, description: format!("{error}{hint}") }
+                tracing::warn!(%error, "refused a token");
+                Status { code: 401, description: error.to_string() }
             }
         }
     }
@@ -124,7 +121,8 @@ impl Status {
     }
 }
 
-fn token_of(request: &Message<Body<Value>>) -> Result<&str, &'static str> {
+/// The token, and the audience that it is put for.
+fn token_of(request: &Message<Body<Value>>) -> Result<(&str, &str), &'static str> {
     let text = |name: &str| match request.application_properties.as_ref()?.0.get(name)? {
         SimpleValue::String(text) => Some(text.as_str()),
         SimpleValue::Symbol(symbol) => Some(symbol.as_str()),
@@ -141,7 +139,7 @@ fn token_of(request: &Message<Body<Value>>) -> Result<&str, &'static str> {
         Body::Value(AmqpValue(Value::String(token))) if token.to_ascii_lowercase().starts_with("bearer ") => {
             Err("this emulator knows no Microsoft Entra tokens: use a SAS token")
         }
-        Body::Value(AmqpValue(Value::String(token))) => Ok(token),
+        Body::Value(AmqpValue(Value::String(token))) => Ok((token, text("name").unwrap_or_default())),
         _ => Err("the body is not a token in an AMQP string"),
     }
 }

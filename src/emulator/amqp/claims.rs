@@ -1,14 +1,23 @@
-//! What one connection has proved, by SASL PLAIN or by CBS tokens.
+//! What one connection has proved, by SASL PLAIN, by CBS tokens, or by the client certificate of its TLS connection.
 //!
-//! Owns: the grant that is in force, and its end. Must not know: frames, how a token arrived.
-//! Used by: `amqp` and everything below it.
+//! Owns: the grants that are in force and their end, and which devices the connection stands for.
+//! Must not know: frames, how a token arrived. Used by: `amqp` and everything below it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use fe2o3_amqp::types::definitions::AmqpError;
 use tokio::sync::watch;
 
-use crate::emulator::registry::{AuthError, Grant};
+use super::address;
+use super::condition::Refusal;
+use crate::credentials::SasToken;
+use crate::emulator::hub::ConnectionId;
+use crate::emulator::registry::{AuthError, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
+
+/// Devices of one connection. SDKs that share a connection between devices are told to open another one.
+const MAX_DEVICES: usize = 100;
 
 /// Why a token was not taken. No variant holds secret text.
 #[derive(Debug, thiserror::Error)]
@@ -17,42 +26,130 @@ pub(super) enum ClaimError {
     Auth(#[from] AuthError),
     #[error("the token is of another policy than the user name")]
     OtherPolicy,
+    #[error("the connection has {MAX_DEVICES} devices already")]
+    TooManyDevices,
 }
 
-/// The claims of one connection. A later valid token replaces an earlier one.
+/// The claims of one connection. A later valid token replaces an earlier one of the same policy or device.
 pub(super) struct Claims {
     pub(super) hub: SharedHub,
-    grant: watch::Sender<Option<Grant>>,
+    certificate: Option<Thumbprint>,
+    grants: watch::Sender<Grants>,
+    /// The hub's connections of the devices that have links here.
+    connections: Mutex<BTreeMap<String, ConnectionId>>,
+}
+
+#[derive(Default)]
+struct Grants {
+    service: Option<Grant>,
+    devices: BTreeMap<String, Grant>,
 }
 
 impl Claims {
-    pub(super) fn new(hub: SharedHub) -> Arc<Self> {
-        Arc::new(Self { hub, grant: watch::Sender::new(None) })
+    /// `certificate` is the one that the client has shown.
+    pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>) -> Arc<Self> {
+        let grants = watch::Sender::new(Grants::default());
+        Arc::new(Self { hub, certificate, grants, connections: Mutex::default() })
     }
 
-    /// Takes a service token. With `user`, it must be a token of that policy.
-    pub(super) fn put(&self, token: &str, user: Option<&str>) -> Result<(), ClaimError> {
+    /// Takes a service token of the policy `user`.
+    pub(super) fn put_of_policy(&self, token: &str, user: &str) -> Result<(), ClaimError> {
         let grant = self.hub.with(|hub, now| hub.authenticate_service(token, now))?;
-        if user.is_some() && grant.policy.as_deref() != user {
+        if grant.policy.as_deref() != Some(user) {
             return Err(ClaimError::OtherPolicy);
         }
-        tracing::debug!(policy = grant.policy, "took a service token");
-        self.grant.send_replace(Some(grant));
+        self.grants.send_modify(|grants| grants.service = Some(grant));
         Ok(())
+    }
+
+    /// Takes a token for a device.
+    pub(super) fn put_of_device(&self, token: &str, device_id: &str) -> Result<(), ClaimError> {
+        let grant = self.hub.with(|hub, now| hub.authenticate_device(device_id, Some(token), None, now))?;
+        let room =
+            |grants: &Grants| grants.devices.contains_key(device_id) || grants.devices.len() < MAX_DEVICES;
+        if !room(&self.grants.borrow()) {
+            return Err(ClaimError::TooManyDevices);
+        }
+        self.grants.send_modify(|grants| drop(grants.devices.insert(device_id.to_owned(), grant)));
+        tracing::debug!(device_id, "took a device token");
+        Ok(())
+    }
+
+    /// Takes a token put to `$cbs` for `audience`. It is a device's when its resource or the audience names one: then it
+    /// must be good for that device.
+    pub(super) fn put(&self, token: &str, audience: &str) -> Result<(), ClaimError> {
+        let parsed = SasToken::parse(token).map_err(AuthError::from)?;
+        match device_of(&parsed.resource()).or_else(|| device_of(&address::decode(audience))) {
+            Some(device_id) => self.put_of_device(token, &device_id),
+            None => {
+                let grant = self.hub.with(|hub, now| hub.authenticate_service(token, now))?;
+                tracing::debug!(policy = grant.policy, "took a service token");
+                self.grants.send_modify(|grants| grants.service = Some(grant));
+                Ok(())
+            }
+        }
     }
 
     /// Whether the connection may act as a back end now.
     pub(super) fn are_valid(&self) -> bool {
-        let now = self.hub.now();
-        let valid = |grant: &Grant| grant.expires.is_none_or(|end| end > now);
-        self.grant.borrow().as_ref().is_some_and(valid)
+        self.grants.borrow().service.as_ref().is_some_and(|grant| self.is_valid(grant))
     }
 
-    /// Returns when the grant in force has expired; a renewal in time puts that off. Cancel safe.
+    /// Whether the connection may act as this device now.
+    ///
+    /// # Errors
+    /// An error of the hub for the device.
+    pub(super) fn check_device(&self, device_id: &str) -> Result<(), Refusal> {
+        if self.grants.borrow().devices.get(device_id).is_some_and(|grant| self.is_valid(grant)) {
+            return Ok(());
+        }
+        let certificate = self.certificate.as_ref();
+        let shown =
+            self.hub.with(|hub, now| hub.authenticate_device(device_id, None, certificate, now).map(drop));
+        shown.map_err(|error| match error {
+            AuthError::NoProof => {
+                Refusal::unauthorized("not signed in: put a token of the device to $cbs first")
+            }
+            AuthError::UnknownDevice(_) => Refusal::new(AmqpError::NotFound, error.to_string()),
+            error => Refusal::unauthorized(error.to_string()),
+        })
+    }
+
+    /// The hub's connection of a device, which is made when there is none, or another one has taken its place. That it is
+    /// a clean one, so that it leaves no MQTT subscription behind, is a choice.
+    pub(super) fn connection(&self, device_id: &str) -> Result<ConnectionId, Refusal> {
+        let mut connections = self.connections();
+        self.hub.with(|hub, now| {
+            if let Some(connection) = connections.get(device_id)
+                && hub.is_current(device_id, *connection)
+            {
+                return Ok(*connection);
+            }
+            let connected = hub.connect(device_id, true);
+            let connected = connected
+                .ok_or_else(|| Refusal::new(AmqpError::NotFound, "the device was removed from the hub"))?;
+            hub.touch(device_id, now);
+            tracing::info!(device_id, "a device signed in over AMQP");
+            connections.insert(device_id.to_owned(), connected.connection);
+            Ok(connected.connection)
+        })
+    }
+
+    /// The end of the connection: what its devices have not settled waits for their next ones.
+    pub(super) fn disconnect(&self) {
+        let connections = std::mem::take(&mut *self.connections());
+        self.hub.with(|hub, _| {
+            for (device_id, connection) in connections {
+                hub.disconnect(&device_id, connection);
+            }
+        });
+    }
+
+    /// Returns when a grant in force has expired; a renewal in time puts that off. Cancel safe.
     pub(super) async fn expired(&self) {
-        let mut changes = self.grant.subscribe();
+        let mut changes = self.grants.subscribe();
         loop {
-            let expires = changes.borrow_and_update().as_ref().and_then(|grant| grant.expires);
+            let expires = changes.borrow_and_update().first_end();
             let end = async {
                 match expires {
                     Some(end) => tokio::time::sleep(self.hub.until(end)).await,
@@ -64,6 +161,44 @@ impl Claims {
                 // The sender is `self`, so this is always a change.
                 _changed = changes.changed() => {}
             }
+        }
+    }
+
+    fn is_valid(&self, grant: &Grant) -> bool {
+        grant.expires.is_none_or(|end| end > self.hub.now())
+    }
+
+    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+    fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, ConnectionId>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Grants {
+    fn first_end(&self) -> Option<std::time::SystemTime> {
+        self.service.iter().chain(self.devices.values()).filter_map(|grant| grant.expires).min()
+    }
+}
+
+/// The device that a resource or an audience is of: `{host}/devices/{id}`, whatever follows.
+fn device_of(resource: &str) -> Option<String> {
+    let path = resource.split_once("://").map_or(resource, |(_, rest)| rest);
+    let (_, rest) = path.split_once("/devices/")?;
+    let id = rest.split('/').next().unwrap_or_default();
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_names_its_device_in_every_spelling() {
+        for resource in ["h/devices/d:1", "amqps://h/devices/d:1/messages"] {
+            assert_eq!(device_of(resource).as_deref(), Some("d:1"), "{resource}");
+        }
+        for resource in ["h", "h/devices/", "", "https://h/twins/d"] {
+            assert_eq!(device_of(resource), None, "{resource}");
         }
     }
 }

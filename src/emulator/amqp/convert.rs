@@ -1,7 +1,7 @@
 //! A message as a back end sends it, turned into what the device gets.
 //!
 //! Owns: which AMQP field becomes which property, and which text the hub takes. Must not know: links, queues.
-//! Used by: `amqp::c2d_link`. Source: wire reference 1.5, 2.5 and 4.1.
+//! Used by: `amqp::{c2d_link, device_message}`. Source: wire reference 1.5, 2.5 and 4.1.
 //!
 //! Values of application properties that are not strings become text where that is plain (numbers, booleans, times,
 //! ids); binary and decimal values are refused. The reference says nothing about it; SDKs differ.
@@ -18,7 +18,7 @@ use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, Properties};
 
 /// Application properties that reach the device under a system name. Source: wire reference 1.5.
-const RENAMED: [(&str, &str); 2] =
+pub(super) const RENAMED: [(&str, &str); 2] =
     [("iothub-creation-time-utc", "$.ctime"), ("iothub-message-schema", "$.schema")];
 
 /// Reads a message.
@@ -62,7 +62,7 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
     Ok(QueuedMessage { device_id, message: converted, ack, expiry })
 }
 
-fn system_properties(section: Section, system: &mut Properties) -> Result<(), Refusal> {
+pub(super) fn system_properties(section: Section, system: &mut Properties) -> Result<(), Refusal> {
     if let Some(id) = section.message_id {
         let id = id_text("message-id", id)?;
         if !message::is_message_id(&id) {
@@ -103,7 +103,7 @@ fn id_text(field: &str, id: MessageId) -> Result<String, Refusal> {
     }
 }
 
-fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal> {
+pub(super) fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal> {
     Ok(match value {
         SimpleValue::String(text) => text,
         SimpleValue::Null => String::new(),
@@ -133,7 +133,7 @@ fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal> {
     })
 }
 
-fn body(body: Body<Value>) -> Result<Vec<u8>, Refusal> {
+pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, Refusal> {
     match body {
         Body::Data(sections) => Ok(sections.into_iter().flat_map(|section| section.0.into_vec()).collect()),
         Body::Value(AmqpValue(Value::String(text))) => Ok(text.into_bytes()),

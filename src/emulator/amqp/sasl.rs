@@ -1,4 +1,4 @@
-//! SASL of service clients.
+//! SASL of back ends and devices.
 //!
 //! Owns: the mechanisms and the identity in PLAIN. Must not know: sessions, links. Used by: `amqp`.
 //!
@@ -26,10 +26,16 @@ impl Sasl {
     fn plain(&self, init: SaslInit) -> Result<(), String> {
         let response = init.initial_response.map(|bytes| bytes.into_vec()).unwrap_or_default();
         let (user, token) = split_plain(&response).ok_or("the PLAIN response is not user and password")?;
-        let (policy, _) = user.split_once("@sas.root.").ok_or_else(|| {
-            format!("\"{}\" is not POLICY@sas.root.HUB; devices connect by MQTT here", excerpt(user))
-        })?;
-        self.claims.put(token, Some(policy)).map_err(|error| error.to_string())
+        let taken = match (user.split_once("@sas.root."), user.rsplit_once('@')) {
+            (Some((policy, _)), _) => self.claims.put_of_policy(token, policy),
+            // DEVICE@sas.HUB or DEVICE@HUB; the hub's name is in the token.
+            (None, Some((device_id, _))) => self.claims.put_of_device(token, device_id),
+            (None, None) => {
+                let shown = excerpt(user);
+                return Err(format!("\"{shown}\" is neither POLICY@sas.root.HUB nor DEVICE@sas.HUB"));
+            }
+        };
+        taken.map_err(|error| error.to_string())
     }
 }
 

@@ -16,7 +16,8 @@ use super::address::Address;
 use super::cbs::TokenService;
 use super::claims::Claims;
 use super::condition::Refusal;
-use super::{ANSWER_TIMEOUT, c2d_link, feedback_link, report};
+use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, report};
+use crate::emulator::hub::ConnectionId;
 
 /// Links of one session at a time. SDKs open up to four.
 const MAX_LINKS: usize = 64;
@@ -34,6 +35,10 @@ enum Purpose {
     TokenReplies,
     Messages,
     Feedback,
+    /// A device receives its C2D messages.
+    DeviceMessages(String, ConnectionId),
+    /// A device sends D2C messages.
+    DeviceEvents(String),
 }
 
 /// Serves a session until it ends or the connection's token expires. The handle must live as long.
@@ -58,7 +63,7 @@ pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>,
         let Some(attach) = attach else { return };
         let link = attach.name.clone();
         let decided = if links.len() < MAX_LINKS {
-            purpose(&attach, claims.are_valid())
+            purpose(&attach, &claims)
         } else {
             let limit = format!("the session has {MAX_LINKS} links already");
             Err(Refusal::new(AmqpError::ResourceLimitExceeded, limit))
@@ -71,7 +76,7 @@ pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>,
                 refuse(attach, &refusal, &mut session, peer).await;
             }
             Ok(purpose) => match accept(attach, &mut session).await {
-                Some(endpoint) => start(endpoint, &purpose, &mut links, &tokens, &claims),
+                Some(endpoint) => start(endpoint, purpose, &mut links, &tokens, &claims),
                 None => tracing::info!(%peer, link, "a link could not be attached"),
             },
         }
@@ -79,7 +84,7 @@ pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>,
 }
 
 /// What the client wants with the link, or why it may not.
-fn purpose(attach: &Attach, signed_in: bool) -> Result<Purpose, Refusal> {
+fn purpose(attach: &Attach, claims: &Claims) -> Result<Purpose, Refusal> {
     let address = match attach.role {
         Role::Sender => attach.target.as_deref().and_then(|target| match target {
             TargetArchetype::Target(target) => target.address.as_deref(),
@@ -98,8 +103,22 @@ fn purpose(attach: &Attach, signed_in: bool) -> Result<Purpose, Refusal> {
         (Role::Receiver, Address::DeviceBound) => {
             return Err(Refusal::no_address("a back end can send C2D messages, not receive them"));
         }
-        (_, Address::Device(_) | Address::Module | Address::OtherOfDevice) => {
-            let words = "this emulator serves devices over MQTT (port 8883), not over AMQP";
+        (Role::Receiver, Address::Device(device_id)) => {
+            claims.check_device(&device_id)?;
+            let connection = claims.connection(&device_id)?;
+            return Ok(Purpose::DeviceMessages(device_id, connection));
+        }
+        (Role::Sender, Address::Events(device_id)) => {
+            claims.check_device(&device_id)?;
+            claims.connection(&device_id)?;
+            return Ok(Purpose::DeviceEvents(device_id));
+        }
+        (_, Address::Device(_) | Address::Events(_)) => {
+            return Err(Refusal::no_address("a device receives at devicebound, and sends to events"));
+        }
+        (_, Address::Module | Address::OtherOfDevice) => {
+            let words =
+                "this emulator has no modules, and serves twins and methods over MQTT (port 8883) only";
             return Err(Refusal::new(AmqpError::NotImplemented, words));
         }
         (_, Address::Unknown) => {
@@ -107,7 +126,7 @@ fn purpose(attach: &Attach, signed_in: bool) -> Result<Purpose, Refusal> {
             return Err(Refusal::no_address(format!("the hub has no address \"{shown}\"")));
         }
     };
-    if signed_in {
+    if claims.are_valid() {
         Ok(purpose)
     } else {
         let words =
@@ -164,7 +183,7 @@ async fn refuse(
 
 fn start(
     endpoint: LinkEndpoint,
-    purpose: &Purpose,
+    purpose: Purpose,
     links: &mut JoinSet<()>,
     tokens: &TokenService,
     claims: &Arc<Claims>,
@@ -182,6 +201,12 @@ fn start(
         }
         (Purpose::Feedback, LinkEndpoint::Sender(link)) => {
             links.spawn(feedback_link::deliver(link, claims));
+        }
+        (Purpose::DeviceMessages(device_id, connection), LinkEndpoint::Sender(link)) => {
+            links.spawn(device_link::deliver(link, claims, device_id, connection));
+        }
+        (Purpose::DeviceEvents(device_id), LinkEndpoint::Receiver(link)) => {
+            links.spawn(events_link::receive(link, claims, device_id));
         }
         // The role decided both.
         (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {

@@ -1,4 +1,4 @@
-//! Tests of the service side with an AMQP client over an in-memory stream. Used by: nobody.
+//! Tests with an AMQP client over an in-memory stream. Used by: nobody.
 
 use std::time::SystemTime;
 
@@ -20,6 +20,8 @@ use crate::emulator::hub::{Hub, Subscription};
 use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry};
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
+
+mod device;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -65,7 +67,7 @@ impl Client {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let mut server = JoinSet::new();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        server.spawn(serve_connection(far, peer, hub.clone(), CancellationToken::new()));
+        server.spawn(serve_connection(far, None, peer, hub.clone(), CancellationToken::new()));
         let mut builder = Connection::builder().container_id("test").scheme("amqp");
         if let Some(profile) = profile {
             builder = builder.sasl_profile(profile);
@@ -277,7 +279,9 @@ async fn links_without_a_token_and_unknown_addresses_are_refused_in_words() {
     };
     let (condition, _) = refused("/messages/devicebound").await;
     assert_eq!(condition, "amqp:unauthorized-access");
-    let (condition, words) = refused("/devices/dev1/messages/events").await;
+    let (condition, _) = refused("/devices/dev1/messages/events").await;
+    assert_eq!(condition, "amqp:unauthorized-access");
+    let (condition, words) = refused("/devices/dev1/twin").await;
     assert_eq!(condition, "amqp:not-implemented");
     assert!(words.contains("MQTT"), "{words}");
     let (condition, words) = refused("/nowhere").await;
@@ -340,7 +344,7 @@ async fn an_expired_token_ends_the_session_with_the_reason() {
 async fn bytes_that_are_not_amqp_get_the_header_and_the_end() {
     let (mut near, far) = tokio::io::duplex(64);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, peer, hub(), CancellationToken::new());
+    let server = serve_connection(far, None, peer, hub(), CancellationToken::new());
     let client = async {
         near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         let mut answer = Vec::new();
@@ -357,7 +361,7 @@ async fn stopping_cuts_connections_at_once() {
     let stop = CancellationToken::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, peer, hub.clone(), stop.clone());
+    let server = serve_connection(far, None, peer, hub.clone(), stop.clone());
     let client = async {
         let builder = Connection::builder().container_id("test").scheme("amqp");
         let mut connection = builder.open_with_stream(near).await.expect("open");

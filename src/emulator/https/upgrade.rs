@@ -118,7 +118,7 @@ impl Agreed {
         tracing::debug!(%peer, subprotocol = ?self.subprotocol, "opened a WebSocket");
         match self.subprotocol {
             Subprotocol::Mqtt => mqtt::serve_connection(stream, certificate, peer, hub, stop).await,
-            Subprotocol::Amqp => amqp::serve_connection(stream, peer, hub, stop).await,
+            Subprotocol::Amqp => amqp::serve_connection(stream, certificate, peer, hub, stop).await,
         }
     }
 }

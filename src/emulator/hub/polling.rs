@@ -1,6 +1,7 @@
 //! Devices that ask for one message at a time, without a connection that could be lost.
 //!
-//! Owns: the lock of such a message, which only time or a settlement ends. Must not know: HTTP. Used by: `hub`.
+//! Owns: the lock of such a message, which only time or a settlement ends, and of one that is not sent after all. Must not know:
+//! HTTP, AMQP. Used by: `hub`.
 //!
 //! Source: wire reference 3 and 5.1. A choice where the reference is silent: a device may ask while it is connected over
 //! another transport as well.
@@ -10,6 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{ConnectionId, Hub, Lock, Locked};
 
 impl Hub {
+    /// A message that was locked for its device was not sent after all: it waits again, as before.
+    pub fn put_back(&mut self, device_id: &str, locked: &Locked) {
+        if let Some(state) = self.devices.get_mut(device_id) {
+            state.queue.put_back(locked.lock, locked.redelivered);
+            self.version += 1;
+        }
+    }
+
     /// Locks the device's oldest waiting message for whoever asks, for a minute, whether or not the device is connected.
     /// `None` when nothing waits or there is no such device.
     pub fn poll(&mut self, device_id: &str, now: SystemTime) -> Option<Locked> {

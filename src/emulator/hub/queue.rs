@@ -174,6 +174,12 @@ impl DeviceQueue {
         Ok(None)
     }
 
+    /// Unlocks a message that was not sent after all; nothing happens when it is not locked any more.
+    pub(super) fn put_back(&mut self, lock: Lock, redelivered: bool) {
+        let Some(entry) = self.position(lock).and_then(|at| self.0.get_mut(at)) else { return };
+        (entry.locked, entry.offered_to, entry.redelivered) = (None, None, redelivered);
+    }
+
     /// Unlocks everything that was locked for the connection: it is gone.
     pub(super) fn release(&mut self, connection: ConnectionId) {
         for entry in self.0.iter_mut().filter(|entry| entry.offered_to == Some(connection)) {

@@ -1,0 +1,116 @@
+//! The link on which a device receives its C2D messages.
+//!
+//! Owns: when a message goes out, and what each outcome means to the hub. Must not know: how a message looks on the wire
+//! (`device_message.rs`), queues. Used by: `amqp::session`. Source: wire reference 2.4 and 2.6.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fe2o3_amqp::Sender;
+use fe2o3_amqp::link::SendError;
+use fe2o3_amqp::link::delivery::DeliveryFut;
+use fe2o3_amqp::types::definitions::{Error, LinkError};
+use fe2o3_amqp::types::messaging::Outcome;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::ANSWER_TIMEOUT;
+use super::claims::Claims;
+use super::condition::Refusal;
+use super::device_message;
+use crate::emulator::hub::{ConnectionId, Lock, Locked, Subscription};
+
+/// How long a message stays locked for a device that gives no credit: well below the time of a lock.
+const CREDIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sends messages as the device gives credit, until the link ends or another connection of the device takes its place.
+pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
+    let hub = claims.hub.clone();
+    let mut changed = hub.watch();
+    let mut unsettled = FuturesUnordered::new();
+    hub.with(|hub, _| hub.subscribe(&device_id, own, Subscription::DeviceBound, 1));
+    loop {
+        changed.mark_unchanged();
+        if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
+            return steal(link, &device_id).await;
+        }
+        let Some(locked) = hub.with(|hub, now| hub.next_delivery(&device_id, own, now)) else {
+            tokio::select! {
+                Some((lock, outcome)) = unsettled.next() => settle(&claims, &device_id, lock, outcome),
+                // The sender lives in the hub, so this is always a change.
+                _changed = changed.changed() => {}
+                reason = link.on_detach() => {
+                    tracing::debug!(device_id, %reason, "a device's link ended");
+                    return;
+                }
+            }
+            continue;
+        };
+        let Locked { lock, .. } = locked;
+        let patience = Instant::now() + CREDIT_PATIENCE;
+        let sent = {
+            let mut sending = pin!(link.send_batchable(device_message::of(&locked)));
+            loop {
+                tokio::select! {
+                    biased;
+                    // This waits for credit.
+                    sent = &mut sending => break Some(sent),
+                    Some((lock, outcome)) = unsettled.next() => settle(&claims, &device_id, lock, outcome),
+                    _changed = changed.changed() => {
+                        if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
+                            break None;
+                        }
+                    }
+                    () = sleep_until(patience) => break None,
+                }
+            }
+        };
+        match sent {
+            Some(Ok(settled)) => unsettled.push(outcome(lock, settled)),
+            Some(Err(error)) => {
+                tracing::debug!(device_id, %error, "a device's link ended");
+                hub.with(|hub, _| hub.put_back(&device_id, &locked));
+                return;
+            }
+            None => hub.with(|hub, _| hub.put_back(&device_id, &locked)),
+        }
+    }
+}
+
+type Settled = Result<Outcome, SendError>;
+
+async fn outcome(lock: Lock, settled: DeliveryFut<Settled>) -> (Lock, Settled) {
+    (lock, settled.await)
+}
+
+/// `Modified` is not used by SDKs; that it gives the message back is a choice.
+fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
+    let outcome = match settled {
+        Ok(outcome) => outcome,
+        Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),
+    };
+    let settled = claims.hub.with(|hub, now| {
+        hub.touch(device_id, now);
+        match outcome {
+            Outcome::Accepted(_) => hub.complete(device_id, lock, now),
+            Outcome::Rejected(_) => hub.reject(device_id, lock, now),
+            Outcome::Released(_) | Outcome::Modified(_) => hub.abandon(device_id, lock, now),
+        }
+    });
+    if let Err(error) = settled {
+        tracing::info!(device_id, %error, "a device settled a message too late: it comes again");
+    }
+}
+
+/// Another connection of the device is there: the link goes to it. Source: wire reference 2.8.
+async fn steal(link: Sender, device_id: &str) {
+    tracing::info!(device_id, "a newer connection of the same device took its place");
+    let refusal = Refusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
+    match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(&refusal))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(device_id, %error, "a goodbye went wrong"),
+        Err(_) => tracing::debug!(device_id, "a device did not answer a goodbye"),
+    }
+}

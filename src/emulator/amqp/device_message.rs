@@ -1,0 +1,75 @@
+//! C2D messages as a device gets them over AMQP, and D2C messages as it sends them.
+//!
+//! Owns: which property becomes which AMQP field. Must not know: links, queues.
+//! Used by: `amqp::{device_link, events_link}`. Source: wire reference 2.5.
+
+use std::time::SystemTime;
+
+use fe2o3_amqp::types::messaging::{
+    ApplicationProperties, Body, Data, Message, MessageAnnotations, MessageId, Properties as Section,
+};
+use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp, Value};
+
+use super::condition::Refusal;
+use super::convert::{self, RENAMED};
+use crate::emulator::hub::Locked;
+use crate::message::{self, Properties};
+
+/// The AMQP form of a message on its way to its device.
+pub(super) fn of(locked: &Locked) -> Message<Data> {
+    let mut section = Section::default();
+    let mut application = ApplicationProperties::default();
+    let message = &locked.message;
+    for (name, value) in message.system.iter() {
+        let text = value.unwrap_or_default().to_owned();
+        match name {
+            message::MESSAGE_ID => section.message_id = Some(MessageId::String(text)),
+            message::CORRELATION_ID => section.correlation_id = Some(MessageId::String(text)),
+            message::TO => section.to = Some(text),
+            message::USER_ID => section.user_id = Some(Binary::from(text.into_bytes())),
+            message::CONTENT_TYPE => section.content_type = Some(Symbol::from(text)),
+            message::CONTENT_ENCODING => section.content_encoding = Some(Symbol::from(text)),
+            message::EXPIRY => {
+                section.absolute_expiry_time = message::parse_time(&text).map(timestamp);
+            }
+            other => {
+                let renamed = RENAMED.iter().find(|(_, own)| *own == other).map_or(other, |(sent, _)| sent);
+                application.0.insert(renamed.to_owned(), SimpleValue::String(text));
+            }
+        }
+    }
+    for (name, value) in message.application.iter() {
+        let text = value.unwrap_or_default().to_owned();
+        application.0.insert(name.to_owned(), SimpleValue::String(text));
+    }
+    let count = u8::try_from(locked.delivery_count).unwrap_or(u8::MAX);
+    let annotations = MessageAnnotations::builder()
+        .insert(Symbol::from("iothub-deliverycount"), Value::Ubyte(count))
+        .insert(Symbol::from("x-opt-sequence-number"), Value::Ulong(locked.lock.number()))
+        .build();
+    Message::builder()
+        .message_annotations(annotations)
+        .properties(section)
+        .application_properties(application)
+        .data(Data(Binary::from(message.body.to_vec())))
+        .build()
+}
+
+/// The properties of a D2C message, under the names that they have in a property bag, and its body.
+///
+/// # Errors
+/// An argument error that names the field at fault.
+pub(super) fn event(message: Message<Body<Value>>) -> Result<(Properties, Vec<u8>), Refusal> {
+    let mut properties = Properties::default();
+    convert::system_properties(message.properties.unwrap_or_default(), &mut properties)?;
+    for (name, value) in message.application_properties.unwrap_or_default().0 {
+        let value = convert::text_of(&name, value)?;
+        properties.set(name, value);
+    }
+    Ok((properties, convert::body(message.body)?))
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,57 @@
+//! The link on which a device sends D2C messages.
+//!
+//! Owns: one settled answer to each message. Must not know: how a message is read, what is kept of it.
+//! Used by: `amqp::session`. Source: wire reference 2.4.
+
+use std::sync::Arc;
+
+use fe2o3_amqp::Receiver;
+use fe2o3_amqp::link::RecvError;
+use fe2o3_amqp::types::definitions::Error;
+use fe2o3_amqp::types::messaging::{Body, Message};
+use fe2o3_amqp::types::primitives::Value;
+
+use super::claims::Claims;
+use super::condition::Refusal;
+use super::device_message;
+
+/// Takes messages until the link ends. Each is kept and accepted, or rejected with the reason; none ends the link.
+pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: String) {
+    loop {
+        let (delivery, verdict) = match link.recv::<Body<Value>>().await {
+            Ok(delivery) => {
+                let plain = delivery.message_format().unwrap_or(0) == 0;
+                let (delivery, message) = delivery.into_parts();
+                let verdict = if plain {
+                    keep(message, &claims, &device_id)
+                } else {
+                    Err(Refusal::argument("batches are not taken here: send one message in each transfer"))
+                };
+                (delivery, verdict)
+            }
+            Err(RecvError::MessageDecode(error)) => {
+                let verdict = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                (error.info, Err(verdict))
+            }
+            Err(error) => return tracing::debug!(device_id, %error, "a D2C link ended"),
+        };
+        let settled = match verdict {
+            Ok(()) => link.accept(delivery).await,
+            Err(refusal) => {
+                tracing::warn!(device_id, reason = refusal.description, "refused a D2C message");
+                link.reject(delivery, Error::from(&refusal)).await
+            }
+        };
+        if let Err(error) = settled {
+            return tracing::debug!(device_id, %error, "a D2C message could not be settled");
+        }
+    }
+}
+
+fn keep(message: Message<Body<Value>>, claims: &Claims, device_id: &str) -> Result<(), Refusal> {
+    claims.check_device(device_id)?;
+    let (properties, body) = device_message::event(message)?;
+    claims.hub.with(|hub, now| hub.record_event(device_id, properties, body.into(), now));
+    tracing::debug!(device_id, "took a D2C message");
+    Ok(())
+}
