@@ -12,6 +12,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[cfg(feature = "service")]
+mod back_end;
+#[cfg(feature = "service")]
+mod c2d_feedback;
+#[cfg(feature = "service")]
 mod c2d_send;
 mod check;
 #[cfg(all(feature = "emulator", feature = "service"))]
@@ -78,6 +82,8 @@ enum Command {
     Healthcheck(healthcheck::Args),
     #[cfg(feature = "service")]
     C2dSend(Box<c2d_send::Args>),
+    #[cfg(feature = "service")]
+    C2dFeedback(c2d_feedback::Args),
     #[cfg(feature = "emulator")]
     Emulator(emulator::Args),
     #[cfg(all(feature = "emulator", feature = "service"))]
@@ -170,6 +176,8 @@ pub fn run() -> ExitCode {
         Command::Healthcheck(args) => healthcheck::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
+        #[cfg(feature = "service")]
+        Command::C2dFeedback(args) => c2d_feedback::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(args),
         #[cfg(all(feature = "emulator", feature = "service"))]

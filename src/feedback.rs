@@ -87,7 +87,7 @@ pub enum FeedbackStatus {
 
 impl FeedbackStatus {
     /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Success => "Success",
             Self::Expired => "Expired",
@@ -138,6 +138,13 @@ pub struct FeedbackError(#[from] serde_json::Error);
 /// When the body is not such an array.
 pub fn decode_batch(body: &[u8]) -> Result<Vec<FeedbackRecord>, FeedbackError> {
     Ok(serde_json::from_slice(body)?)
+}
+
+/// What a feedback message is known by when it comes again: 32 hexadecimal digits made from its body. The hub's own lock
+/// token is another one at each delivery.
+pub fn batch_id(body: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, body);
+    digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes the body of one feedback message.

@@ -13,6 +13,7 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
+use super::back_end::{HubArgs, duration, port};
 use super::{Exit, Failure};
 use crate::credentials::{ServiceConnectionString, check_device_id};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
@@ -29,9 +30,6 @@ use output::Output;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
-
-const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
-const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 /// Send one message to a device, and with --wait or --wait-outcome tell what became of it.
 ///
@@ -122,18 +120,14 @@ pub(super) struct Args {
     /// Print the feedback of other messages, too, which waiting consumes.
     #[arg(long, short)]
     verbose: bool,
-    /// A file with the service connection string.
-    #[arg(long, value_name = "FILE")]
-    connection_string_file: Option<PathBuf>,
-    /// A PEM file with further roots, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let now = SystemTime::now();
     let message = args.message(now).map_err(Failure::usage)?;
-    let identity = args.identity().map_err(Failure::usage)?;
+    let identity = args.hub.identity().map_err(Failure::usage)?;
     let mut output = Output::new(args.json, args.verbose);
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
@@ -169,7 +163,7 @@ async fn exchange(
     let started = Instant::now();
     let wait = args.wait.or(args.wait_outcome);
     let lifetime = TOKEN_LIFETIME + wait.unwrap_or_default();
-    let mut service = Service::connect(identity, args.ca_file().as_deref(), lifetime, now).await?;
+    let mut service = Service::connect(identity, args.hub.ca_file().as_deref(), lifetime, now).await?;
     // Before the sender: the feedback of a quick device must not pass by.
     let mut feedback = match wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
@@ -381,49 +375,5 @@ impl Args {
             ));
         }
         Ok(body.into())
-    }
-
-    /// An empty variable counts as none, as it does for the agent.
-    fn ca_file(&self) -> Option<PathBuf> {
-        let variable = || std::env::var_os(CA_FILE_VARIABLE).filter(|path| !path.is_empty());
-        self.ca_file.clone().or_else(|| variable().map(PathBuf::from))
-    }
-
-    fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
-        let (origin, text) = match &self.connection_string_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the connection string from {}", path.display()))?;
-                (path.display().to_string(), text)
-            }
-            None => {
-                let text = std::env::var(CONNECTION_STRING_VARIABLE).map_err(|_| {
-                    anyhow!(
-                        "no service connection string: give --connection-string-file, or set \
-                         {CONNECTION_STRING_VARIABLE}"
-                    )
-                })?;
-                (CONNECTION_STRING_VARIABLE.to_owned(), text)
-            }
-        };
-        ServiceConnectionString::parse(&text).with_context(|| origin)
-    }
-}
-
-/// A port; an empty variable counts as none.
-fn port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        _ if text.is_empty() => Ok(HTTPS_PORT),
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err("use a number from 1 to 65535".to_owned()),
-    }
-}
-
-/// A duration such as `10m`, more than zero.
-fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(_) => Err("use a number with a unit, such as 30s, 10m or 2h".to_owned()),
     }
 }

@@ -99,7 +99,7 @@ async fn serve(
 /// A write past the file size limit (`ulimit -f`, systemd's `LimitFSIZE`) raises a signal that ends the process, unless it
 /// is handled: then the write fails like one on a full disk. A handler, and not to ignore the signal, because children
 /// would inherit that.
-fn survive_file_size_limit() -> Result<(), anyhow::Error> {
+pub(super) fn survive_file_size_limit() -> Result<(), anyhow::Error> {
     let raised = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGXFSZ, raised).map(drop).context("the signal SIGXFSZ cannot be handled")
 }

@@ -76,7 +76,7 @@ pub(super) fn width() -> usize {
 }
 
 /// JSON stays JSON when the control characters that it leaves as they are, and that a terminal obeys, are escaped.
-fn without_controls(json: &str) -> String {
+pub(super) fn without_controls(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         if c.is_control() {

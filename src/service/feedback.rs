@@ -1,19 +1,20 @@
 //! Reading delivery feedback.
 //!
 //! Owns: the feedback link, one batch at a time. Must not know: connecting, which record is whose.
-//! Used by: `service`, `cli::c2d_send`, the demo.
+//! Used by: `service`, `cli` (c2d-send, c2d-feedback), the demo.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::messaging::Body;
-use fe2o3_amqp::types::primitives::Value;
+use fe2o3_amqp::types::messaging::annotations::OwnedKey;
+use fe2o3_amqp::types::messaging::{Body, Message};
+use fe2o3_amqp::types::primitives::{Symbol, Value};
 
 use super::{ServiceError, answered, failure};
-use crate::feedback::{FeedbackRecord, decode_batch};
+use crate::feedback::{FeedbackRecord, batch_id, decode_batch};
 
 /// Source: wire reference 4.4, in the spelling of the CLI and the C SDK.
 const ADDRESS: &str = "/messages/servicebound/feedback";
@@ -35,6 +36,10 @@ pub struct FeedbackReceiver {
 #[must_use = "a batch that is not completed comes again"]
 #[derive(Debug)]
 pub struct FeedbackBatch {
+    /// The same each time that this batch comes.
+    pub id: String,
+    /// When the hub made it, where the hub says so.
+    pub enqueued: Option<SystemTime>,
     /// Its records, of any message of any sender of this hub.
     pub records: Vec<FeedbackRecord>,
     delivery: DeliveryInfo,
@@ -75,12 +80,13 @@ impl FeedbackReceiver {
         self.asked = false;
         let (delivery, message) =
             received.map_err(|error| failure::of_receive(error, &self.policy))?.into_parts();
+        let enqueued = enqueued(&message);
         let body: Vec<u8> = match message.body {
             Body::Data(sections) => sections.into_iter().flat_map(|section| section.0.into_vec()).collect(),
             _ => Vec::new(),
         };
         match decode_batch(&body) {
-            Ok(records) => Ok(FeedbackBatch { records, delivery }),
+            Ok(records) => Ok(FeedbackBatch { id: batch_id(&body), enqueued, records, delivery }),
             Err(error) => {
                 let released = self.link.release(delivery).await;
                 released.map_err(|error| ServiceError::Lost(error.to_string()))?;
@@ -103,5 +109,17 @@ impl FeedbackReceiver {
 
     async fn ask(&mut self) -> Result<(), ServiceError> {
         self.link.set_credit(1).await.map_err(|error| ServiceError::Lost(error.to_string()))
+    }
+}
+
+/// Source: wire reference 4.4.
+fn enqueued(message: &Message<Body<Value>>) -> Option<SystemTime> {
+    let annotations = &message.message_annotations.as_ref()?.0;
+    match annotations.get::<OwnedKey>(&Symbol::from("iothub-enqueuedtime").into())? {
+        Value::Timestamp(time) => {
+            let since = Duration::from_millis(u64::try_from(time.milliseconds()).ok()?);
+            SystemTime::UNIX_EPOCH.checked_add(since)
+        }
+        _ => None,
     }
 }

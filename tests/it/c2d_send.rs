@@ -21,7 +21,7 @@ use crate::harness::{DEADLINE, Process, Proxy, binary, run};
 /// A hub in this process: tests look into it, and play the device without MQTT.
 pub(crate) struct Running {
     pub(crate) hub: SharedHub,
-    amqp: std::net::SocketAddr,
+    pub(crate) amqp: std::net::SocketAddr,
     pub(crate) https: std::net::SocketAddr,
     dir: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
@@ -134,7 +134,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-fn connect(hub: &SharedHub, device: &str) -> ConnectionId {
+pub(crate) fn connect(hub: &SharedHub, device: &str) -> ConnectionId {
     hub.with(|hub, _| {
         let connection = hub.connect(device, false).expect("the device").connection;
         assert!(hub.subscribe(device, connection, Subscription::DeviceBound, 1));

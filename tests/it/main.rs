@@ -7,6 +7,8 @@ mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod bad_input;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod c2d_feedback;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send_outcome;

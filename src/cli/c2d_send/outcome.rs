@@ -44,7 +44,7 @@ impl OutcomeWatch {
         message: &OutgoingMessage,
         lifetime: Duration,
     ) -> anyhow::Result<Self> {
-        let ca_file = args.ca_file();
+        let ca_file = args.hub.ca_file();
         let hub =
             HttpsService::new(identity, args.https_port, ca_file.as_deref(), lifetime, SystemTime::now)?;
         let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());

@@ -1,0 +1,110 @@
+//! `c2d-agent c2d-feedback`: watches the hub's delivery feedback, and prints and keeps every record.
+//!
+//! Owns: its arguments, what ends it, and the exit code. Must not know: AMQP, HTTP. Used by: `cli`.
+//!
+//! - `watch` is the order of things: a batch is kept, printed, and only then completed at the hub; and the way back when
+//!   the hub goes away. `spool` is the file that keeps; `output` is what is printed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+
+use super::back_end::{HubArgs, duration};
+use super::{Exit, Failure, tell};
+use crate::credentials::check_device_id;
+use crate::service::ServiceError;
+
+mod output;
+mod spool;
+mod watch;
+
+use output::Output;
+use spool::Spool;
+use watch::{End, Watch};
+
+/// Watch the hub's delivery feedback: print every record, and keep it with --spool.
+///
+/// The hub has one feedback queue for all its devices and all back ends, and reading consumes it: what is read here, no
+/// other reader gets. A batch is completed at the hub when its records are printed, and with --spool when they are on
+/// disk. So each record comes at least once; after a crash or a lost connection a batch may come twice, and "batch" and
+/// "record" of --json and --spool are the same then.
+///
+/// The service connection string comes from --connection-string-file or from the variable
+/// C2D_SERVICE_CONNECTION_STRING, never from an argument.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  c2d-agent c2d-feedback
+  c2d-agent c2d-feedback --spool /var/lib/orders/feedback.ndjson --json
+  c2d-agent c2d-feedback --device pi-01 --count 1 --for 60s
+
+Exit codes: 0 ended by a signal, by --for, after --count records, or because standard output was closed; 1 an error: the \
+hub cannot be reached at the start, it refuses the policy, or the spool cannot be written; 2 the arguments are wrong, or \
+the spool cannot be used; 4 --for is over before --count records came.")]
+pub(super) struct Args {
+    /// Print only the records of this device. The others are consumed all the same; --spool keeps them.
+    #[arg(long, value_name = "ID")]
+    device: Option<String>,
+    /// Append every record to FILE, one JSON object per line, before the hub forgets it.
+    #[arg(long, value_name = "FILE")]
+    spool: Option<PathBuf>,
+    /// End when so many records have been printed. Those that came in the same batch are printed, too.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this time, such as 60s or 2h.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    time: Option<Duration>,
+    /// Print one JSON object per line for each record.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// Watches until something ends it.
+///
+/// # Errors
+/// When the hub cannot be reached or refuses, or the spool cannot be used.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let identity = args.hub.identity().map_err(Failure::usage)?;
+    if let Some(device) = &args.device {
+        check_device_id(device).map_err(Failure::usage)?;
+    }
+    super::run::survive_file_size_limit()?;
+    let spool = args.spool.as_deref().map(Spool::open).transpose().map_err(Failure::usage)?;
+    let output = Output::new(args.json, args.device.clone(), spool.is_some());
+    super::block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        tell("reading feedback consumes it for the whole hub: what is read here, no other reader gets");
+        if let Some(note) = spool.as_ref().and_then(Spool::note) {
+            tell(note);
+        }
+        let time = args.time;
+        let end = async move {
+            let over = async {
+                match time {
+                    Some(time) => tokio::time::sleep(time).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(_signal) = signals.next() => End::Signal,
+                () = over => End::Time,
+            }
+        };
+        let mut watch = Watch::new(identity, args.hub.ca_file(), spool, output, args.count);
+        let result = watch.run(end).await;
+        watch.output().last_words();
+        match result {
+            Ok(End::Time) if args.count.is_some() => Ok(Exit::NoFeedback),
+            Ok(_) => Ok(Exit::Done),
+            Err(error) if error.downcast_ref().is_some_and(ServiceError::is_configuration) => {
+                Err(Failure::usage(error))
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+}

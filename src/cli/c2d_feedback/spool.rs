@@ -1,0 +1,236 @@
+//! The file that keeps feedback: whole lines, on disk before the hub forgets them.
+//!
+//! Owns: appending with fsync, the lock against a second writer, what a crash left at the end. Must not know: the hub, what
+//! a record says. Used by: `cli::c2d_feedback`.
+//!
+//! A batch is completed at the hub only after [`Spool::append`]. So a last line that is not whole is of a batch that was
+//! not completed: it is cut off, and comes again.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::output::BEGINNING;
+
+/// Longer than any line. A feedback record has ids of at most 128 characters and a few words.
+const LONGEST_LINE: u64 = 64 * 1024;
+
+/// Why the spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SpoolError {
+    /// At the start.
+    #[error("the spool {path} cannot be opened: {error}")]
+    Open { path: PathBuf, error: io::Error },
+    /// A pipe or a device cannot keep anything.
+    #[error("the spool {0} is not a regular file: give the path of a file that keeps what is written")]
+    NotAFile(PathBuf),
+    /// Two writers would cut each other's lines.
+    #[error(
+        "the spool {0} is in use by another c2d-feedback: end that one, or give this one a file of its own"
+    )]
+    InUse(PathBuf),
+    /// What is cut off must be ours.
+    #[error(
+        "the spool {0} does not end with a line of c2d-feedback: nothing was changed; check whether it is the right file"
+    )]
+    Foreign(PathBuf),
+    /// While watching.
+    #[error(
+        "the spool {path} cannot be written ({error}): its batch stays at the hub for up to an hour; make room, then \
+         start again"
+    )]
+    Write { path: PathBuf, error: io::Error },
+}
+
+/// The file, open and locked until this is dropped.
+#[derive(Debug)]
+pub(super) struct Spool {
+    file: Arc<File>,
+    path: PathBuf,
+    end: End,
+}
+
+/// How the file ended when it was opened.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Whole,
+    /// Only the newline was missing, and was added.
+    Completed,
+    /// So many bytes of a line that was not whole were cut off.
+    Cut(u64),
+    Foreign,
+}
+
+impl Spool {
+    /// Opens or creates the file and mends its end.
+    ///
+    /// # Errors
+    /// When it cannot be used; nothing has changed then.
+    pub(super) fn open(path: &Path) -> Result<Self, SpoolError> {
+        let failed = |error| SpoolError::Open { path: path.to_owned(), error };
+        // Looked at first: opening a pipe would wait for its reader.
+        let found = std::fs::metadata(path);
+        if found.as_ref().is_ok_and(|found| !found.is_file()) {
+            return Err(SpoolError::NotAFile(path.to_owned()));
+        }
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        if found.is_err() {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = File::open(parent.unwrap_or(Path::new(".")));
+            parent.and_then(|parent| parent.sync_all()).map_err(failed)?;
+        }
+        let end = mend(&file).map_err(failed)?;
+        if end == End::Foreign {
+            return Err(SpoolError::Foreign(path.to_owned()));
+        }
+        Ok(Self { file: Arc::new(file), path: path.to_owned(), end })
+    }
+
+    /// What was mended, for people.
+    pub(super) fn note(&self) -> Option<String> {
+        let path = self.path.display();
+        match self.end {
+            End::Whole | End::Foreign => None,
+            End::Completed => Some(format!("the last line of {path} had no end, and was given one")),
+            End::Cut(bytes) => Some(format!(
+                "the last line of {path} was not whole: its {bytes} bytes were cut off, and its batch comes again"
+            )),
+        }
+    }
+
+    /// Appends whole lines, and waits until they are on disk. The disk may take its time: it is asked in a thread of its
+    /// own.
+    ///
+    /// # Errors
+    /// When they are not; then the file is as it was, or ends with a line that the next start cuts off.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the lines may or may not be appended.
+    pub(super) async fn append(&self, lines: String) -> Result<(), SpoolError> {
+        let file = Arc::clone(&self.file);
+        let appended = tokio::task::spawn_blocking(move || append(&file, lines.as_bytes())).await;
+        appended
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|error| SpoolError::Write { path: self.path.clone(), error })
+    }
+}
+
+fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    let written = file.write_all(lines).and_then(|()| file.sync_data());
+    if written.is_err()
+        && let Err(error) = file.set_len(before)
+    {
+        tracing::debug!(%error, "what was written of a batch could not be taken back");
+    }
+    written
+}
+
+/// Makes the file end with a whole line. After a power cut it may also end with zeros that were never written.
+fn mend(mut file: &File) -> io::Result<End> {
+    let length = file.metadata()?.len();
+    let mut tail = vec![0; usize::try_from(length.min(LONGEST_LINE)).unwrap_or_default()];
+    let from = length - tail.len() as u64;
+    file.read_exact_at(&mut tail, from)?;
+    let written = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let (text, zeros) = tail.split_at(written);
+    let line = match text.iter().rposition(|byte| *byte == b'\n') {
+        Some(end) => &text[end + 1..],
+        None if from == 0 => text,
+        None => return Ok(End::Foreign),
+    };
+    if line.is_empty() && zeros.is_empty() {
+        return Ok(End::Whole);
+    }
+    let is_object = serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(line).is_ok();
+    if is_object && zeros.is_empty() {
+        file.write_all(b"\n").and_then(|()| file.sync_data())?;
+        return Ok(End::Completed);
+    }
+    if !(line.starts_with(BEGINNING.as_bytes()) || BEGINNING.as_bytes().starts_with(line)) {
+        return Ok(End::Foreign);
+    }
+    let cut = (line.len() + zeros.len()) as u64;
+    file.set_len(length - cut).and_then(|()| file.sync_data())?;
+    Ok(End::Cut(cut))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = "{\"event\":\"feedback\",\"message_id\":\"m-1\"}\n";
+
+    fn mended(content: &[u8]) -> (Result<End, String>, Vec<u8>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spool");
+        std::fs::write(&path, content).expect("written");
+        let opened = Spool::open(&path).map(|spool| spool.end).map_err(|error| error.to_string());
+        (opened, std::fs::read(&path).expect("read"))
+    }
+
+    #[test]
+    fn a_file_that_was_cut_anywhere_ends_with_a_whole_line_and_loses_none() {
+        let whole = LINE.repeat(2);
+        for length in 0..=whole.len() {
+            let (end, after) = mended(&whole.as_bytes()[..length]);
+            let lines = length / LINE.len();
+            let rest = length % LINE.len();
+            let expected = match rest {
+                0 => (End::Whole, lines),
+                rest if rest == LINE.len() - 1 => (End::Completed, lines + 1),
+                rest => (End::Cut(rest as u64), lines),
+            };
+            assert_eq!((end, after), (Ok(expected.0), LINE.repeat(expected.1).into_bytes()), "{length}");
+        }
+    }
+
+    #[test]
+    fn zeros_of_a_power_cut_are_cut_off() {
+        for rest in ["", "{\"eve", LINE.trim_end()] {
+            let content = format!("{LINE}{rest}{}", "\0".repeat(100));
+            let (end, after) = mended(content.as_bytes());
+            assert_eq!((end, after), (Ok(End::Cut(rest.len() as u64 + 100)), LINE.as_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_refused_and_left_as_it_is() {
+        let long = "x".repeat(100_000);
+        for content in ["my notes", "{\"event\":\"other\"", &long, "my notes\0\0"] {
+            let (end, after) = mended(content.as_bytes());
+            assert!(end.is_err_and(|error| error.contains("nothing was changed")), "{content}");
+            assert_eq!(after, content.as_bytes());
+        }
+    }
+
+    #[tokio::test]
+    async fn one_writer_at_a_time_appends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("spool");
+        let spool = Spool::open(&path).expect("new");
+        let second = Spool::open(&path).expect_err("locked").to_string();
+        assert!(second.contains("in use by another c2d-feedback"), "{second}");
+        for _ in 0..2 {
+            spool.append(LINE.to_owned()).await.expect("appended");
+        }
+        drop(spool);
+        assert_eq!(Spool::open(&path).expect("again").end, End::Whole);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), LINE.repeat(2));
+    }
+
+    #[test]
+    fn what_keeps_nothing_is_refused() {
+        let error = Spool::open(Path::new("/dev/full")).expect_err("a device").to_string();
+        assert!(error.contains("/dev/full is not a regular file"), "{error}");
+        let error = Spool::open(Path::new("/nowhere/spool")).expect_err("no folder").to_string();
+        assert!(error.starts_with("the spool /nowhere/spool cannot be opened: "), "{error}");
+    }
+}

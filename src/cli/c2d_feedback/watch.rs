@@ -1,0 +1,185 @@
+//! Batch by batch: kept, printed, completed; and the way back when the hub goes away.
+//!
+//! Owns: that order, reconnecting and its delays. Must not know: AMQP, how records look. Used by: `cli::c2d_feedback`.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::output::Output;
+use super::spool::Spool;
+use crate::cli::{sentence, tell};
+use crate::credentials::ServiceConnectionString;
+use crate::service::{FeedbackBatch, FeedbackReceiver, Service, ServiceError, TOKEN_LIFETIME};
+
+/// A connection is made anew, between two batches, before its token expires.
+const RENEW_AFTER: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 6 * 5);
+
+/// The first delay before another attempt, and the longest.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+/// A connection that held this long makes the delays start over.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// What ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// `--for`.
+    Time,
+    /// `--count`.
+    Count,
+    /// Nobody reads standard output any more.
+    ReaderGone,
+}
+
+/// Why one connection is not read any further.
+enum Read {
+    Ended(End),
+    Renew,
+}
+
+/// The watcher.
+pub(super) struct Watch {
+    identity: ServiceConnectionString,
+    ca_file: Option<PathBuf>,
+    spool: Option<Spool>,
+    output: Output,
+    count: Option<u64>,
+    /// The batch that is printed and kept, and was not completed: when it comes again, completing is all there is to do.
+    uncompleted: Option<String>,
+}
+
+/// A connection and its feedback link.
+struct Link {
+    service: Service,
+    receiver: FeedbackReceiver,
+}
+
+impl Watch {
+    pub(super) fn new(
+        identity: ServiceConnectionString,
+        ca_file: Option<PathBuf>,
+        spool: Option<Spool>,
+        output: Output,
+        count: Option<u64>,
+    ) -> Self {
+        Self { identity, ca_file, spool, output, count, uncompleted: None }
+    }
+
+    pub(super) fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Watches until `end`, or until enough is seen. A batch in hand is finished first.
+    ///
+    /// # Errors
+    /// When the first connection fails, the hub refuses the policy, or a record cannot be kept or printed.
+    pub(super) async fn run(&mut self, end: impl Future<Output = End>) -> anyhow::Result<End> {
+        let mut end = std::pin::pin!(end);
+        let mut delay = FIRST_DELAY;
+        let mut is_first = true;
+        let mut is_lost = false;
+        loop {
+            let opened = tokio::select! {
+                biased;
+                end = end.as_mut() => return Ok(end),
+                opened = self.open() => opened,
+            };
+            let error = match opened {
+                Ok(mut link) => {
+                    match (is_first, is_lost) {
+                        (true, _) => tell(format_args!("watching the feedback of {}", self.identity.host)),
+                        (false, true) => tell("connected again"),
+                        (false, false) => tracing::debug!("connected with a new token"),
+                    }
+                    (is_first, is_lost) = (false, false);
+                    let since = Instant::now();
+                    let read = self.read(&mut link, end.as_mut()).await;
+                    if since.elapsed() >= STABLE {
+                        delay = FIRST_DELAY;
+                    }
+                    match read {
+                        Ok(read) => {
+                            link.service.close().await;
+                            match read {
+                                Read::Ended(end) => return Ok(end),
+                                Read::Renew => continue,
+                            }
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error.into(),
+            };
+            if is_first || !error.downcast_ref().is_some_and(passes) {
+                return Err(error);
+            }
+            is_lost = true;
+            // Half of it is left to chance, so that many watchers do not come back together.
+            let wait = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
+            tell(format_args!("{}; trying again in {:.1} s", sentence(&error), wait.as_secs_f64()));
+            tokio::select! {
+                biased;
+                end = end.as_mut() => return Ok(end),
+                () = tokio::time::sleep(wait) => delay = delay.saturating_mul(2).min(LONGEST_DELAY),
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Link, ServiceError> {
+        let ca_file = self.ca_file.as_deref();
+        let mut service =
+            Service::connect(&self.identity, ca_file, TOKEN_LIFETIME, SystemTime::now()).await?;
+        let receiver = service.feedback_receiver().await?;
+        Ok(Link { service, receiver })
+    }
+
+    async fn read(
+        &mut self,
+        link: &mut Link,
+        mut end: Pin<&mut impl Future<Output = End>>,
+    ) -> anyhow::Result<Read> {
+        let mut renewal = std::pin::pin!(tokio::time::sleep(RENEW_AFTER));
+        loop {
+            let batch = tokio::select! {
+                biased;
+                end = end.as_mut() => return Ok(Read::Ended(end)),
+                () = renewal.as_mut() => return Ok(Read::Renew),
+                batch = link.receiver.next() => batch?,
+            };
+            if self.uncompleted.as_ref() != Some(&batch.id) {
+                self.keep_and_print(&batch).await?;
+                if !self.output.is_open() && self.spool.is_none() {
+                    return Ok(Read::Ended(End::ReaderGone));
+                }
+                self.uncompleted = Some(batch.id.clone());
+            }
+            let others = self.output.others(&batch);
+            link.receiver.complete(batch).await?;
+            self.uncompleted = None;
+            self.output.consumed(others);
+            if !self.output.is_open() {
+                return Ok(Read::Ended(End::ReaderGone));
+            }
+            if self.count.is_some_and(|count| self.output.printed() >= count) {
+                return Ok(Read::Ended(End::Count));
+            }
+        }
+    }
+
+    async fn keep_and_print(&mut self, batch: &FeedbackBatch) -> anyhow::Result<()> {
+        if let Some(spool) = &self.spool {
+            spool.append(super::output::lines(batch, None)?).await?;
+        }
+        self.output.print(batch)
+    }
+}
+
+/// Whether the same may go well a little later. A refused link is among them: a hub ends links when a token expires, and
+/// while it is being moved.
+fn passes(error: &ServiceError) -> bool {
+    error.is_passing() || error.refusal().is_some()
+}
