@@ -7,7 +7,7 @@
 //!
 //! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
-//! - `state_dir` and `certificates` make what survives a restart: keys and certificates. Queues do not.
+//! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` keeps what the hub holds.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +25,7 @@ mod amqp;
 mod certificates;
 mod https;
 pub mod hub;
+mod keeper;
 mod listener;
 mod mqtt;
 pub mod registry;
@@ -33,6 +34,7 @@ mod state_dir;
 mod tls;
 
 use hub::Hub;
+use keeper::Keeper;
 use listener::Accepted;
 pub use mqtt::{UserName, UserNameError};
 use registry::Registry;
@@ -126,6 +128,7 @@ pub struct Emulator {
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
+    keeper: Keeper,
     _lock: std::fs::File,
 }
 
@@ -158,8 +161,10 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         registry.add_device(device.clone());
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
+    let keeper = Keeper::restore(&hub, root)?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    tasks.spawn(keeper.clone().run(stop.clone()));
     let timer = hub.clone();
     let timer_stop = stop.clone();
     tasks.spawn(async move {
@@ -184,7 +189,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let serve_https = move |stream, peer| https::serve_connection(stream, peer, own.clone(), token.clone());
     tasks.spawn(listener::serve("https", https, tls, stop.clone(), serve_https));
     let (state_dir, _lock) = (options.state_dir, state.into_lock());
-    Ok(Emulator { hub, mqtt_address, amqp_address, https_address, state_dir, stop, tasks, _lock })
+    Ok(Emulator { hub, mqtt_address, amqp_address, https_address, state_dir, stop, tasks, keeper, _lock })
 }
 
 impl Emulator {
@@ -213,7 +218,7 @@ impl Emulator {
         &self.state_dir
     }
 
-    /// Closes all connections and stops, in about a second at most.
+    /// Closes all connections, writes what the hub holds, and stops, in about a second at most.
     ///
     /// # Cancel safety
     /// When dropped early, the rest is cut.
@@ -224,6 +229,8 @@ impl Emulator {
                 tracing::error!(%error, "a task of the emulator failed");
             }
         }
+        // Nothing changes any more.
+        self.keeper.write(false).await;
     }
 }
 

@@ -24,9 +24,9 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0 and HTTPS, all over
 /// TLS, as they do with the real hub. C2D messages have its rules: 50 in a queue,
 /// a lock of a minute, expiry, delivery feedback. Twins keep reported properties;
-/// desired properties, direct methods and modules are not served. Keys and
-/// certificates in the state directory survive a restart; queues, twins and
-/// messages of devices are in memory only and are lost with the process.
+/// desired properties, direct methods and modules are not served. The state
+/// directory keeps all of it over a restart, a quarter of a second after each change;
+/// only connections and locks end with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
 ///   GET /twins/ID?api-version=2021-04-12     the twin, as at the real hub
@@ -43,12 +43,13 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///
 /// The state directory then holds:
 ///   secrets.json                   all keys and certificates
+///   hub.json                       queues, twins, sessions, feedback, messages of devices
 ///   ca.pem                         what clients must trust, as by C2D_CA_FILE
 ///   service.connection-string      for back ends
 ///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
-/// All are made from secrets.json at each start.
+/// The others are made from secrets.json at each start.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]

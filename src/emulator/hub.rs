@@ -13,11 +13,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
-use crate::message::{self, C2dMessage, Properties};
+use crate::message::{self, C2dMessage};
 
 use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
 
@@ -26,6 +25,7 @@ mod feedback;
 mod polling;
 mod queue;
 mod session;
+mod snapshot;
 mod twin;
 mod view;
 
@@ -37,6 +37,8 @@ use queue::{Arrival, DeviceQueue, Finished};
 pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
 use session::Session;
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
+use snapshot::DeviceSnapshot;
+pub use snapshot::{Snapshot, UnknownFormat};
 use twin::Twin;
 pub use twin::{MAX_DEPTH, MAX_KEY_BYTES, MAX_REPORTED_BYTES, MAX_STRING_BYTES, TwinError};
 use view::EndedLately;
@@ -97,6 +99,8 @@ pub struct LockLost;
 pub struct Hub {
     registry: Registry,
     devices: BTreeMap<String, DeviceState>,
+    /// What an earlier hub held of devices that are not there.
+    absent: BTreeMap<String, DeviceSnapshot>,
     feedback: FeedbackQueue,
     last_id: u64,
     version: u64,
@@ -125,6 +129,7 @@ impl Hub {
         Self {
             registry,
             devices,
+            absent: BTreeMap::new(),
             feedback: FeedbackQueue::new(feedback_interval),
             last_id: 0,
             version: 0,
@@ -134,7 +139,10 @@ impl Hub {
 
     /// Adds a device, or gives one that is there new credentials; its queue and session stay.
     pub fn add_device(&mut self, device: Device) {
-        self.devices.entry(device.id.clone()).or_default();
+        let state = self.devices.entry(device.id.clone()).or_default();
+        if let Some(kept) = self.absent.remove(&device.id) {
+            state.restore(kept);
+        }
         self.registry.add_device(device);
     }
 
@@ -325,20 +333,6 @@ impl Hub {
             state.last_activity = Some(now);
             self.quiet_changes += 1;
         }
-    }
-
-    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] in all.
-    /// Nothing happens when there is no such device.
-    pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
-        let Some(state) = self.devices.get_mut(device_id) else { return };
-        state.events.push(properties, body, now);
-        state.last_activity = Some(now);
-        self.version += 1;
-    }
-
-    /// The D2C messages that are kept, oldest first; `None` when there is no such device.
-    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
-        self.devices.get(device_id).map(|state| state.events.iter())
     }
 
     /// Merges a patch into the device's reported properties, and answers their new version.

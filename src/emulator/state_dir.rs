@@ -3,7 +3,7 @@
 //! Owns: the layout and the permissions of the files. Must not know: listeners, the hub's queues.
 //! Used by: `emulator`.
 //!
-//! `secrets.json` is the only file that is read; the others are written from it at every start, for people and
+//! `secrets.json` is read, and `hub.json` by `emulator::keeper`; the others are written from it at every start, for people and
 //! programs to use:
 //!
 //! - `ca.pem`: the authority that clients must trust
@@ -60,6 +60,17 @@ pub enum StateDirError {
         path = .0.display()
     )]
     InUse(PathBuf),
+    /// What an earlier hub held cannot be read.
+    #[error(
+        "{path} cannot be used ({reason}): put back a copy, or move it away, and the hub begins with empty queues and twins",
+        path = .path.display()
+    )]
+    Hub {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file of secrets was changed by something else.
     #[error(
         "{path} is damaged ({reason}): put back a copy, or remove it, and all keys and certificates are made anew",
@@ -314,7 +325,7 @@ fn make_directory(path: &Path) -> Result<(), StateDirError> {
 }
 
 /// Writes a file that only its owner may read, whole or not at all. A file that already says so is left alone.
-fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
+pub(super) fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
     let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
     if fs::read(path).is_ok_and(|present| present == text) {
         return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);

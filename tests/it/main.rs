@@ -31,6 +31,8 @@ mod emulator_https_device;
 mod emulator_mqtt;
 #[cfg(feature = "emulator")]
 mod emulator_page;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_state;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;

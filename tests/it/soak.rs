@@ -7,13 +7,13 @@
 //!
 //! In each round some messages with ids are sent to rules that append their message's id to a file, one line for each
 //! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
-//! stops, forgets its queues and starts again; or nothing. After the last round everything is let go quiet.
+//! stops and starts again, now and then without its queues; or nothing. After the last round everything is let go quiet.
 //! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
 //! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds.
 //!
 //! # The oracle
 //!
-//! The sender plays the durable part of the hub: what a restarted emulator forgot is queued again under its id, as the
+//! The sender plays the durable part of the hub: what a restarted emulator has forgotten is queued again under its id, as the
 //! real hub would deliver it again. So no message may be lost by anybody, and at the end of a run
 //!
 //! - every message has feedback, and all of it says `Success`;

@@ -151,12 +151,12 @@ fn trap_06_a_session_that_is_not_present_loses_no_report_that_waits() {
     hub.send("m-1", "slow", &[]).expect("room");
     hub.wait_success("m-1");
     wait_done(&gateway, "m-1 began");
-    hub.restart(|| {
+    hub.restart_forgetful(|| {
         gateway.agent().stderr.wait_for("not connected");
         open(&gateway, "slow");
         gateway.agent().stderr.wait_for("action ended");
     });
-    // A hub that has just started knows no session.
+    // A hub without a memory knows no session.
     let hub_log = &hub.emulator.process.stderr;
     hub_log.wait_for("session_present=false");
     let line = hub_log.wait_until("the report", |lines| {

@@ -11,6 +11,9 @@ use bytes::Bytes;
 
 use crate::message::Properties;
 
+use super::Hub;
+use super::snapshot::KeptEvent;
+
 /// Most D2C messages kept for each device.
 pub const MAX_EVENTS: usize = 100;
 
@@ -50,8 +53,43 @@ impl Events {
         }
     }
 
+    pub(super) fn snapshot(&self) -> Vec<KeptEvent> {
+        let kept = |Event { number, enqueued, properties, body }: Event| KeptEvent {
+            number,
+            enqueued,
+            properties,
+            body,
+        };
+        self.kept.iter().cloned().map(kept).collect()
+    }
+
+    pub(super) fn restore(kept: Vec<KeptEvent>) -> Self {
+        let mut events = Self::default();
+        for KeptEvent { number, enqueued, properties, body } in kept {
+            events.last_number = number.saturating_sub(1);
+            events.push(properties, body, enqueued);
+        }
+        events
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Event> {
         self.kept.iter()
+    }
+}
+
+impl Hub {
+    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] in all.
+    /// Nothing happens when there is no such device.
+    pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
+        let Some(state) = self.devices.get_mut(device_id) else { return };
+        state.events.push(properties, body, now);
+        state.last_activity = Some(now);
+        self.version += 1;
+    }
+
+    /// The D2C messages that are kept, oldest first; `None` when there is no such device.
+    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
+        self.devices.get(device_id).map(|state| state.events.iter())
     }
 }
 

@@ -63,6 +63,20 @@ impl FeedbackQueue {
         out.chain(self.waiting.iter().map(|(_, record)| FeedbackView { record, locked_until: None }))
     }
 
+    /// Records and since when they wait. A batch that is out is among them: a back end that has not settled it gets its
+    /// records again.
+    pub(super) fn snapshot(&self) -> Vec<(SystemTime, FeedbackRecord)> {
+        let out = self
+            .batch
+            .iter()
+            .flat_map(|(batch, _)| batch.records.iter().map(|record| (batch.enqueued, record.clone())));
+        out.chain(self.waiting.iter().cloned()).collect()
+    }
+
+    pub(super) fn restore(&mut self, kept: Vec<(SystemTime, FeedbackRecord)>) {
+        self.waiting.extend(kept);
+    }
+
     pub(super) fn push(&mut self, record: FeedbackRecord, now: SystemTime) {
         if self.waiting.len() >= MAX_WAITING
             && let Some((_, oldest)) = self.waiting.pop_front()

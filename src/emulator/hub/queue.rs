@@ -14,6 +14,7 @@ use crate::message::C2dMessage;
 
 use super::LockLost;
 use super::session::ConnectionId;
+use super::snapshot::Queued;
 use super::view::QueuedView;
 
 /// Most messages that wait for or are with one device.
@@ -112,6 +113,35 @@ impl DeviceQueue {
             delivery_count: entry.delivery_count,
             expires: entry.expires,
         })
+    }
+
+    pub(super) fn snapshot(&self) -> Vec<Queued> {
+        let kept = |entry: &Entry| Queued {
+            message: Arc::clone(&entry.message),
+            ack: entry.ack,
+            enqueued: entry.enqueued,
+            sequence_number: entry.sequence_number,
+            expires: entry.expires,
+            delivery_count: entry.delivery_count,
+            redelivered: entry.redelivered,
+        };
+        self.0.iter().map(kept).collect()
+    }
+
+    /// Nothing is locked: the connections are gone.
+    pub(super) fn restore(kept: Vec<Queued>) -> Self {
+        let entry = |kept: Queued| Entry {
+            message: kept.message,
+            ack: kept.ack,
+            enqueued: kept.enqueued,
+            sequence_number: kept.sequence_number,
+            expires: kept.expires,
+            delivery_count: kept.delivery_count,
+            locked: None,
+            offered_to: None,
+            redelivered: kept.redelivered,
+        };
+        Self(kept.into_iter().map(entry).collect())
     }
 
     /// Answers whether there was room.

@@ -3,6 +3,8 @@
 //! Owns: "the newer connection wins", clean and persistent sessions. Must not know: queues, MQTT packets.
 //! Used by: `hub`. Source: wire reference 1.4 and 1.6.
 
+use serde::{Deserialize, Serialize};
+
 /// Most subscriptions of one session. Source: wire reference 1.4.
 pub const MAX_SUBSCRIPTIONS: usize = 5;
 
@@ -11,7 +13,7 @@ pub const MAX_SUBSCRIPTIONS: usize = 5;
 pub struct ConnectionId(pub(super) u64);
 
 /// What a device may subscribe to. Source: wire reference 1.5 and 1.7.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Subscription {
     /// C2D messages.
     DeviceBound,
@@ -43,6 +45,16 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Whether it is persistent, and its subscriptions.
+    pub(super) fn snapshot(&self) -> (bool, Vec<(Subscription, u8)>) {
+        (self.stored, if self.stored { self.subscriptions.clone() } else { Vec::new() })
+    }
+
+    /// Not connected.
+    pub(super) fn restore(stored: bool, subscriptions: Vec<(Subscription, u8)>) -> Self {
+        Self { connection: None, stored, subscriptions }
+    }
+
     pub(super) fn connect(&mut self, connection: ConnectionId, clean: bool) -> Connected {
         if clean {
             self.subscriptions.clear();

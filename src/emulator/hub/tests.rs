@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::credentials::SharedAccessKey;
 use crate::emulator::registry::{DeviceCredential, KeyPair};
+use crate::message::Properties;
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -18,11 +19,15 @@ pub(super) fn after(seconds: u64) -> SystemTime {
 pub(super) fn hub() -> Hub {
     let mut hub = Hub::new(Registry::new("hub.local.test", Vec::new()), Duration::from_secs(15));
     for id in ["dev1", "dev2"] {
-        let key = SharedAccessKey::from_bytes([1; 32]);
-        let keys = KeyPair { primary: key.clone(), secondary: key };
-        hub.add_device(Device { id: id.into(), credential: DeviceCredential::Keys(keys) });
+        hub.add_device(device(id));
     }
     hub
+}
+
+pub(super) fn device(id: &str) -> Device {
+    let key = SharedAccessKey::from_bytes([1; 32]);
+    let keys = KeyPair { primary: key.clone(), secondary: key };
+    Device { id: id.into(), credential: DeviceCredential::Keys(keys) }
 }
 
 pub(super) fn connect(hub: &mut Hub, clean: bool) -> ConnectionId {

@@ -9,6 +9,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Largest reported properties, as `size` counts.
@@ -62,7 +63,8 @@ pub enum TwinError {
 }
 
 /// One device's twin.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct Twin {
     reported: Map<String, Value>,
     /// Rises by one with each patch.

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::message::C2dMessage;
 
@@ -28,7 +30,8 @@ pub struct QueuedView<'a> {
 }
 
 /// A message that has left its queue.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ended {
     /// Its message id, when it had one.
     pub message_id: Option<String>,
@@ -58,6 +61,18 @@ impl EndedLately {
         }
         self.0.push_back(ended);
     }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Ended> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<Ended> for EndedLately {
+    fn from_iter<I: IntoIterator<Item = Ended>>(ended: I) -> Self {
+        let mut lately = Self::default();
+        ended.into_iter().for_each(|ended| lately.push(ended));
+        lately
+    }
 }
 
 impl Hub {
@@ -83,7 +98,7 @@ impl Hub {
 
     /// The device's last [`MAX_ENDED`] messages that ended, newest first; nothing when there is no such device.
     pub fn ended(&self, device_id: &str) -> impl Iterator<Item = &Ended> {
-        self.devices.get(device_id).into_iter().flat_map(|state| state.ended.0.iter().rev())
+        self.devices.get(device_id).into_iter().flat_map(|state| state.ended.iter().rev())
     }
 
     /// The feedback that no back end has taken for good, oldest first.

@@ -3,9 +3,8 @@
 //! Owns: the emulator's process and its restarts, sending, what feedback said of each message.
 //! Must not know: agents, rules, faults. Used by: `soak`, `traps`.
 //!
-//! The emulator forgets its queues when it stops, which the real hub does not. So the harness plays the hub's durable
-//! part: [`Hub::restart`] tells which messages have no feedback yet, and whoever sent them queues them again under
-//! their ids, as the real hub would deliver them again.
+//! A restart may take the emulator's memory away, which no real hub loses. Then whoever sent messages queues those without
+//! feedback again under their ids, as the real hub would deliver them again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,8 +52,17 @@ impl Hub {
         Self { emulator, back_end, feedback, redelivered: 0, _dir: dir }
     }
 
-    /// Stops the emulator, which forgets its queues, and starts it again at the same ports; between the two,
-    /// `meanwhile` is done.
+    /// Stops the emulator and starts it again at the same ports, without the memory of its queues, twins and sessions;
+    /// between the two, `meanwhile` is done.
+    pub(crate) fn restart_forgetful(&mut self, meanwhile: impl FnOnce()) {
+        let memory = self.emulator.state.join("hub.json");
+        self.restart(|| {
+            std::fs::remove_file(memory).expect("a hub that ended has left its memory");
+            meanwhile();
+        });
+    }
+
+    /// Stops the emulator and starts it again at the same ports; between the two, `meanwhile` is done.
     pub(crate) fn restart(&mut self, meanwhile: impl FnOnce()) {
         drop(self.back_end.take());
         assert_eq!(self.emulator.process.terminate(), Some(0), "{}", self.emulator.process.stderr.text());

@@ -147,12 +147,17 @@ impl Campaign {
         }
     }
 
-    /// Stops the hub, which forgets its queues, and starts it again.
+    /// Stops the hub and starts it again; now and then it has forgotten its queues.
     fn restart_hub(&mut self) {
         self.hub_restarts += 1;
         self.gateway.losses += 2; // the connection, and an attempt or two meanwhile
         let expected = self.gateway.losses;
-        self.hub.restart(|| ());
+        if self.random.bool() {
+            self.hub.restart(|| ());
+            assert_eq!(self.gateway.losses, expected);
+            return;
+        }
+        self.hub.restart_forgetful(|| ());
         assert_eq!(self.gateway.losses, expected);
         let feedback = self.hub.feedback();
         self.forgotten = self.sent.keys().filter(|id| !feedback.contains_key(*id)).cloned().collect();

@@ -1,0 +1,291 @@
+//! All that a hub holds beside keys, in a form that can be kept in a file: queues, sessions, twins, D2C messages, feedback.
+//!
+//! Owns: that form, its version, and what a restart means: connections and locks are gone, the rest is as it was.
+//! Must not know: files. Used by: `emulator::keeper`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::twin::Twin;
+use super::view::Ended;
+use super::{DeviceQueue, DeviceState, Events, Hub, Session, Subscription};
+use crate::feedback::{DeliveryAck, FeedbackRecord};
+use crate::message::{C2dMessage, Properties};
+
+/// The version of the form. A file of another one is refused, not guessed at.
+const FORMAT: u32 = 1;
+
+/// What a hub holds at one time.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    format: u32,
+    devices: BTreeMap<String, DeviceSnapshot>,
+    /// Records that no back end has taken for good, oldest first, with the time since when they wait.
+    feedback: Vec<(SystemTime, FeedbackRecord)>,
+}
+
+/// What a hub holds of one device.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DeviceSnapshot {
+    pub(super) queue: Vec<Queued>,
+    pub(super) queued: u64,
+    /// Whether there is a persistent session.
+    pub(super) stored: bool,
+    pub(super) subscriptions: Vec<(Subscription, u8)>,
+    pub(super) twin: Twin,
+    pub(super) events: Vec<KeptEvent>,
+    pub(super) ended: Vec<Ended>,
+    pub(super) last_activity: Option<SystemTime>,
+}
+
+/// A message in a queue.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Queued {
+    #[serde(with = "message")]
+    pub(super) message: Arc<C2dMessage>,
+    #[serde(with = "ack")]
+    pub(super) ack: DeliveryAck,
+    pub(super) enqueued: SystemTime,
+    pub(super) sequence_number: u64,
+    pub(super) expires: SystemTime,
+    pub(super) delivery_count: u32,
+    pub(super) redelivered: bool,
+}
+
+/// A D2C message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeptEvent {
+    pub(super) number: u64,
+    pub(super) enqueued: SystemTime,
+    #[serde(with = "properties")]
+    pub(super) properties: Properties,
+    #[serde(with = "body")]
+    pub(super) body: Bytes,
+}
+
+/// A snapshot of another version of this program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it has format {0}, and this version of c2d-agent knows format {FORMAT}")]
+pub struct UnknownFormat(u32);
+
+impl Hub {
+    /// What the hub holds now. Messages are shared, not copied.
+    pub fn snapshot(&self) -> Snapshot {
+        let devices = self.devices.iter().map(|(id, state)| (id.clone(), state.snapshot()));
+        let absent = self.absent.iter().map(|(id, kept)| (id.clone(), kept.clone()));
+        Snapshot {
+            format: FORMAT,
+            devices: absent.chain(devices).collect(),
+            feedback: self.feedback.snapshot(),
+        }
+    }
+
+    /// Takes up what an earlier hub held. What it held of devices that this one does not know is kept for a later one.
+    ///
+    /// # Errors
+    /// [`UnknownFormat`]; nothing has changed then.
+    pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), UnknownFormat> {
+        if snapshot.format != FORMAT {
+            return Err(UnknownFormat(snapshot.format));
+        }
+        for (id, kept) in snapshot.devices {
+            match self.devices.get_mut(&id) {
+                Some(state) => state.restore(kept),
+                None => drop(self.absent.insert(id, kept)),
+            }
+        }
+        self.feedback.restore(snapshot.feedback);
+        self.version += 1;
+        Ok(())
+    }
+}
+
+impl DeviceState {
+    fn snapshot(&self) -> DeviceSnapshot {
+        let (stored, subscriptions) = self.session.snapshot();
+        DeviceSnapshot {
+            queue: self.queue.snapshot(),
+            queued: self.queued,
+            stored,
+            subscriptions,
+            twin: self.twin.clone(),
+            events: self.events.snapshot(),
+            ended: self.ended.iter().cloned().collect(),
+            last_activity: self.last_activity,
+        }
+    }
+
+    pub(super) fn restore(&mut self, kept: DeviceSnapshot) {
+        self.queue = DeviceQueue::restore(kept.queue);
+        self.queued = kept.queued;
+        self.session = Session::restore(kept.stored, kept.subscriptions);
+        self.twin = kept.twin;
+        self.events = Events::restore(kept.events);
+        self.ended = kept.ended.into_iter().collect();
+        self.last_activity = kept.last_activity;
+    }
+}
+
+/// A message as its property bag and its body in base64.
+mod message {
+    use super::{Arc, C2dMessage};
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(message: &C2dMessage, serializer: S) -> Result<S::Ok, S::Error> {
+        (message.to_bag(), super::body::encode(&message.body)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<C2dMessage>, D::Error> {
+        let (bag, body) = <(String, String)>::deserialize(deserializer)?;
+        let body = super::body::decode(&body).map_err(D::Error::custom)?;
+        C2dMessage::from_bag(&bag, body).map(Arc::new).map_err(D::Error::custom)
+    }
+}
+
+/// Properties as a bag.
+mod properties {
+    use super::Properties;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        properties: &Properties,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        properties.encode().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Properties, D::Error> {
+        Properties::decode(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// A body in base64.
+mod body {
+    use super::Bytes;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn encode(body: &[u8]) -> String {
+        STANDARD.encode(body)
+    }
+
+    pub(super) fn decode(text: &str) -> Result<Bytes, base64::DecodeError> {
+        STANDARD.decode(text).map(Bytes::from)
+    }
+
+    pub(super) fn serialize<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        encode(body).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        decode(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// An acknowledgement level as its word.
+mod ack {
+    use super::DeliveryAck;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(ack: &DeliveryAck, serializer: S) -> Result<S::Ok, S::Error> {
+        ack.as_str().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeliveryAck, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, after, connect, device, hub, next_id, send};
+    use super::*;
+    use serde_json::json;
+
+    /// Through JSON, as through the file.
+    fn restarted(hub: &Hub) -> Hub {
+        let text = serde_json::to_string(&hub.snapshot()).expect("JSON");
+        let mut next = super::super::tests::hub();
+        next.restore(serde_json::from_str(&text).expect("a snapshot")).expect("its format");
+        next
+    }
+
+    #[test]
+    fn a_restart_loses_connections_and_locks_and_nothing_else() {
+        let mut hub = hub();
+        for id in ["m1", "m2", "m3"] {
+            send(&mut hub, id, DeliveryAck::Full);
+        }
+        let connection = connect(&mut hub, false);
+        let first = hub.next_delivery("dev1", connection, NOW).expect("a message");
+        hub.complete("dev1", first.lock, NOW).expect("locked");
+        let second = hub.next_delivery("dev1", connection, NOW).expect("a message");
+        hub.abandon("dev1", second.lock, NOW).expect("locked");
+        assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
+        hub.patch_reported("dev1", &json!({ "led": "on" }), NOW).expect("patched");
+        let properties = Properties::decode("%24.cid=m%201&flag").expect("a bag");
+        hub.record_event("dev1", properties, Bytes::from_static(b"\xff\x00"), NOW);
+        let batch = hub.next_feedback_batch(NOW).expect("one for m1");
+        assert_eq!(batch.records.len(), 1);
+
+        let mut next = restarted(&hub);
+        assert_eq!(next.twin("dev1").map(|twin| twin["properties"].clone()), hub.twin_properties("dev1"));
+        let events = |hub: &Hub| hub.events("dev1").expect("a device").cloned().collect::<Vec<_>>();
+        assert_eq!(events(&next), events(&hub));
+        assert_eq!(next.ended("dev1").count(), 1);
+        assert_eq!(next.next_feedback_batch(NOW).expect("m1 again").records, batch.records);
+        // The session is there, so messages come without a new subscription, in the old order and with their counts.
+        let connected = next.connect("dev1", false).expect("a device");
+        assert!(connected.session_present);
+        let again = next.next_delivery("dev1", connected.connection, NOW).expect("m2");
+        assert_eq!(
+            (again.message.message_id(), again.delivery_count, again.redelivered),
+            (Some("m2"), 1, true)
+        );
+        assert_eq!(again.sequence_number, 2);
+        assert_eq!(next_id(&mut next, connected.connection, NOW).as_deref(), Some("m3"));
+        // What expires while no hub runs has expired.
+        let mut next = restarted(&hub);
+        next.tick(after(3_601));
+        assert_eq!((next.queue_length("dev1"), next.ended("dev1").count()), (Some(0), 3));
+    }
+
+    #[test]
+    fn devices_that_are_not_there_this_time_are_kept_for_the_next() {
+        let mut with = hub();
+        send(&mut with, "m1", DeliveryAck::None);
+        let mut without = Hub::new(
+            super::super::Registry::new("hub.local.test", Vec::new()),
+            std::time::Duration::from_secs(15),
+        );
+        without.restore(with.snapshot()).expect("its format");
+        assert_eq!(without.queue_length("dev1"), None);
+        let again = restarted(&without);
+        assert_eq!(again.queue_length("dev1"), Some(1));
+        // Also when the device is made anew while the hub runs.
+        without.add_device(device("dev1"));
+        assert_eq!(without.queue_length("dev1"), Some(1));
+    }
+
+    #[test]
+    fn another_format_is_refused() {
+        let snapshot = Snapshot { format: 2, devices: BTreeMap::new(), feedback: Vec::new() };
+        let refused = hub().restore(snapshot).expect_err("another format");
+        assert_eq!(refused.to_string(), "it has format 2, and this version of c2d-agent knows format 1");
+    }
+}

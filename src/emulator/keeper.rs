@@ -1,0 +1,91 @@
+//! Keeps what the hub holds in a file, so that a restart loses nothing but connections.
+//!
+//! Owns: when it is written, and the file. Must not know: what a snapshot has in it, keys. Used by: `emulator`.
+//!
+//! A change is on disk a quarter of a second later, and at an orderly end at once: a `kill -9` can lose what came last. To
+//! write each message before the hub has taken it is for a real hub.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::hub::Snapshot;
+use super::shared::SharedHub;
+use super::state_dir::{StateDirError, write_private};
+
+/// The file in the state directory.
+const FILE: &str = "hub.json";
+/// Changes within this time are one write.
+const REST: Duration = Duration::from_millis(250);
+/// The pause after a write that failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The file that a hub is kept in.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    hub: SharedHub,
+    path: PathBuf,
+}
+
+impl Keeper {
+    /// Takes up what an earlier emulator has left in the state directory.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read: it is left as it is.
+    pub(super) fn restore(hub: &SharedHub, state_dir: &Path) -> Result<Self, StateDirError> {
+        let path = state_dir.join(FILE);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self { hub: hub.clone(), path });
+            }
+            Err(reason) => return Err(StateDirError::Io { verb: "read", path, reason }),
+        };
+        let unusable = |reason: String| StateDirError::Hub { path: path.clone(), reason };
+        let snapshot: Snapshot =
+            serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        hub.with(|hub, _| hub.restore(snapshot)).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { hub: hub.clone(), path })
+    }
+
+    /// Writes after each change, until `stop`. Ends early only with the runtime.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let mut changes = self.hub.watch_changes();
+        let mut failing = false;
+        let follow = async {
+            // The sender lives in the hub, so this cannot fail.
+            while changes.changed().await.is_ok() {
+                tokio::time::sleep(if failing { RETRY } else { REST }).await;
+                // What changes from here on is another change.
+                changes.mark_unchanged();
+                failing = !self.write(failing).await;
+                if failing {
+                    changes.mark_changed();
+                }
+            }
+        };
+        stop.run_until_cancelled(follow).await;
+    }
+
+    /// Writes what the hub holds now, and answers whether it could; why not is in the log. `quietly`: the last write failed
+    /// as well, and the log has it.
+    pub(super) async fn write(&self, quietly: bool) -> bool {
+        let snapshot = self.hub.with(|hub, _| hub.snapshot());
+        let path = self.path.clone();
+        let write = move || -> Result<(), StateDirError> {
+            let text = serde_json::to_vec(&snapshot)
+                .map_err(|error| StateDirError::Hub { path: path.clone(), reason: error.to_string() })?;
+            write_private(&path, &text)
+        };
+        let failed = match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if !quietly {
+            tracing::error!("what the hub holds would be lost with this process: {failed}");
+        }
+        false
+    }
+}

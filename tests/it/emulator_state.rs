@@ -1,0 +1,98 @@
+//! What the emulator keeps over a restart, as its users notice it: messages, twins and feedback are there again.
+//!
+//! Must not know: how it is written.
+
+use std::path::Path;
+
+use crate::harness::{Agent, Emulator, binary, run, wait_for_file};
+
+const RULE: &str = r#"
+[report]
+outcomes = ["telemetry", "twin"]
+[[rule]]
+name = "write"
+when = "any"
+do = [ { run = ["/bin/sh", "-c", "echo $C2D_MESSAGE_ID >> FILE"] } ]
+"#;
+
+fn start(state: &Path) -> Emulator {
+    Emulator::start_in(state, "0", "0", &["--device", "dev1"])
+}
+
+#[test]
+fn a_message_waits_for_its_device_while_the_emulator_is_stopped_and_also_when_it_is_killed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("hub");
+    let emulator = start(&state);
+    emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
+    assert_eq!(emulator.process.terminate(), Some(0));
+
+    let emulator = start(&state);
+    emulator.send("dev1", &["--message-id", "m-2", "--ack", "full"]);
+    wait_for_file(&state.join("hub.json"), "m-2");
+    emulator.process.kill();
+
+    let emulator = start(&state);
+    let done = dir.path().join("done");
+    let rule = RULE.replace("FILE", &done.display().to_string());
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
+    assert_eq!(wait_for_file(&done, "m-2"), "m-1\nm-2\n");
+    emulator.process.stderr.wait_for_nth("received a D2C message", 2);
+    wait_for_file(&state.join("hub.json"), "\"write\"");
+    assert_eq!(agent.process.terminate(), Some(0));
+    assert_eq!(emulator.process.terminate(), Some(0));
+
+    // Feedback that nobody has read, the twin and the D2C messages are there after one more restart.
+    let emulator = start(&state);
+    let kept = std::fs::read_to_string(state.join("hub.json")).expect("a file");
+    let kept: serde_json::Value = serde_json::from_str(&kept).expect("JSON");
+    let feedback: Vec<_> = kept["feedback"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|record| &record[1]["originalMessageId"])
+        .collect();
+    assert_eq!(feedback, ["m-1", "m-2"]);
+    let sent = run(emulator.sender("dev1").args(["--message-id", "m-3", "--ack", "full", "--wait=100ms"]));
+    let told = String::from_utf8_lossy(&sent.stderr);
+    assert!(told.contains("2 records of other messages came with the feedback"), "{told}");
+}
+
+#[test]
+fn a_damaged_memory_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("hub");
+    drop(start(&state));
+    for (text, part) in [
+        ("{\"format\": 1, \"dev", "EOF while parsing"),
+        ("{\"format\":9,\"devices\":{},\"feedback\":[]}", "it has format 9"),
+    ] {
+        std::fs::write(state.join("hub.json"), text).expect("written");
+        let mut command = binary();
+        command.arg("emulator").arg("--state-dir").arg(&state);
+        let output = run(command.args(["--mqtt-port", "0", "--amqp-port", "0", "--https-port", "0"]));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        for part in
+            [part, "hub.json cannot be used", "move it away, and the hub begins with empty queues and twins"]
+        {
+            assert!(stderr.contains(part), "{part}: {stderr}");
+        }
+        assert_eq!(std::fs::read_to_string(state.join("hub.json")).expect("a file"), text);
+    }
+}
+
+#[test]
+fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("hub");
+    let emulator = start(&state);
+    // In the way of the new file.
+    let obstacle = state.join("hub.json.new");
+    std::fs::create_dir(&obstacle).expect("made");
+    emulator.send("dev1", &["--message-id", "m-1"]);
+    emulator.process.stderr.wait_for("what the hub holds would be lost with this process: cannot write");
+    std::fs::remove_dir(&obstacle).expect("removed");
+    wait_for_file(&state.join("hub.json"), "m-1");
+    assert_eq!(emulator.process.terminate(), Some(0));
+}
