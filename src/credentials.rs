@@ -1,18 +1,21 @@
-//! Who signs in to the hub: connection strings, shared access keys and SAS tokens.
+//! Who signs in to the hub: connection strings, shared access keys and SAS tokens; and the proxy on the way.
 //!
-//! Owns: the syntax of device and service connection strings, device id rules, making and checking SAS tokens.
+//! Owns: the syntax of device and service connection strings, device id rules, making and checking SAS tokens;
+//! `HTTPS_PROXY` and `NO_PROXY`.
 //! Must not know: files, the environment, TLS, clocks (the expiry comes in as an argument).
 //! Used by: `config`, `session`, `service`, `emulator`, `cli`.
 
 use std::path::PathBuf;
 
 mod connection_string;
+mod proxy;
 mod sas;
 
 pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
     check_device_id,
 };
+pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use sas::{SasError, SasToken, SharedAccessKey};
 
 /// A device's complete identity: what the session needs to sign in.

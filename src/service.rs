@@ -1,5 +1,5 @@
-//! The back end: one AMQP 1.0 connection to the hub that sends C2D messages and reads delivery feedback, and one HTTPS
-//! connection that reads twins.
+//! The back end: one AMQP 1.0 connection to the hub, over TLS or a WebSocket, that sends C2D messages and reads delivery
+//! feedback, and one HTTPS connection that reads twins.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
@@ -16,7 +16,7 @@ use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Session};
 
-use crate::credentials::{SasToken, ServiceConnectionString, ServiceSecret};
+use crate::credentials::{ProxySettings, SasToken, ServiceConnectionString, ServiceSecret};
 use crate::tls::TlsError;
 
 mod dial;
@@ -49,6 +49,21 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A clock before this is not set. 2024-01-01T00:00:00Z.
 const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
+/// The way to the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Way {
+    /// AMQP over TLS, on port 5671 or that of the connection string.
+    #[default]
+    Amqp,
+    /// AMQP over a WebSocket, for networks where only HTTPS gets out.
+    WebSocket {
+        /// The hub's HTTPS port; a port in the connection string is that of AMQP.
+        port: u16,
+        /// Proxies on the way.
+        proxies: ProxySettings,
+    },
+}
+
 /// A signed-in connection. Dropping it ends it; [`Service::close`] says goodbye first.
 #[derive(Debug)]
 pub struct Service {
@@ -59,6 +74,22 @@ pub struct Service {
 }
 
 impl Service {
+    /// As [`Service::connect_by`], over TLS alone.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub async fn connect(
+        identity: &ServiceConnectionString,
+        ca_file: Option<&Path>,
+        token_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, ServiceError> {
+        Self::connect_by(&Way::Amqp, identity, ca_file, token_lifetime, now).await
+    }
+
     /// Dials the hub of `identity`, with the roots of `ca_file` beside the system's, and signs in. A token made
     /// from a key is good for `token_lifetime` after `now`; a ready token is taken as it is.
     ///
@@ -67,36 +98,41 @@ impl Service {
     ///
     /// # Cancel safety
     /// Dropping the future closes whatever was open.
-    pub async fn connect(
+    pub async fn connect_by(
+        way: &Way,
         identity: &ServiceConnectionString,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, ServiceError> {
         let token = token(identity, token_lifetime, now)?;
+        let host = &identity.host;
         let connecting = async {
-            let stream = dial::dial(&identity.host, &dial::AMQP, ca_file).await?;
-            let mut connection = Connection::builder()
+            let builder = Connection::builder()
                 .container_id(uuid::Uuid::new_v4().to_string())
-                .hostname(identity.host.name.as_str())
+                .hostname(host.name.as_str())
                 // TLS is done: with "amqps" the crate would start its own.
                 .scheme("amqp")
                 .sasl_profile(SaslProfile::Plain {
                     username: user_name(identity),
                     password: token.expose().to_owned(),
-                })
-                .open_with_stream(stream)
-                .await
-                .map_err(|error| failure::of_open(error, identity, now))?;
+                });
+            let opened = match way {
+                Way::Amqp => builder.open_with_stream(dial::dial(host, &dial::AMQP, ca_file).await?).await,
+                Way::WebSocket { port, proxies } => {
+                    let stream = dial::dial_websocket(&host.name, *port, proxies, ca_file).await?;
+                    builder.open_with_stream(stream).await
+                }
+            };
+            let mut connection = opened.map_err(|error| failure::of_open(error, identity, now))?;
             let session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
             Ok(Self { session, connection, policy: identity.policy.clone() })
         };
         let late = || {
+            let (seconds, port) = (CONNECT_TIMEOUT.as_secs(), way.port_in_words());
             ServiceError::Unreachable(format!(
-                "{} did not answer within {} s: check HostName and its port (AMQP, 5671), and whether a firewall drops \
-                 it",
-                identity.host,
-                CONNECT_TIMEOUT.as_secs()
+                "{host} did not answer within {seconds} s: check HostName and its port ({port}), and whether a firewall \
+                 drops it"
             ))
         };
         tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| late())?
@@ -126,6 +162,15 @@ impl Service {
             Ok(Ok(())) => tracing::debug!("closed the connection"),
             Ok(Err(error)) => tracing::debug!(%error, "closed the connection with an error"),
             Err(_) => tracing::debug!("left the connection: the hub did not answer its close"),
+        }
+    }
+}
+
+impl Way {
+    fn port_in_words(&self) -> String {
+        match self {
+            Self::Amqp => format!("AMQP, {}", dial::AMQP.port),
+            Self::WebSocket { port, .. } => format!("WebSocket, {port}"),
         }
     }
 }

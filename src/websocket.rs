@@ -1,7 +1,9 @@
 //! A WebSocket as a stream of bytes: what MQTT and AMQP are carried in where only port 443 is open.
 //!
-//! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: TLS, MQTT, AMQP.
-//! Used by: `emulator`.
+//! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: MQTT, AMQP.
+//! Used by: `service`; the byte stream alone by `emulator`.
+//!
+//! - `dial` gets to the hub, through TCP or a `tunnel`, TLS and the upgrade.
 //!
 //! Both protocols are cut into binary messages anywhere: one packet may come in several of them, and several in one.
 //! Sources: RFC 6455; MQTT 3.1.1, chapter 6; OASIS AMQP WebSocket Binding 1.0, chapter 2.
@@ -19,6 +21,12 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
+
+mod dial;
+mod tunnel;
+
+#[allow(unused_imports)] // Not every feature set dials.
+pub(crate) use dial::{DialError, HubStream, Target, describe_tls, dial};
 
 /// Where devices and back ends find the hub's WebSockets. Source: wire reference 1.1 and 2.1.
 pub(crate) const HUB_PATH: &str = "/$iothub/websocket";

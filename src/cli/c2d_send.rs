@@ -9,17 +9,20 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
+use clap::ValueEnum;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{HubArgs, duration, port};
 use super::{Exit, Failure};
-use crate::credentials::{ServiceConnectionString, check_device_id};
+use crate::credentials::{ProxySettings, ServiceConnectionString, check_device_id};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
 use crate::message::{self, MAX_C2D_BYTES, Properties};
 use crate::outcome::OutcomeKind;
-use crate::service::{FeedbackReceiver, HTTPS_PORT, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
+use crate::service::{
+    FeedbackReceiver, HTTPS_PORT, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME, Way,
+};
 
 mod outcome;
 mod output;
@@ -105,7 +108,11 @@ pub(super) struct Args {
         conflicts_with = "wait"
     )]
     wait_outcome: Option<Duration>,
-    /// The hub's HTTPS port, for --wait-outcome.
+    /// The way to the hub: AMQP on its own port (5671), or over a WebSocket on the HTTPS port, through the proxy that
+    /// HTTPS_PROXY names, except to the hosts in NO_PROXY.
+    #[arg(long, value_enum, default_value_t = Transport::Amqp)]
+    transport: Transport,
+    /// The hub's HTTPS port, for --wait-outcome and --transport amqp-ws.
     #[arg(
         long,
         value_name = "PORT",
@@ -124,16 +131,26 @@ pub(super) struct Args {
     hub: HubArgs,
 }
 
+/// How AMQP gets to the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    /// Over TLS.
+    Amqp,
+    /// Over a WebSocket.
+    AmqpWs,
+}
+
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let now = SystemTime::now();
     let message = args.message(now).map_err(Failure::usage)?;
     let identity = args.hub.identity().map_err(Failure::usage)?;
+    let way = args.way().map_err(Failure::usage)?;
     let mut output = Output::new(args.json, args.verbose);
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         output.message(&message)?;
         let result = tokio::select! {
-            result = exchange(args, &identity, &message, now, &mut output) => result,
+            result = exchange(args, &way, &identity, &message, now, &mut output) => result,
             // What was not completed comes again to the next reader of feedback.
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal")),
         };
@@ -155,6 +172,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn exchange(
     args: &Args,
+    way: &Way,
     identity: &ServiceConnectionString,
     message: &OutgoingMessage,
     now: SystemTime,
@@ -163,7 +181,8 @@ async fn exchange(
     let started = Instant::now();
     let wait = args.wait.or(args.wait_outcome);
     let lifetime = TOKEN_LIFETIME + wait.unwrap_or_default();
-    let mut service = Service::connect(identity, args.hub.ca_file().as_deref(), lifetime, now).await?;
+    let ca_file = args.hub.ca_file();
+    let mut service = Service::connect_by(way, identity, ca_file.as_deref(), lifetime, now).await?;
     // Before the sender: the feedback of a quick device must not pass by.
     let mut feedback = match wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
@@ -375,5 +394,15 @@ impl Args {
             ));
         }
         Ok(body.into())
+    }
+
+    fn way(&self) -> anyhow::Result<Way> {
+        Ok(match self.transport {
+            Transport::Amqp => Way::Amqp,
+            Transport::AmqpWs => {
+                let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
+                Way::WebSocket { port: self.https_port, proxies }
+            }
+        })
     }
 }

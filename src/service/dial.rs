@@ -12,8 +12,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::ServiceError;
-use crate::credentials::HostPort;
+use crate::credentials::{HostPort, ProxySettings};
 use crate::tls;
+use crate::websocket::{self, DialError, HubStream, Target, describe_tls};
 
 /// A protocol of the hub.
 #[derive(Debug)]
@@ -57,6 +58,27 @@ pub(super) async fn dial(
         .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port)))
 }
 
+/// Connects to `port` of `host` over a WebSocket that carries AMQP. The caller bounds the time.
+pub(super) async fn dial_websocket(
+    host: &str,
+    port: u16,
+    proxies: &ProxySettings,
+    ca_file: Option<&Path>,
+) -> Result<HubStream, ServiceError> {
+    let tls = tls::client_config(ca_file, None)?;
+    let proxy = proxies.on_the_way_to(host, port);
+    let target = Target { host, port, subprotocol: websocket::AMQP, tls: &tls, proxy };
+    let dialled = websocket::dial(target).await;
+    dialled.map_err(|error| {
+        ServiceError::Unreachable(match error {
+            DialError::Tcp(error) => connect_failure(&error, host, port, &HTTPS),
+            DialError::Tls(error) => describe_tls(&error, host, port),
+            DialError::Tunnel(error) => error.to_string(),
+            other => format!("no WebSocket to {host} on port {port}: {other}"),
+        })
+    })
+}
+
 async fn connect(name: &str, port: u16, protocol: &Protocol) -> Result<TcpStream, ServiceError> {
     let addresses: Vec<_> = tokio::net::lookup_host((name, port))
         .await
@@ -86,6 +108,11 @@ fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             format!("there is no route to {name}: check this machine's network")
         }
+        // The standard library gives failed look-ups no kind of their own, only these words.
+        _ if error.to_string().contains("failed to lookup address") => format!(
+            "the host name {name} cannot be looked up ({error}): check HostName in the service connection string, and this \
+             machine's network"
+        ),
         _ => format!("no connection to {name} on port {port}: {error}"),
     }
 }

@@ -15,10 +15,13 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test fails. Generous: two cores may be shared by many tests.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A command for the binary under test, with none of the caller's `C2D_…` variables.
+/// A command for the binary under test, with none of the caller's `C2D_…` variables and proxies.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_c2d-agent"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("C2D_")) {
+        command.env_remove(name);
+    }
+    for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1");

@@ -49,6 +49,8 @@ mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod places;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod proxied;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod recovery;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod reload;
@@ -56,6 +58,8 @@ mod reports;
 #[cfg(feature = "emulator")]
 mod rest;
 mod sdk;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod sender_websocket;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -1,0 +1,238 @@
+//! An HTTP proxy, as `HTTPS_PROXY` and `NO_PROXY` name it.
+//!
+//! Owns: the syntax of both, which hosts go past the proxy, and the proxy's credentials, which are never shown.
+//! Must not know: the environment, sockets. Used by: `websocket` and whoever dials through it, `cli`.
+//!
+//! The variables have no standard; this is what curl does, without address ranges.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+
+use super::HostPort;
+
+/// Where a proxy listens when its URL names no port. Source: curl.
+const DEFAULT_PORT: u16 = 1080;
+
+/// Longest value of either variable.
+const MAX_BYTES: usize = 16 * 1024;
+
+/// An HTTP proxy with what it wants to see of us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proxy {
+    /// Where it listens.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Name and password, where the URL has them.
+    pub login: Option<ProxyLogin>,
+}
+
+impl fmt::Display for Proxy {
+    /// `host:port`, without the login.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        HostPort { name: self.host.clone(), port: Some(self.port) }.fmt(f)
+    }
+}
+
+/// Name and password for a proxy. Neither can be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyLogin(String);
+
+impl ProxyLogin {
+    /// The value of a `Proxy-Authorization` header: a secret. Source: RFC 7617.
+    pub fn expose_header(&self) -> String {
+        format!("Basic {}", STANDARD.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for ProxyLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxyLogin(…)")
+    }
+}
+
+/// Why a proxy cannot be used. Never repeats what the variable says: it may hold a password.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// Another scheme than `http`.
+    #[error("{0} names a proxy of another kind than http://: only HTTP proxies are known here (CONNECT)")]
+    Scheme(&'static str),
+    /// No URL.
+    #[error(
+        "{0} is not the address of a proxy, such as http://proxy.example:3128 or http://NAME:PASSWORD@proxy.example:3128"
+    )]
+    Malformed(&'static str),
+    /// A login that is not percent-encoded text.
+    #[error(
+        "the name or password in {0} cannot be read: write characters such as @ : / % as %40 %3A %2F %25"
+    )]
+    Login(&'static str),
+}
+
+/// What the environment says of proxies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProxySettings {
+    proxy: Option<Proxy>,
+    direct: Vec<Exception>,
+}
+
+/// One entry of `NO_PROXY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Exception {
+    /// `None` is `*`: every host.
+    suffix: Option<String>,
+    port: Option<u16>,
+}
+
+impl ProxySettings {
+    /// Reads `https_proxy` and `no_proxy`, or the same in capitals; the small ones go first, empty ones count as absent.
+    ///
+    /// # Errors
+    /// [`ProxyError`] names the variable and never repeats its value.
+    pub fn read(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, ProxyError> {
+        let first = |names: [&'static str; 2]| {
+            names.into_iter().find_map(|name| {
+                variable(name)
+                    .map(|value| value.trim().to_owned())
+                    .filter(|value| !value.is_empty())
+                    .map(|value| (name, value))
+            })
+        };
+        let proxy = match first(["https_proxy", "HTTPS_PROXY"]) {
+            Some((name, value)) => Some(parse(name, &value)?),
+            None => None,
+        };
+        let direct = first(["no_proxy", "NO_PROXY"]).map(|(_, value)| exceptions(&value)).unwrap_or_default();
+        Ok(Self { proxy, direct })
+    }
+
+    /// The proxy on the way to `host`, unless there is none or it goes direct.
+    pub fn on_the_way_to(&self, host: &str, port: u16) -> Option<&Proxy> {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        self.proxy.as_ref().filter(|_| !self.direct.iter().any(|exception| exception.covers(&host, port)))
+    }
+}
+
+impl Exception {
+    fn covers(&self, host: &str, port: u16) -> bool {
+        let named = self.suffix.as_ref().is_none_or(|suffix| {
+            host == suffix || host.strip_suffix(suffix.as_str()).is_some_and(|rest| rest.ends_with('.'))
+        });
+        named && self.port.is_none_or(|only| only == port)
+    }
+}
+
+fn parse(name: &'static str, value: &str) -> Result<Proxy, ProxyError> {
+    let rest = match value.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+        Some(_) => return Err(ProxyError::Scheme(name)),
+        None => value,
+    };
+    if value.len() > MAX_BYTES {
+        return Err(ProxyError::Malformed(name));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (login, address) = match authority.rsplit_once('@') {
+        Some((login, address)) => (Some(login), address),
+        None => (None, authority),
+    };
+    let HostPort { name: host, port } = HostPort::parse(address).ok_or(ProxyError::Malformed(name))?;
+    let login = match login {
+        Some(login) => Some(read_login(login).ok_or(ProxyError::Login(name))?),
+        None => None,
+    };
+    Ok(Proxy { host, port: port.unwrap_or(DEFAULT_PORT), login })
+}
+
+/// `NAME:PASSWORD` or `NAME`, percent-encoded. A name with a colon cannot be told from its password. Source: RFC 7617, 2.
+fn read_login(text: &str) -> Option<ProxyLogin> {
+    let decoded = |text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8().ok()?.into_owned();
+        (!decoded.chars().any(char::is_control)).then_some(decoded)
+    };
+    let (name, password) = text.split_once(':').unwrap_or((text, ""));
+    let (name, password) = (decoded(name)?, decoded(password)?);
+    (!name.contains(':')).then(|| ProxyLogin(format!("{name}:{password}")))
+}
+
+fn exceptions(value: &str) -> Vec<Exception> {
+    let value = value.get(..MAX_BYTES).unwrap_or(value);
+    let entries = value.split([',', ' ']).map(str::trim).filter(|entry| !entry.is_empty());
+    entries
+        .filter_map(|entry| {
+            if entry == "*" {
+                return Some(Exception { suffix: None, port: None });
+            }
+            let entry =
+                entry.strip_prefix("*.").unwrap_or(entry).trim_start_matches('.').trim_end_matches('.');
+            let HostPort { name, port } = HostPort::parse(entry)?;
+            Some(Exception { suffix: Some(name.to_ascii_lowercase()), port })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<ProxySettings, ProxyError> {
+        ProxySettings::read(&|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn a_proxy_is_read_with_its_login_and_shows_neither_name_nor_password() {
+        let settings =
+            read(&[("HTTPS_PROXY", "http://us%40er:p%3Aa%25ss@proxy.example:3128/")]).expect("valid");
+        let proxy = settings.on_the_way_to("hub.example", 443).expect("a proxy");
+        assert_eq!(proxy.to_string(), "proxy.example:3128");
+        let login = proxy.login.as_ref().expect("a login");
+        assert_eq!(login.expose_header(), format!("Basic {}", STANDARD.encode("us@er:p:a%ss")));
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains("er:") && !shown.contains("ss"), "{shown}");
+        let proxy = read(&[("https_proxy", "proxy.example"), ("HTTPS_PROXY", "other:1")]).expect("valid");
+        assert_eq!(
+            proxy.on_the_way_to("h", 1).map(ToString::to_string).as_deref(),
+            Some("proxy.example:1080")
+        );
+        assert_eq!(read(&[("HTTPS_PROXY", " ")]), Ok(ProxySettings::default()));
+    }
+
+    #[test]
+    fn what_is_no_http_proxy_is_named_by_its_variable_alone() {
+        for (value, error) in [
+            ("socks5://n:secret@p:1", ProxyError::Scheme("HTTPS_PROXY")),
+            ("https://n:secret@p:1", ProxyError::Scheme("HTTPS_PROXY")),
+            ("http://n:secret@p:x", ProxyError::Malformed("HTTPS_PROXY")),
+            ("http://", ProxyError::Malformed("HTTPS_PROXY")),
+            ("http://n:%ff@p:1", ProxyError::Login("HTTPS_PROXY")),
+            ("http://n:%0d%0asecret@p:1", ProxyError::Login("HTTPS_PROXY")),
+        ] {
+            let refused = read(&[("HTTPS_PROXY", value)]).expect_err(value);
+            assert!(!refused.to_string().contains("secret"));
+            assert_eq!(refused, error);
+        }
+    }
+
+    #[test]
+    fn hosts_suffixes_ports_and_the_star_go_direct() {
+        let direct = |no_proxy: &str, host: &str, port| {
+            let settings = read(&[("HTTPS_PROXY", "p:1"), ("NO_PROXY", no_proxy)]).expect("valid");
+            settings.on_the_way_to(host, port).is_none()
+        };
+        assert!(direct("*", "hub.example", 443));
+        assert!(direct("other, hub.example", "HUB.example.", 443));
+        assert!(direct(".example", "hub.example", 443) && direct("*.example", "hub.example", 443));
+        assert!(direct("example", "hub.example", 443) && !direct("ample", "hub.example", 443));
+        assert!(
+            direct("hub.example:443", "hub.example", 443) && !direct("hub.example:443", "hub.example", 8443)
+        );
+        assert!(direct("[::1]:443,127.0.0.1", "127.0.0.1", 1) && direct("::1", "::1", 1));
+        assert!(!direct("", "hub.example", 443) && !direct("hub", "hub.example", 443));
+    }
+}

@@ -1,0 +1,167 @@
+//! To the hub over a WebSocket: TCP or a proxy's tunnel, TLS, the upgrade; and why one of them failed, in words.
+//!
+//! Owns: the order of these, and a sentence for each failure. Must not know: MQTT, AMQP, tokens, retries, the environment.
+//! Used by: `session`, `service`.
+//!
+//! Sources: wire reference 1.1 and 2.1 (path, subprotocols), RFC 9110 9.3.6 (CONNECT), RFC 6455 4.1 (the upgrade).
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::handshake::client::{Request, Response, generate_key};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
+
+use super::tunnel::{self, TunnelError};
+use super::{ByteStream, HUB_PATH, config};
+use crate::credentials::{HostPort, Proxy};
+use crate::tls;
+
+/// Where to dial, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    /// The hub, or a gateway in its place; also the name that the certificate must have.
+    pub(crate) host: &'a str,
+    pub(crate) port: u16,
+    /// [`super::MQTT`] or [`super::AMQP`].
+    pub(crate) subprotocol: &'static str,
+    pub(crate) tls: &'a Arc<ClientConfig>,
+    /// The proxy on the way.
+    pub(crate) proxy: Option<&'a Proxy>,
+}
+
+/// A WebSocket to the hub.
+pub(crate) type HubStream = ByteStream<TlsStream<Box<dyn Raw>>>;
+
+/// What TLS runs on: TCP, or a tunnel.
+pub(crate) trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
+
+/// Why there is no WebSocket. Each is one sentence without the name of the hub before it, which the caller knows.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Of the connection to the hub itself, without a proxy.
+    #[error("{0}")]
+    Tcp(io::Error),
+    /// Of the proxy, or of the way through it.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// The host name is none that a certificate can have.
+    #[error("\"{0}\" is not a host name that TLS can check")]
+    Name(String),
+    /// Of TLS, or of the connection during the handshake.
+    #[error("{0}")]
+    Tls(io::Error),
+    /// A page of somebody in between.
+    #[error(
+        "the WebSocket upgrade was answered with a web page (status {status}, {content_type}): something in between answers \
+         in the hub's place, such as the portal of a hotel or an office; sign in there, or have it let {host} through"
+    )]
+    Portal {
+        /// The status of the answer.
+        status: u16,
+        /// Its type, such as `text/html`.
+        content_type: String,
+        /// The hub.
+        host: String,
+    },
+    /// Another answer than 101.
+    #[error(
+        "the WebSocket upgrade was refused with status {status}{content_type}: check HostName and the port, and that it is an \
+         IoT Hub that answers there"
+    )]
+    Refused {
+        /// The status of the answer.
+        status: u16,
+        /// Its type in parentheses, or nothing.
+        content_type: String,
+    },
+    /// No answer that can be understood.
+    #[error("the answer to the WebSocket upgrade cannot be understood ({0}): check HostName and the port")]
+    Nonsense(String),
+}
+
+/// Dials. The caller bounds the time.
+///
+/// # Errors
+/// [`DialError`] says which part of the way it was.
+///
+/// # Cancel safety
+/// Dropping it closes the connection.
+pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
+    let Target { host, port, subprotocol, tls, proxy } = target;
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| DialError::Name(host.to_owned()))?;
+    let raw: Box<dyn Raw> = match proxy {
+        Some(proxy) => Box::new(tunnel::open(proxy, host, port).await?),
+        None => Box::new(connect(host, port).await.map_err(DialError::Tcp)?),
+    };
+    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, raw).await.map_err(DialError::Tls)?;
+    let request = request(host, port, subprotocol).map_err(|error| DialError::Nonsense(error.to_string()))?;
+    match client_async_with_config(request, stream, Some(config())).await {
+        Ok((stream, _answer)) => Ok(ByteStream::new(stream)),
+        Err(Error::Http(answer)) => Err(refused(&answer, host)),
+        Err(Error::Io(error)) => Err(DialError::Tls(error)),
+        Err(error) => Err(DialError::Nonsense(error.to_string())),
+    }
+}
+
+/// One address after the other, as the system gives them.
+pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn request(
+    host: &str,
+    port: u16,
+    subprotocol: &'static str,
+) -> Result<Request, tokio_tungstenite::tungstenite::http::Error> {
+    let port = Some(port).filter(|port| *port != 443);
+    let host = HostPort { name: host.to_owned(), port }.to_string();
+    let host = if host.contains(':') && port.is_none() { format!("[{host}]") } else { host };
+    Request::get(format!("wss://{host}{HUB_PATH}"))
+        .header(header::HOST, host)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, generate_key())
+        .header(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol))
+        .header(header::USER_AGENT, concat!("c2d-agent/", env!("CARGO_PKG_VERSION")))
+        .body(())
+}
+
+fn refused(answer: &Response, host: &str) -> DialError {
+    let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    let kind: String = kind.chars().take(60).filter(|c| !c.is_control()).collect();
+    let status = answer.status();
+    let page = kind.eq_ignore_ascii_case("text/html") || status.is_success() || status.is_redirection();
+    if page && status != StatusCode::NO_CONTENT {
+        let content_type = if kind.is_empty() { "of no type".to_owned() } else { kind };
+        return DialError::Portal { status: status.as_u16(), content_type, host: host.to_owned() };
+    }
+    let content_type = if kind.is_empty() { kind } else { format!(" ({kind})") };
+    DialError::Refused { status: status.as_u16(), content_type }
+}
+
+/// Says in one sentence why TLS or what came before the upgrade failed.
+pub(crate) fn describe_tls(error: &io::Error, host: &str, port: u16) -> String {
+    match tls::tls_cause(error) {
+        Some(cause) => tls::describe(cause, host),
+        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            format!(
+                "{host} closed the connection on port {port} before the WebSocket was there: check the port, or whether a proxy \
+             answers in its place"
+            )
+        }
+        None => format!("TLS with {host} failed: {error}"),
+    }
+}

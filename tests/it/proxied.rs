@@ -1,0 +1,130 @@
+//! An HTTP proxy and a TLS server that answers what it is told, for tests of the way to the hub.
+//!
+//! Owns: both servers. Must not know: what is sent through them. Used by: tests of WebSockets.
+#![allow(dead_code)] // Not every feature set uses every part.
+
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
+
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// A proxy that takes CONNECT, to whatever host, and always leads to one address.
+pub(crate) struct ConnectProxy {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    heads: Receiver<String>,
+    tunnels: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl ConnectProxy {
+    /// With `login`, the value of `Proxy-Authorization` that it wants to see.
+    pub(crate) fn to(target: SocketAddr, login: Option<&'static str>) -> Self {
+        Self::answering(move |head| {
+            let named = |line: &str| line.to_ascii_lowercase().starts_with("proxy-authorization:");
+            let given = head.lines().find(|line| named(line)).and_then(|line| line.split_once(": "));
+            match login {
+                Some(login) if given.is_none_or(|(_, value)| value != login) => Err(
+                    "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 4\r\n\r\nstop"
+                        .to_owned(),
+                ),
+                _ => Ok(target),
+            }
+        })
+    }
+
+    /// Answers each request as `answer` says: with a tunnel, or with these bytes.
+    pub(crate) fn answering(answer: impl Fn(&str) -> Result<SocketAddr, String> + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let (heads_in, heads) = sync_channel(100); // no test makes more connections
+        let tunnels = Arc::new(Mutex::new(Vec::new()));
+        let own = Arc::clone(&tunnels);
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let head = read_head(&client);
+                let answered = answer(&head);
+                let Ok(()) = heads_in.send(head) else { return };
+                let target = match answered {
+                    Ok(target) => target,
+                    Err(bytes) => {
+                        drop(client.write_all(bytes.as_bytes()));
+                        continue;
+                    }
+                };
+                let server = TcpStream::connect(target).expect("the target");
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").expect("answered");
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) =
+                        (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+                    own.lock().expect("tunnels").push(from.try_clone().expect("a socket"));
+                    std::thread::spawn(move || {
+                        drop(std::io::copy(&mut from, &mut to));
+                        drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+                    });
+                }
+            }
+        });
+        Self { address, heads, tunnels }
+    }
+
+    /// The heads of the requests so far.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.heads.try_iter().collect()
+    }
+
+    /// Cuts all tunnels.
+    pub(crate) fn cut(&self) {
+        for stream in self.tunnels.lock().expect("tunnels").drain(..) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+fn read_head(stream: &TcpStream) -> String {
+    let mut reader = BufReader::with_capacity(1, stream);
+    let mut head = String::new();
+    while matches!(reader.read_line(&mut head), Ok(read) if read > 2) {}
+    head
+}
+
+/// A TLS server for `localhost` that answers every request with the same bytes and hangs up.
+pub(crate) struct Portal {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its certificate, to be trusted.
+    pub(crate) ca_file: PathBuf,
+}
+
+impl Portal {
+    /// Writes its certificate into `dir`.
+    pub(crate) fn answering(dir: &Path, answer: &'static str) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let ca_file = dir.join("portal.pem");
+        std::fs::write(&ca_file, made.cert.pem()).expect("written");
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+        let config = ServerConfig::builder_with_provider(c2d_agent::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a configuration");
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
+                let mut stream = StreamOwned::new(connection, client);
+                let mut some = [0; 4096];
+                if matches!(stream.read(&mut some), Ok(read) if read > 0) {
+                    drop(stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()));
+                }
+            }
+        });
+        Self { address, ca_file }
+    }
+}
