@@ -346,6 +346,7 @@ impl Agent {
                 self.tell_systemd();
                 self.tell(AgentEvent::Subscribed);
             }
+            Event::Renewed { renewal, expiry } => self.board.renewed(renewal, expiry),
             Event::Disconnected { reason } => {
                 self.board.disconnected((self.clock)(), &reason);
                 self.machine.actions.hub_lost();
@@ -432,6 +433,7 @@ impl Agent {
 fn session_settings(config: &Config, clock: fn() -> SystemTime) -> session::Settings {
     session::Settings {
         identity: config.identity.clone(),
+        transport: config.transport,
         ca_file: config.ca_file.clone(),
         token_lifetime: config.token_lifetime,
         clock,

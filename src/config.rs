@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::credentials::DeviceIdentity;
+use crate::credentials::{DeviceIdentity, Transport};
 use crate::rules::{Reports, Rules, Unmatched};
 
 use report::Place;
@@ -49,6 +49,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// How long a SAS token is good.
     pub token_lifetime: Duration,
+    /// What is spoken with the hub.
+    pub transport: Transport,
     /// The pins.
     pub gpio: GpioSettings,
     /// The rules.
@@ -82,6 +84,8 @@ pub struct Inspection {
     pub ca_file: Option<PathBuf>,
     /// How long a SAS token is good.
     pub token_lifetime: Duration,
+    /// What is spoken with the hub.
+    pub transport: Transport,
     /// The pins that have no problem.
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
@@ -155,6 +159,12 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
     let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports };
     let rules = rule::read(root.take("rule"), &scope, &mut report);
+    let twin = |rules: &Rules| reports.twin || rules.iter().any(|rule| rule.policy().reports.twin);
+    if device.transport == Transport::Amqp && rules.as_ref().is_some_and(twin) {
+        let message = "over AMQP this agent reports no outcomes in the twin: replace \"twin\" by \"telemetry\" in the reports, or use \
+                       transport = \"mqtt\"";
+        report.problem(device.transport_place, message);
+    }
     root.finish(&mut report);
     if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
         let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";
@@ -167,6 +177,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         secret_file: device.secret_file,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
+        transport: device.transport,
         gpio,
         rules,
         inbox,
@@ -191,6 +202,7 @@ impl Inspection {
                 identity,
                 ca_file: self.ca_file,
                 token_lifetime: self.token_lifetime,
+                transport: self.transport,
                 gpio: self.gpio,
                 rules,
                 inbox,
@@ -212,6 +224,7 @@ impl Inspection {
             secret_file: None,
             ca_file: None,
             token_lifetime: device::DEFAULT_TOKEN_LIFETIME,
+            transport: Transport::default(),
             gpio: GpioSettings::default(),
             rules: None,
             inbox: None,

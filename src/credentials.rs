@@ -43,6 +43,16 @@ impl DeviceIdentity {
     }
 }
 
+/// What a device speaks with the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// MQTT 3.1.1 over TLS: a message can only be completed.
+    #[default]
+    Mqtt,
+    /// AMQP 1.0 over TLS: a message can be completed, given back and refused.
+    Amqp,
+}
+
 /// How a device signs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceAuth {

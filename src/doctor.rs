@@ -103,6 +103,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
         identity: inspection.identity.as_ref(),
         ca_file: inspection.ca_file.as_deref(),
         token_lifetime: inspection.token_lifetime,
+        transport: inspection.transport,
         offline,
         https_port,
         clock,

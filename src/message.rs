@@ -207,6 +207,9 @@ pub enum MessageError {
     /// Bytes that are not UTF-8 once decoded.
     #[error("the property text \"{0}\" is not UTF-8 once decoded")]
     NotUtf8(String),
+    /// A part that is not text, or that cannot be decoded at all, over AMQP.
+    #[error("the message cannot be read: {0}")]
+    Unreadable(String),
     /// A property without a name.
     #[error("the property \"{0}\" has no name")]
     EmptyName(String),

@@ -1,6 +1,6 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT, receiving and completing C2D messages, publishing D2C messages and patches of the twin,
+//! Owns: signing in over MQTT or AMQP, receiving and settling C2D messages, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
 //!
@@ -8,7 +8,8 @@
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
 //! [`Receipt`] completes it through the state it shares with the reader (`link.rs`), which keeps
 //! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone. What is published goes
-//! to the connection that there is, and is answered there or lost with it (`outbox.rs`).
+//! to the connection that there is, and is answered there or lost with it (`outbox.rs`). Over AMQP (`amqp.rs`) each message is
+//! settled by itself (`settlements.rs`), and tokens are renewed in place; `connection.rs` tells the keeper nothing of that.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,11 +20,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::credentials::{DeviceAuth, DeviceIdentity};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Transport};
 use crate::message::Properties;
 use crate::tls::{self, ClientCertificate, TlsError};
 
+#[cfg(feature = "amqp")]
+mod amqp;
+#[cfg(not(feature = "amqp"))]
+#[path = "session/no_amqp.rs"]
+mod amqp;
 mod backoff;
+mod connection;
 mod delivery;
 mod failure;
 mod keeper;
@@ -33,6 +40,8 @@ mod outbox;
 #[allow(dead_code)] // The doctor is a feature.
 mod probe;
 mod release;
+#[allow(dead_code)] // AMQP is a feature.
+mod settlements;
 mod signin;
 mod topics;
 
@@ -47,7 +56,9 @@ pub(crate) use probe::{SignInError, probe};
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
 
 /// MQTT over TLS. Source: wire reference 1.1.
-pub(crate) const DEFAULT_PORT: u16 = 8883;
+const MQTT_PORT: u16 = 8883;
+/// AMQP over TLS. Source: wire reference 2.1.
+const AMQP_PORT: u16 = 5671;
 /// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
 /// room; a broker with a longer queue is held back by TCP.
 const DELIVERIES: usize = 64;
@@ -56,11 +67,21 @@ const EVENTS: usize = 16;
 /// How long the session may take to end: the drain and the hang-up of the keeper.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1100);
 
+/// Where a transport is served unless the hub's name has a port.
+pub(crate) fn standard_port(transport: Transport) -> u16 {
+    match transport {
+        Transport::Mqtt => MQTT_PORT,
+        Transport::Amqp => AMQP_PORT,
+    }
+}
+
 /// Who signs in, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// The device and its proof.
     pub(crate) identity: DeviceIdentity,
+    /// What is spoken.
+    pub(crate) transport: Transport,
     /// A private root beside the system's.
     pub(crate) ca_file: Option<PathBuf>,
     /// How long the tokens made from a key are good; they are renewed at 80 % of it.
@@ -79,6 +100,13 @@ pub(crate) enum Event {
         /// When the token will be renewed, where there is a key to make one.
         renewal: Option<SystemTime>,
         /// Until when the hub takes the token; none with a certificate.
+        expiry: Option<SystemTime>,
+    },
+    /// The token was renewed on the connection that there is.
+    Renewed {
+        /// As in [`Event::Subscribed`].
+        renewal: Option<SystemTime>,
+        /// As in [`Event::Subscribed`].
         expiry: Option<SystemTime>,
     },
     /// What became of something published. What was under way on a connection is told of before
@@ -190,9 +218,9 @@ impl Session {
         differs
     }
 
-    /// Whether messages can be settled in this way. Over MQTT they can only be completed. Source: wire reference 1.6.
+    /// Whether messages can be settled in this way. Over MQTT they can only be completed. Source: wire reference 1.6, 2.6.
     pub(crate) fn can(&self, settlement: Settlement) -> bool {
-        settlement == Settlement::Complete
+        settlement == Settlement::Complete || self.terms.borrow().settings.transport == Transport::Amqp
     }
 
     /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
@@ -260,6 +288,7 @@ impl Terms {
         let (ours, theirs) = (&self.settings, &other.settings);
         self.fingerprint != other.fingerprint
             || ours.identity != theirs.identity
+            || ours.transport != theirs.transport
             || ours.ca_file != theirs.ca_file
             || ours.token_lifetime != theirs.token_lifetime
             || ours.twin != theirs.twin

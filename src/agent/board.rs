@@ -80,6 +80,11 @@ impl Board {
         (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
     }
 
+    /// The token was renewed on the connection that there is.
+    pub(super) fn renewed(&mut self, renewal: Option<SystemTime>, token_expiry: Option<SystemTime>) {
+        (self.renewal, self.token_expiry) = (renewal, token_expiry);
+    }
+
     pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
         self.renewal = None;
         if self.connection.state != ConnectionState::Disconnected {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use humantime::format_duration;
 
 use crate::config::{self, GpioSettings, Inspection, Line, counted};
+use crate::credentials::Transport;
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
 
@@ -105,6 +106,9 @@ fn verdict(inspection: &Inspection) -> String {
 
 /// Which words of the configuration the transport cannot follow.
 fn without_effect(inspection: &Inspection) -> Option<String> {
+    if inspection.transport == Transport::Amqp {
+        return None;
+    }
     let other = |on_failure: &OnFailure| *on_failure != OnFailure::Complete;
     let rules = inspection.rules.iter().flat_map(Rules::iter);
     let named = rules.filter(|rule| rule.policy().on_failure.as_ref().is_some_and(other));
@@ -130,6 +134,7 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
     let Some(rule) = matched else {
         let how = match inspection.unmatched {
             Unmatched::Complete => "completed",
+            Unmatched::Reject if inspection.transport == Transport::Amqp => "rejected",
             Unmatched::Reject => "completed (MQTT cannot reject it)",
         };
         lines.push(format!("no rule matches: the message would be {how} and logged, and nothing done"));
@@ -142,7 +147,7 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
             lines.extend(describe(&plan, &inspection.gpio));
             if !plan.steps.is_empty() {
                 lines.push("around the action:".to_owned());
-                lines.extend(around(rule.policy(), &plan, &inspection.gpio));
+                lines.extend(around(rule.policy(), &plan, &inspection.gpio, inspection.transport));
             }
         }
         Err(error) => lines.push(format!("the action would fail before its first step: {error}")),
@@ -192,7 +197,7 @@ fn describe_change(pin: &str, change: PinChange, gpio: &GpioSettings) -> String 
 }
 
 /// What happens to the message before and after its steps, a line for each part.
-fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
+fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings, transport: Transport) -> Vec<String> {
     let completed = match policy.settle {
         Settle::AfterAction => "after the action",
         Settle::OnAccept => "as soon as it is recorded, before the action",
@@ -219,7 +224,7 @@ fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
         ("attempts".to_owned(), attempts),
         ("lanes".to_owned(), lanes.join("; ")),
     ];
-    parts.extend(on_failure(policy).map(|what| ("on failure".to_owned(), what)));
+    parts.extend(on_failure(policy, transport).map(|what| ("on failure".to_owned(), what)));
     parts.extend(limits(policy).map(|limits| ("limits".to_owned(), limits)));
     let pins: BTreeSet<&str> = plan.steps.iter().filter_map(pin_of).collect();
     parts.extend(pins.into_iter().filter_map(|pin| Some((format!("pin {pin}"), pin_guards(pin, gpio)?))));
@@ -227,8 +232,17 @@ fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
     parts.iter().map(|(part, what)| format!("  {part:<10}  {what}")).collect()
 }
 
-/// How a message is settled whose action failed, where somebody has said it.
-fn on_failure(policy: &Policy) -> Option<String> {
+/// How a message is settled whose action failed; over MQTT, where there is no choice, when somebody has said it.
+fn on_failure(policy: &Policy, transport: Transport) -> Option<String> {
+    if transport == Transport::Amqp {
+        let how = match (policy.settle, policy.on_failure()) {
+            (Settle::OnAccept, _) => return None,
+            (_, OnFailure::Reject) => "rejected",
+            (_, OnFailure::Abandon) => "given back: the hub sends it again, and it is run again",
+            (_, OnFailure::Complete) => "completed",
+        };
+        return Some(how.to_owned());
+    }
     let cannot = match policy.on_failure? {
         OnFailure::Reject => ", because MQTT cannot reject it",
         OnFailure::Abandon => ", because MQTT cannot give it back",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::credentials::{
-    CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort,
+    CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Transport,
     check_device_id,
 };
 use crate::tls::{self, ClientCertificate};
@@ -40,6 +40,9 @@ pub(super) struct Device {
     pub(super) secret_file: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) token_lifetime: Duration,
+    pub(super) transport: Transport,
+    /// Where that is said, when it is.
+    pub(super) transport_place: Option<std::ops::Range<usize>>,
 }
 
 /// Where files are looked for.
@@ -101,10 +104,15 @@ pub(super) fn read(
     let from_environment = variable(CONNECTION_STRING_VARIABLE);
     let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
     let mut token_lifetime = DEFAULT_TOKEN_LIFETIME;
+    let (mut transport, mut transport_place) = (Transport::default(), None);
     let mut fields = None;
     if let Some(mut table) = field.and_then(|field| field.table("[device]", report)) {
         if let Some(field) = table.take("token_lifetime") {
             token_lifetime = field.duration(TOKEN_LIFETIME, report).unwrap_or(token_lifetime);
+        }
+        if let Some(field) = table.take("transport") {
+            transport = read_transport(&field, report);
+            transport_place = Some(field.value.place);
         }
         if let Some(field) = table.take("ca_file") {
             let own = field.text(report).map(|path| (directory.join(path), Some(field.value.place)));
@@ -138,7 +146,18 @@ pub(super) fn read(
             None => places.credential(CONNECTION_STRING_CREDENTIAL.as_ref()),
         },
     };
-    Device { identity, secret_file, ca_file: ca_file.map(|(path, _)| path), token_lifetime }
+    let ca_file = ca_file.map(|(path, _)| path);
+    Device { identity, secret_file, ca_file, token_lifetime, transport, transport_place }
+}
+
+fn read_transport(field: &Field<'_>, report: &mut Report) -> Transport {
+    let transport = field.word(&[("mqtt", Transport::Mqtt), ("amqp", Transport::Amqp)], report);
+    let transport = transport.unwrap_or_default();
+    if transport == Transport::Amqp && !cfg!(feature = "amqp") {
+        let message = "this program is built without AMQP: use transport = \"mqtt\", or a build with the Cargo feature amqp";
+        report.problem(field.value.place.clone(), message);
+    }
+    transport
 }
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {

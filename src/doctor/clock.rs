@@ -161,6 +161,7 @@ mod tests {
             identity: Some(&identity),
             ca_file: None,
             token_lifetime: Duration::from_secs(3600),
+            transport: crate::credentials::Transport::Mqtt,
             offline: false,
             https_port: 443,
             clock: || at(NOW),

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 
 use super::server::Handshake;
 use super::{CHECK_LIMIT, Check, Finding, clock, server};
-use crate::credentials::DeviceIdentity;
-use crate::session::DEFAULT_PORT;
+use crate::credentials::{DeviceIdentity, Transport};
+use crate::session::standard_port;
 
 /// Most addresses of one host that are looked at.
 const MAX_ADDRESSES: usize = 8;
@@ -25,6 +25,7 @@ pub(super) struct Subject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
     pub(super) ca_file: Option<&'c Path>,
     pub(super) token_lifetime: Duration,
+    pub(super) transport: Transport,
     pub(super) offline: bool,
     pub(super) https_port: u16,
     pub(super) clock: fn() -> SystemTime,
@@ -33,7 +34,7 @@ pub(super) struct Subject<'c> {
 impl Subject<'_> {
     /// Where the agent connects.
     pub(super) fn mqtt_port(&self) -> u16 {
-        self.identity.and_then(|identity| identity.dialled().port).unwrap_or(DEFAULT_PORT)
+        self.identity.and_then(|identity| identity.dialled().port).unwrap_or(standard_port(self.transport))
     }
 }
 

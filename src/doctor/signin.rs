@@ -29,6 +29,7 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
     }
     let settings = session::Settings {
         identity: identity.clone(),
+        transport: subject.transport,
         ca_file: subject.ca_file.map(Into::into),
         token_lifetime: subject.token_lifetime,
         clock: subject.clock,

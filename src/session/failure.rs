@@ -21,6 +21,7 @@ pub(crate) struct Failure {
 
 /// The kinds of failure.
 #[derive(Debug)]
+#[allow(dead_code)] // AMQP is a feature.
 pub(super) enum Fault {
     /// The clock says a time that cannot be: dialling would end in "not authorised".
     ClockUnset { now: SystemTime },
@@ -62,6 +63,16 @@ pub(super) enum Fault {
     Displaced { times: u32 },
     /// No answer to a ping, or what was sent is not taken.
     Silent,
+    /// The hub has no such device.
+    UnknownDevice { said: String },
+    /// Another connection of the device has taken the link.
+    Stolen,
+    /// The hub has had too much of it for now.
+    Throttled { said: String },
+    /// The hub is there and does not work.
+    Suspended { said: String },
+    /// Any other condition with which the hub ended a link or the connection.
+    HubSaid { condition: String, description: String },
     /// Any other failure of the socket.
     Network { reason: String },
 }
@@ -69,7 +80,10 @@ pub(super) enum Fault {
 impl Failure {
     /// Whether the credentials are at fault rather than the way to the hub: retrying alone will not help.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self.fault, Fault::NotAuthorised { .. } | Fault::TokenExpired { .. })
+        matches!(
+            self.fault,
+            Fault::NotAuthorised { .. } | Fault::TokenExpired { .. } | Fault::UnknownDevice { .. }
+        )
     }
 
     /// Whether the peer hung up without a reason after the sign-in.
@@ -174,6 +188,30 @@ impl fmt::Display for Failure {
                 write!(
                     f,
                     "{peer} fell silent: it answers no ping any more; the network in between may be down"
+                )
+            }
+            Fault::UnknownDevice { said } => write!(
+                f,
+                "the hub at {peer} has no device {device_id} ({said}): check the device id, or create the device there"
+            ),
+            Fault::Stolen => write!(
+                f,
+                "another program has signed in at {peer} with the same device id {device_id}, and the hub keeps only the \
+                 newest; stop it or give it its own device"
+            ),
+            Fault::Throttled { said } => write!(
+                f,
+                "the hub at {peer} is throttling device {device_id} or its quota is used up ({said}): it is tried again \
+                 later"
+            ),
+            Fault::Suspended { said } => write!(
+                f,
+                "the hub at {peer} is suspended or gone ({said}): check it, and its subscription, in the portal"
+            ),
+            Fault::HubSaid { condition, description } => {
+                write!(
+                    f,
+                    "the hub at {peer} ended the connection of device {device_id} ({condition}: {description})"
                 )
             }
             Fault::Network { reason } => write!(f, "the connection to {peer} failed ({reason})"),

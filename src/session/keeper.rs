@@ -12,12 +12,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, STABLE};
+use super::connection::Connection;
 use super::delivery::Delivery;
 use super::failure::{Failure, Fault};
-use super::mqtt::{ANSWER_LIMIT, Connection, Dial};
+use super::mqtt::{ANSWER_LIMIT, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
-use super::{DEFAULT_PORT, Event, SessionError, Settings, Terms};
+use super::{Event, SessionError, Settings, Terms, standard_port};
 use crate::credentials::HostPort;
 
 /// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
@@ -128,11 +129,9 @@ impl Keeper {
         };
         let expiry = sign_in.expiry;
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
-        let dial = terms.dial(sign_in, number);
-        let (connection, reader) = Connection::prepare(dial, self.deliveries.clone(), &self.publisher);
-        self.publisher.use_outbox(&connection.outbox);
-        let mut task = JoinSet::new();
-        task.spawn(reader.run());
+        let (connection, task) =
+            Connection::begin(terms, sign_in, number, self.deliveries.clone(), &self.publisher);
+        self.publisher.use_outbox(connection.outbox());
         self.attend(terms, connection, task, due, expiry).await
     }
 
@@ -140,15 +139,16 @@ impl Keeper {
     async fn attend(
         &self,
         terms: &Terms,
-        mut connection: Connection,
+        connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
-        due: Option<Due>,
+        mut due: Option<Due>,
         expiry: Option<SystemTime>,
     ) -> End {
+        let (mut coming, outbox) = (connection.progress(), Arc::clone(connection.outbox()));
         let mut told_subscribed = false;
         let mut new_terms = self.terms.clone();
         loop {
-            let progress = *connection.progress.borrow_and_update();
+            let progress = *coming.borrow_and_update();
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
                 let renewal = due.as_ref().map(Due::time);
@@ -163,14 +163,14 @@ impl Keeper {
                         Ok(Err(fault)) => fault,
                         Err(error) => std::panic::resume_unwind(error.into_panic()),
                     };
-                    let fault = match (fault, connection.outbox.lost()) {
+                    let fault = match (fault, outbox.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
-                        (Fault::Closed, _) if terms.settings.twin && !connection.progress.borrow().subscribed => {
+                        (Fault::Closed, _) if terms.settings.twin && !coming.borrow().subscribed => {
                             Fault::ClosedAtTwin
                         }
                         (fault, _) => fault,
                     };
-                    let signed_in = connection.progress.borrow().signed_in;
+                    let signed_in = coming.borrow().signed_in;
                     return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
                 }
                 () = self.stop.cancelled() => {
@@ -179,8 +179,14 @@ impl Keeper {
                     }
                     return End::Stopped;
                 }
-                Ok(()) = connection.progress.changed() => {}
+                Ok(()) = coming.changed() => {}
                 Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() => {
+                    if let Some((renewed, expiry)) = renew(terms, &connection) {
+                        let renewal = renewed.as_ref().map(Due::time);
+                        due = renewed;
+                        drop(self.events.send(Event::Renewed { renewal, expiry }).await); // closed: as in `wait_after`
+                        continue;
+                    }
                     finish(&connection, task, drain).await;
                     tracing::info!("disconnected to renew the token");
                     return End::Renewing;
@@ -196,7 +202,7 @@ impl Keeper {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
                 }
-                () = connection.outbox.overdue() => {
+                () = outbox.overdue() => {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::Unacknowledged { within: UNACKNOWLEDGED_LIMIT }, held };
                 }
@@ -218,6 +224,7 @@ impl Terms {
         Dial {
             number,
             host: identity.dialled().name.clone(),
+            hub: identity.hub.name.clone(),
             port: self.port(),
             device_id: identity.device_id.clone(),
             user_name: sign_in.user_name,
@@ -230,7 +237,7 @@ impl Terms {
     }
 
     fn port(&self) -> u16 {
-        self.settings.identity.dialled().port.unwrap_or(DEFAULT_PORT)
+        self.settings.identity.dialled().port.unwrap_or(standard_port(self.settings.transport))
     }
 
     pub(super) fn failure(&self, fault: Fault) -> Failure {
@@ -243,14 +250,27 @@ impl Terms {
 /// Ends a connection in good order: takes nothing new, lets what was taken be settled for at most `drain`, sends the
 /// PUBACKs and DISCONNECT. What is not settled by then comes again on the next connection.
 async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, drain: Duration) {
-    connection.link.stop_taking();
-    connection.outbox.shut();
-    if timeout(drain, connection.link.drained()).await.is_err() {
+    connection.stop_taking();
+    connection.outbox().shut();
+    if timeout(drain, connection.drained()).await.is_err() {
         tracing::debug!(waited_ms = drain.as_millis(), "messages are still unsettled: they come again");
     }
     if !connection.hang_up() || timeout(HANG_UP_LIMIT, task.join_next()).await.is_err() {
-        tracing::debug!("the connection was dropped without DISCONNECT");
+        tracing::debug!("the connection was dropped without a goodbye");
     }
+}
+
+/// Renews the token on the connection itself, where it can be: when it is due again, and until when the hub takes it.
+fn renew(terms: &Terms, connection: &Connection) -> Option<(Option<Due>, Option<SystemTime>)> {
+    let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
+    let now = clock();
+    // A clock that cannot be right is told of by the next connection.
+    let sign_in = SignIn::prepare(identity, *token_lifetime, now).ok()?;
+    if !connection.renew(&sign_in) {
+        return None;
+    }
+    let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
+    Some((due, sign_in.expiry))
 }
 
 /// A renewal of the token, counted from a sign-in.

@@ -58,6 +58,9 @@ pub(super) struct Dial {
     pub(super) number: u64,
     /// DNS name or address; also the name that the certificate must have.
     pub(super) host: String,
+    /// The hub itself, which a gateway stands in for.
+    #[allow(dead_code)] // AMQP is a feature.
+    pub(super) hub: String,
     pub(super) port: u16,
     /// The client id, and the device whose topic is subscribed to.
     pub(super) device_id: String,

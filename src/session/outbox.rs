@@ -213,6 +213,20 @@ impl Outbox {
         state.tidy();
     }
 
+    /// The hub did not accept a D2C message.
+    #[allow(dead_code)] // AMQP is a feature.
+    pub(super) fn refused(&self, packet_id: u16, error: PublishError) {
+        let mut state = lock(&self.state);
+        let Some(entry) = state.entries.iter_mut().find(|entry| entry.packet_id == Some(packet_id)) else {
+            return;
+        };
+        entry.acknowledged = true;
+        if !std::mem::replace(&mut entry.told, true) {
+            self.publisher.tell(entry.ticket, Err(error));
+        }
+        state.tidy();
+    }
+
     /// The answer to a twin request. False when it is not awaited, or not any more.
     pub(super) fn answered(&self, answer: TwinAnswer) -> bool {
         let mut state = lock(&self.state);

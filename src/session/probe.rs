@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::failure::Fault;
-use super::mqtt::{Connection, Dial};
+use super::mqtt::Dial;
 use super::outbox::Publisher;
 use super::signin::SignIn;
-use super::{Settings, Terms};
+use super::{Settings, Terms, amqp, mqtt};
+use crate::credentials::Transport;
 use crate::tls::TlsError;
 
 /// Why the device is not let in.
@@ -41,8 +42,18 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
     let dial = Dial { clean: true, ..terms.dial(sign_in, 1) };
     // Nothing is subscribed to, so nothing comes.
     let (deliveries, _none) = mpsc::channel(1);
-    let (_connection, reader) = Connection::prepare(dial, deliveries, &Arc::new(Publisher::default()));
-    match timeout(limit, reader.sign_in_and_out()).await {
+    let publisher = Arc::new(Publisher::default());
+    let probed = match terms.settings.transport {
+        Transport::Mqtt => {
+            let (_connection, reader) = mqtt::Connection::prepare(dial, deliveries, &publisher);
+            timeout(limit, reader.sign_in_and_out()).await
+        }
+        Transport::Amqp => {
+            let (_connection, reader) = amqp::Connection::prepare(dial, deliveries, &publisher);
+            timeout(limit, reader.sign_in_and_out()).await
+        }
+    };
+    match probed {
         Ok(result) => result.map_err(failed),
         Err(_elapsed) => Err(failed(Fault::Unanswered { within: limit })),
     }

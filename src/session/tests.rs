@@ -19,6 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 fn settings(broker: &Broker) -> Settings {
     Settings {
+        transport: crate::credentials::Transport::Mqtt,
         identity: DeviceIdentity {
             hub: HostPort { name: "localhost".into(), port: Some(broker.port()) },
             device_id: "dev1".into(),

@@ -17,7 +17,17 @@ const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAc
 
 #[test]
 fn every_invalid_configuration_has_its_report() {
-    each_fixture("invalid", 35, |result| Some(result.expect_err("invalid").to_string()));
+    each_fixture("invalid", 36, |result| Some(result.expect_err("invalid").to_string()));
+}
+
+#[cfg(not(feature = "amqp"))]
+#[test]
+fn amqp_is_refused_where_it_is_not_built_in() {
+    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
+    let report = config::inspect_text("[device]\ntransport = \"amqp\"\n", Path::new("c.toml"), &env).report;
+    let message = "c.toml:2:13: this program is built without AMQP: use transport = \"mqtt\", or a build with the Cargo \
+                   feature amqp";
+    assert!(report.to_string().starts_with(message), "{report}");
 }
 
 #[test]

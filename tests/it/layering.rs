@@ -78,7 +78,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["src/session/mqtt.rs", "src/emulator/mqtt/codec.rs"],
         "go through `session` or the emulator's codec",
     ),
-    ("fe2o3_amqp", &["src/service.rs", "src/service/", "src/emulator/"], "go through `service`"),
+    (
+        "fe2o3_amqp",
+        &["src/service.rs", "src/service/", "src/session/amqp.rs", "src/session/amqp/", "src/emulator/"],
+        "go through `service` or `session`",
+    ),
     (
         "hyper",
         &[
@@ -125,12 +129,12 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "cfg(feature",
-        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/metrics.rs"],
+        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/metrics.rs", "src/session.rs"],
         "put the `cfg` on the module's declaration",
     ),
     (
         "cfg!(feature",
-        &["src/cli.rs", "src/cli/", "src/action/gpio.rs"],
+        &["src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/config/device.rs"],
         "put a `cfg` on the module's declaration",
     ),
 ];

@@ -32,6 +32,7 @@ fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
         panic!("a key");
     };
     Settings {
+        transport: crate::credentials::Transport::Mqtt,
         identity: DeviceIdentity {
             hub: HostPort { name: "localhost".into(), port: Some(emulator.mqtt_address().port()) },
             device_id: "dev1".into(),

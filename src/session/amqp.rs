@@ -1,0 +1,389 @@
+//! One AMQP 1.0 connection to the hub as a device.
+//!
+//! Owns: the links, their credit, settlements on the wire, renewal of the token in place. With the files beside it everything
+//! that names the AMQP crate in `session`. Must not know: reconnecting, what is done with messages.
+//! Used by: `session::connection`.
+//!
+//! Wire reference 2. With a key: no SASL, and a token put to `$cbs`, again at each renewal. With a certificate: nothing but
+//! TLS. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fe2o3_amqp::connection::ConnectionHandle;
+use fe2o3_amqp::link::delivery::{DeliveryFut, DeliveryInfo};
+use fe2o3_amqp::link::receiver::CreditMode;
+use fe2o3_amqp::link::{RecvError, SendError};
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::ReceiverSettleMode;
+use fe2o3_amqp::types::messaging::{Body, Outcome};
+use fe2o3_amqp::types::primitives::Value;
+use fe2o3_amqp::{Receiver, Sender, Session};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::message::MessageError;
+
+use super::delivery::{Delivery, Receipt, Settlement};
+use super::failure::Fault;
+use super::mqtt::{ANSWER_LIMIT, Dial, Progress};
+use super::outbox::{Outbox, Publisher, UNDER_WAY};
+use super::release::Ticket;
+use super::settlements::Settlements;
+use super::signin::SignIn;
+use super::{DELIVERIES, PublishError, Upstream};
+
+use cbs::Cbs;
+
+mod cbs;
+mod dial;
+mod fault;
+mod message;
+
+/// How often a link that waits says so. The AMQP crate sends its own heartbeats as late as the hub's time-out allows, which a
+/// strict hub takes for silence.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// More credit is given when so much room has come about: a flow for each message would be as much traffic again.
+const CREDIT_STEP: usize = DELIVERIES / 4;
+/// For a goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+
+/// What the keeper asks of the reading task.
+enum Command {
+    /// Puts this token.
+    Renew(String),
+    HangUp,
+}
+
+/// The keeper's end of a connection. Dropped, it declares the connection gone.
+pub(super) struct Connection {
+    pub(super) settlements: Arc<Settlements>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) progress: watch::Receiver<Progress>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Connection {
+    /// Prepares a connection. Nothing is sent before [`Reader::run`].
+    pub(super) fn prepare(
+        dial: Dial,
+        deliveries: mpsc::Sender<Delivery>,
+        publisher: &Arc<Publisher>,
+    ) -> (Self, Reader) {
+        let settlements = Arc::new(Settlements::new());
+        let (publish, upstream) = mpsc::channel(UNDER_WAY);
+        let hand = move |upstream, _request| match upstream {
+            // The configuration does not let it come so far.
+            Upstream::Reported { .. } => Err(PublishError::Refused(403)),
+            telemetry => publish.try_send(telemetry).map_err(|_full_or_gone| PublishError::Lost),
+        };
+        let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
+        let (report, progress) = watch::channel(Progress::default());
+        let (commands, asked) = mpsc::channel(2);
+        let reader = Reader {
+            settlements: Arc::clone(&settlements),
+            outbox: Arc::clone(&outbox),
+            deliveries,
+            upstream,
+            progress: report,
+            commands: asked,
+            dial,
+        };
+        (Self { settlements, outbox, progress, commands }, reader)
+    }
+
+    /// Asks for a goodbye after the settlements that are ready; [`Reader::run`] then returns. False when it cannot.
+    pub(super) fn hang_up(&self) -> bool {
+        self.commands.try_send(Command::HangUp).is_ok()
+    }
+
+    /// Puts another token. False when it cannot, or when the last one was not put yet.
+    pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
+        let token = sign_in.password.clone();
+        token.is_some_and(|token| self.commands.try_send(Command::Renew(token)).is_ok())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
+        self.settlements.close();
+        self.outbox.close();
+    }
+}
+
+/// The task that serves one connection.
+pub(super) struct Reader {
+    settlements: Arc<Settlements>,
+    outbox: Arc<Outbox>,
+    deliveries: mpsc::Sender<Delivery>,
+    upstream: mpsc::Receiver<Upstream>,
+    progress: watch::Sender<Progress>,
+    commands: mpsc::Receiver<Command>,
+    dial: Dial,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.settlements.close();
+        self.outbox.close();
+    }
+}
+
+/// What was opened. Fields drop in order: links, session, connection; then the stream is cut.
+struct Opened {
+    receiver: Receiver,
+    events: Sender,
+    cbs: Option<Box<Cbs>>,
+    session: SessionHandle<()>,
+    connection: ConnectionHandle<()>,
+    _cut: DropGuard,
+}
+
+type Sent = (u16, Result<Outcome, SendError>);
+type Sending = BoxFuture<'static, (Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>)>;
+type Renewing = BoxFuture<'static, (Box<Cbs>, Result<(), Fault>)>;
+
+/// What happened.
+enum Happening {
+    Command(Option<Command>),
+    Settled,
+    Room(Option<mpsc::OwnedPermit<Delivery>>),
+    Received(Result<fe2o3_amqp::link::delivery::Delivery<Body<Value>>, RecvError>),
+    Upstream(Upstream),
+    Sending(Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>),
+    Sent(Sent),
+    Renewed(Box<Cbs>, Result<(), Fault>),
+    KeepAlive,
+}
+
+impl Reader {
+    /// Signs in, attaches, and hands messages on until the connection ends. `Ok` after [`Connection::hang_up`].
+    ///
+    /// # Errors
+    /// Why the connection failed.
+    ///
+    /// # Cancel safety
+    /// Dropping it cuts the connection; that is how a dead one is ended.
+    pub(super) async fn run(mut self) -> Result<(), Fault> {
+        let opened = match timeout(ANSWER_LIMIT, self.open()).await {
+            Ok(opened) => opened?,
+            Err(_elapsed) => return Err(Fault::Unanswered { within: ANSWER_LIMIT }),
+        };
+        let Dial { host, port, device_id, .. } = &self.dial;
+        tracing::info!(hub = %host, port, device_id, "signed in over AMQP and subscribed");
+        self.outbox.open(false);
+        let now = Some(Instant::now());
+        self.progress.send_modify(|progress| (progress.signed_in, progress.subscribed) = (now, true));
+        self.serve(opened).await
+    }
+
+    /// Signs in, attaches and says goodbye; no message comes, since no credit is given.
+    ///
+    /// # Errors
+    /// As [`Reader::run`].
+    #[allow(dead_code)] // The doctor is a feature.
+    pub(super) async fn sign_in_and_out(self) -> Result<(), Fault> {
+        let Opened { session, connection, receiver: _receiver, events: _events, cbs: _cbs, _cut } =
+            self.open().await?;
+        say_goodbye(session, connection).await;
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<Opened, Fault> {
+        let cut = CancellationToken::new();
+        let stream = dial::dial(&self.dial, cut.clone()).await?;
+        let cut = cut.drop_guard();
+        let device_id = &self.dial.device_id;
+        let now = (self.dial.clock)();
+        let mut connection = dial::open(&self.dial, stream).await?;
+        let mut session =
+            Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
+        let cbs = match &self.dial.password {
+            Some(token) => {
+                let mut cbs = Cbs::attach(&mut session, self.audience(), now).await?;
+                cbs.put(token, now).await?;
+                Some(Box::new(cbs))
+            }
+            None => None,
+        };
+        let receiver = Receiver::builder()
+            .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
+            .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
+            // Then each disposition settles, without another round trip.
+            .receiver_settle_mode(ReceiverSettleMode::First)
+            .credit_mode(CreditMode::Manual)
+            .attach(&mut session)
+            .await
+            .map_err(|error| fault::of_receiver_attach(error, now))?;
+        let name = format!("events-{}", uuid::Uuid::new_v4());
+        let address = format!("/devices/{}/messages/events", message::in_address(device_id));
+        let events = Sender::attach(&mut session, name, address).await;
+        let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
+        Ok(Opened { receiver, events, cbs, session, connection, _cut: cut })
+    }
+
+    fn audience(&self) -> String {
+        format!("{}/devices/{}", self.dial.hub, message::in_address(&self.dial.device_id))
+    }
+
+    async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
+        let Opened { mut receiver, events, cbs, session, connection, _cut } = opened;
+        let (mut events, mut cbs) = (Some(events), cbs);
+        let mut unsettled: HashMap<Ticket, DeliveryInfo> = HashMap::new();
+        let mut room: Vec<mpsc::OwnedPermit<Delivery>> = Vec::new();
+        let (mut granted, mut accepts) = (0usize, true);
+        let mut sending: Option<Sending> = None;
+        let mut sent: FuturesUnordered<BoxFuture<'static, Sent>> = FuturesUnordered::new();
+        let mut renewing: Option<Renewing> = None;
+        let mut last_id: u16 = 0;
+        let mut next_flow = Instant::now() + KEEP_ALIVE;
+        loop {
+            self.send_settlements(&receiver, &mut unsettled).await?;
+            if room.len() >= granted + CREDIT_STEP
+                || (granted == 0 && !room.is_empty())
+                || next_flow <= Instant::now()
+            {
+                let credit = u32::try_from(room.len()).unwrap_or(u32::MAX);
+                receiver.set_credit(credit).await.map_err(|_| Fault::Closed)?;
+                (granted, next_flow) = (room.len(), Instant::now() + KEEP_ALIVE);
+            }
+            let more_room = self.deliveries.clone().reserve_owned();
+            let happening = tokio::select! {
+                biased;
+                command = self.commands.recv() => Happening::Command(command),
+                () = self.settlements.changed() => Happening::Settled,
+                permit = more_room, if accepts && room.len() < DELIVERIES => Happening::Room(permit.ok()),
+                received = receiver.recv::<Body<Value>>() => Happening::Received(received),
+                Some(upstream) = self.upstream.recv(), if events.is_some() => Happening::Upstream(upstream),
+                (link, id, result) = until(&mut sending) => Happening::Sending(link, id, result),
+                Some(done) = sent.next() => Happening::Sent(done),
+                (link, result) = until(&mut renewing) => Happening::Renewed(link, result),
+                () = tokio::time::sleep_until(next_flow) => Happening::KeepAlive,
+            };
+            match happening {
+                Happening::Command(Some(Command::Renew(token))) => {
+                    let now = (self.dial.clock)();
+                    renewing = cbs.take().map(|mut link| {
+                        let put = async move {
+                            let put = timeout(ANSWER_LIMIT, link.put(&token, now)).await;
+                            (link, put.unwrap_or(Err(Fault::Silent)))
+                        };
+                        Box::pin(put) as Renewing
+                    });
+                }
+                Happening::Command(Some(Command::HangUp) | None) => {
+                    self.send_settlements(&receiver, &mut unsettled).await?;
+                    say_goodbye(session, connection).await;
+                    return Ok(());
+                }
+                Happening::Settled | Happening::KeepAlive => {}
+                Happening::Room(Some(permit)) => room.push(permit),
+                // The session ends.
+                Happening::Room(None) => accepts = false,
+                Happening::Received(received) => {
+                    granted = granted.saturating_sub(1);
+                    let (info, message) = match received {
+                        Ok(delivery) => {
+                            let (info, message) = delivery.into_parts();
+                            (info, message::c2d(message))
+                        }
+                        Err(RecvError::MessageDecode(error)) => {
+                            let reason = MessageError::Unreadable(error.source.to_string());
+                            (error.info, Err(reason))
+                        }
+                        Err(error) => return Err(fault::of_receive(error, (self.dial.clock)())),
+                    };
+                    let Some(ticket) = self.settlements.arrive() else { continue };
+                    unsettled.insert(ticket, info);
+                    let receipt = Receipt::over_amqp(Arc::clone(&self.settlements), ticket);
+                    let delivery = Delivery { message, connection: self.dial.number, receipt };
+                    match room.pop() {
+                        Some(permit) => drop(permit.send(delivery)),
+                        // More than there was credit for.
+                        None => {
+                            return Err(Fault::Protocol {
+                                reason: "it sent more than it had credit for".into(),
+                            });
+                        }
+                    }
+                }
+                Happening::Upstream(upstream) => {
+                    last_id = last_id.wrapping_add(1).max(1);
+                    let id = last_id;
+                    self.outbox.sent(id);
+                    if let (Some(mut link), Upstream::Telemetry { properties, body }) =
+                        (events.take(), upstream)
+                    {
+                        let message = message::d2c(&properties, &body);
+                        sending = Some(Box::pin(async move {
+                            let result = link.send_batchable(message).await;
+                            (link, id, result)
+                        }));
+                    }
+                }
+                Happening::Sending(link, id, result) => {
+                    (events, sending) = (Some(link), None);
+                    let settled = result.map_err(|error| fault::of_send(error, (self.dial.clock)()))?;
+                    sent.push(Box::pin(async move { (id, settled.await) }));
+                }
+                Happening::Sent((id, outcome)) => match outcome {
+                    Ok(Outcome::Accepted(_)) => self.outbox.acknowledged(id),
+                    Ok(other) => self.outbox.refused(id, fault::publish_error(&other)),
+                    Err(error) => return Err(fault::of_send(error, (self.dial.clock)())),
+                },
+                Happening::Renewed(link, result) => {
+                    result?;
+                    (cbs, renewing) = (Some(link), None);
+                    tracing::info!(device_id = self.dial.device_id, "renewed the token");
+                }
+            }
+        }
+    }
+
+    /// Sends the settlements that are ready.
+    async fn send_settlements(
+        &self,
+        receiver: &Receiver,
+        unsettled: &mut HashMap<Ticket, DeliveryInfo>,
+    ) -> Result<(), Fault> {
+        for (ticket, settlement) in self.settlements.take_ready() {
+            let Some(info) = unsettled.remove(&ticket) else { continue };
+            let sent = match settlement {
+                Settlement::Complete => receiver.accept(info).await,
+                Settlement::Abandon => receiver.release(info).await,
+                Settlement::Reject => receiver.reject(info, None).await,
+            };
+            sent.map_err(|_link_is_gone| Fault::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the connection in good order, as far as the hub takes part in it.
+async fn say_goodbye(mut session: SessionHandle<()>, mut connection: ConnectionHandle<()>) {
+    let goodbye = async {
+        if let Err(error) = session.end().await {
+            tracing::debug!(%error, "the session's goodbye went wrong");
+        }
+        if let Err(error) = connection.close().await {
+            tracing::debug!(%error, "the connection's goodbye went wrong");
+        }
+    };
+    if timeout(CLOSE_LIMIT, goodbye).await.is_err() {
+        tracing::debug!("the hub did not answer the goodbye");
+    }
+}
+
+/// Waits for a future that is under way; for ever, when there is none. Cancel safe: it goes on at the next call.
+async fn until<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}

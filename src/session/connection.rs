@@ -1,0 +1,95 @@
+//! The keeper's end of one connection, whatever its transport.
+//!
+//! Owns: which transport is which. Must not know: packets, frames, when to connect. Used by: `session::keeper`.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::delivery::Delivery;
+use super::failure::Fault;
+use super::mqtt::Progress;
+use super::outbox::{Outbox, Publisher};
+use super::signin::SignIn;
+use super::{Terms, amqp, mqtt};
+use crate::credentials::Transport;
+
+/// A connection. Dropped, it declares itself gone.
+pub(super) enum Connection {
+    Mqtt(mqtt::Connection),
+    Amqp(amqp::Connection),
+}
+
+impl Connection {
+    /// Begins a connection; the task signs in, receives, and ends with the connection.
+    pub(super) fn begin(
+        terms: &Terms,
+        sign_in: SignIn,
+        number: u64,
+        deliveries: mpsc::Sender<Delivery>,
+        publisher: &Arc<Publisher>,
+    ) -> (Self, JoinSet<Result<(), Fault>>) {
+        let dial = terms.dial(sign_in, number);
+        let mut task = JoinSet::new();
+        let connection = match terms.settings.transport {
+            Transport::Mqtt => {
+                let (connection, reader) = mqtt::Connection::prepare(dial, deliveries, publisher);
+                task.spawn(reader.run());
+                Self::Mqtt(connection)
+            }
+            Transport::Amqp => {
+                let (connection, reader) = amqp::Connection::prepare(dial, deliveries, publisher);
+                task.spawn(reader.run());
+                Self::Amqp(connection)
+            }
+        };
+        (connection, task)
+    }
+
+    pub(super) fn outbox(&self) -> &Arc<Outbox> {
+        match self {
+            Self::Mqtt(connection) => &connection.outbox,
+            Self::Amqp(connection) => &connection.outbox,
+        }
+    }
+
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        match self {
+            Self::Mqtt(connection) => connection.progress.clone(),
+            Self::Amqp(connection) => connection.progress.clone(),
+        }
+    }
+
+    /// From now on no new message is taken.
+    pub(super) fn stop_taking(&self) {
+        match self {
+            Self::Mqtt(connection) => connection.link.stop_taking(),
+            Self::Amqp(connection) => connection.settlements.stop_taking(),
+        }
+    }
+
+    /// Waits until every message that was taken is settled or left. Cancel safe.
+    pub(super) async fn drained(&self) {
+        match self {
+            Self::Mqtt(connection) => connection.link.drained().await,
+            Self::Amqp(connection) => connection.settlements.drained().await,
+        }
+    }
+
+    /// Asks for a goodbye after the settlements that are ready. False when it cannot be asked for.
+    pub(super) fn hang_up(&self) -> bool {
+        match self {
+            Self::Mqtt(connection) => connection.hang_up(),
+            Self::Amqp(connection) => connection.hang_up(),
+        }
+    }
+
+    /// Renews the token without an end of the connection. False where the transport cannot do that.
+    pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
+        match self {
+            Self::Mqtt(_) => false,
+            Self::Amqp(connection) => connection.renew(sign_in),
+        }
+    }
+}

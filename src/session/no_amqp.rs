@@ -1,0 +1,56 @@
+//! AMQP in a build without it: the configuration refuses it before anybody comes here.
+//!
+//! Owns: nothing. Must not know: anything. Used by: `session::{connection, probe}`.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+
+use super::PublishError;
+use super::delivery::Delivery;
+use super::failure::Fault;
+use super::mqtt::{Dial, Progress};
+use super::outbox::{Outbox, Publisher};
+use super::settlements::Settlements;
+use super::signin::SignIn;
+
+pub(super) struct Connection {
+    pub(super) settlements: Arc<Settlements>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) progress: watch::Receiver<Progress>,
+}
+
+pub(super) struct Reader {
+    _progress: watch::Sender<Progress>,
+}
+
+impl Connection {
+    pub(super) fn prepare(
+        _dial: Dial,
+        _deliveries: mpsc::Sender<Delivery>,
+        publisher: &Arc<Publisher>,
+    ) -> (Self, Reader) {
+        let hand = |_upstream, _request| Err(PublishError::Lost);
+        let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
+        let (_progress, progress) = watch::channel(Progress::default());
+        (Self { settlements: Arc::new(Settlements::new()), outbox, progress }, Reader { _progress })
+    }
+
+    pub(super) fn hang_up(&self) -> bool {
+        false
+    }
+
+    pub(super) fn renew(&self, _sign_in: &SignIn) -> bool {
+        false
+    }
+}
+
+impl Reader {
+    pub(super) async fn run(self) -> Result<(), Fault> {
+        Err(Fault::Protocol { reason: "this program is built without the feature amqp".into() })
+    }
+
+    pub(super) async fn sign_in_and_out(self) -> Result<(), Fault> {
+        self.run().await
+    }
+}

@@ -1,0 +1,240 @@
+//! The agent over AMQP: how messages are settled, renewal in place, and what happens to the connection.
+
+use std::path::Path;
+
+use crate::harness::{Agent, Emulator, Proxy, binary, run, wait_for_file, write_config};
+
+const AMQP: &str = "[device]\ntransport = \"amqp\"\n";
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a directory")
+}
+
+/// The connection string of a device with this port in it.
+fn device_string(emulator: &Emulator, device: &str, port: u16) -> String {
+    let (own, amqp) = (format!(":{}", emulator.mqtt.port()), format!(":{port}"));
+    emulator.device_string(device).replace(&own, &amqp)
+}
+
+fn spawn(emulator: &Emulator, dir: &Path, port: u16, rest: &str) -> Agent {
+    Agent::spawn(&device_string(emulator, "dev1", port), &emulator.ca_file(), dir, rest)
+}
+
+fn start(emulator: &Emulator, dir: &Path, rest: &str) -> Agent {
+    let agent = spawn(emulator, dir, emulator.amqp.port(), rest);
+    agent.process.stderr.wait_for("signed in over AMQP and subscribed");
+    agent
+}
+
+/// A rule that writes its message's id into the file `done` and ends with this exit code.
+fn rule(dir: &Path, action: &str, code: u8, more: &str) -> String {
+    let done = dir.join("done");
+    format!(
+        "[[rule]]\nname = \"{action}\"\nwhen = {{ action = \"{action}\" }}\n{more}\n\
+         do = [ {{ shell = \"echo $C2D_MESSAGE_ID >> {}; exit {code}\" }} ]\n",
+        done.display()
+    )
+}
+
+/// Sends, and waits for the feedback: the exit code of `c2d-send`, and what it says.
+fn send(emulator: &Emulator, action: &str, id: &str) -> (Option<i32>, String) {
+    let action = format!("action={action}");
+    let output = run(emulator.sender("dev1").args(["--property", &action, "--message-id", id, "--wait=20s"]));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn each_end_of_an_action_is_told_to_the_sender() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rules = [
+        rule(dir.path(), "works", 0, ""),
+        rule(dir.path(), "fails", 1, ""),
+        rule(dir.path(), "all-the-same", 1, "on_failure = \"complete\""),
+        rule(dir.path(), "before", 1, "settle = \"on-accept\""),
+    ];
+    let agent = start(&emulator, dir.path(), &format!("unmatched = \"reject\"\n{AMQP}{}", rules.concat()));
+    let (code, said) = send(&emulator, "works", "m-1");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = send(&emulator, "fails", "m-2");
+    assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
+    assert_eq!(send(&emulator, "all-the-same", "m-3").0, Some(0));
+    assert_eq!(send(&emulator, "before", "m-4").0, Some(0));
+    let (code, said) = send(&emulator, "unknown", "m-5");
+    assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
+    // The same id again: known as a dead letter, and refused again without being run.
+    assert_eq!(send(&emulator, "fails", "m-2").0, Some(3));
+    agent.process.stderr.wait_for("already done");
+    assert_eq!(lines(&dir.path().join("done")), ["m-1", "m-2", "m-3", "m-4"]);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_message_that_is_given_back_is_run_again_up_to_the_hubs_limit() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rule = rule(dir.path(), "fails", 1, "on_failure = \"abandon\"");
+    let agent = start(&emulator, dir.path(), &format!("{AMQP}{rule}"));
+    let (code, said) = send(&emulator, "fails", "m-1");
+    assert!(code == Some(3) && said.contains("DeliveryCountExceeded"), "{code:?} {said}");
+    assert_eq!(lines(&dir.path().join("done")), ["m-1"; 10]);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_message_that_is_given_back_and_then_succeeds_is_completed() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let tries = dir.path().join("tries");
+    let tries = tries.display();
+    let rule = format!(
+        "[[rule]]\nname = \"flaky\"\nwhen = \"any\"\non_failure = \"abandon\"\n\
+         do = [ {{ shell = \"echo x >> {tries}; [ $(wc -l < {tries}) -gt 3 ]\" }} ]\n"
+    );
+    let _agent = start(&emulator, dir.path(), &format!("{AMQP}{rule}"));
+    assert_eq!(send(&emulator, "any", "m-1").0, Some(0));
+    assert_eq!(lines(&dir.path().join("tries")).len(), 4);
+}
+
+#[test]
+fn a_token_is_renewed_in_place_and_the_link_stays() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rule = rule(dir.path(), "works", 0, "");
+    let agent = start(&emulator, dir.path(), &format!("{AMQP}token_lifetime = \"5s\"\n{rule}"));
+    agent.process.stderr.wait_for_nth("renewed the token", 2);
+    assert_eq!(send(&emulator, "works", "m-1").0, Some(0), "after the first token's end");
+    let log = agent.process.stderr.text();
+    assert_eq!(log.matches("signed in over AMQP").count(), 1, "{log}");
+    assert!(!log.contains("not connected"), "{log}");
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_connection_that_is_cut_in_the_middle_of_an_action_does_not_run_it_twice() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let proxy = Proxy::to(emulator.amqp);
+    let (done, go) = (dir.path().join("done"), dir.path().join("go"));
+    let rule = format!(
+        "[[rule]]\nname = \"slow\"\nwhen = \"any\"\n\
+         do = [ {{ shell = \"echo $C2D_MESSAGE_ID >> {}; until [ -e {} ] || [ ! -e {} ]; do sleep 0.02; done; exit 1\" }} ]\n",
+        done.display(),
+        go.display(),
+        done.display()
+    );
+    let agent = spawn(&emulator, dir.path(), proxy.address.port(), &format!("{AMQP}{rule}"));
+    agent.process.stderr.wait_for("signed in over AMQP and subscribed");
+    emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
+    wait_for_file(&done, "m-1");
+    proxy.cut();
+    agent.process.stderr.wait_for_nth("signed in over AMQP and subscribed", 2);
+    std::fs::write(&go, "").expect("written");
+    // Its receipt of the second connection refuses it; the one of the first does nothing.
+    let (code, said) = send(&emulator, "any", "m-2");
+    assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
+    assert_eq!(lines(&done), ["m-1", "m-2"]);
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_device_with_a_certificate_needs_no_token() {
+    let (emulator, dir) = (Emulator::start_with(&["--x509-device", "dev1"]), dir());
+    let [certificate, key] =
+        ["cert.pem", "key.pem"].map(|name| emulator.state.join(format!("devices/dev1.{name}")));
+    let config = format!(
+        "{AMQP}hub = \"localhost:{}\"\ndevice_id = \"dev1\"\ncertificate = \"{}\"\nprivate_key = \"{}\"\n{}",
+        emulator.amqp.port(),
+        certificate.display(),
+        key.display(),
+        rule(dir.path(), "works", 0, "")
+    );
+    let agent = Agent::spawn("", &emulator.ca_file(), dir.path(), &config);
+    agent.process.stderr.wait_for("signed in over AMQP and subscribed");
+    assert_eq!(send(&emulator, "works", "m-1").0, Some(0));
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_hub_that_restarts_is_found_again() {
+    let (state, dir) = (dir(), dir());
+    let state = state.path().join("state");
+    let emulator = Emulator::start_in(&state, "0", "0", &["--device", "dev1"]);
+    let agent = start(&emulator, dir.path(), &format!("{AMQP}{}", rule(dir.path(), "works", 0, "")));
+    let [mqtt, amqp] = [emulator.mqtt, emulator.amqp].map(|address| address.port().to_string());
+    assert_eq!(emulator.process.terminate(), Some(0));
+    agent.process.stderr.wait_for("not connected");
+    let emulator = Emulator::start_in(&state, &mqtt, &amqp, &["--device", "dev1"]);
+    agent.process.stderr.wait_for_nth("signed in over AMQP and subscribed", 2);
+    assert_eq!(send(&emulator, "works", "m-1").0, Some(0));
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_second_program_with_the_same_device_id_is_named() {
+    let (emulator, first, second) = (Emulator::start(), dir(), dir());
+    let text = |dir: &tempfile::TempDir| format!("{AMQP}{}", rule(dir.path(), "works", 0, ""));
+    let agent = start(&emulator, first.path(), &text(&first));
+    let other = start(&emulator, second.path(), &text(&second));
+    let said = agent.process.stderr.wait_for("another program has signed in");
+    assert!(said.contains("same device id dev1"), "{said}");
+    assert_eq!(other.process.terminate(), Some(0));
+    agent.process.stderr.wait_for_nth("signed in over AMQP and subscribed", 2);
+}
+
+#[test]
+fn a_wrong_key_and_an_unknown_device_end_an_agent_that_never_signed_in() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let port = emulator.amqp.port();
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    for device in ["dev1", "nobody"] {
+        let string = format!("HostName=localhost:{port};DeviceId={device};SharedAccessKey={key}");
+        let config = format!("{AMQP}{}", rule(dir.path(), "works", 0, ""));
+        let agent = Agent::spawn(&string, &emulator.ca_file(), dir.path(), &config);
+        assert_eq!(agent.process.wait_exit().code(), Some(1));
+        let log = agent.process.stderr.text();
+        assert!(log.contains(&format!("localhost:{port} refused device {device}")), "{log}");
+    }
+}
+
+#[test]
+fn outcomes_are_reported_over_the_same_connection() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let rule = rule(dir.path(), "fails", 7, "report = \"telemetry\"\non_failure = \"complete\"");
+    let _agent = start(&emulator, dir.path(), &format!("{AMQP}{rule}"));
+    let port = emulator.https.port().to_string();
+    let output = run(emulator.sender("dev1").args([
+        "--property",
+        "action=fails",
+        "--wait-outcome=20s",
+        "--https-port",
+        &port,
+    ]));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(5) && text.contains("exit code 7"), "{output:?}");
+}
+
+#[test]
+fn check_says_what_amqp_does_and_what_it_has_not() {
+    let dir = dir();
+    let check = |text: &str, more: &[&str]| {
+        let path = write_config(dir.path(), text);
+        let device = "HostName=h;DeviceId=dev1;SharedAccessKey=AAAA";
+        let mut command = binary();
+        command.arg("check").arg("-c").arg(path).args(more).env("C2D_DEVICE_CONNECTION_STRING", device);
+        let output = run(&mut command);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let fails = rule(dir.path(), "fails", 1, "");
+    let (code, said) =
+        check(&format!("unmatched = \"reject\"\n{AMQP}{fails}"), &["--message", "action=fails"]);
+    assert!(code == Some(0) && said.contains("  on failure  rejected\n") && !said.contains("MQTT"), "{said}");
+    let (_, said) = check(&format!("unmatched = \"reject\"\n{AMQP}{fails}"), &["--message", "action=x"]);
+    assert!(said.contains("the message would be rejected and logged"), "{said}");
+    let (code, said) = check(&format!("{AMQP}{}", rule(dir.path(), "fails", 1, "report = \"twin\"")), &[]);
+    assert!(
+        code == Some(2) && said.contains("over AMQP this agent reports no outcomes in the twin"),
+        "{said}"
+    );
+}
