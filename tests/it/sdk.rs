@@ -1,5 +1,5 @@
 //! Microsoft's Python SDKs, unmodified, on the other side of our emulator: their device receives from `c2d-send` and
-//! uses its twin, their back end sends to our agent.
+//! uses its twin, their back end sends to our agent. And uamqp, the AMQP client below one of them, by itself as a device.
 //!
 //! Must not know: how either SDK works; the programs are in `tests/sdk/`.
 //! The SDKs dial 8883 and 5671 whatever a connection string says, so each test has a loopback address of its own.
@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Agent, Emulator, Process, own_address, skip, wait_for_file};
+use crate::harness::{Agent, Emulator, Process, own_address, run, skip, wait_for_file};
 
 /// The Python of the venv that `scripts/setup.sh` makes, or says that the test is skipped.
 fn python(test: &str) -> Option<PathBuf> {
@@ -290,4 +290,36 @@ fn an_independent_websocket_client_is_upgraded_or_refused_in_words() {
     assert_eq!(frame("text")["close"], 1003);
     assert_eq!(frame("large")["close"], 1009);
     assert_eq!(frame("ping")["answered"], true);
+}
+
+#[test]
+fn another_amqp_client_as_a_device_takes_refuses_and_gives_back_with_the_feedback_of_each() {
+    let Some(python) = python("an AMQP client that is not ours, as a device") else { return };
+    let emulator = Emulator::start();
+    let key = emulator.device_string("dev1");
+    let (_, key) = key.split_once("SharedAccessKey=").expect("a key");
+    let mut device = script(&python, "amqp_device.py");
+    device.args(["localhost", &emulator.amqp.port().to_string(), "dev1"]);
+    let device = Process::spawn(device.env("DEVICE_KEY", key).env("SSL_CERT_FILE", emulator.ca_file()));
+    device.wait_stdout("ready");
+    for (body, code, status) in [
+        ("accept", 0, "Success"),
+        ("reject", 3, "Rejected"),
+        ("release", 3, "DeliveryCountExceeded"),
+        ("end", 0, "Success"),
+    ] {
+        let mut sender = emulator.sender("dev1");
+        let sent = run(sender.args(["--data", body, "--message-id", body, "--wait=20s"]));
+        let told = String::from_utf8_lossy(&sent.stdout).into_owned();
+        assert!(sent.status.code() == Some(code) && told.contains(status), "{body}: {sent:?}");
+    }
+    assert_eq!(device.wait_exit().code(), Some(0));
+    let released = (0..10).map(|count| format!("release {count} release"));
+    let expected: Vec<String> = ["ready", "accept 0 accept", "reject 0 reject"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(released)
+        .chain(["end 0 end".to_owned()])
+        .collect();
+    assert_eq!(device.stdout.all(), expected);
 }

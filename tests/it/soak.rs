@@ -61,7 +61,8 @@ const RULES: &[(&str, Promise, &str)] = &[
 const SECOND_ATTEMPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"";
 const SECOND_ON_ACCEPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"\nsettle = \"on-accept\"";
 
-fn configuration() -> String {
+/// `more` are further keys of each rule.
+fn configuration(more: &str) -> String {
     let mut text =
         "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n".to_owned();
     for (name, _, keys) in RULES {
@@ -73,7 +74,7 @@ fn configuration() -> String {
             work
         };
         text += &format!(
-            "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{keys}\ndo = [ {{ shell = '{step}' }} ]\n"
+            "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{keys}\n{more}\ndo = [ {{ shell = '{step}' }} ]\n"
         );
     }
     text
@@ -81,8 +82,19 @@ fn configuration() -> String {
 
 #[test]
 fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
-    let rounds = Campaign::rounds(100);
-    let mut campaign = Campaign::new(&configuration());
+    endure(&configuration(""), Campaign::rounds(100));
+}
+
+/// What is interrupted is completed, too, so that the oracle is the same: all feedback says `Success`.
+#[cfg(feature = "amqp")]
+#[test]
+fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
+    let transport = "[device]\ntransport = \"amqp\"\n";
+    endure(&format!("{}{transport}", configuration("on_failure = \"complete\"")), Campaign::rounds(50));
+}
+
+fn endure(configuration: &str, rounds: usize) {
+    let mut campaign = Campaign::new(configuration);
     for _ in 0..rounds {
         campaign.flow(20, any_rule);
         campaign.fault();

@@ -32,7 +32,7 @@ pub(crate) fn limit_file_size(process: &Process, bytes: Option<u64>) {
 
 #[test]
 fn while_the_disk_is_full_nothing_is_done_and_nothing_completed_and_afterwards_nothing_is_lost() {
-    let mut campaign = Campaign::new(&configuration());
+    let mut campaign = Campaign::new(&configuration(""));
     for time in 0..TIMES {
         for _ in 0..6 {
             campaign.flow(8, any_rule);

@@ -48,7 +48,8 @@ impl Gateway {
     /// `rest` says otherwise.
     pub(crate) fn new(hub: &Hub, rest: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let proxy = Proxy::to(hub.emulator.mqtt);
+        let over_amqp = rest.contains("transport = \"amqp\"");
+        let proxy = Proxy::to(if over_amqp { hub.emulator.amqp } else { hub.emulator.mqtt });
         let own = hub.emulator.device_string(DEVICE);
         let port = format!(":{}", hub.emulator.mqtt.port());
         let connection_string = own.replace(&port, &format!(":{}", proxy.address.port()));
