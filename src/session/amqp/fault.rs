@@ -129,3 +129,51 @@ fn symbol(condition: &ErrorCondition) -> String {
         ErrorCondition::Custom(symbol) => symbol.as_str().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::failure::Failure;
+
+    /// What a person reads when a hub ends a link with this condition.
+    fn sentence(condition: impl Into<ErrorCondition>) -> String {
+        let error = Error::new(condition, Some("words of the hub".to_owned()), None);
+        let fault = of_error(&error, SystemTime::UNIX_EPOCH);
+        Failure { peer: "hub.example:5671".into(), device_id: "dev1".into(), fault }.to_string()
+    }
+
+    fn custom(symbol: &str) -> ErrorCondition {
+        ErrorCondition::Custom(Symbol::from(symbol))
+    }
+
+    #[test]
+    fn each_condition_of_the_hub_has_its_sentence() {
+        let expected = [
+            (AmqpError::UnauthorizedAccess.into(), "hub.example:5671 refused device dev1: the key"),
+            (AmqpError::NotFound.into(), "has no device dev1 (words of the hub): check the device id"),
+            (
+                LinkError::Stolen.into(),
+                "another program has signed in at hub.example:5671 with the same device id dev1",
+            ),
+            (AmqpError::ResourceLimitExceeded.into(), "is throttling device dev1 or its quota is used up"),
+            (custom("com.microsoft:device-container-throttled"), "is throttling device dev1"),
+            (custom("com.microsoft:iot-hub-suspended"), "is suspended or gone (words of the hub)"),
+            (custom("com.microsoft:timeout"), "(com.microsoft:timeout: words of the hub)"),
+            (AmqpError::InternalError.into(), "(amqp:internal-error: words of the hub)"),
+        ];
+        for (condition, part) in expected {
+            let said = sentence(condition);
+            assert!(said.contains(part), "{said}");
+        }
+    }
+
+    #[test]
+    fn only_a_device_that_is_not_let_in_ends_the_first_attempt() {
+        let refuses = |condition: ErrorCondition| {
+            let fault = of_error(&Error::new(condition, None, None), SystemTime::UNIX_EPOCH);
+            Failure { peer: String::new(), device_id: String::new(), fault }.is_refusal()
+        };
+        assert!(refuses(AmqpError::UnauthorizedAccess.into()) && refuses(AmqpError::NotFound.into()));
+        assert!(!refuses(LinkError::Stolen.into()) && !refuses(custom("com.microsoft:iot-hub-suspended")));
+    }
+}
