@@ -16,6 +16,8 @@ mod back_end;
 #[cfg(feature = "service")]
 mod c2d_feedback;
 #[cfg(feature = "service")]
+mod c2d_purge;
+#[cfg(feature = "service")]
 mod c2d_send;
 mod check;
 #[cfg(all(feature = "emulator", feature = "service"))]
@@ -33,6 +35,8 @@ mod reach;
 mod run;
 mod shown;
 mod status;
+#[cfg(feature = "service")]
+mod transport;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
@@ -84,6 +88,8 @@ enum Command {
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "service")]
     C2dFeedback(c2d_feedback::Args),
+    #[cfg(feature = "service")]
+    C2dPurge(c2d_purge::Args),
     #[cfg(feature = "emulator")]
     Emulator(emulator::Args),
     #[cfg(all(feature = "emulator", feature = "service"))]
@@ -178,6 +184,8 @@ pub fn run() -> ExitCode {
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "service")]
         Command::C2dFeedback(args) => c2d_feedback::run(&args),
+        #[cfg(feature = "service")]
+        Command::C2dPurge(args) => c2d_purge::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(args),
         #[cfg(all(feature = "emulator", feature = "service"))]

@@ -14,7 +14,7 @@
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
 //! | | `systemd` | what the service manager hears: readiness, reloads, the watchdog |
 //! | | `metrics` | figures for a scraper, over HTTP |
-//! | | `service` | the back end: send and read feedback over AMQP 1.0, read twins over HTTPS |
+//! | | `service` | the back end: send and read feedback over AMQP 1.0; twins, feedback and purges over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
 //! | | `websocket` | to the hub over a WebSocket, through a proxy; a WebSocket as a stream of bytes |

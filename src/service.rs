@@ -1,9 +1,9 @@
 //! The back end: one AMQP 1.0 connection to the hub, over TLS or a WebSocket, that sends C2D messages and reads delivery
-//! feedback, and one HTTPS connection that reads twins.
+//! feedback, and one HTTPS connection that reads twins and feedback and purges queues.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
-//! Used by: `cli` (c2d-send, c2d-feedback), the demo.
+//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge), the demo.
 //!
 //! Signing in is SASL PLAIN (wire reference 2.2): the user `{policy}@sas.root.{first label of the host}` and a SAS
 //! token as the password. CBS would cost two links and a round trip more for the same result.
@@ -25,11 +25,13 @@ mod feedback;
 mod https;
 mod refusal;
 mod send;
+mod source;
 
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
 pub use https::{DeviceEvent, HttpsService, Twin};
 pub use refusal::Refusal;
 pub use send::{C2dSender, OutgoingMessage};
+pub use source::{FeedbackSource, FeedbackTransport};
 
 /// The standard port of the hub's REST side.
 pub const HTTPS_PORT: u16 = dial::HTTPS.port;

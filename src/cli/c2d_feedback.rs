@@ -6,6 +6,8 @@
 //!   the hub goes away. `spool` is the file that keeps; `output` is what is printed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,10 +15,11 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{HubArgs, duration};
+use super::back_end::{HubArgs, duration, port};
+use super::transport::Transport;
 use super::{Exit, Failure, tell};
 use crate::credentials::check_device_id;
-use crate::service::ServiceError;
+use crate::service::{HTTPS_PORT, ServiceError};
 
 mod output;
 mod spool;
@@ -40,6 +43,7 @@ use watch::{End, Watch};
   c2d-agent c2d-feedback
   c2d-agent c2d-feedback --spool /var/lib/orders/feedback.ndjson --json
   c2d-agent c2d-feedback --device pi-01 --count 1 --for 60s
+  c2d-agent c2d-feedback --transport https
 
 Exit codes: 0 ended by a signal, by --for, after --count records, or because standard output was closed; 1 an error: the \
 hub cannot be reached at the start, it refuses the policy, or the spool cannot be written; 2 the arguments are wrong, or \
@@ -60,6 +64,18 @@ pub(super) struct Args {
     /// Print one JSON object per line for each record.
     #[arg(long)]
     json: bool,
+    /// How the hub is asked.
+    #[arg(long, value_enum, default_value_t = Transport::Amqp, value_name = "TRANSPORT")]
+    transport: Transport,
+    /// The hub's HTTPS port, for --transport amqp-ws and https.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "C2D_HTTPS_PORT",
+        default_value_t = HTTPS_PORT,
+        value_parser = port
+    )]
+    https_port: u16,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -73,7 +89,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(device) = &args.device {
         check_device_id(device).map_err(Failure::usage)?;
     }
+    let transport = args.transport.of_feedback(args.https_port).map_err(Failure::usage)?;
     super::run::survive_file_size_limit()?;
+    end_at_the_second_signal().context("signals cannot be received")?;
     let spool = args.spool.as_deref().map(Spool::open).transpose().map_err(Failure::usage)?;
     let output = Output::new(args.json, args.device.clone(), spool.is_some());
     super::block_on(async {
@@ -95,7 +113,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                 () = over => End::Time,
             }
         };
-        let mut watch = Watch::new(identity, args.hub.ca_file(), spool, output, args.count);
+        let mut watch = Watch::new(transport, identity, args.hub.ca_file(), spool, output, args.count);
         let result = watch.run(end).await;
         watch.output().last_words();
         match result {
@@ -107,4 +125,16 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             Err(error) => Err(error.into()),
         }
     })
+}
+
+/// The first signal ends the watch in good order; where that cannot be, because nobody reads standard output or the disk
+/// hangs, a second one ends the process.
+fn end_at_the_second_signal() -> std::io::Result<()> {
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal finds the flag as it was.
+        signal_hook::flag::register_conditional_shutdown(signal, Exit::Error as i32, Arc::clone(&asked))?;
+        signal_hook::flag::register(signal, Arc::clone(&asked))?;
+    }
+    Ok(())
 }

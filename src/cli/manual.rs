@@ -41,7 +41,7 @@ Where inbox and status reach the running agent.
 The device connection string, in place of [device].
 .TP
 .B C2D_SERVICE_CONNECTION_STRING
-The service connection string of c2d\-send and c2d\-feedback.
+The service connection string of c2d\-send, c2d\-feedback and c2d\-purge.
 .TP
 .B C2D_CA_FILE
 A PEM file with a private root to trust beside those of the system.

@@ -8,7 +8,7 @@
 //! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
-//! - `device` is what a device does; `twins` and `events` are for back ends.
+//! - `device` is what a device does; `twins`, `events`, `feedback` and `purge` are for back ends.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
 use std::convert::Infallible;
@@ -35,8 +35,10 @@ use super::tls::peer_thumbprint;
 mod call;
 mod device;
 mod events;
+mod feedback;
 mod overview;
 mod page;
+mod purge;
 mod reply;
 mod routes;
 mod twins;

@@ -23,6 +23,7 @@ use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
 mod events;
 mod feedback;
 mod polling;
+mod purge;
 mod queue;
 mod session;
 mod snapshot;

@@ -42,7 +42,16 @@ pub struct FeedbackBatch {
     pub enqueued: Option<SystemTime>,
     /// Its records, of any message of any sender of this hub.
     pub records: Vec<FeedbackRecord>,
-    delivery: DeliveryInfo,
+    pub(super) receipt: Receipt,
+}
+
+/// What completes a batch.
+#[derive(Debug)]
+pub(super) enum Receipt {
+    /// On the link that it came on.
+    Amqp(DeliveryInfo),
+    /// Its lock token.
+    Https(String),
 }
 
 impl FeedbackReceiver {
@@ -86,7 +95,9 @@ impl FeedbackReceiver {
             _ => Vec::new(),
         };
         match decode_batch(&body) {
-            Ok(records) => Ok(FeedbackBatch { id: batch_id(&body), enqueued, records, delivery }),
+            Ok(records) => {
+                Ok(FeedbackBatch { id: batch_id(&body), enqueued, records, receipt: Receipt::Amqp(delivery) })
+            }
             Err(error) => {
                 let released = self.link.release(delivery).await;
                 released.map_err(|error| ServiceError::Lost(error.to_string()))?;
@@ -100,8 +111,11 @@ impl FeedbackReceiver {
     /// # Errors
     /// When the link or connection is lost; the batch then comes again.
     pub async fn complete(&mut self, batch: FeedbackBatch) -> Result<(), ServiceError> {
+        let Receipt::Amqp(delivery) = batch.receipt else {
+            return Err(ServiceError::Lost("the batch came over another connection".into()));
+        };
         let completed = async {
-            let accepted = self.link.accept(batch.delivery).await;
+            let accepted = self.link.accept(delivery).await;
             accepted.map_err(|error| ServiceError::Lost(error.to_string()))
         };
         answered("the feedback link", completed).await

@@ -1,8 +1,9 @@
-//! The hub's REST side: reads twins, and from the emulator the messages of a device.
+//! The hub's REST side: reads twins and feedback, purges queues, and reads from the emulator the messages of a device.
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
-//! Used by: `cli::c2d_send`.
+//! Used by: `cli` (c2d-send, c2d-purge), and `service::source` for c2d-feedback.
 //!
+//! - `feedback` has what back ends do about messages.
 //! - `answer` decides what an answer means and words what is wrong with it.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, SERVER, USER_AGENT};
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::http::response::Parts;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -27,6 +29,7 @@ use super::dial;
 use crate::credentials::{HostPort, ServiceConnectionString};
 
 mod answer;
+mod feedback;
 
 /// Of the service's REST interface. Source: wire reference 3.
 const API_VERSION: &str = "2021-04-12";
@@ -130,7 +133,7 @@ impl HttpsService {
     pub async fn twin(&mut self, device_id: &str) -> Result<Twin, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/twins/{device}?api-version={API_VERSION}");
-        let (body, of_emulator) = self.get(&path, device_id, MAX_TWIN).await?;
+        let (body, of_emulator) = self.json(Method::GET, &path, device_id, MAX_TWIN).await?;
         match body.get("properties").and_then(|properties| properties.get("reported")) {
             Some(reported) => Ok(Twin { reported: reported.clone(), of_emulator }),
             None => Err(answer::no_hub(&self.host, "a twin without reported properties")),
@@ -152,29 +155,57 @@ impl HttpsService {
     ) -> Result<Vec<DeviceEvent>, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/emulator/devices/{device}/events?after={after}");
-        let (body, _) = self.get(&path, device_id, MAX_EVENTS).await?;
+        let (body, _) = self.json(Method::GET, &path, device_id, MAX_EVENTS).await?;
         let events = Vec::<WireEvent>::deserialize(body).ok();
         let events: Option<Vec<_>> =
             events.and_then(|events| events.into_iter().map(WireEvent::read).collect());
         events.ok_or_else(|| answer::no_hub(&self.host, "a list of messages that cannot be read"))
     }
 
-    /// The JSON at `path`, and whether the emulator sent it.
-    async fn get(
+    /// The JSON that answers with status 200, and whether the emulator sent it.
+    async fn json(
         &mut self,
+        method: Method,
         path: &str,
         device_id: &str,
         limit: usize,
     ) -> Result<(Value, bool), ServiceError> {
+        let (head, body) = self.exchange(method, path, limit).await?;
+        let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
+        let of_emulator = head.headers.get(SERVER).is_some_and(is_emulator);
+        match head.status {
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map(|body| (body, of_emulator))
+                .map_err(|_| answer::no_hub(&self.host, "status 200 without JSON")),
+            status => Err(self.refusal(status, &body, device_id)),
+        }
+    }
+
+    /// What an answer says that is not the wanted one.
+    fn refusal(&self, status: StatusCode, body: &[u8], device_id: &str) -> ServiceError {
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let remedy = super::failure::remedy((self.clock)());
+                answer::not_authorised(&self.host, &self.policy, &remedy)
+            }
+            status => answer::of_status(&self.host, status, body, device_id),
+        }
+    }
+
+    /// One request and its whole answer, whatever its status.
+    async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        limit: usize,
+    ) -> Result<(Parts, Bytes), ServiceError> {
         let host = self.host.clone();
         let exchange = async {
-            let response = self.send(path).await?;
+            let response = self.send(method, path).await?;
             let (head, body) = response.into_parts();
-            let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
-            let of_emulator = head.headers.get(SERVER).is_some_and(is_emulator);
             let body = Limited::new(body, limit).collect().await;
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();
-            Ok((head.status, body, of_emulator))
+            Ok((head, body))
         };
         let late = || ServiceError::Unreachable(answer::late(&host, ANSWER_TIMEOUT));
         let exchanged = match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
@@ -182,24 +213,14 @@ impl HttpsService {
             Err(_) => Err(late()),
         };
         // Whatever is left of an answer that went wrong must not be taken for the next one.
-        let (status, body, of_emulator) = exchanged.inspect_err(|_| self.hang_up())?;
-        match status {
-            StatusCode::OK => serde_json::from_slice(&body)
-                .map(|body| (body, of_emulator))
-                .map_err(|_| answer::no_hub(&self.host, "status 200 without JSON")),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let remedy = super::failure::remedy((self.clock)());
-                Err(answer::not_authorised(&self.host, &self.policy, &remedy))
-            }
-            status => Err(answer::of_status(&self.host, status, &body, device_id)),
-        }
+        exchanged.inspect_err(|_| self.hang_up())
     }
 
     /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried.
-    async fn send(&mut self, path: &str) -> Result<Response<Incoming>, ServiceError> {
+    async fn send(&mut self, method: Method, path: &str) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
-                Ok(()) => kept.send_request(self.request(path)?).await,
+                Ok(()) => kept.send_request(self.request(&method, path)?).await,
                 Err(error) => Err(error),
             };
             match sent {
@@ -211,7 +232,7 @@ impl HttpsService {
             }
         }
         let mut opened = self.open().await?;
-        let sent = opened.send_request(self.request(path)?).await;
+        let sent = opened.send_request(self.request(&method, path)?).await;
         let response = sent.map_err(|error| answer::of_exchange(&self.host, &error))?;
         self.connection = Some(opened);
         Ok(response)
@@ -238,9 +259,11 @@ impl HttpsService {
         self.driver = JoinSet::new();
     }
 
-    fn request(&self, path: &str) -> Result<Request<Empty<Bytes>>, ServiceError> {
+    fn request(&self, method: &Method, path: &str) -> Result<Request<Empty<Bytes>>, ServiceError> {
         let port = self.host.port.filter(|port| *port != dial::HTTPS.port);
-        Request::get(path)
+        Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, HostPort { port, ..self.host.clone() }.to_string())
             .header(AUTHORIZATION, &self.authorization)
             .header(ACCEPT, "application/json")

@@ -76,7 +76,7 @@ fn every_record_is_printed_in_aligned_lines_and_consumed() {
     deliver(&running, &[("dev1", "m-1"), ("dev2", "m-2")]);
     process.stdout.wait_for("m-2");
     running.hub.with(|hub, now| {
-        let expired = now + Duration::from_secs(1);
+        let expiry = now + Duration::from_millis(300);
         let mut message = c2d_agent::message::C2dMessage::default();
         message.system.set(c2d_agent::message::MESSAGE_ID, "m-3");
         let ack = c2d_agent::feedback::DeliveryAck::Full;
@@ -84,10 +84,9 @@ fn every_record_is_printed_in_aligned_lines_and_consumed() {
             device_id: "dev1".to_owned(),
             message,
             ack,
-            expiry: Some(expired),
+            expiry: Some(expiry),
         };
         hub.enqueue(queued, now).expect("room");
-        hub.tick(expired);
     });
     assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
     let printed = process.stdout.all();
@@ -285,6 +284,133 @@ fn two_watchers_share_the_stream_and_each_record_goes_to_one() {
     let lines: Vec<Value> = printed.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(printed.len(), all.len(), "none twice");
     assert_eq!(ids(&lines).into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), all);
+}
+
+#[test]
+fn over_https_each_record_is_read_once_and_a_hub_that_goes_away_is_waited_for() {
+    let running = Running::start();
+    let proxy = Proxy::to(running.https);
+    let port = proxy.address.port().to_string();
+    let spool = running.file("spool");
+    let spooled = spool.to_str().expect("UTF-8");
+    let arguments = ["--transport", "https", "--https-port", &port, "--spool", spooled, "--count", "4"];
+    deliver(&running, &[("dev1", "m-1")]);
+    let process = Process::spawn(&mut command(&running, &arguments));
+    process.stdout.wait_for("m-1");
+    deliver(&running, &[("dev1", "m-2"), ("dev2", "m-3")]);
+    process.stdout.wait_for("m-3");
+    // Completed as well: otherwise its lock would hold for a minute.
+    let end = Instant::now() + DEADLINE;
+    while running.hub.with(|hub, _| hub.feedback().count()) > 0 {
+        assert!(Instant::now() < end, "the batch is not completed");
+        std::thread::park_timeout(Duration::from_millis(5)); // no event of the hub tells this: poll
+    }
+    proxy.set_open(false);
+    proxy.cut();
+    process.stderr.wait_for("trying again in ");
+    proxy.set_open(true);
+    process.stderr.wait_for("connected again");
+    deliver(&running, &[("dev1", "m-4")]);
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    assert_eq!(process.stdout.all().len(), 4);
+    let kept = lines(&spool, 4);
+    assert_eq!(ids(&kept), ["m-1", "m-2", "m-3", "m-4"]);
+    assert!(kept.iter().all(|line| line["batch_enqueued_time_utc"].is_string()), "{kept:#?}");
+    let over_amqp = run(&mut command(&running, &["--for", "500ms"]));
+    assert!(over_amqp.stdout.is_empty(), "all is consumed: {over_amqp:?}");
+}
+
+#[test]
+fn a_batch_that_comes_again_over_https_is_the_one_that_was_read_over_amqp() {
+    let running = Running::start();
+    let (amqp, https) = (running.file("amqp"), running.file("https"));
+    let (_unread, mut full) = std::io::pipe().expect("a pipe");
+    full.write_all(&[b' '; 64 * 1024]).expect("a pipe holds 64 KiB");
+    let mut watcher = command(&running, &["--spool", amqp.to_str().expect("UTF-8")]);
+    let mut watcher =
+        watcher.stdin(Stdio::null()).stdout(full).stderr(Stdio::null()).spawn().expect("started");
+    deliver(&running, &[("dev1", "m-1")]);
+    let first = lines(&amqp, 1);
+    watcher.kill().expect("killed");
+    watcher.wait().expect("reaped");
+    let port = running.https.port().to_string();
+    let spool = https.to_str().expect("UTF-8");
+    let arguments = ["--transport", "https", "--https-port", &port, "--spool", spool, "--count", "1"];
+    let output = run(&mut command(&running, &arguments));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    // HTTPS tells the time of the batch more finely.
+    let same = |line: &Value| ["batch", "record", "message_id"].map(|key| line[key].clone());
+    assert_eq!(same(&lines(&https, 1)[0]), same(&first[0]));
+}
+
+#[test]
+fn watchers_killed_at_any_instant_lose_nothing_of_a_stream() {
+    let running = Running::start();
+    let spool = running.file("spool");
+    let arguments = ["--spool", spool.to_str().expect("UTF-8")];
+    let mut sent = BTreeSet::new();
+    for round in 0..8 {
+        let process = Process::spawn(&mut command(&running, &arguments));
+        process.stderr.wait_for(WATCHING);
+        for n in 0..20 {
+            let id = format!("m-{round}-{n}");
+            deliver(&running, &[("dev1", &id)]);
+            sent.insert(id);
+            // Somewhere between reading, writing, printing and completing.
+            if n == 10 + round {
+                std::thread::park_timeout(Duration::from_millis(7 * round));
+                process.kill();
+            }
+        }
+    }
+    let last = Process::spawn(&mut command(&running, &arguments));
+    let end = Instant::now() + DEADLINE;
+    while running.hub.with(|hub, _| hub.feedback().count()) > 0 {
+        assert!(Instant::now() < end, "feedback is left:\n{}", last.stderr.text());
+        std::thread::park_timeout(Duration::from_millis(5)); // no event of the hub tells this: poll
+    }
+    assert_eq!(last.terminate(), Some(0));
+    let kept = lines(&spool, sent.len());
+    let known: BTreeSet<_> =
+        kept.iter().map(|line| (line["batch"].to_string(), line["record"].to_string())).collect();
+    assert_eq!(known.len(), sent.len(), "what came twice has the same batch and number");
+    assert_eq!(ids(&kept).into_iter().map(str::to_owned).collect::<BTreeSet<_>>(), sent);
+}
+
+#[test]
+fn a_second_signal_ends_one_that_cannot_print() {
+    let running = Running::start();
+    let spool = running.file("spool");
+    let (_unread, mut full) = std::io::pipe().expect("a pipe");
+    full.write_all(&[b' '; 64 * 1024]).expect("a pipe holds 64 KiB");
+    let mut watcher = command(&running, &["--spool", spool.to_str().expect("UTF-8")]);
+    let mut watcher =
+        watcher.stdin(Stdio::null()).stdout(full).stderr(Stdio::null()).spawn().expect("started");
+    deliver(&running, &[("dev1", "m-1")]);
+    lines(&spool, 1);
+    let pid = rustix::process::Pid::from_child(&watcher);
+    let end = Instant::now() + DEADLINE;
+    let code = loop {
+        rustix::process::kill_process(pid, Signal::INT).expect("it is there");
+        if let Some(status) = watcher.try_wait().expect("a status") {
+            break status.code();
+        }
+        assert!(Instant::now() < end, "signals do not end it");
+        std::thread::park_timeout(Duration::from_millis(5)); // two signals that come together are one: again
+    };
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn over_a_websocket_it_waits_as_over_amqp() {
+    let running = Running::start();
+    let port = running.https.port().to_string();
+    let arguments = ["--transport", "amqp-ws", "--https-port", &port, "--count", "1"];
+    let process = Process::spawn(&mut command(&running, &arguments));
+    process.stderr.wait_for(WATCHING);
+    deliver(&running, &[("dev1", "m-1")]);
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    assert_eq!(process.stdout.count("m-1"), 1);
 }
 
 #[test]

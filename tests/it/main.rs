@@ -11,6 +11,8 @@ mod bad_input;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_feedback;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod c2d_purge;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send_outcome;

@@ -30,7 +30,7 @@ pub(super) struct Output {
     keeps: bool,
     device_width: usize,
     printed: u64,
-    /// Records of other devices that the hub has forgotten.
+    /// Records of other devices that are consumed.
     consumed: u64,
     open: bool,
 }
@@ -107,14 +107,10 @@ impl Output {
         Ok(())
     }
 
-    /// How many records of a batch are not printed.
-    pub(super) fn others(&self, batch: &FeedbackBatch) -> u64 {
-        batch.records.iter().filter(|record| !self.wants(record)).count() as u64
-    }
-
-    /// Counts records that were not printed and are gone from the hub.
-    pub(super) fn consumed(&mut self, others: u64) {
-        self.consumed = self.consumed.saturating_add(others);
+    /// Counts the records of a batch that were not printed, and that the hub forgets.
+    pub(super) fn consumed(&mut self, batch: &FeedbackBatch) {
+        let others = batch.records.iter().filter(|record| !self.wants(record)).count();
+        self.consumed = self.consumed.saturating_add(others as u64);
     }
 
     /// How many records were printed.

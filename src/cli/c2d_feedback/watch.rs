@@ -10,7 +10,7 @@ use super::output::Output;
 use super::spool::Spool;
 use crate::cli::{sentence, tell};
 use crate::credentials::ServiceConnectionString;
-use crate::service::{FeedbackBatch, FeedbackReceiver, Service, ServiceError, TOKEN_LIFETIME};
+use crate::service::{FeedbackBatch, FeedbackSource, FeedbackTransport, ServiceError, TOKEN_LIFETIME};
 
 /// A connection is made anew, between two batches, before its token expires.
 const RENEW_AFTER: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 6 * 5);
@@ -43,30 +43,27 @@ enum Read {
 
 /// The watcher.
 pub(super) struct Watch {
+    transport: FeedbackTransport,
     identity: ServiceConnectionString,
     ca_file: Option<PathBuf>,
     spool: Option<Spool>,
     output: Output,
     count: Option<u64>,
-    /// The batch that is printed and kept, and was not completed: when it comes again, completing is all there is to do.
-    uncompleted: Option<String>,
-}
-
-/// A connection and its feedback link.
-struct Link {
-    service: Service,
-    receiver: FeedbackReceiver,
+    /// The last batch that was printed and kept. The hub may not have heard that it was completed: when it comes again,
+    /// completing is all there is to do.
+    last: Option<String>,
 }
 
 impl Watch {
     pub(super) fn new(
+        transport: FeedbackTransport,
         identity: ServiceConnectionString,
         ca_file: Option<PathBuf>,
         spool: Option<Spool>,
         output: Output,
         count: Option<u64>,
     ) -> Self {
-        Self { identity, ca_file, spool, output, count, uncompleted: None }
+        Self { transport, identity, ca_file, spool, output, count, last: None }
     }
 
     pub(super) fn output(&self) -> &Output {
@@ -89,7 +86,7 @@ impl Watch {
                 opened = self.open() => opened,
             };
             let error = match opened {
-                Ok(mut link) => {
+                Ok(mut source) => {
                     match (is_first, is_lost) {
                         (true, _) => tell(format_args!("watching the feedback of {}", self.identity.host)),
                         (false, true) => tell("connected again"),
@@ -97,13 +94,13 @@ impl Watch {
                     }
                     (is_first, is_lost) = (false, false);
                     let since = Instant::now();
-                    let read = self.read(&mut link, end.as_mut()).await;
+                    let read = self.read(&mut source, end.as_mut()).await;
                     if since.elapsed() >= STABLE {
                         delay = FIRST_DELAY;
                     }
                     match read {
                         Ok(read) => {
-                            link.service.close().await;
+                            source.close().await;
                             match read {
                                 Read::Ended(end) => return Ok(end),
                                 Read::Renew => continue,
@@ -129,17 +126,14 @@ impl Watch {
         }
     }
 
-    async fn open(&self) -> Result<Link, ServiceError> {
+    async fn open(&self) -> Result<FeedbackSource, ServiceError> {
         let ca_file = self.ca_file.as_deref();
-        let mut service =
-            Service::connect(&self.identity, ca_file, TOKEN_LIFETIME, SystemTime::now()).await?;
-        let receiver = service.feedback_receiver().await?;
-        Ok(Link { service, receiver })
+        FeedbackSource::open(&self.transport, &self.identity, ca_file, SystemTime::now).await
     }
 
     async fn read(
         &mut self,
-        link: &mut Link,
+        source: &mut FeedbackSource,
         mut end: Pin<&mut impl Future<Output = End>>,
     ) -> anyhow::Result<Read> {
         let mut renewal = std::pin::pin!(tokio::time::sleep(RENEW_AFTER));
@@ -148,19 +142,18 @@ impl Watch {
                 biased;
                 end = end.as_mut() => return Ok(Read::Ended(end)),
                 () = renewal.as_mut() => return Ok(Read::Renew),
-                batch = link.receiver.next() => batch?,
+                batch = source.next() => batch?,
             };
-            if self.uncompleted.as_ref() != Some(&batch.id) {
+            let is_new = self.last.as_ref() != Some(&batch.id);
+            if is_new {
                 self.keep_and_print(&batch).await?;
                 if !self.output.is_open() && self.spool.is_none() {
                     return Ok(Read::Ended(End::ReaderGone));
                 }
-                self.uncompleted = Some(batch.id.clone());
+                self.output.consumed(&batch);
+                self.last = Some(batch.id.clone());
             }
-            let others = self.output.others(&batch);
-            link.receiver.complete(batch).await?;
-            self.uncompleted = None;
-            self.output.consumed(others);
+            source.complete(batch).await?;
             if !self.output.is_open() {
                 return Ok(Read::Ended(End::ReaderGone));
             }

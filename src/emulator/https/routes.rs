@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, page, twins};
+use super::{device, events, feedback, page, purge, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -27,6 +27,10 @@ enum Route {
     CompleteOrReject,
     Abandon,
     SendEvent,
+    Purge,
+    ReceiveFeedback,
+    CompleteFeedback,
+    AbandonFeedback,
     GetTwin,
     ShowEvents,
     /// A file of the page: for everybody, because it has no data.
@@ -48,6 +52,14 @@ fn find(method: &Method, words: &[&str]) -> Route {
         (_, ["devices", _, "messages", "devicebound", _, "abandon"]) => Route::Other("POST"),
         ("POST", ["devices", _, "messages", "events"]) => Route::SendEvent,
         (_, ["devices", _, "messages", "events"]) => Route::Other("POST"),
+        ("DELETE", ["devices", _, "commands"]) => Route::Purge,
+        (_, ["devices", _, "commands"]) => Route::Other("DELETE"),
+        ("GET", ["messages", "servicebound", "feedback"]) => Route::ReceiveFeedback,
+        (_, ["messages", "servicebound", "feedback"]) => Route::Other("GET"),
+        ("DELETE", ["messages", "servicebound", "feedback", _]) => Route::CompleteFeedback,
+        (_, ["messages", "servicebound", "feedback", _]) => Route::Other("DELETE"),
+        ("POST", ["messages", "servicebound", "feedback", _, "abandon"]) => Route::AbandonFeedback,
+        (_, ["messages", "servicebound", "feedback", _, "abandon"]) => Route::Other("POST"),
         ("GET", ["twins", _]) => Route::GetTwin,
         (_, ["twins", _]) => Route::Other("GET"),
         ("GET", [""]) => Route::File(page::index),
@@ -71,6 +83,10 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
         Route::CompleteOrReject => device::complete_or_reject(call),
         Route::Abandon => device::abandon(call),
         Route::SendEvent => device::send_event(call).await,
+        Route::Purge => purge::purge(call),
+        Route::ReceiveFeedback => feedback::receive(call),
+        Route::CompleteFeedback => feedback::complete(call),
+        Route::AbandonFeedback => feedback::abandon(call),
         Route::GetTwin => twins::get(call),
         Route::File(file) => Ok(file()),
         Route::Overview => page::overview(call).await,

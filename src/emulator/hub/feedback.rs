@@ -25,6 +25,18 @@ const MAX_WAITING: usize = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FeedbackLock(pub(super) u64);
 
+impl FeedbackLock {
+    /// The lock as a number, for those who must hand it out.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The lock of that number, held or not.
+    pub fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// One feedback message: what a receiver gets as one delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedbackBatch {

@@ -191,6 +191,14 @@ impl DeviceQueue {
         Ok(Finished { message: entry.message, ack: entry.ack })
     }
 
+    /// Takes out everything that is not locked.
+    pub(super) fn take_waiting(&mut self) -> Vec<Finished> {
+        let (kept, waiting): (VecDeque<_>, VecDeque<_>) =
+            self.0.drain(..).partition(|entry| entry.locked.is_some());
+        self.0 = kept;
+        waiting.into_iter().map(|Entry { message, ack, .. }| Finished { message, ack }).collect()
+    }
+
     /// Gives a locked message back; answers with it when that was once too often.
     pub(super) fn abandon(&mut self, lock: Lock) -> Result<Option<Finished>, LockLost> {
         let at = self.position(lock).ok_or(LockLost)?;
