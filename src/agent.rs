@@ -436,6 +436,7 @@ fn session_settings(config: &Config, clock: fn() -> SystemTime) -> session::Sett
         transport: config.transport,
         ca_file: config.ca_file.clone(),
         token_lifetime: config.token_lifetime,
+        route: config.route.clone(),
         clock,
         twin: reports_in_twin(config),
     }

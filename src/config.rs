@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::credentials::{DeviceIdentity, Transport};
+use crate::credentials::{DeviceIdentity, Route, Transport};
 use crate::rules::{Reports, Rules, Unmatched};
 
 use report::Place;
@@ -32,6 +32,7 @@ mod settings;
 mod sources;
 mod steps;
 mod table;
+mod transport;
 
 pub use report::Report;
 pub(crate) use report::counted;
@@ -51,6 +52,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// What is spoken with the hub.
     pub transport: Transport,
+    /// The way to the hub.
+    pub route: Route,
     /// The pins.
     pub gpio: GpioSettings,
     /// The rules.
@@ -86,6 +89,8 @@ pub struct Inspection {
     pub token_lifetime: Duration,
     /// What is spoken with the hub.
     pub transport: Transport,
+    /// The way to the hub.
+    pub route: Route,
     /// The pins that have no problem.
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
@@ -107,7 +112,8 @@ pub struct Inspection {
 }
 
 /// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
-/// `C2D_DEVICE_CONNECTION_STRING` names the device when the files do not, and `C2D_CA_FILE` goes before `ca_file`.
+/// `C2D_DEVICE_CONNECTION_STRING` names the device when the files do not, and `C2D_CA_FILE` goes before `ca_file`;
+/// with `transport`, `C2D_HTTPS_PORT`, `HTTPS_PROXY` and `NO_PROXY` count.
 ///
 /// # Errors
 /// All problems at once.
@@ -178,6 +184,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
         transport: device.transport,
+        route: device.route,
         gpio,
         rules,
         inbox,
@@ -203,6 +210,7 @@ impl Inspection {
                 ca_file: self.ca_file,
                 token_lifetime: self.token_lifetime,
                 transport: self.transport,
+                route: self.route,
                 gpio: self.gpio,
                 rules,
                 inbox,
@@ -225,6 +233,7 @@ impl Inspection {
             ca_file: None,
             token_lifetime: device::DEFAULT_TOKEN_LIFETIME,
             transport: Transport::default(),
+            route: Route::default(),
             gpio: GpioSettings::default(),
             rules: None,
             inbox: None,

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 mod connection_string;
 mod proxy;
+mod route;
 mod sas;
 
 pub use connection_string::{
@@ -16,6 +17,7 @@ pub use connection_string::{
     check_device_id,
 };
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
+pub use route::{Over, Route};
 pub use sas::{SasError, SasToken, SharedAccessKey};
 
 /// A device's complete identity: what the session needs to sign in.

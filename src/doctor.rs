@@ -104,6 +104,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
         ca_file: inspection.ca_file.as_deref(),
         token_lifetime: inspection.token_lifetime,
         transport: inspection.transport,
+        route: &inspection.route,
         offline,
         https_port,
         clock,

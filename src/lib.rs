@@ -65,6 +65,9 @@ pub mod service;
 mod session;
 mod systemd;
 pub mod tls;
+#[cfg(not(feature = "websocket"))]
+#[path = "websocket/absent.rs"]
+mod websocket;
 #[cfg(feature = "websocket")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod websocket;

@@ -1,6 +1,7 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT or AMQP, receiving and settling C2D messages, publishing D2C messages and patches of the twin,
+//! Owns: signing in over MQTT (also over a WebSocket, `bridge.rs`) or AMQP, receiving and settling C2D messages, publishing
+//! D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
 //!
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::credentials::{DeviceAuth, DeviceIdentity, Transport};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Route, Transport};
 use crate::message::Properties;
 use crate::tls::{self, ClientCertificate, TlsError};
 
@@ -30,6 +31,7 @@ mod amqp;
 #[path = "session/no_amqp.rs"]
 mod amqp;
 mod backoff;
+mod bridge;
 mod connection;
 mod delivery;
 mod failure;
@@ -86,6 +88,8 @@ pub(crate) struct Settings {
     pub(crate) ca_file: Option<PathBuf>,
     /// How long the tokens made from a key are good; they are renewed at 80 % of it.
     pub(crate) token_lifetime: Duration,
+    /// The way there.
+    pub(crate) route: Route,
     /// Where the time comes from.
     pub(crate) clock: fn() -> SystemTime,
     /// Whether to subscribe to the answers to patches of the twin.
@@ -291,6 +295,7 @@ impl Terms {
             || ours.transport != theirs.transport
             || ours.ca_file != theirs.ca_file
             || ours.token_lifetime != theirs.token_lifetime
+            || ours.route != theirs.route
             || ours.twin != theirs.twin
     }
 }

@@ -1,7 +1,7 @@
 //! A WebSocket as a stream of bytes: what MQTT and AMQP are carried in where only port 443 is open.
 //!
 //! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: MQTT, AMQP.
-//! Used by: `service`; the byte stream alone by `emulator`.
+//! Used by: `session`, `service`; the byte stream alone by `emulator`.
 //!
 //! - `dial` gets to the hub, through TCP or a `tunnel`, TLS and the upgrade.
 //!

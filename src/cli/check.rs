@@ -13,7 +13,7 @@ use bytes::Bytes;
 use humantime::format_duration;
 
 use crate::config::{self, GpioSettings, Inspection, Line, counted};
-use crate::credentials::Transport;
+use crate::credentials::{Over, Transport};
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
 
@@ -101,7 +101,11 @@ fn verdict(inspection: &Inspection) -> String {
         .identity
         .as_ref()
         .map_or(String::new(), |identity| format!(", device {} on hub {}", identity.device_id, identity.hub));
-    format!("configuration is valid: {rules}, {pins}{device}")
+    let way = match inspection.route.over {
+        Over::Tls => String::new(),
+        Over::WebSocket | Over::Either => format!(", MQTT {}", inspection.route),
+    };
+    format!("configuration is valid: {rules}, {pins}{device}{way}")
 }
 
 /// Which words of the configuration the transport cannot follow.

@@ -10,14 +10,15 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use crate::credentials::{
-    CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Transport,
-    check_device_id,
+    CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Route,
+    Transport, check_device_id,
 };
 use crate::tls::{self, ClientCertificate};
 
 use super::files;
 use super::report::{Place, Report, holds_a_secret};
 use super::table::{Field, Table, shown};
+use super::transport;
 
 /// Names the directory in which systemd puts what the unit loads with `LoadCredential=`. Source: systemd.exec(5).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
@@ -43,6 +44,7 @@ pub(super) struct Device {
     pub(super) transport: Transport,
     /// Where that is said, when it is.
     pub(super) transport_place: Option<std::ops::Range<usize>>,
+    pub(super) route: Route,
 }
 
 /// Where files are looked for.
@@ -105,13 +107,14 @@ pub(super) fn read(
     let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
     let mut token_lifetime = DEFAULT_TOKEN_LIFETIME;
     let (mut transport, mut transport_place) = (Transport::default(), None);
+    let mut route = Route::default();
     let mut fields = None;
     if let Some(mut table) = field.and_then(|field| field.table("[device]", report)) {
         if let Some(field) = table.take("token_lifetime") {
             token_lifetime = field.duration(TOKEN_LIFETIME, report).unwrap_or(token_lifetime);
         }
         if let Some(field) = table.take("transport") {
-            transport = read_transport(&field, report);
+            (transport, route) = transport::read(&field, env, report);
             transport_place = Some(field.value.place);
         }
         if let Some(field) = table.take("ca_file") {
@@ -147,17 +150,7 @@ pub(super) fn read(
         },
     };
     let ca_file = ca_file.map(|(path, _)| path);
-    Device { identity, secret_file, ca_file, token_lifetime, transport, transport_place }
-}
-
-fn read_transport(field: &Field<'_>, report: &mut Report) -> Transport {
-    let transport = field.word(&[("mqtt", Transport::Mqtt), ("amqp", Transport::Amqp)], report);
-    let transport = transport.unwrap_or_default();
-    if transport == Transport::Amqp && !cfg!(feature = "amqp") {
-        let message = "this program is built without AMQP: use transport = \"mqtt\", or a build with the Cargo feature amqp";
-        report.problem(field.value.place.clone(), message);
-    }
-    transport
+    Device { identity, secret_file, ca_file, token_lifetime, transport, transport_place, route }
 }
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {

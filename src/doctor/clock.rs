@@ -128,7 +128,7 @@ fn rounded(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::{DeviceIdentity, HostPort, SharedAccessKey};
+    use crate::credentials::{DeviceIdentity, HostPort, Route, SharedAccessKey};
     use crate::doctor::Standing;
 
     const NOW: u64 = 1_795_480_224; // 2026-11-24T00:30:24Z
@@ -157,11 +157,13 @@ mod tests {
             gateway: None,
             auth: DeviceAuth::Key(SharedAccessKey::from_bytes(*b"key")),
         };
+        let route = Route::default();
         let subject = Subject {
             identity: Some(&identity),
             ca_file: None,
             token_lifetime: Duration::from_secs(3600),
             transport: crate::credentials::Transport::Mqtt,
+            route: &route,
             offline: false,
             https_port: 443,
             clock: || at(NOW),

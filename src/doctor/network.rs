@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::server::Handshake;
 use super::{CHECK_LIMIT, Check, Finding, clock, server};
-use crate::credentials::{DeviceIdentity, Transport};
+use crate::credentials::{DeviceIdentity, Over, Proxy, Route, Transport};
 use crate::session::standard_port;
 
 /// Most addresses of one host that are looked at.
@@ -26,6 +26,7 @@ pub(super) struct Subject<'c> {
     pub(super) ca_file: Option<&'c Path>,
     pub(super) token_lifetime: Duration,
     pub(super) transport: Transport,
+    pub(super) route: &'c Route,
     pub(super) offline: bool,
     pub(super) https_port: u16,
     pub(super) clock: fn() -> SystemTime,
@@ -34,7 +35,19 @@ pub(super) struct Subject<'c> {
 impl Subject<'_> {
     /// Where the agent connects.
     pub(super) fn mqtt_port(&self) -> u16 {
-        self.identity.and_then(|identity| identity.dialled().port).unwrap_or(standard_port(self.transport))
+        match self.route.over {
+            Over::WebSocket => self.route.https_port,
+            Over::Tls | Over::Either => {
+                let own = self.identity.and_then(|identity| identity.dialled().port);
+                own.unwrap_or(standard_port(self.transport))
+            }
+        }
+    }
+
+    /// The proxy through which the agent connects.
+    fn proxy(&self, host: &str) -> Option<&Proxy> {
+        let Route { over, https_port, proxies } = self.route;
+        proxies.on_the_way_to(host, *https_port).filter(|_| *over == Over::WebSocket)
     }
 }
 
@@ -49,6 +62,11 @@ pub(super) async fn examine(subject: &Subject<'_>, tell: &mut impl FnMut(Finding
     if let Some(reason) = why_not {
         skip(subject, Check::NameLookup, reason, tell);
         return false;
+    }
+    if let Some(proxy) = subject.proxy(host) {
+        let reason = format!("the way to the hub leads through the proxy {proxy}: see the sign-in");
+        skip(subject, Check::NameLookup, &reason, tell);
+        return true;
     }
     let addresses = match look_up(host).await {
         Ok((finding, addresses)) => {

@@ -32,6 +32,7 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
         transport: subject.transport,
         ca_file: subject.ca_file.map(Into::into),
         token_lifetime: subject.token_lifetime,
+        route: subject.route.clone(),
         clock: subject.clock,
         twin: false,
     };

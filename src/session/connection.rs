@@ -25,12 +25,10 @@ impl Connection {
     /// Begins a connection; the task signs in, receives, and ends with the connection.
     pub(super) fn begin(
         terms: &Terms,
-        sign_in: SignIn,
-        number: u64,
+        dial: mqtt::Dial,
         deliveries: mpsc::Sender<Delivery>,
         publisher: &Arc<Publisher>,
     ) -> (Self, JoinSet<Result<(), Fault>>) {
-        let dial = terms.dial(sign_in, number);
         let mut task = JoinSet::new();
         let connection = match terms.settings.transport {
             Transport::Mqtt => {

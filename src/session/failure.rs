@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
+    /// No WebSocket, or no way there; the sentence is that of `websocket`.
+    Way { sentence: String },
     /// CONNACK with code 4 or 5.
     NotAuthorised { now: SystemTime },
     /// CONNACK with code 3.
@@ -128,6 +130,7 @@ impl fmt::Display for Failure {
                 within.as_secs()
             ),
             Fault::Tls { sentence } => write!(f, "no TLS with {peer}: {sentence}"),
+            Fault::Way { sentence } => write!(f, "no WebSocket to {peer}: {sentence}"),
             Fault::NotAuthorised { now } => write!(
                 f,
                 "the hub at {peer} refused device {device_id}: the key (or certificate) is wrong, the device does \
@@ -216,6 +219,15 @@ impl fmt::Display for Failure {
             }
             Fault::Network { reason } => write!(f, "the connection to {peer} failed ({reason})"),
         }
+    }
+}
+
+/// Sorts a failure to make a WebSocket, by what was below it or by its sentence.
+pub(super) fn of_websocket(error: Result<io::Error, String>, host: &str) -> Fault {
+    match error.map(|error| from_io(&error, host)) {
+        Ok(Fault::Closed) => Fault::ClosedBeforeSignIn,
+        Ok(fault) => fault,
+        Err(sentence) => Fault::Way { sentence },
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, STABLE};
+use super::bridge::Carrier;
 use super::connection::Connection;
 use super::delivery::Delivery;
 use super::failure::{Failure, Fault};
@@ -19,7 +20,7 @@ use super::mqtt::{ANSWER_LIMIT, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
 use super::{Event, SessionError, Settings, Terms, standard_port};
-use crate::credentials::HostPort;
+use crate::credentials::{HostPort, Over};
 
 /// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
 const STOP_DRAIN: Duration = Duration::from_millis(200);
@@ -65,9 +66,11 @@ impl Keeper {
         let mut ever_signed_in = false;
         let mut hang_ups = 0;
         let mut number = 1;
+        let mut carrier = self.terms.borrow().first_carrier();
         loop {
             let terms = Arc::clone(&self.terms.borrow_and_update());
-            let (fault, held) = match self.connection(&terms, number).await {
+            carrier = terms.carrier(carrier);
+            let (fault, held) = match self.connection(&terms, number, carrier).await {
                 End::Stopped => return Ok(()),
                 End::Changed { held } => {
                     (backoff, hang_ups) = (Backoff::new(), 0);
@@ -83,16 +86,20 @@ impl Keeper {
                 }
                 End::Failed { fault, held } => (fault, held),
             };
-            ever_signed_in |= held.is_some();
-            number += u64::from(held.is_some());
+            let signed_in = held.is_some();
+            ever_signed_in |= signed_in;
+            number += u64::from(signed_in);
             let held = held.unwrap_or_default();
-            let mut failure = terms.failure(fault);
+            let mut failure = terms.failure(fault, carrier);
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
             if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
             }
             if failure.is_refusal() && !ever_signed_in {
                 return Err(SessionError::Refused(failure.to_string()));
+            }
+            if !signed_in && !failure.is_refusal() {
+                carrier = terms.other_carrier(carrier);
             }
             let retry_in = backoff.next_delay(held, fastrand::f64());
             match self.wait_after(&failure, retry_in).await {
@@ -120,7 +127,7 @@ impl Keeper {
     }
 
     /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
-    async fn connection(&self, terms: &Terms, number: u64) -> End {
+    async fn connection(&self, terms: &Terms, number: u64, carrier: Carrier) -> End {
         let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
         let now = clock();
         let sign_in = match SignIn::prepare(identity, *token_lifetime, now) {
@@ -129,8 +136,8 @@ impl Keeper {
         };
         let expiry = sign_in.expiry;
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
-        let (connection, task) =
-            Connection::begin(terms, sign_in, number, self.deliveries.clone(), &self.publisher);
+        let dial = terms.dial(sign_in, number, carrier);
+        let (connection, task) = Connection::begin(terms, dial, self.deliveries.clone(), &self.publisher);
         self.publisher.use_outbox(connection.outbox());
         self.attend(terms, connection, task, due, expiry).await
     }
@@ -219,13 +226,39 @@ enum Waited {
 }
 
 impl Terms {
-    pub(super) fn dial(&self, sign_in: SignIn, number: u64) -> Dial {
-        let identity = &self.settings.identity;
+    /// With which carrier to begin.
+    pub(super) fn first_carrier(&self) -> Carrier {
+        self.carrier(Carrier::Tls)
+    }
+
+    /// `wished`, as far as the settings leave the choice.
+    fn carrier(&self, wished: Carrier) -> Carrier {
+        match self.settings.route.over {
+            Over::Tls => Carrier::Tls,
+            Over::WebSocket => Carrier::WebSocket,
+            Over::Either => wished,
+        }
+    }
+
+    /// What to try after `carrier` did not get as far as a sign-in.
+    fn other_carrier(&self, carrier: Carrier) -> Carrier {
+        self.carrier(match carrier {
+            Carrier::Tls => Carrier::WebSocket,
+            Carrier::WebSocket => Carrier::Tls,
+        })
+    }
+
+    pub(super) fn dial(&self, sign_in: SignIn, number: u64, carrier: Carrier) -> Dial {
+        let Settings { identity, route, .. } = &self.settings;
+        let (host, port) = (&identity.dialled().name, self.port(carrier));
+        let proxy = route.proxies.on_the_way_to(host, port).filter(|_| carrier == Carrier::WebSocket);
         Dial {
             number,
-            host: identity.dialled().name.clone(),
+            host: host.clone(),
             hub: identity.hub.name.clone(),
-            port: self.port(),
+            port,
+            carrier,
+            proxy: proxy.cloned(),
             device_id: identity.device_id.clone(),
             user_name: sign_in.user_name,
             password: sign_in.password,
@@ -236,13 +269,20 @@ impl Terms {
         }
     }
 
-    fn port(&self) -> u16 {
-        self.settings.identity.dialled().port.unwrap_or(standard_port(self.settings.transport))
+    /// A port in the connection string is that of the protocol over TLS.
+    fn port(&self, carrier: Carrier) -> u16 {
+        match carrier {
+            Carrier::Tls => {
+                self.settings.identity.dialled().port.unwrap_or(standard_port(self.settings.transport))
+            }
+            Carrier::WebSocket => self.settings.route.https_port,
+        }
     }
 
-    pub(super) fn failure(&self, fault: Fault) -> Failure {
+    pub(super) fn failure(&self, fault: Fault, carrier: Carrier) -> Failure {
         let identity = &self.settings.identity;
-        let peer = HostPort { name: identity.dialled().name.clone(), port: Some(self.port()) }.to_string();
+        let peer =
+            HostPort { name: identity.dialled().name.clone(), port: Some(self.port(carrier)) }.to_string();
         Failure { peer, device_id: identity.device_id.clone(), fault }
     }
 }

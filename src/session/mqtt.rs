@@ -19,11 +19,14 @@ use rumqttc::{
     Transport, valid_topic,
 };
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::credentials::Proxy;
 use crate::message::{C2dMessage, devicebound_topic, excerpt};
 use crate::tls;
 
+use super::bridge::{self, Bridge, Carrier, Failed};
 use super::delivery::{Delivery, Receipt};
 use super::failure::{self, Fault};
 use super::link::{Link, Phase};
@@ -62,6 +65,9 @@ pub(super) struct Dial {
     #[allow(dead_code)] // AMQP is a feature.
     pub(super) hub: String,
     pub(super) port: u16,
+    pub(super) carrier: Carrier,
+    /// On the way of a WebSocket.
+    pub(super) proxy: Option<Proxy>,
     /// The client id, and the device whose topic is subscribed to.
     pub(super) device_id: String,
     pub(super) user_name: String,
@@ -98,9 +104,17 @@ impl Connection {
         deliveries: mpsc::Sender<Delivery>,
         publisher: &Arc<Publisher>,
     ) -> (Self, Reader) {
-        let mut options = MqttOptions::new(&dial.device_id, &dial.host, dial.port);
+        let bridge = (dial.carrier == Carrier::WebSocket).then(Bridge::open);
+        let (peer, transport) = match &bridge {
+            Some(Ok(bridge)) => (bridge.path(), Transport::unix()),
+            _ => {
+                let tls = TlsConfiguration::Rustls(Arc::clone(&dial.tls));
+                (dial.host.clone(), Transport::tls_with_config(tls))
+            }
+        };
+        let mut options = MqttOptions::new(&dial.device_id, peer, dial.port);
         options
-            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&dial.tls))))
+            .set_transport(transport)
             .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())
             .set_keep_alive(KEEP_ALIVE)
             .set_clean_session(dial.clean)
@@ -128,6 +142,9 @@ impl Connection {
             deliveries,
             progress: report,
             dial,
+            bridge,
+            carrying: JoinSet::new(),
+            far: Failed::default(),
         };
         (Self { link, outbox, progress, client }, reader)
     }
@@ -175,6 +192,11 @@ pub(super) struct Reader {
     deliveries: mpsc::Sender<Delivery>,
     progress: watch::Sender<Progress>,
     dial: Dial,
+    /// Until the WebSocket is made; the event loop dials its near end.
+    bridge: Option<std::io::Result<Bridge>>,
+    /// The task that carries its bytes.
+    carrying: JoinSet<()>,
+    far: Failed,
 }
 
 impl Drop for Reader {
@@ -234,14 +256,18 @@ impl Reader {
     }
 
     async fn sign_in(&mut self) -> Result<(), Fault> {
+        if let Some(bridge) = self.bridge.take() {
+            self.far = bridge::cross(bridge, &self.dial, &mut self.carrying).await?;
+        }
         let connack = match self.event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(connack))) => connack,
             Ok(_) => return Err(Fault::Protocol { reason: "its first answer is no CONNACK".into() }),
             Err(error) => return Err(self.fault(error)),
         };
-        let Dial { host, port, device_id, .. } = &self.dial;
+        let Dial { host, port, device_id, carrier, .. } = &self.dial;
+        let transport = carrier.name();
         let session_present = connack.session_present;
-        tracing::info!(hub = %host, port, device_id, session_present, "signed in");
+        tracing::info!(hub = %host, port, transport, device_id, session_present, "signed in");
         self.progress.send_modify(|progress| progress.signed_in = Some(Instant::now()));
         Ok(())
     }
@@ -439,6 +465,10 @@ impl Reader {
                 StateError::AwaitPingResp => Fault::Silent,
                 other => Fault::Protocol { reason: other.to_string() },
             },
+        };
+        let fault = match (fault, self.far.get()) {
+            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
+            (fault, _) => fault,
         };
         match (fault, self.progress.borrow().signed_in) {
             (Fault::Closed, None) => Fault::ClosedBeforeSignIn,

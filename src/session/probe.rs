@@ -36,10 +36,11 @@ pub(crate) enum SignInError {
 /// Why it could not, as a session would say it.
 pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), SignInError> {
     let terms = Terms::read(settings)?;
-    let failed = |fault| SignInError::Failed(terms.failure(fault).to_string());
+    let carrier = terms.first_carrier();
+    let failed = |fault| SignInError::Failed(terms.failure(fault, carrier).to_string());
     let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
     let sign_in = SignIn::prepare(identity, *token_lifetime, clock()).map_err(failed)?;
-    let dial = Dial { clean: true, ..terms.dial(sign_in, 1) };
+    let dial = Dial { clean: true, ..terms.dial(sign_in, 1, carrier) };
     // Nothing is subscribed to, so nothing comes.
     let (deliveries, _none) = mpsc::channel(1);
     let publisher = Arc::new(Publisher::default());

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, SasToken, SharedAccessKey};
+use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, Route, SasToken, SharedAccessKey};
 
 use super::{Delivery, Event, Session, SessionError, Settings};
 use broker::{Broker, Peer, publish};
@@ -28,6 +28,7 @@ fn settings(broker: &Broker) -> Settings {
         },
         ca_file: Some(broker.ca_file()),
         token_lifetime: Duration::from_secs(3600),
+        route: Route::default(),
         clock: SystemTime::now,
         twin: false,
     }

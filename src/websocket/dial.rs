@@ -88,6 +88,16 @@ pub(crate) enum DialError {
     Nonsense(String),
 }
 
+impl DialError {
+    /// The failure of the connection to the hub as the system or TLS has it, or the sentence for anything else.
+    pub(crate) fn into_io(self) -> Result<io::Error, String> {
+        match self {
+            Self::Tcp(error) | Self::Tls(error) => Ok(error),
+            other => Err(other.to_string()),
+        }
+    }
+}
+
 /// Dials. The caller bounds the time.
 ///
 /// # Errors

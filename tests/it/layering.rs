@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["rules", "message", "credentials", "tls"]),
     // Mechanisms: one peer each; none knows another, except that all may use `tls` and `websocket`.
     ("tls", &[]),
-    ("session", &["message", "credentials", "tls"]),
+    ("session", &["message", "credentials", "tls", "websocket"]),
     ("action", &["config", "rules", "message"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket"]),
     ("inbox", &["config", "message", "outcome"]),
@@ -134,7 +134,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "cfg!(feature",
-        &["src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/config/device.rs"],
+        &["src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/config/transport.rs"],
         "put a `cfg` on the module's declaration",
     ),
 ];

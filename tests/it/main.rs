@@ -4,6 +4,8 @@
 mod action;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_device;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -93,7 +93,15 @@ fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
     endure(&format!("{}{transport}", configuration("on_failure = \"complete\"")), Campaign::rounds(50));
 }
 
-fn endure(configuration: &str, rounds: usize) {
+#[test]
+fn over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
+    let transport = "[device]\ntransport = \"mqtt-ws\"\n";
+    let campaign = endure(&format!("{}{transport}", configuration("")), Campaign::rounds(50));
+    let over = |log: &String| log.contains("transport=\"mqtt-ws\"") && !log.contains("transport=\"mqtt\"");
+    assert!(campaign.gateway.logs.iter().any(over), "it signed in over WebSockets, and no other way");
+}
+
+fn endure(configuration: &str, rounds: usize) -> Campaign {
     let mut campaign = Campaign::new(configuration);
     for _ in 0..rounds {
         campaign.flow(20, any_rule);
@@ -106,6 +114,7 @@ fn endure(configuration: &str, rounds: usize) {
     campaign.judge(&problems);
     campaign.gateway.terminate();
     assert_eq!(campaign.gateway.inbox(), inbox, "the file says the same when no agent runs");
+    campaign
 }
 
 fn any_rule(random: &mut fastrand::Rng) -> Sent {

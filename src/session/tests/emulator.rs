@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{Event, Session, Settings, next};
-use crate::credentials::{DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort};
+use crate::credentials::{DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Route};
 use crate::emulator::{self, Emulator, Options};
 use crate::message::Properties;
 use crate::session::{PublishError, Upstream};
@@ -41,6 +41,7 @@ fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
         },
         ca_file: Some(dir.join("ca.pem")),
         token_lifetime: std::time::Duration::from_secs(3600),
+        route: Route::default(),
         clock: std::time::SystemTime::now,
         twin: true,
     }

@@ -46,7 +46,7 @@ pub(crate) enum NotQueued {
 impl Hub {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let emulator = start(&dir.path().join("hub"), "0", "0");
+        let emulator = start(&dir.path().join("hub"), ["0"; 3]);
         let feedback = Arc::default();
         let back_end = Some(BackEnd::connect(&emulator, &feedback));
         Self { emulator, back_end, feedback, redelivered: 0, _dir: dir }
@@ -68,8 +68,9 @@ impl Hub {
         assert_eq!(self.emulator.process.terminate(), Some(0), "{}", self.emulator.process.stderr.text());
         self.redelivered += self.redelivered_by_this_process();
         meanwhile();
-        let (mqtt, amqp) = (self.emulator.mqtt.port().to_string(), self.emulator.amqp.port().to_string());
-        self.emulator = start(&self.emulator.state, &mqtt, &amqp);
+        let Emulator { mqtt, amqp, https, .. } = &self.emulator;
+        let ports = [mqtt, amqp, https].map(|address| address.port().to_string());
+        self.emulator = start(&self.emulator.state, ports.each_ref().map(String::as_str));
         self.back_end = Some(BackEnd::connect(&self.emulator, &self.feedback));
     }
 
@@ -136,8 +137,9 @@ pub(crate) fn message(id: &str, action: &str) -> OutgoingMessage {
     message
 }
 
-fn start(state: &Path, mqtt_port: &str, amqp_port: &str) -> Emulator {
-    Emulator::start_in(state, mqtt_port, amqp_port, &["--device", DEVICE, "--log-level", "debug"])
+fn start(state: &Path, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
+    let arguments = ["--device", DEVICE, "--log-level", "debug", "--https-port", https];
+    Emulator::start_in(state, mqtt, amqp, &arguments)
 }
 
 /// A message, and where its fate is told.

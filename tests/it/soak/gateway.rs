@@ -48,8 +48,12 @@ impl Gateway {
     /// `rest` says otherwise.
     pub(crate) fn new(hub: &Hub, rest: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let over_amqp = rest.contains("transport = \"amqp\"");
-        let proxy = Proxy::to(if over_amqp { hub.emulator.amqp } else { hub.emulator.mqtt });
+        let over = |transport: &str| rest.contains(&format!("transport = \"{transport}\""));
+        let proxy = Proxy::to(match () {
+            () if over("amqp") => hub.emulator.amqp,
+            () if over("mqtt-ws") => hub.emulator.https,
+            () => hub.emulator.mqtt,
+        });
         let own = hub.emulator.device_string(DEVICE);
         let port = format!(":{}", hub.emulator.mqtt.port());
         let connection_string = own.replace(&port, &format!(":{}", proxy.address.port()));
@@ -84,7 +88,9 @@ impl Gateway {
         command.args(arguments).arg("-c").arg(self.path("config.toml"));
         command
             .env("C2D_DEVICE_CONNECTION_STRING", &self.connection_string)
-            .env("C2D_CA_FILE", &self.ca_file);
+            .env("C2D_CA_FILE", &self.ca_file)
+            // Without `transport = "mqtt-ws"` nobody looks at it.
+            .env("C2D_HTTPS_PORT", self.proxy.address.port().to_string());
         command
     }
 
