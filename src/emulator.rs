@@ -5,7 +5,8 @@
 //! `action`: a double built from the code under test proves nothing.
 //! Used by: `cli`, the demo, integration tests.
 //!
-//! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners.
+//! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners;
+//!   `registrar` changes devices in hub and state directory.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` keeps what the hub holds.
 
@@ -28,6 +29,7 @@ pub mod hub;
 mod keeper;
 mod listener;
 mod mqtt;
+mod registrar;
 pub mod registry;
 pub mod shared;
 mod state_dir;
@@ -37,6 +39,7 @@ use hub::Hub;
 use keeper::Keeper;
 use listener::Accepted;
 pub use mqtt::{UserName, UserNameError};
+use registrar::Registrar;
 use registry::Registry;
 use shared::SharedHub;
 use state_dir::StateDir;
@@ -129,7 +132,8 @@ pub struct Emulator {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     keeper: Keeper,
-    _lock: std::fs::File,
+    /// Keeps the state directory locked.
+    _registrar: Registrar,
 }
 
 /// Starts the emulator; when this returns, all listeners accept. Needs a tokio runtime.
@@ -143,7 +147,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     options.check()?;
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
     let now = clock();
-    let state = StateDir::open(root, &options.devices, &options.x509_devices, now)?;
+    let mut state = StateDir::open(root, &options.devices, &options.x509_devices, now)?;
     let identity = state.make_server_identity(hostname, now)?;
     let tls = tls::server_config(identity.chain, identity.key)?;
 
@@ -157,11 +161,13 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     state.write_page_address(&page, now)?;
 
     let mut registry = Registry::new(hostname, state.policies());
-    for device in state.devices() {
+    for (device, enabled) in state.devices() {
         registry.add_device(device.clone());
+        registry.enable(&device.id, *enabled);
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     let keeper = Keeper::restore(&hub, root)?;
+    let registrar = Registrar::new(hub.clone(), state);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.clone().run(stop.clone()));
@@ -185,11 +191,21 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone())
     };
     tasks.spawn(listener::serve("amqp", amqp, tls.clone(), stop.clone(), serve_amqp));
-    let (own, token) = (hub.clone(), stop.clone());
+    let (own, token) = (registrar.clone(), stop.clone());
     let serve_https = move |stream, peer| https::serve_connection(stream, peer, own.clone(), token.clone());
     tasks.spawn(listener::serve("https", https, tls, stop.clone(), serve_https));
-    let (state_dir, _lock) = (options.state_dir, state.into_lock());
-    Ok(Emulator { hub, mqtt_address, amqp_address, https_address, state_dir, stop, tasks, keeper, _lock })
+    let (state_dir, _registrar) = (options.state_dir, registrar);
+    Ok(Emulator {
+        hub,
+        mqtt_address,
+        amqp_address,
+        https_address,
+        state_dir,
+        stop,
+        tasks,
+        keeper,
+        _registrar,
+    })
 }
 
 impl Emulator {

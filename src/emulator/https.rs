@@ -28,8 +28,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ARRIVAL_TIMEOUT;
+use super::registrar::Registrar;
 use super::registry::Thumbprint;
-use super::shared::SharedHub;
 use super::tls::peer_thumbprint;
 
 mod call;
@@ -39,6 +39,7 @@ mod feedback;
 mod overview;
 mod page;
 mod purge;
+mod registry;
 mod reply;
 mod routes;
 mod twins;
@@ -68,14 +69,15 @@ type NextProtocol = Arc<Mutex<Option<Agreed>>>;
 pub(super) async fn serve_connection(
     stream: TlsStream<TcpStream>,
     peer: SocketAddr,
-    hub: SharedHub,
+    registrar: Registrar,
     stop: CancellationToken,
 ) {
     let certificate = peer_thumbprint(stream.get_ref().1);
     let next = NextProtocol::default();
-    let (own_hub, own_next) = (hub.clone(), Arc::clone(&next));
-    let service =
-        service_fn(move |request| answer(request, peer, certificate, own_hub.clone(), Arc::clone(&own_next)));
+    let (hub, own_next) = (registrar.hub().clone(), Arc::clone(&next));
+    let service = service_fn(move |request| {
+        answer(request, peer, certificate, registrar.clone(), Arc::clone(&own_next))
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(ARRIVAL_TIMEOUT)
@@ -112,7 +114,7 @@ fn answer(
     mut request: Request<Incoming>,
     peer: SocketAddr,
     certificate: Option<Thumbprint>,
-    hub: SharedHub,
+    registrar: Registrar,
     next: NextProtocol,
 ) -> BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> {
     Box::pin(async move {
@@ -124,7 +126,7 @@ fn answer(
             }
             None => {
                 let request = request.map(BodyExt::boxed_unsync);
-                routes::answer(Call::new(request, certificate, hub)).await.into()
+                routes::answer(Call::new(request, certificate, registrar)).await.into()
             }
         };
         tracing::debug!(%peer, %method, path, status = %reply.status(), "answered");

@@ -13,13 +13,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
-
 use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
 use crate::message::{self, C2dMessage};
 
-use super::registry::{AuthError, Device, Grant, Registry, Thumbprint};
+use super::registry::{AuthError, Grant, Registry, Thumbprint};
 
+mod devices;
 mod events;
 mod feedback;
 mod polling;
@@ -28,8 +27,10 @@ mod queue;
 mod session;
 mod snapshot;
 mod twin;
+mod twins;
 mod view;
 
+pub use devices::Identity;
 use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
 use feedback::FeedbackQueue;
@@ -50,9 +51,6 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// The furthest expiry that a sender may ask for. Source: wire reference 5.1.
 pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
-
-/// How the hub writes that a device has never been seen.
-const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// A message that a back end sends to a device.
 #[derive(Debug, Clone)]
@@ -136,15 +134,6 @@ impl Hub {
             version: 0,
             quiet_changes: 0,
         }
-    }
-
-    /// Adds a device, or gives one that is there new credentials; its queue and session stay.
-    pub fn add_device(&mut self, device: Device) {
-        let state = self.devices.entry(device.id.clone()).or_default();
-        if let Some(kept) = self.absent.remove(&device.id) {
-            state.restore(kept);
-        }
-        self.registry.add_device(device);
     }
 
     /// The host name that user names and tokens must name.
@@ -334,45 +323,6 @@ impl Hub {
             state.last_activity = Some(now);
             self.quiet_changes += 1;
         }
-    }
-
-    /// Merges a patch into the device's reported properties, and answers their new version.
-    ///
-    /// # Errors
-    /// [`TwinError`]; nothing has changed then.
-    pub fn patch_reported(
-        &mut self,
-        device_id: &str,
-        patch: &Value,
-        now: SystemTime,
-    ) -> Result<u64, TwinError> {
-        let unknown = || TwinError::UnknownDevice(device_id.chars().take(128).collect());
-        let state = self.devices.get_mut(device_id).ok_or_else(unknown)?;
-        let version = state.twin.patch_reported(patch)?;
-        state.last_activity = Some(now);
-        self.version += 1;
-        Ok(version)
-    }
-
-    /// The twin's `properties` as its device gets them; `None` when there is no such device.
-    pub fn twin_properties(&self, device_id: &str) -> Option<Value> {
-        self.devices.get(device_id).map(|state| state.twin.properties())
-    }
-
-    /// The twin as a back end gets it; `None` when there is no such device.
-    pub fn twin(&self, device_id: &str) -> Option<Value> {
-        let DeviceState { queue, session, twin, last_activity, .. } = self.devices.get(device_id)?;
-        let state = if session.is_connected() { "Connected" } else { "Disconnected" };
-        Some(json!({
-            "deviceId": device_id,
-            "etag": twin.etag(),
-            "version": twin.version(),
-            "status": "enabled",
-            "connectionState": state,
-            "lastActivityTime": last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
-            "cloudToDeviceMessageCount": queue.len(),
-            "properties": twin.properties(),
-        }))
     }
 
     /// The next feedback batch, locked until it is settled, given back or its lock lapses. `None` while another

@@ -54,7 +54,7 @@ enum End {
     Goodbye,
     #[error("the device closed the connection without a goodbye")]
     Closed,
-    #[error("a newer connection of the same device took its place")]
+    #[error("a newer connection of the same device took its place, or the device was deleted or disabled")]
     Displaced,
     #[error("the token expired")]
     TokenExpired,

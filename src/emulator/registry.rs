@@ -14,14 +14,26 @@ use ring::digest;
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
-/// SHA-256 of a certificate in DER.
+/// SHA-256 of a certificate in DER, and SHA-1, because back ends register either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thumbprint([u8; 32]);
+pub struct Thumbprint([u8; 32], [u8; 20]);
 
 impl Thumbprint {
     /// Of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
-        Self(sha256(certificate))
+        let mut sha1 = [0; 20];
+        sha1.copy_from_slice(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, certificate).as_ref());
+        Self(sha256(certificate), sha1)
+    }
+
+    /// The SHA-256 in hexadecimal, as back ends see it.
+    pub fn to_hex(self) -> String {
+        hex(&self.0)
+    }
+
+    /// Whether `registered` is this certificate's SHA-1 or SHA-256 in hexadecimal.
+    fn is(&self, registered: &str) -> bool {
+        [hex(&self.0), hex(&self.1)].iter().any(|own| own.eq_ignore_ascii_case(registered))
     }
 }
 
@@ -42,6 +54,13 @@ pub enum DeviceCredential {
     Keys(KeyPair),
     /// The client certificate with this thumbprint.
     Certificate(Thumbprint),
+    /// A client certificate with one of these thumbprints: SHA-1 or SHA-256 in hexadecimal.
+    Thumbprints {
+        /// The first.
+        primary: String,
+        /// The other one, if there is one.
+        secondary: Option<String>,
+    },
 }
 
 /// Two keys, either of which is valid, so that one can be changed while the other is in use.
@@ -70,6 +89,30 @@ pub struct Policy {
     pub service_connect: bool,
     /// Whether it may stand in for any device.
     pub device_connect: bool,
+    /// Whether it may read the registry of devices, and change it.
+    pub registry: RegistryRight,
+}
+
+/// What a policy may do with the registry of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RegistryRight {
+    /// Nothing.
+    None,
+    /// RegistryRead.
+    Read,
+    /// RegistryWrite, which includes RegistryRead.
+    Write,
+}
+
+/// What a back end asks to do. Source: wire reference 4.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackEndRight {
+    /// Messages, feedback, twins, methods.
+    ServiceConnect,
+    /// Devices and their keys.
+    RegistryRead,
+    /// Making, changing and deleting devices.
+    RegistryWrite,
 }
 
 /// A sign-in that was accepted.
@@ -94,6 +137,9 @@ pub enum AuthError {
     /// No such policy.
     #[error("the hub has no shared access policy \"{0}\"")]
     UnknownPolicy(String),
+    /// The device may not sign in for now.
+    #[error("the device \"{0}\" is disabled")]
+    Disabled(String),
     /// The policy may do other things only.
     #[error("the shared access policy \"{0}\" lacks {1}")]
     Forbidden(String, &'static str),
@@ -130,7 +176,14 @@ pub enum AuthError {
 pub struct Registry {
     hostname: String,
     policies: Vec<Policy>,
-    devices: BTreeMap<String, (Device, String)>,
+    devices: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    device: Device,
+    generation: String,
+    enabled: bool,
 }
 
 impl Registry {
@@ -147,7 +200,24 @@ impl Registry {
     /// Adds or replaces a device. Its generation follows from its credential, so it is the same after a restart.
     pub fn add_device(&mut self, device: Device) {
         let generation = generation(&device);
-        self.devices.insert(device.id.clone(), (device, generation));
+        self.devices.insert(device.id.clone(), Entry { device, generation, enabled: true });
+    }
+
+    /// Forgets a device; nothing happens when there is none.
+    pub fn remove_device(&mut self, device_id: &str) {
+        self.devices.remove(device_id);
+    }
+
+    /// Whether the device may sign in.
+    pub fn enable(&mut self, device_id: &str, enabled: bool) {
+        if let Some(entry) = self.devices.get_mut(device_id) {
+            entry.enabled = enabled;
+        }
+    }
+
+    /// A device, and whether it may sign in.
+    pub fn device(&self, device_id: &str) -> Option<(&Device, bool)> {
+        self.devices.get(device_id).map(|entry| (&entry.device, entry.enabled))
     }
 
     /// The devices, in order of their ids.
@@ -157,7 +227,7 @@ impl Registry {
 
     /// The device's generation: it changes when the device is made anew under the same id.
     pub fn generation(&self, device_id: &str) -> Option<&str> {
-        self.devices.get(device_id).map(|(_, generation)| generation.as_str())
+        self.devices.get(device_id).map(|entry| entry.generation.as_str())
     }
 
     /// See [`super::hub::Hub::authenticate_device`]. A token wins over a certificate.
@@ -171,7 +241,12 @@ impl Registry {
         certificate: Option<&Thumbprint>,
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
-        let device = self.devices.get(device_id).map(|(device, _)| device);
+        let entry = self.devices.get(device_id);
+        let device = entry.map(|entry| &entry.device);
+        let enabled = |grant: Grant| match entry {
+            Some(entry) if !entry.enabled => Err(AuthError::Disabled(excerpt(device_id))),
+            _ => Ok(grant),
+        };
         let unknown = || AuthError::UnknownDevice(excerpt(device_id));
         if let Some(text) = token {
             let token = SasToken::parse(text)?;
@@ -184,27 +259,29 @@ impl Registry {
                 if !policy.device_connect {
                     return Err(AuthError::Forbidden(policy.name.clone(), "DeviceConnect"));
                 }
-                let granted = grant(&token, policy.keys.signed(&token))?;
+                let granted = grant(&token, policy.keys.signed(&token)).and_then(enabled)?;
                 return device.map(|_| granted).ok_or_else(|| AuthError::MissingDevice(excerpt(device_id)));
             }
             return match &device.ok_or_else(unknown)?.credential {
-                DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)),
-                DeviceCredential::Certificate(_) => {
+                DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)).and_then(enabled),
+                DeviceCredential::Certificate(_) | DeviceCredential::Thumbprints { .. } => {
                     Err(AuthError::WrongKind("a client certificate, not by a token"))
                 }
             };
         }
         let device = device.ok_or_else(unknown)?;
-        match (&device.credential, certificate) {
-            (DeviceCredential::Certificate(own), Some(shown)) if own == shown => {
-                Ok(Grant { expires: None, policy: None })
+        let Some(shown) = certificate else { return Err(AuthError::NoProof) };
+        let registered = match &device.credential {
+            DeviceCredential::Certificate(own) => own == shown,
+            DeviceCredential::Thumbprints { primary, secondary } => {
+                shown.is(primary) || secondary.as_ref().is_some_and(|other| shown.is(other))
             }
-            (DeviceCredential::Certificate(_), Some(_)) => Err(AuthError::WrongCertificate),
-            (DeviceCredential::Keys(_), Some(_)) => {
-                Err(AuthError::WrongKind("a token, not by a client certificate"))
+            DeviceCredential::Keys(_) => {
+                return Err(AuthError::WrongKind("a token, not by a client certificate"));
             }
-            (_, None) => Err(AuthError::NoProof),
-        }
+        };
+        let grant = Grant { expires: None, policy: None };
+        if registered { enabled(grant) } else { Err(AuthError::WrongCertificate) }
     }
 
     /// See [`super::hub::Hub::authenticate_service`].
@@ -212,12 +289,30 @@ impl Registry {
     /// # Errors
     /// [`AuthError`] says why not.
     pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
+        self.authenticate_back_end(token, BackEndRight::ServiceConnect, now)
+    }
+
+    /// Whether a back end may do what `right` stands for.
+    ///
+    /// # Errors
+    /// [`AuthError`] says why not.
+    pub fn authenticate_back_end(
+        &self,
+        token: &str,
+        right: BackEndRight,
+        now: SystemTime,
+    ) -> Result<Grant, AuthError> {
         let token = SasToken::parse(token)?;
         self.check(&token, &self.hostname, now)?;
         let name = token.policy().ok_or_else(|| AuthError::UnknownPolicy(String::new()))?;
         let policy = self.policy(name)?;
-        if !policy.service_connect {
-            return Err(AuthError::Forbidden(policy.name.clone(), "ServiceConnect"));
+        let (allowed, name) = match right {
+            BackEndRight::ServiceConnect => (policy.service_connect, "ServiceConnect"),
+            BackEndRight::RegistryRead => (policy.registry >= RegistryRight::Read, "RegistryRead"),
+            BackEndRight::RegistryWrite => (policy.registry >= RegistryRight::Write, "RegistryWrite"),
+        };
+        if !allowed {
+            return Err(AuthError::Forbidden(policy.name.clone(), name));
         }
         grant(&token, policy.keys.signed(&token))
     }
@@ -252,6 +347,7 @@ fn generation(device: &Device) -> String {
     let hash = match &device.credential {
         DeviceCredential::Keys(keys) => sha256(keys.primary.expose_base64().as_bytes()),
         DeviceCredential::Certificate(thumbprint) => thumbprint.0,
+        DeviceCredential::Thumbprints { primary, .. } => sha256(primary.as_bytes()),
     };
     let number = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
     format!("{:018}", number % 1_000_000_000_000_000_000)
@@ -263,120 +359,9 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-
-    fn later(seconds: u64) -> SystemTime {
-        NOW + Duration::from_secs(seconds)
-    }
-
-    fn keys(seed: u8) -> KeyPair {
-        KeyPair {
-            primary: SharedAccessKey::from_bytes([seed; 32]),
-            secondary: SharedAccessKey::from_bytes([seed + 1; 32]),
-        }
-    }
-
-    fn registry() -> Registry {
-        let policy = |name: &str, seed, service_connect, device_connect| Policy {
-            name: name.to_owned(),
-            keys: keys(seed),
-            service_connect,
-            device_connect,
-        };
-        let policies = vec![policy("service", 10, true, false), policy("device", 20, false, true)];
-        let mut registry = Registry::new("Hub.local.test", policies);
-        registry.add_device(Device { id: "dev1".into(), credential: DeviceCredential::Keys(keys(1)) });
-        let certificate = DeviceCredential::Certificate(Thumbprint::of(b"certificate"));
-        registry.add_device(Device { id: "cert1".into(), credential: certificate });
-        registry
-    }
-
-    fn token(key: &SharedAccessKey, resource: &str, policy: Option<&str>) -> String {
-        SasToken::sign(key, resource, policy, later(100)).expose().to_owned()
-    }
-
-    #[test]
-    fn both_keys_of_a_device_are_valid_until_the_token_expires() {
-        let registry = registry();
-        for key in [keys(1).primary, keys(1).secondary] {
-            let token = token(&key, "hub.local.test/devices/dev1", None);
-            let grant = registry.authenticate_device("dev1", Some(&token), None, NOW).expect("granted");
-            assert_eq!(grant, Grant { expires: Some(later(100)), policy: None });
-            let late = registry.authenticate_device("dev1", Some(&token), None, later(100));
-            assert!(matches!(late, Err(AuthError::Expired(_))), "{late:?}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_key_resource_or_device_is_refused() {
-        let registry = registry();
-        let sign_in = |id: &str, token: &str| registry.authenticate_device(id, Some(token), None, NOW);
-        let wrong_key = token(&keys(7).primary, "hub.local.test/devices/dev1", None);
-        assert_eq!(sign_in("dev1", &wrong_key), Err(AuthError::WrongSignature));
-        let other = token(&keys(1).primary, "hub.local.test/devices/dev2", None);
-        assert!(matches!(sign_in("dev1", &other), Err(AuthError::WrongResource { .. })));
-        let other_hub = token(&keys(1).primary, "other/devices/dev1", None);
-        assert!(matches!(sign_in("dev1", &other_hub), Err(AuthError::WrongResource { .. })));
-        assert_eq!(sign_in("none", &other), Err(AuthError::UnknownDevice("none".into())));
-        assert!(matches!(sign_in("dev1", "secret"), Err(AuthError::Token(SasError::Scheme))));
-        let forged = token(&keys(1).primary, "x\nINFO all is well", None);
-        let reason = sign_in("dev1", &forged).expect_err("refused").to_string();
-        assert!(reason.contains("\"x\\nINFO all is well\"") && !reason.contains('\n'), "{reason}");
-    }
-
-    #[test]
-    fn a_policy_signs_for_devices_only_with_device_connect() {
-        let registry = registry();
-        let device = token(&keys(20).primary, "hub.local.test", Some("device"));
-        assert!(registry.authenticate_device("dev1", Some(&device), None, NOW).is_ok());
-        let missing = registry.authenticate_device("none", Some(&device), None, NOW);
-        assert_eq!(missing, Err(AuthError::MissingDevice("none".into())));
-        let forged = token(&keys(7).primary, "hub.local.test", Some("device"));
-        let refused = registry.authenticate_device("none", Some(&forged), None, NOW);
-        assert_eq!(refused, Err(AuthError::WrongSignature));
-        let service = token(&keys(10).primary, "hub.local.test", Some("service"));
-        let refused = registry.authenticate_device("dev1", Some(&service), None, NOW);
-        assert_eq!(refused, Err(AuthError::Forbidden("service".into(), "DeviceConnect")));
-    }
-
-    #[test]
-    fn a_back_end_needs_service_connect_for_the_whole_hub() {
-        let registry = registry();
-        let service = token(&keys(10).secondary, "hub.local.test", Some("service"));
-        assert!(registry.authenticate_service(&service, NOW).is_ok());
-        let device = token(&keys(20).primary, "hub.local.test", Some("device"));
-        let refused = registry.authenticate_service(&device, NOW);
-        assert_eq!(refused, Err(AuthError::Forbidden("device".into(), "ServiceConnect")));
-        let narrow = token(&keys(10).primary, "hub.local.test/devices/dev1", Some("service"));
-        assert!(matches!(registry.authenticate_service(&narrow, NOW), Err(AuthError::WrongResource { .. })));
-        let unnamed = token(&keys(1).primary, "hub.local.test", None);
-        assert!(matches!(registry.authenticate_service(&unnamed, NOW), Err(AuthError::UnknownPolicy(_))));
-    }
-
-    #[test]
-    fn a_certificate_signs_in_the_device_whose_thumbprint_it_has() {
-        let registry = registry();
-        let shown =
-            |id: &str, der: &[u8]| registry.authenticate_device(id, None, Some(&Thumbprint::of(der)), NOW);
-        assert_eq!(shown("cert1", b"certificate"), Ok(Grant { expires: None, policy: None }));
-        assert_eq!(shown("cert1", b"another"), Err(AuthError::WrongCertificate));
-        assert!(matches!(shown("dev1", b"certificate"), Err(AuthError::WrongKind(_))));
-        assert_eq!(registry.authenticate_device("cert1", None, None, NOW), Err(AuthError::NoProof));
-    }
-
-    #[test]
-    fn a_devices_generation_follows_its_credential() {
-        let mut registry = registry();
-        let before = registry.generation("dev1").expect("known").to_owned();
-        assert_eq!(before.len(), 18);
-        registry.add_device(Device { id: "dev1".into(), credential: DeviceCredential::Keys(keys(1)) });
-        assert_eq!(registry.generation("dev1"), Some(before.as_str()));
-        registry.add_device(Device { id: "dev1".into(), credential: DeviceCredential::Keys(keys(5)) });
-        assert_ne!(registry.generation("dev1"), Some(before.as_str()));
-    }
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

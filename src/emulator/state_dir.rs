@@ -7,7 +7,7 @@
 //! programs to use:
 //!
 //! - `ca.pem`: the authority that clients must trust
-//! - `service.connection-string`: for back ends
+//! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for those that make devices, too
 //! - `page.address`: for a browser
 //! - `devices/ID.connection-string`: for a device with keys
 //! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
@@ -28,13 +28,20 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::{HostPort, SasToken, SharedAccessKey};
 
 use super::certificates::{self, PemPair, ServerIdentity};
-use super::registry::{Device, DeviceCredential, KeyPair, Policy, Thumbprint};
+use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
 
 const SECRETS: &str = "secrets.json";
-/// Names, ServiceConnect, DeviceConnect. Source: wire reference 4.2.
-const POLICIES: [(&str, bool, bool); 3] =
-    [("iothubowner", true, true), ("service", true, false), ("device", false, true)];
+/// Names, ServiceConnect, DeviceConnect, what may be done with the registry. Source: wire reference 4.2.
+const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
+    ("iothubowner", true, true, RegistryRight::Write),
+    ("service", true, false, RegistryRight::None),
+    ("device", false, true, RegistryRight::None),
+    ("registryRead", false, false, RegistryRight::Read),
+    ("registryReadWrite", false, false, RegistryRight::Write),
+];
 const SERVICE_POLICY: &str = "service";
+/// Policies whose connection strings are written.
+const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 /// The file with the address of the emulator's page.
 pub(super) const PAGE_ADDRESS: &str = "page.address";
 /// How long that address is good; it is made anew at each start.
@@ -99,10 +106,24 @@ struct Secrets {
     policies: BTreeMap<String, StoredKeys>,
     devices: BTreeMap<String, StoredKeys>,
     x509_devices: BTreeMap<String, PemPair>,
+    /// Devices that a back end has made or changed. Absent in older files.
+    #[serde(default)]
+    registered: BTreeMap<String, Registered>,
+}
+
+/// A device that a back end has made or changed: with keys or with thumbprints.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registered {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<StoredKeys>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    thumbprints: Vec<String>,
+    enabled: bool,
 }
 
 /// Base64.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredKeys {
     primary: String,
@@ -114,8 +135,11 @@ pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
     policies: Vec<Policy>,
-    devices: Vec<Device>,
-    lock: fs::File,
+    /// With whether each may sign in.
+    devices: Vec<(Device, bool)>,
+    /// Where devices connect, once that is known.
+    mqtt_host: Option<HostPort>,
+    _lock: fs::File,
 }
 
 impl StateDir {
@@ -156,25 +180,34 @@ impl StateDir {
                 .and_then(|keys| keys.read())
                 .ok_or_else(|| damaged(&path, &format!("the keys of \"{name}\" are not two base64 texts")))
         };
-        let policy = |(name, service_connect, device_connect): (&str, bool, bool)| {
+        let policy = |(name, service_connect, device_connect, registry): (&str, _, _, _)| {
             let keys = keys_of(&secrets.policies, name)?;
-            Ok(Policy { name: name.to_owned(), keys, service_connect, device_connect })
+            Ok(Policy { name: name.to_owned(), keys, service_connect, device_connect, registry })
         };
         let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
         let with_keys = |id: &String| {
             let credential = DeviceCredential::Keys(keys_of(&secrets.devices, id)?);
-            Ok(Device { id: id.clone(), credential })
+            Ok((Device { id: id.clone(), credential }, true))
         };
         let with_certificate = |id: &String| {
             let pem = secrets.x509_devices.get(id).map(|pair| pair.certificate.as_str());
             let thumbprint = pem
                 .and_then(thumbprint)
                 .ok_or_else(|| damaged(&path, &format!("the certificate of \"{id}\" is not PEM")))?;
-            Ok(Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) })
+            Ok((Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) }, true))
         };
-        let devices = devices.iter().map(with_keys).chain(x509_devices.iter().map(with_certificate));
+        let registered = |(id, stored): (&String, &Registered)| {
+            let reason = || damaged(&path, &format!("the device \"{id}\" has neither keys nor thumbprints"));
+            let credential = stored.credential().ok_or_else(reason)?;
+            Ok((Device { id: id.clone(), credential }, stored.enabled))
+        };
+        // What a back end has made of a device counts, not how the command line names it.
+        let asked = |id: &&String| !secrets.registered.contains_key(*id);
+        let with_keys = devices.iter().filter(asked).map(with_keys);
+        let with_certificates = x509_devices.iter().filter(asked).map(with_certificate);
+        let devices = with_keys.chain(with_certificates).chain(secrets.registered.iter().map(registered));
         let devices = devices.collect::<Result<_, StateDirError>>()?;
-        Ok(Self { root: root.to_owned(), secrets, policies, devices, lock })
+        Ok(Self { root: root.to_owned(), secrets, policies, devices, mqtt_host: None, _lock: lock })
     }
 
     /// The shared access policies.
@@ -182,8 +215,8 @@ impl StateDir {
         self.policies.clone()
     }
 
-    /// The devices asked for, with their credentials.
-    pub(super) fn devices(&self) -> &[Device] {
+    /// The devices asked for and those that back ends have made, and whether each may sign in.
+    pub(super) fn devices(&self) -> &[(Device, bool)] {
         &self.devices
     }
 
@@ -200,17 +233,12 @@ impl StateDir {
             .map_err(|error| damaged(&self.root.join(SECRETS), &format!("the authority: {error}")))
     }
 
-    /// The directory, locked until this is dropped.
-    pub(super) fn into_lock(self) -> fs::File {
-        self.lock
-    }
-
     /// Writes the files that clients use, now that the ports are known; a standard port is left out.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub(super) fn write_client_files(
-        &self,
+        &mut self,
         hostname: &str,
         mqtt_port: u16,
         amqp_port: u16,
@@ -222,27 +250,83 @@ impl StateDir {
         };
         let amqp_host = host(amqp_port, super::AMQP_PORT);
         let mqtt_host = host(mqtt_port, super::MQTT_PORT);
-        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
-            let key = policy.keys.primary.expose_base64();
-            let text =
-                format!("HostName={amqp_host};SharedAccessKeyName={SERVICE_POLICY};SharedAccessKey={key}\n");
-            write_private(&self.root.join("service.connection-string"), text.as_bytes())?;
+        for policy in self.policies.iter().filter(|policy| WRITTEN_POLICIES.contains(&policy.name.as_str())) {
+            let (name, key) = (&policy.name, policy.keys.primary.expose_base64());
+            let text = format!("HostName={amqp_host};SharedAccessKeyName={name};SharedAccessKey={key}\n");
+            write_private(&self.root.join(format!("{name}.connection-string")), text.as_bytes())?;
         }
-        for Device { id, credential } in &self.devices {
-            let file = |suffix: &str| self.root.join("devices").join(format!("{id}.{suffix}"));
-            match credential {
-                DeviceCredential::Keys(keys) => {
-                    let key = keys.primary.expose_base64();
-                    let text = format!("HostName={mqtt_host};DeviceId={id};SharedAccessKey={key}\n");
-                    write_private(&file("connection-string"), text.as_bytes())?;
-                }
-                DeviceCredential::Certificate(_) => {
-                    if let Some(pair) = self.secrets.x509_devices.get(id) {
-                        write_private(&file("cert.pem"), pair.certificate.as_bytes())?;
-                        write_private(&file("key.pem"), pair.private_key.as_bytes())?;
-                    }
+        self.mqtt_host = Some(mqtt_host);
+        self.devices.iter().try_for_each(|(device, _)| self.write_device_files(device))
+    }
+
+    /// Keeps a device that a back end has made or changed, and writes its connection string.
+    ///
+    /// # Errors
+    /// When a file cannot be written; what is kept is as before then.
+    pub(super) fn register(&mut self, device: &Device, enabled: bool) -> Result<(), StateDirError> {
+        let stored = Registered::new(&device.credential, enabled);
+        let before = self.secrets.registered.insert(device.id.clone(), stored);
+        if let Err(error) = self.save() {
+            match before {
+                Some(before) => self.secrets.registered.insert(device.id.clone(), before),
+                None => self.secrets.registered.remove(&device.id),
+            };
+            return Err(error);
+        }
+        self.write_device_files(device)
+    }
+
+    /// Forgets a device and everything about it, its files too.
+    ///
+    /// # Errors
+    /// When a file cannot be written or removed; when it is the file of secrets, what is kept is as before.
+    pub(super) fn forget(&mut self, device_id: &str) -> Result<(), StateDirError> {
+        let Secrets { devices, x509_devices, registered, .. } = &mut self.secrets;
+        let before =
+            (devices.remove(device_id), x509_devices.remove(device_id), registered.remove(device_id));
+        if let Err(error) = self.save() {
+            let Secrets { devices, x509_devices, registered, .. } = &mut self.secrets;
+            devices.extend(before.0.map(|stored| (device_id.to_owned(), stored)));
+            x509_devices.extend(before.1.map(|stored| (device_id.to_owned(), stored)));
+            registered.extend(before.2.map(|stored| (device_id.to_owned(), stored)));
+            return Err(error);
+        }
+        for suffix in ["connection-string", "cert.pem", "key.pem"] {
+            let path = self.device_file(device_id, suffix);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(reason) => return Err(StateDirError::Io { verb: "remove", path, reason }),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), StateDirError> {
+        let path = self.root.join(SECRETS);
+        let text = serde_json::to_vec_pretty(&self.secrets).map_err(|error| damaged(&path, &error))?;
+        write_private(&path, &text)
+    }
+
+    fn device_file(&self, device_id: &str, suffix: &str) -> PathBuf {
+        self.root.join("devices").join(format!("{device_id}.{suffix}"))
+    }
+
+    fn write_device_files(&self, Device { id, credential }: &Device) -> Result<(), StateDirError> {
+        match (credential, &self.mqtt_host) {
+            (DeviceCredential::Keys(keys), Some(host)) => {
+                let key = keys.primary.expose_base64();
+                let text = format!("HostName={host};DeviceId={id};SharedAccessKey={key}\n");
+                write_private(&self.device_file(id, "connection-string"), text.as_bytes())?;
+            }
+            (DeviceCredential::Certificate(_), _) => {
+                if let Some(pair) = self.secrets.x509_devices.get(id) {
+                    write_private(&self.device_file(id, "cert.pem"), pair.certificate.as_bytes())?;
+                    write_private(&self.device_file(id, "key.pem"), pair.private_key.as_bytes())?;
                 }
             }
+            // Its certificate and key are somebody else's.
+            (DeviceCredential::Thumbprints { .. }, _) | (_, None) => {}
         }
         Ok(())
     }
@@ -256,6 +340,42 @@ impl StateDir {
             write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())?;
         }
         Ok(())
+    }
+}
+
+/// Two random keys.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub(super) fn make_keys() -> Result<KeyPair, StateDirError> {
+    let made = StoredKeys::make()?;
+    made.read().ok_or_else(|| StateDirError::Certificate {
+        name: "a shared access key".to_owned(),
+        reason: "it cannot be read back".to_owned(),
+    })
+}
+
+impl Registered {
+    fn new(credential: &DeviceCredential, enabled: bool) -> Self {
+        let (keys, thumbprints) = match credential {
+            DeviceCredential::Keys(KeyPair { primary, secondary }) => {
+                let (primary, secondary) = (primary.expose_base64(), secondary.expose_base64());
+                (Some(StoredKeys { primary, secondary }), Vec::new())
+            }
+            DeviceCredential::Certificate(thumbprint) => (None, vec![thumbprint.to_hex()]),
+            DeviceCredential::Thumbprints { primary, secondary } => {
+                (None, std::iter::once(primary).chain(secondary).cloned().collect())
+            }
+        };
+        Self { keys, thumbprints, enabled }
+    }
+
+    fn credential(&self) -> Option<DeviceCredential> {
+        if let Some(keys) = &self.keys {
+            return keys.read().map(DeviceCredential::Keys);
+        }
+        let mut thumbprints = self.thumbprints.iter().cloned();
+        Some(DeviceCredential::Thumbprints { primary: thumbprints.next()?, secondary: thumbprints.next() })
     }
 }
 
@@ -292,8 +412,8 @@ fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let authority =
                 certificates::make_authority(now).map_err(|error| unmade("the authority", &error))?;
-            let (policies, devices, x509_devices) = Default::default();
-            Ok(Secrets { authority, policies, devices, x509_devices })
+            let (policies, devices, x509_devices, registered) = Default::default();
+            Ok(Secrets { authority, policies, devices, x509_devices, registered })
         }
         Err(reason) => Err(StateDirError::Io { verb: "read", path: path.to_owned(), reason }),
     }

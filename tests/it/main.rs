@@ -38,6 +38,8 @@ mod emulator_mqtt;
 #[cfg(feature = "emulator")]
 mod emulator_page;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_registry;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_state;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -192,14 +192,47 @@ fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
     });
 }
 
+/// As [`python`], when port 443 can be had: the SDK drops the port of a connection string.
+fn python_with_https(test: &str) -> Option<PathBuf> {
+    let python = python(test)?;
+    may_use_443(test).then_some(python)
+}
+
+/// The connection string of the policy that may do everything.
+fn owner_string(emulator: &Emulator) -> String {
+    let file = emulator.state.join("iothubowner.connection-string");
+    std::fs::read_to_string(file).expect("a connection string").trim().to_owned()
+}
+
+#[test]
+fn the_sdks_back_end_makes_a_device_that_signs_in_at_once() {
+    let Some(python) = python_with_https("the SDK's back end makes devices") else { return };
+    let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
+    let mut service = script(&python, "service_registry.py");
+    service.env("SERVICE_CONNECTION_STRING", owner_string(&emulator));
+    let service = Process::spawn(service.env("REQUESTS_CA_BUNDLE", emulator.ca_file()));
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+    let expected = serde_json::json!({
+        "kept_keys": true, "made_keys": 32, "type": "selfSigned", "thumbprint": "AB".repeat(20), "again": 409,
+        "disabled": "disabled", "stale": 412, "enabled": "enabled", "listed": ["cert-1", "dev1", "new-1", "new-2"],
+        "first": ["cert-1"], "deleted": 404, "delete_again": 404,
+    });
+    assert_eq!(json(&service.stdout.wait_for("kept_keys")), expected);
+
+    for id in ["new-1", "new-2"] {
+        let mut device = script(&python, "device_receive.py");
+        device.arg(emulator.ca_file()).arg("1").env("DEVICE_CONNECTION_STRING", emulator.device_string(id));
+        let device = Process::spawn(&mut device);
+        device.stdout.wait_for("subscribed");
+        emulator.send(id, &["--data", "welcome", "--wait=30s"]);
+        assert_eq!(json(&device.stdout.wait_for("body"))["body"], "welcome");
+        assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    }
+}
+
 #[test]
 fn the_sdks_back_end_reads_a_twin() {
-    let test = "the SDK's back end reads a twin";
-    let Some(python) = python(test) else { return };
-    // The SDK drops the port of a connection string.
-    if !may_use_443(test) {
-        return;
-    }
+    let Some(python) = python_with_https("the SDK's back end reads a twin") else { return };
     let (emulator, dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     let agent = Agent::start(&emulator, "dev1", dir.path(), "");
     let mut service = script(&python, "service_twin.py");

@@ -17,7 +17,7 @@ use fe2o3_amqp::{Connection, Receiver, Sender, Session};
 use super::*;
 use crate::credentials::{SasToken, SharedAccessKey};
 use crate::emulator::hub::{Hub, Subscription};
-use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry};
+use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
@@ -43,6 +43,7 @@ fn hub() -> SharedHub {
         keys: pair(byte),
         service_connect,
         device_connect: !service_connect,
+        registry: RegistryRight::None,
     };
     let mut registry =
         Registry::new("hub.local.test", vec![policy("service", 10, true), policy("device", 20, false)]);

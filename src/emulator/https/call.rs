@@ -21,7 +21,8 @@ use percent_encoding::percent_decode_str;
 use super::reply::{self, Refusal};
 use crate::emulator::hub::Hub;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
-use crate::emulator::registry::{AuthError, Grant, Thumbprint};
+use crate::emulator::registrar::Registrar;
+use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 use crate::message::excerpt;
 
@@ -32,6 +33,8 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 pub(super) struct Call {
     /// The hub that it is for.
     pub(super) hub: SharedHub,
+    /// The hub's registry of devices.
+    pub(super) registrar: Registrar,
     /// GET, PUT, …
     pub(super) method: Method,
     /// Its headers.
@@ -49,7 +52,7 @@ impl Call {
     pub(super) fn new(
         request: Request<RequestBody>,
         certificate: Option<Thumbprint>,
-        hub: SharedHub,
+        registrar: Registrar,
     ) -> Self {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         let segments = uri.path().strip_prefix('/').unwrap_or_default().split('/');
@@ -57,7 +60,8 @@ impl Call {
         let segments = decoded.collect::<Result<_, _>>().ok();
         let body = Some(body).filter(|body| !body.is_end_stream());
         let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default().to_owned());
-        Self { hub, method, headers, path, segments, query, certificate, body }
+        let hub = registrar.hub().clone();
+        Self { hub, registrar, method, headers, path, segments, query, certificate, body }
     }
 
     /// The path's segments in lower case, for finding the route: the hub's own words compare without case.
@@ -88,6 +92,18 @@ impl Call {
     /// 401, or 400 without an api-version.
     pub(super) fn service(&self) -> Result<(), Refusal> {
         self.own_service()?;
+        self.versioned()
+    }
+
+    /// Lets a back end through that has a right.
+    ///
+    /// # Errors
+    /// 401, or 400 without an api-version.
+    pub(super) fn back_end(&self, right: BackEndRight) -> Result<(), Refusal> {
+        let proof = |hub: &Hub, token: Option<&str>, now| {
+            hub.authenticate_back_end(token.ok_or(AuthError::NoProof)?, right, now)
+        };
+        self.authorised(proof)?;
         self.versioned()
     }
 

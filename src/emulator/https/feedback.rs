@@ -70,7 +70,8 @@ mod tests {
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::https::routes;
     use crate::emulator::hub::QueuedMessage;
-    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry};
+    use crate::emulator::registrar::Registrar;
+    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
     use crate::emulator::shared::SharedHub;
     use crate::feedback::{DeliveryAck, decode_batch};
     use crate::message::C2dMessage;
@@ -92,6 +93,7 @@ mod tests {
             keys: keys.clone(),
             service_connect,
             device_connect: !service_connect,
+            registry: RegistryRight::None,
         };
         let registry = Registry::new("hub.test", vec![policy("service", true), policy("device", false)]);
         let mut hub = Hub::new(registry, Duration::from_secs(15));
@@ -112,7 +114,7 @@ mod tests {
         let request = Request::builder().method(method).uri(format!("{path}?api-version=2021-04-12"));
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.header(AUTHORIZATION, token.expose()).body(body).expect("a request");
-        let reply: Response<_> = routes::answer(Call::new(request, None, hub.clone())).await.into();
+        let reply: Response<_> = routes::answer(Call::new(request, None, Registrar::of(hub))).await.into();
         let etag = reply.headers().get(ETAG).map(|etag| etag.to_str().expect("text").to_owned());
         let lock = etag.unwrap_or_default().trim_matches('"').to_owned();
         let status = reply.status().as_u16();

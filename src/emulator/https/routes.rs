@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, feedback, page, purge, twins};
+use super::{device, events, feedback, page, purge, registry, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -23,6 +23,10 @@ pub(super) async fn answer(mut call: Call) -> Reply {
 
 /// What is served.
 enum Route {
+    ListDevices,
+    GetDevice,
+    PutDevice,
+    DeleteDevice,
     Receive,
     CompleteOrReject,
     Abandon,
@@ -44,6 +48,12 @@ enum Route {
 
 fn find(method: &Method, words: &[&str]) -> Route {
     match (method.as_str(), words) {
+        ("GET", ["devices"]) => Route::ListDevices,
+        (_, ["devices"]) => Route::Other("GET"),
+        ("GET", ["devices", _]) => Route::GetDevice,
+        ("PUT", ["devices", _]) => Route::PutDevice,
+        ("DELETE", ["devices", _]) => Route::DeleteDevice,
+        (_, ["devices", _]) => Route::Other("GET, PUT, DELETE"),
         ("GET", ["devices", _, "messages", "devicebound"]) => Route::Receive,
         (_, ["devices", _, "messages", "devicebound"]) => Route::Other("GET"),
         ("DELETE", ["devices", _, "messages", "devicebound", _]) => Route::CompleteOrReject,
@@ -79,6 +89,10 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     let words = call.words();
     let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
     match route {
+        Route::ListDevices => registry::list(call),
+        Route::GetDevice => registry::get(call),
+        Route::PutDevice => registry::put(call).await,
+        Route::DeleteDevice => registry::delete(call).await,
         Route::Receive => device::receive(call),
         Route::CompleteOrReject => device::complete_or_reject(call),
         Route::Abandon => device::abandon(call),
@@ -109,7 +123,8 @@ mod tests {
     use super::*;
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
-    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry};
+    use crate::emulator::registrar::Registrar;
+    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
     use crate::emulator::shared::SharedHub;
     use bytes::Bytes;
     use http_body_util::BodyExt as _;
@@ -132,6 +147,7 @@ mod tests {
             keys: keys.clone(),
             service_connect,
             device_connect: !service_connect,
+            registry: RegistryRight::None,
         };
         let mut registry = Registry::new("hub.test", vec![policy("service", true), policy("device", false)]);
         let credential = DeviceCredential::Keys(keys.clone());
@@ -151,7 +167,7 @@ mod tests {
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(Call::new(request, None, hub.clone())).await.into();
+        let reply: Response<_> = answer(Call::new(request, None, Registrar::of(hub))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();

@@ -100,6 +100,11 @@ impl FeedbackQueue {
         self.announced = false;
     }
 
+    /// Drops what waits about a device that is no more. Source: wire reference 4.4.
+    pub(super) fn forget(&mut self, device_id: &str) {
+        self.waiting.retain(|(_, record)| record.device_id != device_id);
+    }
+
     pub(super) fn next_batch(&mut self, lock: FeedbackLock, now: SystemTime) -> Option<FeedbackBatch> {
         self.tick(now);
         if self.batch.is_none() && self.is_due(now) {

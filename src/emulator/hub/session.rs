@@ -81,6 +81,10 @@ impl Session {
         self.connection == Some(connection)
     }
 
+    pub(super) fn current(&self) -> Option<ConnectionId> {
+        self.connection
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.connection.is_some()
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::credentials::SharedAccessKey;
-use crate::emulator::registry::{DeviceCredential, KeyPair};
+use crate::emulator::registry::{Device, DeviceCredential, KeyPair};
 use crate::message::Properties;
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;

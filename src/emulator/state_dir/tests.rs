@@ -11,7 +11,8 @@ fn names(names: &[&str]) -> Vec<String> {
 
 fn open(root: &Path, devices: &[&str], x509_devices: &[&str]) -> StateDir {
     let now = NOW + std::time::Duration::from_secs(1_800_000_000);
-    let state = StateDir::open(root, &names(devices), &names(x509_devices), now).expect("a state directory");
+    let mut state =
+        StateDir::open(root, &names(devices), &names(x509_devices), now).expect("a state directory");
     state.write_client_files("localhost", 18883, 5671).expect("written");
     state
 }
@@ -126,4 +127,44 @@ fn a_key_that_is_no_base64_is_damage_and_is_not_repeated() {
     fs::write(&path, secrets.to_string()).expect("written");
     let damaged = error(dir.path());
     assert!(damaged.contains("the keys of \"dev1\"") && !damaged.contains("not!"), "{damaged}");
+}
+
+#[test]
+fn devices_that_a_back_end_made_survive_and_those_it_deleted_are_made_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let given = DeviceCredential::Keys(make_keys().expect("random numbers"));
+    let thumbprints = DeviceCredential::Thumbprints { primary: "AB".repeat(20), secondary: None };
+    let mut state = open(root, &["dev1"], &[]);
+    let before = text(root, "devices/dev1.connection-string");
+    for (id, credential, enabled) in [("new-1", given, true), ("new-2", thumbprints, false)] {
+        state.register(&Device { id: id.to_owned(), credential }, enabled).expect("kept");
+    }
+    state.forget("dev1").expect("forgotten");
+    assert!(!root.join("devices/dev1.connection-string").exists());
+    let made = text(root, "devices/new-1.connection-string");
+    let shown = |state: &StateDir| format!("{:?}", state.devices());
+    drop(state);
+
+    let state = open(root, &["dev1"], &["new-1"]);
+    let ids: Vec<_> = state.devices().iter().map(|(device, on)| (device.id.as_str(), *on)).collect();
+    assert_eq!(ids, [("dev1", true), ("new-1", true), ("new-2", false)], "{}", shown(&state));
+    assert_eq!(text(root, "devices/new-1.connection-string"), made);
+    assert_ne!(text(root, "devices/dev1.connection-string"), before, "another device under the old name");
+}
+
+#[test]
+fn a_directory_of_the_version_before_still_opens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    drop(open(root, &["dev1"], &[]));
+    let before = text(root, "devices/dev1.connection-string");
+    let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
+    let fields = secrets.as_object_mut().expect("an object");
+    assert!(fields.remove("registered").is_some());
+    let policies = fields["policies"].as_object_mut().expect("an object");
+    assert!(policies.remove("registryRead").is_some() && policies.remove("registryReadWrite").is_some());
+    fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
+    drop(open(root, &["dev1"], &[]));
+    assert_eq!(text(root, "devices/dev1.connection-string"), before);
 }

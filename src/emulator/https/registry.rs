@@ -1,0 +1,221 @@
+//! The registry of devices, for back ends with registry rights.
+//!
+//! Owns: the routes `/devices` and `/devices/{id}`, and the JSON of a device. Must not know: connections, files.
+//! Used by: `https::routes`.
+//!
+//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: modules, edge
+//! devices and parents, certificates of an authority. A choice: a device that is changed without keys keeps those it has.
+
+use hyper::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::reply::{self, Refusal, Reply};
+use crate::credentials::{SharedAccessKey, check_device_id};
+use crate::emulator::hub::Identity;
+use crate::emulator::registrar::{Expected, RegistrarError, Wanted};
+use crate::emulator::registry::{BackEndRight, DeviceCredential, KeyPair};
+use crate::message;
+
+/// Most bytes of a device in a request.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Most devices in one list, as in the real hub.
+const MAX_LISTED: usize = 1_000;
+
+/// How the hub writes a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// A device as a back end sends it. What is not here is passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent {
+    device_id: Option<String>,
+    status: Option<String>,
+    authentication: Option<Authentication>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Authentication {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    symmetric_key: Option<SymmetricKey>,
+    x509_thumbprint: Option<X509Thumbprint>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SymmetricKey {
+    primary_key: Option<String>,
+    secondary_key: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct X509Thumbprint {
+    primary_thumbprint: Option<String>,
+    secondary_thumbprint: Option<String>,
+}
+
+/// `GET /devices?top=NUMBER`.
+pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
+    call.back_end(BackEndRight::RegistryRead)?;
+    let top = match call.argument("top").map(|text| text.parse::<usize>()) {
+        None => MAX_LISTED,
+        Some(Ok(top)) => top.min(MAX_LISTED),
+        Some(Err(_)) => return Err(reply::bad_argument("\"top\" is not a number of devices").into()),
+    };
+    let devices = call.hub.with(|hub, _| {
+        let ids: Vec<String> = hub.device_ids().take(top).map(str::to_owned).collect();
+        ids.iter().filter_map(|id| hub.identity(id)).collect::<Vec<_>>()
+    });
+    Ok(reply::ok(&devices.iter().map(show).collect()))
+}
+
+/// `GET /devices/{id}`.
+pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
+    call.back_end(BackEndRight::RegistryRead)?;
+    let device_id = call.segment(1);
+    let identity = call.hub.with(|hub, _| hub.identity(device_id));
+    Ok(identity.map_or_else(|| reply::no_device(device_id), |identity| reply::ok(&show(&identity))))
+}
+
+/// `PUT /devices/{id}`: makes it, or with `If-Match` changes it.
+pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
+    call.back_end(BackEndRight::RegistryWrite)?;
+    let body = call.body(MAX_BODY).await?;
+    let sent: Sent = serde_json::from_slice(&body)
+        .map_err(|error| reply::bad_argument(&format!("the body is no device: {error}")))?;
+    let id = call.segment(1).to_owned();
+    let wanted = wanted(id, sent).map_err(|sentence| reply::bad_argument(&sentence))?;
+    let made = call.registrar.put(wanted, expected(call)).await.map_err(|error| refusal(&error))?;
+    tracing::info!(device_id = made.device.id, enabled = made.enabled, "a back end registered a device");
+    Ok(reply::ok(&show(&made)))
+}
+
+/// `DELETE /devices/{id}`.
+pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
+    call.back_end(BackEndRight::RegistryWrite)?;
+    let device_id = call.segment(1).to_owned();
+    let deleted = call.registrar.delete(device_id.clone(), expected(call)).await;
+    deleted.map_err(|error| refusal(&error))?;
+    tracing::info!(device_id, "a back end deleted a device");
+    Ok(reply::no_content())
+}
+
+/// What `If-Match` says: `*` and etags come with and without quotation marks.
+fn expected(call: &Call) -> Expected {
+    match call.header("if-match").map(|tag| tag.trim_start_matches("W/").trim_matches('"')) {
+        None => Expected::Unsaid,
+        Some("*") => Expected::Any,
+        Some(etag) => Expected::Etag(etag.to_owned()),
+    }
+}
+
+fn wanted(id: String, sent: Sent) -> Result<Wanted, String> {
+    if let Err(error) = check_device_id(&id) {
+        return Err(error.to_string());
+    }
+    if sent.device_id.is_some_and(|sent| sent != id) {
+        return Err("the device id in the body is not the one in the path".to_owned());
+    }
+    let enabled = match sent.status.as_deref() {
+        None | Some("enabled") => true,
+        Some("disabled") => false,
+        Some(other) => {
+            let shown = message::excerpt(other);
+            return Err(format!("\"{shown}\" is not a status: use enabled or disabled"));
+        }
+    };
+    let authentication = sent.authentication.unwrap_or_default();
+    let credential = match authentication.kind.as_deref() {
+        None | Some("sas") => keys(authentication.symmetric_key.unwrap_or_default())?,
+        Some("selfSigned") => Some(thumbprints(authentication.x509_thumbprint.unwrap_or_default())?),
+        Some(other) => {
+            let shown = message::excerpt(other);
+            return Err(format!(
+                "this emulator knows the authentication sas and selfSigned, not \"{shown}\""
+            ));
+        }
+    };
+    Ok(Wanted { id, credential, enabled })
+}
+
+fn keys(sent: SymmetricKey) -> Result<Option<DeviceCredential>, String> {
+    let given = |key: Option<String>| key.filter(|key| !key.is_empty());
+    let (primary, secondary) = match (given(sent.primary_key), given(sent.secondary_key)) {
+        (None, None) => return Ok(None),
+        (Some(primary), Some(secondary)) => (primary, secondary),
+        _ => return Err("give both keys, or neither, and both are made".to_owned()),
+    };
+    let read = |key: &str| SharedAccessKey::from_base64(key).map_err(|_| "a key is not base64".to_owned());
+    Ok(Some(DeviceCredential::Keys(KeyPair { primary: read(&primary)?, secondary: read(&secondary)? })))
+}
+
+fn thumbprints(sent: X509Thumbprint) -> Result<DeviceCredential, String> {
+    let given = |text: Option<String>| {
+        let text = text.filter(|text| !text.is_empty()).map(|text| text.to_ascii_uppercase());
+        let hex =
+            |text: &String| [40, 64].contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit());
+        match text {
+            Some(text) if !hex(&text) => {
+                Err("a thumbprint is not 40 (SHA-1) or 64 (SHA-256) hexadecimal digits".to_owned())
+            }
+            text => Ok(text),
+        }
+    };
+    let (primary, secondary) = (given(sent.primary_thumbprint)?, given(sent.secondary_thumbprint)?);
+    let primary = primary.ok_or("a device that signs in with a certificate needs its primary thumbprint")?;
+    Ok(DeviceCredential::Thumbprints { primary, secondary })
+}
+
+fn show(identity: &Identity) -> Value {
+    let (keys, thumbprints, kind) = match &identity.device.credential {
+        DeviceCredential::Keys(KeyPair { primary, secondary }) => {
+            let keys = (Some(primary.expose_base64()), Some(secondary.expose_base64()));
+            (keys, (None, None), "sas")
+        }
+        DeviceCredential::Certificate(thumbprint) => {
+            ((None, None), (Some(thumbprint.to_hex()), None), "selfSigned")
+        }
+        DeviceCredential::Thumbprints { primary, secondary } => {
+            ((None, None), (Some(primary.clone()), secondary.clone()), "selfSigned")
+        }
+    };
+    json!({
+        "deviceId": identity.device.id,
+        "generationId": identity.generation,
+        "etag": identity.etag(),
+        "connectionState": if identity.connected { "Connected" } else { "Disconnected" },
+        "status": if identity.enabled { "enabled" } else { "disabled" },
+        "statusReason": null,
+        "connectionStateUpdatedTime": NEVER,
+        "statusUpdatedTime": NEVER,
+        "lastActivityTime": identity.last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
+        "cloudToDeviceMessageCount": identity.queue_length,
+        "authentication": {
+            "symmetricKey": { "primaryKey": keys.0, "secondaryKey": keys.1 },
+            "x509Thumbprint": { "primaryThumbprint": thumbprints.0, "secondaryThumbprint": thumbprints.1 },
+            "type": kind,
+        },
+        "capabilities": { "iotEdge": false },
+    })
+}
+
+/// The words are those of the SDKs' error codes.
+fn refusal(error: &RegistrarError) -> Reply {
+    let (status, code) = match error {
+        RegistrarError::Exists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists"),
+        RegistrarError::Missing(_) => (StatusCode::NOT_FOUND, "DeviceNotFound"),
+        RegistrarError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
+        RegistrarError::TooMany => (StatusCode::FORBIDDEN, "IotHubQuotaExceeded"),
+        RegistrarError::State(_) => (StatusCode::INTERNAL_SERVER_ERROR, "ServerError"),
+        RegistrarError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+    };
+    if status.is_server_error() {
+        tracing::error!(%error, "the registry of devices did not change");
+    }
+    reply::error(status, code, &error.to_string())
+}

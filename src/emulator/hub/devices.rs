@@ -1,0 +1,145 @@
+//! Devices that come and go while the hub runs.
+//!
+//! Owns: what happens to queue, session and feedback then. Must not know: files, HTTP. Used by: `hub`.
+//!
+//! Source: wire reference 1.4 and 5.1. A choice where it is silent: a disabled device's queue stays as it is.
+
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA256, digest};
+
+use super::Hub;
+use crate::emulator::registry::{AuthError, BackEndRight, Device, DeviceCredential, Grant};
+
+/// A device as the registry shows it.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Id and credential.
+    pub device: Device,
+    /// Changes when the device is made anew with another credential.
+    pub generation: String,
+    /// Whether it may sign in.
+    pub enabled: bool,
+    /// Whether it is connected over a protocol that has connections.
+    pub connected: bool,
+    /// When it last signed in, completed or sent something.
+    pub last_activity: Option<SystemTime>,
+    /// Messages that wait for it or are with it.
+    pub queue_length: usize,
+}
+
+impl Identity {
+    /// Changes with the credential, and with whether the device may sign in.
+    pub fn etag(&self) -> String {
+        let text = match &self.device.credential {
+            DeviceCredential::Keys(keys) => {
+                format!("{} {}", keys.primary.expose_base64(), keys.secondary.expose_base64())
+            }
+            DeviceCredential::Certificate(thumbprint) => thumbprint.to_hex(),
+            DeviceCredential::Thumbprints { primary, secondary } => format!("{primary} {secondary:?}"),
+        };
+        let hash = digest(&SHA256, format!("{} {text}", self.enabled).as_bytes());
+        STANDARD.encode(hash.as_ref().get(..9).unwrap_or_default())
+    }
+}
+
+impl Hub {
+    /// Adds a device, or gives one that is there new credentials; its queue and session stay.
+    pub fn add_device(&mut self, device: Device) {
+        let state = self.devices.entry(device.id.clone()).or_default();
+        if let Some(kept) = self.absent.remove(&device.id) {
+            state.restore(kept);
+        }
+        self.registry.add_device(device);
+        self.version += 1;
+    }
+
+    /// Removes a device with its queue, twin, D2C messages and feedback; its connection ends. Nothing happens when there
+    /// is none.
+    pub fn remove_device(&mut self, device_id: &str) {
+        self.devices.remove(device_id);
+        self.absent.remove(device_id);
+        self.registry.remove_device(device_id);
+        self.feedback.forget(device_id);
+        self.version += 1;
+    }
+
+    /// Lets a device sign in, or no longer: then its connection ends.
+    pub fn enable_device(&mut self, device_id: &str, enabled: bool) {
+        self.registry.enable(device_id, enabled);
+        let connection = self.devices.get(device_id).and_then(|state| state.session.current());
+        if let (Some(connection), false) = (connection, enabled) {
+            self.disconnect(device_id, connection);
+        }
+        self.version += 1;
+    }
+
+    /// A device; `None` when there is none.
+    pub fn identity(&self, device_id: &str) -> Option<Identity> {
+        let (device, enabled) = self.registry.device(device_id)?;
+        let state = self.devices.get(device_id)?;
+        Some(Identity {
+            device: device.clone(),
+            generation: self.registry.generation(device_id).unwrap_or_default().to_owned(),
+            enabled,
+            connected: state.session.is_connected(),
+            last_activity: state.last_activity,
+            queue_length: state.queue.len(),
+        })
+    }
+
+    /// Whether a back end may do what `right` stands for.
+    ///
+    /// # Errors
+    /// [`AuthError`] says why not.
+    pub fn authenticate_back_end(
+        &self,
+        token: &str,
+        right: BackEndRight,
+        now: SystemTime,
+    ) -> Result<Grant, AuthError> {
+        self.registry.authenticate_back_end(token, right, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, after, connect, hub, id_of, send};
+    use super::super::{DeliveryAck, Subscription};
+
+    #[test]
+    fn a_removed_device_leaves_nothing_behind() {
+        let mut hub = hub();
+        let connection = connect(&mut hub, false);
+        send(&mut hub, "m1", DeliveryAck::Full);
+        send(&mut hub, "m2", DeliveryAck::Full);
+        let locked = hub.next_delivery("dev1", connection, NOW).expect("waiting");
+        hub.complete("dev1", locked.lock, NOW).expect("locked");
+        let device = hub.identity("dev1").expect("there").device;
+        hub.remove_device("dev1");
+        assert!(hub.identity("dev1").is_none() && !hub.is_current("dev1", connection));
+        assert!(hub.next_feedback_batch(after(100)).is_none());
+        // Made anew under the same id it is another device.
+        hub.add_device(device);
+        let connected = hub.connect("dev1", false).expect("a device");
+        assert!(!connected.session_present);
+        assert!(hub.subscribe("dev1", connected.connection, Subscription::DeviceBound, 1));
+        assert!(hub.next_delivery("dev1", connected.connection, NOW).is_none());
+    }
+
+    #[test]
+    fn a_disabled_device_loses_its_connection_and_keeps_its_queue() {
+        let mut hub = hub();
+        let connection = connect(&mut hub, false);
+        send(&mut hub, "m1", DeliveryAck::Full);
+        hub.enable_device("dev1", false);
+        assert!(!hub.is_current("dev1", connection));
+        assert!(hub.identity("dev1").is_some_and(|identity| !identity.enabled && !identity.connected));
+        hub.enable_device("dev1", true);
+        let connection = connect(&mut hub, false);
+        let locked = hub.next_delivery("dev1", connection, NOW).expect("still waiting");
+        assert_eq!(id_of(&locked), "m1");
+    }
+}

@@ -1,0 +1,124 @@
+//! The emulator's registry of devices in bare requests: rights, conditions, bad input, and what a change does to devices.
+//!
+//! Owns: nothing. Must not know: files of the state directory but connection strings. Used by: nobody.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Agent, Emulator};
+use crate::rest::{Answer, ask, device_token, policy_token};
+
+/// A request of the policy `iothubowner`.
+fn owner(emulator: &Emulator, method: &str, path: &str, headers: &str, body: &Value) -> Answer {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let line = format!("{method} {path}?api-version=2021-04-12");
+    ask(emulator, &line, &policy_token(emulator, "iothubowner"), headers, body.as_bytes())
+}
+
+fn poll(emulator: &Emulator, device_id: &str, token: &str) -> u16 {
+    let line = format!("GET /devices/{device_id}/messages/devicebound?api-version=2021-04-12");
+    ask(emulator, &line, token, "", b"").status
+}
+
+#[test]
+fn a_device_is_made_used_disabled_and_deleted_and_a_restart_changes_none_of_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let start = || Emulator::start_in(&state, "0", "0", &["--device", "dev1"]);
+    let emulator = start();
+    let made = owner(&emulator, "PUT", "/devices/new-1", "", &json!({ "deviceId": "new-1" }));
+    assert_eq!(made.status, 200, "{made:?}");
+    let etag = made.json()["etag"].as_str().expect("an etag").to_owned();
+    let own = device_token(&emulator, "new-1");
+    assert_eq!(poll(&emulator, "new-1", &own), 204);
+    emulator.send("new-1", &["--data", "x"]);
+    assert_eq!(owner(&emulator, "DELETE", "/devices/dev1", "If-Match: *\r\n", &Value::Null).status, 204);
+    assert_eq!(emulator.process.terminate(), Some(0));
+
+    let emulator = Emulator::start_in(&state, "0", "0", &[]);
+    assert_eq!(poll(&emulator, "new-1", &own), 200, "the same keys, and the message that waited");
+    let listed = owner(&emulator, "GET", "/devices", "", &Value::Null).json();
+    // The command line's own device is made anew, with other keys.
+    assert_eq!((&listed[0]["deviceId"], &listed[1]["deviceId"]), (&json!("dev1"), &json!("new-1")));
+    assert_eq!(listed[1]["etag"], json!(etag));
+
+    let agent = Agent::start(&emulator, "new-1", dir.path(), "");
+    let off = json!({ "deviceId": "new-1", "status": "disabled" });
+    let changed = owner(&emulator, "PUT", "/devices/new-1", &format!("If-Match: \"{etag}\"\r\n"), &off);
+    assert_eq!((changed.status, &changed.json()["status"]), (200, &json!("disabled")));
+    emulator.process.stderr.wait_for("was deleted or disabled");
+    assert_eq!(poll(&emulator, "new-1", &own), 401);
+    assert_eq!(agent.process.terminate(), Some(0));
+
+    let on = json!({ "deviceId": "new-1", "status": "enabled" });
+    assert_eq!(owner(&emulator, "PUT", "/devices/new-1", "If-Match: \"*\"\r\n", &on).status, 200);
+    let agent = Agent::start(&emulator, "new-1", dir.path(), "");
+    assert_eq!(owner(&emulator, "DELETE", "/devices/new-1", "", &Value::Null).status, 204);
+    emulator.process.stderr.wait_for_nth("was deleted or disabled", 2);
+    assert_eq!(poll(&emulator, "new-1", &own), 401);
+    assert_eq!(owner(&emulator, "GET", "/devices/new-1", "", &Value::Null).status, 404);
+    assert!(!emulator.device_file("new-1").exists());
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn bad_requests_and_missing_rights_are_refused_in_words() {
+    let emulator = Emulator::start();
+    let thumbprint = |text: &str| {
+        let print = json!({ "primaryThumbprint": text });
+        json!({ "authentication": { "type": "selfSigned", "x509Thumbprint": print } })
+    };
+    let key = |primary: &str, secondary: &str| {
+        let keys = json!({ "primaryKey": primary, "secondaryKey": secondary });
+        json!({ "authentication": { "type": "sas", "symmetricKey": keys } })
+    };
+    let cases = [
+        ("PUT", "/devices/a%20b", "", json!({}), 400, "ArgumentInvalid;"),
+        (
+            "PUT",
+            "/devices/new",
+            "",
+            json!({ "deviceId": "other" }),
+            400,
+            "ArgumentInvalid;the device id in the body",
+        ),
+        ("PUT", "/devices/new", "", json!({ "status": "on" }), 400, "ArgumentInvalid;\"on\" is not a status"),
+        ("PUT", "/devices/new", "", json!("x"), 400, "ArgumentInvalid;the body is no device"),
+        ("PUT", "/devices/new", "", thumbprint("ab"), 400, "ArgumentInvalid;a thumbprint is not"),
+        ("PUT", "/devices/new", "", thumbprint(""), 400, "ArgumentInvalid;a device that signs in"),
+        ("PUT", "/devices/new", "", key("%%", "%%"), 400, "ArgumentInvalid;a key is not base64"),
+        ("PUT", "/devices/new", "", key("eHh4", ""), 400, "ArgumentInvalid;give both keys"),
+        (
+            "PUT",
+            "/devices/new",
+            "",
+            json!({ "authentication": { "type": "certificateAuthority" } }),
+            400,
+            "ArgumentInvalid;this emulator knows",
+        ),
+        ("PUT", "/devices/new", "If-Match: *\r\n", json!({}), 404, "DeviceNotFound;"),
+        ("PUT", "/devices/dev1", "", json!({}), 409, "DeviceAlreadyExists;"),
+        ("PUT", "/devices/dev1", "If-Match: \"x\"\r\n", json!({}), 412, "PreconditionFailed;"),
+        ("DELETE", "/devices/dev1", "If-Match: \"x\"\r\n", Value::Null, 412, "PreconditionFailed;"),
+        ("GET", "/devices/none", "", Value::Null, 404, "DeviceNotFound;"),
+        ("POST", "/devices/dev1", "", Value::Null, 405, "MethodNotAllowed;"),
+    ];
+    for (method, path, headers, body, status, words) in cases {
+        let answer = owner(&emulator, method, path, headers, &body);
+        assert_eq!(answer.status, status, "{method} {path} {body}: {answer:?}");
+        let message = answer.json()["Message"].as_str().expect("a message").to_owned();
+        assert!(message.starts_with(&format!("ErrorCode:{words}")), "{method} {path} {body}: {message}");
+    }
+    let all = "GET /devices?api-version=1";
+    let delete = "DELETE /devices/dev1?api-version=1";
+    for (policy, line, status) in [
+        ("service", all, 401),
+        ("device", all, 401),
+        ("registryRead", all, 200),
+        ("registryRead", delete, 401),
+        ("registryReadWrite", delete, 204),
+    ] {
+        let answer = ask(&emulator, line, &policy_token(&emulator, policy), "", b"");
+        assert_eq!(answer.status, status, "{policy}: {line}");
+    }
+    assert_eq!(emulator.process.stderr.count("panicked"), 0);
+}
