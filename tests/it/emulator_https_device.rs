@@ -5,7 +5,8 @@
 use c2d_agent::tls::ClientCertificate;
 
 use crate::harness::{Emulator, Process};
-use crate::rest::{Answer, ask, ask_as, device_token, exchange, service_token};
+use crate::rest::{exchange, service_token};
+use crate::rest_ask::{Answer, ask, ask_as, device_token};
 
 const NEXT: &str = "GET /devices/dev1/messages/devicebound?api-version=2021-04-12";
 

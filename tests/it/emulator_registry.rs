@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use crate::harness::{Agent, Emulator};
-use crate::rest::{Answer, ask, device_token, policy_token};
+use crate::rest::policy_token;
+use crate::rest_ask::{Answer, ask, device_token};
 
 /// A request of the policy `iothubowner`.
 fn owner(emulator: &Emulator, method: &str, path: &str, headers: &str, body: &Value) -> Answer {

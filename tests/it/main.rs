@@ -65,6 +65,8 @@ mod reload;
 mod reports;
 #[cfg(feature = "emulator")]
 mod rest;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod rest_ask;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod sender_websocket;

@@ -1,12 +1,12 @@
 //! Bare HTTPS requests to the emulator, for tests.
 //!
-//! Owns: sockets, tokens, and answers taken apart. Must not know: routes. Used by: tests of the emulator's HTTPS side.
+//! Owns: sockets and tokens of policies; `rest_ask` makes whole requests. Must not know: routes. Used by: tests of the emulator's HTTPS side.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
-use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SasToken, SharedAccessKey};
+use c2d_agent::credentials::{SasToken, SharedAccessKey};
 use c2d_agent::tls::ClientCertificate;
 use rustls::{ClientConnection, StreamOwned};
 
@@ -19,7 +19,8 @@ pub(crate) fn dial(emulator: &Emulator) -> Tls {
     dial_as(emulator, None)
 }
 
-fn dial_as(emulator: &Emulator, identity: Option<&ClientCertificate>) -> Tls {
+/// As [`dial`], with a client certificate.
+pub(crate) fn dial_as(emulator: &Emulator, identity: Option<&ClientCertificate>) -> Tls {
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), identity).expect("a configuration");
     let socket = TcpStream::connect(emulator.https).expect("connected");
     socket.set_read_timeout(Some(DEADLINE)).expect("a socket");
@@ -32,7 +33,8 @@ pub(crate) fn exchange(emulator: &Emulator, request: &[u8]) -> String {
     send(dial(emulator), request)
 }
 
-fn send(mut stream: Tls, request: &[u8]) -> String {
+/// As [`exchange`], on a connection that is there.
+pub(crate) fn send(mut stream: Tls, request: &[u8]) -> String {
     // The emulator may close before it has read everything.
     drop(stream.write_all(request).and_then(|()| stream.flush()));
     let mut answer = Vec::new();
@@ -53,57 +55,4 @@ pub(crate) fn policy_token(emulator: &Emulator, policy: &str) -> String {
     let key = SharedAccessKey::from_base64(key).expect("a key");
     let expiry = SystemTime::now() + Duration::from_secs(600);
     SasToken::sign(&key, "localhost", Some(policy), expiry).expose().to_owned()
-}
-
-/// A token with the device's own key.
-pub(crate) fn device_token(emulator: &Emulator, device_id: &str) -> String {
-    let identity = DeviceConnectionString::parse(&emulator.device_string(device_id)).expect("valid");
-    let DeviceSecret::Key(key) = &identity.secret else { panic!("not a key") };
-    let expiry = SystemTime::now() + Duration::from_secs(600);
-    SasToken::sign(key, &format!("localhost/devices/{device_id}"), None, expiry).expose().to_owned()
-}
-
-/// An answer in parts.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// The status; 0 when there was none.
-    pub(crate) status: u16,
-    head: String,
-    /// The body as text.
-    pub(crate) body: String,
-}
-
-impl Answer {
-    /// A header; its name in lower case.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    }
-
-    /// The body as JSON.
-    pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-}
-
-/// One request on a connection of its own. `headers` end with CRLF.
-pub(crate) fn ask(emulator: &Emulator, line: &str, token: &str, headers: &str, body: &[u8]) -> Answer {
-    ask_as(emulator, None, line, &format!("Authorization: {token}\r\n{headers}"), body)
-}
-
-/// One request on a connection with a client certificate.
-pub(crate) fn ask_as(
-    emulator: &Emulator,
-    identity: Option<&ClientCertificate>,
-    line: &str,
-    headers: &str,
-    body: &[u8],
-) -> Answer {
-    let length = body.len();
-    let head = format!(
-        "{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
-    );
-    let answer = send(dial_as(emulator, identity), &[head.as_bytes(), body].concat());
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_default();
-    Answer { status, head: head.to_owned(), body: body.to_owned() }
 }

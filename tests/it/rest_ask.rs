@@ -1,0 +1,64 @@
+//! Whole requests to the emulator's HTTPS side, and answers taken apart, for tests that need the sender as well.
+//!
+//! Owns: requests, answers, tokens of devices. Must not know: routes. Used by: tests of devices and the registry.
+
+use std::time::{Duration, SystemTime};
+
+use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SasToken};
+use c2d_agent::tls::ClientCertificate;
+
+use crate::harness::Emulator;
+use crate::rest::{dial_as, send};
+
+/// A token with the device's own key.
+pub(crate) fn device_token(emulator: &Emulator, device_id: &str) -> String {
+    let identity = DeviceConnectionString::parse(&emulator.device_string(device_id)).expect("valid");
+    let DeviceSecret::Key(key) = &identity.secret else { panic!("not a key") };
+    let expiry = SystemTime::now() + Duration::from_secs(600);
+    SasToken::sign(key, &format!("localhost/devices/{device_id}"), None, expiry).expose().to_owned()
+}
+
+/// An answer in parts.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The status; 0 when there was none.
+    pub(crate) status: u16,
+    head: String,
+    /// The body as text.
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// A header; its name in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// One request on a connection of its own. `headers` end with CRLF.
+pub(crate) fn ask(emulator: &Emulator, line: &str, token: &str, headers: &str, body: &[u8]) -> Answer {
+    ask_as(emulator, None, line, &format!("Authorization: {token}\r\n{headers}"), body)
+}
+
+/// One request on a connection with a client certificate.
+pub(crate) fn ask_as(
+    emulator: &Emulator,
+    identity: Option<&ClientCertificate>,
+    line: &str,
+    headers: &str,
+    body: &[u8],
+) -> Answer {
+    let length = body.len();
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+    );
+    let answer = send(dial_as(emulator, identity), &[head.as_bytes(), body].concat());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_default();
+    Answer { status, head: head.to_owned(), body: body.to_owned() }
+}
