@@ -51,7 +51,7 @@ const MAX_WRITE_BUFFER: usize = 8 * CHUNK;
 ///
 /// A text message, a message above 512 KiB and a breach of the protocol end it: the peer is told by a close frame (1003,
 /// 1009 or 1002), and the read fails with [`io::ErrorKind::InvalidData`] and a sentence. Shutting it down sends a close
-/// frame.
+/// frame; after a breach it then reads until the peer has closed, which whoever shuts it down must bound in time.
 pub(crate) struct ByteStream<S> {
     inner: WebSocketStream<S>,
     /// What has arrived and was not read.
@@ -162,7 +162,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_close(context).map_err(broken)
+        let closed = ready!(Pin::new(&mut self.inner).poll_close(context)).map_err(broken);
+        if self.ending.is_none() {
+            return Poll::Ready(closed);
+        }
+        // The peer may still be sending what was refused. To close with that unread would reset the connection, and take the
+        // reason along.
+        let mut unread = [0; 4 * 1024];
+        loop {
+            let mut unread = ReadBuf::new(&mut unread);
+            match ready!(Pin::new(self.inner.get_mut()).poll_read(context, &mut unread)) {
+                Ok(()) if unread.filled().is_empty() => return Poll::Ready(Ok(())),
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 

@@ -87,12 +87,15 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
             sign_in::check(&connect, certificate.as_ref(), &hub).map(|signed_in| (connect, signed_in))
         }
         Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::Refusal::protocol_level(level)),
-        Ok(Ok(Some(_))) => {
-            return tracing::info!(%peer, "closed a connection that did not begin with CONNECT");
-        }
         Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that said nothing"),
-        Ok(Err(error)) => return tracing::info!(%peer, %error, "closed a connection before its sign-in"),
-        Err(_) => return tracing::info!(%peer, "closed a connection that sent no CONNECT in time"),
+        other => {
+            match other {
+                Ok(Err(error)) => tracing::info!(%peer, %error, "closed a connection before its sign-in"),
+                Ok(Ok(_)) => tracing::info!(%peer, "closed a connection that did not begin with CONNECT"),
+                Err(_) => tracing::info!(%peer, "closed a connection that sent no CONNECT in time"),
+            }
+            return wire.close().await;
+        }
     };
     match request {
         Ok((connect, signed_in)) => {
