@@ -21,8 +21,9 @@ const DEFAULT_DEVICE: &str = "dev1";
 
 /// Run a local IoT Hub for development and tests; no Azure account is needed.
 ///
-/// Devices connect over MQTT 3.1.1, back ends over AMQP 1.0 and HTTPS, all over
-/// TLS, as they do with the real hub. C2D messages have its rules: 50 in a queue,
+/// Devices connect over MQTT 3.1.1, AMQP 1.0 or HTTPS, back ends over AMQP 1.0 and
+/// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
+/// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue,
 /// a lock of a minute, expiry, delivery feedback. Twins keep reported properties;
 /// desired properties, direct methods and modules are not served. The state
 /// directory keeps all of it over a restart, a quarter of a second after each change;
@@ -46,6 +47,7 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   hub.json                       queues, twins, sessions, feedback, messages of devices
 ///   ca.pem                         what clients must trust, as by C2D_CA_FILE
 ///   service.connection-string      for back ends
+///   iothubowner.connection-string  for the registry of devices
 ///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
@@ -75,10 +77,10 @@ pub(super) struct Args {
     /// Port for devices (MQTT); 0 takes any free one.
     #[arg(long, value_name = "PORT", default_value_t = MQTT_PORT)]
     mqtt_port: u16,
-    /// Port for back ends (AMQP); 0 takes any free one.
+    /// Port for back ends and devices (AMQP); 0 takes any free one.
     #[arg(long, value_name = "PORT", default_value_t = AMQP_PORT)]
     amqp_port: u16,
-    /// Port for back ends (HTTPS); 0 takes any free one [default: 443, or else 8443, or else any free one].
+    /// Port for back ends and devices (HTTPS, WebSockets); 0 takes any free one [default: 443, or else 8443, or else any free one].
     #[arg(long, value_name = "PORT")]
     https_port: Option<u16>,
     /// A device that signs in with a key; may be given several times [default: dev1, when no device is given].
