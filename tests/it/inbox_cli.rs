@@ -15,6 +15,9 @@ use crate::harness::{
     Agent, DEADLINE, Emulator, Process, binary, program, run, skip, wait_for_file, write_config,
 };
 
+/// What actions wait for. One each: who opens a FIFO while the writer for another still has it open, reads its end.
+const FIFOS: [&str; 2] = ["fifo", "again"];
+
 /// A rule that succeeds, one that fails until a file is there, and two that share a lane: one waits for a FIFO.
 fn rules(dir: &Path) -> String {
     let dir = dir.display();
@@ -29,7 +32,7 @@ fn rules(dir: &Path) -> String {
          do = [ {{ shell = \"cat >> {dir}/done\" }} ]\n\
          [[rule]]\nname = \"again\"\nwhen = {{ action = \"again\" }}\nlane = \"one\"\nsettle = \"on-accept\"\n\
          on_crash = \"retry\"\n\
-         do = [ {{ shell = \"echo begun > {dir}/begun; read line < {dir}/fifo; cat >> {dir}/done\" }} ]\n"
+         do = [ {{ shell = \"echo begun > {dir}/begun; read line < {dir}/again; cat >> {dir}/done\" }} ]\n"
     )
 }
 
@@ -44,14 +47,19 @@ impl Drop for House {
     fn drop(&mut self) {
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
         // Nobody waits, mostly. The end of the file is enough for who does.
-        drop(rustix::fs::open(self.path().join("fifo"), flags, rustix::fs::Mode::empty()));
+        for fifo in FIFOS {
+            drop(rustix::fs::open(self.path().join(fifo), flags, rustix::fs::Mode::empty()));
+        }
     }
 }
 
 impl House {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let made = Command::new("mkfifo").arg(dir.path().join("fifo")).status().expect("mkfifo runs");
+        let made = Command::new("mkfifo")
+            .args(FIFOS.map(|fifo| dir.path().join(fifo)))
+            .status()
+            .expect("mkfifo runs");
         assert!(made.success());
         Self { emulator: Emulator::start(), dir }
     }
@@ -269,7 +277,7 @@ fn a_message_that_runs_without_a_recorded_beginning_cannot_be_dropped_either() {
     }
     let status = house.told(&["status"]);
     assert!(status.contains("actions       1 running, 1 waiting"), "{status}");
-    fs::write(house.path().join("fifo"), "go\n").expect("written");
+    fs::write(house.path().join("again"), "go\n").expect("written");
     house.wait_for_state("m-3", "finished");
     let record = house.wait_for_state("m-2", "finished");
     assert_eq!((&record["outcome"]["outcome"], &record["attempts"]), (&"succeeded".into(), &1.into()));
