@@ -24,13 +24,13 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// Devices connect over MQTT 3.1.1, AMQP 1.0 or HTTPS, back ends over AMQP 1.0 and
 /// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
 /// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue,
-/// a lock of a minute, expiry, delivery feedback. Twins keep reported properties;
-/// desired properties, direct methods and modules are not served. The state
+/// a lock of a minute, expiry, delivery feedback. Twins have tags, desired and
+/// reported properties; direct methods and modules are not served. The state
 /// directory keeps all of it over a restart, a quarter of a second after each change;
 /// only connections and locks end with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
-///   GET /twins/ID?api-version=2021-04-12     the twin, as at the real hub
+///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as at the real hub
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
 ///       sent, with numbers above N (this emulator's own: the real hub hands them
 ///       to its Event Hubs endpoint)

@@ -1,7 +1,7 @@
 //! The hub as a state machine: devices, their C2D queues, sessions, twins and D2C messages, and delivery feedback.
 //!
 //! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
-//! subscriptions, feedback batches, reported properties, the last D2C messages.
+//! subscriptions, feedback batches, twins, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //! Used by: `emulator::shared`, and through it by the listeners.
 //!
@@ -9,7 +9,7 @@
 //! whose lock lapsed is not offered to the same connection again, only to the device's next one; and a message
 //! without a message id is reported in feedback with an empty one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,7 @@ use crate::message::{self, C2dMessage};
 use super::registry::{AuthError, Grant, Registry, Thumbprint};
 
 mod devices;
+mod document;
 mod events;
 mod feedback;
 mod polling;
@@ -31,6 +32,9 @@ mod twins;
 mod view;
 
 pub use devices::Identity;
+pub use document::{
+    MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, Part, TwinError,
+};
 use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
 use feedback::FeedbackQueue;
@@ -42,7 +46,8 @@ pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
 use snapshot::DeviceSnapshot;
 pub use snapshot::{Snapshot, UnknownFormat};
 use twin::Twin;
-pub use twin::{MAX_DEPTH, MAX_KEY_BYTES, MAX_REPORTED_BYTES, MAX_STRING_BYTES, TwinError};
+pub use twin::{DesiredChange, TwinWrite};
+pub use twins::MAX_DESIRED_CHANGES;
 use view::EndedLately;
 pub use view::{Ended, FeedbackView, MAX_ENDED, QueuedView};
 
@@ -116,6 +121,8 @@ struct DeviceState {
     ended: EndedLately,
     events: Events,
     twin: Twin,
+    /// Changes that the current connection has not been told of. At most [`MAX_DESIRED_CHANGES`].
+    desired_changes: VecDeque<DesiredChange>,
     /// When the device last signed in, completed or sent something.
     last_activity: Option<SystemTime>,
 }
@@ -170,6 +177,7 @@ impl Hub {
         let connection = ConnectionId(self.next_id());
         let state = self.devices.get_mut(device_id)?;
         let connected = state.session.connect(connection, clean);
+        state.desired_changes.clear();
         if let Some(displaced) = connected.displaced {
             state.queue.release(displaced);
         }
@@ -183,6 +191,7 @@ impl Hub {
         let Some(state) = self.devices.get_mut(device_id) else { return };
         if state.session.disconnect(connection) {
             state.queue.release(connection);
+            state.desired_changes.clear();
             self.version += 1;
         }
     }
@@ -209,6 +218,9 @@ impl Hub {
     pub fn unsubscribe(&mut self, device_id: &str, connection: ConnectionId, subscription: Subscription) {
         if let Some(state) = self.current(device_id, connection) {
             state.session.unsubscribe(subscription);
+            if subscription == Subscription::DesiredProperties {
+                state.desired_changes.clear();
+            }
         }
     }
 

@@ -7,9 +7,8 @@
 //! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.
 //!
 //! D2C messages are logged, and the hub keeps the last ones. A device can get its twin and patch its reported
-//! properties; requests are answered at QoS 0, when it has subscribed to the answers. Not served: desired properties
-//! never change, so nothing is ever published to those who subscribe to their changes; and no method is ever called.
-//! A publish to a method's answer topic is acknowledged and logged.
+//! properties; requests are answered at QoS 0, when it has subscribed to the answers. Not served: no method is ever
+//! called. A publish to a method's answer topic is acknowledged and logged.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +27,7 @@ use super::registry::Thumbprint;
 use super::shared::SharedHub;
 
 mod codec;
+mod desired;
 mod sign_in;
 mod topics;
 mod twin;
@@ -190,6 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }))?;
         loop {
             self.deliver()?;
+            self.tell_desired()?;
             self.wire.flush().await?;
             let token_expired = async {
                 match self.token_expires {

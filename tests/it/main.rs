@@ -41,6 +41,8 @@ mod emulator_page;
 mod emulator_registry;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_state;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_twins;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;

@@ -21,7 +21,7 @@ use percent_encoding::percent_decode_str;
 use super::reply::{self, Refusal};
 use crate::emulator::hub::Hub;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
-use crate::emulator::registrar::Registrar;
+use crate::emulator::registrar::{Expected, Registrar};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 use crate::message::excerpt;
@@ -84,6 +84,15 @@ impl Call {
         let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let (_, value) = pairs.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
         Some(percent_decode_str(value).decode_utf8_lossy())
+    }
+
+    /// What `If-Match` says: `*` and etags come with and without quotation marks.
+    pub(super) fn expected(&self) -> Expected {
+        match self.header("if-match").map(|tag| tag.trim_start_matches("W/").trim_matches('"')) {
+            None => Expected::Unsaid,
+            Some("*") => Expected::Any,
+            Some(etag) => Expected::Etag(etag.to_owned()),
+        }
     }
 
     /// Lets a back end with ServiceConnect through.

@@ -43,7 +43,8 @@ pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
 }
 
 fn device(hub: &Hub, id: &str) -> Value {
-    let twin = hub.twin_properties(id).unwrap_or_default();
+    let mut twin = hub.twin_properties(id).unwrap_or_default();
+    twin["tags"] = hub.twin_tags(id);
     let size = twin.to_string().len();
     let twin = if size <= MAX_TWIN { twin } else { format!("{size} bytes: GET /twins/{id}").into() };
     let mut events: Vec<_> = hub.events(id).into_iter().flatten().collect();

@@ -14,7 +14,7 @@ use super::call::Call;
 use super::reply::{self, Refusal, Reply};
 use crate::credentials::{SharedAccessKey, check_device_id};
 use crate::emulator::hub::Identity;
-use crate::emulator::registrar::{Expected, RegistrarError, Wanted};
+use crate::emulator::registrar::{RegistrarError, Wanted};
 use crate::emulator::registry::{BackEndRight, DeviceCredential, KeyPair};
 use crate::message;
 
@@ -90,7 +90,7 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
         .map_err(|error| reply::bad_argument(&format!("the body is no device: {error}")))?;
     let id = call.segment(1).to_owned();
     let wanted = wanted(id, sent).map_err(|sentence| reply::bad_argument(&sentence))?;
-    let made = call.registrar.put(wanted, expected(call)).await.map_err(|error| refusal(&error))?;
+    let made = call.registrar.put(wanted, call.expected()).await.map_err(|error| refusal(&error))?;
     tracing::info!(device_id = made.device.id, enabled = made.enabled, "a back end registered a device");
     Ok(reply::ok(&show(&made)))
 }
@@ -99,19 +99,10 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
 pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryWrite)?;
     let device_id = call.segment(1).to_owned();
-    let deleted = call.registrar.delete(device_id.clone(), expected(call)).await;
+    let deleted = call.registrar.delete(device_id.clone(), call.expected()).await;
     deleted.map_err(|error| refusal(&error))?;
     tracing::info!(device_id, "a back end deleted a device");
     Ok(reply::no_content())
-}
-
-/// What `If-Match` says: `*` and etags come with and without quotation marks.
-fn expected(call: &Call) -> Expected {
-    match call.header("if-match").map(|tag| tag.trim_start_matches("W/").trim_matches('"')) {
-        None => Expected::Unsaid,
-        Some("*") => Expected::Any,
-        Some(etag) => Expected::Etag(etag.to_owned()),
-    }
 }
 
 fn wanted(id: String, sent: Sent) -> Result<Wanted, String> {

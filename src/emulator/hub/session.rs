@@ -21,7 +21,7 @@ pub enum Subscription {
     Methods,
     /// Answers to twin requests.
     TwinResponses,
-    /// Changes of desired properties; nothing is served.
+    /// Changes of desired properties.
     DesiredProperties,
 }
 

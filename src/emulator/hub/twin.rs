@@ -1,80 +1,72 @@
-//! A device's twin: its reported properties, and the rules by which a patch changes them.
+//! A device's twin: tags, desired and reported properties, and their versions.
 //!
-//! Owns: merging, what a patch may contain, versions. Pure: no topics, no clock.
-//! Must not know: MQTT, HTTPS, sessions. Used by: `hub`.
+//! Owns: who changes which part, versions, the etag. Pure: no topics, no clock.
+//! Must not know: MQTT, HTTPS, sessions; merging and limits are `document`'s. Used by: `hub`.
 //!
-//! Merging is that of JSON merge patches: null deletes, an object merges, anything else replaces, arrays as a whole.
-//! The limits are those of Microsoft's page "Understand and use device twins in IoT Hub". Nobody can write desired
-//! properties here, so they stay empty at version 1; `$metadata` is left out.
+//! Choices where Microsoft's pages are silent: the etag is that of what back ends write, so a device that reports does not
+//! spoil it; a patch with empty desired properties or tags leaves them alone; `$metadata` is left out.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// Largest reported properties, as `size` counts.
-pub const MAX_REPORTED_BYTES: usize = 32 * 1024;
-
-/// Deepest nesting below the reported properties themselves.
-pub const MAX_DEPTH: usize = 10;
-
-/// Longest key in bytes.
-pub const MAX_KEY_BYTES: usize = 1024;
-
-/// Longest string value in bytes.
-pub const MAX_STRING_BYTES: usize = 4 * 1024;
-
-/// The integers that a twin can hold.
-const INTEGERS: std::ops::RangeInclusive<i64> = -4_503_599_627_370_496..=4_503_599_627_370_495;
-
-/// Why a patch was not taken. Nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TwinError {
-    /// There is no such device.
-    #[error("the hub has no device \"{0}\"")]
-    UnknownDevice(String),
-    /// An array, a string, a number, …
-    #[error("a patch of reported properties must be a JSON object")]
-    NotAnObject,
-    /// A key that no property can have.
-    #[error(
-        "\"{0}\" cannot be a key: it is empty or longer than {MAX_KEY_BYTES} bytes, or holds '.', '$', a space or a \
-         control character"
-    )]
-    Key(String),
-    /// Objects or arrays in one another.
-    #[error("the patch is nested more than {MAX_DEPTH} levels deep")]
-    TooDeep,
-    /// A long text.
-    #[error("the string of key \"{key}\" has {bytes} bytes, more than {MAX_STRING_BYTES}")]
-    StringTooLong {
-        /// The nearest key.
-        key: String,
-        /// Its length.
-        bytes: usize,
-    },
-    /// An integer that the hub cannot hold.
-    #[error("{0} is not an integer from {start} to {end}", start = INTEGERS.start(), end = INTEGERS.end())]
-    Integer(String),
-    /// What is kept, not the patch, is too large.
-    #[error("the reported properties would have {0} bytes, more than {MAX_REPORTED_BYTES}")]
-    TooLarge(usize),
-}
+use super::document::{Part, TwinError, difference, merged};
 
 /// One device's twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Twin {
+    tags: Map<String, Value>,
+    desired: Map<String, Value>,
+    /// Rises by one with each change that a back end makes of them.
+    desired_version: u64,
     reported: Map<String, Value>,
     /// Rises by one with each patch.
     reported_version: u64,
+    /// Rises by one with each change that a back end makes of anything.
+    written: u64,
 }
 
 impl Default for Twin {
     fn default() -> Self {
-        Self { reported: Map::new(), reported_version: 1 }
+        Self {
+            tags: Map::new(),
+            desired: Map::new(),
+            desired_version: 1,
+            reported: Map::new(),
+            reported_version: 1,
+            written: 1,
+        }
     }
+}
+
+/// What a back end writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TwinWrite {
+    /// Merges the parts that are there in.
+    Patch {
+        /// A patch of the tags.
+        tags: Option<Map<String, Value>>,
+        /// A patch of the desired properties.
+        desired: Option<Map<String, Value>>,
+    },
+    /// Takes the place of both.
+    Replace {
+        /// All tags.
+        tags: Map<String, Value>,
+        /// All desired properties.
+        desired: Map<String, Value>,
+    },
+}
+
+/// A change of the desired properties as its device hears of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredChange {
+    /// The version that it leads to.
+    pub version: u64,
+    /// The patch, with `$version` in it.
+    pub patch: Value,
 }
 
 impl Twin {
@@ -83,104 +75,69 @@ impl Twin {
     /// # Errors
     /// [`TwinError`]; nothing has changed then.
     pub(super) fn patch_reported(&mut self, patch: &Value) -> Result<u64, TwinError> {
-        let patch = patch.as_object().ok_or(TwinError::NotAnObject)?;
-        check_object(patch, 0)?;
-        let mut merged = self.reported.clone();
-        merge(&mut merged, patch);
-        let size = size_of_object(&merged);
-        if size > MAX_REPORTED_BYTES {
-            return Err(TwinError::TooLarge(size));
-        }
-        self.reported = merged;
+        let patch = patch.as_object().ok_or(TwinError::NotAnObject(Part::Reported))?;
+        self.reported = merged(Part::Reported, &self.reported, patch)?;
         self.reported_version += 1;
         Ok(self.reported_version)
+    }
+
+    /// Writes tags and desired properties, and answers what the device is to hear of it.
+    ///
+    /// # Errors
+    /// [`TwinError`]; nothing has changed then.
+    pub(super) fn write(&mut self, write: TwinWrite) -> Result<Option<DesiredChange>, TwinError> {
+        let nothing = Map::new();
+        let (tags, desired, patch) = match write {
+            TwinWrite::Patch { tags, desired } => {
+                let tags = merged(Part::Tags, &self.tags, &tags.unwrap_or_default())?;
+                let patch = desired.unwrap_or_default();
+                let desired = merged(Part::Desired, &self.desired, &patch)?;
+                (tags, desired, Some(patch).filter(|patch| !patch.is_empty()))
+            }
+            TwinWrite::Replace { tags, desired } => {
+                let tags = merged(Part::Tags, &nothing, &tags)?;
+                let desired = merged(Part::Desired, &nothing, &desired)?;
+                let patch = difference(&self.desired, &desired);
+                (tags, desired, Some(patch))
+            }
+        };
+        (self.tags, self.desired) = (tags, desired);
+        self.written += 1;
+        Ok(patch.map(|patch| {
+            self.desired_version += 1;
+            let version = self.desired_version;
+            DesiredChange { version, patch: with_version(&patch, version) }
+        }))
     }
 
     /// Desired and reported properties with their versions, as a device gets them and as they stand in
     /// `properties` of the back end's view.
     pub(super) fn properties(&self) -> Value {
-        let mut reported = self.reported.clone();
-        reported.insert("$version".to_owned(), self.reported_version.into());
-        json!({ "desired": { "$version": 1 }, "reported": reported })
+        json!({
+            "desired": with_version(&self.desired, self.desired_version),
+            "reported": with_version(&self.reported, self.reported_version),
+        })
+    }
+
+    pub(super) fn tags(&self) -> &Map<String, Value> {
+        &self.tags
     }
 
     /// The version of the whole twin: it rises with each change of any part.
     pub(super) fn version(&self) -> u64 {
-        1 + self.reported_version
+        self.written + self.reported_version
     }
 
-    /// The version as the hub writes it in `etag`.
+    /// The version of what back ends write, as the hub writes it in `etag`.
     pub(super) fn etag(&self) -> String {
-        STANDARD.encode(self.version().to_be_bytes())
+        STANDARD.encode(self.written.to_be_bytes())
     }
 }
 
-/// Merges `patch` into `target`.
-fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
-    for (key, value) in patch {
-        match value {
-            Value::Null => {
-                target.remove(key);
-            }
-            Value::Object(patch) => match target.get_mut(key) {
-                Some(Value::Object(inner)) => merge(inner, patch),
-                _ => {
-                    let mut inner = Map::new();
-                    merge(&mut inner, patch);
-                    target.insert(key.clone(), Value::Object(inner));
-                }
-            },
-            other => {
-                target.insert(key.clone(), other.clone());
-            }
-        }
-    }
-}
-
-fn check_object(object: &Map<String, Value>, depth: usize) -> Result<(), TwinError> {
-    if depth > MAX_DEPTH {
-        return Err(TwinError::TooDeep);
-    }
-    for (key, value) in object {
-        let refused = |c: char| c.is_control() || matches!(c, '.' | '$' | ' ');
-        if key.is_empty() || key.len() > MAX_KEY_BYTES || key.contains(refused) {
-            return Err(TwinError::Key(key.chars().take(60).collect()));
-        }
-        check_value(key, value, depth)?;
-    }
-    Ok(())
-}
-
-fn check_value(key: &str, value: &Value, depth: usize) -> Result<(), TwinError> {
-    match value {
-        Value::Null | Value::Bool(_) => Ok(()),
-        Value::Number(number) if number.is_f64() => Ok(()),
-        Value::Number(number) if number.as_i64().is_some_and(|number| INTEGERS.contains(&number)) => Ok(()),
-        Value::Number(number) => Err(TwinError::Integer(number.to_string())),
-        Value::String(text) if text.len() > MAX_STRING_BYTES => {
-            Err(TwinError::StringTooLong { key: key.chars().take(60).collect(), bytes: text.len() })
-        }
-        Value::String(_) => Ok(()),
-        Value::Array(_) if depth >= MAX_DEPTH => Err(TwinError::TooDeep),
-        Value::Array(values) => values.iter().try_for_each(|value| check_value(key, value, depth + 1)),
-        Value::Object(object) => check_object(object, depth + 1),
-    }
-}
-
-/// Keys and strings by their bytes, numbers 8, the rest 4; a whole counts what it holds, and 4 when it is empty, so
-/// that nothing is free.
-fn size(value: &Value) -> usize {
-    match value {
-        Value::Null | Value::Bool(_) => 4,
-        Value::Number(_) => 8,
-        Value::String(text) => text.len(),
-        Value::Array(values) => values.iter().map(size).sum::<usize>().max(4),
-        Value::Object(object) => size_of_object(object).max(4),
-    }
-}
-
-fn size_of_object(object: &Map<String, Value>) -> usize {
-    object.iter().map(|(key, value)| key.len() + size(value)).sum()
+fn with_version(properties: &Map<String, Value>, version: u64) -> Value {
+    let mut shown = properties.clone();
+    shown.insert("$version".to_owned(), version.into());
+    shown.into()
 }
 
 #[cfg(test)]
@@ -214,7 +171,82 @@ mod tests {
     fn a_new_twin_is_empty_at_version_1() {
         let twin = Twin::default();
         assert_eq!(twin.properties(), json!({ "desired": { "$version": 1 }, "reported": { "$version": 1 } }));
-        assert_eq!((twin.version(), twin.etag().as_str()), (2, "AAAAAAAAAAI="));
+        assert_eq!((twin.version(), twin.etag().as_str()), (2, "AAAAAAAAAAE="));
+    }
+
+    fn too_large<T>(part: Part, bytes: usize) -> Result<T, TwinError> {
+        Err(TwinError::TooLarge { part, bytes })
+    }
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().expect("an object").clone()
+    }
+
+    fn patch(tags: Value, desired: Value) -> TwinWrite {
+        let part = |value: Value| (!value.is_null()).then(|| object(value));
+        TwinWrite::Patch { tags: part(tags), desired: part(desired) }
+    }
+
+    #[test]
+    fn a_back_end_patches_tags_and_desired_properties_and_the_device_hears_of_the_latter() {
+        let mut twin = Twin::default();
+        let heard =
+            twin.write(patch(json!({ "room": 1, "floor": 2 }), json!({ "led": { "on": true, "old": 1 } })));
+        let told = json!({ "led": { "on": true, "old": 1 }, "$version": 2 });
+        assert_eq!(heard, Ok(Some(DesiredChange { version: 2, patch: told })));
+        // A deletion is told as one, and what is not named stays.
+        let heard = twin.write(patch(Value::Null, json!({ "led": { "old": null } }))).expect("taken");
+        assert_eq!(heard.expect("told").patch, json!({ "led": { "old": null }, "$version": 3 }));
+        let only_tags = [patch(json!({ "room": null }), Value::Null), patch(json!({}), json!({}))];
+        assert_eq!(only_tags.map(|write| twin.write(write)), [Ok(None), Ok(None)]);
+        assert_eq!(twin.properties()["desired"], json!({ "led": { "on": true }, "$version": 3 }));
+        assert_eq!(*twin.tags(), object(json!({ "floor": 2 })));
+        assert_eq!((twin.version(), twin.etag().as_str()), (6, "AAAAAAAAAAU="));
+        twin.patch_reported(&json!({ "a": 1 })).expect("taken");
+        assert_eq!((twin.version(), twin.etag().as_str()), (7, "AAAAAAAAAAU="));
+    }
+
+    #[test]
+    fn a_replacement_reaches_the_device_as_the_patch_that_comes_to_it() {
+        let mut twin = Twin::default();
+        twin.write(patch(json!({ "room": 1 }), json!({ "a": 1, "b": { "x": 1, "y": 2 } }))).expect("taken");
+        let desired = object(json!({ "b": { "y": 2, "z": null }, "c": [1] }));
+        let heard = twin.write(TwinWrite::Replace { tags: Map::new(), desired }).expect("taken");
+        let told = json!({ "a": null, "b": { "x": null }, "c": [1], "$version": 3 });
+        assert_eq!(heard, Some(DesiredChange { version: 3, patch: told }));
+        assert_eq!(twin.properties()["desired"], json!({ "b": { "y": 2 }, "c": [1], "$version": 3 }));
+        assert!(twin.tags().is_empty());
+    }
+
+    #[test]
+    fn what_a_back_end_may_not_write_changes_nothing() {
+        let mut twin = Twin::default();
+        let long = |count: usize| {
+            (0..count).map(|n| (n.to_string(), Value::from("x".repeat(4095)))).collect::<Map<_, _>>()
+        };
+        let write =
+            |tags: usize, desired: usize| TwinWrite::Replace { tags: long(tags), desired: long(desired) };
+        twin.write(write(2, 8)).expect("8 KiB and 32 KiB");
+        assert_eq!(twin.write(write(3, 0)), too_large(Part::Tags, 12 * 1024));
+        assert_eq!(twin.write(write(0, 9)), too_large(Part::Desired, 36 * 1024));
+        assert_eq!(
+            twin.write(patch(json!({ "2": false }), Value::Null)),
+            too_large(Part::Tags, 8 * 1024 + 5)
+        );
+        let keys = [patch(json!({ "a.b": 1 }), Value::Null), patch(Value::Null, json!({ "a": { "$b": 1 } }))];
+        for refused in keys.map(|write| twin.write(write)) {
+            assert!(matches!(refused, Err(TwinError::Key(_))), "{refused:?}");
+        }
+        let deep = patch(Value::Null, nested(12));
+        assert_eq!(twin.write(deep), Err(TwinError::TooDeep(Part::Desired)));
+        assert_eq!(twin.version(), 3);
+    }
+
+    #[test]
+    fn what_earlier_versions_kept_of_a_twin_is_read() {
+        let kept = r#"{"reported": {"led": "on"}, "reported_version": 7}"#;
+        let twin: Twin = serde_json::from_str(kept).expect("a twin");
+        assert_eq!((twin.version(), twin.properties()["desired"]["$version"].as_u64()), (8, Some(1)));
     }
 
     fn nested(levels: usize) -> Value {
@@ -228,18 +260,18 @@ mod tests {
         let before = twin.properties();
         let long = "x".repeat(1025);
         for patch in [json!([1]), json!("x"), json!(null)] {
-            assert_eq!(twin.patch_reported(&patch), Err(TwinError::NotAnObject));
+            assert_eq!(twin.patch_reported(&patch), Err(TwinError::NotAnObject(Part::Reported)));
         }
         for key in ["$version", "a.b", "a b", "", "a\u{7f}", "\u{85}", &long] {
             let refused = twin.patch_reported(&json!({ "fine": { key: 1 } }));
             assert!(matches!(refused, Err(TwinError::Key(_))), "{key:?}");
         }
-        assert_eq!(twin.patch_reported(&nested(12)), Err(TwinError::TooDeep));
+        assert_eq!(twin.patch_reported(&nested(12)), Err(TwinError::TooDeep(Part::Reported)));
         let mut array = json!([]);
         for _ in 0..10 {
             array = json!([array]);
         }
-        assert_eq!(twin.patch_reported(&json!({ "a": array })), Err(TwinError::TooDeep));
+        assert_eq!(twin.patch_reported(&json!({ "a": array })), Err(TwinError::TooDeep(Part::Reported)));
         for number in [json!(4_503_599_627_370_496_u64), json!(u64::MAX), json!(i64::MIN)] {
             assert!(matches!(twin.patch_reported(&json!({ "n": number })), Err(TwinError::Integer(_))));
         }
@@ -268,7 +300,7 @@ mod tests {
         for n in 0..8 {
             twin.patch_reported(&json!({ n.to_string(): text })).expect("room");
         }
-        assert_eq!(twin.patch_reported(&json!({ "b": false })), Err(TwinError::TooLarge(32 * 1024 + 5)));
+        assert_eq!(twin.patch_reported(&json!({ "b": false })), too_large(Part::Reported, 32 * 1024 + 5));
         let twelve = twin.patch_reported(&json!({ "b": false, "0": null })).expect("room again");
         assert_eq!(twelve, 10);
     }
@@ -351,7 +383,7 @@ mod tests {
                 prop_assert_eq!(&found, &expected);
                 // Patching with what is there changes nothing but the version.
                 let same = Value::Object(twin.reported.clone());
-                let mut again = Twin { reported: twin.reported.clone(), reported_version: 7 };
+                let mut again = Twin { reported: twin.reported.clone(), reported_version: 7, ..Twin::default() };
                 prop_assert_eq!(again.patch_reported(&same), Ok(8));
                 prop_assert_eq!(again.reported, twin.reported.clone());
             }

@@ -1,17 +1,22 @@
-//! Twins of devices: what they report, and how back ends see them.
+//! Twins of devices: what they report, what back ends write, and who hears of it.
 //!
-//! Owns: which device's twin, and what stands beside its properties. Must not know: merging (`twin`), topics, HTTP.
+//! Owns: which device's twin, what stands beside its properties, the changes that wait for a connected device.
+//! Must not know: merging (`twin`), topics, HTTP.
 //! Used by: `hub`.
 
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{DeviceState, Hub, TwinError};
+use super::{ConnectionId, DesiredChange, DeviceState, Hub, Subscription, TwinError, TwinWrite};
 use crate::message;
 
 /// How the hub writes that a device has never been seen.
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// Most changes of desired properties that wait for a device which does not read. It misses the oldest then, sees that by
+/// `$version`, and can get its twin.
+pub const MAX_DESIRED_CHANGES: usize = 16;
 
 impl Hub {
     /// Merges a patch into the device's reported properties, and answers their new version.
@@ -32,9 +37,55 @@ impl Hub {
         Ok(version)
     }
 
+    /// Writes tags and desired properties, and answers the twin as it is then. With `etag`, only that version is written
+    /// over. The device hears of changed desired properties when it is connected and has subscribed to them.
+    ///
+    /// # Errors
+    /// [`TwinError`]; nothing has changed then.
+    pub fn write_twin(
+        &mut self,
+        device_id: &str,
+        write: TwinWrite,
+        etag: Option<&str>,
+    ) -> Result<Value, TwinError> {
+        let unknown = || TwinError::UnknownDevice(device_id.chars().take(128).collect());
+        let state = self.devices.get_mut(device_id).ok_or_else(unknown)?;
+        let present = state.twin.etag();
+        if etag.is_some_and(|expected| expected != present) {
+            return Err(TwinError::Changed { device_id: device_id.to_owned(), etag: present });
+        }
+        let change = state.twin.write(write)?;
+        let listens =
+            state.session.is_connected() && state.session.granted(Subscription::DesiredProperties).is_some();
+        if let Some(change) = change.filter(|_| listens) {
+            if state.desired_changes.len() >= MAX_DESIRED_CHANGES {
+                state.desired_changes.pop_front();
+                tracing::warn!(device_id, "a device does not read: it misses a change of desired properties");
+            }
+            state.desired_changes.push_back(change);
+        }
+        self.version += 1;
+        self.twin(device_id).ok_or_else(unknown)
+    }
+
+    /// The next change of desired properties that `connection` has not been told of. What was written while the device was
+    /// not connected, or not subscribed, does not come: it gets its twin then. Source: wire reference 1.7.
+    pub fn next_desired_change(
+        &mut self,
+        device_id: &str,
+        connection: ConnectionId,
+    ) -> Option<DesiredChange> {
+        self.current(device_id, connection)?.desired_changes.pop_front()
+    }
+
     /// The twin's `properties` as its device gets them; `None` when there is no such device.
     pub fn twin_properties(&self, device_id: &str) -> Option<Value> {
         self.devices.get(device_id).map(|state| state.twin.properties())
+    }
+
+    /// The twin's tags, which its device does not see; empty when there is no such device.
+    pub fn twin_tags(&self, device_id: &str) -> Value {
+        self.devices.get(device_id).map(|state| state.twin.tags().clone()).unwrap_or_default().into()
     }
 
     /// The twin as a back end gets it; `None` when there is no such device.
@@ -45,6 +96,7 @@ impl Hub {
         Some(json!({
             "deviceId": device_id,
             "etag": twin.etag(),
+            "tags": twin.tags(),
             "version": twin.version(),
             "status": if enabled { "enabled" } else { "disabled" },
             "connectionState": state,
