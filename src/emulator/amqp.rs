@@ -4,8 +4,8 @@
 //! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
 //! Used by: `emulator`.
 //!
-//! Wire reference 2.1 to 2.4, 4.1 to 4.4, and lines 11, 13 to 15 and 17 to 20 of its checklist. Twins,
-//! methods and modules are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
+//! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4, and lines 11, 13 to 15 and 17 to 20 of its checklist. Methods
+//! and modules are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
 //! against the Python and Node SDKs.
 
 use std::net::SocketAddr;
@@ -39,6 +39,7 @@ mod guard;
 mod sasl;
 mod session;
 mod stream;
+mod twin_link;
 
 /// Sessions of one connection at a time. SDKs open one or two.
 const MAX_SESSIONS: usize = 16;
@@ -144,6 +145,7 @@ async fn run(
     peer: SocketAddr,
     claims: &Arc<Claims>,
 ) {
+    let pairs = twin_link::Pairs::default();
     let acceptor = SessionAcceptor::builder().handle_max(session::HIGHEST_HANDLE).build();
     loop {
         let begun = tokio::select! {
@@ -159,7 +161,7 @@ async fn run(
             return;
         }
         match acceptor.accept_incoming_session(begun, &mut connection).await {
-            Ok(handle) => drop(sessions.spawn(session::run(handle, Arc::clone(claims), peer))),
+            Ok(handle) => drop(sessions.spawn(session::run(handle, Arc::clone(claims), pairs.clone(), peer))),
             Err(error) => tracing::info!(%peer, %error, "a session could not begin"),
         }
     }

@@ -71,6 +71,8 @@ mod rest;
 mod rest_ask;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod sdk_twins;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod sender_websocket;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;

@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::harness::{Agent, Emulator, Process, own_address, run, skip, wait_for_file};
 
 /// The Python of the venv that `scripts/setup.sh` makes, or says that the test is skipped.
-fn python(test: &str) -> Option<PathBuf> {
+pub(crate) fn python(test: &str) -> Option<PathBuf> {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
     let python = venv.join("bin/python");
     // Written last, when the SDKs are in.
@@ -22,7 +22,7 @@ fn python(test: &str) -> Option<PathBuf> {
 }
 
 /// An emulator on the standard ports of an address of its own, so that tests side by side do not meet.
-fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
+pub(crate) fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let address = own_address().to_string();
     let arguments = [&["--bind", &address, "--hostname", &address], arguments].concat();
@@ -30,7 +30,7 @@ fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
 }
 
 /// Whether port 443 can be had, or says that the test is skipped.
-fn may_use_443(test: &str) -> bool {
+pub(crate) fn may_use_443(test: &str) -> bool {
     let free = std::net::TcpListener::bind((own_address(), 443)).is_ok();
     if !free {
         skip(test, "port 443 needs root, or the sysctl net.ipv4.ip_unprivileged_port_start");
@@ -38,7 +38,7 @@ fn may_use_443(test: &str) -> bool {
     free
 }
 
-fn script(python: &Path, name: &str) -> Command {
+pub(crate) fn script(python: &Path, name: &str) -> Command {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name));
     command
@@ -65,7 +65,7 @@ fn send_with_the_sdk(
     Process::spawn_with_stdin(&mut service)
 }
 
-fn json(line: &str) -> serde_json::Value {
+pub(crate) fn json(line: &str) -> serde_json::Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
@@ -193,13 +193,13 @@ fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
 }
 
 /// As [`python`], when port 443 can be had: the SDK drops the port of a connection string.
-fn python_with_https(test: &str) -> Option<PathBuf> {
+pub(crate) fn python_with_https(test: &str) -> Option<PathBuf> {
     let python = python(test)?;
     may_use_443(test).then_some(python)
 }
 
 /// The connection string of the policy that may do everything.
-fn owner_string(emulator: &Emulator) -> String {
+pub(crate) fn owner_string(emulator: &Emulator) -> String {
     let file = emulator.state.join("iothubowner.connection-string");
     std::fs::read_to_string(file).expect("a connection string").trim().to_owned()
 }

@@ -5,36 +5,17 @@ Signs in by CBS, receives one message at a time, and does what its body says: ac
 Prints `ready`, and for each message its id, its delivery count and what was done.
 """
 
-import base64
-import hashlib
-import hmac
-import os
 import sys
 import time
-import urllib.parse
 
-from uamqp import ReceiveClient, authentication, constants
+from uamqp import ReceiveClient
 
-
-def token(resource, key, expiry):
-    quoted = urllib.parse.quote_plus(resource)
-    signed = hmac.new(base64.b64decode(key), f"{quoted}\n{expiry}".encode(), hashlib.sha256).digest()
-    signature = urllib.parse.quote_plus(base64.b64encode(signed))
-    return f"SharedAccessSignature sr={quoted}&sig={signature}&se={expiry}"
+from amqp_sign_in import sign_in
 
 
 def main():
     host, port, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    audience = f"{host}/devices/{device}"
-    expiry = int(time.time()) + 3600
-    auth = authentication.SASTokenAuth(
-        audience=audience,
-        uri=f"amqps://{host}:{port}",
-        token=token(audience, os.environ["DEVICE_KEY"], expiry),
-        expires_at=expiry,
-        port=port,
-        verify=os.environ["SSL_CERT_FILE"],
-    )
+    auth = sign_in(host, port, device)
     source = f"amqps://{host}:{port}/devices/{device}/messages/deviceBound"
     client = ReceiveClient(source, auth=auth, prefetch=1, auto_complete=False)
     client.open()

@@ -19,6 +19,8 @@ pub(super) enum Address {
     Device(String),
     /// Where one device sends its D2C messages.
     Events(String),
+    /// Where one device gets its twin, and reports.
+    Twin(String),
     /// The C2D queue of a module, which the hub does not have.
     Module,
     /// Another address of a device.
@@ -42,6 +44,7 @@ impl Address {
             (["messages", "servicebound", "feedback"], _) => Self::Feedback,
             (["devices", _, "messages", "devicebound"], [_, id, ..]) => Self::Device(decode(id)),
             (["devices", _, "messages", "events"], [_, id, ..]) => Self::Events(decode(id)),
+            (["devices", _, "twin"], [_, id, ..]) => Self::Twin(decode(id)),
             (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
             (["devices", _, _, ..], _) => Self::OtherOfDevice,
             _ => Self::Unknown,
@@ -92,7 +95,8 @@ mod tests {
         assert_eq!(device("/devices/a%/messages/devicebound"), Address::Device("a%".into()));
         assert_eq!(device("/devices/d/modules/m/messages/deviceBound"), Address::Module);
         assert_eq!(device("amqps://h:5671/devices/d/messages/events"), Address::Events("d".into()));
-        assert_eq!(device("/devices/d/twin"), Address::OtherOfDevice);
+        assert_eq!(device("/devices/d/Twin"), Address::Twin("d".into()));
+        assert_eq!(device("/devices/d/modules/m/twin"), Address::OtherOfDevice);
         assert_eq!(device("/devices/d"), Address::Unknown);
         assert_eq!(device("amqps://h"), Address::Unknown);
         assert_eq!(device(""), Address::Unknown);

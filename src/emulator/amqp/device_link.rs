@@ -105,10 +105,15 @@ fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
 }
 
 /// Another connection of the device is there: the link goes to it. Source: wire reference 2.8.
-async fn steal(link: Sender, device_id: &str) {
+pub(super) async fn steal(link: Sender, device_id: &str) {
     tracing::info!(device_id, "a newer connection of the same device took its place");
     let refusal = Refusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
-    match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(&refusal))).await {
+    goodbye(link, device_id, &refusal).await;
+}
+
+/// Ends a device's link with the reason.
+pub(super) async fn goodbye(link: Sender, device_id: &str, refusal: &Refusal) {
+    match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(refusal))).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(device_id, %error, "a goodbye went wrong"),
         Err(_) => tracing::debug!(device_id, "a device did not answer a goodbye"),

@@ -16,6 +16,7 @@ use super::address::Address;
 use super::cbs::TokenService;
 use super::claims::Claims;
 use super::condition::Refusal;
+use super::twin_link::{self, Pair, Pairs};
 use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, report};
 use crate::emulator::hub::ConnectionId;
 
@@ -39,10 +40,17 @@ enum Purpose {
     DeviceMessages(String, ConnectionId),
     /// A device sends D2C messages.
     DeviceEvents(String),
+    /// A device asks for its twin, reports, and is answered.
+    Twin(Arc<Pair>),
 }
 
 /// Serves a session until it ends or the connection's token expires. The handle must live as long.
-pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>, peer: SocketAddr) {
+pub(super) async fn run(
+    mut session: ListenerSessionHandle,
+    claims: Arc<Claims>,
+    pairs: Pairs,
+    peer: SocketAddr,
+) {
     let tokens = TokenService::new(Arc::clone(&claims));
     let mut links = JoinSet::new();
     loop {
@@ -63,7 +71,7 @@ pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>,
         let Some(attach) = attach else { return };
         let link = attach.name.clone();
         let decided = if links.len() < MAX_LINKS {
-            purpose(&attach, &claims)
+            purpose(&attach, &claims, &pairs)
         } else {
             let limit = format!("the session has {MAX_LINKS} links already");
             Err(Refusal::new(AmqpError::ResourceLimitExceeded, limit))
@@ -84,7 +92,7 @@ pub(super) async fn run(mut session: ListenerSessionHandle, claims: Arc<Claims>,
 }
 
 /// What the client wants with the link, or why it may not.
-fn purpose(attach: &Attach, claims: &Claims) -> Result<Purpose, Refusal> {
+fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, Refusal> {
     let address = match attach.role {
         Role::Sender => attach.target.as_deref().and_then(|target| match target {
             TargetArchetype::Target(target) => target.address.as_deref(),
@@ -113,12 +121,16 @@ fn purpose(attach: &Attach, claims: &Claims) -> Result<Purpose, Refusal> {
             claims.connection(&device_id)?;
             return Ok(Purpose::DeviceEvents(device_id));
         }
+        (_, Address::Twin(device_id)) => {
+            claims.check_device(&device_id)?;
+            let connection = claims.connection(&device_id)?;
+            return Ok(Purpose::Twin(pairs.of(attach, device_id, connection)));
+        }
         (_, Address::Device(_) | Address::Events(_)) => {
             return Err(Refusal::no_address("a device receives at devicebound, and sends to events"));
         }
         (_, Address::Module | Address::OtherOfDevice) => {
-            let words =
-                "this emulator has no modules, and serves twins and methods over MQTT (port 8883) only";
+            let words = "this emulator has no modules, and calls no methods";
             return Err(Refusal::new(AmqpError::NotImplemented, words));
         }
         (_, Address::Unknown) => {
@@ -207,6 +219,12 @@ fn start(
         }
         (Purpose::DeviceEvents(device_id), LinkEndpoint::Receiver(link)) => {
             links.spawn(events_link::receive(link, claims, device_id));
+        }
+        (Purpose::Twin(pair), LinkEndpoint::Receiver(link)) => {
+            links.spawn(twin_link::receive(link, claims, pair));
+        }
+        (Purpose::Twin(pair), LinkEndpoint::Sender(link)) => {
+            links.spawn(twin_link::send(link, claims, pair));
         }
         // The role decided both.
         (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {

@@ -22,6 +22,7 @@ use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
 mod device;
+mod twin;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -282,9 +283,11 @@ async fn links_without_a_token_and_unknown_addresses_are_refused_in_words() {
     assert_eq!(condition, "amqp:unauthorized-access");
     let (condition, _) = refused("/devices/dev1/messages/events").await;
     assert_eq!(condition, "amqp:unauthorized-access");
-    let (condition, words) = refused("/devices/dev1/twin").await;
+    let (condition, _) = refused("/devices/dev1/twin").await;
+    assert_eq!(condition, "amqp:unauthorized-access");
+    let (condition, words) = refused("/devices/dev1/modules/m/twin").await;
     assert_eq!(condition, "amqp:not-implemented");
-    assert!(words.contains("MQTT"), "{words}");
+    assert!(words.contains("no modules"), "{words}");
     let (condition, words) = refused("/nowhere").await;
     assert_eq!(condition, "amqp:not-found");
     assert!(words.contains("\"/nowhere\""), "{words}");

@@ -17,7 +17,7 @@ fn device(user: &str) -> SaslProfile {
     SaslProfile::Plain { username: user.to_owned(), password: token.expose().to_owned() }
 }
 
-async fn signed_in(hub: &SharedHub) -> Client {
+pub(super) async fn signed_in(hub: &SharedHub) -> Client {
     Client::open(hub, Some(device("dev1@sas.hub"))).await.expect("signed in")
 }
 
@@ -43,7 +43,7 @@ fn feedback(hub: &SharedHub) -> Vec<FeedbackRecord> {
     })
 }
 
-async fn next(link: &mut Receiver) -> Delivery<Body<Value>> {
+pub(super) async fn next(link: &mut Receiver) -> Delivery<Body<Value>> {
     tokio::time::timeout(Duration::from_secs(10), link.recv()).await.expect("in time").expect("a message")
 }
 

@@ -1,0 +1,245 @@
+//! The pair of links on which a device gets its twin, reports, and hears of its desired properties.
+//!
+//! Owns: requests and their answers, which links make a pair. Must not know: merging, who writes desired properties.
+//! Used by: `amqp::session`. Source: wire reference 2.4 and 2.7.
+//!
+//! Choices where it is silent: a device without `com.microsoft:channel-correlation-id` has one pair; the status of
+//! everything that succeeds is 200; the annotation `version` of an answer to PATCH is a long; what cannot be carried out is
+//! answered with 400 and the body that MQTT has then. An answer that nobody takes for [`ANSWER_TIMEOUT`] is dropped.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use fe2o3_amqp::link::RecvError;
+use fe2o3_amqp::types::definitions::{AmqpError, Error};
+use fe2o3_amqp::types::messaging::annotations::OwnedKey;
+use fe2o3_amqp::types::messaging::{Body, Data, Message, MessageAnnotations, MessageId, Properties};
+use fe2o3_amqp::types::performatives::Attach;
+use fe2o3_amqp::types::primitives::{Binary, Symbol, Value};
+use fe2o3_amqp::{Receiver, Sender};
+use serde_json::json;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::time::timeout;
+
+use super::ANSWER_TIMEOUT;
+use super::claims::Claims;
+use super::condition::Refusal;
+use super::{convert, device_link};
+use crate::emulator::hub::{ConnectionId, Subscription};
+use crate::message::excerpt;
+
+/// Answers that wait for the device to take them.
+const MAX_WAITING: usize = 16;
+
+/// What the two links of a pair have in common. Source: wire reference 2.4.
+const CORRELATION: &str = "com.microsoft:channel-correlation-id";
+
+const REPORTED: &str = "/properties/reported";
+const DESIRED: &str = "/notifications/twin/properties/desired";
+
+/// The error code of a request that cannot be carried out, as over MQTT.
+const BAD_REQUEST: u32 = 400_004;
+
+type Reply = Message<Data>;
+
+/// A device, and what its links name in common.
+type Name = (String, String);
+
+/// The pairs of one connection.
+#[derive(Clone, Default)]
+pub(super) struct Pairs(Arc<Mutex<BTreeMap<Name, Weak<Pair>>>>);
+
+/// Two links, or the one of them that is there.
+pub(super) struct Pair {
+    device_id: String,
+    connection: ConnectionId,
+    queue: mpsc::Sender<Reply>,
+    /// Held by the link that answers go out on.
+    replies: AsyncMutex<mpsc::Receiver<Reply>>,
+}
+
+impl Pairs {
+    /// The pair that a link belongs to.
+    pub(super) fn of(&self, attach: &Attach, device_id: String, connection: ConnectionId) -> Arc<Pair> {
+        let named = attach.properties.as_ref().and_then(|fields| fields.get(&Symbol::from(CORRELATION)));
+        let correlation = match named {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Symbol(symbol)) => symbol.as_str().to_owned(),
+            _ => String::new(),
+        };
+        // Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+        let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs.retain(|_, pair| pair.strong_count() > 0);
+        let name = (device_id.clone(), correlation);
+        let present = pairs.get(&name).and_then(Weak::upgrade);
+        present.filter(|pair| pair.connection == connection).unwrap_or_else(|| {
+            let (queue, replies) = mpsc::channel(MAX_WAITING);
+            let replies = AsyncMutex::new(replies);
+            let pair = Arc::new(Pair { device_id, connection, queue, replies });
+            pairs.insert(name, Arc::downgrade(&pair));
+            pair
+        })
+    }
+}
+
+/// Takes requests until the link ends. Each is answered on the other link of the pair.
+pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<Pair>) {
+    let device_id = &pair.device_id;
+    loop {
+        let (delivery, message) = match link.recv::<Body<Value>>().await {
+            Ok(delivery) => delivery.into_parts(),
+            Err(RecvError::MessageDecode(error)) => {
+                let refusal = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                match link.reject(error.info, Error::from(&refusal)).await {
+                    Ok(()) => continue,
+                    Err(error) => return tracing::debug!(device_id, %error, "a twin link ended"),
+                }
+            }
+            Err(error) => return tracing::debug!(device_id, %error, "a twin link ended"),
+        };
+        let allowed = claims.check_device(device_id);
+        let settled = match &allowed {
+            Ok(()) => link.accept(delivery).await,
+            Err(refusal) => link.reject(delivery, Error::from(refusal)).await,
+        };
+        if let Err(error) = settled {
+            return tracing::debug!(device_id, %error, "a twin request could not be settled");
+        }
+        if allowed.is_err() {
+            continue;
+        }
+        if let Err(error) = pair.queue.try_send(answer(message, &claims, &pair)) {
+            tracing::warn!(device_id, %error, "dropped the answer to a twin request: the device takes none");
+        }
+    }
+}
+
+/// Sends answers, and changes of desired properties when the device asked for them, until the link ends.
+pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>) {
+    let (device_id, own) = (&pair.device_id, pair.connection);
+    let Ok(mut replies) = pair.replies.try_lock() else {
+        let words = format!("another link has this {CORRELATION} already");
+        let refusal = Refusal::new(AmqpError::NotAllowed, words);
+        return device_link::goodbye(link, device_id, &refusal).await;
+    };
+    let hub = claims.hub.clone();
+    let mut changed = hub.watch();
+    loop {
+        changed.mark_unchanged();
+        if !hub.with(|hub, _| hub.is_current(device_id, own)) {
+            return device_link::steal(link, device_id).await;
+        }
+        let change = hub.with(|hub, _| hub.next_desired_change(device_id, own));
+        let message = if let Some(change) = change {
+            desired(&change.patch)
+        } else {
+            tokio::select! {
+                // The other end is in the pair, so there is always a next one.
+                reply = replies.recv() => match reply {
+                    Some(reply) => reply,
+                    None => break,
+                },
+                // The sender lives in the hub, so this is always a change.
+                _changed = changed.changed() => continue,
+                reason = link.on_detach() => {
+                    tracing::debug!(device_id, %reason, "a twin link ended");
+                    break;
+                }
+            }
+        };
+        match timeout(ANSWER_TIMEOUT, link.send(message)).await {
+            Ok(Ok(_outcome)) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(device_id, %error, "a twin link ended");
+                break;
+            }
+            Err(_) => tracing::warn!(device_id, "dropped a message on a twin link: the device takes none"),
+        }
+    }
+    hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+}
+
+/// Carries a request out.
+fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair) -> Reply {
+    let id = request.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
+    carry_out(request, claims, pair).map_or_else(
+        |message| {
+            tracing::warn!(device_id = pair.device_id, "refused a twin request: {message}");
+            let tracking_id = uuid::Uuid::new_v4().simple().to_string();
+            let body = json!({ "errorCode": BAD_REQUEST, "message": message, "trackingId": tracking_id });
+            reply(id.clone(), 400, None, body.to_string())
+        },
+        |(version, body)| reply(id.clone(), 200, version, body),
+    )
+}
+
+/// The version that a patch led to, and the body of the answer; or why there is none.
+fn carry_out(
+    request: Message<Body<Value>>,
+    claims: &Claims,
+    pair: &Pair,
+) -> Result<(Option<u64>, String), String> {
+    let (device_id, own) = (pair.device_id.as_str(), pair.connection);
+    if !claims.hub.with(|hub, _| hub.is_current(device_id, own)) {
+        return Err("another connection of the device took its place".to_owned());
+    }
+    let annotations = request.message_annotations.map(|annotations| annotations.0).unwrap_or_default();
+    let annotation = |name: &'static str| match annotations.get::<OwnedKey>(&Symbol::from(name).into()) {
+        Some(Value::String(text)) => text.as_str(),
+        Some(Value::Symbol(symbol)) => symbol.as_str(),
+        _ => "",
+    };
+    let operation = annotation("operation").to_ascii_uppercase();
+    let resource = annotation("resource").trim_end_matches('/');
+    match (operation.as_str(), resource) {
+        ("GET", "") => {
+            let twin = claims.hub.with(|hub, _| hub.twin_properties(device_id));
+            Ok((None, twin.ok_or("the device was removed")?.to_string()))
+        }
+        ("PATCH", REPORTED) => {
+            let body = convert::body(request.body).map_err(|refusal| refusal.description)?;
+            let patch = serde_json::from_slice(&body).map_err(|error| format!("it is no JSON: {error}"))?;
+            let patched = claims.hub.with(|hub, now| hub.patch_reported(device_id, &patch, now));
+            Ok((Some(patched.map_err(|error| error.to_string())?), String::new()))
+        }
+        ("PUT", DESIRED) => {
+            let subscription = Subscription::DesiredProperties;
+            let there = claims.hub.with(|hub, _| hub.subscribe(device_id, own, subscription, 0));
+            there
+                .then_some((None, String::new()))
+                .ok_or_else(|| "there are too many subscriptions".to_owned())
+        }
+        ("DELETE", DESIRED) => {
+            claims.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+            Ok((None, String::new()))
+        }
+        (operation, resource) => Err(format!(
+            "a twin has no operation \"{}\" on \"{}\": there is GET, PATCH on {REPORTED}, PUT and DELETE on {DESIRED}",
+            excerpt(operation),
+            excerpt(resource)
+        )),
+    }
+}
+
+fn reply(id: Option<MessageId>, status: i32, version: Option<u64>, body: String) -> Reply {
+    let mut annotations = MessageAnnotations::builder().insert(Symbol::from("status"), Value::Int(status));
+    if let Some(version) = version.and_then(|version| i64::try_from(version).ok()) {
+        annotations = annotations.insert(Symbol::from("version"), Value::Long(version));
+    }
+    let properties = Properties { correlation_id: id, ..Properties::default() };
+    Message::builder()
+        .message_annotations(annotations.build())
+        .properties(properties)
+        .data(Data(Binary::from(body.into_bytes())))
+        .build()
+}
+
+/// Without a correlation id: by that the device knows it from an answer.
+fn desired(patch: &serde_json::Value) -> Reply {
+    let annotations =
+        MessageAnnotations::builder().insert(Symbol::from("resource"), Value::String(DESIRED.to_owned()));
+    Message::builder()
+        .message_annotations(annotations.build())
+        .data(Data(Binary::from(patch.to_string().into_bytes())))
+        .build()
+}

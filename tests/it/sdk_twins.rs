@@ -1,0 +1,47 @@
+//! Twins and methods with programs that are not ours on both sides: Microsoft's Python SDKs, and uamqp as a device.
+//!
+//! Owns: nothing. Must not know: how either works; the programs are in `tests/sdk/`. Used by: nobody.
+
+use crate::harness::{Emulator, Process};
+use crate::rest::service_token;
+use crate::rest_ask::ask;
+use crate::sdk::{json, python, script};
+
+#[test]
+fn another_amqp_client_as_a_device_reports_and_hears_of_desired_properties() {
+    let Some(python) = python("an AMQP client that is not ours uses a device's twin") else { return };
+    let emulator = Emulator::start();
+    let key = emulator.device_string("dev1");
+    let (_, key) = key.split_once("SharedAccessKey=").expect("a key");
+    let mut device = script(&python, "amqp_twin.py");
+    device.args(["localhost", &emulator.amqp.port().to_string(), "dev1"]);
+    let device = Process::spawn(device.env("DEVICE_KEY", key).env("SSL_CERT_FILE", emulator.ca_file()));
+    device.stdout.wait_for("subscribed");
+    let token = service_token(&emulator);
+    for body in
+        [r#"{"properties": {"desired": {"n": 1}}}"#, r#"{"properties": {"desired": {"n": null, "m": 2}}}"#]
+    {
+        let line = "PATCH /twins/dev1?api-version=2021-04-12";
+        assert_eq!(ask(&emulator, line, &token, "", body.as_bytes()).status, 200);
+    }
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let lines: Vec<_> =
+        device.stdout.all().iter().filter(|line| *line != "subscribed").map(|l| json(l)).collect();
+    let error = lines[2]["body"]["message"].as_str().expect("a message");
+    assert!(error.contains("the reported properties must be a JSON object"), "{error}");
+    let resource = Some("/notifications/twin/properties/desired");
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| (line["id"].as_str(), line["status"].as_u64(), line["resource"].as_str()))
+        .collect();
+    let answer = |id, status| (Some(id), Some(status), None);
+    let change = (None, None, resource);
+    let expected = [answer("1", 200), answer("2", 200), answer("3", 400), answer("4", 200), change, change];
+    assert_eq!(seen, [&expected[..], &[answer("5", 200), answer("6", 200)]].concat());
+    assert_eq!(lines[0]["body"]["reported"], json(r#"{"$version": 1}"#));
+    assert_eq!(lines[1]["version"], 2);
+    assert_eq!(lines[4]["body"], json(r#"{"n": 1, "$version": 2}"#));
+    assert_eq!(lines[5]["body"], json(r#"{"n": null, "m": 2, "$version": 3}"#));
+    let twin = json(r#"{"desired": {"m": 2, "$version": 3}, "reported": {"led": "on", "$version": 2}}"#);
+    assert_eq!(lines[7]["body"], twin);
+}
