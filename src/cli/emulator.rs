@@ -25,12 +25,13 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
 /// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue,
 /// a lock of a minute, expiry, delivery feedback. Twins have tags, desired and
-/// reported properties; direct methods and modules are not served. The state
+/// reported properties; direct methods are called; modules are not served. The state
 /// directory keeps all of it over a restart, a quarter of a second after each change;
 /// only connections and locks end with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
 ///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as at the real hub
+///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, likewise
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
 ///       sent, with numbers above N (this emulator's own: the real hub hands them
 ///       to its Event Hubs endpoint)

@@ -8,7 +8,7 @@
 //! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
-//! - `device` is what a device does; `twins`, `events`, `feedback` and `purge` are for back ends.
+//! - `device` is what a device does; `twins`, `methods`, `events`, `feedback` and `purge` are for back ends.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
 use std::convert::Infallible;
@@ -36,6 +36,7 @@ mod call;
 mod device;
 mod events;
 mod feedback;
+mod methods;
 mod overview;
 mod page;
 mod purge;
@@ -59,7 +60,7 @@ const MAX_HEADERS: usize = 64;
 /// keep its place for ever.
 const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
-/// Time for the answer in hand when a connection ends.
+/// Time for the answer in hand when the emulator stops.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 /// What the connection turns into when an answer is out, if that was the answer.
@@ -86,11 +87,18 @@ pub(super) async fn serve_connection(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = Box::pin(connection);
-    let (old, stopped) = (tokio::time::sleep(MAX_AGE), stop.clone().cancelled_owned());
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = old => None,
-        () = stopped => None,
+        () = tokio::time::sleep(MAX_AGE) => {
+            // The request in hand may be the call of a method.
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = connection.as_mut() => Some(ended),
+                () = tokio::time::sleep(methods::LONGEST) => None,
+                () = stop.cancelled() => None,
+            }
+        }
+        () = stop.cancelled() => None,
     };
     let ended = match ended {
         Some(ended) => ended,

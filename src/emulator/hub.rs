@@ -1,7 +1,7 @@
 //! The hub as a state machine: devices, their C2D queues, sessions, twins and D2C messages, and delivery feedback.
 //!
 //! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
-//! subscriptions, feedback batches, twins, the last D2C messages.
+//! subscriptions, feedback batches, twins, calls of methods, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //! Used by: `emulator::shared`, and through it by the listeners.
 //!
@@ -22,6 +22,7 @@ mod devices;
 mod document;
 mod events;
 mod feedback;
+mod methods;
 mod polling;
 mod purge;
 mod queue;
@@ -39,6 +40,11 @@ use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
 use feedback::FeedbackQueue;
 pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
+use methods::Calls;
+pub use methods::{
+    CallError, CallId, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME, MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT,
+    MethodAnswer, MethodCall, MethodRequest, Progress,
+};
 use queue::{Arrival, DeviceQueue, Finished};
 pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
 use session::Session;
@@ -123,6 +129,7 @@ struct DeviceState {
     twin: Twin,
     /// Changes that the current connection has not been told of. At most [`MAX_DESIRED_CHANGES`].
     desired_changes: VecDeque<DesiredChange>,
+    calls: Calls,
     /// When the device last signed in, completed or sent something.
     last_activity: Option<SystemTime>,
 }

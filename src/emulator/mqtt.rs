@@ -7,8 +7,7 @@
 //! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.
 //!
 //! D2C messages are logged, and the hub keeps the last ones. A device can get its twin and patch its reported
-//! properties; requests are answered at QoS 0, when it has subscribed to the answers. Not served: no method is ever
-//! called. A publish to a method's answer topic is acknowledged and logged.
+//! properties; requests are answered at QoS 0, when it has subscribed to the answers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,6 +27,7 @@ use super::shared::SharedHub;
 
 mod codec;
 mod desired;
+mod methods;
 mod sign_in;
 mod topics;
 mod twin;
@@ -191,6 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             self.deliver()?;
             self.tell_desired()?;
+            self.call_methods()?;
             self.wire.flush().await?;
             let token_expired = async {
                 match self.token_expires {
@@ -331,13 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     return Err(End::Refused(format!("the device sent \"{shown}\", without a request id")));
                 }
             }
-            Ok(Some(Destination::NotServed)) => {
-                tracing::warn!(
-                    device_id = self.device_id,
-                    topic = shown,
-                    "passed over a publish: not served here"
-                );
-            }
+            Ok(Some(Destination::MethodAnswer(topic))) => self.take_answer(&topic, &publish.payload),
             Ok(None) => return Err(End::Refused(format!("the device published to \"{shown}\""))),
             Err(error) => {
                 return Err(End::Refused(format!("the device published a bad property bag: {error}")));

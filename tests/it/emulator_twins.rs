@@ -25,7 +25,7 @@ fn desired(properties: Value) -> Value {
 }
 
 /// Signs `dev1` in, with or without its session.
-fn sign_in(emulator: &Emulator, clean: bool) -> Device {
+pub(crate) fn sign_in(emulator: &Emulator, clean: bool) -> Device {
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
     let mut device = Device::dial_with(emulator.mqtt, config);
     let mut connect = Connect::new("dev1");

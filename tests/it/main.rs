@@ -33,6 +33,8 @@ mod emulator_cli;
 mod emulator_https;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_https_device;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_methods;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
 #[cfg(feature = "emulator")]

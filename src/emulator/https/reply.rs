@@ -109,6 +109,12 @@ pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
     json_of(status, &body)
 }
 
+/// An error as the hub words it for methods: its details as JSON in the message, and the code word in a header.
+pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &Value) -> Reply {
+    let reply = json_of(status, &json!({ "Message": details.to_string(), "ExceptionMessage": "" }));
+    reply.with(HeaderName::from_static("iothub-errorcode"), HeaderValue::from_static(code))
+}
+
 /// 400: something about the request is wrong.
 pub(super) fn bad_argument(sentence: &str) -> Reply {
     error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)

@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, feedback, page, purge, registry, twins};
+use super::{device, events, feedback, methods, page, purge, registry, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -38,6 +38,7 @@ enum Route {
     GetTwin,
     PatchTwin,
     ReplaceTwin,
+    InvokeMethod,
     ShowEvents,
     /// A file of the page: for everybody, because it has no data.
     File(fn() -> Reply),
@@ -76,6 +77,8 @@ fn find(method: &Method, words: &[&str]) -> Route {
         ("PATCH", ["twins", _]) => Route::PatchTwin,
         ("PUT", ["twins", _]) => Route::ReplaceTwin,
         (_, ["twins", _]) => Route::Other("GET, PATCH, PUT"),
+        ("POST", ["twins", _, "methods"]) => Route::InvokeMethod,
+        (_, ["twins", _, "methods"]) => Route::Other("POST"),
         ("GET", [""]) => Route::File(page::index),
         ("GET", ["emulator", "page.css"]) => Route::File(page::style),
         ("GET", ["emulator", "page.js"]) => Route::File(page::script),
@@ -108,6 +111,7 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
         Route::GetTwin => twins::get(call),
         Route::PatchTwin => twins::patch(call).await,
         Route::ReplaceTwin => twins::replace(call).await,
+        Route::InvokeMethod => methods::invoke(call).await,
         Route::File(file) => Ok(file()),
         Route::Overview => page::overview(call).await,
         Route::SendFromPage => page::send(call).await,

@@ -17,7 +17,7 @@ pub struct ConnectionId(pub(super) u64);
 pub enum Subscription {
     /// C2D messages.
     DeviceBound,
-    /// Direct methods; nothing is served.
+    /// Direct methods.
     Methods,
     /// Answers to twin requests.
     TwinResponses,

@@ -6,7 +6,7 @@
 use crate::message::{self, MESSAGE_ID, MessageError, Properties};
 
 use super::super::hub::Subscription;
-use super::twin;
+use super::{methods, twin};
 
 /// Characters of a D2C message's body and properties in the log.
 const EXCERPT: usize = 200;
@@ -31,8 +31,8 @@ pub(super) enum Destination {
     Events(Properties),
     /// The device's twin.
     Twin(twin::Request),
-    /// Answers to methods: not served by this emulator.
-    NotServed,
+    /// An answer to a call of a method.
+    MethodAnswer(methods::AnswerTopic),
 }
 
 /// What a topic of `device_id` is for; `Ok(None)` when it is not one of the documented ones.
@@ -40,8 +40,8 @@ pub(super) enum Destination {
 /// # Errors
 /// When the bag behind the events topic cannot be decoded.
 pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destination>, MessageError> {
-    if topic.starts_with("$iothub/methods/res/") {
-        return Ok(Some(Destination::NotServed));
+    if let Some(answer) = methods::answer(topic) {
+        return Ok(Some(Destination::MethodAnswer(answer)));
     }
     if let Some(request) = twin::request(topic) {
         return Ok(Some(Destination::Twin(request)));
@@ -109,12 +109,14 @@ mod tests {
             "devices/dev1/messages/eventsx",
             "devices/dev1/messages/devicebound/",
             "$iothub/other",
+            "$iothub/methods/res/ok/?$rid=1",
             "a",
         ];
         for topic in topics {
             assert_eq!(destination("dev1", topic), Ok(None), "{topic}");
         }
-        assert_eq!(destination("dev1", "$iothub/methods/res/200/?$rid=1"), Ok(Some(Destination::NotServed)));
+        let answer = destination("dev1", "$iothub/methods/res/200/?$rid=1");
+        assert!(matches!(answer, Ok(Some(Destination::MethodAnswer(_)))), "{answer:?}");
         assert!(matches!(destination("dev1", "$iothub/twin/GET/?$rid=1"), Ok(Some(Destination::Twin(_)))));
         assert!(destination("dev1", "devices/dev1/messages/events/a=%zz").is_err());
     }

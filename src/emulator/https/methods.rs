@@ -1,0 +1,145 @@
+//! Direct methods as back ends call them.
+//!
+//! Owns: the route `/twins/{id}/methods`, its JSON, and the wait for the end. Must not know: connections, how a call reaches
+//! its device. Used by: `https::routes`.
+//!
+//! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
+//! service SDK; the error bodies are as users quote them (Azure/azure-iot-cli-extension issue 54, Azure/azure-iot-sdk-java
+//! issue 640). Choices: without a time in the request a device has 30 seconds to answer, and none to come; a device's answer that
+//! cannot be passed on is a 502 with the code 502001.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::call::Call;
+use super::reply::{self, Refusal, Reply};
+use crate::emulator::hub::{
+    CallError, CallId, MAX_METHOD_TIMEOUT, MAX_PAYLOAD, MethodAnswer, MethodCall, Progress,
+};
+use crate::emulator::shared::SharedHub;
+use crate::message::{excerpt, format_time};
+
+/// The longest that a call can take: then the device came late and did not answer.
+pub(super) const LONGEST: Duration = Duration::from_secs(2 * MAX_METHOD_TIMEOUT.as_secs());
+
+/// Most bytes of a request: a payload, and what stands around it.
+const MAX_BODY: usize = MAX_PAYLOAD + 4 * 1024;
+
+const RESPONSE_TIMEOUT: u64 = 30;
+
+/// A call as a back end sends it. What is not here is passed over.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent {
+    method_name: Option<String>,
+    payload: Option<Box<RawValue>>,
+    response_timeout_in_seconds: Option<u64>,
+    connect_timeout_in_seconds: Option<u64>,
+}
+
+/// A call that is forgotten when nobody waits for it any more, such as when the back end hangs up.
+struct Waited<'a> {
+    hub: SharedHub,
+    device_id: &'a str,
+    id: CallId,
+}
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        self.hub.with(|hub, _| hub.forget_method(self.device_id, self.id));
+    }
+}
+
+/// `POST /twins/{id}/methods`: answers when the device has, or time is up.
+pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
+    call.service()?;
+    let body = call.body(MAX_BODY).await?;
+    let method = read(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
+    let device_id = call.segment(1);
+    let name = method.name.clone();
+    let called = call.hub.with(|hub, now| hub.call_method(device_id, method, now));
+    let ended = match called {
+        Ok(id) => end(Waited { hub: call.hub.clone(), device_id, id }).await,
+        Err(error) => Err(error),
+    };
+    let method = excerpt(&name);
+    match ended {
+        Ok(MethodAnswer { status, payload }) => {
+            tracing::info!(device_id, method, status, "a device answered a method");
+            let body = format!("{{\"status\":{status},\"payload\":{payload}}}");
+            let kind = HeaderValue::from_static("application/json; charset=utf-8");
+            Ok(reply::bytes(Bytes::from(body)).with(CONTENT_TYPE, kind))
+        }
+        Err(error) => {
+            tracing::warn!(device_id, method, "a method has no answer: {error}");
+            Err(refusal(call, &error).into())
+        }
+    }
+}
+
+fn read(body: &[u8]) -> Result<MethodCall, String> {
+    let sent: Sent =
+        serde_json::from_slice(body).map_err(|error| format!("the body is no call of a method: {error}"))?;
+    let payload = match sent.payload {
+        Some(payload) => payload,
+        None => serde_json::value::to_raw_value(&()).map_err(|error| error.to_string())?,
+    };
+    let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
+    Ok(MethodCall {
+        name: sent.method_name.unwrap_or_default(),
+        payload,
+        response_timeout: seconds(sent.response_timeout_in_seconds, RESPONSE_TIMEOUT),
+        connect_timeout: seconds(sent.connect_timeout_in_seconds, 0),
+    })
+}
+
+/// Waits for a call's end. Cancel safe: the call is forgotten then.
+async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
+    let mut changed = call.hub.watch();
+    loop {
+        changed.mark_unchanged();
+        match call.hub.with(|hub, now| hub.method_progress(call.device_id, call.id, now)) {
+            Progress::Done(ended) => return ended,
+            Progress::Pending(until) => {
+                // The sender lives in the hub, so what ends this is a change, or the time.
+                drop(tokio::time::timeout(call.hub.until(until), changed.changed()).await);
+            }
+        }
+    }
+}
+
+/// Some errors have a body of their own in the real hub: JSON in the message.
+fn refusal(call: &Call, error: &CallError) -> Reply {
+    let (status, code, word) = match error {
+        CallError::UnknownDevice(_) => return reply::no_device(call.segment(1)),
+        CallError::Argument(words) => return reply::bad_argument(words),
+        CallError::TooManyCalls(_) => {
+            let words = error.to_string();
+            return reply::error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", &words);
+        }
+        CallError::NotOnline(_) | CallError::Gone => (StatusCode::NOT_FOUND, 404_103, "DeviceNotOnline"),
+        CallError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, 504_101, "GatewayTimeout"),
+        CallError::BadAnswer(_) => (StatusCode::BAD_GATEWAY, 502_001, "BadDeviceResponse"),
+    };
+    let info = match error {
+        CallError::NotOnline(waited) => {
+            let seconds = waited.as_secs();
+            json!({ "timeout": format!("00:{:02}:{:02}", seconds / 60, seconds % 60) })
+        }
+        _ => json!({}),
+    };
+    let details = json!({
+        "errorCode": code,
+        "trackingId": uuid::Uuid::new_v4().simple().to_string(),
+        "message": error.to_string(),
+        "info": info,
+        "timestampUtc": format_time(call.hub.now()),
+    });
+    reply::detailed_error(status, word, &details)
+}

@@ -1,0 +1,81 @@
+//! Calls of direct methods on their way to a device, and its answers.
+//!
+//! Owns: their topics. Must not know: who calls, time-outs. Used by: `emulator::mqtt`. Source: wire reference 1.7.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::codec::{MAX_TOPIC, Packet, Publish, QoS};
+use super::{Connection, End, topics};
+use crate::emulator::hub::CallId;
+
+/// What is escaped in a method's name.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+// Three characters for each byte of a name that is escaped, and what stands around it.
+const _: () = assert!(crate::emulator::hub::MAX_NAME * 3 + 100 < MAX_TOPIC);
+
+/// An answer's topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AnswerTopic {
+    /// The device's own.
+    pub(super) status: i32,
+    /// As the device echoed it; empty when it did not.
+    pub(super) request_id: String,
+}
+
+/// The answer that a topic brings, if it is one.
+pub(super) fn answer(topic: &str) -> Option<AnswerTopic> {
+    let (status, query) = topic.strip_prefix("$iothub/methods/res/")?.split_once('/')?;
+    let pairs = query.strip_prefix('?').unwrap_or(query).split('&');
+    let mut ids = pairs.filter_map(|pair| pair.strip_prefix("$rid=").or(pair.strip_prefix("%24rid=")));
+    let request_id = ids.next().unwrap_or_default().to_owned();
+    Some(AnswerTopic { status: status.parse().ok()?, request_id })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Sends the calls that wait.
+    pub(super) fn call_methods(&mut self) -> Result<(), End> {
+        loop {
+            let next = self.hub.with(|hub, now| hub.next_method(&self.device_id, self.id, now));
+            let Some(request) = next else { return Ok(()) };
+            let (device_id, rid, method) = (&self.device_id, request.id.number(), &*request.name);
+            tracing::debug!(device_id, rid, method, "called a method");
+            let name = utf8_percent_encode(method, ESCAPED);
+            let topic = format!("$iothub/methods/POST/{name}/?$rid={rid}");
+            let body = request.payload.get().to_owned();
+            self.push(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, body)))?;
+        }
+    }
+
+    /// Takes an answer, for whoever waits for it.
+    pub(super) fn take_answer(&self, topic: &AnswerTopic, body: &[u8]) {
+        let device_id = &self.device_id;
+        let taken = topic.request_id.parse().is_ok_and(|number| {
+            let id = CallId::from_number(number);
+            self.hub.with(|hub, _| hub.answer_method(device_id, self.id, id, topic.status, body))
+        });
+        if !taken {
+            let request_id = topics::excerpt(&topic.request_id);
+            tracing::warn!(device_id, request_id, "passed over an answer to a method: nobody waits for it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_by_their_topics() {
+        let read = |topic: &str| answer(topic).map(|answer| (answer.status, answer.request_id));
+        assert_eq!(read("$iothub/methods/res/200/?$rid=7"), Some((200, "7".into())));
+        assert_eq!(read("$iothub/methods/res/-1/?x=1&%24rid=a%20b"), Some((-1, "a%20b".into())));
+        assert_eq!(read("$iothub/methods/res/404/"), Some((404, String::new())));
+        for other in
+            ["$iothub/methods/res/ok/?$rid=1", "$iothub/methods/res/200", "$iothub/methods/POST/x/?$rid=1"]
+        {
+            assert_eq!(answer(other), None, "{other}");
+        }
+    }
+}
