@@ -5,7 +5,7 @@
 use crate::harness::{Emulator, Process};
 use crate::rest::service_token;
 use crate::rest_ask::ask;
-use crate::sdk::{json, python, script};
+use crate::sdk::{emulator, json, may_use_443, python, script};
 
 #[test]
 fn another_amqp_client_as_a_device_reports_and_hears_of_desired_properties() {
@@ -44,4 +44,50 @@ fn another_amqp_client_as_a_device_reports_and_hears_of_desired_properties() {
     assert_eq!(lines[5]["body"], json(r#"{"n": null, "m": 2, "$version": 3}"#));
     let twin = json(r#"{"desired": {"m": 2, "$version": 3}, "reported": {"led": "on", "$version": 2}}"#);
     assert_eq!(lines[7]["body"], twin);
+}
+
+/// The SDK's back end writes the twin of the SDK's device and calls its methods.
+fn both_sdks(test: &str, websockets: bool) {
+    let Some(python) = python(test).filter(|_| may_use_443(test)) else { return };
+    let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
+    let mut device = script(&python, "device_serves.py");
+    device.arg(emulator.ca_file()).env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    if websockets {
+        device.env("WEBSOCKETS", "1");
+    }
+    let device = Process::spawn(&mut device);
+    device.stdout.wait_for("ready");
+    let mut service = script(&python, "service_calls.py");
+    service.arg("dev1").env("SERVICE_CONNECTION_STRING", emulator.service_string());
+    let service = Process::spawn(service.env("REQUESTS_CA_BUNDLE", emulator.ca_file()));
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+    let expected = serde_json::json!({
+        "etags": 4, "patched": { "room": "kitchen" }, "stale": [412, null],
+        "replaced": { "led": { "on": false }, "$version": 3 }, "replaced_stale": [412, null], "tags": {},
+        "echo": [200, { "name": "echo", "given": { "text": "grüße", "list": [1, null] } }],
+        // The SDK's own doing: without a payload it sends an empty text.
+        "nothing": [200, { "name": "echo", "given": "" }],
+        "unknown": [404, { "name": "re boot/now", "given": 1 }],
+        "silent": [504, "GatewayTimeout"],
+        "end": [200, { "name": "end", "given": "bye" }],
+        "nowhere": [404, null],
+    });
+    assert_eq!(json(&service.stdout.wait_for("etags")), expected);
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let patches: Vec<_> = device.stdout.all().iter().skip(1).map(|line| json(line)).collect();
+    let expected = [
+        r#"{"led": {"on": true, "level": 3}, "$version": 2}"#,
+        r#"{"led": {"on": false, "level": null}, "$version": 3}"#,
+    ];
+    assert_eq!(patches, expected.map(json));
+}
+
+#[test]
+fn the_sdks_back_end_writes_the_twin_of_the_sdks_device_and_calls_its_methods() {
+    both_sdks("the SDKs' twins and methods", false);
+}
+
+#[test]
+fn the_sdks_device_has_its_twin_and_methods_over_a_websocket_too() {
+    both_sdks("the SDKs' twins and methods over a WebSocket", true);
 }
