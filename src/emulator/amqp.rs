@@ -36,6 +36,7 @@ mod device_message;
 mod events_link;
 mod feedback_link;
 mod guard;
+mod method_link;
 mod sasl;
 mod session;
 mod stream;

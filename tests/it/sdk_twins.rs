@@ -2,20 +2,27 @@
 //!
 //! Owns: nothing. Must not know: how either works; the programs are in `tests/sdk/`. Used by: nobody.
 
+use std::path::Path;
+
 use crate::harness::{Emulator, Process};
 use crate::rest::service_token;
 use crate::rest_ask::ask;
 use crate::sdk::{emulator, json, may_use_443, python, script};
 
+/// A program on uamqp that signs in as `dev1`.
+fn amqp_script(python: &Path, name: &str, emulator: &Emulator) -> Process {
+    let key = emulator.device_string("dev1");
+    let (_, key) = key.split_once("SharedAccessKey=").expect("a key");
+    let mut device = script(python, name);
+    device.args(["localhost", &emulator.amqp.port().to_string(), "dev1"]);
+    Process::spawn(device.env("DEVICE_KEY", key).env("SSL_CERT_FILE", emulator.ca_file()))
+}
+
 #[test]
 fn another_amqp_client_as_a_device_reports_and_hears_of_desired_properties() {
     let Some(python) = python("an AMQP client that is not ours uses a device's twin") else { return };
     let emulator = Emulator::start();
-    let key = emulator.device_string("dev1");
-    let (_, key) = key.split_once("SharedAccessKey=").expect("a key");
-    let mut device = script(&python, "amqp_twin.py");
-    device.args(["localhost", &emulator.amqp.port().to_string(), "dev1"]);
-    let device = Process::spawn(device.env("DEVICE_KEY", key).env("SSL_CERT_FILE", emulator.ca_file()));
+    let device = amqp_script(&python, "amqp_twin.py", &emulator);
     device.stdout.wait_for("subscribed");
     let token = service_token(&emulator);
     for body in
@@ -44,6 +51,27 @@ fn another_amqp_client_as_a_device_reports_and_hears_of_desired_properties() {
     assert_eq!(lines[5]["body"], json(r#"{"n": null, "m": 2, "$version": 3}"#));
     let twin = json(r#"{"desired": {"m": 2, "$version": 3}, "reported": {"led": "on", "$version": 2}}"#);
     assert_eq!(lines[7]["body"], twin);
+}
+
+#[test]
+fn another_amqp_client_as_a_device_is_called_and_answers() {
+    let Some(python) = python("an AMQP client that is not ours is called by methods") else { return };
+    let emulator = Emulator::start();
+    let device = amqp_script(&python, "amqp_methods.py", &emulator);
+    device.stdout.wait_for("ready");
+    let token = service_token(&emulator);
+    let call = |name: &str, payload: &str| {
+        let body = format!(r#"{{"methodName": "{name}", "payload": {payload}}}"#);
+        let line = "POST /twins/dev1/methods?api-version=2021-04-12";
+        ask(&emulator, line, &token, "", body.as_bytes()).json()
+    };
+    let grüße = json(r#"{"status": 200, "payload": {"name": "re boot", "given": "grüße"}}"#);
+    assert_eq!(call("re boot", "\"grüße\""), grüße);
+    assert_eq!(call("unknown", "null")["status"], 404);
+    assert_eq!(call("end", "[1, {}]")["payload"], json(r#"{"name": "end", "given": [1, {}]}"#));
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let first = json(&device.stdout.all()[1]);
+    assert_eq!(first, json(r#"{"id": "UUID", "name": "re boot", "payload": "grüße"}"#));
 }
 
 /// The SDK's back end writes the twin of the SDK's device and calls its methods.

@@ -21,6 +21,8 @@ pub(super) enum Address {
     Events(String),
     /// Where one device gets its twin, and reports.
     Twin(String),
+    /// Where one device is called, and answers.
+    Methods(String),
     /// The C2D queue of a module, which the hub does not have.
     Module,
     /// Another address of a device.
@@ -45,6 +47,7 @@ impl Address {
             (["devices", _, "messages", "devicebound"], [_, id, ..]) => Self::Device(decode(id)),
             (["devices", _, "messages", "events"], [_, id, ..]) => Self::Events(decode(id)),
             (["devices", _, "twin"], [_, id, ..]) => Self::Twin(decode(id)),
+            (["devices", _, "methods", "devicebound"], [_, id, ..]) => Self::Methods(decode(id)),
             (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
             (["devices", _, _, ..], _) => Self::OtherOfDevice,
             _ => Self::Unknown,
@@ -96,6 +99,7 @@ mod tests {
         assert_eq!(device("/devices/d/modules/m/messages/deviceBound"), Address::Module);
         assert_eq!(device("amqps://h:5671/devices/d/messages/events"), Address::Events("d".into()));
         assert_eq!(device("/devices/d/Twin"), Address::Twin("d".into()));
+        assert_eq!(device("/devices/d/methods/deviceBound"), Address::Methods("d".into()));
         assert_eq!(device("/devices/d/modules/m/twin"), Address::OtherOfDevice);
         assert_eq!(device("/devices/d"), Address::Unknown);
         assert_eq!(device("amqps://h"), Address::Unknown);

@@ -17,7 +17,7 @@ use super::cbs::TokenService;
 use super::claims::Claims;
 use super::condition::Refusal;
 use super::twin_link::{self, Pair, Pairs};
-use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, report};
+use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, method_link, report};
 use crate::emulator::hub::ConnectionId;
 
 /// Links of one session at a time. SDKs open up to four.
@@ -42,6 +42,8 @@ enum Purpose {
     DeviceEvents(String),
     /// A device asks for its twin, reports, and is answered.
     Twin(Arc<Pair>),
+    /// A device is called, and answers.
+    Methods(String, ConnectionId),
 }
 
 /// Serves a session until it ends or the connection's token expires. The handle must live as long.
@@ -126,12 +128,16 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
             let connection = claims.connection(&device_id)?;
             return Ok(Purpose::Twin(pairs.of(attach, device_id, connection)));
         }
+        (_, Address::Methods(device_id)) => {
+            claims.check_device(&device_id)?;
+            let connection = claims.connection(&device_id)?;
+            return Ok(Purpose::Methods(device_id, connection));
+        }
         (_, Address::Device(_) | Address::Events(_)) => {
             return Err(Refusal::no_address("a device receives at devicebound, and sends to events"));
         }
         (_, Address::Module | Address::OtherOfDevice) => {
-            let words = "this emulator has no modules, and calls no methods";
-            return Err(Refusal::new(AmqpError::NotImplemented, words));
+            return Err(Refusal::new(AmqpError::NotImplemented, "this emulator has no modules"));
         }
         (_, Address::Unknown) => {
             let shown: String = address.chars().take(80).flat_map(char::escape_debug).collect();
@@ -225,6 +231,12 @@ fn start(
         }
         (Purpose::Twin(pair), LinkEndpoint::Sender(link)) => {
             links.spawn(twin_link::send(link, claims, pair));
+        }
+        (Purpose::Methods(device_id, connection), LinkEndpoint::Receiver(link)) => {
+            links.spawn(method_link::receive(link, claims, device_id, connection));
+        }
+        (Purpose::Methods(device_id, connection), LinkEndpoint::Sender(link)) => {
+            links.spawn(method_link::send(link, claims, device_id, connection));
         }
         // The role decided both.
         (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {

@@ -22,6 +22,7 @@ use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
 mod device;
+mod method;
 mod twin;
 
 const NOW: u64 = 1_800_000_000;
