@@ -58,12 +58,16 @@ pub enum Way {
     #[default]
     Amqp,
     /// AMQP over a WebSocket, for networks where only HTTPS gets out.
-    WebSocket {
-        /// The hub's HTTPS port; a port in the connection string is that of AMQP.
-        port: u16,
-        /// Proxies on the way.
-        proxies: ProxySettings,
-    },
+    WebSocket(HttpsWay),
+}
+
+/// The way to the hub's HTTPS port: for HTTP and for WebSockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpsWay {
+    /// The port; the one in the connection string is that of AMQP.
+    pub port: u16,
+    /// Proxies on the way.
+    pub proxies: ProxySettings,
 }
 
 /// A signed-in connection. Dropping it ends it; [`Service::close`] says goodbye first.
@@ -120,9 +124,9 @@ impl Service {
                     password: token.expose().to_owned(),
                 });
             let opened = match way {
-                Way::Amqp => builder.open_with_stream(dial::dial(host, &dial::AMQP, ca_file).await?).await,
-                Way::WebSocket { port, proxies } => {
-                    let stream = dial::dial_websocket(&host.name, *port, proxies, ca_file).await?;
+                Way::Amqp => builder.open_with_stream(dial::dial_amqp(host, ca_file).await?).await,
+                Way::WebSocket(way) => {
+                    let stream = dial::dial_websocket(&host.name, way, ca_file).await?;
                     builder.open_with_stream(stream).await
                 }
             };
@@ -172,7 +176,7 @@ impl Way {
     fn port_in_words(&self) -> String {
         match self {
             Self::Amqp => format!("AMQP, {}", dial::AMQP.port),
-            Self::WebSocket { port, .. } => format!("WebSocket, {port}"),
+            Self::WebSocket(way) => format!("WebSocket, {}", way.port),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: MQTT, AMQP.
 //! Used by: `session`, `service`; the byte stream alone by `emulator`.
 //!
-//! - `dial` gets to the hub, through TCP or a `tunnel`, TLS and the upgrade.
+//! - `dial` gets to the hub's HTTPS port, through TCP or a `tunnel` and TLS, and for a WebSocket through the upgrade.
 //!
 //! Both protocols are cut into binary messages anywhere: one packet may come in several of them, and several in one.
 //! Sources: RFC 6455; MQTT 3.1.1, chapter 6; OASIS AMQP WebSocket Binding 1.0, chapter 2.
@@ -26,7 +26,7 @@ mod dial;
 mod tunnel;
 
 #[allow(unused_imports)] // Not every feature set dials.
-pub(crate) use dial::{DialError, HubStream, Target, describe_tls, dial};
+pub(crate) use dial::{DialError, HubStream, SecureStream, Target, describe_tls, dial, secure};
 
 /// Where devices and back ends find the hub's WebSockets. Source: wire reference 1.1 and 2.1.
 pub(crate) const HUB_PATH: &str = "/$iothub/websocket";

@@ -1,6 +1,6 @@
-//! What the commands of the back end share: which hub, as whom, and how values are read.
+//! What the commands of the back end share: which hub, as whom, by which way, how results are printed, how values are read.
 //!
-//! Owns: the arguments for the service connection string and the roots. Must not know: what a command does with them.
+//! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
 //! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge).
 
 use std::path::PathBuf;
@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
-use crate::credentials::ServiceConnectionString;
-use crate::service::HTTPS_PORT;
+use super::Failure;
+use super::transport::Transport;
+use crate::credentials::{ProxySettings, ServiceConnectionString};
+use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsWay, ServiceError, Way};
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 // Not a doc comment, which would become part of the help of each command.
-// The hub, and who asks.
+// The hub, who asks, and how.
 #[derive(Debug, clap::Args)]
 pub(super) struct HubArgs {
     /// A file with the service connection string.
@@ -24,6 +26,26 @@ pub(super) struct HubArgs {
     /// A PEM file with further roots, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// How the hub is asked. amqp-ws and https go through the proxy that HTTPS_PROXY names, except to the hosts in NO_PROXY.
+    #[arg(long, value_name = "TRANSPORT")]
+    transport: Transport,
+    /// The hub's HTTPS port, where HTTPS and WebSockets are.
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "C2D_HTTPS_PORT",
+        default_value_t = HTTPS_PORT,
+        value_parser = port
+    )]
+    https_port: u16,
+}
+
+// How results are printed.
+#[derive(Debug, clap::Args)]
+pub(super) struct OutputArgs {
+    /// Print JSON: one object per line.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 impl HubArgs {
@@ -56,10 +78,40 @@ impl HubArgs {
         };
         ServiceConnectionString::parse(&text).with_context(|| origin)
     }
+
+    /// As `--transport` says.
+    ///
+    /// # Errors
+    /// When the proxies on the way cannot be read.
+    pub(super) fn transport(&self) -> anyhow::Result<FeedbackTransport> {
+        Ok(match self.transport {
+            Transport::Amqp => FeedbackTransport::Amqp(Way::Amqp),
+            Transport::AmqpWs => FeedbackTransport::Amqp(Way::WebSocket(self.https()?)),
+            Transport::Https => FeedbackTransport::Https(self.https()?),
+        })
+    }
+
+    /// The HTTPS port, with the environment's proxies.
+    ///
+    /// # Errors
+    /// When these cannot be read.
+    pub(super) fn https(&self) -> anyhow::Result<HttpsWay> {
+        let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
+        Ok(HttpsWay { port: self.https_port, proxies })
+    }
+}
+
+/// The exit code of a failure: some of the hub's are those of the arguments.
+pub(super) fn failed(error: anyhow::Error) -> Failure {
+    if error.downcast_ref().is_some_and(ServiceError::is_configuration) {
+        Failure::usage(error)
+    } else {
+        error.into()
+    }
 }
 
 /// A port; an empty variable counts as none.
-pub(super) fn port(text: &str) -> Result<u16, String> {
+fn port(text: &str) -> Result<u16, String> {
     match text.parse() {
         _ if text.is_empty() => Ok(HTTPS_PORT),
         Ok(port) if port > 0 => Ok(port),

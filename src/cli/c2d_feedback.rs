@@ -15,11 +15,9 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{HubArgs, duration, port};
-use super::transport::Transport;
-use super::{Exit, Failure, tell};
+use super::back_end::{self, HubArgs, OutputArgs, duration};
+use super::{Exit, Failure, tell, transport};
 use crate::credentials::check_device_id;
-use crate::service::{HTTPS_PORT, ServiceError};
 
 mod output;
 mod spool;
@@ -47,7 +45,7 @@ use watch::{End, Watch};
 
 Exit codes: 0 ended by a signal, by --for, after --count records, or because standard output was closed; 1 an error: the \
 hub cannot be reached at the start, it refuses the policy, or the spool cannot be written; 2 the arguments are wrong, or \
-the spool cannot be used; 4 --for is over before --count records came.")]
+the spool cannot be used; 4 --for is over before --count records came.", mut_arg("transport", |argument| transport::only(argument, transport::OF_FEEDBACK)))]
 pub(super) struct Args {
     /// Print only the records of this device. The others are consumed all the same; --spool keeps them.
     #[arg(long, value_name = "ID")]
@@ -61,21 +59,8 @@ pub(super) struct Args {
     /// End after this time, such as 60s or 2h.
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     time: Option<Duration>,
-    /// Print one JSON object per line for each record.
-    #[arg(long)]
-    json: bool,
-    /// How the hub is asked.
-    #[arg(long, value_enum, default_value_t = Transport::Amqp, value_name = "TRANSPORT")]
-    transport: Transport,
-    /// The hub's HTTPS port, for --transport amqp-ws and https.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "C2D_HTTPS_PORT",
-        default_value_t = HTTPS_PORT,
-        value_parser = port
-    )]
-    https_port: u16,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -89,11 +74,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(device) = &args.device {
         check_device_id(device).map_err(Failure::usage)?;
     }
-    let transport = args.transport.of_feedback(args.https_port).map_err(Failure::usage)?;
+    let transport = args.hub.transport().map_err(Failure::usage)?;
     super::run::survive_file_size_limit()?;
     end_at_the_second_signal().context("signals cannot be received")?;
     let spool = args.spool.as_deref().map(Spool::open).transpose().map_err(Failure::usage)?;
-    let output = Output::new(args.json, args.device.clone(), spool.is_some());
+    let output = Output::new(args.output.json, args.device.clone(), spool.is_some());
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         tell("reading feedback consumes it for the whole hub: what is read here, no other reader gets");
@@ -119,10 +104,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         match result {
             Ok(End::Time) if args.count.is_some() => Ok(Exit::NoFeedback),
             Ok(_) => Ok(Exit::Done),
-            Err(error) if error.downcast_ref().is_some_and(ServiceError::is_configuration) => {
-                Err(Failure::usage(error))
-            }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(back_end::failed(error)),
         }
     })
 }

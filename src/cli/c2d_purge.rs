@@ -11,10 +11,10 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{HubArgs, port};
-use super::{Exit, Failure, sentence};
+use super::back_end::{self, HubArgs, OutputArgs};
+use super::{Exit, Failure, sentence, transport};
 use crate::credentials::check_device_id;
-use crate::service::{HTTPS_PORT, HttpsService, ServiceError, TOKEN_LIFETIME};
+use crate::service::{HttpsService, TOKEN_LIFETIME};
 
 /// Take the messages that wait for a device out of its queue, for good.
 ///
@@ -22,29 +22,19 @@ use crate::service::{HTTPS_PORT, HttpsService, ServiceError, TOKEN_LIFETIME};
 /// message that the device holds at that moment is not among them: it stays with the device.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
-/// C2D_SERVICE_CONNECTION_STRING, never from an argument. The hub is asked over HTTPS.
+/// C2D_SERVICE_CONNECTION_STRING, never from an argument.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   c2d-agent c2d-purge --device pi-01
   c2d-agent c2d-purge --device pi-01 --json
 
-Exit codes: 0 done, also when nothing waited; 1 an error; 2 the arguments are wrong.")]
+Exit codes: 0 done, also when nothing waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_PURGE)))]
 pub(super) struct Args {
     /// The device whose queue is purged.
     #[arg(long, value_name = "ID")]
     device: String,
-    /// The hub's HTTPS port.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "C2D_HTTPS_PORT",
-        default_value_t = HTTPS_PORT,
-        value_parser = port
-    )]
-    https_port: u16,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     hub: HubArgs,
 }
@@ -64,14 +54,14 @@ enum Event<'a> {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     check_device_id(&args.device).map_err(Failure::usage)?;
     let identity = args.hub.identity().map_err(Failure::usage)?;
-    let ca_file = args.hub.ca_file();
+    let way = args.hub.https().map_err(Failure::usage)?;
+    let (ca_file, json) = (args.hub.ca_file(), args.output.json);
     let device_id = args.device.as_str();
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let purge = async {
             let clock = SystemTime::now;
-            let mut service =
-                HttpsService::new(&identity, args.https_port, ca_file.as_deref(), TOKEN_LIFETIME, clock)?;
+            let mut service = HttpsService::new(&identity, way, ca_file.as_deref(), TOKEN_LIFETIME, clock)?;
             anyhow::Ok(service.purge(device_id).await?)
         };
         let purged = tokio::select! {
@@ -85,15 +75,14 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                     1 => format!("purged 1 message of device {device_id}"),
                     n => format!("purged {n} messages of device {device_id}"),
                 };
-                print(args.json, &text, &Event::Purged { device_id, messages })?;
+                print(json, &text, &Event::Purged { device_id, messages })?;
                 Ok(Exit::Done)
             }
             Err(error) => {
-                if args.json {
+                if json {
                     print(true, "", &Event::Failed { device_id, error: sentence(&error) })?;
                 }
-                let is_configuration = error.downcast_ref().is_some_and(ServiceError::is_configuration);
-                Err(if is_configuration { Failure::usage(error) } else { error.into() })
+                Err(back_end::failed(error))
             }
         }
     })

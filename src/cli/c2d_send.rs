@@ -9,19 +9,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
-use clap::ValueEnum;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{HubArgs, duration, port};
-use super::{Exit, Failure};
-use crate::credentials::{ProxySettings, ServiceConnectionString, check_device_id};
+use super::back_end::{self, HubArgs, OutputArgs, duration};
+use super::{Exit, Failure, transport};
+use crate::credentials::{ServiceConnectionString, check_device_id};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
 use crate::message::{self, MAX_C2D_BYTES, Properties};
 use crate::outcome::OutcomeKind;
 use crate::service::{
-    FeedbackReceiver, HTTPS_PORT, OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME, Way,
+    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, TOKEN_LIFETIME, Way,
 };
 
 mod outcome;
@@ -47,7 +46,7 @@ const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
 the arguments are wrong, 3 not delivered, 4 no feedback or no outcome in time, 5 delivered, but the action did not \
-succeed.")]
+succeed.", mut_arg("transport", |argument| transport::only(argument, transport::OF_SEND)))]
 pub(super) struct Args {
     /// The device that the message is for.
     #[arg(long, value_name = "ID")]
@@ -97,7 +96,7 @@ pub(super) struct Args {
     ///
     /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin and
     /// not the endpoint where telemetry goes; the emulator shows both. The hub's HTTPS port must be reachable, and the
-    /// policy needs ServiceConnect, as for sending. All this is tried before the message is sent.
+    /// policy needs ServiceConnect, as for sending. The proxy of HTTPS_PROXY is used. All this is tried before the message is sent.
     #[arg(
         long,
         value_name = "DURATION",
@@ -108,49 +107,33 @@ pub(super) struct Args {
         conflicts_with = "wait"
     )]
     wait_outcome: Option<Duration>,
-    /// The way to the hub: AMQP on its own port (5671), or over a WebSocket on the HTTPS port, through the proxy that
-    /// HTTPS_PROXY names, except to the hosts in NO_PROXY.
-    #[arg(long, value_enum, default_value_t = Transport::Amqp)]
-    transport: Transport,
-    /// The hub's HTTPS port, for --wait-outcome and --transport amqp-ws.
-    #[arg(
-        long,
-        value_name = "PORT",
-        env = "C2D_HTTPS_PORT",
-        default_value_t = HTTPS_PORT,
-        value_parser = port
-    )]
-    https_port: u16,
-    /// Print one JSON object per line for each event.
-    #[arg(long)]
-    json: bool,
     /// Print the feedback of other messages, too, which waiting consumes.
     #[arg(long, short)]
     verbose: bool,
     #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
     hub: HubArgs,
 }
 
-/// How AMQP gets to the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Transport {
-    /// Over TLS.
-    Amqp,
-    /// Over a WebSocket.
-    AmqpWs,
+/// The ways to the hub.
+struct Ways {
+    amqp: Way,
+    /// For `--wait-outcome`.
+    https: Option<HttpsWay>,
 }
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let now = SystemTime::now();
     let message = args.message(now).map_err(Failure::usage)?;
     let identity = args.hub.identity().map_err(Failure::usage)?;
-    let way = args.way().map_err(Failure::usage)?;
-    let mut output = Output::new(args.json, args.verbose);
+    let ways = args.ways().map_err(Failure::usage)?;
+    let mut output = Output::new(args.output.json, args.verbose);
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         output.message(&message)?;
         let result = tokio::select! {
-            result = exchange(args, &way, &identity, &message, now, &mut output) => result,
+            result = exchange(args, &ways, &identity, &message, now, &mut output) => result,
             // What was not completed comes again to the next reader of feedback.
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal")),
         };
@@ -159,12 +142,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             Ok(exit) => Ok(exit),
             Err(error) => {
                 output.failed(&message, &error)?;
-                let configuration = |error: &ServiceError| error.is_configuration();
-                if error.downcast_ref().is_some_and(configuration) {
-                    Err(Failure::usage(error))
-                } else {
-                    Err(error.into())
-                }
+                Err(back_end::failed(error))
             }
         }
     })
@@ -172,7 +150,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 
 async fn exchange(
     args: &Args,
-    way: &Way,
+    ways: &Ways,
     identity: &ServiceConnectionString,
     message: &OutgoingMessage,
     now: SystemTime,
@@ -182,14 +160,14 @@ async fn exchange(
     let wait = args.wait.or(args.wait_outcome);
     let lifetime = TOKEN_LIFETIME + wait.unwrap_or_default();
     let ca_file = args.hub.ca_file();
-    let mut service = Service::connect_by(way, identity, ca_file.as_deref(), lifetime, now).await?;
+    let mut service = Service::connect_by(&ways.amqp, identity, ca_file.as_deref(), lifetime, now).await?;
     // Before the sender: the feedback of a quick device must not pass by.
     let mut feedback = match wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
         None => None,
     };
-    let mut watch = match args.wait_outcome {
-        Some(_) => Some(OutcomeWatch::begin(args, identity, message, lifetime).await?),
+    let mut watch = match ways.https.clone() {
+        Some(way) => Some(OutcomeWatch::begin(way, ca_file.as_deref(), identity, message, lifetime).await?),
         None => None,
     };
     service.sender().await?.send(message).await?;
@@ -396,13 +374,12 @@ impl Args {
         Ok(body.into())
     }
 
-    fn way(&self) -> anyhow::Result<Way> {
-        Ok(match self.transport {
-            Transport::Amqp => Way::Amqp,
-            Transport::AmqpWs => {
-                let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
-                Way::WebSocket { port: self.https_port, proxies }
-            }
-        })
+    fn ways(&self) -> anyhow::Result<Ways> {
+        let amqp = match self.hub.transport()? {
+            FeedbackTransport::Amqp(way) => way,
+            FeedbackTransport::Https(_) => return Err(anyhow!("the hub takes messages over AMQP only")),
+        };
+        let https = self.wait_outcome.map(|_| self.hub.https()).transpose()?;
+        Ok(Ways { amqp, https })
     }
 }

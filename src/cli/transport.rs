@@ -1,37 +1,71 @@
-//! `--transport` of c2d-feedback: how feedback is read.
+//! `--transport` of the back end's commands: which of them has which.
 //!
-//! Owns: the words. Must not know: what they mean on the wire. Used by: `cli` (c2d-feedback).
+//! Owns: the words, and the one list for each command. Must not know: what they mean on the wire.
+//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge).
 
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use clap::{Arg, ValueEnum};
 
-use crate::credentials::ProxySettings;
-use crate::service::{FeedbackTransport, Way};
-
-/// How feedback is read.
+/// How the hub is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Transport {
-    /// A link that waits, on port 5671.
+    /// AMQP, on port 5671 or that of HostName.
     Amqp,
-    /// The same over a WebSocket on the HTTPS port, through the proxy that HTTPS_PROXY names, except to the hosts in
-    /// NO_PROXY.
+    /// AMQP over a WebSocket on the HTTPS port.
     AmqpWs,
-    /// Polls of the HTTPS port, each 1 to 10 s.
+    /// HTTPS; feedback is asked for each 1 to 10 s.
     Https,
 }
 
+use Transport::{Amqp, AmqpWs, Https};
+
 impl Transport {
-    /// With the port that HTTPS has, and the environment's proxies.
-    ///
-    /// # Errors
-    /// When the proxies cannot be read.
-    pub(super) fn of_feedback(self, https_port: u16) -> anyhow::Result<FeedbackTransport> {
-        Ok(match self {
-            Self::Amqp => FeedbackTransport::Amqp(Way::Amqp),
-            Self::AmqpWs => {
-                let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
-                FeedbackTransport::Amqp(Way::WebSocket { port: https_port, proxies })
-            }
-            Self::Https => FeedbackTransport::Https(https_port),
-        })
+    /// As it is given.
+    fn name(self) -> &'static str {
+        match self {
+            Amqp => "amqp",
+            AmqpWs => "amqp-ws",
+            Https => "https",
+        }
+    }
+}
+
+/// The transports of c2d-send, its default first, as in the other lists. Source: wire reference 4.1 and 4.6.
+pub(super) const OF_SEND: &[Transport] = &[Amqp, AmqpWs];
+
+/// Of c2d-feedback. Source: wire reference 4.4.
+pub(super) const OF_FEEDBACK: &[Transport] = &[Amqp, AmqpWs, Https];
+
+/// Of c2d-purge. Source: wire reference 4.5.
+pub(super) const OF_PURGE: &[Transport] = &[Https];
+
+/// Has `--transport` take these alone.
+pub(super) fn only(argument: Arg, transports: &'static [Transport]) -> Arg {
+    let values = PossibleValuesParser::new(transports.iter().filter_map(ValueEnum::to_possible_value));
+    let argument =
+        argument.value_parser(values.try_map(|text| <Transport as ValueEnum>::from_str(&text, false)));
+    argument.required(false).default_value(transports.first().map(|default| default.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(transports: &'static [Transport], arguments: &[&str]) -> Result<Transport, String> {
+        let argument = only(Arg::new("transport").long("transport"), transports);
+        let parsed = clap::Command::new("c").arg(argument).try_get_matches_from([&["c"], arguments].concat());
+        parsed.map(|found| *found.get_one("transport").expect("a default")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_first_is_the_default_and_what_a_command_has_not_is_refused_with_what_it_has() {
+        assert_eq!(given(OF_SEND, &[]), Ok(Amqp));
+        assert_eq!(given(OF_PURGE, &[]), Ok(Https));
+        assert_eq!(given(OF_FEEDBACK, &["--transport=amqp-ws"]), Ok(AmqpWs));
+        let refused = given(OF_SEND, &["--transport=https"]).expect_err("only AMQP");
+        assert!(
+            refused.contains("invalid value 'https'") && refused.contains("values: amqp, amqp-ws]"),
+            "{refused}"
+        );
     }
 }

@@ -13,8 +13,9 @@ use percent_encoding::percent_decode_str;
 
 use super::HostPort;
 
-/// Where a proxy listens when its URL names no port. Source: curl.
+/// Where a proxy listens when its URL names no port, without TLS and with it. Source: curl.
 const DEFAULT_PORT: u16 = 1080;
+const DEFAULT_TLS_PORT: u16 = 443;
 
 /// Longest value of either variable.
 const MAX_BYTES: usize = 16 * 1024;
@@ -26,6 +27,8 @@ pub struct Proxy {
     pub host: String,
     /// Its port.
     pub port: u16,
+    /// Whether it is spoken to over TLS (`https://`).
+    pub tls: bool,
     /// Name and password, where the URL has them.
     pub login: Option<ProxyLogin>,
 }
@@ -58,8 +61,10 @@ impl fmt::Debug for ProxyLogin {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// Another scheme than `http`.
-    #[error("{0} names a proxy of another kind than http://: only HTTP proxies are known here (CONNECT)")]
+    /// Another scheme than `http` and `https`.
+    #[error(
+        "{0} names a proxy of another kind than http:// and https://: only HTTP proxies are known here (CONNECT)"
+    )]
     Scheme(&'static str),
     /// No URL.
     #[error(
@@ -127,10 +132,11 @@ impl Exception {
 }
 
 fn parse(name: &'static str, value: &str) -> Result<Proxy, ProxyError> {
-    let rest = match value.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+    let (tls, rest) = match value.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
         Some(_) => return Err(ProxyError::Scheme(name)),
-        None => value,
+        None => (false, value),
     };
     if value.len() > MAX_BYTES {
         return Err(ProxyError::Malformed(name));
@@ -145,7 +151,8 @@ fn parse(name: &'static str, value: &str) -> Result<Proxy, ProxyError> {
         Some(login) => Some(read_login(login).ok_or(ProxyError::Login(name))?),
         None => None,
     };
-    Ok(Proxy { host, port: port.unwrap_or(DEFAULT_PORT), login })
+    let port = port.unwrap_or(if tls { DEFAULT_TLS_PORT } else { DEFAULT_PORT });
+    Ok(Proxy { host, port, tls, login })
 }
 
 /// `NAME:PASSWORD` or `NAME`, percent-encoded. A name with a colon cannot be told from its password. Source: RFC 7617, 2.
@@ -195,10 +202,16 @@ mod tests {
         assert_eq!(login.expose_header(), format!("Basic {}", STANDARD.encode("us@er:p:a%ss")));
         let shown = format!("{settings:?}");
         assert!(!shown.contains("er:") && !shown.contains("ss"), "{shown}");
-        let proxy = read(&[("https_proxy", "proxy.example"), ("HTTPS_PROXY", "other:1")]).expect("valid");
+        assert!(!proxy.tls);
+        let found = |variables: &[(&str, &str)]| {
+            let settings = read(variables).expect("valid");
+            settings.on_the_way_to("h", 1).map(|proxy| (proxy.to_string(), proxy.tls))
+        };
+        let variables = [("https_proxy", "proxy.example"), ("HTTPS_PROXY", "other:1")];
+        assert_eq!(found(&variables), Some(("proxy.example:1080".to_owned(), false)));
         assert_eq!(
-            proxy.on_the_way_to("h", 1).map(ToString::to_string).as_deref(),
-            Some("proxy.example:1080")
+            found(&[("HTTPS_PROXY", "HTTPS://n:p@proxy.example")]),
+            Some(("proxy.example:443".to_owned(), true))
         );
         assert_eq!(read(&[("HTTPS_PROXY", " ")]), Ok(ProxySettings::default()));
     }
@@ -207,7 +220,7 @@ mod tests {
     fn what_is_no_http_proxy_is_named_by_its_variable_alone() {
         for (value, error) in [
             ("socks5://n:secret@p:1", ProxyError::Scheme("HTTPS_PROXY")),
-            ("https://n:secret@p:1", ProxyError::Scheme("HTTPS_PROXY")),
+            ("https://n:secret@p:x", ProxyError::Malformed("HTTPS_PROXY")),
             ("http://n:secret@p:x", ProxyError::Malformed("HTTPS_PROXY")),
             ("http://", ProxyError::Malformed("HTTPS_PROXY")),
             ("http://n:%ff@p:1", ProxyError::Login("HTTPS_PROXY")),

@@ -1,4 +1,4 @@
-//! TCP and TLS to the hub, and why they failed.
+//! TCP and TLS to the hub, directly or through a proxy, and why they failed.
 //!
 //! Owns: name lookup, the TLS handshake, their failures in words. Must not know: what is said over it, tokens.
 //! Used by: `service`.
@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::ServiceError;
-use crate::credentials::{HostPort, ProxySettings};
+use super::{HttpsWay, ServiceError};
+use crate::credentials::HostPort;
 use crate::tls;
-use crate::websocket::{self, DialError, HubStream, Target, describe_tls};
+use crate::websocket::{self, DialError, HubStream, SecureStream, Target, describe_tls};
 
 /// A protocol of the hub.
 #[derive(Debug)]
@@ -40,42 +40,58 @@ pub(super) const HTTPS: Protocol = Protocol {
     remedy: "for the emulator, give the https port of its ready line with --https-port",
 };
 
-/// Connects to `host` and checks its certificate against the name. The caller bounds the time.
-pub(super) async fn dial(
+/// Connects to the AMQP port of `host` and checks its certificate against the name. The caller bounds the time.
+pub(super) async fn dial_amqp(
     host: &HostPort,
-    protocol: &Protocol,
     ca_file: Option<&Path>,
 ) -> Result<TlsStream<TcpStream>, ServiceError> {
     let name = ServerName::try_from(host.name.clone()).map_err(|_| {
         ServiceError::Unreachable(format!("\"{}\" is not a host name that TLS can check", host.name))
     })?;
     let config = tls::client_config(ca_file, None)?;
-    let port = host.port.unwrap_or(protocol.port);
-    let stream = connect(&host.name, port, protocol).await?;
+    let port = host.port.unwrap_or(AMQP.port);
+    let stream = connect(&host.name, port, &AMQP).await?;
     TlsConnector::from(config)
         .connect(name, stream)
         .await
         .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port)))
 }
 
-/// Connects to `port` of `host` over a WebSocket that carries AMQP. The caller bounds the time.
+/// Connects to the HTTPS port of `host`, for HTTP. The caller bounds the time.
+pub(super) async fn dial_https(
+    host: &str,
+    way: &HttpsWay,
+    ca_file: Option<&Path>,
+) -> Result<SecureStream, ServiceError> {
+    let tls = tls::client_config(ca_file, None)?;
+    let port = way.port;
+    let dialled = websocket::secure(host, port, &tls, way.proxies.on_the_way_to(host, port)).await;
+    dialled.map_err(|error| match error {
+        DialError::Tls(error) => ServiceError::Unreachable(handshake_failure(&error, host, port)),
+        error => https_failure(error, host, port),
+    })
+}
+
+/// Connects to the HTTPS port of `host` over a WebSocket that carries AMQP. The caller bounds the time.
 pub(super) async fn dial_websocket(
     host: &str,
-    port: u16,
-    proxies: &ProxySettings,
+    way: &HttpsWay,
     ca_file: Option<&Path>,
 ) -> Result<HubStream, ServiceError> {
     let tls = tls::client_config(ca_file, None)?;
-    let proxy = proxies.on_the_way_to(host, port);
+    let port = way.port;
+    let proxy = way.proxies.on_the_way_to(host, port);
     let target = Target { host, port, subprotocol: websocket::AMQP, tls: &tls, proxy };
-    let dialled = websocket::dial(target).await;
-    dialled.map_err(|error| {
-        ServiceError::Unreachable(match error {
-            DialError::Tcp(error) => connect_failure(&error, host, port, &HTTPS),
-            DialError::Tls(error) => describe_tls(&error, host, port),
-            DialError::Tunnel(error) => error.to_string(),
-            other => format!("no WebSocket to {host} on port {port}: {other}"),
-        })
+    websocket::dial(target).await.map_err(|error| https_failure(error, host, port))
+}
+
+fn https_failure(error: DialError, host: &str, port: u16) -> ServiceError {
+    ServiceError::Unreachable(match error {
+        DialError::Tcp(error) => connect_failure(&error, host, port, &HTTPS),
+        DialError::Tls(error) => describe_tls(&error, host, port),
+        DialError::Tunnel(error) => error.to_string(),
+        DialError::Name(_) => error.to_string(),
+        other => format!("no WebSocket to {host} on port {port}: {other}"),
     })
 }
 
@@ -161,7 +177,7 @@ mod tests {
                 .expect("sent");
             stream
         };
-        let (error, _stream) = tokio::join!(dial(&host, &AMQP, None), server);
+        let (error, _stream) = tokio::join!(dial_amqp(&host, None), server);
         let error = error.expect_err("no TLS").to_string();
         assert!(error.contains("answers, but not with TLS"), "{error}");
     }

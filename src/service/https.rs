@@ -24,8 +24,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::ServiceError;
 use super::dial;
+use super::{HttpsWay, ServiceError};
 use crate::credentials::{HostPort, ServiceConnectionString};
 
 mod answer;
@@ -58,6 +58,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 #[derive(Debug)]
 pub struct HttpsService {
     host: HostPort,
+    way: HttpsWay,
     policy: String,
     ca_file: Option<PathBuf>,
     authorization: HeaderValue,
@@ -90,20 +91,19 @@ pub struct DeviceEvent {
 }
 
 impl HttpsService {
-    /// For the hub of `identity`, on `port` instead of the one in the connection string, which is that of AMQP. Nothing
-    /// is dialled yet. Token and roots are as for [`super::Service::connect`].
+    /// For the hub of `identity`, on the way that is given. Nothing is dialled yet. Token and roots are as for [`super::Service::connect`].
     ///
     /// # Errors
     /// When the token has expired, or cannot be sent in a header.
     pub fn new(
         identity: &ServiceConnectionString,
-        port: u16,
+        way: HttpsWay,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
         clock: fn() -> SystemTime,
     ) -> Result<Self, ServiceError> {
         let token = super::token(identity, token_lifetime, clock())?;
-        let host = HostPort { name: identity.host.name.clone(), port: Some(port) };
+        let host = HostPort { name: identity.host.name.clone(), port: Some(way.port) };
         let mut authorization = HeaderValue::from_str(token.expose()).map_err(|_| {
             answer::not_authorised(
                 &host,
@@ -114,6 +114,7 @@ impl HttpsService {
         authorization.set_sensitive(true);
         Ok(Self {
             host,
+            way,
             policy: identity.policy.clone(),
             ca_file: ca_file.map(Path::to_owned),
             authorization,
@@ -240,7 +241,7 @@ impl HttpsService {
 
     async fn open(&mut self) -> Result<SendRequest<Empty<Bytes>>, ServiceError> {
         self.hang_up();
-        let stream = dial::dial(&self.host, &dial::HTTPS, self.ca_file.as_deref()).await?;
+        let stream = dial::dial_https(&self.host.name, &self.way, self.ca_file.as_deref()).await?;
         let mut builder = Builder::new();
         builder.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
         let opened = builder.handshake(TokioIo::new(stream)).await;

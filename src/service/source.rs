@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::feedback::Receipt;
-use super::{FeedbackBatch, FeedbackReceiver, HttpsService, Service, ServiceError, TOKEN_LIFETIME, Way};
+use super::{
+    FeedbackBatch, FeedbackReceiver, HttpsService, HttpsWay, Service, ServiceError, TOKEN_LIFETIME, Way,
+};
 use crate::credentials::ServiceConnectionString;
 
 /// The time between two polls: the shortest, and the longest when nothing comes. The hub counts each poll against its limits.
@@ -19,8 +21,8 @@ const LONGEST_REST: Duration = Duration::from_secs(10);
 pub enum FeedbackTransport {
     /// A link, by one of AMQP's ways.
     Amqp(Way),
-    /// Polls, on this port.
-    Https(u16),
+    /// Polls.
+    Https(HttpsWay),
 }
 
 /// A reader of feedback. Dropping it gives back an uncompleted batch; over HTTPS only when its lock lapses.
@@ -54,8 +56,8 @@ impl FeedbackSource {
                 let receiver = service.feedback_receiver().await?;
                 Ok(Self(Inner::Amqp { service: Box::new(service), receiver: Box::new(receiver) }))
             }
-            FeedbackTransport::Https(port) => {
-                let mut service = HttpsService::new(identity, *port, ca_file, TOKEN_LIFETIME, clock)?;
+            FeedbackTransport::Https(way) => {
+                let mut service = HttpsService::new(identity, way.clone(), ca_file, TOKEN_LIFETIME, clock)?;
                 // Nothing else shows whether this hub lets this policy read.
                 let polled = service.next_feedback().await?;
                 Ok(Self(Inner::Https { service: Box::new(service), polled, rest: SHORTEST_REST }))

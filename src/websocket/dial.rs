@@ -1,4 +1,5 @@
-//! To the hub over a WebSocket: TCP or a proxy's tunnel, TLS, the upgrade; and why one of them failed, in words.
+//! To the hub's HTTPS port: TCP or a proxy's tunnel, TLS, and for a WebSocket the upgrade; and why one of them failed, in
+//! words.
 //!
 //! Owns: the order of these, and a sentence for each failure. Must not know: MQTT, AMQP, tokens, retries, the environment.
 //! Used by: `session`, `service`.
@@ -38,7 +39,10 @@ pub(crate) struct Target<'a> {
 }
 
 /// A WebSocket to the hub.
-pub(crate) type HubStream = ByteStream<TlsStream<Box<dyn Raw>>>;
+pub(crate) type HubStream = ByteStream<SecureStream>;
+
+/// TLS with the hub.
+pub(crate) type SecureStream = TlsStream<Box<dyn Raw>>;
 
 /// What TLS runs on: TCP, or a tunnel.
 pub(crate) trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -98,7 +102,7 @@ impl DialError {
     }
 }
 
-/// Dials. The caller bounds the time.
+/// Dials a WebSocket. The caller bounds the time.
 ///
 /// # Errors
 /// [`DialError`] says which part of the way it was.
@@ -107,12 +111,7 @@ impl DialError {
 /// Dropping it closes the connection.
 pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
     let Target { host, port, subprotocol, tls, proxy } = target;
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| DialError::Name(host.to_owned()))?;
-    let raw: Box<dyn Raw> = match proxy {
-        Some(proxy) => Box::new(tunnel::open(proxy, host, port).await?),
-        None => Box::new(connect(host, port).await.map_err(DialError::Tcp)?),
-    };
-    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, raw).await.map_err(DialError::Tls)?;
+    let stream = secure(host, port, tls, proxy).await?;
     let request = request(host, port, subprotocol).map_err(|error| DialError::Nonsense(error.to_string()))?;
     match client_async_with_config(request, stream, Some(config())).await {
         Ok((stream, _answer)) => Ok(ByteStream::new(stream)),
@@ -120,6 +119,27 @@ pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
         Err(Error::Io(error)) => Err(DialError::Tls(error)),
         Err(error) => Err(DialError::Nonsense(error.to_string())),
     }
+}
+
+/// Dials what comes before a WebSocket, and is enough for HTTPS. The caller bounds the time.
+///
+/// # Errors
+/// As [`dial`].
+///
+/// # Cancel safety
+/// As [`dial`].
+pub(crate) async fn secure(
+    host: &str,
+    port: u16,
+    tls: &Arc<ClientConfig>,
+    proxy: Option<&Proxy>,
+) -> Result<SecureStream, DialError> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| DialError::Name(host.to_owned()))?;
+    let raw: Box<dyn Raw> = match proxy {
+        Some(proxy) => Box::new(tunnel::open(proxy, host, port, tls).await?),
+        None => Box::new(connect(host, port).await.map_err(DialError::Tcp)?),
+    };
+    TlsConnector::from(Arc::clone(tls)).connect(name, raw).await.map_err(DialError::Tls)
 }
 
 /// One address after the other, as the system gives them.

@@ -1,9 +1,10 @@
-//! A tunnel through an HTTP proxy.
+//! A tunnel through an HTTP proxy, which may itself be spoken to over TLS.
 //!
 //! Owns: CONNECT, the credentials in it, and why it failed, in words. Must not know: what goes through the tunnel.
 //! Used by: `websocket::dial`.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -12,9 +13,17 @@ use hyper::header::{HOST, HeaderValue, PROXY_AUTHORIZATION};
 use hyper::upgrade::{Upgraded, on};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::client::ResolvesClientCert;
+use rustls::pki_types::ServerName;
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ClientConfig, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-use super::dial::connect;
+use super::dial::{Raw, connect};
 use crate::credentials::{HostPort, Proxy};
+use crate::tls;
 
 /// Most bytes and headers of the proxy's answer.
 const MAX_HEAD: usize = 32 * 1024;
@@ -32,6 +41,14 @@ pub(crate) enum TunnelError {
         proxy: String,
         /// The reason.
         error: io::Error,
+    },
+    /// An `https://` proxy with which there is no TLS.
+    #[error("no TLS with the proxy {proxy} of HTTPS_PROXY: {reason}")]
+    Tls {
+        /// The proxy.
+        proxy: String,
+        /// The reason, with what to do.
+        reason: String,
     },
     /// 407 without a login of ours.
     #[error(
@@ -54,7 +71,9 @@ pub(crate) enum TunnelError {
         status: u16,
     },
     /// No answer, or none that is HTTP.
-    #[error("the proxy {proxy} does not answer as an HTTP proxy does ({reason}): check HTTPS_PROXY")]
+    #[error(
+        "the proxy {proxy} does not answer as an HTTP proxy does ({reason}): check HTTPS_PROXY, also whether http:// or https:// is right"
+    )]
     NoProxy {
         /// The proxy.
         proxy: String,
@@ -66,11 +85,33 @@ pub(crate) enum TunnelError {
     Target(String),
 }
 
-/// Has `proxy` connect to `host`. The caller bounds the time.
-pub(super) async fn open(proxy: &Proxy, host: &str, port: u16) -> Result<TokioIo<Upgraded>, TunnelError> {
+/// Has `proxy` connect to `host`. TLS with the proxy, where its URL asks for it, trusts what TLS with the hub does (`tls`).
+/// The caller bounds the time.
+pub(super) async fn open(
+    proxy: &Proxy,
+    host: &str,
+    port: u16,
+    tls: &ClientConfig,
+) -> Result<TokioIo<Upgraded>, TunnelError> {
     let shown = proxy.to_string();
     let reached = connect(&proxy.host, proxy.port).await;
     let stream = reached.map_err(|error| TunnelError::Unreachable { proxy: shown.clone(), error })?;
+    if proxy.tls {
+        let secured = secure(stream, &proxy.host, tls.clone()).await;
+        let stream = secured.map_err(|reason| TunnelError::Tls { proxy: shown, reason })?;
+        connect_through(proxy, stream, host, port).await
+    } else {
+        connect_through(proxy, stream, host, port).await
+    }
+}
+
+async fn connect_through<S: Raw + 'static>(
+    proxy: &Proxy,
+    stream: S,
+    host: &str,
+    port: u16,
+) -> Result<TokioIo<Upgraded>, TunnelError> {
+    let shown = proxy.to_string();
     let target = HostPort { name: host.to_owned(), port: Some(port) }.to_string();
     let mut request = Request::connect(&target).header(HOST, &target);
     if let Some(login) = &proxy.login {
@@ -102,5 +143,50 @@ pub(super) async fn open(proxy: &Proxy, host: &str, port: u16) -> Result<TokioIo
         }
         Err(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => Err(TunnelError::Credentials(shown)),
         Err(status) => Err(TunnelError::Refused { proxy: shown, target, status: status.as_u16() }),
+    }
+}
+
+/// TLS with the proxy itself. It gets no certificate of the device to see.
+async fn secure(
+    stream: TcpStream,
+    host: &str,
+    mut config: ClientConfig,
+) -> Result<TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| "its name is none that TLS can check".to_owned())?;
+    config.client_auth_cert_resolver = Arc::new(NoCertificate);
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    connected.map_err(|error| no_tls(&error, host))
+}
+
+fn no_tls(error: &io::Error, host: &str) -> String {
+    use rustls::Error::{InvalidCertificate, InvalidMessage};
+    match tls::tls_cause(error) {
+        Some(InvalidMessage(_)) => {
+            "it answers, but not with TLS: write http:// instead of https:// in HTTPS_PROXY".to_owned()
+        }
+        Some(InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => {
+            "its certificate is for another host name: write the name that is in it in HTTPS_PROXY".to_owned()
+        }
+        Some(cause) => tls::describe(cause, host),
+        None => format!(
+            "it closed the connection ({error}): write http:// instead of https:// in HTTPS_PROXY if it takes CONNECT \
+             without TLS"
+        ),
+    }
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _issuers: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
     }
 }

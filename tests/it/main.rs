@@ -8,6 +8,10 @@ mod agent;
 mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_device;
+#[cfg(feature = "service")]
+mod back_end_help;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod back_end_proxy;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod bad_input;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -1,6 +1,6 @@
-//! An HTTP proxy and a TLS server that answers what it is told, for tests of the way to the hub.
+//! An HTTP proxy, TLS in front of it, and a TLS server that answers what it is told, for tests of the way to the hub.
 //!
-//! Owns: both servers. Must not know: what is sent through them. Used by: tests of WebSockets.
+//! Owns: these servers. Must not know: what is sent through them. Used by: tests of WebSockets and HTTPS.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{BufRead as _, BufReader, Read, Write};
@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 
+use c2d_agent::tls;
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use tokio::io::copy_bidirectional;
+use tokio_rustls::TlsAcceptor;
 
 /// A proxy that takes CONNECT, to whatever host, and always leads to one address.
 pub(crate) struct ConnectProxy {
@@ -102,17 +106,7 @@ pub(crate) struct Portal {
 impl Portal {
     /// Writes its certificate into `dir`.
     pub(crate) fn answering(dir: &Path, answer: &'static str) -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        let ca_file = dir.join("portal.pem");
-        std::fs::write(&ca_file, made.cert.pem()).expect("written");
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
-        let config = ServerConfig::builder_with_provider(c2d_agent::tls::provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .expect("a configuration");
-        let config = Arc::new(config);
+        let (config, ca_file) = server_config(dir, "portal.pem", "localhost", None);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         std::thread::spawn(move || {
@@ -127,4 +121,76 @@ impl Portal {
         });
         Self { address, ca_file }
     }
+}
+
+/// TLS in front of a server, for proxies that are spoken to over TLS.
+pub(crate) struct TlsFront {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Its certificate, to be trusted.
+    pub(crate) ca_file: PathBuf,
+    /// Of each connection, whether its client showed a certificate.
+    certificates: Arc<Mutex<Vec<bool>>>,
+}
+
+impl TlsFront {
+    /// Leads to `target`, with a certificate for `name` that is written into `dir`. It asks for certificates of clients
+    /// that `client_ca` has signed, and takes clients without.
+    pub(crate) fn to(target: SocketAddr, dir: &Path, name: &str, client_ca: Option<&Path>) -> Self {
+        let (config, ca_file) = server_config(dir, "front.pem", name, client_ca);
+        let acceptor = TlsAcceptor::from(config);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        listener.set_nonblocking(true).expect("a socket");
+        let certificates = Arc::<Mutex<Vec<bool>>>::default();
+        let seen = Arc::clone(&certificates);
+        let serve = async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let (acceptor, seen) = (acceptor.clone(), Arc::clone(&seen));
+                connections.spawn(async move {
+                    let Ok(mut client) = acceptor.accept(client).await else { return };
+                    seen.lock().expect("certificates").push(client.get_ref().1.peer_certificates().is_some());
+                    let mut server = tokio::net::TcpStream::connect(target).await.expect("the target");
+                    drop(copy_bidirectional(&mut client, &mut server).await);
+                });
+            }
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        std::thread::spawn(move || runtime.block_on(serve));
+        Self { address, ca_file, certificates }
+    }
+
+    /// Of each connection so far, whether its client showed a certificate.
+    pub(crate) fn certificates(&self) -> Vec<bool> {
+        self.certificates.lock().expect("certificates").clone()
+    }
+}
+
+/// TLS with a certificate for `name`, which is written into `dir`.
+fn server_config(
+    dir: &Path,
+    file: &str,
+    name: &str,
+    client_ca: Option<&Path>,
+) -> (Arc<ServerConfig>, PathBuf) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
+    let ca_file = dir.join(file);
+    std::fs::write(&ca_file, made.cert.pem()).expect("written");
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let builder = ServerConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions");
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(tls::read_certificates(path).expect("certificates"));
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
+            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build().expect("a verifier"))
+        }
+    };
+    let config = builder.with_single_cert(vec![made.cert.der().clone()], key).expect("a configuration");
+    (Arc::new(config), ca_file)
 }

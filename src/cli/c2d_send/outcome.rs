@@ -3,15 +3,15 @@
 //! Owns: what counts as this message's outcome, and how often is looked. Must not know: HTTP, when to give up.
 //! Used by: `cli::c2d_send`.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 
-use super::Args;
 use crate::credentials::ServiceConnectionString;
 use crate::message;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
-use crate::service::{DeviceEvent, HttpsService, OutgoingMessage, ServiceError};
+use crate::service::{DeviceEvent, HttpsService, HttpsWay, OutgoingMessage, ServiceError};
 
 /// From one look to the next.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,14 +39,13 @@ pub(super) struct OutcomeWatch {
 impl OutcomeWatch {
     /// Looks at what there is before the message is sent, so that an unreachable hub is found in time.
     pub(super) async fn begin(
-        args: &Args,
+        way: HttpsWay,
+        ca_file: Option<&Path>,
         identity: &ServiceConnectionString,
         message: &OutgoingMessage,
         lifetime: Duration,
     ) -> anyhow::Result<Self> {
-        let ca_file = args.hub.ca_file();
-        let hub =
-            HttpsService::new(identity, args.https_port, ca_file.as_deref(), lifetime, SystemTime::now)?;
+        let hub = HttpsService::new(identity, way, ca_file, lifetime, SystemTime::now)?;
         let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());
         let mut watch = Self { hub, device_id, message_id, earlier: Vec::new(), last_event: None };
         watch.look_first().await.context("nothing was sent, as its outcome could not be seen")?;

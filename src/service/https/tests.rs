@@ -1,6 +1,7 @@
 //! The client against servers of the tests' own: what is asked for, and every kind of bad answer.
 
 use super::*;
+use crate::credentials::ProxySettings;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -43,7 +44,8 @@ impl Server {
         let text = "HostName=localhost:1;SharedAccessKeyName=service;SharedAccessKey=AAAA";
         let identity = ServiceConnectionString::parse(text).expect("valid");
         let ca = self.ca.path().join("ca.pem");
-        HttpsService::new(&identity, self.port, Some(&ca), Duration::from_secs(60), || NOW).expect("a client")
+        let way = HttpsWay { port: self.port, proxies: ProxySettings::default() };
+        HttpsService::new(&identity, way, Some(&ca), Duration::from_secs(60), || NOW).expect("a client")
     }
 
     /// The error of one request, without the port.

@@ -1,0 +1,76 @@
+//! What `c2d-send`, `c2d-feedback` and `c2d-purge` have in common on the command line: the same options, with the same
+//! help and the same errors, and of the transports each what the hub offers for it.
+//!
+//! Must not know: how the options are declared. Used by: nobody.
+
+use crate::harness::{binary, run};
+
+const COMMANDS: [(&str, &[&str]); 3] = [
+    ("c2d-send", &["amqp", "amqp-ws"]),
+    ("c2d-feedback", &["amqp", "amqp-ws", "https"]),
+    ("c2d-purge", &["https"]),
+];
+
+/// The part of a command's help that all three have.
+fn shared_help(command: &str) -> String {
+    let output = run(binary().args([command, "--help"]).env("COLUMNS", "80"));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let begin = text.find("      --json").expect("--json");
+    let end = text.find("  -h, --help").expect("--help");
+    text[begin..end].to_owned()
+}
+
+#[test]
+fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone() {
+    let same = |command: &str| {
+        let is_own =
+            |line: &&str| ["- amqp", "- https", "[default: "].iter().any(|own| line.trim().starts_with(own));
+        shared_help(command).lines().filter(|line| !is_own(line)).collect::<Vec<_>>().join("\n")
+    };
+    let [send, feedback, purge] = COMMANDS.map(|(command, _)| same(command));
+    assert_eq!(send, feedback);
+    assert_eq!(feedback, purge);
+    for (command, transports) in COMMANDS {
+        let help = shared_help(command);
+        let listed: Vec<_> =
+            help.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split_once(':')).collect();
+        assert_eq!(listed.iter().map(|(name, _)| *name).collect::<Vec<_>>(), transports);
+        assert!(help.contains(&format!("[default: {}]", transports[0])), "{help}");
+        // An option with a default is not asked for.
+        let output = run(binary().args([command, "--help"]));
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        let usage = text.lines().find(|line| line.starts_with("Usage:")).expect("a usage");
+        assert!(!usage.contains("--transport"), "{usage}");
+    }
+    insta::assert_snapshot!(shared_help("c2d-feedback"));
+}
+
+#[test]
+fn what_is_wrong_with_a_shared_option_is_said_in_the_same_words() {
+    let said = |command: &str, arguments: &[&str]| {
+        let output = run(binary().args([command, "--device", "dev1"]).args(arguments));
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    };
+    for (command, transports) in COMMANDS {
+        let words = said(command, &["--transport", "mqtt"]);
+        let has = format!(
+            "error: invalid value 'mqtt' for '--transport <TRANSPORT>'\n  [possible values: {}]",
+            transports.join(", ")
+        );
+        assert!(words.starts_with(&has), "{words}");
+        let words = said(command, &["--https-port", "0"]);
+        assert!(words.contains("for '--https-port <PORT>': use a number from 1 to 65535"), "{words}");
+        let words = said(command, &["--connection-string-file", "/nowhere"]);
+        assert!(words.starts_with("c2d-agent: cannot read the connection string from /nowhere: "), "{words}");
+        let words = said(command, &[]);
+        assert!(
+            words.starts_with("c2d-agent: no service connection string: give --connection-string-file"),
+            "{words}"
+        );
+    }
+    for (command, lacks) in [("c2d-send", "https"), ("c2d-purge", "amqp"), ("c2d-purge", "amqp-ws")] {
+        let words = said(command, &["--transport", lacks]);
+        assert!(words.contains(&format!("invalid value '{lacks}'")), "{words}");
+    }
+}
