@@ -337,8 +337,8 @@ impl Agent {
                     self.take(delivery);
                 }
             }
-            Event::Subscribed { renewal, expiry } => {
-                self.board.connected((self.clock)(), renewal, expiry);
+            Event::Subscribed { transport, renewal, expiry } => {
+                self.board.connected((self.clock)(), transport, renewal, expiry);
                 self.machine.actions.hub_back();
                 self.outbox.connected();
                 self.held_look = Some(Instant::now() + HELD_PATIENCE);

@@ -48,10 +48,10 @@ impl DeviceIdentity {
 /// What a device speaks with the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// MQTT 3.1.1 over TLS: a message can only be completed.
+    /// MQTT 3.1.1: a message can only be completed.
     #[default]
     Mqtt,
-    /// AMQP 1.0 over TLS: a message can be completed, given back and refused.
+    /// AMQP 1.0: a message can be completed, given back and refused.
     Amqp,
 }
 

@@ -1,6 +1,6 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT (also over a WebSocket, `bridge.rs`) or AMQP, receiving and settling C2D messages, publishing
+//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages, publishing
 //! D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
@@ -101,6 +101,8 @@ pub(crate) struct Settings {
 pub(crate) enum Event {
     /// The hub has taken the subscription. Messages may come before.
     Subscribed {
+        /// What is spoken and over what, as the configuration names it.
+        transport: &'static str,
         /// When the token will be renewed, where there is a key to make one.
         renewal: Option<SystemTime>,
         /// Until when the hub takes the token; none with a certificate.

@@ -35,6 +35,7 @@ pub(crate) const HUB_PATH: &str = "/$iothub/websocket";
 pub(crate) const MQTT: &str = "mqtt";
 
 /// The subprotocol of AMQP 1.0. Source: wire reference 2.1.
+#[allow(dead_code)] // Not every feature set has AMQP.
 pub(crate) const AMQP: &str = "AMQPWSB10";
 
 /// Largest message and frame that is taken; the largest packet of either protocol here is 256 KiB.

@@ -36,6 +36,7 @@ impl Board {
             started: now,
             connection: Connection {
                 state: ConnectionState::Connecting,
+                transport: None,
                 since: now,
                 reason: None,
                 reconnects: 0,
@@ -71,12 +72,18 @@ impl Board {
     pub(super) fn connected(
         &mut self,
         now: SystemTime,
+        transport: &str,
         renewal: Option<SystemTime>,
         token_expiry: Option<SystemTime>,
     ) {
         let reconnects = self.connection.reconnects + u64::from(self.ever_connected);
-        self.connection =
-            Connection { state: ConnectionState::Connected, since: now, reason: None, reconnects };
+        self.connection = Connection {
+            state: ConnectionState::Connected,
+            transport: Some(transport.to_owned()),
+            since: now,
+            reason: None,
+            reconnects,
+        };
         (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
     }
 
@@ -86,7 +93,7 @@ impl Board {
     }
 
     pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
-        self.renewal = None;
+        (self.renewal, self.connection.transport) = (None, None);
         if self.connection.state != ConnectionState::Disconnected {
             (self.connection.state, self.connection.since) = (ConnectionState::Disconnected, now);
         }

@@ -150,12 +150,21 @@ impl Agent {
             ("disconnected", ConnectionState::Disconnected),
         ];
         let states = states.map(|(name, state)| (label("state", name), is(status.connection.state == state)));
+        let transports = ["mqtt", "mqtt-ws", "amqp", "amqp-ws"];
+        let over = |name| is(status.connection.transport.as_deref() == Some(name));
+        let transports = transports.map(|name| (label("transport", name), over(name)));
         let mut metrics = vec![
             Metric {
                 name: "connection_state",
                 unit: None,
                 help: "Whether the connection to the hub is in this state (1) or not (0).",
                 figures: Figures::Gauge(states.into()),
+            },
+            Metric {
+                name: "connection_transport",
+                unit: None,
+                help: "Over which transport the connection to the hub is (1); 0 for the others, and without a connection.",
+                figures: Figures::Gauge(transports.into()),
             },
             Metric {
                 name: "reconnects",

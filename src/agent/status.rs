@@ -44,6 +44,9 @@ pub(crate) struct Status {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Connection {
     pub(crate) state: ConnectionState,
+    /// What it speaks, as the configuration names it: `mqtt`, `mqtt-ws`, `amqp` or `amqp-ws`; none without a connection.
+    #[serde(default)]
+    pub(crate) transport: Option<String>,
     /// Since when it is in that state.
     #[serde(with = "rfc3339")]
     pub(crate) since: SystemTime,
@@ -138,6 +141,7 @@ mod tests {
             started: parse_time("2026-11-23T21:18:01Z").expect("a time"),
             connection: Connection {
                 state: ConnectionState::Disconnected,
+                transport: None,
                 since: parse_time("2026-11-23T21:30:05.5Z").expect("a time"),
                 reason: Some("the hub is away".into()),
                 reconnects: 2,
@@ -150,7 +154,7 @@ mod tests {
         };
         let text = serde_json::to_string(&status).expect("JSON");
         assert!(text.contains(
-            "\"connection\":{\"state\":\"disconnected\",\"since\":\"2026-11-23T21:30:05.5000000Z\""
+            "\"connection\":{\"state\":\"disconnected\",\"transport\":null,\"since\":\"2026-11-23T21:30:05.5000000Z\""
         ));
         assert!(
             text.contains(

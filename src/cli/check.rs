@@ -13,7 +13,7 @@ use bytes::Bytes;
 use humantime::format_duration;
 
 use crate::config::{self, GpioSettings, Inspection, Line, counted};
-use crate::credentials::{Over, Transport};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Transport};
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
 
@@ -62,6 +62,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if valid {
         lines.push(verdict(&inspection));
         lines.extend(without_effect(&inspection));
+        lines.extend(doubtful_certificate(&inspection));
     }
     if let Some(sample) = sample {
         match &inspection.rules {
@@ -101,9 +102,10 @@ fn verdict(inspection: &Inspection) -> String {
         .identity
         .as_ref()
         .map_or(String::new(), |identity| format!(", device {} on hub {}", identity.device_id, identity.hub));
-    let way = match inspection.route.over {
-        Over::Tls => String::new(),
-        Over::WebSocket | Over::Either => format!(", MQTT {}", inspection.route),
+    let way = match (inspection.transport, inspection.route.over) {
+        (Transport::Mqtt, Over::Tls) => String::new(),
+        (Transport::Mqtt, _) => format!(", MQTT {}", inspection.route),
+        (Transport::Amqp, _) => format!(", AMQP {}", inspection.route),
     };
     format!("configuration is valid: {rules}, {pins}{device}{way}")
 }
@@ -125,6 +127,18 @@ fn without_effect(inspection: &Inspection) -> Option<String> {
              kept as a dead letter and reported as the configuration says",
             keys.join(", ")
         )
+    })
+}
+
+/// What is known of client certificates over WebSockets.
+fn doubtful_certificate(inspection: &Inspection) -> Option<String> {
+    let certificate = |identity: &DeviceIdentity| matches!(identity.auth, DeviceAuth::Certificate { .. });
+    let doubtful =
+        inspection.route.over != Over::Tls && inspection.identity.as_ref().is_some_and(certificate);
+    doubtful.then(|| {
+        "over a WebSocket not every hub has taken a client certificate at all times: where it refuses the device, use \"mqtt\" or \
+         \"amqp\", or a key"
+            .to_owned()
     })
 }
 

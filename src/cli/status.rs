@@ -154,7 +154,8 @@ fn connection(connection: &Connection, now: SystemTime) -> String {
     };
     let since = since(connection.since, now);
     let reconnects = usize::try_from(connection.reconnects).unwrap_or(usize::MAX);
-    format!("{state} {since}, {}", counted(reconnects, "reconnect"))
+    let over = connection.transport.as_deref().map(|transport| format!(" over {}", plain(transport)));
+    format!("{state} {since}{}, {}", over.unwrap_or_default(), counted(reconnects, "reconnect"))
 }
 
 fn inbox_rows(path: &str, counts: &Counts) -> Vec<(&'static str, String)> {
@@ -203,6 +204,7 @@ mod tests {
             started: at("2026-11-23T21:18:01Z"),
             connection: Connection {
                 state: ConnectionState::Connected,
+                transport: Some("mqtt-ws".into()),
                 since: at("2026-11-23T21:30:05Z"),
                 reason: None,
                 reconnects: 1,
@@ -237,7 +239,8 @@ mod tests {
             "agent         running since 2026-11-23 21:18:01 UTC (24 min), version 0.1.0,\n\
              \x20             process 4711\n\
              device        pi-01 on hub myhub.azure-devices.net\n\
-             connection    connected since 2026-11-23 21:30:05 UTC (12 min), 1 reconnect\n\
+             connection    connected since 2026-11-23 21:30:05 UTC (12 min) over mqtt-ws, 1\n\
+             \x20             reconnect\n\
              token         renewed next 2026-11-23 22:18:05 UTC (in 36 min)\n\
              last message  2026-11-23 21:41:12 UTC (53 s ago)\n\
              actions       1 running, 3 waiting\n\
@@ -253,6 +256,7 @@ mod tests {
         let mut status = status();
         status.connection = Connection {
             state: ConnectionState::Disconnected,
+            transport: None,
             since: at("2026-11-23T21:30:05Z"),
             reason: Some("the hub is away\x1b".into()),
             reconnects: 0,

@@ -23,6 +23,7 @@ pub(super) fn read(
         ("mqtt-ws", (Transport::Mqtt, Over::WebSocket)),
         ("auto", (Transport::Mqtt, Over::Either)),
         ("amqp", (Transport::Amqp, Over::Tls)),
+        ("amqp-ws", (Transport::Amqp, Over::WebSocket)),
     ];
     let (transport, over) = field.word(&words, report).unwrap_or_default();
     if transport == Transport::Amqp && !cfg!(feature = "amqp") {
@@ -33,7 +34,7 @@ pub(super) fn read(
         return (transport, Route::default());
     }
     if !cfg!(feature = "websocket") {
-        let message = "this build has no WebSockets, only \"mqtt\": install a build with the cargo feature \"websocket\"";
+        let message = "this build has no WebSockets: use transport = \"mqtt\", or a build with the cargo feature \"websocket\"";
         report.problem(field.value.place.clone(), message);
     }
     let https_port = match env(HTTPS_PORT_VARIABLE).filter(|text| !text.trim().is_empty()) {
@@ -78,5 +79,10 @@ mod tests {
         let refused = problems.contains("this build has no WebSockets");
         assert_eq!(refused, !cfg!(feature = "websocket"), "{problems}");
         assert_eq!(problems.contains("cargo feature \"websocket\""), refused, "{problems}");
+        let (route, problems) = inspect("[device]\ntransport = \"amqp-ws\"", &env);
+        assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
+        let lacks = |text: &str| problems.contains(text);
+        assert_eq!(lacks("this build has no WebSockets"), !cfg!(feature = "websocket"), "{problems}");
+        assert_eq!(lacks("this program is built without AMQP"), !cfg!(feature = "amqp"), "{problems}");
     }
 }

@@ -30,7 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::message::MessageError;
 
 use super::delivery::{Delivery, Receipt, Settlement};
-use super::failure::Fault;
+use super::failure::{self, Fault};
 use super::mqtt::{ANSWER_LIMIT, Dial, Progress};
 use super::outbox::{Outbox, Publisher, UNDER_WAY};
 use super::release::Ticket;
@@ -142,6 +142,7 @@ struct Opened {
     cbs: Option<Box<Cbs>>,
     session: SessionHandle<()>,
     connection: ConnectionHandle<()>,
+    failed: dial::Failed,
     _cut: DropGuard,
 }
 
@@ -175,12 +176,17 @@ impl Reader {
             Ok(opened) => opened?,
             Err(_elapsed) => return Err(Fault::Unanswered { within: ANSWER_LIMIT }),
         };
-        let Dial { host, port, device_id, .. } = &self.dial;
-        tracing::info!(hub = %host, port, device_id, "signed in over AMQP and subscribed");
+        let Dial { host, port, device_id, transport, .. } = &self.dial;
+        tracing::info!(hub = %host, port, transport, device_id, "signed in over AMQP and subscribed");
         self.outbox.open(false);
         let now = Some(Instant::now());
         self.progress.send_modify(|progress| (progress.signed_in, progress.subscribed) = (now, true));
-        self.serve(opened).await
+        let failed = Arc::clone(&opened.failed);
+        let served = self.serve(opened).await;
+        served.map_err(|fault| match (fault, failed.get()) {
+            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
+            (fault, _) => fault,
+        })
     }
 
     /// Signs in, attaches and says goodbye; no message comes, since no credit is given.
@@ -189,19 +195,34 @@ impl Reader {
     /// As [`Reader::run`].
     #[allow(dead_code)] // The doctor is a feature.
     pub(super) async fn sign_in_and_out(self) -> Result<(), Fault> {
-        let Opened { session, connection, receiver: _receiver, events: _events, cbs: _cbs, _cut } =
-            self.open().await?;
+        let opened = self.open().await?;
+        let Opened { session, connection, receiver: _receiver, events: _events, cbs: _cbs, _cut, .. } =
+            opened;
         say_goodbye(session, connection).await;
         Ok(())
     }
 
     async fn open(&self) -> Result<Opened, Fault> {
         let cut = CancellationToken::new();
-        let stream = dial::dial(&self.dial, cut.clone()).await?;
-        let cut = cut.drop_guard();
+        let (stream, failed) = dial::dial(&self.dial, cut.clone()).await?;
+        let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;
+        opened.map_err(|fault| match (fault, failed.get()) {
+            (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
+            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
+            (fault, _) => fault,
+        })
+    }
+
+    /// Opens the connection on this stream, signs in and attaches.
+    async fn attach(
+        &self,
+        stream: dial::Cuttable,
+        failed: dial::Failed,
+        cut: DropGuard,
+    ) -> Result<Opened, Fault> {
         let device_id = &self.dial.device_id;
         let now = (self.dial.clock)();
-        let mut connection = dial::open(&self.dial, stream).await?;
+        let mut connection = dial::open(&self.dial, stream, &failed).await?;
         let mut session =
             Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
         let cbs = match &self.dial.password {
@@ -225,7 +246,7 @@ impl Reader {
         let address = format!("/devices/{}/messages/events", message::in_address(device_id));
         let events = Sender::attach(&mut session, name, address).await;
         let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
-        Ok(Opened { receiver, events, cbs, session, connection, _cut: cut })
+        Ok(Opened { receiver, events, cbs, session, connection, failed, _cut: cut })
     }
 
     fn audience(&self) -> String {
@@ -233,7 +254,7 @@ impl Reader {
     }
 
     async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
-        let Opened { mut receiver, events, cbs, session, connection, _cut } = opened;
+        let Opened { mut receiver, events, cbs, session, connection, _cut, .. } = opened;
         let (mut events, mut cbs) = (Some(events), cbs);
         let mut unsettled: HashMap<Ticket, DeliveryInfo> = HashMap::new();
         let mut room: Vec<mpsc::OwnedPermit<Delivery>> = Vec::new();

@@ -19,9 +19,10 @@ use tokio::time::timeout;
 
 use super::failure::{self, Fault};
 use super::mqtt::{ANSWER_LIMIT, Dial};
+use crate::credentials::Transport;
 use crate::websocket::{self, Target};
 
-/// What carries MQTT on one connection.
+/// What carries the protocol on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carrier {
     Tls,
@@ -29,11 +30,13 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
-    /// As the configuration names it.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Tls => "mqtt",
-            Self::WebSocket => "mqtt-ws",
+    /// The two together, as the configuration names them.
+    pub(super) fn name(self, transport: Transport) -> &'static str {
+        match (transport, self) {
+            (Transport::Mqtt, Self::Tls) => "mqtt",
+            (Transport::Mqtt, Self::WebSocket) => "mqtt-ws",
+            (Transport::Amqp, Self::Tls) => "amqp",
+            (Transport::Amqp, Self::WebSocket) => "amqp-ws",
         }
     }
 }

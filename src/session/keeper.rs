@@ -137,9 +137,10 @@ impl Keeper {
         let expiry = sign_in.expiry;
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
         let dial = terms.dial(sign_in, number, carrier);
+        let transport = dial.transport;
         let (connection, task) = Connection::begin(terms, dial, self.deliveries.clone(), &self.publisher);
         self.publisher.use_outbox(connection.outbox());
-        self.attend(terms, connection, task, due, expiry).await
+        self.attend(terms, connection, task, transport, due, expiry).await
     }
 
     /// Waits for whatever ends the connection.
@@ -148,6 +149,7 @@ impl Keeper {
         terms: &Terms,
         connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
+        transport: &'static str,
         mut due: Option<Due>,
         expiry: Option<SystemTime>,
     ) -> End {
@@ -159,7 +161,7 @@ impl Keeper {
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
                 let renewal = due.as_ref().map(Due::time);
-                drop(self.events.send(Event::Subscribed { renewal, expiry }).await); // closed: as in `wait_after`
+                drop(self.events.send(Event::Subscribed { transport, renewal, expiry }).await); // closed: as in `wait_after`
             }
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
             tokio::select! {
@@ -258,6 +260,7 @@ impl Terms {
             hub: identity.hub.name.clone(),
             port,
             carrier,
+            transport: carrier.name(self.settings.transport),
             proxy: proxy.cloned(),
             device_id: identity.device_id.clone(),
             user_name: sign_in.user_name,

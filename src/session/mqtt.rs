@@ -66,6 +66,8 @@ pub(super) struct Dial {
     pub(super) hub: String,
     pub(super) port: u16,
     pub(super) carrier: Carrier,
+    /// The protocol and its carrier, as the configuration names them.
+    pub(super) transport: &'static str,
     /// On the way of a WebSocket.
     pub(super) proxy: Option<Proxy>,
     /// The client id, and the device whose topic is subscribed to.
@@ -264,8 +266,7 @@ impl Reader {
             Ok(_) => return Err(Fault::Protocol { reason: "its first answer is no CONNACK".into() }),
             Err(error) => return Err(self.fault(error)),
         };
-        let Dial { host, port, device_id, carrier, .. } = &self.dial;
-        let transport = carrier.name();
+        let Dial { host, port, device_id, transport, .. } = &self.dial;
         let session_present = connack.session_present;
         tracing::info!(hub = %host, port, transport, device_id, session_present, "signed in");
         self.progress.send_modify(|progress| progress.signed_in = Some(Instant::now()));

@@ -11,6 +11,10 @@ use crate::credentials::Proxy;
 pub(crate) const MQTT: &str = "mqtt";
 
 /// As of the real one.
+#[allow(dead_code)] // AMQP is a feature.
+pub(crate) const AMQP: &str = "AMQPWSB10";
+
+/// As of the real one.
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code)] // Nobody dials.
 pub(crate) struct Target<'a> {

@@ -9,7 +9,8 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::harness::{Emulator, Process, binary, run, wait_for_file, write_config};
+use crate::harness::{Emulator, Process, binary, run, wait_for_file, wait_for_status, write_config};
+use crate::over::WEBSOCKETS;
 use crate::proxied::{ConnectProxy, Portal};
 
 /// `us@er` and `p:a%ss`, in a URL and in the header.
@@ -39,7 +40,7 @@ fn agent(emulator: &Emulator, dir: &Path, device: &str, https: SocketAddr) -> Co
 /// Starts it and waits until it has subscribed.
 fn start(command: &mut Command) -> Process {
     let agent = Process::spawn(command);
-    agent.stderr.wait_for(" subscribed");
+    agent.stderr.wait_for("subscribed");
     agent
 }
 
@@ -50,20 +51,25 @@ fn closed() -> SocketAddr {
 
 #[test]
 fn messages_come_over_a_websocket_through_a_proxy_and_again_after_a_cut() {
+    WEBSOCKETS.iter().for_each(|transport| messages_come(transport));
+}
+
+fn messages_come(transport: &str) {
     let emulator = Emulator::start();
     let dir = tempfile::tempdir().expect("a directory");
     let proxy = ConnectProxy::to(emulator.https, Some(HEADER));
     let url = format!("http://{LOGIN}@{}", proxy.address);
-    let mut command = agent(&emulator, dir.path(), "transport = \"mqtt-ws\"", emulator.https);
+    let mut command = agent(&emulator, dir.path(), &format!("transport = \"{transport}\""), emulator.https);
     let agent = start(command.env("HTTPS_PROXY", &url).env("C2D_LOG", "debug"));
     let signed_in = agent.stderr.wait_for("signed in");
     let port = format!("port={}", emulator.https.port());
-    assert!(signed_in.contains("transport=\"mqtt-ws\"") && signed_in.contains(&port), "{signed_in}");
+    let over = format!("transport=\"{transport}\"");
+    assert!(signed_in.contains(&over) && signed_in.contains(&port), "{signed_in}");
 
     let large = "x".repeat(60_000);
     emulator.send("dev1", &["--data", &large, "--wait=20s"]);
     proxy.cut();
-    agent.stderr.wait_for_nth(" subscribed", 2);
+    agent.stderr.wait_for_nth("subscribed", 2);
     emulator.send("dev1", &["--data", "after the cut", "--wait=20s"]);
     let out = wait_for_file(&dir.path().join("out"), "after the cut");
     assert!(out.starts_with(&large));
@@ -71,16 +77,22 @@ fn messages_come_over_a_websocket_through_a_proxy_and_again_after_a_cut() {
     assert_eq!(proxy.requests().len(), 2, "both connections went through the proxy");
     let log = agent.stderr.text();
     assert!(!log.contains("p:a%ss") && !log.contains("p%3Aa") && !log.contains("dXNAZX"), "{log}");
-    // It said goodbye: a device that vanishes is reported otherwise.
-    emulator.process.stderr.wait_for("the device said goodbye");
+    if transport == "mqtt-ws" {
+        // It said goodbye: a device that vanishes is reported otherwise.
+        emulator.process.stderr.wait_for("the device said goodbye");
+    }
 }
 
 #[test]
 fn a_certificate_signs_in_over_a_websocket_and_a_token_is_renewed_there() {
+    WEBSOCKETS.iter().for_each(|transport| certificate_and_token(transport));
+}
+
+fn certificate_and_token(transport: &str) {
     let emulator = Emulator::start_with(&["--device", "dev1", "--x509-device", "pi-01"]);
     let dir = tempfile::tempdir().expect("a directory");
     let device = format!(
-        "transport = \"mqtt-ws\"\nhub = \"localhost\"\ndevice_id = \"pi-01\"\ncertificate = \"{0}/devices/pi-01.cert.pem\"\n\
+        "transport = \"{transport}\"\nhub = \"localhost\"\ndevice_id = \"pi-01\"\ncertificate = \"{0}/devices/pi-01.cert.pem\"\n\
          private_key = \"{0}/devices/pi-01.key.pem\"",
         emulator.state.display()
     );
@@ -89,11 +101,19 @@ fn a_certificate_signs_in_over_a_websocket_and_a_token_is_renewed_there() {
     assert_eq!(with_certificate.terminate(), Some(0));
 
     let dir = tempfile::tempdir().expect("a directory");
-    let device = "transport = \"mqtt-ws\"\ntoken_lifetime = \"5s\"";
-    let renewing = start(&mut agent(&emulator, dir.path(), device, emulator.https));
-    renewing.stderr.wait_for("disconnected to renew the token");
-    renewing.stderr.wait_for_nth(" subscribed", 2);
+    let device = format!("transport = \"{transport}\"\ntoken_lifetime = \"5s\"");
+    let renewing = start(&mut agent(&emulator, dir.path(), &device, emulator.https));
+    if transport == "amqp-ws" {
+        renewing.stderr.wait_for_nth("renewed the token", 2);
+    } else {
+        renewing.stderr.wait_for("disconnected to renew the token");
+        renewing.stderr.wait_for_nth("subscribed", 2);
+    }
     emulator.send("dev1", &["--data", "renewed", "--wait=20s"]);
+    // In place over AMQP.
+    let again = renewing.stderr.count("signed in") > 1;
+    assert_eq!(again, transport == "mqtt-ws", "{}", renewing.stderr.text());
+    assert_eq!(renewing.stderr.count("not connected"), 0, "{}", renewing.stderr.text());
     wait_for_file(&dir.path().join("out"), "renewed");
     assert_eq!(renewing.terminate(), Some(0));
 }
@@ -109,6 +129,7 @@ fn auto_takes_whichever_way_works_and_a_reload_takes_another() {
     let found = start(command.env("C2D_DEVICE_CONNECTION_STRING", blocked));
     assert_eq!(found.stderr.count("not connected"), 1, "one attempt on the port that is closed");
     found.stderr.wait_for("transport=\"mqtt-ws\"");
+    wait_for_status(dir.path(), " over mqtt-ws, ");
     emulator.send("dev1", &["--data", "x", "--wait=20s"]);
     assert_eq!(found.terminate(), Some(0));
 
@@ -120,15 +141,26 @@ fn auto_takes_whichever_way_works_and_a_reload_takes_another() {
     reloading.stderr.wait_for("transport=\"mqtt-ws\"");
     reloading.stderr.wait_for_nth(" subscribed", 2);
     emulator.send("dev1", &["--data", "reloaded", "--wait=20s"]);
+    for (transport, n) in WEBSOCKETS.iter().rev().zip(3..) {
+        config(dir.path(), &format!("transport = \"{transport}\"\ntoken_lifetime = \"{n}h\""));
+        reloading.signal(Signal::HUP);
+        reloading.stderr.wait_for_nth("subscribed", n);
+        wait_for_status(dir.path(), &format!(" over {transport}, "));
+        emulator.send("dev1", &["--data", "reloaded", "--wait=20s"]);
+    }
     assert_eq!(reloading.terminate(), Some(0));
 }
 
 #[test]
 fn each_obstacle_on_the_way_has_its_sentence() {
+    WEBSOCKETS.iter().for_each(|transport| obstacles(transport));
+}
+
+fn obstacles(transport: &str) {
     let emulator = Emulator::start();
     let dir = tempfile::tempdir().expect("a directory");
     let said = |https: SocketAddr, change: &dyn Fn(&mut Command)| {
-        let mut command = agent(&emulator, dir.path(), "transport = \"mqtt-ws\"", https);
+        let mut command = agent(&emulator, dir.path(), &format!("transport = \"{transport}\""), https);
         change(&mut command);
         let agent = Process::spawn(&mut command);
         let line = agent.stderr.wait_for("not connected");
@@ -196,6 +228,11 @@ fn check_says_the_way_and_what_is_wrong_with_it() {
     };
     let (code, text) = check("transport = \"mqtt-ws\"", "", "");
     assert!(code == Some(0) && text.contains("MQTT over a WebSocket on port 443"), "{text}");
+    #[cfg(feature = "amqp")]
+    {
+        let (code, text) = check("transport = \"amqp-ws\"", "", "8443");
+        assert!(code == Some(0) && text.contains("AMQP over a WebSocket on port 8443"), "{text}");
+    }
     let (code, text) = check("transport = \"mqtt-ws\"", "socks5://n:secret@h:1", "x");
     assert!(code == Some(2) && text.contains("HTTPS_PROXY names a proxy of another kind"), "{text}");
     assert!(text.contains("C2D_HTTPS_PORT is not a port") && !text.contains("secret"), "{text}");
@@ -206,11 +243,18 @@ fn check_says_the_way_and_what_is_wrong_with_it() {
 #[cfg(feature = "doctor")]
 #[test]
 fn the_doctor_signs_in_through_the_proxy() {
+    WEBSOCKETS.iter().for_each(|transport| doctor(transport));
+}
+
+#[cfg(feature = "doctor")]
+fn doctor(transport: &str) {
     let emulator = Emulator::start();
     let dir = tempfile::tempdir().expect("a directory");
     let proxy = ConnectProxy::to(emulator.https, Some(HEADER));
     let mut command = binary();
-    command.args(["doctor", "--sign-in", "-c"]).arg(config(dir.path(), "transport = \"mqtt-ws\""));
+    command
+        .args(["doctor", "--sign-in", "-c"])
+        .arg(config(dir.path(), &format!("transport = \"{transport}\"")));
     command.env("C2D_CA_FILE", emulator.ca_file()).env("C2D_HTTPS_PORT", emulator.https.port().to_string());
     command.env("C2D_DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
     let output = run(command.env("HTTPS_PROXY", format!("http://{LOGIN}@{}", proxy.address)));
@@ -218,4 +262,22 @@ fn the_doctor_signs_in_through_the_proxy() {
     assert!(text.contains("the hub lets dev1 in"), "{text}");
     assert!(text.contains(&format!("leads through the proxy {}", proxy.address)), "{text}");
     assert_eq!(proxy.requests().len(), 1);
+}
+
+#[test]
+fn check_says_what_is_known_of_certificates_over_a_websocket() {
+    let emulator = Emulator::start_with(&["--x509-device", "pi-01"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let check = |transport: &str| {
+        let device = format!(
+            "transport = \"{transport}\"\nhub = \"localhost\"\ndevice_id = \"pi-01\"\n\
+             certificate = \"{0}/devices/pi-01.cert.pem\"\nprivate_key = \"{0}/devices/pi-01.key.pem\"",
+            emulator.state.display()
+        );
+        let output = run(binary().args(["check", "-c"]).arg(config(dir.path(), &device)));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).contains("not every hub has taken a client certificate")
+    };
+    assert!(!check("mqtt"));
+    assert!(WEBSOCKETS.iter().all(|transport| check(transport)));
 }

@@ -2,26 +2,20 @@
 
 use std::path::Path;
 
-use crate::harness::{Agent, Emulator, Proxy, binary, run, wait_for_file, write_config};
+use crate::harness::{Agent, Emulator, Process, Proxy, binary, run, wait_for_file, write_config};
+use crate::over::{self, device_string};
 
 const AMQP: &str = "[device]\ntransport = \"amqp\"\n";
+/// AMQP over TLS and over a WebSocket.
+const BOTH: [&str; 2] = ["amqp", "amqp-ws"];
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// The connection string of a device with this port in it.
-fn device_string(emulator: &Emulator, device: &str, port: u16) -> String {
-    let (own, amqp) = (format!(":{}", emulator.mqtt.port()), format!(":{port}"));
-    emulator.device_string(device).replace(&own, &amqp)
-}
-
-fn spawn(emulator: &Emulator, dir: &Path, port: u16, rest: &str) -> Agent {
-    Agent::spawn(&device_string(emulator, "dev1", port), &emulator.ca_file(), dir, rest)
-}
-
 fn start(emulator: &Emulator, dir: &Path, rest: &str) -> Agent {
-    let agent = spawn(emulator, dir, emulator.amqp.port(), rest);
+    let string = device_string(emulator, "dev1", emulator.amqp.port());
+    let agent = Agent::spawn(&string, &emulator.ca_file(), dir, rest);
     agent.process.stderr.wait_for("signed in over AMQP and subscribed");
     agent
 }
@@ -50,6 +44,10 @@ fn lines(path: &Path) -> Vec<String> {
 
 #[test]
 fn each_end_of_an_action_is_told_to_the_sender() {
+    BOTH.iter().for_each(|transport| each_end(transport));
+}
+
+fn each_end(transport: &str) {
     let (emulator, dir) = (Emulator::start(), dir());
     let rules = [
         rule(dir.path(), "works", 0, ""),
@@ -57,7 +55,12 @@ fn each_end_of_an_action_is_told_to_the_sender() {
         rule(dir.path(), "all-the-same", 1, "on_failure = \"complete\""),
         rule(dir.path(), "before", 1, "settle = \"on-accept\""),
     ];
-    let agent = start(&emulator, dir.path(), &format!("unmatched = \"reject\"\n{AMQP}{}", rules.concat()));
+    let port = over::address(&emulator, transport).port();
+    let mut command = over::command(&emulator, transport, port, dir.path(), ["", ""]);
+    let device = format!("[device]\ntransport = \"{transport}\"\n");
+    write_config(dir.path(), &format!("unmatched = \"reject\"\n{device}{}", rules.concat()));
+    let agent = Process::spawn(&mut command);
+    agent.stderr.wait_for("signed in over AMQP and subscribed");
     let (code, said) = send(&emulator, "works", "m-1");
     assert_eq!(code, Some(0), "{said}");
     let (code, said) = send(&emulator, "fails", "m-2");
@@ -68,16 +71,20 @@ fn each_end_of_an_action_is_told_to_the_sender() {
     assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
     // The same id again: known as a dead letter, and refused again without being run.
     assert_eq!(send(&emulator, "fails", "m-2").0, Some(3));
-    agent.process.stderr.wait_for("already done");
+    agent.stderr.wait_for("already done");
     assert_eq!(lines(&dir.path().join("done")), ["m-1", "m-2", "m-3", "m-4"]);
-    assert_eq!(agent.process.terminate(), Some(0));
+    assert_eq!(agent.terminate(), Some(0));
 }
 
 #[test]
 fn a_message_that_is_given_back_is_run_again_up_to_the_hubs_limit() {
+    BOTH.iter().for_each(|transport| given_back(transport));
+}
+
+fn given_back(transport: &str) {
     let (emulator, dir) = (Emulator::start(), dir());
     let rule = rule(dir.path(), "fails", 1, "on_failure = \"abandon\"");
-    let agent = start(&emulator, dir.path(), &format!("{AMQP}{rule}"));
+    let agent = over::start(&emulator, transport, dir.path(), &rule);
     let (code, said) = send(&emulator, "fails", "m-1");
     assert!(code == Some(3) && said.contains("DeliveryCountExceeded"), "{code:?} {said}");
     assert_eq!(lines(&dir.path().join("done")), ["m-1"; 10]);
@@ -113,8 +120,12 @@ fn a_token_is_renewed_in_place_and_the_link_stays() {
 
 #[test]
 fn a_connection_that_is_cut_in_the_middle_of_an_action_does_not_run_it_twice() {
+    BOTH.iter().for_each(|transport| cut_in_the_middle(transport));
+}
+
+fn cut_in_the_middle(transport: &str) {
     let (emulator, dir) = (Emulator::start(), dir());
-    let proxy = Proxy::to(emulator.amqp);
+    let proxy = Proxy::to(over::address(&emulator, transport));
     let (done, go) = (dir.path().join("done"), dir.path().join("go"));
     let rule = format!(
         "[[rule]]\nname = \"slow\"\nwhen = \"any\"\n\
@@ -123,7 +134,7 @@ fn a_connection_that_is_cut_in_the_middle_of_an_action_does_not_run_it_twice() {
         go.display(),
         done.display()
     );
-    let agent = spawn(&emulator, dir.path(), proxy.address.port(), &format!("{AMQP}{rule}"));
+    let agent = over::spawn(&emulator, transport, proxy.address.port(), dir.path(), ["", &rule]);
     agent.process.stderr.wait_for("signed in over AMQP and subscribed");
     emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
     wait_for_file(&done, "m-1");
@@ -185,14 +196,16 @@ fn a_second_program_with_the_same_device_id_is_named() {
 #[test]
 fn a_wrong_key_and_an_unknown_device_end_an_agent_that_never_signed_in() {
     let (emulator, dir) = (Emulator::start(), dir());
-    let port = emulator.amqp.port();
     let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-    for device in ["dev1", "nobody"] {
+    for (transport, device) in BOTH.iter().flat_map(|transport| ["dev1", "nobody"].map(|it| (transport, it)))
+    {
+        let port = over::address(&emulator, transport).port();
+        let rule = rule(dir.path(), "works", 0, "");
+        let mut command = over::command(&emulator, transport, port, dir.path(), ["", &rule]);
         let string = format!("HostName=localhost:{port};DeviceId={device};SharedAccessKey={key}");
-        let config = format!("{AMQP}{}", rule(dir.path(), "works", 0, ""));
-        let agent = Agent::spawn(&string, &emulator.ca_file(), dir.path(), &config);
-        assert_eq!(agent.process.wait_exit().code(), Some(1));
-        let log = agent.process.stderr.text();
+        let agent = Process::spawn(command.env("C2D_DEVICE_CONNECTION_STRING", string));
+        assert_eq!(agent.wait_exit().code(), Some(1));
+        let log = agent.stderr.text();
         assert!(log.contains(&format!("localhost:{port} refused device {device}")), "{log}");
     }
 }

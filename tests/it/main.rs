@@ -63,6 +63,8 @@ mod log;
 mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod over;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod places;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod proxied;
@@ -86,5 +88,7 @@ mod settlement;
 mod soak;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod systemd;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod transports;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod traps;

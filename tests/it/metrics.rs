@@ -1,7 +1,7 @@
 //! Metrics: what a scraper reads of a running agent, and that scrapers cannot disturb it.
 
 #[cfg(all(feature = "metrics", feature = "service", feature = "emulator"))]
-mod scraper;
+pub(crate) mod scraper;
 #[cfg(all(feature = "metrics", feature = "service", feature = "emulator"))]
 mod served;
 

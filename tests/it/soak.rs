@@ -93,6 +93,16 @@ fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
     endure(&format!("{}{transport}", configuration("on_failure = \"complete\"")), Campaign::rounds(50));
 }
 
+#[cfg(feature = "amqp")]
+#[test]
+fn over_amqp_over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
+    let transport = "[device]\ntransport = \"amqp-ws\"\n";
+    let configuration = configuration("on_failure = \"complete\"");
+    let campaign = endure(&format!("{configuration}{transport}"), Campaign::rounds(50));
+    let over = |log: &String| log.contains("transport=\"amqp-ws\"") && !log.contains("transport=\"amqp\"");
+    assert!(campaign.gateway.logs.iter().any(over), "it signed in over WebSockets, and no other way");
+}
+
 #[test]
 fn over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"mqtt-ws\"\n";

@@ -26,8 +26,13 @@ fn place() -> Place {
 
 fn status() -> Status {
     let time = SystemTime::UNIX_EPOCH;
-    let connection =
-        Connection { state: ConnectionState::Connected, since: time, reason: None, reconnects: 0 };
+    let connection = Connection {
+        state: ConnectionState::Connected,
+        transport: Some("mqtt-ws".to_owned()),
+        since: time,
+        reason: None,
+        reconnects: 0,
+    };
     Status {
         version: "1".into(),
         pid: 1,

@@ -1,10 +1,11 @@
-//! TCP, TLS and the AMQP connection over them.
+//! TCP and TLS, or a WebSocket, and the AMQP connection over them.
 //!
 //! Owns: a stream that can be cut, since the crate's tasks outlive their handles. Must not know: links.
 //! Used by: `session::amqp`.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use fe2o3_amqp::Connection;
@@ -16,8 +17,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::session::bridge::Carrier;
 use crate::session::failure::{self, Fault};
 use crate::session::mqtt::Dial;
+use crate::websocket::{self, Target};
 
 use super::fault;
 
@@ -26,8 +29,27 @@ const MAX_FRAME: u32 = 64 * 1024;
 /// A peer that is silent for so long is gone; it is told to let half of it pass at most. Source: wire reference 2.1.
 const IDLE_MS: u32 = 240_000;
 
+/// Why the stream failed, once it has: the crate tells of its end only.
+pub(super) type Failed = Arc<OnceLock<io::Error>>;
+
 /// Connects, and checks the certificate against the name. The caller bounds the time.
-pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<Cuttable, Fault> {
+pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(Cuttable, Failed), Fault> {
+    let stream: Box<dyn Raw> = match dial.carrier {
+        Carrier::Tls => Box::new(over_tls(dial).await?),
+        Carrier::WebSocket => Box::new(over_websocket(dial).await?),
+    };
+    let failed = Failed::default();
+    let killed = Box::pin(cut.clone().cancelled_owned());
+    Ok((Cuttable { stream, cut, killed, failed: Arc::clone(&failed) }, failed))
+}
+
+async fn over_websocket(dial: &Dial) -> Result<websocket::HubStream, Fault> {
+    let Dial { host, port, tls, proxy, .. } = dial;
+    let target = Target { host, port: *port, subprotocol: websocket::AMQP, tls, proxy: proxy.as_ref() };
+    websocket::dial(target).await.map_err(|error| failure::of_websocket(error.into_io(), host))
+}
+
+async fn over_tls(dial: &Dial) -> Result<TlsStream<TcpStream>, Fault> {
     let host = dial.host.as_str();
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| Fault::Tls { sentence: format!("\"{host}\" is not a host name that TLS can check") })?;
@@ -37,12 +59,15 @@ pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<Cuttable
     };
     let stream = TcpStream::connect((host, dial.port)).await.map_err(of_io)?;
     stream.set_nodelay(true).map_err(of_io)?;
-    let stream = TlsConnector::from(dial.tls.clone()).connect(name, stream).await.map_err(of_io)?;
-    Ok(Cuttable { stream, killed: Box::pin(cut.clone().cancelled_owned()), cut })
+    TlsConnector::from(dial.tls.clone()).connect(name, stream).await.map_err(of_io)
 }
 
 /// Opens AMQP without SASL: a token follows, or the certificate was enough. Source: wire reference 2.2.
-pub(super) async fn open(dial: &Dial, stream: Cuttable) -> Result<ConnectionHandle<()>, Fault> {
+pub(super) async fn open(
+    dial: &Dial,
+    stream: Cuttable,
+    failed: &Failed,
+) -> Result<ConnectionHandle<()>, Fault> {
     let opened = Connection::builder()
         .container_id(uuid::Uuid::new_v4().to_string())
         .hostname(dial.hub.as_str())
@@ -52,22 +77,29 @@ pub(super) async fn open(dial: &Dial, stream: Cuttable) -> Result<ConnectionHand
         .idle_time_out(IDLE_MS)
         .open_with_stream(stream)
         .await;
-    opened.map_err(|error| match error {
-        OpenError::Io(error) => match failure::from_io(&error, &dial.host) {
-            Fault::Closed => Fault::ClosedBeforeSignIn,
-            fault => fault,
-        },
-        OpenError::RemoteClosedWithError(error) => fault::of_error(&error, (dial.clock)()),
-        OpenError::ProtocolHeaderMismatch(_) => {
+    let of_io = |error: &io::Error| match failure::from_io(error, &dial.host) {
+        Fault::Closed => Fault::ClosedBeforeSignIn,
+        fault => fault,
+    };
+    opened.map_err(|error| match (error, failed.get()) {
+        (OpenError::RemoteClosedWithError(error), _) => fault::of_error(&error, (dial.clock)()),
+        (OpenError::ProtocolHeaderMismatch(_), _) => {
             Fault::Protocol { reason: "it does not answer with AMQP".into() }
         }
-        error => Fault::Protocol { reason: error.to_string() },
+        (_, Some(error)) => of_io(error),
+        (OpenError::Io(error), None) => of_io(&error),
+        (error, None) => Fault::Protocol { reason: error.to_string() },
     })
 }
 
-/// A TLS stream that fails once it is cut.
+/// What AMQP runs on.
+trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
+
+/// A stream that fails once it is cut, and keeps why it failed before.
 pub(super) struct Cuttable {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Raw>,
+    failed: Failed,
     cut: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -82,6 +114,15 @@ impl Cuttable {
     fn check(&self) -> io::Result<()> {
         if self.cut.is_cancelled() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
+
+    /// Keeps the first failure, and hands it on as the crate needs it.
+    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        polled.map_err(|error| {
+            let kind = error.kind();
+            drop(self.failed.set(error)); // a later failure is only a consequence
+            kind.into()
+        })
+    }
 }
 
 impl AsyncRead for Cuttable {
@@ -94,7 +135,8 @@ impl AsyncRead for Cuttable {
         if self.killed.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.noted(polled)
     }
 }
 
@@ -105,12 +147,14 @@ impl AsyncWrite for Cuttable {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.noted(polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_flush(context)
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        self.noted(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

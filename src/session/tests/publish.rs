@@ -373,7 +373,7 @@ async fn deliveries_say_which_connection_they_came_on_and_subscribed_says_when_t
         peer.send_connack(0).await;
         peer.read_subscribe().await;
         peer.send_suback().await;
-        let Event::Subscribed { renewal: Some(renewal), expiry: Some(expiry) } = next(&mut session).await
+        let Event::Subscribed { renewal: Some(renewal), expiry: Some(expiry), .. } = next(&mut session).await
         else {
             panic!("a subscription with the time of a renewal");
         };

@@ -51,7 +51,7 @@ impl Gateway {
         let over = |transport: &str| rest.contains(&format!("transport = \"{transport}\""));
         let proxy = Proxy::to(match () {
             () if over("amqp") => hub.emulator.amqp,
-            () if over("mqtt-ws") => hub.emulator.https,
+            () if over("mqtt-ws") || over("amqp-ws") => hub.emulator.https,
             () => hub.emulator.mqtt,
         });
         let own = hub.emulator.device_string(DEVICE);
@@ -89,7 +89,7 @@ impl Gateway {
         command
             .env("C2D_DEVICE_CONNECTION_STRING", &self.connection_string)
             .env("C2D_CA_FILE", &self.ca_file)
-            // Without `transport = "mqtt-ws"` nobody looks at it.
+            // Unless the transport is a WebSocket nobody looks at it.
             .env("C2D_HTTPS_PORT", self.proxy.address.port().to_string());
         command
     }

@@ -1,0 +1,67 @@
+//! The agent over each transport of the hub.
+//!
+//! Owns: which transports this build has, where the emulator serves each, an agent that takes one of them.
+//! Must not know: what a single test is about. Used by: tests that hold whatever the transport.
+#![allow(dead_code)] // Not every feature set uses every part.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::{Agent, Emulator, Process, binary, write_config};
+
+/// All that the agent of this build can speak.
+pub(crate) const TRANSPORTS: &[&str] =
+    if cfg!(feature = "amqp") { &["mqtt", "mqtt-ws", "amqp", "amqp-ws"] } else { &["mqtt", "mqtt-ws"] };
+
+/// Those over a WebSocket.
+pub(crate) const WEBSOCKETS: &[&str] =
+    if cfg!(feature = "amqp") { &["mqtt-ws", "amqp-ws"] } else { &["mqtt-ws"] };
+
+/// Where the emulator serves a transport.
+pub(crate) fn address(emulator: &Emulator, transport: &str) -> SocketAddr {
+    match transport {
+        "mqtt" => emulator.mqtt,
+        "amqp" => emulator.amqp,
+        _ => emulator.https,
+    }
+}
+
+/// The connection string of a device with this port in it.
+pub(crate) fn device_string(emulator: &Emulator, device: &str, port: u16) -> String {
+    let (own, other) = (format!(":{}", emulator.mqtt.port()), format!(":{port}"));
+    emulator.device_string(device).replace(&own, &other)
+}
+
+/// `c2d-agent run` as `dev1` over a transport that is served at `port`; `device` has further keys of `[device]`, and `rest`
+/// begins with a table.
+pub(crate) fn command(
+    emulator: &Emulator,
+    transport: &str,
+    port: u16,
+    dir: &Path,
+    [device, rest]: [&str; 2],
+) -> Command {
+    let config = write_config(dir, &format!("[device]\ntransport = \"{transport}\"\n{device}\n{rest}"));
+    let mut command = binary();
+    command.arg("run").arg("-c").arg(config);
+    command
+        .env("C2D_DEVICE_CONNECTION_STRING", device_string(emulator, "dev1", port))
+        .env("C2D_CA_FILE", emulator.ca_file())
+        .env("C2D_HTTPS_PORT", port.to_string());
+    command
+}
+
+/// The same, started.
+pub(crate) fn spawn(emulator: &Emulator, transport: &str, port: u16, dir: &Path, text: [&str; 2]) -> Agent {
+    let process = Process::spawn(&mut command(emulator, transport, port, dir, text));
+    Agent { process, dir: dir.to_owned() }
+}
+
+/// The same, straight to the emulator, and subscribed.
+pub(crate) fn start(emulator: &Emulator, transport: &str, dir: &Path, rest: &str) -> Agent {
+    let port = address(emulator, transport).port();
+    let agent = spawn(emulator, transport, port, dir, ["", rest]);
+    agent.process.stderr.wait_for("subscribed");
+    agent
+}
