@@ -31,6 +31,9 @@ pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 const TOKEN_LIFETIME: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60));
 pub(super) const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The hub ends a session of MQTT that is silent for one and a half times as long, and for 1767 s at the latest. Source: wire
+/// reference 1.4.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1177));
 /// A connection string with a token is well below.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 
@@ -116,6 +119,9 @@ pub(super) fn read(
         if let Some(field) = table.take("transport") {
             (transport, route) = transport::read(&field, env, report);
             transport_place = Some(field.value.place);
+        }
+        if let Some(field) = table.take("keep_alive") {
+            route.keep_alive = field.duration(KEEP_ALIVE, report).unwrap_or(route.keep_alive);
         }
         if let Some(field) = table.take("ca_file") {
             let own = field.text(report).map(|path| (directory.join(path), Some(field.value.place)));

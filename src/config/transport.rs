@@ -49,7 +49,7 @@ pub(super) fn read(
         report.problem(Place::Environment, error.to_string());
         ProxySettings::default()
     });
-    (transport, Route { over, https_port, proxies })
+    (transport, Route { over, https_port, proxies, ..Route::default() })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Used by: `config`, `session`, `doctor`.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::ProxySettings;
 
@@ -28,11 +29,18 @@ pub struct Route {
     pub https_port: u16,
     /// Proxies on the way of WebSockets.
     pub proxies: ProxySettings,
+    /// Each side is to hear of the other at least so often; the way is given up after two of these in silence.
+    pub keep_alive: Duration,
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { over: Over::Tls, https_port: 443, proxies: ProxySettings::default() }
+        Self {
+            over: Over::Tls,
+            https_port: 443,
+            proxies: ProxySettings::default(),
+            keep_alive: Duration::from_secs(60),
+        }
     }
 }
 

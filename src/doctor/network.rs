@@ -46,7 +46,7 @@ impl Subject<'_> {
 
     /// The proxy through which the agent connects.
     fn proxy(&self, host: &str) -> Option<&Proxy> {
-        let Route { over, https_port, proxies } = self.route;
+        let Route { over, https_port, proxies, .. } = self.route;
         proxies.on_the_way_to(host, *https_port).filter(|_| *over == Over::WebSocket)
     }
 }

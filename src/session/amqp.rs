@@ -45,9 +45,9 @@ mod dial;
 mod fault;
 mod message;
 
-/// How often a link that waits says so. The AMQP crate sends its own heartbeats as late as the hub's time-out allows, which a
-/// strict hub takes for silence.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,
+/// which a strict hub takes for silence; hubs allow four minutes. Source: wire reference 2.1.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// More credit is given when so much room has come about: a flow for each message would be as much traffic again.
 const CREDIT_STEP: usize = DELIVERIES / 4;
 /// For a goodbye.
@@ -263,7 +263,8 @@ impl Reader {
         let mut sent: FuturesUnordered<BoxFuture<'static, Sent>> = FuturesUnordered::new();
         let mut renewing: Option<Renewing> = None;
         let mut last_id: u16 = 0;
-        let mut next_flow = Instant::now() + KEEP_ALIVE;
+        let pause = self.dial.keep_alive.min(LONGEST_PAUSE);
+        let mut next_flow = Instant::now() + pause;
         loop {
             self.send_settlements(&receiver, &mut unsettled).await?;
             if room.len() >= granted + CREDIT_STEP
@@ -272,7 +273,7 @@ impl Reader {
             {
                 let credit = u32::try_from(room.len()).unwrap_or(u32::MAX);
                 receiver.set_credit(credit).await.map_err(|_| Fault::Closed)?;
-                (granted, next_flow) = (room.len(), Instant::now() + KEEP_ALIVE);
+                (granted, next_flow) = (room.len(), Instant::now() + pause);
             }
             let more_room = self.deliveries.clone().reserve_owned();
             let happening = tokio::select! {

@@ -190,7 +190,7 @@ impl fmt::Display for Failure {
             Fault::Silent => {
                 write!(
                     f,
-                    "{peer} fell silent: it answers no ping any more; the network in between may be down"
+                    "{peer} fell silent: it gives no sign of life any more; the network in between may be down"
                 )
             }
             Fault::UnknownDevice { said } => write!(

@@ -261,6 +261,7 @@ impl Terms {
             port,
             carrier,
             transport: carrier.name(self.settings.transport),
+            keep_alive: route.keep_alive,
             proxy: proxy.cloned(),
             device_id: identity.device_id.clone(),
             user_name: sign_in.user_name,

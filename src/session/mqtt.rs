@@ -37,8 +37,6 @@ use super::{PublishError, Upstream};
 /// Largest packet either way. A C2D message has at most 64 KiB; rumqttc's own limit of 10 KiB would end in a loop of
 /// reconnects on the first larger one.
 const PACKET_LIMIT: usize = 256 * 1024;
-/// Far below the hub's longest, 1177 s (wire reference 1.4), so that a dead network is noticed in two minutes.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// From the name look-up to CONNACK, and for a write to be taken.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the peer to close after DISCONNECT. To close first with unread data in the socket would
@@ -68,6 +66,8 @@ pub(super) struct Dial {
     pub(super) carrier: Carrier,
     /// The protocol and its carrier, as the configuration names them.
     pub(super) transport: &'static str,
+    /// Of the route.
+    pub(super) keep_alive: Duration,
     /// On the way of a WebSocket.
     pub(super) proxy: Option<Proxy>,
     /// The client id, and the device whose topic is subscribed to.
@@ -118,7 +118,8 @@ impl Connection {
         options
             .set_transport(transport)
             .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())
-            .set_keep_alive(KEEP_ALIVE)
+            // Whole seconds, as on the wire. A dead network is noticed within two of these.
+            .set_keep_alive(Duration::from_secs(dial.keep_alive.as_secs()))
             .set_clean_session(dial.clean)
             .set_manual_acks(true)
             .set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
@@ -356,7 +357,7 @@ impl Reader {
     async fn wait_for_room(&mut self, delivery: Delivery) -> Result<(), Fault> {
         self.outbox.hold();
         let deliveries = self.deliveries.clone();
-        let mut next_ping = Instant::now() + KEEP_ALIVE / 2;
+        let mut next_ping = Instant::now() + self.dial.keep_alive / 2;
         loop {
             tokio::select! {
                 room = deliveries.reserve() => {
@@ -376,7 +377,7 @@ impl Reader {
                 }
                 () = tokio::time::sleep_until(next_ping) => {
                     self.send([Packet::PingReq]).await?;
-                    next_ping += KEEP_ALIVE / 2;
+                    next_ping += self.dial.keep_alive / 2;
                 }
             }
         }

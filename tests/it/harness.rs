@@ -403,6 +403,8 @@ pub(crate) struct Proxy {
     /// Whether what clients send is held back.
     held: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
+    /// For each connection: whether it carries nothing any more.
+    dead: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
 }
 
 impl Proxy {
@@ -414,7 +416,9 @@ impl Proxy {
             open: Arc::new(AtomicBool::new(true)),
             held: Arc::default(),
             streams: Arc::default(),
+            dead: Arc::default(),
         };
+        let all_dead = Arc::clone(&proxy.dead);
         let (open, streams) = (Arc::clone(&proxy.open), Arc::clone(&proxy.streams));
         let held = Arc::clone(&proxy.held);
         std::thread::spawn(move || {
@@ -429,18 +433,22 @@ impl Proxy {
                     stream.set_nodelay(true).expect("a socket");
                     streams.push(stream.try_clone().expect("a socket"));
                 }
-                let never = Arc::default();
+                let (never, dead) = (Arc::default(), Arc::<AtomicBool>::default());
+                all_dead.lock().expect("flags").push(Arc::clone(&dead));
                 let copies = [
-                    (client.try_clone(), server.try_clone(), Arc::clone(&held)),
-                    (Ok(server), Ok(client), never),
+                    (client.try_clone(), server.try_clone(), Arc::clone(&held), Arc::clone(&dead)),
+                    (Ok(server), Ok(client), never, dead),
                 ];
-                for (from, to, held) in copies {
+                for (from, to, held, dead) in copies {
                     let (mut from, mut to) = (from.expect("a socket"), to.expect("a socket"));
                     std::thread::spawn(move || {
                         let mut buffer = [0; 16 * 1024];
                         while let Ok(read) = from.read(&mut buffer) {
                             while held.load(Ordering::SeqCst) {
                                 std::thread::park_timeout(Duration::from_millis(1)); // a flag has no event: poll
+                            }
+                            while dead.load(Ordering::SeqCst) {
+                                std::thread::park(); // for good: neither end hears of the other's end
                             }
                             if read == 0 || to.write_all(&buffer[..read]).is_err() {
                                 break;
@@ -458,6 +466,14 @@ impl Proxy {
     pub(crate) fn cut(&self) {
         for stream in self.streams.lock().expect("streams").drain(..) {
             drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    /// From now on the connections that there are carry nothing either way, not even their end: as when a router in between
+    /// loses its memory. New ones are carried.
+    pub(crate) fn freeze(&self) {
+        for dead in self.dead.lock().expect("flags").drain(..) {
+            dead.store(true, Ordering::SeqCst);
         }
     }
 

@@ -65,3 +65,14 @@ pub(crate) fn start(emulator: &Emulator, transport: &str, dir: &Path, rest: &str
     agent.process.stderr.wait_for("subscribed");
     agent
 }
+
+/// Runs a test over each transport, all at the same time.
+pub(crate) fn each(test: impl Fn(&str) + Sync) {
+    std::thread::scope(|scope| {
+        for transport in TRANSPORTS {
+            let test = &test;
+            let thread = std::thread::Builder::new().name((*transport).to_owned());
+            thread.spawn_scoped(scope, move || test(transport)).expect("a thread");
+        }
+    });
+}

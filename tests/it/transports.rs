@@ -2,7 +2,10 @@
 //!
 //! Must not know: how any of them works. Used by: nobody.
 
-use crate::harness::{Emulator, binary, run};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Emulator, Proxy, binary, run, wait_for_file};
 use crate::over::{self, TRANSPORTS};
 
 const RULE: &str = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { shell = \"true\" } ]\n";
@@ -34,4 +37,49 @@ fn the_transport_is_in_the_log_in_the_status_and_in_the_metrics() {
         }
         assert_eq!(agent.process.terminate(), Some(0));
     }
+}
+
+/// A rule that writes its message's id into the file `done`, and ends when the file `go` is there.
+fn gated_rule(dir: &Path) -> String {
+    let [done, go] = ["done", "go"].map(|name| dir.join(name).display().to_string());
+    format!(
+        "[[rule]]\nname = \"any\"\nwhen = \"any\"\nlane = \"one\"\n\
+         do = [ {{ shell = \"echo $C2D_MESSAGE_ID >> {done}; until [ -e {go} ] || [ ! -e {done} ]; do sleep 0.02; done\" }} ]\n"
+    )
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_connection_whose_other_end_has_vanished_is_noticed_and_no_message_is_done_twice() {
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let proxy = Proxy::to(over::address(&emulator, transport));
+        let port = proxy.address.port();
+        let rule = gated_rule(dir.path());
+        let agent = over::spawn(&emulator, transport, port, dir.path(), ["keep_alive = \"1s\"", &rule]);
+        agent.process.stderr.wait_for("subscribed");
+        emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
+        wait_for_file(&dir.path().join("done"), "m-1");
+        // With nothing else under way both sides go on hearing of each other.
+        std::thread::park_timeout(Duration::from_secs(3));
+        assert_eq!(agent.process.stderr.count("not connected"), 0, "{transport}");
+        proxy.freeze();
+        let frozen = Instant::now();
+        // One that the hub sends into the void, and one whose settlement goes there.
+        emulator.send("dev1", &["--message-id", "m-2", "--ack", "full"]);
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        let said = agent.process.stderr.wait_for("not connected");
+        let sentence = format!("localhost:{port} fell silent: it gives no sign of life any more");
+        assert!(said.contains(&sentence), "{transport}: {said}");
+        let took = frozen.elapsed();
+        assert!(took < Duration::from_secs(5), "{transport} took {took:?} for a keep-alive of 1 s");
+        agent.process.stderr.wait_for_nth("subscribed", 2);
+        let arguments = ["--message-id", "m-3", "--wait=20s"];
+        emulator.send("dev1", &arguments);
+        assert_eq!(lines(&dir.path().join("done")), ["m-1", "m-2", "m-3"], "{transport}");
+        assert_eq!(agent.process.terminate(), Some(0));
+    });
 }

@@ -7,12 +7,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use fe2o3_amqp::Connection;
 use fe2o3_amqp::connection::{ConnectionHandle, OpenError};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -26,8 +28,6 @@ use super::fault;
 
 /// Largest frame. A C2D message has at most 64 KiB and comes in several frames otherwise.
 const MAX_FRAME: u32 = 64 * 1024;
-/// A peer that is silent for so long is gone; it is told to let half of it pass at most. Source: wire reference 2.1.
-const IDLE_MS: u32 = 240_000;
 
 /// Why the stream failed, once it has: the crate tells of its end only.
 pub(super) type Failed = Arc<OnceLock<io::Error>>;
@@ -40,7 +40,9 @@ pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(Cuttabl
     };
     let failed = Failed::default();
     let killed = Box::pin(cut.clone().cancelled_owned());
-    Ok((Cuttable { stream, cut, killed, failed: Arc::clone(&failed) }, failed))
+    let patience = dial.keep_alive * 2;
+    let silence = Box::pin(tokio::time::sleep(patience));
+    Ok((Cuttable { stream, cut, killed, failed: Arc::clone(&failed), patience, silence }, failed))
 }
 
 async fn over_websocket(dial: &Dial) -> Result<websocket::HubStream, Fault> {
@@ -74,7 +76,8 @@ pub(super) async fn open(
         // TLS is done: with "amqps" the crate would start its own.
         .scheme("amqp")
         .max_frame_size(MAX_FRAME)
-        .idle_time_out(IDLE_MS)
+        // The crate tells the peer half of it, the keep-alive, and gives it up itself only after the stream has.
+        .idle_time_out(u32::try_from(dial.keep_alive.as_millis() * 2).unwrap_or(u32::MAX))
         .open_with_stream(stream)
         .await;
     let of_io = |error: &io::Error| match failure::from_io(error, &dial.host) {
@@ -96,12 +99,15 @@ pub(super) async fn open(
 trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
 
-/// A stream that fails once it is cut, and keeps why it failed before.
+/// A stream that fails once it is cut, or when the peer has been silent for too long, and keeps why it failed.
 pub(super) struct Cuttable {
     stream: Box<dyn Raw>,
     failed: Failed,
     cut: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// How long the peer may be silent, and how long it still may.
+    patience: Duration,
+    silence: Pin<Box<Sleep>>,
 }
 
 impl std::fmt::Debug for Cuttable {
@@ -113,6 +119,12 @@ impl std::fmt::Debug for Cuttable {
 impl Cuttable {
     fn check(&self) -> io::Result<()> {
         if self.cut.is_cancelled() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+
+    /// What waits for a peer fails when that has said nothing for too long.
+    fn patient<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let gone = polled.is_pending() && self.silence.as_mut().poll(context).is_ready();
+        self.noted(if gone { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { polled })
     }
 
     /// Keeps the first failure, and hands it on as the crate needs it.
@@ -136,7 +148,11 @@ impl AsyncRead for Cuttable {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.noted(polled)
+        if polled.is_ready() {
+            let until = Instant::now() + self.patience;
+            self.silence.as_mut().reset(until);
+        }
+        self.patient(context, polled)
     }
 }
 
@@ -148,13 +164,13 @@ impl AsyncWrite for Cuttable {
     ) -> Poll<io::Result<usize>> {
         self.check()?;
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.noted(polled)
+        self.patient(context, polled)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
         let polled = Pin::new(&mut self.stream).poll_flush(context);
-        self.noted(polled)
+        self.patient(context, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
