@@ -35,7 +35,7 @@ pub mod shared;
 mod state_dir;
 mod tls;
 
-use hub::Hub;
+use hub::{FaultError, FaultOrder, Hub};
 use keeper::Keeper;
 use listener::Accepted;
 pub use mqtt::{UserName, UserNameError};
@@ -84,6 +84,8 @@ pub struct Options {
     pub x509_devices: Vec<String>,
     /// Time from one feedback batch to the next; the real hub's is 15 seconds.
     pub feedback_interval: Duration,
+    /// What is to go wrong from the start.
+    pub faults: Vec<FaultOrder>,
 }
 
 /// Why the emulator did not start.
@@ -117,6 +119,9 @@ pub enum EmulatorError {
         /// The reason and the remedy.
         reason: String,
     },
+    /// A fault for a device that is not there.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
     /// rustls does not take the server's certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -167,6 +172,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     let keeper = Keeper::restore(&hub, root)?;
+    hub.with(|hub, _| hub.order_faults(&options.faults))?;
     let registrar = Registrar::new(hub.clone(), state);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();

@@ -194,6 +194,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         devices: vec![DEVICE.to_owned()],
         x509_devices: Vec::new(),
         feedback_interval: FEEDBACK_INTERVAL,
+        faults: Vec::new(),
     };
     emulator::start(options, SystemTime::now).await.context("the local hub does not start")
 }

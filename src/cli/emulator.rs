@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
+use crate::emulator::hub::FaultOrder;
 use crate::emulator::{self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options};
 
 use super::{Exit, Failure};
@@ -40,6 +41,22 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// The same port serves a page for a browser: devices, queues, feedback, twins, and a
 /// form that sends a message. Its address, with a token, is in page.address.
 ///
+/// What can go wrong on purpose, by --fault or, from this machine, over HTTPS at
+///   GET, DELETE /emulator/devices/ID/faults
+///   PUT, DELETE /emulator/devices/ID/faults/NAME  (of PUT, the body is the value)
+/// and not kept over a restart:
+///   drop-at=N           the connection is dropped at the N-th packet that the
+///                       device sends or gets from now on; once
+///   delay=DURATION      a C2D message goes out so much after it was sent
+///   duplicate[=N]       every C2D message, or the next N, go out twice
+///   ignore-puback[=N]   PUBACKs, or the next N, are passed over (MQTT)
+///   expire-token        the token of the device's connection, or of its next one,
+///                       has expired; once
+///   throttle            the hub has had too much of the device
+///   queue-full          the device's queue takes no more messages
+///   reverse-order       of the messages that wait the newest goes out first
+///   early-publish       C2D messages do not wait for a subscription (MQTT)
+///
 /// When all listeners accept, one line goes to standard output:
 ///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
 ///
@@ -61,6 +78,7 @@ const DEFAULT_DEVICE: &str = "dev1";
     after_help = "Examples:
   c2d-agent emulator
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
+  c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0 --https-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
@@ -93,6 +111,9 @@ pub(super) struct Args {
     /// Time from one batch of delivery feedback to the next, at most 1h; the real hub's is 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
+    /// What is to go wrong from the start, for one device or for all; may be given several times. See above.
+    #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
+    faults: Vec<FaultOrder>,
 }
 
 /// Runs the emulator until a signal.
@@ -141,6 +162,7 @@ fn options(args: Args) -> Result<Options, Failure> {
         devices,
         x509_devices: args.x509_devices,
         feedback_interval: args.feedback_interval,
+        faults: args.faults,
     })
 }
 
@@ -158,6 +180,7 @@ fn failure(error: EmulatorError) -> Failure {
         EmulatorError::DeviceId(_)
         | EmulatorError::DoubledDevice(_)
         | EmulatorError::TooManyDevices(_)
+        | EmulatorError::Fault(_)
         | EmulatorError::Hostname(_) => Failure::usage(error),
         error => anyhow::Error::new(error).into(),
     }

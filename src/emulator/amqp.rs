@@ -70,7 +70,7 @@ pub(super) async fn serve_connection<S>(
 {
     // The crate offers no way to cut a connection, and its engines are tasks of their own: the stream is cut instead.
     let kill = stop.child_token();
-    let claims = Claims::new(hub, certificate);
+    let claims = Claims::new(hub, certificate, kill.clone());
     let opened = tokio::select! {
         () = stop.cancelled() => return,
         opened = tokio::time::timeout(ARRIVAL_TIMEOUT, open(stream, &claims, kill.clone())) => opened,

@@ -9,9 +9,9 @@
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
 //! - `device` is what a device does; `twins`, `methods`, `events`, `feedback` and `purge` are for back ends.
+//! - `faults` says what is to go wrong.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,6 +35,7 @@ use super::tls::peer_thumbprint;
 mod call;
 mod device;
 mod events;
+mod faults;
 mod feedback;
 mod methods;
 mod overview;
@@ -47,7 +48,7 @@ mod twins;
 mod upgrade;
 
 use call::Call;
-use reply::ReplyBody;
+use reply::{Dropped, ReplyBody};
 use upgrade::Agreed;
 
 /// Most bytes of a request's head, and of what is buffered for one connection.
@@ -124,7 +125,7 @@ fn answer(
     certificate: Option<Thumbprint>,
     registrar: Registrar,
     next: NextProtocol,
-) -> BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> {
+) -> BoxFuture<'static, Result<Response<ReplyBody>, Dropped>> {
     Box::pin(async move {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let reply = match upgrade::answer(&mut request) {
@@ -134,9 +135,13 @@ fn answer(
             }
             None => {
                 let request = request.map(BodyExt::boxed_unsync);
-                routes::answer(Call::new(request, certificate, registrar)).await.into()
+                routes::answer(Call::new(request, certificate, peer, registrar)).await.into()
             }
         };
+        if let Some(dropped) = reply.extensions().get::<Dropped>() {
+            tracing::warn!(%peer, %method, path, "{dropped}");
+            return Err(*dropped);
+        }
         tracing::debug!(%peer, %method, path, status = %reply.status(), "answered");
         Ok(reply)
     })

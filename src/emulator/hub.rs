@@ -21,6 +21,7 @@ use super::registry::{AuthError, Grant, Registry, Thumbprint};
 mod devices;
 mod document;
 mod events;
+mod faults;
 mod feedback;
 mod methods;
 mod polling;
@@ -38,6 +39,8 @@ pub use document::{
 };
 use events::Events;
 pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
+use faults::Faults;
+pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
 use feedback::FeedbackQueue;
 pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
 use methods::Calls;
@@ -87,6 +90,9 @@ pub enum EnqueueError {
     /// Hub code 403004.
     #[error("the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until it takes some")]
     QueueFull(String),
+    /// Hub code 429001. Only a [`Fault`] does that.
+    #[error("the hub is throttling messages to device \"{0}\": try again later")]
+    Throttled(String),
     /// Hub code 413001.
     #[error("the message is {0} bytes with its properties, more than {max}", max = message::MAX_C2D_BYTES)]
     TooLarge(usize),
@@ -112,6 +118,8 @@ pub struct Hub {
     /// What an earlier hub held of devices that are not there.
     absent: BTreeMap<String, DeviceSnapshot>,
     feedback: FeedbackQueue,
+    /// What a device begins with.
+    faults_of_all: Faults,
     last_id: u64,
     version: u64,
     /// Changes for those who look on only; see [`Hub::changes`].
@@ -130,6 +138,7 @@ struct DeviceState {
     /// Changes that the current connection has not been told of. At most [`MAX_DESIRED_CHANGES`].
     desired_changes: VecDeque<DesiredChange>,
     calls: Calls,
+    faults: Faults,
     /// When the device last signed in, completed or sent something.
     last_activity: Option<SystemTime>,
 }
@@ -144,6 +153,7 @@ impl Hub {
             devices,
             absent: BTreeMap::new(),
             feedback: FeedbackQueue::new(feedback_interval),
+            faults_of_all: Faults::default(),
             last_id: 0,
             version: 0,
             quiet_changes: 0,
@@ -239,7 +249,7 @@ impl Hub {
         subscription: Subscription,
     ) -> Option<u8> {
         let state = self.devices.get(device_id)?;
-        state.session.is_current(connection).then(|| state.session.granted(subscription)).flatten()
+        state.session.is_current(connection).then(|| state.granted(subscription)).flatten()
     }
 
     /// Puts a message at the end of its device's queue.
@@ -273,8 +283,11 @@ impl Hub {
         let Some(state) = self.devices.get_mut(&device_id) else {
             return Err(EnqueueError::UnknownDevice(device_id));
         };
+        if state.faults.is_throttled() {
+            return Err(EnqueueError::Throttled(device_id));
+        }
         let arrival = Arrival { enqueued: now, sequence_number: state.queued + 1, expires };
-        if !state.queue.push(Arc::new(message), ack, arrival) {
+        if state.faults.queue_is_full() || !state.queue.push(Arc::new(message), ack, arrival) {
             return Err(EnqueueError::QueueFull(device_id));
         }
         state.queued += 1;
@@ -293,10 +306,11 @@ impl Hub {
         self.expire(device_id, now);
         let lock = Lock(self.next_id());
         let state = self.current(device_id, connection)?;
-        state.session.granted(Subscription::DeviceBound)?;
-        let locked = state.queue.lock_next(lock, connection, now)?;
-        self.quiet_changes += 1;
-        Some(locked)
+        state.granted(Subscription::DeviceBound)?;
+        let (locked, changed) = state.lock_next(lock, connection, false, now);
+        self.version += u64::from(changed);
+        self.quiet_changes += u64::from(locked.is_some());
+        locked
     }
 
     /// The device has taken the message: feedback `Success` where asked for.
@@ -383,6 +397,8 @@ impl Hub {
         let ids: Vec<String> = self.devices.keys().cloned().collect();
         for id in ids {
             self.expire(&id, now);
+            let state = self.devices.get_mut(&id);
+            self.version += u64::from(state.is_some_and(|state| state.faults.pass_time(now)));
         }
         if self.feedback.tick(now) {
             self.version += 1;
@@ -392,7 +408,8 @@ impl Hub {
     /// When [`Hub::tick`] next has something to do; `None` when nothing waits.
     pub fn next_deadline(&self) -> Option<SystemTime> {
         let queues = self.devices.values().filter_map(|state| state.queue.next_deadline());
-        queues.chain(self.feedback.next_deadline()).min()
+        let faults = self.devices.values().filter_map(|state| state.faults.next_deadline());
+        queues.chain(faults).chain(self.feedback.next_deadline()).min()
     }
 
     /// Rises with every change that a listener may have to act on.

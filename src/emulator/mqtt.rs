@@ -62,6 +62,10 @@ enum End {
     Silent,
     #[error("{0}")]
     Refused(String),
+    #[error("a fault was asked for that drops the connection at this packet (drop-at)")]
+    Dropped,
+    #[error("the hub throttles the device (throttle)")]
+    Throttled,
     #[error("the emulator stops")]
     Stopped,
     #[error(transparent)]
@@ -168,12 +172,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(end) | Err(end) => end,
         };
         self.hub.with(|hub, _| hub.disconnect(&device_id, self.id));
+        if matches!(end, End::Dropped)
+            && let Err(error) = self.wire.flush().await
+        {
+            tracing::debug!(%peer, %error, "what came before the fault could not be sent");
+        }
         match (&end, self.will.take()) {
             (End::Goodbye, _) | (_, None) => {}
             (_, Some(will)) => self.publish_will(&will),
         }
         match &end {
-            End::Refused(_) | End::TokenExpired | End::Wire(WireError::Malformed(_)) => {
+            End::Refused(_)
+            | End::TokenExpired
+            | End::Throttled
+            | End::Dropped
+            | End::Wire(WireError::Malformed(_)) => {
                 tracing::warn!(%peer, device_id, "closed a device's connection: {end}");
             }
             _ => tracing::info!(%peer, device_id, "a device's connection ended: {end}"),
@@ -184,6 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Runs until the connection must end. `Ok` and `Err` are both ends; `Err` is for `?`.
     async fn serve(&mut self, stop: &CancellationToken) -> Result<End, End> {
         let mut changed = self.hub.watch();
+        self.count_packet()?;
         self.push(&Packet::ConnAck(ConnAck {
             session_present: self.session_present,
             code: ConnectReturnCode::Success,
@@ -193,6 +207,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.tell_desired()?;
             self.call_methods()?;
             self.wire.flush().await?;
+            if self.token_expires.is_some() && self.hub.with(|hub, _| hub.expires_token(&self.device_id)) {
+                return Ok(End::TokenExpired);
+            }
             let token_expired = async {
                 match self.token_expires {
                     Some(expires) => sleep(self.hub.until(expires)).await,
@@ -226,6 +243,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn handle(&mut self, packet: Packet) -> Result<(), End> {
+        self.count_packet()?;
         match packet {
             Packet::PubAck(ack) => {
                 self.complete(ack.pkid);
@@ -293,6 +311,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn complete(&mut self, packet_id: u16) {
         let device_id = &self.device_id;
+        if self.hub.with(|hub, _| hub.ignores_puback(device_id)) {
+            return tracing::info!(device_id, packet_id, "passed over a PUBACK, as a fault asks for");
+        }
         match self.in_flight.remove(&packet_id) {
             Some(locked) => self.settle(&locked, Hub::complete),
             None => tracing::warn!(device_id, packet_id, "passed over a PUBACK for no delivery"),
@@ -321,6 +342,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mut answer = None;
         match topics::destination(&self.device_id, &publish.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
+                // MQTT has no answer that says no.
+                if self.hub.with(|hub, _| hub.is_throttled(&self.device_id)) {
+                    return Err(End::Throttled);
+                }
                 if publish.retain {
                     properties.set("mqtt-retain", "true");
                 }
@@ -415,7 +440,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn push(&mut self, packet: &Packet) -> Result<(), End> {
+        self.count_packet()?;
         Ok(self.wire.push(packet)?)
+    }
+
+    /// Counts a packet that the device has sent, or is about to get: it may be the one too many.
+    fn count_packet(&self) -> Result<(), End> {
+        let drops = self.hub.with(|hub, _| hub.drops_packet(&self.device_id));
+        if drops { Err(End::Dropped) } else { Ok(()) }
     }
 
     /// The next packet id that is not in flight; there are far more of them than the window is wide.

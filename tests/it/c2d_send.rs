@@ -41,6 +41,7 @@ impl Running {
             devices: vec!["dev1".into(), "dev2".into()],
             x509_devices: Vec::new(),
             feedback_interval: Duration::from_millis(50),
+            faults: Vec::new(),
         };
         let (started, ready) = sync_channel(1);
         let (stop, stopped) = oneshot::channel();

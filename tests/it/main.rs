@@ -33,6 +33,8 @@ mod doctor;
 mod drop_ins;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_faults;
 #[cfg(feature = "emulator")]
 mod emulator_https;
 #[cfg(all(feature = "service", feature = "emulator"))]

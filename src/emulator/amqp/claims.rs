@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fe2o3_amqp::types::definitions::AmqpError;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::address;
 use super::condition::Refusal;
@@ -37,6 +38,8 @@ pub(super) struct Claims {
     grants: watch::Sender<Grants>,
     /// The hub's connections of the devices that have links here.
     connections: Mutex<BTreeMap<String, ConnectionId>>,
+    /// Cuts the connection.
+    kill: CancellationToken,
 }
 
 #[derive(Default)]
@@ -46,10 +49,21 @@ struct Grants {
 }
 
 impl Claims {
-    /// `certificate` is the one that the client has shown.
-    pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>) -> Arc<Self> {
+    /// `certificate` is the one that the client has shown; `kill` cuts the connection.
+    pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
         let grants = watch::Sender::new(Grants::default());
-        Arc::new(Self { hub, certificate, grants, connections: Mutex::default() })
+        Arc::new(Self { hub, certificate, grants, connections: Mutex::default(), kill })
+    }
+
+    /// Counts what a device has sent, or is about to get. When a fault drops the connection at this, it is cut, and the
+    /// answer is no.
+    pub(super) fn count_packet(&self, device_id: &str) -> bool {
+        let drops = self.hub.with(|hub, _| hub.drops_packet(device_id));
+        if drops {
+            tracing::warn!(device_id, "dropped an AMQP connection, as a fault asks for (drop-at)");
+            self.kill.cancel();
+        }
+        !drops
     }
 
     /// Takes a service token of the policy `user`.
@@ -100,6 +114,14 @@ impl Claims {
     /// # Errors
     /// An error of the hub for the device.
     pub(super) fn check_device(&self, device_id: &str) -> Result<(), Refusal> {
+        self.prove_device(device_id)?;
+        if self.hub.with(|hub, _| hub.is_throttled(device_id)) {
+            return Err(Refusal::throttled("the hub is throttling the device: try again later"));
+        }
+        Ok(())
+    }
+
+    fn prove_device(&self, device_id: &str) -> Result<(), Refusal> {
         if self.grants.borrow().devices.get(device_id).is_some_and(|grant| self.is_valid(grant)) {
             return Ok(());
         }
@@ -148,7 +170,9 @@ impl Claims {
     /// Returns when a grant in force has expired; a renewal in time puts that off. Cancel safe.
     pub(super) async fn expired(&self) {
         let mut changes = self.grants.subscribe();
+        let mut hub_changes = self.hub.watch();
         loop {
+            self.expire_faulty();
             let expires = changes.borrow_and_update().first_end();
             let end = async {
                 match expires {
@@ -158,8 +182,23 @@ impl Claims {
             };
             tokio::select! {
                 () = end => return,
-                // The sender is `self`, so this is always a change.
+                // The senders live in `self`, so these are always changes.
                 _changed = changes.changed() => {}
+                _changed = hub_changes.changed() => {}
+            }
+        }
+    }
+
+    /// Ends the grants of devices whose token is to count as expired, once they have a link.
+    fn expire_faulty(&self) {
+        let ids: Vec<String> = self.connections().keys().cloned().collect();
+        for id in ids.into_iter().filter(|id| self.grants.borrow().devices.contains_key(id)) {
+            if let Some(now) = self.hub.with(|hub, now| hub.expires_token(&id).then_some(now)) {
+                self.grants.send_modify(|grants| {
+                    if let Some(grant) = grants.devices.get_mut(&id) {
+                        grant.expires = Some(now);
+                    }
+                });
             }
         }
     }

@@ -35,6 +35,12 @@ impl Refusal {
         Self { condition: AmqpError::NotFound.into(), code: Some(404_006), description: description.into() }
     }
 
+    /// Too much for now: 429001.
+    pub(super) fn throttled(description: impl Into<String>) -> Self {
+        let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:device-container-throttled"));
+        Self { condition, code: Some(429_001), description: description.into() }
+    }
+
     pub(super) fn new(condition: impl Into<ErrorCondition>, description: impl Into<String>) -> Self {
         Self { condition: condition.into(), code: None, description: description.into() }
     }
@@ -46,6 +52,7 @@ impl From<EnqueueError> for Refusal {
         let (condition, code) = match error {
             EnqueueError::UnknownDevice(_) => (AmqpError::NotFound.into(), 404_001),
             EnqueueError::QueueFull(_) => (AmqpError::ResourceLimitExceeded.into(), 403_004),
+            EnqueueError::Throttled(_) => return Self::throttled(description),
             EnqueueError::TooLarge(_) => (LinkError::MessageSizeExceeded.into(), 413_001),
             EnqueueError::ExpiryPast(_) | EnqueueError::ExpiryTooFar(_) => {
                 (ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error")), 403_009)

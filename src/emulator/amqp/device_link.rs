@@ -48,6 +48,9 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
             }
             continue;
         };
+        if !claims.count_packet(&device_id) {
+            return hub.with(|hub, _| hub.put_back(&device_id, &locked));
+        }
         let Locked { lock, .. } = locked;
         let patience = Instant::now() + CREDIT_PATIENCE;
         let sent = {
@@ -91,6 +94,9 @@ fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
         Ok(outcome) => outcome,
         Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),
     };
+    if !claims.count_packet(device_id) {
+        return;
+    }
     let settled = claims.hub.with(|hub, now| {
         hub.touch(device_id, now);
         match outcome {

@@ -20,6 +20,9 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
     loop {
         let (delivery, verdict) = match link.recv::<Body<Value>>().await {
             Ok(delivery) => {
+                if !claims.count_packet(&device_id) {
+                    return;
+                }
                 let plain = delivery.message_format().unwrap_or(0) == 0;
                 let (delivery, message) = delivery.into_parts();
                 let verdict = if plain {

@@ -97,6 +97,9 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
             }
             Err(error) => return tracing::debug!(device_id, %error, "a twin link ended"),
         };
+        if !claims.count_packet(device_id) {
+            return;
+        }
         let allowed = claims.check_device(device_id);
         let settled = match &allowed {
             Ok(()) => link.accept(delivery).await,

@@ -7,6 +7,7 @@
 //! are this emulator's own and have none.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -44,14 +45,16 @@ pub(super) struct Call {
     segments: Option<Vec<String>>,
     query: String,
     certificate: Option<Thumbprint>,
+    peer: SocketAddr,
     body: Option<RequestBody>,
 }
 
 impl Call {
-    /// Takes a request apart. `certificate` is that of its TLS connection.
+    /// Takes a request apart. `certificate` is that of its TLS connection, which `peer` has made.
     pub(super) fn new(
         request: Request<RequestBody>,
         certificate: Option<Thumbprint>,
+        peer: SocketAddr,
         registrar: Registrar,
     ) -> Self {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
@@ -61,7 +64,7 @@ impl Call {
         let body = Some(body).filter(|body| !body.is_end_stream());
         let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default().to_owned());
         let hub = registrar.hub().clone();
-        Self { hub, registrar, method, headers, path, segments, query, certificate, body }
+        Self { hub, registrar, method, headers, path, segments, query, certificate, peer, body }
     }
 
     /// The path's segments in lower case, for finding the route: the hub's own words compare without case.
@@ -127,17 +130,40 @@ impl Call {
         self.authorised(proof).map(drop)
     }
 
+    /// As [`Call::own_service`], for routes that change how the emulator itself behaves: from this machine only.
+    ///
+    /// # Errors
+    /// 401, or 403 for a peer that is elsewhere.
+    pub(super) fn own_local_service(&self) -> Result<(), Refusal> {
+        self.own_service()?;
+        if self.peer.ip().to_canonical().is_loopback() {
+            return Ok(());
+        }
+        let sentence =
+            "faults are asked for over loopback only: from this machine, or with --fault at the start";
+        Err(reply::error(StatusCode::FORBIDDEN, "OperationNotAllowed", sentence).into())
+    }
+
     /// Lets a device through for itself: with a token, or the certificate of its connection.
     ///
     /// # Errors
     /// 401, or 400 without an api-version; 404 for a device that is not there, when a policy's token would stand in for
-    /// it. Who cannot prove anything does not learn which devices there are.
+    /// it; what faults ask for. Who cannot prove anything does not learn which devices there are.
     pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
         let certificate = self.certificate.as_ref();
         let proof =
             |hub: &Hub, token: Option<&str>, now| hub.authenticate_device(device_id, token, certificate, now);
-        self.authorised(proof)?;
-        self.versioned()
+        let grant = self.authorised(proof)?;
+        self.versioned()?;
+        self.hub.with(|hub, _| {
+            if hub.drops_packet(device_id) {
+                return Err(reply::dropped().into());
+            }
+            if grant.expires.is_some() && hub.expires_token(device_id) {
+                return Err(reply::unauthorized().into());
+            }
+            if hub.is_throttled(device_id) { Err(reply::throttled().into()) } else { Ok(()) }
+        })
     }
 
     /// Whether there is a body that nobody has read: the connection cannot serve another request then.
@@ -192,7 +218,7 @@ impl Call {
         };
         check().unwrap_or_else(|reason| {
             tracing::warn!(reason, path = excerpt(&self.path), "refused a request");
-            Err(reply::error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized").into())
+            Err(reply::unauthorized().into())
         })
     }
 

@@ -114,7 +114,9 @@ mod tests {
         let request = Request::builder().method(method).uri(format!("{path}?api-version=2021-04-12"));
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.header(AUTHORIZATION, token.expose()).body(body).expect("a request");
-        let reply: Response<_> = routes::answer(Call::new(request, None, Registrar::of(hub))).await.into();
+        let peer = ([127, 0, 0, 1], 1).into();
+        let reply: Response<_> =
+            routes::answer(Call::new(request, None, peer, Registrar::of(hub))).await.into();
         let etag = reply.headers().get(ETAG).map(|etag| etag.to_str().expect("text").to_owned());
         let lock = etag.unwrap_or_default().trim_matches('"').to_owned();
         let status = reply.status().as_u16();

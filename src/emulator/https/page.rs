@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::call::Call;
 use super::overview;
 use super::reply::{self, Refusal, Reply};
-use crate::emulator::hub::QueuedMessage;
+use crate::emulator::hub::{EnqueueError, QueuedMessage};
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, MAX_C2D_BYTES, excerpt};
 
@@ -100,9 +100,10 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
     let queued = queued(&body, device_id.clone(), |after| call.hub.now().checked_add(after));
     let queued = queued.map_err(|sentence| reply::bad_argument(&sentence))?;
     let message_id = queued.message.message_id().map(str::to_owned);
-    call.hub
-        .with(|hub, now| hub.enqueue(queued, now))
-        .map_err(|error| reply::bad_argument(&error.to_string()))?;
+    call.hub.with(|hub, now| hub.enqueue(queued, now)).map_err(|error| match error {
+        EnqueueError::Throttled(_) => reply::throttled(),
+        error => reply::bad_argument(&error.to_string()),
+    })?;
     tracing::info!(device_id, message_id, "queued a C2D message of the page");
     Ok(reply::ok(&json!({ "messageId": message_id })))
 }

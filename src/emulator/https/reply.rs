@@ -27,6 +27,11 @@ pub(super) struct Reply(Response<ReplyBody>);
 #[error("no HTTP header can hold it")]
 pub(super) struct InvalidHeader;
 
+/// Stands in an answer that is not to be sent, and says why the connection ends.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("dropped, as a fault asks for (drop-at)")]
+pub(super) struct Dropped;
+
 /// An answer that ends a route early, for `?`.
 #[derive(Debug)]
 pub(super) struct Refusal(Box<Reply>);
@@ -113,6 +118,24 @@ pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
 pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &Value) -> Reply {
     let reply = json_of(status, &json!({ "Message": details.to_string(), "ExceptionMessage": "" }));
     reply.with(HeaderName::from_static("iothub-errorcode"), HeaderValue::from_static(code))
+}
+
+/// 401. What is wrong is not said.
+pub(super) fn unauthorized() -> Reply {
+    error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized")
+}
+
+/// 429: too much for now. Hub code 429001.
+pub(super) fn throttled() -> Reply {
+    let sentence = "the hub is throttling the device: try again later";
+    error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", sentence)
+}
+
+/// No answer at all: the connection is dropped in its place.
+pub(super) fn dropped() -> Reply {
+    let mut reply = no_content();
+    reply.0.extensions_mut().insert(Dropped);
+    reply
 }
 
 /// 400: something about the request is wrong.

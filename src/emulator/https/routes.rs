@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, feedback, methods, page, purge, registry, twins};
+use super::{device, events, faults, feedback, methods, page, purge, registry, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -40,6 +40,10 @@ enum Route {
     ReplaceTwin,
     InvokeMethod,
     ShowEvents,
+    ShowFaults,
+    SetFault,
+    ClearFault,
+    ClearFaults,
     /// A file of the page: for everybody, because it has no data.
     File(fn() -> Reply),
     Overview,
@@ -88,6 +92,12 @@ fn find(method: &Method, words: &[&str]) -> Route {
         (_, [""] | ["emulator", "page.css" | "page.js" | "overview"]) => Route::Other("GET"),
         ("GET", ["emulator", "devices", _, "events"]) => Route::ShowEvents,
         (_, ["emulator", "devices", _, "events"]) => Route::Other("GET"),
+        ("GET", ["emulator", "devices", _, "faults"]) => Route::ShowFaults,
+        ("DELETE", ["emulator", "devices", _, "faults"]) => Route::ClearFaults,
+        (_, ["emulator", "devices", _, "faults"]) => Route::Other("GET, DELETE"),
+        ("PUT", ["emulator", "devices", _, "faults", _]) => Route::SetFault,
+        ("DELETE", ["emulator", "devices", _, "faults", _]) => Route::ClearFault,
+        (_, ["emulator", "devices", _, "faults", _]) => Route::Other("PUT, DELETE"),
         _ => Route::Unknown,
     }
 }
@@ -116,6 +126,10 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
         Route::Overview => page::overview(call).await,
         Route::SendFromPage => page::send(call).await,
         Route::ShowEvents => events::show_after(call),
+        Route::ShowFaults => faults::show(call),
+        Route::SetFault => faults::set(call).await,
+        Route::ClearFault => faults::clear(call),
+        Route::ClearFaults => faults::clear_all(call),
         Route::Other(allowed) => {
             call.own_service()?;
             Ok(reply::method_not_allowed(allowed))
@@ -142,9 +156,11 @@ mod tests {
     use hyper::header::AUTHORIZATION;
     use hyper::{Request, Response};
     use serde_json::{Value, json};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::time::{Duration, SystemTime};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
     fn key() -> SharedAccessKey {
         SharedAccessKey::from_bytes([7; 32])
@@ -171,13 +187,23 @@ mod tests {
     }
 
     async fn ask(method: Method, uri: &str, token: Option<&str>, hub: &SharedHub) -> (u16, Value) {
+        ask_from(PEER, method, uri, token, hub).await
+    }
+
+    async fn ask_from(
+        peer: SocketAddr,
+        method: Method,
+        uri: &str,
+        token: Option<&str>,
+        hub: &SharedHub,
+    ) -> (u16, Value) {
         let mut request = Request::builder().method(method).uri(uri);
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token);
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(Call::new(request, None, Registrar::of(hub))).await.into();
+        let reply: Response<_> = answer(Call::new(request, None, peer, Registrar::of(hub))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();
@@ -238,6 +264,25 @@ mod tests {
         }
         let token = token("service", 100);
         assert_eq!(ask(Method::DELETE, "/twins/dev%231?api-version=1", Some(&token), &hub).await.0, 405);
+    }
+
+    #[tokio::test]
+    async fn faults_are_for_peers_on_this_machine() {
+        let (hub, token) = (shared(), token("service", 100));
+        let uri = "/emulator/devices/dev%231/faults/throttle";
+        for (ip, status) in
+            [("192.0.2.1", 403), ("::ffff:192.0.2.1", 403), ("::1", 200), ("::ffff:127.0.0.9", 200)]
+        {
+            let peer = SocketAddr::new(ip.parse().expect("an address"), 1);
+            for method in [Method::PUT, Method::DELETE] {
+                let (answered, body) = ask_from(peer, method, uri, Some(&token), &hub).await;
+                assert_eq!(answered, status, "{ip}: {body}");
+                let said = body["Message"].as_str().unwrap_or_default();
+                assert_eq!(said.contains("over loopback only"), status == 403, "{body}");
+            }
+            assert_eq!(ask_from(peer, Method::PUT, uri, None, &hub).await.0, 401, "{ip}");
+            assert_eq!(get("/emulator/devices/dev%231/faults", &hub).await.1["faults"], json!({}), "{ip}");
+        }
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 
-use super::Hub;
+use super::{DeviceState, Hub};
 use crate::emulator::registry::{AuthError, BackEndRight, Device, DeviceCredential, Grant};
 
 /// A device as the registry shows it.
@@ -48,7 +48,9 @@ impl Identity {
 impl Hub {
     /// Adds a device, or gives one that is there new credentials; its queue and session stay.
     pub fn add_device(&mut self, device: Device) {
-        let state = self.devices.entry(device.id.clone()).or_default();
+        let faults = &self.faults_of_all;
+        let begin = || DeviceState { faults: faults.clone(), ..DeviceState::default() };
+        let state = self.devices.entry(device.id.clone()).or_insert_with(begin);
         if let Some(kept) = self.absent.remove(&device.id) {
             state.restore(kept);
         }

@@ -13,6 +13,10 @@ use super::{ConnectionId, Hub, Lock, Locked};
 impl Hub {
     /// A message that was locked for its device was not sent after all: it waits again, as before.
     pub fn put_back(&mut self, device_id: &str, locked: &Locked) {
+        if locked.copy {
+            // The other one of the two holds the lock.
+            return;
+        }
         if let Some(state) = self.devices.get_mut(device_id) {
             state.queue.put_back(locked.lock, locked.redelivered);
             self.version += 1;
@@ -26,9 +30,9 @@ impl Hub {
         self.expire(device_id, now);
         // A connection that never was: nothing displaces it, and no other delivery is its own.
         let (lock, nobody) = (Lock(self.next_id()), ConnectionId(self.next_id()));
-        let locked = self.devices.get_mut(device_id)?.queue.lock_next(lock, nobody, now)?;
-        self.version += 1;
-        Some(locked)
+        let (locked, changed) = self.devices.get_mut(device_id)?.lock_next(lock, nobody, true, now);
+        self.version += u64::from(changed || locked.is_some());
+        locked
     }
 
     /// Begins the hub's numbers with the time, in microseconds: a lock that an earlier hub handed out is none of this

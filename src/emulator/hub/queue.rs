@@ -57,6 +57,8 @@ pub struct Locked {
     pub sequence_number: u64,
     /// When the hub took it.
     pub enqueued: SystemTime,
+    /// Whether it is the second delivery under the same lock, which only a fault brings about.
+    pub copy: bool,
 }
 
 /// A message that has left the queue.
@@ -163,14 +165,21 @@ impl DeviceQueue {
         true
     }
 
+    /// Locks the oldest message that may go, or the newest. Without faults, `delay` is zero.
     pub(super) fn lock_next(
         &mut self,
         lock: Lock,
         connection: ConnectionId,
         now: SystemTime,
+        delay: Duration,
+        newest_first: bool,
     ) -> Option<Locked> {
-        let waits = |entry: &&mut Entry| entry.locked.is_none() && entry.offered_to != Some(connection);
-        let entry = self.0.iter_mut().find(waits)?;
+        let waits = |entry: &&mut Entry| {
+            let free = entry.locked.is_none() && entry.offered_to != Some(connection);
+            free && (delay.is_zero() || entry.enqueued + delay <= now)
+        };
+        let mut entries = self.0.iter_mut();
+        let entry = if newest_first { entries.rfind(waits) } else { entries.find(waits) }?;
         entry.locked = Some((lock, now + LOCK_TIME));
         entry.offered_to = Some(connection);
         let redelivered = std::mem::replace(&mut entry.redelivered, true);
@@ -182,7 +191,14 @@ impl DeviceQueue {
             delivery_count: entry.delivery_count,
             sequence_number: entry.sequence_number,
             enqueued: entry.enqueued,
+            copy: false,
         })
+    }
+
+    /// When the next message has waited for `delay` that now has not.
+    pub(super) fn next_ripe(&self, delay: Duration, now: SystemTime) -> Option<SystemTime> {
+        let waiting = self.0.iter().filter(|entry| entry.locked.is_none());
+        waiting.map(|entry| entry.enqueued + delay).filter(|ripe| *ripe > now).min()
     }
 
     /// Takes a locked message out.

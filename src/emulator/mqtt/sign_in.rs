@@ -75,10 +75,17 @@ pub(super) fn check(
         let grant = hub
             .authenticate_device(&user.device_id, token, certificate, now)
             .map_err(|error| error.to_string())?;
+        if hub.is_throttled(&user.device_id) {
+            return Ok(None);
+        }
         let connected = hub.connect(&user.device_id, connect.clean_session);
         let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;
         hub.touch(&user.device_id, now);
-        Ok(SignedIn { device_id: user.device_id.clone(), connected, token_expires: grant.expires })
+        Ok(Some(SignedIn { device_id: user.device_id.clone(), connected, token_expires: grant.expires }))
     });
-    signed_in.map_err(not_authorized)
+    let throttled = || {
+        let reason = "the hub throttles the device, as a fault asks for".to_owned();
+        refuse(ConnectReturnCode::ServiceUnavailable, reason)
+    };
+    signed_in.map_err(not_authorized)?.ok_or_else(throttled)
 }

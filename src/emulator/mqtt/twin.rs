@@ -11,6 +11,9 @@ use super::super::shared::SharedHub;
 /// The error code in the answer to a request that cannot be carried out; its status is 400.
 const BAD_REQUEST: u32 = 400_004;
 
+/// The error code of throttling; its status is 429.
+const THROTTLED: u32 = 429_001;
+
 /// What a device asks of its twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
@@ -48,6 +51,15 @@ pub(super) fn request(topic: &str) -> Option<Request> {
 /// Carries a request out. `None` when it has no request id.
 pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: &[u8]) -> Option<Answer> {
     let id = request.request_id.as_deref()?;
+    if hub.with(|hub, _| hub.is_throttled(device_id)) {
+        return Some(refusal(
+            device_id,
+            id,
+            429,
+            THROTTLED,
+            "the hub is throttling the device: try again later",
+        ));
+    }
     let made = match request.ask {
         Ask::Get => hub
             .with(|hub, _| hub.twin_properties(device_id))
@@ -61,12 +73,14 @@ pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: 
             body: Bytes::new(),
         }),
     };
-    Some(made.unwrap_or_else(|message| {
-        tracing::warn!(device_id, "refused a twin request: {message}");
-        let tracking_id = uuid::Uuid::new_v4().simple().to_string();
-        let body = json!({ "errorCode": BAD_REQUEST, "message": message, "trackingId": tracking_id });
-        Answer { topic: format!("$iothub/twin/res/400/?$rid={id}"), body: Bytes::from(body.to_string()) }
-    }))
+    Some(made.unwrap_or_else(|message| refusal(device_id, id, 400, BAD_REQUEST, &message)))
+}
+
+fn refusal(device_id: &str, id: &str, status: u16, code: u32, message: &str) -> Answer {
+    tracing::warn!(device_id, "refused a twin request: {message}");
+    let tracking_id = uuid::Uuid::new_v4().simple().to_string();
+    let body = json!({ "errorCode": code, "message": message, "trackingId": tracking_id });
+    Answer { topic: format!("$iothub/twin/res/{status}/?$rid={id}"), body: Bytes::from(body.to_string()) }
 }
 
 fn patch(hub: &SharedHub, device_id: &str, body: &[u8]) -> Result<u64, String> {

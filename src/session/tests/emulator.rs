@@ -22,6 +22,7 @@ async fn start(dir: &std::path::Path) -> Emulator {
         devices: vec!["dev1".into()],
         x509_devices: Vec::new(),
         feedback_interval: std::time::Duration::from_secs(15),
+        faults: Vec::new(),
     };
     emulator::start(options, std::time::SystemTime::now).await.expect("started")
 }

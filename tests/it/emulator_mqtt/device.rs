@@ -47,6 +47,7 @@ impl Local {
             devices: vec!["dev1".into()],
             x509_devices: vec!["cert1".into(), "cert2".into()],
             feedback_interval: Duration::from_millis(10),
+            faults: Vec::new(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = std::sync::mpsc::sync_channel(1);

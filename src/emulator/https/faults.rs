@@ -1,0 +1,66 @@
+//! The emulator's own routes that say what is to go wrong for a device.
+//!
+//! Owns: their JSON, and who may ask. Must not know: what a fault does. Used by: `https::routes`.
+//!
+//! Only for peers on this machine, with a token of the service policy.
+
+use serde_json::{Map, Value, json};
+
+use super::call::Call;
+use super::reply::{self, Refusal, Reply};
+use crate::emulator::hub::{Fault, FaultName};
+
+/// Most bytes of a value.
+const MAX_VALUE: usize = 64;
+
+/// `GET /emulator/devices/{id}/faults`.
+pub(super) fn show(call: &Call) -> Result<Reply, Refusal> {
+    call.own_local_service()?;
+    Ok(of(call))
+}
+
+/// `PUT /emulator/devices/{id}/faults/{name}`: the body is the value, as text.
+pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
+    call.own_local_service()?;
+    let value = call.body(MAX_VALUE).await?;
+    let value = String::from_utf8_lossy(&value);
+    let fault = name(call)?;
+    let fault = Fault::new(fault, value.trim()).map_err(|error| reply::bad_argument(&error.to_string()))?;
+    let device_id = call.segment(2);
+    if call.hub.with(|hub, _| hub.set_fault(device_id, fault)) {
+        tracing::info!(device_id, ?fault, "a fault was asked for");
+    }
+    Ok(of(call))
+}
+
+/// `DELETE /emulator/devices/{id}/faults/{name}`.
+pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
+    call.own_local_service()?;
+    let name = name(call)?;
+    call.hub.with(|hub, _| hub.clear_faults(call.segment(2), Some(name)));
+    Ok(of(call))
+}
+
+/// `DELETE /emulator/devices/{id}/faults`.
+pub(super) fn clear_all(call: &Call) -> Result<Reply, Refusal> {
+    call.own_local_service()?;
+    call.hub.with(|hub, _| hub.clear_faults(call.segment(2), None));
+    Ok(of(call))
+}
+
+fn name(call: &Call) -> Result<FaultName, Refusal> {
+    let name = call.segment(4).to_ascii_lowercase();
+    name.parse()
+        .map_err(|error: crate::emulator::hub::FaultError| reply::bad_argument(&error.to_string()).into())
+}
+
+/// What is to go wrong for the device now, or that there is no such device.
+fn of(call: &Call) -> Reply {
+    let device_id = call.segment(2);
+    let Some(faults) = call.hub.with(|hub, _| hub.faults(device_id)) else {
+        return reply::no_device(device_id);
+    };
+    let shown = |fault: Fault| (fault.name().as_str().to_owned(), fault.value().into());
+    let faults: Map<String, Value> = faults.into_iter().map(shown).collect();
+    reply::ok(&json!({ "deviceId": device_id, "faults": faults }))
+}
