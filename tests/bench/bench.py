@@ -16,10 +16,14 @@ from pathlib import Path
 
 from inbox import measure_inbox
 from receivers import HERE, PYTHON, Agent, Broker, Lines, MosquittoSub, PythonSdk, Receiver, start, started, stop
+from transports import HEADER, measure_transports
 
 EMULATOR_HOST = "127.0.0.10"
 # C2D_BENCH_SMALL=1 tries the script itself out, with figures that mean nothing.
 BACKLOG, CHILDREN, LATENCIES = (20_000, 1_000, 1_000) if not os.environ.get("C2D_BENCH_SMALL") else (500, 50, 50)
+
+
+TRANSPORT_FLOW = BACKLOG // 20
 
 
 def note(text):
@@ -154,7 +158,16 @@ def measure(binary, device_binary, folder):
     broker.close()
 
     against_the_emulator(binary, folder, table)
+    rows = []
+    if PYTHON.exists() and os.getuid() == 0:
+        rows = measure_transports(binary, folder, TRANSPORT_FLOW, LATENCIES // 2, note)
+    else:
+        note("without the SDK's venv, and without the right to use port 443, the transports are left out")
     table.print()
+    if rows:
+        print("\nOver each transport, against the emulator: the agent / its peer (MQTT: Microsoft's SDK, AMQP: uamqp).\n")
+        print(HEADER)
+        print("\n".join(rows))
 
 
 def main():

@@ -1,6 +1,7 @@
 """Signs a device in with uamqp, by CBS: for the programs beside this one.
 
-DEVICE_KEY (base64) and SSL_CERT_FILE (the hub's CA) must be in the environment.
+DEVICE_KEY (base64) and SSL_CERT_FILE (the hub's CA) must be in the environment. With WEBSOCKETS there, too, AMQP goes over a
+WebSocket, which uamqp dials on port 443.
 """
 
 import base64
@@ -10,7 +11,7 @@ import os
 import time
 import urllib.parse
 
-from uamqp import authentication
+from uamqp import TransportType, authentication
 
 
 def token(resource, key, expiry):
@@ -30,4 +31,5 @@ def sign_in(host, port, device):
         expires_at=expiry,
         port=port,
         verify=os.environ["SSL_CERT_FILE"],
+        transport_type=TransportType.AmqpOverWebsocket if "WEBSOCKETS" in os.environ else TransportType.Amqp,
     )
