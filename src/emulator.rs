@@ -24,6 +24,7 @@ use crate::credentials::{CredentialError, HostPort, check_device_id};
 
 mod amqp;
 mod certificates;
+mod event_log;
 mod https;
 pub mod hub;
 mod keeper;

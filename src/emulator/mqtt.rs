@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::message::Properties;
 
+use super::event_log;
 use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription};
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
@@ -370,7 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn record_event(&self, properties: Properties, body: &[u8], note: &str) {
-        topics::log_event(&self.device_id, &properties, body, note);
+        event_log::log_event(&self.device_id, &properties, body, note);
         // A copy: what was read is a part of a larger buffer, which it would keep.
         let body = Bytes::copy_from_slice(body);
         self.hub.with(|hub, now| hub.record_event(&self.device_id, properties, body, now));

@@ -6,7 +6,8 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::harness::{run, wait_for_file, write_config};
-use crate::soak::back_end::{DEVICE, Hub, message};
+use crate::over;
+use crate::soak::back_end::{Hub, message};
 use crate::soak::gateway::Gateway;
 
 /// A rule `work` that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`.
@@ -20,9 +21,9 @@ fn work(keys: &str) -> String {
 }
 
 /// An agent in the middle of `m-1`, with `m-2` in line behind it. The second is good for `life`.
-fn one_begun_and_one_in_line(rest: &str, life: Duration) -> (Hub, Gateway) {
+fn one_begun_and_one_in_line(transport: &str, rest: &str, life: Duration) -> (Hub, Gateway) {
     let hub = Hub::start();
-    let mut gateway = Gateway::new(&hub, rest);
+    let mut gateway = Gateway::over(transport, &hub, rest);
     gateway.start_subscribed();
     hub.send("m-1", "work", &[]).expect("room");
     wait_for_file(&gateway.path("done"), "m-1 began");
@@ -36,8 +37,9 @@ fn one_begun_and_one_in_line(rest: &str, life: Duration) -> (Hub, Gateway) {
 }
 
 /// The next agent has another configuration.
-fn reconfigure(gateway: &Gateway, rest: &str) {
+fn reconfigure(gateway: &Gateway, transport: &str, rest: &str) {
     let dir = gateway.path("");
+    let rest = format!("[device]\ntransport = \"{transport}\"\n{rest}");
     write_config(&dir, &rest.replace("DIR", &dir.display().to_string()));
 }
 
@@ -50,65 +52,73 @@ fn pass(time: Duration) {
 
 #[test]
 fn a_completed_message_whose_rule_is_gone_becomes_a_dead_letter_that_can_be_run_when_the_rule_is_back() {
-    let rule = work("settle = \"on-accept\"");
-    let (_hub, mut gateway) = one_begun_and_one_in_line(&rule, Duration::from_secs(600));
-    gateway.kill();
-    reconfigure(&gateway, "");
-    gateway.start_subscribed();
-    let second = gateway.settled_inbox()["m-2"].clone();
-    assert_eq!((second.state.as_str(), second.outcome.as_deref()), ("dead", Some("refused")));
-    gateway.terminate();
-    reconfigure(&gateway, &rule);
-    fs::write(gateway.path("go"), "").expect("written");
-    gateway.start_subscribed();
-    let retried = run(&mut gateway.command(&["inbox", "retry", "m-2"]));
-    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
-    wait_for_file(&gateway.path("done"), "m-2 ended");
-    gateway.terminate();
+    over::each(|transport| {
+        let rule = work("settle = \"on-accept\"");
+        let (_hub, mut gateway) = one_begun_and_one_in_line(transport, &rule, Duration::from_secs(600));
+        gateway.kill();
+        reconfigure(&gateway, transport, "");
+        gateway.start_subscribed();
+        let second = gateway.settled_inbox()["m-2"].clone();
+        assert_eq!((second.state.as_str(), second.outcome.as_deref()), ("dead", Some("refused")));
+        gateway.terminate();
+        reconfigure(&gateway, transport, &rule);
+        fs::write(gateway.path("go"), "").expect("written");
+        gateway.start_subscribed();
+        let retried = run(&mut gateway.command(&["inbox", "retry", "m-2"]));
+        assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+        wait_for_file(&gateway.path("done"), "m-2 ended");
+        gateway.terminate();
+    });
 }
 
 #[test]
 fn a_message_whose_rule_is_gone_when_it_comes_again_is_reported() {
-    let (hub, mut gateway) = one_begun_and_one_in_line(&work(""), Duration::from_secs(600));
-    gateway.kill();
-    reconfigure(&gateway, "[report]\noutcomes = \"telemetry\"\n");
-    gateway.start_subscribed();
-    hub.wait_success("m-2");
-    hub.emulator.process.stderr.wait_until("a report on m-2", |lines| {
-        let report = |line: &&String| line.contains("received a D2C message") && line.contains("cid=m-2");
-        lines.iter().find(report).cloned()
+    over::each(|transport| {
+        let (hub, mut gateway) = one_begun_and_one_in_line(transport, &work(""), Duration::from_secs(600));
+        gateway.kill();
+        reconfigure(&gateway, transport, "[report]\noutcomes = \"telemetry\"\n");
+        gateway.start_subscribed();
+        hub.wait_success("m-2");
+        hub.emulator.process.stderr.wait_until("a report on m-2", |lines| {
+            let report = |line: &&String| line.contains("received a D2C message") && line.contains("cid=m-2");
+            lines.iter().find(report).cloned()
+        });
+        gateway.terminate();
     });
-    gateway.terminate();
 }
 
 #[test]
 fn two_messages_of_one_id_that_come_when_their_rule_is_gone_hold_nothing_up() {
-    let (hub, mut gateway) = one_begun_and_one_in_line(&work(""), Duration::from_secs(600));
-    gateway.kill();
-    hub.send("m-2", "work", &[]).expect("room");
-    hub.send("m-3", "work", &[]).expect("room");
-    reconfigure(&gateway, "");
-    gateway.start_subscribed();
-    hub.wait_success("m-3");
-    assert_eq!(gateway.agent().stderr.count("dropped unsettled"), 0, "{}", gateway.agent().stderr.text());
-    gateway.terminate();
+    over::each(|transport| {
+        let (hub, mut gateway) = one_begun_and_one_in_line(transport, &work(""), Duration::from_secs(600));
+        gateway.kill();
+        hub.send("m-2", "work", &[]).expect("room");
+        hub.send("m-3", "work", &[]).expect("room");
+        reconfigure(&gateway, transport, "");
+        gateway.start_subscribed();
+        hub.wait_success("m-3");
+        assert_eq!(gateway.agent().stderr.count("dropped unsettled"), 0, "{}", gateway.agent().stderr.text());
+        gateway.terminate();
+    });
 }
 
 #[test]
 fn a_message_that_the_hub_was_to_send_again_is_given_up_only_when_the_hub_is_there_and_does_not() {
-    let life = Duration::from_secs(2);
-    let (_hub, mut gateway) = one_begun_and_one_in_line(&work(""), life);
-    gateway.proxy.set_open(false);
-    gateway.kill();
-    pass(life);
-    gateway.start();
-    gateway.agent().stderr.wait_for("not connected");
-    assert_eq!(gateway.inbox()["m-2"].state, "accepted", "the clock alone may be wrong");
-    gateway.proxy.set_open(true);
-    let line = gateway.agent().stderr.wait_for("expired");
-    assert!(line.contains("message_id=\"m-2\""), "{line}");
-    assert_eq!(gateway.settled_inbox()["m-2"].outcome.as_deref(), Some("expired"));
-    gateway.terminate();
+    over::each(|transport| {
+        let life = Duration::from_secs(2);
+        let (_hub, mut gateway) = one_begun_and_one_in_line(transport, &work(""), life);
+        gateway.proxy.set_open(false);
+        gateway.kill();
+        pass(life);
+        gateway.start();
+        gateway.agent().stderr.wait_for("not connected");
+        assert_eq!(gateway.inbox()["m-2"].state, "accepted", "the clock alone may be wrong");
+        gateway.proxy.set_open(true);
+        let line = gateway.agent().stderr.wait_for("expired");
+        assert!(line.contains("message_id=\"m-2\""), "{line}");
+        assert_eq!(gateway.settled_inbox()["m-2"].outcome.as_deref(), Some("expired"));
+        gateway.terminate();
+    });
 }
 
 #[test]
@@ -127,26 +137,28 @@ fn a_pause_before_another_attempt_does_not_hold_up_the_end() {
 
 #[test]
 fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_had_to_run() {
-    let hub = Hub::start();
-    let rule = "[[rule]]\nname = \"work\"\nwhen = { action = \"work\" }\nsettle = \"on-accept\"\n\
+    over::each(|transport| {
+        let hub = Hub::start();
+        let rule = "[[rule]]\nname = \"work\"\nwhen = { action = \"work\" }\nsettle = \"on-accept\"\n\
         do = [ { shell = \"[ -e DIR/go ] || exit 1; echo began >> DIR/done; sleep 0.5; echo ended >> DIR/done\" } ]\n";
-    let mut gateway = Gateway::new(&hub, rule);
-    gateway.start_subscribed();
-    hub.send("m-1", "work", &[]).expect("room");
-    assert_eq!(gateway.settled_inbox()["m-1"].state, "dead");
-    gateway.terminate();
-    assert!(run(&mut gateway.command(&["inbox", "retry", "m-1"])).status.success());
-    fs::write(gateway.path("go"), "").expect("written");
-    let known = hub.emulator.device_string(DEVICE);
-    let (known, _) = known.split_once("SharedAccessKey=").expect("a key");
-    let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-    let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));
-    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
-    // On a slow disk the refusal comes before the inbox has told what there is to run: then the next start runs it.
-    let done = || fs::read_to_string(gateway.path("done")).unwrap_or_default();
-    assert!(["", "began\nended\n"].contains(&done().as_str()), "{}", done());
-    gateway.start_subscribed();
-    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
-    assert_eq!(fs::read_to_string(gateway.path("done")).expect("begun"), "began\nended\n", "once");
-    gateway.terminate();
+        let mut gateway = Gateway::over(transport, &hub, rule);
+        gateway.start_subscribed();
+        hub.send("m-1", "work", &[]).expect("room");
+        assert_eq!(gateway.settled_inbox()["m-1"].state, "dead");
+        gateway.terminate();
+        assert!(run(&mut gateway.command(&["inbox", "retry", "m-1"])).status.success());
+        fs::write(gateway.path("go"), "").expect("written");
+        let known = gateway.connection_string.clone();
+        let (known, _) = known.split_once("SharedAccessKey=").expect("a key");
+        let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));
+        assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+        // On a slow disk the refusal comes before the inbox has told what there is to run: then the next start runs it.
+        let done = || fs::read_to_string(gateway.path("done")).unwrap_or_default();
+        assert!(["", "began\nended\n"].contains(&done().as_str()), "{}", done());
+        gateway.start_subscribed();
+        assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+        assert_eq!(fs::read_to_string(gateway.path("done")).expect("begun"), "began\nended\n", "once");
+        gateway.terminate();
+    });
 }

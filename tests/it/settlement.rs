@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::harness::{Agent, Emulator, wait_for_file};
+use crate::over;
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -48,12 +49,18 @@ fn send_and_wait(emulator: &Emulator, action: &str, id: &str, wait: &str) -> Opt
 
 #[test]
 fn an_after_action_message_is_completed_when_its_action_has_ended() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let _agent = Agent::start(&emulator, "dev1", dir.path(), &gated_rule(dir.path(), "work", ""));
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=1s"), Some(4), "no feedback while it runs");
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(0));
-    assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended", "two began", "two ended"]);
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let _agent = over::start(&emulator, transport, dir.path(), &gated_rule(dir.path(), "work", ""));
+        assert_eq!(
+            send_and_wait(&emulator, "work", "one", "--wait=1s"),
+            Some(4),
+            "no feedback while it runs"
+        );
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(0));
+        assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended", "two began", "two ended"]);
+    });
 }
 
 #[test]
@@ -71,67 +78,79 @@ fn over_mqtt_a_failed_message_is_completed_whatever_its_rule_says() {
 
 #[test]
 fn an_on_accept_message_is_completed_before_its_action_has_ended() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"\ntimeout = \"10m\"");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
-    let done = wait_for_file(&dir.path().join("done"), "one began");
-    assert_eq!(done, "one began\n", "the hub says Success, and it runs");
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    wait_for_file(&dir.path().join("done"), "one ended");
-    assert_eq!(agent.process.terminate(), Some(0));
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"\ntimeout = \"10m\"");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
+        let done = wait_for_file(&dir.path().join("done"), "one began");
+        assert_eq!(done, "one began\n", "the hub says Success, and it runs");
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        wait_for_file(&dir.path().join("done"), "one ended");
+        assert_eq!(agent.process.terminate(), Some(0));
+    });
 }
 
 #[test]
 fn after_a_crash_what_was_accepted_runs_and_what_had_begun_is_reported_as_interrupted() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
-    wait_for_file(&dir.path().join("done"), "one began");
-    assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(0), "accepted, behind the first");
-    agent.process.kill();
-    drop(agent);
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    wait_for_file(&dir.path().join("done"), "two ended");
-    let line = agent.process.stderr.wait_for("action was cut off");
-    assert!(line.contains("message_id=\"one\"") && line.contains("interrupted"), "{line}");
-    // The killed agent's child lives on by itself and may end what it began; nothing begins twice.
-    let began: Vec<_> =
-        lines(&dir.path().join("done")).into_iter().filter(|line| line.ends_with("began")).collect();
-    assert_eq!(began, ["one began", "two began"]);
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
+        wait_for_file(&dir.path().join("done"), "one began");
+        assert_eq!(
+            send_and_wait(&emulator, "work", "two", "--wait=20s"),
+            Some(0),
+            "accepted, behind the first"
+        );
+        agent.process.kill();
+        drop(agent);
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        wait_for_file(&dir.path().join("done"), "two ended");
+        let line = agent.process.stderr.wait_for("action was cut off");
+        assert!(line.contains("message_id=\"one\"") && line.contains("interrupted"), "{line}");
+        // The killed agent's child lives on by itself and may end what it began; nothing begins twice.
+        let began: Vec<_> =
+            lines(&dir.path().join("done")).into_iter().filter(|line| line.ends_with("began")).collect();
+        assert_eq!(began, ["one began", "two began"]);
+    });
 }
 
 #[test]
 fn after_a_crash_a_rule_that_says_so_runs_again() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"\non_crash = \"retry\"");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    send(&emulator, "work", "one");
-    wait_for_file(&dir.path().join("done"), "one began");
-    agent.process.kill();
-    drop(agent);
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    agent.process.stderr.wait_for("succeeded");
-    let done = lines(&dir.path().join("done"));
-    assert_eq!(done.iter().filter(|line| *line == "one began").count(), 2, "{done:?}");
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let rule = gated_rule(dir.path(), "work", "settle = \"on-accept\"\non_crash = \"retry\"");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        send(&emulator, "work", "one");
+        wait_for_file(&dir.path().join("done"), "one began");
+        agent.process.kill();
+        drop(agent);
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        agent.process.stderr.wait_for("succeeded");
+        let done = lines(&dir.path().join("done"));
+        assert_eq!(done.iter().filter(|line| *line == "one began").count(), 2, "{done:?}");
+    });
 }
 
 #[test]
 fn a_message_that_ended_is_not_run_again_by_the_next_process() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    let rule = gated_rule(dir.path(), "work", "");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
-    agent.process.kill();
-    drop(agent);
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0), "the same id once more");
-    agent.process.stderr.wait_for("already done");
-    assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended"]);
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        let rule = gated_rule(dir.path(), "work", "");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
+        agent.process.kill();
+        drop(agent);
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0), "the same id once more");
+        agent.process.stderr.wait_for("already done");
+        assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended"]);
+    });
 }
 
 #[test]
@@ -212,19 +231,23 @@ fn no_more_programs_run_at_once_than_allowed() {
 
 #[test]
 fn a_message_that_comes_sooner_than_the_minimum_interval_is_refused_also_after_a_restart() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    std::fs::write(dir.path().join("go"), "").expect("written");
-    let rule = gated_rule(dir.path(), "work", "min_interval = \"1h\"");
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
-    assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(0));
-    let line = agent.process.stderr.wait_for("refused");
-    assert!(line.contains("message_id=\"two\"") && line.contains("min_interval is 1h"), "{line}");
-    assert_eq!(agent.process.terminate(), Some(0));
-    let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    send(&emulator, "work", "three");
-    agent.process.stderr.wait_for("refused");
-    assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended"]);
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        let rule = gated_rule(dir.path(), "work", "min_interval = \"1h\"");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
+        // Over AMQP the sender hears of it: Rejected.
+        let told = if transport.starts_with("mqtt") { 0 } else { 3 };
+        assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(told));
+        let line = agent.process.stderr.wait_for("refused");
+        assert!(line.contains("message_id=\"two\"") && line.contains("min_interval is 1h"), "{line}");
+        assert_eq!(agent.process.terminate(), Some(0));
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        send(&emulator, "work", "three");
+        agent.process.stderr.wait_for("refused");
+        assert_eq!(lines(&dir.path().join("done")), ["one began", "one ended"]);
+    });
 }
 
 #[test]

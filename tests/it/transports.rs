@@ -83,3 +83,56 @@ fn a_connection_whose_other_end_has_vanished_is_noticed_and_no_message_is_done_t
         assert_eq!(agent.process.terminate(), Some(0));
     });
 }
+
+#[test]
+fn a_hub_that_restarts_in_the_middle_of_an_action_is_found_again_and_hears_how_it_ended() {
+    over::each(|transport| {
+        let (state, dir) = (dir(), dir());
+        let state = state.path().join("state");
+        let emulator = Emulator::start_in(&state, "0", "0", &["--device", "dev1"]);
+        let agent = over::start(&emulator, transport, dir.path(), &gated_rule(dir.path()));
+        emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
+        wait_for_file(&dir.path().join("done"), "m-1");
+        let [mqtt, amqp, https] =
+            [emulator.mqtt, emulator.amqp, emulator.https].map(|address| address.port().to_string());
+        assert_eq!(emulator.process.terminate(), Some(0));
+        agent.process.stderr.wait_for("not connected");
+        std::fs::write(dir.path().join("go"), "").expect("written");
+        agent.process.stderr.wait_for("action ended");
+        let emulator =
+            Emulator::start_in(&state, &mqtt, &amqp, &["--device", "dev1", "--https-port", &https]);
+        agent.process.stderr.wait_for_nth("subscribed", 2);
+        emulator.send("dev1", &["--message-id", "m-2", "--wait=20s"]);
+        assert_eq!(lines(&dir.path().join("done")), ["m-1", "m-2"], "{transport}");
+        // The one that came again was known.
+        let line = agent.process.stderr.wait_for("already done");
+        assert!(line.contains("message_id=\"m-1\""), "{transport}: {line}");
+        assert_eq!(agent.process.terminate(), Some(0));
+    });
+}
+
+#[test]
+fn sigterm_lets_a_short_action_end_tells_the_hub_and_leaves_what_has_not_begun_there() {
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let done = dir.path().join("done");
+        let rule = format!(
+            "[[rule]]\nname = \"short\"\nwhen = \"any\"\n\
+             do = [ {{ shell = \"echo $C2D_MESSAGE_ID began >> {0}; sleep 1; echo $C2D_MESSAGE_ID ended >> {0}\" }} ]\n",
+            done.display()
+        );
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
+        wait_for_file(&done, "m-1 began");
+        emulator.send("dev1", &["--message-id", "m-2", "--ack", "full"]);
+        assert_eq!(agent.process.terminate(), Some(0));
+        assert_eq!(lines(&done), ["m-1 began", "m-1 ended"], "{transport}");
+        let agent = over::start(&emulator, transport, dir.path(), &rule);
+        wait_for_file(&done, "m-2 ended");
+        emulator.send("dev1", &["--message-id", "m-3", "--wait=20s"]);
+        let expected = ["m-1", "m-2", "m-3"].map(|id| [format!("{id} began"), format!("{id} ended")]);
+        assert_eq!(lines(&done), expected.concat(), "{transport}");
+        assert_eq!(agent.process.stderr.count("already done"), 0, "m-1 was completed in time");
+        assert_eq!(agent.process.terminate(), Some(0));
+    });
+}

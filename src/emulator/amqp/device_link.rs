@@ -20,7 +20,7 @@ use super::ANSWER_TIMEOUT;
 use super::claims::Claims;
 use super::condition::Refusal;
 use super::device_message;
-use crate::emulator::hub::{ConnectionId, Lock, Locked, Subscription};
+use crate::emulator::hub::{ConnectionId, Locked, Subscription};
 
 /// How long a message stays locked for a device that gives no credit: well below the time of a lock.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         }
         let Some(locked) = hub.with(|hub, now| hub.next_delivery(&device_id, own, now)) else {
             tokio::select! {
-                Some((lock, outcome)) = unsettled.next() => settle(&claims, &device_id, lock, outcome),
+                Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
                 // The sender lives in the hub, so this is always a change.
                 _changed = changed.changed() => {}
                 reason = link.on_detach() => {
@@ -51,7 +51,6 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         if !claims.count_packet(&device_id) {
             return hub.with(|hub, _| hub.put_back(&device_id, &locked));
         }
-        let Locked { lock, .. } = locked;
         let patience = Instant::now() + CREDIT_PATIENCE;
         let sent = {
             let mut sending = pin!(link.send_batchable(device_message::of(&locked)));
@@ -60,7 +59,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
                     biased;
                     // This waits for credit.
                     sent = &mut sending => break Some(sent),
-                    Some((lock, outcome)) = unsettled.next() => settle(&claims, &device_id, lock, outcome),
+                    Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
                     _changed = changed.changed() => {
                         if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
                             break None;
@@ -71,7 +70,11 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
             }
         };
         match sent {
-            Some(Ok(settled)) => unsettled.push(outcome(lock, settled)),
+            Some(Ok(settled)) => {
+                let (message_id, redelivered) = (locked.message.message_id(), locked.redelivered);
+                tracing::debug!(device_id, message_id, redelivered, "delivered a C2D message");
+                unsettled.push(outcome(locked, settled));
+            }
             Some(Err(error)) => {
                 tracing::debug!(device_id, %error, "a device's link ended");
                 hub.with(|hub, _| hub.put_back(&device_id, &locked));
@@ -84,12 +87,12 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
 
 type Settled = Result<Outcome, SendError>;
 
-async fn outcome(lock: Lock, settled: DeliveryFut<Settled>) -> (Lock, Settled) {
-    (lock, settled.await)
+async fn outcome(locked: Locked, settled: DeliveryFut<Settled>) -> (Locked, Settled) {
+    (locked, settled.await)
 }
 
 /// `Modified` is not used by SDKs; that it gives the message back is a choice.
-fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
+fn settle(claims: &Claims, device_id: &str, Locked { lock, message, .. }: &Locked, settled: Settled) {
     let outcome = match settled {
         Ok(outcome) => outcome,
         Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),
@@ -97,6 +100,7 @@ fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
     if !claims.count_packet(device_id) {
         return;
     }
+    let (lock, message_id) = (*lock, message.message_id());
     let settled = claims.hub.with(|hub, now| {
         hub.touch(device_id, now);
         match outcome {
@@ -105,8 +109,11 @@ fn settle(claims: &Claims, device_id: &str, lock: Lock, settled: Settled) {
             Outcome::Released(_) | Outcome::Modified(_) => hub.abandon(device_id, lock, now),
         }
     });
-    if let Err(error) = settled {
-        tracing::info!(device_id, %error, "a device settled a message too late: it comes again");
+    match settled {
+        Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
+        Err(error) => {
+            tracing::info!(device_id, message_id, %error, "a device settled a message too late: it comes again");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use fe2o3_amqp::types::primitives::Value;
 use super::claims::Claims;
 use super::condition::Refusal;
 use super::device_message;
+use crate::emulator::event_log;
 
 /// Takes messages until the link ends. Each is kept and accepted, or rejected with the reason; none ends the link.
 pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: String) {
@@ -54,7 +55,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
 fn keep(message: Message<Body<Value>>, claims: &Claims, device_id: &str) -> Result<(), Refusal> {
     claims.check_device(device_id)?;
     let (properties, body) = device_message::event(message)?;
+    event_log::log_event(device_id, &properties, &body, "");
     claims.hub.with(|hub, now| hub.record_event(device_id, properties, body.into(), now));
-    tracing::debug!(device_id, "took a D2C message");
     Ok(())
 }

@@ -3,13 +3,11 @@
 //! Owns: the documented filters and topics, the log of D2C messages. Must not know: packets, sessions.
 //! Used by: `emulator::mqtt`. Source: wire reference 1.4, 1.5 and 1.7.
 
-use crate::message::{self, MESSAGE_ID, MessageError, Properties};
+use crate::message::{self, MessageError, Properties};
 
+pub(super) use super::super::event_log::excerpt;
 use super::super::hub::Subscription;
 use super::{methods, twin};
-
-/// Characters of a D2C message's body and properties in the log.
-const EXCERPT: usize = 200;
 
 /// What a filter of `device_id` asks for; `None` when it is not one of the documented ones.
 pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription> {
@@ -56,27 +54,10 @@ pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destina
     Properties::decode(bag).map(|properties| Some(Destination::Events(properties)))
 }
 
-/// Writes a D2C message to the log.
-pub(super) fn log_event(device_id: &str, properties: &Properties, body: &[u8], note: &str) {
-    let message_id = properties.get(MESSAGE_ID);
-    let bytes = body.len();
-    let body = excerpt(&String::from_utf8_lossy(body.get(..EXCERPT * 4).unwrap_or(body)));
-    let properties = excerpt(&properties.encode());
-    tracing::info!(device_id, message_id, bytes, %properties, %body, "received a D2C message{note}");
-}
-
-/// The beginning of foreign text, on one line.
-pub(super) fn excerpt(text: &str) -> String {
-    let mut short: String = text.chars().take(EXCERPT).flat_map(char::escape_debug).collect();
-    if text.chars().nth(EXCERPT).is_some() {
-        short.push('…');
-    }
-    short
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::MESSAGE_ID;
 
     #[test]
     fn only_the_documented_filters_of_the_own_device_are_known() {

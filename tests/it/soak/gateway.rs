@@ -19,7 +19,7 @@ pub(crate) struct Gateway {
     /// Between the agent and the hub.
     pub(crate) proxy: Proxy,
     dir: tempfile::TempDir,
-    connection_string: String,
+    pub(crate) connection_string: String,
     ca_file: PathBuf,
     /// Where the agent can be asked.
     socket: PathBuf,
@@ -76,6 +76,11 @@ impl Gateway {
             cuts: 0,
             reloads: 0,
         }
+    }
+
+    /// The same over this transport; `rest` begins with a table, and has no `[device]`.
+    pub(crate) fn over(transport: &str, hub: &Hub, rest: &str) -> Self {
+        Self::new(hub, &format!("[device]\ntransport = \"{transport}\"\n{rest}"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -3,80 +3,116 @@
 //! Owns: the moments: between the inbox's write and the PUBACK, and between an action's start and its result.
 //! Must not know: the inbox. Used by: nobody.
 
+use c2d_agent::feedback::FeedbackStatus;
+
+use crate::harness::DEADLINE;
+use crate::over;
+use crate::soak::back_end::{Feedback, Hub};
+
 use super::{QUICK, gated, open, settled, started, wait_done};
+
+/// Sends one message through all of it: over AMQP the agent's credit for further ones has arrived by then.
+fn flowing(hub: &Hub) -> Vec<String> {
+    hub.send("before", "quick", &[]).expect("room");
+    hub.wait_success("before");
+    settled(hub)
+}
 
 #[test]
 fn trap_10_kill_9_between_the_inbox_write_and_the_puback_completes_the_message_and_does_not_run_it_again() {
-    let (hub, mut gateway) = started(QUICK);
-    gateway.proxy.hold(true);
-    hub.send("m-1", "quick", &[]).expect("room");
-    gateway.agent().stderr.wait_for("action ended");
-    assert!(settled(&hub).is_empty());
-    gateway.kill();
-    gateway.proxy.cut();
-    gateway.proxy.hold(false);
-    gateway.start();
-    hub.wait_success("m-1");
-    hub.send("next", "quick", &[]).expect("room");
-    assert_eq!(wait_done(&gateway, "next done"), "m-1 done\nnext done\n");
+    over::each(|transport| {
+        let (hub, mut gateway) = started(transport, QUICK);
+        let before = flowing(&hub);
+        gateway.proxy.hold(true);
+        hub.send("m-1", "quick", &[]).expect("room");
+        gateway.agent().stderr.wait_for("action ended");
+        assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+        assert_eq!(settled(&hub), before);
+        gateway.kill();
+        gateway.proxy.cut();
+        gateway.proxy.hold(false);
+        gateway.start();
+        hub.wait_success("m-1");
+        hub.send("next", "quick", &[]).expect("room");
+        assert_eq!(wait_done(&gateway, "next done"), "before done\nm-1 done\nnext done\n");
+    });
 }
 
 #[test]
 fn trap_10_kill_9_after_an_accept_and_before_the_puback_runs_what_waited_once() {
-    let (hub, mut gateway) = started(&gated("slow", "settle = \"on-accept\""));
-    gateway.proxy.hold(true);
-    hub.send("first", "slow", &[]).expect("room");
-    hub.send("waiting", "slow", &[]).expect("room");
-    wait_done(&gateway, "first began");
-    // Until the inbox has the second one, too.
-    while gateway.inbox().len() < 2 {
-        gateway.expect_running();
-    }
-    assert!(settled(&hub).is_empty());
-    gateway.kill();
-    gateway.proxy.cut();
-    gateway.proxy.hold(false);
-    gateway.start();
-    wait_done(&gateway, "waiting began");
-    open(&gateway, "slow");
-    wait_done(&gateway, "waiting ended");
-    hub.wait_success("first");
-    hub.wait_success("waiting");
-    let inbox = gateway.settled_inbox();
-    assert_eq!(inbox["first"].outcome.as_deref(), Some("interrupted"));
-    assert_eq!(inbox["waiting"].outcome.as_deref(), Some("succeeded"));
-    let done = wait_done(&gateway, "first ended"); // the program outlived its agent
-    assert_eq!(done.lines().count(), 4, "nothing was run twice: {done}");
+    over::each(|transport| {
+        let (hub, mut gateway) =
+            started(transport, &(QUICK.to_owned() + &gated("slow", "settle = \"on-accept\"")));
+        let before = flowing(&hub);
+        gateway.proxy.hold(true);
+        hub.send("first", "slow", &[]).expect("room");
+        hub.send("waiting", "slow", &[]).expect("room");
+        wait_done(&gateway, "first began");
+        // Until the inbox has the second one, too.
+        while gateway.inbox().len() < 3 {
+            gateway.expect_running();
+        }
+        assert_eq!(settled(&hub), before);
+        gateway.kill();
+        gateway.proxy.cut();
+        gateway.proxy.hold(false);
+        gateway.start();
+        wait_done(&gateway, "waiting began");
+        open(&gateway, "slow");
+        wait_done(&gateway, "waiting ended");
+        hub.wait_success("first");
+        hub.wait_success("waiting");
+        let inbox = gateway.settled_inbox();
+        assert_eq!(inbox["first"].outcome.as_deref(), Some("interrupted"));
+        assert_eq!(inbox["waiting"].outcome.as_deref(), Some("succeeded"));
+        let done = wait_done(&gateway, "first ended"); // the program outlived its agent
+        assert_eq!(done.lines().count(), 5, "nothing was run twice: {done}");
+    });
 }
 
 #[test]
 fn trap_10_kill_9_in_the_middle_of_an_action_makes_a_dead_letter_that_a_person_can_run_again() {
-    let (hub, mut gateway) = started(&gated("slow", ""));
-    hub.send("m-1", "slow", &[]).expect("room");
-    wait_done(&gateway, "m-1 began");
-    gateway.kill();
-    gateway.start();
-    hub.wait_success("m-1");
-    let inbox = gateway.settled_inbox();
-    assert_eq!((inbox["m-1"].state.as_str(), inbox["m-1"].outcome.as_deref()), ("dead", Some("interrupted")));
-    open(&gateway, "slow");
-    assert_eq!(wait_done(&gateway, "m-1 ended"), "m-1 began\nm-1 ended\n", "the program outlived its agent");
-    let retried = crate::harness::run(&mut gateway.command(&["inbox", "retry", "m-1"]));
-    assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
-    let done = wait_done(&gateway, "m-1 ended\nm-1 began\nm-1 ended");
-    assert_eq!(done.lines().count(), 4, "{done}");
-    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    over::each(|transport| {
+        let (hub, mut gateway) = started(transport, &gated("slow", ""));
+        hub.send("m-1", "slow", &[]).expect("room");
+        wait_done(&gateway, "m-1 began");
+        gateway.kill();
+        gateway.start();
+        // Over AMQP the device can say how it went.
+        let told =
+            if transport.starts_with("mqtt") { FeedbackStatus::Success } else { FeedbackStatus::Rejected };
+        let is_told = |feedback: &Feedback| feedback.get("m-1").is_some_and(|all| *all == [told]);
+        assert!(hub.wait_feedback(DEADLINE, is_told), "{transport}: {:?}", hub.feedback());
+        let inbox = gateway.settled_inbox();
+        assert_eq!(
+            (inbox["m-1"].state.as_str(), inbox["m-1"].outcome.as_deref()),
+            ("dead", Some("interrupted"))
+        );
+        open(&gateway, "slow");
+        assert_eq!(
+            wait_done(&gateway, "m-1 ended"),
+            "m-1 began\nm-1 ended\n",
+            "the program outlived its agent"
+        );
+        let retried = crate::harness::run(&mut gateway.command(&["inbox", "retry", "m-1"]));
+        assert!(retried.status.success(), "{}", String::from_utf8_lossy(&retried.stderr));
+        let done = wait_done(&gateway, "m-1 ended\nm-1 began\nm-1 ended");
+        assert_eq!(done.lines().count(), 4, "{done}");
+        assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    });
 }
 
 #[test]
 fn trap_10_kill_9_in_the_middle_of_an_action_that_may_be_repeated_runs_it_again() {
-    let (hub, mut gateway) = started(&gated("slow", "on_crash = \"retry\""));
-    hub.send("m-1", "slow", &[]).expect("room");
-    wait_done(&gateway, "m-1 began");
-    gateway.kill();
-    gateway.start();
-    wait_done(&gateway, "m-1 began\nm-1 began");
-    open(&gateway, "slow");
-    hub.wait_success("m-1");
-    assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    over::each(|transport| {
+        let (hub, mut gateway) = started(transport, &gated("slow", "on_crash = \"retry\""));
+        hub.send("m-1", "slow", &[]).expect("room");
+        wait_done(&gateway, "m-1 began");
+        gateway.kill();
+        gateway.start();
+        wait_done(&gateway, "m-1 began\nm-1 began");
+        open(&gateway, "slow");
+        hub.wait_success("m-1");
+        assert_eq!(gateway.settled_inbox()["m-1"].outcome.as_deref(), Some("succeeded"));
+    });
 }

@@ -113,7 +113,7 @@ fn trap_15_a_disk_that_is_full_at_the_start_is_sat_out() {
 
 #[test]
 fn trap_15_an_action_that_ends_while_nothing_can_be_written_is_completed_when_its_end_is_recorded() {
-    let (hub, mut gateway) = started(&gated("slow", ""));
+    let (hub, mut gateway) = started("mqtt", &gated("slow", ""));
     hub.send("m-1", "slow", &[]).expect("room");
     wait_done(&gateway, "m-1 began");
     // The program that runs keeps the limit that it began with.
@@ -133,7 +133,8 @@ fn trap_15_an_action_that_ends_while_nothing_can_be_written_is_completed_when_it
 
 #[test]
 fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses_nothing() {
-    let (hub, mut gateway) = started(&(gated("slow", "") + &gated("accepted", "settle = \"on-accept\"")));
+    let (hub, mut gateway) =
+        started("mqtt", &(gated("slow", "") + &gated("accepted", "settle = \"on-accept\"")));
     hub.send("m-1", "slow", &[]).expect("room");
     wait_done(&gateway, "m-1 began");
     hub.send("m-2", "accepted", &[]).expect("room");
@@ -164,7 +165,7 @@ fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses
 
 #[test]
 fn trap_15_a_message_that_expires_while_nothing_can_be_written_is_not_acted_on() {
-    let (hub, mut gateway) = started(QUICK);
+    let (hub, mut gateway) = started("mqtt", QUICK);
     limit_file_size(gateway.agent(), Some(0));
     let expiry = SystemTime::now() + Duration::from_secs(3);
     let mut soon = message("m-1", "quick");

@@ -1,0 +1,26 @@
+//! D2C messages in the log, the same over each protocol, and how much of foreign text a line may have.
+//!
+//! Owns: the line. Must not know: protocols, what is kept of a message. Used by: `emulator::{mqtt, amqp}`.
+
+use crate::message::{MESSAGE_ID, Properties};
+
+/// Characters of a D2C message's body and properties in the log.
+const EXCERPT: usize = 200;
+
+/// Writes a D2C message to the log.
+pub(in crate::emulator) fn log_event(device_id: &str, properties: &Properties, body: &[u8], note: &str) {
+    let message_id = properties.get(MESSAGE_ID);
+    let bytes = body.len();
+    let body = excerpt(&String::from_utf8_lossy(body.get(..EXCERPT * 4).unwrap_or(body)));
+    let properties = excerpt(&properties.encode());
+    tracing::info!(device_id, message_id, bytes, %properties, %body, "received a D2C message{note}");
+}
+
+/// The beginning of foreign text, on one line.
+pub(in crate::emulator) fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(EXCERPT).flat_map(char::escape_debug).collect();
+    if text.chars().nth(EXCERPT).is_some() {
+        short.push('…');
+    }
+    short
+}
