@@ -24,6 +24,8 @@ mod c2d_send;
 mod c2d_send_outcome;
 mod check;
 mod config;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod conformance;
 mod corpora;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod demo;

@@ -1,6 +1,7 @@
 //! A minimal MQTT device on a blocking TLS socket, and an emulator in a thread whose hub tests can reach.
 //!
 //! Owns: packets in and out with deadlines. Must not know: what a test is about. Used by: `emulator_mqtt`.
+#![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -12,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SasToken, SharedAccessKey};
 use c2d_agent::emulator::hub::{EnqueueError, QueuedMessage};
 use c2d_agent::emulator::shared::SharedHub;
-use c2d_agent::emulator::{self, Options};
+use c2d_agent::emulator::{self, Clock, Options};
 use c2d_agent::feedback::{DeliveryAck, FeedbackStatus};
 use c2d_agent::message::{self, C2dMessage};
 use c2d_agent::tls::{self, ClientCertificate};
@@ -36,11 +37,16 @@ pub(crate) struct Local {
 
 impl Local {
     pub(crate) fn start() -> Self {
+        Self::start_as("localhost", SystemTime::now)
+    }
+
+    /// One of another name, or with another clock.
+    pub(crate) fn start_as(hostname: &str, clock: Clock) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let options = Options {
             state_dir: dir.path().join("state"),
             bind: Ipv4Addr::LOCALHOST.into(),
-            hostname: "localhost".into(),
+            hostname: hostname.into(),
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),
@@ -54,7 +60,7 @@ impl Local {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
-                let emulator = emulator::start(options, SystemTime::now).await.expect("started");
+                let emulator = emulator::start(options, clock).await.expect("started");
                 ready.send((emulator.hub().clone(), emulator.mqtt_address())).expect("waiting");
                 drop(stopped.await);
                 emulator.stop().await;
@@ -209,15 +215,33 @@ impl Device {
                 Err(Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("the emulator sent a bad packet: {error}"),
             }
-            let mut bytes = [0; 16 * 1024];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return None,
-                Ok(read) => self.buffer.extend_from_slice(&bytes[..read]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    panic!("nothing came in {DEADLINE:?}")
-                }
-                Err(_) => return None,
+            self.read()?;
+        }
+    }
+
+    /// Some more bytes; `None` at the end.
+    fn read(&mut self) -> Option<()> {
+        let mut bytes = [0; 16 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => None,
+            Ok(read) => {
+                self.buffer.extend_from_slice(&bytes[..read]);
+                Some(())
             }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                panic!("nothing came in {DEADLINE:?}")
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The bytes of the next packet; `None` when the emulator has closed the connection.
+    pub(crate) fn frame(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(length) = frame_length(&self.buffer) {
+                return Some(self.buffer.split_to(length).to_vec());
+            }
+            self.read()?;
         }
     }
 
@@ -272,4 +296,18 @@ impl Device {
         self.send(Packet::PingReq);
         assert_eq!(self.next(), Some(Packet::PingResp));
     }
+}
+
+/// How long the packet at the front is, when it is whole. Source: MQTT 3.1.1, 2.2.3.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let (mut length, mut shift) = (0, 0);
+    for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            let whole = at + 1 + length;
+            return (bytes.len() >= whole).then_some(whole);
+        }
+    }
+    None
 }

@@ -1,0 +1,6 @@
+//! The wire reference's checklist (its section 8): each line a test, named after it, of what an unmodified SDK breaks on.
+//!
+//! Owns: nothing. Must not know: SDKs; they have tests of their own. Used by: nobody.
+
+mod mqtt;
+mod semantics;
