@@ -9,13 +9,13 @@ use crate::harness::DEADLINE;
 use crate::over;
 use crate::soak::back_end::{Feedback, Hub};
 
-use super::{QUICK, gated, open, settled, started, wait_done};
+use super::{QUICK, gated, open, settled, settled_after, started, wait_done};
 
 /// Sends one message through all of it: over AMQP the agent's credit for further ones has arrived by then.
 fn flowing(hub: &Hub) -> Vec<String> {
     hub.send("before", "quick", &[]).expect("room");
     hub.wait_success("before");
-    settled(hub)
+    settled_after(hub, 1)
 }
 
 #[test]
