@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
@@ -195,7 +196,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (own, token) = (hub.clone(), stop.clone());
     let serve_amqp = move |stream: TlsStream<TcpStream>, peer| {
         let certificate = tls::peer_thumbprint(stream.get_ref().1);
-        amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone())
+        amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone()).map(drop)
     };
     tasks.spawn(listener::serve("amqp", amqp, tls.clone(), stop.clone(), serve_amqp));
     let (own, token) = (registrar.clone(), stop.clone());

@@ -12,10 +12,11 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Sink, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures_util::{Sink, SinkExt as _, Stream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -48,6 +49,22 @@ const CHUNK: usize = 64 * 1024;
 const WRITE_BUFFER: usize = 2 * CHUNK;
 const MAX_WRITE_BUFFER: usize = 8 * CHUNK;
 
+/// Longest reason in a close frame, in bytes. Source: RFC 6455, 5.5.
+const MAX_REASON: usize = 123;
+
+/// Why a server closes a WebSocket. Source of the codes: RFC 6455, 7.4.1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// The protocol inside has come to its end (1000).
+    Done,
+    /// The server stops (1001).
+    GoingAway,
+    /// The client broke the rules of the protocol inside; which, in words (1002).
+    Breach(String),
+    /// The client may not in; why, in words (1008).
+    Refused(String),
+}
+
 /// The bytes of a WebSocket's binary messages, in order.
 ///
 /// A text message, a message above 512 KiB and a breach of the protocol end it: the peer is told by a close frame (1003,
@@ -59,6 +76,20 @@ pub(crate) struct ByteStream<S> {
     arrived: Bytes,
     /// Why it ends, while the peer is told.
     ending: Option<Ending>,
+}
+
+impl Farewell {
+    fn frame(self) -> CloseFrame {
+        let (code, mut reason) = match self {
+            Self::Done => (CloseCode::Normal, String::new()),
+            Self::GoingAway => (CloseCode::Away, String::new()),
+            Self::Breach(reason) => (CloseCode::Protocol, reason),
+            Self::Refused(reason) => (CloseCode::Policy, reason),
+        };
+        let ends = reason.char_indices().map(|(at, c)| at + c.len_utf8());
+        reason.truncate(ends.take_while(|end| *end <= MAX_REASON).last().unwrap_or_default());
+        CloseFrame { code, reason: reason.into() }
+    }
 }
 
 struct Ending {
@@ -75,6 +106,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
 
     fn new(inner: WebSocketStream<S>) -> Self {
         Self { inner, arrived: Bytes::new(), ending: None }
+    }
+
+    /// Closes it as a server does, within `patience`: a close frame, unless the peer was told already; then the end of the
+    /// connection. What the peer still sends is read until it has closed, too: to close with something unread would reset
+    /// the connection, and take the reason along.
+    pub(crate) async fn close(mut self, farewell: Farewell, patience: Duration) {
+        let closing = async {
+            let told = match self.ending {
+                None => self.inner.send(Message::Close(Some(farewell.frame()))).await,
+                Some(_) => self.inner.flush().await,
+            };
+            if let Err(error) = told {
+                tracing::debug!(%error, "the peer of a WebSocket has closed it before");
+            }
+            let raw = self.inner.get_mut();
+            raw.shutdown().await?;
+            let mut unread = [0; 4 * 1024];
+            while raw.read(&mut unread).await? > 0 {}
+            io::Result::Ok(())
+        };
+        match tokio::time::timeout(patience, closing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the peer of a WebSocket was gone before it was closed")
+            }
+            Err(_) => tracing::debug!("cut a WebSocket whose peer did not close it in time"),
+        }
     }
 
     /// Waits until there is something in `arrived`, or the end.
@@ -203,8 +261,8 @@ fn broken(error: Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::{SinkExt as _, StreamExt as _};
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use futures_util::StreamExt as _;
+    use tokio::io::DuplexStream;
 
     async fn pair(room: usize) -> (ByteStream<DuplexStream>, WebSocketStream<DuplexStream>) {
         let (near, far) = tokio::io::duplex(room);

@@ -23,7 +23,7 @@ use super::registry::Thumbprint;
 use super::shared::SharedHub;
 use claims::Claims;
 use guard::Guard;
-use stream::Replayed;
+use stream::{Breach, Replayed};
 
 mod address;
 mod c2d_link;
@@ -57,6 +57,17 @@ const MAGIC: &[u8; 4] = b"AMQP";
 const PLAIN_AMQP: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_ID: u8 = 3;
 
+/// How a connection ended, as far as its client should hear of it outside AMQP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was open, and is over.
+    Done,
+    /// The client broke the rules of AMQP; which, in words.
+    Breach(String),
+    /// The client may not in; why, in words.
+    Refused(String),
+}
+
 /// Serves one connection until the client goes, breaks the rules, or `stop`.
 /// `certificate` is the one that the client has shown.
 pub(super) async fn serve_connection<S>(
@@ -65,19 +76,29 @@ pub(super) async fn serve_connection<S>(
     peer: SocketAddr,
     hub: SharedHub,
     stop: CancellationToken,
-) where
+) -> End
+where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
     // The crate offers no way to cut a connection, and its engines are tasks of their own: the stream is cut instead.
     let kill = stop.child_token();
-    let claims = Claims::new(hub, certificate, kill.clone());
+    let (claims, breach) = (Claims::new(hub, certificate, kill.clone()), Breach::default());
+    let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
-        () = stop.cancelled() => return,
-        opened = tokio::time::timeout(ARRIVAL_TIMEOUT, open(stream, &claims, kill.clone())) => opened,
+        () = stop.cancelled() => return End::Done,
+        // The crate would wait for a goodbye of the client.
+        () = breach.told() => Ok(Err(ArrivalError::Guard)),
+        opened = tokio::time::timeout(ARRIVAL_TIMEOUT, opening) => opened,
     };
-    match opened {
-        Err(_) => tracing::info!(%peer, "dropped an AMQP client that did not open its connection in time"),
-        Ok(Err(error)) => tracing::info!(%peer, %error, "an AMQP client could not open its connection"),
+    let end = match opened {
+        Err(_) => {
+            tracing::info!(%peer, "dropped an AMQP client that did not open its connection in time");
+            End::Breach("no AMQP connection was opened in time".to_owned())
+        }
+        Ok(Err(error)) => {
+            tracing::info!(%peer, %error, "an AMQP client could not open its connection");
+            error.end()
+        }
         Ok(Ok(connection)) => {
             tracing::info!(%peer, "opened an AMQP connection");
             let mut sessions = JoinSet::new();
@@ -89,9 +110,11 @@ pub(super) async fn serve_connection<S>(
                 report(ended, peer);
             }
             tracing::info!(%peer, "ended an AMQP connection");
+            End::Done
         }
-    }
+    };
     kill.cancel();
+    breach.reason().map_or(end, |reason| End::Breach(reason.to_owned()))
 }
 
 /// Why a connection did not come about.
@@ -101,13 +124,31 @@ enum ArrivalError {
     Io(#[from] std::io::Error),
     #[error("the first bytes are not those of AMQP 1.0")]
     NotAmqp,
+    #[error("what came was refused")]
+    Guard,
     #[error(transparent)]
     Open(#[from] OpenError),
+}
+
+impl ArrivalError {
+    fn end(&self) -> End {
+        match self {
+            Self::Open(OpenError::SaslError { .. }) => {
+                End::Refused("the sign-in was refused: check the user name and the token".to_owned())
+            }
+            Self::Io(_) => End::Breach("no AMQP header came".to_owned()),
+            Self::NotAmqp => End::Breach(self.to_string()),
+            Self::Open(_) | Self::Guard => {
+                End::Breach("the first frames are not those of an AMQP connection".to_owned())
+            }
+        }
+    }
 }
 
 async fn open<S>(
     mut stream: S,
     claims: &Arc<Claims>,
+    breach: &Breach,
     kill: CancellationToken,
 ) -> Result<ListenerConnectionHandle, ArrivalError>
 where
@@ -123,7 +164,7 @@ where
         return Err(ArrivalError::NotAmqp);
     }
     let guard = Guard::new(usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX));
-    let stream = Replayed::new(header, stream, guard, kill);
+    let stream = Replayed::new(header, stream, guard, breach.clone(), kill);
     // No idle time-out is advertised: the crate enforces it strictly, and the Python SDK sends nothing between two
     // messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);

@@ -37,6 +37,7 @@ mod device;
 mod events;
 mod faults;
 mod feedback;
+mod lent;
 mod methods;
 mod overview;
 mod page;

@@ -53,6 +53,8 @@ mod emulator_registry;
 mod emulator_state;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_twins;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_websocket;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;

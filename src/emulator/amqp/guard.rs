@@ -12,6 +12,10 @@ use std::collections::BTreeMap;
 /// Largest frame; the emulator says so in its Open.
 pub(super) const MAX_FRAME: u32 = 256 * 1024;
 
+/// Largest frame of a client before and with its Open, and of SASL: the least that every peer must take, and the most that the
+/// crate does. Source: AMQP 1.0, 2.4.1 and 5.3.1.
+const MAX_FIRST_FRAME: u32 = 512;
+
 /// Values in values. SDKs nest four deep; a body that is an AMQP map may go deeper.
 const MAX_DEPTH: usize = 32;
 
@@ -26,9 +30,12 @@ const MAGIC: &[u8] = b"AMQP";
 const HEADER_BYTES: usize = 8;
 
 /// Performatives by the number that describes them.
+const OPEN: u64 = 0x10;
 const TRANSFER: u64 = 0x14;
 const DETACH: u64 = 0x16;
 const END: u64 = 0x17;
+/// Those of SASL; Open comes after them.
+const SASL: std::ops::RangeInclusive<u64> = 0x40..=0x44;
 /// Fields of a transfer, by their place in its list; the first one is a detach's, too.
 const HANDLE: usize = 0;
 const MORE: usize = 5;
@@ -39,6 +46,12 @@ const ABORTED: usize = 9;
 pub(super) enum GuardError {
     #[error("the client sent a frame of {0} bytes")]
     FrameSize(u32),
+    #[error(
+        "the client sent a frame of {0} bytes before its connection was open: at most {MAX_FIRST_FRAME} then"
+    )]
+    FirstFrameSize(u32),
+    #[error("the client sent another frame before Open")]
+    NotOpen,
     #[error("the client sent a malformed frame or message")]
     Malformed,
     #[error("the client sent values that nest more than {MAX_DEPTH} deep")]
@@ -49,6 +62,8 @@ pub(super) enum GuardError {
 
 /// Follows the bytes of one client.
 pub(super) struct Guard {
+    /// Whether Open has come. Without it the crate waits for ever for a Close.
+    opened: bool,
     /// The frame that is arriving.
     frame: Vec<u8>,
     /// Messages of which more frames follow, by channel and handle, at most [`MAX_UNFINISHED`]. `None`: too large, which
@@ -60,7 +75,7 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(max_message: usize) -> Self {
-        Self { frame: Vec::new(), messages: BTreeMap::new(), max_message }
+        Self { opened: false, frame: Vec::new(), messages: BTreeMap::new(), max_message }
     }
 
     /// Takes in what the client sent, in any pieces.
@@ -88,7 +103,8 @@ impl Guard {
         let Some(length) = self.frame.first_chunk::<4>() else { return Ok(4 - self.frame.len()) };
         let whole = match u32::from_be_bytes(*length) {
             _ if length == MAGIC => HEADER_BYTES,
-            length @ (8..=MAX_FRAME) => length as usize,
+            length @ (8..=MAX_FRAME) if self.opened || length <= MAX_FIRST_FRAME => length as usize,
+            length @ (8..=MAX_FRAME) => return Err(GuardError::FirstFrameSize(length)),
             length => return Err(GuardError::FrameSize(length)),
         };
         Ok(whole.saturating_sub(self.frame.len()))
@@ -105,6 +121,10 @@ impl Guard {
         let performative = body.get(..body.len() - payload.len()).unwrap_or_default();
         let channel = u16::from_be_bytes(*channel);
         let (kind, fields) = performative_fields(performative)?;
+        self.opened |= kind == OPEN;
+        if !self.opened && !SASL.contains(&kind) {
+            return Err(GuardError::NotOpen);
+        }
         match kind {
             TRANSFER => self.check_payload(channel, &Transfer::read(&fields)?, payload),
             _ if !payload.is_empty() => Err(GuardError::Malformed),
@@ -285,7 +305,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OPEN: &[u8] = b"\x00\x53\x10\xc0\x04\x01\xa1\x01x";
+    const OPENING: &[u8] = b"\x00\x53\x10\xc0\x04\x01\xa1\x01x";
 
     fn frame(channel: u8, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(8 + body.len()).expect("short").to_be_bytes();
@@ -314,13 +334,14 @@ mod tests {
 
     fn fed(frames: &[Vec<u8>]) -> Result<(), GuardError> {
         let mut guard = Guard::new(1000);
+        guard.feed(&frame(0, OPENING))?;
         frames.iter().try_for_each(|frame| guard.feed(frame))
     }
 
     #[test]
     fn headers_and_frames_pass_in_any_pieces() {
         let body = section(&nested(20));
-        let frames = [b"AMQP\x03\x01\x00\x00".to_vec(), b"AMQP\x00\x01\x00\x00".to_vec(), frame(0, OPEN)];
+        let frames = [b"AMQP\x03\x01\x00\x00".to_vec(), b"AMQP\x00\x01\x00\x00".to_vec(), frame(0, OPENING)];
         let more = [
             frame(0, b""),
             transfer_frame(true, false, &body[..50]),
@@ -385,6 +406,16 @@ mod tests {
         );
         let endless = section(b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x41");
         assert_eq!(fed(&[transfer_frame(false, false, &endless)]), Err(GuardError::Malformed));
+    }
+
+    #[test]
+    fn nothing_but_sasl_and_short_frames_comes_before_open() {
+        let begin = frame(0, b"\x00\x53\x11\x45");
+        let init = frame(0, b"\x00\x53\x41\xc0\x03\x01\xa3\x00");
+        assert_eq!(Guard::new(0).feed(&[&init[..], &begin].concat()), Err(GuardError::NotOpen));
+        assert_eq!(Guard::new(0).feed(&[init, frame(0, OPENING), begin].concat()), Ok(()));
+        assert_eq!(Guard::new(0).feed(b"\x00\x00\x02\x00"), Ok(()));
+        assert_eq!(Guard::new(0).feed(b"\x00\x00\x02\x01"), Err(GuardError::FirstFrameSize(513)));
     }
 
     proptest! {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,20 +13,51 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::guard::Guard;
 
+/// What the guard refused, once it has.
+#[derive(Clone, Default)]
+pub(super) struct Breach {
+    reason: Arc<OnceLock<String>>,
+    told: CancellationToken,
+}
+
+impl Breach {
+    /// Why the connection must end, in words.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
+
+    /// Waits until there is one.
+    pub(super) async fn told(&self) {
+        self.told.cancelled().await;
+    }
+
+    fn tell(&self, reason: String) {
+        self.reason.get_or_init(|| reason);
+        self.told.cancel();
+    }
+}
+
 /// Reads as `header` followed by what `inner` has, as far as `guard` lets it pass; once killed, reads and writes fail.
 pub(super) struct Replayed<S> {
     header: [u8; 8],
     replayed: usize,
     inner: S,
     guard: Guard,
+    breach: Breach,
     kill: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Replayed<S> {
-    pub(super) fn new(header: [u8; 8], inner: S, guard: Guard, kill: CancellationToken) -> Self {
+    pub(super) fn new(
+        header: [u8; 8],
+        inner: S,
+        guard: Guard,
+        breach: Breach,
+        kill: CancellationToken,
+    ) -> Self {
         let killed = Box::pin(kill.clone().cancelled_owned());
-        Self { header, replayed: 0, inner, guard, kill, killed }
+        Self { header, replayed: 0, inner, guard, breach, kill, killed }
     }
 
     fn check(&self) -> io::Result<()> {
@@ -49,6 +81,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
         if self.killed.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
+        if let Some(reason) = self.breach.reason() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
+        }
         let start = self.replayed;
         let rest = self.header.get(start..).unwrap_or_default();
         if rest.is_empty() {
@@ -57,6 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
             let checked = self.guard.feed(buffer.filled().get(before..).unwrap_or_default());
             return Poll::Ready(checked.map_err(|error| {
                 tracing::warn!("cut an AMQP connection: {error}");
+                self.breach.tell(error.to_string());
                 io::Error::new(io::ErrorKind::InvalidData, error)
             }));
         }
@@ -99,7 +135,8 @@ mod tests {
         far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
         drop(far);
         let guard = Guard::new(0);
-        let mut stream = Replayed::new(*b"AMQP\x00\x01\x00\x00", near, guard, CancellationToken::new());
+        let mut stream =
+            Replayed::new(*b"AMQP\x00\x01\x00\x00", near, guard, Breach::default(), CancellationToken::new());
         let mut three = [0; 3];
         stream.read_exact(&mut three).await.expect("read");
         let mut others = Vec::new();
@@ -111,7 +148,8 @@ mod tests {
     async fn what_the_guard_refuses_is_not_read() {
         let (near, mut far) = tokio::io::duplex(64);
         far.write_all(b"\x00\x00\x00\x07").await.expect("written");
-        let mut stream = Replayed::new([0; 8], near, Guard::new(0), CancellationToken::new());
+        let mut stream =
+            Replayed::new([0; 8], near, Guard::new(0), Breach::default(), CancellationToken::new());
         let mut bytes = [0; 12];
         let error = stream.read_exact(&mut bytes).await.expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
@@ -121,7 +159,7 @@ mod tests {
     async fn a_kill_ends_a_read_that_waits() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = CancellationToken::new();
-        let mut stream = Replayed::new([0; 8], near, Guard::new(0), kill.clone());
+        let mut stream = Replayed::new([0; 8], near, Guard::new(0), Breach::default(), kill.clone());
         let mut header = [0; 8];
         stream.read_exact(&mut header).await.expect("the header");
         let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });

@@ -13,6 +13,7 @@ use fe2o3_amqp::types::messaging::{
 };
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp, Uuid, Value};
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
+use futures_util::FutureExt as _;
 
 use super::*;
 use crate::credentials::{SasToken, SharedAccessKey};
@@ -70,7 +71,8 @@ impl Client {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let mut server = JoinSet::new();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        server.spawn(serve_connection(far, None, peer, hub.clone(), CancellationToken::new()));
+        let served = serve_connection(far, None, peer, hub.clone(), CancellationToken::new());
+        server.spawn(served.map(drop));
         let mut builder = Connection::builder().container_id("test").scheme("amqp");
         if let Some(profile) = profile {
             builder = builder.sasl_profile(profile);
@@ -356,8 +358,9 @@ async fn bytes_that_are_not_amqp_get_the_header_and_the_end() {
         near.read_to_end(&mut answer).await.expect("read");
         answer
     };
-    let ((), answer) = tokio::join!(server, client);
+    let (end, answer) = tokio::join!(server, client);
     assert_eq!(answer, PLAIN_AMQP);
+    assert_eq!(end, End::Breach("the first bytes are not those of AMQP 1.0".to_owned()));
 }
 
 #[tokio::test]

@@ -7,12 +7,14 @@
 //! take both subprotocols, the query is ignored, and no Authorization header is asked for: the protocol inside signs in.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::upgrade::{OnUpgrade, on};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_util::sync::CancellationToken;
@@ -21,12 +23,17 @@ use super::super::listener::ARRIVAL_TIMEOUT;
 use super::super::registry::Thumbprint;
 use super::super::shared::SharedHub;
 use super::super::{amqp, mqtt};
+use super::lent::lend;
 use super::reply::{self, ReplyBody};
 use crate::message::excerpt;
-use crate::websocket::{AMQP, ByteStream, HUB_PATH, MQTT};
+use crate::websocket::{AMQP, ByteStream, Farewell, HUB_PATH, MQTT};
 
 /// The path that uAMQP dials.
 const SERVICE_BUS_PATH: &str = "/$servicebus/websocket";
+
+/// Time for the protocol inside to let go of its stream, and then for the peer to close; less when the emulator stops.
+const CLOSING_TIME: Duration = Duration::from_secs(2);
+const STOPPING_TIME: Duration = Duration::from_millis(200);
 
 const PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
 
@@ -116,9 +123,113 @@ impl Agreed {
             Err(_elapsed) => return tracing::warn!(%peer, "a WebSocket did not come about in time"),
         };
         tracing::debug!(%peer, subprotocol = ?self.subprotocol, "opened a WebSocket");
-        match self.subprotocol {
-            Subprotocol::Mqtt => mqtt::serve_connection(stream, certificate, peer, hub, stop).await,
-            Subprotocol::Amqp => amqp::serve_connection(stream, certificate, peer, hub, stop).await,
+        serve(stream, self.subprotocol, certificate, peer, hub, stop).await;
+    }
+}
+
+/// Serves what is inside a WebSocket, and closes it in bounded time, however that ends.
+async fn serve<S>(
+    stream: ByteStream<S>,
+    subprotocol: Subprotocol,
+    certificate: Option<Thumbprint>,
+    peer: SocketAddr,
+    hub: SharedHub,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (lent, back) = lend(stream);
+    let mut farewell = match subprotocol {
+        Subprotocol::Mqtt => {
+            mqtt::serve_connection(lent, certificate, peer, hub, stop.clone()).await;
+            Farewell::Done
         }
+        Subprotocol::Amqp => {
+            let ended = amqp::serve_connection(lent, certificate, peer, hub, stop.clone()).await;
+            match ended {
+                amqp::End::Done => Farewell::Done,
+                amqp::End::Breach(reason) => Farewell::Breach(reason),
+                amqp::End::Refused(reason) => Farewell::Refused(reason),
+            }
+        }
+    };
+    let mut patience = CLOSING_TIME;
+    if stop.is_cancelled() {
+        (farewell, patience) = (Farewell::GoingAway, STOPPING_TIME);
+    }
+    match timeout(patience, back).await {
+        Ok(Ok(stream)) => stream.close(farewell, patience).await,
+        Ok(Err(_)) | Err(_) => tracing::warn!(%peer, "a WebSocket was not given back to be closed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio::io::DuplexStream;
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use crate::emulator::hub::Hub;
+    use crate::emulator::registry::Registry;
+
+    /// Serves AMQP while `client` plays.
+    async fn with<T>(
+        stop: &CancellationToken,
+        client: impl AsyncFnOnce(WebSocketStream<DuplexStream>) -> T,
+    ) -> T {
+        let (near, far) = tokio::io::duplex(4 * 1024);
+        let hub = SharedHub::new(Hub::new(Registry::new("h", Vec::new()), Duration::ZERO), || {
+            SystemTime::UNIX_EPOCH
+        });
+        let stream = ByteStream::accepted(near).await;
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let served = serve(stream, Subprotocol::Amqp, None, peer, hub, stop.clone());
+        let client = client(WebSocketStream::from_raw_socket(far, Role::Client, None).await);
+        tokio::join!(served, client).1
+    }
+
+    /// The code of the close frame that comes next but binary messages, and whether the connection ends then.
+    async fn closed(mut socket: WebSocketStream<DuplexStream>) -> (u16, String, bool) {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    let ended = socket.next().await.is_none();
+                    return (frame.code.into(), frame.reason.to_string(), ended);
+                }
+                Some(Ok(_)) => {}
+                other => panic!("no close frame: {other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_says_nothing_is_closed_with_the_reason_when_its_time_is_up() {
+        let begun = tokio::time::Instant::now();
+        let seen = with(&CancellationToken::new(), closed).await;
+        assert_eq!(seen, (1002, "no AMQP connection was opened in time".to_owned(), true));
+        assert!(begun.elapsed() < ARRIVAL_TIMEOUT + 3 * CLOSING_TIME);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_neither_reads_nor_closes_is_cut() {
+        let begun = tokio::time::Instant::now();
+        let silent = async |mut socket: WebSocketStream<DuplexStream>| {
+            socket.send(Message::binary(&b"GET / HTTP/1.1\r\n"[..])).await.expect("sent");
+            socket
+        };
+        let _socket = with(&CancellationToken::new(), silent).await;
+        assert!(begun.elapsed() <= 3 * CLOSING_TIME, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_emulator_that_stops_goes_away() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        assert_eq!(with(&stop, closed).await, (1001, String::new(), true));
     }
 }
