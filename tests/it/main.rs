@@ -7,7 +7,11 @@ mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
+mod amqp_conditions;
+#[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_device;
+#[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
+mod amqp_peer;
 #[cfg(feature = "service")]
 mod back_end_help;
 #[cfg(all(feature = "service", feature = "emulator"))]
@@ -68,6 +72,9 @@ mod layering;
 mod log;
 mod metrics;
 mod mosquitto;
+#[cfg(all(feature = "service", feature = "emulator"))]
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod obstacles;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod over;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -106,7 +106,12 @@ pub(crate) struct Portal {
 impl Portal {
     /// Writes its certificate into `dir`.
     pub(crate) fn answering(dir: &Path, answer: &'static str) -> Self {
-        let (config, ca_file) = server_config(dir, "portal.pem", "localhost", None);
+        Self::named(dir, "localhost", answer)
+    }
+
+    /// With a certificate for another host; two of one name need a directory each.
+    pub(crate) fn named(dir: &Path, name: &str, answer: &'static str) -> Self {
+        let (config, ca_file) = server_config(dir, &format!("portal-{name}.pem"), name, None);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         std::thread::spawn(move || {
@@ -120,6 +125,33 @@ impl Portal {
             }
         });
         Self { address, ca_file }
+    }
+}
+
+/// A port whose connections lead to one server after the other, and from the last on to that.
+pub(crate) struct Relay {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+impl Relay {
+    pub(crate) fn leading(targets: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for (n, client) in listener.incoming().flatten().enumerate() {
+                let server = TcpStream::connect(targets[n.min(targets.len() - 1)]).expect("the target");
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (mut from, mut to) =
+                        (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+                    std::thread::spawn(move || {
+                        drop(std::io::copy(&mut from, &mut to));
+                        drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+                    });
+                }
+            }
+        });
+        Self { address }
     }
 }
 
@@ -169,7 +201,7 @@ impl TlsFront {
 }
 
 /// TLS with a certificate for `name`, which is written into `dir`.
-fn server_config(
+pub(crate) fn server_config(
     dir: &Path,
     file: &str,
     name: &str,
