@@ -28,6 +28,8 @@ mod doctor;
 mod emulator;
 mod healthcheck;
 mod inbox;
+#[cfg(feature = "service")]
+mod invoke_method;
 mod logging;
 #[cfg(feature = "manual")]
 mod manual;
@@ -37,6 +39,8 @@ mod shown;
 mod status;
 #[cfg(feature = "service")]
 mod transport;
+#[cfg(feature = "service")]
+mod twin;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
@@ -90,6 +94,10 @@ enum Command {
     C2dFeedback(c2d_feedback::Args),
     #[cfg(feature = "service")]
     C2dPurge(c2d_purge::Args),
+    #[cfg(feature = "service")]
+    InvokeMethod(invoke_method::Args),
+    #[cfg(feature = "service")]
+    Twin(twin::Args),
     #[cfg(feature = "emulator")]
     Emulator(emulator::Args),
     #[cfg(all(feature = "emulator", feature = "service"))]
@@ -125,17 +133,17 @@ impl Command {
 #[repr(u8)]
 #[allow(dead_code)]
 enum Exit {
-    /// Done; with `--wait`, delivered; with `--wait-outcome`, the action succeeded.
+    /// Done; with `--wait`, delivered; with `--wait-outcome`, the action succeeded; of a method, its status is 200 to 299.
     Done = 0,
     /// It failed.
     Error = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
-    /// Negative feedback: the message was not delivered.
+    /// Negative feedback: the message was not delivered; or a method did not reach its device.
     NegativeFeedback = 3,
-    /// No feedback, or with `--wait-outcome` no outcome, in time.
+    /// No feedback, with `--wait-outcome` no outcome, or no answer to a method, in time.
     NoFeedback = 4,
-    /// The message was delivered, and its action did not succeed.
+    /// The message was delivered, and its action did not succeed; or a method has another status.
     ActionFailed = 5,
 }
 
@@ -186,6 +194,10 @@ pub fn run() -> ExitCode {
         Command::C2dFeedback(args) => c2d_feedback::run(&args),
         #[cfg(feature = "service")]
         Command::C2dPurge(args) => c2d_purge::run(&args),
+        #[cfg(feature = "service")]
+        Command::InvokeMethod(args) => invoke_method::run(&args),
+        #[cfg(feature = "service")]
+        Command::Twin(args) => twin::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(args),
         #[cfg(all(feature = "emulator", feature = "service"))]

@@ -14,7 +14,7 @@ mod sas;
 
 pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
-    check_device_id,
+    check_device_id, check_module_id,
 };
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use route::{Over, Route};

@@ -1,9 +1,9 @@
 //! The back end: one AMQP 1.0 connection to the hub, over TLS or a WebSocket, that sends C2D messages and reads delivery
-//! feedback, and one HTTPS connection that reads twins and feedback and purges queues.
+//! feedback, and one HTTPS connection that reads and writes twins, calls methods, reads feedback and purges queues.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
-//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge), the demo.
+//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge, invoke-method, twin), the demo.
 //!
 //! Signing in is SASL PLAIN (wire reference 2.2): the user `{policy}@sas.root.{first label of the host}` and a SAS
 //! token as the password. CBS would cost two links and a round trip more for the same result.
@@ -26,12 +26,14 @@ mod https;
 mod refusal;
 mod send;
 mod source;
+mod target;
 
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
-pub use https::{DeviceEvent, HttpsService, Twin};
+pub use https::{DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, Twin, TwinPatch};
 pub use refusal::Refusal;
 pub use send::{C2dSender, OutgoingMessage};
 pub use source::{FeedbackSource, FeedbackTransport};
+pub use target::Target;
 
 /// The standard port of the hub's REST side.
 pub const HTTPS_PORT: u16 = dial::HTTPS.port;
@@ -212,6 +214,27 @@ pub enum ServiceError {
     /// No device of that name.
     #[error("the hub knows no device \"{0}\": check --device")]
     UnknownDevice(String),
+    /// No such module, or no such device.
+    #[error("the hub knows no {0}: check --device and --module")]
+    UnknownModule(String),
+    /// Nobody took the call of a method.
+    #[error("{0} is not connected, or takes no methods: nothing was called; --connect-timeout waits for it")]
+    NotOnline(String),
+    /// A method may or may not have been run.
+    #[error(
+        "{target} did not answer {name} within {seconds} s, and may run it still: --timeout sets the time"
+    )]
+    NoMethodAnswer {
+        /// Who was called.
+        target: String,
+        /// The method.
+        name: String,
+        /// How long the hub has waited.
+        seconds: u64,
+    },
+    /// A twin has another etag.
+    #[error("the twin of {0} has changed meanwhile, so it was not patched: read it again for its etag")]
+    Changed(String),
     /// Too many requests.
     #[error("{0} is throttling requests (429): wait, and ask less often")]
     Throttled(String),

@@ -1,17 +1,18 @@
 //! What the commands of the back end share: which hub, as whom, by which way, how results are printed, how values are read.
 //!
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
-//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge).
+//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge, invoke-method, twin).
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 
 use super::Failure;
 use super::transport::Transport;
 use crate::credentials::{ProxySettings, ServiceConnectionString};
-use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsWay, ServiceError, Way};
+use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, Target, Way};
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
@@ -40,12 +41,31 @@ pub(super) struct HubArgs {
     https_port: u16,
 }
 
+// Whom a request is about.
+#[derive(Debug, clap::Args)]
+pub(super) struct TargetArgs {
+    /// The device.
+    #[arg(long, value_name = "ID")]
+    device: String,
+    /// A module of it.
+    #[arg(long, value_name = "ID")]
+    module: Option<String>,
+}
+
 // How results are printed.
 #[derive(Debug, clap::Args)]
 pub(super) struct OutputArgs {
     /// Print JSON: one object per line.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+impl TargetArgs {
+    /// # Errors
+    /// When one of the ids is none.
+    pub(super) fn target(&self) -> anyhow::Result<Target> {
+        Ok(Target::new(&self.device, self.module.as_deref())?)
+    }
 }
 
 impl HubArgs {
@@ -79,6 +99,15 @@ impl HubArgs {
         ServiceConnectionString::parse(&text).with_context(|| origin)
     }
 
+    /// The hub's REST side.
+    ///
+    /// # Errors
+    /// When the arguments are wrong.
+    pub(super) fn https_service(&self, lifetime: Duration) -> anyhow::Result<HttpsService> {
+        let (identity, ca_file) = (self.identity()?, self.ca_file());
+        Ok(HttpsService::new(&identity, self.https()?, ca_file.as_deref(), lifetime, SystemTime::now)?)
+    }
+
     /// As `--transport` says.
     ///
     /// # Errors
@@ -99,6 +128,37 @@ impl HubArgs {
         let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
         Ok(HttpsWay { port: self.https_port, proxies })
     }
+}
+
+/// Text given as it is, or in a file (`-` is standard input), of at most `limit` bytes; empty when neither is given.
+///
+/// # Errors
+/// When it cannot be read, or is more.
+pub(super) fn text_of(
+    what: &str,
+    text: Option<&str>,
+    file: Option<&Path>,
+    limit: usize,
+) -> anyhow::Result<String> {
+    // One byte more than it may have, so that more is told from just enough.
+    let most = limit as u64 + 1;
+    let mut read = String::new();
+    match (text, file) {
+        (Some(text), _) => read.push_str(text),
+        (None, Some(path)) if path.as_os_str() == "-" => {
+            let bytes = std::io::stdin().take(most).read_to_string(&mut read);
+            bytes.with_context(|| format!("cannot read the {what} from standard input"))?;
+        }
+        (None, Some(path)) => {
+            let bytes = std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut read));
+            bytes.with_context(|| format!("cannot read the {what} from {}", path.display()))?;
+        }
+        (None, None) => {}
+    }
+    if read.len() > limit {
+        return Err(anyhow!("the {what} has more than {} KiB, the most that the hub takes", limit / 1024));
+    }
+    Ok(read)
 }
 
 /// The exit code of a failure: some of the hub's are those of the arguments.

@@ -28,7 +28,7 @@ use crate::service::{HttpsService, TOKEN_LIFETIME};
   c2d-agent c2d-purge --device pi-01
   c2d-agent c2d-purge --device pi-01 --json
 
-Exit codes: 0 done, also when nothing waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_PURGE)))]
+Exit codes: 0 done, also when nothing waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 pub(super) struct Args {
     /// The device whose queue is purged.
     #[arg(long, value_name = "ID")]

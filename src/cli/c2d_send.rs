@@ -82,12 +82,11 @@ pub(super) struct Args {
     /// How long the hub may keep the message, such as 10m; at most 2 days, the hub's default is 1 hour.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     expiry: Option<Duration>,
-    /// Wait for the message's feedback. A real hub gathers feedback for up to 15 s before it sends it.
+    /// Wait for the message's feedback; 60s unless a time is given. A real hub gathers feedback for up to 15 s before it sends it.
     #[arg(
         long,
         value_name = "DURATION",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "60s",
         value_parser = duration
     )]
@@ -101,7 +100,6 @@ pub(super) struct Args {
         long,
         value_name = "DURATION",
         num_args = 0..=1,
-        require_equals = true,
         default_missing_value = "60s",
         value_parser = duration,
         conflicts_with = "wait"

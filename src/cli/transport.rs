@@ -1,7 +1,7 @@
 //! `--transport` of the back end's commands: which of them has which.
 //!
 //! Owns: the words, and the one list for each command. Must not know: what they mean on the wire.
-//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge).
+//! Used by: `cli` (the commands of the back end).
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ValueEnum};
@@ -36,8 +36,8 @@ pub(super) const OF_SEND: &[Transport] = &[Amqp, AmqpWs];
 /// Of c2d-feedback. Source: wire reference 4.4.
 pub(super) const OF_FEEDBACK: &[Transport] = &[Amqp, AmqpWs, Https];
 
-/// Of c2d-purge. Source: wire reference 4.5.
-pub(super) const OF_PURGE: &[Transport] = &[Https];
+/// Of c2d-purge, invoke-method and twin. Source: wire reference 4.5.
+pub(super) const OF_REST: &[Transport] = &[Https];
 
 /// Has `--transport` take these alone.
 pub(super) fn only(argument: Arg, transports: &'static [Transport]) -> Arg {
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn the_first_is_the_default_and_what_a_command_has_not_is_refused_with_what_it_has() {
         assert_eq!(given(OF_SEND, &[]), Ok(Amqp));
-        assert_eq!(given(OF_PURGE, &[]), Ok(Https));
+        assert_eq!(given(OF_REST, &[]), Ok(Https));
         assert_eq!(given(OF_FEEDBACK, &["--transport=amqp-ws"]), Ok(AmqpWs));
         let refused = given(OF_SEND, &["--transport=https"]).expect_err("only AMQP");
         assert!(

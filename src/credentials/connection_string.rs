@@ -234,6 +234,11 @@ pub enum CredentialError {
         "\"{0}\" is not a device id: 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , : = @ $ '"
     )]
     DeviceId(String),
+    /// A module id has characters that no id may have.
+    #[error(
+        "\"{0}\" is not a module id: 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , : = @ $ '"
+    )]
+    ModuleId(String),
     /// `x509` is neither true nor false.
     #[error("x509 is \"{0}\" in the connection string: write x509=true or leave it out")]
     X509Flag(String),
@@ -252,12 +257,20 @@ pub enum CredentialError {
 /// # Errors
 /// [`CredentialError::DeviceId`] names the text.
 pub fn check_device_id(text: &str) -> Result<(), CredentialError> {
+    is_id(text).then_some(()).ok_or_else(|| CredentialError::DeviceId(excerpt(text, 40)))
+}
+
+/// Ids of modules have the same rules. Source: wire reference 6.3.
+///
+/// # Errors
+/// With the start of what is none.
+pub fn check_module_id(text: &str) -> Result<(), CredentialError> {
+    is_id(text).then_some(()).ok_or_else(|| CredentialError::ModuleId(excerpt(text, 40)))
+}
+
+fn is_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._%*?!(),:=@$'".contains(c);
-    if !text.is_empty() && text.len() <= MAX_DEVICE_ID_CHARS && text.chars().all(allowed) {
-        Ok(())
-    } else {
-        Err(CredentialError::DeviceId(excerpt(text, 40)))
-    }
+    !text.is_empty() && text.len() <= MAX_DEVICE_ID_CHARS && text.chars().all(allowed)
 }
 
 /// No field of any connection string has a longer name.

@@ -1,9 +1,10 @@
-//! The hub's REST side: reads twins and feedback, purges queues, and reads from the emulator the messages of a device.
+//! The hub's REST side: reads and writes twins, calls methods, reads feedback, purges queues, and reads from the emulator
+//! the messages of a device.
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
-//! Used by: `cli` (c2d-send, c2d-purge), and `service::source` for c2d-feedback.
+//! Used by: `cli` (c2d-send, c2d-purge, invoke-method, twin), and `service::source` for c2d-feedback.
 //!
-//! - `feedback` has what back ends do about messages.
+//! - `feedback` has what back ends do about messages, `methods` and `twins` what their names say.
 //! - `answer` decides what an answer means and words what is wrong with it.
 
 use std::collections::BTreeMap;
@@ -13,23 +14,29 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, SERVER, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, IF_MATCH, SERVER, USER_AGENT};
 use hyper::http::response::Parts;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::dial;
-use super::{HttpsWay, ServiceError};
+use super::target::ENCODED;
+use super::{HttpsWay, ServiceError, Target};
 use crate::credentials::{HostPort, ServiceConnectionString};
 
 mod answer;
 mod feedback;
+mod methods;
+mod twins;
+
+pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
+pub use twins::TwinPatch;
 
 /// Of the service's REST interface. Source: wire reference 3.
 const API_VERSION: &str = "2021-04-12";
@@ -51,9 +58,6 @@ const MAX_EVENTS: usize = 4 * 1024 * 1024;
 /// Emulator or not: its answers say so.
 const EMULATOR: &str = "c2d-agent-emulator/";
 
-/// What may stand in a path as it is. Source: RFC 3986, unreserved characters.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
 /// The REST side of one hub, for one shared access policy. Dropping it closes the connection.
 #[derive(Debug)]
 pub struct HttpsService {
@@ -63,9 +67,28 @@ pub struct HttpsService {
     ca_file: Option<PathBuf>,
     authorization: HeaderValue,
     clock: fn() -> SystemTime,
-    connection: Option<SendRequest<Empty<Bytes>>>,
+    connection: Option<SendRequest<Full<Bytes>>>,
     /// The task that moves the connection's bytes.
     driver: JoinSet<()>,
+}
+
+/// A request.
+struct Ask {
+    method: Method,
+    path: String,
+    /// JSON; none when it is empty.
+    body: Bytes,
+    if_match: Option<String>,
+    /// Most bytes of the answer.
+    limit: usize,
+    /// The longest wait for the answer.
+    patience: Duration,
+}
+
+impl Ask {
+    fn new(method: Method, path: String, limit: usize) -> Self {
+        Self { method, path, body: Bytes::new(), if_match: None, limit, patience: ANSWER_TIMEOUT }
+    }
 }
 
 /// A device's twin, as far as it is used here.
@@ -134,7 +157,7 @@ impl HttpsService {
     pub async fn twin(&mut self, device_id: &str) -> Result<Twin, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/twins/{device}?api-version={API_VERSION}");
-        let (body, of_emulator) = self.json(Method::GET, &path, device_id, MAX_TWIN).await?;
+        let (body, of_emulator) = self.json(Ask::new(Method::GET, path, MAX_TWIN), device_id).await?;
         match body.get("properties").and_then(|properties| properties.get("reported")) {
             Some(reported) => Ok(Twin { reported: reported.clone(), of_emulator }),
             None => Err(answer::no_hub(&self.host, "a twin without reported properties")),
@@ -156,7 +179,7 @@ impl HttpsService {
     ) -> Result<Vec<DeviceEvent>, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/emulator/devices/{device}/events?after={after}");
-        let (body, _) = self.json(Method::GET, &path, device_id, MAX_EVENTS).await?;
+        let (body, _) = self.json(Ask::new(Method::GET, path, MAX_EVENTS), device_id).await?;
         let events = Vec::<WireEvent>::deserialize(body).ok();
         let events: Option<Vec<_>> =
             events.and_then(|events| events.into_iter().map(WireEvent::read).collect());
@@ -164,14 +187,8 @@ impl HttpsService {
     }
 
     /// The JSON that answers with status 200, and whether the emulator sent it.
-    async fn json(
-        &mut self,
-        method: Method,
-        path: &str,
-        device_id: &str,
-        limit: usize,
-    ) -> Result<(Value, bool), ServiceError> {
-        let (head, body) = self.exchange(method, path, limit).await?;
+    async fn json(&mut self, ask: Ask, device_id: &str) -> Result<(Value, bool), ServiceError> {
+        let (head, body) = self.exchange(ask).await?;
         let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
         let of_emulator = head.headers.get(SERVER).is_some_and(is_emulator);
         match head.status {
@@ -193,23 +210,29 @@ impl HttpsService {
         }
     }
 
+    /// As [`Self::refusal`], of a request that may be about a module.
+    fn refusal_about(&self, status: StatusCode, body: &[u8], target: &Target) -> ServiceError {
+        match self.refusal(status, body, target.device_id()) {
+            // One word of a real hub for both.
+            ServiceError::UnknownDevice(_) if target.module_id().is_some() => {
+                ServiceError::UnknownModule(target.to_string())
+            }
+            error => error,
+        }
+    }
+
     /// One request and its whole answer, whatever its status.
-    async fn exchange(
-        &mut self,
-        method: Method,
-        path: &str,
-        limit: usize,
-    ) -> Result<(Parts, Bytes), ServiceError> {
-        let host = self.host.clone();
+    async fn exchange(&mut self, ask: Ask) -> Result<(Parts, Bytes), ServiceError> {
+        let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
         let exchange = async {
-            let response = self.send(method, path).await?;
+            let response = self.send(&ask).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, limit).collect().await;
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();
             Ok((head, body))
         };
-        let late = || ServiceError::Unreachable(answer::late(&host, ANSWER_TIMEOUT));
-        let exchanged = match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
+        let late = || ServiceError::Unreachable(answer::late(&host, patience));
+        let exchanged = match tokio::time::timeout(patience, exchange).await {
             Ok(exchanged) => exchanged,
             Err(_) => Err(late()),
         };
@@ -217,11 +240,17 @@ impl HttpsService {
         exchanged.inspect_err(|_| self.hang_up())
     }
 
-    /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried.
-    async fn send(&mut self, method: Method, path: &str) -> Result<Response<Incoming>, ServiceError> {
+    /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried,
+    /// except for a POST, which the hub may have carried out.
+    async fn send(&mut self, ask: &Ask) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
-                Ok(()) => kept.send_request(self.request(&method, path)?).await,
+                Ok(()) => match kept.send_request(self.request(ask)?).await {
+                    Err(error) if ask.method == Method::POST => {
+                        return Err(answer::of_exchange(&self.host, &error));
+                    }
+                    sent => sent,
+                },
                 Err(error) => Err(error),
             };
             match sent {
@@ -233,13 +262,13 @@ impl HttpsService {
             }
         }
         let mut opened = self.open().await?;
-        let sent = opened.send_request(self.request(&method, path)?).await;
+        let sent = opened.send_request(self.request(ask)?).await;
         let response = sent.map_err(|error| answer::of_exchange(&self.host, &error))?;
         self.connection = Some(opened);
         Ok(response)
     }
 
-    async fn open(&mut self) -> Result<SendRequest<Empty<Bytes>>, ServiceError> {
+    async fn open(&mut self) -> Result<SendRequest<Full<Bytes>>, ServiceError> {
         self.hang_up();
         let stream = dial::dial_https(&self.host.name, &self.way, self.ca_file.as_deref()).await?;
         let mut builder = Builder::new();
@@ -260,17 +289,24 @@ impl HttpsService {
         self.driver = JoinSet::new();
     }
 
-    fn request(&self, method: &Method, path: &str) -> Result<Request<Empty<Bytes>>, ServiceError> {
+    fn request(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, ServiceError> {
         let port = self.host.port.filter(|port| *port != dial::HTTPS.port);
-        Request::builder()
-            .method(method)
-            .uri(path)
+        let mut request = Request::builder()
+            .method(&ask.method)
+            .uri(&ask.path)
             .header(HOST, HostPort { port, ..self.host.clone() }.to_string())
             .header(AUTHORIZATION, &self.authorization)
             .header(ACCEPT, "application/json")
-            .header(USER_AGENT, concat!("c2d-agent/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::new())
-            .map_err(|error| ServiceError::Answer(format!("no request can be made of {path}: {error}")))
+            .header(USER_AGENT, concat!("c2d-agent/", env!("CARGO_PKG_VERSION")));
+        if !ask.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json; charset=utf-8");
+        }
+        if let Some(etag) = &ask.if_match {
+            request = request.header(IF_MATCH, etag);
+        }
+        let request = request.body(Full::new(ask.body.clone()));
+        request
+            .map_err(|error| ServiceError::Answer(format!("no request can be made of {}: {error}", ask.path)))
     }
 }
 

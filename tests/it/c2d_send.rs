@@ -385,7 +385,7 @@ fn an_expired_message_is_negative_feedback_with_exit_code_3() {
     let last: serde_json::Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
     assert_eq!((last["event"].as_str(), last["status"].as_str()), (Some("feedback"), Some("Expired")));
     let output =
-        running.send("dev1", &["--message-id=m-2", "--expiry=500ms", "--ack=negative", "--wait=20s"]);
+        running.send("dev1", &["--message-id=m-2", "--expiry=500ms", "--ack=negative", "--wait", "20s"]);
     let (stdout, _, code) = seen(&output);
     assert!(stdout.ends_with("\nnot delivered: Expired after N s\n"), "{stdout}");
     assert_eq!(code, Some(3));

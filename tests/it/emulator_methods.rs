@@ -24,14 +24,14 @@ fn call(emulator: &Emulator, body: &str) -> Answer {
 }
 
 /// A device that takes methods.
-fn listening(emulator: &Emulator) -> Device {
+pub(crate) fn listening(emulator: &Emulator) -> Device {
     let mut device = sign_in(emulator, true);
     device.subscribe(&[(METHODS, QoS::AtLeastOnce)]);
     device
 }
 
 /// The next call: the name in its topic, its request id, its body.
-fn called(device: &mut Device) -> (String, String, String) {
+pub(crate) fn called(device: &mut Device) -> (String, String, String) {
     let publish = device.publish();
     assert_eq!((publish.qos, publish.pkid), (QoS::AtMostOnce, 0));
     let rest = publish.topic.strip_prefix("$iothub/methods/POST/").expect(&publish.topic);
@@ -39,7 +39,7 @@ fn called(device: &mut Device) -> (String, String, String) {
     (name.to_owned(), rid.to_owned(), String::from_utf8(publish.payload.to_vec()).expect("UTF-8"))
 }
 
-fn respond(device: &mut Device, status: &str, rid: &str, body: &str) {
+pub(crate) fn respond(device: &mut Device, status: &str, rid: &str, body: &str) {
     let topic = format!("$iothub/methods/res/{status}/?$rid={rid}");
     device.send(Packet::Publish(Publish::new(topic, QoS::AtMostOnce, body)));
 }

@@ -67,6 +67,8 @@ mod harness;
 mod healthcheck;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod invoke_method;
 mod layering;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod log;
@@ -105,3 +107,5 @@ mod systemd;
 mod transports;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod traps;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod twin_cli;

@@ -149,6 +149,12 @@ pub(super) fn no_device(device_id: &str) -> Reply {
     error(StatusCode::NOT_FOUND, "DeviceNotFound", &sentence)
 }
 
+/// 404 for a module.
+pub(super) fn no_module(device_id: &str, module_id: &str) -> Reply {
+    let sentence = format!("device \"{}\" has no module \"{}\"", excerpt(device_id), excerpt(module_id));
+    error(StatusCode::NOT_FOUND, "ModuleNotFound", &sentence)
+}
+
 /// 412: a settlement came too late. Hub code 412002.
 pub(super) fn lock_lost() -> Reply {
     let sentence = "the lock is no longer held: the message was settled, or its minute is over";

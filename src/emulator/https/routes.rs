@@ -39,6 +39,8 @@ enum Route {
     PatchTwin,
     ReplaceTwin,
     InvokeMethod,
+    /// Something of a module, which this hub does not have.
+    OfModule,
     ShowEvents,
     ShowFaults,
     SetFault,
@@ -83,6 +85,7 @@ fn find(method: &Method, words: &[&str]) -> Route {
         (_, ["twins", _]) => Route::Other("GET, PATCH, PUT"),
         ("POST", ["twins", _, "methods"]) => Route::InvokeMethod,
         (_, ["twins", _, "methods"]) => Route::Other("POST"),
+        (_, ["twins", _, "modules", _] | ["twins", _, "modules", _, "methods"]) => Route::OfModule,
         ("GET", [""]) => Route::File(page::index),
         ("GET", ["emulator", "page.css"]) => Route::File(page::style),
         ("GET", ["emulator", "page.js"]) => Route::File(page::script),
@@ -122,6 +125,10 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
         Route::PatchTwin => twins::patch(call).await,
         Route::ReplaceTwin => twins::replace(call).await,
         Route::InvokeMethod => methods::invoke(call).await,
+        Route::OfModule => {
+            call.service()?;
+            Ok(reply::no_module(call.segment(1), call.segment(3)))
+        }
         Route::File(file) => Ok(file()),
         Route::Overview => page::overview(call).await,
         Route::SendFromPage => page::send(call).await,

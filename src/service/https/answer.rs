@@ -18,7 +18,9 @@ pub(super) fn of_status(host: &HostPort, status: StatusCode, body: &[u8], device
     let said = hub_message(body);
     match (status, said) {
         (StatusCode::TOO_MANY_REQUESTS, _) => ServiceError::Throttled(host.to_string()),
-        (StatusCode::NOT_FOUND, Some(said)) if said.contains("DeviceNotFound") => {
+        (StatusCode::NOT_FOUND, Some(said))
+            if said.contains("DeviceNotFound") || said.contains("ModuleNotFound") =>
+        {
             ServiceError::UnknownDevice(device_id.to_owned())
         }
         (status, said) if status.is_server_error() => {

@@ -9,7 +9,7 @@ use hyper::http::response::Parts;
 use hyper::{Method, StatusCode};
 use percent_encoding::utf8_percent_encode;
 
-use super::{API_VERSION, ENCODED, HttpsService, answer};
+use super::{API_VERSION, Ask, ENCODED, HttpsService, answer};
 use crate::feedback::{batch_id, decode_batch};
 use crate::message::parse_time;
 use crate::service::ServiceError;
@@ -34,7 +34,7 @@ impl HttpsService {
     pub async fn purge(&mut self, device_id: &str) -> Result<u64, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/devices/{device}/commands?api-version={API_VERSION}");
-        let (body, _) = self.json(Method::DELETE, &path, device_id, MAX_SHORT).await?;
+        let (body, _) = self.json(Ask::new(Method::DELETE, path, MAX_SHORT), device_id).await?;
         let purged = body.get("totalMessagesPurged").and_then(serde_json::Value::as_u64);
         purged.ok_or_else(|| answer::no_hub(&self.host, "no number of purged messages"))
     }
@@ -48,7 +48,7 @@ impl HttpsService {
     /// When the future is dropped, a batch may have been on its way; it comes again when its lock lapses, after a minute.
     pub(in crate::service) async fn next_feedback(&mut self) -> Result<Option<FeedbackBatch>, ServiceError> {
         let path = format!("{PATH}?api-version={API_VERSION}");
-        let (head, body) = self.exchange(Method::GET, &path, MAX_BATCH).await?;
+        let (head, body) = self.exchange(Ask::new(Method::GET, path, MAX_BATCH)).await?;
         match head.status {
             StatusCode::NO_CONTENT => return Ok(None),
             StatusCode::OK => {}
@@ -65,7 +65,7 @@ impl HttpsService {
             })),
             Err(error) => {
                 let path = format!("{PATH}/{lock}/abandon?api-version={API_VERSION}");
-                self.exchange(Method::POST, &path, MAX_SHORT).await?;
+                self.exchange(Ask::new(Method::POST, path, MAX_SHORT)).await?;
                 Err(error.into())
             }
         }
@@ -80,7 +80,7 @@ impl HttpsService {
     /// When the future is dropped, the batch may or may not be consumed.
     pub(in crate::service) async fn complete_feedback(&mut self, lock: &str) -> Result<(), ServiceError> {
         let path = format!("{PATH}/{lock}?api-version={API_VERSION}");
-        let (head, body) = self.exchange(Method::DELETE, &path, MAX_SHORT).await?;
+        let (head, body) = self.exchange(Ask::new(Method::DELETE, path, MAX_SHORT)).await?;
         match head.status {
             status if status.is_success() => Ok(()),
             StatusCode::PRECONDITION_FAILED => Err(ServiceError::Answer(format!(

@@ -1,0 +1,198 @@
+//! `c2d-agent invoke-method`: calls a direct method of a device or a module, and prints what it answers.
+//!
+//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use futures_util::StreamExt as _;
+use serde::Serialize;
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+
+use super::back_end::{self, HubArgs, OutputArgs, TargetArgs};
+use super::{Exit, Failure, sentence, transport};
+use crate::service::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME, Target};
+
+/// Seconds that the hub lets a device take. Source: Microsoft's page on direct methods.
+const SHORTEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Call a direct method of a device, and print what it answers.
+///
+/// The device must be connected and take methods; the hub keeps no call for later. The answer is the device's own: a
+/// status, and JSON.
+///
+/// The service connection string comes from --connection-string-file or from the variable
+/// C2D_SERVICE_CONNECTION_STRING, never from an argument.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  c2d-agent invoke-method --device pi-01 --method reboot
+  c2d-agent invoke-method --device pi-01 --method relay --data '{\"value\": \"on\"}' --timeout 10s
+  c2d-agent invoke-method --device gateway --module relay --method ping --connect-timeout 1m
+
+Exit codes: 0 the device's status is 200 to 299; 1 an error; 2 the arguments are wrong; 3 the device is not connected,
+or takes no methods; 4 no answer in time; 5 the device has another status.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// The method's name.
+    #[arg(long, value_name = "NAME")]
+    method: String,
+    /// The payload, as JSON; null without --data and --file.
+    #[arg(long, value_name = "JSON", conflicts_with = "file")]
+    data: Option<String>,
+    /// The payload, from a file; - is standard input.
+    #[arg(long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// How long the device may take to answer, 5s to 5m.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = response_timeout)]
+    timeout: Duration,
+    /// How long the device may take to connect, at most 5m.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = connect_timeout)]
+    connect_timeout: Duration,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// The objects of `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Event<'a> {
+    Answered {
+        #[serde(flatten)]
+        call: Call<'a>,
+        status: i64,
+        payload: &'a Value,
+        milliseconds: u64,
+    },
+    Failed {
+        #[serde(flatten)]
+        call: Call<'a>,
+        error: String,
+    },
+}
+
+/// What was called.
+#[derive(Serialize)]
+struct Call<'a> {
+    device_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module_id: Option<&'a str>,
+    method: &'a str,
+}
+
+/// Calls once.
+///
+/// # Errors
+/// When the hub cannot be reached or refuses, or the device does not answer.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let target = args.target.target().map_err(Failure::usage)?;
+    let method = args.call().map_err(Failure::usage)?;
+    let lifetime = TOKEN_LIFETIME + args.timeout + args.connect_timeout;
+    let mut service = args.hub.https_service(lifetime).map_err(Failure::usage)?;
+    let json = args.output.json;
+    super::block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let started = Instant::now();
+        let answered = tokio::select! {
+            answered = service.invoke_method(&target, &method) => answered.map_err(Into::into),
+            Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal: the device may or may not run {}", method.name)),
+        };
+        let call =
+            Call { device_id: target.device_id(), module_id: target.module_id(), method: &method.name };
+        match answered {
+            Ok(MethodAnswer { status, payload }) => {
+                let took = started.elapsed();
+                if json {
+                    let milliseconds = took.as_millis().try_into().unwrap_or(u64::MAX);
+                    print_json(&Event::Answered { call, status, payload: &payload, milliseconds })?;
+                } else {
+                    print(&told(&target, &method.name, status, &payload, took)?)?;
+                }
+                Ok(if (200..300).contains(&status) { Exit::Done } else { Exit::ActionFailed })
+            }
+            Err(error) => {
+                if json {
+                    print_json(&Event::Failed { call, error: sentence(&error) })?;
+                }
+                Err(failed(error))
+            }
+        }
+    })
+}
+
+/// One line, and the payload as it is read best.
+fn told(
+    target: &Target,
+    method: &str,
+    status: i64,
+    payload: &Value,
+    took: Duration,
+) -> anyhow::Result<String> {
+    let line = format!("{target} answered {method} with status {status} after {:.2} s", took.as_secs_f64());
+    Ok(match payload {
+        Value::Null => line,
+        payload => format!("{line}\n{}", serde_json::to_string_pretty(payload)?),
+    })
+}
+
+fn failed(error: anyhow::Error) -> Failure {
+    let exit = match error.downcast_ref() {
+        Some(ServiceError::NotOnline(_)) => Exit::NegativeFeedback,
+        Some(ServiceError::NoMethodAnswer { .. }) => Exit::NoFeedback,
+        _ => return back_end::failed(error),
+    };
+    Failure { exit, error }
+}
+
+fn print_json(event: &Event<'_>) -> anyhow::Result<()> {
+    print(&serde_json::to_string(event)?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
+}
+
+impl Args {
+    fn call(&self) -> anyhow::Result<MethodCall> {
+        let text =
+            back_end::text_of("payload", self.data.as_deref(), self.file.as_deref(), MAX_METHOD_PAYLOAD)?;
+        let payload = if text.trim().is_empty() {
+            Value::Null
+        } else {
+            let hint = "the payload is no JSON: text needs quotes of its own, as in --data '\"on\"'";
+            serde_json::from_str(&text).context(hint)?
+        };
+        if self.method.is_empty() {
+            return Err(anyhow!("--method is empty: give the method's name"));
+        }
+        Ok(MethodCall {
+            name: self.method.clone(),
+            payload,
+            response_timeout: self.timeout,
+            connect_timeout: self.connect_timeout,
+        })
+    }
+}
+
+fn response_timeout(text: &str) -> Result<Duration, String> {
+    whole_seconds(text, SHORTEST)
+}
+
+fn connect_timeout(text: &str) -> Result<Duration, String> {
+    whole_seconds(text, Duration::ZERO)
+}
+
+fn whole_seconds(text: &str, least: Duration) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if (least..=LONGEST).contains(&time) && time.subsec_nanos() == 0 => Ok(time),
+        Ok(_) => Err(format!("must be whole seconds, from {}s to {}s", least.as_secs(), LONGEST.as_secs())),
+        Err(_) => Err("use a number with a unit, such as 30s or 2m".to_owned()),
+    }
+}

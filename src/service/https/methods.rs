@@ -1,0 +1,97 @@
+//! Direct methods as a back end calls them.
+//!
+//! Owns: their requests and answers. Must not know: what a method does. Used by: `cli::invoke_method`.
+//!
+//! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
+//! service SDK; the error codes are those that users quote (Azure/azure-iot-cli-extension issue 54).
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{ANSWER_TIMEOUT, API_VERSION, Ask, HttpsService, answer};
+use crate::service::{ServiceError, Target};
+
+/// Most bytes of a payload, each way.
+pub const MAX_METHOD_PAYLOAD: usize = 128 * 1024;
+
+/// Most bytes of an answer: a payload, and what stands around it.
+const MAX_ANSWER: usize = MAX_METHOD_PAYLOAD + 4 * 1024;
+
+/// No device took the call. Hub code.
+const NOT_ONLINE: u64 = 404_103;
+/// The device took it and did not answer. Hub code.
+const NO_ANSWER: u64 = 504_101;
+
+/// A call of a method.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MethodCall {
+    /// The method's name.
+    pub name: String,
+    /// JSON for the device.
+    pub payload: Value,
+    /// How long the device may take to answer: 5 s to 300 s, whole seconds.
+    pub response_timeout: Duration,
+    /// How long the device may take to connect: at most 300 s, whole seconds.
+    pub connect_timeout: Duration,
+}
+
+/// What the device answered.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct MethodAnswer {
+    /// The device's own status.
+    pub status: i64,
+    /// JSON of the device.
+    #[serde(default)]
+    pub payload: Value,
+}
+
+impl HttpsService {
+    /// Calls a method once, and waits for its end: the two times of the call, and a little for the way.
+    ///
+    /// # Errors
+    /// As for [`HttpsService::twin`]; [`ServiceError::NotOnline`]: the call did not reach the device;
+    /// [`ServiceError::NoMethodAnswer`]: it may have.
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the device may or may not run the method.
+    pub async fn invoke_method(
+        &mut self,
+        target: &Target,
+        call: &MethodCall,
+    ) -> Result<MethodAnswer, ServiceError> {
+        let path = format!("{}/methods?api-version={API_VERSION}", target.twin_path());
+        let mut ask = Ask::new(Method::POST, path, MAX_ANSWER);
+        let body = json!({
+            "methodName": call.name,
+            "payload": call.payload,
+            "responseTimeoutInSeconds": call.response_timeout.as_secs(),
+            "connectTimeoutInSeconds": call.connect_timeout.as_secs(),
+        });
+        ask.body = body.to_string().into();
+        ask.patience = call.response_timeout + call.connect_timeout + ANSWER_TIMEOUT;
+        let (head, body) = self.exchange(ask).await?;
+        if head.status == StatusCode::OK {
+            return serde_json::from_slice(&body)
+                .map_err(|_| answer::no_hub(&self.host, "an answer without the device's status"));
+        }
+        Err(match error_code(&body) {
+            Some(NOT_ONLINE) => ServiceError::NotOnline(target.to_string()),
+            Some(NO_ANSWER) => ServiceError::NoMethodAnswer {
+                target: target.to_string(),
+                name: call.name.clone(),
+                seconds: call.response_timeout.as_secs(),
+            },
+            _ => self.refusal_about(head.status, &body, target),
+        })
+    }
+}
+
+/// The hub's own code, which methods have in JSON inside the message.
+fn error_code(body: &[u8]) -> Option<u64> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let details: Value = serde_json::from_str(body.get("Message")?.as_str()?).ok()?;
+    details.get("errorCode")?.as_u64()
+}

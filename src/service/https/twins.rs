@@ -1,0 +1,70 @@
+//! Twins as a back end reads and writes them.
+//!
+//! Owns: their requests. Must not know: what a twin says. Used by: `cli::twin`.
+//!
+//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`).
+
+use hyper::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::{API_VERSION, Ask, HttpsService, MAX_TWIN, answer};
+use crate::service::{ServiceError, Target};
+
+/// What a back end changes. What is `null` in it is taken away; what it does not name stays.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TwinPatch {
+    /// Seen by back ends only.
+    pub tags: Option<Map<String, Value>>,
+    /// What the device should be.
+    pub desired: Option<Map<String, Value>>,
+    /// The patch is refused when the twin has another etag meanwhile.
+    pub etag: Option<String>,
+}
+
+impl HttpsService {
+    /// Reads a whole twin as the hub has it.
+    ///
+    /// # Errors
+    /// As for [`HttpsService::twin`].
+    ///
+    /// # Cancel safety
+    /// As for [`HttpsService::twin`].
+    pub async fn whole_twin(&mut self, target: &Target) -> Result<Value, ServiceError> {
+        self.twin_of(target, Ask::new(Method::GET, twin_path(target), MAX_TWIN)).await
+    }
+
+    /// Merges a patch into a twin, and answers the whole twin.
+    ///
+    /// # Errors
+    /// As for [`HttpsService::twin`]; or [`ServiceError::Changed`].
+    ///
+    /// # Cancel safety
+    /// When the future is dropped, the twin may or may not be patched.
+    pub async fn patch_twin(&mut self, target: &Target, patch: &TwinPatch) -> Result<Value, ServiceError> {
+        let mut body = Map::new();
+        if let Some(tags) = &patch.tags {
+            body.insert("tags".into(), tags.clone().into());
+        }
+        if let Some(desired) = &patch.desired {
+            body.insert("properties".into(), json!({ "desired": desired }));
+        }
+        let mut ask = Ask::new(Method::PATCH, twin_path(target), MAX_TWIN);
+        ask.body = Value::from(body).to_string().into();
+        ask.if_match = patch.etag.as_ref().map(|etag| format!("\"{etag}\""));
+        self.twin_of(target, ask).await
+    }
+
+    async fn twin_of(&mut self, target: &Target, ask: Ask) -> Result<Value, ServiceError> {
+        let (head, body) = self.exchange(ask).await?;
+        match head.status {
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map_err(|_| answer::no_hub(&self.host, "status 200 without JSON")),
+            StatusCode::PRECONDITION_FAILED => Err(ServiceError::Changed(target.to_string())),
+            status => Err(self.refusal_about(status, &body, target)),
+        }
+    }
+}
+
+fn twin_path(target: &Target) -> String {
+    format!("{}?api-version={API_VERSION}", target.twin_path())
+}

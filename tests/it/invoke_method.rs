@@ -1,0 +1,117 @@
+//! `invoke-method` as a user sees it, against the emulator and a device that speaks MQTT by hand.
+//!
+//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+
+use std::process::{Command, Output};
+
+use crate::emulator_methods::{called, listening, respond};
+use crate::emulator_twins::sign_in;
+use crate::harness::{Emulator, binary, run};
+
+/// A command of the back end over HTTPS.
+pub(crate) fn back_end(emulator: &Emulator, arguments: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(arguments).args(["--https-port", &emulator.https.port().to_string()]);
+    command.arg("--ca-file").arg(emulator.ca_file());
+    command.env("C2D_SERVICE_CONNECTION_STRING", emulator.service_string());
+    command
+}
+
+/// Standard output, standard error, exit code.
+pub(crate) fn seen(output: &Output) -> (String, String, Option<i32>) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    (text(&output.stdout), text(&output.stderr), output.status.code())
+}
+
+fn invoke(emulator: &Emulator, arguments: &[&str]) -> (String, String, Option<i32>) {
+    let all = [&["invoke-method", "--device", "dev1"], arguments].concat();
+    seen(&run(&mut back_end(emulator, &all)))
+}
+
+#[test]
+fn the_devices_status_and_answer_are_printed_and_decide_the_exit_code() {
+    let emulator = Emulator::start();
+    let mut device = listening(&emulator);
+    std::thread::scope(|scope| {
+        let arguments = ["--method", "re boot", "--data", r#"{"in": [1, "é"]}"#];
+        let caller = scope.spawn(move || invoke(&emulator, &arguments));
+        let (name, rid, body) = called(&mut device);
+        assert_eq!((name.as_str(), body.as_str()), ("re%20boot", r#"{"in":[1,"é"]}"#));
+        respond(&mut device, "200", &rid, r#"{"done": true}"#);
+        let (stdout, stderr, code) = caller.join().expect("an answer");
+        let (line, payload) = stdout.split_once('\n').expect("two parts");
+        assert!(line.starts_with("device dev1 answered re boot with status 200 after 0."), "{line}");
+        assert_eq!((payload, stderr.as_str(), code), ("{\n  \"done\": true\n}\n", "", Some(0)));
+    });
+}
+
+#[test]
+fn a_status_that_is_no_success_is_exit_code_5_and_json_is_one_line() {
+    let emulator = Emulator::start();
+    let mut device = listening(&emulator);
+    std::thread::scope(|scope| {
+        let (status, emulator) = ("404", &emulator);
+        let caller = scope.spawn(move || invoke(emulator, &["--method", "nope", "--json"]));
+        let (_, rid, body) = called(&mut device);
+        assert_eq!(body, "null");
+        respond(&mut device, status, &rid, "");
+        let (stdout, stderr, code) = caller.join().expect("an answer");
+        let line: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+        assert!(line["milliseconds"].is_u64(), "{line}");
+        let start = r#"{"event":"answered","device_id":"dev1","method":"nope","status":404,"payload":null,"#;
+        assert!(stdout.starts_with(start), "{stdout}");
+        assert_eq!((stderr.as_str(), code), ("", Some(5)));
+    });
+}
+
+#[test]
+fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
+    let emulator = Emulator::start();
+    let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping"]);
+    let words = "c2d-agent: device dev1 is not connected, or takes no methods: nothing was called; --connect-timeout waits for it\n";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), ("", words, Some(3)));
+
+    let _connected_but_deaf = sign_in(&emulator, true);
+    assert_eq!(invoke(&emulator, &["--method", "ping"]).2, Some(3));
+
+    let mut device = listening(&emulator);
+    let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping", "--timeout", "5s", "--json"]);
+    called(&mut device);
+    let error = "device dev1 did not answer ping within 5 s, and may run it still: --timeout sets the time";
+    let line = format!(
+        "{{\"event\":\"failed\",\"device_id\":\"dev1\",\"method\":\"ping\",\"error\":\"{error}\"}}\n"
+    );
+    assert_eq!((stdout, stderr, code), (line, format!("c2d-agent: {error}\n"), Some(4)));
+}
+
+#[test]
+fn wrong_arguments_call_nobody() {
+    let emulator = Emulator::start();
+    for (arguments, part) in [
+        (&["--method", "m", "--data", "on"][..], "the payload is no JSON: text needs quotes of its own"),
+        (&["--method", ""], "--method is empty"),
+        (&["--method", "m", "--timeout", "4s"], "must be whole seconds, from 5s to 300s"),
+        (&["--method", "m", "--connect-timeout", "1500ms"], "must be whole seconds, from 0s to 300s"),
+        (&["--method", "m", "--module", "a/b"], "\"a/b\" is not a module id"),
+        (&["--method", "m", "--file", "/nonexistent/x"], "cannot read the payload from /nonexistent/x"),
+        (&["--method", "m", "--data", "1", "--file", "-"], "cannot be used with"),
+        (&["--method", "m", "--transport", "amqp"], "[possible values: https]"),
+    ] {
+        let (stdout, stderr, code) = invoke(&emulator, arguments);
+        assert!(
+            stdout.is_empty() && stderr.contains(part) && code == Some(2),
+            "{arguments:?}: {code:?} {stderr}"
+        );
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(128 * 1024 + 1).expect("long");
+    let path = file.path().to_str().expect("UTF-8");
+    let (_, stderr, code) = invoke(&emulator, &["--method", "m", "--file", path]);
+    assert!(stderr.contains("the payload has more than 128 KiB") && code == Some(2), "{stderr}");
+    let mut unknown = back_end(&emulator, &["invoke-method", "--device", "nope", "--method", "m"]);
+    let (_, stderr, code) = seen(&run(&mut unknown));
+    assert_eq!(
+        (stderr.as_str(), code),
+        ("c2d-agent: the hub knows no device \"nope\": check --device\n", Some(1))
+    );
+}
