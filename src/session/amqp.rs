@@ -14,7 +14,7 @@ use std::time::Duration;
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::link::delivery::{DeliveryFut, DeliveryInfo};
 use fe2o3_amqp::link::receiver::CreditMode;
-use fe2o3_amqp::link::{RecvError, SendError};
+use fe2o3_amqp::link::{IllegalLinkStateError, RecvError, SendError};
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::definitions::ReceiverSettleMode;
 use fe2o3_amqp::types::messaging::{Body, Outcome};
@@ -50,6 +50,8 @@ mod message;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// More credit is given when so much room has come about: a flow for each message would be as much traffic again.
 const CREDIT_STEP: usize = DELIVERIES / 4;
+/// For the reason of an end that was noticed by the way.
+const WHY_LIMIT: Duration = Duration::from_millis(200);
 /// For a goodbye.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -266,13 +268,15 @@ impl Reader {
         let pause = self.dial.keep_alive.min(LONGEST_PAUSE);
         let mut next_flow = Instant::now() + pause;
         loop {
-            self.send_settlements(&receiver, &mut unsettled).await?;
+            self.send_settlements(&mut receiver, &mut unsettled).await?;
             if room.len() >= granted + CREDIT_STEP
                 || (granted == 0 && !room.is_empty())
                 || next_flow <= Instant::now()
             {
                 let credit = u32::try_from(room.len()).unwrap_or(u32::MAX);
-                receiver.set_credit(credit).await.map_err(|_| Fault::Closed)?;
+                if let Err(error) = receiver.set_credit(credit).await {
+                    return Err(self.why(&mut receiver, error).await);
+                }
                 (granted, next_flow) = (room.len(), Instant::now() + pause);
             }
             let more_room = self.deliveries.clone().reserve_owned();
@@ -300,7 +304,7 @@ impl Reader {
                     });
                 }
                 Happening::Command(Some(Command::HangUp) | None) => {
-                    self.send_settlements(&receiver, &mut unsettled).await?;
+                    self.send_settlements(&mut receiver, &mut unsettled).await?;
                     say_goodbye(session, connection).await;
                     return Ok(());
                 }
@@ -371,7 +375,7 @@ impl Reader {
     /// Sends the settlements that are ready.
     async fn send_settlements(
         &self,
-        receiver: &Receiver,
+        receiver: &mut Receiver,
         unsettled: &mut HashMap<Ticket, DeliveryInfo>,
     ) -> Result<(), Fault> {
         for (ticket, settlement) in self.settlements.take_ready() {
@@ -381,9 +385,23 @@ impl Reader {
                 Settlement::Abandon => receiver.release(info).await,
                 Settlement::Reject => receiver.reject(info, None).await,
             };
-            sent.map_err(|_link_is_gone| Fault::Closed)?;
+            if let Err(error) = sent {
+                return Err(self.why(receiver, error).await);
+            }
         }
         Ok(())
+    }
+
+    /// Why a link is gone on which something could not be sent: that is told to whoever receives.
+    async fn why(&self, receiver: &mut Receiver, error: IllegalLinkStateError) -> Fault {
+        let now = (self.dial.clock)();
+        match fault::of_link_state(error.into(), now) {
+            Fault::Closed => match timeout(WHY_LIMIT, receiver.recv::<Body<Value>>()).await {
+                Ok(Err(error)) => fault::of_receive(error, now),
+                Ok(Ok(_)) | Err(_) => Fault::Closed,
+            },
+            fault => fault,
+        }
     }
 }
 

@@ -47,7 +47,8 @@ impl Cbs {
         loop {
             let reply =
                 self.replies.recv::<Body<Value>>().await.map_err(|error| fault::of_receive(error, now))?;
-            self.replies.accept(&reply).await.map_err(|_link_is_gone| Fault::Closed)?;
+            let accepted = self.replies.accept(&reply).await;
+            accepted.map_err(|error| fault::of_link_state(error.into(), now))?;
             let reply = reply.into_message();
             let answers = reply.properties.and_then(|properties| properties.correlation_id);
             if answers.as_ref() != Some(&id) {

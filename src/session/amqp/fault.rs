@@ -95,7 +95,8 @@ pub(super) fn publish_error(outcome: &Outcome) -> PublishError {
     }
 }
 
-fn of_link_state(error: LinkStateError, now: SystemTime) -> Fault {
+/// Why a link cannot be used.
+pub(super) fn of_link_state(error: LinkStateError, now: SystemTime) -> Fault {
     match error {
         LinkStateError::SessionStopped(reason) => of_session_stop(reason, now),
         LinkStateError::RemoteDetachedWithError(error) | LinkStateError::RemoteClosedWithError(error) => {
