@@ -165,12 +165,6 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
     let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports };
     let rules = rule::read(root.take("rule"), &scope, &mut report);
-    let twin = |rules: &Rules| reports.twin || rules.iter().any(|rule| rule.policy().reports.twin);
-    if device.transport == Transport::Amqp && rules.as_ref().is_some_and(twin) {
-        let message = "over AMQP this agent reports no outcomes in the twin: replace \"twin\" by \"telemetry\" in the reports, or use \
-                       transport = \"mqtt\"";
-        report.problem(device.transport_place, message);
-    }
     root.finish(&mut report);
     if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
         let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";

@@ -45,8 +45,6 @@ pub(super) struct Device {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) token_lifetime: Duration,
     pub(super) transport: Transport,
-    /// Where that is said, when it is.
-    pub(super) transport_place: Option<std::ops::Range<usize>>,
     pub(super) route: Route,
 }
 
@@ -109,7 +107,7 @@ pub(super) fn read(
     let from_environment = variable(CONNECTION_STRING_VARIABLE);
     let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
     let mut token_lifetime = DEFAULT_TOKEN_LIFETIME;
-    let (mut transport, mut transport_place) = (Transport::default(), None);
+    let mut transport = Transport::default();
     let mut route = Route::default();
     let mut fields = None;
     if let Some(mut table) = field.and_then(|field| field.table("[device]", report)) {
@@ -118,7 +116,6 @@ pub(super) fn read(
         }
         if let Some(field) = table.take("transport") {
             (transport, route) = transport::read(&field, env, report);
-            transport_place = Some(field.value.place);
         }
         if let Some(field) = table.take("keep_alive") {
             route.keep_alive = field.duration(KEEP_ALIVE, report).unwrap_or(route.keep_alive);
@@ -156,7 +153,7 @@ pub(super) fn read(
         },
     };
     let ca_file = ca_file.map(|(path, _)| path);
-    Device { identity, secret_file, ca_file, token_lifetime, transport, transport_place, route }
+    Device { identity, secret_file, ca_file, token_lifetime, transport, route }
 }
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {

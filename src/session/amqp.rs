@@ -5,7 +5,7 @@
 //! Used by: `session::connection`.
 //!
 //! Wire reference 2. With a key: no SASL, and a token put to `$cbs`, again at each renewal. With a certificate: nothing but
-//! TLS. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
+//! TLS. The twin has two links more, where anything is reported there. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,11 +39,13 @@ use super::signin::SignIn;
 use super::{DELIVERIES, PublishError, Upstream};
 
 use cbs::Cbs;
+use twin::{Heard, Twin};
 
 mod cbs;
 mod dial;
 mod fault;
 mod message;
+mod twin;
 
 /// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,
 /// which a strict hub takes for silence; hubs allow four minutes. Source: wire reference 2.1.
@@ -79,10 +81,8 @@ impl Connection {
     ) -> (Self, Reader) {
         let settlements = Arc::new(Settlements::new());
         let (publish, upstream) = mpsc::channel(UNDER_WAY);
-        let hand = move |upstream, _request| match upstream {
-            // The configuration does not let it come so far.
-            Upstream::Reported { .. } => Err(PublishError::Refused(403)),
-            telemetry => publish.try_send(telemetry).map_err(|_full_or_gone| PublishError::Lost),
+        let hand = move |upstream, request| {
+            publish.try_send((upstream, request)).map_err(|_full_or_gone| PublishError::Lost)
         };
         let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
         let (report, progress) = watch::channel(Progress::default());
@@ -124,7 +124,8 @@ pub(super) struct Reader {
     settlements: Arc<Settlements>,
     outbox: Arc<Outbox>,
     deliveries: mpsc::Sender<Delivery>,
-    upstream: mpsc::Receiver<Upstream>,
+    /// With the number of the twin's request.
+    upstream: mpsc::Receiver<(Upstream, u64)>,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
     dial: Dial,
@@ -141,6 +142,7 @@ impl Drop for Reader {
 struct Opened {
     receiver: Receiver,
     events: Sender,
+    twin: Option<Twin>,
     cbs: Option<Box<Cbs>>,
     session: SessionHandle<()>,
     connection: ConnectionHandle<()>,
@@ -158,7 +160,8 @@ enum Happening {
     Settled,
     Room(Option<mpsc::OwnedPermit<Delivery>>),
     Received(Result<fe2o3_amqp::link::delivery::Delivery<Body<Value>>, RecvError>),
-    Upstream(Upstream),
+    Upstream(Upstream, u64),
+    Twin(Heard),
     Sending(Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>),
     Sent(Sent),
     Renewed(Box<Cbs>, Result<(), Fault>),
@@ -180,7 +183,7 @@ impl Reader {
         };
         let Dial { host, port, device_id, transport, .. } = &self.dial;
         tracing::info!(hub = %host, port, transport, device_id, "signed in over AMQP and subscribed");
-        self.outbox.open(false);
+        self.outbox.open(opened.twin.is_some());
         let now = Some(Instant::now());
         self.progress.send_modify(|progress| (progress.signed_in, progress.subscribed) = (now, true));
         let failed = Arc::clone(&opened.failed);
@@ -248,7 +251,11 @@ impl Reader {
         let address = format!("/devices/{}/messages/events", message::in_address(device_id));
         let events = Sender::attach(&mut session, name, address).await;
         let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
-        Ok(Opened { receiver, events, cbs, session, connection, failed, _cut: cut })
+        let twin = match self.dial.twin {
+            true => Twin::attach(&mut session, device_id, now).await?,
+            false => None,
+        };
+        Ok(Opened { receiver, events, twin, cbs, session, connection, failed, _cut: cut })
     }
 
     fn audience(&self) -> String {
@@ -256,7 +263,7 @@ impl Reader {
     }
 
     async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
-        let Opened { mut receiver, events, cbs, session, connection, _cut, .. } = opened;
+        let Opened { mut receiver, events, mut twin, cbs, session, connection, _cut, .. } = opened;
         let (mut events, mut cbs) = (Some(events), cbs);
         let mut unsettled: HashMap<Ticket, DeliveryInfo> = HashMap::new();
         let mut room: Vec<mpsc::OwnedPermit<Delivery>> = Vec::new();
@@ -280,13 +287,15 @@ impl Reader {
                 (granted, next_flow) = (room.len(), Instant::now() + pause);
             }
             let more_room = self.deliveries.clone().reserve_owned();
+            let free = events.is_some() && twin.as_ref().is_none_or(Twin::is_free);
             let happening = tokio::select! {
                 biased;
                 command = self.commands.recv() => Happening::Command(command),
                 () = self.settlements.changed() => Happening::Settled,
                 permit = more_room, if accepts && room.len() < DELIVERIES => Happening::Room(permit.ok()),
                 received = receiver.recv::<Body<Value>>() => Happening::Received(received),
-                Some(upstream) = self.upstream.recv(), if events.is_some() => Happening::Upstream(upstream),
+                Some((upstream, request)) = self.upstream.recv(), if free => Happening::Upstream(upstream, request),
+                heard = next_heard(&mut twin) => Happening::Twin(heard),
                 (link, id, result) = until(&mut sending) => Happening::Sending(link, id, result),
                 Some(done) = sent.next() => Happening::Sent(done),
                 (link, result) = until(&mut renewing) => Happening::Renewed(link, result),
@@ -339,18 +348,23 @@ impl Reader {
                         }
                     }
                 }
-                Happening::Upstream(upstream) => {
+                Happening::Upstream(upstream, request) => {
                     last_id = last_id.wrapping_add(1).max(1);
                     let id = last_id;
                     self.outbox.sent(id);
-                    if let (Some(mut link), Upstream::Telemetry { properties, body }) =
-                        (events.take(), upstream)
-                    {
-                        let message = message::d2c(&properties, &body);
-                        sending = Some(Box::pin(async move {
-                            let result = link.send_batchable(message).await;
-                            (link, id, result)
-                        }));
+                    match upstream {
+                        Upstream::Telemetry { properties, body } => {
+                            let message = message::d2c(&properties, &body);
+                            sending = events.take().map(|mut link| {
+                                Box::pin(async move {
+                                    let result = link.send_batchable(message).await;
+                                    (link, id, result)
+                                }) as Sending
+                            });
+                        }
+                        Upstream::Reported { patch } => {
+                            twin.iter_mut().for_each(|twin| twin.report(id, request, &patch));
+                        }
                     }
                 }
                 Happening::Sending(link, id, result) => {
@@ -358,16 +372,43 @@ impl Reader {
                     let settled = result.map_err(|error| fault::of_send(error, (self.dial.clock)()))?;
                     sent.push(Box::pin(async move { (id, settled.await) }));
                 }
-                Happening::Sent((id, outcome)) => match outcome {
-                    Ok(Outcome::Accepted(_)) => self.outbox.acknowledged(id),
-                    Ok(other) => self.outbox.refused(id, fault::publish_error(&other)),
-                    Err(error) => return Err(fault::of_send(error, (self.dial.clock)())),
-                },
+                Happening::Twin(heard) => {
+                    if let Some(twin) = &mut twin {
+                        self.heard(twin, heard).await?;
+                    }
+                }
+                Happening::Sent((id, outcome)) => self.sent(id, outcome)?,
                 Happening::Renewed(link, result) => {
                     result?;
                     (cbs, renewing) = (Some(link), None);
                     tracing::info!(device_id = self.dial.device_id, "renewed the token");
                 }
+            }
+        }
+    }
+
+    /// The hub has settled what was published.
+    fn sent(&self, id: u16, outcome: Result<Outcome, SendError>) -> Result<(), Fault> {
+        match outcome.map_err(|error| fault::of_send(error, (self.dial.clock)()))? {
+            Outcome::Accepted(_) => self.outbox.acknowledged(id),
+            other => self.outbox.refused(id, fault::publish_error(&other)),
+        }
+        Ok(())
+    }
+
+    /// A patch of the twin has gone out, or an answer has come.
+    async fn heard(&self, twin: &mut Twin, heard: Heard) -> Result<(), Fault> {
+        match heard {
+            Heard::Sent(link, id, outcome) => {
+                twin.sent(link);
+                self.sent(id, outcome)
+            }
+            Heard::Reply(reply) => {
+                let answer = twin.read(reply, (self.dial.clock)()).await?;
+                if answer.is_some_and(|answer| !self.outbox.answered(answer)) {
+                    tracing::debug!("passed over an answer of the twin: nobody waits for it any more");
+                }
+                Ok(())
             }
         }
     }
@@ -402,6 +443,14 @@ impl Reader {
             },
             fault => fault,
         }
+    }
+}
+
+/// What happens next on the links of the twin; nothing ever, where there are none. Cancel safe.
+async fn next_heard(twin: &mut Option<Twin>) -> Heard {
+    match twin {
+        Some(twin) => twin.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) enum Level {
     Attach,
     /// It is taken away, once both are there.
     Link,
+    /// The links of the twin are not attached.
+    Twin,
     /// So is the session.
     Session,
     /// So is the connection.
@@ -91,6 +93,11 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
             Err(_) => return,
         }
     }
+    if level == Some(Level::Twin) {
+        let Some(attach) = session.next_incoming_attach().await else { return };
+        refuse(attach, error.expect("a condition"), &mut session).await;
+        return std::future::pending().await;
+    }
     let gone = match (level, error, messages.take_if(|_| level == Some(Level::Link))) {
         (Some(Level::Link), Some(error), Some(link)) => {
             link.close_with_error(error).await.map_err(|error| error.to_string())
@@ -112,12 +119,18 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
 
 /// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
 async fn refuse(mut attach: Attach, error: Error, session: &mut ListenerSessionHandle) {
-    attach.source = None;
+    match attach.role {
+        Role::Sender => attach.target = None,
+        Role::Receiver => attach.source = None,
+    }
     let acceptor =
         LinkAcceptor::builder().verify_incoming_source(false).verify_incoming_target(false).build();
-    if let Ok(LinkEndpoint::Sender(link)) = acceptor.accept_incoming_attach(attach, session).await
-        && let Err(error) = link.close_with_error(error).await
-    {
+    let closed = match acceptor.accept_incoming_attach(attach, session).await {
+        Ok(LinkEndpoint::Sender(link)) => link.close_with_error(error).await.map_err(|e| e.to_string()),
+        Ok(LinkEndpoint::Receiver(link)) => link.close_with_error(error).await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = closed {
         eprintln!("peer: {error}");
     }
 }

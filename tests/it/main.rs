@@ -87,6 +87,7 @@ mod proxied;
 mod recovery;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod reload;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod reports;
 #[cfg(feature = "emulator")]
 mod rest;

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::harness::{Agent, Emulator, run, wait_for_file};
+use crate::over;
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
@@ -16,6 +17,7 @@ fn rules() -> String {
     let rule = |name: &str, more: &str| {
         format!(
             "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{more}\n\
+             on_failure = \"complete\"\n\
              do = [ {{ shell = \"echo said $C2D_MESSAGE_ID; exit ${{C2D_PROPERTY_FAIL:-0}}\" }} ]\n"
         )
     };
@@ -38,35 +40,39 @@ fn outcome(emulator: &Emulator, arguments: &[&str]) -> (Option<i32>, Value) {
 
 #[test]
 fn the_sender_learns_the_outcome_by_telemetry() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let _agent = Agent::start(&emulator, "dev1", dir.path(), &rules());
-    let (exit, report) = outcome(&emulator, &["--property", "action=tell", "--message-id", "m-1"]);
-    assert_eq!(exit, Some(0), "{report}");
-    for (field, value) in
-        [("messageId", "m-1"), ("rule", "tell"), ("outcome", "succeeded"), ("output", "said m-1\n")]
-    {
-        assert_eq!(report[field], value, "{report}");
-    }
-    assert_eq!((&report["exitCode"], &report["attempt"]), (&Value::from(0), &Value::from(1)), "{report}");
-    let (exit, report) =
-        outcome(&emulator, &["--property", "action=tell", "--property", "fail=3", "--message-id", "m-2"]);
-    assert_eq!(exit, Some(5), "{report}");
-    assert_eq!(
-        (&report["outcome"], &report["exitCode"]),
-        (&Value::from("failed"), &Value::from(3)),
-        "{report}"
-    );
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let _agent = over::start(&emulator, transport, dir.path(), &rules());
+        let (exit, report) = outcome(&emulator, &["--property", "action=tell", "--message-id", "m-1"]);
+        assert_eq!(exit, Some(0), "{report}");
+        for (field, value) in
+            [("messageId", "m-1"), ("rule", "tell"), ("outcome", "succeeded"), ("output", "said m-1\n")]
+        {
+            assert_eq!(report[field], value, "{report}");
+        }
+        assert_eq!((&report["exitCode"], &report["attempt"]), (&Value::from(0), &Value::from(1)), "{report}");
+        let (exit, report) =
+            outcome(&emulator, &["--property", "action=tell", "--property", "fail=3", "--message-id", "m-2"]);
+        assert_eq!(exit, Some(5), "{report}");
+        assert_eq!(
+            (&report["outcome"], &report["exitCode"]),
+            (&Value::from("failed"), &Value::from(3)),
+            "{report}"
+        );
+    });
 }
 
 #[test]
 fn the_sender_learns_the_outcome_in_the_twin() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let _agent = Agent::start(&emulator, "dev1", dir.path(), &rules());
-    let (exit, report) = outcome(&emulator, &["--property", "action=show", "--message-id", "m-1"]);
-    assert_eq!((exit, &report["rule"]), (Some(0), &Value::from("show")), "{report}");
-    let (exit, report) =
-        outcome(&emulator, &["--property", "action=show", "--property", "fail=7", "--message-id", "m-2"]);
-    assert_eq!((exit, &report["exitCode"]), (Some(5), &Value::from(7)), "{report}");
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let _agent = over::start(&emulator, transport, dir.path(), &rules());
+        let (exit, report) = outcome(&emulator, &["--property", "action=show", "--message-id", "m-1"]);
+        assert_eq!((exit, &report["rule"]), (Some(0), &Value::from("show")), "{report}");
+        let (exit, report) =
+            outcome(&emulator, &["--property", "action=show", "--property", "fail=7", "--message-id", "m-2"]);
+        assert_eq!((exit, &report["exitCode"]), (Some(5), &Value::from(7)), "{report}");
+    });
 }
 
 #[test]
@@ -93,11 +99,17 @@ fn reports_wait_on_disk_while_the_hub_is_away() {
 
 #[test]
 fn a_message_that_no_rule_takes_is_reported_as_the_report_table_says() {
-    let (emulator, dir) = (Emulator::start(), dir());
-    let _agent =
-        Agent::start(&emulator, "dev1", dir.path(), &format!("[report]\noutcomes = \"twin\"\n{}", rules()));
-    let (exit, report) = outcome(&emulator, &["--property", "action=unheard", "--message-id", "m-1"]);
-    assert_eq!((exit, &report["outcome"]), (Some(5), &Value::from("unmatched")), "{report}");
+    over::each(|transport| {
+        let (emulator, dir) = (Emulator::start(), dir());
+        let _agent = over::start(
+            &emulator,
+            transport,
+            dir.path(),
+            &format!("[report]\noutcomes = \"twin\"\n{}", rules()),
+        );
+        let (exit, report) = outcome(&emulator, &["--property", "action=unheard", "--message-id", "m-1"]);
+        assert_eq!((exit, &report["outcome"]), (Some(5), &Value::from("unmatched")), "{report}");
+    });
 }
 
 fn gated(go: &Path, done: &Path) -> String {

@@ -121,7 +121,8 @@ fn of_connection_stop(reason: ConnectionStopReason, now: SystemTime) -> Fault {
     }
 }
 
-fn symbol(condition: &ErrorCondition) -> String {
+/// A condition as it stands on the wire.
+pub(super) fn symbol(condition: &ErrorCondition) -> String {
     match condition {
         ErrorCondition::AmqpError(error) => Symbol::from(error).into_inner(),
         ErrorCondition::ConnectionError(error) => Symbol::from(error).into_inner(),

@@ -120,7 +120,11 @@ fn text_of(value: SimpleValue) -> Option<String> {
     })
 }
 
-fn body(body: Body<Value>) -> Result<Vec<u8>, MessageError> {
+/// The bytes of a body.
+///
+/// # Errors
+/// When it is neither data nor text.
+pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, MessageError> {
     match body {
         Body::Data(sections) => Ok(sections.into_iter().flat_map(|section| section.0.into_vec()).collect()),
         Body::Value(AmqpValue(Value::String(text))) => Ok(text.into_bytes()),

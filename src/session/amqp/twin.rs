@@ -1,0 +1,218 @@
+//! The pair of links on which a device reports in its twin.
+//!
+//! Owns: both links, and which answer is to which patch. Must not know: when something is reported.
+//! Used by: `session::amqp`. Source: wire reference 2.4 and 2.7.
+
+use std::time::SystemTime;
+
+use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
+use fe2o3_amqp::link::{ReceiverAttachError, RecvError, SendError, SenderAttachError};
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::{Error, Fields, SenderSettleMode};
+use fe2o3_amqp::types::messaging::annotations::OwnedKey;
+use fe2o3_amqp::types::messaging::{Body, Data, Message, MessageAnnotations, MessageId, Outcome, Properties};
+use fe2o3_amqp::types::primitives::{Binary, Symbol, Value};
+use fe2o3_amqp::{Receiver, Sender};
+use futures_util::future::BoxFuture;
+
+use crate::message::excerpt;
+use crate::session::failure::Fault;
+use crate::session::topics::TwinAnswer;
+
+use super::{fault, message, until};
+
+/// Says which two links belong together.
+const CORRELATION: &str = "com.microsoft:channel-correlation-id";
+const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
+const REPORTED: &str = "/properties/reported";
+
+/// The links of one connection.
+pub(super) struct Twin {
+    /// Absent while a patch goes out.
+    requests: Option<Sender>,
+    replies: Receiver,
+    /// The first half of the ids of its requests; the second is their number.
+    ids: u64,
+    reporting: Option<Reporting>,
+}
+
+type Reporting = BoxFuture<'static, (Sender, u16, Result<Outcome, SendError>)>;
+type Reply = Result<Delivery<Body<Value>>, RecvError>;
+
+/// What happened on them.
+pub(super) enum Heard {
+    /// A patch is on the wire, or could not get there.
+    Sent(Sender, u16, Result<Outcome, SendError>),
+    Reply(Reply),
+}
+
+impl Twin {
+    /// Attaches both; `None` when the hub has no twin for this device.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub(super) async fn attach(
+        session: &mut SessionHandle<()>,
+        device_id: &str,
+        now: SystemTime,
+    ) -> Result<Option<Self>, Fault> {
+        let pair = uuid::Uuid::new_v4();
+        let mut properties = Fields::new();
+        for (key, value) in [(CORRELATION, format!("twin:{pair}")), (API_VERSION.0, API_VERSION.1.to_owned())]
+        {
+            properties.insert(Symbol::from(key), Value::String(value));
+        }
+        let address = format!("/devices/{}/twin", message::in_address(device_id));
+        let requests = Sender::builder()
+            .name(format!("twin-requests-{pair}"))
+            .target(address.as_str())
+            .sender_settle_mode(SenderSettleMode::Settled)
+            .properties(properties.clone())
+            .attach(session)
+            .await;
+        let requests = match requests {
+            Ok(link) => link,
+            Err(SenderAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
+            Err(error) => return Err(fault::of_sender_attach(error, now)),
+        };
+        let replies = Receiver::builder()
+            .name(format!("twin-replies-{pair}"))
+            .source(address.as_str())
+            .sender_settle_mode(SenderSettleMode::Settled)
+            .properties(properties)
+            .attach(session)
+            .await;
+        let replies = match replies {
+            Ok(link) => link,
+            Err(ReceiverAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
+            Err(error) => return Err(fault::of_receiver_attach(error, now)),
+        };
+        let (ids, _) = pair.as_u64_pair();
+        Ok(Some(Self { requests: Some(requests), replies, ids, reporting: None }))
+    }
+
+    /// Whether the last patch is out.
+    pub(super) fn is_free(&self) -> bool {
+        self.requests.is_some()
+    }
+
+    /// Sends a patch of the reported properties: publish `id`, twin request `request`. Only while it is free.
+    pub(super) fn report(&mut self, id: u16, request: u64, patch: &[u8]) {
+        let Some(mut link) = self.requests.take() else { return };
+        // As SDKs do: a UUID as text.
+        let correlation_id = uuid::Uuid::from_u64_pair(self.ids, request).to_string();
+        let annotations = MessageAnnotations::builder()
+            .insert(Symbol::from("operation"), Value::String("PATCH".to_owned()))
+            .insert(Symbol::from("resource"), Value::String(REPORTED.to_owned()))
+            .build();
+        let section =
+            Properties { correlation_id: Some(MessageId::String(correlation_id)), ..Properties::default() };
+        let message = Message::builder()
+            .message_annotations(annotations)
+            .properties(section)
+            .data(Data(Binary::from(patch.to_vec())))
+            .build();
+        self.reporting = Some(Box::pin(async move {
+            let outcome = link.send(message).await;
+            (link, id, outcome)
+        }));
+    }
+
+    /// Waits for whatever happens next. Cancel safe: what happened is handed out at once.
+    pub(super) async fn next(&mut self) -> Heard {
+        tokio::select! {
+            (link, id, outcome) = until(&mut self.reporting) => Heard::Sent(link, id, outcome),
+            reply = self.replies.recv::<Body<Value>>() => Heard::Reply(reply),
+        }
+    }
+
+    /// The link is free again.
+    pub(super) fn sent(&mut self, link: Sender) {
+        (self.requests, self.reporting) = (Some(link), None);
+    }
+
+    /// What a reply says; `None` when it is none to a request of ours.
+    ///
+    /// # Errors
+    /// When the link is gone.
+    pub(super) async fn read(&mut self, reply: Reply, now: SystemTime) -> Result<Option<TwinAnswer>, Fault> {
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(RecvError::MessageDecode(error)) => {
+                tracing::debug!(error = %error.source, "passed over what a twin's link brought");
+                return self.settle(error.info).await.map(|()| None);
+            }
+            Err(error) => return Err(fault::of_receive(error, now)),
+        };
+        let (info, reply) = reply.into_parts();
+        self.settle(info).await?;
+        let Some(answer) = answer(self.ids, &reply) else {
+            tracing::debug!("passed over an answer of the twin: not to a request of ours");
+            return Ok(None);
+        };
+        if answer.status >= 400 {
+            let body = message::body(reply.body).unwrap_or_default();
+            let body = excerpt(&String::from_utf8_lossy(&body));
+            tracing::warn!(status = answer.status, body, "the hub did not take a patch of the twin");
+        }
+        Ok(Some(answer))
+    }
+
+    async fn settle(&mut self, info: DeliveryInfo) -> Result<(), Fault> {
+        self.replies.accept(info).await.map_err(|_link_is_gone| Fault::Closed)
+    }
+}
+
+fn refused(device_id: &str, error: &Error) -> Option<Twin> {
+    let (condition, said) = (fault::symbol(&error.condition), error.description.as_deref());
+    tracing::warn!(device_id, condition, said, "the hub refused the twin: nothing can be reported there");
+    None
+}
+
+fn answer(ids: u64, reply: &Message<Body<Value>>) -> Option<TwinAnswer> {
+    let id = match reply.properties.as_ref()?.correlation_id.as_ref()? {
+        MessageId::String(text) => uuid::Uuid::parse_str(text).ok()?,
+        MessageId::Uuid(id) => uuid::Uuid::from_bytes(id.clone().into_inner()),
+        _ => return None,
+    };
+    let (own, request) = id.as_u64_pair();
+    let annotations = reply.message_annotations.as_ref()?;
+    let status = match annotations.0.get::<OwnedKey>(&Symbol::from("status").into())? {
+        Value::Int(status) => u16::try_from(*status),
+        Value::Uint(status) => u16::try_from(*status),
+        Value::Long(status) => u16::try_from(*status),
+        Value::Ulong(status) => u16::try_from(*status),
+        _ => return None,
+    };
+    (own == ids).then_some(TwinAnswer { request, status: status.ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(id: Option<MessageId>, status: Value) -> Message<Body<Value>> {
+        let annotations = MessageAnnotations::builder().insert(Symbol::from("status"), status).build();
+        let section = Properties { correlation_id: id, ..Properties::default() };
+        Message::builder().message_annotations(annotations).properties(section).body(Body::Empty).build()
+    }
+
+    #[test]
+    fn an_answer_is_known_by_its_id_whatever_its_type() {
+        let id = uuid::Uuid::from_u64_pair(7, 3);
+        let text = Some(MessageId::String(id.to_string()));
+        let binary = Some(MessageId::Uuid(id.into_bytes().into()));
+        let expected = Some(TwinAnswer { request: 3, status: 200 });
+        assert_eq!(answer(7, &reply(text.clone(), Value::Int(200))), expected);
+        assert_eq!(answer(7, &reply(binary, Value::Long(200))), expected);
+        for other in [
+            answer(8, &reply(text.clone(), Value::Int(200))),
+            answer(7, &reply(text, Value::Int(-1))),
+            answer(7, &reply(Some(MessageId::String("3".into())), Value::Int(200))),
+            // A change of desired properties.
+            answer(7, &reply(None, Value::Int(200))),
+        ] {
+            assert_eq!(other, None);
+        }
+    }
+}
