@@ -5,9 +5,10 @@
 //! `action`: a double built from the code under test proves nothing.
 //! Used by: `cli`, the demo, integration tests.
 //!
-//! - `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners;
+//! - `identity` writes ids of devices and modules; `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners;
 //!   `registrar` changes devices in hub and state directory.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
+//! - `workload` is the daemon of an edge device.
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` keeps what the hub holds.
 
 use std::io;
@@ -28,6 +29,7 @@ mod certificates;
 mod event_log;
 mod https;
 pub mod hub;
+mod identity;
 mod keeper;
 mod listener;
 mod mqtt;
@@ -36,8 +38,9 @@ pub mod registry;
 pub mod shared;
 mod state_dir;
 mod tls;
+mod workload;
 
-use hub::{FaultError, FaultOrder, Hub};
+use hub::{FaultError, FaultOrder, Hub, InputRoute};
 use keeper::Keeper;
 use listener::Accepted;
 pub use mqtt::{UserName, UserNameError};
@@ -46,6 +49,8 @@ use registry::Registry;
 use shared::SharedHub;
 use state_dir::StateDir;
 pub use state_dir::StateDirError;
+use workload::Workload;
+pub use workload::WorkloadError;
 
 /// The standard port of devices: MQTT over TLS.
 pub const MQTT_PORT: u16 = 8883;
@@ -84,6 +89,12 @@ pub struct Options {
     pub devices: Vec<String>,
     /// Devices that sign in with certificates.
     pub x509_devices: Vec<String>,
+    /// Modules, as DEVICE/MODULE. Their devices are there, too, with keys unless they are named above.
+    pub modules: Vec<String>,
+    /// Where modules have their tokens signed.
+    pub workload_socket: Option<PathBuf>,
+    /// From outputs of modules to inputs.
+    pub routes: Vec<InputRoute>,
     /// Time from one feedback batch to the next; the real hub's is 15 seconds.
     pub feedback_interval: Duration,
     /// What is to go wrong from the start.
@@ -98,7 +109,7 @@ pub enum EmulatorError {
     #[error(transparent)]
     DeviceId(#[from] CredentialError),
     /// A device that is asked for twice.
-    #[error("device \"{0}\" is named twice: name it once, with a key or with a certificate")]
+    #[error("\"{0}\" is named twice: name it once, with a key or with a certificate")]
     DoubledDevice(String),
     /// Too many devices.
     #[error("{0} devices are more than the {MAX_DEVICES} that the emulator serves")]
@@ -124,6 +135,9 @@ pub enum EmulatorError {
     /// A fault for a device that is not there.
     #[error(transparent)]
     Fault(#[from] FaultError),
+    /// The workload socket.
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
     /// rustls does not take the server's certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -154,7 +168,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     options.check()?;
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
     let now = clock();
-    let mut state = StateDir::open(root, &options.devices, &options.x509_devices, now)?;
+    let mut state = StateDir::open(root, &options.with_keys(), &options.x509_devices, now)?;
     let identity = state.make_server_identity(hostname, now)?;
     let tls = tls::server_config(identity.chain, identity.key)?;
 
@@ -174,10 +188,27 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     let keeper = Keeper::restore(&hub, root)?;
-    hub.with(|hub, _| hub.order_faults(&options.faults))?;
+    hub.with(|hub, _| {
+        hub.set_input_routes(options.routes.clone());
+        hub.order_faults(&options.faults)
+    })?;
+    let workload = match &options.workload_socket {
+        Some(path) => {
+            let workload = Workload::bind(path, &options.modules, state.authority().to_owned(), hub.clone())?;
+            for id in &options.modules {
+                let file = root.join(format!("modules/{id}.env"));
+                workload.write_environment(&file, id, &state.mqtt_host())?;
+            }
+            Some(workload)
+        }
+        None => None,
+    };
     let registrar = Registrar::new(hub.clone(), state);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    if let Some(workload) = workload {
+        tasks.spawn(workload.run(stop.clone()));
+    }
     tasks.spawn(keeper.clone().run(stop.clone()));
     let timer = hub.clone();
     let timer_stop = stop.clone();
@@ -259,13 +290,28 @@ impl Emulator {
 }
 
 impl Options {
+    /// Devices and modules that sign in with tokens made from keys.
+    fn with_keys(&self) -> Vec<String> {
+        let mut ids = self.devices.clone();
+        for module in &self.modules {
+            let device = identity::split(module).0.to_owned();
+            if !ids.contains(&device) && !self.x509_devices.contains(&device) {
+                ids.push(device);
+            }
+        }
+        ids.extend(self.modules.iter().cloned());
+        ids
+    }
+
     fn check(&self) -> Result<(), EmulatorError> {
         let mut ids: Vec<&String> = self.devices.iter().chain(&self.x509_devices).collect();
-        if ids.len() > MAX_DEVICES {
-            return Err(EmulatorError::TooManyDevices(ids.len()));
-        }
         for id in &ids {
             check_device_id(id)?;
+        }
+        self.modules.iter().try_for_each(|id| identity::check_module(id))?;
+        ids.extend(&self.modules);
+        if ids.len() > MAX_DEVICES {
+            return Err(EmulatorError::TooManyDevices(ids.len()));
         }
         ids.sort();
         if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(one, next)| one == next) {

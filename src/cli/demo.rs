@@ -193,6 +193,9 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         https_port: Some(0),
         devices: vec![DEVICE.to_owned()],
         x509_devices: Vec::new(),
+        modules: Vec::new(),
+        routes: Vec::new(),
+        workload_socket: None,
         feedback_interval: FEEDBACK_INTERVAL,
         faults: Vec::new(),
     };

@@ -12,8 +12,10 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use crate::emulator::hub::FaultOrder;
-use crate::emulator::{self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options};
+use crate::emulator::hub::{FaultOrder, InputRoute};
+use crate::emulator::{
+    self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadError,
+};
 
 use super::{Exit, Failure};
 
@@ -26,13 +28,17 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
 /// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue,
 /// a lock of a minute, expiry, delivery feedback. Twins have tags, desired and
-/// reported properties; direct methods are called; modules are not served. The state
-/// directory keeps all of it over a restart, a quarter of a second after each change;
-/// only connections and locks end with the process.
+/// reported properties; direct methods are called. Modules of an edge device sign in
+/// over MQTT, and routes feed their inputs. The state directory keeps all of it over a
+/// restart, a quarter of a second after each change; only connections and locks end
+/// with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
 ///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as at the real hub
 ///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, likewise
+///       (/twins/ID/modules/MODULE and /twins/ID/modules/MODULE/methods of a module)
+///   POST /emulator/devices/ID/modules/MODULE/inputs/INPUT  a message for an input:
+///       {"messageId": …, "properties": {…}, "body": …}
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
 ///       sent, with numbers above N (this emulator's own: the real hub hands them
 ///       to its Event Hubs endpoint)
@@ -69,6 +75,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
+///   modules/ID/MODULE.connection-string  for a module; with --workload-socket, .env
+///                                  beside it is what edgeAgent would start it with
 /// The others are made from secrets.json at each start.
 ///
 /// SIGTERM and SIGINT end the emulator.
@@ -108,6 +116,16 @@ pub(super) struct Args {
     /// A device that signs in with a certificate; may be given several times.
     #[arg(long = "x509-device", value_name = "ID")]
     x509_devices: Vec<String>,
+    /// A module, which signs in with a key; may be given several times. Its device is there, too.
+    #[arg(long = "module", value_name = "DEVICE/MODULE")]
+    modules: Vec<String>,
+    /// Where the modules have their tokens signed, as by the daemon of an IoT Edge device: a Unix socket.
+    #[arg(long, value_name = "PATH")]
+    workload_socket: Option<PathBuf>,
+    /// What leads from an output of a module to an input of another one, as in a deployment manifest; may be given
+    /// several times: FROM /messages/modules/A/outputs/* INTO BrokeredEndpoint("/modules/B/inputs/in").
+    #[arg(long = "route", value_name = "ROUTE")]
+    routes: Vec<InputRoute>,
     /// Time from one batch of delivery feedback to the next, at most 1h; the real hub's is 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
@@ -149,7 +167,7 @@ fn options(args: Args) -> Result<Options, Failure> {
         None => default_state_dir()?,
     };
     let mut devices = args.devices;
-    if devices.is_empty() && args.x509_devices.is_empty() {
+    if devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty() {
         devices.push(DEFAULT_DEVICE.to_owned());
     }
     Ok(Options {
@@ -161,6 +179,9 @@ fn options(args: Args) -> Result<Options, Failure> {
         https_port: args.https_port,
         devices,
         x509_devices: args.x509_devices,
+        modules: args.modules,
+        workload_socket: args.workload_socket,
+        routes: args.routes,
         feedback_interval: args.feedback_interval,
         faults: args.faults,
     })
@@ -181,6 +202,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::DoubledDevice(_)
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
+        | EmulatorError::Workload(WorkloadError::NoDevice)
         | EmulatorError::Hostname(_) => Failure::usage(error),
         error => anyhow::Error::new(error).into(),
     }
@@ -210,6 +232,14 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     for id in &options.devices {
         let file = path(state, &format!("devices/{id}.connection-string"));
         tracing::info!(device_id = id, file, "this device signs in with a key");
+    }
+    for id in &options.modules {
+        let file = path(state, &format!("modules/{id}.connection-string"));
+        tracing::info!(module = id, file, "this module signs in with a key");
+        if options.workload_socket.is_some() {
+            let file = path(state, &format!("modules/{id}.env"));
+            tracing::info!(module = id, file, "or with this environment, as edgeAgent would start it");
+        }
     }
     for id in &options.x509_devices {
         let certificate = path(state, &format!("devices/{id}.cert.pem"));

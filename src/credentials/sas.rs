@@ -43,6 +43,11 @@ impl SharedAccessKey {
         BASE64.encode(&self.0)
     }
 
+    /// HMAC-SHA256 of any bytes: what a workload API answers when it signs. Source: wire reference 6.5.
+    pub fn digest(&self, data: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.mac(), data).as_ref().to_vec()
+    }
+
     fn mac(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }

@@ -10,6 +10,7 @@
 //!   error bodies.
 //! - `device` is what a device does; `twins`, `methods`, `events`, `feedback` and `purge` are for back ends.
 //! - `faults` says what is to go wrong.
+//! - `inputs` feeds modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ mod device;
 mod events;
 mod faults;
 mod feedback;
+mod inputs;
 mod lent;
 mod methods;
 mod overview;

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
 use crate::message::{self, C2dMessage};
 
+use super::identity;
 use super::registry::{AuthError, Grant, Registry, Thumbprint};
 
 mod devices;
@@ -23,6 +24,7 @@ mod document;
 mod events;
 mod faults;
 mod feedback;
+mod inputs;
 mod methods;
 mod polling;
 mod purge;
@@ -43,6 +45,7 @@ use faults::Faults;
 pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
 use feedback::FeedbackQueue;
 pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
+pub use inputs::{InputError, InputRoute, RouteError, SOURCE_DEVICE, input_topic};
 use methods::Calls;
 pub use methods::{
     CallError, CallId, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME, MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT,
@@ -120,6 +123,7 @@ pub struct Hub {
     feedback: FeedbackQueue,
     /// What a device begins with.
     faults_of_all: Faults,
+    input_routes: Vec<InputRoute>,
     last_id: u64,
     version: u64,
     /// Changes for those who look on only; see [`Hub::changes`].
@@ -154,6 +158,7 @@ impl Hub {
             absent: BTreeMap::new(),
             feedback: FeedbackQueue::new(feedback_interval),
             faults_of_all: Faults::default(),
+            input_routes: Vec::new(),
             last_id: 0,
             version: 0,
             quiet_changes: 0,
@@ -257,10 +262,16 @@ impl Hub {
     /// # Errors
     /// [`EnqueueError`]; the order of checks is: device, size, expiry, room.
     pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
-        let QueuedMessage { device_id, mut message, ack, expiry } = queued;
-        if !self.devices.contains_key(&device_id) {
-            return Err(EnqueueError::UnknownDevice(device_id.chars().take(128).collect()));
+        // A module's queue is for its inputs.
+        if !self.devices.contains_key(&queued.device_id) || identity::is_module(&queued.device_id) {
+            return Err(EnqueueError::UnknownDevice(queued.device_id.chars().take(128).collect()));
         }
+        self.push(queued, now)
+    }
+
+    /// As [`Hub::enqueue`], for a queue that is there.
+    fn push(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
+        let QueuedMessage { device_id, mut message, ack, expiry } = queued;
         if !message.system.contains(message::TO) {
             message.system.set(message::TO, format!("/devices/{device_id}/messages/devicebound"));
         }

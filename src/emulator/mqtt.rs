@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::message::Properties;
 
 use super::event_log;
-use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription};
+use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription, input_topic};
+use super::identity;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
@@ -276,7 +277,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let Some((qos, ready)) = ready else { return Ok(()) };
         for locked in ready {
             let message_id = locked.message.message_id();
-            let topic = locked.message.to_topic(&device_id);
+            let topic = if identity::is_module(&device_id) {
+                input_topic(&locked.message)
+            } else {
+                locked.message.to_topic(&device_id)
+            };
             if topic.len() > codec::MAX_TOPIC {
                 let bytes = topic.len();
                 tracing::warn!(

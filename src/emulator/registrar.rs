@@ -112,7 +112,7 @@ impl Registrar {
         .await
     }
 
-    /// Deletes a device, with its queue.
+    /// Deletes a device, with its queue and its modules.
     ///
     /// # Errors
     /// [`RegistrarError`]; the hub has not changed then.
@@ -125,8 +125,10 @@ impl Registrar {
                 return Err(RegistrarError::Missing(device_id));
             };
             expected.holds_for(&present)?;
-            state.forget(&device_id)?;
-            hub.with(|hub, _| hub.remove_device(&device_id));
+            for id in hub.with(|hub, _| hub.modules_of(&device_id)).iter().chain([&device_id]) {
+                state.forget(id)?;
+                hub.with(|hub, _| hub.remove_device(id));
+            }
             Ok(())
         })
         .await

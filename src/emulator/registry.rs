@@ -14,6 +14,8 @@ use ring::digest;
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
+use super::identity;
+
 /// SHA-256 of a certificate in DER, and SHA-1, because back ends register either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thumbprint([u8; 32], [u8; 20]);
@@ -40,7 +42,7 @@ impl Thumbprint {
 /// A device of the hub.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// Its id; checked by whoever made it.
+    /// Its id, or that of a module; checked by whoever made it.
     pub id: String,
     /// What it must prove.
     pub credential: DeviceCredential,
@@ -253,7 +255,7 @@ impl Registry {
             if token.policy().is_none() && device.is_none() {
                 return Err(unknown());
             }
-            self.check(&token, &format!("{}/devices/{device_id}", self.hostname), now)?;
+            self.check(&token, &format!("{}/{}", self.hostname, identity::path(device_id)), now)?;
             if let Some(name) = token.policy() {
                 let policy = self.policy(name)?;
                 if !policy.device_connect {

@@ -10,6 +10,7 @@
 //! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for those that make devices, too
 //! - `page.address`: for a browser
 //! - `devices/ID.connection-string`: for a device with keys
+//! - `modules/DEVICE/MODULE.connection-string`: for a module; `.env` beside it: as an edge module (`emulator::workload`)
 //! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
 //!
 //! The server's own certificate is made anew at every start and never written.
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::{HostPort, SasToken, SharedAccessKey};
 
 use super::certificates::{self, PemPair, ServerIdentity};
+use super::identity;
 use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
 
 const SECRETS: &str = "secrets.json";
@@ -215,6 +217,16 @@ impl StateDir {
         self.policies.clone()
     }
 
+    /// The authority that clients must trust, as PEM.
+    pub(super) fn authority(&self) -> &str {
+        &self.secrets.authority.certificate
+    }
+
+    /// Where devices connect; empty before that is known.
+    pub(super) fn mqtt_host(&self) -> String {
+        self.mqtt_host.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     /// The devices asked for and those that back ends have made, and whether each may sign in.
     pub(super) fn devices(&self) -> &[(Device, bool)] {
         &self.devices
@@ -309,15 +321,23 @@ impl StateDir {
     }
 
     fn device_file(&self, device_id: &str, suffix: &str) -> PathBuf {
-        self.root.join("devices").join(format!("{device_id}.{suffix}"))
+        let (folder, name) = match identity::split(device_id) {
+            (device, None) => (self.root.join("devices"), device),
+            (device, Some(module)) => (self.root.join("modules").join(device), module),
+        };
+        folder.join(format!("{name}.{suffix}"))
     }
 
     fn write_device_files(&self, Device { id, credential }: &Device) -> Result<(), StateDirError> {
         match (credential, &self.mqtt_host) {
             (DeviceCredential::Keys(keys), Some(host)) => {
                 let key = keys.primary.expose_base64();
-                let text = format!("HostName={host};DeviceId={id};SharedAccessKey={key}\n");
-                write_private(&self.device_file(id, "connection-string"), text.as_bytes())?;
+                let (device, module) = identity::split(id);
+                let module = module.map(|module| format!(";ModuleId={module}")).unwrap_or_default();
+                let text = format!("HostName={host};DeviceId={device}{module};SharedAccessKey={key}\n");
+                let file = self.device_file(id, "connection-string");
+                file.parent().map_or(Ok(()), make_directory)?;
+                write_private(&file, text.as_bytes())?;
             }
             (DeviceCredential::Certificate(_), _) => {
                 if let Some(pair) = self.secrets.x509_devices.get(id) {

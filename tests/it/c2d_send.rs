@@ -40,6 +40,9 @@ impl Running {
             https_port: Some(0),
             devices: vec!["dev1".into(), "dev2".into()],
             x509_devices: Vec::new(),
+            modules: Vec::new(),
+            routes: Vec::new(),
+            workload_socket: None,
             feedback_interval: Duration::from_millis(50),
             faults: Vec::new(),
         };

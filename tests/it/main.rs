@@ -47,6 +47,8 @@ mod emulator_https;
 mod emulator_https_device;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_methods;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_modules;
 #[cfg(feature = "emulator")]
 mod emulator_mqtt;
 #[cfg(feature = "emulator")]

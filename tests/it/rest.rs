@@ -54,5 +54,7 @@ pub(crate) fn policy_token(emulator: &Emulator, policy: &str) -> String {
     let key = secrets["policies"][policy]["primary"].as_str().expect("a key");
     let key = SharedAccessKey::from_base64(key).expect("a key");
     let expiry = SystemTime::now() + Duration::from_secs(600);
-    SasToken::sign(&key, "localhost", Some(policy), expiry).expose().to_owned()
+    let own = emulator.service_string();
+    let host = own.strip_prefix("HostName=").and_then(|rest| rest.split([';', ':']).next()).expect("a host");
+    SasToken::sign(&key, host, Some(policy), expiry).expose().to_owned()
 }

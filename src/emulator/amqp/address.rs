@@ -40,7 +40,7 @@ impl Address {
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         let lower: Vec<String> = segments.iter().map(|segment| segment.to_ascii_lowercase()).collect();
         let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
-        match (&*lower, &*segments) {
+        let address = match (&*lower, &*segments) {
             (["$cbs"], _) => Self::Cbs,
             (["messages", "devicebound"], _) => Self::DeviceBound,
             (["messages", "servicebound", "feedback"], _) => Self::Feedback,
@@ -51,6 +51,13 @@ impl Address {
             (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
             (["devices", _, _, ..], _) => Self::OtherOfDevice,
             _ => Self::Unknown,
+        };
+        match &address {
+            // An id that hides another path.
+            Self::Device(id) | Self::Events(id) | Self::Twin(id) | Self::Methods(id) if id.contains('/') => {
+                Self::Unknown
+            }
+            _ => address,
         }
     }
 }
@@ -67,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_some_address_and_a_device_keeps_its_escaped_id(text in ".{0,80}", id in "[!-~]{1,20}") {
+        fn any_text_is_some_address_and_a_device_keeps_its_escaped_id(text in ".{0,80}", id in "[!-.0-~]{1,20}") {
             let _address = Address::parse(&text);
             let escaped = percent_encoding::utf8_percent_encode(&id, percent_encoding::NON_ALPHANUMERIC);
             let to = format!("amqps://h/devices/{escaped}/messages/deviceBound");
@@ -101,6 +108,7 @@ mod tests {
         assert_eq!(device("/devices/d/Twin"), Address::Twin("d".into()));
         assert_eq!(device("/devices/d/methods/deviceBound"), Address::Methods("d".into()));
         assert_eq!(device("/devices/d/modules/m/twin"), Address::OtherOfDevice);
+        assert_eq!(device("/devices/d%2Fm/twin"), Address::Unknown);
         assert_eq!(device("/devices/d"), Address::Unknown);
         assert_eq!(device("amqps://h"), Address::Unknown);
         assert_eq!(device(""), Address::Unknown);

@@ -137,7 +137,10 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
             return Err(Refusal::no_address("a device receives at devicebound, and sends to events"));
         }
         (_, Address::Module | Address::OtherOfDevice) => {
-            return Err(Refusal::new(AmqpError::NotImplemented, "this emulator has no modules"));
+            return Err(Refusal::new(
+                AmqpError::NotImplemented,
+                "this emulator serves modules over MQTT only",
+            ));
         }
         (_, Address::Unknown) => {
             let shown: String = address.chars().take(80).flat_map(char::escape_debug).collect();

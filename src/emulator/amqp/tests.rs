@@ -290,7 +290,7 @@ async fn links_without_a_token_and_unknown_addresses_are_refused_in_words() {
     assert_eq!(condition, "amqp:unauthorized-access");
     let (condition, words) = refused("/devices/dev1/modules/m/twin").await;
     assert_eq!(condition, "amqp:not-implemented");
-    assert!(words.contains("no modules"), "{words}");
+    assert!(words.contains("modules over MQTT only"), "{words}");
     let (condition, words) = refused("/nowhere").await;
     assert_eq!(condition, "amqp:not-found");
     assert!(words.contains("\"/nowhere\""), "{words}");

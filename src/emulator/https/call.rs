@@ -21,6 +21,7 @@ use percent_encoding::percent_decode_str;
 
 use super::reply::{self, Refusal};
 use crate::emulator::hub::Hub;
+use crate::emulator::identity;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
 use crate::emulator::registrar::{Expected, Registrar};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
@@ -75,6 +76,12 @@ impl Call {
     /// One segment of the path, decoded: an id, or a lock token. Empty when there is none.
     pub(super) fn segment(&self, index: usize) -> &str {
         self.segments.as_ref().and_then(|segments| segments.get(index)).map_or("", String::as_str)
+    }
+
+    /// Whom a path `/twins/D/…` or `/twins/D/modules/M/…` is about.
+    pub(super) fn identity(&self) -> String {
+        let is_module = self.segment(2).eq_ignore_ascii_case("modules");
+        identity::join(self.segment(1), is_module.then(|| self.segment(3)))
     }
 
     /// A header as text; `None` when it is absent or no text.

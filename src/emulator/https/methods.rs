@@ -1,6 +1,6 @@
 //! Direct methods as back ends call them.
 //!
-//! Owns: the route `/twins/{id}/methods`, its JSON, and the wait for the end. Must not know: connections, how a call reaches
+//! Owns: the route `/twins/{id}/methods` and that of modules, its JSON, and the wait for the end. Must not know: connections, how a call reaches
 //! its device. Used by: `https::routes`.
 //!
 //! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
@@ -61,7 +61,8 @@ pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
     call.service()?;
     let body = call.body(MAX_BODY).await?;
     let method = read(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
-    let device_id = call.segment(1);
+    let id = call.identity();
+    let device_id = id.as_str();
     let name = method.name.clone();
     let called = call.hub.with(|hub, now| hub.call_method(device_id, method, now));
     let ended = match called {
@@ -117,7 +118,7 @@ async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
 /// Some errors have a body of their own in the real hub: JSON in the message.
 fn refusal(call: &Call, error: &CallError) -> Reply {
     let (status, code, word) = match error {
-        CallError::UnknownDevice(_) => return reply::no_device(call.segment(1)),
+        CallError::UnknownDevice(_) => return reply::no_device(&call.identity()),
         CallError::Argument(words) => return reply::bad_argument(words),
         CallError::TooManyCalls(_) => {
             let words = error.to_string();

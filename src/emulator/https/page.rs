@@ -21,6 +21,7 @@ use super::call::Call;
 use super::overview;
 use super::reply::{self, Refusal, Reply};
 use crate::emulator::hub::{EnqueueError, QueuedMessage};
+use crate::emulator::identity;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, MAX_C2D_BYTES, excerpt};
 
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(25);
 /// Changes within this time are one answer.
 const REST: Duration = Duration::from_millis(100);
 /// A message in JSON: each byte may be written as six (`\u00e4`).
-const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
+pub(super) const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
 
 /// `GET /`.
 pub(super) fn index() -> Reply {
@@ -97,6 +98,9 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
     call.own_service()?;
     let body = call.body(MAX_FORM).await?;
     let device_id = call.segment(2).to_owned();
+    if identity::is_module(&device_id) {
+        return Err(reply::bad_argument("the hub sends no C2D messages to modules").into());
+    }
     let queued = queued(&body, device_id.clone(), |after| call.hub.now().checked_add(after));
     let queued = queued.map_err(|sentence| reply::bad_argument(&sentence))?;
     let message_id = queued.message.message_id().map(str::to_owned);
@@ -106,6 +110,12 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
     })?;
     tracing::info!(device_id, message_id, "queued a C2D message of the page");
     Ok(reply::ok(&json!({ "messageId": message_id })))
+}
+
+/// Reads a form that has nothing to do with feedback: id, properties and body.
+pub(super) fn message(body: &Bytes) -> Result<C2dMessage, String> {
+    let queued = queued(body, String::new(), |_| None)?;
+    Ok(queued.message)
 }
 
 /// Reads a form. `expires` tells when a time from now is, where there is such a time.

@@ -14,6 +14,7 @@ use super::call::Call;
 use super::reply::{self, Refusal, Reply};
 use crate::credentials::{SharedAccessKey, check_device_id};
 use crate::emulator::hub::Identity;
+use crate::emulator::identity;
 use crate::emulator::registrar::{RegistrarError, Wanted};
 use crate::emulator::registry::{BackEndRight, DeviceCredential, KeyPair};
 use crate::message;
@@ -68,7 +69,8 @@ pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
         Some(Err(_)) => return Err(reply::bad_argument("\"top\" is not a number of devices").into()),
     };
     let devices = call.hub.with(|hub, _| {
-        let ids: Vec<String> = hub.device_ids().take(top).map(str::to_owned).collect();
+        let ids: Vec<String> =
+            hub.device_ids().filter(|id| !identity::is_module(id)).take(top).map(str::to_owned).collect();
         ids.iter().filter_map(|id| hub.identity(id)).collect::<Vec<_>>()
     });
     Ok(reply::ok(&devices.iter().map(show).collect()))

@@ -10,6 +10,7 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SE
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use crate::emulator::identity;
 use crate::message::excerpt;
 
 /// A body in one piece.
@@ -143,16 +144,15 @@ pub(super) fn bad_argument(sentence: &str) -> Reply {
     error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)
 }
 
-/// 404 for a device.
-pub(super) fn no_device(device_id: &str) -> Reply {
+/// 404 for a device or a module.
+pub(super) fn no_device(id: &str) -> Reply {
+    let (device_id, module) = identity::split(id);
+    if let Some(module_id) = module {
+        let sentence = format!("device \"{}\" has no module \"{}\"", excerpt(device_id), excerpt(module_id));
+        return error(StatusCode::NOT_FOUND, "ModuleNotFound", &sentence);
+    }
     let sentence = format!("the hub has no device \"{}\"", excerpt(device_id));
     error(StatusCode::NOT_FOUND, "DeviceNotFound", &sentence)
-}
-
-/// 404 for a module.
-pub(super) fn no_module(device_id: &str, module_id: &str) -> Reply {
-    let sentence = format!("device \"{}\" has no module \"{}\"", excerpt(device_id), excerpt(module_id));
-    error(StatusCode::NOT_FOUND, "ModuleNotFound", &sentence)
 }
 
 /// 412: a settlement came too late. Hub code 412002.

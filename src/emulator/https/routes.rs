@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 
 use super::call::Call;
 use super::reply::{self, Refusal, Reply};
-use super::{device, events, faults, feedback, methods, page, purge, registry, twins};
+use super::{device, events, faults, feedback, inputs, methods, page, purge, registry, twins};
 
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
@@ -39,8 +39,7 @@ enum Route {
     PatchTwin,
     ReplaceTwin,
     InvokeMethod,
-    /// Something of a module, which this hub does not have.
-    OfModule,
+    SendToInput,
     ShowEvents,
     ShowFaults,
     SetFault,
@@ -79,19 +78,20 @@ fn find(method: &Method, words: &[&str]) -> Route {
         (_, ["messages", "servicebound", "feedback", _]) => Route::Other("DELETE"),
         ("POST", ["messages", "servicebound", "feedback", _, "abandon"]) => Route::AbandonFeedback,
         (_, ["messages", "servicebound", "feedback", _, "abandon"]) => Route::Other("POST"),
-        ("GET", ["twins", _]) => Route::GetTwin,
-        ("PATCH", ["twins", _]) => Route::PatchTwin,
-        ("PUT", ["twins", _]) => Route::ReplaceTwin,
-        (_, ["twins", _]) => Route::Other("GET, PATCH, PUT"),
-        ("POST", ["twins", _, "methods"]) => Route::InvokeMethod,
-        (_, ["twins", _, "methods"]) => Route::Other("POST"),
-        (_, ["twins", _, "modules", _] | ["twins", _, "modules", _, "methods"]) => Route::OfModule,
+        ("GET", ["twins", _] | ["twins", _, "modules", _]) => Route::GetTwin,
+        ("PATCH", ["twins", _] | ["twins", _, "modules", _]) => Route::PatchTwin,
+        ("PUT", ["twins", _] | ["twins", _, "modules", _]) => Route::ReplaceTwin,
+        (_, ["twins", _] | ["twins", _, "modules", _]) => Route::Other("GET, PATCH, PUT"),
+        ("POST", ["twins", _, "methods"] | ["twins", _, "modules", _, "methods"]) => Route::InvokeMethod,
+        (_, ["twins", _, "methods"] | ["twins", _, "modules", _, "methods"]) => Route::Other("POST"),
         ("GET", [""]) => Route::File(page::index),
         ("GET", ["emulator", "page.css"]) => Route::File(page::style),
         ("GET", ["emulator", "page.js"]) => Route::File(page::script),
         ("GET", ["emulator", "overview"]) => Route::Overview,
         ("POST", ["emulator", "devices", _, "messages"]) => Route::SendFromPage,
         (_, ["emulator", "devices", _, "messages"]) => Route::Other("POST"),
+        ("POST", ["emulator", "devices", _, "modules", _, "inputs", _]) => Route::SendToInput,
+        (_, ["emulator", "devices", _, "modules", _, "inputs", _]) => Route::Other("POST"),
         (_, [""] | ["emulator", "page.css" | "page.js" | "overview"]) => Route::Other("GET"),
         ("GET", ["emulator", "devices", _, "events"]) => Route::ShowEvents,
         (_, ["emulator", "devices", _, "events"]) => Route::Other("GET"),
@@ -107,6 +107,14 @@ fn find(method: &Method, words: &[&str]) -> Route {
 
 async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     let words = call.words();
+    // A module has paths of its own; its id as this emulator writes it counts in the emulator's own paths only.
+    let words = if words.iter().any(|word| word.contains('/'))
+        && words.first().is_none_or(|word| word != "emulator")
+    {
+        Vec::new()
+    } else {
+        words
+    };
     let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
     match route {
         Route::ListDevices => registry::list(call),
@@ -125,13 +133,10 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
         Route::PatchTwin => twins::patch(call).await,
         Route::ReplaceTwin => twins::replace(call).await,
         Route::InvokeMethod => methods::invoke(call).await,
-        Route::OfModule => {
-            call.service()?;
-            Ok(reply::no_module(call.segment(1), call.segment(3)))
-        }
         Route::File(file) => Ok(file()),
         Route::Overview => page::overview(call).await,
         Route::SendFromPage => page::send(call).await,
+        Route::SendToInput => inputs::send(call).await,
         Route::ShowEvents => events::show_after(call),
         Route::ShowFaults => faults::show(call),
         Route::SetFault => faults::set(call).await,

@@ -1,6 +1,6 @@
 //! Twins as back ends read and write them.
 //!
-//! Owns: the routes below `/twins/{id}`, and the JSON that they take. Must not know: connections, merging.
+//! Owns: the routes below `/twins/{id}` and `/twins/{id}/modules/{id}`, and the JSON that they take. Must not know: connections, merging.
 //! Used by: `https::routes`.
 //!
 //! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`), and the page "Control access
@@ -39,9 +39,9 @@ struct SentProperties {
 /// `GET /twins/{id}`.
 pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
     call.service()?;
-    let device_id = call.segment(1);
-    let twin = call.hub.with(|hub, _| hub.twin(device_id));
-    Ok(twin.map_or_else(|| reply::no_device(device_id), |twin| show(&twin)))
+    let id = call.identity();
+    let twin = call.hub.with(|hub, _| hub.twin(&id));
+    Ok(twin.map_or_else(|| reply::no_device(&id), |twin| show(&twin)))
 }
 
 /// `PATCH /twins/{id}`: merges tags and desired properties in.
@@ -73,10 +73,10 @@ async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Repl
         Expected::Unsaid | Expected::Any => None,
         Expected::Etag(etag) => Some(etag),
     };
-    let device_id = call.segment(1);
-    let written = call.hub.with(|hub, _| hub.write_twin(device_id, how(sent.tags, desired), etag.as_deref()));
-    let twin = written.map_err(|error| refusal(device_id, &error))?;
-    tracing::info!(device_id, "a back end wrote a twin");
+    let id = call.identity();
+    let written = call.hub.with(|hub, _| hub.write_twin(&id, how(sent.tags, desired), etag.as_deref()));
+    let twin = written.map_err(|error| refusal(&id, &error))?;
+    tracing::info!(device_id = id, "a back end wrote a twin");
     Ok(show(&twin))
 }
 

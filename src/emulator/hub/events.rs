@@ -79,8 +79,9 @@ impl Events {
 
 impl Hub {
     /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] in all.
-    /// Nothing happens when there is no such device.
+    /// Nothing happens when there is no such device. What a module sends goes on by the routes, too.
     pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
+        self.route(device_id, &properties, &body, now);
         let Some(state) = self.devices.get_mut(device_id) else { return };
         state.events.push(properties, body, now);
         state.last_activity = Some(now);

@@ -15,7 +15,7 @@ pub struct ConnectionId(pub(super) u64);
 /// What a device may subscribe to. Source: wire reference 1.5 and 1.7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Subscription {
-    /// C2D messages.
+    /// C2D messages, or of a module what its inputs get.
     DeviceBound,
     /// Direct methods.
     Methods,

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::{ConnectionId, DesiredChange, DeviceState, Hub, Subscription, TwinError, TwinWrite};
+use crate::emulator::identity;
 use crate::message;
 
 /// How the hub writes that a device has never been seen.
@@ -93,8 +94,9 @@ impl Hub {
         let DeviceState { queue, session, twin, last_activity, .. } = self.devices.get(device_id)?;
         let enabled = self.registry.device(device_id).is_some_and(|(_, enabled)| enabled);
         let state = if session.is_connected() { "Connected" } else { "Disconnected" };
-        Some(json!({
-            "deviceId": device_id,
+        let (device, module) = identity::split(device_id);
+        let mut shown = json!({
+            "deviceId": device,
             "etag": twin.etag(),
             "tags": twin.tags(),
             "version": twin.version(),
@@ -103,6 +105,10 @@ impl Hub {
             "lastActivityTime": last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
             "cloudToDeviceMessageCount": queue.len(),
             "properties": twin.properties(),
-        }))
+        });
+        if let Some(module) = module {
+            shown["moduleId"] = module.into();
+        }
+        Some(shown)
     }
 }

@@ -76,7 +76,7 @@ impl FromIterator<Ended> for EndedLately {
 }
 
 impl Hub {
-    /// All devices, by name.
+    /// All devices and modules, by name.
     pub fn device_ids(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
     }

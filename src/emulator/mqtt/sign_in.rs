@@ -57,13 +57,11 @@ pub(super) fn check(
         let reason = "the client id is not the id in the user name".to_owned();
         return Err(refuse(ConnectReturnCode::BadClientId, reason));
     }
-    if user.module_id.is_some() {
-        return Err(not_authorized("this emulator has no modules".to_owned()));
-    }
     if connect.last_will.as_ref().is_some_and(|will| will.qos == QoS::ExactlyOnce) {
         return Err(not_authorized("its will has QoS 2".to_owned()));
     }
     let token = Some(login.password.as_str()).filter(|password| !password.is_empty());
+    let id = user.client_id();
     let signed_in = hub.with(|hub, now| {
         if !user.host.eq_ignore_ascii_case(hub.hostname()) {
             let host = user.host.chars().take(100).collect::<String>();
@@ -72,16 +70,15 @@ pub(super) fn check(
                 hub.hostname()
             ));
         }
-        let grant = hub
-            .authenticate_device(&user.device_id, token, certificate, now)
-            .map_err(|error| error.to_string())?;
-        if hub.is_throttled(&user.device_id) {
+        let grant =
+            hub.authenticate_device(&id, token, certificate, now).map_err(|error| error.to_string())?;
+        if hub.is_throttled(&id) {
             return Ok(None);
         }
-        let connected = hub.connect(&user.device_id, connect.clean_session);
+        let connected = hub.connect(&id, connect.clean_session);
         let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;
-        hub.touch(&user.device_id, now);
-        Ok(Some(SignedIn { device_id: user.device_id.clone(), connected, token_expires: grant.expires }))
+        hub.touch(&id, now);
+        Ok(Some(SignedIn { device_id: id.clone(), connected, token_expires: grant.expires }))
     });
     let throttled = || {
         let reason = "the hub throttles the device, as a fault asks for".to_owned();

@@ -7,6 +7,7 @@ use crate::message::{self, MessageError, Properties};
 
 pub(super) use super::super::event_log::excerpt;
 use super::super::hub::Subscription;
+use super::super::identity;
 use super::{methods, twin};
 
 /// What a filter of `device_id` asks for; `None` when it is not one of the documented ones.
@@ -16,8 +17,15 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
         "$iothub/twin/res/#" => Some(Subscription::TwinResponses),
         "$iothub/twin/PATCH/properties/desired/#" => Some(Subscription::DesiredProperties),
         _ => {
-            let devicebound = filter.strip_suffix('#')? == message::devicebound_topic(device_id);
-            devicebound.then_some(Subscription::DeviceBound)
+            let begins = filter.strip_suffix('#')?;
+            let own = if identity::is_module(device_id) {
+                // As C# and C have it, or as Python and Node.
+                let all = format!("{}/", identity::path(device_id));
+                begins == all || begins == all + "inputs/"
+            } else {
+                begins == message::devicebound_topic(device_id)
+            };
+            own.then_some(Subscription::DeviceBound)
         }
     }
 }
@@ -45,8 +53,7 @@ pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destina
         return Ok(Some(Destination::Twin(request)));
     }
     let bag = topic
-        .strip_prefix("devices/")
-        .and_then(|rest| rest.strip_prefix(device_id))
+        .strip_prefix(&identity::path(device_id))
         .and_then(|rest| rest.strip_prefix("/messages/events"))
         .and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('/') });
     let Some(bag) = bag else { return Ok(None) };
@@ -64,6 +71,13 @@ mod tests {
         let own = |filter: &str| subscription("dev1", filter);
         assert_eq!(own("devices/dev1/messages/devicebound/#"), Some(Subscription::DeviceBound));
         assert_eq!(own("$iothub/twin/res/#"), Some(Subscription::TwinResponses));
+        let module = |filter: &str| subscription("dev1/m", filter);
+        for filter in ["devices/dev1/modules/m/inputs/#", "devices/dev1/modules/m/#"] {
+            assert_eq!(module(filter), Some(Subscription::DeviceBound), "{filter}");
+        }
+        for foreign in ["devices/dev1/messages/devicebound/#", "devices/dev1/modules/n/inputs/#"] {
+            assert_eq!(module(foreign), None, "{foreign}");
+        }
         for foreign in
             ["devices/dev2/messages/devicebound/#", "devices/dev1/messages/devicebound/", "#", "+", ""]
         {

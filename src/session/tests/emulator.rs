@@ -21,6 +21,9 @@ async fn start(dir: &std::path::Path) -> Emulator {
         https_port: Some(0),
         devices: vec!["dev1".into()],
         x509_devices: Vec::new(),
+        modules: Vec::new(),
+        routes: Vec::new(),
+        workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
         faults: Vec::new(),
     };

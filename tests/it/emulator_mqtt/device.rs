@@ -52,6 +52,9 @@ impl Local {
             https_port: Some(0),
             devices: vec!["dev1".into()],
             x509_devices: vec!["cert1".into(), "cert2".into()],
+            modules: Vec::new(),
+            routes: Vec::new(),
+            workload_socket: None,
             feedback_interval: Duration::from_millis(10),
             faults: Vec::new(),
         };

@@ -1,0 +1,31 @@
+//! The emulator's own route that puts a message into an input of a module, as if another module had sent it.
+//!
+//! Owns: its path and answers. Must not know: queues, connections. Used by: `https::routes`.
+
+use serde_json::json;
+
+use super::call::Call;
+use super::page::{self, MAX_FORM};
+use super::reply::{self, Refusal, Reply};
+use crate::emulator::hub::{EnqueueError, InputError, SOURCE_DEVICE};
+use crate::emulator::identity;
+
+/// `POST /emulator/devices/{id}/modules/{id}/inputs/{input}`: a message in the shape of the page's form, without what is
+/// about feedback and expiry. It comes from the device itself, as that of a leaf device would.
+pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
+    call.own_service()?;
+    let body = call.body(MAX_FORM).await?;
+    let mut message = page::message(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
+    let message_id = message.message_id().map(str::to_owned);
+    let (device_id, input) = (call.segment(2), call.segment(6));
+    message.system.set(SOURCE_DEVICE, device_id);
+    let id = identity::join(device_id, Some(call.segment(4)));
+    let sent = call.hub.with(|hub, now| hub.send_to_input(&id, input, message, now));
+    sent.map_err(|error| match error {
+        InputError::UnknownModule(..) => reply::no_device(&id),
+        InputError::Queue(EnqueueError::Throttled(_)) => reply::throttled(),
+        error => reply::bad_argument(&error.to_string()),
+    })?;
+    tracing::info!(module = id, input, message_id, "queued a message for an input");
+    Ok(reply::ok(&json!({ "messageId": message_id })))
+}

@@ -1,0 +1,59 @@
+//! Ids of who may sign in: a device, or a module of one, written as DEVICE/MODULE, which no device's id can be.
+//!
+//! Owns: that writing, and what follows from it: the resource of a token, the beginning of topics.
+//! Must not know: who there is, sockets. Used by: `emulator` and all below it.
+//!
+//! Source: wire reference 1.2 and 6.3. As an id of its own a module has everything that a device has: a connection, a twin,
+//! methods, and a queue, which holds what its inputs get.
+
+use crate::credentials::{CredentialError, check_device_id, check_module_id};
+
+/// The device, and the module when the id is that of one.
+pub(super) fn split(id: &str) -> (&str, Option<&str>) {
+    id.split_once('/').map_or((id, None), |(device, module)| (device, Some(module)))
+}
+
+/// Whether the id is that of a module.
+pub(super) fn is_module(id: &str) -> bool {
+    split(id).1.is_some()
+}
+
+/// The id of a module, or of the device itself.
+pub(super) fn join(device_id: &str, module_id: Option<&str>) -> String {
+    module_id.map_or_else(|| device_id.to_owned(), |module| format!("{device_id}/{module}"))
+}
+
+/// What a token must cover, and what topics begin with: `devices/D` or `devices/D/modules/M`.
+pub(super) fn path(id: &str) -> String {
+    match split(id) {
+        (device, None) => format!("devices/{device}"),
+        (device, Some(module)) => format!("devices/{device}/modules/{module}"),
+    }
+}
+
+/// Reads DEVICE/MODULE.
+///
+/// # Errors
+/// When one of the two is no id.
+pub(super) fn check_module(id: &str) -> Result<(), CredentialError> {
+    let (device, module) = split(id);
+    check_device_id(device)?;
+    check_module_id(module.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_told_from_a_device() {
+        assert_eq!((split("edge1"), path("edge1").as_str()), (("edge1", None), "devices/edge1"));
+        assert_eq!(split("edge1/filter"), ("edge1", Some("filter")));
+        assert_eq!(path(&join("edge1", Some("filter"))), "devices/edge1/modules/filter");
+        assert!(is_module("edge1/filter") && !is_module(&join("edge1", None)));
+        assert!(check_module("edge1/filter").is_ok());
+        for wrong in ["edge1", "edge1/", "/filter", "edge1/a/b", "a b/c"] {
+            assert!(check_module(wrong).is_err(), "{wrong}");
+        }
+    }
+}

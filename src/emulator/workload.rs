@@ -1,0 +1,271 @@
+//! The workload API of an emulated edge device: over a Unix socket, a module has its tokens signed and gets the roots to trust.
+//!
+//! Owns: the socket, requests and answers, and for each module the file of the environment that edgeAgent would give it.
+//! Must not know: MQTT, what tokens are for. Used by: `emulator`.
+//!
+//! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and knows its caller by the process; here all
+//! modules of one device share a socket, and the caller must be of the emulator's own user, or root. A choice: a
+//! generation that a module does not have is a 404, where a real daemon signs with a key that no hub takes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::identity;
+use super::listener::ARRIVAL_TIMEOUT;
+use super::registry::DeviceCredential;
+use super::shared::SharedHub;
+use super::state_dir::{StateDirError, write_private};
+use crate::message::excerpt;
+
+/// The versions that a daemon knows.
+const VERSIONS: [&str; 7] =
+    ["2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2021-12-07", "2022-08-03"];
+
+/// The one in the environment of a module.
+const VERSION: &str = "2021-12-07";
+
+/// Requests at a time; one more is dropped without an answer, as a daemon does.
+const MAX_REQUESTS: usize = 10;
+
+/// Most bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkloadError {
+    /// Modules of several devices, or none.
+    #[error(
+        "--workload-socket is that of one edge device: give --module DEVICE/MODULE for it, and none of another device"
+    )]
+    NoDevice,
+    /// The path cannot be had.
+    #[error("cannot listen on {path}: {reason}; give another path with --workload-socket", path = .path.display())]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        reason: io::Error,
+    },
+    /// A module's environment cannot be written.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+}
+
+/// The daemon of one edge device.
+pub(super) struct Workload {
+    listener: UnixListener,
+    path: PathBuf,
+    device_id: String,
+    trust_bundle: String,
+    hub: SharedHub,
+}
+
+/// A module's request to sign. A daemon reads nothing else of it.
+#[derive(Deserialize)]
+struct Sign {
+    data: String,
+}
+
+type Answer = (StatusCode, Value);
+
+impl Workload {
+    /// Listens for the one device of `modules`. A socket that nobody listens on any more is replaced.
+    pub(super) fn bind(
+        path: &Path,
+        modules: &[String],
+        trust_bundle: String,
+        hub: SharedHub,
+    ) -> Result<Self, WorkloadError> {
+        let mut devices = modules.iter().map(|id| identity::split(id).0);
+        let device_id = devices.next().ok_or(WorkloadError::NoDevice)?.to_owned();
+        if devices.any(|other| other != device_id) {
+            return Err(WorkloadError::NoDevice);
+        }
+        let failed = |reason| WorkloadError::Listen { path: path.to_owned(), reason };
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                match std::os::unix::net::UnixStream::connect(path) {
+                    Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+                        std::fs::remove_file(path).map_err(failed)?;
+                        UnixListener::bind(path).map_err(failed)?
+                    }
+                    _ => return Err(failed(error)),
+                }
+            }
+            bound => bound.map_err(failed)?,
+        };
+        Ok(Self { listener, path: path.to_owned(), device_id, trust_bundle, hub })
+    }
+
+    /// Writes what edgeAgent would put into the environment of a module. Source: wire reference 6.4.
+    pub(super) fn write_environment(
+        &self,
+        file: &Path,
+        id: &str,
+        gateway: &str,
+    ) -> Result<(), WorkloadError> {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let (hub, generation) = self.hub.with(|hub, _| {
+            (
+                hub.hostname().to_owned(),
+                hub.identity(id).map(|identity| identity.generation).unwrap_or_default(),
+            )
+        });
+        let lines = [
+            ("IOTEDGE_WORKLOADURI", format!("unix://{}", path.display())),
+            ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
+            ("IOTEDGE_APIVERSION", VERSION.to_owned()),
+            ("IOTEDGE_IOTHUBHOSTNAME", hub),
+            ("IOTEDGE_GATEWAYHOSTNAME", gateway.to_owned()),
+            ("IOTEDGE_DEVICEID", self.device_id.clone()),
+            ("IOTEDGE_MODULEID", identity::split(id).1.unwrap_or_default().to_owned()),
+            ("IOTEDGE_MODULEGENERATIONID", generation),
+        ];
+        let text: String = lines.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        Ok(write_private(file, text.as_bytes())?)
+    }
+
+    /// Serves until `stop`; then the socket is removed.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let workload = Arc::new(self);
+        let mut requests = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(ended) = requests.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a request to the workload socket failed");
+                    }
+                    continue;
+                }
+                accepted = workload.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(_) if requests.len() >= MAX_REQUESTS => {
+                    tracing::warn!(
+                        "dropped a request to the workload socket: there are {MAX_REQUESTS} already"
+                    );
+                }
+                Ok((stream, _)) => {
+                    requests.spawn(Arc::clone(&workload).serve(stream));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept on the workload socket");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&workload.path) {
+            tracing::debug!(%error, "the workload socket could not be removed");
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: UnixStream) {
+        let is_own = stream
+            .peer_cred()
+            .map(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
+        let is_own = is_own.unwrap_or(false);
+        let service = service_fn(move |request| {
+            let workload = Arc::clone(&self);
+            async move {
+                let (status, body) = if is_own {
+                    workload.answer(request).await.unwrap_or_else(|refusal| refusal)
+                } else {
+                    refusal(StatusCode::FORBIDDEN, "the caller is not of the emulator's user")
+                };
+                let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+                *response.status_mut() = status;
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(ARRIVAL_TIMEOUT)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        match tokio::time::timeout(ARRIVAL_TIMEOUT, connection).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a request to the workload socket broke off"),
+            Err(_) => tracing::debug!("a request to the workload socket took too long"),
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Answer> {
+        let path = request.uri().path().to_owned();
+        let query = request.uri().query().unwrap_or_default();
+        let version = query.split('&').find_map(|pair| pair.strip_prefix("api-version=")).unwrap_or_default();
+        if !VERSIONS.contains(&version) {
+            let words =
+                format!("\"{}\" is no api-version: use one of {}", excerpt(version), VERSIONS.join(", "));
+            return Err(refusal(StatusCode::BAD_REQUEST, &words));
+        }
+        let segments: Vec<String> = path
+            .split('/')
+            .skip(1)
+            .map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned())
+            .collect();
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        match (request.method(), segments.as_slice()) {
+            (&Method::GET, ["trust-bundle"]) => {
+                tracing::debug!("gave a module the trust bundle");
+                Ok((StatusCode::OK, json!({ "certificate": self.trust_bundle })))
+            }
+            (&Method::POST, ["modules", module, "genid", generation, "sign"]) => {
+                let (module, generation) = ((*module).to_owned(), (*generation).to_owned());
+                let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+                let body = body.map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
+                self.sign(&module, &generation, &body.to_bytes())
+            }
+            _ => Err(refusal(
+                StatusCode::NOT_FOUND,
+                "this emulator's workload API signs, and gives its trust bundle",
+            )),
+        }
+    }
+
+    fn sign(&self, module: &str, generation: &str, body: &[u8]) -> Result<Answer, Answer> {
+        let id = identity::join(&self.device_id, Some(module));
+        let identity = self.hub.with(|hub, _| hub.identity(&id));
+        let unknown =
+            || refusal(StatusCode::NOT_FOUND, &format!("there is no module \"{}\"", excerpt(module)));
+        let identity = identity.ok_or_else(unknown)?;
+        if identity.generation != generation {
+            let words = format!("the module \"{module}\" has no generation \"{}\"", excerpt(generation));
+            return Err(refusal(StatusCode::NOT_FOUND, &words));
+        }
+        let DeviceCredential::Keys(keys) = identity.device.credential else {
+            return Err(unknown());
+        };
+        let data = serde_json::from_slice::<Sign>(body).map_err(|error| error.to_string());
+        let data = data.and_then(|sign| STANDARD.decode(sign.data).map_err(|error| error.to_string()));
+        let data =
+            data.map_err(|error| refusal(StatusCode::BAD_REQUEST, &format!("data cannot be read: {error}")))?;
+        tracing::info!(module = id, "signed for a module");
+        Ok((StatusCode::OK, json!({ "digest": STANDARD.encode(keys.primary.digest(&data)) })))
+    }
+}
+
+fn refusal(status: StatusCode, message: &str) -> Answer {
+    tracing::warn!(status = status.as_u16(), "refused a request to the workload socket: {message}");
+    (status, json!({ "message": message }))
+}
