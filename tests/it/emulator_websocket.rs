@@ -1,7 +1,7 @@
 //! How the emulator ends a WebSocket whose client breaks the rules of what is inside: with a close frame that says why,
 //! and with the end of the connection, in bounded time.
 //!
-//! Owns: a raw WebSocket client. Must not know: how the emulator closes. Used by: nobody.
+//! Owns: a raw WebSocket client. Must not know: how the emulator closes. Used by: `conformance`.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -23,15 +23,22 @@ const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 
 /// A client that sends whatever it is told.
-struct Socket {
+pub(crate) struct Socket {
     stream: BufReader<Tls>,
 }
 
 impl Socket {
     fn open(emulator: &Emulator, subprotocol: &str) -> Self {
+        let (socket, head) = Self::open_at(emulator, "/$iothub/websocket", subprotocol);
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        socket
+    }
+
+    /// At any path; with the head of the answer, whatever it is.
+    pub(crate) fn open_at(emulator: &Emulator, path: &str, subprotocol: &str) -> (Self, String) {
         let mut stream = dial(emulator);
         let request = format!(
-            "GET /$iothub/websocket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
         );
@@ -41,12 +48,11 @@ impl Socket {
         while !head.ends_with("\r\n\r\n") {
             assert!(stream.read_line(&mut head).expect("an answer") > 0, "{head}");
         }
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        Self { stream }
+        (Self { stream }, head)
     }
 
     /// One frame, masked with zeros as a client may.
-    fn send(&mut self, opcode: u8, payload: &[u8]) {
+    pub(crate) fn send(&mut self, opcode: u8, payload: &[u8]) {
         let mut frame = vec![0x80 | opcode];
         match payload.len() {
             length @ ..126 => frame.push(0x80 | length as u8),
@@ -67,7 +73,7 @@ impl Socket {
     }
 
     /// The next frame: its opcode and payload.
-    fn receive(&mut self) -> (u8, Vec<u8>) {
+    pub(crate) fn receive(&mut self) -> (u8, Vec<u8>) {
         let mut head = [0; 2];
         self.stream.read_exact(&mut head).expect("a frame");
         assert_eq!(head[0] & 0xF0, 0x80, "one whole message in a frame");

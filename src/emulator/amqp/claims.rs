@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::address;
+use super::answers::Answers;
 use super::condition::Refusal;
 use crate::credentials::SasToken;
 use crate::emulator::hub::ConnectionId;
@@ -38,6 +39,8 @@ pub(super) struct Claims {
     grants: watch::Sender<Grants>,
     /// The hub's connections of the devices that have links here.
     connections: Mutex<BTreeMap<String, ConnectionId>>,
+    /// To receivers that settle second.
+    pub(super) answers: Answers,
     /// Cuts the connection.
     kill: CancellationToken,
 }
@@ -52,7 +55,8 @@ impl Claims {
     /// `certificate` is the one that the client has shown; `kill` cuts the connection.
     pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
         let grants = watch::Sender::new(Grants::default());
-        Arc::new(Self { hub, certificate, grants, connections: Mutex::default(), kill })
+        let (connections, answers) = (Mutex::default(), Answers::default());
+        Arc::new(Self { hub, certificate, grants, connections, answers, kill })
     }
 
     /// Counts what a device has sent, or is about to get. When a fault drops the connection at this, it is cut, and the

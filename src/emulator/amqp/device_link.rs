@@ -109,6 +109,7 @@ fn settle(claims: &Claims, device_id: &str, Locked { lock, message, .. }: &Locke
             Outcome::Released(_) | Outcome::Modified(_) => hub.abandon(device_id, lock, now),
         }
     });
+    claims.answers.answer(device_message::lock_token(lock), settled.is_ok());
     match settled {
         Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
         Err(error) => {

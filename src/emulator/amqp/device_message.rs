@@ -9,10 +9,12 @@ use fe2o3_amqp::types::messaging::{
     ApplicationProperties, Body, Data, Message, MessageAnnotations, MessageId, Properties as Section,
 };
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp, Value};
+use uuid::Uuid;
 
 use super::condition::Refusal;
 use super::convert::{self, RENAMED};
-use crate::emulator::hub::Locked;
+use super::outgoing::LOCK_TOKEN;
+use crate::emulator::hub::{Lock, Locked};
 use crate::message::{self, Properties};
 
 /// The AMQP form of a message on its way to its device.
@@ -45,7 +47,9 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
     let count = u8::try_from(locked.delivery_count).unwrap_or(u8::MAX);
     let annotations = MessageAnnotations::builder()
         .insert(Symbol::from("iothub-deliverycount"), Value::Ubyte(count))
-        .insert(Symbol::from("x-opt-sequence-number"), Value::Ulong(locked.lock.number()))
+        .insert(Symbol::from("iothub-enqueuedtime"), Value::Timestamp(timestamp(locked.enqueued)))
+        .insert(Symbol::from(LOCK_TOKEN), Value::String(lock_token(locked.lock).to_string()))
+        .insert(Symbol::from("x-opt-sequence-number"), Value::Ulong(locked.sequence_number))
         .build();
     Message::builder()
         .message_annotations(annotations)
@@ -53,6 +57,11 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
         .application_properties(application)
         .data(Data(Binary::from(message.body.to_vec())))
         .build()
+}
+
+/// The token of a lock, the same as over HTTPS.
+pub(super) fn lock_token(lock: Lock) -> Uuid {
+    Uuid::from_u64_pair(0, lock.number())
 }
 
 /// The properties of a D2C message, under the names that they have in a property bag, and its body.

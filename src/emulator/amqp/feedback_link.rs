@@ -10,8 +10,10 @@ use fe2o3_amqp::Sender;
 use fe2o3_amqp::types::messaging::{Data, Message, MessageAnnotations, Outcome, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Symbol, Timestamp, Value};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::claims::Claims;
+use super::outgoing::LOCK_TOKEN;
 use crate::emulator::hub::{FeedbackBatch, FeedbackLock, LOCK_TIME};
 use crate::emulator::shared::SharedHub;
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
@@ -36,7 +38,10 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
         let sent = link.send(message(&batch, &hostname));
         // This waits for credit, too. When the lock lapses, another link may have the batch.
         match timeout(LOCK_TIME, sent).await {
-            Ok(Ok(outcome)) => held.settle(&outcome, batch.records.len()),
+            Ok(Ok(outcome)) => {
+                let is_held = held.settle(&outcome, batch.records.len());
+                claims.answers.answer(lock_token(batch.lock), is_held);
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a feedback link ended");
                 return;
@@ -56,12 +61,18 @@ fn message(batch: &FeedbackBatch, hub: &str) -> Message<Data> {
     let enqueued = Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
     let annotations = MessageAnnotations::builder()
         .insert(Symbol::from("iothub-enqueuedtime"), Value::Timestamp(enqueued))
+        .insert(Symbol::from(LOCK_TOKEN), Value::String(lock_token(batch.lock).to_string()))
         .build();
     Message::builder()
         .message_annotations(annotations)
         .properties(properties)
         .data(Data(Binary::from(encode_batch(&batch.records))))
         .build()
+}
+
+/// The token of a batch's lock, the same as over HTTPS.
+fn lock_token(lock: FeedbackLock) -> Uuid {
+    Uuid::from_u64_pair(0, lock.number())
 }
 
 /// A batch that is out. Dropping it unsettled, as when the link is gone, gives it back.
@@ -76,8 +87,9 @@ impl<'a> Held<'a> {
         Some((Self { hub, lock: Some(batch.lock) }, batch))
     }
 
-    fn settle(mut self, outcome: &Outcome, records: usize) {
-        let Some(lock) = self.lock.take() else { return };
+    /// Whether the lock was still held.
+    fn settle(mut self, outcome: &Outcome, records: usize) -> bool {
+        let Some(lock) = self.lock.take() else { return false };
         let settled = self.hub.with(|hub, _| match outcome {
             Outcome::Accepted(_) => hub.complete_feedback(lock),
             Outcome::Rejected(_) => {
@@ -86,9 +98,10 @@ impl<'a> Held<'a> {
             }
             Outcome::Released(_) | Outcome::Modified(_) => hub.abandon_feedback(lock),
         });
-        if let Err(error) = settled {
+        if let Err(error) = &settled {
             tracing::info!(%error, "a feedback batch was settled too late: it comes again");
         }
+        settled.is_ok()
     }
 }
 

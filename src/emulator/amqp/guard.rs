@@ -2,7 +2,8 @@
 //! limit, so that a few kilobytes of lists in lists would overflow the stack and end the whole process.
 //!
 //! Owns: frames, the encoding of values, and how deep they may nest; messages in several frames are put together here for
-//! that. Must not know: what performatives and messages mean. Used by: `amqp::stream`.
+//! that, and what the emulator must know of frames is noted. Must not know: what messages mean.
+//! Used by: `amqp::stream`; how values are passed over by `amqp::outgoing`, too.
 //!
 //! Source: AMQP 1.0, 1.2 (encoding of types), 2.3.1 (frames) and 2.7.5 (transfer). What does not follow it to the letter
 //! is refused as well: a length that lies here could hide from this what the crate would decode.
@@ -17,7 +18,7 @@ pub(super) const MAX_FRAME: u32 = 256 * 1024;
 const MAX_FIRST_FRAME: u32 = 512;
 
 /// Values in values. SDKs nest four deep; a body that is an AMQP map may go deeper.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 
 /// Messages of one connection that may be on their way in several frames at a time. An SDK sends one on a link.
 const MAX_UNFINISHED: usize = 8;
@@ -26,18 +27,28 @@ const MAX_UNFINISHED: usize = 8;
 const MAX_EMPTY_ELEMENTS: usize = 1024;
 
 /// The first bytes of a protocol header, which is eight bytes long and stands where a frame would.
-const MAGIC: &[u8] = b"AMQP";
+pub(super) const MAGIC: &[u8; 4] = b"AMQP";
 const HEADER_BYTES: usize = 8;
 
 /// Performatives by the number that describes them.
 const OPEN: u64 = 0x10;
-const TRANSFER: u64 = 0x14;
+pub(super) const TRANSFER: u64 = 0x14;
+const DISPOSITION: u64 = 0x15;
 const DETACH: u64 = 0x16;
 const END: u64 = 0x17;
 /// Those of SASL; Open comes after them.
 const SASL: std::ops::RangeInclusive<u64> = 0x40..=0x44;
 /// Fields of a transfer, by their place in its list; the first one is a detach's, too.
 const HANDLE: usize = 0;
+/// Of Open.
+const PEER_MAX_FRAME: usize = 2;
+const IDLE_TIME_OUT: usize = 4;
+/// Of a disposition.
+const ROLE: usize = 0;
+const FIRST: usize = 1;
+const LAST: usize = 2;
+const DECIDED: usize = 3;
+/// Of a transfer again.
 const MORE: usize = 5;
 const ABORTED: usize = 9;
 
@@ -60,6 +71,17 @@ pub(super) enum GuardError {
     Unfinished,
 }
 
+/// What the emulator does something about that the crate does not.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The client has opened its connection. Its idle time-out is in milliseconds.
+    Open { max_frame: Option<u64>, idle: Option<u64> },
+    /// The receiver of deliveries has decided on them, from the first to the last.
+    Decided { channel: u16, first: u32, last: u32, settled: bool },
+    /// The client has ended a session.
+    End { channel: u16 },
+}
+
 /// Follows the bytes of one client.
 pub(super) struct Guard {
     /// Whether Open has come. Without it the crate waits for ever for a Close.
@@ -69,13 +91,15 @@ pub(super) struct Guard {
     /// Messages of which more frames follow, by channel and handle, at most [`MAX_UNFINISHED`]. `None`: too large, which
     /// ends the link.
     messages: BTreeMap<(u16, u32), Option<Vec<u8>>>,
+    /// In order; whoever feeds it takes them.
+    pub(super) seen: Vec<Seen>,
     /// No message is larger; the crate detaches a link that exceeds this.
     max_message: usize,
 }
 
 impl Guard {
     pub(super) fn new(max_message: usize) -> Self {
-        Self { opened: false, frame: Vec::new(), messages: BTreeMap::new(), max_message }
+        Self { opened: false, frame: Vec::new(), messages: BTreeMap::new(), seen: Vec::new(), max_message }
     }
 
     /// Takes in what the client sent, in any pieces.
@@ -128,6 +152,24 @@ impl Guard {
         match kind {
             TRANSFER => self.check_payload(channel, &Transfer::read(&fields)?, payload),
             _ if !payload.is_empty() => Err(GuardError::Malformed),
+            OPEN => {
+                let number = |at: usize| fields.get(at).and_then(|field| unsigned(field));
+                self.seen.push(Seen::Open { max_frame: number(PEER_MAX_FRAME), idle: number(IDLE_TIME_OUT) });
+                Ok(())
+            }
+            DISPOSITION => {
+                let number = |at: usize| {
+                    fields
+                        .get(at)
+                        .and_then(|field| unsigned(field))
+                        .and_then(|number| u32::try_from(number).ok())
+                };
+                if let Some(first) = number(FIRST).filter(|_| flag(&fields, ROLE)) {
+                    let (last, settled) = (number(LAST).unwrap_or(first), flag(&fields, DECIDED));
+                    self.seen.push(Seen::Decided { channel, first, last, settled });
+                }
+                Ok(())
+            }
             // What has arrived of a message is forgotten with its link.
             DETACH => {
                 self.messages.remove(&(channel, handle(&fields)?));
@@ -135,6 +177,7 @@ impl Guard {
             }
             END => {
                 self.messages.retain(|(own, _), _| *own != channel);
+                self.seen.push(Seen::End { channel });
                 Ok(())
             }
             _ => Ok(()),
@@ -165,21 +208,24 @@ impl Guard {
 }
 
 /// What decides which frames make one message.
-struct Transfer {
-    handle: u32,
-    more: bool,
+pub(super) struct Transfer {
+    pub(super) handle: u32,
+    pub(super) more: bool,
     aborted: bool,
 }
 
 impl Transfer {
-    fn read(fields: &[&[u8]]) -> Result<Self, GuardError> {
-        let flag = |at: usize| matches!(fields.get(at), Some([0x41] | [0x56, 1]));
-        Ok(Self { handle: handle(fields)?, more: flag(MORE), aborted: flag(ABORTED) })
+    pub(super) fn read(fields: &[&[u8]]) -> Result<Self, GuardError> {
+        Ok(Self { handle: handle(fields)?, more: flag(fields, MORE), aborted: flag(fields, ABORTED) })
     }
 }
 
+fn flag(fields: &[&[u8]], at: usize) -> bool {
+    matches!(fields.get(at), Some([0x41] | [0x56, 1]))
+}
+
 /// The number of a performative, and its fields.
-fn performative_fields(performative: &[u8]) -> Result<(u64, Vec<&[u8]>), GuardError> {
+pub(super) fn performative_fields(performative: &[u8]) -> Result<(u64, Vec<&[u8]>), GuardError> {
     let described = performative.strip_prefix(&[0]).ok_or(GuardError::Malformed)?;
     let list = value(described, MAX_DEPTH)?;
     let descriptor = described.get(..described.len() - list.len()).unwrap_or_default();
@@ -194,13 +240,23 @@ fn handle(fields: &[&[u8]]) -> Result<u32, GuardError> {
 
 /// The elements of a list, each with its constructor.
 fn fields(list: &[u8]) -> Result<Vec<&[u8]>, GuardError> {
-    let (code, bytes) = list.split_first().ok_or(GuardError::Malformed)?;
-    let width = match code {
-        0x45 => return Ok(Vec::new()),
-        0xc0 => 1,
-        0xd0 => 4,
-        _ => return Err(GuardError::Malformed),
-    };
+    match list.first() {
+        Some(0x45) => Ok(Vec::new()),
+        Some(0xc0 | 0xd0) => elements(list),
+        _ => Err(GuardError::Malformed),
+    }
+}
+
+/// The value of the first entry of a map whose key is these bytes.
+pub(super) fn entry<'a>(map: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let Some(0xc1 | 0xd1) = map.first() else { return None };
+    let elements = elements(map).ok()?;
+    elements.chunks_exact(2).find(|pair| pair.first() == Some(&key)).and_then(|pair| pair.last().copied())
+}
+
+fn elements(compound: &[u8]) -> Result<Vec<&[u8]>, GuardError> {
+    let (code, bytes) = compound.split_first().ok_or(GuardError::Malformed)?;
+    let width = length_width(*code);
     let (_size, bytes) = number(bytes, width)?;
     let (count, mut bytes) = number(bytes, width)?;
     let mut fields = Vec::new();
@@ -212,8 +268,14 @@ fn fields(list: &[u8]) -> Result<Vec<&[u8]>, GuardError> {
     Ok(fields)
 }
 
+/// A ushort.
+pub(super) fn ushort(value: &[u8]) -> Option<u16> {
+    let [0x60, digits @ ..] = value else { return None };
+    digits.try_into().ok().map(u16::from_be_bytes)
+}
+
 /// A uint or ulong in any of its encodings.
-fn unsigned(value: &[u8]) -> Option<u64> {
+pub(super) fn unsigned(value: &[u8]) -> Option<u64> {
     match value {
         [0x43 | 0x44] => Some(0),
         [0x52 | 0x53, byte] => Some(u64::from(*byte)),
@@ -224,7 +286,7 @@ fn unsigned(value: &[u8]) -> Option<u64> {
 }
 
 /// Passes over one value and answers with what follows it. `depth` is how many more may stand in each other.
-fn value(bytes: &[u8], depth: usize) -> Result<&[u8], GuardError> {
+pub(super) fn value(bytes: &[u8], depth: usize) -> Result<&[u8], GuardError> {
     let depth = depth.checked_sub(1).ok_or(GuardError::TooDeep)?;
     let (code, rest) = bytes.split_first().ok_or(GuardError::Malformed)?;
     match code {

@@ -1,17 +1,27 @@
-//! A stream whose first bytes were read already, with a kill switch, and a guard over what the client sends.
+//! A stream whose first bytes were read already, with a kill switch, a guard over what the client sends, and signs of life.
 //!
-//! Owns: replaying the header, cutting the connection. Must not know: AMQP beyond its eight bytes.
+//! Owns: replaying the header, cutting the connection, when the client hears something. Must not know: AMQP beyond its eight bytes.
 //! Used by: `amqp`.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::guard::Guard;
+use super::answers::Answers;
+use super::guard::{Guard, Seen};
+use super::outgoing::Outgoing;
+
+/// What may wait to be written while the client does not read.
+const MAX_UNWRITTEN: usize = 512 * 1024;
+
+/// Empty frames are no more frequent than this, whatever the client asks for.
+const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 
 /// What the guard refused, once it has.
 #[derive(Clone, Default)]
@@ -44,6 +54,12 @@ pub(super) struct Replayed<S> {
     inner: S,
     guard: Guard,
     breach: Breach,
+    answers: Answers,
+    outgoing: Outgoing,
+    /// Half the client's idle time-out: the crate says something only when all of it is over. Source: AMQP 1.0, 2.4.5.
+    beat: Option<Interval>,
+    /// Whether something was put between the crate's frames that is not flushed.
+    owed: bool,
     kill: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -54,14 +70,93 @@ impl<S> Replayed<S> {
         inner: S,
         guard: Guard,
         breach: Breach,
+        answers: Answers,
         kill: CancellationToken,
     ) -> Self {
         let killed = Box::pin(kill.clone().cancelled_owned());
-        Self { header, replayed: 0, inner, guard, breach, kill, killed }
+        let outgoing = Outgoing::new(answers.clone());
+        Self {
+            header,
+            replayed: 0,
+            inner,
+            guard,
+            breach,
+            answers,
+            outgoing,
+            beat: None,
+            owed: false,
+            kill,
+            killed,
+        }
     }
 
     fn check(&self) -> io::Result<()> {
         if self.kill.is_cancelled() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+}
+
+impl<S> Replayed<S> {
+    /// Does what follows from the frames that have passed.
+    fn note(&mut self) {
+        for seen in self.guard.seen.drain(..) {
+            match seen {
+                Seen::Open { max_frame, idle } => {
+                    let max_frame = max_frame.and_then(|size| usize::try_from(size).ok());
+                    self.outgoing.max_frame = max_frame.unwrap_or(usize::MAX);
+                    self.beat = idle.filter(|idle| *idle > 0).map(|idle| {
+                        let period = (Duration::from_millis(idle) / 2).max(SHORTEST_BEAT);
+                        let mut beat = interval_at(Instant::now() + period, period);
+                        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                        beat
+                    });
+                }
+                Seen::Decided { channel, first, last, settled } => {
+                    self.answers.decided(channel, first..=last, settled);
+                }
+                Seen::End { channel } => self.answers.ended(channel),
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Replayed<S> {
+    /// Writes whole frames as far as the client takes them.
+    fn poll_frames(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.ready.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(context, &self.outgoing.ready))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.ready.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Puts the emulator's own frames between the crate's, when there are any. The crate always reads, so that this is
+    /// polled when one is due.
+    fn poll_own_frames(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.outgoing.ready.len() < MAX_UNWRITTEN {
+            let mut own = Vec::new();
+            self.owed |= self.answers.take(context, &mut own);
+            self.outgoing.ready.append(&mut own);
+            if self.beat.as_mut().is_some_and(|beat| beat.poll_tick(context).is_ready()) {
+                self.outgoing.beat();
+                self.owed = true;
+                // Registers for the next one; it is never due at once.
+                let _pending = self.beat.as_mut().map(|beat| beat.poll_tick(context));
+            }
+        }
+        if !self.owed {
+            return Ok(());
+        }
+        if let Poll::Ready(written) = self.poll_frames(context) {
+            written?;
+            if let Poll::Ready(flushed) = Pin::new(&mut self.inner).poll_flush(context) {
+                self.owed = false;
+                flushed?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -71,7 +166,7 @@ impl<S> std::fmt::Debug for Replayed<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -84,12 +179,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
         if let Some(reason) = self.breach.reason() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, reason)));
         }
+        self.poll_own_frames(context)?;
         let start = self.replayed;
         let rest = self.header.get(start..).unwrap_or_default();
         if rest.is_empty() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
             let checked = self.guard.feed(buffer.filled().get(before..).unwrap_or_default());
+            self.note();
             return Poll::Ready(checked.map_err(|error| {
                 tracing::warn!("cut an AMQP connection: {error}");
                 self.breach.tell(error.to_string());
@@ -110,16 +207,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check()?;
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        if self.outgoing.ready.len() >= MAX_UNWRITTEN {
+            ready!(self.poll_frames(context))?;
+        }
+        self.outgoing.push(bytes);
+        if let Poll::Ready(written) = self.poll_frames(context) {
+            written?;
+        }
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
+        ready!(self.poll_frames(context))?;
         Pin::new(&mut self.inner).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check()?;
+        ready!(self.poll_frames(context))?;
         Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }
@@ -135,8 +241,14 @@ mod tests {
         far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
         drop(far);
         let guard = Guard::new(0);
-        let mut stream =
-            Replayed::new(*b"AMQP\x00\x01\x00\x00", near, guard, Breach::default(), CancellationToken::new());
+        let mut stream = Replayed::new(
+            *b"AMQP\x00\x01\x00\x00",
+            near,
+            guard,
+            Breach::default(),
+            Answers::default(),
+            CancellationToken::new(),
+        );
         let mut three = [0; 3];
         stream.read_exact(&mut three).await.expect("read");
         let mut others = Vec::new();
@@ -148,8 +260,14 @@ mod tests {
     async fn what_the_guard_refuses_is_not_read() {
         let (near, mut far) = tokio::io::duplex(64);
         far.write_all(b"\x00\x00\x00\x07").await.expect("written");
-        let mut stream =
-            Replayed::new([0; 8], near, Guard::new(0), Breach::default(), CancellationToken::new());
+        let mut stream = Replayed::new(
+            [0; 8],
+            near,
+            Guard::new(0),
+            Breach::default(),
+            Answers::default(),
+            CancellationToken::new(),
+        );
         let mut bytes = [0; 12];
         let error = stream.read_exact(&mut bytes).await.expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
@@ -159,7 +277,8 @@ mod tests {
     async fn a_kill_ends_a_read_that_waits() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = CancellationToken::new();
-        let mut stream = Replayed::new([0; 8], near, Guard::new(0), Breach::default(), kill.clone());
+        let mut stream =
+            Replayed::new([0; 8], near, Guard::new(0), Breach::default(), Answers::default(), kill.clone());
         let mut header = [0; 8];
         stream.read_exact(&mut header).await.expect("the header");
         let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });

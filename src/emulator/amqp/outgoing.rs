@@ -1,0 +1,233 @@
+//! What goes out to one client: the AMQP crate's frames, put right where the crate cannot, and frames of the emulator's own
+//! between them.
+//!
+//! Owns: where a frame ends, and the delivery tags. Must not know: links, what a message says. Used by: `amqp::stream`.
+//!
+//! The tag of a delivery is its lock token, a GUID in the byte order of .NET, which C# turns into the token again (wire
+//! reference 2.5 and 4.4). The crate counts its tags in four bytes; the token stands in the annotations of the message.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::answers::{self, Answers};
+use super::guard::{self, MAGIC, MAX_DEPTH, TRANSFER, Transfer};
+
+/// The annotation that carries the lock token as text.
+pub(super) const LOCK_TOKEN: &str = "x-opt-lock-token";
+
+/// A frame that says nothing.
+const EMPTY: &[u8] = b"\x00\x00\x00\x08\x02\x00\x00\x00";
+
+const BEGIN: u64 = 0x11;
+/// Fields of a transfer and, the first one, of Begin.
+const REMOTE_CHANNEL: usize = 0;
+const DELIVERY_ID: usize = 1;
+const TAG: usize = 2;
+const SETTLED: usize = 4;
+
+/// As the crate writes a tag of its own.
+const OWN_TAG: [u8; 2] = [0xa0, 4];
+
+/// Frames on their way out.
+pub(super) struct Outgoing {
+    /// What the crate has written of a frame.
+    begun: Vec<u8>,
+    /// Whole frames.
+    pub(super) ready: Vec<u8>,
+    /// The tags of messages that take several frames, by channel and handle; no more than links.
+    tags: BTreeMap<(u16, u32), Uuid>,
+    /// The client takes no larger frames.
+    pub(super) max_frame: usize,
+    answers: Answers,
+}
+
+impl Outgoing {
+    pub(super) fn new(answers: Answers) -> Self {
+        Self { begun: Vec::new(), ready: Vec::new(), tags: BTreeMap::new(), max_frame: usize::MAX, answers }
+    }
+
+    /// Takes in what the crate writes, in any pieces.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let mut written = std::mem::take(&mut self.begun);
+        let mut at = 0;
+        while let Some(frame) = written.get(at..).and_then(whole) {
+            at += frame.len();
+            match self.edited(frame) {
+                Some(frame) => self.ready.extend(frame),
+                None => self.ready.extend_from_slice(frame),
+            }
+        }
+        written.drain(..at);
+        self.begun = written;
+    }
+
+    /// Says nothing, so that the client knows that somebody is there.
+    pub(super) fn beat(&mut self) {
+        self.ready.extend_from_slice(EMPTY);
+    }
+
+    /// The frame as it should be; `None` when it is right.
+    fn edited(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        let (head, body) = frame.split_first_chunk::<8>().filter(|_| !frame.starts_with(MAGIC))?;
+        // The crate writes no extended headers; the layer of SASL has nothing to edit.
+        let [_, _, _, _, 2, 0, channel @ ..] = head else { return None };
+        let channel = u16::from_be_bytes(*channel);
+        let payload = guard::value(body, MAX_DEPTH).ok()?;
+        let performative = body.get(..body.len() - payload.len())?;
+        let (kind, fields) = guard::performative_fields(performative).ok()?;
+        match kind {
+            BEGIN => {
+                let theirs = fields.get(REMOTE_CHANNEL).and_then(|field| guard::ushort(field))?;
+                self.answers.begun(theirs, channel);
+                None
+            }
+            TRANSFER => {
+                let part = Transfer::read(&fields).ok()?;
+                let link = (channel, part.handle);
+                let known = self.tags.remove(&link);
+                let token = known.or_else(|| lock_token(payload))?;
+                if known.is_none() {
+                    let is_settled = matches!(fields.get(SETTLED), Some([0x41] | [0x56, 1]));
+                    let id = fields.get(DELIVERY_ID).and_then(|id| guard::unsigned(id));
+                    if let Some(id) = id.and_then(|id| u32::try_from(id).ok()).filter(|_| !is_settled) {
+                        self.answers.sent(token, channel, id);
+                    }
+                }
+                let mut fields: Vec<_> = fields.into_iter().map(<[u8]>::to_vec).collect();
+                let tag = fields.get_mut(TAG).filter(|tag| tag.starts_with(&OWN_TAG));
+                if let Some(tag) = tag {
+                    *tag = [&[0xa0, 16][..], &token.to_bytes_le()].concat();
+                }
+                let body = [b"\x00\x53\x14", &answers::list(&fields)[..], payload].concat();
+                let size = 8 + body.len();
+                if size > self.max_frame {
+                    tracing::debug!("a message that fills its frame keeps the tag of the AMQP crate");
+                    return None;
+                }
+                if part.more {
+                    self.tags.insert(link, token);
+                }
+                let size = u32::try_from(size).ok()?.to_be_bytes();
+                let [_, _, _, _, rest @ ..] = head;
+                Some([&size[..], rest, &body].concat())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The frame at the front, when all of it is there.
+fn whole(bytes: &[u8]) -> Option<&[u8]> {
+    let length = match bytes.first_chunk::<4>()? {
+        magic if magic == MAGIC => 8,
+        length => usize::try_from(u32::from_be_bytes(*length)).ok()?.max(8),
+    };
+    bytes.get(..length)
+}
+
+/// The token in the annotations of a message, which come before its body.
+fn lock_token(payload: &[u8]) -> Option<Uuid> {
+    let mut sections = payload;
+    loop {
+        let rest = guard::value(sections, MAX_DEPTH).ok()?;
+        let section = sections.get(..sections.len() - rest.len())?;
+        match section {
+            [0, 0x53, 0x70 | 0x71, ..] => sections = rest,
+            [0, 0x53, 0x72, map @ ..] => {
+                let key = [&[0xa3, LOCK_TOKEN.len() as u8][..], LOCK_TOKEN.as_bytes()].concat();
+                let token = guard::entry(map, &key)?;
+                return Uuid::try_parse_ascii(token.strip_prefix(&[0xa1, 36])?).ok();
+            }
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(body: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(8 + body.len()).expect("short").to_be_bytes();
+        [&size[..], &[2, 0, 0, 3], body].concat()
+    }
+
+    /// A transfer of delivery 5 on handle 1, with the crate's tag.
+    fn transfer(more: bool, payload: &[u8]) -> Vec<u8> {
+        let fields =
+            [&b"\x52\x01\x52\x05\xa0\x04\x00\x00\x00\x05\x43\x42"[..], &[if more { 0x41 } else { 0x42 }]];
+        let inside = fields.concat();
+        let list = [&[0xc0, u8::try_from(inside.len() + 1).expect("short"), 6][..], &inside].concat();
+        frame(&[b"\x00\x53\x14", &list[..], payload].concat())
+    }
+
+    fn annotated(token: &str) -> Vec<u8> {
+        let key = [&[0xa3, 16][..], LOCK_TOKEN.as_bytes()].concat();
+        let value = [&[0xa1, 36][..], token.as_bytes()].concat();
+        let inside = [key, value].concat();
+        [b"\x00\x53\x72", &[0xc1, u8::try_from(inside.len() + 1).expect("short"), 2][..], &inside].concat()
+    }
+
+    const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
+    /// Of the wire reference, 11.
+    const AS_TAG: &[u8] = b"\xa0\x10\x33\x22\x11\x00\x55\x44\x77\x66\x88\x99\xaa\xbb\xcc\xdd\xee\xff";
+
+    #[test]
+    fn the_lock_token_becomes_the_tag_of_each_frame_of_its_message() {
+        let mut outgoing = Outgoing::new(Answers::default());
+        let body = b"\x00\x53\x75\xa0\x01x";
+        let other = transfer(false, body);
+        let header = b"AMQP\x00\x01\x00\x00";
+        let first = transfer(true, &[&annotated(TOKEN)[..], &body[..2]].concat());
+        let all = [&header[..], &first, &transfer(false, &body[2..]), &other, EMPTY].concat();
+        all.chunks(7).for_each(|piece| outgoing.push(piece));
+        let tags = outgoing.ready.windows(AS_TAG.len()).filter(|part| *part == AS_TAG).count();
+        assert_eq!(tags, 2);
+        assert_eq!(outgoing.ready.len(), all.len() + 2 * 12);
+        // What has no token stays as it is.
+        assert!(
+            outgoing.ready.starts_with(header) && outgoing.ready.ends_with(&[&other[..], EMPTY].concat())
+        );
+    }
+
+    #[test]
+    fn a_frame_that_is_full_is_left_alone() {
+        let mut outgoing = Outgoing::new(Answers::default());
+        let full = transfer(false, &annotated(TOKEN));
+        outgoing.max_frame = full.len() + 11;
+        outgoing.push(&full);
+        assert_eq!(outgoing.ready, full);
+    }
+
+    #[test]
+    fn whoever_settles_second_is_answered_once_with_accepted_or_the_lost_lock() {
+        let (answers, token) = (Answers::default(), Uuid::try_parse(TOKEN).expect("a GUID"));
+        let mut outgoing = Outgoing::new(answers.clone());
+        let context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut answered = |settled, is_held| {
+            // The session has channel 3 here and 7 there.
+            outgoing.push(&frame(b"\x00\x53\x11\xc0\x07\x04\x60\x00\x07\x43\x43\x43"));
+            outgoing.push(&transfer(false, &annotated(TOKEN)));
+            answers.decided(8, 0..=9, false);
+            answers.decided(7, 5..=5, settled);
+            let mut out = Vec::new();
+            for _ in 0..2 {
+                answers.answer(token, is_held);
+            }
+            answers.take(&context, &mut out);
+            out
+        };
+        let accepted = answered(false, true);
+        assert_eq!(
+            accepted,
+            frame(
+                b"\x00\x53\x15\xc0\x11\x05\x42\x70\x00\x00\x00\x05\x70\x00\x00\x00\x05\x41\x00\x53\x24\x45"
+            )
+        );
+        let lost = String::from_utf8_lossy(&answered(false, false)).into_owned();
+        assert!(lost.contains("com.microsoft:message-lock-lost"), "{lost}");
+        assert_eq!(answered(true, true), Vec::<u8>::new(), "it does not wait");
+    }
+}
