@@ -252,7 +252,12 @@ impl Reader {
         let events = Sender::attach(&mut session, name, address).await;
         let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
         let twin = match self.dial.twin {
-            true => Twin::attach(&mut session, device_id, now).await?,
+            true => {
+                let twin = Twin::attach(&mut session, device_id, now).await;
+                twin.map_err(
+                    |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault },
+                )?
+            }
             false => None,
         };
         Ok(Opened { receiver, events, twin, cbs, session, connection, failed, _cut: cut })

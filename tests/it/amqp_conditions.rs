@@ -32,23 +32,22 @@ const CONDITIONS: &[(&str, &str)] = &[
 /// How many agents run at the same time.
 const AT_ONCE: usize = 4;
 
-/// An agent `pi-01` that signs in at the peer, with a certificate that nobody asks for.
-fn spawn(peer: &AmqpPeer, dir: &Path, more: &str) -> Agent {
+/// An agent `pi-01` that signs in at this port, with a certificate that nobody asks for.
+pub(crate) fn spawn(port: u16, ca_file: &Path, dir: &Path, [device, more]: [&str; 2]) -> Agent {
     let made = rcgen::generate_simple_self_signed(["pi-01".to_owned()]).expect("a certificate");
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).expect("written");
     std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).expect("written");
     let config = format!(
-        "[device]\ntransport = \"amqp\"\nhub = \"localhost:{}\"\ndevice_id = \"pi-01\"\ncertificate = \"cert.pem\"\n\
-         private_key = \"key.pem\"\n[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ {{ shell = \"true\" }} ]\n{more}",
-        peer.address.port()
+        "[device]\ntransport = \"amqp\"\nhub = \"localhost:{port}\"\ndevice_id = \"pi-01\"\ncertificate = \"cert.pem\"\n\
+         private_key = \"key.pem\"\n{device}\n[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ {{ shell = \"true\" }} ]\n{more}"
     );
-    Agent::spawn("", &peer.ca_file, dir, &config)
+    Agent::spawn("", ca_file, dir, &config)
 }
 
 fn said_and_recovered(level: Level, condition: &'static str, part: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let peer = AmqpPeer::ending(dir.path(), vec![(level, condition)]);
-    let agent = spawn(&peer, dir.path(), "");
+    let agent = spawn(peer.address.port(), &peer.ca_file, dir.path(), ["", ""]);
     let line = agent.process.stderr.wait_for("not connected");
     assert!(line.contains(part), "{level:?} {condition}: {line}");
     let times = if level == Level::Attach { 1 } else { 2 };
@@ -83,7 +82,8 @@ fn so_is_a_link_that_is_refused_a_session_and_a_connection() {
 fn a_hub_without_twins_is_told_once_and_messages_come_all_the_same() {
     let dir = tempfile::tempdir().expect("a directory");
     let peer = AmqpPeer::ending(dir.path(), vec![(Level::Twin, "amqp:not-allowed")]);
-    let agent = spawn(&peer, dir.path(), "[report]\noutcomes = \"twin\"\n");
+    let more = "[report]\noutcomes = \"twin\"\n";
+    let agent = spawn(peer.address.port(), &peer.ca_file, dir.path(), ["", more]);
     agent.process.stderr.wait_for("signed in over AMQP and subscribed");
     let line = agent.process.stderr.wait_for("the hub refused the twin: nothing can be reported there");
     assert!(line.contains("amqp:not-allowed") && line.contains(WORDS), "{line}");

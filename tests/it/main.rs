@@ -12,6 +12,8 @@ mod amqp_conditions;
 mod amqp_device;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_peer;
+#[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
+mod amqp_silence;
 #[cfg(feature = "service")]
 mod back_end_help;
 #[cfg(all(feature = "service", feature = "emulator"))]
