@@ -75,6 +75,11 @@ with Browser(chromedriver, chromium, 1200, 900) as browser:
     browser.wait_text('"outcome":"succeeded"')
     browser.wait_text('"reported"')
 
+    # What goes wrong on purpose is said, and what is left of it.
+    ask("have two PUBACKs ignored and throttle the device")
+    browser.wait_text("fault: ignore-puback=2")
+    browser.wait_text("fault: throttle")
+
     # On a phone.
     browser.resize(360, 740)
     fits(browser)

@@ -61,6 +61,16 @@ fn send_waiting(emulator: &Emulator, id: &str) -> Process {
     sender
 }
 
+/// Fails unless the hub refuses a message with this condition.
+#[track_caller]
+fn refused_with(emulator: &Emulator, condition: &str) {
+    let refused = run(emulator.sender("dev1").args(["--data", "x", "--json"]));
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    let last: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).expect("JSON");
+    assert_eq!(last["condition"], condition, "{said}");
+}
+
 /// The states of the messages in the queue of `dev1`.
 fn queue(emulator: &Emulator) -> Vec<Value> {
     let overview = ask(emulator, "GET /emulator/overview", &service_token(emulator), "", b"").json();
@@ -99,6 +109,8 @@ fn drop_at_loses_the_packet_of_that_number_whoever_sent_it_and_only_that_one() {
     set(&emulator, "drop-at", "3");
     device.expect_silence();
     assert_eq!(faults(&emulator), json!({ "drop-at": "1" }), "what is left of it");
+    let overview = ask(&emulator, "GET /emulator/overview", &service_token(&emulator), "", b"").json();
+    assert_eq!(overview["devices"][0]["faults"], json!({ "drop-at": "1" }));
     send(&emulator, "m-2");
     device.expect_close();
     let mut device = sign_in(&emulator, false);
@@ -220,10 +232,7 @@ fn throttle_is_told_in_the_words_of_each_transport() {
         let answer = ask(&emulator, line, &own, "", b"");
         assert!(answer.status == 429 && answer.body.contains("ErrorCode:ThrottlingException;"), "{answer:?}");
     }
-    let refused = run(emulator.sender("dev1").args(["--data", "x"]));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("throttling messages to device \"dev1\""), "{said}");
+    refused_with(&emulator, "com.microsoft:device-container-throttled");
     let form = "POST /emulator/devices/dev1/messages";
     assert_eq!(ask(&emulator, form, &service_token(&emulator), "", b"{}").status, 429);
 
@@ -237,10 +246,7 @@ fn throttle_is_told_in_the_words_of_each_transport() {
 fn queue_full_refuses_messages_as_if_fifty_waited() {
     let emulator = Emulator::start();
     set(&emulator, "queue-full", "");
-    let refused = run(emulator.sender("dev1").args(["--data", "x"]));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("50"), "{said}");
+    refused_with(&emulator, "amqp:resource-limit-exceeded");
     assert!(queue(&emulator).is_empty());
     assert_eq!(control(&emulator, "DELETE", "/queue-full", "").status, 200);
     send(&emulator, "m-1");

@@ -48,6 +48,13 @@ fn the_page_shows_what_the_hub_does_and_sends_messages() {
     person.wait_stdout("let the action end");
     std::fs::write(dir.path().join("go"), "").expect("written");
     done();
+    person.wait_stdout("have two PUBACKs ignored and throttle the device");
+    for (name, value) in [("ignore-puback", "2"), ("throttle", "")] {
+        let path = format!("/emulator/devices/dev1/faults/{name}");
+        let answer = ask(&emulator, "PUT", &path, &service_token(&emulator), value);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    done();
     person.wait_stdout("stop the emulator");
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(emulator.process.terminate(), Some(0));

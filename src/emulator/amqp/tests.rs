@@ -23,6 +23,7 @@ use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
 mod device;
+mod faults;
 mod method;
 mod twin;
 

@@ -36,15 +36,20 @@ pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
 /// `DELETE /emulator/devices/{id}/faults/{name}`.
 pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
     call.own_local_service()?;
-    let name = name(call)?;
-    call.hub.with(|hub, _| hub.clear_faults(call.segment(2), Some(name)));
+    let (device_id, name) = (call.segment(2), name(call)?);
+    if call.hub.with(|hub, _| hub.clear_faults(device_id, Some(name))) {
+        tracing::info!(device_id, fault = name.as_str(), "a fault was ended");
+    }
     Ok(of(call))
 }
 
 /// `DELETE /emulator/devices/{id}/faults`.
 pub(super) fn clear_all(call: &Call) -> Result<Reply, Refusal> {
     call.own_local_service()?;
-    call.hub.with(|hub, _| hub.clear_faults(call.segment(2), None));
+    let device_id = call.segment(2);
+    if call.hub.with(|hub, _| hub.clear_faults(device_id, None)) {
+        tracing::info!(device_id, "all faults were ended");
+    }
     Ok(of(call))
 }
 
@@ -60,7 +65,11 @@ fn of(call: &Call) -> Reply {
     let Some(faults) = call.hub.with(|hub, _| hub.faults(device_id)) else {
         return reply::no_device(device_id);
     };
-    let shown = |fault: Fault| (fault.name().as_str().to_owned(), fault.value().into());
-    let faults: Map<String, Value> = faults.into_iter().map(shown).collect();
-    reply::ok(&json!({ "deviceId": device_id, "faults": faults }))
+    reply::ok(&json!({ "deviceId": device_id, "faults": named(faults) }))
+}
+
+/// Faults by their names, with their values.
+pub(super) fn named(faults: Vec<Fault>) -> Map<String, Value> {
+    let named = |fault: Fault| (fault.name().as_str().to_owned(), fault.value().into());
+    faults.into_iter().map(named).collect()
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::emulator::hub::{Ended, Event, FeedbackView, Hub, QueuedView};
 use crate::message::{Properties, format_time};
 
-use super::events;
+use super::{events, faults};
 
 /// Devices that are shown; the rest is counted.
 const MAX_DEVICES: usize = 100;
@@ -52,6 +52,7 @@ fn device(hub: &Hub, id: &str) -> Value {
     json!({
         "deviceId": id,
         "connected": hub.is_connected(id),
+        "faults": faults::named(hub.faults(id).unwrap_or_default()),
         "lastActivity": hub.last_activity(id).map(format_time),
         "queue": hub.queued(id).map(|queued| self::queued(&queued)).collect::<Vec<_>>(),
         "ended": hub.ended(id).map(ended).collect::<Vec<_>>(),

@@ -336,6 +336,9 @@ impl Hub {
         if let Some(missing) = named.into_iter().find(|id| !self.devices.contains_key(*id)) {
             return Err(FaultError::UnknownDevice(excerpt(missing)));
         }
+        for FaultOrder { device_id, fault } in orders {
+            tracing::info!(device_id, ?fault, "a fault was asked for");
+        }
         // Those of one device last, so that they replace what holds for all.
         for FaultOrder { fault, .. } in orders.iter().filter(|order| order.device_id.is_none()) {
             self.faults_of_all.set.insert(fault.name(), *fault);
@@ -386,6 +389,9 @@ impl Hub {
     }
 
     fn decide(&mut self, device_id: &str, decide: impl FnOnce(&mut Faults) -> bool) -> bool {
-        self.devices.get_mut(device_id).is_some_and(|state| decide(&mut state.faults))
+        let Some(state) = self.devices.get_mut(device_id) else { return false };
+        // Who looks on sees counts go down, and faults end.
+        self.quiet_changes += u64::from(!state.faults.set.is_empty());
+        decide(&mut state.faults)
     }
 }

@@ -159,3 +159,33 @@ fn a_throttled_agent_waits_and_signs_in_when_it_may() {
         gateway.terminate();
     }
 }
+
+#[test]
+fn a_report_that_is_lost_with_its_connection_is_sent_again() {
+    // Whichever comes first of outcome and report: one of the two is the last packet.
+    for (transport, at) in [("mqtt", "6"), ("mqtt", "7"), ("amqp", "2"), ("amqp", "3"), ("amqp-ws", "3")] {
+        let hub = Hub::start();
+        set(&hub.emulator, "drop-at", at);
+        let text = format!("{}[report]\noutcomes = \"telemetry\"\n", rules(transport));
+        let mut gateway = Gateway::new(&hub, &text);
+        send(&hub, 1);
+        gateway.start();
+        hub.wait_success("m-1");
+        gateway.agent().stderr.wait_for("not connected");
+        let events = || {
+            let line = "GET /emulator/devices/dev1/events";
+            ask(&hub.emulator, line, &service_token(&hub.emulator), "", b"").json()
+        };
+        let end = std::time::Instant::now() + crate::harness::DEADLINE;
+        while events()[0]["systemProperties"]["$.cid"] != "m-1" {
+            assert!(
+                std::time::Instant::now() < end,
+                "no report over {transport}, {at}: {}",
+                gateway.agent().stderr.text()
+            );
+            std::thread::park_timeout(std::time::Duration::from_millis(20)); // the route has no event: poll
+        }
+        assert_eq!(gateway.effects("done").into_values().collect::<Vec<_>>(), [1], "{transport}, {at}");
+        gateway.terminate();
+    }
+}

@@ -21,7 +21,7 @@ pub(super) async fn signed_in(hub: &SharedHub) -> Client {
     Client::open(hub, Some(device("dev1@sas.hub"))).await.expect("signed in")
 }
 
-fn enqueue(hub: &SharedHub, id: &str) {
+pub(super) fn enqueue(hub: &SharedHub, id: &str) {
     let bag = format!(
         "%24.mid={id}&%24.cid=c-1&%24.ct=text%2Fplain&iothub-ack=full&%24.schema=s&zone=n%C3%B6rd&bare"
     );
@@ -47,7 +47,7 @@ pub(super) async fn next(link: &mut Receiver) -> Delivery<Body<Value>> {
     tokio::time::timeout(Duration::from_secs(10), link.recv()).await.expect("in time").expect("a message")
 }
 
-fn id(delivery: &Delivery<Body<Value>>) -> String {
+pub(super) fn id(delivery: &Delivery<Body<Value>>) -> String {
     match delivery.message().properties.as_ref().and_then(|properties| properties.message_id.clone()) {
         Some(MessageId::String(id)) => id,
         other => panic!("{other:?}"),

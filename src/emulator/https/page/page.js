@@ -120,8 +120,9 @@ function render(overview) {
       byId("devices").append(cards.get(device.deviceId).root);
     }
     const places = cards.get(device.deviceId);
-    show(places.state, [device.connected, device.lastActivity], ([connected, seen]) =>
-      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last heard of ${clock(seen)}` : ""]);
+    show(places.state, [device.connected, device.lastActivity, device.faults], ([connected, seen, faults]) =>
+      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last heard of ${clock(seen)}` : "",
+        ...Object.entries(faults).flatMap(([name, value]) => [" ", badge(`fault: ${value === null ? name : `${name}=${value}`}`, "bad")])]);
     show(places.queue, device.queue, queue);
     show(places.ended, device.ended, ended);
     show(places.events, device.events, events);
