@@ -218,11 +218,12 @@ pub enum ServiceError {
     #[error("the hub knows no {0}: check --device and --module")]
     UnknownModule(String),
     /// Nobody took the call of a method.
-    #[error("{0} is not connected, or takes no methods: nothing was called; --connect-timeout waits for it")]
+    #[error("{0} is not connected, or takes no methods: --connect-timeout waits for it")]
     NotOnline(String),
     /// A method may or may not have been run.
     #[error(
-        "{target} did not answer {name} within {seconds} s, and may run it still: --timeout sets the time"
+        "{target} did not answer {name}, and may have run it or run it still: its connection ended, or it took longer than \
+         {seconds} s, which --timeout sets"
     )]
     NoMethodAnswer {
         /// Who was called.

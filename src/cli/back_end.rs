@@ -52,6 +52,24 @@ pub(super) struct TargetArgs {
     module: Option<String>,
 }
 
+/// Whom to ask over HTTPS, and as whom.
+pub(super) struct Rest {
+    identity: ServiceConnectionString,
+    way: HttpsWay,
+    ca_file: Option<PathBuf>,
+}
+
+impl Rest {
+    /// With a token for `lifetime`.
+    ///
+    /// # Errors
+    /// When a token that was given has expired.
+    pub(super) fn service(self, lifetime: Duration) -> Result<HttpsService, ServiceError> {
+        let Self { identity, way, ca_file } = self;
+        HttpsService::new(&identity, way, ca_file.as_deref(), lifetime, SystemTime::now)
+    }
+}
+
 // How results are printed.
 #[derive(Debug, clap::Args)]
 pub(super) struct OutputArgs {
@@ -99,13 +117,12 @@ impl HubArgs {
         ServiceConnectionString::parse(&text).with_context(|| origin)
     }
 
-    /// The hub's REST side.
+    /// The hub's REST side, not dialled yet.
     ///
     /// # Errors
     /// When the arguments are wrong.
-    pub(super) fn https_service(&self, lifetime: Duration) -> anyhow::Result<HttpsService> {
-        let (identity, ca_file) = (self.identity()?, self.ca_file());
-        Ok(HttpsService::new(&identity, self.https()?, ca_file.as_deref(), lifetime, SystemTime::now)?)
+    pub(super) fn rest(&self) -> anyhow::Result<Rest> {
+        Ok(Rest { identity: self.identity()?, way: self.https()?, ca_file: self.ca_file() })
     }
 
     /// As `--transport` says.
@@ -156,7 +173,7 @@ pub(super) fn text_of(
         (None, None) => {}
     }
     if read.len() > limit {
-        return Err(anyhow!("the {what} has more than {} KiB, the most that the hub takes", limit / 1024));
+        return Err(anyhow!("the {what} has more than {} KiB, more than the hub takes", limit / 1024));
     }
     Ok(read)
 }

@@ -3,7 +3,6 @@
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
 
 use std::io::Write as _;
-use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
@@ -14,7 +13,7 @@ use signal_hook_tokio::Signals;
 use super::back_end::{self, HubArgs, OutputArgs};
 use super::{Exit, Failure, sentence, transport};
 use crate::credentials::check_device_id;
-use crate::service::{HttpsService, TOKEN_LIFETIME};
+use crate::service::TOKEN_LIFETIME;
 
 /// Take the messages that wait for a device out of its queue, for good.
 ///
@@ -53,17 +52,12 @@ enum Event<'a> {
 /// When the hub cannot be reached or refuses.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     check_device_id(&args.device).map_err(Failure::usage)?;
-    let identity = args.hub.identity().map_err(Failure::usage)?;
-    let way = args.hub.https().map_err(Failure::usage)?;
-    let (ca_file, json) = (args.hub.ca_file(), args.output.json);
+    let rest = args.hub.rest().map_err(Failure::usage)?;
+    let json = args.output.json;
     let device_id = args.device.as_str();
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        let purge = async {
-            let clock = SystemTime::now;
-            let mut service = HttpsService::new(&identity, way, ca_file.as_deref(), TOKEN_LIFETIME, clock)?;
-            anyhow::Ok(service.purge(device_id).await?)
-        };
+        let purge = async { anyhow::Ok(rest.service(TOKEN_LIFETIME)?.purge(device_id).await?) };
         let purged = tokio::select! {
             purged = purge => purged,
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal: the queue may or may not be purged")),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
@@ -68,7 +68,7 @@ enum Event<'a> {
         #[serde(flatten)]
         call: Call<'a>,
         status: i64,
-        payload: &'a Value,
+        payload: &'a Option<Box<RawValue>>,
         milliseconds: u64,
     },
     Failed {
@@ -95,27 +95,29 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let target = args.target.target().map_err(Failure::usage)?;
     let method = args.call().map_err(Failure::usage)?;
     let lifetime = TOKEN_LIFETIME + args.timeout + args.connect_timeout;
-    let mut service = args.hub.https_service(lifetime).map_err(Failure::usage)?;
+    let rest = args.hub.rest().map_err(Failure::usage)?;
     let json = args.output.json;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let started = Instant::now();
+        let invoke = async { anyhow::Ok(rest.service(lifetime)?.invoke_method(&target, &method).await?) };
         let answered = tokio::select! {
-            answered = service.invoke_method(&target, &method) => answered.map_err(Into::into),
+            answered = invoke => answered,
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal: the device may or may not run {}", method.name)),
         };
         let call =
             Call { device_id: target.device_id(), module_id: target.module_id(), method: &method.name };
         match answered {
-            Ok(MethodAnswer { status, payload }) => {
+            Ok(answer) => {
                 let took = started.elapsed();
+                let MethodAnswer { status, payload } = &answer;
                 if json {
                     let milliseconds = took.as_millis().try_into().unwrap_or(u64::MAX);
-                    print_json(&Event::Answered { call, status, payload: &payload, milliseconds })?;
+                    print_json(&Event::Answered { call, status: *status, payload, milliseconds })?;
                 } else {
-                    print(&told(&target, &method.name, status, &payload, took)?)?;
+                    print(&told(&target, &method.name, &answer, took))?;
                 }
-                Ok(if (200..300).contains(&status) { Exit::Done } else { Exit::ActionFailed })
+                Ok(if (200..300).contains(status) { Exit::Done } else { Exit::ActionFailed })
             }
             Err(error) => {
                 if json {
@@ -127,19 +129,14 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// One line, and the payload as it is read best.
-fn told(
-    target: &Target,
-    method: &str,
-    status: i64,
-    payload: &Value,
-    took: Duration,
-) -> anyhow::Result<String> {
+/// One line, and the payload as it came.
+fn told(target: &Target, method: &str, answer: &MethodAnswer, took: Duration) -> String {
+    let status = answer.status;
     let line = format!("{target} answered {method} with status {status} after {:.2} s", took.as_secs_f64());
-    Ok(match payload {
-        Value::Null => line,
-        payload => format!("{line}\n{}", serde_json::to_string_pretty(payload)?),
-    })
+    match &answer.payload {
+        None => line,
+        Some(payload) => format!("{line}\n{payload}"),
+    }
 }
 
 fn failed(error: anyhow::Error) -> Failure {
@@ -163,12 +160,9 @@ impl Args {
     fn call(&self) -> anyhow::Result<MethodCall> {
         let text =
             back_end::text_of("payload", self.data.as_deref(), self.file.as_deref(), MAX_METHOD_PAYLOAD)?;
-        let payload = if text.trim().is_empty() {
-            Value::Null
-        } else {
-            let hint = "the payload is no JSON: text needs quotes of its own, as in --data '\"on\"'";
-            serde_json::from_str(&text).context(hint)?
-        };
+        let hint = "the payload is no JSON: text needs quotes of its own, as in --data '\"on\"'";
+        let payload = RawValue::from_string(if text.trim().is_empty() { "null".to_owned() } else { text });
+        let payload = payload.context(hint)?;
         if self.method.is_empty() {
             return Err(anyhow!("--method is empty: give the method's name"));
         }

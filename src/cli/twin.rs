@@ -93,10 +93,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         Command::Get(_) => None,
         Command::Patch(patch) => Some(patch.read().map_err(Failure::usage)?),
     };
-    let mut service = hub.https_service(TOKEN_LIFETIME).map_err(Failure::usage)?;
+    let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let ask = async {
+            let mut service = rest.service(TOKEN_LIFETIME)?;
             match &patch {
                 None => service.whole_twin(&target).await,
                 Some(patch) => service.patch_twin(&target, patch).await,

@@ -241,12 +241,12 @@ impl HttpsService {
     }
 
     /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried,
-    /// except for a POST, which the hub may have carried out.
+    /// except for what must not be carried out twice.
     async fn send(&mut self, ask: &Ask) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
                 Ok(()) => match kept.send_request(self.request(ask)?).await {
-                    Err(error) if ask.method == Method::POST => {
+                    Err(error) if ask.method == Method::POST || ask.if_match.is_some() => {
                         return Err(answer::of_exchange(&self.host, &error));
                     }
                     sent => sent,

@@ -1,19 +1,22 @@
-//! What `c2d-send`, `c2d-feedback` and `c2d-purge` have in common on the command line: the same options, with the same
+//! What the back end's commands have in common on the command line: the same options, with the same
 //! help and the same errors, and of the transports each what the hub offers for it.
 //!
 //! Must not know: how the options are declared. Used by: nobody.
 
 use crate::harness::{binary, run};
 
-const COMMANDS: [(&str, &[&str]); 3] = [
+/// Each with what it needs, and its transports.
+const COMMANDS: [(&str, &[&str]); 5] = [
     ("c2d-send", &["amqp", "amqp-ws"]),
     ("c2d-feedback", &["amqp", "amqp-ws", "https"]),
     ("c2d-purge", &["https"]),
+    ("invoke-method --method m", &["https"]),
+    ("twin get", &["https"]),
 ];
 
-/// The part of a command's help that all three have.
+/// The part of a command's help that all of them have.
 fn shared_help(command: &str) -> String {
-    let output = run(binary().args([command, "--help"]).env("COLUMNS", "80"));
+    let output = run(binary().args(command.split(' ')).arg("--help").env("COLUMNS", "80"));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let begin = text.find("      --json").expect("--json");
     let end = text.find("  -h, --help").expect("--help");
@@ -27,9 +30,8 @@ fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone()
             |line: &&str| ["- amqp", "- https", "[default: "].iter().any(|own| line.trim().starts_with(own));
         shared_help(command).lines().filter(|line| !is_own(line)).collect::<Vec<_>>().join("\n")
     };
-    let [send, feedback, purge] = COMMANDS.map(|(command, _)| same(command));
-    assert_eq!(send, feedback);
-    assert_eq!(feedback, purge);
+    let [first, others @ ..] = COMMANDS.map(|(command, _)| same(command));
+    others.iter().for_each(|other| assert_eq!(&first, other));
     for (command, transports) in COMMANDS {
         let help = shared_help(command);
         let listed: Vec<_> =
@@ -37,7 +39,7 @@ fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone()
         assert_eq!(listed.iter().map(|(name, _)| *name).collect::<Vec<_>>(), transports);
         assert!(help.contains(&format!("[default: {}]", transports[0])), "{help}");
         // An option with a default is not asked for.
-        let output = run(binary().args([command, "--help"]));
+        let output = run(binary().args(command.split(' ')).arg("--help"));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let usage = text.lines().find(|line| line.starts_with("Usage:")).expect("a usage");
         assert!(!usage.contains("--transport"), "{usage}");
@@ -48,7 +50,7 @@ fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone()
 #[test]
 fn what_is_wrong_with_a_shared_option_is_said_in_the_same_words() {
     let said = |command: &str, arguments: &[&str]| {
-        let output = run(binary().args([command, "--device", "dev1"]).args(arguments));
+        let output = run(binary().args(command.split(' ')).args(["--device", "dev1"]).args(arguments));
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         String::from_utf8(output.stderr).expect("UTF-8")
     };

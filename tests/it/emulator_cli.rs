@@ -81,7 +81,7 @@ fn wrong_arguments_are_named() {
         assert!(!dir.path().join("state").exists(), "nothing is made before the arguments are checked");
     };
     usage(&["--device", "a/b"], "\"a/b\" is not a device id");
-    usage(&["--device", "a", "--x509-device", "a"], "device \"a\" is named twice");
+    usage(&["--device", "a", "--x509-device", "a"], "\"a\" is named twice");
     usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name alone");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
 }

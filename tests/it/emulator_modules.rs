@@ -316,7 +316,7 @@ fn the_sdks_module_runs_with_nothing_but_the_environment_of_edge_agent() {
     let arguments = ["invoke-method", "--device", "edge1", "--module", "filter", "--method", "end", "--json"];
     let (stdout, stderr, code) = seen(&run(&mut back_end(&emulator, &arguments)));
     assert!(
-        stdout.contains(r#""payload":{"given":null,"name":"end"}"#) && code == Some(0),
+        stdout.contains(r#""payload":{"name": "end", "given": null}"#) && code == Some(0),
         "{stdout} {stderr}"
     );
     assert_eq!(module.wait_exit().code(), Some(0), "{}", module.stderr.text());

@@ -33,15 +33,19 @@ fn the_devices_status_and_answer_are_printed_and_decide_the_exit_code() {
     let emulator = Emulator::start();
     let mut device = listening(&emulator);
     std::thread::scope(|scope| {
-        let arguments = ["--method", "re boot", "--data", r#"{"in": [1, "é"]}"#];
+        let arguments =
+            ["--method", "re boot", "--data", r#"{"z": [1e400, "é"], "a": 18446744073709551616}"#];
         let caller = scope.spawn(move || invoke(&emulator, &arguments));
         let (name, rid, body) = called(&mut device);
-        assert_eq!((name.as_str(), body.as_str()), ("re%20boot", r#"{"in":[1,"é"]}"#));
-        respond(&mut device, "200", &rid, r#"{"done": true}"#);
+        assert_eq!(
+            (name.as_str(), body.as_str()),
+            ("re%20boot", r#"{"z": [1e400, "é"], "a": 18446744073709551616}"#)
+        );
+        respond(&mut device, "200", &rid, r#"{"z": 1e400,  "a": true}"#);
         let (stdout, stderr, code) = caller.join().expect("an answer");
         let (line, payload) = stdout.split_once('\n').expect("two parts");
         assert!(line.starts_with("device dev1 answered re boot with status 200 after 0."), "{line}");
-        assert_eq!((payload, stderr.as_str(), code), ("{\n  \"done\": true\n}\n", "", Some(0)));
+        assert_eq!((payload, stderr.as_str(), code), ("{\"z\": 1e400,  \"a\": true}\n", "", Some(0)));
     });
 }
 
@@ -68,7 +72,8 @@ fn a_status_that_is_no_success_is_exit_code_5_and_json_is_one_line() {
 fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
     let emulator = Emulator::start();
     let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping"]);
-    let words = "c2d-agent: device dev1 is not connected, or takes no methods: nothing was called; --connect-timeout waits for it\n";
+    let words =
+        "c2d-agent: device dev1 is not connected, or takes no methods: --connect-timeout waits for it\n";
     assert_eq!((stdout.as_str(), stderr.as_str(), code), ("", words, Some(3)));
 
     let _connected_but_deaf = sign_in(&emulator, true);
@@ -77,11 +82,21 @@ fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
     let mut device = listening(&emulator);
     let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping", "--timeout", "5s", "--json"]);
     called(&mut device);
-    let error = "device dev1 did not answer ping within 5 s, and may run it still: --timeout sets the time";
+    let error = "device dev1 did not answer ping, and may have run it or run it still: its connection ended, or it took \
+                 longer than 5 s, which --timeout sets";
     let line = format!(
         "{{\"event\":\"failed\",\"device_id\":\"dev1\",\"method\":\"ping\",\"error\":\"{error}\"}}\n"
     );
     assert_eq!((stdout, stderr, code), (line, format!("c2d-agent: {error}\n"), Some(4)));
+
+    // One that took the call and went away may have run it: a script must not take it for one that was not there.
+    std::thread::scope(|scope| {
+        let caller = scope.spawn(|| invoke(&emulator, &["--method", "reboot"]));
+        called(&mut device);
+        drop(device);
+        let (_, stderr, code) = caller.join().expect("an end");
+        assert!(stderr.contains("may have run it") && code == Some(4), "{stderr}");
+    });
 }
 
 #[test]
@@ -108,6 +123,19 @@ fn wrong_arguments_call_nobody() {
     let path = file.path().to_str().expect("UTF-8");
     let (_, stderr, code) = invoke(&emulator, &["--method", "m", "--file", path]);
     assert!(stderr.contains("the payload has more than 128 KiB") && code == Some(2), "{stderr}");
+    let expired = "SharedAccessSignature sr=localhost&sig=Yg%3D%3D&se=1700000000&skn=service";
+    let expired = format!("HostName=localhost;SharedAccessKeyName=service;SharedAccessSignature={expired}");
+    for command in
+        ["invoke-method --method m --json --device dev1", "twin get --device dev1", "c2d-purge --device dev1"]
+    {
+        let arguments: Vec<_> = command.split(' ').collect();
+        let mut command = back_end(&emulator, &arguments);
+        let (_, stderr, code) = seen(&run(command.env("C2D_SERVICE_CONNECTION_STRING", &expired)));
+        assert!(
+            stderr.contains("expired at 2023-11-14T22:13:20Z") && code == Some(1),
+            "{command:?}: {stderr}"
+        );
+    }
     let mut unknown = back_end(&emulator, &["invoke-method", "--device", "nope", "--method", "m"]);
     let (_, stderr, code) = seen(&run(&mut unknown));
     assert_eq!(

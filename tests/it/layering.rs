@@ -90,6 +90,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/service/https/",
             "src/emulator/https.rs",
             "src/emulator/https/",
+            "src/emulator/workload.rs",
             "src/metrics.rs",
             "src/metrics/",
             "src/websocket/tunnel.rs",

@@ -124,8 +124,8 @@ fn refusal(call: &Call, error: &CallError) -> Reply {
             let words = error.to_string();
             return reply::error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", &words);
         }
-        CallError::NotOnline(_) | CallError::Gone => (StatusCode::NOT_FOUND, 404_103, "DeviceNotOnline"),
-        CallError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, 504_101, "GatewayTimeout"),
+        CallError::NotOnline(_) => (StatusCode::NOT_FOUND, 404_103, "DeviceNotOnline"),
+        CallError::Gone | CallError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, 504_101, "GatewayTimeout"),
         CallError::BadAnswer(_) => (StatusCode::BAD_GATEWAY, 502_001, "BadDeviceResponse"),
     };
     let info = match error {

@@ -105,8 +105,9 @@ pub enum CallError {
     /// The device did not come. Nothing has been sent. Hub code 404103.
     #[error("Timed out waiting for device to connect.")]
     NotOnline(Duration),
-    /// The device's connection ended, or it was deleted or disabled, before it answered. Hub code 404103.
-    #[error("Device unavailable: its connection ended before it answered.")]
+    /// The device's connection ended, or it was deleted or disabled, before it answered: it may have run the method. So the
+    /// hub code is that of silence, 504101, and not that of a device that was not there; a choice.
+    #[error("The device's connection ended before it answered.")]
     Gone,
     /// Hub code 504101.
     #[error("Timed out waiting for the response from device.")]

@@ -8,8 +8,9 @@
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{ANSWER_TIMEOUT, API_VERSION, Ask, HttpsService, answer};
 use crate::service::{ServiceError, Target};
@@ -26,12 +27,12 @@ const NOT_ONLINE: u64 = 404_103;
 const NO_ANSWER: u64 = 504_101;
 
 /// A call of a method.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct MethodCall {
     /// The method's name.
     pub name: String,
-    /// JSON for the device.
-    pub payload: Value,
+    /// JSON for the device, which gets it as it is.
+    pub payload: Box<RawValue>,
     /// How long the device may take to answer: 5 s to 300 s, whole seconds.
     pub response_timeout: Duration,
     /// How long the device may take to connect: at most 300 s, whole seconds.
@@ -39,13 +40,21 @@ pub struct MethodCall {
 }
 
 /// What the device answered.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct MethodAnswer {
     /// The device's own status.
     pub status: i64,
-    /// JSON of the device.
-    #[serde(default)]
-    pub payload: Value,
+    /// JSON of the device as it came; `None` for null.
+    pub payload: Option<Box<RawValue>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sent<'a> {
+    method_name: &'a str,
+    payload: &'a RawValue,
+    response_timeout_in_seconds: u64,
+    connect_timeout_in_seconds: u64,
 }
 
 impl HttpsService {
@@ -64,13 +73,15 @@ impl HttpsService {
     ) -> Result<MethodAnswer, ServiceError> {
         let path = format!("{}/methods?api-version={API_VERSION}", target.twin_path());
         let mut ask = Ask::new(Method::POST, path, MAX_ANSWER);
-        let body = json!({
-            "methodName": call.name,
-            "payload": call.payload,
-            "responseTimeoutInSeconds": call.response_timeout.as_secs(),
-            "connectTimeoutInSeconds": call.connect_timeout.as_secs(),
-        });
-        ask.body = body.to_string().into();
+        let sent = Sent {
+            method_name: &call.name,
+            payload: &call.payload,
+            response_timeout_in_seconds: call.response_timeout.as_secs(),
+            connect_timeout_in_seconds: call.connect_timeout.as_secs(),
+        };
+        let body = serde_json::to_vec(&sent);
+        ask.body =
+            body.map_err(|error| ServiceError::Answer(format!("no call can be made: {error}")))?.into();
         ask.patience = call.response_timeout + call.connect_timeout + ANSWER_TIMEOUT;
         let (head, body) = self.exchange(ask).await?;
         if head.status == StatusCode::OK {
