@@ -6,8 +6,8 @@
 //! Source: wire reference 1.2 to 1.7. Where it says "unverified", this emulator does the following: a message whose
 //! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.
 //!
-//! D2C messages are logged, and the hub keeps the last ones. A device can get its twin and patch its reported
-//! properties; requests are answered at QoS 0, when it has subscribed to the answers.
+//! D2C messages are logged, and the hub keeps the last ones. A device can get its twin, patch its reported
+//! properties, hear of desired ones and be called; answers, changes and calls go out at QoS 0, when it has subscribed to them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

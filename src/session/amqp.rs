@@ -307,6 +307,10 @@ impl Reader {
                 () = tokio::time::sleep_until(next_flow) => Happening::KeepAlive,
             };
             match happening {
+                // The last one was not put yet: the hub does not answer.
+                Happening::Command(Some(Command::Renew(_))) if renewing.is_some() => {
+                    return Err(Fault::Silent);
+                }
                 Happening::Command(Some(Command::Renew(token))) => {
                     let now = (self.dial.clock)();
                     renewing = cbs.take().map(|mut link| {

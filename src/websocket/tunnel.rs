@@ -130,7 +130,8 @@ async fn connect_through<S: Raw + 'static>(
     let exchange = async move {
         let answer = sender.send_request(request).await?;
         match answer.status() {
-            StatusCode::OK => on(answer).await.map(Ok),
+            // Any of them. Source: RFC 9110, 9.3.6.
+            status if status.is_success() => on(answer).await.map(Ok),
             status => Ok(Err(status)),
         }
     };

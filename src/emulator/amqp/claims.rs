@@ -195,7 +195,11 @@ impl Claims {
 
     /// Ends the grants of devices whose token is to count as expired, once they have a link.
     fn expire_faulty(&self) {
-        let ids: Vec<String> = self.connections().keys().cloned().collect();
+        // Not those whose place another connection has taken.
+        let connections = self.connections().clone();
+        let current =
+            connections.into_iter().filter(|(id, own)| self.hub.with(|hub, _| hub.is_current(id, *own)));
+        let ids: Vec<String> = current.map(|(id, _)| id).collect();
         for id in ids.into_iter().filter(|id| self.grants.borrow().devices.contains_key(id)) {
             if let Some(now) = self.hub.with(|hub, now| hub.expires_token(&id).then_some(now)) {
                 self.grants.send_modify(|grants| {

@@ -92,7 +92,7 @@ async fn outcome(locked: Locked, settled: DeliveryFut<Settled>) -> (Locked, Sett
 }
 
 /// `Modified` is not used by SDKs; that it gives the message back is a choice.
-fn settle(claims: &Claims, device_id: &str, Locked { lock, message, .. }: &Locked, settled: Settled) {
+fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
     let outcome = match settled {
         Ok(outcome) => outcome,
         Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),
@@ -100,7 +100,7 @@ fn settle(claims: &Claims, device_id: &str, Locked { lock, message, .. }: &Locke
     if !claims.count_packet(device_id) {
         return;
     }
-    let (lock, message_id) = (*lock, message.message_id());
+    let (lock, message_id) = (locked.lock, locked.message.message_id());
     let settled = claims.hub.with(|hub, now| {
         hub.touch(device_id, now);
         match outcome {
@@ -109,7 +109,7 @@ fn settle(claims: &Claims, device_id: &str, Locked { lock, message, .. }: &Locke
             Outcome::Released(_) | Outcome::Modified(_) => hub.abandon(device_id, lock, now),
         }
     });
-    claims.answers.answer(device_message::lock_token(lock), settled.is_ok());
+    claims.answers.answer(device_message::lock_token(locked), settled.is_ok());
     match settled {
         Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
         Err(error) => {

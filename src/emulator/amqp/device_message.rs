@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::condition::Refusal;
 use super::convert::{self, RENAMED};
 use super::outgoing::LOCK_TOKEN;
-use crate::emulator::hub::{Lock, Locked};
+use crate::emulator::hub::Locked;
 use crate::message::{self, Properties};
 
 /// The AMQP form of a message on its way to its device.
@@ -48,7 +48,7 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
     let annotations = MessageAnnotations::builder()
         .insert(Symbol::from("iothub-deliverycount"), Value::Ubyte(count))
         .insert(Symbol::from("iothub-enqueuedtime"), Value::Timestamp(timestamp(locked.enqueued)))
-        .insert(Symbol::from(LOCK_TOKEN), Value::String(lock_token(locked.lock).to_string()))
+        .insert(Symbol::from(LOCK_TOKEN), Value::String(lock_token(locked).to_string()))
         .insert(Symbol::from("x-opt-sequence-number"), Value::Ulong(locked.sequence_number))
         .build();
     Message::builder()
@@ -59,9 +59,9 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
         .build()
 }
 
-/// The token of a lock, the same as over HTTPS.
-pub(super) fn lock_token(lock: Lock) -> Uuid {
-    Uuid::from_u64_pair(0, lock.number())
+/// The token of a lock, the same as over HTTPS. It is the delivery's tag, too, so the copy that a fault asks for has one of its own.
+pub(super) fn lock_token(locked: &Locked) -> Uuid {
+    Uuid::from_u64_pair(u64::from(locked.copy), locked.lock.number())
 }
 
 /// The properties of a D2C message, under the names that they have in a property bag, and its body.

@@ -8,6 +8,7 @@
 //! answered with 400 and the body that MQTT has then. An answer that nobody takes for [`ANSWER_TIMEOUT`] is dropped.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use fe2o3_amqp::link::RecvError;
@@ -40,6 +41,9 @@ const DESIRED: &str = "/notifications/twin/properties/desired";
 /// The error code of a request that cannot be carried out, as over MQTT.
 const BAD_REQUEST: u32 = 400_004;
 
+/// That of throttling, as over MQTT.
+const THROTTLED: u32 = 429_001;
+
 type Reply = Message<Data>;
 
 /// A device, and what its links name in common.
@@ -53,6 +57,8 @@ pub(super) struct Pairs(Arc<Mutex<BTreeMap<Name, Weak<Pair>>>>);
 pub(super) struct Pair {
     device_id: String,
     connection: ConnectionId,
+    /// Whether the device asked for changes of desired properties, on this pair.
+    listens: AtomicBool,
     queue: mpsc::Sender<Reply>,
     /// Held by the link that answers go out on.
     replies: AsyncMutex<mpsc::Receiver<Reply>>,
@@ -75,7 +81,8 @@ impl Pairs {
         present.filter(|pair| pair.connection == connection).unwrap_or_else(|| {
             let (queue, replies) = mpsc::channel(MAX_WAITING);
             let replies = AsyncMutex::new(replies);
-            let pair = Arc::new(Pair { device_id, connection, queue, replies });
+            let pair =
+                Arc::new(Pair { device_id, connection, listens: AtomicBool::new(false), queue, replies });
             pairs.insert(name, Arc::downgrade(&pair));
             pair
         })
@@ -100,7 +107,9 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
         if !claims.count_packet(device_id) {
             return;
         }
-        let allowed = claims.check_device(device_id);
+        // A client that sends settled would not hear of a rejection: what can be answered is.
+        let throttled = claims.hub.with(|hub, _| hub.is_throttled(device_id));
+        let allowed = if throttled { Ok(()) } else { claims.check_device(device_id) };
         let settled = match &allowed {
             Ok(()) => link.accept(delivery).await,
             Err(refusal) => link.reject(delivery, Error::from(refusal)).await,
@@ -111,7 +120,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
         if allowed.is_err() {
             continue;
         }
-        if let Err(error) = pair.queue.try_send(answer(message, &claims, &pair)) {
+        if let Err(error) = pair.queue.try_send(answer(message, &claims, &pair, throttled)) {
             tracing::warn!(device_id, %error, "dropped the answer to a twin request: the device takes none");
         }
     }
@@ -132,9 +141,15 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {
             return device_link::steal(link, device_id).await;
         }
-        let change = hub.with(|hub, _| hub.next_desired_change(device_id, own));
-        let message = if let Some(change) = change {
-            desired(&change.patch)
+        // Answers first: what a GET shows is older than the changes that wait.
+        let ready = replies.try_recv().ok().or_else(|| {
+            let listens = pair.listens.load(Ordering::Relaxed);
+            let change =
+                hub.with(|hub, _| listens.then(|| hub.next_desired_change(device_id, own)).flatten());
+            change.map(|change| desired(&change.patch))
+        });
+        let message = if let Some(message) = ready {
+            message
         } else {
             tokio::select! {
                 // The other end is in the pair, so there is always a next one.
@@ -159,21 +174,27 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
             Err(_) => tracing::warn!(device_id, "dropped a message on a twin link: the device takes none"),
         }
     }
-    hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+    if pair.listens.swap(false, Ordering::Relaxed) {
+        hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+    }
 }
 
 /// Carries a request out.
-fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair) -> Reply {
+fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair, throttled: bool) -> Reply {
     let id = request.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
-    carry_out(request, claims, pair).map_or_else(
-        |message| {
-            tracing::warn!(device_id = pair.device_id, "refused a twin request: {message}");
-            let tracking_id = uuid::Uuid::new_v4().simple().to_string();
-            let body = json!({ "errorCode": BAD_REQUEST, "message": message, "trackingId": tracking_id });
-            reply(id.clone(), 400, None, body.to_string())
-        },
-        |(version, body)| reply(id.clone(), 200, version, body),
-    )
+    let refuse = |status, code, message: &str| {
+        tracing::warn!(device_id = pair.device_id, "refused a twin request: {message}");
+        let tracking_id = uuid::Uuid::new_v4().simple().to_string();
+        let body = json!({ "errorCode": code, "message": message, "trackingId": tracking_id });
+        reply(id.clone(), status, None, body.to_string())
+    };
+    if throttled {
+        return refuse(429, THROTTLED, "the hub is throttling the device: try again later");
+    }
+    match carry_out(request, claims, pair) {
+        Ok((version, body)) => reply(id.clone(), 200, version, body),
+        Err(message) => refuse(400, BAD_REQUEST, &message),
+    }
 }
 
 /// The version that a patch led to, and the body of the answer; or why there is none.
@@ -208,12 +229,15 @@ fn carry_out(
         ("PUT", DESIRED) => {
             let subscription = Subscription::DesiredProperties;
             let there = claims.hub.with(|hub, _| hub.subscribe(device_id, own, subscription, 0));
+            pair.listens.store(there, Ordering::Relaxed);
             there
                 .then_some((None, String::new()))
                 .ok_or_else(|| "there are too many subscriptions".to_owned())
         }
         ("DELETE", DESIRED) => {
-            claims.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+            if pair.listens.swap(false, Ordering::Relaxed) {
+                claims.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+            }
             Ok((None, String::new()))
         }
         (operation, resource) => Err(format!(

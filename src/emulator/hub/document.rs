@@ -14,7 +14,7 @@ pub const MAX_TAGS_BYTES: usize = 8 * 1024;
 /// Largest desired and largest reported properties, as `size` counts.
 pub const MAX_PROPERTIES_BYTES: usize = 32 * 1024;
 
-/// Deepest nesting below the reported properties themselves.
+/// Deepest nesting below tags, desired or reported properties themselves.
 pub const MAX_DEPTH: usize = 10;
 
 /// Longest key in bytes.

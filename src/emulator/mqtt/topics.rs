@@ -1,6 +1,6 @@
 //! What a device may subscribe to and publish to.
 //!
-//! Owns: the documented filters and topics, the log of D2C messages. Must not know: packets, sessions.
+//! Owns: the documented filters and topics. Must not know: packets, sessions.
 //! Used by: `emulator::mqtt`. Source: wire reference 1.4, 1.5 and 1.7.
 
 use crate::message::{self, MessageError, Properties};

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::device::{next, signed_in};
 use super::*;
-use crate::emulator::hub::TwinWrite;
+use crate::emulator::hub::{Fault, TwinWrite};
 
 const TWIN: &str = "amqps://hub.local.test/devices/dev%31/twin";
 const DESIRED: &str = "/notifications/twin/properties/desired";
@@ -119,6 +119,22 @@ async fn answers_come_on_the_link_of_the_same_pair_and_a_newer_connection_takes_
     assert_eq!(told(&mut link, "status").await.0, Some(MessageId::String("own".into())));
     assert_eq!(told(&mut other, "status").await.0, Some(MessageId::String("other".into())));
 
+    // A pair that did not ask for changes takes none away from the one that did.
+    ask(&mut out, "put".to_owned(), "PUT", DESIRED, "").await;
+    assert_eq!(told(&mut link, "status").await.1, Some(Value::Int(200)));
+    write(&hub, json!({ "n": 1 }));
+    assert_eq!(told(&mut link, "resource").await.2, json!({ "n": 1, "$version": 2 }));
+    ask(&mut other_out, "no".to_owned(), "DELETE", DESIRED, " ").await;
+    assert_eq!(told(&mut other, "status").await.1, Some(Value::Int(200)));
+    write(&hub, json!({ "n": 2 }));
+    assert_eq!(told(&mut link, "resource").await.2, json!({ "n": 2, "$version": 3 }));
+
+    assert!(hub.with(|hub, _| hub.set_fault("dev1", Fault::Throttle)));
+    ask(&mut out, "often".to_owned(), "GET", "", " ").await;
+    let (id, status, body) = told(&mut link, "status").await;
+    assert_eq!((id, status), (Some(MessageId::String("often".into())), Some(Value::Int(429))));
+    assert_eq!(body["errorCode"], 429_001);
+    hub.with(|hub, _| hub.clear_faults("dev1", None));
     let mut newer = signed_in(&hub).await;
     let (_out, _link) = pair(&mut newer, "twin:1").await;
     let lost = link.recv::<Body<Value>>().await.expect_err("stolen");
