@@ -8,13 +8,13 @@ use std::time::SystemTime;
 
 use fe2o3_amqp::connection::{ConnectionStopReason, OpenError};
 use fe2o3_amqp::link::{
-    DetachError, LinkStateError, ReceiverAttachError, RecvError, SendError, SenderAttachError,
-    SessionStopReason,
+    DetachError, IllegalLinkStateError, LinkStateError, ReceiverAttachError, RecvError, SendError,
+    SenderAttachError, SessionStopReason,
 };
 use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::types::definitions;
 
-use super::refusal::{Asked, Refusal};
+use super::refusal::{Asked, OPEN_QUESTION, Refusal};
 use super::{EARLIEST_PLAUSIBLE, ServiceError};
 use crate::credentials::ServiceConnectionString;
 
@@ -50,7 +50,7 @@ fn unopened(error: &io::Error, identity: &ServiceConnectionString) -> String {
 
 pub(super) fn of_begin(error: BeginError) -> ServiceError {
     match error {
-        BeginError::ConnectionStopped(reason) => of_connection_stop(reason),
+        BeginError::ConnectionStopped(reason) => of_connection_stop(reason, Asked::Connection),
         BeginError::RemoteEndedWithError(error) => refused(&error, Asked::Connection),
         error => ServiceError::Lost(error.to_string()),
     }
@@ -58,7 +58,7 @@ pub(super) fn of_begin(error: BeginError) -> ServiceError {
 
 pub(super) fn of_sender_attach(error: SenderAttachError, policy: &str) -> ServiceError {
     match error {
-        SenderAttachError::SessionStopped(reason) => of_session_stop(reason),
+        SenderAttachError::SessionStopped(reason) => of_session_stop(reason, Asked::Connection),
         SenderAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
         error => ServiceError::Lost(error.to_string()),
     }
@@ -66,34 +66,52 @@ pub(super) fn of_sender_attach(error: SenderAttachError, policy: &str) -> Servic
 
 pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> ServiceError {
     match error {
-        ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason),
+        ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason, Asked::Connection),
         ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
-pub(super) fn of_send(error: SendError, asked: Asked<'_>) -> ServiceError {
-    match error {
-        SendError::LinkStateError(error) => of_link_state(error, asked),
+/// While a message is on its way, so that it may be queued or not.
+pub(super) fn of_send(error: SendError) -> ServiceError {
+    let failed = match error {
+        SendError::LinkStateError(error) => of_link_state(error, Asked::Sending),
         SendError::Detached(error) => match error {
-            DetachError::SessionStopped(reason) => of_session_stop(reason),
+            DetachError::SessionStopped(reason) => of_session_stop(reason, Asked::Sending),
             DetachError::RemoteDetachedWithError(error) | DetachError::RemoteClosedWithError(error) => {
-                refused(&error, asked)
+                refused(&error, Asked::Sending)
             }
-            error => ServiceError::Lost(error.to_string()),
+            _ => closed(),
         },
         SendError::MessageSizeExceeded(_) => {
-            refused(&definitions::LinkError::MessageSizeExceeded.into(), asked)
+            refused(&definitions::LinkError::MessageSizeExceeded.into(), Asked::Sending)
         }
+        error => ServiceError::Lost(error.to_string()),
+    };
+    match failed {
+        ServiceError::Lost(reason) => ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}")),
+        failed => failed,
+    }
+}
+
+pub(super) fn of_receive(error: RecvError) -> ServiceError {
+    match error {
+        RecvError::LinkStateError(error) => of_link_state(error, Asked::Reading),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
-pub(super) fn of_receive(error: RecvError, policy: &str) -> ServiceError {
+/// While feedback is asked for or settled.
+pub(super) fn of_settlement(error: IllegalLinkStateError) -> ServiceError {
     match error {
-        RecvError::LinkStateError(error) => of_link_state(error, Asked::Link { policy }),
-        error => ServiceError::Lost(error.to_string()),
+        IllegalLinkStateError::SessionStopped(reason) => of_session_stop(reason, Asked::Reading),
+        IllegalLinkStateError::IllegalState => closed(),
     }
+}
+
+/// Without a word of the hub.
+fn closed() -> ServiceError {
+    ServiceError::Lost("the hub has closed the link and gave no reason".to_owned())
 }
 
 pub(super) fn refused(error: &definitions::Error, asked: Asked<'_>) -> ServiceError {
@@ -102,18 +120,18 @@ pub(super) fn refused(error: &definitions::Error, asked: Asked<'_>) -> ServiceEr
 
 fn of_link_state(error: LinkStateError, asked: Asked<'_>) -> ServiceError {
     match error {
-        LinkStateError::SessionStopped(reason) => of_session_stop(reason),
+        LinkStateError::SessionStopped(reason) => of_session_stop(reason, asked),
         LinkStateError::RemoteDetachedWithError(error) | LinkStateError::RemoteClosedWithError(error) => {
             refused(&error, asked)
         }
-        error => ServiceError::Lost(error.to_string()),
+        _ => closed(),
     }
 }
 
-fn of_session_stop(reason: SessionStopReason) -> ServiceError {
+fn of_session_stop(reason: SessionStopReason, asked: Asked<'_>) -> ServiceError {
     match reason {
-        SessionStopReason::RemoteEndedWithError(error) => refused(&error, Asked::Connection),
-        SessionStopReason::ConnectionStopped(reason) => of_connection_stop(reason),
+        SessionStopReason::RemoteEndedWithError(error) => refused(&error, asked),
+        SessionStopReason::ConnectionStopped(reason) => of_connection_stop(reason, asked),
         SessionStopReason::EndedWithError(error) => ServiceError::Lost(error.to_string()),
         SessionStopReason::Ended | SessionStopReason::RemoteEnded => {
             ServiceError::Lost("the session has ended".to_owned())
@@ -121,9 +139,9 @@ fn of_session_stop(reason: SessionStopReason) -> ServiceError {
     }
 }
 
-fn of_connection_stop(reason: ConnectionStopReason) -> ServiceError {
+fn of_connection_stop(reason: ConnectionStopReason, asked: Asked<'_>) -> ServiceError {
     match reason {
-        ConnectionStopReason::RemoteClosedWithError(error) => refused(&error, Asked::Connection),
+        ConnectionStopReason::RemoteClosedWithError(error) => refused(&error, asked),
         ConnectionStopReason::ClosedWithError(error) => ServiceError::Lost(error.to_string()),
         ConnectionStopReason::Closed => ServiceError::Lost("the network connection has ended".to_owned()),
         ConnectionStopReason::RemoteClosed => ServiceError::Lost("the hub has closed it".to_owned()),

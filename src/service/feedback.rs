@@ -27,7 +27,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct FeedbackReceiver {
     link: Receiver,
-    policy: String,
     /// Whether the hub was asked for a batch that has not come yet.
     asked: bool,
 }
@@ -64,7 +63,7 @@ impl FeedbackReceiver {
             .attach(session)
             .await;
         let link = attached.map_err(|error| failure::of_receiver_attach(error, policy))?;
-        Ok(Self { link, policy: policy.to_owned(), asked: false })
+        Ok(Self { link, asked: false })
     }
 
     /// Waits for the next batch. A real hub gathers records for up to 15 s before it sends one.
@@ -87,8 +86,7 @@ impl FeedbackReceiver {
             }
         };
         self.asked = false;
-        let (delivery, message) =
-            received.map_err(|error| failure::of_receive(error, &self.policy))?.into_parts();
+        let (delivery, message) = received.map_err(failure::of_receive)?.into_parts();
         let enqueued = enqueued(&message);
         let body: Vec<u8> = match message.body {
             Body::Data(sections) => sections.into_iter().flat_map(|section| section.0.into_vec()).collect(),
@@ -100,7 +98,7 @@ impl FeedbackReceiver {
             }
             Err(error) => {
                 let released = self.link.release(delivery).await;
-                released.map_err(|error| ServiceError::Lost(error.to_string()))?;
+                released.map_err(failure::of_settlement)?;
                 Err(error.into())
             }
         }
@@ -116,13 +114,13 @@ impl FeedbackReceiver {
         };
         let completed = async {
             let accepted = self.link.accept(delivery).await;
-            accepted.map_err(|error| ServiceError::Lost(error.to_string()))
+            accepted.map_err(failure::of_settlement)
         };
         answered("the feedback link", completed).await
     }
 
     async fn ask(&mut self) -> Result<(), ServiceError> {
-        self.link.set_credit(1).await.map_err(|error| ServiceError::Lost(error.to_string()))
+        self.link.set_credit(1).await.map_err(failure::of_settlement)
     }
 }
 

@@ -18,9 +18,17 @@ pub(super) enum Asked<'a> {
     Message { device_id: &'a str },
     /// Let this policy use a link.
     Link { policy: &'a str },
+    /// Go on with the link on which a message was on its way.
+    Sending,
+    /// Go on with the link that reads feedback.
+    Reading,
     /// Keep the connection.
     Connection,
 }
+
+/// What to do when the hub has gone before it said what became of a message.
+pub(super) const OPEN_QUESTION: &str = "whether the message is queued is not known: send it again with the same \
+                                        --message-id, which a device runs once";
 
 /// A refusal: what it means, and the hub's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +57,18 @@ impl Refusal {
             Some(Value::Long(code)) => Some(*code),
             _ => None,
         };
-        let meaning = meaning(&condition, &description, code, asked);
+        let mut meaning = meaning(&condition, &description, code, asked);
+        if let Asked::Sending = asked {
+            meaning = format!("{meaning}; {OPEN_QUESTION}");
+        }
         Self { condition, description, tracking_id, meaning }
+    }
+}
+
+impl Refusal {
+    /// Whether trying again is of no use until somebody has changed something.
+    pub fn is_lasting(&self) -> bool {
+        LASTING.contains(&self.condition.as_str())
     }
 }
 
@@ -74,7 +92,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
         ("amqp:not-found", Asked::Message { device_id }) => {
             format!("the hub knows no device \"{device_id}\": check --device")
         }
-        ("amqp:not-found", Asked::Link { .. }) => {
+        ("amqp:not-found", _) => {
             "the hub has no such address: C2D messages need a hub of the Standard or Free tier".to_owned()
         }
         ("amqp:resource-limit-exceeded", _) if code == Some(403_002) || lower.contains("quota") => {
@@ -85,7 +103,28 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
             "the queue of device \"{device_id}\" is full (50 messages): the device is offline or slow; wait until it \
              has taken some, or purge its queue"
         ),
-        ("amqp:link:message-size-exceeded", _) => {
+        ("amqp:resource-limit-exceeded", _) => {
+            "the hub allows no more links or connections at the moment: end other senders and readers of feedback, or wait"
+                .to_owned()
+        }
+        ("amqp:link:stolen", _) => {
+            "another connection has taken the link: end the other program that uses it".to_owned()
+        }
+        ("amqp:link:detach-forced" | "amqp:connection:forced", _) => {
+            "the hub took the link away, as when it is busy or being moved: try again".to_owned()
+        }
+        ("amqp:link:redirect" | "amqp:connection:redirect", _) => {
+            "the hub wants to be reached at another address, where this program does not follow: check HostName".to_owned()
+        }
+        ("amqp:not-allowed" | "amqp:not-implemented", _) => {
+            "the hub does not do this: check that the policy has ServiceConnect, and that the hub is of the Standard or Free \
+             tier"
+                .to_owned()
+        }
+        ("com.microsoft:message-lock-lost", _) => {
+            "the lock on the feedback has lapsed: it comes again".to_owned()
+        }
+        ("amqp:link:message-size-exceeded", Asked::Message { .. } | Asked::Sending) => {
             "the message is too large for the hub: at most 64 KiB, properties included".to_owned()
         }
         (BAD_ARGUMENT | BAD_RANGE, _) if code == Some(403_009) || lower.contains("expir") => {
@@ -103,6 +142,9 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
              machine's clock"
                 .to_owned()
         }
+        ("com.microsoft:device-container-throttled", Asked::Reading | Asked::Link { .. }) => {
+            "the hub is throttling: wait, and ask less often".to_owned()
+        }
         ("com.microsoft:device-container-throttled", _) => {
             "the hub is throttling: it takes about 100 C2D messages a minute for each unit; wait and send again"
                 .to_owned()
@@ -118,13 +160,26 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
             "there is no such hub: check HostName in the service connection string".to_owned()
         }
         ("amqp:internal-error" | "com.microsoft:timeout", _) => {
-            "the hub failed to do it: send again later".to_owned()
+            "the hub failed to do it: try again later".to_owned()
         }
         (_, Asked::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
         (_, Asked::Link { .. }) => "the hub refused the link".to_owned(),
+        (_, Asked::Sending | Asked::Reading) => "the hub took the link away".to_owned(),
         (_, Asked::Connection) => "the hub ended the connection".to_owned(),
     }
 }
+
+/// Conditions that stay until somebody has changed something.
+const LASTING: [&str; 8] = [
+    "amqp:not-found",
+    "amqp:not-allowed",
+    "amqp:not-implemented",
+    "amqp:link:redirect",
+    "amqp:connection:redirect",
+    "com.microsoft:iot-hub-not-found-error",
+    BAD_ARGUMENT,
+    BAD_RANGE,
+];
 
 const BAD_ARGUMENT: &str = "com.microsoft:argument-error";
 const BAD_RANGE: &str = "com.microsoft:argument-out-of-range";

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fe2o3_amqp::Sender;
+use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties as Section};
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
@@ -118,7 +119,14 @@ impl C2dSender {
     pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
         let asked = Asked::Message { device_id: &message.device_id };
         let outcome = async {
-            match self.link.send(message.encode()).await.map_err(|error| failure::of_send(error, asked))? {
+            let sent = self.link.send_batchable(message.encode()).await.map_err(failure::of_send)?;
+            // The crate does not end the wait when a link is taken away that might be attached again.
+            let outcome = tokio::select! {
+                biased;
+                outcome = sent => outcome,
+                reason = self.link.on_detach() => Err(SendError::Detached(reason)),
+            };
+            match outcome.map_err(failure::of_send)? {
                 Outcome::Accepted(_) => Ok(()),
                 Outcome::Rejected(rejected) => match rejected.error {
                     Some(error) => Err(failure::refused(&error, asked)),

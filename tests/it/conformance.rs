@@ -3,7 +3,6 @@
 //! Owns: nothing. Must not know: SDKs; they have tests of their own. Used by: nobody.
 
 mod amqp;
-mod frames;
 mod https;
 mod mqtt;
 mod semantics;

@@ -65,6 +65,8 @@ mod emulator_twins;
 mod emulator_websocket;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod frames;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod guards;
 mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
@@ -102,6 +104,10 @@ mod sdk;
 mod sdk_twins;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod sender_websocket;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod service_conditions;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod service_peer;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod settlement;
 #[cfg(all(feature = "service", feature = "emulator"))]

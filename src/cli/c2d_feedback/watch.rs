@@ -171,8 +171,8 @@ impl Watch {
     }
 }
 
-/// Whether the same may go well a little later. A refused link is among them: a hub ends links when a token expires, and
-/// while it is being moved.
+/// Whether the same may go well a little later. Most links that are taken away are among them: a hub ends links when a token
+/// expires, and while it is busy or being moved.
 fn passes(error: &ServiceError) -> bool {
-    error.is_passing() || error.refusal().is_some()
+    error.is_passing() || error.refusal().is_some_and(|refusal| !refusal.is_lasting())
 }

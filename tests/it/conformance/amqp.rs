@@ -6,12 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use c2d_agent::credentials::{SasToken, SharedAccessKey};
 
-use super::frames::{
+use crate::emulator_websocket::Socket;
+use crate::frames::{
     ACCEPTED, AMQP_VALUE, APPLICATION_PROPERTIES, ATTACH, BEGIN, DATA, DETACH, DISPOSITION, ERROR, FLOW,
     Frame, OPEN, PLAIN_HEADER, PROPERTIES, Peer, REJECTED, SASL_HEADER, SASL_INIT, SASL_MECHANISMS,
     SASL_OUTCOME, TRANSFER, Value, message,
 };
-use crate::emulator_websocket::Socket;
 use crate::harness::Emulator;
 use crate::rest::service_token;
 use crate::rest_ask::{ask, device_token};

@@ -10,11 +10,11 @@ use c2d_agent::emulator::registry::{Device, DeviceCredential, KeyPair, Registry}
 use c2d_agent::feedback::DeliveryAck;
 use c2d_agent::message::{self, C2dMessage};
 
-use super::super::frames::{
+use super::{OF_DEV1, attach, device, service};
+use crate::frames::{
     ACCEPTED, APPLICATION_PROPERTIES, DATA, DISPOSITION, FLOW, Frame, MESSAGE_ANNOTATIONS, PROPERTIES, Peer,
     REJECTED, RELEASED, TRANSFER, Value,
 };
-use super::{OF_DEV1, attach, device, service};
 use crate::harness::Emulator;
 
 const FEEDBACK: &str = "/messages/serviceBound/feedback";

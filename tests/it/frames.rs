@@ -1,10 +1,10 @@
-//! AMQP 1.0 byte by byte: values, frames, and a client that sends whatever it is told. Nothing here comes from a library.
+//! AMQP 1.0 byte by byte: values, frames, and a peer that sends whatever it is told. Nothing here comes from a library.
 //!
-//! Owns: the encoding. Must not know: the hub's addresses and messages. Used by: `conformance::amqp`.
+//! Owns: the encoding. Must not know: the hub's addresses and messages. Used by: `conformance::amqp`, `service_peer`.
 //!
 //! Source: AMQP 1.0, 1.6 (encodings), 2.3 (frames) and 2.7 (performatives).
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use rustls::{ClientConnection, StreamOwned};
@@ -12,35 +12,36 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::harness::{DEADLINE, Emulator};
 use crate::rest::Tls;
 
-pub(super) const PLAIN_HEADER: &[u8; 8] = b"AMQP\x00\x01\x00\x00";
-pub(super) const SASL_HEADER: &[u8; 8] = b"AMQP\x03\x01\x00\x00";
+pub(crate) const PLAIN_HEADER: &[u8; 8] = b"AMQP\x00\x01\x00\x00";
+pub(crate) const SASL_HEADER: &[u8; 8] = b"AMQP\x03\x01\x00\x00";
 
-pub(super) const OPEN: u64 = 0x10;
-pub(super) const BEGIN: u64 = 0x11;
-pub(super) const ATTACH: u64 = 0x12;
-pub(super) const FLOW: u64 = 0x13;
-pub(super) const TRANSFER: u64 = 0x14;
-pub(super) const DISPOSITION: u64 = 0x15;
-pub(super) const DETACH: u64 = 0x16;
-pub(super) const ERROR: u64 = 0x1d;
-pub(super) const ACCEPTED: u64 = 0x24;
-pub(super) const REJECTED: u64 = 0x25;
-pub(super) const RELEASED: u64 = 0x26;
-pub(super) const SASL_MECHANISMS: u64 = 0x40;
-pub(super) const SASL_INIT: u64 = 0x41;
-pub(super) const SASL_OUTCOME: u64 = 0x44;
-pub(super) const MESSAGE_ANNOTATIONS: u64 = 0x72;
-pub(super) const PROPERTIES: u64 = 0x73;
-pub(super) const APPLICATION_PROPERTIES: u64 = 0x74;
-pub(super) const DATA: u64 = 0x75;
-pub(super) const AMQP_VALUE: u64 = 0x77;
+pub(crate) const OPEN: u64 = 0x10;
+pub(crate) const BEGIN: u64 = 0x11;
+pub(crate) const ATTACH: u64 = 0x12;
+pub(crate) const FLOW: u64 = 0x13;
+pub(crate) const TRANSFER: u64 = 0x14;
+pub(crate) const DISPOSITION: u64 = 0x15;
+pub(crate) const DETACH: u64 = 0x16;
+pub(crate) const ERROR: u64 = 0x1d;
+pub(crate) const ACCEPTED: u64 = 0x24;
+pub(crate) const REJECTED: u64 = 0x25;
+pub(crate) const RELEASED: u64 = 0x26;
+pub(crate) const SASL_MECHANISMS: u64 = 0x40;
+pub(crate) const SASL_INIT: u64 = 0x41;
+pub(crate) const SASL_OUTCOME: u64 = 0x44;
+pub(crate) const MESSAGE_ANNOTATIONS: u64 = 0x72;
+pub(crate) const PROPERTIES: u64 = 0x73;
+pub(crate) const APPLICATION_PROPERTIES: u64 = 0x74;
+pub(crate) const DATA: u64 = 0x75;
+pub(crate) const AMQP_VALUE: u64 = 0x77;
 
 /// A value with its type.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Ubyte(u8),
+    Ushort(u16),
     Uint(u32),
     Ulong(u64),
     Int(i32),
@@ -56,21 +57,21 @@ pub(super) enum Value {
 }
 
 impl Value {
-    pub(super) fn text(text: &str) -> Self {
+    pub(crate) fn text(text: &str) -> Self {
         Self::Text(text.to_owned())
     }
 
-    pub(super) fn symbol(text: &str) -> Self {
+    pub(crate) fn symbol(text: &str) -> Self {
         Self::Symbol(text.to_owned())
     }
 
     /// A list with a descriptor, as performatives and outcomes are.
-    pub(super) fn composite(kind: u64, fields: Vec<Value>) -> Self {
+    pub(crate) fn composite(kind: u64, fields: Vec<Value>) -> Self {
         Self::Described(kind, Box::new(Self::List(fields)))
     }
 
     /// The fields of a composite, or nothing.
-    pub(super) fn fields(&self) -> &[Value] {
+    pub(crate) fn fields(&self) -> &[Value] {
         match self {
             Self::Described(_, inside) => inside.fields(),
             Self::List(fields) => fields,
@@ -79,13 +80,13 @@ impl Value {
     }
 
     /// What a map has under a text or symbol.
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         let Self::Map(entries) = self else { return None };
         let named = |key: &Value| matches!(key, Self::Text(own) | Self::Symbol(own) if own == name);
         entries.iter().find(|(key, _)| named(key)).map(|(_, value)| value)
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let variable = |out: &mut Vec<u8>, code: u8, bytes: &[u8]| {
             out.push(code);
             out.extend(u32::try_from(bytes.len()).expect("short").to_be_bytes());
@@ -100,6 +101,7 @@ impl Value {
             Self::Null => out.push(0x40),
             Self::Bool(flag) => out.push(if *flag { 0x41 } else { 0x42 }),
             Self::Ubyte(number) => out.extend([0x50, *number]),
+            Self::Ushort(number) => out.extend([&[0x60][..], &number.to_be_bytes()].concat()),
             Self::Uint(number) => out.extend([&[0x70][..], &number.to_be_bytes()].concat()),
             Self::Ulong(number) => out.extend([&[0x80][..], &number.to_be_bytes()].concat()),
             Self::Int(number) => out.extend([&[0x71][..], &number.to_be_bytes()].concat()),
@@ -113,7 +115,7 @@ impl Value {
                 let values: Vec<_> = entries.iter().flat_map(|(key, value)| [key, value]).collect();
                 compound(out, 0xd1, &values);
             }
-            Self::Array(_) => panic!("no client sends one here"),
+            Self::Array(values) => panic!("nobody sends one here: {values:?}"),
             Self::Described(kind, value) => {
                 out.extend([0, 0x53, u8::try_from(*kind).expect("small")]);
                 value.encode(out);
@@ -122,7 +124,7 @@ impl Value {
     }
 
     /// Takes one value off the front.
-    pub(super) fn decode(bytes: &mut &[u8]) -> Self {
+    pub(crate) fn decode(bytes: &mut &[u8]) -> Self {
         let [code] = take(bytes);
         Self::of(code, bytes)
     }
@@ -148,8 +150,7 @@ impl Value {
             0x80 => Self::Ulong(u64::from_be_bytes(take(bytes))),
             0x54 => Self::Int(i8::from_be_bytes(take(bytes)).into()),
             0x71 => Self::Int(i32::from_be_bytes(take(bytes))),
-            // A ushort: only Begin and Open have one.
-            0x60 => Self::Uint(u16::from_be_bytes(take(bytes)).into()),
+            0x60 => Self::Ushort(u16::from_be_bytes(take(bytes))),
             0x83 => Self::Timestamp(i64::from_be_bytes(take(bytes))),
             0x98 => Self::Uuid(take(bytes)),
             0xa0 | 0xb0 => Self::Binary(sized(code, bytes).to_vec()),
@@ -210,22 +211,22 @@ fn elements(code: u8, bytes: &mut &[u8]) -> Vec<Value> {
 
 /// A frame: one performative and what follows it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Frame {
-    pub(super) channel: u16,
+pub(crate) struct Frame {
+    pub(crate) channel: u16,
     /// The performative; 0 for an empty frame.
-    pub(super) kind: u64,
+    pub(crate) kind: u64,
     fields: Vec<Value>,
-    pub(super) payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 impl Frame {
     /// A field; one that was left out is null.
-    pub(super) fn field(&self, at: usize) -> &Value {
+    pub(crate) fn field(&self, at: usize) -> &Value {
         self.fields.get(at).unwrap_or(&Value::Null)
     }
 
     /// The sections of the message.
-    pub(super) fn sections(&self) -> Vec<(u64, Value)> {
+    pub(crate) fn sections(&self) -> Vec<(u64, Value)> {
         let mut bytes = self.payload.as_slice();
         let mut sections = Vec::new();
         while !bytes.is_empty() {
@@ -238,13 +239,13 @@ impl Frame {
     }
 
     /// One section of the message.
-    pub(super) fn section(&self, kind: u64) -> Value {
+    pub(crate) fn section(&self, kind: u64) -> Value {
         self.sections().into_iter().find(|(own, _)| *own == kind).map_or(Value::Null, |(_, value)| value)
     }
 }
 
 /// The bytes of a message.
-pub(super) fn message(sections: &[(u64, Value)]) -> Vec<u8> {
+pub(crate) fn message(sections: &[(u64, Value)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (kind, value) in sections {
         Value::Described(*kind, Box::new(value.clone())).encode(&mut bytes);
@@ -253,34 +254,36 @@ pub(super) fn message(sections: &[(u64, Value)]) -> Vec<u8> {
 }
 
 /// A connection that says only what it is told.
-pub(super) struct Peer(Tls);
+pub(crate) struct Peer<S = Tls>(pub(crate) S);
 
 impl Peer {
     /// TLS with the emulator's AMQP port.
-    pub(super) fn dial(emulator: &Emulator) -> Self {
+    pub(crate) fn dial(emulator: &Emulator) -> Self {
         let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
         let socket = TcpStream::connect(emulator.amqp).expect("connected");
         socket.set_read_timeout(Some(DEADLINE)).expect("a socket");
         let name = "localhost".try_into().expect("a name");
         Self(StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket))
     }
+}
 
-    pub(super) fn write(&mut self, bytes: &[u8]) {
+impl<S: Read + Write> Peer<S> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).and_then(|()| self.0.flush()).expect("sent");
     }
 
     /// Eight bytes.
-    pub(super) fn header(&mut self) -> [u8; 8] {
+    pub(crate) fn header(&mut self) -> [u8; 8] {
         let mut header = [0; 8];
         self.0.read_exact(&mut header).expect("a header");
         header
     }
 
-    pub(super) fn send(&mut self, channel: u8, kind: u64, fields: Vec<Value>, payload: &[u8]) {
+    pub(crate) fn send(&mut self, channel: u8, kind: u64, fields: Vec<Value>, payload: &[u8]) {
         self.frame(0, channel, kind, fields, payload);
     }
 
-    pub(super) fn send_sasl(&mut self, kind: u64, fields: Vec<Value>) {
+    pub(crate) fn send_sasl(&mut self, kind: u64, fields: Vec<Value>) {
         self.frame(1, 0, kind, fields, &[]);
     }
 
@@ -293,9 +296,14 @@ impl Peer {
     }
 
     /// The next frame, also an empty one.
-    pub(super) fn next(&mut self) -> Frame {
+    pub(crate) fn next(&mut self) -> Frame {
+        self.try_next().expect("a frame")
+    }
+
+    /// As `next`; nothing when the connection has ended.
+    pub(crate) fn try_next(&mut self) -> Option<Frame> {
         let mut head = [0; 8];
-        self.0.read_exact(&mut head).expect("a frame");
+        self.0.read_exact(&mut head).ok()?;
         let size = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
         assert_eq!(head[4], 2, "no extended header");
         let mut body = vec![0; size - 8];
@@ -303,11 +311,11 @@ impl Peer {
         let channel = u16::from_be_bytes([head[6], head[7]]);
         let mut rest = body.as_slice();
         if rest.is_empty() {
-            return Frame { channel, kind: 0, fields: Vec::new(), payload: Vec::new() };
+            return Some(Frame { channel, kind: 0, fields: Vec::new(), payload: Vec::new() });
         }
         match Value::decode(&mut rest) {
             Value::Described(kind, value) => {
-                Frame { channel, kind, fields: value.fields().to_vec(), payload: rest.to_vec() }
+                Some(Frame { channel, kind, fields: value.fields().to_vec(), payload: rest.to_vec() })
             }
             other => panic!("no performative: {other:?}"),
         }
@@ -315,7 +323,7 @@ impl Peer {
 
     /// The next frame of this kind; what comes before it must be flow, or empty.
     #[track_caller]
-    pub(super) fn expect(&mut self, kind: u64) -> Frame {
+    pub(crate) fn expect(&mut self, kind: u64) -> Frame {
         loop {
             let frame = self.next();
             if frame.kind == kind {
@@ -326,7 +334,7 @@ impl Peer {
     }
 
     /// Whether the emulator has closed the connection, with nothing before it.
-    pub(super) fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         let mut rest = Vec::new();
         drop(self.0.read_to_end(&mut rest));
         rest.is_empty()
