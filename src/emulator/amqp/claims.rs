@@ -3,7 +3,7 @@
 //! Owns: the grants that are in force and their end, and which devices the connection stands for.
 //! Must not know: frames, how a token arrived. Used by: `amqp` and everything below it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fe2o3_amqp::types::definitions::AmqpError;
@@ -14,7 +14,7 @@ use super::address;
 use super::answers::Answers;
 use super::condition::Refusal;
 use crate::credentials::SasToken;
-use crate::emulator::hub::ConnectionId;
+use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::emulator::registry::{AuthError, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 
@@ -39,6 +39,8 @@ pub(super) struct Claims {
     grants: watch::Sender<Grants>,
     /// The hub's connections of the devices that have links here.
     connections: Mutex<BTreeMap<String, ConnectionId>>,
+    /// Links that take calls of methods, counted for each of the hub's connections.
+    callable: Mutex<HashMap<ConnectionId, usize>>,
     /// To receivers that settle second.
     pub(super) answers: Answers,
     /// Cuts the connection.
@@ -56,7 +58,7 @@ impl Claims {
     pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
         let grants = watch::Sender::new(Grants::default());
         let (connections, answers) = (Mutex::default(), Answers::default());
-        Arc::new(Self { hub, certificate, grants, connections, answers, kill })
+        Arc::new(Self { hub, certificate, grants, connections, callable: Mutex::default(), answers, kill })
     }
 
     /// Counts what a device has sent, or is about to get. When a fault drops the connection at this, it is cut, and the
@@ -213,6 +215,25 @@ impl Claims {
 
     fn is_valid(&self, grant: &Grant) -> bool {
         grant.expires.is_none_or(|end| end > self.hub.now())
+    }
+
+    /// A link takes calls of a device's methods from now on.
+    pub(super) fn begin_calls(&self, device_id: &str, own: ConnectionId) {
+        let mut callable = self.callable.lock().unwrap_or_else(PoisonError::into_inner);
+        *callable.entry(own).or_default() += 1;
+        self.hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::Methods, 0));
+    }
+
+    /// Such a link has ended. With the last of them the device takes no more.
+    pub(super) fn end_calls(&self, device_id: &str, own: ConnectionId) {
+        let mut callable = self.callable.lock().unwrap_or_else(PoisonError::into_inner);
+        match callable.get_mut(&own) {
+            Some(links) if *links > 1 => *links -= 1,
+            _ => {
+                callable.remove(&own);
+                self.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::Methods));
+            }
+        }
     }
 
     /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::claims::Claims;
 use super::condition::Refusal;
 use super::{ANSWER_TIMEOUT, convert, device_link};
-use crate::emulator::hub::{CallId, ConnectionId, MethodRequest, Subscription};
+use crate::emulator::hub::{CallId, ConnectionId, MethodRequest};
 
 const NAME: &str = "IoThub-methodname";
 const STATUS: &str = "IoThub-status";
@@ -33,10 +33,11 @@ const UPPER_HALF: u64 = 0x6332_642d_6361_6c6c;
 pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
-    hub.with(|hub, _| hub.subscribe(&device_id, own, Subscription::Methods, 0));
+    claims.begin_calls(&device_id, own);
     loop {
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
+            claims.end_calls(&device_id, own);
             return device_link::steal(link, &device_id).await;
         }
         let Some(request) = hub.with(|hub, now| hub.next_method(&device_id, own, now)) else {
@@ -60,7 +61,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
             Err(_) => tracing::warn!(device_id, method, "dropped a call of a method: the device takes none"),
         }
     }
-    hub.with(|hub, _| hub.unsubscribe(&device_id, own, Subscription::Methods));
+    claims.end_calls(&device_id, own);
 }
 
 /// Takes answers, for whoever waits for them, until the link ends. None ends the link.

@@ -118,6 +118,17 @@ async fn a_device_is_there_for_its_methods_while_it_has_the_link() {
     assert_eq!(called(&mut newer_link).await.1, SimpleValue::String("taken".into()));
     hub.with(|hub, _| hub.forget_method("dev1", taken));
 
+    // One of two links ends: the other goes on.
+    let second = newer.receiver(METHODS).await.expect("a link");
+    second.close().await.expect("closed");
+    // The answer to another link comes after the hub has heard of that end.
+    let mut out = newer.sender(METHODS).await.expect("a link");
+    let still = call(&hub, "still");
+    let (id, name, _) = called(&mut newer_link).await;
+    assert_eq!(name, SimpleValue::String("still".into()));
+    assert!(matches!(answer(&mut out, id, 200_i32, "1").await, Outcome::Accepted(_)));
+    assert_eq!(end(&hub, still, Duration::ZERO), Ok((200, "1".into())));
+
     newer_link.close().await.expect("closed");
     let mut changed = hub.watch();
     let gone = |hub: &SharedHub| {
