@@ -1,6 +1,7 @@
 //! The C2D message: system properties, application properties, body, and the property bag both ways.
 //!
-//! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits.
+//! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits; which door a message
+//! came through (`source.rs`).
 //! Must not know: MQTT packets, AMQP sections, rules, clocks.
 //! Used by: `session` and `rules` (decode), `emulator` (encode), `service` (limits and names).
 //!
@@ -13,6 +14,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+mod source;
+
+pub use source::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, METHOD, SOURCE, Source, inputs_topic};
 
 /// Largest C2D message: body plus system property values plus application names and values, in bytes.
 /// Source: wire reference 5.1.
@@ -42,7 +47,7 @@ const UNPREFIXED_SYSTEM: [&str; 2] = [crate::feedback::ACK_PROPERTY, "iothub-ope
 /// Everything but `A-Z a-z 0-9 - _ . ~` is escaped, with upper-case hex. Source: wire reference 1.5.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A message from the cloud to this device.
+/// A message from the cloud to this device, or through another door to its module: see [`Source`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct C2dMessage {
     /// Properties that IoT Hub defines: `$.mid`, `$.cid`, … and `iothub-ack`, `iothub-operation`.
@@ -65,7 +70,7 @@ impl C2dMessage {
             .and_then(|rest| rest.strip_prefix("/messages/devicebound"))
             .and_then(|rest| if rest.is_empty() { Some("") } else { rest.strip_prefix('/') })
             .ok_or_else(|| MessageError::ForeignTopic(excerpt(topic)))?;
-        Self::from_bag(bag, body)
+        Ok(Self::from_bag(bag, body)?.as_c2d())
     }
 
     /// Makes a message of a property bag, system and application properties together, and a payload.
@@ -97,8 +102,11 @@ impl C2dMessage {
         bag
     }
 
-    /// A property by the name that a rule uses: `$.cid`, `iothub-ack`, or an application property.
+    /// A property by the name that a rule uses: `$.cid`, `iothub-ack`, `$.source`, or an application property.
     pub fn property(&self, name: &str) -> Option<&str> {
+        if name == SOURCE {
+            return Some(self.source().word());
+        }
         if is_system_property(name) { self.system.get(name) } else { self.application.get(name) }
     }
 
@@ -169,6 +177,10 @@ impl Properties {
         }
     }
 
+    fn remove_all(&mut self, names: &[&str]) {
+        self.0.retain(|(own, _)| !names.contains(&own.as_str()));
+    }
+
     /// The pairs in order of arrival.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_deref()))
@@ -201,6 +213,9 @@ pub enum MessageError {
     /// The topic is not this device's devicebound topic.
     #[error("the topic \"{0}\" is not this device's devicebound topic")]
     ForeignTopic(String),
+    /// The topic is not one of this module's inputs.
+    #[error("the topic \"{0}\" is not an input of this module")]
+    ForeignInput(String),
     /// A `%` that is not followed by two hexadecimal digits.
     #[error("the property text \"{0}\" has a % that is not followed by two hexadecimal digits")]
     BadEscape(String),

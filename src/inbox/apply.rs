@@ -117,7 +117,7 @@ impl<'w, 't> Work<'w, 't> {
         let id = message.and_then(|message| message.message_id());
         let bag = message.map(|message| message.to_bag()).unwrap_or_default();
         let key = match (message, id) {
-            (Some(_), Some(id)) => Key::of_id(id),
+            (Some(message), Some(id)) => Key::of(message, id),
             (Some(message), None) => Key::of_content(&bag, &message.body),
             (None, _) => Key::NONE,
         };

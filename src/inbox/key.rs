@@ -4,6 +4,8 @@
 
 use ring::digest::{Context, SHA256};
 
+use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, Source};
+
 /// Half a SHA-256: short enough to keep one per record in memory, long enough that nobody makes two messages share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u8; Key::LEN]);
@@ -14,6 +16,18 @@ impl Key {
     /// Of a message that could not be decoded: it is not known again.
     pub(super) const NONE: Self = Self([0; Self::LEN]);
 
+    /// Of a message with the id `id`. A module's ids are its own: they are told apart from those of others and of C2D messages,
+    /// and so are two inputs to which one message is routed.
+    pub(super) fn of(message: &C2dMessage, id: &str) -> Self {
+        let Source::Input(input) = message.source() else { return Self::of_id(id) };
+        let sender = [CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID]
+            .map(|name| message.property(name).unwrap_or_default());
+        // No id of a device or module has a line break.
+        let origin = format!("{input}\n{}\n{}\n", sender[0], sender[1]);
+        Self::digest(&[b"input", &(origin.len() as u64).to_le_bytes(), origin.as_bytes(), id.as_bytes()])
+    }
+
+    /// Of a C2D message, or a call, with this id.
     pub(super) fn of_id(id: &str) -> Self {
         Self::digest(&[b"id", id.as_bytes()])
     }

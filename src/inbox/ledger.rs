@@ -124,6 +124,11 @@ impl Ledger {
         self.index.range((key, 0)..=(key, u64::MAX)).map(|(_, number)| *number)
     }
 
+    /// Records of messages that have an id, the newest first.
+    pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().rev().filter(|(_, entry)| entry.has_id).map(|(number, _)| *number)
+    }
+
     /// Numbers above `after`, in order.
     pub(super) fn numbers_after(&self, after: u64) -> impl Iterator<Item = (u64, State)> {
         let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);

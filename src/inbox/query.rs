@@ -14,6 +14,9 @@ use super::trouble::Failure;
 use crate::message::{C2dMessage, excerpt, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
+/// Records that are looked at in search of the id of a message to an input; those before have a number.
+const MOST_LOOKED_AT: usize = 10_000;
+
 impl Work<'_, '_> {
     pub(super) fn query(&mut self, query: &Query) -> Result<Reply, Failure> {
         match query {
@@ -47,7 +50,10 @@ impl Work<'_, '_> {
     fn select(&self, selector: &Selector) -> Result<Result<Stored, String>, Failure> {
         let text = selector.0.as_str();
         let by_number = text.strip_prefix('#').and_then(|number| number.parse().ok());
-        let number = by_number.or_else(|| self.ledger.find(Key::of_id(text)));
+        let number = match by_number.or_else(|| self.ledger.find(Key::of_id(text))) {
+            None => self.find_input(text)?,
+            found => found,
+        };
         let found = match number {
             Some(number) => self.load(Number(number))?,
             None => None,
@@ -59,6 +65,17 @@ impl Work<'_, '_> {
                 excerpt(text)
             )
         }))
+    }
+
+    /// The newest of the last records whose message came to an input with this id: their keys say more than the id.
+    fn find_input(&self, id: &str) -> Result<Option<u64>, Failure> {
+        for number in self.ledger.numbers_with_id().take(MOST_LOOKED_AT) {
+            let stored = self.load(Number(number))?;
+            if stored.is_some_and(|stored| stored.record.message_id.as_deref() == Some(id)) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     fn message(&self, number: Number) -> Result<Option<C2dMessage>, Failure> {

@@ -114,3 +114,35 @@ fn a_dead_letter_that_somebody_deals_with_is_not_begun_anew_by_the_hub() {
         assert!(!matches!(again[..], [Verdict::New(_)]), "{again:?}");
     }
 }
+
+/// A message that `module` sent to `input`, with the id that C2D message 1 has, too.
+fn routed(input: &str, module: &str) -> Op {
+    let topic = format!("devices/d/modules/m/inputs/{input}/%24.mid=m-1&%24.cdid=d&%24.cmid={module}");
+    let message = C2dMessage::from_input_topic("d", "m", &topic, Bytes::new()).expect("an input");
+    Op::Accept(match arrival(0, message, Intent::Wait) {
+        Op::Accept(arrival) => arrival,
+        other => panic!("{other:?}"),
+    })
+}
+
+#[test]
+fn the_ids_of_modules_are_their_own_and_can_be_shown() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let c2d = arrival(0, message(Some("m-1"), ""), Intent::Wait);
+    let all = vec![c2d, routed("a", "one"), routed("b", "one"), routed("a", "two"), routed("a", "one")];
+    let [first, second, third, fourth] = [1, 2, 3, 4].map(|number| Verdict::New(Number(number)));
+    assert_eq!(verdicts(&mut keeper, all), [first, second, third, fourth, Verdict::Unfinished(Number(2))]);
+    let show = |id: &str| Op::Query { ticket: 0, query: Query::Show(Selector(id.to_owned())) };
+    let mut alone = begun(&Disk::new(2));
+    verdicts(&mut alone, vec![routed("a", "one")]);
+    let (answers, _) = alone.write(&mut Batch::new(vec![show("m-1"), show("m-2")])).expect("a disk in order");
+    let [Answer::Reply { reply: shown, .. }, Answer::Reply { reply: none, .. }] = answers.as_slice() else {
+        panic!("{answers:?}")
+    };
+    assert!(matches!(&**shown, Reply::Record { record, .. } if record.number == Number(1)), "{shown:?}");
+    assert!(
+        matches!(&**none, Reply::Refused(sentence) if sentence.contains("no record of \"m-2\"")),
+        "{none:?}"
+    );
+}

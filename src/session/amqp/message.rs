@@ -63,7 +63,7 @@ pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageEr
     // A map has no order of its own; the same message must look the same each time.
     application.sort();
     converted.application = application.into_iter().collect();
-    Ok(converted)
+    Ok(converted.as_c2d())
 }
 
 /// A D2C message; `properties` are system and application properties together.
