@@ -1,13 +1,14 @@
 //! Who signs in to the hub: connection strings, shared access keys and SAS tokens; and the proxy on the way.
 //!
-//! Owns: the syntax of device and service connection strings, device id rules, making and checking SAS tokens;
-//! `HTTPS_PROXY` and `NO_PROXY`.
+//! Owns: the syntax of device, module and service connection strings, device id rules, making and checking SAS tokens;
+//! the environment of an IoT Edge module; `HTTPS_PROXY` and `NO_PROXY`.
 //! Must not know: files, the environment, TLS, clocks (the expiry comes in as an argument).
 //! Used by: `config`, `session`, `service`, `emulator`, `cli`.
 
 use std::path::PathBuf;
 
 mod connection_string;
+mod module;
 mod proxy;
 mod route;
 mod sas;
@@ -16,17 +17,20 @@ pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
     check_device_id, check_module_id,
 };
+pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment};
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use route::{Over, Route};
-pub use sas::{SasError, SasToken, SharedAccessKey};
+pub use sas::{SasError, SasToken, SharedAccessKey, UnsignedToken};
 
-/// A device's complete identity: what the session needs to sign in.
+/// The complete identity of a device, or of a module on one: what the session needs to sign in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceIdentity {
     /// The IoT Hub: named in user names and tokens, without the port.
     pub hub: HostPort,
     /// The device.
     pub device_id: String,
+    /// The module on it, where a module signs in and not the device itself.
+    pub module_id: Option<String>,
     /// An IoT Edge gateway to dial instead of the hub.
     pub gateway: Option<HostPort>,
     /// The proof.
@@ -39,9 +43,22 @@ impl DeviceIdentity {
         self.gateway.as_ref().unwrap_or(&self.hub)
     }
 
-    /// The resource that a token must cover: `{hub}/devices/{device}`.
+    /// The MQTT client id, and the name in messages: `{device}` or `{device}/{module}`. Source: wire reference 1.2.
+    pub fn client_id(&self) -> String {
+        match &self.module_id {
+            None => self.device_id.clone(),
+            Some(module) => format!("{}/{module}", self.device_id),
+        }
+    }
+
+    /// The resource that a token must cover, not escaped: `{hub}/devices/{device}`, for a module with
+    /// `/modules/{module}` behind it. Source: wire reference 4.2 and 6.3.
     pub fn resource(&self) -> String {
-        format!("{}/devices/{}", self.hub.name, self.device_id)
+        let device = format!("{}/devices/{}", self.hub.name, self.device_id);
+        match &self.module_id {
+            None => device,
+            Some(module) => format!("{device}/modules/{module}"),
+        }
     }
 }
 
@@ -55,7 +72,7 @@ pub enum Transport {
     Amqp,
 }
 
-/// How a device signs in.
+/// How a device or a module signs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceAuth {
     /// By tokens made from its key.
@@ -69,6 +86,8 @@ pub enum DeviceAuth {
         /// The private key.
         private_key: PathBuf,
     },
+    /// By tokens that the workload API of an IoT Edge device signs.
+    Workload(WorkloadAccess),
 }
 
 /// The beginning of refused text for an error message, without control characters. Never for a secret; and where one follows

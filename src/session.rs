@@ -282,7 +282,7 @@ impl Terms {
                 let (certificate, private_key) = (certificate.clone(), private_key.clone());
                 Some(ClientCertificate { certificate, private_key })
             }
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) => None,
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
         };
         // First: of files that are replaced in between, the next reload then still sees that they are others.
         let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;

@@ -255,7 +255,10 @@ fn from_connection_string(
     places: &Places<'_>,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
-    let parsed = match DeviceConnectionString::parse(text) {
+    let of_device = DeviceConnectionString::parse(text).and_then(|parsed| {
+        if parsed.module_id.is_some() { Err(CredentialError::ModuleString) } else { Ok(parsed) }
+    });
+    let parsed = match of_device {
         Ok(parsed) => parsed,
         Err(error) => {
             report.problem(source.place.clone(), format!("{}: {error}", source.name));
@@ -306,7 +309,7 @@ fn from_connection_string(
             }
         }
     };
-    Some(DeviceIdentity { hub: parsed.host, device_id: parsed.device_id, gateway, auth })
+    Some(DeviceIdentity { hub: parsed.host, device_id: parsed.device_id, module_id: None, gateway, auth })
 }
 
 fn from_fields(fields: Fields<'_>, places: &Places<'_>, report: &mut Report) -> Option<DeviceIdentity> {
@@ -332,7 +335,7 @@ fn from_fields(fields: Fields<'_>, places: &Places<'_>, report: &mut Report) -> 
         }
     });
     let auth = read_pair(&fields.certificate?, &fields.private_key?, places, report);
-    Some(DeviceIdentity { hub: hub?, device_id: device_id?, gateway, auth: auth? })
+    Some(DeviceIdentity { hub: hub?, device_id: device_id?, module_id: None, gateway, auth: auth? })
 }
 
 fn read_pair(

@@ -74,13 +74,15 @@ pub enum DeviceSecret {
 }
 
 /// `HostName=…;DeviceId=…;SharedAccessKey=…`, or with `SharedAccessSignature=…` or `x509=true`;
-/// `GatewayHostName=…` is optional.
+/// `GatewayHostName=…` is optional, and with `ModuleId=…` it is that of a module on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceConnectionString {
     /// The IoT Hub: named in user names and tokens, and dialled unless a gateway is given.
     pub host: HostPort,
     /// The device.
     pub device_id: String,
+    /// The module on it. Who wants a device refuses this with [`CredentialError::ModuleString`].
+    pub module_id: Option<String>,
     /// An IoT Edge gateway to dial instead of the hub.
     pub gateway: Option<HostPort>,
     /// The proof.
@@ -107,15 +109,14 @@ impl DeviceConnectionString {
             "ModuleId",
             "SharedAccessKeyName",
         ])?;
-        if fields.get("ModuleId").is_some() {
-            return Err(CredentialError::ModuleString);
-        }
         if fields.get("SharedAccessKeyName").is_some() {
             return Err(CredentialError::PolicyInDeviceString);
         }
         let host = fields.host("HostName")?.ok_or(CredentialError::Missing("HostName", "device"))?;
         let device_id = fields.get("DeviceId").ok_or(CredentialError::Missing("DeviceId", "device"))?;
         check_device_id(device_id)?;
+        let module_id = fields.get("ModuleId");
+        module_id.map_or(Ok(()), check_module_id)?;
         let x509 = match fields.get("x509") {
             Some(word) if word.eq_ignore_ascii_case("true") => true,
             Some(word) if word.eq_ignore_ascii_case("false") => false,
@@ -129,7 +130,8 @@ impl DeviceConnectionString {
             (None, None, false) => return Err(CredentialError::Missing("SharedAccessKey", "device")),
             _ => return Err(CredentialError::TwoSecrets),
         };
-        Ok(Self { host, device_id: device_id.to_owned(), gateway: fields.host("GatewayHostName")?, secret })
+        let (device_id, module_id) = (device_id.to_owned(), module_id.map(str::to_owned));
+        Ok(Self { host, device_id, module_id, gateway: fields.host("GatewayHostName")?, secret })
     }
 }
 
@@ -197,8 +199,8 @@ pub enum CredentialError {
     DeviceInsteadOfService,
     /// A module's string.
     #[error(
-        "this is a module connection string (it has ModuleId), but IoT Hub sends no C2D messages to modules: take \
-         the connection string of a device"
+        "this is a module connection string (it has ModuleId), and IoT Hub sends no C2D messages to modules: take \
+         the connection string of a device, or give this one with EdgeHubConnectionString to sign in as the module"
     )]
     ModuleString,
     /// Both a device and a policy.
@@ -369,6 +371,13 @@ mod tests {
     }
 
     #[test]
+    fn a_module_string_names_the_module() {
+        let text = format!("HostName=h;DeviceId=d;ModuleId=m%1;SharedAccessKey={KEY}");
+        let parsed = DeviceConnectionString::parse(&text).expect("valid");
+        assert_eq!((parsed.device_id.as_str(), parsed.module_id.as_deref()), ("d", Some("m%1")));
+    }
+
+    #[test]
     fn a_service_string_in_a_devices_place_is_named_and_the_reverse() {
         let service = format!("HostName=h;SharedAccessKeyName=service;SharedAccessKey={KEY}");
         assert!(device(&service).contains("this is a service connection string"));
@@ -388,7 +397,10 @@ mod tests {
         assert!(device("HostName=h;Colour=red").contains("\"Colour\""));
         assert!(device("HostName=h:x;DeviceId=d;SharedAccessKey=AA==").contains("\"h:x\""));
         assert!(device("HostName=h;DeviceId=a/b;SharedAccessKey=AA==").contains("\"a/b\""));
-        assert!(device("HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=AA==").contains("module"));
+        assert!(
+            device("HostName=h;DeviceId=d;ModuleId=a/b;SharedAccessKey=AA==")
+                .contains("\"a/b\" is not a module")
+        );
         let key = device("HostName=h;DeviceId=d;SharedAccessKey=not*base64");
         assert!(key.contains("not base64") && !key.contains("not*"), "{key}");
     }

@@ -74,17 +74,14 @@ impl SasToken {
     /// Signs a token for `resource` (unescaped, such as `myhub.azure-devices.net/devices/dev1`) that is good until
     /// `expiry`, rounded down to seconds.
     pub fn sign(key: &SharedAccessKey, resource: &str, policy: Option<&str>, expiry: SystemTime) -> Self {
-        let raw_resource = escape(resource);
-        let expiry = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let tag = hmac::sign(&key.mac(), signed_text(&raw_resource, expiry).as_bytes());
-        let signature = tag.as_ref().to_vec();
-        let mut text =
-            format!("{SCHEME}sr={raw_resource}&sig={}&se={expiry}", escape(&BASE64.encode(&signature)));
+        let unsigned = UnsignedToken::new(resource, expiry);
+        let signature = key.digest(unsigned.text_to_sign().as_bytes());
+        let mut token = unsigned.signed(signature);
         if let Some(policy) = policy {
-            text.push_str("&skn=");
-            text.push_str(&escape(policy));
+            token.text.push_str("&skn=");
+            token.text.push_str(&escape(policy));
         }
-        Self { text, raw_resource, signature, expiry, policy: policy.map(str::to_owned) }
+        Self { policy: policy.map(str::to_owned), ..token }
     }
 
     /// Takes a token apart; nothing is verified.
@@ -175,6 +172,34 @@ impl fmt::Debug for SasToken {
     }
 }
 
+/// A token that lacks its signature: who holds the key signs elsewhere, as a workload API does. Source: wire reference 6.5.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsignedToken {
+    raw_resource: String,
+    expiry: u64,
+}
+
+impl UnsignedToken {
+    /// Resource and expiry as for [`SasToken::sign`].
+    pub fn new(resource: &str, expiry: SystemTime) -> Self {
+        let expiry = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { raw_resource: escape(resource), expiry }
+    }
+
+    /// What the signature must cover: `{escaped resource}\n{expiry}`.
+    pub fn text_to_sign(&self) -> String {
+        signed_text(&self.raw_resource, self.expiry)
+    }
+
+    /// Puts the token together with the HMAC-SHA256 of [`Self::text_to_sign`]. Whether it is that is not checked.
+    pub fn signed(self, digest: Vec<u8>) -> SasToken {
+        let Self { raw_resource, expiry } = self;
+        let sig = escape(&BASE64.encode(&digest));
+        let text = format!("{SCHEME}sr={raw_resource}&sig={sig}&se={expiry}");
+        SasToken { text, raw_resource, signature: digest, expiry, policy: None }
+    }
+}
+
 /// Why a key or a token could not be read. No variant holds secret text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -255,6 +280,25 @@ mod tests {
             "SharedAccessSignature sr=myhub.local.test\
              &sig=5ORm79fJYI3oldz3KCxbkeKHkaVQt36190v4pFbVHdA%3D&se=1893456000&skn=service"
         );
+    }
+
+    #[test]
+    fn a_token_signed_elsewhere_is_the_same_one_whatever_the_ids() {
+        for ids in ["edge1/modules/filter", "a%b(1)/modules/m:1,='$@", "d!*/modules/_.-?"] {
+            let resource = format!("myhub.local.test/devices/{ids}");
+            let unsigned = UnsignedToken::new(&resource, at(1_893_456_000));
+            let text = unsigned.text_to_sign();
+            assert!(
+                text.starts_with("myhub.local.test%2Fdevices%2F") && text.ends_with("\n1893456000"),
+                "{text}"
+            );
+            let token = unsigned.signed(key().digest(text.as_bytes()));
+            assert_eq!(token, SasToken::sign(&key(), &resource, None, at(1_893_456_000)));
+            let parsed = SasToken::parse(token.expose()).expect("a token");
+            assert!(parsed.is_signed_by(&key()) && parsed.covers(&resource), "{resource}");
+        }
+        let odd = UnsignedToken::new("h/devices/a%b/modules/m$1", at(9)).text_to_sign();
+        assert_eq!(odd, "h%2Fdevices%2Fa%25b%2Fmodules%2Fm%241\n9");
     }
 
     #[test]

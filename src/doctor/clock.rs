@@ -88,7 +88,9 @@ pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option
         };
         let what = if ahead { "ahead of" } else { "behind" };
         let detail = format!("{says}, {} {what} the server's", rounded(off));
-        let has_key = subject.identity.is_some_and(|identity| matches!(identity.auth, DeviceAuth::Key(_)));
+        let has_key = subject
+            .identity
+            .is_some_and(|identity| matches!(identity.auth, DeviceAuth::Key(_) | DeviceAuth::Workload(_)));
         return match off {
             off if off <= AS_GOOD_AS_RIGHT => Check::Clock.ok(format!("{says}, as the server's")),
             off if !ahead && has_key && off >= subject.token_lifetime => {
@@ -154,6 +156,7 @@ mod tests {
         let identity = DeviceIdentity {
             hub: HostPort { name: "h".into(), port: None },
             device_id: "d".into(),
+            module_id: None,
             gateway: None,
             auth: DeviceAuth::Key(SharedAccessKey::from_bytes(*b"key")),
         };

@@ -27,14 +27,16 @@ pub(super) fn identity(inspection: &Inspection) -> Finding {
             None => Check::Identity.skipped("the configuration could not be read"),
         };
     };
-    let by = match identity.auth {
-        DeviceAuth::Key(_) => "its key",
-        DeviceAuth::Token(_) => "a ready-made SAS token",
-        DeviceAuth::Certificate { .. } => "its certificate",
+    let by = match &identity.auth {
+        DeviceAuth::Key(_) => "its key".to_owned(),
+        DeviceAuth::Token(_) => "a ready-made SAS token".to_owned(),
+        DeviceAuth::Certificate { .. } => "its certificate".to_owned(),
+        DeviceAuth::Workload(access) => format!("tokens of the workload API at {}", access.socket.display()),
     };
+    let kind = if identity.module_id.is_some() { "module" } else { "device" };
     let gateway = identity.gateway.as_ref();
     let gateway = gateway.map_or(String::new(), |gateway| format!(", through the gateway {gateway}"));
-    Check::Identity.ok(format!("device {} on hub {}{gateway}, by {by}", identity.device_id, identity.hub))
+    Check::Identity.ok(format!("{kind} {} on hub {}{gateway}, by {by}", identity.client_id(), identity.hub))
 }
 
 /// Who can read the file of the secret.
@@ -76,7 +78,7 @@ pub(super) fn secret_file(path: Option<&Path>) -> Finding {
 /// A token or a certificate that ends by itself; a key does not.
 pub(super) fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
     match &identity.auth {
-        DeviceAuth::Key(_) => None,
+        DeviceAuth::Key(_) | DeviceAuth::Workload(_) => None,
         DeviceAuth::Token(token) => Some(ready_token(token, &identity.resource(), now)),
         DeviceAuth::Certificate { certificate, .. } => {
             Some(device_certificate(certificate, &identity.device_id, now))

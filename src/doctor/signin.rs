@@ -36,7 +36,7 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
         clock: subject.clock,
         twin: false,
     };
-    let device = &identity.device_id;
+    let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {
         Ok(()) if matches!(agent, Agent::Running { .. }) => Check::SignIn.warning(
             format!("the hub lets {device} in, and the running agent was cut off"),

@@ -37,6 +37,8 @@ pub(super) enum Fault {
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
+    /// No token or no roots; the sentence is that of the workload API.
+    Workload { sentence: String },
     /// No WebSocket, or no way there; the sentence is that of `websocket`.
     Way { sentence: String },
     /// CONNACK with code 4 or 5.
@@ -130,6 +132,7 @@ impl fmt::Display for Failure {
                 within.as_secs()
             ),
             Fault::Tls { sentence } => write!(f, "no TLS with {peer}: {sentence}"),
+            Fault::Workload { sentence } => f.write_str(sentence),
             Fault::Way { sentence } => write!(f, "no WebSocket to {peer}: {sentence}"),
             Fault::NotAuthorised { now } => write!(
                 f,

@@ -264,6 +264,8 @@ impl Terms {
             keep_alive: route.keep_alive,
             proxy: proxy.cloned(),
             device_id: identity.device_id.clone(),
+            module_id: identity.module_id.clone(),
+            client_id: identity.client_id(),
             user_name: sign_in.user_name,
             password: sign_in.password,
             tls: Arc::clone(&self.tls),
@@ -287,7 +289,7 @@ impl Terms {
         let identity = &self.settings.identity;
         let peer =
             HostPort { name: identity.dialled().name.clone(), port: Some(self.port(carrier)) }.to_string();
-        Failure { peer, device_id: identity.device_id.clone(), fault }
+        Failure { peer, device_id: identity.client_id(), fault }
     }
 }
 

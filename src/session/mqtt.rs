@@ -70,8 +70,12 @@ pub(super) struct Dial {
     pub(super) keep_alive: Duration,
     /// On the way of a WebSocket.
     pub(super) proxy: Option<Proxy>,
-    /// The client id, and the device whose topic is subscribed to.
+    /// The device whose topics these are.
     pub(super) device_id: String,
+    /// The module on it, where a module signs in.
+    #[allow(dead_code)] // Of modules' topics nothing is known yet.
+    pub(super) module_id: Option<String>,
+    pub(super) client_id: String,
     pub(super) user_name: String,
     pub(super) password: Option<String>,
     pub(super) tls: Arc<rustls::ClientConfig>,
@@ -114,7 +118,7 @@ impl Connection {
                 (dial.host.clone(), Transport::tls_with_config(tls))
             }
         };
-        let mut options = MqttOptions::new(&dial.device_id, peer, dial.port);
+        let mut options = MqttOptions::new(&dial.client_id, peer, dial.port);
         options
             .set_transport(transport)
             .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())

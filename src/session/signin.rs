@@ -18,7 +18,7 @@ pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 /// One sign-in: made afresh for each connection, so that no old token is ever used again.
 #[derive(PartialEq, Eq)]
 pub(super) struct SignIn {
-    /// `{hub}/{device}/?api-version=…&DeviceClientType=…`. Source: wire reference 1.2.
+    /// `{hub}/{device}/?api-version=…&DeviceClientType=…`, with `{module}/` behind the device. Source: wire reference 1.2.
     pub(super) user_name: String,
     /// A SAS token's text; absent with a certificate.
     pub(super) password: Option<String>,
@@ -62,11 +62,16 @@ impl SignIn {
             }
             DeviceAuth::Token(token) => (Some(token.clone()), None),
             DeviceAuth::Certificate { .. } => (None, None),
+            DeviceAuth::Workload(_) => {
+                return Err(Fault::Workload {
+                    sentence: "the workload API was not asked for a token".into(),
+                });
+            }
         };
         let user_name = format!(
             "{}/{}/?api-version=2021-04-12&DeviceClientType=c2d-agent%2F{}",
             identity.hub.name,
-            identity.device_id,
+            identity.client_id(),
             env!("CARGO_PKG_VERSION")
         );
         let expiry = token.as_ref().map(SasToken::expiry);
@@ -97,7 +102,7 @@ mod tests {
     fn identity(auth: DeviceAuth) -> DeviceIdentity {
         let hub = HostPort { name: "localhost".into(), port: Some(18883) };
         let gateway = Some(HostPort { name: "gateway".into(), port: None });
-        DeviceIdentity { hub, device_id: "dev1".into(), gateway, auth }
+        DeviceIdentity { hub, device_id: "dev1".into(), module_id: None, gateway, auth }
     }
 
     #[test]
@@ -107,6 +112,11 @@ mod tests {
         let version = env!("CARGO_PKG_VERSION");
         let query = format!("api-version=2021-04-12&DeviceClientType=c2d-agent%2F{version}");
         assert_eq!(user_name, format!("localhost/dev1/?{query}"));
+        let module = DeviceIdentity { module_id: Some("filter".into()), ..identity(DeviceAuth::Key(key())) };
+        let made = SignIn::prepare(&module, Duration::from_secs(60), now()).expect("a sign-in");
+        assert_eq!(made.user_name, format!("localhost/dev1/filter/?{query}"));
+        let token = SasToken::parse(&made.password.expect("a password")).expect("a token");
+        assert_eq!(token.resource(), "localhost/devices/dev1/modules/filter");
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn settings(broker: &Broker) -> Settings {
         identity: DeviceIdentity {
             hub: HostPort { name: "localhost".into(), port: Some(broker.port()) },
             device_id: "dev1".into(),
+            module_id: None,
             gateway: None,
             auth: DeviceAuth::Key(SharedAccessKey::from_bytes(KEY)),
         },

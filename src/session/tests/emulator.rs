@@ -40,6 +40,7 @@ fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
         identity: DeviceIdentity {
             hub: HostPort { name: "localhost".into(), port: Some(emulator.mqtt_address().port()) },
             device_id: "dev1".into(),
+            module_id: None,
             gateway: None,
             auth: DeviceAuth::Key(key),
         },
