@@ -47,8 +47,8 @@ pub use mqtt::{UserName, UserNameError};
 use registrar::Registrar;
 use registry::Registry;
 use shared::SharedHub;
-use state_dir::StateDir;
 pub use state_dir::StateDirError;
+use state_dir::{Served, StateDir};
 use workload::Workload;
 pub use workload::WorkloadError;
 
@@ -79,6 +79,8 @@ pub struct Options {
     pub bind: IpAddr,
     /// The hub's host name: in the server certificate, user names and tokens.
     pub hostname: String,
+    /// The name that modules and leaf devices dial instead: also in the server certificate.
+    pub gateway_hostname: Option<String>,
     /// Port of the device side; 0 is any free one.
     pub mqtt_port: u16,
     /// Port of the service side; 0 is any free one.
@@ -169,7 +171,9 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
     let now = clock();
     let mut state = StateDir::open(root, &options.with_keys(), &options.x509_devices, now)?;
-    let identity = state.make_server_identity(hostname, now)?;
+    let names: Vec<&str> =
+        std::iter::once(hostname).chain(&options.gateway_hostname).map(String::as_str).collect();
+    let identity = state.make_server_identity(&names, now)?;
     let tls = tls::server_config(identity.chain, identity.key)?;
 
     let mqtt = listen(SocketAddr::new(*bind, *mqtt_port), "MQTT", "--mqtt-port").await?;
@@ -177,7 +181,13 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (mqtt_address, mqtt) = mqtt;
     let (amqp_address, amqp) = amqp;
     let (https_address, https) = listen_https(*bind, options.https_port).await?;
-    state.write_client_files(hostname, mqtt_address.port(), amqp_address.port())?;
+    state.write_client_files(Served {
+        hostname: hostname.clone(),
+        gateway: options.gateway_hostname.clone(),
+        mqtt_port: mqtt_address.port(),
+        amqp_port: amqp_address.port(),
+        workload: options.workload()?,
+    })?;
     let page = HostPort { name: hostname.clone(), port: Some(https_address.port()) };
     state.write_page_address(&page, now)?;
 
@@ -192,16 +202,11 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         hub.set_input_routes(options.routes.clone());
         hub.order_faults(&options.faults)
     })?;
-    let workload = match &options.workload_socket {
-        Some(path) => {
-            let workload = Workload::bind(path, &options.modules, state.authority().to_owned(), hub.clone())?;
-            for id in &options.modules {
-                let file = root.join(format!("modules/{id}.env"));
-                workload.write_environment(&file, id, &state.mqtt_host())?;
-            }
-            Some(workload)
+    let workload = match (options.workload()?, &options.workload_socket) {
+        (Some((device, _)), Some(path)) => {
+            Some(Workload::bind(path, device, state.authority().to_owned(), hub.clone())?)
         }
-        None => None,
+        _ => None,
     };
     let registrar = Registrar::new(hub.clone(), state);
     let stop = CancellationToken::new();
@@ -303,7 +308,19 @@ impl Options {
         ids
     }
 
+    /// The device whose modules have the workload socket, and the socket, as a program in another folder names it.
+    fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadError> {
+        let Some(path) = &self.workload_socket else { return Ok(None) };
+        let mut devices = self.modules.iter().map(|id| identity::split(id).0);
+        let device = devices.next().ok_or(WorkloadError::NoDevice)?;
+        if devices.any(|other| other != device) {
+            return Err(WorkloadError::NoDevice);
+        }
+        Ok(Some((device.to_owned(), std::path::absolute(path).unwrap_or_else(|_| path.clone()))))
+    }
+
     fn check(&self) -> Result<(), EmulatorError> {
+        self.workload()?;
         let mut ids: Vec<&String> = self.devices.iter().chain(&self.x509_devices).collect();
         for id in &ids {
             check_device_id(id)?;
@@ -317,13 +334,13 @@ impl Options {
         if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(one, next)| one == next) {
             return Err(EmulatorError::DoubledDevice((**id).clone()));
         }
-        match HostPort::parse(&self.hostname) {
-            Some(HostPort { port: None, .. }) => Ok(()),
-            _ => {
-                let shown = self.hostname.chars().take(60).flat_map(char::escape_debug).collect();
-                Err(EmulatorError::Hostname(shown))
+        for name in std::iter::once(&self.hostname).chain(&self.gateway_hostname) {
+            if !matches!(HostPort::parse(name), Some(HostPort { port: None, .. })) {
+                let shown = name.chars().take(60).flat_map(char::escape_debug).collect();
+                return Err(EmulatorError::Hostname(shown));
             }
         }
+        Ok(())
     }
 }
 

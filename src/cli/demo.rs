@@ -188,6 +188,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         state_dir: state_dir.to_owned(),
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
         hostname: "localhost".to_owned(),
+        gateway_hostname: None,
         mqtt_port: 0,
         amqp_port: 0,
         https_port: Some(0),

@@ -75,6 +75,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
+///   leaf/ID.connection-string      for a device with a key behind the gateway, with
+///                                  --gateway-hostname
 ///   modules/ID/MODULE.connection-string  for a module; with --workload-socket, .env
 ///                                  beside it is what edgeAgent would start it with
 /// The others are made from secrets.json at each start.
@@ -101,6 +103,9 @@ pub(super) struct Args {
     /// The hub's host name, which clients dial, and which user names and tokens name.
     #[arg(long, value_name = "NAME", default_value = "localhost")]
     hostname: String,
+    /// As an edge gateway: the host name that modules and leaf devices dial, when it is not the hub's [default: --hostname].
+    #[arg(long, value_name = "NAME")]
+    gateway_hostname: Option<String>,
     /// Port for devices (MQTT); 0 takes any free one.
     #[arg(long, value_name = "PORT", default_value_t = MQTT_PORT)]
     mqtt_port: u16,
@@ -174,6 +179,7 @@ fn options(args: Args) -> Result<Options, Failure> {
         state_dir,
         bind: args.bind,
         hostname: args.hostname,
+        gateway_hostname: args.gateway_hostname,
         mqtt_port: args.mqtt_port,
         amqp_port: args.amqp_port,
         https_port: args.https_port,

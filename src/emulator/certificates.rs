@@ -39,22 +39,25 @@ pub(super) fn make_authority(now: SystemTime) -> Result<PemPair, rcgen::Error> {
     self_signed(&params)
 }
 
-/// Makes a server certificate for `hostname`, `localhost` and the loopback addresses, signed by `authority`.
+/// Makes a server certificate for `hostnames`, `localhost` and the loopback addresses, signed by `authority`.
 ///
 /// # Errors
-/// When the authority's PEM texts are damaged, or `hostname` cannot stand in a certificate.
+/// When the authority's PEM texts are damaged, or a name cannot stand in a certificate.
 pub(super) fn make_server(
     authority: &PemPair,
-    hostname: &str,
+    hostnames: &[&str],
     now: SystemTime,
 ) -> Result<ServerIdentity, rcgen::Error> {
     let issuer =
         Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.private_key)?)?;
-    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
-    if !names.iter().any(|name| name.eq_ignore_ascii_case(hostname)) {
-        names.insert(0, hostname.to_owned());
+    let mut names: Vec<String> = Vec::new();
+    for name in hostnames.iter().copied().chain(["localhost", "127.0.0.1", "::1"]) {
+        if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+            names.push(name.to_owned());
+        }
     }
-    let mut params = params(names, hostname, now, SERVER_DAYS)?;
+    let common_name = names.first().cloned().unwrap_or_default();
+    let mut params = params(names, &common_name, now, SERVER_DAYS)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;

@@ -201,7 +201,7 @@ impl Registry {
 
     /// Adds or replaces a device. Its generation follows from its credential, so it is the same after a restart.
     pub fn add_device(&mut self, device: Device) {
-        let generation = generation(&device);
+        let generation = generation(&device.credential);
         self.devices.insert(device.id.clone(), Entry { device, generation, enabled: true });
     }
 
@@ -344,9 +344,9 @@ fn grant(token: &SasToken, signed: bool) -> Result<Grant, AuthError> {
     }
 }
 
-/// Eighteen digits, as the real hub's.
-fn generation(device: &Device) -> String {
-    let hash = match &device.credential {
+/// The generation of whoever has this credential: eighteen digits, as the real hub's.
+pub(super) fn generation(credential: &DeviceCredential) -> String {
+    let hash = match credential {
         DeviceCredential::Keys(keys) => sha256(keys.primary.expose_base64().as_bytes()),
         DeviceCredential::Certificate(thumbprint) => thumbprint.0,
         DeviceCredential::Thumbprints { primary, .. } => sha256(primary.as_bytes()),

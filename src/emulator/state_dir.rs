@@ -9,9 +9,7 @@
 //! - `ca.pem`: the authority that clients must trust
 //! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for those that make devices, too
 //! - `page.address`: for a browser
-//! - `devices/ID.connection-string`: for a device with keys
-//! - `modules/DEVICE/MODULE.connection-string`: for a module; `.env` beside it: as an edge module (`emulator::workload`)
-//! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
+//! - those of devices and modules, see `client_files`
 //!
 //! The server's own certificate is made anew at every start and never written.
 
@@ -29,8 +27,12 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::{HostPort, SasToken, SharedAccessKey};
 
 use super::certificates::{self, PemPair, ServerIdentity};
-use super::identity;
 use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
+
+mod client_files;
+
+use client_files::ClientFiles;
+pub(super) use client_files::Served;
 
 const SECRETS: &str = "secrets.json";
 /// Names, ServiceConnect, DeviceConnect, what may be done with the registry. Source: wire reference 4.2.
@@ -139,8 +141,7 @@ pub(super) struct StateDir {
     policies: Vec<Policy>,
     /// With whether each may sign in.
     devices: Vec<(Device, bool)>,
-    /// Where devices connect, once that is known.
-    mqtt_host: Option<HostPort>,
+    files: ClientFiles,
     _lock: fs::File,
 }
 
@@ -209,7 +210,8 @@ impl StateDir {
         let with_certificates = x509_devices.iter().filter(asked).map(with_certificate);
         let devices = with_keys.chain(with_certificates).chain(secrets.registered.iter().map(registered));
         let devices = devices.collect::<Result<_, StateDirError>>()?;
-        Ok(Self { root: root.to_owned(), secrets, policies, devices, mqtt_host: None, _lock: lock })
+        let files = ClientFiles::new(root);
+        Ok(Self { root: root.to_owned(), secrets, policies, devices, files, _lock: lock })
     }
 
     /// The shared access policies.
@@ -222,53 +224,38 @@ impl StateDir {
         &self.secrets.authority.certificate
     }
 
-    /// Where devices connect; empty before that is known.
-    pub(super) fn mqtt_host(&self) -> String {
-        self.mqtt_host.as_ref().map(ToString::to_string).unwrap_or_default()
-    }
-
     /// The devices asked for and those that back ends have made, and whether each may sign in.
     pub(super) fn devices(&self) -> &[(Device, bool)] {
         &self.devices
     }
 
-    /// A fresh certificate for the server.
+    /// A fresh certificate for the server, under all its names.
     ///
     /// # Errors
     /// When the authority in the file of secrets is damaged.
     pub(super) fn make_server_identity(
         &self,
-        hostname: &str,
+        names: &[&str],
         now: SystemTime,
     ) -> Result<ServerIdentity, StateDirError> {
-        certificates::make_server(&self.secrets.authority, hostname, now)
+        certificates::make_server(&self.secrets.authority, names, now)
             .map_err(|error| damaged(&self.root.join(SECRETS), &format!("the authority: {error}")))
     }
 
-    /// Writes the files that clients use, now that the ports are known; a standard port is left out.
+    /// Writes the files that clients use, now that it is known where they find the emulator.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn write_client_files(
-        &mut self,
-        hostname: &str,
-        mqtt_port: u16,
-        amqp_port: u16,
-    ) -> Result<(), StateDirError> {
+    pub(super) fn write_client_files(&mut self, served: Served) -> Result<(), StateDirError> {
         write_private(&self.root.join("ca.pem"), self.secrets.authority.certificate.as_bytes())?;
-        let host = |port: u16, standard: u16| {
-            let port = (port != standard).then_some(port);
-            HostPort { name: hostname.to_owned(), port }
-        };
-        let amqp_host = host(amqp_port, super::AMQP_PORT);
-        let mqtt_host = host(mqtt_port, super::MQTT_PORT);
+        let amqp_host = served.hub(served.amqp_port, super::AMQP_PORT);
         for policy in self.policies.iter().filter(|policy| WRITTEN_POLICIES.contains(&policy.name.as_str())) {
             let (name, key) = (&policy.name, policy.keys.primary.expose_base64());
             let text = format!("HostName={amqp_host};SharedAccessKeyName={name};SharedAccessKey={key}\n");
             write_private(&self.root.join(format!("{name}.connection-string")), text.as_bytes())?;
         }
-        self.mqtt_host = Some(mqtt_host);
-        self.devices.iter().try_for_each(|(device, _)| self.write_device_files(device))
+        self.files.serve(served);
+        self.devices.iter().try_for_each(|(device, _)| self.write_files_of(device))
     }
 
     /// Keeps a device that a back end has made or changed, and writes its connection string.
@@ -285,7 +272,7 @@ impl StateDir {
             };
             return Err(error);
         }
-        self.write_device_files(device)
+        self.write_files_of(device)
     }
 
     /// Forgets a device and everything about it, its files too.
@@ -303,15 +290,7 @@ impl StateDir {
             registered.extend(before.2.map(|stored| (device_id.to_owned(), stored)));
             return Err(error);
         }
-        for suffix in ["connection-string", "cert.pem", "key.pem"] {
-            let path = self.device_file(device_id, suffix);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(reason) => return Err(StateDirError::Io { verb: "remove", path, reason }),
-                Ok(()) => {}
-            }
-        }
-        Ok(())
+        self.files.remove(device_id)
     }
 
     fn save(&self) -> Result<(), StateDirError> {
@@ -320,35 +299,8 @@ impl StateDir {
         write_private(&path, &text)
     }
 
-    fn device_file(&self, device_id: &str, suffix: &str) -> PathBuf {
-        let (folder, name) = match identity::split(device_id) {
-            (device, None) => (self.root.join("devices"), device),
-            (device, Some(module)) => (self.root.join("modules").join(device), module),
-        };
-        folder.join(format!("{name}.{suffix}"))
-    }
-
-    fn write_device_files(&self, Device { id, credential }: &Device) -> Result<(), StateDirError> {
-        match (credential, &self.mqtt_host) {
-            (DeviceCredential::Keys(keys), Some(host)) => {
-                let key = keys.primary.expose_base64();
-                let (device, module) = identity::split(id);
-                let module = module.map(|module| format!(";ModuleId={module}")).unwrap_or_default();
-                let text = format!("HostName={host};DeviceId={device}{module};SharedAccessKey={key}\n");
-                let file = self.device_file(id, "connection-string");
-                file.parent().map_or(Ok(()), make_directory)?;
-                write_private(&file, text.as_bytes())?;
-            }
-            (DeviceCredential::Certificate(_), _) => {
-                if let Some(pair) = self.secrets.x509_devices.get(id) {
-                    write_private(&self.device_file(id, "cert.pem"), pair.certificate.as_bytes())?;
-                    write_private(&self.device_file(id, "key.pem"), pair.private_key.as_bytes())?;
-                }
-            }
-            // Its certificate and key are somebody else's.
-            (DeviceCredential::Thumbprints { .. }, _) | (_, None) => {}
-        }
-        Ok(())
+    fn write_files_of(&self, device: &Device) -> Result<(), StateDirError> {
+        self.files.write(device, self.secrets.x509_devices.get(&device.id))
     }
 
     /// Writes the address of the emulator's page, which ends with a token of the service policy, good for a year.

@@ -1,7 +1,7 @@
 //! The workload API of an emulated edge device: over a Unix socket, a module has its tokens signed and gets the roots to trust.
 //!
-//! Owns: the socket, requests and answers, and for each module the file of the environment that edgeAgent would give it.
-//! Must not know: MQTT, what tokens are for. Used by: `emulator`.
+//! Owns: the socket, requests and answers. Must not know: MQTT, what tokens are for, the environment of a module (`state_dir`).
+//! Used by: `emulator`.
 //!
 //! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and knows its caller by the process; here all
 //! modules of one device share a socket, and the caller must be of the emulator's own user, or root. A choice: a
@@ -32,15 +32,11 @@ use super::identity;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::DeviceCredential;
 use super::shared::SharedHub;
-use super::state_dir::{StateDirError, write_private};
 use crate::message::excerpt;
 
 /// The versions that a daemon knows.
 const VERSIONS: [&str; 7] =
     ["2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2021-12-07", "2022-08-03"];
-
-/// The one in the environment of a module.
-const VERSION: &str = "2021-12-07";
 
 /// Requests at a time; one more is dropped without an answer, as a daemon does.
 const MAX_REQUESTS: usize = 10;
@@ -65,9 +61,6 @@ pub enum WorkloadError {
         /// Why not.
         reason: io::Error,
     },
-    /// A module's environment cannot be written.
-    #[error(transparent)]
-    StateDir(#[from] StateDirError),
 }
 
 /// The daemon of one edge device.
@@ -88,18 +81,13 @@ struct Sign {
 type Answer = (StatusCode, Value);
 
 impl Workload {
-    /// Listens for the one device of `modules`. A socket that nobody listens on any more is replaced.
+    /// Listens for the modules of a device. A socket that nobody listens on any more is replaced.
     pub(super) fn bind(
         path: &Path,
-        modules: &[String],
+        device_id: String,
         trust_bundle: String,
         hub: SharedHub,
     ) -> Result<Self, WorkloadError> {
-        let mut devices = modules.iter().map(|id| identity::split(id).0);
-        let device_id = devices.next().ok_or(WorkloadError::NoDevice)?.to_owned();
-        if devices.any(|other| other != device_id) {
-            return Err(WorkloadError::NoDevice);
-        }
         let failed = |reason| WorkloadError::Listen { path: path.to_owned(), reason };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -114,34 +102,6 @@ impl Workload {
             bound => bound.map_err(failed)?,
         };
         Ok(Self { listener, path: path.to_owned(), device_id, trust_bundle, hub })
-    }
-
-    /// Writes what edgeAgent would put into the environment of a module. Source: wire reference 6.4.
-    pub(super) fn write_environment(
-        &self,
-        file: &Path,
-        id: &str,
-        gateway: &str,
-    ) -> Result<(), WorkloadError> {
-        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        let (hub, generation) = self.hub.with(|hub, _| {
-            (
-                hub.hostname().to_owned(),
-                hub.identity(id).map(|identity| identity.generation).unwrap_or_default(),
-            )
-        });
-        let lines = [
-            ("IOTEDGE_WORKLOADURI", format!("unix://{}", path.display())),
-            ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
-            ("IOTEDGE_APIVERSION", VERSION.to_owned()),
-            ("IOTEDGE_IOTHUBHOSTNAME", hub),
-            ("IOTEDGE_GATEWAYHOSTNAME", gateway.to_owned()),
-            ("IOTEDGE_DEVICEID", self.device_id.clone()),
-            ("IOTEDGE_MODULEID", identity::split(id).1.unwrap_or_default().to_owned()),
-            ("IOTEDGE_MODULEGENERATIONID", generation),
-        ];
-        let text: String = lines.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-        Ok(write_private(file, text.as_bytes())?)
     }
 
     /// Serves until `stop`; then the socket is removed.

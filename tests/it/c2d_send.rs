@@ -35,6 +35,7 @@ impl Running {
             state_dir: dir.path().to_owned(),
             bind: [127, 0, 0, 1].into(),
             hostname: "localhost".into(),
+            gateway_hostname: None,
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),

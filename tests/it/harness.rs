@@ -410,7 +410,12 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Forwards every connection to `target`.
     pub(crate) fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Self::at((Ipv4Addr::LOCALHOST, 0).into(), target)
+    }
+
+    /// The same, where clients dial `address`; port 0 is any free one.
+    pub(crate) fn at(address: SocketAddr, target: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).expect("a free port");
         let proxy = Self {
             address: listener.local_addr().expect("an address"),
             open: Arc::new(AtomicBool::new(true)),

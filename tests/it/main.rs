@@ -39,6 +39,8 @@ mod deployment;
 #[cfg(all(feature = "service", feature = "emulator", feature = "doctor"))]
 mod doctor;
 mod drop_ins;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod edge_gateway;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
 #[cfg(all(feature = "service", feature = "emulator"))]

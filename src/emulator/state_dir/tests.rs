@@ -13,7 +13,14 @@ fn open(root: &Path, devices: &[&str], x509_devices: &[&str]) -> StateDir {
     let now = NOW + std::time::Duration::from_secs(1_800_000_000);
     let mut state =
         StateDir::open(root, &names(devices), &names(x509_devices), now).expect("a state directory");
-    state.write_client_files("localhost", 18883, 5671).expect("written");
+    let served = Served {
+        hostname: "localhost".into(),
+        gateway: None,
+        mqtt_port: 18883,
+        amqp_port: 5671,
+        workload: None,
+    };
+    state.write_client_files(served).expect("written");
     state
 }
 
@@ -83,10 +90,13 @@ fn the_servers_certificate_is_for_the_host_name_of_this_start_and_signed_by_the_
     let dir = tempfile::tempdir().expect("a directory");
     let state = open(dir.path(), &["dev1"], &[]);
     let now = NOW + std::time::Duration::from_secs(1_800_000_000);
-    for (hostname, dialled) in
-        [("hub.local.test", "hub.local.test"), ("other", "localhost"), ("127.0.0.1", "127.0.0.1")]
-    {
-        let identity = state.make_server_identity(hostname, now).expect("made");
+    for (hostname, dialled) in [
+        ("hub.local.test", "hub.local.test"),
+        ("other", "localhost"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("other", "gateway.test"),
+    ] {
+        let identity = state.make_server_identity(&[hostname, "gateway.test"], now).expect("made");
         let mut roots = rustls::RootCertStore::empty();
         let ca = crate::tls::read_certificates(&dir.path().join("ca.pem")).expect("readable");
         roots.add(ca[0].clone()).expect("a root");

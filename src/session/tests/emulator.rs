@@ -16,6 +16,7 @@ async fn start(dir: &std::path::Path) -> Emulator {
         state_dir: dir.to_owned(),
         bind: Ipv4Addr::LOCALHOST.into(),
         hostname: "localhost".into(),
+        gateway_hostname: None,
         mqtt_port: 0,
         amqp_port: 0,
         https_port: Some(0),

@@ -47,6 +47,7 @@ impl Local {
             state_dir: dir.path().join("state"),
             bind: Ipv4Addr::LOCALHOST.into(),
             hostname: hostname.into(),
+            gateway_hostname: None,
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),

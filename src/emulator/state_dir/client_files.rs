@@ -1,0 +1,164 @@
+//! The files with which a device or a module signs in.
+//!
+//! Owns: their layout, and what stands in them. Must not know: which devices there are, the hub.
+//! Used by: `emulator::state_dir`.
+//!
+//! - `devices/ID.connection-string`: for a device with keys
+//! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
+//! - `leaf/ID.connection-string`: for a device with keys behind the gateway, where the gateway has a name of its own
+//! - `modules/DEVICE/MODULE.connection-string`: for a module
+//! - `modules/DEVICE/MODULE.env`: what edgeAgent would start the module with, where there is a workload socket
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{PemPair, StateDirError, make_directory, write_private};
+use crate::credentials::HostPort;
+use crate::emulator::registry::{Device, DeviceCredential, generation};
+use crate::emulator::{MQTT_PORT, identity};
+
+/// The version of the workload API in a module's environment.
+const WORKLOAD_VERSION: &str = "2021-12-07";
+
+/// Where clients find the emulator.
+pub(in crate::emulator) struct Served {
+    /// The hub's name, which user names and tokens have.
+    pub(in crate::emulator) hostname: String,
+    /// The name that modules and leaf devices dial, when it is another one.
+    pub(in crate::emulator) gateway: Option<String>,
+    pub(in crate::emulator) mqtt_port: u16,
+    pub(in crate::emulator) amqp_port: u16,
+    /// The edge device, and the socket of its modules.
+    pub(in crate::emulator) workload: Option<(String, PathBuf)>,
+}
+
+impl Served {
+    /// The hub with a port, unless it is the standard one.
+    pub(super) fn hub(&self, port: u16, standard: u16) -> HostPort {
+        HostPort { name: self.hostname.clone(), port: (port != standard).then_some(port) }
+    }
+
+    /// The gateway, when it has a name of its own, with the port of MQTT.
+    fn gateway(&self) -> Option<HostPort> {
+        let port = (self.mqtt_port != MQTT_PORT).then_some(self.mqtt_port);
+        self.gateway.clone().map(|name| HostPort { name, port })
+    }
+}
+
+/// The files of devices and modules.
+pub(super) struct ClientFiles {
+    root: PathBuf,
+    served: Option<Served>,
+}
+
+impl ClientFiles {
+    /// Those below `root`.
+    pub(super) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), served: None }
+    }
+
+    /// From now on they name these places. Nothing is written before.
+    pub(super) fn serve(&mut self, served: Served) {
+        self.served = Some(served);
+    }
+
+    /// Writes the files of a device or a module. `own` is its certificate, when it was made here.
+    pub(super) fn write(
+        &self,
+        Device { id, credential }: &Device,
+        own: Option<&PemPair>,
+    ) -> Result<(), StateDirError> {
+        match (credential, &self.served) {
+            (DeviceCredential::Keys(keys), Some(served)) => {
+                self.write_strings(served, id, &keys.primary.expose_base64())?;
+                self.write_environment(served, id, &generation(credential))
+            }
+            (DeviceCredential::Certificate(_), _) => {
+                if let Some(pair) = own {
+                    write_private(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
+                    write_private(&self.path(id, "key.pem"), pair.private_key.as_bytes())?;
+                }
+                Ok(())
+            }
+            // Its certificate and key are somebody else's.
+            (DeviceCredential::Thumbprints { .. }, _) | (_, None) => Ok(()),
+        }
+    }
+
+    /// Removes all files of a device or a module.
+    pub(super) fn remove(&self, id: &str) -> Result<(), StateDirError> {
+        let own = ["connection-string", "cert.pem", "key.pem", "env"].map(|suffix| self.path(id, suffix));
+        for path in own.into_iter().chain((!identity::is_module(id)).then(|| self.leaf(id))) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(reason) => return Err(StateDirError::Io { verb: "remove", path, reason }),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Modules dial the gateway; a device dials the hub, and as a leaf device the gateway.
+    fn write_strings(&self, served: &Served, id: &str, key: &str) -> Result<(), StateDirError> {
+        let (device, module) = identity::split(id);
+        let hub = served.hub(served.mqtt_port, MQTT_PORT);
+        let behind = served.gateway().map(|gateway| format!(";GatewayHostName={gateway}"));
+        let text = match (module, &behind) {
+            (Some(module), behind) => {
+                let behind = behind.as_deref().unwrap_or_default();
+                format!("HostName={hub};DeviceId={device};ModuleId={module}{behind};SharedAccessKey={key}\n")
+            }
+            (None, _) => format!("HostName={hub};DeviceId={device};SharedAccessKey={key}\n"),
+        };
+        write_into(&self.path(id, "connection-string"), &text)?;
+        if let (None, Some(behind)) = (module, behind) {
+            // Nobody dials the hub, so it needs no port.
+            let hub = &served.hostname;
+            let text = format!("HostName={hub};DeviceId={device}{behind};SharedAccessKey={key}\n");
+            write_into(&self.leaf(id), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Source: wire reference 6.4.
+    fn write_environment(&self, served: &Served, id: &str, generation: &str) -> Result<(), StateDirError> {
+        let (Some((edge, socket)), (device, Some(module))) = (&served.workload, identity::split(id)) else {
+            return Ok(());
+        };
+        if edge != device {
+            return Ok(());
+        }
+        let gateway = served.gateway().unwrap_or_else(|| served.hub(served.mqtt_port, MQTT_PORT));
+        let lines = [
+            ("IOTEDGE_WORKLOADURI", format!("unix://{}", socket.display())),
+            ("IOTEDGE_AUTHSCHEME", "sasToken".to_owned()),
+            ("IOTEDGE_APIVERSION", WORKLOAD_VERSION.to_owned()),
+            ("IOTEDGE_IOTHUBHOSTNAME", served.hostname.clone()),
+            ("IOTEDGE_GATEWAYHOSTNAME", gateway.to_string()),
+            ("IOTEDGE_DEVICEID", device.to_owned()),
+            ("IOTEDGE_MODULEID", module.to_owned()),
+            ("IOTEDGE_MODULEGENERATIONID", generation.to_owned()),
+        ];
+        let text: String = lines.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        write_into(&self.path(id, "env"), &text)
+    }
+
+    fn path(&self, id: &str, suffix: &str) -> PathBuf {
+        let (folder, name) = match identity::split(id) {
+            (device, None) => (self.root.join("devices"), device),
+            (device, Some(module)) => (self.root.join("modules").join(device), module),
+        };
+        folder.join(format!("{name}.{suffix}"))
+    }
+
+    fn leaf(&self, device_id: &str) -> PathBuf {
+        self.root.join("leaf").join(format!("{device_id}.connection-string"))
+    }
+}
+
+/// Writes a file, and makes its folder where there is none.
+fn write_into(path: &Path, text: &str) -> Result<(), StateDirError> {
+    path.parent().map_or(Ok(()), make_directory)?;
+    write_private(path, text.as_bytes())
+}
