@@ -33,13 +33,18 @@ mod sources;
 mod steps;
 mod table;
 mod transport;
+mod twin;
+mod twin_rules;
+mod with_twin;
 
 pub use report::Report;
 pub(crate) use report::counted;
 pub use settings::{
     ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, MetricsSettings, OnDisconnect, OnExit,
-    PinSettings,
+    PinSettings, TwinSettings,
 };
+pub use twin_rules::{TwinRules, version_of};
+pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};
 
 /// A configuration without a problem.
 #[derive(Debug, Clone)]
@@ -56,8 +61,12 @@ pub struct Config {
     pub route: Route,
     /// The pins.
     pub gpio: GpioSettings,
-    /// The rules.
+    /// The rules; those of the twin are the last.
     pub rules: Rules,
+    /// Which of the rules are the twin's, in their order.
+    pub twin_rules: Vec<TwinRule>,
+    /// What the twin may set.
+    pub twin: TwinSettings,
     /// The durable record of messages.
     pub inbox: InboxSettings,
     /// Where metrics are served; absent: nowhere.
@@ -70,6 +79,8 @@ pub struct Config {
     pub unmatched: Unmatched,
     /// The main file, and then the drop-ins in the order in which they count.
     pub files: Vec<PathBuf>,
+    /// The texts of which it is made.
+    pub texts: Texts,
     /// What is doubtful but does not keep the agent from running; often empty.
     pub warnings: Report,
 }
@@ -95,6 +106,10 @@ pub struct Inspection {
     pub gpio: GpioSettings,
     /// The rules, when none of them has a problem.
     pub rules: Option<Rules>,
+    /// Which of the rules are the twin's, in their order; those of the files alone stand before them.
+    pub twin_rules: Vec<TwinRule>,
+    /// What the twin may set.
+    pub twin: TwinSettings,
     /// Where the inbox is: `inbox` and `status` need it even when the rest has problems. Absent when the file cannot be
     /// read, or does not say where.
     pub inbox: Option<InboxSettings>,
@@ -109,6 +124,7 @@ pub struct Inspection {
     reports: Reports,
     /// How messages are settled that no rule takes.
     pub unmatched: Unmatched,
+    texts: Texts,
 }
 
 /// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
@@ -160,13 +176,12 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let metrics = metrics::read(root.take("metrics"), &mut report);
     let max_children = inbox::read_max_children(root.take("actions"), &mut report);
-    let reports = policy::read_default_reports(root.take("report"), &mut report);
     let unmatched = policy::read_unmatched(root.take("unmatched"), &mut report);
-    let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, &mut report);
-    let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports };
-    let rules = rule::read(root.take("rule"), &scope, &mut report);
+    let RulePart { gpio, twin, reports, rules, twin_rules } =
+        read_rules(&mut root, directory, &sources, &mut report);
     root.finish(&mut report);
-    if report.problems() == 0 && rules.as_ref().is_some_and(Rules::is_empty) {
+    let idle = rules.as_ref().is_some_and(Rules::is_empty) && !twin.accepts_rules;
+    if report.problems() == 0 && idle {
         let message = "there is no [[rule]]: every message would be completed and logged, and nothing done";
         report.warning(Place::Whole, message);
     }
@@ -181,6 +196,8 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         route: device.route,
         gpio,
         rules,
+        twin_rules,
+        twin,
         inbox,
         metrics,
         max_children,
@@ -189,7 +206,33 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         files,
         replaced,
         report,
+        texts: Texts(sources),
     }
+}
+
+/// The rules, and what they refer to.
+struct RulePart {
+    gpio: GpioSettings,
+    twin: TwinSettings,
+    reports: Reports,
+    rules: Option<Rules>,
+    twin_rules: Vec<TwinRule>,
+}
+
+/// Reads the rules and what they refer to; relative paths are taken from `directory`.
+fn read_rules(
+    root: &mut table::Table<'_>,
+    directory: &Path,
+    sources: &Sources,
+    report: &mut Report,
+) -> RulePart {
+    let reports = policy::read_default_reports(root.take("report"), report);
+    let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, report);
+    let twin = twin::read(root.take("twin"), root.take("allow"), &pin_names, report);
+    let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
+    let rules = rule::read(root.take("rule"), &scope, report);
+    let (rules, twin_rules) = rules.map_or((None, Vec::new()), |(rules, twin)| (Some(rules), twin));
+    RulePart { gpio, twin, reports, rules, twin_rules }
 }
 
 impl Inspection {
@@ -207,12 +250,15 @@ impl Inspection {
                 route: self.route,
                 gpio: self.gpio,
                 rules,
+                twin_rules: self.twin_rules,
+                twin: self.twin,
                 inbox,
                 metrics: self.metrics,
                 max_children: self.max_children,
                 reports: self.reports,
                 unmatched: self.unmatched,
                 files: self.files,
+                texts: self.texts,
                 warnings: self.report,
             }),
             _ => Err(self.report),
@@ -230,6 +276,8 @@ impl Inspection {
             route: Route::default(),
             gpio: GpioSettings::default(),
             rules: None,
+            twin_rules: Vec::new(),
+            twin: TwinSettings::default(),
             inbox: None,
             metrics: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
@@ -238,6 +286,7 @@ impl Inspection {
             files,
             replaced,
             report,
+            texts: Texts::default(),
         }
     }
 }

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use humantime::format_duration;
 
-use crate::config::{self, GpioSettings, Inspection, Line, counted};
+use crate::config::{self, GpioSettings, Inspection, Line, Remote, TwinPart, TwinRules, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Transport};
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
@@ -50,9 +50,13 @@ pub(super) struct Args {
 /// When the sample message cannot be read, or standard output not be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let sample = sample(args)?;
-    let inspection = config::inspect(&args.config, &|name| std::env::var(name).ok());
+    let (inspection, twin) =
+        config::inspect_with(&args.config, Remote::Stored, &|name| std::env::var(name).ok());
     if !inspection.report.is_empty() {
         super::tell(&inspection.report);
+    }
+    if let Some(doubt) = doubtful_twin(&twin, &inspection) {
+        super::tell(doubt);
     }
     if let Some(first_steps) = super::first_steps(&args.config) {
         super::tell(first_steps);
@@ -61,6 +65,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut lines = drop_ins(&inspection);
     if valid {
         lines.push(verdict(&inspection));
+        lines.extend(twin_lines(&twin, &inspection));
         lines.extend(without_effect(&inspection));
         lines.extend(doubtful_certificate(&inspection));
     }
@@ -92,6 +97,49 @@ fn drop_ins(inspection: &Inspection) -> Vec<String> {
     let mut lines = vec![format!("{} and {}:", main.display(), counted(drop_ins.len(), "drop-in"))];
     lines.extend(drop_ins.iter().map(|path| format!("  {}", path.display())));
     lines.extend(inspection.replaced.iter().cloned());
+    lines
+}
+
+/// What is wrong with the rules of the twin that an agent would find at its start: it would go on without them.
+fn doubtful_twin(twin: &TwinPart, inspection: &Inspection) -> Option<String> {
+    let file = |inbox: &config::InboxSettings| TwinRules::file(&inbox.path).display().to_string();
+    let file = inspection.inbox.as_ref().map(file).unwrap_or_default();
+    match twin {
+        TwinPart::Used { warnings, .. } if !warnings.is_empty() => Some(warnings.to_string()),
+        TwinPart::Absent | TwinPart::Used { .. } => None,
+        TwinPart::Refused { report, .. } => {
+            Some(format!("{file}: warning: the rules of the twin are not used, all of them:\n{report}"))
+        }
+        TwinPart::Unreadable { file, reason } => Some(format!(
+            "{}: warning: the rules of the twin cannot be read: {reason}; an agent goes on without them until it has read its \
+             twin",
+            file.display()
+        )),
+    }
+}
+
+/// What the twin may set, and what it has set.
+fn twin_lines(twin: &TwinPart, inspection: &Inspection) -> Vec<String> {
+    let mut lines = Vec::new();
+    let settings = &inspection.twin;
+    if settings.accepts_rules {
+        let list = |what: &str, list: &[String]| match list {
+            [] => format!("no {what}"),
+            [one] => format!("{what} {one}"),
+            many => format!("{what}s {}", many.join(", ")),
+        };
+        lines.push(format!(
+            "the twin may set rules, with {} and {}",
+            list("program", &settings.programs),
+            list("pin", &settings.pins)
+        ));
+    }
+    if let TwinPart::Used { rules, .. } = twin {
+        let what = counted(inspection.twin_rules.len(), "rule");
+        lines.push(format!("{what} of the twin, with version {} of its desired properties:", rules.version));
+        let each = inspection.twin_rules.iter();
+        lines.extend(each.map(|rule| format!("  rule \"{}\" in {}", rule.rule, rule.text)));
+    }
     lines
 }
 
@@ -158,7 +206,9 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
         lines.push(format!("no rule matches: the message would be {how} and logged, and nothing done"));
         return lines;
     };
-    lines.push(format!("rule \"{}\" matches", rule.name()));
+    let set = inspection.twin_rules.iter().find(|set| set.rule == rule.name());
+    let origin = set.map_or(String::new(), |set| format!(" of {}", set.text));
+    lines.push(format!("rule \"{}\"{origin} matches", rule.name()));
     let device = inspection.identity.as_ref().map_or(UNKNOWN_DEVICE, |identity| &identity.device_id);
     match rule.plan(message, device) {
         Ok(plan) => {

@@ -31,7 +31,10 @@ pub(super) struct Merged<'t> {
 pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> {
     let (mut root, mut merge) = (DeTable::new(), Merge { sources, report, named: Vec::new(), more: 0 });
     for source in sources.iter() {
-        let parsed = parse(source, merge.report);
+        let mut parsed = parse(source, merge.report);
+        if source.is_remote {
+            parsed = only_rules(parsed, merge.report);
+        }
         merge.tables(&mut root, parsed, &mut Vec::new());
     }
     let Merge { named: mut replaced, more, .. } = merge;
@@ -39,6 +42,23 @@ pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> 
         replaced.push(format!("… and {more} more values are replaced"));
     }
     Merged { root, replaced }
+}
+
+/// The rules of a text of the twin; anything else in it is a problem.
+fn only_rules<'t>(parsed: DeTable<'t>, report: &mut Report) -> DeTable<'t> {
+    let mut rules = DeTable::new();
+    for (key, value) in parsed {
+        if key.get_ref() == RULES {
+            rules.insert(key, value);
+            continue;
+        }
+        let message = format!(
+            "the twin may set rules and nothing else: its texts hold only [[rule]] tables, not \"{}\"",
+            shown(key.get_ref())
+        );
+        report.problem(key.span(), message);
+    }
+    rules
 }
 
 /// The tree of one file, with its places among all files.

@@ -102,9 +102,24 @@ impl Report {
         });
     }
 
+    /// Keeps what is about a text of the twin.
+    pub(super) fn only_of_the_twin(&mut self) {
+        let sources = &self.sources;
+        self.findings.retain(|finding| match &finding.place {
+            Place::Text(place) => sources.remote(place).is_some(),
+            Place::Environment | Place::Whole | Place::File(_) => false,
+        });
+    }
+
     /// How many problems there are, warnings not counted.
     pub fn problems(&self) -> usize {
         self.findings.iter().filter(|finding| finding.is_problem).count()
+    }
+
+    /// Each problem, as a line.
+    pub fn problem_lines(&self) -> impl Iterator<Item = String> {
+        let problems = self.findings.iter().filter(|finding| finding.is_problem);
+        problems.map(|finding| self.headline(finding))
     }
 
     /// The first problem, as a line.
@@ -119,8 +134,7 @@ impl Report {
 
     /// The first problem that was added when there were `count` already, as a line.
     pub(super) fn problem_after(&self, count: usize) -> Option<String> {
-        let mut problems = self.findings.iter().filter(|finding| finding.is_problem);
-        problems.nth(count).map(|finding| self.headline(finding))
+        self.problem_lines().nth(count)
     }
 
     /// Whether there is neither a problem nor a warning.

@@ -12,9 +12,11 @@ use super::conditions;
 use super::interlock;
 use super::policy;
 use super::report::Report;
-use super::settings::GpioSettings;
+use super::settings::{GpioSettings, TwinSettings};
+use super::sources::Sources;
 use super::steps;
 use super::table::{Field, Table, shown};
+use super::with_twin::TwinRule;
 
 const MAX_NAME_CHARS: usize = 100;
 
@@ -26,14 +28,23 @@ pub(super) struct Scope<'a> {
     pub(super) pin_names: &'a [String],
     /// Where the outcomes go of rules that do not say it.
     pub(super) reports: Reports,
+    /// What rules of the twin may use.
+    pub(super) twin: &'a TwinSettings,
+    /// Which texts are the twin's.
+    pub(super) sources: &'a Sources,
 }
 
-/// Reads all `[[rule]]` tables; `None` when one of them has a problem.
-pub(super) fn read(field: Option<Field<'_>>, scope: &Scope<'_>, report: &mut Report) -> Option<Rules> {
+/// Reads all `[[rule]]` tables; `None` when one of them has a problem. Beside them, those of the twin.
+pub(super) fn read(
+    field: Option<Field<'_>>,
+    scope: &Scope<'_>,
+    report: &mut Report,
+) -> Option<(Rules, Vec<TwinRule>)> {
     let before = report.problems();
     let mut names: Vec<(String, Range<usize>)> = Vec::new();
     let mut rules: Vec<Rule> = Vec::new();
     let mut places: Vec<Range<usize>> = Vec::new();
+    let mut twin_rules = Vec::new();
     let tables = match field {
         Some(field) => field.array(report)?,
         None => Vec::new(),
@@ -54,11 +65,14 @@ pub(super) fn read(field: Option<Field<'_>>, scope: &Scope<'_>, report: &mut Rep
             );
             report.warning(place.clone(), message);
         }
+        if let Some(text) = scope.sources.remote(&place) {
+            twin_rules.push(TwinRule { rule: rule.name().to_owned(), text });
+        }
         rules.push(rule);
         places.push(place);
     }
     policy::check_waits(&rules, &places, report);
-    (report.problems() == before).then(|| Rules::new(rules))
+    (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
 }
 
 fn read_name(
@@ -92,7 +106,8 @@ fn read_rule(
     let conditions = when.and_then(|field| conditions::read(&field, report));
     let steps_field =
         table.require("do", "list the steps, or write do = [] to complete the message only", report);
-    let steps = steps_field.as_ref().and_then(|field| steps::read(field, scope.pin_names, report));
+    let allow = scope.sources.remote(&table.place).map(|_| scope.twin);
+    let steps = steps_field.as_ref().and_then(|field| steps::read(field, scope.pin_names, allow, report));
     let read = policy::read(&mut table, scope.reports, report);
     table.finish(report);
     let (name, steps, timeout) = (name?, steps?, read.timeout?);

@@ -140,3 +140,14 @@ pub struct MetricsSettings {
     /// Where to listen. With port 0 the kernel chooses one.
     pub listen: SocketAddr,
 }
+
+/// The `[twin]` and `[allow]` tables: what the desired properties of the twin may set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TwinSettings {
+    /// Whether rules are taken from there.
+    pub accepts_rules: bool,
+    /// The programs that such rules may run, as absolute paths.
+    pub programs: Vec<String>,
+    /// The pins that such rules may switch.
+    pub pins: Vec<String>,
+}

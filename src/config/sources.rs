@@ -1,4 +1,4 @@
-//! The texts of a configuration, the main file and its drop-ins, in one address space.
+//! The texts of a configuration, the main file, its drop-ins and those of the twin, in one address space.
 //!
 //! Owns: which file a place is in. Must not know: TOML, the disk. Used by: `config`, `config::report`.
 
@@ -16,14 +16,36 @@ pub(super) struct Source {
     pub(super) text: String,
     /// The place of its first byte.
     pub(super) base: usize,
+    /// The twin has it: what it may hold is limited.
+    pub(super) is_remote: bool,
 }
 
 impl Sources {
     /// Adds a file behind the others.
     pub(super) fn push(&mut self, path: impl Into<PathBuf>, text: impl Into<String>) {
+        self.add(path.into(), text.into(), false);
+    }
+
+    /// Adds a text of the twin behind all others.
+    pub(super) fn push_remote(&mut self, name: &str, text: impl Into<String>) {
+        self.add(format!("twin:{name}").into(), text.into(), true);
+    }
+
+    fn add(&mut self, path: PathBuf, text: String, is_remote: bool) {
         // One address stays free between two files, so that the end of one is not the begin of the next.
         let base = self.0.last().map_or(0, |last| last.base + last.text.len() + 1);
-        self.0.push(Source { path: path.into(), text: text.into(), base });
+        self.0.push(Source { path, text, base, is_remote });
+    }
+
+    /// Without the texts of the twin.
+    pub(super) fn local(&self) -> Self {
+        Self(self.iter().filter(|source| !source.is_remote).cloned().collect())
+    }
+
+    /// The name of the twin's text that a place is in; none in a file.
+    pub(super) fn remote(&self, place: &Range<usize>) -> Option<String> {
+        let (source, _) = self.find(place)?;
+        source.is_remote.then(|| source.path.display().to_string())
     }
 
     /// The files; the main one is the first.

@@ -11,19 +11,32 @@ use crate::rules::{GpioStep, Setting, Step, Template, read_period, read_pulse, r
 use super::files;
 use super::gpio;
 use super::report::Report;
+use super::settings::TwinSettings;
 use super::table::{Field, Table, Value, shown};
 
 const KINDS: &str = "gpio, run or shell";
 /// By the last part of their paths.
 const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
 
-/// Reads `do`: an array of steps, empty for none. `None` when there was a problem.
-pub(super) fn read(field: &Field<'_>, pins: &[String], report: &mut Report) -> Option<Vec<Step>> {
-    let steps: Vec<_> = field.array(report)?.iter().map(|value| read_step(value, pins, report)).collect();
+/// Reads `do`: an array of steps, empty for none. `allow` limits the steps of a rule of the twin. `None` when there was a
+/// problem.
+pub(super) fn read(
+    field: &Field<'_>,
+    pins: &[String],
+    allow: Option<&TwinSettings>,
+    report: &mut Report,
+) -> Option<Vec<Step>> {
+    let values = field.array(report)?;
+    let steps: Vec<_> = values.iter().map(|value| read_step(value, pins, allow, report)).collect();
     steps.into_iter().collect()
 }
 
-fn read_step(value: &Value<'_>, pins: &[String], report: &mut Report) -> Option<Step> {
+fn read_step(
+    value: &Value<'_>,
+    pins: &[String],
+    allow: Option<&TwinSettings>,
+    report: &mut Report,
+) -> Option<Step> {
     let before = report.problems();
     let mut table = value.named("a step").table("a step", report)?;
     let (gpio, run, shell) = (table.take("gpio"), table.take("run"), table.take("shell"));
@@ -32,10 +45,15 @@ fn read_step(value: &Value<'_>, pins: &[String], report: &mut Report) -> Option<
             table.rename("a gpio step");
             table.unlist(&["run", "shell"]);
             let change = read_change(&mut table, report);
-            let pin = read_pin(&pin, pins, report);
+            let pin = read_pin(&pin, pins, allow, report);
             Some(Step::Gpio { pin: pin?, change: change? })
         }
-        (None, Some(run), None) => read_run(&run, report),
+        (None, Some(run), None) => read_run(&run, allow, report),
+        (None, None, Some(shell)) if allow.is_some() => {
+            let message = "a rule of the twin cannot have shell: use run, with a program that [allow] programs of the device's \
+                           configuration lists";
+            shell.wrong(message, report)
+        }
         (None, None, Some(shell)) => read_shell(&shell, report),
         (None, None, None) => {
             report.problem(value.place.clone(), format!("a step must have one of {KINDS}"));
@@ -53,12 +71,24 @@ fn read_step(value: &Value<'_>, pins: &[String], report: &mut Report) -> Option<
     step.filter(|_| report.problems() == before)
 }
 
-fn read_pin(field: &Field<'_>, pins: &[String], report: &mut Report) -> Option<String> {
+fn read_pin(
+    field: &Field<'_>,
+    pins: &[String],
+    allow: Option<&TwinSettings>,
+    report: &mut Report,
+) -> Option<String> {
     let name = field.text(report)?;
-    if pins.iter().any(|pin| pin == name) {
-        return Some(name.to_owned());
+    if !pins.iter().any(|pin| pin == name) {
+        return field.wrong(gpio::unknown_pin(name, pins), report);
     }
-    field.wrong(gpio::unknown_pin(name, pins), report)
+    if allow.is_some_and(|allow| !allow.pins.iter().any(|pin| pin == name)) {
+        let message = format!(
+            "a rule of the twin may not switch pin \"{}\": [allow] pins of the device's configuration does not list it",
+            shown(name)
+        );
+        return field.wrong(message, report);
+    }
+    Some(name.to_owned())
 }
 
 fn read_change(table: &mut Table<'_>, report: &mut Report) -> Option<GpioStep> {
@@ -103,13 +133,13 @@ fn read_setting<T>(
     }
 }
 
-fn read_run(field: &Field<'_>, report: &mut Report) -> Option<Step> {
+fn read_run(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Report) -> Option<Step> {
     let values = field.array(report)?;
     let Some((program, arguments)) = values.split_first() else {
         return field
             .wrong("run is empty: it lists the program's absolute path and then its arguments", report);
     };
-    let program = read_program(&program.named("the program of run"), report);
+    let program = read_program(&program.named("the program of run"), allow, report);
     let mut read = Vec::with_capacity(arguments.len());
     for argument in arguments {
         let argument = argument.named("an argument of run");
@@ -151,7 +181,7 @@ fn filled_command(program: &str, arguments: &[Template]) -> Option<usize> {
 }
 
 /// The program's path: absolute and literal, because a message must not choose what is run.
-fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
+fn read_program(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Report) -> Option<String> {
     let path = field.text(report)?;
     if path.contains(['{', '}']) {
         let message = "the program of run is a fixed path: a message fills in arguments, it does not choose the program";
@@ -160,6 +190,18 @@ fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
     if !path.starts_with('/') {
         let message = format!("the program \"{}\" is not an absolute path: write it from / on", shown(path));
         return field.wrong(message, report);
+    }
+    match allow.map(|allow| allow.programs.iter().any(|program| program == path)) {
+        // It was looked at in [allow].
+        Some(true) => return Some(path.to_owned()),
+        Some(false) => {
+            let message = format!(
+                "a rule of the twin may not run \"{}\": [allow] programs of the device's configuration does not list it",
+                shown(path)
+            );
+            return field.wrong(message, report);
+        }
+        None => {}
     }
     match files::unfit_program(path) {
         Some(reason) => field.wrong(reason, report),

@@ -7,6 +7,7 @@ use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 
 mod merging;
+mod twin;
 
 const CONNECTION: &str = "HostName=h.example;DeviceId=dev;SharedAccessKey=AAAA";
 
@@ -240,4 +241,9 @@ const PARTS: &[&str] = &[
     "report = [\"twin\"]\n",
     "max_on = ",
     "ca_file = \"/dev/null\"\n",
+    "[twin]\naccept = ",
+    "[allow]\nprograms = ",
+    "pins = ",
+    "[\"rules\"]\n",
+    "[\"/bin/true\", \"/bin/sh\"]\n",
 ];

@@ -120,5 +120,6 @@ mod systemd;
 mod transports;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod traps;
+mod twin_check;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod twin_cli;

@@ -1,0 +1,184 @@
+//! Rules in the twin's desired properties, and the file that keeps them.
+//!
+//! Owns: their shape there, how large they may be, the file both ways. Must not know: the language of rules, how the twin is
+//! read. Used by: `config`, `agent`.
+//!
+//! A key of the twin has no `.`, `$` or space, and a condition may well have one (`"$.method"`, `"body.zone"`): so a rule
+//! is not written as JSON there, but as TOML in a text: `{"c2dAgent": {"rules": {"NAME": "[[rule]]\nname = …"}}}`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::outcome::TWIN_SECTION;
+
+use super::files;
+use super::table::shown;
+
+/// Bytes of all texts and their names; the hub keeps no more than this of desired properties.
+const MAX_BYTES: usize = 32 * 1024;
+/// Most texts.
+const MAX_TEXTS: usize = 100;
+/// Bytes of a text's name.
+const MAX_NAME: usize = 100;
+/// Most keys that are named; the rest are counted.
+const MAX_NAMED: usize = 20;
+/// Bytes of the file: JSON writes some characters with six.
+const MAX_FILE: u64 = 8 * MAX_BYTES as u64;
+/// The file, beside the inbox.
+const FILE: &str = "twin-rules.json";
+/// What becomes the file when it is whole.
+const NEW_FILE: &str = "twin-rules.json.new";
+
+/// Rules in the twin's desired properties: texts in TOML that hold `[[rule]]` tables and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TwinRules {
+    /// `$version` of the desired properties with which they came.
+    pub version: u64,
+    /// The texts by their names; these decide the order.
+    #[serde(rename = "rules")]
+    pub texts: BTreeMap<String, String>,
+}
+
+impl TwinRules {
+    /// The rules in desired properties, as the hub hands them out; without a text when there are none.
+    ///
+    /// # Errors
+    /// What has the wrong shape or size, a sentence each; at most a few dozen.
+    pub fn from_desired(desired: &Value) -> Result<Self, Vec<String>> {
+        let mut rules = Self { version: version_of(desired), texts: BTreeMap::new() };
+        let section = match desired.get(TWIN_SECTION) {
+            None | Some(Value::Null) => return Ok(rules),
+            Some(Value::Object(section)) => section,
+            Some(other) => {
+                let needed = format!("{{\"{TWIN_SECTION}\": {{\"rules\": {{}}}}}}");
+                return Err(vec![format!(
+                    "{TWIN_SECTION} is {}, but must be an object, such as {needed}",
+                    described(other)
+                )]);
+            }
+        };
+        let mut problems: Vec<String> = Vec::new();
+        let others = section.keys().filter(|key| key.as_str() != "rules");
+        problems.extend(others.take(MAX_NAMED).map(|key| {
+            format!("{TWIN_SECTION} has no property \"{}\": only rules are taken from the twin", shown(key))
+        }));
+        match section.get("rules") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(texts)) => {
+                for (name, text) in texts.iter().take(MAX_TEXTS + 1) {
+                    match text {
+                        Value::String(text) => drop(rules.texts.insert(name.clone(), text.clone())),
+                        other if problems.len() < 2 * MAX_NAMED => problems.push(format!(
+                            "{TWIN_SECTION}.rules.{} is {}, but must be a text in TOML",
+                            shown(name),
+                            described(other)
+                        )),
+                        _ => {}
+                    }
+                }
+                problems.extend(rules.unfit());
+            }
+            Some(other) => problems.push(format!(
+                "{TWIN_SECTION}.rules is {}, but must be an object of texts, such as {{\"10-pumps\": \"[[rule]]…\"}}",
+                described(other)
+            )),
+        }
+        if problems.is_empty() { Ok(rules) } else { Err(problems) }
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// What is too large, or has a name that cannot stand in a message.
+    fn unfit(&self) -> Option<String> {
+        let bytes: usize = self.texts.iter().map(|(name, text)| name.len() + text.len()).sum();
+        if self.texts.len() > MAX_TEXTS {
+            return Some(format!("there are more than {MAX_TEXTS} texts of rules: put several into one"));
+        }
+        if bytes > MAX_BYTES {
+            return Some(format!("the texts of rules have {bytes} bytes, and may have {MAX_BYTES} together"));
+        }
+        let unfit =
+            |name: &&String| name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control);
+        self.texts.keys().find(unfit).map(|name| {
+            format!(
+                "a text of rules is named \"{}\": a name has 1 to {MAX_NAME} bytes and no control characters",
+                shown(name)
+            )
+        })
+    }
+
+    /// Where they are kept for an agent with this inbox: beside it.
+    pub fn file(inbox: &Path) -> PathBuf {
+        inbox.with_file_name(FILE)
+    }
+
+    /// Reads the file; `None` when there is none.
+    ///
+    /// # Errors
+    /// Why it cannot be read, in words, without its name.
+    pub fn stored(file: &Path) -> Result<Option<Self>, String> {
+        if fs::symlink_metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let text = files::read_text(file, MAX_FILE)?;
+        let rules: Self = serde_json::from_str(&text).map_err(|error| format!("it is damaged: {error}"))?;
+        match rules.unfit() {
+            Some(reason) => Err(format!("it is damaged: {reason}")),
+            None => Ok(Some(rules)),
+        }
+    }
+
+    /// Writes the file, or removes it when there is no text. When this has returned, that survives a power cut. May block.
+    ///
+    /// # Errors
+    /// Why it cannot be written; then the earlier file is there still.
+    pub fn store(&self, file: &Path) -> Result<(), String> {
+        let failed =
+            |error: io::Error| format!("{} cannot be written: {}", file.display(), files::in_words(&error));
+        if self.is_empty() {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                removed => removed.map_err(failed)?,
+            }
+        } else {
+            let text = serde_json::to_string(self).map_err(|error| failed(error.into()))?;
+            let new = file.with_file_name(NEW_FILE);
+            let mut options = fs::OpenOptions::new();
+            let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
+            let written = opened.and_then(|mut opened| {
+                opened.write_all(text.as_bytes())?;
+                opened.sync_all()
+            });
+            written.and_then(|()| fs::rename(&new, file)).map_err(failed)?;
+        }
+        let directory =
+            file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    }
+}
+
+/// `$version` of desired properties; 0 without one.
+pub fn version_of(desired: &Value) -> u64 {
+    desired.get("$version").and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn described(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
