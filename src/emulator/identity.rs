@@ -23,6 +23,14 @@ pub(super) fn join(device_id: &str, module_id: Option<&str>) -> String {
     module_id.map_or_else(|| device_id.to_owned(), |module| format!("{device_id}/{module}"))
 }
 
+/// For sentences: `device "D"`, or `module "M" of device "D"`.
+pub(super) fn named(id: &str) -> String {
+    match split(id) {
+        (device, None) => format!("device \"{device}\""),
+        (device, Some(module)) => format!("module \"{module}\" of device \"{device}\""),
+    }
+}
+
 /// What a token must cover, and what topics begin with: `devices/D` or `devices/D/modules/M`.
 pub(super) fn path(id: &str) -> String {
     match split(id) {

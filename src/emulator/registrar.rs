@@ -1,4 +1,4 @@
-//! Devices that a back end makes, changes and deletes while the emulator runs: hub and state directory together.
+//! Devices and modules that a back end makes, changes and deletes while the emulator runs: hub and state directory together.
 //!
 //! Owns: the order of both, and the conditions under which a change is made. Must not know: HTTP, JSON.
 //! Used by: `emulator::https`.
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::MAX_DEVICES;
 use super::hub::Identity;
+use super::identity;
 use super::registry::{Device, DeviceCredential};
 use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys};
@@ -20,10 +21,10 @@ pub(super) struct Registrar {
     state: Arc<Mutex<StateDir>>,
 }
 
-/// What a device should become.
+/// What a device or a module should become.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// Its id, checked.
+    /// Its id, checked; of a module DEVICE/MODULE.
     pub(super) id: String,
     /// What it must prove. `None`: the keys that it has, or new ones.
     pub(super) credential: Option<DeviceCredential>,
@@ -46,13 +47,13 @@ pub(super) enum Expected {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistrarError {
     /// To be made, and there.
-    #[error("the hub already has a device \"{0}\": send If-Match to change it")]
+    #[error("the hub already has a {}: send If-Match to change it", identity::named(.0))]
     Exists(String),
     /// To be changed or deleted, and not there.
-    #[error("the hub has no device \"{0}\"")]
+    #[error("the hub has no {}", identity::named(.0))]
     Missing(String),
     /// Changed by somebody else in the meantime.
-    #[error("the device \"{0}\" has another etag by now: get it again")]
+    #[error("the {} has another etag by now: get it again", identity::named(.0))]
     Changed(String),
     /// As many as there may be.
     #[error("the hub already has {MAX_DEVICES} devices, and serves no more")]
@@ -76,7 +77,8 @@ impl Registrar {
         &self.hub
     }
 
-    /// Makes a device, or changes one that is there, and answers with it as it is now.
+    /// Makes a device or a module, or changes one that is there, and answers with it as it is now. The device of a module
+    /// must be there.
     ///
     /// # Errors
     /// [`RegistrarError`]; the hub has not changed then.
@@ -86,7 +88,12 @@ impl Registrar {
     pub(super) async fn put(&self, wanted: Wanted, expected: Expected) -> Result<Identity, RegistrarError> {
         self.change(move |hub, state| {
             let Wanted { id, credential, enabled } = wanted;
-            let (present, count) = hub.with(|hub, _| (hub.identity(&id), hub.device_ids().count()));
+            let device_id = identity::split(&id).0.to_owned();
+            let (device, present, count) =
+                hub.with(|hub, _| (hub.identity(&device_id), hub.identity(&id), hub.device_ids().count()));
+            if identity::is_module(&id) && device.is_none() {
+                return Err(RegistrarError::Missing(device_id));
+            }
             match (&present, expected) {
                 (Some(_), Expected::Unsaid) => return Err(RegistrarError::Exists(id)),
                 (Some(present), expected) => expected.holds_for(present)?,
@@ -112,7 +119,7 @@ impl Registrar {
         .await
     }
 
-    /// Deletes a device, with its queue and its modules.
+    /// Deletes a module, or a device with its modules; queue and twin go with each.
     ///
     /// # Errors
     /// [`RegistrarError`]; the hub has not changed then.

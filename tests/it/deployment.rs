@@ -4,6 +4,11 @@
 
 use std::path::Path;
 
+#[cfg(all(feature = "service", feature = "emulator"))]
+use rumqttc::mqttbytes::{
+    QoS,
+    v4::{Packet, Publish},
+};
 use serde_json::{Map, Value};
 
 use crate::harness::{binary, run};
@@ -67,8 +72,6 @@ fn the_manifest_keeps_the_rules_of_its_schema() {
     assert_eq!(agent["runtime"]["type"], "docker");
     assert_eq!(agent["runtime"]["settings"]["minDockerVersion"], "v1.25");
     assert!(hub["storeAndForwardConfiguration"]["timeToLiveSecs"].is_u64());
-    // C2D is not routed, and the agent sends nothing as a module.
-    assert!(object(&hub["routes"], "routes").is_empty());
     let system = object(&agent["systemModules"], "systemModules");
     assert_eq!(system.keys().collect::<Vec<_>>(), ["edgeAgent", "edgeHub"]);
     for module in system.values() {
@@ -91,6 +94,57 @@ fn the_manifest_keeps_the_rules_of_its_schema() {
         for (variable, value) in object(&module["env"], "env") {
             assert_eq!(object(value, variable).keys().collect::<Vec<_>>(), ["value"], "{variable}");
         }
+    }
+}
+
+#[test]
+fn one_route_leads_to_an_input_of_the_agent_and_one_from_it_to_the_hub() {
+    let hub = desired("$edgeHub");
+    let routes = object(&hub["routes"], "routes");
+    let (mut into_agent, mut upstream) = (0, 0);
+    for (name, route) in routes {
+        assert!(
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric()),
+            "{name}: letters and digits, which every tool takes"
+        );
+        let words: Vec<&str> = text(route, name).split(' ').collect();
+        let [from, source, into, sink] = words[..] else { panic!("{name}: {route}") };
+        assert_eq!((from, into), ("FROM", "INTO"), "{name}");
+        let own = source.starts_with("/messages/modules/c2d-agent/");
+        // Or what it sends would come back to it.
+        assert!(!own || sink == "$upstream", "{name}: {route}");
+        into_agent += usize::from(sink.starts_with("BrokeredEndpoint(\"/modules/c2d-agent/inputs/"));
+        upstream += usize::from(own);
+    }
+    assert_eq!((routes.len(), into_agent, upstream), (2, 1, 1), "{routes:?}");
+}
+
+#[cfg(all(feature = "service", feature = "emulator"))]
+#[test]
+fn the_routes_are_those_of_the_emulator_too() {
+    let hub = desired("$edgeHub");
+    let routes = object(&hub["routes"], "routes").iter();
+    let routes: Vec<&str> = routes.flat_map(|(name, route)| ["--route", text(route, name)]).collect();
+    let modules = ["--module", "edge1/c2d-agent", "--module", "edge1/sensor"];
+    let emulator = crate::harness::Emulator::start_with(&[&modules[..], &routes].concat());
+    let mut agent = crate::emulator_modules::module(&emulator, "c2d-agent");
+    let mut sensor = crate::emulator_modules::module(&emulator, "sensor");
+    agent.subscribe(&[("devices/edge1/modules/c2d-agent/inputs/#", QoS::AtLeastOnce)]);
+    sensor.send(Packet::Publish(Publish::new(
+        "devices/edge1/modules/sensor/messages/events/%24.on=alarms&%24.mid=m-1/",
+        QoS::AtMostOnce,
+        "hot",
+    )));
+    let topic = agent.publish().topic;
+    assert!(topic.starts_with("devices/edge1/modules/c2d-agent/inputs/commands/"), "{topic}");
+}
+
+/// The manifest can be read by whoever may read twins: secrets are in a file.
+#[test]
+fn the_manifest_names_no_identity_of_its_own() {
+    let manifest = read("deployment.json");
+    for word in ["ConnectionString", "CONNECTION_STRING", "SharedAccessKey", "IOTEDGE_"] {
+        assert!(!manifest.contains(word), "{word}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use crate::harness::{Emulator, Process, Proxy, binary, own_address, run, write_config};
 use crate::over;
-use crate::sdk::{json, python, script};
+use crate::sdk::{json, owner_string, python, python_with_https, script};
 
 const RULES: &str = "[[rule]]\nname = \"good\"\nwhen = { action = \"good\" }\ndo = [ { shell = \"true\" } ]\n\
                      [[rule]]\nname = \"bad\"\nwhen = { action = \"bad\" }\ndo = [ { shell = \"exit 7\" } ]\n";
@@ -129,4 +129,19 @@ fn a_gateway_whose_name_is_none_is_refused() {
     let refused = run(&mut command);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("\"edge1:8883\" is not a host name") && refused.status.code() == Some(2), "{said}");
+}
+
+#[test]
+fn the_sdks_back_end_makes_and_deletes_modules() {
+    let Some(python) = python_with_https("the SDK's back end makes modules") else { return };
+    let (emulator, _dir) = crate::sdk::emulator(&["--module", "edge1/filter", "--https-port", "443"]);
+    let mut service = script(&python, "service_modules.py");
+    service.env("SERVICE_CONNECTION_STRING", owner_string(&emulator));
+    let service = Process::spawn(service.env("REQUESTS_CA_BUNDLE", emulator.ca_file()));
+    assert_eq!(service.wait_exit().code(), Some(0), "{}", service.stderr.text());
+    let expected = serde_json::json!({
+        "kept_keys": true, "of": "edge1", "again": 409, "listed": ["filter", "made"], "gone": 404,
+        "same_generation": false, "nowhere": 404,
+    });
+    assert_eq!(json(&service.stdout.wait_for("kept_keys")), expected);
 }

@@ -47,7 +47,8 @@ fn sign_in(emulator: &Emulator, client_id: &str, password: String) -> (Device, C
     (device, code)
 }
 
-fn module(emulator: &Emulator, name: &str) -> Device {
+/// A module of `edge1`, signed in.
+pub(crate) fn module(emulator: &Emulator, name: &str) -> Device {
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
     let mut device = Device::dial_with(emulator.mqtt, config);
     let mut connect = Connect::new(format!("edge1/{name}"));

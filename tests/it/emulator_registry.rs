@@ -62,6 +62,44 @@ fn a_device_is_made_used_disabled_and_deleted_and_a_restart_changes_none_of_it()
 }
 
 #[test]
+fn a_module_that_is_made_anew_has_another_generation_and_the_files_to_start_it_with() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("workload.sock");
+    let socket = socket.to_str().expect("UTF-8");
+    let arguments = ["--module", "edge1/filter", "--workload-socket", socket];
+    let emulator = Emulator::start_in(&dir.path().join("state"), "0", "0", &arguments);
+    let path = "/devices/edge1/modules/filter";
+    let before = owner(&emulator, "GET", path, "", &Value::Null).json();
+    assert_eq!((&before["deviceId"], &before["moduleId"]), (&json!("edge1"), &json!("filter")));
+    let generation = |module: &Value| module["generationId"].as_str().expect("a generation").to_owned();
+    let environment = emulator.state.join("modules/edge1/filter.env");
+    let line = |module: &Value| format!("IOTEDGE_MODULEGENERATIONID={}\n", generation(module));
+    let text = std::fs::read_to_string(&environment).expect("an environment");
+    assert!(text.ends_with(&line(&before)), "{text}");
+
+    assert_eq!(owner(&emulator, "DELETE", path, "If-Match: *\r\n", &Value::Null).status, 204);
+    assert!(!environment.exists() && !environment.with_extension("connection-string").exists());
+    assert_eq!(owner(&emulator, "GET", path, "", &Value::Null).status, 404);
+    let body = json!({ "deviceId": "edge1", "moduleId": "filter" });
+    let made = owner(&emulator, "PUT", path, "", &body);
+    assert_eq!(made.status, 200, "{made:?}");
+    assert_ne!(generation(&made.json()), generation(&before));
+    let text = std::fs::read_to_string(&environment).expect("an environment");
+    assert!(text.ends_with(&line(&made.json())), "{text}");
+    assert_eq!(owner(&emulator, "PUT", "/devices/edge1/modules/other", "", &json!({})).status, 200);
+    let listed = owner(&emulator, "GET", "/devices/edge1/modules", "", &Value::Null).json();
+    let ids: Vec<_> = listed.as_array().expect("a list").iter().map(|module| &module["moduleId"]).collect();
+    assert_eq!(ids, [&json!("filter"), &json!("other")]);
+    assert_eq!(emulator.process.terminate(), Some(0));
+
+    let emulator = Emulator::start_in(&dir.path().join("state"), "0", "0", &arguments);
+    let after = owner(&emulator, "GET", path, "", &Value::Null).json();
+    assert_eq!(generation(&after), generation(&made.json()), "a restart makes no other one");
+    assert_eq!(owner(&emulator, "DELETE", "/devices/edge1", "If-Match: *\r\n", &Value::Null).status, 204);
+    assert_eq!(owner(&emulator, "GET", "/devices/edge1/modules", "", &Value::Null).status, 404);
+}
+
+#[test]
 fn bad_requests_and_missing_rights_are_refused_in_words() {
     let emulator = Emulator::start();
     let thumbprint = |text: &str| {
@@ -102,6 +140,41 @@ fn bad_requests_and_missing_rights_are_refused_in_words() {
         ("DELETE", "/devices/dev1", "If-Match: \"x\"\r\n", Value::Null, 412, "PreconditionFailed;"),
         ("GET", "/devices/none", "", Value::Null, 404, "DeviceNotFound;"),
         ("POST", "/devices/dev1", "", Value::Null, 405, "MethodNotAllowed;"),
+        (
+            "GET",
+            "/devices/dev1/modules/m",
+            "",
+            Value::Null,
+            404,
+            "ModuleNotFound;device \"dev1\" has no module",
+        ),
+        ("GET", "/devices/none/modules", "", Value::Null, 404, "DeviceNotFound;"),
+        (
+            "PUT",
+            "/devices/none/modules/m",
+            "",
+            json!({}),
+            404,
+            "DeviceNotFound;the hub has no device \"none\"",
+        ),
+        ("PUT", "/devices/dev1/modules/m", "If-Match: *\r\n", json!({}), 404, "ModuleNotFound;"),
+        (
+            "PUT",
+            "/devices/dev1/modules/a%20b",
+            "",
+            json!({}),
+            400,
+            "ArgumentInvalid;\"a b\" is not a module id",
+        ),
+        (
+            "PUT",
+            "/devices/dev1/modules/m",
+            "",
+            json!({ "moduleId": "n" }),
+            400,
+            "ArgumentInvalid;the module id in",
+        ),
+        ("DELETE", "/devices/dev1/modules/m", "", Value::Null, 404, "ModuleNotFound;"),
     ];
     for (method, path, headers, body, status, words) in cases {
         let answer = owner(&emulator, method, path, headers, &body);

@@ -1,10 +1,11 @@
-//! The registry of devices, for back ends with registry rights.
+//! The registry of devices and modules, for back ends with registry rights.
 //!
-//! Owns: the routes `/devices` and `/devices/{id}`, and the JSON of a device. Must not know: connections, files.
-//! Used by: `https::routes`.
+//! Owns: the routes `/devices`, `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and the JSON of
+//! a device or a module. Must not know: connections, files. Used by: `https::routes`.
 //!
-//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: modules, edge
-//! devices and parents, certificates of an authority. A choice: a device that is changed without keys keeps those it has.
+//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: edge devices and
+//! parents, certificates of an authority. Choices: one that is changed without keys keeps those it has; one that was deleted and
+//! is made again with other keys has another generation.
 
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -28,11 +29,12 @@ const MAX_LISTED: usize = 1_000;
 /// How the hub writes a time that never was.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// A device as a back end sends it. What is not here is passed over.
+/// A device or a module as a back end sends it. What is not here is passed over.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
     device_id: Option<String>,
+    module_id: Option<String>,
     status: Option<String>,
     authentication: Option<Authentication>,
 }
@@ -76,31 +78,42 @@ pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
     Ok(reply::ok(&devices.iter().map(show).collect()))
 }
 
-/// `GET /devices/{id}`.
-pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
+/// `GET /devices/{id}/modules`.
+pub(super) fn modules(call: &Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryRead)?;
     let device_id = call.segment(1);
-    let identity = call.hub.with(|hub, _| hub.identity(device_id));
-    Ok(identity.map_or_else(|| reply::no_device(device_id), |identity| reply::ok(&show(&identity))))
+    let modules = call.hub.with(|hub, _| {
+        hub.identity(device_id)?;
+        Some(hub.modules_of(device_id).iter().filter_map(|id| hub.identity(id)).collect::<Vec<_>>())
+    });
+    let shown = |modules: Vec<Identity>| reply::ok(&modules.iter().map(show).collect());
+    Ok(modules.map_or_else(|| reply::no_device(device_id), shown))
 }
 
-/// `PUT /devices/{id}`: makes it, or with `If-Match` changes it.
+/// `GET /devices/{id}`, `GET /devices/{id}/modules/{id}`.
+pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
+    call.back_end(BackEndRight::RegistryRead)?;
+    let id = call.identity();
+    let identity = call.hub.with(|hub, _| hub.identity(&id));
+    Ok(identity.map_or_else(|| reply::no_device(&id), |identity| reply::ok(&show(&identity))))
+}
+
+/// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: makes it, or with `If-Match` changes it.
 pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryWrite)?;
     let body = call.body(MAX_BODY).await?;
     let sent: Sent = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body is no device: {error}")))?;
-    let id = call.segment(1).to_owned();
-    let wanted = wanted(id, sent).map_err(|sentence| reply::bad_argument(&sentence))?;
+    let wanted = wanted(call.identity(), sent).map_err(|sentence| reply::bad_argument(&sentence))?;
     let made = call.registrar.put(wanted, call.expected()).await.map_err(|error| refusal(&error))?;
     tracing::info!(device_id = made.device.id, enabled = made.enabled, "a back end registered a device");
     Ok(reply::ok(&show(&made)))
 }
 
-/// `DELETE /devices/{id}`.
+/// `DELETE /devices/{id}`, `DELETE /devices/{id}/modules/{id}`.
 pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryWrite)?;
-    let device_id = call.segment(1).to_owned();
+    let device_id = call.identity();
     let deleted = call.registrar.delete(device_id.clone(), call.expected()).await;
     deleted.map_err(|error| refusal(&error))?;
     tracing::info!(device_id, "a back end deleted a device");
@@ -108,11 +121,14 @@ pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
 }
 
 fn wanted(id: String, sent: Sent) -> Result<Wanted, String> {
-    if let Err(error) = check_device_id(&id) {
-        return Err(error.to_string());
-    }
-    if sent.device_id.is_some_and(|sent| sent != id) {
+    let (device, module) = identity::split(&id);
+    let checked = if module.is_some() { identity::check_module(&id) } else { check_device_id(device) };
+    checked.map_err(|error| error.to_string())?;
+    if sent.device_id.is_some_and(|sent| sent != device) {
         return Err("the device id in the body is not the one in the path".to_owned());
+    }
+    if sent.module_id.is_some_and(|sent| Some(&*sent) != module) {
+        return Err("the module id in the body is not the one in the path".to_owned());
     }
     let enabled = match sent.status.as_deref() {
         None | Some("enabled") => true,
@@ -177,15 +193,13 @@ fn show(identity: &Identity) -> Value {
             ((None, None), (Some(primary.clone()), secondary.clone()), "selfSigned")
         }
     };
-    json!({
-        "deviceId": identity.device.id,
+    let (device, module) = identity::split(&identity.device.id);
+    let mut shown = json!({
+        "deviceId": device,
         "generationId": identity.generation,
         "etag": identity.etag(),
         "connectionState": if identity.connected { "Connected" } else { "Disconnected" },
-        "status": if identity.enabled { "enabled" } else { "disabled" },
-        "statusReason": null,
         "connectionStateUpdatedTime": NEVER,
-        "statusUpdatedTime": NEVER,
         "lastActivityTime": identity.last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
         "cloudToDeviceMessageCount": identity.queue_length,
         "authentication": {
@@ -193,14 +207,31 @@ fn show(identity: &Identity) -> Value {
             "x509Thumbprint": { "primaryThumbprint": thumbprints.0, "secondaryThumbprint": thumbprints.1 },
             "type": kind,
         },
-        "capabilities": { "iotEdge": false },
-    })
+    });
+    // A module has no status of its own, and is managed by whoever made it.
+    let more = match module {
+        Some(module) => json!({ "moduleId": module, "managedBy": null }),
+        None => json!({
+            "status": if identity.enabled { "enabled" } else { "disabled" },
+            "statusReason": null,
+            "statusUpdatedTime": NEVER,
+            "capabilities": { "iotEdge": false },
+        }),
+    };
+    if let (Value::Object(shown), Value::Object(more)) = (&mut shown, more) {
+        shown.extend(more);
+    }
+    shown
 }
 
 /// The words are those of the SDKs' error codes.
 fn refusal(error: &RegistrarError) -> Reply {
     let (status, code) = match error {
+        RegistrarError::Exists(id) if identity::is_module(id) => {
+            (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice")
+        }
         RegistrarError::Exists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists"),
+        RegistrarError::Missing(id) if identity::is_module(id) => (StatusCode::NOT_FOUND, "ModuleNotFound"),
         RegistrarError::Missing(_) => (StatusCode::NOT_FOUND, "DeviceNotFound"),
         RegistrarError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
         RegistrarError::TooMany => (StatusCode::FORBIDDEN, "IotHubQuotaExceeded"),

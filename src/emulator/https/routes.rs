@@ -24,6 +24,7 @@ pub(super) async fn answer(mut call: Call) -> Reply {
 /// What is served.
 enum Route {
     ListDevices,
+    ListModules,
     GetDevice,
     PutDevice,
     DeleteDevice,
@@ -58,10 +59,12 @@ fn find(method: &Method, words: &[&str]) -> Route {
     match (method.as_str(), words) {
         ("GET", ["devices"]) => Route::ListDevices,
         (_, ["devices"]) => Route::Other("GET"),
-        ("GET", ["devices", _]) => Route::GetDevice,
-        ("PUT", ["devices", _]) => Route::PutDevice,
-        ("DELETE", ["devices", _]) => Route::DeleteDevice,
-        (_, ["devices", _]) => Route::Other("GET, PUT, DELETE"),
+        ("GET", ["devices", _, "modules"]) => Route::ListModules,
+        (_, ["devices", _, "modules"]) => Route::Other("GET"),
+        ("GET", ["devices", _] | ["devices", _, "modules", _]) => Route::GetDevice,
+        ("PUT", ["devices", _] | ["devices", _, "modules", _]) => Route::PutDevice,
+        ("DELETE", ["devices", _] | ["devices", _, "modules", _]) => Route::DeleteDevice,
+        (_, ["devices", _] | ["devices", _, "modules", _]) => Route::Other("GET, PUT, DELETE"),
         ("GET", ["devices", _, "messages", "devicebound"]) => Route::Receive,
         (_, ["devices", _, "messages", "devicebound"]) => Route::Other("GET"),
         ("DELETE", ["devices", _, "messages", "devicebound", _]) => Route::CompleteOrReject,
@@ -118,6 +121,7 @@ async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
     match route {
         Route::ListDevices => registry::list(call),
+        Route::ListModules => registry::modules(call),
         Route::GetDevice => registry::get(call),
         Route::PutDevice => registry::put(call).await,
         Route::DeleteDevice => registry::delete(call).await,
