@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::outcome::TWIN_SECTION;
-
 use super::files;
 use super::table::shown;
 
+/// The agent's part of the desired properties, named as the one of the reported ones.
+const SECTION: &str = "c2dAgent";
 /// Bytes of all texts and their names; the hub keeps no more than this of desired properties.
 const MAX_BYTES: usize = 32 * 1024;
 /// Most texts.
@@ -53,13 +53,13 @@ impl TwinRules {
     /// What has the wrong shape or size, a sentence each; at most a few dozen.
     pub fn from_desired(desired: &Value) -> Result<Self, Vec<String>> {
         let mut rules = Self { version: version_of(desired), texts: BTreeMap::new() };
-        let section = match desired.get(TWIN_SECTION) {
+        let section = match desired.get(SECTION) {
             None | Some(Value::Null) => return Ok(rules),
             Some(Value::Object(section)) => section,
             Some(other) => {
-                let needed = format!("{{\"{TWIN_SECTION}\": {{\"rules\": {{}}}}}}");
+                let needed = format!("{{\"{SECTION}\": {{\"rules\": {{}}}}}}");
                 return Err(vec![format!(
-                    "{TWIN_SECTION} is {}, but must be an object, such as {needed}",
+                    "{SECTION} is {}, but must be an object, such as {needed}",
                     described(other)
                 )]);
             }
@@ -67,7 +67,7 @@ impl TwinRules {
         let mut problems: Vec<String> = Vec::new();
         let others = section.keys().filter(|key| key.as_str() != "rules");
         problems.extend(others.take(MAX_NAMED).map(|key| {
-            format!("{TWIN_SECTION} has no property \"{}\": only rules are taken from the twin", shown(key))
+            format!("{SECTION} has no property \"{}\": only rules are taken from the twin", shown(key))
         }));
         match section.get("rules") {
             None | Some(Value::Null) => {}
@@ -76,7 +76,7 @@ impl TwinRules {
                     match text {
                         Value::String(text) => drop(rules.texts.insert(name.clone(), text.clone())),
                         other if problems.len() < 2 * MAX_NAMED => problems.push(format!(
-                            "{TWIN_SECTION}.rules.{} is {}, but must be a text in TOML",
+                            "{SECTION}.rules.{} is {}, but must be a text in TOML",
                             shown(name),
                             described(other)
                         )),
@@ -86,7 +86,7 @@ impl TwinRules {
                 problems.extend(rules.unfit());
             }
             Some(other) => problems.push(format!(
-                "{TWIN_SECTION}.rules is {}, but must be an object of texts, such as {{\"10-pumps\": \"[[rule]]…\"}}",
+                "{SECTION}.rules is {}, but must be an object of texts, such as {{\"10-pumps\": \"[[rule]]…\"}}",
                 described(other)
             )),
         }
