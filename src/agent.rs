@@ -28,10 +28,11 @@ use crate::action::{ActionError, Actions};
 use crate::config::Config;
 use crate::inbox::{Inbox, News, Op, Reply};
 use crate::metrics::Scrape;
-use crate::session::{self, Event, Session, SessionError};
+use crate::session::{Event, SessionError};
 use crate::tls::TlsError;
 
 mod board;
+mod connection;
 pub(crate) mod control;
 mod ending;
 mod guards;
@@ -43,6 +44,7 @@ mod recovery;
 mod reload;
 mod report;
 mod scrape;
+mod sessions;
 pub(crate) mod status;
 mod stopping;
 mod supervision;
@@ -56,11 +58,11 @@ use guards::Guards;
 use hand::{Hand, RuleFacts};
 use lanes::{LaneNames, Lanes, Ticket};
 use outbox::Outbox;
-use recovery::HELD_PATIENCE;
 pub use reload::Reload;
 use reload::{Progress, Reader};
 pub use report::AgentEvent;
 use scrape::Scraper;
+use sessions::{Role, Sessions};
 use supervision::Supervision;
 use work::Done;
 
@@ -133,18 +135,21 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let Settings { config, clock, hurry, reload, observer } = settings;
     let mut inbox = Inbox::open(&config.inbox, clock);
     // Before the first connection attempt, which may take its time.
-    tracing::info!(
-        hub = %config.identity.dialled(),
-        device_id = config.identity.device_id,
-        rules = config.rules.len(),
-        pins = config.gpio.pins.len(),
-        "connecting"
-    );
-    let session = Session::open(session_settings(&config, clock))?;
+    for identity in config.identities.iter() {
+        tracing::info!(
+            hub = %identity.dialled(),
+            device_id = identity.device_id,
+            module_id = identity.module_id,
+            rules = config.rules.len(),
+            pins = config.gpio.pins.len(),
+            "connecting"
+        );
+    }
+    let sessions = Sessions::open(&config, clock)?;
     // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
     let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
-    let mut agent = Agent::new(config, clock, observer, actions, session, inbox);
+    let mut agent = Agent::new(config, clock, observer, actions, sessions, inbox);
     agent.reader = Reader::new(reload, clock);
     if let Some(first) = first {
         agent.news(first);
@@ -170,9 +175,7 @@ struct Agent {
     clock: fn() -> SystemTime,
     observer: Option<mpsc::Sender<AgentEvent>>,
     machine: Arc<Machine>,
-    session: Session,
-    /// It has ended by itself and says nothing more.
-    session_ended: bool,
+    sessions: Sessions,
     inbox: Inbox,
     /// By rule name.
     rules: HashMap<String, Arc<RuleFacts>>,
@@ -215,7 +218,7 @@ enum Happening {
     Stop,
     News(News),
     Done(Done),
-    Session(Event),
+    Session(Role, Event),
     Control(Request),
     Scrape(Scrape),
     PinSwitched,
@@ -229,7 +232,7 @@ impl Agent {
         clock: fn() -> SystemTime,
         observer: Option<mpsc::Sender<AgentEvent>>,
         actions: Actions,
-        session: Session,
+        sessions: Sessions,
         inbox: Inbox,
     ) -> Self {
         let mut names = LaneNames::default();
@@ -240,8 +243,7 @@ impl Agent {
             clock,
             observer,
             machine: Arc::new(Machine { actions, stop: CancellationToken::new() }),
-            session,
-            session_ended: false,
+            sessions,
             inbox,
             rules,
             hand: Hand::default(),
@@ -252,7 +254,7 @@ impl Agent {
             control_retry: None,
             scraper: Scraper::new(config.metrics.as_ref()),
             queries: HashMap::new(),
-            board: Board::new(clock()),
+            board: Board::new(clock(), &config.identities),
             reader: Reader::new(None, clock),
             supervision: Supervision::new(),
             opened: false,
@@ -282,24 +284,13 @@ impl Agent {
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
-        let Self {
-            session,
-            session_ended,
-            inbox,
-            running,
-            control,
-            scraper,
-            machine,
-            pins_noted,
-            reader,
-            ..
-        } = self;
+        let Self { sessions, inbox, running, control, scraper, machine, pins_noted, reader, .. } = self;
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
             news = inbox.next() => Happening::News(news),
             Some(done) = running.next(), if !running.is_empty() => Happening::Done(done),
-            event = next_event(session, take), if !*session_ended => Happening::Session(event),
+            (role, event) = sessions.next(take) => Happening::Session(role, event),
             request = next_request(control) => Happening::Control(request),
             scrape = scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
@@ -310,7 +301,7 @@ impl Agent {
             Happening::Stop => return Ok(Next::Stop),
             Happening::News(news) => self.news(news),
             Happening::Done(done) => self.done(done),
-            Happening::Session(event) => self.session_event(event)?,
+            Happening::Session(role, event) => self.session_event(role, event)?,
             Happening::Control(request) => self.request(request),
             Happening::Scrape(scrape) => scrape.answer(self.figures()),
             Happening::PinSwitched => self.note_pins(),
@@ -323,47 +314,8 @@ impl Agent {
         let now = Instant::now();
         // Here and not only when its time comes: a backlog keeps that last arm from its turn.
         self.supervision.alive(now);
-        self.outbox.pump(&self.session, &mut self.inbox, now);
+        self.outbox.pump(&self.sessions, &mut self.inbox, now);
         Ok(Next::Go)
-    }
-
-    fn session_event(&mut self, event: Event) -> Result<(), AgentError> {
-        match event {
-            Event::Delivery(delivery) => {
-                self.take(delivery);
-                // What has arrived together is recorded together.
-                while self.hand.has_room() {
-                    let Some(delivery) = self.session.try_delivery() else { break };
-                    self.take(delivery);
-                }
-            }
-            Event::Subscribed { transport, renewal, expiry } => {
-                self.board.connected((self.clock)(), transport, renewal, expiry);
-                self.machine.actions.hub_back();
-                self.outbox.connected();
-                self.held_look = Some(Instant::now() + HELD_PATIENCE);
-                self.supervision.subscribed();
-                self.tell_systemd();
-                self.tell(AgentEvent::Subscribed);
-            }
-            Event::Renewed { renewal, expiry } => self.board.renewed(renewal, expiry),
-            Event::Disconnected { reason } => {
-                self.board.disconnected((self.clock)(), &reason);
-                self.machine.actions.hub_lost();
-                self.outbox.disconnected();
-                self.tell_systemd();
-                self.tell(AgentEvent::Disconnected { reason });
-            }
-            Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
-            Event::Ended(error) => {
-                self.session_ended = true;
-                if !self.stopping {
-                    return Err(error.into());
-                }
-                tracing::warn!(%error, "the session ended while the agent stops");
-            }
-        }
-        Ok(())
     }
 
     /// When something must be looked at although nothing happens.
@@ -429,19 +381,6 @@ impl Agent {
     }
 }
 
-/// What the session needs of a configuration.
-fn session_settings(config: &Config, clock: fn() -> SystemTime) -> session::Settings {
-    session::Settings {
-        identity: config.identity.clone(),
-        transport: config.transport,
-        ca_file: config.ca_file.clone(),
-        token_lifetime: config.token_lifetime,
-        route: config.route.clone(),
-        clock,
-        twin: reports_in_twin(config),
-    }
-}
-
 /// Whether anything is ever reported in the twin.
 fn reports_in_twin(config: &Config) -> bool {
     config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin)
@@ -451,10 +390,6 @@ fn reports_in_twin(config: &Config) -> bool {
 enum Next {
     Go,
     Stop,
-}
-
-async fn next_event(session: &mut Session, take: bool) -> Event {
-    if take { session.next().await } else { session.next_event().await }
 }
 
 /// The next request; never, without a control socket.

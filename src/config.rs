@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::credentials::{DeviceIdentity, Route, Transport};
+use crate::credentials::{DeviceIdentity, ModuleEnvironment, Route, Transport};
 use crate::rules::{Reports, Rules, Unmatched};
 
 use report::Place;
@@ -21,6 +21,7 @@ mod device;
 mod drop_ins;
 mod files;
 mod gpio;
+mod identities;
 mod inbox;
 mod interlock;
 mod merge;
@@ -37,6 +38,7 @@ mod twin;
 mod twin_rules;
 mod with_twin;
 
+pub use identities::Identities;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use settings::{
@@ -50,8 +52,8 @@ pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Who signs in.
-    pub identity: DeviceIdentity,
-    /// A private root beside the system's.
+    pub identities: Identities,
+    /// A private root beside the system's, for the device.
     pub ca_file: Option<PathBuf>,
     /// How long a SAS token is good.
     pub token_lifetime: Duration,
@@ -88,8 +90,10 @@ pub struct Config {
 /// A configuration as far as it could be read, for `check` and `doctor`: a part is absent when it has a problem.
 #[derive(Debug)]
 pub struct Inspection {
-    /// Who signs in.
+    /// The device that signs in.
     pub identity: Option<DeviceIdentity>,
+    /// The module that signs in.
+    pub module: Option<ModuleEnvironment>,
     /// The first problem with who signs in, when there is one.
     pub identity_problem: Option<String>,
     /// The file that holds the device's key, token or private key; absent when it comes from the environment.
@@ -171,7 +175,9 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let directory = sources.main().and_then(Path::parent).unwrap_or(Path::new(""));
     let mut root = table::Table::new("the configuration", 0..0, &root);
     let problems = report.problems();
-    let device = device::read(root.take("device"), directory, env, &mut report);
+    let module = identities::read_module(env, &mut report);
+    let is_module = module.is_some() || report.problems() > problems;
+    let device = device::read(root.take("device"), directory, env, is_module, &mut report);
     let identity_problem = report.problem_after(problems);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let metrics = metrics::read(root.take("metrics"), &mut report);
@@ -188,6 +194,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     report.sort();
     Inspection {
         identity: device.identity,
+        module,
         identity_problem,
         secret_file: device.secret_file,
         ca_file: device.ca_file,
@@ -236,14 +243,19 @@ fn read_rules(
 }
 
 impl Inspection {
+    /// Who signs in, as far as that is known.
+    pub fn identities(&self) -> Option<Identities> {
+        Identities::of(self.identity.clone(), self.module.clone())
+    }
+
     /// The configuration, when there is no problem at all.
     ///
     /// # Errors
     /// All problems and warnings.
     pub fn into_config(self) -> Result<Config, Report> {
-        match (self.identity, self.rules, self.inbox) {
-            (Some(identity), Some(rules), Some(inbox)) if self.report.problems() == 0 => Ok(Config {
-                identity,
+        match (self.identities(), self.rules, self.inbox) {
+            (Some(identities), Some(rules), Some(inbox)) if self.report.problems() == 0 => Ok(Config {
+                identities,
                 ca_file: self.ca_file,
                 token_lifetime: self.token_lifetime,
                 transport: self.transport,
@@ -268,6 +280,7 @@ impl Inspection {
     fn unreadable(files: Vec<PathBuf>, replaced: Vec<String>, report: Report) -> Self {
         Self {
             identity: None,
+            module: None,
             identity_problem: None,
             secret_file: None,
             ca_file: None,

@@ -3,50 +3,53 @@
 //! Owns: the facts about the connection and the inbox that nobody else keeps, and putting them together with the rest.
 //! Must not know: how they are shown. Used by: `agent`.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use crate::config::Identities;
 use crate::inbox::Counts;
 
 use super::Agent;
 use super::hand::Phase;
-use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, Status};
+use super::sessions::Role;
+use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, ModuleStatus, Status};
 
 /// What is known right now.
 #[derive(Debug)]
 pub(super) struct Board {
     started: SystemTime,
-    connection: Connection,
-    renewal: Option<SystemTime>,
-    /// Until when the hub takes the token of the last sign-in.
-    token_expiry: Option<SystemTime>,
+    /// Of each role that there is.
+    sights: BTreeMap<Role, Sight>,
     pub(super) last_received: Option<SystemTime>,
     pub(super) counts: Counts,
     /// What is wrong with the inbox.
     pub(super) trouble: Option<String>,
-    ever_connected: bool,
     /// When the configuration that counts was read.
     configured: SystemTime,
     /// How many problems the last reload had, when it was refused.
     refused_reload: Option<usize>,
 }
 
+/// One connection, as it is seen.
+#[derive(Debug)]
+pub(super) struct Sight {
+    pub(super) connection: Connection,
+    renewal: Option<SystemTime>,
+    /// Until when the hub takes the token of the last sign-in.
+    token_expiry: Option<SystemTime>,
+    ever_connected: bool,
+}
+
 impl Board {
-    pub(super) fn new(now: SystemTime) -> Self {
+    pub(super) fn new(now: SystemTime, identities: &Identities) -> Self {
+        let device = identities.device().map(|_| Role::Device);
+        let module = identities.module().map(|_| Role::Module);
         Self {
             started: now,
-            connection: Connection {
-                state: ConnectionState::Connecting,
-                transport: None,
-                since: now,
-                reason: None,
-                reconnects: 0,
-            },
-            renewal: None,
-            token_expiry: None,
+            sights: device.into_iter().chain(module).map(|role| (role, Sight::new(now))).collect(),
             last_received: None,
             counts: Counts::default(),
             trouble: None,
-            ever_connected: false,
             configured: now,
             refused_reload: None,
         }
@@ -64,9 +67,51 @@ impl Board {
         self.refused_reload
     }
 
-    /// Why there is no connection, once an attempt has failed.
+    /// How a connection is, for those whose turn it is to say something of it.
+    pub(super) fn sight(&mut self, role: Role) -> Option<&mut Sight> {
+        self.sights.get_mut(&role)
+    }
+
+    /// Why the first connection is missing that has been tried for.
     pub(super) fn disconnected_because(&self) -> Option<&str> {
-        self.connection.reason.as_deref()
+        self.sights.values().find_map(|sight| sight.connection.reason.as_deref())
+    }
+
+    /// Whether whoever sends messages again in this role had the chance to; nobody does where nobody is configured.
+    pub(super) fn had_its_chance(&self, role: Role) -> bool {
+        self.sights.get(&role).is_none_or(Sight::is_connected)
+    }
+
+    /// Whether every connection is there.
+    pub(super) fn is_all_connected(&self) -> bool {
+        self.sights.values().all(Sight::is_connected)
+    }
+
+    /// Whether no connection is there: nobody can reach this agent.
+    pub(super) fn is_alone(&self) -> bool {
+        !self.sights.values().any(Sight::is_connected)
+    }
+
+    pub(super) fn received(&mut self, now: SystemTime) {
+        self.last_received = Some(now);
+    }
+
+    /// Until when the tokens are good that the hub has; the one that ends first.
+    pub(super) fn token_expiry(&self) -> Option<SystemTime> {
+        self.sights.values().filter_map(|sight| sight.token_expiry).min()
+    }
+}
+
+impl Sight {
+    fn new(now: SystemTime) -> Self {
+        let connection = Connection {
+            state: ConnectionState::Connecting,
+            transport: None,
+            since: now,
+            reason: None,
+            reconnects: 0,
+        };
+        Self { connection, renewal: None, token_expiry: None, ever_connected: false }
     }
 
     pub(super) fn connected(
@@ -100,16 +145,8 @@ impl Board {
         self.connection.reason = Some(reason.to_owned());
     }
 
-    pub(super) fn token_expiry(&self) -> Option<SystemTime> {
-        self.token_expiry
-    }
-
-    pub(super) fn is_connected(&self) -> bool {
+    fn is_connected(&self) -> bool {
         self.connection.state == ConnectionState::Connected
-    }
-
-    pub(super) fn received(&mut self, now: SystemTime) {
-        self.last_received = Some(now);
     }
 }
 
@@ -133,19 +170,37 @@ impl Agent {
             let count = if running(&phase) { &mut actions.running } else { &mut actions.waiting };
             *count += 1;
         }
-        let Board { started, connection, renewal, last_received, counts, trouble, .. } = &self.board;
-        let Board { configured, refused_reload, .. } = &self.board;
+        let Board { started, sights, last_received, counts, trouble, configured, refused_reload } =
+            &self.board;
         let pins = self.machine.actions.pin_states().into_iter();
+        let identities = &self.config.identities;
+        let first = identities.first();
+        // Each role that is configured has one from the beginning.
+        let of = |role| sights.get(&role).map(|sight| (sight.connection.clone(), sight.renewal));
+        let unseen = || Sight::new(*started);
+        let first_role = if identities.device().is_some() { Role::Device } else { Role::Module };
+        let (connection, next_token_renewal) = of(first_role).unwrap_or_else(|| (unseen().connection, None));
+        let beside = match identities {
+            Identities::Both(both) => of(Role::Module).map(|(connection, next_token_renewal)| ModuleStatus {
+                id: both.1.identity.client_id(),
+                hub: both.1.identity.dialled().to_string(),
+                connection,
+                next_token_renewal,
+            }),
+            Identities::Device(_) | Identities::Module(_) => None,
+        };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            device_id: self.config.identity.device_id.clone(),
-            hub: self.config.identity.hub.to_string(),
+            device_id: first.device_id.clone(),
+            module_id: first.module_id.clone(),
+            hub: first.hub.to_string(),
             started: *started,
             configured: Some(*configured),
             refused_reload: *refused_reload,
-            connection: connection.clone(),
-            next_token_renewal: *renewal,
+            connection,
+            next_token_renewal,
+            module: beside,
             last_message_received: *last_received,
             actions,
             inbox: InboxStatus {

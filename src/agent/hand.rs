@@ -15,6 +15,7 @@ use crate::session::{Receipt, Settlement};
 
 use super::ending::PassedOver;
 use super::lanes::{Lane, LaneNames, Ticket};
+use super::sessions::Role;
 
 /// Messages in hand at most: past this, more stay with the session, which stops reading.
 const MOST: usize = 1024;
@@ -77,6 +78,7 @@ pub(super) struct Entry {
 /// A message that is recorded as ended in the moment it is accepted.
 #[derive(Debug)]
 pub(super) struct Passing {
+    pub(super) role: Role,
     pub(super) receipt: Receipt,
     /// None when it could not be decoded.
     pub(super) message: Option<C2dMessage>,
@@ -88,6 +90,8 @@ pub(super) struct Passing {
 /// A message that the hub will send again.
 #[derive(Debug)]
 pub(super) struct Held {
+    /// By which session it comes.
+    pub(super) role: Role,
     pub(super) record: Record,
     /// From then on the hub has it no longer.
     pub(super) until: SystemTime,

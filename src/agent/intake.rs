@@ -18,6 +18,7 @@ use crate::session::{Delivery, Receipt};
 use super::ending::{self, PassedOver};
 use super::hand::{Entry, Held, Passing, Phase};
 use super::lanes::Ticket;
+use super::sessions::Role;
 use super::tally::DUPLICATE;
 use super::{Agent, AgentEvent, report};
 
@@ -29,7 +30,7 @@ type Planned = Result<Entry, (Option<String>, PassedOver)>;
 
 impl Agent {
     /// Takes a delivery in: it is offered to the inbox with what is to be done with it.
-    pub(super) fn take(&mut self, delivery: Delivery) {
+    pub(super) fn take(&mut self, role: Role, delivery: Delivery) {
         let Delivery { message, connection, receipt } = delivery;
         if !receipt.is_current() {
             // Its connection has gone: the hub sends it again on the next one.
@@ -43,7 +44,7 @@ impl Agent {
             Err(error) => {
                 let why = PassedOver::Undecodable(error.to_string());
                 let outcome = why.report(None, None, 0, received);
-                self.pass(ticket, Passing { receipt, message: None, connection, received, outcome });
+                self.pass(ticket, Passing { role, receipt, message: None, connection, received, outcome });
                 return;
             }
         };
@@ -75,7 +76,7 @@ impl Agent {
             Err((rule, why)) => {
                 let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
                 let message = Some(message);
-                self.pass(ticket, Passing { receipt, message, connection, received, outcome });
+                self.pass(ticket, Passing { role, receipt, message, connection, received, outcome });
             }
         }
     }
@@ -112,7 +113,7 @@ impl Agent {
         let rule = rule.ok_or((None, PassedOver::Unmatched))?;
         let refused = |why: String| (Some(rule.name().to_owned()), PassedOver::Refused(why));
         let plan = rule
-            .plan(&message, &self.config.identity.device_id)
+            .plan(&message, &self.config.identities.first().device_id)
             .map_err(|error| refused(error.to_string()))?;
         let facts = self.rules.get(rule.name()).ok_or_else(|| refused("the rule is gone".to_owned()))?;
         let settled = match facts.policy.settle {
@@ -132,7 +133,8 @@ impl Agent {
             Verdict::Ended(past) => {
                 self.lanes.leave(ticket);
                 let Some(mut entry) = self.hand.remove(ticket) else { return };
-                let settlement = self.settlement_again(past, Some(&entry.rule.name));
+                let settlement =
+                    self.settlement_again(past, Some(&entry.rule.name), self.role_of(&entry.message));
                 entry.settled = past.settled;
                 entry.settle(settlement);
                 self.scraper.tally.ended(Some(&entry.rule.name), DUPLICATE);
@@ -148,13 +150,17 @@ impl Agent {
         match verdict {
             Verdict::New(_) => {
                 report::log_passed_over(&passing.outcome);
-                passing.receipt.settle(self.settlement_of(&passing.outcome));
+                passing.receipt.settle(self.settlement_of(&passing.outcome, passing.role));
                 self.settled(&passing.outcome);
             }
             Verdict::Ended(past) => {
                 self.scraper.tally.ended(passing.outcome.rule.as_deref(), DUPLICATE);
                 report::log_already_done(passing.outcome.message_id.as_deref());
-                passing.receipt.settle(self.settlement_again(past, passing.outcome.rule.as_deref()));
+                passing.receipt.settle(self.settlement_again(
+                    past,
+                    passing.outcome.rule.as_deref(),
+                    passing.role,
+                ));
             }
             // It was fine when it came first, and has expired or lost its rule since.
             Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
@@ -262,8 +268,9 @@ impl Agent {
             self.lanes.leave(ticket);
             entry.receipts.retain(Receipt::is_current);
             if let Some(receipt) = entry.receipts.pop() {
+                let role = self.role_of(&entry.message);
                 let (message, connection) = (Ok(entry.message), entry.connection);
-                self.take(Delivery { message, connection, receipt });
+                self.take(role, Delivery { message, connection, receipt });
             }
         }
     }

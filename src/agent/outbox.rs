@@ -19,9 +19,10 @@ use crate::inbox::{Inbox, Op, Opened};
 use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, format_time};
 use crate::outcome::{LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinReport};
 use crate::rules::Reports;
-use crate::session::{PublishError, Session, Upstream};
+use crate::session::{PublishError, Upstream};
 
 use super::hand::RuleFacts;
+use super::sessions::Sessions;
 
 /// Telemetry reports under way at once; one of the session's eight is for the twin.
 const AT_ONCE: usize = 7;
@@ -216,7 +217,7 @@ impl Outbox {
     }
 
     /// Publishes what can be published, and asks the inbox for more.
-    pub(super) fn pump(&mut self, session: &Session, inbox: &mut Inbox, now: Instant) {
+    pub(super) fn pump(&mut self, sessions: &Sessions, inbox: &mut Inbox, now: Instant) {
         let over = |not_before: Option<Instant>| not_before.is_none_or(|at| at <= now);
         let telemetry = &mut self.telemetry;
         if !telemetry.done.is_empty() {
@@ -234,7 +235,7 @@ impl Outbox {
                 && let Some((number, body)) = telemetry.waiting.pop_front()
             {
                 telemetry.under_way.insert(number);
-                session.publish(number, telemetry_message(number, body));
+                sessions.publish(number, telemetry_message(number, body));
             }
             let idle = telemetry.waiting.is_empty() && telemetry.under_way.is_empty();
             if telemetry.more && !telemetry.fetching && idle {
@@ -248,7 +249,7 @@ impl Outbox {
             && over(twin.not_before)
         {
             let patch = twin.report.patch().to_string().into();
-            session.publish(TWIN, Upstream::Reported { patch });
+            sessions.publish(TWIN, Upstream::Reported { patch });
             (twin.under_way, twin.changed) = (true, false);
             (twin.published, twin.not_before) = (Some(now), Some(now + TWIN_REST));
         }

@@ -84,7 +84,8 @@ impl Agent {
                     // Not from the future: such a clock was wrong.
                     let received = from_millis(record.received_ms).min((self.clock)());
                     let until = message.expiry().unwrap_or(received + LONGEST_LIFE);
-                    self.hand.held.insert(number, Held { record, until });
+                    let role = self.role_of(&message);
+                    self.hand.held.insert(number, Held { role, record, until });
                 }
             }
         }
@@ -103,13 +104,12 @@ impl Agent {
     /// sent it: nothing is gained by that before, and a clock that is wrong at the start would end what is still good.
     pub(super) fn look_at_held(&mut self) {
         self.held_look = None;
-        if !self.board.is_connected() {
-            return;
-        }
         let now = (self.clock)();
-        let over = |(number, held): (&Number, &Held)| (held.until < now).then_some(*number);
+        let over = |(number, held): (&Number, &Held)| {
+            (held.until < now && self.board.had_its_chance(held.role)).then_some(*number)
+        };
         for number in self.hand.held.iter().filter_map(over).collect::<Vec<_>>() {
-            let Some(Held { record, until }) = self.hand.held.remove(&number) else { continue };
+            let Some(Held { record, until, .. }) = self.hand.held.remove(&number) else { continue };
             let [expiry, now] = [until, now].map(format_time);
             let why = PassedOver::Expired { expiry, now };
             self.end_record(number, &record, record.message_id.as_deref(), &why);

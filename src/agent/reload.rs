@@ -17,12 +17,12 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Report};
 use crate::inbox::Settled;
-use crate::session::Terms;
 
 use super::ending::PassedOver;
 use super::hand::{Phase, RuleFacts};
 use super::lanes::{Lane, LaneNames, Lanes, Ticket};
-use super::{Agent, reports_in_twin, session_settings};
+use super::sessions::Terms;
+use super::{Agent, reports_in_twin};
 
 /// How long reading the configuration may take: its disk may hang.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -95,7 +95,7 @@ impl Reader {
 
 fn read_anew(read: &dyn Fn() -> Result<Config, Report>, clock: fn() -> SystemTime) -> ReadAnew {
     let config = read().map_err(|report| report.lines().collect::<Vec<_>>())?;
-    let terms = Terms::read(session_settings(&config, clock)).map_err(|error| vec![error.to_string()])?;
+    let terms = Terms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
     Ok((config, terms))
 }
 
@@ -131,9 +131,18 @@ impl Agent {
                     .to_owned(),
             ]);
         }
+        let roles =
+            |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
+        if roles(&config) != roles(&self.config) {
+            return Err(vec![
+                "a device or a module cannot be added or taken away while the agent runs: restart it, or name the same ones as \
+                 before"
+                    .to_owned(),
+            ]);
+        }
         let changed = self.machine.actions.change_settings(&config.gpio);
         changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let signs_in_anew = self.session.change(terms);
+        let signs_in_anew = self.sessions.change(terms);
         for warning in config.warnings.lines() {
             tracing::warn!("{warning}");
         }

@@ -18,6 +18,9 @@ pub(crate) struct Status {
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) device_id: String,
+    /// Where not the device itself signs in, but a module on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) module_id: Option<String>,
     pub(crate) hub: String,
     #[serde(with = "rfc3339")]
     pub(crate) started: SystemTime,
@@ -31,12 +34,29 @@ pub(crate) struct Status {
     /// When the SAS token is renewed next; none with a certificate, and while there is no connection.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
+    /// The module, where one signs in beside the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) module: Option<ModuleStatus>,
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) last_message_received: Option<SystemTime>,
     pub(crate) actions: ActionCounts,
     pub(crate) inbox: InboxStatus,
     /// `on` or `off`, by the pin's name.
     pub(crate) pins: BTreeMap<String, String>,
+}
+
+/// A module that signs in beside the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ModuleStatus {
+    /// `DEVICE/MODULE`.
+    pub(crate) id: String,
+    /// Where it connects to: its gateway, or its hub.
+    pub(crate) hub: String,
+    pub(crate) connection: Connection,
+    /// As for the device.
+    #[serde(default, with = "optional_rfc3339")]
+    pub(crate) next_token_renewal: Option<SystemTime>,
 }
 
 /// The connection to the hub.
@@ -135,6 +155,8 @@ mod tests {
             version: "0.1.0".into(),
             pid: 4711,
             device_id: "pi-01".into(),
+            module_id: None,
+            module: None,
             hub: "h".into(),
             configured: None,
             refused_reload: None,

@@ -66,14 +66,14 @@ impl Agent {
         for answer in self.inbox.close().await {
             self.answer(answer);
         }
-        let Self { machine, session, running, hand, .. } = self;
+        let Self { machine, sessions, running, hand, .. } = self;
         drop(running);
         hand.leave_all();
         let Some(Machine { actions, .. }) = Arc::into_inner(machine) else {
-            session.close().await;
+            sessions.close().await;
             return Err(AgentError::Broken("an action is still running at the end".to_owned()));
         };
-        let (pins, ()) = tokio::join!(actions.close(), session.close());
+        let (pins, ()) = tokio::join!(actions.close(), sessions.close());
         Ok(pins?)
     }
 }

@@ -79,13 +79,15 @@ impl Agent {
 
     /// `connected to myhub.azure-devices.net as pi-01; 3 rules, 2 pins`
     fn sentence(&self) -> String {
-        let (identity, rules, pins) =
-            (&self.config.identity, self.config.rules.len(), self.config.gpio.pins.len());
-        let peer = format!("{} as {}", identity.dialled(), identity.device_id);
-        let mut sentence = match (self.board.is_connected(), self.board.disconnected_because()) {
-            (true, _) => format!("connected to {peer}"),
+        let (rules, pins) = (self.config.rules.len(), self.config.gpio.pins.len());
+        let peers = self.config.identities.iter();
+        let peers: Vec<_> =
+            peers.map(|identity| format!("{} as {}", identity.dialled(), identity.client_id())).collect();
+        let peers = peers.join(" and to ");
+        let mut sentence = match (self.board.is_all_connected(), self.board.disconnected_because()) {
+            (true, _) => format!("connected to {peers}"),
             (false, Some(reason)) => format!("not connected, trying again: {reason}"),
-            (false, None) => format!("connecting to {peer}"),
+            (false, None) => format!("connecting to {peers}"),
         };
         sentence = format!("{sentence}; {}, {}", counted(rules, "rule"), counted(pins, "pin"));
         if let Some(trouble) = &self.board.trouble {

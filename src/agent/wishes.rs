@@ -81,8 +81,10 @@ impl Agent {
                     reply = Reply::Refused(under_way(entry));
                 } else if let Some(ticket) = ticket {
                     self.lanes.leave(ticket);
-                    let settlement = self.settlement(OutcomeKind::Dropped, record.rule.as_deref());
-                    self.hand.remove(ticket).iter_mut().for_each(|entry| entry.settle(settlement));
+                    if let Some(mut entry) = self.hand.remove(ticket) {
+                        let role = self.role_of(&entry.message);
+                        entry.settle(self.settlement(OutcomeKind::Dropped, record.rule.as_deref(), role));
+                    }
                 }
             }
             _ => {}

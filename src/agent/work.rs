@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
 use crate::inbox::{Answer, Number, Op, Past, Settled, Start};
+use crate::message::C2dMessage;
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::{OnFailure, Plan};
 use crate::session::{Receipt, Settlement};
@@ -19,6 +20,7 @@ use crate::session::{Receipt, Settlement};
 use super::ending::{self, PassedOver, millis};
 use super::hand::Phase;
 use super::lanes::Ticket;
+use super::sessions::Role;
 use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
 
 /// What one of the running futures was about.
@@ -150,7 +152,11 @@ impl Agent {
     /// Hands the end of a message to the inbox; those behind it in its lanes move up.
     fn end(&mut self, ticket: Ticket, outcome: OutcomeReport) {
         let report = self.telemetry_report(&outcome);
-        let settlement = self.settlement(outcome.outcome, outcome.rule.as_deref());
+        let Some(role) = self.hand.get(ticket).map(|entry| Role::of(entry.message.source(), &self.config))
+        else {
+            return;
+        };
+        let settlement = self.settlement(outcome.outcome, outcome.rule.as_deref(), role);
         let Some(entry) = self.hand.get(ticket) else { return };
         entry.phase = Phase::Ending;
         entry.outcome = Some((outcome.clone(), settlement));
@@ -210,14 +216,15 @@ impl Agent {
     fn ended(&mut self, number: Number) {
         if let Some(passing) = self.hand.closing.remove(&number) {
             report::log_passed_over(&passing.outcome);
-            passing.receipt.settle(self.settlement_of(&passing.outcome));
+            passing.receipt.settle(self.settlement_of(&passing.outcome, passing.role));
             return self.settled(&passing.outcome);
         }
         let Some(ticket) = self.hand.ticket_of(number) else { return };
         self.lanes.leave(ticket);
         let Some(mut entry) = self.hand.remove(ticket) else { return };
         // Somebody dropped it, when there is no outcome.
-        let dropped = self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name));
+        let dropped =
+            self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name), self.role_of(&entry.message));
         entry.settle(entry.outcome.as_ref().map_or(dropped, |(_, settlement)| *settlement));
         if let Some((outcome, _)) = entry.outcome {
             self.settled(&outcome);
@@ -225,23 +232,28 @@ impl Agent {
     }
 
     /// How a message is to be settled that ended so, as its rule of now and the transport have it.
-    pub(super) fn settlement(&self, kind: OutcomeKind, rule: Option<&str>) -> Settlement {
+    pub(super) fn settlement(&self, kind: OutcomeKind, rule: Option<&str>, role: Role) -> Settlement {
         let rule = rule.and_then(|rule| self.rules.get(rule));
         let on_failure = rule.map_or(OnFailure::Reject, |rule| rule.policy.on_failure());
         let settlement = ending::settlement(kind, on_failure, self.config.unmatched);
-        if self.session.can(settlement) { settlement } else { Settlement::Complete }
+        if self.sessions.can(role, settlement) { settlement } else { Settlement::Complete }
     }
 
-    pub(super) fn settlement_of(&self, outcome: &OutcomeReport) -> Settlement {
-        self.settlement(outcome.outcome, outcome.rule.as_deref())
+    pub(super) fn settlement_of(&self, outcome: &OutcomeReport, role: Role) -> Settlement {
+        self.settlement(outcome.outcome, outcome.rule.as_deref(), role)
+    }
+
+    /// By which session a message came.
+    pub(super) fn role_of(&self, message: &C2dMessage) -> Role {
+        Role::of(message.source(), &self.config)
     }
 
     /// How a message is settled that came again after it had ended.
-    pub(super) fn settlement_again(&self, past: Past, rule: Option<&str>) -> Settlement {
+    pub(super) fn settlement_again(&self, past: Past, rule: Option<&str>, role: Role) -> Settlement {
         match (past.settled, past.outcome) {
             (Settled::OnAccept, _) | (_, None) => Settlement::Complete,
             // It was not given back then, or it would be run again now.
-            (Settled::AfterAction, Some(kind)) => match self.settlement(kind, rule) {
+            (Settled::AfterAction, Some(kind)) => match self.settlement(kind, rule, role) {
                 Settlement::Abandon => Settlement::Reject,
                 settlement => settlement,
             },

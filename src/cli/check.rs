@@ -150,12 +150,15 @@ fn verdict(inspection: &Inspection) -> String {
         .identity
         .as_ref()
         .map_or(String::new(), |identity| format!(", device {} on hub {}", identity.device_id, identity.hub));
+    let module = inspection.module.as_ref().map_or(String::new(), |module| {
+        format!(", module {} by {}", module.identity.client_id(), module.identity.dialled())
+    });
     let way = match (inspection.transport, inspection.route.over) {
         (Transport::Mqtt, Over::Tls) => String::new(),
         (Transport::Mqtt, _) => format!(", MQTT {}", inspection.route),
         (Transport::Amqp, _) => format!(", AMQP {}", inspection.route),
     };
-    format!("configuration is valid: {rules}, {pins}{device}{way}")
+    format!("configuration is valid: {rules}, {pins}{device}{way}{module}")
 }
 
 /// Which words of the configuration the transport cannot follow.
@@ -209,7 +212,8 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
     let set = inspection.twin_rules.iter().find(|set| set.rule == rule.name());
     let origin = set.map_or(String::new(), |set| format!(" of {}", set.text));
     lines.push(format!("rule \"{}\"{origin} matches", rule.name()));
-    let device = inspection.identity.as_ref().map_or(UNKNOWN_DEVICE, |identity| &identity.device_id);
+    let identities = inspection.identities();
+    let device = identities.as_ref().map_or(UNKNOWN_DEVICE, |identities| &identities.first().device_id);
     match rule.plan(message, device) {
         Ok(plan) => {
             lines.extend(describe(&plan, &inspection.gpio));

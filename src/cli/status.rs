@@ -117,10 +117,20 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
     let version = plain(version);
     let mut rows = vec![
         ("agent", format!("running {running}, version {version}, process {pid}")),
-        ("device", format!("{} on hub {}", plain(device_id), plain(hub))),
+        match &status.module_id {
+            None => ("device", format!("{} on hub {}", plain(device_id), plain(hub))),
+            Some(module) => {
+                ("module", format!("{}/{} of hub {}", plain(device_id), plain(module), plain(hub)))
+            }
+        },
         ("connection", connection(&status.connection, now)),
     ];
     rows.extend(status.connection.reason.as_deref().map(|reason| ("", plain(reason))));
+    if let Some(module) = &status.module {
+        rows.push(("module", format!("{} by {}", plain(&module.id), plain(&module.hub))));
+        rows.push(("connection", connection(&module.connection, now)));
+        rows.extend(module.connection.reason.as_deref().map(|reason| ("", plain(reason))));
+    }
     if let Some(configured) = status.configured.filter(|configured| configured > started) {
         rows.push(("configured", format!("{}, while running", relative(configured, now))));
     }
@@ -131,8 +141,11 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
             format!("the last one was refused ({problems}): see the log, or run c2d-agent check"),
         ));
     }
-    let renewal =
-        status.next_token_renewal.map(|time| ("token", format!("renewed next {}", relative(time, now))));
+    // Of both, the one that comes first.
+    let renewals =
+        [status.next_token_renewal, status.module.as_ref().and_then(|module| module.next_token_renewal)];
+    let renewal = renewals.into_iter().flatten().min();
+    let renewal = renewal.map(|time| ("token", format!("renewed next {}", relative(time, now))));
     rows.extend(renewal);
     let last = status.last_message_received.map_or("none yet".to_owned(), |time| relative(time, now));
     rows.push(("last message", last));
@@ -198,6 +211,8 @@ mod tests {
             version: "0.1.0".into(),
             pid: 4711,
             device_id: "pi-01".into(),
+            module_id: None,
+            module: None,
             hub: "myhub.azure-devices.net".into(),
             configured: None,
             refused_reload: None,

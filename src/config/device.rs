@@ -96,11 +96,21 @@ struct Fields<'t> {
     private_key: Option<Field<'t>>,
 }
 
-/// Reads `[device]`; relative paths are taken from `directory`.
+impl Fields<'_> {
+    /// Whether something is said that only a device needs.
+    fn begin_a_device(&self) -> bool {
+        [&self.device_id, &self.gateway, &self.certificate, &self.private_key]
+            .iter()
+            .any(|field| field.is_some())
+    }
+}
+
+/// Reads `[device]`; relative paths are taken from `directory`. As a module this process needs no device.
 pub(super) fn read(
     field: Option<Field<'_>>,
     directory: &Path,
     env: &dyn Fn(&str) -> Option<String>,
+    is_module: bool,
     report: &mut Report,
 ) -> Device {
     let variable = |name: &str| env(name).filter(|value| !value.trim().is_empty());
@@ -143,7 +153,7 @@ pub(super) fn read(
         _ => None,
     });
     let places = Places { directory, credentials: variable(CREDENTIALS_VARIABLE).map(PathBuf::from) };
-    let identity = read_identity(fields, from_environment.as_deref(), &places, report);
+    let identity = read_identity(fields, from_environment.as_deref(), &places, is_module, report);
     let secret_file = match identity.as_ref().map(|identity| &identity.auth) {
         Some(DeviceAuth::Certificate { private_key, .. }) => Some(private_key.clone()),
         _ if from_environment.is_some() => None,
@@ -177,6 +187,7 @@ fn read_identity(
     fields: Option<Fields<'_>>,
     from_environment: Option<&str>,
     places: &Places<'_>,
+    is_module: bool,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
     let file = fields.as_ref().and_then(|fields| fields.connection_string_file.as_ref());
@@ -224,10 +235,12 @@ fn read_identity(
                     }
                 }
             }
+            None if is_module && !fields.as_ref().is_some_and(Fields::begin_a_device) => None,
             None => {
                 let message = format!(
                     "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give connection_string_file in \
-                     [device], or hub, device_id, certificate and private_key there"
+                     [device], or hub, device_id, certificate and private_key there; to run as an IoT Edge module instead, let \
+                     edgeAgent start it, which sets IOTEDGE_WORKLOADURI"
                 );
                 report.problem(fields.map(|fields| fields.place), message);
                 None

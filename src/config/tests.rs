@@ -6,6 +6,7 @@ use super::*;
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 
+mod identities;
 mod merging;
 mod twin;
 
@@ -23,7 +24,7 @@ fn report(text: &str) -> String {
 #[test]
 fn defaults_are_filled_in() {
     let config = inspected("[gpio.pins.p]\nline = 4\n").into_config().expect("valid");
-    assert_eq!(config.identity.device_id, "dev");
+    assert_eq!(config.identities.first().device_id, "dev");
     assert_eq!(config.token_lifetime, Duration::from_secs(3600));
     assert_eq!(config.gpio.backend, GpioBackend::Auto);
     let pin = &config.gpio.pins["p"];

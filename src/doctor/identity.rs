@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::certificate::{Age, Certificate, day};
 use super::user;
 use super::{Check, Finding};
-use crate::config::{Inspection, counted};
+use crate::config::{Identities, Inspection, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
 use crate::tls;
 
@@ -21,7 +21,8 @@ const TOKEN_ENDS_SOON: Duration = DAY;
 const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
 
 pub(super) fn identity(inspection: &Inspection) -> Finding {
-    let Some(identity) = &inspection.identity else {
+    let identities = inspection.identities();
+    let Some(identity) = identities.as_ref().map(Identities::first) else {
         return match &inspection.identity_problem {
             Some(problem) => Check::Identity.failed(problem, "correct [device], or the connection string"),
             None => Check::Identity.skipped("the configuration could not be read"),

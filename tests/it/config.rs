@@ -75,7 +75,7 @@ fn a_connection_string_file_names_the_device_from_the_directory_of_the_configura
     let dir = Directory::new();
     dir.write("device.txt", &format!("{DEVICE}\n"), 0o600);
     let config = dir.load("[device]\nconnection_string_file = \"device.txt\"\n").expect("valid");
-    assert_eq!(config.identity.device_id, "pi-01");
+    assert_eq!(config.identities.first().device_id, "pi-01");
     assert_eq!(dir.warnings(&config), "");
 }
 
@@ -120,12 +120,12 @@ fn a_certificate_must_match_its_key() {
     let config = dir.load(&text("a.key.pem")).expect("valid");
     let expected =
         DeviceAuth::Certificate { certificate: dir.path("a.cert.pem"), private_key: dir.path("a.key.pem") };
-    assert_eq!(config.identity.auth, expected);
+    assert_eq!(config.identities.first().auth, expected);
     let with_string = "[device]\ncertificate = \"a.cert.pem\"\nprivate_key = \"a.key.pem\"\n";
     fs::write(dir.path("s.toml"), with_string).expect("written");
     let string = "HostName=hub.example;DeviceId=pi-02;x509=true";
     let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| string.to_owned());
-    let named = config::load(&dir.path("s.toml"), &env).expect("valid").identity;
+    let named = config::load(&dir.path("s.toml"), &env).expect("valid").identities.first().clone();
     assert_eq!((named.device_id.as_str(), named.auth), ("pi-02", expected));
     assert_eq!(config.ca_file, Some(dir.path("b.cert.pem")));
     let report = dir.problems(&text("b.key.pem"));
@@ -152,7 +152,9 @@ fn what_systemd_has_read_for_the_agent_stands_in_for_a_file_that_cannot_be_opene
             (name == "CREDENTIALS_DIRECTORY").then(|| credentials.clone())
         })
     };
-    let id = |text: &str| load(text).unwrap_or_else(|report| panic!("{report}")).identity.device_id;
+    let id = |text: &str| {
+        load(text).unwrap_or_else(|report| panic!("{report}")).identities.first().device_id.clone()
+    };
     let named = "[device]\nconnection_string_file = \"device.connection-string\"\n";
 
     // A blank credential is none: the unit has one where there is no file.
@@ -193,7 +195,7 @@ fn a_certificate_and_its_key_can_be_handed_over_by_systemd() {
         certificate: dir.path("credentials/device.cert.pem"),
         private_key: dir.path("credentials/device.key.pem"),
     };
-    assert_eq!(config.identity.auth, expected);
+    assert_eq!(config.identities.first().auth, expected);
 }
 
 #[test]

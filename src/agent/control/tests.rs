@@ -37,6 +37,8 @@ fn status() -> Status {
         version: "1".into(),
         pid: 1,
         device_id: "d".into(),
+        module_id: None,
+        module: None,
         hub: "h".into(),
         configured: None,
         refused_reload: None,

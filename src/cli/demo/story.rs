@@ -82,7 +82,11 @@ impl Story {
             self.field("hub", &format!("emulator, MQTT on {mqtt}, AMQP on {amqp}")),
             self.field(
                 "device",
-                &format!("{}, with the simulated pins {}", config.identity.device_id, pins.join(" and ")),
+                &format!(
+                    "{}, with the simulated pins {}",
+                    config.identities.first().device_id,
+                    pins.join(" and ")
+                ),
             ),
             self.field("rules", &rules.join(", ")),
         ])

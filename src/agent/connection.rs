@@ -1,0 +1,69 @@
+//! The connections: what the sessions tell, and what that means for everything else.
+//!
+//! Owns: what follows from a connection that comes or goes. Must not know: what is spoken. Used by: `agent`.
+
+use tokio::time::Instant;
+
+use crate::session::Event;
+
+use super::recovery::HELD_PATIENCE;
+use super::sessions::{Role, Sessions};
+use super::{Agent, AgentError, AgentEvent};
+
+impl Agent {
+    pub(super) fn session_event(&mut self, role: Role, event: Event) -> Result<(), AgentError> {
+        let now = (self.clock)();
+        let speaks = role == Sessions::speaker(&self.config);
+        match event {
+            Event::Delivery(delivery) => {
+                self.take(role, delivery);
+                // What has arrived together is recorded together.
+                while self.hand.has_room() {
+                    let Some(delivery) = self.sessions.try_delivery(role) else { break };
+                    self.take(role, delivery);
+                }
+            }
+            Event::Subscribed { transport, renewal, expiry } => {
+                if let Some(sight) = self.board.sight(role) {
+                    sight.connected(now, transport, renewal, expiry);
+                }
+                self.machine.actions.hub_back();
+                if speaks {
+                    self.outbox.connected();
+                }
+                self.held_look = Some(Instant::now() + HELD_PATIENCE);
+                self.supervision.subscribed();
+                self.tell_systemd();
+                self.tell(AgentEvent::Subscribed);
+            }
+            Event::Renewed { renewal, expiry } => {
+                if let Some(sight) = self.board.sight(role) {
+                    sight.renewed(renewal, expiry);
+                }
+            }
+            Event::Disconnected { reason } => {
+                if let Some(sight) = self.board.sight(role) {
+                    sight.disconnected(now, &reason);
+                }
+                // While one connection is there, somebody can still switch the pins.
+                if self.board.is_alone() {
+                    self.machine.actions.hub_lost();
+                }
+                if speaks {
+                    self.outbox.disconnected();
+                }
+                self.tell_systemd();
+                self.tell(AgentEvent::Disconnected { reason });
+            }
+            Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
+            Event::Ended(error) => {
+                self.sessions.ended(role);
+                if !self.stopping {
+                    return Err(error.into());
+                }
+                tracing::warn!(%error, "a session ended while the agent stops");
+            }
+        }
+        Ok(())
+    }
+}

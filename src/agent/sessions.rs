@@ -1,0 +1,175 @@
+//! The sessions of an agent: as a device, as a module of an edge device, or both side by side.
+//!
+//! Owns: which session does what. C2D messages come as a device only; everything else goes through the module where there is
+//! one. Must not know: what is done with messages, what a session speaks. Used by: `agent` and its parts.
+
+use std::time::SystemTime;
+
+use crate::config::Config;
+use crate::credentials::{Route, Transport};
+use crate::message::Source;
+use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
+use crate::tls::TlsError;
+
+use super::reports_in_twin;
+
+/// As what a session signs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Role {
+    Device,
+    Module,
+}
+
+/// One of each that the configuration names.
+pub(super) struct Sessions {
+    device: Option<Session>,
+    module: Option<Session>,
+}
+
+/// What the sessions connect with.
+#[derive(Debug)]
+pub(super) struct Terms {
+    device: Option<session::Terms>,
+    module: Option<session::Terms>,
+}
+
+impl Sessions {
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file at fault.
+    pub(super) fn open(config: &Config, clock: fn() -> SystemTime) -> Result<Self, TlsError> {
+        let open = |role| settings(config, role, clock).map(Session::open).transpose();
+        Ok(Self { device: open(Role::Device)?, module: open(Role::Module)? })
+    }
+
+    /// The next event or message of any of them. Without `take` messages wait. Cancel safe: nothing is lost.
+    pub(super) async fn next(&mut self, take: bool) -> (Role, Event) {
+        let Self { device, module } = self;
+        tokio::select! {
+            event = next(device, take) => (Role::Device, event),
+            event = next(module, take) => (Role::Module, event),
+        }
+    }
+
+    /// A message of this one that is here already.
+    pub(super) fn try_delivery(&mut self, role: Role) -> Option<Delivery> {
+        self.of_mut(role).as_mut().and_then(Session::try_delivery)
+    }
+
+    /// Forgets a session that has ended.
+    pub(super) fn ended(&mut self, role: Role) {
+        *self.of_mut(role) = None;
+    }
+
+    /// Which of them publishes, is called, and has the twin.
+    pub(super) fn speaker(config: &Config) -> Role {
+        if config.identities.module().is_some() { Role::Module } else { Role::Device }
+    }
+
+    /// Publishes something: see [`Session::publish`]. False where there is no session any more.
+    pub(super) fn publish(&self, ticket: u64, upstream: Upstream) -> bool {
+        let speaker = self.module.as_ref().or(self.device.as_ref());
+        speaker.map(|session| session.publish(ticket, upstream)).is_some()
+    }
+
+    /// Whether messages of this one can be settled so.
+    pub(super) fn can(&self, role: Role, settlement: Settlement) -> bool {
+        self.of(role).map_or(settlement == Settlement::Complete, |session| session.can(settlement))
+    }
+
+    /// Takes other terms up, for the sessions that there are. True when one of them signs in anew.
+    pub(super) fn change(&self, terms: Terms) -> bool {
+        let change = |session: &Option<Session>, terms: Option<session::Terms>| match (session, terms) {
+            (Some(session), Some(terms)) => session.change(terms),
+            _ => false,
+        };
+        // Both, whatever the first one says.
+        change(&self.device, terms.device) | change(&self.module, terms.module)
+    }
+
+    /// Ends all of them: see [`Session::close`].
+    pub(super) async fn close(self) {
+        let close = async |session: Option<Session>| {
+            if let Some(session) = session {
+                session.close().await;
+            }
+        };
+        tokio::join!(close(self.device), close(self.module));
+    }
+
+    fn of(&self, role: Role) -> Option<&Session> {
+        match role {
+            Role::Device => self.device.as_ref(),
+            Role::Module => self.module.as_ref(),
+        }
+    }
+
+    fn of_mut(&mut self, role: Role) -> &mut Option<Session> {
+        match role {
+            Role::Device => &mut self.device,
+            Role::Module => &mut self.module,
+        }
+    }
+}
+
+impl Terms {
+    /// Reads the TLS files of the configuration.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file at fault.
+    pub(super) fn read(config: &Config, clock: fn() -> SystemTime) -> Result<Self, TlsError> {
+        let read = |role| settings(config, role, clock).map(session::Terms::read).transpose();
+        Ok(Self { device: read(Role::Device)?, module: read(Role::Module)? })
+    }
+}
+
+impl Role {
+    /// By which session a message came.
+    pub(super) fn of(source: Source<'_>, config: &Config) -> Self {
+        match source {
+            Source::C2d => Self::Device,
+            Source::Input(_) => Self::Module,
+            Source::Method(_) => Sessions::speaker(config),
+        }
+    }
+}
+
+/// What a session needs of a configuration; none where it names nobody in this role.
+fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
+    let twin = role == Sessions::speaker(config) && reports_in_twin(config);
+    let token_lifetime = config.token_lifetime;
+    Some(match role {
+        Role::Device => session::Settings {
+            identity: config.identities.device()?.clone(),
+            transport: config.transport,
+            ca_file: config.ca_file.clone(),
+            token_lifetime,
+            route: config.route.clone(),
+            clock,
+            twin,
+        },
+        Role::Module => {
+            let module = config.identities.module()?;
+            session::Settings {
+                identity: module.identity.clone(),
+                // Every gateway speaks it, and is so near that there is no proxy on the way.
+                transport: Transport::Mqtt,
+                ca_file: module.ca_file.clone(),
+                token_lifetime,
+                route: Route { keep_alive: config.route.keep_alive, ..Route::default() },
+                clock,
+                twin,
+            }
+        }
+    })
+}
+
+/// The next event of a session; never, where there is none.
+async fn next(session: &mut Option<Session>, take: bool) -> Event {
+    match session {
+        Some(session) if take => session.next().await,
+        Some(session) => session.next_event().await,
+        None => std::future::pending().await,
+    }
+}

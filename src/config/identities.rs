@@ -1,0 +1,91 @@
+//! Who signs in: a device, a module of an IoT Edge device, or both side by side.
+//!
+//! Owns: which of them there are, and that there is one. Must not know: how either is read. Used by: `config`, `agent`, `cli`,
+//! `doctor`.
+
+use std::path::{Path, PathBuf};
+
+use crate::credentials::{DeviceIdentity, ModuleEnvironment, module_from_environment};
+use crate::tls;
+
+use super::report::{Place, Report};
+
+/// Who signs in. Both at once: C2D messages come to the device, everything else goes by the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identities {
+    /// A device alone.
+    Device(DeviceIdentity),
+    /// A module alone.
+    Module(ModuleEnvironment),
+    /// Both.
+    Both(Box<(DeviceIdentity, ModuleEnvironment)>),
+}
+
+impl Identities {
+    /// Those that there are; `None` when there is none.
+    pub(super) fn of(device: Option<DeviceIdentity>, module: Option<ModuleEnvironment>) -> Option<Self> {
+        Some(match (device, module) {
+            (Some(device), Some(module)) => Self::Both(Box::new((device, module))),
+            (Some(device), None) => Self::Device(device),
+            (None, Some(module)) => Self::Module(module),
+            (None, None) => return None,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> Option<&DeviceIdentity> {
+        match self {
+            Self::Device(device) => Some(device),
+            Self::Both(both) => Some(&both.0),
+            Self::Module(_) => None,
+        }
+    }
+
+    /// The module.
+    pub fn module(&self) -> Option<&ModuleEnvironment> {
+        match self {
+            Self::Module(module) => Some(module),
+            Self::Both(both) => Some(&both.1),
+            Self::Device(_) => None,
+        }
+    }
+
+    /// The device, and the module where there is no device.
+    pub fn first(&self) -> &DeviceIdentity {
+        match self {
+            Self::Device(device) => device,
+            Self::Both(both) => &both.0,
+            Self::Module(module) => &module.identity,
+        }
+    }
+
+    /// All of them, the device first.
+    pub fn iter(&self) -> impl Iterator<Item = &DeviceIdentity> {
+        self.device().into_iter().chain(self.module().map(|module| &module.identity))
+    }
+}
+
+/// Reads the module from the environment.
+pub(super) fn read_module(
+    env: &dyn Fn(&str) -> Option<String>,
+    report: &mut Report,
+) -> Option<ModuleEnvironment> {
+    let module = match module_from_environment(env) {
+        Ok(module) => module?,
+        Err(error) => {
+            report.problem(Place::Environment, error.to_string());
+            return None;
+        }
+    };
+    if let Some(problem) = module.ca_file.as_deref().and_then(unreadable) {
+        report.problem(Place::Environment, format!("EdgeModuleCACertificateFile: {problem}"));
+    }
+    Some(module)
+}
+
+fn unreadable(path: &Path) -> Option<String> {
+    let path: PathBuf = path.into();
+    let read = super::files::check_regular(&path)
+        .map_err(|reason| format!("cannot read {}: {reason}", path.display()));
+    read.and_then(|()| tls::read_certificates(&path).map_err(|error| error.to_string())).err()
+}
