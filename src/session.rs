@@ -1,7 +1,7 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages, publishing
-//! D2C messages and patches of the twin,
+//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages,
+//! receiving and answering calls of direct methods, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
 //!
@@ -9,7 +9,8 @@
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
 //! [`Receipt`] completes it through the state it shares with the reader (`link.rs`), which keeps
 //! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone. What is published goes
-//! to the connection that there is, and is answered there or lost with it (`outbox.rs`). Over AMQP (`amqp.rs`) each message is
+//! to the connection that there is, and is answered there or lost with it (`outbox.rs`). Calls are answered on the connection
+//! that they came on, or not at all (`calls.rs`). Over AMQP (`amqp.rs`) each message is
 //! settled by itself (`settlements.rs`), and tokens are renewed in place; `connection.rs` tells the keeper nothing of that.
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +31,10 @@ mod amqp;
 #[cfg(not(feature = "amqp"))]
 #[path = "session/no_amqp.rs"]
 mod amqp;
+mod arrivals;
 mod backoff;
 mod bridge;
+mod calls;
 mod connection;
 mod delivery;
 mod failure;
@@ -45,11 +48,13 @@ mod release;
 #[allow(dead_code)] // AMQP is a feature.
 mod settlements;
 mod signin;
+mod subscriptions;
 mod topics;
 
 #[cfg(test)]
 mod tests;
 
+use arrivals::Arrived;
 pub(crate) use delivery::{Delivery, Receipt, Settlement};
 use outbox::Publisher;
 #[allow(unused_imports)] // The doctor is a feature.
@@ -61,9 +66,6 @@ pub(crate) use signin::EARLIEST_PLAUSIBLE;
 const MQTT_PORT: u16 = 8883;
 /// AMQP over TLS. Source: wire reference 2.1.
 const AMQP_PORT: u16 = 5671;
-/// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
-/// room; a broker with a longer queue is held back by TCP.
-const DELIVERIES: usize = 64;
 /// Changes of the connection not yet seen by the agent, which looks at them first.
 const EVENTS: usize = 16;
 /// How long the session may take to end: the drain and the hang-up of the keeper.
@@ -94,6 +96,10 @@ pub(crate) struct Settings {
     pub(crate) clock: fn() -> SystemTime,
     /// Whether to subscribe to the answers to patches of the twin.
     pub(crate) twin: bool,
+    /// Whether to subscribe to calls of direct methods.
+    pub(crate) methods: bool,
+    /// Whether to subscribe to news of desired properties. The twin can then be read, too.
+    pub(crate) desired: bool,
 }
 
 /// What a session tells.
@@ -120,10 +126,13 @@ pub(crate) enum Event {
     Published {
         /// As given to [`Session::publish`].
         ticket: u64,
-        /// Whether the hub has it.
-        result: Result<(), PublishError>,
+        /// The hub has it: for [`Upstream::ReadTwin`] with the twin, else with nothing.
+        result: Result<Bytes, PublishError>,
     },
-    /// A message arrived.
+    /// Desired properties have changed, perhaps more than once: read the twin. What changes without a connection is not told
+    /// of, so read it after each [`Event::Subscribed`], too.
+    DesiredChanged,
+    /// A message or a call of a direct method arrived.
     Delivery(Delivery),
     /// There is no connection; another attempt follows.
     Disconnected {
@@ -141,6 +150,8 @@ pub(crate) enum Upstream {
     Telemetry { properties: Properties, body: Bytes },
     /// A patch of the twin's reported properties: a JSON object.
     Reported { patch: Bytes },
+    /// A request for the whole twin: JSON with `desired` and `reported`, each with its `$version`.
+    ReadTwin,
 }
 
 /// Why something did not reach the hub.
@@ -175,7 +186,8 @@ pub(crate) enum SessionError {
 /// This device's connection to the hub. Dropped, it is cut; [`Session::close`] ends it in good order.
 pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
-    deliveries: mpsc::Receiver<Delivery>,
+    arrived: Arrived,
+    desired: Arc<Notify>,
     publisher: Arc<Publisher>,
     keeper: JoinSet<Result<(), SessionError>>,
     terms: watch::Sender<Arc<Terms>>,
@@ -198,20 +210,20 @@ impl Session {
     /// [`TlsError`] names the file at fault.
     pub(crate) fn open(settings: Settings) -> Result<Self, TlsError> {
         let (terms, terms_out) = watch::channel(Arc::new(Terms::read(settings)?));
-        let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
+        let (arrivals, arrived) = arrivals::channels();
         let (events_in, events) = mpsc::channel(EVENTS);
-        let publisher = Arc::new(Publisher::default());
+        let (publisher, desired) = (Arc::new(Publisher::default()), Arc::clone(&arrivals.desired));
         let stop = CancellationToken::new();
         let keeper = keeper::Keeper {
             terms: terms_out,
-            deliveries: deliveries_in,
+            arrivals,
             events: events_in,
             publisher: Arc::clone(&publisher),
             stop: stop.clone(),
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, deliveries, publisher, keeper: task, terms, stop })
+        Ok(Self { events, arrived, desired, publisher, keeper: task, terms, stop })
     }
 
     /// Takes other terms up. Where anything differs, the session signs in with them as it does to renew a token: in a pause
@@ -235,34 +247,31 @@ impl Session {
         self.publisher.publish(ticket, upstream);
     }
 
-    /// The next event or message. Events come first. Cancel safe: nothing is lost.
+    /// The next event, message or call. Events come first. Cancel safe: nothing is lost.
     pub(crate) async fn next(&mut self) -> Event {
         tokio::select! {
             biased;
-            event = next_event(&self.publisher, &mut self.events, &mut self.keeper) => event,
-            Some(delivery) = self.deliveries.recv() => Event::Delivery(delivery),
+            event = next_event(&self.publisher, &mut self.events, &self.desired, &mut self.keeper) => event,
+            Some(delivery) = self.arrived.next() => Event::Delivery(delivery),
         }
     }
 
-    /// A message that is here already.
+    /// A message or call that is here already.
     pub(crate) fn try_delivery(&mut self) -> Option<Delivery> {
-        self.deliveries.try_recv().ok()
+        self.arrived.try_next()
     }
 
-    /// The next event; messages wait. Cancel safe.
+    /// The next event; messages and calls wait. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Event {
-        next_event(&self.publisher, &mut self.events, &mut self.keeper).await
+        next_event(&self.publisher, &mut self.events, &self.desired, &mut self.keeper).await
     }
 
-    /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs that are ready, and disconnects.
+    /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs and answers that are ready, and disconnects.
     /// Takes at most 1.1 seconds.
     pub(crate) async fn close(mut self) {
         self.stop.cancel();
         self.events.close();
-        self.deliveries.close();
-        while let Ok(delivery) = self.deliveries.try_recv() {
-            delivery.receipt.leave();
-        }
+        self.arrived.close();
         match tokio::time::timeout(CLOSE_LIMIT, self.keeper.join_next()).await {
             Ok(Some(Err(error))) => tracing::error!(%error, "session failed while it ended"),
             Ok(_) => tracing::debug!("session closed"),
@@ -299,18 +308,22 @@ impl Terms {
             || ours.token_lifetime != theirs.token_lifetime
             || ours.route != theirs.route
             || ours.twin != theirs.twin
+            || ours.methods != theirs.methods
+            || ours.desired != theirs.desired
     }
 }
 
 async fn next_event(
     publisher: &Publisher,
     events: &mut mpsc::Receiver<Event>,
+    desired: &Notify,
     keeper: &mut JoinSet<Result<(), SessionError>>,
 ) -> Event {
     tokio::select! {
         biased;
         (ticket, result) = publisher.next(), if !keeper.is_empty() => Event::Published { ticket, result },
         Some(event) = events.recv() => event,
+        () = desired.notified(), if !keeper.is_empty() => Event::DesiredChanged,
         Some(ended) = keeper.join_next() => Event::Ended(match ended {
             Ok(Err(error)) => error,
             Ok(Ok(())) => SessionError::Broken("its task is gone".into()),

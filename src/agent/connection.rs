@@ -55,7 +55,11 @@ impl Agent {
                 self.tell_systemd();
                 self.tell(AgentEvent::Disconnected { reason });
             }
-            Event::Published { ticket, result } => self.outbox.published(ticket, result, Instant::now()),
+            Event::Published { ticket, result } => {
+                self.outbox.published(ticket, result.map(drop), Instant::now());
+            }
+            // Not asked for.
+            Event::DesiredChanged => {}
             Event::Ended(error) => {
                 self.sessions.ended(role);
                 if !self.stopping {

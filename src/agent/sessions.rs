@@ -148,6 +148,8 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
             route: config.route.clone(),
             clock,
             twin,
+            methods: false,
+            desired: false,
         },
         Role::Module => {
             let module = config.identities.module()?;
@@ -160,6 +162,8 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
                 route: Route { keep_alive: config.route.keep_alive, ..Route::default() },
                 clock,
                 twin,
+                methods: false,
+                desired: false,
             }
         }
     })

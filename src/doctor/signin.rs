@@ -35,6 +35,8 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
         route: subject.route.clone(),
         clock: subject.clock,
         twin: false,
+        methods: false,
+        desired: false,
     };
     let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {

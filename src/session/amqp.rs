@@ -29,6 +29,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::message::MessageError;
 
+use super::arrivals::{Arrivals, DELIVERIES};
+use super::calls::Calls;
 use super::delivery::{Delivery, Receipt, Settlement};
 use super::failure::{self, Fault};
 use super::mqtt::{ANSWER_LIMIT, Dial, Progress};
@@ -36,7 +38,7 @@ use super::outbox::{Outbox, Publisher, UNDER_WAY};
 use super::release::Ticket;
 use super::settlements::Settlements;
 use super::signin::SignIn;
-use super::{DELIVERIES, PublishError, Upstream};
+use super::{PublishError, Upstream};
 
 use cbs::Cbs;
 use twin::{Heard, Twin};
@@ -67,6 +69,7 @@ enum Command {
 /// The keeper's end of a connection. Dropped, it declares the connection gone.
 pub(super) struct Connection {
     pub(super) settlements: Arc<Settlements>,
+    pub(super) calls: Arc<Calls>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) progress: watch::Receiver<Progress>,
     commands: mpsc::Sender<Command>,
@@ -74,12 +77,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Prepares a connection. Nothing is sent before [`Reader::run`].
-    pub(super) fn prepare(
-        dial: Dial,
-        deliveries: mpsc::Sender<Delivery>,
-        publisher: &Arc<Publisher>,
-    ) -> (Self, Reader) {
+    pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Self, Reader) {
         let settlements = Arc::new(Settlements::new());
+        // The reading task is never parked where only a wake-up reaches it.
+        let calls = Arc::new(Calls::new(Box::new(|_| false)));
         let (publish, upstream) = mpsc::channel(UNDER_WAY);
         let hand = move |upstream, request| {
             publish.try_send((upstream, request)).map_err(|_full_or_gone| PublishError::Lost)
@@ -89,14 +90,15 @@ impl Connection {
         let (commands, asked) = mpsc::channel(2);
         let reader = Reader {
             settlements: Arc::clone(&settlements),
+            calls: Arc::clone(&calls),
             outbox: Arc::clone(&outbox),
-            deliveries,
+            arrivals,
             upstream,
             progress: report,
             commands: asked,
             dial,
         };
-        (Self { settlements, outbox, progress, commands }, reader)
+        (Self { settlements, calls, outbox, progress, commands }, reader)
     }
 
     /// Asks for a goodbye after the settlements that are ready; [`Reader::run`] then returns. False when it cannot.
@@ -115,6 +117,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
         self.settlements.close();
+        self.calls.close();
         self.outbox.close();
     }
 }
@@ -122,8 +125,9 @@ impl Drop for Connection {
 /// The task that serves one connection.
 pub(super) struct Reader {
     settlements: Arc<Settlements>,
+    calls: Arc<Calls>,
     outbox: Arc<Outbox>,
-    deliveries: mpsc::Sender<Delivery>,
+    arrivals: Arrivals,
     /// With the number of the twin's request.
     upstream: mpsc::Receiver<(Upstream, u64)>,
     progress: watch::Sender<Progress>,
@@ -134,6 +138,7 @@ pub(super) struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.settlements.close();
+        self.calls.close();
         self.outbox.close();
     }
 }
@@ -251,7 +256,7 @@ impl Reader {
         let address = format!("/devices/{}/messages/events", message::in_address(device_id));
         let events = Sender::attach(&mut session, name, address).await;
         let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
-        let twin = match self.dial.twin {
+        let twin = match self.dial.twin || self.dial.desired {
             true => {
                 let twin = Twin::attach(&mut session, device_id, now).await;
                 twin.map_err(
@@ -291,7 +296,7 @@ impl Reader {
                 }
                 (granted, next_flow) = (room.len(), Instant::now() + pause);
             }
-            let more_room = self.deliveries.clone().reserve_owned();
+            let more_room = self.arrivals.deliveries.clone().reserve_owned();
             let free = events.is_some() && twin.as_ref().is_none_or(Twin::is_free);
             let happening = tokio::select! {
                 biased;
@@ -374,6 +379,9 @@ impl Reader {
                         Upstream::Reported { patch } => {
                             twin.iter_mut().for_each(|twin| twin.report(id, request, &patch));
                         }
+                        Upstream::ReadTwin => {
+                            twin.iter_mut().for_each(|twin| twin.get(id, request));
+                        }
                     }
                 }
                 Happening::Sending(link, id, result) => {
@@ -414,7 +422,7 @@ impl Reader {
             }
             Heard::Reply(reply) => {
                 let answer = twin.read(reply, (self.dial.clock)()).await?;
-                if answer.is_some_and(|answer| !self.outbox.answered(answer)) {
+                if answer.is_some_and(|(answer, body)| !self.outbox.answered(answer, body)) {
                     tracing::debug!("passed over an answer of the twin: nobody waits for it any more");
                 }
                 Ok(())

@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::delivery::Delivery;
+use super::arrivals::Arrivals;
+use super::calls::Calls;
 use super::failure::Fault;
 use super::mqtt::Progress;
 use super::outbox::{Outbox, Publisher};
@@ -26,18 +27,18 @@ impl Connection {
     pub(super) fn begin(
         terms: &Terms,
         dial: mqtt::Dial,
-        deliveries: mpsc::Sender<Delivery>,
+        arrivals: Arrivals,
         publisher: &Arc<Publisher>,
     ) -> (Self, JoinSet<Result<(), Fault>>) {
         let mut task = JoinSet::new();
         let connection = match terms.settings.transport {
             Transport::Mqtt => {
-                let (connection, reader) = mqtt::Connection::prepare(dial, deliveries, publisher);
+                let (connection, reader) = mqtt::Connection::prepare(dial, arrivals, publisher);
                 task.spawn(reader.run());
                 Self::Mqtt(connection)
             }
             Transport::Amqp => {
-                let (connection, reader) = amqp::Connection::prepare(dial, deliveries, publisher);
+                let (connection, reader) = amqp::Connection::prepare(dial, arrivals, publisher);
                 task.spawn(reader.run());
                 Self::Amqp(connection)
             }
@@ -59,19 +60,29 @@ impl Connection {
         }
     }
 
-    /// From now on no new message is taken.
+    /// From now on no new message is taken, and no call.
     pub(super) fn stop_taking(&self) {
         match self {
             Self::Mqtt(connection) => connection.link.stop_taking(),
             Self::Amqp(connection) => connection.settlements.stop_taking(),
         }
+        self.calls().stop_taking();
     }
 
-    /// Waits until every message that was taken is settled or left. Cancel safe.
+    /// Waits until every message that was taken is settled or left, and every call answered. Cancel safe.
     pub(super) async fn drained(&self) {
         match self {
             Self::Mqtt(connection) => connection.link.drained().await,
             Self::Amqp(connection) => connection.settlements.drained().await,
+        }
+        // No more came since.
+        self.calls().drained().await;
+    }
+
+    fn calls(&self) -> &Arc<Calls> {
+        match self {
+            Self::Mqtt(connection) => &connection.calls,
+            Self::Amqp(connection) => &connection.calls,
         }
     }
 

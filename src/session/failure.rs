@@ -59,7 +59,7 @@ pub(super) enum Fault {
     Closed,
     /// The peer closed while it had yet to answer what this device published.
     ClosedUnanswered { count: usize },
-    /// The peer closed when it was asked for the answers of the twin, too.
+    /// The peer closed when it was asked for more than messages: the twin, or direct methods.
     ClosedAtTwin,
     /// The peer takes what is published and does not acknowledge it.
     Unacknowledged { within: Duration },
@@ -175,8 +175,8 @@ impl fmt::Display for Failure {
             Fault::ClosedAtTwin => write!(
                 f,
                 "{peer} closed the connection before it answered the subscriptions of device {device_id}: if that \
-                 repeats, the hub may have no twins (basic tier); remove \"twin\" from the reports in the \
-                 configuration"
+                 repeats, the hub may have no twins and no direct methods (basic tier); remove \"twin\" from the reports \
+                 in the configuration, and rules for methods"
             ),
             Fault::Unacknowledged { within } => write!(
                 f,

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::arrivals::Arrivals;
 use super::backoff::{Backoff, STABLE};
 use super::bridge::Carrier;
 use super::connection::Connection;
-use super::delivery::Delivery;
 use super::failure::{Failure, Fault};
 use super::mqtt::{ANSWER_LIMIT, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
@@ -31,7 +31,7 @@ const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
 pub(super) struct Keeper {
     /// What to connect with; it may change at any time.
     pub(super) terms: watch::Receiver<Arc<Terms>>,
-    pub(super) deliveries: mpsc::Sender<Delivery>,
+    pub(super) arrivals: Arrivals,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) publisher: Arc<Publisher>,
     /// Ends the session.
@@ -138,7 +138,7 @@ impl Keeper {
         let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
         let dial = terms.dial(sign_in, number, carrier);
         let transport = dial.transport;
-        let (connection, task) = Connection::begin(terms, dial, self.deliveries.clone(), &self.publisher);
+        let (connection, task) = Connection::begin(terms, dial, self.arrivals.clone(), &self.publisher);
         self.publisher.use_outbox(connection.outbox());
         self.attend(terms, connection, task, transport, due, expiry).await
     }
@@ -174,7 +174,7 @@ impl Keeper {
                     };
                     let fault = match (fault, outbox.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
-                        (Fault::Closed, _) if terms.settings.twin && !coming.borrow().subscribed => {
+                        (Fault::Closed, _) if terms.asks_for_more() && !coming.borrow().subscribed => {
                             Fault::ClosedAtTwin
                         }
                         (fault, _) => fault,
@@ -228,6 +228,11 @@ enum Waited {
 }
 
 impl Terms {
+    /// Whether anything beside messages is subscribed to.
+    fn asks_for_more(&self) -> bool {
+        self.settings.twin || self.settings.methods || self.settings.desired
+    }
+
     /// With which carrier to begin.
     pub(super) fn first_carrier(&self) -> Carrier {
         self.carrier(Carrier::Tls)
@@ -271,6 +276,8 @@ impl Terms {
             tls: Arc::clone(&self.tls),
             clock: self.settings.clock,
             twin: self.settings.twin,
+            methods: self.settings.methods,
+            desired: self.settings.desired,
             clean: false,
         }
     }

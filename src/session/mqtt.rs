@@ -1,22 +1,22 @@
 //! One MQTT connection to the hub as a device.
 //!
-//! Owns: everything that names rumqttc: its options, its event loop, its errors. One event loop serves exactly one
+//! Owns: everything that names rumqttc: its options, its event loop, its errors (`mqtt/fault.rs`). One event loop serves exactly one
 //! connection and is dropped with it, so no packet id and no request outlives its connection.
 //! Must not know: reconnecting, tokens' life, what is done with messages. Used by: `session::{keeper, probe}`.
 //!
 //! [`Reader`] is a task of its own that alone calls `poll()`, never as an arm of a `select!`, and does nothing slow.
 //! Between two polls it feeds all releasable PUBACKs into rumqttc's network buffer and flushes once; see [`Link`].
 //! What is published goes through rumqttc's request channel, which wakes a parked `poll()`; see [`Outbox`]. A PUBACK
-//! that goes that way may have to wait behind it, and while it does no other PUBACK leaves.
+//! that goes that way may have to wait behind it, and while it does no other PUBACK leaves. Answers to calls leave as PUBACKs
+//! do; see [`Calls`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rumqttc::mqttbytes::Error as CodecError;
+use bytes::Bytes;
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, PubAck,
-    Publish, QoS, StateError, SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, TlsError,
-    Transport, valid_topic,
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, PubAck, Publish, QoS,
+    SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, valid_topic,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,15 +24,19 @@ use tokio::time::{Instant, timeout};
 
 use crate::credentials::Proxy;
 use crate::message::{C2dMessage, devicebound_topic, excerpt};
-use crate::tls;
 
+use super::arrivals::Arrivals;
 use super::bridge::{self, Bridge, Carrier, Failed};
+use super::calls::{Answer, Calls, Request};
 use super::delivery::{Delivery, Receipt};
-use super::failure::{self, Fault};
+use super::failure::Fault;
 use super::link::{Link, Phase};
 use super::outbox::{Outbox, Publisher, UNDER_WAY};
-use super::topics::{self, TWIN_ANSWERS};
+use super::subscriptions::{Other, Subscriptions};
+use super::topics::{self, Kind};
 use super::{PublishError, Upstream};
+
+mod fault;
 
 /// Largest packet either way. A C2D message has at most 64 KiB; rumqttc's own limit of 10 KiB would end in a loop of
 /// reconnects on the first larger one.
@@ -42,8 +46,9 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the peer to close after DISCONNECT. To close first with unread data in the socket would
 /// reset the connection, and could take the last PUBACKs with it.
 const LINGER: Duration = Duration::from_millis(300);
-/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK that wakes, what is published, one DISCONNECT.
-const REQUESTS: usize = 3 + UNDER_WAY;
+/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK and one answer that wake, what is published, one
+/// DISCONNECT.
+const REQUESTS: usize = 4 + UNDER_WAY;
 /// The longest topic that the protocol can carry.
 const LONGEST_TOPIC: usize = u16::MAX as usize;
 /// Bytes of a PUBLISH beside topic and body: header, two lengths, packet id.
@@ -82,6 +87,10 @@ pub(super) struct Dial {
     pub(super) clock: fn() -> SystemTime,
     /// Whether to subscribe to the answers of the twin.
     pub(super) twin: bool,
+    /// Whether to subscribe to calls of direct methods.
+    pub(super) methods: bool,
+    /// Whether to subscribe to news of desired properties, and to the answers of the twin.
+    pub(super) desired: bool,
     /// Whether the peer is to send nothing of what an earlier subscription left there.
     pub(super) clean: bool,
 }
@@ -98,6 +107,7 @@ pub(super) struct Progress {
 /// The keeper's end of a connection. Dropped, it declares the connection gone.
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
+    pub(super) calls: Arc<Calls>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) progress: watch::Receiver<Progress>,
     client: AsyncClient,
@@ -105,11 +115,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Prepares a connection. Nothing is sent before [`Reader::run`], and the handler of messages is in place then.
-    pub(super) fn prepare(
-        dial: Dial,
-        deliveries: mpsc::Sender<Delivery>,
-        publisher: &Arc<Publisher>,
-    ) -> (Self, Reader) {
+    pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Self, Reader) {
         let bridge = (dial.carrier == Carrier::WebSocket).then(Bridge::open);
         let (peer, transport) = match &bridge {
             Some(Ok(bridge)) => (bridge.path(), Transport::unix()),
@@ -132,11 +138,17 @@ impl Connection {
         event_loop.network_options.set_tcp_nodelay(true);
         let waker = client.clone();
         let wake = move |packet_id| {
-            let mut publish = Publish::from_bytes("", QoS::AtLeastOnce, bytes::Bytes::new());
+            let mut publish = Publish::from_bytes("", QoS::AtLeastOnce, Bytes::new());
             publish.pkid = packet_id;
             waker.try_ack(&publish).is_ok()
         };
         let link = Arc::new(Link::new(Box::new(wake)));
+        let answering = client.clone();
+        let wake = move |Answer { id, status, payload }: &Answer| {
+            let topic = topics::method_answer(*status, id);
+            answering.try_publish(topic, QoS::AtMostOnce, false, payload.as_ref()).is_ok()
+        };
+        let calls = Arc::new(Calls::new(Box::new(wake)));
         let (publishing, device_id) = (client.clone(), dial.device_id.clone());
         let hand = move |upstream, request| hand_over(&publishing, &device_id, upstream, request);
         let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
@@ -145,18 +157,19 @@ impl Connection {
             event_loop,
             client: client.clone(),
             link: Arc::clone(&link),
+            calls: Arc::clone(&calls),
             outbox: Arc::clone(&outbox),
-            deliveries,
+            arrivals,
             progress: report,
             dial,
             bridge,
             carrying: JoinSet::new(),
             far: Failed::default(),
         };
-        (Self { link, outbox, progress, client }, reader)
+        (Self { link, calls, outbox, progress, client }, reader)
     }
 
-    /// Asks for DISCONNECT after the PUBACKs that are ready; [`Reader::run`] then returns. False when it cannot.
+    /// Asks for DISCONNECT after the PUBACKs and answers that are ready; [`Reader::run`] then returns. False when it cannot.
     pub(super) fn hang_up(&self) -> bool {
         self.client.try_disconnect().is_ok()
     }
@@ -166,6 +179,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
         self.link.close();
+        self.calls.close();
         self.outbox.close();
     }
 }
@@ -180,6 +194,7 @@ fn hand_over(
     let (topic, body) = match upstream {
         Upstream::Telemetry { properties, body } => (topics::telemetry(device_id, &properties), body),
         Upstream::Reported { patch } => (topics::reported(request), patch),
+        Upstream::ReadTwin => (topics::read_twin(request), Bytes::new()),
     };
     if topic.len() > LONGEST_TOPIC || topic.len() + body.len() + PUBLISH_OVERHEAD > PACKET_LIMIT {
         return Err(PublishError::Refused(TOO_LARGE));
@@ -195,8 +210,9 @@ pub(super) struct Reader {
     event_loop: EventLoop,
     client: AsyncClient,
     link: Arc<Link>,
+    calls: Arc<Calls>,
     outbox: Arc<Outbox>,
-    deliveries: mpsc::Sender<Delivery>,
+    arrivals: Arrivals,
     progress: watch::Sender<Progress>,
     dial: Dial,
     /// Until the WebSocket is made; the event loop dials its near end.
@@ -209,6 +225,7 @@ pub(super) struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.link.close();
+        self.calls.close();
         self.outbox.close();
     }
 }
@@ -230,11 +247,14 @@ impl Reader {
             }
             let event = self.event_loop.poll().await;
             self.link.unpark();
+            self.calls.unpark();
             match event.map_err(|error| self.fault(error))? {
                 Event::Incoming(Packet::Publish(publish)) => self.hand_on(publish).await?,
                 Event::Incoming(Packet::SubAck(answer)) => self.subscribed(&answer)?,
                 Event::Incoming(Packet::PubAck(answer)) => self.outbox.acknowledged(answer.pkid),
                 Event::Outgoing(Outgoing::PubAck(_)) => self.link.woken(),
+                // QoS 0: nothing but answers has that.
+                Event::Outgoing(Outgoing::Publish(0)) => self.calls.woken(),
                 Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
                 // Packet ids have come round to one that is still unanswered. rumqttc takes no request now.
                 Event::Outgoing(Outgoing::AwaitAck(_)) => {
@@ -278,39 +298,44 @@ impl Reader {
         Ok(())
     }
 
+    fn subscriptions(&self) -> Subscriptions {
+        let Dial { device_id, twin, methods, desired, .. } = &self.dial;
+        let others = [
+            // Who hears of desired properties wants to read them.
+            (*twin || *desired, Other::TwinAnswers),
+            (*methods, Other::Methods),
+            (*desired, Other::Desired),
+        ];
+        let others = others.into_iter().filter(|(wanted, _)| *wanted).map(|(_, other)| other);
+        Subscriptions::new(devicebound_topic(device_id) + "#", others)
+    }
+
     fn subscribe(&self) -> Result<(), Fault> {
         // Always, whatever the session: a subscription may have been lost with the hub's state.
-        let mut filters = vec![SubscribeFilter::new(self.filter(), QoS::AtLeastOnce)];
-        if self.dial.twin {
-            // QoS 0: an answer is of no use to another connection, and its PUBACK would wait behind C2D messages.
-            filters.push(SubscribeFilter::new(TWIN_ANSWERS.to_owned(), QoS::AtMostOnce));
-        }
+        let subscriptions = self.subscriptions();
+        let filters = subscriptions.filters().map(|(filter, at_least_once)| {
+            let qos = if at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+            SubscribeFilter::new(filter.to_owned(), qos)
+        });
         let asked = self.client.try_subscribe_many(filters);
         asked.map_err(|error| Fault::Network { reason: format!("the subscription was not taken: {error}") })
     }
 
     fn subscribed(&self, answer: &SubAck) -> Result<(), Fault> {
-        match answer.return_codes.first() {
-            Some(SubscribeReasonCode::Success(qos)) => {
-                let Dial { host, device_id, .. } = &self.dial;
-                if *qos == QoS::AtMostOnce {
-                    tracing::warn!(hub = %host, device_id, "subscribed with QoS 0 only: messages may be lost");
-                }
-                let twin = matches!(answer.return_codes.get(1), Some(SubscribeReasonCode::Success(_)));
-                if self.dial.twin && !twin {
-                    tracing::warn!(hub = %host, device_id, "the hub refused the twin: nothing can be reported there");
-                }
-                tracing::info!(hub = %host, device_id, "subscribed");
-                self.outbox.open(twin);
-                self.progress.send_modify(|progress| progress.subscribed = true);
-                Ok(())
-            }
-            _ => Err(Fault::SubscriptionRefused { filter: self.filter() }),
-        }
+        let Dial { host, device_id, .. } = &self.dial;
+        let answers = answer.return_codes.iter().map(|code| match code {
+            SubscribeReasonCode::Success(qos) => Some(*qos as u8),
+            SubscribeReasonCode::Failure => None,
+        });
+        let granted = self.subscriptions().granted(&answers.collect::<Vec<_>>(), host, device_id)?;
+        tracing::info!(hub = %host, device_id, "subscribed");
+        self.outbox.open(granted.contains(&Other::TwinAnswers));
+        self.progress.send_modify(|progress| progress.subscribed = true);
+        Ok(())
     }
 
-    /// Hands a message on, and waits while there is no room. Nothing is read meanwhile, so TCP holds the sender
-    /// back; PUBACKs and pings still leave.
+    /// Hands on what came. For a message it waits while there is no room: nothing is read meanwhile, so TCP holds the sender
+    /// back; PUBACKs, answers and pings still leave.
     async fn hand_on(&mut self, publish: Publish) -> Result<(), Fault> {
         let packet_id = match publish.qos {
             QoS::AtMostOnce => None,
@@ -319,6 +344,11 @@ impl Reader {
                 return Err(Fault::Protocol { reason: "it sent QoS 2, which nobody asked for".into() });
             }
         };
+        let kind = topics::kind(&publish.topic);
+        if kind != Kind::Message && packet_id.is_none() {
+            self.serve(kind, publish);
+            return Ok(());
+        }
         let Some(ticket) = self.link.arrive(packet_id, publish.dup) else {
             tracing::debug!(
                 packet_id,
@@ -327,14 +357,14 @@ impl Reader {
             return Ok(());
         };
         let receipt = Receipt::new(Arc::clone(&self.link), ticket);
-        if publish.topic.starts_with(TWIN_ANSWERS.trim_end_matches('#')) {
-            self.answered(&publish);
+        if kind != Kind::Message {
+            self.serve(kind, publish);
             receipt.complete();
             return Ok(());
         }
         let message = C2dMessage::from_topic(&self.dial.device_id, &publish.topic, publish.payload);
         let delivery = Delivery { message, connection: self.dial.number, receipt };
-        match self.deliveries.try_send(delivery) {
+        match self.arrivals.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => self.wait_for_room(delivery).await,
             Err(mpsc::error::TrySendError::Closed(delivery)) => {
@@ -344,23 +374,43 @@ impl Reader {
         }
     }
 
+    /// Deals with what is no message; never waits.
+    fn serve(&self, kind: Kind, publish: Publish) {
+        match kind {
+            Kind::Message => {}
+            Kind::TwinAnswer => self.answered(publish),
+            Kind::DesiredChange => self.arrivals.desired.notify_one(),
+            Kind::MethodCall => {
+                let Some((name, id)) = topics::method_call(&publish.topic) else {
+                    let topic = excerpt(&publish.topic);
+                    return tracing::warn!(
+                        topic,
+                        "passed over a call of a method: it has no usable request id"
+                    );
+                };
+                let request = Request { name, id: id.to_owned(), payload: publish.payload };
+                self.calls.hand_on(request, self.dial.number, &self.arrivals.calls);
+            }
+        }
+    }
+
     /// An answer of the twin.
-    fn answered(&self, publish: &Publish) {
+    fn answered(&self, publish: Publish) {
         let topic = excerpt(&publish.topic);
         let Some(answer) = topics::twin_answer(&publish.topic) else {
             return tracing::debug!(topic, "passed over an answer of the twin: not to a request of ours");
         };
-        if !self.outbox.answered(answer) {
+        let body = excerpt(&String::from_utf8_lossy(&publish.payload));
+        if !self.outbox.answered(answer, publish.payload) {
             tracing::debug!(topic, "passed over an answer of the twin: nobody waits for it any more");
         } else if answer.status >= 400 {
-            let body = excerpt(&String::from_utf8_lossy(&publish.payload));
-            tracing::warn!(status = answer.status, body, "the hub did not take a patch of the twin");
+            tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }
     }
 
     async fn wait_for_room(&mut self, delivery: Delivery) -> Result<(), Fault> {
         self.outbox.hold();
-        let deliveries = self.deliveries.clone();
+        let deliveries = self.arrivals.deliveries.clone();
         let mut next_ping = Instant::now() + self.dial.keep_alive / 2;
         loop {
             tokio::select! {
@@ -376,9 +426,9 @@ impl Reader {
                         delivery.receipt.leave();
                         break;
                     }
-                    let ready = self.link.take_ready();
-                    self.send(ready.into_iter().map(|id| Packet::PubAck(PubAck::new(id)))).await?;
+                    self.send_ready().await?;
                 }
+                () = self.calls.changed() => self.send_ready().await?,
                 () = tokio::time::sleep_until(next_ping) => {
                     self.send([Packet::PingReq]).await?;
                     next_ping += self.dial.keep_alive / 2;
@@ -391,16 +441,25 @@ impl Reader {
         Ok(())
     }
 
-    /// Lets the consumer settle what was read, sends all PUBACKs that became ready with one flush, and parks.
+    /// Lets the consumer settle what was read, sends all that became ready with one flush, and parks.
     async fn send_ready_and_park(&mut self) -> Result<(), Fault> {
         loop {
             tokio::task::yield_now().await;
-            let ready = self.link.take_ready();
-            self.send(ready.into_iter().map(|id| Packet::PubAck(PubAck::new(id)))).await?;
-            if self.link.park() {
+            self.send_ready().await?;
+            if self.link.park() && self.calls.park() {
                 return Ok(());
             }
         }
+    }
+
+    /// Sends the PUBACKs that may leave, and the answers.
+    async fn send_ready(&mut self) -> Result<(), Fault> {
+        let pubacks = self.link.take_ready().into_iter().map(|id| Packet::PubAck(PubAck::new(id)));
+        let answers = self.calls.take_ready().into_iter().map(|Answer { id, status, payload }| {
+            let topic = topics::method_answer(status, &id);
+            Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload))
+        });
+        self.send(pubacks.chain(answers)).await
     }
 
     /// Writes packets past the request channel and flushes them together. Only between two polls.
@@ -431,55 +490,6 @@ impl Reader {
         };
         if timeout(LINGER, closed).await.is_err() {
             tracing::debug!("the hub did not close the connection after DISCONNECT");
-        }
-    }
-
-    fn filter(&self) -> String {
-        devicebound_topic(&self.dial.device_id) + "#"
-    }
-
-    fn fault(&self, error: ConnectionError) -> Fault {
-        let fault = match error {
-            ConnectionError::NetworkTimeout => Fault::Unanswered { within: ANSWER_LIMIT },
-            ConnectionError::FlushTimeout => Fault::Silent,
-            ConnectionError::Io(error) | ConnectionError::Tls(TlsError::Io(error)) => {
-                failure::from_io(&error, &self.dial.host)
-            }
-            ConnectionError::Tls(TlsError::TLS(error)) => {
-                Fault::Tls { sentence: tls::describe(&error, &self.dial.host) }
-            }
-            ConnectionError::Tls(error) => Fault::Tls { sentence: error.to_string() },
-            ConnectionError::ConnectionRefused(code) => match code {
-                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
-                    Fault::NotAuthorised { now: (self.dial.clock)() }
-                }
-                ConnectReturnCode::ServiceUnavailable => Fault::Unavailable,
-                other => Fault::Protocol { reason: format!("it refused the sign-in with {other:?}") },
-            },
-            ConnectionError::NotConnAck(_) => {
-                Fault::Protocol { reason: "its first answer is no CONNACK".into() }
-            }
-            ConnectionError::RequestsDone => Fault::Closed,
-            ConnectionError::MqttState(error) => match error {
-                StateError::Io(error) | StateError::Deserialization(CodecError::Io(error)) => {
-                    failure::from_io(&error, &self.dial.host)
-                }
-                StateError::Deserialization(CodecError::PayloadSizeLimitExceeded(_)) => {
-                    Fault::TooLarge { limit: PACKET_LIMIT }
-                }
-                StateError::ConnectionAborted => Fault::Closed,
-                StateError::AwaitPingResp => Fault::Silent,
-                other => Fault::Protocol { reason: other.to_string() },
-            },
-        };
-        let fault = match (fault, self.far.get()) {
-            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
-            (fault, _) => fault,
-        };
-        match (fault, self.progress.borrow().signed_in) {
-            (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
-            (Fault::Silent, None) => Fault::Unanswered { within: ANSWER_LIMIT },
-            (fault, _) => fault,
         }
     }
 }

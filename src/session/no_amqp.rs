@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::PublishError;
-use super::delivery::Delivery;
+use super::arrivals::Arrivals;
+use super::calls::Calls;
 use super::failure::Fault;
 use super::mqtt::{Dial, Progress};
 use super::outbox::{Outbox, Publisher};
@@ -16,6 +17,7 @@ use super::signin::SignIn;
 
 pub(super) struct Connection {
     pub(super) settlements: Arc<Settlements>,
+    pub(super) calls: Arc<Calls>,
     pub(super) outbox: Arc<Outbox>,
     pub(super) progress: watch::Receiver<Progress>,
 }
@@ -25,15 +27,12 @@ pub(super) struct Reader {
 }
 
 impl Connection {
-    pub(super) fn prepare(
-        _dial: Dial,
-        _deliveries: mpsc::Sender<Delivery>,
-        publisher: &Arc<Publisher>,
-    ) -> (Self, Reader) {
+    pub(super) fn prepare(_dial: Dial, _arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Self, Reader) {
         let hand = |_upstream, _request| Err(PublishError::Lost);
         let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
         let (_progress, progress) = watch::channel(Progress::default());
-        (Self { settlements: Arc::new(Settlements::new()), outbox, progress }, Reader { _progress })
+        let (settlements, calls) = (Arc::new(Settlements::new()), Arc::new(Calls::new(Box::new(|_| false))));
+        (Self { settlements, calls, outbox, progress }, Reader { _progress })
     }
 
     pub(super) fn hang_up(&self) -> bool {

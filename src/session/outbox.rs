@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -28,11 +29,11 @@ const LOST_AFTER: Duration = Duration::from_secs(30);
 /// messages: a hub that throttles D2C messages delays its PUBACKs.
 pub(super) const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// The status of a patch where the twin's answers cannot be subscribed to: forbidden.
+/// The status of a twin request where the twin's answers cannot be subscribed to: forbidden.
 const NO_TWIN: u16 = 403;
 
 /// What became of a publish.
-type Told = (u64, Result<(), PublishError>);
+type Told = (u64, Result<Bytes, PublishError>);
 
 /// The session's end: publishes on the connection that there is, and hears what became of it.
 #[derive(Default)]
@@ -72,7 +73,7 @@ impl Publisher {
         *lock(&self.outbox) = Some(Arc::clone(outbox));
     }
 
-    fn tell(&self, ticket: u64, result: Result<(), PublishError>) {
+    fn tell(&self, ticket: u64, result: Result<Bytes, PublishError>) {
         lock(&self.told).push_back((ticket, result));
         self.changed.notify_one();
     }
@@ -120,6 +121,8 @@ struct Entry {
     ticket: u64,
     /// The number of a twin request, whose answer is awaited beyond the PUBACK.
     request: Option<u64>,
+    /// Whether the body of its answer is what it is for.
+    reads: bool,
     /// Known once it is on the wire.
     packet_id: Option<u16>,
     acknowledged: bool,
@@ -168,7 +171,8 @@ impl Outbox {
     fn publish(&self, ticket: u64, upstream: Upstream) -> Result<(), PublishError> {
         let mut state = lock(&self.state);
         let Phase::Open { twin } = state.phase else { return Err(PublishError::Lost) };
-        let is_twin = matches!(upstream, Upstream::Reported { .. });
+        let reads = upstream == Upstream::ReadTwin;
+        let is_twin = reads || matches!(upstream, Upstream::Reported { .. });
         if is_twin && !twin {
             return Err(PublishError::Refused(NO_TWIN));
         }
@@ -181,6 +185,7 @@ impl Outbox {
         let entry = Entry {
             ticket,
             request: is_twin.then_some(request),
+            reads,
             packet_id: None,
             acknowledged: false,
             told: false,
@@ -208,7 +213,7 @@ impl Outbox {
         entry.acknowledged = true;
         if entry.request.is_none() && !entry.told {
             entry.told = true;
-            self.publisher.tell(entry.ticket, Ok(()));
+            self.publisher.tell(entry.ticket, Ok(Bytes::new()));
         }
         state.tidy();
     }
@@ -228,7 +233,7 @@ impl Outbox {
     }
 
     /// The answer to a twin request. False when it is not awaited, or not any more.
-    pub(super) fn answered(&self, answer: TwinAnswer) -> bool {
+    pub(super) fn answered(&self, answer: TwinAnswer, body: Bytes) -> bool {
         let mut state = lock(&self.state);
         let mut open = state.entries.iter_mut().filter(|entry| !entry.told);
         let Some(entry) = open.find(|entry| entry.request == Some(answer.request)) else { return false };
@@ -236,7 +241,8 @@ impl Outbox {
         self.publisher.tell(
             entry.ticket,
             match answer.status {
-                200..300 => Ok(()),
+                200..300 if entry.reads => Ok(body),
+                200..300 => Ok(Bytes::new()),
                 429 | 500.. => Err(PublishError::Busy(answer.status)),
                 status => Err(PublishError::Refused(status)),
             },

@@ -8,14 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::failure::Fault;
 use super::mqtt::Dial;
 use super::outbox::Publisher;
 use super::signin::SignIn;
-use super::{Settings, Terms, amqp, mqtt};
+use super::{Settings, Terms, amqp, arrivals, mqtt};
 use crate::credentials::Transport;
 use crate::tls::TlsError;
 
@@ -42,15 +41,15 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
     let sign_in = SignIn::prepare(identity, *token_lifetime, clock()).map_err(failed)?;
     let dial = Dial { clean: true, ..terms.dial(sign_in, 1, carrier) };
     // Nothing is subscribed to, so nothing comes.
-    let (deliveries, _none) = mpsc::channel(1);
+    let (arrivals, _none) = arrivals::channels();
     let publisher = Arc::new(Publisher::default());
     let probed = match terms.settings.transport {
         Transport::Mqtt => {
-            let (_connection, reader) = mqtt::Connection::prepare(dial, deliveries, &publisher);
+            let (_connection, reader) = mqtt::Connection::prepare(dial, arrivals, &publisher);
             timeout(limit, reader.sign_in_and_out()).await
         }
         Transport::Amqp => {
-            let (_connection, reader) = amqp::Connection::prepare(dial, deliveries, &publisher);
+            let (_connection, reader) = amqp::Connection::prepare(dial, arrivals, &publisher);
             timeout(limit, reader.sign_in_and_out()).await
         }
     };

@@ -9,9 +9,13 @@ use broker::{Broker, Peer, publish};
 
 mod broker;
 #[cfg(feature = "emulator")]
+mod doors;
+#[cfg(feature = "emulator")]
 mod emulator;
+mod methods;
 mod probe;
 mod publish;
+mod twin;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// How long anything may take before a test fails.
@@ -32,6 +36,8 @@ fn settings(broker: &Broker) -> Settings {
         route: Route::default(),
         clock: SystemTime::now,
         twin: false,
+        methods: false,
+        desired: false,
     }
 }
 

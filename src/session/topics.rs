@@ -1,12 +1,41 @@
-//! The topics on which a device publishes, and those of the answers to its twin requests.
+//! The topics on which a device publishes, and those on which answers, calls and news of the twin come.
 //!
-//! Owns: their spelling. Pure. Must not know: packets, who waits for an answer. Used by: `session::mqtt`.
+//! Owns: their spelling. Pure. Must not know: packets, who waits for an answer. Used by: `session::{mqtt, subscriptions}`.
 //! Source: wire reference 1.7.
+
+use percent_encoding::percent_decode_str;
 
 use crate::message::Properties;
 
 /// The filter of all answers to twin requests.
 pub(super) const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
+/// The filter of all calls of direct methods.
+pub(super) const METHOD_CALLS: &str = "$iothub/methods/POST/#";
+/// The filter of all news of desired properties.
+pub(super) const DESIRED_CHANGES: &str = "$iothub/twin/PATCH/properties/desired/#";
+/// The longest id of a call that is echoed. The hub's have about 40.
+const LONGEST_CALL_ID: usize = 1024;
+
+/// What comes on a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A C2D message, or one for an input.
+    Message,
+    TwinAnswer,
+    MethodCall,
+    DesiredChange,
+}
+
+/// What comes on this topic.
+pub(super) fn kind(topic: &str) -> Kind {
+    let on = |filter: &str| topic.starts_with(filter.trim_end_matches('#'));
+    match topic {
+        _ if on(TWIN_ANSWERS) => Kind::TwinAnswer,
+        _ if on(METHOD_CALLS) => Kind::MethodCall,
+        _ if on(DESIRED_CHANGES) => Kind::DesiredChange,
+        _ => Kind::Message,
+    }
+}
 
 /// The topic of a D2C message with these properties.
 pub(super) fn telemetry(device_id: &str, properties: &Properties) -> String {
@@ -16,6 +45,11 @@ pub(super) fn telemetry(device_id: &str, properties: &Properties) -> String {
 /// The topic of a patch of the reported properties; its answer carries the same `request`.
 pub(super) fn reported(request: u64) -> String {
     format!("$iothub/twin/PATCH/properties/reported/?$rid={request}")
+}
+
+/// The topic of a request for the whole twin; its answer carries the same `request`.
+pub(super) fn read_twin(request: u64) -> String {
+    format!("$iothub/twin/GET/?$rid={request}")
 }
 
 /// The answer to a twin request.
@@ -32,6 +66,23 @@ pub(super) fn twin_answer(topic: &str) -> Option<TwinAnswer> {
     let mut pairs = query.strip_prefix('?').unwrap_or(query).split('&');
     let request = pairs.find_map(|pair| pair.strip_prefix("$rid="))?;
     Some(TwinAnswer { request: request.parse().ok()?, status: status.parse().ok()? })
+}
+
+/// The method and the request id of a call. The method is `None` when it is not text once decoded; all is when there is no
+/// id that an answer could carry.
+pub(super) fn method_call(topic: &str) -> Option<(Option<String>, &str)> {
+    let (name, query) = topic.strip_prefix("$iothub/methods/POST/")?.split_once("/?")?;
+    let id = query.split('&').find_map(|pair| pair.strip_prefix("$rid="))?;
+    // No topic may hold a wildcard, so no answer could carry one.
+    if id.is_empty() || id.len() > LONGEST_CALL_ID || id.contains(['+', '#', '\0']) {
+        return None;
+    }
+    Some((percent_decode_str(name).decode_utf8().ok().map(Into::into), id))
+}
+
+/// The topic of the answer to the call with this request id.
+pub(super) fn method_answer(status: u16, id: &str) -> String {
+    format!("$iothub/methods/res/{status}/?$rid={id}")
 }
 
 #[cfg(test)]
@@ -72,6 +123,47 @@ mod tests {
             "devices/dev1/messages/devicebound/$rid=1",
         ] {
             assert_eq!(twin_answer(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn calls_are_told_by_method_and_request_and_ids_are_echoed_as_they_are() {
+        let call = |topic: &str| {
+            let (name, id) = method_call(topic)?;
+            Some((name, id.to_owned()))
+        };
+        let is = |name: &str, id: &str| Some((Some(name.to_owned()), id.to_owned()));
+        assert_eq!(call("$iothub/methods/POST/reboot/?$rid=1"), is("reboot", "1"));
+        assert_eq!(
+            call("$iothub/methods/POST/a%20b%2Fc%3F%C3%BC/?x=1&$rid=%C3%BC=/?$y"),
+            is("a b/c?ü", "%C3%BC=/?$y")
+        );
+        assert_eq!(call("$iothub/methods/POST/50%/?$rid=1"), is("50%", "1"));
+        assert_eq!(call("$iothub/methods/POST/%ff/?$rid=1"), Some((None, "1".into())));
+        assert_eq!(call("$iothub/methods/POST//?$rid=1"), is("", "1"));
+        let long = format!("$iothub/methods/POST/x/?$rid={}", "x".repeat(1025));
+        for other in [
+            "$iothub/methods/POST/x/",
+            "$iothub/methods/POST/x/?rid=1",
+            "$iothub/methods/POST/x/?$rid=",
+            &long,
+        ] {
+            assert_eq!(call(other), None, "{other}");
+        }
+        assert_eq!(call("$iothub/methods/POST/x/?$rid=a#"), None);
+        assert_eq!(method_answer(404, "a=b%20"), "$iothub/methods/res/404/?$rid=a=b%20");
+    }
+
+    #[test]
+    fn what_comes_is_told_by_its_topic() {
+        for (topic, expected) in [
+            ("$iothub/methods/POST/x/?$rid=1", Kind::MethodCall),
+            ("$iothub/twin/res/200/?$rid=1", Kind::TwinAnswer),
+            ("$iothub/twin/PATCH/properties/desired/?$version=3", Kind::DesiredChange),
+            ("devices/d/messages/devicebound/", Kind::Message),
+            ("$iothub/methods/res/1", Kind::Message),
+        ] {
+            assert_eq!(kind(topic), expected, "{topic}");
         }
     }
 }

@@ -75,7 +75,7 @@ const PURE: &[&str] = &["feedback", "message", "outcome", "credentials", "rules"
 const CONFINED: &[(&str, &[&str], &str)] = &[
     (
         "rumqttc",
-        &["src/session/mqtt.rs", "src/emulator/mqtt/codec.rs"],
+        &["src/session/mqtt.rs", "src/session/mqtt/", "src/emulator/mqtt/codec.rs"],
         "go through `session` or the emulator's codec",
     ),
     (

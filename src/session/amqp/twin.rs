@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
 use fe2o3_amqp::link::{ReceiverAttachError, RecvError, SendError, SenderAttachError};
 use fe2o3_amqp::session::SessionHandle;
@@ -98,19 +99,34 @@ impl Twin {
 
     /// Sends a patch of the reported properties: publish `id`, twin request `request`. Only while it is free.
     pub(super) fn report(&mut self, id: u16, request: u64, patch: &[u8]) {
+        self.request(id, request, [("operation", "PATCH"), ("resource", REPORTED)], patch);
+    }
+
+    /// Asks for the whole twin: publish `id`, twin request `request`. Only while it is free.
+    pub(super) fn get(&mut self, id: u16, request: u64) {
+        self.request(id, request, [("operation", "GET")], &[]);
+    }
+
+    fn request<const N: usize>(
+        &mut self,
+        id: u16,
+        request: u64,
+        annotations: [(&str, &str); N],
+        body: &[u8],
+    ) {
         let Some(mut link) = self.requests.take() else { return };
         // As SDKs do: a UUID as text.
         let correlation_id = uuid::Uuid::from_u64_pair(self.ids, request).to_string();
-        let annotations = MessageAnnotations::builder()
-            .insert(Symbol::from("operation"), Value::String("PATCH".to_owned()))
-            .insert(Symbol::from("resource"), Value::String(REPORTED.to_owned()))
-            .build();
+        let annotations =
+            annotations.into_iter().fold(MessageAnnotations::builder(), |all, (name, value)| {
+                all.insert(Symbol::from(name), Value::String(value.to_owned()))
+            });
         let section =
             Properties { correlation_id: Some(MessageId::String(correlation_id)), ..Properties::default() };
         let message = Message::builder()
-            .message_annotations(annotations)
+            .message_annotations(annotations.build())
             .properties(section)
-            .data(Data(Binary::from(patch.to_vec())))
+            .data(Data(Binary::from(body.to_vec())))
             .build();
         self.reporting = Some(Box::pin(async move {
             let outcome = link.send(message).await;
@@ -135,7 +151,11 @@ impl Twin {
     ///
     /// # Errors
     /// When the link is gone.
-    pub(super) async fn read(&mut self, reply: Reply, now: SystemTime) -> Result<Option<TwinAnswer>, Fault> {
+    pub(super) async fn read(
+        &mut self,
+        reply: Reply,
+        now: SystemTime,
+    ) -> Result<Option<(TwinAnswer, Bytes)>, Fault> {
         let reply = match reply {
             Ok(reply) => reply,
             Err(RecvError::MessageDecode(error)) => {
@@ -150,12 +170,12 @@ impl Twin {
             tracing::debug!("passed over an answer of the twin: not to a request of ours");
             return Ok(None);
         };
+        let body = message::body(reply.body).unwrap_or_default();
         if answer.status >= 400 {
-            let body = message::body(reply.body).unwrap_or_default();
             let body = excerpt(&String::from_utf8_lossy(&body));
-            tracing::warn!(status = answer.status, body, "the hub did not take a patch of the twin");
+            tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }
-        Ok(Some(answer))
+        Ok(Some((answer, body.into())))
     }
 
     async fn settle(&mut self, info: DeliveryInfo) -> Result<(), Fault> {

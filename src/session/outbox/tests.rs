@@ -39,11 +39,11 @@ async fn a_d2c_message_is_done_at_its_puback_and_only_then() {
     outbox.sent(1);
     outbox.sent(2);
     outbox.acknowledged(2);
-    assert_eq!(told(&publisher), [(8, Ok(()))]);
+    assert_eq!(told(&publisher), [(8, Ok(Bytes::new()))]);
     outbox.acknowledged(99);
     assert!(told(&publisher).is_empty());
     outbox.acknowledged(1);
-    assert_eq!(told(&publisher), [(7, Ok(()))]);
+    assert_eq!(told(&publisher), [(7, Ok(Bytes::new()))]);
 }
 
 #[tokio::test]
@@ -56,12 +56,16 @@ async fn a_patch_is_done_at_its_answer_whether_the_puback_comes_before_or_after(
     outbox.acknowledged(1);
     assert!(told(&publisher).is_empty(), "a PUBACK is no answer");
     for (request, status) in [(1, 204), (2, 429), (3, 503), (4, 400)] {
-        assert!(outbox.answered(answer(request, status)));
+        assert!(outbox.answered(answer(request, status), Bytes::new()));
     }
-    let results =
-        [Ok(()), Err(PublishError::Busy(429)), Err(PublishError::Busy(503)), Err(PublishError::Refused(400))];
+    let results = [
+        Ok(Bytes::new()),
+        Err(PublishError::Busy(429)),
+        Err(PublishError::Busy(503)),
+        Err(PublishError::Refused(400)),
+    ];
     assert_eq!(told(&publisher), (1..=4).zip(results).collect::<Vec<_>>());
-    assert!(!outbox.answered(answer(2, 204)), "answered already");
+    assert!(!outbox.answered(answer(2, 204), Bytes::new()), "answered already");
     assert_eq!(lock(&outbox.state).entries.len(), 3, "places are held until the PUBACK");
     for id in 2..=4 {
         outbox.acknowledged(id);
@@ -80,7 +84,7 @@ async fn the_ninth_is_lost_at_once_until_a_puback_makes_room() {
     outbox.sent(1);
     outbox.acknowledged(1);
     publisher.publish(10, telemetry());
-    assert_eq!(told(&publisher), [(1, Ok(()))]);
+    assert_eq!(told(&publisher), [(1, Ok(Bytes::new()))]);
 }
 
 #[tokio::test]
@@ -94,13 +98,13 @@ async fn without_a_connection_everything_is_lost_and_each_is_told_of_once() {
     publisher.publish(2, patch());
     outbox.sent(1);
     outbox.sent(2);
-    assert!(outbox.answered(answer(1, 204)));
+    assert!(outbox.answered(answer(1, 204), Bytes::new()));
     outbox.close();
     outbox.close();
     outbox.acknowledged(1);
     publisher.publish(3, telemetry());
     let lost = Err(PublishError::Lost);
-    assert_eq!(told(&publisher), [(2, Ok(())), (1, lost.clone()), (3, lost)]);
+    assert_eq!(told(&publisher), [(2, Ok(Bytes::new())), (1, lost.clone()), (3, lost)]);
     assert_eq!(outbox.lost(), 1);
     outbox.open(true);
     publisher.publish(4, telemetry());
@@ -115,7 +119,7 @@ async fn a_shut_outbox_takes_nothing_new_and_hears_what_is_under_way() {
     outbox.shut();
     publisher.publish(2, telemetry());
     outbox.acknowledged(1);
-    assert_eq!(told(&publisher), [(2, Err(PublishError::Lost)), (1, Ok(()))]);
+    assert_eq!(told(&publisher), [(2, Err(PublishError::Lost)), (1, Ok(Bytes::new()))]);
 }
 
 #[tokio::test]
@@ -138,7 +142,7 @@ async fn without_an_answer_it_is_lost_after_half_a_minute_and_its_place_stays_ta
     assert!(overdue.await.is_err(), "the connection goes on");
     assert_eq!(told(&publisher), [(1, Err(PublishError::Lost)), (2, Err(PublishError::Lost))]);
     assert_eq!(lock(&outbox.state).entries.len(), 1, "only the PUBACK of the first is missing");
-    assert!(!outbox.answered(answer(1, 204)), "too late");
+    assert!(!outbox.answered(answer(1, 204), Bytes::new()), "too late");
     outbox.overdue().await;
     assert_eq!(began.elapsed().as_secs(), UNACKNOWLEDGED_LIMIT.as_secs(), "then the connection is of no use");
     outbox.close();

@@ -170,6 +170,14 @@ impl Peer {
         (topic, u16::from_be_bytes([rest[0], rest[1]]), String::from_utf8_lossy(&rest[2..]).into_owned())
     }
 
+    /// The next packet, which must be a PUBLISH of QoS 0: topic, body.
+    pub(super) async fn read_publish_qos_0(&mut self) -> (String, String) {
+        let (first, rest) = self.read().await;
+        assert_eq!(first, 0x30, "PUBLISH with QoS 0");
+        let (topic, body) = text(&rest);
+        (topic, String::from_utf8_lossy(body).into_owned())
+    }
+
     pub(super) async fn send_puback(&mut self, packet_id: u16) {
         let [high, low] = packet_id.to_be_bytes();
         self.send(&[0x40, 2, high, low]).await;

@@ -11,7 +11,7 @@ use crate::emulator::{self, Emulator, Options};
 use crate::message::Properties;
 use crate::session::{PublishError, Upstream};
 
-async fn start(dir: &std::path::Path) -> Emulator {
+pub(super) async fn start(dir: &std::path::Path) -> Emulator {
     let options = Options {
         state_dir: dir.to_owned(),
         bind: Ipv4Addr::LOCALHOST.into(),
@@ -31,7 +31,7 @@ async fn start(dir: &std::path::Path) -> Emulator {
     emulator::start(options, std::time::SystemTime::now).await.expect("started")
 }
 
-fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
+pub(super) fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
     let text = std::fs::read_to_string(dir.join("devices/dev1.connection-string")).expect("a file");
     let DeviceSecret::Key(key) = DeviceConnectionString::parse(&text).expect("valid").secret else {
         panic!("a key");
@@ -50,10 +50,12 @@ fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
         route: Route::default(),
         clock: std::time::SystemTime::now,
         twin: true,
+        methods: false,
+        desired: false,
     }
 }
 
-async fn published(session: &mut Session) -> (u64, Result<(), PublishError>) {
+pub(super) async fn published(session: &mut Session) -> (u64, Result<Bytes, PublishError>) {
     match next(session).await {
         Event::Published { ticket, result } => (ticket, result),
         other => panic!("what became of a publish, not {other:?}"),
@@ -71,7 +73,7 @@ async fn the_emulator_keeps_what_the_session_publishes() {
     let properties = Properties::decode(bag).expect("a bag");
     let body = Bytes::from_static(br#"{"outcome":"succeeded"}"#);
     session.publish(1, Upstream::Telemetry { properties: properties.clone(), body: body.clone() });
-    assert_eq!(published(&mut session).await, (1, Ok(())));
+    assert_eq!(published(&mut session).await, (1, Ok(Bytes::new())));
     emulator.hub().with(|hub, _| {
         let events: Vec<_> = hub.events("dev1").expect("a device").collect();
         assert_eq!(events.len(), 1);
@@ -86,7 +88,7 @@ async fn the_emulator_keeps_what_the_session_publishes() {
     for _ in 2..=4 {
         results.push(published(&mut session).await);
     }
-    assert_eq!(results, [(2, Ok(())), (3, Ok(())), (4, Err(PublishError::Refused(400)))]);
+    assert_eq!(results, [(2, Ok(Bytes::new())), (3, Ok(Bytes::new())), (4, Err(PublishError::Refused(400)))]);
     let twin = emulator.hub().with(|hub, _| hub.twin("dev1")).expect("a twin");
     let reported = json!({ "c2d": { "rules": { "blink": "succeeded" }, "total": 1 }, "$version": 3 });
     assert_eq!(twin["properties"]["reported"], reported);
@@ -108,7 +110,7 @@ async fn hundreds_of_publishes_eight_at_a_time_all_arrive_in_order() {
     };
     (1..=8).for_each(|ticket| send(&session, ticket));
     for ticket in 1..=COUNT {
-        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
         if ticket + 8 <= COUNT {
             send(&session, ticket + 8);
         }

@@ -9,7 +9,7 @@ use super::{Event, Session, connected, delivery, next, reason, settings};
 use crate::message::Properties;
 use crate::session::{PublishError, Settings, Upstream};
 
-const LOST: Result<(), PublishError> = Err(PublishError::Lost);
+const LOST: Result<Bytes, PublishError> = Err(PublishError::Lost);
 
 fn telemetry(body: &str) -> Upstream {
     let properties = Properties::decode("%24.cid=m%2F1&outcome=succeeded").expect("a bag");
@@ -20,7 +20,7 @@ fn patch(body: &'static str) -> Upstream {
     Upstream::Reported { patch: Bytes::from_static(body.as_bytes()) }
 }
 
-async fn published(session: &mut Session) -> (u64, Result<(), PublishError>) {
+async fn published(session: &mut Session) -> (u64, Result<Bytes, PublishError>) {
     match next(session).await {
         Event::Published { ticket, result } => (ticket, result),
         other => panic!("what became of a publish, not {other:?}"),
@@ -68,9 +68,9 @@ async fn a_d2c_message_wakes_the_parked_reader_and_is_done_at_the_puback() {
     let (_, second, body) = peer.read_publish().await;
     assert_eq!(body, "second");
     peer.send_puback(second).await;
-    assert_eq!(published(&mut session).await, (42, Ok(())));
+    assert_eq!(published(&mut session).await, (42, Ok(Bytes::new())));
     peer.send_puback(first).await;
-    assert_eq!(published(&mut session).await, (41, Ok(())));
+    assert_eq!(published(&mut session).await, (41, Ok(Bytes::new())));
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn messages_are_read_and_completed_while_publishes_wait() {
     }
     for (ticket, id) in (1..).zip(ids) {
         peer.send_puback(id).await;
-        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
     }
 }
 
@@ -123,7 +123,7 @@ async fn pubacks_keep_their_order_when_they_share_the_channel_with_publishes() {
             peer.send_puback(id).await;
         }
         for ticket in tickets - 7..=tickets {
-            assert_eq!(published(&mut session).await, (ticket, Ok(())));
+            assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
         }
     }
 }
@@ -147,7 +147,7 @@ async fn more_than_eight_under_way_are_lost_at_once_and_the_channel_never_fills(
         peer.send_puback(id).await;
     }
     for ticket in 1..=8 {
-        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
     }
     session.close().await;
     assert_eq!(peer.read().await.0 >> 4, 14, "DISCONNECT");
@@ -173,14 +173,14 @@ async fn a_patch_is_done_when_the_twin_answers_and_not_before() {
     }
     assert_eq!(
         published(&mut session).await,
-        (7, Ok(())),
+        (7, Ok(Bytes::new())),
         "the D2C message first: patches wait for their answers"
     );
     peer.send(&publish_qos_0("$iothub/twin/res/429/?$rid=2", "")).await;
     assert_eq!(published(&mut session).await, (6, Err(PublishError::Busy(429))));
     peer.send(&publish_qos_0("$iothub/twin/res/204/?$rid=99&$version=2", "")).await;
     peer.send(&publish_qos_0("$iothub/twin/res/204/?$rid=1&$version=2", "")).await;
-    assert_eq!(published(&mut session).await, (5, Ok(())));
+    assert_eq!(published(&mut session).await, (5, Ok(Bytes::new())));
     session.publish(8, patch("{}"));
     let (_, id, _) = peer.read_publish().await;
     peer.send(&publish_qos_0("$iothub/twin/res/400/?$rid=3", r#"{"message":"no"}"#)).await;
@@ -201,7 +201,7 @@ async fn an_answer_with_qos_1_is_acknowledged_in_its_place_and_handed_to_nobody(
     answer[1] += 2;
     answer.extend([0, 2]);
     peer.send(&answer).await;
-    assert_eq!(published(&mut session).await, (1, Ok(())));
+    assert_eq!(published(&mut session).await, (1, Ok(Bytes::new())));
     peer.send(&publish(3, "", "third")).await;
     delivery(&mut session).await.receipt.complete();
     first.receipt.complete();
@@ -250,7 +250,7 @@ async fn a_hub_that_leaves_out_a_puback_loses_the_connection_before_packet_ids_c
         session.publish(ticket, telemetry("x"));
         (_, last, _) = peer.read_publish().await;
         peer.send_puback(last).await;
-        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
     }
     session.publish(ticket + 1, telemetry("x"));
     assert_eq!(published(&mut session).await, (1, LOST));
@@ -277,7 +277,7 @@ async fn what_is_under_way_is_lost_with_its_connection_and_told_before_anything_
     }
     let (_, id, _) = peer.read_publish().await;
     peer.send_puback(id).await;
-    assert_eq!(published(&mut session).await, (3, Ok(())));
+    assert_eq!(published(&mut session).await, (3, Ok(Bytes::new())));
     drop(peer);
     assert_eq!(published(&mut session).await, (4, LOST));
     assert_eq!(published(&mut session).await, (5, LOST));
@@ -293,7 +293,7 @@ async fn what_is_under_way_is_lost_with_its_connection_and_told_before_anything_
     let (_, id, body) = peer.read_publish().await;
     assert_eq!(body, "again", "nothing of the old connection is sent again by itself");
     peer.send_puback(id).await;
-    assert_eq!(published(&mut session).await, (7, Ok(())));
+    assert_eq!(published(&mut session).await, (7, Ok(Bytes::new())));
 }
 
 #[tokio::test]
@@ -329,7 +329,7 @@ async fn what_no_packet_can_hold_is_refused_and_ends_nothing() {
     let (_, id, received) = peer.read_publish().await;
     assert_eq!(received.len(), 255 * 1024);
     peer.send_puback(id).await;
-    assert_eq!(published(&mut session).await, (3, Ok(())));
+    assert_eq!(published(&mut session).await, (3, Ok(Bytes::new())));
 }
 
 #[tokio::test]
@@ -351,7 +351,7 @@ async fn publishes_wait_while_the_agent_takes_no_messages() {
     assert_eq!(acknowledged, (1..=100).collect::<Vec<_>>());
     for (ticket, id) in (1..).zip(ids) {
         peer.send_puback(id).await;
-        assert_eq!(published(&mut session).await, (ticket, Ok(())));
+        assert_eq!(published(&mut session).await, (ticket, Ok(Bytes::new())));
     }
 }
 

@@ -1,0 +1,348 @@
+//! Calls of direct methods on one connection, whatever its transport: which wait for an answer, and the answers on their way.
+//!
+//! Owns: that each call is answered once, how many may be open, and what is said where nobody else answers.
+//! Must not know: MQTT packets, AMQP messages, what a method does.
+//! Used by: `session::{delivery, connection, mqtt, amqp}`. Source: wire reference 1.7, 2.7.
+//!
+//! An answer leaves in one of two ways. The reading task takes all that are ready between two polls ([`Calls::take_ready`]),
+//! also while it waits for room for a message. While it is parked in `poll()` the first one goes through the client's request
+//! channel, which wakes it ([`Calls::woken`]); the others wait for that. Answers need no order among themselves.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::{Notify, mpsc};
+
+use super::delivery::{Delivery, Receipt};
+use super::link::Phase;
+use crate::message::{C2dMessage, excerpt};
+
+/// Calls of one connection that may wait for their answers.
+pub(super) const OPEN_CALLS: usize = 64;
+/// The largest payload of a call and of its answer. Source: wire reference 6.1.
+pub(super) const PAYLOAD_LIMIT: usize = 128 * 1024;
+
+const BAD_REQUEST: u16 = 400;
+const TOO_LARGE: u16 = 413;
+const BUSY: u16 = 429;
+const UNAVAILABLE: u16 = 503;
+
+const TOO_MANY: &str = "too many calls are under way: call again later";
+const NOT_NOW: &str = "the call was not carried out: the agent is ending, signs in again or changes its configuration; \
+                       call again later";
+
+/// A call as the hub sends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    /// None when it is not text.
+    pub(super) name: Option<String>,
+    /// Opaque: the answer carries the same.
+    pub(super) id: String,
+    pub(super) payload: Bytes,
+}
+
+/// An answer that is to leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) id: String,
+    pub(super) status: u16,
+    pub(super) payload: Bytes,
+}
+
+/// Hands an answer to a parked `poll()`; false when it could not.
+pub(super) type Wake = Box<dyn Fn(&Answer) -> bool + Send + Sync>;
+
+/// The calls of one connection.
+pub(super) struct Calls {
+    state: Mutex<State>,
+    wake: Wake,
+    /// An answer may leave: for the reading task.
+    changed: Notify,
+    /// A call was answered while draining: for [`Calls::drained`].
+    settled: Notify,
+}
+
+struct State {
+    phase: Phase,
+    /// The ids that wait for an answer; at most [`OPEN_CALLS`].
+    open: BTreeSet<String>,
+    /// At most those that were open, and what was refused of what one poll has read.
+    ready: Vec<Answer>,
+    /// The reading task is in `poll()`, where only `wake` reaches it.
+    parked: bool,
+    /// An answer is in the request channel and not on the wire yet.
+    waking: bool,
+    /// It was said that ids come twice.
+    warned: bool,
+}
+
+impl Calls {
+    pub(super) fn new(wake: Wake) -> Self {
+        let (open, ready) = (BTreeSet::new(), Vec::new());
+        let state = State { phase: Phase::Open, open, ready, parked: false, waking: false, warned: false };
+        Self { state: Mutex::new(state), wake, changed: Notify::new(), settled: Notify::new() }
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    /// For the reading task: hands a call on, or answers it where that cannot be. Never waits. `connection` as in [`Delivery`].
+    pub(super) fn hand_on(
+        self: &Arc<Self>,
+        request: Request,
+        connection: u64,
+        calls: &mpsc::Sender<Delivery>,
+    ) {
+        let Request { name, id, payload } = request;
+        if !self.open(&id) {
+            return;
+        }
+        let receipt = Receipt::of_call(Arc::clone(self), id);
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return receipt.answer(BAD_REQUEST, error("the method has no name, or one that is not UTF-8"));
+        };
+        if payload.len() > PAYLOAD_LIMIT {
+            return receipt.answer(TOO_LARGE, error(&too_large("payload", payload.len())));
+        }
+        // No id of the hub's names a call for good.
+        let message_id = format!("method-{:032x}", fastrand::u128(..));
+        let message = Ok(C2dMessage::of_method(&name, &message_id, payload));
+        match calls.try_send(Delivery { message, connection, receipt }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(delivery)) => {
+                delivery.receipt.answer(BUSY, error(TOO_MANY));
+            }
+            Err(mpsc::error::TrySendError::Closed(delivery)) => delivery.receipt.leave(),
+        }
+    }
+
+    /// Takes a call in. False when it was answered at once, or is to be passed over: it is under way already.
+    fn open(&self, id: &str) -> bool {
+        let mut state = self.lock();
+        if state.open.contains(id) {
+            if !std::mem::replace(&mut state.warned, true) {
+                let id = excerpt(id);
+                tracing::warn!(id, "passed over a call whose request id is that of one under way");
+            }
+            return false;
+        }
+        let refusal = match state.phase {
+            Phase::Open if state.open.len() < OPEN_CALLS => None,
+            Phase::Open => Some((BUSY, TOO_MANY)),
+            Phase::Draining | Phase::Closed => Some((UNAVAILABLE, NOT_NOW)),
+        };
+        match refusal {
+            Some((status, reason)) => {
+                self.push(state, Answer { id: id.to_owned(), status, payload: error(reason) });
+                false
+            }
+            None => state.open.insert(id.to_owned()),
+        }
+    }
+
+    /// Answers a call; never blocks. The phase tells whether it was of any use.
+    pub(super) fn answer(&self, id: &str, status: u16, payload: Bytes) -> Phase {
+        let mut state = self.lock();
+        if !state.open.remove(id) {
+            return state.phase;
+        }
+        let payload = match payload.len() {
+            ..=PAYLOAD_LIMIT => payload,
+            bytes => error(&too_large("answer", bytes)),
+        };
+        self.push(state, Answer { id: id.to_owned(), status, payload })
+    }
+
+    /// Answers a call that nobody takes.
+    pub(super) fn leave(&self, id: &str) -> Phase {
+        self.answer(id, UNAVAILABLE, error(NOT_NOW))
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State>, answer: Answer) -> Phase {
+        if state.phase != Phase::Closed {
+            if state.parked && !state.waking && (self.wake)(&answer) {
+                state.waking = true;
+            } else {
+                state.ready.push(answer);
+            }
+        }
+        self.notify(state)
+    }
+
+    /// For the reading task between two polls: what is to be sent now.
+    pub(super) fn take_ready(&self) -> Vec<Answer> {
+        let mut state = self.lock();
+        state.parked = false;
+        std::mem::take(&mut state.ready)
+    }
+
+    /// For the reading task before `poll()`. False when an answer became ready since [`Calls::take_ready`].
+    pub(super) fn park(&self) -> bool {
+        let mut state = self.lock();
+        state.parked = state.ready.is_empty();
+        state.parked
+    }
+
+    /// For the reading task after `poll()`.
+    pub(super) fn unpark(&self) {
+        self.lock().parked = false;
+    }
+
+    /// The answer that woke the reading task is on the wire.
+    pub(super) fn woken(&self) {
+        self.lock().waking = false;
+    }
+
+    /// Waits until an answer may leave or the phase changed. May return early. Cancel safe.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// From now on new calls are answered with 503.
+    pub(super) fn stop_taking(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Draining;
+        }
+        self.notify(state);
+    }
+
+    /// Waits until every call that was taken is answered. Cancel safe.
+    pub(super) async fn drained(&self) {
+        while !self.lock().open.is_empty() {
+            self.settled.notified().await;
+        }
+    }
+
+    /// The connection is gone, and with it whoever waits for an answer.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.phase = Phase::Closed;
+        state.ready.clear();
+        self.notify(state);
+    }
+
+    fn notify(&self, state: MutexGuard<'_, State>) -> Phase {
+        let phase = state.phase;
+        drop(state);
+        self.changed.notify_one();
+        if phase != Phase::Open {
+            self.settled.notify_one();
+        }
+        phase
+    }
+
+    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The payload of an answer that is not the method's own.
+fn error(reason: &str) -> Bytes {
+    json!({ "error": reason }).to_string().into()
+}
+
+fn too_large(what: &str, bytes: usize) -> String {
+    format!("the {what} has {bytes} bytes, more than the {PAYLOAD_LIMIT} that a method may have")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    /// Calls whose wake-ups are recorded, and where they are handed on.
+    fn calls() -> (Arc<Calls>, Arc<Mutex<Vec<String>>>) {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&sent);
+        let wake = move |answer: &Answer| {
+            record.lock().expect("unpoisoned").push(answer.id.clone());
+            true
+        };
+        (Arc::new(Calls::new(Box::new(wake))), sent)
+    }
+
+    fn request(id: &str) -> Request {
+        Request { name: Some("pump".into()), id: id.into(), payload: Bytes::from_static(b"{}") }
+    }
+
+    fn said(answers: Vec<Answer>) -> Vec<(String, u16)> {
+        answers.into_iter().map(|answer| (answer.id, answer.status)).collect()
+    }
+
+    #[test]
+    fn an_answer_wakes_a_parked_reader_once_and_the_others_leave_with_it() {
+        let (calls, sent) = calls();
+        let (to, mut from) = mpsc::channel(4);
+        for id in ["1", "2", "3"] {
+            calls.hand_on(request(id), 1, &to);
+        }
+        let mut receipts = std::iter::from_fn(|| from.try_recv().ok()).map(|delivery| delivery.receipt);
+        let [first, second, third] = [(); 3].map(|()| receipts.next().expect("a call"));
+        first.answer(200, Bytes::new());
+        assert!(!calls.park(), "one is ready");
+        assert_eq!(said(calls.take_ready()), [("1".into(), 200)]);
+        assert!(calls.park());
+        second.answer(201, Bytes::new());
+        third.answer(202, Bytes::new());
+        assert_eq!(*sent.lock().expect("unpoisoned"), ["2"]);
+        calls.unpark();
+        assert_eq!(said(calls.take_ready()), [("3".into(), 202)]);
+        calls.woken();
+    }
+
+    #[test]
+    fn what_nobody_takes_is_answered_and_an_id_under_way_is_passed_over() {
+        let (calls, _) = calls();
+        let (to, mut from) = mpsc::channel(OPEN_CALLS - 1);
+        for id in 0..=OPEN_CALLS {
+            calls.hand_on(request(&id.to_string()), 1, &to);
+        }
+        // One for whom the channel had no room, one for whom there was none again.
+        let busy = said(calls.take_ready());
+        assert_eq!(busy, [(63.to_string(), 429), (64.to_string(), 429)]);
+        calls.hand_on(request("0"), 1, &to);
+        assert_eq!(calls.take_ready(), [], "it is under way");
+        drop(from.try_recv().expect("a call"));
+        from.try_recv().expect("a call").receipt.leave();
+        assert_eq!(said(calls.take_ready()), [("0".into(), 503), ("1".into(), 503)]);
+        while let Ok(delivery) = from.try_recv() {
+            delivery.receipt.answer(200, Bytes::new());
+        }
+        assert_eq!(calls.take_ready().len(), OPEN_CALLS - 3);
+        calls.hand_on(Request { name: None, ..request("x") }, 1, &to);
+        calls.hand_on(Request { payload: vec![0; PAYLOAD_LIMIT + 1].into(), ..request("y") }, 1, &to);
+        drop(from);
+        calls.hand_on(request("z"), 1, &to);
+        assert_eq!(said(calls.take_ready()), [("x".into(), 400), ("y".into(), 413), ("z".into(), 503)]);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_waited_for_while_draining_and_a_closed_connection_answers_nothing() {
+        let (calls, _) = calls();
+        let (to, mut from) = mpsc::channel(4);
+        calls.hand_on(request("1"), 1, &to);
+        calls.hand_on(request("2"), 1, &to);
+        let (first, second) = (from.try_recv().expect("a call"), from.try_recv().expect("a call"));
+        assert!(first.receipt.is_current());
+        calls.stop_taking();
+        assert!(!first.receipt.is_current());
+        calls.hand_on(request("3"), 1, &to);
+        assert_eq!(said(calls.take_ready()), [("3".into(), 503)]);
+        let mut drained = std::pin::pin!(calls.drained());
+        assert!(drained.as_mut().now_or_never().is_none(), "two are open");
+        first.receipt.answer(200, vec![b'1'; PAYLOAD_LIMIT + 1].into());
+        assert!(drained.as_mut().now_or_never().is_none(), "one is open");
+        let [answer] = <[Answer; 1]>::try_from(calls.take_ready()).expect("one answer");
+        assert_eq!(answer.status, 200);
+        assert!(String::from_utf8_lossy(&answer.payload).contains("the answer has 131073 bytes"));
+        calls.close();
+        second.receipt.answer(200, Bytes::new());
+        drained.await;
+        assert_eq!(calls.take_ready(), []);
+    }
+}

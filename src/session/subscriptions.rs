@@ -1,0 +1,107 @@
+//! What an MQTT connection subscribes to, and what is said when the hub grants less.
+//!
+//! Owns: the filters, their order. Pure. Must not know: packets. Used by: `session::mqtt`. Source: wire reference 1.4, 1.7.
+
+use super::failure::Fault;
+use super::topics::{DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};
+
+/// Everything that is subscribed to with one SUBSCRIBE, the messages first. A hub allows five at a time.
+pub(super) struct Subscriptions {
+    messages: String,
+    others: Vec<Other>,
+}
+
+/// What one subscription is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Other {
+    TwinAnswers,
+    Methods,
+    Desired,
+}
+
+impl Other {
+    fn filter(self) -> &'static str {
+        match self {
+            Self::TwinAnswers => TWIN_ANSWERS,
+            Self::Methods => METHOD_CALLS,
+            Self::Desired => DESIRED_CHANGES,
+        }
+    }
+
+    /// What comes of its refusal.
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::TwinAnswers => "the hub refused the twin: nothing can be reported there, nor read",
+            Self::Methods => "the hub refused direct methods: none can be called here",
+            Self::Desired => {
+                "the hub refused to tell of desired properties: their changes are seen at the next sign-in only"
+            }
+        }
+    }
+}
+
+impl Subscriptions {
+    /// With the filter of the messages.
+    pub(super) fn new(messages: String, others: impl IntoIterator<Item = Other>) -> Self {
+        Self { messages, others: others.into_iter().collect() }
+    }
+
+    /// The filters, and whether each is asked for with QoS 1. The others need none: an answer or a call is of no use to
+    /// another connection, and its PUBACK would wait behind messages.
+    pub(super) fn filters(&self) -> impl Iterator<Item = (&str, bool)> {
+        let others = self.others.iter().map(|other| (other.filter(), false));
+        std::iter::once((self.messages.as_str(), true)).chain(others)
+    }
+
+    /// What was granted: the QoS of the messages, and of the others those that were, in the order of the filters; what is
+    /// missing there was refused.
+    ///
+    /// # Errors
+    /// When the messages were refused.
+    pub(super) fn granted(
+        &self,
+        answers: &[Option<u8>],
+        host: &str,
+        device_id: &str,
+    ) -> Result<Vec<Other>, Fault> {
+        let mut answers = answers.iter().copied();
+        match answers.next().flatten() {
+            Some(0) => {
+                tracing::warn!(hub = host, device_id, "subscribed with QoS 0 only: messages may be lost");
+            }
+            Some(_) => {}
+            None => return Err(Fault::SubscriptionRefused { filter: self.messages.clone() }),
+        }
+        let mut granted = Vec::new();
+        for other in &self.others {
+            match answers.next().flatten() {
+                Some(_) => granted.push(*other),
+                None => tracing::warn!(hub = host, device_id, "{}", other.refusal()),
+            }
+        }
+        Ok(granted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_messages_are_asked_for_first_and_nothing_else_is_a_fault() {
+        let all = [Other::TwinAnswers, Other::Methods, Other::Desired];
+        let asked = Subscriptions::new("devices/d/messages/devicebound/#".into(), all);
+        let expected = [
+            ("devices/d/messages/devicebound/#", true),
+            ("$iothub/twin/res/#", false),
+            ("$iothub/methods/POST/#", false),
+            ("$iothub/twin/PATCH/properties/desired/#", false),
+        ];
+        assert_eq!(asked.filters().collect::<Vec<_>>(), expected);
+        let granted = |answers: &[Option<u8>]| asked.granted(answers, "hub", "d").ok();
+        assert_eq!(granted(&[Some(1), None, Some(0), None]), Some(vec![Other::Methods]));
+        assert_eq!(granted(&[Some(0), Some(0)]), Some(vec![Other::TwinAnswers]), "the rest is refused");
+        assert_eq!(granted(&[None, Some(0), Some(0), Some(0)]), None);
+        assert_eq!(granted(&[]), None);
+    }
+}
