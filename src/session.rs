@@ -1,7 +1,7 @@
 //! The session: this device's connection to the hub, kept up.
 //!
-//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages,
-//! receiving and answering calls of direct methods, publishing D2C messages and patches of the twin,
+//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages or,
+//! as a module, messages for its inputs, receiving and answering calls of direct methods, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
 //!
@@ -82,7 +82,7 @@ pub(crate) fn standard_port(transport: Transport) -> u16 {
 /// Who signs in, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The device and its proof.
+    /// The device or module, and its proof. A device gets C2D messages, a module those for its inputs, over MQTT only.
     pub(crate) identity: DeviceIdentity,
     /// What is spoken.
     pub(crate) transport: Transport,

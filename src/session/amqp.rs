@@ -213,6 +213,9 @@ impl Reader {
     }
 
     async fn open(&self) -> Result<Opened, Fault> {
+        if self.dial.module_id.is_some() {
+            return Err(Fault::ModuleOverAmqp);
+        }
         let cut = CancellationToken::new();
         let (stream, failed) = dial::dial(&self.dial, cut.clone()).await?;
         let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;

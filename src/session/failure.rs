@@ -67,6 +67,8 @@ pub(super) enum Fault {
     Displaced { times: u32 },
     /// No answer to a ping, or what was sent is not taken.
     Silent,
+    /// Modules speak MQTT only.
+    ModuleOverAmqp,
     /// The hub has no such device.
     UnknownDevice { said: String },
     /// Another connection of the device has taken the link.
@@ -196,6 +198,11 @@ impl fmt::Display for Failure {
                     "{peer} fell silent: it gives no sign of life any more; the network in between may be down"
                 )
             }
+            Fault::ModuleOverAmqp => write!(
+                f,
+                "module {device_id} cannot speak AMQP with {peer}: this program speaks MQTT as a module; set transport to \
+                 \"mqtt\""
+            ),
             Fault::UnknownDevice { said } => write!(
                 f,
                 "the hub at {peer} has no device {device_id} ({said}): check the device id, or create the device there"

@@ -1,4 +1,4 @@
-//! One MQTT connection to the hub as a device.
+//! One MQTT connection to the hub as a device, or to a gateway as a module.
 //!
 //! Owns: everything that names rumqttc: its options, its event loop, its errors (`mqtt/fault.rs`). One event loop serves exactly one
 //! connection and is dropped with it, so no packet id and no request outlives its connection.
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::credentials::Proxy;
-use crate::message::{C2dMessage, devicebound_topic, excerpt};
+use crate::message::{Properties, excerpt};
 
 use super::arrivals::Arrivals;
 use super::bridge::{self, Bridge, Carrier, Failed};
@@ -78,7 +78,6 @@ pub(super) struct Dial {
     /// The device whose topics these are.
     pub(super) device_id: String,
     /// The module on it, where a module signs in.
-    #[allow(dead_code)] // Of modules' topics nothing is known yet.
     pub(super) module_id: Option<String>,
     pub(super) client_id: String,
     pub(super) user_name: String,
@@ -149,8 +148,11 @@ impl Connection {
             answering.try_publish(topic, QoS::AtMostOnce, false, payload.as_ref()).is_ok()
         };
         let calls = Arc::new(Calls::new(Box::new(wake)));
-        let (publishing, device_id) = (client.clone(), dial.device_id.clone());
-        let hand = move |upstream, request| hand_over(&publishing, &device_id, upstream, request);
+        let publishing = client.clone();
+        let (device_id, module_id) = (dial.device_id.clone(), dial.module_id.clone());
+        let telemetry =
+            move |properties: &Properties| topics::telemetry(&device_id, module_id.as_deref(), properties);
+        let hand = move |upstream, request| hand_over(&publishing, &telemetry, upstream, request);
         let outbox = Arc::new(Outbox::new(Box::new(hand), Arc::clone(publisher)));
         let (report, progress) = watch::channel(Progress::default());
         let reader = Reader {
@@ -187,12 +189,12 @@ impl Drop for Connection {
 /// Puts a publish into the client's channel.
 fn hand_over(
     client: &AsyncClient,
-    device_id: &str,
+    telemetry: &impl Fn(&Properties) -> String,
     upstream: Upstream,
     request: u64,
 ) -> Result<(), PublishError> {
     let (topic, body) = match upstream {
-        Upstream::Telemetry { properties, body } => (topics::telemetry(device_id, &properties), body),
+        Upstream::Telemetry { properties, body } => (telemetry(&properties), body),
         Upstream::Reported { patch } => (topics::reported(request), patch),
         Upstream::ReadTwin => (topics::read_twin(request), Bytes::new()),
     };
@@ -291,7 +293,7 @@ impl Reader {
             Ok(_) => return Err(Fault::Protocol { reason: "its first answer is no CONNACK".into() }),
             Err(error) => return Err(self.fault(error)),
         };
-        let Dial { host, port, device_id, transport, .. } = &self.dial;
+        let Dial { host, port, client_id: device_id, transport, .. } = &self.dial;
         let session_present = connack.session_present;
         tracing::info!(hub = %host, port, transport, device_id, session_present, "signed in");
         self.progress.send_modify(|progress| progress.signed_in = Some(Instant::now()));
@@ -299,7 +301,7 @@ impl Reader {
     }
 
     fn subscriptions(&self) -> Subscriptions {
-        let Dial { device_id, twin, methods, desired, .. } = &self.dial;
+        let Dial { device_id, module_id, twin, methods, desired, .. } = &self.dial;
         let others = [
             // Who hears of desired properties wants to read them.
             (*twin || *desired, Other::TwinAnswers),
@@ -307,7 +309,7 @@ impl Reader {
             (*desired, Other::Desired),
         ];
         let others = others.into_iter().filter(|(wanted, _)| *wanted).map(|(_, other)| other);
-        Subscriptions::new(devicebound_topic(device_id) + "#", others)
+        Subscriptions::new(topics::messages(device_id, module_id.as_deref()), others)
     }
 
     fn subscribe(&self) -> Result<(), Fault> {
@@ -322,7 +324,7 @@ impl Reader {
     }
 
     fn subscribed(&self, answer: &SubAck) -> Result<(), Fault> {
-        let Dial { host, device_id, .. } = &self.dial;
+        let Dial { host, client_id: device_id, .. } = &self.dial;
         let answers = answer.return_codes.iter().map(|code| match code {
             SubscribeReasonCode::Success(qos) => Some(*qos as u8),
             SubscribeReasonCode::Failure => None,
@@ -362,7 +364,8 @@ impl Reader {
             receipt.complete();
             return Ok(());
         }
-        let message = C2dMessage::from_topic(&self.dial.device_id, &publish.topic, publish.payload);
+        let Dial { device_id, module_id, .. } = &self.dial;
+        let message = topics::message(device_id, module_id.as_deref(), &publish.topic, publish.payload);
         let delivery = Delivery { message, connection: self.dial.number, receipt };
         match self.arrivals.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),

@@ -12,6 +12,7 @@ mod broker;
 mod doors;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod inputs;
 mod methods;
 mod probe;
 mod publish;

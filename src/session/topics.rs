@@ -1,11 +1,12 @@
-//! The topics on which a device publishes, and those on which answers, calls and news of the twin come.
+//! The topics on which a device or a module publishes, and those on which messages, answers, calls and news of the twin come.
 //!
 //! Owns: their spelling. Pure. Must not know: packets, who waits for an answer. Used by: `session::{mqtt, subscriptions}`.
 //! Source: wire reference 1.7.
 
+use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 
-use crate::message::Properties;
+use crate::message::{C2dMessage, MessageError, Properties, devicebound_topic, inputs_topic};
 
 /// The filter of all answers to twin requests.
 pub(super) const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
@@ -37,9 +38,37 @@ pub(super) fn kind(topic: &str) -> Kind {
     }
 }
 
+/// The filter of the messages: those of the device's queue, or those for all inputs of the module.
+pub(super) fn messages(device_id: &str, module_id: Option<&str>) -> String {
+    match module_id {
+        None => devicebound_topic(device_id) + "#",
+        Some(module_id) => inputs_topic(device_id, module_id) + "#",
+    }
+}
+
+/// The message that came on a topic.
+///
+/// # Errors
+/// When it is none for this device or module, or cannot be decoded.
+pub(super) fn message(
+    device_id: &str,
+    module_id: Option<&str>,
+    topic: &str,
+    body: Bytes,
+) -> Result<C2dMessage, MessageError> {
+    match module_id {
+        None => C2dMessage::from_topic(device_id, topic, body),
+        Some(module_id) => C2dMessage::from_input_topic(device_id, module_id, topic, body),
+    }
+}
+
 /// The topic of a D2C message with these properties.
-pub(super) fn telemetry(device_id: &str, properties: &Properties) -> String {
-    format!("devices/{device_id}/messages/events/{}", properties.encode())
+pub(super) fn telemetry(device_id: &str, module_id: Option<&str>, properties: &Properties) -> String {
+    let bag = properties.encode();
+    match module_id {
+        None => format!("devices/{device_id}/messages/events/{bag}"),
+        Some(module_id) => format!("devices/{device_id}/modules/{module_id}/messages/events/{bag}"),
+    }
 }
 
 /// The topic of a patch of the reported properties; its answer carries the same `request`.
@@ -102,11 +131,13 @@ mod tests {
             properties.set(name, value);
         }
         assert_eq!(
-            telemetry("dev1", &properties),
+            telemetry("dev1", None, &properties),
             "devices/dev1/messages/events/%24.cid=m%2F1%3Da%26b&%24.ct=application%2Fjson&%24.ce=utf-8\
              &outcome=failed%3A%2050%20%25%20%2B%20%C3%BC&empty="
         );
-        assert_eq!(telemetry("dev1", &Properties::default()), "devices/dev1/messages/events/");
+        let none = Properties::default();
+        assert_eq!(telemetry("dev1", None, &none), "devices/dev1/messages/events/");
+        assert_eq!(telemetry("dev1", Some("m"), &none), "devices/dev1/modules/m/messages/events/");
     }
 
     #[test]

@@ -193,7 +193,11 @@ impl Peer {
 
 /// A PUBLISH of QoS 1 on the topic of `dev1` with this property bag; short enough for one length byte.
 pub(super) fn publish(packet_id: u16, bag: &str, body: &str) -> Vec<u8> {
-    let topic = format!("devices/dev1/messages/devicebound/{bag}");
+    publish_on(&format!("devices/dev1/messages/devicebound/{bag}"), packet_id, body)
+}
+
+/// A PUBLISH of QoS 1; short enough for one length byte.
+pub(super) fn publish_on(topic: &str, packet_id: u16, body: &str) -> Vec<u8> {
     let length = 2 + topic.len() + 2 + body.len();
     let mut packet = vec![0x32, u8::try_from(length).ok().filter(|l| *l < 128).expect("a short packet")];
     packet.extend(u16::try_from(topic.len()).expect("a short topic").to_be_bytes());

@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::emulator::{published, settings, start};
+use super::emulator::{published, settings, settings_of, start};
 use super::{DEADLINE, Delivery, Event, Session, Settings, delivery, next};
 use crate::emulator::Emulator;
 use crate::emulator::hub::{CallError, CallId, MethodCall, Progress, TwinWrite};
-use crate::message::Source;
+use crate::message::{C2dMessage, Source};
 use crate::session::Upstream;
 
 fn call(emulator: &Emulator, name: &str, payload: &str) -> CallId {
@@ -117,4 +117,32 @@ async fn calls_are_answered_over_mqtt() {
 async fn the_twin_is_read_over_mqtt() {
     the_twin_is_read(|emulator, dir| Settings { desired: true, twin: false, ..settings(emulator, dir) })
         .await;
+}
+
+#[tokio::test]
+async fn a_module_gets_what_is_sent_to_its_inputs_and_settles_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let emulator = start(dir.path()).await;
+    let settings = settings_of(&emulator, dir.path(), "edge1/agent");
+    let mut session = Session::open(settings).expect("a session");
+    assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
+    for (number, input) in [(1, "in1"), (2, "in-2")] {
+        let bag = format!("%24.mid=m-{number}&number={number}");
+        let message = C2dMessage::from_bag(&bag, Bytes::from_static(b"{}")).expect("a bag");
+        emulator
+            .hub()
+            .with(|hub, now| hub.send_to_input("edge1/agent", input, message, now))
+            .expect("queued");
+    }
+    let (first, second) = (delivery(&mut session).await, delivery(&mut session).await);
+    let message = first.message.as_ref().expect("a message");
+    assert_eq!((message.source(), message.message_id()), (Source::Input("in1"), Some("m-1")));
+    let message = second.message.as_ref().expect("a message");
+    assert_eq!((message.source(), message.property("number")), (Source::Input("in-2"), Some("2")));
+    second.receipt.complete();
+    first.receipt.complete();
+    session.close().await;
+    let left = emulator.hub().with(|hub, _| hub.twin("edge1/agent")).expect("a twin");
+    assert_eq!(left["cloudToDeviceMessageCount"], 0);
+    emulator.stop().await;
 }

@@ -22,7 +22,7 @@ pub(super) async fn start(dir: &std::path::Path) -> Emulator {
         https_port: Some(0),
         devices: vec!["dev1".into()],
         x509_devices: Vec::new(),
-        modules: Vec::new(),
+        modules: vec!["edge1/agent".into()],
         routes: Vec::new(),
         workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
@@ -32,7 +32,17 @@ pub(super) async fn start(dir: &std::path::Path) -> Emulator {
 }
 
 pub(super) fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
-    let text = std::fs::read_to_string(dir.join("devices/dev1.connection-string")).expect("a file");
+    settings_of(emulator, dir, "dev1")
+}
+
+/// For `device` or `device/module`.
+pub(super) fn settings_of(emulator: &Emulator, dir: &std::path::Path, id: &str) -> Settings {
+    let (device_id, module_id) = match id.split_once('/') {
+        Some((device, module)) => (device.to_owned(), Some(module.to_owned())),
+        None => (id.to_owned(), None),
+    };
+    let folder = dir.join(if module_id.is_some() { "modules" } else { "devices" });
+    let text = std::fs::read_to_string(folder.join(format!("{id}.connection-string"))).expect("a file");
     let DeviceSecret::Key(key) = DeviceConnectionString::parse(&text).expect("valid").secret else {
         panic!("a key");
     };
@@ -40,8 +50,8 @@ pub(super) fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
         transport: crate::credentials::Transport::Mqtt,
         identity: DeviceIdentity {
             hub: HostPort { name: "localhost".into(), port: Some(emulator.mqtt_address().port()) },
-            device_id: "dev1".into(),
-            module_id: None,
+            device_id,
+            module_id,
             gateway: None,
             auth: DeviceAuth::Key(key),
         },
