@@ -47,6 +47,8 @@ pub struct Outcome {
     pub duration: Duration,
     /// The first 4 KiB of what the programs wrote to standard output and standard error, in the order written.
     pub output: Vec<u8>,
+    /// The last KiB of it, where they wrote more than that; a program that fails says why at its end.
+    pub output_end: Vec<u8>,
     /// How many bytes the programs wrote in all, kept or not.
     pub output_bytes: u64,
 }
@@ -160,8 +162,8 @@ impl Actions {
             }
         }
         let (result, step) = ended;
-        let (output, output_bytes) = output.into_parts();
-        Outcome { result, step, exit_code, duration: started.elapsed(), output, output_bytes }
+        let (output, output_end, output_bytes) = output.into_parts();
+        Outcome { result, step, exit_code, duration: started.elapsed(), output, output_end, output_bytes }
     }
 
     /// Puts every pin into its `on_exit` state and releases it. All pins are tried, even if one fails.

@@ -31,6 +31,7 @@ use crate::metrics::Scrape;
 use crate::session::{Event, SessionError};
 use crate::tls::TlsError;
 
+mod answers;
 mod board;
 mod connection;
 pub(crate) mod control;
@@ -200,6 +201,8 @@ struct Agent {
     /// Messages that the inbox had no room for, until it is asked again.
     turned_away: Vec<Ticket>,
     turned_away_retry: Option<Instant>,
+    /// It was said that messages of this agent's own come back to it.
+    own_told: bool,
     /// When to look for messages that the hub was to send again and cannot have any more.
     held_look: Option<Instant>,
 }
@@ -263,6 +266,7 @@ impl Agent {
             turned_away: Vec::new(),
             turned_away_retry: None,
             held_look: None,
+            own_told: false,
             config,
         }
     }

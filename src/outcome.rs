@@ -93,6 +93,9 @@ pub struct OutcomeReport {
     /// The first 4 KiB of what its programs wrote, as text.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output: String,
+    /// The last KiB of it, where they wrote more than [`OutcomeReport::output`] holds.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output_end: String,
     /// How many bytes its programs wrote in all.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub output_bytes: u64,
@@ -150,7 +153,13 @@ impl TwinReport {
     pub fn record(&mut self, report: &OutcomeReport) {
         let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= MAX_TWIN_TEXT;
         let text = report.text.char_indices().take_while(fits).map(|(_, c)| c).collect();
-        let short = OutcomeReport { text, output: String::new(), output_bytes: 0, ..report.clone() };
+        let short = OutcomeReport {
+            text,
+            output: String::new(),
+            output_end: String::new(),
+            output_bytes: 0,
+            ..report.clone()
+        };
         if let Some(key) = short.rule.as_deref().map(twin_key)
             && (self.rules.len() < MAX_TWIN_RULES || self.rules.contains_key(&key))
         {
@@ -222,6 +231,7 @@ mod tests {
             attempt: 2,
             ended: "2026-01-01T00:00:00.0000000Z".into(),
             output: String::new(),
+            output_end: String::new(),
             output_bytes: 0,
         };
         let text = serde_json::to_string(&report).expect("JSON");
@@ -251,6 +261,7 @@ mod tests {
             attempt: 1,
             ended: "2026-01-01T00:00:00.0000000Z".into(),
             output: "output".into(),
+            output_end: "end".into(),
             output_bytes: 6,
         }
     }

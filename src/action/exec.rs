@@ -36,8 +36,10 @@ const KILLED: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_millis(200);
 /// How often a group in its grace period is looked at.
 const LOOK: Duration = Duration::from_millis(20);
-/// How much output an outcome keeps.
+/// How much output an outcome keeps from its beginning,
 const KEPT: usize = 4096;
+/// and from its end, where that is not within the beginning.
+const KEPT_END: usize = 1024;
 
 /// What to run.
 pub(super) struct Program<'a> {
@@ -49,10 +51,12 @@ pub(super) struct Program<'a> {
     pub(super) body: &'a [u8],
 }
 
-/// The beginning of what programs wrote, and how much they wrote in all.
+/// The beginning and the end of what programs wrote, and how much they wrote in all.
 #[derive(Debug, Default)]
 pub(super) struct Captured {
     kept: Vec<u8>,
+    /// At most twice as much as is wanted of it.
+    end: Vec<u8>,
     total: u64,
 }
 
@@ -71,14 +75,20 @@ pub(super) enum ExecError {
 }
 
 impl Captured {
-    /// The kept bytes and the number of all bytes.
-    pub(super) fn into_parts(self) -> (Vec<u8>, u64) {
-        (self.kept, self.total)
+    /// The first bytes; the last ones, if there are more; and the number of all bytes.
+    pub(super) fn into_parts(mut self) -> (Vec<u8>, Vec<u8>, u64) {
+        self.end.drain(..self.end.len().saturating_sub(KEPT_END));
+        (self.kept, self.end, self.total)
     }
 
     fn add(&mut self, bytes: &[u8]) {
         let room = KEPT.saturating_sub(self.kept.len());
-        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let (first, rest) = bytes.split_at(bytes.len().min(room));
+        self.kept.extend_from_slice(first);
+        self.end.extend_from_slice(&rest[rest.len().saturating_sub(KEPT_END)..]);
+        if self.end.len() > 2 * KEPT_END {
+            self.end.drain(..self.end.len() - KEPT_END);
+        }
         self.total = self.total.saturating_add(bytes.len() as u64);
     }
 }

@@ -30,9 +30,17 @@ pub(super) enum PassedOver {
     /// No rule takes it.
     #[error("unmatched: no rule takes it")]
     Unmatched,
-    /// The rule's values could not be filled in, or one of its guards did not allow it.
+    /// The rule's values could not be filled in.
     #[error("refused: {0}")]
     Refused(String),
+    /// One of the rule's guards did not let it begin.
+    #[error("refused: {0}")]
+    Guarded(String),
+    /// It is a call whose turn came when nobody could hear its answer any more.
+    #[error(
+        "expired: whoever called the method is not connected any more, and was told that it was not carried out"
+    )]
+    CallerGone,
     /// A crash cut its action off, and the rule says not to run it again.
     #[error(
         "interrupted: the agent ended in the middle of the action, and the rule does not run it again by itself"
@@ -51,9 +59,9 @@ impl PassedOver {
     pub(super) fn kind(&self) -> OutcomeKind {
         match self {
             Self::Undecodable(_) => OutcomeKind::Undecodable,
-            Self::Expired { .. } => OutcomeKind::Expired,
+            Self::Expired { .. } | Self::CallerGone => OutcomeKind::Expired,
             Self::Unmatched => OutcomeKind::Unmatched,
-            Self::Refused(_) => OutcomeKind::Refused,
+            Self::Refused(_) | Self::Guarded(_) => OutcomeKind::Refused,
             Self::Crashed => OutcomeKind::Interrupted,
         }
     }
@@ -75,6 +83,7 @@ impl PassedOver {
             attempt: attempts,
             ended: format_time(now),
             output: String::new(),
+            output_end: String::new(),
             output_bytes: 0,
         }
     }
@@ -103,6 +112,7 @@ pub(super) fn of_action(
         attempt,
         ended: format_time(now),
         output: String::from_utf8_lossy(&outcome.output).into_owned(),
+        output_end: String::from_utf8_lossy(&outcome.output_end).into_owned(),
         output_bytes: outcome.output_bytes,
     }
 }

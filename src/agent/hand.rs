@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::inbox::{Number, Record, Settled};
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, Source};
 use crate::outcome::OutcomeReport;
 use crate::rules::{OnCrash, Plan, Policy, Rule};
 use crate::session::{Receipt, Settlement};
 
+use super::answers::{self, End};
 use super::ending::PassedOver;
 use super::lanes::{Lane, LaneNames, Ticket};
 use super::sessions::Role;
@@ -71,8 +72,8 @@ pub(super) struct Entry {
     pub(super) phase: Phase,
     /// Why it is not to be acted on, since the rules changed while the inbox was asked.
     pub(super) passed_over: Option<PassedOver>,
-    /// How it ended, and how it is to be settled, once that is on its way to the inbox.
-    pub(super) outcome: Option<(OutcomeReport, Settlement)>,
+    /// How it ended, once that is on its way to the inbox.
+    pub(super) end: Option<End>,
 }
 
 /// A message that is recorded as ended in the moment it is accepted.
@@ -127,8 +128,15 @@ impl Entry {
             turn: false,
             phase: Phase::Waiting,
             passed_over: None,
-            outcome: None,
+            end: None,
         }
+    }
+
+    /// Whether it is a call whose answer nobody can hear any more.
+    pub(super) fn is_call_of_nobody(&self) -> bool {
+        matches!(self.message.source(), Source::Method(_))
+            && self.settled == Settled::AfterAction
+            && !self.receipts.iter().any(Receipt::is_current)
     }
 
     /// Whether it waits for the beginning of its first attempt, and nothing of it is under way.
@@ -147,19 +155,33 @@ impl Entry {
         self.receipts.push(receipt);
     }
 
-    /// Completes the message at the hub, as far as it was delivered.
-    pub(super) fn complete(&mut self) {
-        self.settle(Settlement::Complete);
+    /// Completes the message at the hub, as far as it was delivered, since it is recorded.
+    pub(super) fn accept(&mut self) {
+        let Self { receipts, message, .. } = self;
+        receipts.drain(..).for_each(|receipt| answers::accepted(receipt, message));
+    }
+
+    /// Tells whoever delivered it how it ended.
+    pub(super) fn finish(&mut self, end: &End) {
+        let settlement = self.settlement(end.settlement);
+        let end = End { settlement, ..end.clone() };
+        self.receipts.drain(..).for_each(|receipt| end.tell(receipt));
     }
 
     /// Settles the message at the hub, as far as it was delivered. One that was to be completed when it was accepted is
     /// completed, however it ended.
     pub(super) fn settle(&mut self, settlement: Settlement) {
-        let settlement = match self.settled {
+        let settlement = self.settlement(settlement);
+        self.receipts.drain(..).for_each(|receipt| receipt.settle(settlement));
+    }
+}
+
+impl Entry {
+    fn settlement(&self, settlement: Settlement) -> Settlement {
+        match self.settled {
             Settled::OnAccept => Settlement::Complete,
             Settled::AfterAction => settlement,
-        };
-        self.receipts.drain(..).for_each(|receipt| receipt.settle(settlement));
+        }
     }
 }
 
@@ -209,6 +231,23 @@ impl Hand {
             self.numbers.remove(&number);
         }
         Some(entry)
+    }
+
+    /// Whether a message is in hand that has not been recorded yet or has an action.
+    pub(super) fn has(&self, ticket: Ticket) -> bool {
+        self.entries.contains_key(&ticket) || self.passing.contains_key(&ticket)
+    }
+
+    /// Gives up what is in hand of a call, for its receipt; messages stay.
+    pub(super) fn take_calls(&mut self, ticket: Ticket) -> Vec<Receipt> {
+        if self.passing.get(&ticket).is_some_and(|passing| passing.receipt.is_call()) {
+            return self.passing.remove(&ticket).map(|passing| passing.receipt).into_iter().collect();
+        }
+        let is_call = |entry: &Entry| entry.receipts.iter().any(Receipt::is_call);
+        if self.entries.get(&ticket).is_some_and(is_call) {
+            return self.remove(ticket).map(|entry| entry.receipts).unwrap_or_default();
+        }
+        Vec::new()
     }
 
     /// Whether an answer of the inbox is outstanding that something is to follow.

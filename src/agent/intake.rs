@@ -15,6 +15,7 @@ use crate::outcome::OutcomeReport;
 use crate::rules::{Reports, Settle};
 use crate::session::{Delivery, Receipt};
 
+use super::answers::{self, Away};
 use super::ending::{self, PassedOver};
 use super::hand::{Entry, Held, Passing, Phase};
 use super::lanes::Ticket;
@@ -48,6 +49,11 @@ impl Agent {
                 return;
             }
         };
+        if self.is_own(&message) {
+            // Not even recorded: its outcome would be reported, and come back again.
+            report::log_own(&message, &mut self.own_told);
+            return receipt.complete();
+        }
         self.board.received(received);
         self.outbox.received(message.message_id(), received);
         if self.observer.is_some() {
@@ -55,6 +61,10 @@ impl Agent {
         }
         match self.plan(message.clone(), received) {
             Ok(mut entry) => {
+                let away = self.no_room_for_call(&entry.rule.lanes).filter(|_| receipt.is_call());
+                if let Some(away) = away {
+                    return answers::turn_away(receipt, &away);
+                }
                 entry.connection = connection;
                 let (settled, rule) = (entry.settled, entry.rule.name.clone());
                 entry.receipts.push(receipt);
@@ -106,6 +116,7 @@ impl Agent {
 
     /// Finds the rule that takes a message, and makes a plan of it.
     pub(super) fn plan(&self, message: C2dMessage, now: SystemTime) -> Planned {
+        answers::check_payload(&message).map_err(|why| (None, PassedOver::Undecodable(why)))?;
         let rule = self.config.rules.match_message(&message);
         if let Some(expired) = expired(&message, now) {
             return Err((rule.map(|rule| rule.name().to_owned()), expired));
@@ -150,8 +161,8 @@ impl Agent {
         match verdict {
             Verdict::New(_) => {
                 report::log_passed_over(&passing.outcome);
-                passing.receipt.settle(self.settlement_of(&passing.outcome, passing.role));
                 self.settled(&passing.outcome);
+                self.finish(passing);
             }
             Verdict::Ended(past) => {
                 self.scraper.tally.ended(passing.outcome.rule.as_deref(), DUPLICATE);
@@ -186,7 +197,7 @@ impl Agent {
         self.hand.set_number(ticket, number);
         let Some(entry) = self.hand.get(ticket) else { return };
         if entry.settled == Settled::OnAccept {
-            entry.complete();
+            entry.accept();
         }
         let starting = matches!(entry.phase, Phase::Accepting { starting: true });
         entry.phase = Phase::Waiting;
@@ -243,12 +254,19 @@ impl Agent {
         tracing::debug!(message_id = entry.message.message_id(), "a message in hand came again");
         receipts.into_iter().for_each(|receipt| entry.add_receipt(receipt));
         if entry.settled == Settled::OnAccept {
-            entry.complete();
+            entry.accept();
         }
     }
 
-    /// The inbox is full: the message stays at the hub, and in hand, until there is room.
+    /// The inbox is full: the message stays at the hub, and in hand, until there is room. A call stays nowhere.
     fn turn_away(&mut self, ticket: Ticket) {
+        for receipt in self.hand.take_calls(ticket) {
+            self.lanes.leave(ticket);
+            answers::turn_away(receipt, &Away::InboxFull);
+        }
+        if !self.hand.has(ticket) {
+            return;
+        }
         self.turned_away.push(ticket);
         // The inbox says in the log that it is full.
         self.turned_away_retry.get_or_insert(Instant::now() + OFFER_AGAIN);

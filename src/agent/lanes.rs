@@ -80,6 +80,11 @@ impl Lanes {
         self.is_in_front(ticket) && self.take_slot(ticket)
     }
 
+    /// How many actions stand in the longest of these lanes.
+    pub(super) fn longest(&self, lanes: &[Lane]) -> usize {
+        lanes.iter().filter_map(|lane| self.lines.get(*lane)).map(VecDeque::len).max().unwrap_or_default()
+    }
+
     /// An action whose turn has come since; each is told once.
     pub(super) fn next(&mut self) -> Option<Ticket> {
         self.called.pop_front()

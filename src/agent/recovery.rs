@@ -7,6 +7,7 @@
 //! |---|---|
 //! | started, and its rule gives up after a crash | a dead letter, interrupted: nobody knows how far it came |
 //! | started, and its rule runs again | run again |
+//! | a direct method, not answered when it was recorded | not begun; begun: a dead letter, interrupted. Its caller is gone |
 //! | accepted, completed at the hub (`on-accept`) | run |
 //! | accepted, still at the hub (`after-action`) | the hub sends it again; then it is run |
 //!
@@ -18,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use crate::inbox::{News, Number, Op, Opened, Record, Settled, State, Unfinished, from_millis};
-use crate::message::format_time;
+use crate::message::{Source, format_time};
 
 use super::ending::PassedOver;
 use super::hand::{Held, Phase};
@@ -76,8 +77,14 @@ impl Agent {
         let count = opened.unfinished.len();
         for unfinished in opened.unfinished {
             let Record { number, state, settled, retry_on_crash, .. } = unfinished.record;
+            // Nobody waits for the answer any more: what was not begun is not to begin now.
+            let of_nobody =
+                matches!(unfinished.message.source(), Source::Method(_)) && settled == Settled::AfterAction;
             match (state, settled) {
-                (State::Started, _) if !retry_on_crash => self.give_up(&unfinished),
+                (State::Started, _) if !retry_on_crash || of_nobody => {
+                    self.give_up(&unfinished, &PassedOver::Crashed)
+                }
+                _ if of_nobody => self.give_up(&unfinished, &PassedOver::CallerGone),
                 (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
                 _ => {
                     let Unfinished { record, message } = unfinished;
@@ -117,10 +124,10 @@ impl Agent {
         self.held_look = (!self.hand.held.is_empty()).then(|| Instant::now() + HELD_LOOK);
     }
 
-    /// Records that a crash cut an action off.
-    fn give_up(&mut self, unfinished: &Unfinished) {
+    /// Records that an action was cut off, or never began.
+    fn give_up(&mut self, unfinished: &Unfinished, why: &PassedOver) {
         let Unfinished { record, message } = unfinished;
-        self.end_record(record.number, record, message.message_id(), &PassedOver::Crashed);
+        self.end_record(record.number, record, message.message_id(), why);
     }
 
     fn end_record(&mut self, number: Number, record: &Record, message_id: Option<&str>, why: &PassedOver) {

@@ -3,7 +3,7 @@
 //! Owns: the shape of both. Must not know: how outcomes come about. Used by: `agent`.
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, INPUT};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 use super::ending::millis;
@@ -48,6 +48,20 @@ pub(super) fn log_passed_over(report: &OutcomeReport) {
     } else {
         tracing::warn!(message_id, rule, outcome, "message passed over");
     }
+}
+
+/// Logs that a message of the agent's own came back to it: aloud the first time only, as it may be any number.
+pub(super) fn log_own(message: &C2dMessage, told: &mut bool) {
+    let (message_id, input) = (message.message_id(), message.property(INPUT));
+    if std::mem::replace(told, true) {
+        return tracing::debug!(message_id, input, "passed over a message that this agent sent itself");
+    }
+    tracing::warn!(
+        message_id,
+        input,
+        "passed over a message that this agent sent itself: a route leads its output back into its input; change that route \
+         in the deployment (this is said once)"
+    );
 }
 
 /// Logs that a message came again.

@@ -137,7 +137,8 @@ impl Role {
 
 /// What a session needs of a configuration; none where it names nobody in this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
-    let twin = role == Sessions::speaker(config) && reports_in_twin(config);
+    let speaks = role == Sessions::speaker(config);
+    let twin = speaks && reports_in_twin(config);
     let token_lifetime = config.token_lifetime;
     Some(match role {
         Role::Device => session::Settings {
@@ -148,7 +149,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
             route: config.route.clone(),
             clock,
             twin,
-            methods: false,
+            methods: speaks,
             desired: false,
         },
         Role::Module => {
@@ -162,7 +163,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
                 route: Route { keep_alive: config.route.keep_alive, ..Route::default() },
                 clock,
                 twin,
-                methods: false,
+                methods: speaks,
                 desired: false,
             }
         }

@@ -17,8 +17,9 @@ use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::{OnFailure, Plan};
 use crate::session::{Receipt, Settlement};
 
+use super::answers::End;
 use super::ending::{self, PassedOver, millis};
-use super::hand::Phase;
+use super::hand::{Passing, Phase};
 use super::lanes::Ticket;
 use super::sessions::Role;
 use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
@@ -26,7 +27,7 @@ use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
 /// What one of the running futures was about.
 pub(super) enum Done {
     /// An attempt has ended.
-    Acted { ticket: Ticket, plan: Plan, outcome: Outcome },
+    Acted { ticket: Ticket, plan: Plan, outcome: Box<Outcome> },
     /// The pause before the next attempt is over.
     Rested { ticket: Ticket },
 }
@@ -48,7 +49,9 @@ impl Agent {
         let Some(number) = entry.number else { return };
         if entry.attempts == 0 {
             let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, now);
-            let why = intake::expired(&entry.message, now).or(guarded.err().map(PassedOver::Refused));
+            let nobody = entry.is_call_of_nobody().then_some(PassedOver::CallerGone);
+            let why =
+                intake::expired(&entry.message, now).or(guarded.err().map(PassedOver::Guarded)).or(nobody);
             if let Some(why) = why {
                 return self.pass_over(ticket, &why);
             }
@@ -79,7 +82,7 @@ impl Agent {
         let (machine, body) = (Arc::clone(&self.machine), entry.message.body.clone());
         self.running.push(Box::pin(async move {
             let outcome = machine.actions.perform(&plan, body, &machine.stop).await;
-            Done::Acted { ticket, plan, outcome }
+            Done::Acted { ticket, plan, outcome: Box::new(outcome) }
         }));
     }
 
@@ -126,7 +129,7 @@ impl Agent {
         }
         let Some(pause) = pause else {
             let report = ending::of_action(outcome, message_id, &rule.name, attempt, now);
-            return self.end(ticket, report);
+            return self.end(ticket, report, false);
         };
         entry.phase = Phase::BackingOff;
         if let Some(number) = entry.number.filter(|_| !entry.retry_on_crash) {
@@ -146,11 +149,11 @@ impl Agent {
         let Some(entry) = self.hand.get(ticket) else { return };
         let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
         report::log_passed_over(&outcome);
-        self.end(ticket, outcome);
+        self.end(ticket, outcome, matches!(why, PassedOver::Guarded(_)));
     }
 
     /// Hands the end of a message to the inbox; those behind it in its lanes move up.
-    fn end(&mut self, ticket: Ticket, outcome: OutcomeReport) {
+    fn end(&mut self, ticket: Ticket, outcome: OutcomeReport, guarded: bool) {
         let report = self.telemetry_report(&outcome);
         let Some(role) = self.hand.get(ticket).map(|entry| Role::of(entry.message.source(), &self.config))
         else {
@@ -159,7 +162,7 @@ impl Agent {
         let settlement = self.settlement(outcome.outcome, outcome.rule.as_deref(), role);
         let Some(entry) = self.hand.get(ticket) else { return };
         entry.phase = Phase::Ending;
-        entry.outcome = Some((outcome.clone(), settlement));
+        entry.end = Some(End::new(outcome.clone(), settlement, guarded));
         let abandoned = settlement == Settlement::Abandon && entry.settled == Settled::AfterAction;
         let Some(number) = entry.number else { return };
         self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned, report });
@@ -216,19 +219,26 @@ impl Agent {
     fn ended(&mut self, number: Number) {
         if let Some(passing) = self.hand.closing.remove(&number) {
             report::log_passed_over(&passing.outcome);
-            passing.receipt.settle(self.settlement_of(&passing.outcome, passing.role));
-            return self.settled(&passing.outcome);
+            self.settled(&passing.outcome);
+            return self.finish(passing);
         }
         let Some(ticket) = self.hand.ticket_of(number) else { return };
         self.lanes.leave(ticket);
         let Some(mut entry) = self.hand.remove(ticket) else { return };
-        // Somebody dropped it, when there is no outcome.
-        let dropped =
-            self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name), self.role_of(&entry.message));
-        entry.settle(entry.outcome.as_ref().map_or(dropped, |(_, settlement)| *settlement));
-        if let Some((outcome, _)) = entry.outcome {
-            self.settled(&outcome);
-        }
+        let Some(end) = entry.end.take() else {
+            // Somebody dropped it.
+            let role = self.role_of(&entry.message);
+            return entry.settle(self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name), role));
+        };
+        entry.finish(&end);
+        self.settled(&end.outcome);
+    }
+
+    /// Settles or answers what nothing was done with, as it ended.
+    pub(super) fn finish(&self, passing: Passing) {
+        let Passing { receipt, outcome, role, .. } = passing;
+        let settlement = self.settlement_of(&outcome, role);
+        End::new(outcome, settlement, false).tell(receipt);
     }
 
     /// How a message is to be settled that ended so, as its rule of now and the transport have it.

@@ -135,6 +135,7 @@ impl Work<'_, '_> {
             attempt: stored.record.attempts,
             ended: format_time(from_millis(self.circumstances.now_ms)),
             output: String::new(),
+            output_end: String::new(),
             output_bytes: 0,
         };
         self.count(outcome.outcome);

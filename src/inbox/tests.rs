@@ -29,6 +29,7 @@ fn outcome(kind: OutcomeKind) -> OutcomeReport {
         attempt: 1,
         ended: crate::message::format_time(SystemTime::now()),
         output: String::new(),
+        output_end: String::new(),
         output_bytes: 0,
     }
 }

@@ -42,6 +42,7 @@ fn report(message_id: &str, outcome: OutcomeKind, text: &str) -> OutcomeReport {
         attempt: 2,
         ended: "2026-01-01T00:00:00.0000000Z".into(),
         output: "one\n\x1b[31mtwo\n".into(),
+        output_end: String::new(),
         output_bytes: 5_000,
     }
 }

@@ -5,6 +5,7 @@ mod action;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod agent_methods;
 mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_conditions;

@@ -46,6 +46,10 @@ pub(super) fn lines(
     if let Some(outcome) = record.outcome.as_ref().filter(|outcome| !outcome.output.is_empty()) {
         lines.extend(["".into(), output_heading(outcome)]);
         lines.extend(plain_lines(&outcome.output).map(|line| format!("  {line}")));
+        if !outcome.output_end.is_empty() {
+            lines.extend(["".into(), "… and the last of them:".into()]);
+            lines.extend(plain_lines(&outcome.output_end).map(|line| format!("  {line}")));
+        }
     }
     lines
 }
@@ -178,6 +182,7 @@ mod tests {
             attempt: 2,
             ended: "2026-11-23T21:30:11.2500000Z".into(),
             output: "cannot open \x1b[1m/dev/sda\nbye\n".into(),
+            output_end: String::new(),
             output_bytes: 5000,
         });
         let body = Bytes::from_static(b"{\"zone\": \"north\"}\n\x07");

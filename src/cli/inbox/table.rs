@@ -99,6 +99,7 @@ mod tests {
             attempt: 1,
             ended: String::new(),
             output: String::new(),
+            output_end: String::new(),
             output_bytes: 0,
         });
         let state = if outcome.is_some() { State::Dead } else { State::Accepted };

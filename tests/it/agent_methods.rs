@@ -1,0 +1,167 @@
+//! Direct methods of a running agent: what callers hear, what switches, what is recorded.
+//!
+//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::harness::{Agent, Emulator, binary, run, wait_for_file, wait_for_status};
+use crate::invoke_method::{back_end, seen};
+use crate::over;
+
+/// Rules for methods; programs write into `dir`.
+fn rules(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        r#"
+[gpio]
+backend = "simulated"
+[gpio.pins.pump]
+line = 4
+[[rule]]
+name = "pump"
+when = {{ "$.method" = "pump", "$.source" = "method" }}
+do = [{{ gpio = "pump", set = "{{body.state}}" }}]
+[[rule]]
+name = "fail"
+when = {{ "$.method" = "fail" }}
+do = [{{ shell = "head -c 6000 /dev/zero | tr '\\0' x; echo the disk is full; exit 3" }}]
+[[rule]]
+name = "slow"
+when = {{ "$.method" = "slow" }}
+timeout = "300ms"
+do = [{{ shell = "sleep 10" }}]
+[[rule]]
+name = "later"
+when = {{ "$.method" = "later" }}
+settle = "on-accept"
+report = "telemetry"
+do = [{{ shell = "echo $C2D_MESSAGE_ID $(cat) >> {dir}/later" }}]
+[[rule]]
+name = "rare"
+when = {{ "$.method" = "rare" }}
+min_interval = "1h"
+do = []
+[[rule]]
+name = "gated"
+when = {{ "$.method" = "gated" }}
+do = [{{ shell = "echo began >> {dir}/gated; until [ -e {dir}/go ]; do sleep 0.02; done" }}]
+"#
+    )
+}
+
+/// Status and payload of a call, and the exit code of the caller.
+fn call(emulator: &Emulator, target: &[&str], method: &str, data: Option<&str>) -> (u64, Value, Option<i32>) {
+    let mut arguments = [&["invoke-method", "--json", "--method", method], target].concat();
+    arguments.extend(data.iter().flat_map(|data| ["--data", *data]));
+    let (stdout, stderr, code) = seen(&run(&mut back_end(emulator, &arguments)));
+    let line: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stdout} {stderr}"));
+    (line["status"].as_u64().unwrap_or_else(|| panic!("{line} {stderr}")), line["payload"].clone(), code)
+}
+
+const DEVICE: [&str; 2] = ["--device", "dev1"];
+
+#[test]
+fn a_caller_hears_what_became_of_its_call() {
+    for transport in over::TRANSPORTS.iter().filter(|transport| transport.starts_with("mqtt")) {
+        let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+        let _agent = over::start(&emulator, transport, dir.path(), &rules(dir.path()));
+        let call = |method: &str, data: Option<&str>| call(&emulator, &DEVICE, method, data);
+
+        let (status, payload, code) = call("pump", Some(r#"{"state": "on"}"#));
+        assert_eq!((status, code), (200, Some(0)), "{payload}");
+        assert_eq!((&payload["outcome"], &payload["rule"]), (&"succeeded".into(), &"pump".into()));
+        wait_for_status(dir.path(), "pump on");
+        let id = payload["messageId"].as_str().expect("an id").to_owned();
+        assert!(id.starts_with("method-") && id.len() == 39, "{id}");
+        let show = run(binary().args(["inbox", "show", &id, "-c"]).arg(dir.path().join("config.toml")));
+        let (stdout, stderr, _) = seen(&show);
+        assert!(
+            stdout.contains("outcome     set pin pump on") || stdout.contains("succeeded"),
+            "{stdout} {stderr}"
+        );
+
+        for (method, data, status, part) in [
+            ("pump", Some(r#"{"state": "blue"}"#), 400, "on, off or toggle"),
+            ("pump", Some("{}"), 400, "body.state"),
+            ("nothing", None, 404, "unmatched: no rule takes it"),
+            ("slow", None, 504, "timed out"),
+        ] {
+            let (own, payload, code) = call(method, data);
+            let text = payload["text"].as_str().unwrap_or_default();
+            assert!(own == status && code == Some(5) && text.contains(part), "{method}: {own} {payload}");
+        }
+
+        let (status, payload, _) = call("fail", None);
+        assert_eq!((status, &payload["exitCode"], &payload["outputBytes"]), (500, &3.into(), &6_017.into()));
+        let [output, end] =
+            ["output", "outputEnd"].map(|name| payload[name].as_str().expect("a text").to_owned());
+        assert!(output.len() == 4096 && end.len() == 1024 && end.ends_with("xthe disk is full\n"), "{end}");
+
+        assert_eq!(call("rare", None).0, 200);
+        let (status, payload, _) = call("rare", None);
+        assert_eq!(status, 429, "{payload}");
+    }
+}
+
+#[test]
+fn an_on_accept_rule_answers_at_once_with_the_id_of_the_record_and_of_the_report() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let _agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    let (status, payload, code) = call(&emulator, &DEVICE, "later", Some("[1, 2]"));
+    assert_eq!((status, code), (202, Some(0)), "{payload}");
+    let id = payload["messageId"].as_str().expect("an id");
+    assert_eq!(wait_for_file(&dir.path().join("later"), "\n"), format!("{id} [1, 2]\n"));
+    let (stdout, _, _) =
+        seen(&run(binary().args(["inbox", "show", id, "-c"]).arg(dir.path().join("config.toml"))));
+    assert!(stdout.contains("$.method = later") || stdout.contains("finished"), "{stdout}");
+    let line = emulator.process.stderr.wait_for("c2d-report=outcome");
+    assert!(line.contains(id), "{line}");
+}
+
+#[test]
+fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    let go = dir.path().join("go");
+    std::thread::scope(|scope| {
+        let gated = || call(&emulator, &DEVICE, "gated", None);
+        let callers: Vec<_> = (0..8).map(|_| scope.spawn(gated)).collect();
+        wait_for_file(&dir.path().join("gated"), "began");
+        wait_for_status(dir.path(), "1 running, 7 waiting");
+        let (status, payload, code) = gated();
+        let error = payload["error"].as_str().unwrap_or_default();
+        assert!(status == 429 && error.contains("call again later") && code == Some(5), "{payload}");
+        std::fs::write(&go, "").expect("written");
+        assert!(callers.into_iter().all(|caller| caller.join().expect("an answer").0 == 200));
+    });
+    std::fs::remove_file(&go).expect("removed");
+    std::fs::remove_file(dir.path().join("gated")).expect("removed");
+
+    // Two calls are under way, one of them not begun, when the agent dies.
+    std::thread::scope(|scope| {
+        let gated = || {
+            seen(&run(&mut back_end(&emulator, &["invoke-method", "--device", "dev1", "--method", "gated"])))
+        };
+        let callers = [scope.spawn(gated), scope.spawn(gated)];
+        wait_for_file(&dir.path().join("gated"), "began");
+        wait_for_status(dir.path(), "1 running, 1 waiting");
+        agent.process.kill();
+        let ends = callers.map(|caller| caller.join().expect("an end"));
+        assert!(
+            ends.iter().all(|(_, stderr, code)| stderr.contains("may have run it") && *code == Some(4)),
+            "{ends:?}"
+        );
+    });
+    std::fs::write(&go, "").expect("written");
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    assert_eq!(call(&emulator, &DEVICE, "gated", None).0, 200, "the lane is free");
+    assert_eq!(
+        wait_for_file(&dir.path().join("gated"), "began"),
+        "began\nbegan\n",
+        "the second call never began"
+    );
+    let log = agent.process.stderr.text();
+    assert!(log.contains("whoever called the method is not connected any more"), "{log}");
+}
