@@ -6,6 +6,7 @@ mod action;
 mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_methods;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_conditions;
@@ -83,7 +84,6 @@ mod layering;
 mod log;
 mod metrics;
 mod mosquitto;
-#[cfg(all(feature = "service", feature = "emulator"))]
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod obstacles;
 #[cfg(all(feature = "service", feature = "emulator"))]
