@@ -17,6 +17,7 @@
 //! | | `service` | the back end: send and read feedback over AMQP 1.0; twins, feedback and purges over HTTPS |
 //! | | `emulator` | the local IoT Hub: `hub` is a pure state machine, the others are listeners |
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
+//! | | `workload` | a module's tokens and roots, from the workload API of its IoT Edge device |
 //! | | `websocket` | to the hub over a WebSocket, through a proxy; a WebSocket as a stream of bytes |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
@@ -71,3 +72,4 @@ mod websocket;
 #[cfg(feature = "websocket")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod websocket;
+mod workload;

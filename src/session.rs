@@ -12,6 +12,7 @@
 //! to the connection that there is, and is answered there or lost with it (`outbox.rs`). Calls are answered on the connection
 //! that they came on, or not at all (`calls.rs`). Over AMQP (`amqp.rs`) each message is
 //! settled by itself (`settlements.rs`), and tokens are renewed in place; `connection.rs` tells the keeper nothing of that.
+//! What a connection is made with, for a module of IoT Edge from its workload API, is got by `proof.rs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ mod mqtt;
 mod outbox;
 #[allow(dead_code)] // The doctor is a feature.
 mod probe;
+mod proof;
 mod release;
 #[allow(dead_code)] // AMQP is a feature.
 mod settlements;
@@ -175,7 +177,8 @@ pub(crate) enum PublishError {
 #[non_exhaustive]
 pub(crate) enum SessionError {
     /// The hub refused the device, and has never let it in since the session began: a mistake of the installation,
-    /// which must be seen rather than retried. The sentence says more.
+    /// which must be seen rather than retried. Or a module of IoT Edge was deployed anew, and nothing is left to this
+    /// process. The sentence says more.
     #[error("{0}")]
     Refused(String),
     /// A defect in the session itself.

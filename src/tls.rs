@@ -53,10 +53,28 @@ pub fn client_config(
     ca_file: Option<&Path>,
     certificate: Option<&ClientCertificate>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
+    config_with(roots(ca_file)?, certificate)
+}
+
+/// As [`client_config`] without a certificate, and with the roots of `bundle` beside the others: PEM texts one after the
+/// other, or nothing.
+///
+/// # Errors
+/// [`TlsError::Bundle`], or [`TlsError`] names the file at fault.
+pub fn client_config_trusting(ca_file: Option<&Path>, bundle: &str) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = roots(ca_file)?;
+    add_bundle(&mut roots, bundle)?;
+    config_with(roots, None)
+}
+
+fn config_with(
+    roots: RootCertStore,
+    certificate: Option<&ClientCertificate>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Provider)?
-        .with_root_certificates(roots(ca_file)?);
+        .with_root_certificates(roots);
     let config = match certificate {
         None => builder.with_no_client_auth(),
         Some(pair) => {
@@ -115,6 +133,24 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
+fn add_bundle(roots: &mut RootCertStore, bundle: &str) -> Result<(), TlsError> {
+    let wrong = |reason: String| TlsError::Bundle { reason };
+    let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut bundle.as_bytes()).collect();
+    let items = items.map_err(|error| wrong(format!("it is not PEM: {error}")))?;
+    let certificates: Vec<_> = items.into_iter().filter_map(certificate).collect();
+    if certificates.is_empty() && !bundle.trim().is_empty() {
+        return Err(wrong("it holds no certificate in PEM form (-----BEGIN …)".into()));
+    }
+    match roots.add_parsable_certificates(certificates) {
+        (0, refused) if refused > 0 => Err(wrong("it holds no certificate that can be a root".into())),
+        (_, 0) => Ok(()),
+        (_, refused) => {
+            tracing::warn!(refused, "the trust bundle has certificates that cannot be roots");
+            Ok(())
+        }
+    }
+}
+
 /// Whether the files hold a certificate and the private key that belongs to it.
 ///
 /// # Errors
@@ -129,14 +165,18 @@ pub fn check_client_certificate(pair: &ClientCertificate) -> Result<(), TlsError
 /// # Errors
 /// When the file cannot be read, is not PEM, or holds no certificate.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = read_pem(path, |item| match item {
-        rustls_pemfile::Item::X509Certificate(certificate) => Some(certificate),
-        _ => None,
-    })?;
+    let found = read_pem(path, certificate)?;
     if found.is_empty() {
         Err(TlsError::Absent { path: path.to_owned(), what: "certificate" })
     } else {
         Ok(found)
+    }
+}
+
+fn certificate(item: rustls_pemfile::Item) -> Option<CertificateDer<'static>> {
+    match item {
+        rustls_pemfile::Item::X509Certificate(certificate) => Some(certificate),
+        _ => None,
     }
 }
 
@@ -255,6 +295,14 @@ pub enum TlsError {
         /// The reason.
         source: rustls::Error,
     },
+    /// Roots that came from elsewhere than a file.
+    #[error(
+        "the trust bundle cannot be used: {reason}; check the edge CA of the device (trust_bundle_cert of aziot-edged)"
+    )]
+    Bundle {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The provider lacks the protocol versions.
     #[error("TLS cannot be set up: {0}")]
     Provider(rustls::Error),
@@ -268,7 +316,7 @@ impl TlsError {
             | Self::NotPem { path, .. }
             | Self::Absent { path, .. }
             | Self::Rejected { path, .. } => Some(path),
-            Self::KeyMismatch { .. } | Self::Provider(_) => None,
+            Self::KeyMismatch { .. } | Self::Bundle { .. } | Self::Provider(_) => None,
         }
     }
 }
@@ -318,6 +366,23 @@ mod tests {
         let mixed = ClientCertificate { certificate: one.certificate, private_key: two.private_key };
         let error = client_config(None, Some(&mixed)).expect_err("a mismatch").to_string();
         assert!(error.contains("one.cert.pem") && error.contains("two.key.pem"), "{error}");
+    }
+
+    #[test]
+    fn a_bundle_adds_roots_and_a_damaged_one_is_told() {
+        let made = rcgen::generate_simple_self_signed(["gateway".to_owned()]).expect("a certificate");
+        let two = made.cert.pem() + &made.cert.pem();
+        assert!(client_config_trusting(None, &two).is_ok());
+        assert!(client_config_trusting(None, " \n").is_ok(), "no roots of its own");
+        let error = |text: &str| client_config_trusting(None, text).expect_err("damaged").to_string();
+        let key = made.signing_key.serialize_pem();
+        assert!(error(&key).contains("holds no certificate"), "{}", error(&key));
+        assert!(error("<html>").contains("holds no certificate"));
+        let cut = two.replacen("MII", "M*I", 1);
+        assert!(error(&cut).contains("the trust bundle cannot be used: it is not PEM"), "{}", error(&cut));
+        let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(error(empty).contains("no certificate that can be a root"), "{}", error(empty));
+        assert!(client_config_trusting(None, &(empty.to_owned() + &two)).is_ok(), "the others do");
     }
 
     #[test]

@@ -94,6 +94,14 @@ impl Connection {
         }
     }
 
+    /// Whether [`Self::renew`] can succeed.
+    pub(super) fn renews(&self) -> bool {
+        match self {
+            Self::Mqtt(_) => false,
+            Self::Amqp(_) => true,
+        }
+    }
+
     /// Renews the token without an end of the connection. False where the transport cannot do that.
     pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
         match self {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, SystemTime};
 
+use crate::credentials::DeviceIdentity;
 use crate::tls;
 
 /// What went wrong, and with whom. Its `Display` is one sentence that names the host and port.
@@ -14,9 +15,28 @@ use crate::tls;
 pub(crate) struct Failure {
     /// `host:port` as dialled.
     pub(super) peer: String,
-    /// The device that signs in.
-    pub(super) device_id: String,
+    pub(super) who: Who,
     pub(super) fault: Fault,
+}
+
+/// Who signs in: "device pi-01", "module edge1/filter".
+#[derive(Debug)]
+pub(super) struct Who {
+    pub(super) kind: &'static str,
+    pub(super) id: String,
+}
+
+impl Who {
+    pub(super) fn of(identity: &DeviceIdentity) -> Self {
+        let kind = if identity.module_id.is_some() { "module" } else { "device" };
+        Self { kind, id: identity.client_id() }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.id)
+    }
 }
 
 /// The kinds of failure.
@@ -37,8 +57,12 @@ pub(super) enum Fault {
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
-    /// No token or no roots; the sentence is that of the workload API.
+    /// No token or no roots; the sentence is mostly that of `workload`.
     Workload { sentence: String },
+    /// The workload API signs no more for this process.
+    Gone { sentence: String },
+    /// CONNACK with code 4 or 5 for a token that the workload API has signed.
+    GenerationRefused { generation: String, now: SystemTime },
     /// No WebSocket, or no way there; the sentence is that of `websocket`.
     Way { sentence: String },
     /// CONNACK with code 4 or 5.
@@ -88,8 +112,21 @@ impl Failure {
     pub(super) fn is_refusal(&self) -> bool {
         matches!(
             self.fault,
-            Fault::NotAuthorised { .. } | Fault::TokenExpired { .. } | Fault::UnknownDevice { .. }
+            Fault::NotAuthorised { .. }
+                | Fault::GenerationRefused { .. }
+                | Fault::TokenExpired { .. }
+                | Fault::UnknownDevice { .. }
         )
+    }
+
+    /// Whether this process can never sign in again, whatever is repaired.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self.fault, Fault::Gone { .. })
+    }
+
+    /// Whether the peer was not even dialled.
+    pub(super) fn is_before_dialling(&self) -> bool {
+        matches!(self.fault, Fault::Workload { .. } | Fault::Gone { .. })
     }
 
     /// Whether the peer hung up without a reason after the sign-in.
@@ -100,17 +137,18 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peer, device_id, fault } = self;
+        let Self { peer, who, fault } = self;
+        let Who { kind, id } = who;
         match fault {
             Fault::ClockUnset { now } => write!(
                 f,
-                "this machine's clock says {}: set it (NTP), because {peer} would refuse to sign in a device whose \
+                "this machine's clock says {}: set it (NTP), because {peer} would refuse to sign in a {kind} whose \
                  clock is off",
                 seconds(*now)
             ),
             Fault::TokenExpired { expiry, now } => write!(
                 f,
-                "the SAS token (SharedAccessSignature) of device {device_id} expired at {}, and it is now {}: make \
+                "the SAS token (SharedAccessSignature) of {who} expired at {}, and it is now {}: make \
                  a new one, or give the SharedAccessKey instead",
                 seconds(*expiry),
                 seconds(*now)
@@ -134,12 +172,18 @@ impl fmt::Display for Failure {
                 within.as_secs()
             ),
             Fault::Tls { sentence } => write!(f, "no TLS with {peer}: {sentence}"),
-            Fault::Workload { sentence } => f.write_str(sentence),
+            Fault::Workload { sentence } | Fault::Gone { sentence } => f.write_str(sentence),
             Fault::Way { sentence } => write!(f, "no WebSocket to {peer}: {sentence}"),
             Fault::NotAuthorised { now } => write!(
                 f,
-                "the hub at {peer} refused device {device_id}: the key (or certificate) is wrong, the device does \
+                "the hub at {peer} refused {who}: the key (or certificate) is wrong, the {kind} does \
                  not exist or is disabled, or this machine's clock (now {}) is off",
+                seconds(*now)
+            ),
+            Fault::GenerationRefused { generation, now } => write!(
+                f,
+                "the hub (or edgeHub) at {peer} refused {who} with a token that the workload API has signed: the module was \
+                 removed or deployed anew (this is generation {generation}), or this machine's clock (now {}) is off",
                 seconds(*now)
             ),
             Fault::Unavailable => write!(
@@ -151,13 +195,13 @@ impl fmt::Display for Failure {
             }
             Fault::ClosedBeforeSignIn => write!(
                 f,
-                "{peer} closed the connection before it answered the sign-in of device {device_id}: check that the \
-                 host is an IoT Hub (or gateway), and the device's certificate where it has one"
+                "{peer} closed the connection before it answered the sign-in of {who}: check that the \
+                 host is an IoT Hub (or gateway), and the {kind}'s certificate where it has one"
             ),
             Fault::SubscriptionRefused { filter } => write!(
                 f,
-                "{peer} refused the subscription to {filter}: device {device_id} may not receive there; check the \
-                 device id, or the broker's access rules"
+                "{peer} refused the subscription to {filter}: {who} may not receive there; check the \
+                 {kind} id, or the broker's access rules"
             ),
             Fault::SubscriptionUnanswered { within } => {
                 write!(f, "{peer} did not answer the subscription within {} s", within.as_secs())
@@ -170,27 +214,27 @@ impl fmt::Display for Failure {
             Fault::Closed => write!(f, "{peer} closed the connection"),
             Fault::ClosedUnanswered { count } => write!(
                 f,
-                "{peer} closed the connection with {count} unanswered publishes of device {device_id}: if that \
+                "{peer} closed the connection with {count} unanswered publishes of {who}: if that \
                  repeats, it may not send D2C messages or patch its twin there (see [report] in the configuration), \
-                 or another program signs in with the same device id"
+                 or another program signs in with the same {kind} id"
             ),
             Fault::ClosedAtTwin => write!(
                 f,
-                "{peer} closed the connection before it answered the subscriptions of device {device_id}: if that \
+                "{peer} closed the connection before it answered the subscriptions of {who}: if that \
                  repeats, the hub may have no twins and no direct methods (basic tier); remove \"twin\" from the reports \
                  in the configuration, and rules for methods"
             ),
             Fault::Unacknowledged { within } => write!(
                 f,
-                "{peer} did not acknowledge a publish of device {device_id} within {} s: the hub may be throttling \
+                "{peer} did not acknowledge a publish of {who} within {} s: the hub may be throttling \
                  D2C messages",
                 within.as_secs()
             ),
             Fault::Displaced { times } => write!(
                 f,
                 "{peer} closed the connection soon after the sign-in, {times} times in a row: another program \
-                 probably signs in with the same device id {device_id}, and the hub keeps only the newest; stop it \
-                 or give it its own device"
+                 probably signs in with the same {kind} id {id}, and the hub keeps only the newest; stop it \
+                 or give it its own {kind}"
             ),
             Fault::Silent => {
                 write!(
@@ -200,21 +244,21 @@ impl fmt::Display for Failure {
             }
             Fault::ModuleOverAmqp => write!(
                 f,
-                "module {device_id} cannot speak AMQP with {peer}: this program speaks MQTT as a module; set transport to \
+                "{who} cannot speak AMQP with {peer}: this program speaks MQTT as a module; set transport to \
                  \"mqtt\""
             ),
             Fault::UnknownDevice { said } => write!(
                 f,
-                "the hub at {peer} has no device {device_id} ({said}): check the device id, or create the device there"
+                "the hub at {peer} has no {who} ({said}): check the {kind} id, or create the {kind} there"
             ),
             Fault::Stolen => write!(
                 f,
-                "another program has signed in at {peer} with the same device id {device_id}, and the hub keeps only the \
-                 newest; stop it or give it its own device"
+                "another program has signed in at {peer} with the same {kind} id {id}, and the hub keeps only the \
+                 newest; stop it or give it its own {kind}"
             ),
             Fault::Throttled { said } => write!(
                 f,
-                "the hub at {peer} is throttling device {device_id} or its quota is used up ({said}): it is tried again \
+                "the hub at {peer} is throttling {who} or its quota is used up ({said}): it is tried again \
                  later"
             ),
             Fault::Suspended { said } => write!(
@@ -222,10 +266,7 @@ impl fmt::Display for Failure {
                 "the hub at {peer} is suspended or gone ({said}): check it, and its subscription, in the portal"
             ),
             Fault::HubSaid { condition, description } => {
-                write!(
-                    f,
-                    "the hub at {peer} ended the connection of device {device_id} ({condition}: {description})"
-                )
+                write!(f, "the hub at {peer} ended the connection of {who} ({condition}: {description})")
             }
             Fault::Network { reason } => write!(f, "the connection to {peer} failed ({reason})"),
         }
@@ -278,7 +319,8 @@ mod tests {
     use super::*;
 
     fn sentence(fault: Fault) -> String {
-        Failure { peer: "hub.example:8883".into(), device_id: "dev1".into(), fault }.to_string()
+        Failure { peer: "hub.example:8883".into(), who: Who { kind: "device", id: "dev1".into() }, fault }
+            .to_string()
     }
 
     fn at(seconds: u64) -> SystemTime {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -15,17 +16,21 @@ use super::arrivals::Arrivals;
 use super::backoff::{Backoff, STABLE};
 use super::bridge::Carrier;
 use super::connection::Connection;
-use super::failure::{Failure, Fault};
+use super::failure::{Failure, Fault, Who};
 use super::mqtt::{ANSWER_LIMIT, Dial};
 use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
+use super::proof::{Proof, Trusted};
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
 use super::{Event, SessionError, Settings, Terms, standard_port};
-use crate::credentials::{HostPort, Over};
+use crate::credentials::{DeviceAuth, HostPort, Over};
 
 /// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
 const STOP_DRAIN: Duration = Duration::from_millis(200);
 /// How long the last PUBACKs and DISCONNECT may take.
 const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
+
+/// So many refusals in a row of a module that was let in before: its generation is gone, not the hub's memory for a moment.
+const MOST_REFUSALS: u32 = 3;
 
 /// The task that keeps the session.
 pub(super) struct Keeper {
@@ -60,27 +65,30 @@ impl Keeper {
     /// Runs until it is stopped.
     ///
     /// # Errors
-    /// When the hub refuses the device, and has done so since this process began. Everything else is retried.
+    /// When the hub refuses the device, and has done so since this process began; and when a module of IoT Edge was
+    /// deployed anew, which ends what this process may do. Everything else is retried.
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new();
         let mut ever_signed_in = false;
-        let mut hang_ups = 0;
+        let (mut hang_ups, mut refusals) = (0, 0);
+        let mut trusted = Trusted::default();
         let mut number = 1;
         let mut carrier = self.terms.borrow().first_carrier();
         loop {
             let terms = Arc::clone(&self.terms.borrow_and_update());
             carrier = terms.carrier(carrier);
-            let (fault, held) = match self.connection(&terms, number, carrier).await {
+            let (fault, held) = match self.connection(&terms, &mut trusted, number, carrier).await {
                 End::Stopped => return Ok(()),
                 End::Changed { held } => {
-                    (backoff, hang_ups) = (Backoff::new(), 0);
+                    (backoff, hang_ups, refusals) = (Backoff::new(), 0, 0);
+                    trusted = Trusted::default();
                     ever_signed_in |= held.is_some();
                     number += u64::from(held.is_some());
                     continue;
                 }
                 End::Renewing => {
                     // It lasted until it was to be renewed: whatever was before is over.
-                    (backoff, hang_ups, ever_signed_in) = (Backoff::new(), 0, true);
+                    (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
                     number += 1;
                     continue;
                 }
@@ -95,10 +103,17 @@ impl Keeper {
             if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
             }
-            if failure.is_refusal() && !ever_signed_in {
+            refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
+            if failure.is_final() || (refusals > 0 && !ever_signed_in) {
                 return Err(SessionError::Refused(failure.to_string()));
             }
-            if !signed_in && !failure.is_refusal() {
+            if refusals == MOST_REFUSALS && terms.generation().is_some() {
+                return Err(SessionError::Refused(format!(
+                    "{failure}; it has done so {refusals} times in a row, so this process ends, and edgeAgent starts the module's \
+                     newest deployment"
+                )));
+            }
+            if !signed_in && !failure.is_refusal() && !failure.is_before_dialling() {
                 carrier = terms.other_carrier(carrier);
             }
             let retry_in = backoff.next_delay(held, fastrand::f64());
@@ -127,16 +142,20 @@ impl Keeper {
     }
 
     /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
-    async fn connection(&self, terms: &Terms, number: u64, carrier: Carrier) -> End {
-        let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
-        let now = clock();
-        let sign_in = match SignIn::prepare(identity, *token_lifetime, now) {
-            Ok(sign_in) => sign_in,
-            Err(fault) => return End::Failed { fault, held: None },
+    async fn connection(&self, terms: &Terms, trusted: &mut Trusted, number: u64, carrier: Carrier) -> End {
+        let mut new_terms = self.terms.clone();
+        let start = Start::now(terms);
+        let proof = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return End::Stopped,
+            Ok(()) = new_terms.changed() => return End::Changed { held: None },
+            proof = terms.proof(trusted) => match proof {
+                Ok(proof) => proof,
+                Err(fault) => return End::Failed { fault, held: None },
+            },
         };
-        let expiry = sign_in.expiry;
-        let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
-        let dial = terms.dial(sign_in, number, carrier);
+        let (due, expiry) = (start.due(&proof.sign_in), proof.sign_in.expiry);
+        let dial = terms.dial(proof, number, carrier);
         let transport = dial.transport;
         let (connection, task) = Connection::begin(terms, dial, self.arrivals.clone(), &self.publisher);
         self.publisher.use_outbox(connection.outbox());
@@ -155,6 +174,7 @@ impl Keeper {
     ) -> End {
         let (mut coming, outbox) = (connection.progress(), Arc::clone(connection.outbox()));
         let mut told_subscribed = false;
+        let mut renewing: Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)> = None;
         let mut new_terms = self.terms.clone();
         loop {
             let progress = *coming.borrow_and_update();
@@ -189,16 +209,28 @@ impl Keeper {
                     return End::Stopped;
                 }
                 Ok(()) = coming.changed() => {}
-                Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() => {
-                    if let Some((renewed, expiry)) = renew(terms, &connection) {
-                        let renewal = renewed.as_ref().map(Due::time);
-                        due = renewed;
-                        drop(self.events.send(Event::Renewed { renewal, expiry }).await); // closed: as in `wait_after`
-                        continue;
+                Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() && renewing.is_none() => {
+                    if !connection.renews() {
+                        finish(&connection, task, drain).await;
+                        tracing::info!("disconnected to renew the token");
+                        return End::Renewing;
                     }
-                    finish(&connection, task, drain).await;
-                    tracing::info!("disconnected to renew the token");
-                    return End::Renewing;
+                    renewing = Some((Start::now(terms), Box::pin(terms.sign_in())));
+                }
+                Some((start, made)) = made(&mut renewing) => {
+                    match made {
+                        Ok(sign_in) if connection.renew(&sign_in) => {
+                            due = start.due(&sign_in);
+                            let (renewal, expiry) = (due.as_ref().map(Due::time), sign_in.expiry);
+                            drop(self.events.send(Event::Renewed { renewal, expiry }).await); // closed: as in `wait_after`
+                        }
+                        // What is wrong, the next connection tells.
+                        _ => {
+                            finish(&connection, task, due.as_ref().map_or(STOP_DRAIN, |due| due.renewal.drain)).await;
+                            tracing::info!("disconnected, since the token could not be renewed");
+                            return End::Renewing;
+                        }
+                    }
                 }
                 Ok(()) = new_terms.changed() => {
                     if progress.signed_in.is_some() {
@@ -255,7 +287,8 @@ impl Terms {
         })
     }
 
-    pub(super) fn dial(&self, sign_in: SignIn, number: u64, carrier: Carrier) -> Dial {
+    pub(super) fn dial(&self, proof: Proof, number: u64, carrier: Carrier) -> Dial {
+        let Proof { sign_in, tls } = proof;
         let Settings { identity, route, .. } = &self.settings;
         let (host, port) = (&identity.dialled().name, self.port(carrier));
         let proxy = route.proxies.on_the_way_to(host, port).filter(|_| carrier == Carrier::WebSocket);
@@ -273,7 +306,7 @@ impl Terms {
             client_id: identity.client_id(),
             user_name: sign_in.user_name,
             password: sign_in.password,
-            tls: Arc::clone(&self.tls),
+            tls,
             clock: self.settings.clock,
             twin: self.settings.twin,
             methods: self.settings.methods,
@@ -296,7 +329,21 @@ impl Terms {
         let identity = &self.settings.identity;
         let peer =
             HostPort { name: identity.dialled().name.clone(), port: Some(self.port(carrier)) }.to_string();
-        Failure { peer, device_id: identity.client_id(), fault }
+        let fault = match (fault, self.generation()) {
+            (Fault::NotAuthorised { now }, Some(generation)) => {
+                Fault::GenerationRefused { generation: generation.to_owned(), now }
+            }
+            (fault, _) => fault,
+        };
+        Failure { peer, who: Who::of(identity), fault }
+    }
+
+    /// Which deployment of a module this process is, where the workload API signs for it.
+    fn generation(&self) -> Option<&str> {
+        match &self.settings.identity.auth {
+            DeviceAuth::Workload(access) => Some(&access.generation_id),
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
+        }
     }
 }
 
@@ -313,37 +360,48 @@ async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, d
     }
 }
 
-/// Renews the token on the connection itself, where it can be: when it is due again, and until when the hub takes it.
-fn renew(terms: &Terms, connection: &Connection) -> Option<(Option<Due>, Option<SystemTime>)> {
-    let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
-    let now = clock();
-    // A clock that cannot be right is told of by the next connection.
-    let sign_in = SignIn::prepare(identity, *token_lifetime, now).ok()?;
-    if !connection.renew(&sign_in) {
-        return None;
-    }
-    let due = sign_in.renewal.map(|renewal| Due { renewal, began: Instant::now(), began_at: now });
-    Some((due, sign_in.expiry))
-}
-
-/// A renewal of the token, counted from a sign-in.
-struct Due {
-    renewal: Renewal,
+/// The moment before a sign-in is made: its life counts from there.
+struct Start {
     began: Instant,
     /// The same by the clock.
     began_at: SystemTime,
 }
 
+impl Start {
+    fn now(terms: &Terms) -> Self {
+        Self { began: Instant::now(), began_at: (terms.settings.clock)() }
+    }
+
+    fn due(self, sign_in: &SignIn) -> Option<Due> {
+        sign_in.renewal.map(|renewal| Due { renewal, start: self })
+    }
+}
+
+/// Waits for a sign-in that is being made. Never, when there is none. Cancel safe.
+async fn made(
+    renewing: &mut Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)>,
+) -> Option<(Start, Result<SignIn, Fault>)> {
+    let (_, making) = renewing.as_mut()?;
+    let result = making.await;
+    renewing.take().map(|(start, _)| (start, result))
+}
+
+/// A renewal of the token, counted from a sign-in.
+struct Due {
+    renewal: Renewal,
+    start: Start,
+}
+
 impl Due {
     fn time(&self) -> SystemTime {
-        self.began_at + self.renewal.after
+        self.start.began_at + self.renewal.after
     }
 }
 
 /// Waits until the token must be renewed, and tells how long outstanding messages may take. Never, without renewal.
 async fn reached_renewal(due: Option<&Due>) -> Option<Duration> {
-    let Due { renewal, began, .. } = due?;
-    sleep_until(*began + renewal.after).await;
+    let Due { renewal, start } = due?;
+    sleep_until(start.began + renewal.after).await;
     Some(renewal.drain)
 }
 

@@ -8,12 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::failure::Fault;
 use super::mqtt::Dial;
 use super::outbox::Publisher;
-use super::signin::SignIn;
+use super::proof::Trusted;
 use super::{Settings, Terms, amqp, arrivals, mqtt};
 use crate::credentials::Transport;
 use crate::tls::TlsError;
@@ -29,7 +29,7 @@ pub(crate) enum SignInError {
     Failed(String),
 }
 
-/// Signs in and out again, from the name look-up to CONNACK within `limit`.
+/// Signs in and out again, from the name look-up (for a module, from the request for its token) to CONNACK within `limit`.
 ///
 /// # Errors
 /// Why it could not, as a session would say it.
@@ -37,20 +37,27 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
     let terms = Terms::read(settings)?;
     let carrier = terms.first_carrier();
     let failed = |fault| SignInError::Failed(terms.failure(fault, carrier).to_string());
-    let Settings { identity, token_lifetime, clock, .. } = &terms.settings;
-    let sign_in = SignIn::prepare(identity, *token_lifetime, clock()).map_err(failed)?;
-    let dial = Dial { clean: true, ..terms.dial(sign_in, 1, carrier) };
+    let until = Instant::now() + limit;
+    let mut trusted = Trusted::default();
+    let proof = match timeout_at(until, terms.proof(&mut trusted)).await {
+        Ok(proof) => proof.map_err(failed)?,
+        Err(_elapsed) => {
+            let sentence = format!("the workload API gave no token within {} s", limit.as_secs());
+            return Err(failed(Fault::Workload { sentence }));
+        }
+    };
+    let dial = Dial { clean: true, ..terms.dial(proof, 1, carrier) };
     // Nothing is subscribed to, so nothing comes.
     let (arrivals, _none) = arrivals::channels();
     let publisher = Arc::new(Publisher::default());
     let probed = match terms.settings.transport {
         Transport::Mqtt => {
             let (_connection, reader) = mqtt::Connection::prepare(dial, arrivals, &publisher);
-            timeout(limit, reader.sign_in_and_out()).await
+            timeout_at(until, reader.sign_in_and_out()).await
         }
         Transport::Amqp => {
             let (_connection, reader) = amqp::Connection::prepare(dial, arrivals, &publisher);
-            timeout(limit, reader.sign_in_and_out()).await
+            timeout_at(until, reader.sign_in_and_out()).await
         }
     };
     match probed {

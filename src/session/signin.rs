@@ -1,11 +1,11 @@
 //! What a device signs in with: user name, password, and how long the password is good.
 //!
 //! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` comes in as an argument.
-//! Must not know: sockets, rumqttc. Used by: `session::{keeper, probe}`.
+//! Must not know: sockets, rumqttc, who signs elsewhere. Used by: `session::{proof, keeper, probe}`.
 
 use std::time::{Duration, SystemTime};
 
-use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
+use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken, UnsignedToken, WorkloadAccess};
 
 use super::failure::Fault;
 
@@ -37,46 +37,59 @@ pub(super) struct Renewal {
     pub(super) drain: Duration,
 }
 
+/// A sign-in, or what is to be signed elsewhere first.
+pub(super) enum Draft<'i> {
+    Ready(SignIn),
+    Unsigned { token: UnsignedToken, access: &'i WorkloadAccess },
+}
+
 impl SignIn {
     /// Makes a sign-in at `now`, with a token good for `lifetime` where there is a key.
     ///
     /// # Errors
     /// [`Fault::ClockUnset`] and [`Fault::TokenExpired`]: known before dialling.
-    pub(super) fn prepare(
+    pub(super) fn draft(
         identity: &DeviceIdentity,
         lifetime: Duration,
         now: SystemTime,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Draft<'_>, Fault> {
         if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
             return Err(Fault::ClockUnset { now });
         }
-        let (token, renewal) = match &identity.auth {
+        Ok(Draft::Ready(match &identity.auth {
             DeviceAuth::Key(key) => {
                 let token = SasToken::sign(key, &identity.resource(), None, now + lifetime);
-                // The token's own expiry, which is rounded down to a second: it is what the hub looks at.
-                let life = token.expiry().duration_since(now).unwrap_or_default();
-                (Some(token), Some(Renewal::of(life)))
+                Self::signed(identity, &token, now)
             }
             DeviceAuth::Token(token) if token.expiry() <= now => {
                 return Err(Fault::TokenExpired { expiry: token.expiry(), now });
             }
-            DeviceAuth::Token(token) => (Some(token.clone()), None),
-            DeviceAuth::Certificate { .. } => (None, None),
-            DeviceAuth::Workload(_) => {
-                return Err(Fault::Workload {
-                    sentence: "the workload API was not asked for a token".into(),
-                });
+            DeviceAuth::Token(token) => Self::with(identity, Some(token), None),
+            DeviceAuth::Certificate { .. } => Self::with(identity, None, None),
+            DeviceAuth::Workload(access) => {
+                let token = UnsignedToken::new(&identity.resource(), now + lifetime);
+                return Ok(Draft::Unsigned { token, access });
             }
-        };
+        }))
+    }
+
+    /// With a token made at `now`, which can be made again.
+    pub(super) fn signed(identity: &DeviceIdentity, token: &SasToken, now: SystemTime) -> Self {
+        // The token's own expiry, which is rounded down to a second: it is what the hub looks at.
+        let life = token.expiry().duration_since(now).unwrap_or_default();
+        Self::with(identity, Some(token), Some(Renewal::of(life)))
+    }
+
+    fn with(identity: &DeviceIdentity, token: Option<&SasToken>, renewal: Option<Renewal>) -> Self {
         let user_name = format!(
             "{}/{}/?api-version=2021-04-12&DeviceClientType=c2d-agent%2F{}",
             identity.hub.name,
             identity.client_id(),
             env!("CARGO_PKG_VERSION")
         );
-        let expiry = token.as_ref().map(SasToken::expiry);
+        let expiry = token.map(SasToken::expiry);
         let password = token.map(|token| token.expose().to_owned());
-        Ok(Self { user_name, password, expiry, renewal })
+        Self { user_name, password, expiry, renewal }
     }
 }
 
@@ -105,15 +118,22 @@ mod tests {
         DeviceIdentity { hub, device_id: "dev1".into(), module_id: None, gateway, auth }
     }
 
+    fn ready(identity: &DeviceIdentity, lifetime: Duration, now: SystemTime) -> Result<SignIn, Fault> {
+        match SignIn::draft(identity, lifetime, now)? {
+            Draft::Ready(sign_in) => Ok(sign_in),
+            Draft::Unsigned { .. } => panic!("nobody else signs"),
+        }
+    }
+
     #[test]
     fn the_user_name_holds_the_hub_without_a_port_even_behind_a_gateway() {
-        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), now());
+        let made = ready(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), now());
         let user_name = made.expect("a sign-in").user_name;
         let version = env!("CARGO_PKG_VERSION");
         let query = format!("api-version=2021-04-12&DeviceClientType=c2d-agent%2F{version}");
         assert_eq!(user_name, format!("localhost/dev1/?{query}"));
         let module = DeviceIdentity { module_id: Some("filter".into()), ..identity(DeviceAuth::Key(key())) };
-        let made = SignIn::prepare(&module, Duration::from_secs(60), now()).expect("a sign-in");
+        let made = ready(&module, Duration::from_secs(60), now()).expect("a sign-in");
         assert_eq!(made.user_name, format!("localhost/dev1/filter/?{query}"));
         let token = SasToken::parse(&made.password.expect("a password")).expect("a token");
         assert_eq!(token.resource(), "localhost/devices/dev1/modules/filter");
@@ -121,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_key_makes_a_token_for_the_device_that_is_renewed_at_80_percent_of_its_life() {
-        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(3600), now());
+        let made = ready(&identity(DeviceAuth::Key(key())), Duration::from_secs(3600), now());
         let made = made.expect("a sign-in");
         let token = SasToken::parse(&made.password.expect("a password")).expect("a token");
         assert!(token.is_signed_by(&key()));
@@ -129,6 +149,26 @@ mod tests {
         let renewal = made.renewal.expect("a renewal");
         assert!(renewal.after > Duration::from_secs(2879) && renewal.after <= Duration::from_secs(2880));
         assert_eq!(renewal.drain, LONGEST_DRAIN);
+    }
+
+    #[test]
+    fn a_token_signed_elsewhere_is_like_one_of_an_own_key() {
+        let access = WorkloadAccess {
+            socket: "/s".into(),
+            module_id: "filter".into(),
+            generation_id: "1".into(),
+            api_version: "2021-12-07".into(),
+        };
+        let module =
+            DeviceIdentity { module_id: Some("filter".into()), ..identity(DeviceAuth::Workload(access)) };
+        let lifetime = Duration::from_secs(3600);
+        let Ok(Draft::Unsigned { token, .. }) = SignIn::draft(&module, lifetime, now()) else {
+            panic!("a token to sign")
+        };
+        let digest = key().digest(token.text_to_sign().as_bytes());
+        let signed = SignIn::signed(&module, &token.signed(digest), now());
+        let own = ready(&DeviceIdentity { auth: DeviceAuth::Key(key()), ..module }, lifetime, now());
+        assert!(signed == own.expect("a sign-in"));
     }
 
     #[test]
@@ -143,7 +183,7 @@ mod tests {
     #[test]
     fn a_certificate_needs_neither_password_nor_renewal() {
         let auth = DeviceAuth::Certificate { certificate: "c".into(), private_key: "k".into() };
-        let made = SignIn::prepare(&identity(auth), Duration::from_secs(60), now()).expect("a sign-in");
+        let made = ready(&identity(auth), Duration::from_secs(60), now()).expect("a sign-in");
         assert!(made.password.is_none() && made.renewal.is_none());
     }
 
@@ -151,10 +191,10 @@ mod tests {
     fn an_expired_token_and_an_unset_clock_are_known_before_dialling() {
         let past = now() - Duration::from_secs(1);
         let token = SasToken::sign(&key(), "localhost/devices/dev1", None, past);
-        let made = SignIn::prepare(&identity(DeviceAuth::Token(token)), Duration::from_secs(60), now());
+        let made = ready(&identity(DeviceAuth::Token(token)), Duration::from_secs(60), now());
         assert!(matches!(made, Err(Fault::TokenExpired { .. })));
         let unset = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
-        let made = SignIn::prepare(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), unset);
+        let made = ready(&identity(DeviceAuth::Key(key())), Duration::from_secs(60), unset);
         assert!(matches!(made, Err(Fault::ClockUnset { .. })));
     }
 }

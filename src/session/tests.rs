@@ -14,6 +14,7 @@ mod doors;
 mod emulator;
 mod inputs;
 mod methods;
+mod module;
 mod probe;
 mod publish;
 mod twin;

@@ -14,13 +14,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("credentials", &[]),
     ("rules", &["message"]),
     ("config", &["rules", "message", "credentials", "tls"]),
-    // Mechanisms: one peer each; none knows another, except that all may use `tls` and `websocket`.
+    // Mechanisms: one peer each; none knows another, except that all may use `tls`, `websocket` and `workload`.
     ("tls", &[]),
-    ("session", &["message", "credentials", "tls", "websocket"]),
+    ("session", &["message", "credentials", "tls", "websocket", "workload"]),
     ("action", &["config", "rules", "message"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket"]),
     ("inbox", &["config", "message", "outcome"]),
     ("websocket", &["credentials", "tls"]),
+    ("workload", &["message", "credentials"]),
     ("emulator", &["message", "credentials", "feedback", "tls", "websocket"]),
     ("systemd", &[]),
     ("metrics", &[]),
@@ -94,8 +95,9 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/metrics.rs",
             "src/metrics/",
             "src/websocket/tunnel.rs",
+            "src/workload.rs",
         ],
-        "go through `service`, the emulator's HTTPS listener or `metrics`",
+        "go through `service`, `workload`, the emulator's HTTPS listener or `metrics`",
     ),
     (
         "tungstenite",

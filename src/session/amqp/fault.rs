@@ -135,13 +135,14 @@ pub(super) fn symbol(condition: &ErrorCondition) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::failure::Failure;
+    use crate::session::failure::{Failure, Who};
 
     /// What a person reads when a hub ends a link with this condition.
     fn sentence(condition: impl Into<ErrorCondition>) -> String {
         let error = Error::new(condition, Some("words of the hub".to_owned()), None);
         let fault = of_error(&error, SystemTime::UNIX_EPOCH);
-        Failure { peer: "hub.example:5671".into(), device_id: "dev1".into(), fault }.to_string()
+        Failure { peer: "hub.example:5671".into(), who: Who { kind: "device", id: "dev1".into() }, fault }
+            .to_string()
     }
 
     fn custom(symbol: &str) -> ErrorCondition {
@@ -173,7 +174,8 @@ mod tests {
     fn only_a_device_that_is_not_let_in_ends_the_first_attempt() {
         let refuses = |condition: ErrorCondition| {
             let fault = of_error(&Error::new(condition, None, None), SystemTime::UNIX_EPOCH);
-            Failure { peer: String::new(), device_id: String::new(), fault }.is_refusal()
+            Failure { peer: String::new(), who: Who { kind: "device", id: String::new() }, fault }
+                .is_refusal()
         };
         assert!(refuses(AmqpError::UnauthorizedAccess.into()) && refuses(AmqpError::NotFound.into()));
         assert!(!refuses(LinkError::Stolen.into()) && !refuses(custom("com.microsoft:iot-hub-suspended")));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -27,20 +28,9 @@ pub(super) struct Stopped {
 
 impl Broker {
     pub(super) async fn start() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
-        let key =
-            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-        let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .expect("a configuration");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        Self { listener, idle: Stopped { address, acceptor: TlsAcceptor::from(Arc::new(config)), dir } }
+        let idle = Stopped::new(listener.local_addr().expect("an address"));
+        Self { listener, idle }
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -56,15 +46,37 @@ impl Broker {
     }
 
     pub(super) async fn accept(&self) -> Peer {
-        let accepted = async {
-            let (socket, _) = self.listener.accept().await.expect("a connection");
-            self.idle.acceptor.accept(socket).await.expect("a TLS handshake")
-        };
-        Peer { stream: tokio::time::timeout(DEADLINE, accepted).await.expect("a connection in time") }
+        timeout(DEADLINE, self.try_accept()).await.expect("a connection in time").expect("a TLS handshake")
+    }
+
+    /// A connection of a client that may not trust this broker.
+    pub(super) async fn try_accept(&self) -> std::io::Result<Peer> {
+        let (socket, _) = self.listener.accept().await.expect("a connection");
+        Ok(Peer { stream: self.idle.acceptor.accept(socket).await? })
     }
 }
 
 impl Stopped {
+    fn new(address: SocketAddr) -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("a configuration");
+        Self { address, acceptor: TlsAcceptor::from(Arc::new(config)), dir }
+    }
+
+    /// The same port with another certificate, of another authority.
+    pub(super) fn renewed(self) -> Self {
+        Self::new(self.address)
+    }
+
     pub(super) async fn restart(self) -> Broker {
         Broker { listener: TcpListener::bind(self.address).await.expect("the port again"), idle: self }
     }
@@ -104,7 +116,7 @@ impl Peer {
             self.stream.read_exact(&mut rest).await.expect("the rest of a packet");
             (first, rest)
         };
-        tokio::time::timeout(DEADLINE, packet).await.expect("a packet in time")
+        timeout(DEADLINE, packet).await.expect("a packet in time")
     }
 
     pub(super) async fn send(&mut self, packet: &[u8]) {
@@ -112,7 +124,7 @@ impl Peer {
             self.stream.write_all(packet).await.expect("sent");
             self.stream.flush().await.expect("flushed");
         };
-        tokio::time::timeout(Duration::from_secs(30), sent).await.expect("sent in time");
+        timeout(Duration::from_secs(30), sent).await.expect("sent in time");
     }
 
     pub(super) async fn read_connect(&mut self) -> Connect {

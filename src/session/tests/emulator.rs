@@ -6,13 +6,20 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{Event, Session, Settings, next};
-use crate::credentials::{DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Route};
+use crate::credentials::{
+    DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Route,
+    module_from_environment,
+};
 use crate::emulator::{self, Emulator, Options};
 use crate::message::Properties;
-use crate::session::{PublishError, Upstream};
+use crate::session::{PublishError, Upstream, probe};
 
 pub(super) async fn start(dir: &std::path::Path) -> Emulator {
-    let options = Options {
+    emulator::start(options(dir), std::time::SystemTime::now).await.expect("started")
+}
+
+fn options(dir: &std::path::Path) -> Options {
+    Options {
         state_dir: dir.to_owned(),
         bind: Ipv4Addr::LOCALHOST.into(),
         hostname: "localhost".into(),
@@ -27,8 +34,7 @@ pub(super) async fn start(dir: &std::path::Path) -> Emulator {
         workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
         faults: Vec::new(),
-    };
-    emulator::start(options, std::time::SystemTime::now).await.expect("started")
+    }
 }
 
 pub(super) fn settings(emulator: &Emulator, dir: &std::path::Path) -> Settings {
@@ -131,5 +137,29 @@ async fn hundreds_of_publishes_eight_at_a_time_all_arrive_in_order() {
     });
     assert_eq!(kept, (COUNT - 99..=COUNT).collect::<Vec<_>>());
     session.close().await;
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn the_environment_of_edge_agent_is_all_that_a_module_needs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = Options {
+        modules: vec!["edge1/filter".into()],
+        workload_socket: Some(dir.path().join("workload.sock")),
+        ..options(dir.path())
+    };
+    let emulator = emulator::start(options, std::time::SystemTime::now).await.expect("started");
+    let text = std::fs::read_to_string(dir.path().join("modules/edge1/filter.env")).expect("a file");
+    let env = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+    };
+    let module = module_from_environment(&env).expect("valid").expect("a module");
+    let as_module = |identity| Settings { identity, ca_file: None, ..settings(&emulator, dir.path()) };
+    probe(as_module(module.identity.clone()), super::DEADLINE).await.expect("signed in");
+
+    let other = |name: &str| if name == "IOTEDGE_MODULEGENERATIONID" { Some("1".into()) } else { env(name) };
+    let module = module_from_environment(&other).expect("valid").expect("a module");
+    let refused = probe(as_module(module.identity), super::DEADLINE).await.expect_err("no token").to_string();
+    assert!(refused.contains("does not sign for module filter in generation 1 (status 404"), "{refused}");
     emulator.stop().await;
 }

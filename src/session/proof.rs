@@ -1,0 +1,87 @@
+//! What a connection is made with: a sign-in, and whom TLS trusts.
+//!
+//! Owns: asking the workload API for both where a module has neither key nor roots. Must not know: connections, retries.
+//! Used by: `session::{keeper, probe}`.
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use super::failure::Fault;
+use super::signin::{Draft, SignIn};
+use super::{Settings, Terms};
+use crate::credentials::{DeviceAuth, WorkloadAccess};
+use crate::tls;
+use crate::workload::{self, WorkloadError};
+
+/// Good for one connection.
+pub(super) struct Proof {
+    pub(super) sign_in: SignIn,
+    pub(super) tls: Arc<ClientConfig>,
+}
+
+/// The trust bundle that was used last, and what TLS made of it: to read the system's roots takes a moment on a small
+/// gateway. For one set of terms.
+#[derive(Default)]
+pub(super) struct Trusted(Option<(String, Arc<ClientConfig>)>);
+
+impl Terms {
+    /// Makes the proof for the next connection. A module's trust bundle is asked for each time, so that a gateway with
+    /// another authority is known at once. Takes at most a minute. Cancel safe.
+    ///
+    /// # Errors
+    /// What is known before dialling.
+    pub(super) async fn proof(&self, trusted: &mut Trusted) -> Result<Proof, Fault> {
+        let tls = match &self.settings.identity.auth {
+            DeviceAuth::Workload(access) => self.module_tls(access, trusted).await?,
+            _ => Arc::clone(&self.tls),
+        };
+        Ok(Proof { sign_in: self.sign_in().await?, tls })
+    }
+
+    /// Makes a new sign-in. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::proof`].
+    pub(super) async fn sign_in(&self) -> Result<SignIn, Fault> {
+        let Settings { identity, token_lifetime, clock, .. } = &self.settings;
+        let now = clock();
+        match SignIn::draft(identity, *token_lifetime, now)? {
+            Draft::Ready(sign_in) => Ok(sign_in),
+            Draft::Unsigned { token, access } => {
+                let digest = workload::sign(access, &token.text_to_sign()).await.map_err(fault)?;
+                Ok(SignIn::signed(identity, &token.signed(digest), now))
+            }
+        }
+    }
+
+    async fn module_tls(
+        &self,
+        access: &WorkloadAccess,
+        trusted: &mut Trusted,
+    ) -> Result<Arc<ClientConfig>, Fault> {
+        let bundle = workload::trust_bundle(access).await.map_err(fault)?;
+        if let Some((last, tls)) = &trusted.0
+            && *last == bundle
+        {
+            return Ok(Arc::clone(tls));
+        }
+        let tls =
+            tls::client_config_trusting(self.settings.ca_file.as_deref(), &bundle).map_err(|error| {
+                let socket = access.socket.display();
+                Fault::Workload {
+                    sentence: format!("the workload API at {socket} was asked whom to trust: {error}"),
+                }
+            })?;
+        trusted.0 = Some((bundle, Arc::clone(&tls)));
+        Ok(tls)
+    }
+}
+
+fn fault(error: WorkloadError) -> Fault {
+    let sentence = error.to_string();
+    match error {
+        WorkloadError::Gone { .. } => Fault::Gone { sentence },
+        WorkloadError::Unusable { .. } | WorkloadError::Unreachable { .. } => Fault::Workload { sentence },
+    }
+}
