@@ -96,7 +96,7 @@ pub(crate) struct Settings {
     pub(crate) route: Route,
     /// Where the time comes from.
     pub(crate) clock: fn() -> SystemTime,
-    /// Whether to subscribe to the answers to patches of the twin.
+    /// Whether to ask for the answers of the twin.
     pub(crate) twin: bool,
     /// Whether to subscribe to calls of direct methods.
     pub(crate) methods: bool,

@@ -5,27 +5,22 @@
 //! Used by: `session::connection`.
 //!
 //! Wire reference 2. With a key: no SASL, and a token put to `$cbs`, again at each renewal. With a certificate: nothing but
-//! TLS. The twin has two links more, where anything is reported there. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
+//! TLS. The twin has two links more, and methods have, where they are asked for. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::link::delivery::{DeliveryFut, DeliveryInfo};
-use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::link::{IllegalLinkStateError, RecvError, SendError};
-use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::definitions::ReceiverSettleMode;
 use fe2o3_amqp::types::messaging::{Body, Outcome};
 use fe2o3_amqp::types::primitives::Value;
-use fe2o3_amqp::{Receiver, Sender, Session};
+use fe2o3_amqp::{Receiver, Sender};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::message::MessageError;
 
@@ -41,12 +36,16 @@ use super::signin::SignIn;
 use super::{PublishError, Upstream};
 
 use cbs::Cbs;
-use twin::{Heard, Twin};
+use methods::{Called, Methods};
+use opened::{Opened, say_goodbye};
+use twin::{Heard, News, Twin};
 
 mod cbs;
 mod dial;
 mod fault;
 mod message;
+mod methods;
+mod opened;
 mod twin;
 
 /// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,
@@ -56,8 +55,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const CREDIT_STEP: usize = DELIVERIES / 4;
 /// For the reason of an end that was noticed by the way.
 const WHY_LIMIT: Duration = Duration::from_millis(200);
-/// For a goodbye.
-const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+/// For answers that are ready before a goodbye.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// What the keeper asks of the reading task.
 enum Command {
@@ -143,18 +142,6 @@ impl Drop for Reader {
     }
 }
 
-/// What was opened. Fields drop in order: links, session, connection; then the stream is cut.
-struct Opened {
-    receiver: Receiver,
-    events: Sender,
-    twin: Option<Twin>,
-    cbs: Option<Box<Cbs>>,
-    session: SessionHandle<()>,
-    connection: ConnectionHandle<()>,
-    failed: dial::Failed,
-    _cut: DropGuard,
-}
-
 type Sent = (u16, Result<Outcome, SendError>);
 type Sending = BoxFuture<'static, (Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>)>;
 type Renewing = BoxFuture<'static, (Box<Cbs>, Result<(), Fault>)>;
@@ -167,6 +154,7 @@ enum Happening {
     Received(Result<fe2o3_amqp::link::delivery::Delivery<Body<Value>>, RecvError>),
     Upstream(Upstream, u64),
     Twin(Heard),
+    Called(Called),
     Sending(Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>),
     Sent(Sent),
     Renewed(Box<Cbs>, Result<(), Fault>),
@@ -212,71 +200,9 @@ impl Reader {
         Ok(())
     }
 
-    async fn open(&self) -> Result<Opened, Fault> {
-        if self.dial.module_id.is_some() {
-            return Err(Fault::ModuleOverAmqp);
-        }
-        let cut = CancellationToken::new();
-        let (stream, failed) = dial::dial(&self.dial, cut.clone()).await?;
-        let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;
-        opened.map_err(|fault| match (fault, failed.get()) {
-            (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
-            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
-            (fault, _) => fault,
-        })
-    }
-
-    /// Opens the connection on this stream, signs in and attaches.
-    async fn attach(
-        &self,
-        stream: dial::Cuttable,
-        failed: dial::Failed,
-        cut: DropGuard,
-    ) -> Result<Opened, Fault> {
-        let device_id = &self.dial.device_id;
-        let now = (self.dial.clock)();
-        let mut connection = dial::open(&self.dial, stream, &failed).await?;
-        let mut session =
-            Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
-        let cbs = match &self.dial.password {
-            Some(token) => {
-                let mut cbs = Cbs::attach(&mut session, self.audience(), now).await?;
-                cbs.put(token, now).await?;
-                Some(Box::new(cbs))
-            }
-            None => None,
-        };
-        let receiver = Receiver::builder()
-            .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
-            .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
-            // Then each disposition settles, without another round trip.
-            .receiver_settle_mode(ReceiverSettleMode::First)
-            .credit_mode(CreditMode::Manual)
-            .attach(&mut session)
-            .await
-            .map_err(|error| fault::of_receiver_attach(error, now))?;
-        let name = format!("events-{}", uuid::Uuid::new_v4());
-        let address = format!("/devices/{}/messages/events", message::in_address(device_id));
-        let events = Sender::attach(&mut session, name, address).await;
-        let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
-        let twin = match self.dial.twin || self.dial.desired {
-            true => {
-                let twin = Twin::attach(&mut session, device_id, now).await;
-                twin.map_err(
-                    |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault },
-                )?
-            }
-            false => None,
-        };
-        Ok(Opened { receiver, events, twin, cbs, session, connection, failed, _cut: cut })
-    }
-
-    fn audience(&self) -> String {
-        format!("{}/devices/{}", self.dial.hub, message::in_address(&self.dial.device_id))
-    }
-
     async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
-        let Opened { mut receiver, events, mut twin, cbs, session, connection, _cut, .. } = opened;
+        let Opened { mut receiver, events, mut twin, mut methods, cbs, session, connection, _cut, .. } =
+            opened;
         let (mut events, mut cbs) = (Some(events), cbs);
         let mut unsettled: HashMap<Ticket, DeliveryInfo> = HashMap::new();
         let mut room: Vec<mpsc::OwnedPermit<Delivery>> = Vec::new();
@@ -289,6 +215,9 @@ impl Reader {
         let mut next_flow = Instant::now() + pause;
         loop {
             self.send_settlements(&mut receiver, &mut unsettled).await?;
+            if let Some(methods) = &mut methods {
+                methods.send(self.calls.take_ready());
+            }
             if room.len() >= granted + CREDIT_STEP
                 || (granted == 0 && !room.is_empty())
                 || next_flow <= Instant::now()
@@ -305,6 +234,8 @@ impl Reader {
                 biased;
                 command = self.commands.recv() => Happening::Command(command),
                 () = self.settlements.changed() => Happening::Settled,
+                () = self.calls.changed() => Happening::Settled,
+                called = next_called(&mut methods) => Happening::Called(called),
                 permit = more_room, if accepts && room.len() < DELIVERIES => Happening::Room(permit.ok()),
                 received = receiver.recv::<Body<Value>>() => Happening::Received(received),
                 Some((upstream, request)) = self.upstream.recv(), if free => Happening::Upstream(upstream, request),
@@ -331,6 +262,9 @@ impl Reader {
                 }
                 Happening::Command(Some(Command::HangUp) | None) => {
                     self.send_settlements(&mut receiver, &mut unsettled).await?;
+                    if let Some(methods) = methods {
+                        self.answer_the_last(methods).await;
+                    }
                     say_goodbye(session, connection).await;
                     return Ok(());
                 }
@@ -397,6 +331,11 @@ impl Reader {
                         self.heard(twin, heard).await?;
                     }
                 }
+                Happening::Called(called) => {
+                    if let Some(methods) = &mut methods {
+                        self.called(methods, called).await?;
+                    }
+                }
                 Happening::Sent((id, outcome)) => self.sent(id, outcome)?,
                 Happening::Renewed(link, result) => {
                     result?;
@@ -424,12 +363,38 @@ impl Reader {
                 self.sent(id, outcome)
             }
             Heard::Reply(reply) => {
-                let answer = twin.read(reply, (self.dial.clock)()).await?;
-                if answer.is_some_and(|(answer, body)| !self.outbox.answered(answer, body)) {
+                let (answer, body) = match twin.read(reply, (self.dial.clock)()).await? {
+                    Some(News::Answer(answer, body)) => (answer, body),
+                    Some(News::Desired) => return Ok(self.arrivals.desired.notify_one()),
+                    None => return Ok(()),
+                };
+                if !self.outbox.answered(answer, body) {
                     tracing::debug!("passed over an answer of the twin: nobody waits for it any more");
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// A call has come, or an answer is out.
+    async fn called(&self, methods: &mut Methods, called: Called) -> Result<(), Fault> {
+        let now = (self.dial.clock)();
+        match called {
+            Called::Sent(link, sent) => methods.sent(link, sent, now),
+            Called::Request(request) => {
+                if let Some(request) = methods.read(request, now).await? {
+                    self.calls.hand_on(request, self.dial.number, &self.arrivals.calls);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends the answers that are ready, before a goodbye.
+    async fn answer_the_last(&self, mut methods: Methods) {
+        methods.send(self.calls.take_ready());
+        if timeout(LAST_ANSWERS, methods.flush()).await.is_err() {
+            tracing::debug!("the hub did not take the last answers to calls");
         }
     }
 
@@ -474,18 +439,11 @@ async fn next_heard(twin: &mut Option<Twin>) -> Heard {
     }
 }
 
-/// Ends the connection in good order, as far as the hub takes part in it.
-async fn say_goodbye(mut session: SessionHandle<()>, mut connection: ConnectionHandle<()>) {
-    let goodbye = async {
-        if let Err(error) = session.end().await {
-            tracing::debug!(%error, "the session's goodbye went wrong");
-        }
-        if let Err(error) = connection.close().await {
-            tracing::debug!(%error, "the connection's goodbye went wrong");
-        }
-    };
-    if timeout(CLOSE_LIMIT, goodbye).await.is_err() {
-        tracing::debug!("the hub did not answer the goodbye");
+/// The same of the links of methods.
+async fn next_called(methods: &mut Option<Methods>) -> Called {
+    match methods {
+        Some(methods) => methods.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,6 @@
-//! The pair of links on which a device reports in its twin.
+//! The pair of links on which a device reports in its twin, reads it, and hears of its desired properties.
 //!
-//! Owns: both links, and which answer is to which patch. Must not know: when something is reported.
+//! Owns: both links, and which answer is to which request. Must not know: when something is reported.
 //! Used by: `session::amqp`. Source: wire reference 2.4 and 2.7.
 
 use std::time::SystemTime;
@@ -23,9 +23,12 @@ use crate::session::topics::TwinAnswer;
 use super::{fault, message, until};
 
 /// Says which two links belong together.
-const CORRELATION: &str = "com.microsoft:channel-correlation-id";
-const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
+pub(super) const CORRELATION: &str = "com.microsoft:channel-correlation-id";
+pub(super) const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
 const REPORTED: &str = "/properties/reported";
+const DESIRED: &str = "/notifications/twin/properties/desired";
+/// The number of the request for news of desired properties. The session's own begin with 1.
+const LISTEN: u64 = 0;
 
 /// The links of one connection.
 pub(super) struct Twin {
@@ -40,9 +43,18 @@ pub(super) struct Twin {
 type Reporting = BoxFuture<'static, (Sender, u16, Result<Outcome, SendError>)>;
 type Reply = Result<Delivery<Body<Value>>, RecvError>;
 
+/// What a message on them says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// With its body.
+    Answer(TwinAnswer, Bytes),
+    /// Desired properties have changed.
+    Desired,
+}
+
 /// What happened on them.
 pub(super) enum Heard {
-    /// A patch is on the wire, or could not get there.
+    /// A request is on the wire, or could not get there.
     Sent(Sender, u16, Result<Outcome, SendError>),
     Reply(Reply),
 }
@@ -92,7 +104,18 @@ impl Twin {
         Ok(Some(Self { requests: Some(requests), replies, ids, reporting: None }))
     }
 
-    /// Whether the last patch is out.
+    /// Asks for news of desired properties; the answer comes like any other.
+    ///
+    /// # Errors
+    /// When the link is gone.
+    pub(super) async fn listen(&mut self, now: SystemTime) -> Result<(), Fault> {
+        self.request(0, LISTEN, [("operation", "PUT"), ("resource", DESIRED)], &[]);
+        let (link, _, outcome) = until(&mut self.reporting).await;
+        self.sent(link);
+        outcome.map(drop).map_err(|error| fault::of_send(error, now))
+    }
+
+    /// Whether the last request is out.
     pub(super) fn is_free(&self) -> bool {
         self.requests.is_some()
     }
@@ -147,15 +170,11 @@ impl Twin {
         (self.requests, self.reporting) = (Some(link), None);
     }
 
-    /// What a reply says; `None` when it is none to a request of ours.
+    /// What a reply says; `None` when it is nothing for the session.
     ///
     /// # Errors
     /// When the link is gone.
-    pub(super) async fn read(
-        &mut self,
-        reply: Reply,
-        now: SystemTime,
-    ) -> Result<Option<(TwinAnswer, Bytes)>, Fault> {
+    pub(super) async fn read(&mut self, reply: Reply, now: SystemTime) -> Result<Option<News>, Fault> {
         let reply = match reply {
             Ok(reply) => reply,
             Err(RecvError::MessageDecode(error)) => {
@@ -166,16 +185,28 @@ impl Twin {
         };
         let (info, reply) = reply.into_parts();
         self.settle(info).await?;
+        if is_news_of_desired(&reply) {
+            return Ok(Some(News::Desired));
+        }
         let Some(answer) = answer(self.ids, &reply) else {
             tracing::debug!("passed over an answer of the twin: not to a request of ours");
             return Ok(None);
         };
         let body = message::body(reply.body).unwrap_or_default();
+        if answer.request == LISTEN {
+            if answer.status >= 400 {
+                tracing::warn!(
+                    status = answer.status,
+                    "the hub refused to tell of desired properties: their changes are seen at the next sign-in only"
+                );
+            }
+            return Ok(None);
+        }
         if answer.status >= 400 {
             let body = excerpt(&String::from_utf8_lossy(&body));
             tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }
-        Ok(Some((answer, body.into())))
+        Ok(Some(News::Answer(answer, body.into())))
     }
 
     async fn settle(&mut self, info: DeliveryInfo) -> Result<(), Fault> {
@@ -187,6 +218,19 @@ fn refused(device_id: &str, error: &Error) -> Option<Twin> {
     let (condition, said) = (fault::symbol(&error.condition), error.description.as_deref());
     tracing::warn!(device_id, condition, said, "the hub refused the twin: nothing can be reported there");
     None
+}
+
+/// It answers nothing. Source: wire reference 2.7.
+fn is_news_of_desired(reply: &Message<Body<Value>>) -> bool {
+    let id = reply.properties.as_ref().and_then(|properties| properties.correlation_id.as_ref());
+    let annotations = reply.message_annotations.as_ref();
+    let resource = annotations.and_then(|all| all.0.get::<OwnedKey>(&Symbol::from("resource").into()));
+    let resource = match resource {
+        Some(Value::String(text)) => text.as_str(),
+        Some(Value::Symbol(symbol)) => symbol.as_str(),
+        _ => return false,
+    };
+    id.is_none() && resource.trim_end_matches('/') == DESIRED
 }
 
 fn answer(ids: u64, reply: &Message<Body<Value>>) -> Option<TwinAnswer> {
@@ -229,10 +273,28 @@ mod tests {
             answer(8, &reply(text.clone(), Value::Int(200))),
             answer(7, &reply(text, Value::Int(-1))),
             answer(7, &reply(Some(MessageId::String("3".into())), Value::Int(200))),
-            // A change of desired properties.
             answer(7, &reply(None, Value::Int(200))),
         ] {
             assert_eq!(other, None);
         }
+    }
+
+    #[test]
+    fn news_of_desired_properties_answer_nothing() {
+        let news = |id, resource: Value| {
+            let annotations =
+                MessageAnnotations::builder().insert(Symbol::from("resource"), resource).build();
+            let section = Properties { correlation_id: id, ..Properties::default() };
+            let news: Message<Body<Value>> = Message::builder()
+                .message_annotations(annotations)
+                .properties(section)
+                .body(Body::Empty)
+                .build();
+            is_news_of_desired(&news)
+        };
+        assert!(news(None, Value::String(DESIRED.into())) && news(None, Value::Symbol(DESIRED.into())));
+        assert!(!news(Some(MessageId::Ulong(1)), Value::String(DESIRED.into())));
+        assert!(!news(None, Value::String(REPORTED.into())) && !news(None, Value::Null));
+        assert!(!is_news_of_desired(&reply(None, Value::Int(200))));
     }
 }

@@ -1,0 +1,267 @@
+//! The pair of links on which a device is called and answers.
+//!
+//! Owns: both links, how calls and answers look. Must not know: what a method does, how many calls may be open.
+//! Used by: `session::amqp`. Source: wire reference 2.4 and 2.7.
+
+use std::collections::VecDeque;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
+use fe2o3_amqp::link::{ReceiverAttachError, RecvError, SendError, SenderAttachError};
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::{Error, Fields, SenderSettleMode};
+use fe2o3_amqp::types::messaging::{
+    ApplicationProperties, Body, Data, Message, MessageId, Outcome, Properties,
+};
+use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Value};
+use fe2o3_amqp::{Receiver, Sender};
+use futures_util::future::BoxFuture;
+
+use super::twin::{API_VERSION, CORRELATION};
+use super::{fault, message, until};
+use crate::session::calls::{Answer, OPEN_CALLS, Request};
+use crate::session::failure::Fault;
+
+const NAME: &str = "IoThub-methodname";
+const STATUS: &str = "IoThub-status";
+/// The longest id of a call that is echoed, in bytes.
+const LONGEST_ID: usize = 1024;
+
+/// The links of one connection.
+pub(super) struct Methods {
+    requests: Receiver,
+    /// Absent while an answer goes out.
+    answers: Option<Sender>,
+    sending: Option<BoxFuture<'static, (Sender, Result<Outcome, SendError>)>>,
+    /// Answers behind it. Bounded: while so many wait, no call is read.
+    waiting: VecDeque<Answer>,
+}
+
+type Received = Result<Delivery<Body<Value>>, RecvError>;
+
+/// What happened on them.
+pub(super) enum Called {
+    Request(Received),
+    /// An answer is on the wire, or could not get there.
+    Sent(Sender, Result<Outcome, SendError>),
+}
+
+impl Methods {
+    /// Attaches both; `None` when the hub allows no calls of this device.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub(super) async fn attach(
+        session: &mut SessionHandle<()>,
+        device_id: &str,
+        now: SystemTime,
+    ) -> Result<Option<Self>, Fault> {
+        let pair = uuid::Uuid::new_v4();
+        let mut properties = Fields::new();
+        for (key, value) in
+            [(CORRELATION, format!("methods:{pair}")), (API_VERSION.0, API_VERSION.1.to_owned())]
+        {
+            properties.insert(Symbol::from(key), Value::String(value));
+        }
+        let address = format!("/devices/{}/methods/devicebound", message::in_address(device_id));
+        // First: a hub may call from the attach of the other one on.
+        let answers = Sender::builder()
+            .name(format!("methods-answers-{pair}"))
+            .target(address.as_str())
+            .sender_settle_mode(SenderSettleMode::Settled)
+            .properties(properties.clone())
+            .attach(session)
+            .await;
+        let answers = match answers {
+            Ok(link) => link,
+            Err(SenderAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
+            Err(error) => return Err(fault::of_sender_attach(error, now)),
+        };
+        let requests = Receiver::builder()
+            .name(format!("methods-requests-{pair}"))
+            .source(address.as_str())
+            .sender_settle_mode(SenderSettleMode::Settled)
+            .properties(properties)
+            .attach(session)
+            .await;
+        let requests = match requests {
+            Ok(link) => link,
+            Err(ReceiverAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
+            Err(error) => return Err(fault::of_receiver_attach(error, now)),
+        };
+        Ok(Some(Self { requests, answers: Some(answers), sending: None, waiting: VecDeque::new() }))
+    }
+
+    /// Waits for whatever happens next. Cancel safe: what happened is handed out at once.
+    pub(super) async fn next(&mut self) -> Called {
+        let room = self.waiting.len() < OPEN_CALLS;
+        tokio::select! {
+            (link, sent) = until(&mut self.sending) => Called::Sent(link, sent),
+            request = self.requests.recv::<Body<Value>>(), if room => Called::Request(request),
+        }
+    }
+
+    /// Sends answers, one after the other: this begins with the first.
+    pub(super) fn send(&mut self, answers: Vec<Answer>) {
+        self.waiting.extend(answers);
+        while self.answers.is_some()
+            && let Some(Answer { id, status, payload }) = self.waiting.pop_front()
+        {
+            let Some(id) = from_text(&id) else { continue };
+            let message = Message::builder()
+                .properties(Properties { correlation_id: Some(id), ..Properties::default() })
+                .application_properties(
+                    ApplicationProperties::builder().insert(STATUS, i32::from(status)).build(),
+                )
+                .data(Data(Binary::from(payload.to_vec())))
+                .build();
+            self.sending = self.answers.take().map(|mut link| {
+                Box::pin(async move {
+                    let sent = link.send(message).await;
+                    (link, sent)
+                }) as BoxFuture<'static, _>
+            });
+        }
+    }
+
+    /// The link is free again.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(super) fn sent(
+        &mut self,
+        link: Sender,
+        sent: Result<Outcome, SendError>,
+        now: SystemTime,
+    ) -> Result<(), Fault> {
+        (self.answers, self.sending) = (Some(link), None);
+        sent.map(drop).map_err(|error| fault::of_send(error, now))
+    }
+
+    /// Waits until all answers are out, or the link is gone.
+    pub(super) async fn flush(&mut self) {
+        while self.sending.is_some() {
+            let (link, sent) = until(&mut self.sending).await;
+            (self.answers, self.sending) = (Some(link), None);
+            match sent {
+                Ok(_outcome) => self.send(Vec::new()),
+                Err(error) => return tracing::debug!(%error, "the last answers to calls did not get out"),
+            }
+        }
+    }
+
+    /// What a message asks for; `None` when nobody could answer it.
+    ///
+    /// # Errors
+    /// When the link is gone.
+    pub(super) async fn read(
+        &mut self,
+        received: Received,
+        now: SystemTime,
+    ) -> Result<Option<Request>, Fault> {
+        let delivery = match received {
+            Ok(delivery) => delivery,
+            Err(RecvError::MessageDecode(error)) => {
+                tracing::warn!(error = %error.source, "passed over a call of a method: it cannot be read");
+                return self.settle(error.info).await.map(|()| None);
+            }
+            Err(error) => return Err(fault::of_receive(error, now)),
+        };
+        let (info, message) = delivery.into_parts();
+        self.settle(info).await?;
+        let request = request(message);
+        if request.is_none() {
+            tracing::warn!("passed over a call of a method: it has no usable correlation-id");
+        }
+        Ok(request)
+    }
+
+    async fn settle(&mut self, info: DeliveryInfo) -> Result<(), Fault> {
+        self.requests.accept(info).await.map_err(|_link_is_gone| Fault::Closed)
+    }
+}
+
+fn refused(device_id: &str, error: &Error) -> Option<Methods> {
+    let (condition, said) = (fault::symbol(&error.condition), error.description.as_deref());
+    tracing::warn!(device_id, condition, said, "the hub refused direct methods: none can be called here");
+    None
+}
+
+fn request(message: Message<Body<Value>>) -> Option<Request> {
+    let id = to_text(message.properties?.correlation_id.as_ref()?)?;
+    let properties = message.application_properties.unwrap_or_default().0;
+    let named = properties.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(NAME));
+    let name = named.and_then(|(_, value)| match value {
+        SimpleValue::String(name) => Some(name),
+        SimpleValue::Symbol(name) => Some(name.into_inner()),
+        _ => None,
+    });
+    // What is neither bytes nor text is no JSON either: whoever looks at the payload says so.
+    let payload = message::body(message.body).unwrap_or_else(|error| error.to_string().into_bytes());
+    Some(Request { name, id, payload: Bytes::from(payload) })
+}
+
+/// An id as text from which it can be made again: the answer must carry the same, of the same type.
+fn to_text(id: &MessageId) -> Option<String> {
+    let text = match id {
+        MessageId::Uuid(id) => format!("uuid:{}", uuid::Uuid::from_bytes(id.clone().into_inner())),
+        MessageId::String(text) => format!("text:{text}"),
+        MessageId::Ulong(number) => format!("number:{number}"),
+        MessageId::Binary(bytes) => format!("bytes:{}", STANDARD.encode(bytes)),
+    };
+    (text.len() <= LONGEST_ID).then_some(text)
+}
+
+fn from_text(text: &str) -> Option<MessageId> {
+    let (kind, text) = text.split_once(':')?;
+    Some(match kind {
+        "uuid" => MessageId::Uuid(uuid::Uuid::parse_str(text).ok()?.into_bytes().into()),
+        "text" => MessageId::String(text.to_owned()),
+        "number" => MessageId::Ulong(text.parse().ok()?),
+        _ => MessageId::Binary(Binary::from(STANDARD.decode(text).ok()?)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fe2o3_amqp::types::messaging::AmqpValue;
+
+    fn call(id: Option<MessageId>, name: &str, value: SimpleValue) -> Message<Body<Value>> {
+        Message::builder()
+            .properties(Properties { correlation_id: id, ..Properties::default() })
+            .application_properties(ApplicationProperties::builder().insert(name, value).build())
+            .body(Body::Value(AmqpValue(Value::String("{}".into()))))
+            .build()
+    }
+
+    #[test]
+    fn a_call_is_read_and_its_id_comes_back_as_it_was() {
+        let uuid = uuid::Uuid::from_u64_pair(7, 3);
+        for id in [
+            MessageId::Uuid(uuid.into_bytes().into()),
+            MessageId::String(uuid.to_string()),
+            MessageId::String("a:b".into()),
+            MessageId::Ulong(u64::MAX),
+            MessageId::Binary(Binary::from(vec![0, 0xFF])),
+        ] {
+            let read = request(call(Some(id.clone()), "iothub-MethodName", "pump".into())).expect("a call");
+            assert_eq!((read.name.as_deref(), read.payload.as_ref()), (Some("pump"), &b"{}"[..]));
+            assert_eq!(from_text(&read.id), Some(id));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_answered_is_no_call_and_what_has_no_name_is_one_without() {
+        assert_eq!(request(call(None, NAME, "pump".into())), None);
+        let long = MessageId::String("x".repeat(LONGEST_ID));
+        assert_eq!(request(call(Some(long), NAME, "pump".into())), None);
+        for (name, value) in [("other", SimpleValue::from("x")), (NAME, SimpleValue::Int(1))] {
+            let read = request(call(Some(MessageId::Ulong(1)), name, value)).expect("a call");
+            assert_eq!(read.name, None);
+        }
+    }
+}

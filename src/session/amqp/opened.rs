@@ -1,0 +1,123 @@
+//! A connection and its links: how they are opened, and how they end.
+//!
+//! Owns: in which order. Must not know: what goes over them. Used by: `session::amqp`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fe2o3_amqp::connection::ConnectionHandle;
+use fe2o3_amqp::link::receiver::CreditMode;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::ReceiverSettleMode;
+use fe2o3_amqp::{Receiver, Sender, Session};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::cbs::Cbs;
+use super::methods::Methods;
+use super::twin::Twin;
+use super::{Reader, dial, fault, message};
+use crate::session::failure::{self, Fault};
+
+/// For a goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+
+/// What was opened. Fields drop in order: links, session, connection; then the stream is cut.
+pub(super) struct Opened {
+    pub(super) receiver: Receiver,
+    pub(super) events: Sender,
+    pub(super) twin: Option<Twin>,
+    pub(super) methods: Option<Methods>,
+    pub(super) cbs: Option<Box<Cbs>>,
+    pub(super) session: SessionHandle<()>,
+    pub(super) connection: ConnectionHandle<()>,
+    pub(super) failed: dial::Failed,
+    pub(super) _cut: DropGuard,
+}
+
+impl Reader {
+    /// Connects, signs in and attaches.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub(super) async fn open(&self) -> Result<Opened, Fault> {
+        if self.dial.module_id.is_some() {
+            return Err(Fault::ModuleOverAmqp);
+        }
+        let cut = CancellationToken::new();
+        let (stream, failed) = dial::dial(&self.dial, cut.clone()).await?;
+        let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;
+        opened.map_err(|fault| match (fault, failed.get()) {
+            (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
+            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
+            (fault, _) => fault,
+        })
+    }
+
+    /// Opens the connection on this stream, signs in and attaches.
+    async fn attach(
+        &self,
+        stream: dial::Cuttable,
+        failed: dial::Failed,
+        cut: DropGuard,
+    ) -> Result<Opened, Fault> {
+        let device_id = &self.dial.device_id;
+        let now = (self.dial.clock)();
+        let mut connection = dial::open(&self.dial, stream, &failed).await?;
+        let mut session =
+            Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
+        let cbs = match &self.dial.password {
+            Some(token) => {
+                let mut cbs = Cbs::attach(&mut session, self.audience(), now).await?;
+                cbs.put(token, now).await?;
+                Some(Box::new(cbs))
+            }
+            None => None,
+        };
+        let receiver = Receiver::builder()
+            .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
+            .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
+            // Then each disposition settles, without another round trip.
+            .receiver_settle_mode(ReceiverSettleMode::First)
+            .credit_mode(CreditMode::Manual)
+            .attach(&mut session)
+            .await
+            .map_err(|error| fault::of_receiver_attach(error, now))?;
+        let name = format!("events-{}", uuid::Uuid::new_v4());
+        let address = format!("/devices/{}/messages/events", message::in_address(device_id));
+        let events = Sender::attach(&mut session, name, address).await;
+        let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
+        let at_twin = |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault };
+        let mut twin = match self.dial.twin || self.dial.desired {
+            true => Twin::attach(&mut session, device_id, now).await.map_err(at_twin)?,
+            false => None,
+        };
+        if let Some(twin) = twin.as_mut().filter(|_| self.dial.desired) {
+            twin.listen(now).await.map_err(at_twin)?;
+        }
+        let methods = match self.dial.methods {
+            true => Methods::attach(&mut session, device_id, now).await.map_err(at_twin)?,
+            false => None,
+        };
+        Ok(Opened { receiver, events, twin, methods, cbs, session, connection, failed, _cut: cut })
+    }
+
+    fn audience(&self) -> String {
+        format!("{}/devices/{}", self.dial.hub, message::in_address(&self.dial.device_id))
+    }
+}
+
+/// Ends the connection in good order, as far as the hub takes part in it.
+pub(super) async fn say_goodbye(mut session: SessionHandle<()>, mut connection: ConnectionHandle<()>) {
+    let goodbye = async {
+        if let Err(error) = session.end().await {
+            tracing::debug!(%error, "the session's goodbye went wrong");
+        }
+        if let Err(error) = connection.close().await {
+            tracing::debug!(%error, "the connection's goodbye went wrong");
+        }
+    };
+    if timeout(CLOSE_LIMIT, goodbye).await.is_err() {
+        tracing::debug!("the hub did not answer the goodbye");
+    }
+}
