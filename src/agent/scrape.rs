@@ -173,6 +173,12 @@ impl Agent {
                 figures: Figures::Counter(vec![(Labels::new(), status.connection.reconnects)]),
             },
         ];
+        metrics.extend(status.module.as_ref().map(|module| Metric {
+            name: "module_connected",
+            unit: None,
+            help: "Whether the module that signs in beside the device is connected to its gateway (1).",
+            figures: one(is(module.connection.state == ConnectionState::Connected)),
+        }));
         let times = [
             (
                 "token_expiry_timestamp",

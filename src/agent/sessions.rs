@@ -13,6 +13,11 @@ use crate::tls::TlsError;
 
 use super::reports_in_twin;
 
+/// Bag key of the output by which a module sends; routes of the gateway begin there. Source: wire reference 1.5, 6.3.
+const OUTPUT: &str = "$.on";
+/// The output of outcome reports.
+const OUTCOMES: &str = "outcomes";
+
 /// As what a session signs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
@@ -67,10 +72,15 @@ impl Sessions {
         if config.identities.module().is_some() { Role::Module } else { Role::Device }
     }
 
-    /// Publishes something: see [`Session::publish`]. False where there is no session any more.
-    pub(super) fn publish(&self, ticket: u64, upstream: Upstream) -> bool {
-        let speaker = self.module.as_ref().or(self.device.as_ref());
-        speaker.map(|session| session.publish(ticket, upstream)).is_some()
+    /// Publishes something: see [`Session::publish`]. What a module sends leaves by its output [`OUTCOMES`]. Without a
+    /// session, as at the end, nothing is told of it.
+    pub(super) fn publish(&self, ticket: u64, mut upstream: Upstream) {
+        if let (Some(_), Upstream::Telemetry { properties, .. }) = (&self.module, &mut upstream) {
+            properties.set(OUTPUT, OUTCOMES);
+        }
+        if let Some(session) = self.module.as_ref().or(self.device.as_ref()) {
+            session.publish(ticket, upstream);
+        }
     }
 
     /// Whether messages of this one can be settled so.

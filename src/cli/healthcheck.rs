@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, anyhow};
 
 use crate::agent::control::client::Client;
-use crate::agent::status::{ConnectionState, Status};
+use crate::agent::status::{Connection, ConnectionState, Status};
 
 use super::reach::settings;
 use super::shown::{Output, plain, since};
@@ -63,14 +63,20 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         return Err(anyhow!("not healthy: {illness}").into());
     }
     let mut out = Output::new();
-    let connection = match status.connection.state {
-        ConnectionState::Connected => "connected",
-        ConnectionState::Connecting => "connecting",
-        ConnectionState::Disconnected => "not connected, trying again",
+    let is = |state| connections(&status).any(|connection| connection.state == state);
+    let connection = match () {
+        () if is(ConnectionState::Disconnected) => "not connected, trying again",
+        () if is(ConnectionState::Connecting) => "connecting",
+        () => "connected",
     };
     out.line(&format!("healthy: {connection}"))?;
     out.flush()?;
     Ok(Exit::Done)
+}
+
+/// As a device and as a module, or as one of them.
+fn connections(status: &Status) -> impl Iterator<Item = &Connection> {
+    std::iter::once(&status.connection).chain(status.module.as_ref().map(|module| &module.connection))
 }
 
 /// What is wrong with the agent, in one sentence.
@@ -78,20 +84,20 @@ fn illness(status: &Status, max_offline: Option<Duration>, now: SystemTime) -> O
     if let Some(trouble) = &status.inbox.trouble {
         return Some(format!("the inbox: {}", plain(trouble)));
     }
-    let connection = &status.connection;
-    let offline = now.duration_since(connection.since).unwrap_or_default();
-    let limit = max_offline.filter(|_| connection.state != ConnectionState::Connected)?;
-    (offline >= limit).then(|| {
-        let reason =
-            connection.reason.as_deref().map_or(String::new(), |reason| format!(": {}", plain(reason)));
-        format!("no connection to the hub {}{reason}", since(connection.since, now))
-    })
+    let limit = max_offline?;
+    let away = |connection: &&Connection| {
+        let offline = now.duration_since(connection.since).unwrap_or_default();
+        connection.state != ConnectionState::Connected && offline >= limit
+    };
+    let connection = connections(status).find(away)?;
+    let reason = connection.reason.as_deref().map_or(String::new(), |reason| format!(": {}", plain(reason)));
+    Some(format!("no connection to the hub {}{reason}", since(connection.since, now)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::status::Connection;
+    use crate::agent::status::ModuleStatus;
 
     fn status(connection: &str, trouble: &str) -> Status {
         let text = format!(
@@ -120,8 +126,13 @@ mod tests {
             sentence.starts_with("no connection to the hub") && sentence.ends_with("the cable is cut"),
             "{sentence}"
         );
-        let there = status("connected", "null");
+        let mut there = status("connected", "null");
         assert_eq!(illness(&there, limit, late), None);
+        // A module beside the device has a connection of its own.
+        let (id, hub, connection) = ("d/m".to_owned(), "gateway".to_owned(), away.connection.clone());
+        there.module = Some(ModuleStatus { id, hub, connection, next_token_renewal: None });
+        assert_eq!(illness(&there, limit, soon), None);
+        assert!(illness(&there, limit, late).is_some());
     }
 
     #[test]

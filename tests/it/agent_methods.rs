@@ -52,7 +52,12 @@ do = [{{ shell = "echo began >> {dir}/gated; until [ -e {dir}/go ]; do sleep 0.0
 }
 
 /// Status and payload of a call, and the exit code of the caller.
-fn call(emulator: &Emulator, target: &[&str], method: &str, data: Option<&str>) -> (u64, Value, Option<i32>) {
+pub(crate) fn call(
+    emulator: &Emulator,
+    target: &[&str],
+    method: &str,
+    data: Option<&str>,
+) -> (u64, Value, Option<i32>) {
     let mut arguments = [&["invoke-method", "--json", "--method", method], target].concat();
     arguments.extend(data.iter().flat_map(|data| ["--data", *data]));
     let (stdout, stderr, code) = seen(&run(&mut back_end(emulator, &arguments)));

@@ -60,7 +60,7 @@ pub(crate) fn module(emulator: &Emulator, name: &str) -> Device {
     device
 }
 
-fn feed(emulator: &Emulator, path: &str, form: &Value) -> (u16, Value) {
+pub(crate) fn feed(emulator: &Emulator, path: &str, form: &Value) -> (u16, Value) {
     let line = format!("POST /emulator/devices/{path}");
     let answer = ask(emulator, &line, &service_token(emulator), "", form.to_string().as_bytes());
     (answer.status, answer.json())

@@ -7,6 +7,8 @@ mod agent;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_methods;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod agent_module;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_websocket;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_conditions;
