@@ -365,7 +365,10 @@ impl Reader {
             Heard::Reply(reply) => {
                 let (answer, body) = match twin.read(reply, (self.dial.clock)()).await? {
                     Some(News::Answer(answer, body)) => (answer, body),
-                    Some(News::Desired) => return Ok(self.arrivals.desired.notify_one()),
+                    Some(News::Desired) => {
+                        self.arrivals.desired.notify_one();
+                        return Ok(());
+                    }
                     None => return Ok(()),
                 };
                 if !self.outbox.answered(answer, body) {
