@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use crate::harness::{Emulator, Process, Proxy, binary, own_address, run, write_config};
+use crate::invoke_method::{back_end, seen};
 use crate::over;
 use crate::sdk::{json, owner_string, python, python_with_https, script};
 
@@ -144,4 +145,24 @@ fn the_sdks_back_end_makes_and_deletes_modules() {
         "same_generation": false, "nowhere": 404,
     });
     assert_eq!(json(&service.stdout.wait_for("kept_keys")), expected);
+}
+
+/// As a developer starts a module outside of the edge device: the SDK's own way, with the connection string of the gateway.
+#[test]
+fn the_sdks_module_signs_in_at_the_gateway_by_its_connection_string() {
+    let Some(python) = python("the SDK's module by its connection string") else { return };
+    let gateway = own_address().to_string();
+    let (emulator, _dir) =
+        crate::sdk::emulator(&["--gateway-hostname", &gateway, "--module", "edge1/filter"]);
+    let at: SocketAddr = format!("{gateway}:8883").parse().expect("an address");
+    let _cable = Proxy::at(at, emulator.mqtt);
+    let mut module = script(&python, "edge_module.py");
+    let string = file(&emulator, "modules/edge1/filter.connection-string");
+    module.env("EdgeHubConnectionString", string.trim());
+    let module = Process::spawn(module.env("EdgeModuleCACertificateFile", emulator.ca_file()));
+    module.stdout.wait_for("ready");
+    let arguments = ["invoke-method", "--device", "edge1", "--module", "filter", "--method", "end"];
+    let (stdout, stderr, code) = seen(&run(&mut back_end(&emulator, &arguments)));
+    assert!(stdout.contains("answered end with status 200") && code == Some(0), "{stdout} {stderr}");
+    assert_eq!(module.wait_exit().code(), Some(0), "{}", module.stderr.text());
 }

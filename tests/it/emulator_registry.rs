@@ -9,7 +9,7 @@ use crate::rest::policy_token;
 use crate::rest_ask::{Answer, ask, device_token};
 
 /// A request of the policy `iothubowner`.
-fn owner(emulator: &Emulator, method: &str, path: &str, headers: &str, body: &Value) -> Answer {
+pub(crate) fn owner(emulator: &Emulator, method: &str, path: &str, headers: &str, body: &Value) -> Answer {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let line = format!("{method} {path}?api-version=2021-04-12");
     ask(emulator, &line, &policy_token(emulator, "iothubowner"), headers, body.as_bytes())

@@ -45,6 +45,8 @@ mod doctor;
 mod drop_ins;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod edge_gateway;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod edge_module;
 #[cfg(feature = "emulator")]
 mod emulator_cli;
 #[cfg(all(feature = "service", feature = "emulator"))]
@@ -94,6 +96,8 @@ mod over;
 mod places;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod proxied;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod readme;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod recovery;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -148,7 +148,7 @@ fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_ha
         gateway.terminate();
         assert!(run(&mut gateway.command(&["inbox", "retry", "m-1"])).status.success());
         fs::write(gateway.path("go"), "").expect("written");
-        let known = gateway.connection_string.clone();
+        let known = gateway.variable("C2D_DEVICE_CONNECTION_STRING");
         let (known, _) = known.split_once("SharedAccessKey=").expect("a key");
         let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));

@@ -9,7 +9,8 @@
 //! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
 //! stops and starts again, now and then without its queues; or nothing. After the last round everything is let go quiet.
 //! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
-//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds.
+//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds. Messages come as C2D messages of a device, or by an
+//! input of a module, which is started as edgeAgent does; then the hub is the edge gateway, too, and its log tells what was settled.
 //!
 //! # The oracle
 //!
@@ -29,6 +30,7 @@
 
 use std::collections::BTreeMap;
 
+use back_end::Door;
 use campaign::{Campaign, Sent};
 use gateway::Stands;
 
@@ -82,7 +84,7 @@ fn configuration(more: &str) -> String {
 
 #[test]
 fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
-    endure(&configuration(""), Campaign::rounds(100));
+    endure(Campaign::new(&configuration("")), Campaign::rounds(100));
 }
 
 /// What is interrupted is completed, too, so that the oracle is the same: all feedback says `Success`.
@@ -90,7 +92,8 @@ fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
 #[test]
 fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"amqp\"\n";
-    endure(&format!("{}{transport}", configuration("on_failure = \"complete\"")), Campaign::rounds(50));
+    let configuration = format!("{}{transport}", configuration("on_failure = \"complete\""));
+    endure(Campaign::new(&configuration), Campaign::rounds(50));
 }
 
 #[cfg(feature = "amqp")]
@@ -98,7 +101,8 @@ fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
 fn over_amqp_over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"amqp-ws\"\n";
     let configuration = configuration("on_failure = \"complete\"");
-    let campaign = endure(&format!("{configuration}{transport}"), Campaign::rounds(50));
+    let campaign = Campaign::new(&format!("{configuration}{transport}"));
+    let campaign = endure(campaign, Campaign::rounds(50));
     let over = |log: &String| log.contains("transport=\"amqp-ws\"") && !log.contains("transport=\"amqp\"");
     assert!(campaign.gateway.logs.iter().any(over), "it signed in over WebSockets, and no other way");
 }
@@ -106,13 +110,21 @@ fn over_amqp_over_a_websocket_no_message_is_lost_either_and_none_is_done_twice()
 #[test]
 fn over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"mqtt-ws\"\n";
-    let campaign = endure(&format!("{}{transport}", configuration("")), Campaign::rounds(50));
+    let campaign = Campaign::new(&format!("{}{transport}", configuration("")));
+    let campaign = endure(campaign, Campaign::rounds(50));
     let over = |log: &String| log.contains("transport=\"mqtt-ws\"") && !log.contains("transport=\"mqtt\"");
     assert!(campaign.gateway.logs.iter().any(over), "it signed in over WebSockets, and no other way");
 }
 
-fn endure(configuration: &str, rounds: usize) -> Campaign {
-    let mut campaign = Campaign::new(configuration);
+/// Messages to an input of a module: started as edgeAgent does, through a gateway that is cut off and restarted.
+#[test]
+fn by_an_input_of_a_module_no_message_is_lost_either_and_none_is_done_twice() {
+    let configuration = configuration("").replace("when = {", "when = { \"$.source\" = \"input\",");
+    let campaign = endure(Campaign::through(Door::Input, &configuration), Campaign::rounds(50));
+    assert!(campaign.gateway.kills > 0 && !campaign.sent.is_empty());
+}
+
+fn endure(mut campaign: Campaign, rounds: usize) -> Campaign {
     for _ in 0..rounds {
         campaign.flow(20, any_rule);
         campaign.fault();

@@ -1,6 +1,8 @@
-//! A hub that may be stopped and started, and a back end on it: one AMQP connection for all messages and all feedback.
+//! A hub that may be stopped and started, and a back end on it: one AMQP connection for all messages and all feedback. Or an
+//! edge gateway, which feeds an input of a module.
 //!
-//! Owns: the emulator's process and its restarts, sending, what feedback said of each message.
+//! Owns: the emulator's process and its restarts, sending, what feedback said of each message. An input has no feedback: there
+//! the emulator's log tells what was settled.
 //! Must not know: agents, rules, faults. Used by: `soak`, `traps`.
 //!
 //! A restart may take the emulator's memory away, which no real hub loses. Then whoever sent messages queues those without
@@ -18,9 +20,22 @@ use c2d_agent::service::{OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME}
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::harness::{DEADLINE, Emulator};
+use crate::rest::service_token;
+use crate::rest_ask::ask;
 
 /// The device of every message.
 pub(crate) const DEVICE: &str = "dev1";
+
+/// The module of every message to an input, and the input.
+pub(crate) const MODULE: &str = "edge1/c2d-agent";
+const INPUT: &str = "/emulator/devices/edge1/modules/c2d-agent/inputs/commands";
+
+/// Through which door messages reach the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    C2d,
+    Input,
+}
 
 /// What feedback said of each message so far, in the order in which it came.
 pub(crate) type Feedback = BTreeMap<String, Vec<FeedbackStatus>>;
@@ -28,9 +43,12 @@ pub(crate) type Feedback = BTreeMap<String, Vec<FeedbackStatus>>;
 /// The emulator with its back end, at ports that stay the same over restarts.
 pub(crate) struct Hub {
     pub(crate) emulator: Emulator,
+    pub(crate) door: Door,
     back_end: Option<BackEnd>,
     feedback: Arc<Mutex<Feedback>>,
     redelivered: usize,
+    /// Lines of this process's log that were looked at for settlements.
+    looked_at: Mutex<usize>,
     _dir: tempfile::TempDir,
 }
 
@@ -45,11 +63,15 @@ pub(crate) enum NotQueued {
 
 impl Hub {
     pub(crate) fn start() -> Self {
+        Self::start_with(Door::C2d)
+    }
+
+    pub(crate) fn start_with(door: Door) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let emulator = start(&dir.path().join("hub"), ["0"; 3]);
+        let emulator = start(&dir.path().join("hub"), door, ["0"; 3]);
         let feedback = Arc::default();
         let back_end = Some(BackEnd::connect(&emulator, &feedback));
-        Self { emulator, back_end, feedback, redelivered: 0, _dir: dir }
+        Self { emulator, door, back_end, feedback, redelivered: 0, looked_at: Mutex::default(), _dir: dir }
     }
 
     /// Stops the emulator and starts it again at the same ports, without the memory of its queues, twins and sessions;
@@ -67,20 +89,55 @@ impl Hub {
         drop(self.back_end.take());
         assert_eq!(self.emulator.process.terminate(), Some(0), "{}", self.emulator.process.stderr.text());
         self.redelivered += self.redelivered_by_this_process();
+        self.look_for_settlements();
+        *self.looked_at.get_mut().expect("a number") = 0;
         meanwhile();
         let Emulator { mqtt, amqp, https, .. } = &self.emulator;
         let ports = [mqtt, amqp, https].map(|address| address.port().to_string());
-        self.emulator = start(&self.emulator.state, ports.each_ref().map(String::as_str));
+        self.emulator = start(&self.emulator.state, self.door, ports.each_ref().map(String::as_str));
         self.back_end = Some(BackEnd::connect(&self.emulator, &self.feedback));
     }
 
-    /// Queues a message with the property `action` and further ones, and asks for full feedback.
+    /// Queues a message with the property `action` and further ones, and asks for full feedback where there is any.
     pub(crate) fn send(&self, id: &str, action: &str, more: &[(&str, &str)]) -> Result<(), NotQueued> {
+        if self.door == Door::Input {
+            return self.feed(id, action, more);
+        }
         let mut message = message(id, action);
         for (name, value) in more {
             message.properties.set(*name, *value);
         }
         self.send_message(message)
+    }
+
+    fn feed(&self, id: &str, action: &str, more: &[(&str, &str)]) -> Result<(), NotQueued> {
+        let properties: BTreeMap<&str, &str> = more.iter().copied().chain([("action", action)]).collect();
+        let form = serde_json::json!({ "messageId": id, "properties": properties, "body": "" });
+        let (line, token) = (format!("POST {INPUT}"), service_token(&self.emulator));
+        let answer = ask(&self.emulator, &line, &token, "", form.to_string().as_bytes());
+        match answer.status {
+            200 => Ok(()),
+            400 if answer.body.contains("already holds 50 messages") => Err(NotQueued::Full),
+            _ => Err(NotQueued::Other(format!("{answer:?}"))),
+        }
+    }
+
+    /// Of an input: what the log says that it settled is as if feedback had said it.
+    fn look_for_settlements(&self) {
+        if self.door == Door::C2d {
+            return;
+        }
+        let mut looked_at = self.looked_at.lock().expect("a number");
+        let log = self.emulator.process.stderr.all();
+        let module = format!("device_id=\"{MODULE}\"");
+        let settled = |line: &&String| line.contains("settled a C2D message") && line.contains(&module);
+        for line in log.iter().skip(*looked_at).filter(settled) {
+            let id =
+                line.split("message_id=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an id");
+            let mut all = self.feedback.lock().expect("feedback");
+            all.entry(id.to_owned()).or_default().push(FeedbackStatus::Success);
+        }
+        *looked_at = log.len();
     }
 
     /// Queues a message.
@@ -90,13 +147,17 @@ impl Hub {
 
     /// What feedback said so far.
     pub(crate) fn feedback(&self) -> Feedback {
+        self.look_for_settlements();
         self.feedback.lock().expect("feedback").clone()
     }
 
     /// Waits until `so` holds for the feedback; false when it does not in `limit`.
     pub(crate) fn wait_feedback(&self, limit: Duration, so: impl Fn(&Feedback) -> bool) -> bool {
         let end = Instant::now() + limit;
-        while !so(&self.feedback.lock().expect("feedback")) {
+        while {
+            self.look_for_settlements();
+            !so(&self.feedback.lock().expect("feedback"))
+        } {
             if Instant::now() > end {
                 return false;
             }
@@ -137,8 +198,13 @@ pub(crate) fn message(id: &str, action: &str) -> OutgoingMessage {
     message
 }
 
-fn start(state: &Path, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
-    let arguments = ["--device", DEVICE, "--log-level", "debug", "--https-port", https];
+fn start(state: &Path, door: Door, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
+    let mut arguments = vec!["--device", DEVICE, "--log-level", "debug", "--https-port", https];
+    let socket = state.with_file_name("workload.sock");
+    if door == Door::Input {
+        let socket = socket.to_str().expect("UTF-8");
+        arguments.extend(["--module", MODULE, "--workload-socket", socket]);
+    }
     Emulator::start_in(state, mqtt, amqp, &arguments)
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use c2d_agent::feedback::FeedbackStatus;
 
-use super::back_end::{Hub, NotQueued};
+use super::back_end::{Door, Hub, NotQueued};
 use super::gateway::{Gateway, Stands};
 use crate::harness::DEADLINE;
 
@@ -40,11 +40,16 @@ pub(crate) struct Campaign {
 impl Campaign {
     /// Starts everything, with a seed from `C2D_SOAK_SEED` or a new one, and prints it.
     pub(crate) fn new(rest: &str) -> Self {
+        Self::through(Door::C2d, rest)
+    }
+
+    /// The same, with messages through this door.
+    pub(crate) fn through(door: Door, rest: &str) -> Self {
         let seed = std::env::var("C2D_SOAK_SEED").ok().filter(|text| !text.is_empty());
         let seed =
             seed.map_or_else(|| fastrand::u64(..), |text| text.parse().expect("C2D_SOAK_SEED is a number"));
         eprintln!("seed: {seed} (C2D_SOAK_SEED={seed} makes the same choices again)");
-        let hub = Hub::start();
+        let hub = Hub::start_with(door);
         let mut gateway = Gateway::new(&hub, rest);
         gateway.start_subscribed();
         Self {

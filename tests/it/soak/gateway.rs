@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::back_end::{DEVICE, Hub};
+use super::back_end::{DEVICE, Door, Hub, MODULE};
 use crate::harness::{DEADLINE, Process, Proxy, binary, write_config};
 
 /// A directory with a configuration, and the agent that runs on it, behind a proxy.
@@ -19,8 +19,8 @@ pub(crate) struct Gateway {
     /// Between the agent and the hub.
     pub(crate) proxy: Proxy,
     dir: tempfile::TempDir,
-    pub(crate) connection_string: String,
-    ca_file: PathBuf,
+    /// Who signs in, and where.
+    environment: Vec<(String, String)>,
     /// Where the agent can be asked.
     socket: PathBuf,
     /// Connections lost in this life: the agent waits longer after each.
@@ -44,7 +44,7 @@ pub(crate) struct Stands {
 }
 
 impl Gateway {
-    /// One for the device of `hub`. In `rest`, `DIR` stands for the gateway's directory; the inbox is in it, too, unless
+    /// One for the device of `hub`, or for its module when messages come by an input. In `rest`, `DIR` stands for the gateway's directory; the inbox is in it, too, unless
     /// `rest` says otherwise.
     pub(crate) fn new(hub: &Hub, rest: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -54,20 +54,16 @@ impl Gateway {
             () if over("mqtt-ws") || over("amqp-ws") => hub.emulator.https,
             () => hub.emulator.mqtt,
         });
-        let own = hub.emulator.device_string(DEVICE);
-        let port = format!(":{}", hub.emulator.mqtt.port());
-        let connection_string = own.replace(&port, &format!(":{}", proxy.address.port()));
+        let environment = environment(hub, proxy.address.port());
         let rest = rest.replace("DIR", &dir.path().display().to_string());
         write_config(dir.path(), &rest);
         let inbox = rest.split("[inbox]\npath = \"").nth(1).and_then(|text| text.split('"').next());
         let socket = dir.path().join(inbox.unwrap_or("inbox.redb")).with_extension("sock");
-        let ca_file = hub.emulator.ca_file();
         Self {
             agent: None,
             proxy,
             dir,
-            connection_string,
-            ca_file,
+            environment,
             socket,
             losses: 0,
             logs: Vec::new(),
@@ -87,15 +83,17 @@ impl Gateway {
         self.dir.path().join(name)
     }
 
+    /// What the agent finds in its environment under this name.
+    pub(crate) fn variable(&self, name: &str) -> String {
+        let found = self.environment.iter().find(|(own, _)| own == name);
+        found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("the agent is given no {name}"))
+    }
+
     /// A command of the binary for this gateway, with its configuration named.
     pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = binary();
         command.args(arguments).arg("-c").arg(self.path("config.toml"));
-        command
-            .env("C2D_DEVICE_CONNECTION_STRING", &self.connection_string)
-            .env("C2D_CA_FILE", &self.ca_file)
-            // Unless the transport is a WebSocket nobody looks at it.
-            .env("C2D_HTTPS_PORT", self.proxy.address.port().to_string());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -135,6 +133,19 @@ impl Gateway {
         self.keep_log(&agent);
         let early = code.is_none() && self.logs.last().is_some_and(String::is_empty);
         assert!(code == Some(0) || early, "the agent did not end in good order ({code:?}):\n{}", self.tail());
+    }
+
+    /// Waits until the agent ends by itself: its exit code.
+    pub(crate) fn wait_exit(&mut self) -> Option<i32> {
+        let agent = self.agent.take().expect("an agent runs");
+        let code = agent.wait_exit().code();
+        self.keep_log(&agent);
+        code
+    }
+
+    /// What the next life is started with is what the hub has now.
+    pub(crate) fn deploy(&mut self, hub: &Hub) {
+        self.environment = environment(hub, self.proxy.address.port());
     }
 
     /// SIGHUP with other lanes, and with another sign-in in the middle of everything, by a drop-in file.
@@ -240,6 +251,25 @@ impl Gateway {
             std::thread::park_timeout(Duration::from_millis(50)); // the command line has no event to wait for: poll
         }
     }
+}
+
+/// A device is started with its connection string; a module as edgeAgent does, and with nothing else. Both dial `port`.
+fn environment(hub: &Hub, port: u16) -> Vec<(String, String)> {
+    let (own, dialled) = (format!(":{}", hub.emulator.mqtt.port()), format!(":{port}"));
+    if hub.door == Door::Input {
+        let file = hub.emulator.state.join(format!("modules/{MODULE}.env"));
+        let text = std::fs::read_to_string(file).expect("an environment").replace(&own, &dialled);
+        let lines = text.lines().map(|line| line.split_once('=').expect("NAME=VALUE"));
+        return lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    }
+    let string = hub.emulator.device_string(DEVICE).replace(&own, &dialled);
+    let pairs = [
+        ("C2D_DEVICE_CONNECTION_STRING", string),
+        ("C2D_CA_FILE", hub.emulator.ca_file().display().to_string()),
+        // Unless the transport is a WebSocket nobody looks at it.
+        ("C2D_HTTPS_PORT", port.to_string()),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }
 
 /// One JSON object a line, or one array of them.
