@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{own_address, run};
+use crate::harness::{own_address, program, run, skip};
 
 /// The first block for a shell behind `words`.
 fn example(words: &str) -> String {
@@ -44,4 +44,15 @@ fn paste(text: &str) -> String {
 fn the_loop_without_azure_can_be_pasted() {
     let told = paste(&example("## The same without Azure"));
     assert!(told.contains("Success"), "{told}");
+}
+
+#[test]
+fn the_edge_device_without_azure_can_be_pasted() {
+    if program("curl").is_none() {
+        return skip("the README's edge device", "curl is not installed");
+    }
+    let told = paste(&example("**The same without Azure.** The emulator is hub, gateway"));
+    for part in ["answered siren with status 200", "Success", "\"messageId\":\"m-1\""] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
 }
