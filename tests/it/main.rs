@@ -110,6 +110,8 @@ mod rest;
 mod rest_ask;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod sdk_invokes;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod sdk_twins;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod sender_websocket;
