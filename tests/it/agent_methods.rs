@@ -69,7 +69,7 @@ const DEVICE: [&str; 2] = ["--device", "dev1"];
 
 #[test]
 fn a_caller_hears_what_became_of_its_call() {
-    for transport in over::TRANSPORTS.iter().filter(|transport| transport.starts_with("mqtt")) {
+    over::each(|transport| {
         let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
         let _agent = over::start(&emulator, transport, dir.path(), &rules(dir.path()));
         let call = |method: &str, data: Option<&str>| call(&emulator, &DEVICE, method, data);
@@ -107,7 +107,7 @@ fn a_caller_hears_what_became_of_its_call() {
         assert_eq!(call("rare", None).0, 200);
         let (status, payload, _) = call("rare", None);
         assert_eq!(status, 429, "{payload}");
-    }
+    });
 }
 
 #[test]

@@ -86,6 +86,7 @@ mod invoke_method;
 mod layering;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod log;
+mod method_traps;
 mod metrics;
 mod mosquitto;
 #[cfg(all(feature = "service", feature = "emulator"))]
