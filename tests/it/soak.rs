@@ -9,8 +9,8 @@
 //! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
 //! stops and starts again, now and then without its queues; or nothing. After the last round everything is let go quiet.
 //! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
-//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds. Messages come as C2D messages of a device, or by an
-//! input of a module, which is started as edgeAgent does; then the hub is the edge gateway, too, and its log tells what was settled.
+//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds. Messages come as C2D messages of a device, by an input
+//! of a module, which is started as edgeAgent does, or by both in turn; of an input the hub's log tells what was settled.
 //!
 //! # The oracle
 //!
@@ -122,6 +122,16 @@ fn by_an_input_of_a_module_no_message_is_lost_either_and_none_is_done_twice() {
     let configuration = configuration("").replace("when = {", "when = { \"$.source\" = \"input\",");
     let campaign = endure(Campaign::through(Door::Input, &configuration), Campaign::rounds(50));
     assert!(campaign.gateway.kills > 0 && !campaign.sent.is_empty());
+}
+
+#[test]
+fn by_a_device_and_a_module_side_by_side_no_message_is_lost_either_and_none_is_done_twice() {
+    let campaign = endure(Campaign::through(Door::Both, &configuration("")), Campaign::rounds(50));
+    for who in ["device_id=\"dev1\"", "device_id=\"edge1/c2d-agent\""] {
+        let signed_in =
+            |log: &String| log.lines().any(|line| line.contains("signed in") && line.contains(who));
+        assert!(campaign.gateway.logs.iter().any(signed_in), "{who}");
+    }
 }
 
 fn endure(mut campaign: Campaign, rounds: usize) -> Campaign {

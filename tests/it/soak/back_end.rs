@@ -35,6 +35,19 @@ const INPUT: &str = "/emulator/devices/edge1/modules/c2d-agent/inputs/commands";
 pub(crate) enum Door {
     C2d,
     Input,
+    /// To the device and to the module beside it in turn.
+    Both,
+}
+
+impl Door {
+    /// Whether the message with this id goes to the input. The same one goes there again.
+    fn is_input(self, id: &str) -> bool {
+        match self {
+            Self::C2d => false,
+            Self::Input => true,
+            Self::Both => id.bytes().last().is_some_and(|digit| digit % 2 == 1),
+        }
+    }
 }
 
 /// What feedback said of each message so far, in the order in which it came.
@@ -100,7 +113,7 @@ impl Hub {
 
     /// Queues a message with the property `action` and further ones, and asks for full feedback where there is any.
     pub(crate) fn send(&self, id: &str, action: &str, more: &[(&str, &str)]) -> Result<(), NotQueued> {
-        if self.door == Door::Input {
+        if self.door.is_input(id) {
             return self.feed(id, action, more);
         }
         let mut message = message(id, action);
@@ -201,7 +214,7 @@ pub(crate) fn message(id: &str, action: &str) -> OutgoingMessage {
 fn start(state: &Path, door: Door, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
     let mut arguments = vec!["--device", DEVICE, "--log-level", "debug", "--https-port", https];
     let socket = state.with_file_name("workload.sock");
-    if door == Door::Input {
+    if door != Door::C2d {
         let socket = socket.to_str().expect("UTF-8");
         arguments.extend(["--module", MODULE, "--workload-socket", socket]);
     }

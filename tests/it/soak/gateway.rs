@@ -256,20 +256,23 @@ impl Gateway {
 /// A device is started with its connection string; a module as edgeAgent does, and with nothing else. Both dial `port`.
 fn environment(hub: &Hub, port: u16) -> Vec<(String, String)> {
     let (own, dialled) = (format!(":{}", hub.emulator.mqtt.port()), format!(":{port}"));
-    if hub.door == Door::Input {
+    let mut pairs = Vec::new();
+    if hub.door != Door::C2d {
         let file = hub.emulator.state.join(format!("modules/{MODULE}.env"));
         let text = std::fs::read_to_string(file).expect("an environment").replace(&own, &dialled);
         let lines = text.lines().map(|line| line.split_once('=').expect("NAME=VALUE"));
-        return lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        pairs.extend(lines.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
-    let string = hub.emulator.device_string(DEVICE).replace(&own, &dialled);
-    let pairs = [
-        ("C2D_DEVICE_CONNECTION_STRING", string),
-        ("C2D_CA_FILE", hub.emulator.ca_file().display().to_string()),
-        // Unless the transport is a WebSocket nobody looks at it.
-        ("C2D_HTTPS_PORT", port.to_string()),
-    ];
-    pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    if hub.door != Door::Input {
+        let device = [
+            ("C2D_DEVICE_CONNECTION_STRING", hub.emulator.device_string(DEVICE).replace(&own, &dialled)),
+            ("C2D_CA_FILE", hub.emulator.ca_file().display().to_string()),
+            // Unless the transport is a WebSocket nobody looks at it.
+            ("C2D_HTTPS_PORT", port.to_string()),
+        ];
+        pairs.extend(device.map(|(name, value)| (name.to_owned(), value)));
+    }
+    pairs
 }
 
 /// One JSON object a line, or one array of them.

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::back_end::Door;
 use super::campaign::{Campaign, Sent};
 use super::gateway::Stands;
 use super::is_interrupted;
@@ -51,8 +52,16 @@ fn configuration() -> String {
 
 #[test]
 fn every_kind_of_step_is_done_once_whatever_goes_wrong() {
-    let rounds = Campaign::rounds(100).min(PINS);
-    let mut campaign = Campaign::new(&configuration());
+    endure(Campaign::new(&configuration()), 100);
+}
+
+#[test]
+fn every_kind_of_step_is_done_once_for_a_message_to_an_input_too() {
+    endure(Campaign::through(Door::Input, &configuration()), 40);
+}
+
+fn endure(mut campaign: Campaign, rounds: usize) {
+    let rounds = Campaign::rounds(rounds).min(PINS);
     let mut used = [0; KINDS.len()];
     for _ in 0..rounds {
         campaign.flow(6, |random| match random.usize(0..KINDS.len() + 2) {
