@@ -235,7 +235,6 @@ impl Reader {
                 command = self.commands.recv() => Happening::Command(command),
                 () = self.settlements.changed() => Happening::Settled,
                 () = self.calls.changed() => Happening::Settled,
-                called = next_called(&mut methods) => Happening::Called(called),
                 permit = more_room, if accepts && room.len() < DELIVERIES => Happening::Room(permit.ok()),
                 received = receiver.recv::<Body<Value>>() => Happening::Received(received),
                 Some((upstream, request)) = self.upstream.recv(), if free => Happening::Upstream(upstream, request),
@@ -243,6 +242,8 @@ impl Reader {
                 (link, id, result) = until(&mut sending) => Happening::Sending(link, id, result),
                 Some(done) = sent.next() => Happening::Sent(done),
                 (link, result) = until(&mut renewing) => Happening::Renewed(link, result),
+                // Late: nothing bounds how fast a hub calls.
+                called = next_called(&mut methods) => Happening::Called(called),
                 () = tokio::time::sleep_until(next_flow) => Happening::KeepAlive,
             };
             match happening {

@@ -99,6 +99,12 @@ pub(super) struct Connect {
 }
 
 impl Peer {
+    /// The connection itself, for another protocol.
+    #[allow(dead_code)] // AMQP is a feature.
+    pub(super) fn into_stream(self) -> TlsStream<TcpStream> {
+        self.stream
+    }
+
     /// The next packet: its first byte, and what follows the length.
     pub(super) async fn read(&mut self) -> (u8, Vec<u8>) {
         let packet = async {
