@@ -104,16 +104,20 @@ pub fn fingerprint(
     Ok(digest.finish().as_ref().to_vec())
 }
 
-/// As [`client_config`], with a witness to what the server presents.
+/// As [`client_config`], with a witness to what the server presents, and with the roots of a bundle as in
+/// [`client_config_trusting`].
 ///
 /// # Errors
-/// [`TlsError`] names the file at fault.
+/// As of both.
 pub fn witnessing_config(
     ca_file: Option<&Path>,
+    bundle: Option<&str>,
     certificate: Option<&ClientCertificate>,
     judgement: Judgement,
 ) -> Result<(Arc<ClientConfig>, Arc<Witness>), TlsError> {
-    let judge = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca_file)?), provider())
+    let mut roots = roots(ca_file)?;
+    add_bundle(&mut roots, bundle.unwrap_or_default())?;
+    let judge = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .map_err(|error| TlsError::Provider(rustls::Error::General(error.to_string())))?;
     let witness = Arc::new(Witness::new(judge, judgement));

@@ -225,6 +225,7 @@ fn label(finding: &Finding) -> (String, String) {
         Check::Token => "SAS token",
         Check::DeviceCertificate => "device cert",
         Check::Agent => "agent",
+        Check::WorkloadApi => "workload API",
         Check::NameLookup => "name lookup",
         Check::MqttPort | Check::HttpsPort => return (format!("port {subject}"), String::new()),
         Check::Tls => "TLS",

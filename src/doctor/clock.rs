@@ -36,7 +36,8 @@ pub(super) struct Times {
 /// Asks for the time. `None` when there is no answer that has one, within [`CHECK_LIMIT`]. A server whose certificate has
 /// expired is good enough for that; one that is not trusted is not.
 pub(super) async fn ask(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Option<Times> {
-    let (config, _witness) = tls::witnessing_config(subject.ca_file, None, Judgement::AnyDate).ok()?;
+    let (config, _witness) =
+        tls::witnessing_config(subject.ca_file, subject.bundle, None, Judgement::AnyDate).ok()?;
     let name = ServerName::try_from(host.to_owned()).ok()?;
     let asked = async {
         let mut stream = TlsConnector::from(config).connect(name, stream).await.ok()?;
@@ -164,6 +165,7 @@ mod tests {
         let subject = Subject {
             identity: Some(&identity),
             ca_file: None,
+            bundle: None,
             token_lifetime: Duration::from_secs(3600),
             transport: crate::credentials::Transport::Mqtt,
             route: &route,

@@ -21,6 +21,8 @@ pub enum Check {
     DeviceCertificate,
     /// An agent that runs.
     Agent,
+    /// Where a module has its tokens signed; told for modules only.
+    WorkloadApi,
     /// The host name.
     NameLookup,
     /// Where the agent connects; the subject is the port.

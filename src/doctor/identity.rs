@@ -20,14 +20,18 @@ const TOKEN_ENDS_SOON: Duration = DAY;
 /// A certificate takes some people and days to renew.
 const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
 
-pub(super) fn identity(inspection: &Inspection) -> Finding {
-    let identities = inspection.identities();
-    let Some(identity) = identities.as_ref().map(Identities::first) else {
-        return match &inspection.identity_problem {
+/// One finding for each identity, at least one.
+pub(super) fn identities(inspection: &Inspection, identities: Option<&Identities>) -> Vec<Finding> {
+    match identities {
+        Some(identities) => identities.iter().map(identity).collect(),
+        None => vec![match &inspection.identity_problem {
             Some(problem) => Check::Identity.failed(problem, "correct [device], or the connection string"),
             None => Check::Identity.skipped("the configuration could not be read"),
-        };
-    };
+        }],
+    }
+}
+
+fn identity(identity: &DeviceIdentity) -> Finding {
     let by = match &identity.auth {
         DeviceAuth::Key(_) => "its key".to_owned(),
         DeviceAuth::Token(_) => "a ready-made SAS token".to_owned(),

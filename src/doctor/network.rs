@@ -21,9 +21,12 @@ use crate::session::standard_port;
 const MAX_ADDRESSES: usize = 8;
 
 /// What the checks of the network need to know.
+#[derive(Clone, Copy)]
 pub(super) struct Subject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
     pub(super) ca_file: Option<&'c Path>,
+    /// The roots that a module gets from its workload API.
+    pub(super) bundle: Option<&'c str>,
     pub(super) token_lifetime: Duration,
     pub(super) transport: Transport,
     pub(super) route: &'c Route,

@@ -54,7 +54,8 @@ impl Handshake {
             }
             _ => None,
         };
-        let made = tls::witnessing_config(subject.ca_file, certificate.as_ref(), Judgement::Strict);
+        let made =
+            tls::witnessing_config(subject.ca_file, subject.bundle, certificate.as_ref(), Judgement::Strict);
         let (config, witness) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -99,7 +100,7 @@ pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> F
     match fault {
         Fault::Tls(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
-        )) => untrusted(host, handshake),
+        )) => untrusted(subject, host, handshake),
         Fault::Tls(rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => {
@@ -136,12 +137,13 @@ fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
     }
     match subject.ca_file.filter(|_| handshake.private_root) {
         Some(path) => format!("{text}, which {} has", path.display()),
+        None if subject.bundle.is_some() => format!("{text}, as this system or the trust bundle has it"),
         None => format!("{text}, which this system trusts"),
     }
 }
 
 /// A root is missing here, or somebody stands in between.
-fn untrusted(host: &str, handshake: &Handshake) -> Finding {
+fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
     let Some(own) = handshake.chain.first() else {
         return Check::Tls.failed("no root that this machine trusts", "install the package ca-certificates");
     };
@@ -149,7 +151,10 @@ fn untrusted(host: &str, handshake: &Handshake) -> Finding {
         format!("\"{}\" is signed by \"{}\", which this machine does not trust", own.subject, own.issuer);
     let organization = own.issuer_organization.as_deref().unwrap_or(&own.issuer);
     let is_hub = HUBS.iter().any(|end| host.ends_with(end));
-    let remedy = if is_hub && AUTHORITIES.iter().any(|name| organization.contains(name)) {
+    let remedy = if subject.bundle.is_some() {
+        "have aziot-edged give its root, with trust_bundle_cert in /etc/aziot/config.toml and iotedge system restart"
+            .to_owned()
+    } else if is_hub && AUTHORITIES.iter().any(|name| organization.contains(name)) {
         "install the package ca-certificates".to_owned()
     } else if is_hub {
         format!(

@@ -15,6 +15,7 @@ use crate::harness::{Agent, DEADLINE, Emulator, binary, program, run, skip, wait
 
 mod configuration;
 mod machine;
+mod module;
 mod network;
 mod servers;
 

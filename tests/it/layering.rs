@@ -42,7 +42,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("doctor", &["session", "inbox", "action", "config", "rules", "message", "credentials", "tls"]),
+    (
+        "doctor",
+        &["session", "workload", "inbox", "action", "config", "rules", "message", "credentials", "tls"],
+    ),
     // Edge.
     (
         "cli",
