@@ -221,8 +221,8 @@ impl fmt::Display for Failure {
             Fault::ClosedAtTwin => write!(
                 f,
                 "{peer} closed the connection before it answered the subscriptions of {who}: if that \
-                 repeats, the hub may have no twins and no direct methods (basic tier); remove \"twin\" from the reports \
-                 in the configuration, and rules for methods"
+                 repeats, the hub may have no twins or direct methods (basic tier): remove \"twin\" from the reports in \
+                 the configuration; or another program signs in with the same {kind} id"
             ),
             Fault::Unacknowledged { within } => write!(
                 f,
