@@ -402,7 +402,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let stored = known.is_some_and(|subscription| {
                 self.hub.with(|hub, _| hub.subscribe(&self.device_id, self.id, subscription, qos as u8))
             });
-            if stored {
+            if stored || topics::brings_nothing(&self.device_id, &filter.path) {
                 codes.push(SubscribeReasonCode::Success(qos));
             } else {
                 codes.push(SubscribeReasonCode::Failure);

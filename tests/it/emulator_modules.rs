@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use c2d_agent::credentials::{SasToken, SharedAccessKey};
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish};
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish, SubscribeReasonCode};
 use serde_json::{Value, json};
 
 use crate::emulator_methods::{called, respond};
@@ -142,6 +142,10 @@ fn an_input_gets_what_is_routed_to_it_until_it_settles_it() {
         .env("C2D_SERVICE_CONNECTION_STRING", emulator.service_string());
     let (_, stderr, code) = seen(&run(&mut send));
     assert!(stderr.contains("\"edge1/filter\" is not a device id") && code == Some(2), "{stderr}");
+    // A module may ask for them all the same, and gets none.
+    let asked =
+        filter.subscribe(&[("devices/edge1/modules/filter/messages/devicebound/#", QoS::AtLeastOnce)]);
+    assert_eq!(asked.return_codes, [SubscribeReasonCode::Success(QoS::AtLeastOnce)]);
     filter.expect_silence();
 }
 

@@ -30,6 +30,11 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
     }
 }
 
+/// Whether a module asks for C2D messages, as Java's SDK does: an edgeHub grants it, and sends none. Source: wire reference 6.1.
+pub(super) fn brings_nothing(id: &str, filter: &str) -> bool {
+    identity::is_module(id) && filter == format!("{}/messages/devicebound/#", identity::path(id))
+}
+
 /// Where a device publishes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Destination {
@@ -78,6 +83,9 @@ mod tests {
         for foreign in ["devices/dev1/messages/devicebound/#", "devices/dev1/modules/n/inputs/#"] {
             assert_eq!(module(foreign), None, "{foreign}");
         }
+        let c2d = "devices/dev1/modules/m/messages/devicebound/#";
+        assert!(brings_nothing("dev1/m", c2d) && !brings_nothing("dev1/n", c2d));
+        assert!(!brings_nothing("dev1", "devices/dev1/messages/devicebound/#"));
         for foreign in
             ["devices/dev2/messages/devicebound/#", "devices/dev1/messages/devicebound/", "#", "+", ""]
         {

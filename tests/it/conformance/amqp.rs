@@ -393,6 +393,11 @@ fn line_19_each_error_has_its_symbol() {
     let cases = [
         (vec![to("/devices/nope/messages/devicebound"), body(b"x")], "amqp:not-found", Some(404_001)),
         (vec![to("/devices"), body(b"x")], "com.microsoft:argument-error", Some(400_003)),
+        (
+            vec![to("/devices/dev1/modules/m/messages/deviceBound"), body(b"x")],
+            "com.microsoft:argument-error",
+            Some(400_003),
+        ),
         (vec![(PROPERTIES, past), body(b"x")], "com.microsoft:argument-error", Some(403_009)),
         (vec![to(OF_DEV1), body(&[0; 70_000])], "amqp:link:message-size-exceeded", Some(413_001)),
     ];
