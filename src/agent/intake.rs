@@ -160,7 +160,7 @@ impl Agent {
     fn passed(&mut self, ticket: Ticket, passing: Passing, verdict: Verdict) {
         match verdict {
             Verdict::New(_) => {
-                report::log_passed_over(&passing.outcome);
+                report::log_passed_over(&passing.outcome, passing.message.as_ref());
                 self.settled(&passing.outcome);
                 self.finish(passing);
             }

@@ -132,7 +132,7 @@ impl Agent {
 
     fn end_record(&mut self, number: Number, record: &Record, message_id: Option<&str>, why: &PassedOver) {
         let outcome = why.report(message_id, record.rule.as_deref(), record.attempts, (self.clock)());
-        report::log_passed_over(&outcome);
+        report::log_passed_over(&outcome, None);
         let report = self.telemetry_report(&outcome);
         self.settled(&outcome);
         self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned: false, report });

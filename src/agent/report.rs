@@ -3,7 +3,7 @@
 //! Owns: the shape of both. Must not know: how outcomes come about. Used by: `agent`.
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::message::{C2dMessage, INPUT};
+use crate::message::{C2dMessage, INPUT, METHOD};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 use super::ending::millis;
@@ -40,13 +40,14 @@ pub enum AgentEvent {
     },
 }
 
-/// Logs why nothing was done with a message.
-pub(super) fn log_passed_over(report: &OutcomeReport) {
+/// Logs why nothing was done with a message; one that could not be decoded is none.
+pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessage>) {
     let OutcomeReport { message_id, rule, text: outcome, .. } = report;
+    let [method, input] = [METHOD, INPUT].map(|name| message.and_then(|message| message.property(name)));
     if report.outcome == OutcomeKind::Interrupted {
-        tracing::warn!(message_id, rule, outcome, "action was cut off");
+        tracing::warn!(message_id, method, input, rule, outcome, "action was cut off");
     } else {
-        tracing::warn!(message_id, rule, outcome, "message passed over");
+        tracing::warn!(message_id, method, input, rule, outcome, "message passed over");
     }
 }
 

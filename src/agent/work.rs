@@ -148,7 +148,7 @@ impl Agent {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
-        report::log_passed_over(&outcome);
+        report::log_passed_over(&outcome, Some(&entry.message));
         self.end(ticket, outcome, matches!(why, PassedOver::Guarded(_)));
     }
 
@@ -218,7 +218,7 @@ impl Agent {
 
     fn ended(&mut self, number: Number) {
         if let Some(passing) = self.hand.closing.remove(&number) {
-            report::log_passed_over(&passing.outcome);
+            report::log_passed_over(&passing.outcome, passing.message.as_ref());
             self.settled(&passing.outcome);
             return self.finish(passing);
         }

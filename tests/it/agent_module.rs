@@ -2,6 +2,7 @@
 //!
 //! Owns: how a module is started. Must not know: how it is built. Used by: tests of modules.
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use rumqttc::mqttbytes::QoS;
@@ -91,7 +92,8 @@ fn a_module_alone_takes_inputs_and_methods_and_its_own_reports_do_not_come_back_
     // An id is its sender's own: another input's message with the same one is another message, and nobody's rule takes it.
     let form = json!({ "messageId": "a-1", "properties": {}, "body": "" });
     assert_eq!(feed(&emulator, "edge1/modules/agent/inputs/other", &form).0, 200);
-    agent.process.stderr.wait_for("unmatched: no rule takes it");
+    let line = agent.process.stderr.wait_for("unmatched: no rule takes it");
+    assert!(line.contains("input=\"other\""), "{line}");
 
     let (status, payload, _) = call(&emulator, &MODULE, "on", None);
     assert_eq!(status, 200, "{payload}");
@@ -147,4 +149,59 @@ fn nobody_to_sign_in_as_is_explained_and_half_a_module_too() {
     }
     assert!(!stderr.contains("the device is not named"), "{stderr}");
     wait_for_status(dir.path(), "not running");
+}
+
+/// A workload socket that answers each request so, or never.
+fn scripted_socket(path: &Path, answer: Option<&'static str>) -> std::thread::JoinHandle<()> {
+    let listener = std::os::unix::net::UnixListener::bind(path).expect("a socket");
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        // Ends with the test: its last caller connects once more, and says so.
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap_or_default();
+            if request[..length].starts_with(b"end") {
+                return;
+            }
+            match answer {
+                Some(answer) => drop(stream.write_all(answer.as_bytes())),
+                None => held.push(stream),
+            }
+        }
+    })
+}
+
+#[test]
+fn a_workload_socket_that_hangs_or_answers_html_stops_no_other_door() {
+    const HTML: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 26\r\n\r\n<html>It works!</html>\r\n\r\n";
+    for (answer, words) in [(None, "connecting"), (Some(HTML), "with no JSON, but with \"<html>It")] {
+        let (emulator, dir) = (Emulator::start_with(&EDGE), tempfile::tempdir().expect("a directory"));
+        let socket = dir.path().join("workload.sock");
+        let script = scripted_socket(&socket, answer);
+        let config = write_config(dir.path(), &doors(dir.path()));
+        let mut command = binary();
+        command.arg("run").arg("-c").arg(&config);
+        command.env("C2D_DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+        command.env("C2D_CA_FILE", emulator.ca_file());
+        for (name, value) in [
+            ("IOTEDGE_WORKLOADURI", format!("unix://{}", socket.display())),
+            ("IOTEDGE_APIVERSION", "2021-12-07".to_owned()),
+            ("IOTEDGE_IOTHUBHOSTNAME", "localhost".to_owned()),
+            ("IOTEDGE_GATEWAYHOSTNAME", emulator.mqtt.to_string().replace("127.0.0.1", "localhost")),
+            ("IOTEDGE_DEVICEID", "edge1".to_owned()),
+            ("IOTEDGE_MODULEID", "agent".to_owned()),
+            ("IOTEDGE_MODULEGENERATIONID", "1".to_owned()),
+        ] {
+            command.env(name, value);
+        }
+        let agent = Agent { process: Process::spawn(&mut command), dir: dir.path().to_owned() };
+        agent.process.stderr.wait_for("subscribed");
+        emulator.send("dev1", &["--property", "action=on", "--message-id", "m-1", "--wait"]);
+        assert!(wait_for_file(&dir.path().join("c2d"), "\n").starts_with("m-1 "));
+        wait_for_status(dir.path(), words);
+        assert_eq!(agent.process.terminate(), Some(0), "{}", agent.process.stderr.text());
+        let mut last = std::os::unix::net::UnixStream::connect(&socket).expect("connected");
+        last.write_all(b"end").expect("written");
+        script.join().expect("ended");
+    }
 }
