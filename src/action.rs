@@ -112,6 +112,11 @@ impl Actions {
         self.pins.switched().await;
     }
 
+    /// Waits until any pin may have another state. Cancel safe; may return once too often.
+    pub async fn moved(&self) {
+        self.pins.moved().await;
+    }
+
     /// For how long each pin with `max_on` that is on has been on.
     pub fn pins_on(&self) -> BTreeMap<String, Duration> {
         self.pins.pins_on()

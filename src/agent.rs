@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{ActionError, Actions};
-use crate::config::Config;
+use crate::config::{Config, TwinPart};
 use crate::inbox::{Inbox, News, Op, Reply};
 use crate::metrics::Scrape;
 use crate::session::{Event, SessionError};
@@ -50,6 +50,7 @@ pub(crate) mod status;
 mod stopping;
 mod supervision;
 mod tally;
+mod twin;
 mod wishes;
 mod work;
 
@@ -59,12 +60,13 @@ use guards::Guards;
 use hand::{Hand, RuleFacts};
 use lanes::{LaneNames, Lanes, Ticket};
 use outbox::Outbox;
-pub use reload::Reload;
 use reload::{Progress, Reader};
+pub use reload::{Read, Reload};
 pub use report::AgentEvent;
 use scrape::Scraper;
 use sessions::{Role, Sessions};
 use supervision::Supervision;
+use twin::{TwinRulesState, Verdict};
 use work::Done;
 
 /// How long pins wait for the inbox at the start.
@@ -77,6 +79,8 @@ const CONTROL_RETRY: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// The device, the pins, the rules, the inbox.
     pub config: Config,
+    /// What became of the twin's rules when it was read.
+    pub twin: TwinPart,
     /// Where the time comes from.
     pub clock: fn() -> SystemTime,
     /// Cancelled when actions in flight are not to be waited for any longer, as at a second SIGTERM.
@@ -133,7 +137,7 @@ impl From<SessionError> for AgentError {
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let Settings { config, clock, hurry, reload, observer } = settings;
+    let Settings { config, twin, clock, hurry, reload, observer } = settings;
     let mut inbox = Inbox::open(&config.inbox, clock);
     // Before the first connection attempt, which may take its time.
     for identity in config.identities.iter() {
@@ -150,7 +154,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
     let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
-    let mut agent = Agent::new(config, clock, observer, actions, sessions, inbox);
+    let mut agent = Agent::new(config, twin, clock, observer, actions, sessions, inbox);
     agent.reader = Reader::new(reload, clock);
     if let Some(first) = first {
         agent.news(first);
@@ -192,6 +196,7 @@ struct Agent {
     queries: HashMap<Ticket, oneshot::Sender<Reply>>,
     board: Board,
     reader: Reader,
+    twin: TwinRulesState,
     supervision: Supervision,
     /// The inbox has told what it holds: messages may be taken.
     opened: bool,
@@ -225,13 +230,16 @@ enum Happening {
     Control(Request),
     Scrape(Scrape),
     PinSwitched,
+    PinMoved,
     Reload(Progress),
+    Twin(Verdict),
     Time,
 }
 
 impl Agent {
     fn new(
         config: Config,
+        twin: TwinPart,
         clock: fn() -> SystemTime,
         observer: Option<mpsc::Sender<AgentEvent>>,
         actions: Actions,
@@ -252,13 +260,14 @@ impl Agent {
             hand: Hand::default(),
             guards: Guards::default(),
             running: FuturesUnordered::new(),
-            outbox: Outbox::new(reports_in_twin(&config)),
+            outbox: Outbox::new(writes_twin(&config)),
             control: None,
             control_retry: None,
             scraper: Scraper::new(config.metrics.as_ref()),
             queries: HashMap::new(),
             board: Board::new(clock(), &config.identities),
             reader: Reader::new(None, clock),
+            twin: TwinRulesState::new(&config, twin),
             supervision: Supervision::new(),
             opened: false,
             stopping: false,
@@ -288,7 +297,19 @@ impl Agent {
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
-        let Self { sessions, inbox, running, control, scraper, machine, pins_noted, reader, .. } = self;
+        let Self {
+            sessions,
+            inbox,
+            running,
+            control,
+            scraper,
+            machine,
+            pins_noted,
+            reader,
+            twin,
+            outbox,
+            ..
+        } = self;
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
@@ -298,7 +319,8 @@ impl Agent {
             request = next_request(control) => Happening::Control(request),
             scrape = scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
-            progress = reader.next(), if !self.stopping => Happening::Reload(progress),
+            () = machine.actions.moved(), if outbox.has_twin() => Happening::PinMoved,
+            change = next_change(reader, twin), if !self.stopping => change,
             () = sleep_until(wake) => Happening::Time,
         };
         match happening {
@@ -309,7 +331,9 @@ impl Agent {
             Happening::Control(request) => self.request(request),
             Happening::Scrape(scrape) => scrape.answer(self.figures()),
             Happening::PinSwitched => self.note_pins(),
+            Happening::PinMoved => self.outbox.look_again(),
             Happening::Reload(progress) => self.reload_progress(progress),
+            Happening::Twin(verdict) => self.twin_judged(verdict),
             Happening::Time => self.time_passed(),
         }
         while let Some(ticket) = self.lanes.next() {
@@ -318,6 +342,10 @@ impl Agent {
         let now = Instant::now();
         // Here and not only when its time comes: a backlog keeps that last arm from its turn.
         self.supervision.alive(now);
+        self.follow_twin(now);
+        if self.outbox.wants_to_look(now) {
+            self.show_in_twin();
+        }
         self.outbox.pump(&self.sessions, &mut self.inbox, now);
         Ok(Next::Go)
     }
@@ -325,7 +353,8 @@ impl Agent {
     /// When something must be looked at although nothing happens.
     fn wake(&self) -> Option<Instant> {
         let (outbox, watchdog) = (self.outbox.wake(), self.supervision.wake());
-        [outbox, watchdog, self.control_retry, self.turned_away_retry, self.held_look]
+        let twin = self.twin.wake().filter(|_| self.may_follow_twin());
+        [outbox, twin, watchdog, self.control_retry, self.turned_away_retry, self.held_look]
             .into_iter()
             .flatten()
             .min()
@@ -385,15 +414,25 @@ impl Agent {
     }
 }
 
-/// Whether anything is ever reported in the twin.
-fn reports_in_twin(config: &Config) -> bool {
-    config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin)
+/// Whether the reported properties of the twin are written: a rule reports there, its rules are answered there, or the agent
+/// is a module, which nobody sees otherwise.
+fn writes_twin(config: &Config) -> bool {
+    let reports = config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin);
+    reports || config.twin.accepts_rules || config.identities.module().is_some()
 }
 
 /// Whether the loop goes on.
 enum Next {
     Go,
     Stop,
+}
+
+/// Another configuration, or other rules of the twin: one after the other.
+async fn next_change(reader: &mut Reader, twin: &mut TwinRulesState) -> Happening {
+    if twin.is_judging() {
+        return Happening::Twin(twin.next().await);
+    }
+    Happening::Reload(reader.next(twin.kept()).await)
 }
 
 /// The next request; never, without a control socket.

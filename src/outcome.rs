@@ -3,7 +3,7 @@
 //! Owns: the kinds of outcomes, and the shapes of an outcome report and of the agent's part of the twin, both ways.
 //! Must not know: how outcomes come about, where reports travel. Used by: `inbox`, `agent`, `service`, `cli`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -115,18 +115,37 @@ pub const TWIN_SECTION: &str = "c2dAgent";
 /// Outcomes in [`TwinReport::recent`].
 pub const MAX_TWIN_RECENT: usize = 10;
 
-/// Rules in [`TwinReport::rules`]: with [`MAX_TWIN_TEXT`] they stay well within the 32 KiB of reported properties that
-/// the hub keeps.
-pub const MAX_TWIN_RULES: usize = 40;
+/// Rules in [`TwinReport::rules`]: with the other limits they stay within the 32 KiB of reported properties that the hub
+/// keeps.
+pub const MAX_TWIN_RULES: usize = 30;
 
 /// Bytes of [`OutcomeReport::text`] in the twin.
 pub const MAX_TWIN_TEXT: usize = 200;
+
+/// Pins in [`TwinReport::pins`].
+pub const MAX_TWIN_PINS: usize = 32;
+
+/// Sentences in [`DesiredReport::problems`], the one that counts the others not among them.
+pub const MAX_TWIN_PROBLEMS: usize = 20;
+
+/// Bytes of one of these sentences, and of all of them.
+pub const MAX_TWIN_PROBLEM: (usize, usize) = (400, 4096);
 
 /// The agent's part of the reported properties, under [`TWIN_SECTION`]: what the agent writes with
 /// [`TwinReport::patch`] and a back end reads with [`TwinReport::read`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TwinReport {
+    /// Of the agent's program.
+    pub version: Option<String>,
+    /// Digits that change with the configuration in force.
+    pub configuration: Option<String>,
+    /// How the agent is connected.
+    pub connection: Option<TwinConnection>,
+    /// `on` or `off`, under the pin's name as [`twin_key`] writes it.
+    pub pins: BTreeMap<String, String>,
+    /// What became of the desired properties; absent where they are not looked at.
+    pub desired: Option<DesiredReport>,
     /// The message that came last.
     pub last_message: Option<LastMessage>,
     /// How many messages ended in which way.
@@ -135,6 +154,85 @@ pub struct TwinReport {
     pub rules: BTreeMap<String, OutcomeReport>,
     /// The last outcomes, newest first.
     pub recent: Vec<OutcomeReport>,
+    /// What the hub has of earlier rules and pins, and is to forget.
+    #[serde(skip)]
+    pub gone: Gone,
+}
+
+/// Keys of the twin that are there no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Keys of [`TwinReport::rules`].
+    pub rules: BTreeSet<String>,
+    /// Keys of [`TwinReport::pins`].
+    pub pins: BTreeSet<String>,
+}
+
+/// How the agent is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TwinConnection {
+    /// `connected`, when the report was written; the hub itself knows whether that is so still.
+    pub state: String,
+    /// What it speaks, as the configuration names it.
+    pub transport: Option<String>,
+    /// Since when, in RFC 3339.
+    pub since: String,
+}
+
+/// What became of the desired properties.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DesiredReport {
+    /// Their `$version`.
+    pub version: u64,
+    /// Whether what they ask for is in force.
+    pub status: DesiredStatus,
+    /// Why not, a sentence each; the last one counts what had no room.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// Whether what the desired properties ask for is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DesiredStatus {
+    /// All of it.
+    Applied,
+    /// Nothing of it: what was in force before is still.
+    Refused,
+}
+
+impl DesiredReport {
+    /// What is in force.
+    pub fn applied(version: u64) -> Self {
+        Self { version, status: DesiredStatus::Applied, problems: Vec::new() }
+    }
+
+    /// What is refused: the first of the problems, cut short, as far as the twin has room.
+    pub fn refused(version: u64, problems: impl IntoIterator<Item = String>) -> Self {
+        let (longest, mut room) = MAX_TWIN_PROBLEM;
+        let (mut named, mut more) = (Vec::new(), 0_usize);
+        for problem in problems {
+            let short = cut(&problem, longest);
+            if more > 0 || named.len() == MAX_TWIN_PROBLEMS || short.len() > room {
+                more += 1;
+                continue;
+            }
+            room -= short.len();
+            named.push(short);
+        }
+        if more > 0 {
+            named.push(format!("… and {more} more"));
+        }
+        Self { version, status: DesiredStatus::Refused, problems: named }
+    }
+}
+
+/// The beginning of a text, at most so many bytes of it.
+fn cut(text: &str, most: usize) -> String {
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= most;
+    text.char_indices().take_while(fits).map(|(_, c)| c).collect()
 }
 
 /// The message that came last.
@@ -151,8 +249,7 @@ pub struct LastMessage {
 impl TwinReport {
     /// Takes in one outcome: without output, the text cut short. The totals are the caller's.
     pub fn record(&mut self, report: &OutcomeReport) {
-        let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= MAX_TWIN_TEXT;
-        let text = report.text.char_indices().take_while(fits).map(|(_, c)| c).collect();
+        let text = cut(&report.text, MAX_TWIN_TEXT);
         let short = OutcomeReport {
             text,
             output: String::new(),
@@ -169,8 +266,31 @@ impl TwinReport {
         self.recent.truncate(MAX_TWIN_RECENT);
     }
 
+    /// Shows these pins, and `on` or `off` for each; no others any more. True when that is something new.
+    pub fn set_pins(&mut self, pins: impl IntoIterator<Item = (String, String)>) -> bool {
+        let pins =
+            pins.into_iter().take(MAX_TWIN_PINS).map(|(name, state)| (twin_key(&name), state)).collect();
+        let earlier = std::mem::replace(&mut self.pins, pins);
+        self.gone.pins.extend(earlier.keys().filter(|key| !self.pins.contains_key(*key)).cloned());
+        self.pins != earlier
+    }
+
+    /// Only rules whose names `is_known` knows, as [`twin_key`] writes them, and pins that are shown have a place: neither here
+    /// nor in what the hub has (`reported`, all reported properties) others stay. True when there are any.
+    pub fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &Value) -> bool {
+        self.gone.rules.extend(self.rules.keys().filter(|key| !is_known(key)).cloned());
+        self.rules.retain(|key, _| is_known(key));
+        let section = reported.get(TWIN_SECTION);
+        let keys =
+            |part: &str| section.and_then(|section| section.get(part)?.as_object()).into_iter().flatten();
+        self.gone.rules.extend(keys("rules").map(|(key, _)| key).filter(|key| !is_known(key)).cloned());
+        let shown = |key: &String| self.pins.contains_key(key);
+        self.gone.pins.extend(keys("pins").map(|(key, _)| key).filter(|key| !shown(key)).cloned());
+        self.gone != Gone::default()
+    }
+
     /// The whole as a merge patch of the reported properties. What is absent is written as null where the hub would
-    /// otherwise keep the value of an earlier outcome; not in `recent`, which is replaced as a whole.
+    /// otherwise keep an earlier value; not in `recent`, which is replaced as a whole.
     pub fn patch(&self) -> Value {
         let mut section = serde_json::to_value(self).unwrap_or_default();
         let entries = section.get_mut("rules").and_then(Value::as_object_mut).into_iter().flatten();
@@ -181,6 +301,12 @@ impl TwinReport {
                 }
             }
         }
+        for (part, gone) in [("rules", &self.gone.rules), ("pins", &self.gone.pins)] {
+            let Some(entries) = section.get_mut(part).and_then(Value::as_object_mut) else { continue };
+            for key in gone {
+                entries.entry(key.clone()).or_insert(Value::Null);
+            }
+        }
         json!({ TWIN_SECTION: section })
     }
 
@@ -189,16 +315,25 @@ impl TwinReport {
     pub fn read(reported: &Value) -> Option<Self> {
         let section = reported.get(TWIN_SECTION)?.as_object()?;
         let part = |name: &str| section.get(name).cloned().unwrap_or_default();
+        let text = |name: &str| part(name).as_str().map(str::to_owned);
         let report = |entry: &Value| OutcomeReport::deserialize(entry).ok();
         let rules = part("rules");
         let rules = rules.as_object().into_iter().flatten();
         let recent = part("recent");
         let recent = recent.as_array().into_iter().flatten();
+        let pins = part("pins");
+        let pins = pins.as_object().into_iter().flatten();
         Some(Self {
+            version: text("version"),
+            configuration: text("configuration"),
+            connection: TwinConnection::deserialize(part("connection")).ok(),
+            pins: pins.filter_map(|(pin, state)| Some((pin.clone(), state.as_str()?.to_owned()))).collect(),
+            desired: DesiredReport::deserialize(part("desired")).ok(),
             last_message: LastMessage::deserialize(part("lastMessage")).ok(),
             totals: Totals::deserialize(part("totals")).unwrap_or_default(),
             rules: rules.filter_map(|(key, entry)| Some((key.clone(), report(entry)?))).collect(),
             recent: recent.filter_map(report).collect(),
+            gone: Gone::default(),
         })
     }
 
@@ -271,6 +406,11 @@ mod tests {
         let last = LastMessage { message_id: None, received: "2026-01-01T00:00:00Z".into() };
         let mut twin = TwinReport { last_message: Some(last), ..TwinReport::default() };
         twin.totals.insert(OutcomeKind::TimedOut, 3);
+        twin.desired = Some(DesiredReport::refused(7, ["a sentence".to_owned()]));
+        twin.connection =
+            Some(TwinConnection { state: "connected".into(), transport: None, since: "2026".into() });
+        (twin.version, twin.configuration) = (Some("1".into()), Some("abc".into()));
+        twin.set_pins([("pump".into(), "on".into())]);
         for number in 0..12 {
             twin.record(&report(&format!("m-{number}"), "my rule.$", None));
         }
@@ -292,6 +432,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_gone_is_taken_from_the_hub() {
+        let mut twin = TwinReport::default();
+        assert!(twin.set_pins([("a".into(), "on".into()), ("b c".into(), "off".into())]));
+        assert!(!twin.set_pins([("a".into(), "on".into()), ("b c".into(), "off".into())]));
+        twin.record(&report("m-1", "old", None));
+        twin.record(&report("m-2", "kept", None));
+        assert!(twin.set_pins([("a".into(), "off".into())]));
+        let reported =
+            json!({ "c2dAgent": { "pins": { "z": "on", "a": "on" }, "rules": { "older": {}, "kept": {} } } });
+        assert!(twin.keep_known(|rule| rule == "kept", &reported));
+        let section = twin.patch()["c2dAgent"].clone();
+        assert_eq!(section["pins"], json!({ "a": "off", "b_c": null, "z": null }));
+        assert_eq!((&section["rules"]["old"], &section["rules"]["older"]), (&Value::Null, &Value::Null));
+        assert_eq!(section["rules"]["kept"]["messageId"], "m-2");
+        twin.gone = Gone::default();
+        assert!(!twin.keep_known(|rule| rule == "kept", &Value::Null));
+    }
+
+    #[test]
+    fn problems_of_desired_properties_are_bounded_and_counted() {
+        let refused = |count: usize, text: &str| {
+            DesiredReport::refused(7, (0..count).map(|n| format!("{n}{text}"))).problems
+        };
+        assert_eq!(refused(2, " x"), ["0 x", "1 x"]);
+        let many = refused(30, " x");
+        assert_eq!((many.len(), many.last().map(String::as_str)), (21, Some("… and 10 more")));
+        let long = refused(30, &"é".repeat(500));
+        assert!(long[0].len() <= 400 && long.iter().map(String::len).sum::<usize>() <= 4200, "{long:?}");
+        assert_eq!((long.len(), long.last().map(String::as_str)), (11, Some("… and 20 more")));
+    }
+
+    #[test]
     fn a_full_twin_report_fits_into_the_reported_properties() {
         let mut twin = TwinReport::default();
         for number in 0..100 {
@@ -300,6 +472,8 @@ mod tests {
             let report = report(&"m".repeat(128), &format!("{number:0>60}"), Some(-1));
             twin.record(&OutcomeReport { text, ..report });
         }
+        twin.set_pins((0..100).map(|number| (format!("{number:0>60}"), "off".to_owned())));
+        twin.desired = Some(DesiredReport::refused(u64::MAX, (0..100).map(|_| "漢".repeat(1_000))));
         let size = twin.patch().to_string().len();
         assert!(size < 32 * 1024, "{size} bytes");
     }

@@ -75,6 +75,8 @@ struct Shared {
     changed: Notify,
     /// A pin with `max_on` was switched.
     switched: Notify,
+    /// Any pin may have another state than before.
+    moved: Notify,
 }
 
 impl Pins {
@@ -93,7 +95,8 @@ impl Pins {
         been_on: &BTreeMap<String, Duration>,
     ) -> Self {
         let bank = Mutex::new(Bank::new(backend, settings, been_on));
-        let shared = Arc::new(Shared { bank, changed: Notify::new(), switched: Notify::new() });
+        let notify = Notify::new;
+        let shared = Arc::new(Shared { bank, changed: notify(), switched: notify(), moved: notify() });
         let mut guard = JoinSet::new();
         guard.spawn(keep_guard(Arc::clone(&shared)));
         Self { shared, guard }
@@ -166,6 +169,11 @@ impl Pins {
         self.shared.switched.notified().await;
     }
 
+    /// Waits until any pin may have another state. Cancel safe.
+    pub(super) async fn moved(&self) {
+        self.shared.moved.notified().await;
+    }
+
     /// For how long each pin with `max_on` that is on has been on.
     pub(super) fn pins_on(&self) -> BTreeMap<String, Duration> {
         self.shared.lock().pins_on(Instant::now())
@@ -225,6 +233,7 @@ impl Shared {
             self.switched.notify_one();
         }
         self.changed.notify_one();
+        self.moved.notify_one();
         made
     }
 
@@ -273,6 +282,7 @@ async fn keep_guard(shared: Arc<Shared>) {
             if bank.take_switched() {
                 shared.switched.notify_one();
             }
+            shared.moved.notify_one();
             next
         };
         let due = async {

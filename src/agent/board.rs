@@ -145,7 +145,7 @@ impl Sight {
         self.connection.reason = Some(reason.to_owned());
     }
 
-    fn is_connected(&self) -> bool {
+    pub(super) fn is_connected(&self) -> bool {
         self.connection.state == ConnectionState::Connected
     }
 }

@@ -8,7 +8,7 @@ use crate::session::Event;
 
 use super::recovery::HELD_PATIENCE;
 use super::sessions::{Role, Sessions};
-use super::{Agent, AgentError, AgentEvent};
+use super::{Agent, AgentError, AgentEvent, twin};
 
 impl Agent {
     pub(super) fn session_event(&mut self, role: Role, event: Event) -> Result<(), AgentError> {
@@ -30,6 +30,8 @@ impl Agent {
                 self.machine.actions.hub_back();
                 if speaks {
                     self.outbox.connected();
+                    self.twin.connected();
+                    self.outbox.look_again();
                 }
                 self.held_look = Some(Instant::now() + HELD_PATIENCE);
                 self.supervision.subscribed();
@@ -51,15 +53,16 @@ impl Agent {
                 }
                 if speaks {
                     self.outbox.disconnected();
+                    self.twin.disconnected();
                 }
                 self.tell_systemd();
                 self.tell(AgentEvent::Disconnected { reason });
             }
+            Event::Published { ticket: twin::READ, result } => self.twin_read(result),
             Event::Published { ticket, result } => {
                 self.outbox.published(ticket, result.map(drop), Instant::now());
             }
-            // Not asked for.
-            Event::DesiredChanged => {}
+            Event::DesiredChanged => self.twin.changed(),
             Event::Ended(error) => {
                 self.sessions.ended(role);
                 if !self.stopping {

@@ -17,15 +17,17 @@ use tokio::time::Instant;
 
 use crate::inbox::{Inbox, Op, Opened};
 use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, format_time};
-use crate::outcome::{LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinReport};
+use crate::outcome::{
+    DesiredReport, Gone, LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinConnection, TwinReport,
+};
 use crate::rules::Reports;
 use crate::session::{PublishError, Upstream};
 
 use super::hand::RuleFacts;
 use super::sessions::Sessions;
 
-/// Telemetry reports under way at once; one of the session's eight is for the twin.
-const AT_ONCE: usize = 7;
+/// Telemetry reports under way at once; two of the session's eight are for the twin.
+const AT_ONCE: usize = 6;
 /// Reports taken from the inbox at once.
 const FETCHED: usize = 64;
 /// The least time between two patches of the twin.
@@ -61,19 +63,36 @@ struct Telemetry {
 #[derive(Debug)]
 struct Twin {
     report: TwinReport,
+    /// What the patch under way takes from the hub.
+    forgetting: Gone,
     /// It says something that the hub has not seen.
     changed: bool,
+    /// It may say something new of the agent itself.
+    stale: bool,
     under_way: bool,
     /// When the last patch was published.
     published: Option<Instant>,
     not_before: Option<Instant>,
 }
 
+/// What the twin shows of the agent itself.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) configuration: String,
+    /// None without a connection: then nothing is shown of it.
+    pub(super) connection: Option<TwinConnection>,
+    pub(super) pins: Vec<(String, String)>,
+    pub(super) desired: Option<DesiredReport>,
+}
+
 impl Default for Twin {
     fn default() -> Self {
+        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         Self {
-            report: TwinReport::default(),
+            report: TwinReport { version, ..TwinReport::default() },
+            forgetting: Gone::default(),
             changed: true,
+            stale: true,
             under_way: false,
             published: None,
             not_before: None,
@@ -82,14 +101,14 @@ impl Default for Twin {
 }
 
 impl Outbox {
-    /// `twin`: whether any rule reports there.
+    /// `twin`: whether it is written.
     pub(super) fn new(twin: bool) -> Self {
         let twin = twin.then(Twin::default);
         Self { connected: false, telemetry: Telemetry::default(), twin }
     }
 
-    /// Whether any rule reports in the twin from now on. What it would show already had any done so: the totals and when
-    /// the last message came.
+    /// Whether the twin is written from now on. What it would show already had it been: the totals and when the last message
+    /// came.
     pub(super) fn report_in_twin(&mut self, twin: bool, totals: &Totals, last_received: Option<SystemTime>) {
         if twin != self.twin.is_some() {
             self.twin = twin.then(Twin::default);
@@ -113,6 +132,47 @@ impl Outbox {
         for outcome in latest {
             let rule = outcome.rule.as_deref().and_then(|rule| rules.get(rule));
             self.ended(outcome, rule.map(|rule| rule.policy.reports).unwrap_or_default());
+        }
+    }
+
+    /// Whether the twin is written.
+    pub(super) fn has_twin(&self) -> bool {
+        self.twin.is_some()
+    }
+
+    /// The agent itself may not be any more as the twin shows it.
+    pub(super) fn look_again(&mut self) {
+        if let Some(twin) = &mut self.twin {
+            twin.stale = true;
+        }
+    }
+
+    /// Whether now is the time to look how the agent itself is, and to [`Outbox::show`] it: that is not done more often than it
+    /// can be told.
+    pub(super) fn wants_to_look(&self, now: Instant) -> bool {
+        let may = |twin: &Twin| twin.stale && !twin.under_way && twin.not_before.is_none_or(|at| at <= now);
+        self.connected && self.twin.as_ref().is_some_and(may)
+    }
+
+    /// How the agent itself is.
+    pub(super) fn show(&mut self, facts: Facts) {
+        let Some(twin) = &mut self.twin else { return };
+        twin.stale = false;
+        let Facts { configuration, connection, pins, desired } = facts;
+        let report = &mut twin.report;
+        let same = report.configuration.as_ref() == Some(&configuration)
+            && (connection.is_none() || report.connection == connection)
+            && report.desired == desired;
+        report.configuration = Some(configuration);
+        report.connection = connection.or(report.connection.take());
+        report.desired = desired;
+        twin.changed |= report.set_pins(pins) || !same;
+    }
+
+    /// Takes out of the twin what it shows of rules and pins that are not there any more: see [`TwinReport::keep_known`].
+    pub(super) fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &serde_json::Value) {
+        if let Some(twin) = &mut self.twin {
+            twin.changed |= twin.report.keep_known(is_known, reported);
         }
     }
 
@@ -172,6 +232,11 @@ impl Outbox {
         if ticket == TWIN {
             let Some(twin) = &mut self.twin else { return };
             twin.under_way = false;
+            let forgetting = std::mem::take(&mut twin.forgetting);
+            if result.is_err() {
+                twin.report.gone.rules.extend(forgetting.rules);
+                twin.report.gone.pins.extend(forgetting.pins);
+            }
             match result {
                 Ok(()) => {}
                 Err(PublishError::Refused(status)) => {
@@ -212,7 +277,7 @@ impl Outbox {
             return None;
         }
         let telemetry = self.telemetry.not_before.filter(|_| self.telemetry.more);
-        let twin = self.twin.as_ref().filter(|twin| twin.changed && !twin.under_way);
+        let twin = self.twin.as_ref().filter(|twin| (twin.changed || twin.stale) && !twin.under_way);
         [telemetry, twin.and_then(|twin| twin.not_before)].into_iter().flatten().min()
     }
 
@@ -249,6 +314,7 @@ impl Outbox {
             && over(twin.not_before)
         {
             let patch = twin.report.patch().to_string().into();
+            twin.forgetting = std::mem::take(&mut twin.report.gone);
             sessions.publish(TWIN, Upstream::Reported { patch });
             (twin.under_way, twin.changed) = (true, false);
             (twin.published, twin.not_before) = (Some(now), Some(now + TWIN_REST));

@@ -15,24 +15,27 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::{Config, Report};
+use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
 use crate::inbox::Settled;
 
 use super::ending::PassedOver;
 use super::hand::{Phase, RuleFacts};
 use super::lanes::{Lane, LaneNames, Lanes, Ticket};
 use super::sessions::Terms;
-use super::{Agent, reports_in_twin};
+use super::{Agent, writes_twin};
 
 /// How long reading the configuration may take: its disk may hang.
-const READ_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// Reads the configuration, with these rules of the twin.
+pub type Read = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
 
 /// Where another configuration comes from.
 pub struct Reload {
     /// Somebody wishes that it be read anew. Wishes while it is being read may be one.
     pub wishes: mpsc::Receiver<()>,
     /// Reads it; called on a thread where it may block.
-    pub read: Arc<dyn Fn() -> Result<Config, Report> + Send + Sync>,
+    pub read: Arc<Read>,
 }
 
 impl fmt::Debug for Reload {
@@ -51,7 +54,7 @@ pub(super) struct Reader {
 }
 
 /// A configuration with what its TLS files hold; or why it cannot be taken up, a sentence each.
-type ReadAnew = Result<(Config, Terms), Vec<String>>;
+type ReadAnew = Result<(Config, TwinPart, Terms), Vec<String>>;
 
 /// Something for the loop to look at.
 #[derive(Debug)]
@@ -66,8 +69,13 @@ impl Reader {
         Self { reload, clock, under_way: None }
     }
 
-    /// Waits for a wish, and then for what was read. Cancel safe.
-    pub(super) async fn next(&mut self) -> Progress {
+    /// Whether it is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Waits for a wish, and then for what was read, with the rules of the twin that are `kept`. Cancel safe.
+    pub(super) async fn next(&mut self, kept: &TwinRules) -> Progress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
         if let Some((task, deadline)) = &mut self.under_way {
             let read = match tokio::time::timeout_at(*deadline, task).await {
@@ -83,8 +91,9 @@ impl Reader {
         }
         match wishes.recv().await {
             Some(()) => {
-                let (read, clock) = (Arc::clone(read), self.clock);
-                let task = tokio::task::spawn_blocking(move || read_anew(&*read, clock));
+                let (read, clock, kept) = (Arc::clone(read), self.clock, kept.clone());
+                let task =
+                    tokio::task::spawn_blocking(move || read_anew(|| read(Remote::Given(&kept)), clock));
                 self.under_way = Some((task, Instant::now() + READ_LIMIT));
                 Progress::Begun
             }
@@ -93,10 +102,13 @@ impl Reader {
     }
 }
 
-fn read_anew(read: &dyn Fn() -> Result<Config, Report>, clock: fn() -> SystemTime) -> ReadAnew {
-    let config = read().map_err(|report| report.lines().collect::<Vec<_>>())?;
+fn read_anew(
+    read: impl FnOnce() -> Result<(Config, TwinPart), Report>,
+    clock: fn() -> SystemTime,
+) -> ReadAnew {
+    let (config, part) = read().map_err(|report| report.lines().collect::<Vec<_>>())?;
     let terms = Terms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
-    Ok((config, terms))
+    Ok((config, part, terms))
 }
 
 impl Agent {
@@ -107,7 +119,7 @@ impl Agent {
                 self.systemd_reloading();
             }
             Progress::Read(read) => {
-                let refused = (*read).and_then(|(config, terms)| self.take_up(config, terms));
+                let refused = (*read).and_then(|(config, part, terms)| self.take_up(config, part, terms));
                 self.board.reloaded((self.clock)(), refused.as_ref().err().map(|reasons| reasons.len()));
                 if let Err(reasons) = refused {
                     for reason in &reasons {
@@ -124,7 +136,7 @@ impl Agent {
     }
 
     /// Goes on with another configuration.
-    fn take_up(&mut self, config: Config, terms: Terms) -> Result<(), Vec<String>> {
+    fn take_up(&mut self, config: Config, part: TwinPart, terms: Terms) -> Result<(), Vec<String>> {
         if config.inbox != self.config.inbox {
             return Err(vec![
                 "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
@@ -148,9 +160,11 @@ impl Agent {
         }
         self.scraper.change(config.metrics.as_ref());
         let (totals, last_received) = (&self.board.counts.totals, self.board.last_received);
-        self.outbox.report_in_twin(reports_in_twin(&config), totals, last_received);
+        self.outbox.report_in_twin(writes_twin(&config), totals, last_received);
+        self.twin.configured(&config, part);
         self.config = config;
         let planned_anew = self.use_rules();
+        self.outbox.look_again();
         tracing::info!(
             rules = self.config.rules.len(),
             pins = self.config.gpio.pins.len(),
@@ -164,7 +178,7 @@ impl Agent {
 
     /// Goes on with the rules of the configuration. Lanes are made anew: what has begun is at their front as before, and what
     /// waits lines up behind, in the order in which it came and as the new rules say. Answers how much that was.
-    fn use_rules(&mut self) -> usize {
+    pub(super) fn use_rules(&mut self) -> usize {
         let mut names = LaneNames::default();
         let rules = self.config.rules.iter().map(|rule| RuleFacts::new(rule, &mut names));
         self.rules = rules.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
@@ -188,6 +202,7 @@ impl Agent {
             may_begin.extend(self.plan_anew(*ticket).then_some(*ticket));
         }
         may_begin.into_iter().for_each(|ticket| self.begin(ticket));
+        self.forget_rules(&serde_json::Value::Null);
         waiting.len()
     }
 
@@ -228,24 +243,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_given_up_whatever_else_happens_meanwhile() {
+        let none = TwinRules::default();
         let (wish, wishes) = mpsc::channel(1);
         let (release, hangs) = std::sync::mpsc::sync_channel::<()>(0);
         let hangs = Mutex::new(hangs);
-        let read = move || {
+        let read = move |_: Remote<'_>| {
             assert!(hangs.lock().unwrap().recv().is_err(), "the other end goes at the end of the test");
             Err(Report::default())
         };
         let mut reader =
             Reader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
         wish.send(()).await.unwrap();
-        assert!(matches!(reader.next().await, Progress::Begun));
+        assert!(matches!(reader.next(&none).await, Progress::Begun));
         // The loop has other things to do each second, and asks again.
         for _ in 0..9 {
-            assert!(reader.next().now_or_never().is_none());
+            assert!(reader.next(&none).now_or_never().is_none());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         tokio::time::advance(Duration::from_millis(1001)).await;
-        let Some(progress) = reader.next().now_or_never() else { panic!("it is waited for still") };
+        let Some(progress) = reader.next(&none).now_or_never() else { panic!("it is waited for still") };
         let Progress::Read(read) = progress else { panic!("nothing was read") };
         let reasons = read.err().unwrap();
         assert_eq!(reasons, ["the configuration could not be read within 10 s: its disk hangs"]);

@@ -11,7 +11,7 @@ use crate::message::Source;
 use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
 use crate::tls::TlsError;
 
-use super::reports_in_twin;
+use super::writes_twin;
 
 /// Bag key of the output by which a module sends; routes of the gateway begin there. Source: wire reference 1.5, 6.3.
 const OUTPUT: &str = "$.on";
@@ -148,7 +148,7 @@ impl Role {
 /// What a session needs of a configuration; none where it names nobody in this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
     let speaks = role == Sessions::speaker(config);
-    let twin = speaks && reports_in_twin(config);
+    let (twin, desired) = (speaks && writes_twin(config), speaks && config.twin.accepts_rules);
     let token_lifetime = config.token_lifetime;
     Some(match role {
         Role::Device => session::Settings {
@@ -160,7 +160,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
             clock,
             twin,
             methods: speaks,
-            desired: false,
+            desired,
         },
         Role::Module => {
             let module = config.identities.module()?;
@@ -174,7 +174,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
                 clock,
                 twin,
                 methods: speaks,
-                desired: false,
+                desired,
             }
         }
     })

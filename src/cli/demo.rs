@@ -126,6 +126,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
     let stop = CancellationToken::new();
     let settings = agent::Settings {
         reload: None,
+        twin: config::TwinPart::Absent,
         config: config.clone(),
         clock: SystemTime::now,
         hurry: CancellationToken::new(),

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{self, AgentError};
-use crate::config::{self, Config, Report};
+use crate::config::{self, Remote};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
@@ -57,7 +57,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         return Err(Failure::usage(anyhow::anyhow!(first_steps)));
     }
     let path = args.config.clone();
-    let read = Arc::new(move || config::load(&path, &|name| std::env::var(name).ok()));
+    let env = |name: &str| std::env::var(name).ok();
+    let read: Arc<agent::Read> = Arc::new(move |remote| config::load_with(&path, remote, &env));
     super::block_on(async {
         survive_file_size_limit()?;
         // Before the configuration is read: a signal that comes now is not to be lost, nor to end the process.
@@ -73,16 +74,16 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 async fn serve(
-    read: Arc<impl Fn() -> Result<Config, Report> + Send + Sync + 'static>,
+    read: Arc<agent::Read>,
     wishes: mpsc::Receiver<()>,
     stop: CancellationToken,
     hurry: CancellationToken,
 ) -> Result<Exit, Failure> {
     let first = Arc::clone(&read);
     // Beside the loop, because its disk may hang.
-    let loading = tokio::task::spawn_blocking(move || first());
+    let loading = tokio::task::spawn_blocking(move || first(Remote::Stored));
     let Some(loaded) = stop.run_until_cancelled(loading).await else { return Ok(Exit::Done) };
-    let config = loaded
+    let (config, twin) = loaded
         .context("the configuration could not be read")?
         .map_err(|report| Failure::usage(anyhow::anyhow!("the configuration has problems:\n{report}")))?;
     if let Some((path, drop_ins)) = config.files.split_first() {
@@ -92,7 +93,7 @@ async fn serve(
         tracing::warn!("{warning}");
     }
     let reload = Some(agent::Reload { wishes, read });
-    let settings = agent::Settings { config, clock: SystemTime::now, hurry, reload, observer: None };
+    let settings = agent::Settings { config, twin, clock: SystemTime::now, hurry, reload, observer: None };
     agent::run(settings, stop.cancelled()).await.map(|()| Exit::Done).map_err(failure)
 }
 

@@ -133,3 +133,5 @@ mod traps;
 mod twin_check;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod twin_cli;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod twin_rules;

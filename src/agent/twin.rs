@@ -1,0 +1,339 @@
+//! Rules of the twin: read where they may have changed, judged beside the loop, taken up between two messages, and answered
+//! in the reported properties.
+//!
+//! Owns: when the twin is read, which of its rules are in force, and what is said of them. Must not know: TOML, what is spoken
+//! with the hub. Used by: `agent` and its parts.
+//!
+//! Desired properties are taken whole or refused whole. The hub tells that they have changed, not when it has told of every
+//! change; so the whole twin is read, after each connection, too, and what it says is compared with what is in force. Rules
+//! that are taken are on disk before they count: the next start has them without the hub.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::config::{Config, Report, TwinPart, TwinRules, version_of};
+use crate::message::format_time;
+use crate::outcome::{DesiredReport, TwinConnection, twin_key};
+use crate::session::{PublishError, Upstream};
+
+use super::Agent;
+use super::outbox::Facts;
+use super::reload::READ_LIMIT;
+use super::sessions::Sessions;
+
+/// The ticket of a request for the twin; see also those of the outbox.
+pub(super) const READ: u64 = u64::MAX - 1;
+/// The least time between two requests.
+const REST: Duration = Duration::from_secs(1);
+/// How long to wait after a request that failed, or that the hub had no time for.
+const BUSY_REST: Duration = Duration::from_secs(5);
+/// How long to wait where the hub or the disk does not do what is asked.
+const LONG_REST: Duration = Duration::from_secs(60);
+
+/// How the agent follows the rules of its twin.
+#[derive(Debug)]
+pub(super) struct TwinRulesState {
+    /// Whether the configuration takes any.
+    follows: bool,
+    connected: bool,
+    /// The twin may say something new.
+    wanted: bool,
+    /// It has been asked for.
+    asked: bool,
+    /// The log says that it cannot be had.
+    complained: bool,
+    /// When it was asked for last.
+    asked_at: Option<Instant>,
+    not_before: Option<Instant>,
+    judging: Option<Judging>,
+    /// Those in the file.
+    kept: TwinRules,
+    /// Whether they count; also when there are none.
+    in_force: bool,
+    /// What is said of the desired properties.
+    told: Option<DesiredReport>,
+    /// Of the configuration in force.
+    digest: String,
+}
+
+/// Desired rules that are being judged, and until when that is waited for.
+#[derive(Debug)]
+struct Judging {
+    rules: TwinRules,
+    task: JoinHandle<Verdict>,
+    deadline: Instant,
+}
+
+/// What came of desired rules.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// They are in the file, and this is the configuration with them; with what is doubtful about them.
+    Taken(Box<(Config, Report)>),
+    /// They have problems.
+    Refused(Report),
+    /// They are right, perhaps, but cannot be kept, or not be judged now.
+    Stuck(String),
+}
+
+impl TwinRulesState {
+    pub(super) fn new(config: &Config, part: TwinPart) -> Self {
+        let mut state = Self {
+            follows: config.twin.accepts_rules,
+            connected: false,
+            wanted: false,
+            asked: false,
+            complained: false,
+            asked_at: None,
+            not_before: None,
+            judging: None,
+            kept: TwinRules::default(),
+            in_force: true,
+            told: None,
+            digest: String::new(),
+        };
+        state.configured(config, part);
+        state
+    }
+
+    /// The configuration was read, with the rules of the file.
+    pub(super) fn configured(&mut self, config: &Config, part: TwinPart) {
+        self.follows = config.twin.accepts_rules;
+        self.digest = config.digest();
+        self.changed();
+        if !self.follows {
+            self.told = None;
+        }
+        match part {
+            TwinPart::Absent => {}
+            TwinPart::Used { rules, warnings } => {
+                warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+                tracing::info!(
+                    version = rules.version,
+                    rules = config.twin_rules.len(),
+                    "rules of the twin are in force"
+                );
+                self.told = Some(DesiredReport::applied(rules.version));
+                (self.kept, self.in_force) = (rules, true);
+            }
+            TwinPart::Refused { rules, report } => {
+                log_refused(rules.version, report.problem_lines());
+                self.told = Some(DesiredReport::refused(rules.version, report.problem_lines()));
+                (self.kept, self.in_force) = (rules, false);
+            }
+            TwinPart::Unreadable { file, reason } => {
+                tracing::warn!(
+                    file = %file.display(),
+                    reason,
+                    "the rules of the twin cannot be read: the agent goes on without them until it has read its twin"
+                );
+                self.in_force = false;
+            }
+        }
+    }
+
+    /// Those that a configuration that is read anew is to have.
+    pub(super) fn kept(&self) -> &TwinRules {
+        &self.kept
+    }
+
+    /// Whether other rules are being judged: the configuration must stay as it is.
+    pub(super) fn is_judging(&self) -> bool {
+        self.judging.is_some()
+    }
+
+    pub(super) fn connected(&mut self) {
+        self.connected = true;
+        self.changed();
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        self.connected = false;
+    }
+
+    /// The twin may say something else than before, or may be taken otherwise. What was wrong with it or with the hub need not
+    /// be any more, so no longer rest is kept.
+    pub(super) fn changed(&mut self) {
+        self.wanted = true;
+        self.not_before = self.asked_at.map(|at| at + REST);
+    }
+
+    fn again_after(&mut self, rest: Duration, now: Instant) {
+        (self.wanted, self.not_before) = (true, Some(now + rest));
+    }
+
+    fn may_ask(&self) -> bool {
+        self.follows && self.connected && self.wanted && !self.asked && self.judging.is_none()
+    }
+
+    /// When to be looked at again.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.not_before.filter(|_| self.may_ask())
+    }
+
+    /// Waits until the rules that are being judged are; for ever when there are none. Cancel safe.
+    pub(super) async fn next(&mut self) -> Verdict {
+        let Some(Judging { task, deadline, .. }) = &mut self.judging else {
+            return std::future::pending().await;
+        };
+        match tokio::time::timeout_at(*deadline, task).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(defect)) => {
+                Verdict::Stuck(format!("they could not be judged ({defect}): please report this"))
+            }
+            Err(_elapsed) => Verdict::Stuck(format!(
+                "they could not be kept within {} s: the disk hangs",
+                READ_LIMIT.as_secs()
+            )),
+        }
+    }
+}
+
+/// Judges rules, and keeps those that are right. Blocks.
+fn judge(config: &Config, rules: &TwinRules) -> Verdict {
+    match config.with_twin(rules) {
+        Err(report) => Verdict::Refused(report),
+        Ok(taken) => match rules.store(&TwinRules::file(&config.inbox.path)) {
+            Ok(()) => Verdict::Taken(Box::new(taken)),
+            Err(reason) => Verdict::Stuck(reason),
+        },
+    }
+}
+
+fn log_refused(version: u64, problems: impl Iterator<Item = String>) {
+    let problems: Vec<String> = problems.collect();
+    let named = DesiredReport::refused(version, problems.iter().cloned()).problems;
+    named.iter().for_each(|problem| tracing::warn!("{problem}"));
+    tracing::warn!(version, problems = problems.len(), "rules of the twin are refused");
+}
+
+impl Agent {
+    /// Whether nothing else is to come first.
+    pub(super) fn may_follow_twin(&self) -> bool {
+        !self.stopping && !self.reader.is_reading()
+    }
+
+    /// Asks for the twin where it may say something new.
+    pub(super) fn follow_twin(&mut self, now: Instant) {
+        let over = self.twin.not_before.is_none_or(|at| at <= now);
+        if over && self.twin.may_ask() && self.may_follow_twin() {
+            (self.twin.wanted, self.twin.asked) = (false, true);
+            (self.twin.asked_at, self.twin.not_before) = (Some(now), Some(now + REST));
+            self.sessions.publish(READ, Upstream::ReadTwin);
+        }
+    }
+
+    /// The answer to the request for the twin.
+    pub(super) fn twin_read(&mut self, result: Result<Bytes, PublishError>) {
+        let now = Instant::now();
+        self.twin.asked = false;
+        let body = match result {
+            Ok(body) => body,
+            Err(PublishError::Refused(status)) => {
+                if !std::mem::replace(&mut self.twin.complained, true) {
+                    tracing::warn!(
+                        status,
+                        "the hub refused to hand the twin out: it is asked again each minute"
+                    );
+                }
+                return self.twin.again_after(LONG_REST, now);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the twin is asked for again");
+                return self.twin.again_after(BUSY_REST, now);
+            }
+        };
+        self.twin.complained = false;
+        let twin: Value = match serde_json::from_slice(&body) {
+            Ok(twin) => twin,
+            Err(error) => {
+                tracing::warn!(%error, "the hub handed out a twin that is no JSON: it is asked again");
+                return self.twin.again_after(LONG_REST, now);
+            }
+        };
+        self.forget_rules(&twin["reported"]);
+        if self.twin.is_judging() || self.reader.is_reading() {
+            return self.twin.again_after(REST, now);
+        }
+        self.look_at_desired(&twin["desired"], now);
+    }
+
+    fn look_at_desired(&mut self, desired: &Value, now: Instant) {
+        let rules = match TwinRules::from_desired(desired) {
+            Ok(rules) => rules,
+            Err(problems) => {
+                let version = version_of(desired);
+                log_refused(version, problems.iter().cloned());
+                return self.tell_of_desired(DesiredReport::refused(version, problems));
+            }
+        };
+        if self.twin.in_force && rules.texts == self.twin.kept.texts {
+            self.twin.kept.version = rules.version;
+            return self.tell_of_desired(DesiredReport::applied(rules.version));
+        }
+        let (config, judged) = (self.config.clone(), rules.clone());
+        let task = tokio::task::spawn_blocking(move || judge(&config, &judged));
+        self.twin.judging = Some(Judging { rules, task, deadline: now + READ_LIMIT });
+    }
+
+    /// Goes on with the rules that were judged, or without them.
+    pub(super) fn twin_judged(&mut self, verdict: Verdict) {
+        let Some(Judging { rules, .. }) = self.twin.judging.take() else { return };
+        match verdict {
+            Verdict::Taken(taken) => {
+                let (config, warnings) = *taken;
+                warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+                self.config = config;
+                let planned_anew = self.use_rules();
+                let (version, rules_of_twin) = (rules.version, self.config.twin_rules.len());
+                tracing::info!(version, rules = rules_of_twin, planned_anew, "took the rules of the twin up");
+                (self.twin.kept, self.twin.in_force) = (rules, true);
+                self.twin.digest = self.config.digest();
+                self.tell_of_desired(DesiredReport::applied(version));
+            }
+            Verdict::Refused(report) => {
+                log_refused(rules.version, report.problem_lines());
+                self.tell_of_desired(DesiredReport::refused(rules.version, report.problem_lines()));
+            }
+            Verdict::Stuck(reason) => {
+                tracing::error!(version = rules.version, reason, "rules of the twin are not taken now");
+                self.twin.again_after(LONG_REST, Instant::now());
+                let problem = format!("{reason}; the device tries again");
+                self.tell_of_desired(DesiredReport::refused(rules.version, [problem]));
+            }
+        }
+    }
+
+    /// Takes rules that do not report in the twin any more out of it, and out of what the hub has: `reported`.
+    pub(super) fn forget_rules(&mut self, reported: &Value) {
+        let reporting = self.rules.values().filter(|rule| rule.policy.reports.twin);
+        let known: BTreeSet<String> = reporting.map(|rule| twin_key(&rule.name)).collect();
+        self.outbox.keep_known(|key| known.contains(key), reported);
+    }
+
+    fn tell_of_desired(&mut self, report: DesiredReport) {
+        self.twin.told = Some(report);
+        self.outbox.look_again();
+    }
+
+    /// Brings what the twin shows of the agent itself up to date.
+    pub(super) fn show_in_twin(&mut self) {
+        let sight = self.board.sight(Sessions::speaker(&self.config)).filter(|sight| sight.is_connected());
+        let connection = sight.map(|sight| TwinConnection {
+            state: "connected".to_owned(),
+            transport: sight.connection.transport.clone(),
+            since: format_time(sight.connection.since),
+        });
+        let pins = self.machine.actions.pin_states().into_iter();
+        self.outbox.show(Facts {
+            configuration: self.twin.digest.clone(),
+            connection,
+            pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
+            desired: self.twin.told.clone(),
+        });
+    }
+}
