@@ -209,7 +209,8 @@ pub fn describe(error: &rustls::Error, host: &str) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             format!(
                 "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
-             package, or name the private root with C2D_CA_FILE (an emulator, an IoT Edge gateway)"
+             package, or name the private root with C2D_CA_FILE (an emulator, an IoT Edge gateway); a module gets it with the \
+             trust bundle of its workload API"
             )
         }
         Error::InvalidCertificate(

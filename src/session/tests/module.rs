@@ -257,6 +257,7 @@ async fn a_gateway_with_another_authority_is_trusted_as_soon_as_the_bundle_has_i
     };
     let (reason, peer) = tokio::join!(distrust, broker.try_accept());
     assert!(reason.contains("is signed by no root that this machine trusts"), "{reason}");
+    assert!(reason.contains("a module gets it with the trust bundle of its workload API"), "{reason}");
     assert!(peer.is_err(), "the session was not begun");
     daemon.becomes(Mood::Serve { generation: "g1", bundle: bundle(&broker) });
     let mut peer = loop {
