@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile as it is with podman, and runs what came out: by hand, and as compose.yaml says.
+# Builds the Dockerfile as it is with podman, and runs what came out: by hand, as compose.yaml says, and as edgeAgent would.
 # Needs root, for the base systems and the network of containers. About four minutes at first.
 #
 #   scripts/test-container.sh [PROFILE]    PROFILE of cargo, such as dev, instead of release
@@ -18,7 +18,7 @@ profile=${1:-release}
 }
 scripts/setup.sh --demo
 require_packages podman:podman runc:runc conmon:conmon netavark:netavark aardvark-dns:aardvark-dns catatonit:catatonit \
-    debootstrap:debootstrap docker-compose:docker-compose iptables:iptables || exit 1
+    debootstrap:debootstrap docker-compose:docker-compose iptables:iptables curl:curl jq:jq || exit 1
 
 work=$PWD/target/container
 mkdir -p "$work/storage" "$work/cargo"
@@ -274,6 +274,128 @@ expect "the pin after the stop" off "$(pins | grep -o '"pump":"[a-z]*"' | cut -d
 engine run --rm --volume gateway:/var/lib/c2d-agent c2d-agent inbox list >"$work/list.log"
 grep -q 'long.*interrupted\|interrupted.*long' "$work/list.log" || fail "not recorded as interrupted: $(cat "$work/list.log")"
 ok "the action is recorded as interrupted: $(grep interrupted "$work/list.log")"
+
+# --- As a module of an IoT Edge device ---------------------------------------------------------------------------------
+
+# The emulator is the hub, the gateway of the edge device edge1, and its daemon with the workload socket.
+say "as a module, with nothing but the environment and the socket that edgeAgent gives"
+mkdir "$run_dir/edged"
+chown 10001:10001 "$run_dir/edged"
+mapfile -t routes < <(jq -r '.modulesContent["$edgeHub"]["properties.desired"].routes[]' deployment.json)
+engine run --detach --name edge --network c2d_default --network-alias hub --network-alias gateway \
+    --volume edge:/var/lib/c2d-agent --volume "$run_dir/edged:/run/edged" c2d-agent \
+    emulator --state-dir /var/lib/c2d-agent --bind 0.0.0.0 --hostname hub --gateway-hostname gateway --https-port 8443 \
+    --device pi-01 --module edge1/c2d-agent --module edge1/sensor --workload-socket /run/edged/c2d-agent.sock \
+    "${routes[@]/#/--route=}" >/dev/null
+wait_for 20 "the gateway" logged edge 'ready mqtt='
+edge_file() { engine exec edge cat "/var/lib/c2d-agent/$1"; }
+# One socket, mounted where the variable says, as edgeAgent does.
+edge_file modules/edge1/c2d-agent.env | sed 's|^IOTEDGE_WORKLOADURI=.*|IOTEDGE_WORKLOADURI=unix:///run/iotedge/workload.sock|' \
+    >"$run_dir/module.env"
+mapfile -t manifest_env < <(jq -r '.modulesContent["$edgeAgent"]["properties.desired"].modules["c2d-agent"].env
+    | to_entries[] | "--env=\(.key)=\(.value.value)"' deployment.json)
+module=(run --detach --init --network c2d_default --cap-drop all --memory 64m --env-file "$run_dir/module.env"
+    --volume "$run_dir/edged/c2d-agent.sock:/run/iotedge/workload.sock" "${manifest_env[@]}")
+back_end() { # back_end COMMAND [ARGUMENT]...: as a back end of the hub
+    engine run --rm --network c2d_default --volume edge:/hub:ro c2d-agent "$@" --connection-string-file /hub/service.connection-string \
+        --ca-file /hub/ca.pem --https-port 8443
+}
+
+engine "${module[@]}" --name bare-module c2d-agent >/dev/null
+wait_for 20 "the subscription" logged bare-module subscribed
+expect "healthcheck" 0 "$(code engine exec bare-module c2d-agent healthcheck)"
+expect "a method without a rule" 5 "$(code back_end invoke-method --device edge1 --module c2d-agent --method lamp)"
+say "it said: $(tail -n 1 "$work/last.log")"
+engine stop --time 10 bare-module >/dev/null
+expect "exit code after stop" 0 "$(engine wait bare-module)"
+
+say "with its rules, and a device beside it: all four doors"
+mkdir "$run_dir/module"
+edge_file leaf/pi-01.connection-string >"$run_dir/module/device.connection-string"
+edge_file ca.pem >"$run_dir/module/ca.pem"
+cat >"$run_dir/module/config.toml" <<'END'
+[device]
+connection_string_file = "device.connection-string"
+ca_file = "ca.pem"
+[gpio]
+backend = "simulated"
+state_file = "/var/lib/c2d-agent/pins.json"
+[gpio.pins.c2d]
+line = 1
+[gpio.pins.input]
+line = 2
+[gpio.pins.method]
+line = 3
+[gpio.pins.twin]
+line = 4
+[twin]
+accept = ["rules"]
+[allow]
+pins = ["twin"]
+[[rule]]
+name = "c2d"
+when = { "$.source" = "c2d", action = "on" }
+do = [ { gpio = "c2d", set = "on" } ]
+[[rule]]
+name = "input"
+when = { "$.input" = "commands", action = "on" }
+do = [ { gpio = "input", set = "on" } ]
+[[rule]]
+name = "method"
+when = { "$.method" = "switch", "body.state" = { one_of = ["on", "off"] } }
+do = [ { gpio = "method", set = "{body.state}" } ]
+END
+chown -R 10001:10001 "$run_dir/module"
+chmod 400 "$run_dir/module/device.connection-string"
+engine "${module[@]}" --name module --volume "$run_dir/module:/etc/c2d-agent:ro" --volume module:/var/lib/c2d-agent c2d-agent >/dev/null
+subscriptions() { [ "$(engine logs "$1" 2>&1 | grep -c subscribed)" -ge "$2" ]; }
+wait_for 20 "both subscriptions" subscriptions module 2
+module_pin() { engine run --rm --volume module:/state --entrypoint cat c2d-agent /state/pins.json | jq -r ".[\"$1\"]"; }
+
+back_end c2d-send --device pi-01 --property action=on --wait >"$work/send.log" 2>&1 || fail "send: $(cat "$work/send.log")"
+grep -q Success "$work/send.log" || fail "there is no Success: $(cat "$work/send.log")"
+expect "the pin of the C2D message, by the device behind the gateway" on "$(module_pin c2d)"
+
+expect "exit code of the method" 0 "$(code back_end invoke-method --device edge1 --module c2d-agent --method switch --data '{"state":"on"}')"
+say "it said: $(tail -n 1 "$work/last.log")"
+expect "the pin of the method" on "$(module_pin method)"
+expect "exit code of a method with another value" 5 \
+    "$(code back_end invoke-method --device edge1 --module c2d-agent --method switch --data '{"state":"dim"}')"
+
+address=$(engine inspect --format '{{.NetworkSettings.Networks.c2d_default.IPAddress}}' edge)
+token=$(printf '%b' "$(edge_file page.address | sed 's/.*#//; s/%/\\x/g')")
+feed() { # feed BODY: to the input that the manifest's route leads to
+    curl --silent --show-error --fail --cacert "$run_dir/module/ca.pem" --resolve "hub:8443:$address" --header "Authorization: $token" \
+        --data "$1" https://hub:8443/emulator/devices/edge1/modules/c2d-agent/inputs/commands >"$work/feed.log" || fail "feed"
+}
+feed '{ "messageId": "i-1", "properties": { "action": "on" }, "body": "" }'
+module_inbox() { engine exec module c2d-agent inbox list --json; }
+has_ended() { module_inbox | grep -q "\"$1\".*succeeded"; }
+wait_for 20 "the message to the input" has_ended i-1
+expect "the pin of the input" on "$(module_pin input)"
+
+desire() { # desire PIN: a rule of the twin for that pin; prints the version of the desired properties
+    local rule="[[rule]]
+name = \"from-the-twin\"
+when = { \"\$.method\" = \"twin\" }
+do = [ { gpio = \"$1\", set = \"on\" } ]"
+    back_end twin patch --device edge1 --module c2d-agent --json \
+        --desired "$(jq -cn --arg rule "$rule" '{c2dAgent: {rules: {"from-the-twin": $rule}}}')" | jq '.properties.desired["$version"]'
+}
+answered() { # answered VERSION STATUS
+    back_end twin get --device edge1 --module c2d-agent --json >"$work/twin.log"
+    jq --exit-status --argjson version "$1" --arg status "$2" \
+        '.properties.reported.c2dAgent.desired | .version == $version and .status == $status' "$work/twin.log" >/dev/null
+}
+version=$(desire twin)
+wait_for 20 "the rule of the twin" answered "$version" applied
+expect "exit code of a method that this rule takes" 0 "$(code back_end invoke-method --device edge1 --module c2d-agent --method twin)"
+expect "the pin of the twin's rule" on "$(module_pin twin)"
+version=$(desire c2d)
+wait_for 20 "the refusal of a pin that is not allowed" answered "$version" refused
+say "it said: $(jq -r '.properties.reported.c2dAgent.desired.problems[0]' "$work/twin.log")"
+engine stop --time 10 module >/dev/null
+expect "exit code after stop" 0 "$(engine wait module)"
 
 say "what goes wrong"
 engine run --network c2d_default --detach --name stranger --user 4711 --env C2D_DEVICE_CONNECTION_STRING="$device" c2d-agent >/dev/null

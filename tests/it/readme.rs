@@ -52,7 +52,12 @@ fn the_edge_device_without_azure_can_be_pasted() {
         return skip("the README's edge device", "curl is not installed");
     }
     let told = paste(&example("**The same without Azure.** The emulator is hub, gateway"));
-    for part in ["answered siren with status 200", "Success", "\"messageId\":\"m-1\""] {
+    for part in [
+        "answered siren with status 200",
+        "Success",
+        "\"messageId\":\"m-1\"",
+        "answered blink with status 200",
+    ] {
         assert!(told.contains(part), "{part}: {told}");
     }
 }
