@@ -1,5 +1,5 @@
 //! Any text as a configuration; the rules of one that is valid meet a handful of messages. A form feed, which TOML does
-//! not know, parts the main file from drop-ins.
+//! not know, parts the main file from drop-ins. The same text as rules of the twin, beside a configuration that takes them.
 //!
 //! Shared by the fuzz target and by `tests/it/corpora.rs`, so that both check the same.
 
@@ -15,6 +15,14 @@ const DEVICE: &str =
 
 /// The key of the corpus.
 const KEY: &str = "c2VjcmV0IHNlY3JldCBz";
+
+/// Takes rules from the twin, and allows little.
+const ACCEPTING: &str = "[gpio.pins]\npump = { line = 1 }\nlamp = { line = 2 }\n[twin]\naccept = [\"rules\"]\n\
+                         [allow]\npins = [\"pump\"]\nprograms = [\"/bin/true\"]\n";
+
+/// What the twin has beside the text.
+const PUMP: &str =
+    "[[rule]]\nname = \"pump of the twin\"\nwhen = { a = 1 }\ndo = [{ gpio = \"pump\", set = \"on\" }]\n";
 
 /// Bags and bodies that meet rules such as those of the corpus.
 const MESSAGES: [(&str, &[u8]); 6] = [
@@ -50,6 +58,25 @@ pub(crate) fn run(data: &[u8]) {
     }
     let problems = inspection.report.problems();
     assert_eq!(inspection.into_config().is_ok(), problems == 0, "{report}");
+    of_the_twin(text);
+}
+
+/// As rules of the twin a text runs no program that is not allowed, and no shell.
+fn of_the_twin(text: &str) {
+    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
+    let path = Path::new("/nonexistent/config.toml");
+    let local = config::inspect_text(ACCEPTING, path, &env).into_config().expect("valid");
+    let texts = [("a".to_owned(), PUMP.to_owned()), ("b".to_owned(), text.to_owned())].into();
+    let Ok((with, _)) = local.with_twin(&config::TwinRules { version: 1, texts }) else { return };
+    assert_eq!((&with.gpio, &with.identities), (&local.gpio, &local.identities));
+    for rule in with.rules.iter() {
+        assert!(
+            rule.programs().all(|program| program == "/bin/true") && !rule.has_shell(),
+            "{}",
+            rule.name()
+        );
+    }
+    meet(&with.rules);
 }
 
 fn meet(rules: &Rules) {

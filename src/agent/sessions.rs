@@ -148,7 +148,9 @@ impl Role {
 /// What a session needs of a configuration; none where it names nobody in this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
     let speaks = role == Sessions::speaker(config);
-    let (twin, desired) = (speaks && writes_twin(config), speaks && config.twin.accepts_rules);
+    let twin = speaks && writes_twin(config);
+    // Rules that are not taken are refused there.
+    let desired = twin;
     let token_lifetime = config.token_lifetime;
     Some(match role {
         Role::Device => session::Settings {

@@ -21,10 +21,10 @@ use crate::message::format_time;
 use crate::outcome::{DesiredReport, TwinConnection, twin_key};
 use crate::session::{PublishError, Upstream};
 
-use super::Agent;
 use super::outbox::Facts;
 use super::reload::READ_LIMIT;
 use super::sessions::Sessions;
+use super::{Agent, writes_twin};
 
 /// The ticket of a request for the twin; see also those of the outbox.
 pub(super) const READ: u64 = u64::MAX - 1;
@@ -38,7 +38,7 @@ const LONG_REST: Duration = Duration::from_secs(60);
 /// How the agent follows the rules of its twin.
 #[derive(Debug)]
 pub(super) struct TwinRulesState {
-    /// Whether the configuration takes any.
+    /// Whether the twin is written, so that there is a place for an answer.
     follows: bool,
     connected: bool,
     /// The twin may say something new.
@@ -83,7 +83,7 @@ pub(super) enum Verdict {
 impl TwinRulesState {
     pub(super) fn new(config: &Config, part: TwinPart) -> Self {
         let mut state = Self {
-            follows: config.twin.accepts_rules,
+            follows: false,
             connected: false,
             wanted: false,
             asked: false,
@@ -102,7 +102,7 @@ impl TwinRulesState {
 
     /// The configuration was read, with the rules of the file.
     pub(super) fn configured(&mut self, config: &Config, part: TwinPart) {
-        self.follows = config.twin.accepts_rules;
+        self.follows = writes_twin(config);
         self.digest = config.digest();
         self.changed();
         if !self.follows {

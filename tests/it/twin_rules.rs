@@ -9,6 +9,8 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::agent_methods::call;
+use crate::agent_module;
 use crate::harness::{Agent, DEADLINE, Emulator, Process, binary, run, wait_for_file, write_config};
 use crate::invoke_method::back_end;
 use crate::over;
@@ -32,13 +34,19 @@ fn texts(texts: &[(&str, Option<&str>)]) -> Value {
     json!({ "c2dAgent": { "rules": texts } })
 }
 
+const DEVICE: &[&str] = &["--device", "dev1"];
+
 /// Patches the desired properties of `dev1`, and answers with their version.
 fn patch(emulator: &Emulator, desired: &Value) -> u64 {
+    patch_of(emulator, DEVICE, desired)
+}
+
+fn patch_of(emulator: &Emulator, target: &[&str], desired: &Value) -> u64 {
     let dir = dir();
     let file = dir.path().join("desired.json");
     std::fs::write(&file, desired.to_string()).expect("written");
     let file = file.to_str().expect("UTF-8");
-    let arguments = ["twin", "patch", "--device", "dev1", "--json", "--desired-file", file];
+    let arguments = [&["twin", "patch", "--json", "--desired-file", file], target].concat();
     let output = run(&mut back_end(emulator, &arguments));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let twin: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -48,9 +56,14 @@ fn patch(emulator: &Emulator, desired: &Value) -> u64 {
 /// Waits until the agent's part of the reported properties is as it should be. The back end has no event for it: this asks.
 #[track_caller]
 fn reported(emulator: &Emulator, is_right: impl Fn(&Value) -> bool) -> Value {
+    reported_of(emulator, DEVICE, is_right)
+}
+
+#[track_caller]
+fn reported_of(emulator: &Emulator, target: &[&str], is_right: impl Fn(&Value) -> bool) -> Value {
     let end = Instant::now() + DEADLINE;
     loop {
-        let output = run(&mut back_end(emulator, &["twin", "get", "--device", "dev1", "--json"]));
+        let output = run(&mut back_end(emulator, &[&["twin", "get", "--json"], target].concat()));
         let twin: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let section = twin["properties"]["reported"]["c2dAgent"].clone();
         if is_right(&section) {
@@ -262,7 +275,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
     reload(LOCAL, 3);
     applied(&emulator, version);
     assert!(send(&emulator, &agent, "4", "pump=off").contains("succeeded"));
-    // Without accept the twin is not even looked at, whatever it says.
+    // Without accept, and with nothing to report there, the twin is not even looked at.
     reload(&LOCAL.replace("accept = [\"rules\"]", ""), 4);
     agent.process.stderr.wait_for("this device takes no rules from its twin");
     assert!(send(&emulator, &agent, "5", "pump=on").contains("unmatched"));
@@ -293,6 +306,34 @@ fn rules_that_cannot_be_kept_are_not_taken() {
     agent.process.signal(Signal::HUP);
     applied(&emulator, version);
     assert!(send(&emulator, &agent, "2", "pump=on").contains("succeeded"));
+}
+
+#[test]
+fn rules_in_the_twin_of_a_module_answer_methods() {
+    let (emulator, dir) = (Emulator::start_with(&["--device", "dev1", "--module", "edge1/agent"]), dir());
+    let module = ["--device", "edge1", "--module", "agent"];
+    let agent = agent_module::spawn(&emulator, dir.path(), LOCAL, Some("dev1"));
+    agent.process.stderr.wait_for_nth("subscribed", 2);
+    assert_eq!(call(&emulator, &module, "pump", Some("{\"state\": \"on\"}")).0, 404);
+    let text = "[[rule]]\nname = \"pump\"\nwhen = { \"$.method\" = \"pump\", \"body.state\" = { one_of = [\"on\", \"off\"] } }\n\
+                do = [ { gpio = \"pump\", set = \"{body.state}\" } ]\n";
+    let version = patch_of(&emulator, &module, &texts(&[("10-pumps", Some(text))]));
+    let expected = json!({ "version": version, "status": "applied", "problems": [] });
+    reported_of(&emulator, &module, |section| section["desired"] == expected);
+    assert_eq!(call(&emulator, &module, "pump", Some("{\"state\": \"on\"}")).0, 200);
+    wait_for_file(&dir.path().join("pins.json"), r#""pump":"on""#);
+    reported_of(&emulator, &module, |section| section["pins"]["pump"] == "on");
+    assert!(reported(&emulator, |_| true).is_null(), "the device beside it reports nothing");
+    assert_eq!(agent.process.terminate(), Some(0));
+
+    // A module whose owner takes no rules says so.
+    let agent = agent_module::spawn(&emulator, dir.path(), &LOCAL.replace("accept = [\"rules\"]", ""), None);
+    let section = reported_of(&emulator, &module, |section| section["desired"]["status"] == "refused");
+    let told = "twin: this device takes no rules from its twin: its owner can write [twin] accept = [\"rules\"] in its \
+                configuration, with [allow]";
+    assert_eq!(section["desired"]["problems"], json!([told]));
+    assert_eq!(call(&emulator, &module, "pump", Some("{\"state\": \"on\"}")).0, 404);
+    assert_eq!(agent.process.terminate(), Some(0));
 }
 
 #[test]
