@@ -194,14 +194,14 @@ impl Reader {
     #[allow(dead_code)] // The doctor is a feature.
     pub(super) async fn sign_in_and_out(self) -> Result<(), Fault> {
         let opened = self.open().await?;
-        let Opened { session, connection, receiver: _receiver, events: _events, cbs: _cbs, _cut, .. } =
+        let Opened { sessions, connection, receiver: _receiver, events: _events, cbs: _cbs, _cut, .. } =
             opened;
-        say_goodbye(session, connection).await;
+        say_goodbye(sessions, connection).await;
         Ok(())
     }
 
     async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
-        let Opened { mut receiver, events, mut twin, mut methods, cbs, session, connection, _cut, .. } =
+        let Opened { mut receiver, events, mut twin, mut methods, cbs, sessions, connection, _cut, .. } =
             opened;
         let (mut events, mut cbs) = (Some(events), cbs);
         let mut unsettled: HashMap<Ticket, DeliveryInfo> = HashMap::new();
@@ -266,7 +266,7 @@ impl Reader {
                     if let Some(methods) = methods {
                         self.answer_the_last(methods).await;
                     }
-                    say_goodbye(session, connection).await;
+                    say_goodbye(sessions, connection).await;
                     return Ok(());
                 }
                 Happening::Settled | Happening::KeepAlive => {}

@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex};
 use fe2o3_amqp::acceptor::{
     ConnectionAcceptor, LinkAcceptor, LinkEndpoint, ListenerSessionHandle, SessionAcceptor,
 };
+use fe2o3_amqp::link::delivery::Sendable;
 use fe2o3_amqp::types::definitions::{Error, ErrorCondition, Role};
+use fe2o3_amqp::types::messaging::Message;
 use fe2o3_amqp::types::performatives::Attach;
-use fe2o3_amqp::types::primitives::Symbol;
+use fe2o3_amqp::types::primitives::{Symbol, Value};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -80,23 +82,42 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
     let level = ending.map(|(level, _)| level);
     let mut messages = None;
     let mut others = Vec::new();
-    // Those for messages and for reports.
-    while others.is_empty() || messages.is_none() {
+    // Those for messages and for reports, and then those of methods.
+    let count = if level == Some(Level::Twin) { 2 } else { 4 };
+    for _ in 0..count {
         let Some(attach) = session.next_incoming_attach().await else { return };
         if attach.role == Role::Receiver && level == Some(Level::Attach) {
             refuse(attach, error.clone().expect("a condition"), &mut session).await;
             return std::future::pending().await;
         }
         match LinkAcceptor::builder().build().accept_incoming_attach(attach, &mut session).await {
-            Ok(LinkEndpoint::Sender(link)) => messages = Some(link),
-            Ok(LinkEndpoint::Receiver(link)) => others.push(link),
+            Ok(LinkEndpoint::Sender(link)) if messages.is_none() => messages = Some(link),
+            Ok(link) => others.push(link),
             Err(_) => return,
         }
     }
     if level == Some(Level::Twin) {
         let Some(attach) = session.next_incoming_attach().await else { return };
         refuse(attach, error.expect("a condition"), &mut session).await;
-        return std::future::pending().await;
+        // Methods come in a session of their own then.
+        let Some(begun) = connection.next_incoming_session().await else { return };
+        let Ok(mut own) = sessions.accept_incoming_session(begun, &mut connection).await else { return };
+        let mut links = Vec::new();
+        while let Some(attach) = own.next_incoming_attach().await {
+            let Ok(link) = LinkAcceptor::builder().build().accept_incoming_attach(attach, &mut own).await
+            else {
+                return;
+            };
+            links.push(link);
+        }
+        return;
+    }
+    // Sent once there is credit, so once the agent has what it asked for; it passes this over.
+    if let Some(LinkEndpoint::Sender(calls)) = others.last_mut() {
+        let nothing = Sendable::builder().message(Message::builder().value(Value::Null).build());
+        if calls.send(nothing.settled(true).build()).await.is_err() {
+            return;
+        }
     }
     let gone = match (level, error, messages.take_if(|_| level == Some(Level::Link))) {
         (Some(Level::Link), Some(error), Some(link)) => {

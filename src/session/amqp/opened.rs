@@ -29,7 +29,7 @@ pub(super) struct Opened {
     pub(super) twin: Option<Twin>,
     pub(super) methods: Option<Methods>,
     pub(super) cbs: Option<Box<Cbs>>,
-    pub(super) session: SessionHandle<()>,
+    pub(super) sessions: Vec<SessionHandle<()>>,
     pub(super) connection: ConnectionHandle<()>,
     pub(super) failed: dial::Failed,
     pub(super) _cut: DropGuard,
@@ -95,11 +95,23 @@ impl Reader {
         if let Some(twin) = twin.as_mut().filter(|_| self.dial.desired) {
             twin.listen(now).await.map_err(at_twin)?;
         }
-        let methods = match self.dial.methods {
-            true => Methods::attach(&mut session, device_id, now).await.map_err(at_twin)?,
+        // Behind a refused link the crate may still send that one's detach, with a handle that is the next link's by then.
+        let mut own = match (self.dial.twin || self.dial.desired) && twin.is_none() && self.dial.methods {
+            true => {
+                let begun = Session::begin(&mut connection).await;
+                Some(begun.map_err(|error| fault::of_begin(error, now)).map_err(at_twin)?)
+            }
             false => None,
         };
-        Ok(Opened { receiver, events, twin, methods, cbs, session, connection, failed, _cut: cut })
+        let methods = match self.dial.methods {
+            true => {
+                let session = own.as_mut().unwrap_or(&mut session);
+                Methods::attach(session, device_id, now).await.map_err(at_twin)?
+            }
+            false => None,
+        };
+        let sessions = std::iter::once(session).chain(own).collect();
+        Ok(Opened { receiver, events, twin, methods, cbs, sessions, connection, failed, _cut: cut })
     }
 
     fn audience(&self) -> String {
@@ -108,10 +120,12 @@ impl Reader {
 }
 
 /// Ends the connection in good order, as far as the hub takes part in it.
-pub(super) async fn say_goodbye(mut session: SessionHandle<()>, mut connection: ConnectionHandle<()>) {
+pub(super) async fn say_goodbye(sessions: Vec<SessionHandle<()>>, mut connection: ConnectionHandle<()>) {
     let goodbye = async {
-        if let Err(error) = session.end().await {
-            tracing::debug!(%error, "the session's goodbye went wrong");
+        for mut session in sessions {
+            if let Err(error) = session.end().await {
+                tracing::debug!(%error, "a session's goodbye went wrong");
+            }
         }
         if let Err(error) = connection.close().await {
             tracing::debug!(%error, "the connection's goodbye went wrong");

@@ -9,7 +9,9 @@ use fe2o3_amqp::acceptor::{
     SessionAcceptor,
 };
 use fe2o3_amqp::link::delivery::Sendable;
+use fe2o3_amqp::types::definitions::{AmqpError, Error, Role};
 use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Data, Message, MessageId, Properties};
+use fe2o3_amqp::types::performatives::Attach;
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Value};
 use fe2o3_amqp::{Receiver, Sender};
 use tokio::time::timeout;
@@ -54,18 +56,29 @@ async fn sign_in(broker: &Broker, session: &mut Session) -> Hub {
     hub
 }
 
-async fn attach(broker: &Broker) -> Hub {
+async fn begin(broker: &Broker) -> (ListenerConnectionHandle, ListenerSessionHandle) {
     let stream = broker.accept().await.into_stream();
     let acceptor = ConnectionAcceptor::builder().container_id("hub").build();
     let mut connection = acceptor.accept(stream).await.expect("opened");
+    let session = next_session(&mut connection).await;
+    (connection, session)
+}
+
+async fn next_session(connection: &mut ListenerConnectionHandle) -> ListenerSessionHandle {
     let begun = connection.next_incoming_session().await.expect("a session");
-    let sessions = SessionAcceptor::builder().build();
-    let mut session = sessions.accept_incoming_session(begun, &mut connection).await.expect("begun");
+    SessionAcceptor::builder().build().accept_incoming_session(begun, connection).await.expect("begun")
+}
+
+async fn accept(session: &mut ListenerSessionHandle) -> LinkEndpoint {
+    let attach = session.next_incoming_attach().await.expect("a link");
+    LinkAcceptor::builder().build().accept_incoming_attach(attach, session).await.expect("attached")
+}
+
+async fn attach(broker: &Broker) -> Hub {
+    let (connection, mut session) = begin(broker).await;
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for _ in 0..4 {
-        let attach = session.next_incoming_attach().await.expect("a link");
-        let accepted = LinkAcceptor::builder().build().accept_incoming_attach(attach, &mut session).await;
-        match accepted.expect("attached") {
+        match accept(&mut session).await {
             LinkEndpoint::Sender(link) => senders.push(link),
             LinkEndpoint::Receiver(link) => receivers.push(link),
         }
@@ -140,6 +153,48 @@ async fn a_call_is_answered_with_its_id_as_it_was_and_runs_once() {
     hub.call(uuid(7), "again", "").await;
     delivery(&mut session).await.receipt.answer(200, Bytes::from_static(b"1"));
     assert_eq!(hub.answer().await, (uuid(7), 200, "1".to_owned()));
+}
+
+/// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
+async fn refuse(mut attach: Attach, session: &mut ListenerSessionHandle) {
+    match attach.role {
+        Role::Sender => attach.target = None,
+        Role::Receiver => attach.source = None,
+    }
+    let acceptor =
+        LinkAcceptor::builder().verify_incoming_source(false).verify_incoming_target(false).build();
+    let error = Error::new(AmqpError::NotAllowed, Some("words of the hub".to_owned()), None);
+    // Whichever side is first, the other one's goodbye may carry the reason back.
+    match acceptor.accept_incoming_attach(attach, session).await.expect("attached") {
+        LinkEndpoint::Sender(link) => drop(link.close_with_error(error).await),
+        LinkEndpoint::Receiver(link) => drop(link.close_with_error(error).await),
+    }
+}
+
+/// Whether it sends.
+fn sends(link: &LinkEndpoint) -> bool {
+    matches!(link, LinkEndpoint::Sender(_))
+}
+
+#[tokio::test]
+async fn a_refused_twin_takes_neither_methods_nor_messages_with_it() {
+    let (broker, dir) = (Broker::start().await, tempfile::tempdir().expect("a directory"));
+    // Whether it goes wrong is a matter of timing.
+    for _ in 0..20 {
+        let with_twin = Settings { twin: true, ..over_amqp(&broker, dir.path()) };
+        let mut session = Session::open(with_twin).expect("a session");
+        let hub = async {
+            let (mut connection, mut first) = begin(&broker).await;
+            let mut links = vec![accept(&mut first).await, accept(&mut first).await];
+            refuse(first.next_incoming_attach().await.expect("a link"), &mut first).await;
+            let mut second = next_session(&mut connection).await;
+            links.extend([accept(&mut second).await, accept(&mut second).await]);
+            assert_eq!(links.iter().map(sends).collect::<Vec<_>>(), [true, false, false, true]);
+            (connection, first, second, links)
+        };
+        let _hub = timeout(DEADLINE, hub).await.expect("the links in time");
+        assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
+    }
 }
 
 #[tokio::test]
