@@ -94,8 +94,10 @@ pub struct Inspection {
     pub identity: Option<DeviceIdentity>,
     /// The module that signs in.
     pub module: Option<ModuleEnvironment>,
-    /// The first problem with who signs in, when there is one.
+    /// The first problem with the device that signs in, or with that nobody does, when there is one.
     pub identity_problem: Option<String>,
+    /// The same with the module, whose environment is wrong.
+    pub module_problem: Option<String>,
     /// The file that holds the device's key, token or private key; absent when it comes from the environment.
     pub secret_file: Option<PathBuf>,
     /// A private root beside the system's.
@@ -176,7 +178,9 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let mut root = table::Table::new("the configuration", 0..0, &root);
     let problems = report.problems();
     let module = identities::read_module(env, &mut report);
-    let is_module = module.is_some() || report.problems() > problems;
+    let module_problem = report.problem_after(problems);
+    let is_module = module.is_some() || module_problem.is_some();
+    let problems = report.problems();
     let device = device::read(root.take("device"), directory, env, is_module, &mut report);
     let identity_problem = report.problem_after(problems);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
@@ -196,6 +200,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         identity: device.identity,
         module,
         identity_problem,
+        module_problem,
         secret_file: device.secret_file,
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
@@ -282,6 +287,7 @@ impl Inspection {
             identity: None,
             module: None,
             identity_problem: None,
+            module_problem: None,
             secret_file: None,
             ca_file: None,
             token_lifetime: device::DEFAULT_TOKEN_LIFETIME,

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{Identities, Inspection, counted};
-use crate::credentials::{Route, Transport};
+use crate::config::{Inspection, counted};
 use crate::rules::Rules;
 
 mod certificate;
 mod clock;
+mod connections;
 mod finding;
 mod identity;
 mod network;
@@ -29,9 +29,10 @@ mod state;
 mod user;
 mod workload;
 
+use connections::Circumstances;
 pub use finding::{Check, Finding, Standing};
 
-/// How long a check of the network may take. There are five after one another at most.
+/// How long a check of the network, or of the workload API beside it, may take. There are four after one another at most.
 const CHECK_LIMIT: Duration = Duration::from_secs(5);
 /// How long the files of the secrets, and how long everything else on this machine may take. A disk that hangs is left alone.
 const FILES_LIMIT: Duration = Duration::from_secs(5);
@@ -75,13 +76,17 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     let Case { inspection, agent, offline, sign_in, https_port, clock } = case;
     let began = Instant::now();
     let (identities, secret_file) = (inspection.identities(), inspection.secret_file.clone());
-    let own: Vec<_> = identities.iter().flat_map(Identities::iter).cloned().collect();
     let secrets = {
         let (inbox, agent) = (inspection.inbox.clone(), agent.clone());
+        let is_device_wanted = inspection.identity_problem.is_some();
         tokio::task::spawn_blocking(move || {
             let mut found = vec![user::user(inbox.as_ref(), &agent)];
-            found.push(identity::secret_file(secret_file.as_deref()));
-            found.extend(own.iter().filter_map(|identity| identity::proof(identity, clock())));
+            found.extend(identity::secrets(
+                identities.as_ref(),
+                is_device_wanted,
+                secret_file.as_deref(),
+                clock(),
+            ));
             found
         })
     };
@@ -97,75 +102,18 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     };
 
     tell(configuration(&inspection));
-    identity::identities(&inspection, identities.as_ref()).into_iter().for_each(&mut tell);
+    identity::identity(&inspection).into_iter().for_each(&mut tell);
     for finding in finished(began + FILES_LIMIT, Check::User, secrets).await {
         tell(finding);
     }
     tell(running(&agent, inspection.inbox.is_some()));
-    let asked = Asked { offline, sign_in, https_port, clock };
-    ways(&inspection, identities.as_ref(), &agent, &asked, &mut tell).await;
+    let connections = connections::of(&inspection);
+    let token_lifetime = inspection.token_lifetime;
+    let circumstances = Circumstances { agent, token_lifetime, offline, sign_in, https_port, clock };
+    connections::examine(&connections, &circumstances, &mut tell).await;
     for finding in finished(began + MACHINE_LIMIT, Check::Inbox, machine).await {
         tell(finding);
     }
-}
-
-/// How the network is to be looked at; see [`Case`].
-struct Asked {
-    offline: bool,
-    sign_in: bool,
-    https_port: u16,
-    clock: fn() -> SystemTime,
-}
-
-/// The way to the hub, and whether it lets in whoever signs in there.
-async fn ways(
-    inspection: &Inspection,
-    identities: Option<&Identities>,
-    agent: &Agent,
-    asked: &Asked,
-    tell: &mut impl FnMut(Finding),
-) {
-    let Asked { offline, sign_in, https_port, clock } = *asked;
-    let device = network::Subject {
-        identity: inspection.identity.as_ref(),
-        ca_file: inspection.ca_file.as_deref(),
-        bundle: None,
-        token_lifetime: inspection.token_lifetime,
-        transport: inspection.transport,
-        route: &inspection.route,
-        offline,
-        https_port,
-        clock,
-    };
-    let Some(module) = identities.and_then(Identities::module) else {
-        let reached = network::examine(&device, tell).await;
-        return tell(signin::sign_in(&device, agent, sign_in, reached).await);
-    };
-    let mut bundle = None;
-    if let Some((finding, given)) = workload::workload(&module.identity, offline, clock()).await {
-        tell(finding);
-        bundle = given;
-    }
-    // As the agent speaks as a module.
-    let route = Route { keep_alive: inspection.route.keep_alive, ..Route::default() };
-    let module = network::Subject {
-        identity: Some(&module.identity),
-        ca_file: module.ca_file.as_deref(),
-        bundle: bundle.as_deref(),
-        transport: Transport::Mqtt,
-        route: &route,
-        ..device
-    };
-    if inspection.identity.is_none() {
-        let reached = network::examine(&module, tell).await;
-        return tell(signin::sign_in(&module, agent, sign_in, reached).await);
-    }
-    // The way to the gateway is looked at by the sign-in alone, so that there is one line for each check of the network.
-    let reached = network::examine(&device, tell).await;
-    let of_device = signin::sign_in(&device, agent, sign_in, reached);
-    let (of_device, of_module) = tokio::join!(of_device, signin::sign_in(&module, agent, sign_in, true));
-    tell(of_device);
-    tell(of_module);
 }
 
 /// What a thread found, unless a file or a device keeps it from ending.

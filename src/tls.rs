@@ -104,19 +104,19 @@ pub fn fingerprint(
     Ok(digest.finish().as_ref().to_vec())
 }
 
-/// As [`client_config`], with a witness to what the server presents, and with the roots of a bundle as in
-/// [`client_config_trusting`].
+/// As [`client_config`], with the roots of `bundle` as in [`client_config_trusting`], and with a witness to what the server
+/// presents.
 ///
 /// # Errors
-/// As of both.
+/// [`TlsError::Bundle`], or [`TlsError`] names the file at fault.
 pub fn witnessing_config(
     ca_file: Option<&Path>,
-    bundle: Option<&str>,
+    bundle: &str,
     certificate: Option<&ClientCertificate>,
     judgement: Judgement,
 ) -> Result<(Arc<ClientConfig>, Arc<Witness>), TlsError> {
     let mut roots = roots(ca_file)?;
-    add_bundle(&mut roots, bundle.unwrap_or_default())?;
+    add_bundle(&mut roots, bundle)?;
     let judge = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .map_err(|error| TlsError::Provider(rustls::Error::General(error.to_string())))?;
@@ -138,21 +138,31 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
 }
 
 fn add_bundle(roots: &mut RootCertStore, bundle: &str) -> Result<(), TlsError> {
-    let wrong = |reason: String| TlsError::Bundle { reason };
-    let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut bundle.as_bytes()).collect();
-    let items = items.map_err(|error| wrong(format!("it is not PEM: {error}")))?;
-    let certificates: Vec<_> = items.into_iter().filter_map(certificate).collect();
-    if certificates.is_empty() && !bundle.trim().is_empty() {
-        return Err(wrong("it holds no certificate in PEM form (-----BEGIN …)".into()));
-    }
-    match roots.add_parsable_certificates(certificates) {
-        (0, refused) if refused > 0 => Err(wrong("it holds no certificate that can be a root".into())),
+    match roots.add_parsable_certificates(read_bundle(bundle)?) {
+        (0, refused) if refused > 0 => {
+            Err(TlsError::Bundle { reason: "it holds no certificate that can be a root".into() })
+        }
         (_, 0) => Ok(()),
         (_, refused) => {
             tracing::warn!(refused, "the trust bundle has certificates that cannot be roots");
             Ok(())
         }
     }
+}
+
+/// Reads the certificates of a trust bundle: PEM texts one after the other, or nothing.
+///
+/// # Errors
+/// [`TlsError::Bundle`] when it holds something else.
+pub fn read_bundle(bundle: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |reason: String| TlsError::Bundle { reason };
+    let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut bundle.as_bytes()).collect();
+    let items = items.map_err(|error| wrong(format!("it is not PEM ({error})")))?;
+    let certificates: Vec<_> = items.into_iter().filter_map(certificate).collect();
+    if certificates.is_empty() && !bundle.trim().is_empty() {
+        return Err(wrong("it holds no certificate in PEM form (-----BEGIN …)".into()));
+    }
+    Ok(certificates)
 }
 
 /// Whether the files hold a certificate and the private key that belongs to it.

@@ -1,7 +1,7 @@
 //! The workload API of an IoT Edge device, as a module's client: has tokens signed, and gets the roots to trust.
 //!
 //! Owns: requests over the Unix socket, their limits, when they are repeated, what is wrong with an answer, in words.
-//! Must not know: what is signed, TLS, sign-ins. Used by: `session`.
+//! Must not know: what is signed, TLS, sign-ins. Used by: `session`, `doctor`.
 //!
 //! Source: wire reference 6.5. A daemon that has ten requests of a module already drops the next without an answer, so
 //! whatever it seems not to have got is repeated, a few times.
@@ -283,7 +283,8 @@ fn broken(access: &WorkloadAccess, error: &hyper::Error) -> Miss {
         return Miss::Lasting(unusable(access, format!("does not speak HTTP ({error})")));
     }
     Miss::Passing(
-        "closed the connection without an answer: it has too many requests of this module, or is being restarted"
+        "closed the connection without an answer (it has too many requests of this module, or is being restarted): try again \
+         in a while, or look at aziot-edged (iotedge system status)"
             .into(),
     )
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::agent::control::client::{Client, ClientError};
-use crate::agent::status::ConnectionState;
+use crate::agent::status::{Connection, ConnectionState};
 use crate::config::{self, counted};
 use crate::doctor::{self, Agent, Case, Check, Finding, Standing};
 
@@ -32,6 +32,10 @@ const LABEL: usize = "configuration".len() + 2;
 /// connection per device, so a sign-in cuts off an agent that runs: it is left out then, unless --sign-in is given. The agent
 /// signs in again by itself.
 ///
+/// For an IoT Edge module it looks at the way to the gateway instead, at the socket of the workload API, its trust bundle, and
+/// whether it signs for this deployment: run it in the module's container, docker exec NAME c2d-agent doctor. Where a device
+/// and a module sign in side by side, each has its checks.
+///
 /// Permissions are checked for the user who runs this: sudo -u c2d-agent c2d-agent doctor. It takes at most 30 seconds.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -42,13 +46,14 @@ pub(super) struct Args {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Leave the network alone.
+    /// Leave the network alone. The workload API of an edge device is on this machine, and is asked all the same.
     #[arg(long)]
     offline: bool,
     /// Sign in although an agent runs, which is cut off for a moment.
     #[arg(long, conflicts_with = "offline")]
     sign_in: bool,
-    /// Print one JSON object: {"checks": [{"check", "subject", "status", "detail", "remedy"}, …]}.
+    /// Print one JSON object: {"checks": [{"check", "subject", "status", "detail", "remedy"}, …]}. Where two sign in, checks of
+    /// a connection also have "connection", who makes it.
     #[arg(long)]
     json: bool,
     /// Where the hub answers HTTPS, which tells the time; the emulator's is in its ready line.
@@ -130,17 +135,24 @@ async fn agent(socket: Option<PathBuf>) -> Agent {
 fn ask(socket: &Path) -> Agent {
     match Client::connect(socket).and_then(|mut client| client.status()) {
         Ok(status) => {
-            let connection = status.connection;
-            let disconnected = match connection.state {
-                ConnectionState::Connected => None,
-                ConnectionState::Connecting | ConnectionState::Disconnected => {
-                    Some(connection.reason.unwrap_or_else(|| "it is connecting".to_owned()))
-                }
-            };
-            Agent::Running { pid: status.pid, disconnected }
+            let mut away: Vec<_> = why_away(status.connection).into_iter().collect();
+            if let Some(module) = status.module {
+                away.extend(why_away(module.connection).map(|why| format!("module {}: {why}", module.id)));
+            }
+            Agent::Running { pid: status.pid, disconnected: (!away.is_empty()).then(|| away.join("; ")) }
         }
         Err(ClientError::NotRunning(_)) => Agent::NotRunning,
         Err(error) => Agent::Unknown(error.to_string()),
+    }
+}
+
+/// Why there is no connection.
+fn why_away(connection: Connection) -> Option<String> {
+    match connection.state {
+        ConnectionState::Connected => None,
+        ConnectionState::Connecting | ConnectionState::Disconnected => {
+            Some(connection.reason.unwrap_or_else(|| "it is connecting".to_owned()))
+        }
     }
 }
 
@@ -178,7 +190,10 @@ impl Page {
 /// A finding in three columns, with the remedy below.
 fn lines(finding: &Finding, width: usize) -> Vec<String> {
     let (label, about) = label(finding);
-    let detail = plain(&format!("{about}{}", finding.detail));
+    // Who signs in says so itself.
+    let of = finding.connection.as_ref().filter(|_| finding.check != Check::Identity);
+    let of = of.map_or(String::new(), |name| format!("{name}: "));
+    let detail = plain(&format!("{of}{about}{}", finding.detail));
     let room = width.saturating_sub(STANDING + LABEL);
     let mut lines = Vec::new();
     let mut head = format!("{:STANDING$}{label:LABEL$}", word(finding.status));
@@ -231,6 +246,8 @@ fn label(finding: &Finding) -> (String, String) {
         Check::Tls => "TLS",
         Check::ServerCertificate => "server cert",
         Check::Clock => "clock",
+        Check::TrustBundle => "trust bundle",
+        Check::Generation => "generation",
         Check::SignIn => "sign-in",
         Check::User => "user",
         Check::Inbox => "inbox",

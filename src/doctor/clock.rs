@@ -165,7 +165,7 @@ mod tests {
         let subject = Subject {
             identity: Some(&identity),
             ca_file: None,
-            bundle: None,
+            bundle: "",
             token_lifetime: Duration::from_secs(3600),
             transport: crate::credentials::Transport::Mqtt,
             route: &route,

@@ -21,8 +21,12 @@ pub enum Check {
     DeviceCertificate,
     /// An agent that runs.
     Agent,
-    /// Where a module has its tokens signed; told for modules only.
+    /// Where a module has its tokens signed: its socket. Told for modules only, as the two that follow.
     WorkloadApi,
+    /// The roots that it gives.
+    TrustBundle,
+    /// Whether it signs for this deployment of the module.
+    Generation,
     /// The host name.
     NameLookup,
     /// Where the agent connects; the subject is the port.
@@ -72,6 +76,9 @@ pub struct Finding {
     pub check: Check,
     /// Which one of several that the check looks at.
     pub subject: Option<String>,
+    /// As who the agent makes the connection that this is about, where it makes two: `DEVICE`, or `DEVICE/MODULE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection: Option<String>,
     /// How it stands.
     pub status: Standing,
     /// What was found.
@@ -110,7 +117,7 @@ impl Check {
     }
 
     fn found(self, status: Standing, detail: impl Into<String>, remedy: Option<String>) -> Finding {
-        Finding { check: self, subject: None, status, detail: detail.into(), remedy }
+        Finding { check: self, subject: None, connection: None, status, detail: detail.into(), remedy }
     }
 }
 
@@ -118,6 +125,11 @@ impl Finding {
     /// The same of one of several.
     pub(super) fn about(self, subject: impl ToString) -> Finding {
         Finding { subject: Some(subject.to_string()), ..self }
+    }
+
+    /// The same of one of two connections.
+    pub(super) fn on(self, connection: Option<&str>) -> Finding {
+        Finding { connection: connection.map(str::to_owned), ..self }
     }
 }
 

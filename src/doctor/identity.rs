@@ -20,23 +20,32 @@ const TOKEN_ENDS_SOON: Duration = DAY;
 /// A certificate takes some people and days to renew.
 const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
 
-/// One finding for each identity, at least one.
-pub(super) fn identities(inspection: &Inspection, identities: Option<&Identities>) -> Vec<Finding> {
-    match identities {
-        Some(identities) => identities.iter().map(identity).collect(),
-        None => vec![match &inspection.identity_problem {
-            Some(problem) => Check::Identity.failed(problem, "correct [device], or the connection string"),
-            None => Check::Identity.skipped("the configuration could not be read"),
-        }],
-    }
+/// One for each who signs in, or should.
+pub(super) fn identity(inspection: &Inspection) -> Vec<Finding> {
+    let check = Check::Identity;
+    let Inspection { identity, module, identity_problem, module_problem, .. } = inspection;
+    let are_two = identity.is_some() && module.is_some();
+    let signs_in =
+        |identity: &DeviceIdentity| signs_in(identity).on(are_two.then(|| identity.client_id()).as_deref());
+    let device = match (identity, identity_problem) {
+        (Some(device), _) => Some(signs_in(device)),
+        (None, Some(problem)) => Some(check.failed(problem, "correct [device], or the connection string")),
+        (None, None) => None,
+    };
+    let module = match (module_problem, module) {
+        (Some(problem), _) => Some(check.failed_with(problem)),
+        (None, module) => module.as_ref().map(|module| signs_in(&module.identity)),
+    };
+    let found: Vec<_> = device.into_iter().chain(module).collect();
+    if found.is_empty() { vec![check.skipped("the configuration could not be read")] } else { found }
 }
 
-fn identity(identity: &DeviceIdentity) -> Finding {
+fn signs_in(identity: &DeviceIdentity) -> Finding {
     let by = match &identity.auth {
         DeviceAuth::Key(_) => "its key".to_owned(),
         DeviceAuth::Token(_) => "a ready-made SAS token".to_owned(),
         DeviceAuth::Certificate { .. } => "its certificate".to_owned(),
-        DeviceAuth::Workload(access) => format!("tokens of the workload API at {}", access.socket.display()),
+        DeviceAuth::Workload(_) => "its workload API".to_owned(),
     };
     let kind = if identity.module_id.is_some() { "module" } else { "device" };
     let gateway = identity.gateway.as_ref();
@@ -44,8 +53,26 @@ fn identity(identity: &DeviceIdentity) -> Finding {
     Check::Identity.ok(format!("{kind} {} on hub {}{gateway}, by {by}", identity.client_id(), identity.hub))
 }
 
+/// What they sign in with, where that can be looked at. A module's secret is with the workload API, or in its environment.
+pub(super) fn secrets(
+    identities: Option<&Identities>,
+    is_device_wanted: bool,
+    secret_file: Option<&Path>,
+    now: SystemTime,
+) -> Vec<Finding> {
+    let is_module = identities.is_some_and(|identities| identities.device().is_none()) && !is_device_wanted;
+    let file = (!is_module).then(|| self::secret_file(secret_file));
+    let all = identities.into_iter().flat_map(Identities::iter);
+    let are_two = matches!(identities, Some(Identities::Both(_)));
+    let proofs = all.filter_map(|identity| {
+        let name = are_two.then(|| identity.client_id());
+        proof(identity, now).map(|finding| finding.on(name.as_deref()))
+    });
+    file.into_iter().chain(proofs).collect()
+}
+
 /// Who can read the file of the secret.
-pub(super) fn secret_file(path: Option<&Path>) -> Finding {
+fn secret_file(path: Option<&Path>) -> Finding {
     let Some(path) = path else {
         return Check::SecretFile
             .skipped("none is named; the secret comes from the environment, or is missing");
@@ -81,7 +108,7 @@ pub(super) fn secret_file(path: Option<&Path>) -> Finding {
 }
 
 /// A token or a certificate that ends by itself; a key does not.
-pub(super) fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
+fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
     match &identity.auth {
         DeviceAuth::Key(_) | DeviceAuth::Workload(_) => None,
         DeviceAuth::Token(token) => Some(ready_token(token, &identity.resource(), now)),

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::server::Handshake;
 use super::{CHECK_LIMIT, Check, Finding, clock, server};
-use crate::credentials::{DeviceIdentity, Over, Proxy, Route, Transport};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Proxy, Route, Transport, WorkloadAccess};
 use crate::session::standard_port;
 
 /// Most addresses of one host that are looked at.
@@ -25,8 +25,8 @@ const MAX_ADDRESSES: usize = 8;
 pub(super) struct Subject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
     pub(super) ca_file: Option<&'c Path>,
-    /// The roots that a module gets from its workload API.
-    pub(super) bundle: Option<&'c str>,
+    /// Roots beside those, in PEM; often none.
+    pub(super) bundle: &'c str,
     pub(super) token_lifetime: Duration,
     pub(super) transport: Transport,
     pub(super) route: &'c Route,
@@ -35,7 +35,34 @@ pub(super) struct Subject<'c> {
     pub(super) clock: fn() -> SystemTime,
 }
 
-impl Subject<'_> {
+impl<'c> Subject<'c> {
+    /// Where a module has its tokens signed and gets its roots.
+    pub(super) fn workload(&self) -> Option<&'c WorkloadAccess> {
+        match &self.identity?.auth {
+            DeviceAuth::Workload(access) => Some(access),
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
+        }
+    }
+
+    /// What says where to connect.
+    pub(super) fn names(&self) -> &'static str {
+        if self.workload().is_some() { "IOTEDGE_GATEWAYHOSTNAME" } else { "HostName or GatewayHostName" }
+    }
+
+    fn is_module(&self) -> bool {
+        self.identity.is_some_and(|identity| identity.module_id.is_some())
+    }
+
+    /// What names files of certificates and keys.
+    pub(super) fn files(&self) -> &'static str {
+        if self.is_module() { "EdgeModuleCACertificateFile" } else { "[device] or C2D_CA_FILE" }
+    }
+
+    /// What names a root to trust.
+    pub(super) fn root_settings(&self) -> &'static str {
+        if self.is_module() { "EdgeModuleCACertificateFile" } else { "ca_file or C2D_CA_FILE" }
+    }
+
     /// Where the agent connects.
     pub(super) fn mqtt_port(&self) -> u16 {
         match self.route.over {
@@ -54,9 +81,16 @@ impl Subject<'_> {
     }
 }
 
-/// Looks the host up, connects, and makes a TLS connection; each at most for [`CHECK_LIMIT`]. Tells whether the server is
-/// one to sign in at.
-pub(super) async fn examine(subject: &Subject<'_>, tell: &mut impl FnMut(Finding)) -> bool {
+/// How far one comes towards the server.
+pub(super) enum Way<'c> {
+    /// There is no more to look at, and all that follows was told of: whether to try the sign-in.
+    Told { sign_in: bool },
+    /// What the ports of this host said.
+    Tried { host: &'c str, mqtt: Result<Reached, Unreached>, https: Result<Reached, Unreached> },
+}
+
+/// Looks the host up and connects; each at most for [`CHECK_LIMIT`].
+pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Finding)) -> Way<'c> {
     let (host, why_not) = match subject.identity {
         _ if subject.offline => ("", Some("--offline")),
         Some(identity) => (identity.dialled().name.as_str(), None),
@@ -64,14 +98,14 @@ pub(super) async fn examine(subject: &Subject<'_>, tell: &mut impl FnMut(Finding
     };
     if let Some(reason) = why_not {
         skip(subject, Check::NameLookup, reason, tell);
-        return false;
+        return Way::Told { sign_in: false };
     }
     if let Some(proxy) = subject.proxy(host) {
         let reason = format!("the way to the hub leads through the proxy {proxy}: see the sign-in");
         skip(subject, Check::NameLookup, &reason, tell);
-        return true;
+        return Way::Told { sign_in: true };
     }
-    let addresses = match look_up(host).await {
+    let addresses = match look_up(subject, host).await {
         Ok((finding, addresses)) => {
             tell(finding);
             addresses
@@ -79,13 +113,22 @@ pub(super) async fn examine(subject: &Subject<'_>, tell: &mut impl FnMut(Finding
         Err(finding) => {
             tell(finding);
             skip(subject, Check::MqttPort, "there is no address to connect to", tell);
-            return false;
+            return Way::Told { sign_in: false };
         }
     };
     let (mqtt, https) =
         tokio::join!(connect(&addresses, subject.mqtt_port()), connect(&addresses, subject.https_port));
     tell(mqtt_port(subject, host, &mqtt, https.is_ok()));
     tell(https_port(subject, &https, mqtt.is_ok()));
+    Way::Tried { host, mqtt, https }
+}
+
+/// Makes a TLS connection where there is one of TCP, in at most [`CHECK_LIMIT`]. Tells whether the server is one to sign in at.
+pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl FnMut(Finding)) -> bool {
+    let (host, mqtt, https) = match way {
+        Way::Told { sign_in } => return sign_in,
+        Way::Tried { host, mqtt, https } => (host, mqtt, https),
+    };
     let ask = async {
         match https {
             Ok(reached) => clock::ask(subject, host, reached.stream).await,
@@ -108,6 +151,13 @@ pub(super) async fn examine(subject: &Subject<'_>, tell: &mut impl FnMut(Finding
     handshake.result.is_ok()
 }
 
+/// Tells that nobody knows whom to trust there.
+pub(super) fn pass_by(subject: &Subject<'_>, way: &Way<'_>, tell: &mut impl FnMut(Finding)) {
+    if let Way::Tried { .. } = way {
+        skip(subject, Check::Tls, "there is no trust bundle, and so nobody to trust", tell);
+    }
+}
+
 /// Tells of this check and of all that follow that they were not made. The clock can be looked at in any case.
 fn skip(subject: &Subject<'_>, first: Check, reason: &str, tell: &mut impl FnMut(Finding)) {
     let all = [
@@ -121,17 +171,21 @@ fn skip(subject: &Subject<'_>, first: Check, reason: &str, tell: &mut impl FnMut
     all.into_iter().skip_while(|finding| finding.check != first).for_each(tell);
 }
 
-async fn look_up(host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
+async fn look_up(subject: &Subject<'_>, host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
     if let Ok(address) = host.parse() {
         return Ok((Check::NameLookup.ok(format!("{host} is an address itself")), vec![address]));
     }
-    let dns = "check this machine's DNS (/etc/resolv.conf) and network";
+    let dns = if subject.workload().is_some() {
+        "check that this container is in the network of edgeHub (azure-iot-edge, unless createOptions say otherwise)"
+    } else {
+        "check this machine's DNS (/etc/resolv.conf) and network"
+    };
     let found: Vec<_> = match timeout(CHECK_LIMIT, lookup_host((host, 0))).await {
         Ok(Ok(found)) => found.map(|address| address.ip()).take(MAX_ADDRESSES).collect(),
         Ok(Err(error)) => {
             let detail = format!("{host} was not found ({error})");
             return Err(Check::NameLookup
-                .failed(detail, format!("check HostName or GatewayHostName, and {}", &dns[6..])));
+                .failed(detail, format!("check {}, and {}", subject.names(), &dns["check ".len()..])));
         }
         Err(_elapsed) => {
             return Err(Check::NameLookup
@@ -146,7 +200,7 @@ async fn look_up(host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
     }
     if addresses.is_empty() {
         return Err(
-            Check::NameLookup.failed(format!("{host} has no address"), "check HostName or GatewayHostName")
+            Check::NameLookup.failed(format!("{host} has no address"), format!("check {}", subject.names()))
         );
     }
     let shown: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
@@ -154,7 +208,7 @@ async fn look_up(host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
 }
 
 /// A connection.
-struct Reached {
+pub(super) struct Reached {
     stream: TcpStream,
     address: IpAddr,
     took: Duration,
@@ -163,7 +217,7 @@ struct Reached {
 }
 
 /// Why there is no connection.
-enum Unreached {
+pub(super) enum Unreached {
     Silent,
     Refused,
     Failed(io::Error),
@@ -215,7 +269,13 @@ fn mqtt_port(
                 Unreached::Refused => "the connection is refused".to_owned(),
                 Unreached::Failed(error) => error.to_string(),
             };
-            if https_is_open {
+            if subject.workload().is_some() {
+                let remedy = format!(
+                    "see that edgeHub runs (iotedge list) and listens on {port}, and that IOTEDGE_GATEWAYHOSTNAME is its \
+                     device's name"
+                );
+                check.failed(detail, remedy)
+            } else if https_is_open {
                 check.failed(
                     format!("{detail}, but port {https} answers"),
                     format!("a firewall blocks {port}: have outgoing connections to {host}:{port} allowed"),

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use rustls::CertificateError;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -31,8 +31,15 @@ pub(super) struct Handshake {
     pub(super) result: Result<(), Fault>,
     /// What the server presented, its own certificate first.
     pub(super) chain: Vec<Certificate>,
-    /// Its root is one of `ca_file`, not of the system.
-    private_root: bool,
+    /// Who has its root.
+    root: Root,
+}
+
+/// Who has the root of a chain.
+enum Root {
+    System,
+    File,
+    Bundle,
 }
 
 /// Why there is no TLS connection.
@@ -59,7 +66,7 @@ impl Handshake {
         let (config, witness) = match made {
             Ok(made) => made,
             Err(error) => {
-                return Self { result: Err(Fault::File(error)), chain: Vec::new(), private_root: false };
+                return Self { result: Err(Fault::File(error)), chain: Vec::new(), root: Root::System };
             }
         };
         let result = match ServerName::try_from(host.to_owned()) {
@@ -71,10 +78,25 @@ impl Handshake {
             },
         };
         let chain: Vec<_> = witness.seen().iter().filter_map(|one| Certificate::read(one)).collect();
-        let private = subject.ca_file.and_then(|path| tls::read_certificates(path).ok()).unwrap_or_default();
-        let private: Vec<_> = private.iter().filter_map(|one| Certificate::read(one)).collect();
-        let private_root = chain.iter().any(|one| private.iter().any(|root| root.subject == one.issuer));
-        Self { result, chain, private_root }
+        let root = Root::of(subject, &chain);
+        Self { result, chain, root }
+    }
+}
+
+impl Root {
+    fn of(subject: &Subject<'_>, chain: &[Certificate]) -> Self {
+        let has = |roots: Vec<CertificateDer<'_>>| {
+            let mut roots = roots.iter().filter_map(|one| Certificate::read(one));
+            roots.any(|root| chain.iter().any(|one| root.subject == one.issuer))
+        };
+        let file = subject.ca_file.and_then(|path| tls::read_certificates(path).ok());
+        if has(file.unwrap_or_default()) {
+            Self::File
+        } else if has(tls::read_bundle(subject.bundle).unwrap_or_default()) {
+            Self::Bundle
+        } else {
+            Self::System
+        }
     }
 }
 
@@ -109,12 +131,12 @@ pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> F
             let issuer = own.map_or("nobody", |own| own.issuer.as_str());
             Check::Tls.failed(
                 format!("the certificate is for {hosts}, signed by \"{issuer}\", and not for {host}"),
-                "check HostName or GatewayHostName, and whether a proxy answers in the hub's place",
+                format!("check {}, and whether a proxy answers in the hub's place", subject.names()),
             )
         }
         Fault::Tls(error) => Check::Tls.failed_with(tls::describe(error, host)),
         Fault::File(error) => {
-            Check::Tls.failed(error.to_string(), "correct what [device] or C2D_CA_FILE names")
+            Check::Tls.failed(error.to_string(), format!("correct what {} names", subject.files()))
         }
         Fault::Closed => {
             Check::Tls.failed(format!("{host} closes the connection during the TLS handshake"), port)
@@ -135,10 +157,10 @@ fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
     for one in handshake.chain.iter().filter(|one| one.issuer != one.subject) {
         text.push_str(&format!(", signed by \"{}\"", one.issuer));
     }
-    match subject.ca_file.filter(|_| handshake.private_root) {
-        Some(path) => format!("{text}, which {} has", path.display()),
-        None if subject.bundle.is_some() => format!("{text}, as this system or the trust bundle has it"),
-        None => format!("{text}, which this system trusts"),
+    match (&handshake.root, subject.ca_file) {
+        (Root::File, Some(path)) => format!("{text}, which {} has", path.display()),
+        (Root::Bundle, _) => format!("{text}, which the trust bundle has"),
+        (Root::File | Root::System, _) => format!("{text}, which this system trusts"),
     }
 }
 
@@ -150,21 +172,23 @@ fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Findin
     let detail =
         format!("\"{}\" is signed by \"{}\", which this machine does not trust", own.subject, own.issuer);
     let organization = own.issuer_organization.as_deref().unwrap_or(&own.issuer);
+    let root = subject.root_settings();
     let is_hub = HUBS.iter().any(|end| host.ends_with(end));
-    let remedy = if subject.bundle.is_some() {
-        "have aziot-edged give its root, with trust_bundle_cert in /etc/aziot/config.toml and iotedge system restart"
+    let remedy = if subject.workload().is_some() {
+        "check that IOTEDGE_GATEWAYHOSTNAME is this edge device, and have aziot-edged give the root of its edgeHub \
+         (trust_bundle_cert in /etc/aziot/config.toml, then iotedge system restart)"
             .to_owned()
     } else if is_hub && AUTHORITIES.iter().any(|name| organization.contains(name)) {
         "install the package ca-certificates".to_owned()
     } else if is_hub {
         format!(
             "a proxy intercepts TLS, since no hub has a certificate of \"{organization}\": have it leave {host} alone, \
-             or name its root with ca_file or C2D_CA_FILE"
+             or name its root with {root}"
         )
     } else {
-        "name its root with ca_file or C2D_CA_FILE (emulator, IoT Edge gateway); if that is not who should sign it, a \
-         proxy intercepts TLS"
-            .to_owned()
+        format!(
+            "name its root with {root} (emulator, IoT Edge gateway); if that is not who should sign it, a proxy intercepts TLS"
+        )
     };
     Check::Tls.failed(detail, remedy)
 }

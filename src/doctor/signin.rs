@@ -1,6 +1,6 @@
-//! The sign-in: does the hub let this device in?
+//! The sign-in: does the hub let this device or module in?
 //!
-//! Owns: when it is tried, since a hub keeps one connection per device and cuts the other. Must not know: MQTT.
+//! Owns: when it is tried, since a hub keeps one connection for each and cuts the other. Must not know: MQTT.
 //! Used by: `doctor`.
 
 use super::network::Subject;
@@ -8,7 +8,12 @@ use super::{Agent, CHECK_LIMIT, Check, Finding};
 use crate::session::{self, SignInError};
 
 /// Signs in and out, unless that displaces a running agent and was not asked for.
-pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, reached: bool) -> Finding {
+pub(super) async fn sign_in(
+    subject: &Subject<'_>,
+    agent: &Agent,
+    forced: bool,
+    may_try: Result<(), &'static str>,
+) -> Finding {
     let Some(identity) = subject.identity else {
         return Check::SignIn.skipped("the configuration does not say who signs in");
     };
@@ -24,8 +29,10 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
         Agent::Unknown(_) if !forced => {
             return Check::SignIn.skipped(format!("it would cut off an agent that may run: {anyway}"));
         }
-        _ if !reached => return Check::SignIn.skipped("there is no TLS connection to sign in over"),
         _ => {}
+    }
+    if let Err(reason) = may_try {
+        return Check::SignIn.skipped(reason);
     }
     let settings = session::Settings {
         identity: identity.clone(),
@@ -46,7 +53,7 @@ pub(super) async fn sign_in(subject: &Subject<'_>, agent: &Agent, forced: bool, 
         ),
         Ok(()) => Check::SignIn.ok(format!("the hub lets {device} in")),
         Err(SignInError::Tls(error)) => {
-            Check::SignIn.failed(error.to_string(), "correct what [device] names")
+            Check::SignIn.failed(error.to_string(), format!("correct what {} names", subject.files()))
         }
         Err(SignInError::Failed(sentence)) => Check::SignIn.failed_with(sentence),
     }

@@ -1,41 +1,195 @@
-//! The workload API: does it sign for this module, and whom does it say to trust?
+//! The workload API of the edge device, as the module will find it: its socket, the roots it gives, whether it signs.
 //!
-//! Owns: that check. Must not know: what else is done with the roots. Used by: `doctor`.
+//! Owns: what is good or bad about them. Must not know: HTTP, what is signed with them. Used by: `doctor`.
+//!
+//! The socket is this machine's own, and to have a text signed displaces nobody: both are done in any case.
 
-use std::time::SystemTime;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::certificate::Certificate;
+use super::user;
 use super::{CHECK_LIMIT, Check, Finding};
-use crate::credentials::{DeviceAuth, DeviceIdentity, UnsignedToken};
-use crate::workload;
+use crate::config::counted;
+use crate::credentials::WorkloadAccess;
+use crate::tls::{self, TlsError};
+use crate::workload::{self, WorkloadError};
 
-/// Has a token signed that has expired already, and gets the trust bundle, which is given back. `None` for whoever has no
-/// workload API.
-pub(super) async fn workload(
-    identity: &DeviceIdentity,
-    offline: bool,
-    now: SystemTime,
-) -> Option<(Finding, Option<String>)> {
-    let DeviceAuth::Workload(access) = &identity.auth else { return None };
-    if offline {
-        return Some((Check::WorkloadApi.skipped("--offline"), None));
-    }
-    let text = UnsignedToken::new(&identity.resource(), now).text_to_sign();
-    let asked = async { tokio::join!(workload::sign(access, &text), workload::trust_bundle(access)) };
-    let socket = access.socket.display();
-    let Ok((signed, bundle)) = timeout(CHECK_LIMIT, asked).await else {
-        let detail = format!("{socket} does not answer within {} s", CHECK_LIMIT.as_secs());
-        let remedy = "look at aziot-edged (iotedge system status), or restart it";
-        return Some((Check::WorkloadApi.failed(detail, remedy), None));
+/// For the socket.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Of no use to anybody who gets hold of its signature.
+const SAMPLE: &str = "c2d-agent doctor";
+/// Most names of roots that are shown.
+const MAX_ROOTS: usize = 3;
+
+/// What a module has from there.
+pub(super) struct Given {
+    /// The roots in PEM; none when there is no way to trust the gateway.
+    pub(super) bundle: Option<String>,
+    /// Whether a token can be had.
+    pub(super) signs: bool,
+}
+
+/// Looks at the socket, and asks for the trust bundle and a signature. Takes at most 7 seconds.
+pub(super) async fn examine(access: &WorkloadAccess, tell: &mut impl FnMut(Finding)) -> Given {
+    let found = match timeout(LIMIT, socket(&access.socket)).await {
+        Ok(found) => found,
+        Err(_elapsed) => Check::WorkloadApi.failed(
+            format!(
+                "{} does not let itself be looked at within {} s",
+                access.socket.display(),
+                LIMIT.as_secs()
+            ),
+            "look into the system's log for a disk or a mount that hangs",
+        ),
     };
-    let finding = match (signed, &bundle) {
-        (Err(error), _) => Check::WorkloadApi.failed_with(error),
-        (Ok(_), Err(error)) => Check::WorkloadApi.failed_with(error),
-        (Ok(_), Ok(bundle)) => {
-            let roots = crate::config::counted(bundle.matches("-----BEGIN CERTIFICATE-----").count(), "root");
-            Check::WorkloadApi.ok(format!("{socket} signs for {}, and gives {roots}", identity.client_id()))
+    let is_there = found.remedy.is_none();
+    tell(found);
+    if !is_there {
+        let reason = "nobody can be asked on the workload socket";
+        tell(Check::TrustBundle.skipped(reason));
+        tell(Check::Generation.skipped(reason));
+        return Given { bundle: None, signs: false };
+    }
+    let (bundle, signature) = tokio::join!(
+        timeout(CHECK_LIMIT, workload::trust_bundle(access)),
+        timeout(CHECK_LIMIT, workload::sign(access, SAMPLE))
+    );
+    let bundle = match bundle {
+        Ok(Ok(bundle)) => roots(&bundle).map(|finding| (finding, bundle)),
+        Ok(Err(error)) => Err(Check::TrustBundle.failed_with(error)),
+        Err(_elapsed) => Err(silent(Check::TrustBundle, access)),
+    };
+    let bundle = match bundle {
+        Ok((finding, bundle)) => {
+            tell(finding);
+            Some(bundle)
+        }
+        Err(finding) => {
+            tell(finding);
+            None
         }
     };
-    Some((finding, bundle.ok()))
+    let signs = matches!(signature, Ok(Ok(_)));
+    tell(match signature {
+        Ok(signature) => generation(access, signature.map(drop)),
+        Err(_elapsed) => silent(Check::Generation, access),
+    });
+    Given { bundle, signs }
+}
+
+async fn socket(path: &Path) -> Finding {
+    let check = Check::WorkloadApi;
+    let shown = path.display();
+    let found = match tokio::fs::metadata(path).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return check.failed(
+                format!("{shown} is not there"),
+                "run this in the module's container (docker exec NAME c2d-agent doctor), into which edgeAgent mounts it; on \
+                 a machine without IoT Edge unset IOTEDGE_WORKLOADURI",
+            );
+        }
+        Err(error) => return check.failed(format!("cannot look at {shown}: {error}"), as_whom()),
+    };
+    if !found.file_type().is_socket() {
+        return check.failed(
+            format!("{shown} is no socket"),
+            "see that aziot-edged runs (iotedge system status), and then have edgeAgent make the container anew: a container \
+             engine mounts a directory where a socket is missing",
+        );
+    }
+    let mode = found.permissions().mode() & 0o7777;
+    let whose = format!("{shown}, mode {mode:04o}, of {}", user::named(found.uid()));
+    match UnixStream::connect(path).await {
+        Ok(_connected) => check.ok(whose),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            check.failed(format!("{} may not connect to {whose}", user::own()), as_whom())
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => check.failed(
+            format!("nobody listens on {shown}"),
+            "see that aziot-edged runs (iotedge system status); when it was restarted, restart this container, which still has \
+             the socket of before",
+        ),
+        Err(error) => check.failed(
+            format!("{shown} takes no connection ({error})"),
+            "look at aziot-edged (iotedge system status), or restart it",
+        ),
+    }
+}
+
+fn as_whom() -> String {
+    format!("run the agent as a user whom the socket's mode lets in; checked for {}", user::own())
+}
+
+/// Whether TLS can do with a trust bundle.
+fn roots(bundle: &str) -> Result<Finding, Finding> {
+    let check = Check::TrustBundle;
+    let remedy = "check the certificates of this edge device (trust_bundle_cert and edge_ca in /etc/aziot/config.toml)";
+    if let Err(error) = tls::client_config_trusting(None, bundle) {
+        let reason = match error {
+            TlsError::Bundle { reason } => reason,
+            other => other.to_string(),
+        };
+        return Err(check.failed(format!("it cannot be used: {reason}"), remedy));
+    }
+    let roots = tls::read_bundle(bundle).unwrap_or_default();
+    if roots.is_empty() {
+        return Ok(check.warning("it is empty, so that only what this system trusts is trusted", remedy));
+    }
+    let names =
+        roots.iter().filter_map(|der| Certificate::read(der)).map(|root| format!("\"{}\"", root.subject));
+    let names: Vec<_> = names.take(MAX_ROOTS).collect();
+    let more = if roots.len() > MAX_ROOTS { ", …" } else { "" };
+    Ok(check.ok(format!("{}: {}{more}", counted(roots.len(), "root"), names.join(", "))))
+}
+
+fn generation(access: &WorkloadAccess, signed: Result<(), WorkloadError>) -> Finding {
+    let check = Check::Generation;
+    let WorkloadAccess { module_id, generation_id, .. } = access;
+    match signed {
+        Ok(()) => check.ok(format!("{generation_id}: the workload API signs for {module_id}")),
+        Err(WorkloadError::Gone { status, said, .. }) => check.failed(
+            format!(
+                "the workload API does not sign for {module_id} in generation {generation_id} (status {status}: {said}): the module was \
+                 redeployed or removed, or this does not run in its container"
+            ),
+            "restart the container; where edgeAgent does not make a new one, remove this one (docker rm -f NAME), whose \
+             environment is that of another deployment",
+        ),
+        Err(error) => check.failed_with(error),
+    }
+}
+
+fn silent(check: Check, access: &WorkloadAccess) -> Finding {
+    check.failed(
+        format!(
+            "{} takes the request, and does not answer within {} s",
+            access.socket.display(),
+            CHECK_LIMIT.as_secs()
+        ),
+        "look at aziot-edged (iotedge system status), or restart it",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Standing;
+
+    #[test]
+    fn a_bundle_is_told_by_its_roots_and_one_that_is_none_by_what_is_wrong() {
+        let made = rcgen::generate_simple_self_signed(["gateway".to_owned()]).expect("a certificate");
+        let found = roots(&made.cert.pem().repeat(4)).expect("good");
+        let name = "\"rcgen self signed cert\"";
+        assert_eq!(found, Check::TrustBundle.ok(format!("4 roots: {name}, {name}, {name}, …")));
+        assert_eq!(roots(" \n").expect("nothing").status, Standing::Warning);
+        let wrong = roots("<html>").expect_err("no bundle");
+        assert_eq!(wrong.detail, "it cannot be used: it holds no certificate in PEM form (-----BEGIN …)");
+    }
 }

@@ -1,0 +1,124 @@
+//! The connections that the agent makes: one as a device, one as a module, or both side by side.
+//!
+//! Owns: what each is made with, and the order of its checks. Must not know: what the checks look at. Used by: `doctor`.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+
+use super::network::{self, Subject};
+use super::{Agent, Finding, signin, workload};
+use crate::config::Inspection;
+use crate::credentials::{DeviceIdentity, Route, Transport};
+
+/// A connection, as far as the configuration says how it is made.
+pub(super) struct Connection {
+    /// Nobody where the configuration does not say who signs in.
+    identity: Option<DeviceIdentity>,
+    ca_file: Option<PathBuf>,
+    transport: Transport,
+    route: Route,
+    /// As who, where there are two.
+    name: Option<String>,
+}
+
+/// What is the same for all of them.
+pub(super) struct Circumstances {
+    pub(super) agent: Agent,
+    pub(super) token_lifetime: Duration,
+    pub(super) offline: bool,
+    pub(super) sign_in: bool,
+    pub(super) https_port: u16,
+    pub(super) clock: fn() -> SystemTime,
+}
+
+/// At least one; the device's is the first.
+pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
+    let as_device = |identity: Option<&DeviceIdentity>| Connection {
+        identity: identity.cloned(),
+        ca_file: inspection.ca_file.clone(),
+        transport: inspection.transport,
+        route: inspection.route.clone(),
+        name: None,
+    };
+    // As the agent makes it: every gateway speaks MQTT, and is so near that there is no proxy on the way.
+    let module = inspection.module.as_ref().map(|module| Connection {
+        identity: Some(module.identity.clone()),
+        ca_file: module.ca_file.clone(),
+        transport: Transport::Mqtt,
+        route: Route { keep_alive: inspection.route.keep_alive, ..Route::default() },
+        name: None,
+    });
+    match (&inspection.identity, module) {
+        (Some(device), Some(module)) => [as_device(Some(device)), module].map(Connection::named).into(),
+        (device @ Some(_), None) => vec![as_device(device.as_ref())],
+        (None, Some(module)) => vec![module],
+        (None, None) => vec![as_device(None)],
+    }
+}
+
+/// Examines all of them side by side, and tells of one after the other. Takes at most 20 seconds.
+pub(super) async fn examine(
+    connections: &[Connection],
+    circumstances: &Circumstances,
+    tell: &mut impl FnMut(Finding),
+) {
+    let Some((first, others)) = connections.split_first() else { return };
+    let others = join_all(others.iter().map(|other| async {
+        let mut findings = Vec::new();
+        other.examine(circumstances, &mut |finding| findings.push(finding)).await;
+        findings
+    }));
+    let ((), others) = tokio::join!(first.examine(circumstances, tell), others);
+    others.into_iter().flatten().for_each(tell);
+}
+
+impl Connection {
+    fn named(self) -> Self {
+        Self { name: self.identity.as_ref().map(DeviceIdentity::client_id), ..self }
+    }
+
+    async fn examine(&self, circumstances: &Circumstances, tell: &mut impl FnMut(Finding)) {
+        let Circumstances { agent, token_lifetime, offline, sign_in, https_port, clock } = circumstances;
+        let mut tell = |finding: Finding| tell(finding.on(self.name.as_deref()));
+        let subject = Subject {
+            identity: self.identity.as_ref(),
+            ca_file: self.ca_file.as_deref(),
+            bundle: "",
+            token_lifetime: *token_lifetime,
+            transport: self.transport,
+            route: &self.route,
+            offline: *offline,
+            https_port: *https_port,
+            clock: *clock,
+        };
+        let no_tls = "there is no TLS connection to sign in over";
+        let may_try = match subject.workload() {
+            None => {
+                let way = network::reach(&subject, &mut tell).await;
+                network::meet(&subject, way, &mut tell).await.then_some(()).ok_or(no_tls)
+            }
+            Some(access) => {
+                let mut later = Vec::new();
+                let mut keep = |finding| later.push(finding);
+                let reached = network::reach(&subject, &mut keep);
+                let (given, way) = tokio::join!(workload::examine(access, &mut tell), reached);
+                later.into_iter().for_each(&mut tell);
+                match given.bundle {
+                    None => {
+                        network::pass_by(&subject, &way, &mut tell);
+                        Err("without a trust bundle the module does not sign in")
+                    }
+                    Some(bundle) => {
+                        let subject = Subject { bundle: &bundle, ..subject };
+                        let met = network::meet(&subject, way, &mut tell).await;
+                        let has_token = given.signs.then_some(()).ok_or("there is no token to sign in with");
+                        met.then_some(()).ok_or(no_tls).and(has_token)
+                    }
+                }
+            }
+        };
+        tell(signin::sign_in(&subject, agent, *sign_in, may_try).await);
+    }
+}
