@@ -51,6 +51,8 @@ pub(super) struct TwinRulesState {
     asked_at: Option<Instant>,
     not_before: Option<Instant>,
     judging: Option<Judging>,
+    /// A disk that hangs holds it still: it may write the file one day, so nobody else does before that.
+    hung: Option<JoinHandle<Verdict>>,
     /// Those in the file.
     kept: TwinRules,
     /// Whether they count; also when there are none.
@@ -91,6 +93,7 @@ impl TwinRulesState {
             asked_at: None,
             not_before: None,
             judging: None,
+            hung: None,
             kept: TwinRules::default(),
             in_force: true,
             told: None,
@@ -170,6 +173,23 @@ impl TwinRulesState {
         self.follows && self.connected && self.wanted && !self.asked && self.judging.is_none()
     }
 
+    /// Has rules judged on a thread where that may block.
+    fn judge(&mut self, rules: TwinRules, now: Instant, judge: impl FnOnce() -> Verdict + Send + 'static) {
+        self.hung.take_if(|hung| hung.is_finished());
+        let hangs = self.hung.is_some();
+        let task = tokio::task::spawn_blocking(move || if hangs { stuck_on_disk() } else { judge() });
+        self.judging = Some(Judging { rules, task, deadline: now + READ_LIMIT });
+    }
+
+    /// Those that were judged.
+    fn judged(&mut self) -> Option<TwinRules> {
+        let Judging { rules, task, .. } = self.judging.take()?;
+        if !task.is_finished() {
+            self.hung = Some(task);
+        }
+        Some(rules)
+    }
+
     /// When to be looked at again.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.may_ask())
@@ -185,12 +205,13 @@ impl TwinRulesState {
             Ok(Err(defect)) => {
                 Verdict::Stuck(format!("they could not be judged ({defect}): please report this"))
             }
-            Err(_elapsed) => Verdict::Stuck(format!(
-                "they could not be kept within {} s: the disk hangs",
-                READ_LIMIT.as_secs()
-            )),
+            Err(_elapsed) => stuck_on_disk(),
         }
     }
+}
+
+fn stuck_on_disk() -> Verdict {
+    Verdict::Stuck(format!("they could not be kept within {} s: the disk hangs", READ_LIMIT.as_secs()))
 }
 
 /// Judges rules, and keeps those that are right. Blocks.
@@ -276,13 +297,12 @@ impl Agent {
             return self.tell_of_desired(DesiredReport::applied(rules.version));
         }
         let (config, judged) = (self.config.clone(), rules.clone());
-        let task = tokio::task::spawn_blocking(move || judge(&config, &judged));
-        self.twin.judging = Some(Judging { rules, task, deadline: now + READ_LIMIT });
+        self.twin.judge(rules, now, move || judge(&config, &judged));
     }
 
     /// Goes on with the rules that were judged, or without them.
     pub(super) fn twin_judged(&mut self, verdict: Verdict) {
-        let Some(Judging { rules, .. }) = self.twin.judging.take() else { return };
+        let Some(rules) = self.twin.judged() else { return };
         match verdict {
             Verdict::Taken(taken) => {
                 let (config, warnings) = *taken;
@@ -335,5 +355,68 @@ impl Agent {
             pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
             desired: self.twin.told.clone(),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::config::inspect_text;
+
+    fn state() -> TwinRulesState {
+        let env = |name: &str| {
+            (name == "C2D_DEVICE_CONNECTION_STRING")
+                .then(|| "HostName=h;DeviceId=d;SharedAccessKey=AAAA".to_owned())
+        };
+        let text = "[twin]\naccept = [\"rules\"]\n";
+        let config = inspect_text(text, Path::new("c.toml"), &env).into_config().unwrap();
+        TwinRulesState::new(&config, TwinPart::Absent)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_twin_is_asked_for_one_at_a_time_and_after_a_pause() {
+        let (mut twin, now) = (state(), Instant::now());
+        assert!(!twin.may_ask(), "without a connection nobody is asked");
+        twin.connected();
+        assert_eq!((twin.may_ask(), twin.wake()), (true, None));
+        (twin.wanted, twin.asked) = (false, true);
+        (twin.asked_at, twin.not_before) = (Some(now), Some(now + REST));
+        twin.changed();
+        assert!(!twin.may_ask(), "it is under way");
+        twin.asked = false;
+        assert_eq!(twin.wake(), Some(now + REST));
+        twin.again_after(LONG_REST, now);
+        assert_eq!(twin.wake(), Some(now + LONG_REST));
+        // A back end that has mended what was wrong is not kept waiting.
+        twin.changed();
+        assert_eq!(twin.wake(), Some(now + REST));
+        twin.disconnected();
+        assert_eq!(twin.wake(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_is_given_up_and_nobody_else_writes_before_it() {
+        let (mut twin, now) = (state(), Instant::now());
+        let (release, hangs) = mpsc::sync_channel::<()>(0);
+        twin.judge(TwinRules::default(), now, move || {
+            assert!(hangs.recv().is_err(), "the other end goes");
+            Verdict::Stuck("late".into())
+        });
+        tokio::time::advance(READ_LIMIT + Duration::from_secs(1)).await;
+        let hung =
+            |verdict: Verdict| matches!(verdict, Verdict::Stuck(reason) if reason.contains("the disk hangs"));
+        assert!(hung(twin.next().await));
+        assert!(twin.judged().is_some() && !twin.is_judging());
+        twin.judge(TwinRules::default(), Instant::now(), || panic!("two write at once"));
+        assert!(hung(twin.next().await));
+        assert!(twin.judged().is_some());
+        drop(release);
+        let hung = twin.hung.take().unwrap();
+        assert!(matches!(hung.await, Ok(Verdict::Stuck(reason)) if reason == "late"));
+        twin.judge(TwinRules::default(), Instant::now(), || Verdict::Stuck("in time".into()));
+        assert!(matches!(twin.next().await, Verdict::Stuck(reason) if reason == "in time"));
     }
 }
