@@ -86,6 +86,9 @@ mod invoke_method;
 mod layering;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod log;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod method_soak;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod method_traps;
 mod metrics;
 mod mosquitto;
