@@ -37,14 +37,10 @@ pub(super) enum PassedOver {
     #[error("refused: {0}")]
     Guarded(String),
     /// It is a call whose turn came when nobody could hear its answer any more.
-    #[error(
-        "expired: whoever called the method is not connected any more, and was told that it was not carried out"
-    )]
+    #[error("expired: whoever called the method is not connected any more, so it was not begun")]
     CallerGone,
     /// A crash cut its action off, and the rule says not to run it again.
-    #[error(
-        "interrupted: the agent ended in the middle of the action, and the rule does not run it again by itself"
-    )]
+    #[error("interrupted: the agent ended in the middle of the action, and it is not run again by itself")]
     Crashed,
 }
 

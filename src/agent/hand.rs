@@ -66,7 +66,10 @@ pub(super) struct Entry {
     pub(super) number: Option<Number>,
     /// Attempts begun.
     pub(super) attempts: u32,
+    /// Whether its rule says so: see [`Entry::runs_again`].
     pub(super) retry_on_crash: bool,
+    /// Of a call that is to be tried again: how its last attempt ended, for a caller who cannot wait for the next one.
+    pub(super) failed: Option<OutcomeReport>,
     /// Whether it is at the front of its lanes.
     pub(super) turn: bool,
     pub(super) phase: Phase,
@@ -125,6 +128,7 @@ impl Entry {
             number: None,
             attempts: 0,
             retry_on_crash,
+            failed: None,
             turn: false,
             phase: Phase::Waiting,
             passed_over: None,
@@ -132,11 +136,20 @@ impl Entry {
         }
     }
 
-    /// Whether it is a call whose answer nobody can hear any more.
+    /// Whether it is a call whose answer is how its action ended.
+    pub(super) fn has_caller(&self) -> bool {
+        matches!(self.message.source(), Source::Method(_)) && self.settled == Settled::AfterAction
+    }
+
+    /// Whether it is such a call, and nobody can hear the answer any more.
     pub(super) fn is_call_of_nobody(&self) -> bool {
-        matches!(self.message.source(), Source::Method(_))
-            && self.settled == Settled::AfterAction
-            && !self.receipts.iter().any(Receipt::is_current)
+        self.has_caller() && !self.receipts.iter().any(Receipt::is_current)
+    }
+
+    /// Whether it is run again, by itself, when this process ends within its action. Not a call: its caller is told that the
+    /// action was cut off, and calls again or does not.
+    pub(super) fn runs_again(&self) -> bool {
+        self.retry_on_crash && !self.has_caller()
     }
 
     /// Whether it waits for the beginning of its first attempt, and nothing of it is under way.
@@ -282,11 +295,18 @@ impl Hand {
         tickets
     }
 
-    /// At the end: what is still in hand comes again.
+    /// At the end: what is still in hand comes again. A call does not: its caller hears how it ended, recorded or not.
     pub(super) fn leave_all(self) {
-        let entries = self.entries.into_values().flat_map(|entry| entry.receipts);
+        for Entry { receipts, end, .. } in self.entries.into_values() {
+            for receipt in receipts {
+                match &end {
+                    Some(end) if receipt.is_call() => end.tell(receipt),
+                    _ => receipt.leave(),
+                }
+            }
+        }
         let others = self.passing.into_values().chain(self.closing.into_values());
-        entries.chain(others.map(|passing| passing.receipt)).for_each(Receipt::leave);
+        others.for_each(|passing| passing.receipt.leave());
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {

@@ -72,7 +72,7 @@ impl Agent {
                 let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, received);
                 let intent = match (entry.turn, guarded) {
                     (true, Ok(())) => {
-                        Intent::Start(Start { at: received, retry_on_crash: entry.retry_on_crash })
+                        Intent::Start(Start { at: received, retry_on_crash: entry.runs_again() })
                     }
                     // A guard that does not let it begin now is asked again when it is known to be new.
                     _ => Intent::Wait,

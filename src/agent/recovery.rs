@@ -76,7 +76,7 @@ impl Agent {
         self.open_control();
         let count = opened.unfinished.len();
         for unfinished in opened.unfinished {
-            let Record { number, state, settled, retry_on_crash, .. } = unfinished.record;
+            let Record { number, state, settled, retry_on_crash, attempts, .. } = unfinished.record;
             // Nobody waits for the answer any more: what was not begun is not to begin now.
             let of_nobody =
                 matches!(unfinished.message.source(), Source::Method(_)) && settled == Settled::AfterAction;
@@ -84,6 +84,7 @@ impl Agent {
                 (State::Started, _) if !retry_on_crash || of_nobody => {
                     self.give_up(&unfinished, &PassedOver::Crashed)
                 }
+                _ if of_nobody && attempts > 0 => self.give_up(&unfinished, &PassedOver::Crashed),
                 _ if of_nobody => self.give_up(&unfinished, &PassedOver::CallerGone),
                 (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
                 _ => {

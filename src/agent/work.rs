@@ -56,7 +56,7 @@ impl Agent {
                 return self.pass_over(ticket, &why);
             }
         }
-        let retry_on_crash = entry.retry_on_crash;
+        let retry_on_crash = entry.runs_again();
         if retry_on_crash && !entry.rule.policy.is_guarded() {
             return self.begin_now(ticket);
         }
@@ -117,11 +117,11 @@ impl Agent {
             .then(|| rule.policy.backoff_after(attempt));
         report::log_outcome(message_id, &rule.name, outcome, attempt, pause.map(millis));
         self.scraper.tally.acted(&rule.name, outcome.duration);
-        if outcome.result == OutcomeResult::Interrupted && entry.retry_on_crash {
+        if outcome.result == OutcomeResult::Interrupted && entry.runs_again() {
             // To run it again is harmless: it begins anew at the next start.
             return self.leave(ticket);
         }
-        if failed && attempt < rule.policy.attempts && self.stopping {
+        if failed && attempt < rule.policy.attempts && self.stopping && !entry.has_caller() {
             // The attempts that are left are made after the next start.
             let number = entry.number;
             number.into_iter().for_each(|number| self.inbox.submit(Op::Again { number, made: true }));
@@ -132,7 +132,10 @@ impl Agent {
             return self.end(ticket, report, false);
         };
         entry.phase = Phase::BackingOff;
-        if let Some(number) = entry.number.filter(|_| !entry.retry_on_crash) {
+        if entry.has_caller() {
+            entry.failed = Some(ending::of_action(outcome, message_id, &rule.name, attempt, now));
+        }
+        if let Some(number) = entry.number.filter(|_| !entry.runs_again()) {
             self.inbox.submit(Op::Again { number, made: true });
         }
         self.lanes.pause(ticket);
@@ -177,11 +180,19 @@ impl Agent {
         }
     }
 
+    /// Leaves a message that is to be begun or tried again. A call that was tried ends as its last attempt did.
+    fn leave_or_end(&mut self, ticket: Ticket) {
+        match self.hand.get(ticket).and_then(|entry| entry.failed.take()) {
+            Some(outcome) => self.end(ticket, outcome, false),
+            None => self.leave(ticket),
+        }
+    }
+
     /// At shutdown: what has not begun stays where it is, in the inbox or at the hub. What waits for an answer of the
     /// inbox is dealt with when that comes.
     pub(super) fn leave_what_has_not_begun(&mut self) {
         for ticket in self.hand.tickets_in(&[Phase::Waiting, Phase::BackingOff]) {
-            self.leave(ticket);
+            self.leave_or_end(ticket);
         }
         for ticket in std::mem::take(&mut self.turned_away) {
             self.leave(ticket);
@@ -198,7 +209,7 @@ impl Agent {
                 if self.stopping {
                     // Nothing was done: it is as it was before.
                     self.inbox.submit(Op::Again { number, made: false });
-                    self.leave(ticket);
+                    self.leave_or_end(ticket);
                 } else {
                     self.begin_now(ticket);
                 }

@@ -47,6 +47,18 @@ do = []
 name = "gated"
 when = {{ "$.method" = "gated" }}
 do = [{{ shell = "echo began >> {dir}/gated; until [ -e {dir}/go ]; do sleep 0.02; done" }}]
+[[rule]]
+name = "again"
+when = {{ "$.method" = "again" }}
+on_crash = "retry"
+do = [{{ shell = "echo began >> {dir}/again; until [ -e {dir}/go ]; do sleep 0.02; done" }}]
+[[rule]]
+name = "stubborn"
+when = {{ "$.method" = "stubborn" }}
+attempts = 2
+backoff = "20s"
+timeout = "10s"
+do = [{{ shell = "echo began >> {dir}/stubborn; exit 3" }}]
 "#
     )
 }
@@ -169,4 +181,66 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
     );
     let log = agent.process.stderr.text();
     assert!(log.contains("whoever called the method is not connected any more"), "{log}");
+}
+
+#[test]
+fn a_call_that_had_begun_when_the_agent_ends_is_not_answered_as_if_it_had_not() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    std::thread::scope(|scope| {
+        let callers = ["again", "stubborn"].map(|method| {
+            let caller = scope.spawn(|| call(&emulator, &DEVICE, method, None));
+            wait_for_file(&dir.path().join(method), "began");
+            caller
+        });
+        agent.process.stderr.wait_for("retry_in_ms");
+        assert_eq!(agent.process.terminate(), Some(0));
+        for caller in callers {
+            let (status, payload, code) = caller.join().expect("an answer");
+            assert_eq!((status, code), (500, Some(5)), "{payload}");
+            assert_eq!(payload["attempt"], 1, "{payload}");
+        }
+    });
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    assert_eq!(call(&emulator, &DEVICE, "later", None).0, 202);
+    wait_for_file(&dir.path().join("later"), "\n");
+    for method in ["again", "stubborn"] {
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join(method)).expect("read"),
+            "began\n",
+            "not run twice"
+        );
+    }
+    assert!(!agent.process.stderr.text().contains("recovered"), "{}", agent.process.stderr.text());
+}
+
+#[test]
+fn a_call_cut_off_by_a_crash_is_recorded_so_and_somebody_can_run_it_again() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    std::thread::scope(|scope| {
+        let call = |method: &'static str| {
+            let arguments = ["invoke-method", "--device", "dev1", "--timeout", "5s", "--method", method];
+            seen(&run(&mut back_end(&emulator, &arguments)))
+        };
+        let callers = [scope.spawn(move || call("again")), scope.spawn(move || call("stubborn"))];
+        wait_for_file(&dir.path().join("again"), "began");
+        agent.process.stderr.wait_for("retry_in_ms");
+        agent.process.kill();
+        callers.into_iter().for_each(|caller| assert_eq!(caller.join().expect("an end").2, Some(4)));
+    });
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    agent.process.stderr.wait_for_nth("interrupted", 2);
+    let inbox = |arguments: &[&str]| {
+        seen(&run(binary().arg("inbox").args(arguments).arg("-c").arg(dir.path().join("config.toml"))))
+    };
+    let (list, _, _) = inbox(&["list"]);
+    assert_eq!(list.matches("interrupted").count(), 2, "{list}");
+    let number = list.lines().find(|line| line.contains("again")).and_then(|line| line.split(' ').next());
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    let (stdout, stderr, code) = inbox(&["retry", number.expect("a number")]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    agent.process.stderr.wait_for("outcome=succeeded");
+    assert_eq!(std::fs::read_to_string(dir.path().join("again")).expect("read"), "began\nbegan\n");
 }
