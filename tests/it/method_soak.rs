@@ -74,7 +74,7 @@ fn endure(door: Door, path: &str) {
                 })
                 .collect();
             // The instant of the fault is what is random here.
-            std::thread::sleep(delay);
+            std::thread::park_timeout(delay);
             match fault {
                 0 => gateway.cut(),
                 1 => gateway.terminate(),
