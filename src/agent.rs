@@ -54,6 +54,7 @@ mod twin;
 mod wishes;
 mod work;
 
+pub(crate) use answers::check_payload;
 use board::Board;
 use control::{Control, Request};
 use guards::Guards;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::message::C2dMessage;
 
 mod condition;
+mod doors;
 mod environment;
 mod plan;
 mod policy;
@@ -17,6 +18,7 @@ mod template;
 mod values;
 
 pub(crate) use condition::{Condition, Test};
+pub use doors::Door;
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
 pub use policy::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
@@ -138,6 +140,12 @@ impl Rule {
         self.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
     }
 
+    /// By which doors a message can come that it takes; none when its conditions exclude each other.
+    pub fn doors(&self) -> impl Iterator<Item = Door> {
+        let opens = |door: &Door| self.conditions.iter().all(|condition| condition.doors().contains(door));
+        Door::ALL.into_iter().filter(opens)
+    }
+
     /// How long all steps may take together.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
@@ -165,6 +173,11 @@ impl Rule {
     pub(crate) fn longest_pin_time(&self) -> Duration {
         let each = self.steps.iter().map(|step| step.longest_pin_time(&self.conditions));
         each.fold(Duration::ZERO, |total, one| total.saturating_add(one))
+    }
+
+    /// Its conditions, in the configuration's order.
+    pub(crate) fn conditions(&self) -> &[Condition] {
+        &self.conditions
     }
 
     /// What the templates take although no condition makes sure that it is there.

@@ -147,7 +147,7 @@ impl Agent {
 }
 
 /// Whether the payload of a call can be used; the error says why not.
-pub(super) fn check_payload(message: &C2dMessage) -> Result<(), String> {
+pub(crate) fn check_payload(message: &C2dMessage) -> Result<(), String> {
     let is_call = matches!(message.source(), Source::Method(_));
     if !is_call || message.body.is_empty() {
         return Ok(());

@@ -12,12 +12,17 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use humantime::format_duration;
 
+use crate::agent;
 use crate::config::{self, GpioSettings, Inspection, Line, Remote, TwinPart, TwinRules, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Transport};
-use crate::message::C2dMessage;
-use crate::rules::{OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched};
+use crate::message::{C2dMessage, Source};
+use crate::rules::{
+    Door, OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched,
+};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
+
+mod doors;
 
 /// Stands for the device id in an explanation when the configuration does not say it.
 const UNKNOWN_DEVICE: &str = "DEVICE";
@@ -25,18 +30,22 @@ const UNKNOWN_DEVICE: &str = "DEVICE";
 /// Check a configuration, and explain what a message would do. Nothing is run and no pin is touched.
 ///
 /// All problems are reported at once, each with its place. With --message or --data it also says which rule would
-/// take the message, why the rules before it do not, and exactly what would be done.
+/// take the message, why the rules before it do not, and exactly what would be done; of a direct method also what its caller would
+/// hear.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  c2d-agent check -c config.toml\n  \
     c2d-agent check -c config.toml --message 'action=pump&state=on'\n  \
-    c2d-agent check --message '$.cid=order-7&zone=north' --data '{\"litres\": 20}'\n\n\
+    c2d-agent check --message '$.cid=order-7&zone=north' --data '{\"litres\": 20}'\n  \
+    c2d-agent check --message '$.method=pump' --data '{\"state\": \"on\"}'\n  \
+    c2d-agent check --message '$.input=commands&$.cmid=sensor&level=high'\n\n\
     Exit codes: 0 the configuration is valid, 2 it has problems or the message cannot be read.")]
 pub(super) struct Args {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Properties of a sample message, as on the wire: name=value pairs with & between them, percent-encoded where
-    /// needed; system properties as in '$.mid=m-1'.
+    /// needed; system properties as in '$.mid=m-1'. With '$.method=NAME' it is a call of that direct method, whose values are in
+    /// --data, with '$.input=NAME' a message to that input of the module, and else a C2D message.
     #[arg(long, value_name = "PROPERTIES")]
     message: Option<String>,
     /// Body of the sample message.
@@ -68,6 +77,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         lines.extend(twin_lines(&twin, &inspection));
         lines.extend(without_effect(&inspection));
         lines.extend(doubtful_certificate(&inspection));
+        lines.extend(inspection.rules.iter().flat_map(|rules| doors::closed(rules, &inspection)));
     }
     if let Some(sample) = sample {
         match &inspection.rules {
@@ -85,9 +95,7 @@ fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
         return Ok(None);
     }
     let body = Bytes::from(args.data.clone().unwrap_or_default());
-    let message = C2dMessage::from_bag(args.message.as_deref().unwrap_or_default(), body)
-        .context("--message is not a property bag")
-        .map_err(Failure::usage)?;
+    let message = doors::sample(args.message.as_deref().unwrap_or_default(), body).map_err(Failure::usage)?;
     Ok(Some(message))
 }
 
@@ -154,6 +162,7 @@ fn verdict(inspection: &Inspection) -> String {
         format!(", module {} by {}", module.identity.client_id(), module.identity.dialled())
     });
     let way = match (inspection.transport, inspection.route.over) {
+        _ if is_module_alone(inspection) => String::new(),
         (Transport::Mqtt, Over::Tls) => String::new(),
         (Transport::Mqtt, _) => format!(", MQTT {}", inspection.route),
         (Transport::Amqp, _) => format!(", AMQP {}", inspection.route),
@@ -161,24 +170,35 @@ fn verdict(inspection: &Inspection) -> String {
     format!("configuration is valid: {rules}, {pins}{device}{way}{module}")
 }
 
+/// A module speaks MQTT with its gateway, whatever `[device]` says.
+fn is_module_alone(inspection: &Inspection) -> bool {
+    inspection.identity.is_none() && inspection.module.is_some()
+}
+
 /// Which words of the configuration the transport cannot follow.
 fn without_effect(inspection: &Inspection) -> Option<String> {
-    if inspection.transport == Transport::Amqp {
-        return None;
-    }
     let other = |on_failure: &OnFailure| *on_failure != OnFailure::Complete;
     let rules = inspection.rules.iter().flat_map(Rules::iter);
+    let has_choice = inspection.transport == Transport::Amqp && !is_module_alone(inspection);
+    let rules = rules.filter(|rule| !has_choice || rule.doors().all(|door| door != Door::C2d));
     let named = rules.filter(|rule| rule.policy().on_failure.as_ref().is_some_and(other));
     let mut keys: Vec<String> = named.map(|rule| format!("on_failure of rule \"{}\"", rule.name())).collect();
-    keys.extend((inspection.unmatched == Unmatched::Reject).then(|| "unmatched".to_owned()));
-    let has = if keys.len() == 1 { "has" } else { "have" };
-    (!keys.is_empty()).then(|| {
-        format!(
-            "over MQTT a device can only complete a message: {} {has} no effect, and a message that fails is completed, \
-             kept as a dead letter and reported as the configuration says",
-            keys.join(", ")
-        )
-    })
+    keys.extend((inspection.unmatched == Unmatched::Reject && !has_choice).then(|| "unmatched".to_owned()));
+    if keys.is_empty() {
+        return None;
+    }
+    let (keys, has) = (keys.join(", "), if keys.len() == 1 { "has" } else { "have" });
+    if has_choice {
+        return Some(format!(
+            "only a C2D message can be refused or given back: {keys} {has} no effect, since a message to an input is completed, \
+             and a call answered"
+        ));
+    }
+    let who = if is_module_alone(inspection) { "module" } else { "device" };
+    Some(format!(
+        "over MQTT a {who} can only complete a message: {keys} {has} no effect, and a message that fails is completed, \
+         kept as a dead letter and reported as the configuration says"
+    ))
 }
 
 /// What is known of client certificates over WebSockets.
@@ -194,7 +214,16 @@ fn doubtful_certificate(inspection: &Inspection) -> Option<String> {
 }
 
 fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<_> = doors::arrival(message, inspection).into_iter().collect();
+    if let Err(why) = agent::check_payload(message) {
+        lines.push(format!("the caller would hear 400, and nothing would be done: {why}"));
+        return lines;
+    }
+    let is_call = matches!(message.source(), Source::Method(_));
+    let transport = match message.source() {
+        Source::C2d => inspection.transport,
+        Source::Input(_) | Source::Method(_) => Transport::Mqtt,
+    };
     let matched = rules.match_message(message);
     for rule in rules.iter().take_while(|rule| !matched.is_some_and(|matched| std::ptr::eq(matched, *rule))) {
         let mismatches = rule.mismatches(message);
@@ -203,10 +232,14 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
     let Some(rule) = matched else {
         let how = match inspection.unmatched {
             Unmatched::Complete => "completed",
-            Unmatched::Reject if inspection.transport == Transport::Amqp => "rejected",
+            Unmatched::Reject if transport == Transport::Amqp => "rejected",
             Unmatched::Reject => "completed (MQTT cannot reject it)",
         };
-        lines.push(format!("no rule matches: the message would be {how} and logged, and nothing done"));
+        lines.push(if is_call {
+            "no rule matches: the caller would hear 404, and nothing would be done".to_owned()
+        } else {
+            format!("no rule matches: the message would be {how} and logged, and nothing done")
+        });
         return lines;
     };
     let set = inspection.twin_rules.iter().find(|set| set.rule == rule.name());
@@ -216,11 +249,20 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
     let device = identities.as_ref().map_or(UNKNOWN_DEVICE, |identities| &identities.first().device_id);
     match rule.plan(message, device) {
         Ok(plan) => {
+            let policy = rule.policy();
+            if plan.steps.is_empty() && is_call {
+                let status = if policy.settle == Settle::OnAccept { 202 } else { 200 };
+                lines.push(format!("nothing would be done: the caller would hear {status}"));
+                return lines;
+            }
             lines.extend(describe(&plan, &inspection.gpio));
             if !plan.steps.is_empty() {
                 lines.push("around the action:".to_owned());
-                lines.extend(around(rule.policy(), &plan, &inspection.gpio, inspection.transport));
+                lines.extend(around(policy, &plan, &inspection.gpio, transport, is_call));
             }
+        }
+        Err(error) if is_call => {
+            lines.push(format!("the caller would hear 400, and nothing would be done: {error}"))
         }
         Err(error) => lines.push(format!("the action would fail before its first step: {error}")),
     }
@@ -269,12 +311,25 @@ fn describe_change(pin: &str, change: PinChange, gpio: &GpioSettings) -> String 
 }
 
 /// What happens to the message before and after its steps, a line for each part.
-fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings, transport: Transport) -> Vec<String> {
+fn around(
+    policy: &Policy,
+    plan: &Plan,
+    gpio: &GpioSettings,
+    transport: Transport,
+    is_call: bool,
+) -> Vec<String> {
     let completed = match policy.settle {
         Settle::AfterAction => "after the action",
         Settle::OnAccept => "as soon as it is recorded, before the action",
     };
+    let settled = match is_call {
+        true => ("answered".to_owned(), doors::answered(policy, plan)),
+        false => ("completed".to_owned(), completed.to_owned()),
+    };
     let crash = match policy.on_crash(plan) {
+        _ if is_call && policy.settle == Settle::AfterAction => {
+            "not run again: nobody waits for the answer any more"
+        }
         OnCrash::Retry => "run again",
         OnCrash::GiveUp => "not run again: the message becomes a dead letter",
     };
@@ -291,13 +346,15 @@ fn around(policy: &Policy, plan: &Plan, gpio: &GpioSettings, transport: Transpor
         (false, false) => "only in the log",
     };
     let mut parts = vec![
-        ("completed".to_owned(), completed.to_owned()),
+        settled,
         ("on a crash".to_owned(), crash.to_owned()),
         ("attempts".to_owned(), attempts),
         ("lanes".to_owned(), lanes.join("; ")),
     ];
-    parts.extend(on_failure(policy, transport).map(|what| ("on failure".to_owned(), what)));
-    parts.extend(limits(policy).map(|limits| ("limits".to_owned(), limits)));
+    if !is_call {
+        parts.extend(on_failure(policy, transport).map(|what| ("on failure".to_owned(), what)));
+    }
+    parts.extend(limits(policy, is_call).map(|limits| ("limits".to_owned(), limits)));
     let pins: BTreeSet<&str> = plan.steps.iter().filter_map(pin_of).collect();
     parts.extend(pins.into_iter().filter_map(|pin| Some((format!("pin {pin}"), pin_guards(pin, gpio)?))));
     parts.push(("reported".to_owned(), reported.to_owned()));
@@ -342,11 +399,12 @@ fn describe_lane(lane: &str, gpio: &GpioSettings) -> String {
     }
 }
 
-fn limits(policy: &Policy) -> Option<String> {
+fn limits(policy: &Policy, is_call: bool) -> Option<String> {
     let interval = policy.min_interval.map(|interval| format!("one in {}", format_duration(interval)));
     let rate = policy.rate.map(|rate| format!("{} in {}", rate.count, format_duration(rate.per)));
     let limits: Vec<_> = interval.into_iter().chain(rate).collect();
-    (!limits.is_empty()).then(|| format!("at most {}; messages beyond that are refused", limits.join(", ")))
+    let beyond = if is_call { "callers beyond that hear 429" } else { "messages beyond that are refused" };
+    (!limits.is_empty()).then(|| format!("at most {}; {beyond}", limits.join(", ")))
 }
 
 /// What a pin does by itself, or does not do.

@@ -20,10 +20,17 @@ use crate::config::{self, Remote};
 
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
-/// Run the device agent: receive C2D messages and act on them.
+/// Run the agent: act on C2D messages, on messages to a module's inputs, and on calls of direct methods.
 ///
 /// The device signs in with the connection string or certificate of the configuration, or with the connection string
-/// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well.
+/// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well. A device
+/// alone gets C2D messages and calls of direct methods.
+///
+/// As an IoT Edge module it needs no more than what edgeAgent gives it: IOTEDGE_WORKLOADURI says that this is a module, and where
+/// its tokens are signed and its roots come from; the other IOTEDGE_ variables say which one. Outside of an edge device
+/// EdgeHubConnectionString and EdgeModuleCACertificateFile do instead. A module gets messages to its inputs and calls of
+/// direct methods. Where a device is named as well, both sign in side by side: C2D messages come to the device, the rest to the
+/// module.
 ///
 /// The agent keeps trying while the hub cannot be reached. SIGTERM and SIGINT end it in at most 8 seconds: the action in
 /// flight may end first, then pins are put into their on_exit state. A second signal waits for no action.
@@ -33,7 +40,8 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 ended by a signal; 1 an error: a pin cannot be claimed, or the hub refused the \
-    device at its first sign-in (later refusals are retried); 2 the configuration has problems."
+    device or module at its first sign-in (later refusals are retried), or the module was deployed anew or removed \
+    (edgeAgent starts the new one); 2 the configuration has problems."
 )]
 pub(super) struct Args {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.

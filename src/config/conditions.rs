@@ -1,10 +1,11 @@
 //! The `when` of a rule.
 //!
-//! Owns: the kinds of conditions in TOML. Must not know: messages. Used by: `config::rule`.
+//! Owns: the kinds of conditions in TOML, and which cannot be met. Must not know: messages. Used by: `config::rule`.
 
 use toml::de::DeValue;
 
-use crate::rules::{Condition, Subject, Test};
+use crate::message::SOURCE;
+use crate::rules::{Condition, Door, Rule, Subject, Test};
 
 use super::report::Report;
 use super::table::{Field, fields, shown};
@@ -39,7 +40,60 @@ fn read_condition(field: &Field<'_>, report: &mut Report) -> Option<Condition> {
         report.problem(field.key_place.clone(), message);
         return None;
     };
-    Some(Condition { subject, test: read_test(field, report)? })
+    let test = read_test(field, report)?;
+    if field.key == SOURCE {
+        check_source(field, &test, report)?;
+    }
+    Some(Condition { subject, test })
+}
+
+/// Whether there is a door of that name. `None` when there was a problem.
+fn check_source(field: &Field<'_>, test: &Test, report: &mut Report) -> Option<()> {
+    let words = Door::ALL.map(Door::word);
+    let is_door = |text: &str| words.contains(&text);
+    let [all @ .., last] = words;
+    let needed = format!("{} or {last}: a message comes by one of these doors", all.join(", "));
+    let unknown = match test {
+        Test::Equals(text) => Some(text).filter(|text| !is_door(text)),
+        Test::OneOf(texts) => texts.iter().find(|text| !is_door(text)),
+        other if words.iter().any(|word| other.takes(word)) => None,
+        _ => {
+            return field.wrong(format!("no message meets this condition: \"{SOURCE}\" is {needed}"), report);
+        }
+    };
+    match unknown {
+        None => Some(()),
+        Some(text) => {
+            field.wrong(format!("\"{SOURCE}\" is \"{}\", but must be {needed}", shown(text)), report)
+        }
+    }
+}
+
+/// What keeps every message from meeting all conditions of a rule; none when nothing does.
+pub(super) fn contradiction(rule: &Rule) -> Option<String> {
+    if rule.doors().next().is_some() {
+        return None;
+    }
+    let mut asks = Vec::new();
+    let mut property = None;
+    for condition in rule.conditions() {
+        let doors = condition.doors();
+        if doors.len() < Door::ALL.len() {
+            let words: Vec<_> = doors.into_iter().map(Door::word).collect();
+            asks.push(format!("{} asks for {}", shown(&condition.subject.to_string()), words.join(" or ")));
+            property = property.or(condition.subject.application());
+        }
+    }
+    let hint = property.map_or(String::new(), |name| {
+        format!(
+            "; a call of a method has no properties, and its values are fields of the body: body.{}",
+            shown(name)
+        )
+    });
+    Some(format!(
+        "no message meets all of these conditions, since it comes by one door: {}{hint}",
+        asks.join(", ")
+    ))
 }
 
 fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {

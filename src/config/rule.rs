@@ -103,7 +103,7 @@ fn read_rule(
 ) -> Option<Rule> {
     let remedy = "name the conditions, such as when = { action = \"pump\" }, or write when = \"any\"";
     let when = table.require("when", remedy, report);
-    let conditions = when.and_then(|field| conditions::read(&field, report));
+    let conditions = when.as_ref().and_then(|field| conditions::read(field, report));
     let steps_field =
         table.require("do", "list the steps, or write do = [] to complete the message only", report);
     let allow = scope.sources.remote(&table.place).map(|_| scope.twin);
@@ -135,6 +135,9 @@ fn read_rule(
         );
         report.problem(place.clone(), message);
         return None;
+    }
+    if let (Some(message), Some(when)) = (conditions::contradiction(&rule), &when) {
+        report.warning(when.value.place.clone(), message);
     }
     for subject in rule.unguaranteed() {
         let message = format!(

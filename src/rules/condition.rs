@@ -77,7 +77,7 @@ impl Condition {
 }
 
 impl Test {
-    fn takes(&self, text: &str) -> bool {
+    pub(crate) fn takes(&self, text: &str) -> bool {
         match self {
             Self::Equals(value) => value == text,
             Self::OneOf(values) => values.iter().any(|value| value == text),

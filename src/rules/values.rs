@@ -34,7 +34,7 @@ impl Subject {
     }
 
     /// The name of an application property, when it is one.
-    pub(super) fn application(&self) -> Option<&str> {
+    pub(crate) fn application(&self) -> Option<&str> {
         match self {
             Self::Property(name) if !is_system_property(name) => Some(name),
             _ => None,

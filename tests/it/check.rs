@@ -322,10 +322,10 @@ fn a_missing_file_is_named() {
 }
 
 /// What `check` printed about a configuration, with `DIR` for its directory.
-struct Check {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Check {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Check {
@@ -338,14 +338,18 @@ impl Check {
     }
 
     fn with_device(text: &str, args: &[&str], device: Option<&str>) -> Self {
+        let device = device.map(|device| ("C2D_DEVICE_CONNECTION_STRING", device));
+        Self::with(text, args, device.as_slice())
+    }
+
+    /// With these variables.
+    pub(crate) fn with(text: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("c.toml");
         fs::write(&path, text).expect("written");
         let mut command = binary();
         command.arg("check").arg("-c").arg(&path).args(args);
-        if let Some(device) = device {
-            command.env("C2D_DEVICE_CONNECTION_STRING", device);
-        }
+        command.envs(environment.iter().copied());
         let output = run(&mut command);
         let plain = |bytes: &[u8]| {
             String::from_utf8(bytes.to_vec())
@@ -356,7 +360,7 @@ impl Check {
     }
 
     #[track_caller]
-    fn ends(&self, code: i32, stdout: &str, stderr: &str) {
+    pub(crate) fn ends(&self, code: i32, stdout: &str, stderr: &str) {
         assert_eq!(self.stdout, stdout);
         assert_eq!(self.stderr, stderr);
         assert_eq!(self.code, Some(code));

@@ -33,6 +33,7 @@ mod c2d_send;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod c2d_send_outcome;
 mod check;
+mod check_doors;
 mod config;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod conformance;

@@ -1,0 +1,65 @@
+//! By which doors a message can come that meets a rule's conditions.
+//!
+//! Owns: what each kind of message has by itself and never has. Must not know: who signs in. Used by: `rules`, `config` (warns
+//! of conditions that exclude each other), `cli::check`.
+
+use crate::message::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, MESSAGE_ID, METHOD, SOURCE};
+
+use super::condition::{Condition, Test};
+use super::values::Subject;
+
+/// A door, without the name of the input or method; see [`crate::message::Source`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The hub's queue for the device.
+    C2d,
+    /// An input of the module.
+    Input,
+    /// A direct method.
+    Method,
+}
+
+impl Door {
+    /// All that there are.
+    pub(crate) const ALL: [Self; 3] = [Self::C2d, Self::Input, Self::Method];
+
+    /// As `"$.source"` has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::C2d => "c2d",
+            Self::Input => "input",
+            Self::Method => "method",
+        }
+    }
+
+    /// Whether what comes by it can have a value under this name; where it surely has one, that is told, too.
+    fn has(self, name: &str) -> (bool, bool) {
+        match name {
+            SOURCE => (true, true),
+            INPUT => (self == Self::Input, self == Self::Input),
+            METHOD => (self == Self::Method, self == Self::Method),
+            CONNECTION_DEVICE_ID | CONNECTION_MODULE_ID => (self == Self::Input, false),
+            MESSAGE_ID => (true, self == Self::Method),
+            // A call has a name and a payload, and nothing else.
+            _ => (self != Self::Method, false),
+        }
+    }
+}
+
+impl Condition {
+    /// By which doors a message can come that meets it.
+    pub(crate) fn doors(&self) -> Vec<Door> {
+        Door::ALL.into_iter().filter(|door| self.opens(*door)).collect()
+    }
+
+    fn opens(&self, door: Door) -> bool {
+        match &self.subject {
+            Subject::Body(_) => true,
+            Subject::Property(name) if name == SOURCE => self.test.takes(door.word()),
+            Subject::Property(name) => {
+                let (can, must) = door.has(name);
+                if self.test == Test::Absent { !must } else { can }
+            }
+        }
+    }
+}
