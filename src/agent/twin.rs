@@ -276,11 +276,15 @@ impl Agent {
                 return self.twin.again_after(LONG_REST, now);
             }
         };
+        let Some(desired) = twin.get("desired").filter(|desired| desired.is_object()) else {
+            tracing::warn!("the hub handed out a twin without desired properties: it is asked again");
+            return self.twin.again_after(LONG_REST, now);
+        };
         self.forget_rules(&twin["reported"]);
         if self.twin.is_judging() || self.reader.is_reading() {
             return self.twin.again_after(REST, now);
         }
-        self.look_at_desired(&twin["desired"], now);
+        self.look_at_desired(desired, now);
     }
 
     fn look_at_desired(&mut self, desired: &Value, now: Instant) {

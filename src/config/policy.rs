@@ -162,18 +162,47 @@ impl Read {
     }
 }
 
+/// Refuses each rule of the twin that may hold a local one up for long, without ever using what is not allowed.
+pub(super) fn check_remote_waits(
+    rules: &[Rule],
+    places: &[Range<usize>],
+    is_remote: impl Fn(&Range<usize>) -> bool,
+    report: &mut Report,
+) {
+    let (remote, local): (Vec<_>, Vec<_>) = rules.iter().zip(places).partition(|(_, place)| is_remote(place));
+    for (rule, place) in remote {
+        let longest = longest(rule.policy(), rule.timeout());
+        if longest <= WITHIN_LOCK {
+            continue;
+        }
+        if let Some((other, _)) = local.iter().find(|(other, _)| share_a_lane(rule, other)) {
+            let message = format!(
+                "rule \"{}\" of the twin may take {}, and rule \"{}\" of the device's configuration waits in its lane \
+                 meanwhile: stay within {}",
+                shown(rule.name()),
+                format_duration(longest),
+                shown(other.name()),
+                format_duration(WITHIN_LOCK)
+            );
+            report.problem(place.clone(), message);
+        }
+    }
+}
+
+fn share_a_lane(one: &Rule, other: &Rule) -> bool {
+    one.policy().lanes.iter().any(|lane| other.policy().lanes.contains(lane))
+}
+
 /// Warns of each rule whose messages may wait for a longer action than the hub's lock lasts, and are completed after theirs.
 pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
     for (rule, place) in rules.iter().zip(places) {
         if rule.policy().settle == Settle::OnAccept {
             continue;
         }
-        let shared =
-            |other: &Rule| other.policy().lanes.iter().any(|lane| rule.policy().lanes.contains(lane));
         let long = |other: &&Rule| {
             other.policy().settle == Settle::OnAccept
                 && longest(other.policy(), other.timeout()) > WITHIN_LOCK
-                && shared(other)
+                && share_a_lane(rule, other)
         };
         if let Some(other) = rules.iter().find(long) {
             let message = format!(

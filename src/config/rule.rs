@@ -72,6 +72,7 @@ pub(super) fn read(
         places.push(place);
     }
     policy::check_waits(&rules, &places, report);
+    policy::check_remote_waits(&rules, &places, |place| scope.sources.remote(place).is_some(), report);
     (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
 }
 

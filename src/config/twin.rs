@@ -14,73 +14,26 @@ use super::report::Report;
 use super::settings::TwinSettings;
 use super::table::{Field, shown};
 
-/// Programs that run what their arguments say, by the last part of their paths without a version at its end.
-const RUN_ANYTHING: [&str; 62] = [
+/// Programs that run what their arguments say, by the last part of their paths without a version at its end. The list cannot be
+/// complete; it is there for those that somebody would think of.
+#[rustfmt::skip]
+const RUN_ANYTHING: &[&str] = &[
     // Shells, and programs that are one among others.
-    "sh",
-    "bash",
-    "rbash",
-    "dash",
-    "ash",
-    "ksh",
-    "mksh",
-    "zsh",
-    "fish",
-    "csh",
-    "tcsh",
-    "pwsh",
-    "busybox",
-    "toybox",
-    "coreutils",
+    "sh", "bash", "rbash", "dash", "ash", "ksh", "mksh", "zsh", "fish", "csh", "tcsh", "pwsh", "busybox", "toybox", "coreutils",
     // Programs that run another one.
-    "env",
-    "xargs",
-    "parallel",
-    "find",
-    "nohup",
-    "timeout",
-    "time",
-    "watch",
-    "nice",
-    "ionice",
-    "chrt",
-    "taskset",
-    "setsid",
-    "stdbuf",
-    "flock",
-    "script",
-    "sudo",
-    "su",
-    "doas",
-    "pkexec",
-    "runuser",
-    "setpriv",
-    "chroot",
-    "unshare",
-    "nsenter",
-    "start-stop-daemon",
-    "systemd-run",
-    "ssh",
-    "strace",
-    "gdb",
+    "env", "xargs", "parallel", "find", "nohup", "timeout", "time", "watch", "nice", "ionice", "chrt", "taskset", "setsid",
+    "stdbuf", "flock", "script", "sudo", "su", "doas", "pkexec", "runuser", "setpriv", "chroot", "unshare", "nsenter",
+    "start-stop-daemon", "systemd-run", "ssh", "strace", "ltrace", "gdb", "perf", "valgrind", "prlimit", "setarch", "numactl",
+    "capsh", "bwrap", "run-parts", "tini", "dumb-init", "gosu", "su-exec", "tmux", "screen", "crontab", "at",
+    "docker", "podman", "nerdctl", "ctr", "crun", "runc", "socat", "ncat", "nc", "dbus-run-session",
+    // Programs one of whose options does.
+    "tar", "bsdtar", "zip", "rsync", "scp", "sftp", "git", "make", "gmake", "cpio", "split", "sort", "tcpdump", "openssl", "dpkg",
+    "apt", "apt-get", "rpm", "dnf", "yum", "apk", "pip", "npm", "sqlite",
+    // Editors and pagers.
+    "vi", "vim", "nvim", "ed", "ex", "emacs", "nano", "less", "more", "man",
     // Languages whose programs can be arguments.
-    "python",
-    "pypy",
-    "perl",
-    "ruby",
-    "node",
-    "nodejs",
-    "deno",
-    "lua",
-    "luajit",
-    "php",
-    "tclsh",
-    "expect",
-    "awk",
-    "gawk",
-    "mawk",
-    "nawk",
-    "sed",
+    "python", "pypy", "perl", "ruby", "node", "nodejs", "deno", "bun", "lua", "luajit", "php", "tclsh", "expect", "guile", "java",
+    "awk", "gawk", "mawk", "nawk", "sed",
 ];
 
 /// The kernel's loader of programs is one, too: its names begin so.

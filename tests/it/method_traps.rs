@@ -1,4 +1,4 @@
-//! Calls of direct methods that no hub should send, from a hub that does: a scripted one over real TLS.
+//! Calls of direct methods, and twins, that no hub should send, from a hub that does: a scripted one over real TLS.
 //!
 //! Owns: that hub. Must not know: how the agent is built. Used by: nobody.
 
@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet, Publish, SubAck, SubscribeReasonCode};
+use rumqttc::mqttbytes::v4::{
+    ConnAck, ConnectReturnCode, Packet, PubAck, Publish, SubAck, SubscribeReasonCode,
+};
 use rumqttc::mqttbytes::{Error, QoS};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -82,6 +84,9 @@ impl Hub {
     fn publish(&mut self) -> (String, String) {
         match self.next() {
             Packet::Publish(publish) => {
+                if publish.qos == QoS::AtLeastOnce {
+                    self.send(&Packet::PubAck(PubAck::new(publish.pkid)));
+                }
                 (publish.topic, String::from_utf8(publish.payload.to_vec()).expect("UTF-8"))
             }
             other => panic!("{other:?}"),
@@ -146,4 +151,25 @@ fn of_two_calls_with_one_request_id_one_is_run_and_answered() {
     let (topic, again) = hub.publish();
     assert!(topic == "$iothub/methods/res/200/?$rid=1" && again != answer, "{topic} {again}");
     assert_eq!(std::fs::read_to_string(dir.path().join("done")).expect("read"), "\"first\"\"third\"");
+}
+
+#[test]
+fn a_twin_without_desired_properties_takes_no_rule_away() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kept = r#"{"version":3,"rules":{"x":"[[rule]]\nname = \"x\"\nwhen = { x = 1 }\ndo = []\n"}}"#;
+    std::fs::write(dir.path().join("twin-rules.json"), kept).expect("written");
+    let (mut hub, agent) =
+        Hub::with_agent(dir.path(), &format!("[twin]\naccept = [\"rules\"]\n{}", rules(dir.path())));
+    agent.process.stderr.wait_for("rules of the twin are in force");
+    let request = loop {
+        let (topic, _) = hub.publish();
+        if let Some(request) = topic.strip_prefix("$iothub/twin/GET/?$rid=") {
+            break request.to_owned();
+        }
+    };
+    let topic = format!("$iothub/twin/res/200/?$rid={request}");
+    hub.send(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, "{}")));
+    agent.process.stderr.wait_for("handed out a twin without desired properties");
+    assert_eq!(std::fs::read_to_string(dir.path().join("twin-rules.json")).expect("kept"), kept);
+    assert!(!agent.process.stderr.text().contains("took the rules of the twin up"));
 }

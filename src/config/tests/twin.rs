@@ -79,6 +79,27 @@ fn a_rule_of_the_twin_can_use_only_what_allow_lists() {
 }
 
 #[test]
+fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
+    let local = local(&LOCAL.replace("{ action = \"pump\" }", "{ action = \"pump\" }\nlane = \"door\""));
+    let slow = |lane: &str, step: &str, attempts: u32| {
+        let text = format!(
+            "[[rule]]\nname = \"slow\"\nwhen = {{ a = 1 }}\nsettle = \"on-accept\"\nattempts = {attempts}\n\
+             backoff = \"1h\"\nlane = \"{lane}\"\ndo = [{step}]\n"
+        );
+        local.with_twin(&rules(&[("x", &text)])).map_err(|report| report.problem_lines().collect::<Vec<_>>())
+    };
+    let program = "{ run = [\"/bin/true\"] }";
+    assert_eq!(
+        slow("door", program, 3).expect_err("refused"),
+        [
+            "twin:x:1:1: rule \"slow\" of the twin may take 2h 1m 30s, and rule \"own\" of the device's configuration waits in \
+          its lane meanwhile: stay within 50s"
+        ]
+    );
+    assert!(slow("door", program, 1).is_ok() && slow("own door", program, 3).is_ok());
+}
+
+#[test]
 fn the_twin_sets_rules_and_nothing_else() {
     let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\nprograms = [\"/bin/rm\"]\n[twin]\n[[rule]]\n";
     let told = |key: &str| {
@@ -172,6 +193,9 @@ fn a_program_that_runs_what_its_arguments_say_cannot_be_allowed() {
         ("/usr/bin/php8.4", "php8.4"),
         ("/lib64/ld-linux-x86-64.so.2", "ld-linux-x86-64.so.2"),
         ("/opt/busybox", "busybox"),
+        ("/usr/bin/tar", "tar"),
+        ("/usr/bin/git", "git"),
+        ("/usr/bin/vim", "vim"),
     ] {
         let told = format!(
             "8:13: {name} runs what its arguments say, so whoever writes the twin would choose the program"
