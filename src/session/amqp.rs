@@ -46,6 +46,7 @@ mod fault;
 mod message;
 mod methods;
 mod opened;
+mod pair;
 mod twin;
 
 /// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,

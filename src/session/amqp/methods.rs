@@ -10,17 +10,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
-use fe2o3_amqp::link::{ReceiverAttachError, RecvError, SendError, SenderAttachError};
+use fe2o3_amqp::link::{RecvError, SendError};
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::definitions::{Error, Fields, SenderSettleMode};
+use fe2o3_amqp::types::definitions::Error;
 use fe2o3_amqp::types::messaging::{
     ApplicationProperties, Body, Data, Message, MessageId, Outcome, Properties,
 };
-use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Value};
+use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Value};
 use fe2o3_amqp::{Receiver, Sender};
 use futures_util::future::BoxFuture;
 
-use super::twin::{API_VERSION, CORRELATION};
+use super::pair::{self, Names, Pair};
 use super::{fault, message, until};
 use crate::session::calls::{Answer, OPEN_CALLS, Request};
 use crate::session::failure::Fault;
@@ -59,40 +59,14 @@ impl Methods {
         device_id: &str,
         now: SystemTime,
     ) -> Result<Option<Self>, Fault> {
-        let pair = uuid::Uuid::new_v4();
-        let mut properties = Fields::new();
-        for (key, value) in
-            [(CORRELATION, format!("methods:{pair}")), (API_VERSION.0, API_VERSION.1.to_owned())]
-        {
-            properties.insert(Symbol::from(key), Value::String(value));
-        }
         let address = format!("/devices/{}/methods/devicebound", message::in_address(device_id));
-        // First: a hub may call from the attach of the other one on.
-        let answers = Sender::builder()
-            .name(format!("methods-answers-{pair}"))
-            .target(address.as_str())
-            .sender_settle_mode(SenderSettleMode::Settled)
-            .properties(properties.clone())
-            .attach(session)
-            .await;
-        let answers = match answers {
-            Ok(link) => link,
-            Err(SenderAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
-            Err(error) => return Err(fault::of_sender_attach(error, now)),
+        let names = Names { purpose: "methods", outgoing: "methods-answers", incoming: "methods-requests" };
+        let Pair { outgoing, incoming, .. } = match pair::attach(session, &address, &names, now).await? {
+            Ok(pair) => pair,
+            Err(error) => return Ok(refused(device_id, &error)),
         };
-        let requests = Receiver::builder()
-            .name(format!("methods-requests-{pair}"))
-            .source(address.as_str())
-            .sender_settle_mode(SenderSettleMode::Settled)
-            .properties(properties)
-            .attach(session)
-            .await;
-        let requests = match requests {
-            Ok(link) => link,
-            Err(ReceiverAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
-            Err(error) => return Err(fault::of_receiver_attach(error, now)),
-        };
-        Ok(Some(Self { requests, answers: Some(answers), sending: None, waiting: VecDeque::new() }))
+        let waiting = VecDeque::new();
+        Ok(Some(Self { requests: incoming, answers: Some(outgoing), sending: None, waiting }))
     }
 
     /// Waits for whatever happens next. Cancel safe: what happened is handed out at once.

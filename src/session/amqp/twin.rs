@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
-use fe2o3_amqp::link::{ReceiverAttachError, RecvError, SendError, SenderAttachError};
+use fe2o3_amqp::link::{RecvError, SendError};
 use fe2o3_amqp::session::SessionHandle;
-use fe2o3_amqp::types::definitions::{Error, Fields, SenderSettleMode};
+use fe2o3_amqp::types::definitions::Error;
 use fe2o3_amqp::types::messaging::annotations::OwnedKey;
 use fe2o3_amqp::types::messaging::{Body, Data, Message, MessageAnnotations, MessageId, Outcome, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Symbol, Value};
@@ -20,11 +20,9 @@ use crate::message::excerpt;
 use crate::session::failure::Fault;
 use crate::session::topics::TwinAnswer;
 
+use super::pair::{self, Names, Pair};
 use super::{fault, message, until};
 
-/// Says which two links belong together.
-pub(super) const CORRELATION: &str = "com.microsoft:channel-correlation-id";
-pub(super) const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
 const REPORTED: &str = "/properties/reported";
 const DESIRED: &str = "/notifications/twin/properties/desired";
 /// The number of the request for news of desired properties. The session's own begin with 1.
@@ -69,39 +67,14 @@ impl Twin {
         device_id: &str,
         now: SystemTime,
     ) -> Result<Option<Self>, Fault> {
-        let pair = uuid::Uuid::new_v4();
-        let mut properties = Fields::new();
-        for (key, value) in [(CORRELATION, format!("twin:{pair}")), (API_VERSION.0, API_VERSION.1.to_owned())]
-        {
-            properties.insert(Symbol::from(key), Value::String(value));
-        }
         let address = format!("/devices/{}/twin", message::in_address(device_id));
-        let requests = Sender::builder()
-            .name(format!("twin-requests-{pair}"))
-            .target(address.as_str())
-            .sender_settle_mode(SenderSettleMode::Settled)
-            .properties(properties.clone())
-            .attach(session)
-            .await;
-        let requests = match requests {
-            Ok(link) => link,
-            Err(SenderAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
-            Err(error) => return Err(fault::of_sender_attach(error, now)),
+        let names = Names { purpose: "twin", outgoing: "twin-requests", incoming: "twin-replies" };
+        let Pair { outgoing, incoming, id } = match pair::attach(session, &address, &names, now).await? {
+            Ok(pair) => pair,
+            Err(error) => return Ok(refused(device_id, &error)),
         };
-        let replies = Receiver::builder()
-            .name(format!("twin-replies-{pair}"))
-            .source(address.as_str())
-            .sender_settle_mode(SenderSettleMode::Settled)
-            .properties(properties)
-            .attach(session)
-            .await;
-        let replies = match replies {
-            Ok(link) => link,
-            Err(ReceiverAttachError::RemoteClosedWithError(error)) => return Ok(refused(device_id, &error)),
-            Err(error) => return Err(fault::of_receiver_attach(error, now)),
-        };
-        let (ids, _) = pair.as_u64_pair();
-        Ok(Some(Self { requests: Some(requests), replies, ids, reporting: None }))
+        let (ids, _) = id.as_u64_pair();
+        Ok(Some(Self { requests: Some(outgoing), replies: incoming, ids, reporting: None }))
     }
 
     /// Asks for news of desired properties; the answer comes like any other.
