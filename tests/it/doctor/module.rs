@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::network::closed_port;
 use super::{Found, LED, doctor, stdout, within};
 use crate::agent_module;
-use crate::harness::{Emulator, run, wait_for_status, write_config};
+use crate::harness::{Emulator, Process, binary, run, wait_for_status, write_config};
 use crate::places::{set_mode, without_rights};
 
 /// An emulator with a module, its environment, and a directory for everything.
@@ -199,6 +199,27 @@ fn a_running_module_is_left_alone_and_a_redeployed_one_is_told() {
     found.says("generation", "failed", detail, "restart the container");
     found.says("tls", "ok", "which the trust bundle has", "");
     found.says("sign-in", "skipped", "there is no token to sign in with", "");
+}
+
+#[test]
+fn a_running_agent_whose_module_is_away_is_quoted_although_its_device_is_connected() {
+    let edge = Edge::start();
+    let gateway = format!("localhost:{}", closed_port());
+    let mut command = edge.doctor();
+    command.env("C2D_DEVICE_CONNECTION_STRING", edge.emulator.device_string("dev1"));
+    command.env("C2D_CA_FILE", edge.emulator.ca_file()).env("IOTEDGE_GATEWAYHOSTNAME", &gateway);
+    let mut agent = binary();
+    agent.arg("run").arg("-c").arg(edge.dir.path().join("config.toml"));
+    agent.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let agent = Process::spawn(&mut agent);
+    agent.stderr.wait_for("subscribed");
+    agent.stderr.wait_for(&format!("{gateway} refused the connection"));
+    wait_for_status(edge.dir.path(), "connected");
+    let found = Found::by(&mut command);
+    let reason = format!("is not connected: module edge1/agent: {gateway} refused the connection");
+    found.says("agent", "warning", &reason, "see the checks below");
+    found.failed(&["mqtt-port"]);
+    assert_eq!(agent.terminate(), Some(0));
 }
 
 #[test]
