@@ -102,6 +102,8 @@ pub(crate) struct Settings {
     pub(crate) methods: bool,
     /// Whether to subscribe to news of desired properties. The twin can then be read, too.
     pub(crate) desired: bool,
+    /// Whether no other session works beside this one, so that a refusal at the first sign-in ends it.
+    pub(crate) alone: bool,
 }
 
 /// What a session tells.
@@ -176,8 +178,8 @@ pub(crate) enum PublishError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SessionError {
-    /// The hub refused the device, and has never let it in since the session began: a mistake of the installation,
-    /// which must be seen rather than retried. Or a module of IoT Edge was deployed anew, and nothing is left to this
+    /// The hub refused the device, and has never let it in since the session began, which is [`Settings::alone`]: a mistake of
+    /// the installation, which must be seen rather than retried. Or a module of IoT Edge was deployed anew, and nothing is left to this
     /// process. The sentence says more.
     #[error("{0}")]
     Refused(String),

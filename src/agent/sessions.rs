@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use crate::config::Config;
+use crate::config::{Config, Identities};
 use crate::credentials::{Route, Transport};
 use crate::message::Source;
 use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
@@ -152,6 +152,8 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
     // Rules that are not taken are refused there.
     let desired = twin;
     let token_lifetime = config.token_lifetime;
+    // A door that stays shut must not shut the others.
+    let alone = !matches!(config.identities, Identities::Both(_));
     Some(match role {
         Role::Device => session::Settings {
             identity: config.identities.device()?.clone(),
@@ -163,6 +165,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
             twin,
             methods: speaks,
             desired,
+            alone,
         },
         Role::Module => {
             let module = config.identities.module()?;
@@ -177,6 +180,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
                 twin,
                 methods: speaks,
                 desired,
+                alone,
             }
         }
     })

@@ -44,6 +44,7 @@ pub(super) async fn sign_in(
         twin: false,
         methods: false,
         desired: false,
+        alone: true,
     };
     let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {

@@ -65,7 +65,7 @@ impl Keeper {
     /// Runs until it is stopped.
     ///
     /// # Errors
-    /// When the hub refuses the device, and has done so since this process began; and when a module of IoT Edge was
+    /// When the hub refuses the device, which is alone, and has done so since this process began; and when a module of IoT Edge was
     /// deployed anew, which ends what this process may do. Everything else is retried.
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new();
@@ -104,7 +104,7 @@ impl Keeper {
                 failure.fault = Fault::Displaced { times: hang_ups };
             }
             refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
-            if failure.is_final() || (refusals > 0 && !ever_signed_in) {
+            if failure.is_final() || (refusals > 0 && !ever_signed_in && terms.settings.alone) {
                 return Err(SessionError::Refused(failure.to_string()));
             }
             if refusals == MOST_REFUSALS && terms.generation().is_some() {

@@ -42,6 +42,7 @@ fn settings(broker: &Broker) -> Settings {
         twin: false,
         methods: false,
         desired: false,
+        alone: true,
     }
 }
 

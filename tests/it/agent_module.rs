@@ -36,6 +36,14 @@ const MODULE: [&str; 4] = ["--device", "edge1", "--module", "agent"];
 
 /// Starts the agent as the module `agent` of `edge1`, as on a developer's machine: with its connection string.
 pub(crate) fn spawn(emulator: &Emulator, dir: &Path, rest: &str, beside: Option<&str>) -> Agent {
+    match beside {
+        Some(device) => spawn_beside(emulator, dir, rest, &emulator.device_string(device)),
+        None => spawn_beside(emulator, dir, rest, ""),
+    }
+}
+
+/// The same with a device's connection string, if it is not empty.
+fn spawn_beside(emulator: &Emulator, dir: &Path, rest: &str, device: &str) -> Agent {
     let config = write_config(dir, rest);
     let string = emulator.state.join("modules/edge1/agent.connection-string");
     let string = std::fs::read_to_string(string).expect("a connection string");
@@ -44,8 +52,8 @@ pub(crate) fn spawn(emulator: &Emulator, dir: &Path, rest: &str, beside: Option<
     command
         .env("EdgeHubConnectionString", string.trim())
         .env("EdgeModuleCACertificateFile", emulator.ca_file());
-    if let Some(device) = beside {
-        command.env("C2D_DEVICE_CONNECTION_STRING", emulator.device_string(device));
+    if !device.is_empty() {
+        command.env("C2D_DEVICE_CONNECTION_STRING", device);
         command.env("C2D_CA_FILE", emulator.ca_file());
     }
     Agent { process: Process::spawn(&mut command), dir: dir.to_owned() }
@@ -131,6 +139,18 @@ fn a_device_and_a_module_sign_in_side_by_side_into_one_agent() {
     }
     assert_eq!(stdout.matches("connection    connected").count(), 2, "{stdout}");
     assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_device_that_the_hub_refuses_does_not_shut_the_doors_of_the_module() {
+    let (emulator, dir) = (Emulator::start_with(&EDGE), tempfile::tempdir().expect("a directory"));
+    let unknown = emulator.device_string("dev1").replace("DeviceId=dev1", "DeviceId=dev9");
+    let agent = spawn_beside(&emulator, dir.path(), &doors(dir.path()), &unknown);
+    agent.process.stderr.wait_for("subscribed");
+    agent.process.stderr.wait_for("refused device dev9");
+    wait_for_status(dir.path(), "refused device dev9");
+    assert_eq!(call(&emulator, &MODULE, "on", None).0, 200);
+    assert_eq!(agent.process.terminate(), Some(0), "{}", agent.process.stderr.text());
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub(super) fn settings_of(emulator: &Emulator, dir: &std::path::Path, id: &str) 
         twin: true,
         methods: false,
         desired: false,
+        alone: true,
     }
 }
 
