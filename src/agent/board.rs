@@ -201,6 +201,7 @@ impl Agent {
             connection,
             next_token_renewal,
             module: beside,
+            desired: self.twin.told().cloned(),
             last_message_received: *last_received,
             actions,
             inbox: InboxStatus {

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::inbox::Counts;
+use crate::outcome::DesiredReport;
 
 /// A running agent, at one moment. Times are in RFC 3339.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub(crate) struct Status {
     /// The module, where one signs in beside the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) module: Option<ModuleStatus>,
+    /// What became of the rules in the twin, where the agent follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) desired: Option<DesiredReport>,
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) last_message_received: Option<SystemTime>,
     pub(crate) actions: ActionCounts,
@@ -157,6 +161,7 @@ mod tests {
             device_id: "pi-01".into(),
             module_id: None,
             module: None,
+            desired: None,
             hub: "h".into(),
             configured: None,
             refused_reload: None,

@@ -139,6 +139,11 @@ impl TwinRulesState {
         }
     }
 
+    /// What is said of the desired properties, once there is something to say.
+    pub(super) fn told(&self) -> Option<&DesiredReport> {
+        self.told.as_ref()
+    }
+
     /// Those that a configuration that is read anew is to have.
     pub(super) fn kept(&self) -> &TwinRules {
         &self.kept
@@ -357,7 +362,7 @@ impl Agent {
             configuration: self.twin.digest.clone(),
             connection,
             pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
-            desired: self.twin.told.clone(),
+            desired: self.twin.told().cloned(),
         });
     }
 }

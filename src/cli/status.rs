@@ -12,7 +12,7 @@ use crate::agent::control::client::ClientError;
 use crate::agent::status::{Connection, ConnectionState, Status};
 use crate::config::counted;
 use crate::inbox::{Counts, InboxError};
-use crate::outcome::Totals;
+use crate::outcome::{DesiredReport, DesiredStatus, Totals};
 
 use super::reach::{Reached, reach, settings};
 use super::shown::{Output, aligned, plain, relative, since, size, width};
@@ -141,6 +141,7 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
             format!("the last one was refused ({problems}): see the log, or run c2d-agent check"),
         ));
     }
+    rows.extend(status.desired.as_ref().map(of_twin));
     // Of both, the one that comes first.
     let renewals =
         [status.next_token_renewal, status.module.as_ref().and_then(|module| module.next_token_renewal)];
@@ -157,6 +158,20 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
         rows.push(("pins", pins.collect::<Vec<_>>().join(", ")));
     }
     rows
+}
+
+/// What became of the rules in the twin.
+fn of_twin(desired: &DesiredReport) -> (&'static str, String) {
+    let DesiredReport { version, status, problems } = desired;
+    match (status, problems.first()) {
+        (DesiredStatus::Applied, _) => ("twin", format!("what version {version} asks for is in force")),
+        (DesiredStatus::Refused, problem) => {
+            let first = problem.map_or(String::new(), |problem| format!(": {}", plain(problem)));
+            let more = problems.len().saturating_sub(1);
+            let more = if more > 0 { format!(" (and {more} more: see the log)") } else { String::new() };
+            ("TWIN", format!("version {version} is refused{first}{more}"))
+        }
+    }
 }
 
 fn connection(connection: &Connection, now: SystemTime) -> String {
@@ -213,6 +228,7 @@ mod tests {
             device_id: "pi-01".into(),
             module_id: None,
             module: None,
+            desired: None,
             hub: "myhub.azure-devices.net".into(),
             configured: None,
             refused_reload: None,
@@ -264,6 +280,21 @@ mod tests {
              outcomes      1180 succeeded, 20 timed-out\n\
              pins          door off, pump on"
         );
+    }
+
+    #[test]
+    fn what_became_of_the_twin_is_told() {
+        let mut status = status();
+        status.desired = Some(DesiredReport::applied(7));
+        assert!(
+            shown(&status).contains("\ntwin          what version 7 asks for is in force\n"),
+            "{}",
+            shown(&status)
+        );
+        let problems = ["twin:a:1:1: no\x1b".to_owned(), "twin:b:1:1: no".to_owned()];
+        status.desired = Some(DesiredReport::refused(8, problems));
+        let lines = "\nTWIN          version 8 is refused: twin:a:1:1: no\\u{1b} (and 1 more: see the\n              log)\n";
+        assert!(shown(&status).contains(lines), "{}", shown(&status));
     }
 
     #[test]

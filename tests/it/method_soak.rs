@@ -1,7 +1,7 @@
 //! Direct methods under faults: callers, an agent that is killed, ended and cut off at random instants, and an oracle that
 //! counts what was done.
 //!
-//! Owns: the callers and the oracle. Must not know: how the agent keeps its promises. Used by: nobody.
+//! Owns: the callers and the oracle. Must not know: how the agent keeps its promises. Used by: nobody; the caller, by `agent_methods`.
 //!
 //! A caller that was answered 200 has had its action done exactly once. One that was answered 202 has a record, whose action
 //! is done exactly once, or at most once where the record says that it was interrupted. Whoever heard nothing, or an error, has
@@ -34,17 +34,18 @@ fn configuration() -> String {
 
 /// What a caller heard.
 #[derive(Debug)]
-struct Heard {
+pub(crate) struct Heard {
     method: &'static str,
     call: u64,
     /// Of the device; none when it did not answer.
-    status: Option<u64>,
-    payload: Value,
+    pub(crate) status: Option<u64>,
+    pub(crate) payload: Value,
 }
 
-fn call(emulator: &Emulator, path: &str, method: &'static str, call: u64) -> Heard {
+/// Calls a method with a number as its payload, on a connection of its own.
+pub(crate) fn call(emulator: &Emulator, path: &str, method: &'static str, call: u64) -> Heard {
     let line = format!("POST /twins/{path}/methods?api-version=2021-04-12");
-    let body = json!({ "methodName": method, "payload": call, "responseTimeoutInSeconds": 10 });
+    let body = json!({ "methodName": method, "payload": call, "responseTimeoutInSeconds": 25 });
     let answer = ask(emulator, &line, &service_token(emulator), "", body.to_string().as_bytes());
     assert!([200, 404, 504].contains(&answer.status), "{} {}", answer.status, answer.body);
     let told = answer.json();

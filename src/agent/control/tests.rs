@@ -39,6 +39,7 @@ fn status() -> Status {
         device_id: "d".into(),
         module_id: None,
         module: None,
+        desired: None,
         hub: "h".into(),
         configured: None,
         refused_reload: None,
