@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use crate::agent_methods::call;
 use crate::agent_module;
-use crate::harness::{Agent, DEADLINE, Emulator, Process, binary, run, wait_for_file, write_config};
+use crate::harness::{
+    Agent, DEADLINE, Emulator, Process, binary, run, wait_for_file, wait_for_status, write_config,
+};
 use crate::invoke_method::back_end;
 use crate::over;
 use crate::sdk::{emulator, json, python_with_https, script};
@@ -162,6 +164,7 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
         assert!(problem.as_str().is_some_and(|problem| problem.starts_with(&start)), "{problem}");
     }
     assert_eq!(problems.len(), 3, "{refused}");
+    wait_for_status(dir.path(), &format!("version {version} is refused: twin:90-x:5:10: "));
     agent.process.stderr.wait_for("may not run \"/bin/rm\"");
     // Nothing of it counts, and all of what was there before does.
     assert!(send(&emulator, &agent, "1", "other=on").contains("unmatched"));
@@ -171,6 +174,7 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     // The old problems go from the twin with the mistake.
     let version = patch(&emulator, &texts(&[("90-x", None)]));
     applied(&emulator, version);
+    wait_for_status(dir.path(), &format!("what version {version} asks for is in force"));
     assert!(send(&emulator, &agent, "3", "other=off").contains("succeeded"));
     let shapes = patch(&emulator, &json!({ "c2dAgent": { "rules": "all of them" } }));
     let refused = answered(&emulator, shapes);
