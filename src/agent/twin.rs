@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Report, TwinPart, TwinRules, version_of};
 use crate::message::format_time;
-use crate::outcome::{DesiredReport, TwinConnection, twin_key};
+use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinConnection, twin_key};
 use crate::session::{PublishError, Upstream};
 
 use super::outbox::Facts;
@@ -114,7 +114,7 @@ impl TwinRulesState {
         match part {
             TwinPart::Absent => {}
             TwinPart::Used { rules, warnings } => {
-                warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+                log_warnings(&warnings);
                 tracing::info!(
                     version = rules.version,
                     rules = config.twin_rules.len(),
@@ -237,6 +237,16 @@ fn log_refused(version: u64, problems: impl Iterator<Item = String>) {
     tracing::warn!(version, problems = problems.len(), "rules of the twin are refused");
 }
 
+/// Logs what is doubtful; not a line for each of hundreds of rules, whenever somebody patches the twin.
+fn log_warnings(warnings: &Report) {
+    let lines: Vec<String> = warnings.lines().collect();
+    lines.iter().take(MAX_TWIN_PROBLEMS).for_each(|warning| tracing::warn!("{warning}"));
+    let more = lines.len().saturating_sub(MAX_TWIN_PROBLEMS);
+    if more > 0 {
+        tracing::warn!(more, "there are more warnings about rules of the twin: `c2d-agent check` shows all");
+    }
+}
+
 impl Agent {
     /// Whether nothing else is to come first.
     pub(super) fn may_follow_twin(&self) -> bool {
@@ -315,7 +325,7 @@ impl Agent {
         match verdict {
             Verdict::Taken(taken) => {
                 let (config, warnings) = *taken;
-                warnings.lines().for_each(|warning| tracing::warn!("{warning}"));
+                log_warnings(&warnings);
                 self.config = config;
                 let planned_anew = self.use_rules();
                 let (version, rules_of_twin) = (rules.version, self.config.twin_rules.len());

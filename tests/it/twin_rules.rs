@@ -354,3 +354,16 @@ fn the_sdks_back_end_sets_rules_in_the_twin() {
     assert!(send(&emulator, &agent, "1", "pump=on").contains("succeeded"));
     wait_for_file(Path::new(&dir.path().join("pins.json")), r#""pump":"on""#);
 }
+
+#[test]
+fn hundreds_of_doubtful_rules_do_not_fill_the_log() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let agent = Agent::start(&emulator, "dev1", dir.path(), LOCAL);
+    let rule = |number: u32| format!("[[rule]]\nname = \"r{number}\"\nwhen = {{ x = 1 }}\ndo = []\n");
+    let text = |name: u32| (0..50).map(|number| rule(50 * name + number)).collect::<String>();
+    let [one, two] = [text(1), text(2)];
+    let version = patch(&emulator, &texts(&[("1", Some(&one)), ("2", Some(&two))]));
+    applied(&emulator, version);
+    assert_eq!(agent.process.stderr.count("is never reached"), 20);
+    assert!(agent.process.stderr.text().contains("more=79"), "{}", agent.process.stderr.text());
+}
