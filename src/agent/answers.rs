@@ -134,6 +134,14 @@ impl Agent {
         (self.lanes.longest(lanes) >= MOST_IN_LINE).then_some(Away::LaneFull)
     }
 
+    /// The inbox cannot record anything now: whoever called what has not begun need not wait for that. What is in hand of such
+    /// calls is passed over when its turn comes.
+    pub(super) fn turn_callers_away(&mut self, trouble: &str) {
+        for receipt in self.hand.take_callers() {
+            turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));
+        }
+    }
+
     /// Whether this agent itself sent a message: a route leads its output back to its input.
     pub(super) fn is_own(&self, message: &C2dMessage) -> bool {
         let Some(module) = self.config.identities.module().map(|module| &module.identity) else {

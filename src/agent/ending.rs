@@ -37,7 +37,7 @@ pub(super) enum PassedOver {
     #[error("refused: {0}")]
     Guarded(String),
     /// It is a call whose turn came when nobody could hear its answer any more.
-    #[error("expired: whoever called the method is not connected any more, so it was not begun")]
+    #[error("expired: whoever called the method waits no more for its answer, so it was not begun")]
     CallerGone,
     /// A crash cut its action off, and the rule says not to run it again.
     #[error("interrupted: the agent ended in the middle of the action, and it is not run again by itself")]

@@ -263,6 +263,15 @@ impl Hand {
         Vec::new()
     }
 
+    /// The receipts of the calls of which nothing has begun.
+    pub(super) fn take_callers(&mut self) -> Vec<Receipt> {
+        let waits = |entry: &&mut Entry| {
+            let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
+            entry.has_caller() && entry.attempts == 0 && phase
+        };
+        self.entries.values_mut().filter(waits).flat_map(|entry| entry.receipts.drain(..)).collect()
+    }
+
     /// Whether an answer of the inbox is outstanding that something is to follow.
     pub(super) fn awaits_the_inbox(&self) -> bool {
         let awaits =

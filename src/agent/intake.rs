@@ -84,6 +84,9 @@ impl Agent {
                 self.inbox.submit(Op::Accept(Box::new(arrival)));
             }
             Err((rule, why)) => {
+                if let Some(trouble) = self.board.trouble.clone().filter(|_| receipt.is_call()) {
+                    return answers::turn_away(receipt, &Away::InboxTrouble(trouble));
+                }
                 let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
                 let message = Some(message);
                 self.pass(ticket, Passing { role, receipt, message, connection, received, outcome });

@@ -52,6 +52,7 @@ impl Agent {
                 self.outbox.totals(&self.board.counts.totals);
             }
             News::Trouble { sentence } => {
+                self.turn_callers_away(&sentence);
                 self.board.trouble = Some(sentence);
                 self.tell_systemd();
             }

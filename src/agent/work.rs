@@ -69,8 +69,9 @@ impl Agent {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         // The disk may have taken its time.
-        let expired = intake::expired(&entry.message, now).filter(|_| entry.attempts == 0);
-        if let Some(why) = expired {
+        let nobody = entry.is_call_of_nobody().then_some(PassedOver::CallerGone);
+        let why = intake::expired(&entry.message, now).or(nobody).filter(|_| entry.attempts == 0);
+        if let Some(why) = why {
             return self.pass_over(ticket, &why);
         }
         let Some(plan) = entry.plan.take() else { return };

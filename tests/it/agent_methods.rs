@@ -10,6 +10,7 @@ use crate::harness::{Agent, Emulator, binary, run, wait_for_file, wait_for_statu
 use crate::invoke_method::{back_end, seen};
 use crate::method_soak;
 use crate::over;
+use crate::soak::disk::{WELL, limit_file_size};
 
 /// Rules for methods; programs write into `dir`.
 fn rules(dir: &Path) -> String {
@@ -185,7 +186,7 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
         "the second call never began"
     );
     let log = agent.process.stderr.text();
-    assert!(log.contains("whoever called the method is not connected any more"), "{log}");
+    assert!(log.contains("whoever called the method waits no more"), "{log}");
 }
 
 #[test]
@@ -248,4 +249,28 @@ fn a_call_cut_off_by_a_crash_is_recorded_so_and_somebody_can_run_it_again() {
     assert_eq!(code, Some(0), "{stdout}{stderr}");
     agent.process.stderr.wait_for("outcome=succeeded");
     assert_eq!(std::fs::read_to_string(dir.path().join("again")).expect("read"), "began\nbegan\n");
+}
+
+#[test]
+fn a_call_that_cannot_be_recorded_is_answered_so_at_once_and_does_not_run_when_the_disk_is_well_again() {
+    let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
+    let call = |method: &str| call(&emulator, &DEVICE, method, Some(r#"{"state": "on"}"#));
+    limit_file_size(&agent.process, Some(0));
+    // The first one finds out.
+    for method in ["pump", "pump", "nothing"] {
+        let (status, payload, code) = call(method);
+        let error = payload["error"].as_str().unwrap_or_default();
+        assert!(
+            status == 503 && error.contains("the inbox cannot record it"),
+            "{method}: {status} {payload}"
+        );
+        assert_eq!(code, Some(5));
+    }
+    limit_file_size(&agent.process, None);
+    agent.process.stderr.wait_for(WELL);
+    agent.process.stderr.wait_for("so it was not begun");
+    wait_for_status(dir.path(), "pump off");
+    assert_eq!(call("pump").0, 200);
+    wait_for_status(dir.path(), "pump on");
 }
