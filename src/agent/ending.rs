@@ -37,7 +37,10 @@ pub(super) enum PassedOver {
     #[error("refused: {0}")]
     Guarded(String),
     /// It is a call whose turn came when nobody could hear its answer any more.
-    #[error("expired: whoever called the method waits no more for its answer, so it was not begun")]
+    #[error(
+        "expired: when its turn came the call was not begun, because the connection that it came by had ended or was ending, or \
+         the inbox could not record it: call again"
+    )]
     CallerGone,
     /// A crash cut its action off, and the rule says not to run it again.
     #[error("interrupted: the agent ended in the middle of the action, and it is not run again by itself")]

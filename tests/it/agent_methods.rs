@@ -186,7 +186,7 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
         "the second call never began"
     );
     let log = agent.process.stderr.text();
-    assert!(log.contains("whoever called the method waits no more"), "{log}");
+    assert!(log.contains("the connection that it came by had ended"), "{log}");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_call_that_cannot_be_recorded_is_answered_so_at_once_and_does_not_run_when_t
     }
     limit_file_size(&agent.process, None);
     agent.process.stderr.wait_for(WELL);
-    agent.process.stderr.wait_for("so it was not begun");
+    agent.process.stderr.wait_for("the call was not begun");
     wait_for_status(dir.path(), "pump off");
     assert_eq!(call("pump").0, 200);
     wait_for_status(dir.path(), "pump on");
