@@ -7,9 +7,9 @@
 //! | Layer | Modules | |
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
-//! | policy | [`agent`] | which message is acted on, in which lane, when it is completed, recovery, reports, reload, shutdown |
+//! | policy | [`agent`] | which message is acted on, in which lane, when it is completed or answered, recovery, reports, reload, rules of the twin, shutdown |
 //! | | `doctor` | what keeps this gateway from its hub |
-//! | mechanism | `session` | one connection to the hub as a device: messages in, completions and publishes out |
+//! | mechanism | `session` | one connection to the hub as a device or a module: messages and calls in, completions, answers and publishes out |
 //! | | `inbox` | the durable record of each message: duplicates, dead letters, reports that wait; disk trouble |
 //! | | [`action`] | steps: pins and child processes, with their deadlines |
 //! | | `systemd` | what the service manager hears: readiness, reloads, the watchdog |
@@ -36,6 +36,8 @@
 //!
 //! - *C2D message*: what the back end sends to a device. *System properties* are defined by IoT Hub, *application
 //!   properties* by the sender; both travel in the *property bag*.
+//! - *Door*: how a message reaches the agent: as a C2D message of a device, by an *input* of a module, or as a *call* of a
+//!   *direct method*. A rule sees it as `"$.source"`. A *module* is a second identity of an IoT Edge device; it gets no C2D messages.
 //! - *Delivery*: a message as it arrives, with the receipt that settles it. *Complete* is the one settlement that MQTT
 //!   has; *abandon* and *reject* exist on other transports.
 //! - *Lock*: the minute in which the hub does not deliver the message again.
