@@ -248,8 +248,7 @@ impl Agent {
         inbox: Inbox,
     ) -> Self {
         let mut names = LaneNames::default();
-        let rules = config.rules.iter().map(|rule| RuleFacts::new(rule, &mut names));
-        let rules = rules.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
+        let rules = RuleFacts::of_all(&config, &mut names);
         Self {
             lanes: Lanes::new(names.len(), config.max_children),
             clock,

@@ -3,10 +3,11 @@
 //! Owns: what is known of each, and how many there may be. Must not know: how they get on.
 //! Used by: `agent` and its parts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::config::Config;
 use crate::inbox::{Number, Record, Settled};
 use crate::message::{C2dMessage, Source};
 use crate::outcome::OutcomeReport;
@@ -15,7 +16,7 @@ use crate::session::{Receipt, Settlement};
 
 use super::answers::{self, End};
 use super::ending::PassedOver;
-use super::lanes::{Lane, LaneNames, Ticket};
+use super::lanes::{Lane, LaneNames, Slot, Ticket};
 use super::sessions::Role;
 
 /// Messages in hand at most: past this, more stay with the session, which stops reading.
@@ -29,8 +30,7 @@ pub(super) struct RuleFacts {
     pub(super) name: String,
     pub(super) policy: Policy,
     pub(super) lanes: Arc<[Lane]>,
-    /// Whether its actions start programs.
-    pub(super) has_child: bool,
+    pub(super) slot: Slot,
 }
 
 /// Where a message with an action is on its way.
@@ -324,10 +324,22 @@ impl Hand {
 }
 
 impl RuleFacts {
-    /// `names` counts the lanes.
-    pub(super) fn new(rule: &Rule, names: &mut LaneNames) -> Self {
+    /// Of all rules of a configuration, by name. `names` counts the lanes.
+    pub(super) fn of_all(config: &Config, names: &mut LaneNames) -> HashMap<String, Arc<Self>> {
+        let of_twin: HashSet<&str> = config.twin_rules.iter().map(|rule| rule.rule.as_str()).collect();
+        let facts = config.rules.iter().map(|rule| Self::new(rule, of_twin.contains(rule.name()), names));
+        facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
+    }
+
+    /// `of_twin`: the owner did not write the rule.
+    fn new(rule: &Rule, of_twin: bool, names: &mut LaneNames) -> Self {
         let policy = rule.policy().clone();
         let lanes = names.lanes(&policy.lanes);
-        Self { name: rule.name().to_owned(), policy, lanes, has_child: rule.has_child() }
+        let slot = match (rule.has_child(), of_twin) {
+            (false, _) => Slot::None,
+            (true, false) => Slot::Any,
+            (true, true) => Slot::Spare,
+        };
+        Self { name: rule.name().to_owned(), policy, lanes, slot }
     }
 }

@@ -68,7 +68,7 @@ impl Agent {
                 entry.connection = connection;
                 let (settled, rule) = (entry.settled, entry.rule.name.clone());
                 entry.receipts.push(receipt);
-                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.has_child);
+                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.slot);
                 let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, received);
                 let intent = match (entry.turn, guarded) {
                     (true, Ok(())) => {

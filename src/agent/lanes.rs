@@ -16,6 +16,17 @@ pub(super) type Ticket = u64;
 /// A lane, counted from 0.
 pub(super) type Lane = usize;
 
+/// What an action needs beside its lanes, because it starts programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Nothing: it starts none.
+    None,
+    /// A child slot.
+    Any,
+    /// A child slot that is not the last one, where there are several: rules of the twin leave one to the owner's.
+    Spare,
+}
+
 /// Which lane has which name.
 #[derive(Debug, Default)]
 pub(super) struct LaneNames(Vec<String>);
@@ -45,6 +56,7 @@ pub(super) struct Lanes {
     members: HashMap<Ticket, Member>,
     /// At the front of all their lanes, but without the child slot that they need; the first comes first.
     without_slot: VecDeque<Ticket>,
+    slots: usize,
     free_slots: usize,
     /// Their turn has come and nobody has been told yet.
     called: VecDeque<Ticket>,
@@ -53,7 +65,7 @@ pub(super) struct Lanes {
 #[derive(Debug)]
 struct Member {
     lanes: Arc<[Lane]>,
-    needs_slot: bool,
+    needs: Slot,
     has_slot: bool,
 }
 
@@ -64,19 +76,20 @@ impl Lanes {
             lines: vec![VecDeque::new(); count],
             members: HashMap::new(),
             without_slot: VecDeque::new(),
+            slots,
             free_slots: slots,
             called: VecDeque::new(),
         }
     }
 
     /// Puts an action at the end of its lanes. True when its turn has come at once; otherwise [`Lanes::next`] tells.
-    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs_slot: bool) -> bool {
+    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot) -> bool {
         for lane in lanes.iter() {
             if let Some(line) = self.lines.get_mut(*lane) {
                 line.push_back(ticket);
             }
         }
-        self.members.insert(ticket, Member { lanes: Arc::clone(lanes), needs_slot, has_slot: false });
+        self.members.insert(ticket, Member { lanes: Arc::clone(lanes), needs, has_slot: false });
         self.is_in_front(ticket) && self.take_slot(ticket)
     }
 
@@ -130,11 +143,12 @@ impl Lanes {
 
     /// Takes a child slot where one is needed; false when it has to be waited for.
     fn take_slot(&mut self, ticket: Ticket) -> bool {
+        let has_room = self.has_room_for(ticket);
         let Some(member) = self.members.get_mut(&ticket) else { return false };
-        if !member.needs_slot || member.has_slot {
+        if member.needs == Slot::None || member.has_slot {
             return true;
         }
-        if self.free_slots == 0 {
+        if !has_room {
             self.without_slot.push_back(ticket);
             return false;
         }
@@ -143,13 +157,20 @@ impl Lanes {
         true
     }
 
+    /// Whether a slot is free that this one may take.
+    fn has_room_for(&self, ticket: Ticket) -> bool {
+        let spares = self.members.get(&ticket).is_some_and(|member| member.needs == Slot::Spare);
+        self.free_slots > usize::from(spares && self.slots > 1)
+    }
+
     fn give_slot_back(&mut self, ticket: Ticket) {
         let Some(member) = self.members.get_mut(&ticket) else { return };
         if !std::mem::take(&mut member.has_slot) {
             return;
         }
         self.free_slots += 1;
-        if let Some(next) = self.without_slot.pop_front()
+        let first = self.without_slot.iter().position(|waiting| self.has_room_for(*waiting));
+        if let Some(next) = first.and_then(|at| self.without_slot.remove(at))
             && self.take_slot(next)
         {
             self.called.push_back(next);
@@ -169,9 +190,9 @@ mod tests {
     #[test]
     fn actions_of_one_lane_take_turns_in_order() {
         let mut all = Lanes::new(1, 1);
-        assert!(all.enter(1, &lanes(&[0]), false));
-        assert!(!all.enter(2, &lanes(&[0]), false));
-        assert!(!all.enter(3, &lanes(&[0]), false));
+        assert!(all.enter(1, &lanes(&[0]), Slot::None));
+        assert!(!all.enter(2, &lanes(&[0]), Slot::None));
+        assert!(!all.enter(3, &lanes(&[0]), Slot::None));
         assert_eq!(all.next(), None);
         all.leave(1);
         assert_eq!((all.next(), all.next()), (Some(2), None));
@@ -182,16 +203,16 @@ mod tests {
     #[test]
     fn a_slow_lane_does_not_hold_back_another() {
         let mut all = Lanes::new(2, 1);
-        assert!(all.enter(1, &lanes(&[0]), false));
-        assert!(all.enter(2, &lanes(&[1]), false));
+        assert!(all.enter(1, &lanes(&[0]), Slot::None));
+        assert!(all.enter(2, &lanes(&[1]), Slot::None));
     }
 
     #[test]
     fn an_action_of_two_lanes_waits_for_both_and_holds_both() {
         let mut all = Lanes::new(2, 1);
-        assert!(all.enter(1, &lanes(&[0]), false));
-        assert!(!all.enter(2, &lanes(&[0, 1]), false));
-        assert!(!all.enter(3, &lanes(&[1]), false), "2 was first in lane 1");
+        assert!(all.enter(1, &lanes(&[0]), Slot::None));
+        assert!(!all.enter(2, &lanes(&[0, 1]), Slot::None));
+        assert!(!all.enter(3, &lanes(&[1]), Slot::None), "2 was first in lane 1");
         all.leave(1);
         assert_eq!((all.next(), all.next()), (Some(2), None));
         all.leave(2);
@@ -201,10 +222,10 @@ mod tests {
     #[test]
     fn programs_wait_for_a_slot_and_others_do_not() {
         let mut all = Lanes::new(4, 1);
-        assert!(all.enter(1, &lanes(&[0]), true));
-        assert!(!all.enter(2, &lanes(&[1]), true));
-        assert!(!all.enter(3, &lanes(&[2]), true));
-        assert!(all.enter(4, &lanes(&[3]), false));
+        assert!(all.enter(1, &lanes(&[0]), Slot::Any));
+        assert!(!all.enter(2, &lanes(&[1]), Slot::Any));
+        assert!(!all.enter(3, &lanes(&[2]), Slot::Any));
+        assert!(all.enter(4, &lanes(&[3]), Slot::None));
         all.pause(1);
         assert_eq!((all.next(), all.next()), (Some(2), None));
         assert!(!all.resume(1), "3 was first");
@@ -215,11 +236,28 @@ mod tests {
     }
 
     #[test]
+    fn who_needs_a_spare_slot_leaves_the_last_one_and_is_overtaken_for_it() {
+        let mut all = Lanes::new(5, 2);
+        assert!(all.enter(1, &lanes(&[0]), Slot::Spare));
+        assert!(!all.enter(2, &lanes(&[1]), Slot::Spare), "one slot is left, and not for it");
+        assert!(all.enter(3, &lanes(&[2]), Slot::Any));
+        assert!(!all.enter(4, &lanes(&[3]), Slot::Any));
+        all.leave(3);
+        assert_eq!((all.next(), all.next()), (Some(4), None), "2 was first");
+        all.leave(4);
+        assert_eq!(all.next(), None);
+        all.leave(1);
+        assert_eq!(all.next(), Some(2));
+        let mut one = Lanes::new(1, 1);
+        assert!(one.enter(1, &lanes(&[0]), Slot::Spare), "there is none to spare");
+    }
+
+    #[test]
     fn one_that_leaves_from_the_middle_lets_the_others_keep_their_order() {
         let mut all = Lanes::new(1, 1);
-        assert!(all.enter(1, &lanes(&[0]), false));
-        all.enter(2, &lanes(&[0]), false);
-        all.enter(3, &lanes(&[0]), false);
+        assert!(all.enter(1, &lanes(&[0]), Slot::None));
+        all.enter(2, &lanes(&[0]), Slot::None);
+        all.enter(3, &lanes(&[0]), Slot::None);
         all.leave(2);
         assert_eq!(all.next(), None);
         all.leave(1);
@@ -238,7 +276,8 @@ mod tests {
             let (mut running, mut ended): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
             let sets: Vec<Arc<[Lane]>> = actions.iter().map(|(set, _)| set.iter().copied().collect()).collect();
             for (ticket, (_, child)) in actions.iter().enumerate() {
-                if all.enter(ticket as Ticket, &sets[ticket], *child) {
+                let needs = if *child { Slot::Any } else { Slot::None };
+                if all.enter(ticket as Ticket, &sets[ticket], needs) {
                     running.push(ticket as Ticket);
                 }
             }

@@ -152,7 +152,7 @@ impl Agent {
                 // A dead letter that is run again has all its attempts.
                 entry.attempts = if record.outcome.is_some() { 0 } else { record.attempts };
                 entry.phase = Phase::Waiting;
-                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.has_child);
+                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.slot);
                 let turn = entry.turn;
                 self.hand.insert(ticket, entry);
                 if turn {

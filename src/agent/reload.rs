@@ -180,14 +180,13 @@ impl Agent {
     /// waits lines up behind, in the order in which it came and as the new rules say. Answers how much that was.
     pub(super) fn use_rules(&mut self) -> usize {
         let mut names = LaneNames::default();
-        let rules = self.config.rules.iter().map(|rule| RuleFacts::new(rule, &mut names));
-        self.rules = rules.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
+        self.rules = RuleFacts::of_all(&self.config, &mut names);
         let begun: Vec<(Ticket, Arc<RuleFacts>, Arc<[Lane]>)> =
             self.hand.begun(|ticket, rule| (ticket, Arc::clone(rule), names.lanes(&rule.policy.lanes)));
         self.lanes = Lanes::new(names.len(), self.config.max_children);
         let mut may_begin = Vec::new();
         for (ticket, rule, lanes) in begun {
-            let turn = self.lanes.enter(ticket, &lanes, rule.has_child);
+            let turn = self.lanes.enter(ticket, &lanes, rule.slot);
             match self.hand.get(ticket) {
                 Some(entry) if entry.phase == Phase::BackingOff => self.lanes.pause(ticket),
                 Some(entry) if entry.phase == Phase::Waiting => {
@@ -213,10 +212,10 @@ impl Agent {
         let Some(entry) = self.hand.get(ticket) else { return false };
         match planned {
             Ok(new) => {
-                let (lanes, has_child) = (Arc::clone(&new.rule.lanes), new.rule.has_child);
+                let (lanes, slot) = (Arc::clone(&new.rule.lanes), new.rule.slot);
                 (entry.rule, entry.plan, entry.retry_on_crash) = (new.rule, new.plan, new.retry_on_crash);
                 entry.passed_over = None;
-                entry.turn = self.lanes.enter(ticket, &lanes, has_child);
+                entry.turn = self.lanes.enter(ticket, &lanes, slot);
                 entry.turn && entry.phase == Phase::Waiting
             }
             Err((_, why)) => {

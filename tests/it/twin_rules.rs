@@ -3,6 +3,7 @@
 //!
 //! Owns: the way from `twin patch` to a switched pin. What a rule of the twin may be is tested in `src/config/tests/`.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -181,6 +182,37 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     let told = "c2dAgent.rules is a text, but must be an object of texts";
     assert!(refused["problems"][0].as_str().is_some_and(|problem| problem.starts_with(told)), "{refused}");
     assert!(send(&emulator, &agent, "4", "other=on").contains("succeeded"));
+}
+
+#[test]
+fn programs_of_the_twin_leave_the_last_place_to_local_ones() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let gate = dir.path().join("gate");
+    let text = format!("#!/bin/sh\nuntil [ -e {}/go ]; do sleep 0.02; done\n", dir.path().display());
+    std::fs::write(&gate, text).expect("written");
+    std::fs::set_permissions(&gate, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    let gate = gate.display();
+    let local = format!(
+        "[actions]\nmax_children = 2\n[twin]\naccept = [\"rules\"]\n[allow]\nprograms = [\"{gate}\"]\n\
+         [[rule]]\nname = \"own\"\nwhen = {{ own = 1 }}\ndo = [ {{ shell = \"true\" }} ]\n"
+    );
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &local);
+    let slow = |name: &str| {
+        format!("[[rule]]\nname = \"{name}\"\nwhen = {{ {name} = 1 }}\ndo = [ {{ run = [\"{gate}\"] }} ]\n")
+    };
+    let version = patch(&emulator, &texts(&[("a", Some(&slow("a"))), ("b", Some(&slow("b")))]));
+    applied(&emulator, version);
+    for name in ["a", "b"] {
+        emulator.send("dev1", &["--message-id", name, "--property", &format!("{name}=1")]);
+    }
+    wait_for_status(dir.path(), "1 running, 1 waiting");
+    assert!(send(&emulator, &agent, "1", "own=1").contains("succeeded"), "it has a place of its own");
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    agent.process.stderr.wait_until("both end", |lines| {
+        let ended =
+            |id: &str| lines.iter().any(|line| line.contains(id) && line.contains("outcome=succeeded"));
+        (ended("message_id=\"a\"") && ended("message_id=\"b\"")).then_some(())
+    });
 }
 
 #[test]
