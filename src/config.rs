@@ -42,8 +42,8 @@ pub use identities::Identities;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use settings::{
-    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, Line, MetricsSettings, OnDisconnect, OnExit,
-    PinSettings, TwinSettings,
+    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, KnownBy, Line, MetricsSettings, OnDisconnect,
+    OnExit, PinSettings, TwinSettings,
 };
 pub use twin_rules::{TwinRules, version_of};
 pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};

@@ -12,6 +12,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc::{self, Receiver};
+use tokio::time::Instant;
 
 use crate::config::InboxSettings;
 
@@ -42,11 +43,18 @@ use worker::{Command, MOST_OPS, Worker};
 /// How long [`Inbox::close`] may take: what the agent's eight seconds for a shutdown leave.
 const CLOSE_LIMIT: Duration = Duration::from_millis(700);
 
+/// How long confirmations wait for something else to be written, which takes them along. They need no fsync of their own while
+/// messages come; but what a power cut takes from them makes an equal message, sent later, look like a redelivery.
+const CONFIRMED_REST: Duration = Duration::from_secs(60);
+
 /// The inbox of a running agent. Dropped, what was handed in and not written is lost, as by a crash.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     /// Handed in, and not yet with the thread.
     waiting: Vec<Op>,
+    /// Confirmations that wait for something else to be written, and until when they do.
+    confirmed: Vec<Number>,
+    confirmed_due: Instant,
     /// Whether the thread has a batch. It is given one at a time, so that what is handed in meanwhile gathers.
     busy: bool,
     commands: SyncSender<Command>,
@@ -72,18 +80,43 @@ impl Inbox {
             // Then both channels are closed, and `next` says that the inbox is lost.
             tracing::error!("the inbox's thread cannot be started: {error}");
         }
-        Self { waiting: Vec::new(), busy: false, commands, news: told, lost: false }
+        Self {
+            waiting: Vec::new(),
+            confirmed: Vec::new(),
+            confirmed_due: Instant::now(),
+            busy: false,
+            commands,
+            news: told,
+            lost: false,
+        }
     }
 
     /// Hands in an operation. Never blocks; the caller bounds how many are under way.
     pub(crate) fn submit(&mut self, op: Op) {
-        self.waiting.push(op);
+        match op {
+            Op::Confirmed(numbers) => {
+                if self.confirmed.is_empty() {
+                    self.confirmed_due = Instant::now() + CONFIRMED_REST;
+                }
+                self.confirmed.extend(numbers);
+            }
+            op => self.waiting.push(op),
+        }
     }
 
     /// The next news. Cancel safe.
     pub(crate) async fn next(&mut self) -> News {
         self.hand_over();
-        match self.news.recv().await {
+        let told = loop {
+            tokio::select! {
+                news = self.news.recv() => break news,
+                () = tokio::time::sleep_until(self.confirmed_due), if !self.busy && !self.confirmed.is_empty() => {
+                    self.take_confirmed();
+                    self.hand_over();
+                }
+            }
+        };
+        match told {
             Some(news) => {
                 if matches!(news, News::Done { .. }) {
                     self.busy = false;
@@ -107,6 +140,7 @@ impl Inbox {
     /// What is handed in afterwards goes nowhere.
     pub(crate) async fn close(&mut self) -> Vec<Answer> {
         let mut told = Vec::new();
+        self.take_confirmed();
         if self.commands.try_send(Command::Close(std::mem::take(&mut self.waiting))).is_err() {
             return told;
         }
@@ -123,10 +157,18 @@ impl Inbox {
         told
     }
 
+    /// Confirmations go first: a message that comes behind them is then known to be another one.
+    fn take_confirmed(&mut self) {
+        if !self.confirmed.is_empty() {
+            self.waiting.insert(0, Op::Confirmed(std::mem::take(&mut self.confirmed)));
+        }
+    }
+
     fn hand_over(&mut self) {
         if self.busy || self.waiting.is_empty() {
             return;
         }
+        self.take_confirmed();
         let rest = self.waiting.split_off(self.waiting.len().min(MOST_OPS));
         let batch = std::mem::replace(&mut self.waiting, rest);
         // There is room, as nothing is under way; a thread that has ended is told of by `next`.

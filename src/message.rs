@@ -135,6 +135,16 @@ impl C2dMessage {
     }
 }
 
+/// Which message of a device's queue one is: the same each time the hub sends it, and never that of another message.
+/// Source: wire reference 2.5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequence {
+    /// The hub's sequence number.
+    pub number: u64,
+    /// When the message was put into the queue, in milliseconds since 1970. A queue that was made anew counts from 1 again.
+    pub enqueued_ms: i64,
+}
+
 /// A property's name and value; no value is the bag's bare key.
 pub type Pair = (String, Option<String>);
 

@@ -32,6 +32,8 @@ pub enum OutcomeKind {
     Undecodable,
     /// Nothing was done, or nothing more: somebody dropped it from the inbox.
     Dropped,
+    /// Nothing was done: it is known by its id, and a message with that id and other content came before it.
+    Repeated,
 }
 
 impl OutcomeKind {
@@ -52,6 +54,7 @@ impl OutcomeKind {
             Self::Unmatched => "unmatched",
             Self::Undecodable => "undecodable",
             Self::Dropped => "dropped",
+            Self::Repeated => "repeated",
         }
     }
 }

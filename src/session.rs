@@ -36,6 +36,7 @@ mod arrivals;
 mod backoff;
 mod bridge;
 mod calls;
+mod confirmations;
 mod connection;
 mod delivery;
 mod failure;
@@ -57,6 +58,7 @@ mod topics;
 mod tests;
 
 use arrivals::Arrived;
+use confirmations::Confirmations;
 pub(crate) use delivery::{Delivery, Receipt, Settlement};
 use outbox::Publisher;
 #[allow(unused_imports)] // The doctor is a feature.
@@ -136,6 +138,8 @@ pub(crate) enum Event {
     /// Desired properties have changed, perhaps more than once: read the twin. What changes without a connection is not told
     /// of, so read it after each [`Event::Subscribed`], too.
     DesiredChanged,
+    /// The hub is known to have the completions of these marks: see [`Receipt::marked`]. May be empty.
+    Confirmed(Vec<u64>),
     /// A message or a call of a direct method arrived.
     Delivery(Delivery),
     /// There is no connection; another attempt follows.
@@ -192,11 +196,17 @@ pub(crate) enum SessionError {
 pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
     arrived: Arrived,
-    desired: Arc<Notify>,
-    publisher: Arc<Publisher>,
+    told: Told,
     keeper: JoinSet<Result<(), SessionError>>,
     terms: watch::Sender<Arc<Terms>>,
     stop: CancellationToken,
+}
+
+/// What connections tell beside their events.
+struct Told {
+    publisher: Arc<Publisher>,
+    desired: Arc<Notify>,
+    confirmations: Arc<Confirmations>,
 }
 
 /// What connections are made with, until it is changed.
@@ -217,18 +227,22 @@ impl Session {
         let (terms, terms_out) = watch::channel(Arc::new(Terms::read(settings)?));
         let (arrivals, arrived) = arrivals::channels();
         let (events_in, events) = mpsc::channel(EVENTS);
-        let (publisher, desired) = (Arc::new(Publisher::default()), Arc::clone(&arrivals.desired));
+        let told = Told {
+            publisher: Arc::default(),
+            desired: Arc::clone(&arrivals.desired),
+            confirmations: Arc::clone(&arrivals.confirmations),
+        };
         let stop = CancellationToken::new();
         let keeper = keeper::Keeper {
             terms: terms_out,
             arrivals,
             events: events_in,
-            publisher: Arc::clone(&publisher),
+            publisher: Arc::clone(&told.publisher),
             stop: stop.clone(),
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, arrived, desired, publisher, keeper: task, terms, stop })
+        Ok(Self { events, arrived, told, keeper: task, terms, stop })
     }
 
     /// Takes other terms up. Where anything differs, the session signs in with them as it does to renew a token: in a pause
@@ -249,14 +263,19 @@ impl Session {
     /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
     /// eight on their way already, it is [`PublishError::Lost`] at once.
     pub(crate) fn publish(&self, ticket: u64, upstream: Upstream) {
-        self.publisher.publish(ticket, upstream);
+        self.told.publisher.publish(ticket, upstream);
+    }
+
+    /// Whether the hub may still be known to have a completion that was marked.
+    pub(crate) fn awaits_confirmation(&self) -> bool {
+        self.told.confirmations.are_open()
     }
 
     /// The next event, message or call. Events come first. Cancel safe: nothing is lost.
     pub(crate) async fn next(&mut self) -> Event {
         tokio::select! {
             biased;
-            event = next_event(&self.publisher, &mut self.events, &self.desired, &mut self.keeper) => event,
+            event = next_event(&self.told, &mut self.events, &mut self.keeper) => event,
             Some(delivery) = self.arrived.next() => Event::Delivery(delivery),
         }
     }
@@ -268,7 +287,7 @@ impl Session {
 
     /// The next event; messages and calls wait. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Event {
-        next_event(&self.publisher, &mut self.events, &self.desired, &mut self.keeper).await
+        next_event(&self.told, &mut self.events, &mut self.keeper).await
     }
 
     /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs and answers that are ready, and disconnects.
@@ -319,16 +338,16 @@ impl Terms {
 }
 
 async fn next_event(
-    publisher: &Publisher,
+    told: &Told,
     events: &mut mpsc::Receiver<Event>,
-    desired: &Notify,
     keeper: &mut JoinSet<Result<(), SessionError>>,
 ) -> Event {
     tokio::select! {
         biased;
-        (ticket, result) = publisher.next(), if !keeper.is_empty() => Event::Published { ticket, result },
+        (ticket, result) = told.publisher.next(), if !keeper.is_empty() => Event::Published { ticket, result },
         Some(event) = events.recv() => event,
-        () = desired.notified(), if !keeper.is_empty() => Event::DesiredChanged,
+        marks = told.confirmations.next(), if !keeper.is_empty() => Event::Confirmed(marks),
+        () = told.desired.notified(), if !keeper.is_empty() => Event::DesiredChanged,
         Some(ended) = keeper.join_next() => Event::Ended(match ended {
             Ok(Err(error)) => error,
             Ok(Ok(())) => SessionError::Broken("its task is gone".into()),

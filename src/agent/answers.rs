@@ -73,7 +73,8 @@ fn status(kind: OutcomeKind) -> u16 {
         OutcomeKind::Unmatched => NOT_FOUND,
         OutcomeKind::Failed | OutcomeKind::Interrupted => FAILED,
         OutcomeKind::TimedOut => TIMED_OUT,
-        OutcomeKind::Expired | OutcomeKind::Dropped => UNAVAILABLE,
+        // A call is never known by the id of another one.
+        OutcomeKind::Expired | OutcomeKind::Dropped | OutcomeKind::Repeated => UNAVAILABLE,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use tokio::time::Instant;
 
+use crate::inbox::{Number, Op};
 use crate::session::Event;
 
 use super::recovery::HELD_PATIENCE;
@@ -61,6 +62,10 @@ impl Agent {
             Event::Published { ticket: twin::READ, result } => self.twin_read(result),
             Event::Published { ticket, result } => {
                 self.outbox.published(ticket, result.map(drop), Instant::now());
+            }
+            Event::Confirmed(numbers) => {
+                let numbers = numbers.into_iter().map(Number).collect();
+                self.inbox.submit(Op::Confirmed(numbers));
             }
             Event::DesiredChanged => self.twin.changed(),
             Event::Ended(error) => {

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 use crate::inbox::{Number, Record, Settled};
-use crate::message::{C2dMessage, Source};
+use crate::message::{C2dMessage, Sequence, Source};
 use crate::outcome::OutcomeReport;
 use crate::rules::{OnCrash, Plan, Policy, Rule};
 use crate::session::{Receipt, Settlement};
@@ -59,8 +59,8 @@ pub(super) struct Entry {
     /// Absent while the action runs.
     pub(super) plan: Option<Plan>,
     pub(super) settled: Settled,
-    /// The connection of its first delivery; 0 when it came from the inbox.
-    pub(super) connection: u64,
+    /// Of its first delivery.
+    pub(super) origin: Origin,
     /// Every delivery of it that is not completed yet: more than one when the hub sent it again.
     pub(super) receipts: Vec<Receipt>,
     pub(super) number: Option<Number>,
@@ -79,6 +79,14 @@ pub(super) struct Entry {
     pub(super) end: Option<End>,
 }
 
+/// How a message was delivered, as far as that tells whether it came before; all zeros when it came from the inbox.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Origin {
+    pub(super) connection: u64,
+    pub(super) redelivered: bool,
+    pub(super) sequence: Option<Sequence>,
+}
+
 /// A message that is recorded as ended in the moment it is accepted.
 #[derive(Debug)]
 pub(super) struct Passing {
@@ -86,7 +94,7 @@ pub(super) struct Passing {
     pub(super) receipt: Receipt,
     /// None when it could not be decoded.
     pub(super) message: Option<C2dMessage>,
-    pub(super) connection: u64,
+    pub(super) origin: Origin,
     pub(super) received: SystemTime,
     pub(super) outcome: OutcomeReport,
 }
@@ -123,7 +131,7 @@ impl Entry {
             rule,
             plan: Some(plan),
             settled,
-            connection: 0,
+            origin: Origin::default(),
             receipts: Vec::new(),
             number: None,
             attempts: 0,
@@ -170,26 +178,39 @@ impl Entry {
 
     /// Completes the message at the hub, as far as it was delivered, since it is recorded.
     pub(super) fn accept(&mut self) {
-        let Self { receipts, message, .. } = self;
-        receipts.drain(..).for_each(|receipt| answers::accepted(receipt, message));
+        for receipt in self.take_receipts() {
+            answers::accepted(receipt, &self.message);
+        }
     }
 
     /// Tells whoever delivered it how it ended.
     pub(super) fn finish(&mut self, end: &End) {
         let settlement = self.settlement(end.settlement);
         let end = End { settlement, ..end.clone() };
-        self.receipts.drain(..).for_each(|receipt| end.tell(receipt));
+        self.take_receipts().into_iter().for_each(|receipt| end.tell(receipt));
     }
 
     /// Settles the message at the hub, as far as it was delivered. One that was to be completed when it was accepted is
     /// completed, however it ended.
     pub(super) fn settle(&mut self, settlement: Settlement) {
         let settlement = self.settlement(settlement);
-        self.receipts.drain(..).for_each(|receipt| receipt.settle(settlement));
+        self.take_receipts().into_iter().for_each(|receipt| receipt.settle(settlement));
     }
 }
 
 impl Entry {
+    /// What it is settled by, marked with its number.
+    fn take_receipts(&mut self) -> Vec<Receipt> {
+        let receipts = std::mem::take(&mut self.receipts).into_iter();
+        let number = self.number;
+        receipts
+            .map(|receipt| match number {
+                Some(number) => receipt.marked(number.0),
+                None => receipt,
+            })
+            .collect()
+    }
+
     fn settlement(&self, settlement: Settlement) -> Settlement {
         match self.settled {
             Settled::OnAccept => Settlement::Complete,

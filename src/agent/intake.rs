@@ -17,7 +17,7 @@ use crate::session::{Delivery, Receipt};
 
 use super::answers::{self, Away};
 use super::ending::{self, PassedOver};
-use super::hand::{Entry, Held, Passing, Phase};
+use super::hand::{Entry, Held, Origin, Passing, Phase};
 use super::lanes::Ticket;
 use super::sessions::Role;
 use super::tally::DUPLICATE;
@@ -32,7 +32,8 @@ type Planned = Result<Entry, (Option<String>, PassedOver)>;
 impl Agent {
     /// Takes a delivery in: it is offered to the inbox with what is to be done with it.
     pub(super) fn take(&mut self, role: Role, delivery: Delivery) {
-        let Delivery { message, connection, receipt } = delivery;
+        let Delivery { message, connection, redelivered, sequence, receipt } = delivery;
+        let origin = Origin { connection, redelivered, sequence };
         if !receipt.is_current() {
             // Its connection has gone: the hub sends it again on the next one.
             receipt.leave();
@@ -45,7 +46,7 @@ impl Agent {
             Err(error) => {
                 let why = PassedOver::Undecodable(error.to_string());
                 let outcome = why.report(None, None, 0, received);
-                self.pass(ticket, Passing { role, receipt, message: None, connection, received, outcome });
+                self.pass(ticket, Passing { role, receipt, message: None, origin, received, outcome });
                 return;
             }
         };
@@ -65,7 +66,7 @@ impl Agent {
                 if let Some(away) = away {
                     return answers::turn_away(receipt, &away);
                 }
-                entry.connection = connection;
+                entry.origin = origin;
                 let (settled, rule) = (entry.settled, entry.rule.name.clone());
                 entry.receipts.push(receipt);
                 entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.slot);
@@ -80,7 +81,17 @@ impl Agent {
                 entry.phase = Phase::Accepting { starting: matches!(intent, Intent::Start(_)) };
                 self.hand.insert(ticket, entry);
                 let (message, rule) = (Some(message), Some(rule));
-                let arrival = Arrival { ticket, message, connection, received, rule, settled, intent };
+                let arrival = Arrival {
+                    ticket,
+                    message,
+                    connection,
+                    redelivered,
+                    sequence,
+                    received,
+                    rule,
+                    settled,
+                    intent,
+                };
                 self.inbox.submit(Op::Accept(Box::new(arrival)));
             }
             Err((rule, why)) => {
@@ -89,20 +100,22 @@ impl Agent {
                 }
                 let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
                 let message = Some(message);
-                self.pass(ticket, Passing { role, receipt, message, connection, received, outcome });
+                self.pass(ticket, Passing { role, receipt, message, origin, received, outcome });
             }
         }
     }
 
     /// Offers a message to the inbox with which nothing is to be done.
     fn pass(&mut self, ticket: Ticket, passing: Passing) {
-        let Passing { message, connection, received, outcome, .. } = &passing;
-        let (message, connection, received) = (message.clone(), *connection, *received);
+        let Passing { message, origin, received, outcome, .. } = &passing;
+        let Origin { connection, redelivered, sequence } = *origin;
+        let (message, received) = (message.clone(), *received);
         let (rule, outcome) = (outcome.rule.clone(), Box::new(outcome.clone()));
         let report = self.telemetry_report(&outcome);
         let (settled, intent) = (Settled::AfterAction, Intent::End { outcome, report });
         self.hand.passing.insert(ticket, passing);
-        let arrival = Arrival { ticket, message, connection, received, rule, settled, intent };
+        let arrival =
+            Arrival { ticket, message, connection, redelivered, sequence, received, rule, settled, intent };
         self.inbox.submit(Op::Accept(Box::new(arrival)));
     }
 
@@ -150,6 +163,7 @@ impl Agent {
                 let settlement =
                     self.settlement_again(past, Some(&entry.rule.name), self.role_of(&entry.message));
                 entry.settled = past.settled;
+                entry.number = Some(past.number);
                 entry.settle(settlement);
                 self.scraper.tally.ended(Some(&entry.rule.name), DUPLICATE);
                 report::log_already_done(entry.message.message_id());
@@ -162,19 +176,16 @@ impl Agent {
     /// As [`Agent::verdict`], for a message with which nothing is to be done.
     fn passed(&mut self, ticket: Ticket, passing: Passing, verdict: Verdict) {
         match verdict {
-            Verdict::New(_) => {
+            Verdict::New(number) => {
                 report::log_passed_over(&passing.outcome, passing.message.as_ref());
                 self.settled(&passing.outcome);
-                self.finish(passing);
+                self.finish(passing, number);
             }
             Verdict::Ended(past) => {
                 self.scraper.tally.ended(passing.outcome.rule.as_deref(), DUPLICATE);
                 report::log_already_done(passing.outcome.message_id.as_deref());
-                passing.receipt.settle(self.settlement_again(
-                    past,
-                    passing.outcome.rule.as_deref(),
-                    passing.role,
-                ));
+                let settlement = self.settlement_again(past, passing.outcome.rule.as_deref(), passing.role);
+                passing.receipt.marked(past.number.0).settle(settlement);
             }
             // It was fine when it came first, and has expired or lost its rule since.
             Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
@@ -290,8 +301,9 @@ impl Agent {
             entry.receipts.retain(Receipt::is_current);
             if let Some(receipt) = entry.receipts.pop() {
                 let role = self.role_of(&entry.message);
-                let (message, connection) = (Ok(entry.message), entry.connection);
-                self.take(role, Delivery { message, connection, receipt });
+                let Origin { connection, redelivered, sequence } = entry.origin;
+                let message = Ok(entry.message);
+                self.take(role, Delivery { message, connection, redelivered, sequence, receipt });
             }
         }
     }

@@ -88,6 +88,11 @@ impl Sessions {
         self.of(role).map_or(settlement == Settlement::Complete, |session| session.can(settlement))
     }
 
+    /// Whether the hub may still be known to have a completion that was marked.
+    pub(super) fn await_confirmation(&self) -> bool {
+        [&self.device, &self.module].into_iter().flatten().any(Session::awaits_confirmation)
+    }
+
     /// Takes other terms up, for the sessions that there are. True when one of them signs in anew.
     pub(super) fn change(&self, terms: Terms) -> bool {
         let change = |session: &Option<Session>, terms: Option<session::Terms>| match (session, terms) {

@@ -47,15 +47,18 @@ impl Agent {
                 return Err(AgentError::Broken("an action did not end".to_owned()));
             }
         }
-        // Beginnings that are taken back, ends that are recorded.
+        // Beginnings that are taken back, ends that are recorded; then the word that the hub has their completions.
         let mut waited_enough = pin!(tokio::time::sleep(RECORD_LIMIT));
-        while self.hand.awaits_the_inbox() {
-            if matches!(self.step(&mut waited_enough).await?, Next::Stop) {
+        while self.hand.awaits_the_inbox() || self.sessions.await_confirmation() {
+            if matches!(self.step(&mut waited_enough).await?, Next::Go) {
+                continue;
+            }
+            if self.hand.awaits_the_inbox() {
                 tracing::warn!(
                     "stopped before the inbox had everything on disk: messages that it lacks come again"
                 );
-                break;
             }
+            break;
         }
         Ok(())
     }

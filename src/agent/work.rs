@@ -216,7 +216,7 @@ impl Agent {
                 }
             }
             Answer::Ended(number) => self.ended(number),
-            Answer::Again | Answer::ReportsDone => {}
+            Answer::Again | Answer::Confirmed | Answer::ReportsDone => {}
             Answer::PinsOn => {
                 let again = std::mem::replace(&mut self.pins_noted, PinsNoted::Yes) == PinsNoted::Again;
                 if again {
@@ -232,7 +232,7 @@ impl Agent {
         if let Some(passing) = self.hand.closing.remove(&number) {
             report::log_passed_over(&passing.outcome, passing.message.as_ref());
             self.settled(&passing.outcome);
-            return self.finish(passing);
+            return self.finish(passing, number);
         }
         let Some(ticket) = self.hand.ticket_of(number) else { return };
         self.lanes.leave(ticket);
@@ -247,10 +247,10 @@ impl Agent {
     }
 
     /// Settles or answers what nothing was done with, as it ended.
-    pub(super) fn finish(&self, passing: Passing) {
+    pub(super) fn finish(&self, passing: Passing, number: Number) {
         let Passing { receipt, outcome, role, .. } = passing;
         let settlement = self.settlement_of(&outcome, role);
-        End::new(outcome, settlement, false).tell(receipt);
+        End::new(outcome, settlement, false).tell(receipt.marked(number.0));
     }
 
     /// How a message is to be settled that ended so, as its rule of now and the transport have it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::report::Report;
-use super::settings::InboxSettings;
+use super::settings::{InboxSettings, KnownBy};
 use super::table::{Field, shown};
 
 const MIB: u64 = 1024 * 1024;
@@ -58,6 +58,10 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
     }
     if let Some(bytes) = table.take("max_size").and_then(|field| read_size(&field, MAX_SIZE, report)) {
         settings.max_size = bytes;
+    }
+    let ways = [("auto", KnownBy::Auto), ("delivery", KnownBy::Delivery), ("id", KnownBy::Id)];
+    if let Some(known_by) = table.take("known_by").and_then(|field| field.word(&ways, report)) {
+        settings.known_by = known_by;
     }
     if let Some(window) = table.take("digest_window").and_then(|field| field.duration(DIGEST_WINDOW, report))
     {

@@ -92,6 +92,18 @@ pub struct OnDisconnect {
     pub after: Duration,
 }
 
+/// By what a message is known again that comes more than once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KnownBy {
+    /// By an id that is or contains a UUID, which cannot have been meant for two messages; else by all that was delivered.
+    #[default]
+    Auto,
+    /// By all that was delivered: no id is looked at by itself.
+    Delivery,
+    /// By its id, where it has one.
+    Id,
+}
+
 /// The `[inbox]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxSettings {
@@ -106,7 +118,9 @@ pub struct InboxSettings {
     /// Bytes of records, messages and reports: past this the oldest ended records go before their time, and then no
     /// message is taken.
     pub max_size: u64,
-    /// How long a message without an id is known again.
+    /// By what a message is known again.
+    pub known_by: KnownBy,
+    /// How long a message that equals a completed one counts as that one when it comes on another connection.
     pub digest_window: Duration,
     /// Most telemetry reports that wait for the hub; the oldest are dropped first.
     pub max_reports: u64,
@@ -122,6 +136,7 @@ impl InboxSettings {
             keep: Duration::from_secs(48 * 3600),
             keep_at_least: 1_000,
             max_size: 16 * 1024 * 1024,
+            known_by: KnownBy::Auto,
             digest_window: Duration::from_secs(2 * 60),
             max_reports: 1_000,
         }

@@ -6,12 +6,13 @@
 use bytes::Bytes;
 
 use super::codec::{self, Stored};
-use super::key::Key;
+use super::key::{Key, is_known_by_id};
 use super::ledger::{Again, Ledger};
 use super::operation::{Answer, Arrival, Intent, Op, Past, Start, Verdict};
 use super::record::{Number, Record, State, to_millis};
 use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
 use super::trouble::Failure;
+use crate::message::format_time;
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 /// A transaction under way.
@@ -30,8 +31,8 @@ pub(super) struct Work<'w, 't> {
 /// What is worth a word in the log, once.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Notes {
-    /// A message without an id was recorded.
-    pub(super) without_id: bool,
+    /// A message has an id that another one had, and counts as a message of its own.
+    pub(super) reused_id: bool,
     /// A record went before its time, for want of room.
     pub(super) forgot: bool,
     /// The last new message found no room; or it found some.
@@ -87,6 +88,10 @@ impl<'w, 't> Work<'w, 't> {
                 self.end(*number, outcome, *abandoned, report.as_ref())?;
                 Answer::Ended(*number)
             }
+            Op::Confirmed(numbers) => {
+                numbers.iter().try_for_each(|number| self.confirm(*number))?;
+                Answer::Confirmed
+            }
             Op::PinsOn(pins) => {
                 let pins: std::collections::BTreeMap<&str, u64> =
                     pins.iter().map(|(pin, since)| (pin.as_str(), to_millis(*since))).collect();
@@ -113,38 +118,46 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     fn accept(&mut self, arrival: &Arrival) -> Result<Verdict, Failure> {
-        let message = arrival.message.as_ref();
-        let id = message.and_then(|message| message.message_id());
-        let bag = message.map(|message| message.to_bag()).unwrap_or_default();
-        let key = match (message, id) {
-            (Some(message), Some(id)) => Key::of(message, id),
-            (Some(message), None) => Key::of_content(&bag, &message.body),
-            (None, _) => Key::NONE,
-        };
-        let known = match (message, id) {
-            (Some(_), Some(_)) => self.ledger.find(key),
-            (Some(_), None) => self.ledger.absorb(key, self.again(arrival)),
-            (None, _) => None,
-        };
-        if let Some(number) = known {
-            return self.came_again(Number(number), arrival);
+        let mut id = Key::NONE;
+        let mut delivery = Key::NONE;
+        if let Some(message) = &arrival.message {
+            (id, delivery) = (Key::of_id_of(message), Key::of_delivery(message));
+            let by_id = is_known_by_id(message, self.circumstances.settings.known_by);
+            let same_id = self.ledger.find(id).map(Number);
+            let known =
+                if by_id { same_id } else { self.ledger.absorb(delivery, self.again(arrival)).map(Number) };
+            match known {
+                Some(number) if by_id => self.note_repeated_id(number, delivery, arrival)?,
+                None => self.notes.reused_id |= same_id.is_some(),
+                Some(_) => {}
+            }
+            if let Some(number) = known {
+                return self.came_again(number, delivery, arrival);
+            }
         }
+        Ok(self.add(delivery, id, arrival)?.map_or(Verdict::Full, Verdict::New))
+    }
 
+    /// Adds a record of a new message; none, where there is no room.
+    fn add(&mut self, delivery: Key, id: Key, arrival: &Arrival) -> Result<Option<Number>, Failure> {
         let number = Number(self.sums.numbers.last_record + 1);
-        let record = new_record(number, id, arrival);
+        let message = arrival.message.as_ref();
+        let record = new_record(number, message.and_then(|message| message.message_id()), arrival);
         let message = match message {
-            Some(message) if record.state != State::Finished => codec::encode_message(&bag, &message.body),
+            Some(message) if record.state != State::Finished => {
+                codec::encode_message(&message.to_bag(), &message.body)
+            }
             _ => Vec::new(),
         };
         let message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        let stored = Stored { key, message_len, record };
+        let stored =
+            Stored { delivery, id, sequence: arrival.sequence, confirmed: false, message_len, record };
         let value = stored.encode().map_err(Failure::Defect)?;
         let room = self.make_room((value.len() + message.len()) as u64)?;
         self.notes.full = Some(!room);
         if !room {
-            return Ok(Verdict::Full);
+            return Ok(None);
         }
-        self.notes.without_id |= arrival.message.is_some() && id.is_none();
         self.sums.numbers.last_record = number.0;
         self.tables.records.insert(number.0, value.as_slice())?;
         if !message.is_empty() {
@@ -158,11 +171,57 @@ impl<'w, 't> Work<'w, 't> {
             self.add_report(report)?;
         }
         self.written = true;
-        Ok(Verdict::New(number))
+        Ok(Some(number))
+    }
+
+    /// A message has the id of another one, by which it is known, and perhaps other content: then it is said, and recorded, that it
+    /// was not run. Once: it may be sent again itself.
+    fn note_repeated_id(&mut self, first: Number, delivery: Key, arrival: &Arrival) -> Result<(), Failure> {
+        if self.ledger.find(delivery).is_some() {
+            return Ok(());
+        }
+        let message_id = arrival.message.as_ref().and_then(|message| message.message_id());
+        let outcome = OutcomeReport {
+            message_id: message_id.map(str::to_owned),
+            rule: arrival.rule.clone(),
+            outcome: OutcomeKind::Repeated,
+            text: format!(
+                "repeated: not run, because message #{} came with the same id and other content; give each message an id of \
+                 its own",
+                first.0
+            ),
+            exit_code: None,
+            duration_ms: None,
+            attempt: 0,
+            ended: format_time(arrival.received),
+            output: String::new(),
+            output_end: String::new(),
+            output_bytes: 0,
+        };
+        tracing::warn!(
+            message_id,
+            rule = arrival.rule,
+            number = first.0,
+            outcome = outcome.text,
+            "message passed over"
+        );
+        let intent = Intent::End { outcome: Box::new(outcome), report: None };
+        // It is not known by its id, which is that of the first one.
+        let repeated =
+            Arrival { intent, message: arrival.message.clone(), rule: arrival.rule.clone(), ..*arrival };
+        self.add(delivery, Key::NONE, &repeated).map(drop)
+    }
+
+    /// The hub has the completion of a message.
+    fn confirm(&mut self, number: Number) -> Result<(), Failure> {
+        if let Some(stored) = self.load(number)?.filter(|stored| !stored.confirmed) {
+            self.store(Stored { confirmed: true, ..stored })?;
+        }
+        Ok(())
     }
 
     /// A message of which there is a record.
-    fn came_again(&mut self, number: Number, arrival: &Arrival) -> Result<Verdict, Failure> {
+    fn came_again(&mut self, number: Number, delivery: Key, arrival: &Arrival) -> Result<Verdict, Failure> {
         let entry = self.ledger.get(number.0);
         if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
             return Ok(Verdict::Unfinished(number));
@@ -172,12 +231,14 @@ impl<'w, 't> Work<'w, 't> {
             return Err(Failure::Corrupt(format!("record {} is in the index only", number.0)));
         };
         let Record { settled, outcome, abandoned, .. } = &stored.record;
-        let Some(message) = arrival.message.as_ref().filter(|_| *abandoned) else {
+        let Some(message) = arrival.message.as_ref().filter(|_| *abandoned && stored.delivery == delivery)
+        else {
             let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
             return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
         };
         // It was given back to the hub, which is what brought it here again: from its beginning.
         stored.record = new_record(number, message.message_id(), arrival);
+        stored.confirmed = false;
         let message = codec::encode_message(&message.to_bag(), &message.body);
         self.tables.messages.insert(number.0, message.as_slice())?;
         stored.message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
@@ -195,6 +256,8 @@ impl<'w, 't> Work<'w, 't> {
         let window = self.circumstances.settings.digest_window.as_millis();
         Again {
             connection: arrival.connection,
+            redelivered: arrival.redelivered,
+            sequence: arrival.sequence,
             now_ms: to_millis(arrival.received),
             window_ms: u64::try_from(window).unwrap_or(u64::MAX),
         }

@@ -2,22 +2,31 @@
 //!
 //! Owns: the layout of values. Must not know: tables, transactions. Used by: `inbox::{store, apply}`.
 //!
-//! A record: its key (16 bytes), the length of its message or 0 (u32 LE), the [`Record`] as JSON. Key and length stand
-//! apart so that a scan neither hashes nor reads messages.
+//! A record: the digests of its delivery and of its id (16 bytes each), its sequence number and enqueued time (u64 and i64 LE;
+//! zeros where the transport tells none), whether its completion is confirmed (1 byte), the length of its message or 0 (u32 LE), the
+//! [`Record`] as JSON. What stands before the JSON does so that a scan neither hashes nor reads messages.
 //! A message: the length of its property bag (u32 LE), the bag, the body.
 
 use bytes::Bytes;
 
 use super::key::Key;
 use super::record::Record;
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, Sequence};
 
 const LENGTH: usize = size_of::<u32>();
+/// Stands for none.
+const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 
 /// A record as it is stored.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) key: Key,
+    /// Of all that was delivered.
+    pub(super) delivery: Key,
+    /// Of the id, where it is known by that: not that of a message which was passed over for its id.
+    pub(super) id: Key,
+    pub(super) sequence: Option<Sequence>,
+    /// Whether the hub is known to have the completion.
+    pub(super) confirmed: bool,
     /// How long its message is, as stored; 0 when there is none.
     pub(super) message_len: u32,
     pub(super) record: Record,
@@ -26,7 +35,12 @@ pub(super) struct Stored {
 impl Stored {
     pub(super) fn encode(&self) -> Result<Vec<u8>, String> {
         let mut value = Vec::with_capacity(512);
-        value.extend_from_slice(self.key.as_bytes());
+        value.extend_from_slice(self.delivery.as_bytes());
+        value.extend_from_slice(self.id.as_bytes());
+        let Sequence { number, enqueued_ms } = self.sequence.unwrap_or(NO_SEQUENCE);
+        value.extend_from_slice(&number.to_le_bytes());
+        value.extend_from_slice(&enqueued_ms.to_le_bytes());
+        value.push(u8::from(self.confirmed));
         value.extend_from_slice(&self.message_len.to_le_bytes());
         serde_json::to_writer(&mut value, &self.record)
             .map_err(|error| format!("record {} cannot be written: {error}", self.record.number.0))?;
@@ -36,15 +50,27 @@ impl Stored {
     /// The reason is one for a sentence about a damaged file.
     pub(super) fn decode(number: u64, value: &[u8]) -> Result<Self, String> {
         let broken = |reason: String| format!("record {number} cannot be read: {reason}");
-        let (key, rest) =
-            value.split_first_chunk::<{ Key::LEN }>().ok_or_else(|| broken("it is too short".into()))?;
-        let (length, json) =
-            rest.split_first_chunk::<LENGTH>().ok_or_else(|| broken("it is too short".into()))?;
+        let too_short = || broken("it is too short".into());
+        let (delivery, rest) = value.split_first_chunk::<{ Key::LEN }>().ok_or_else(too_short)?;
+        let (id, rest) = rest.split_first_chunk::<{ Key::LEN }>().ok_or_else(too_short)?;
+        let (sequence, rest) = rest.split_first_chunk::<8>().ok_or_else(too_short)?;
+        let (enqueued, rest) = rest.split_first_chunk::<8>().ok_or_else(too_short)?;
+        let (confirmed, rest) = rest.split_first().ok_or_else(too_short)?;
+        let (length, json) = rest.split_first_chunk::<LENGTH>().ok_or_else(too_short)?;
         let record: Record = serde_json::from_slice(json).map_err(|error| broken(error.to_string()))?;
         if record.number.0 != number {
             return Err(broken(format!("it says that it is record {}", record.number.0)));
         }
-        Ok(Self { key: Key::from_bytes(*key), message_len: u32::from_le_bytes(*length), record })
+        let sequence =
+            Sequence { number: u64::from_le_bytes(*sequence), enqueued_ms: i64::from_le_bytes(*enqueued) };
+        Ok(Self {
+            delivery: Key::from_bytes(*delivery),
+            id: Key::from_bytes(*id),
+            sequence: Some(sequence).filter(|sequence| *sequence != NO_SEQUENCE),
+            confirmed: *confirmed != 0,
+            message_len: u32::from_le_bytes(*length),
+            record,
+        })
     }
 }
 

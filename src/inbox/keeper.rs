@@ -49,7 +49,7 @@ pub(super) struct Keeper<P> {
     left: Option<Left>,
     /// Numbers that were told: they go on after these, whatever file is opened.
     floor: Numbers,
-    warned_without_id: bool,
+    told_reused_id: bool,
     forgetting: bool,
     full: bool,
 }
@@ -63,7 +63,7 @@ impl<P: Place> Keeper<P> {
             store: None,
             left: None,
             floor: Numbers::default(),
-            warned_without_id: false,
+            told_reused_id: false,
             forgetting: false,
             full: false,
         }
@@ -202,12 +202,11 @@ impl<P: Place> Keeper<P> {
     /// Each of these is said when it begins, not again while it lasts.
     fn tell(&mut self, notes: Notes, bytes: u64) {
         let max = self.settings.max_size;
-        if notes.without_id && !self.warned_without_id {
-            self.warned_without_id = true;
-            tracing::warn!(
-                "a message came without a message id: when the hub sends such a message again after {}, or when two are \
-                 equal, one message cannot be told from two; let the sender set message ids",
-                humantime::format_duration(self.settings.digest_window)
+        if notes.reused_id && !self.told_reused_id {
+            self.told_reused_id = true;
+            tracing::info!(
+                "a message has the id of an earlier one: each counts as a message of its own, because the id has no UUID in it; \
+                 [inbox] known_by = \"id\" takes each id as a key (this is said once)"
             );
         }
         if notes.forgot && !self.forgetting {

@@ -1,24 +1,49 @@
-//! By what a message is known again: its id, or its content when it has none.
+//! By what a message is known again: all of it, its sequence number where the transport tells one, or its id alone.
 //!
-//! Owns: the digest. Must not know: records, files. Used by: `inbox::{codec, ledger, apply}`.
+//! Owns: the digests, and which ids are keys. Must not know: records, files. Used by: `inbox::{codec, ledger, apply}`.
+
+use std::borrow::Cow;
 
 use ring::digest::{Context, SHA256};
 
-use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, Source};
+use super::record::to_millis;
+use crate::config::KnownBy;
+use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, EXPIRY, Source, parse_time};
 
-/// Half a SHA-256: short enough to keep one per record in memory, long enough that nobody makes two messages share it.
+/// Half a SHA-256: short enough to keep two per record in memory, long enough that nobody makes two messages share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u8; Key::LEN]);
 
 impl Key {
     pub(super) const LEN: usize = 16;
 
-    /// Of a message that could not be decoded: it is not known again.
+    /// Of what is not known again: a message that could not be decoded, or the id of one that has none.
     pub(super) const NONE: Self = Self([0; Self::LEN]);
 
-    /// Of a message with the id `id`. A module's ids are its own: they are told apart from those of others and of C2D messages,
+    /// Of all that was delivered: door, properties and body. The order of properties, and how the expiry is written, do not
+    /// count: they depend on the transport, and a message may come again over another one.
+    pub(super) fn of_delivery(message: &C2dMessage) -> Self {
+        let pairs = message.system.iter().chain(message.application.iter());
+        let mut pairs: Vec<(&str, Cow<'_, str>)> = pairs
+            .map(|(name, value)| match parse_time(value.unwrap_or_default()).filter(|_| name == EXPIRY) {
+                Some(time) => (name, to_millis(time).to_string().into()),
+                None => (name, value.unwrap_or_default().into()),
+            })
+            .collect();
+        pairs.sort_unstable();
+        // Each with its length, so that no two messages come to the same bytes.
+        let mut properties = Vec::with_capacity(512);
+        for text in pairs.iter().flat_map(|(name, value)| [*name, value]) {
+            properties.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            properties.extend_from_slice(text.as_bytes());
+        }
+        Self::digest(&[b"delivery", &(properties.len() as u64).to_le_bytes(), &properties, &message.body])
+    }
+
+    /// Of a message's id. A module's ids are its own: they are told apart from those of others and of C2D messages,
     /// and so are two inputs to which one message is routed.
-    pub(super) fn of(message: &C2dMessage, id: &str) -> Self {
+    pub(super) fn of_id_of(message: &C2dMessage) -> Self {
+        let Some(id) = message.message_id() else { return Self::NONE };
         let Source::Input(input) = message.source() else { return Self::of_id(id) };
         let sender = [CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID]
             .map(|name| message.property(name).unwrap_or_default());
@@ -30,12 +55,6 @@ impl Key {
     /// Of a C2D message, or a call, with this id.
     pub(super) fn of_id(id: &str) -> Self {
         Self::digest(&[b"id", id.as_bytes()])
-    }
-
-    /// Of a message without an id.
-    pub(super) fn of_content(bag: &str, body: &[u8]) -> Self {
-        // The length keeps the end of the bag and the beginning of the body apart.
-        Self::digest(&[b"content", &(bag.len() as u64).to_le_bytes(), bag.as_bytes(), body])
     }
 
     pub(super) fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
@@ -56,5 +75,83 @@ impl Key {
             *to = *from;
         }
         Self(key)
+    }
+}
+
+/// Whether a message with this id is known by the id alone.
+pub(super) fn is_known_by_id(message: &C2dMessage, known_by: KnownBy) -> bool {
+    let Some(id) = message.message_id() else { return false };
+    match known_by {
+        // The id of a call is made here, for this call alone.
+        _ if matches!(message.source(), Source::Method(_)) => true,
+        KnownBy::Auto => contains_uuid(id),
+        KnownBy::Delivery => false,
+        KnownBy::Id => true,
+    }
+}
+
+/// Whether a text is or contains a UUID, with hyphens or without. The one of zeros is no UUID: that is how one looks which was
+/// never made.
+fn contains_uuid(text: &str) -> bool {
+    let runs = text.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
+    runs.into_iter().any(|run| {
+        let groups: Vec<&str> = run.split('-').collect();
+        let plain = groups.iter().any(|group| group.len() == 32 && !is_zero(group));
+        let hyphenated = groups.windows(5).any(|five| {
+            let lengths = five.iter().map(|group| group.len());
+            // More digits may stand before and behind it, as in a name that ends with `-` and a UUID.
+            lengths.eq([8, 4, 4, 4, 12]) && !five.iter().all(|group| is_zero(group))
+        });
+        plain || hyphenated
+    })
+}
+
+fn is_zero(digits: &str) -> bool {
+    digits.bytes().all(|digit| digit == b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_found_wherever_it_stands_in_an_id() {
+        for id in [
+            "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11",
+            "6E9AB0F31B594C4F8E1D1F6A2F0A3F11",
+            "{6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11}",
+            "order-17-6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11-retry",
+            "urn:uuid:6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11",
+        ] {
+            assert!(contains_uuid(id), "{id}");
+        }
+        for id in [
+            "",
+            "message_0",
+            "My Message ID",
+            "00000000-0000-0000-0000-000000000000",
+            "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f1",
+            "2026-11-29-18-47-33-000000000001",
+            "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        ] {
+            assert!(!contains_uuid(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_the_same_in_another_order_and_with_its_expiry_written_otherwise() {
+        let of = |bag: &str, body: &'static str| {
+            Key::of_delivery(&C2dMessage::from_bag(bag, body.into()).expect("a bag"))
+        };
+        let one = of("%24.mid=m&%24.exp=2026-11-29T18%3A00%3A00.0000000Z&a=1&b", "x");
+        assert_eq!(one, of("b=&a=1&%24.exp=2026-11-29T18%3A00%3A00Z&%24.mid=m", "x"));
+        for (bag, body) in [
+            ("%24.mid=m&%24.exp=2026-11-29T18%3A00%3A00.0000000Z&a=1&b", "y"),
+            ("%24.mid=m&%24.exp=2026-11-29T18%3A00%3A01.0000000Z&a=1&b", "x"),
+            ("%24.mid=n&%24.exp=2026-11-29T18%3A00%3A00.0000000Z&a=1&b", "x"),
+            ("%24.mid=m&%24.exp=2026-11-29T18%3A00%3A00.0000000Z&a=1b", "x"),
+        ] {
+            assert_ne!(one, of(bag, body), "{bag} {body}");
+        }
     }
 }

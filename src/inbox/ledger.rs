@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::key::Key;
 use super::record::{Record, Settled, State};
+use crate::message::Sequence;
 
 /// A record that came before this process began.
 pub(super) const EARLIER_PROCESS: u64 = u64::MAX;
@@ -18,34 +19,39 @@ const LOOK_PAST: usize = 16;
 /// What is kept in memory of one record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
-    pub(super) key: Key,
+    /// As in [`super::codec::Stored`].
+    pub(super) delivery: Key,
+    /// As in [`super::codec::Stored`].
+    pub(super) id: Key,
+    pub(super) sequence: Option<Sequence>,
     /// When it arrived, or when it ended.
     pub(super) since_ms: u64,
-    /// The connection on which it came last. Only for messages without an id: see [`Ledger::absorb`].
+    /// The connection on which it came last: see [`Ledger::absorb`].
     pub(super) connection: u64,
     /// Bytes of the record and its message.
     pub(super) size: u32,
     pub(super) state: State,
     pub(super) settled: Settled,
-    pub(super) has_id: bool,
+    pub(super) confirmed: bool,
 }
 
-/// When a message without an id counts as one that is sent again.
+/// What is known of an arrival beside its content.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Again {
     pub(super) connection: u64,
+    pub(super) redelivered: bool,
+    pub(super) sequence: Option<Sequence>,
     pub(super) now_ms: u64,
-    /// 0: never.
     pub(super) window_ms: u64,
 }
 
-/// The connection of each record without an id that came in this process.
+/// The connection of each record that came in this process.
 pub(super) type Marks = HashMap<u64, u64>;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: BTreeMap<u64, Entry>,
-    /// By key. Ids occur once; equal messages without an id may be there several times.
+    /// By both digests of each record. Several may have the same.
     index: BTreeSet<(Key, u64)>,
     finished: BTreeSet<u64>,
     dead: BTreeSet<u64>,
@@ -63,21 +69,22 @@ impl Ledger {
     }
 
     pub(super) fn insert(&mut self, number: u64, entry: Entry) {
-        if entry.key != Key::NONE {
-            self.index.insert((entry.key, number));
-        }
+        let keys = [entry.delivery, entry.id].into_iter().filter(|key| *key != Key::NONE);
+        self.index.extend(keys.map(|key| (key, number)));
         self.count_in(number, &entry);
         self.entries.insert(number, entry);
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.entries.remove(&number)?;
-        self.index.remove(&(entry.key, number));
+        for key in [entry.delivery, entry.id] {
+            self.index.remove(&(key, number));
+        }
         self.count_out(number, &entry);
         Some(entry)
     }
 
-    /// Changes an entry; its key stays as it is.
+    /// Changes an entry; its digests stay as they are.
     pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut Entry)) {
         let Some(mut entry) = self.entries.get(&number).copied() else { return };
         self.count_out(number, &entry);
@@ -91,29 +98,31 @@ impl Ledger {
         self.with_key(key).next_back()
     }
 
-    /// The record of which an arrival without an id is the same message, sent again; marks it as seen on that
-    /// connection, so that it stands for one arrival per connection only: two equal messages that are both sent again
-    /// are two messages.
+    /// The record of which an arrival is the same message, sent again; marks it as seen on that connection, so that it
+    /// stands for one arrival per connection only: two equal messages that are both sent again are two messages.
     ///
-    /// The hub sends again on another connection only. It certainly sends again what it was not told to be complete: so
-    /// unfinished messages that are settled after their action come first, and the window is no limit for them.
-    /// Otherwise one that has ended would swallow one that has not, which nobody would run any more.
-    pub(super) fn absorb(&mut self, key: Key, again: Again) -> Option<u64> {
-        if again.window_ms == 0 {
-            return None;
-        }
+    /// The sequence number decides, where both have one. Else the hub sends again on another connection, or says that it does, and
+    /// it does so while it does not know that the message was completed. So these come first, and of them those that have not ended:
+    /// otherwise one that has ended would swallow one that has not, and that one would never run. A record whose completion the hub
+    /// has counts for the window only: perhaps a hub completes a little later than it answers (UNVERIFIED).
+    pub(super) fn absorb(&mut self, delivery: Key, again: Again) -> Option<u64> {
+        let is_the_same = |entry: &Entry| again.sequence.is_some() && entry.sequence == again.sequence;
+        let may_be = |entry: &Entry| {
+            (again.redelivered || entry.connection != again.connection)
+                && (again.sequence.is_none() || entry.sequence.is_none())
+        };
         let at_the_hub = |entry: &Entry| {
             matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
         };
         // Either way: a record from a clock that was ahead is not recent for years.
         let recent = |entry: &Entry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
         let first = |wanted: &dyn Fn(&Entry) -> bool| {
-            self.with_key(key).find(|number| {
-                let entry = self.entries.get(number).filter(|entry| entry.connection != again.connection);
-                entry.is_some_and(|entry| !entry.has_id && wanted(entry))
-            })
+            self.with_key(delivery).find(|number| self.entries.get(number).is_some_and(wanted))
         };
-        let number = first(&at_the_hub).or_else(|| first(&recent))?;
+        let number = first(&is_the_same)
+            .or_else(|| first(&|entry| may_be(entry) && at_the_hub(entry)))
+            .or_else(|| first(&|entry| may_be(entry) && !entry.confirmed))
+            .or_else(|| first(&|entry| may_be(entry) && again.window_ms > 0 && recent(entry)))?;
         let entry = self.entries.get_mut(&number)?;
         self.overwritten.push((number, entry.connection));
         entry.connection = again.connection;
@@ -126,7 +135,7 @@ impl Ledger {
 
     /// Records of messages that have an id, the newest first.
     pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().rev().filter(|(_, entry)| entry.has_id).map(|(number, _)| *number)
+        self.entries.iter().rev().filter(|(_, entry)| entry.id != Key::NONE).map(|(number, _)| *number)
     }
 
     /// Numbers above `after`, in order.
@@ -142,7 +151,7 @@ impl Ledger {
 
     /// The marks, as they are; with `taken_back`, as they were at [`Ledger::begin`].
     pub(super) fn marks(&self, taken_back: bool) -> Marks {
-        let marked = |entry: &&Entry| !entry.has_id && entry.connection != EARLIER_PROCESS;
+        let marked = |entry: &&Entry| entry.connection != EARLIER_PROCESS;
         let mut marks: Marks = self
             .entries
             .iter()

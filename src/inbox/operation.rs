@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Counts, Number, Opened, Record, Settled, State, Unfinished};
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, Sequence};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 /// A message that arrived, with what the agent makes of it.
@@ -19,9 +19,13 @@ pub(crate) struct Arrival {
     pub(crate) ticket: u64,
     /// The message; none when it could not be decoded. It is only kept while it may have to be run.
     pub(crate) message: Option<C2dMessage>,
-    /// The connection on which it came. A message without an id that equals an earlier one of the same connection is
-    /// a new message: the hub sends again on another connection only.
+    /// The connection on which it came. A message that equals an earlier one of the same connection is a new one, unless
+    /// the transport says that it was sent before.
     pub(crate) connection: u64,
+    /// Whether the transport says that it was sent before.
+    pub(crate) redelivered: bool,
+    /// Which message of the hub's queue it is, where the transport tells.
+    pub(crate) sequence: Option<Sequence>,
     pub(crate) received: SystemTime,
     pub(crate) rule: Option<String>,
     pub(crate) settled: Settled,
@@ -73,6 +77,8 @@ pub(crate) enum Op {
         abandoned: bool,
         report: Option<Bytes>,
     },
+    /// The hub has the completions of these messages. Goes to the disk with what else is to be written.
+    Confirmed(Vec<Number>),
     /// Since when each pin that has a `max_on` is on; replaces what was recorded.
     PinsOn(BTreeMap<String, SystemTime>),
     /// The oldest waiting reports with a number above `after`, at most `limit`.
@@ -136,6 +142,7 @@ pub(crate) enum Answer {
     /// The attempt may begin now.
     Started(Number),
     Again,
+    Confirmed,
     /// It has ended, now or before. Also the answer to [`Op::Start`] where somebody has dropped the message: then
     /// nothing may be done.
     Ended(Number),

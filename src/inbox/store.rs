@@ -31,7 +31,7 @@ const REPORTS: TableDefinition<u64, &[u8]> = TableDefinition::new("reports");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// What the tables mean. A file with a higher number is left alone.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FORMAT_KEY: &str = "format";
 const SUMS_KEY: &str = "sums";
 pub(super) const PINS_ON_KEY: &str = "pins-on";
@@ -251,13 +251,15 @@ impl Store {
 pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry {
     let record = &stored.record;
     Entry {
-        key: stored.key,
+        delivery: stored.delivery,
+        id: stored.id,
+        sequence: stored.sequence,
         since_ms: since_ms(record),
         connection,
         size: u32::try_from(value_len).unwrap_or(u32::MAX).saturating_add(stored.message_len),
         state: record.state,
         settled: record.settled,
-        has_id: record.message_id.is_some(),
+        confirmed: stored.confirmed,
     }
 }
 
@@ -272,6 +274,11 @@ fn read_sums(database: &Database) -> Result<Option<Sums>, Failure> {
         Some(value) => read_json(FORMAT_KEY, value.value())?,
         None => return Err(Failure::Corrupt(format!("`{FORMAT_KEY}` is missing"))),
     };
+    if format < FORMAT {
+        return Err(Failure::Corrupt(format!(
+            "its format is {format}, that of a version before the first release"
+        )));
+    }
     if format > FORMAT {
         return Err(Failure::Newer(format!("its format is {format}, and this version knows {FORMAT}")));
     }

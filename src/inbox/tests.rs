@@ -39,6 +39,8 @@ fn arrival(ticket: u64, message: C2dMessage, intent: Intent) -> Op {
         ticket,
         message: Some(message),
         connection: 1,
+        redelivered: false,
+        sequence: None,
         received: SystemTime::now(),
         rule: Some("pump".into()),
         settled: Settled::AfterAction,

@@ -276,21 +276,22 @@ impl Reader {
                 Happening::Room(None) => accepts = false,
                 Happening::Received(received) => {
                     granted = granted.saturating_sub(1);
-                    let (info, message) = match received {
+                    let (info, sequence, message) = match received {
                         Ok(delivery) => {
                             let (info, message) = delivery.into_parts();
-                            (info, message::c2d(message))
+                            (info, message::sequence(&message), message::c2d(message))
                         }
                         Err(RecvError::MessageDecode(error)) => {
                             let reason = MessageError::Unreadable(error.source.to_string());
-                            (error.info, Err(reason))
+                            (error.info, None, Err(reason))
                         }
                         Err(error) => return Err(fault::of_receive(error, (self.dial.clock)())),
                     };
                     let Some(ticket) = self.settlements.arrive() else { continue };
                     unsettled.insert(ticket, info);
                     let receipt = Receipt::over_amqp(Arc::clone(&self.settlements), ticket);
-                    let delivery = Delivery { message, connection: self.dial.number, receipt };
+                    let connection = self.dial.number;
+                    let delivery = Delivery { message, connection, redelivered: false, sequence, receipt };
                     match room.pop() {
                         Some(permit) => drop(permit.send(delivery)),
                         // More than there was credit for.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
 use super::calls::OPEN_CALLS;
+use super::confirmations::Confirmations;
 use super::delivery::Delivery;
 
 /// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
@@ -23,6 +24,8 @@ pub(super) struct Arrivals {
     pub(super) calls: mpsc::Sender<Delivery>,
     /// Desired properties have changed; however often, it is told of once.
     pub(super) desired: Arc<Notify>,
+    /// Which completions the hub has.
+    pub(super) confirmations: Arc<Confirmations>,
 }
 
 /// The end of the session.
@@ -35,8 +38,13 @@ pub(super) struct Arrived {
 pub(super) fn channels() -> (Arrivals, Arrived) {
     let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
     let (calls_in, calls) = mpsc::channel(OPEN_CALLS);
-    let desired = Arc::new(Notify::new());
-    (Arrivals { deliveries: deliveries_in, calls: calls_in, desired }, Arrived { deliveries, calls })
+    let arrivals = Arrivals {
+        deliveries: deliveries_in,
+        calls: calls_in,
+        desired: Arc::default(),
+        confirmations: Arc::default(),
+    };
+    (arrivals, Arrived { deliveries, calls })
 }
 
 impl Arrived {

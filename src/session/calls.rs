@@ -110,7 +110,7 @@ impl Calls {
         // No id of the hub's names a call for good.
         let message_id = format!("method-{:032x}", fastrand::u128(..));
         let message = Ok(C2dMessage::of_method(&name, &message_id, payload));
-        match calls.try_send(Delivery { message, connection, receipt }) {
+        match calls.try_send(Delivery { message, connection, redelivered: false, sequence: None, receipt }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(delivery)) => {
                 delivery.receipt.answer(BUSY, error(TOO_MANY));

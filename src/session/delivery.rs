@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::message::{C2dMessage, MessageError};
+use crate::message::{C2dMessage, MessageError, Sequence};
 
 use super::calls::Calls;
+use super::confirmations::Mark;
 use super::link::{Link, Phase};
 use super::release::Ticket;
 use super::settlements::Settlements;
@@ -35,6 +36,10 @@ pub(crate) struct Delivery {
     pub(crate) message: Result<C2dMessage, MessageError>,
     /// Which connection of this session it came on, counted from 1.
     pub(crate) connection: u64,
+    /// Whether the hub says that it sent the message before. It may do so without saying it.
+    pub(crate) redelivered: bool,
+    /// Which message of the hub's queue it is, where the transport tells.
+    pub(crate) sequence: Option<Sequence>,
     /// Settles it.
     pub(crate) receipt: Receipt,
 }
@@ -46,6 +51,7 @@ pub(crate) struct Delivery {
 #[must_use = "a receipt that is not settled makes the message come again"]
 pub(crate) struct Receipt {
     way: Way,
+    mark: Option<Mark>,
     settled: bool,
 }
 
@@ -85,16 +91,16 @@ impl Way {
 
 impl Receipt {
     pub(super) fn new(link: Arc<Link>, ticket: Ticket) -> Self {
-        Self { way: Way::Mqtt(link, ticket), settled: false }
+        Self { way: Way::Mqtt(link, ticket), mark: None, settled: false }
     }
 
     #[allow(dead_code)] // AMQP is a feature.
     pub(super) fn over_amqp(settlements: Arc<Settlements>, ticket: Ticket) -> Self {
-        Self { way: Way::Amqp(settlements, ticket), settled: false }
+        Self { way: Way::Amqp(settlements, ticket), mark: None, settled: false }
     }
 
     pub(super) fn of_call(calls: Arc<Calls>, id: String) -> Self {
-        Self { way: Way::Call(calls, id), settled: false }
+        Self { way: Way::Call(calls, id), mark: None, settled: false }
     }
 
     /// Whether to begin work on the delivery now. False once its connection is gone or takes no more: a message
@@ -106,6 +112,15 @@ impl Receipt {
     /// Whether it is that of a call of a direct method, which wants an answer.
     pub(crate) fn is_call(&self) -> bool {
         matches!(self.way, Way::Call(..))
+    }
+
+    /// Marks the message: [`super::Event::Confirmed`] tells the mark once the hub is known to have the completion. Over AMQP it
+    /// never does: there [`Delivery::sequence`] tells which message comes again.
+    pub(crate) fn marked(self, mark: Mark) -> Self {
+        // Not by update syntax, which a type with `Drop` does not have.
+        let mut marked = self;
+        marked.mark = Some(mark);
+        marked
     }
 
     /// Answers a call: `status` as in HTTP, `payload` JSON of at most 128 KiB, or nothing. A larger one is replaced by an error
@@ -126,7 +141,7 @@ impl Receipt {
     pub(crate) fn settle(mut self, settlement: Settlement) {
         self.settled = true;
         let phase = match &self.way {
-            Way::Mqtt(link, ticket) => link.complete(*ticket),
+            Way::Mqtt(link, ticket) => link.complete(*ticket, self.mark),
             Way::Amqp(settlements, ticket) => settlements.settle(*ticket, settlement),
             Way::Call(calls, id) => calls.leave(id),
         };

@@ -8,10 +8,11 @@
 //! the first completion goes through the client's request channel, which wakes it; until that one is on the wire
 //! ([`Link::woken`]) nothing else may leave.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::confirmations::{Confirmations, Mark, Pings};
 use super::release::{ReleaseQueue, Ticket};
 
 /// Hands a PUBACK to a parked `poll()`; false when it could not.
@@ -21,6 +22,7 @@ pub(super) type Wake = Box<dyn Fn(u16) -> bool + Send + Sync>;
 pub(super) struct Link {
     state: Mutex<State>,
     wake: Wake,
+    confirmations: Arc<Confirmations>,
     /// A PUBACK may leave, or the phase changed: for the reading task while it waits for room.
     changed: Notify,
     /// A message was settled while draining: for [`Link::drained`].
@@ -32,8 +34,11 @@ struct State {
     phase: Phase,
     /// The reading task is in `poll()`, where only `wake` reaches it.
     parked: bool,
-    /// A PUBACK is in the request channel and not on the wire yet.
-    waking: bool,
+    /// A PUBACK is in the request channel and not on the wire yet: its mark.
+    waking: Option<Option<Mark>>,
+    pings: Pings,
+    /// Completions with a mark that are not confirmed.
+    unconfirmed: usize,
 }
 
 /// Where a connection is in its life.
@@ -48,10 +53,17 @@ pub(super) enum Phase {
 }
 
 impl Link {
-    pub(super) fn new(wake: Wake) -> Self {
-        let state =
-            State { queue: ReleaseQueue::default(), phase: Phase::Open, parked: false, waking: false };
-        Self { state: Mutex::new(state), wake, changed: Notify::new(), settled: Notify::new() }
+    pub(super) fn new(wake: Wake, confirmations: Arc<Confirmations>) -> Self {
+        let state = State {
+            queue: ReleaseQueue::default(),
+            phase: Phase::Open,
+            parked: false,
+            waking: None,
+            pings: Pings::default(),
+            unconfirmed: 0,
+        };
+        let state = Mutex::new(state);
+        Self { state, wake, confirmations, changed: Notify::new(), settled: Notify::new() }
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -65,20 +77,24 @@ impl Link {
         if state.phase == Phase::Open { state.queue.arrive(packet_id, duplicate) } else { None }
     }
 
-    /// Completes a message; never blocks. The phase tells whether it was of any use.
-    pub(super) fn complete(&self, ticket: Ticket) -> Phase {
+    /// Completes a message; never blocks. The phase tells whether it was of any use. With a mark, it is told when the hub is known
+    /// to have the completion.
+    pub(super) fn complete(&self, ticket: Ticket, mark: Option<Mark>) -> Phase {
         let mut state = self.lock();
         if state.phase == Phase::Closed {
             return Phase::Closed;
         }
-        state.queue.complete(ticket);
+        state.queue.complete(ticket, mark);
+        if mark.is_some() {
+            state.unconfirmed += 1;
+            self.confirmations.begin();
+        }
         if state.parked
-            && !state.waking
+            && state.waking.is_none()
             && let Some(id) = state.queue.next_release()
             && (self.wake)(id)
         {
-            state.queue.release();
-            state.waking = true;
+            state.waking = state.queue.release().map(|(_, mark)| mark);
         }
         self.notify(state)
     }
@@ -94,13 +110,39 @@ impl Link {
     pub(super) fn take_ready(&self) -> Vec<u16> {
         let mut state = self.lock();
         state.parked = false;
-        if state.waking { Vec::new() } else { std::iter::from_fn(|| state.queue.release()).collect() }
+        let mut ready = Vec::new();
+        while state.waking.is_none()
+            && let Some((id, mark)) = state.queue.release()
+        {
+            ready.push(id);
+            state.pings.sent(mark);
+        }
+        ready
+    }
+
+    /// For the reading task behind the PUBACKs that it took: whether to send a PINGREQ, whose answer tells that the hub has them.
+    pub(super) fn wants_ping(&self) -> bool {
+        self.lock().pings.begin()
+    }
+
+    /// A PINGREQ of the keep-alive was sent.
+    pub(super) fn pinged(&self) {
+        self.lock().pings.begun();
+    }
+
+    /// A PINGRESP came.
+    pub(super) fn ping_answered(&self) {
+        let mut state = self.lock();
+        let confirmed = state.pings.answered();
+        state.unconfirmed = state.unconfirmed.saturating_sub(confirmed.len());
+        drop(state);
+        self.confirmations.confirm(confirmed);
     }
 
     /// For the reading task before `poll()`. False when a PUBACK became ready since [`Link::take_ready`].
     pub(super) fn park(&self) -> bool {
         let mut state = self.lock();
-        state.parked = state.waking || state.queue.next_release().is_none();
+        state.parked = state.waking.is_some() || state.queue.next_release().is_none();
         state.parked
     }
 
@@ -111,7 +153,10 @@ impl Link {
 
     /// The PUBACK that woke the reading task is on the wire.
     pub(super) fn woken(&self) {
-        self.lock().waking = false;
+        let mut state = self.lock();
+        if let Some(mark) = state.waking.take() {
+            state.pings.sent(mark);
+        }
     }
 
     /// Waits until a PUBACK may leave or the phase changed. May return early. Cancel safe.
@@ -139,6 +184,7 @@ impl Link {
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.phase = Phase::Closed;
+        self.confirmations.lose(std::mem::take(&mut state.unconfirmed));
         self.notify(state);
     }
 
@@ -161,7 +207,6 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     /// A link whose wake-ups are recorded.
     fn link() -> (Link, Arc<Mutex<Vec<u16>>>) {
@@ -171,7 +216,7 @@ mod tests {
             record.lock().expect("unpoisoned").push(id);
             true
         };
-        (Link::new(Box::new(wake)), sent)
+        (Link::new(Box::new(wake), Arc::default()), sent)
     }
 
     fn arrive(link: &Link, id: u16) -> Ticket {
@@ -183,7 +228,7 @@ mod tests {
         let (link, sent) = link();
         let tickets = [1, 2, 3].map(|id| arrive(&link, id));
         for ticket in tickets {
-            link.complete(ticket);
+            link.complete(ticket, None);
         }
         assert_eq!(link.take_ready(), [1, 2, 3]);
         assert!(sent.lock().expect("unpoisoned").is_empty(), "nobody was to be woken");
@@ -194,8 +239,8 @@ mod tests {
         let (link, sent) = link();
         let tickets = [1, 2].map(|id| arrive(&link, id));
         assert!(link.park());
-        link.complete(tickets[0]);
-        link.complete(tickets[1]);
+        link.complete(tickets[0], None);
+        link.complete(tickets[1], None);
         assert_eq!(*sent.lock().expect("unpoisoned"), [1]);
         link.unpark();
         assert_eq!(link.take_ready(), [0u16; 0], "the first is not on the wire yet");
@@ -206,11 +251,11 @@ mod tests {
     #[test]
     fn a_completion_that_could_not_wake_the_reader_leaves_after_the_poll() {
         // The request channel is full, of publishes: `poll()` returns for these.
-        let link = Link::new(Box::new(|_| false));
+        let link = Link::new(Box::new(|_| false), Arc::default());
         let tickets = [1, 2].map(|id| arrive(&link, id));
         assert!(link.park());
         for ticket in tickets {
-            link.complete(ticket);
+            link.complete(ticket, None);
         }
         link.unpark();
         assert_eq!(link.take_ready(), [1, 2]);
@@ -221,7 +266,7 @@ mod tests {
         let (link, _) = link();
         let ticket = arrive(&link, 1);
         assert!(link.take_ready().is_empty());
-        link.complete(ticket);
+        link.complete(ticket, None);
         assert!(!link.park());
     }
 
@@ -231,7 +276,7 @@ mod tests {
         let ticket = arrive(&link, 1);
         assert!(link.park());
         link.close();
-        assert_eq!(link.complete(ticket), Phase::Closed);
+        assert_eq!(link.complete(ticket, None), Phase::Closed);
         assert!(sent.lock().expect("unpoisoned").is_empty());
         assert!(link.take_ready().is_empty());
     }
@@ -242,7 +287,29 @@ mod tests {
         let ticket = arrive(&link, 1);
         link.stop_taking();
         assert_eq!(link.arrive(Some(2), false), None);
-        assert_eq!(link.complete(ticket), Phase::Draining);
+        assert_eq!(link.complete(ticket, None), Phase::Draining);
         assert_eq!(link.take_ready(), [1]);
+    }
+
+    #[tokio::test]
+    async fn a_completion_is_confirmed_by_the_answer_to_a_ping_behind_it() {
+        let confirmations = Arc::new(Confirmations::default());
+        let link = Link::new(Box::new(|_| true), Arc::clone(&confirmations));
+        let tickets = [1, 2, 3].map(|id| arrive(&link, id));
+        assert!(link.park());
+        link.complete(tickets[0], Some(10));
+        link.unpark();
+        assert!(!link.wants_ping(), "its PUBACK is not on the wire yet");
+        link.woken();
+        link.complete(tickets[1], Some(20));
+        assert_eq!(link.take_ready(), [2]);
+        assert!(link.wants_ping());
+        link.ping_answered();
+        assert_eq!(confirmations.next().await, [10, 20]);
+        link.complete(tickets[2], Some(30));
+        assert!(confirmations.are_open());
+        link.close();
+        assert!(!confirmations.are_open(), "nobody will ever know");
+        assert_eq!(confirmations.next().await, [0u64; 0]);
     }
 }

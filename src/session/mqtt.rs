@@ -141,7 +141,7 @@ impl Connection {
             publish.pkid = packet_id;
             waker.try_ack(&publish).is_ok()
         };
-        let link = Arc::new(Link::new(Box::new(wake)));
+        let link = Arc::new(Link::new(Box::new(wake), Arc::clone(&arrivals.confirmations)));
         let answering = client.clone();
         let wake = move |Answer { id, status, payload }: &Answer| {
             let topic = topics::method_answer(*status, id);
@@ -255,6 +255,8 @@ impl Reader {
                 Event::Incoming(Packet::SubAck(answer)) => self.subscribed(&answer)?,
                 Event::Incoming(Packet::PubAck(answer)) => self.outbox.acknowledged(answer.pkid),
                 Event::Outgoing(Outgoing::PubAck(_)) => self.link.woken(),
+                Event::Outgoing(Outgoing::PingReq) => self.link.pinged(),
+                Event::Incoming(Packet::PingResp) => self.link.ping_answered(),
                 // QoS 0: nothing but answers has that.
                 Event::Outgoing(Outgoing::Publish(0)) => self.calls.woken(),
                 Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
@@ -366,7 +368,8 @@ impl Reader {
         }
         let Dial { device_id, module_id, .. } = &self.dial;
         let message = topics::message(device_id, module_id.as_deref(), &publish.topic, publish.payload);
-        let delivery = Delivery { message, connection: self.dial.number, receipt };
+        let connection = self.dial.number;
+        let delivery = Delivery { message, connection, redelivered: publish.dup, sequence: None, receipt };
         match self.arrivals.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => self.wait_for_room(delivery).await,
@@ -434,6 +437,7 @@ impl Reader {
                 () = self.calls.changed() => self.send_ready().await?,
                 () = tokio::time::sleep_until(next_ping) => {
                     self.send([Packet::PingReq]).await?;
+                    self.link.pinged();
                     next_ping += self.dial.keep_alive / 2;
                 }
             }
@@ -455,14 +459,15 @@ impl Reader {
         }
     }
 
-    /// Sends the PUBACKs that may leave, and the answers.
+    /// Sends the PUBACKs that may leave, a ping behind them where their arrival is to be known, and the answers.
     async fn send_ready(&mut self) -> Result<(), Fault> {
         let pubacks = self.link.take_ready().into_iter().map(|id| Packet::PubAck(PubAck::new(id)));
+        let ping = self.link.wants_ping().then_some(Packet::PingReq);
         let answers = self.calls.take_ready().into_iter().map(|Answer { id, status, payload }| {
             let topic = topics::method_answer(status, &id);
             Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload))
         });
-        self.send(pubacks.chain(answers)).await
+        self.send(pubacks.chain(ping).chain(answers)).await
     }
 
     /// Writes packets past the request channel and flushes them together. Only between two polls.
@@ -486,8 +491,10 @@ impl Reader {
     async fn linger(&mut self) {
         let closed = async {
             while let Ok(event) = self.event_loop.poll().await {
-                if let Event::Incoming(Packet::PubAck(answer)) = event {
-                    self.outbox.acknowledged(answer.pkid);
+                match event {
+                    Event::Incoming(Packet::PubAck(answer)) => self.outbox.acknowledged(answer.pkid),
+                    Event::Incoming(Packet::PingResp) => self.link.ping_answered(),
+                    _ => {}
                 }
             }
         };

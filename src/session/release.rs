@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::confirmations::Mark;
+
 /// One message that arrived on one connection; tickets count up from zero.
 pub(super) type Ticket = u64;
 
@@ -27,6 +29,8 @@ struct Entry {
     /// Nothing is sent for a message of QoS 0, nor for one that lost its packet id to a newer message.
     packet_id: Option<u16>,
     state: State,
+    /// What its completion is confirmed by.
+    mark: Option<Mark>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +60,17 @@ impl ReleaseQueue {
                 self.set(older, State::Superseded);
             }
         }
-        self.entries.push_back(Entry { packet_id, state: State::Waiting });
+        self.entries.push_back(Entry { packet_id, state: State::Waiting, mark: None });
         self.waiting += 1;
         Some(ticket)
     }
 
     /// The message is done with; its PUBACK may leave as soon as those before it have.
-    pub(super) fn complete(&mut self, ticket: Ticket) {
+    pub(super) fn complete(&mut self, ticket: Ticket, mark: Option<Mark>) {
         self.set(ticket, State::Completed);
+        if let Some(entry) = self.entry(ticket) {
+            entry.mark = mark;
+        }
     }
 
     /// The message stays at the hub: no PUBACK for it, nor for any that arrived later.
@@ -83,12 +90,13 @@ impl ReleaseQueue {
         None
     }
 
-    /// Takes out the packet id whose PUBACK leaves now.
-    pub(super) fn release(&mut self) -> Option<u16> {
+    /// Takes out the packet id whose PUBACK leaves now, with its mark.
+    pub(super) fn release(&mut self) -> Option<(u16, Option<Mark>)> {
         let id = self.next_release()?;
+        let mark = self.entries.front().and_then(|entry| entry.mark);
         self.drop_front();
         self.outstanding.remove(&id);
-        Some(id)
+        Some((id, mark))
     }
 
     /// How many messages are neither completed nor left.
@@ -103,15 +111,19 @@ impl ReleaseQueue {
 
     /// Moves a waiting entry on; one that is not waiting any more keeps its state.
     fn set(&mut self, ticket: Ticket, state: State) {
-        let index = ticket.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) else { return };
+        let Some(entry) = self.entry(ticket) else { return };
         if entry.state == State::Waiting {
-            self.waiting -= 1;
             entry.state = state;
+            self.waiting -= 1;
         } else if state == State::Superseded {
             // Completed but not released: its PUBACK would now be taken for the newer message's.
             entry.state = state;
         }
+    }
+
+    fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        let index = ticket.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())?;
+        self.entries.get_mut(index)
     }
 }
 
@@ -123,7 +135,7 @@ mod tests {
     const NOTHING: [u16; 0] = [];
 
     fn drain(queue: &mut ReleaseQueue) -> Vec<u16> {
-        std::iter::from_fn(|| queue.release()).collect()
+        std::iter::from_fn(|| queue.release()).map(|(id, _)| id).collect()
     }
 
     fn arrive(queue: &mut ReleaseQueue, id: u16) -> Ticket {
@@ -134,10 +146,10 @@ mod tests {
     fn completions_out_of_order_are_released_in_arrival_order() {
         let mut queue = ReleaseQueue::default();
         let tickets: Vec<_> = [7, 3, 9].map(|id| arrive(&mut queue, id)).into();
-        queue.complete(tickets[2]);
-        queue.complete(tickets[1]);
+        queue.complete(tickets[2], None);
+        queue.complete(tickets[1], None);
         assert_eq!(drain(&mut queue), NOTHING);
-        queue.complete(tickets[0]);
+        queue.complete(tickets[0], None);
         assert_eq!(drain(&mut queue), [7, 3, 9]);
     }
 
@@ -146,8 +158,8 @@ mod tests {
         let mut queue = ReleaseQueue::default();
         let (first, second, third) = (arrive(&mut queue, 1), arrive(&mut queue, 2), arrive(&mut queue, 3));
         queue.leave(second);
-        queue.complete(first);
-        queue.complete(third);
+        queue.complete(first, None);
+        queue.complete(third, None);
         assert_eq!(drain(&mut queue), [1]);
         assert_eq!(queue.waiting(), 0);
     }
@@ -157,7 +169,7 @@ mod tests {
         let mut queue = ReleaseQueue::default();
         let first = arrive(&mut queue, 1);
         assert_eq!(queue.arrive(Some(1), true), None);
-        queue.complete(first);
+        queue.complete(first, None);
         assert_eq!(drain(&mut queue), [1]);
         assert!(queue.arrive(Some(1), true).is_some(), "after its PUBACK it counts as new");
     }
@@ -167,9 +179,9 @@ mod tests {
         let mut queue = ReleaseQueue::default();
         let older = arrive(&mut queue, 1);
         let newer = arrive(&mut queue, 1);
-        queue.complete(older);
+        queue.complete(older, None);
         assert_eq!(drain(&mut queue), NOTHING, "completing the older must not complete the newer");
-        queue.complete(newer);
+        queue.complete(newer, None);
         assert_eq!(drain(&mut queue), [1]);
     }
 
@@ -178,9 +190,9 @@ mod tests {
         let mut queue = ReleaseQueue::default();
         let unacknowledged = queue.arrive(None, false).expect("a new message");
         let second = arrive(&mut queue, 2);
-        queue.complete(second);
+        queue.complete(second, None);
         assert_eq!(drain(&mut queue), NOTHING);
-        queue.complete(unacknowledged);
+        queue.complete(unacknowledged, None);
         assert_eq!(drain(&mut queue), [2]);
     }
 
@@ -188,9 +200,9 @@ mod tests {
     fn completing_twice_releases_once() {
         let mut queue = ReleaseQueue::default();
         let ticket = arrive(&mut queue, 5);
-        queue.complete(ticket);
+        queue.complete(ticket, None);
         assert_eq!(drain(&mut queue), [5]);
-        queue.complete(ticket);
+        queue.complete(ticket, None);
         assert_eq!(drain(&mut queue), NOTHING);
     }
 
@@ -207,7 +219,7 @@ mod tests {
             let tickets: Vec<_> = arrived.iter().map(|id| arrive(&mut queue, *id)).collect();
             let mut left = Vec::new();
             for (index, empty) in order.into_iter().zip(emptied) {
-                queue.complete(tickets[usize::from(index)]);
+                queue.complete(tickets[usize::from(index)], None);
                 if empty {
                     left.extend(drain(&mut queue));
                     prop_assert!(arrived.starts_with(&left));

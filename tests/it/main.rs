@@ -81,6 +81,8 @@ mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod healthcheck;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod identity;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod invoke_method;

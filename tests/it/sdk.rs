@@ -45,7 +45,7 @@ pub(crate) fn script(python: &Path, name: &str) -> Command {
 }
 
 /// Starts the SDK's back end, which sends `messages` (JSON) to `dev1`.
-fn send_with_the_sdk(
+pub(crate) fn send_with_the_sdk(
     python: &Path,
     emulator: &Emulator,
     connection_string: &str,

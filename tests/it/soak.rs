@@ -134,6 +134,60 @@ fn by_a_device_and_a_module_side_by_side_no_message_is_lost_either_and_none_is_d
     }
 }
 
+/// A sender with few ids, which it uses again and again: what tells its messages apart is a property of each.
+const REUSED: &str = "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n[[rule]]\nname = \"reused\"\n\
+                      on_failure = \"complete\"\nwhen = { action = \"reused\" }\n\
+                      do = [ { shell = \"echo $C2D_PROPERTY_N >> DIR/reused\" } ]\n";
+
+#[test]
+fn ids_that_are_used_again_lose_no_message_and_double_none() {
+    endure_reuse(Campaign::new(REUSED), Campaign::rounds(50));
+}
+
+#[cfg(feature = "amqp")]
+#[test]
+fn ids_that_are_used_again_lose_no_message_and_double_none_over_amqp_either() {
+    let campaign = Campaign::new(&format!("{REUSED}[device]\ntransport = \"amqp\"\n"));
+    endure_reuse(campaign, Campaign::rounds(30));
+}
+
+fn endure_reuse(mut campaign: Campaign, rounds: usize) {
+    // A hub that forgot a message could not be told which of those with its id that was.
+    campaign.forgets = false;
+    let mut sent = 0;
+    for _ in 0..rounds {
+        for _ in 0..campaign.random.usize(0..=20) {
+            let id = format!("message_{}", campaign.random.u32(0..5));
+            let message = Sent { action: "reused".to_owned(), properties: vec![("n", sent.to_string())] };
+            if !campaign.queue(&id, &message) {
+                break;
+            }
+            sent += 1;
+        }
+        campaign.fault();
+    }
+    let all_told = |feedback: &back_end::Feedback| feedback.values().map(Vec::len).sum::<usize>() == sent;
+    campaign.quiet();
+    assert!(
+        campaign.hub.wait_feedback(2 * crate::harness::DEADLINE, all_told),
+        "{:?}",
+        campaign.hub.feedback()
+    );
+    campaign.gateway.settled_inbox();
+    let records = campaign.gateway.all_records();
+    let interrupted =
+        records.iter().filter(|stands| stands.outcome.as_deref() == Some("interrupted")).count();
+    let runs = campaign.gateway.effects("reused");
+    let twice: Vec<_> = runs.iter().filter(|(_, count)| **count > 1).collect();
+    let lost = sent - runs.len();
+    eprintln!("{rounds} rounds, {sent} messages, {interrupted} interrupted: {}", campaign.faults());
+    assert!(twice.is_empty(), "seed {}: run more than once: {twice:?}", campaign.seed);
+    assert_eq!(records.len(), sent, "seed {}: each has a record of its own", campaign.seed);
+    assert!(lost <= interrupted, "seed {}: {lost} were not run, {interrupted} interrupted", campaign.seed);
+    assert!(interrupted <= campaign.gateway.kills * MAX_CHILDREN, "seed {}", campaign.seed);
+    campaign.gateway.terminate();
+}
+
 fn endure(mut campaign: Campaign, rounds: usize) -> Campaign {
     for _ in 0..rounds {
         campaign.flow(20, any_rule);

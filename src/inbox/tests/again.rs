@@ -1,8 +1,10 @@
-//! Messages without an id that the hub sends again: which record each of them stands for.
+//! Messages that come again, and others that only look like it: which record each of them stands for.
 
 use super::super::keeper::{Batch, Keeper};
 use super::disk::Disk;
 use super::*;
+use crate::config::KnownBy;
+use crate::message::Sequence;
 
 fn begun(disk: &Disk) -> Keeper<Disk> {
     Keeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now)
@@ -12,12 +14,27 @@ fn at(minutes: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + minutes * 60)
 }
 
+/// An arrival with something else to it.
+fn with(op: Op, change: impl FnOnce(&mut Arrival)) -> Op {
+    let Op::Accept(mut arrival) = op else { panic!("not an arrival") };
+    change(&mut arrival);
+    Op::Accept(arrival)
+}
+
 /// The same message each time.
 fn toggle(connection: u64, received: SystemTime) -> Op {
-    let Op::Accept(arrival) = arrival(0, message(None, "toggle"), Intent::Wait) else {
-        panic!("not an arrival")
-    };
-    Op::Accept(Box::new(Arrival { connection, received, ..*arrival }))
+    with(arrival(0, message(None, "toggle"), Intent::Wait), |arrival| {
+        (arrival.connection, arrival.received) = (connection, received);
+    })
+}
+
+/// As it comes over AMQP: the hub's sequence number tells which message it is.
+fn numbered(number: u64, op: Op) -> Op {
+    with(op, |arrival| arrival.sequence = Some(Sequence { number, enqueued_ms: 1_800_000_000_000 }))
+}
+
+fn confirmed(number: u64) -> Op {
+    Op::Confirmed(vec![Number(number)])
 }
 
 fn end(number: u64, ended: SystemTime) -> Op {
@@ -64,10 +81,10 @@ fn equal_messages_that_have_not_ended_are_not_taken_for_one_that_has() {
 fn a_record_from_a_clock_that_was_ahead_swallows_no_new_message() {
     let disk = Disk::new(1);
     let mut keeper = begun(&disk);
-    verdicts(&mut keeper, vec![toggle(1, at(500)), end(1, at(500))]);
+    verdicts(&mut keeper, vec![toggle(1, at(500)), end(1, at(500)), confirmed(1)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(2, at(0))]), [Verdict::New(Number(2))]);
     // A small step back is none.
-    verdicts(&mut keeper, vec![end(2, at(1))]);
+    verdicts(&mut keeper, vec![end(2, at(1)), confirmed(2)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(3, at(0))]), [succeeded(2)]);
 }
 
@@ -77,7 +94,7 @@ fn a_message_that_was_given_back_begins_anew_when_it_comes_again_and_only_then()
     let mut keeper = begun(&disk);
     let begin = || {
         let start = Start { at: at(0), retry_on_crash: false };
-        arrival(0, message(Some("m-1"), "on"), Intent::Start(start))
+        numbered(1, arrival(0, message(Some("m-1"), "on"), Intent::Start(start)))
     };
     let failed = |abandoned| Op::End {
         number: Number(1),
@@ -108,16 +125,19 @@ fn a_dead_letter_that_somebody_deals_with_is_not_begun_anew_by_the_hub() {
         let mut keeper = begun(&disk);
         let outcome = Box::new(outcome(OutcomeKind::Failed));
         let end = Op::End { number: Number(1), outcome, abandoned: true, report: None };
-        verdicts(&mut keeper, vec![arrival(0, message(Some("m-1"), "on"), Intent::Wait), end]);
+        let comes = || numbered(1, arrival(0, message(Some("m-1"), "on"), Intent::Wait));
+        verdicts(&mut keeper, vec![comes(), end]);
         verdicts(&mut keeper, vec![Op::Query { ticket: 1, query: wish(Selector("m-1".into())) }]);
-        let again = verdicts(&mut keeper, vec![arrival(2, message(Some("m-1"), "on"), Intent::Wait)]);
+        let again = verdicts(&mut keeper, vec![comes()]);
         assert!(!matches!(again[..], [Verdict::New(_)]), "{again:?}");
     }
 }
 
-/// A message that `module` sent to `input`, with the id that C2D message 1 has, too.
+const UUID: &str = "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11";
+
+/// A message that `module` sent to `input`, with the id that the C2D message has, too.
 fn routed(input: &str, module: &str) -> Op {
-    let topic = format!("devices/d/modules/m/inputs/{input}/%24.mid=m-1&%24.cdid=d&%24.cmid={module}");
+    let topic = format!("devices/d/modules/m/inputs/{input}/%24.mid={UUID}&%24.cdid=d&%24.cmid={module}");
     let message = C2dMessage::from_input_topic("d", "m", &topic, Bytes::new()).expect("an input");
     Op::Accept(match arrival(0, message, Intent::Wait) {
         Op::Accept(arrival) => arrival,
@@ -129,14 +149,14 @@ fn routed(input: &str, module: &str) -> Op {
 fn the_ids_of_modules_are_their_own_and_can_be_shown() {
     let disk = Disk::new(1);
     let mut keeper = begun(&disk);
-    let c2d = arrival(0, message(Some("m-1"), ""), Intent::Wait);
+    let c2d = arrival(0, message(Some(UUID), ""), Intent::Wait);
     let all = vec![c2d, routed("a", "one"), routed("b", "one"), routed("a", "two"), routed("a", "one")];
     let [first, second, third, fourth] = [1, 2, 3, 4].map(|number| Verdict::New(Number(number)));
     assert_eq!(verdicts(&mut keeper, all), [first, second, third, fourth, Verdict::Unfinished(Number(2))]);
     let show = |id: &str| Op::Query { ticket: 0, query: Query::Show(Selector(id.to_owned())) };
     let mut alone = begun(&Disk::new(2));
     verdicts(&mut alone, vec![routed("a", "one")]);
-    let (answers, _) = alone.write(&mut Batch::new(vec![show("m-1"), show("m-2")])).expect("a disk in order");
+    let (answers, _) = alone.write(&mut Batch::new(vec![show(UUID), show("m-2")])).expect("a disk in order");
     let [Answer::Reply { reply: shown, .. }, Answer::Reply { reply: none, .. }] = answers.as_slice() else {
         panic!("{answers:?}")
     };
@@ -145,4 +165,124 @@ fn the_ids_of_modules_are_their_own_and_can_be_shown() {
         matches!(&**none, Reply::Refused(sentence) if sentence.contains("no record of \"m-2\"")),
         "{none:?}"
     );
+}
+
+#[test]
+fn the_same_id_with_other_content_is_another_message() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let comes = |body: &str| arrival(0, message(Some("message_0"), body), Intent::Wait);
+    let first = verdicts(&mut keeper, vec![comes("first run"), end(1, at(0))]);
+    assert_eq!(first, [Verdict::New(Number(1))]);
+    // Whether its completion is known to have arrived or not, and after a restart, too.
+    assert_eq!(verdicts(&mut keeper, vec![comes("second run")]), [Verdict::New(Number(2))]);
+    drop(keeper);
+    let mut keeper = begun(&disk);
+    assert_eq!(verdicts(&mut keeper, vec![comes("third run")]), [Verdict::New(Number(3))]);
+    assert_eq!(verdicts(&mut keeper, vec![comes("second run")]), [Verdict::Unfinished(Number(2))]);
+}
+
+#[test]
+fn the_same_bytes_run_again_once_the_hub_has_the_completion() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let comes = |connection, minutes| {
+        with(
+            arrival(0, message(Some("My Message ID"), "Cloud to device message."), Intent::Wait),
+            |arrival| {
+                (arrival.connection, arrival.received) = (connection, at(minutes));
+            },
+        )
+    };
+    // On one connection each is a message of its own, confirmed or not.
+    let three =
+        verdicts(&mut keeper, vec![comes(1, 0), end(1, at(0)), comes(1, 0), end(2, at(0)), comes(1, 0)]);
+    assert_eq!(three, [1, 2, 3].map(|number| Verdict::New(Number(number))));
+    verdicts(&mut keeper, vec![end(3, at(0))]);
+    // An hour later on another one: the hub does not know of the first completion.
+    assert_eq!(verdicts(&mut keeper, vec![comes(2, 60)]), [succeeded(1)]);
+    verdicts(&mut keeper, vec![Op::Confirmed(vec![Number(1), Number(2), Number(3)])]);
+    assert_eq!(verdicts(&mut keeper, vec![comes(3, 120)]), [Verdict::New(Number(4))]);
+    // That is on the disk, and not in memory only. Within the window a hub may be late with what it answered for.
+    verdicts(&mut keeper, vec![end(4, at(120)), confirmed(4)]);
+    drop(keeper);
+    let mut keeper = begun(&disk);
+    assert_eq!(verdicts(&mut keeper, vec![comes(1, 121)]), [succeeded(4)]);
+    assert_eq!(verdicts(&mut keeper, vec![comes(2, 180)]), [Verdict::New(Number(5))]);
+}
+
+#[test]
+fn what_the_hub_says_it_sent_before_is_known_on_the_same_connection_too() {
+    let mut keeper = begun(&Disk::new(1));
+    let again = || with(toggle(1, at(1)), |arrival| arrival.redelivered = true);
+    verdicts(&mut keeper, vec![toggle(1, at(0))]);
+    assert_eq!(verdicts(&mut keeper, vec![again()]), [Verdict::Unfinished(Number(1))]);
+    verdicts(&mut keeper, vec![end(1, at(0)), confirmed(1)]);
+    assert_eq!(verdicts(&mut keeper, vec![again()]), [succeeded(1)]);
+}
+
+#[test]
+fn the_sequence_number_decides_where_there_is_one() {
+    let mut keeper = begun(&Disk::new(1));
+    let comes = |number, connection, minutes| numbered(number, toggle(connection, at(minutes)));
+    verdicts(&mut keeper, vec![comes(7, 1, 0), end(1, at(0))]);
+    assert_eq!(verdicts(&mut keeper, vec![comes(7, 1, 600)]), [succeeded(1)], "the same, however late");
+    assert_eq!(verdicts(&mut keeper, vec![comes(8, 2, 0)]), [Verdict::New(Number(2))], "another one");
+    // A queue that was made anew counts from 1 again.
+    let anew = with(comes(7, 3, 0), |arrival| {
+        arrival.sequence = arrival.sequence.map(|sequence| Sequence { enqueued_ms: 1, ..sequence });
+    });
+    assert_eq!(verdicts(&mut keeper, vec![anew]), [Verdict::New(Number(3))]);
+    // The agent speaks MQTT now, which tells no such number.
+    assert_eq!(verdicts(&mut keeper, vec![toggle(4, at(0))]), [Verdict::Unfinished(Number(2))]);
+}
+
+#[test]
+fn an_id_with_a_uuid_is_a_key_and_other_content_under_it_is_recorded_as_not_run() {
+    let disk = Disk::new(1);
+    let mut keeper = begun(&disk);
+    let comes = |body: &str| arrival(0, message(Some(UUID), body), Intent::Wait);
+    assert_eq!(
+        verdicts(&mut keeper, vec![comes("on"), end(1, at(0)), confirmed(1)]),
+        [Verdict::New(Number(1))]
+    );
+    assert_eq!(verdicts(&mut keeper, vec![comes("on")]), [succeeded(1)]);
+    assert_eq!(keeper.counts().records, 1);
+    for _ in 0..2 {
+        // As for the first one; recorded once, although it comes twice.
+        assert_eq!(verdicts(&mut keeper, vec![comes("off")]), [succeeded(1)]);
+        assert_eq!((keeper.counts().records, keeper.counts().totals[&OutcomeKind::Repeated]), (2, 1));
+    }
+    let query = Op::Query { ticket: 0, query: Query::Show(Selector("#2".into())) };
+    let (answers, _) = keeper.write(&mut Batch::new(vec![query])).expect("a disk in order");
+    let [Answer::Reply { reply, .. }] = answers.as_slice() else { panic!("{answers:?}") };
+    let Reply::Record { record, .. } = &**reply else { panic!("{reply:?}") };
+    assert_eq!((record.message_id.as_deref(), record.state), (Some(UUID), State::Finished));
+    let text = &record.outcome.as_ref().expect("it has ended").text;
+    assert!(
+        text.starts_with("repeated: not run, because message #1 came with the same id and other content"),
+        "{text}"
+    );
+    // One that has not ended is not taken for ended because of it.
+    let other = || arrival(0, message(Some("order-6e9ab0f31b594c4f8e1d1f6a2f0a3f12"), "1"), Intent::Wait);
+    let changed = || arrival(0, message(Some("order-6e9ab0f31b594c4f8e1d1f6a2f0a3f12"), "2"), Intent::Wait);
+    assert_eq!(
+        verdicts(&mut keeper, vec![other(), changed(), other()]),
+        [Verdict::New(Number(3)), Verdict::Unfinished(Number(3)), Verdict::Unfinished(Number(3))]
+    );
+}
+
+#[test]
+fn known_by_chooses_what_a_message_is_known_by() {
+    for (known_by, by_id, by_uuid) in
+        [(KnownBy::Auto, false, true), (KnownBy::Delivery, false, false), (KnownBy::Id, true, true)]
+    {
+        let settings = InboxSettings { known_by, ..InboxSettings::at("inbox.redb") };
+        let mut keeper = Keeper::new(Disk::new(1), settings, SystemTime::now);
+        for (id, is_key) in [("message_0", by_id), (UUID, by_uuid)] {
+            verdicts(&mut keeper, vec![arrival(0, message(Some(id), "a"), Intent::Wait)]);
+            let second = verdicts(&mut keeper, vec![arrival(0, message(Some(id), "b"), Intent::Wait)]);
+            assert_eq!(matches!(second[..], [Verdict::Unfinished(_)]), is_key, "{known_by:?} {id}");
+        }
+    }
 }

@@ -192,7 +192,7 @@ fn a_file_of_a_newer_version_is_left_alone() {
     let database = redb::Database::open(&settings.path).expect("a database");
     let transaction = database.begin_write().expect("a transaction");
     let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
-    transaction.open_table(meta).expect("meta").insert("format", b"2".as_slice()).expect("written");
+    transaction.open_table(meta).expect("meta").insert("format", b"3".as_slice()).expect("written");
     transaction.commit().expect("committed");
     drop(database);
     let failure = keeper(&settings).write(&mut one()).expect_err("newer");

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::super::record::from_millis;
 use super::*;
+use crate::message::Sequence;
 use crate::outcome::Totals;
 
 pub(super) const HOUR_MS: u64 = 3_600_000;
@@ -35,6 +36,10 @@ pub(super) struct Kept {
     pub(super) attempts: u32,
     pub(super) retry: bool,
     connection: Option<u64>,
+    sequence: Option<Sequence>,
+    confirmed: bool,
+    /// Passed over for its id.
+    repeated: bool,
     pub(super) outcome: Option<OutcomeKind>,
     pub(super) abandoned: bool,
 }
@@ -75,10 +80,18 @@ pub(super) struct Model {
     pub(super) pins_on: BTreeMap<String, SystemTime>,
 }
 
+/// What the transport says of an arrival.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Again {
+    pub(super) redelivered: bool,
+    pub(super) sequence: Option<u8>,
+}
+
 /// An operation that names records by their place in the list.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Accept { id: Option<u8>, body: u8, on_accept: bool, intent: u8, kind: OutcomeKind },
+    Accept { id: Option<u8>, body: u8, on_accept: bool, intent: u8, kind: OutcomeKind, again: Again },
+    Confirmed(usize),
     Start { pick: usize, retry: bool },
     Again { pick: usize, made: bool },
     End { pick: usize, kind: OutcomeKind, abandoned: bool, report: bool },
@@ -99,16 +112,18 @@ impl Model {
     pub(super) fn op(&self, ticket: u64, step: &Step, connection: u64) -> Op {
         let number = |pick: usize| Number(self.number(pick));
         let selector = |pick: usize| match self.records.get(&self.number(pick)) {
-            Some(Kept { id: Some(id), .. }) => Selector(format!("m-{id}")),
+            Some(Kept { id: Some(id), repeated: false, .. }) => Selector(id_text(*id)),
             _ => Selector(format!("#{}", self.number(pick))),
         };
         let report = |pick: usize, wanted: bool| wanted.then(|| Bytes::from(format!("report {pick}")));
         let ended = |kind| OutcomeReport { ended: crate::message::format_time(clock()), ..outcome(kind) };
         match step {
-            Step::Accept { id, body, on_accept, intent, kind } => Op::Accept(Box::new(Arrival {
+            Step::Accept { id, body, on_accept, intent, kind, again } => Op::Accept(Box::new(Arrival {
                 ticket,
                 message: Some(content(*id, *body)),
                 connection,
+                redelivered: again.redelivered,
+                sequence: again.sequence.map(|number| Sequence { number: number.into(), enqueued_ms: 1 }),
                 received: clock(),
                 rule: Some("pump".into()),
                 settled: if *on_accept { Settled::OnAccept } else { Settled::AfterAction },
@@ -131,6 +146,7 @@ impl Model {
                 outcome: Box::new(ended(*kind)),
                 report: report(*pick, *wanted),
             },
+            Step::Confirmed(pick) => Op::Confirmed(vec![number(*pick)]),
             Step::PinsOn(pin) => Op::PinsOn(BTreeMap::from([(format!("pin{pin}"), clock())])),
             Step::Reports(limit) => Op::Reports { after: self.reports_made / 2, limit: *limit },
             Step::ReportsDone(pick) => {
@@ -168,6 +184,12 @@ impl Model {
                 });
                 report.into_iter().for_each(|report| self.report(report.clone()));
                 Expected::Ended
+            }
+            Op::Confirmed(numbers) => {
+                for number in numbers {
+                    self.records.get_mut(&number.0).into_iter().for_each(|kept| kept.confirmed = true);
+                }
+                Expected::Done
             }
             Op::PinsOn(pins) => {
                 self.pins_on = pins.clone();
@@ -228,7 +250,7 @@ impl Model {
         let number = match selector.0.strip_prefix('#') {
             Some(number) => number.parse().ok()?,
             None => {
-                let named = |kept: &Kept| kept.id.map(|id| format!("m-{id}")) == Some(selector.0.clone());
+                let named = |kept: &Kept| !kept.repeated && kept.id.map(id_text) == Some(selector.0.clone());
                 *self.records.iter().rev().find(|(_, kept)| named(kept))?.0
             }
         };
@@ -237,32 +259,29 @@ impl Model {
 
     fn accept(&mut self, arrival: &Arrival, now: u64, new: &mut dyn FnMut() -> u64) -> Verdict {
         let message = arrival.message.as_ref().expect("decodable");
-        let id = message.message_id().map(|id| id[2..].parse().expect("an id of the test"));
+        let id = message.message_id().map(id_of);
         let body = message.body[0];
-        let same = |kept: &Kept| {
-            kept.id.is_none() && kept.body == body && kept.connection != Some(arrival.connection)
+        let equal = move |kept: &Kept| kept.id == id && kept.body == body;
+        let numbered = |kept: &Kept| arrival.sequence.is_some() && kept.sequence == arrival.sequence;
+        let may_be = |kept: &Kept| {
+            (arrival.redelivered || kept.connection != Some(arrival.connection))
+                && (arrival.sequence.is_none() || kept.sequence.is_none())
         };
         let at_the_hub = |kept: &Kept| !kept.ended() && kept.settled == Settled::AfterAction;
         let recent = |kept: &Kept| now.abs_diff(kept.since_ms) <= WINDOW_MS;
         let first = |wanted: &dyn Fn(&Kept) -> bool| {
             self.records.iter().find(|(_, kept)| wanted(kept)).map(|(number, _)| *number)
         };
-        let known = match id {
-            Some(_) => first(&|kept| kept.id == id),
-            None => first(&|kept| same(kept) && at_the_hub(kept))
-                .or_else(|| first(&|kept| same(kept) && recent(kept))),
+        let same = |wanted: &dyn Fn(&Kept) -> bool| first(&|kept| equal(kept) && wanted(kept));
+        let by_id = id.is_some_and(is_uuid);
+        let known = if by_id {
+            first(&|kept| kept.id == id && !kept.repeated)
+        } else {
+            same(&numbered)
+                .or_else(|| same(&|kept| may_be(kept) && at_the_hub(kept)))
+                .or_else(|| same(&|kept| may_be(kept) && !kept.confirmed))
+                .or_else(|| same(&|kept| may_be(kept) && recent(kept)))
         };
-        if let Some((number, kept)) = known.and_then(|known| Some((known, self.records.get_mut(&known)?))) {
-            kept.connection = Some(arrival.connection);
-            let number = Number(number);
-            if !kept.ended() {
-                return Verdict::Unfinished(number);
-            }
-            if !kept.abandoned {
-                return Verdict::Ended(Past { number, settled: kept.settled, outcome: kept.outcome });
-            }
-        }
-        let abandoned = known;
         let mut kept = Kept {
             id,
             body,
@@ -273,9 +292,36 @@ impl Model {
             attempts: 0,
             retry: false,
             connection: Some(arrival.connection),
+            sequence: arrival.sequence,
+            confirmed: false,
+            repeated: false,
             outcome: None,
             abandoned: false,
         };
+        if by_id && known.is_some() && first(&equal).is_none() {
+            let mut repeated = Kept { repeated: true, ..kept.clone() };
+            repeated.finish(OutcomeKind::Repeated, now);
+            *self.totals.entry(OutcomeKind::Repeated).or_default() += 1;
+            self.last = new();
+            self.records.insert(self.last, repeated);
+        }
+        if let Some((number, kept)) = known.and_then(|known| Some((known, self.records.get_mut(&known)?))) {
+            if !by_id {
+                kept.connection = Some(arrival.connection);
+            }
+            let number = Number(number);
+            if !kept.ended() {
+                return Verdict::Unfinished(number);
+            }
+            if !(kept.abandoned && equal(kept)) {
+                return Verdict::Ended(Past { number, settled: kept.settled, outcome: kept.outcome });
+            }
+        }
+        let abandoned = known.and_then(|known| Some((known, self.records.get(&known)?.clone())));
+        if let Some((_, before)) = &abandoned {
+            // Its digests stay what they were.
+            (kept.sequence, kept.connection) = (before.sequence, before.connection);
+        }
         let mut made = None;
         match &arrival.intent {
             Intent::Wait => {}
@@ -291,7 +337,7 @@ impl Model {
         }
         made.into_iter().for_each(|report| self.report(report));
         let number = match abandoned {
-            Some(number) => number,
+            Some((number, _)) => number,
             None => {
                 let number = new();
                 assert!(number > self.last, "number {number} was used before {}", self.last);
@@ -331,8 +377,21 @@ impl Model {
     }
 }
 
+/// Every other id is a UUID.
+fn is_uuid(id: u8) -> bool {
+    id % 2 == 1
+}
+
+pub(super) fn id_text(id: u8) -> String {
+    if is_uuid(id) { format!("6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f{id:02x}") } else { format!("m-{id:02x}") }
+}
+
+fn id_of(text: &str) -> u8 {
+    u8::from_str_radix(&text[text.len() - 2..], 16).expect("an id of the test")
+}
+
 pub(super) fn content(id: Option<u8>, body: u8) -> C2dMessage {
-    let id = id.map(|id| format!("m-{id}"));
+    let id = id.map(id_text);
     let mut message = message(id.as_deref(), "");
     message.body = Bytes::copy_from_slice(&[body, 1, 2]);
     message

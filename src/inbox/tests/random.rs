@@ -2,15 +2,14 @@
 //!
 //! Owns: what happens in which order. Must not know: what an operation means. Used by: nobody; it is a test.
 
-use std::collections::VecDeque;
-
 use proptest::prelude::*;
 
 use super::super::keeper::{Batch, Keeper};
 use super::super::record::to_millis;
 use super::disk::Disk;
 use super::model::{
-    Expected, HOUR_MS, KEEP_AT_LEAST, MAX_REPORTS, Model, NOW_MS, Step, WINDOW_MS, actual, clock, content,
+    Again, Expected, HOUR_MS, KEEP_AT_LEAST, MAX_REPORTS, Model, NOW_MS, Step, WINDOW_MS, actual, clock,
+    content, id_text,
 };
 use super::*;
 
@@ -51,7 +50,7 @@ fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
         let Record { state, settled, attempts, retry_on_crash, abandoned, .. } = *record;
         let found = (state, settled, attempts, retry_on_crash, abandoned, outcome);
         let wanted = (kept.state, kept.settled, kept.attempts, kept.retry, kept.abandoned, kept.outcome);
-        if found != wanted || record.message_id != kept.id.map(|id| format!("m-{id}")) {
+        if found != wanted || record.message_id != kept.id.map(id_text) {
             return Some(format!("record {record:?} is not {kept:?}"));
         }
     }
@@ -102,20 +101,12 @@ impl Machine {
 
     /// Follows a batch in the model, with the answers that the inbox gave.
     fn follow(&mut self, ops: &[Op], answers: &[Answer]) {
-        // One that was given back and came again keeps its number.
-        let mut last = self.model.last;
-        let numbers = answers.iter().filter_map(|answer| match answer {
-            Answer::Accepted { verdict: Verdict::New(number), .. } if number.0 > last => {
-                last = number.0;
-                Some(last)
-            }
-            _ => None,
-        });
-        let mut numbers: VecDeque<u64> = numbers.collect();
-        let expected: Vec<Expected> = ops
-            .iter()
-            .map(|op| self.model.apply(op, &mut || numbers.pop_front().expect("a verdict New")))
-            .collect();
+        let mut next = self.model.last;
+        let mut number = || {
+            next += 1;
+            next
+        };
+        let expected: Vec<Expected> = ops.iter().map(|op| self.model.apply(op, &mut number)).collect();
         self.model.let_go();
         assert_eq!(answers.iter().map(actual).collect::<Vec<_>>(), expected, "for {ops:?}");
     }
@@ -211,12 +202,18 @@ fn kind() -> impl Strategy<Value = OutcomeKind> {
     ])
 }
 
+fn again() -> impl Strategy<Value = Again> {
+    (prop::bool::weighted(0.2), prop::option::weighted(0.3, 1u8..6))
+        .prop_map(|(redelivered, sequence)| Again { redelivered, sequence })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let pick = || any::<prop::sample::Index>().prop_map(|index| index.index(24));
     prop_oneof![
-        6 => (prop::option::of(0u8..12), 0u8..2, any::<bool>(), 0u8..3, kind()).prop_map(
-            |(id, body, on_accept, intent, kind)| Step::Accept { id, body, on_accept, intent, kind }
+        6 => (prop::option::of(0u8..12), 0u8..2, any::<bool>(), 0u8..3, kind(), again()).prop_map(
+            |(id, body, on_accept, intent, kind, again)| Step::Accept { id, body, on_accept, intent, kind, again }
         ),
+        3 => pick().prop_map(Step::Confirmed),
         3 => (pick(), any::<bool>()).prop_map(|(pick, retry)| Step::Start { pick, retry }),
         1 => (pick(), any::<bool>()).prop_map(|(pick, made)| Step::Again { pick, made }),
         4 => (pick(), kind(), any::<bool>(), any::<bool>())

@@ -24,6 +24,12 @@ fn ended(id: &str, kind: OutcomeKind) -> Op {
     arrival(0, message(Some(id), "on"), Intent::End { outcome, report: None })
 }
 
+/// The same on another connection.
+fn again(op: Op) -> Op {
+    let Op::Accept(arrival) = op else { panic!("not an arrival") };
+    Op::Accept(Box::new(Arrival { connection: 2, ..*arrival }))
+}
+
 #[test]
 fn without_room_finished_messages_go_before_dead_ones_and_unfinished_ones_stay() {
     let (mut keeper, _disk) = small(100_000);
@@ -62,10 +68,8 @@ fn an_inbox_at_its_limit_forgets_the_oldest_and_stays_below() {
         assert!(verdict.iter().all(|verdict| matches!(verdict, Verdict::New(_))), "{verdict:?}");
         assert!(counts.bytes <= 1 << 20, "{counts:?}");
     }
-    let (verdict, _) = verdicts(
-        &mut keeper,
-        vec![ended("m-59-99", OutcomeKind::Succeeded), ended("m-0-0", OutcomeKind::Succeeded)],
-    );
+    let (verdict, _) =
+        verdicts(&mut keeper, ["m-59-99", "m-0-0"].map(|id| again(ended(id, OutcomeKind::Succeeded))).into());
     assert!(matches!(verdict[..], [Verdict::Ended(_), Verdict::New(_)]), "{verdict:?}");
     assert!(disk.size() < 8 << 20, "the file has {} bytes", disk.size());
 }

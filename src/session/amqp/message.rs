@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use fe2o3_amqp::types::messaging::annotations::AnnotationKey;
 use fe2o3_amqp::types::messaging::{
     AmqpValue, ApplicationProperties, Body, Data, Message, MessageId, Properties as Section,
 };
@@ -13,7 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::message::{
     self, C2dMessage, CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, EXPIRY, MESSAGE_ID, MessageError,
-    Properties, TO, USER_ID,
+    Properties, Sequence, TO, USER_ID,
 };
 
 /// Characters of device ids that need no escape in an address.
@@ -64,6 +65,15 @@ pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageEr
     application.sort();
     converted.application = application.into_iter().collect();
     Ok(converted.as_c2d())
+}
+
+/// Which message of the hub's queue it is, where its annotations tell. Source: wire reference 2.5.
+pub(super) fn sequence(message: &Message<Body<Value>>) -> Option<Sequence> {
+    let annotations = &message.message_annotations.as_ref()?.0;
+    let annotation = |name: &str| annotations.get(&name as &dyn AnnotationKey);
+    let Some(Value::Ulong(number)) = annotation("x-opt-sequence-number") else { return None };
+    let Some(Value::Timestamp(enqueued)) = annotation("iothub-enqueuedtime") else { return None };
+    Some(Sequence { number: *number, enqueued_ms: enqueued.milliseconds() })
 }
 
 /// A D2C message; `properties` are system and application properties together.

@@ -32,6 +32,10 @@ pub(crate) struct Campaign {
     pub(crate) sent: BTreeMap<String, Sent>,
     /// Ids of messages that a restarted hub has forgotten.
     forgotten: VecDeque<String>,
+    /// Whether a restarted hub may have forgotten its queues.
+    pub(crate) forgets: bool,
+    /// Whether the ids are UUIDs. Over AMQP a hub that has forgotten a message gives it another sequence number.
+    uuids: bool,
     ids: u64,
     hub_restarts: usize,
     sent_again: usize,
@@ -59,6 +63,8 @@ impl Campaign {
             seed,
             sent: BTreeMap::new(),
             forgotten: VecDeque::new(),
+            forgets: true,
+            uuids: rest.contains("transport = \"amqp"),
             ids: 0,
             hub_restarts: 0,
             sent_again: 0,
@@ -77,7 +83,7 @@ impl Campaign {
             return;
         }
         for _ in 0..self.random.usize(0..=most) {
-            let id = format!("m-{}", self.ids + 1);
+            let id = self.id(self.ids + 1);
             let message = next(&mut self.random);
             if !self.queue(&id, &message) {
                 return;
@@ -100,10 +106,19 @@ impl Campaign {
             let left = before + count as u64 - self.ids;
             self.flow(usize::try_from(left).expect("few"), &mut next);
         }
-        (before + 1..=self.ids).map(|number| format!("m-{number}")).collect()
+        (before + 1..=self.ids).map(|number| self.id(number)).collect()
     }
 
-    fn queue(&self, id: &str, message: &Sent) -> bool {
+    fn id(&self, number: u64) -> String {
+        if self.uuids {
+            format!("m-{number}-6e9ab0f3-1b59-4c4f-8e1d-{number:012}")
+        } else {
+            format!("m-{number}")
+        }
+    }
+
+    /// False when the queue has no room for it.
+    pub(crate) fn queue(&self, id: &str, message: &Sent) -> bool {
         let properties: Vec<(&str, &str)> =
             message.properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
         match self.hub.send(id, &message.action, &properties) {
@@ -157,7 +172,7 @@ impl Campaign {
         self.hub_restarts += 1;
         self.gateway.losses += 2; // the connection, and an attempt or two meanwhile
         let expected = self.gateway.losses;
-        if self.random.bool() {
+        if self.random.bool() || !self.forgets {
             self.hub.restart(|| ());
             assert_eq!(self.gateway.losses, expected);
             return;
@@ -167,7 +182,8 @@ impl Campaign {
         let feedback = self.hub.feedback();
         self.forgotten = self.sent.keys().filter(|id| !feedback.contains_key(*id)).cloned().collect();
         // In the order in which they were sent first.
-        self.forgotten.make_contiguous().sort_by_key(|id| id[2..].parse::<u64>().expect("a number"));
+        let number = |id: &String| id.split('-').nth(1).and_then(|number| number.parse::<u64>().ok());
+        self.forgotten.make_contiguous().sort_by_key(|id| number(id).expect("a number"));
     }
 
     /// Nothing goes wrong any more: waits until every message is completed at the hub and has ended in the inbox.

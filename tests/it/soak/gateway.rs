@@ -220,12 +220,21 @@ impl Gateway {
     /// Every record of the inbox with a message id, as the command line tells them. Works while the agent runs, and when
     /// it does not.
     pub(crate) fn inbox(&self) -> BTreeMap<String, Stands> {
+        let records = self.records();
+        records.iter().filter_map(|record| Some((text(record, "messageId")?, stands(record)))).collect()
+    }
+
+    /// Every record of the inbox, in order.
+    pub(crate) fn all_records(&self) -> Vec<Stands> {
+        self.records().iter().map(stands).collect()
+    }
+
+    fn records(&self) -> Vec<Value> {
         let output =
             crate::harness::run(&mut self.command(&["inbox", "list", "--json", "--limit", "1000000"]));
         let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "inbox list failed: {said}{told}");
-        let records = records(&told);
-        records.iter().filter_map(|record| Some((text(record, "messageId")?, stands(record)))).collect()
+        records(&told)
     }
 
     /// Waits until no message in the inbox waits or runs, and returns all.
