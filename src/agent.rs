@@ -31,6 +31,7 @@ use crate::metrics::Scrape;
 use crate::session::{Event, SessionError};
 use crate::tls::TlsError;
 
+mod alone;
 mod answers;
 mod board;
 mod connection;
@@ -102,6 +103,9 @@ pub enum AgentError {
     /// A pin cannot be claimed, or could not be left as configured.
     #[error(transparent)]
     Action(#[from] ActionError),
+    /// Another process has the inbox, or may have it.
+    #[error("{0}")]
+    NotAlone(String),
     /// The hub refused the device and had never let it in since the start.
     #[error("{0}")]
     Refused(String),
@@ -132,14 +136,20 @@ impl From<SessionError> for AgentError {
 /// are put into their `on_exit` state. All of it takes at most eight seconds.
 ///
 /// # Errors
-/// When the agent cannot start, or the hub refuses the device at the first sign-in. A hub that cannot be reached, and
+/// When the agent cannot start, another process has its inbox, or the hub refuses the device at the first sign-in. A hub that cannot be reached, and
 /// an inbox that cannot be written, are no errors: the agent keeps trying.
 ///
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let Settings { config, twin, clock, hurry, reload, observer } = settings;
-    let mut inbox = Inbox::open(&config.inbox, clock);
+    let mut shutdown = pin!(shutdown);
+    // It lives until the pins are released and the connection is closed: what comes next needs both.
+    let claim = Inbox::claim(&config.inbox);
+    if matches!(alone::claim(&claim, &mut shutdown).await?, Next::Stop) {
+        return Ok(());
+    }
+    let mut inbox = Inbox::open(&claim, &config.inbox, clock);
     // Before the first connection attempt, which may take its time.
     for identity in config.identities.iter() {
         tracing::info!(

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::credentials::{DeviceIdentity, ModuleEnvironment, Route, Transport};
 use crate::rules::{Reports, Rules, Unmatched};
+use crate::trust::Foreign;
 
 use report::Place;
 use sources::Sources;
@@ -123,6 +124,9 @@ pub struct Inspection {
     pub files: Vec<PathBuf>,
     /// A sentence for each value that a drop-in has replaced, with both places; a long list is cut off.
     pub replaced: Vec<String>,
+    /// Where others can change the files; a warning of the report each.
+    #[allow(dead_code)] // Only the doctor looks at it, and not every build has one.
+    pub(crate) foreign: Vec<Foreign>,
     /// Problems and warnings.
     pub report: Report,
     metrics: Option<MetricsSettings>,
@@ -147,7 +151,12 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config,
 pub fn inspect(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
     let mut report = Report::default();
     let sources = drop_ins::read(path, &mut report);
-    inspect_sources(sources, report, env)
+    let foreign = drop_ins::foreign(sources.iter().map(|source| source.path.as_path()));
+    for one in &foreign {
+        let message = format!("{one} (whoever can write here decides what the agent runs)");
+        report.warning(Place::File(one.place.clone()), message);
+    }
+    Inspection { foreign, ..inspect_sources(sources, report, env) }
 }
 
 /// Reads the text of the configuration file `path` alone; the file itself is not touched, those that the text names are.
@@ -217,6 +226,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
         unmatched,
         files,
         replaced,
+        foreign: Vec::new(),
         report,
         texts: Texts(sources),
     }
@@ -304,6 +314,7 @@ impl Inspection {
             unmatched: Unmatched::default(),
             files,
             replaced,
+            foreign: Vec::new(),
             report,
             texts: Texts::default(),
         }

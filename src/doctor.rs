@@ -101,7 +101,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
         })
     };
 
-    tell(configuration(&inspection));
+    tell(configuration(&inspection, &agent));
     identity::identity(&inspection).into_iter().for_each(&mut tell);
     for finding in finished(began + FILES_LIMIT, Check::User, secrets).await {
         tell(finding);
@@ -129,12 +129,19 @@ async fn finished(end: Instant, first: Check, found: tokio::task::JoinHandle<Vec
     }
 }
 
-fn configuration(inspection: &Inspection) -> Finding {
+fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
     let report = &inspection.report;
     let remedy = "run c2d-agent check, which shows each with its place";
     if let Some(problem) = report.first_problem() {
         let problems = counted(report.problems(), "problem");
         return Check::Configuration.failed(format!("{problems}: {problem}"), remedy);
+    }
+    // Of root's own: a file of the agent's user is as it should be.
+    let agents = || user::of_agent(inspection.inbox.as_ref(), agent);
+    let foreign = inspection.foreign.iter().find(|one| one.owner().is_none() || one.owner() != agents());
+    if let Some(foreign) = foreign {
+        let detail = format!("{} {}", foreign.place.display(), foreign.what());
+        return Check::Configuration.failed(detail, foreign.remedy());
     }
     let rules = counted(inspection.rules.as_ref().map_or(0, Rules::len), "rule");
     let pins = counted(inspection.gpio.pins.len(), "pin");

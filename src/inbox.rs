@@ -22,6 +22,7 @@ mod file;
 mod keeper;
 mod key;
 mod ledger;
+mod lock;
 mod operation;
 mod query;
 mod record;
@@ -33,6 +34,7 @@ mod worker;
 
 use file::{InboxPath, Place};
 use keeper::{Batch, Keeper};
+pub(crate) use lock::Claim;
 pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Past, Query, Reply, Selector, Start, Verdict};
 pub(crate) use record::{Counts, Number, Record, Settled, State};
 pub(crate) use record::{Opened, Unfinished, from_millis};
@@ -64,10 +66,16 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
+    /// The claim to an inbox, which is to be made good with [`Claim::make_good`] before it is opened. As long as it lives, no
+    /// other agent has the inbox.
+    pub(crate) fn claim(settings: &InboxSettings) -> Claim {
+        Claim::new(&settings.path, true)
+    }
+
     /// Begins to open the file, which is created where it is missing. Never fails: trouble is [`News`], and the inbox
     /// tries again by itself.
-    pub(crate) fn open(settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
-        Self::begin(Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock))
+    pub(crate) fn open(claim: &Claim, settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
+        Self::begin(Keeper::new(InboxPath::claimed(claim.clone()), settings.clone(), clock))
     }
 
     fn begin<P: Place + Send + 'static>(keeper: Keeper<P>) -> Self {

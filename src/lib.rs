@@ -21,6 +21,7 @@
 //! | | `websocket` | to the hub over a WebSocket, through a proxy; a WebSocket as a stream of bytes |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
+//! | | `trust` | who can change a file, and how one is made that nobody else can |
 //!
 //! Vocabulary has no tokio, no sockets and no clock; time comes in as an argument. The emulator imports only
 //! vocabulary, `tls` and `websocket`: a double built from the code under test proves nothing.
@@ -68,6 +69,7 @@ pub mod service;
 mod session;
 mod systemd;
 pub mod tls;
+mod trust;
 #[cfg(not(feature = "websocket"))]
 #[path = "websocket/absent.rs"]
 mod websocket;

@@ -25,6 +25,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::limit::{Cut, Limit};
+use crate::trust;
 
 /// The only search path that children have.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -108,6 +109,10 @@ pub(super) async fn run(
     output: &mut Captured,
 ) -> Result<ExitStatus, ExecError> {
     limit.check().map_err(ExecError::Cut)?;
+    // It was looked at when the configuration was read, and that may be months ago.
+    if let Some(reason) = program.argv.first().and_then(|path| trust::foreign_program(path)) {
+        return Err(ExecError::NotStarted(reason));
+    }
     let (mut child, reader) =
         start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
     let group = Group::new(child.id());

@@ -48,7 +48,7 @@ pub(crate) enum Request {
 pub(crate) enum ControlError {
     /// A living agent has it.
     #[error(
-        "another agent runs with this inbox: it listens on the control socket {0}; stop that agent first"
+        "another agent listens on the control socket {0}: stop that agent, or give this one an [inbox] socket of its own"
     )]
     InUse(String),
     /// Something else stands there, which is nobody's to remove.

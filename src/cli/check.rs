@@ -60,7 +60,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let sample = sample(args)?;
     let (inspection, twin) =
-        config::inspect_with(&args.config, Remote::Stored, &|name| std::env::var(name).ok());
+        config::inspect_with(&args.config, Remote::Shown, &|name| std::env::var(name).ok());
     if !inspection.report.is_empty() {
         super::tell(&inspection.report);
     }

@@ -53,10 +53,10 @@ pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
         match InboxFile::open(settings) {
             Ok(file) => return Ok(Reached::File(Box::new(file))),
             // A file and a socket have no event to wait for with a deadline: poll.
-            Err(InboxError::InUse(_)) if Instant::now() < end => std::thread::park_timeout(PAUSE),
-            Err(InboxError::InUse(path)) => {
+            Err(InboxError::InUse { .. }) if Instant::now() < end => std::thread::park_timeout(PAUSE),
+            Err(InboxError::InUse { path, holder }) => {
                 return Err(anyhow!(
-                    "the inbox {path} is in use, but nobody listens on {}: if an agent runs, its log says why it has \
+                    "the inbox {path} is in use by {holder}, but nobody listens on {}: if an agent runs, its log says why it has \
                      no control socket; otherwise wait for the other program that has the inbox open",
                     settings.socket.display()
                 ));

@@ -39,9 +39,9 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 /// stay as they are; what is not is refused, every problem is logged, and the old configuration goes on.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 ended by a signal; 1 an error: a pin cannot be claimed, or the hub refused the \
-    device or module at its first sign-in (later refusals are retried), or the module was deployed anew or removed \
-    (edgeAgent starts the new one); 2 the configuration has problems."
+    after_help = "Exit codes: 0 ended by a signal; 1 an error: another agent has the inbox, a pin cannot be claimed, or the \
+    hub refused the device or module at its first sign-in (later refusals are retried), or the module was deployed anew or \
+    removed (edgeAgent starts the new one); 2 the configuration has problems."
 )]
 pub(super) struct Args {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::files;
 use super::report::{Place, Report};
 use super::sources::Sources;
+use crate::trust::{self, Foreign, Way};
 
 /// Largest file, and largest sum of all files.
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
@@ -45,12 +46,6 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
         let message = format!("there are more than {MAX_FILES} drop-ins here: put several into one file");
         report.problem(Place::File(directory), message);
         return sources;
-    }
-    for place in places(&directory, &paths) {
-        if let Some(reason) = files::foreign_hands(&place) {
-            let message = format!("{reason} (whoever can write here decides what the agent runs)");
-            report.warning(Place::File(place), message);
-        }
     }
     for path in paths {
         let text = match files::read_text(&path, MAX_CONFIG_BYTES as u64) {
@@ -97,18 +92,21 @@ fn is_drop_in(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
 }
 
-/// Where the drop-ins can be changed: the files, their directory, and the directories to which links lead.
-fn places(directory: &Path, paths: &[PathBuf]) -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if !paths.is_empty() {
-        places.push(directory.to_owned());
+/// Where others can change these files, the main one first, or add drop-ins: each place once.
+pub(super) fn foreign<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Foreign> {
+    let mut found: Vec<Foreign> = Vec::new();
+    let mut add = |foreign: Foreign| {
+        if !found.iter().any(|one| one.place == foreign.place) {
+            found.push(foreign);
+        }
+    };
+    for (at, path) in paths.enumerate().filter(|(_, path)| path.is_file()) {
+        let directory = trust::directory_of(path);
+        if at == 0 {
+            // Drop-ins are looked for beside it.
+            [directory, &directory.join(DIRECTORY)].into_iter().filter_map(trust::foreign).for_each(&mut add);
+        }
+        Way::to(path).foreign.into_iter().for_each(&mut add);
     }
-    for path in paths {
-        places.push(path.clone());
-        let real = fs::read_link(path).and_then(|_| fs::canonicalize(path)).ok();
-        let parent =
-            real.as_deref().and_then(Path::parent).filter(|parent| !places.iter().any(|one| one == parent));
-        places.extend(parent.map(Path::to_owned));
-    }
-    places
+    found
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::report::Report;
+use super::report::{Place, Report};
 use super::settings::{InboxSettings, KnownBy};
 use super::table::{Field, shown};
+use crate::trust;
 
 const MIB: u64 = 1024 * 1024;
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -35,7 +36,11 @@ pub(super) const DEFAULT_MAX_CHILDREN: usize = 4;
 /// Reads `[inbox]`; relative paths are taken from `directory`. A key with a problem has its default, but none takes the
 /// place of a path with a problem: that would be another inbox.
 pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Report) -> Option<InboxSettings> {
-    let Some(field) = field else { return Some(InboxSettings::default()) };
+    let Some(field) = field else {
+        let settings = InboxSettings::default();
+        check_directory(&settings, None, report);
+        return Some(settings);
+    };
     let problems = report.problems();
     let mut table = field.table("[inbox]", report)?;
     let path = table.take("path");
@@ -48,6 +53,7 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
         settings.socket = path;
     }
     check_paths(&settings, path.as_ref(), socket.as_ref(), report);
+    check_directory(&settings, path.as_ref(), report);
     let is_known = report.problems() == problems;
     if let Some(keep) = table.take("keep").and_then(|field| field.duration(KEEP, report)) {
         settings.keep = keep;
@@ -144,6 +150,16 @@ fn check_paths(
         );
         report.problem(place, message);
     }
+}
+
+/// Whoever owns it: root's `check` cannot tell who the agent will be.
+fn check_directory(settings: &InboxSettings, path: Option<&Field<'_>>, report: &mut Report) {
+    let Some(foreign) = trust::writable(trust::directory_of(&settings.path)) else { return };
+    let (directory, what, remedy) = (foreign.place.display(), foreign.what(), foreign.remedy());
+    let message = format!(
+        "{directory}, where the inbox is, {what}, so that others can take messages away or have others acted on: {remedy}"
+    );
+    report.warning(path.map_or(Place::Whole, |field| field.value.place.clone().into()), message);
 }
 
 fn is_missing(directory: &Path) -> bool {

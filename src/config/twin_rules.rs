@@ -8,15 +8,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::files;
 use super::table::shown;
+use crate::trust;
 
 /// The agent's part of the desired properties, named as the one of the reported ones.
 const SECTION: &str = "c2dAgent";
@@ -32,8 +34,6 @@ const MAX_NAMED: usize = 20;
 const MAX_FILE: u64 = 8 * MAX_BYTES as u64;
 /// The file, beside the inbox.
 const FILE: &str = "twin-rules.json";
-/// What becomes the file when it is whole.
-const NEW_FILE: &str = "twin-rules.json.new";
 
 /// Rules in the twin's desired properties: texts in TOML that hold `[[rule]]` tables and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -122,15 +122,28 @@ impl TwinRules {
         inbox.with_file_name(FILE)
     }
 
-    /// Reads the file; `None` when there is none.
+    /// Reads the file; `None` when there is none. One that others can change is not read: they would decide what the agent does.
+    /// `owner` may have it beside root and the user who runs this.
     ///
     /// # Errors
     /// Why it cannot be read, in words, without its name.
-    pub fn stored(file: &Path) -> Result<Option<Self>, String> {
-        if fs::symlink_metadata(file).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-            return Ok(None);
+    pub fn stored(file: &Path, owner: Option<u32>) -> Result<Option<Self>, String> {
+        let metadata = match fs::symlink_metadata(file) {
+            Ok(found) if !found.is_file() => return Err("it is not a regular file: remove it".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => trust::open_plain(file, OFlags::RDONLY).and_then(|file| Ok((file.metadata()?, file))),
+        };
+        let (metadata, opened) = metadata.map_err(|error| files::in_words(&error))?;
+        let foreign = trust::foreign_in(file, &metadata);
+        if let Some(foreign) = foreign.filter(|foreign| foreign.owner().is_none() || foreign.owner() != owner)
+        {
+            return Err(format!(
+                "it {}, so it is not used: remove it, or {}",
+                foreign.what(),
+                foreign.remedy()
+            ));
         }
-        let text = files::read_text(file, MAX_FILE)?;
+        let text = files::text_of(opened, MAX_FILE)?;
         let rules: Self = serde_json::from_str(&text).map_err(|error| format!("it is damaged: {error}"))?;
         match rules.unfit() {
             Some(reason) => Err(format!("it is damaged: {reason}")),
@@ -152,18 +165,9 @@ impl TwinRules {
             }
         } else {
             let text = serde_json::to_string(self).map_err(|error| failed(error.into()))?;
-            let new = file.with_file_name(NEW_FILE);
-            let mut options = fs::OpenOptions::new();
-            let opened = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
-            let written = opened.and_then(|mut opened| {
-                opened.write_all(text.as_bytes())?;
-                opened.sync_all()
-            });
-            written.and_then(|()| fs::rename(&new, file)).map_err(failed)?;
+            trust::replace(file, text.as_bytes()).map_err(failed)?;
         }
-        let directory =
-            file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+        trust::sync_directory(trust::directory_of(file)).map_err(failed)
     }
 }
 

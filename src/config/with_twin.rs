@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::rules::Rules;
+use crate::trust;
 
 use super::report::{Place, Report};
 use super::sources::Sources;
@@ -22,6 +23,8 @@ use super::{Config, Inspection, TwinSettings, inspect, merge, read_rules, table}
 pub enum Remote<'a> {
     /// Those in the file beside the inbox, as at the start of an agent.
     Stored,
+    /// The same, to look at: root also reads what belongs to the user who has the inbox's directory.
+    Shown,
     /// These.
     Given(&'a TwinRules),
 }
@@ -99,9 +102,10 @@ pub fn inspect_with(
     };
     let rules = match remote {
         Remote::Given(rules) => rules.clone(),
-        Remote::Stored => {
+        Remote::Stored | Remote::Shown => {
             let file = TwinRules::file(&inbox.path);
-            match TwinRules::stored(&file) {
+            let owner = matches!(remote, Remote::Shown).then(|| trust::owner_for_root(&inbox.path)).flatten();
+            match TwinRules::stored(&file, owner) {
                 Ok(None) => return (inspection, TwinPart::Absent),
                 Ok(Some(rules)) => rules,
                 // It may not even be for this program: nothing would be used of it.

@@ -1,7 +1,6 @@
 //! The programs that rules run, as the user of the agent will find them.
 //!
-//! Owns: whether they can be started. Who else could change them is the configuration's business.
-//! Must not know: what they do. Used by: `doctor`.
+//! Owns: whether they can be started, and would be. Must not know: what they do. Used by: `doctor`.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,6 +12,7 @@ use rustix::fs::Access;
 use super::user;
 use super::{Check, Finding};
 use crate::rules::{Rule, Rules};
+use crate::trust;
 
 const SHELL: &str = "/bin/sh";
 /// The kernel looks no further into the first line of a script.
@@ -45,6 +45,9 @@ fn program(check: Check, path: &str) -> Finding {
             detail,
             format!("give the user of the agent the right to (chmod, chgrp); checked for {}", user::own()),
         );
+    }
+    if let Some(sentence) = trust::foreign_program(path) {
+        return check.failed_with(sentence);
     }
     match interpreter(file) {
         Some(needed) if !needed.is_file() => check.failed(

@@ -11,6 +11,7 @@ use super::user;
 use super::{Agent, Check, Finding};
 use crate::config::{InboxSettings, counted};
 use crate::inbox::{InboxError, InboxFile};
+use crate::trust::{self, directory_of};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -56,6 +57,9 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
         return problem;
     }
     let free = free(place).map_or(String::new(), |free| format!(", {} MiB free", free / MIB));
+    if let Some(problem) = open_to_others(place) {
+        return problem;
+    }
     let what = if matches!(agent, Agent::Running { .. }) {
         "in use by the running agent".to_owned()
     } else {
@@ -66,8 +70,9 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
                 format!("{}, {}", count(counts.records, "record"), count(counts.dead, "dead letter"))
             }
             Err(InboxError::Missing(_)) => "will be created".to_owned(),
-            Err(InboxError::InUse(_)) => {
-                let detail = format!("{path} is in use, but nobody listens on {}", settings.socket.display());
+            Err(InboxError::InUse { holder, .. }) => {
+                let socket = settings.socket.display();
+                let detail = format!("{path} is in use by {holder}, but nobody listens on {socket}");
                 let remedy = "if an agent runs, its log says why it has no control socket; else wait for the program \
                               that has it open";
                 return Check::Inbox.warning(detail, remedy);
@@ -77,6 +82,13 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
         }
     };
     Check::Inbox.ok(format!("{path}{made}: {what}{free}"))
+}
+
+/// Who can write there can take messages away, and have others acted on.
+fn open_to_others(place: &Path) -> Option<Finding> {
+    let foreign = trust::writable(place)?;
+    let detail = format!("{} {}", foreign.place.display(), foreign.what());
+    Some(Check::Inbox.failed(detail, foreign.remedy()))
 }
 
 /// The agent goes on without its socket, but nobody can ask it then.
@@ -119,11 +131,4 @@ fn disk(place: &Path, max_size: u64) -> Option<Finding> {
 fn free(place: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(place).ok()?;
     Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }

@@ -18,29 +18,36 @@ const MAX_PASSWD_BYTES: u64 = 1024 * 1024;
 
 /// Whether this user is the agent's: the owner of the process that runs, else of the inbox.
 pub(super) fn user(inbox: Option<&InboxSettings>, agent: &Agent) -> Finding {
-    let own_id = geteuid().as_raw();
-    let process = match agent {
-        Agent::Running { pid, .. } => owner(Path::new(&format!("/proc/{pid}"))),
-        Agent::NotRunning | Agent::Unknown(_) => None,
+    let (whose, what) = match of_agent_with(inbox, agent) {
+        Some((whose, _)) if whose == geteuid().as_raw() => return Check::User.ok(own()),
+        None => return Check::User.ok(own()),
+        Some(found) => found,
     };
-    let file = inbox.and_then(|inbox| owner(&inbox.path));
-    // Others than root need not own a directory to write there.
-    let directory = inbox.and_then(|inbox| owner(inbox.path.parent()?)).filter(|_| own_id == 0);
-    let (whose, what) = match (process, file, directory) {
-        (Some(id), _, _) => (id, "the running agent is of"),
-        (None, Some(id), _) => (id, "the inbox belongs to"),
-        (None, None, Some(id)) => (id, "the inbox's directory belongs to"),
-        (None, None, None) => return Check::User.ok(own()),
-    };
-    if whose == own_id {
-        return Check::User.ok(own());
-    }
     let (detail, agents) = (format!("{}, but {what} {}", own(), named(whose)), name(whose));
     let agents = agents.unwrap_or_else(|| format!("'#{whose}'"));
     Check::User.warning(
         detail,
         format!("permissions are checked for who runs this: run sudo -u {agents} c2d-agent doctor"),
     )
+}
+
+/// The agent's user, as far as that is known.
+pub(super) fn of_agent(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<u32> {
+    of_agent_with(inbox, agent).map(|(id, _)| id)
+}
+
+/// The same, with what tells.
+fn of_agent_with(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<(u32, &'static str)> {
+    let process = match agent {
+        Agent::Running { pid, .. } => owner(Path::new(&format!("/proc/{pid}"))),
+        Agent::NotRunning | Agent::Unknown(_) => None,
+    };
+    let file = inbox.and_then(|inbox| owner(&inbox.path));
+    // Others than root need not own a directory to write there.
+    let directory = inbox.and_then(|inbox| owner(inbox.path.parent()?)).filter(|_| geteuid().is_root());
+    let running = process.map(|id| (id, "the running agent is of"));
+    let named = file.map(|id| (id, "the inbox belongs to"));
+    running.or(named).or(directory.map(|id| (id, "the inbox's directory belongs to")))
 }
 
 /// Whether this user may use the file so.

@@ -14,9 +14,9 @@
 //! The server's own certificate is made anew at every start and never written.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +25,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::{HostPort, SasToken, SharedAccessKey};
+use crate::trust;
 
 use super::certificates::{self, PemPair, ServerIdentity};
 use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
@@ -419,21 +420,11 @@ fn make_directory(path: &Path) -> Result<(), StateDirError> {
 /// Writes a file that only its owner may read, whole or not at all. A file that already says so is left alone.
 pub(super) fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
     let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
-    if fs::read(path).is_ok_and(|present| present == text) {
+    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    if is_file && fs::read(path).is_ok_and(|present| present == text) {
         return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);
     }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(error)
+    trust::replace(path, text).map_err(error)
 }
 
 fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StateDirError {

@@ -1,21 +1,24 @@
-//! The inbox's file on the disk: created for its owner only, opened, moved aside when it is damaged.
+//! The inbox's file on the disk: created for its owner only, opened when it is only its owner's, moved aside when it is damaged.
 //!
-//! Owns: permissions, the name of a damaged file, what must reach the disk besides the file's own content.
+//! Owns: permissions, what an inbox looks like from outside, the name of a damaged file, what must reach the disk besides the file's own content.
 //! Must not know: what is in it. Used by: `inbox::{keeper, worker}`.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use redb::Database;
 use redb::backends::FileBackend;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
+use super::lock::{Claim, Holder};
 use super::trouble::Failure;
 use super::watched::Watched;
+use crate::trust;
 
 /// redb's page cache. The whole agent is to stay within a few MB; what is needed at once is in the ledger.
 const CACHE_BYTES: usize = 512 * 1024;
@@ -35,9 +38,13 @@ pub(super) trait Place {
     fn path(&self) -> &Path;
 }
 
+/// With these bytes each file of redb begins.
+const BEGINNING: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+
 /// A file.
 #[derive(Debug)]
 pub(super) struct InboxPath {
+    claim: Claim,
     path: PathBuf,
     /// Whether to create it.
     create: bool,
@@ -47,11 +54,17 @@ pub(super) struct InboxPath {
 
 impl InboxPath {
     pub(super) fn new(path: PathBuf, create: bool) -> Self {
-        Self { path, create, warned: false }
+        Self { claim: Claim::new(&path, create), path, create, warned: false }
+    }
+
+    /// The file that this process has claimed, or will when it can.
+    pub(super) fn claimed(claim: Claim) -> Self {
+        let path = claim.inbox().to_owned();
+        Self { claim, path, create: true, warned: false }
     }
 
     fn existing(&mut self) -> Result<Option<Database>, Failure> {
-        match OpenOptions::new().read(true).write(true).open(&self.path) {
+        match trust::open(&self.path, OFlags::RDWR) {
             Ok(file) => {
                 self.check(&file)?;
                 database(file).map(Some)
@@ -67,31 +80,18 @@ impl InboxPath {
     /// Begins under another name: a file of this name is always whole, so that one which cannot be read is damaged.
     fn create(&self) -> Result<Database, Failure> {
         let failed = |error| Failure::Io("create", error);
-        let directory = directory_of(&self.path);
-        // Where more than the last directory is missing, opening the file tells.
-        if DirBuilder::new().mode(0o700).create(directory).is_ok() {
-            sync_directory(directory_of(directory)).map_err(failed)?;
-        }
         let mut begun = self.path.clone().into_os_string();
-        begun.push(format!(".new-{}", std::process::id()));
+        begun.push(".new");
         let begun = PathBuf::from(begun);
         // From its first instant on nobody else can read it: messages may hold secrets.
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        let file = match options.open(&begun) {
-            // Left by a crash of a process with the same number, as in a container.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                std::fs::remove_file(&begun).and_then(|()| options.open(&begun))
-            }
-            opened => opened,
-        };
-        let made = database(file.map_err(failed)?).and_then(|database| {
+        let file = trust::create_anew(&begun, 0o600).map_err(failed)?;
+        let made = database(file).and_then(|database| {
             name_it(&begun, &self.path).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => Failure::InUse,
+                io::ErrorKind::AlreadyExists => Failure::InUse(Holder::default()),
                 _ => failed(error),
             })?;
             // Else the file's name may be gone after a power cut, although its content was synced.
-            sync_directory(directory).map_err(failed)?;
+            trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
             Ok(database)
         });
         if made.is_err()
@@ -102,11 +102,19 @@ impl InboxPath {
         made
     }
 
-    /// Complains once of who else can write it: whoever can makes the agent run things.
+    /// Refuses what is not only the agent's user's: who writes there makes the agent run things. Complains once of what is
+    /// merely unwise.
     fn check(&mut self, file: &File) -> Result<(), Failure> {
         let metadata = file.metadata().map_err(|error| Failure::Io("open", error))?;
         if !metadata.is_file() {
             return Err(Failure::NotAFile("a device, a pipe or a socket"));
+        }
+        if let Some(foreign) = trust::foreign_in(&self.path, &metadata)
+            // The command line may well be root's.
+            && (self.create || foreign.is_writable() || !geteuid().is_root())
+        {
+            let (path, what, remedy) = (self.path.display(), foreign.what(), foreign.remedy());
+            return Err(Failure::Foreign(format!("the inbox {path} {what}, so it is not read: {remedy}")));
         }
         if self.create && metadata.len() == 0 {
             // Not made by an agent, whose files are whole from the beginning.
@@ -115,35 +123,47 @@ impl InboxPath {
                 self.path.display()
             );
         }
-        if let Some(complaint) =
-            complaint(metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw())
-            // The command line may well be root's.
-            && self.create
-            && !self.warned
-        {
+        if self.create && !self.warned {
             self.warned = true;
-            tracing::warn!("the inbox {} {complaint}", self.path.display());
+            self.complain(metadata.mode());
         }
         Ok(())
     }
+
+    fn complain(&self, mode: u32) {
+        if mode & 0o044 != 0 {
+            tracing::warn!(
+                "the inbox {} can be read by other users (mode {:04o}): take that from them (chmod 600)",
+                self.path.display(),
+                mode & 0o7777
+            );
+        }
+        // That others can write there is told with the configuration.
+        let directory = trust::directory_of(&self.path);
+        if let Some(foreign) = trust::foreign(directory).filter(|foreign| foreign.owner().is_some()) {
+            let (directory, what, remedy) = (directory.display(), foreign.what(), foreign.remedy());
+            tracing::warn!(
+                "the directory {directory} of the inbox {what}, who could replace the inbox: {remedy}"
+            );
+        }
+    }
 }
 
-/// What is wrong with the file's owner or permissions.
-pub(super) fn complaint(owner: u32, mode: u32, own: u32) -> Option<String> {
-    if owner != own {
-        return Some(format!(
-            "belongs to user {owner}, and this process runs as user {own}: give it to the user of the agent (chown)"
-        ));
-    }
-    let others = mode & 0o777 & !0o700;
-    (others != 0).then(|| {
-        let what = if others & 0o022 != 0 { "written" } else { "read" };
-        format!("can be {what} by other users (mode {:04o}): take that from them (chmod 600)", mode & 0o7777)
-    })
+/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros where it begins.
+pub(super) fn is_inbox(file: &File) -> io::Result<bool> {
+    let mut beginning = Vec::new();
+    file.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
+    Ok(BEGINNING.starts_with(&beginning) || beginning.iter().all(|byte| *byte == 0))
 }
 
 impl Place for InboxPath {
     fn open(&mut self) -> Result<Database, Failure> {
+        if !self.create
+            && self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
+            return Err(Failure::Missing);
+        }
+        self.claim.take()?;
         match self.existing()? {
             Some(database) => Ok(database),
             // What it points to may be on a disk that is not mounted yet.
@@ -178,7 +198,7 @@ impl Place for InboxPath {
             aside = PathBuf::from(numbered);
         }
         std::fs::rename(&self.path, &aside).map_err(failed)?;
-        sync_directory(directory_of(&self.path)).map_err(failed)?;
+        trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
         Ok(aside)
     }
 
@@ -204,15 +224,4 @@ fn database(file: File) -> Result<Database, Failure> {
         .set_check_integrity_on_open(true)
         .create_with_backend(Watched::new(FileBackend::new(file)?))?;
     Ok(database)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }

@@ -75,7 +75,7 @@ async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
 #[tokio::test]
 async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     let (_directory, settings) = settings();
-    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, SystemTime::now);
     let start = Start { at: SystemTime::now(), retry_on_crash: false };
     inbox.submit(arrival(1, message(Some("m-1"), "on"), Intent::Start(start)));
     inbox.submit(arrival(2, message(Some("m-2"), "on"), Intent::Wait));
@@ -94,7 +94,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     let answers = inbox.close().await;
     assert!(matches!(answers[..], [Answer::Ended(Number(1))]), "{answers:?}");
 
-    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, SystemTime::now);
     inbox.submit(arrival(3, message(Some("m-1"), "on"), Intent::Wait));
     let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
     assert_eq!(opened.unfinished.len(), 1);
@@ -113,7 +113,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
 #[tokio::test]
 async fn beginnings_of_the_last_hour_and_the_last_of_each_rule_are_known_after_a_restart() {
     let (_directory, settings) = settings();
-    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, SystemTime::now);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let ago = |minutes: u64| now - Duration::from_secs(minutes * 60);
     for (ticket, rule, minutes) in
@@ -129,7 +129,9 @@ async fn beginnings_of_the_last_hour_and_the_last_of_each_rule_are_known_after_a
         inbox.submit(Op::Accept(arrival));
     }
     inbox.close().await;
-    let mut inbox = Inbox::open(&settings, || SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, || {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    });
     let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
     let expected = [("seldom", 800), ("busy", 50), ("busy", 1)];
     assert_eq!(opened.starts, expected.map(|(rule, minutes)| (rule.to_owned(), ago(minutes))));
@@ -138,7 +140,7 @@ async fn beginnings_of_the_last_hour_and_the_last_of_each_rule_are_known_after_a
 #[tokio::test]
 async fn a_busy_rule_does_not_make_the_beginnings_of_another_forgotten() {
     let (_directory, settings) = settings();
-    let mut inbox = Inbox::open(&settings, SystemTime::now);
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, SystemTime::now);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     for ticket in 0..1_102 {
         let rule = if ticket < 2 { "guarded" } else { "busy" };
@@ -155,7 +157,9 @@ async fn a_busy_rule_does_not_make_the_beginnings_of_another_forgotten() {
         told += done(&mut inbox).await.0.len();
     }
     inbox.close().await;
-    let mut inbox = Inbox::open(&settings, || SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, || {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    });
     let News::Opened(opened) = inbox.next().await else { panic!("not opened") };
     let of = |rule: &str| opened.starts.iter().filter(|(own, _)| own == rule).count();
     assert_eq!((of("guarded"), of("busy")), (2, 1_000));

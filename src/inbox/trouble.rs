@@ -6,19 +6,24 @@
 use std::io;
 use std::path::Path;
 
+use super::lock::Holder;
+
 /// Why the inbox's file cannot be used. Each sentence names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum InboxError {
     /// Another process has it open.
-    #[error("the inbox {0} is in use: an agent runs with it")]
-    InUse(String),
+    #[error("the inbox {path} is in use by {holder}")]
+    InUse { path: String, holder: Holder },
     /// There is none.
     #[error("there is no inbox at {0}: it is created when the agent first runs")]
     Missing(String),
     /// Its permissions do not allow it.
     #[error("{0}")]
     Denied(String),
+    /// It, or its lock, is not only the user's who runs this.
+    #[error("{0}")]
+    Foreign(String),
     /// It is damaged. It stays where it is: the agent moves it aside when it runs.
     #[error("{0}")]
     Corrupt(String),
@@ -33,10 +38,15 @@ pub(crate) enum InboxError {
 /// Why the file could not be opened, read or written.
 #[derive(Debug)]
 pub(super) enum Failure {
-    InUse,
+    /// By whom.
+    InUse(Holder),
     Missing,
     /// What it is instead of a file.
     NotAFile(&'static str),
+    /// A file, but of another program.
+    NotAnInbox,
+    /// Not only the user of the agent decides what is in it: the file, what is wrong with it, and the remedy.
+    Foreign(String),
     /// Written by a newer version.
     Newer(String),
     /// Nothing but moving it aside helps.
@@ -51,13 +61,18 @@ impl Failure {
     pub(super) fn sentence(&self, path: &Path) -> String {
         let path = path.display();
         match self {
-            Self::InUse => {
-                format!("the inbox {path} is in use by another process: let only one agent run with it")
+            Self::InUse(holder) => {
+                format!("the inbox {path} is in use by {holder}: let only one agent run with it")
             }
             Self::Missing => format!("there is no inbox at {path}: it is created when the agent first runs"),
             Self::NotAFile(what) => {
                 format!("the inbox {path} is {what} and not a file: move it away, or set [inbox] path")
             }
+            Self::NotAnInbox => format!(
+                "the file {path} is no inbox of c2d-agent, and was left as it is: set [inbox] path to another file, or move this \
+                 one away"
+            ),
+            Self::Foreign(sentence) => sentence.clone(),
             Self::Newer(reason) => format!(
                 "the inbox {path} was written by a newer version of c2d-agent ({reason}): install that version, or \
                  move the file away"
@@ -77,7 +92,7 @@ impl Failure {
     pub(super) fn into_error(self, path: &Path) -> InboxError {
         let sentence = self.sentence(path);
         match self {
-            Self::InUse => InboxError::InUse(path.display().to_string()),
+            Self::InUse(holder) => InboxError::InUse { path: path.display().to_string(), holder },
             Self::Missing => InboxError::Missing(path.display().to_string()),
             Self::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 InboxError::Denied(sentence)
@@ -86,7 +101,10 @@ impl Failure {
                 "{sentence}: the agent moves it aside and begins a new one when it runs"
             )),
             Self::Newer(_) => InboxError::Newer(sentence),
-            Self::NotAFile(_) | Self::Io(..) | Self::Defect(_) => InboxError::Disk(sentence),
+            Self::Foreign(_) => InboxError::Foreign(sentence),
+            Self::NotAFile(_) | Self::NotAnInbox | Self::Io(..) | Self::Defect(_) => {
+                InboxError::Disk(sentence)
+            }
         }
     }
 }
@@ -113,7 +131,9 @@ impl From<redb::Error> for Failure {
     fn from(error: redb::Error) -> Self {
         const NEWER: &str = "file format version";
         match error {
-            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::InUse,
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
+                Self::InUse(Holder::default())
+            }
             redb::Error::UpgradeRequired(version) => {
                 Self::Corrupt(format!("its file format is version {version}, which c2d-agent never wrote"))
             }

@@ -115,7 +115,7 @@ impl<P: Place> Worker<P> {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.keeper.opened() {
-                Err(Failure::InUse) if self.trouble.is_none() && Instant::now() < end => {
+                Err(Failure::InUse(_)) if self.trouble.is_none() && Instant::now() < end => {
                     std::thread::park_timeout(PAUSE); // a lock has no event to wait for with a deadline: poll
                 }
                 opened => return opened,

@@ -168,11 +168,15 @@ fn drop_ins_that_others_can_change_are_a_warning() {
         |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
     let why = "(whoever can write here decides what the agent runs)\n1 warning\n";
     // A sticky directory, too: others cannot replace a file there, but add one.
-    for open in [0o775, 0o757, 0o1777] {
+    for (open, remedy) in [
+        (0o775, "run chmod go-w DIR/config.d"),
+        (0o757, "run chmod go-w DIR/config.d"),
+        (0o1777, "use a directory to which only its owner can write"),
+    ] {
         mode(&directory, open);
         house.says(
             0,
-            &format!("DIR/config.d: warning: it is writable by others than its owner: run chmod go-w DIR/config.d {why}"),
+            &format!("DIR/config.d: warning: it is writable by others than its owner: {remedy} {why}"),
         );
     }
     mode(&directory, 0o755);

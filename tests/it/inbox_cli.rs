@@ -377,14 +377,20 @@ fn without_an_agent_the_file_is_asked_and_what_is_retried_runs_at_the_next_start
 }
 
 #[test]
-fn a_second_agent_with_the_same_inbox_leaves_the_socket_to_the_first() {
+fn a_second_agent_with_the_same_socket_leaves_it_to_the_first() {
     let house = House::new();
     let first = house.agent();
     let string = house.emulator.device_string("dev1");
     // The hub would let only one of them stay, so that the second is sent elsewhere.
     let string = string.replace(&format!(":{}", house.emulator.mqtt.port()), ":1");
-    let second = Agent::spawn(&string, &house.emulator.ca_file(), house.path(), &rules(house.path()));
-    second.process.stderr.wait_for("another agent runs with this inbox: it listens on the control socket");
+    let inbox = "[inbox]\npath = \"other.redb\"\nsocket = \"inbox.sock\"\n";
+    let second = Agent::spawn(
+        &string,
+        &house.emulator.ca_file(),
+        house.path(),
+        &format!("{}{inbox}", rules(house.path())),
+    );
+    second.process.stderr.wait_for("another agent listens on the control socket");
     assert_eq!(second.process.terminate(), Some(0));
     let object = &house.objects(&["status", "--json"])[0];
     assert_eq!(object["pid"], first.process.id());

@@ -12,17 +12,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("message", &["feedback"]),
     ("outcome", &[]),
     ("credentials", &[]),
+    ("trust", &[]),
     ("rules", &["message"]),
-    ("config", &["rules", "message", "credentials", "tls"]),
+    ("config", &["rules", "message", "credentials", "trust", "tls"]),
     // Mechanisms: one peer each; none knows another, except that all may use `tls`, `websocket` and `workload`.
     ("tls", &[]),
     ("session", &["message", "credentials", "tls", "websocket", "workload"]),
-    ("action", &["config", "rules", "message"]),
+    ("action", &["config", "rules", "message", "trust"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket"]),
-    ("inbox", &["config", "message", "outcome"]),
+    ("inbox", &["config", "message", "outcome", "trust"]),
     ("websocket", &["credentials", "tls"]),
     ("workload", &["message", "credentials"]),
-    ("emulator", &["message", "credentials", "feedback", "tls", "websocket"]),
+    ("emulator", &["message", "credentials", "feedback", "trust", "tls", "websocket"]),
     ("systemd", &[]),
     ("metrics", &[]),
     // Policy.
@@ -44,7 +45,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     (
         "doctor",
-        &["session", "workload", "inbox", "action", "config", "rules", "message", "credentials", "tls"],
+        &[
+            "session",
+            "workload",
+            "inbox",
+            "action",
+            "config",
+            "rules",
+            "message",
+            "credentials",
+            "trust",
+            "tls",
+        ],
     ),
     // Edge.
     (
@@ -65,6 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "outcome",
             "credentials",
             "feedback",
+            "trust",
             "tls",
         ],
     ),
@@ -72,7 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that touch no socket, process, runtime or clock.
-const PURE: &[&str] = &["feedback", "message", "outcome", "credentials", "rules", "config"];
+const PURE: &[&str] = &["feedback", "message", "outcome", "credentials", "trust", "rules", "config"];
 
 /// Text that may stand in some places only: the text, where, and what to do instead.
 /// A place that ends with `/` is a folder.

@@ -10,6 +10,8 @@ mod agent_methods;
 mod agent_module;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod agent_websocket;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod alone;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_conditions;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
@@ -136,6 +138,8 @@ mod systemd;
 mod transports;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod traps;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod trusted;
 mod twin_check;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod twin_cli;

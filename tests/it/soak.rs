@@ -7,7 +7,8 @@
 //!
 //! In each round some messages with ids are sent to rules that append their message's id to a file, one line for each
 //! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
-//! stops and starts again, now and then without its queues; or nothing. After the last round everything is let go quiet.
+//! stops and starts again, now and then without its queues; or nothing. Now and then somebody starts a second agent with the same
+//! inbox: it ends by itself, with exit code 1 and without a word to the hub, or goes on where the first one has ended. After the last round everything is let go quiet.
 //! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
 //! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds. Messages come as C2D messages of a device, by an input
 //! of a module, which is started as edgeAgent does, or by both in turn; of an input the hub's log tells what was settled.

@@ -319,7 +319,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
     assert!(send(&emulator, &agent, "6", "lamp=off").contains("succeeded"));
     assert_eq!(agent.process.terminate(), Some(0));
     let agent = Agent::start(&emulator, "dev1", dir.path(), &LOCAL.replace("accept = [\"rules\"]", ""));
-    assert!(agent.process.stderr.text().contains("this device takes no rules from its twin"));
+    agent.process.stderr.wait_for("this device takes no rules from its twin");
     assert!(send(&emulator, &agent, "7", "pump=on").contains("unmatched"));
 }
 

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use super::{GpioError, PinBackend};
 use crate::config::{GpioSettings, PinSettings};
 use crate::rules::PinState;
+use crate::trust;
 
 struct Simulated {
     states: BTreeMap<String, PinState>,
@@ -52,7 +54,10 @@ impl Simulated {
             self.states.iter().map(|(pin, state)| (pin.clone(), state.to_string().into())).collect();
         let mut beside = path.clone().into_os_string();
         beside.push(".new");
-        let written = fs::write(&beside, serde_json::Value::Object(states).to_string());
+        // Who watches it need not be the user of the agent.
+        let made = trust::create_anew(Path::new(&beside), 0o644);
+        let text = serde_json::Value::Object(states).to_string();
+        let written = made.and_then(|mut file| file.write_all(text.as_bytes()));
         let replaced = written.and_then(|()| fs::rename(&beside, path));
         replaced.map_err(|source| GpioError::StateFile { path: path.clone(), source })
     }

@@ -158,7 +158,7 @@ async fn the_socket_of_a_dead_agent_is_replaced_and_that_of_a_living_one_is_not(
     assert_eq!(
         error,
         format!(
-            "another agent runs with this inbox: it listens on the control socket {path}; stop that agent first"
+            "another agent listens on the control socket {path}: stop that agent, or give this one an [inbox] socket of its own"
         )
     );
     drop(first);

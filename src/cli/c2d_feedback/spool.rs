@@ -6,13 +6,16 @@
 //! A batch is completed at the hub only after [`Spool::append`]. So a last line that is not whole is of a batch that was
 //! not completed: it is cut off, and comes again.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use super::output::BEGINNING;
+use crate::trust;
 
 /// Longer than any line. A feedback record has ids of at most 128 characters and a few words.
 const LONGEST_LINE: u64 = 64 * 1024;
@@ -70,12 +73,20 @@ impl Spool {
     /// When it cannot be used; nothing has changed then.
     pub(super) fn open(path: &Path) -> Result<Self, SpoolError> {
         let failed = |error| SpoolError::Open { path: path.to_owned(), error };
-        // Looked at first: opening a pipe would wait for its reader.
         let found = std::fs::metadata(path);
         if found.as_ref().is_ok_and(|found| !found.is_file()) {
             return Err(SpoolError::NotAFile(path.to_owned()));
         }
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let file = if found.is_ok() {
+            trust::open(path, OFlags::RDWR | OFlags::APPEND)
+        } else {
+            // Made readable as before: who looks at it need not be the user who writes it.
+            trust::create_exclusive(path, 0o666).and_then(|file| {
+                rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+                Ok(file)
+            })
+        };
+        let file = file.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse(path.to_owned())),

@@ -258,11 +258,11 @@ fn what_is_stored_is_read_again_and_a_damaged_file_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = TwinRules::file(&dir.path().join("inbox.redb"));
     assert_eq!(file, dir.path().join("twin-rules.json"));
-    assert_eq!(TwinRules::stored(&file), Ok(None));
+    assert_eq!(TwinRules::stored(&file, None), Ok(None));
     assert_eq!(rules(&[]).store(&file), Ok(()));
     let kept = rules(&[("a", PUMP), ("b", "\u{1}\n\"é日\\")]);
     kept.store(&file).expect("stored");
-    assert_eq!(TwinRules::stored(&file), Ok(Some(kept)));
+    assert_eq!(TwinRules::stored(&file, None), Ok(Some(kept)));
     assert_eq!(fs::metadata(&file).expect("a file").permissions().mode() & 0o777, 0o600);
     for (damage, told) in [
         ("", "it is damaged: EOF while parsing"),
@@ -272,7 +272,7 @@ fn what_is_stored_is_read_again_and_a_damaged_file_is_told() {
         (&"x".repeat(300_000), "it is larger than 262144 bytes"),
     ] {
         fs::write(&file, damage).expect("written");
-        let reason = TwinRules::stored(&file).expect_err("damaged");
+        let reason = TwinRules::stored(&file, None).expect_err("damaged");
         assert!(reason.starts_with(told), "{reason}");
     }
     rules(&[]).store(&file).expect("removed");

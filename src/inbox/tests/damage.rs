@@ -1,6 +1,6 @@
 //! Damaged files: whatever is in them, the inbox goes on, and nothing is deleted.
 
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -39,15 +39,22 @@ fn keeper(settings: &InboxSettings) -> Keeper<InboxPath> {
     Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
 }
 
+/// Makes it a place where an inbox has been.
+fn mark(settings: &InboxSettings) {
+    std::fs::write(settings.path.with_extension("redb.lock"), "").expect("a lock");
+    std::fs::set_permissions(settings.path.with_extension("redb.lock"), PermissionsExt::from_mode(0o600))
+        .expect("a mode");
+}
+
 fn one() -> Batch {
     Batch::new(vec![arrival(1, message(Some("new"), "on"), Intent::Wait)])
 }
 
-/// Files beside the inbox.
+/// Files beside the inbox and its lock.
 fn aside(path: &Path) -> Vec<PathBuf> {
     let directory = std::fs::read_dir(path.parent().expect("a directory")).expect("readable");
     let mut paths: Vec<_> = directory.map(|entry| entry.expect("an entry").path()).collect();
-    paths.retain(|own| own != path);
+    paths.retain(|own| own != path && !own.to_string_lossy().ends_with(".lock"));
     paths.sort();
     paths
 }
@@ -119,6 +126,7 @@ proptest! {
         let mut content = WHOLE.clone();
         damage.apply(&mut content);
         std::fs::write(&settings.path, &content).expect("a file");
+        mark(&settings);
         goes_on(&mut keeper(&settings), &settings)?;
     }
 
@@ -141,6 +149,7 @@ proptest! {
 fn a_damaged_file_is_moved_aside_and_never_over_another() {
     let (_directory, settings) = settings();
     let clock: fn() -> SystemTime = || SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_467_600);
+    mark(&settings);
     for text in ["not a database", "nor is this"] {
         std::fs::write(&settings.path, text).expect("a file");
         let mut keeper = Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock);

@@ -4,8 +4,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::super::file::{complaint, name_it};
+use super::super::file::name_it;
 use super::super::keeper::{Batch, Keeper};
+use super::super::lock::Holder;
 use super::super::trouble::Failure;
 use super::*;
 
@@ -27,7 +28,7 @@ fn the_file_and_its_directory_are_for_their_owner_only() {
     assert_eq!(mode(&settings.path), 0o600);
     assert_eq!(mode(&directory.path().join("new")), 0o700);
     let files = std::fs::read_dir(directory.path().join("new")).expect("readable").count();
-    assert_eq!(files, 1, "the name under which it was begun is gone");
+    assert_eq!(files, 2, "the file and its lock; the name under which it was begun is gone");
 }
 
 #[test]
@@ -76,14 +77,72 @@ fn a_dead_letter_that_has_expired_is_not_run_again_and_stays() {
 }
 
 #[test]
-fn others_who_can_write_the_file_are_complained_of() {
-    assert_eq!(complaint(7, 0o100600, 7), None);
-    let text = complaint(0, 0o100600, 7).expect("another owner");
-    assert!(text.contains("user 0") && text.contains("user 7") && text.contains("chown"), "{text}");
-    let text = complaint(7, 0o100660, 7).expect("a group that writes");
-    assert!(text.contains("written") && text.contains("0660") && text.contains("chmod 600"), "{text}");
-    let text = complaint(7, 0o100644, 7).expect("others who read");
-    assert!(text.contains("can be read"), "{text}");
+fn a_file_that_others_can_write_is_not_read() {
+    let (_directory, settings) = settings();
+    keeper(&settings).open().expect("created");
+    for mode in [0o660, 0o602] {
+        std::fs::set_permissions(&settings.path, std::fs::Permissions::from_mode(mode)).expect("changed");
+        let sentence = keeper(&settings).open().expect_err("not ours alone").sentence(&settings.path);
+        let path = settings.path.display();
+        let expected = format!(
+            "the inbox {path} is writable by others than its owner, so it is not read: run chmod go-w {path}"
+        );
+        assert_eq!(sentence, expected);
+    }
+}
+
+#[test]
+fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
+    let (_directory, settings) = settings();
+    for content in [b"SQLite format 3\0".as_slice(), b"notes", b"redb?", b"\0\0\0x"] {
+        std::fs::write(&settings.path, content).expect("written");
+        let sentence = keeper(&settings).open().expect_err("no inbox").sentence(&settings.path);
+        assert!(
+            sentence.contains("is no inbox of c2d-agent") && sentence.contains("[inbox] path"),
+            "{sentence}"
+        );
+        assert_eq!(std::fs::read(&settings.path).expect("still there"), content);
+        let files =
+            std::fs::read_dir(settings.path.parent().expect("a directory")).expect("readable").count();
+        assert_eq!(files, 1, "not even a lock is beside it");
+    }
+    // What a power cut leaves is an inbox all the same.
+    for content in [b"".as_slice(), &[0; 5000], b"redb", b"redb\x1a\x0a\xa9\x0d\x0a and then nonsense"] {
+        std::fs::write(&settings.path, content).expect("written");
+        keeper(&settings).open().expect("a new one");
+        std::fs::remove_file(settings.path.with_extension("redb.lock")).expect("a lock");
+    }
+    keeper(&settings).open().expect("a file in order");
+    std::fs::write(&settings.path, "scrambled").expect("written");
+    keeper(&settings).open().expect("a new one");
+}
+
+#[test]
+fn links_and_names_that_others_have_prepared_are_never_followed() {
+    let (directory, mut settings) = settings();
+    let victim = directory.path().join("victim");
+    std::fs::write(&victim, "precious").expect("written");
+    for name in ["inbox.redb.new", "inbox.redb.lock"] {
+        std::os::unix::fs::symlink(&victim, directory.path().join(name)).expect("a link");
+    }
+    let sentence = keeper(&settings).open().expect_err("a link").sentence(&settings.path);
+    assert!(sentence.contains("inbox.redb.lock is a link, so it is not used: remove it"), "{sentence}");
+    std::fs::remove_file(directory.path().join("inbox.redb.lock")).expect("removed");
+    keeper(&settings).open().expect("created");
+    assert_eq!(std::fs::metadata(&settings.path).expect("made").permissions().mode() & 0o777, 0o600);
+    assert!(!directory.path().join("inbox.redb.new").is_symlink());
+    assert_eq!(std::fs::read_to_string(&victim).expect("untouched"), "precious");
+    if !rustix::process::geteuid().is_root() {
+        return; // Only root can give links away.
+    }
+    std::fs::write(&victim, "").expect("written");
+    settings.path = directory.path().join("theirs.redb");
+    std::os::unix::fs::symlink(&victim, &settings.path).expect("a link");
+    std::os::unix::fs::lchown(&settings.path, Some(65534), None).expect("given away");
+    let sentence = keeper(&settings).open().expect_err("another's link").sentence(&settings.path);
+    let link = format!("the link {} belongs to user 65534", settings.path.display());
+    assert!(sentence.contains(&link), "{sentence}");
+    assert_eq!(std::fs::read_to_string(&victim).expect("untouched"), "");
 }
 
 #[test]
@@ -96,7 +155,7 @@ fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
         (os(27), "raise the file size limit"),
         (os(2), "create the directory"),
         (os(5), "what is wrong with the disk"),
-        (Failure::InUse, "let only one agent"),
+        (Failure::InUse(Holder::default()), "let only one agent"),
         (Failure::Newer("format 2".into()), "install that version"),
     ] {
         let sentence = failure.sentence(Path::new("/x/inbox.redb"));
@@ -126,7 +185,7 @@ fn the_command_line_is_told_why_it_cannot_have_the_file() {
     let mut agent = keeper(&settings);
     agent.open().expect("created");
     let used = InboxFile::open(&settings).expect_err("in use");
-    assert!(matches!(used, InboxError::InUse(_)), "{used}");
+    assert!(matches!(used, InboxError::InUse { .. }), "{used}");
     drop(agent);
     std::fs::write(&settings.path, "damaged").expect("written");
     let corrupt = InboxFile::open(&settings).expect_err("damaged");
@@ -151,7 +210,7 @@ fn two_agents_do_not_share_a_file() {
     let mut first = keeper(&settings);
     first.open().expect("created");
     let mut second = keeper(&settings);
-    assert!(matches!(second.open(), Err(Failure::InUse)));
+    assert!(matches!(second.open(), Err(Failure::InUse(_))));
     first.write(&mut Batch::new(vec![dead("a")])).expect("the first goes on");
     drop(first);
     second.open().expect("free now");

@@ -84,16 +84,22 @@ fn root_is_told_that_the_agent_is_somebody_else() {
 #[test]
 fn an_inbox_that_is_damaged_or_in_a_place_that_is_none_is_told_and_left_alone() {
     let dir = open_dir();
-    fs::write(dir.path().join("inbox.redb"), "this is no inbox").expect("written");
-    let found = Found::by(&mut with_secret(dir.path(), 0o600, LED));
-    found.failed(&[]);
-    found.says(
-        "inbox",
-        "warning",
-        "is damaged",
-        "the agent moves it aside and begins a new one when it runs",
-    );
-    assert_eq!(fs::read_to_string(dir.path().join("inbox.redb")).expect("there"), "this is no inbox");
+    let damaged = b"redb\x1a\x0a\xa9\x0d\x0a and nothing that makes sense";
+    for (content, status, detail, remedy) in [
+        (
+            damaged.as_slice(),
+            "warning",
+            "is damaged",
+            "the agent moves it aside and begins a new one when it runs",
+        ),
+        (b"notes", "failed", "is no inbox of c2d-agent", "set [inbox] path to another file"),
+    ] {
+        drop(fs::remove_file(dir.path().join("inbox.redb.lock")));
+        fs::write(dir.path().join("inbox.redb"), content).expect("written");
+        let found = Found::by(&mut with_secret(dir.path(), 0o600, LED));
+        found.says("inbox", status, detail, remedy);
+        assert_eq!(fs::read(dir.path().join("inbox.redb")).expect("there"), content);
+    }
     let rest = format!("{LED}[inbox]\npath = \"a/b/inbox.redb\"\n");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &rest));
     found.failed(&["inbox"]);

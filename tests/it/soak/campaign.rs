@@ -10,7 +10,7 @@ use c2d_agent::feedback::FeedbackStatus;
 
 use super::back_end::{Door, Hub, NotQueued};
 use super::gateway::{Gateway, Stands};
-use crate::harness::DEADLINE;
+use crate::harness::{DEADLINE, Process};
 
 /// Most connections that one life of the agent loses: its delays double with each, and rounds would only wait.
 const LOSSES: u32 = 2;
@@ -39,6 +39,10 @@ pub(crate) struct Campaign {
     ids: u64,
     hub_restarts: usize,
     sent_again: usize,
+    /// An agent that somebody has started beside the one that runs.
+    second: Option<Process>,
+    seen_off: usize,
+    handed_over: usize,
 }
 
 impl Campaign {
@@ -68,6 +72,9 @@ impl Campaign {
             ids: 0,
             hub_restarts: 0,
             sent_again: 0,
+            second: None,
+            seen_off: 0,
+            handed_over: 0,
         }
     }
 
@@ -151,20 +158,41 @@ impl Campaign {
             0..10 if !worn => self.gateway.expect_running(),
             10..30 if !worn => self.gateway.cut(),
             30..38 if !worn => self.restart_hub(),
-            38..50 => {
-                self.gateway.terminate();
-                self.gateway.start();
-            }
+            38..50 => self.restart(Gateway::terminate),
             50..62 => self.gateway.reload(self.random.u32(1..6)),
-            _ => {
-                self.gateway.kill();
-                self.gateway.start();
-            }
+            _ => self.restart(Gateway::kill),
+        }
+        if self.second.is_none() && self.random.u32(0..40) == 0 {
+            self.second = Some(self.gateway.start_second());
         }
         // Mostly: else the agent would be killed before it gets to anything, and the queue would be full.
         if self.gateway.losses == 0 && self.random.u32(0..4) > 0 {
             self.gateway.agent().stderr.wait_for("subscribed");
         }
+    }
+
+    /// Ends the agent. The next one is one that waits for that already, where there is one: or this has been seen off before.
+    fn restart(&mut self, end: impl FnOnce(&mut Gateway)) {
+        if self.random.bool() {
+            self.see_off();
+        }
+        end(&mut self.gateway);
+        let took_over = self.second.take().is_some_and(|second| self.gateway.hand_over(second));
+        if took_over {
+            self.handed_over += 1;
+        } else {
+            self.gateway.start();
+        }
+    }
+
+    /// A second agent ends by itself, while the first one runs, with exit code 1 and without a word to the hub.
+    fn see_off(&mut self) {
+        let Some(second) = self.second.take() else { return };
+        self.seen_off += 1;
+        let (code, log) = (second.wait_exit().code(), second.stderr.text());
+        let right = code == Some(1) && log.contains("is in use by process") && !log.contains("connecting");
+        assert!(right, "seed {}: the second agent ended with {code:?}:\n{log}", self.seed);
+        self.gateway.expect_running();
     }
 
     /// Stops the hub and starts it again; now and then it has forgotten its queues.
@@ -188,6 +216,7 @@ impl Campaign {
 
     /// Nothing goes wrong any more: waits until every message is completed at the hub and has ended in the inbox.
     pub(crate) fn quiet(&mut self) -> BTreeMap<String, Stands> {
+        self.see_off();
         if self.gateway.losses > 0 {
             // So that it does not wait long before it connects again.
             self.gateway.terminate();
@@ -213,10 +242,12 @@ impl Campaign {
         let Gateway { kills, terms, cuts, reloads, .. } = &self.gateway;
         format!(
             "{kills} kills, {terms} SIGTERMs, {cuts} cuts, {reloads} reloads, {} restarts of the hub; {} redeliveries by the hub, {} \
-             messages queued again after it forgot them",
+             messages queued again after it forgot them; {} second agents were seen off, {} took over",
             self.hub_restarts,
             self.hub.redelivered(),
-            self.sent_again
+            self.sent_again,
+            self.seen_off,
+            self.handed_over
         )
     }
 

@@ -104,6 +104,25 @@ impl Gateway {
         self.losses = 0;
     }
 
+    /// Starts another agent with the same configuration beside the one that runs.
+    pub(crate) fn start_second(&self) -> Process {
+        // Else it may well be the first one.
+        self.agent().stderr.wait_for("connecting");
+        Process::spawn(&mut self.command(&["run"]))
+    }
+
+    /// The agent that has ended leaves its place to this one, which has waited for it; false when it has given that up.
+    pub(crate) fn hand_over(&mut self, second: Process) -> bool {
+        assert!(self.agent.is_none(), "an agent runs still");
+        second.stderr.wait_end_unless(|lines| lines.iter().any(|line| line.contains("connecting")));
+        let took_over = second.stderr.count("connecting") > 0;
+        if took_over {
+            self.agent = Some(second);
+            self.losses = 0;
+        }
+        took_over
+    }
+
     /// Starts the agent and waits until it has subscribed.
     pub(crate) fn start_subscribed(&mut self) {
         self.start();

@@ -215,6 +215,9 @@ fn trap_15_a_folder_that_cannot_be_made_is_sat_out() {
 fn trap_15_a_corrupt_inbox_is_moved_aside_and_named_and_a_new_one_begun() {
     let hub = Hub::start();
     let mut gateway = Gateway::new(&hub, QUICK);
+    // What no agent has ever had as its inbox would be left alone.
+    gateway.start_subscribed();
+    gateway.terminate();
     let garbage = vec![b'?'; 64 * 1024];
     fs::write(gateway.path("inbox.redb"), &garbage).expect("written");
     gateway.start_subscribed();
