@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test: all features, then the library by itself in each smaller feature set.
+# Runs every test: all features that ship and `manual`, then the library by itself in each smaller feature set.
 # Tests whose peer is not installed are skipped and listed at the end; where CI is set they fail instead.
 # Arguments go to the run with all features, such as a part of a test's name.
 set -euo pipefail
@@ -11,9 +11,9 @@ scripts/setup.sh
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-cargo test --locked "$@" 2>&1 | tee "$log"
+cargo test --locked --features manual "$@" 2>&1 | tee "$log"
 if [ $# = 0 ]; then
-    for features in "" gpio service emulator; do
+    for features in manual gpio,manual service emulator; do
         echo "test: the library with features [$features]"
         cargo test --locked --lib --no-default-features --features "$features"
     done

@@ -75,7 +75,7 @@ pub enum ActionError {
 }
 
 impl Actions {
-    /// Claims every configured pin and puts it into its `initial` state. Must be called within the runtime.
+    /// Claims every configured pin and puts it into its `initial` state.
     /// `been_on` says for how long pins were on before this process began, as [`Actions::pins_on`] told: where `initial`
     /// leaves such a pin on, its `max_on` counts from then.
     ///
@@ -105,6 +105,23 @@ impl Actions {
     /// The hub is back.
     pub fn hub_back(&self) {
         self.pins.hub_back();
+    }
+
+    /// The agent goes on. It has to say so by [`Actions::next_sign`], or its hub counts as away from the last time on: an agent
+    /// that is held up cannot notice that it is.
+    pub fn alive(&self) {
+        self.pins.alive();
+    }
+
+    /// When [`Actions::alive`] is to be called again; none while nothing depends on it.
+    pub fn next_sign(&self) -> Option<Instant> {
+        self.pins.next_sign()
+    }
+
+    /// Waits until pins are no longer switched by themselves, because of a defect; all of them are in their `on_exit` state
+    /// then. Cancel safe.
+    pub async fn broken(&self) {
+        self.pins.broken().await;
     }
 
     /// Waits until a pin with `max_on` was switched. Cancel safe; may return once too often.

@@ -20,13 +20,13 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{ActionError, Actions};
 use crate::config::{Config, TwinPart};
-use crate::inbox::{Inbox, News, Op, Reply};
+use crate::inbox::{Inbox, News, Op};
 use crate::metrics::Scrape;
 use crate::session::{Event, SessionError};
 use crate::tls::TlsError;
@@ -41,6 +41,7 @@ mod guards;
 mod hand;
 mod intake;
 mod lanes;
+mod life;
 mod outbox;
 mod recovery;
 mod reload;
@@ -69,6 +70,8 @@ use scrape::Scraper;
 use sessions::{Role, Sessions};
 use supervision::Supervision;
 use twin::{TwinRulesState, Verdict};
+use wishes::Asked;
+pub(crate) use wishes::not_to_retry;
 use work::Done;
 
 /// How long pins wait for the inbox at the start.
@@ -204,7 +207,7 @@ struct Agent {
     control_retry: Option<Instant>,
     scraper: Scraper,
     /// Who waits for the answer to a query.
-    queries: HashMap<Ticket, oneshot::Sender<Reply>>,
+    queries: HashMap<Ticket, Asked>,
     board: Board,
     reader: Reader,
     twin: TwinRulesState,
@@ -219,6 +222,8 @@ struct Agent {
     turned_away_retry: Option<Instant>,
     /// It was said that messages of this agent's own come back to it.
     own_told: bool,
+    /// It was said that the clock seems to be ahead.
+    clock_told: bool,
     /// When to look for messages that the hub was to send again and cannot have any more.
     held_look: Option<Instant>,
 }
@@ -242,6 +247,7 @@ enum Happening {
     Scrape(Scrape),
     PinSwitched,
     PinMoved,
+    PinsBroken,
     Reload(Progress),
     Twin(Verdict),
     Time,
@@ -286,6 +292,7 @@ impl Agent {
             turned_away_retry: None,
             held_look: None,
             own_told: false,
+            clock_told: false,
             config,
         }
     }
@@ -330,9 +337,11 @@ impl Agent {
             scrape = scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
             () = machine.actions.moved(), if outbox.has_twin() => Happening::PinMoved,
+            () = machine.actions.broken() => Happening::PinsBroken,
             change = next_change(reader, twin), if !self.stopping => change,
             () = sleep_until(wake) => Happening::Time,
         };
+        self.refuse_late();
         match happening {
             Happening::Stop => return Ok(Next::Stop),
             Happening::News(news) => self.news(news),
@@ -342,6 +351,9 @@ impl Agent {
             Happening::Scrape(scrape) => scrape.answer(self.figures()),
             Happening::PinSwitched => self.note_pins(),
             Happening::PinMoved => self.outbox.look_again(),
+            Happening::PinsBroken => {
+                return Err(AgentError::Broken("pins would not be switched in time any more".to_owned()));
+            }
             Happening::Reload(progress) => self.reload_progress(progress),
             Happening::Twin(verdict) => self.twin_judged(verdict),
             Happening::Time => self.time_passed(),
@@ -352,6 +364,7 @@ impl Agent {
         let now = Instant::now();
         // Here and not only when its time comes: a backlog keeps that last arm from its turn.
         self.supervision.alive(now);
+        self.machine.actions.alive();
         self.follow_twin(now);
         if self.outbox.wants_to_look(now) {
             self.show_in_twin();
@@ -364,7 +377,9 @@ impl Agent {
     fn wake(&self) -> Option<Instant> {
         let (outbox, watchdog) = (self.outbox.wake(), self.supervision.wake());
         let twin = self.twin.wake().filter(|_| self.may_follow_twin());
-        [outbox, twin, watchdog, self.control_retry, self.turned_away_retry, self.held_look]
+        let lanes = self.lanes.wake().filter(|_| !self.stopping);
+        let sign = self.machine.actions.next_sign();
+        [outbox, twin, watchdog, lanes, sign, self.control_retry, self.turned_away_retry, self.held_look]
             .into_iter()
             .flatten()
             .min()

@@ -4,12 +4,15 @@
 //! Must not know: protocols. Used by: `main`.
 
 use std::future::Future;
-use std::io::Write as _;
-use std::path::Path;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::features::{self, Part};
 
 #[cfg(feature = "service")]
 mod back_end;
@@ -44,8 +47,19 @@ mod twin;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
-/// Where the Debian package puts one to begin with.
-const EXAMPLE_CONFIG: &str = "/usr/share/doc/c2d-agent/examples/config.toml";
+
+/// The commands that a smaller build lacks.
+const OPTIONAL: [(&str, Part); 9] = [
+    ("doctor", features::DOCTOR),
+    ("c2d-send", features::SERVICE),
+    ("c2d-feedback", features::SERVICE),
+    ("c2d-purge", features::SERVICE),
+    ("invoke-method", features::SERVICE),
+    ("twin", features::SERVICE),
+    ("emulator", features::EMULATOR),
+    ("demo", features::DEMO),
+    ("manual", features::MANUAL),
+];
 
 /// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
 #[derive(Debug, Parser)]
@@ -170,7 +184,16 @@ impl From<anyhow::Error> for Failure {
 
 /// Parses the command line, runs the subcommand, and answers with the exit code.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => match lacking(&error) {
+            Some(sentence) => {
+                tell(format_args!("c2d-agent: {sentence}"));
+                return ExitCode::from(Exit::Usage as u8);
+            }
+            None => error.exit(),
+        },
+    };
     let given = cli.log_level.as_deref().filter(|level| !level.is_empty());
     let log_level = given.unwrap_or_else(|| cli.command.default_log_level());
     let log = match logging::install(log_level, cli.log_format, cli.command.patience()) {
@@ -210,6 +233,13 @@ pub fn run() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// The sentence for a command that is not in this build.
+fn lacking(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let (command, part) = OPTIONAL.iter().find(|(command, part)| command == name && !part.is_built())?;
+    Some(part.lacks(command))
+}
+
 fn last_word(failure: &Failure) -> String {
     format!("c2d-agent: {}", sentence(&failure.error))
 }
@@ -231,16 +261,24 @@ fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-/// What to do about a configuration that is not there, on a machine where the package is installed.
-fn first_steps(config: &Path) -> Option<String> {
-    let is_new =
-        config == Path::new(DEFAULT_CONFIG) && !config.exists() && Path::new(EXAMPLE_CONFIG).exists();
-    is_new.then(|| {
-        format!(
-            "there is no configuration yet: cp {EXAMPLE_CONFIG} {DEFAULT_CONFIG}, name the device in it, then try \
-             c2d-agent check"
-        )
-    })
+/// A duration such as `10m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "use a number with a unit, such as 30s, 10m or 2h".to_owned())
+}
+
+/// Why a file cannot be used, without the operating system's number.
+#[allow(dead_code)] // The back end is a feature.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file or directory".to_owned(),
+        // Not where this program itself refuses a file: then it says why.
+        io::ErrorKind::PermissionDenied if error.raw_os_error().is_some() => {
+            "permission denied to this user".to_owned()
+        }
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the
@@ -257,7 +295,22 @@ fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, F
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::Duration;
+
+    #[test]
+    fn a_command_that_is_not_built_in_is_told_with_its_feature_and_where_to_get_it() {
+        for (command, part) in OPTIONAL {
+            let given = [vec!["c2d-agent", command], vec!["c2d-agent", "help", command]];
+            // A command that is there may need no argument: then there is no error.
+            for told in given.map(|given| Cli::try_parse_from(given).err().and_then(|error| lacking(&error)))
+            {
+                assert_eq!(told.is_some(), !part.is_built(), "{command}: {told:?}");
+                let words = format!("{command} is not in this program: ");
+                assert!(told.is_none_or(|told| told.starts_with(&words) && told.contains("its Cargo feature is ")));
+            }
+        }
+        let unknown = Cli::try_parse_from(["c2d-agent", "send"]).expect_err("unknown");
+        assert_eq!(lacking(&unknown), None);
+    }
 
     #[test]
     fn a_name_look_up_that_hangs_does_not_hold_up_the_exit() {

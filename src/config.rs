@@ -31,8 +31,10 @@ mod policy;
 mod report;
 mod rule;
 mod settings;
+mod shells;
 mod sources;
 mod steps;
+mod syntax;
 mod table;
 mod transport;
 mod twin;
@@ -194,10 +196,10 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let identity_problem = report.problem_after(problems);
     let inbox = inbox::read(root.take("inbox"), directory, &mut report);
     let metrics = metrics::read(root.take("metrics"), &mut report);
-    let max_children = inbox::read_max_children(root.take("actions"), &mut report);
     let unmatched = policy::read_unmatched(root.take("unmatched"), &mut report);
-    let RulePart { gpio, twin, reports, rules, twin_rules } =
+    let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
         read_rules(&mut root, directory, &sources, &mut report);
+    forms(&mut root, &mut report);
     root.finish(&mut report);
     let idle = rules.as_ref().is_some_and(Rules::is_empty) && !twin.accepts_rules;
     if report.problems() == 0 && idle {
@@ -232,8 +234,18 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     }
 }
 
+/// Says how tables are written that are called otherwise, or stand elsewhere.
+fn forms(root: &mut table::Table<'_>, report: &mut Report) {
+    let rules = root.take_unlisted("rules").map(|field| (field, rule::FORM));
+    let pins = root.take_unlisted("pins").map(|field| (field, "write [gpio.pins.NAME] for each pin"));
+    for (field, form) in rules.into_iter().chain(pins) {
+        report.problem(field.key_place, format!("the configuration has no key \"{}\": {form}", field.key));
+    }
+}
+
 /// The rules, and what they refer to.
 struct RulePart {
+    max_children: usize,
     gpio: GpioSettings,
     twin: TwinSettings,
     reports: Reports,
@@ -248,13 +260,20 @@ fn read_rules(
     sources: &Sources,
     report: &mut Report,
 ) -> RulePart {
+    let max_children = inbox::read_max_children(root.take("actions"), report);
     let reports = policy::read_default_reports(root.take("report"), report);
     let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, report);
-    let twin = twin::read(root.take("twin"), root.take("allow"), &pin_names, report);
+    let twin::Read { settings: twin, idle } =
+        twin::read(root.take("twin"), root.take("allow"), &pin_names, max_children, report);
     let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
     let rules = rule::read(root.take("rule"), &scope, report);
     let (rules, twin_rules) = rules.map_or((None, Vec::new()), |(rules, twin)| (Some(rules), twin));
-    RulePart { gpio, twin, reports, rules, twin_rules }
+    if let Some(place) = idle
+        && rules.as_ref().is_some_and(|rules| !rules.iter().any(|rule| rule.has_command()))
+    {
+        twin::warn_of_idle(place, report);
+    }
+    RulePart { max_children, gpio, twin, reports, rules, twin_rules }
 }
 
 impl Inspection {

@@ -92,10 +92,10 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     };
     let machine = {
         let (gpio, inbox) = (inspection.gpio.clone(), inspection.inbox.clone());
-        let (rules, agent) = (inspection.rules.clone(), agent.clone());
+        let (rules, twin, agent) = (inspection.rules.clone(), inspection.twin.clone(), agent.clone());
         tokio::task::spawn_blocking(move || {
             let mut found = vec![state::inbox(inbox.as_ref(), &agent)];
-            found.extend(programs::programs(rules.as_ref()));
+            found.extend(programs::programs(rules.as_ref(), &twin));
             found.extend(outputs::outputs(&gpio, &agent));
             found
         })

@@ -19,12 +19,15 @@
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
 //! | | `workload` | a module's tokens and roots, from the workload API of its IoT Edge device |
 //! | | `websocket` | to the hub over a WebSocket, through a proxy; a WebSocket as a stream of bytes |
+//! | | `amqp_frames` | the guard of every AMQP connection: what the AMQP crate may decode |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
 //! | | `trust` | who can change a file, and how one is made that nobody else can |
+//! | | `features` | the parts that a smaller build lacks |
 //!
 //! Vocabulary has no tokio, no sockets and no clock; time comes in as an argument. The emulator imports only
-//! vocabulary, `tls` and `websocket`: a double built from the code under test proves nothing.
+//! vocabulary, `tls`, `websocket` and `amqp_frames`: a double built from the code under test proves nothing. `amqp_frames` is
+//! no protocol but protection: it says which bytes may be decoded, and nothing of what they should be.
 //!
 //! # One message
 //!
@@ -46,11 +49,14 @@
 //!   what the hub answers (`Success`, `Expired`, `DeliveryCountExceeded`, `Rejected`, `Purged`).
 //! - *Rule*: conditions and an *action*. *Action*: steps in order. *Plan*: an action with one message's values filled in.
 //!   *Outcome*: how it ended.
-//! - *Inbox*: the record of messages on disk: accepted, started, finished or *dead*. *Dead letter*: one that ended badly,
-//!   kept whole. *Lane*: a line in which actions run one after the other; lanes run side by side.
+//! - *Inbox*: the record of messages on disk: accepted, started, finished or *dead*. *Dead letter*: one that ended badly
+//!   or that no rule took, kept whole. *Lane*: a line in which actions run one after the other; lanes run side by side.
 
 pub mod action;
 pub mod agent;
+#[cfg(any(feature = "amqp", feature = "service", feature = "emulator"))]
+#[allow(dead_code)] // Not every feature set uses both ends.
+mod amqp_frames;
 pub mod cli;
 pub mod config;
 pub mod credentials;
@@ -58,6 +64,8 @@ pub mod credentials;
 pub mod doctor;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+#[allow(dead_code)] // Each build asks for other parts.
+mod features;
 pub mod feedback;
 mod inbox;
 pub mod message;

@@ -125,6 +125,12 @@ impl C2dMessage {
         self.system.get(EXPIRY).and_then(parse_time)
     }
 
+    /// The expiry of a message that expired after it was received. `None` also where it lies before that: the hub delivers
+    /// nothing that has expired, so then the clock was wrong, and says nothing about the message.
+    pub fn expired_since(&self, received: SystemTime, now: SystemTime) -> Option<SystemTime> {
+        self.expiry().filter(|expiry| received < *expiry && *expiry < now)
+    }
+
     /// Bytes that count towards [`MAX_C2D_BYTES`].
     pub fn wire_size(&self) -> usize {
         let values = |pairs: &[Pair]| {
@@ -408,6 +414,18 @@ mod tests {
         assert_eq!(format_time(time), text);
         assert_eq!(parse_time("2026-02-11T10:00:00.123456700+00:00"), Some(time));
         assert_eq!(parse_time("soon"), None);
+    }
+
+    #[test]
+    fn only_a_message_that_expired_after_it_was_received_has_expired() {
+        let at = |hour: u64| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(hour * 3600);
+        let mut message = C2dMessage::default();
+        assert_eq!(message.expired_since(at(1), at(9)), None);
+        message.system.set(EXPIRY, format_time(at(5)));
+        assert_eq!(message.expired_since(at(1), at(9)), Some(at(5)));
+        assert_eq!(message.expired_since(at(1), at(4)), None, "it is good still");
+        assert_eq!(message.expired_since(at(7), at(9)), None, "the clock was ahead when it came");
+        assert_eq!(message.expired_since(at(9), at(1)), None, "the clock was set back");
     }
 
     #[test]

@@ -97,10 +97,7 @@ impl Histogram {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
     /// The binary has none.
-    #[error(
-        "this c2d-agent was built without metrics: install a build with the cargo feature \"metrics\", or remove \
-         [metrics] from the configuration"
-    )]
+    #[error("{}; or remove [metrics]", crate::features::METRICS.lacks("[metrics]"))]
     #[allow(dead_code)] // only where it is so
     NotBuilt,
     /// The kernel refuses the address.

@@ -37,9 +37,16 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
-    /// Whether the message becomes a dead letter, which somebody may want to run again or drop.
+    /// Whether the message becomes a dead letter, which somebody may want to run again or drop. One that no rule takes can be
+    /// run once a rule does.
     pub fn is_dead_letter(self) -> bool {
-        matches!(self, Self::Failed | Self::TimedOut | Self::Interrupted | Self::Refused)
+        matches!(self, Self::Failed | Self::TimedOut | Self::Interrupted | Self::Refused | Self::Unmatched)
+    }
+
+    /// Whether nothing was done with the message for a reason that may have gone when it comes again. A rule may take it now.
+    /// One that had expired and is delivered by the hub has not: the clock was wrong.
+    pub fn may_come_to_be_run(self) -> bool {
+        matches!(self, Self::Expired | Self::Unmatched)
     }
 
     /// As it is written in JSON and in tables.

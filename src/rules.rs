@@ -8,18 +8,26 @@ use std::time::Duration;
 
 use crate::message::C2dMessage;
 
+mod body;
 mod condition;
 mod doors;
 mod environment;
+mod glob;
+mod nearest;
 mod plan;
 mod policy;
 mod step;
 mod template;
 mod values;
 
-pub(crate) use condition::{Condition, Test};
+use body::Fields;
+pub(crate) use condition::{Choices, Condition, Test};
 pub use doors::Door;
+pub(crate) use environment::variable_name;
+pub(crate) use glob::Glob;
+pub use nearest::Nearest;
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
+pub(crate) use policy::TWIN_WAIT;
 pub use policy::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
 pub(crate) use template::Template;
@@ -28,39 +36,56 @@ use values::Values;
 
 /// The rules of a configuration, in its order.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Rules(Vec<Rule>);
+pub struct Rules {
+    rules: Vec<Rule>,
+    /// The fields of bodies that conditions look at.
+    fields: Fields,
+}
 
 impl Rules {
     pub(crate) fn new(rules: Vec<Rule>) -> Self {
-        Self(rules)
+        let conditions = rules.iter().flat_map(|rule| &rule.conditions);
+        let fields = Fields::of(conditions.map(|condition| &condition.subject));
+        Self { rules, fields }
     }
 
     /// The first rule whose conditions all hold; `None` when no rule takes the message.
     ///
     /// A JSON body is parsed at most once, and only when a condition looks into it.
     pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
-        let values = Values::of(message);
-        self.0.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
+        let values = Values::of(message, &self.fields);
+        self.rules.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
+    }
+
+    /// The rules that do not take the message, each with one sentence for each condition that does not hold, in the
+    /// configuration's order; up to the one that takes it.
+    pub fn mismatches(&self, message: &C2dMessage) -> Vec<(&Rule, Vec<String>)> {
+        let values = Values::of(message, &self.fields);
+        let why = |rule: &Rule| -> Vec<String> {
+            rule.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
+        };
+        let each = self.rules.iter().map(|rule| (rule, why(rule)));
+        each.take_while(|(_, why)| !why.is_empty()).collect()
     }
 
     /// The rule of this name.
     pub fn get(&self, name: &str) -> Option<&Rule> {
-        self.0.iter().find(|rule| rule.name == name)
+        self.rules.iter().find(|rule| rule.name == name)
     }
 
     /// The rules in the configuration's order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.0.iter()
+        self.rules.iter()
     }
 
     /// How many rules there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.rules.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rules.is_empty()
     }
 }
 
@@ -72,6 +97,8 @@ pub struct Rule {
     steps: Vec<Step>,
     timeout: Duration,
     policy: Policy,
+    /// The fields of bodies that its steps take.
+    fields: Fields,
 }
 
 impl Rule {
@@ -82,7 +109,8 @@ impl Rule {
         timeout: Duration,
         policy: Policy,
     ) -> Self {
-        Self { name, conditions, steps, timeout, policy }
+        let fields = Fields::of(steps.iter().flat_map(Step::subjects));
+        Self { name, conditions, steps, timeout, policy, fields }
     }
 
     /// How its messages are treated around the action.
@@ -97,10 +125,12 @@ impl Rule {
 
     /// The programs that its steps run, shells of `shell` steps not among them.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
-        self.steps.iter().filter_map(|step| match step {
-            Step::Run { program, .. } => Some(program.as_str()),
-            Step::Gpio { .. } | Step::Shell { .. } => None,
-        })
+        self.steps.iter().filter_map(Step::program)
+    }
+
+    /// Whether one of its steps names a command of `[allow.commands]`.
+    pub fn has_command(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Run { is_command: true, .. }))
     }
 
     /// Whether one of its steps needs a shell.
@@ -119,9 +149,10 @@ impl Rule {
     /// [`PlanError`] when the message lacks a value or has one that must not be used; its text is the outcome's
     /// sentence.
     pub fn plan(&self, message: &C2dMessage, device_id: &str) -> Result<Plan, PlanError> {
-        let values = Values::of(message);
-        let steps: Vec<PlannedStep> =
-            self.steps.iter().map(|step| step.plan(&values, &self.conditions)).collect::<Result<_, _>>()?;
+        let values = Values::of(message, &self.fields);
+        let mut room = template::MAX_FILLED_BYTES;
+        let each = self.steps.iter().map(|step| step.plan(&values, &self.conditions, &mut room));
+        let steps: Vec<PlannedStep> = each.collect::<Result<_, _>>()?;
         let on_pins = steps.iter().fold(Duration::ZERO, |total, step| total.saturating_add(step.pin_time()));
         if on_pins >= self.timeout {
             return Err(PlanError::TooLong { needed: on_pins, timeout: self.timeout });
@@ -133,22 +164,20 @@ impl Rule {
         Ok(Plan { rule: self.name.clone(), steps, environment, timeout: self.timeout })
     }
 
-    /// One sentence for each condition that does not hold, in the configuration's order; none when the rule takes
-    /// the message.
-    pub fn mismatches(&self, message: &C2dMessage) -> Vec<String> {
-        let values = Values::of(message);
-        self.conditions.iter().filter_map(|condition| condition.mismatch(&values)).collect()
-    }
-
     /// By which doors a message can come that it takes; none when its conditions exclude each other.
     pub fn doors(&self) -> impl Iterator<Item = Door> {
         let opens = |door: &Door| self.conditions.iter().all(|condition| condition.doors().contains(door));
         Door::ALL.into_iter().filter(opens)
     }
 
-    /// How long all steps may take together.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
+    /// How long an action of it may take, with all attempts and the pauses between them.
+    pub(crate) fn longest(&self) -> Duration {
+        self.policy.longest(self.timeout)
+    }
+
+    /// How many arguments and values its steps make of a message.
+    pub(crate) fn pieces(&self) -> usize {
+        self.steps.iter().map(Step::pieces).sum()
     }
 
     /// How many steps it has.

@@ -9,6 +9,7 @@
 //! token as the password. CBS would cost two links and a round trip more for the same result.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fe2o3_amqp::connection::ConnectionHandle;
@@ -16,6 +17,7 @@ use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Session};
 
+use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
 use crate::credentials::{ProxySettings, SasToken, ServiceConnectionString, ServiceSecret};
 use crate::tls::TlsError;
 
@@ -79,6 +81,7 @@ pub struct Service {
     session: SessionHandle<()>,
     connection: ConnectionHandle<()>,
     policy: String,
+    failed: Failed,
 }
 
 impl Service {
@@ -118,6 +121,7 @@ impl Service {
         let connecting = async {
             let builder = Connection::builder()
                 .container_id(uuid::Uuid::new_v4().to_string())
+                .max_frame_size(MAX_FRAME)
                 .hostname(host.name.as_str())
                 // TLS is done: with "amqps" the crate would start its own.
                 .scheme("amqp")
@@ -125,16 +129,24 @@ impl Service {
                     username: user_name(identity),
                     password: token.expose().to_owned(),
                 });
+            let failed = Failed::default();
             let opened = match way {
-                Way::Amqp => builder.open_with_stream(dial::dial_amqp(host, ca_file).await?).await,
+                Way::Amqp => {
+                    let stream = dial::dial_amqp(host, ca_file).await?;
+                    builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
+                }
                 Way::WebSocket(way) => {
                     let stream = dial::dial_websocket(&host.name, way, ca_file).await?;
-                    builder.open_with_stream(stream).await
+                    builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
                 }
             };
-            let mut connection = opened.map_err(|error| failure::of_open(error, identity, now))?;
-            let session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
-            Ok(Self { session, connection, policy: identity.policy.clone() })
+            let opened = async {
+                let mut connection = opened.map_err(|error| failure::of_open(error, identity, now))?;
+                let session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
+                Ok((session, connection))
+            };
+            let (session, connection) = opened.await.map_err(|error| failure::explained(error, &failed))?;
+            Ok(Self { session, connection, policy: identity.policy.clone(), failed })
         };
         let late = || {
             let (seconds, port) = (CONNECT_TIMEOUT.as_secs(), way.port_in_words());
@@ -151,7 +163,8 @@ impl Service {
     /// # Errors
     /// When the hub refuses, is silent, or the connection is lost.
     pub async fn sender(&mut self) -> Result<C2dSender, ServiceError> {
-        answered("an answer to the sender link", C2dSender::attach(&mut self.session, &self.policy)).await
+        let attached = C2dSender::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
+        answered("an answer to the sender link", attached).await
     }
 
     /// Attaches the link that reads delivery feedback. Feedback is kept per hub, not per receiver: what one reads,
@@ -160,7 +173,7 @@ impl Service {
     /// # Errors
     /// When the hub refuses, is silent, or the connection is lost.
     pub async fn feedback_receiver(&mut self) -> Result<FeedbackReceiver, ServiceError> {
-        let attached = FeedbackReceiver::attach(&mut self.session, &self.policy);
+        let attached = FeedbackReceiver::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
         answered("an answer to the feedback link", attached).await
     }
 

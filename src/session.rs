@@ -199,6 +199,7 @@ pub(crate) struct Session {
     told: Told,
     keeper: JoinSet<Result<(), SessionError>>,
     terms: watch::Sender<Arc<Terms>>,
+    no_more: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -232,17 +233,18 @@ impl Session {
             desired: Arc::clone(&arrivals.desired),
             confirmations: Arc::clone(&arrivals.confirmations),
         };
-        let stop = CancellationToken::new();
+        let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
         let keeper = keeper::Keeper {
             terms: terms_out,
             arrivals,
             events: events_in,
             publisher: Arc::clone(&told.publisher),
+            no_more: no_more.clone(),
             stop: stop.clone(),
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, arrived, told, keeper: task, terms, stop })
+        Ok(Self { events, arrived, told, keeper: task, terms, no_more, stop })
     }
 
     /// Takes other terms up. Where anything differs, the session signs in with them as it does to renew a token: in a pause
@@ -290,9 +292,15 @@ impl Session {
         next_event(&self.told, &mut self.events, &mut self.keeper).await
     }
 
+    /// Keeps the connection that there is, and makes no other one: the session is soon closed.
+    pub(crate) fn connect_no_more(&self) {
+        self.no_more.cancel();
+    }
+
     /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs and answers that are ready, and disconnects.
     /// Takes at most 1.1 seconds.
     pub(crate) async fn close(mut self) {
+        self.no_more.cancel();
         self.stop.cancel();
         self.events.close();
         self.arrived.close();

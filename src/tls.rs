@@ -215,14 +215,10 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError>
 pub fn describe(error: &rustls::Error, host: &str) -> String {
     use rustls::{AlertDescription, CertificateError, Error};
     match error {
-        // A bad signature is that of a root with the same name and another key, such as an older one.
-        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
-            format!(
-                "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
-             package, or name the private root with C2D_CA_FILE (an emulator, an IoT Edge gateway); a module gets it with the \
-             trust bundle of its workload API"
-            )
-        }
+        error if is_untrusted(error) => format!(
+            "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
+             package, or name the private root (of an emulator, an IoT Edge gateway, a proxy) with C2D_CA_FILE"
+        ),
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => format!(
@@ -258,6 +254,13 @@ pub fn describe(error: &rustls::Error, host: &str) -> String {
     }
 }
 
+/// Whether the peer's certificate leads to no root that is trusted.
+pub fn is_untrusted(error: &rustls::Error) -> bool {
+    // A bad signature is that of a root with the same name and another key, such as an older one.
+    use rustls::CertificateError::{BadSignature, UnknownIssuer};
+    matches!(error, rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature))
+}
+
 /// Finds the TLS failure inside an I/O error, where rustls puts it.
 pub fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
@@ -268,12 +271,12 @@ pub fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
 #[non_exhaustive]
 pub enum TlsError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}", path = .path.display())]
+    #[error("cannot read {path}: {}", unread(.error), path = .path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file is readable but is not PEM.
     #[error("{path} is not a PEM file: {source}", path = .path.display())]
@@ -336,6 +339,15 @@ impl TlsError {
     }
 }
 
+/// Why a file cannot be read, without the operating system's number where that says no more.
+fn unread(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file; correct the path".to_owned(),
+        io::ErrorKind::PermissionDenied => "this user may not read it; correct its owner or mode".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
@@ -351,8 +363,7 @@ fn system_roots() -> RootCertStore {
 
 /// The only place that knows rustls-pemfile.
 fn read_pem<T>(path: &Path, pick: impl Fn(rustls_pemfile::Item) -> Option<T>) -> Result<Vec<T>, TlsError> {
-    let file =
-        std::fs::File::open(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+    let file = std::fs::File::open(path).map_err(|error| TlsError::Read { path: path.to_owned(), error })?;
     let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut BufReader::new(file)).collect();
     let items = items.map_err(|source| TlsError::NotPem { path: path.to_owned(), source })?;
     Ok(items.into_iter().filter_map(pick).collect())

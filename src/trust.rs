@@ -199,7 +199,13 @@ pub(crate) fn unfit_program(program: &str) -> Option<String> {
     let metadata = match fs::metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Some(format!("the program {program} does not exist: install it, or correct the path"));
+            let remedy = match program.split_once(' ') {
+                Some((name, _)) if Path::new(name).is_file() => {
+                    format!("write it and each argument apart, as in [\"{name}\", \"…\"]")
+                }
+                _ => "install it, or correct the path".to_owned(),
+            };
+            return Some(format!("the program {program} does not exist: {remedy}"));
         }
         Err(error) => return Some(format!("the program {program} cannot be found: {}", in_words(&error))),
     };

@@ -27,7 +27,7 @@ mod dial;
 mod tunnel;
 
 #[allow(unused_imports)] // Not every feature set dials.
-pub(crate) use dial::{DialError, HubStream, SecureStream, Target, describe_tls, dial, secure};
+pub(crate) use dial::{DialError, HubStream, SecureStream, Target, dial, secure};
 
 /// Where devices and back ends find the hub's WebSockets. Source: wire reference 1.1 and 2.1.
 pub(crate) const HUB_PATH: &str = "/$iothub/websocket";

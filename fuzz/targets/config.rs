@@ -18,7 +18,7 @@ const KEY: &str = "c2VjcmV0IHNlY3JldCBz";
 
 /// Takes rules from the twin, and allows little.
 const ACCEPTING: &str = "[gpio.pins]\npump = { line = 1 }\nlamp = { line = 2 }\n[twin]\naccept = [\"rules\"]\n\
-                         [allow]\npins = [\"pump\"]\nprograms = [\"/bin/true\"]\n";
+                         [allow]\npins = [\"pump\"]\ncommands.run = [\"/bin/true\", \"{file}\"]\n";
 
 /// What the twin has beside the text.
 const PUMP: &str =
@@ -61,7 +61,7 @@ pub(crate) fn run(data: &[u8]) {
     of_the_twin(text);
 }
 
-/// As rules of the twin a text runs no program that is not allowed, and no shell.
+/// As rules of the twin a text runs no command that is not allowed, and no shell.
 fn of_the_twin(text: &str) {
     let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
     let path = Path::new("/nonexistent/config.toml");
@@ -71,7 +71,7 @@ fn of_the_twin(text: &str) {
     assert_eq!((&with.gpio, &with.identities), (&local.gpio, &local.identities));
     for rule in with.rules.iter() {
         assert!(
-            rule.programs().all(|program| program == "/bin/true") && !rule.has_shell(),
+            rule.programs().all(|program| program == "/bin/true" && rule.has_command()) && !rule.has_shell(),
             "{}",
             rule.name()
         );
@@ -83,7 +83,7 @@ fn meet(rules: &Rules) {
     for (bag, body) in MESSAGES {
         let topic = format!("devices/dev1/messages/devicebound/{bag}");
         let message = C2dMessage::from_topic("dev1", &topic, Bytes::from_static(body)).expect("a message");
-        let first = rules.iter().find(|rule| rule.mismatches(&message).is_empty());
+        let first = rules.iter().nth(rules.mismatches(&message).len());
         assert_eq!(rules.match_message(&message).map(|rule| rule.name()), first.map(|rule| rule.name()));
         for rule in rules.iter() {
             let Ok(plan) = rule.plan(&message, "dev1") else { continue };

@@ -1,18 +1,16 @@
 //! Pins: outputs that are on or off, whoever drives them.
 //!
-//! Owns: pulses and blinking; the one task that does what is due by itself; the choice of the backend. What each pin is,
-//! and what is due, is in `bank.rs`.
+//! Owns: who changes pins; the choice of the backend. What each pin is, and what is due, is in `bank.rs`; the thread that does
+//! what is due is in `guard.rs`.
 //! Must not know: rules, processes, chips and registers (each backend knows its own). Used by: `action`.
 //!
 //! The rule of this file: a pin that is switched on for a while is switched off again, whatever happens in between.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::limit::{Cut, Limit};
 use crate::config::{GpioBackend, GpioSettings, PinSettings};
@@ -23,6 +21,7 @@ mod bank;
 mod cdev;
 mod claim;
 mod error;
+mod guard;
 #[cfg(feature = "gpio")]
 mod rppal;
 mod simulated;
@@ -30,8 +29,9 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use bank::Bank;
+use bank::{Bank, Shape};
 pub use error::GpioError;
+use guard::{Guard, Shared};
 pub use survey::{LineUse, Survey, survey};
 
 /// Under this name the kernel knows who has the lines.
@@ -55,8 +55,8 @@ trait PinBackend: Send {
 /// The claimed pins. Dropping them without [`Pins::close`] still puts each into its `on_exit` state.
 pub(super) struct Pins {
     shared: Arc<Shared>,
-    /// The one task that does what is due by itself: `max_on`, `on_disconnect`.
-    guard: JoinSet<()>,
+    /// Does what is due by itself: `max_on`, `on_disconnect`, the ends of pulses and blinks.
+    guard: Guard,
 }
 
 /// Why a change was not made, or not to its end.
@@ -68,43 +68,36 @@ pub(super) enum ChangeError {
     Gpio(GpioError),
 }
 
-struct Shared {
-    /// Held for one change of one pin, never across a wait.
-    bank: Mutex<Bank>,
-    /// Something may be due at another time than before.
-    changed: Notify,
-    /// A pin with `max_on` was switched.
-    switched: Notify,
-    /// Any pin may have another state than before.
-    moved: Notify,
-}
-
 impl Pins {
-    /// Claims the configured pins. Must be called within the runtime. `been_on`: see [`super::Actions::open`].
+    /// Claims the configured pins. `been_on`: see [`super::Actions::open`].
     pub(super) fn open(
         settings: &GpioSettings,
         been_on: &BTreeMap<String, Duration>,
     ) -> Result<Self, GpioError> {
         let settings = bank::claimed_as(settings, been_on);
-        Ok(Self::with_backend(open_backend(&settings)?, &settings, been_on))
+        Self::with_backend(open_backend(&settings)?, &settings, been_on)
     }
 
     fn with_backend(
         backend: Box<dyn PinBackend>,
         settings: &GpioSettings,
         been_on: &BTreeMap<String, Duration>,
-    ) -> Self {
-        let bank = Mutex::new(Bank::new(backend, settings, been_on));
-        let notify = Notify::new;
-        let shared = Arc::new(Shared { bank, changed: notify(), switched: notify(), moved: notify() });
-        let mut guard = JoinSet::new();
-        guard.spawn(keep_guard(Arc::clone(&shared)));
-        Self { shared, guard }
+    ) -> Result<Self, GpioError> {
+        let shared = Arc::new(Shared::new(Bank::new(backend, settings, been_on)));
+        match Guard::start(Arc::clone(&shared)) {
+            Ok(guard) => Ok(Self { shared, guard }),
+            Err(source) => {
+                shared.leave()?;
+                Err(GpioError::NoThread { source })
+            }
+        }
     }
 
     /// Takes other settings up: pins that stay keep their state. See [`super::Actions::change_settings`].
     pub(super) fn change_settings(&self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
         self.shared.change(|bank| {
+            // Before that there may have been nothing for which the agent had to say so.
+            bank.alive(Instant::now());
             if bank.is_empty() {
                 let backend = open_backend(settings).map_err(|error| vec![error])?;
                 bank.begin(backend, settings);
@@ -128,30 +121,24 @@ impl Pins {
             PinChange::Pulse(duration) => duration,
             PinChange::Blink { period, .. } => period / 2,
         };
-        self.shared.lock().check_pulse(pin, on)?;
+        self.shared.look(|bank| bank.check_pulse(pin, on))?;
         match change {
-            PinChange::Set(state) => self.shared.set(pin, state)?,
-            PinChange::Toggle => self.shared.toggle(pin)?,
-            PinChange::Pulse(duration) => {
-                let lit = Lit::new(&self.shared, pin)?;
-                let pause = limit.pause_until(far(Instant::now(), duration)).await;
-                lit.off()?;
-                pause?;
-            }
-            PinChange::Blink { times, period } => {
-                let mut next = Instant::now();
-                for _ in 0..times {
-                    let lit = Lit::new(&self.shared, pin)?;
-                    next = far(next, period / 2);
-                    let pause = limit.pause_until(next).await;
-                    lit.off()?;
-                    pause?;
-                    next = far(next, period / 2);
-                    limit.pause_until(next).await?;
-                }
-            }
+            PinChange::Set(state) => Ok(self.shared.change(|bank| bank.set(pin, state))?),
+            PinChange::Toggle => Ok(self.shared.change(|bank| bank.toggle(pin))?),
+            PinChange::Pulse(duration) => self.wave(pin, Shape::pulse(duration), limit).await,
+            PinChange::Blink { times, period } => self.wave(pin, Shape::blink(times, period), limit).await,
         }
-        Ok(())
+    }
+
+    async fn wave(&self, pin: &str, shape: Shape, limit: &Limit<'_>) -> Result<(), ChangeError> {
+        let begin = |bank: &mut Bank| bank.begin_wave(pin, shape, Instant::now(), limit.deadline());
+        let (number, ended) = self.shared.change(begin)?;
+        let _under_way = UnderWay { shared: &self.shared, number };
+        tokio::select! {
+            biased;
+            ended = ended => ended.unwrap_or(Err(ChangeError::Cut(Cut::Interrupted))),
+            cut = limit.reached() => Err(cut.into()),
+        }
     }
 
     /// The hub is away, since now.
@@ -164,6 +151,17 @@ impl Pins {
         self.shared.change(Bank::hub_back);
     }
 
+    /// The agent goes on.
+    pub(super) fn alive(&self) {
+        // It can only put off what is due: the guard has no need to know now.
+        self.shared.look(|bank| bank.alive(Instant::now()));
+    }
+
+    /// When that is to be said again.
+    pub(super) fn next_sign(&self) -> Option<Instant> {
+        self.shared.look(|bank| bank.next_sign())
+    }
+
     /// Waits until a pin with `max_on` was switched. Cancel safe.
     pub(super) async fn switched(&self) {
         self.shared.switched.notified().await;
@@ -174,31 +172,37 @@ impl Pins {
         self.shared.moved.notified().await;
     }
 
+    /// Waits until nothing is done by itself any more, because of a defect: then every pin is in its `on_exit` state. Cancel safe.
+    pub(super) async fn broken(&self) {
+        self.shared.broken.notified().await;
+    }
+
     /// For how long each pin with `max_on` that is on has been on.
     pub(super) fn pins_on(&self) -> BTreeMap<String, Duration> {
-        self.shared.lock().pins_on(Instant::now())
+        self.shared.look(|bank| bank.pins_on(Instant::now()))
     }
 
     /// The same after [`Pins::close`].
     pub(super) fn pins_on_after_exit(&self) -> BTreeMap<String, Duration> {
-        self.shared.lock().pins_on_after_exit(Instant::now())
+        self.shared.look(|bank| bank.pins_on_after_exit(Instant::now()))
     }
 
     /// The state of every pin.
     pub(super) fn states(&self) -> BTreeMap<String, PinState> {
-        self.shared.lock().states()
+        self.shared.look(|bank| bank.states())
     }
 
     /// Puts every pin into its `on_exit` state, all of them even if one fails, and releases them.
     pub(super) async fn close(mut self) -> Result<(), GpioError> {
-        self.guard.shutdown().await;
-        self.shared.lock().leave()
+        self.guard.end(&self.shared);
+        self.shared.leave()
     }
 }
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        if let Err(error) = self.shared.lock().leave() {
+        self.guard.end(&self.shared);
+        if let Err(error) = self.shared.leave() {
             tracing::error!(%error, "could not leave the pins as on_exit says");
         }
     }
@@ -216,85 +220,15 @@ impl From<GpioError> for ChangeError {
     }
 }
 
-impl Shared {
-    fn set(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
-        self.change(|bank| bank.set(pin, state))
-    }
-
-    fn toggle(&self, pin: &str) -> Result<(), GpioError> {
-        self.change(|bank| bank.toggle(pin))
-    }
-
-    /// Makes a change, and tells those who wait for one.
-    fn change<T>(&self, make: impl FnOnce(&mut Bank) -> T) -> T {
-        let mut bank = self.lock();
-        let made = make(&mut bank);
-        if bank.take_switched() {
-            self.switched.notify_one();
-        }
-        self.changed.notify_one();
-        self.moved.notify_one();
-        made
-    }
-
-    /// The bank stays usable after a panic: each change of it is complete or was not made.
-    fn lock(&self) -> MutexGuard<'_, Bank> {
-        self.bank.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A pin that is on for a while; dropping it turns the pin off.
-struct Lit<'a> {
+/// A pulse or a blink that somebody waits for; dropping it ends it, with the pin off.
+struct UnderWay<'a> {
     shared: &'a Shared,
-    pin: &'a str,
-    on: bool,
+    number: u64,
 }
 
-impl<'a> Lit<'a> {
-    fn new(shared: &'a Shared, pin: &'a str) -> Result<Self, GpioError> {
-        shared.change(|bank| bank.light(pin))?;
-        Ok(Self { shared, pin, on: true })
-    }
-
-    fn off(mut self) -> Result<(), GpioError> {
-        self.shared.set(self.pin, PinState::Off)?;
-        self.on = false;
-        Ok(())
-    }
-}
-
-impl Drop for Lit<'_> {
+impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        match self.on.then(|| self.shared.set(self.pin, PinState::Off)) {
-            // A reload has taken the pin away, and turned it off.
-            None | Some(Ok(()) | Err(GpioError::UnknownPin { .. })) => {}
-            Some(Err(error)) => tracing::error!(pin = self.pin, %error, "could not turn pin off"),
-        }
-    }
-}
-
-/// Runs as long as the pins are open: sleeps until the next thing is due, or something has changed.
-async fn keep_guard(shared: Arc<Shared>) {
-    loop {
-        let next = {
-            let mut bank = shared.lock();
-            let next = bank.keep_guard(Instant::now());
-            if bank.take_switched() {
-                shared.switched.notify_one();
-            }
-            shared.moved.notify_one();
-            next
-        };
-        let due = async {
-            match next {
-                Some(next) => sleep_until(next).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = due => {}
-            () = shared.changed.notified() => {}
-        }
+        self.shared.change(|bank| bank.end_wave(self.number, Instant::now()));
     }
 }
 

@@ -49,12 +49,8 @@ impl<'a> Limit<'a> {
         }
     }
 
-    /// Waits until `wake`, or until the action must end. Cancel safe.
-    pub(super) async fn pause_until(&self, wake: Instant) -> Result<(), Cut> {
-        tokio::select! {
-            biased;
-            cut = self.reached() => Err(cut),
-            () = tokio::time::sleep_until(wake) => Ok(()),
-        }
+    /// When the action must end at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 }

@@ -22,7 +22,7 @@ use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::session::{Receipt, Settlement};
 
 use super::Agent;
-use super::lanes::Lane;
+use super::hand::RuleFacts;
 
 const OK: u16 = 200;
 const ACCEPTED: u16 = 202;
@@ -127,12 +127,14 @@ impl Away {
 }
 
 impl Agent {
-    /// Why a call that these lanes would run is not to be taken now.
-    pub(super) fn no_room_for_call(&self, lanes: &[Lane]) -> Option<Away> {
+    /// Why a call that this rule takes is not to be taken now. One for the owner's rule is not turned away for those of the twin's,
+    /// which cannot hold it up for long.
+    pub(super) fn no_room_for_call(&self, rule: &RuleFacts) -> Option<Away> {
         if let Some(trouble) = &self.board.trouble {
             return Some(Away::InboxTrouble(trouble.clone()));
         }
-        (self.lanes.longest(lanes) >= MOST_IN_LINE).then_some(Away::LaneFull)
+        let longest = self.lanes.longest(&rule.lanes, rule.longest_of_twin.is_some());
+        (longest >= MOST_IN_LINE).then_some(Away::LaneFull)
     }
 
     /// The inbox cannot record anything now: whoever called what has not begun need not wait for that. What is in hand of such

@@ -202,6 +202,7 @@ impl Agent {
             next_token_renewal,
             module: beside,
             desired: self.twin.told().cloned(),
+            twin_rules: self.config.twin_rules.len(),
             last_message_received: *last_received,
             actions,
             inbox: InboxStatus {

@@ -5,7 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::inbox::{Number, Record, Settled};
@@ -16,7 +18,8 @@ use crate::session::{Receipt, Settlement};
 
 use super::answers::{self, End};
 use super::ending::PassedOver;
-use super::lanes::{Lane, LaneNames, Slot, Ticket};
+use super::lanes::{Lane, LaneNames, Slot, Ticket, Whose};
+use super::life::Since;
 use super::sessions::Role;
 
 /// Messages in hand at most: past this, more stay with the session, which stops reading.
@@ -31,6 +34,8 @@ pub(super) struct RuleFacts {
     pub(super) policy: Policy,
     pub(super) lanes: Arc<[Lane]>,
     pub(super) slot: Slot,
+    /// Of a rule of the twin: how long an action of it may take.
+    pub(super) longest_of_twin: Option<Duration>,
 }
 
 /// Where a message with an action is on its way.
@@ -55,12 +60,16 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) message: C2dMessage,
+    /// Of its last delivery.
+    pub(super) since: Since,
     pub(super) rule: Arc<RuleFacts>,
     /// Absent while the action runs.
     pub(super) plan: Option<Plan>,
     pub(super) settled: Settled,
     /// Of its first delivery.
     pub(super) origin: Origin,
+    /// When it was taken in hand.
+    pub(super) entered: Instant,
     /// Every delivery of it that is not completed yet: more than one when the hub sent it again.
     pub(super) receipts: Vec<Receipt>,
     pub(super) number: Option<Number>,
@@ -124,14 +133,22 @@ pub(super) struct Hand {
 }
 
 impl Entry {
-    pub(super) fn new(message: C2dMessage, rule: Arc<RuleFacts>, plan: Plan, settled: Settled) -> Self {
+    pub(super) fn new(
+        message: C2dMessage,
+        since: Since,
+        rule: Arc<RuleFacts>,
+        plan: Plan,
+        settled: Settled,
+    ) -> Self {
         let retry_on_crash = rule.policy.on_crash(&plan) == OnCrash::Retry;
         Self {
             message,
+            since,
             rule,
             plan: Some(plan),
             settled,
             origin: Origin::default(),
+            entered: Instant::now(),
             receipts: Vec::new(),
             number: None,
             attempts: 0,
@@ -361,6 +378,12 @@ impl RuleFacts {
             (true, false) => Slot::Any,
             (true, true) => Slot::Spare,
         };
-        Self { name: rule.name().to_owned(), policy, lanes, slot }
+        let longest_of_twin = of_twin.then(|| rule.longest());
+        Self { name: rule.name().to_owned(), policy, lanes, slot, longest_of_twin }
+    }
+
+    /// Whose an action of it is that was taken in hand at this time.
+    pub(super) fn whose(&self, since: Instant) -> Whose {
+        self.longest_of_twin.map_or(Whose::Owner(since), Whose::Twin)
     }
 }

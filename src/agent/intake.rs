@@ -1,6 +1,6 @@
 //! Intake: what a message that arrived is, and whether its turn has come.
 //!
-//! Owns: decoding errors, expiry, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
+//! Owns: decoding errors, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
 //! Must not know: how actions run and end (`work.rs`). Used by: `agent`.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::inbox::{Arrival, Intent, Number, Op, Settled, Start, Verdict};
-use crate::message::{C2dMessage, format_time};
+use crate::message::C2dMessage;
 use crate::outcome::OutcomeReport;
 use crate::rules::{Reports, Settle};
 use crate::session::{Delivery, Receipt};
@@ -19,6 +19,7 @@ use super::answers::{self, Away};
 use super::ending::{self, PassedOver};
 use super::hand::{Entry, Held, Origin, Passing, Phase};
 use super::lanes::Ticket;
+use super::life::Since;
 use super::sessions::Role;
 use super::tally::DUPLICATE;
 use super::{Agent, AgentEvent, report};
@@ -32,14 +33,14 @@ type Planned = Result<Entry, (Option<String>, PassedOver)>;
 impl Agent {
     /// Takes a delivery in: it is offered to the inbox with what is to be done with it.
     pub(super) fn take(&mut self, role: Role, delivery: Delivery) {
-        let Delivery { message, connection, redelivered, sequence, receipt } = delivery;
+        let Delivery { message, connection, redelivered, sequence, arrived, receipt } = delivery;
         let origin = Origin { connection, redelivered, sequence };
         if !receipt.is_current() {
             // Its connection has gone: the hub sends it again on the next one.
             receipt.leave();
             return;
         }
-        let received = (self.clock)();
+        let (received, since) = ((self.clock)(), Since::Delivered(arrived));
         let ticket = self.hand.next_ticket();
         let message = match message {
             Ok(message) => message,
@@ -60,16 +61,17 @@ impl Agent {
         if self.observer.is_some() {
             self.tell(AgentEvent::Received { message: message.clone() });
         }
-        match self.plan(message.clone(), received) {
+        since.tell_of_clock(&message, received, &mut self.clock_told);
+        match self.plan(message.clone(), since, received) {
             Ok(mut entry) => {
-                let away = self.no_room_for_call(&entry.rule.lanes).filter(|_| receipt.is_call());
+                let away = self.no_room_for_call(&entry.rule).filter(|_| receipt.is_call());
                 if let Some(away) = away {
                     return answers::turn_away(receipt, &away);
                 }
                 entry.origin = origin;
                 let (settled, rule) = (entry.settled, entry.rule.name.clone());
                 entry.receipts.push(receipt);
-                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.slot);
+                entry.turn = self.enter(ticket, &entry);
                 let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, received);
                 let intent = match (entry.turn, guarded) {
                     (true, Ok(())) => {
@@ -105,6 +107,12 @@ impl Agent {
         }
     }
 
+    /// Has a message stand in its lanes; true when its turn has come at once.
+    pub(super) fn enter(&mut self, ticket: Ticket, entry: &Entry) -> bool {
+        let rule = &entry.rule;
+        self.lanes.enter(ticket, &rule.lanes, rule.slot, rule.whose(entry.entered))
+    }
+
     /// Offers a message to the inbox with which nothing is to be done.
     fn pass(&mut self, ticket: Ticket, passing: Passing) {
         let Passing { message, origin, received, outcome, .. } = &passing;
@@ -131,10 +139,10 @@ impl Agent {
     }
 
     /// Finds the rule that takes a message, and makes a plan of it.
-    pub(super) fn plan(&self, message: C2dMessage, now: SystemTime) -> Planned {
+    pub(super) fn plan(&self, message: C2dMessage, since: Since, now: SystemTime) -> Planned {
         answers::check_payload(&message).map_err(|why| (None, PassedOver::Undecodable(why)))?;
         let rule = self.config.rules.match_message(&message);
-        if let Some(expired) = expired(&message, now) {
+        if let Some(expired) = since.expired(&message, now) {
             return Err((rule.map(|rule| rule.name().to_owned()), expired));
         }
         let rule = rule.ok_or((None, PassedOver::Unmatched))?;
@@ -147,7 +155,7 @@ impl Agent {
             Settle::AfterAction => Settled::AfterAction,
             Settle::OnAccept => Settled::OnAccept,
         };
-        Ok(Entry::new(message, Arc::clone(facts), plan, settled))
+        Ok(Entry::new(message, since, Arc::clone(facts), plan, settled))
     }
 
     /// The inbox has looked at a message, and what it says is on disk.
@@ -177,7 +185,7 @@ impl Agent {
     fn passed(&mut self, ticket: Ticket, passing: Passing, verdict: Verdict) {
         match verdict {
             Verdict::New(number) => {
-                report::log_passed_over(&passing.outcome, passing.message.as_ref());
+                report::log_passed_over(&passing.outcome, passing.message.as_ref(), &self.config.rules);
                 self.settled(&passing.outcome);
                 self.finish(passing, number);
             }
@@ -243,6 +251,8 @@ impl Agent {
         if let Some(first) = self.hand.ticket_of(number) {
             self.lanes.leave(ticket);
             if let Some(again) = self.hand.remove(ticket) {
+                // The hub looked at its expiry once more.
+                self.hand.get(first).into_iter().for_each(|entry| entry.since = again.since);
                 self.give_receipts(first, again.receipts);
             }
             return;
@@ -299,19 +309,12 @@ impl Agent {
             let Some(mut entry) = self.hand.remove(ticket) else { continue };
             self.lanes.leave(ticket);
             entry.receipts.retain(Receipt::is_current);
-            if let Some(receipt) = entry.receipts.pop() {
+            if let (Some(receipt), Since::Delivered(arrived)) = (entry.receipts.pop(), entry.since) {
                 let role = self.role_of(&entry.message);
                 let Origin { connection, redelivered, sequence } = entry.origin;
                 let message = Ok(entry.message);
-                self.take(role, Delivery { message, connection, redelivered, sequence, receipt });
+                self.take(role, Delivery { message, connection, redelivered, sequence, arrived, receipt });
             }
         }
     }
-}
-
-/// Why a message is not acted on any more, when its time is over.
-pub(super) fn expired(message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
-    let expiry = message.expiry().filter(|expiry| *expiry < now)?;
-    let [expiry, now] = [expiry, now].map(format_time);
-    Some(PassedOver::Expired { expiry, now })
 }

@@ -1,14 +1,25 @@
 //! Lanes: whose turn it is.
 //!
-//! Owns: the order of actions within a lane, and how many programs run at once. Pure: no clock, no tasks.
-//! Must not know: rules, messages, what an action does. Used by: `agent`.
+//! Owns: the order of actions within a lane, how many programs run at once, and how long the owner's actions wait for those of the
+//! twin's rules. Pure: no clock, no tasks; the time comes in. Must not know: rules, messages, what an action does. Used by: `agent`.
 //!
 //! An action stands in line in one lane or several, and its turn comes when it is at the front of all of them. It stays
 //! there until it leaves, so actions of one lane run one after the other, in the order in which they came; lanes go
 //! on side by side. An action that starts programs needs a child slot as well, and waits for one at the front.
+//!
+//! What rules of the twin may make an action of the owner's wait is bounded by [`TWIN_WAIT`], all of them together. None overtakes
+//! another: whoever sends on and then off must find it off at the end. So an action of the twin's rules that stands before one of the
+//! owner's, and that could not end in time any more if it began now, is late: it is not to be run at all. Thus every action
+//! of the twin's rules that the owner's waits for has begun in time, and those that have begun end in time: none takes
+//! longer than the bound (the configuration refuses it), and none gives its slot away and waits for another.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::rules::TWIN_WAIT;
 
 /// One action in line.
 pub(super) type Ticket = u64;
@@ -25,6 +36,15 @@ pub(super) enum Slot {
     Any,
     /// A child slot that is not the last one, where there are several: rules of the twin leave one to the owner's.
     Spare,
+}
+
+/// Whose rule an action is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The owner's. It came at this time.
+    Owner(Instant),
+    /// The twin's. From its turn until it leaves it takes no longer than this.
+    Twin(Duration),
 }
 
 /// Which lane has which name.
@@ -57,7 +77,11 @@ pub(super) struct Lanes {
     /// At the front of all their lanes, but without the child slot that they need; the first comes first.
     without_slot: VecDeque<Ticket>,
     slots: usize,
-    free_slots: usize,
+    /// More than there are, when there were more before a reload.
+    used_slots: usize,
+    /// How many of each side have not had their turn.
+    owners_waiting: usize,
+    twins_waiting: usize,
     /// Their turn has come and nobody has been told yet.
     called: VecDeque<Ticket>,
 }
@@ -66,7 +90,10 @@ pub(super) struct Lanes {
 struct Member {
     lanes: Arc<[Lane]>,
     needs: Slot,
+    whose: Whose,
     has_slot: bool,
+    /// Its turn has come.
+    has_turn: bool,
 }
 
 impl Lanes {
@@ -77,25 +104,92 @@ impl Lanes {
             members: HashMap::new(),
             without_slot: VecDeque::new(),
             slots,
-            free_slots: slots,
+            used_slots: 0,
+            owners_waiting: 0,
+            twins_waiting: 0,
             called: VecDeque::new(),
         }
     }
 
     /// Puts an action at the end of its lanes. True when its turn has come at once; otherwise [`Lanes::next`] tells.
-    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot) -> bool {
+    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
+        self.line_up(ticket, lanes, needs, whose);
+        self.gets_turn(ticket)
+    }
+
+    /// Puts an action at the front of its lanes, which are empty: it had its turn before they were made anew.
+    pub(super) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+        self.line_up(ticket, lanes, needs, whose);
+        self.note_turn(ticket);
+        if let Some(member) = self.members.get_mut(&ticket).filter(|member| member.needs != Slot::None) {
+            member.has_slot = true;
+            self.used_slots += 1;
+        }
+    }
+
+    fn line_up(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
         for lane in lanes.iter() {
             if let Some(line) = self.lines.get_mut(*lane) {
                 line.push_back(ticket);
             }
         }
-        self.members.insert(ticket, Member { lanes: Arc::clone(lanes), needs, has_slot: false });
-        self.is_in_front(ticket) && self.take_slot(ticket)
+        let lanes = Arc::clone(lanes);
+        self.members.insert(ticket, Member { lanes, needs, whose, has_slot: false, has_turn: false });
+        *self.waiting(whose) += 1;
     }
 
-    /// How many actions stand in the longest of these lanes.
-    pub(super) fn longest(&self, lanes: &[Lane]) -> usize {
-        lanes.iter().filter_map(|lane| self.lines.get(*lane)).map(VecDeque::len).max().unwrap_or_default()
+    fn waiting(&mut self, whose: Whose) -> &mut usize {
+        match whose {
+            Whose::Owner(_) => &mut self.owners_waiting,
+            Whose::Twin(_) => &mut self.twins_waiting,
+        }
+    }
+
+    /// How many actions stand in the longest of these lanes; those of the twin's rules only where they are to count.
+    pub(super) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
+        let counts = |ticket: &&Ticket| {
+            let whose = self.members.get(*ticket).map(|member| member.whose);
+            twins_count || matches!(whose, Some(Whose::Owner(_)))
+        };
+        let lines = lanes.iter().filter_map(|lane| self.lines.get(*lane));
+        lines.map(|line| line.iter().filter(counts).count()).max().unwrap_or_default()
+    }
+
+    /// The actions of the twin's rules that are not to be run any more: one of the owner's stands behind them, and would wait for
+    /// too long. They are to leave.
+    pub(super) fn late(&self, now: Instant) -> Vec<Ticket> {
+        let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
+        let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
+        late.sort_unstable();
+        late.dedup();
+        late
+    }
+
+    /// When the next one will be late, if nothing happens before.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.latest().into_iter().map(|(latest, _)| latest).min()
+    }
+
+    /// Until when each action of the twin's rules must have begun that one of the owner's stands behind.
+    fn latest(&self) -> Vec<(Instant, Ticket)> {
+        let mut found = Vec::new();
+        if self.twins_waiting == 0 || self.owners_waiting == 0 {
+            return found;
+        }
+        for line in &self.lines {
+            let mut first: Option<Instant> = None;
+            for ticket in line.iter().rev() {
+                let waiting = self.members.get(ticket).filter(|member| !member.has_turn);
+                match waiting.map(|member| member.whose) {
+                    Some(Whose::Owner(since)) => first = Some(first.map_or(since, |first| first.min(since))),
+                    Some(Whose::Twin(longest)) => {
+                        found.extend(first.map(|first| (first + TWIN_WAIT.saturating_sub(longest), *ticket)));
+                    }
+                    None => {}
+                }
+            }
+        }
+        found
     }
 
     /// An action whose turn has come since; each is told once.
@@ -103,8 +197,13 @@ impl Lanes {
         self.called.pop_front()
     }
 
-    /// An action gives its child slot away while it waits for its next attempt; it stays at the front.
+    /// An action gives its child slot away while it waits for its next attempt; it stays at the front. One of the twin's rules that
+    /// may share a lane with the owner's keeps the slot, because there is no bound on how long it would wait for another.
     pub(super) fn pause(&mut self, ticket: Ticket) {
+        let whose = self.members.get(&ticket).map(|member| member.whose);
+        if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
+            return;
+        }
         self.without_slot.retain(|waiting| *waiting != ticket);
         self.give_slot_back(ticket);
     }
@@ -118,6 +217,9 @@ impl Lanes {
     pub(super) fn leave(&mut self, ticket: Ticket) {
         self.give_slot_back(ticket);
         let Some(member) = self.members.remove(&ticket) else { return };
+        if !member.has_turn {
+            *self.waiting(member.whose) -= 1;
+        }
         self.without_slot.retain(|waiting| *waiting != ticket);
         self.called.retain(|called| *called != ticket);
         for lane in member.lanes.iter() {
@@ -130,9 +232,27 @@ impl Lanes {
             }
             let Some(first) = line.front().copied().filter(|_| was_first) else { continue };
             // With several lanes it may be called once for each: the last one that it needed calls it.
-            if self.is_in_front(first) && !self.called.contains(&first) && self.take_slot(first) {
+            if !self.called.contains(&first) && self.gets_turn(first) {
                 self.called.push_back(first);
             }
+        }
+    }
+
+    /// Whether its turn has come: it is at the front, and has the slot that it needs.
+    fn gets_turn(&mut self, ticket: Ticket) -> bool {
+        let gets_it = self.is_in_front(ticket) && self.take_slot(ticket);
+        if gets_it {
+            self.note_turn(ticket);
+        }
+        gets_it
+    }
+
+    fn note_turn(&mut self, ticket: Ticket) {
+        let waiting = self.members.get_mut(&ticket).filter(|member| !member.has_turn);
+        if let Some(member) = waiting {
+            member.has_turn = true;
+            let whose = member.whose;
+            *self.waiting(whose) -= 1;
         }
     }
 
@@ -152,7 +272,7 @@ impl Lanes {
             self.without_slot.push_back(ticket);
             return false;
         }
-        self.free_slots -= 1;
+        self.used_slots += 1;
         member.has_slot = true;
         true
     }
@@ -160,7 +280,7 @@ impl Lanes {
     /// Whether a slot is free that this one may take.
     fn has_room_for(&self, ticket: Ticket) -> bool {
         let spares = self.members.get(&ticket).is_some_and(|member| member.needs == Slot::Spare);
-        self.free_slots > usize::from(spares && self.slots > 1)
+        self.used_slots + usize::from(spares && self.slots > 1) < self.slots
     }
 
     fn give_slot_back(&mut self, ticket: Ticket) {
@@ -168,136 +288,16 @@ impl Lanes {
         if !std::mem::take(&mut member.has_slot) {
             return;
         }
-        self.free_slots += 1;
+        self.used_slots -= 1;
         let first = self.without_slot.iter().position(|waiting| self.has_room_for(*waiting));
         if let Some(next) = first.and_then(|at| self.without_slot.remove(at))
             && self.take_slot(next)
         {
+            self.note_turn(next);
             self.called.push_back(next);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn lanes(of: &[Lane]) -> Arc<[Lane]> {
-        of.into()
-    }
-
-    #[test]
-    fn actions_of_one_lane_take_turns_in_order() {
-        let mut all = Lanes::new(1, 1);
-        assert!(all.enter(1, &lanes(&[0]), Slot::None));
-        assert!(!all.enter(2, &lanes(&[0]), Slot::None));
-        assert!(!all.enter(3, &lanes(&[0]), Slot::None));
-        assert_eq!(all.next(), None);
-        all.leave(1);
-        assert_eq!((all.next(), all.next()), (Some(2), None));
-        all.leave(2);
-        assert_eq!(all.next(), Some(3));
-    }
-
-    #[test]
-    fn a_slow_lane_does_not_hold_back_another() {
-        let mut all = Lanes::new(2, 1);
-        assert!(all.enter(1, &lanes(&[0]), Slot::None));
-        assert!(all.enter(2, &lanes(&[1]), Slot::None));
-    }
-
-    #[test]
-    fn an_action_of_two_lanes_waits_for_both_and_holds_both() {
-        let mut all = Lanes::new(2, 1);
-        assert!(all.enter(1, &lanes(&[0]), Slot::None));
-        assert!(!all.enter(2, &lanes(&[0, 1]), Slot::None));
-        assert!(!all.enter(3, &lanes(&[1]), Slot::None), "2 was first in lane 1");
-        all.leave(1);
-        assert_eq!((all.next(), all.next()), (Some(2), None));
-        all.leave(2);
-        assert_eq!(all.next(), Some(3));
-    }
-
-    #[test]
-    fn programs_wait_for_a_slot_and_others_do_not() {
-        let mut all = Lanes::new(4, 1);
-        assert!(all.enter(1, &lanes(&[0]), Slot::Any));
-        assert!(!all.enter(2, &lanes(&[1]), Slot::Any));
-        assert!(!all.enter(3, &lanes(&[2]), Slot::Any));
-        assert!(all.enter(4, &lanes(&[3]), Slot::None));
-        all.pause(1);
-        assert_eq!((all.next(), all.next()), (Some(2), None));
-        assert!(!all.resume(1), "3 was first");
-        all.leave(2);
-        assert_eq!(all.next(), Some(3));
-        all.leave(3);
-        assert_eq!(all.next(), Some(1));
-    }
-
-    #[test]
-    fn who_needs_a_spare_slot_leaves_the_last_one_and_is_overtaken_for_it() {
-        let mut all = Lanes::new(5, 2);
-        assert!(all.enter(1, &lanes(&[0]), Slot::Spare));
-        assert!(!all.enter(2, &lanes(&[1]), Slot::Spare), "one slot is left, and not for it");
-        assert!(all.enter(3, &lanes(&[2]), Slot::Any));
-        assert!(!all.enter(4, &lanes(&[3]), Slot::Any));
-        all.leave(3);
-        assert_eq!((all.next(), all.next()), (Some(4), None), "2 was first");
-        all.leave(4);
-        assert_eq!(all.next(), None);
-        all.leave(1);
-        assert_eq!(all.next(), Some(2));
-        let mut one = Lanes::new(1, 1);
-        assert!(one.enter(1, &lanes(&[0]), Slot::Spare), "there is none to spare");
-    }
-
-    #[test]
-    fn one_that_leaves_from_the_middle_lets_the_others_keep_their_order() {
-        let mut all = Lanes::new(1, 1);
-        assert!(all.enter(1, &lanes(&[0]), Slot::None));
-        all.enter(2, &lanes(&[0]), Slot::None);
-        all.enter(3, &lanes(&[0]), Slot::None);
-        all.leave(2);
-        assert_eq!(all.next(), None);
-        all.leave(1);
-        assert_eq!(all.next(), Some(3));
-    }
-
-    proptest! {
-        /// Everybody's turn comes once; nobody runs beside somebody of the same lane; never more programs than slots.
-        #[test]
-        fn everybody_gets_a_turn_and_nobody_shares_a_lane(
-            actions in proptest::collection::vec((proptest::collection::btree_set(0usize..4, 1..3), any::<bool>()), 1..60),
-            slots in 1usize..3,
-            picks in proptest::collection::vec(any::<prop::sample::Index>(), 200),
-        ) {
-            let mut all = Lanes::new(4, slots);
-            let (mut running, mut ended): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
-            let sets: Vec<Arc<[Lane]>> = actions.iter().map(|(set, _)| set.iter().copied().collect()).collect();
-            for (ticket, (_, child)) in actions.iter().enumerate() {
-                let needs = if *child { Slot::Any } else { Slot::None };
-                if all.enter(ticket as Ticket, &sets[ticket], needs) {
-                    running.push(ticket as Ticket);
-                }
-            }
-            for pick in picks {
-                running.extend(std::iter::from_fn(|| all.next()));
-                let children = running.iter().filter(|ticket| actions[**ticket as usize].1).count();
-                prop_assert!(children <= slots);
-                let mut held: Vec<Lane> = running.iter().flat_map(|ticket| sets[*ticket as usize].to_vec()).collect();
-                let all_held = held.len();
-                held.sort_unstable();
-                held.dedup();
-                prop_assert_eq!(held.len(), all_held, "a lane is held twice");
-                if running.is_empty() {
-                    break;
-                }
-                let ticket = running.remove(pick.index(running.len()));
-                all.leave(ticket);
-                ended.push(ticket);
-            }
-            prop_assert_eq!(ended.len(), actions.len());
-        }
-    }
-}
+mod tests;

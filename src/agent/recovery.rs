@@ -11,7 +11,7 @@
 //! | accepted, completed at the hub (`on-accept`) | run |
 //! | accepted, still at the hub (`after-action`) | the hub sends it again; then it is run |
 //!
-//! The rules of now decide, as for a message that arrives. One that has expired is recorded so.
+//! The rules of now decide, as for a message that arrives. One that has expired since it was received is recorded so.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -23,6 +23,7 @@ use crate::message::{Source, format_time};
 
 use super::ending::PassedOver;
 use super::hand::{Held, Phase};
+use super::life::Since;
 use super::{Agent, report};
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
@@ -90,9 +91,10 @@ impl Agent {
                 (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
                 _ => {
                     let Unfinished { record, message } = unfinished;
-                    // Not from the future: such a clock was wrong.
-                    let received = from_millis(record.received_ms).min((self.clock)());
-                    let until = message.expiry().unwrap_or(received + LONGEST_LIFE);
+                    // Not from the future: such a clock was wrong. So was one by which the message came expired.
+                    let received = from_millis(record.received_ms);
+                    let expiry = message.expiry().filter(|expiry| received < *expiry);
+                    let until = expiry.unwrap_or(received.min((self.clock)()) + LONGEST_LIFE);
                     let role = self.role_of(&message);
                     self.hand.held.insert(number, Held { role, record, until });
                 }
@@ -134,7 +136,7 @@ impl Agent {
 
     fn end_record(&mut self, number: Number, record: &Record, message_id: Option<&str>, why: &PassedOver) {
         let outcome = why.report(message_id, record.rule.as_deref(), record.attempts, (self.clock)());
-        report::log_passed_over(&outcome, None);
+        report::log_passed_over(&outcome, None, &self.config.rules);
         let report = self.telemetry_report(&outcome);
         self.settled(&outcome);
         self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned: false, report });
@@ -144,7 +146,8 @@ impl Agent {
     pub(super) fn resume(&mut self, unfinished: Unfinished) {
         let Unfinished { record, message } = unfinished;
         let message_id = message.message_id().map(str::to_owned);
-        match self.plan(message, (self.clock)()) {
+        let since = Since::Recorded(from_millis(record.received_ms));
+        match self.plan(message, since, (self.clock)()) {
             Ok(mut entry) => {
                 let ticket = self.hand.next_ticket();
                 entry.number = Some(record.number);
@@ -152,7 +155,7 @@ impl Agent {
                 // A dead letter that is run again has all its attempts.
                 entry.attempts = if record.outcome.is_some() { 0 } else { record.attempts };
                 entry.phase = Phase::Waiting;
-                entry.turn = self.lanes.enter(ticket, &entry.rule.lanes, entry.rule.slot);
+                entry.turn = self.enter(ticket, &entry);
                 let turn = entry.turn;
                 self.hand.insert(ticket, entry);
                 if turn {

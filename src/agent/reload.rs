@@ -106,7 +106,7 @@ fn read_anew(
     read: impl FnOnce() -> Result<(Config, TwinPart), Report>,
     clock: fn() -> SystemTime,
 ) -> ReadAnew {
-    let (config, part) = read().map_err(|report| report.lines().collect::<Vec<_>>())?;
+    let (config, part) = read().map_err(|report| report.problem_lines().collect::<Vec<_>>())?;
     let terms = Terms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
     Ok((config, part, terms))
 }
@@ -155,7 +155,7 @@ impl Agent {
         let changed = self.machine.actions.change_settings(&config.gpio);
         changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let signs_in_anew = self.sessions.change(terms);
-        for warning in config.warnings.lines() {
+        for warning in config.warnings.warning_lines() {
             tracing::warn!("{warning}");
         }
         self.scraper.change(config.metrics.as_ref());
@@ -186,14 +186,16 @@ impl Agent {
         self.lanes = Lanes::new(names.len(), self.config.max_children);
         let mut may_begin = Vec::new();
         for (ticket, rule, lanes) in begun {
-            let turn = self.lanes.enter(ticket, &lanes, rule.slot);
-            match self.hand.get(ticket) {
-                Some(entry) if entry.phase == Phase::BackingOff => self.lanes.pause(ticket),
-                Some(entry) if entry.phase == Phase::Waiting => {
-                    entry.turn = turn;
-                    may_begin.extend(turn.then_some(ticket));
-                }
-                _ => {}
+            let Some(entry) = self.hand.get(ticket) else { continue };
+            let whose = rule.whose(entry.entered);
+            if entry.phase == Phase::Waiting {
+                entry.turn = self.lanes.enter(ticket, &lanes, rule.slot, whose);
+                may_begin.extend(entry.turn.then_some(ticket));
+                continue;
+            }
+            self.lanes.enter_again(ticket, &lanes, rule.slot, whose);
+            if entry.phase == Phase::BackingOff {
+                self.lanes.pause(ticket);
             }
         }
         let waiting = self.hand.not_begun();
@@ -207,15 +209,17 @@ impl Agent {
 
     /// Plans a message that waits for its turn by the rules of now. True when its turn has come.
     fn plan_anew(&mut self, ticket: Ticket) -> bool {
-        let Some(message) = self.hand.get(ticket).map(|entry| entry.message.clone()) else { return false };
-        let planned = self.plan(message, (self.clock)());
+        let Some(entry) = self.hand.get(ticket) else { return false };
+        let (message, since) = (entry.message.clone(), entry.since);
+        let planned = self.plan(message, since, (self.clock)());
         let Some(entry) = self.hand.get(ticket) else { return false };
         match planned {
             Ok(new) => {
-                let (lanes, slot) = (Arc::clone(&new.rule.lanes), new.rule.slot);
+                let (lanes, slot, whose) =
+                    (Arc::clone(&new.rule.lanes), new.rule.slot, new.rule.whose(entry.entered));
                 (entry.rule, entry.plan, entry.retry_on_crash) = (new.rule, new.plan, new.retry_on_crash);
                 entry.passed_over = None;
-                entry.turn = self.lanes.enter(ticket, &lanes, slot);
+                entry.turn = self.lanes.enter(ticket, &lanes, slot, whose);
                 entry.turn && entry.phase == Phase::Waiting
             }
             Err((_, why)) => {

@@ -3,13 +3,16 @@
 //! Owns: the shape of both. Must not know: how outcomes come about. Used by: `agent`.
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::message::{C2dMessage, INPUT, METHOD};
+use crate::message::{self, C2dMessage, INPUT, METHOD};
 use crate::outcome::{OutcomeKind, OutcomeReport};
+use crate::rules::Rules;
 
 use super::ending::millis;
 
 /// Bytes of a program's output in the log line; the rest is counted there.
 const EXCERPT_BYTES: usize = 512;
+/// Bytes of a message's properties there, about.
+const PROPERTIES_BYTES: usize = 1024;
 
 /// Something that happened to the agent, for whoever watches it.
 #[derive(Debug, Clone)]
@@ -40,11 +43,15 @@ pub enum AgentEvent {
     },
 }
 
-/// Logs why nothing was done with a message; one that could not be decoded is none.
-pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessage>) {
+/// Logs why nothing was done with a message; one that could not be decoded is none. One that no rule takes is told with its
+/// properties, and with the rule that came nearest: whoever wrote the rules, or sends the messages, has to see what differs.
+pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessage>, rules: &Rules) {
     let OutcomeReport { message_id, rule, text: outcome, .. } = report;
     let [method, input] = [METHOD, INPUT].map(|name| message.and_then(|message| message.property(name)));
-    if report.outcome == OutcomeKind::Interrupted {
+    if let Some(message) = message.filter(|_| report.outcome == OutcomeKind::Unmatched) {
+        let (properties, why) = (listed(message), rules.why_none(message));
+        tracing::warn!(message_id, method, input, outcome, properties, why, "message passed over");
+    } else if report.outcome == OutcomeKind::Interrupted {
         tracing::warn!(message_id, method, input, rule, outcome, "action was cut off");
     } else {
         tracing::warn!(message_id, method, input, rule, outcome, "message passed over");
@@ -104,9 +111,36 @@ fn excerpt(output: &[u8]) -> String {
     String::from_utf8_lossy(kept).trim_end().to_owned()
 }
 
+/// The properties of a message, the sender's own first, much as `check --message` takes them; of many and of long ones the
+/// beginning.
+fn listed(message: &C2dMessage) -> String {
+    let mut text = String::new();
+    let (application, system) = (message.application.iter(), message.system.iter());
+    for (at, (name, value)) in application.chain(system).enumerate() {
+        if text.len() > PROPERTIES_BYTES {
+            let more = message.application.len() + message.system.len() - at;
+            return format!("{text} … and {more} more");
+        }
+        let value = value.map_or(String::new(), |value| format!("={}", message::excerpt(value)));
+        let separator = if at > 0 { "&" } else { "" };
+        text.push_str(&format!("{separator}{}{value}", message::excerpt(name)));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_properties_of_a_message_are_listed_in_bounds() {
+        let message = |bag: &str| C2dMessage::from_bag(bag, bytes::Bytes::new()).expect("a bag");
+        let few = message("%24.mid=m-1&action=pump&flag&note=a%0Ab");
+        assert_eq!(listed(&few), "action=pump&flag&note=a\\nb&$.mid=m-1");
+        let many: String = (0..5_000).map(|n| format!("n{n}={}&", "%07".repeat(90))).collect();
+        let text = listed(&message(&many));
+        assert!(text.len() < 3_000 && text.contains(" more"), "{text}");
+    }
 
     #[test]
     fn an_excerpt_is_bounded_text() {

@@ -103,6 +103,11 @@ impl Sessions {
         change(&self.device, terms.device) | change(&self.module, terms.module)
     }
 
+    /// Makes no other connections: see [`Session::connect_no_more`].
+    pub(super) fn connect_no_more(&self) {
+        [&self.device, &self.module].into_iter().flatten().for_each(Session::connect_no_more);
+    }
+
     /// Ends all of them: see [`Session::close`].
     pub(super) async fn close(self) {
         let close = async |session: Option<Session>| {

@@ -41,6 +41,9 @@ pub(crate) struct Status {
     /// What became of the rules in the twin, where the agent follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) desired: Option<DesiredReport>,
+    /// How many rules of the twin are in force.
+    #[serde(default)]
+    pub(crate) twin_rules: usize,
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) last_message_received: Option<SystemTime>,
     pub(crate) actions: ActionCounts,
@@ -162,6 +165,7 @@ mod tests {
             module_id: None,
             module: None,
             desired: None,
+            twin_rules: 0,
             hub: "h".into(),
             configured: None,
             refused_reload: None,
@@ -185,7 +189,7 @@ mod tests {
         ));
         assert!(
             text.contains(
-                "\"nextTokenRenewal\":null,\"lastMessageReceived\":\"2026-11-23T21:29:00.0000000Z\""
+                "\"nextTokenRenewal\":null,\"twinRules\":0,\"lastMessageReceived\":\"2026-11-23T21:29:00.0000000Z\""
             )
         );
         assert_eq!(serde_json::from_str::<Status>(&text).expect("a status"), status);

@@ -23,6 +23,7 @@ impl Agent {
     pub(super) async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
         self.stopping = true;
         self.supervision.stopping();
+        self.sessions.connect_no_more();
         let running = self.hand.entries().filter(|entry| entry.phase == Phase::Running).count();
         if running == 0 {
             tracing::info!("stopping");

@@ -239,7 +239,7 @@ fn log_refused(version: u64, problems: impl Iterator<Item = String>) {
 
 /// Logs what is doubtful; not a line for each of hundreds of rules, whenever somebody patches the twin.
 fn log_warnings(warnings: &Report) {
-    let lines: Vec<String> = warnings.lines().collect();
+    let lines: Vec<String> = warnings.warning_lines().collect();
     lines.iter().take(MAX_TWIN_PROBLEMS).for_each(|warning| tracing::warn!("{warning}"));
     let more = lines.len().saturating_sub(MAX_TWIN_PROBLEMS);
     if more > 0 {

@@ -1,11 +1,14 @@
 //! Wishes: what people ask for through the control socket.
 //!
-//! Owns: how many questions may be open, and what an answer changes for the messages in hand. Must not know: sockets,
-//! what the inbox makes of a question. Used by: `agent`.
+//! Owns: how many questions may be open, what an answer changes for the messages in hand, and which dead letters may be run
+//! again. Must not know: sockets, what the inbox makes of a question. Used by: `agent`, `cli::inbox` (where no agent runs).
 
-use crate::inbox::{Op, Query, Reply};
-use crate::message::excerpt;
+use tokio::sync::oneshot;
+
+use crate::inbox::{Op, Query, Record, Reply, Selector, State};
+use crate::message::{C2dMessage, excerpt};
 use crate::outcome::OutcomeKind;
+use crate::rules::Rules;
 
 use super::Agent;
 use super::control::Request;
@@ -14,6 +17,13 @@ use super::lanes::Ticket;
 
 /// Questions that the inbox has not answered, at most. Clients ask fewer at once, but may give up waiting.
 const MOST_QUERIES: usize = 16;
+
+/// A question that the inbox has not answered.
+pub(super) struct Asked {
+    answer: oneshot::Sender<Reply>,
+    /// The wish is to run a dead letter again; so far the inbox is asked for it only.
+    retry: bool,
+}
 
 impl Agent {
     pub(super) fn request(&mut self, request: Request) {
@@ -32,7 +42,12 @@ impl Agent {
                     ),
                     (None, None) => {
                         let ticket = self.hand.next_ticket();
-                        self.queries.insert(ticket, answer);
+                        let (query, retry) = match query {
+                            // Whether a rule takes it is looked at before anything is changed.
+                            Query::Retry(selector) => (Query::Show(selector), true),
+                            query => (query, false),
+                        };
+                        self.queries.insert(ticket, Asked { answer, retry });
                         return self.inbox.submit(Op::Query { ticket, query });
                     }
                 };
@@ -54,6 +69,17 @@ impl Agent {
 
     /// Somebody's wish has been fulfilled: what it changes for the messages in hand.
     pub(super) fn reply(&mut self, ticket: Ticket, mut reply: Reply) {
+        if self.queries.get_mut(&ticket).is_some_and(|asked| std::mem::take(&mut asked.retry))
+            && let Reply::Record { record, message } = &reply
+        {
+            match message.as_ref().and_then(|message| not_to_retry(record, message, &self.config.rules)) {
+                Some(refusal) => reply = Reply::Refused(refusal),
+                None => {
+                    let query = Query::Retry(Selector::from(record.number));
+                    return self.inbox.submit(Op::Query { ticket, query });
+                }
+            }
+        }
         match &reply {
             Reply::Retried(unfinished) if !self.stopping => {
                 let number = unfinished.record.number;
@@ -89,11 +115,24 @@ impl Agent {
             }
             _ => {}
         }
-        if let Some(waiting) = self.queries.remove(&ticket) {
+        if let Some(Asked { answer, .. }) = self.queries.remove(&ticket) {
             // Whoever asked may have gone.
-            drop(waiting.send(reply));
+            drop(answer.send(reply));
         }
     }
+}
+
+/// Why a dead letter is not to be run again now: no rule takes it, so that it would end as it did. It stays as it is.
+pub(crate) fn not_to_retry(record: &Record, message: &C2dMessage, rules: &Rules) -> Option<String> {
+    if record.state != State::Dead || rules.match_message(message).is_some() {
+        return None;
+    }
+    Some(format!(
+        "{} is not run again, because no rule takes it: {}; change the rules (a running agent takes them up at a reload), or \
+         drop the message",
+        record.name(),
+        rules.why_none(message)
+    ))
 }
 
 fn under_way(entry: &Entry) -> String {

@@ -8,13 +8,15 @@
 
 use std::sync::Arc;
 
+use humantime::format_duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
 use crate::inbox::{Answer, Number, Op, Past, Settled, Start};
 use crate::message::C2dMessage;
 use crate::outcome::{OutcomeKind, OutcomeReport};
-use crate::rules::{OnFailure, Plan};
+use crate::rules::{OnFailure, Plan, TWIN_WAIT};
 use crate::session::{Receipt, Settlement};
 
 use super::answers::End;
@@ -22,7 +24,7 @@ use super::ending::{self, PassedOver, millis};
 use super::hand::{Passing, Phase};
 use super::lanes::Ticket;
 use super::sessions::Role;
-use super::{Agent, AgentEvent, Machine, PinsNoted, intake, report};
+use super::{Agent, AgentEvent, Machine, PinsNoted, report};
 
 /// What one of the running futures was about.
 pub(super) enum Done {
@@ -50,8 +52,8 @@ impl Agent {
         if entry.attempts == 0 {
             let guarded = self.guards.check(&entry.rule.name, &entry.rule.policy, now);
             let nobody = entry.is_call_of_nobody().then_some(PassedOver::CallerGone);
-            let why =
-                intake::expired(&entry.message, now).or(guarded.err().map(PassedOver::Guarded)).or(nobody);
+            let expired = entry.since.expired(&entry.message, now);
+            let why = expired.or(guarded.err().map(PassedOver::Guarded)).or(nobody);
             if let Some(why) = why {
                 return self.pass_over(ticket, &why);
             }
@@ -70,7 +72,8 @@ impl Agent {
         let Some(entry) = self.hand.get(ticket) else { return };
         // The disk may have taken its time.
         let nobody = entry.is_call_of_nobody().then_some(PassedOver::CallerGone);
-        let why = intake::expired(&entry.message, now).or(nobody).filter(|_| entry.attempts == 0);
+        let expired = entry.since.expired(&entry.message, now);
+        let why = expired.or(nobody).filter(|_| entry.attempts == 0);
         if let Some(why) = why {
             return self.pass_over(ticket, &why);
         }
@@ -147,12 +150,36 @@ impl Agent {
         }));
     }
 
+    /// Ends what would make a message for a rule of the owner's wait for too long. Before anything else happens, so that it gets no
+    /// turn any more.
+    pub(super) fn refuse_late(&mut self) {
+        let late = if self.stopping { Vec::new() } else { self.lanes.late(Instant::now()) };
+        for ticket in late {
+            if let Some(entry) = self.hand.get(ticket) {
+                let why = PassedOver::Guarded(format!(
+                    "a message for a rule of the device's configuration stands behind it, which waits {} at most for rules of \
+                     the twin, and rule {} may take {}",
+                    format_duration(TWIN_WAIT),
+                    entry.rule.name,
+                    format_duration(entry.rule.longest_of_twin.unwrap_or_default())
+                ));
+                if entry.phase == Phase::Waiting {
+                    self.pass_over(ticket, &why);
+                } else {
+                    // The inbox has not answered yet.
+                    entry.passed_over = Some(why);
+                }
+            }
+            self.lanes.leave(ticket);
+        }
+    }
+
     /// Ends a message in hand without doing anything with it.
     pub(super) fn pass_over(&mut self, ticket: Ticket, why: &PassedOver) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
-        report::log_passed_over(&outcome, Some(&entry.message));
+        report::log_passed_over(&outcome, Some(&entry.message), &self.config.rules);
         self.end(ticket, outcome, matches!(why, PassedOver::Guarded(_)));
     }
 
@@ -230,7 +257,7 @@ impl Agent {
 
     fn ended(&mut self, number: Number) {
         if let Some(passing) = self.hand.closing.remove(&number) {
-            report::log_passed_over(&passing.outcome, passing.message.as_ref());
+            report::log_passed_over(&passing.outcome, passing.message.as_ref(), &self.config.rules);
             self.settled(&passing.outcome);
             return self.finish(passing, number);
         }

@@ -3,14 +3,14 @@
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
 //! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge, invoke-method, twin).
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 
-use super::Failure;
 use super::transport::Transport;
+use super::{Failure, why};
 use crate::credentials::{ProxySettings, ServiceConnectionString};
 use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, Target, Way};
 
@@ -100,8 +100,14 @@ impl HubArgs {
     pub(super) fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
         let (origin, text) = match &self.connection_string_file {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the connection string from {}", path.display()))?;
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    anyhow!(
+                        "cannot read the connection string from {}: {}; write it there (az prints it with --query \
+                         connectionString -o tsv), or correct --connection-string-file",
+                        path.display(),
+                        why(&error)
+                    )
+                })?;
                 (path.display().to_string(), text)
             }
             None => {
@@ -147,6 +153,14 @@ impl HubArgs {
     }
 }
 
+/// Writes a line to standard output.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn print(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+}
+
 /// Text given as it is, or in a file (`-` is standard input), of at most `limit` bytes; empty when neither is given.
 ///
 /// # Errors
@@ -168,7 +182,7 @@ pub(super) fn text_of(
         }
         (None, Some(path)) => {
             let bytes = std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut read));
-            bytes.with_context(|| format!("cannot read the {what} from {}", path.display()))?;
+            bytes.map_err(|error| unreadable(what, path, &error))?;
         }
         (None, None) => {}
     }
@@ -176,6 +190,15 @@ pub(super) fn text_of(
         return Err(anyhow!("the {what} has more than {} KiB, more than the hub takes", limit / 1024));
     }
     Ok(read)
+}
+
+/// A file of the command line that cannot be read.
+pub(super) fn unreadable(what: &str, path: &Path, error: &std::io::Error) -> anyhow::Error {
+    anyhow!(
+        "cannot read the {what} from {}: {}; correct the path, or its owner and mode",
+        path.display(),
+        why(error)
+    )
 }
 
 /// The exit code of a failure: some of the hub's are those of the arguments.
@@ -198,9 +221,8 @@ fn port(text: &str) -> Result<u16, String> {
 
 /// A duration such as `10m`, more than zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be more than 0".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(_) => Err("use a number with a unit, such as 30s, 10m or 2h".to_owned()),
+    match super::duration(text)? {
+        Duration::ZERO => Err("must be more than 0".to_owned()),
+        duration => Ok(duration),
     }
 }

@@ -102,11 +102,24 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         let result = watch.run(end).await;
         watch.output().last_words();
         match result {
-            Ok(End::Time) if args.count.is_some() => Ok(Exit::NoFeedback),
+            Ok(End::Time) if args.count.is_some() => {
+                let (printed, count) = (watch.output().printed(), args.count.unwrap_or_default());
+                tell(too_few(printed, count, args.time.unwrap_or_default()));
+                Ok(Exit::NoFeedback)
+            }
             Ok(_) => Ok(Exit::Done),
             Err(error) => Err(back_end::failed(error)),
         }
     })
+}
+
+/// `--for` was over before `--count`.
+fn too_few(printed: u64, count: u64, time: Duration) -> String {
+    format!(
+        "{printed} of {count} records came within {}: the hub makes one only for a message that was sent with --ack, and gathers \
+         them for up to 15 s, so give more time with --for",
+        humantime::format_duration(time)
+    )
 }
 
 /// The first signal ends the watch in good order; where that cannot be, because nobody reads standard output or the disk

@@ -2,8 +2,6 @@
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
 
-use std::io::Write as _;
-
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -11,6 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs};
+use super::shown::json;
 use super::{Exit, Failure, sentence, transport};
 use crate::credentials::check_device_id;
 use crate::service::TOKEN_LIFETIME;
@@ -40,7 +39,7 @@ pub(super) struct Args {
 
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 enum Event<'a> {
     Purged { device_id: &'a str, messages: u64 },
     Failed { device_id: &'a str, error: String },
@@ -53,7 +52,7 @@ enum Event<'a> {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     check_device_id(&args.device).map_err(Failure::usage)?;
     let rest = args.hub.rest().map_err(Failure::usage)?;
-    let json = args.output.json;
+    let as_json = args.output.json;
     let device_id = args.device.as_str();
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
@@ -69,11 +68,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                     1 => format!("purged 1 message of device {device_id}"),
                     n => format!("purged {n} messages of device {device_id}"),
                 };
-                print(json, &text, &Event::Purged { device_id, messages })?;
+                print(as_json, &text, &Event::Purged { device_id, messages })?;
                 Ok(Exit::Done)
             }
             Err(error) => {
-                if json {
+                if as_json {
                     print(true, "", &Event::Failed { device_id, error: sentence(&error) })?;
                 }
                 Err(back_end::failed(error))
@@ -82,7 +81,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-fn print(json: bool, text: &str, event: &Event<'_>) -> anyhow::Result<()> {
-    let line = if json { serde_json::to_string(event)? } else { text.to_owned() };
-    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+fn print(as_json: bool, text: &str, event: &Event<'_>) -> anyhow::Result<()> {
+    back_end::print(&if as_json { json(event)? } else { text.to_owned() })
 }

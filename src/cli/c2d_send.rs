@@ -41,7 +41,7 @@ const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 #[command(after_help = "Examples:
   c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
   c2d-agent c2d-send --device pi-01 --data hello --ack full --expiry 10m --wait
-  c2d-agent c2d-send --device pi-01 --file zone.json --content-type application/json
+  c2d-agent c2d-send --device pi-01 --file notes --content-type text/plain
   c2d-agent c2d-send --device pi-01 --property action=backup --wait-outcome=10m
 
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
@@ -359,7 +359,7 @@ impl Args {
             (None, Some(path)) => {
                 let file = std::fs::File::open(path);
                 file.and_then(|file| file.take(limit).read_to_end(&mut body))
-                    .with_context(|| format!("cannot read the body from {}", path.display()))?;
+                    .map_err(|error| back_end::unreadable("body", path, &error))?;
             }
             (None, None) => {}
         }

@@ -67,9 +67,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(doubt) = doubtful_twin(&twin, &inspection) {
         super::tell(doubt);
     }
-    if let Some(first_steps) = super::first_steps(&args.config) {
-        super::tell(first_steps);
-    }
     let valid = inspection.report.problems() == 0;
     let mut lines = drop_ins(&inspection);
     if valid {
@@ -131,15 +128,17 @@ fn twin_lines(twin: &TwinPart, inspection: &Inspection) -> Vec<String> {
     let mut lines = Vec::new();
     let settings = &inspection.twin;
     if settings.accepts_rules {
-        let list = |what: &str, list: &[String]| match list {
+        let list = |what: &str, list: &[&str]| match list {
             [] => format!("no {what}"),
             [one] => format!("{what} {one}"),
             many => format!("{what}s {}", many.join(", ")),
         };
+        let commands: Vec<&str> = settings.commands().collect();
+        let pins: Vec<&str> = settings.pins.iter().map(String::as_str).collect();
         lines.push(format!(
             "the twin may set rules, with {} and {}",
-            list("program", &settings.programs),
-            list("pin", &settings.pins)
+            list("command", &commands),
+            list("pin", &pins)
         ));
     }
     if let TwinPart::Used { rules, .. } = twin {
@@ -225,8 +224,7 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
         Source::Input(_) | Source::Method(_) => Transport::Mqtt,
     };
     let matched = rules.match_message(message);
-    for rule in rules.iter().take_while(|rule| !matched.is_some_and(|matched| std::ptr::eq(matched, *rule))) {
-        let mismatches = rule.mismatches(message);
+    for (rule, mismatches) in rules.mismatches(message) {
         lines.push(format!("rule \"{}\" does not match: {}", rule.name(), mismatches.join("; ")));
     }
     let Some(rule) = matched else {
@@ -238,8 +236,11 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
         lines.push(if is_call {
             "no rule matches: the caller would hear 404, and nothing would be done".to_owned()
         } else {
-            format!("no rule matches: the message would be {how} and logged, and nothing done")
+            format!(
+                "no rule matches: the message would be {how}, logged and kept in the inbox, and nothing done"
+            )
         });
+        lines.extend((!is_call).then(|| doors::contents(message)).into_iter().flatten());
         return lines;
     };
     let set = inspection.twin_rules.iter().find(|set| set.rule == rule.name());

@@ -26,26 +26,26 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///
 /// Devices connect over MQTT 3.1.1, AMQP 1.0 or HTTPS, back ends over AMQP 1.0 and
 /// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
-/// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue,
-/// a lock of a minute, expiry, delivery feedback. Twins have tags, desired and
-/// reported properties; direct methods are called. Modules of an edge device sign in
-/// over MQTT, and routes feed their inputs. The state directory keeps all of it over a
-/// restart, a quarter of a second after each change; only connections and locks end
-/// with the process.
+/// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue, a
+/// lock of a minute, expiry, delivery feedback. Twins have tags, desired and
+/// reported properties; direct methods are called. Modules of an edge device sign
+/// in over MQTT, and routes feed their inputs. The state directory keeps all of it
+/// over a restart, a quarter of a second after each change; only connections and
+/// locks end with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
 ///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as at the real hub
 ///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, likewise
-///       (/twins/ID/modules/MODULE and /twins/ID/modules/MODULE/methods of a module)
+///       (of a module: /twins/ID/modules/MODULE, /twins/ID/modules/MODULE/methods)
 ///   POST /emulator/devices/ID/modules/MODULE/inputs/INPUT  a message for an input:
 ///       {"messageId": …, "properties": {…}, "body": …}
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
 ///       sent, with numbers above N (this emulator's own: the real hub hands them
 ///       to its Event Hubs endpoint)
-///   GET /emulator/overview?after=VERSION     all that the page shows, as soon as it
-///       is another version
-/// The same port serves a page for a browser: devices, queues, feedback, twins, and a
-/// form that sends a message. Its address, with a token, is in page.address.
+///   GET /emulator/overview?after=VERSION     all that the page shows, as soon as
+///       it is another version
+/// The same port serves a page for a browser: devices, queues, feedback, twins, and
+/// a form that sends a message. Its address, with a token, is in page.address.
 ///
 /// What can go wrong on purpose, by --fault or, from this machine, over HTTPS at
 ///   GET, DELETE /emulator/devices/ID/faults
@@ -68,17 +68,18 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///
 /// The state directory then holds:
 ///   secrets.json                   all keys and certificates
-///   hub.json                       queues, twins, sessions, feedback, messages of devices
+///   hub.json                       queues, twins, sessions, feedback, D2C messages
 ///   ca.pem                         what clients must trust, as by C2D_CA_FILE
 ///   service.connection-string      for back ends
 ///   iothubowner.connection-string  for the registry of devices
 ///   page.address                   for a browser; it ends with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
-///   leaf/ID.connection-string      for a device with a key behind the gateway, with
-///                                  --gateway-hostname
-///   modules/ID/MODULE.connection-string  for a module; with --workload-socket, .env
-///                                  beside it is what edgeAgent would start it with
+///   leaf/ID.connection-string      for a device with a key behind the gateway,
+///                                  with --gateway-hostname
+///   modules/ID/MODULE.connection-string  for a module
+///   modules/ID/MODULE.env          with --workload-socket: what edgeAgent would
+///                                  start it with
 /// The others are made from secrets.json at each start.
 ///
 /// SIGTERM and SIGINT end the emulator.
@@ -89,7 +90,7 @@ const DEFAULT_DEVICE: &str = "dev1";
   c2d-agent emulator
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
   c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
-  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0 --https-port 0
+  c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
 )]

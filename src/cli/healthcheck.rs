@@ -16,7 +16,7 @@ use crate::agent::status::{Connection, ConnectionState, Status};
 
 use super::reach::settings;
 use super::shown::{Output, plain, since};
-use super::{DEFAULT_CONFIG, Exit, Failure};
+use super::{DEFAULT_CONFIG, Exit, Failure, duration};
 
 /// Tell by the exit code whether the agent is healthy: for HEALTHCHECK of a container, or a monitoring system.
 ///
@@ -32,10 +32,10 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Call an agent unhealthy that has had no connection to the hub for so long, such as 15m.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     max_offline: Option<Duration>,
     /// How long the agent may take to answer.
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
     timeout: Duration,
 }
 

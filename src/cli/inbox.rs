@@ -11,14 +11,19 @@ use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::agent::control::{MAX_PAGE, view::RecordView};
+use crate::agent::not_to_retry;
 use crate::inbox::{Number, Query, Record, Reply, Selector, State};
+use crate::message::C2dMessage;
 
 use super::reach::{Reached, reach, settings};
-use super::shown::{Output, plain, width};
+use super::shown::{Output, plain, terminal_width, width};
 use super::{DEFAULT_CONFIG, Exit, Failure, tell};
 
 mod details;
+mod present;
 mod table;
+
+use present::RulesNow;
 
 /// Look into the inbox: what became of each message. Run dead letters again, or drop them.
 ///
@@ -54,7 +59,7 @@ enum Command {
     },
     /// Show all of one record: properties, body, outcome, output.
     Show(Id),
-    /// Run a dead letter again: at once when the agent runs, else when it starts.
+    /// Run a dead letter again, or what no rule took once a rule does: at once when the agent runs, else when it starts.
     Retry(Id),
     /// Give up a dead letter, or a message that waits for its turn.
     Drop(Id),
@@ -77,7 +82,7 @@ enum StateArg {
     Started,
     /// Ended.
     Finished,
-    /// Ended badly: a dead letter, which can be run again or dropped.
+    /// Ended badly, or no rule took it: a dead letter, which can be run again or dropped.
     Dead,
 }
 
@@ -90,6 +95,16 @@ impl From<StateArg> for State {
             StateArg::Dead => Self::Dead,
         }
     }
+}
+
+/// What `show` says with `--json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    #[serde(flatten)]
+    record: RecordView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rules_now: Option<RulesNow>,
 }
 
 /// What `retry` and `drop` say with `--json`: stable for scripts; fields are added, never renamed.
@@ -109,7 +124,8 @@ struct Done<'a> {
 /// When the inbox cannot be reached, or refuses.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
-    let mut asked = Asked { inbox: reach(&settings)?, out: Output::new(), json: args.json };
+    let (config, inbox) = (args.config.clone(), reach(&settings)?);
+    let mut asked = Asked { config, inbox, out: Output::new(), json: args.json };
     match &args.command {
         Command::List { state, limit } => asked.list(state.map(State::from), *limit as usize)?,
         Command::Show(id) => asked.show(id)?,
@@ -122,6 +138,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 struct Asked {
+    config: PathBuf,
     inbox: Reached,
     out: Output,
     json: bool,
@@ -144,7 +161,7 @@ impl Asked {
         if self.json {
             newest.iter().try_for_each(|record| self.out.json(record))?;
         } else {
-            table::lines(&newest, width()).iter().try_for_each(|line| self.out.line(line))?;
+            table::lines(&newest, terminal_width()).iter().try_for_each(|line| self.out.line(line))?;
         }
         self.out.flush()?;
         if newest.is_empty() {
@@ -160,18 +177,39 @@ impl Asked {
     }
 
     fn show(&mut self, id: &Id) -> anyhow::Result<()> {
-        let (record, message) = self.find(id)?;
+        let selector = self.selector(id)?;
+        let (record, message) = self.find(selector)?;
+        let rules_now = match &message {
+            Some(message) if record.state == State::Dead => match present::rules(&self.config) {
+                Some(rules) => RulesNow::of(&record, message, &rules),
+                None => {
+                    tell(
+                        "whether a rule takes it now cannot be said: the rules have problems, see `c2d-agent check`",
+                    );
+                    None
+                }
+            },
+            _ => None,
+        };
         if self.json {
-            return self.out.json(&RecordView::new(record, message.as_ref()));
+            return self.out.json(&Shown { record: RecordView::new(record, message.as_ref()), rules_now });
         }
         let now = std::time::SystemTime::now();
-        details::lines(&record, message.as_ref(), now, width())
+        details::lines(&record, message.as_ref(), rules_now.as_ref(), now, width())
             .iter()
             .try_for_each(|line| self.out.line(line))
     }
 
     fn retry(&mut self, id: &Id) -> anyhow::Result<()> {
         let selector = self.selector(id)?;
+        // A running agent looks by itself whether one of its rules takes it.
+        if !self.inbox.is_agent()
+            && let (record, Some(message)) = self.find(selector.clone())?
+            && let Some(rules) = present::rules(&self.config)
+            && let Some(refusal) = not_to_retry(&record, &message, &rules)
+        {
+            return Err(anyhow!(refusal));
+        }
         let record = match self.inbox.query(Query::Retry(selector))? {
             Reply::Retried(unfinished) => unfinished.record,
             other => return Err(unexpected(other)),
@@ -205,7 +243,7 @@ impl Asked {
                 // A finished one has no message any more. One that ended since the page was read is told as it is now.
                 let (record, message) = match record.state {
                     State::Finished => (record, None),
-                    _ => match self.inbox.query(Query::Show(number(record.number)))? {
+                    _ => match self.inbox.query(Query::Show(record.number.into()))? {
                         Reply::Record { record, message } => (record, message),
                         // It went since the page was read.
                         Reply::Refused(_) => (record, None),
@@ -221,8 +259,7 @@ impl Asked {
         Ok(())
     }
 
-    fn find(&mut self, id: &Id) -> anyhow::Result<(Record, Option<crate::message::C2dMessage>)> {
-        let selector = self.selector(id)?;
+    fn find(&mut self, selector: Selector) -> anyhow::Result<(Record, Option<C2dMessage>)> {
         match self.inbox.query(Query::Show(selector))? {
             Reply::Record { record, message } => Ok((record, message)),
             other => Err(unexpected(other)),
@@ -235,7 +272,7 @@ impl Asked {
         let given = Selector(id.id.clone());
         let Ok(digits) = id.id.parse().map(Number) else { return Ok(given) };
         match self.inbox.query(Query::Show(given.clone()))? {
-            Reply::Refused(_) => Ok(number(digits)),
+            Reply::Refused(_) => Ok(digits.into()),
             _ => Ok(given),
         }
     }
@@ -263,10 +300,6 @@ impl Pages {
             other => Err(unexpected(other)),
         }
     }
-}
-
-fn number(number: Number) -> Selector {
-    Selector(format!("#{}", number.0))
 }
 
 /// How a record is called in a sentence.

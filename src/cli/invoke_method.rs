@@ -2,7 +2,6 @@
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,8 @@ use serde_json::value::RawValue;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{self, HubArgs, OutputArgs, TargetArgs};
+use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
+use super::shown::{json, without_controls};
 use super::{Exit, Failure, sentence, transport};
 use crate::service::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME, Target};
 
@@ -31,10 +31,11 @@ const LONGEST: Duration = Duration::from_secs(300);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   c2d-agent invoke-method --device pi-01 --method reboot
-  c2d-agent invoke-method --device pi-01 --method relay --data '{\"value\": \"on\"}' --timeout 10s
-  c2d-agent invoke-method --device gateway --module relay --method ping --connect-timeout 1m
+  c2d-agent invoke-method --device pi-01 --method relay --data '{\"value\": \"on\"}'
+  c2d-agent invoke-method --device pi-01 --method backup --timeout 2m
+  c2d-agent invoke-method --device edge --module relay --method ping
 
-Exit codes: 0 the device's status is 200 to 299; 1 an error; 2 the arguments are wrong; 3 the device is not connected,
+Exit codes: 0 the device's status is 200 to 299; 1 an error; 2 the arguments are wrong; 3 the device is not connected, \
 or takes no methods; 4 no answer in time; 5 the device has another status.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 pub(super) struct Args {
     #[command(flatten)]
@@ -62,14 +63,14 @@ pub(super) struct Args {
 
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 enum Event<'a> {
     Answered {
         #[serde(flatten)]
         call: Call<'a>,
         status: i64,
         payload: &'a Option<Box<RawValue>>,
-        milliseconds: u64,
+        duration_ms: u64,
     },
     Failed {
         #[serde(flatten)]
@@ -80,6 +81,7 @@ enum Event<'a> {
 
 /// What was called.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Call<'a> {
     device_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,7 +98,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let method = args.call().map_err(Failure::usage)?;
     let lifetime = TOKEN_LIFETIME + args.timeout + args.connect_timeout;
     let rest = args.hub.rest().map_err(Failure::usage)?;
-    let json = args.output.json;
+    let as_json = args.output.json;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let started = Instant::now();
@@ -111,17 +113,17 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             Ok(answer) => {
                 let took = started.elapsed();
                 let MethodAnswer { status, payload } = &answer;
-                if json {
-                    let milliseconds = took.as_millis().try_into().unwrap_or(u64::MAX);
-                    print_json(&Event::Answered { call, status: *status, payload, milliseconds })?;
+                if as_json {
+                    let duration_ms = took.as_millis().try_into().unwrap_or(u64::MAX);
+                    print(&json(&Event::Answered { call, status: *status, payload, duration_ms })?)?;
                 } else {
                     print(&told(&target, &method.name, &answer, took))?;
                 }
                 Ok(if (200..300).contains(status) { Exit::Done } else { Exit::ActionFailed })
             }
             Err(error) => {
-                if json {
-                    print_json(&Event::Failed { call, error: sentence(&error) })?;
+                if as_json {
+                    print(&json(&Event::Failed { call, error: sentence(&error) })?)?;
                 }
                 Err(failed(error))
             }
@@ -129,13 +131,16 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// One line, and the payload as it came.
+/// One line, and the payload with its own lines.
 fn told(target: &Target, method: &str, answer: &MethodAnswer, took: Duration) -> String {
     let status = answer.status;
     let line = format!("{target} answered {method} with status {status} after {:.2} s", took.as_secs_f64());
     match &answer.payload {
         None => line,
-        Some(payload) => format!("{line}\n{payload}"),
+        Some(payload) => {
+            let lines = payload.get().lines().map(without_controls);
+            std::iter::once(line).chain(lines).collect::<Vec<_>>().join("\n")
+        }
     }
 }
 
@@ -146,14 +151,6 @@ fn failed(error: anyhow::Error) -> Failure {
         _ => return back_end::failed(error),
     };
     Failure { exit, error }
-}
-
-fn print_json(event: &Event<'_>) -> anyhow::Result<()> {
-    print(&serde_json::to_string(event)?)
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
 }
 
 impl Args {

@@ -14,8 +14,10 @@ use tracing_subscriber::{Layer as _, fmt};
 
 use super::{Failure, LogFormat};
 
+mod fields;
 mod queue;
 
+use fields::Fields;
 use queue::Queue;
 
 /// How long the last lines may take to be written, of a shutdown that must end in time. Only a reader that is stuck takes so
@@ -79,7 +81,8 @@ pub(super) fn install(level: &str, format: LogFormat, patience: Patience) -> Res
         // Without the module path: people read these lines.
         LogFormat::Text => {
             let coloured = stderr().is_terminal() && !plain;
-            fmt::layer().with_target(false).with_writer(writer).with_ansi(coloured).boxed()
+            let layer = fmt::layer().with_target(false).with_ansi(coloured).fmt_fields(Fields);
+            layer.with_writer(writer).boxed()
         }
         LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),
     };

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Command, CommandFactory as _};
-use clap_complete::Shell;
+use clap_complete::{Generator as _, Shell};
 use clap_mangen::Man;
 
 use super::{Exit, Failure};
+
+const NAME: &str = "c2d-agent";
 
 /// Write man pages and shell completions into a directory: man1/, bash/, zsh/ and fish/.
 #[derive(Debug, clap::Args)]
@@ -70,16 +72,33 @@ The page of each subcommand names what else there is.
 /// # Errors
 /// When one cannot be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    let mut program = super::Cli::command().disable_help_subcommand(true);
-    program.build(); // gives each subcommand its full name, and the options that all have
-    write_pages(&program, &create(&args.directory, "man1")?)?;
+    let mut pages = shown().disable_help_subcommand(true);
+    pages.build(); // gives each subcommand its full name, and the options that all have
+    write_pages(&pages, &create(&args.directory, "man1")?)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        let folder = create(&args.directory, &shell.to_string())?;
-        clap_complete::generate_to(shell, &mut super::Cli::command(), "c2d-agent", &folder).with_context(
-            || format!("the completion for {shell} cannot be written to {}", folder.display()),
-        )?;
+        let path = create(&args.directory, &shell.to_string())?.join(shell.file_name(NAME));
+        std::fs::write(&path, completion(shell))
+            .with_context(|| format!("{} cannot be written", path.display()))?;
     }
     Ok(Exit::Done)
+}
+
+/// The command line as its help shows it. clap_complete would offer hidden subcommands, too.
+fn shown() -> Command {
+    let program = super::Cli::command();
+    Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .about(program.get_about().cloned().unwrap_or_default())
+        .args(program.get_arguments().cloned())
+        .subcommands(program.get_subcommands().filter(|below| !below.is_hide_set()).cloned())
+}
+
+fn completion(shell: Shell) -> String {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut shown(), NAME, &mut text);
+    // clap_complete 4.6 writes the hyphen of a program's name in two ways for bash, so that no subcommand is found again.
+    String::from_utf8_lossy(&text).replace("c2d__subcmd__agent", "c2d__agent")
 }
 
 fn create(directory: &Path, name: &str) -> Result<PathBuf, anyhow::Error> {
@@ -94,10 +113,7 @@ fn write_pages(command: &Command, folder: &Path) -> Result<(), anyhow::Error> {
     let path = folder.join(page.get_filename());
     std::fs::write(&path, text(&page, command)?)
         .with_context(|| format!("{} cannot be written", path.display()))?;
-    command
-        .get_subcommands()
-        .filter(|below| !below.is_hide_set())
-        .try_for_each(|below| write_pages(below, folder))
+    command.get_subcommands().try_for_each(|below| write_pages(below, folder))
 }
 
 fn text(page: &Man, command: &Command) -> Result<Vec<u8>, anyhow::Error> {
@@ -110,7 +126,7 @@ fn text(page: &Man, command: &Command) -> Result<Vec<u8>, anyhow::Error> {
     if command.has_subcommands() {
         page.render_subcommands_section(&mut text)?;
     }
-    if command.get_name() == "c2d-agent" {
+    if command.get_name() == NAME {
         text.extend_from_slice(ABOUT_THE_PROGRAM.as_bytes());
     } else {
         let notes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -139,4 +155,86 @@ fn sections(notes: &str) -> String {
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', r"\e").replace('-', r"\-").replace('\'', r"\(aq");
     if text.starts_with('.') { format!(r"\&{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::process::Stdio;
+
+    /// What a shell says to a script on its standard input, with the completion for it in a file.
+    fn said(shell: Shell, arguments: &[&str], script: &str) -> Option<String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("completion");
+        std::fs::write(&path, completion(shell)).expect("written");
+        let mut command = std::process::Command::new(shell.to_string());
+        let command =
+            command.args(arguments).env("COMPLETION", &path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = match command.spawn() {
+            Err(_) if shell != Shell::Bash => return None, // bash is on every machine that runs the tests
+            child => child.expect("a shell"),
+        };
+        child.stdin.take().expect("piped").write_all(script.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{shell}: {output:?}");
+        Some(String::from_utf8(output.stdout).expect("UTF-8"))
+    }
+
+    /// What bash offers for the last word of a line.
+    fn offered(line: &str) -> Vec<String> {
+        let script = format!(
+            r#"source "$COMPLETION"
+            complete -p c2d-agent >/dev/null && line='{line}' COMP_WORDS=({line}) || exit 1
+            [[ $line != *" " ]] || COMP_WORDS+=("")
+            COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            function=$(complete -p c2d-agent | sed 's/.*-F \([^ ]*\).*/\1/')
+            "$function" c2d-agent "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD - 1]}}"
+            printf '%s\n' "${{COMPREPLY[@]}}"
+            "#
+        );
+        let said = said(Shell::Bash, &["--norc"], &script).expect("bash");
+        said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn bash_completes_options_and_values_of_every_subcommand() {
+        assert_eq!(offered("c2d-agent inbox list --state "), ["accepted", "started", "finished", "dead"]);
+        assert_eq!(offered("c2d-agent inbox --config x list --li"), ["--limit"]);
+        assert_eq!(offered("c2d-agent --log-level debug check --me"), ["--message"]);
+        if cfg!(feature = "service") {
+            assert_eq!(offered("c2d-agent c2d-send --p"), ["--property"]);
+            assert_eq!(offered("c2d-agent c2d-send --transport amqp"), ["amqp", "amqp-ws"]);
+            assert_eq!(offered("c2d-agent invoke-method --m"), ["--module", "--method"]);
+            assert_eq!(offered("c2d-agent twin patch --desired-"), ["--desired-file"]);
+        }
+    }
+
+    #[test]
+    fn no_shell_is_offered_a_command_that_the_help_does_not_show() {
+        let commands: Vec<_> =
+            shown().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let offered: Vec<_> =
+            offered("c2d-agent ").into_iter().filter(|word| !word.starts_with('-')).collect();
+        assert_eq!(offered, [commands.as_slice(), &["help".to_owned()]].concat());
+        for (command, is_built) in [
+            ("c2d-send", cfg!(feature = "service")),
+            ("emulator", cfg!(feature = "emulator")),
+            ("manual", false),
+        ] {
+            for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+                let names = completion(shell)
+                    .split(|c: char| !c.is_alphanumeric() && c != '-')
+                    .any(|word| word == command);
+                assert_eq!(names, is_built, "{command} for {shell}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_shell_can_read_its_completion() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            said(shell, &["-n"], &completion(shell));
+        }
+    }
 }

@@ -61,9 +61,6 @@ struct Wishes {
 /// # Errors
 /// When the configuration has problems, or the agent ends by itself.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
-    if let Some(first_steps) = super::first_steps(&args.config) {
-        return Err(Failure::usage(anyhow::anyhow!(first_steps)));
-    }
     let path = args.config.clone();
     let env = |name: &str| std::env::var(name).ok();
     let read: Arc<agent::Read> = Arc::new(move |remote| config::load_with(&path, remote, &env));
@@ -97,7 +94,7 @@ async fn serve(
     if let Some((path, drop_ins)) = config.files.split_first() {
         tracing::info!(path = %path.display(), drop_ins = drop_ins.len(), "configuration read");
     }
-    for warning in config.warnings.lines() {
+    for warning in config.warnings.warning_lines() {
         tracing::warn!("{warning}");
     }
     let reload = Some(agent::Reload { wishes, read });

@@ -1,7 +1,7 @@
 //! How times, durations, sizes and foreign text are shown to people, and results written to standard output.
 //!
 //! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what is shown.
-//! Used by: `cli` (inbox, status, doctor).
+//! Used by: `cli`.
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use serde::Serialize;
 
-/// Columns that output is made for, whatever the terminal has.
+/// Columns that output is made for at least, and sentences at most, whatever the terminal has.
 const NARROWEST: usize = 80;
 const WIDEST: usize = 120;
 
@@ -41,8 +41,7 @@ impl Output {
     /// # Errors
     /// As [`Output::line`].
     pub(super) fn json(&mut self, object: &impl Serialize) -> anyhow::Result<()> {
-        let text = serde_json::to_string(object).context("the result cannot be written as JSON")?;
-        self.line(&without_controls(&text))
+        self.line(&json(object)?)
     }
 
     /// Whether more can be written.
@@ -68,21 +67,36 @@ impl Output {
     }
 }
 
-/// How wide output may be: the terminal's width within bounds.
+/// How wide sentences may be: as the terminal within bounds.
 pub(super) fn width() -> usize {
-    let stdout = io::stdout();
-    let columns = if stdout.is_terminal() { rustix::termios::tcgetwinsize(&stdout).ok() } else { None };
-    columns.map_or(WIDEST, |size| usize::from(size.ws_col).clamp(NARROWEST, WIDEST))
+    terminal_width().map_or(WIDEST, |columns| columns.min(WIDEST))
 }
 
-/// JSON stays JSON when the control characters that it leaves as they are, and that a terminal obeys, are escaped.
+/// How wide the terminal is, or is taken to be. None when standard output is no terminal.
+pub(super) fn terminal_width() -> Option<usize> {
+    let stdout = io::stdout();
+    let size = if stdout.is_terminal() { rustix::termios::tcgetwinsize(&stdout).ok() } else { None };
+    size.map(|size| usize::from(size.ws_col).max(NARROWEST))
+}
+
+/// An object as one line of JSON, safe for a terminal.
+///
+/// # Errors
+/// None that is known: what is shown has text for all keys.
+pub(super) fn json(object: &impl Serialize) -> anyhow::Result<String> {
+    let text = serde_json::to_string(object).context("the result cannot be written as JSON")?;
+    Ok(without_controls(&text))
+}
+
+/// JSON stays JSON when the control characters that it leaves as they are, and that a terminal obeys, are escaped. Those that
+/// may stand between its tokens (a device's own JSON is passed on as it came) become blanks.
 pub(super) fn without_controls(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        if c.is_control() {
-            text.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            text.push(c);
+        match c {
+            '\n' | '\r' | '\t' => text.push(' '),
+            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
         }
     }
     text
@@ -212,6 +226,9 @@ mod tests {
         let safe = without_controls(&json);
         assert_eq!(safe, "\"\\u001b\\u009b\\u007fé\"");
         assert_eq!(serde_json::from_str::<String>(&safe).expect("JSON"), "\u{1b}\u{9b}\u{7f}é");
+        let foreign =
+            serde_json::value::RawValue::from_string("{\r\n\t\"a\": \"\\n\"\n}".to_owned()).expect("JSON");
+        assert_eq!(super::json(&foreign).expect("JSON"), "{   \"a\": \"\\n\" }");
     }
 
     #[test]

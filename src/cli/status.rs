@@ -141,7 +141,7 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
             format!("the last one was refused ({problems}): see the log, or run c2d-agent check"),
         ));
     }
-    rows.extend(status.desired.as_ref().map(of_twin));
+    rows.extend(status.desired.as_ref().and_then(|desired| of_twin(desired, status.twin_rules)));
     // Of both, the one that comes first.
     let renewals =
         [status.next_token_renewal, status.module.as_ref().and_then(|module| module.next_token_renewal)];
@@ -160,16 +160,19 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// What became of the rules in the twin.
-fn of_twin(desired: &DesiredReport) -> (&'static str, String) {
+/// What became of the rules in the twin; nothing where it has none.
+fn of_twin(desired: &DesiredReport, rules: usize) -> Option<(&'static str, String)> {
     let DesiredReport { version, status, problems } = desired;
     match (status, problems.first()) {
-        (DesiredStatus::Applied, _) => ("twin", format!("what version {version} asks for is in force")),
+        (DesiredStatus::Applied, _) if rules == 0 => None,
+        (DesiredStatus::Applied, _) => {
+            Some(("twin", format!("{} of twin version {version} applied", counted(rules, "rule"))))
+        }
         (DesiredStatus::Refused, problem) => {
             let first = problem.map_or(String::new(), |problem| format!(": {}", plain(problem)));
             let more = problems.len().saturating_sub(1);
             let more = if more > 0 { format!(" (and {more} more: see the log)") } else { String::new() };
-            ("TWIN", format!("version {version} is refused{first}{more}"))
+            Some(("TWIN", format!("rules of twin version {version} refused{first}{more}")))
         }
     }
 }
@@ -229,6 +232,7 @@ mod tests {
             module_id: None,
             module: None,
             desired: None,
+            twin_rules: 0,
             hub: "myhub.azure-devices.net".into(),
             configured: None,
             refused_reload: None,
@@ -285,15 +289,18 @@ mod tests {
     #[test]
     fn what_became_of_the_twin_is_told() {
         let mut status = status();
+        let without = shown(&status);
         status.desired = Some(DesiredReport::applied(7));
-        assert!(
-            shown(&status).contains("\ntwin          what version 7 asks for is in force\n"),
-            "{}",
-            shown(&status)
-        );
+        assert_eq!(shown(&status), without, "a twin that asks for no rules");
+        for (rules, line) in
+            [(1, "1 rule of twin version 7 applied"), (2, "2 rules of twin version 7 applied")]
+        {
+            status.twin_rules = rules;
+            assert!(shown(&status).contains(&format!("\ntwin          {line}\n")), "{}", shown(&status));
+        }
         let problems = ["twin:a:1:1: no\x1b".to_owned(), "twin:b:1:1: no".to_owned()];
         status.desired = Some(DesiredReport::refused(8, problems));
-        let lines = "\nTWIN          version 8 is refused: twin:a:1:1: no\\u{1b} (and 1 more: see the\n              log)\n";
+        let lines = "\nTWIN          rules of twin version 8 refused: twin:a:1:1: no\\u{1b} (and 1 more:\n              see the log)\n";
         assert!(shown(&status).contains(lines), "{}", shown(&status));
     }
 

@@ -13,7 +13,7 @@ pub(super) enum Transport {
     Amqp,
     /// AMQP over a WebSocket on the HTTPS port.
     AmqpWs,
-    /// HTTPS; feedback is asked for each 1 to 10 s.
+    /// HTTPS; c2d-feedback asks for feedback each 1 to 10 s.
     Https,
 }
 

@@ -2,7 +2,6 @@
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -11,7 +10,8 @@ use serde_json::{Map, Value};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{self, HubArgs, OutputArgs, TargetArgs};
+use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
+use super::shown::{json, without_controls};
 use super::{Exit, Failure, transport};
 use crate::service::{ServiceError, TOKEN_LIFETIME, TwinPatch};
 
@@ -54,7 +54,7 @@ struct Get {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   c2d-agent twin patch --device pi-01 --desired '{\"interval\": 30, \"old\": null}'
-  c2d-agent twin patch --device pi-01 --tags '{\"room\": \"kitchen\"}' --etag AAAAAAAAAAI=
+  c2d-agent twin patch --device pi-01 --tags '{\"room\": 7}' --etag AAAAAAAAAAI=
   c2d-agent twin patch --device gateway --module relay --desired-file rules.json
 
 Exit codes: 0 done; 1 an error; 2 the arguments are wrong; 3 with --etag, the twin has changed meanwhile.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
@@ -109,13 +109,19 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             Some(_signal) = signals.next() => return Err(anyhow!("interrupted by a signal{what}").into()),
         };
         let text = match &patch {
-            _ if output.json => twin.to_string(),
-            None => serde_json::to_string_pretty(&twin).context("a twin cannot be printed")?,
+            _ if output.json => json(&twin)?,
+            None => pretty(&twin)?,
             Some(patch) => changed(&target.to_string(), patch, &twin),
         };
-        writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")?;
+        print(&text)?;
         Ok(Exit::Done)
     })
+}
+
+/// The twin with a line for each property.
+fn pretty(twin: &Value) -> anyhow::Result<String> {
+    let text = serde_json::to_string_pretty(twin).context("a twin cannot be printed")?;
+    Ok(text.lines().map(without_controls).collect::<Vec<_>>().join("\n"))
 }
 
 /// What a patch has led to, in words.

@@ -5,12 +5,13 @@
 use toml::de::DeValue;
 
 use crate::message::SOURCE;
-use crate::rules::{Condition, Door, Rule, Subject, Test};
+use crate::rules::{Choices, Condition, Door, Glob, Rule, Subject, Test};
 
 use super::report::Report;
 use super::table::{Field, fields, shown};
 
 const KINDS: &str = "one_of, prefix, glob, range, present, absent";
+const RANGE: &str = "two numbers, [least, most], such as [1, 20]";
 
 /// Reads `when`: a table of conditions, or `"any"` for none. `None` when there was a problem.
 pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Vec<Condition>> {
@@ -101,7 +102,10 @@ fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
         return Some(Test::Equals(text));
     }
     let DeValue::Table(table) = field.value.value else {
-        let needed = format!("a text, a whole number, true, false, or a table with one of {KINDS}");
+        let needed = match field.value.value {
+            DeValue::Array(_) => "one value, or for several { one_of = [\"on\", \"off\"] }".to_owned(),
+            _ => format!("a text, a whole number, true, false, or a table with one of {KINDS}"),
+        };
         return field.wrong_type(&needed, report);
     };
     let kinds = fields(table);
@@ -118,10 +122,10 @@ fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
         "prefix" => kind.text(report).map(|text| Test::Prefix(text.to_owned())),
         "glob" => {
             let text = kind.text(report)?;
-            match glob::Pattern::new(text) {
+            match Glob::parse(text) {
                 Ok(pattern) => Some(Test::Glob(pattern)),
                 Err(error) => {
-                    let message = format!("the pattern \"{}\" is malformed: {}", shown(text), error.msg);
+                    let message = format!("the pattern \"{}\" cannot be used: {error}", shown(text));
                     kind.wrong(message, report)
                 }
             }
@@ -144,7 +148,7 @@ fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
 }
 
 fn read_one_of(field: &Field<'_>, report: &mut Report) -> Option<Test> {
-    let values = field.array(report)?;
+    let values = field.array("a list, such as [\"on\", \"off\"]", report)?;
     if values.is_empty() {
         return field.wrong("one_of is empty, so that no message could match: list the values", report);
     }
@@ -158,13 +162,13 @@ fn read_one_of(field: &Field<'_>, report: &mut Report) -> Option<Test> {
             }
         }
     }
-    Some(Test::OneOf(texts))
+    Some(Test::OneOf(Choices::new(texts)))
 }
 
 fn read_range(field: &Field<'_>, report: &mut Report) -> Option<Test> {
-    let numbers: Option<Vec<f64>> = field.array(report)?.iter().map(|value| value.number()).collect();
+    let numbers: Option<Vec<f64>> = field.array(RANGE, report)?.iter().map(|value| value.number()).collect();
     let Some([min, max]) = numbers.as_deref() else {
-        return field.wrong("range must be two numbers, [least, most], such as [1, 20]", report);
+        return field.wrong(format!("range must be {RANGE}"), report);
     };
     if min > max {
         let message = format!(

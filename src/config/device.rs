@@ -250,8 +250,10 @@ fn read_identity(
 }
 
 fn read_connection_string(path: &Path) -> Result<String, String> {
+    let remedy =
+        if path.exists() { "" } else { "; write the device's connection string to it, or correct the path" };
     let text = files::read_text(path, MAX_CONNECTION_STRING_BYTES)
-        .map_err(|reason| format!("cannot read {}: {reason}", path.display()))?;
+        .map_err(|reason| format!("cannot read {}: {reason}{remedy}", path.display()))?;
     Ok(text.trim().to_owned())
 }
 

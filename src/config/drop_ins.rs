@@ -18,6 +18,8 @@ use crate::trust::{self, Foreign, Way};
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
 /// Most drop-ins.
 const MAX_FILES: usize = 100;
+/// Where the Debian package puts a configuration to begin with.
+const EXAMPLE: &str = "/usr/share/doc/c2d-agent/examples/config.toml";
 /// Stands beside the main file.
 const DIRECTORY: &str = "config.d";
 
@@ -27,7 +29,12 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
     match files::read_text(main, MAX_CONFIG_BYTES as u64) {
         Ok(text) => sources.push(main, text),
         Err(reason) => {
-            report.problem(Place::Whole, format!("cannot read the configuration: {reason}"));
+            let remedy = match () {
+                () if main.is_dir() => "; name a file in it with -c FILE".to_owned(),
+                () if !main.exists() => first_steps(main),
+                () => String::new(),
+            };
+            report.problem(Place::Whole, format!("cannot read the configuration: {reason}{remedy}"));
             sources.push(main, "");
             return sources;
         }
@@ -65,6 +72,15 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
         sources.push(path, text);
     }
     sources
+}
+
+/// What to do when there is no main file.
+fn first_steps(main: &Path) -> String {
+    let begin = match Path::new(EXAMPLE).exists() {
+        true => format!("begin with the example: cp {EXAMPLE} {}", main.display()),
+        false => "write one as in the README, \"A real hub in five minutes\"".to_owned(),
+    };
+    format!("; name another file with -c FILE, or {begin}")
 }
 
 /// The drop-ins in the order of their names' bytes, at most one more than there may be; none without the directory.

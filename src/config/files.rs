@@ -33,7 +33,7 @@ pub(super) fn text_of(file: File, limit: u64) -> Result<String, String> {
     if bytes.len() as u64 > limit {
         return Err(format!("it is larger than {limit} bytes; is it the right file?"));
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text: save it as UTF-8".to_owned())
 }
 
 /// Whether there is a regular file: anything else could block or never end.
@@ -42,7 +42,11 @@ pub(super) fn text_of(file: File, limit: u64) -> Result<String, String> {
 /// The reason, without the file's name.
 pub(super) fn check_regular(path: &Path) -> Result<(), String> {
     let metadata = fs::metadata(path).map_err(|error| in_words(&error))?;
-    if metadata.is_file() { Ok(()) } else { Err("it is not a regular file".to_owned()) }
+    match () {
+        () if metadata.is_file() => Ok(()),
+        () if metadata.is_dir() => Err("it is a directory".to_owned()),
+        () => Err("it is not a regular file".to_owned()),
+    }
 }
 
 /// Whether this process may open the file for reading. What is not a regular file is not opened: a pipe would block.

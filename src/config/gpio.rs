@@ -144,13 +144,20 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
 
 /// The sentence for a name that no pin has.
 pub(super) fn unknown_pin(name: &str, names: &[String]) -> String {
-    let name = shown(name);
-    let known = if names.is_empty() {
-        "no pin is configured".to_owned()
-    } else {
-        format!("the pins are {}", names.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
+    let (name, known) = (shown(name), known_pins(names));
+    let remedy = match name.parse::<u32>() {
+        Ok(_) => "name the pin, and not its line".to_owned(),
+        Err(_) => format!("add [gpio.pins.{name}]"),
     };
-    format!("there is no pin \"{name}\" ({known}): add [gpio.pins.{name}]")
+    format!("there is no pin \"{name}\" ({known}): {remedy}")
+}
+
+/// Which names there are.
+pub(super) fn known_pins(names: &[String]) -> String {
+    if names.is_empty() {
+        return "no pin is configured".to_owned();
+    }
+    format!("the pins are {}", names.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
 }
 
 fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {
@@ -165,6 +172,13 @@ fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Op
                 let message =
                     "line is a name, but backend = \"rppal\" knows BCM numbers only, such as line = 17";
                 return field.wrong(message, report);
+            }
+            if name.parse::<u32>().is_ok() {
+                let message = format!(
+                    "line is the name \"{name}\", which a line seldom has: write line = {name}, without quotes, for the line \
+                     of that number"
+                );
+                report.warning(field.value.place.clone(), message);
             }
             Some(Line::Name(name))
         }

@@ -22,13 +22,15 @@ pub(super) fn read(
 ) -> Vec<Vec<String>> {
     let mut groups: Vec<Vec<String>> = Vec::new();
     let is_array = |value: &Value<'_>| matches!(value.value, DeValue::Array(_));
-    if !is_array(&field.value) || !field.array(report).is_some_and(|values| values.iter().all(is_array)) {
+    if !is_array(&field.value)
+        || !field.array("a list", report).is_some_and(|values| values.iter().all(is_array))
+    {
         field.wrong::<()>("interlock is a list of groups of pins: write [[\"open\", \"close\"]]", report);
         return groups;
     }
-    for value in field.array(report).unwrap_or_default() {
+    for value in field.array("a list", report).unwrap_or_default() {
         let place = value.place.clone();
-        let Some(members) = value.named("a group").array(report) else { continue };
+        let Some(members) = value.named("a group").array("a list", report) else { continue };
         let many = members.len() >= 2;
         if !many {
             report.problem(

@@ -9,7 +9,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::report::{Place, Report, position};
+use super::rule;
 use super::sources::{Source, Sources};
+use super::syntax;
 use super::table::shown;
 
 /// The list at the top to which each file adds.
@@ -64,12 +66,12 @@ fn only_rules<'t>(parsed: DeTable<'t>, report: &mut Report) -> DeTable<'t> {
 /// The tree of one file, with its places among all files.
 fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
     let (root, errors) = DeTable::parse_recoverable(&source.text);
-    for error in &errors {
-        let place = match error.span() {
+    for (span, message) in syntax::problems(&source.text, &errors) {
+        let place = match span {
             Some(span) => Place::Text(moved(&span, source.base)),
             None => Place::File(source.path.clone()),
         };
-        report.problem(place, error.message());
+        report.problem(place, message);
     }
     if errors.is_empty() { moved_table(root.into_inner(), source.base) } else { DeTable::new() }
 }
@@ -129,11 +131,11 @@ impl<'t> Merge<'t, '_> {
                 }
                 (first, second) if is_mixed(&first, &second, is_list) => {
                     let message = format!(
-                        "{} is of type {} here, but of type {} in an earlier file, and these cannot be merged: remove \
-                         one of them",
+                        "{} is of type {} here, but of type {} in an earlier file, and these cannot be merged: {}",
                         named(path, &name),
                         second.type_str(),
-                        first.type_str()
+                        first.type_str(),
+                        if is_list { rule::FORM } else { "remove one of them" }
                     );
                     let earlier = (first_key.span(), "it stands here first");
                     self.report.problem_with(key.span(), message, earlier);

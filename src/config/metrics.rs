@@ -4,6 +4,8 @@
 
 use std::net::SocketAddr;
 
+use crate::features;
+
 use super::report::Report;
 use super::settings::MetricsSettings;
 use super::table::{Field, shown};
@@ -11,6 +13,9 @@ use super::table::{Field, shown};
 /// Reads `[metrics]`; without it there are none.
 pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<MetricsSettings> {
     let mut table = field?.table("[metrics]", report)?;
+    if !features::METRICS.is_built() {
+        report.problem(table.place.clone(), features::METRICS.lacks("[metrics]") + "; or remove [metrics]");
+    }
     let remedy = "set listen = \"127.0.0.1:9464\", or remove [metrics] to serve none";
     let listen = table.require("listen", remedy, report);
     let listen = listen.and_then(|field| read_listen(&field, report));

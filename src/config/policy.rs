@@ -9,7 +9,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use toml::de::DeValue;
 
-use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, Unmatched};
+use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, TWIN_WAIT, Unmatched};
 
 use super::report::Report;
 use super::settings::GpioSettings;
@@ -162,7 +162,8 @@ impl Read {
     }
 }
 
-/// Refuses each rule of the twin that may hold a local one up for long, without ever using what is not allowed.
+/// Refuses each rule of the twin whose single action may hold a local one up for too long. How long several may together is up to the
+/// lanes.
 pub(super) fn check_remote_waits(
     rules: &[Rule],
     places: &[Range<usize>],
@@ -171,8 +172,8 @@ pub(super) fn check_remote_waits(
 ) {
     let (remote, local): (Vec<_>, Vec<_>) = rules.iter().zip(places).partition(|(_, place)| is_remote(place));
     for (rule, place) in remote {
-        let longest = longest(rule.policy(), rule.timeout());
-        if longest <= WITHIN_LOCK {
+        let longest = rule.longest();
+        if longest <= TWIN_WAIT {
             continue;
         }
         if let Some((other, _)) = local.iter().find(|(other, _)| share_a_lane(rule, other)) {
@@ -182,7 +183,7 @@ pub(super) fn check_remote_waits(
                 shown(rule.name()),
                 format_duration(longest),
                 shown(other.name()),
-                format_duration(WITHIN_LOCK)
+                format_duration(TWIN_WAIT)
             );
             report.problem(place.clone(), message);
         }
@@ -201,7 +202,7 @@ pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut 
         }
         let long = |other: &&Rule| {
             other.policy().settle == Settle::OnAccept
-                && longest(other.policy(), other.timeout()) > WITHIN_LOCK
+                && other.longest() > WITHIN_LOCK
                 && share_a_lane(rule, other)
         };
         if let Some(other) = rules.iter().find(long) {
@@ -210,25 +211,16 @@ pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut 
                  so long runs out, so set settle = \"on-accept\" here, too",
                 shown(rule.name()),
                 shown(other.name()),
-                format_duration(longest(other.policy(), other.timeout()))
+                format_duration(other.longest())
             );
             report.warning(place.clone(), message);
         }
     }
 }
 
-/// How long all attempts and the pauses between them may take.
-fn longest(policy: &Policy, timeout: Duration) -> Duration {
-    timeout.saturating_mul(policy.attempts).saturating_add(pauses(policy))
-}
-
-fn pauses(policy: &Policy) -> Duration {
-    (1..policy.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(policy.backoff_after(n)))
-}
-
 /// An action whose message is completed after it must end while the hub's lock lasts.
 fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, report: &mut Report) {
-    let (pauses, needed) = (pauses(policy), longest(policy, timeout));
+    let (pauses, needed) = (policy.pauses(), policy.longest(timeout));
     if needed <= WITHIN_LOCK {
         return;
     }
@@ -323,7 +315,8 @@ fn read_reports(field: &Field<'_>, report: &mut Report) -> Option<Reports> {
     let DeValue::Array(_) = field.value.value else {
         return field.word(&[words[0], words[1], ("none", Reports::default())], report);
     };
-    let each = field.array(report)?.into_iter().map(|value| value.named(field.key).word(&words, report));
+    let each =
+        field.array("a list", report)?.into_iter().map(|value| value.named(field.key).word(&words, report));
     let each: Vec<Option<Reports>> = each.collect();
     let both =
         |a: Reports, b: Reports| Reports { telemetry: a.telemetry | b.telemetry, twin: a.twin | b.twin };

@@ -119,7 +119,13 @@ impl Report {
     /// Each problem, as a line.
     pub fn problem_lines(&self) -> impl Iterator<Item = String> {
         let problems = self.findings.iter().filter(|finding| finding.is_problem);
-        problems.map(|finding| self.headline(finding))
+        problems.map(|finding| self.line(finding))
+    }
+
+    /// Each warning, as a line; what it is is for the reader to say, as a log does.
+    pub fn warning_lines(&self) -> impl Iterator<Item = String> {
+        let warnings = self.findings.iter().filter(|finding| !finding.is_problem);
+        warnings.map(|finding| self.line(finding))
     }
 
     /// The first problem, as a line.
@@ -129,7 +135,7 @@ impl Report {
 
     /// The first warning, as a line.
     pub fn first_warning(&self) -> Option<String> {
-        self.findings.iter().find(|finding| !finding.is_problem).map(|finding| self.headline(finding))
+        self.warning_lines().next()
     }
 
     /// The first problem that was added when there were `count` already, as a line.
@@ -142,23 +148,18 @@ impl Report {
         self.findings.is_empty()
     }
 
-    /// Each finding on one line, `file:line:column: message`, for a log.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.findings.iter().map(|finding| self.headline(finding))
+    /// `file:line:column: message`.
+    fn line(&self, finding: &Finding) -> String {
+        format!("{}{}", self.place(finding), finding.message)
     }
 
-    fn headline(&self, finding: &Finding) -> String {
-        let mut line = match &finding.place {
+    fn place(&self, finding: &Finding) -> String {
+        match &finding.place {
             Place::Environment => String::new(),
             Place::Whole => self.sources.main().map_or(String::new(), |main| format!("{}: ", main.display())),
             Place::File(path) => format!("{}: ", path.display()),
             Place::Text(place) => format!("{}: ", position(&self.sources, place)),
-        };
-        if !finding.is_problem {
-            line.push_str("warning: ");
         }
-        line.push_str(&finding.message);
-        line
     }
 
     fn excerpt(&self, f: &mut fmt::Formatter<'_>, place: &Range<usize>) -> fmt::Result {
@@ -179,7 +180,8 @@ pub(super) fn position(sources: &Sources, place: &Range<usize>) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in self.findings.iter().take(MAX_PRINTED) {
-            writeln!(f, "{}", self.headline(finding))?;
+            let kind = if finding.is_problem { "" } else { "warning: " };
+            writeln!(f, "{}{kind}{}", self.place(finding), finding.message)?;
             if let Place::Text(place) = &finding.place {
                 self.excerpt(f, place)?;
             }
@@ -242,8 +244,11 @@ impl fmt::Display for Excerpt<'_> {
         let before: String = self.before.chars().skip(skipped).collect();
         let marked: String = self.marked.chars().take(MAX_SIDE).collect();
         let after: String = self.after.chars().take(MAX_SIDE).collect();
-        let more = |cut: bool| if cut { "…" } else { "" };
         let cut_after = marked.len() < self.marked.len() || after.len() < self.after.len();
+        // Of a text that came from elsewhere nothing moves the cursor of a terminal.
+        let [before, marked, after] = [before, marked, after]
+            .map(|text| text.replace(|c: char| c.is_control() && c != '\t', "\u{fffd}"));
+        let more = |cut: bool| if cut { "…" } else { "" };
         let lead = more(skipped > 0);
         writeln!(f, "{:>4} | {lead}{before}{marked}{after}{}", self.line, more(cut_after))?;
         write!(f, "     | ")?;

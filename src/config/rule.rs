@@ -6,7 +6,7 @@
 use humantime::format_duration;
 use std::ops::Range;
 
-use crate::rules::{Policy, Reports, Rule, Rules};
+use crate::rules::{Door, Policy, Reports, Rule, Rules, Test};
 
 use super::conditions;
 use super::interlock;
@@ -19,6 +19,19 @@ use super::table::{Field, Table, shown};
 use super::with_twin::TwinRule;
 
 const MAX_NAME_CHARS: usize = 100;
+// How many of what takes time with each message. All of them together leave the whole choice of a rule below 5 ms.
+/// Most conditions of one rule.
+const MAX_CONDITIONS: usize = 100;
+/// Most conditions of all rules.
+const MAX_ALL_CONDITIONS: usize = 5000;
+/// Most patterns of all rules.
+const MAX_ALL_PATTERNS: usize = 500;
+/// Most steps of one rule.
+const MAX_STEPS: usize = 100;
+/// Most arguments and values of a message in the steps of one rule.
+const MAX_PIECES: usize = 1000;
+/// How rules are written: `[rule]` is what most people try first.
+pub(super) const FORM: &str = "write [[rule]], with two brackets on each side, above the keys of each rule";
 
 /// What rules refer to outside of themselves.
 pub(super) struct Scope<'a> {
@@ -28,7 +41,7 @@ pub(super) struct Scope<'a> {
     pub(super) pin_names: &'a [String],
     /// Where the outcomes go of rules that do not say it.
     pub(super) reports: Reports,
-    /// What rules of the twin may use.
+    /// The commands, and what rules of the twin may use.
     pub(super) twin: &'a TwinSettings,
     /// Which texts are the twin's.
     pub(super) sources: &'a Sources,
@@ -46,11 +59,15 @@ pub(super) fn read(
     let mut places: Vec<Range<usize>> = Vec::new();
     let mut twin_rules = Vec::new();
     let tables = match field {
-        Some(field) => field.array(report)?,
+        Some(field) => field.array(&format!("a list of tables: {FORM}"), report)?,
         None => Vec::new(),
     };
     for value in tables {
-        let Some(mut table) = value.named("rule").table("a rule", report) else { continue };
+        let Some(mut table) =
+            value.named("a rule").table_such_as("a rule", &format!("a table: {FORM}"), report)
+        else {
+            continue;
+        };
         let place = table.place.clone();
         let name = read_name(&mut table, &mut names, report);
         if let Some(name) = &name {
@@ -71,9 +88,49 @@ pub(super) fn read(
         rules.push(rule);
         places.push(place);
     }
+    check_work(&rules, &places, report);
     policy::check_waits(&rules, &places, report);
     policy::check_remote_waits(&rules, &places, |place| scope.sources.remote(place).is_some(), report);
     (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
+}
+
+/// Whether a message is held against all rules in no time, whatever is in it.
+fn check_work(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
+    let (mut conditions, mut patterns) = (0, 0);
+    for (rule, place) in rules.iter().zip(places) {
+        let (own, steps, pieces) = (rule.conditions().len(), rule.steps(), rule.pieces());
+        let globs =
+            rule.conditions().iter().filter(|condition| matches!(condition.test, Test::Glob(_))).count();
+        conditions += own;
+        patterns += globs;
+        let name = shown(rule.name());
+        let message = if own > MAX_CONDITIONS {
+            format!(
+                "rule \"{name}\" has {own} conditions, and may have {MAX_CONDITIONS}: make several rules of it"
+            )
+        } else if steps > MAX_STEPS {
+            format!(
+                "rule \"{name}\" has {steps} steps, and may have {MAX_STEPS}: let one program do several of them"
+            )
+        } else if pieces > MAX_PIECES {
+            format!(
+                "the steps of rule \"{name}\" have {pieces} arguments and values of messages, and may have {MAX_PIECES}"
+            )
+        } else if conditions > MAX_ALL_CONDITIONS && conditions - own <= MAX_ALL_CONDITIONS {
+            format!(
+                "with rule \"{name}\" the rules have more than {MAX_ALL_CONDITIONS} conditions together: a one_of can replace \
+                 several rules"
+            )
+        } else if patterns > MAX_ALL_PATTERNS && patterns - globs <= MAX_ALL_PATTERNS {
+            format!(
+                "with rule \"{name}\" the rules have more than {MAX_ALL_PATTERNS} globs together: a prefix or a one_of does \
+                 without"
+            )
+        } else {
+            continue;
+        };
+        report.problem(place.clone(), message);
+    }
 }
 
 fn read_name(
@@ -106,13 +163,14 @@ fn read_rule(
     let when = table.require("when", remedy, report);
     let conditions = when.as_ref().and_then(|field| conditions::read(field, report));
     let steps_field =
-        table.require("do", "list the steps, or write do = [] to complete the message only", report);
-    let allow = scope.sources.remote(&table.place).map(|_| scope.twin);
-    let steps = steps_field.as_ref().and_then(|field| steps::read(field, scope.pin_names, allow, report));
+        table.require("do", "list the steps, such as do = [ { gpio = \"pump\", set = \"on\" } ]", report);
+    let is_remote = scope.sources.remote(&table.place).is_some();
+    let means = steps::Means { pins: scope.pin_names, twin: scope.twin, is_remote };
+    let steps = steps_field.as_ref().and_then(|field| steps::read(field, means, report));
     let read = policy::read(&mut table, scope.reports, report);
     table.finish(report);
     let (name, steps, timeout) = (name?, steps?, read.timeout?);
-    let place = steps_field?.key_place;
+    let Field { key_place: place, value, .. } = steps_field?;
     if let Some((on, pin)) = interlock::always_fails(&steps, &scope.gpio.interlocks) {
         let message = format!(
             "pin \"{}\" is left on when pin \"{}\" is to be turned on, and they are interlocked, so this fails every time: \
@@ -136,6 +194,12 @@ fn read_rule(
         );
         report.problem(place.clone(), message);
         return None;
+    }
+    // A call of a method is answered, so that a rule for calls alone does something.
+    if rule.steps() == 0 && rule.doors().any(|door| door != Door::Method) {
+        let message = "do = [] does nothing: a message that this rule takes is completed only; unless that is meant, list steps \
+                       such as { gpio = \"pump\", set = \"on\" }";
+        report.warning(value.place, message);
     }
     if let (Some(message), Some(when)) = (conditions::contradiction(&rule), &when) {
         report.warning(when.value.place.clone(), message);

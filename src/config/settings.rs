@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::rules::PinState;
+use crate::rules::{PinState, Step};
 
 /// The `[gpio]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -161,8 +161,20 @@ pub struct MetricsSettings {
 pub struct TwinSettings {
     /// Whether rules are taken from there.
     pub accepts_rules: bool,
-    /// The programs that such rules may run, as absolute paths.
-    pub programs: Vec<String>,
+    /// Whole commands that rules may name, in place of their own; none where one has a problem.
+    pub(crate) commands: BTreeMap<String, Option<Step>>,
     /// The pins that such rules may switch.
     pub pins: Vec<String>,
+}
+
+impl TwinSettings {
+    /// The names of the commands.
+    pub fn commands(&self) -> impl Iterator<Item = &str> {
+        self.commands.keys().map(String::as_str)
+    }
+
+    /// The programs of the commands.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.commands.values().flatten().filter_map(Step::program)
+    }
 }

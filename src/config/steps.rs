@@ -2,60 +2,69 @@
 //!
 //! Owns: the kinds of steps in TOML. Must not know: messages, processes, hardware. Used by: `config::rule`.
 
-use std::path::Path;
-
 use toml::de::DeValue;
 
-use crate::rules::{GpioStep, Setting, Step, Template, read_period, read_pulse, read_set, read_times};
+use crate::rules::{
+    GpioStep, Setting, Step, Subject, Template, read_period, read_pulse, read_set, read_times, variable_name,
+};
 
 use super::files;
 use super::gpio;
 use super::report::Report;
 use super::settings::TwinSettings;
+use super::shells;
 use super::table::{Field, Table, Value, shown};
 
-const KINDS: &str = "gpio, run or shell";
-/// By the last part of their paths.
-const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
+const KINDS: &str = "gpio, run, shell or command";
 
-/// Reads `do`: an array of steps, empty for none. `allow` limits the steps of a rule of the twin. `None` when there was a
-/// problem.
-pub(super) fn read(
-    field: &Field<'_>,
-    pins: &[String],
-    allow: Option<&TwinSettings>,
-    report: &mut Report,
-) -> Option<Vec<Step>> {
-    let values = field.array(report)?;
-    let steps: Vec<_> = values.iter().map(|value| read_step(value, pins, allow, report)).collect();
+/// What steps may use.
+#[derive(Clone, Copy)]
+pub(super) struct Means<'a> {
+    /// The names of all pins.
+    pub(super) pins: &'a [String],
+    /// The commands, and what a rule of the twin may use.
+    pub(super) twin: &'a TwinSettings,
+    /// The rule is the twin's.
+    pub(super) is_remote: bool,
+}
+
+/// Reads `do`: an array of steps, empty for none. `None` when there was a problem.
+pub(super) fn read(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<Vec<Step>> {
+    let needed = "a list of steps, with brackets around it: do = [ { gpio = \"pump\", set = \"on\" } ]";
+    let values = field.array(needed, report)?;
+    let steps: Vec<_> = values.iter().map(|value| read_step(value, means, report)).collect();
     steps.into_iter().collect()
 }
 
-fn read_step(
-    value: &Value<'_>,
-    pins: &[String],
-    allow: Option<&TwinSettings>,
-    report: &mut Report,
-) -> Option<Step> {
+fn read_step(value: &Value<'_>, means: Means<'_>, report: &mut Report) -> Option<Step> {
     let before = report.problems();
-    let mut table = value.named("a step").table("a step", report)?;
-    let (gpio, run, shell) = (table.take("gpio"), table.take("run"), table.take("shell"));
-    let step = match (gpio, run, shell) {
-        (Some(pin), None, None) => {
+    let needed =
+        "a table, such as { gpio = \"pump\", set = \"on\" } or { run = [\"/usr/bin/logger\", \"{text}\"] }";
+    let mut table = value.named("a step").table_such_as("a step", needed, report)?;
+    let (gpio, run) = (table.take("gpio"), table.take("run"));
+    let (shell, command) = (table.take("shell"), table.take("command"));
+    let step = match (gpio, run, shell, command) {
+        (Some(pin), None, None, None) => {
             table.rename("a gpio step");
-            table.unlist(&["run", "shell"]);
+            table.unlist(&["run", "shell", "command"]);
             let change = read_change(&mut table, report);
-            let pin = read_pin(&pin, pins, allow, report);
+            let pin = read_pin(&pin, means, report);
             Some(Step::Gpio { pin: pin?, change: change? })
         }
-        (None, Some(run), None) => read_run(&run, allow, report),
-        (None, None, Some(shell)) if allow.is_some() => {
-            let message = "a rule of the twin cannot have shell: use run, with a program that [allow] programs of the device's \
-                           configuration lists";
-            shell.wrong(message, report)
+        (None, Some(own), None, None) | (None, None, Some(own), None) if means.is_remote => {
+            let message = format!(
+                "a rule of the twin cannot have {}: it names a command of the device's configuration, as in {{ command = \
+                 \"backup\" }}; {}",
+                own.key,
+                listed(means.twin)
+            );
+            report.problem(own.key_place, message);
+            None
         }
-        (None, None, Some(shell)) => read_shell(&shell, report),
-        (None, None, None) => {
+        (None, Some(run), None, None) => read_run(&run, false, report),
+        (None, None, Some(shell), None) => read_shell(&shell, report),
+        (None, None, None, Some(command)) => read_command(&command, means.twin, report),
+        (None, None, None, None) => {
             report.problem(value.place.clone(), format!("a step must have one of {KINDS}"));
             return None;
         }
@@ -71,17 +80,16 @@ fn read_step(
     step.filter(|_| report.problems() == before)
 }
 
-fn read_pin(
-    field: &Field<'_>,
-    pins: &[String],
-    allow: Option<&TwinSettings>,
-    report: &mut Report,
-) -> Option<String> {
+fn read_pin(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<String> {
+    let DeValue::String(_) = field.value.value else {
+        let needed = format!("the name of a pin in quotes ({})", gpio::known_pins(means.pins));
+        return field.wrong_type(&needed, report);
+    };
     let name = field.text(report)?;
-    if !pins.iter().any(|pin| pin == name) {
-        return field.wrong(gpio::unknown_pin(name, pins), report);
+    if !means.pins.iter().any(|pin| pin == name) {
+        return field.wrong(gpio::unknown_pin(name, means.pins), report);
     }
-    if allow.is_some_and(|allow| !allow.pins.iter().any(|pin| pin == name)) {
+    if means.is_remote && !means.twin.pins.iter().any(|pin| pin == name) {
         let message = format!(
             "a rule of the twin may not switch pin \"{}\": [allow] pins of the device's configuration does not list it",
             shown(name)
@@ -97,7 +105,8 @@ fn read_change(table: &mut Table<'_>, report: &mut Report) -> Option<GpioStep> {
         (Some(set), None, None) => Some(GpioStep::Set(read_setting(&set, read_set, report)?)),
         (None, Some(pulse), None) => Some(GpioStep::Pulse(read_setting(&pulse, read_pulse, report)?)),
         (None, None, Some(blink)) => {
-            let mut blink = blink.table("blink", report)?;
+            let mut blink =
+                blink.table_such_as("blink", "a table, such as { times = 3, period = \"400ms\" }", report)?;
             let times = blink.require("times", "give the number, such as times = 3", report);
             let period = blink.require("period", "give a duration, such as period = \"400ms\"", report);
             blink.finish(report);
@@ -123,7 +132,14 @@ fn read_setting<T>(
     let text = match (field.value.value, field.value.integer()) {
         (DeValue::String(text), _) => text.to_string(),
         (_, Some(number)) => number.to_string(),
-        _ => return field.wrong_type("a text in quotes, or a number", report),
+        _ => {
+            let needed = match field.key {
+                "set" => "\"on\", \"off\" or \"toggle\", or a placeholder such as \"{state}\"",
+                "times" => "a whole number, or a placeholder such as \"{times}\"",
+                _ => "a duration in quotes, such as \"400ms\", or a placeholder such as \"{time}\"",
+            };
+            return field.wrong_type(needed, report);
+        }
     };
     let template = read_template(field, &text, report)?;
     match template.literal().map(|literal| read(literal).map_err(|needs| unusable(&text, needs))) {
@@ -133,16 +149,42 @@ fn read_setting<T>(
     }
 }
 
-fn read_run(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Report) -> Option<Step> {
-    let values = field.array(report)?;
+/// A command that the rule names and `[allow.commands]` has.
+fn read_command(field: &Field<'_>, twin: &TwinSettings, report: &mut Report) -> Option<Step> {
+    let name = field.text(report)?;
+    match twin.commands.get(name) {
+        Some(step) => step.clone(),
+        None => field.wrong(format!("there is no command \"{}\": {}", shown(name), listed(twin)), report),
+    }
+}
+
+/// Which commands there are.
+fn listed(twin: &TwinSettings) -> String {
+    let names: Vec<_> = twin.commands().map(shown).collect();
+    let has = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    format!("[allow.commands] has {has}")
+}
+
+/// A program and its arguments, of a step or, where `is_command`, of `[allow.commands]`.
+pub(super) fn read_run(field: &Field<'_>, is_command: bool, report: &mut Report) -> Option<Step> {
+    let mut needed =
+        "a list of the program's absolute path and its arguments, such as [\"/usr/bin/logger\", \"{text}\"]"
+            .to_owned();
+    if !is_command {
+        needed += "; for a line of the shell write shell = \"…\"";
+    }
+    let values = field.array(&needed, report)?;
     let Some((program, arguments)) = values.split_first() else {
-        return field
-            .wrong("run is empty: it lists the program's absolute path and then its arguments", report);
+        let message = format!(
+            "{} is empty: it lists the program's absolute path and then its arguments",
+            shown(field.key)
+        );
+        return field.wrong(message, report);
     };
-    let program = read_program(&program.named("the program of run"), allow, report);
+    let program = read_program(&program.named("the program"), report);
     let mut read = Vec::with_capacity(arguments.len());
     for argument in arguments {
-        let argument = argument.named("an argument of run");
+        let argument = argument.named("an argument");
         read.push(match argument.value.value {
             DeValue::String(text) if text.contains('\0') => {
                 argument.wrong("an argument cannot hold a NUL", report)
@@ -152,56 +194,25 @@ fn read_run(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Report
         });
     }
     let (program, read): (_, Vec<Template>) = (program?, read.into_iter().collect::<Option<_>>()?);
-    if let Some(at) = filled_command(&program, &read) {
-        let message = "a message would write the commands of a shell here: write shell = \"…\" instead, and take the \
-                       value from its environment, as in \"$C2D_PROPERTY_NAME\"";
-        report.problem(arguments.get(at).map(|argument| argument.place.clone()), message);
+    if let Some(misuse) = shells::misuse(&program, &read) {
+        let at = misuse.argument.and_then(|at| arguments.get(at));
+        report.problem(at.unwrap_or(&field.value).place.clone(), misuse.message);
         return None;
     }
-    Some(Step::Run { program, arguments: read })
-}
-
-/// The argument that a shell would run or take for its script, where a message fills it in: the first one that is no
-/// option, and the one after `-c`. Arguments behind these are data to a shell as well.
-fn filled_command(program: &str, arguments: &[Template]) -> Option<usize> {
-    let name = Path::new(program).file_name()?.to_str()?;
-    if !SHELLS.contains(&name) {
-        return None;
-    }
-    let is_option = |argument: &Template| argument.literal().is_some_and(|text| text.starts_with(['-', '+']));
-    let takes_commands = |argument: &Template| {
-        argument
-            .literal()
-            .is_some_and(|text| text.starts_with('-') && !text.starts_with("--") && text.contains('c'))
-    };
-    let script = arguments.iter().position(|argument| !is_option(argument));
-    let commands = arguments.iter().position(takes_commands).map(|at| at + 1);
-    let filled = |at: &usize| arguments.get(*at).is_some_and(|argument| argument.literal().is_none());
-    [script, commands].into_iter().flatten().find(filled)
+    Some(Step::Run { program, arguments: read, is_command })
 }
 
 /// The program's path: absolute and literal, because a message must not choose what is run.
-fn read_program(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Report) -> Option<String> {
+fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
     let path = field.text(report)?;
     if path.contains(['{', '}']) {
-        let message = "the program of run is a fixed path: a message fills in arguments, it does not choose the program";
+        let message =
+            "the program is a fixed path: a message fills in arguments, it does not choose the program";
         return field.wrong(message, report);
     }
     if !path.starts_with('/') {
         let message = format!("the program \"{}\" is not an absolute path: write it from / on", shown(path));
         return field.wrong(message, report);
-    }
-    match allow.map(|allow| allow.programs.iter().any(|program| program == path)) {
-        // It was looked at in [allow].
-        Some(true) => return Some(path.to_owned()),
-        Some(false) => {
-            let message = format!(
-                "a rule of the twin may not run \"{}\": [allow] programs of the device's configuration does not list it",
-                shown(path)
-            );
-            return field.wrong(message, report);
-        }
-        None => {}
     }
     match files::unfit_program(path) {
         Some(reason) => field.wrong(reason, report),
@@ -211,12 +222,40 @@ fn read_program(field: &Field<'_>, allow: Option<&TwinSettings>, report: &mut Re
 
 /// The text stays as it is, braces too: they are the shell's own, and message data is only in the environment.
 fn read_shell(field: &Field<'_>, report: &mut Report) -> Option<Step> {
+    if let DeValue::String(text) = field.value.value
+        && let Some(name) = template_in(text)
+    {
+        let instead = match Subject::parse(name).as_ref().and_then(Subject::application) {
+            Some(property) => format!("write \"${}\"", variable_name(property)),
+            None => "use run, whose arguments a message fills in,".to_owned(),
+        };
+        let message = format!(
+            "shell has {{{name}}}, which stays as it is, because a message fills in nothing here: {instead} for the value, or a \
+             blank behind the brace if it is meant",
+            name = shown(name)
+        );
+        report.warning(field.value.place.clone(), message);
+    }
     match field.value.value {
         DeValue::String(text) if text.trim().is_empty() => field.wrong("shell is empty", report),
         DeValue::String(text) if text.contains('\0') => field.wrong("shell cannot hold a NUL", report),
         DeValue::String(text) => Some(Step::Shell { text: text.to_string() }),
-        _ => field.wrong_type("a text in quotes", report),
+        _ => field.wrong_type("one text in quotes; for a list of arguments write run = [ … ]", report),
     }
+}
+
+/// The name in the first `{name}` of a text for a shell: not in a `${name}`, nor in braces with a blank, a comma or dots.
+fn template_in(text: &str) -> Option<&str> {
+    text.match_indices('{').filter(|(at, _)| !text[..*at].ends_with(['$', '{'])).find_map(|(at, _)| {
+        let (inside, _) = text[at + 1..].split_once('}')?;
+        let name = inside.split(':').next().unwrap_or_default();
+        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '$' | '.');
+        let is_one = !name.starts_with(|c: char| c.is_ascii_digit())
+            && !name.is_empty()
+            && name.chars().all(is_name)
+            && !name.contains("..");
+        is_one.then_some(name)
+    })
 }
 
 fn read_template(field: &Field<'_>, text: &str, report: &mut Report) -> Option<Template> {

@@ -111,19 +111,31 @@ pub(super) fn fields<'t>(table: &'t DeTable<'t>) -> Vec<Field<'t>> {
 }
 
 impl<'t> Field<'t> {
-    /// The value as a table.
-    pub(super) fn table(&self, what: impl Into<String>, report: &mut Report) -> Option<Table<'t>> {
+    /// The value as the table that its header `[…]` begins.
+    pub(super) fn table(&self, header: impl Into<String>, report: &mut Report) -> Option<Table<'t>> {
+        let header = header.into();
+        let needed = format!("a table: write {header}, and its keys below it");
+        self.table_such_as(header, &needed, report)
+    }
+
+    /// The value as a table. `needed` says how it looks.
+    pub(super) fn table_such_as(
+        &self,
+        what: impl Into<String>,
+        needed: &str,
+        report: &mut Report,
+    ) -> Option<Table<'t>> {
         match self.value.value {
             DeValue::Table(table) => Some(Table::new(what, self.key_place.clone(), table)),
-            _ => self.wrong_type("a table", report),
+            _ => self.wrong_type(needed, report),
         }
     }
 
-    /// The values of an array.
-    pub(super) fn array(&self, report: &mut Report) -> Option<Vec<Value<'t>>> {
+    /// The values of an array. `needed` says how it looks.
+    pub(super) fn array(&self, needed: &str, report: &mut Report) -> Option<Vec<Value<'t>>> {
         match self.value.value {
             DeValue::Array(array) => Some(array.iter().map(Value::of).collect()),
-            _ => self.wrong_type("an array", report),
+            _ => self.wrong_type(needed, report),
         }
     }
 

@@ -6,8 +6,10 @@ use super::*;
 use crate::message::C2dMessage;
 use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 
+mod costliest;
 mod identities;
 mod merging;
+mod syntax;
 mod twin;
 
 const CONNECTION: &str = "HostName=h.example;DeviceId=dev;SharedAccessKey=AAAA";
@@ -243,7 +245,8 @@ const PARTS: &[&str] = &[
     "max_on = ",
     "ca_file = \"/dev/null\"\n",
     "[twin]\naccept = ",
-    "[allow]\nprograms = ",
+    "[allow]\ncommands.a = ",
+    "{ command = \"a\" }",
     "pins = ",
     "[\"rules\"]\n",
     "[\"/bin/true\", \"/bin/sh\"]\n",

@@ -3,6 +3,7 @@
 //! Owns: the words, and whether this build has what they ask for. Must not know: sockets. Used by: `config::device`.
 
 use crate::credentials::{Over, ProxySettings, Route, Transport};
+use crate::features;
 
 use super::report::{Place, Report};
 use super::table::Field;
@@ -26,16 +27,16 @@ pub(super) fn read(
         ("amqp-ws", (Transport::Amqp, Over::WebSocket)),
     ];
     let (transport, over) = field.word(&words, report).unwrap_or_default();
-    if transport == Transport::Amqp && !cfg!(feature = "amqp") {
-        let message = "this program is built without AMQP: use transport = \"mqtt\", or a build with the Cargo feature amqp";
+    let needed = [
+        (transport == Transport::Amqp, features::AMQP, "AMQP"),
+        (over != Over::Tls, features::WEBSOCKET, "WebSocket support"),
+    ];
+    for (_, part, what) in needed.into_iter().filter(|(is_needed, part, _)| *is_needed && !part.is_built()) {
+        let message = format!("{}; or write transport = \"mqtt\"", part.lacks(what));
         report.problem(field.value.place.clone(), message);
     }
     if over == Over::Tls {
         return (transport, Route::default());
-    }
-    if !cfg!(feature = "websocket") {
-        let message = "this build has no WebSockets: use transport = \"mqtt\", or a build with the cargo feature \"websocket\"";
-        report.problem(field.value.place.clone(), message);
     }
     let https_port = match env(HTTPS_PORT_VARIABLE).filter(|text| !text.trim().is_empty()) {
         None => HTTPS_PORT,
@@ -76,13 +77,17 @@ mod tests {
         let (route, problems) = inspect("[device]\ntransport = \"mqtt-ws\"", &env);
         assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
         assert!(route.proxies.on_the_way_to("hub.example", 8443).is_some());
-        let refused = problems.contains("this build has no WebSockets");
+        let refused = problems.contains("WebSocket support is not in this program");
         assert_eq!(refused, !cfg!(feature = "websocket"), "{problems}");
-        assert_eq!(problems.contains("cargo feature \"websocket\""), refused, "{problems}");
+        assert_eq!(problems.contains("its Cargo feature is websocket; or write"), refused, "{problems}");
         let (route, problems) = inspect("[device]\ntransport = \"amqp-ws\"", &env);
         assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
         let lacks = |text: &str| problems.contains(text);
-        assert_eq!(lacks("this build has no WebSockets"), !cfg!(feature = "websocket"), "{problems}");
-        assert_eq!(lacks("this program is built without AMQP"), !cfg!(feature = "amqp"), "{problems}");
+        assert_eq!(
+            lacks("WebSocket support is not in this program"),
+            !cfg!(feature = "websocket"),
+            "{problems}"
+        );
+        assert_eq!(lacks("AMQP is not in this program"), !cfg!(feature = "amqp"), "{problems}");
     }
 }

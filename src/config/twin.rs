@@ -1,51 +1,36 @@
 //! The `[twin]` and `[allow]` tables: whether the twin may set rules, and what these may do.
 //!
-//! Owns: their keys, and which programs nobody may allow. Must not know: what the twin says. Used by: `config`.
+//! Owns: their keys. Must not know: what the twin says. Used by: `config`.
 //!
-//! The twin is written by whoever holds a key of the hub. So its rules run only programs, and switch only pins, that the
-//! owner of the device has listed; and a program that runs whatever its arguments say cannot be listed.
+//! The twin is written by whoever holds a key of the hub. So its rules switch only pins that the owner of the device has listed, and
+//! run only whole commands that the owner has written: a message fills in values where the owner wants them, and nothing else.
+//! A list of programs would not do: whoever chooses the arguments of a program often chooses what it runs.
 
-use std::fs;
-use std::path::Path;
+use std::ops::Range;
 
-use super::files;
+use toml::de::DeValue;
+
 use super::gpio::unknown_pin;
 use super::report::Report;
 use super::settings::TwinSettings;
-use super::table::{Field, shown};
+use super::steps;
+use super::table::{Field, fields};
 
-/// Programs that run what their arguments say, by the last part of their paths without a version at its end. The list cannot be
-/// complete; it is there for those that somebody would think of.
-#[rustfmt::skip]
-const RUN_ANYTHING: &[&str] = &[
-    // Shells, and programs that are one among others.
-    "sh", "bash", "rbash", "dash", "ash", "ksh", "mksh", "zsh", "fish", "csh", "tcsh", "pwsh", "busybox", "toybox", "coreutils",
-    // Programs that run another one.
-    "env", "xargs", "parallel", "find", "nohup", "timeout", "time", "watch", "nice", "ionice", "chrt", "taskset", "setsid",
-    "stdbuf", "flock", "script", "sudo", "su", "doas", "pkexec", "runuser", "setpriv", "chroot", "unshare", "nsenter",
-    "start-stop-daemon", "systemd-run", "ssh", "strace", "ltrace", "gdb", "perf", "valgrind", "prlimit", "setarch", "numactl",
-    "capsh", "bwrap", "run-parts", "tini", "dumb-init", "gosu", "su-exec", "tmux", "screen", "crontab", "at",
-    "docker", "podman", "nerdctl", "ctr", "crun", "runc", "socat", "ncat", "nc", "dbus-run-session",
-    // Programs one of whose options does.
-    "tar", "bsdtar", "zip", "rsync", "scp", "sftp", "git", "make", "gmake", "cpio", "split", "sort", "tcpdump", "openssl", "dpkg",
-    "apt", "apt-get", "rpm", "dnf", "yum", "apk", "pip", "npm", "sqlite",
-    // Editors and pagers.
-    "vi", "vim", "nvim", "ed", "ex", "emacs", "nano", "less", "more", "man",
-    // Languages whose programs can be arguments.
-    "python", "pypy", "perl", "ruby", "node", "nodejs", "deno", "bun", "lua", "luajit", "php", "tclsh", "expect", "guile", "java",
-    "awk", "gawk", "mawk", "nawk", "sed",
-];
+/// What the two tables say.
+pub(super) struct Read {
+    pub(super) settings: TwinSettings,
+    /// `[allow]`, where nothing is taken from the twin that it could limit. Local rules may use its commands all the same.
+    pub(super) idle: Option<Range<usize>>,
+}
 
-/// The kernel's loader of programs is one, too: its names begin so.
-const LOADERS: [&str; 2] = ["ld-linux", "ld.so"];
-
-/// Reads `[twin]` and `[allow]`. `pin_names` are all pins.
+/// Reads `[twin]` and `[allow]`. `pin_names` are all pins; `max_children` programs run at once.
 pub(super) fn read(
     twin: Option<Field<'_>>,
     allow: Option<Field<'_>>,
     pin_names: &[String],
+    max_children: usize,
     report: &mut Report,
-) -> TwinSettings {
+) -> Read {
     let (twin_place, allow_place) = (
         twin.as_ref().map(|field| field.key_place.clone()),
         allow.as_ref().map(|field| field.key_place.clone()),
@@ -53,7 +38,7 @@ pub(super) fn read(
     let mut settings = TwinSettings::default();
     if let Some(mut table) = twin.and_then(|field| field.table("[twin]", report)) {
         if let Some(accept) = table.take("accept") {
-            let words = accept.array(report).unwrap_or_default();
+            let words = accept.array("a list: write accept = [\"rules\"]", report).unwrap_or_default();
             let words =
                 words.iter().map(|word| word.named("a word of accept").word(&[("rules", ())], report));
             settings.accepts_rules = words.flatten().count() > 0;
@@ -61,33 +46,51 @@ pub(super) fn read(
         table.finish(report);
     }
     if let Some(mut table) = allow.and_then(|field| field.table("[allow]", report)) {
-        if let Some(programs) = table.take("programs") {
-            let programs = programs.array(report).unwrap_or_default();
-            let programs =
-                programs.iter().map(|program| read_program(&program.named("a program of [allow]"), report));
-            settings.programs = programs.flatten().collect();
+        if let Some(commands) = table.take("commands") {
+            read_commands(&commands, &mut settings, report);
+            if settings.accepts_rules && max_children == 1 {
+                let message = "rules of the twin leave the last of [actions] max_children to local rules, so with 1 they can run no \
+                               command: set it to 2 or more, or remove [allow.commands]";
+                report.problem(commands.key_place.clone(), message);
+            }
+        }
+        if let Some(programs) = table.take_unlisted("programs") {
+            let message = "[allow] lists commands and no longer programs: write each with its arguments, as in [allow.commands] \
+                           backup = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"], and { command = \"backup\" } in \
+                           rules of the twin";
+            report.problem(programs.key_place, message);
         }
         if let Some(pins) = table.take("pins") {
-            let pins = pins.array(report).unwrap_or_default();
+            let pins = pins.array("a list, such as [\"pump\"]", report).unwrap_or_default();
             let pins = pins.iter().map(|pin| read_pin(&pin.named("a pin of [allow]"), pin_names, report));
             settings.pins = pins.flatten().collect();
         }
         table.finish(report);
     }
-    match (settings.accepts_rules, twin_place, allow_place) {
-        (true, place, None) => {
-            let message = "rules of the twin may run no program and switch no pin, because there is no [allow]: list there \
-                           what they may use, such as pins = [\"pump\"]";
-            report.warning(place, message);
-        }
-        (false, _, Some(place)) => {
-            let message = "[allow] has no effect, because nothing is taken from the twin: write [twin] accept = [\"rules\"], \
-                           or remove [allow]";
-            report.warning(place, message);
-        }
-        _ => {}
+    if settings.accepts_rules && allow_place.is_none() {
+        let message = "rules of the twin may run no command and switch no pin, because there is no [allow]: list there what they \
+                       may use, such as pins = [\"pump\"]";
+        report.warning(twin_place, message);
     }
-    settings
+    let idle = allow_place.filter(|_| !settings.accepts_rules);
+    Read { settings, idle }
+}
+
+/// Says that `[allow]` is good for nothing.
+pub(super) fn warn_of_idle(place: Range<usize>, report: &mut Report) {
+    let message = "[allow] has no effect, because nothing is taken from the twin: write [twin] accept = [\"rules\"], or remove \
+                   [allow]";
+    report.warning(place, message);
+}
+
+fn read_commands(field: &Field<'_>, settings: &mut TwinSettings, report: &mut Report) {
+    let DeValue::Table(table) = field.value.value else {
+        field.wrong_type::<()>("a table of commands, such as backup = [\"/usr/local/bin/backup\"]", report);
+        return;
+    };
+    let commands = fields(table);
+    let read = commands.iter().map(|field| (field.key.to_owned(), steps::read_run(field, true, report)));
+    settings.commands = read.collect();
 }
 
 fn read_pin(field: &Field<'_>, pin_names: &[String], report: &mut Report) -> Option<String> {
@@ -96,39 +99,4 @@ fn read_pin(field: &Field<'_>, pin_names: &[String], report: &mut Report) -> Opt
         return Some(name.to_owned());
     }
     field.wrong(unknown_pin(name, pin_names), report)
-}
-
-fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
-    let path = field.text(report)?;
-    if path.contains(['{', '}']) {
-        return field.wrong("a program of [allow] is a fixed path, without braces", report);
-    }
-    if !path.starts_with('/') {
-        let message = format!("the program \"{}\" is not an absolute path: write it from / on", shown(path));
-        return field.wrong(message, report);
-    }
-    if let Some(name) = runs_anything(path) {
-        let message = format!(
-            "{name} runs what its arguments say, so whoever writes the twin would choose the program: allow one of your own \
-             that does only what is needed"
-        );
-        return field.wrong(message, report);
-    }
-    match files::unfit_program(path) {
-        Some(reason) => field.wrong(reason, report),
-        None => Some(path.to_owned()),
-    }
-}
-
-/// The name of the program, its own or the one that a link leads to, when it runs what its arguments say.
-fn runs_anything(path: &str) -> Option<String> {
-    let path = Path::new(path);
-    let real = fs::canonicalize(path).ok();
-    let names =
-        [Some(path), real.as_deref()].into_iter().flatten().filter_map(|path| path.file_name()?.to_str());
-    let is_one = |name: &&str| {
-        let bare = name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-'));
-        RUN_ANYTHING.contains(&bare) || LOADERS.iter().any(|loader| name.starts_with(loader))
-    };
-    names.into_iter().find(is_one).map(shown)
 }

@@ -209,18 +209,35 @@ pub enum CredentialError {
     )]
     PolicyInDeviceString,
     /// Nothing there.
-    #[error("the connection string is empty")]
+    #[error("the connection string is empty: az prints it with --query connectionString -o tsv")]
     Empty,
+    /// What `az` prints unless it is asked for the value alone.
+    #[error(
+        "this is JSON, and not the connection string alone: have az print that, with --query connectionString -o tsv"
+    )]
+    Json,
+    /// Such as a key alone, or a host name.
+    #[error(
+        "this is no connection string, which begins with HostName=: az prints it with --query connectionString -o tsv"
+    )]
+    Foreign,
+    /// Such as a variable's name with `=`, or a key of YAML.
+    #[error("something stands before HostName=, where the connection string begins: remove it")]
+    Prefixed,
+    /// Of the same cloud.
+    #[error(
+        "this is a connection string of Event Hubs or Service Bus (it has Endpoint): take the one of the IoT Hub, which \
+         begins with HostName="
+    )]
+    EventHubs,
     /// A shell takes such quotes away, an environment file of Docker does not.
     #[error("the connection string stands in quotes, which do not belong to it: take them away")]
     Quoted,
     /// A pair without `=`.
-    #[error(
-        "part {0} of the connection string is not Key=Value: copy it whole, in quotes, with no line break"
-    )]
+    #[error("part {0} of the connection string is not Key=Value: copy it whole, on one line")]
     NotAPair(usize),
     /// A field stands twice.
-    #[error("the connection string has {0} twice")]
+    #[error("the connection string has {0} twice: keep one connection string, on one line")]
     Doubled(&'static str),
     /// A field that no connection string has.
     #[error("the connection string has the unknown field \"{0}\": remove it, or copy the string anew")]
@@ -229,7 +246,9 @@ pub enum CredentialError {
     #[error("the {1} connection string lacks {0}: copy it whole, in quotes where a shell reads it")]
     Missing(&'static str, &'static str),
     /// A host that is none.
-    #[error("{0} is \"{1}\", which is not a host name with an optional port")]
+    #[error(
+        "{0} is \"{1}\", which is not a host name with an optional port: write it as in myhub.azure-devices.net"
+    )]
     Host(&'static str, String),
     /// A device id that the hub would refuse.
     #[error(
@@ -296,22 +315,37 @@ fn unknown_field(name: &str, part: usize) -> CredentialError {
     if is_word { CredentialError::Unknown(name.to_owned()) } else { CredentialError::NotAPair(part) }
 }
 
+fn known(name: &str) -> Option<&'static str> {
+    KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()))
+}
+
 struct Fields<'a>(Vec<(&'static str, &'a str)>);
 
 impl<'a> Fields<'a> {
     fn parse(text: &'a str) -> Result<Self, CredentialError> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(CredentialError::Empty);
+        // Editors of Windows put a mark before the first letter.
+        let text = text.trim_start_matches('\u{feff}').trim();
+        match text.chars().next() {
+            None => return Err(CredentialError::Empty),
+            Some('"' | '\'') => return Err(CredentialError::Quoted),
+            Some('{' | '[') => return Err(CredentialError::Json),
+            Some(_) => {}
         }
-        if text.starts_with(['"', '\'']) {
-            return Err(CredentialError::Quoted);
+        let first = text.split(';').next().unwrap_or_default().to_ascii_lowercase();
+        if first.find("hostname=").is_some_and(|at| at > 0) {
+            return Err(CredentialError::Prefixed);
+        }
+        if first.starts_with("endpoint=") {
+            return Err(CredentialError::EventHubs);
+        }
+        let is_known = |part: &str| part.split_once('=').is_some_and(|(name, _)| known(name).is_some());
+        if !text.split(';').any(is_known) {
+            return Err(CredentialError::Foreign);
         }
         let mut fields: Vec<(&'static str, &str)> = Vec::new();
         for (index, part) in text.split(';').enumerate().filter(|(_, part)| !part.trim().is_empty()) {
             let (name, value) = part.split_once('=').ok_or(CredentialError::NotAPair(index + 1))?;
-            let known = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()));
-            let known = known.ok_or_else(|| unknown_field(name.trim(), index + 1))?;
+            let known = known(name).ok_or_else(|| unknown_field(name.trim(), index + 1))?;
             if fields.iter().any(|(own, _)| *own == known) {
                 return Err(CredentialError::Doubled(known));
             }
@@ -339,106 +373,4 @@ impl<'a> Fields<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-
-    fn device(text: &str) -> String {
-        DeviceConnectionString::parse(text).expect_err("malformed").to_string()
-    }
-
-    #[test]
-    fn a_device_string_with_a_gateway_and_a_port() {
-        let text = format!("HostName=localhost:18883;DeviceId=dev1;SharedAccessKey={KEY};GatewayHostName=gw");
-        let parsed = DeviceConnectionString::parse(&text).expect("valid");
-        assert_eq!(parsed.host, HostPort { name: "localhost".into(), port: Some(18883) });
-        assert_eq!(parsed.gateway.map(|gateway| gateway.to_string()), Some("gw".into()));
-        assert!(matches!(parsed.secret, DeviceSecret::Key(_)));
-    }
-
-    #[test]
-    fn a_device_string_may_carry_a_token_or_name_x509() {
-        let token = "SharedAccessSignature sr=h&sig=Yg%3D%3D&se=1";
-        let text = format!("HostName=h;DeviceId=d;SharedAccessSignature={token}");
-        assert!(matches!(
-            DeviceConnectionString::parse(&text).expect("valid").secret,
-            DeviceSecret::Token(_)
-        ));
-        let x509 = DeviceConnectionString::parse("HostName=h;DeviceId=d;x509=true").expect("valid");
-        assert_eq!(x509.secret, DeviceSecret::X509);
-    }
-
-    #[test]
-    fn a_module_string_names_the_module() {
-        let text = format!("HostName=h;DeviceId=d;ModuleId=m%1;SharedAccessKey={KEY}");
-        let parsed = DeviceConnectionString::parse(&text).expect("valid");
-        assert_eq!((parsed.device_id.as_str(), parsed.module_id.as_deref()), ("d", Some("m%1")));
-    }
-
-    #[test]
-    fn a_service_string_in_a_devices_place_is_named_and_the_reverse() {
-        let service = format!("HostName=h;SharedAccessKeyName=service;SharedAccessKey={KEY}");
-        assert!(device(&service).contains("this is a service connection string"));
-        assert_eq!(ServiceConnectionString::parse(&service).expect("valid").policy, "service");
-        let own = format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}");
-        let error = ServiceConnectionString::parse(&own).expect_err("a device string").to_string();
-        assert!(error.contains("this is a device connection string"));
-    }
-
-    #[test]
-    fn each_mistake_has_its_sentence() {
-        assert!(device("").contains("empty"));
-        assert!(device("HostName").contains("part 1"));
-        assert!(device("HostName=h;DeviceId=d").contains("lacks SharedAccessKey"));
-        assert!(device("DeviceId=d;SharedAccessKey=AA==").contains("lacks HostName"));
-        assert!(device("HostName=h;HostName=h").contains("HostName twice"));
-        assert!(device("HostName=h;Colour=red").contains("\"Colour\""));
-        assert!(device("HostName=h:x;DeviceId=d;SharedAccessKey=AA==").contains("\"h:x\""));
-        assert!(device("HostName=h;DeviceId=a/b;SharedAccessKey=AA==").contains("\"a/b\""));
-        assert!(
-            device("HostName=h;DeviceId=d;ModuleId=a/b;SharedAccessKey=AA==")
-                .contains("\"a/b\" is not a module")
-        );
-        let key = device("HostName=h;DeviceId=d;SharedAccessKey=not*base64");
-        assert!(key.contains("not base64") && !key.contains("not*"), "{key}");
-    }
-
-    #[test]
-    fn a_key_that_lost_its_name_is_not_repeated() {
-        let error = device(&format!("HostName=h;DeviceId=d;{KEY}"));
-        assert!(error.contains("part 3 of the connection string is not Key=Value"), "{error}");
-        assert!(!error.contains(&KEY[..8]), "{error}");
-    }
-
-    #[test]
-    fn a_key_whose_separator_was_lost_is_not_repeated() {
-        for separator in ["\n", ",", " "] {
-            let host = device(&format!("HostName=h{separator}DeviceId=d{separator}SharedAccessKey={KEY}"));
-            assert!(host.starts_with("HostName is \"h") && !host.contains(&KEY[..4]), "{host}");
-            let id = device(&format!("HostName=h;DeviceId=d{separator}SharedAccessKey={KEY}/"));
-            assert!(!id.contains(&KEY[..4]), "{id}");
-        }
-    }
-
-    #[test]
-    fn hosts_may_be_addresses() {
-        assert_eq!(HostPort::parse("[::1]:8883").map(|host| host.to_string()), Some("[::1]:8883".into()));
-        assert_eq!(HostPort::parse("127.0.0.1").map(|host| host.to_string()), Some("127.0.0.1".into()));
-        assert_eq!(HostPort::parse("::1").map(|host| host.name), Some("::1".into()));
-        assert_eq!(HostPort::parse("[hub:]"), None, "colons belong to IPv6 addresses only");
-        assert_eq!(HostPort::parse("hub:8883:"), None);
-        assert_eq!(HostPort::parse("h:0"), None);
-        assert_eq!(HostPort::parse("a b"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_parses_or_is_refused_without_a_panic(text in ".{0,200}") {
-            let device = DeviceConnectionString::parse(&text);
-            let service = ServiceConnectionString::parse(&text);
-            prop_assert!(device.is_err() || service.is_err(), "no text is both kinds");
-        }
-    }
-}
+mod tests;

@@ -219,7 +219,7 @@ pub(super) struct Reached {
 /// Why there is no connection.
 pub(super) enum Unreached {
     Silent,
-    Refused,
+    Refused(IpAddr),
     Failed(io::Error),
 }
 
@@ -230,20 +230,22 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<Reached, Unreached> 
         let made = timeout(CHECK_LIMIT, TcpStream::connect(SocketAddr::new(*address, port))).await;
         (*address, made, began.elapsed())
     });
-    let (mut silent, mut refused, mut failed) = (None, false, None);
+    let (mut silent, mut refused, mut failed) = (None, None, None);
     for (address, made, took) in join_all(attempts).await {
         match made {
             Ok(Ok(stream)) => return Ok(Reached { stream, address, took, silent }),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => refused = true,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                refused = refused.or(Some(address));
+            }
             Ok(Err(error)) => failed = failed.or(Some(error)),
             Err(_elapsed) => silent = silent.or(Some(address)),
         }
     }
     Err(match (silent, refused, failed) {
-        (_, true, _) => Unreached::Refused,
+        (_, Some(address), _) => Unreached::Refused(address),
         (Some(_), _, _) => Unreached::Silent,
-        (None, false, Some(error)) => Unreached::Failed(error),
-        (None, false, None) => Unreached::Silent,
+        (None, None, Some(error)) => Unreached::Failed(error),
+        (None, None, None) => Unreached::Silent,
     })
 }
 
@@ -266,7 +268,7 @@ fn mqtt_port(
         Err(why) => {
             let detail = match why {
                 Unreached::Silent => format!("no answer within {} s", CHECK_LIMIT.as_secs()),
-                Unreached::Refused => "the connection is refused".to_owned(),
+                Unreached::Refused(_) => "the connection is refused".to_owned(),
                 Unreached::Failed(error) => error.to_string(),
             };
             if subject.workload().is_some() {
@@ -276,13 +278,24 @@ fn mqtt_port(
                 );
                 check.failed(detail, remedy)
             } else if https_is_open {
-                check.failed(
-                    format!("{detail}, but port {https} answers"),
-                    format!("a firewall blocks {port}: have outgoing connections to {host}:{port} allowed"),
-                )
+                // Nothing stands between a machine and itself.
+                let remedy = match why {
+                    Unreached::Refused(address) if address.is_loopback() => format!(
+                        "nothing listens on port {port} of this machine: see that HostName has the port on which the hub \
+                         (emulator, gateway) listens"
+                    ),
+                    _ => {
+                        format!(
+                            "a firewall blocks {port}: have outgoing connections to {host}:{port} allowed"
+                        )
+                    }
+                };
+                check.failed(format!("{detail}, but port {https} answers"), remedy)
             } else {
                 let remedy = match why {
-                    Unreached::Refused => "check host and port, and whether the hub (emulator, gateway) runs",
+                    Unreached::Refused(_) => {
+                        "check host and port, and whether the hub (emulator, gateway) runs"
+                    }
                     Unreached::Silent => {
                         "check this machine's way out, and whether a firewall drops everything"
                     }

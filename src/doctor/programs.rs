@@ -1,4 +1,4 @@
-//! The programs that rules run, as the user of the agent will find them.
+//! The programs that rules run, and those that rules of the twin may, as the user of the agent will find them.
 //!
 //! Owns: whether they can be started, and would be. Must not know: what they do. Used by: `doctor`.
 
@@ -11,6 +11,7 @@ use rustix::fs::Access;
 
 use super::user;
 use super::{Check, Finding};
+use crate::config::TwinSettings;
 use crate::rules::{Rule, Rules};
 use crate::trust;
 
@@ -19,11 +20,11 @@ const SHELL: &str = "/bin/sh";
 const MAX_FIRST_LINE: u64 = 256;
 
 /// One finding for each program, and one for the shell where it is needed.
-pub(super) fn programs(rules: Option<&Rules>) -> Vec<Finding> {
+pub(super) fn programs(rules: Option<&Rules>, twin: &TwinSettings) -> Vec<Finding> {
     let Some(rules) = rules else {
         return vec![Check::Program.skipped("the rules could not be read")];
     };
-    let programs: BTreeSet<&str> = rules.iter().flat_map(Rule::programs).collect();
+    let programs: BTreeSet<&str> = rules.iter().flat_map(Rule::programs).chain(twin.programs()).collect();
     let mut found: Vec<_> = programs.iter().map(|path| program(Check::Program, path).about(path)).collect();
     if rules.iter().any(Rule::has_shell) {
         found.push(program(Check::Shell, SHELL));

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
+use crate::amqp_frames::{Guard, Limits};
 use claims::Claims;
-use guard::Guard;
 use stream::{Breach, Replayed};
 
 mod address;
@@ -36,10 +36,10 @@ mod device_link;
 mod device_message;
 mod events_link;
 mod feedback_link;
-mod guard;
 mod method_link;
 mod outgoing;
 mod sasl;
+mod seen;
 mod session;
 mod stream;
 mod twin_link;
@@ -50,6 +50,9 @@ const MAX_SESSIONS: usize = 16;
 /// For one answer of the client: an attach, a detach, the outcome of a reply. A client that keeps the emulator waiting
 /// longer loses the link.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest frame; the emulator says so in its Open.
+const MAX_FRAME: u32 = 256 * 1024;
 
 /// Name of the emulator in the Open performative.
 const CONTAINER: &str = "c2d-agent-emulator";
@@ -165,14 +168,15 @@ where
         stream.shutdown().await?;
         return Err(ArrivalError::NotAmqp);
     }
-    let guard = Guard::new(usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX));
+    let message = usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX);
+    let guard = Guard::new(Limits { frame: MAX_FRAME, message });
     let stream = Replayed::new(header, stream, guard, breach.clone(), claims.answers.clone(), kill);
     // No idle time-out is advertised: the crate enforces it strictly, and the Python SDK sends nothing between two
     // messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
     let builder = ConnectionAcceptor::builder()
         .container_id(CONTAINER)
-        .max_frame_size(guard::MAX_FRAME)
+        .max_frame_size(MAX_FRAME)
         .channel_max(highest_channel);
     let accepted = if id == SASL_ID {
         builder.sasl_acceptor(sasl::Sasl::new(Arc::clone(claims))).build().accept(stream).await

@@ -12,7 +12,7 @@ use super::operation::{Answer, Arrival, Intent, Op, Past, Start, Verdict};
 use super::record::{Number, Record, State, to_millis};
 use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
 use super::trouble::Failure;
-use crate::message::format_time;
+use crate::message::{C2dMessage, Source, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 /// A transaction under way.
@@ -124,11 +124,14 @@ impl<'w, 't> Work<'w, 't> {
             (id, delivery) = (Key::of_id_of(message), Key::of_delivery(message));
             let by_id = is_known_by_id(message, self.circumstances.settings.known_by);
             let same_id = self.ledger.find(id).map(Number);
-            let known =
-                if by_id { same_id } else { self.ledger.absorb(delivery, self.again(arrival)).map(Number) };
+            let known = match same_id {
+                Some(number) if by_id => (!self.was_in_vain(number, delivery)?).then_some(number),
+                None if by_id => None,
+                _ => self.ledger.absorb(delivery, self.again(arrival)).map(Number),
+            };
             match known {
                 Some(number) if by_id => self.note_repeated_id(number, delivery, arrival)?,
-                None => self.notes.reused_id |= same_id.is_some(),
+                None => self.notes.reused_id |= same_id.is_some() && !by_id,
                 Some(_) => {}
             }
             if let Some(number) = known {
@@ -172,6 +175,15 @@ impl<'w, 't> Work<'w, 't> {
         }
         self.written = true;
         Ok(Some(number))
+    }
+
+    /// Whether nothing was done with a message, and this is another one with its id: to repeat what had expired is no repetition.
+    fn was_in_vain(&self, number: Number, delivery: Key) -> Result<bool, Failure> {
+        if self.ledger.get(number.0).is_none_or(|entry| entry.delivery == delivery) {
+            return Ok(false);
+        }
+        let outcome = self.load(number)?.and_then(|stored| stored.record.outcome);
+        Ok(outcome.is_some_and(|outcome| outcome.outcome.may_come_to_be_run()))
     }
 
     /// A message has the id of another one, by which it is known, and perhaps other content: then it is said, and recorded, that it
@@ -231,12 +243,14 @@ impl<'w, 't> Work<'w, 't> {
             return Err(Failure::Corrupt(format!("record {} is in the index only", number.0)));
         };
         let Record { settled, outcome, abandoned, .. } = &stored.record;
-        let Some(message) = arrival.message.as_ref().filter(|_| *abandoned && stored.delivery == delivery)
-        else {
-            let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
+        let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
+        let to_be_run = !matches!(arrival.intent, Intent::End { .. });
+        let may_be_run = to_be_run && outcome.is_some_and(OutcomeKind::may_come_to_be_run);
+        let begins_anew = (*abandoned || may_be_run) && stored.delivery == delivery;
+        let Some(message) = arrival.message.as_ref().filter(|_| begins_anew) else {
             return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
         };
-        // It was given back to the hub, which is what brought it here again: from its beginning.
+        // It was given back to the hub, which is what brought it here again, or nothing was done with it: from its beginning.
         stored.record = new_record(number, message.message_id(), arrival);
         stored.confirmed = false;
         let message = codec::encode_message(&message.to_bag(), &message.body);
@@ -270,8 +284,10 @@ impl<'w, 't> Work<'w, 't> {
         abandoned: bool,
         report: Option<&Bytes>,
     ) -> Result<(), Failure> {
+        let is_kept = outcome.outcome != OutcomeKind::Unmatched
+            || self.message(number)?.is_some_and(|message| !is_call(&message));
         let altered = self.alter(number, "ended", |record| {
-            finish(record, outcome.clone());
+            finish(record, outcome.clone(), is_kept);
             record.abandoned = abandoned && record.state == State::Dead;
         })?;
         if altered == Altered::Done {
@@ -395,7 +411,11 @@ fn new_record(number: Number, id: Option<&str>, arrival: &Arrival) -> Record {
     match &arrival.intent {
         Intent::Wait => {}
         Intent::Start(start) => started(&mut record, *start),
-        Intent::End { outcome, .. } => finish(&mut record, outcome.as_ref().clone()),
+        Intent::End { outcome, .. } => {
+            let is_unmatched_call =
+                outcome.outcome == OutcomeKind::Unmatched && arrival.message.as_ref().is_some_and(is_call);
+            finish(&mut record, outcome.as_ref().clone(), !is_unmatched_call);
+        }
     }
     record
 }
@@ -418,9 +438,18 @@ fn put_back(record: &mut Record, made: bool) {
     }
 }
 
-/// Ends a record: finished, or dead where the kind of outcome says so. Attempts whose beginnings were not noted count, too.
-pub(super) fn finish(record: &mut Record, outcome: OutcomeReport) {
+/// A call that no rule takes is of no use later: its caller has heard so, and calls again or does not.
+fn is_call(message: &C2dMessage) -> bool {
+    matches!(message.source(), Source::Method(_))
+}
+
+/// Ends a record: finished, or dead where the kind of outcome says so and it is to be kept. Attempts whose beginnings were not
+/// noted count, too.
+pub(super) fn finish(record: &mut Record, outcome: OutcomeReport, is_kept: bool) {
     record.attempts = record.attempts.max(outcome.attempt);
-    record.state = if outcome.outcome.is_dead_letter() { State::Dead } else { State::Finished };
+    // The rules may have changed since it was accepted.
+    record.rule = outcome.rule.clone().or(record.rule.take());
+    let is_dead = is_kept && outcome.outcome.is_dead_letter();
+    record.state = if is_dead { State::Dead } else { State::Finished };
     record.outcome = Some(outcome);
 }

@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// Bytes of the record and its message.
     pub(super) size: u32,
     pub(super) state: State,
+    /// Whether it is dead because no rule took it.
+    pub(super) unmatched: bool,
     pub(super) settled: Settled,
     pub(super) confirmed: bool,
 }
@@ -54,12 +56,14 @@ pub(super) struct Ledger {
     /// By both digests of each record. Several may have the same.
     index: BTreeSet<(Key, u64)>,
     finished: BTreeSet<u64>,
+    unmatched: BTreeSet<u64>,
     dead: BTreeSet<u64>,
     bytes: u64,
     ended_bytes: u64,
+    unmatched_bytes: u64,
     pub(super) reports: u64,
     pub(super) report_bytes: u64,
-    /// Marks that were overwritten since [`Ledger::begin`], the oldest first.
+    /// Marks that were overwritten, or went, since [`Ledger::begin`], the oldest first.
     overwritten: Vec<(u64, u64)>,
 }
 
@@ -77,6 +81,8 @@ impl Ledger {
 
     pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.entries.remove(&number)?;
+        // The transaction may fail, and the record be there again.
+        self.overwritten.push((number, entry.connection));
         for key in [entry.delivery, entry.id] {
             self.index.remove(&(key, number));
         }
@@ -182,11 +188,11 @@ impl Ledger {
     }
 
     pub(super) fn dead(&self) -> u64 {
-        self.dead.len() as u64
+        (self.dead.len() + self.unmatched.len()) as u64
     }
 
     fn ended(&self) -> u64 {
-        (self.finished.len() + self.dead.len()) as u64
+        self.finished.len() as u64 + self.dead()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -198,9 +204,16 @@ impl Ledger {
         self.ended_bytes
     }
 
-    /// The ended record that goes first: finished ones before dead ones, the oldest first.
+    /// The ended record that goes first: finished ones, then those that no rule took, then the other dead ones; the oldest
+    /// first.
     pub(super) fn first_to_go(&self) -> Option<u64> {
-        self.finished.first().or_else(|| self.dead.first()).copied()
+        [&self.finished, &self.unmatched, &self.dead].into_iter().find_map(BTreeSet::first).copied()
+    }
+
+    /// The oldest record of a message that no rule took, when those take more than `most` bytes. The last one stays.
+    pub(super) fn unmatched_beyond(&self, most: u64) -> Option<u64> {
+        let first = self.unmatched.first().filter(|_| self.unmatched.len() > 1);
+        first.filter(|_| self.unmatched_bytes > most).copied()
     }
 
     /// Up to `limit` records that ended before `before_ms` and are more than `keep_at_least`. A time that lies in the
@@ -209,7 +222,7 @@ impl Ledger {
         let spare = usize::try_from(self.ended().saturating_sub(keep_at_least)).unwrap_or(usize::MAX);
         let limit = limit.min(spare);
         let mut found = Vec::new();
-        for numbers in [&self.finished, &self.dead] {
+        for numbers in [&self.finished, &self.unmatched, &self.dead] {
             let mut passed = 0;
             for number in numbers {
                 if found.len() >= limit || passed >= LOOK_PAST {
@@ -226,24 +239,31 @@ impl Ledger {
 
     fn count_in(&mut self, number: u64, entry: &Entry) {
         self.bytes += u64::from(entry.size);
-        if let Some(numbers) = self.ended_numbers(entry.state) {
+        if let Some(numbers) = self.ended_numbers(entry) {
             numbers.insert(number);
             self.ended_bytes += u64::from(entry.size);
+        }
+        if entry.unmatched {
+            self.unmatched_bytes += u64::from(entry.size);
         }
     }
 
     fn count_out(&mut self, number: u64, entry: &Entry) {
         self.bytes -= u64::from(entry.size);
-        if let Some(numbers) = self.ended_numbers(entry.state) {
+        if let Some(numbers) = self.ended_numbers(entry) {
             numbers.remove(&number);
             self.ended_bytes -= u64::from(entry.size);
         }
+        if entry.unmatched {
+            self.unmatched_bytes -= u64::from(entry.size);
+        }
     }
 
-    fn ended_numbers(&mut self, state: State) -> Option<&mut BTreeSet<u64>> {
-        match state {
+    fn ended_numbers(&mut self, entry: &Entry) -> Option<&mut BTreeSet<u64>> {
+        match entry.state {
             State::Accepted | State::Started => None,
             State::Finished => Some(&mut self.finished),
+            State::Dead if entry.unmatched => Some(&mut self.unmatched),
             State::Dead => Some(&mut self.dead),
         }
     }

@@ -100,6 +100,12 @@ pub(crate) enum Op {
 #[serde(transparent)]
 pub(crate) struct Selector(pub(crate) String);
 
+impl From<Number> for Selector {
+    fn from(number: Number) -> Self {
+        Self(format!("#{}", number.0))
+    }
+}
+
 /// What a person wants of the inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

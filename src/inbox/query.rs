@@ -9,7 +9,7 @@ use super::apply::{Work, finish};
 use super::codec::{self, Stored};
 use super::key::Key;
 use super::operation::{Query, Reply, Selector};
-use super::record::{Number, Record, Settled, State, Unfinished, from_millis};
+use super::record::{Number, Settled, State, Unfinished, from_millis};
 use super::trouble::Failure;
 use crate::message::{C2dMessage, excerpt, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
@@ -78,14 +78,14 @@ impl Work<'_, '_> {
         Ok(None)
     }
 
-    fn message(&self, number: Number) -> Result<Option<C2dMessage>, Failure> {
+    pub(super) fn message(&self, number: Number) -> Result<Option<C2dMessage>, Failure> {
         let Some(value) = self.tables.messages.get(number.0)? else { return Ok(None) };
         let decoded = codec::decode_message(number.0, value.value());
         Ok(decoded.inspect_err(|reason| tracing::warn!("{reason}")).ok())
     }
 
     fn retry(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
-        let name = name(&stored.record);
+        let name = stored.record.name();
         if stored.record.state != State::Dead {
             let is = describe(stored.record.state);
             return Ok(Reply::Refused(format!("{name} {is}: only a dead letter can be run again")));
@@ -95,9 +95,8 @@ impl Work<'_, '_> {
                 "{name} was recorded without its message: it cannot be run again"
             )));
         };
-        if let Some(expiry) =
-            message.expiry().filter(|expiry| *expiry < from_millis(self.circumstances.now_ms))
-        {
+        let [received, now] = [stored.record.received_ms, self.circumstances.now_ms].map(from_millis);
+        if let Some(expiry) = message.expired_since(received, now) {
             return Ok(Reply::Refused(format!(
                 "{name} expired at {}: it is not run any more; send a new message, or drop this one",
                 format_time(expiry)
@@ -115,7 +114,7 @@ impl Work<'_, '_> {
 
     fn drop_by_hand(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
         if matches!(stored.record.state, State::Started | State::Finished) {
-            let (name, is) = (name(&stored.record), describe(stored.record.state));
+            let (name, is) = (stored.record.name(), describe(stored.record.state));
             return Ok(Reply::Refused(format!(
                 "{name} {is}: only a dead letter, or a message that waits for its turn, can be dropped"
             )));
@@ -140,17 +139,10 @@ impl Work<'_, '_> {
         };
         self.count(outcome.outcome);
         stored.record.abandoned = false;
-        finish(&mut stored.record, outcome);
+        finish(&mut stored.record, outcome, true);
         let record = stored.record.clone();
         self.store(stored)?;
         Ok(Reply::Dropped(record))
-    }
-}
-
-fn name(record: &Record) -> String {
-    match &record.message_id {
-        Some(id) => format!("message \"{}\" (#{})", excerpt(id), record.number.0),
-        None => format!("message #{}", record.number.0),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::C2dMessage;
+use crate::message::{C2dMessage, excerpt};
 use crate::outcome::{OutcomeReport, Totals};
 
 /// The number of a record: counts up in order of acceptance, and is never used again.
@@ -25,7 +25,7 @@ pub(crate) enum State {
     Started,
     /// Ended; nothing is left to do.
     Finished,
-    /// Ended badly; kept whole, so that somebody can run it again or drop it.
+    /// Ended badly, or no rule took it; kept whole, so that somebody can run it again or drop it.
     Dead,
 }
 
@@ -55,12 +55,13 @@ pub(crate) struct Record {
     pub(crate) state: State,
     /// When it is completed at the hub.
     pub(crate) settled: Settled,
-    /// When it arrived, in milliseconds since 1970.
+    /// When it arrived, in milliseconds since 1970; in JSON, as all times there, in RFC 3339.
+    #[serde(rename = "received", with = "rfc3339")]
     pub(crate) received_ms: u64,
     /// How many attempts were begun.
     pub(crate) attempts: u32,
-    /// When the last attempt was begun, in milliseconds since 1970.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When the last attempt was begun, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "started", with = "optional_rfc3339")]
     pub(crate) started_ms: Option<u64>,
     /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
     #[serde(default)]
@@ -71,6 +72,16 @@ pub(crate) struct Record {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) outcome: Option<OutcomeReport>,
+}
+
+impl Record {
+    /// How it is called in a sentence.
+    pub(crate) fn name(&self) -> String {
+        match &self.message_id {
+            Some(id) => format!("message \"{}\" (#{})", excerpt(id), self.number.0),
+            None => format!("message #{}", self.number.0),
+        }
+    }
 }
 
 /// A message that is recorded and has not ended.
@@ -125,4 +136,41 @@ pub(crate) fn to_millis(time: SystemTime) -> u64 {
 /// A time that was recorded. One that no clock can show counts as 1970.
 pub(crate) fn from_millis(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A time that was recorded, as text.
+mod rfc3339 {
+    use super::{from_millis, to_millis};
+    use crate::message::{format_time, parse_time};
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(millis: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format_time(from_millis(*millis)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = parse_time(&text);
+        time.map(to_millis).ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is no time in RFC 3339")))
+    }
+}
+
+/// The same, or nothing.
+mod optional_rfc3339 {
+    use super::rfc3339;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Time(#[serde(with = "rfc3339")] u64);
+
+    pub(super) fn serialize<S: Serializer>(millis: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+        match millis {
+            Some(millis) => rfc3339::serialize(millis, to),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        Ok(Option::<Time>::deserialize(from)?.map(|Time(millis)| millis))
+    }
 }

@@ -2,6 +2,9 @@
 //!
 //! Owns: `keep`, `keep_at_least` and `max_size`. Must not know: what a message is. Used by: `inbox::apply`.
 //!
+//! Messages that no rule took are kept, but may take a part of the room only: a sender that is mistaken must push out neither
+//! dead letters nor what messages are known by.
+//!
 //! Only records of messages that have ended go. A record is as old as the time since its message ended; one from the
 //! future (the clock was wrong) is not old. A clock that jumps far ahead makes all records old: then `keep_at_least` of
 //! them stay.
@@ -16,6 +19,9 @@ use crate::config::InboxSettings;
 const MOST_BY_AGE: usize = 512;
 /// Most records that go for want of room in one transaction.
 const MOST_FOR_ROOM: usize = 4_096;
+
+/// Messages that no rule took may take one part in so many of `max_size`.
+const UNMATCHED_PART: u64 = 4;
 
 impl Work<'_, '_> {
     /// Whether `need` more bytes fit, once the oldest ended records have made room.
@@ -40,6 +46,11 @@ impl Work<'_, '_> {
     pub(super) fn let_go(&mut self) -> Result<(), Failure> {
         let Circumstances { settings, now_ms, .. } = *self.circumstances;
         for number in too_old(self.ledger, settings, now_ms, MOST_BY_AGE) {
+            self.remove(number)?;
+        }
+        while let Some(number) = self.ledger.unmatched_beyond(settings.max_size / UNMATCHED_PART)
+            && self.gone < MOST_FOR_ROOM
+        {
             self.remove(number)?;
         }
         if self.ledger.bytes() > self.circumstances.settings.max_size {

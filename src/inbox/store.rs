@@ -23,7 +23,7 @@ use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
 use super::retention;
 use super::trouble::Failure;
 use crate::config::InboxSettings;
-use crate::outcome::Totals;
+use crate::outcome::{OutcomeKind, Totals};
 
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
 const MESSAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("messages");
@@ -258,6 +258,8 @@ pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry
         connection,
         size: u32::try_from(value_len).unwrap_or(u32::MAX).saturating_add(stored.message_len),
         state: record.state,
+        unmatched: record.state == State::Dead
+            && record.outcome.as_ref().is_some_and(|outcome| outcome.outcome == OutcomeKind::Unmatched),
         settled: record.settled,
         confirmed: stored.confirmed,
     }

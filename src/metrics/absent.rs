@@ -38,7 +38,10 @@ mod tests {
     #[test]
     fn whoever_asks_for_metrics_is_told_how_to_get_them_and_not_to_try_again() {
         let error = Endpoint::open("127.0.0.1:0".parse().expect("an address")).expect_err("there is none");
-        assert!(error.to_string().contains("install a build with the cargo feature \"metrics\""), "{error}");
+        assert!(
+            error.to_string().contains("[metrics] is not in this program: the Debian package"),
+            "{error}"
+        );
         assert!(!error.may_pass());
     }
 }

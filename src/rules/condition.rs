@@ -5,7 +5,13 @@
 
 use crate::message::excerpt;
 
+use super::glob::{self, Glob};
 use super::values::{Found, Subject, Values};
+
+/// Values of a list that are named when none of them is there.
+const MOST_NAMED: usize = 20;
+/// Longest text that is read as a number, in bytes.
+const MAX_NUMBER: usize = 64;
 
 /// One condition: a name, and what its value must be.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,17 +26,43 @@ pub(crate) enum Test {
     /// This text.
     Equals(String),
     /// One of these texts.
-    OneOf(Vec<String>),
+    OneOf(Choices),
     /// Text that begins so.
     Prefix(String),
     /// Text that a shell-style pattern matches whole; `*` also matches slashes.
-    Glob(glob::Pattern),
+    Glob(Glob),
     /// A decimal number from `min` to `max`, both included.
     Range { min: f64, max: f64 },
     /// Anything, as long as it is there.
     Present,
     /// Nothing: it must not be there.
     Absent,
+}
+
+/// A list of texts, in which one is found without a look at each.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Choices {
+    texts: Vec<String>,
+    /// The same, in alphabetical order.
+    sorted: Vec<usize>,
+}
+
+impl Choices {
+    pub(crate) fn new(texts: Vec<String>) -> Self {
+        let mut sorted: Vec<usize> = (0..texts.len()).collect();
+        sorted.sort_by_key(|at| texts.get(*at));
+        Self { texts, sorted }
+    }
+
+    /// As they were written.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &String> {
+        self.texts.iter()
+    }
+
+    fn has(&self, text: &str) -> bool {
+        let order = |at: &usize| self.texts.get(*at).map(String::as_str).cmp(&Some(text));
+        self.sorted.binary_search_by(order).is_ok()
+    }
 }
 
 impl Condition {
@@ -47,11 +79,19 @@ impl Condition {
         if self.holds(values) {
             return None;
         }
-        let (subject, wanted) = (&self.subject, self.test.wanted());
-        Some(match values.find(subject) {
-            Found::Missing => format!("{subject} is missing{}, not {wanted}", values.remark(subject)),
+        let wanted = self.test.wanted();
+        let (found, remark) = (values.find(&self.subject), values.remark(&self.subject));
+        let subject = excerpt(&self.subject.to_string());
+        Some(match found {
+            Found::Missing => format!("{subject} is missing{remark}, not {wanted}"),
             Found::Structure => format!("{subject} is an object or array, not {wanted}"),
-            Found::Text(text) => format!("{subject} is \"{}\", not {wanted}", excerpt(&text)),
+            Found::Text(text) => match self.test.longest().filter(|longest| text.len() > *longest) {
+                Some(longest) => format!(
+                    "{subject} has {} bytes, and may have {longest} to be compared with {wanted}",
+                    text.len()
+                ),
+                None => format!("{subject} is \"{}\", not {wanted}", excerpt(&text)),
+            },
         })
     }
 
@@ -60,7 +100,7 @@ impl Condition {
         self.subject == *subject
             && match &self.test {
                 Test::Equals(value) => value == text,
-                Test::OneOf(values) => values.iter().any(|value| value == text),
+                Test::OneOf(choices) => choices.has(text),
                 _ => false,
             }
     }
@@ -80,22 +120,36 @@ impl Test {
     pub(crate) fn takes(&self, text: &str) -> bool {
         match self {
             Self::Equals(value) => value == text,
-            Self::OneOf(values) => values.iter().any(|value| value == text),
+            Self::OneOf(choices) => choices.has(text),
             Self::Prefix(prefix) => text.starts_with(prefix.as_str()),
             Self::Glob(pattern) => pattern.matches(text),
             Self::Range { min, max } => {
-                text.parse::<f64>().is_ok_and(|number| (*min..=*max).contains(&number))
+                text.len() <= MAX_NUMBER
+                    && decimal(text).is_some_and(|number| (*min..=*max).contains(&number))
             }
             Self::Present => true,
             Self::Absent => false,
         }
     }
 
+    /// The longest text that it looks at, in bytes, where there is a limit.
+    fn longest(&self) -> Option<usize> {
+        match self {
+            Self::Glob(_) => Some(glob::MAX_TEXT),
+            Self::Range { .. } => Some(MAX_NUMBER),
+            _ => None,
+        }
+    }
+
     fn wanted(&self) -> String {
         match self {
             Self::Equals(value) => format!("\"{}\"", excerpt(value)),
-            Self::OneOf(values) => {
-                let quoted: Vec<_> = values.iter().map(|value| format!("\"{}\"", excerpt(value))).collect();
+            Self::OneOf(choices) => {
+                let named = choices.iter().take(MOST_NAMED);
+                let mut quoted: Vec<_> = named.map(|value| format!("\"{}\"", excerpt(value))).collect();
+                if let more @ 1.. = choices.texts.len().saturating_sub(MOST_NAMED) {
+                    quoted.push(format!("… {more} more"));
+                }
                 format!("one of {}", quoted.join(", "))
             }
             Self::Prefix(prefix) => format!("text that begins with \"{}\"", excerpt(prefix)),
@@ -105,4 +159,17 @@ impl Test {
             Self::Absent => "absent".into(),
         }
     }
+}
+
+/// A decimal number as people write it, `-?(0|[1-9][0-9]*)(\.[0-9]+)?`. What programs read in different ways is none: `1e1`, `+5`,
+/// `010` (8 to some), `inf`.
+fn decimal(text: &str) -> Option<f64> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (whole, is_fraction) = match unsigned.split_once('.') {
+        Some((whole, fraction)) => (whole, digits(fraction)),
+        None => (unsigned, true),
+    };
+    let is_plain = digits(whole) && (whole == "0" || !whole.starts_with('0')) && is_fraction;
+    text.parse().ok().filter(|_| is_plain)
 }

@@ -1,6 +1,6 @@
 //! The environment of a child process: what a message tells a program.
 //!
-//! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`. Used by: `rules`.
+//! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`. Used by: `rules`, `config` (names a variable).
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,14 @@ use crate::message::{C2dMessage, excerpt};
 
 use super::plan::PlanError;
 
+/// Most application properties of a message that a program is given.
+pub(super) const MAX_VARIABLES: usize = 1000;
+
 /// Every `C2D_…` variable, sorted by name. `C2D_MESSAGE_ID` and `C2D_CORRELATION_ID` are left out when the message
 /// has none, and so are the variables of properties whose names become equal.
 ///
 /// # Errors
-/// [`PlanError::Nul`]: no variable can hold a NUL, and leaving it out could make a program do more than was asked.
+/// [`PlanError::TooMany`]: what is made for each property takes its time. [`PlanError::Nul`]: no variable can hold a NUL, and leaving it out could make a program do more than was asked.
 /// [`PlanError::Lookalike`]: a program would find something else under the name of a property that the rule's conditions
 /// are about (`tested`) than what they let through, or nothing.
 pub(super) fn of(
@@ -23,17 +26,22 @@ pub(super) fn of(
     device_id: &str,
     tested: &[&str],
 ) -> Result<Vec<(String, String)>, PlanError> {
+    let count = message.application.len();
+    if count > MAX_VARIABLES {
+        return Err(PlanError::TooMany { count });
+    }
     let mut variables: BTreeMap<String, Option<String>> = BTreeMap::new();
     let taken: BTreeMap<String, &str> = tested.iter().map(|name| (variable_name(name), *name)).collect();
     for (name, value) in message.application.iter() {
         let value = value.unwrap_or("").to_owned();
         refuse_nul(name, &value)?;
-        if let Some(tested_name) = taken.get(&variable_name(name)).filter(|_| !tested.contains(&name)) {
-            let (name, tested) = (excerpt(name), (*tested_name).to_owned());
-            return Err(PlanError::Lookalike { name, variable: variable_name(tested_name), tested });
+        let variable = variable_name(name);
+        if let Some(tested) = taken.get(&variable).filter(|_| !tested.contains(&name)) {
+            let (name, tested) = (excerpt(name), (*tested).to_owned());
+            return Err(PlanError::Lookalike { name, variable, tested });
         }
         // A name that is there already collides: neither may be taken for the other.
-        variables.entry(variable_name(name)).and_modify(|slot| *slot = None).or_insert(Some(value));
+        variables.entry(variable).and_modify(|slot| *slot = None).or_insert(Some(value));
     }
     for (name, subject, value) in [
         ("C2D_MESSAGE_ID", "$.mid", message.message_id()),
@@ -49,7 +57,8 @@ pub(super) fn of(
     Ok(variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
 }
 
-fn variable_name(property: &str) -> String {
+/// The variable that a property is in.
+pub(crate) fn variable_name(property: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     format!("C2D_PROPERTY_{}", property.chars().map(keep).collect::<String>())
 }

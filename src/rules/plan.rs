@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+use super::environment::MAX_VARIABLES;
+use super::template::MAX_FILLED_BYTES;
+
 /// What one message makes one rule do: steps in order, all within one deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -98,7 +101,7 @@ pub enum PlanError {
         /// The property or body field.
         name: String,
         /// More about a missing body field, or empty.
-        remark: &'static str,
+        remark: String,
     },
     /// A template takes a JSON object or array.
     #[error("{0} is a JSON object or array, but the rule fills in a text, a number, true or false")]
@@ -114,6 +117,14 @@ pub enum PlanError {
         /// Its value, shortened.
         value: String,
     },
+    /// The same, of a command that the rule only names.
+    #[error("{name} is \"{value}\", which a program could take for an option, and a command takes none")]
+    OptionOfCommand {
+        /// The property or body field.
+        name: String,
+        /// Its value, shortened.
+        value: String,
+    },
     /// A value holds a control character, such as a line break or NUL.
     #[error("{name} is \"{value}\", and control characters are not filled in")]
     ControlCharacter {
@@ -121,6 +132,20 @@ pub enum PlanError {
         name: String,
         /// Its value, shortened and escaped.
         value: String,
+    },
+    /// Values that are too long to be given to programs.
+    #[error(
+        "the arguments would have more than {} KiB together with the values of the message: fill in less, or take it from the \
+         environment or the body", MAX_FILLED_BYTES / 1024
+    )]
+    TooMuch,
+    /// More properties than the environment of a program is made for.
+    #[error(
+        "the message has {count} properties, and a program gets {MAX_VARIABLES} at most: send fewer, or use the body"
+    )]
+    TooMany {
+        /// How many the message has.
+        count: usize,
     },
     /// A value that a pin step cannot use.
     #[error("{setting} would be \"{value}\", but it must be {needs}")]
@@ -159,4 +184,14 @@ pub enum PlanError {
     /// A value that no environment variable can hold.
     #[error("{0} holds a NUL, which cannot be given to a program")]
     Nul(String),
+}
+
+impl PlanError {
+    /// Why a value cannot be filled into a command: there no condition helps.
+    pub(super) fn of_command(self) -> Self {
+        match self {
+            Self::LooksLikeAnOption { name, value } => Self::OptionOfCommand { name, value },
+            other => other,
+        }
+    }
 }

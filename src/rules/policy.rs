@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::plan::{PinChange, Plan, PlannedStep};
 
+/// How long rules of the twin may make a message for a rule of the owner's wait, all of them together.
+pub(crate) const TWIN_WAIT: Duration = Duration::from_secs(50);
+
 /// Everything about a rule but its conditions and steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -67,6 +70,16 @@ impl Policy {
     /// Whether a message may be refused because of when others came.
     pub fn is_guarded(&self) -> bool {
         self.min_interval.is_some() || self.rate.is_some()
+    }
+
+    /// How long all attempts and the pauses between them may take, when each takes `timeout`.
+    pub(crate) fn longest(&self, timeout: Duration) -> Duration {
+        timeout.saturating_mul(self.attempts).saturating_add(self.pauses())
+    }
+
+    /// How long the pauses between the attempts take together.
+    pub(crate) fn pauses(&self) -> Duration {
+        (1..self.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(self.backoff_after(n)))
     }
 
     /// How long to wait after attempt number `attempt` (from 1) failed.

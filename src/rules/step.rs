@@ -24,8 +24,9 @@ const MIN_PULSE: Duration = Duration::from_millis(1);
 pub(crate) enum Step {
     /// Change a pin.
     Gpio { pin: String, change: GpioStep },
-    /// Run a program; its path is literal, the arguments may take values.
-    Run { program: String, arguments: Vec<Template> },
+    /// Run a program; its path is literal, the arguments may take values. `is_command`: the rule only names it, and the rule's
+    /// author need not be the owner; so a condition of the rule lists no value that begins with `-`.
+    Run { program: String, arguments: Vec<Template>, is_command: bool },
     /// Run the configuration's own text with `/bin/sh -c`.
     Shell { text: String },
 }
@@ -87,14 +88,20 @@ impl Step {
         &self,
         values: &Values<'_>,
         conditions: &[Condition],
+        room: &mut usize,
     ) -> Result<PlannedStep, PlanError> {
         Ok(match self {
             Self::Shell { text } => PlannedStep::Shell { text: text.clone() },
-            Self::Run { program, arguments } => {
+            Self::Run { program, arguments, is_command } => {
                 let mut argv = Vec::with_capacity(1 + arguments.len());
                 argv.push(program.clone());
                 for argument in arguments {
-                    argv.push(argument.fill(values, conditions)?);
+                    let filled = match is_command {
+                        false => argument.fill(values, conditions)?,
+                        true => argument.fill(values, &[]).map_err(PlanError::of_command)?,
+                    };
+                    *room = room.checked_sub(filled.len()).ok_or(PlanError::TooMuch)?;
+                    argv.push(filled);
                 }
                 PlannedStep::Run { argv }
             }
@@ -116,7 +123,21 @@ impl Step {
 
     /// What the step's templates take and have no default for.
     pub(super) fn needed(&self) -> impl Iterator<Item = &Subject> {
-        let templates: Vec<&Template> = match self {
+        self.templates().into_iter().flat_map(Template::needed)
+    }
+
+    /// What the step's templates take, each as often as they do.
+    pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.templates().into_iter().flat_map(Template::subjects)
+    }
+
+    /// How many arguments and values it makes of a message.
+    pub(super) fn pieces(&self) -> usize {
+        self.templates().into_iter().map(|template| template.subjects().count().max(1)).sum()
+    }
+
+    fn templates(&self) -> Vec<&Template> {
+        match self {
             Self::Shell { .. } => Vec::new(),
             Self::Run { arguments, .. } => arguments.iter().collect(),
             Self::Gpio { change, .. } => match change {
@@ -126,8 +147,15 @@ impl Step {
                     times.template().into_iter().chain(period.template()).collect()
                 }
             },
-        };
-        templates.into_iter().flat_map(Template::needed)
+        }
+    }
+
+    /// The program that it runs; none when that is `/bin/sh` for a text.
+    pub(crate) fn program(&self) -> Option<&str> {
+        match self {
+            Self::Run { program, .. } => Some(program),
+            Self::Gpio { .. } | Self::Shell { .. } => None,
+        }
     }
 
     /// The pin that it changes.

@@ -9,6 +9,9 @@ use super::condition::Condition;
 use super::plan::PlanError;
 use super::values::{Found, Subject, Values};
 
+/// Most bytes that the arguments of a rule have once they are filled in: what a program can take in any case.
+pub(super) const MAX_FILLED_BYTES: usize = 128 * 1024;
+
 /// One argument or one value. It is filled after the argument list is already split, so a value never becomes two.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
@@ -88,6 +91,14 @@ impl Template {
         })
     }
 
+    /// What the template takes, with a default or without one.
+    pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Value { subject, .. } => Some(subject),
+            Part::Literal(_) => None,
+        })
+    }
+
     /// What the template takes when it is one value and nothing else.
     pub(super) fn single(&self) -> Option<&Subject> {
         match self.0.as_slice() {
@@ -107,7 +118,7 @@ impl Template {
     /// Fills in the message's values.
     ///
     /// # Errors
-    /// When a value is missing, is a JSON object or array, holds control characters, or would make the text begin
+    /// When a value is missing, is a JSON object or array, makes the text too long, holds control characters, or would make it begin
     /// with `-` and no condition lists it. Text of the configuration itself, defaults included, may begin so.
     pub(super) fn fill(&self, values: &Values<'_>, conditions: &[Condition]) -> Result<String, PlanError> {
         let mut text = String::new();
@@ -116,6 +127,9 @@ impl Template {
                 Part::Literal(literal) => text.push_str(literal),
                 Part::Value { subject, default } => match (values.find(subject), default) {
                     (Found::Text(value), _) => {
+                        if text.len() + value.len() > MAX_FILLED_BYTES {
+                            return Err(PlanError::TooMuch);
+                        }
                         check(subject, &value, text.is_empty(), conditions)?;
                         text.push_str(&value);
                     }

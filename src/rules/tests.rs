@@ -35,6 +35,7 @@ fn run(arguments: &[&str]) -> Step {
     Step::Run {
         program: "/bin/true".into(),
         arguments: arguments.iter().map(|text| template(text)).collect(),
+        is_command: false,
     }
 }
 
@@ -61,12 +62,12 @@ fn each_kind_of_condition_takes_what_it_says() {
         (equals("flag", ""), true),
         (equals("$.cid", "c-1"), true),
         (equals("iothub-ack", "full"), true),
-        (when("state", Test::OneOf(vec!["off".into(), "on".into()])), true),
-        (when("state", Test::OneOf(vec!["off".into()])), false),
+        (when("state", Test::OneOf(Choices::new(vec!["off".into(), "on".into()]))), true),
+        (when("state", Test::OneOf(Choices::new(vec!["off".into()]))), false),
         (when("path", Test::Prefix("/a/".into())), true),
         (when("path", Test::Prefix("a".into())), false),
-        (when("path", Test::Glob(glob::Pattern::new("*.txt").expect("a pattern"))), true),
-        (when("path", Test::Glob(glob::Pattern::new("?.txt").expect("a pattern"))), false),
+        (when("path", Test::Glob(Glob::parse("*.txt").expect("a pattern"))), true),
+        (when("path", Test::Glob(Glob::parse("?.txt").expect("a pattern"))), false),
         (when("n", Test::Range { min: 1.0, max: 7.0 }), true),
         (when("n", Test::Range { min: 7.1, max: 9.0 }), false),
         (when("neg", Test::Range { min: -3.0, max: 0.0 }), true),
@@ -83,10 +84,19 @@ fn each_kind_of_condition_takes_what_it_says() {
 }
 
 #[test]
-fn words_that_parse_as_numbers_without_a_value_are_in_no_range() {
-    for value in ["nan", "NaN", "inf", "-inf", "infinity"] {
+fn only_plain_decimal_numbers_are_in_a_range() {
+    let takes = |value: &str| {
         let everything = Test::Range { min: f64::MIN, max: f64::MAX };
-        assert!(!takes(when("n", everything), &message(&format!("n={value}"))), "{value}");
+        takes(when("n", everything), &message(&format!("n={}", value.replace('+', "%2B"))))
+    };
+    for value in ["0", "-0", "7", "-7", "10", "0.5", "-0.50", "120.007", "12345678901234567890"] {
+        assert!(takes(value), "{value}");
+    }
+    for value in [
+        "nan", "NaN", "inf", "-inf", "infinity", "1e1", "1E1", "+5", "010", "-01", "00", "00.5", " 5", "5 ",
+        "5%0A", ".5", "5.", "-", "--5", "1_000", "0x10", "1,5", "1.2.3", "٣", "",
+    ] {
+        assert!(!takes(value), "{value}");
     }
 }
 
@@ -139,15 +149,17 @@ fn mismatches_name_the_actual_and_the_wanted_value() {
     let rule = rule(
         vec![
             equals("action", "pump"),
-            when("state", Test::OneOf(vec!["on".into(), "off".into()])),
+            when("state", Test::OneOf(Choices::new(vec!["on".into(), "off".into()]))),
             when("n", Test::Range { min: 1.0, max: 20.0 }),
             equals("body.zone", "north"),
             when("extra", Test::Absent),
         ],
         vec![],
     );
+    let rules = Rules::new(vec![rule]);
+    let message = with_body("action=pump&state=up&extra=%0A", "text");
     assert_eq!(
-        rule.mismatches(&with_body("action=pump&state=up&extra=%0A", "text")),
+        rules.mismatches(&message)[0].1,
         [
             "state is \"up\", not one of \"on\", \"off\"",
             "n is missing, not a number from 1 to 20",
@@ -155,6 +167,66 @@ fn mismatches_name_the_actual_and_the_wanted_value() {
             "extra is \"\\n\", not absent",
         ]
     );
+}
+
+#[test]
+fn a_value_that_is_too_long_for_its_condition_is_told_so_and_what_is_told_is_short() {
+    let long: Vec<String> = (0..1000).map(|number| format!("{number}-{}", "v".repeat(100))).collect();
+    let name = "n".repeat(1000);
+    let rule = rule(
+        vec![
+            when("file", Test::Glob(Glob::parse("*").expect("a pattern"))),
+            when("number", Test::Range { min: 0.0, max: 9.0 }),
+            when(&name, Test::OneOf(Choices::new(long))),
+        ],
+        vec![],
+    );
+    let (file, number) = ("a".repeat(513), format!("1.{}", "0".repeat(63)));
+    let message = message(&format!("file={file}&number={number}"));
+    let rules = Rules::new(vec![rule]);
+    assert!(rules.match_message(&message).is_none());
+    let why = &rules.mismatches(&message)[0].1;
+    assert_eq!(why[0], "file has 513 bytes, and may have 512 to be compared with text like \"*\"");
+    assert_eq!(why[1], "number has 65 bytes, and may have 64 to be compared with a number from 0 to 9");
+    assert!(why[2].len() < 2000 && why[2].ends_with("… 980 more"), "{}", why[2]);
+}
+
+#[test]
+fn values_that_a_program_cannot_take_are_refused_before_they_fill_the_memory() {
+    let value = format!("a={}", "v".repeat(60_000));
+    let refused = |arguments: &[&str]| {
+        rule(vec![], vec![run(arguments)])
+            .plan(&message(&value), "d")
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(refused(&["{a}", "{a}"]), Ok(()));
+    let sentence = "the arguments would have more than 128 KiB together with the values of the message: fill in less, or take it \
+                    from the environment or the body";
+    assert_eq!(refused(&["{a}", "{a}", "{a}"]), Err(sentence.to_owned()));
+    assert_eq!(refused(&["{a}{a}{a}"]), Err(sentence.to_owned()));
+    let many: String = (0..1001).map(|number| format!("p{number}&")).collect();
+    let plan = rule(vec![], vec![run(&[])]).plan(&message(&many), "d");
+    assert_eq!(
+        plan.expect_err("too many").to_string(),
+        "the message has 1001 properties, and a program gets 1000 at most: send fewer, or use the body"
+    );
+    // A pin does not care.
+    let pin = Step::Gpio { pin: "p".into(), change: GpioStep::Set(Setting::Fixed(PinChange::Toggle)) };
+    assert!(rule(vec![], vec![pin]).plan(&message(&many), "d").is_ok());
+}
+
+#[test]
+fn properties_are_the_same_by_their_index_as_one_by_one() {
+    let few = "a=1&b=&c&%24.mid=m&iothub-ack=full&%24.method=x";
+    let many: String = (0..20).map(|number| format!("&p{number}=v")).collect();
+    let [few, many] = [few.to_owned(), few.to_owned() + &many].map(|bag| message(&bag));
+    for name in ["a", "b", "c", "d", "$.mid", "$.cid", "iothub-ack", "$.method", "$.source"] {
+        let fields = Fields::default();
+        let [few, many] = [&few, &many].map(|message| Values::of(message, &fields));
+        let subject = Subject::parse(name).expect("a name");
+        assert_eq!(few.find(&subject), many.find(&subject), "{name}");
+    }
 }
 
 #[test]
@@ -211,7 +283,7 @@ fn values_that_must_not_be_used_make_the_plan_fail_in_words() {
 fn an_option_that_a_condition_lists_may_begin_an_argument() {
     let message = message("o=-v");
     assert_eq!(argument("{o}", vec![equals("o", "-v")], &message), Ok("-v".into()));
-    let listed = Test::OneOf(vec!["-q".into(), "-v".into()]);
+    let listed = Test::OneOf(Choices::new(vec!["-q".into(), "-v".into()]));
     assert_eq!(argument("{o}", vec![when("o", listed)], &message), Ok("-v".into()));
     assert!(argument("{o}", vec![equals("p", "-v")], &message).is_err());
     assert!(argument("{o}", vec![when("o", Test::Prefix("-".into()))], &message).is_err());
@@ -321,7 +393,7 @@ proptest! {
     #[test]
     fn any_text_is_a_template_or_is_refused_and_filling_it_does_not_panic(text in "[{}:.$a-]{0,24}|.{0,40}") {
         if let Ok(template) = Template::parse(&text) {
-            let step = Step::Run { program: "/p".into(), arguments: vec![template.clone()] };
+            let step = Step::Run { program: "/p".into(), arguments: vec![template.clone()], is_command: false };
             let planned = rule(vec![], vec![step]).plan(&message("a=-x&b"), "d");
             if let Some(literal) = template.literal() {
                 prop_assert!(planned.is_ok());
@@ -336,4 +408,35 @@ proptest! {
         let present = takes(when("body.a", Test::Present), &message);
         prop_assert_eq!(present, !takes(when("body.a", Test::Absent), &message));
     }
+}
+
+#[test]
+fn the_nearest_rule_is_the_one_of_which_the_fewest_conditions_do_not_hold() {
+    let named = |name: &str, conditions: Vec<Condition>| {
+        Rule::new(name.into(), conditions, vec![], Duration::from_secs(30), Policy::default())
+    };
+    let on_or_off = when("state", Test::OneOf(Choices::new(vec!["on".into(), "off".into()])));
+    let rules = Rules::new(vec![
+        named("backup", vec![equals("action", "backup")]),
+        named("all", vec![equals("action", "pump"), equals("a", "1"), equals("b", "2")]),
+        named("pump", vec![equals("action", "pump"), on_or_off]),
+        named("later", vec![equals("action", "pump"), equals("state", "auto")]),
+    ]);
+    let why = |bag: &str| rules.why_none(&message(bag));
+    assert_eq!(
+        why("action=pump&state=On"),
+        "rule \"pump\" comes nearest, but state is \"On\", not one of \"on\", \"off\""
+    );
+    assert_eq!(why("x=1"), "rule \"backup\" comes nearest, but action is missing, not \"backup\"");
+    assert_eq!(Rules::new(vec![]).why_none(&message("x=1")), "there are no rules");
+}
+
+#[test]
+fn why_no_rule_takes_a_message_is_short_whatever_rules_and_message_hold() {
+    let many: Vec<String> = (0..5_000).map(|n| format!("{n}{}", "x".repeat(100))).collect();
+    let conditions =
+        (0..50).map(|n| when(&format!("n{n}"), Test::OneOf(Choices::new(Vec::clone(&many))))).collect();
+    let long = format!("n0={}", "y".repeat(50_000));
+    let why = Rules::new(vec![rule(conditions, vec![])]).why_none(&message(&long));
+    assert!(why.len() < 1_500 && why.contains("; n3 is missing") && !why.contains("n4"), "{why}");
 }

@@ -5,11 +5,21 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::collections::HashMap;
 use std::fmt;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::message::{C2dMessage, MAX_C2D_BYTES, is_system_property};
+use crate::message::{C2dMessage, MAX_C2D_BYTES, SOURCE, excerpt, is_system_property};
+
+use super::body::Fields;
+
+/// Up to so many properties it is faster to look through them than to make an index of them.
+const FEW: usize = 16;
+/// So many properties of a message are looked at for one that is like a missing one, where their names are no longer than this.
+const MOST_COMPARED: usize = 50;
+const LONGEST_COMPARED: usize = 100;
 
 /// A name in a rule: `state`, `$.cid` or `body.zone`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,20 +72,26 @@ pub(super) enum Found<'m> {
     Structure,
 }
 
-/// The values of one message; the body is parsed when first needed, and once.
+/// The values of one message. An index of its properties, and the fields of its body, are made when first needed, and once:
+/// there may be thousands of properties, and thousands of conditions.
 pub(super) struct Values<'m> {
     message: &'m C2dMessage,
+    /// The fields of the body that may be asked for.
+    fields: &'m Fields,
+    index: OnceCell<HashMap<&'m str, &'m str>>,
     body: OnceCell<Option<Value>>,
+    /// All fields of the body.
+    body_names: OnceCell<HashMap<String, IgnoredAny>>,
 }
 
 impl<'m> Values<'m> {
-    pub(super) fn of(message: &'m C2dMessage) -> Self {
-        Self { message, body: OnceCell::new() }
+    pub(super) fn of(message: &'m C2dMessage, fields: &'m Fields) -> Self {
+        Self { message, fields, index: OnceCell::new(), body: OnceCell::new(), body_names: OnceCell::new() }
     }
 
     pub(super) fn find(&self, subject: &Subject) -> Found<'_> {
         match subject {
-            Subject::Property(name) => match self.message.property(name) {
+            Subject::Property(name) => match self.property(name) {
                 Some(text) => Found::Text(Cow::Borrowed(text)),
                 None => Found::Missing,
             },
@@ -83,14 +99,57 @@ impl<'m> Values<'m> {
         }
     }
 
-    /// Why a body field is missing, where the field itself is not the reason.
-    pub(super) fn remark(&self, subject: &Subject) -> &'static str {
-        match subject {
-            Subject::Property(_) => "",
-            Subject::Body(_) if self.message.body.is_empty() => " (the body is empty)",
-            Subject::Body(_) if self.json().is_none() => " (the body is not JSON)",
-            Subject::Body(_) => "",
+    fn property(&self, name: &str) -> Option<&'m str> {
+        let C2dMessage { system, application, .. } = self.message;
+        if system.len() + application.len() <= FEW {
+            return self.message.property(name);
         }
+        let index = self.index.get_or_init(|| {
+            let system = system.iter().filter(|(name, _)| is_system_property(name));
+            let application = application.iter().filter(|(name, _)| !is_system_property(name));
+            let text = |(name, value): (&'m str, Option<&'m str>)| (name, value.unwrap_or(""));
+            let mut index: HashMap<_, _> = application.chain(system).map(text).collect();
+            index.insert(SOURCE, self.message.source().word());
+            index
+        });
+        index.get(name).copied()
+    }
+
+    /// What is there in place of a value that is missing, where that tells the mistake: behind a blank, in brackets.
+    pub(super) fn remark(&self, subject: &Subject) -> String {
+        match subject {
+            Subject::Property(name) => self.remark_on_property(name),
+            Subject::Body(_) if self.message.body.is_empty() => " (the body is empty)".to_owned(),
+            Subject::Body(_) if self.json().is_none() => " (the body is not JSON)".to_owned(),
+            Subject::Body(_) => String::new(),
+        }
+    }
+
+    fn remark_on_property(&self, name: &str) -> String {
+        let application = self.message.application.iter().map(|(name, _)| name).take(MOST_COMPARED);
+        let names: Vec<&str> = application.filter(|name| name.len() <= LONGEST_COMPARED).collect();
+        if let Some(other) = names.iter().find(|other| other.eq_ignore_ascii_case(name)) {
+            return format!(" (there is {}: upper and lower case count)", excerpt(other));
+        }
+        let is_near =
+            |other: &&&str| name.len() <= LONGEST_COMPARED && strsim::jaro_winkler(other, name) > 0.8;
+        if let Some(other) = names.iter().find(is_near) {
+            return format!(" (there is \"{}\")", excerpt(other));
+        }
+        if !is_system_property(name) && self.body_has(name) {
+            return format!(" (the body has it: a rule asks for that with \"body.{}\")", excerpt(name));
+        }
+        String::new()
+    }
+
+    /// Whether the body is a JSON object with this field, whether a rule looks at it or not.
+    fn body_has(&self, name: &str) -> bool {
+        let body = &self.message.body;
+        let parse = || match body.len() {
+            ..=MAX_C2D_BYTES => serde_json::from_slice(body).unwrap_or_default(),
+            _ => HashMap::new(),
+        };
+        self.body_names.get_or_init(parse).contains_key(name)
     }
 
     fn find_in_body(&self, path: &[String]) -> Found<'_> {
@@ -110,9 +169,7 @@ impl<'m> Values<'m> {
     /// The body as JSON. A body past the size that the hub delivers is not looked into.
     fn json(&self) -> Option<&Value> {
         let body = &self.message.body;
-        let parse = || {
-            if body.len() > MAX_C2D_BYTES { None } else { serde_json::from_slice(body).ok() }
-        };
+        let parse = || if body.len() > MAX_C2D_BYTES { None } else { self.fields.read(body) };
         self.body.get_or_init(parse).as_ref()
     }
 }

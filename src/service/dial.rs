@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::{HttpsWay, ServiceError};
 use crate::credentials::HostPort;
 use crate::tls;
-use crate::websocket::{self, DialError, HubStream, SecureStream, Target, describe_tls};
+use crate::websocket::{self, DialError, HubStream, SecureStream, Target};
 
 /// A protocol of the hub.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Protocol {
     pub(super) port: u16,
     /// What to check when nothing listens.
     remedy: &'static str,
+    /// What to check when the wrong server answers.
+    elsewhere: &'static str,
 }
 
 /// Source: wire reference 2.1.
@@ -31,6 +33,7 @@ pub(super) const AMQP: Protocol = Protocol {
     name: "AMQP",
     port: 5671,
     remedy: "check HostName, and that the hub or the emulator is running",
+    elsewhere: "check host and port in HostName",
 };
 
 /// Source: wire reference 3.
@@ -38,6 +41,7 @@ pub(super) const HTTPS: Protocol = Protocol {
     name: "HTTPS",
     port: 443,
     remedy: "for the emulator, give the https port of its ready line with --https-port",
+    elsewhere: "check --https-port where several emulators run",
 };
 
 /// Connects to the AMQP port of `host` and checks its certificate against the name. The caller bounds the time.
@@ -54,7 +58,7 @@ pub(super) async fn dial_amqp(
     TlsConnector::from(config)
         .connect(name, stream)
         .await
-        .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port)))
+        .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port, &AMQP)))
 }
 
 /// Connects to the HTTPS port of `host`, for HTTP. The caller bounds the time.
@@ -66,10 +70,7 @@ pub(super) async fn dial_https(
     let tls = tls::client_config(ca_file, None)?;
     let port = way.port;
     let dialled = websocket::secure(host, port, &tls, way.proxies.on_the_way_to(host, port)).await;
-    dialled.map_err(|error| match error {
-        DialError::Tls(error) => ServiceError::Unreachable(handshake_failure(&error, host, port)),
-        error => https_failure(error, host, port),
-    })
+    dialled.map_err(|error| https_failure(error, host, port))
 }
 
 /// Connects to the HTTPS port of `host` over a WebSocket that carries AMQP. The caller bounds the time.
@@ -88,7 +89,7 @@ pub(super) async fn dial_websocket(
 fn https_failure(error: DialError, host: &str, port: u16) -> ServiceError {
     ServiceError::Unreachable(match error {
         DialError::Tcp(error) => connect_failure(&error, host, port, &HTTPS),
-        DialError::Tls(error) => describe_tls(&error, host, port),
+        DialError::Tls(error) => handshake_failure(&error, host, port, &HTTPS),
         DialError::Tunnel(error) => error.to_string(),
         DialError::Name(_) => error.to_string(),
         other => format!("no WebSocket to {host} on port {port}: {other}"),
@@ -113,7 +114,7 @@ async fn connect(name: &str, port: u16, protocol: &Protocol) -> Result<TcpStream
 }
 
 fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol) -> String {
-    let Protocol { name: protocol, port: standard, remedy } = protocol;
+    let Protocol { name: protocol, port: standard, remedy, .. } = protocol;
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             format!("{name} refuses connections on port {port} ({protocol}): {remedy}")
@@ -133,9 +134,21 @@ fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol
     }
 }
 
-fn handshake_failure(error: &io::Error, name: &str, port: u16) -> String {
+/// In the words of a command that has the options `--ca-file` and `--https-port`.
+fn describe(cause: &rustls::Error, name: &str, port: u16, protocol: &Protocol) -> String {
+    if !tls::is_untrusted(cause) {
+        return tls::describe(cause, name);
+    }
+    format!(
+        "the certificate of {name} on port {port} is signed by no root that this machine trusts: name the private root with \
+         --ca-file or C2D_CA_FILE (the emulator's is ca.pem in its state directory), {}, or install the ca-certificates package",
+        protocol.elsewhere
+    )
+}
+
+fn handshake_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol) -> String {
     match tls::tls_cause(error) {
-        Some(cause) => tls::describe(cause, name),
+        Some(cause) => describe(cause, name, port, protocol),
         None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
             format!(
                 "{name} closed the connection on port {port} during the TLS handshake: check the port, or whether a proxy \

@@ -16,6 +16,7 @@ use fe2o3_amqp::types::definitions;
 
 use super::refusal::{Asked, OPEN_QUESTION, Refusal};
 use super::{EARLIEST_PLAUSIBLE, ServiceError};
+use crate::amqp_frames::Failed;
 use crate::credentials::ServiceConnectionString;
 
 pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now: SystemTime) -> ServiceError {
@@ -32,6 +33,19 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now:
         )),
         OpenError::Io(error) => ServiceError::Unreachable(unopened(&error, identity)),
         error => ServiceError::Lost(error.to_string()),
+    }
+}
+
+/// The same failure, when it came of something that the hub sent and that was refused.
+pub(super) fn explained(error: ServiceError, failed: &Failed) -> ServiceError {
+    match (error, failed.get()) {
+        (ServiceError::Lost(lost), Some(reason)) if lost.ends_with(OPEN_QUESTION) => {
+            ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}"))
+        }
+        (ServiceError::Lost(_) | ServiceError::Unreachable(_), Some(reason)) => {
+            ServiceError::Lost(reason.to_string())
+        }
+        (error, _) => error,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use fe2o3_amqp::Receiver;
+use fe2o3_amqp::link::RecvError;
 use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::link::receiver::CreditMode;
 use fe2o3_amqp::session::SessionHandle;
@@ -14,6 +15,7 @@ use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
 use super::{ServiceError, answered, failure};
+use crate::amqp_frames::{self, Failed};
 use crate::feedback::{FeedbackRecord, batch_id, decode_batch};
 
 /// Source: wire reference 4.4, in the spelling of the CLI and the C SDK.
@@ -29,6 +31,7 @@ pub struct FeedbackReceiver {
     link: Receiver,
     /// Whether the hub was asked for a batch that has not come yet.
     asked: bool,
+    failed: Failed,
 }
 
 /// One feedback message. It is consumed at the hub only by [`FeedbackReceiver::complete`].
@@ -54,7 +57,11 @@ pub(super) enum Receipt {
 }
 
 impl FeedbackReceiver {
-    pub(super) async fn attach(session: &mut SessionHandle<()>, policy: &str) -> Result<Self, ServiceError> {
+    pub(super) async fn attach(
+        session: &mut SessionHandle<()>,
+        policy: &str,
+        failed: Failed,
+    ) -> Result<Self, ServiceError> {
         let attached = Receiver::builder()
             .name(format!("c2d-feedback-{}", uuid::Uuid::new_v4()))
             .source(ADDRESS)
@@ -62,18 +69,32 @@ impl FeedbackReceiver {
             .credit_mode(CreditMode::Manual)
             .attach(session)
             .await;
-        let link = attached.map_err(|error| failure::of_receiver_attach(error, policy))?;
-        Ok(Self { link, asked: false })
+        let attached = attached.map_err(|error| failure::of_receiver_attach(error, policy));
+        let link = attached.map_err(|error| failure::explained(error, &failed))?;
+        Ok(Self { link, asked: false, failed })
     }
 
     /// Waits for the next batch. A real hub gathers records for up to 15 s before it sends one.
     ///
     /// # Errors
-    /// When the link or connection is lost, or the batch cannot be read; such a batch is given back to the hub.
+    /// When the link or connection is lost, or the records of the batch cannot be read; such a batch is given back to the hub.
+    /// What is no AMQP message that can be read has no records: it is rejected, so that it does not come for ever.
     ///
     /// # Cancel safety
     /// No batch is lost when the future is dropped: the next call returns it.
     pub async fn next(&mut self) -> Result<FeedbackBatch, ServiceError> {
+        let next = loop {
+            match self.received().await {
+                Ok(Some((delivery, message))) => break self.read(delivery, message).await,
+                Ok(None) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        next.map_err(|error| failure::explained(error, &self.failed))
+    }
+
+    /// The next message; `None` when it could not be decoded.
+    async fn received(&mut self) -> Result<Option<(DeliveryInfo, Message<Body<Value>>)>, ServiceError> {
         if !self.asked {
             self.ask().await?;
             self.asked = true;
@@ -86,7 +107,27 @@ impl FeedbackReceiver {
             }
         };
         self.asked = false;
-        let (delivery, message) = received.map_err(failure::of_receive)?.into_parts();
+        let (delivery, reason) = match received {
+            Ok(delivery) => {
+                let (info, message) = delivery.into_parts();
+                match amqp_frames::refusal(&message.body) {
+                    None => return Ok(Some((info, message))),
+                    Some(reason) => (info, reason),
+                }
+            }
+            Err(RecvError::MessageDecode(error)) => (error.info, error.source.to_string()),
+            Err(error) => return Err(failure::of_receive(error)),
+        };
+        tracing::warn!("rejected a feedback batch that cannot be read: {reason}");
+        self.link.reject(delivery, None).await.map_err(failure::of_settlement)?;
+        Ok(None)
+    }
+
+    async fn read(
+        &mut self,
+        delivery: DeliveryInfo,
+        message: Message<Body<Value>>,
+    ) -> Result<FeedbackBatch, ServiceError> {
         let enqueued = enqueued(&message);
         let body: Vec<u8> = match message.body {
             Body::Data(sections) => sections.into_iter().flat_map(|section| section.0.into_vec()).collect(),
@@ -116,7 +157,8 @@ impl FeedbackReceiver {
             let accepted = self.link.accept(delivery).await;
             accepted.map_err(failure::of_settlement)
         };
-        answered("the feedback link", completed).await
+        let completed = answered("the feedback link", completed).await;
+        completed.map_err(|error| failure::explained(error, &self.failed))
     }
 
     async fn ask(&mut self) -> Result<(), ServiceError> {

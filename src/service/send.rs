@@ -14,6 +14,7 @@ use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
 
 use super::refusal::Asked;
 use super::{ServiceError, answered, failure};
+use crate::amqp_frames::Failed;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::Properties;
 
@@ -99,13 +100,20 @@ impl OutgoingMessage {
 #[derive(Debug)]
 pub struct C2dSender {
     link: Sender,
+    failed: Failed,
 }
 
 impl C2dSender {
-    pub(super) async fn attach(session: &mut SessionHandle<()>, policy: &str) -> Result<Self, ServiceError> {
+    pub(super) async fn attach(
+        session: &mut SessionHandle<()>,
+        policy: &str,
+        failed: Failed,
+    ) -> Result<Self, ServiceError> {
         let name = format!("c2d-send-{}", uuid::Uuid::new_v4());
         let attached = Sender::attach(session, name, ADDRESS).await;
-        Ok(Self { link: attached.map_err(|error| failure::of_sender_attach(error, policy))? })
+        let attached = attached.map_err(|error| failure::of_sender_attach(error, policy));
+        let link = attached.map_err(|error| failure::explained(error, &failed))?;
+        Ok(Self { link, failed })
     }
 
     /// Sends a message and waits for the hub's outcome: `Ok` means that it is in the device's queue, not that it
@@ -137,7 +145,8 @@ impl C2dSender {
                 }
             }
         };
-        answered("the outcome of the message", outcome).await
+        let outcome = answered("the outcome of the message", outcome).await;
+        outcome.map_err(|error| failure::explained(error, &self.failed))
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fe2o3_amqp::link::delivery::{DeliveryFut, DeliveryInfo};
-use fe2o3_amqp::link::{IllegalLinkStateError, RecvError, SendError};
+use fe2o3_amqp::link::{IllegalLinkStateError, SendError};
 use fe2o3_amqp::types::messaging::{Body, Outcome};
 use fe2o3_amqp::types::primitives::Value;
 use fe2o3_amqp::{Receiver, Sender};
@@ -21,8 +21,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
-
-use crate::message::MessageError;
 
 use super::arrivals::{Arrivals, DELIVERIES};
 use super::calls::Calls;
@@ -38,6 +36,7 @@ use super::{PublishError, Upstream};
 use cbs::Cbs;
 use methods::{Called, Methods};
 use opened::{Opened, say_goodbye};
+use received::Received;
 use twin::{Heard, News, Twin};
 
 mod cbs;
@@ -47,6 +46,7 @@ mod message;
 mod methods;
 mod opened;
 mod pair;
+mod received;
 mod twin;
 
 /// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,
@@ -152,7 +152,7 @@ enum Happening {
     Command(Option<Command>),
     Settled,
     Room(Option<mpsc::OwnedPermit<Delivery>>),
-    Received(Result<fe2o3_amqp::link::delivery::Delivery<Body<Value>>, RecvError>),
+    Received(Received),
     Upstream(Upstream, u64),
     Twin(Heard),
     Called(Called),
@@ -276,22 +276,15 @@ impl Reader {
                 Happening::Room(None) => accepts = false,
                 Happening::Received(received) => {
                     granted = granted.saturating_sub(1);
-                    let (info, sequence, message) = match received {
-                        Ok(delivery) => {
-                            let (info, message) = delivery.into_parts();
-                            (info, message::sequence(&message), message::c2d(message))
-                        }
-                        Err(RecvError::MessageDecode(error)) => {
-                            let reason = MessageError::Unreadable(error.source.to_string());
-                            (error.info, None, Err(reason))
-                        }
-                        Err(error) => return Err(fault::of_receive(error, (self.dial.clock)())),
-                    };
+                    let (info, message) = received::read(received, (self.dial.clock)())?;
+                    let sequence = message.as_ref().ok().and_then(message::sequence);
+                    let message = message.and_then(message::c2d);
                     let Some(ticket) = self.settlements.arrive() else { continue };
                     unsettled.insert(ticket, info);
                     let receipt = Receipt::over_amqp(Arc::clone(&self.settlements), ticket);
-                    let connection = self.dial.number;
-                    let delivery = Delivery { message, connection, redelivered: false, sequence, receipt };
+                    let (connection, arrived) = (self.dial.number, Instant::now());
+                    let delivery =
+                        Delivery { message, connection, redelivered: false, sequence, arrived, receipt };
                     match room.pop() {
                         Some(permit) => drop(permit.send(delivery)),
                         // More than there was credit for.

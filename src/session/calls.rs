@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::delivery::{Delivery, Receipt};
 use super::link::Phase;
@@ -110,7 +111,8 @@ impl Calls {
         // No id of the hub's names a call for good.
         let message_id = format!("method-{:032x}", fastrand::u128(..));
         let message = Ok(C2dMessage::of_method(&name, &message_id, payload));
-        match calls.try_send(Delivery { message, connection, redelivered: false, sequence: None, receipt }) {
+        let (redelivered, sequence, arrived) = (false, None, Instant::now());
+        match calls.try_send(Delivery { message, connection, redelivered, sequence, arrived, receipt }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(delivery)) => {
                 delivery.receipt.answer(BUSY, error(TOO_MANY));

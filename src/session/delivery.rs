@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::message::{C2dMessage, MessageError, Sequence};
 
@@ -40,6 +41,8 @@ pub(crate) struct Delivery {
     pub(crate) redelivered: bool,
     /// Which message of the hub's queue it is, where the transport tells.
     pub(crate) sequence: Option<Sequence>,
+    /// When it was read from that connection.
+    pub(crate) arrived: Instant,
     /// Settles it.
     pub(crate) receipt: Receipt,
 }

@@ -57,6 +57,8 @@ pub(super) enum Fault {
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
+    /// The peer's certificate leads to no trusted root; the sentence is that of [`tls::describe`].
+    Untrusted { sentence: String },
     /// No token or no roots; the sentence is mostly that of `workload`.
     Workload { sentence: String },
     /// The workload API signs no more for this process.
@@ -171,7 +173,13 @@ impl fmt::Display for Failure {
                 "{peer} did not answer within {} s: check the network, and whether a firewall drops this port",
                 within.as_secs()
             ),
-            Fault::Tls { sentence } => write!(f, "no TLS with {peer}: {sentence}"),
+            Fault::Untrusted { sentence } if *kind == "module" => write!(
+                f,
+                "no TLS with {peer}: {sentence}; a module gets it with the trust bundle of its workload API"
+            ),
+            Fault::Tls { sentence } | Fault::Untrusted { sentence } => {
+                write!(f, "no TLS with {peer}: {sentence}")
+            }
             Fault::Workload { sentence } | Fault::Gone { sentence } => f.write_str(sentence),
             Fault::Way { sentence } => write!(f, "no WebSocket to {peer}: {sentence}"),
             Fault::NotAuthorised { now } => write!(
@@ -282,11 +290,17 @@ pub(super) fn of_websocket(error: Result<io::Error, String>, host: &str) -> Faul
     }
 }
 
+/// Sorts a failure of TLS.
+pub(super) fn of_tls(cause: &rustls::Error, host: &str) -> Fault {
+    let sentence = tls::describe(cause, host);
+    if tls::is_untrusted(cause) { Fault::Untrusted { sentence } } else { Fault::Tls { sentence } }
+}
+
 /// Sorts a failure of the socket or of TLS on it. `host` is the dialled host name.
 pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
     use io::ErrorKind::*;
     if let Some(cause) = tls::tls_cause(error) {
-        return Fault::Tls { sentence: tls::describe(cause, host) };
+        return of_tls(cause, host);
     }
     let reason = error.to_string();
     // The standard library gives failed look-ups no kind of their own, only these words.
@@ -361,7 +375,9 @@ mod tests {
     fn a_certificate_of_an_unknown_root_is_told_as_tls_does() {
         let cause = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let error = io::Error::new(io::ErrorKind::InvalidData, cause);
-        let Fault::Tls { sentence: text } = from_io(&error, "hub.example") else { panic!("a TLS fault") };
+        let Fault::Untrusted { sentence: text } = from_io(&error, "hub.example") else {
+            panic!("a TLS fault")
+        };
         assert!(text.contains("C2D_CA_FILE"), "{text}");
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Keeper {
     pub(super) arrivals: Arrivals,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) publisher: Arc<Publisher>,
+    /// Makes the connection that there is the last one.
+    pub(super) no_more: CancellationToken,
     /// Ends the session.
     pub(super) stop: CancellationToken,
 }
@@ -68,6 +70,12 @@ impl Keeper {
     /// When the hub refuses the device, which is alone, and has done so since this process began; and when a module of IoT Edge was
     /// deployed anew, which ends what this process may do. Everything else is retried.
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
+        self.keep().await?;
+        self.stop.cancelled().await;
+        Ok(())
+    }
+
+    async fn keep(&mut self) -> Result<(), SessionError> {
         let mut backoff = Backoff::new();
         let mut ever_signed_in = false;
         let (mut hang_ups, mut refusals) = (0, 0);
@@ -125,8 +133,11 @@ impl Keeper {
         }
     }
 
-    /// Tells of a failure and waits: so long, or until there are other terms. `None` when the session is to end.
+    /// Tells of a failure and waits: so long, or until there are other terms. `None` when there is to be no other connection.
     async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<Waited> {
+        if self.no_more.is_cancelled() {
+            return None;
+        }
         let reason = failure.to_string();
         tracing::warn!(%reason, retry_in_ms = retry_in.as_millis(), "not connected");
         let mut terms = self.terms.clone();
@@ -138,7 +149,7 @@ impl Keeper {
                 Ok(()) = terms.changed() => Waited::ForChange,
             }
         };
-        self.stop.run_until_cancelled(told).await
+        self.no_more.run_until_cancelled(told).await
     }
 
     /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
@@ -147,7 +158,7 @@ impl Keeper {
         let start = Start::now(terms);
         let proof = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return End::Stopped,
+            () = self.no_more.cancelled() => return End::Stopped,
             Ok(()) = new_terms.changed() => return End::Changed { held: None },
             proof = terms.proof(trusted) => match proof {
                 Ok(proof) => proof,
@@ -202,10 +213,9 @@ impl Keeper {
                     let signed_in = coming.borrow().signed_in;
                     return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
                 }
+                () = self.no_more.cancelled(), if progress.signed_in.is_none() => return End::Stopped,
                 () = self.stop.cancelled() => {
-                    if progress.signed_in.is_some() {
-                        finish(&connection, task, STOP_DRAIN).await;
-                    }
+                    finish(&connection, task, STOP_DRAIN).await;
                     return End::Stopped;
                 }
                 Ok(()) = coming.changed() => {}

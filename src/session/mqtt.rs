@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, PubAck, Publish, QoS,
-    SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, valid_topic,
+    SubAck, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -34,9 +34,11 @@ use super::link::{Link, Phase};
 use super::outbox::{Outbox, Publisher, UNDER_WAY};
 use super::subscriptions::{Other, Subscriptions};
 use super::topics::{self, Kind};
-use super::{PublishError, Upstream};
 
 mod fault;
+mod hand_over;
+
+use hand_over::hand_over;
 
 /// Largest packet either way. A C2D message has at most 64 KiB; rumqttc's own limit of 10 KiB would end in a loop of
 /// reconnects on the first larger one.
@@ -49,14 +51,6 @@ const LINGER: Duration = Duration::from_millis(300);
 /// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK and one answer that wake, what is published, one
 /// DISCONNECT.
 const REQUESTS: usize = 4 + UNDER_WAY;
-/// The longest topic that the protocol can carry.
-const LONGEST_TOPIC: usize = u16::MAX as usize;
-/// Bytes of a PUBLISH beside topic and body: header, two lengths, packet id.
-const PUBLISH_OVERHEAD: usize = 9;
-/// The status, as in HTTP, of a publish that is larger than a packet: the hub never gets to see it.
-const TOO_LARGE: u16 = 413;
-/// The same for a device id that no topic can hold.
-const BAD_REQUEST: u16 = 400;
 
 /// Where to connect, and as whom.
 pub(super) struct Dial {
@@ -184,27 +178,6 @@ impl Drop for Connection {
         self.calls.close();
         self.outbox.close();
     }
-}
-
-/// Puts a publish into the client's channel.
-fn hand_over(
-    client: &AsyncClient,
-    telemetry: &impl Fn(&Properties) -> String,
-    upstream: Upstream,
-    request: u64,
-) -> Result<(), PublishError> {
-    let (topic, body) = match upstream {
-        Upstream::Telemetry { properties, body } => (telemetry(&properties), body),
-        Upstream::Reported { patch } => (topics::reported(request), patch),
-        Upstream::ReadTwin => (topics::read_twin(request), Bytes::new()),
-    };
-    if topic.len() > LONGEST_TOPIC || topic.len() + body.len() + PUBLISH_OVERHEAD > PACKET_LIMIT {
-        return Err(PublishError::Refused(TOO_LARGE));
-    }
-    if !valid_topic(&topic) {
-        return Err(PublishError::Refused(BAD_REQUEST));
-    }
-    client.try_publish(topic, QoS::AtLeastOnce, false, body).map_err(|_full_or_gone| PublishError::Lost)
 }
 
 /// The task that reads one connection.
@@ -368,8 +341,8 @@ impl Reader {
         }
         let Dial { device_id, module_id, .. } = &self.dial;
         let message = topics::message(device_id, module_id.as_deref(), &publish.topic, publish.payload);
-        let connection = self.dial.number;
-        let delivery = Delivery { message, connection, redelivered: publish.dup, sequence: None, receipt };
+        let (connection, redelivered, arrived) = (self.dial.number, publish.dup, Instant::now());
+        let delivery = Delivery { message, connection, redelivered, sequence: None, arrived, receipt };
         match self.arrivals.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => self.wait_for_room(delivery).await,

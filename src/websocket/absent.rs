@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::credentials::Proxy;
+use crate::features;
 
 /// As of the real one.
 pub(crate) const MQTT: &str = "mqtt";
@@ -32,7 +33,7 @@ pub(crate) type HubStream = tokio::io::Empty;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     /// Always.
-    #[error("this build has no WebSockets: install a build with the cargo feature \"websocket\"")]
+    #[error("{}", features::WEBSOCKET.lacks("WebSocket support"))]
     NotBuilt,
 }
 

@@ -23,7 +23,6 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 use super::tunnel::{self, TunnelError};
 use super::{ByteStream, HUB_PATH, config};
 use crate::credentials::{HostPort, Proxy};
-use crate::tls;
 
 /// Where to dial, and how.
 #[derive(Debug, Clone, Copy)]
@@ -180,18 +179,4 @@ fn refused(answer: &Response, host: &str) -> DialError {
     }
     let content_type = if kind.is_empty() { kind } else { format!(" ({kind})") };
     DialError::Refused { status: status.as_u16(), content_type }
-}
-
-/// Says in one sentence why TLS or what came before the upgrade failed.
-pub(crate) fn describe_tls(error: &io::Error, host: &str, port: u16) -> String {
-    match tls::tls_cause(error) {
-        Some(cause) => tls::describe(cause, host),
-        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            format!(
-                "{host} closed the connection on port {port} before the WebSocket was there: check the port, or whether a proxy \
-             answers in its place"
-            )
-        }
-        None => format!("TLS with {host} failed: {error}"),
-    }
 }

@@ -59,6 +59,21 @@ with Browser(chromedriver, chromium, 1200, 900) as browser:
     assert "$.to" in browser.run("return document.getElementById('sent').textContent"), browser.text()
     browser.click(".property:last-child button")
 
+    # A property is neither dropped nor merged with another one: the field at fault is said, and has the focus.
+    for keys, wrong in [
+        (TAB + "on", 'The property with the value "on" has no name'),
+        ("action" + TAB + "off", 'Two properties are named "action"'),
+    ]:
+        browser.click("#add")
+        browser.type(keys)
+        browser.click("#send .primary")
+        browser.wait("what is wrong", lambda: wrong in browser.run("return document.getElementById('sent').textContent"))
+        assert browser.run("return document.activeElement.closest('.property:last-child') !== null")
+        picture(browser, "two.png")
+        browser.click(".property:last-child button")
+        assert browser.run("return document.getElementById('sent').textContent") == "", "the fault is gone"
+    assert browser.run("return document.querySelectorAll('#devices tbody tr').length") == 1, "it was sent all the same"
+
     # It moves by itself: with the device, and then ended, with feedback, a D2C message, and a twin.
     ask("start the device")
     browser.wait_text("invisible, locked for")

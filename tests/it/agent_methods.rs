@@ -112,6 +112,11 @@ fn a_caller_hears_what_became_of_its_call() {
             assert!(own == status && code == Some(5) && text.contains(part), "{method}: {own} {payload}");
         }
 
+        // Nobody waits for what an unknown method would do later.
+        let config = dir.path().join("config.toml");
+        let listed = run(binary().args(["inbox", "list", "--json", "--state", "dead", "-c"]).arg(&config));
+        assert!(!seen(&listed).0.contains("unmatched"), "{listed:?}");
+
         let (status, payload, _) = call("fail", None);
         assert_eq!((status, &payload["exitCode"], &payload["outputBytes"]), (500, &3.into(), &6_017.into()));
         let [output, end] =

@@ -32,14 +32,20 @@ const CONDITIONS: &[(&str, &str)] = &[
 /// How many agents run at the same time.
 const AT_ONCE: usize = 4;
 
-/// An agent `pi-01` that signs in at this port, with a certificate that nobody asks for.
+/// An agent `pi-01` that signs in at this port and takes any message.
 pub(crate) fn spawn(port: u16, ca_file: &Path, dir: &Path, [device, more]: [&str; 2]) -> Agent {
+    let any = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { shell = \"true\" } ]\n";
+    spawn_with(port, ca_file, dir, &format!("{device}\n{any}{more}"))
+}
+
+/// An agent `pi-01` that signs in at this port, with a certificate that nobody asks for. `rest` begins with keys of `[device]`.
+pub(crate) fn spawn_with(port: u16, ca_file: &Path, dir: &Path, rest: &str) -> Agent {
     let made = rcgen::generate_simple_self_signed(["pi-01".to_owned()]).expect("a certificate");
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).expect("written");
     std::fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).expect("written");
     let config = format!(
         "[device]\ntransport = \"amqp\"\nhub = \"localhost:{port}\"\ndevice_id = \"pi-01\"\ncertificate = \"cert.pem\"\n\
-         private_key = \"key.pem\"\n{device}\n[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ {{ shell = \"true\" }} ]\n{more}"
+         private_key = \"key.pem\"\n{rest}"
     );
     Agent::spawn("", ca_file, dir, &config)
 }

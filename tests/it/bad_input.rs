@@ -94,7 +94,7 @@ fn a_cause_is_said_once() {
     );
     let output = run(&mut command);
     let sentence =
-        format!("c2d-agent: cannot read {}: No such file or directory (os error 2)\n", none.display());
+        format!("c2d-agent: cannot read {}: there is no such file; correct the path\n", none.display());
     assert_eq!((stderr(&output), output.status.code()), (sentence, Some(2)));
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::c2d_send::{Running, connect};
 use crate::harness::{DEADLINE, Process, Proxy, binary, run};
+use crate::json_lines::json_lines;
 use crate::soak::disk::limit_file_size;
 
 const WARNING: &str =
@@ -57,7 +58,7 @@ fn lines(path: &Path, count: usize) -> Vec<Value> {
     loop {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         if text.ends_with('\n') && text.lines().count() >= count {
-            return text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+            return json_lines(&text);
         }
         assert!(Instant::now() < end, "waited in vain for {count} lines of {}:\n{text}", path.display());
         std::thread::park_timeout(Duration::from_millis(5)); // a file has no event to wait for: poll
@@ -65,7 +66,7 @@ fn lines(path: &Path, count: usize) -> Vec<Value> {
 }
 
 fn ids(lines: &[Value]) -> Vec<&str> {
-    lines.iter().map(|line| line["message_id"].as_str().expect("an id")).collect()
+    lines.iter().map(|line| line["messageId"].as_str().expect("an id")).collect()
 }
 
 #[test]
@@ -116,17 +117,13 @@ fn of_one_device_alone_are_printed_and_the_others_counted_or_kept() {
     process.stderr.wait_for(WATCHING);
     deliver(&running, &[("dev2", "other-1"), ("dev1", "m-1"), ("dev2", "other-2")]);
     assert_eq!(process.wait_exit().code(), Some(0));
-    let printed: Vec<Value> =
-        process.stdout.all().iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let printed = json_lines(&process.stdout.text());
     assert_eq!(ids(&printed), ["m-1"]);
     let record = &printed[0];
     assert_eq!((&record["event"], &record["status"]), (&"feedback".into(), &"Success".into()));
     assert_eq!((&record["record"], &record["records"]), (&2.into(), &3.into()));
     assert_eq!(record["batch"].as_str().map(str::len), Some(32), "{record}");
-    assert!(
-        record["batch_enqueued_time_utc"].as_str().is_some_and(|time| time.starts_with("20")),
-        "{record}"
-    );
+    assert!(record["batchEnqueuedTimeUtc"].as_str().is_some_and(|time| time.starts_with("20")), "{record}");
     let last = process.stderr.all().pop();
     let words = "2 records of other devices were read and will not come again; --spool FILE keeps them";
     assert_eq!(last.as_deref(), Some(words));
@@ -315,7 +312,7 @@ fn over_https_each_record_is_read_once_and_a_hub_that_goes_away_is_waited_for() 
     assert_eq!(process.stdout.all().len(), 4);
     let kept = lines(&spool, 4);
     assert_eq!(ids(&kept), ["m-1", "m-2", "m-3", "m-4"]);
-    assert!(kept.iter().all(|line| line["batch_enqueued_time_utc"].is_string()), "{kept:#?}");
+    assert!(kept.iter().all(|line| line["batchEnqueuedTimeUtc"].is_string()), "{kept:#?}");
     let over_amqp = run(&mut command(&running, &["--for", "500ms"]));
     assert!(over_amqp.stdout.is_empty(), "all is consumed: {over_amqp:?}");
 }
@@ -339,7 +336,7 @@ fn a_batch_that_comes_again_over_https_is_the_one_that_was_read_over_amqp() {
     let output = run(&mut command(&running, &arguments));
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     // HTTPS tells the time of the batch more finely.
-    let same = |line: &Value| ["batch", "record", "message_id"].map(|key| line[key].clone());
+    let same = |line: &Value| ["batch", "record", "messageId"].map(|key| line[key].clone());
     assert_eq!(same(&lines(&https, 1)[0]), same(&first[0]));
 }
 

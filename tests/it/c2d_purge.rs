@@ -32,7 +32,7 @@ fn a_queue_is_purged_and_the_sender_hears_of_it() {
     let output = purge(&running, "dev1", &[]);
     assert_eq!(seen(&output), ("purged 2 messages of device dev1\n".to_owned(), String::new(), Some(0)));
     let output = purge(&running, "dev1", &["--json"]);
-    let line = "{\"event\":\"purged\",\"device_id\":\"dev1\",\"messages\":0}\n";
+    let line = "{\"event\":\"purged\",\"deviceId\":\"dev1\",\"messages\":0}\n";
     assert_eq!(seen(&output), (line.to_owned(), String::new(), Some(0)));
     let output = purge(&running, "dev1", &[]);
     assert_eq!(output.stdout, b"purged nothing: no message waited for device dev1\n");
@@ -68,7 +68,7 @@ fn each_refusal_has_its_sentence() {
     assert_eq!((stdout.as_str(), code), ("", Some(1)));
     assert_eq!(stderr, "c2d-agent: the hub knows no device \"nope\": check --device\n");
     let (stdout, stderr, code) = seen(&purge(&running, "nope", &["--json"]));
-    let line = "{\"event\":\"failed\",\"device_id\":\"nope\",\"error\":\"the hub knows no device \\\"nope\\\": check --device\"}\n";
+    let line = "{\"event\":\"failed\",\"deviceId\":\"nope\",\"error\":\"the hub knows no device \\\"nope\\\": check --device\"}\n";
     assert_eq!((stdout.as_str(), code), (line, Some(1)), "{stderr}");
 
     let (_, stderr, code) = seen(&purge(&running, "a/b", &[]));

@@ -17,6 +17,7 @@ use c2d_agent::message::{self, C2dMessage};
 use tokio::sync::oneshot;
 
 use crate::harness::{DEADLINE, Process, Proxy, binary, run};
+use crate::json_lines::json_lines;
 
 /// A hub in this process: tests look into it, and play the device without MQTT.
 pub(crate) struct Running {
@@ -365,16 +366,15 @@ fn wait_finds_its_own_record_among_others_and_drops_none_silently() {
     assert_eq!(stderr, format!("waiting up to 1m {WAITING}"));
 
     let (stdout, stderr) = around(&running, &["--json"]);
-    let events: Vec<serde_json::Value> =
-        stdout.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let events = json_lines(&stdout.join("\n"));
     let pairs: Vec<_> =
-        events.iter().map(|event| (event["event"].as_str(), event["device_id"].as_str())).collect();
+        events.iter().map(|event| (event["event"].as_str(), event["deviceId"].as_str())).collect();
     assert_eq!(
         pairs,
         [
             (Some("feedback"), Some("dev1")),
-            (Some("other_feedback"), Some("dev2")),
-            (Some("other_feedback"), Some("dev2"))
+            (Some("other-feedback"), Some("dev2")),
+            (Some("other-feedback"), Some("dev2"))
         ]
     );
     assert_eq!((events[0]["status"].as_str(), stderr.as_str()), (Some("Success"), ""));

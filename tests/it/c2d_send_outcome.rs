@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::c2d_send::{ACCEPTED, Running, seen};
 use crate::harness::{Agent, Emulator, Process, Proxy, binary, run};
+use crate::json_lines::json_lines;
 
 const WAITING: &str = "waiting up to 20s for the outcome that the device reports\n";
 
@@ -100,16 +101,19 @@ fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
     assert_eq!(code, Some(5), "{stdout}{stderr}");
     // The earlier outcome of the same id was not taken for this one.
     assert!(stderr.contains("the device has reported an outcome of this message id"), "{stderr}");
-    let last: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
-    let fields =
-        ["event", "message_id", "messageId", "rule", "outcome", "text"].map(|name| last[name].as_str());
+    let events = json_lines(&stdout);
+    let last = events.last().expect("a line");
+    let fields = ["event", "messageId", "rule", "outcome", "text"].map(|name| last[name].as_str());
     let text = Some("failed: run pump: exit code 3");
-    let expected = [Some("outcome"), Some("m-1"), Some("m-1"), Some("pump"), Some("failed"), text];
+    let expected = [Some("outcome"), Some("m-1"), Some("pump"), Some("failed"), text];
     assert_eq!(fields, expected, "{last}");
     assert_eq!(
         (last["exitCode"].as_i64(), last["attempt"].as_i64(), last.get("output")),
         (Some(3), Some(2), None)
     );
+    // How long the action took, and how long after the hub had the message its outcome was seen.
+    assert_eq!(last["durationMs"], 1_250, "{last}");
+    assert!(events.iter().skip(1).all(|event| event["afterMs"].is_u64()), "{events:?}");
     device.join().expect("a device");
 }
 
@@ -144,9 +148,9 @@ fn no_outcome_in_time_is_exit_code_4() {
     running.on_message("dev1", |_, _, _| {}).join().expect("a device");
     let device = running.on_message("dev1", |_, _, _| {});
     let (stdout, _, code) = send(&running, &["--message-id=m-2", "--wait-outcome=3s", "--json"]);
-    let events: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let events = json_lines(&stdout);
     let names: Vec<_> = events.iter().filter_map(|event| event["event"].as_str()).collect();
-    assert_eq!((names.last(), code), (Some(&"no_outcome"), Some(4)), "{stdout}");
+    assert_eq!((names.last(), code), (Some(&"no-outcome"), Some(4)), "{stdout}");
     assert_eq!(events.last().map(|event| event["delivered"].clone()), Some(Value::Bool(true)));
     assert!(names.contains(&"feedback"), "{stdout}");
     device.join().expect("a device");

@@ -156,7 +156,9 @@ fn a_sample_that_cannot_come_is_a_usage_error() {
 
 #[test]
 fn a_door_that_is_none_and_conditions_that_exclude_each_other_are_found() {
-    let rule = |when: &str| format!("[[rule]]\nname = \"r\"\nwhen = {{ {when} }}\ndo = []\n");
+    let rule = |when: &str| {
+        format!("[[rule]]\nname = \"r\"\nwhen = {{ {when} }}\ndo = [ {{ shell = \"true\" }} ]\n")
+    };
     let check = |when: &str| Check::with(&rule(when), &[], &[DEVICE, MODULE]);
     for (when, said) in [
         ("\"$.source\" = \"inputs\"", "\"$.source\" is \"inputs\", but must be c2d, input or method"),

@@ -87,11 +87,11 @@ fn drop_ins_that_cannot_be_read_are_named_all_at_once() {
     house.check(
         2,
         "DIR/c.toml and 1 drop-in:\n  DIR/config.d/d.toml\n",
-        "DIR/config.d/a.toml: cannot read this drop-in: it is not a regular file\n\
+        "DIR/config.d/a.toml: cannot read this drop-in: it is a directory\n\
          DIR/config.d/b.toml: cannot read this drop-in: there is no such file\n\
-         DIR/config.d/c.toml: cannot read this drop-in: it is not UTF-8 text\n\
+         DIR/config.d/c.toml: cannot read this drop-in: it is not UTF-8 text: save it as UTF-8\n\
          DIR/config.d/e.toml: cannot read this drop-in: it is larger than 1048576 bytes; is it the right file?\n\
-         DIR/config.d/d.toml:1:8: string values must be quoted, expected literal string\n\
+         DIR/config.d/d.toml:1:8: a value is missing after =\n\
          \x20  1 | line = \n\
          \x20    |        ^\n\
          5 problems\n",
@@ -132,7 +132,10 @@ fn the_main_file_is_needed_whatever_drop_ins_there_are() {
     let house = House::new(MAIN);
     house.write("a.toml", &format!("{MAIN}{}", rule("a")));
     fs::remove_file(house.path("c.toml")).expect("removed");
-    house.check(2, "", "DIR/c.toml: cannot read the configuration: there is no such file\n1 problem\n");
+    house.says(
+        2,
+        "DIR/c.toml: cannot read the configuration: there is no such file; name another file with -c FILE",
+    );
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Process, Proxy, binary, program, run, skip, wait_for_file, write_config};
+use crate::clock::clock_set_to;
+use crate::harness::{Agent, Process, Proxy, binary, run, skip, wait_for_file, write_config};
 use crate::mosquitto::Mosquitto;
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -80,20 +80,16 @@ fn an_expired_token_is_named_before_dialling_and_ends_the_agent() {
 
 #[test]
 fn trap_09_the_clock_at_1970_is_named_as_such_and_tried_again() {
-    let Some(faketime) = program("faketime") else {
+    let Some(clock) = clock_set_to("1970-01-01 00:01:40") else {
         return skip("a clock at 1970 is named", "faketime is not installed");
     };
     let dir = dir();
     let ca_file = some_root(dir.path());
     let config = write_config(dir.path(), ANY_RULE);
-    // The wrapper stays between us and its child, where signals get lost: ask it for its library and do without it.
-    let library = run(Command::new(faketime).args(["-f", "+0", "printenv", "LD_PRELOAD"]));
-    let library = String::from_utf8(library.stdout).expect("a path");
     let mut command = binary();
     command.arg("run").arg("-c").arg(&config);
-    command.env("LD_PRELOAD", library.trim()).env("FAKETIME", "1970-01-01 00:01:40").env("TZ", "UTC");
-    // The calendar stands still; timers run on.
-    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+    // The calendar stands still.
+    command.envs(clock);
     let string = format!("HostName=localhost:{};DeviceId=dev1;SharedAccessKey={KEY}", closed_port());
     command.env("C2D_DEVICE_CONNECTION_STRING", string).env("C2D_CA_FILE", ca_file);
     let process = Process::spawn(&mut command);

@@ -29,11 +29,13 @@ pub(crate) const RELEASED: u64 = 0x26;
 pub(crate) const SASL_MECHANISMS: u64 = 0x40;
 pub(crate) const SASL_INIT: u64 = 0x41;
 pub(crate) const SASL_OUTCOME: u64 = 0x44;
+pub(crate) const DELIVERY_ANNOTATIONS: u64 = 0x71;
 pub(crate) const MESSAGE_ANNOTATIONS: u64 = 0x72;
 pub(crate) const PROPERTIES: u64 = 0x73;
 pub(crate) const APPLICATION_PROPERTIES: u64 = 0x74;
 pub(crate) const DATA: u64 = 0x75;
 pub(crate) const AMQP_VALUE: u64 = 0x77;
+pub(crate) const FOOTER: u64 = 0x78;
 
 /// A value with its type.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +56,8 @@ pub(crate) enum Value {
     Map(Vec<(Value, Value)>),
     Array(Vec<Value>),
     Described(u64, Box<Value>),
+    /// Bytes that are one already, to be sent only.
+    Raw(Vec<u8>),
 }
 
 impl Value {
@@ -116,6 +120,7 @@ impl Value {
                 compound(out, 0xd1, &values);
             }
             Self::Array(values) => panic!("nobody sends one here: {values:?}"),
+            Self::Raw(bytes) => out.extend(bytes),
             Self::Described(kind, value) => {
                 out.extend([0, 0x53, u8::try_from(*kind).expect("small")]);
                 value.encode(out);

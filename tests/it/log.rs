@@ -107,7 +107,8 @@ fn a_log_that_is_read_late_has_what_there_was_room_for_and_says_how_much_is_miss
     let (emulator, dir) = (Emulator::start(), dir());
     // A warning for each rule but the first, more of them than there is room for.
     let long = "x".repeat(80);
-    let rule = |n| format!("[[rule]]\nname = \"{n} {long}\"\nwhen = \"any\"\ndo = []\n");
+    let rule =
+        |n| format!("[[rule]]\nname = \"{n} {long}\"\nwhen = \"any\"\ndo = [ {{ shell = \"true\" }} ]\n");
     let rules: String = (0..=5_000).map(rule).collect();
     let (reader, writer) = full_pipe();
     let mut command = agent(&emulator, dir.path());
@@ -120,6 +121,7 @@ fn a_log_that_is_read_late_has_what_there_was_room_for_and_says_how_much_is_miss
     let lost = line.split_once("lines=").and_then(|(_, lost)| lost.trim().parse().ok());
     let lost: usize = lost.unwrap_or_else(|| panic!("no number in {line}"));
     let warnings = log.count("is never reached");
+    assert_eq!(log.count("warning:"), 0, "the line says WARN already");
     assert!(
         warnings < 5_000 && warnings + lost > 5_000,
         "{warnings} were read and {lost} are said to be lost"

@@ -17,6 +17,8 @@ mod amqp_conditions;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_device;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
+mod amqp_nesting;
+#[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_peer;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_silence;
@@ -36,6 +38,7 @@ mod c2d_send;
 mod c2d_send_outcome;
 mod check;
 mod check_doors;
+mod clock;
 mod config;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod conformance;
@@ -83,11 +86,16 @@ mod harness;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod healthcheck;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod held_up;
+mod help;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod identity;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod invoke_method;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod json_lines;
 mod layering;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod log;
@@ -97,6 +105,8 @@ mod method_soak;
 mod method_traps;
 mod metrics;
 mod mosquitto;
+#[cfg(all(feature = "service", feature = "emulator", feature = "doctor"))]
+mod new_user;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod obstacles;
 #[cfg(all(feature = "service", feature = "emulator"))]

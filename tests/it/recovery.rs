@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::harness::{run, wait_for_file, write_config};
+use crate::harness::{run, skip, wait_for_file, write_config};
 use crate::over;
 use crate::soak::back_end::{Hub, message};
 use crate::soak::gateway::Gateway;
@@ -24,6 +24,11 @@ fn work(keys: &str) -> String {
 fn one_begun_and_one_in_line(transport: &str, rest: &str, life: Duration) -> (Hub, Gateway) {
     let hub = Hub::start();
     let mut gateway = Gateway::over(transport, &hub, rest);
+    line_up(&hub, &mut gateway, life);
+    (hub, gateway)
+}
+
+fn line_up(hub: &Hub, gateway: &mut Gateway, life: Duration) {
     gateway.start_subscribed();
     hub.send("m-1", "work", &[]).expect("room");
     wait_for_file(&gateway.path("done"), "m-1 began");
@@ -33,7 +38,6 @@ fn one_begun_and_one_in_line(transport: &str, rest: &str, life: Duration) -> (Hu
     while gateway.inbox().len() < 2 {
         gateway.expect_running();
     }
-    (hub, gateway)
 }
 
 /// The next agent has another configuration.
@@ -117,6 +121,50 @@ fn a_message_that_the_hub_was_to_send_again_is_given_up_only_when_the_hub_is_the
         let line = gateway.agent().stderr.wait_for("expired");
         assert!(line.contains("message_id=\"m-2\""), "{line}");
         assert_eq!(gateway.settled_inbox()["m-2"].outcome.as_deref(), Some("expired"));
+        gateway.terminate();
+    });
+}
+
+#[test]
+fn a_clock_that_is_ahead_swallows_nothing_neither_fresh_nor_in_line_nor_after_a_restart() {
+    for settle in ["after-action", "on-accept"] {
+        over::each(|transport| {
+            let hub = Hub::start();
+            let rule = work(&format!("settle = \"{settle}\""));
+            let mut gateway = Gateway::over(transport, &hub, &rule);
+            if !gateway.set_clock("+2h") {
+                return skip("a clock that is ahead swallows nothing", "faketime is not installed");
+            }
+            line_up(&hub, &mut gateway, Duration::from_secs(1800));
+            let said = gateway.agent().stderr.wait_for("this machine's clock seems to be ahead by 1h");
+            assert!(
+                said.contains("message_id=\"m-2\"") && said.contains("timedatectl set-ntp true"),
+                "{said}"
+            );
+            gateway.kill();
+            fs::write(gateway.path("go"), "").expect("written");
+            gateway.start_subscribed();
+            wait_for_file(&gateway.path("done"), "m-2 ended");
+            hub.wait_success("m-2");
+            assert_eq!(gateway.settled_inbox()["m-2"].outcome.as_deref(), Some("succeeded"));
+            gateway.terminate();
+        });
+    }
+}
+
+#[test]
+fn a_clock_that_is_put_ahead_between_two_starts_swallows_nothing_that_the_hub_still_has() {
+    over::each(|transport| {
+        let life = Duration::from_secs(1800);
+        let (hub, mut gateway) = one_begun_and_one_in_line(transport, &work(""), life);
+        gateway.kill();
+        if !gateway.set_clock("+2h") {
+            return skip("a clock that is put ahead swallows nothing", "faketime is not installed");
+        }
+        fs::write(gateway.path("go"), "").expect("written");
+        gateway.start_subscribed();
+        hub.wait_success("m-2");
+        assert!(fs::read_to_string(gateway.path("done")).expect("a file").contains("m-2 ended"));
         gateway.terminate();
     });
 }

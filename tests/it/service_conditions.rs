@@ -81,7 +81,7 @@ fn batch(id: &str) -> String {
 fn kept(spool: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(spool).expect("a spool");
     let line = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
-    text.lines().map(|text| line(text)["message_id"].as_str().expect("an id").to_owned()).collect()
+    text.lines().map(|text| line(text)["messageId"].as_str().expect("an id").to_owned()).collect()
 }
 
 #[test]

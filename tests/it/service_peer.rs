@@ -1,7 +1,7 @@
-//! A hub over AMQP for back ends that follows a script, frame by frame.
+//! A hub over AMQP that follows a script, frame by frame.
 //!
 //! Owns: the server's end of sign-in, links and deliveries. Must not know: which conditions there are, commands.
-//! Used by: tests of what a hub may say to `c2d-send` and `c2d-feedback`.
+//! Used by: tests of what a hub may say to `c2d-send`, to `c2d-feedback` and to the agent.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub(crate) struct ServicePeer {
 }
 
 /// One connection, signed in, with its session.
-pub(crate) struct Session(Peer<StreamOwned<ServerConnection, TcpStream>>);
+pub(crate) struct Session(pub(crate) Peer<StreamOwned<ServerConnection, TcpStream>>);
 
 /// What is taken away from a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,16 @@ impl ServicePeer {
     /// Writes its certificate into `dir`. `script` gets each connection with its number; when it returns, the connection
     /// is cut.
     pub(crate) fn playing(dir: &Path, script: impl Fn(usize, &mut Session) + Send + 'static) -> Self {
+        Self::before_sign_in(dir, move |number, session| {
+            session.sasl();
+            session.open(Vec::new());
+            session.begin(Vec::new());
+            script(number, session);
+        })
+    }
+
+    /// As [`ServicePeer::playing`], from the first byte on.
+    pub(crate) fn before_sign_in(dir: &Path, script: impl Fn(usize, &mut Session) + Send + 'static) -> Self {
         let (config, ca_file) = server_config(dir, "peer.pem", "localhost", None);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -57,7 +67,6 @@ impl ServicePeer {
                 client.set_read_timeout(Some(DEADLINE)).expect("a socket");
                 let connection = ServerConnection::new(config.clone()).expect("a connection");
                 let mut session = Session(Peer(StreamOwned::new(connection, client)));
-                session.sign_in();
                 script(number, &mut session);
             }
         });
@@ -77,19 +86,29 @@ fn error(condition: &str) -> Value {
 }
 
 impl Session {
-    fn sign_in(&mut self) {
+    /// Signs in a back end.
+    pub(crate) fn sasl(&mut self) {
         assert_eq!(&self.0.header(), SASL_HEADER);
         self.0.write(SASL_HEADER);
         self.0.send_sasl(SASL_MECHANISMS, vec![Value::symbol("PLAIN")]);
         self.0.expect(SASL_INIT);
         self.0.send_sasl(SASL_OUTCOME, vec![Value::Ubyte(0)]);
+    }
+
+    /// Opens the connection, with these fields behind the container's id.
+    pub(crate) fn open(&mut self, more: Vec<Value>) {
         assert_eq!(&self.0.header(), PLAIN_HEADER);
         self.0.write(PLAIN_HEADER);
         self.0.expect(OPEN);
-        self.0.send(0, OPEN, vec![Value::text("peer")], &[]);
+        self.0.send(0, OPEN, [vec![Value::text("peer")], more].concat(), &[]);
+    }
+
+    /// Begins the session, with these fields behind its windows.
+    pub(crate) fn begin(&mut self, more: Vec<Value>) {
         self.0.expect(BEGIN);
         let window = || Value::Uint(1_000);
-        self.0.send(0, BEGIN, vec![Value::Ushort(0), Value::Uint(0), window(), window()], &[]);
+        let fields = vec![Value::Ushort(0), Value::Uint(0), window(), window()];
+        self.0.send(0, BEGIN, [fields, more].concat(), &[]);
     }
 
     /// The client's next link, not yet answered.
@@ -121,7 +140,8 @@ impl Session {
         self.take(link, Level::Link, Some(condition));
     }
 
-    fn answer_attach(&mut self, link: &Frame, source: Value, target: Value) {
+    /// Answers a link's attach.
+    pub(crate) fn answer_attach(&mut self, link: &Frame, source: Value, target: Value) {
         let Value::Bool(is_receiver) = link.field(2) else { panic!("no role: {link:?}") };
         let head = vec![link.field(0).clone(), link.field(1).clone(), Value::Bool(!is_receiver)];
         let modes = vec![Value::Ubyte(2), Value::Ubyte(0), source, target, Value::Null, Value::Null];
@@ -173,11 +193,33 @@ impl Session {
 
     /// Sends a feedback batch.
     pub(crate) fn deliver(&mut self, link: &Frame, delivery: u32, body: &str) {
-        let tag = Value::Binary(vec![7; 16]);
-        let head =
-            vec![link.field(1).clone(), Value::Uint(delivery), tag, Value::Uint(0), Value::Bool(false)];
         let sections = [(DATA, Value::Binary(body.as_bytes().to_vec()))];
-        self.0.send(0, TRANSFER, head, &message(&sections));
+        self.deliver_parts(link, delivery, &[&message(&sections)]);
+    }
+
+    /// Sends a message in so many frames.
+    pub(crate) fn deliver_parts(&mut self, link: &Frame, delivery: u32, parts: &[&[u8]]) {
+        for (number, part) in parts.iter().enumerate() {
+            let tag = Value::Binary(delivery.to_be_bytes().to_vec());
+            let head = vec![link.field(1).clone(), Value::Uint(delivery), tag, Value::Uint(0)];
+            let flags = vec![Value::Bool(false), Value::Bool(number + 1 < parts.len())];
+            self.0.send(0, TRANSFER, [head, flags].concat(), part);
+        }
+    }
+
+    /// What the receiver has decided on this delivery.
+    pub(crate) fn decision(&mut self, delivery: u32) -> Value {
+        loop {
+            let frame = self.0.next();
+            let (first, last) = (frame.field(1), frame.field(2));
+            if frame.kind == DISPOSITION && frame.field(0) == &Value::Bool(true) {
+                assert!(
+                    first == &Value::Uint(delivery) && [&Value::Null, first].contains(&last),
+                    "{frame:?}"
+                );
+                return frame.field(4).clone();
+            }
+        }
     }
 
     /// Waits until the reader has accepted a batch.

@@ -21,7 +21,7 @@ use crate::sdk::{emulator, json, python_with_https, script};
 
 /// Pins, one rule, and leave for rules of the twin to switch the pump.
 const LOCAL: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 1\n\
-    [gpio.pins.lamp]\nline = 2\n[twin]\naccept = [\"rules\"]\n[allow]\npins = [\"pump\"]\nprograms = [\"/bin/true\"]\n\
+    [gpio.pins.lamp]\nline = 2\n[twin]\naccept = [\"rules\"]\n[allow]\npins = [\"pump\"]\ncommands.note = [\"/bin/true\"]\n\
     [[rule]]\nname = \"lamp\"\nwhen = { lamp = { present = true } }\ndo = [ { gpio = \"lamp\", set = \"{lamp}\" } ]\n";
 
 /// A rule of the twin that switches the pump.
@@ -157,16 +157,16 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     let refused = answered(&emulator, version);
     let problems = refused["problems"].as_array().expect("problems");
     for (problem, (place, told)) in problems.iter().zip([
-        ("5:10", "a rule of the twin may not run \"/bin/rm\""),
-        ("6:11", "a rule of the twin cannot have shell"),
+        ("5:3", "a rule of the twin cannot have run: it names a command"),
+        ("6:3", "a rule of the twin cannot have shell: it names a command"),
         ("7:10", "a rule of the twin may not switch pin \"lamp\""),
     ]) {
         let start = format!("twin:90-x:{place}: {told}");
         assert!(problem.as_str().is_some_and(|problem| problem.starts_with(&start)), "{problem}");
     }
     assert_eq!(problems.len(), 3, "{refused}");
-    wait_for_status(dir.path(), &format!("version {version} is refused: twin:90-x:5:10: "));
-    agent.process.stderr.wait_for("may not run \"/bin/rm\"");
+    wait_for_status(dir.path(), &format!("rules of twin version {version} refused: twin:90-x:5:3: "));
+    agent.process.stderr.wait_for("cannot have run");
     // Nothing of it counts, and all of what was there before does.
     assert!(send(&emulator, &agent, "1", "other=on").contains("unmatched"));
     assert!(send(&emulator, &agent, "2", "pump=on").contains("succeeded"));
@@ -175,7 +175,7 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     // The old problems go from the twin with the mistake.
     let version = patch(&emulator, &texts(&[("90-x", None)]));
     applied(&emulator, version);
-    wait_for_status(dir.path(), &format!("what version {version} asks for is in force"));
+    wait_for_status(dir.path(), &format!(" of twin version {version} applied"));
     assert!(send(&emulator, &agent, "3", "other=off").contains("succeeded"));
     let shapes = patch(&emulator, &json!({ "c2dAgent": { "rules": "all of them" } }));
     let refused = answered(&emulator, shapes);
@@ -184,21 +184,26 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     assert!(send(&emulator, &agent, "4", "other=on").contains("succeeded"));
 }
 
+/// A program that notes that it begins, and ends when there is a file `go`.
+fn gate(dir: &Path) -> String {
+    let (gate, at) = (dir.join("gate"), dir.display());
+    let text = format!("#!/bin/sh\necho >> {at}/begun\nuntil [ -e {at}/go ]; do sleep 0.02; done\n");
+    std::fs::write(&gate, text).expect("written");
+    std::fs::set_permissions(&gate, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    gate.display().to_string()
+}
+
 #[test]
 fn programs_of_the_twin_leave_the_last_place_to_local_ones() {
     let (emulator, dir) = (Emulator::start(), dir());
-    let gate = dir.path().join("gate");
-    let text = format!("#!/bin/sh\nuntil [ -e {}/go ]; do sleep 0.02; done\n", dir.path().display());
-    std::fs::write(&gate, text).expect("written");
-    std::fs::set_permissions(&gate, std::fs::Permissions::from_mode(0o755)).expect("permissions");
-    let gate = gate.display();
+    let gate = gate(dir.path());
     let local = format!(
-        "[actions]\nmax_children = 2\n[twin]\naccept = [\"rules\"]\n[allow]\nprograms = [\"{gate}\"]\n\
+        "[actions]\nmax_children = 2\n[twin]\naccept = [\"rules\"]\n[allow]\ncommands.gate = [\"{gate}\"]\n\
          [[rule]]\nname = \"own\"\nwhen = {{ own = 1 }}\ndo = [ {{ shell = \"true\" }} ]\n"
     );
     let agent = Agent::start(&emulator, "dev1", dir.path(), &local);
     let slow = |name: &str| {
-        format!("[[rule]]\nname = \"{name}\"\nwhen = {{ {name} = 1 }}\ndo = [ {{ run = [\"{gate}\"] }} ]\n")
+        format!("[[rule]]\nname = \"{name}\"\nwhen = {{ {name} = 1 }}\ndo = [ {{ command = \"gate\" }} ]\n")
     };
     let version = patch(&emulator, &texts(&[("a", Some(&slow("a"))), ("b", Some(&slow("b")))]));
     applied(&emulator, version);
@@ -213,6 +218,40 @@ fn programs_of_the_twin_leave_the_last_place_to_local_ones() {
             |id: &str| lines.iter().any(|line| line.contains(id) && line.contains("outcome=succeeded"));
         (ended("message_id=\"a\"") && ended("message_id=\"b\"")).then_some(())
     });
+}
+
+#[test]
+fn an_off_of_the_owner_does_not_wait_for_all_that_stands_before_it_for_a_rule_of_the_twin() {
+    let (emulator, dir) = (Emulator::start(), dir());
+    let gate = gate(dir.path());
+    let local = format!(
+        "[twin]\naccept = [\"rules\"]\n[allow.commands]\ngate = [\"{gate}\"]\n\
+         [[rule]]\nname = \"off\"\nwhen = {{ off = 1 }}\nlane = \"door\"\ndo = [ {{ shell = \"true\" }} ]\n"
+    );
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &local);
+    let slow = "[[rule]]\nname = \"slow\"\nwhen = { slow = 1 }\nlane = \"door\"\ntimeout = \"50s\"\n\
+                do = [ { command = \"gate\" } ]\n";
+    let version = patch(&emulator, &texts(&[("a", Some(slow))]));
+    applied(&emulator, version);
+    for n in 0..12 {
+        emulator.send("dev1", &["--message-id", &format!("slow-{n}"), "--property", "slow=1"]);
+    }
+    wait_for_status(dir.path(), "1 running, 11 waiting");
+    // One may take 50 s, so none of those that wait can end in time any more. They keep their place, and are not run.
+    emulator.send("dev1", &["--message-id", "now-off", "--property", "off=1"]);
+    let told = "refused: a message for a rule of the device's configuration stands behind it, which waits 50s at most for rules of \
+                the twin, and rule slow may take 50s";
+    agent.process.stderr.wait_for_nth(told, 11);
+    wait_for_status(dir.path(), "1 running, 1 waiting");
+    std::fs::write(dir.path().join("go"), "").expect("written");
+    agent.process.stderr.wait_until("off is done", |lines| {
+        let done =
+            |line: &&String| line.contains("message_id=\"now-off\"") && line.contains("outcome=succeeded");
+        lines.iter().find(done).cloned()
+    });
+    let begun = std::fs::read_to_string(dir.path().join("begun")).expect("written");
+    assert_eq!(begun.lines().count(), 1, "only the one that had begun");
+    assert!(agent.process.stderr.text().contains("message_id=\"slow-0\""));
 }
 
 #[test]
@@ -391,7 +430,11 @@ fn the_sdks_back_end_sets_rules_in_the_twin() {
 fn hundreds_of_doubtful_rules_do_not_fill_the_log() {
     let (emulator, dir) = (Emulator::start(), dir());
     let agent = Agent::start(&emulator, "dev1", dir.path(), LOCAL);
-    let rule = |number: u32| format!("[[rule]]\nname = \"r{number}\"\nwhen = {{ x = 1 }}\ndo = []\n");
+    let rule = |number: u32| {
+        format!(
+            "[[rule]]\nname = \"r{number}\"\nwhen = {{ x = 1 }}\ndo = [ {{ gpio = \"pump\", set = \"on\" }} ]\n"
+        )
+    };
     let text = |name: u32| (0..50).map(|number| rule(50 * name + number)).collect::<String>();
     let [one, two] = [text(1), text(2)];
     let version = patch(&emulator, &texts(&[("1", Some(&one)), ("2", Some(&two))]));

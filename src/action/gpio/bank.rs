@@ -1,7 +1,7 @@
 //! The bank: what every pin is at this moment, and what is due to happen to it by itself.
 //!
-//! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`.
-//! Must not know: tasks, waiting; who asks for a change. Used by: `action::gpio`, which holds it under a lock.
+//! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`; pulses and blinks in `waves.rs`.
+//! Must not know: tasks, threads, waiting; who asks for a change. Used by: `action::gpio`, which holds it under a lock.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +15,10 @@ use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
 mod change;
+mod waves;
+
+pub(super) use waves::Shape;
+use waves::Waves;
 
 /// How long to wait before trying again what the backend refused.
 const RETRY: Duration = Duration::from_secs(1);
@@ -25,10 +29,22 @@ pub(super) struct Bank {
     /// As configured; the pins of it are in `pins`.
     settings: GpioSettings,
     pins: BTreeMap<String, Pin>,
-    /// Since when the hub is away; none while it is there.
-    hub_lost: Option<Instant>,
+    waves: Waves,
+    hub: Hub,
+    /// The pins for which `on_disconnect` has come in the present absence of the hub; with a time where it is tried again.
+    disconnected: BTreeMap<String, Option<Instant>>,
     /// A pin with `max_on` was switched since this was last asked for.
     switched: bool,
+}
+
+/// Whether the hub can switch pins.
+#[derive(Debug, Clone, Copy)]
+enum Hub {
+    /// Since then it cannot.
+    Away(Instant),
+    /// It could when the agent last said that it goes on. An agent that is held up can neither be told by the hub to switch a
+    /// pin nor notice that the hub is away, so its hub counts as away from then on. None: the agent does not say so.
+    There(Option<Instant>),
 }
 
 struct Pin {
@@ -40,8 +56,6 @@ struct Pin {
     on: Option<(Instant, Duration)>,
     /// When `max_on` will have passed; none while the pin is off.
     off_at: Option<Instant>,
-    /// When `on_disconnect` comes; none while the hub is there, and once it has come.
-    disconnect_at: Option<Instant>,
 }
 
 /// The settings with which pins are claimed: a pin that was on for all of its `max_on` already begins off.
@@ -74,7 +88,15 @@ impl Bank {
             (name.clone(), Pin::claimed(settings, been_on.get(name).copied().unwrap_or_default()))
         });
         let switched = settings.pins.values().any(|pin| pin.max_on.is_some());
-        Self { backend, pins: pins.collect(), settings: settings.clone(), hub_lost: None, switched }
+        Self {
+            backend,
+            pins: pins.collect(),
+            settings: settings.clone(),
+            waves: Waves::default(),
+            hub: Hub::There(None),
+            disconnected: BTreeMap::new(),
+            switched,
+        }
     }
 
     /// Puts a pin into a state. Off always goes; on does not while an interlocked pin is on.
@@ -95,7 +117,7 @@ impl Bank {
     }
 
     /// Turns a pin on for a while: whoever does that turns it off again.
-    pub(super) fn light(&mut self, name: &str) -> Result<(), GpioError> {
+    fn light(&mut self, name: &str) -> Result<(), GpioError> {
         self.set(name, PinState::On)?;
         if let Some(pin) = self.pins.get_mut(name) {
             pin.lit = true;
@@ -129,32 +151,61 @@ impl Bank {
 
     /// The hub is away since `now`, unless it was away before.
     pub(super) fn hub_lost(&mut self, now: Instant) {
-        if self.hub_lost.is_none() {
-            self.hub_lost = Some(now);
-            for pin in self.pins.values_mut() {
-                pin.disconnect_at = pin.settings.on_disconnect.map(|own| far(now, own.after));
-            }
+        if let Hub::There(_) = self.hub {
+            self.hub = Hub::Away(now);
+            self.disconnected.clear();
         }
     }
 
     /// The hub is there.
     pub(super) fn hub_back(&mut self) {
-        self.hub_lost = None;
-        for pin in self.pins.values_mut() {
-            pin.disconnect_at = None;
+        self.hub = Hub::There(None);
+        self.disconnected.clear();
+    }
+
+    /// The agent goes on, and would have noticed if the hub were away.
+    pub(super) fn alive(&mut self, now: Instant) {
+        if let Hub::There(seen) = &mut self.hub {
+            *seen = Some(now);
+            self.disconnected.clear();
         }
+    }
+
+    /// When the agent has to say again that it goes on: well before the first pin would take it for held up.
+    pub(super) fn next_sign(&self) -> Option<Instant> {
+        let Hub::There(Some(seen)) = self.hub else { return None };
+        let after =
+            self.pins.values().filter_map(|pin| pin.settings.on_disconnect).map(|own| own.after).min()?;
+        Some(far(seen, after / 10))
     }
 
     /// Does what is due by `now`, and answers when the next thing will be.
     pub(super) fn keep_guard(&mut self, now: Instant) -> Option<Instant> {
+        self.wave_overdue(now);
         self.turn_off_overdue(now);
         self.disconnect_overdue(now);
-        self.pins.values().flat_map(|pin| [pin.off_at, pin.disconnect_at]).flatten().min()
+        self.next()
+    }
+
+    /// When the next thing is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        let each = self.pins.iter().flat_map(|(name, pin)| [pin.off_at, self.disconnect_at(name, pin)]);
+        each.flatten().chain(self.waves.next()).min()
+    }
+
+    /// When `on_disconnect` comes; none while the hub is there, and once it has come.
+    fn disconnect_at(&self, name: &str, pin: &Pin) -> Option<Instant> {
+        let own = pin.settings.on_disconnect?;
+        match (self.disconnected.get(name), self.hub) {
+            (Some(retry), _) => *retry,
+            (None, Hub::Away(since) | Hub::There(Some(since))) => Some(far(since, own.after)),
+            (None, Hub::There(None)) => None,
+        }
     }
 
     /// Turns off each pin whose `max_on` has passed.
     fn turn_off_overdue(&mut self, now: Instant) {
-        for name in self.due(now, |pin| pin.off_at) {
+        for name in self.due(now, |_, pin| pin.off_at) {
             let set = self.set(&name, PinState::Off);
             let Some(pin) = self.pins.get_mut(&name) else { continue };
             match set {
@@ -175,7 +226,9 @@ impl Bank {
     fn disconnect_overdue(&mut self, now: Instant) {
         let target = |pin: &Pin| pin.settings.on_disconnect.map(|own| own.state);
         for state in [PinState::Off, PinState::On] {
-            for name in self.due(now, |pin| pin.disconnect_at.filter(|_| target(pin) == Some(state))) {
+            let when =
+                |name: &str, pin: &Pin| self.disconnect_at(name, pin).filter(|_| target(pin) == Some(state));
+            for name in self.due(now, when) {
                 self.disconnect(&name, state, now);
             }
         }
@@ -184,24 +237,28 @@ impl Bank {
     fn disconnect(&mut self, name: &str, state: PinState, now: Instant) {
         let is_so = self.pins.get(name).is_some_and(|pin| pin.state == state);
         let set = if is_so { Ok(()) } else { self.set(name, state) };
-        let Some(pin) = self.pins.get_mut(name) else { return };
+        let Some(pin) = self.pins.get(name) else { return };
         let after = format_duration(pin.settings.on_disconnect.map_or(Duration::ZERO, |own| own.after));
-        pin.disconnect_at = None;
+        let mut retry = None;
         match set {
             Ok(()) if is_so => {}
+            Ok(()) if matches!(self.hub, Hub::There(_)) => {
+                tracing::warn!(pin = %name, %state, %after, "switched pin: the agent was held up, so the hub counts as away");
+            }
             Ok(()) => tracing::warn!(pin = %name, %state, %after, "switched pin: the hub is away"),
             Err(error @ GpioError::Interlocked { .. }) => {
                 tracing::warn!(pin = %name, %after, %error, "left pin as it is, although the hub is away");
             }
             Err(error) => {
                 tracing::error!(pin = %name, %error, "could not switch pin while the hub is away, trying again");
-                pin.disconnect_at = Some(now + RETRY);
+                retry = Some(now + RETRY);
             }
         }
+        self.disconnected.insert(name.to_owned(), retry);
     }
 
-    fn due(&self, now: Instant, when: impl Fn(&Pin) -> Option<Instant>) -> Vec<String> {
-        let due = self.pins.iter().filter(|(_, pin)| when(pin).is_some_and(|when| when <= now));
+    fn due(&self, now: Instant, when: impl Fn(&str, &Pin) -> Option<Instant>) -> Vec<String> {
+        let due = self.pins.iter().filter(|(name, pin)| when(name, pin).is_some_and(|when| when <= now));
         due.map(|(name, _)| name.clone()).collect()
     }
 
@@ -243,8 +300,9 @@ impl Bank {
     /// first, so that interlocked pins are not on together on the way.
     pub(super) fn leave(&mut self) -> Result<(), GpioError> {
         let mut problems = Vec::new();
+        self.waves = Waves::default();
         for state in [PinState::Off, PinState::On] {
-            let to_state = self.pins.iter().filter(|(_, pin)| pin.settings.on_exit == OnExit::Set(state));
+            let to_state = self.pins.iter().filter(|(_, pin)| pin.on_exit() == Some(state));
             let names: Vec<String> = to_state.map(|(name, _)| name.clone()).collect();
             problems.extend(names.iter().filter_map(|name| self.set(name, state).err()));
         }
@@ -260,14 +318,8 @@ impl Bank {
 impl Pin {
     /// A pin in the moment in which it was claimed.
     fn claimed(settings: &PinSettings, been_on: Duration) -> Self {
-        let mut pin = Self {
-            settings: settings.clone(),
-            state: PinState::Off,
-            lit: false,
-            on: None,
-            off_at: None,
-            disconnect_at: None,
-        };
+        let mut pin =
+            Self { settings: settings.clone(), state: PinState::Off, lit: false, on: None, off_at: None };
         pin.remember(settings.initial, been_on);
         pin
     }

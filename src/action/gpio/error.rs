@@ -180,6 +180,14 @@ pub enum GpioError {
         /// Its limit.
         max_on: Duration,
     },
+    /// The system has no room for another thread.
+    #[error(
+        "no thread can be started that keeps the times of the pins: {source}; check TasksMax= of the service and `ulimit -u`"
+    )]
+    NoThread {
+        /// Why.
+        source: io::Error,
+    },
     /// The simulated backend could not write the states.
     #[error("cannot write the pins' states to {}: {source}; check `state_file` in [gpio]", path.display())]
     StateFile {

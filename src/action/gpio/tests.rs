@@ -11,12 +11,13 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::bank::claimed_as;
-use super::{ChangeError, Cut, GpioError, Limit, PinBackend, Pins};
+use super::{Bank, ChangeError, Cut, GpioError, Guard, Limit, PinBackend, Pins, Shared};
 use crate::config::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
 use crate::rules::{PinChange, PinState};
 
 mod change;
 mod guards;
+mod on_time;
 
 const OFF: PinState = PinState::Off;
 const ON: PinState = PinState::On;
@@ -93,7 +94,14 @@ fn recorded(settings: &GpioSettings) -> (Pins, Changes) {
 fn recorded_with(settings: &GpioSettings, broken: Option<&'static str>) -> (Pins, Changes) {
     let changes = Changes::default();
     let recorder = Recorder { start: Instant::now(), changes: Arc::clone(&changes), broken };
-    (Pins::with_backend(Box::new(recorder), settings, &BTreeMap::new()), changes)
+    (in_test_time(recorder, settings, &BTreeMap::new()), changes)
+}
+
+/// Pins whose guard goes by the clock of the test. The one of its own thread: `on_time.rs`.
+fn in_test_time(recorder: Recorder, settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Pins {
+    let shared = Arc::new(Shared::new(Bank::new(Box::new(recorder), settings, been_on)));
+    let guard = Guard::start_in_test(Arc::clone(&shared));
+    Pins { shared, guard }
 }
 
 fn pump(max_on: Option<Duration>) -> GpioSettings {

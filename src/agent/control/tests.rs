@@ -40,6 +40,7 @@ fn status() -> Status {
         module_id: None,
         module: None,
         desired: None,
+        twin_rules: 0,
         hub: "h".into(),
         configured: None,
         refused_reload: None,

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(
             text,
             "{\"number\":12,\"messageId\":\"m-1\",\"rule\":\"pump\",\"state\":\"dead\",\"settled\":\"on-accept\",\
-             \"receivedMs\":1,\"attempts\":2,\"startedMs\":2,\"retryOnCrash\":false,\"message\":{\
+             \"received\":\"1970-01-01T00:00:00.0010000Z\",\"attempts\":2,\"started\":\"1970-01-01T00:00:00.0020000Z\",\"retryOnCrash\":false,\"message\":{\
              \"systemProperties\":{\"$.mid\":\"m-1\"},\"applicationProperties\":{\"z\":\"1\",\"flag\":null,\"a\":\"\"},\
              \"body\":\"hello\"}}"
         );

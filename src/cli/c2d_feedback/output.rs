@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::cli::shown::{plain, without_controls};
+use crate::cli::shown::{json, plain};
 use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::message::{format_time, parse_time};
@@ -37,6 +37,7 @@ pub(super) struct Output {
 
 /// A line of `--json` and of the spool: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Line<'a> {
     event: &'static str,
     message_id: &'a str,
@@ -78,8 +79,7 @@ pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Resu
             records,
             batch_enqueued_time_utc: batch.enqueued.map(format_time),
         };
-        let line = serde_json::to_string(&line).context("a record cannot be written as JSON")?;
-        text.push_str(&without_controls(&line));
+        text.push_str(&json(&line)?);
         text.push('\n');
     }
     Ok(text)

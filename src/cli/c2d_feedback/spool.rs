@@ -15,6 +15,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::output::BEGINNING;
+use crate::cli::why;
 use crate::trust;
 
 /// Longer than any line. A feedback record has ids of at most 128 characters and a few words.
@@ -24,7 +25,7 @@ const LONGEST_LINE: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpoolError {
     /// At the start.
-    #[error("the spool {path} cannot be opened: {error}")]
+    #[error("the spool {path} cannot be opened: {}; create its directory, or give another file", why(.error))]
     Open { path: PathBuf, error: io::Error },
     /// A pipe or a device cannot keep anything.
     #[error("the spool {0} is not a regular file: give the path of a file that keeps what is written")]
@@ -177,7 +178,7 @@ fn mend(mut file: &File) -> io::Result<End> {
 mod tests {
     use super::*;
 
-    const LINE: &str = "{\"event\":\"feedback\",\"message_id\":\"m-1\"}\n";
+    const LINE: &str = "{\"event\":\"feedback\",\"messageId\":\"m-1\"}\n";
 
     fn mended(content: &[u8]) -> (Result<End, String>, Vec<u8>) {
         let dir = tempfile::tempdir().expect("a directory");

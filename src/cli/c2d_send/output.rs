@@ -3,12 +3,12 @@
 //! Owns: standard output and the notes on standard error. Must not know: how messages travel, exit codes.
 //! Used by: `cli::c2d_send`.
 
-use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::cli::back_end::print;
+use crate::cli::shown::json;
 use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::outcome::OutcomeReport;
@@ -30,17 +30,17 @@ pub(super) struct Output {
 
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 enum Event<'a> {
     /// Before anything is sent.
     Message { message_id: &'a str, device_id: &'a str, bytes: usize },
     /// Queued by the hub; the time counts from the start of dialling.
-    Accepted { message_id: &'a str, milliseconds: u64 },
+    Accepted { message_id: &'a str, after_ms: u64 },
     /// This message's record; the time counts from acceptance.
     Feedback {
         #[serde(flatten)]
         record: Record<'a>,
-        milliseconds: u64,
+        after_ms: u64,
     },
     /// A record of another message.
     OtherFeedback {
@@ -48,21 +48,21 @@ enum Event<'a> {
         record: Record<'a>,
     },
     /// No record of this message within that time.
-    NoFeedback { message_id: &'a str, milliseconds: u64 },
+    NoFeedback { message_id: &'a str, after_ms: u64 },
     /// What the device reports; the time counts from acceptance.
     Outcome {
-        message_id: &'a str,
-        milliseconds: u64,
+        after_ms: u64,
         #[serde(flatten)]
-        report: &'a OutcomeReport,
+        report: OutcomeReport,
     },
     /// No outcome of this message within that time.
-    NoOutcome { message_id: &'a str, delivered: bool, milliseconds: u64 },
+    NoOutcome { message_id: &'a str, delivered: bool, after_ms: u64 },
     /// It could not be sent, or the wait ended early.
     Failed { message_id: &'a str, error: String, condition: Option<&'a str>, tracking_id: Option<&'a str> },
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Record<'a> {
     message_id: &'a str,
     device_id: &'a str,
@@ -87,10 +87,10 @@ impl Output {
 
     /// The hub has queued it, so long after the start.
     pub(super) fn accepted(&self, message: &OutgoingMessage, after: Duration) -> anyhow::Result<()> {
-        let milliseconds = milliseconds(after);
+        let after_ms = milliseconds(after);
         self.print(
-            || format!("accepted by the hub in {milliseconds} ms (queued, not yet delivered)"),
-            &Event::Accepted { message_id: &message.message_id, milliseconds },
+            || format!("accepted by the hub in {after_ms} ms (queued, not yet delivered)"),
+            &Event::Accepted { message_id: &message.message_id, after_ms },
         )
     }
 
@@ -112,7 +112,7 @@ impl Output {
         };
         self.print(
             || format!("{word}: {} after {:.2} s", outcome(record), after.as_secs_f64()),
-            &Event::Feedback { record: record.into(), milliseconds: milliseconds(after) },
+            &Event::Feedback { record: record.into(), after_ms: milliseconds(after) },
         )
     }
 
@@ -136,7 +136,7 @@ impl Output {
             format!("no feedback within {wait}: the message stays queued until it is delivered or expires")
         };
         let message_id = &message.message_id;
-        self.print(text, &Event::NoFeedback { message_id, milliseconds: milliseconds(wait) })
+        self.print(text, &Event::NoFeedback { message_id, after_ms: milliseconds(wait) })
     }
 
     /// A note for people who watch.
@@ -154,8 +154,9 @@ impl Output {
         report: &OutcomeReport,
         after: Duration,
     ) -> anyhow::Result<()> {
-        let message_id = &message.message_id;
-        let event = Event::Outcome { message_id, milliseconds: milliseconds(after), report };
+        // The device need not have repeated the id.
+        let named = OutcomeReport { message_id: Some(message.message_id.clone()), ..report.clone() };
+        let event = Event::Outcome { after_ms: milliseconds(after), report: named };
         self.print(|| outcome_lines(report), &event)
     }
 
@@ -177,7 +178,7 @@ impl Output {
             format!("no outcome within {wait}: {hint}")
         };
         let message_id = &message.message_id;
-        self.print(text, &Event::NoOutcome { message_id, delivered, milliseconds: milliseconds(wait) })
+        self.print(text, &Event::NoOutcome { message_id, delivered, after_ms: milliseconds(wait) })
     }
 
     /// It failed. For people, the program's last sentence on standard error says so.
@@ -207,8 +208,7 @@ impl Output {
     }
 
     fn print(&self, text: impl FnOnce() -> String, event: &Event<'_>) -> anyhow::Result<()> {
-        let line = if self.json { serde_json::to_string(event)? } else { text() };
-        writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+        print(&if self.json { json(event)? } else { text() })
     }
 }
 

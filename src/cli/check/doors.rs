@@ -12,11 +12,25 @@ use crate::rules::{Door, Plan, Policy, Rules, Settle};
 /// Stands for the one that the agent makes for each call.
 const CALL_ID: &str = "method-00000000000000000000000000000000";
 
+/// Most properties of a sample that are named.
+const MOST_NAMED: usize = 20;
+
+/// The properties of the hub's own that begin with `$.`. Source: wire reference 1.5.
+const SYSTEM: [&str; 13] = [
+    "$.mid", "$.cid", "$.uid", "$.to", "$.exp", "$.ct", "$.ce", "$.ctime", "$.schema", "$.on", "$.cdid",
+    "$.cmid", INPUT,
+];
+
 /// Why a sample can come by no door.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SampleError {
     #[error("--message is not a property bag")]
     Bag(#[from] MessageError),
+    #[error(
+        "--message looks like JSON, but takes properties as on the wire, such as 'action=pump&state=on': a JSON body is given \
+         with --data"
+    )]
+    Json,
     #[error("a message comes by one door: give {INPUT}=NAME or {METHOD}=NAME, and not both")]
     TwoDoors,
     #[error(
@@ -36,6 +50,9 @@ pub(super) enum SampleError {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn sample(bag: &str, body: Bytes) -> Result<C2dMessage, SampleError> {
+    if bag.trim_start().starts_with(['{', '[']) {
+        return Err(SampleError::Json);
+    }
     let message = C2dMessage::from_bag(bag, body)?;
     let names = [INPUT, METHOD].into_iter().filter(|name| message.system.contains(name));
     match names.collect::<Vec<_>>().as_slice() {
@@ -86,6 +103,28 @@ pub(super) fn arrival(message: &C2dMessage, inspection: &Inspection) -> Option<S
             Some(format!("a call of the method \"{}\"{callee}", method.escape_debug()))
         }
     }
+}
+
+/// What a sample has that no rule takes.
+pub(super) fn contents(message: &C2dMessage) -> Vec<String> {
+    let names: Vec<_> =
+        message.system.iter().chain(message.application.iter()).map(|(name, _)| name).collect();
+    let quoted = |name: &&str| format!("\"{}\"", name.escape_debug());
+    let shown: Vec<_> = names.iter().take(MOST_NAMED).map(quoted).collect();
+    let more = if names.len() > MOST_NAMED { ", …" } else { "" };
+    let mut lines = vec![match shown.as_slice() {
+        [] => "the message has no properties: --message gives them, as in 'action=pump&state=on'".to_owned(),
+        shown => format!("the message has the properties {}{more}", shown.join(", ")),
+    }];
+    let strange = |name: &&str| name.starts_with("$.") && !SYSTEM.contains(name);
+    lines.extend(names.into_iter().filter(strange).take(MOST_NAMED).map(|name| {
+        format!(
+            "{} is none of the hub's properties ({}), and the names of a sender's own do not begin with $.",
+            quoted(&name),
+            SYSTEM.join(", ")
+        )
+    }));
+    lines
 }
 
 /// Rules whose messages come by doors that nobody who signs in here has.

@@ -9,6 +9,7 @@ use crate::inbox::{Record, Settled, State};
 use crate::message::{C2dMessage, parse_time};
 use crate::outcome::OutcomeReport;
 
+use super::present::{RulesNow, was_unmatched};
 use super::table::{state, time};
 
 /// Bytes of a binary body that are shown.
@@ -19,6 +20,7 @@ const HEX_PER_LINE: usize = 16;
 pub(super) fn lines(
     record: &Record,
     message: Option<&C2dMessage>,
+    rules_now: Option<&RulesNow>,
     now: SystemTime,
     width: usize,
 ) -> Vec<String> {
@@ -28,10 +30,13 @@ pub(super) fn lines(
         ("message id", text(record.message_id.as_ref())),
         ("state", state_in_words(record)),
         ("rule", text(record.rule.as_ref())),
+    ];
+    rows.extend(rules_now.map(|rules| ("rules now", plain(&rules.sentence()))));
+    rows.extend([
         ("received", relative(time(record.received_ms), now)),
         ("completed", settled(record.settled).to_owned()),
         ("attempts", attempts(record, now)),
-    ];
+    ]);
     if let Some(outcome) = &record.outcome {
         rows.extend(outcome_rows(outcome, now));
     }
@@ -61,6 +66,9 @@ fn state_in_words(record: &Record) -> String {
         State::Started => "its action has begun",
         State::Finished => "nothing is left to do",
         State::Dead if record.abandoned => "given back to the hub: when it comes again, it is run again",
+        State::Dead if was_unmatched(record) => {
+            "no rule took it: `inbox retry` runs it once one does, `inbox drop` gives it up"
+        }
         State::Dead => "a dead letter: `inbox retry` runs it again, `inbox drop` gives it up",
     };
     format!("{} ({means})", state(record.state))
@@ -188,7 +196,7 @@ mod tests {
         let body = Bytes::from_static(b"{\"zone\": \"north\"}\n\x07");
         let message = C2dMessage::from_bag("$.mid=m-1&action=backup&flag", body).expect("a message");
         assert_eq!(
-            lines(&record, Some(&message), now(), 80).join("\n"),
+            lines(&record, Some(&message), None, now(), 80).join("\n"),
             "number      #12\n\
              message id  m-1\n\
              state       dead (a dead letter: `inbox retry` runs it again, `inbox drop` gives\n\
@@ -231,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_message_that_is_gone_is_explained() {
-        let shown = lines(&record(State::Finished), None, now(), 80);
+        let shown = lines(&record(State::Finished), None, None, now(), 80);
         assert!(
             shown.contains(&"The message itself is not kept once it is finished.".to_owned()),
             "{shown:?}"

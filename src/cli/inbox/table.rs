@@ -9,35 +9,40 @@ use crate::inbox::{Record, State};
 
 const GAP: usize = 2;
 
-/// Its heading, and how narrow it may become where there is not enough room; none: not at all.
-const COLUMNS: [(&str, Option<usize>); 7] = [
-    ("NUMBER", None),
-    ("STATE", None),
-    ("RECEIVED (UTC)", None),
-    ("RULE", Some(6)),
-    ("MESSAGE ID", Some(8)),
-    ("TRIES", None),
-    ("OUTCOME", Some(14)),
-];
+/// A column: which cell of a row, and how narrow it may become where there is not enough room; none: not at all.
+type Column = (usize, Option<usize>);
 
-/// The table, at most `width` columns wide; empty without records.
-pub(super) fn lines(records: &[Record], width: usize) -> Vec<String> {
+const HEADINGS: [&str; 7] = ["NUMBER", "STATE", "RECEIVED (UTC)", "RULE", "MESSAGE ID", "TRIES", "OUTCOME"];
+/// A record on one line. A UUID stays whole.
+const ONE_LINE: [Column; 7] =
+    [(0, None), (1, None), (2, None), (3, Some(20)), (4, Some(36)), (5, None), (6, Some(24))];
+/// The same on two.
+const UPPER: [Column; 4] = [(0, None), (1, None), (2, None), (4, Some(8))];
+const LOWER: [Column; 3] = [(3, Some(8)), (5, None), (6, Some(14))];
+
+type Row = [String; HEADINGS.len()];
+
+/// The table, at most `width` columns wide: with two lines for each record where one would hide too much. Without a width it
+/// is as wide as it needs. Empty without records.
+pub(super) fn lines(records: &[Record], width: Option<usize>) -> Vec<String> {
     if records.is_empty() {
         return Vec::new();
     }
-    let mut rows = vec![COLUMNS.map(|(heading, _)| heading.to_owned())];
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
     rows.extend(records.iter().map(row));
-    let widths = widths(&rows, width);
-    rows.iter()
-        .map(|row| {
-            let cells =
-                row.iter().zip(widths).map(|(cell, width)| format!("{:width$}", shorten(cell, width)));
-            cells.collect::<Vec<_>>().join(&" ".repeat(GAP)).trim_end().to_owned()
-        })
-        .collect()
+    let width = width.unwrap_or(usize::MAX);
+    let widths = fitted(&rows, &ONE_LINE, width);
+    if total(&widths) <= width {
+        return rows.iter().map(|row| line(row, &ONE_LINE, &widths)).collect();
+    }
+    let upper = fitted(&rows, &UPPER, width);
+    let indent = upper[0] + GAP;
+    let lower = fitted(&rows, &LOWER, width.saturating_sub(indent));
+    let both = |row| [line(row, &UPPER, &upper), format!("{:indent$}{}", "", line(row, &LOWER, &lower))];
+    rows.iter().flat_map(both).collect()
 }
 
-fn row(record: &Record) -> [String; COLUMNS.len()] {
+fn row(record: &Record) -> Row {
     let or_dash = |text: Option<&String>| text.map_or("-".to_owned(), |text| plain(text));
     [
         format!("#{}", record.number.0),
@@ -50,23 +55,28 @@ fn row(record: &Record) -> [String; COLUMNS.len()] {
     ]
 }
 
+fn line(row: &Row, columns: &[Column], widths: &[usize]) -> String {
+    let cell = |(&(cell, _), &width): (&Column, &usize)| format!("{:width$}", shorten(&row[cell], width));
+    let cells: Vec<_> = columns.iter().zip(widths).map(cell).collect();
+    cells.join(&" ".repeat(GAP)).trim_end().to_owned()
+}
+
 /// Each column as wide as its widest cell; where that is too much, the widest of those that may give way do.
-fn widths(rows: &[[String; COLUMNS.len()]], width: usize) -> [usize; COLUMNS.len()] {
-    let mut widths = [0; COLUMNS.len()];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    while widths.iter().sum::<usize>() + GAP * (COLUMNS.len() - 1) > width {
-        let spare =
-            (0..COLUMNS.len()).map(|at| COLUMNS[at].1.map_or(0, |least| widths[at].saturating_sub(least)));
-        match spare.enumerate().max_by_key(|(_, spare)| *spare) {
+fn fitted(rows: &[Row], columns: &[Column], width: usize) -> Vec<usize> {
+    let widest = |cell: usize| rows.iter().map(|row| row[cell].chars().count()).max().unwrap_or(0);
+    let mut widths: Vec<_> = columns.iter().map(|(cell, _)| widest(*cell)).collect();
+    while total(&widths) > width {
+        let spare = |(own, (_, least)): (&usize, &Column)| least.map_or(0, |least| own.saturating_sub(least));
+        match widths.iter().zip(columns).map(spare).enumerate().max_by_key(|(_, spare)| *spare) {
             Some((widest, 1..)) => widths[widest] -= 1,
             _ => break,
         }
     }
     widths
+}
+
+fn total(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
 }
 
 pub(super) fn state(state: State) -> &'static str {
@@ -122,37 +132,50 @@ mod tests {
     fn short_records_are_shown_whole() {
         let records = [record(1, Some("m-1"), Some("pump"), Some("succeeded")), record(12, None, None, None)];
         assert_eq!(
-            lines(&records, 80),
+            lines(&records, Some(80)),
             [
                 "NUMBER  STATE     RECEIVED (UTC)       RULE  MESSAGE ID  TRIES  OUTCOME",
                 "#1      dead      2026-11-23 21:30:05  pump  m-1         1      succeeded",
                 "#12     accepted  2026-11-23 21:30:05  -     -           1      -",
             ]
         );
-        assert_eq!(lines(&[], 80), Vec::<String>::new());
+        assert_eq!(lines(&[], Some(80)), Vec::<String>::new());
     }
 
     #[test]
-    fn long_records_are_shortened_to_the_width() {
+    fn an_id_stays_whole_and_the_record_takes_two_lines_where_one_would_hide_too_much() {
         let id = "419cfb05-0c2a-4f0e-a001-000000000001";
         let outcome = "failed: run /usr/local/bin/backup: exit code 3";
-        let records = [record(12_345, Some(id), Some("nightly backup"), Some(outcome))];
-        let shown = |width| lines(&records, width)[1].clone();
+        let records = [
+            record(12_345, Some(id), Some("nightly backup"), Some(outcome)),
+            record(12_346, Some("m-1"), None, None),
+        ];
         assert_eq!(
-            shown(80),
-            "#12345  dead   2026-11-23 21:30:17  nightly…  419cfb05-…  1      failed: run /u…"
+            lines(&records, Some(80)),
+            [
+                "NUMBER  STATE     RECEIVED (UTC)       MESSAGE ID",
+                "        RULE            TRIES  OUTCOME",
+                "#12345  dead      2026-11-23 21:30:17  419cfb05-0c2a-4f0e-a001-000000000001",
+                "        nightly backup  1      failed: run /usr/local/bin/backup: exit code 3",
+                "#12346  accepted  2026-11-23 21:30:17  m-1",
+                "        -               1      -",
+            ]
         );
-        assert_eq!(
-            shown(120),
-            "#12345  dead   2026-11-23 21:30:17  nightly backup  419cfb05-0c2a-4f0e-a001-00…  1      \
-             failed: run /usr/local/bin/back…"
-        );
+        let wide = "#12345  dead      2026-11-23 21:30:17  nightly backup  419cfb05-0c2a-4f0e-a001-000000000001  1      failed: run /usr/local/bin/ba";
+        assert_eq!(lines(&records, Some(130))[1], format!("{wide}…"));
+        for width in [Some(160), None] {
+            assert_eq!(lines(&records, width)[1], format!("{wide}ckup: exit code 3"));
+        }
+        let long = [record(1, Some(&"x".repeat(128)), Some(&"y".repeat(128)), Some(&"z".repeat(128)))];
+        for width in [80, 100, 130, 160] {
+            assert!(lines(&long, Some(width)).iter().all(|line| line.chars().count() <= width));
+        }
     }
 
     #[test]
     fn what_a_sender_chose_cannot_drive_the_terminal() {
         let records = [record(1, Some("m\x1b[2J\n"), Some("pump"), Some("failed: \u{9b}x"))];
-        let table = lines(&records, 120);
+        let table = lines(&records, Some(120));
         assert!(table.iter().all(|line| !line.chars().any(char::is_control)), "{table:?}");
         assert!(table[1].contains("m\\u{1b}[2J\\n"), "{table:?}");
     }

@@ -44,6 +44,30 @@ fn tables_merge_key_by_key_however_they_are_written() {
 }
 
 #[test]
+fn commands_come_from_several_files_and_a_later_one_replaces_one_whole() {
+    let inspection = merged(&[
+        "[twin]\naccept = [\"rules\"]\n[allow.commands]\na = [\"/bin/true\", \"{x}\"]\nb = [\"/bin/true\"]\n",
+        "[allow]\ncommands.a = [\"/bin/false\"]\n[allow.commands.c]\n",
+        "[allow]\ncommands = { c = [\"/bin/true\"] }\n",
+    ]);
+    assert!(
+        inspection.report.to_string().contains("[allow.commands] c is of type array here"),
+        "{}",
+        inspection.report
+    );
+    let inspection = merged(&[
+        "[twin]\naccept = [\"rules\"]\n[allow.commands]\na = [\"/bin/true\", \"{x}\"]\nb = [\"/bin/true\"]\n",
+        "[allow]\ncommands.a = [\"/bin/false\"]\n",
+        "[allow]\ncommands = { c = [\"/bin/true\"] }\n",
+    ]);
+    let places = "/c/config.d/1.toml:2:10 replaces /c/config.toml:4:1: [allow.commands] a";
+    assert_eq!(inspection.replaced, [places]);
+    let twin = inspection.into_config().unwrap_or_else(|report| panic!("{report}")).twin;
+    assert_eq!(twin.commands().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(twin.programs().collect::<Vec<_>>(), ["/bin/false", "/bin/true", "/bin/true"]);
+}
+
+#[test]
 fn single_values_and_lists_are_replaced_and_both_places_are_told() {
     let main = "[gpio]\ninterlock = [[\"a\", \"b\"]]\n[gpio.pins]\na.line = 1\nb.line = 2\nc.line = 3\n[report]\noutcomes = \"none\"\n";
     let inspection = merged(&[
@@ -82,7 +106,9 @@ fn a_list_of_rules_that_is_none_in_any_file_is_one_problem() {
     assert_eq!(inspection.report.problems(), 1);
     let printed = inspection.report.to_string();
     assert!(
-        printed.starts_with("/c/config.d/1.toml:1:8: rule is a string, but must be an array\n"),
+        printed.starts_with(
+            "/c/config.d/1.toml:1:8: rule is a string, but must be a list of tables: write [[rule]]"
+        ),
         "{printed}"
     );
 }
@@ -207,8 +233,10 @@ proptest! {
         let texts: Vec<_> = files.iter().map(|parts| parts.concat()).collect();
         let inspection = merged(&texts.iter().map(String::as_str).collect::<Vec<_>>());
         let problems = inspection.report.problems();
-        let lines = inspection.report.lines().all(|line| line.starts_with("/c/config."));
-        prop_assert!(lines, "{}", inspection.report);
+        let report = &inspection.report;
+        let have_places =
+            report.problem_lines().chain(report.warning_lines()).all(|line| line.starts_with("/c/config."));
+        prop_assert!(have_places, "{}", report);
         prop_assert_eq!(inspection.into_config().is_ok(), problems == 0);
     }
 }

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use super::*;
 
 const LOCAL: &str = "[gpio.pins]\npump = { line = 1 }\nlamp = { line = 2 }\n[twin]\naccept = [\"rules\"]\n[allow]\n\
-                     pins = [\"pump\"]\nprograms = [\"/bin/true\"]\n[[rule]]\nname = \"own\"\n\
+                     pins = [\"pump\"]\ncommands.note = [\"/bin/true\", \"{text:}\"]\n[[rule]]\nname = \"own\"\n\
                      when = { action = \"pump\" }\ndo = [{ gpio = \"lamp\", set = \"on\" }]\n";
 
 const PUMP: &str = "[[rule]]\nname = \"remote\"\nwhen = { \"body.zone\" = \"north\" }\ndo = [\n  { gpio = \"pump\", set = \"on\" },\n\
-                    \x20 { run = [\"/bin/true\", \"{text:}\"] },\n]\n";
+                    \x20 { command = \"note\" },\n]\n";
 
 fn local(text: &str) -> Config {
     inspected(text).into_config().unwrap_or_else(|report| panic!("{report}"))
@@ -37,7 +37,7 @@ fn names(config: &Config) -> Vec<&str> {
 
 #[test]
 fn rules_of_the_twin_stand_behind_the_local_ones_in_the_order_of_their_names() {
-    let inline = "rule = [{ name = \"inline\", when = { a = 1 }, do = [] }]";
+    let inline = "rule = [{ name = \"inline\", when = { a = 1 }, do = [{ gpio = \"pump\", set = \"on\" }] }]";
     let config = local(LOCAL);
     let (with, warnings) =
         config.with_twin(&rules(&[("b", PUMP), ("B", inline), ("a", "# nothing\n")])).expect("taken");
@@ -60,20 +60,20 @@ fn rules_of_the_twin_stand_behind_the_local_ones_in_the_order_of_their_names() {
 #[test]
 fn a_rule_of_the_twin_can_use_only_what_allow_lists() {
     let text = "[[rule]]\nname = \"r\"\nwhen = \"any\"\ndo = [\n{ gpio = \"lamp\", set = \"on\" },\n{ gpio = \"no\", set = \"on\" },\n\
-                { run = [\"/bin/false\"] },\n{ run = [\"/bin/../bin/true\"] },\n{ shell = \"true\" },\n\
-                { gpio = \"pump\", set = \"on\" },\n]\n";
+                { run = [\"/bin/true\"] },\n{ command = \"other\" },\n{ shell = \"true\" },\n\
+                { command = \"note\", run = [\"/bin/true\"] },\n{ gpio = \"pump\", set = \"on\" },\n]\n";
     assert_eq!(
         problems(&[("x", text)]),
         [
             "twin:x:5:10: a rule of the twin may not switch pin \"lamp\": [allow] pins of the device's configuration does \
              not list it",
             "twin:x:6:10: there is no pin \"no\" (the pins are pump, lamp): add [gpio.pins.no]",
-            "twin:x:7:10: a rule of the twin may not run \"/bin/false\": [allow] programs of the device's configuration does \
-             not list it",
-            "twin:x:8:10: a rule of the twin may not run \"/bin/../bin/true\": [allow] programs of the device's \
-             configuration does not list it",
-            "twin:x:9:11: a rule of the twin cannot have shell: use run, with a program that [allow] programs of the \
-             device's configuration lists",
+            "twin:x:7:3: a rule of the twin cannot have run: it names a command of the device's configuration, as in { command = \
+             \"backup\" }; [allow.commands] has note",
+            "twin:x:8:13: there is no command \"other\": [allow.commands] has note",
+            "twin:x:9:3: a rule of the twin cannot have shell: it names a command of the device's configuration, as in \
+             { command = \"backup\" }; [allow.commands] has note",
+            "twin:x:10:1: a step has only one of gpio, run, shell or command: make two steps of it",
         ]
     );
 }
@@ -88,7 +88,7 @@ fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
         );
         local.with_twin(&rules(&[("x", &text)])).map_err(|report| report.problem_lines().collect::<Vec<_>>())
     };
-    let program = "{ run = [\"/bin/true\"] }";
+    let program = "{ command = \"note\" }";
     assert_eq!(
         slow("door", program, 3).expect_err("refused"),
         [
@@ -101,7 +101,7 @@ fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
 
 #[test]
 fn the_twin_sets_rules_and_nothing_else() {
-    let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\nprograms = [\"/bin/rm\"]\n[twin]\n[[rule]]\n";
+    let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\ncommands.rm = [\"/bin/rm\"]\n[twin]\n[[rule]]\n";
     let told = |key: &str| {
         format!("the twin may set rules and nothing else: its texts hold only [[rule]] tables, not \"{key}\"")
     };
@@ -127,7 +127,7 @@ fn what_is_wrong_with_the_language_is_told_as_in_a_file() {
         problems(&[("x", "rule = 1\n")]),
         [
             "twin:x:1:1: rule is of type integer here, but of type array in an earlier file, and these cannot be merged: \
-         remove one of them"
+             write [[rule]], with two brackets on each side, above the keys of each rule"
         ]
     );
     let broken = problems(&[("x", "[[rule]]\nname = \n"), ("y", "[[rule]\n")]);
@@ -157,7 +157,7 @@ fn accept_and_allow_want_each_other() {
     let printed = report("[twin]\naccept = [\"rules\"]\n");
     assert!(
         printed.starts_with(
-            "/nowhere/config.toml:1:2: warning: rules of the twin may run no program and switch no pin"
+            "/nowhere/config.toml:1:2: warning: rules of the twin may run no command and switch no pin"
         ),
         "{printed}"
     );
@@ -165,56 +165,90 @@ fn accept_and_allow_want_each_other() {
     let printed = report("[allow]\npins = []\n[[rule]]\nname = \"r\"\nwhen = \"any\"\ndo = []\n");
     assert!(printed.starts_with("/nowhere/config.toml:1:2: warning: [allow] has no effect"), "{printed}");
     let printed = report(
-        "[twin]\naccept = [\"rules\", \"pins\"]\naccepts = []\n[allow]\npins = [\"x\", 1]\nshell = 1\n",
+        "[twin]\naccept = [\"rules\", \"pins\"]\naccepts = []\n[allow]\npins = [\"x\", 1]\nshell = 1\ncommands = [\"/bin/true\"]\n",
     );
     for told in [
         "2:20: a word of accept is \"pins\": use one of \"rules\"\n",
         "3:1: [twin] has no key \"accepts\"; did you mean accept? (its keys are accept)\n",
         "5:9: there is no pin \"x\" (no pin is configured): add [gpio.pins.x]\n",
         "5:14: a pin of [allow] is an integer, but must be a text in quotes\n",
-        "6:1: [allow] has no key \"shell\" (its keys are programs, pins)\n",
+        "6:1: [allow] has no key \"shell\" (its keys are commands, pins)\n",
+        "7:12: commands is an array, but must be a table of commands, such as backup = [\"/usr/local/bin/backup\"]\n",
     ] {
         assert!(printed.contains(&format!("/nowhere/config.toml:{told}")), "{told} in {printed}");
     }
 }
 
 #[test]
-fn a_program_that_runs_what_its_arguments_say_cannot_be_allowed() {
-    let dir = tempfile::tempdir().expect("a directory");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
-    let link = dir.path().join("backup");
-    std::os::unix::fs::symlink("/bin/sh", &link).expect("a link");
-    let allowing = |program: &str| report(&LOCAL.replace("/bin/true", program));
-    for (program, name) in [
-        ("/bin/sh", "sh"),
-        ("/usr/bin/env", "env"),
-        ("/usr/bin/python3.99", "python3.99"),
-        ("/usr/bin/perl5.40.1", "perl5.40.1"),
-        ("/usr/bin/php8.4", "php8.4"),
-        ("/lib64/ld-linux-x86-64.so.2", "ld-linux-x86-64.so.2"),
-        ("/opt/busybox", "busybox"),
-        ("/usr/bin/tar", "tar"),
-        ("/usr/bin/git", "git"),
-        ("/usr/bin/vim", "vim"),
+fn the_programs_that_earlier_versions_allowed_are_told_what_to_do() {
+    let printed = report(&LOCAL.replace("commands.note", "programs = [\"/bin/true\"]\ncommands.note"));
+    assert!(
+        printed.starts_with(
+            "/nowhere/config.toml:8:1: [allow] lists commands and no longer programs: write each with its arguments, as in \
+             [allow.commands] backup = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"], and { command = \"backup\" } in \
+             rules of the twin\n"
+        ),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_command_is_checked_as_a_run_is() {
+    let of = |command: &str| report(&LOCAL.replace("[\"/bin/true\", \"{text:}\"]", command));
+    for (command, told) in [
+        ("[\"true\"]", "8:18: the program \"true\" is not an absolute path"),
+        ("[\"/bin/{x}\"]", "8:18: the program is a fixed path"),
+        ("[\"/nowhere/at/all\"]", "8:18: the program /nowhere/at/all does not exist"),
+        ("[]", "8:17: note is empty: it lists the program's absolute path"),
+        ("\"/bin/true\"", "8:17: note is a string, but must be a list of the program's absolute path"),
+        ("[\"/bin/true\", \"{\"]", "8:31: in \"{\", a { is not closed"),
+        ("[\"/bin/sh\", \"{text}\"]", "8:29: a message may fill in an argument of a shell only behind -c"),
+        ("[\"/bin/sh\"]", "8:17: a shell without -c and without a script"),
     ] {
-        let told = format!(
-            "8:13: {name} runs what its arguments say, so whoever writes the twin would choose the program"
-        );
-        let printed = allowing(program);
-        assert!(printed.contains(&told), "{program}: {printed}");
+        let printed = of(command);
+        assert!(printed.starts_with(&format!("/nowhere/config.toml:{told}")), "{command}: {printed}");
+        assert!(printed.ends_with("\n1 problem"), "{command}: {printed}");
     }
-    let real = fs::canonicalize("/bin/sh").expect("a shell");
-    let told = format!("{} runs what its arguments say", real.file_name().expect("a name").display());
-    let printed = allowing(&link.display().to_string());
-    assert!(printed.contains(&told), "{printed}");
-    for (program, told) in [
-        ("true", "the program \"true\" is not an absolute path: write it from / on"),
-        ("/bin/{x}", "a program of [allow] is a fixed path, without braces"),
-        ("/nowhere/at/all", "the program /nowhere/at/all does not exist"),
-    ] {
-        let printed = allowing(program);
-        assert!(printed.contains(told), "{program}: {printed}");
-    }
+}
+
+#[test]
+fn a_value_for_a_command_is_no_option_whatever_the_rule_lists() {
+    let local = local(&LOCAL.replace("{text:}", "{text}"));
+    let rule = |name: &str, condition: &str| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\nwhen = {{ text = {condition} }}\ndo = [{{ command = \"note\" }}]\n"
+        )
+    };
+    let (with, warnings) = local
+        .with_twin(&rules(&[
+            ("x", &rule("listed", "\"--exec=id\"")),
+            ("y", &rule("any", "{ absent = true }")),
+        ]))
+        .expect("taken");
+    let message = |bag: &str| C2dMessage::from_bag(bag, bytes::Bytes::new()).expect("a bag");
+    let plan = |bag: &str| {
+        let planned = with.rules.get("listed").expect("there").plan(&message(bag), "dev");
+        planned.map(|plan| plan.steps).map_err(|error| error.to_string())
+    };
+    let why = "text is \"--exec=id\", which a program could take for an option, and a command takes none";
+    assert_eq!(plan("text=--exec=id"), Err(why.to_owned()));
+    let argv = ["/bin/true", "plain"].map(str::to_owned).to_vec();
+    assert_eq!(plan("text=plain"), Ok(vec![crate::rules::PlannedStep::Run { argv }]));
+    // What the command takes and no condition of the rule makes sure of is told at the rule.
+    let told = "twin:y:4:1: warning: no condition makes sure that text is there";
+    assert!(warnings.to_string().starts_with(told), "{warnings}");
+}
+
+#[test]
+fn local_rules_can_name_commands_too() {
+    let text = LOCAL.replace("{ gpio = \"lamp\", set = \"on\" }", "{ command = \"note\" }");
+    let config = local(&text.replace("accept = [\"rules\"]", ""));
+    assert_eq!(config.rules.get("own").expect("there").programs().collect::<Vec<_>>(), ["/bin/true"]);
+    assert!(config.warnings.is_empty(), "{}", config.warnings);
+    let unused = local(&LOCAL.replace("accept = [\"rules\"]", ""));
+    assert!(unused.warnings.to_string().contains("[allow] has no effect"), "{}", unused.warnings);
+    let printed = report(&text.replace("commands.note", "commands.other"));
+    assert!(printed.contains(": there is no command \"note\": [allow.commands] has other\n"), "{printed}");
 }
 
 #[test]
@@ -305,6 +339,7 @@ proptest! {
         let text = format!("{PUMP}{}", parts.concat());
         if let Ok((with, _)) = local(LOCAL).with_twin(&rules(&[("x", &text)])) {
             prop_assert!(with.rules.iter().skip(1).flat_map(|rule| rule.programs()).all(|program| program == "/bin/true"));
+            prop_assert!(with.rules.iter().skip(1).all(|rule| rule.programs().next().is_none() || rule.has_command()));
             prop_assert!(with.rules.iter().skip(1).all(|rule| !rule.has_shell()));
             prop_assert_eq!(&with.gpio, &local(LOCAL).gpio);
         }

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::answers::{self, Answers};
-use super::guard::{self, MAGIC, MAX_DEPTH, TRANSFER, Transfer};
+use crate::amqp_frames::values::{self, MAX_DEPTH, is_true};
+use crate::amqp_frames::{MAGIC, TRANSFER, Transfer, performative_fields};
 
 /// The annotation that carries the lock token as text.
 pub(super) const LOCK_TOKEN: &str = "x-opt-lock-token";
@@ -74,12 +75,12 @@ impl Outgoing {
         // The crate writes no extended headers; the layer of SASL has nothing to edit.
         let [_, _, _, _, 2, 0, channel @ ..] = head else { return None };
         let channel = u16::from_be_bytes(*channel);
-        let payload = guard::value(body, MAX_DEPTH).ok()?;
+        let payload = values::value(body, MAX_DEPTH).ok()?;
         let performative = body.get(..body.len() - payload.len())?;
-        let (kind, fields) = guard::performative_fields(performative).ok()?;
+        let (kind, fields) = performative_fields(performative).ok()?;
         match kind {
             BEGIN => {
-                let theirs = fields.get(REMOTE_CHANNEL).and_then(|field| guard::ushort(field))?;
+                let theirs = fields.get(REMOTE_CHANNEL).and_then(|field| values::ushort(field))?;
                 self.answers.begun(theirs, channel);
                 None
             }
@@ -89,8 +90,8 @@ impl Outgoing {
                 let known = self.tags.remove(&link);
                 let token = known.or_else(|| lock_token(payload))?;
                 if known.is_none() {
-                    let is_settled = matches!(fields.get(SETTLED), Some([0x41] | [0x56, 1]));
-                    let id = fields.get(DELIVERY_ID).and_then(|id| guard::unsigned(id));
+                    let is_settled = is_true(fields.get(SETTLED));
+                    let id = fields.get(DELIVERY_ID).and_then(|id| values::unsigned(id));
                     if let Some(id) = id.and_then(|id| u32::try_from(id).ok()).filter(|_| !is_settled) {
                         self.answers.sent(token, channel, id);
                     }
@@ -131,13 +132,13 @@ fn whole(bytes: &[u8]) -> Option<&[u8]> {
 fn lock_token(payload: &[u8]) -> Option<Uuid> {
     let mut sections = payload;
     loop {
-        let rest = guard::value(sections, MAX_DEPTH).ok()?;
+        let rest = values::value(sections, MAX_DEPTH).ok()?;
         let section = sections.get(..sections.len() - rest.len())?;
         match section {
             [0, 0x53, 0x70 | 0x71, ..] => sections = rest,
             [0, 0x53, 0x72, map @ ..] => {
                 let key = [&[0xa3, LOCK_TOKEN.len() as u8][..], LOCK_TOKEN.as_bytes()].concat();
-                let token = guard::entry(map, &key)?;
+                let token = values::entry(map, &key)?;
                 return Uuid::try_parse_ascii(token.strip_prefix(&[0xa1, 36])?).ok();
             }
             _ => return None,

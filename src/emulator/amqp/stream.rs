@@ -14,8 +14,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::answers::Answers;
-use super::guard::{Guard, Seen};
 use super::outgoing::Outgoing;
+use super::seen::Seen;
+use crate::amqp_frames::values::Flaw;
+use crate::amqp_frames::{Frame, Guard, GuardError, Part};
 
 /// What may wait to be written while the client does not read.
 const MAX_UNWRITTEN: usize = 512 * 1024;
@@ -96,9 +98,14 @@ impl<S> Replayed<S> {
 }
 
 impl<S> Replayed<S> {
-    /// Does what follows from the frames that have passed.
-    fn note(&mut self) {
-        for seen in self.guard.seen.drain(..) {
+    /// Looks at what the client has sent, and does what follows from it.
+    fn look_at(&mut self, bytes: &[u8]) -> Result<(), GuardError> {
+        let mut all = Vec::new();
+        let looked_at = self.guard.feed(bytes, |frame| {
+            all.extend(Seen::of(frame));
+            readable(frame)
+        });
+        for seen in all {
             match seen {
                 Seen::Open { max_frame, idle } => {
                     let max_frame = max_frame.and_then(|size| usize::try_from(size).ok());
@@ -116,6 +123,16 @@ impl<S> Replayed<S> {
                 Seen::End { channel } => self.answers.ended(channel),
             }
         }
+        looked_at
+    }
+}
+
+/// Ends the connection of a client whose message cannot be decoded. One that is too large ends its link: the crate sees to
+/// that.
+fn readable(frame: &Frame<'_>) -> Result<(), GuardError> {
+    match &frame.part {
+        Part::Whole(Err(Flaw::TooLarge(_))) | Part::None | Part::Begun | Part::Whole(Ok(_)) => Ok(()),
+        Part::Whole(Err(flaw)) => Err(GuardError::Message(*flaw)),
     }
 }
 
@@ -185,11 +202,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
         if rest.is_empty() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-            let checked = self.guard.feed(buffer.filled().get(before..).unwrap_or_default());
-            self.note();
-            return Poll::Ready(checked.map_err(|error| {
-                tracing::warn!("cut an AMQP connection: {error}");
-                self.breach.tell(error.to_string());
+            let looked_at = self.look_at(buffer.filled().get(before..).unwrap_or_default());
+            return Poll::Ready(looked_at.map_err(|error| {
+                let reason = format!("the client sent {error}");
+                tracing::warn!("cut an AMQP connection: {reason}");
+                self.breach.tell(reason);
                 io::Error::new(io::ErrorKind::InvalidData, error)
             }));
         }
@@ -233,14 +250,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amqp_frames::Limits;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    const LIMITS: Limits = Limits { frame: 1024, message: 0 };
 
     #[tokio::test]
     async fn the_header_comes_first_in_whatever_pieces_it_is_read() {
         let (near, mut far) = tokio::io::duplex(64);
         far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
         drop(far);
-        let guard = Guard::new(0);
+        let guard = Guard::new(LIMITS);
         let mut stream = Replayed::new(
             *b"AMQP\x00\x01\x00\x00",
             near,
@@ -263,7 +283,7 @@ mod tests {
         let mut stream = Replayed::new(
             [0; 8],
             near,
-            Guard::new(0),
+            Guard::new(LIMITS),
             Breach::default(),
             Answers::default(),
             CancellationToken::new(),
@@ -277,8 +297,14 @@ mod tests {
     async fn a_kill_ends_a_read_that_waits() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = CancellationToken::new();
-        let mut stream =
-            Replayed::new([0; 8], near, Guard::new(0), Breach::default(), Answers::default(), kill.clone());
+        let mut stream = Replayed::new(
+            [0; 8],
+            near,
+            Guard::new(LIMITS),
+            Breach::default(),
+            Answers::default(),
+            kill.clone(),
+        );
         let mut header = [0; 8];
         stream.read_exact(&mut header).await.expect("the header");
         let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });

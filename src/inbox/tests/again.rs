@@ -286,3 +286,54 @@ fn known_by_chooses_what_a_message_is_known_by() {
         }
     }
 }
+
+#[test]
+fn a_message_that_had_expired_or_had_no_rule_begins_anew_when_it_comes_again_and_is_to_be_run() {
+    for kind in [OutcomeKind::Expired, OutcomeKind::Unmatched] {
+        let disk = Disk::new(1);
+        let mut keeper = begun(&disk);
+        let bring = |intent| vec![arrival(0, message(Some(UUID), "on"), intent)];
+        assert_eq!(verdicts(&mut keeper, bring(Intent::Wait)), [Verdict::New(Number(1))]);
+        let ended = || Box::new(outcome(kind));
+        let end = Op::End { number: Number(1), outcome: ended(), abandoned: false, report: None };
+        verdicts(&mut keeper, vec![end]);
+        let again = bring(Intent::End { outcome: ended(), report: None });
+        assert_eq!(verdicts(&mut keeper, again), [past(1, kind)], "nothing is to be done with it");
+        assert_eq!(verdicts(&mut keeper, bring(Intent::Wait)), [Verdict::New(Number(1))]);
+        // With its message, of which nothing was left when it had expired.
+        let opened = keeper.opened().expect("a disk in order");
+        let [Unfinished { message: kept, .. }] = &opened.unfinished[..] else { panic!("{opened:?}") };
+        assert_eq!(*kept, message(Some(UUID), "on"));
+        // The same id with other content: what it was first sent with came to nothing.
+        verdicts(
+            &mut keeper,
+            vec![Op::End { number: Number(1), outcome: ended(), abandoned: false, report: None }],
+        );
+        let sent_anew = arrival(0, message(Some(UUID), "good for longer"), Intent::Wait);
+        assert_eq!(verdicts(&mut keeper, vec![sent_anew]), [Verdict::New(Number(2))]);
+    }
+}
+
+#[test]
+fn a_message_that_no_rule_takes_is_kept_and_a_call_is_not() {
+    let mut keeper = begun(&Disk::new(1));
+    let unmatched = || Box::new(outcome(OutcomeKind::Unmatched));
+    let ended = || Intent::End { outcome: unmatched(), report: None };
+    let call = |id| C2dMessage::of_method("nothing", id, Bytes::from_static(b"{}"));
+    let end = Op::End { number: Number(3), outcome: unmatched(), abandoned: false, report: None };
+    let ops = vec![
+        arrival(0, message(Some("m-1"), "on"), ended()),
+        arrival(0, call("method-1"), ended()),
+        // Its rule went while it waited.
+        arrival(0, call("method-2"), Intent::Wait),
+        end,
+    ];
+    verdicts(&mut keeper, ops);
+    assert_eq!((keeper.counts().records, keeper.counts().dead), (3, 1));
+    let query = Query::Show(Selector("m-1".into()));
+    let (answers, _) = keeper.write(&mut Batch::new(vec![Op::Query { ticket: 0, query }])).expect("a disk");
+    let [Answer::Reply { reply, .. }] = &answers[..] else { panic!("{answers:?}") };
+    assert!(
+        matches!(&**reply, Reply::Record { message: Some(kept), .. } if *kept == message(Some("m-1"), "on"))
+    );
+}

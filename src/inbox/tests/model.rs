@@ -274,8 +274,10 @@ impl Model {
         };
         let same = |wanted: &dyn Fn(&Kept) -> bool| first(&|kept| equal(kept) && wanted(kept));
         let by_id = id.is_some_and(is_uuid);
+        let in_vain = |kept: &Kept| !equal(kept) && kept.outcome.is_some_and(OutcomeKind::may_come_to_be_run);
         let known = if by_id {
-            first(&|kept| kept.id == id && !kept.repeated)
+            let mut same_id = self.records.iter().rev().filter(|(_, kept)| kept.id == id && !kept.repeated);
+            same_id.next().filter(|(_, kept)| !in_vain(kept)).map(|(number, _)| *number)
         } else {
             same(&numbered)
                 .or_else(|| same(&|kept| may_be(kept) && at_the_hub(kept)))
@@ -313,7 +315,9 @@ impl Model {
             if !kept.ended() {
                 return Verdict::Unfinished(number);
             }
-            if !(kept.abandoned && equal(kept)) {
+            let to_be_run = !matches!(arrival.intent, Intent::End { .. });
+            let may_be_run = to_be_run && kept.outcome.is_some_and(OutcomeKind::may_come_to_be_run);
+            if !((kept.abandoned || may_be_run) && equal(kept)) {
                 return Verdict::Ended(Past { number, settled: kept.settled, outcome: kept.outcome });
             }
         }
@@ -349,14 +353,16 @@ impl Model {
         Verdict::New(Number(number))
     }
 
-    /// Old records go, finished ones first.
+    /// Old records go, finished ones first, then those that no rule took.
     pub(super) fn let_go(&mut self) {
         let before = NOW_MS.get().saturating_sub(HOUR_MS);
         let mut spare =
             self.records.values().filter(|kept| kept.ended()).count().saturating_sub(KEEP_AT_LEAST);
-        for state in [State::Finished, State::Dead] {
+        let unmatched = |kept: &Kept| kept.outcome == Some(OutcomeKind::Unmatched);
+        for (state, of_no_rule) in [(State::Finished, false), (State::Dead, true), (State::Dead, false)] {
             let (mut passed, mut gone) = (0, Vec::new());
-            for (number, kept) in self.records.iter().filter(|(_, kept)| kept.state == state) {
+            let of_kind = |kept: &Kept| kept.state == state && unmatched(kept) == of_no_rule;
+            for (number, kept) in self.records.iter().filter(|(_, kept)| of_kind(kept)) {
                 if spare == 0 || passed == LOOK_PAST {
                     break;
                 }

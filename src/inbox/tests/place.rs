@@ -59,21 +59,27 @@ fn what_is_no_file_is_named() {
 }
 
 #[test]
-fn a_dead_letter_that_has_expired_is_not_run_again_and_stays() {
+fn a_dead_letter_that_expired_after_it_was_received_is_not_run_again_and_stays() {
     let (_directory, settings) = settings();
     let now = SystemTime::now();
-    let expired =
-        C2dMessage::from_bag("%24.mid=a&%24.exp=2026-01-01T00%3A00%3A00Z", Bytes::new()).expect("a bag");
-    let outcome = Box::new(outcome(OutcomeKind::Failed));
-    let op = arrival(1, expired, Intent::End { outcome, report: None });
-    keeper(&settings).write(&mut Batch::new(vec![op])).expect("a dead letter");
+    let hours = |count: u64| Duration::from_secs(count * 3600);
+    let expiry = crate::message::format_time(now + hours(1));
+    // The second came when the clock was two hours ahead.
+    for (id, received) in [("a", now), ("b", now + hours(2))] {
+        let mut good_for_an_hour = message(Some(id), "on");
+        good_for_an_hour.system.set(crate::message::EXPIRY, &expiry);
+        let failed = Intent::End { outcome: Box::new(outcome(OutcomeKind::Failed)), report: None };
+        let Op::Accept(arrival) = arrival(1, good_for_an_hour, failed) else { panic!("not an arrival") };
+        let op = Op::Accept(Box::new(Arrival { received, ..*arrival }));
+        keeper(&settings).write(&mut Batch::new(vec![op])).expect("a dead letter");
+    }
     let mut file = InboxFile::open(&settings).expect("no agent runs");
-    let Reply::Refused(sentence) = file.query(Query::Retry(Selector("a".into())), now).expect("an answer")
-    else {
-        panic!("not refused")
-    };
-    assert!(sentence.contains("message \"a\" (#1) expired at 2026-01-01T00:00:00"), "{sentence}");
-    assert_eq!(file.counts().dead, 1);
+    let mut retry =
+        |id: &str| file.query(Query::Retry(Selector(id.into())), now + hours(3)).expect("an answer");
+    let Reply::Refused(sentence) = retry("a") else { panic!("not refused") };
+    assert!(sentence.contains(&format!("message \"a\" (#1) expired at {expiry}")), "{sentence}");
+    assert!(matches!(retry("b"), Reply::Retried(_)));
+    assert_eq!(file.counts().dead, 1, "the first stays");
 }
 
 #[test]

@@ -75,6 +75,41 @@ fn an_inbox_at_its_limit_forgets_the_oldest_and_stays_below() {
 }
 
 #[test]
+fn messages_that_no_rule_takes_push_out_neither_dead_letters_nor_what_messages_are_known_by() {
+    let (mut keeper, _disk) = small(1 << 20);
+    let body = "x".repeat(60_000);
+    let unmatched = |at: u64| {
+        let outcome = Box::new(outcome(OutcomeKind::Unmatched));
+        arrival(at, message(Some(&format!("stray-{at}")), &body), Intent::End { outcome, report: None })
+    };
+    verdicts(&mut keeper, vec![ended("dead", OutcomeKind::Failed), ended("known", OutcomeKind::Succeeded)]);
+    for at in 0..40 {
+        let (verdict, counts) = verdicts(&mut keeper, vec![unmatched(at)]);
+        assert!(matches!(verdict[..], [Verdict::New(_)]), "{verdict:?}");
+        assert!(counts.bytes <= (1 << 20) / 4 + 2_000, "{counts:?}");
+    }
+    // The newest are there, and both that came before all of them.
+    assert_eq!((keeper.counts().records, keeper.counts().dead), (6, 5));
+    let come_again = [
+        ended("dead", OutcomeKind::Failed),
+        ended("known", OutcomeKind::Succeeded),
+        unmatched(39),
+        unmatched(0),
+    ];
+    let (verdict, _) = verdicts(&mut keeper, come_again.map(again).into());
+    assert!(
+        matches!(verdict[..], [Verdict::Ended(_), Verdict::Ended(_), Verdict::Ended(_), Verdict::New(_)]),
+        "{verdict:?}"
+    );
+    // Other messages need the room: they go before dead letters.
+    for at in 0..17 {
+        let fill = arrival(0, message(Some(&format!("fill-{at}")), &body), Intent::Wait);
+        verdicts(&mut keeper, vec![fill]);
+    }
+    assert_eq!(keeper.counts().dead, 1);
+}
+
+#[test]
 fn reports_beyond_their_number_drop_the_oldest() {
     let disk = Disk::new(1);
     let settings = InboxSettings { max_reports: 2, ..InboxSettings::at("inbox.redb") };

@@ -12,7 +12,7 @@ use fe2o3_amqp::{Receiver, Sender};
 
 use crate::session::failure::Fault;
 
-use super::fault;
+use super::{fault, received};
 
 const ADDRESS: &str = "$cbs";
 
@@ -45,11 +45,16 @@ impl Cbs {
             other => return Err(Fault::Protocol { reason: format!("it did not take a token: {other:?}") }),
         }
         loop {
-            let reply =
-                self.replies.recv::<Body<Value>>().await.map_err(|error| fault::of_receive(error, now))?;
-            let accepted = self.replies.accept(&reply).await;
+            let (info, reply) = received::read(self.replies.recv::<Body<Value>>().await, now)?;
+            let accepted = self.replies.accept(info).await;
             accepted.map_err(|error| fault::of_link_state(error.into(), now))?;
-            let reply = reply.into_message();
+            let reply = match reply {
+                Ok(reply) => reply,
+                Err(error) => {
+                    tracing::warn!(%error, "passed over a reply to a token");
+                    continue;
+                }
+            };
             let answers = reply.properties.and_then(|properties| properties.correlation_id);
             if answers.as_ref() != Some(&id) {
                 tracing::debug!("passed over a reply to another token");

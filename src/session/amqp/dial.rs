@@ -5,7 +5,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
 use crate::session::bridge::Carrier;
 use crate::session::failure::{self, Fault};
 use crate::session::mqtt::Dial;
@@ -26,14 +27,11 @@ use crate::websocket::{self, Target};
 
 use super::fault;
 
-/// Largest frame. A C2D message has at most 64 KiB and comes in several frames otherwise.
-const MAX_FRAME: u32 = 64 * 1024;
-
-/// Why the stream failed, once it has: the crate tells of its end only.
-pub(super) type Failed = Arc<OnceLock<io::Error>>;
+/// What AMQP is spoken on.
+pub(super) type HubLink = Guarded<Cuttable>;
 
 /// Connects, and checks the certificate against the name. The caller bounds the time.
-pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(Cuttable, Failed), Fault> {
+pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(HubLink, Failed), Fault> {
     let stream: Box<dyn Raw> = match dial.carrier {
         Carrier::Tls => Box::new(over_tls(dial).await?),
         Carrier::WebSocket => Box::new(over_websocket(dial).await?),
@@ -42,7 +40,8 @@ pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(Cuttabl
     let killed = Box::pin(cut.clone().cancelled_owned());
     let patience = dial.keep_alive * 2;
     let silence = Box::pin(tokio::time::sleep(patience));
-    Ok((Cuttable { stream, cut, killed, failed: Arc::clone(&failed), patience, silence }, failed))
+    let cuttable = Cuttable { stream, cut, killed, failed: Arc::clone(&failed), patience, silence };
+    Ok((Guarded::new(cuttable, Arc::clone(&failed)), failed))
 }
 
 async fn over_websocket(dial: &Dial) -> Result<websocket::HubStream, Fault> {
@@ -67,7 +66,7 @@ async fn over_tls(dial: &Dial) -> Result<TlsStream<TcpStream>, Fault> {
 /// Opens AMQP without SASL: a token follows, or the certificate was enough. Source: wire reference 2.2.
 pub(super) async fn open(
     dial: &Dial,
-    stream: Cuttable,
+    stream: HubLink,
     failed: &Failed,
 ) -> Result<ConnectionHandle<()>, Fault> {
     let opened = Connection::builder()

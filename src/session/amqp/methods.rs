@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
-use fe2o3_amqp::link::{RecvError, SendError};
+use fe2o3_amqp::link::SendError;
+use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::definitions::Error;
 use fe2o3_amqp::types::messaging::{
@@ -21,6 +21,7 @@ use fe2o3_amqp::{Receiver, Sender};
 use futures_util::future::BoxFuture;
 
 use super::pair::{self, Names, Pair};
+use super::received::{self, Received};
 use super::{fault, message, until};
 use crate::session::calls::{Answer, OPEN_CALLS, Request};
 use crate::session::failure::Fault;
@@ -39,8 +40,6 @@ pub(super) struct Methods {
     /// Answers behind it. Bounded: while so many wait, no call is read.
     waiting: VecDeque<Answer>,
 }
-
-type Received = Result<Delivery<Body<Value>>, RecvError>;
 
 /// What happened on them.
 pub(super) enum Called {
@@ -136,16 +135,15 @@ impl Methods {
         received: Received,
         now: SystemTime,
     ) -> Result<Option<Request>, Fault> {
-        let delivery = match received {
-            Ok(delivery) => delivery,
-            Err(RecvError::MessageDecode(error)) => {
-                tracing::warn!(error = %error.source, "passed over a call of a method: it cannot be read");
-                return self.settle(error.info).await.map(|()| None);
-            }
-            Err(error) => return Err(fault::of_receive(error, now)),
-        };
-        let (info, message) = delivery.into_parts();
+        let (info, message) = received::read(received, now)?;
         self.settle(info).await?;
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%error, "passed over a call of a method");
+                return Ok(None);
+            }
+        };
         let request = request(message);
         if request.is_none() {
             tracing::warn!("passed over a call of a method: it has no usable correlation-id");

@@ -17,6 +17,7 @@ use super::cbs::Cbs;
 use super::methods::Methods;
 use super::twin::Twin;
 use super::{Reader, dial, fault, message};
+use crate::amqp_frames::Failed;
 use crate::session::failure::{self, Fault};
 
 /// For a goodbye.
@@ -31,7 +32,7 @@ pub(super) struct Opened {
     pub(super) cbs: Option<Box<Cbs>>,
     pub(super) sessions: Vec<SessionHandle<()>>,
     pub(super) connection: ConnectionHandle<()>,
-    pub(super) failed: dial::Failed,
+    pub(super) failed: Failed,
     pub(super) _cut: DropGuard,
 }
 
@@ -49,18 +50,18 @@ impl Reader {
         let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;
         opened.map_err(|fault| match (fault, failed.get()) {
             (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
-            (Fault::Closed, Some(error)) => failure::from_io(error, &self.dial.host),
+            (fault @ (Fault::Closed | Fault::ClosedAtTwin), Some(error)) => {
+                match failure::from_io(error, &self.dial.host) {
+                    Fault::Closed => fault,
+                    known => known,
+                }
+            }
             (fault, _) => fault,
         })
     }
 
     /// Opens the connection on this stream, signs in and attaches.
-    async fn attach(
-        &self,
-        stream: dial::Cuttable,
-        failed: dial::Failed,
-        cut: DropGuard,
-    ) -> Result<Opened, Fault> {
+    async fn attach(&self, stream: dial::HubLink, failed: Failed, cut: DropGuard) -> Result<Opened, Fault> {
         let device_id = &self.dial.device_id;
         let now = (self.dial.clock)();
         let mut connection = dial::open(&self.dial, stream, &failed).await?;

@@ -6,8 +6,8 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use fe2o3_amqp::link::delivery::{Delivery, DeliveryInfo};
-use fe2o3_amqp::link::{RecvError, SendError};
+use fe2o3_amqp::link::SendError;
+use fe2o3_amqp::link::delivery::DeliveryInfo;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::definitions::Error;
 use fe2o3_amqp::types::messaging::annotations::OwnedKey;
@@ -21,6 +21,7 @@ use crate::session::failure::Fault;
 use crate::session::topics::TwinAnswer;
 
 use super::pair::{self, Names, Pair};
+use super::received::{self, Received};
 use super::{fault, message, until};
 
 const REPORTED: &str = "/properties/reported";
@@ -39,7 +40,6 @@ pub(super) struct Twin {
 }
 
 type Reporting = BoxFuture<'static, (Sender, u16, Result<Outcome, SendError>)>;
-type Reply = Result<Delivery<Body<Value>>, RecvError>;
 
 /// What a message on them says.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(super) enum News {
 pub(super) enum Heard {
     /// A request is on the wire, or could not get there.
     Sent(Sender, u16, Result<Outcome, SendError>),
-    Reply(Reply),
+    Reply(Received),
 }
 
 impl Twin {
@@ -147,17 +147,16 @@ impl Twin {
     ///
     /// # Errors
     /// When the link is gone.
-    pub(super) async fn read(&mut self, reply: Reply, now: SystemTime) -> Result<Option<News>, Fault> {
+    pub(super) async fn read(&mut self, reply: Received, now: SystemTime) -> Result<Option<News>, Fault> {
+        let (info, reply) = received::read(reply, now)?;
+        self.settle(info).await?;
         let reply = match reply {
             Ok(reply) => reply,
-            Err(RecvError::MessageDecode(error)) => {
-                tracing::debug!(error = %error.source, "passed over what a twin's link brought");
-                return self.settle(error.info).await.map(|()| None);
+            Err(error) => {
+                tracing::warn!(%error, "passed over what the link of the twin brought");
+                return Ok(None);
             }
-            Err(error) => return Err(fault::of_receive(error, now)),
         };
-        let (info, reply) = reply.into_parts();
-        self.settle(info).await?;
         if is_news_of_desired(&reply) {
             return Ok(Some(News::Desired));
         }

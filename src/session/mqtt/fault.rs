@@ -7,7 +7,6 @@ use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError};
 
 use super::{ANSWER_LIMIT, PACKET_LIMIT, Reader};
 use crate::session::failure::{self, Fault};
-use crate::tls;
 
 impl Reader {
     /// What an error of this connection means.
@@ -18,9 +17,7 @@ impl Reader {
             ConnectionError::Io(error) | ConnectionError::Tls(TlsError::Io(error)) => {
                 failure::from_io(&error, &self.dial.host)
             }
-            ConnectionError::Tls(TlsError::TLS(error)) => {
-                Fault::Tls { sentence: tls::describe(&error, &self.dial.host) }
-            }
+            ConnectionError::Tls(TlsError::TLS(error)) => failure::of_tls(&error, &self.dial.host),
             ConnectionError::Tls(error) => Fault::Tls { sentence: error.to_string() },
             ConnectionError::ConnectionRefused(code) => match code {
                 ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {

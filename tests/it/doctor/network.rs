@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::servers::{self, BlackHole, GOOD, Terms};
 use super::{Found, KEY, LED, doctor, healthy, within};
-use crate::harness::{Agent, Emulator, Proxy, binary, program, run, skip, write_config};
+use crate::clock::clock_set_to;
+use crate::harness::{Agent, Emulator, Proxy, binary, run, skip, write_config};
 use crate::mosquitto::Mosquitto;
 
 /// What all checks of the network may take together.
@@ -53,16 +54,28 @@ fn a_name_that_nobody_knows_ends_the_checks_of_the_network_only() {
 
 #[test]
 fn a_firewall_is_told_by_the_other_port() {
+    let (dir, emulator, hole) = (dir(), Emulator::start(), BlackHole::open());
+    let mut command = at(dir.path(), hole.address, Some(&emulator.ca_file()));
+    let found = Found::by(command.env("C2D_HTTPS_PORT", emulator.https.port().to_string()));
+    found.failed(&["mqtt-port"]);
+    let open = format!("no answer within 5 s, but port {} answers", emulator.https.port());
+    let blocked = hole.address.port();
+    let remedy =
+        format!("a firewall blocks {blocked}: have outgoing connections to localhost:{blocked} allowed");
+    found.says("mqtt-port", "failed", &open, &remedy);
+    found.says("clock", "ok", "as the server's", "");
+}
+
+#[test]
+fn a_port_of_this_machine_that_nothing_listens_on_is_no_matter_of_a_firewall() {
     let (dir, emulator) = (dir(), Emulator::start());
     let closed = closed_port();
     let mut command = at(dir.path(), loopback(closed), Some(&emulator.ca_file()));
     let found = Found::by(command.env("C2D_HTTPS_PORT", emulator.https.port().to_string()));
     found.failed(&["mqtt-port"]);
     let open = format!("the connection is refused, but port {} answers", emulator.https.port());
-    let remedy =
-        format!("a firewall blocks {closed}: have outgoing connections to localhost:{closed} allowed");
+    let remedy = format!("nothing listens on port {closed} of this machine: see that HostName has the port");
     found.says("mqtt-port", "failed", &open, &remedy);
-    found.says("clock", "ok", "as the server's", "");
     // Neither answers.
     let found = Found::by(&mut at(dir.path(), loopback(closed), None));
     found.failed(&["mqtt-port"]);
@@ -155,16 +168,13 @@ fn a_certificate_out_of_its_dates_is_told_with_them() {
 
 #[test]
 fn a_clock_that_is_off_is_told_by_the_servers_time() {
-    let Some(faketime) = program("faketime") else {
+    if clock_set_to("+0").is_none() {
         return skip("a clock that is off is told by doctor", "faketime is not installed");
-    };
-    let library = run(Command::new(faketime).args(["-f", "+0", "printenv", "LD_PRELOAD"]));
-    let library = String::from_utf8(library.stdout).expect("a path");
+    }
     let (dir, emulator) = (dir(), Emulator::start());
     let shifted = |by: &str| {
         let mut command = healthy(&emulator, dir.path());
-        command.env("LD_PRELOAD", library.trim()).env("FAKETIME", by).env("TZ", "UTC");
-        Found::by(command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1"))
+        Found::by(command.envs(clock_set_to(by).unwrap_or_default()))
     };
     let ahead = shifted("+5h");
     ahead.failed(&[]);

@@ -66,8 +66,9 @@ fn figures_follow_what_the_agent_does() {
     let expiry = first.figure("c2d_agent_token_expiry_timestamp_seconds").expect("a time");
     assert!((expiry - renewal - 720.0).abs() < 3.0, "the rest of it: {expiry}");
 
-    send(&emulator, "led", &["--message-id", "m-1"]);
-    send(&emulator, "led", &["--message-id", "m-1"]);
+    for _ in 0..2 {
+        send(&emulator, "led", &["--message-id", "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11"]);
+    }
     send(&emulator, "fail", &[]);
     send(&emulator, "nobody", &[]);
     send(&emulator, "slow", &[]);
@@ -81,8 +82,8 @@ fn figures_follow_what_the_agent_does() {
         ("action_duration_seconds_count{rule=\"led\"}", 1.0),
         ("action_duration_seconds_bucket{le=\"+Inf\",rule=\"slow\"}", 0.0),
         ("inbox_messages{state=\"unfinished\"}", 1.0),
-        ("inbox_messages{state=\"finished\"}", 2.0),
-        ("inbox_messages{state=\"dead\"}", 1.0),
+        ("inbox_messages{state=\"finished\"}", 1.0),
+        ("inbox_messages{state=\"dead\"}", 2.0),
         ("inbox_limit_bytes", 16.0 * 1024.0 * 1024.0),
         ("pin_on{pin=\"led\"}", 1.0),
         ("reports_waiting", 0.0),

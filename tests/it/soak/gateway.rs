@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::back_end::{DEVICE, Door, Hub, MODULE};
+use crate::clock::clock_set_to;
 use crate::harness::{DEADLINE, Process, Proxy, binary, write_config};
 
 /// A directory with a configuration, and the agent that runs on it, behind a proxy.
@@ -89,6 +90,13 @@ impl Gateway {
         found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("the agent is given no {name}"))
     }
 
+    /// The agent's clock, and that of every command, says this time from now on, such as `+2h`. False where it cannot be set.
+    pub(crate) fn set_clock(&mut self, time: &str) -> bool {
+        let Some(pairs) = clock_set_to(time) else { return false };
+        self.environment.extend(pairs);
+        true
+    }
+
     /// A command of the binary for this gateway, with its configuration named.
     pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = binary();
@@ -104,9 +112,8 @@ impl Gateway {
         self.losses = 0;
     }
 
-    /// Starts another agent with the same configuration beside the one that runs.
+    /// Starts another agent with the same configuration beside the one that runs, once that has the inbox.
     pub(crate) fn start_second(&self) -> Process {
-        // Else it may well be the first one.
         self.agent().stderr.wait_for("connecting");
         Process::spawn(&mut self.command(&["run"]))
     }

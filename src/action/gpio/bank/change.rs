@@ -8,9 +8,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::{Bank, Pin, far};
+use super::{Bank, Pin};
 use crate::action::gpio::{GpioError, PinBackend, claim};
 use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
@@ -62,7 +60,7 @@ impl Bank {
                 pin.off_at = pin.max_on_end();
             }
             if old.on_disconnect != new.on_disconnect {
-                pin.disconnect_at = disconnect_at(new, self.hub_lost);
+                self.disconnected.remove(name);
             }
         }
         self.settings = settings.clone();
@@ -102,9 +100,7 @@ impl Bank {
     }
 
     fn add(&mut self, name: &str, settings: &PinSettings) {
-        let mut pin = Pin::claimed(settings, Duration::ZERO);
-        pin.disconnect_at = disconnect_at(settings, self.hub_lost);
-        self.pins.insert(name.to_owned(), pin);
+        self.pins.insert(name.to_owned(), Pin::claimed(settings, Duration::ZERO));
     }
 
     /// Puts a pin into its `on_exit` state, unless an interlocked one holds it off, and releases it.
@@ -112,6 +108,7 @@ impl Bank {
         let Some(on_exit) = self.pins.get(name).map(Pin::on_exit) else { return };
         let set = on_exit.map_or(Ok(()), |state| self.set(name, state));
         self.pins.remove(name);
+        self.disconnected.remove(name);
         claim::release(self.backend.as_mut(), name, set);
     }
 }
@@ -119,14 +116,10 @@ impl Bank {
 impl Pin {
     /// The state in which it is given back; none where it keeps the one that it has. To keep is not meant for a pulse that
     /// nobody would end.
-    fn on_exit(&self) -> Option<PinState> {
+    pub(super) fn on_exit(&self) -> Option<PinState> {
         match self.settings.on_exit {
             OnExit::Set(state) => Some(state),
             OnExit::Keep => self.lit.then_some(PinState::Off),
         }
     }
-}
-
-fn disconnect_at(settings: &PinSettings, hub_lost: Option<Instant>) -> Option<Instant> {
-    Some(far(hub_lost?, settings.on_disconnect?.after))
 }

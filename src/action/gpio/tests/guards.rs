@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::super::bank::Bank;
+use super::super::Shape;
 use super::*;
 use crate::config::OnDisconnect;
 
@@ -136,7 +136,7 @@ fn restarted(settings: &GpioSettings, been_on: Duration) -> (Pins, Changes) {
     let been_on = BTreeMap::from([("pump".to_owned(), been_on), ("gone".to_owned(), SECOND)]);
     let settings = claimed_as(settings, &been_on);
     let recorder = Recorder { start: Instant::now(), changes: Arc::clone(&changes), broken: None };
-    (Pins::with_backend(Box::new(recorder), &settings, &been_on), changes)
+    (in_test_time(recorder, &settings, &been_on), changes)
 }
 
 #[tokio::test(start_paused = true)]
@@ -316,6 +316,10 @@ enum Event {
     Lost,
     Back,
     Wait(u64),
+    Pulse(usize, u64),
+    Blink(usize, u64),
+    /// Whoever waits for the newest pulse or blink does so no longer.
+    CutOff,
     /// From now on this pin cannot be driven; with none, all can.
     Break(Option<usize>),
 }
@@ -328,6 +332,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Lost),
         1 => Just(Event::Back),
         3 => (1..15u64).prop_map(Event::Wait),
+        2 => (pin.clone(), 1..9u64).prop_map(|(pin, seconds)| Event::Pulse(pin, seconds)),
+        1 => (pin.clone(), 2..5u64).prop_map(|(pin, seconds)| Event::Blink(pin, seconds)),
+        1 => Just(Event::CutOff),
         1 => prop::option::of(pin).prop_map(Event::Break),
     ]
 }
@@ -389,6 +396,7 @@ proptest! {
             Ok(())
         };
         runtime.block_on(async {
+            let mut waits = Vec::new();
             for event in events {
                 // A refusal changes nothing, which is what is looked at.
                 match event {
@@ -397,6 +405,17 @@ proptest! {
                     Event::Lost => bank.hub_lost(Instant::now()),
                     Event::Back => bank.hub_back(),
                     Event::Wait(seconds) => tokio::time::advance(SECOND * u32::try_from(seconds).unwrap()).await,
+                    Event::Pulse(pin, seconds) => {
+                        let shape = Shape::pulse(Duration::from_secs(seconds));
+                        waits.extend(bank.begin_wave(NAMES[pin], shape, Instant::now(), Instant::now() + SECOND * 7));
+                    }
+                    Event::Blink(pin, seconds) => {
+                        let shape = Shape::blink(3, Duration::from_secs(seconds));
+                        waits.extend(bank.begin_wave(NAMES[pin], shape, Instant::now(), Instant::now() + SECOND * 7));
+                    }
+                    Event::CutOff => {
+                        waits.pop().into_iter().for_each(|(number, _)| bank.end_wave(number, Instant::now()));
+                    }
                     Event::Break(pin) => lines.lock().unwrap().1 = pin.map(|pin| NAMES[pin]),
                 }
                 let next = bank.keep_guard(Instant::now());

@@ -177,19 +177,34 @@ function addProperty() {
   const value = make("input", { "aria-label": "Property value", placeholder: "value" });
   const remove = make("button", { type: "button", "aria-label": "Remove this property" }, "Remove");
   const row = make("div", { class: "property" }, name, value, remove);
-  remove.addEventListener("click", () => { row.remove(); byId("add").focus(); });
+  remove.addEventListener("click", () => { row.remove(); byId("sent").replaceChildren(); byId("add").focus(); });
   byId("properties").append(row);
   return name;
 }
 
-async function send(event) {
-  event.preventDefault();
-  const properties = {};
+// The properties of the form, or the field at fault and what is wrong with it. A row that is empty is none.
+function properties() {
+  const given = new Map();
   for (const row of document.querySelectorAll(".property")) {
     const [name, value] = row.querySelectorAll("input");
-    if (name.value !== "") properties[name.value] = value.value;
+    if (name.value === "" && value.value === "") continue;
+    if (name.value === "") return { field: name, fault: `The property with the value "${value.value}" has no name: give it one, or remove it.` };
+    if (given.has(name.value)) return { field: name, fault: `Two properties are named "${name.value}": a message has one of each name.` };
+    given.set(name.value, value.value);
   }
-  const message = { properties, body: byId("body").value, ack: byId("ack").value };
+  return { given: Object.fromEntries(given) };
+}
+
+async function send(event) {
+  event.preventDefault();
+  const { given, field, fault } = properties();
+  if (fault !== undefined) {
+    byId("sent").className = "bad";
+    byId("sent").textContent = fault;
+    field.focus();
+    return;
+  }
+  const message = { properties: given, body: byId("body").value, ack: byId("ack").value };
   if (byId("message-id").value !== "") message.messageId = byId("message-id").value;
   if (byId("expiry").value !== "") message.expiresAfterSeconds = Number(byId("expiry").value);
   const device = encodeURIComponent(byId("device").value);

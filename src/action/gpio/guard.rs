@@ -1,0 +1,190 @@
+//! The guard: does with the pins what is due by itself, on a thread of its own.
+//!
+//! Owns: the lock around the bank, who is told of changes, and that thread. Must not know: what is due. Used by: `action::gpio`.
+//!
+//! A thread, and not a task of the agent's runtime: whatever the agent does, and even if it hangs, a pin does not stay on longer
+//! than it may. It does not feed the watchdog: an agent that hangs is restarted all the same.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::GpioError;
+use super::bank::Bank;
+
+/// Enough for a line of the log.
+const STACK: usize = 256 * 1024;
+
+/// The pins, as the guard and all others see them.
+pub(super) struct Shared {
+    /// Held for one change of one pin, never across a wait.
+    held: Mutex<Held>,
+    /// Something is due earlier than the guard knows.
+    sooner: Condvar,
+    /// A pin with `max_on` was switched.
+    pub(super) switched: Notify,
+    /// Any pin may have another state than before.
+    pub(super) moved: Notify,
+    /// The guard has ended by a defect.
+    pub(super) broken: Notify,
+    /// As `sooner`, for the guard of tests that have a clock of their own.
+    #[cfg(test)]
+    sooner_in_test: Notify,
+}
+
+struct Held {
+    bank: Bank,
+    /// When the guard wakes by itself.
+    wakes: Option<Instant>,
+    /// It is to end.
+    is_closing: bool,
+}
+
+/// The thread. Its end must be asked for; see [`Guard::end`].
+pub(super) enum Guard {
+    Thread(Option<JoinHandle<()>>),
+    /// Does the same in the time of a test.
+    #[cfg(test)]
+    Task(tokio::task::JoinSet<()>),
+}
+
+impl Shared {
+    pub(super) fn new(bank: Bank) -> Self {
+        Self {
+            held: Mutex::new(Held { bank, wakes: None, is_closing: false }),
+            sooner: Condvar::new(),
+            switched: Notify::new(),
+            moved: Notify::new(),
+            broken: Notify::new(),
+            #[cfg(test)]
+            sooner_in_test: Notify::new(),
+        }
+    }
+
+    /// Looks at the bank, or changes it so that nothing is due earlier than before.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&mut Bank) -> T) -> T {
+        look(&mut self.lock().bank)
+    }
+
+    /// Makes a change, and tells those who wait for one.
+    pub(super) fn change<T>(&self, make: impl FnOnce(&mut Bank) -> T) -> T {
+        let mut held = self.lock();
+        let made = make(&mut held.bank);
+        self.tell(&mut held.bank);
+        let sooner = held.bank.next().is_some_and(|next| held.wakes.is_none_or(|wakes| next < wakes));
+        if sooner {
+            self.wake();
+        }
+        made
+    }
+
+    /// Puts every pin into its `on_exit` state.
+    pub(super) fn leave(&self) -> Result<(), GpioError> {
+        self.look(Bank::leave)
+    }
+
+    /// Does what is due.
+    fn turn(&self, held: &mut Held) -> Option<Instant> {
+        held.wakes = held.bank.keep_guard(Instant::now());
+        self.tell(&mut held.bank);
+        held.wakes
+    }
+
+    fn tell(&self, bank: &mut Bank) {
+        if bank.take_switched() {
+            self.switched.notify_one();
+        }
+        self.moved.notify_one();
+    }
+
+    fn wake(&self) {
+        self.sooner.notify_one();
+        #[cfg(test)]
+        self.sooner_in_test.notify_one();
+    }
+
+    /// The bank stays usable after a panic: each change of it is complete or was not made.
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until it is to end: sleeps until the next thing is due, or until something is due sooner.
+    fn keep(&self) {
+        let mut held = self.lock();
+        while !held.is_closing {
+            held = match self.turn(&mut held) {
+                None => self.sooner.wait(held).unwrap_or_else(PoisonError::into_inner),
+                Some(next) => {
+                    let pause = next.saturating_duration_since(Instant::now());
+                    let woken = self.sooner.wait_timeout(held, pause);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    fn keep_or_leave(&self) {
+        // Its words are in the log already.
+        if catch_unwind(AssertUnwindSafe(|| self.keep())).is_err() {
+            tracing::error!(
+                "the thread that keeps the times of the pins has ended by a defect: leaving all pins"
+            );
+            match catch_unwind(AssertUnwindSafe(|| self.leave())) {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => tracing::error!(%error, "could not leave the pins as on_exit says"),
+            }
+            self.broken.notify_one();
+        }
+    }
+}
+
+impl Guard {
+    /// Begins.
+    ///
+    /// # Errors
+    /// When the system has no room for a thread.
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let thread = thread::Builder::new().name("pins".to_owned()).stack_size(STACK);
+        Ok(Self::Thread(Some(thread.spawn(move || shared.keep_or_leave())?)))
+    }
+
+    /// The same as a task of a test's runtime, whose clock may stand still.
+    #[cfg(test)]
+    pub(super) fn start_in_test(shared: Arc<Shared>) -> Self {
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(async move {
+            loop {
+                let next = shared.turn(&mut shared.lock());
+                let due = async {
+                    match next {
+                        Some(next) => tokio::time::sleep_until(next).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = due => {}
+                    () = shared.sooner_in_test.notified() => {}
+                }
+            }
+        });
+        Self::Task(task)
+    }
+
+    /// Ends it: nothing is done by itself any more. It waits for one change of a pin at most.
+    pub(super) fn end(&mut self, shared: &Shared) {
+        match self {
+            Self::Thread(thread) => {
+                shared.lock().is_closing = true;
+                shared.wake();
+                // A panic in it was told when it happened.
+                drop(thread.take().map(JoinHandle::join));
+            }
+            #[cfg(test)]
+            Self::Task(task) => task.abort_all(),
+        }
+    }
+}

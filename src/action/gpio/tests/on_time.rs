@@ -1,0 +1,188 @@
+//! The guard in real time: what is due happens although the runtime is held up, and its own end is not silent.
+
+use std::thread;
+
+use super::*;
+use crate::config::OnDisconnect;
+
+const MS: Duration = Duration::from_millis(1);
+/// What is promised.
+const TOLERANCE: u128 = 100;
+
+/// Pins whose guard is the thread, as they ship.
+fn started(settings: &GpioSettings) -> (Pins, Changes) {
+    let changes = Changes::default();
+    let recorder = Recorder { start: Instant::now(), changes: Arc::clone(&changes), broken: None };
+    let pins = Pins::with_backend(Box::new(recorder), settings, &BTreeMap::new());
+    (pins.unwrap(), changes)
+}
+
+#[expect(clippy::disallowed_methods, reason = "to hold the one thread up is what is tested")]
+fn hold_up(time: Duration) {
+    thread::sleep(time);
+}
+
+/// What one pin did, where that is what it was to do, on time.
+fn on_time(changes: &Changes, pin: &str, expected: &[(u128, PinState)]) -> Result<(), String> {
+    let all = changes.lock().unwrap();
+    let own: Vec<_> =
+        all.iter().filter(|(_, name, _)| name == pin).map(|(at, _, state)| (*at, *state)).collect();
+    let fits = |((at, state), (due, wanted)): (&(u128, PinState), &(u128, PinState))| {
+        state == wanted && at + 1 >= *due && *at <= due + TOLERANCE
+    };
+    let all_fit = own.len() == expected.len() && own.iter().zip(expected).all(fits);
+    if all_fit { Ok(()) } else { Err(format!("{pin}: {own:?}, not {expected:?}")) }
+}
+
+async fn held_up_for_two_seconds() -> Result<(), String> {
+    let disconnecting = |state| PinSettings {
+        on_disconnect: Some(OnDisconnect { state, after: 600 * MS }),
+        ..pin(None, OnExit::Set(OFF))
+    };
+    let named = settings(&[
+        ("max_on", pin(Some(300 * MS), OnExit::Set(OFF))),
+        ("pulse", pin(None, OnExit::Set(OFF))),
+        ("blink", pin(None, OnExit::Set(OFF))),
+        ("cut", pin(None, OnExit::Set(OFF))),
+        ("lost", disconnecting(ON)),
+    ]);
+    let (pins, changes) = started(&named);
+    let stop = CancellationToken::new();
+    let (long, short) = (Limit::new(Duration::from_secs(60), &stop), Limit::new(500 * MS, &stop));
+    pins.change("max_on", PinChange::Set(ON), &long).await.unwrap();
+    pins.hub_lost();
+    let (pulse, blink, cut, ()) = tokio::join!(
+        pins.change("pulse", PinChange::Pulse(400 * MS), &long),
+        pins.change("blink", PinChange::Blink { times: 2, period: 400 * MS }, &long),
+        pins.change("cut", PinChange::Pulse(Duration::from_secs(9)), &short),
+        // The loop is held up: nothing else on this thread goes on.
+        async { hold_up(MS * 2000) },
+    );
+    // They were done in time, whenever that is noticed.
+    pulse.and(blink).unwrap();
+    assert!(matches!(cut, Err(ChangeError::Cut(Cut::TimedOut))));
+    assert_eq!(pins.states()["max_on"], OFF);
+    on_time(&changes, "max_on", &[(0, ON), (300, OFF)])?;
+    on_time(&changes, "pulse", &[(0, ON), (400, OFF)])?;
+    on_time(&changes, "blink", &[(0, ON), (200, OFF), (400, ON), (600, OFF)])?;
+    on_time(&changes, "cut", &[(0, ON), (500, OFF)])?;
+    on_time(&changes, "lost", &[(600, ON)])
+}
+
+/// An agent that is held up does not notice that its hub has gone.
+async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
+    let on_disconnect = Some(OnDisconnect { state: OFF, after: 600 * MS });
+    let begin = Instant::now();
+    let (pins, changes) =
+        started(&settings(&[("pump", PinSettings { on_disconnect, ..pin(None, OnExit::Keep) })]));
+    change(&pins, PinChange::Set(ON)).await;
+    // It goes on for longer than that, and nothing happens.
+    for _ in 0..10 {
+        pins.alive();
+        assert!(pins.next_sign().unwrap() <= Instant::now() + 60 * MS);
+        sleep(100 * MS).await;
+    }
+    pins.alive();
+    let due = begin.elapsed().as_millis() + 600;
+    hold_up(MS * 1000);
+    on_time(&changes, "pump", &[(0, ON), (due, OFF)])?;
+    // It goes on, and is held up again: that counts anew.
+    pins.alive();
+    change(&pins, PinChange::Set(ON)).await;
+    hold_up(MS * 1000);
+    assert_eq!(pins.states()["pump"], OFF);
+    Ok(())
+}
+
+/// Other programs may hold this whole process up: once in three times it must be on time.
+async fn once_in_three(attempt: impl AsyncFn() -> Result<(), String>) {
+    let mut late = Vec::new();
+    for _ in 0..3 {
+        match attempt().await {
+            Ok(()) => return,
+            Err(problem) => late.push(problem),
+        }
+    }
+    panic!("{late:#?}");
+}
+
+#[tokio::test]
+async fn what_is_due_happens_on_time_although_the_loop_is_held_up() {
+    once_in_three(held_up_for_two_seconds).await;
+}
+
+#[tokio::test]
+async fn the_hub_counts_as_away_while_the_loop_is_held_up() {
+    once_in_three(held_up_before_the_hub_is_lost).await;
+}
+
+#[tokio::test]
+async fn on_disconnect_that_is_new_does_not_count_the_time_before() {
+    let on_disconnect = Some(OnDisconnect { state: OFF, after: 300 * MS });
+    let with =
+        |on_disconnect| settings(&[("pump", PinSettings { on_disconnect, ..pin(None, OnExit::Keep) })]);
+    let (pins, changes) = started(&with(None));
+    change(&pins, PinChange::Set(ON)).await;
+    pins.alive();
+    assert_eq!(pins.next_sign(), None);
+    sleep(500 * MS).await;
+    pins.change_settings(&with(on_disconnect)).unwrap();
+    assert!(pins.next_sign().is_some());
+    sleep(100 * MS).await;
+    pins.alive();
+    assert_eq!(times(&changes).len(), 1);
+}
+
+/// Panics when it is to turn a pin off for the first time.
+struct Defect(bool, Changes);
+
+impl PinBackend for Defect {
+    fn look_up(&self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn claim(&mut self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &str) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        assert!(state == ON || std::mem::replace(&mut self.0, true), "a defect on purpose");
+        self.1.lock().unwrap().push((0, pin.to_owned(), state));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_defect_of_the_guard_is_told_and_leaves_all_pins_as_on_exit_says() {
+    let changes = Changes::default();
+    let named =
+        settings(&[("lamp", pin(None, OnExit::Set(OFF))), ("pump", pin(Some(50 * MS), OnExit::Set(OFF)))]);
+    let defect = Defect(false, Arc::clone(&changes));
+    let pins = Pins::with_backend(Box::new(defect), &named, &BTreeMap::new()).unwrap();
+    let stop = CancellationToken::new();
+    let limit = Limit::new(Duration::from_secs(60), &stop);
+    for name in ["lamp", "pump"] {
+        pins.change(name, PinChange::Set(ON), &limit).await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(10), pins.broken()).await.unwrap();
+    assert_eq!(times(&changes), [(0, ON), (0, ON), (0, OFF), (0, OFF)]);
+    pins.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_thread_ends_with_the_pins() {
+    let settings = pump(Some(Duration::from_secs(3600)));
+    let (pins, changes) = started(&settings);
+    change(&pins, PinChange::Set(ON)).await;
+    // Both wait for it: a thread that did not end would hold this test up.
+    pins.close().await.unwrap();
+    assert_eq!(times(&changes).last().unwrap().1, OFF);
+    let (pins, changes) = started(&settings);
+    change(&pins, PinChange::Set(ON)).await;
+    drop(pins);
+    assert_eq!(times(&changes).last().unwrap().1, OFF);
+}

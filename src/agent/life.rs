@@ -1,0 +1,116 @@
+//! Life: whether a message has expired while this agent had it, and what it says of the clock when it comes expired.
+//!
+//! Owns: since when a message is in the agent's hands, and the sentence about the clock. Must not know: what is done with
+//! messages. Used by: `agent::{intake, work, recovery, reload}`.
+//!
+//! The hub delivers nothing that has expired. So the agent judges only the time for which it had the message: counted back
+//! from now, so that a clock that was set meanwhile, as on a board without a battery, judges by what it says now.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::message::{C2dMessage, format_time};
+
+use super::ending::PassedOver;
+
+/// A message that came expired by less than this was on its way too long; that says nothing about the clock.
+const LONGEST_WAY: Duration = Duration::from_secs(60);
+
+/// Since when a message is in this agent's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Since {
+    /// It was delivered to this process then.
+    Delivered(Instant),
+    /// An earlier process recorded it, by the clock of then.
+    Recorded(SystemTime),
+}
+
+impl Since {
+    fn by_clock(self, now: SystemTime) -> SystemTime {
+        match self {
+            Self::Delivered(at) => now.checked_sub(at.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
+            Self::Recorded(at) => at,
+        }
+    }
+
+    /// Why a message is not acted on any more, when its time ran out here.
+    pub(super) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
+        let expiry = message.expired_since(self.by_clock(now), now)?;
+        let [expiry, now] = [expiry, now].map(format_time);
+        Some(PassedOver::Expired { expiry, now })
+    }
+
+    /// By how much the clock seems to be ahead, of a message that has expired by it and that the hub delivered all the same.
+    fn ahead(self, message: &C2dMessage, now: SystemTime) -> Option<Duration> {
+        let ahead = self.by_clock(now).duration_since(message.expiry()?).ok()?;
+        (ahead >= LONGEST_WAY).then_some(ahead)
+    }
+
+    /// Says once that the clock seems to be ahead, when this message shows it.
+    pub(super) fn tell_of_clock(self, message: &C2dMessage, now: SystemTime, told: &mut bool) {
+        let Some(ahead) = self.ahead(message, now) else { return };
+        if std::mem::replace(told, true) {
+            return;
+        }
+        let (expiry, clock) = (message.expiry().map(format_time), format_time(now));
+        let ahead = humantime::format_duration(Duration::from_secs(ahead.as_secs()));
+        tracing::warn!(
+            message_id = message.message_id(),
+            expiry,
+            clock,
+            "this machine's clock seems to be ahead by {ahead} or more: the hub delivered a message that has expired by it, and \
+             which is acted on all the same; set the clock, as with timedatectl set-ntp true (this is said once)"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::EXPIRY;
+
+    fn at(minute: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + minute * 60)
+    }
+
+    fn good_until(minute: u64) -> C2dMessage {
+        let mut message = C2dMessage::default();
+        message.system.set(EXPIRY, format_time(at(minute)));
+        message
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_time_in_this_agents_hands_counts() {
+        let delivered = Since::Delivered(Instant::now());
+        let message = good_until(10);
+        assert_eq!(delivered.expired(&message, at(5)), None);
+        // Fresh, and expired by a clock that is two hours ahead.
+        assert_eq!(delivered.expired(&message, at(125)), None);
+        tokio::time::advance(Duration::from_secs(7 * 60)).await;
+        assert!(delivered.expired(&message, at(12)).is_some(), "it waited here until its time was over");
+        assert_eq!(delivered.expired(&message, at(9)), None);
+        // It came when a clock without a battery said something of last year. Now that it is set, it is right.
+        assert!(delivered.expired(&message, at(16)).is_some());
+        // The clock was put ahead meanwhile.
+        assert_eq!(delivered.expired(&message, at(132)), None);
+    }
+
+    #[test]
+    fn after_a_restart_the_record_says_whether_it_expired_here() {
+        let message = good_until(10);
+        assert!(Since::Recorded(at(5)).expired(&message, at(11)).is_some());
+        assert_eq!(Since::Recorded(at(5)).expired(&message, at(9)), None);
+        assert_eq!(Since::Recorded(at(125)).expired(&message, at(11)), None, "the clock was ahead then");
+        assert_eq!(Since::Recorded(at(125)).expired(&message, at(130)), None, "it is still");
+        assert_eq!(Since::Recorded(at(9)).expired(&message, at(5)), None, "the clock was set back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_was_on_its_way_for_a_moment_too_long_says_nothing_about_the_clock() {
+        let delivered = Since::Delivered(Instant::now());
+        assert_eq!(delivered.ahead(&good_until(10), at(10) + Duration::from_secs(59)), None);
+        assert_eq!(delivered.ahead(&good_until(10), at(130)), Some(Duration::from_secs(7200)));
+        assert_eq!(delivered.ahead(&C2dMessage::default(), at(130)), None);
+    }
+}

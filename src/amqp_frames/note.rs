@@ -1,0 +1,32 @@
+//! What stands in for a message that is refused: one that says why, so that it is settled like all that cannot be used.
+//!
+//! Owns: how it looks. Must not know: who reads it. Used by: `amqp_frames::stream` (writes it), the links (read it).
+//!
+//! A hub that sent one itself would have a message refused that it could as well have made useless.
+
+use fe2o3_amqp::types::messaging::{AmqpValue, Body};
+use fe2o3_amqp::types::primitives::Value;
+
+use super::values::Flaw;
+use crate::message::excerpt;
+
+const MARK: &str = "c2d-agent:refused";
+
+/// An amqp-value section: a list of the mark, a symbol, and of the reason, a text.
+pub(super) fn note(flaw: Flaw) -> Vec<u8> {
+    let reason = flaw.to_string();
+    let short = |bytes: usize| u8::try_from(bytes).unwrap_or(u8::MAX);
+    let inside =
+        [&[2, 0xa3, short(MARK.len())][..], MARK.as_bytes(), &[0xa1, short(reason.len())], reason.as_bytes()]
+            .concat();
+    [&[0x00, 0x53, 0x77, 0xc0, short(inside.len())][..], &inside].concat()
+}
+
+/// Why the message with this body was refused; `None` when it was not.
+pub(crate) fn refusal(body: &Body<Value>) -> Option<String> {
+    let Body::Value(AmqpValue(Value::List(parts))) = body else { return None };
+    match parts.as_slice() {
+        [Value::Symbol(mark), Value::String(reason)] if mark.as_str() == MARK => Some(excerpt(reason)),
+        _ => None,
+    }
+}

@@ -1,0 +1,66 @@
+//! What the rules of the present make of a dead letter: the rule that takes it, or the one that comes nearest and why not.
+//!
+//! Owns: the rules as the configuration has them now, and both shapes of the answer. Must not know: where records come from.
+//! Used by: `cli::inbox`.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::{self, Remote};
+use crate::inbox::Record;
+use crate::message::C2dMessage;
+use crate::outcome::OutcomeKind;
+use crate::rules::Rules;
+
+/// The object `rulesNow` of `inbox show --json`: stable for scripts; fields are added, never renamed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RulesNow {
+    /// The rule that takes the message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    taken_by: Option<String>,
+    /// Where none does, the one that comes nearest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nearest: Option<String>,
+    /// Why that one does not take it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mismatches: Vec<String>,
+}
+
+/// The rules of the configuration and of the twin; none where they have problems.
+pub(super) fn rules(config: &Path) -> Option<Rules> {
+    let (inspection, _twin) = config::inspect_with(config, Remote::Stored, &|name| std::env::var(name).ok());
+    inspection.rules
+}
+
+impl RulesNow {
+    /// `None` when the rule takes the message that took it.
+    pub(super) fn of(record: &Record, message: &C2dMessage, rules: &Rules) -> Option<Self> {
+        let (mut taken_by, mut nearest, mut mismatches) = (None, None, Vec::new());
+        if let Some(rule) = rules.match_message(message) {
+            taken_by = Some(rule.name().to_owned());
+        } else if let Some(found) = rules.nearest(message) {
+            (nearest, mismatches) = (Some(found.rule.to_owned()), found.mismatches);
+        }
+        let is_new = taken_by.is_none() || taken_by != record.rule || was_unmatched(record);
+        is_new.then_some(Self { taken_by, nearest, mismatches })
+    }
+
+    /// The same in a sentence.
+    pub(super) fn sentence(&self) -> String {
+        match (&self.taken_by, &self.nearest) {
+            (Some(rule), _) => format!("rule \"{rule}\" takes it: `inbox retry` runs it"),
+            (None, Some(rule)) => {
+                let reasons = self.mismatches.join("; ");
+                format!("none takes it: rule \"{rule}\" comes nearest, but {reasons}")
+            }
+            (None, None) => "none takes it: there are no rules".to_owned(),
+        }
+    }
+}
+
+/// Whether no rule took it when it came.
+pub(super) fn was_unmatched(record: &Record) -> bool {
+    record.outcome.as_ref().is_some_and(|outcome| outcome.outcome == OutcomeKind::Unmatched)
+}

@@ -1,0 +1,145 @@
+//! Why a text is no TOML, in the words of somebody who does not know TOML.
+//!
+//! Owns: telling other formats, and what stands for the parser's messages. Must not know: keys. Used by: `config::merge`.
+
+use std::ops::Range;
+
+use serde::de::IgnoredAny;
+use toml::de::Error;
+
+use super::table::shown;
+
+/// What somebody writes who knows JSON, YAML or another format, and how TOML looks.
+const FORM: &str = "write tables such as [device], and below them lines such as transport = \"mqtt\"";
+/// Quotes of word processors and web pages.
+const TYPOGRAPHIC: [char; 9] = ['“', '”', '„', '‘', '’', '‚', '«', '»', '`'];
+
+/// The problems of a text, each with its place. Of a line only the first: the parser stumbles on over the rest of it.
+pub(super) fn problems(text: &str, errors: &[Error]) -> Vec<(Option<Range<usize>>, String)> {
+    if errors.is_empty() {
+        return Vec::new();
+    }
+    if let Some(format) = other_format(text) {
+        let message = format!("this is {format}, but a configuration is TOML: {FORM}");
+        return vec![(Some(first_line(text)), message)];
+    }
+    let mut errors: Vec<_> = errors.iter().collect();
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    let mut line = 0..0;
+    let mut found = Vec::new();
+    for error in errors {
+        let start = error.span().map(|span| floor(text, span.start));
+        if let Some(start) = start {
+            if line.contains(&start) {
+                continue;
+            }
+            let end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+            line = text[..start].rfind('\n').map_or(0, |at| at + 1)..end + 1;
+        }
+        found.push((error.span(), in_words(text, error)));
+    }
+    found
+}
+
+/// What the text is when it is none of TOML's.
+fn other_format(text: &str) -> Option<&'static str> {
+    let line = &text[first_line(text)];
+    let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
+    let opens_objects =
+        |line: &str| line.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
+    if line.starts_with('{') || opens_objects(line) || (line.starts_with('[') && is_json(text)) {
+        return Some("JSON");
+    }
+    if line.starts_with('<') {
+        return Some("XML");
+    }
+    let is_name =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+    let is_pair = line
+        .split_once(':')
+        .is_some_and(|(name, value)| is_name(name) && (value.is_empty() || value.starts_with(' ')));
+    (line == "---" || is_pair).then_some("YAML")
+}
+
+/// The first line that says something, without the space around it.
+fn first_line(text: &str) -> Range<usize> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let said = line.trim();
+        if !said.is_empty() && !said.starts_with('#') {
+            let start = start + (line.len() - line.trim_start().len());
+            return start..start + said.len();
+        }
+        start += line.len();
+    }
+    0..0
+}
+
+fn in_words(text: &str, error: &Error) -> String {
+    let message = error.message();
+    let span = error.span().unwrap_or_default();
+    let (start, end) = (floor(text, span.start), floor(text, span.end));
+    let (found, rest) = (&text[start..end.max(start)], &text[start..]);
+    let is = |beginning: &str| message.starts_with(beginning);
+    if rest.starts_with(TYPOGRAPHIC) {
+        return format!(
+            "{} is no quote of TOML: write \" or '",
+            shown(&found.chars().take(1).collect::<String>())
+        );
+    }
+    if rest.starts_with(':') {
+        return "a key and its value have = between them, and not :".to_owned();
+    }
+    if is("carriage return") {
+        return "a line ends with a carriage return alone: save the file with the line ends of Unix"
+            .to_owned();
+    }
+    if is("invalid boolean") {
+        return format!("write {}, in small letters", found.to_ascii_lowercase());
+    }
+    if is("string values must be quoted") || is("invalid float") {
+        let word = word_around(text, start, end);
+        let follows = text[end.max(start)..].trim_start_matches(' ');
+        return match word {
+            "" => "a value is missing after =".to_owned(),
+            word if word.contains(' ') && follows.starts_with('=') => {
+                "a line has one key and one value: give the next key a line of its own".to_owned()
+            }
+            word => format!("a text stands in quotes: write \"{}\"", shown(word)),
+        };
+    }
+    if is("unexpected leading zero") {
+        return "a number does not begin with 0: write it without".to_owned();
+    }
+    if is("missing escaped value") || is("too few unicode") {
+        return "\\ has a meaning of its own between \" and \": write \\\\, or put the text between ' and '"
+            .to_owned();
+    }
+    if is("invalid unquoted key") {
+        return "this is no key: a line is key = value, and a comment begins with #".to_owned();
+    }
+    if is("key with no value") {
+        return "a key is followed by = and a value, such as transport = \"mqtt\"".to_owned();
+    }
+    if is("invalid basic string") || is("invalid literal string") {
+        return "a text has a quote at its beginning and none at its end: close it on the same line"
+            .to_owned();
+    }
+    if is("duplicate key") {
+        return format!("{} stands in this file already, in another place: put both together", shown(found));
+    }
+    message.to_owned()
+}
+
+/// The value that a mistake is in, to the end of its word: the parser may have got as far as the middle of it.
+fn word_around(text: &str, start: usize, end: usize) -> &str {
+    let ends = |c: char| c.is_whitespace() || ",]}#=\"'".contains(c);
+    let begin = text[..start].rfind(ends).map_or(0, |at| at + 1);
+    let end = end.max(start);
+    let end = text[end..].find(ends).map_or(text.len(), |at| end + at);
+    text[begin..end].trim()
+}
+
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}

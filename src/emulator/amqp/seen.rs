@@ -1,0 +1,46 @@
+//! What the emulator does something about, of the frames that a client sends, and the AMQP crate does not.
+//!
+//! Owns: which frames those are. Must not know: what is done about them. Used by: `amqp::stream`.
+
+use crate::amqp_frames::Frame;
+use crate::amqp_frames::values::{is_true, unsigned};
+
+const OPEN: u64 = 0x10;
+const DISPOSITION: u64 = 0x15;
+const END: u64 = 0x17;
+/// Fields of Open.
+const PEER_MAX_FRAME: usize = 2;
+const IDLE_TIME_OUT: usize = 4;
+/// Of a disposition.
+const ROLE: usize = 0;
+const FIRST: usize = 1;
+const LAST: usize = 2;
+const DECIDED: usize = 3;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The client has opened its connection. Its idle time-out is in milliseconds.
+    Open { max_frame: Option<u64>, idle: Option<u64> },
+    /// The receiver of deliveries has decided on them, from the first to the last.
+    Decided { channel: u16, first: u32, last: u32, settled: bool },
+    /// The client has ended a session.
+    End { channel: u16 },
+}
+
+impl Seen {
+    pub(super) fn of(frame: &Frame<'_>) -> Option<Self> {
+        let Frame { channel, kind, fields, .. } = frame;
+        let long = |at: usize| fields.get(at).and_then(|field| unsigned(field));
+        let number = |at: usize| long(at).and_then(|number| u32::try_from(number).ok());
+        match *kind {
+            OPEN => Some(Self::Open { max_frame: long(PEER_MAX_FRAME), idle: long(IDLE_TIME_OUT) }),
+            DISPOSITION if is_true(fields.get(ROLE)) => {
+                let first = number(FIRST)?;
+                let (last, settled) = (number(LAST).unwrap_or(first), is_true(fields.get(DECIDED)));
+                Some(Self::Decided { channel: *channel, first, last, settled })
+            }
+            END => Some(Self::End { channel: *channel }),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The parts of this program that a smaller build lacks, and who has them.
+//!
+//! Owns: which part is in this build, and the sentence about one that is not. Must not know: what a part does.
+//! Used by: `config`, `metrics`, `websocket`, `cli`.
+
+/// A part of the program that is a Cargo feature, or needs several.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// As `--features` takes it.
+    feature: &'static str,
+    is_built: bool,
+    /// Whether the packages with everything have it.
+    is_packaged: bool,
+}
+
+const fn part(feature: &'static str, is_built: bool) -> Part {
+    Part { feature, is_built, is_packaged: true }
+}
+
+/// `transport = "amqp"`.
+pub(crate) const AMQP: Part = part("amqp", cfg!(feature = "amqp"));
+/// WebSockets and proxies.
+pub(crate) const WEBSOCKET: Part = part("websocket", cfg!(feature = "websocket"));
+/// `[metrics]`.
+pub(crate) const METRICS: Part = part("metrics", cfg!(feature = "metrics"));
+/// `doctor`.
+pub(crate) const DOCTOR: Part = part("doctor", cfg!(feature = "doctor"));
+/// The commands of the back end.
+pub(crate) const SERVICE: Part = part("service", cfg!(feature = "service"));
+/// `emulator`.
+pub(crate) const EMULATOR: Part = part("emulator", cfg!(feature = "emulator"));
+/// `demo`.
+pub(crate) const DEMO: Part = part("emulator,service", cfg!(all(feature = "emulator", feature = "service")));
+/// `manual`, which packagers build for themselves.
+pub(crate) const MANUAL: Part = Part { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
+
+impl Part {
+    /// Whether this build has it.
+    pub(crate) fn is_built(self) -> bool {
+        self.is_built
+    }
+
+    /// Says that `what`, which belongs to the part, is not in this program, and who has it.
+    pub(crate) fn lacks(self, what: &str) -> String {
+        let who = match self.is_packaged {
+            true => {
+                "the Debian package c2d-agent has it, and so has a build by scripts/build-arm.sh with --full"
+            }
+            false => "no package has it, so build it",
+        };
+        format!("{what} is not in this program: {who}; its Cargo feature is {}", self.feature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_with_its_feature_and_the_package_that_has_it() {
+        assert_eq!(
+            DOCTOR.lacks("doctor"),
+            "doctor is not in this program: the Debian package c2d-agent has it, and so has a build by \
+             scripts/build-arm.sh with --full; its Cargo feature is doctor"
+        );
+    }
+}

@@ -1,0 +1,40 @@
+//! Handing what is to be published to the MQTT client.
+//!
+//! Owns: what no packet can hold, and its status. Must not know: connections, answers.
+
+use bytes::Bytes;
+use rumqttc::{AsyncClient, QoS, valid_topic};
+
+use super::PACKET_LIMIT;
+use crate::message::Properties;
+use crate::session::{PublishError, Upstream, topics};
+
+/// The longest topic that the protocol can carry.
+const LONGEST_TOPIC: usize = u16::MAX as usize;
+/// Bytes of a PUBLISH beside topic and body: header, two lengths, packet id.
+const PUBLISH_OVERHEAD: usize = 9;
+/// The status, as in HTTP, of a publish that is larger than a packet: the hub never gets to see it.
+const TOO_LARGE: u16 = 413;
+/// The same for a device id that no topic can hold.
+const BAD_REQUEST: u16 = 400;
+
+/// Puts a publish into the client's channel.
+pub(super) fn hand_over(
+    client: &AsyncClient,
+    telemetry: &impl Fn(&Properties) -> String,
+    upstream: Upstream,
+    request: u64,
+) -> Result<(), PublishError> {
+    let (topic, body) = match upstream {
+        Upstream::Telemetry { properties, body } => (telemetry(&properties), body),
+        Upstream::Reported { patch } => (topics::reported(request), patch),
+        Upstream::ReadTwin => (topics::read_twin(request), Bytes::new()),
+    };
+    if topic.len() > LONGEST_TOPIC || topic.len() + body.len() + PUBLISH_OVERHEAD > PACKET_LIMIT {
+        return Err(PublishError::Refused(TOO_LARGE));
+    }
+    if !valid_topic(&topic) {
+        return Err(PublishError::Refused(BAD_REQUEST));
+    }
+    client.try_publish(topic, QoS::AtLeastOnce, false, body).map_err(|_full_or_gone| PublishError::Lost)
+}
