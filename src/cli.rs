@@ -142,7 +142,7 @@ impl Command {
     }
 }
 
-/// How the program ends. Source: the table of exit codes in the README.
+/// How the program ends. As docs/src/reference/exit-codes.md says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(dead_code)]

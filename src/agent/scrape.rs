@@ -3,7 +3,7 @@
 //! Owns: which figures there are, with names and help; opening the endpoint, again and again where it must be.
 //! Must not know: HTTP, the text. Used by: `agent`.
 //!
-//! The README has the table of all metrics: names are never changed, only added.
+//! docs/src/reference/metrics.md has the table of all metrics: names are never changed, only added.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

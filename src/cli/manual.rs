@@ -27,7 +27,7 @@ pub(super) struct Args {
 const ABOUT_THE_PROGRAM: &str = r".SH FILES
 .TP
 .I /etc/c2d\-agent/config.toml
-The configuration. README.md in /usr/share/doc/c2d\-agent describes each key.
+The configuration. docs/src/reference/configuration.md in /usr/share/doc/c2d\-agent describes each key.
 .TP
 .I /etc/c2d\-agent/config.d/*.toml
 Merged into it in the order of their names.

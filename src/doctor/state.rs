@@ -111,7 +111,7 @@ fn socket(path: &Path) -> Option<Finding> {
 }
 
 fn disk(place: &Path, max_size: u64) -> Option<Finding> {
-    // As measured: see "Speed and size" in the README.
+    // As measured: see docs/src/performance.md, "Wear".
     let wanted = max_size.saturating_mul(5) / 2;
     let free = free(place)?;
     let remedy = "free some space, set a smaller [inbox] max_size, or set [inbox] path to another disk";

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// The first window. Source: the README's table of reconnect times.
+/// The first window. As docs/src/guides/offline.md says.
 const FIRST_WINDOW: Duration = Duration::from_secs(1);
 /// The widest window.
 const WIDEST_WINDOW: Duration = Duration::from_secs(5 * 60);

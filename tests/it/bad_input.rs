@@ -1,4 +1,4 @@
-//! Bad input from every side: each mistake ends in one sentence that names it, and in the exit code of the README.
+//! Bad input from every side: each mistake ends in one sentence that names it, and in the exit code of the documents.
 //!
 //! Owns: mistakes that no other file of this target is about. Must not know: how the program is built.
 

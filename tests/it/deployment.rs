@@ -75,7 +75,7 @@ fn the_manifest_keeps_the_rules_of_its_schema() {
     let system = object(&agent["systemModules"], "systemModules");
     assert_eq!(system.keys().collect::<Vec<_>>(), ["edgeAgent", "edgeHub"]);
     for module in system.values() {
-        assert!(text(&module["settings"]["image"], "image").ends_with(":1.5"), "{module}");
+        assert!(text(&module["settings"]["image"], "image").ends_with(":1.6.8"), "{module}");
     }
     let modules = object(&agent["modules"], "modules");
     for (name, module) in system.iter().chain(modules) {

@@ -52,7 +52,7 @@ fn switch_led(emulator: &Emulator, dir: &Path) {
     wait_for_file(&dir.join("pins.json"), "\"led\":\"on\"");
 }
 
-/// SIGTERM with an action in flight: it is ended, and pins are as `on_exit` says, within the time of the README.
+/// SIGTERM with an action in flight: it is ended, and pins are as `on_exit` says, within the time that the documents promise.
 fn ends_in_good_order(agent: &Process, emulator: &Emulator, dir: &Path) {
     emulator.send("dev1", &["--property", "action=slow"]);
     wait_for_file(&dir.join("began"), "began");

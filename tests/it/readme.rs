@@ -1,4 +1,4 @@
-//! The README's examples that need no Azure, as somebody would paste them into a shell.
+//! The examples of the documents that need no Azure, as somebody would paste them into a shell.
 //!
 //! Owns: nothing. Must not know: what the commands do. Used by: nobody.
 
@@ -7,13 +7,26 @@ use std::process::Command;
 
 use crate::harness::{own_address, program, run, skip};
 
-/// The first block for a shell behind `words`.
-fn example(words: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let text = std::fs::read_to_string(path).expect("the README");
-    let (_, rest) = text.split_once(words).unwrap_or_else(|| panic!("the README has no \"{words}\""));
-    let (_, block) = rest.split_once("```sh\n").expect("a block");
-    block.split_once("\n```").expect("the end of a block").0.to_owned()
+/// The shell's blocks of a document below a heading, up to the next one of its level or above: what a reader pastes, one
+/// after the other.
+fn example(document: &str, heading: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
+    let level = |line: &str| line.bytes().take_while(|byte| *byte == b'#').count();
+    let mut lines = text.lines().skip_while(|line| *line != heading);
+    assert!(lines.next().is_some(), "{document} has no \"{heading}\"");
+    let (mut pasted, mut language) = (String::new(), None);
+    for line in lines {
+        match (line.strip_prefix("```"), language) {
+            (Some(name), None) => language = Some(name),
+            (Some(_), Some(_)) => language = None,
+            (None, Some("sh")) => pasted.extend([line, "\n"]),
+            (None, None) if (1..=level(heading)).contains(&level(line)) => break,
+            (None, _) => {}
+        }
+    }
+    assert!(!pasted.is_empty(), "{document} has no block for a shell below \"{heading}\"");
+    pasted
 }
 
 /// Runs an example in an empty directory, at an address that no other test has; its standard output.
@@ -40,18 +53,30 @@ fn paste(text: &str) -> String {
     told
 }
 
+/// A message switches the pin, another one matches nothing, and the reader is told why.
+fn tells_of_both_messages(told: &str) {
+    assert_eq!(told.matches("delivered: Success").count(), 2, "{told}");
+    for part in ["pump on", "unmatched", "action is \"pmup\", not \"pump\""] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+}
+
 #[test]
-fn the_loop_without_azure_can_be_pasted() {
-    let told = paste(&example("## The same without Azure"));
-    assert!(told.contains("Success"), "{told}");
+fn the_minute_without_a_cloud_can_be_pasted() {
+    tells_of_both_messages(&paste(&example("README.md", "## A minute without a cloud")));
+}
+
+#[test]
+fn the_page_on_the_emulator_can_be_pasted() {
+    tells_of_both_messages(&paste(&example("docs/src/start/emulator.md", "# The emulator in a minute")));
 }
 
 #[test]
 fn the_edge_device_without_azure_can_be_pasted() {
     if program("curl").is_none() {
-        return skip("the README's edge device", "curl is not installed");
+        return skip("the edge device of the documents", "curl is not installed");
     }
-    let told = paste(&example("**The same without Azure.** The emulator is hub, gateway"));
+    let told = paste(&example("docs/src/guides/iot-edge.md", "## The same without Azure"));
     for part in [
         "answered siren with status 200",
         "Success",

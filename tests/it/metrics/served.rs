@@ -156,11 +156,9 @@ fn the_parser_of_the_prometheus_project_reads_every_figure() {
         assert_eq!(kind(name), Some(&Value::from(expected)), "{name}");
     }
 
-    // The README has every metric, and no other.
-    let readme = include_str!("../../../README.md");
-    let (_, section) = readme.split_once("\n## Metrics\n").expect("a section");
-    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
-    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    // The documents have every metric, and no other.
+    let page = include_str!("../../../docs/src/reference/metrics.md");
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let names = cells.flat_map(|cell| {
         cell.split(", ").filter_map(|name| name.strip_prefix('`')?.split(['`', '{']).next())
     });
