@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::harness::{Agent, Emulator, binary, run, wait_for_file, wait_for_status};
 use crate::invoke_method::{back_end, seen};
+use crate::json_lines::json_lines;
 use crate::method_soak;
 use crate::over;
 use crate::soak::disk::{WELL, limit_file_size};
@@ -248,9 +249,12 @@ fn a_call_cut_off_by_a_crash_is_recorded_so_and_somebody_can_run_it_again() {
     };
     let (list, _, _) = inbox(&["list"]);
     assert_eq!(list.matches("interrupted").count(), 2, "{list}");
-    let number = list.lines().find(|line| line.contains("again")).and_then(|line| line.split(' ').next());
+    let (list, _, _) = inbox(&["list", "--json"]);
+    let records = json_lines(&list);
+    let again = records.iter().find(|record| record["rule"] == "again").expect("a record of that rule");
+    let number = format!("#{}", again["number"]);
     std::fs::write(dir.path().join("go"), "").expect("written");
-    let (stdout, stderr, code) = inbox(&["retry", number.expect("a number")]);
+    let (stdout, stderr, code) = inbox(&["retry", &number]);
     assert_eq!(code, Some(0), "{stdout}{stderr}");
     agent.process.stderr.wait_for("outcome=succeeded");
     assert_eq!(std::fs::read_to_string(dir.path().join("again")).expect("read"), "began\nbegan\n");
