@@ -37,7 +37,7 @@ pub enum OutcomeKind {
 }
 
 impl OutcomeKind {
-    /// Whether the message becomes a dead letter, which somebody may want to run again or drop. One that no rule takes can be
+    /// Whether the message becomes a dead letter, which a person may run again or drop. One that no rule takes can be
     /// run once a rule does.
     pub fn is_dead_letter(self) -> bool {
         matches!(self, Self::Failed | Self::TimedOut | Self::Interrupted | Self::Refused | Self::Unmatched)

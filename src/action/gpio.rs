@@ -220,7 +220,7 @@ impl From<GpioError> for ChangeError {
     }
 }
 
-/// A pulse or a blink that somebody waits for; dropping it ends it, with the pin off.
+/// A pulse or a blink under way; dropping it ends it, with the pin off.
 struct UnderWay<'a> {
     shared: &'a Shared,
     number: u64,

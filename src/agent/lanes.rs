@@ -8,7 +8,7 @@
 //! on side by side. An action that starts programs needs a child slot as well, and waits for one at the front.
 //!
 //! What rules of the twin may make an action of the owner's wait is bounded by [`TWIN_WAIT`], all of them together. None overtakes
-//! another: whoever sends on and then off must find it off at the end. So an action of the twin's rules that stands before one of the
+//! another: a sender of on and then off must find it off at the end. So an action of the twin's rules that stands before one of the
 //! owner's, and that could not end in time any more if it began now, is late: it is not to be run at all. Thus every action
 //! of the twin's rules that the owner's waits for has begun in time, and those that have begun end in time: none takes
 //! longer than the bound (the configuration refuses it), and none gives its slot away and waits for another.

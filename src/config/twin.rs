@@ -4,7 +4,7 @@
 //!
 //! The twin is written by whoever holds a key of the hub. So its rules switch only pins that the owner of the device has listed, and
 //! run only whole commands that the owner has written: a message fills in values where the owner wants them, and nothing else.
-//! A list of programs would not do: whoever chooses the arguments of a program often chooses what it runs.
+//! A list of programs would not do: the arguments of a program often choose what it runs.
 
 use std::ops::Range;
 

@@ -25,7 +25,7 @@ pub(crate) enum State {
     Started,
     /// Ended; nothing is left to do.
     Finished,
-    /// Ended badly, or no rule took it; kept whole, so that somebody can run it again or drop it.
+    /// Ended badly, or no rule took it; kept whole, so that a person can run it again or drop it.
     Dead,
 }
 

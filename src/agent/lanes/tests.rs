@@ -139,9 +139,9 @@ fn what_had_its_turn_before_the_lanes_were_made_anew_has_it_still() {
 }
 
 proptest! {
-    /// Everybody's turn comes once; nobody runs beside somebody of the same lane; never more programs than slots.
+    /// Each action has its turn once; no two of one lane run side by side; never more programs than slots.
     #[test]
-    fn everybody_gets_a_turn_and_nobody_shares_a_lane(
+    fn each_action_gets_a_turn_and_no_two_share_a_lane(
         actions in proptest::collection::vec((proptest::collection::btree_set(0usize..4, 1..3), any::<bool>()), 1..60),
         slots in 1usize..3,
         picks in proptest::collection::vec(any::<prop::sample::Index>(), 200),
@@ -175,7 +175,7 @@ proptest! {
     }
 
     /// Actions come, run, fail, pause and end at any times. What the twin's make one of the owner's wait is never more than
-    /// the bound, however many they are; and nobody of the owner's is passed over.
+    /// the bound, however many they are; and none of the owner's is passed over.
     #[test]
     fn rules_of_the_twin_hold_the_owners_up_for_no_longer_than_the_bound(
         arrivals in proptest::collection::vec(arrival(), 1..60),
@@ -302,6 +302,6 @@ fn simulated(arrivals: &[Arrival], slots: usize) -> Vec<Option<Duration>> {
             events.insert((now + arrivals[ticket].attempts[attempt[ticket]].0, What::AttemptEnds, ticket));
         }
     }
-    assert!(all.members.is_empty(), "everybody has left");
+    assert!(all.members.is_empty(), "all have left");
     waits
 }

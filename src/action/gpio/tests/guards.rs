@@ -318,7 +318,7 @@ enum Event {
     Wait(u64),
     Pulse(usize, u64),
     Blink(usize, u64),
-    /// Whoever waits for the newest pulse or blink does so no longer.
+    /// The newest pulse or blink is cut off.
     CutOff,
     /// From now on this pin cannot be driven; with none, all can.
     Break(Option<usize>),
