@@ -56,7 +56,7 @@ pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
             Err(InboxError::InUse { .. }) if Instant::now() < end => std::thread::park_timeout(PAUSE),
             Err(InboxError::InUse { path, holder }) => {
                 return Err(anyhow!(
-                    "the inbox {path} is in use by {holder}, but nobody listens on {}: if an agent runs, its log says why it has \
+                    "the inbox {path} is in use by {holder}, but nothing listens on {}: if an agent runs, its log says why it has \
                      no control socket; otherwise wait for the other program that has the inbox open",
                     settings.socket.display()
                 ));

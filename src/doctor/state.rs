@@ -72,7 +72,7 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
             Err(InboxError::Missing(_)) => "will be created".to_owned(),
             Err(InboxError::InUse { holder, .. }) => {
                 let socket = settings.socket.display();
-                let detail = format!("{path} is in use by {holder}, but nobody listens on {socket}");
+                let detail = format!("{path} is in use by {holder}, but nothing listens on {socket}");
                 let remedy = "if an agent runs, its log says why it has no control socket; else wait for the program \
                               that has it open";
                 return Check::Inbox.warning(detail, remedy);

@@ -112,7 +112,7 @@ async fn socket(path: &Path) -> Finding {
             check.failed(format!("{} may not connect to {whose}", user::own()), as_whom())
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => check.failed(
-            format!("nobody listens on {shown}"),
+            format!("nothing listens on {shown}"),
             "see that aziot-edged runs (iotedge system status); when it was restarted, restart this container, which still has \
              the socket of before",
         ),

@@ -81,7 +81,7 @@ struct Sign {
 type Answer = (StatusCode, Value);
 
 impl Workload {
-    /// Listens for the modules of a device. A socket that nobody listens on any more is replaced.
+    /// Listens for the modules of a device. A socket that nothing listens on any more is replaced.
     pub(super) fn bind(
         path: &Path,
         device_id: String,

@@ -226,9 +226,14 @@ impl<'w, 't> Work<'w, 't> {
 
     /// The hub has the completion of a message.
     fn confirm(&mut self, number: Number) -> Result<(), Failure> {
-        if let Some(stored) = self.load(number)?.filter(|stored| !stored.confirmed) {
-            self.store(Stored { confirmed: true, ..stored })?;
-        }
+        use redb::ReadableTable as _;
+        let value = self.tables.records.get(number.0)?.map(|value| value.value().to_vec());
+        let Some(value) = value.and_then(|mut value| codec::confirm(&mut value).then_some(value)) else {
+            return Ok(());
+        };
+        self.tables.records.insert(number.0, value.as_slice())?;
+        self.ledger.change(number.0, |entry| entry.confirmed = true);
+        self.written = true;
         Ok(())
     }
 

@@ -14,6 +14,8 @@ use super::record::Record;
 use crate::message::{C2dMessage, Sequence};
 
 const LENGTH: usize = size_of::<u32>();
+/// Where the word of the confirmation stands.
+const CONFIRMED: usize = 2 * Key::LEN + 2 * size_of::<u64>();
 /// Stands for none.
 const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 
@@ -72,6 +74,12 @@ impl Stored {
             record,
         })
     }
+}
+
+/// Notes in a stored record that its completion is confirmed; true when that is new. Without reading the record, as this is done for
+/// each message.
+pub(super) fn confirm(value: &mut [u8]) -> bool {
+    value.get_mut(CONFIRMED).is_some_and(|confirmed| std::mem::replace(confirmed, 1) == 0)
 }
 
 /// `bag` is the message's property bag, which the caller has at hand.

@@ -169,7 +169,7 @@ fn drop_ins_that_others_can_change_are_a_warning() {
     let directory = house.path("config.d");
     let mode =
         |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
-    let why = "(whoever can write here decides what the agent runs)\n1 warning\n";
+    let why = "(who can write here decides what the agent runs)\n1 warning\n";
     // A sticky directory, too: others cannot replace a file there, but add one.
     for (open, remedy) in [
         (0o775, "run chmod go-w DIR/config.d"),
@@ -213,7 +213,7 @@ fn drop_ins_of_another_user_are_a_warning() {
     house.says(
         0,
         "DIR/config.d/a.toml: warning: it belongs to user 65534: run chown root DIR/config.d/a.toml, or run the agent as \
-         that user (whoever can write here decides what the agent runs)\n1 warning\n",
+         that user (who can write here decides what the agent runs)\n1 warning\n",
     );
 }
 
@@ -240,7 +240,7 @@ fn inbox_and_status_find_the_inbox_that_a_drop_in_names() {
     );
     let status = told(&["status"]);
     assert!(
-        status.starts_with("c2d-agent: no agent runs: nobody listens on DIR/elsewhere.sock\n"),
+        status.starts_with("c2d-agent: no agent runs: nothing listens on DIR/elsewhere.sock\n"),
         "{status}"
     );
 }

@@ -25,7 +25,7 @@ fn some_root(dir: &Path) -> std::path::PathBuf {
     file
 }
 
-/// A port of loopback that nobody listens on.
+/// A port of loopback that nothing listens on.
 fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }

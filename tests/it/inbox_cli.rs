@@ -335,7 +335,7 @@ fn without_an_agent_the_file_is_asked_and_what_is_retried_runs_at_the_next_start
     assert!(text.starts_with("agent     not running\ninbox     "), "{text}");
     assert!(text.contains("2 records (0 not ended, 2 dead letters)"), "{text}");
     assert!(
-        stderr(&output).starts_with("c2d-agent: no agent runs: nobody listens on "),
+        stderr(&output).starts_with("c2d-agent: no agent runs: nothing listens on "),
         "{}",
         stderr(&output)
     );

@@ -332,13 +332,13 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
             _ => format!("run chmod go-w {shown}"),
         };
         let sentence = format!(
-            "{shown}: warning: it is writable by others than its owner: {remedy} (whoever can write here decides what the agent \
+            "{shown}: warning: it is writable by others than its owner: {remedy} (who can write here decides what the agent \
              runs)"
         );
         let (told, code) = check(&config);
         assert_eq!((told, code), (format!("{sentence}\n1 warning\n"), Some(0)));
         let agent = Process::spawn(&mut agent(&emulator, &config));
-        assert!(agent.stderr.wait_for("whoever can write here").contains(&shown.to_string()));
+        assert!(agent.stderr.wait_for("who can write here").contains(&shown.to_string()));
         agent.stderr.wait_for("subscribed");
         assert_eq!(agent.terminate(), Some(0), "it is no error");
         #[cfg(feature = "doctor")]

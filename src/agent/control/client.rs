@@ -30,8 +30,8 @@ pub(crate) struct Client {
 /// Why a running agent cannot be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// There is no socket, or nobody listens on it.
-    #[error("no agent runs: nobody listens on {0}")]
+    /// There is no socket, or nothing listens on it.
+    #[error("no agent runs: nothing listens on {0}")]
     NotRunning(String),
     /// The socket is another user's.
     #[error(

@@ -190,7 +190,7 @@ async fn what_stands_in_the_way_is_named_and_left_alone() {
     let error = Control::open(Path::new(&"x".repeat(200))).expect_err("too long").to_string();
     assert!(error.contains("at most 107 bytes"), "{error}");
     let error = Client::connect(&place.path.with_file_name("none")).expect_err("nobody").to_string();
-    assert!(error.starts_with("no agent runs: nobody listens on "), "{error}");
+    assert!(error.starts_with("no agent runs: nothing listens on "), "{error}");
 }
 
 #[tokio::test]

@@ -251,24 +251,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 mod tests {
     use super::*;
     use crate::amqp_frames::Limits;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     const LIMITS: Limits = Limits { frame: 1024, message: 0 };
+
+    fn replayed(header: [u8; 8], near: DuplexStream, kill: CancellationToken) -> Replayed<DuplexStream> {
+        Replayed::new(header, near, Guard::new(LIMITS), Breach::default(), Answers::default(), kill)
+    }
 
     #[tokio::test]
     async fn the_header_comes_first_in_whatever_pieces_it_is_read() {
         let (near, mut far) = tokio::io::duplex(64);
         far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
         drop(far);
-        let guard = Guard::new(LIMITS);
-        let mut stream = Replayed::new(
-            *b"AMQP\x00\x01\x00\x00",
-            near,
-            guard,
-            Breach::default(),
-            Answers::default(),
-            CancellationToken::new(),
-        );
+        let mut stream = replayed(*b"AMQP\x00\x01\x00\x00", near, CancellationToken::new());
         let mut three = [0; 3];
         stream.read_exact(&mut three).await.expect("read");
         let mut others = Vec::new();
@@ -280,14 +276,7 @@ mod tests {
     async fn what_the_guard_refuses_is_not_read() {
         let (near, mut far) = tokio::io::duplex(64);
         far.write_all(b"\x00\x00\x00\x07").await.expect("written");
-        let mut stream = Replayed::new(
-            [0; 8],
-            near,
-            Guard::new(LIMITS),
-            Breach::default(),
-            Answers::default(),
-            CancellationToken::new(),
-        );
+        let mut stream = replayed([0; 8], near, CancellationToken::new());
         let mut bytes = [0; 12];
         let error = stream.read_exact(&mut bytes).await.expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
@@ -297,14 +286,7 @@ mod tests {
     async fn a_kill_ends_a_read_that_waits() {
         let (near, _far) = tokio::io::duplex(64);
         let kill = CancellationToken::new();
-        let mut stream = Replayed::new(
-            [0; 8],
-            near,
-            Guard::new(LIMITS),
-            Breach::default(),
-            Answers::default(),
-            kill.clone(),
-        );
+        let mut stream = replayed([0; 8], near, kill.clone());
         let mut header = [0; 8];
         stream.read_exact(&mut header).await.expect("the header");
         let (read, ()) = tokio::join!(stream.read_u8(), async { kill.cancel() });

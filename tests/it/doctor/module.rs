@@ -241,7 +241,7 @@ fn a_workload_socket_that_is_missing_in_the_way_or_closed_is_told() {
 
     drop(UnixListener::bind(&elsewhere).expect("a socket"));
     let found = Found::by(&mut edge.doctor_with(&elsewhere));
-    found.says("workload-api", "failed", "nobody listens on ", "restart this container");
+    found.says("workload-api", "failed", "nothing listens on ", "restart this container");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::mosquitto::Mosquitto;
 /// What all checks of the network may take together.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A port of loopback that nobody listens on.
+/// A port of loopback that nothing listens on.
 pub(super) fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
