@@ -4,7 +4,7 @@
 //! Must not know: protocols. Used by: `main`.
 
 use std::future::Future;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -264,21 +264,6 @@ fn tell(line: impl std::fmt::Display) {
 /// A duration such as `10m`.
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "use a number with a unit, such as 30s, 10m or 2h".to_owned())
-}
-
-/// Why a file cannot be used, without the operating system's number.
-#[allow(dead_code)] // The back end is a feature.
-fn why(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file or directory".to_owned(),
-        // Not where this program itself refuses a file: then it says why.
-        io::ErrorKind::PermissionDenied if error.raw_os_error().is_some() => {
-            "permission denied to this user".to_owned()
-        }
-        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
-        io::ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
-        _ => error.to_string(),
-    }
 }
 
 /// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the

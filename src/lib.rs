@@ -64,7 +64,6 @@ pub mod credentials;
 pub mod doctor;
 #[cfg(feature = "emulator")]
 pub mod emulator;
-#[allow(dead_code)] // Each build asks for other parts.
 mod features;
 pub mod feedback;
 mod inbox;

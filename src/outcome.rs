@@ -111,6 +111,25 @@ pub struct OutcomeReport {
     pub output_bytes: u64,
 }
 
+impl OutcomeReport {
+    /// Of a message with which nothing was done, or nothing more; `ended` in RFC 3339.
+    pub(crate) fn without_action(kind: OutcomeKind, text: String, ended: String) -> Self {
+        Self {
+            message_id: None,
+            rule: None,
+            outcome: kind,
+            text,
+            exit_code: None,
+            duration_ms: None,
+            attempt: 0,
+            ended,
+            output: String::new(),
+            output_end: String::new(),
+            output_bytes: 0,
+        }
+    }
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }

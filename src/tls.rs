@@ -14,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::trust;
+
 mod witness;
 
 pub use witness::{Judgement, Witness};
@@ -339,12 +341,11 @@ impl TlsError {
     }
 }
 
-/// Why a file cannot be read, without the operating system's number where that says no more.
+/// Why a file cannot be read, and what to do.
 fn unread(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file; correct the path".to_owned(),
-        io::ErrorKind::PermissionDenied => "this user may not read it; correct its owner or mode".to_owned(),
-        _ => error.to_string(),
+        io::ErrorKind::NotFound => format!("{}; correct the path", trust::in_words(error)),
+        _ => trust::in_words(error),
     }
 }
 

@@ -220,8 +220,8 @@ pub(crate) fn unfit_program(program: &str) -> Option<String> {
 
 /// Who else decides what `program` does, and the remedy; `None` for nobody, and when there is no such program.
 ///
-/// Others can write to the program, or to a directory on the way to it, so that they can put another one in its place, or
-/// to one of these belongs to them. The same goes for links on the way.
+/// Others can write to the program or to a directory on the way to it, so that they can put another one in its place; or one of
+/// these belongs to another user. The same goes for links on the way.
 pub(crate) fn foreign_program(program: &str) -> Option<String> {
     let way = Way::to(Path::new(program));
     let foreign = way.foreign.first()?;
@@ -349,6 +349,8 @@ pub(crate) fn in_words(error: &io::Error) -> String {
             "permission denied to user {}, who runs this: let that user read it, or run this as its owner",
             rustix::process::geteuid().as_raw()
         ),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::InvalidData if error.raw_os_error().is_none() => "it is not UTF-8 text".to_owned(),
         _ => error.to_string(),
     }
 }

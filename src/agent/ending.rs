@@ -75,15 +75,8 @@ impl PassedOver {
         OutcomeReport {
             message_id: message_id.map(str::to_owned),
             rule: rule.map(str::to_owned),
-            outcome: self.kind(),
-            text: self.to_string(),
-            exit_code: None,
-            duration_ms: None,
             attempt: attempts,
-            ended: format_time(now),
-            output: String::new(),
-            output_end: String::new(),
-            output_bytes: 0,
+            ..OutcomeReport::without_action(self.kind(), self.to_string(), format_time(now))
         }
     }
 }

@@ -89,7 +89,7 @@ impl Sessions {
     }
 
     /// Whether the hub may still be known to have a completion that was marked.
-    pub(super) fn await_confirmation(&self) -> bool {
+    pub(super) fn awaits_confirmation(&self) -> bool {
         [&self.device, &self.module].into_iter().flatten().any(Session::awaits_confirmation)
     }
 

@@ -50,7 +50,7 @@ impl Agent {
         }
         // Beginnings that are taken back, ends that are recorded; then the word that the hub has their completions.
         let mut waited_enough = pin!(tokio::time::sleep(RECORD_LIMIT));
-        while self.hand.awaits_the_inbox() || self.sessions.await_confirmation() {
+        while self.hand.awaits_the_inbox() || self.sessions.awaits_confirmation() {
             if matches!(self.step(&mut waited_enough).await?, Next::Go) {
                 continue;
             }

@@ -1,7 +1,7 @@
 //! Looks at every frame of a peer, and at every message as a whole, before the AMQP crate does.
 //!
 //! Owns: where a frame ends, which frames make one message, what of them may be decoded. Must not know: what becomes of what
-//! is refused. Used by: `amqp_frames::stream`, `emulator::amqp::stream`.
+//! is refused. Used by: `amqp_frames::stream`, `emulator::amqp`.
 //!
 //! Source: AMQP 1.0, 2.3.1 (frames) and 2.7.5 (transfer).
 
@@ -45,7 +45,7 @@ const ABORTED: usize = 9;
 const FIRST: usize = 1;
 const LAST: usize = 2;
 
-/// Why a connection must end; to be read behind "the client sent".
+/// Why a connection must end; to be read behind "the client sent" or "the hub sent".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GuardError {
     #[error("a frame of {0} bytes")]

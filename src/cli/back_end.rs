@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 
+use super::Failure;
 use super::transport::Transport;
-use super::{Failure, why};
 use crate::credentials::{ProxySettings, ServiceConnectionString};
 use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, Target, Way};
+use crate::trust;
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
@@ -105,7 +106,7 @@ impl HubArgs {
                         "cannot read the connection string from {}: {}; write it there (az prints it with --query \
                          connectionString -o tsv), or correct --connection-string-file",
                         path.display(),
-                        why(&error)
+                        trust::in_words(&error)
                     )
                 })?;
                 (path.display().to_string(), text)
@@ -197,7 +198,7 @@ pub(super) fn unreadable(what: &str, path: &Path, error: &std::io::Error) -> any
     anyhow!(
         "cannot read the {what} from {}: {}; correct the path, or its owner and mode",
         path.display(),
-        why(error)
+        trust::in_words(error)
     )
 }
 

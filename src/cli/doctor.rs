@@ -52,7 +52,7 @@ pub(super) struct Args {
     /// Sign in although an agent runs, which is cut off for a moment.
     #[arg(long, conflicts_with = "offline")]
     sign_in: bool,
-    /// Print one JSON object: {"checks": [{"check", "subject", "status", "detail", "remedy"}, …]}. Where two sign in, checks of
+    /// Print one JSON object: {"ok", "checks": [{"check", "subject", "status", "detail", "remedy"}, …]}. Where two sign in, checks of
     /// a connection also have "connection", who makes it.
     #[arg(long)]
     json: bool,

@@ -16,7 +16,7 @@ use crate::inbox::{Number, Query, Record, Reply, Selector, State};
 use crate::message::C2dMessage;
 
 use super::reach::{Reached, reach, settings};
-use super::shown::{Output, plain, terminal_width, width};
+use super::shown::{Output, terminal_width, width};
 use super::{DEFAULT_CONFIG, Exit, Failure, tell};
 
 mod details;
@@ -221,7 +221,7 @@ impl Asked {
         if self.json {
             return self.out.json(&Done { done: "retried", runs: Some(runs), record: &record });
         }
-        self.out.line(&format!("{} {when}", name(&record)))
+        self.out.line(&format!("{} {when}", record.name()))
     }
 
     fn drop_by_hand(&mut self, id: &Id) -> anyhow::Result<()> {
@@ -233,7 +233,7 @@ impl Asked {
         if self.json {
             return self.out.json(&Done { done: "dropped", runs: None, record: &record });
         }
-        self.out.line(&format!("{} is dropped: it will not be run", name(&record)))
+        self.out.line(&format!("{} is dropped: it will not be run", record.name()))
     }
 
     fn export(&mut self) -> anyhow::Result<()> {
@@ -299,14 +299,6 @@ impl Pages {
             }
             other => Err(unexpected(other)),
         }
-    }
-}
-
-/// How a record is called in a sentence.
-fn name(record: &Record) -> String {
-    match &record.message_id {
-        Some(id) => format!("message {} (#{})", plain(id), record.number.0),
-        None => format!("message #{}", record.number.0),
     }
 }
 

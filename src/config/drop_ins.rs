@@ -43,7 +43,7 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
     let paths = match list(&directory) {
         Ok(paths) => paths,
         Err(error) => {
-            let reason = files::in_words(&error);
+            let reason = trust::in_words(&error);
             report
                 .problem(Place::File(directory), format!("cannot read the directory of drop-ins: {reason}"));
             return sources;
@@ -117,7 +117,9 @@ pub(super) fn foreign<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Foreign>
         }
     };
     for (at, path) in paths.enumerate().filter(|(_, path)| path.is_file()) {
-        let directory = trust::directory_of(path);
+        // As the way to it tells places, so that none is told twice.
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let directory = trust::directory_of(&real);
         if at == 0 {
             // Drop-ins are looked for beside it.
             [directory, &directory.join(DIRECTORY)].into_iter().filter_map(trust::foreign).for_each(&mut add);

@@ -1,14 +1,14 @@
 //! What a configuration says about files: paths, secrets, programs.
 //!
 //! Owns: bounded reading. Must not know: the schema, who may write where (`trust`).
-//! Used by: `config::drop_ins`, `config::device`, `config::steps`.
+//! Used by: `config::{device, drop_ins, identities}`.
 
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-pub(super) use crate::trust::{in_words, unfit_program};
+use crate::trust::in_words;
 
 /// What systemd gives to one service, all credentials together.
 const MAX_CREDENTIAL_BYTES: u64 = 1024 * 1024;

@@ -114,7 +114,8 @@ fn check_work(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
             )
         } else if pieces > MAX_PIECES {
             format!(
-                "the steps of rule \"{name}\" have {pieces} arguments and values of messages, and may have {MAX_PIECES}"
+                "the steps of rule \"{name}\" have {pieces} arguments and values of messages, and may have {MAX_PIECES}: \
+                 let a program take them from its environment or the body"
             )
         } else if conditions > MAX_ALL_CONDITIONS && conditions - own <= MAX_ALL_CONDITIONS {
             format!(

@@ -8,12 +8,12 @@ use crate::rules::{
     GpioStep, Setting, Step, Subject, Template, read_period, read_pulse, read_set, read_times, variable_name,
 };
 
-use super::files;
 use super::gpio;
 use super::report::Report;
 use super::settings::TwinSettings;
 use super::shells;
 use super::table::{Field, Table, Value, shown};
+use crate::trust;
 
 const KINDS: &str = "gpio, run, shell or command";
 
@@ -214,7 +214,7 @@ fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
         let message = format!("the program \"{}\" is not an absolute path: write it from / on", shown(path));
         return field.wrong(message, report);
     }
-    match files::unfit_program(path) {
+    match trust::unfit_program(path) {
         Some(reason) => field.wrong(reason, report),
         None => Some(path.to_owned()),
     }

@@ -133,7 +133,7 @@ impl TwinRules {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             _ => trust::open_plain(file, OFlags::RDONLY).and_then(|file| Ok((file.metadata()?, file))),
         };
-        let (metadata, opened) = metadata.map_err(|error| files::in_words(&error))?;
+        let (metadata, opened) = metadata.map_err(|error| trust::in_words(&error))?;
         let foreign = trust::foreign_in(file, &metadata);
         if let Some(foreign) = foreign.filter(|foreign| foreign.owner().is_none() || foreign.owner() != owner)
         {
@@ -157,7 +157,7 @@ impl TwinRules {
     /// Why it cannot be written; then the earlier file is there still.
     pub fn store(&self, file: &Path) -> Result<(), String> {
         let failed =
-            |error: io::Error| format!("{} cannot be written: {}", file.display(), files::in_words(&error));
+            |error: io::Error| format!("{} cannot be written: {}", file.display(), trust::in_words(&error));
         if self.is_empty() {
             match fs::remove_file(file) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -12,6 +12,7 @@ use rustix::process::geteuid;
 
 use super::{Agent, Check, Finding};
 use crate::config::InboxSettings;
+use crate::trust;
 
 /// Most of `/etc/passwd` that is read.
 const MAX_PASSWD_BYTES: u64 = 1024 * 1024;
@@ -44,7 +45,7 @@ fn of_agent_with(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<(u32, &
     };
     let file = inbox.and_then(|inbox| owner(&inbox.path));
     // Others than root need not own a directory to write there.
-    let directory = inbox.and_then(|inbox| owner(inbox.path.parent()?)).filter(|_| geteuid().is_root());
+    let directory = inbox.and_then(|inbox| trust::owner_for_root(&inbox.path));
     let running = process.map(|id| (id, "the running agent is of"));
     let named = file.map(|id| (id, "the inbox belongs to"));
     running.or(named).or(directory.map(|id| (id, "the inbox's directory belongs to")))

@@ -193,22 +193,14 @@ impl<'w, 't> Work<'w, 't> {
             return Ok(());
         }
         let message_id = arrival.message.as_ref().and_then(|message| message.message_id());
+        let text = format!(
+            "repeated: not run, because message #{} came with the same id and other content; give each message an id of its own",
+            first.0
+        );
         let outcome = OutcomeReport {
             message_id: message_id.map(str::to_owned),
             rule: arrival.rule.clone(),
-            outcome: OutcomeKind::Repeated,
-            text: format!(
-                "repeated: not run, because message #{} came with the same id and other content; give each message an id of \
-                 its own",
-                first.0
-            ),
-            exit_code: None,
-            duration_ms: None,
-            attempt: 0,
-            ended: format_time(arrival.received),
-            output: String::new(),
-            output_end: String::new(),
-            output_bytes: 0,
+            ..OutcomeReport::without_action(OutcomeKind::Repeated, text, format_time(arrival.received))
         };
         tracing::warn!(
             message_id,

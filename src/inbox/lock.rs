@@ -170,7 +170,7 @@ impl Claim {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let (path, own) = (path.display(), geteuid().as_raw());
                 Err(Failure::Foreign(format!(
-                    "the lock {path} cannot be opened by user {own} ({error}), so it is not known whether another agent runs: run \
+                    "the lock {path} cannot be opened by user {own}, so it is not known whether another agent runs: run \
                      this as the user of that agent, or give its directory to this one (chown -R)"
                 )))
             }

@@ -124,18 +124,14 @@ impl Work<'_, '_> {
             Some(before) => format!("dropped from the inbox; before that {}", before.text),
             None => "dropped from the inbox before its turn came".to_owned(),
         };
+        let now = format_time(from_millis(self.circumstances.now_ms));
         let outcome = OutcomeReport {
             message_id: stored.record.message_id.clone(),
             rule: stored.record.rule.clone(),
-            outcome: OutcomeKind::Dropped,
-            text,
             exit_code: before.as_ref().and_then(|before| before.exit_code),
             duration_ms: before.as_ref().and_then(|before| before.duration_ms),
             attempt: stored.record.attempts,
-            ended: format_time(from_millis(self.circumstances.now_ms)),
-            output: String::new(),
-            output_end: String::new(),
-            output_bytes: 0,
+            ..OutcomeReport::without_action(OutcomeKind::Dropped, text, now)
         };
         self.count(outcome.outcome);
         stored.record.abandoned = false;

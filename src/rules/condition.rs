@@ -74,6 +74,11 @@ impl Condition {
         }
     }
 
+    /// Whether the condition does not hold because its value is missing.
+    pub(super) fn misses(&self, values: &Values<'_>) -> bool {
+        values.find(&self.subject) == Found::Missing && self.test != Test::Absent
+    }
+
     /// Why the condition does not hold: the value that is there, and what it should be.
     pub(super) fn mismatch(&self, values: &Values<'_>) -> Option<String> {
         if self.holds(values) {

@@ -1,7 +1,7 @@
 //! Which rule came nearest to a message that none takes, and why it does not take it.
 //!
 //! Owns: what is nearest, and the sentence, which is bounded whatever the rules and the message hold. Must not know: where it is
-//! shown. Used by: `agent` (the log, `inbox retry`), `cli` (check, `inbox show` and `retry`).
+//! shown. Used by: `agent` (the log, `inbox retry`), `cli` (`inbox show` and `retry`).
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -25,13 +25,15 @@ pub struct Nearest<'r> {
 }
 
 impl Rules {
-    /// Of a message that no rule takes, the rule that came nearest: one of whose conditions some hold before one of which none
-    /// does, then that with the fewest that do not hold, the most that do, and the first. `None` without rules.
+    /// The rule that came nearest to a message that no rule takes. A rule of which a condition holds goes before one of which none
+    /// does; then the rule with the fewest conditions that fail, then the fewest whose value is missing, for another value is more
+    /// likely a mistake; then the most that hold, then the first. `None` without rules.
     pub fn nearest(&self, message: &C2dMessage) -> Option<Nearest<'_>> {
         let values = Values::of(message, &self.fields);
         let distance = |rule: &&Rule| {
             let held = rule.conditions.iter().filter(|condition| condition.holds(&values)).count();
-            (held == 0, rule.conditions.len() - held, Reverse(held))
+            let missing = rule.conditions.iter().filter(|condition| condition.misses(&values)).count();
+            (held == 0, rule.conditions.len() - held, missing, Reverse(held))
         };
         let rule = self.rules.iter().min_by_key(distance)?;
         let mismatches = rule.conditions.iter().filter_map(|condition| condition.mismatch(&values));

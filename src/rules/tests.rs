@@ -428,6 +428,11 @@ fn the_nearest_rule_is_the_one_of_which_the_fewest_conditions_do_not_hold() {
         "rule \"pump\" comes nearest, but state is \"On\", not one of \"on\", \"off\""
     );
     assert_eq!(why("x=1"), "rule \"backup\" comes nearest, but action is missing, not \"backup\"");
+    // Another value is more likely a mistake than a missing one.
+    let rules =
+        Rules::new(vec![named("n", vec![equals("n", "1")]), named("new", vec![equals("action", "new")])]);
+    let why = rules.why_none(&message("action=old"));
+    assert_eq!(why, "rule \"new\" comes nearest, but action is \"old\", not \"new\"");
     assert_eq!(Rules::new(vec![]).why_none(&message("x=1")), "there are no rules");
 }
 

@@ -28,7 +28,7 @@ pub(super) enum Asked<'a> {
 
 /// What to do when the hub has gone before it said what became of a message.
 pub(super) const OPEN_QUESTION: &str = "whether the message is queued is not known: send it again with the same \
-                                        --message-id, which a device runs once";
+                                        --message-id; a device runs it once if that id has a UUID in it";
 
 /// A refusal: what it means, and the hub's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]

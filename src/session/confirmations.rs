@@ -63,7 +63,7 @@ pub(super) struct Confirmations {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Bounded by the messages that the agent has in hand.
+    /// Taken whenever the agent asks for the next event.
     confirmed: Vec<Mark>,
     /// Completions that may still be confirmed.
     open: usize,

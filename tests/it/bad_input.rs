@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::harness::{Agent, Emulator, Process, binary, program, run, skip};
+use crate::places::is_root_or_skips;
 
 const ANY_RULE: &str = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { shell = \"true\" } ]\n";
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -23,8 +24,8 @@ fn executable(path: &Path) {
 
 #[test]
 fn a_program_that_another_user_owns_or_could_replace_is_refused() {
-    if !rustix::process::geteuid().is_root() {
-        return; // Only root can give files away.
+    if !is_root_or_skips("a program that another user owns or could replace is refused") {
+        return;
     }
     let dir = tempfile::tempdir().expect("a directory");
     fs::create_dir(dir.path().join("theirs")).expect("a directory");

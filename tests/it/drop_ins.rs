@@ -10,6 +10,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::harness::{Process, binary, run};
+use crate::places::is_root_or_skips;
 
 const DEVICE: &str = "HostName=127.0.0.1:1;DeviceId=pi-01;SharedAccessKey=c2VjcmV0";
 
@@ -204,8 +205,8 @@ fn drop_ins_that_others_can_change_are_a_warning() {
 
 #[test]
 fn drop_ins_of_another_user_are_a_warning() {
-    if !rustix::process::geteuid().is_root() {
-        return; // Only root can give files away.
+    if !is_root_or_skips("drop ins of another user are a warning") {
+        return;
     }
     let house = House::new(MAIN);
     house.write("a.toml", &rule("a"));

@@ -60,7 +60,10 @@ fn a_pin_takes_its_state_when_the_hub_is_away_and_obeys_again_when_it_is_back() 
     let (mqtt, amqp) = (emulator.mqtt.port().to_string(), emulator.amqp.port().to_string());
     emulator.process.kill();
     let line = agent.process.stderr.wait_for("the hub is away");
-    assert!(line.contains("pin=open") && line.contains("state=off") && line.contains("after=1s"), "{line}");
+    assert!(
+        line.contains("pin=\"open\"") && line.contains("state=off") && line.contains("after=1s"),
+        "{line}"
+    );
     assert_eq!(pins(dir.path()), r#"{"close":"off","open":"off"}"#);
     emulator = Emulator::start_in(state.path(), &mqtt, &amqp, &["--device", "dev1"]);
     agent.process.stderr.wait_for_nth("subscribed", 2);

@@ -119,7 +119,7 @@ fn the_same_bytes_run_again_on_another_connection_once_the_first_completion_has_
         assert!(hub.wait_feedback(crate::harness::DEADLINE, told), "{:?}", hub.feedback());
     };
     send(1);
-    // The answer to the ping has come when that to anything later has.
+    // The agent has the answer to the ping, or waits for it before it ends.
     gateway.terminate();
     gateway.start_subscribed();
     send(2);

@@ -225,7 +225,7 @@ fn a_dead_letter_is_run_again_at_once_when_the_agent_runs() {
     house.wait_for_state("m-1", "dead");
     assert_eq!(
         house.told(&["inbox", "retry", "m-1"]),
-        "message m-1 (#1) is run again now, or as soon as its turn comes\n"
+        "message \"m-1\" (#1) is run again now, or as soon as its turn comes\n"
     );
     let line = agent.process.stderr.wait_for_nth("action ended", 2);
     assert!(line.contains(" outcome=\"failed: shell: exit code 1\" "), "{line}");
@@ -259,7 +259,10 @@ fn a_message_that_waits_for_its_turn_can_be_dropped_and_one_that_runs_cannot() {
         sentence.contains("is being acted on: only a dead letter, or a message that waits"),
         "{sentence}"
     );
-    assert_eq!(house.told(&["inbox", "drop", "m-2"]), "message m-2 (#2) is dropped: it will not be run\n");
+    assert_eq!(
+        house.told(&["inbox", "drop", "m-2"]),
+        "message \"m-2\" (#2) is dropped: it will not be run\n"
+    );
     fs::write(house.path().join("fifo"), "go\n").expect("written");
     house.wait_for_state("m-3", "finished");
     assert_eq!(fs::read_to_string(house.path().join("done")).expect("the file"), "third\n");
@@ -346,9 +349,9 @@ fn without_an_agent_the_file_is_asked_and_what_is_retried_runs_at_the_next_start
     assert_eq!(house.objects(&["inbox", "export"])[0]["message"]["systemProperties"]["$.mid"], "m-1");
     assert_eq!(
         house.told(&["inbox", "retry", "m-1"]),
-        "message m-1 (#1) will be run when the agent starts: none runs now\n"
+        "message \"m-1\" (#1) will be run when the agent starts: none runs now\n"
     );
-    assert_eq!(house.told(&["inbox", "drop", "#2"]), "message m-2 (#2) is dropped: it will not be run\n");
+    assert_eq!(house.told(&["inbox", "drop", "#2"]), "message \"m-2\" (#2) is dropped: it will not be run\n");
     fs::write(house.path().join("disk"), "").expect("written");
     let agent = house.agent();
     house.wait_for_state("m-1", "finished");

@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["rules", "message", "credentials", "trust", "features", "tls"]),
     // Mechanisms: one peer each; none knows another, except that all may use `tls`, `websocket`, `workload` and
     // `amqp_frames`.
-    ("tls", &[]),
+    ("tls", &["trust"]),
     ("session", &["message", "credentials", "tls", "websocket", "workload", "amqp_frames"]),
     ("action", &["config", "rules", "message", "trust"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket", "amqp_frames"]),

@@ -188,11 +188,11 @@ fn a_file_that_is_not_there_is_named_with_what_to_do() {
     let cases: [(&[&str], &str); 8] = [
         (
             &["c2d-send", "--device", "d", "--file", "no/body"],
-            "cannot read the body from no/body: there is no such file or directory; correct the path",
+            "cannot read the body from no/body: there is no such file; correct the path",
         ),
         (
             &["c2d-send", "--device", "d", "--connection-string-file", "no/string"],
-            "cannot read the connection string from no/string: there is no such file or directory; write it there (az prints it \
+            "cannot read the connection string from no/string: there is no such file; write it there (az prints it \
              with --query connectionString -o tsv), or correct --connection-string-file",
         ),
         (
@@ -201,15 +201,15 @@ fn a_file_that_is_not_there_is_named_with_what_to_do() {
         ),
         (
             &["c2d-feedback", "--spool", "no/spool"],
-            "the spool no/spool cannot be opened: there is no such file or directory; create its directory, or give another file",
+            "the spool no/spool cannot be opened: there is no such file; create its directory, or give another file",
         ),
         (
             &["invoke-method", "--device", "d", "--method", "m", "--file", "no/payload"],
-            "cannot read the payload from no/payload: there is no such file or directory; correct the path",
+            "cannot read the payload from no/payload: there is no such file; correct the path",
         ),
         (
             &["twin", "patch", "--device", "d", "--desired-file", "no/twin"],
-            "cannot read the JSON of --desired from no/twin: there is no such file or directory; correct the path",
+            "cannot read the JSON of --desired from no/twin: there is no such file; correct the path",
         ),
         (
             &["c2d-send", "--device", "d", "--file", "/tmp"],

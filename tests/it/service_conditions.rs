@@ -38,7 +38,8 @@ const KEY: &str = "check that the policy has ServiceConnect, its key, and this m
 /// How many programs run at the same time.
 const AT_ONCE: usize = 4;
 
-const AGAIN: &str = "whether the message is queued is not known: send it again with the same --message-id, which a device runs once";
+const AGAIN: &str = "whether the message is queued is not known: send it again with the same --message-id; a device runs it once \
+                     if that id has a UUID in it";
 
 fn command(peer: &ServicePeer, arguments: &[&str]) -> Command {
     let mut command = binary();

@@ -68,7 +68,7 @@ pub(super) fn claimed_as<'a>(
         let pin = settings.pins.get(name).filter(|pin| pin.initial == PinState::On);
         if let Some(max_on) = pin.and_then(|pin| pin.max_on).filter(|max_on| been_on >= max_on) {
             let max_on = format_duration(max_on);
-            tracing::warn!(pin = %name, %max_on, "pin starts off: it was on for max_on before the restart");
+            tracing::warn!(pin = name, %max_on, "pin starts off: it was on for max_on before the restart");
             if let Some(pin) = settings.to_mut().pins.get_mut(name) {
                 pin.initial = PinState::Off;
             }
@@ -211,10 +211,10 @@ impl Bank {
             match set {
                 Ok(()) => {
                     let max_on = format_duration(pin.settings.max_on.unwrap_or_default());
-                    tracing::warn!(pin = %name, %max_on, "turned pin off: it was on for max_on");
+                    tracing::warn!(pin = name, %max_on, "turned pin off: it was on for max_on");
                 }
                 Err(error) => {
-                    tracing::error!(pin = %name, %error, "could not turn pin off after max_on, trying again");
+                    tracing::error!(pin = name, %error, "could not turn pin off after max_on, trying again");
                     pin.off_at = Some(now + RETRY);
                 }
             }
@@ -243,14 +243,14 @@ impl Bank {
         match set {
             Ok(()) if is_so => {}
             Ok(()) if matches!(self.hub, Hub::There(_)) => {
-                tracing::warn!(pin = %name, %state, %after, "switched pin: the agent was held up, so the hub counts as away");
+                tracing::warn!(pin = name, %state, %after, "switched pin: the agent was held up, so the hub counts as away");
             }
-            Ok(()) => tracing::warn!(pin = %name, %state, %after, "switched pin: the hub is away"),
+            Ok(()) => tracing::warn!(pin = name, %state, %after, "switched pin: the hub is away"),
             Err(error @ GpioError::Interlocked { .. }) => {
-                tracing::warn!(pin = %name, %after, %error, "left pin as it is, although the hub is away");
+                tracing::warn!(pin = name, %after, %error, "left pin as it is, although the hub is away");
             }
             Err(error) => {
-                tracing::error!(pin = %name, %error, "could not switch pin while the hub is away, trying again");
+                tracing::error!(pin = name, %error, "could not switch pin while the hub is away, trying again");
                 retry = Some(now + RETRY);
             }
         }

@@ -42,6 +42,6 @@ pub(super) fn release(backend: &mut dyn PinBackend, name: &str, set: Result<(), 
     // In any case: a line that is held could not be claimed again.
     let released = backend.release(name);
     if let Err(error) = set.and(released) {
-        tracing::error!(pin = %name, %error, "could not give the pin back as on_exit says");
+        tracing::error!(pin = name, %error, "could not give the pin back as on_exit says");
     }
 }

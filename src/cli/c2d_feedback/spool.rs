@@ -15,7 +15,6 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::output::BEGINNING;
-use crate::cli::why;
 use crate::trust;
 
 /// Longer than any line. A feedback record has ids of at most 128 characters and a few words.
@@ -25,7 +24,7 @@ const LONGEST_LINE: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpoolError {
     /// At the start.
-    #[error("the spool {path} cannot be opened: {}; create its directory, or give another file", why(.error))]
+    #[error("the spool {path} cannot be opened: {}; create its directory, or give another file", trust::in_words(.error))]
     Open { path: PathBuf, error: io::Error },
     /// A pipe or a device cannot keep anything.
     #[error("the spool {0} is not a regular file: give the path of a file that keeps what is written")]

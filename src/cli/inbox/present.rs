@@ -14,7 +14,7 @@ use crate::outcome::OutcomeKind;
 use crate::rules::Rules;
 
 /// The object `rulesNow` of `inbox show --json`: stable for scripts; fields are added, never renamed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RulesNow {
     /// The rule that takes the message.
@@ -26,36 +26,39 @@ pub(super) struct RulesNow {
     /// Why that one does not take it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     mismatches: Vec<String>,
+    /// Both in a sentence.
+    #[serde(skip)]
+    why_none: String,
 }
 
 /// The rules of the configuration and of the twin; none where they have problems.
 pub(super) fn rules(config: &Path) -> Option<Rules> {
-    let (inspection, _twin) = config::inspect_with(config, Remote::Stored, &|name| std::env::var(name).ok());
+    let (inspection, _twin) = config::inspect_with(config, Remote::Shown, &|name| std::env::var(name).ok());
     inspection.rules
 }
 
 impl RulesNow {
     /// `None` when the rule takes the message that took it.
     pub(super) fn of(record: &Record, message: &C2dMessage, rules: &Rules) -> Option<Self> {
-        let (mut taken_by, mut nearest, mut mismatches) = (None, None, Vec::new());
-        if let Some(rule) = rules.match_message(message) {
-            taken_by = Some(rule.name().to_owned());
-        } else if let Some(found) = rules.nearest(message) {
-            (nearest, mismatches) = (Some(found.rule.to_owned()), found.mismatches);
+        let mut now = Self::default();
+        match rules.match_message(message) {
+            Some(rule) => now.taken_by = Some(rule.name().to_owned()),
+            None => {
+                now.why_none = rules.why_none(message);
+                if let Some(found) = rules.nearest(message) {
+                    (now.nearest, now.mismatches) = (Some(found.rule.to_owned()), found.mismatches);
+                }
+            }
         }
-        let is_new = taken_by.is_none() || taken_by != record.rule || was_unmatched(record);
-        is_new.then_some(Self { taken_by, nearest, mismatches })
+        let is_new = now.taken_by.is_none() || now.taken_by != record.rule || was_unmatched(record);
+        is_new.then_some(now)
     }
 
     /// The same in a sentence.
     pub(super) fn sentence(&self) -> String {
-        match (&self.taken_by, &self.nearest) {
-            (Some(rule), _) => format!("rule \"{rule}\" takes it: `inbox retry` runs it"),
-            (None, Some(rule)) => {
-                let reasons = self.mismatches.join("; ");
-                format!("none takes it: rule \"{rule}\" comes nearest, but {reasons}")
-            }
-            (None, None) => "none takes it: there are no rules".to_owned(),
+        match &self.taken_by {
+            Some(rule) => format!("rule \"{rule}\" takes it: `inbox retry` runs it"),
+            None => format!("none takes it: {}", self.why_none),
         }
     }
 }

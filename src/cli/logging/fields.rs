@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Debug};
 
+use crate::cli::shown::plain;
+
 use tracing_subscriber::field::{RecordFields, Visit};
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
@@ -51,7 +53,8 @@ impl Visit for Line<'_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
         let value = format!("{value:?}");
         let shown = match field.name() {
-            "message" => without_controls(value),
+            // A sentence has its own quotes.
+            "message" => plain(&value),
             _ => one_word(value),
         };
         if self.result.is_ok() {
@@ -64,15 +67,6 @@ fn one_word(value: String) -> String {
     let quoted = format!("{value:?}");
     let is_plain = quoted.len() == value.len() + 2 && !value.is_empty() && !value.contains([' ', '=']);
     if is_plain { value } else { quoted }
-}
-
-/// A sentence has its own quotes.
-fn without_controls(sentence: String) -> String {
-    if !sentence.contains(char::is_control) {
-        return sentence;
-    }
-    let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
-    sentence.chars().map(escaped).collect()
 }
 
 #[cfg(test)]

@@ -50,7 +50,11 @@ fn is_quick(what: &str, text: &str, message: &C2dMessage) {
     let rules = inspection.rules.expect("rules");
     let work = || {
         let begin = Instant::now();
-        let planned = rules.match_message(message).map(|rule| rule.plan(message, "dev").is_ok());
+        let rule = rules.match_message(message);
+        let planned = rule.map(|rule| rule.plan(message, "dev").is_ok());
+        if rule.is_none() {
+            std::hint::black_box(rules.why_none(message));
+        }
         (begin.elapsed(), planned)
     };
     let (best, _) = (0..7).map(|_| work()).min().expect("a run");

@@ -151,7 +151,7 @@ impl Bank {
             // Where a reload has taken the pin away, it has turned it off.
             let is_gone = matches!(error, GpioError::UnknownPin { .. });
             if !is_gone {
-                tracing::error!(pin = %wave.pin, %error, "could not turn pin off, trying again");
+                tracing::error!(pin = wave.pin, %error, "could not turn pin off, trying again");
             }
             result = result.and(Err(error.into()));
             if !is_gone {
