@@ -192,6 +192,7 @@ fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_ha
         let mut gateway = Gateway::over(transport, &hub, rule);
         gateway.start_subscribed();
         hub.send("m-1", "work", &[]).expect("room");
+        hub.wait_success("m-1"); // accepted, so the inbox has it
         assert_eq!(gateway.settled_inbox()["m-1"].state, "dead");
         gateway.terminate();
         assert!(run(&mut gateway.command(&["inbox", "retry", "m-1"])).status.success());
