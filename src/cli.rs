@@ -38,6 +38,8 @@ mod logging;
 mod manual;
 mod reach;
 mod run;
+#[cfg(feature = "schema")]
+mod schema;
 mod shown;
 mod status;
 #[cfg(feature = "service")]
@@ -49,8 +51,9 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Part); 9] = [
+const OPTIONAL: [(&str, Part); 10] = [
     ("doctor", features::DOCTOR),
+    ("schema", features::SCHEMA),
     ("c2d-send", features::SERVICE),
     ("c2d-feedback", features::SERVICE),
     ("c2d-purge", features::SERVICE),
@@ -102,6 +105,8 @@ enum Command {
     #[cfg(feature = "doctor")]
     Doctor(doctor::Args),
     Healthcheck(healthcheck::Args),
+    #[cfg(feature = "schema")]
+    Schema(schema::Args),
     #[cfg(feature = "service")]
     C2dSend(Box<c2d_send::Args>),
     #[cfg(feature = "service")]
@@ -211,6 +216,8 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "doctor")]
         Command::Doctor(args) => doctor::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
+        #[cfg(feature = "schema")]
+        Command::Schema(args) => schema::run(&args),
         #[cfg(feature = "service")]
         Command::C2dSend(args) => c2d_send::run(&args),
         #[cfg(feature = "service")]

@@ -14,6 +14,7 @@ use crate::credentials::{DeviceIdentity, ModuleEnvironment, Route, Transport};
 use crate::rules::{Reports, Rules, Unmatched};
 use crate::trust::Foreign;
 
+use key::{Absent, Form, Key};
 use report::Place;
 use sources::Sources;
 
@@ -25,11 +26,16 @@ mod gpio;
 mod identities;
 mod inbox;
 mod interlock;
+mod key;
 mod merge;
 mod metrics;
 mod policy;
+#[cfg(feature = "schema")]
+pub(crate) mod reference;
 mod report;
 mod rule;
+#[cfg(feature = "schema")]
+pub(crate) mod schema;
 mod settings;
 mod shells;
 mod sources;
@@ -50,6 +56,21 @@ pub use settings::{
 };
 pub use twin_rules::{TwinRules, version_of};
 pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};
+
+const DEVICE: Key<Form> = table("device", "who signs in");
+const INBOX: Key<Form> = table("inbox", "the record of messages");
+const METRICS: Key<Form> = table("metrics", "numbers for a scraper");
+const REPORT: Key<Form> = table("report", "where outcomes go");
+const ACTIONS: Key<Form> = table("actions", "for all rules");
+const TWIN: Key<Form> = table("twin", "what the twin may set");
+const ALLOW: Key<Form> = table("allow", "what rules of the twin may use");
+const GPIO: Key<Form> = table("gpio", "outputs");
+const RULE: Key<Form> = table("rule", "what a message does");
+
+/// A key at the top that begins a table.
+const fn table(name: &'static str, about: &'static str) -> Key<Form> {
+    Key { name, kind: Form("a table", name), absent: Absent::Nothing, about }
+}
 
 /// A configuration without a problem.
 #[derive(Debug, Clone)]
@@ -192,11 +213,11 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let module_problem = report.problem_after(problems);
     let is_module = module.is_some() || module_problem.is_some();
     let problems = report.problems();
-    let device = device::read(root.take("device"), directory, env, is_module, &mut report);
+    let device = device::read(root.take(&DEVICE), directory, env, is_module, &mut report);
     let identity_problem = report.problem_after(problems);
-    let inbox = inbox::read(root.take("inbox"), directory, &mut report);
-    let metrics = metrics::read(root.take("metrics"), &mut report);
-    let unmatched = policy::read_unmatched(root.take("unmatched"), &mut report);
+    let inbox = inbox::read(root.take(&INBOX), directory, &mut report);
+    let metrics = metrics::read(root.take(&METRICS), &mut report);
+    let unmatched = policy::read_unmatched(root.take(&policy::UNMATCHED), &mut report);
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
         read_rules(&mut root, directory, &sources, &mut report);
     forms(&mut root, &mut report);
@@ -260,13 +281,13 @@ fn read_rules(
     sources: &Sources,
     report: &mut Report,
 ) -> RulePart {
-    let max_children = inbox::read_max_children(root.take("actions"), report);
-    let reports = policy::read_default_reports(root.take("report"), report);
-    let (gpio, pin_names) = gpio::read(root.take("gpio"), directory, report);
+    let max_children = inbox::read_max_children(root.take(&ACTIONS), report);
+    let reports = policy::read_default_reports(root.take(&REPORT), report);
+    let (gpio, pin_names) = gpio::read(root.take(&GPIO), directory, report);
     let twin::Read { settings: twin, idle } =
-        twin::read(root.take("twin"), root.take("allow"), &pin_names, max_children, report);
+        twin::read(root.take(&TWIN), root.take(&ALLOW), &pin_names, max_children, report);
     let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
-    let rules = rule::read(root.take("rule"), &scope, report);
+    let rules = rule::read(root.take(&RULE), &scope, report);
     let (rules, twin_rules) = rules.map_or((None, Vec::new()), |(rules, twin)| (Some(rules), twin));
     if let Some(place) = idle
         && rules.as_ref().is_some_and(|rules| !rules.iter().any(|rule| rule.has_command()))

@@ -25,6 +25,8 @@ pub(crate) const WEBSOCKET: Part = part("websocket", cfg!(feature = "websocket")
 pub(crate) const METRICS: Part = part("metrics", cfg!(feature = "metrics"));
 /// `doctor`.
 pub(crate) const DOCTOR: Part = part("doctor", cfg!(feature = "doctor"));
+/// `schema`.
+pub(crate) const SCHEMA: Part = part("schema", cfg!(feature = "schema"));
 /// The commands of the back end.
 pub(crate) const SERVICE: Part = part("service", cfg!(feature = "service"));
 /// `emulator`.

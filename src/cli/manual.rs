@@ -12,9 +12,14 @@ use clap_mangen::Man;
 
 use super::{Exit, Failure};
 
+mod configuration;
+// The pages tell of all that ships, so that only a build with all of it can make them.
+#[cfg(all(test, feature = "emulator", feature = "service", feature = "doctor"))]
+mod pages;
+
 const NAME: &str = "c2d-agent";
 
-/// Write man pages and shell completions into a directory: man1/, bash/, zsh/ and fish/.
+/// Write man pages and shell completions into a directory: man1/, man5/, bash/, zsh/ and fish/.
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub(super) struct Args {
@@ -27,7 +32,8 @@ pub(super) struct Args {
 const ABOUT_THE_PROGRAM: &str = r".SH FILES
 .TP
 .I /etc/c2d\-agent/config.toml
-The configuration. docs/src/reference/configuration.md in /usr/share/doc/c2d\-agent describes each key.
+The configuration:
+.BR c2d\-agent.toml (5).
 .TP
 .I /etc/c2d\-agent/config.d/*.toml
 Merged into it in the order of their names.
@@ -75,6 +81,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut pages = shown().disable_help_subcommand(true);
     pages.build(); // gives each subcommand its full name, and the options that all have
     write_pages(&pages, &create(&args.directory, "man1")?)?;
+    let path = create(&args.directory, "man5")?.join(configuration::FILE);
+    std::fs::write(&path, configuration::page())
+        .with_context(|| format!("{} cannot be written", path.display()))?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         let path = create(&args.directory, &shell.to_string())?.join(shell.file_name(NAME));
         std::fs::write(&path, completion(shell))

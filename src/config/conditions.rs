@@ -7,10 +7,50 @@ use toml::de::DeValue;
 use crate::message::SOURCE;
 use crate::rules::{Choices, Condition, Door, Glob, Rule, Subject, Test};
 
+use super::key::{Absent, Form, Key};
 use super::report::Report;
 use super::table::{Field, fields, shown};
 
-const KINDS: &str = "one_of, prefix, glob, range, present, absent";
+/// The kinds of conditions beside a plain value, and how each is read.
+pub(super) static KINDS: [(Key<Form>, ReadTest); 6] = [
+    (
+        kind("one_of", "a list of values", "values", "`{ one_of = [\"on\", \"off\"] }`: is one of these"),
+        read_one_of,
+    ),
+    (kind("prefix", "a text", "text", "`{ prefix = \"zone-\" }`: begins so"), read_prefix),
+    (
+        kind(
+            "glob",
+            "a pattern of at most 100 characters",
+            "text",
+            "`{ glob = \"zone-?\" }`: matches the pattern; a value of more than 512 bytes never does. `*` is any characters, also \
+             slashes; `?` is one; `[abc]`, `[a-z]`, `[!a-z]` are one of these, or none of them",
+        ),
+        read_glob,
+    ),
+    (
+        kind(
+            "range",
+            "two numbers, the least and the most",
+            "range",
+            "`{ range = [1, 20] }`: is a number between, both included. Of a text only plain decimals count, such as `7` or \
+             `-2.5`; not `1e1`, `+5`, `010`, `\" 5\"` or `inf`, nor a value of more than 64 bytes",
+        ),
+        read_range,
+    ),
+    (kind("present", "`true`", "true", "`{ present = true }`: exists"), read_present),
+    (kind("absent", "`true`", "true", "`{ absent = true }`: does not exist"), read_absent),
+];
+type ReadTest = fn(&Field<'_>, &mut Report) -> Option<Test>;
+
+const fn kind(name: &'static str, takes: &'static str, form: &'static str, about: &'static str) -> Key<Form> {
+    Key { name, kind: Form(takes, form), absent: Absent::Nothing, about }
+}
+
+fn kinds() -> String {
+    KINDS.each_ref().map(|(key, _)| key.name).join(", ")
+}
+
 const RANGE: &str = "two numbers, [least, most], such as [1, 20]";
 
 /// Reads `when`: a table of conditions, or `"any"` for none. `None` when there was a problem.
@@ -104,47 +144,52 @@ fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
     let DeValue::Table(table) = field.value.value else {
         let needed = match field.value.value {
             DeValue::Array(_) => "one value, or for several { one_of = [\"on\", \"off\"] }".to_owned(),
-            _ => format!("a text, a whole number, true, false, or a table with one of {KINDS}"),
+            _ => format!("a text, a whole number, true, false, or a table with one of {}", kinds()),
         };
         return field.wrong_type(&needed, report);
     };
-    let kinds = fields(table);
-    let [kind] = kinds.as_slice() else {
+    let found = fields(table);
+    let [kind] = found.as_slice() else {
         let message = format!(
-            "{} has {} kinds of condition: it must have one of {KINDS}",
+            "{} has {} kinds of condition: it must have one of {}",
             shown(field.key),
-            kinds.len()
+            found.len(),
+            kinds()
         );
         return field.wrong(message, report);
     };
-    match kind.key {
-        "one_of" => read_one_of(kind, report),
-        "prefix" => kind.text(report).map(|text| Test::Prefix(text.to_owned())),
-        "glob" => {
-            let text = kind.text(report)?;
-            match Glob::parse(text) {
-                Ok(pattern) => Some(Test::Glob(pattern)),
-                Err(error) => {
-                    let message = format!("the pattern \"{}\" cannot be used: {error}", shown(text));
-                    kind.wrong(message, report)
-                }
-            }
-        }
-        "range" => read_range(kind, report),
-        "present" => read_flag(kind, Test::Present, "absent", report),
-        "absent" => read_flag(kind, Test::Absent, "present", report),
-        unknown => {
-            let quoted = format!("{}.{unknown}", field.key);
-            let hint = if field.key == "body" || field.key == "$" {
-                format!("; for a name with a dot, write it in quotes: \"{}\"", shown(&quoted))
-            } else {
-                String::new()
-            };
-            let message = format!("\"{}\" is no kind of condition: use one of {KINDS}{hint}", shown(unknown));
-            report.problem(kind.key_place.clone(), message);
-            None
-        }
+    if let Some((_, read)) = KINDS.iter().find(|(key, _)| key.name == kind.key) {
+        return read(kind, report);
     }
+    let quoted = format!("{}.{}", field.key, kind.key);
+    let hint = if field.key == "body" || field.key == "$" {
+        format!("; for a name with a dot, write it in quotes: \"{}\"", shown(&quoted))
+    } else {
+        String::new()
+    };
+    let message = format!("\"{}\" is no kind of condition: use one of {}{hint}", shown(kind.key), kinds());
+    report.problem(kind.key_place.clone(), message);
+    None
+}
+
+fn read_prefix(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    field.text(report).map(|text| Test::Prefix(text.to_owned()))
+}
+
+fn read_glob(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    let text = field.text(report)?;
+    match Glob::parse(text) {
+        Ok(pattern) => Some(Test::Glob(pattern)),
+        Err(error) => field.wrong(format!("the pattern \"{}\" cannot be used: {error}", shown(text)), report),
+    }
+}
+
+fn read_present(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    read_flag(field, Test::Present, "absent", report)
+}
+
+fn read_absent(field: &Field<'_>, report: &mut Report) -> Option<Test> {
+    read_flag(field, Test::Absent, "present", report)
 }
 
 fn read_one_of(field: &Field<'_>, report: &mut Report) -> Option<Test> {

@@ -16,6 +16,7 @@ use crate::credentials::{
 use crate::tls::{self, ClientCertificate};
 
 use super::files;
+use super::key::{Absent, FilePath, Key, Span, Text};
 use super::report::{Place, Report, holds_a_secret};
 use super::table::{Field, Table, shown};
 use super::transport;
@@ -29,11 +30,60 @@ pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRIN
 /// Names the file of a private root; goes before `ca_file`.
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
-const TOKEN_LIFETIME: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60));
+pub(super) const STRING_FILE: Key<FilePath> = Key {
+    name: "connection_string_file",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "holds `HostName=…;DeviceId=…;SharedAccessKey=…` (optionally `GatewayHostName=…`); in place of the key a ready \
+            token, `SharedAccessSignature=…`",
+};
+pub(super) const HUB: Key<Text> = Key {
+    name: "hub",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "with X.509, in place of `connection_string_file`: the hub's host name, with a port where it is another one",
+};
+pub(super) const DEVICE_ID: Key<Text> =
+    Key { name: "device_id", kind: Text, absent: Absent::Nothing, about: "with X.509: the device's id" };
+pub(super) const GATEWAY: Key<Text> = Key {
+    name: "gateway",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "with X.509: an IoT Edge gateway to dial instead of the hub",
+};
+pub(super) const CERTIFICATE: Key<FilePath> = Key {
+    name: "certificate",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "with X.509: the device's certificate and what leads to its root, as PEM. See [Certificates](../guides/certificates.md)",
+};
+pub(super) const PRIVATE_KEY: Key<FilePath> = Key {
+    name: "private_key",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "with X.509: the certificate's private key, as PEM",
+};
+pub(super) const CA_FILE: Key<FilePath> = Key {
+    name: "ca_file",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "a private root to trust beside the system's, as PEM; `C2D_CA_FILE` takes precedence",
+};
+pub(super) const TOKEN_LIFETIME: Key<Span> = Key {
+    name: "token_lifetime",
+    kind: Span(Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60)),
+    absent: Absent::Means("1h"),
+    about: "how long a SAS token is good; renewed at 80 % of it, over AMQP without an end of the connection",
+};
 pub(super) const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The hub ends a session of MQTT that is silent for one and a half times as long, and for 1767 s at the latest. Source: wire
 /// reference 1.4.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1177));
+pub(super) const KEEP_ALIVE: Key<Span> = Key {
+    name: "keep_alive",
+    kind: Span(Duration::from_secs(1), Duration::from_secs(1177)),
+    absent: Absent::Means("60s"),
+    about: "each side hears of the other this often; a connection that is silent for twice as long is closed and opened again",
+};
 /// A connection string with a token is well below.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 
@@ -121,16 +171,16 @@ pub(super) fn read(
     let mut route = Route::default();
     let mut fields = None;
     if let Some(mut table) = field.and_then(|field| field.table("[device]", report)) {
-        if let Some(field) = table.take("token_lifetime") {
-            token_lifetime = field.duration(TOKEN_LIFETIME, report).unwrap_or(token_lifetime);
+        if let Some(lifetime) = table.read(&TOKEN_LIFETIME, report) {
+            token_lifetime = lifetime;
         }
-        if let Some(field) = table.take("transport") {
+        if let Some(field) = table.take(&transport::TRANSPORT) {
             (transport, route) = transport::read(&field, env, report);
         }
-        if let Some(field) = table.take("keep_alive") {
-            route.keep_alive = field.duration(KEEP_ALIVE, report).unwrap_or(route.keep_alive);
+        if let Some(keep_alive) = table.read(&KEEP_ALIVE, report) {
+            route.keep_alive = keep_alive;
         }
-        if let Some(field) = table.take("ca_file") {
+        if let Some(field) = table.take(&CA_FILE) {
             let own = field.text(report).map(|path| (directory.join(path), Some(field.value.place)));
             ca_file = ca_file.or(own);
         }
@@ -174,12 +224,12 @@ fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
     }
     Fields {
         place: table.place.clone(),
-        connection_string_file: table.take("connection_string_file"),
-        hub: table.take("hub"),
-        device_id: table.take("device_id"),
-        gateway: table.take("gateway"),
-        certificate: table.take("certificate"),
-        private_key: table.take("private_key"),
+        connection_string_file: table.take(&STRING_FILE),
+        hub: table.take(&HUB),
+        device_id: table.take(&DEVICE_ID),
+        gateway: table.take(&GATEWAY),
+        certificate: table.take(&CERTIFICATE),
+        private_key: table.take(&PRIVATE_KEY),
     }
 }
 

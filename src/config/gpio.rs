@@ -11,15 +11,102 @@ use toml::de::DeValue;
 use crate::rules::PinState;
 
 use super::interlock;
+use super::key::{Absent, FilePath, Form, Key, Span, Text, Words};
 use super::report::Report;
 use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnDisconnect, OnExit, PinSettings};
 use super::table::{Field, Table, fields, shown};
 
-const STATES: [(&str, PinState); 2] = [("on", PinState::On), ("off", PinState::Off)];
-const DISCONNECTED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30 * 24 * 60 * 60));
+pub(super) const BACKEND: Key<Words<GpioBackend>> = Key {
+    name: "backend",
+    kind: Words(&[
+        ("auto", GpioBackend::Auto),
+        ("rppal", GpioBackend::Rppal),
+        ("cdev", GpioBackend::Cdev),
+        ("simulated", GpioBackend::Simulated),
+    ]),
+    absent: Absent::Means("auto"),
+    about: "who drives the pins: `rppal` (Raspberry Pi registers), `cdev` (the kernel's character device), `simulated` (states in \
+            the log; never unless asked for); `auto` takes one of the first two",
+};
+pub(super) const CHIP: Key<Text> = Key {
+    name: "chip",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "with `cdev`: a path, name or label; else the header's chip is found by its label",
+};
+pub(super) const STATE_FILE: Key<FilePath> = Key {
+    name: "state_file",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "with `simulated`: the states as JSON after every change",
+};
+pub(super) const PINS: Key<Form> = Key {
+    name: "pins",
+    kind: Form("a table for each pin, `[gpio.pins.NAME]`", "pins"),
+    absent: Absent::Nothing,
+    about: "the outputs, each under the name that rules use",
+};
+pub(super) const INTERLOCK: Key<Form> = Key {
+    name: "interlock",
+    kind: Form("a list of lists of pins, such as `[[\"open\", \"close\"]]`", "groups"),
+    absent: Absent::Nothing,
+    about: "groups of pins of which at most one is on at any time. A step that would turn on a second one fails and says so; off \
+            always goes",
+};
+pub(super) const LINE: Key<Form> = Key {
+    name: "line",
+    kind: Form("BCM number, or with `cdev` a line name such as `\"GPIO17\"`", "line"),
+    absent: Absent::Refused,
+    about: "which line the pin is",
+};
+pub(super) const ACTIVE: Key<Words<ActiveLevel>> = Key {
+    name: "active",
+    kind: Words(&[("high", ActiveLevel::High), ("low", ActiveLevel::Low)]),
+    absent: Absent::Means("high"),
+    about: "the level that means on",
+};
+const STATES: Words<PinState> = Words(&[("on", PinState::On), ("off", PinState::Off)]);
+pub(super) const INITIAL: Key<Words<PinState>> = Key {
+    name: "initial",
+    kind: STATES,
+    absent: Absent::Means("off"),
+    about: "the state at start, set in the moment the line is claimed",
+};
+pub(super) const ON_EXIT: Key<Words<OnExit>> = Key {
+    name: "on_exit",
+    kind: Words(&[
+        ("on", OnExit::Set(PinState::On)),
+        ("off", OnExit::Set(PinState::Off)),
+        ("keep", OnExit::Keep),
+    ]),
+    absent: Absent::Means("off"),
+    about: "the state at exit",
+};
+pub(super) const MAX_ON: Key<Span> = Key {
+    name: "max_on",
+    kind: Span(Duration::from_millis(10), Duration::from_secs(30 * 24 * 60 * 60)),
+    absent: Absent::Nothing,
+    about: "turned off this long after it was last turned on. With `initial = \"on\"` the time before a restart counts, and a pin \
+            whose time is over starts off. A longer pulse is refused",
+};
+pub(super) const ON_DISCONNECT: Key<Form> = Key {
+    name: "on_disconnect",
+    kind: Form("`{ state = \"off\", after = \"5m\" }`, with `after` from `1s` to `30days`", "on_disconnect"),
+    absent: Absent::Nothing,
+    about: "the state that it takes when the hub has been away for so long, once per loss; not against `interlock`. An agent that \
+            hangs for so long counts as without a hub. A module's hub is its edgeHub, which may be there while the cloud is not; \
+            of a device and a module side by side both must be away",
+};
+pub(super) const STATE: Key<Words<PinState>> =
+    Key { name: "state", kind: STATES, absent: Absent::Refused, about: "the state that the pin takes" };
+pub(super) const AFTER: Key<Span> = Key {
+    name: "after",
+    kind: Span(Duration::from_secs(1), Duration::from_secs(30 * 24 * 60 * 60)),
+    absent: Absent::Refused,
+    about: "the time without the hub",
+};
 /// Within this time the agent is mostly back after a renewal of its token or a short loss.
 const RECONNECTED: Duration = Duration::from_secs(5);
-const MAX_ON: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(30 * 24 * 60 * 60));
 
 /// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
 /// a problem too: a rule that names one of these is not at fault.
@@ -32,16 +119,10 @@ pub(super) fn read(
     let Some(mut table) = field.and_then(|field| field.table("[gpio]", report)) else {
         return (settings, names);
     };
-    let backends = [
-        ("auto", GpioBackend::Auto),
-        ("rppal", GpioBackend::Rppal),
-        ("cdev", GpioBackend::Cdev),
-        ("simulated", GpioBackend::Simulated),
-    ];
-    if let Some(backend) = table.take("backend").and_then(|field| field.word(&backends, report)) {
+    if let Some(backend) = table.read(&BACKEND, report) {
         settings.backend = backend;
     }
-    if let Some(field) = table.take("chip") {
+    if let Some(field) = table.take(&CHIP) {
         settings.chip = field.text(report).map(str::to_owned);
         if settings.backend == GpioBackend::Rppal {
             report.problem(
@@ -50,16 +131,16 @@ pub(super) fn read(
             );
         }
     }
-    if let Some(field) = table.take("state_file") {
+    if let Some(field) = table.take(&STATE_FILE) {
         settings.state_file = field.text(report).map(|path| directory.join(path));
         if settings.backend != GpioBackend::Simulated {
             report.problem(field.key_place, "state_file is for backend = \"simulated\" only: remove it");
         }
     }
-    if let Some(field) = table.take("pins") {
+    if let Some(field) = table.take(&PINS) {
         settings.pins = read_pins(&field, settings.backend, &mut names, report);
     }
-    if let Some(field) = table.take("interlock") {
+    if let Some(field) = table.take(&INTERLOCK) {
         settings.interlocks = interlock::read(&field, &names, &settings.pins, report);
     }
     table.finish(report);
@@ -103,23 +184,16 @@ fn read_pin(
     backend: GpioBackend,
     report: &mut Report,
 ) -> Option<(PinSettings, std::ops::Range<usize>)> {
-    let levels = [("high", ActiveLevel::High), ("low", ActiveLevel::Low)];
-    let exits =
-        [("on", OnExit::Set(PinState::On)), ("off", OnExit::Set(PinState::Off)), ("keep", OnExit::Keep)];
     let remedy = "give the BCM number, such as line = 17";
-    let line = table.require("line", remedy, report);
+    let line = table.require(&LINE, remedy, report);
     let place = line.as_ref().map(|field| field.value.place.clone());
     let line = line.and_then(|field| read_line(&field, backend, report));
-    let mut word = |key, words: &[(&str, PinState)]| {
-        table.take(key).and_then(|field| field.word(words, report)).unwrap_or(PinState::Off)
-    };
-    let initial = word("initial", &STATES);
-    let active = table.take("active").and_then(|field| field.word(&levels, report)).unwrap_or_default();
-    let on_exit = table.take("on_exit").and_then(|field| field.word(&exits, report));
-    let max_on = table.take("max_on").and_then(|field| field.duration(MAX_ON, report));
-    let on_disconnect = table.take("on_disconnect").and_then(|field| read_on_disconnect(&field, report));
+    let initial = table.read(&INITIAL, report).unwrap_or(PinState::Off);
+    let active = table.read(&ACTIVE, report).unwrap_or_default();
+    let on_exit = table.read(&ON_EXIT, report).unwrap_or(OnExit::Set(PinState::Off));
+    let max_on = table.read(&MAX_ON, report);
+    let on_disconnect = table.take(&ON_DISCONNECT).and_then(|field| read_on_disconnect(&field, report));
     table.finish(report);
-    let on_exit = on_exit.unwrap_or(OnExit::Set(PinState::Off));
     Some((PinSettings { line: line?, active, initial, on_exit, max_on, on_disconnect }, place?))
 }
 
@@ -128,12 +202,12 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
         return field.wrong_type("a table such as { state = \"off\", after = \"5m\" }", report);
     };
     let mut table = field.table("on_disconnect", report)?;
-    let state = table.require("state", "give the state that the pin takes, such as state = \"off\"", report);
-    let after = table.require("after", "give the time without the hub, such as after = \"5m\"", report);
+    let state = table.require(&STATE, "give the state that the pin takes, such as state = \"off\"", report);
+    let after = table.require(&AFTER, "give the time without the hub, such as after = \"5m\"", report);
     table.finish(report);
-    let state = state.and_then(|field| field.word(&STATES, report));
+    let state = state.and_then(|field| STATE.read(&field, report));
     let place = after.as_ref().map(|field| field.value.place.clone());
-    let after = after.and_then(|field| field.duration(DISCONNECTED, report));
+    let after = after.and_then(|field| AFTER.read(&field, report));
     if after.is_some_and(|after| after < RECONNECTED) {
         let message = "a connection that is renewed may take a few seconds, and the pin would switch each time: wait 5s or \
                        more";

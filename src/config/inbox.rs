@@ -6,8 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeValue;
-
+use super::key::{Absent, FilePath, Key, Size, Span, Whole, Words};
 use super::report::{Place, Report};
 use super::settings::{InboxSettings, KnownBy};
 use super::table::{Field, shown};
@@ -16,11 +15,58 @@ use crate::trust;
 const MIB: u64 = 1024 * 1024;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-const KEEP: (Duration, Duration) = (Duration::from_secs(60), DAY.saturating_mul(30));
-const KEEP_AT_LEAST: (u64, u64) = (0, 1_000_000);
-const MAX_SIZE: (u64, u64) = (MIB, 1024 * MIB);
-const DIGEST_WINDOW: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
-const MAX_REPORTS: (u64, u64) = (1, 100_000);
+pub(super) const PATH: Key<FilePath> = Key {
+    name: "path",
+    kind: FilePath,
+    absent: Absent::Means("/var/lib/c2d-agent/inbox.redb"),
+    about: "the file; its directory is created when only that is missing. [Where the inbox is](#where-the-inbox-is) says more",
+};
+pub(super) const SOCKET: Key<FilePath> = Key {
+    name: "socket",
+    kind: FilePath,
+    absent: Absent::Nothing,
+    about: "where `c2d-agent inbox` and `status` reach the running agent, default the inbox's name with `.sock`; at most 107 bytes",
+};
+pub(super) const KEEP: Key<Span> = Key {
+    name: "keep",
+    kind: Span(Duration::from_secs(60), DAY.saturating_mul(30)),
+    absent: Absent::Means("48h"),
+    about: "how long ended messages are remembered. A message that the hub sends again later than that would run again; the hub \
+            keeps one for 48 hours at most",
+};
+pub(super) const KEEP_AT_LEAST: Key<Whole> = Key {
+    name: "keep_at_least",
+    kind: Whole(0, 1_000_000),
+    absent: Absent::Means("1000"),
+    about: "how many are remembered even if they are older",
+};
+pub(super) const MAX_SIZE: Key<Size> = Key {
+    name: "max_size",
+    kind: Size(MIB, 1024 * MIB),
+    absent: Absent::Means("16MiB"),
+    about: "records, messages and reports together; past it the oldest ended ones go early, and then no message is taken",
+};
+pub(super) const KNOWN_BY: Key<Words<KnownBy>> = Key {
+    name: "known_by",
+    kind: Words(&[("auto", KnownBy::Auto), ("delivery", KnownBy::Delivery), ("id", KnownBy::Id)]),
+    absent: Absent::Means("auto"),
+    about: "how a message is known again: `auto` by an id that is or contains a UUID (not the one of zeros), else by all that was \
+            delivered; `delivery` by all that was delivered, whatever its id; `id` by each id. See [How a message is known \
+            again](../concepts/delivery.md#how-a-message-is-known-again)",
+};
+pub(super) const DIGEST_WINDOW: Key<Span> = Key {
+    name: "digest_window",
+    kind: Span(Duration::ZERO, Duration::from_secs(3600)),
+    absent: Absent::Means("2m"),
+    about: "how long a message that equals one which the hub knows to be completed still counts as that one, when it comes on \
+            another connection; `0s` is never",
+};
+pub(super) const MAX_REPORTS: Key<Whole> = Key {
+    name: "max_reports",
+    kind: Whole(1, 100_000),
+    absent: Absent::Means("1000"),
+    about: "outcome reports that wait for the hub; the oldest go first",
+};
 /// What a record without output takes, at the very least.
 const RECORD_BYTES: u64 = 200;
 /// What the kernel takes as the path of a Unix socket.
@@ -29,7 +75,12 @@ const MAX_SOCKET_BYTES: usize = 107;
 /// Directories in memory.
 const LOST_AT_BOOT: [&str; 3] = ["/run", "/var/run", "/dev/shm"];
 
-const MAX_CHILDREN: (u64, u64) = (1, 64);
+pub(super) const MAX_CHILDREN: Key<Whole> = Key {
+    name: "max_children",
+    kind: Whole(1, 64),
+    absent: Absent::Means("4"),
+    about: "programs that run at once; 2 or more where rules of the twin may use `[allow.commands]`",
+};
 /// Programs that run at once unless `[actions]` says another number.
 pub(super) const DEFAULT_MAX_CHILDREN: usize = 4;
 
@@ -43,37 +94,35 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
     };
     let problems = report.problems();
     let mut table = field.table("[inbox]", report)?;
-    let path = table.take("path");
+    let path = table.take(&PATH);
     let mut settings = match path.as_ref().and_then(|field| read_file(field, directory, report)) {
         Some(path) => InboxSettings::at(path),
         None => InboxSettings::default(),
     };
-    let socket = table.take("socket");
+    let socket = table.take(&SOCKET);
     if let Some(path) = socket.as_ref().and_then(|field| read_file(field, directory, report)) {
         settings.socket = path;
     }
     check_paths(&settings, path.as_ref(), socket.as_ref(), report);
     check_directory(&settings, path.as_ref(), report);
     let is_known = report.problems() == problems;
-    if let Some(keep) = table.take("keep").and_then(|field| field.duration(KEEP, report)) {
+    if let Some(keep) = table.read(&KEEP, report) {
         settings.keep = keep;
     }
-    let keep_at_least = table.take("keep_at_least");
-    if let Some(count) = keep_at_least.as_ref().and_then(|field| field.whole(KEEP_AT_LEAST, report)) {
+    let keep_at_least = table.take(&KEEP_AT_LEAST);
+    if let Some(count) = keep_at_least.as_ref().and_then(|field| KEEP_AT_LEAST.read(field, report)) {
         settings.keep_at_least = count;
     }
-    if let Some(bytes) = table.take("max_size").and_then(|field| read_size(&field, MAX_SIZE, report)) {
+    if let Some(bytes) = table.read(&MAX_SIZE, report) {
         settings.max_size = bytes;
     }
-    let ways = [("auto", KnownBy::Auto), ("delivery", KnownBy::Delivery), ("id", KnownBy::Id)];
-    if let Some(known_by) = table.take("known_by").and_then(|field| field.word(&ways, report)) {
+    if let Some(known_by) = table.read(&KNOWN_BY, report) {
         settings.known_by = known_by;
     }
-    if let Some(window) = table.take("digest_window").and_then(|field| field.duration(DIGEST_WINDOW, report))
-    {
+    if let Some(window) = table.read(&DIGEST_WINDOW, report) {
         settings.digest_window = window;
     }
-    if let Some(count) = table.take("max_reports").and_then(|field| field.whole(MAX_REPORTS, report)) {
+    if let Some(count) = table.read(&MAX_REPORTS, report) {
         settings.max_reports = count;
     }
     table.finish(report);
@@ -94,7 +143,7 @@ pub(super) fn read_max_children(field: Option<Field<'_>>, report: &mut Report) -
     let Some(mut table) = field.and_then(|field| field.table("[actions]", report)) else {
         return DEFAULT_MAX_CHILDREN;
     };
-    let count = table.take("max_children").and_then(|field| field.whole(MAX_CHILDREN, report));
+    let count = table.read(&MAX_CHILDREN, report);
     table.finish(report);
     count.and_then(|count| usize::try_from(count).ok()).unwrap_or(DEFAULT_MAX_CHILDREN)
 }
@@ -164,35 +213,4 @@ fn check_directory(settings: &InboxSettings, path: Option<&Field<'_>>, report: &
 
 fn is_missing(directory: &Path) -> bool {
     !directory.as_os_str().is_empty() && !directory.exists()
-}
-
-/// A number of bytes, or a text such as `"16MiB"`.
-fn read_size(field: &Field<'_>, limits: (u64, u64), report: &mut Report) -> Option<u64> {
-    let (bytes, written) = match field.value.value {
-        DeValue::String(text) => (parse_size(text), format!("\"{}\"", shown(text))),
-        DeValue::Integer(integer) => {
-            (field.value.integer().and_then(|bytes| u64::try_from(bytes).ok()), integer.to_string())
-        }
-        _ => return field.wrong_type("a number of bytes, or a text such as \"16MiB\"", report),
-    };
-    if bytes.is_some_and(|bytes| (limits.0..=limits.1).contains(&bytes)) {
-        return bytes;
-    }
-    let [least, most] = [limits.0, limits.1].map(format_size);
-    let message = format!("{} is {written}: it must be from {least} to {most}, such as \"16MiB\"", field.key);
-    field.wrong(message, report)
-}
-
-const UNITS: [(&str, u64); 3] = [("GiB", 1024 * MIB), ("MiB", MIB), ("KiB", 1024)];
-
-fn parse_size(text: &str) -> Option<u64> {
-    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
-    let (number, bytes) = unit.unwrap_or((text, 1));
-    number.trim_end().parse::<u64>().ok()?.checked_mul(bytes)
-}
-
-/// `16MiB`; the number alone where no unit divides it.
-fn format_size(bytes: u64) -> String {
-    let unit = UNITS.iter().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
-    unit.map_or(bytes.to_string(), |(unit, size)| format!("{}{unit}", bytes / size))
 }

@@ -6,9 +6,17 @@ use std::net::SocketAddr;
 
 use crate::features;
 
+use super::key::{Absent, Form, Key};
 use super::report::Report;
 use super::settings::MetricsSettings;
 use super::table::{Field, shown};
+
+pub(super) const LISTEN: Key<Form> = Key {
+    name: "listen",
+    kind: Form("an IP address and a port, such as `\"127.0.0.1:9464\"`", "text"),
+    absent: Absent::Refused,
+    about: "where a scraper reads them; without the table nothing listens. See [Metrics](metrics.md)",
+};
 
 /// Reads `[metrics]`; without it there are none.
 pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<MetricsSettings> {
@@ -17,7 +25,7 @@ pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<Metr
         report.problem(table.place.clone(), features::METRICS.lacks("[metrics]") + "; or remove [metrics]");
     }
     let remedy = "set listen = \"127.0.0.1:9464\", or remove [metrics] to serve none";
-    let listen = table.require("listen", remedy, report);
+    let listen = table.require(&LISTEN, remedy, report);
     let listen = listen.and_then(|field| read_listen(&field, report));
     table.finish(report);
     Some(MetricsSettings { listen: listen? })

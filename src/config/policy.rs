@@ -11,6 +11,7 @@ use toml::de::DeValue;
 
 use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, TWIN_WAIT, Unmatched};
 
+use super::key::{Absent, Form, Key, Span, Text, Whole, Words};
 use super::report::Report;
 use super::settings::GpioSettings;
 use super::table::{Field, Table, shown};
@@ -23,10 +24,89 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The hub's lock on a message lasts a minute, and the message is completed after its action: past this, the hub
 /// would deliver it again while the action still runs.
 const WITHIN_LOCK: Duration = Duration::from_secs(50);
-const TIMEOUT: (Duration, Duration) = (SHORTEST, DAY);
-const ATTEMPTS: (u64, u64) = (1, 10);
-const BACKOFF: (Duration, Duration) = (SHORTEST, HOUR);
-const MIN_INTERVAL: (Duration, Duration) = (SHORTEST, DAY);
+pub(super) const TIMEOUT: Key<Span> = Key {
+    name: "timeout",
+    kind: Span(SHORTEST, DAY),
+    absent: Absent::Means("30s"),
+    about: "how long all steps may take",
+};
+pub(super) const SETTLE: Key<Words<Settle>> = Key {
+    name: "settle",
+    kind: Words(&[("after-action", Settle::AfterAction), ("on-accept", Settle::OnAccept)]),
+    absent: Absent::Means("after-action"),
+    about: "when the message is completed at the hub: after its action, or with `on-accept` as soon as it is in the inbox, from \
+            where it is run. The hub locks a message for one minute, so after-action attempts and pauses must fit into 50 s \
+            together; with `on-accept` a `timeout` is up to `24h`",
+};
+pub(super) const ON_FAILURE: Key<Words<OnFailure>> = Key {
+    name: "on_failure",
+    kind: Words(&[
+        ("reject", OnFailure::Reject),
+        ("abandon", OnFailure::Abandon),
+        ("complete", OnFailure::Complete),
+    ]),
+    absent: Absent::Nothing,
+    about: "how a message is settled whose action did not succeed, default `reject`; `abandon` gives it back after an action that failed or timed \
+            out: the hub sends it again, up to its limit of deliveries, and each time it is run again with all its `attempts`. \
+            Over MQTT, which has nothing else, such a message is completed. Without effect with `on-accept`",
+};
+pub(super) const ON_CRASH: Key<Words<OnCrash>> = Key {
+    name: "on_crash",
+    kind: Words(&[("give-up", OnCrash::GiveUp), ("retry", OnCrash::Retry)]),
+    absent: Absent::Nothing,
+    about: "what happens to an action that a crash or a power cut interrupted; `give-up` makes it a dead letter. Default: `retry` \
+            where all steps only set pins on or off, else `give-up`",
+};
+pub(super) const ATTEMPTS: Key<Whole> = Key {
+    name: "attempts",
+    kind: Whole(1, 10),
+    absent: Absent::Means("1"),
+    about: "how often an action is tried that fails or times out, each time from its first step; then it is a dead letter",
+};
+pub(super) const BACKOFF: Key<Span> = Key {
+    name: "backoff",
+    kind: Span(SHORTEST, HOUR),
+    absent: Absent::Means("1s"),
+    about: "the pause before the second attempt; doubled for each further one",
+};
+pub(super) const LANE: Key<Text> = Key {
+    name: "lane",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "stands in line with the other rules of this lane as well; at most 100 characters",
+};
+pub(super) const MIN_INTERVAL: Key<Span> = Key {
+    name: "min_interval",
+    kind: Span(SHORTEST, DAY),
+    absent: Absent::Nothing,
+    about: "the least time from one action's begin to the next one's; a message that comes earlier is refused",
+};
+pub(super) const RATE: Key<Form> = Key {
+    name: "rate",
+    kind: Form("`\"10/1m\"`: a number up to 1000, and a duration, `1s` to `1h`", "text"),
+    absent: Absent::Nothing,
+    about: "so many begin within such a time at most; further messages are refused",
+};
+const REPORTS: Form =
+    Form("`\"none\"`, `\"telemetry\"`, `\"twin\"`, or `[\"telemetry\", \"twin\"]`", "reports");
+pub(super) const REPORT: Key<Form> = Key {
+    name: "report",
+    kind: REPORTS,
+    absent: Absent::Nothing,
+    about: "where the outcome goes, in place of `[report]` `outcomes`",
+};
+pub(super) const OUTCOMES: Key<Form> = Key {
+    name: "outcomes",
+    kind: REPORTS,
+    absent: Absent::Means("none"),
+    about: "where the outcomes of rules go that do not say it",
+};
+pub(super) const UNMATCHED: Key<Words<Unmatched>> = Key {
+    name: "unmatched",
+    kind: Words(&[("complete", Unmatched::Complete), ("reject", Unmatched::Reject)]),
+    absent: Absent::Means("complete"),
+    about: "how a message that no rule matches is settled; over MQTT it is completed",
+};
 const MAX_RATE_COUNT: u32 = 1_000;
 const RATE_PER: (Duration, Duration) = (Duration::from_secs(1), HOUR);
 const MAX_LANE_CHARS: usize = 100;
@@ -46,11 +126,10 @@ pub(super) struct Read {
 /// Takes the keys of a rule's policy; `reports` are for a rule that does not say where its outcomes go.
 pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report) -> Read {
     let mut policy = Policy { reports, ..Policy::default() };
-    let timeout = table.take("timeout");
-    let settle = table.take("settle");
-    let settles = [("after-action", Settle::AfterAction), ("on-accept", Settle::OnAccept)];
+    let timeout = table.take(&TIMEOUT);
+    let settle = table.take(&SETTLE);
     // Without it nothing can be said of times, so a mistake in it is reported alone.
-    let settle_known = match settle.map(|field| field.word(&settles, report)) {
+    let settle_known = match settle.map(|field| SETTLE.read(&field, report)) {
         Some(Some(settle)) => {
             policy.settle = settle;
             true
@@ -58,35 +137,34 @@ pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report)
         Some(None) => false,
         None => true,
     };
-    if let Some(field) = table.take("on_failure") {
+    if let Some(field) = table.take(&ON_FAILURE) {
         policy.on_failure = read_on_failure(&field, &policy, settle_known, report);
     }
-    let on_crash = table.take("on_crash");
-    let crashes = [("give-up", OnCrash::GiveUp), ("retry", OnCrash::Retry)];
-    policy.on_crash = on_crash.as_ref().and_then(|field| field.word(&crashes, report));
-    let attempts = table.take("attempts");
-    let count = attempts.as_ref().and_then(|field| field.whole(ATTEMPTS, report));
+    let on_crash = table.take(&ON_CRASH);
+    policy.on_crash = on_crash.as_ref().and_then(|field| ON_CRASH.read(field, report));
+    let attempts = table.take(&ATTEMPTS);
+    let count = attempts.as_ref().and_then(|field| ATTEMPTS.read(field, report));
     policy.attempts = count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
-    let backoff = table.take("backoff");
+    let backoff = table.take(&BACKOFF);
     if let Some(field) = &backoff {
-        policy.backoff = field.duration(BACKOFF, report).unwrap_or(policy.backoff);
+        policy.backoff = BACKOFF.read(field, report).unwrap_or(policy.backoff);
         if policy.attempts == 1 && (attempts.is_none() || count.is_some()) {
             let message = "backoff has no effect: there is one attempt only, so set attempts to 2 or more, or remove it";
             report.warning(field.key_place.clone(), message);
         }
     }
-    let lane = table.take("lane").and_then(|field| read_lane(&field, report));
-    policy.min_interval = table.take("min_interval").and_then(|field| field.duration(MIN_INTERVAL, report));
-    if let Some(field) = table.take("rate") {
+    let lane = table.take(&LANE).and_then(|field| read_lane(&field, report));
+    policy.min_interval = table.read(&MIN_INTERVAL, report);
+    if let Some(field) = table.take(&RATE) {
         policy.rate = read_rate(&field, report);
         check_rate(&policy, &field, report);
     }
-    if let Some(field) = table.take("report") {
+    if let Some(field) = table.take(&REPORT) {
         policy.reports = read_reports(&field, report).unwrap_or(reports);
     }
     let timeout_place = timeout.as_ref().map(|field| field.value.place.clone());
     let timeout = match timeout {
-        Some(field) => field.duration(TIMEOUT, report),
+        Some(field) => TIMEOUT.read(&field, report),
         None => Some(DEFAULT_TIMEOUT),
     };
     let [attempts, on_crash] = [attempts, on_crash].map(|field| field.map(|field| field.value.place));
@@ -101,15 +179,14 @@ pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report
     let Some(mut table) = field.and_then(|field| field.table("[report]", report)) else {
         return Reports::default();
     };
-    let outcomes = table.take("outcomes").and_then(|field| read_reports(&field, report));
+    let outcomes = table.take(&OUTCOMES).and_then(|field| read_reports(&field, report));
     table.finish(report);
     outcomes.unwrap_or_default()
 }
 
 /// Reads `unmatched`: how messages are settled that no rule takes.
 pub(super) fn read_unmatched(field: Option<Field<'_>>, report: &mut Report) -> Unmatched {
-    let words = [("complete", Unmatched::Complete), ("reject", Unmatched::Reject)];
-    field.and_then(|field| field.word(&words, report)).unwrap_or_default()
+    field.and_then(|field| UNMATCHED.read(&field, report)).unwrap_or_default()
 }
 
 /// The lanes in which a rule's actions stand in line: the one that it names, and one for each of its pins; pins that are
@@ -247,9 +324,7 @@ fn read_on_failure(
     settle_known: bool,
     report: &mut Report,
 ) -> Option<OnFailure> {
-    let words =
-        [("reject", OnFailure::Reject), ("abandon", OnFailure::Abandon), ("complete", OnFailure::Complete)];
-    let on_failure = field.word(&words, report)?;
+    let on_failure = ON_FAILURE.read(field, report)?;
     if settle_known && policy.settle == Settle::OnAccept {
         let message = "on_failure has no effect: with settle = \"on-accept\" a message is completed before its action, so \
                        remove one of them";

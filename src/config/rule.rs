@@ -10,6 +10,7 @@ use crate::rules::{Door, Policy, Reports, Rule, Rules, Test};
 
 use super::conditions;
 use super::interlock;
+use super::key::{Absent, Form, Key, Text};
 use super::policy;
 use super::report::Report;
 use super::settings::{GpioSettings, TwinSettings};
@@ -30,6 +31,24 @@ const MAX_ALL_PATTERNS: usize = 500;
 const MAX_STEPS: usize = 100;
 /// Most arguments and values of a message in the steps of one rule.
 const MAX_PIECES: usize = 1000;
+pub(super) const NAME: Key<Text> = Key {
+    name: "name",
+    kind: Text,
+    absent: Absent::Refused,
+    about: "unique, for the log and for `C2D_RULE`; at most 100 characters",
+};
+pub(super) const WHEN: Key<Form> = Key {
+    name: "when",
+    kind: Form("a table of [conditions](#conditions), or `\"any\"`", "when"),
+    absent: Absent::Refused,
+    about: "the conditions that must all hold",
+};
+pub(super) const DO: Key<Form> = Key {
+    name: "do",
+    kind: Form("a list of [steps](#steps)", "steps"),
+    absent: Absent::Refused,
+    about: "done in order until one fails; pins that earlier steps have set stay so (`max_on` ends that)",
+};
 /// How rules are written: `[rule]` is what most people try first.
 pub(super) const FORM: &str = "write [[rule]], with two brackets on each side, above the keys of each rule";
 
@@ -140,7 +159,7 @@ fn read_name(
     report: &mut Report,
 ) -> Option<String> {
     let field =
-        table.require("name", "every rule has a name of its own, for the log and for C2D_RULE", report)?;
+        table.require(&NAME, "every rule has a name of its own, for the log and for C2D_RULE", report)?;
     let name = field.text(report)?;
     if name.chars().count() > MAX_NAME_CHARS {
         return field.wrong(format!("name has more than {MAX_NAME_CHARS} characters"), report);
@@ -161,10 +180,10 @@ fn read_rule(
     report: &mut Report,
 ) -> Option<Rule> {
     let remedy = "name the conditions, such as when = { action = \"pump\" }, or write when = \"any\"";
-    let when = table.require("when", remedy, report);
+    let when = table.require(&WHEN, remedy, report);
     let conditions = when.as_ref().and_then(|field| conditions::read(field, report));
     let steps_field =
-        table.require("do", "list the steps, such as do = [ { gpio = \"pump\", set = \"on\" } ]", report);
+        table.require(&DO, "list the steps, such as do = [ { gpio = \"pump\", set = \"on\" } ]", report);
     let is_remote = scope.sources.remote(&table.place).is_some();
     let means = steps::Means { pins: scope.pin_names, twin: scope.twin, is_remote };
     let steps = steps_field.as_ref().and_then(|field| steps::read(field, means, report));

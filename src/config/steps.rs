@@ -9,12 +9,69 @@ use crate::rules::{
 };
 
 use super::gpio;
+use super::key::{Absent, Form, Key, Text};
 use super::report::Report;
 use super::settings::TwinSettings;
 use super::shells;
 use super::table::{Field, Table, Value, shown};
 use crate::trust;
 
+pub(super) const GPIO: Key<Text> = Key {
+    name: "gpio",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "the pin, with one of `set`, `pulse` and `blink` beside it",
+};
+pub(super) const SET: Key<Form> = Key {
+    name: "set",
+    kind: Form("`\"on\"`, `\"off\"` or `\"toggle\"`", "set"),
+    absent: Absent::Nothing,
+    about: "`{ gpio = \"pump\", set = \"on\" }`: the pin's new state",
+};
+pub(super) const PULSE: Key<Form> = Key {
+    name: "pulse",
+    kind: Form("a duration, `1ms` or more", "time"),
+    absent: Absent::Nothing,
+    about: "`{ gpio = \"door\", pulse = \"500ms\" }`: on for so long, then off",
+};
+pub(super) const BLINK: Key<Form> = Key {
+    name: "blink",
+    kind: Form("a table of `times` (1 to 1000) and `period` (`20ms` or more)", "blink"),
+    absent: Absent::Nothing,
+    about: "`{ gpio = \"led\", blink = { times = 3, period = \"400ms\" } }`: half of each period on, half off; ends off",
+};
+pub(super) const TIMES: Key<Form> = Key {
+    name: "times",
+    kind: Form("a whole number, 1 to 1000", "count"),
+    absent: Absent::Refused,
+    about: "how often it is on",
+};
+pub(super) const PERIOD: Key<Form> = Key {
+    name: "period",
+    kind: Form("a duration, `20ms` or more", "time"),
+    absent: Absent::Refused,
+    about: "from one time on to the next",
+};
+pub(super) const RUN: Key<Form> = Key {
+    name: "run",
+    kind: Form("a list: the program's absolute path, and its arguments", "command"),
+    absent: Absent::Nothing,
+    about: "`{ run = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"] }`: runs a program, no shell",
+};
+pub(super) const SHELL: Key<Form> = Key {
+    name: "shell",
+    kind: Form("a fixed text", "script"),
+    absent: Absent::Nothing,
+    about: "`{ shell = \"logger -t c2d -- \\\"$C2D_PROPERTY_TEXT\\\"\" }`: gives this text to `/bin/sh`; message data is only in \
+            the environment",
+};
+pub(super) const COMMAND: Key<Text> = Key {
+    name: "command",
+    kind: Text,
+    absent: Absent::Nothing,
+    about: "`{ command = \"backup\" }`: runs this command of `[allow.commands]`, no shell. A value for it never begins with `-`, \
+            whatever the rule's conditions list",
+};
 const KINDS: &str = "gpio, run, shell or command";
 
 /// What steps may use.
@@ -41,8 +98,8 @@ fn read_step(value: &Value<'_>, means: Means<'_>, report: &mut Report) -> Option
     let needed =
         "a table, such as { gpio = \"pump\", set = \"on\" } or { run = [\"/usr/bin/logger\", \"{text}\"] }";
     let mut table = value.named("a step").table_such_as("a step", needed, report)?;
-    let (gpio, run) = (table.take("gpio"), table.take("run"));
-    let (shell, command) = (table.take("shell"), table.take("command"));
+    let (gpio, run) = (table.take(&GPIO), table.take(&RUN));
+    let (shell, command) = (table.take(&SHELL), table.take(&COMMAND));
     let step = match (gpio, run, shell, command) {
         (Some(pin), None, None, None) => {
             table.rename("a gpio step");
@@ -101,14 +158,14 @@ fn read_pin(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<
 
 fn read_change(table: &mut Table<'_>, report: &mut Report) -> Option<GpioStep> {
     let place = table.place.clone();
-    match (table.take("set"), table.take("pulse"), table.take("blink")) {
+    match (table.take(&SET), table.take(&PULSE), table.take(&BLINK)) {
         (Some(set), None, None) => Some(GpioStep::Set(read_setting(&set, read_set, report)?)),
         (None, Some(pulse), None) => Some(GpioStep::Pulse(read_setting(&pulse, read_pulse, report)?)),
         (None, None, Some(blink)) => {
             let mut blink =
                 blink.table_such_as("blink", "a table, such as { times = 3, period = \"400ms\" }", report)?;
-            let times = blink.require("times", "give the number, such as times = 3", report);
-            let period = blink.require("period", "give a duration, such as period = \"400ms\"", report);
+            let times = blink.require(&TIMES, "give the number, such as times = 3", report);
+            let period = blink.require(&PERIOD, "give a duration, such as period = \"400ms\"", report);
             blink.finish(report);
             let times = times.and_then(|field| read_setting(&field, read_times, report));
             let period = period.and_then(|field| read_setting(&field, read_period, report));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::key::{Key, Kind};
 use super::report::{Report, holds_a_secret};
 
 /// A table of which every key must be asked for; `finish` reports the others.
@@ -51,30 +52,33 @@ impl<'t> Table<'t> {
         self.what = what.into();
     }
 
-    /// The field `key`, when it is there.
-    pub(super) fn take(&mut self, key: &'static str) -> Option<Field<'t>> {
-        self.asked.push(key);
-        let at = self.fields.iter().position(|field| field.key == key)?;
+    /// The field of `key`, when it is there. It is offered where another key is unknown.
+    pub(super) fn take<K>(&mut self, key: &Key<K>) -> Option<Field<'t>> {
+        self.asked.push(key.name);
+        self.take_unlisted(key.name)
+    }
+
+    /// The value of `key`; `None` when it is not there, and after a problem was reported.
+    pub(super) fn read<K: Kind>(&mut self, key: &Key<K>, report: &mut Report) -> Option<K::Value> {
+        self.take(key).and_then(|field| key.read(&field, report))
+    }
+
+    /// The field `name`, which is not offered among the keys of the table: it has a message of its own.
+    pub(super) fn take_unlisted(&mut self, name: &str) -> Option<Field<'t>> {
+        let at = self.fields.iter().position(|field| field.key == name)?;
         Some(self.fields.remove(at))
     }
 
-    /// The field `key`, which is not offered among the keys of the table: it has a message of its own.
-    pub(super) fn take_unlisted(&mut self, key: &'static str) -> Option<Field<'t>> {
-        let found = self.take(key);
-        self.unlist(&[key]);
-        found
-    }
-
     /// The field `key`, whose absence is a problem.
-    pub(super) fn require(
+    pub(super) fn require<K>(
         &mut self,
-        key: &'static str,
+        key: &Key<K>,
         remedy: &str,
         report: &mut Report,
     ) -> Option<Field<'t>> {
         let found = self.take(key);
         if found.is_none() {
-            report.problem(self.place.clone(), format!("{} lacks {key}: {remedy}", self.what));
+            report.problem(self.place.clone(), format!("{} lacks {}: {remedy}", self.what, key.name));
         }
         found
     }
@@ -203,6 +207,24 @@ impl<'t> Field<'t> {
         within
     }
 
+    /// A number of bytes, or a text such as `"16MiB"`, within limits.
+    pub(super) fn size(&self, limits: (u64, u64), report: &mut Report) -> Option<u64> {
+        let (bytes, written) = match self.value.value {
+            DeValue::String(text) => (parse_size(text), format!("\"{}\"", shown(text))),
+            DeValue::Integer(integer) => {
+                (self.value.integer().and_then(|bytes| u64::try_from(bytes).ok()), integer.to_string())
+            }
+            _ => return self.wrong_type("a number of bytes, or a text such as \"16MiB\"", report),
+        };
+        if bytes.is_some_and(|bytes| (limits.0..=limits.1).contains(&bytes)) {
+            return bytes;
+        }
+        let [least, most] = [limits.0, limits.1].map(format_size);
+        let message =
+            format!("{} is {written}: it must be from {least} to {most}, such as \"16MiB\"", self.key);
+        self.wrong(message, report)
+    }
+
     /// Reports that the value has another type than `needed`.
     pub(super) fn wrong_type<T>(&self, needed: &str, report: &mut Report) -> Option<T> {
         let found = self.value.value.type_str();
@@ -256,4 +278,18 @@ impl<'t> Value<'t> {
 /// Foreign text for a message: short, escaped, and without a secret that was pasted there.
 pub(super) fn shown(text: &str) -> String {
     if holds_a_secret(text) { "(a secret)".to_owned() } else { crate::message::excerpt(text) }
+}
+
+const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+fn parse_size(text: &str) -> Option<u64> {
+    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, bytes) = unit.unwrap_or((text, 1));
+    number.trim_end().parse::<u64>().ok()?.checked_mul(bytes)
+}
+
+/// `16MiB`; the number alone where no unit divides it.
+pub(super) fn format_size(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
+    unit.map_or(bytes.to_string(), |(unit, size)| format!("{}{unit}", bytes / size))
 }

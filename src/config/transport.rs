@@ -5,6 +5,7 @@
 use crate::credentials::{Over, ProxySettings, Route, Transport};
 use crate::features;
 
+use super::key::{Absent, Key, Words};
 use super::report::{Place, Report};
 use super::table::Field;
 
@@ -14,19 +15,28 @@ const HTTPS_PORT: u16 = 443;
 /// Names another one: the emulator's.
 const HTTPS_PORT_VARIABLE: &str = "C2D_HTTPS_PORT";
 
-pub(super) fn read(
-    field: &Field<'_>,
-    env: &dyn Fn(&str) -> Option<String>,
-    report: &mut Report,
-) -> (Transport, Route) {
-    let words = [
+pub(super) const TRANSPORT: Key<Words<(Transport, Over)>> = Key {
+    name: "transport",
+    kind: Words(&[
         ("mqtt", (Transport::Mqtt, Over::Tls)),
         ("mqtt-ws", (Transport::Mqtt, Over::WebSocket)),
         ("auto", (Transport::Mqtt, Over::Either)),
         ("amqp", (Transport::Amqp, Over::Tls)),
         ("amqp-ws", (Transport::Amqp, Over::WebSocket)),
-    ];
-    let (transport, over) = field.word(&words, report).unwrap_or_default();
+    ]),
+    absent: Absent::Means("mqtt"),
+    about: "`mqtt` (port 8883); `mqtt-ws` (the same over a WebSocket, port 443); `auto` (tries MQTT first and falls back to \
+            WebSockets when it does not reach a sign-in; what worked is tried first while the agent runs); `amqp` (5671) or \
+            `amqp-ws` (443): over AMQP a device can also refuse a message or give it back, see `on_failure`. Not every hub has \
+            accepted X.509 over a WebSocket at all times (`check` says so)",
+};
+
+pub(super) fn read(
+    field: &Field<'_>,
+    env: &dyn Fn(&str) -> Option<String>,
+    report: &mut Report,
+) -> (Transport, Route) {
+    let (transport, over) = TRANSPORT.read(field, report).unwrap_or_default();
     let needed = [
         (transport == Transport::Amqp, features::AMQP, "AMQP"),
         (over != Over::Tls, features::WEBSOCKET, "WebSocket support"),

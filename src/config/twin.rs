@@ -11,10 +11,32 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::gpio::unknown_pin;
+use super::key::{Absent, Form, Key};
 use super::report::Report;
 use super::settings::TwinSettings;
 use super::steps;
 use super::table::{Field, fields};
+
+pub(super) const ACCEPT: Key<Form> = Key {
+    name: "accept",
+    kind: Form("`[\"rules\"]`", "accept"),
+    absent: Absent::Nothing,
+    about: "rules are taken from the twin's desired properties; nothing otherwise. See [Rules from the \
+            twin](../guides/twin-rules.md)",
+};
+pub(super) const PINS: Key<Form> = Key {
+    name: "pins",
+    kind: Form("a list of names of pins", "names"),
+    absent: Absent::Nothing,
+    about: "the pins that such rules may switch",
+};
+pub(super) const COMMANDS: Key<Form> = Key {
+    name: "commands",
+    kind: Form("a table, `[allow.commands]`; each key names a whole command, written as `run`", "commands"),
+    absent: Absent::Nothing,
+    about: "`backup = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"]`; such rules say `{ command = \"backup\" }`. \
+            Local rules may, too",
+};
 
 /// What the two tables say.
 pub(super) struct Read {
@@ -37,7 +59,7 @@ pub(super) fn read(
     );
     let mut settings = TwinSettings::default();
     if let Some(mut table) = twin.and_then(|field| field.table("[twin]", report)) {
-        if let Some(accept) = table.take("accept") {
+        if let Some(accept) = table.take(&ACCEPT) {
             let words = accept.array("a list: write accept = [\"rules\"]", report).unwrap_or_default();
             let words =
                 words.iter().map(|word| word.named("a word of accept").word(&[("rules", ())], report));
@@ -46,7 +68,7 @@ pub(super) fn read(
         table.finish(report);
     }
     if let Some(mut table) = allow.and_then(|field| field.table("[allow]", report)) {
-        if let Some(commands) = table.take("commands") {
+        if let Some(commands) = table.take(&COMMANDS) {
             read_commands(&commands, &mut settings, report);
             if settings.accepts_rules && max_children == 1 {
                 let message = "rules of the twin leave the last of [actions] max_children to local rules, so with 1 they can run no \
@@ -60,7 +82,7 @@ pub(super) fn read(
                            rules of the twin";
             report.problem(programs.key_place, message);
         }
-        if let Some(pins) = table.take("pins") {
+        if let Some(pins) = table.take(&PINS) {
             let pins = pins.array("a list, such as [\"pump\"]", report).unwrap_or_default();
             let pins = pins.iter().map(|pin| read_pin(&pin.named("a pin of [allow]"), pin_names, report));
             settings.pins = pins.flatten().collect();

@@ -161,7 +161,15 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "cfg(feature",
-        &["src/lib.rs", "src/cli.rs", "src/cli/", "src/action/gpio.rs", "src/metrics.rs", "src/session.rs"],
+        &[
+            "src/lib.rs",
+            "src/cli.rs",
+            "src/cli/",
+            "src/action/gpio.rs",
+            "src/config.rs",
+            "src/metrics.rs",
+            "src/session.rs",
+        ],
         "put the `cfg` on the module's declaration",
     ),
     (

@@ -1,0 +1,28 @@
+//! `schema`: the JSON Schema of the configuration, for editors.
+//!
+//! Owns: its output. Must not know: which keys there are. Used by: `cli`.
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+
+use crate::config::schema::schema;
+
+use super::{Exit, Failure};
+
+/// Print a JSON Schema of the configuration, for editors that know Taplo or "Even Better TOML".
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  c2d-agent schema > config.schema.json\n  Then write this as the first line of config.toml:\n  \
+    #:schema ./config.schema.json\n\nA schema sees one file and its shapes. c2d-agent check sees everything."
+)]
+pub(super) struct Args {}
+
+/// Prints the schema.
+///
+/// # Errors
+/// When standard output does not take it.
+pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
+    writeln!(std::io::stdout(), "{:#}", schema()).context("the schema cannot be written")?;
+    Ok(Exit::Done)
+}

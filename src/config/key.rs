@@ -1,0 +1,111 @@
+//! A key of the configuration: its name, what it takes, and what it means.
+//!
+//! Owns: the kinds of values with their limits. Must not know: which keys there are. Used by: every parser of `config`,
+//! which reads its values through its keys, and `config::reference`, which describes the same keys.
+
+use std::time::Duration;
+
+use super::report::Report;
+use super::table::Field;
+
+/// One key. A parser has a constant for each; what the reference says of a key is what the parser does.
+#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads absent and about"))]
+pub(super) struct Key<K> {
+    pub(super) name: &'static str,
+    pub(super) kind: K,
+    pub(super) absent: Absent,
+    /// Markdown for the reference: a part of a sentence, or sentences. Links are relative to `docs/src/reference/`.
+    pub(super) about: &'static str,
+}
+
+/// What it means that a key is absent.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
+pub(crate) enum Absent {
+    /// The same as this value, without the quotes of a text.
+    Means(&'static str),
+    /// That there is none of it, or what `about` says.
+    Nothing,
+    /// A problem.
+    Refused,
+}
+
+/// A kind of value that needs nothing but its key to be read.
+pub(super) trait Kind {
+    type Value;
+
+    /// The value; `None` after a problem was reported.
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<Self::Value>;
+}
+
+/// A text that is not empty and has no control characters.
+pub(super) struct Text;
+/// Such a text that names a file.
+pub(super) struct FilePath;
+/// One of a few words, each with what it stands for.
+pub(super) struct Words<T: 'static>(pub(super) &'static [(&'static str, T)]);
+/// A duration such as `"400ms"`, from the first one to the second.
+pub(super) struct Span(pub(super) Duration, pub(super) Duration);
+/// A whole number, from the first one to the second.
+pub(super) struct Whole(pub(super) u64, pub(super) u64);
+/// A number of bytes, or a text such as `"16MiB"`, from the first one to the second.
+pub(super) struct Size(pub(super) u64, pub(super) u64);
+/// A value that its parser reads by itself. The text says what it takes, in Markdown; the name is that of its definition in
+/// the schema.
+#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
+pub(super) struct Form(pub(super) &'static str, pub(super) &'static str);
+
+impl<K: Kind> Key<K> {
+    /// The value of `field`, which is one of this key; `None` after a problem was reported.
+    pub(super) fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<K::Value> {
+        self.kind.read(field, report)
+    }
+}
+
+impl Kind for Text {
+    type Value = String;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<String> {
+        field.text(report).map(str::to_owned)
+    }
+}
+
+impl Kind for FilePath {
+    type Value = String;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<String> {
+        field.text(report).map(str::to_owned)
+    }
+}
+
+impl<T: Copy> Kind for Words<T> {
+    type Value = T;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<T> {
+        field.word(self.0, report)
+    }
+}
+
+impl Kind for Span {
+    type Value = Duration;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<Duration> {
+        field.duration((self.0, self.1), report)
+    }
+}
+
+impl Kind for Whole {
+    type Value = u64;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<u64> {
+        field.whole((self.0, self.1), report)
+    }
+}
+
+impl Kind for Size {
+    type Value = u64;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<u64> {
+        field.size((self.0, self.1), report)
+    }
+}

@@ -1,0 +1,262 @@
+//! What the configuration can hold, table by table, from the keys that the parsers read.
+//!
+//! Owns: which keys stand in which table, for the reference, the manual page and the schema. Must not know: how a value is
+//! read. Used by: `config::schema`, `cli::manual`.
+
+use super::conditions::KINDS;
+pub(crate) use super::key::Absent;
+use super::key::{FilePath, Form, Key, Size, Span, Text, Whole, Words};
+use super::table::format_size;
+use super::{device, gpio, inbox, metrics, policy, rule, steps, transport, twin};
+
+/// A table and its keys.
+pub(crate) struct Section {
+    /// As it is written in a file.
+    pub(crate) header: &'static str,
+    /// A few words.
+    pub(crate) about: &'static str,
+    /// What it takes, in the order of the reference.
+    pub(crate) keys: &'static [&'static dyn Described],
+}
+
+/// A key, for who describes it. All texts are Markdown.
+pub(crate) trait Described: Sync {
+    fn name(&self) -> &'static str;
+    fn about(&self) -> &'static str;
+    fn absent(&self) -> Absent;
+    /// What values it takes.
+    fn takes(&self) -> String;
+    /// Its value in the schema.
+    fn shape(&self) -> Shape;
+}
+
+/// What a schema can say of a value.
+pub(crate) enum Shape {
+    Text,
+    /// A text that is not the secret itself.
+    Path,
+    Words(Vec<&'static str>),
+    Duration,
+    Size,
+    Whole(u64, u64),
+    /// As the definition of this name says.
+    Defined(&'static str),
+}
+
+/// What a kind of value takes, in words and for the schema.
+pub(crate) trait Takes: Sync {
+    fn takes(&self) -> String;
+    fn shape(&self) -> Shape;
+}
+
+impl<K: Takes> Described for Key<K> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn about(&self) -> &'static str {
+        self.about
+    }
+    fn absent(&self) -> Absent {
+        self.absent
+    }
+    fn takes(&self) -> String {
+        self.kind.takes()
+    }
+    fn shape(&self) -> Shape {
+        self.kind.shape()
+    }
+}
+
+impl Takes for Text {
+    fn takes(&self) -> String {
+        "a text".to_owned()
+    }
+    fn shape(&self) -> Shape {
+        Shape::Text
+    }
+}
+
+impl Takes for FilePath {
+    fn takes(&self) -> String {
+        "a path".to_owned()
+    }
+    fn shape(&self) -> Shape {
+        Shape::Path
+    }
+}
+
+impl<T: Sync> Takes for Words<T> {
+    fn takes(&self) -> String {
+        self.0.iter().map(|(word, _)| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ")
+    }
+    fn shape(&self) -> Shape {
+        Shape::Words(self.0.iter().map(|(word, _)| *word).collect())
+    }
+}
+
+impl Takes for Span {
+    fn takes(&self) -> String {
+        let [least, most] = [self.0, self.1].map(humantime::format_duration);
+        format!("a duration, `{least}` to `{most}`")
+    }
+    fn shape(&self) -> Shape {
+        Shape::Duration
+    }
+}
+
+impl Takes for Whole {
+    fn takes(&self) -> String {
+        format!("a whole number, {} to {}", self.0, self.1)
+    }
+    fn shape(&self) -> Shape {
+        Shape::Whole(self.0, self.1)
+    }
+}
+
+impl Takes for Size {
+    fn takes(&self) -> String {
+        format!("bytes, `\"{}\"` to `\"{}\"`", format_size(self.0), format_size(self.1))
+    }
+    fn shape(&self) -> Shape {
+        Shape::Size
+    }
+}
+
+impl Takes for Form {
+    fn takes(&self) -> String {
+        self.0.to_owned()
+    }
+    fn shape(&self) -> Shape {
+        Shape::Defined(self.1)
+    }
+}
+
+pub(crate) const TOP: Section =
+    Section { header: "the top, before all tables", about: "for all messages", keys: &[&policy::UNMATCHED] };
+pub(crate) const DEVICE: Section = Section {
+    header: "[device]",
+    about: "who signs in",
+    keys: &[
+        &device::STRING_FILE,
+        &device::HUB,
+        &device::DEVICE_ID,
+        &device::CERTIFICATE,
+        &device::PRIVATE_KEY,
+        &device::GATEWAY,
+        &device::CA_FILE,
+        &transport::TRANSPORT,
+        &device::KEEP_ALIVE,
+        &device::TOKEN_LIFETIME,
+    ],
+};
+pub(crate) const INBOX: Section = Section {
+    header: "[inbox]",
+    about: "the record of messages",
+    keys: &[
+        &inbox::PATH,
+        &inbox::SOCKET,
+        &inbox::KEEP,
+        &inbox::KEEP_AT_LEAST,
+        &inbox::MAX_SIZE,
+        &inbox::KNOWN_BY,
+        &inbox::DIGEST_WINDOW,
+        &inbox::MAX_REPORTS,
+    ],
+};
+pub(crate) const REPORT: Section =
+    Section { header: "[report]", about: "where outcomes go", keys: &[&policy::OUTCOMES] };
+pub(crate) const ACTIONS: Section =
+    Section { header: "[actions]", about: "limits for all actions", keys: &[&inbox::MAX_CHILDREN] };
+pub(crate) const TWIN: Section =
+    Section { header: "[twin]", about: "whether the twin may set rules", keys: &[&twin::ACCEPT] };
+pub(crate) const ALLOW: Section = Section {
+    header: "[allow]",
+    about: "what rules of the twin may use",
+    keys: &[&twin::PINS, &twin::COMMANDS],
+};
+pub(crate) const METRICS: Section =
+    Section { header: "[metrics]", about: "numbers for a scraper", keys: &[&metrics::LISTEN] };
+pub(crate) const GPIO: Section = Section {
+    header: "[gpio]",
+    about: "outputs",
+    keys: &[&gpio::BACKEND, &gpio::CHIP, &gpio::STATE_FILE, &gpio::INTERLOCK, &gpio::PINS],
+};
+pub(crate) const PIN: Section = Section {
+    header: "[gpio.pins.NAME]",
+    about: "one output",
+    keys: &[&gpio::LINE, &gpio::ACTIVE, &gpio::INITIAL, &gpio::ON_EXIT, &gpio::MAX_ON, &gpio::ON_DISCONNECT],
+};
+/// Not in [`ALL`]: the key `on_disconnect` tells it.
+pub(crate) const DISCONNECTED: Section =
+    Section { header: "on_disconnect", about: "", keys: &[&gpio::STATE, &gpio::AFTER] };
+pub(crate) const RULE: Section = Section {
+    header: "[[rule]]",
+    about: "what a message does",
+    keys: &[
+        &rule::NAME,
+        &rule::WHEN,
+        &rule::DO,
+        &policy::TIMEOUT,
+        &policy::SETTLE,
+        &policy::ON_FAILURE,
+        &policy::ON_CRASH,
+        &policy::ATTEMPTS,
+        &policy::BACKOFF,
+        &policy::LANE,
+        &policy::MIN_INTERVAL,
+        &policy::RATE,
+        &policy::REPORT,
+    ],
+};
+pub(crate) const CONDITIONS: Section = Section {
+    header: "when",
+    about: "the conditions of a rule",
+    keys: &[&KINDS[0].0, &KINDS[1].0, &KINDS[2].0, &KINDS[3].0, &KINDS[4].0, &KINDS[5].0],
+};
+pub(crate) const STEPS: Section = Section {
+    header: "do",
+    about: "the steps of a rule",
+    keys: &[
+        &steps::GPIO,
+        &steps::SET,
+        &steps::PULSE,
+        &steps::BLINK,
+        &steps::RUN,
+        &steps::COMMAND,
+        &steps::SHELL,
+    ],
+};
+/// Not in [`ALL`]: the key `blink` tells it.
+pub(crate) const WAVE: Section =
+    Section { header: "blink", about: "", keys: &[&steps::TIMES, &steps::PERIOD] };
+
+/// Every table of the reference, in its order.
+pub(crate) const ALL: [&Section; 13] = [
+    &TOP,
+    &DEVICE,
+    &INBOX,
+    &REPORT,
+    &ACTIONS,
+    &TWIN,
+    &ALLOW,
+    &METRICS,
+    &GPIO,
+    &PIN,
+    &RULE,
+    &CONDITIONS,
+    &STEPS,
+];
+
+/// Markdown whose links are their texts alone.
+pub(crate) fn without_links(markdown: &str) -> String {
+    let (mut text, mut rest) = (String::new(), markdown);
+    while let Some((before, after)) = rest.split_once("](") {
+        let (before, link) = before.rsplit_once('[').unwrap_or((before, ""));
+        text.extend([before, link]);
+        rest = after.split_once(')').map_or("", |(_, after)| after);
+    }
+    text + rest
+}
+
+#[cfg(test)]
+mod tests;
