@@ -114,12 +114,10 @@ pub enum EmulatorError {
     #[error("\"{0}\" is named twice: name it once, with a key or with a certificate")]
     DoubledDevice(String),
     /// Too many devices.
-    #[error("{0} devices are more than the {MAX_DEVICES} that the emulator serves")]
+    #[error("{0} devices are too many: the emulator serves at most {MAX_DEVICES}")]
     TooManyDevices(usize),
     /// Not a host name.
-    #[error(
-        "\"{0}\" is not a host name: give a name alone, such as localhost; ports are given apart from it"
-    )]
+    #[error("\"{0}\" is not a host name: give a name without a port, such as localhost")]
     Hostname(String),
     /// A file of the state directory is at fault.
     #[error(transparent)]

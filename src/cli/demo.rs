@@ -92,11 +92,13 @@ const EVENTS: usize = 16;
 
 /// Show the whole loop on this machine: a local hub, a device with simulated pins, and a back end.
 ///
-/// The back end sends a handful of messages; each is shown as the device received it, with what was done and with the
-/// feedback that came back. It needs no Azure account, no network and no privileges, leaves no files, and takes a few
-/// seconds.
+/// The back end sends a handful of messages; for each one, the demo shows how the device received it, what was
+/// done, and the feedback that came back. It needs no Azure account, no network and no privileges. It leaves no files
+/// and takes a few seconds.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 everything came back, 1 something did not.")]
+#[command(
+    after_help = "Exit codes: 0 all outcomes and all feedback came back, 1 something did not come back."
+)]
 pub(super) struct Args {}
 
 /// Tells the story.
@@ -138,7 +140,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
         told = all_messages(&story, &hub, &mut device) => told,
         () = interrupted => Err(anyhow!("stopped by a signal before the end")),
         ended = &mut agent => {
-            ended.context("the device agent could not go on")?;
+            ended.context("the device agent failed")?;
             bail!("the device agent ended before the story did");
         }
     };
@@ -146,7 +148,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
     stop.cancel();
     let stopped = in_time("the device agent to stop", agent).await;
     let totals = told?;
-    stopped?.context("the device agent did not stop in good order")?;
+    stopped?.context("the device agent did not stop cleanly")?;
     let pins = device.pins()?;
     hub.stop().await;
     story.ending(&totals, &pins, started.elapsed())
@@ -347,7 +349,7 @@ impl Device {
 }
 
 async fn in_time<T>(what: &str, event: impl Future<Output = T>) -> anyhow::Result<T> {
-    let late = || anyhow!("waited {} s in vain for {what}", PATIENCE.as_secs());
+    let late = || anyhow!("gave up after {} s of waiting for {what}", PATIENCE.as_secs());
     tokio::time::timeout(PATIENCE, event).await.map_err(|_| late())
 }
 
@@ -384,6 +386,6 @@ mod tests {
     async fn something_that_never_comes_is_named() {
         let error =
             in_time("the feedback for message demo-1", std::future::pending::<()>()).await.unwrap_err();
-        assert_eq!(error.to_string(), "waited 10 s in vain for the feedback for message demo-1");
+        assert_eq!(error.to_string(), "gave up after 10 s of waiting for the feedback for message demo-1");
     }
 }

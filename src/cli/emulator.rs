@@ -19,68 +19,68 @@ use crate::emulator::{
 
 use super::{Exit, Failure};
 
-/// The device of an emulator that was asked for none.
+/// The device of an emulator that was given none.
 const DEFAULT_DEVICE: &str = "dev1";
 
 /// Run a local IoT Hub for development and tests; no Azure account is needed.
 ///
-/// Devices connect over MQTT 3.1.1, AMQP 1.0 or HTTPS, back ends over AMQP 1.0 and
-/// HTTPS, all over TLS, as they do with the real hub; MQTT and AMQP also over
-/// WebSockets, on the HTTPS port. C2D messages have its rules: 50 in a queue, a
-/// lock of a minute, expiry, delivery feedback. Twins have tags, desired and
-/// reported properties; direct methods are called. Modules of an edge device sign
-/// in over MQTT, and routes feed their inputs. The state directory keeps all of it
-/// over a restart, a quarter of a second after each change; only connections and
-/// locks end with the process.
+/// Devices connect over MQTT 3.1.1, AMQP 1.0 or HTTPS, and back ends over AMQP 1.0
+/// or HTTPS. All use TLS, as with the real hub. MQTT and AMQP also work over
+/// WebSockets, on the HTTPS port. C2D messages follow the rules of the real hub: 50
+/// in a queue, a lock of one minute, expiry, delivery feedback. Twins have tags,
+/// desired and reported properties. Back ends call direct methods. Modules of an
+/// edge device sign in over MQTT, and routes feed their inputs. The state directory
+/// keeps all of it over a restart; each change is on disk after a quarter of a
+/// second. Only connections and locks end with the process.
 ///
 /// Over HTTPS, with a token of the service policy as Authorization:
-///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as at the real hub
-///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, likewise
+///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as on the real hub
+///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, as there
 ///       (of a module: /twins/ID/modules/MODULE, /twins/ID/modules/MODULE/methods)
 ///   POST /emulator/devices/ID/modules/MODULE/inputs/INPUT  a message for an input:
 ///       {"messageId": …, "properties": {…}, "body": …}
 ///   GET /emulator/devices/ID/events?after=N  the last messages that the device
-///       sent, with numbers above N (this emulator's own: the real hub hands them
-///       to its Event Hubs endpoint)
+///       sent, with numbers above N (only this emulator has this: the real hub
+///       gives them to its Event Hubs endpoint)
 ///   GET /emulator/overview?after=VERSION     all that the page shows, as soon as
-///       it is another version
+///       its version is not VERSION
 /// The same port serves a page for a browser: devices, queues, feedback, twins, and
 /// a form that sends a message. Its address, with a token, is in page.address.
 ///
-/// What can go wrong on purpose, by --fault or, from this machine, over HTTPS at
+/// Faults to test with. Set them with --fault or, from this machine, over HTTPS:
 ///   GET, DELETE /emulator/devices/ID/faults
-///   PUT, DELETE /emulator/devices/ID/faults/NAME  (of PUT, the body is the value)
-/// and not kept over a restart:
-///   drop-at=N           the connection is dropped at the N-th packet that the
-///                       device sends or gets from now on; once
-///   delay=DURATION      a C2D message goes out so much after it was sent
-///   duplicate[=N]       every C2D message, or the next N, go out twice
-///   ignore-puback[=N]   PUBACKs, or the next N, are passed over (MQTT)
-///   expire-token        the token of the device's connection, or of its next one,
-///                       has expired; once
-///   throttle            the hub has had too much of the device
-///   queue-full          the device's queue takes no more messages
-///   reverse-order       of the messages that wait the newest goes out first
-///   early-publish       C2D messages do not wait for a subscription (MQTT)
+///   PUT, DELETE /emulator/devices/ID/faults/NAME  (the body of PUT is the value)
+/// A restart removes all faults:
+///   drop-at=N           drops the connection at the N-th packet that the device
+///                       sends or gets from now on; once
+///   delay=DURATION      delivers each C2D message this much later
+///   duplicate[=N]       delivers every C2D message, or the next N, twice
+///   ignore-puback[=N]   ignores all PUBACKs, or the next N (MQTT)
+///   expire-token        expires the token of the device's connection, or of its
+///                       next one; once
+///   throttle            throttles the device
+///   queue-full          accepts no more messages for the device's queue
+///   reverse-order       delivers the newest waiting message first
+///   early-publish       delivers C2D messages before the device subscribes (MQTT)
 ///
-/// When all listeners accept, one line goes to standard output:
+/// When the emulator is ready, it prints one line to standard output:
 ///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
 ///
 /// The state directory then holds:
 ///   secrets.json                   all keys and certificates
 ///   hub.json                       queues, twins, sessions, feedback, D2C messages
-///   ca.pem                         what clients must trust, as by C2D_CA_FILE
+///   ca.pem                         the root that clients must trust (C2D_CA_FILE)
 ///   service.connection-string      for back ends
-///   iothubowner.connection-string  for the registry of devices
-///   page.address                   for a browser; it ends with a token
+///   iothubowner.connection-string  for creating and deleting devices
+///   page.address                   the page's address, with a token
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
 ///   leaf/ID.connection-string      for a device with a key behind the gateway,
 ///                                  with --gateway-hostname
 ///   modules/ID/MODULE.connection-string  for a module
-///   modules/ID/MODULE.env          with --workload-socket: what edgeAgent would
-///                                  start it with
-/// The others are made from secrets.json at each start.
+///   modules/ID/MODULE.env          with --workload-socket: the environment
+///                                  that edgeAgent would give it
+/// Each start writes all files but the first two again, from secrets.json.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]
@@ -98,44 +98,44 @@ pub(super) struct Args {
     /// Directory for keys and certificates [default: c2d-agent/emulator in $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Address to listen on. Others than loopback addresses open this test tool to the network.
+    /// Address to listen on. An address other than loopback opens this test tool to the network.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     bind: IpAddr,
-    /// The hub's host name, which clients dial, and which user names and tokens name.
+    /// The hub's host name. Clients connect to it, and user names and tokens contain it.
     #[arg(long, value_name = "NAME", default_value = "localhost")]
     hostname: String,
-    /// As an edge gateway: the host name that modules and leaf devices dial, when it is not the hub's [default: --hostname].
+    /// For an edge gateway: the host name that modules and leaf devices connect to [default: --hostname].
     #[arg(long, value_name = "NAME")]
     gateway_hostname: Option<String>,
-    /// Port for devices (MQTT); 0 takes any free one.
+    /// Port for devices (MQTT); 0 means any free port.
     #[arg(long, value_name = "PORT", default_value_t = MQTT_PORT)]
     mqtt_port: u16,
-    /// Port for back ends and devices (AMQP); 0 takes any free one.
+    /// Port for back ends and devices (AMQP); 0 means any free port.
     #[arg(long, value_name = "PORT", default_value_t = AMQP_PORT)]
     amqp_port: u16,
-    /// Port for back ends and devices (HTTPS, WebSockets); 0 takes any free one [default: 443, or else 8443, or else any free one].
+    /// Port for back ends and devices (HTTPS, WebSockets); 0 means any free port [default: 443, 8443 or any free port, in this order].
     #[arg(long, value_name = "PORT")]
     https_port: Option<u16>,
-    /// A device that signs in with a key; may be given several times [default: dev1, when no device is given].
+    /// A device that signs in with a key; may be given several times [default: dev1, if no device is given].
     #[arg(long = "device", value_name = "ID")]
     devices: Vec<String>,
     /// A device that signs in with a certificate; may be given several times.
     #[arg(long = "x509-device", value_name = "ID")]
     x509_devices: Vec<String>,
-    /// A module, which signs in with a key; may be given several times. Its device is there, too.
+    /// A module, which signs in with a key; may be given several times. Its device is created, too.
     #[arg(long = "module", value_name = "DEVICE/MODULE")]
     modules: Vec<String>,
-    /// Where the modules have their tokens signed, as by the daemon of an IoT Edge device: a Unix socket.
+    /// Unix socket where modules get their tokens signed, as by the daemon of an IoT Edge device.
     #[arg(long, value_name = "PATH")]
     workload_socket: Option<PathBuf>,
-    /// What leads from an output of a module to an input of another one, as in a deployment manifest; may be given
+    /// A route from an output of a module to an input of another module, as in a deployment manifest; may be given
     /// several times: FROM /messages/modules/A/outputs/* INTO BrokeredEndpoint("/modules/B/inputs/in").
     #[arg(long = "route", value_name = "ROUTE")]
     routes: Vec<InputRoute>,
-    /// Time from one batch of delivery feedback to the next, at most 1h; the real hub's is 15s.
+    /// Time between two batches of delivery feedback, at most 1h; the real hub takes 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
-    /// What is to go wrong from the start, for one device or for all; may be given several times. See above.
+    /// A fault that is set from the start, for one device or for all; may be given several times. See above.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<FaultOrder>,
 }
@@ -218,7 +218,7 @@ fn failure(error: EmulatorError) -> Failure {
 /// The `ready` line, and for people what to do with it.
 fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     if !options.bind.is_loopback() {
-        tracing::warn!(address = %options.bind, "listening beyond this machine: the emulator is a test tool");
+        tracing::warn!(address = %options.bind, "other machines can connect to the emulator, which is a test tool: use --bind 127.0.0.1 if that is not meant");
     }
     let (mqtt, amqp, https) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.https_address());
     let state = emulator.state_dir();
@@ -229,7 +229,7 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     let ca = path(state, "ca.pem");
     let service = path(state, "service.connection-string");
     tracing::info!("clients must trust this certificate authority: export C2D_CA_FILE={ca}");
-    tracing::info!("the hub as a page: open the address in {}", path(state, "page.address"));
+    tracing::info!("to see the hub in a browser, open the address in {}", path(state, "page.address"));
     if https.port() != HTTPS_PORT && options.https_port.is_none() {
         let port = https.port();
         tracing::info!(
@@ -245,7 +245,7 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         tracing::info!(module = id, file, "this module signs in with a key");
         if options.workload_socket.is_some() {
             let file = path(state, &format!("modules/{id}.env"));
-            tracing::info!(module = id, file, "or with this environment, as edgeAgent would start it");
+            tracing::info!(module = id, file, "or with this environment, which edgeAgent would give it");
         }
     }
     for id in &options.x509_devices {

@@ -91,7 +91,9 @@ pub enum EnqueueError {
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
     /// Hub code 403004.
-    #[error("the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until it takes some")]
+    #[error(
+        "the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until the device takes some"
+    )]
     QueueFull(String),
     /// Hub code 429001. Only a [`Fault`] does that.
     #[error("the hub is throttling messages to device \"{0}\": try again later")]

@@ -84,7 +84,9 @@ impl Keeper {
             Err(error) => error.to_string(),
         };
         if !quietly {
-            tracing::error!("what the hub holds would be lost with this process: {failed}");
+            tracing::error!(
+                "the hub's state cannot be saved, so it is lost when the emulator ends: {failed}"
+            );
         }
         false
     }

@@ -78,7 +78,7 @@ pub(super) async fn serve<H, F>(
     }
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if timeout(CLOSING_TIME, all_ended).await.is_err() {
-        tracing::debug!(protocol, "cut connections that did not end in time");
+        tracing::debug!(protocol, "dropped connections that did not end in time");
     }
 }
 

@@ -52,11 +52,11 @@ const MAX_SILENCE: Duration = Duration::from_secs(1767);
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    #[error("the device said goodbye")]
+    #[error("the device sent DISCONNECT")]
     Goodbye,
-    #[error("the device closed the connection without a goodbye")]
+    #[error("the device closed the connection without DISCONNECT")]
     Closed,
-    #[error("a newer connection of the same device took its place, or the device was deleted or disabled")]
+    #[error("a newer connection of the same device replaced it, or the device was deleted or disabled")]
     Displaced,
     #[error("the token expired")]
     TokenExpired,
@@ -64,11 +64,11 @@ enum End {
     Silent,
     #[error("{0}")]
     Refused(String),
-    #[error("a fault was asked for that drops the connection at this packet (drop-at)")]
+    #[error("the fault drop-at drops the connection at this packet")]
     Dropped,
     #[error("the hub throttles the device (throttle)")]
     Throttled,
-    #[error("the emulator stops")]
+    #[error("the emulator is stopping")]
     Stopped,
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -93,7 +93,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
             sign_in::check(&connect, certificate.as_ref(), &hub).map(|signed_in| (connect, signed_in))
         }
         Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::Refusal::protocol_level(level)),
-        Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that said nothing"),
+        Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that sent nothing"),
         other => {
             match other {
                 Ok(Err(error)) => tracing::info!(%peer, %error, "closed a connection before its sign-in"),
@@ -318,11 +318,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn complete(&mut self, packet_id: u16) {
         let device_id = &self.device_id;
         if self.hub.with(|hub, _| hub.ignores_puback(device_id)) {
-            return tracing::info!(device_id, packet_id, "passed over a PUBACK, as a fault asks for");
+            return tracing::info!(
+                device_id,
+                packet_id,
+                "ignored a PUBACK because of the fault ignore-puback"
+            );
         }
         match self.in_flight.remove(&packet_id) {
             Some(locked) => self.settle(&locked, Hub::complete),
-            None => tracing::warn!(device_id, packet_id, "passed over a PUBACK for no delivery"),
+            None => tracing::warn!(device_id, packet_id, "ignored a PUBACK that belongs to no delivery"),
         }
     }
 
@@ -335,7 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match self.hub.with(|hub, now| how(hub, device_id, locked.lock, now)) {
             Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
             Err(error) => {
-                tracing::warn!(device_id, message_id, "passed over a late settlement: {error}");
+                tracing::warn!(device_id, message_id, "ignored a late settlement: {error}");
             }
         }
     }
@@ -386,7 +390,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn answer(&mut self, answer: twin::Answer) -> Result<(), End> {
         let device_id = &self.device_id;
         if self.hub.with(|hub, _| hub.granted(device_id, self.id, Subscription::TwinResponses)).is_none() {
-            tracing::warn!(device_id, "a twin request is not answered: nobody subscribed to the answers");
+            tracing::warn!(
+                device_id,
+                "a twin request gets no answer: the device is not subscribed to answers"
+            );
             return Ok(());
         }
         let publish = Publish::from_bytes(answer.topic, QoS::AtMostOnce, answer.body);
@@ -440,7 +447,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             _ => {
                 let topic = topics::excerpt(&will.topic);
-                tracing::warn!(device_id = self.device_id, topic, "passed over a will: not an events topic");
+                tracing::warn!(
+                    device_id = self.device_id,
+                    topic,
+                    "ignored a will: its topic is not an events topic"
+                );
             }
         }
     }

@@ -53,16 +53,16 @@ pub(super) enum RegistrarError {
     #[error("the hub has no {}", identity::named(.0))]
     Missing(String),
     /// Changed by somebody else in the meantime.
-    #[error("the {} has another etag by now: get it again", identity::named(.0))]
+    #[error("the {} has another etag now: read it again", identity::named(.0))]
     Changed(String),
     /// As many as there may be.
-    #[error("the hub already has {MAX_DEVICES} devices, and serves no more")]
+    #[error("the hub already has {MAX_DEVICES} devices and accepts no more")]
     TooMany,
     /// The disk.
     #[error(transparent)]
     State(#[from] StateDirError),
     /// The work was cut short.
-    #[error("the emulator stops")]
+    #[error("the emulator is stopping")]
     Stopped,
 }
 

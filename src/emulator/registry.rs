@@ -134,7 +134,7 @@ pub enum AuthError {
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
     /// No such device, and the token is a policy's that would stand in for it: its holder may know.
-    #[error("the hub has no device \"{0}\" for which that token could stand in")]
+    #[error("the hub has no device \"{0}\" that this token could be for")]
     MissingDevice(String),
     /// No such policy.
     #[error("the hub has no shared access policy \"{0}\"")]
@@ -169,7 +169,7 @@ pub enum AuthError {
     #[error("the client certificate is not the registered one")]
     WrongCertificate,
     /// The device signs in otherwise.
-    #[error("the device signs in by {0}")]
+    #[error("the device signs in with {0}")]
     WrongKind(&'static str),
 }
 
@@ -267,7 +267,7 @@ impl Registry {
             return match &device.ok_or_else(unknown)?.credential {
                 DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)).and_then(enabled),
                 DeviceCredential::Certificate(_) | DeviceCredential::Thumbprints { .. } => {
-                    Err(AuthError::WrongKind("a client certificate, not by a token"))
+                    Err(AuthError::WrongKind("a client certificate, not with a token"))
                 }
             };
         }
@@ -279,7 +279,7 @@ impl Registry {
                 shown.is(primary) || secondary.as_ref().is_some_and(|other| shown.is(other))
             }
             DeviceCredential::Keys(_) => {
-                return Err(AuthError::WrongKind("a token, not by a client certificate"));
+                return Err(AuthError::WrongKind("a token, not with a client certificate"));
             }
         };
         let grant = Grant { expires: None, policy: None };

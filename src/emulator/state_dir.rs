@@ -74,7 +74,8 @@ pub enum StateDirError {
     InUse(PathBuf),
     /// What an earlier hub held cannot be read.
     #[error(
-        "{path} cannot be used ({reason}): put back a copy, or move it away, and the hub begins with empty queues and twins",
+        "{path} cannot be used ({reason}): restore a copy, or move it away: the hub then begins with empty \
+         queues and twins",
         path = .path.display()
     )]
     Hub {
@@ -85,7 +86,8 @@ pub enum StateDirError {
     },
     /// The file of secrets was changed by something else.
     #[error(
-        "{path} is damaged ({reason}): put back a copy, or remove it, and all keys and certificates are made anew",
+        "{path} is damaged ({reason}): restore a copy, or remove it: the emulator then makes new keys and \
+         certificates",
         path = .path.display()
     )]
     Damaged {

@@ -50,7 +50,8 @@ const MAX_BODY: usize = 64 * 1024;
 pub enum WorkloadError {
     /// Modules of several devices, or none.
     #[error(
-        "--workload-socket is that of one edge device: give --module DEVICE/MODULE for it, and none of another device"
+        "--workload-socket serves one edge device: give --module DEVICE/MODULE, with the same DEVICE in all \
+         of them"
     )]
     NoDevice,
     /// The path cannot be had.
@@ -150,7 +151,7 @@ impl Workload {
                 let (status, body) = if is_own {
                     workload.answer(request).await.unwrap_or_else(|refusal| refusal)
                 } else {
-                    refusal(StatusCode::FORBIDDEN, "the caller is not of the emulator's user")
+                    refusal(StatusCode::FORBIDDEN, "the caller runs as another user than the emulator")
                 };
                 let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
                 *response.status_mut() = status;
@@ -165,7 +166,7 @@ impl Workload {
             .serve_connection(TokioIo::new(stream), service);
         match tokio::time::timeout(ARRIVAL_TIMEOUT, connection).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a request to the workload socket broke off"),
+            Ok(Err(error)) => tracing::debug!(%error, "a request to the workload socket ended early"),
             Err(_) => tracing::debug!("a request to the workload socket took too long"),
         }
     }
@@ -176,7 +177,7 @@ impl Workload {
         let version = query.split('&').find_map(|pair| pair.strip_prefix("api-version=")).unwrap_or_default();
         if !VERSIONS.contains(&version) {
             let words =
-                format!("\"{}\" is no api-version: use one of {}", excerpt(version), VERSIONS.join(", "));
+                format!("\"{}\" is not an api-version: use one of {}", excerpt(version), VERSIONS.join(", "));
             return Err(refusal(StatusCode::BAD_REQUEST, &words));
         }
         let segments: Vec<String> = path
@@ -198,7 +199,7 @@ impl Workload {
             }
             _ => Err(refusal(
                 StatusCode::NOT_FOUND,
-                "this emulator's workload API signs, and gives its trust bundle",
+                "the emulator's workload API only signs and gives its trust bundle",
             )),
         }
     }

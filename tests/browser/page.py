@@ -31,7 +31,7 @@ def fits(browser):
 with Browser(chromedriver, chromium, 1200, 900) as browser:
     # Who does not have the token sees nothing of the hub, and what to do.
     browser.open(origin + "/")
-    browser.wait_text("Open the address that the emulator has written into page.address")
+    browser.wait_text("Open the address in the file page.address of the emulator")
     assert "dev1" not in browser.text()
 
     browser.open(address)

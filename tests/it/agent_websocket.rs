@@ -79,7 +79,7 @@ fn messages_come(transport: &str) {
     assert!(!log.contains("p:a%ss") && !log.contains("p%3Aa") && !log.contains("dXNAZX"), "{log}");
     if transport == "mqtt-ws" {
         // It said goodbye: a device that vanishes is reported otherwise.
-        emulator.process.stderr.wait_for("the device said goodbye");
+        emulator.process.stderr.wait_for("the device sent DISCONNECT");
     }
 }
 

@@ -82,7 +82,7 @@ fn wrong_arguments_are_named() {
     };
     usage(&["--device", "a/b"], "\"a/b\" is not a device id");
     usage(&["--device", "a", "--x509-device", "a"], "\"a\" is named twice");
-    usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name alone");
+    usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name without a port");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
 }
 

@@ -292,7 +292,7 @@ fn over_https_drop_at_counts_requests_and_reverse_order_and_duplicate_hold_as_we
     assert_eq!([id(&first), id(&copy)], [Some("m-2".to_owned()), Some("m-2".to_owned())]);
     assert_eq!(first.header("etag"), copy.header("etag"), "one lock for both");
     assert_eq!(id(&ask(&emulator, next, &own, "", b"")).as_deref(), Some("m-1"));
-    emulator.process.stderr.wait_for("dropped, as a fault asks for (drop-at)");
+    emulator.process.stderr.wait_for("dropped because of the fault drop-at");
 }
 
 #[test]
@@ -324,12 +324,12 @@ fn what_the_control_routes_do_not_take_is_answered_with_what_they_do() {
         ("PUT", "/drop", "1", 400, all),
         ("DELETE", "/drop", "", 400, all),
         ("PUT", "/drop-at", "", 400, "give a number from 1"),
-        ("PUT", "/drop-at", "0", 400, "\\\"0\\\" is no value of the fault drop-at"),
-        ("PUT", "/duplicate", "many", 400, "\\\"many\\\" is no value of the fault duplicate"),
+        ("PUT", "/drop-at", "0", 400, "\\\"0\\\" is not a value for the fault drop-at"),
+        ("PUT", "/duplicate", "many", 400, "\\\"many\\\" is not a value for the fault duplicate"),
         ("PUT", "/delay", "5", 400, "give a time with its unit"),
         ("PUT", "/throttle", "yes", 400, "it takes no value"),
         ("PUT", "/drop-at", &long, 413, "more than 64 bytes"),
-        ("PUT", "/delay", "\u{1b}[2J", 400, "is no value of the fault delay"),
+        ("PUT", "/delay", "\u{1b}[2J", 400, "is not a value for the fault delay"),
         ("POST", "/drop-at", "1", 405, "PUT, DELETE only"),
         ("PUT", "", "1", 405, "GET, DELETE only"),
     ] {
@@ -366,9 +366,9 @@ fn flags_are_for_one_device_or_for_all_and_wrong_ones_are_named() {
     let dir = tempfile::tempdir().expect("a directory");
     for (fault, part) in [
         ("drop", "there is no fault \"drop\"; there are drop-at=N, delay=DURATION"),
-        ("dev1:drop-at=x", "\"x\" is no value of the fault drop-at: give a number from 1 to 1000000"),
+        ("dev1:drop-at=x", "\"x\" is not a value for the fault drop-at: give a number from 1 to 1000000"),
         ("delay=", "nothing follows \"delay=\""),
-        ("dev9:throttle", "there is no device \"dev9\" to have a fault: name it with --device as well"),
+        ("dev9:throttle", "there is no device \"dev9\" for this fault: name it with --device, too"),
     ] {
         let mut command = binary();
         command.args([

@@ -124,14 +124,14 @@ fn a_device_that_does_not_answer_goes_away_or_answers_nonsense_is_told_to_the_ca
             device.expect_silence();
         }
         let log = &emulator.process.stderr;
-        log.wait_for_nth("passed over an answer to a method: nobody waits for it", 4);
+        log.wait_for_nth("ignored an answer to a method: no call waits for it", 4);
 
         let nonsense = scope.spawn(|| call(&emulator, r#"{"methodName": "x"}"#));
         let (_, rid, _) = called(&mut device);
         respond(&mut device, "200", &rid, "no JSON");
         let told = error(&join(nonsense));
         assert_eq!((told.0, told.1, told.2.as_str()), (502, 502_001, "BadDeviceResponse"));
-        assert!(told.3.contains("it is no JSON"), "{}", told.3);
+        assert!(told.3.contains("it is not JSON"), "{}", told.3);
 
         // Far longer than this test may take.
         let lost = scope.spawn(|| call(&emulator, r#"{"methodName": "x", "responseTimeoutInSeconds": 300}"#));
@@ -183,7 +183,7 @@ fn a_call_that_breaks_a_rule_or_has_no_right_is_refused_in_words() {
     let emulator = Emulator::start();
     let large = format!(r#"{{"methodName": "x", "payload": "{}"}}"#, "x".repeat(128 * 1024 - 1));
     for (body, part) in [
-        ("", "the body is no call of a method"),
+        ("", "the body is not a method call"),
         ("{}", "methodName must have 1 to 100 bytes"),
         (
             r#"{"methodName": "x", "responseTimeoutInSeconds": 4}"#,
@@ -193,7 +193,7 @@ fn a_call_that_breaks_a_rule_or_has_no_right_is_refused_in_words() {
             r#"{"methodName": "x", "connectTimeoutInSeconds": 301}"#,
             "connectTimeoutInSeconds must be 0 to 300",
         ),
-        (r#"{"methodName": "x", "connectTimeoutInSeconds": -1}"#, "the body is no call of a method"),
+        (r#"{"methodName": "x", "connectTimeoutInSeconds": -1}"#, "the body is not a method call"),
         (&large, "the payload has 131073 bytes, more than 131072"),
     ] {
         let answer = call(&emulator, body);

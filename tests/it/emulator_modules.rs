@@ -128,7 +128,7 @@ fn an_input_gets_what_is_routed_to_it_until_it_settles_it() {
 
     for (path, status, part) in [
         ("edge1/modules/none/inputs/in", 404, "device \"edge1\" has no module \"none\""),
-        ("edge1/modules/filter/inputs/a%20b", 400, "\"a b\" is no name of an input"),
+        ("edge1/modules/filter/inputs/a%20b", 400, "\"a b\" is not a valid name of an input"),
         ("edge1%2Ffilter/messages", 400, "the hub sends no C2D messages to modules"),
     ] {
         let (code, body) = feed(&emulator, path, &form);
@@ -254,12 +254,12 @@ fn the_workload_socket_signs_for_a_module_and_gives_the_roots() {
         (
             workload(&path, "GET /trust-bundle?api-version=2017-01-01", ""),
             400,
-            "\"2017-01-01\" is no api-version",
+            "\"2017-01-01\" is not an api-version",
         ),
         (
             workload(&path, "GET /modules?api-version=2018-06-28", ""),
             404,
-            "signs, and gives its trust bundle",
+            "only signs and gives its trust bundle",
         ),
     ] {
         let message = answer.1["message"].as_str().expect("a message").to_owned();
@@ -275,11 +275,11 @@ fn wrong_modules_routes_and_sockets_are_refused_at_the_start() {
         (&["--module", "edge1"][..], "\"\" is not a module id"),
         (&["--module", "a b/m"], "\"a b\" is not a device id"),
         (&["--module", "a/m", "--module", "a/m"], "\"a/m\" is named twice"),
-        (&["--route", "FROM x INTO y"], "\"FROM x INTO y\" is no route that this emulator knows"),
-        (&["--workload-socket", "w.sock"], "give --module DEVICE/MODULE for it"),
+        (&["--route", "FROM x INTO y"], "\"FROM x INTO y\" is not a route that the emulator knows"),
+        (&["--workload-socket", "w.sock"], "--workload-socket serves one edge device"),
         (
             &["--workload-socket", "w.sock", "--module", "a/m", "--module", "b/m"],
-            "and none of another device",
+            "with the same DEVICE in all of them",
         ),
     ] {
         let dir = tempfile::tempdir().expect("a directory");

@@ -74,7 +74,7 @@ fn a_damaged_memory_is_refused_and_left_as_it_is() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         for part in
-            [part, "hub.json cannot be used", "move it away, and the hub begins with empty queues and twins"]
+            [part, "hub.json cannot be used", "move it away: the hub then begins with empty queues and twins"]
         {
             assert!(stderr.contains(part), "{part}: {stderr}");
         }
@@ -91,7 +91,10 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
     let obstacle = state.join("hub.json.new");
     std::fs::create_dir(&obstacle).expect("made");
     emulator.send("dev1", &["--message-id", "m-1"]);
-    emulator.process.stderr.wait_for("what the hub holds would be lost with this process: cannot write");
+    emulator
+        .process
+        .stderr
+        .wait_for("the hub's state cannot be saved, so it is lost when the emulator ends: cannot write");
     std::fs::remove_dir(&obstacle).expect("removed");
     wait_for_file(&state.join("hub.json"), "m-1");
     assert_eq!(emulator.process.terminate(), Some(0));

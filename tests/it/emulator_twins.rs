@@ -114,7 +114,7 @@ fn a_back_end_writes_over_the_version_that_it_has_seen_only() {
         assert_eq!(late.status, 412, "{late:?}");
         let message = late.json()["Message"].as_str().expect("a message").to_owned();
         assert!(message.starts_with("ErrorCode:PreconditionFailed;"), "{message}");
-        assert!(message.contains("get it again"), "{message}");
+        assert!(message.contains("read it again"), "{message}");
     }
     for condition in ["If-Match: *\r\n", "If-Match: \"*\"\r\n", ""] {
         let any = twin(&emulator, "PATCH", "dev1", condition, &desired(json!({ "n": 1 })));
@@ -138,9 +138,9 @@ fn what_a_twin_cannot_hold_is_refused_in_words() {
         (desired(json!({ "a.b": 1 })), "\"a.b\" cannot be a key"),
         (json!({ "tags": { "$a": 1 } }), "\"$a\" cannot be a key"),
         (desired(json!({ "n": 4_503_599_627_370_496_u64 })), "is not an integer from"),
-        (json!({ "tags": "x" }), "the body is no twin: invalid type"),
-        (json!([1]), "the body is no twin"),
-        (json!({ "properties": { "desired": [] } }), "the body is no twin"),
+        (json!({ "tags": "x" }), "the body is not a twin: invalid type"),
+        (json!([1]), "the body is not a twin"),
+        (json!({ "properties": { "desired": [] } }), "the body is not a twin"),
     ];
     for method in ["PATCH", "PUT"] {
         for (body, part) in &cases {

@@ -115,7 +115,7 @@ fn lock_lost() -> Vec<u8> {
     };
     let error = list(&[
         short(0xa3, "com.microsoft:message-lock-lost"),
-        short(0xa1, "the lock on the message has lapsed: it is delivered again"),
+        short(0xa1, "the lock on the message has expired: the hub delivers it again"),
     ]);
     [&b"\x00\x53\x25"[..], &list(&[[b"\x00\x53\x1d", &error[..]].concat()])].concat()
 }

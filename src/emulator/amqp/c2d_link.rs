@@ -24,7 +24,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>) {
                 let verdict = if plain {
                     queue(message, &claims)
                 } else {
-                    Err(Refusal::argument("batches are not taken here: send one message in each transfer"))
+                    Err(Refusal::argument("the emulator takes no batches: send one message in each transfer"))
                 };
                 (delivery, verdict)
             }

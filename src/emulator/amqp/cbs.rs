@@ -66,7 +66,7 @@ impl TokenService {
             let status = self.put(&message);
             let id = message.properties.and_then(|properties| properties.message_id);
             if let Err(error) = self.queue.try_send(reply(id, &status)) {
-                tracing::warn!(%error, "dropped the reply to a token: the client does not read them");
+                tracing::warn!(%error, "dropped the reply to a token: the client does not read its replies");
             }
         }
     }
@@ -137,7 +137,7 @@ fn token_of(request: &Message<Body<Value>>) -> Result<(&str, &str), &'static str
     }
     match &request.body {
         Body::Value(AmqpValue(Value::String(token))) if token.to_ascii_lowercase().starts_with("bearer ") => {
-            Err("this emulator knows no Microsoft Entra tokens: use a SAS token")
+            Err("the emulator does not accept Microsoft Entra tokens: use a SAS token")
         }
         Body::Value(AmqpValue(Value::String(token))) => Ok((token, text("name").unwrap_or_default())),
         _ => Err("the body is not a token in an AMQP string"),

@@ -26,7 +26,7 @@ const MAX_DEVICES: usize = 100;
 pub(super) enum ClaimError {
     #[error(transparent)]
     Auth(#[from] AuthError),
-    #[error("the token is of another policy than the user name")]
+    #[error("the token is for another policy than the user name")]
     OtherPolicy,
     #[error("the connection has {MAX_DEVICES} devices already")]
     TooManyDevices,
@@ -66,7 +66,7 @@ impl Claims {
     pub(super) fn count_packet(&self, device_id: &str) -> bool {
         let drops = self.hub.with(|hub, _| hub.drops_packet(device_id));
         if drops {
-            tracing::warn!(device_id, "dropped an AMQP connection, as a fault asks for (drop-at)");
+            tracing::warn!(device_id, "dropped an AMQP connection because of the fault drop-at");
             self.kill.cancel();
         }
         !drops

@@ -51,7 +51,9 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
             converted.system.set(*own, value);
         } else if name.is_empty() || name.starts_with("$.") {
             let shown = excerpt(&name);
-            return Err(Refusal::argument(format!("\"{shown}\" is no name of an application property")));
+            return Err(Refusal::argument(format!(
+                "\"{shown}\" is not a valid name of an application property"
+            )));
         } else if message::is_system_property(&name) {
             converted.system.set(name, value);
         } else {
@@ -67,7 +69,7 @@ pub(super) fn system_properties(section: Section, system: &mut Properties) -> Re
         let id = id_text("message-id", id)?;
         if !message::is_message_id(&id) {
             let shown = excerpt(&id);
-            return Err(Refusal::argument(format!("\"{shown}\" is no message id")));
+            return Err(Refusal::argument(format!("\"{shown}\" is not a valid message id")));
         }
         system.set(message::MESSAGE_ID, id);
     }

@@ -113,14 +113,14 @@ fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
     match settled {
         Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
         Err(error) => {
-            tracing::info!(device_id, message_id, %error, "a device settled a message too late: it comes again");
+            tracing::info!(device_id, message_id, %error, "a device settled a message too late: the hub delivers it again");
         }
     }
 }
 
 /// Another connection of the device is there: the link goes to it. Source: wire reference 2.8.
 pub(super) async fn steal(link: Sender, device_id: &str) {
-    tracing::info!(device_id, "a newer connection of the same device took its place");
+    tracing::info!(device_id, "a newer connection of the same device replaced it");
     let refusal = Refusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
     goodbye(link, device_id, &refusal).await;
 }
@@ -129,7 +129,7 @@ pub(super) async fn steal(link: Sender, device_id: &str) {
 pub(super) async fn goodbye(link: Sender, device_id: &str, refusal: &Refusal) {
     match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(refusal))).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(device_id, %error, "a goodbye went wrong"),
-        Err(_) => tracing::debug!(device_id, "a device did not answer a goodbye"),
+        Ok(Err(error)) => tracing::debug!(device_id, %error, "a link or session did not close cleanly"),
+        Err(_) => tracing::debug!(device_id, "a device did not answer the close of its link"),
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
                 let verdict = if plain {
                     keep(message, &claims, &device_id)
                 } else {
-                    Err(Refusal::argument("batches are not taken here: send one message in each transfer"))
+                    Err(Refusal::argument("the emulator takes no batches: send one message in each transfer"))
                 };
                 (delivery, verdict)
             }

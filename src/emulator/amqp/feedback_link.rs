@@ -46,7 +46,9 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
                 tracing::debug!(%error, "a feedback link ended");
                 return;
             }
-            Err(_) => tracing::info!("a feedback batch was not settled within a minute: it comes again"),
+            Err(_) => {
+                tracing::info!("a feedback batch was not settled within a minute: the hub delivers it again")
+            }
         }
     }
 }
@@ -93,13 +95,13 @@ impl<'a> Held<'a> {
         let settled = self.hub.with(|hub, _| match outcome {
             Outcome::Accepted(_) => hub.complete_feedback(lock),
             Outcome::Rejected(_) => {
-                tracing::warn!(records, "a back end rejected a feedback batch: it is gone");
+                tracing::warn!(records, "a back end rejected a feedback batch: the hub deleted it");
                 hub.complete_feedback(lock)
             }
             Outcome::Released(_) | Outcome::Modified(_) => hub.abandon_feedback(lock),
         });
         if let Err(error) = &settled {
-            tracing::info!(%error, "a feedback batch was settled too late: it comes again");
+            tracing::info!(%error, "a feedback batch was settled too late: the hub delivers it again");
         }
         settled.is_ok()
     }
@@ -109,7 +111,7 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
         if let Err(error) = self.hub.with(|hub, _| hub.release_feedback(lock)) {
-            tracing::debug!(%error, "a feedback batch had been given back already");
+            tracing::debug!(%error, "a feedback batch was already returned");
         }
     }
 }

@@ -58,7 +58,11 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
                 tracing::debug!(device_id, %error, "a method link ended");
                 break;
             }
-            Err(_) => tracing::warn!(device_id, method, "dropped a call of a method: the device takes none"),
+            Err(_) => tracing::warn!(
+                device_id,
+                method,
+                "dropped a method call: the device does not accept method calls"
+            ),
         }
     }
     claims.end_calls(&device_id, own);
@@ -121,7 +125,7 @@ fn take(
     if claims.hub.with(|hub, _| hub.answer_method(device_id, own, id, status, &body)) {
         return Ok(());
     }
-    Err(Refusal::argument("nobody waits for this answer: the call has ended, or has been answered"))
+    Err(Refusal::argument("no call waits for this answer: the call has ended, or already has an answer"))
 }
 
 /// Of a UUID in any of the types that clients echo it in.

@@ -254,7 +254,7 @@ fn report_end<E: std::fmt::Display>(
 ) {
     match ended {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%peer, %error, "a goodbye went wrong"),
-        Err(_) => tracing::debug!(%peer, "a client did not answer a goodbye"),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a link or session did not close cleanly"),
+        Err(_) => tracing::debug!(%peer, "a client did not answer the close of a link or session"),
     }
 }

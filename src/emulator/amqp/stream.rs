@@ -205,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
             let looked_at = self.look_at(buffer.filled().get(before..).unwrap_or_default());
             return Poll::Ready(looked_at.map_err(|error| {
                 let reason = format!("the client sent {error}");
-                tracing::warn!("cut an AMQP connection: {reason}");
+                tracing::warn!("dropped an AMQP connection: {reason}");
                 self.breach.tell(reason);
                 io::Error::new(io::ErrorKind::InvalidData, error)
             }));

@@ -121,7 +121,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
             continue;
         }
         if let Err(error) = pair.queue.try_send(answer(message, &claims, &pair, throttled)) {
-            tracing::warn!(device_id, %error, "dropped the answer to a twin request: the device takes none");
+            tracing::warn!(device_id, %error, "dropped the answer to a twin request: the device does not receive answers");
         }
     }
 }
@@ -171,7 +171,10 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
                 tracing::debug!(device_id, %error, "a twin link ended");
                 break;
             }
-            Err(_) => tracing::warn!(device_id, "dropped a message on a twin link: the device takes none"),
+            Err(_) => tracing::warn!(
+                device_id,
+                "dropped a message on a twin link: the device does not receive messages there"
+            ),
         }
     }
     if pair.listens.swap(false, Ordering::Relaxed) {
@@ -205,7 +208,7 @@ fn carry_out(
 ) -> Result<(Option<u64>, String), String> {
     let (device_id, own) = (pair.device_id.as_str(), pair.connection);
     if !claims.hub.with(|hub, _| hub.is_current(device_id, own)) {
-        return Err("another connection of the device took its place".to_owned());
+        return Err("another connection of the device replaced it".to_owned());
     }
     let annotations = request.message_annotations.map(|annotations| annotations.0).unwrap_or_default();
     let annotation = |name: &'static str| match annotations.get::<OwnedKey>(&Symbol::from(name).into()) {
@@ -222,7 +225,7 @@ fn carry_out(
         }
         ("PATCH", REPORTED) => {
             let body = convert::body(request.body).map_err(|refusal| refusal.description)?;
-            let patch = serde_json::from_slice(&body).map_err(|error| format!("it is no JSON: {error}"))?;
+            let patch = serde_json::from_slice(&body).map_err(|error| format!("it is not JSON: {error}"))?;
             let patched = claims.hub.with(|hub, now| hub.patch_reported(device_id, &patch, now));
             Ok((Some(patched.map_err(|error| error.to_string())?), String::new()))
         }
@@ -241,7 +244,8 @@ fn carry_out(
             Ok((None, String::new()))
         }
         (operation, resource) => Err(format!(
-            "a twin has no operation \"{}\" on \"{}\": there is GET, PATCH on {REPORTED}, PUT and DELETE on {DESIRED}",
+            "a twin has no operation \"{}\" on \"{}\": use GET, PATCH on {REPORTED}, PUT or DELETE on \
+             {DESIRED}",
             excerpt(operation),
             excerpt(resource)
         )),

@@ -147,7 +147,7 @@ impl Call {
             return Ok(());
         }
         let sentence =
-            "faults are asked for over loopback only: from this machine, or with --fault at the start";
+            "faults can be set over loopback only: from this machine, or with --fault at the start";
         Err(reply::error(StatusCode::FORBIDDEN, "OperationNotAllowed", sentence).into())
     }
 
@@ -196,7 +196,7 @@ impl Call {
                     .into())
             }
             Ok(Err(error)) => {
-                Err(reply::bad_argument(&format!("the body breaks off: {error}")).closing().into())
+                Err(reply::bad_argument(&format!("the body is incomplete: {error}")).closing().into())
             }
             Err(_) => {
                 let sentence = "the body did not arrive in time";
@@ -216,7 +216,7 @@ impl Call {
             let scheme =
                 |token: &str| token.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer "));
             if token.is_some_and(scheme) {
-                return Err("this emulator knows no Microsoft Entra tokens: use a SAS token".to_owned());
+                return Err("the emulator does not accept Microsoft Entra tokens: use a SAS token".to_owned());
             }
             match self.hub.with(|hub, now| proof(hub, token, now)) {
                 Err(AuthError::MissingDevice(device_id)) => Ok(Err(reply::no_device(&device_id).into())),

@@ -130,7 +130,7 @@ pub(super) async fn send_event(call: &mut Call) -> Result<Reply, Refusal> {
     call.device(&device_id)?;
     if call.header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.to_ascii_lowercase().starts_with(BATCH)) {
         return Err(
-            reply::bad_argument("batches are not taken here: send one message in each request").into()
+            reply::bad_argument("the emulator takes no batches: send one message in each request").into()
         );
     }
     let properties = properties(&call.headers)?;

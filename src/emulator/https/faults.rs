@@ -28,7 +28,7 @@ pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
     let fault = Fault::new(fault, value.trim()).map_err(|error| reply::bad_argument(&error.to_string()))?;
     let device_id = call.segment(2);
     if call.hub.with(|hub, _| hub.set_fault(device_id, fault)) {
-        tracing::info!(device_id, ?fault, "a fault was asked for");
+        tracing::info!(device_id, ?fault, "a fault was set");
     }
     Ok(of(call))
 }

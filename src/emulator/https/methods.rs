@@ -78,7 +78,7 @@ pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
             Ok(reply::bytes(Bytes::from(body)).with(CONTENT_TYPE, kind))
         }
         Err(error) => {
-            tracing::warn!(device_id, method, "a method has no answer: {error}");
+            tracing::warn!(device_id, method, "a method call failed: {error}");
             Err(refusal(call, &error).into())
         }
     }
@@ -86,7 +86,7 @@ pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
 
 fn read(body: &[u8]) -> Result<MethodCall, String> {
     let sent: Sent =
-        serde_json::from_slice(body).map_err(|error| format!("the body is no call of a method: {error}"))?;
+        serde_json::from_slice(body).map_err(|error| format!("the body is not a method call: {error}"))?;
     let payload = match sent.payload {
         Some(payload) => payload,
         None => serde_json::value::to_raw_value(&()).map_err(|error| error.to_string())?,

@@ -108,7 +108,7 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
         EnqueueError::Throttled(_) => reply::throttled(),
         error => reply::bad_argument(&error.to_string()),
     })?;
-    tracing::info!(device_id, message_id, "queued a C2D message of the page");
+    tracing::info!(device_id, message_id, "queued a C2D message from the page");
     Ok(reply::ok(&json!({ "messageId": message_id })))
 }
 
@@ -125,25 +125,27 @@ fn queued(
     expires: impl Fn(Duration) -> Option<SystemTime>,
 ) -> Result<QueuedMessage, String> {
     let form: Form = serde_json::from_slice(body)
-        .map_err(|error| format!("the message is not as this page sends it: {error}"))?;
+        .map_err(|error| format!("the message does not have the form that this page sends: {error}"))?;
     let message_id = form.message_id.unwrap_or_else(|| Uuid::new_v4().to_string());
     if !message::is_message_id(&message_id) {
         return Err(format!(
-            "\"{}\" is no message id: at most 128 letters, digits and some signs",
+            "\"{}\" is not a valid message id: use at most 128 letters, digits and some signs",
             excerpt(&message_id)
         ));
     }
     if let Some(name) =
         form.properties.keys().find(|name| name.is_empty() || message::is_system_property(name))
     {
-        return Err(format!("\"{}\" is no name of an application property", excerpt(name)));
+        return Err(format!("\"{}\" is not a valid name of an application property", excerpt(name)));
     }
     let ack: DeliveryAck = match form.ack.as_str() {
         "" => DeliveryAck::None,
         word => word.parse().map_err(|error| format!("{ACK_PROPERTY}: {error}"))?,
     };
     let expiry = match form.expires_after_seconds.map(Duration::from_secs) {
-        Some(after) => Some(expires(after).ok_or_else(|| format!("{} s are too long", after.as_secs()))?),
+        Some(after) => {
+            Some(expires(after).ok_or_else(|| format!("an expiry of {} s is too long", after.as_secs()))?)
+        }
         None => None,
     };
     let mut message = C2dMessage { body: Bytes::from(form.body), ..C2dMessage::default() };
@@ -189,10 +191,10 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_form_is_named() {
         for (form, part) in [
-            ("", "the message is not as this page sends it"),
+            ("", "the message does not have the form that this page sends"),
             (r#"{"bdoy": ""}"#, "bdoy"),
-            (r#"{"messageId": "a b"}"#, "\"a b\" is no message id"),
-            (r#"{"messageId": ""}"#, "\"\" is no message id"),
+            (r#"{"messageId": "a b"}"#, "\"a b\" is not a valid message id"),
+            (r#"{"messageId": ""}"#, "\"\" is not a valid message id"),
             (r#"{"properties": {"": "x"}}"#, "\"\" is no name"),
             (r#"{"properties": {"$.to": "x"}}"#, "\"$.to\" is no name"),
             (r#"{"properties": {"iothub-ack": "x"}}"#, "\"iothub-ack\" is no name"),

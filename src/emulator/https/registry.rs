@@ -103,7 +103,7 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryWrite)?;
     let body = call.body(MAX_BODY).await?;
     let sent: Sent = serde_json::from_slice(&body)
-        .map_err(|error| reply::bad_argument(&format!("the body is no device: {error}")))?;
+        .map_err(|error| reply::bad_argument(&format!("the body does not describe a device: {error}")))?;
     let wanted = wanted(call.identity(), sent).map_err(|sentence| reply::bad_argument(&sentence))?;
     let made = call.registrar.put(wanted, call.expected()).await.map_err(|error| refusal(&error))?;
     tracing::info!(device_id = made.device.id, enabled = made.enabled, "a back end registered a device");
@@ -157,7 +157,7 @@ fn keys(sent: SymmetricKey) -> Result<Option<DeviceCredential>, String> {
     let (primary, secondary) = match (given(sent.primary_key), given(sent.secondary_key)) {
         (None, None) => return Ok(None),
         (Some(primary), Some(secondary)) => (primary, secondary),
-        _ => return Err("give both keys, or neither, and both are made".to_owned()),
+        _ => return Err("give both keys, or none: the hub then makes both".to_owned()),
     };
     let read = |key: &str| SharedAccessKey::from_base64(key).map_err(|_| "a key is not base64".to_owned());
     Ok(Some(DeviceCredential::Keys(KeyPair { primary: read(&primary)?, secondary: read(&secondary)? })))

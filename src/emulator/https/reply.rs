@@ -30,7 +30,7 @@ pub(super) struct InvalidHeader;
 
 /// Stands in an answer that is not to be sent, and says why the connection ends.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("dropped, as a fault asks for (drop-at)")]
+#[error("dropped because of the fault drop-at")]
 pub(super) struct Dropped;
 
 /// An answer that ends a route early, for `?`.

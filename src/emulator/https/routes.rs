@@ -14,7 +14,7 @@ use super::{device, events, faults, feedback, inputs, methods, page, purge, regi
 /// Answers one request.
 pub(super) async fn answer(mut call: Call) -> Reply {
     let reply = if call.has_unread_body() && [Method::GET, Method::DELETE].contains(&call.method) {
-        reply::bad_argument("this request has no body here")
+        reply::bad_argument("this request must not have a body")
     } else {
         route(&mut call).await.unwrap_or_else(Reply::from)
     };

@@ -64,7 +64,7 @@ async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Repl
     call.service()?;
     let body = call.body(MAX_BODY).await?;
     let sent: Sent = serde_json::from_slice(&body)
-        .map_err(|error| reply::bad_argument(&format!("the body is no twin: {error}")))?;
+        .map_err(|error| reply::bad_argument(&format!("the body is not a twin: {error}")))?;
     let mut desired = sent.properties.and_then(|properties| properties.desired);
     if let Some(desired) = &mut desired {
         desired.retain(|key, _| !OWN.contains(&key.as_str()));

@@ -85,7 +85,7 @@ pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyB
         Ok(accepted) if request.method() == Method::GET => accepted,
         Ok(_) => return refused(StatusCode::BAD_REQUEST, "ArgumentInvalid", "a WebSocket begins with GET"),
         Err(error) => {
-            let sentence = format!("this is no WebSocket handshake: {error}");
+            let sentence = format!("this is not a WebSocket handshake: {error}");
             return refused(StatusCode::BAD_REQUEST, "ArgumentInvalid", &sentence);
         }
     };
@@ -119,8 +119,8 @@ impl Agreed {
         // The answer is out or the connection is gone by now; the limit is for what nobody thought of.
         let stream = match timeout(ARRIVAL_TIMEOUT, self.upgrade).await {
             Ok(Ok(upgraded)) => ByteStream::accepted(TokioIo::new(upgraded)).await,
-            Ok(Err(error)) => return tracing::info!(%peer, %error, "a WebSocket did not come about"),
-            Err(_elapsed) => return tracing::warn!(%peer, "a WebSocket did not come about in time"),
+            Ok(Err(error)) => return tracing::info!(%peer, %error, "a WebSocket could not be opened"),
+            Err(_elapsed) => return tracing::warn!(%peer, "a WebSocket was not opened in time"),
         };
         tracing::debug!(%peer, subprotocol = ?self.subprotocol, "opened a WebSocket");
         serve(stream, self.subprotocol, certificate, peer, hub, stop).await;
@@ -159,7 +159,7 @@ async fn serve<S>(
     }
     match timeout(patience, back).await {
         Ok(Ok(stream)) => stream.close(farewell, patience).await,
-        Ok(Err(_)) | Err(_) => tracing::warn!(%peer, "a WebSocket was not given back to be closed"),
+        Ok(Err(_)) | Err(_) => tracing::warn!(%peer, "a WebSocket could not be closed cleanly"),
     }
 }
 

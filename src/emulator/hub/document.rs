@@ -65,7 +65,7 @@ pub enum TwinError {
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
     /// The back end's If-Match names another version. Hub code 412001.
-    #[error("the twin of device \"{device_id}\" has the etag {etag} by now: get it again")]
+    #[error("the twin of device \"{device_id}\" has the etag {etag} now: read it again")]
     Changed {
         /// Whose twin.
         device_id: String,

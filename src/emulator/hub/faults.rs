@@ -190,7 +190,7 @@ pub enum FaultError {
     #[error("there is no fault \"{0}\"; there are {list}", list = list())]
     UnknownName(String),
     /// A value that the fault does not take.
-    #[error("\"{value}\" is no value of the fault {name}: {expected}")]
+    #[error("\"{value}\" is not a value for the fault {name}: {expected}")]
     Value {
         /// The fault.
         name: &'static str,
@@ -200,10 +200,10 @@ pub enum FaultError {
         expected: &'static str,
     },
     /// `NAME=`.
-    #[error("nothing follows \"{0}=\": give a value, or leave the equals sign out")]
+    #[error("there is no value after \"{0}=\": give one, or remove the equals sign")]
     Forgotten(&'static str),
     /// A fault of a device that is not there.
-    #[error("there is no device \"{0}\" to have a fault: name it with --device as well")]
+    #[error("there is no device \"{0}\" for this fault: name it with --device, too")]
     UnknownDevice(String),
 }
 
@@ -337,7 +337,7 @@ impl Hub {
             return Err(FaultError::UnknownDevice(excerpt(missing)));
         }
         for FaultOrder { device_id, fault } in orders {
-            tracing::info!(device_id, ?fault, "a fault was asked for");
+            tracing::info!(device_id, ?fault, "a fault was set");
         }
         // Those of one device last, so that they replace what holds for all.
         for FaultOrder { fault, .. } in orders.iter().filter(|order| order.device_id.is_none()) {

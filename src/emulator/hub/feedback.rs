@@ -94,7 +94,11 @@ impl FeedbackQueue {
             && let Some((_, oldest)) = self.waiting.pop_front()
         {
             let (message_id, device_id) = (oldest.original_message_id, oldest.device_id);
-            tracing::warn!(message_id, device_id, "dropped the oldest feedback record: nobody reads them");
+            tracing::warn!(
+                message_id,
+                device_id,
+                "dropped the oldest feedback record: no back end reads them"
+            );
         }
         self.waiting.push_back((now, record));
         self.announced = false;
@@ -158,14 +162,14 @@ impl FeedbackQueue {
             if locked.is_none() && batch.enqueued + TIME_TO_LIVE <= now {
                 tracing::warn!(
                     records = batch.records.len(),
-                    "dropped a feedback batch: nobody took it for an hour"
+                    "dropped a feedback batch: no back end took it within an hour"
                 );
                 self.batch = None;
             }
         }
         while self.waiting.front().is_some_and(|(since, _)| *since + TIME_TO_LIVE <= now) {
             self.waiting.pop_front();
-            tracing::debug!("dropped a feedback record: nobody read it for an hour");
+            tracing::debug!("dropped a feedback record: no back end read it within an hour");
         }
         if self.batch.is_none() && self.is_due(now) && !self.announced {
             self.announced = true;

@@ -41,8 +41,9 @@ pub struct InputRoute {
 /// Why a route cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no route that this emulator knows: write FROM /messages/modules/MODULE/outputs/OUTPUT INTO \
-     BrokeredEndpoint(\"/modules/MODULE/inputs/INPUT\"), with * for any module or output, or INTO $upstream; there is no WHERE"
+    "\"{0}\" is not a route that the emulator knows: write FROM /messages/modules/MODULE/outputs/OUTPUT INTO \
+     BrokeredEndpoint(\"/modules/MODULE/inputs/INPUT\"), with * for any module or output, or INTO $upstream; \
+     WHERE is not supported"
 )]
 pub struct RouteError(String);
 
@@ -118,7 +119,7 @@ pub enum InputError {
     #[error("device \"{0}\" has no module \"{1}\"")]
     UnknownModule(String, String),
     /// No name for an input.
-    #[error("\"{0}\" is no name of an input: use letters, digits, - and _")]
+    #[error("\"{0}\" is not a valid name of an input: use letters, digits, - and _")]
     Name(String),
     /// It cannot be queued.
     #[error(transparent)]
@@ -255,7 +256,7 @@ mod tests {
             "FROM /messages/* INTO BrokeredEndpoint(\"/modules/b\")",
         ] {
             let error = text.parse::<InputRoute>().expect_err(text);
-            assert!(error.to_string().contains("is no route that this emulator knows"), "{error}");
+            assert!(error.to_string().contains("is not a route that the emulator knows"), "{error}");
         }
     }
 

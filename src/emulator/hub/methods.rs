@@ -100,7 +100,7 @@ pub enum CallError {
     #[error("{0}")]
     Argument(String),
     /// Hub code 429001.
-    #[error("device \"{0}\" has {MAX_CALLS} pending calls already: wait for their ends")]
+    #[error("device \"{0}\" has {MAX_CALLS} pending calls already: wait until one of them ends")]
     TooManyCalls(String),
     /// The device did not come. Nothing has been sent. Hub code 404103.
     #[error("Timed out waiting for device to connect.")]
@@ -288,7 +288,7 @@ fn answer(status: i32, body: &[u8]) -> Result<MethodAnswer, CallError> {
     let text = if body.is_empty() { b"null" } else { body };
     match serde_json::from_slice(text) {
         Ok(payload) => Ok(MethodAnswer { status, payload }),
-        Err(error) => Err(CallError::BadAnswer(format!("it is no JSON: {error}"))),
+        Err(error) => Err(CallError::BadAnswer(format!("it is not JSON: {error}"))),
     }
 }
 

@@ -109,7 +109,7 @@ fn decode(bytes: &mut BytesMut) -> Result<Option<Packet>, WireError> {
     let Some(kind) = bytes.first().map(|byte| byte >> 4) else { return Ok(None) };
     // CONNECT, PUBLISH, PUBACK, SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT.
     if ![1, 3, 4, 8, 10, 12, 14].contains(&kind) {
-        return Err(malformed(&format_args!("type {kind} is none that a client sends at QoS 0 or 1")));
+        return Err(malformed(&format_args!("a client does not send packets of type {kind} at QoS 0 or 1")));
     }
     let header = match mqttbytes::check(bytes.iter(), MAX_PACKET) {
         Ok(header) => header,

@@ -17,7 +17,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let next = self.hub.with(|hub, _| hub.next_desired_change(&self.device_id, self.id));
             let Some(change) = next else { return Ok(()) };
             let (device_id, version) = (&self.device_id, change.version);
-            tracing::debug!(device_id, version, "told a device of its desired properties");
+            tracing::debug!(device_id, version, "sent a device its desired properties");
             let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={version}");
             let body = Bytes::from(change.patch.to_string());
             self.push(&Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, body)))?;

@@ -57,7 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         });
         if !taken {
             let request_id = topics::excerpt(&topic.request_id);
-            tracing::warn!(device_id, request_id, "passed over an answer to a method: nobody waits for it");
+            tracing::warn!(device_id, request_id, "ignored an answer to a method: no call waits for it");
         }
     }
 }

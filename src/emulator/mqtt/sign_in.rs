@@ -81,7 +81,7 @@ pub(super) fn check(
         Ok(Some(SignedIn { device_id: id.clone(), connected, token_expires: grant.expires }))
     });
     let throttled = || {
-        let reason = "the hub throttles the device, as a fault asks for".to_owned();
+        let reason = "the hub throttles the device because of the fault throttle".to_owned();
         refuse(ConnectReturnCode::ServiceUnavailable, reason)
     };
     signed_in.map_err(not_authorized)?.ok_or_else(throttled)

@@ -84,7 +84,7 @@ fn refusal(device_id: &str, id: &str, status: u16, code: u32, message: &str) -> 
 }
 
 fn patch(hub: &SharedHub, device_id: &str, body: &[u8]) -> Result<u64, String> {
-    let patch: Value = serde_json::from_slice(body).map_err(|error| format!("it is no JSON: {error}"))?;
+    let patch: Value = serde_json::from_slice(body).map_err(|error| format!("it is not JSON: {error}"))?;
     hub.with(|hub, now| hub.patch_reported(device_id, &patch, now)).map_err(|error| error.to_string())
 }
 

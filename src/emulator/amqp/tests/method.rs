@@ -76,7 +76,7 @@ async fn a_device_is_called_and_answers_once() {
     assert!(matches!(answer(&mut out, first_id.clone(), -3_i32, "[1e400]").await, Outcome::Accepted(_)));
     assert_eq!(end(&hub, first, Duration::ZERO), Ok((-3, "[1e400]".into())));
     let bad = end(&hub, second, Duration::ZERO).expect_err("no JSON");
-    assert!(bad.to_string().contains("it is no JSON"), "{bad}");
+    assert!(bad.to_string().contains("it is not JSON"), "{bad}");
     assert_eq!(end(&hub, third, Duration::ZERO), Ok((204, "null".into())));
 
     let other = MessageId::Uuid(Uuid::from([7; 16]));

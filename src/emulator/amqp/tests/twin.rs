@@ -74,7 +74,7 @@ async fn a_device_reports_and_gets_its_twin() {
     assert_eq!(told(&mut link, "status").await, (id, Some(Value::Int(200)), expected));
     for (operation, resource, body, part) in [
         ("PATCH", "/properties/reported", "[1]", "the reported properties must be a JSON object"),
-        ("PATCH", "/properties/reported", "no JSON", "it is no JSON"),
+        ("PATCH", "/properties/reported", "no JSON", "it is not JSON"),
         ("PATCH", "/properties/desired", "{}", "a twin has no operation"),
         ("HEAD", "", "", "a twin has no operation \"HEAD\" on \"\""),
     ] {

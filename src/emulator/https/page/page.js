@@ -101,7 +101,7 @@ function card(id) {
   places.root = make("article", { class: "card", "aria-label": `Device ${id}` },
     make("div", {}, make("h3", {}, id), places.state),
     ...part("Queue", places.queue),
-    ...part("Ended lately", places.ended),
+    ...part("Ended recently", places.ended),
     make("details", {}, make("summary", {}, "D2C messages"), places.events),
     make("details", {}, make("summary", {}, "Twin"), places.twin));
   return places;
@@ -121,7 +121,7 @@ function render(overview) {
     }
     const places = cards.get(device.deviceId);
     show(places.state, [device.connected, device.lastActivity, device.faults], ([connected, seen, faults]) =>
-      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last heard of ${clock(seen)}` : "",
+      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last seen at ${clock(seen)}` : "",
         ...Object.entries(faults).flatMap(([name, value]) => [" ", badge(`fault: ${value === null ? name : `${name}=${value}`}`, "bad")])]);
     show(places.queue, device.queue, queue);
     show(places.ended, device.ended, ended);
@@ -155,8 +155,8 @@ async function follow() {
       const answer = await fetch(`/emulator/overview${version === null ? "" : `?after=${version}`}`,
         { cache: "no-store", headers: { Authorization: token } });
       if (answer.status === 401) {
-        byId("main").replaceChildren(none("Open the address that the emulator has written into page.address in its state directory."));
-        live("not let in", "bad");
+        byId("main").replaceChildren(none("Open the address in the file page.address of the emulator's state directory."));
+        live("access denied", "bad");
         return;
       }
       if (!answer.ok) throw new Error(`status ${answer.status}`);

@@ -52,13 +52,13 @@ fn what_is_no_fault_is_named_with_what_there_is() {
         assert_eq!(order(text), unknown(name), "{text}");
     }
     for (text, part) in [
-        ("drop-at", "\"\" is no value of the fault drop-at: give a number from 1"),
-        ("drop-at=0", "\"0\" is no value of the fault drop-at"),
-        ("duplicate=1000001", "\"1000001\" is no value of the fault duplicate"),
+        ("drop-at", "\"\" is not a value for the fault drop-at: give a number from 1"),
+        ("drop-at=0", "\"0\" is not a value for the fault drop-at"),
+        ("duplicate=1000001", "\"1000001\" is not a value for the fault duplicate"),
         ("ignore-puback=-1", "\"-1\" is no value"),
-        ("delay=5", "\"5\" is no value of the fault delay: give a time with its unit"),
+        ("delay=5", "\"5\" is not a value for the fault delay: give a time with its unit"),
         ("delay=61m", "at most 1h"),
-        ("throttle=1", "\"1\" is no value of the fault throttle: it takes no value"),
+        ("throttle=1", "\"1\" is not a value for the fault throttle: it takes no value"),
         ("duplicate=", "nothing follows \"duplicate=\""),
     ] {
         let said = order(text).expect_err(text);
