@@ -176,7 +176,7 @@ pub fn inspect(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection 
     let sources = drop_ins::read(path, &mut report);
     let foreign = drop_ins::foreign(sources.iter().map(|source| source.path.as_path()));
     for one in &foreign {
-        let message = format!("{one} (who can write here decides what the agent runs)");
+        let message = format!("{one} (anyone who can write here decides what the agent runs)");
         report.warning(Place::File(one.place.clone()), message);
     }
     Inspection { foreign, ..inspect_sources(sources, report, env) }
@@ -224,7 +224,8 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     root.finish(&mut report);
     let idle = rules.as_ref().is_some_and(Rules::is_empty) && !twin.accepts_rules;
     if report.problems() == 0 && idle {
-        let message = "there is no [[rule]]: every message would be completed, logged and kept in the inbox, and nothing done";
+        let message = "there is no [[rule]]: the agent would complete, log and record every message, and do \
+                       nothing else";
         report.warning(Place::Whole, message);
     }
     report.sort();

@@ -55,7 +55,7 @@ const RANGE: &str = "two numbers, [least, most], such as [1, 20]";
 
 /// Reads `when`: a table of conditions, or `"any"` for none. `None` when there was a problem.
 pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Vec<Condition>> {
-    let needed = "a table of conditions such as { action = \"pump\" }, or \"any\" to take every message";
+    let needed = "a table of conditions such as { action = \"pump\" }, or \"any\" to match every message";
     match field.value.value {
         DeValue::String(text) if text == "any" => Some(Vec::new()),
         DeValue::Table(table) if table.is_empty() => {
@@ -75,7 +75,7 @@ pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Vec<Conditi
 fn read_condition(field: &Field<'_>, report: &mut Report) -> Option<Condition> {
     let Some(subject) = Subject::parse(field.key) else {
         let message = format!(
-            "\"{}\" names nothing: use a property's name, \"$.cid\" or \"body.field\"",
+            "\"{}\" is not a name: use a property's name, \"$.cid\" or \"body.field\"",
             shown(field.key)
         );
         report.problem(field.key_place.clone(), message);
@@ -93,7 +93,7 @@ fn check_source(field: &Field<'_>, test: &Test, report: &mut Report) -> Option<(
     let words = Door::ALL.map(Door::word);
     let is_door = |text: &str| words.contains(&text);
     let [all @ .., last] = words;
-    let needed = format!("{} or {last}: a message comes by one of these doors", all.join(", "));
+    let needed = format!("{} or {last}: a message comes in one of these ways", all.join(", "));
     let unknown = match test {
         Test::Equals(text) => Some(text).filter(|text| !is_door(text)),
         Test::OneOf(texts) => texts.iter().find(|text| !is_door(text)),
@@ -126,13 +126,10 @@ pub(super) fn contradiction(rule: &Rule) -> Option<String> {
         }
     }
     let hint = property.map_or(String::new(), |name| {
-        format!(
-            "; a call of a method has no properties, and its values are fields of the body: body.{}",
-            shown(name)
-        )
+        format!("; a method call has no properties, so write body.{}", shown(name))
     });
     Some(format!(
-        "no message meets all of these conditions, since it comes by one door: {}{hint}",
+        "no message meets all of these conditions, because a message comes in only one way: {}{hint}",
         asks.join(", ")
     ))
 }
@@ -167,7 +164,7 @@ fn read_test(field: &Field<'_>, report: &mut Report) -> Option<Test> {
     } else {
         String::new()
     };
-    let message = format!("\"{}\" is no kind of condition: use one of {}{hint}", shown(kind.key), kinds());
+    let message = format!("\"{}\" is not a kind of condition: use one of {}{hint}", shown(kind.key), kinds());
     report.problem(kind.key_place.clone(), message);
     None
 }

@@ -119,8 +119,8 @@ impl Places<'_> {
         match self.credential(name.as_ref()) {
             Some(credential) => Ok(credential),
             None if files::check_regular(&path).is_ok() => Err(format!(
-                "the agent's user may not read {path}: have systemd load it, with LoadCredential={name}:{path} in the \
-                 unit's [Service]",
+                "the agent's user may not read {path}: let systemd load it, with \
+                 LoadCredential={name}:{path} in the unit's [Service]",
                 path = path.display(),
                 name = name.display(),
             )),
@@ -218,8 +218,8 @@ pub(super) fn read(
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
     if let Some(field) = table.take_unlisted("connection_string") {
-        let message = "a connection string does not stand in the configuration, where everyone could read it: \
-                       write it to a file of its own and name that with connection_string_file";
+        let message = "everyone can read the configuration, so it must not contain a connection string: \
+                       write it to a file of its own and name that file with connection_string_file";
         report.problem(field.key_place, message);
     }
     Fields {
@@ -245,8 +245,8 @@ fn read_identity(
     match (from_environment, file, hub) {
         (Some(_), Some(other), _) | (Some(_), None, Some(other)) => {
             let message = format!(
-                "the device is named twice, by {CONNECTION_STRING_VARIABLE} and by {}: unset the variable, or remove \
-                 the key",
+                "the device is named twice, by {CONNECTION_STRING_VARIABLE} and by {}: unset the variable or \
+                 remove the key",
                 other.key
             );
             report.problem(other.key_place.clone(), message);
@@ -254,7 +254,7 @@ fn read_identity(
         }
         (None, Some(file), Some(hub)) => {
             let message = "the device is named twice, by connection_string_file and by hub: keep one";
-            let related = (file.key_place.clone(), "connection_string_file stands here");
+            let related = (file.key_place.clone(), "connection_string_file is here");
             report.problem_with(hub.key_place.clone(), message, related);
             None
         }
@@ -288,9 +288,10 @@ fn read_identity(
             None if is_module && !fields.as_ref().is_some_and(Fields::begin_a_device) => None,
             None => {
                 let message = format!(
-                    "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give connection_string_file in \
-                     [device], or hub, device_id, certificate and private_key there; to run as an IoT Edge module instead, let \
-                     edgeAgent start it, which sets IOTEDGE_WORKLOADURI"
+                    "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give \
+                     connection_string_file in [device], or hub, device_id, certificate and private_key \
+                     there; to run as an IoT Edge module, let edgeAgent start the agent: it sets \
+                     IOTEDGE_WORKLOADURI"
                 );
                 report.problem(fields.map(|fields| fields.place), message);
                 None
@@ -335,7 +336,7 @@ fn from_connection_string(
     if let Some(fields) = fields {
         if let Some(field) = &fields.device_id {
             let message =
-                format!("device_id has no use here, since {} names the device: remove it", source.name);
+                format!("device_id has no effect here, because {} names the device: remove it", source.name);
             report.problem(field.key_place.clone(), message);
         }
         if let Some(field) = &fields.gateway {
@@ -362,7 +363,7 @@ fn from_connection_string(
         other => {
             for field in [certificate, private_key].into_iter().flatten() {
                 let message = format!(
-                    "{} has no use here, since {} has a key: remove one of them",
+                    "{} has no effect here, because {} has a key: remove one of them",
                     field.key, source.name
                 );
                 report.problem(field.key_place, message);
@@ -444,8 +445,11 @@ fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
 
 fn read_secret_path(field: &Field<'_>, places: &Places<'_>, report: &mut Report) -> Option<PathBuf> {
     if matches!(field.value.value, DeValue::String(text) if holds_a_secret(text)) {
-        let message =
-            format!("{} is the secret itself: write it to a file of its own and name that here", field.key);
+        let message = format!(
+            "{} is the secret itself: write it to a file of its own and give the path of that file \
+                     here",
+            field.key
+        );
         return field.wrong(message, report);
     }
     match places.readable(places.directory.join(field.text(report)?)) {

@@ -50,7 +50,8 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
         }
     };
     if paths.len() > MAX_FILES {
-        let message = format!("there are more than {MAX_FILES} drop-ins here: put several into one file");
+        let message =
+            format!("there are more than {MAX_FILES} drop-ins here: combine some of them in one file");
         report.problem(Place::File(directory), message);
         return sources;
     }
@@ -77,7 +78,7 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
 /// What to do when there is no main file.
 fn first_steps(main: &Path) -> String {
     let begin = match Path::new(EXAMPLE).exists() {
-        true => format!("begin with the example: cp {EXAMPLE} {}", main.display()),
+        true => format!("start with the example: cp {EXAMPLE} {}", main.display()),
         false => "write one as in the README, \"A real hub in five minutes\"".to_owned(),
     };
     format!("; name another file with -c FILE, or {begin}")

@@ -127,7 +127,7 @@ pub(super) fn read(
         if settings.backend == GpioBackend::Rppal {
             report.problem(
                 field.key_place,
-                "chip has no use with backend = \"rppal\": remove it, or use \"cdev\"",
+                "chip has no effect with backend = \"rppal\": remove it, or use \"cdev\"",
             );
         }
     }
@@ -162,14 +162,17 @@ fn read_pins(
     for pin in fields(table) {
         let name = pin.key.to_owned();
         if name.is_empty() || name.contains(char::is_control) {
-            report.problem(pin.key_place.clone(), "a pin's name is not empty and has no control characters");
+            report.problem(
+                pin.key_place.clone(),
+                "a pin's name must not be empty or contain control characters",
+            );
         }
         names.push(name.clone());
         let Some(table) = pin.table(format!("[gpio.pins.{}]", shown(&name)), report) else { continue };
         let Some((settings, place)) = read_pin(table, backend, report) else { continue };
         if let Some((line, first, other)) = lines.iter().find(|(line, ..)| *line == settings.line) {
-            let message = format!("{} is the line of pin \"{other}\" already", describe(line));
-            report.problem_with(place, message, (first.clone(), "it is first used here"));
+            let message = format!("{} is already the line of pin \"{other}\"", describe(line));
+            report.problem_with(place, message, (first.clone(), "it is used here first"));
             continue;
         }
         lines.push((settings.line.clone(), place, name.clone()));
@@ -202,15 +205,19 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
         return field.wrong_type("a table such as { state = \"off\", after = \"5m\" }", report);
     };
     let mut table = field.table("on_disconnect", report)?;
-    let state = table.require(&STATE, "give the state that the pin takes, such as state = \"off\"", report);
-    let after = table.require(&AFTER, "give the time without the hub, such as after = \"5m\"", report);
+    let state = table.require(&STATE, "give the state to switch to, such as state = \"off\"", report);
+    let after = table.require(
+        &AFTER,
+        "give the time without the hub after which the pin switches, such as after = \"5m\"",
+        report,
+    );
     table.finish(report);
     let state = state.and_then(|field| STATE.read(&field, report));
     let place = after.as_ref().map(|field| field.value.place.clone());
     let after = after.and_then(|field| AFTER.read(&field, report));
     if after.is_some_and(|after| after < RECONNECTED) {
-        let message = "a connection that is renewed may take a few seconds, and the pin would switch each time: wait 5s or \
-                       more";
+        let message = "renewing the connection may take a few seconds, so the pin would switch at each \
+                       renewal: set 5s or more";
         report.warning(place, message);
     }
     Some(OnDisconnect { state: state?, after: after? })
@@ -220,7 +227,7 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
 pub(super) fn unknown_pin(name: &str, names: &[String]) -> String {
     let (name, known) = (shown(name), known_pins(names));
     let remedy = match name.parse::<u32>() {
-        Ok(_) => "name the pin, and not its line".to_owned(),
+        Ok(_) => "give the pin's name, not its line".to_owned(),
         Err(_) => format!("add [gpio.pins.{name}]"),
     };
     format!("there is no pin \"{name}\" ({known}): {remedy}")
@@ -249,8 +256,8 @@ fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Op
             }
             if name.parse::<u32>().is_ok() {
                 let message = format!(
-                    "line is the name \"{name}\", which a line seldom has: write line = {name}, without quotes, for the line \
-                     of that number"
+                    "line is the name \"{name}\", which is an unusual name for a line: for the line of that \
+                     number write line = {name}, without quotes"
                 );
                 report.warning(field.value.place.clone(), message);
             }

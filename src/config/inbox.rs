@@ -129,8 +129,8 @@ pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Repo
     let room = settings.max_size / RECORD_BYTES;
     if let Some(field) = keep_at_least.filter(|_| settings.keep_at_least > room) {
         let message = format!(
-            "max_size has room for {room} records at most, so the oldest of these {} go before their time: set a \
-             larger max_size, or a smaller keep_at_least",
+            "max_size has room for at most {room} records, so it cannot hold these {}: set a larger max_size \
+             or a smaller keep_at_least",
             settings.keep_at_least
         );
         report.warning(field.value.place, message);
@@ -171,7 +171,8 @@ fn check_paths(
     {
         // This machine need not be the one where the agent will run.
         let message = format!(
-            "neither {} nor the directory above it is there: the agent creates only the last one, so create it",
+            "neither {} nor the directory above it exists, and the agent creates only the last directory: \
+             create it",
             directory.display()
         );
         report.warning(field.value.place.clone(), message);
@@ -179,8 +180,10 @@ fn check_paths(
     if let Some(field) = path
         && let Some(lost) = LOST_AT_BOOT.iter().find(|lost| settings.path.starts_with(lost))
     {
-        let message =
-            format!("{lost} is empty after a power cut: put the inbox on a disk, as in /var/lib/c2d-agent/");
+        let message = format!(
+            "{lost} is empty after a power cut: put the inbox on a disk, such as in \
+                     /var/lib/c2d-agent/"
+        );
         report.warning(field.value.place.clone(), message);
     }
     let Some(field) = socket.or(path) else { return };
@@ -189,12 +192,12 @@ fn check_paths(
     if settings.socket == settings.path {
         report.problem(
             place,
-            "the socket would be the inbox's own file: name another one, such as socket = \"inbox.sock\"",
+            "the socket has the path of the inbox itself: set another one, such as socket = \"inbox.sock\"",
         );
     } else if bytes > MAX_SOCKET_BYTES {
         let message = format!(
-            "the path of the socket, {}, has {bytes} bytes, and the kernel takes {MAX_SOCKET_BYTES} at most: set a \
-             shorter socket, such as \"/run/c2d-agent.sock\"",
+            "the path of the socket, {}, has {bytes} bytes, but the kernel accepts at most \
+             {MAX_SOCKET_BYTES}: set a shorter socket, such as \"/run/c2d-agent.sock\"",
             settings.socket.display()
         );
         report.problem(place, message);
@@ -206,7 +209,8 @@ fn check_directory(settings: &InboxSettings, path: Option<&Field<'_>>, report: &
     let Some(foreign) = trust::writable(trust::directory_of(&settings.path)) else { return };
     let (directory, what, remedy) = (foreign.place.display(), foreign.what(), foreign.remedy());
     let message = format!(
-        "{directory}, where the inbox is, {what}, so that others can take messages away or have others acted on: {remedy}"
+        "{directory}, where the inbox is, {what}, so other users can remove messages or add messages to act \
+         on: {remedy}"
     );
     report.warning(path.map_or(Place::Whole, |field| field.value.place.clone().into()), message);
 }

@@ -25,7 +25,8 @@ pub(super) fn read(
     if !is_array(&field.value)
         || !field.array("a list", report).is_some_and(|values| values.iter().all(is_array))
     {
-        field.wrong::<()>("interlock is a list of groups of pins: write [[\"open\", \"close\"]]", report);
+        field
+            .wrong::<()>("interlock must be a list of groups of pins: write [[\"open\", \"close\"]]", report);
         return groups;
     }
     for value in field.array("a list", report).unwrap_or_default() {
@@ -65,7 +66,7 @@ fn read_member(
         return field.wrong(super::gpio::unknown_pin(name, names), report);
     }
     if groups.iter().flatten().any(|other| other == name) {
-        let message = format!("pin \"{}\" is in another group already: make one group of both", shown(name));
+        let message = format!("pin \"{}\" is already in another group: make one group of both", shown(name));
         return field.wrong(message, report);
     }
     Some(name.to_owned())
@@ -88,7 +89,8 @@ fn conflict(group: &[String], pins: &BTreeMap<String, PinSettings>) -> Option<St
     for (what, pins) in [("initial", &initial), ("on_exit", &exit), ("on_disconnect", &away)] {
         if let [first, second, ..] = pins.as_slice() {
             return Some(format!(
-                "{what} would turn pins {first} and {second} on together: choose \"off\" for all but one of the group"
+                "{what} would turn pins {first} and {second} on together: choose \"off\" for all pins of the \
+                 group but one"
             ));
         }
     }

@@ -55,7 +55,7 @@ fn only_rules<'t>(parsed: DeTable<'t>, report: &mut Report) -> DeTable<'t> {
             continue;
         }
         let message = format!(
-            "the twin may set rules and nothing else: its texts hold only [[rule]] tables, not \"{}\"",
+            "the twin may set only rules: its texts can contain only [[rule]] tables, not \"{}\"",
             shown(key.get_ref())
         );
         report.problem(key.span(), message);
@@ -137,7 +137,7 @@ impl<'t> Merge<'t, '_> {
                         first.type_str(),
                         if is_list { rule::FORM } else { "remove one of them" }
                     );
-                    let earlier = (first_key.span(), "it stands here first");
+                    let earlier = (first_key.span(), "it is here first");
                     self.report.problem_with(key.span(), message, earlier);
                     (first_key, Spanned::new(place, first))
                 }

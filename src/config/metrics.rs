@@ -42,8 +42,8 @@ fn read_listen(field: &Field<'_>, report: &mut Report) -> Option<SocketAddr> {
     };
     if !listen.ip().is_loopback() {
         let message = format!(
-            "{} is not loopback: whoever reaches this machine over the network can read the metrics, with the names \
-             of rules and pins; keep strangers out with a firewall, or listen at 127.0.0.1",
+            "{} is not loopback: every machine in the network can read the metrics, with the names of rules \
+             and pins; block others with a firewall, or listen on 127.0.0.1",
             listen.ip()
         );
         report.warning(field.value.place.clone(), message);

@@ -149,7 +149,8 @@ pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report)
     if let Some(field) = &backoff {
         policy.backoff = BACKOFF.read(field, report).unwrap_or(policy.backoff);
         if policy.attempts == 1 && (attempts.is_none() || count.is_some()) {
-            let message = "backoff has no effect: there is one attempt only, so set attempts to 2 or more, or remove it";
+            let message = "backoff has no effect: there is only one attempt, so set attempts to 2 or more, \
+                           or remove backoff";
             report.warning(field.key_place.clone(), message);
         }
     }
@@ -219,8 +220,8 @@ impl Read {
             && let Some((_, pin, what)) = moves.first()
         {
             let message = format!(
-                "on_crash = \"retry\" runs an action again that a crash cut off, so the {what} of pin \"{}\" can come \
-                 twice for one message: use \"give-up\" unless that is harmless",
+                "on_crash = \"retry\" runs an action again after a crash, so the {what} of pin \"{}\" can \
+                 happen twice for one message: use \"give-up\" unless that is harmless",
                 shown(pin)
             );
             report.warning(place.clone(), message);
@@ -230,8 +231,8 @@ impl Read {
             && let Some((_, pin, what)) = moves.iter().find(|(index, ..)| index + 1 < rule.steps())
         {
             let message = format!(
-                "each attempt begins with the first step, so the {what} of pin \"{}\" comes again when a step after it \
-                 fails: make it the last step, or a rule of its own",
+                "each attempt begins with the first step, so the {what} of pin \"{}\" happens again if a \
+                 later step fails: make it the last step, or move it to a rule of its own",
                 shown(pin)
             );
             report.warning(place.clone(), message);
@@ -255,8 +256,8 @@ pub(super) fn check_remote_waits(
         }
         if let Some((other, _)) = local.iter().find(|(other, _)| share_a_lane(rule, other)) {
             let message = format!(
-                "rule \"{}\" of the twin may take {}, and rule \"{}\" of the device's configuration waits in its lane \
-                 meanwhile: stay within {}",
+                "rule \"{}\" of the twin may take {}, and rule \"{}\" of the device's configuration waits \
+                 for it in the same lane: stay within {}",
                 shown(rule.name()),
                 format_duration(longest),
                 shown(other.name()),
@@ -284,8 +285,8 @@ pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut 
         };
         if let Some(other) = rules.iter().find(long) {
             let message = format!(
-                "rule \"{}\" stands in one lane with rule \"{}\", which may take {}: the hub's lock on a message that waits \
-                 so long runs out, so set settle = \"on-accept\" here, too",
+                "rule \"{}\" is in the same lane as rule \"{}\", which may take {}: the hub's lock on a \
+                 message expires while it waits so long, so set settle = \"on-accept\" here, too",
                 shown(rule.name()),
                 shown(other.name()),
                 format_duration(other.longest())
@@ -311,8 +312,8 @@ fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, r
         ),
     };
     let message = format!(
-        "{what}, but the hub locks a message for a minute only, and it is completed after its action: stay within {}, \
-         or set settle = \"on-accept\" to complete it before",
+        "{what}, but the hub locks a message for only a minute, and the agent completes it after the action: \
+         stay within {}, or set settle = \"on-accept\" to complete it before the action",
         format_duration(WITHIN_LOCK)
     );
     report.problem(place, message);
@@ -326,8 +327,8 @@ fn read_on_failure(
 ) -> Option<OnFailure> {
     let on_failure = ON_FAILURE.read(field, report)?;
     if settle_known && policy.settle == Settle::OnAccept {
-        let message = "on_failure has no effect: with settle = \"on-accept\" a message is completed before its action, so \
-                       remove one of them";
+        let message = "on_failure has no effect, because settle = \"on-accept\" completes a message before \
+                       its action: remove one of them";
         report.warning(field.key_place.clone(), message);
     }
     Some(on_failure)
@@ -373,7 +374,8 @@ fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
         && interval.saturating_mul(rate.count) >= rate.per
     {
         let message = format!(
-            "rate has no effect: with min_interval = \"{}\" no more than {} can begin within {}, so remove one of them",
+            "rate has no effect, because min_interval = \"{}\" lets at most {} begin within {}: remove one \
+             of them",
             format_duration(interval),
             rate.count,
             format_duration(rate.per)

@@ -95,7 +95,7 @@ pub(super) fn read(
         let Some(rule) = read_rule(table, name, scope, report) else { continue };
         if let Some(earlier) = rules.iter().find(|earlier| earlier.hides(&rule)) {
             let message = format!(
-                "rule \"{}\" is never reached: rule \"{}\" before it takes every message that it would take",
+                "rule \"{}\" never runs: rule \"{}\" before it matches every message that this rule matches",
                 shown(rule.name()),
                 shown(earlier.name())
             );
@@ -125,26 +125,28 @@ fn check_work(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
         let name = shown(rule.name());
         let message = if own > MAX_CONDITIONS {
             format!(
-                "rule \"{name}\" has {own} conditions, and may have {MAX_CONDITIONS}: make several rules of it"
+                "rule \"{name}\" has {own} conditions, but may have at most {MAX_CONDITIONS}: make several \
+                 rules of it"
             )
         } else if steps > MAX_STEPS {
             format!(
-                "rule \"{name}\" has {steps} steps, and may have {MAX_STEPS}: let one program do several of them"
+                "rule \"{name}\" has {steps} steps, but may have at most {MAX_STEPS}: let one program do \
+                 several of them"
             )
         } else if pieces > MAX_PIECES {
             format!(
-                "the steps of rule \"{name}\" have {pieces} arguments and values of messages, and may have {MAX_PIECES}: \
-                 let a program take them from its environment or the body"
+                "the steps of rule \"{name}\" have {pieces} arguments and values of messages, but may have \
+                 at most {MAX_PIECES}: let a program read them from its environment or the body"
             )
         } else if conditions > MAX_ALL_CONDITIONS && conditions - own <= MAX_ALL_CONDITIONS {
             format!(
-                "with rule \"{name}\" the rules have more than {MAX_ALL_CONDITIONS} conditions together: a one_of can replace \
-                 several rules"
+                "with rule \"{name}\" the rules have more than {MAX_ALL_CONDITIONS} conditions together: use \
+                 one_of in place of several rules"
             )
         } else if patterns > MAX_ALL_PATTERNS && patterns - globs <= MAX_ALL_PATTERNS {
             format!(
-                "with rule \"{name}\" the rules have more than {MAX_ALL_PATTERNS} globs together: a prefix or a one_of does \
-                 without"
+                "with rule \"{name}\" the rules have more than {MAX_ALL_PATTERNS} globs together: use prefix \
+                 or one_of in place of some"
             )
         } else {
             continue;
@@ -159,14 +161,14 @@ fn read_name(
     report: &mut Report,
 ) -> Option<String> {
     let field =
-        table.require(&NAME, "every rule has a name of its own, for the log and for C2D_RULE", report)?;
+        table.require(&NAME, "give every rule a name of its own, for the log and for C2D_RULE", report)?;
     let name = field.text(report)?;
     if name.chars().count() > MAX_NAME_CHARS {
         return field.wrong(format!("name has more than {MAX_NAME_CHARS} characters"), report);
     }
     if let Some((_, first)) = names.iter().find(|(other, _)| other == name) {
-        let message = format!("a rule named \"{}\" is there already: rename one of them", shown(name));
-        report.problem_with(field.value.place, message, (first.clone(), "it is first named here"));
+        let message = format!("there is already a rule named \"{}\": rename one of them", shown(name));
+        report.problem_with(field.value.place, message, (first.clone(), "it is used here first"));
     } else {
         names.push((name.to_owned(), field.value.place));
     }
@@ -193,8 +195,8 @@ fn read_rule(
     let Field { key_place: place, value, .. } = steps_field?;
     if let Some((on, pin)) = interlock::always_fails(&steps, &scope.gpio.interlocks) {
         let message = format!(
-            "pin \"{}\" is left on when pin \"{}\" is to be turned on, and they are interlocked, so this fails every time: \
-             add a step that turns the first one off",
+            "pin \"{}\" is still on when pin \"{}\" turns on, and they are interlocked, so this always \
+             fails: add an earlier step that turns the first pin off",
             shown(on),
             shown(pin)
         );
@@ -217,8 +219,8 @@ fn read_rule(
     }
     // A call of a method is answered, so that a rule for calls alone does something.
     if rule.steps() == 0 && rule.doors().any(|door| door != Door::Method) {
-        let message = "do = [] does nothing: a message that this rule takes is completed only; unless that is meant, list steps \
-                       such as { gpio = \"pump\", set = \"on\" }";
+        let message = "do = [] does nothing: the agent only completes a message that matches this rule; if \
+                       you want an action, list steps such as { gpio = \"pump\", set = \"on\" }";
         report.warning(value.place, message);
     }
     if let (Some(message), Some(when)) = (conditions::contradiction(&rule), &when) {
@@ -226,8 +228,8 @@ fn read_rule(
     }
     for subject in rule.unguaranteed() {
         let message = format!(
-            "no condition makes sure that {subject} is there, and a message without it fails: give it the \
-             condition {{ present = true }}, or a default as in {{{subject}:default}}"
+            "no condition requires {subject}, and a message without it fails: add the condition {{ present = \
+             true }}, or a default as in {{{subject}:default}}"
         );
         report.warning(place.clone(), message);
     }

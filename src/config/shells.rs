@@ -28,12 +28,13 @@ const BUILDS: [&str; 3] = ["-static", ".static", ".distrib"];
 /// Options that take no argument in any shell.
 const PLAIN: &str = "aefhiluvx";
 
-const FORM: &str = "a message may fill in an argument of a shell only behind -c and a fixed text: write [\"/bin/sh\", \"-c\", \
-                    \"logger -- \\\"$1\\\"\", \"sh\", \"{text}\"], or run a script by its own path, without the shell";
+const FORM: &str = "a message may fill in an argument of a shell only after -c and a fixed text: write \
+                    [\"/bin/sh\", \"-c\", \"logger -- \\\"$1\\\"\", \"sh\", \"{text}\"], or run a script by \
+                    its own path, without the shell";
 const CHOOSES: &str =
-    "a message would choose the program here: name it, and fill in only what stands behind it";
-const BODY: &str = "a shell without -c and without a script runs its standard input, which is the body of the message: name a \
-                    script, or write shell = \"…\"";
+    "a message would choose the program here: write the program's name, and fill in only arguments after it";
+const BODY: &str = "a shell without -c and without a script runs its standard input, which is the body of \
+                    the message: give a script, or write shell = \"…\"";
 
 /// What a message could make a shell do.
 pub(super) struct Misuse {

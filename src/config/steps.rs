@@ -110,8 +110,8 @@ fn read_step(value: &Value<'_>, means: Means<'_>, report: &mut Report) -> Option
         }
         (None, Some(own), None, None) | (None, None, Some(own), None) if means.is_remote => {
             let message = format!(
-                "a rule of the twin cannot have {}: it names a command of the device's configuration, as in {{ command = \
-                 \"backup\" }}; {}",
+                "a rule of the twin cannot have {}, only a command of the device's configuration, as in {{ \
+                 command = \"backup\" }}; {}",
                 own.key,
                 listed(means.twin)
             );
@@ -148,7 +148,8 @@ fn read_pin(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<
     }
     if means.is_remote && !means.twin.pins.iter().any(|pin| pin == name) {
         let message = format!(
-            "a rule of the twin may not switch pin \"{}\": [allow] pins of the device's configuration does not list it",
+            "a rule of the twin may not switch pin \"{}\": [allow] pins of the device's configuration does \
+             not list it",
             shown(name)
         );
         return field.wrong(message, report);
@@ -228,7 +229,7 @@ pub(super) fn read_run(field: &Field<'_>, is_command: bool, report: &mut Report)
         "a list of the program's absolute path and its arguments, such as [\"/usr/bin/logger\", \"{text}\"]"
             .to_owned();
     if !is_command {
-        needed += "; for a line of the shell write shell = \"…\"";
+        needed += "; for a shell command write shell = \"…\"";
     }
     let values = field.array(&needed, report)?;
     let Some((program, arguments)) = values.split_first() else {
@@ -244,7 +245,7 @@ pub(super) fn read_run(field: &Field<'_>, is_command: bool, report: &mut Report)
         let argument = argument.named("an argument");
         read.push(match argument.value.value {
             DeValue::String(text) if text.contains('\0') => {
-                argument.wrong("an argument cannot hold a NUL", report)
+                argument.wrong("an argument cannot contain a NUL", report)
             }
             DeValue::String(text) => read_template(&argument, text, report),
             _ => argument.wrong_type("a text in quotes", report),
@@ -264,11 +265,11 @@ fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
     let path = field.text(report)?;
     if path.contains(['{', '}']) {
         let message =
-            "the program is a fixed path: a message fills in arguments, it does not choose the program";
+            "the program must be a fixed path: a message can fill in arguments, but not choose the program";
         return field.wrong(message, report);
     }
     if !path.starts_with('/') {
-        let message = format!("the program \"{}\" is not an absolute path: write it from / on", shown(path));
+        let message = format!("the program \"{}\" is not an absolute path: begin it with /", shown(path));
         return field.wrong(message, report);
     }
     match trust::unfit_program(path) {
@@ -284,18 +285,18 @@ fn read_shell(field: &Field<'_>, report: &mut Report) -> Option<Step> {
     {
         let instead = match Subject::parse(name).as_ref().and_then(Subject::application) {
             Some(property) => format!("write \"${}\"", variable_name(property)),
-            None => "use run, whose arguments a message fills in,".to_owned(),
+            None => "use run, where a message can fill in arguments,".to_owned(),
         };
         let message = format!(
-            "shell has {{{name}}}, which stays as it is, because a message fills in nothing here: {instead} for the value, or a \
-             blank behind the brace if it is meant",
+            "shell has {{{name}}}, which stays as it is, because a message fills in nothing here: {instead} \
+             for the value, or put a space after the brace if you want the text itself",
             name = shown(name)
         );
         report.warning(field.value.place.clone(), message);
     }
     match field.value.value {
         DeValue::String(text) if text.trim().is_empty() => field.wrong("shell is empty", report),
-        DeValue::String(text) if text.contains('\0') => field.wrong("shell cannot hold a NUL", report),
+        DeValue::String(text) if text.contains('\0') => field.wrong("shell cannot contain a NUL", report),
         DeValue::String(text) => Some(Step::Shell { text: text.to_string() }),
         _ => field.wrong_type("one text in quotes; for a list of arguments write run = [ … ]", report),
     }

@@ -20,7 +20,7 @@ pub(super) fn problems(text: &str, errors: &[Error]) -> Vec<(Option<Range<usize>
         return Vec::new();
     }
     if let Some(format) = other_format(text) {
-        let message = format!("this is {format}, but a configuration is TOML: {FORM}");
+        let message = format!("this is {format}, but a configuration must be TOML: {FORM}");
         return vec![(Some(first_line(text)), message)];
     }
     let mut errors: Vec<_> = errors.iter().collect();
@@ -83,16 +83,15 @@ fn in_words(text: &str, error: &Error) -> String {
     let is = |beginning: &str| message.starts_with(beginning);
     if rest.starts_with(TYPOGRAPHIC) {
         return format!(
-            "{} is no quote of TOML: write \" or '",
+            "{} is not a quote in TOML: write \" or '",
             shown(&found.chars().take(1).collect::<String>())
         );
     }
     if rest.starts_with(':') {
-        return "a key and its value have = between them, and not :".to_owned();
+        return "write = between a key and its value, not :".to_owned();
     }
     if is("carriage return") {
-        return "a line ends with a carriage return alone: save the file with the line ends of Unix"
-            .to_owned();
+        return "a line ends with only a carriage return: save the file with Unix line endings".to_owned();
     }
     if is("invalid boolean") {
         return format!("write {}, in small letters", found.to_ascii_lowercase());
@@ -103,30 +102,29 @@ fn in_words(text: &str, error: &Error) -> String {
         return match word {
             "" => "a value is missing after =".to_owned(),
             word if word.contains(' ') && follows.starts_with('=') => {
-                "a line has one key and one value: give the next key a line of its own".to_owned()
+                "a line can have only one key and value: put the next key on a line of its own".to_owned()
             }
-            word => format!("a text stands in quotes: write \"{}\"", shown(word)),
+            word => format!("a text needs quotes: write \"{}\"", shown(word)),
         };
     }
     if is("unexpected leading zero") {
-        return "a number does not begin with 0: write it without".to_owned();
+        return "a number must not begin with 0: remove the 0".to_owned();
     }
     if is("missing escaped value") || is("too few unicode") {
-        return "\\ has a meaning of its own between \" and \": write \\\\, or put the text between ' and '"
+        return "\\ has a special meaning between \" and \": write \\\\, or put the text between ' and '"
             .to_owned();
     }
     if is("invalid unquoted key") {
-        return "this is no key: a line is key = value, and a comment begins with #".to_owned();
+        return "this is not a key: write key = value, or begin a comment with #".to_owned();
     }
     if is("key with no value") {
-        return "a key is followed by = and a value, such as transport = \"mqtt\"".to_owned();
+        return "write = and a value after the key, such as transport = \"mqtt\"".to_owned();
     }
     if is("invalid basic string") || is("invalid literal string") {
-        return "a text has a quote at its beginning and none at its end: close it on the same line"
-            .to_owned();
+        return "a text has no closing quote: add it on the same line".to_owned();
     }
     if is("duplicate key") {
-        return format!("{} stands in this file already, in another place: put both together", shown(found));
+        return format!("{} is already in this file, in another place: combine both", shown(found));
     }
     message.to_owned()
 }

@@ -150,7 +150,7 @@ impl<'t> Field<'t> {
                 self.wrong(format!("{} is empty", shown(self.key)), report)
             }
             DeValue::String(text) if text.contains(char::is_control) => {
-                self.wrong(format!("{} holds control characters", shown(self.key)), report)
+                self.wrong(format!("{} contains control characters", shown(self.key)), report)
             }
             DeValue::String(text) => Some(text),
             _ => self.wrong_type("a text in quotes", report),
@@ -178,7 +178,7 @@ impl<'t> Field<'t> {
         };
         let Ok(duration) = humantime::parse_duration(text) else {
             let message = format!(
-                "{} is \"{}\", which is no duration: write one such as \"400ms\", \"30s\" or \"10m\"",
+                "{} is \"{}\", which is not a duration: write one such as \"400ms\", \"30s\" or \"10m\"",
                 self.key,
                 shown(text)
             );

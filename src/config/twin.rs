@@ -71,15 +71,16 @@ pub(super) fn read(
         if let Some(commands) = table.take(&COMMANDS) {
             read_commands(&commands, &mut settings, report);
             if settings.accepts_rules && max_children == 1 {
-                let message = "rules of the twin leave the last of [actions] max_children to local rules, so with 1 they can run no \
-                               command: set it to 2 or more, or remove [allow.commands]";
+                let message = "one of [actions] max_children is reserved for local rules, so with 1 the \
+                               rules of the twin cannot run commands: set it to 2 or more, or remove \
+                               [allow.commands]";
                 report.problem(commands.key_place.clone(), message);
             }
         }
         if let Some(programs) = table.take_unlisted("programs") {
-            let message = "[allow] lists commands and no longer programs: write each with its arguments, as in [allow.commands] \
-                           backup = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"], and { command = \"backup\" } in \
-                           rules of the twin";
+            let message = "[allow] no longer lists programs, but commands: write each one with its \
+                           arguments, as in [allow.commands] backup = [\"/usr/local/bin/backup\", \
+                           \"--label\", \"{label}\"], and { command = \"backup\" } in rules of the twin";
             report.problem(programs.key_place, message);
         }
         if let Some(pins) = table.take(&PINS) {
@@ -90,8 +91,8 @@ pub(super) fn read(
         table.finish(report);
     }
     if settings.accepts_rules && allow_place.is_none() {
-        let message = "rules of the twin may run no command and switch no pin, because there is no [allow]: list there what they \
-                       may use, such as pins = [\"pump\"]";
+        let message = "rules of the twin may not run commands or switch pins, because there is no [allow]: \
+                       list there what they may use, such as pins = [\"pump\"]";
         report.warning(twin_place, message);
     }
     let idle = allow_place.filter(|_| !settings.accepts_rules);
@@ -100,8 +101,8 @@ pub(super) fn read(
 
 /// Says that `[allow]` is good for nothing.
 pub(super) fn warn_of_idle(place: Range<usize>, report: &mut Report) {
-    let message = "[allow] has no effect, because nothing is taken from the twin: write [twin] accept = [\"rules\"], or remove \
-                   [allow]";
+    let message = "[allow] has no effect, because the agent takes nothing from the twin: write [twin] accept \
+                   = [\"rules\"], or remove [allow]";
     report.warning(place, message);
 }
 

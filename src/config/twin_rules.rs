@@ -66,9 +66,11 @@ impl TwinRules {
         };
         let mut problems: Vec<String> = Vec::new();
         let others = section.keys().filter(|key| key.as_str() != "rules");
-        problems.extend(others.take(MAX_NAMED).map(|key| {
-            format!("{SECTION} has no property \"{}\": only rules are taken from the twin", shown(key))
-        }));
+        problems.extend(
+            others.take(MAX_NAMED).map(|key| {
+                format!("{SECTION} has no property \"{}\": the twin can set only rules", shown(key))
+            }),
+        );
         match section.get("rules") {
             None | Some(Value::Null) => {}
             Some(Value::Object(texts)) => {
@@ -102,10 +104,14 @@ impl TwinRules {
     fn unfit(&self) -> Option<String> {
         let bytes: usize = self.texts.iter().map(|(name, text)| name.len() + text.len()).sum();
         if self.texts.len() > MAX_TEXTS {
-            return Some(format!("there are more than {MAX_TEXTS} texts of rules: put several into one"));
+            return Some(format!(
+                "there are more than {MAX_TEXTS} texts of rules: combine some of them in one"
+            ));
         }
         if bytes > MAX_BYTES {
-            return Some(format!("the texts of rules have {bytes} bytes, and may have {MAX_BYTES} together"));
+            return Some(format!(
+                "the texts of rules have {bytes} bytes together, but may have at most {MAX_BYTES}"
+            ));
         }
         let unfit =
             |name: &&String| name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control);

@@ -174,8 +174,8 @@ struct Judged {
 fn judge(settings: &TwinSettings, texts: &Texts, remote: &TwinRules) -> Result<Judged, Report> {
     let mut report = Report::default();
     if !settings.accepts_rules {
-        let message = "this device takes no rules from its twin: its owner can write [twin] accept = [\"rules\"] in its \
-                       configuration, with [allow]";
+        let message = "this device does not accept rules from its twin: to allow them, its owner writes \
+                       [twin] accept = [\"rules\"] in its configuration, with [allow]";
         report.problem(Place::File("twin".into()), message);
         return Err(report);
     }

@@ -187,25 +187,28 @@ impl ServiceConnectionString {
 pub enum CredentialError {
     /// The most common mistake.
     #[error(
-        "this is a service connection string (it has SharedAccessKeyName), but a device connection string belongs \
-         here: take the one of the device itself, HostName=…;DeviceId=…;SharedAccessKey=…"
+        "this is a service connection string (it has SharedAccessKeyName), but this needs a device \
+         connection string: use the one of the device itself, HostName=…;DeviceId=…;SharedAccessKey=…"
     )]
     ServiceInsteadOfDevice,
     /// The reverse mistake.
     #[error(
-        "this is a device connection string (it has DeviceId), but a service connection string belongs here: take \
-         the one of a shared access policy with ServiceConnect, HostName=…;SharedAccessKeyName=…;SharedAccessKey=…"
+        "this is a device connection string (it has DeviceId), but this needs a service connection string: \
+         use the one of a shared access policy with ServiceConnect, \
+         HostName=…;SharedAccessKeyName=…;SharedAccessKey=…"
     )]
     DeviceInsteadOfService,
     /// A module's string.
     #[error(
-        "this is a module connection string (it has ModuleId), and IoT Hub sends no C2D messages to modules: take \
-         the connection string of a device, or give this one with EdgeHubConnectionString to sign in as the module"
+        "this is a module connection string (it has ModuleId), and IoT Hub sends no C2D messages to modules: \
+         use the connection string of a device, or set EdgeHubConnectionString to this one to sign in as the \
+         module"
     )]
     ModuleString,
     /// Both a device and a policy.
     #[error(
-        "the connection string has both DeviceId and SharedAccessKeyName: take the device's own connection string"
+        "the connection string has both DeviceId and SharedAccessKeyName: use the device's own connection \
+         string"
     )]
     PolicyInDeviceString,
     /// Nothing there.
@@ -213,37 +216,39 @@ pub enum CredentialError {
     Empty,
     /// What `az` prints unless it is asked for the value alone.
     #[error(
-        "this is JSON, and not the connection string alone: have az print that, with --query connectionString -o tsv"
+        "this is JSON, not only the connection string: let az print only that, with --query connectionString \
+         -o tsv"
     )]
     Json,
     /// Such as a key alone, or a host name.
     #[error(
-        "this is no connection string, which begins with HostName=: az prints it with --query connectionString -o tsv"
+        "this is not a connection string, which begins with HostName=: az prints it with --query \
+         connectionString -o tsv"
     )]
     Foreign,
     /// Such as a variable's name with `=`, or a key of YAML.
-    #[error("something stands before HostName=, where the connection string begins: remove it")]
+    #[error("there is text before HostName=, where the connection string begins: remove it")]
     Prefixed,
     /// Of the same cloud.
     #[error(
-        "this is a connection string of Event Hubs or Service Bus (it has Endpoint): take the one of the IoT Hub, which \
-         begins with HostName="
+        "this is a connection string of Event Hubs or Service Bus (it has Endpoint): use the one of the IoT \
+         Hub, which begins with HostName="
     )]
     EventHubs,
     /// A shell takes such quotes away, an environment file of Docker does not.
-    #[error("the connection string stands in quotes, which do not belong to it: take them away")]
+    #[error("the connection string is in quotes, which do not belong to it: remove them")]
     Quoted,
     /// A pair without `=`.
-    #[error("part {0} of the connection string is not Key=Value: copy it whole, on one line")]
+    #[error("part {0} of the connection string is not Key=Value: copy all of it, on one line")]
     NotAPair(usize),
     /// A field stands twice.
     #[error("the connection string has {0} twice: keep one connection string, on one line")]
     Doubled(&'static str),
     /// A field that no connection string has.
-    #[error("the connection string has the unknown field \"{0}\": remove it, or copy the string anew")]
+    #[error("the connection string has the unknown field \"{0}\": remove it, or copy the string again")]
     Unknown(String),
     /// A field is absent: its name, and the kind of string.
-    #[error("the {1} connection string lacks {0}: copy it whole, in quotes where a shell reads it")]
+    #[error("the {1} connection string lacks {0}: copy all of it, in quotes if a shell reads it")]
     Missing(&'static str, &'static str),
     /// A host that is none.
     #[error(
@@ -252,16 +257,18 @@ pub enum CredentialError {
     Host(&'static str, String),
     /// A device id that the hub would refuse.
     #[error(
-        "\"{0}\" is not a device id: 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , : = @ $ '"
+        "\"{0}\" is not a device id: use 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , \
+         : = @ $ '"
     )]
     DeviceId(String),
     /// A module id has characters that no id may have.
     #[error(
-        "\"{0}\" is not a module id: 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , : = @ $ '"
+        "\"{0}\" is not a module id: use 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , \
+         : = @ $ '"
     )]
     ModuleId(String),
     /// `x509` is neither true nor false.
-    #[error("x509 is \"{0}\" in the connection string: write x509=true or leave it out")]
+    #[error("x509 is \"{0}\" in the connection string: write x509=true or remove it")]
     X509Flag(String),
     /// Several proofs at once.
     #[error(

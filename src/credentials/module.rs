@@ -58,7 +58,8 @@ pub struct ModuleEnvironment {
 pub enum ModuleError {
     /// What is wrong with the variables of edgeAgent, all at once.
     #[error(
-        "{WORKLOAD_URI} is set, so this is an IoT Edge module, but {0}: have edgeAgent start it, or unset {WORKLOAD_URI}"
+        "{WORKLOAD_URI} is set, so this is an IoT Edge module, but {0}: let edgeAgent start it, or unset \
+         {WORKLOAD_URI}"
     )]
     Environment(Problems),
     /// The connection string cannot be read.
@@ -66,12 +67,12 @@ pub enum ModuleError {
     ConnectionString(#[from] CredentialError),
     /// It is that of a device.
     #[error(
-        "{CONNECTION_STRING} has no ModuleId, so it is that of a device: take the one of a module, or give this one with \
-         C2D_DEVICE_CONNECTION_STRING"
+        "{CONNECTION_STRING} has no ModuleId, so it is for a device: use the one of a module, or set \
+         C2D_DEVICE_CONNECTION_STRING to this one"
     )]
     DeviceString,
     /// A module's certificate has nowhere to be named.
-    #[error("{CONNECTION_STRING} says x509=true: take one with the SharedAccessKey of the module")]
+    #[error("{CONNECTION_STRING} says x509=true: use one with the SharedAccessKey of the module")]
     X509,
 }
 
@@ -113,17 +114,17 @@ fn of_edge_agent(
     let socket = uri.strip_prefix("unix://").filter(|path| path.starts_with('/') && path.len() > 1);
     if socket.is_none() {
         let shown = excerpt(uri, SHOWN);
-        problems.push(format!("{WORKLOAD_URI} is \"{shown}\", and not unix:///path of a socket"));
+        problems.push(format!("{WORKLOAD_URI} is \"{shown}\", but must be unix:///path of a socket"));
     }
     if let Some(scheme) = variable(AUTH_SCHEME).filter(|scheme| !scheme.eq_ignore_ascii_case(SAS_TOKEN)) {
         let shown = excerpt(&scheme, SHOWN);
-        problems.push(format!("{AUTH_SCHEME} is \"{shown}\", and only {SAS_TOKEN} is known"));
+        problems.push(format!("{AUTH_SCHEME} is \"{shown}\", but only {SAS_TOKEN} is supported"));
     }
     let id = |check: fn(&str) -> Result<(), CredentialError>| {
         move |text: &str| check(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
     };
     let host = |text: &str| {
-        HostPort::parse(text).ok_or_else(|| format!("it is \"{}\", no host name", excerpt(text, SHOWN)))
+        HostPort::parse(text).ok_or_else(|| format!("it is \"{}\", not a host name", excerpt(text, SHOWN)))
     };
     let device_id = required(DEVICE_ID, variable, id(check_device_id), &mut problems);
     let module_id = required(MODULE_ID, variable, id(check_module_id), &mut problems);
@@ -168,7 +169,7 @@ fn short(text: &str) -> Result<String, String> {
     if text.chars().count() <= MAX_CHARS && !text.chars().any(char::is_control) {
         return Ok(text.to_owned());
     }
-    Err(format!("it is \"{}…\", and not at most {MAX_CHARS} characters of one line", excerpt(text, 20)))
+    Err(format!("it is \"{}…\", but must be one line of at most {MAX_CHARS} characters", excerpt(text, 20)))
 }
 
 fn of_connection_string(text: &str, ca_file: Option<String>) -> Result<ModuleEnvironment, ModuleError> {
@@ -239,13 +240,13 @@ mod tests {
         ])
         .expect_err("useless");
         for part in [
-            "IOTEDGE_WORKLOADURI is \"http://172.17.0.1:15581\", and not unix:///path",
+            "IOTEDGE_WORKLOADURI is \"http://172.17.0.1:15581\", but must be unix:///path",
             "IOTEDGE_AUTHSCHEME is \"x509\", and only sasToken",
             "IOTEDGE_DEVICEID is not set",
             "IOTEDGE_MODULEID: \"a/b\" is not a module id",
             "IOTEDGE_MODULEGENERATIONID is not set",
             "IOTEDGE_GATEWAYHOSTNAME: it is \"two words\"",
-            "have edgeAgent start it",
+            "let edgeAgent start it",
         ] {
             assert!(error.contains(part), "{part}: {error}");
         }

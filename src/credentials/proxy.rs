@@ -62,9 +62,7 @@ impl fmt::Debug for ProxyLogin {
 #[non_exhaustive]
 pub enum ProxyError {
     /// Another scheme than `http` and `https`.
-    #[error(
-        "{0} names a proxy of another kind than http:// and https://: only HTTP proxies are known here (CONNECT)"
-    )]
+    #[error("{0} does not begin with http:// or https://: use an HTTP proxy, which supports CONNECT")]
     Scheme(&'static str),
     /// No URL.
     #[error(

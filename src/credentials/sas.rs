@@ -205,14 +205,15 @@ impl UnsignedToken {
 #[non_exhaustive]
 pub enum SasError {
     /// The key is not base64.
-    #[error("the shared access key is not base64: copy the whole key, it usually ends in =")]
+    #[error("the shared access key is not base64: copy the whole key, it usually ends with =")]
     Key,
     /// The text does not begin as a token does.
     #[error("a SAS token begins with \"SharedAccessSignature \"")]
     Scheme,
     /// A field that is not one of the four, or is not well formed.
     #[error(
-        "a SAS token has the fields sr, sig, se and skn, each name=value and percent-encoded, and no other"
+        "a SAS token has the fields sr, sig, se and skn, each as name=value and percent-encoded, and no \
+         others"
     )]
     Field,
     /// A field is absent.

@@ -92,7 +92,7 @@ impl Condition {
             Found::Structure => format!("{subject} is an object or array, not {wanted}"),
             Found::Text(text) => match self.test.longest().filter(|longest| text.len() > *longest) {
                 Some(longest) => format!(
-                    "{subject} has {} bytes, and may have {longest} to be compared with {wanted}",
+                    "{subject} has {} bytes, but at most {longest} can be compared with {wanted}",
                     text.len()
                 ),
                 None => format!("{subject} is \"{}\", not {wanted}", excerpt(&text)),

@@ -30,11 +30,11 @@ pub(crate) struct Glob {
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GlobError {
-    #[error("a [ is not closed: write [abc], [a-z] or [!a-z], or [[] for the character itself")]
+    #[error("a [ has no ]: write [abc], [a-z] or [!a-z], or [[] for the character itself")]
     Unclosed,
-    #[error("write * in place of **: it also matches slashes")]
+    #[error("write * in place of **: * also matches slashes")]
     Stars,
-    #[error("it has {0} characters, and may have {MAX_CHARS}")]
+    #[error("it has {0} characters, but may have at most {MAX_CHARS}")]
     Long(usize),
 }
 
@@ -211,10 +211,10 @@ mod tests {
     fn a_bad_pattern_is_told_with_its_remedy() {
         let error = |pattern: &str| Glob::parse(pattern).expect_err("no pattern").to_string();
         for open in ["[", "a[bc", "[]", "[!]", "[!"] {
-            assert!(error(open).starts_with("a [ is not closed"), "{open}");
+            assert!(error(open).starts_with("a [ has no ]"), "{open}");
         }
-        assert_eq!(error("a**b"), "write * in place of **: it also matches slashes");
-        assert_eq!(error(&"a".repeat(101)), "it has 101 characters, and may have 100");
+        assert_eq!(error("a**b"), "write * in place of **: * also matches slashes");
+        assert_eq!(error(&"a".repeat(101)), "it has 101 characters, but may have at most 100");
         assert!(matches(&"a".repeat(100), &"a".repeat(100)));
     }
 

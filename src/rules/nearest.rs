@@ -56,6 +56,6 @@ fn shortened(reason: String) -> String {
 
 impl fmt::Display for Nearest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rule \"{}\" comes nearest, but {}", self.rule, self.mismatches.join("; "))
+        write!(f, "the nearest match is rule \"{}\", but {}", self.rule, self.mismatches.join("; "))
     }
 }

@@ -96,7 +96,7 @@ impl std::fmt::Display for PinState {
 #[non_exhaustive]
 pub enum PlanError {
     /// A template takes a value that the message does not have.
-    #[error("the message has no {name}{remark}, which the rule fills in without a default")]
+    #[error("the message has no {name}{remark}, which the rule needs, and there is no default")]
     Missing {
         /// The property or body field.
         name: String,
@@ -104,12 +104,12 @@ pub enum PlanError {
         remark: String,
     },
     /// A template takes a JSON object or array.
-    #[error("{0} is a JSON object or array, but the rule fills in a text, a number, true or false")]
+    #[error("{0} is a JSON object or array, but the rule needs a text, a number, true or false")]
     Structure(String),
     /// A value could be taken for an option of a program.
     #[error(
-        "{name} is \"{value}\", which a program could take for an option: list that very value in a condition of the \
-         rule if it is meant"
+        "{name} is \"{value}\", which a program could read as an option: if you want to allow it, list this \
+         exact value in a condition of the rule"
     )]
     LooksLikeAnOption {
         /// The property or body field.
@@ -118,7 +118,7 @@ pub enum PlanError {
         value: String,
     },
     /// The same, of a command that the rule only names.
-    #[error("{name} is \"{value}\", which a program could take for an option, and a command takes none")]
+    #[error("{name} is \"{value}\", which a program could read as an option, and a command accepts none")]
     OptionOfCommand {
         /// The property or body field.
         name: String,
@@ -126,7 +126,7 @@ pub enum PlanError {
         value: String,
     },
     /// A value holds a control character, such as a line break or NUL.
-    #[error("{name} is \"{value}\", and control characters are not filled in")]
+    #[error("{name} is \"{value}\", and control characters are not allowed")]
     ControlCharacter {
         /// The property or body field.
         name: String,
@@ -135,20 +135,21 @@ pub enum PlanError {
     },
     /// Values that are too long to be given to programs.
     #[error(
-        "the arguments would have more than {} KiB together with the values of the message: fill in less, or take it from the \
-         environment or the body", MAX_FILLED_BYTES / 1024
+        "with the values of the message the arguments would have more than {} KiB: fill in less, or let the \
+         program read the environment or the body", MAX_FILLED_BYTES / 1024
     )]
     TooMuch,
     /// More properties than the environment of a program is made for.
     #[error(
-        "the message has {count} properties, and a program gets {MAX_VARIABLES} at most: send fewer, or use the body"
+        "the message has {count} properties, but a program gets at most {MAX_VARIABLES}: send fewer, or use \
+         the body"
     )]
     TooMany {
         /// How many the message has.
         count: usize,
     },
     /// A value that a pin step cannot use.
-    #[error("{setting} would be \"{value}\", but it must be {needs}")]
+    #[error("{setting} would be \"{value}\", but must be {needs}")]
     Unusable {
         /// `set`, `pulse`, `times` or `period`.
         setting: &'static str,
@@ -170,8 +171,8 @@ pub enum PlanError {
     },
     /// A property that would pass for one of the rule's conditions in a program's environment.
     #[error(
-        "the property \"{name}\" would be ${variable} to a program, which is the name of \"{tested}\" in the rule's \
-         conditions"
+        "the property \"{name}\" would set ${variable} for a program, but ${variable} is for \"{tested}\", \
+         which the rule's conditions test"
     )]
     Lookalike {
         /// The property, shortened.
@@ -182,7 +183,7 @@ pub enum PlanError {
         tested: String,
     },
     /// A value that no environment variable can hold.
-    #[error("{0} holds a NUL, which cannot be given to a program")]
+    #[error("{0} contains a NUL, which a program cannot receive")]
     Nul(String),
 }
 

@@ -25,15 +25,13 @@ enum Part {
 /// Why a text is no template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
-    #[error(
-        "a {{ is not closed: write {{name}} for a value of the message, or {{{{ for the character itself"
-    )]
+    #[error("a {{ has no }}: write {{name}} for a value of the message, or {{{{ for the character itself")]
     Unclosed,
-    #[error("a }} stands alone: write }}}} for the character itself")]
+    #[error("a }} has no {{: write }}}} for the character itself")]
     Stray,
-    #[error("\"{{{0}}}\" names nothing: write {{name}}, {{name:default}}, {{$.cid}} or {{body.field}}")]
+    #[error("\"{{{0}}}\" is not a name: write {{name}}, {{name:default}}, {{$.cid}} or {{body.field}}")]
     Name(String),
-    #[error("a {{ stands inside {{…}}: names and defaults cannot contain braces")]
+    #[error("a {{ is inside {{…}}: names and defaults cannot contain braces")]
     Nested,
 }
 

@@ -186,8 +186,8 @@ fn a_value_that_is_too_long_for_its_condition_is_told_so_and_what_is_told_is_sho
     let rules = Rules::new(vec![rule]);
     assert!(rules.match_message(&message).is_none());
     let why = &rules.mismatches(&message)[0].1;
-    assert_eq!(why[0], "file has 513 bytes, and may have 512 to be compared with text like \"*\"");
-    assert_eq!(why[1], "number has 65 bytes, and may have 64 to be compared with a number from 0 to 9");
+    assert_eq!(why[0], "file has 513 bytes, but at most 512 can be compared with text like \"*\"");
+    assert_eq!(why[1], "number has 65 bytes, but at most 64 can be compared with a number from 0 to 9");
     assert!(why[2].len() < 2000 && why[2].ends_with("… 980 more"), "{}", why[2]);
 }
 
@@ -201,15 +201,15 @@ fn values_that_a_program_cannot_take_are_refused_before_they_fill_the_memory() {
             .map_err(|error| error.to_string())
     };
     assert_eq!(refused(&["{a}", "{a}"]), Ok(()));
-    let sentence = "the arguments would have more than 128 KiB together with the values of the message: fill in less, or take it \
-                    from the environment or the body";
+    let sentence = "with the values of the message the arguments would have more than 128 KiB: fill in less, \
+                    or let the program read the environment or the body";
     assert_eq!(refused(&["{a}", "{a}", "{a}"]), Err(sentence.to_owned()));
     assert_eq!(refused(&["{a}{a}{a}"]), Err(sentence.to_owned()));
     let many: String = (0..1001).map(|number| format!("p{number}&")).collect();
     let plan = rule(vec![], vec![run(&[])]).plan(&message(&many), "d");
     assert_eq!(
         plan.expect_err("too many").to_string(),
-        "the message has 1001 properties, and a program gets 1000 at most: send fewer, or use the body"
+        "the message has 1001 properties, but a program gets at most 1000: send fewer, or use the body"
     );
     // A pin does not care.
     let pin = Step::Gpio { pin: "p".into(), change: GpioStep::Set(Setting::Fixed(PinChange::Toggle)) };
@@ -247,11 +247,11 @@ fn templates_fill_one_argument_each() {
 fn malformed_templates_are_refused() {
     for (text, expected) in [
         ("{a", "not closed"),
-        ("a}", "stands alone"),
-        ("{}", "names nothing"),
-        ("{:x}", "names nothing"),
-        ("{$.}", "names nothing"),
-        ("{body.}", "names nothing"),
+        ("a}", "has no {"),
+        ("{}", "is not a name"),
+        ("{:x}", "is not a name"),
+        ("{$.}", "is not a name"),
+        ("{body.}", "is not a name"),
         ("{a{b}}", "inside"),
     ] {
         let error = Template::parse(text).expect_err(text).to_string();
@@ -263,10 +263,13 @@ fn malformed_templates_are_refused() {
 fn values_that_must_not_be_used_make_the_plan_fail_in_words() {
     let message = with_body("o=-rf&nl=a%0Ab&nul=a%00&e=&esc=%1B[0m&c1=%C2%85", r#"{"o":{}}"#);
     let error = |text: &str| argument(text, vec![], &message).expect_err(text);
-    assert_eq!(error("{x}"), "the message has no x, which the rule fills in without a default");
-    assert_eq!(error("{body.x.y}"), "the message has no body.x.y, which the rule fills in without a default");
+    assert_eq!(error("{x}"), "the message has no x, which the rule needs, and there is no default");
+    assert_eq!(
+        error("{body.x.y}"),
+        "the message has no body.x.y, which the rule needs, and there is no default"
+    );
     assert!(error("{body.o}").starts_with("body.o is a JSON object or array"));
-    assert!(error("{o}").starts_with("o is \"-rf\", which a program could take for an option"));
+    assert!(error("{o}").starts_with("o is \"-rf\", which a program could read as an option"));
     assert!(error("{e}{o}").contains("\"-rf\""));
     for name in ["nl", "nul", "esc", "c1"] {
         assert!(error(&format!("x{{{name}}}")).contains("control characters"), "{name}");
@@ -309,7 +312,7 @@ fn pin_steps_take_their_values_from_the_message() {
     };
     assert_eq!(change(&set, "state=on"), Ok(PinChange::Set(PinState::On)));
     assert_eq!(change(&set, "state=toggle"), Ok(PinChange::Toggle));
-    assert_eq!(change(&set, "state=up"), Err("set would be \"up\", but it must be on, off or toggle".into()));
+    assert_eq!(change(&set, "state=up"), Err("set would be \"up\", but must be on, off or toggle".into()));
     assert_eq!(change(&pulse, "d=2s"), Ok(PinChange::Pulse(Duration::from_secs(2))));
     let period = Duration::from_millis(400);
     assert_eq!(change(&blink, "n=3"), Ok(PinChange::Blink { times: 3, period }));
@@ -357,8 +360,8 @@ fn no_property_passes_for_a_tested_one_in_the_environment() {
     let error = plan("%24.cid=1&dir=a&Dir=b").expect_err("a lookalike").to_string();
     assert_eq!(
         error,
-        "the property \"Dir\" would be $C2D_PROPERTY_DIR to a program, which is the name of \"dir\" in the rule's \
-         conditions"
+        "the property \"Dir\" would set $C2D_PROPERTY_DIR for a program, but $C2D_PROPERTY_DIR is for \
+         \"dir\", which the rule's conditions test"
     );
     assert!(matches!(plan("%24.cid=1&dir=a&FORCE=1"), Err(PlanError::Lookalike { .. })));
     let no_child = rule(vec![equals("dir", "a")], vec![]);
@@ -425,14 +428,14 @@ fn the_nearest_rule_is_the_one_of_which_the_fewest_conditions_do_not_hold() {
     let why = |bag: &str| rules.why_none(&message(bag));
     assert_eq!(
         why("action=pump&state=On"),
-        "rule \"pump\" comes nearest, but state is \"On\", not one of \"on\", \"off\""
+        "the nearest match is rule \"pump\", but state is \"On\", not one of \"on\", \"off\""
     );
-    assert_eq!(why("x=1"), "rule \"backup\" comes nearest, but action is missing, not \"backup\"");
+    assert_eq!(why("x=1"), "the nearest match is rule \"backup\", but action is missing, not \"backup\"");
     // Another value is more likely a mistake than a missing one.
     let rules =
         Rules::new(vec![named("n", vec![equals("n", "1")]), named("new", vec![equals("action", "new")])]);
     let why = rules.why_none(&message("action=old"));
-    assert_eq!(why, "rule \"new\" comes nearest, but action is \"old\", not \"new\"");
+    assert_eq!(why, "the nearest match is rule \"new\", but action is \"old\", not \"new\"");
     assert_eq!(Rules::new(vec![]).why_none(&message("x=1")), "there are no rules");
 }
 

@@ -129,7 +129,7 @@ impl<'m> Values<'m> {
         let application = self.message.application.iter().map(|(name, _)| name).take(MOST_COMPARED);
         let names: Vec<&str> = application.filter(|name| name.len() <= LONGEST_COMPARED).collect();
         if let Some(other) = names.iter().find(|other| other.eq_ignore_ascii_case(name)) {
-            return format!(" (there is {}: upper and lower case count)", excerpt(other));
+            return format!(" (there is {}: upper and lower case differ)", excerpt(other));
         }
         let is_near =
             |other: &&&str| name.len() <= LONGEST_COMPARED && strsim::jaro_winkler(other, name) > 0.8;
@@ -137,7 +137,7 @@ impl<'m> Values<'m> {
             return format!(" (there is \"{}\")", excerpt(other));
         }
         if !is_system_property(name) && self.body_has(name) {
-            return format!(" (the body has it: a rule asks for that with \"body.{}\")", excerpt(name));
+            return format!(" (the body has it: in a rule write \"body.{}\")", excerpt(name));
         }
         String::new()
     }

@@ -234,7 +234,7 @@ fn check_says_the_way_and_what_is_wrong_with_it() {
         assert!(code == Some(0) && text.contains("AMQP over a WebSocket on port 8443"), "{text}");
     }
     let (code, text) = check("transport = \"mqtt-ws\"", "socks5://n:secret@h:1", "x");
-    assert!(code == Some(2) && text.contains("HTTPS_PROXY names a proxy of another kind"), "{text}");
+    assert!(code == Some(2) && text.contains("HTTPS_PROXY does not begin with http://"), "{text}");
     assert!(text.contains("C2D_HTTPS_PORT is not a port") && !text.contains("secret"), "{text}");
     let (code, text) = check("transport = \"carrier-pigeon\"", "", "");
     assert!(code == Some(2) && text.contains("mqtt-ws"), "{text}");

@@ -130,7 +130,7 @@ fn each_way_in_which_a_proxy_refuses_has_its_sentence_and_nothing_is_sent() {
         // What is wrong with the variable itself is found before anything is dialled.
         let output = run(command(&emulator, arguments).env("HTTPS_PROXY", "socks5://n:secret@h:1"));
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let words = "HTTPS_PROXY names a proxy of another kind than http:// and https://: only HTTP proxies";
+        let words = "HTTPS_PROXY does not begin with http:// or https://: use an HTTP proxy";
         assert!(output.status.code() == Some(2) && stderr.contains(words), "{stderr}");
         assert!(!stderr.contains("secret"), "{stderr}");
     }

@@ -120,13 +120,13 @@ fn a_connection_string_in_quotes_or_cut_short_is_told_what_to_do() {
     };
     let quoted = case(&format!("\"HostName=h;DeviceId=d;SharedAccessKey={KEY}\""));
     assert!(
-        quoted.contains("the connection string stands in quotes, which do not belong to it: take them away"),
+        quoted.contains("the connection string is in quotes, which do not belong to it: remove them"),
         "{quoted}"
     );
     assert!(!quoted.contains(KEY), "{quoted}");
     // What is left when a shell takes the first ; for the end of the command.
     let cut = case("HostName=h;DeviceId=d");
-    assert!(cut.contains("lacks SharedAccessKey: copy it whole, in quotes where a shell reads it"), "{cut}");
+    assert!(cut.contains("lacks SharedAccessKey: copy all of it, in quotes if a shell reads it"), "{cut}");
 }
 
 #[test]

@@ -239,9 +239,9 @@ fn an_action_that_would_fail_is_explained() {
     assert_eq!(check.code, Some(0));
     assert!(
         check.stdout.ends_with(
-            "rule \"backup\" matches\n\
-             the action would fail before its first step: label is \"--delete\", which a program could take for an \
-             option: list that very value in a condition of the rule if it is meant\n"
+            "rule \"backup\" matches\nthe action would fail before its first step: label is \"--delete\", \
+             which a program could read as an option: if you want to allow it, list this exact value in a \
+             condition of the rule\n"
         ),
         "{}",
         check.stdout
@@ -257,14 +257,10 @@ fn problems_go_to_standard_error_all_at_once() {
     check.ends(
         2,
         "",
-        "DIR/c.toml:3:8: when is \"all\", but must be a table of conditions such as { action = \"pump\" }, or \"any\" to \
-         take every message\n\
-         \x20  3 | when = \"all\"\n\
-         \x20    |        ^^^^^\n\
-         DIR/c.toml:4:17: there is no pin \"pump\" (no pin is configured): add [gpio.pins.pump]\n\
-         \x20  4 | do = [ { gpio = \"pump\", set = \"on\" } ]\n\
-         \x20    |                 ^^^^^^\n\
-         2 problems\n",
+        "DIR/c.toml:3:8: when is \"all\", but must be a table of conditions such as { action = \"pump\" }, \
+         or \"any\" to match every message\n\x20  3 | when = \"all\"\n\x20    |        \
+         ^^^^^\nDIR/c.toml:4:17: there is no pin \"pump\" (no pin is configured): add [gpio.pins.pump]\n\x20  \
+         4 | do = [ { gpio = \"pump\", set = \"on\" } ]\n\x20    |                 ^^^^^^\n2 problems\n",
     );
 }
 

@@ -176,8 +176,9 @@ fn a_door_that_is_none_and_conditions_that_exclude_each_other_are_found() {
     for (when, said) in [
         (
             "\"$.method\" = \"pump\", state = \"on\"",
-            "warning: no message meets all of these conditions, since it comes by one door: $.method asks for method, state \
-             asks for c2d or input; a call of a method has no properties, and its values are fields of the body: body.state\n",
+            "warning: no message meets all of these conditions, because a message comes in only one way: \
+             $.method asks for method, state asks for c2d or input; a method call has no properties, so write \
+             body.state\n",
         ),
         ("\"$.source\" = \"c2d\", \"$.cmid\" = \"sensor\"", "$.source asks for c2d, $.cmid asks for input\n"),
         ("\"$.method\" = \"a\", \"$.input\" = \"b\"", "$.method asks for method, $.input asks for input\n"),

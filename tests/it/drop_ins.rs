@@ -149,7 +149,7 @@ fn there_is_a_limit_to_number_and_size() {
     house.write("100.toml", "");
     house.says(
         2,
-        "DIR/config.d: there are more than 100 drop-ins here: put several into one file\n1 problem\n",
+        "DIR/config.d: there are more than 100 drop-ins here: combine some of them in one file\n1 problem\n",
     );
 
     let house = House::new(&format!("{MAIN}{}", rule("a")));
@@ -170,7 +170,7 @@ fn drop_ins_that_others_can_change_are_a_warning() {
     let directory = house.path("config.d");
     let mode =
         |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
-    let why = "(who can write here decides what the agent runs)\n1 warning\n";
+    let why = "(anyone who can write here decides what the agent runs)\n1 warning\n";
     // A sticky directory, too: others cannot replace a file there, but add one.
     for (open, remedy) in [
         (0o775, "run chmod go-w DIR/config.d"),
@@ -213,8 +213,8 @@ fn drop_ins_of_another_user_are_a_warning() {
     chown(house.path("config.d/a.toml"), Some(65534), None).expect("given away");
     house.says(
         0,
-        "DIR/config.d/a.toml: warning: it belongs to user 65534: run chown root DIR/config.d/a.toml, or run the agent as \
-         that user (who can write here decides what the agent runs)\n1 warning\n",
+        "DIR/config.d/a.toml: warning: it belongs to user 65534: run chown root DIR/config.d/a.toml, or run \
+         the agent as that user (anyone who can write here decides what the agent runs)\n1 warning\n",
     );
 }
 

@@ -77,7 +77,7 @@ fn a_configuration_from_an_editor_of_windows_is_read() {
     assert_eq!(check(&config, &[]), (valid.to_owned(), Some(0)));
     fs::write(&config, text.replace("\r\n", "\r")).expect("written");
     let (text, code) = check(&config, &[]);
-    assert!(text.contains("save the file with the line ends of Unix"), "{text}");
+    assert!(text.contains("save the file with Unix line endings"), "{text}");
     assert!(!text.contains('\r'), "nothing moves the cursor: {text:?}");
     assert_eq!(code, Some(2));
 }
@@ -101,7 +101,7 @@ fn a_connection_string_in_the_json_of_az_is_told_how_az_prints_it_alone() {
         told(binary().args(["c2d-send", "--device", "d", "--connection-string-file"]).arg(&file)),
     ];
     for (text, code) in cases {
-        assert!(text.contains(": this is JSON, and not the connection string alone"), "{text}");
+        assert!(text.contains(": this is JSON, not only the connection string"), "{text}");
         assert!(text.contains("with --query connectionString -o tsv"), "{text}");
         assert!(!text.contains(KEY), "{text}");
         assert_eq!(code, Some(2));
@@ -149,7 +149,7 @@ fn a_sample_that_nothing_takes_is_told_what_it_has() {
         (
             &["--message", "Action=pump"],
             &[
-                "action is missing (there is Action: upper and lower case count), not \"pump\"",
+                "action is missing (there is Action: upper and lower case differ), not \"pump\"",
                 "the message has the properties \"Action\"",
             ],
         ),
@@ -158,7 +158,7 @@ fn a_sample_that_nothing_takes_is_told_what_it_has() {
         (
             &["--data", "{\"action\":\"pump\"}"],
             &[
-                "action is missing (the body has it: a rule asks for that with \"body.action\"), not \"pump\"",
+                "action is missing (the body has it: in a rule write \"body.action\"), not \"pump\"",
                 "the message has no properties: --message gives them, as in 'action=pump&state=on'",
             ],
         ),

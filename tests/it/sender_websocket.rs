@@ -106,7 +106,7 @@ fn each_way_in_which_a_proxy_refuses_has_its_sentence() {
     );
 
     let said = with(&format!("socks5://{LOGIN}@{closed}"));
-    assert!(said.contains("HTTPS_PROXY names a proxy of another kind than http://"), "{said}");
+    assert!(said.contains("HTTPS_PROXY does not begin with http://"), "{said}");
 }
 
 #[test]

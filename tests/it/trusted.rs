@@ -275,7 +275,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
     write_config(dir.path(), &format!("{}[inbox]\npath = \"above/state/inbox.redb\"\n", rule(dir.path())));
     set_mode(&dir.path().join("above/state"), 0o755);
     assert_eq!(check(dir.path()), (String::new(), Some(0)));
-    let why = "so that others can take messages away or have others acted on";
+    let why = "so other users can remove messages or add messages to act on";
     for (place, mode, remedy) in [
         ("above/state", 0o775, "run chmod go-w DIR/above/state"),
         ("above/state", 0o757, "run chmod go-w DIR/above/state"),
@@ -332,8 +332,8 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
             _ => format!("run chmod go-w {shown}"),
         };
         let sentence = format!(
-            "{shown}: warning: it is writable by others than its owner: {remedy} (who can write here decides what the agent \
-             runs)"
+            "{shown}: warning: it is writable by others than its owner: {remedy} (anyone who can write here \
+             decides what the agent runs)"
         );
         let (told, code) = check(&config);
         assert_eq!((told, code), (format!("{sentence}\n1 warning\n"), Some(0)));

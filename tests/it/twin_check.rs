@@ -58,9 +58,10 @@ fn rules_of_the_twin_that_are_not_allowed_any_more_leave_the_local_ones_alone() 
     let (stdout, stderr, code) = check(&less, Some(KEPT), &["--message", "action=b"]);
     assert_eq!(
         stderr,
-        "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\n\
-         twin:20-b:4:17: a rule of the twin may not switch pin \"pump\": [allow] pins of the device's configuration does not \
-         list it\n   4 | do = [ { gpio = \"pump\", set = \"on\" } ]\n     |                 ^^^^^^\n1 problem\n"
+        "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\ntwin:20-b:4:17: a \
+         rule of the twin may not switch pin \"pump\": [allow] pins of the device's configuration does not \
+         list it\n   4 | do = [ { gpio = \"pump\", set = \"on\" } ]\n     |                 ^^^^^^\n1 \
+         problem\n"
     );
     assert_eq!(code, Some(0));
     assert!(stdout.starts_with("configuration is valid: 1 rule, 2 pins"), "{stdout}");
@@ -69,8 +70,9 @@ fn rules_of_the_twin_that_are_not_allowed_any_more_leave_the_local_ones_alone() 
     assert!(stdout.contains(nothing), "{stdout}");
 
     let (_, stderr, code) = check(LOCAL, Some(KEPT), &[]);
-    let told = "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\ntwin: this device takes no \
-                rules from its twin: its owner can write [twin] accept = [\"rules\"] in its configuration, with [allow]\n";
+    let told = "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\ntwin: this \
+                device does not accept rules from its twin: to allow them, its owner writes [twin] accept = \
+                [\"rules\"] in its configuration, with [allow]\n";
     assert!(stderr.starts_with(told) && code == Some(0), "{stderr}");
 }
 

@@ -148,7 +148,8 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     assert_eq!(
         refused["problems"],
         json!([
-            "twin:90-x:9:2: the twin may set rules and nothing else: its texts hold only [[rule]] tables, not \"allow\""
+            "twin:90-x:9:2: the twin may set only rules: its texts can contain only [[rule]] tables, not \
+             \"allow\""
         ])
     );
     assert_eq!(refused["status"], "refused");
@@ -157,8 +158,8 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     let refused = answered(&emulator, version);
     let problems = refused["problems"].as_array().expect("problems");
     for (problem, (place, told)) in problems.iter().zip([
-        ("5:3", "a rule of the twin cannot have run: it names a command"),
-        ("6:3", "a rule of the twin cannot have shell: it names a command"),
+        ("5:3", "a rule of the twin cannot have run, only a command"),
+        ("6:3", "a rule of the twin cannot have shell, only a command"),
         ("7:10", "a rule of the twin may not switch pin \"lamp\""),
     ]) {
         let start = format!("twin:90-x:{place}: {told}");
@@ -352,13 +353,13 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
     assert!(send(&emulator, &agent, "4", "pump=off").contains("succeeded"));
     // Without accept, and with nothing to report there, the twin is not even looked at.
     reload(&LOCAL.replace("accept = [\"rules\"]", ""), 4);
-    agent.process.stderr.wait_for("this device takes no rules from its twin");
+    agent.process.stderr.wait_for("this device does not accept rules from its twin");
     assert!(send(&emulator, &agent, "5", "pump=on").contains("unmatched"));
     patch(&emulator, &texts(&[("20-more", Some("nonsense"))]));
     assert!(send(&emulator, &agent, "6", "lamp=off").contains("succeeded"));
     assert_eq!(agent.process.terminate(), Some(0));
     let agent = Agent::start(&emulator, "dev1", dir.path(), &LOCAL.replace("accept = [\"rules\"]", ""));
-    agent.process.stderr.wait_for("this device takes no rules from its twin");
+    agent.process.stderr.wait_for("this device does not accept rules from its twin");
     assert!(send(&emulator, &agent, "7", "pump=on").contains("unmatched"));
 }
 
@@ -404,8 +405,8 @@ fn rules_in_the_twin_of_a_module_answer_methods() {
     // A module whose owner takes no rules says so.
     let agent = agent_module::spawn(&emulator, dir.path(), &LOCAL.replace("accept = [\"rules\"]", ""), None);
     let section = reported_of(&emulator, &module, |section| section["desired"]["status"] == "refused");
-    let told = "twin: this device takes no rules from its twin: its owner can write [twin] accept = [\"rules\"] in its \
-                configuration, with [allow]";
+    let told = "twin: this device does not accept rules from its twin: to allow them, its owner writes \
+                [twin] accept = [\"rules\"] in its configuration, with [allow]";
     assert_eq!(section["desired"]["problems"], json!([told]));
     assert_eq!(call(&emulator, &module, "pump", Some("{\"state\": \"on\"}")).0, 404);
     assert_eq!(agent.process.terminate(), Some(0));
@@ -439,6 +440,6 @@ fn hundreds_of_doubtful_rules_do_not_fill_the_log() {
     let [one, two] = [text(1), text(2)];
     let version = patch(&emulator, &texts(&[("1", Some(&one)), ("2", Some(&two))]));
     applied(&emulator, version);
-    assert_eq!(agent.process.stderr.count("is never reached"), 20);
+    assert_eq!(agent.process.stderr.count("never runs: rule"), 20);
     assert!(agent.process.stderr.text().contains("more=79"), "{}", agent.process.stderr.text());
 }

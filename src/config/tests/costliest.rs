@@ -182,29 +182,30 @@ fn what_would_cost_more_is_refused_in_one_sentence() {
     };
     assert_eq!(
         refused(&rule(1, &conditions(101, "1"), "")),
-        "rule \"r1\" has 101 conditions, and may have 100: make several rules of it"
+        "rule \"r1\" has 101 conditions, but may have at most 100: make several rules of it"
     );
     let many: String =
         (0..51).map(|number| rule(number, &conditions(100, &number.to_string()), "")).collect();
     assert_eq!(
         refused(&many),
-        "with rule \"r50\" the rules have more than 5000 conditions together: a one_of can replace several rules"
+        "with rule \"r50\" the rules have more than 5000 conditions together: use one_of in place of several \
+         rules"
     );
     let globs: String = (0..6)
         .map(|number| rule(number, &conditions(100, &format!("{{ glob = \"{number}*\" }}")), ""))
         .collect();
     assert_eq!(
         refused(&globs),
-        "with rule \"r5\" the rules have more than 500 globs together: a prefix or a one_of does without"
+        "with rule \"r5\" the rules have more than 500 globs together: use prefix or one_of in place of some"
     );
     let arguments = vec!["\"{c0}x{c0}\""; 501].join(",");
     assert_eq!(
         refused(&rule(1, "c0 = 1", &format!("{{ run = [\"/bin/true\", {arguments}] }}"))),
-        "the steps of rule \"r1\" have 1002 arguments and values of messages, and may have 1000: let a program take them from its \
+        "the steps of rule \"r1\" have 1002 arguments and values of messages, but may have at most 1000: let a program take them from its \
          environment or the body"
     );
     assert_eq!(
         refused(&rule(1, "c0 = 1", &vec!["{ shell = \"true\" }"; 101].join(","))),
-        "rule \"r1\" has 101 steps, and may have 100: let one program do several of them"
+        "rule \"r1\" has 101 steps, but may have at most 100: let one program do several of them"
     );
 }

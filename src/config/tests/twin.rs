@@ -65,14 +65,14 @@ fn a_rule_of_the_twin_can_use_only_what_allow_lists() {
     assert_eq!(
         problems(&[("x", text)]),
         [
-            "twin:x:5:10: a rule of the twin may not switch pin \"lamp\": [allow] pins of the device's configuration does \
-             not list it",
+            "twin:x:5:10: a rule of the twin may not switch pin \"lamp\": [allow] pins of the device's \
+             configuration does not list it",
             "twin:x:6:10: there is no pin \"no\" (the pins are pump, lamp): add [gpio.pins.no]",
-            "twin:x:7:3: a rule of the twin cannot have run: it names a command of the device's configuration, as in { command = \
-             \"backup\" }; [allow.commands] has note",
+            "twin:x:7:3: a rule of the twin cannot have run, only a command of the device's configuration, \
+             as in { command = \"backup\" }; [allow.commands] has note",
             "twin:x:8:13: there is no command \"other\": [allow.commands] has note",
-            "twin:x:9:3: a rule of the twin cannot have shell: it names a command of the device's configuration, as in \
-             { command = \"backup\" }; [allow.commands] has note",
+            "twin:x:9:3: a rule of the twin cannot have shell, only a command of the device's configuration, \
+             as in { command = \"backup\" }; [allow.commands] has note",
             "twin:x:10:1: a step has only one of gpio, run, shell or command: make two steps of it",
         ]
     );
@@ -91,10 +91,8 @@ fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
     let program = "{ command = \"note\" }";
     assert_eq!(
         slow("door", program, 3).expect_err("refused"),
-        [
-            "twin:x:1:1: rule \"slow\" of the twin may take 2h 1m 30s, and rule \"own\" of the device's configuration waits in \
-          its lane meanwhile: stay within 50s"
-        ]
+        ["twin:x:1:1: rule \"slow\" of the twin may take 2h 1m 30s, and rule \"own\" of the device's \
+             configuration waits for it in the same lane: stay within 50s"]
     );
     assert!(slow("door", program, 1).is_ok() && slow("own door", program, 3).is_ok());
 }
@@ -103,7 +101,7 @@ fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
 fn the_twin_sets_rules_and_nothing_else() {
     let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\ncommands.rm = [\"/bin/rm\"]\n[twin]\n[[rule]]\n";
     let told = |key: &str| {
-        format!("the twin may set rules and nothing else: its texts hold only [[rule]] tables, not \"{key}\"")
+        format!("the twin may set only rules: its texts can contain only [[rule]] tables, not \"{key}\"")
     };
     let expected = [("1:1", "unmatched"), ("2:2", "gpio"), ("4:2", "allow"), ("6:2", "twin")];
     assert_eq!(
@@ -117,11 +115,11 @@ fn what_is_wrong_with_the_language_is_told_as_in_a_file() {
     let twice = PUMP.replace("remote", "own");
     assert_eq!(
         problems(&[("x", &twice)]),
-        ["twin:x:2:8: a rule named \"own\" is there already: rename one of them"]
+        ["twin:x:2:8: there is already a rule named \"own\": rename one of them"]
     );
     assert_eq!(
         problems(&[("x", PUMP), ("y", PUMP)]),
-        ["twin:y:2:8: a rule named \"remote\" is there already: rename one of them"]
+        ["twin:y:2:8: there is already a rule named \"remote\": rename one of them"]
     );
     assert_eq!(
         problems(&[("x", "rule = 1\n")]),
@@ -134,8 +132,7 @@ fn what_is_wrong_with_the_language_is_told_as_in_a_file() {
     assert!(broken[0].starts_with("twin:x:2:8: ") && broken[1].starts_with("twin:y:1:"), "{broken:?}");
     let hidden = "[[rule]]\nname = \"late\"\nwhen = { action = \"pump\", x = 1 }\ndo = []\n";
     let (_, warnings) = local(LOCAL).with_twin(&rules(&[("x", hidden)])).expect("taken");
-    let told =
-        "twin:x:1:1: warning: rule \"late\" is never reached: rule \"own\" before it takes every message";
+    let told = "twin:x:1:1: warning: rule \"late\" never runs: rule \"own\" before it matches every message";
     assert!(warnings.to_string().starts_with(told), "{warnings}");
 }
 
@@ -145,8 +142,8 @@ fn without_accept_everything_is_refused_in_one_sentence() {
         let refused = local(&without).with_twin(&rules(&[("x", "nonsense")])).expect_err("refused");
         assert_eq!(
             refused.to_string(),
-            "twin: this device takes no rules from its twin: its owner can write [twin] accept = [\"rules\"] in its \
-             configuration, with [allow]\n1 problem"
+            "twin: this device does not accept rules from its twin: to allow them, its owner writes [twin] \
+             accept = [\"rules\"] in its configuration, with [allow]\n1 problem"
         );
         assert!(local(&without).with_twin(&rules(&[])).is_ok());
     }
@@ -157,7 +154,7 @@ fn accept_and_allow_want_each_other() {
     let printed = report("[twin]\naccept = [\"rules\"]\n");
     assert!(
         printed.starts_with(
-            "/nowhere/config.toml:1:2: warning: rules of the twin may run no command and switch no pin"
+            "/nowhere/config.toml:1:2: warning: rules of the twin may not run commands or switch pins"
         ),
         "{printed}"
     );
@@ -184,9 +181,9 @@ fn the_programs_that_earlier_versions_allowed_are_told_what_to_do() {
     let printed = report(&LOCAL.replace("commands.note", "programs = [\"/bin/true\"]\ncommands.note"));
     assert!(
         printed.starts_with(
-            "/nowhere/config.toml:8:1: [allow] lists commands and no longer programs: write each with its arguments, as in \
-             [allow.commands] backup = [\"/usr/local/bin/backup\", \"--label\", \"{label}\"], and { command = \"backup\" } in \
-             rules of the twin\n"
+            "/nowhere/config.toml:8:1: [allow] no longer lists programs, but commands: write each one with \
+             its arguments, as in [allow.commands] backup = [\"/usr/local/bin/backup\", \"--label\", \
+             \"{label}\"], and { command = \"backup\" } in rules of the twin\n"
         ),
         "{printed}"
     );
@@ -197,12 +194,12 @@ fn a_command_is_checked_as_a_run_is() {
     let of = |command: &str| report(&LOCAL.replace("[\"/bin/true\", \"{text:}\"]", command));
     for (command, told) in [
         ("[\"true\"]", "8:18: the program \"true\" is not an absolute path"),
-        ("[\"/bin/{x}\"]", "8:18: the program is a fixed path"),
+        ("[\"/bin/{x}\"]", "8:18: the program must be a fixed path"),
         ("[\"/nowhere/at/all\"]", "8:18: the program /nowhere/at/all does not exist"),
         ("[]", "8:17: note is empty: it lists the program's absolute path"),
         ("\"/bin/true\"", "8:17: note is a string, but must be a list of the program's absolute path"),
-        ("[\"/bin/true\", \"{\"]", "8:31: in \"{\", a { is not closed"),
-        ("[\"/bin/sh\", \"{text}\"]", "8:29: a message may fill in an argument of a shell only behind -c"),
+        ("[\"/bin/true\", \"{\"]", "8:31: in \"{\", a { has no }"),
+        ("[\"/bin/sh\", \"{text}\"]", "8:29: a message may fill in an argument of a shell only after -c"),
         ("[\"/bin/sh\"]", "8:17: a shell without -c and without a script"),
     ] {
         let printed = of(command);
@@ -230,7 +227,7 @@ fn a_value_for_a_command_is_no_option_whatever_the_rule_lists() {
         let planned = with.rules.get("listed").expect("there").plan(&message(bag), "dev");
         planned.map(|plan| plan.steps).map_err(|error| error.to_string())
     };
-    let why = "text is \"--exec=id\", which a program could take for an option, and a command takes none";
+    let why = "text is \"--exec=id\", which a program could read as an option, and a command accepts none";
     assert_eq!(plan("text=--exec=id"), Err(why.to_owned()));
     let argv = ["/bin/true", "plain"].map(str::to_owned).to_vec();
     assert_eq!(plan("text=plain"), Ok(vec![crate::rules::PlannedStep::Run { argv }]));
@@ -261,7 +258,7 @@ fn desired_properties_with_another_shape_are_refused_in_words() {
     assert_eq!(
         problems(json!({ "c2dAgent": { "rule": {}, "rules": { "a": 1, "b": { "name": "x" }, "c": "" } } })),
         [
-            "c2dAgent has no property \"rule\": only rules are taken from the twin",
+            "c2dAgent has no property \"rule\": the twin can set only rules",
             "c2dAgent.rules.a is a number, but must be a text in TOML",
             "c2dAgent.rules.b is an object, but must be a text in TOML",
         ]
@@ -270,10 +267,10 @@ fn desired_properties_with_another_shape_are_refused_in_words() {
     assert!(told[0].starts_with("c2dAgent.rules is a list, but must be an object of texts"), "{told:?}");
     let many: serde_json::Map<_, _> = (0..101).map(|n| (n.to_string(), json!(""))).collect();
     let told = problems(json!({ "c2dAgent": { "rules": many } }));
-    assert_eq!(told, ["there are more than 100 texts of rules: put several into one"]);
+    assert_eq!(told, ["there are more than 100 texts of rules: combine some of them in one"]);
     let large: serde_json::Map<_, _> = (0..9).map(|n| (n.to_string(), json!("x".repeat(4096)))).collect();
     let told = problems(json!({ "c2dAgent": { "rules": large } }));
-    assert_eq!(told, ["the texts of rules have 36873 bytes, and may have 32768 together"]);
+    assert_eq!(told, ["the texts of rules have 36873 bytes together, but may have at most 32768"]);
     assert_eq!(problems(json!({ "c2dAgent": { "rules": { "": "" } } })).len(), 1);
     let numbers: Vec<_> = (0..5000).map(|n| (n.to_string(), json!(n))).collect();
     let told = problems(json!({ "c2dAgent": { "rules": Value::Object(numbers.into_iter().collect()) } }));

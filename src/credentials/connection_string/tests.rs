@@ -66,14 +66,14 @@ fn each_mistake_has_its_sentence() {
 fn what_is_no_connection_string_is_told_by_its_looks() {
     let string = format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}");
     for (text, sentence) in [
-        (format!("{{\n  \"connectionString\": \"{string}\"\n}}"), "this is JSON, and not the"),
+        (format!("{{\n  \"connectionString\": \"{string}\"\n}}"), "this is JSON, not only"),
         (format!("{{'connectionString': '{string}'}}"), "with --query connectionString -o tsv"),
         (format!("[\"{string}\"]"), "this is JSON"),
-        (format!("'{string}'"), "take them away"),
-        (format!("connectionString: {string}"), "something stands before HostName="),
-        (format!("export C2D_DEVICE_CONNECTION_STRING='{string}'"), "something stands before HostName="),
-        (KEY.to_owned(), "this is no connection string"),
-        ("myhub.azure-devices.net".to_owned(), "this is no connection string"),
+        (format!("'{string}'"), "remove them"),
+        (format!("connectionString: {string}"), "there is text before HostName="),
+        (format!("export C2D_DEVICE_CONNECTION_STRING='{string}'"), "there is text before HostName="),
+        (KEY.to_owned(), "this is not a connection string"),
+        ("myhub.azure-devices.net".to_owned(), "this is not a connection string"),
         (
             format!("Endpoint=sb://x/;SharedAccessKeyName=x;SharedAccessKey={KEY}"),
             "Event Hubs or Service Bus",

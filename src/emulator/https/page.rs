@@ -195,11 +195,14 @@ mod tests {
             (r#"{"bdoy": ""}"#, "bdoy"),
             (r#"{"messageId": "a b"}"#, "\"a b\" is not a valid message id"),
             (r#"{"messageId": ""}"#, "\"\" is not a valid message id"),
-            (r#"{"properties": {"": "x"}}"#, "\"\" is no name"),
-            (r#"{"properties": {"$.to": "x"}}"#, "\"$.to\" is no name"),
-            (r#"{"properties": {"iothub-ack": "x"}}"#, "\"iothub-ack\" is no name"),
+            (r#"{"properties": {"": "x"}}"#, "\"\" is not a valid name"),
+            (r#"{"properties": {"$.to": "x"}}"#, "\"$.to\" is not a valid name"),
+            (r#"{"properties": {"iothub-ack": "x"}}"#, "\"iothub-ack\" is not a valid name"),
             (r#"{"ack": "yes"}"#, "iothub-ack: "),
-            (r#"{"expiresAfterSeconds": 18446744073709551615}"#, "18446744073709551615 s are too long"),
+            (
+                r#"{"expiresAfterSeconds": 18446744073709551615}"#,
+                "an expiry of 18446744073709551615 s is too long",
+            ),
         ] {
             let refusal = read(form).expect_err(form);
             assert!(refusal.contains(part), "{form}: {refusal}");

@@ -49,8 +49,8 @@ fn each_pitfall_of_a_connection_string_has_its_sentence_and_no_key_is_repeated()
     let cases = [
         (own.replace("DeviceId=d", "SharedAccessKeyName=service"), "this is a service connection string"),
         (own.replace("DeviceId=d", "DeviceId=d;ModuleId=m"), "this is a module connection string"),
-        (format!("\"{own}\""), "stands in quotes, which do not belong to it"),
-        (own.trim_end_matches('=').to_owned(), "is not base64: copy the whole key, it usually ends in ="),
+        (format!("\"{own}\""), "is in quotes, which do not belong to it"),
+        (own.trim_end_matches('=').to_owned(), "is not base64: copy the whole key, it usually ends with ="),
         (own.replace("DxAR", "Dx\nAR"), "is not base64: copy the whole key"),
         (own.replace(';', "\n"), "which is not a host name"),
     ];

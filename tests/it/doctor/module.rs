@@ -322,7 +322,7 @@ fn half_an_environment_is_a_matter_of_the_identity_and_a_good_device_beside_it_i
     let edge = Edge::start();
     let found = Found::by(edge.doctor().env_remove("IOTEDGE_DEVICEID"));
     found.failed(&["configuration", "identity"]);
-    found.says("identity", "failed", "IOTEDGE_DEVICEID is not set", "have edgeAgent start it");
+    found.says("identity", "failed", "IOTEDGE_DEVICEID is not set", "let edgeAgent start it");
     found.says("sign-in", "skipped", "does not say who signs in", "");
     let mut command = edge.doctor();
     command.env_remove("IOTEDGE_DEVICEID").env("C2D_CA_FILE", edge.emulator.ca_file());

@@ -43,7 +43,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     house.send_with("pumpe", "m-1", &["--property", "zone=north", "--data", "a body"]);
     house.send("pumpe", "m-2");
     let line = agent.process.stderr.wait_for("unmatched: no rule takes it").replace("\\\"", "\"");
-    let nearest = "rule \"pump\" comes nearest, but action is \"pumpe\", not \"pump\"";
+    let nearest = "the nearest match is rule \"pump\", but action is \"pumpe\", not \"pump\"";
     assert!(line.contains(" WARN ") && line.contains(nearest), "{line}");
     assert!(line.contains("=\"action=pumpe&zone=north&$.mid=m-1&"), "{line}");
     let kept = house.wait_for_state("m-1", "dead");

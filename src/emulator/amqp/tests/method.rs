@@ -82,7 +82,7 @@ async fn a_device_is_called_and_answers_once() {
     let other = MessageId::Uuid(Uuid::from([7; 16]));
     let foreign = SimpleValue::String("200".into());
     for (id, status, part) in [
-        (first_id.clone(), SimpleValue::Int(200), "nobody waits"),
+        (first_id.clone(), SimpleValue::Int(200), "no call waits"),
         (other, SimpleValue::Int(200), "not that of a call"),
         (MessageId::Ulong(1), SimpleValue::Int(200), "not that of a call"),
         (first_id, foreign, "IoThub-status must be a whole number"),

@@ -55,11 +55,11 @@ fn what_is_no_fault_is_named_with_what_there_is() {
         ("drop-at", "\"\" is not a value for the fault drop-at: give a number from 1"),
         ("drop-at=0", "\"0\" is not a value for the fault drop-at"),
         ("duplicate=1000001", "\"1000001\" is not a value for the fault duplicate"),
-        ("ignore-puback=-1", "\"-1\" is no value"),
+        ("ignore-puback=-1", "\"-1\" is not a value"),
         ("delay=5", "\"5\" is not a value for the fault delay: give a time with its unit"),
         ("delay=61m", "at most 1h"),
         ("throttle=1", "\"1\" is not a value for the fault throttle: it takes no value"),
-        ("duplicate=", "nothing follows \"duplicate=\""),
+        ("duplicate=", "there is no value after \"duplicate=\""),
     ] {
         let said = order(text).expect_err(text);
         assert!(said.contains(part), "{text}: {said}");
