@@ -64,15 +64,15 @@ const OPTIONAL: [(&str, Part); 10] = [
     ("manual", features::MANUAL),
 ];
 
-/// Azure IoT Hub cloud-to-device messages to GPIO outputs and commands.
+/// Act on Azure IoT Hub cloud-to-device messages: switch GPIO outputs and run commands.
 #[derive(Debug, Parser)]
 #[command(name = "c2d-agent", version, about, propagate_version = true)]
 pub struct Cli {
-    /// How much to log to standard error: error, warn, info, debug, trace, or targets such as c2d_agent=debug.
+    /// How much to log to standard error: off, error, warn, info, debug, trace, or targets such as c2d_agent=debug.
     /// [default: info; demo: warn; doctor: off]
     #[arg(long, global = true, env = "C2D_LOG", value_name = "LEVEL", help_heading = "Logging")]
     log_level: Option<String>,
-    /// Shape of the log.
+    /// Format of the log.
     #[arg(
         long,
         global = true,
@@ -87,7 +87,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// Shape of the log.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     /// One readable line per event.

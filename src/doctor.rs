@@ -154,7 +154,7 @@ fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
 fn running(agent: &Agent, socket_is_known: bool) -> Finding {
     match agent {
         _ if !socket_is_known => {
-            Check::Agent.skipped("the configuration does not tell where its control socket is")
+            Check::Agent.skipped("the configuration does not say where its control socket is")
         }
         Agent::NotRunning => Check::Agent.ok("none runs with this configuration"),
         Agent::Running { pid, disconnected: None } => {

@@ -28,7 +28,7 @@ pub(super) enum PassedOver {
         now: String,
     },
     /// No rule takes it.
-    #[error("unmatched: no rule takes it")]
+    #[error("unmatched: no rule matches it")]
     Unmatched,
     /// The rule's values could not be filled in.
     #[error("refused: {0}")]
@@ -50,8 +50,8 @@ pub(super) enum PassedOver {
 impl PassedOver {
     /// What becomes of a message that only the inbox has, when its rule has gone.
     pub(super) fn no_rule_any_more() -> Self {
-        let remedy = "no rule takes it any more: put its rule back into the configuration, start the agent anew or \
-                      reload it, and run the message again with `c2d-agent inbox retry`";
+        let remedy = "no rule matches it any more: put its rule back into the configuration, restart or \
+                      reload the agent, and run the message again with `c2d-agent inbox retry`";
         Self::Refused(remedy.to_owned())
     }
 

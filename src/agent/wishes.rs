@@ -128,8 +128,8 @@ pub(crate) fn not_to_retry(record: &Record, message: &C2dMessage, rules: &Rules)
         return None;
     }
     Some(format!(
-        "{} is not run again, because no rule takes it: {}; change the rules (a running agent takes them up at a reload), or \
-         drop the message",
+        "{} is not run again, because no rule matches it: {}; change the rules (and reload a running agent), \
+         or drop the message",
         record.name(),
         rules.why_none(message)
     ))

@@ -25,13 +25,13 @@ pub(super) struct HubArgs {
     /// A file with the service connection string.
     #[arg(long, value_name = "FILE")]
     connection_string_file: Option<PathBuf>,
-    /// A PEM file with further roots, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
+    /// A PEM file with more roots to trust, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// How the hub is asked. amqp-ws and https go through the proxy that HTTPS_PROXY names, except to the hosts in NO_PROXY.
+    /// How to connect to the hub. amqp-ws and https use the proxy in HTTPS_PROXY, except for the hosts in NO_PROXY.
     #[arg(long, value_name = "TRANSPORT")]
     transport: Transport,
-    /// The hub's HTTPS port, where HTTPS and WebSockets are.
+    /// The hub's port for HTTPS and WebSockets.
     #[arg(
         long,
         value_name = "PORT",
@@ -48,7 +48,7 @@ pub(super) struct TargetArgs {
     /// The device.
     #[arg(long, value_name = "ID")]
     device: String,
-    /// A module of it.
+    /// A module of the device.
     #[arg(long, value_name = "ID")]
     module: Option<String>,
 }

@@ -27,12 +27,12 @@ use output::Output;
 use spool::Spool;
 use watch::{End, Watch};
 
-/// Watch the hub's delivery feedback: print every record, and keep it with --spool.
+/// Watch the hub's delivery feedback: print every record, and with --spool keep it.
 ///
-/// The hub has one feedback queue for all its devices and all back ends, and reading consumes it: what is read here, no
-/// other reader gets. A batch is completed at the hub when its records are printed, and with --spool when they are on
-/// disk. So each record comes at least once; after a crash or a lost connection a batch may come twice, and "batch" and
-/// "record" of --json and --spool are the same then.
+/// The hub has one feedback queue for all devices and all back ends. Reading consumes it: no other reader gets what is
+/// read here. The program completes a batch at the hub after it has printed the records or, with --spool, after they
+/// are on disk. So each record comes at least once. After a crash or a lost connection a batch may come twice; "batch"
+/// and "record" of --json and --spool are then the same.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -45,15 +45,15 @@ use watch::{End, Watch};
 
 Exit codes: 0 ended by a signal, by --for, after --count records, or because standard output was closed; 1 an error: the \
 hub cannot be reached at the start, it refuses the policy, or the spool cannot be written; 2 the arguments are wrong, or \
-the spool cannot be used; 4 --for is over before --count records came.", mut_arg("transport", |argument| transport::only(argument, transport::OF_FEEDBACK)))]
+the spool cannot be used; 4 the time of --for ended before --count records came.", mut_arg("transport", |argument| transport::only(argument, transport::OF_FEEDBACK)))]
 pub(super) struct Args {
-    /// Print only the records of this device. The others are consumed all the same; --spool keeps them.
+    /// Print only the records of this device. The others are also consumed; --spool keeps them.
     #[arg(long, value_name = "ID")]
     device: Option<String>,
     /// Append every record to FILE, one JSON object per line, before the hub forgets it.
     #[arg(long, value_name = "FILE")]
     spool: Option<PathBuf>,
-    /// End when so many records have been printed. Those that came in the same batch are printed, too.
+    /// End after this many records. The rest of the last batch is printed, too.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// End after this time, such as 60s or 2h.
@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let output = Output::new(args.output.json, args.device.clone(), spool.is_some());
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        tell("reading feedback consumes it for the whole hub: what is read here, no other reader gets");
+        tell("reading feedback consumes it for the whole hub: no other reader gets what is read here");
         if let Some(note) = spool.as_ref().and_then(Spool::note) {
             tell(note);
         }
@@ -116,8 +116,8 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 /// `--for` was over before `--count`.
 fn too_few(printed: u64, count: u64, time: Duration) -> String {
     format!(
-        "{printed} of {count} records came within {}: the hub makes one only for a message that was sent with --ack, and gathers \
-         them for up to 15 s, so give more time with --for",
+        "{printed} of {count} records came within {}: the hub makes records only for messages that were sent \
+         with --ack, and collects them for up to 15 s: give more time with --for",
         humantime::format_duration(time)
     )
 }

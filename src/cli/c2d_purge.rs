@@ -14,10 +14,10 @@ use super::{Exit, Failure, sentence, transport};
 use crate::credentials::check_device_id;
 use crate::service::TOKEN_LIFETIME;
 
-/// Take the messages that wait for a device out of its queue, for good.
+/// Delete all messages that wait in the queue of a device.
 ///
-/// A purged message is not delivered. Its sender gets the feedback Purged, if it asked for negative or full feedback. A
-/// message that the device holds at that moment is not among them: it stays with the device.
+/// A purged message is not delivered. If its sender asked for negative or full feedback, it gets the feedback Purged. A
+/// message that the device holds at that moment is not purged.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -26,7 +26,7 @@ use crate::service::TOKEN_LIFETIME;
   c2d-agent c2d-purge --device pi-01
   c2d-agent c2d-purge --device pi-01 --json
 
-Exit codes: 0 done, also when nothing waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
+Exit codes: 0 done, even if no message waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 pub(super) struct Args {
     /// The device whose queue is purged.
     #[arg(long, value_name = "ID")]

@@ -33,7 +33,7 @@ use output::Output;
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 
-/// Send one message to a device, and with --wait or --wait-outcome tell what became of it.
+/// Send one message to a device. With --wait or --wait-outcome, show what happened to it.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -60,29 +60,30 @@ pub(super) struct Args {
     /// The body, from a file; - is standard input.
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// The message id; a random UUID unless given.
+    /// The message id [default: a random UUID].
     #[arg(long, value_name = "ID")]
     message_id: Option<String>,
-    /// The id of the message that this one belongs with.
+    /// The correlation id: the id of a related message.
     #[arg(long, value_name = "ID")]
     correlation_id: Option<String>,
-    /// Who sends it.
+    /// The user id of the sender.
     #[arg(long, value_name = "ID")]
     user_id: Option<String>,
-    /// What the body is, such as application/json.
+    /// The type of the body, such as application/json.
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
-    /// How the body is encoded, such as utf-8.
+    /// The encoding of the body, such as utf-8.
     #[arg(long, value_name = "ENCODING")]
     content_encoding: Option<String>,
     /// Which outcomes the hub reports: none, positive, negative or full. [default: none; full with --wait and
     /// --wait-outcome]
     #[arg(long, value_name = "LEVEL")]
     ack: Option<DeliveryAck>,
-    /// How long the hub may keep the message, such as 10m; at most 2 days, the hub's default is 1 hour.
+    /// How long the hub may keep the message, such as 10m; at most 2 days [default: the hub's, 1 hour].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     expiry: Option<Duration>,
-    /// Wait for the message's feedback; 60s unless a time is given. A real hub gathers feedback for up to 15 s before it sends it.
+    /// Wait for the message's feedback, for 60s or the given time. A real hub collects feedback for up to 15 s before
+    /// it sends it.
     #[arg(
         long,
         value_name = "DURATION",
@@ -91,11 +92,11 @@ pub(super) struct Args {
         value_parser = duration
     )]
     wait: Option<Duration>,
-    /// Wait until the device reports what became of its action, and print that; 60s unless a time is given.
+    /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome.
     ///
-    /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin and
-    /// not the endpoint where telemetry goes; the emulator shows both. The hub's HTTPS port must be reachable, and the
-    /// policy needs ServiceConnect, as for sending. The proxy of HTTPS_PROXY is used. All this is tried before the message is sent.
+    /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin, not
+    /// the telemetry; the emulator shows both. The hub's HTTPS port must be reachable, and the policy needs
+    /// ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all this before it sends the message.
     #[arg(
         long,
         value_name = "DURATION",
@@ -105,7 +106,7 @@ pub(super) struct Args {
         conflicts_with = "wait"
     )]
     wait_outcome: Option<Duration>,
-    /// Print the feedback of other messages, too, which waiting consumes.
+    /// Also print the feedback of other messages that c2d-send consumes while it waits.
     #[arg(long, short)]
     verbose: bool,
     #[command(flatten)]

@@ -27,11 +27,11 @@ mod doors;
 /// Stands for the device id in an explanation when the configuration does not say it.
 const UNKNOWN_DEVICE: &str = "DEVICE";
 
-/// Check a configuration, and explain what a message would do. Nothing is run and no pin is touched.
+/// Check a configuration, and explain what a message would do. Runs nothing and touches no pin.
 ///
-/// All problems are reported at once, each with its place. With --message or --data it also says which rule would
-/// take the message, why the rules before it do not, and exactly what would be done; of a direct method also what its caller would
-/// hear.
+/// Reports all problems at once, each with its place. With --message or --data it also shows which rule matches the
+/// message, why the rules before it do not match, and exactly what would be done. For a direct method it also shows
+/// what the caller would get.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  c2d-agent check -c config.toml\n  \
     c2d-agent check -c config.toml --message 'action=pump&state=on'\n  \
@@ -44,8 +44,8 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Properties of a sample message, as on the wire: name=value pairs with & between them, percent-encoded where
-    /// needed; system properties as in '$.mid=m-1'. With '$.method=NAME' it is a call of that direct method, whose values are in
-    /// --data, with '$.input=NAME' a message to that input of the module, and else a C2D message.
+    /// needed; system properties as in '$.mid=m-1'. '$.method=NAME' makes it a call of that direct method, with the
+    /// values in --data. '$.input=NAME' makes it a message to that input of the module. Otherwise it is a C2D message.
     #[arg(long, value_name = "PROPERTIES")]
     message: Option<String>,
     /// Body of the sample message.
@@ -79,7 +79,9 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(sample) = sample {
         match &inspection.rules {
             Some(rules) => lines.extend(explain(rules, &inspection, &sample)),
-            None => super::tell("the message cannot be explained before the rules are right"),
+            None => super::tell(
+                "correct the rules first: the message cannot be explained while they have problems",
+            ),
         }
     }
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -113,11 +115,11 @@ fn doubtful_twin(twin: &TwinPart, inspection: &Inspection) -> Option<String> {
         TwinPart::Used { warnings, .. } if !warnings.is_empty() => Some(warnings.to_string()),
         TwinPart::Absent | TwinPart::Used { .. } => None,
         TwinPart::Refused { report, .. } => {
-            Some(format!("{file}: warning: the rules of the twin are not used, all of them:\n{report}"))
+            Some(format!("{file}: warning: none of the rules of the twin is used:\n{report}"))
         }
         TwinPart::Unreadable { file, reason } => Some(format!(
-            "{}: warning: the rules of the twin cannot be read: {reason}; an agent goes on without them until it has read its \
-             twin",
+            "{}: warning: the rules of the twin cannot be read: {reason}; the agent runs without them until \
+             it has read its twin",
             file.display()
         )),
     }
@@ -189,14 +191,14 @@ fn without_effect(inspection: &Inspection) -> Option<String> {
     let (keys, has) = (keys.join(", "), if keys.len() == 1 { "has" } else { "have" });
     if has_choice {
         return Some(format!(
-            "only a C2D message can be refused or given back: {keys} {has} no effect, since a message to an input is completed, \
-             and a call answered"
+            "only a C2D message can be refused or given back: {keys} {has} no effect, because a message to \
+             an input is always completed, and a call always answered"
         ));
     }
     let who = if is_module_alone(inspection) { "module" } else { "device" };
     Some(format!(
-        "over MQTT a {who} can only complete a message: {keys} {has} no effect, and a message that fails is completed, \
-         kept as a dead letter and reported as the configuration says"
+        "over MQTT a {who} can only complete a message: {keys} {has} no effect; a message that fails is \
+         completed, kept as a dead letter and reported as the configuration says"
     ))
 }
 
@@ -206,8 +208,8 @@ fn doubtful_certificate(inspection: &Inspection) -> Option<String> {
     let doubtful =
         inspection.route.over != Over::Tls && inspection.identity.as_ref().is_some_and(certificate);
     doubtful.then(|| {
-        "over a WebSocket not every hub has taken a client certificate at all times: where it refuses the device, use \"mqtt\" or \
-         \"amqp\", or a key"
+        "some hubs have refused client certificates over WebSockets: if the hub refuses the device, use \
+         \"mqtt\" or \"amqp\", or a key"
             .to_owned()
     })
 }
@@ -215,7 +217,7 @@ fn doubtful_certificate(inspection: &Inspection) -> Option<String> {
 fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<String> {
     let mut lines: Vec<_> = doors::arrival(message, inspection).into_iter().collect();
     if let Err(why) = agent::check_payload(message) {
-        lines.push(format!("the caller would hear 400, and nothing would be done: {why}"));
+        lines.push(format!("the caller would get 400, and nothing would be done: {why}"));
         return lines;
     }
     let is_call = matches!(message.source(), Source::Method(_));
@@ -234,10 +236,11 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
             Unmatched::Reject => "completed (MQTT cannot reject it)",
         };
         lines.push(if is_call {
-            "no rule matches: the caller would hear 404, and nothing would be done".to_owned()
+            "no rule matches: the caller would get 404, and nothing would be done".to_owned()
         } else {
             format!(
-                "no rule matches: the message would be {how}, logged and kept in the inbox, and nothing done"
+                "no rule matches: the message would be {how}, logged and kept in the inbox; nothing else \
+                 would be done"
             )
         });
         lines.extend((!is_call).then(|| doors::contents(message)).into_iter().flatten());
@@ -253,7 +256,7 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
             let policy = rule.policy();
             if plan.steps.is_empty() && is_call {
                 let status = if policy.settle == Settle::OnAccept { 202 } else { 200 };
-                lines.push(format!("nothing would be done: the caller would hear {status}"));
+                lines.push(format!("nothing would be done: the caller would get {status}"));
                 return lines;
             }
             lines.extend(describe(&plan, &inspection.gpio));
@@ -263,7 +266,7 @@ fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<
             }
         }
         Err(error) if is_call => {
-            lines.push(format!("the caller would hear 400, and nothing would be done: {error}"))
+            lines.push(format!("the caller would get 400, and nothing would be done: {error}"))
         }
         Err(error) => lines.push(format!("the action would fail before its first step: {error}")),
     }
@@ -329,7 +332,7 @@ fn around(
     };
     let crash = match policy.on_crash(plan) {
         _ if is_call && policy.settle == Settle::AfterAction => {
-            "not run again: nobody waits for the answer any more"
+            "not run again: no caller waits for the answer any more"
         }
         OnCrash::Retry => "run again",
         OnCrash::GiveUp => "not run again: the message becomes a dead letter",
@@ -368,7 +371,7 @@ fn on_failure(policy: &Policy, transport: Transport) -> Option<String> {
         let how = match (policy.settle, policy.on_failure()) {
             (Settle::OnAccept, _) => return None,
             (_, OnFailure::Reject) => "rejected",
-            (_, OnFailure::Abandon) => "given back: the hub sends it again, and it is run again",
+            (_, OnFailure::Abandon) => "given back: the hub sends it again, and the agent runs it again",
             (_, OnFailure::Complete) => "completed",
         };
         return Some(how.to_owned());
@@ -404,7 +407,7 @@ fn limits(policy: &Policy, is_call: bool) -> Option<String> {
     let interval = policy.min_interval.map(|interval| format!("one in {}", format_duration(interval)));
     let rate = policy.rate.map(|rate| format!("{} in {}", rate.count, format_duration(rate.per)));
     let limits: Vec<_> = interval.into_iter().chain(rate).collect();
-    let beyond = if is_call { "callers beyond that hear 429" } else { "messages beyond that are refused" };
+    let beyond = if is_call { "further callers get 429" } else { "further messages are refused" };
     (!limits.is_empty()).then(|| format!("at most {}; {beyond}", limits.join(", ")))
 }
 

@@ -25,18 +25,19 @@ const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const STANDING: usize = "warning".len() + 2;
 const LABEL: usize = "configuration".len() + 2;
 
-/// Find out what keeps this gateway from its hub: one line for each check, and what to do where it is not ok.
+/// Find out why this gateway cannot reach its hub: one line for each check, and what to do if it is not ok.
 ///
-/// It looks at the configuration, the secrets, the way to the hub, TLS, the clock, the inbox, the programs of rules and the
-/// pins, and signs in as the device. No pin is claimed, and no message is received. A hub keeps one
-/// connection per device, so a sign-in cuts off an agent that runs: it is left out then, unless --sign-in is given. The agent
-/// signs in again by itself.
+/// It checks the configuration, the secrets, the network, TLS, the clock, the inbox, the programs of rules and the
+/// pins, and it signs in as the device. It claims no pin and receives no message. A hub keeps one connection per
+/// device, so signing in disconnects a running agent. While an agent runs, doctor therefore skips the sign-in;
+/// --sign-in forces it. The agent then signs in again by itself.
 ///
-/// For an IoT Edge module it looks at the way to the gateway instead, at the socket of the workload API, its trust bundle, and
-/// whether it signs for this deployment: run it in the module's container, docker exec NAME c2d-agent doctor. Where a device
-/// and a module sign in side by side, each has its checks.
+/// For an IoT Edge module it checks the network to the gateway instead, the socket of the workload API, its trust
+/// bundle, and whether it signs for this deployment. Run it in the module's container: docker exec NAME c2d-agent
+/// doctor. If a device and a module sign in side by side, each has its own checks.
 ///
-/// Permissions are checked for the user who runs this: sudo -u c2d-agent c2d-agent doctor. It takes at most 30 seconds.
+/// Permissions are checked for the user who runs doctor. For the agent's user: sudo -u c2d-agent c2d-agent doctor. It
+/// takes at most 30 seconds.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 all is ok, or there are only warnings and checks that were skipped; 1 a check failed, \
@@ -46,17 +47,17 @@ pub(super) struct Args {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Leave the network alone. The workload API of an edge device is on this machine, and is asked all the same.
+    /// Do not use the network. The workload API of an edge device is on this machine and is still checked.
     #[arg(long)]
     offline: bool,
-    /// Sign in although an agent runs, which is cut off for a moment.
+    /// Sign in even while an agent runs; this disconnects the agent for a moment.
     #[arg(long, conflicts_with = "offline")]
     sign_in: bool,
-    /// Print one JSON object: {"ok", "checks": [{"check", "subject", "status", "detail", "remedy"}, …]}. Where two sign in, checks of
-    /// a connection also have "connection", who makes it.
+    /// Print one JSON object: {"ok", "checks": [{"check", "subject", "status", "detail", "remedy"}, …]}. If a device
+    /// and a module sign in, the checks of a connection also have "connection", which says whose it is.
     #[arg(long)]
     json: bool,
-    /// Where the hub answers HTTPS, which tells the time; the emulator's is in its ready line.
+    /// The hub's HTTPS port, which tells the time; for the emulator, see its ready line.
     #[arg(long, value_name = "PORT", env = "C2D_HTTPS_PORT", default_value_t = 443, value_parser = clap::value_parser!(u16).range(1..))]
     https_port: u16,
 }
@@ -120,7 +121,7 @@ fn credentials(config: &Path) -> Option<String> {
 /// Asks the agent that runs, if one does. Not on this thread: one that hangs is left alone after a while.
 async fn agent(socket: Option<PathBuf>) -> Agent {
     let Some(socket) = socket else {
-        let sentence = "the configuration does not tell where its control socket is: correct [inbox]";
+        let sentence = "the configuration does not say where its control socket is: correct [inbox]";
         return Agent::Unknown(sentence.to_owned());
     };
     let shown = socket.display().to_string();

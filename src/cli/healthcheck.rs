@@ -18,20 +18,20 @@ use super::reach::settings;
 use super::shown::{Output, plain, since};
 use super::{DEFAULT_CONFIG, Exit, Failure, duration};
 
-/// Tell by the exit code whether the agent is healthy: for HEALTHCHECK of a container, or a monitoring system.
+/// Show by the exit code whether the agent is healthy, for HEALTHCHECK of a container or a monitoring system.
 ///
-/// Healthy is an agent whose loop answers and whose inbox can be written. One without a connection to the hub is healthy, too,
-/// because a restart brings no network back; --max-offline says otherwise.
+/// An agent is healthy if its loop answers and its inbox can be written. An agent without a connection to the hub is
+/// also healthy, because a restart does not repair the network; --max-offline changes that.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 healthy; 1 not healthy, or no agent runs: the sentence says why; 2 the configuration does \
-    not tell where the agent is."
+    after_help = "Exit codes: 0 healthy; 1 not healthy, or no agent runs: the sentence says why; 2 the \
+                  configuration does not say where the agent is."
 )]
 pub(super) struct Args {
-    /// The configuration file, which tells where the agent's control socket is.
+    /// The configuration file, which says where the agent's control socket is.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Call an agent unhealthy that has had no connection to the hub for so long, such as 15m.
+    /// An agent is not healthy if it has had no connection to the hub for this long, such as 15m.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     max_offline: Option<Duration>,
     /// How long the agent may take to answer.

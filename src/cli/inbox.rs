@@ -25,18 +25,18 @@ mod table;
 
 use present::RulesNow;
 
-/// Look into the inbox: what became of each message. Run dead letters again, or drop them.
+/// Show what happened to each message. Run dead letters again, or drop them.
 ///
-/// Works while the agent runs (through its control socket) and when it does not (on the inbox's file). Only the user
+/// Works while the agent runs (through its control socket) and while it does not (on the inbox's file). Only the user
 /// who runs the agent, and root, may do this.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "ID is a message id, or a number as `list` shows it: '#12' in quotes, or 12 where no message has \
-    that id.\n\nExit codes: 0 done; 1 it failed, there is no such record, or its state does not allow it; \
-    2 the configuration does not tell where the inbox is."
+    after_help = "ID is a message id, or a number as `list` shows it: '#12' in quotes, or 12 if no message \
+                  has that id.\n\nExit codes: 0 done; 1 it failed, there is no such record, or its state does \
+                  not allow it; 2 the configuration does not say where the inbox is."
 )]
 pub(super) struct Args {
-    /// The configuration file, which tells where the inbox is.
+    /// The configuration file, which says where the inbox is.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG, global = true)]
     config: PathBuf,
     /// Print JSON: one object per line.
@@ -48,20 +48,21 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the newest records, the newest last.
+    /// List the most recent records, the newest last.
     List {
         /// Only records in this state.
         #[arg(long, value_enum, value_name = "STATE")]
         state: Option<StateArg>,
-        /// How many of the newest records.
+        /// How many records.
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
-    /// Show all of one record: properties, body, outcome, output.
+    /// Show one record: properties, body, outcome, output.
     Show(Id),
-    /// Run a dead letter again, or what no rule took once a rule does: at once when the agent runs, else when it starts.
+    /// Run a dead letter again, at once or when the agent starts. A message that no rule matched runs once a rule
+    /// matches it.
     Retry(Id),
-    /// Give up a dead letter, or a message that waits for its turn.
+    /// Drop a dead letter, or a message that waits for its turn: it is not run.
     Drop(Id),
     /// Print all records with their messages as JSON, one object per line, the oldest first.
     Export,
@@ -82,7 +83,7 @@ enum StateArg {
     Started,
     /// Ended.
     Finished,
-    /// Ended badly, or no rule took it: a dead letter, which can be run again or dropped.
+    /// Failed, or no rule matched it: a dead letter, which can be run again or dropped.
     Dead,
 }
 
@@ -184,7 +185,8 @@ impl Asked {
                 Some(rules) => RulesNow::of(&record, message, &rules),
                 None => {
                     tell(
-                        "whether a rule takes it now cannot be said: the rules have problems, see `c2d-agent check`",
+                        "the rules have problems, so it is not known whether a rule matches it now: see \
+                         `c2d-agent check`",
                     );
                     None
                 }
@@ -305,6 +307,6 @@ impl Pages {
 fn unexpected(reply: Reply) -> anyhow::Error {
     match reply {
         Reply::Refused(sentence) | Reply::Unavailable(sentence) => anyhow!(sentence),
-        _ => anyhow!("the inbox answered another question: please report this"),
+        _ => anyhow!("the inbox gave the answer to another request: please report this"),
     }
 }

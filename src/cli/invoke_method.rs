@@ -21,10 +21,10 @@ use crate::service::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError,
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Call a direct method of a device, and print what it answers.
+/// Call a direct method of a device, and print its answer.
 ///
-/// The device must be connected and take methods; the hub keeps no call for later. The answer is the device's own: a
-/// status, and JSON.
+/// The device must be connected and accept methods; the hub does not keep calls for later. The answer comes from the
+/// device: a status, and JSON.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -157,7 +157,7 @@ impl Args {
     fn call(&self) -> anyhow::Result<MethodCall> {
         let text =
             back_end::text_of("payload", self.data.as_deref(), self.file.as_deref(), MAX_METHOD_PAYLOAD)?;
-        let hint = "the payload is no JSON: text needs quotes of its own, as in --data '\"on\"'";
+        let hint = "the payload is not JSON: text needs quotes of its own, as in --data '\"on\"'";
         let payload = RawValue::from_string(if text.trim().is_empty() { "null".to_owned() } else { text });
         let payload = payload.context(hint)?;
         if self.method.is_empty() {

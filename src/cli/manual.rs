@@ -23,7 +23,7 @@ const NAME: &str = "c2d-agent";
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub(super) struct Args {
-    /// The directory; it is created when only that is missing.
+    /// The directory; it is created if only its last part is missing.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
@@ -36,13 +36,13 @@ The configuration:
 .BR c2d\-agent.toml (5).
 .TP
 .I /etc/c2d\-agent/config.d/*.toml
-Merged into it in the order of their names.
+Files that are merged into it, in the order of their names.
 .TP
 .I /var/lib/c2d\-agent/inbox.redb
 The record of messages.
 .TP
 .I /var/lib/c2d\-agent/inbox.sock
-Where inbox and status reach the running agent.
+The socket where inbox and status reach the running agent.
 .SH ENVIRONMENT
 .TP
 .B C2D_DEVICE_CONNECTION_STRING
@@ -52,13 +52,13 @@ The device connection string, in place of [device].
 The service connection string of c2d\-send, c2d\-feedback and c2d\-purge.
 .TP
 .B C2D_CA_FILE
-A PEM file with a private root to trust beside those of the system.
+A PEM file with a private root to trust, in addition to the system's roots.
 .TP
 .B C2D_LOG, C2D_LOG_FORMAT
 As \-\-log\-level and \-\-log\-format.
 .TP
 .B CREDENTIALS_DIRECTORY
-Set by systemd: a secret file of [device] that this process may not open is read here under the same name.
+Set by systemd: if this process may not open a secret file of [device], it reads the file of that name here.
 .SH EXIT STATUS
 .TP
 .B 0
@@ -70,7 +70,7 @@ It failed; the sentence on standard error says why.
 .B 2
 The command line or the configuration is wrong.
 .PP
-The page of each subcommand names what else there is.
+The page of each subcommand lists more.
 ";
 
 /// Writes all files anew.

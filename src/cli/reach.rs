@@ -34,7 +34,7 @@ pub(super) fn settings(config: &Path) -> Result<InboxSettings, Failure> {
     let inspection = config::inspect(config, &|name| std::env::var(name).ok());
     inspection.inbox.ok_or_else(|| {
         let report = inspection.report;
-        Failure::usage(anyhow!("the configuration does not tell where the inbox is:\n{report}"))
+        Failure::usage(anyhow!("the configuration does not say where the inbox is:\n{report}"))
     })
 }
 

@@ -22,26 +22,27 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 
 /// Run the agent: act on C2D messages, on messages to a module's inputs, and on calls of direct methods.
 ///
-/// The device signs in with the connection string or certificate of the configuration, or with the connection string
-/// in C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root (emulator, IoT Edge gateway) to trust as well. A device
-/// alone gets C2D messages and calls of direct methods.
+/// The device signs in with the connection string or certificate of the configuration, or with the connection string in
+/// C2D_DEVICE_CONNECTION_STRING. C2D_CA_FILE names a private root to trust, too (emulator, IoT Edge gateway). A device
+/// gets C2D messages and calls of direct methods.
 ///
-/// As an IoT Edge module it needs no more than what edgeAgent gives it: IOTEDGE_WORKLOADURI says that this is a module, and where
-/// its tokens are signed and its roots come from; the other IOTEDGE_ variables say which one. Outside of an edge device
-/// EdgeHubConnectionString and EdgeModuleCACertificateFile do instead. A module gets messages to its inputs and calls of
-/// direct methods. Where a device is named as well, both sign in side by side: C2D messages come to the device, the rest to the
-/// module.
+/// An IoT Edge module needs only the environment that edgeAgent gives it. IOTEDGE_WORKLOADURI makes it a module and
+/// leads to the API that signs its tokens and has its roots; the other IOTEDGE_ variables say which module it is.
+/// Outside an edge device, use EdgeHubConnectionString and EdgeModuleCACertificateFile. A module gets messages to its
+/// inputs and calls of direct methods. If a device is configured, too, both sign in side by side: C2D messages come to
+/// the device, all others to the module.
 ///
-/// The agent keeps trying while the hub cannot be reached. SIGTERM and SIGINT end it in at most 8 seconds: the action in
-/// flight may end first, then pins are put into their on_exit state. A second signal waits for no action.
+/// If the hub cannot be reached, the agent keeps trying. SIGTERM and SIGINT end it in at most 8 seconds: the running
+/// action may end first, then pins take their on_exit state. After a second signal it waits for no action.
 ///
-/// SIGHUP makes it read the configuration and the secrets anew. What is valid is taken up between two messages, and pins
-/// stay as they are; what is not is refused, every problem is logged, and the old configuration goes on.
+/// On SIGHUP it reads the configuration and the secrets again. If they are valid, it applies them between two messages,
+/// and pins keep their states. If not, it logs every problem and keeps the old configuration.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 ended by a signal; 1 an error: another agent has the inbox, a pin cannot be claimed, or the \
-    hub refused the device or module at its first sign-in (later refusals are retried), or the module was deployed anew or \
-    removed (edgeAgent starts the new one); 2 the configuration has problems."
+    after_help = "Exit codes: 0 ended by a signal; 1 an error: another agent has the inbox, a pin cannot be \
+                  claimed, or the hub refused the device or module at its first sign-in (later refusals are \
+                  retried), or the module was redeployed or removed (edgeAgent starts the new one); 2 the \
+                  configuration has problems."
 )]
 pub(super) struct Args {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
@@ -119,7 +120,7 @@ async fn watch(mut signals: Signals, wishes: &Wishes) {
         tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
         if signal == SIGHUP && !terminal_closed {
             if let Err(mpsc::error::TrySendError::Full(())) = wishes.reload.try_send(()) {
-                tracing::debug!("a reload is waited for already");
+                tracing::debug!("a reload is already pending");
             }
         } else if wishes.stop.is_cancelled() {
             wishes.hurry.cancel();

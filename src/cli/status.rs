@@ -18,16 +18,16 @@ use super::reach::{Reached, reach, settings};
 use super::shown::{Output, aligned, plain, relative, since, size, width};
 use super::{DEFAULT_CONFIG, Exit, Failure};
 
-/// Show how the running agent is: its connection, its messages, its pins.
+/// Show the state of the running agent: its connection, its messages, its pins.
 ///
-/// When no agent runs, it tells what is in the inbox's file. Only the user who runs the agent, and root, may do this.
+/// If no agent runs, it shows what is in the inbox's file. Only the user who runs the agent, and root, may do this.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 an agent runs, connected or not; 1 none runs, or it does not answer; 2 the \
-    configuration does not tell where the inbox is."
+    after_help = "Exit codes: 0 an agent runs, connected or not; 1 no agent runs, or it does not answer; 2 \
+                  the configuration does not say where the inbox is."
 )]
 pub(super) struct Args {
-    /// The configuration file, which tells where the inbox is, and the agent's control socket.
+    /// The configuration file, which says where the inbox and the agent's control socket are.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Print one JSON object.

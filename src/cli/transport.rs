@@ -6,14 +6,14 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ValueEnum};
 
-/// How the hub is asked.
+/// How to connect to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Transport {
-    /// AMQP, on port 5671 or that of HostName.
+    /// AMQP, on port 5671 or the port in HostName.
     Amqp,
     /// AMQP over a WebSocket on the HTTPS port.
     AmqpWs,
-    /// HTTPS; c2d-feedback asks for feedback each 1 to 10 s.
+    /// HTTPS; c2d-feedback then asks for feedback every 1 to 10 s.
     Https,
 }
 

@@ -50,14 +50,14 @@ struct Get {
     hub: HubArgs,
 }
 
-/// Merge into the tags and desired properties; null takes a property away.
+/// Merge into the tags and desired properties; null removes a property.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   c2d-agent twin patch --device pi-01 --desired '{\"interval\": 30, \"old\": null}'
   c2d-agent twin patch --device pi-01 --tags '{\"room\": 7}' --etag AAAAAAAAAAI=
   c2d-agent twin patch --device gateway --module relay --desired-file rules.json
 
-Exit codes: 0 done; 1 an error; 2 the arguments are wrong; 3 with --etag, the twin has changed meanwhile.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
+Exit codes: 0 done; 1 an error; 2 the arguments are wrong; 3 with --etag, the twin has changed since.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 struct Patch {
     #[command(flatten)]
     target: TargetArgs,
@@ -67,10 +67,10 @@ struct Patch {
     /// The same, from a file; - is standard input.
     #[arg(long, value_name = "PATH")]
     desired_file: Option<PathBuf>,
-    /// A JSON object for the tags, which the device does not see.
+    /// A JSON object for the tags, which the device cannot see.
     #[arg(long, value_name = "JSON")]
     tags: Option<String>,
-    /// Patch only a twin that has this etag still; the twin shows it.
+    /// Patch only if the twin still has this etag; `twin get` shows it.
     #[arg(long, value_name = "ETAG")]
     etag: Option<String>,
     #[command(flatten)]
@@ -164,5 +164,5 @@ fn object(name: &str, text: Option<&str>, file: Option<&Path>) -> anyhow::Result
     }
     let text = back_end::text_of(&format!("JSON of {name}"), text, file, MAX_PART)?;
     let example = "give an object, such as '{\"interval\": 30}'";
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{name} is no JSON object: {example}"))
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{name} is not a JSON object: {example}"))
 }

@@ -241,7 +241,7 @@ mod tests {
         .expect_err("useless");
         for part in [
             "IOTEDGE_WORKLOADURI is \"http://172.17.0.1:15581\", but must be unix:///path",
-            "IOTEDGE_AUTHSCHEME is \"x509\", and only sasToken",
+            "IOTEDGE_AUTHSCHEME is \"x509\", but only sasToken",
             "IOTEDGE_DEVICEID is not set",
             "IOTEDGE_MODULEID: \"a/b\" is not a module id",
             "IOTEDGE_MODULEGENERATIONID is not set",

@@ -17,7 +17,7 @@ const MIB: u64 = 1024 * 1024;
 
 pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding {
     let Some(settings) = settings else {
-        return Check::Inbox.skipped("the configuration does not tell where it is");
+        return Check::Inbox.skipped("the configuration does not say where it is");
     };
     let path = settings.path.display();
     let directory = directory_of(&settings.path);

@@ -246,7 +246,7 @@ fn templates_fill_one_argument_each() {
 #[test]
 fn malformed_templates_are_refused() {
     for (text, expected) in [
-        ("{a", "not closed"),
+        ("{a", "has no }"),
         ("a}", "has no {"),
         ("{}", "is not a name"),
         ("{:x}", "is not a name"),

@@ -177,7 +177,7 @@ impl Drop for Receipt {
         }
         match &self.way {
             Way::Call(_, id) => {
-                tracing::warn!(id, "a call was dropped without an answer: its caller hears 503")
+                tracing::warn!(id, "a call was dropped without an answer: its caller gets 503")
             }
             way => tracing::warn!(
                 ticket = way.ticket(),

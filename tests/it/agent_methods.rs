@@ -105,7 +105,7 @@ fn a_caller_hears_what_became_of_its_call() {
         for (method, data, status, part) in [
             ("pump", Some(r#"{"state": "blue"}"#), 400, "on, off or toggle"),
             ("pump", Some("{}"), 400, "body.state"),
-            ("nothing", None, 404, "unmatched: no rule takes it"),
+            ("nothing", None, 404, "unmatched: no rule matches it"),
             ("slow", None, 504, "timed out"),
         ] {
             let (own, payload, code) = call(method, data);

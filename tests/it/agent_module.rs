@@ -100,7 +100,7 @@ fn a_module_alone_takes_inputs_and_methods_and_its_own_reports_do_not_come_back_
     // An id is its sender's own: another input's message with the same one is another message, and nobody's rule takes it.
     let form = json!({ "messageId": "a-1", "properties": {}, "body": "" });
     assert_eq!(feed(&emulator, "edge1/modules/agent/inputs/other", &form).0, 200);
-    let line = agent.process.stderr.wait_for("unmatched: no rule takes it");
+    let line = agent.process.stderr.wait_for("unmatched: no rule matches it");
     assert!(line.contains("input=\"other\""), "{line}");
 
     let (status, payload, _) = call(&emulator, &MODULE, "on", None);

@@ -18,7 +18,7 @@ use crate::json_lines::json_lines;
 use crate::soak::disk::limit_file_size;
 
 const WARNING: &str =
-    "reading feedback consumes it for the whole hub: what is read here, no other reader gets";
+    "reading feedback consumes it for the whole hub: no other reader gets what is read here";
 const WATCHING: &str = "watching the feedback of";
 
 fn command(running: &Running, arguments: &[&str]) -> Command {
@@ -161,7 +161,7 @@ fn a_crash_between_disk_and_completion_loses_nothing_and_shows_which_records_cam
 
         let again = Process::spawn(command(&running, &arguments).args(["--count", "1"]));
         assert_eq!(again.wait_exit().code(), Some(0), "{}", again.stderr.text());
-        again.stderr.wait_for("was not whole: its ");
+        again.stderr.wait_for("was incomplete: its ");
         let after = lines(&spool, 4 * round + 3);
         assert_eq!(after.len(), 4 * round + 3, "one line was cut off, two came again");
         let known = |line: &Value| (line["batch"].to_string(), line["record"].to_string());

@@ -171,7 +171,7 @@ pub(crate) fn seen(output: &Output) -> (String, String, Option<i32>) {
 }
 
 pub(crate) const ACCEPTED: &str = "accepted by the hub in N ms (queued, not yet delivered)\n";
-const WAITING: &str = "for feedback (a real hub gathers it for up to 15 s before it sends it)\n";
+const WAITING: &str = "for feedback (a real hub collects it for up to 15 s before it sends it)\n";
 
 #[test]
 fn an_accepted_message_reaches_the_device_as_it_was_sent() {
@@ -356,8 +356,8 @@ fn wait_finds_its_own_record_among_others_and_drops_none_silently() {
     };
     let (stdout, stderr) = around(&running, &[]);
     assert_eq!(stdout, ["delivered: Success after N s"]);
-    let note = "2 records of other messages came with the feedback and will not come again; --verbose or --json shows \
-                them\n";
+    let note = "2 records of other messages came with the feedback and will not come again; --verbose or \
+                --json shows them\n";
     assert_eq!(stderr, format!("waiting up to 1m {WAITING}{note}"));
 
     let (stdout, stderr) = around(&running, &["--verbose"]);

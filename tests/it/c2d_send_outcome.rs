@@ -100,7 +100,7 @@ fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
     let (stdout, stderr, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s", "--json"]);
     assert_eq!(code, Some(5), "{stdout}{stderr}");
     // The earlier outcome of the same id was not taken for this one.
-    assert!(stderr.contains("the device has reported an outcome of this message id"), "{stderr}");
+    assert!(stderr.contains("the device has already reported an outcome for this message id"), "{stderr}");
     let events = json_lines(&stdout);
     let last = events.last().expect("a line");
     let fields = ["event", "messageId", "rule", "outcome", "text"].map(|name| last[name].as_str());
@@ -126,7 +126,7 @@ fn every_other_end_than_success_is_exit_code_5() {
             "m-2",
             OutcomeKind::Unmatched,
             "no rule takes it",
-            "outcome unmatched: no rule takes it  (rule pump",
+            "outcome unmatched: no rule matches it  (rule pump",
         ),
     ] {
         let device =
@@ -170,7 +170,8 @@ fn unsent(running: &Running, output: &Output) -> String {
     let (stdout, stderr, code) = seen(output);
     assert_eq!((stdout.as_str(), code), ("message m-1  device dev1\n", Some(1)), "{stderr}");
     assert_eq!(running.hub.with(|hub, _| hub.queue_length("dev1")), Some(0), "nothing is queued");
-    let sentence = stderr.strip_prefix("c2d-agent: nothing was sent, as its outcome could not be seen: ");
+    let sentence =
+        stderr.strip_prefix("c2d-agent: nothing was sent, because its outcome could not be seen: ");
     sentence.unwrap_or_else(|| panic!("{stderr}")).trim_end().to_owned()
 }
 
@@ -204,8 +205,8 @@ fn a_device_that_the_hub_does_not_know_is_named_before_sending() {
         .env("C2D_HTTPS_PORT", running.https.port().to_string())
         .args(["--message-id=m-1", "--wait-outcome"]);
     let (stdout, stderr, code) = seen(&run(&mut command));
-    let words = "c2d-agent: nothing was sent, as its outcome could not be seen: the hub knows no device \"nope\": check \
-                 --device\n";
+    let words = "c2d-agent: nothing was sent, because its outcome could not be seen: the hub knows no device \
+                 \"nope\": check --device\n";
     assert_eq!((stdout.as_str(), stderr.as_str(), code), ("message m-1  device nope\n", words, Some(1)));
 }
 
@@ -235,7 +236,7 @@ fn a_hub_that_goes_away_over_https_is_waited_for() {
     process.stdout.wait_for("accepted by the hub");
     proxy.set_open(false);
     proxy.cut();
-    process.stderr.wait_for("the outcome cannot be seen at the moment, trying again: ");
+    process.stderr.wait_for("the outcome cannot be read now, trying again: ");
     running.hub.with(|hub, now| by_twin(hub, now, &report("m-1", OutcomeKind::Succeeded, "succeeded")));
     proxy.set_open(true);
     process.stdout.wait_for("outcome succeeded");

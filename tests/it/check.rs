@@ -127,8 +127,9 @@ on_failure = "complete"
 do = [ { run = ["/bin/true"] } ]
 "#;
     let check = Check::of(ASKS, &["--message", "action=a"]);
-    let said = "over MQTT a device can only complete a message: on_failure of rule \"refuses\", unmatched have no effect, and \
-                a message that fails is completed, kept as a dead letter and reported as the configuration says\n";
+    let said = "over MQTT a device can only complete a message: on_failure of rule \"refuses\", unmatched \
+                have no effect; a message that fails is completed, kept as a dead letter and reported as the \
+                configuration says\n";
     assert!(check.stdout.contains(said), "{}", check.stdout);
     let line = "  on failure  completed, because MQTT cannot reject it\n";
     assert!(check.stdout.contains(line), "{}", check.stdout);
@@ -184,18 +185,12 @@ fn settlement_crashes_attempts_lanes_guards_and_reports_are_explained() {
     let check = Check::of(GUARDED, &["--message", "action=pump&state=on"]);
     check.ends(
         0,
-        "configuration is valid: 2 rules, 3 pins, device pi-01 on hub hub.example:8884\n\
-         rule \"pump\" matches\n\
-         steps, within 5s together:\n\
-         \x20 1. pin pump (line 17): set on\n\
-         around the action:\n\
-         \x20 completed   after the action\n\
-         \x20 on a crash  run again\n\
-         \x20 attempts    3, with pauses of 2s, 4s\n\
-         \x20 lanes       pin pump\n\
-         \x20 limits      at most one in 2s, 10 in 1m; messages beyond that are refused\n\
-         \x20 pin pump    off after 10m on; off after 5m without the hub\n\
-         \x20 reported    as telemetry, in the twin\n",
+        "configuration is valid: 2 rules, 3 pins, device pi-01 on hub hub.example:8884\nrule \"pump\" \
+         matches\nsteps, within 5s together:\n\x20 1. pin pump (line 17): set on\naround the action:\n\x20 \
+         completed   after the action\n\x20 on a crash  run again\n\x20 attempts    3, with pauses of 2s, \
+         4s\n\x20 lanes       pin pump\n\x20 limits      at most one in 2s, 10 in 1m; further messages are \
+         refused\n\x20 pin pump    off after 10m on; off after 5m without the hub\n\x20 reported    as \
+         telemetry, in the twin\n",
         "",
     );
     let text = Check::of(GUARDED, &["--message", "action=gate&for=2m"]).stdout;
@@ -221,9 +216,9 @@ fn settlement_crashes_attempts_lanes_guards_and_reports_are_explained() {
 fn a_message_that_nothing_takes_or_that_does_nothing_is_explained() {
     let text = Check::of(VALID, &["--data", "hello"]).stdout;
     assert!(text.ends_with(
-        "rule \"ignore\" does not match: $.cid is missing, not text that begins with \"test-\"\n\
-         no rule matches: the message would be completed, logged and kept in the inbox, and nothing done\n\
-         the message has no properties: --message gives them, as in 'action=pump&state=on'\n"
+        "rule \"ignore\" does not match: $.cid is missing, not text that begins with \"test-\"\nno rule \
+         matches: the message would be completed, logged and kept in the inbox; nothing else would be \
+         done\nthe message has no properties: --message gives them, as in 'action=pump&state=on'\n"
     ));
     let idle = "[[rule]]\nname = \"ignore\"\nwhen = { x = 1 }\ndo = []\n";
     let check = Check::of(idle, &["--message", "x=1"]);
@@ -297,7 +292,10 @@ fn a_message_is_not_explained_by_broken_rules() {
     let check = Check::of("[[rule]]\nname = \"a\"\nwhen = \"any\"\n", &["--message", "a=1"]);
     assert_eq!((check.code, check.stdout.as_str()), (Some(2), ""));
     assert!(
-        check.stderr.ends_with("1 problem\nthe message cannot be explained before the rules are right\n"),
+        check.stderr.ends_with(
+            "1 problem\ncorrect the rules first: the message cannot be explained while \
+                                they have problems\n"
+        ),
         "{}",
         check.stderr
     );

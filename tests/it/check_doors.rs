@@ -68,23 +68,23 @@ fn a_call_is_explained_with_what_its_caller_would_hear() {
             "  1. run [\"/bin/true\", \"on\", \"5\"]\n",
             "  C2D_MESSAGE_ID=\"method-",
             "  answered    after the action: 200 when it succeeds, 500 when it fails, 504 when it takes longer than 20s\n",
-            "  on a crash  not run again: nobody waits for the answer any more\n",
-            "  limits      at most one in 5s; callers beyond that hear 429\n",
+            "  on a crash  not run again: no caller waits for the answer any more\n",
+            "  limits      at most one in 5s; further callers get 429\n",
         ],
     );
     assert!(!pump.stdout.contains("  completed "), "{}", pump.stdout);
     says(
         &sample("$.method=pump", r#"{"state": "on"}"#),
-        &["the caller would hear 400, and nothing would be done: "],
+        &["the caller would get 400, and nothing would be done: "],
     );
     let page = sample("$.method=pump", "<html>");
-    says(&page, &["the caller would hear 400, and nothing would be done: the payload is not JSON: "]);
+    says(&page, &["the caller would get 400, and nothing would be done: the payload is not JSON: "]);
     says(
         &sample("$.method=other", ""),
-        &["no rule matches: the caller would hear 404, and nothing would be done\n"],
+        &["no rule matches: the caller would get 404, and nothing would be done\n"],
     );
     says(&sample("$.method=long", ""), &["  answered    202 as soon as it is recorded, before the action\n"]);
-    says(&sample("$.method=ping", ""), &["nothing would be done: the caller would hear 200\n"]);
+    says(&sample("$.method=ping", ""), &["nothing would be done: the caller would get 200\n"]);
     let of_device = Check::with(RULES, &["--message", "$.method=long"], &[DEVICE]);
     says(&of_device, &["a call of the method \"long\" of device pi-01\n"]);
 }
@@ -99,7 +99,8 @@ fn a_message_to_an_input_is_settled_over_mqtt_whatever_the_device_speaks() {
         &both,
         &[
             "device pi-01 on hub hub.example:8884, AMQP over TLS, module edge1/agent by gw\n",
-            "only a C2D message can be refused or given back: on_failure of rule \"alarm\" has no effect, since a message",
+            "only a C2D message can be refused or given back: on_failure of rule \"alarm\" has no effect, \
+             because a message",
             "a message to the input \"commands\" of module edge1/agent\nrule \"alarm\" matches\n",
             "  completed   after the action\n",
             "  on failure  completed, because MQTT cannot reject it\n",
@@ -118,8 +119,8 @@ fn a_message_to_an_input_is_settled_over_mqtt_whatever_the_device_speaks() {
 #[test]
 fn rules_for_a_door_that_is_not_here_are_told_by_check_and_are_no_fault_of_the_file() {
     let device = Check::with(RULES, &["--message", "$.input=commands"], &[DEVICE]);
-    let no_input = "rule \"alarm\" takes only messages to inputs, and no module signs in here: it has no effect on this \
-                    gateway\n";
+    let no_input = "rule \"alarm\" matches only messages to inputs, and no module signs in here: it has no \
+                    effect on this gateway\n";
     says(
         &device,
         &[no_input, "a message to the input \"commands\", which would not come here: no module signs in\n"],
@@ -131,7 +132,7 @@ fn rules_for_a_door_that_is_not_here_are_told_by_check_and_are_no_fault_of_the_f
         device.stderr
     );
     let alone = module(&["--message", "action=pump"]);
-    let no_c2d = "rule \"message\" takes only C2D messages, and no device signs in here: it has no effect";
+    let no_c2d = "rule \"message\" matches only C2D messages, and no device signs in here: it has no effect";
     says(&alone, &[no_c2d, "a C2D message, which would not come here: IoT Hub sends none to modules"]);
     let both = Check::with(RULES, &[], &[DEVICE, MODULE]);
     assert!(!both.stdout.contains("has no effect on this gateway"), "{}", both.stdout);
@@ -143,14 +144,14 @@ fn a_sample_that_cannot_come_is_a_usage_error() {
     check.ends(
         2,
         "",
-        "c2d-agent: a call of a method has no properties, but state is given: put it into the payload with --data, as in \
-         '{\"state\": …}', and ask for body.state in the rule\n",
+        "c2d-agent: a method call has no properties, but state is given: put it into the payload with \
+         --data, as in '{\"state\": …}', and test body.state in the rule\n",
     );
     let check = module(&["--message", "$.method=pump&$.input=commands"]);
     check.ends(
         2,
         "",
-        "c2d-agent: a message comes by one door: give $.input=NAME or $.method=NAME, and not both\n",
+        "c2d-agent: a message comes in only one way: give $.input=NAME or $.method=NAME, not both\n",
     );
 }
 

@@ -367,7 +367,7 @@ fn flags_are_for_one_device_or_for_all_and_wrong_ones_are_named() {
     for (fault, part) in [
         ("drop", "there is no fault \"drop\"; there are drop-at=N, delay=DURATION"),
         ("dev1:drop-at=x", "\"x\" is not a value for the fault drop-at: give a number from 1 to 1000000"),
-        ("delay=", "nothing follows \"delay=\""),
+        ("delay=", "there is no value after \"delay=\""),
         ("dev9:throttle", "there is no device \"dev9\" for this fault: name it with --device, too"),
     ] {
         let mut command = binary();

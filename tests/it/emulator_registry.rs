@@ -121,7 +121,7 @@ fn bad_requests_and_missing_rights_are_refused_in_words() {
             "ArgumentInvalid;the device id in the body",
         ),
         ("PUT", "/devices/new", "", json!({ "status": "on" }), 400, "ArgumentInvalid;\"on\" is not a status"),
-        ("PUT", "/devices/new", "", json!("x"), 400, "ArgumentInvalid;the body is no device"),
+        ("PUT", "/devices/new", "", json!("x"), 400, "ArgumentInvalid;the body does not describe a device"),
         ("PUT", "/devices/new", "", thumbprint("ab"), 400, "ArgumentInvalid;a thumbprint is not"),
         ("PUT", "/devices/new", "", thumbprint(""), 400, "ArgumentInvalid;a device that signs in"),
         ("PUT", "/devices/new", "", key("%%", "%%"), 400, "ArgumentInvalid;a key is not base64"),

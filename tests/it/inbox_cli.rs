@@ -407,7 +407,7 @@ fn an_inbox_that_is_not_there_is_named() {
         for arguments in [["inbox", "export"].as_slice(), &["status"]] {
             let output = ask(&config, arguments);
             assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-            let sentence = "c2d-agent: the configuration does not tell where the inbox is:\n";
+            let sentence = "c2d-agent: the configuration does not say where the inbox is:\n";
             assert!(stderr(&output).starts_with(sentence), "{}", stderr(&output));
         }
     }

@@ -102,7 +102,7 @@ fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
 fn wrong_arguments_call_nobody() {
     let emulator = Emulator::start();
     for (arguments, part) in [
-        (&["--method", "m", "--data", "on"][..], "the payload is no JSON: text needs quotes of its own"),
+        (&["--method", "m", "--data", "on"][..], "the payload is not JSON: text needs quotes of its own"),
         (&["--method", ""], "--method is empty"),
         (&["--method", "m", "--timeout", "4s"], "must be whole seconds, from 5s to 300s"),
         (&["--method", "m", "--connect-timeout", "1500ms"], "must be whole seconds, from 0s to 300s"),

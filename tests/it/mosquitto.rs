@@ -64,7 +64,7 @@ fn messages_that_no_rule_takes_or_nobody_can_read_and_expired_ones_are_acknowled
     let dir = dir();
     let agent = broker.start_agent(dir.path(), &record_rule(dir.path()));
     broker.publish("%24.mid=nobody&action=other", b"");
-    agent.process.stderr.wait_for("unmatched: no rule takes it");
+    agent.process.stderr.wait_for("unmatched: no rule matches it");
     broker.publish("action=%zz", b"");
     agent.process.stderr.wait_for("undecodable:");
     broker.publish("%24.mid=old&%24.exp=2020-01-01T00%3A00%3A00.0000000Z&action=record", b"");

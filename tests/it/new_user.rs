@@ -166,8 +166,8 @@ fn a_sample_that_nothing_takes_is_told_what_it_has() {
             &["--message", "$.foo=1"],
             &[
                 "the message has the properties \"$.foo\"",
-                "\"$.foo\" is none of the hub's properties ($.mid, $.cid, ",
-                "the names of a sender's own do not begin with $.",
+                "\"$.foo\" is not one of the hub's properties ($.mid, $.cid, ",
+                "a sender's own properties cannot begin with $.",
             ],
         ),
         (&["--message", "x=1&y=2"], &["action is missing, not \"pump\"", "the properties \"x\", \"y\""]),
@@ -272,7 +272,7 @@ fn feedback_that_does_not_come_in_time_is_told() {
     command.args(["c2d-feedback", "--count", "2", "--for", "300ms", "--ca-file"]).arg(emulator.ca_file());
     let (text, code) = told(command.env("C2D_SERVICE_CONNECTION_STRING", emulator.service_string()));
     let sentence =
-        "0 of 2 records came within 300ms: the hub makes one only for a message that was sent with --ack";
+        "0 of 2 records came within 300ms: the hub makes records only for messages that were sent with --ack";
     assert!(text.contains(sentence), "{text}");
     assert_eq!(code, Some(4));
 }

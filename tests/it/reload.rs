@@ -188,9 +188,9 @@ fn a_message_whose_rule_has_gone_is_not_lost() {
             lines.iter().find(|line| line.contains(&id) && line.contains(what)).cloned()
         })
     };
-    told("2", "unmatched: no rule takes it");
+    told("2", "unmatched: no rule matches it");
     // Completed at the hub when it was accepted: only the inbox has it.
-    told("3", "no rule takes it any more");
+    told("3", "no rule matches it any more");
     std::fs::write(dir.path().join("go"), "").expect("written");
     told("1", "outcome=succeeded");
     reload(&agent, &both, 2, TAKEN);

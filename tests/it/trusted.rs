@@ -170,8 +170,10 @@ fn rules_of_the_twin_that_others_have_planted_are_not_read() {
             give_away(&file);
         }
         let (told, code) = check(dir.path());
-        let sentence =
-            format!("{place}: warning: the rules of the twin cannot be read: {reason}; an agent goes on");
+        let sentence = format!(
+            "{place}: warning: the rules of the twin cannot be read: {reason}; the agent runs \
+                     without them"
+        );
         assert!(told.contains(&sentence) && code == Some(0), "{sentence}\nis not what was told:\n{told}");
         let agent = Process::spawn(&mut agent(&emulator, dir.path()));
         let line = agent.stderr.wait_for("the rules of the twin cannot be read");

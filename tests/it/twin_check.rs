@@ -58,21 +58,20 @@ fn rules_of_the_twin_that_are_not_allowed_any_more_leave_the_local_ones_alone() 
     let (stdout, stderr, code) = check(&less, Some(KEPT), &["--message", "action=b"]);
     assert_eq!(
         stderr,
-        "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\ntwin:20-b:4:17: a \
-         rule of the twin may not switch pin \"pump\": [allow] pins of the device's configuration does not \
-         list it\n   4 | do = [ { gpio = \"pump\", set = \"on\" } ]\n     |                 ^^^^^^\n1 \
-         problem\n"
+        "DIR/twin-rules.json: warning: none of the rules of the twin is used:\ntwin:20-b:4:17: a rule of the \
+         twin may not switch pin \"pump\": [allow] pins of the device's configuration does not list it\n   4 \
+         | do = [ { gpio = \"pump\", set = \"on\" } ]\n     |                 ^^^^^^\n1 problem\n"
     );
     assert_eq!(code, Some(0));
     assert!(stdout.starts_with("configuration is valid: 1 rule, 2 pins"), "{stdout}");
-    let nothing =
-        "no rule matches: the message would be completed, logged and kept in the inbox, and nothing done\n";
+    let nothing = "no rule matches: the message would be completed, logged and kept in the inbox; nothing else would \
+         be done\n";
     assert!(stdout.contains(nothing), "{stdout}");
 
     let (_, stderr, code) = check(LOCAL, Some(KEPT), &[]);
-    let told = "DIR/twin-rules.json: warning: the rules of the twin are not used, all of them:\ntwin: this \
-                device does not accept rules from its twin: to allow them, its owner writes [twin] accept = \
-                [\"rules\"] in its configuration, with [allow]\n";
+    let told = "DIR/twin-rules.json: warning: none of the rules of the twin is used:\ntwin: this device does \
+                not accept rules from its twin: to allow them, its owner writes [twin] accept = [\"rules\"] \
+                in its configuration, with [allow]\n";
     assert!(stderr.starts_with(told) && code == Some(0), "{stderr}");
 }
 
@@ -87,8 +86,8 @@ fn a_damaged_file_of_rules_is_a_warning() {
         assert_eq!(
             stderr,
             format!(
-                "DIR/twin-rules.json: warning: the rules of the twin cannot be read: {reason}; an agent goes on without them \
-                 until it has read its twin\n"
+                "DIR/twin-rules.json: warning: the rules of the twin cannot be read: {reason}; the agent \
+                 runs without them until it has read its twin\n"
             )
         );
         assert_eq!(code, Some(0));

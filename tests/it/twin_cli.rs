@@ -64,8 +64,8 @@ fn each_mistake_has_its_sentence() {
     let emulator = Emulator::start();
     for (arguments, part, code) in [
         (&["patch"][..], "there is nothing to patch: give --desired, --desired-file or --tags", 2),
-        (&["patch", "--desired", "[1]"], "--desired is no JSON object: give an object", 2),
-        (&["patch", "--tags", "room"], "--tags is no JSON object", 2),
+        (&["patch", "--desired", "[1]"], "--desired is not a JSON object: give an object", 2),
+        (&["patch", "--tags", "room"], "--tags is not a JSON object", 2),
         (
             &["patch", "--desired-file", "/nonexistent/x"],
             "cannot read the JSON of --desired from /nonexistent/x",

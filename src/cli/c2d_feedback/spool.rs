@@ -30,13 +30,12 @@ pub(super) enum SpoolError {
     #[error("the spool {0} is not a regular file: give the path of a file that keeps what is written")]
     NotAFile(PathBuf),
     /// Two writers would cut each other's lines.
-    #[error(
-        "the spool {0} is in use by another c2d-feedback: end that one, or give this one a file of its own"
-    )]
+    #[error("the spool {0} is in use by another c2d-feedback: end that one, or give this one another file")]
     InUse(PathBuf),
     /// What is cut off must be ours.
     #[error(
-        "the spool {0} does not end with a line of c2d-feedback: nothing was changed; check whether it is the right file"
+        "the spool {0} does not end with a line of c2d-feedback: it was not changed; check that it is the \
+         right file"
     )]
     Foreign(PathBuf),
     /// While watching.
@@ -109,9 +108,10 @@ impl Spool {
         let path = self.path.display();
         match self.end {
             End::Whole | End::Foreign => None,
-            End::Completed => Some(format!("the last line of {path} had no end, and was given one")),
+            End::Completed => Some(format!("the last line of {path} had no newline, which was added")),
             End::Cut(bytes) => Some(format!(
-                "the last line of {path} was not whole: its {bytes} bytes were cut off, and its batch comes again"
+                "the last line of {path} was incomplete: its {bytes} bytes were removed, and the hub sends \
+                 its batch again"
             )),
         }
     }
@@ -139,7 +139,7 @@ fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
     if written.is_err()
         && let Err(error) = file.set_len(before)
     {
-        tracing::debug!(%error, "what was written of a batch could not be taken back");
+        tracing::debug!(%error, "part of a batch was written and could not be removed");
     }
     written
 }
@@ -217,7 +217,7 @@ mod tests {
         let long = "x".repeat(100_000);
         for content in ["my notes", "{\"event\":\"other\"", &long, "my notes\0\0"] {
             let (end, after) = mended(content.as_bytes());
-            assert!(end.is_err_and(|error| error.contains("nothing was changed")), "{content}");
+            assert!(end.is_err_and(|error| error.contains("it was not changed")), "{content}");
             assert_eq!(after, content.as_bytes());
         }
     }

@@ -48,12 +48,12 @@ impl OutcomeWatch {
         let hub = HttpsService::new(identity, way, ca_file, lifetime, SystemTime::now)?;
         let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());
         let mut watch = Self { hub, device_id, message_id, earlier: Vec::new(), last_event: None };
-        watch.look_first().await.context("nothing was sent, as its outcome could not be seen")?;
+        watch.look_first().await.context("nothing was sent, because its outcome could not be seen")?;
         if !watch.earlier.is_empty() {
             tracing::warn!(
                 message_id = watch.message_id,
-                "the device has reported an outcome of this message id before: it does not run a message twice; leave \
-                 --message-id out for a new one"
+                "the device has already reported an outcome for this message id, and does not run a message \
+                 twice: use another --message-id, or none"
             );
         }
         Ok(watch)
@@ -73,7 +73,7 @@ impl OutcomeWatch {
                 }
                 Err(error) if error.is_passing() => {
                     if pause == PAUSE {
-                        tracing::warn!("the outcome cannot be seen at the moment, trying again: {error}");
+                        tracing::warn!("the outcome cannot be read now, trying again: {error}");
                     }
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

@@ -99,7 +99,7 @@ impl Output {
         if !self.json {
             let wait = humantime::format_duration(wait);
             tell(format_args!(
-                "waiting up to {wait} for feedback (a real hub gathers it for up to 15 s before it sends it)"
+                "waiting up to {wait} for feedback (a real hub collects it for up to 15 s before it sends it)"
             ));
         }
     }
@@ -170,8 +170,8 @@ impl Output {
         let text = || {
             let wait = humantime::format_duration(wait);
             let hint = if delivered {
-                "the message was delivered; its action may still run, or no rule took it, or its rule lacks report = \
-                 \"twin\" (for the emulator also \"telemetry\")"
+                "the message was delivered; its action may still run, or no rule matched it, or its rule \
+                 lacks report = \"twin\" (for the emulator also \"telemetry\")"
             } else {
                 "the message has not been completed: it waits for the device at the hub, or its action still runs"
             };
@@ -201,8 +201,8 @@ impl Output {
         if self.hidden > 0 {
             let records = if self.hidden == 1 { "1 record" } else { &format!("{} records", self.hidden) };
             tell(format_args!(
-                "{records} of other messages came with the feedback and will not come again; --verbose or --json \
-                 shows them"
+                "{records} of other messages came with the feedback and will not come again; --verbose or \
+                 --json shows them"
             ));
         }
     }

@@ -31,16 +31,18 @@ pub(super) enum SampleError {
          with --data"
     )]
     Json,
-    #[error("a message comes by one door: give {INPUT}=NAME or {METHOD}=NAME, and not both")]
+    #[error("a message comes in only one way: give {INPUT}=NAME or {METHOD}=NAME, not both")]
     TwoDoors,
     #[error(
-        "the message comes as {is}, and not as \"{claimed}\": name its door with {INPUT}=NAME or {METHOD}=NAME, or neither for a C2D message"
+        "the message comes as {is}, not as \"{claimed}\": give {INPUT}=NAME or {METHOD}=NAME, or neither for \
+         a C2D message"
     )]
     OtherDoor { is: &'static str, claimed: String },
     #[error("{0} has no name: give {0}=NAME")]
     Nameless(&'static str),
     #[error(
-        "a call of a method has no properties, but {0} is given: put it into the payload with --data, as in '{{\"{0}\": …}}', and ask for body.{0} in the rule"
+        "a method call has no properties, but {0} is given: put it into the payload with --data, as in \
+         '{{\"{0}\": …}}', and test body.{0} in the rule"
     )]
     PropertyOfCall(String),
 }
@@ -88,7 +90,9 @@ pub(super) fn arrival(message: &C2dMessage, inspection: &Inspection) -> Option<S
     let module_name = module.map(|module| named("module", module));
     match message.source() {
         Source::C2d => (device.is_none() && module.is_some()).then(|| {
-            "a C2D message, which would not come here: IoT Hub sends none to modules, and no device signs in".to_owned()
+            "a C2D message, which would not come here: IoT Hub sends none to modules, and no device signs \
+             in"
+            .to_owned()
         }),
         Source::Input(input) => Some(match module_name {
             Some(module) => format!("a message to the input \"{}\" of {module}", input.escape_debug()),
@@ -119,7 +123,7 @@ pub(super) fn contents(message: &C2dMessage) -> Vec<String> {
     let strange = |name: &&str| name.starts_with("$.") && !SYSTEM.contains(name);
     lines.extend(names.into_iter().filter(strange).take(MOST_NAMED).map(|name| {
         format!(
-            "{} is none of the hub's properties ({}), and the names of a sender's own do not begin with $.",
+            "{} is not one of the hub's properties ({}), and a sender's own properties cannot begin with $.",
             quoted(&name),
             SYSTEM.join(", ")
         )
@@ -142,8 +146,10 @@ pub(super) fn closed(rules: &Rules, inspection: &Inspection) -> Vec<String> {
         _ => Some("C2D messages, and no device signs in"),
     };
     let each = rules.iter().filter_map(|rule| Some((rule.name(), why(&rule.doors().collect::<Vec<_>>())?)));
-    each.map(|(rule, why)| format!("rule \"{rule}\" takes only {why} here: it has no effect on this gateway"))
-        .collect()
+    each.map(|(rule, why)| {
+        format!("rule \"{rule}\" matches only {why} here: it has no effect on this gateway")
+    })
+    .collect()
 }
 
 /// What the caller of a method hears whose action is done.
@@ -179,9 +185,9 @@ mod tests {
     #[test]
     fn a_sample_that_cannot_come_is_refused() {
         for (bag, part) in [
-            ("$.method=a&$.input=b", "one door"),
-            ("$.source=input", "comes as c2d, and not as \"input\""),
-            ("$.method=a&$.source=c2d", "comes as method, and not as \"c2d\""),
+            ("$.method=a&$.input=b", "in only one way"),
+            ("$.source=input", "comes as c2d, not as \"input\""),
+            ("$.method=a&$.source=c2d", "comes as method, not as \"c2d\""),
             ("$.method=", "$.method has no name"),
             (
                 "$.method=a&state=on",

@@ -65,9 +65,11 @@ fn state_in_words(record: &Record) -> String {
         State::Accepted => "waits for its turn",
         State::Started => "its action has begun",
         State::Finished => "nothing is left to do",
-        State::Dead if record.abandoned => "given back to the hub: when it comes again, it is run again",
+        State::Dead if record.abandoned => {
+            "given back to the hub: when it comes again, the agent runs it again"
+        }
         State::Dead if was_unmatched(record) => {
-            "no rule took it: `inbox retry` runs it once one does, `inbox drop` gives it up"
+            "no rule matched it: `inbox retry` runs it once a rule does, `inbox drop` gives it up"
         }
         State::Dead => "a dead letter: `inbox retry` runs it again, `inbox drop` gives it up",
     };

@@ -57,8 +57,8 @@ impl RulesNow {
     /// The same in a sentence.
     pub(super) fn sentence(&self) -> String {
         match &self.taken_by {
-            Some(rule) => format!("rule \"{rule}\" takes it: `inbox retry` runs it"),
-            None => format!("none takes it: {}", self.why_none),
+            Some(rule) => format!("rule \"{rule}\" matches it: `inbox retry` runs it"),
+            None => format!("no rule matches it: {}", self.why_none),
         }
     }
 }

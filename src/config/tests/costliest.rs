@@ -201,8 +201,8 @@ fn what_would_cost_more_is_refused_in_one_sentence() {
     let arguments = vec!["\"{c0}x{c0}\""; 501].join(",");
     assert_eq!(
         refused(&rule(1, "c0 = 1", &format!("{{ run = [\"/bin/true\", {arguments}] }}"))),
-        "the steps of rule \"r1\" have 1002 arguments and values of messages, but may have at most 1000: let a program take them from its \
-         environment or the body"
+        "the steps of rule \"r1\" have 1002 arguments and values of messages, but may have at most 1000: let a program read them \
+         from its environment or the body"
     );
     assert_eq!(
         refused(&rule(1, "c0 = 1", &vec!["{ shell = \"true\" }"; 101].join(","))),

@@ -232,7 +232,7 @@ fn a_value_for_a_command_is_no_option_whatever_the_rule_lists() {
     let argv = ["/bin/true", "plain"].map(str::to_owned).to_vec();
     assert_eq!(plan("text=plain"), Ok(vec![crate::rules::PlannedStep::Run { argv }]));
     // What the command takes and no condition of the rule makes sure of is told at the rule.
-    let told = "twin:y:4:1: warning: no condition makes sure that text is there";
+    let told = "twin:y:4:1: warning: no condition requires text";
     assert!(warnings.to_string().starts_with(told), "{warnings}");
 }
 

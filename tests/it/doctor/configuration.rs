@@ -38,7 +38,7 @@ fn without_a_configuration_what_needs_none_is_looked_at() {
     let found = Found::by(&mut doctor(&dir.path().join("none.toml")));
     found.failed(&["configuration"]);
     found.says("configuration", "failed", "there is no such file", "");
-    found.says("agent", "skipped", "does not tell", "");
+    found.says("agent", "skipped", "does not say", "");
     found.says("clock", "skipped", " UTC; there is nothing to compare it with", "");
 }
 

@@ -16,13 +16,13 @@ fn a_message_whose_rule_is_gone_is_kept_as_a_dead_letter() {
     let agent = Agent::start(&house.emulator, "dev1", house.path(), &renamed);
     let text = house.wait_for_state("m-2", "dead")["outcome"]["text"].clone();
     assert!(
-        text.as_str().is_some_and(|text| text.starts_with("refused: no rule takes it any more: ")),
+        text.as_str().is_some_and(|text| text.starts_with("refused: no rule matches it any more: ")),
         "{text}"
     );
     // So it stays when somebody wants to run it again too early.
     let sentence = house.refused(&["inbox", "retry", "m-2"]);
     assert!(
-        sentence.contains("is not run again, because no rule takes it: rule \"pump\" comes near"),
+        sentence.contains("is not run again, because no rule matches it: rule \"pump\" comes near"),
         "{sentence}"
     );
     assert_eq!(house.wait_for_state("m-2", "dead")["outcome"]["text"], text);
@@ -42,7 +42,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     let agent = house.agent();
     house.send_with("pumpe", "m-1", &["--property", "zone=north", "--data", "a body"]);
     house.send("pumpe", "m-2");
-    let line = agent.process.stderr.wait_for("unmatched: no rule takes it").replace("\\\"", "\"");
+    let line = agent.process.stderr.wait_for("unmatched: no rule matches it").replace("\\\"", "\"");
     let nearest = "the nearest match is rule \"pump\", but action is \"pumpe\", not \"pump\"";
     assert!(line.contains(" WARN ") && line.contains(nearest), "{line}");
     assert!(line.contains("=\"action=pumpe&zone=north&$.mid=m-1&"), "{line}");
@@ -54,9 +54,9 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     assert_eq!(kept["rulesNow"]["nearest"], "pump");
 
     let shown = house.told(&["inbox", "show", "m-1"]);
-    let explained = format!("rules now   none takes it: {nearest}\n");
+    let explained = format!("rules now   no rule matches it: {nearest}\n");
     for part in [
-        "state       dead (no rule took it: ",
+        "state       dead (no rule matched it: ",
         &explained,
         "  action = pumpe\n  zone = north\n",
         "  a body\n",
@@ -64,7 +64,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
         assert!(shown.contains(part), "no \"{part}\" in\n{shown}");
     }
     let refusal = format!(
-        "message \"m-1\" (#1) is not run again, because no rule takes it: {nearest}; change the rules "
+        "message \"m-1\" (#1) is not run again, because no rule matches it: {nearest}; change the rules "
     );
     let sentence = house.refused(&["inbox", "retry", "m-1"]);
     assert!(sentence.contains(&refusal), "{sentence}");
@@ -78,7 +78,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
         house.path().display()
     );
     write_config(house.path(), &more);
-    assert!(house.told(&["inbox", "show", "m-1"]).contains("\nrules now   rule \"pumpe\" takes it: "));
+    assert!(house.told(&["inbox", "show", "m-1"]).contains("\nrules now   rule \"pumpe\" matches it: "));
     assert!(house.refused(&["inbox", "retry", "m-1"]).contains(&refusal));
     agent.process.signal(rustix::process::Signal::HUP);
     agent.process.stderr.wait_for("took the new configuration up");
