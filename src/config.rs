@@ -57,19 +57,19 @@ pub use settings::{
 pub use twin_rules::{TwinRules, version_of};
 pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};
 
-const DEVICE: Key<Form> = table("device", "who signs in");
-const INBOX: Key<Form> = table("inbox", "the record of messages");
-const METRICS: Key<Form> = table("metrics", "numbers for a scraper");
-const REPORT: Key<Form> = table("report", "where outcomes go");
-const ACTIONS: Key<Form> = table("actions", "for all rules");
-const TWIN: Key<Form> = table("twin", "what the twin may set");
-const ALLOW: Key<Form> = table("allow", "what rules of the twin may use");
-const GPIO: Key<Form> = table("gpio", "outputs");
-const RULE: Key<Form> = table("rule", "what a message does");
+const DEVICE: Key<Form> = table("device");
+const INBOX: Key<Form> = table("inbox");
+const METRICS: Key<Form> = table("metrics");
+const REPORT: Key<Form> = table("report");
+const ACTIONS: Key<Form> = table("actions");
+const TWIN: Key<Form> = table("twin");
+const ALLOW: Key<Form> = table("allow");
+const GPIO: Key<Form> = table("gpio");
+const RULE: Key<Form> = table("rule");
 
-/// A key at the top that begins a table.
-const fn table(name: &'static str, about: &'static str) -> Key<Form> {
-    Key { name, kind: Form("a table", name), absent: Absent::Nothing, about }
+/// A key at the top that begins a table, which the reference describes as a section.
+const fn table(name: &'static str) -> Key<Form> {
+    Key { name, kind: Form("a table", name), absent: Absent::Nothing, about: "" }
 }
 
 /// A configuration without a problem.

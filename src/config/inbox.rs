@@ -19,7 +19,7 @@ pub(super) const PATH: Key<FilePath> = Key {
     name: "path",
     kind: FilePath,
     absent: Absent::Means("/var/lib/c2d-agent/inbox.redb"),
-    about: "the file; its directory is created when only that is missing. [Where the inbox is](#where-the-inbox-is) says more",
+    about: "the file; its directory is created when only that is missing. See [Where the inbox is](#where-the-inbox-is)",
 };
 pub(super) const SOCKET: Key<FilePath> = Key {
     name: "socket",

@@ -247,9 +247,9 @@ pub(crate) const ALL: [&Section; 13] = [
     &STEPS,
 ];
 
-/// Markdown whose links are their texts alone.
+/// Markdown whose links are their texts alone, without a last sentence that only leads elsewhere.
 pub(crate) fn without_links(markdown: &str) -> String {
-    let (mut text, mut rest) = (String::new(), markdown);
+    let (mut text, mut rest) = (String::new(), markdown.split(". See [").next().unwrap_or_default());
     while let Some((before, after)) = rest.split_once("](") {
         let (before, link) = before.rsplit_once('[').unwrap_or((before, ""));
         text.extend([before, link]);

@@ -59,12 +59,7 @@ pub(super) fn page() -> String {
 
 fn of_section(section: &Section) -> String {
     let keys = section.keys.iter().map(|key| of_key(*key));
-    format!(
-        ".SH {}\n{}.\n{}",
-        escaped(&section.header.to_uppercase()),
-        upper(section.about),
-        keys.collect::<String>()
-    )
+    format!(".SH {}\n{}.\n{}", escaped(section.header), upper(section.about), keys.collect::<String>())
 }
 
 fn of_key(key: &dyn Described) -> String {
