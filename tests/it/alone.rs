@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use rustix::process::Signal;
 
-use crate::harness::{Agent, Emulator, Process, binary, wait_for_file, write_config};
-use crate::places::{is_root_or_skips, open_dir, set_mode, without_rights};
+use crate::harness::{Agent, Emulator, Process, binary, is_root_or_skips, wait_for_file, write_config};
+use crate::places::{open_dir, set_mode, without_rights};
 
 /// A lamp whose state is in `pins.json`, and a rule that takes its time.
 const LAMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.lamp]\nline = 1\n\

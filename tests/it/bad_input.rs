@@ -7,8 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::harness::{Agent, Emulator, Process, binary, program, run, skip};
-use crate::places::is_root_or_skips;
+use crate::harness::{Agent, Emulator, Process, binary, is_root_or_skips, program, run, skip};
 
 const ANY_RULE: &str = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { shell = \"true\" } ]\n";
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";

@@ -9,8 +9,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::harness::{Process, binary, run};
-use crate::places::is_root_or_skips;
+use crate::harness::{Process, binary, is_root_or_skips, run};
 
 const DEVICE: &str = "HostName=127.0.0.1:1;DeviceId=pi-01;SharedAccessKey=c2VjcmV0";
 

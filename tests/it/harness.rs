@@ -36,6 +36,15 @@ pub(crate) fn skip(test: &str, lack: &str) {
     writeln!(std::io::stderr(), "SKIPPED {test}: {lack}").expect("standard error is open");
 }
 
+/// Whether root runs the tests, who alone can give files away; else the test is skipped.
+pub(crate) fn is_root_or_skips(test: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skip(test, "only root can give files away");
+    }
+    is_root
+}
+
 /// A program of the system, also from `/usr/sbin`, where Debian puts mosquitto.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

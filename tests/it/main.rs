@@ -127,6 +127,7 @@ mod reports;
 mod rest;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod rest_ask;
+#[cfg(feature = "schema")]
 mod schema;
 mod sdk;
 #[cfg(all(feature = "service", feature = "emulator"))]

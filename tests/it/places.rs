@@ -26,15 +26,6 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
 }
 
-/// Whether root runs the tests, who alone can give files away; else the test is skipped.
-pub(crate) fn is_root_or_skips(test: &str) -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        skip(test, "only root can give files away");
-    }
-    is_root
-}
-
 /// The same command, run by a user without rights. None when it cannot be, and the test is skipped.
 pub(crate) fn without_rights(test: &str, command: &Command) -> Option<Command> {
     let mut plain = if rustix::process::geteuid().is_root() {

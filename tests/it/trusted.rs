@@ -8,8 +8,8 @@ use std::os::unix::fs::{chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Agent, Emulator, Process, binary, run, wait_for_file, write_config};
-use crate::places::{is_root_or_skips, open_dir, set_mode};
+use crate::harness::{Agent, Emulator, Process, binary, is_root_or_skips, run, wait_for_file, write_config};
+use crate::places::{open_dir, set_mode};
 
 const DEVICE: &str = "HostName=h;DeviceId=d;SharedAccessKey=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const HOSTILE: u32 = 65534;

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{Found, KEY, LED, doctor};
-use crate::harness::write_config;
-use crate::places::{is_root_or_skips, open_dir, set_mode, without_rights};
+use crate::harness::{is_root_or_skips, write_config};
+use crate::places::{open_dir, set_mode, without_rights};
 
 /// `doctor --offline` in `dir`, with the connection string in a file of this mode.
 fn with_secret(dir: &Path, mode: u32, rest: &str) -> Command {
