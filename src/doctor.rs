@@ -123,15 +123,15 @@ async fn finished(end: Instant, first: Check, found: tokio::task::JoinHandle<Vec
         Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
         Err(_elapsed) => {
             let detail =
-                "a file or a device does not answer, so that this and what follows could not be looked at";
-            vec![first.failed(detail, "look into the system's log for a disk or a network share that hangs")]
+                "a file or a device does not answer, so this check and the checks after it could not run";
+            vec![first.failed(detail, "look in the system log for a disk or a network share that hangs")]
         }
     }
 }
 
 fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
     let report = &inspection.report;
-    let remedy = "run c2d-agent check, which shows each with its place";
+    let remedy = "run c2d-agent check, which shows the place of each";
     if let Some(problem) = report.first_problem() {
         let problems = counted(report.problems(), "problem");
         return Check::Configuration.failed(format!("{problems}: {problem}"), remedy);

@@ -93,10 +93,9 @@ pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option
             .identity
             .is_some_and(|identity| matches!(identity.auth, DeviceAuth::Key(_) | DeviceAuth::Workload(_)));
         return match off {
-            off if off <= AS_GOOD_AS_RIGHT => Check::Clock.ok(format!("{says}, as the server's")),
-            off if !ahead && has_key && off >= subject.token_lifetime => {
-                Check::Clock.failed(format!("{detail}: its tokens have expired when they are made"), SET_IT)
-            }
+            off if off <= AS_GOOD_AS_RIGHT => Check::Clock.ok(format!("{says}, the same as the server's")),
+            off if !ahead && has_key && off >= subject.token_lifetime => Check::Clock
+                .failed(format!("{detail}: its tokens are expired as soon as it makes them"), SET_IT),
             _ => Check::Clock.warning(detail, SET_IT),
         };
     }
@@ -174,7 +173,7 @@ mod tests {
             clock: || at(NOW),
         };
         let found = |server: u64| clock(&subject, Some(&Times { server: at(server), here: at(NOW) }), None);
-        assert_eq!(found(NOW + 30), Check::Clock.ok("2026-11-24 00:30:24 UTC, as the server's"));
+        assert_eq!(found(NOW + 30), Check::Clock.ok("2026-11-24 00:30:24 UTC, the same as the server's"));
         let ahead = found(NOW - 90_000);
         assert_eq!(
             (ahead.status, ahead.detail.as_str()),

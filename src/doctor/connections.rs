@@ -108,7 +108,7 @@ impl Connection {
                 match given.bundle {
                     None => {
                         network::pass_by(&subject, &way, &mut tell);
-                        Err("without a trust bundle the module does not sign in")
+                        Err("without a trust bundle the module cannot sign in")
                     }
                     Some(bundle) => {
                         let subject = Subject { bundle: &bundle, ..subject };

@@ -146,7 +146,7 @@ fn taken_apart(sentence: String) -> (String, String) {
     });
     match colon {
         Some((at, _)) => (sentence[..at].to_owned(), sentence[at + 2..].to_owned()),
-        None => (sentence, "try again in a while; if it stays so, the agent's log may say more".to_owned()),
+        None => (sentence, "try again later; if it still fails, read the agent's log".to_owned()),
     }
 }
 

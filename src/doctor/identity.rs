@@ -75,7 +75,7 @@ pub(super) fn secrets(
 fn secret_file(path: Option<&Path>) -> Finding {
     let Some(path) = path else {
         return Check::SecretFile
-            .skipped("none is named; the secret comes from the environment, or is missing");
+            .skipped("no file is configured; the secret comes from the environment, or is missing");
     };
     let shown = path.display();
     match path.metadata() {
@@ -88,8 +88,8 @@ fn secret_file(path: Option<&Path>) -> Finding {
             let whose = format!("{shown}, mode {mode:04o}, of {}", user::named(found.uid()));
             if !user::may(path, rustix::fs::Access::READ_OK) {
                 let remedy = format!(
-                    "run this as root where systemd reads it for the agent (LoadCredential), else give it to the agent's \
-                     user: chown {} {shown}",
+                    "if systemd reads it for the agent (LoadCredential), run doctor as root; otherwise give \
+                     it to the agent's user: chown {} {shown}",
                     user::own_name()
                 );
                 return Check::SecretFile.failed(format!("{} may not read {whose}", user::own()), remedy);
@@ -99,7 +99,7 @@ fn secret_file(path: Option<&Path>) -> Finding {
                 return Check::SecretFile.warning(detail, format!("run chmod o= {shown}"));
             }
             if mode & 0o022 != 0 {
-                let detail = format!("others than its owner can write {whose}");
+                let detail = format!("users other than its owner can write {whose}");
                 return Check::SecretFile.warning(detail, format!("run chmod go-w {shown}"));
             }
             Check::SecretFile.ok(whose)
@@ -119,7 +119,7 @@ fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
 }
 
 fn ready_token(token: &SasToken, resource: &str, now: SystemTime) -> Finding {
-    let remedy = "make a new one, or give the SharedAccessKey instead, from which the agent makes its own";
+    let remedy = "make a new one, or give the SharedAccessKey instead: the agent then makes its own tokens";
     if !token.covers(resource) {
         let detail = format!("it is for {}, and not for {resource}", token.resource().escape_debug());
         return Check::Token.failed(detail, remedy);
@@ -129,7 +129,7 @@ fn ready_token(token: &SasToken, resource: &str, now: SystemTime) -> Finding {
     match token.expiry().duration_since(now) {
         Err(_) => Check::Token.failed(format!("expired at {until} UTC"), remedy),
         Ok(left) if left < TOKEN_ENDS_SOON => {
-            Check::Token.warning(format!("ends at {until} UTC, and nobody renews it"), remedy)
+            Check::Token.warning(format!("ends at {until} UTC, and is not renewed"), remedy)
         }
         Ok(_) => Check::Token.ok(format!("good until {until} UTC")),
     }
@@ -143,7 +143,7 @@ fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding 
         }
     };
     let Some(own) = read else {
-        let detail = format!("{} is no certificate that can be read", path.display());
+        let detail = format!("{} is not a readable certificate", path.display());
         return Check::DeviceCertificate.failed(detail, "make a new one, and register it at the hub");
     };
     let renew = "make a new one, and register it at the hub before this one ends";
@@ -155,11 +155,11 @@ fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding 
             "make a new one, and register it at the hub; or check this machine's clock",
         ),
         Age::NotYet => Check::DeviceCertificate.failed(
-            format!("{whose} is good from {} on only", day(own.not_before)),
+            format!("{whose} is not valid before {}", day(own.not_before)),
             "check this machine's clock, or wait",
         ),
         Age::Good { .. } if own.subject != device_id => Check::DeviceCertificate.warning(
-            format!("its name is \"{}\", and the device's {device_id}; good until {until}", own.subject),
+            format!("its name is \"{}\", but the device is {device_id}; good until {until}", own.subject),
             "make one with the device id as common name, unless the hub knows this one by its thumbprint",
         ),
         Age::Good { left } if left < CERTIFICATE_ENDS_SOON => {

@@ -101,7 +101,7 @@ pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Findi
         return Way::Told { sign_in: false };
     }
     if let Some(proxy) = subject.proxy(host) {
-        let reason = format!("the way to the hub leads through the proxy {proxy}: see the sign-in");
+        let reason = format!("the connection to the hub uses the proxy {proxy}: see the sign-in");
         skip(subject, Check::NameLookup, &reason, tell);
         return Way::Told { sign_in: true };
     }
@@ -154,7 +154,7 @@ pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl Fn
 /// Tells that nobody knows whom to trust there.
 pub(super) fn pass_by(subject: &Subject<'_>, way: &Way<'_>, tell: &mut impl FnMut(Finding)) {
     if let Way::Tried { .. } = way {
-        skip(subject, Check::Tls, "there is no trust bundle, and so nobody to trust", tell);
+        skip(subject, Check::Tls, "there is no trust bundle, so no certificate can be trusted", tell);
     }
 }
 
@@ -263,7 +263,7 @@ fn mqtt_port(
         }
         Ok(Reached { address, silent: Some(silent), .. }) => check.warning(
             format!("{address} answers, but {silent}, which the agent tries first, does not"),
-            "give this machine a way to that address, or take it out of the name (DNS, /etc/hosts)",
+            "make that address reachable, or remove it from the host name (DNS, /etc/hosts)",
         ),
         Err(why) => {
             let detail = match why {
@@ -273,21 +273,19 @@ fn mqtt_port(
             };
             if subject.workload().is_some() {
                 let remedy = format!(
-                    "see that edgeHub runs (iotedge list) and listens on {port}, and that IOTEDGE_GATEWAYHOSTNAME is its \
-                     device's name"
+                    "check that edgeHub runs (iotedge list) and listens on {port}, and that \
+                     IOTEDGE_GATEWAYHOSTNAME is its device's name"
                 );
                 check.failed(detail, remedy)
             } else if https_is_open {
                 // Nothing stands between a machine and itself.
                 let remedy = match why {
                     Unreached::Refused(address) if address.is_loopback() => format!(
-                        "nothing listens on port {port} of this machine: see that HostName has the port on which the hub \
-                         (emulator, gateway) listens"
+                        "nothing listens on port {port} of this machine: check that HostName has the port on \
+                         which the hub (emulator, gateway) listens"
                     ),
                     _ => {
-                        format!(
-                            "a firewall blocks {port}: have outgoing connections to {host}:{port} allowed"
-                        )
+                        format!("a firewall blocks {port}: allow outgoing connections to {host}:{port}")
                     }
                 };
                 check.failed(format!("{detail}, but port {https} answers"), remedy)
@@ -297,7 +295,7 @@ fn mqtt_port(
                         "check host and port, and whether the hub (emulator, gateway) runs"
                     }
                     Unreached::Silent => {
-                        "check this machine's way out, and whether a firewall drops everything"
+                        "check this machine's network, and whether a firewall drops everything"
                     }
                     Unreached::Failed(_) => "check this machine's network and routes",
                 };
@@ -314,7 +312,7 @@ fn https_port(subject: &Subject<'_>, https: &Result<Reached, Unreached>, mqtt_is
         Ok(reached) => Check::HttpsPort.ok(format!("answers in {} ms", reached.took.as_millis())),
         Err(_) if mqtt_is_open => Check::HttpsPort.ok("does not answer, and the agent does not need it"),
         Err(_) => {
-            let remedy = "look at the network first: it is no matter of one port";
+            let remedy = "check the network first: more than one port fails";
             Check::HttpsPort.warning("does not answer, either", remedy)
         }
     };

@@ -15,7 +15,7 @@ pub(super) fn outputs(settings: &GpioSettings, agent: &Agent) -> Vec<Finding> {
         Err(error) => {
             let mut found = vec![Check::Gpio.failed_with(error)];
             let pins = settings.pins.keys();
-            found.extend(pins.map(|pin| Check::Pin.skipped("there is nothing to drive it").about(pin)));
+            found.extend(pins.map(|pin| Check::Pin.skipped("no backend can drive it").about(pin)));
             return found;
         }
     };
@@ -24,7 +24,7 @@ pub(super) fn outputs(settings: &GpioSettings, agent: &Agent) -> Vec<Finding> {
         None => Check::Gpio.ok(detail),
         Some(reason) => Check::Gpio.warning(
             format!("{detail}, because rppal cannot be used ({reason})"),
-            "nothing, if that is meant; set backend = \"cdev\" in [gpio] to say so",
+            "if you want that, set backend = \"cdev\" in [gpio]",
         ),
     };
     let mut found = vec![backend];
@@ -39,7 +39,7 @@ pub(super) fn outputs(settings: &GpioSettings, agent: &Agent) -> Vec<Finding> {
 fn pin(line: Result<LineUse, GpioError>, backend: &str, agent: &Agent) -> Finding {
     match line {
         Ok(LineUse::Free) => Check::Pin.ok("free"),
-        Ok(LineUse::Untold) => Check::Pin.ok("there; nobody keeps a record of who else uses it"),
+        Ok(LineUse::Untold) => Check::Pin.ok("there; whether another program uses it is not known"),
         Ok(LineUse::Held(by)) if by == CONSUMER => match agent {
             Agent::Running { pid, .. } => Check::Pin.ok(format!("held by the running agent, process {pid}")),
             Agent::NotRunning | Agent::Unknown(_) => Check::Pin.failed(

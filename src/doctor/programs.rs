@@ -52,7 +52,7 @@ fn program(check: Check, path: &str) -> Finding {
     }
     match interpreter(file) {
         Some(needed) if !needed.is_file() => check.failed(
-            format!("{path} wants to be run by {}, which is not there", needed.display()),
+            format!("{path} needs the interpreter {}, which is not there", needed.display()),
             "install that, or correct the first line of the program (also its line ending)",
         ),
         _ => check.ok(format!("{path} can be run")),
@@ -88,7 +88,10 @@ mod tests {
         let (path, finding) = found("#! /bin/sh -e\n", 0o755);
         assert_eq!(finding, Check::Program.ok(format!("{path} can be run")));
         let (path, finding) = found("#!/no/such/shell\n", 0o755);
-        assert_eq!(finding.detail, format!("{path} wants to be run by /no/such/shell, which is not there"));
+        assert_eq!(
+            finding.detail,
+            format!("{path} needs the interpreter /no/such/shell, which is not there")
+        );
         // Written on another system: the name ends with a carriage return.
         let (_, finding) = found("#!/bin/sh\r\n", 0o755);
         assert_eq!(finding.status, super::super::Standing::Failed);

@@ -70,7 +70,7 @@ impl Handshake {
             }
         };
         let result = match ServerName::try_from(host.to_owned()) {
-            Err(_) => Err(Fault::Other(format!("\"{host}\" is no name that TLS can check"))),
+            Err(_) => Err(Fault::Other(format!("\"{host}\" is not a name that TLS can check"))),
             Ok(name) => match timeout(CHECK_LIMIT, TlsConnector::from(config).connect(name, stream)).await {
                 Ok(Ok(_connected)) => Ok(()),
                 Ok(Err(error)) => Err(Fault::of(&error)),
@@ -128,9 +128,9 @@ pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> F
         )) => {
             let own = handshake.chain.first();
             let hosts = own.map_or(String::new(), |own| own.hosts.join(", "));
-            let issuer = own.map_or("nobody", |own| own.issuer.as_str());
+            let issuer = own.map_or("unknown", |own| own.issuer.as_str());
             Check::Tls.failed(
-                format!("the certificate is for {hosts}, signed by \"{issuer}\", and not for {host}"),
+                format!("the certificate is for {hosts}, signed by \"{issuer}\", not for {host}"),
                 format!("check {}, and whether a proxy answers in the hub's place", subject.names()),
             )
         }
@@ -143,10 +143,8 @@ pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> F
         }
         Fault::Silent => {
             let limit = CHECK_LIMIT.as_secs();
-            Check::Tls.failed(
-                format!("{host} takes the connection, and then does not answer within {limit} s"),
-                port,
-            )
+            Check::Tls
+                .failed(format!("{host} accepts the connection, but does not answer within {limit} s"), port)
         }
         Fault::Other(reason) => Check::Tls.failed(format!("TLS with {host} failed ({reason})"), port),
     }
@@ -158,8 +156,8 @@ fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
         text.push_str(&format!(", signed by \"{}\"", one.issuer));
     }
     match (&handshake.root, subject.ca_file) {
-        (Root::File, Some(path)) => format!("{text}, which {} has", path.display()),
-        (Root::Bundle, _) => format!("{text}, which the trust bundle has"),
+        (Root::File, Some(path)) => format!("{text}, which is in {}", path.display()),
+        (Root::Bundle, _) => format!("{text}, which is in the trust bundle"),
         (Root::File | Root::System, _) => format!("{text}, which this system trusts"),
     }
 }
@@ -175,19 +173,20 @@ fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Findin
     let root = subject.root_settings();
     let is_hub = HUBS.iter().any(|end| host.ends_with(end));
     let remedy = if subject.workload().is_some() {
-        "check that IOTEDGE_GATEWAYHOSTNAME is this edge device, and have aziot-edged give the root of its edgeHub \
-         (trust_bundle_cert in /etc/aziot/config.toml, then iotedge system restart)"
+        "check that IOTEDGE_GATEWAYHOSTNAME is this edge device, and let aziot-edged give the root of its \
+         edgeHub (trust_bundle_cert in /etc/aziot/config.toml, then iotedge system restart)"
             .to_owned()
     } else if is_hub && AUTHORITIES.iter().any(|name| organization.contains(name)) {
         "install the package ca-certificates".to_owned()
     } else if is_hub {
         format!(
-            "a proxy intercepts TLS, since no hub has a certificate of \"{organization}\": have it leave {host} alone, \
-             or name its root with {root}"
+            "a proxy intercepts TLS, because no hub has a certificate of \"{organization}\": let the proxy \
+             exclude {host}, or name its root with {root}"
         )
     } else {
         format!(
-            "name its root with {root} (emulator, IoT Edge gateway); if that is not who should sign it, a proxy intercepts TLS"
+            "name its root with {root} (emulator, IoT Edge gateway); if another issuer should sign it, a \
+             proxy intercepts TLS"
         )
     };
     Check::Tls.failed(detail, remedy)
@@ -210,7 +209,7 @@ pub(super) fn certificate(handshake: &Handshake, now: SystemTime) -> Finding {
             .failed(format!("that of \"{whose}\" is good from {begins} on only"), remedy),
         Age::Good { left } if left < ENDS_SOON => Check::ServerCertificate.warning(
             format!("that of \"{whose}\" ends on {until}, {}", in_days(left)),
-            "see that it is renewed at the server; a hub does that by itself",
+            "renew it at the server; a hub does that by itself",
         ),
         Age::Good { left } => Check::ServerCertificate.ok(format!("good until {until}, {}", in_days(left))),
     }

@@ -20,14 +20,15 @@ pub(super) async fn sign_in(
     if subject.offline {
         return Check::SignIn.skipped("--offline");
     }
-    let anyway = "--sign-in does it all the same";
+    let anyway = "--sign-in forces it";
     match agent {
         Agent::Running { .. } if !forced => {
-            let detail = format!("it would cut off the running agent for a moment: {anyway}");
+            let detail = format!("it would disconnect the running agent for a moment: {anyway}");
             return Check::SignIn.skipped(detail);
         }
         Agent::Unknown(_) if !forced => {
-            return Check::SignIn.skipped(format!("it would cut off an agent that may run: {anyway}"));
+            return Check::SignIn
+                .skipped(format!("it would disconnect an agent that may be running: {anyway}"));
         }
         _ => {}
     }
@@ -49,10 +50,10 @@ pub(super) async fn sign_in(
     let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {
         Ok(()) if matches!(agent, Agent::Running { .. }) => Check::SignIn.warning(
-            format!("the hub lets {device} in, and the running agent was cut off"),
+            format!("the hub accepts {device}, and the running agent was disconnected"),
             "wait: the agent signs in again by itself within seconds",
         ),
-        Ok(()) => Check::SignIn.ok(format!("the hub lets {device} in")),
+        Ok(()) => Check::SignIn.ok(format!("the hub accepts {device}")),
         Err(SignInError::Tls(error)) => {
             Check::SignIn.failed(error.to_string(), format!("correct what {} names", subject.files()))
         }

@@ -33,7 +33,7 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
             "create it for the user of the agent: install -d -m 700 -o {} DIRECTORY",
             user::own_name()
         );
-        return Check::Inbox.failed(format!("{path} cannot be there: {shown} is no directory"), remedy);
+        return Check::Inbox.failed(format!("{path} cannot be created: {shown} is not a directory"), remedy);
     }
     if !user::may(place, Access::WRITE_OK | Access::EXEC_OK) {
         return match rustix::fs::statvfs(place) {
@@ -73,8 +73,8 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
             Err(InboxError::InUse { holder, .. }) => {
                 let socket = settings.socket.display();
                 let detail = format!("{path} is in use by {holder}, but nothing listens on {socket}");
-                let remedy = "if an agent runs, its log says why it has no control socket; else wait for the program \
-                              that has it open";
+                let remedy = "if an agent runs, its log says why it has no control socket; otherwise wait \
+                              for the program that has it open";
                 return Check::Inbox.warning(detail, remedy);
             }
             Err(error @ InboxError::Corrupt(_)) => return Check::Inbox.warned_of(error),
@@ -96,7 +96,7 @@ fn socket(path: &Path) -> Option<Finding> {
     let shown = path.display();
     match path.symlink_metadata() {
         Ok(found) if !found.file_type().is_socket() => {
-            let detail = format!("{shown} is in the way of the control socket");
+            let detail = format!("{shown} is where the control socket must be");
             Some(Check::Inbox.warning(detail, "move it away, or set [inbox] socket"))
         }
         Err(_) if directory_of(path).is_dir() && !user::may(directory_of(path), Access::WRITE_OK) => {

@@ -28,7 +28,9 @@ pub(super) fn user(inbox: Option<&InboxSettings>, agent: &Agent) -> Finding {
     let agents = agents.unwrap_or_else(|| format!("'#{whose}'"));
     Check::User.warning(
         detail,
-        format!("permissions are checked for who runs this: run sudo -u {agents} c2d-agent doctor"),
+        format!(
+            "permissions are checked for the user who runs doctor: run sudo -u {agents} c2d-agent doctor"
+        ),
     )
 }
 
@@ -46,7 +48,7 @@ fn of_agent_with(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<(u32, &
     let file = inbox.and_then(|inbox| owner(&inbox.path));
     // Others than root need not own a directory to write there.
     let directory = inbox.and_then(|inbox| trust::owner_for_root(&inbox.path));
-    let running = process.map(|id| (id, "the running agent is of"));
+    let running = process.map(|id| (id, "the running agent runs as"));
     let named = file.map(|id| (id, "the inbox belongs to"));
     running.or(named).or(directory.map(|id| (id, "the inbox's directory belongs to")))
 }

@@ -40,18 +40,14 @@ pub(super) async fn examine(access: &WorkloadAccess, tell: &mut impl FnMut(Findi
     let found = match timeout(LIMIT, socket(&access.socket)).await {
         Ok(found) => found,
         Err(_elapsed) => Check::WorkloadApi.failed(
-            format!(
-                "{} does not let itself be looked at within {} s",
-                access.socket.display(),
-                LIMIT.as_secs()
-            ),
-            "look into the system's log for a disk or a mount that hangs",
+            format!("{} cannot be examined within {} s", access.socket.display(), LIMIT.as_secs()),
+            "look in the system log for a disk or a mount that hangs",
         ),
     };
     let is_there = found.remedy.is_none();
     tell(found);
     if !is_there {
-        let reason = "nobody can be asked on the workload socket";
+        let reason = "the workload socket cannot be used";
         tell(Check::TrustBundle.skipped(reason));
         tell(Check::Generation.skipped(reason));
         return Given { bundle: None, signs: false };
@@ -99,9 +95,9 @@ async fn socket(path: &Path) -> Finding {
     };
     if !found.file_type().is_socket() {
         return check.failed(
-            format!("{shown} is no socket"),
-            "see that aziot-edged runs (iotedge system status), and then have edgeAgent make the container anew: a container \
-             engine mounts a directory where a socket is missing",
+            format!("{shown} is not a socket"),
+            "check that aziot-edged runs (iotedge system status), then let edgeAgent make the container \
+             again: a container engine mounts a directory if the socket is missing",
         );
     }
     let mode = found.permissions().mode() & 0o7777;
@@ -113,18 +109,18 @@ async fn socket(path: &Path) -> Finding {
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => check.failed(
             format!("nothing listens on {shown}"),
-            "see that aziot-edged runs (iotedge system status); when it was restarted, restart this container, which still has \
-             the socket of before",
+            "check that aziot-edged runs (iotedge system status); if it was restarted, restart this \
+             container, which still has the old socket",
         ),
         Err(error) => check.failed(
-            format!("{shown} takes no connection ({error})"),
+            format!("{shown} accepts no connection ({error})"),
             "look at aziot-edged (iotedge system status), or restart it",
         ),
     }
 }
 
 fn as_whom() -> String {
-    format!("run the agent as a user whom the socket's mode lets in; checked for {}", user::own())
+    format!("run the agent as a user that the socket's mode allows; checked for {}", user::own())
 }
 
 /// Whether TLS can do with a trust bundle.
@@ -140,7 +136,7 @@ fn roots(bundle: &str) -> Result<Finding, Finding> {
     }
     let roots = tls::read_bundle(bundle).unwrap_or_default();
     if roots.is_empty() {
-        return Ok(check.warning("it is empty, so that only what this system trusts is trusted", remedy));
+        return Ok(check.warning("it is empty, so only the roots of this system are trusted", remedy));
     }
     let names =
         roots.iter().filter_map(|der| Certificate::read(der)).map(|root| format!("\"{}\"", root.subject));
@@ -156,11 +152,12 @@ fn generation(access: &WorkloadAccess, signed: Result<(), WorkloadError>) -> Fin
         Ok(()) => check.ok(format!("{generation_id}: the workload API signs for {module_id}")),
         Err(WorkloadError::Gone { status, said, .. }) => check.failed(
             format!(
-                "the workload API does not sign for {module_id} in generation {generation_id} (status {status}: {said}): the module was \
-                 redeployed or removed, or this does not run in its container"
+                "the workload API does not sign for {module_id} in generation {generation_id} (status \
+                 {status}: {said}): the module was redeployed or removed, or doctor does not run in its \
+                 container"
             ),
-            "restart the container; where edgeAgent does not make a new one, remove this one (docker rm -f NAME), whose \
-             environment is that of another deployment",
+            "restart the container; if edgeAgent does not make a new one, remove this one (docker rm -f \
+             NAME), whose environment is that of another deployment",
         ),
         Err(error) => check.failed_with(error),
     }
@@ -169,7 +166,7 @@ fn generation(access: &WorkloadAccess, signed: Result<(), WorkloadError>) -> Fin
 fn silent(check: Check, access: &WorkloadAccess) -> Finding {
     check.failed(
         format!(
-            "{} takes the request, and does not answer within {} s",
+            "{} accepts the request, but does not answer within {} s",
             access.socket.display(),
             CHECK_LIMIT.as_secs()
         ),

@@ -160,7 +160,7 @@ fn the_names_in_json_are_those_that_scripts_rely_on() {
     });
     assert_eq!(*found.check("pin"), pin);
     assert_eq!(found.check("mqtt-port")["subject"], emulator.mqtt.port().to_string());
-    found.says("clock", "ok", " UTC, as the server's", "");
+    found.says("clock", "ok", " UTC, the same as the server's", "");
 }
 
 #[test]
@@ -196,14 +196,19 @@ fn a_running_agent_is_left_alone_unless_the_sign_in_is_asked_for() {
     found.says(
         "sign-in",
         "skipped",
-        "it would cut off the running agent for a moment: --sign-in does it",
+        "it would disconnect the running agent for a moment: --sign-in forces it",
         "",
     );
     found.says("inbox", "ok", "in use by the running agent", "");
     assert_eq!(agent.process.stderr.count("not connected"), 0, "{}", agent.process.stderr.text());
     let found = Found::by(healthy(&emulator, dir.path()).arg("--sign-in"));
     found.failed(&[]);
-    found.says("sign-in", "warning", "the hub lets dev1 in, and the running agent was cut off", "by itself");
+    found.says(
+        "sign-in",
+        "warning",
+        "the hub accepts dev1, and the running agent was disconnected",
+        "by itself",
+    );
     agent.process.stderr.wait_for("not connected");
     agent.process.stderr.wait_for_nth("subscribed", 2);
     assert_eq!(agent.process.terminate(), Some(0));

@@ -79,7 +79,7 @@ fn a_ready_token_that_ends_or_is_for_another_device_is_told() {
     with("h/devices/d", now + day / 2).says(
         "token",
         "warning",
-        "and nobody renews it",
+        "and is not renewed",
         "SharedAccessKey instead",
     );
     let expired = with("h/devices/d", now - day);
@@ -118,7 +118,7 @@ fn the_devices_certificate_is_looked_into() {
     found.says(
         "device-certificate",
         "warning",
-        "its name is \"pi-02\", and the device's pi-01",
+        "its name is \"pi-02\", but the device is pi-01",
         "thumbprint",
     );
     let found = offline(dir.path(), &certified(dir.path(), "pi-01", 2021), None);

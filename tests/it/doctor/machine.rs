@@ -49,7 +49,7 @@ fn a_secret_that_the_agents_user_may_not_read_is_told() {
     let found = Found::by(&mut command);
     assert_eq!(found.code, Some(1));
     found.says("identity", "failed", "permission denied", "correct [device]");
-    found.says("secret-file", "failed", "may not read ", "else give it to the agent's user: chown ");
+    found.says("secret-file", "failed", "may not read ", "otherwise give it to the agent's user: chown ");
 }
 
 #[test]
@@ -90,9 +90,9 @@ fn an_inbox_that_is_damaged_or_in_a_place_that_is_none_is_told_and_left_alone() 
             damaged.as_slice(),
             "warning",
             "is damaged",
-            "the agent moves it aside and begins a new one when it runs",
+            "the agent moves it away and begins a new one when it runs",
         ),
-        (b"notes", "failed", "is no inbox of c2d-agent", "set [inbox] path to another file"),
+        (b"notes", "failed", "is not an inbox of c2d-agent", "set [inbox] path to another file"),
     ] {
         drop(fs::remove_file(dir.path().join("inbox.redb.lock")));
         fs::write(dir.path().join("inbox.redb"), content).expect("written");
@@ -103,11 +103,11 @@ fn an_inbox_that_is_damaged_or_in_a_place_that_is_none_is_told_and_left_alone() 
     let rest = format!("{LED}[inbox]\npath = \"a/b/inbox.redb\"\n");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &rest));
     found.failed(&["inbox"]);
-    found.says("inbox", "failed", "/a is no directory", "install -d -m 700");
+    found.says("inbox", "failed", "/a is not a directory", "install -d -m 700");
     let rest = format!("{LED}[inbox]\npath = \"new/inbox.redb\"\nsocket = \"d.sock\"\n");
     fs::write(dir.path().join("d.sock"), "").expect("written");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &rest));
-    found.says("inbox", "warning", "d.sock is in the way of the control socket", "move it away");
+    found.says("inbox", "warning", "d.sock is where the control socket must be", "move it away");
     assert!(!dir.path().join("new").exists(), "it creates nothing");
 }
 
@@ -126,7 +126,8 @@ fn programs_are_listed_and_one_without_its_interpreter_is_told() {
     assert_eq!(programs.len(), 2, "{programs:#?}");
     assert_eq!((&programs[0]["subject"], &programs[0]["status"]), (&"/bin/true".into(), &"ok".into()));
     assert_eq!(programs[1]["subject"], program.display().to_string());
-    let wants = format!("{} wants to be run by /no/such/interpreter, which is not there", program.display());
+    let wants =
+        format!("{} needs the interpreter /no/such/interpreter, which is not there", program.display());
     assert_eq!(programs[1]["detail"], wants);
     found.says("shell", "ok", "/bin/sh can be run", "");
     found.says("gpio", "skipped", "no pin is configured", "");
@@ -141,7 +142,7 @@ fn pins_without_hardware_are_told_what_is_missing() {
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &LED.replace("simulated", "auto")));
     found.failed(&["gpio"]);
     found.says("gpio", "failed", "no GPIO found", "--device /dev/gpiochip0");
-    found.says("pin", "skipped", "there is nothing to drive it", "");
+    found.says("pin", "skipped", "no backend can drive it", "");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &LED.replace("simulated", "rppal")));
     found.says("gpio", "failed", "", "backend = \"cdev\"");
     let cdev = LED.replace("\"simulated\"", "\"cdev\"\nchip = \"/dev/null\"");

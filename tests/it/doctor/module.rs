@@ -116,8 +116,8 @@ fn a_module_that_is_well_has_its_own_checks_and_none_of_a_device() {
         &format!("{}, mode ", socket.display()),
         "1 root: \"c2d-agent emulator CA\"",
         &format!("{}: the workload API signs for agent", edge.generation()),
-        "which the trust bundle has",
-        " UTC, as the server's",
+        "which is in the trust bundle",
+        " UTC, the same as the server's",
         "the hub lets edge1/agent in",
     ] {
         assert!(text.contains(part), "no \"{part}\" in {text}");
@@ -189,7 +189,7 @@ fn a_running_module_is_left_alone_and_a_redeployed_one_is_told() {
     wait_for_status(edge.dir.path(), "connected");
     let found = Found::by(&mut edge.doctor());
     found.failed(&[]);
-    found.says("sign-in", "skipped", "it would cut off the running agent", "");
+    found.says("sign-in", "skipped", "it would disconnect the running agent", "");
     found.says("generation", "ok", "signs for agent", "");
     assert_eq!(agent.process.terminate(), Some(0));
 
@@ -197,7 +197,7 @@ fn a_running_module_is_left_alone_and_a_redeployed_one_is_told() {
     found.failed(&["generation"]);
     let detail = "the workload API does not sign for agent in generation 1 (status 404: ";
     found.says("generation", "failed", detail, "restart the container");
-    found.says("tls", "ok", "which the trust bundle has", "");
+    found.says("tls", "ok", "which is in the trust bundle", "");
     found.says("sign-in", "skipped", "there is no token to sign in with", "");
 }
 
@@ -229,14 +229,14 @@ fn a_workload_socket_that_is_missing_in_the_way_or_closed_is_told() {
     let found = Found::by(&mut edge.doctor_with(&elsewhere));
     found.failed(&["workload-api"]);
     found.says("workload-api", "failed", "elsewhere.sock is not there", "docker exec NAME c2d-agent doctor");
-    found.says("trust-bundle", "skipped", "nobody can be asked", "");
+    found.says("trust-bundle", "skipped", "the workload socket cannot be used", "");
     found.says("tls", "skipped", "there is no trust bundle", "");
     found.says("sign-in", "skipped", "without a trust bundle", "");
     found.says("mqtt-port", "ok", "answers in ", "");
 
     std::fs::create_dir(&elsewhere).expect("a directory");
     let found = Found::by(&mut edge.doctor_with(&elsewhere));
-    found.says("workload-api", "failed", "is no socket", "mounts a directory where a socket is missing");
+    found.says("workload-api", "failed", "is no socket", "mounts a directory if the socket is missing");
     std::fs::remove_dir(&elsewhere).expect("removed");
 
     drop(UnixListener::bind(&elsewhere).expect("a socket"));
@@ -255,7 +255,7 @@ fn a_workload_socket_that_this_user_may_not_open_is_told_with_its_mode() {
     let Some(mut command) = without_rights("doctor and a closed workload socket", &command) else { return };
     let found = Found::by(&mut command);
     assert_eq!(found.code, Some(1));
-    found.says("workload-api", "failed", "may not connect to ", "a user whom the socket's mode lets in");
+    found.says("workload-api", "failed", "may not connect to ", "a user that the socket's mode allows");
     found.says("workload-api", "failed", "closed.sock, mode 0600, of ", "");
 }
 
@@ -266,7 +266,7 @@ fn a_workload_api_that_hangs_is_given_up_in_time_and_nothing_else_waits_for_it()
     let found = within(Duration::from_secs(25), &mut edge.doctor_with(&socket));
     found.failed(&["trust-bundle", "generation"]);
     for check in ["trust-bundle", "generation"] {
-        found.says(check, "failed", "takes the request, and does not answer within 5 s", "restart it");
+        found.says(check, "failed", "accepts the request, but does not answer within 5 s", "restart it");
     }
     found.says("pin", "ok", "simulated", "");
 }
@@ -277,9 +277,9 @@ fn a_workload_api_that_answers_with_a_page_or_nothing_is_quoted() {
     let page = "HTTP/1.1 200 OK\r\ncontent-length: 21\r\n\r\n<html>Sign in: </html";
     let found = Found::by(&mut edge.doctor_with(&daemon(edge.dir.path(), Some(page))));
     found.failed(&["trust-bundle", "generation"]);
-    let detail = "gives its trust bundle with no JSON, but with \"<html>Sign in: </html\"";
+    let detail = "gives its trust bundle without JSON, but with \"<html>Sign in: </html\"";
     found.says("trust-bundle", "failed", detail, "check that IOTEDGE_WORKLOADURI names the socket");
-    found.says("generation", "failed", "signs with no JSON", "IOTEDGE_WORKLOADURI");
+    found.says("generation", "failed", "signs without JSON", "IOTEDGE_WORKLOADURI");
 
     std::fs::remove_file(edge.dir.path().join("scripted.sock")).expect("removed");
     let found = Found::by(&mut edge.doctor_with(&daemon(edge.dir.path(), Some(""))));
@@ -298,7 +298,7 @@ fn a_gateway_that_is_not_there_or_not_the_right_one_is_told_in_the_words_of_edge
     let port = closed_port();
     let found = Found::by(edge.doctor().env("IOTEDGE_GATEWAYHOSTNAME", format!("localhost:{port}")));
     found.failed(&["mqtt-port"]);
-    found.says("mqtt-port", "failed", "the connection is refused", "see that edgeHub runs (iotedge list)");
+    found.says("mqtt-port", "failed", "the connection is refused", "check that edgeHub runs (iotedge list)");
     found.says("sign-in", "skipped", "no TLS connection", "");
     let found = Found::by(edge.doctor().env("IOTEDGE_GATEWAYHOSTNAME", "no-such-gateway.invalid"));
     found.failed(&["name-lookup"]);

@@ -60,8 +60,7 @@ fn a_firewall_is_told_by_the_other_port() {
     found.failed(&["mqtt-port"]);
     let open = format!("no answer within 5 s, but port {} answers", emulator.https.port());
     let blocked = hole.address.port();
-    let remedy =
-        format!("a firewall blocks {blocked}: have outgoing connections to localhost:{blocked} allowed");
+    let remedy = format!("a firewall blocks {blocked}: allow outgoing connections to localhost:{blocked}");
     found.says("mqtt-port", "failed", &open, &remedy);
     found.says("clock", "ok", "as the server's", "");
 }
@@ -74,7 +73,8 @@ fn a_port_of_this_machine_that_nothing_listens_on_is_no_matter_of_a_firewall() {
     let found = Found::by(command.env("C2D_HTTPS_PORT", emulator.https.port().to_string()));
     found.failed(&["mqtt-port"]);
     let open = format!("the connection is refused, but port {} answers", emulator.https.port());
-    let remedy = format!("nothing listens on port {closed} of this machine: see that HostName has the port");
+    let remedy =
+        format!("nothing listens on port {closed} of this machine: check that HostName has the port");
     found.says("mqtt-port", "failed", &open, &remedy);
     // Neither answers.
     let found = Found::by(&mut at(dir.path(), loopback(closed), None));
@@ -106,7 +106,7 @@ fn a_server_that_never_answers_is_given_up_in_time() {
     found.says(
         "tls",
         "failed",
-        "takes the connection, and then does not answer within 5 s",
+        "accepts the connection, but does not answer within 5 s",
         "proxy or a firewall",
     );
     found.says("server-certificate", "skipped", "presented none", "");
@@ -142,7 +142,7 @@ fn a_certificate_for_another_host_names_it() {
     let (address, ca_file) = servers::tls(dir.path(), &terms);
     let found = Found::by(&mut at(dir.path(), address, Some(&ca_file)));
     found.failed(&["tls"]);
-    let detail = "the certificate is for hub.example, signed by \"Example CA\", and not for localhost";
+    let detail = "the certificate is for hub.example, signed by \"Example CA\", not for localhost";
     found.says("tls", "failed", detail, "check HostName or GatewayHostName");
 }
 
@@ -184,7 +184,7 @@ fn a_clock_that_is_off_is_told_by_the_servers_time() {
     behind.says(
         "clock",
         "failed",
-        ", 3 h behind the server's: its tokens have expired when they are made",
+        ", 3 h behind the server's: its tokens are expired as soon as it makes them",
         "set it",
     );
     behind.says("sign-in", "failed", "refused device dev1", "this machine's clock");
