@@ -182,7 +182,7 @@ impl Service {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.connection.close()).await {
             Ok(Ok(())) => tracing::debug!("closed the connection"),
             Ok(Err(error)) => tracing::debug!(%error, "closed the connection with an error"),
-            Err(_) => tracing::debug!("left the connection: the hub did not answer its close"),
+            Err(_) => tracing::debug!("closed the connection without an answer from the hub"),
         }
     }
 }
@@ -235,8 +235,8 @@ pub enum ServiceError {
     NotOnline(String),
     /// A method may or may not have been run.
     #[error(
-        "{target} did not answer {name}, and may have run it or run it still: its connection ended, or it took longer than \
-         {seconds} s, which --timeout sets"
+        "{target} did not answer {name}, and may have run it or may still run it: its connection ended, or \
+         it took longer than {seconds} s, which --timeout sets"
     )]
     NoMethodAnswer {
         /// Who was called.
@@ -247,7 +247,7 @@ pub enum ServiceError {
         seconds: u64,
     },
     /// A twin has another etag.
-    #[error("the twin of {0} has changed meanwhile, so it was not patched: read it again for its etag")]
+    #[error("the twin of {0} has changed since, so it was not patched: read it again for its new etag")]
     Changed(String),
     /// Too many requests.
     #[error("{0} is throttling requests (429): wait, and ask less often")]

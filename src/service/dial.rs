@@ -140,8 +140,9 @@ fn describe(cause: &rustls::Error, name: &str, port: u16, protocol: &Protocol) -
         return tls::describe(cause, name);
     }
     format!(
-        "the certificate of {name} on port {port} is signed by no root that this machine trusts: name the private root with \
-         --ca-file or C2D_CA_FILE (the emulator's is ca.pem in its state directory), {}, or install the ca-certificates package",
+        "the certificate of {name} on port {port} is not signed by a root that this machine trusts: name the \
+         private root with --ca-file or C2D_CA_FILE (the emulator's is ca.pem in its state directory), {}, or \
+         install the ca-certificates package",
         protocol.elsewhere
     )
 }

@@ -165,7 +165,7 @@ fn of_connection_stop(reason: ConnectionStopReason, asked: Asked<'_>) -> Service
 pub(super) fn remedy(now: SystemTime) -> String {
     let clock = humantime::format_rfc3339_seconds(now);
     if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
-        format!("this machine's clock says {clock}, so its tokens are void; set the clock")
+        format!("this machine's clock says {clock}, so its tokens are not valid: set the clock")
     } else {
         format!(
             "check its name and key, that it has the permission ServiceConnect, and this machine's clock ({clock})"

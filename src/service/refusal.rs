@@ -27,8 +27,9 @@ pub(super) enum Asked<'a> {
 }
 
 /// What to do when the hub has gone before it said what became of a message.
-pub(super) const OPEN_QUESTION: &str = "whether the message is queued is not known: send it again with the same \
-                                        --message-id; a device runs it once if that id has a UUID in it";
+pub(super) const OPEN_QUESTION: &str = "it is not known whether the message is queued: send it again with \
+                                        the same --message-id; a device runs it only once if that id has a \
+                                        UUID in it";
 
 /// A refusal: what it means, and the hub's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,34 +112,34 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
             "another connection has taken the link: end the other program that uses it".to_owned()
         }
         ("amqp:link:detach-forced" | "amqp:connection:forced", _) => {
-            "the hub took the link away, as when it is busy or being moved: try again".to_owned()
+            "the hub ended the link, for example because it is busy or being moved: try again".to_owned()
         }
         ("amqp:link:redirect" | "amqp:connection:redirect", _) => {
-            "the hub wants to be reached at another address, where this program does not follow: check HostName".to_owned()
+            "the hub redirects to another address, which this program does not support: check HostName".to_owned()
         }
         ("amqp:not-allowed" | "amqp:not-implemented", _) => {
-            "the hub does not do this: check that the policy has ServiceConnect, and that the hub is of the Standard or Free \
-             tier"
+            "the hub does not support this: check that the policy has ServiceConnect, and that the hub is of \
+             the Standard or Free tier"
                 .to_owned()
         }
         ("com.microsoft:message-lock-lost", _) => {
-            "the lock on the feedback has lapsed: it comes again".to_owned()
+            "the lock on the feedback has expired: the hub sends it again".to_owned()
         }
         ("amqp:link:message-size-exceeded", Asked::Message { .. } | Asked::Sending) => {
             "the message is too large for the hub: at most 64 KiB, properties included".to_owned()
         }
         (BAD_ARGUMENT | BAD_RANGE, _) if code == Some(403_009) || lower.contains("expir") => {
-            "the hub does not take the expiry time: it lies in the past or more than two days ahead; check --expiry \
+            "the hub refused the expiry time: it is in the past or more than two days ahead; check --expiry \
              and this machine's clock"
                 .to_owned()
         }
-        (BAD_ARGUMENT | BAD_RANGE, _) => "the hub does not take an argument of the message".to_owned(),
+        (BAD_ARGUMENT | BAD_RANGE, _) => "the hub refused an argument of the message".to_owned(),
         ("amqp:unauthorized-access", Asked::Link { policy }) => format!(
-            "the hub does not let the policy \"{policy}\" do this: it needs the permission ServiceConnect, and its \
+            "the policy \"{policy}\" may not do this: it needs the permission ServiceConnect, and its \
              current key"
         ),
         ("amqp:unauthorized-access", _) => {
-            "the hub does not authorise this any longer: check that the policy has ServiceConnect, its key, and this \
+            "the hub no longer allows this: check that the policy has ServiceConnect, its key, and this \
              machine's clock"
                 .to_owned()
         }
@@ -164,7 +165,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
         }
         (_, Asked::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
         (_, Asked::Link { .. }) => "the hub refused the link".to_owned(),
-        (_, Asked::Sending | Asked::Reading) => "the hub took the link away".to_owned(),
+        (_, Asked::Sending | Asked::Reading) => "the hub ended the link".to_owned(),
         (_, Asked::Connection) => "the hub ended the connection".to_owned(),
     }
 }

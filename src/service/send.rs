@@ -140,9 +140,9 @@ impl C2dSender {
                     Some(error) => Err(failure::refused(&error, asked)),
                     None => Err(ServiceError::Lost("the hub rejected the message and gave no reason".into())),
                 },
-                Outcome::Released(_) | Outcome::Modified(_) => {
-                    Err(ServiceError::Lost("the hub gave the message back unqueued; send it again".into()))
-                }
+                Outcome::Released(_) | Outcome::Modified(_) => Err(ServiceError::Lost(
+                    "the hub returned the message without queueing it: send it again".into(),
+                )),
             }
         };
         let outcome = answered("the outcome of the message", outcome).await;

@@ -115,7 +115,7 @@ fn each_way_in_which_a_proxy_refuses_has_its_sentence_and_nothing_is_sent() {
         assert!(sentence.contains(&words), "{sentence}");
         let sentence = said(format!("http://us%40er:wrong@{}", wants_login.address));
         assert!(
-            sentence.contains("does not take the name and password of HTTPS_PROXY (status 407)")
+            sentence.contains("refuses the name and password of HTTPS_PROXY (status 407)")
                 && !sentence.contains("wrong"),
             "{sentence}"
         );
@@ -177,12 +177,13 @@ fn a_proxy_over_tls_is_spoken_to_with_the_same_roots() {
 
     let said = refused(&mut purge(&emulator, &emulator.ca_file(), &url));
     let words = format!(
-        "no TLS with the proxy localhost:{port} of HTTPS_PROXY: the certificate of localhost is signed by no root"
+        "no TLS with the proxy localhost:{port} of HTTPS_PROXY: the certificate of localhost is not signed \
+         by a root"
     );
     assert!(said.contains(&words), "{said}");
     let said = refused(&mut purge(&emulator, &roots, &format!("https://127.0.0.1:{port}")));
     assert!(
-        said.contains("its certificate is for another host name: write the name that is in it"),
+        said.contains("its certificate is for another host name: write the name from the certificate"),
         "{said}"
     );
     let said = refused(&mut purge(&emulator, &roots, &format!("http://{LOGIN}@localhost:{port}")));

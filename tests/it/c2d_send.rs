@@ -314,7 +314,7 @@ fn a_hub_with_a_private_root_needs_the_ca_file() {
     command.args(["c2d-send", "--device", "dev1", "--connection-string-file"]);
     command.arg(running.file("service.connection-string"));
     let (_, stderr, code) = seen(&run(&mut command));
-    assert!(stderr.contains("is signed by no root that this machine trusts"), "{stderr}");
+    assert!(stderr.contains("is not signed by a root that this machine trusts"), "{stderr}");
     assert_eq!(code, Some(1));
     command.arg("--ca-file").arg(running.file("service.connection-string"));
     let (_, stderr, code) = seen(&run(&mut command));

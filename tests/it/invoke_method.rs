@@ -82,8 +82,8 @@ fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
     let mut device = listening(&emulator);
     let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping", "--timeout", "5s", "--json"]);
     called(&mut device);
-    let error = "device dev1 did not answer ping, and may have run it or run it still: its connection ended, or it took \
-                 longer than 5 s, which --timeout sets";
+    let error = "device dev1 did not answer ping, and may have run it or may still run it: its connection \
+                 ended, or it took longer than 5 s, which --timeout sets";
     let line =
         format!("{{\"event\":\"failed\",\"deviceId\":\"dev1\",\"method\":\"ping\",\"error\":\"{error}\"}}\n");
     assert_eq!((stdout, stderr, code), (line, format!("c2d-agent: {error}\n"), Some(4)));

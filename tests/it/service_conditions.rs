@@ -15,22 +15,27 @@ use crate::service_peer::{Level, ServicePeer, WORDS};
 const CONDITIONS: &[(&str, &str, &str, bool)] = &[
     ("amqp:unauthorized-access", KEY, KEY, true),
     ("amqp:not-found", "no such address", "no such address", false),
-    ("amqp:not-allowed", "does not do this: check that the policy has", "does not do this: check", false),
+    (
+        "amqp:not-allowed",
+        "does not support this: check that the policy has",
+        "does not support this: check",
+        false,
+    ),
     ("amqp:resource-limit-exceeded", "no more links or connections", "no more links or connections", true),
-    ("amqp:link:message-size-exceeded", "at most 64 KiB", "took the link away", true),
+    ("amqp:link:message-size-exceeded", "at most 64 KiB", "ended the link", true),
     ("amqp:link:stolen", "end the other program that uses it", "end the other program that uses it", true),
     ("amqp:link:detach-forced", "busy or being moved: try again", "busy or being moved: try again", true),
     ("amqp:internal-error", "failed to do it: try again later", "failed to do it: try again later", true),
     ("com.microsoft:timeout", "failed to do it: try again later", "failed to do it: try again later", true),
-    ("com.microsoft:argument-error", "does not take an argument", "does not take an argument", false),
-    ("com.microsoft:argument-out-of-range", "does not take an argument", "does not take an argument", false),
-    ("com.microsoft:message-lock-lost", "the lock", "has lapsed: it comes again", true),
+    ("com.microsoft:argument-error", "refused an argument", "refused an argument", false),
+    ("com.microsoft:argument-out-of-range", "refused an argument", "refused an argument", false),
+    ("com.microsoft:message-lock-lost", "the lock", "has expired: the hub sends it again", true),
     ("com.microsoft:device-container-throttled", "about 100 C2D messages a minute", "ask less often", true),
     ("com.microsoft:quota-exceeded", "its message quota of the day", "its message quota of the day", true),
     ("com.microsoft:iot-hub-suspended", "check the Azure subscription", "check the Azure subscription", true),
     ("com.microsoft:iot-hub-not-found-error", "there is no such hub", "there is no such hub", false),
-    ("com.microsoft:precondition-failed", "took the link away", "took the link away", true),
-    ("com.example:odd", "took the link away", "took the link away", true),
+    ("com.microsoft:precondition-failed", "ended the link", "ended the link", true),
+    ("com.example:odd", "ended the link", "ended the link", true),
 ];
 
 const KEY: &str = "check that the policy has ServiceConnect, its key, and this machine's clock";
@@ -38,8 +43,8 @@ const KEY: &str = "check that the policy has ServiceConnect, its key, and this m
 /// How many programs run at the same time.
 const AT_ONCE: usize = 4;
 
-const AGAIN: &str = "whether the message is queued is not known: send it again with the same --message-id; a device runs it once \
-                     if that id has a UUID in it";
+const AGAIN: &str = "it is not known whether the message is queued: send it again with the same \
+                     --message-id; a device runs it only once if that id has a UUID in it";
 
 fn command(peer: &ServicePeer, arguments: &[&str]) -> Command {
     let mut command = binary();
@@ -113,7 +118,7 @@ fn a_sender_whose_link_is_refused_says_why_and_promises_nothing() {
         let (code, line) = ended(&mut command(&peer, &SEND));
         assert_eq!(code, Some(1), "{condition}: {line}");
         assert!(line.ends_with(&format!("({condition}: {WORDS})")), "{condition}: {line}");
-        assert!(!line.contains("is queued is not known"), "nothing was sent: {line}");
+        assert!(!line.contains("it is not known whether the message is queued"), "nothing was sent: {line}");
     });
 }
 
@@ -161,8 +166,8 @@ fn a_sender_that_waits_tells_that_the_feedback_link_was_taken_away_after_the_mes
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.code() == Some(1) && stdout.contains("accepted by the hub"), "{stdout}{stderr}");
     let line = stderr.lines().last().expect("a sentence");
-    assert!(line.contains("the hub took the link away, as when it is busy or being moved"), "{line}");
-    assert!(!line.contains("is queued is not known"), "it is: {line}");
+    assert!(line.contains("the hub ended the link, for example because it is busy or being moved"), "{line}");
+    assert!(!line.contains("it is not known whether the message is queued"), "it is: {line}");
 }
 
 #[test]

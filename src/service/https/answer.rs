@@ -59,7 +59,7 @@ pub(super) fn of_body(host: &HostPort, limit: usize, error: &(dyn Error + 'stati
     if error.is::<LengthLimitError>() {
         return no_hub(host, &format!("more than {} KiB", limit / 1024));
     }
-    ServiceError::Lost(format!("{host} broke off its answer over HTTPS ({error}): try again"))
+    ServiceError::Lost(format!("{host} ended its answer over HTTPS too early ({error}): try again"))
 }
 
 /// A request that got no answer.

@@ -84,8 +84,8 @@ impl HttpsService {
         match head.status {
             status if status.is_success() => Ok(()),
             StatusCode::PRECONDITION_FAILED => Err(ServiceError::Answer(format!(
-                "{} no longer holds a feedback batch for this reader (412): it took more than its lock's time, and the \
-                 batch comes again",
+                "{} no longer holds a feedback batch for this reader (412): its lock has expired, so the hub \
+                 sends the batch again",
                 self.host
             ))),
             status => Err(self.refusal(status, &body, "")),

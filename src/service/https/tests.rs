@@ -170,8 +170,8 @@ async fn each_bad_answer_is_one_sentence() {
         ),
         (
             answer("401 Unauthorized", ""),
-            "localhost:PORT does not accept the policy \"service\": this machine's clock says 1970-01-01T00:00:00Z, so its \
-             tokens are void; set the clock"
+            "localhost:PORT does not accept the policy \"service\": this machine's clock says \
+             1970-01-01T00:00:00Z, so its tokens are not valid: set the clock"
                 .to_owned(),
         ),
     ];
@@ -183,7 +183,7 @@ async fn each_bad_answer_is_one_sentence() {
         Server::start(vec![b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 9\r\n\r\n{".to_vec()])
             .await;
     let error = server.error().await;
-    assert!(error.contains("localhost:PORT broke off its answer over HTTPS"), "{error}");
+    assert!(error.contains("localhost:PORT ended its answer over HTTPS too early"), "{error}");
 }
 
 #[tokio::test]
