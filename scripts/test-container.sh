@@ -257,8 +257,8 @@ timeout = "40s"
 do = [ { shell = "touch /tmp/begun; sleep 30" } ]
 END
 engine kill --signal HUP gateway >/dev/null
-wait_for 20 "the new configuration" logged gateway 'took the new configuration up'
-ok "kill --signal HUP reads the configuration anew"
+wait_for 20 "the new configuration" logged gateway 'applied the new configuration'
+ok "kill --signal HUP reads the configuration again"
 pins() { engine run --rm --volume gateway:/state --entrypoint cat c2d-agent /state/pins.json; }
 send --property action=pump --property state=on --wait
 expect "the pin before the stop" on "$(pins | grep -o '"pump":"[a-z]*"' | cut -d'"' -f4)"

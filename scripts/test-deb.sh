@@ -264,7 +264,7 @@ when = { action = "more" }
 do = [ { shell = "logger -t by-rule more" } ]
 END
 in_guest systemctl reload c2d-agent
-eventually 10 "the reload" journal_has "took the new configuration up rules=2"
+eventually 10 "the reload" journal_has "applied the new configuration rules=2"
 send pi-01 action=more m-2
 eventually 5 "the new rule" in_guest sh -c 'journalctl -t by-rule -o cat | grep -q "^more"'
 put 644 /etc/c2d-agent/config.d/60-wrong.toml <<<'[[rule]]'

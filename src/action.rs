@@ -207,10 +207,10 @@ impl fmt::Display for Outcome {
             OutcomeResult::TimedOut => {
                 let after =
                     Duration::from_millis(u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX));
-                write!(f, "timed out: {step} was cut off after {}", humantime::format_duration(after))
+                write!(f, "timed out: {step} was stopped after {}", humantime::format_duration(after))
             }
             OutcomeResult::Interrupted => {
-                write!(f, "interrupted: {step} was cut off because the agent is stopping")
+                write!(f, "interrupted: {step} was stopped because the agent is stopping")
             }
         }
     }

@@ -352,7 +352,7 @@ impl Agent {
             Happening::PinSwitched => self.note_pins(),
             Happening::PinMoved => self.outbox.look_again(),
             Happening::PinsBroken => {
-                return Err(AgentError::Broken("pins would not be switched in time any more".to_owned()));
+                return Err(AgentError::Broken("pins cannot be switched in time any more".to_owned()));
             }
             Happening::Reload(progress) => self.reload_progress(progress),
             Happening::Twin(verdict) => self.twin_judged(verdict),

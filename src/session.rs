@@ -307,7 +307,7 @@ impl Session {
         match tokio::time::timeout(CLOSE_LIMIT, self.keeper.join_next()).await {
             Ok(Some(Err(error))) => tracing::error!(%error, "session failed while it ended"),
             Ok(_) => tracing::debug!("session closed"),
-            Err(_elapsed) => tracing::warn!("session did not end in time and was cut"),
+            Err(_elapsed) => tracing::warn!("session did not end in time and was dropped"),
         }
     }
 }

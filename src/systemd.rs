@@ -46,7 +46,7 @@ impl Systemd {
         let (running, ended) = sync_channel(1); // carries nothing: its end is the news
         let thread = std::thread::Builder::new().name("systemd".to_owned());
         if let Err(error) = thread.spawn(move || send_all(&messages, running)) {
-            tracing::error!(%error, "systemd cannot be told anything: the thread for it cannot start");
+            tracing::error!(%error, "cannot send messages to systemd: the thread for it cannot start");
             return Self::default();
         }
         let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
@@ -96,7 +96,7 @@ impl Systemd {
         match sender.try_send(message) {
             Ok(()) => {}
             Err(TrySendError::Full(message)) => {
-                tracing::warn!(?message, "systemd does not read its messages: one was dropped");
+                tracing::warn!(?message, "systemd does not read messages: dropped one");
                 self.status.clear();
             }
             // Its thread has said why.
@@ -127,7 +127,7 @@ fn send_all(messages: &Receiver<Message>, running: SyncSender<()>) {
             Message::Status(status) => sd_notify::notify(&[NotifyState::Status(&one_line(status))]),
         };
         if let Err(error) = sent {
-            tracing::error!(%error, "systemd cannot be told anything: NOTIFY_SOCKET does not take messages");
+            tracing::error!(%error, "cannot send messages to systemd: NOTIFY_SOCKET does not accept them");
             break;
         }
     }

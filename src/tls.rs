@@ -218,8 +218,9 @@ pub fn describe(error: &rustls::Error, host: &str) -> String {
     use rustls::{AlertDescription, CertificateError, Error};
     match error {
         error if is_untrusted(error) => format!(
-            "the certificate of {host} is signed by no root that this machine trusts: install the ca-certificates \
-             package, or name the private root (of an emulator, an IoT Edge gateway, a proxy) with C2D_CA_FILE"
+            "the certificate of {host} is not signed by a root that this machine trusts: install the \
+             ca-certificates package, or name the private root (of an emulator, an IoT Edge gateway, a proxy) \
+             with C2D_CA_FILE"
         ),
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },

@@ -61,7 +61,7 @@ impl Foreign {
     /// Behind "it": `is writable by others than its owner`.
     pub(crate) fn what(&self) -> String {
         match self.hands {
-            Hands::Writable | Hands::Shared => "is writable by others than its owner".to_owned(),
+            Hands::Writable | Hands::Shared => "is writable by users other than its owner".to_owned(),
             Hands::Owner(owner) => format!("belongs to user {owner}"),
         }
     }
@@ -201,7 +201,9 @@ pub(crate) fn unfit_program(program: &str) -> Option<String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let remedy = match program.split_once(' ') {
                 Some((name, _)) if Path::new(name).is_file() => {
-                    format!("write it and each argument apart, as in [\"{name}\", \"…\"]")
+                    format!(
+                        "write the program and each argument as separate texts, as in [\"{name}\", \"…\"]"
+                    )
                 }
                 _ => "install it, or correct the path".to_owned(),
             };
@@ -239,9 +241,9 @@ pub(crate) fn foreign_program(program: &str) -> Option<String> {
             )
         }
         _ if foreign.is_writable() => {
-            format!("the program {program} stands in {place}, which {what}: {remedy}")
+            format!("the program {program} is in {place}, which {what}: {remedy}")
         }
-        _ => format!("the program {program} stands in {place}, which {what}, who could replace it: {remedy}"),
+        _ => format!("the program {program} is in {place}, which {what}, who could replace it: {remedy}"),
     })
 }
 
@@ -263,7 +265,7 @@ pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
         let metadata = link.metadata()?;
         if let Some(owner) = foreign_owner(&metadata) {
             let link = path.display();
-            let sentence = format!("the link {link} belongs to user {owner}, who could lead it elsewhere");
+            let sentence = format!("the link {link} belongs to user {owner}, who could change its target");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, sentence));
         }
         if !metadata.is_symlink() {

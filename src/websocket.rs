@@ -131,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
             Ok(Err(error)) => {
                 tracing::debug!(%error, "the peer of a WebSocket was gone before it was closed")
             }
-            Err(_) => tracing::debug!("cut a WebSocket whose peer did not close it in time"),
+            Err(_) => tracing::debug!("dropped a WebSocket whose peer did not close it in time"),
         }
     }
 
@@ -145,7 +145,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
                 None => break,
                 Some(Ok(Message::Binary(bytes))) => self.arrived = bytes,
                 Some(Ok(Message::Text(_)) | Err(Error::Utf8(_))) => {
-                    self.end(CloseCode::Unsupported, "a text message came where only binary ones belong");
+                    self.end(
+                        CloseCode::Unsupported,
+                        "a text message came, but only binary messages are allowed",
+                    );
                 }
                 // The crate answers pings, and after a close frame it ends the stream.
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}

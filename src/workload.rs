@@ -49,8 +49,9 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 pub(crate) enum WorkloadError {
     /// It does not sign for this process and never will again. Final.
     #[error(
-        "the workload API at {socket} does not sign for module {module} in generation {generation} (status {status}: {said}): \
-         the module was deployed anew or removed; this process must end, and edgeAgent starts the new one",
+        "the workload API at {socket} does not sign for module {module} in generation {generation} (status \
+         {status}: {said}): the module was redeployed or removed; this process must end, and edgeAgent starts \
+         the new one",
         socket = .socket.display()
     )]
     Gone {
@@ -107,7 +108,7 @@ pub(crate) async fn sign(access: &WorkloadAccess, text: &str) -> Result<Vec<u8>,
     match BASE64.decode(&read.digest) {
         Ok(digest) if digest.len() == DIGEST_BYTES => Ok(digest),
         // It is not shown: it may be a signature in another form.
-        _ => Err(unusable(access, "signs with something that is no HMAC-SHA256 in base64".into())),
+        _ => Err(unusable(access, "gives a signature that is not HMAC-SHA256 in base64".into())),
     }
 }
 
@@ -205,7 +206,7 @@ impl Ask {
                 let what = format!("answers with more than {} KiB", self.limit / 1024);
                 return Err(Miss::Lasting(unusable(access, what)));
             }
-            Err(_broke_off) => return Err(Miss::Passing("broke off within its answer".into())),
+            Err(_broke_off) => return Err(Miss::Passing("ended its answer too early".into())),
         };
         match status {
             StatusCode::OK => Ok(body),
@@ -260,19 +261,19 @@ impl Ask {
 fn no_stream(access: &WorkloadAccess, error: &io::Error) -> Miss {
     match error.kind() {
         io::ErrorKind::NotFound => Miss::Passing(
-            "is not there (no such file): have edgeAgent start this container, which mounts the socket into it, or unset \
-             IOTEDGE_WORKLOADURI"
+            "is not there (no such file): let edgeAgent start this container, which mounts the socket into \
+             it, or unset IOTEDGE_WORKLOADURI"
                 .into(),
         ),
         io::ErrorKind::PermissionDenied => Miss::Lasting(unreachable(
             access,
-            "may not be opened by this process's user: run it as a user that the socket's mode lets in".into(),
+            "may not be opened by this process's user: run it as a user that the socket's mode allows".into(),
         )),
         io::ErrorKind::InvalidInput => {
-            Miss::Lasting(unusable(access, format!("is no path of a socket ({error})")))
+            Miss::Lasting(unusable(access, format!("is not a path of a socket ({error})")))
         }
         _ => Miss::Passing(format!(
-            "does not take connections ({error}): look whether aziot-edged runs (iotedge system status)"
+            "does not take connections ({error}): check that aziot-edged runs (iotedge system status)"
         )),
     }
 }
@@ -298,7 +299,7 @@ fn read_json<T: serde::de::DeserializeOwned>(
     serde_json::from_slice(body).map_err(|error| {
         let what = match body.trim_ascii_start().first() {
             Some(b'{') => format!("{does} with JSON of another form ({error})"),
-            _ => format!("{does} with no JSON, but with \"{}\"", said(body)),
+            _ => format!("{does} without JSON, but with \"{}\"", said(body)),
         };
         unusable(access, what)
     })

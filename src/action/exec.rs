@@ -68,10 +68,10 @@ pub(super) enum ExecError {
     #[error("cannot start it: {0}")]
     NotStarted(String),
     /// It was ended before it was done.
-    #[error("cut off")]
+    #[error("stopped")]
     Cut(Cut),
     /// The kernel refused to hand over its output or to say how it ended.
-    #[error("cannot follow it: {0}")]
+    #[error("cannot watch it: {0}")]
     Lost(io::Error),
 }
 
@@ -151,7 +151,7 @@ pub(super) async fn run(
     if !pipes.is_terminated() && timeout(DRAIN, pipes).await.is_err() {
         tracing::debug!(
             program = program.argv[0],
-            "stopped reading output: a process that left the group holds the pipe"
+            "stopped reading output: a process outside the group still holds the pipe"
         );
     }
     result
@@ -292,7 +292,7 @@ fn why_not_started(argv: &[String], error: &io::Error) -> String {
     let path = argv.first().map_or("", String::as_str);
     match Errno::from_io_error(error) {
         Some(Errno::NOENT) if Path::new(path).exists() => {
-            format!("{path} exists, but the interpreter that its first line names, or its loader, does not")
+            format!("{path} exists, but the interpreter in its first line, or its loader, does not")
         }
         Some(Errno::NOENT) => format!("{path} does not exist"),
         Some(Errno::ACCESS | Errno::PERM) => {

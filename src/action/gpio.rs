@@ -266,7 +266,7 @@ fn not_built<T>(_: &GpioSettings) -> Result<T, GpioError> {
 fn open_backend(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
     let (backend, refused) = choose(settings, &OPEN)?;
     if let Some(error) = refused {
-        tracing::warn!(%error, "took backend cdev because rppal could not be opened");
+        tracing::warn!(%error, "using backend cdev because rppal could not be opened");
     }
     Ok(backend)
 }

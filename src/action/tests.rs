@@ -155,7 +155,7 @@ async fn a_program_that_cannot_start_says_why() {
         (
             vec![&no_interpreter],
             format!(
-                "{no_interpreter} exists, but the interpreter that its first line names, or its loader, does not"
+                "{no_interpreter} exists, but the interpreter in its first line, or its loader, does not"
             ),
         ),
         (
@@ -194,7 +194,7 @@ async fn an_endless_flood_is_cut_off_by_the_deadline() {
     plan.timeout = Duration::from_millis(500);
     let outcome = perform(&plan).await;
     assert_eq!(outcome.result, OutcomeResult::TimedOut);
-    assert!(outcome.to_string().starts_with("timed out: run /usr/bin/yes was cut off after "), "{outcome}");
+    assert!(outcome.to_string().starts_with("timed out: run /usr/bin/yes was stopped after "), "{outcome}");
     assert!(outcome.duration < Duration::from_secs(2), "{outcome}");
     assert_eq!(outcome.output.len(), 4096);
 }
@@ -239,7 +239,7 @@ async fn stopping_ends_a_program_gracefully() {
     assert_eq!(text(&outcome), "bye\n");
     assert_eq!(
         outcome.to_string(),
-        "interrupted: step 1 of 2 (shell) was cut off because the agent is stopping"
+        "interrupted: step 1 of 2 (shell) was stopped because the agent is stopping"
     );
 }
 

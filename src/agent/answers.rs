@@ -102,7 +102,7 @@ pub(super) fn accepted(receipt: Receipt, message: &C2dMessage) {
 /// Tells a caller that its call was not taken.
 pub(super) fn turn_away(receipt: Receipt, why: &Away) {
     let (status, message) = (why.status(), why.to_string());
-    tracing::warn!(status, reason = message, "a call was turned away");
+    tracing::warn!(status, reason = message, "refused a call");
     receipt.answer(status, json!({ "error": message }).to_string().into());
 }
 
@@ -113,7 +113,7 @@ pub(super) enum Away {
     LaneFull,
     #[error("the inbox is full of messages that have not ended: call again later")]
     InboxFull,
-    #[error("the inbox cannot record it ({0}): call again when that is mended")]
+    #[error("the inbox cannot record it ({0}): call again when that is fixed")]
     InboxTrouble(String),
 }
 

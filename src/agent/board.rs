@@ -155,8 +155,8 @@ impl Agent {
     fn full(&self) -> Option<String> {
         (!self.turned_away.is_empty()).then(|| {
             format!(
-                "full of messages that have not ended: {} stay at the hub until some have; raise [inbox] max_size if \
-                 that happens often",
+                "full of messages that have not ended: {} wait at the hub until some end; raise [inbox] \
+                 max_size if that happens often",
                 self.turned_away.len()
             )
         })

@@ -55,7 +55,9 @@ pub(crate) enum ControlError {
     #[error("{0} is not a socket: move that file away, or set [inbox] socket to another path")]
     NoSocket(String),
     /// More than the kernel takes.
-    #[error("the path of the control socket {0} is too long: set [inbox] socket to one of at most 107 bytes")]
+    #[error(
+        "the path of the control socket {0} is too long: set [inbox] socket to a path of at most 107 bytes"
+    )]
     TooLong(String),
     /// The file system, or the kernel, refuses it.
     #[error("the control socket {path} cannot be made ({source}): {remedy}")]
@@ -66,10 +68,10 @@ impl ControlError {
     fn new(path: &Path, source: io::Error) -> Self {
         let remedy = match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                "create its directory, or set [inbox] socket to a path in one that is there"
+                "create its directory, or set [inbox] socket to a path in a directory that exists"
             }
             io::ErrorKind::PermissionDenied => {
-                "let the agent's user write into its directory, or set [inbox] socket to a path where it may"
+                "let the agent's user write to its directory, or set [inbox] socket to another path"
             }
             _ => "set [inbox] socket to a path on another file system, such as one in /run",
         };

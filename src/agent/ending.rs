@@ -20,7 +20,7 @@ pub(super) enum PassedOver {
     #[error("undecodable: {0}")]
     Undecodable(String),
     /// It expired before its turn came.
-    #[error("expired: it was good until {expiry}, and this machine's clock says {now}")]
+    #[error("expired: it was valid until {expiry}, and this machine's clock says {now}")]
     Expired {
         /// Its expiry.
         expiry: String,
@@ -38,12 +38,12 @@ pub(super) enum PassedOver {
     Guarded(String),
     /// It is a call whose turn came when nobody could hear its answer any more.
     #[error(
-        "expired: when its turn came the call was not begun, because the connection that it came by had ended or was ending, or \
-         the inbox could not record it: call again"
+        "expired: the call was not begun, because its connection had ended or was ending, or the inbox could \
+         not record it: call again"
     )]
     CallerGone,
     /// A crash cut its action off, and the rule says not to run it again.
-    #[error("interrupted: the agent ended in the middle of the action, and it is not run again by itself")]
+    #[error("interrupted: the agent ended during the action, and does not run it again by itself")]
     Crashed,
 }
 

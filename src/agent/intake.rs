@@ -275,7 +275,10 @@ impl Agent {
     /// A message in hand was delivered once more.
     fn give_receipts(&mut self, first: Ticket, receipts: Vec<Receipt>) {
         let Some(entry) = self.hand.get(first) else { return };
-        tracing::debug!(message_id = entry.message.message_id(), "a message in hand came again");
+        tracing::debug!(
+            message_id = entry.message.message_id(),
+            "a message that is already being handled came again"
+        );
         receipts.into_iter().for_each(|receipt| entry.add_receipt(receipt));
         if entry.settled == Settled::OnAccept {
             entry.accept();

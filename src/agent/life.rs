@@ -59,8 +59,9 @@ impl Since {
             message_id = message.message_id(),
             expiry,
             clock,
-            "this machine's clock seems to be ahead by {ahead} or more: the hub delivered a message that has expired by it, and \
-             which is acted on all the same; set the clock, as with timedatectl set-ntp true (this is said once)"
+            "this machine's clock seems to be ahead by {ahead} or more: by this clock, a message had expired \
+             before the hub delivered it; the agent acts on it anyway; set the clock, such as with \
+             timedatectl set-ntp true (logged only once)"
         );
     }
 }

@@ -242,7 +242,7 @@ impl Outbox {
                 Err(PublishError::Refused(status)) => {
                     tracing::warn!(
                         status,
-                        "the hub refused the report in the twin: the next change is tried"
+                        "the hub refused the report in the twin: the agent tries again with the next change"
                     );
                 }
                 Err(error) => {

@@ -115,7 +115,7 @@ impl Agent {
     pub(super) fn reload_progress(&mut self, progress: Progress) {
         match progress {
             Progress::Begun => {
-                tracing::info!("reading the configuration anew");
+                tracing::info!("reading the configuration again");
                 self.systemd_reloading();
             }
             Progress::Read(read) => {
@@ -127,7 +127,7 @@ impl Agent {
                     }
                     tracing::error!(
                         problems = reasons.len(),
-                        "the new configuration was not taken up: the old one goes on"
+                        "the new configuration was refused: the agent keeps the old one"
                     );
                 }
                 self.systemd_reloaded();
@@ -147,8 +147,8 @@ impl Agent {
             |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
         if roles(&config) != roles(&self.config) {
             return Err(vec![
-                "a device or a module cannot be added or taken away while the agent runs: restart it, or name the same ones as \
-                 before"
+                "a device or a module cannot be added or removed while the agent runs: restart it, or name \
+                 the same ones as before"
                     .to_owned(),
             ]);
         }
@@ -171,7 +171,7 @@ impl Agent {
             drop_ins = self.config.files.len().saturating_sub(1),
             planned_anew,
             signs_in_anew,
-            "took the new configuration up"
+            "applied the new configuration"
         );
         Ok(())
     }

@@ -50,11 +50,11 @@ pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessag
     let [method, input] = [METHOD, INPUT].map(|name| message.and_then(|message| message.property(name)));
     if let Some(message) = message.filter(|_| report.outcome == OutcomeKind::Unmatched) {
         let (properties, why) = (listed(message), rules.why_none(message));
-        tracing::warn!(message_id, method, input, outcome, properties, why, "message passed over");
+        tracing::warn!(message_id, method, input, outcome, properties, why, "message not acted on");
     } else if report.outcome == OutcomeKind::Interrupted {
-        tracing::warn!(message_id, method, input, rule, outcome, "action was cut off");
+        tracing::warn!(message_id, method, input, rule, outcome, "action was interrupted");
     } else {
-        tracing::warn!(message_id, method, input, rule, outcome, "message passed over");
+        tracing::warn!(message_id, method, input, rule, outcome, "message not acted on");
     }
 }
 
@@ -62,13 +62,13 @@ pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessag
 pub(super) fn log_own(message: &C2dMessage, told: &mut bool) {
     let (message_id, input) = (message.message_id(), message.property(INPUT));
     if std::mem::replace(told, true) {
-        return tracing::debug!(message_id, input, "passed over a message that this agent sent itself");
+        return tracing::debug!(message_id, input, "ignored a message that this agent sent itself");
     }
     tracing::warn!(
         message_id,
         input,
-        "passed over a message that this agent sent itself: a route leads its output back into its input; change that route \
-         in the deployment (this is said once)"
+        "ignored a message that this agent sent itself: a route leads its output back to its input; change \
+         that route in the deployment (logged only once)"
     );
 }
 
@@ -77,7 +77,7 @@ pub(super) fn log_already_done(message_id: Option<&str>) {
     tracing::info!(
         message_id,
         outcome = "already done: it came again after its action had ended",
-        "message passed over"
+        "message not acted on"
     );
 }
 

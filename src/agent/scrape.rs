@@ -57,7 +57,7 @@ impl Scraper {
                 // Its port must be free before another is opened.
                 (Some(endpoint), _) => {
                     endpoint.close().await;
-                    tracing::info!(address = %endpoint.address(), "metrics are served no more");
+                    tracing::info!(address = %endpoint.address(), "metrics are no longer served");
                     self.endpoint = None;
                 }
                 (None, Some(at)) => {
@@ -110,19 +110,19 @@ impl Agent {
             Metric {
                 name: "configuration_timestamp",
                 unit: Some(Unit::Seconds),
-                help: "When the configuration that counts was taken up.",
+                help: "When the current configuration was applied.",
                 figures: one(since_1970(status.configured.unwrap_or(status.started))),
             },
             Metric {
                 name: "reload_refused",
                 unit: None,
-                help: "Whether the last reload was refused (1), so that an older configuration goes on.",
+                help: "Whether the last reload was refused (1), so that an older configuration is in use.",
                 figures: one(is(status.refused_reload.is_some())),
             },
             Metric {
                 name: "messages",
                 unit: None,
-                help: "Messages that have ended, by the rule that took them (none: no rule) and by outcome.",
+                help: "Messages that have ended, by the rule that matched (none: no rule) and by outcome.",
                 figures: self.scraper.tally.messages(),
             },
             Metric {
@@ -163,13 +163,14 @@ impl Agent {
             Metric {
                 name: "connection_transport",
                 unit: None,
-                help: "Over which transport the connection to the hub is (1); 0 for the others, and without a connection.",
+                help: "The transport of the connection to the hub (1); 0 for the others, and without a \
+                       connection.",
                 figures: Figures::Gauge(transports.into()),
             },
             Metric {
                 name: "reconnects",
                 unit: None,
-                help: "Connections made after the first one, renewals of the token included.",
+                help: "Connections made after the first one, including renewals of the token.",
                 figures: Figures::Counter(vec![(Labels::new(), status.connection.reconnects)]),
             },
         ];

@@ -127,7 +127,8 @@ mod rfc3339 {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse_time(&text).ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is no time in RFC 3339")))
+        parse_time(&text)
+            .ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is not a time in RFC 3339")))
     }
 }
 
@@ -200,6 +201,6 @@ mod tests {
         let error = serde_json::from_str::<Connection>(
             "{\"state\":\"connected\",\"since\":\"yesterday\",\"reconnects\":0}",
         );
-        assert!(error.expect_err("no time").to_string().contains("\"yesterday\" is no time in RFC 3339"));
+        assert!(error.expect_err("no time").to_string().contains("\"yesterday\" is not a time in RFC 3339"));
     }
 }

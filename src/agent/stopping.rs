@@ -56,7 +56,8 @@ impl Agent {
             }
             if self.hand.awaits_the_inbox() {
                 tracing::warn!(
-                    "stopped before the inbox had everything on disk: messages that it lacks come again"
+                    "stopped before the inbox had everything on disk: the hub sends the missing messages \
+                     again"
                 );
             }
             break;

@@ -118,7 +118,7 @@ impl TwinRulesState {
                 tracing::info!(
                     version = rules.version,
                     rules = config.twin_rules.len(),
-                    "rules of the twin are in force"
+                    "rules of the twin are applied"
                 );
                 self.told = Some(DesiredReport::applied(rules.version));
                 (self.kept, self.in_force) = (rules, true);
@@ -132,7 +132,8 @@ impl TwinRulesState {
                 tracing::warn!(
                     file = %file.display(),
                     reason,
-                    "the rules of the twin cannot be read: the agent goes on without them until it has read its twin"
+                    "the rules of the twin cannot be read: the agent runs without them until it has read its \
+                     twin"
                 );
                 self.in_force = false;
             }
@@ -208,7 +209,7 @@ impl TwinRulesState {
         match tokio::time::timeout_at(*deadline, task).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(defect)) => {
-                Verdict::Stuck(format!("they could not be judged ({defect}): please report this"))
+                Verdict::Stuck(format!("they could not be checked ({defect}): please report this"))
             }
             Err(_elapsed) => stuck_on_disk(),
         }
@@ -216,7 +217,7 @@ impl TwinRulesState {
 }
 
 fn stuck_on_disk() -> Verdict {
-    Verdict::Stuck(format!("they could not be kept within {} s: the disk hangs", READ_LIMIT.as_secs()))
+    Verdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
 }
 
 /// Judges rules, and keeps those that are right. Blocks.
@@ -273,13 +274,13 @@ impl Agent {
                 if !std::mem::replace(&mut self.twin.complained, true) {
                     tracing::warn!(
                         status,
-                        "the hub refused to hand the twin out: it is asked again each minute"
+                        "the hub refused to send the twin: the agent asks again every minute"
                     );
                 }
                 return self.twin.again_after(LONG_REST, now);
             }
             Err(error) => {
-                tracing::debug!(%error, "the twin is asked for again");
+                tracing::debug!(%error, "asking for the twin again");
                 return self.twin.again_after(BUSY_REST, now);
             }
         };
@@ -287,12 +288,12 @@ impl Agent {
         let twin: Value = match serde_json::from_slice(&body) {
             Ok(twin) => twin,
             Err(error) => {
-                tracing::warn!(%error, "the hub handed out a twin that is no JSON: it is asked again");
+                tracing::warn!(%error, "the hub sent a twin that is not JSON: the agent asks again");
                 return self.twin.again_after(LONG_REST, now);
             }
         };
         let Some(desired) = twin.get("desired").filter(|desired| desired.is_object()) else {
-            tracing::warn!("the hub handed out a twin without desired properties: it is asked again");
+            tracing::warn!("the hub sent a twin without desired properties: the agent asks again");
             return self.twin.again_after(LONG_REST, now);
         };
         self.forget_rules(&twin["reported"]);
@@ -329,7 +330,7 @@ impl Agent {
                 self.config = config;
                 let planned_anew = self.use_rules();
                 let (version, rules_of_twin) = (rules.version, self.config.twin_rules.len());
-                tracing::info!(version, rules = rules_of_twin, planned_anew, "took the rules of the twin up");
+                tracing::info!(version, rules = rules_of_twin, planned_anew, "applied the rules of the twin");
                 (self.twin.kept, self.twin.in_force) = (rules, true);
                 self.twin.digest = self.config.digest();
                 self.tell_of_desired(DesiredReport::applied(version));
@@ -339,7 +340,7 @@ impl Agent {
                 self.tell_of_desired(DesiredReport::refused(rules.version, report.problem_lines()));
             }
             Verdict::Stuck(reason) => {
-                tracing::error!(version = rules.version, reason, "rules of the twin are not taken now");
+                tracing::error!(version = rules.version, reason, "rules of the twin cannot be applied now");
                 self.twin.again_after(LONG_REST, Instant::now());
                 let problem = format!("{reason}; the device tries again");
                 self.tell_of_desired(DesiredReport::refused(rules.version, [problem]));

@@ -38,7 +38,7 @@ impl Agent {
                     (Some(objection), _) => Reply::Refused(objection),
                     (None, Some(trouble)) => Reply::Unavailable(trouble.clone()),
                     (None, None) if self.queries.len() >= MOST_QUERIES => Reply::Unavailable(
-                        "the inbox has not answered earlier questions yet: try again in a moment".to_owned(),
+                        "the inbox has not answered earlier requests yet: try again in a moment".to_owned(),
                     ),
                     (None, None) => {
                         let ticket = self.hand.next_ticket();

@@ -157,8 +157,8 @@ impl Agent {
         for ticket in late {
             if let Some(entry) = self.hand.get(ticket) {
                 let why = PassedOver::Guarded(format!(
-                    "a message for a rule of the device's configuration stands behind it, which waits {} at most for rules of \
-                     the twin, and rule {} may take {}",
+                    "a message for a rule of the device's configuration waits behind it, at most {} for \
+                     rules of the twin, but rule {} may take {}",
                     format_duration(TWIN_WAIT),
                     entry.rule.name,
                     format_duration(entry.rule.longest_of_twin.unwrap_or_default())

@@ -113,7 +113,8 @@ pub(super) struct Args {
     /// Port for back ends and devices (AMQP); 0 means any free port.
     #[arg(long, value_name = "PORT", default_value_t = AMQP_PORT)]
     amqp_port: u16,
-    /// Port for back ends and devices (HTTPS, WebSockets); 0 means any free port [default: 443, 8443 or any free port, in this order].
+    /// Port for back ends and devices (HTTPS, WebSockets); 0 means any free port [default: the first free one of 443,
+    /// 8443 and any other].
     #[arg(long, value_name = "PORT")]
     https_port: Option<u16>,
     /// A device that signs in with a key; may be given several times [default: dev1, if no device is given].
@@ -218,7 +219,7 @@ fn failure(error: EmulatorError) -> Failure {
 /// The `ready` line, and for people what to do with it.
 fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     if !options.bind.is_loopback() {
-        tracing::warn!(address = %options.bind, "other machines can connect to the emulator, which is a test tool: use --bind 127.0.0.1 if that is not meant");
+        tracing::warn!(address = %options.bind, "other machines can connect: the emulator is a test tool");
     }
     let (mqtt, amqp, https) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.https_address());
     let state = emulator.state_dir();

@@ -207,7 +207,7 @@ impl<'w, 't> Work<'w, 't> {
             rule = arrival.rule,
             number = first.0,
             outcome = outcome.text,
-            "message passed over"
+            "message not acted on"
         );
         let intent = Intent::End { outcome: Box::new(outcome), report: None };
         // It is not known by its id, which is that of the first one.

@@ -119,7 +119,8 @@ impl InboxPath {
         if self.create && metadata.len() == 0 {
             // Not made by an agent, whose files are whole from the beginning.
             tracing::warn!(
-                "the inbox {} was an empty file: a new one is begun, and what an earlier one knew is lost",
+                "the inbox {} was an empty file: the agent begins a new one, and the records of an earlier \
+                 one are lost",
                 self.path.display()
             );
         }
@@ -133,7 +134,7 @@ impl InboxPath {
     fn complain(&self, mode: u32) {
         if mode & 0o044 != 0 {
             tracing::warn!(
-                "the inbox {} can be read by other users (mode {:04o}): take that from them (chmod 600)",
+                "the inbox {} can be read by other users (mode {:04o}): run chmod 600 on it",
                 self.path.display(),
                 mode & 0o7777
             );
@@ -167,7 +168,7 @@ impl Place for InboxPath {
         match self.existing()? {
             Some(database) => Ok(database),
             // What it points to may be on a disk that is not mounted yet.
-            None if self.path.is_symlink() => Err(Failure::NotAFile("a link to nothing")),
+            None if self.path.is_symlink() => Err(Failure::NotAFile("a broken link")),
             None if self.create => self.create(),
             None => Err(Failure::Missing),
         }

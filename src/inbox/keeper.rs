@@ -85,9 +85,9 @@ impl<P: Place> Keeper<P> {
     fn replace(&mut self, reason: &str) -> Result<(), Failure> {
         let aside = self.place.set_aside((self.clock)())?;
         tracing::error!(
-            "the inbox {} is damaged ({reason}): it was moved to {} and a new one is begun; messages \
-             that were completed and had not ended are only in there, and one that has ended is acted on again if the hub \
-             sends it again",
+            "the inbox {} is damaged ({reason}): the agent moved it to {} and begins a new one; messages \
+             that were completed but had not ended are only in the old file, and a message that had ended is \
+             acted on again if the hub sends it again",
             self.place.path().display(),
             aside.display()
         );
@@ -183,7 +183,7 @@ impl<P: Place> Keeper<P> {
             drop(store);
             Ok(())
         }) {
-            tracing::debug!("the inbox was not closed in good order: {failure:?}");
+            tracing::debug!("the inbox was not closed cleanly: {failure:?}");
         }
         self.place.distrust_cache();
     }
@@ -205,8 +205,8 @@ impl<P: Place> Keeper<P> {
         if notes.reused_id && !self.told_reused_id {
             self.told_reused_id = true;
             tracing::info!(
-                "a message has the id of an earlier one: each counts as a message of its own, because the id has no UUID in it; \
-                 [inbox] known_by = \"id\" takes each id as a key (this is said once)"
+                "a message has the id of an earlier one: each counts as a message of its own, because the id \
+                 has no UUID in it; [inbox] known_by = \"id\" makes every id a key (logged only once)"
             );
         }
         if notes.forgot && !self.forgetting {

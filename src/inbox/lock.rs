@@ -109,7 +109,8 @@ impl Claim {
             Err(fs::TryLockError::Error(error)) if knows_no_locks(&error) => {
                 // Better than no agent: nothing else is wrong with such a disk.
                 tracing::warn!(
-                    "the file system of {} has no locks, so a second agent with this inbox is not noticed: let only one run",
+                    "the file system of {} has no locks, so a second agent with this inbox is not detected: \
+                     let only one run",
                     path.display()
                 );
                 Ok(Held::Trusted)
@@ -125,7 +126,7 @@ impl Claim {
             Ok(real) if real.is_dir() => return Err(Failure::NotAFile("a directory")),
             Ok(real) => real,
             // What it points to may be on a disk that is not mounted yet.
-            Err(_) if self.inbox.is_symlink() => return Err(Failure::NotAFile("a link to nothing")),
+            Err(_) if self.inbox.is_symlink() => return Err(Failure::NotAFile("a broken link")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let directory = directory_of(&self.inbox);
                 // Where more than the last directory is missing, what follows tells.
@@ -209,7 +210,7 @@ impl Holder {
     fn read(file: &File) -> Self {
         let mut text = String::new();
         if let Err(error) = file.take(MAX_BYTES).read_to_string(&mut text) {
-            tracing::debug!(%error, "the lock of the inbox does not say who has it");
+            tracing::debug!(%error, "the lock of the inbox does not say which process has it");
         }
         let mut words = text.split_whitespace();
         let pid = words.next().and_then(|pid| pid.parse::<u32>().ok());
@@ -227,7 +228,7 @@ fn note(file: &File) {
     let text = format!("{} {}\n", std::process::id(), pid_namespace());
     let noted = file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0));
     if let Err(error) = noted {
-        tracing::debug!(%error, "the lock of the inbox cannot say who has it");
+        tracing::debug!(%error, "this process could not write its id to the lock of the inbox");
     }
 }
 

@@ -151,7 +151,8 @@ mod rfc3339 {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let text = String::deserialize(deserializer)?;
         let time = parse_time(&text);
-        time.map(to_millis).ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is no time in RFC 3339")))
+        time.map(to_millis)
+            .ok_or_else(|| D::Error::custom(format_args!("\"{text}\" is not a time in RFC 3339")))
     }
 }
 

@@ -69,8 +69,8 @@ impl Failure {
                 format!("the inbox {path} is {what} and not a file: move it away, or set [inbox] path")
             }
             Self::NotAnInbox => format!(
-                "the file {path} is no inbox of c2d-agent, and was left as it is: set [inbox] path to another file, or move this \
-                 one away"
+                "the file {path} is not an inbox of c2d-agent and was not changed: set [inbox] path to \
+                 another file, or move this one away"
             ),
             Self::Foreign(sentence) => sentence.clone(),
             Self::Newer(reason) => format!(
@@ -98,7 +98,7 @@ impl Failure {
                 InboxError::Denied(sentence)
             }
             Self::Corrupt(_) => InboxError::Corrupt(format!(
-                "{sentence}: the agent moves it aside and begins a new one when it runs"
+                "{sentence}: the agent moves it away and begins a new one when it runs"
             )),
             Self::Newer(_) => InboxError::Newer(sentence),
             Self::Foreign(_) => InboxError::Foreign(sentence),
@@ -123,7 +123,7 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             "create the directory for the user of the agent, or set [inbox] path"
         }
-        _ => "look into the system's log for what is wrong with the disk",
+        _ => "look in the system log for errors of the disk",
     }
 }
 

@@ -49,7 +49,7 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
             if *sums.entry(number).or_insert(sum) != sum {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "the disk returned something else than was written",
+                    "the disk returned other data than was written",
                 ));
             }
         }

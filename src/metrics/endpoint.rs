@@ -106,7 +106,7 @@ async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
                 clients.spawn(serve(stream, peer, scrapes.clone()));
             }
             Ok((_, peer)) => {
-                tracing::debug!(%peer, "a scraper was sent away: {MAX_CLIENTS} others are served")
+                tracing::debug!(%peer, "refused a scraper: {MAX_CLIENTS} others are connected")
             }
             Err(error) => {
                 tracing::warn!(%error, "metrics: no connection can be accepted");
@@ -132,7 +132,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, scrapes: mpsc::Sender<Scrape
     match timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%peer, %error, "lost a scraper"),
-        Err(_elapsed) => tracing::debug!(%peer, "cut off a scraper that took too long"),
+        Err(_elapsed) => tracing::debug!(%peer, "dropped a scraper that took too long"),
     }
 }
 

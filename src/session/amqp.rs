@@ -368,7 +368,7 @@ impl Reader {
                     None => return Ok(()),
                 };
                 if !self.outbox.answered(answer, body) {
-                    tracing::debug!("passed over an answer of the twin: nobody waits for it any more");
+                    tracing::debug!("ignored an answer of the twin: no request waits for it any more");
                 }
                 Ok(())
             }
@@ -393,7 +393,7 @@ impl Reader {
     async fn answer_the_last(&self, mut methods: Methods) {
         methods.send(self.calls.take_ready());
         if timeout(LAST_ANSWERS, methods.flush()).await.is_err() {
-            tracing::debug!("the hub did not take the last answers to calls");
+            tracing::debug!("the hub did not accept the last answers to calls");
         }
     }
 

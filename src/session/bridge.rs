@@ -118,7 +118,9 @@ impl Bridge {
             let own = i32::try_from(std::process::id()).ok();
             match stream.peer_cred()?.pid() {
                 pid if pid.is_some() && pid == own => return Ok(stream),
-                pid => tracing::warn!(?pid, "turned away another process that dialled this one's own socket"),
+                pid => {
+                    tracing::warn!(?pid, "refused another process that connected to a socket of this process")
+                }
             }
         }
     }

@@ -30,7 +30,7 @@ const TOO_LARGE: u16 = 413;
 const BUSY: u16 = 429;
 const UNAVAILABLE: u16 = 503;
 
-const TOO_MANY: &str = "too many calls are under way: call again later";
+const TOO_MANY: &str = "too many calls are running: call again later";
 const NOT_NOW: &str = "the call was not carried out: the agent is ending, signs in again or changes its configuration; \
                        call again later";
 
@@ -127,7 +127,7 @@ impl Calls {
         if state.open.contains(id) {
             if !std::mem::replace(&mut state.warned, true) {
                 let id = excerpt(id);
-                tracing::warn!(id, "passed over a call whose request id is that of one under way");
+                tracing::warn!(id, "ignored a call: a call with this request id is still running");
             }
             return false;
         }

@@ -133,7 +133,11 @@ impl Receipt {
         let Way::Call(calls, id) = &self.way else { return self.complete() };
         self.settled = true;
         if calls.answer(id, status, payload) == Phase::Closed {
-            tracing::debug!(id, status, "a call was answered after its connection had gone: nobody hears it");
+            tracing::debug!(
+                id,
+                status,
+                "a call was answered after its connection had ended: the answer is lost"
+            );
         }
     }
 
@@ -152,7 +156,7 @@ impl Receipt {
             tracing::debug!(
                 ticket = self.way.ticket(),
                 ?settlement,
-                "settled after its connection had gone: the message comes again"
+                "settled after its connection had ended: the hub sends the message again"
             );
         }
     }
@@ -181,7 +185,7 @@ impl Drop for Receipt {
             }
             way => tracing::warn!(
                 ticket = way.ticket(),
-                "a delivery was dropped unsettled: the message comes again"
+                "a delivery was dropped unsettled: the hub sends the message again"
             ),
         }
     }

@@ -144,8 +144,8 @@ impl fmt::Display for Failure {
         match fault {
             Fault::ClockUnset { now } => write!(
                 f,
-                "this machine's clock says {}: set it (NTP), because {peer} would refuse to sign in a {kind} whose \
-                 clock is off",
+                "this machine's clock says {}: set it (NTP), because {peer} would refuse a {kind} whose \
+                 clock is wrong",
                 seconds(*now)
             ),
             Fault::TokenExpired { expiry, now } => write!(
@@ -175,7 +175,8 @@ impl fmt::Display for Failure {
             ),
             Fault::Untrusted { sentence } if *kind == "module" => write!(
                 f,
-                "no TLS with {peer}: {sentence}; a module gets it with the trust bundle of its workload API"
+                "no TLS with {peer}: {sentence}; a module trusts the roots in the trust bundle of its \
+                 workload API"
             ),
             Fault::Tls { sentence } | Fault::Untrusted { sentence } => {
                 write!(f, "no TLS with {peer}: {sentence}")
@@ -184,14 +185,15 @@ impl fmt::Display for Failure {
             Fault::Way { sentence } => write!(f, "no WebSocket to {peer}: {sentence}"),
             Fault::NotAuthorised { now } => write!(
                 f,
-                "the hub at {peer} refused {who}: the key (or certificate) is wrong, the {kind} does \
-                 not exist or is disabled, or this machine's clock (now {}) is off",
+                "the hub at {peer} refused {who}: the key (or certificate) is wrong, the {kind} does not \
+                 exist or is disabled, or this machine's clock (now {}) is wrong",
                 seconds(*now)
             ),
             Fault::GenerationRefused { generation, now } => write!(
                 f,
-                "the hub (or edgeHub) at {peer} refused {who} with a token that the workload API has signed: the module was \
-                 removed or deployed anew (this is generation {generation}), or this machine's clock (now {}) is off",
+                "the hub (or edgeHub) at {peer} refused {who} with a token that the workload API has signed: \
+                 the module was removed or redeployed (this is generation {generation}), or this machine's \
+                 clock (now {}) is wrong",
                 seconds(*now)
             ),
             Fault::Unavailable => write!(
@@ -245,10 +247,7 @@ impl fmt::Display for Failure {
                  or give it its own {kind}"
             ),
             Fault::Silent => {
-                write!(
-                    f,
-                    "{peer} fell silent: it gives no sign of life any more; the network in between may be down"
-                )
+                write!(f, "{peer} does not answer any more: the network may be down")
             }
             Fault::ModuleOverAmqp => write!(
                 f,

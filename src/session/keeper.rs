@@ -245,7 +245,7 @@ impl Keeper {
                 Ok(()) = new_terms.changed() => {
                     if progress.signed_in.is_some() {
                         finish(&connection, task, LONGEST_DRAIN).await;
-                        tracing::info!("disconnected to sign in as the configuration says now");
+                        tracing::info!("disconnected to sign in with the new configuration");
                     }
                     return End::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
                 }
@@ -363,10 +363,13 @@ async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, d
     connection.stop_taking();
     connection.outbox().shut();
     if timeout(drain, connection.drained()).await.is_err() {
-        tracing::debug!(waited_ms = drain.as_millis(), "messages are still unsettled: they come again");
+        tracing::debug!(
+            waited_ms = drain.as_millis(),
+            "messages are still unsettled: the hub sends them again"
+        );
     }
     if !connection.hang_up() || timeout(HANG_UP_LIMIT, task.join_next()).await.is_err() {
-        tracing::debug!("the connection was dropped without a goodbye");
+        tracing::debug!("the connection was dropped without a close");
     }
 }
 

@@ -253,7 +253,7 @@ impl Reader {
     pub(super) async fn sign_in_and_out(mut self) -> Result<(), Fault> {
         self.sign_in().await?;
         let asked = self.client.try_disconnect();
-        asked.map_err(|error| Fault::Network { reason: format!("DISCONNECT was not taken: {error}") })?;
+        asked.map_err(|error| Fault::Network { reason: format!("DISCONNECT could not be sent: {error}") })?;
         while !matches!(self.event_loop.poll().await, Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_)) {}
         self.linger().await;
         Ok(())
@@ -265,7 +265,7 @@ impl Reader {
         }
         let connack = match self.event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(connack))) => connack,
-            Ok(_) => return Err(Fault::Protocol { reason: "its first answer is no CONNACK".into() }),
+            Ok(_) => return Err(Fault::Protocol { reason: "its first answer is not CONNACK".into() }),
             Err(error) => return Err(self.fault(error)),
         };
         let Dial { host, port, client_id: device_id, transport, .. } = &self.dial;
@@ -295,7 +295,9 @@ impl Reader {
             SubscribeFilter::new(filter.to_owned(), qos)
         });
         let asked = self.client.try_subscribe_many(filters);
-        asked.map_err(|error| Fault::Network { reason: format!("the subscription was not taken: {error}") })
+        asked.map_err(|error| Fault::Network {
+            reason: format!("the subscription could not be sent: {error}"),
+        })
     }
 
     fn subscribed(&self, answer: &SubAck) -> Result<(), Fault> {
@@ -318,7 +320,9 @@ impl Reader {
             QoS::AtMostOnce => None,
             QoS::AtLeastOnce => Some(publish.pkid),
             QoS::ExactlyOnce => {
-                return Err(Fault::Protocol { reason: "it sent QoS 2, which nobody asked for".into() });
+                return Err(Fault::Protocol {
+                    reason: "it sent QoS 2, which the agent did not ask for".into(),
+                });
             }
         };
         let kind = topics::kind(&publish.topic);
@@ -329,7 +333,7 @@ impl Reader {
         let Some(ticket) = self.link.arrive(packet_id, publish.dup) else {
             tracing::debug!(
                 packet_id,
-                "message not taken now: a retransmission, or the connection is ending"
+                "message ignored for now: it is a retransmission, or the connection is ending"
             );
             return Ok(());
         };
@@ -362,10 +366,7 @@ impl Reader {
             Kind::MethodCall => {
                 let Some((name, id)) = topics::method_call(&publish.topic) else {
                     let topic = excerpt(&publish.topic);
-                    return tracing::warn!(
-                        topic,
-                        "passed over a call of a method: it has no usable request id"
-                    );
+                    return tracing::warn!(topic, "ignored a method call: it has no usable request id");
                 };
                 let request = Request { name, id: id.to_owned(), payload: publish.payload };
                 self.calls.hand_on(request, self.dial.number, &self.arrivals.calls);
@@ -377,11 +378,14 @@ impl Reader {
     fn answered(&self, publish: Publish) {
         let topic = excerpt(&publish.topic);
         let Some(answer) = topics::twin_answer(&publish.topic) else {
-            return tracing::debug!(topic, "passed over an answer of the twin: not to a request of ours");
+            return tracing::debug!(
+                topic,
+                "ignored an answer of the twin: it answers no request of this agent"
+            );
         };
         let body = excerpt(&String::from_utf8_lossy(&publish.payload));
         if !self.outbox.answered(answer, publish.payload) {
-            tracing::debug!(topic, "passed over an answer of the twin: nobody waits for it any more");
+            tracing::debug!(topic, "ignored an answer of the twin: no request waits for it any more");
         } else if answer.status >= 400 {
             tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }

@@ -70,7 +70,9 @@ impl Terms {
             tls::client_config_trusting(self.settings.ca_file.as_deref(), &bundle).map_err(|error| {
                 let socket = access.socket.display();
                 Fault::Workload {
-                    sentence: format!("the workload API at {socket} was asked whom to trust: {error}"),
+                    sentence: format!(
+                        "the workload API at {socket} gives a trust bundle that cannot be used: {error}"
+                    ),
                 }
             })?;
         trusted.0 = Some((bundle, Arc::clone(&tls)));

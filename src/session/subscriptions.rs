@@ -31,10 +31,11 @@ impl Other {
     /// What comes of its refusal.
     fn refusal(self) -> &'static str {
         match self {
-            Self::TwinAnswers => "the hub refused the twin: nothing can be reported there, nor read",
+            Self::TwinAnswers => "the hub refused the twin: the agent can neither read it nor report there",
             Self::Methods => "the hub refused direct methods: none can be called here",
             Self::Desired => {
-                "the hub refused to tell of desired properties: their changes are seen at the next sign-in only"
+                "the hub refused to notify of desired properties: the agent sees changes only at the next \
+                 sign-in"
             }
         }
     }

@@ -42,7 +42,8 @@ fn each_directory_above_a_program_counts() {
         for open in [0o775, 0o757] {
             mode(&directory, open);
             let expected = format!(
-                "the program {of} stands in {place}, which is writable by others than its owner: run chmod go-w {place}"
+                "the program {of} is in {place}, which is writable by users other than its owner: run chmod \
+                 go-w {place}"
             );
             assert_eq!(told(&program), Some(expected));
         }
@@ -53,8 +54,8 @@ fn each_directory_above_a_program_counts() {
         if is_root() {
             chown(&directory, Some(65534), None).expect("given away");
             let expected = format!(
-                "the program {of} stands in {place}, which belongs to user 65534, who could replace it: run chown root {place}, \
-                 or run the agent as that user"
+                "the program {of} is in {place}, which belongs to user 65534, who could replace it: run \
+                 chown root {place}, or run the agent as that user"
             );
             assert_eq!(told(&program), Some(expected.clone()));
             mode(&directory, 0o1777);
@@ -122,7 +123,7 @@ fn a_link_is_followed_only_where_it_is_not_somebody_elses() {
         let link = root.join("link");
         assert_eq!(
             error,
-            format!("the link {} belongs to user 65534, who could lead it elsewhere", link.display())
+            format!("the link {} belongs to user 65534, who could change its target", link.display())
         );
     }
 }

@@ -64,8 +64,9 @@ pub(crate) enum DialError {
     Tls(io::Error),
     /// A page of somebody in between.
     #[error(
-        "the WebSocket upgrade was answered with a web page (status {status}, {content_type}): something in between answers \
-         in the hub's place, such as the portal of a hotel or an office; sign in there, or have it let {host} through"
+        "the WebSocket upgrade was answered with a web page (status {status}, {content_type}): another \
+         server answers in the hub's place, such as the portal of a hotel or an office: sign in there, or let \
+         it allow {host}"
     )]
     Portal {
         /// The status of the answer.
@@ -77,8 +78,8 @@ pub(crate) enum DialError {
     },
     /// Another answer than 101.
     #[error(
-        "the WebSocket upgrade was refused with status {status}{content_type}: check HostName and the port, and that it is an \
-         IoT Hub that answers there"
+        "the WebSocket upgrade was refused with status {status}{content_type}: check HostName and the port, \
+         and that an IoT Hub answers there"
     )]
     Refused {
         /// The status of the answer.

@@ -56,11 +56,11 @@ pub(crate) enum TunnelError {
     )]
     Credentials(String),
     /// 407 in spite of it.
-    #[error("the proxy {0} does not take the name and password of HTTPS_PROXY (status 407): check both")]
+    #[error("the proxy {0} refuses the name and password of HTTPS_PROXY (status 407): check both")]
     Login(String),
     /// Any other status.
     #[error(
-        "the proxy {proxy} refuses to connect to {target} (status {status}): have it allow that host and port"
+        "the proxy {proxy} refuses to connect to {target} (status {status}): let it allow that host and port"
     )]
     Refused {
         /// The proxy.
@@ -81,7 +81,7 @@ pub(crate) enum TunnelError {
         reason: String,
     },
     /// The host name or the login cannot stand in a request.
-    #[error("{0} cannot be asked for of a proxy")]
+    #[error("a proxy cannot connect to {0}")]
     Target(String),
 }
 
@@ -154,7 +154,7 @@ async fn secure(
     mut config: ClientConfig,
 ) -> Result<TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| "its name is none that TLS can check".to_owned())?;
+        .map_err(|_| "its name is not a name that TLS can check".to_owned())?;
     config.client_auth_cert_resolver = Arc::new(NoCertificate);
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     connected.map_err(|error| no_tls(&error, host))
@@ -168,9 +168,8 @@ fn no_tls(error: &io::Error, host: &str) -> String {
         }
         Some(InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => {
-            "its certificate is for another host name: write the name that is in it in HTTPS_PROXY".to_owned()
-        }
+        )) => "its certificate is for another host name: write the name from the certificate in HTTPS_PROXY"
+            .to_owned(),
         Some(cause) => tls::describe(cause, host),
         None => format!(
             "it closed the connection ({error}): write http:// instead of https:// in HTTPS_PROXY if it takes CONNECT \

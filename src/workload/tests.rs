@@ -185,10 +185,10 @@ async fn a_daemon_that_hangs_is_given_up_in_time() {
 #[tokio::test]
 async fn an_answer_that_is_none_is_told_with_what_came() {
     for (act, words) in [
-        (Act::Answer(200, "<html><body>Welcome"), "signs with no JSON, but with \"<html><body>Welcome\""),
-        (Act::Answer(200, ""), "signs with no JSON, but with \"nothing\""),
+        (Act::Answer(200, "<html><body>Welcome"), "signs without JSON, but with \"<html><body>Welcome\""),
+        (Act::Answer(200, ""), "signs without JSON, but with \"nothing\""),
         (Act::Answer(200, r#"{"secret":"c2VjcmV0"}"#), "JSON of another form (missing field `digest`"),
-        (Act::Answer(200, r#"{"digest":"c2VjcmV0"}"#), "no HMAC-SHA256 in base64"),
+        (Act::Answer(200, r#"{"digest":"c2VjcmV0"}"#), "not HMAC-SHA256 in base64"),
         (Act::Answer(302, ""), "/sign with status 302 (nothing)"),
         (Act::Answer(400, r#"{"message":"no such api-version"}"#), "status 400 (no such api-version)"),
         (Act::Answer(404, "<html>nginx"), "status 404 (<html>nginx)"),
@@ -227,7 +227,7 @@ async fn a_generation_that_is_unknown_is_final() {
 async fn a_socket_that_is_not_there_or_not_listened_on_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let error = sign(&access(&dir), "text").await.expect_err("no socket").to_string();
-    assert!(error.contains("workload.sock is not there (no such file): have edgeAgent start"), "{error}");
+    assert!(error.contains("workload.sock is not there (no such file): let edgeAgent start"), "{error}");
 
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("workload.sock")).expect("a socket"));
     let error = sign(&access(&dir), "text").await.expect_err("nobody listens").to_string();
@@ -235,7 +235,7 @@ async fn a_socket_that_is_not_there_or_not_listened_on_is_named() {
 
     let long = WorkloadAccess { socket: format!("/{}", "x".repeat(200)).into(), ..access(&dir) };
     let error = sign(&long, "text").await.expect_err("no socket").to_string();
-    assert!(error.contains("is no path of a socket"), "{error}");
+    assert!(error.contains("is not a path of a socket"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

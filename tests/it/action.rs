@@ -94,7 +94,7 @@ fn a_program_that_outstays_its_timeout_is_killed_with_its_children_and_the_next_
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rules);
     emulator.send("dev1", &["--property", "action=stubborn"]);
     emulator.send("dev1", &["--property", "action=echo"]);
-    agent.process.stderr.wait_for("timed out: shell was cut off after 4s");
+    agent.process.stderr.wait_for("timed out: shell was stopped after 4s");
     agent.process.stderr.wait_for("served");
     let pids = std::fs::read_to_string(&pids).unwrap();
     assert_eq!(pids.split_whitespace().count(), 2);
@@ -131,7 +131,7 @@ fn sigterm_ends_the_program_in_flight_gracefully_and_leaves_pins_as_on_exit_says
     assert_eq!(std::fs::read_to_string(&ended).unwrap(), "TERM\n");
     assert!(!is_running(&child));
     assert_eq!(std::fs::read_to_string(&states).unwrap(), r#"{"led":"off","pump":"off"}"#);
-    assert_eq!(agent.process.stderr.count("was cut off because the agent is stopping"), 1);
+    assert_eq!(agent.process.stderr.count("was stopped because the agent is stopping"), 1);
 }
 
 #[test]

@@ -192,7 +192,7 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
         "the second call never began"
     );
     let log = agent.process.stderr.text();
-    assert!(log.contains("the connection that it came by had ended"), "{log}");
+    assert!(log.contains("its connection had ended"), "{log}");
 }
 
 #[test]

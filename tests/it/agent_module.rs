@@ -95,7 +95,7 @@ fn a_module_alone_takes_inputs_and_methods_and_its_own_reports_do_not_come_back_
     alarm(&mut sensor, 1, "a-1");
     assert_eq!(wait_for_file(&dir.path().join("input"), "\n"), "a-1 edge1 {\"zone\":\"n\"}\n");
     emulator.process.stderr.wait_for("%24.cid=a-1");
-    agent.process.stderr.wait_for("a route leads its output back into its input");
+    agent.process.stderr.wait_for("a route leads its output back to its input");
 
     // An id is its sender's own: another input's message with the same one is another message, and nobody's rule takes it.
     let form = json!({ "messageId": "a-1", "properties": {}, "body": "" });
@@ -194,7 +194,7 @@ fn scripted_socket(path: &Path, answer: Option<&'static str>) -> std::thread::Jo
 #[test]
 fn a_workload_socket_that_hangs_or_answers_html_stops_no_other_door() {
     const HTML: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 26\r\n\r\n<html>It works!</html>\r\n\r\n";
-    for (answer, words) in [(None, "connecting"), (Some(HTML), "with no JSON, but with \"<html>It")] {
+    for (answer, words) in [(None, "connecting"), (Some(HTML), "without JSON, but with \"<html>It")] {
         let (emulator, dir) = (Emulator::start_with(&EDGE), tempfile::tempdir().expect("a directory"));
         let socket = dir.path().join("workload.sock");
         let script = scripted_socket(&socket, answer);

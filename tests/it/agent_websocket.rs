@@ -178,7 +178,7 @@ fn obstacles(transport: &str) {
     let line = proxied(&wants_login, "");
     assert!(line.contains("asks for credentials (status 407)"), "{line}");
     let line = proxied(&wants_login, "us%40er:wrong@");
-    assert!(line.contains("does not take the name and password of HTTPS_PROXY (status 407)"), "{line}");
+    assert!(line.contains("refuses the name and password of HTTPS_PROXY (status 407)"), "{line}");
     let forbids =
         ConnectProxy::answering(|_| Err("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n".into()));
     let line = proxied(&forbids, "");
@@ -260,7 +260,7 @@ fn doctor(transport: &str) {
     let output = run(command.env("HTTPS_PROXY", format!("http://{LOGIN}@{}", proxy.address)));
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("the hub lets dev1 in"), "{text}");
-    assert!(text.contains(&format!("leads through the proxy {}", proxy.address)), "{text}");
+    assert!(text.contains(&format!("uses the proxy {}", proxy.address)), "{text}");
     assert_eq!(proxy.requests().len(), 1);
 }
 

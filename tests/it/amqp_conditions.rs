@@ -91,7 +91,7 @@ fn a_hub_without_twins_is_told_once_and_messages_come_all_the_same() {
     let more = "[report]\noutcomes = \"twin\"\n";
     let agent = spawn(peer.address.port(), &peer.ca_file, dir.path(), ["", more]);
     agent.process.stderr.wait_for("signed in over AMQP and subscribed");
-    let line = agent.process.stderr.wait_for("the hub refused the twin: nothing can be reported there");
+    let line = agent.process.stderr.wait_for("the hub refused the twin: the agent cannot report there");
     assert!(line.contains("amqp:not-allowed") && line.contains(WORDS), "{line}");
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(agent.process.stderr.count("not connected"), 0, "{}", agent.process.stderr.text());

@@ -216,7 +216,8 @@ fn a_program_that_others_could_change_is_refused() {
     let first = |program: &str| report(program).lines().nth(1).unwrap_or_default().to_owned();
     assert_eq!(
         first("own/loose"),
-        "DIR/c.toml:4:16: the program DIR/own/loose is writable by others than its owner: run chmod go-w DIR/own/loose"
+        "DIR/c.toml:4:16: the program DIR/own/loose is writable by users other than its owner: run chmod \
+         go-w DIR/own/loose"
     );
     assert_eq!(first("own/link"), first("own/loose"));
     assert_eq!(
@@ -225,8 +226,8 @@ fn a_program_that_others_could_change_is_refused() {
     );
     assert_eq!(
         first("open/run"),
-        "DIR/c.toml:4:16: the program DIR/open/run stands in DIR/open, which is writable by others than its owner: run \
-         chmod go-w DIR/open"
+        "DIR/c.toml:4:16: the program DIR/open/run is in DIR/open, which is writable by users other than its \
+         owner: run chmod go-w DIR/open"
     );
     assert!(!report("own/run").contains("program"), "{}", report("own/run"));
 }

@@ -179,7 +179,7 @@ fn drop_ins_that_others_can_change_are_a_warning() {
         mode(&directory, open);
         house.says(
             0,
-            &format!("DIR/config.d: warning: it is writable by others than its owner: {remedy} {why}"),
+            &format!("DIR/config.d: warning: it is writable by users other than its owner: {remedy} {why}"),
         );
     }
     mode(&directory, 0o755);
@@ -187,8 +187,8 @@ fn drop_ins_that_others_can_change_are_a_warning() {
     house.says(
         0,
         &format!(
-            "DIR/config.d/a.toml: warning: it is writable by others than its owner: run chmod go-w DIR/config.d/a.toml \
-             {why}"
+            "DIR/config.d/a.toml: warning: it is writable by users other than its owner: run chmod go-w \
+             DIR/config.d/a.toml {why}"
         ),
     );
     fs::create_dir(house.path("open")).expect("a directory");
@@ -198,7 +198,10 @@ fn drop_ins_that_others_can_change_are_a_warning() {
     symlink("../open/a.toml", house.path("config.d/a.toml")).expect("a link");
     house.says(
         0,
-        &format!("DIR/open: warning: it is writable by others than its owner: run chmod go-w DIR/open {why}"),
+        &format!(
+            "DIR/open: warning: it is writable by users other than its owner: run chmod go-w DIR/open \
+                  {why}"
+        ),
     );
 }
 

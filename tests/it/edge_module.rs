@@ -43,7 +43,7 @@ fn a_redeployment_ends_the_agent_with_one_sentence_and_the_next_one_knows_what_w
     let log = gateway.logs.last().expect("a life");
     let said = log.lines().last().expect("a sentence");
     assert!(
-        said.contains("was deployed anew or removed") && said.contains("edgeAgent starts the new one"),
+        said.contains("was redeployed or removed") && said.contains("edgeAgent starts the new one"),
         "{log}"
     );
 
@@ -65,7 +65,7 @@ fn a_module_that_was_removed_for_good_ends_with_the_same_sentence_at_its_start()
     gateway.start();
     assert_eq!(gateway.wait_exit(), Some(1));
     let log = gateway.logs.last().expect("a life");
-    assert!(log.contains("was deployed anew or removed"), "{log}");
+    assert!(log.contains("was redeployed or removed"), "{log}");
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn a_pin_takes_its_state_when_the_hub_is_away_and_obeys_again_when_it_is_back() 
     wait_for_file(&dir.path().join("pins.json"), "\"open\":\"on\"");
     let (mqtt, amqp) = (emulator.mqtt.port().to_string(), emulator.amqp.port().to_string());
     emulator.process.kill();
-    let line = agent.process.stderr.wait_for("the hub is away");
+    let line = agent.process.stderr.wait_for("the hub is unreachable");
     assert!(
         line.contains("pin=\"open\"") && line.contains("state=off") && line.contains("after=1s"),
         "{line}"

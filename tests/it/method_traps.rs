@@ -134,7 +134,7 @@ fn of_two_calls_with_one_request_id_one_is_run_and_answered() {
     hub.call("gated", "1", "\"first\"");
     wait_for_file(&dir.path().join("done"), "first");
     hub.call("gated", "1", "\"second\"");
-    agent.process.stderr.wait_for("whose request id is that of one under way");
+    agent.process.stderr.wait_for("a call with this request id is still running");
     // Another door while the call waits.
     let mut publish = Publish::new("devices/dev1/messages/devicebound/%24.mid=c-1", QoS::AtLeastOnce, "x");
     publish.pkid = 4;
@@ -160,7 +160,7 @@ fn a_twin_without_desired_properties_takes_no_rule_away() {
     std::fs::write(dir.path().join("twin-rules.json"), kept).expect("written");
     let (mut hub, agent) =
         Hub::with_agent(dir.path(), &format!("[twin]\naccept = [\"rules\"]\n{}", rules(dir.path())));
-    agent.process.stderr.wait_for("rules of the twin are in force");
+    agent.process.stderr.wait_for("rules of the twin are applied");
     let request = loop {
         let (topic, _) = hub.publish();
         if let Some(request) = topic.strip_prefix("$iothub/twin/GET/?$rid=") {
@@ -169,7 +169,7 @@ fn a_twin_without_desired_properties_takes_no_rule_away() {
     };
     let topic = format!("$iothub/twin/res/200/?$rid={request}");
     hub.send(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, "{}")));
-    agent.process.stderr.wait_for("handed out a twin without desired properties");
+    agent.process.stderr.wait_for("sent a twin without desired properties");
     assert_eq!(std::fs::read_to_string(dir.path().join("twin-rules.json")).expect("kept"), kept);
-    assert!(!agent.process.stderr.text().contains("took the rules of the twin up"));
+    assert!(!agent.process.stderr.text().contains("applied the rules of the twin"));
 }

@@ -166,7 +166,7 @@ fn a_wrong_root_and_a_missing_client_certificate_are_named() {
         format!("HostName=localhost:{};DeviceId=dev1;SharedAccessKey=AAECAwQ=", broker.address().port());
     let other = Mosquitto::start().expect("a second broker");
     let agent = crate::harness::Agent::spawn(&connection_string, &other.ca_file(), dir.path(), rest);
-    agent.process.stderr.wait_for("signed by no root that this machine trusts");
+    agent.process.stderr.wait_for("not signed by a root that this machine trusts");
     assert_eq!(agent.process.terminate(), Some(0));
     let agent = crate::harness::Agent::spawn(&connection_string, &broker.ca_file(), dir.path(), rest);
     agent.process.stderr.wait_for("refused this device's certificate");

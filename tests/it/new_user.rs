@@ -244,8 +244,9 @@ fn a_root_that_the_sender_does_not_trust_is_told_in_the_words_of_its_options() {
     let (text, code) = told(&mut command);
     let port = first.amqp.port();
     let sentence = format!(
-        "the certificate of localhost on port {port} is signed by no root that this machine trusts: name the private root with \
-         --ca-file or C2D_CA_FILE (the emulator's is ca.pem in its state directory), check host and port in HostName, or"
+        "the certificate of localhost on port {port} is not signed by a root that this machine trusts: name \
+         the private root with --ca-file or C2D_CA_FILE (the emulator's is ca.pem in its state directory), \
+         check host and port in HostName, or"
     );
     assert!(text.contains(&sentence), "{text}");
     assert_eq!(code, Some(1));
@@ -257,7 +258,7 @@ fn a_root_that_the_sender_does_not_trust_is_told_in_the_words_of_its_options() {
             .env("C2D_CA_FILE", first.ca_file());
         let (text, code) = told(&mut asked);
         let sentence =
-            format!("the certificate of localhost on port {} is signed by no root", second.https.port());
+            format!("the certificate of localhost on port {} is not signed by a root", second.https.port());
         assert!(text.contains(&sentence), "{command:?}: {text}");
         assert!(text.contains("check --https-port where several emulators run"), "{command:?}: {text}");
         assert!(!text.contains("module"), "{command:?}: {text}");

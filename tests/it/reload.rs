@@ -34,8 +34,8 @@ fn reload(agent: &Agent, text: &str, n: usize, expected: &str) {
     agent.process.stderr.wait_for_nth(expected, n);
 }
 
-const TAKEN: &str = "took the new configuration up";
-const REFUSED: &str = "the new configuration was not taken up: the old one goes on";
+const TAKEN: &str = "applied the new configuration";
+const REFUSED: &str = "the new configuration was refused: the agent keeps the old one";
 
 fn pins(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("pins.json")).expect("the pins' states")

@@ -84,7 +84,7 @@ fn each_way_in_which_a_proxy_refuses_has_its_sentence() {
         format!("the proxy {} asks for credentials (status 407): give them in HTTPS_PROXY", proxy.address);
     assert!(said.contains(&words), "{said}");
     let said = with(&format!("http://us%40er:wrong@{}", proxy.address));
-    assert!(said.contains("does not take the name and password of HTTPS_PROXY (status 407)"), "{said}");
+    assert!(said.contains("refuses the name and password of HTTPS_PROXY (status 407)"), "{said}");
     assert!(!said.contains("wrong"), "{said}");
 
     let forbids = "HTTP/1.1 403 Forbidden\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nno";

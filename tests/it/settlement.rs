@@ -112,7 +112,7 @@ fn after_a_crash_what_was_accepted_runs_and_what_had_begun_is_reported_as_interr
         std::fs::write(dir.path().join("go"), "").expect("written");
         let agent = over::start(&emulator, transport, dir.path(), &rule);
         wait_for_file(&dir.path().join("done"), "two ended");
-        let line = agent.process.stderr.wait_for("action was cut off");
+        let line = agent.process.stderr.wait_for("action was interrupted");
         assert!(line.contains("message_id=\"one\"") && line.contains("interrupted"), "{line}");
         // The killed agent's child lives on by itself and may end what it began; nothing begins twice.
         let began: Vec<_> =

@@ -103,7 +103,7 @@ fn an_agent_without_a_hub_is_not_ready_and_says_why() {
     manager.status("not connected, trying again: ");
     // A reload must not make it ready.
     agent.process.signal(Signal::HUP);
-    agent.process.stderr.wait_for("took the new configuration up");
+    agent.process.stderr.wait_for("applied the new configuration");
     agent.process.signal(Signal::TERM);
     assert_eq!(manager.next(), "STOPPING=1\n");
     assert_eq!(agent.process.wait_exit().code(), Some(0));
@@ -142,7 +142,7 @@ fn a_manager_that_reads_nothing_holds_nothing_up() {
     let _manager = Manager::listen(dir.path());
     let environment = [("WATCHDOG_USEC", "20000")];
     let agent = start(dir.path(), &emulator.device_string("dev1"), &emulator.ca_file(), &environment);
-    agent.process.stderr.wait_for("systemd does not read its messages");
+    agent.process.stderr.wait_for("systemd does not read messages");
     let sent = emulator.send("dev1", &["--property", "a=b", "--wait"]);
     assert!(sent.status.success(), "{sent:?}");
     let begin = Instant::now();

@@ -85,14 +85,14 @@ fn a_program_that_is_replaced_between_check_and_start_is_not_started() {
         let line = agent.process.stderr.wait_for_nth("cannot start it", n);
         assert!(line.contains(reason), "{reason} is not in: {line}");
     };
-    refused(1, &format!("the program {place} is writable by others than its owner: run chmod go-w {place}"));
+    refused(
+        1,
+        &format!("the program {place} is writable by users other than its owner: run chmod go-w {place}"),
+    );
     set_mode(&own, 0o755);
     // Or to a directory on the way to it.
     set_mode(dir.path(), 0o777);
-    refused(
-        2,
-        &format!("the program {place} stands in {}, which is writable by others", dir.path().display()),
-    );
+    refused(2, &format!("the program {place} is in {}, which is writable by others", dir.path().display()));
     set_mode(dir.path(), 0o755);
     if is_root() {
         give_away(&own);
@@ -122,7 +122,7 @@ fn links_in_the_inbox_directory_are_not_written_through() {
     let patch = ["twin", "patch", "--desired-file", file, "--device", "dev1"];
     let output = run(&mut crate::invoke_method::back_end(&emulator, &patch));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    agent.process.stderr.wait_for("took the rules of the twin up");
+    agent.process.stderr.wait_for("applied the rules of the twin");
     emulator.send("dev1", &["--property", "action=lamp", "--wait=20s"]);
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(fs::read_to_string(&victim).expect("there"), "precious");
@@ -154,7 +154,8 @@ fn rules_of_the_twin_that_others_have_planted_are_not_read() {
         0o646,
         0,
         format!(
-            "it is writable by others than its owner, so it is not used: remove it, or run chmod go-w {place}"
+            "it is writable by users other than its owner, so it is not used: remove it, or run chmod go-w \
+             {place}"
         ),
     )];
     if is_root() {
@@ -180,7 +181,7 @@ fn rules_of_the_twin_that_others_have_planted_are_not_read() {
         assert!(line.contains(&reason), "{line}");
         agent.stderr.wait_for("subscribed");
         assert_eq!(agent.terminate(), Some(0));
-        assert_eq!(agent.stderr.count("rules of the twin are in force"), 0, "{}", agent.stderr.text());
+        assert_eq!(agent.stderr.count("rules of the twin are applied"), 0, "{}", agent.stderr.text());
         // It may be gone: this twin has no rules.
         drop(fs::remove_file(&file));
     }
@@ -248,12 +249,13 @@ fn another_file_under_the_path_of_the_inbox_is_refused_and_left_alone_until_it_i
     #[cfg(feature = "doctor")]
     {
         let found = failed(dir.path());
-        assert!(found.iter().any(|line| line.contains("is no inbox of c2d-agent")), "{found:?}");
+        assert!(found.iter().any(|line| line.contains("is not an inbox of c2d-agent")), "{found:?}");
     }
     let agent = Agent::start(&emulator, "dev1", dir.path(), &config);
-    let line = agent.process.stderr.wait_for("is no inbox of c2d-agent");
+    let line = agent.process.stderr.wait_for("is not an inbox of c2d-agent");
     let sentence = format!(
-        "the file {} is no inbox of c2d-agent, and was left as it is: set [inbox] path to another file, or move this one away",
+        "the file {} is not an inbox of c2d-agent and was not changed: set [inbox] path to another file, or \
+         move this one away",
         path.display()
     );
     assert!(line.contains(&sentence), "{line}");
@@ -288,7 +290,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
         set_mode(&dir.path().join(place), mode);
         let own = |text: &str| text.replace("DIR", &dir.path().display().to_string());
         let sentence = own(&format!(
-            "DIR/{place}, where the inbox is, is writable by others than its owner, {why}: {remedy}"
+            "DIR/{place}, where the inbox is, is writable by users other than its owner, {why}: {remedy}"
         ));
         let (told, code) = check(dir.path());
         assert!(
@@ -303,7 +305,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
         #[cfg(feature = "doctor")]
         assert_eq!(
             failed(dir.path()),
-            [own(&format!("inbox: DIR/{place} is writable by others than its owner: {remedy}"))]
+            [own(&format!("inbox: DIR/{place} is writable by users other than its owner: {remedy}"))]
         );
         set_mode(&dir.path().join(place), 0o755);
     }
@@ -334,8 +336,8 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
             _ => format!("run chmod go-w {shown}"),
         };
         let sentence = format!(
-            "{shown}: warning: it is writable by others than its owner: {remedy} (anyone who can write here \
-             decides what the agent runs)"
+            "{shown}: warning: it is writable by users other than its owner: {remedy} (anyone who can write \
+             here decides what the agent runs)"
         );
         let (told, code) = check(&config);
         assert_eq!((told, code), (format!("{sentence}\n1 warning\n"), Some(0)));
@@ -346,7 +348,7 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
         #[cfg(feature = "doctor")]
         assert_eq!(
             failed(&config),
-            [format!("configuration: {shown} is writable by others than its owner: {remedy}")]
+            [format!("configuration: {shown} is writable by users other than its owner: {remedy}")]
         );
         set_mode(&place, usual);
     }

@@ -54,7 +54,8 @@ fn a_twin_is_printed_and_patched() {
     assert!(now["properties"]["desired"].get("interval").is_none(), "{now}");
 
     let (stdout, stderr, code) = twin(&emulator, &["patch", "--desired", "{}", "--etag", &etag]);
-    let words = "c2d-agent: the twin of device dev1 has changed meanwhile, so it was not patched: read it again for its etag\n";
+    let words = "c2d-agent: the twin of device dev1 has changed since, so it was not patched: read it again \
+                 for its new etag\n";
     assert_eq!((stdout.as_str(), stderr.as_str(), code), ("", words, Some(3)));
     assert_eq!(got(&emulator)["etag"], now["etag"], "a refused patch changes nothing");
 }

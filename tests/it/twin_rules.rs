@@ -240,8 +240,8 @@ fn an_off_of_the_owner_does_not_wait_for_all_that_stands_before_it_for_a_rule_of
     wait_for_status(dir.path(), "1 running, 11 waiting");
     // One may take 50 s, so none of those that wait can end in time any more. They keep their place, and are not run.
     emulator.send("dev1", &["--message-id", "now-off", "--property", "off=1"]);
-    let told = "refused: a message for a rule of the device's configuration stands behind it, which waits 50s at most for rules of \
-                the twin, and rule slow may take 50s";
+    let told = "refused: a message for a rule of the device's configuration waits behind it, at most 50s for \
+                rules of the twin, but rule slow may take 50s";
     agent.process.stderr.wait_for_nth(told, 11);
     wait_for_status(dir.path(), "1 running, 1 waiting");
     std::fs::write(dir.path().join("go"), "").expect("written");
@@ -291,7 +291,7 @@ fn rules_of_the_twin_survive_a_restart_without_the_hub() {
     let (device, ca) = (first.device_string("dev1"), first.ca_file());
     assert_eq!(first.process.terminate(), Some(0));
     let agent = Agent::spawn(&device, &ca, dir.path(), LOCAL);
-    let line = agent.process.stderr.wait_for("rules of the twin are in force");
+    let line = agent.process.stderr.wait_for("rules of the twin are applied");
     assert!(line.contains(&format!("version={version}")) && line.contains("rules=1"), "{line}");
     agent.process.stderr.wait_for("not connected");
     let check = run(binary()
@@ -303,7 +303,7 @@ fn rules_of_the_twin_survive_a_restart_without_the_hub() {
     let second = Emulator::start_in(state.path(), &mqtt, &amqp, &["--device", "dev1"]);
     wait_for_file(&dir.path().join("pins.json"), r#""pump":"on""#);
     applied(&second, version);
-    assert_eq!(agent.process.stderr.count("took the rules of the twin up"), 0, "they were in force already");
+    assert_eq!(agent.process.stderr.count("applied the rules of the twin"), 0, "they were in force already");
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
     let reload = |text: &str, n: usize| {
         write_config(dir.path(), text);
         agent.process.signal(Signal::HUP);
-        agent.process.stderr.wait_for_nth("took the new configuration up", n);
+        agent.process.stderr.wait_for_nth("applied the new configuration", n);
     };
     // A reload alone takes nothing away.
     reload(&LOCAL.replace("line = 2", "line = 2\nmax_on = \"1h\""), 1);

@@ -243,14 +243,15 @@ impl Bank {
         match set {
             Ok(()) if is_so => {}
             Ok(()) if matches!(self.hub, Hub::There(_)) => {
-                tracing::warn!(pin = name, %state, %after, "switched pin: the agent was held up, so the hub counts as away");
+                let why = "the agent was blocked, so the hub counts as unreachable";
+                tracing::warn!(pin = name, %state, %after, "switched pin: {why}");
             }
-            Ok(()) => tracing::warn!(pin = name, %state, %after, "switched pin: the hub is away"),
+            Ok(()) => tracing::warn!(pin = name, %state, %after, "switched pin: the hub is unreachable"),
             Err(error @ GpioError::Interlocked { .. }) => {
-                tracing::warn!(pin = name, %after, %error, "left pin as it is, although the hub is away");
+                tracing::warn!(pin = name, %after, %error, "left pin unchanged, although the hub is unreachable");
             }
             Err(error) => {
-                tracing::error!(pin = name, %error, "could not switch pin while the hub is away, trying again");
+                tracing::error!(pin = name, %error, "could not switch pin while the hub is unreachable, trying again");
                 retry = Some(now + RETRY);
             }
         }

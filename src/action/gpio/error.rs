@@ -182,7 +182,8 @@ pub enum GpioError {
     },
     /// The system has no room for another thread.
     #[error(
-        "no thread can be started that keeps the times of the pins: {source}; check TasksMax= of the service and `ulimit -u`"
+        "cannot start the thread that switches pins in time: {source}; check TasksMax= of the service and \
+         `ulimit -u`"
     )]
     NoThread {
         /// Why.

@@ -130,9 +130,7 @@ impl Shared {
     fn keep_or_leave(&self) {
         // Its words are in the log already.
         if catch_unwind(AssertUnwindSafe(|| self.keep())).is_err() {
-            tracing::error!(
-                "the thread that keeps the times of the pins has ended by a defect: leaving all pins"
-            );
+            tracing::error!("the thread that switches pins in time has failed (a defect): leaving all pins");
             match catch_unwind(AssertUnwindSafe(|| self.leave())) {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) => tracing::error!(%error, "could not leave the pins as on_exit says"),

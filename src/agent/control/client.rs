@@ -46,7 +46,7 @@ pub(crate) enum ClientError {
     Silent(String),
     /// Something else listens, or an agent of another time.
     #[error(
-        "what listens on {path} does not speak as this version does ({reason}): use the program that the agent was \
+        "what listens on {path} speaks another version ({reason}): use the program that the agent was \
          started from"
     )]
     Foreign { path: String, reason: String },
@@ -113,7 +113,7 @@ impl Client {
             return serde_json::from_slice(&text).map_err(|error| self.foreign(error));
         }
         if text.len() as u64 == MAX_ANSWER_BYTES {
-            return Err(self.foreign("its answer has no end"));
+            return Err(self.foreign("its answer is too long"));
         }
         let source = match (sent, read) {
             (Err(error), _) | (Ok(()), Err(error)) => error,

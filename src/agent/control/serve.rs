@@ -40,7 +40,7 @@ pub(super) async fn accept(listener: UnixListener, requests: mpsc::Sender<Reques
             }
             Ok((stream, _)) => refuse(stream),
             Err(error) => {
-                tracing::warn!(%error, "the control socket lets nobody in");
+                tracing::warn!(%error, "the control socket cannot accept connections");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -52,7 +52,7 @@ fn refuse(stream: UnixStream) {
     let sentence = format!("{MAX_CLIENTS} others are asking this agent right now: try again in a moment");
     let told = stream.into_std().and_then(|mut stream| stream.write_all(&line(&Answer::Error(sentence))));
     if let Err(error) = told {
-        tracing::debug!(%error, "a client of the control socket was not told that it is one too many");
+        tracing::debug!(%error, "a client of the control socket could not be told that there are too many");
     }
 }
 
@@ -81,7 +81,7 @@ async fn serve(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
             }
             Ok(Ok(Line::Whole(text))) => match serde_json::from_slice(&text) {
                 Ok(call) => (answer(call, &requests).await, true),
-                Err(error) => (Answer::Error(format!("this is no request: {error}")), false),
+                Err(error) => (Answer::Error(format!("this is not a request: {error}")), false),
             },
         };
         // A client that does not read its answer is cut off.

@@ -92,7 +92,7 @@ impl Drop for SocketFile {
             _ => return, // gone, or another agent's
         };
         if let Err(error) = removed {
-            tracing::warn!(path = %self.path.display(), %error, "the control socket stays behind");
+            tracing::warn!(path = %self.path.display(), %error, "the control socket could not be removed");
         }
     }
 }

@@ -202,7 +202,7 @@ async fn nonsense_is_answered_with_one_error_and_a_hang_up() {
         let mut client = raw(&place.path).await;
         say(&mut client, nonsense).await;
         let answer = hear(&mut client).await;
-        assert!(answer.starts_with("{\"error\":\"this is no request: "), "{nonsense}: {answer}");
+        assert!(answer.starts_with("{\"error\":\"this is not a request: "), "{nonsense}: {answer}");
         assert_eq!(hear(&mut client).await, "", "{nonsense}");
     }
 }
@@ -306,7 +306,7 @@ async fn what_is_no_agent_is_named() {
         errors.push(error);
     }
     server.join_next().await.expect("a task").expect("served");
-    assert!(errors[0].contains("does not speak as this version does"), "{errors:?}");
+    assert!(errors[0].contains("speaks another version"), "{errors:?}");
     assert!(errors[1].contains("an answer to another question"), "{errors:?}");
     assert!(errors[2].contains("broke"), "{errors:?}");
 }

@@ -113,7 +113,7 @@ fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
     match settled {
         Ok(()) => tracing::debug!(device_id, message_id, "settled a C2D message"),
         Err(error) => {
-            tracing::info!(device_id, message_id, %error, "a device settled a message too late: the hub delivers it again");
+            tracing::info!(device_id, message_id, %error, "a late settlement: the hub delivers the message again");
         }
     }
 }

@@ -121,7 +121,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
             continue;
         }
         if let Err(error) = pair.queue.try_send(answer(message, &claims, &pair, throttled)) {
-            tracing::warn!(device_id, %error, "dropped the answer to a twin request: the device does not receive answers");
+            tracing::warn!(device_id, %error, "dropped a twin answer: the device does not receive answers");
         }
     }
 }

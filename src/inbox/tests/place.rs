@@ -52,7 +52,7 @@ fn what_is_no_file_is_named() {
     let target = directory.path().join("card.redb");
     std::os::unix::fs::symlink(&target, &settings.path).expect("a link");
     let sentence = keeper(&settings).open().expect_err("no target").sentence(&settings.path);
-    assert!(sentence.contains("is a link to nothing and not a file"), "{sentence}");
+    assert!(sentence.contains("is a broken link and not a file"), "{sentence}");
     std::fs::write(&target, "").expect("written");
     keeper(&settings).open().expect("an empty file is a new inbox");
     assert!(settings.path.is_symlink());
@@ -91,7 +91,8 @@ fn a_file_that_others_can_write_is_not_read() {
         let sentence = keeper(&settings).open().expect_err("not ours alone").sentence(&settings.path);
         let path = settings.path.display();
         let expected = format!(
-            "the inbox {path} is writable by others than its owner, so it is not read: run chmod go-w {path}"
+            "the inbox {path} is writable by users other than its owner, so it is not read: run chmod go-w \
+             {path}"
         );
         assert_eq!(sentence, expected);
     }
@@ -104,7 +105,7 @@ fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
         std::fs::write(&settings.path, content).expect("written");
         let sentence = keeper(&settings).open().expect_err("no inbox").sentence(&settings.path);
         assert!(
-            sentence.contains("is no inbox of c2d-agent") && sentence.contains("[inbox] path"),
+            sentence.contains("is not an inbox of c2d-agent") && sentence.contains("[inbox] path"),
             "{sentence}"
         );
         assert_eq!(std::fs::read(&settings.path).expect("still there"), content);
@@ -160,7 +161,7 @@ fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
         (os(13), "to the user of the agent"),
         (os(27), "raise the file size limit"),
         (os(2), "create the directory"),
-        (os(5), "what is wrong with the disk"),
+        (os(5), "errors of the disk"),
         (Failure::InUse(Holder::default()), "let only one agent"),
         (Failure::Newer("format 2".into()), "install that version"),
     ] {

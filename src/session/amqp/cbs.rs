@@ -51,13 +51,13 @@ impl Cbs {
             let reply = match reply {
                 Ok(reply) => reply,
                 Err(error) => {
-                    tracing::warn!(%error, "passed over a reply to a token");
+                    tracing::warn!(%error, "ignored a reply to a token");
                     continue;
                 }
             };
             let answers = reply.properties.and_then(|properties| properties.correlation_id);
             if answers.as_ref() != Some(&id) {
-                tracing::debug!("passed over a reply to another token");
+                tracing::debug!("ignored a reply to another token");
                 continue;
             }
             let properties = reply.application_properties.unwrap_or_default().0;

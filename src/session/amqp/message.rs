@@ -52,7 +52,7 @@ pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageEr
     for (name, value) in message.application_properties.unwrap_or_default().0 {
         // As several SDKs do: values of other types are dropped by them, too. Source: wire reference 2.5.
         let Some(value) = text_of(value) else {
-            tracing::debug!(name, "passed over a property whose value is not text");
+            tracing::debug!(name, "ignored a property whose value is not text");
             continue;
         };
         match RENAMED.iter().find(|(sent, _)| *sent == name) {

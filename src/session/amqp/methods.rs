@@ -121,7 +121,7 @@ impl Methods {
             (self.answers, self.sending) = (Some(link), None);
             match sent {
                 Ok(_outcome) => self.send(Vec::new()),
-                Err(error) => return tracing::debug!(%error, "the last answers to calls did not get out"),
+                Err(error) => return tracing::debug!(%error, "the last answers to calls could not be sent"),
             }
         }
     }
@@ -140,13 +140,13 @@ impl Methods {
         let message = match message {
             Ok(message) => message,
             Err(error) => {
-                tracing::warn!(%error, "passed over a call of a method");
+                tracing::warn!(%error, "ignored a method call");
                 return Ok(None);
             }
         };
         let request = request(message);
         if request.is_none() {
-            tracing::warn!("passed over a call of a method: it has no usable correlation-id");
+            tracing::warn!("ignored a method call: it has no usable correlation-id");
         }
         Ok(request)
     }

@@ -125,14 +125,14 @@ pub(super) async fn say_goodbye(sessions: Vec<SessionHandle<()>>, mut connection
     let goodbye = async {
         for mut session in sessions {
             if let Err(error) = session.end().await {
-                tracing::debug!(%error, "a session's goodbye went wrong");
+                tracing::debug!(%error, "a session could not be closed");
             }
         }
         if let Err(error) = connection.close().await {
-            tracing::debug!(%error, "the connection's goodbye went wrong");
+            tracing::debug!(%error, "the connection could not be closed");
         }
     };
     if timeout(CLOSE_LIMIT, goodbye).await.is_err() {
-        tracing::debug!("the hub did not answer the goodbye");
+        tracing::debug!("the hub did not answer the close");
     }
 }

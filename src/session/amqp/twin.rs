@@ -153,7 +153,7 @@ impl Twin {
         let reply = match reply {
             Ok(reply) => reply,
             Err(error) => {
-                tracing::warn!(%error, "passed over what the link of the twin brought");
+                tracing::warn!(%error, "ignored a message on the link of the twin");
                 return Ok(None);
             }
         };
@@ -161,7 +161,7 @@ impl Twin {
             return Ok(Some(News::Desired));
         }
         let Some(answer) = answer(self.ids, &reply) else {
-            tracing::debug!("passed over an answer of the twin: not to a request of ours");
+            tracing::debug!("ignored an answer of the twin: it answers no request of this agent");
             return Ok(None);
         };
         let body = message::body(reply.body).unwrap_or_default();
@@ -169,7 +169,8 @@ impl Twin {
             if answer.status >= 400 {
                 tracing::warn!(
                     status = answer.status,
-                    "the hub refused to tell of desired properties: their changes are seen at the next sign-in only"
+                    "the hub refused to notify of desired properties: the agent sees changes only at the \
+                     next sign-in"
                 );
             }
             return Ok(None);
@@ -188,7 +189,7 @@ impl Twin {
 
 fn refused(device_id: &str, error: &Error) -> Option<Twin> {
     let (condition, said) = (fault::symbol(&error.condition), error.description.as_deref());
-    tracing::warn!(device_id, condition, said, "the hub refused the twin: nothing can be reported there");
+    tracing::warn!(device_id, condition, said, "the hub refused the twin: the agent cannot report there");
     None
 }
 

@@ -27,7 +27,7 @@ impl Reader {
                 other => Fault::Protocol { reason: format!("it refused the sign-in with {other:?}") },
             },
             ConnectionError::NotConnAck(_) => {
-                Fault::Protocol { reason: "its first answer is no CONNACK".into() }
+                Fault::Protocol { reason: "its first answer is not CONNACK".into() }
             }
             ConnectionError::RequestsDone => Fault::Closed,
             ConnectionError::MqttState(error) => match error {

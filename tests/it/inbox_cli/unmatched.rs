@@ -81,7 +81,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     assert!(house.told(&["inbox", "show", "m-1"]).contains("\nrules now   rule \"pumpe\" matches it: "));
     assert!(house.refused(&["inbox", "retry", "m-1"]).contains(&refusal));
     agent.process.signal(rustix::process::Signal::HUP);
-    agent.process.stderr.wait_for("took the new configuration up");
+    agent.process.stderr.wait_for("applied the new configuration");
     house.told(&["inbox", "retry", "m-1"]);
     let record = house.wait_for_state("m-1", "finished");
     assert_eq!((&record["outcome"]["outcome"], &record["rule"]), (&"succeeded".into(), &"pumpe".into()));

@@ -206,7 +206,7 @@ fn a_reload_moves_the_endpoint_and_counts_go_on() {
     reload("nonsense = 1\n");
     wait_for_figure(first, "c2d_agent_reload_refused", 1.0);
     reload(&rules(dir.path()).replace(SERVED, ""));
-    agent.process.stderr.wait_for("metrics are served no more");
+    agent.process.stderr.wait_for("metrics are no longer served");
     assert!(TcpStream::connect(first).is_err(), "it still listens");
     reload(&rules(dir.path()));
     let line = agent.process.stderr.wait_for_nth("metrics are served address", 2);
