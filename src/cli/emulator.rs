@@ -50,7 +50,7 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// Faults to test with. Set them with --fault or, from this machine, over HTTPS:
 ///   GET, DELETE /emulator/devices/ID/faults
 ///   PUT, DELETE /emulator/devices/ID/faults/NAME  (the body of PUT is the value)
-/// A restart removes all faults:
+/// The faults are these; a restart removes them:
 ///   drop-at=N           drops the connection at the N-th packet that the device
 ///                       sends or gets from now on; once
 ///   delay=DURATION      delivers each C2D message this much later
