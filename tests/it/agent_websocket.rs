@@ -259,7 +259,7 @@ fn doctor(transport: &str) {
     command.env("C2D_DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
     let output = run(command.env("HTTPS_PROXY", format!("http://{LOGIN}@{}", proxy.address)));
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("the hub lets dev1 in"), "{text}");
+    assert!(text.contains("the hub accepts dev1"), "{text}");
     assert!(text.contains(&format!("uses the proxy {}", proxy.address)), "{text}");
     assert_eq!(proxy.requests().len(), 1);
 }

@@ -176,7 +176,7 @@ fn messages_that_wait_are_neither_taken_nor_delivered() {
     let mut command = doctor(&write_config(dir.path(), LED));
     command.env("C2D_DEVICE_CONNECTION_STRING", std::fs::read_to_string(file).expect("a connection string"));
     command.env("C2D_CA_FILE", hub.state().join("ca.pem"));
-    Found::by(&mut command).says("sign-in", "ok", "the hub lets dev1 in", "");
+    Found::by(&mut command).says("sign-in", "ok", "the hub accepts dev1", "");
     let mut device = hub.subscribed();
     let message = device.publish();
     assert_eq!((message.payload.as_ref(), message.dup), (b"one".as_ref(), false), "never delivered before");

@@ -118,7 +118,7 @@ fn a_module_that_is_well_has_its_own_checks_and_none_of_a_device() {
         &format!("{}: the workload API signs for agent", edge.generation()),
         "which is in the trust bundle",
         " UTC, the same as the server's",
-        "the hub lets edge1/agent in",
+        "the hub accepts edge1/agent",
     ] {
         assert!(text.contains(part), "no \"{part}\" in {text}");
     }
@@ -153,7 +153,7 @@ fn a_device_and_a_module_have_each_their_checks() {
     let mut command = edge.doctor();
     command.env("C2D_DEVICE_CONNECTION_STRING", edge.emulator.device_string("dev1"));
     let text = stdout(&run(command.env("C2D_CA_FILE", edge.emulator.ca_file())));
-    for line in ["sign-in        dev1: the hub lets dev1 in", "edge1/agent: the hub lets edge1/agent in"] {
+    for line in ["sign-in        dev1: the hub accepts dev1", "edge1/agent: the hub accepts edge1/agent"] {
         assert!(text.contains(line), "{text}");
     }
     assert!(text.contains(" 0 failed, 2 skipped\n"), "{text}");
@@ -175,7 +175,7 @@ fn a_module_by_its_connection_string_has_neither_workload_api_nor_secret_file() 
     found.says("tls", "failed", "which this machine does not trust", "EdgeModuleCACertificateFile");
     let found = Found::by(module().env("EdgeModuleCACertificateFile", edge.emulator.ca_file()));
     found.failed(&[]);
-    found.says("sign-in", "ok", "the hub lets edge1/agent in", "");
+    found.says("sign-in", "ok", "the hub accepts edge1/agent", "");
     for check in found.checks {
         let name = check["check"].as_str().expect("a name");
         assert!(!MODULE_CHECKS.contains(&name) && name != "secret-file", "{name}");
@@ -328,7 +328,7 @@ fn half_an_environment_is_a_matter_of_the_identity_and_a_good_device_beside_it_i
     command.env_remove("IOTEDGE_DEVICEID").env("C2D_CA_FILE", edge.emulator.ca_file());
     let found = Found::by(command.env("C2D_DEVICE_CONNECTION_STRING", edge.emulator.device_string("dev1")));
     found.failed(&["configuration", "identity"]);
-    found.says("sign-in", "ok", "the hub lets dev1 in", "");
+    found.says("sign-in", "ok", "the hub accepts dev1", "");
 }
 
 #[test]

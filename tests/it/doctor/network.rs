@@ -227,7 +227,7 @@ fn a_device_with_a_certificate_signs_in_to_a_broker_that_is_not_ours_without_a_t
     found.failed(&[]);
     found.says("device-certificate", "ok", "\"dev1\" in ", "");
     found.says("secret-file", "ok", "client.key, mode 0600", "");
-    found.says("sign-in", "ok", "the hub lets dev1 in", "");
+    found.says("sign-in", "ok", "the hub accepts dev1", "");
     broker.process.stderr.wait_for("Received DISCONNECT from dev1");
     let clean = broker.process.stderr.wait_for_nth("as dev1 (p2,", 2);
     assert!(clean.contains("c1"), "a clean session: {clean}");
@@ -245,7 +245,7 @@ fn a_gateway_at_an_ipv6_address_is_dialled_by_agent_and_doctor() {
     let found = Found::by(healthy(&emulator, dir.path()).env("C2D_DEVICE_CONNECTION_STRING", &string));
     found.failed(&[]);
     found.says("name-lookup", "ok", "::1 is an address itself", "");
-    found.says("sign-in", "ok", "the hub lets dev1 in", "");
+    found.says("sign-in", "ok", "the hub accepts dev1", "");
     let agent = Agent::spawn(&string, &emulator.ca_file(), dir.path(), LED);
     agent.process.stderr.wait_for("subscribed");
     assert_eq!(agent.process.terminate(), Some(0));
