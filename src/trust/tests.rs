@@ -78,10 +78,10 @@ fn each_link_on_the_way_to_a_program_counts_and_where_it_stands() {
     assert_eq!(Way::to(&linked).real.expect("it leads there"), program);
     assert_eq!(told(&linked), None);
     mode(&root.join("links"), 0o777);
-    assert!(told(&linked).is_some_and(|told| told.contains("links, which is writable by others")));
+    assert!(told(&linked).is_some_and(|told| told.contains("links, which is writable by users other")));
     mode(&root.join("links"), 0o755);
     mode(&root.join("a"), 0o777);
-    assert!(told(&linked).is_some_and(|told| told.contains("/a, which is writable by others")));
+    assert!(told(&linked).is_some_and(|told| told.contains("/a, which is writable by users other")));
     mode(&root.join("a"), 0o755);
     if is_root() {
         let link = root.join("links/second");

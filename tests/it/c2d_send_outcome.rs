@@ -125,7 +125,7 @@ fn every_other_end_than_success_is_exit_code_5() {
         (
             "m-2",
             OutcomeKind::Unmatched,
-            "no rule takes it",
+            "no rule matches it",
             "outcome unmatched: no rule matches it  (rule pump",
         ),
     ] {

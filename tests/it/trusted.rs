@@ -92,7 +92,10 @@ fn a_program_that_is_replaced_between_check_and_start_is_not_started() {
     set_mode(&own, 0o755);
     // Or to a directory on the way to it.
     set_mode(dir.path(), 0o777);
-    refused(2, &format!("the program {place} is in {}, which is writable by others", dir.path().display()));
+    refused(
+        2,
+        &format!("the program {place} is in {}, which is writable by users other", dir.path().display()),
+    );
     set_mode(dir.path(), 0o755);
     if is_root() {
         give_away(&own);

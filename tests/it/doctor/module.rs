@@ -236,7 +236,7 @@ fn a_workload_socket_that_is_missing_in_the_way_or_closed_is_told() {
 
     std::fs::create_dir(&elsewhere).expect("a directory");
     let found = Found::by(&mut edge.doctor_with(&elsewhere));
-    found.says("workload-api", "failed", "is no socket", "mounts a directory if the socket is missing");
+    found.says("workload-api", "failed", "is not a socket", "mounts a directory if the socket is missing");
     std::fs::remove_dir(&elsewhere).expect("removed");
 
     drop(UnixListener::bind(&elsewhere).expect("a socket"));
