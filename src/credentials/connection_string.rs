@@ -11,7 +11,7 @@ use std::net::Ipv6Addr;
 use super::excerpt;
 use super::sas::{SasError, SasToken, SharedAccessKey};
 
-/// Longest device id in characters. Source: the hub's device identity rules.
+/// Longest device id in characters. Source: wire reference 4.5.
 const MAX_DEVICE_ID_CHARS: usize = 128;
 
 /// A host name with the port that may follow it.

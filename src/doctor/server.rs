@@ -21,7 +21,7 @@ use crate::tls::{self, ClientCertificate, Judgement, TlsError};
 
 /// A hub renews by itself long before.
 const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// Real hubs, all clouds. Source: the wire reference.
+/// Real hubs, all clouds. Source: wire reference 1.1.
 const HUBS: [&str; 3] = [".azure-devices.net", ".azure-devices.cn", ".azure-devices.us"];
 /// Who signs their certificates.
 const AUTHORITIES: [&str; 2] = ["Microsoft", "DigiCert"];

@@ -4,7 +4,7 @@
 //! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
 //! Used by: `emulator`.
 //!
-//! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4, and lines 11 and 13 to 20 of its checklist. Modules
+//! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4 and 8 (lines 11 and 13 to 20). Modules
 //! are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
 //! against the Python and Node SDKs.
 

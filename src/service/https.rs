@@ -38,7 +38,7 @@ mod twins;
 pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
 pub use twins::TwinPatch;
 
-/// Of the service's REST interface. Source: wire reference 3.
+/// Of the service's REST interface. Source: wire reference 4.5.
 const API_VERSION: &str = "2021-04-12";
 
 /// Time for one answer, with dialling where need be.

@@ -49,8 +49,8 @@ pub(crate) struct Delivery {
 
 /// The right to settle one delivery. Dropped unsettled, it says so in the log, and sends nothing for a message.
 ///
-/// MQTT can only complete: there is no way to reject or abandon a message (wire reference 1.6). AMQP can do all (2.6).
-/// A call is answered instead, over either.
+/// MQTT can only complete: there is no way to reject or abandon a message (wire reference 1.6). AMQP can do all
+/// (wire reference 2.6). A call is answered instead, over either.
 #[must_use = "a receipt that is not settled makes the message come again"]
 pub(crate) struct Receipt {
     way: Way,

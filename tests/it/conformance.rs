@@ -1,4 +1,4 @@
-//! The wire reference's checklist (its section 8): each line a test, named after it, of what an unmodified SDK breaks on.
+//! The checklist, wire reference 8: each line a test, named after it, of what an unmodified SDK breaks on.
 //!
 //! Owns: nothing. Must not know: SDKs; they have tests of their own. Used by: nobody.
 

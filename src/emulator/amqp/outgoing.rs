@@ -172,7 +172,7 @@ mod tests {
     }
 
     const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
-    /// Of the wire reference, 11.
+    /// Source: wire reference 11.
     const AS_TAG: &[u8] = b"\xa0\x10\x33\x22\x11\x00\x55\x44\x77\x66\x88\x99\xaa\xbb\xcc\xdd\xee\xff";
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns: which faults there are, their names and values in text, the faults of each device, and every decision they take.
 //! Must not know: packets, HTTP, how a fault shows on the wire. Used by: `hub`, and through it by the listeners.
 //!
-//! Source: line 25 of the wire reference's checklist. Faults end with the process: none is kept on disk.
+//! Source: wire reference 8 (line 25). Faults end with the process: none is kept on disk.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

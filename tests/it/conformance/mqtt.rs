@@ -274,7 +274,7 @@ fn line_03_the_signature_is_over_the_resource_as_it_was_sent() {
     }
 }
 
-/// The clock of the reference's worked example, well before its token ends.
+/// A clock well before the end of the token of wire reference 11.
 fn in_2026() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000)
 }
