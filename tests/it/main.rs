@@ -38,6 +38,7 @@ mod c2d_send;
 mod c2d_send_outcome;
 mod check;
 mod check_doors;
+mod citations;
 mod clock;
 mod config;
 #[cfg(all(feature = "service", feature = "emulator"))]
