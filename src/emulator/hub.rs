@@ -19,6 +19,7 @@ use crate::message::{self, C2dMessage};
 use super::identity;
 use super::registry::{AuthError, Grant, Registry, Thumbprint};
 
+mod again;
 mod devices;
 mod document;
 mod events;
@@ -35,6 +36,7 @@ mod twin;
 mod twins;
 mod view;
 
+pub use again::AgainError;
 pub use devices::Identity;
 pub use document::{
     MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, Part, TwinError,
@@ -61,7 +63,7 @@ use twin::Twin;
 pub use twin::{DesiredChange, TwinWrite};
 pub use twins::MAX_DESIRED_CHANGES;
 use view::EndedLately;
-pub use view::{Ended, FeedbackView, MAX_ENDED, QueuedView};
+pub use view::{Content, Ended, FeedbackView, MAX_ENDED, MAX_ENDED_BYTES, QueuedView};
 
 /// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -462,8 +464,7 @@ impl Hub {
     fn record(&mut self, device_id: &str, finished: &Finished, status: FeedbackStatus, now: SystemTime) {
         self.quiet_changes += 1;
         if let Some(state) = self.devices.get_mut(device_id) {
-            let message_id = finished.message.message_id().map(str::to_owned);
-            state.ended.push(Ended { message_id, status, at: now });
+            state.ended.push(Ended::of(finished, status, now));
         }
         if !finished.ack.reports(status) {
             return;

@@ -81,7 +81,7 @@ with Browser(chromedriver, chromium, 1200, 900) as browser:
         "return [...document.querySelectorAll('.badge')].some((b) => b.textContent === 'connected')"))
     picture(browser, "invisible.png")
     # What is open stays open when the page renews itself.
-    for summary in ("details:nth-of-type(1) summary", "details:nth-of-type(2) summary"):
+    for summary in ("article > details:nth-of-type(1) > summary", "article > details:nth-of-type(2) > summary"):
         browser.click(summary)
     ask("let the action end")
     browser.wait_text("completed")
@@ -89,6 +89,25 @@ with Browser(chromedriver, chromium, 1200, 900) as browser:
     browser.wait("feedback", lambda: "completed" in browser.run("return document.getElementById('feedback').innerText"))
     browser.wait_text('"outcome":"succeeded"')
     browser.wait_text('"reported"')
+    badges = """return [...document.querySelectorAll('article tbody tr')].filter((row) => row.innerText.includes(arguments[0]))
+        .map((row) => [...row.querySelectorAll('.badge')].map((b) => b.textContent + ' ' + b.className.split(' ')[1]).join(', '))
+        .filter((badges) => badges !== '')"""
+    browser.wait("the device's own outcome", lambda: browser.run(badges, "m-1") == ["succeeded good, completed hub"])
+    assert "<b>bold</b>" in browser.text(), "the content of a message that has ended"
+
+    # A failed action is not green, although the hub has its message as completed. Its message is sent again by a button.
+    browser.run("document.getElementById('message-id').value = 'm-2'")
+    browser.run("document.querySelector('.property input:nth-of-type(2)').value = 'fail'")
+    browser.click("#send .primary")
+    browser.wait("the failure", lambda: browser.run(badges, "m-2") == ["failed bad, completed hub"])
+    browser.wait_text("exit code 3")
+    picture(browser, "failed.png")
+    browser.click('button[aria-label="Send m-2 again"]')
+    browser.wait_text("queued again as ")
+    again = browser.text().split("queued again as ")[1].split()[0]
+    browser.wait("the second failure", lambda: browser.run(badges, again) == ["failed bad, completed hub"])
+    kept = "return document.activeElement.getAttribute('aria-label')"
+    assert browser.run(kept) == "Send m-2 again", "the focus is lost when the page renews itself"
 
     # What goes wrong on purpose is said, and what is left of it.
     ask("have two PUBACKs ignored and throttle the device")

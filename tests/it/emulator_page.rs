@@ -19,6 +19,10 @@ outcomes = ["telemetry", "twin"]
 name = "write"
 when = { action = "write" }
 do = [ { run = ["/bin/sh", "-c", "until [ -e go ]; do sleep 0.05; done"] } ]
+[[rule]]
+name = "fail"
+when = { action = "fail" }
+do = [ { run = ["/bin/sh", "-c", "exit 3"] } ]
 "#;
 
 #[test]

@@ -1,14 +1,15 @@
 //! The overview as JSON: what the emulator's page shows, for one device after another.
 //!
-//! Owns: its shape, and how much of a message is shown. Must not know: HTTP, who reads it. Used by: `https::page`.
+//! Owns: its shape, how much of a message is shown, and where a device says what became of one. Must not know: HTTP, who reads it. Used by: `https::page`.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::emulator::hub::{Ended, Event, FeedbackView, Hub, QueuedView};
-use crate::message::{Properties, format_time};
+use crate::message::{C2dMessage, Properties, format_time};
 
 use super::{events, faults};
 
@@ -26,6 +27,10 @@ const MAX_BODY: usize = 512;
 const MAX_TEXT: usize = 200;
 /// Bytes of a twin that are shown.
 const MAX_TWIN: usize = 16 * 1024;
+/// Marks a D2C message as a report of the agent on a message that it had.
+const REPORT: (&str, &str) = ("c2d-report", "outcome");
+/// The agent's part of the reported properties.
+const TWIN_SECTION: &str = "c2dAgent";
 
 /// Everything there is to see.
 pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
@@ -45,6 +50,7 @@ pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
 fn device(hub: &Hub, id: &str) -> Value {
     let mut twin = hub.twin_properties(id).unwrap_or_default();
     twin["tags"] = hub.twin_tags(id);
+    let outcomes = outcomes(hub, id, &twin["reported"]);
     let size = twin.to_string().len();
     let twin = if size <= MAX_TWIN { twin } else { format!("{size} bytes: GET /twins/{id}").into() };
     let mut events: Vec<_> = hub.events(id).into_iter().flatten().collect();
@@ -55,15 +61,18 @@ fn device(hub: &Hub, id: &str) -> Value {
         "faults": faults::named(hub.faults(id).unwrap_or_default()),
         "lastActivity": hub.last_activity(id).map(format_time),
         "queue": hub.queued(id).map(|queued| self::queued(&queued)).collect::<Vec<_>>(),
-        "ended": hub.ended(id).map(ended).collect::<Vec<_>>(),
+        "ended": hub.ended(id).map(|one| ended(one, &outcomes)).collect::<Vec<_>>(),
         "events": latest.into_iter().rev().map(event).collect::<Vec<_>>(),
         "twin": twin,
     })
 }
 
 fn event(event: &Event) -> Value {
-    let mut shown =
-        json!({ "enqueuedTime": format_time(event.enqueued), "properties": properties(&event.properties) });
+    let mut shown = json!({
+        "number": event.number,
+        "enqueuedTime": format_time(event.enqueued),
+        "properties": properties(&event.properties),
+    });
     set_body(&mut shown, &event.body);
     shown
 }
@@ -71,14 +80,20 @@ fn event(event: &Event) -> Value {
 fn queued(queued: &QueuedView) -> Value {
     let mut shown = json!({
         "messageId": queued.message.message_id().map(short),
+        "sequenceNumber": queued.sequence_number,
         "state": if queued.locked_until.is_some() { "invisible" } else { "enqueued" },
         "lockedUntil": queued.locked_until.map(format_time),
         "deliveryCount": queued.delivery_count,
         "expires": format_time(queued.expires),
-        "properties": properties(&queued.message.application),
     });
-    set_body(&mut shown, &queued.message.body);
+    set_content(&mut shown, queued.message);
     shown
+}
+
+fn set_content(shown: &mut Value, message: &C2dMessage) {
+    shown["properties"] = properties(&message.application);
+    shown["systemProperties"] = properties(&message.system);
+    set_body(shown, &message.body);
 }
 
 fn properties(properties: &Properties) -> Value {
@@ -93,12 +108,40 @@ fn properties(properties: &Properties) -> Value {
     shown.into()
 }
 
-fn ended(ended: &Ended) -> Value {
-    json!({
+fn ended(ended: &Ended, outcomes: &BTreeMap<String, Value>) -> Value {
+    let mut shown = json!({
         "messageId": ended.message_id.as_deref().map(short),
+        "sequenceNumber": ended.sequence_number,
         "outcome": ended.status.as_str(),
         "at": format_time(ended.at),
-    })
+        "deviceOutcome": ended.message_id.as_ref().and_then(|id| outcomes.get(id)),
+        "kept": ended.content.is_some(),
+    });
+    if let Some(content) = &ended.content {
+        set_content(&mut shown, &content.message);
+    }
+    shown
+}
+
+/// What the device itself has reported of messages, by their ids: in its twin, and by D2C messages, which say more. Of two
+/// reports on the same id the later one counts.
+fn outcomes(hub: &Hub, id: &str, reported: &Value) -> BTreeMap<String, Value> {
+    let section = &reported[TWIN_SECTION];
+    let rules = section["rules"].as_object().into_iter().flat_map(Map::values);
+    // The newest stands first.
+    let recent = section["recent"].as_array().into_iter().flatten().rev();
+    let (name, value) = REPORT;
+    let sent = hub.events(id).into_iter().flatten();
+    let sent = sent.filter(|event| event.properties.get(name) == Some(value));
+    let sent = sent.filter_map(|event| serde_json::from_slice::<Value>(&event.body).ok());
+    let reports = rules.chain(recent).cloned().chain(sent);
+    let by_id = |report: Value| Some((report["messageId"].as_str()?.to_owned(), outcome(&report)?));
+    reports.filter_map(by_id).collect()
+}
+
+fn outcome(report: &Value) -> Option<Value> {
+    let text = |name: &str| report[name].as_str().map(short);
+    Some(json!({ "outcome": text("outcome")?, "rule": text("rule"), "text": text("text") }))
 }
 
 fn record(feedback: &FeedbackView) -> Value {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::call::Call;
 use super::overview;
 use super::reply::{self, Refusal, Reply};
-use crate::emulator::hub::{EnqueueError, QueuedMessage};
+use crate::emulator::hub::{AgainError, EnqueueError, QueuedMessage};
 use crate::emulator::identity;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, MAX_C2D_BYTES, excerpt};
@@ -109,6 +109,23 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
         error => reply::bad_argument(&error.to_string()),
     })?;
     tracing::info!(device_id, message_id, "queued a C2D message from the page");
+    Ok(reply::ok(&json!({ "messageId": message_id })))
+}
+
+/// `POST /emulator/devices/{id}/messages/{sequenceNumber}/again`: queues a message that has ended once more, with another id.
+pub(super) fn send_again(call: &Call) -> Result<Reply, Refusal> {
+    call.own_service()?;
+    let (device_id, number) = (call.segment(2), call.segment(4));
+    let number = number.parse().map_err(|_| {
+        reply::bad_argument(&format!("\"{}\" is not the sequence number of a message", excerpt(number)))
+    })?;
+    let message_id = Uuid::new_v4().to_string();
+    let sent = call.hub.with(|hub, now| hub.send_again(device_id, number, &message_id, now));
+    sent.map_err(|error| match error {
+        AgainError::Queue(EnqueueError::Throttled(_)) => reply::throttled(),
+        error => reply::bad_argument(&error.to_string()),
+    })?;
+    tracing::info!(device_id, number, message_id, "queued a message once more");
     Ok(reply::ok(&json!({ "messageId": message_id })))
 }
 

@@ -66,6 +66,13 @@ pub struct Locked {
 pub(super) struct Finished {
     pub(super) message: Arc<C2dMessage>,
     pub(super) ack: DeliveryAck,
+    pub(super) sequence_number: u64,
+}
+
+impl From<Entry> for Finished {
+    fn from(Entry { message, ack, sequence_number, .. }: Entry) -> Self {
+        Self { message, ack, sequence_number }
+    }
 }
 
 /// When a message came, and when it goes.
@@ -112,6 +119,7 @@ impl DeviceQueue {
         self.0.iter().map(|entry| QueuedView {
             message: &entry.message,
             locked_until: entry.locked.map(|(_, until)| until),
+            sequence_number: entry.sequence_number,
             delivery_count: entry.delivery_count,
             expires: entry.expires,
         })
@@ -204,7 +212,7 @@ impl DeviceQueue {
     /// Takes a locked message out.
     pub(super) fn remove(&mut self, lock: Lock) -> Result<Finished, LockLost> {
         let entry = self.position(lock).and_then(|at| self.0.remove(at)).ok_or(LockLost)?;
-        Ok(Finished { message: entry.message, ack: entry.ack })
+        Ok(entry.into())
     }
 
     /// Takes out everything that is not locked.
@@ -212,7 +220,7 @@ impl DeviceQueue {
         let (kept, waiting): (VecDeque<_>, VecDeque<_>) =
             self.0.drain(..).partition(|entry| entry.locked.is_some());
         self.0 = kept;
-        waiting.into_iter().map(|Entry { message, ack, .. }| Finished { message, ack }).collect()
+        waiting.into_iter().map(Finished::from).collect()
     }
 
     /// Gives a locked message back; answers with it when that was once too often.
@@ -255,8 +263,7 @@ impl DeviceQueue {
         let (expired, kept): (VecDeque<_>, VecDeque<_>) =
             self.0.drain(..).partition(|entry| entry.expires <= now);
         self.0 = kept;
-        let finished = |Entry { message, ack, .. }| Finished { message, ack };
-        Passed { expired: expired.into_iter().map(finished).collect(), unlocked }
+        Passed { expired: expired.into_iter().map(Finished::from).collect(), unlocked }
     }
 
     /// When [`DeviceQueue::pass_time`] next has something to do.

@@ -135,16 +135,19 @@ impl DeviceState {
 }
 
 /// A message as its property bag and its body in base64.
-mod message {
+pub(super) mod message {
     use super::{Arc, C2dMessage};
     use serde::de::Error as _;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(message: &C2dMessage, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        message: &C2dMessage,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         (message.to_bag(), super::body::encode(&message.body)).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Arc<C2dMessage>, D::Error> {
         let (bag, body) = <(String, String)>::deserialize(deserializer)?;
@@ -197,16 +200,21 @@ mod body {
 }
 
 /// An acknowledgement level as its word.
-mod ack {
+pub(super) mod ack {
     use super::DeliveryAck;
     use serde::de::Error as _;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(ack: &DeliveryAck, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        ack: &DeliveryAck,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         ack.as_str().serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeliveryAck, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<DeliveryAck, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
@@ -247,7 +255,9 @@ mod tests {
         assert_eq!(next.twin("dev1").map(|twin| twin["properties"].clone()), hub.twin_properties("dev1"));
         let events = |hub: &Hub| hub.events("dev1").expect("a device").cloned().collect::<Vec<_>>();
         assert_eq!(events(&next), events(&hub));
-        assert_eq!(next.ended("dev1").count(), 1);
+        let kept = next.ended("dev1").next().expect("m1");
+        let content = kept.content.as_ref().expect("its content");
+        assert_eq!((kept.sequence_number, content.message.message_id()), (1, Some("m1")));
         assert_eq!(next.next_feedback_batch(NOW).expect("m1 again").records, batch.records);
         // The session is there, so messages come without a new subscription, in the old order and with their counts.
         let connected = next.connect("dev1", false).expect("a device");

@@ -4,17 +4,21 @@
 //! Must not know: JSON, HTTP. Used by: `hub`, and `emulator::https` for its page.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::feedback::{FeedbackRecord, FeedbackStatus};
+use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
 use crate::message::C2dMessage;
 
-use super::Hub;
+use super::{Finished, Hub, snapshot};
 
 /// Ended messages that are remembered for each device.
 pub const MAX_ENDED: usize = 20;
+
+/// Most bytes of their messages. Of what is older, only the end is remembered.
+pub const MAX_ENDED_BYTES: usize = 256 * 1024;
 
 /// A message in a device's queue.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct QueuedView<'a> {
     pub message: &'a C2dMessage,
     /// Until when it is invisible, because it is with the device; `None` when it waits.
     pub locked_until: Option<SystemTime>,
+    /// Which one of the device's messages it is.
+    pub sequence_number: u64,
     /// How often a device has abandoned it.
     pub delivery_count: u32,
     /// When it expires.
@@ -39,6 +45,37 @@ pub struct Ended {
     pub status: FeedbackStatus,
     /// When.
     pub at: SystemTime,
+    /// Which one of the device's messages it was; 0 in what an older emulator has kept.
+    #[serde(default)]
+    pub sequence_number: u64,
+    /// The message, while it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+}
+
+/// A message that has ended, as its sender sent it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// Properties and body.
+    #[serde(with = "snapshot::message")]
+    pub message: Arc<C2dMessage>,
+    /// The outcomes that its sender wanted to hear of.
+    #[serde(with = "snapshot::ack")]
+    pub(super) ack: DeliveryAck,
+}
+
+impl Ended {
+    pub(super) fn of(finished: &Finished, status: FeedbackStatus, at: SystemTime) -> Self {
+        let Finished { message, ack, sequence_number } = finished;
+        Self {
+            message_id: message.message_id().map(str::to_owned),
+            status,
+            at,
+            sequence_number: *sequence_number,
+            content: Some(Content { message: Arc::clone(message), ack: *ack }),
+        }
+    }
 }
 
 /// A feedback record that no back end has taken for good.
@@ -60,6 +97,13 @@ impl EndedLately {
             self.0.pop_front();
         }
         self.0.push_back(ended);
+        let mut bytes = 0;
+        for ended in self.0.iter_mut().rev() {
+            bytes += ended.content.as_ref().map_or(0, |content| content.message.wire_size());
+            if bytes > MAX_ENDED_BYTES {
+                ended.content = None;
+            }
+        }
     }
 
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Ended> {

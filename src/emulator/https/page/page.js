@@ -25,38 +25,79 @@ function make(name, attributes, ...children) {
   return element;
 }
 
-/** Renders into `place` only when what is shown has changed, so that focus, selection and scrolling stay. */
+/** Renders into `place` only when what is shown has changed. What has a key stays open, and keeps the focus. */
 function show(place, data, render) {
   const seen = JSON.stringify(data);
   if (place.seen === seen) return;
   place.seen = seen;
+  const keyed = () => [...place.querySelectorAll("[data-key]")];
+  const open = new Set(keyed().filter((element) => element.open).map((element) => element.dataset.key));
+  const active = document.activeElement;
+  const focused = place.contains(active) ? active.closest("[data-key]")?.dataset.key : undefined;
   place.replaceChildren(...render(data));
+  for (const element of keyed()) {
+    if (open.has(element.dataset.key)) element.open = true;
+    if (element.dataset.key === focused) (element.querySelector("summary") ?? element).focus();
+  }
 }
 
 const none = (text) => make("p", { class: "none" }, text);
 const clock = (time) => (time ? new Date(time).toLocaleTimeString() : "");
-const pairs = (properties) =>
-  Object.entries(properties).map(([name, value]) => (value === null ? name : `${name}=${value}`)).join("  ");
 const body = (message) =>
   (message.body ?? (message.bodyBase64 ? `(base64) ${message.bodyBase64}` : "")) +
   (message.bodyBytes ? `… (${message.bodyBytes} bytes in all)` : "");
 
+function chips(properties) {
+  const chip = ([name, value]) => make("code", { class: "chip" }, value === null ? name : `${name}=${value}`);
+  return make("div", { class: "chips" }, ...Object.entries(properties).map(chip));
+}
+
+/** Properties and body of a message. `key` is of the message, among those of its table. */
+function content(message, key) {
+  if (!message.properties) return [make("span", { class: "none" }, "not kept any more")];
+  const text = body(message);
+  const parts = [];
+  if (Object.keys(message.properties).length > 0) parts.push(chips(message.properties));
+  if (text !== "") parts.push(make("pre", { class: "body", tabindex: "0" }, text));
+  if (parts.length === 0) parts.push(make("span", { class: "none" }, "no properties, no body"));
+  if (message.systemProperties && Object.keys(message.systemProperties).length > 0) {
+    parts.push(make("details", { "data-key": `system ${key}` }, make("summary", {}, "System properties"), chips(message.systemProperties)));
+  }
+  return parts;
+}
+
+/** A cell is a text, an element, or several. */
 function table(columns, rows) {
-  const head = make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name))));
-  const cells = (row) => row.map((cell, at) => make("td", { "data-name": columns[at] }, cell));
+  const head = make("thead", {}, make("tr", {}, ...columns.map((name) => make("th", { scope: "col", "data-name": name }, name))));
+  const cells = (row) => row.map((cell, at) => make("td", { "data-name": columns[at] }, ...[cell].flat()));
   return make("table", {}, head, make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells(row)))));
 }
 
-const OUTCOMES = { Success: ["completed", "good"], Rejected: ["rejected", "bad"], Expired: ["expired", "bad"],
+// Completed says that the device took the message. Whether its action went well, only the device knows: that alone is green.
+const OUTCOMES = { Success: ["completed", "done"], Rejected: ["rejected", "bad"], Expired: ["expired", "bad"],
   DeliveryCountExceeded: ["abandoned too often", "bad"], Purged: ["purged", "bad"] };
 
 function badge(text, kind) {
   return make("span", { class: `badge ${kind}` }, text);
 }
 
-function outcome(status) {
+function outcome(status, ownKind) {
   const [text, kind] = OUTCOMES[status] || [status, "wait"];
-  return badge(text, kind);
+  return badge(text, ownKind ?? kind);
+}
+
+const OWN_OUTCOMES = { succeeded: "good", repeated: "wait", unmatched: "wait", expired: "wait", dropped: "wait" };
+
+/** What became of a message, first by the device itself where it has reported that, then by the hub. */
+function outcomes(message) {
+  const own = message.deviceOutcome;
+  if (!own) return [outcome(message.outcome)];
+  const rule = own.rule ? `rule "${own.rule}"` : "";
+  // The text begins with the outcome, which the badge says already.
+  const said = own.text === own.outcome ? "" : (own.text ?? "").replace(`${own.outcome}: `, "");
+  const text = [rule, said].filter((part) => part !== "").join(": ");
+  const note = text === "" ? [] : [make("div", { class: "note" }, text)];
+  return [badge(own.outcome, OWN_OUTCOMES[own.outcome] ?? "bad"), " ", outcome(message.outcome, "hub"), ...note];
 }
 
 /** A locked message counts its lock down by itself between two overviews. */
@@ -78,30 +119,45 @@ setInterval(() => document.querySelectorAll("[data-until]").forEach(countDown), 
 function queue(messages) {
   if (messages.length === 0) return [none("The queue is empty.")];
   const rows = messages.map((m) =>
-    [m.messageId ?? "(none)", queueState(m), String(m.deliveryCount), pairs(m.properties), body(m), clock(m.expires)]);
-  return [table(["Message id", "State", "Abandoned", "Properties", "Body", "Expires"], rows)];
+    [id(m), [queueState(m), ...abandoned(m)], content(m, m.sequenceNumber), clock(m.expires)]);
+  return [table(["Message id", "State", "Content", "Expires"], rows)];
 }
 
-function ended(messages) {
+const id = (message) => make("code", {}, message.messageId ?? "(none)");
+const abandoned = (message) =>
+  message.deliveryCount > 0 ? [make("div", { class: "note" }, `abandoned ${message.deliveryCount} times`)] : [];
+
+function ended(messages, device, said) {
   if (messages.length === 0) return [none("No message has ended yet.")];
-  return [table(["Message id", "Outcome", "At"], messages.map((m) => [m.messageId ?? "(none)", outcome(m.outcome), clock(m.at)]))];
+  const rows = messages.map((m) => [id(m), outcomes(m), content(m, m.sequenceNumber), clock(m.at), again(m, device, said)]);
+  return [table(["Message id", "Outcome", "Content", "At", ""], rows)];
+}
+
+function again(message, device, said) {
+  if (!message.kept) return [];
+  const label = `Send ${message.messageId ?? "it"} again`;
+  const button = make("button", { type: "button", "data-key": `again ${message.sequenceNumber}`, "aria-label": label }, "Send again");
+  const path = `/emulator/devices/${encodeURIComponent(device)}/messages/${message.sequenceNumber}/again`;
+  button.addEventListener("click", () => post(path, "", said, "queued again as"));
+  return button;
 }
 
 function events(messages) {
   if (messages.length === 0) return [none("The device has sent nothing yet.")];
-  const rows = messages.map((m) => [clock(m.enqueuedTime), pairs(m.properties), body(m)]);
-  return [table(["At", "Properties", "Body"], rows)];
+  const rows = messages.map((m) => [String(m.number), clock(m.enqueuedTime), content(m, m.number)]);
+  return [table(["Number", "At", "Content"], rows)];
 }
 
 const cards = new Map();
 
 function card(id) {
-  const places = { state: make("span"), queue: make("div"), ended: make("div"), events: make("div"), twin: make("pre") };
-  const part = (title, place) => [make("h4", {}, title), place];
+  const places = { state: make("span"), queue: make("div"), ended: make("div"), events: make("div"), twin: make("pre"),
+    said: make("span", { role: "status" }) };
+  const part = (title, place, ...more) => [make("h4", {}, title, ...more), place];
   places.root = make("article", { class: "card", "aria-label": `Device ${id}` },
     make("div", {}, make("h3", {}, id), places.state),
     ...part("Queue", places.queue),
-    ...part("Ended recently", places.ended),
+    ...part("Ended recently", places.ended, " ", places.said),
     make("details", {}, make("summary", {}, "D2C messages"), places.events),
     make("details", {}, make("summary", {}, "Twin"), places.twin));
   return places;
@@ -121,10 +177,10 @@ function render(overview) {
     }
     const places = cards.get(device.deviceId);
     show(places.state, [device.connected, device.lastActivity, device.faults], ([connected, seen, faults]) =>
-      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? ` last seen at ${clock(seen)}` : "",
+      [connected ? badge("connected", "good") : badge("not connected", ""), seen ? make("span", { class: "note" }, ` last seen at ${clock(seen)} `) : "",
         ...Object.entries(faults).flatMap(([name, value]) => [" ", badge(`fault: ${value === null ? name : `${name}=${value}`}`, "bad")])]);
     show(places.queue, device.queue, queue);
-    show(places.ended, device.ended, ended);
+    show(places.ended, device.ended, (messages) => ended(messages, device.deviceId, places.said));
     show(places.events, device.events, events);
     show(places.twin, device.twin, (twin) => [JSON.stringify(twin, null, 2)]);
   }
@@ -175,7 +231,7 @@ async function follow() {
 function addProperty() {
   const name = make("input", { "aria-label": "Property name", placeholder: "name" });
   const value = make("input", { "aria-label": "Property value", placeholder: "value" });
-  const remove = make("button", { type: "button", "aria-label": "Remove this property" }, "Remove");
+  const remove = make("button", { type: "button", "aria-label": "Remove this property", title: "Remove" }, "✕");
   const row = make("div", { class: "property" }, name, value, remove);
   remove.addEventListener("click", () => { row.remove(); byId("sent").replaceChildren(); byId("add").focus(); });
   byId("properties").append(row);
@@ -208,13 +264,17 @@ async function send(event) {
   if (byId("message-id").value !== "") message.messageId = byId("message-id").value;
   if (byId("expiry").value !== "") message.expiresAfterSeconds = Number(byId("expiry").value);
   const device = encodeURIComponent(byId("device").value);
-  const said = byId("sent");
+  await post(`/emulator/devices/${device}/messages`, JSON.stringify(message), byId("sent"), "queued as");
+}
+
+/** Sends a message, and says in `said` under which id it is queued, or why it is not. */
+async function post(path, body, said, queued) {
   try {
-    const answer = await fetch(`/emulator/devices/${device}/messages`,
-      { method: "POST", headers: { Authorization: token, "Content-Type": "application/json" }, body: JSON.stringify(message) });
+    const answer = await fetch(path,
+      { method: "POST", headers: { Authorization: token, "Content-Type": "application/json" }, body });
     const text = await answer.json();
     said.className = answer.ok ? "good" : "bad";
-    said.textContent = answer.ok ? `queued as ${text.messageId}` : text.Message.replace(/^ErrorCode:[^;]*;/, "");
+    said.textContent = answer.ok ? `${queued} ${text.messageId}` : text.Message.replace(/^ErrorCode:[^;]*;/, "");
   } catch (error) {
     said.className = "bad";
     said.textContent = "the emulator does not answer";
