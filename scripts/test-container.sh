@@ -18,7 +18,7 @@ profile=${1:-release}
 }
 scripts/setup.sh --demo
 require_packages podman:podman runc:runc conmon:conmon netavark:netavark aardvark-dns:aardvark-dns catatonit:catatonit \
-    debootstrap:debootstrap docker-compose:docker-compose iptables:iptables curl:curl jq:jq || exit 1
+    debootstrap:debootstrap docker-compose:docker-compose iptables:iptables jq:jq || exit 1
 
 work=$PWD/target/container
 mkdir -p "$work/storage" "$work/cargo"
@@ -362,13 +362,9 @@ expect "the pin of the method" on "$(module_pin method)"
 expect "exit code of a method with another value" 5 \
     "$(code back_end invoke-method --device edge1 --module c2d-agent --method switch --data '{"state":"dim"}')"
 
-address=$(engine inspect --format '{{.NetworkSettings.Networks.c2d_default.IPAddress}}' edge)
-token=$(printf '%b' "$(edge_file page.address | sed 's/.*#//; s/%/\\x/g')")
-feed() { # feed BODY: to the input that the manifest's route leads to
-    curl --silent --show-error --fail --cacert "$run_dir/module/ca.pem" --resolve "hub:8443:$address" --header "Authorization: $token" \
-        --data "$1" https://hub:8443/emulator/devices/edge1/modules/c2d-agent/inputs/commands >"$work/feed.log" || fail "feed"
-}
-feed '{ "messageId": "i-1", "properties": { "action": "on" }, "body": "" }'
+# To the input that the manifest's route leads to.
+engine exec edge c2d-agent emulator send-input --state-dir /var/lib/c2d-agent --device edge1 --module c2d-agent \
+    --input commands --message-id i-1 --property action=on >"$work/feed.log" 2>&1 || fail "send-input: $(cat "$work/feed.log")"
 module_inbox() { engine exec module c2d-agent inbox list --json; }
 has_ended() { module_inbox | grep -q "\"$1\".*succeeded"; }
 wait_for 20 "the message to the input" has_ended i-1

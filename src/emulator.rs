@@ -9,10 +9,11 @@
 //!   `registrar` changes devices in hub and state directory.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
 //! - `workload` is the daemon of an edge device.
+//! - `client` asks an emulator that runs in another process.
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` keeps what the hub holds.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,7 @@ use crate::credentials::{CredentialError, HostPort, check_device_id};
 
 mod amqp;
 mod certificates;
+pub mod client;
 mod event_log;
 mod https;
 pub mod hub;
@@ -47,7 +49,7 @@ pub use mqtt::{UserName, UserNameError};
 use registrar::Registrar;
 use registry::Registry;
 use shared::SharedHub;
-pub use state_dir::StateDirError;
+pub use state_dir::{STATE_DIR_VARIABLE, StateDirError, WELL_KNOWN_KEYS};
 use state_dir::{Served, StateDir};
 use workload::Workload;
 pub use workload::WorkloadError;
@@ -101,6 +103,8 @@ pub struct Options {
     pub feedback_interval: Duration,
     /// What is to go wrong from the start.
     pub faults: Vec<FaultOrder>,
+    /// Whether policies and devices have [`WELL_KNOWN_KEYS`]; on loopback only.
+    pub well_known_keys: bool,
 }
 
 /// Why the emulator did not start.
@@ -122,6 +126,12 @@ pub enum EmulatorError {
     /// A file of the state directory is at fault.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// Keys that everybody knows, where others than this machine can dial.
+    #[error(
+        "--well-known-keys is for loopback alone, because everybody knows these keys, and --bind {0} is no loopback address: leave \
+         one of the two out"
+    )]
+    WellKnownKeys(IpAddr),
     /// A listener could not start.
     #[error("cannot listen on {address} for {protocol}: {reason}")]
     Listen {
@@ -168,7 +178,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     options.check()?;
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
     let now = clock();
-    let mut state = StateDir::open(root, &options.with_keys(), &options.x509_devices, now)?;
+    let (with_keys, known_keys) = (options.with_keys(), options.well_known_keys);
+    let mut state = StateDir::open(root, &with_keys, &options.x509_devices, known_keys, now)?;
     let names: Vec<&str> =
         std::iter::once(hostname).chain(&options.gateway_hostname).map(String::as_str).collect();
     let identity = state.make_server_identity(&names, now)?;
@@ -179,15 +190,15 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (mqtt_address, mqtt) = mqtt;
     let (amqp_address, amqp) = amqp;
     let (https_address, https) = listen_https(*bind, options.https_port).await?;
-    state.write_client_files(Served {
+    let served = Served {
         hostname: hostname.clone(),
         gateway: options.gateway_hostname.clone(),
         mqtt_port: mqtt_address.port(),
         amqp_port: amqp_address.port(),
+        https: dialled_here(https_address),
         workload: options.workload()?,
-    })?;
-    let page = HostPort { name: hostname.clone(), port: Some(https_address.port()) };
-    state.write_page_address(&page, now)?;
+    };
+    state.write_client_files(served, now)?;
 
     let mut registry = Registry::new(hostname, state.policies());
     for (device, enabled) in state.devices() {
@@ -319,6 +330,9 @@ impl Options {
 
     fn check(&self) -> Result<(), EmulatorError> {
         self.workload()?;
+        if self.well_known_keys && !self.bind.to_canonical().is_loopback() {
+            return Err(EmulatorError::WellKnownKeys(self.bind));
+        }
         let mut ids: Vec<&String> = self.devices.iter().chain(&self.x509_devices).collect();
         for id in &ids {
             check_device_id(id)?;
@@ -340,6 +354,16 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Where a client on this machine dials a listener, which may listen on every address.
+fn dialled_here(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
 }
 
 /// Listens for HTTPS. A port that was asked for is the only one tried.

@@ -1,13 +1,16 @@
-//! `emulator`: the local IoT Hub, until a signal ends it.
+//! `emulator`: the local IoT Hub, until a signal ends it; and what asks one that runs.
 //!
 //! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols. Used by: `cli`.
+//!
+//! - `events`, `faults` and `send_input` are the subcommands; `running` finds the emulator that they ask.
 
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
+use clap::Subcommand;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -18,6 +21,13 @@ use crate::emulator::{
 };
 
 use super::{Exit, Failure};
+
+mod events;
+mod faults;
+mod running;
+mod send_input;
+
+use running::state_dir;
 
 /// The device of an emulator that was given none.
 const DEFAULT_DEVICE: &str = "dev1";
@@ -33,24 +43,21 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// keeps all of it over a restart; each change is on disk after a quarter of a
 /// second. Only connections and locks end with the process.
 ///
-/// Over HTTPS, with a token of the service policy as Authorization:
-///   GET, PATCH, PUT /twins/ID?api-version=2021-04-12  the twin, as on the real hub
-///   POST /twins/ID/methods?api-version=2021-04-12     a direct method, as there
-///       (of a module: /twins/ID/modules/MODULE, /twins/ID/modules/MODULE/methods)
-///   POST /emulator/devices/ID/modules/MODULE/inputs/INPUT  a message for an input:
-///       {"messageId": …, "properties": {…}, "body": …}
-///   GET /emulator/devices/ID/events?after=N  the last messages that the device
-///       sent, with numbers above N (only this emulator has this: the real hub
-///       gives them to its Event Hubs endpoint)
-///   GET /emulator/overview?after=VERSION     all that the page shows, as soon as
-///       its version is not VERSION
-/// The same port serves a page for a browser: devices, queues, feedback, twins, and
-/// a form that sends a message. Its address, with a token, is in page.address.
+/// When the emulator is ready, it prints one line to standard output:
+///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
 ///
-/// Faults to test with. Set them with --fault or, from this machine, over HTTPS:
-///   GET, DELETE /emulator/devices/ID/faults
-///   PUT, DELETE /emulator/devices/ID/faults/NAME  (the body of PUT is the value)
-/// The faults are these; a restart removes them:
+/// The other commands find this hub when the shell has sourced DIR/env:
+///   . DIR/env
+/// It sets C2D_DEVICE_CONNECTION_STRING (of the first --device),
+/// C2D_SERVICE_CONNECTION_STRING, C2D_CA_FILE, C2D_HTTPS_PORT and
+/// C2D_EMULATOR_STATE_DIR.
+///
+/// The subcommands ask an emulator that runs: what devices sent, faults, inputs of
+/// modules. The HTTPS port serves a page for a browser, too: devices, queues,
+/// feedback, twins, and a form that sends a message. Its address, with a token, is
+/// in page.address.
+///
+/// Faults to test with. Set them with --fault or with the subcommand faults:
 ///   drop-at=N           drops the connection at the N-th packet that the device
 ///                       sends or gets from now on; once
 ///   delay=DURATION      delivers each C2D message this much later
@@ -62,17 +69,17 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   queue-full          accepts no more messages for the device's queue
 ///   reverse-order       delivers the newest waiting message first
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
-///
-/// When the emulator is ready, it prints one line to standard output:
-///   ready mqtt=ADDRESS amqp=ADDRESS https=ADDRESS state=DIR
+/// A restart removes them.
 ///
 /// The state directory then holds:
+///   env                            what a shell sources; see above
 ///   secrets.json                   all keys and certificates
 ///   hub.json                       queues, twins, sessions, feedback, D2C messages
 ///   ca.pem                         the root that clients must trust (C2D_CA_FILE)
 ///   service.connection-string      for back ends
 ///   iothubowner.connection-string  for creating and deleting devices
 ///   page.address                   the page's address, with a token
+///   https.address                  where the subcommands connect to
 ///   devices/ID.connection-string   for a device with a key
 ///   devices/ID.cert.pem, .key.pem  for a device with a certificate
 ///   leaf/ID.connection-string      for a device with a key behind the gateway,
@@ -80,14 +87,17 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   modules/ID/MODULE.connection-string  for a module
 ///   modules/ID/MODULE.env          with --workload-socket: the environment
 ///                                  that edgeAgent would give it
-/// Each start writes all files but the first two again, from secrets.json.
+/// Each start writes all files but secrets.json and hub.json again.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
     after_help = "Examples:
   c2d-agent emulator
+  c2d-agent emulator --state-dir ./hub --device pi-01 --well-known-keys
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
   c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
@@ -95,7 +105,10 @@ const DEFAULT_DEVICE: &str = "dev1";
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
 )]
 pub(super) struct Args {
-    /// Directory for keys and certificates [default: c2d-agent/emulator in $XDG_STATE_HOME or ~/.local/state].
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Directory for keys and certificates [default: $C2D_EMULATOR_STATE_DIR, or else c2d-agent/emulator in
+    /// $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Address to listen on. An address other than loopback opens this test tool to the network.
@@ -139,13 +152,31 @@ pub(super) struct Args {
     /// A fault that is set from the start, for one device or for all; may be given several times. See above.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<FaultOrder>,
+    /// Use keys that everybody knows, so that connection strings can stand in documents and files; on loopback only. The
+    /// key is c2dAgentEmulatorWellKnownKeyThatIsNoSecret0=.
+    #[arg(long)]
+    well_known_keys: bool,
 }
 
-/// Runs the emulator until a signal.
+/// What asks an emulator that runs.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Events(events::Args),
+    Faults(faults::Args),
+    SendInput(send_input::Args),
+}
+
+/// Runs the emulator until a signal, or asks one that runs.
 ///
 /// # Errors
-/// When it cannot start.
+/// When it cannot start; or when the one that runs does not do what it is asked.
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
+    match args.command {
+        Some(Command::Events(args)) => return events::run(&args),
+        Some(Command::Faults(args)) => return faults::run(&args),
+        Some(Command::SendInput(args)) => return send_input::run(&args),
+        None => {}
+    }
     let options = options(args)?;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
@@ -169,10 +200,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 fn options(args: Args) -> Result<Options, Failure> {
-    let state_dir = match args.state_dir {
-        Some(dir) => dir,
-        None => default_state_dir()?,
-    };
+    let state_dir = state_dir(args.state_dir)?;
     let mut devices = args.devices;
     if devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty() {
         devices.push(DEFAULT_DEVICE.to_owned());
@@ -192,16 +220,8 @@ fn options(args: Args) -> Result<Options, Failure> {
         routes: args.routes,
         feedback_interval: args.feedback_interval,
         faults: args.faults,
+        well_known_keys: args.well_known_keys,
     })
-}
-
-fn default_state_dir() -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    let state = state.ok_or_else(|| {
-        Failure::usage(anyhow!("neither XDG_STATE_HOME nor HOME is set: name a directory with --state-dir"))
-    })?;
-    Ok(state.join("c2d-agent").join("emulator"))
 }
 
 fn failure(error: EmulatorError) -> Failure {
@@ -211,6 +231,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
         | EmulatorError::Workload(WorkloadError::NoDevice)
+        | EmulatorError::WellKnownKeys(_)
         | EmulatorError::Hostname(_) => Failure::usage(error),
         error => anyhow::Error::new(error).into(),
     }
@@ -227,14 +248,16 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https} state={}", state.display())
         .and_then(|()| stdout.flush())
         .context("standard output cannot be written")?;
-    let ca = path(state, "ca.pem");
-    let service = path(state, "service.connection-string");
-    tracing::info!("clients must trust this certificate authority: export C2D_CA_FILE={ca}");
+    if options.well_known_keys {
+        tracing::warn!("the keys are the well-known ones: every user of this machine can sign in");
+    }
+    let environment = path(state, "env");
+    tracing::info!("other commands find this hub after: . {environment}");
     tracing::info!("to see the hub in a browser, open the address in {}", path(state, "page.address"));
     if https.port() != HTTPS_PORT && options.https_port.is_none() {
         let port = https.port();
         tracing::info!(
-            "HTTPS is on port {port} instead of {HTTPS_PORT}: export C2D_HTTPS_PORT={port} for c2d-send --wait-outcome"
+            "HTTPS is on port {port}, because {HTTPS_PORT} cannot be had; {environment} says so to other commands"
         );
     }
     for id in &options.devices {
@@ -255,9 +278,7 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         tracing::info!(device_id = id, certificate, private_key, "this device signs in with a certificate");
     }
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
-        tracing::info!(
-            "try: c2d-agent c2d-send --ca-file {ca} --connection-string-file {service} --device {id} --data hello"
-        );
+        tracing::info!("try: . {environment} && c2d-agent c2d-send --device {id} --data hello");
     }
     Ok(())
 }

@@ -176,7 +176,7 @@ mod tests {
         pub(in crate::emulator) fn of(hub: &SharedHub) -> Self {
             let dir = tempfile::tempdir().expect("a directory");
             let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_800_000_000);
-            let state = StateDir::open(dir.path(), &[], &[], now).expect("a state directory");
+            let state = StateDir::open(dir.path(), &[], &[], false, now).expect("a state directory");
             Self::new(hub.clone(), state)
         }
     }

@@ -8,7 +8,8 @@
 //!
 //! - `ca.pem`: the authority that clients must trust
 //! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for those that make devices, too
-//! - `page.address`: for a browser
+//! - `page.address`: for a browser; `https.address`: for `emulator::client`
+//! - `env`: for a shell, see `environment`
 //! - those of devices and modules, see `client_files`
 //!
 //! The server's own certificate is made anew at every start and never written.
@@ -31,9 +32,13 @@ use super::certificates::{self, PemPair, ServerIdentity};
 use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
 
 mod client_files;
+mod environment;
+mod known_keys;
 
 use client_files::ClientFiles;
 pub(super) use client_files::Served;
+pub use environment::STATE_DIR_VARIABLE;
+pub use known_keys::WELL_KNOWN_KEYS;
 
 const SECRETS: &str = "secrets.json";
 /// Names, ServiceConnect, DeviceConnect, what may be done with the registry. Source: wire reference 4.2.
@@ -49,6 +54,10 @@ const SERVICE_POLICY: &str = "service";
 const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 /// The file with the address of the emulator's page.
 pub(super) const PAGE_ADDRESS: &str = "page.address";
+/// The file that says where to dial HTTPS on this machine, whatever the hub is called.
+pub(super) const HTTPS_ADDRESS: &str = "https.address";
+/// The file with the certificate authority.
+pub(super) const AUTHORITY: &str = "ca.pem";
 /// How long that address is good; it is made anew at each start.
 const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -144,20 +153,25 @@ pub(super) struct StateDir {
     policies: Vec<Policy>,
     /// With whether each may sign in.
     devices: Vec<(Device, bool)>,
+    /// The ids of this start, in their order.
+    named: Vec<String>,
+    has_known_keys: bool,
     files: ClientFiles,
     _lock: fs::File,
 }
 
 impl StateDir {
     /// Opens the directory, made if need be, with the keys and certificates for these devices. What is there for
-    /// other devices is kept.
+    /// other devices is kept. With `has_known_keys`, the policies and the devices with keys have the well-known ones for this
+    /// time, and no file of secrets has them.
     ///
     /// # Errors
     /// [`StateDirError`] names the file at fault.
     pub(super) fn open(
         root: &Path,
-        devices: &[String],
+        named: &[String],
         x509_devices: &[String],
+        has_known_keys: bool,
         now: SystemTime,
     ) -> Result<Self, StateDirError> {
         make_directory(root)?;
@@ -168,7 +182,7 @@ impl StateDir {
         for (name, ..) in POLICIES {
             add_keys(&mut secrets.policies, name)?;
         }
-        for id in devices {
+        for id in named {
             add_keys(&mut secrets.devices, id)?;
         }
         for id in x509_devices {
@@ -177,14 +191,16 @@ impl StateDir {
                 secrets.x509_devices.insert(id.clone(), made);
             }
         }
+        if !has_known_keys {
+            secrets.forget_known_keys()?;
+        }
         let text = serde_json::to_vec_pretty(&secrets).map_err(|error| damaged(&path, &error))?;
         write_private(&path, &text)?;
 
         let keys_of = |stored: &BTreeMap<String, StoredKeys>, name: &str| {
-            stored
-                .get(name)
-                .and_then(|keys| keys.read())
-                .ok_or_else(|| damaged(&path, &format!("the keys of \"{name}\" are not two base64 texts")))
+            let own = || stored.get(name).and_then(StoredKeys::read);
+            let keys = if has_known_keys { known_keys::pair() } else { own() };
+            keys.ok_or_else(|| damaged(&path, &format!("the keys of \"{name}\" are not two base64 texts")))
         };
         let policy = |(name, service_connect, device_connect, registry): (&str, _, _, _)| {
             let keys = keys_of(&secrets.policies, name)?;
@@ -209,12 +225,13 @@ impl StateDir {
         };
         // What a back end has made of a device counts, not how the command line names it.
         let asked = |id: &&String| !secrets.registered.contains_key(*id);
-        let with_keys = devices.iter().filter(asked).map(with_keys);
+        let with_keys = named.iter().filter(asked).map(with_keys);
         let with_certificates = x509_devices.iter().filter(asked).map(with_certificate);
         let devices = with_keys.chain(with_certificates).chain(secrets.registered.iter().map(registered));
         let devices = devices.collect::<Result<_, StateDirError>>()?;
-        let files = ClientFiles::new(root);
-        Ok(Self { root: root.to_owned(), secrets, policies, devices, files, _lock: lock })
+        let (root, files) = (root.to_owned(), ClientFiles::new(root));
+        let named = named.to_owned();
+        Ok(Self { root, secrets, policies, devices, named, has_known_keys, files, _lock: lock })
     }
 
     /// The shared access policies.
@@ -249,16 +266,22 @@ impl StateDir {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn write_client_files(&mut self, served: Served) -> Result<(), StateDirError> {
-        write_private(&self.root.join("ca.pem"), self.secrets.authority.certificate.as_bytes())?;
-        let amqp_host = served.hub(served.amqp_port, super::AMQP_PORT);
+    pub(super) fn write_client_files(
+        &mut self,
+        served: Served,
+        now: SystemTime,
+    ) -> Result<(), StateDirError> {
+        write_private(&self.root.join(AUTHORITY), self.secrets.authority.certificate.as_bytes())?;
         for policy in self.policies.iter().filter(|policy| WRITTEN_POLICIES.contains(&policy.name.as_str())) {
-            let (name, key) = (&policy.name, policy.keys.primary.expose_base64());
-            let text = format!("HostName={amqp_host};SharedAccessKeyName={name};SharedAccessKey={key}\n");
-            write_private(&self.root.join(format!("{name}.connection-string")), text.as_bytes())?;
+            let text = format!("{}\n", served.policy_string(policy));
+            let name = format!("{}.connection-string", policy.name);
+            write_private(&self.root.join(name), text.as_bytes())?;
         }
+        self.write_page_address(&served, now)?;
+        write_private(&self.root.join(HTTPS_ADDRESS), format!("{}\n", served.https).as_bytes())?;
         self.files.serve(served);
-        self.devices.iter().try_for_each(|(device, _)| self.write_files_of(device))
+        self.devices.iter().try_for_each(|(device, _)| self.write_files_of(device))?;
+        self.write_environment()
     }
 
     /// Keeps a device that a back end has made or changed, and writes its connection string.
@@ -275,7 +298,8 @@ impl StateDir {
             };
             return Err(error);
         }
-        self.write_files_of(device)
+        self.write_files_of(device)?;
+        self.write_environment()
     }
 
     /// Forgets a device and everything about it, its files too.
@@ -293,7 +317,8 @@ impl StateDir {
             registered.extend(before.2.map(|stored| (device_id.to_owned(), stored)));
             return Err(error);
         }
-        self.files.remove(device_id)
+        self.files.remove(device_id)?;
+        self.write_environment()
     }
 
     fn save(&self) -> Result<(), StateDirError> {
@@ -307,10 +332,11 @@ impl StateDir {
     }
 
     /// Writes the address of the emulator's page, which ends with a token of the service policy, good for a year.
-    pub(super) fn write_page_address(&self, host: &HostPort, now: SystemTime) -> Result<(), StateDirError> {
+    fn write_page_address(&self, served: &Served, now: SystemTime) -> Result<(), StateDirError> {
+        let host = HostPort { name: served.hostname.clone(), port: Some(served.https.port()) };
         for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
             let expiry = now + PAGE_LIFETIME;
-            let token = SasToken::sign(&policy.keys.primary, &host.name, Some(SERVICE_POLICY), expiry);
+            let token = SasToken::sign(&policy.keys.primary, &served.hostname, Some(SERVICE_POLICY), expiry);
             let token = utf8_percent_encode(token.expose(), NON_ALPHANUMERIC);
             write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())?;
         }

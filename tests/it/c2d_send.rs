@@ -47,6 +47,7 @@ impl Running {
             workload_socket: None,
             feedback_interval: Duration::from_millis(50),
             faults: Vec::new(),
+            well_known_keys: false,
         };
         let (started, ready) = sync_channel(1);
         let (stop, stopped) = oneshot::channel();

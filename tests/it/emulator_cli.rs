@@ -9,7 +9,9 @@ fn one_ready_line_goes_to_standard_output_and_sigterm_ends_it_well() {
     let emulator = Emulator::start_with(&["--device", "dev1", "--x509-device", "cert1"]);
     let (mqtt, amqp, https) = (emulator.mqtt, emulator.amqp, emulator.https);
     let expected = format!("ready mqtt={mqtt} amqp={amqp} https={https} state={}", emulator.state.display());
-    emulator.process.stderr.wait_for("try: c2d-agent c2d-send");
+    let env = emulator.state.join("env").display().to_string();
+    emulator.process.stderr.wait_for(&format!("other commands find this hub after: . {env}"));
+    emulator.process.stderr.wait_for(&format!("try: . {env} && c2d-agent c2d-send --device dev1"));
     assert_eq!(emulator.process.terminate(), Some(0));
     assert_eq!(emulator.process.stdout.all(), [expected]);
     for file in ["ca.pem", "service.connection-string", "devices/cert1.cert.pem", "devices/cert1.key.pem"] {
@@ -84,6 +86,13 @@ fn wrong_arguments_are_named() {
     usage(&["--device", "a", "--x509-device", "a"], "\"a\" is named twice");
     usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name without a port");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
+    for address in ["0.0.0.0", "::", "192.0.2.1"] {
+        let sentence = format!(
+            "--well-known-keys is for loopback alone, because everybody knows these keys, and --bind {address} is no loopback \
+             address: leave one of the two out"
+        );
+        usage(&["--well-known-keys", "--bind", address], &sentence);
+    }
 }
 
 #[test]

@@ -118,6 +118,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &[
             "src/service/https.rs",
             "src/service/https/",
+            "src/emulator/client.rs",
             "src/emulator/https.rs",
             "src/emulator/https/",
             "src/emulator/workload.rs",
@@ -126,7 +127,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/websocket/tunnel.rs",
             "src/workload.rs",
         ],
-        "go through `service`, `workload`, the emulator's HTTPS listener or `metrics`",
+        "go through `service`, `workload`, the emulator or `metrics`",
     ),
     (
         "tungstenite",

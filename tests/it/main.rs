@@ -73,6 +73,8 @@ mod emulator_page;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_registry;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod emulator_running;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_state;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_twins;

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{own_address, program, run, skip};
+use crate::harness::{own_address, run};
 
 /// The shell's blocks of a document below a heading, up to the next one of its level or above: what a reader pastes, one
 /// after the other.
@@ -33,11 +33,11 @@ fn example(document: &str, heading: &str) -> String {
 fn paste(text: &str) -> String {
     let dir = tempfile::tempdir().expect("a directory");
     let address = own_address().to_string();
-    let text =
-        text.replace("127.0.0.1", &address).replace("https://localhost:", &format!("https://{address}:"));
+    let text = text.replace("127.0.0.1", &address);
+    // What starts the emulator has options; what asks it begins with a subcommand.
     let text = text.replace(
-        "c2d-agent emulator ",
-        &format!("c2d-agent emulator --bind {address} --hostname {address} "),
+        "c2d-agent emulator --",
+        &format!("c2d-agent emulator --bind {address} --hostname {address} --"),
     );
     let binary = Path::new(env!("CARGO_BIN_EXE_c2d-agent"));
     let mut path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
@@ -73,14 +73,11 @@ fn the_page_on_the_emulator_can_be_pasted() {
 
 #[test]
 fn the_edge_device_without_azure_can_be_pasted() {
-    if program("curl").is_none() {
-        return skip("the edge device of the documents", "curl is not installed");
-    }
     let told = paste(&example("docs/src/guides/iot-edge.md", "## The same without Azure"));
     for part in [
         "answered siren with status 200",
         "Success",
-        "\"messageId\":\"m-1\"",
+        "message m-1  input commands of module c2d-agent of device edge1",
         "answered blink with status 200",
     ] {
         assert!(told.contains(part), "{part}: {told}");

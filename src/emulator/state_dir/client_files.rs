@@ -11,12 +11,13 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::{PemPair, StateDirError, make_directory, write_private};
 use crate::credentials::HostPort;
-use crate::emulator::registry::{Device, DeviceCredential, generation};
-use crate::emulator::{MQTT_PORT, identity};
+use crate::emulator::registry::{Device, DeviceCredential, Policy, generation};
+use crate::emulator::{AMQP_PORT, MQTT_PORT, identity};
 
 /// The version of the workload API in a module's environment.
 const WORKLOAD_VERSION: &str = "2021-12-07";
@@ -29,13 +30,28 @@ pub(in crate::emulator) struct Served {
     pub(in crate::emulator) gateway: Option<String>,
     pub(in crate::emulator) mqtt_port: u16,
     pub(in crate::emulator) amqp_port: u16,
+    /// Where HTTPS is dialled on this machine.
+    pub(in crate::emulator) https: SocketAddr,
     /// The edge device, and the socket of its modules.
     pub(in crate::emulator) workload: Option<(String, PathBuf)>,
 }
 
 impl Served {
+    /// The connection string of a back end.
+    pub(super) fn policy_string(&self, policy: &Policy) -> String {
+        let (hub, name) = (self.hub(self.amqp_port, AMQP_PORT), &policy.name);
+        let key = policy.keys.primary.expose_base64();
+        format!("HostName={hub};SharedAccessKeyName={name};SharedAccessKey={key}")
+    }
+
+    /// The connection string of a device that dials the hub.
+    pub(super) fn device_string(&self, device: &str, key: &str) -> String {
+        let hub = self.hub(self.mqtt_port, MQTT_PORT);
+        format!("HostName={hub};DeviceId={device};SharedAccessKey={key}")
+    }
+
     /// The hub with a port, unless it is the standard one.
-    pub(super) fn hub(&self, port: u16, standard: u16) -> HostPort {
+    fn hub(&self, port: u16, standard: u16) -> HostPort {
         HostPort { name: self.hostname.clone(), port: (port != standard).then_some(port) }
     }
 
@@ -61,6 +77,11 @@ impl ClientFiles {
     /// From now on they name these places. Nothing is written before.
     pub(super) fn serve(&mut self, served: Served) {
         self.served = Some(served);
+    }
+
+    /// What [`ClientFiles::serve`] was told.
+    pub(super) fn served(&self) -> Option<&Served> {
+        self.served.as_ref()
     }
 
     /// Writes the files of a device or a module. `own` is its certificate, when it was made here.
@@ -109,7 +130,7 @@ impl ClientFiles {
                 let behind = behind.as_deref().unwrap_or_default();
                 format!("HostName={hub};DeviceId={device};ModuleId={module}{behind};SharedAccessKey={key}\n")
             }
-            (None, _) => format!("HostName={hub};DeviceId={device};SharedAccessKey={key}\n"),
+            (None, _) => format!("{}\n", served.device_string(device, key)),
         };
         write_into(&self.path(id, "connection-string"), &text)?;
         if let (None, Some(behind)) = (module, behind) {

@@ -10,18 +10,20 @@ fn names(names: &[&str]) -> Vec<String> {
 }
 
 fn open(root: &Path, devices: &[&str], x509_devices: &[&str]) -> StateDir {
+    open_with(root, devices, x509_devices, false)
+}
+
+fn open_with(root: &Path, devices: &[&str], x509_devices: &[&str], known_keys: bool) -> StateDir {
     let now = NOW + std::time::Duration::from_secs(1_800_000_000);
-    let mut state =
-        StateDir::open(root, &names(devices), &names(x509_devices), now).expect("a state directory");
-    let served = Served {
-        hostname: "localhost".into(),
-        gateway: None,
-        mqtt_port: 18883,
-        amqp_port: 5671,
-        workload: None,
-    };
-    state.write_client_files(served).expect("written");
+    let opened = StateDir::open(root, &names(devices), &names(x509_devices), known_keys, now);
+    let mut state = opened.expect("a state directory");
+    state.write_client_files(served(18883), now).expect("written");
     state
+}
+
+fn served(mqtt_port: u16) -> Served {
+    let (hostname, https) = ("localhost".into(), ([127, 0, 0, 1], 8443).into());
+    Served { hostname, gateway: None, mqtt_port, amqp_port: 5671, https, workload: None }
 }
 
 fn text(root: &Path, name: &str) -> String {
@@ -29,7 +31,7 @@ fn text(root: &Path, name: &str) -> String {
 }
 
 fn error(root: &Path) -> String {
-    match StateDir::open(root, &names(&["dev1"]), &[], NOW) {
+    match StateDir::open(root, &names(&["dev1"]), &[], false, NOW) {
         Ok(_) => panic!("{} was taken", root.display()),
         Err(error) => error.to_string(),
     }
@@ -177,4 +179,86 @@ fn a_directory_of_the_version_before_still_opens() {
     fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
     drop(open(root, &["dev1"], &[]));
     assert_eq!(text(root, "devices/dev1.connection-string"), before);
+}
+
+/// What a shell has in these variables after it has sourced `env`, a line each; `-` for one that is not set.
+fn sourced(root: &Path, variables: &[&str]) -> Vec<String> {
+    let shown: String = variables.iter().map(|name| format!("printf '%s\\n' \"${{{name}--}}\"\n")).collect();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-eu", "-c", &format!(". \"$1\"\n{shown}"), "sh"]).arg(root.join("env"));
+    let output = shell.env("C2D_DEVICE_CONNECTION_STRING", "of another emulator").output().expect("a shell");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_names() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path().join("a 'hub' $(exit 1)");
+    let mut state = open(&root, &["d'1$x", "dev2"], &["cert1"]);
+    let names = [
+        "C2D_EMULATOR_STATE_DIR",
+        "C2D_DEVICE_CONNECTION_STRING",
+        "C2D_SERVICE_CONNECTION_STRING",
+        "C2D_CA_FILE",
+        "C2D_HTTPS_PORT",
+        "C2D_EMULATOR_MQTT_PORT",
+        "C2D_EMULATOR_AMQP_PORT",
+    ];
+    let string = |name: &str| text(&root, &format!("{name}.connection-string")).trim().to_owned();
+    let shown = root.display().to_string();
+    let (device, service) = (string("devices/d'1$x"), string("service"));
+    let expected = |device: String, mqtt_port: &str| {
+        let (ca, mqtt_port) = (format!("{shown}/ca.pem"), mqtt_port.to_owned());
+        [shown.clone(), device, service.clone(), ca, "8443".to_owned(), mqtt_port, "5671".to_owned()]
+    };
+    assert_eq!(sourced(&root, &names), expected(device, "18883"));
+    assert!(text(&root, "env").starts_with("# "));
+    // The emulator has moved to another port.
+    state.write_client_files(served(28883), NOW).expect("written");
+    let moved = string("devices/d'1$x");
+    assert!(moved.starts_with("HostName=localhost:28883;"), "{moved}");
+    assert_eq!(sourced(&root, &names), expected(moved, "28883"));
+    // A back end gives the device another key, and then deletes it.
+    let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
+    state.register(&Device { id: "d'1$x".to_owned(), credential }, true).expect("kept");
+    assert_eq!(sourced(&root, &names)[1], string("devices/d'1$x"));
+    state.forget("d'1$x").expect("forgotten");
+    assert_eq!(sourced(&root, &names)[1], string("devices/dev2"));
+    drop(state);
+    // Without a device that has a key, one of another emulator must not be taken for it.
+    drop(open(&root, &[], &["cert1"]));
+    assert_eq!(sourced(&root, &names)[1], "-");
+    assert!(text(&root, "env").contains("\n# No device has a key"), "{}", text(&root, "env"));
+}
+
+#[test]
+fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let strings = || {
+        let files = ["devices/dev1.connection-string", "service.connection-string", "env"];
+        files.map(|file| text(root, file)).concat()
+    };
+    let [known, other] = WELL_KNOWN_KEYS;
+    drop(open(root, &["dev1"], &[]));
+    let before = strings();
+    assert!(!before.contains(known), "{before}");
+
+    let mut state = open_with(root, &["dev1"], &[], true);
+    // Two in `env`, and one in each of the other files.
+    assert_eq!(strings().matches(known).count(), 4, "{}", strings());
+    assert!(!text(root, SECRETS).contains(known));
+    // A back end disables the device, which keeps its keys.
+    let (device, _) = state.devices()[0].clone();
+    state.register(&device, true).expect("kept");
+    assert!(text(root, SECRETS).contains(known) && text(root, SECRETS).contains(other));
+    drop(state);
+
+    drop(open(root, &["dev1"], &[]));
+    for file in ["devices/dev1.connection-string", "env", SECRETS] {
+        assert!(!text(root, file).contains(known) && !text(root, file).contains(other), "{file}");
+    }
+    let service = |text: &str| text.lines().find(|line| line.contains("KeyName=service")).map(str::to_owned);
+    assert_eq!(service(&strings()), service(&before));
 }

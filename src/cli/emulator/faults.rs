@@ -1,0 +1,108 @@
+//! `emulator faults`: what goes wrong on purpose at a running emulator: shown, set and ended.
+//!
+//! Owns: its arguments and lines. Must not know: HTTPS, what a fault does. Used by: `cli::emulator`.
+
+use anyhow::anyhow;
+use serde_json::Value;
+
+use super::running::{RunningArgs, WhomArgs, failure};
+use crate::cli::shown::{Output, plain};
+use crate::cli::{Exit, Failure};
+use crate::emulator::client::Client;
+use crate::emulator::hub::{Fault, FaultName, FaultOrder};
+
+/// Show what goes wrong on purpose at the running emulator, set it, or end it.
+///
+/// Without a fault, those in force are shown. The faults are those of `c2d-agent emulator --fault`;
+/// `c2d-agent emulator --help` says what each one does. They end with the emulator.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  c2d-agent emulator faults
+  c2d-agent emulator faults --device pi-01 drop-at=6 duplicate=1
+  c2d-agent emulator faults --device pi-01 --clear duplicate
+  c2d-agent emulator faults --clear
+
+Exit codes: 0 done; 1 an error, such as no emulator that runs; 2 the arguments are wrong, or the state directory is none.")]
+pub(super) struct Args {
+    /// What is to go wrong from now on; with --clear, what is to end.
+    #[arg(value_name = "NAME[=VALUE]")]
+    faults: Vec<String>,
+    /// End these faults; all of them when none is named.
+    #[arg(long)]
+    clear: bool,
+    #[command(flatten)]
+    whom: WhomArgs,
+    #[command(flatten)]
+    running: RunningArgs,
+}
+
+/// What is asked for.
+enum Change {
+    Set(Fault),
+    End(Option<FaultName>),
+}
+
+/// Does what the arguments say, and prints what is in force then.
+///
+/// # Errors
+/// When a fault is none, or the emulator does not answer.
+pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+    let changes = args.changes().map_err(Failure::usage)?;
+    let client = args.running.client()?;
+    super::super::block_on(async {
+        let mut out = Output::new();
+        for id in args.whom.ids(&client).await? {
+            let faults = change(&client, &id, &changes).await?;
+            if args.running.json {
+                out.json(&faults)?;
+            } else {
+                out.line(&line(&id, &faults["faults"]))?;
+            }
+        }
+        out.flush()?;
+        Ok(Exit::Done)
+    })
+}
+
+impl Args {
+    fn changes(&self) -> anyhow::Result<Vec<Change>> {
+        if self.clear && self.faults.is_empty() {
+            return Ok(vec![Change::End(None)]);
+        }
+        let change = |text: &String| {
+            if self.clear {
+                return Ok(Change::End(Some(text.parse()?)));
+            }
+            match text.parse()? {
+                FaultOrder { device_id: None, fault } => Ok(Change::Set(fault)),
+                FaultOrder { device_id: Some(_), .. } => {
+                    Err(anyhow!("\"{}\" names a device: name it with --device", plain(text)))
+                }
+            }
+        };
+        self.faults.iter().map(change).collect()
+    }
+}
+
+async fn change(client: &Client, id: &str, changes: &[Change]) -> Result<Value, Failure> {
+    let mut left = None;
+    for change in changes {
+        left = Some(match change {
+            Change::Set(fault) => client.set_fault(id, *fault).await.map_err(failure)?,
+            Change::End(name) => client.clear_faults(id, *name).await.map_err(failure)?,
+        });
+    }
+    match left {
+        Some(left) => Ok(left),
+        None => client.faults(id).await.map_err(failure),
+    }
+}
+
+fn line(id: &str, faults: &Value) -> String {
+    let named = faults.as_object().into_iter().flatten().map(|(name, value)| match value.as_str() {
+        Some(value) => format!("{name}={value}"),
+        None => name.clone(),
+    });
+    let named = named.collect::<Vec<_>>().join(" ");
+    format!("{}  {}", plain(id), if named.is_empty() { "no faults" } else { &named })
+}

@@ -1,0 +1,342 @@
+//! A running emulator as a command on the same machine sees it: found by its state directory, and asked over HTTPS.
+//!
+//! Owns: which files say where it is, requests and their limits, and what is wrong with an answer, in words.
+//! Must not know: the hub, listeners, what is printed. Used by: `cli` (emulator send-input, events, faults).
+//!
+//! Each request has a connection of its own: the emulator ends old ones, and a connection on loopback costs little.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::handshake;
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::hub::{Fault, FaultName};
+use super::identity;
+use super::state_dir::{AUTHORITY, HTTPS_ADDRESS, PAGE_ADDRESS};
+use crate::credentials::HostPort;
+use crate::message::excerpt;
+use crate::tls::{self, TlsError};
+use crate::trust;
+
+/// From dialling to the end of the answer; longer than the emulator holds back an overview in which nothing is new.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Most bytes of an answer: an overview has up to a hundred devices.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// What stands in a segment of a path as it is.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Why a running emulator was of no use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nothing is there that an emulator has written.
+    #[error(
+        "{dir} is not the state directory of an emulator: name that of the running one with --state-dir, or source its file env",
+        dir = .0.display()
+    )]
+    NoStateDir(PathBuf),
+    /// A file is there and of no use.
+    #[error("cannot use {path}: {reason}", path = .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and the remedy.
+        reason: String,
+    },
+    /// The certificate authority.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Nobody listens.
+    #[error(
+        "no emulator answers at {address} ({reason}): start it with c2d-agent emulator --state-dir {dir}, or name the state \
+         directory of the one that runs with --state-dir",
+        dir = .state_dir.display()
+    )]
+    NotRunning {
+        /// Where it was last.
+        address: SocketAddr,
+        /// Its directory.
+        state_dir: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// What answers has other keys than the directory.
+    #[error(
+        "what answers at {address} is not the emulator of {dir}: {reason}; name the state directory of the one that runs with \
+         --state-dir",
+        dir = .state_dir.display()
+    )]
+    Another {
+        /// Where it answers.
+        address: SocketAddr,
+        /// The directory that was given.
+        state_dir: PathBuf,
+        /// How that shows.
+        reason: String,
+    },
+    /// It is there, and the connection broke.
+    #[error("the emulator at {0} does not answer as it should ({1}): read its log, or start it again")]
+    Broken(SocketAddr, String),
+    /// No such device or module.
+    #[error(
+        "the emulator has no {0}: name one that it was started with, or one that a back end has made; its page lists them"
+    )]
+    Unknown(String),
+    /// Its own sentence.
+    #[error("the emulator refuses: {0}")]
+    Refused(String),
+}
+
+/// A running emulator.
+#[derive(Debug)]
+pub struct Client {
+    state_dir: PathBuf,
+    /// The name that its certificate has, and the port.
+    host: HostPort,
+    name: ServerName<'static>,
+    /// Where it is on this machine.
+    address: SocketAddr,
+    authorization: HeaderValue,
+    tls: Arc<ClientConfig>,
+}
+
+impl Client {
+    /// Reads where the emulator of a state directory is. Nothing is dialled yet.
+    ///
+    /// # Errors
+    /// [`ClientError`] about the directory or one of its files.
+    pub fn find(state_dir: &Path) -> Result<Self, ClientError> {
+        let page = read(state_dir, PAGE_ADDRESS)?;
+        let (host, token) = page_address(&page).ok_or_else(|| damaged(state_dir, PAGE_ADDRESS))?;
+        let name = ServerName::try_from(host.name.clone());
+        let name = name.map_err(|_| damaged(state_dir, PAGE_ADDRESS))?;
+        let mut authorization =
+            HeaderValue::from_str(&token).map_err(|_| damaged(state_dir, PAGE_ADDRESS))?;
+        authorization.set_sensitive(true);
+        let address = read(state_dir, HTTPS_ADDRESS)?.trim().parse();
+        let address = address.map_err(|_| damaged(state_dir, HTTPS_ADDRESS))?;
+        let tls = tls::client_config(Some(&state_dir.join(AUTHORITY)), None)?;
+        Ok(Self { state_dir: state_dir.to_owned(), host, name, address, authorization, tls })
+    }
+
+    /// All that the page shows. With `after`, as soon as its version is another one, or after half a minute.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as all that only reads.
+    pub async fn overview(&self, after: Option<u64>) -> Result<Value, ClientError> {
+        let after = after.map(|after| format!("?after={after}")).unwrap_or_default();
+        self.ask(Method::GET, &format!("/emulator/overview{after}"), Bytes::new(), "").await
+    }
+
+    /// The messages of a device, or of DEVICE/MODULE, with numbers above `after`, oldest first; of many the first ones.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, id: &str, after: u64) -> Result<Vec<Value>, ClientError> {
+        let path = format!("/emulator/devices/{}/events?after={after}", escape(id));
+        match self.ask(Method::GET, &path, Bytes::new(), id).await? {
+            Value::Array(events) => Ok(events),
+            _ => Err(self.broken("its list of messages is none")),
+        }
+    }
+
+    /// What goes wrong on purpose for a device.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn faults(&self, id: &str) -> Result<Value, ClientError> {
+        self.ask(Method::GET, &faults_path(id), Bytes::new(), id).await
+    }
+
+    /// Has something go wrong from now on, and answers with all that does.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// When dropped early, the fault may or may not be set.
+    pub async fn set_fault(&self, id: &str, fault: Fault) -> Result<Value, ClientError> {
+        let path = format!("{}/{}", faults_path(id), fault.name().as_str());
+        let value = fault.value().unwrap_or_default();
+        self.ask(Method::PUT, &path, Bytes::from(value), id).await
+    }
+
+    /// Ends a fault, or all of a device, and answers with what is left.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// When dropped early, the fault may or may not be ended.
+    pub async fn clear_faults(&self, id: &str, name: Option<FaultName>) -> Result<Value, ClientError> {
+        let name = name.map(|name| format!("/{}", name.as_str())).unwrap_or_default();
+        let path = format!("{}{name}", faults_path(id));
+        self.ask(Method::DELETE, &path, Bytes::new(), id).await
+    }
+
+    /// Puts a message into an input of a module, and answers with its message id.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    ///
+    /// # Cancel safety
+    /// When dropped early, the message may or may not be queued.
+    pub async fn send_input(
+        &self,
+        device: &str,
+        module: &str,
+        input: &str,
+        message: &Value,
+    ) -> Result<Value, ClientError> {
+        let [device_id, module_id, input] = [device, module, input].map(escape);
+        let path = format!("/emulator/devices/{device_id}/modules/{module_id}/inputs/{input}");
+        let id = identity::join(device, Some(module));
+        self.ask(Method::POST, &path, Bytes::from(message.to_string()), &id).await
+    }
+
+    /// The JSON that answers with status 200. `id`: whom it is about.
+    async fn ask(&self, method: Method, path: &str, body: Bytes, id: &str) -> Result<Value, ClientError> {
+        let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
+        let (status, body) = exchanged.map_err(|_| self.broken("no answer in time"))??;
+        let body: Value = serde_json::from_slice(&body).map_err(|_| self.broken("no JSON"))?;
+        let said = body["Message"].as_str().unwrap_or("no reason");
+        let (code, sentence) = said.split_once(';').unwrap_or(("", said));
+        match status {
+            StatusCode::OK => Ok(body),
+            StatusCode::UNAUTHORIZED => Err(self.another("it does not take the token in page.address")),
+            StatusCode::NOT_FOUND if code.ends_with("DeviceNotFound") || code.ends_with("ModuleNotFound") => {
+                Err(ClientError::Unknown(identity::named(id)))
+            }
+            _ => Err(ClientError::Refused(sentence.to_owned())),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, self.host.to_string())
+            .header(AUTHORIZATION, &self.authorization)
+            .header(CONNECTION, "close")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(&error.to_string()))?;
+        let broken = |error: hyper::Error| self.broken(&error.to_string());
+        let (mut sender, connection) = handshake(TokioIo::new(self.dial().await?)).await.map_err(broken)?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| self.broken(&error.to_string()))?;
+            Ok((head.status, body.to_bytes()))
+        };
+        let mut answer = std::pin::pin!(answer);
+        tokio::select! {
+            biased;
+            answered = &mut answer => answered,
+            // The answer may be whole, and says best what is missing.
+            _ended = connection => answer.await,
+        }
+    }
+
+    /// On this machine first: its name may be one of a network of containers.
+    async fn dial(&self) -> Result<TlsStream<TcpStream>, ClientError> {
+        let stream = match TcpStream::connect(self.address).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let named = (self.host.name.as_str(), self.address.port());
+                TcpStream::connect(named).await.map_err(|_| error)
+            }
+            dialled => dialled,
+        };
+        let stream = stream.map_err(|error| ClientError::NotRunning {
+            address: self.address,
+            state_dir: self.state_dir.clone(),
+            reason: trust::in_words(&error),
+        })?;
+        let shaken = TlsConnector::from(Arc::clone(&self.tls)).connect(self.name.clone(), stream).await;
+        shaken.map_err(|error| match tls::tls_cause(&error) {
+            Some(cause) if tls::is_untrusted(cause) => {
+                self.another("its certificate is not signed by the ca.pem there")
+            }
+            Some(cause) => self.another(&tls::describe(cause, &self.host.name)),
+            None => self.broken(&error.to_string()),
+        })
+    }
+
+    fn another(&self, reason: &str) -> ClientError {
+        let (address, state_dir) = (self.address, self.state_dir.clone());
+        ClientError::Another { address, state_dir, reason: reason.to_owned() }
+    }
+
+    fn broken(&self, reason: &str) -> ClientError {
+        ClientError::Broken(self.address, excerpt(reason))
+    }
+}
+
+fn escape(segment: &str) -> String {
+    utf8_percent_encode(segment, ENCODED).to_string()
+}
+
+fn faults_path(id: &str) -> String {
+    format!("/emulator/devices/{}/faults", escape(id))
+}
+
+/// Host and token of `https://HOST:PORT/#TOKEN`.
+fn page_address(text: &str) -> Option<(HostPort, String)> {
+    let (host, token) = text.trim().strip_prefix("https://")?.split_once("/#")?;
+    let token = percent_decode_str(token).decode_utf8().ok()?.into_owned();
+    Some((HostPort::parse(host)?, token))
+}
+
+/// Reads a file that an emulator has written.
+fn read(state_dir: &Path, name: &str) -> Result<String, ClientError> {
+    let path = state_dir.join(name);
+    fs::read_to_string(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            ClientError::NoStateDir(state_dir.to_owned())
+        }
+        _ => ClientError::File { path, reason: trust::in_words(&error) },
+    })
+}
+
+fn damaged(state_dir: &Path, name: &str) -> ClientError {
+    let reason = "it is not as an emulator writes it; start the emulator again, which writes it anew";
+    ClientError::File { path: state_dir.join(name), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_page_is_taken_apart() {
+        let (host, token) = page_address("https://[::1]:8443/#Shared%20x%26y%3D\n").expect("an address");
+        assert_eq!((host.to_string().as_str(), token.as_str()), ("[::1]:8443", "Shared x&y="));
+        for wrong in ["", "https://hub:8443/", "http://hub/#x", "https://hub:0/#x", "https://hub/#%ff"] {
+            assert!(page_address(wrong).is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! `env`: what a shell sources, so that the commands after it need no options to find the emulator.
+//!
+//! Owns: its variables, whose they are, and their quoting. Must not know: what a program does with them.
+//! Used by: `emulator::state_dir`.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use super::{AUTHORITY, Registered, SERVICE_POLICY, StateDir, StateDirError, known_keys, write_private};
+use crate::emulator::identity;
+
+/// The file.
+const FILE: &str = "env";
+/// Names the state directory, for commands that ask a running emulator.
+pub const STATE_DIR_VARIABLE: &str = "C2D_EMULATOR_STATE_DIR";
+
+impl StateDir {
+    /// Writes the file anew, when it is known where clients find the emulator.
+    pub(super) fn write_environment(&self) -> Result<(), StateDirError> {
+        let Some(served) = self.files.served() else { return Ok(()) };
+        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        let device = self.first_device();
+        let about_device = match &device {
+            Some((id, _)) => {
+                format!("C2D_DEVICE_CONNECTION_STRING is that of {id}, the first device with a key.")
+            }
+            None => "No device has a key, so there is no C2D_DEVICE_CONNECTION_STRING.".to_owned(),
+        };
+        let mut file = Lines(Vec::new());
+        file.comment(
+            "How clients find this emulator. It writes this file anew at each start. Source it: . DIR/env",
+        );
+        file.comment("It has keys, so treat it like a connection string.");
+        file.comment(&about_device);
+        file.comment("The connection strings of all devices are in devices/, those of modules in modules/.");
+        file.path(STATE_DIR_VARIABLE, &root);
+        match &device {
+            Some((id, key)) => file.export("C2D_DEVICE_CONNECTION_STRING", &served.device_string(id, key)),
+            // One of another emulator must not be taken for one of this.
+            None => file.0.extend(b"unset C2D_DEVICE_CONNECTION_STRING\n"),
+        }
+        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
+            file.export("C2D_SERVICE_CONNECTION_STRING", &served.policy_string(policy));
+        }
+        file.path("C2D_CA_FILE", &root.join(AUTHORITY));
+        file.export("C2D_HTTPS_PORT", &served.https.port().to_string());
+        file.export("C2D_EMULATOR_MQTT_PORT", &served.mqtt_port.to_string());
+        file.export("C2D_EMULATOR_AMQP_PORT", &served.amqp_port.to_string());
+        write_private(&self.root.join(FILE), &file.0)
+    }
+
+    /// The first device of this start that has a key, with its key.
+    fn first_device(&self) -> Option<(String, String)> {
+        let devices = self.named.iter().filter(|id| !identity::is_module(id));
+        devices.into_iter().find_map(|id| Some((id.clone(), self.key_of(id)?)))
+    }
+
+    /// What a back end has made of a device counts.
+    fn key_of(&self, id: &str) -> Option<String> {
+        let stored = match self.secrets.registered.get(id) {
+            Some(Registered { keys, .. }) => keys.as_ref(),
+            None => self.secrets.devices.get(id),
+        };
+        let known = self.has_known_keys && !self.secrets.registered.contains_key(id);
+        let keys = stored.and_then(|own| if known { known_keys::pair() } else { own.read() });
+        keys.map(|keys| keys.primary.expose_base64())
+    }
+}
+
+/// Lines for a POSIX shell.
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn comment(&mut self, text: &str) {
+        self.0.extend(b"# ");
+        self.0.extend(text.as_bytes());
+        self.0.push(b'\n');
+    }
+
+    fn export(&mut self, name: &str, value: &str) {
+        self.export_bytes(name, value.as_bytes());
+    }
+
+    fn path(&mut self, name: &str, value: &Path) {
+        self.export_bytes(name, value.as_os_str().as_bytes());
+    }
+
+    /// Between single quotes a shell takes everything as it is, but for the quote itself.
+    fn export_bytes(&mut self, name: &str, value: &[u8]) {
+        self.0.extend(format!("export {name}='").as_bytes());
+        for byte in value {
+            match byte {
+                b'\'' => self.0.extend(br"'\''"),
+                byte => self.0.push(*byte),
+            }
+        }
+        self.0.extend(b"'\n");
+    }
+}
