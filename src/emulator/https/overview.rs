@@ -175,3 +175,57 @@ fn short(text: &str) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::credentials::SharedAccessKey;
+    use crate::emulator::hub::QueuedMessage;
+    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Registry};
+    use crate::feedback::DeliveryAck;
+    use crate::message::MESSAGE_ID;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    #[test]
+    fn a_message_that_ended_has_its_content_and_what_the_device_says_last_of_it() {
+        let key = SharedAccessKey::from_bytes([7; 32]);
+        let credential = DeviceCredential::Keys(KeyPair { primary: key.clone(), secondary: key });
+        let mut registry = Registry::new("h", Vec::new());
+        registry.add_device(Device { id: "dev1".to_owned(), credential });
+        let mut hub = Hub::new(registry, Duration::ZERO);
+        for id in ["m-1", "m-2", "m-3"] {
+            let mut message = C2dMessage { body: Bytes::from_static(b"<b>"), ..C2dMessage::default() };
+            message.system.set(MESSAGE_ID, id);
+            message.application.set("action", "go");
+            let (device_id, ack) = ("dev1".to_owned(), DeliveryAck::None);
+            hub.enqueue(QueuedMessage { device_id, message, ack, expiry: None }, NOW).expect("queued");
+        }
+        assert_eq!(hub.purge("dev1", NOW), Some(3));
+        let old = json!({ "messageId": "m-1", "outcome": "timed-out" });
+        let recent = json!([
+            { "messageId": "m-2", "outcome": "failed", "text": "failed: no" },
+            { "messageId": "m-1", "outcome": "failed" },
+        ]);
+        let twin = json!({ "c2dAgent": { "rules": { "r": old }, "recent": recent } });
+        hub.patch_reported("dev1", &twin, NOW).expect("patched");
+        let report = |id: &str| json!({ "messageId": id, "outcome": "succeeded", "rule": "r" }).to_string();
+        for (bag, body) in [
+            ("c2d-report=outcome", report("m-2")),
+            ("kind=other", report("m-3")),
+            ("c2d-report=outcome", "no JSON".to_owned()),
+        ] {
+            let properties = Properties::decode(bag).expect("a bag");
+            hub.record_event("dev1", properties, Bytes::from(body), NOW);
+        }
+        let ended = of(&hub, NOW)["devices"][0]["ended"].clone();
+        let own: Vec<_> = (0..3).map(|at| ended[at]["deviceOutcome"].clone()).collect();
+        let succeeded = json!({ "outcome": "succeeded", "rule": "r", "text": null });
+        let failed = json!({ "outcome": "failed", "rule": null, "text": null });
+        assert_eq!(own, [Value::Null, succeeded, failed]);
+        assert_eq!((&ended[0]["messageId"], &ended[0]["sequenceNumber"]), (&"m-3".into(), &3.into()));
+        assert_eq!((&ended[0]["body"], &ended[0]["properties"]["action"]), (&"<b>".into(), &"go".into()));
+    }
+}
