@@ -4,27 +4,26 @@
 #
 #   scripts/build-arm.sh [aarch64|armv7]      the device image (run, check, inbox, status, healthcheck), for 64-bit or 32-bit systems
 #   scripts/build-arm.sh ... --full           everything: also c2d-send, emulator, demo and the other default features
-#   scripts/build-arm.sh ... --static         with musl, for systems with another or an older libc; needs rustup
+#   scripts/build-arm.sh ... --static         with musl, for systems with another or an older libc
 #   scripts/build-arm.sh ... --print-path     builds nothing, and prints where such a build puts its binary
 #
 # Its place is target/arm/ARCH/device/c2d-agent, with --full target/arm/ARCH/full/c2d-agent; with --static the folder is called
 # device-static or full-static.
 #
-# Exit code 3: Rust's libraries for this ARM cannot be had here.
+# Exit code 3: a cross compiler or Rust's libraries for this ARM cannot be had here.
 #
-# --toolchain rustup|distribution says where Rust's libraries for ARM come from. Unless it is given: from rustup where rustup
-# can add them, else from the distribution (on Debian 12 rustc-web, which brings the newest Rust).
+# --toolchain rustup|distribution|source says where Rust's libraries for ARM come from. Unless it is given: from rustup where
+# rustup can add them; else with musl from Rust's source, and without from the distribution (on Debian 12 rustc-web, which
+# brings the newest Rust).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 . scripts/packages.sh
 
 usage() {
-    echo "usage: scripts/build-arm.sh [aarch64|armv7] [--full] [--static] [--toolchain rustup|distribution] [--print-path]" >&2
+    echo "usage: scripts/build-arm.sh [aarch64|armv7] [--full] [--static] [--toolchain rustup|distribution|source] [--print-path]" >&2
     exit 2
 }
-
-NEWEST_GLIBC=2.36 # Debian 12
 
 arch=aarch64 image=device libc=gnu toolchain="" print_path=no
 while [ $# -gt 0 ]; do
@@ -34,7 +33,7 @@ while [ $# -gt 0 ]; do
     --static) libc=musl ;;
     --toolchain)
         toolchain="${2:-}"
-        [ "$toolchain" = rustup ] || [ "$toolchain" = distribution ] || usage
+        [[ "$toolchain" =~ ^(rustup|distribution|source)$ ]] || usage
         shift
         ;;
     --print-path) print_path=yes ;;
@@ -57,13 +56,15 @@ fi
 # --- Rust for the target -----------------------------------------------------------------------------------------
 
 scripts/setup.sh --demo
-require_packages "$compiler-gcc:gcc-$compiler" readelf:binutils || exit 1
+cannot() {
+    say "$*"
+    exit 3
+}
+require_packages "$compiler-gcc:gcc-$compiler" readelf:binutils ||
+    cannot "$target cannot be built here: install the cross compiler gcc-$compiler"
 libc_is_there() { echo '#include <stdint.h>' | "$compiler-gcc" -E -x c - >/dev/null 2>&1; }
 libc_is_there || install_packages "libc6-dev-$debian_arch-cross" || true
-libc_is_there || {
-    say "$compiler-gcc has no C library to compile for. Install libc6-dev-$debian_arch-cross."
-    exit 1
-}
+libc_is_there || cannot "$target cannot be built here: $compiler-gcc needs the package libc6-dev-$debian_arch-cross"
 
 std_is_there() { compgen -G "$("$1" --print sysroot)/lib/rustlib/$target/lib/libstd-*.rlib" >/dev/null; }
 
@@ -77,10 +78,7 @@ add_with_rustup() {
 
 # The distribution's own rustc goes with the distribution's libraries: both must be of one version.
 add_from_distribution() {
-    if [ "$libc" = musl ]; then
-        say "the distribution has no Rust for musl"
-        return 1
-    fi
+    [ "$libc" = gnu ] || return 1 # it has no Rust for musl
     if ! { [ -x /usr/bin/rustc ] && std_is_there /usr/bin/rustc; }; then
         say "adding the architecture $debian_arch to this machine's packages"
         as_root dpkg --add-architecture "$debian_arch"
@@ -94,15 +92,41 @@ add_from_distribution() {
     export RUSTC=/usr/bin/rustc
 }
 
+# Rust's libraries are compiled with the program. What Rust otherwise brings along for musl comes from the distribution: musl
+# itself, and the start files and the unwinder of the cross compiler.
+musl=target/arm/musl/$arch
+build_std=()
+add_from_source() {
+    [ "$libc" = musl ] && has rustup && has apt-get || return 1
+    say "building Rust's own libraries for $target from their source, too"
+    timeout 120 rustup component add rust-src || return 1
+    if [ ! -e "$musl/libunwind.a" ]; then
+        local apt=$musl.apt foreign
+        rm -rf "$apt"
+        foreign_apt "$debian_arch" "$apt"
+        (cd "$apt" && apt-get "${foreign[@]}" download -q musl-dev) &&
+            dpkg-deb -x "$apt"/musl-dev_*.deb "$apt/files" || return 1
+        local parts=("$apt"/files/usr/lib/*-linux-musl*/*.[oa]) file
+        for file in crtbegin.o crtbeginS.o crtend.o crtendS.o; do
+            parts+=("$("$compiler-gcc" -print-file-name="$file")")
+        done
+        # The unwinder last: it says that all is there.
+        mkdir -p "$musl" && cp "${parts[@]}" "$musl/" &&
+            cp "$("$compiler-gcc" -print-file-name=libgcc_eh.a)" "$musl/libunwind.a" || return 1
+        rm -rf "$apt"
+    fi
+    build_std=("-Zbuild-std=std,panic_unwind")
+    export RUSTC_BOOTSTRAP=1 # the stable cargo takes that option only so
+}
+
+remedy="else from Debian 12's packages rustc-web and libstd-rust-web-dev:$debian_arch, of one version"
+[ "$libc" = gnu ] || remedy="else from Rust's source, with rustup's component rust-src and Debian's package musl-dev:$debian_arch"
 case "$toolchain" in
 rustup) add_with_rustup ;;
 distribution) add_from_distribution ;;
-*) add_with_rustup || add_from_distribution ;;
-esac || {
-    say "there are no Rust libraries for $target: 'rustup target add $target' installs them where rustup and its server are within reach;" \
-        "else Debian 12's packages rustc-web and libstd-rust-web-dev:$debian_arch, of one version"
-    exit 3
-}
+source) add_from_source ;;
+*) add_with_rustup || add_from_source || add_from_distribution ;;
+esac || cannot "there are no Rust libraries for $target: they come from 'rustup target add $target', $remedy"
 
 # --- The linker --------------------------------------------------------------------------------------------------
 
@@ -129,8 +153,9 @@ if [ "$libc" = gnu ]; then
     flags+=("-Clinker=$compiler-gcc" -Clink-arg=-fuse-ld=lld "-Clink-arg=-B$(linker_folder)")
     flags+=("-Clink-arg=-Wl,--icf=all,-O2,-z,pack-relative-relocs")
 else
-    # musl's own objects come with Rust: no C compiler takes part in linking.
+    # musl's own objects come with Rust, or lie in a folder of ours: no C compiler takes part in linking.
     flags+=(-Clinker=rust-lld -Clink-self-contained=yes)
+    [ ${#build_std[@]} = 0 ] || flags+=("-Lnative=$PWD/$musl")
     flags+=(-Clink-arg=--icf=all -Clink-arg=-O2)
 fi
 # LLVM shares equal pieces of code by making functions of them, and does not count the 36 bytes that each costs in the
@@ -156,7 +181,7 @@ CARGO_ENCODED_RUSTFLAGS=$(
 export CARGO_ENCODED_RUSTFLAGS
 
 say "building the $image image for $target with $("${RUSTC:-rustc}" --version)"
-cargo build --locked --profile device --target "$target" --target-dir target/arm/cargo "${features[@]}"
+cargo build --locked --profile device --target "$target" --target-dir target/arm/cargo "${build_std[@]}" "${features[@]}"
 mkdir -p "$folder"
 cp "target/arm/cargo/$target/device/c2d-agent" "$folder/c2d-agent"
 
@@ -173,16 +198,5 @@ libraries=$(readelf -d "$binary" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | past
 say "libraries it needs: ${libraries:-none}"
 
 if [ "$libc" = gnu ]; then
-    versions=$(readelf -W -V "$binary" | grep -o 'GLIBC_[A-Z0-9_.]*' | sort -uV)
-    newest=$(grep -o '^GLIBC_[0-9.]*$' <<<"$versions" | tail -n 1 | cut -d_ -f2)
-    needs=$newest
-    # Packed relocations are read by glibc from 2.36 on.
-    if grep -q GLIBC_ABI_DT_RELR <<<"$versions" && [ "$(printf '%s\n' "$needs" 2.36 | sort -V | tail -n 1)" = 2.36 ]; then
-        needs=2.36
-    fi
-    say "newest glibc symbol: GLIBC_$newest; it runs with glibc $needs or newer"
-    if [ "$(printf '%s\n' "$needs" "$NEWEST_GLIBC" | sort -V | tail -n 1)" != "$NEWEST_GLIBC" ]; then
-        say "that is newer than the glibc $NEWEST_GLIBC of Debian 12 and Raspberry Pi OS 12: build on Debian 12, or with --static"
-        exit 1
-    fi
+    scripts/check-glibc.sh "$binary"
 fi

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes the Debian package with the full program, man pages and shell completions, and prints its path.
 #
-#   scripts/build-deb.sh [amd64|arm64]          amd64 builds the release; arm64 takes what scripts/build-arm.sh has built
+#   scripts/build-deb.sh [amd64]                builds the release
+#   scripts/build-deb.sh arm64|armhf            takes what scripts/build-arm.sh aarch64|armv7 --full has built
 #   scripts/build-deb.sh --debug [amd64]        from the debug build: quick, for tests of the package itself
 #   C2D_DEB_VERSION=0.0.9-1 scripts/build-deb.sh …   another version than that of Cargo.toml
 #
-# The package lands in target/deb/. cargo-deb is built into .tools/ when it is missing (about two minutes).
+# The package lands in target/deb/. cargo-deb is built into .tools/ when it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
@@ -14,7 +15,7 @@ export PATH="$PWD/.tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
 CARGO_DEB_VERSION=3.8.0
 
 usage() {
-    echo "usage: scripts/build-deb.sh [--debug] [amd64|arm64]" >&2
+    echo "usage: scripts/build-deb.sh [--debug] [amd64|arm64|armhf]" >&2
     exit 2
 }
 
@@ -27,16 +28,14 @@ fi
 arch=${1:-amd64}
 case "$profile $arch" in
 "release amd64" | "debug amd64") target=x86_64-unknown-linux-gnu ;;
-"release arm64") target=aarch64-unknown-linux-gnu ;;
+"release arm64") target=aarch64-unknown-linux-gnu cpu=aarch64 ;;
+"release armhf") target=armv7-unknown-linux-gnueabihf cpu=armv7 ;;
 *) usage ;;
 esac
 
 scripts/setup.sh --demo >&2
 require_packages dpkg-deb:dpkg >&2
-if [[ "$(cargo deb --version 2>/dev/null)" != *"$CARGO_DEB_VERSION" ]]; then
-    say "building cargo-deb $CARGO_DEB_VERSION into .tools/ (about two minutes on two cores)" >&2
-    cargo install cargo-deb --quiet --locked --version "$CARGO_DEB_VERSION" --root .tools >&2
-fi
+cargo_tool cargo-deb "$CARGO_DEB_VERSION" >&2
 
 built=${CARGO_TARGET_DIR:-$PWD/target}
 files=$built/deb/files # Cargo.toml takes the package's built files from here
@@ -57,10 +56,10 @@ case "$profile $arch" in
     cargo build --quiet --locked >&2
     strip -o "$files/c2d-agent" "$built/debug/c2d-agent"
     ;;
-"release arm64")
-    binary=$(scripts/build-arm.sh aarch64 --full --print-path)
+"release arm"*)
+    binary=$(scripts/build-arm.sh "$cpu" --full --print-path)
     if [ ! -x "$binary" ]; then
-        say "there is no $binary: run scripts/build-arm.sh aarch64 --full first" >&2
+        say "there is no $binary: run scripts/build-arm.sh $cpu --full first" >&2
         exit 1
     fi
     cp "$binary" "$files/"

@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh --demo   Rust and a C compiler: enough to build and to run the demo
 #   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python SDKs, faketime, chromium
-#   scripts/setup.sh --ci     also what .ci/run needs: clippy, rustfmt, shellcheck, a C++ compiler, cargo-deny
+#   scripts/setup.sh --ci     also what .ci/run needs: clippy, rustfmt, shellcheck, cargo-deny, mdbook, zizmor
 #
 # Packages come from the distribution (apt), as root or through sudo. What cannot be installed is named, and the
 # script goes on: tests that need it are skipped by name. Only a missing Rust or C compiler is an error.
@@ -12,6 +12,8 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
 
 CARGO_DENY_VERSION=0.20.2
+MDBOOK_VERSION=0.5.4
+ZIZMOR_VERSION=1.32.0
 level="test"
 case "${1:-}" in
 --demo) level=demo ;;
@@ -77,9 +79,8 @@ has openssl || packages+=(openssl)
 has chromium || packages+=(chromium)
 has chromedriver || packages+=(chromium-driver)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
-if [ "$level" = ci ]; then
-    has shellcheck || packages+=(shellcheck)
-    has c++ || packages+=(g++) # libFuzzer, for the fuzz targets
+if [ "$level" = ci ] && ! has shellcheck; then
+    packages+=(shellcheck)
 fi
 
 # install_test_packages: without letting the mosquitto package start a broker of its own, now or at the next boot.
@@ -135,15 +136,19 @@ if [ "$level" = ci ]; then
         cargo clippy --version >/dev/null 2>&1 || rustup component add clippy || true
         cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt || true
     fi
-    if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY_VERSION" ]; then
-        say "building cargo-deny $CARGO_DENY_VERSION into .tools/ (about four minutes on two cores)"
-        cargo install cargo-deny --quiet --locked --version "$CARGO_DENY_VERSION" --root .tools || true
+    cargo_tool cargo-deny "$CARGO_DENY_VERSION" || true
+    # Its server for authors is left out, which is most of what it links.
+    cargo_tool mdbook "$MDBOOK_VERSION" --no-default-features --features search || true
+    # Reads the workflows in .github; it comes as a finished program.
+    if [ "$(.venv/bin/zizmor --version 2>/dev/null)" != "zizmor $ZIZMOR_VERSION" ]; then
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check "zizmor==$ZIZMOR_VERSION" || true
     fi
     cargo clippy --version >/dev/null 2>&1 || lacks clippy "rustup component add clippy"
     cargo fmt --version >/dev/null 2>&1 || lacks rustfmt "rustup component add rustfmt"
     has cargo-deny || lacks cargo-deny "cargo install cargo-deny --locked"
+    has mdbook || lacks mdbook "cargo install mdbook --locked"
+    [ -x .venv/bin/zizmor ] || lacks zizmor "pip install zizmor, in .venv/"
     has shellcheck || lacks shellcheck "Install the package shellcheck."
-    has c++ || lacks "a C++ compiler (c++)" "Install g++; the fuzz targets link libFuzzer."
     if [ ${#missing[@]} -gt 0 ]; then
         exit 1
     fi

@@ -33,26 +33,19 @@ if [ ! -x "$binary" ]; then
     exit 1
 fi
 
-# fetch_packages: the arm64 packages of this machine's Debian, through lists of their own, so that the machine's apt is
-# left as it is.
+# fetch_packages: the arm64 packages of this machine's Debian.
 fetch_packages() {
-    local apt=$PWD/$cache/apt
-    local private=(
-        -o APT::Architecture=arm64 -o APT::Architectures=arm64
-        -o "Dir::State=$apt" -o "Dir::State::lists=$apt/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$apt/cache"
-        -o "APT::Sandbox::User=$(id -un)"
-    )
+    local apt=$cache/apt foreign kernel
     rm -rf "$apt" "$packages" "$packages.new"
-    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$packages.new"
+    mkdir -p "$packages.new"
     say "fetching Debian's arm64 kernel, C library, busybox and gpiod into $cache"
-    apt-get "${private[@]}" update -q
-    local kernel
-    kernel=$(apt-cache "${private[@]}" depends linux-image-arm64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n1)
+    foreign_apt arm64 "$apt"
+    kernel=$(apt-cache "${foreign[@]}" depends linux-image-arm64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n1)
     if [ -z "$kernel" ]; then
         say "this machine's package sources have no linux-image-arm64: run it on Debian, or in a Debian container"
         return 1
     fi
-    (cd "$apt" && apt-get "${private[@]}" download -q "$kernel" libc6 libgcc-s1 busybox-static gpiod libgpiod2)
+    (cd "$apt" && apt-get "${foreign[@]}" download -q "$kernel" libc6 libgcc-s1 busybox-static gpiod libgpiod2)
     local package
     for package in "$apt"/*.deb; do
         dpkg-deb -x "$package" "$packages.new"
