@@ -139,22 +139,27 @@ small() {
     archive "c2d-agent-$version-$1-linux-gnu-small" "$program" --no-default-features --features gpio,manual
 }
 
-# What the full program links, by the resolver of cargo; held against the tree that cargo itself shows.
+# What the full program links, by cargo tree: the tool also lists crates that only features could bring which are off.
 sbom() {
     require_packages jq:jq || cannot "the list of what is linked cannot be made here: install jq"
     cargo_tool cargo-cyclonedx "$CARGO_CYCLONEDX_VERSION"
     # In a copy without sources, so that nothing is written beside Cargo.toml, and no path of this machine into the file.
-    local copy=$part_dir/c2d-agent target=x86_64-unknown-linux-gnu list
+    local copy=$part_dir/c2d-agent target=x86_64-unknown-linux-gnu linked=$part_dir/linked list=$part_dir/list.json
     mkdir -p "$copy/src"
     cp Cargo.toml Cargo.lock "$copy/"
     touch "$copy/src/lib.rs" "$copy/src/main.rs"
     (cd "$copy" && cargo cyclonedx --format json --spec-version 1.5 --target "$target" --no-build-deps --override-filename list)
-    list=$part_dir/list.json
-    sed "s|$(realpath "$copy")|/c2d-agent|g" "$copy/list.json" >"$list"
-    jq -r '.components[] | "\(.name) v\(.version)"' "$list" | sort -u >"$part_dir/listed"
-    cargo tree --locked --edges normal --prefix none --format '{p}' --target "$target" | cut -d' ' -f1,2 | grep -v '^c2d-agent ' | sort -u >"$part_dir/linked"
-    diff "$part_dir/linked" "$part_dir/listed" || fail "the list of what is linked is not that of cargo tree"
-    say "$(wc -l <"$part_dir/linked") crates are linked"
+    cargo tree --locked --edges normal --prefix none --format '{p}' --target "$target" |
+        cut -d' ' -f1,2 | grep -v '^c2d-agent ' | sort -u >"$linked"
+    jq --rawfile linked "$linked" '
+        ($linked | split("\n")) as $linked
+        | .components |= map(select(.name + " v" + .version | IN($linked[])))
+        | [.metadata.component["bom-ref"], .components[]["bom-ref"]] as $kept
+        | .dependencies |= map(select(.ref | IN($kept[])) | .dependsOn = [.dependsOn[]? | select(IN($kept[]))])
+    ' "$copy/list.json" | sed "s|$(realpath "$copy")|/c2d-agent|g" >"$list"
+    jq -r '.components[] | .name + " v" + .version' "$list" | sort -u | diff "$linked" - ||
+        fail "the list of what is linked is not that of cargo tree"
+    say "$(wc -l <"$linked") crates are linked"
     finish "$list" "c2d-agent-$version.cdx.json"
 }
 
@@ -176,6 +181,14 @@ notes() {
 make_part() {
     rm -rf "$part_dir"
     mkdir -p "$part_dir"
+    # What an older run has made of this part goes first, so that it is not taken for what is made now.
+    case "$1" in
+    deb-*) rm -f "$dist"/*_"${1#deb-}".deb ;;
+    static-*) rm -f "$dist"/*-"${1#static-}"-linux-musl.tar.gz ;;
+    small-*) rm -f "$dist"/*-"${1#small-}"-linux-gnu-small.tar.gz ;;
+    sbom) rm -f "$dist"/*.cdx.json ;;
+    notes) rm -f "$dist/RELEASE-NOTES.md" ;;
+    esac
     case "$1" in
     deb-amd64) deb amd64 x86_64 ;;
     deb-arm64) deb arm64 aarch64 ;;

@@ -1,15 +1,36 @@
 #!/usr/bin/env bash
-# Installs the Debian package in fresh Debian 12 systems below target/deb-test/ and looks at what it does: first in a chroot,
-# where no systemd runs, then in a container with systemd as its first process, where the unit runs the agent with the emulator
-# as its hub. About two minutes; one more the first time, for debootstrap. Needs root.
+# Installs the Debian package in fresh systems of Debian 12 and Debian 13 below target/deb-test/ and looks at what it does: first in
+# a chroot, where no systemd runs; then in a container with systemd as its first process, from nothing to a switched pin as a
+# new user would; then the unit with the emulator as its hub. About two minutes each, and one more the first time, for
+# debootstrap. Needs root.
 #
-#   scripts/test-deb.sh [amd64.deb]     by default a package made from the debug build
+#   scripts/test-deb.sh [--debian 12|13] [amd64.deb]     by default both, and a package made from the debug build
 #
 # Nothing outside target/ is changed, and the container has a network of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
 . scripts/packages.sh
+
+debian=""
+if [ "${1:-}" = --debian ]; then
+    debian=${2:-}
+    shift 2
+fi
+case "$debian" in
+"")
+    for debian in 12 13; do
+        scripts/test-deb.sh --debian $debian "$@"
+    done
+    exit
+    ;;
+12) suite=bookworm ;;
+13) suite=trixie ;;
+*)
+    say "usage: scripts/test-deb.sh [--debian 12|13] [amd64.deb]" >&2
+    exit 2
+    ;;
+esac
 
 if [ "$(id -u)" != 0 ]; then
     say "this needs root, for debootstrap and a container: sudo scripts/test-deb.sh" >&2
@@ -19,7 +40,7 @@ require_packages debootstrap:debootstrap systemd-nspawn:systemd-container
 
 work=${CARGO_TARGET_DIR:-$PWD/target}/deb-test
 root=$work/root
-base=$work/bookworm.tar
+base=$work/$suite.tar
 mkdir -p "$work"
 
 fail() {
@@ -29,7 +50,7 @@ fail() {
 passed=0
 ok() {
     passed=$((passed + 1))
-    say "ok: $*"
+    say "ok: Debian $debian: $*"
 }
 
 # --- Packages and a Debian to put them on ------------------------------------------------------------------------
@@ -41,10 +62,10 @@ older_version=0.0.9-1
 newer_version=$(dpkg-deb -f "$newer" Version)
 
 if [ ! -e "$base" ]; then
-    say "making a minimal Debian 12 with debootstrap"
+    say "making a minimal Debian $debian with debootstrap"
     rm -rf "$work/new"
     # procps is what the package depends on and such a system lacks.
-    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps bookworm "$work/new" >"$work/debootstrap.log" ||
+    debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,procps $suite "$work/new" >"$work/debootstrap.log" ||
         { tail -n 20 "$work/debootstrap.log" >&2 && fail "debootstrap"; }
     tar -C "$work/new" -cf "$base.part" .
     mv "$base.part" "$base"
@@ -186,7 +207,7 @@ unit_is() { [ "$(property "$1")" = "$2" ]; }
 at_least() { [ "$(property "$1")" -ge "$2" ]; }
 journal_has() { journal | grep -qF -- "$1"; }
 status_has() { property StatusText | grep -qF -- "$1"; }
-pin_is() { in_guest cat /var/lib/c2d-agent/pins.json | grep -q "\"lamp\": *\"$1\""; }
+pin_is() { in_guest grep -q "\"${2:-lamp}\": *\"$1\"" /var/lib/c2d-agent/pins.json; }
 
 put() { in_guest install -D -m "$1" /dev/stdin "$2"; }
 start_hub() {
@@ -199,6 +220,46 @@ send() {
     in_guest c2d-agent c2d-send --connection-string-file /root/hub/service.connection-string --ca-file /root/hub/ca.pem \
         --device "$1" --property "$2" --message-id "$3" >"$work/send.log" 2>&1 || { cat "$work/send.log" >&2 && fail "c2d-send $*"; }
 }
+
+# From nothing to a switched pin, as a new user goes: the package, a first configuration, a message. Everything is printed.
+fresh_root
+boot
+began=$SECONDS
+walk() {
+    echo "  \$ $*"
+    in_guest sh -c "$*" >"$work/walk.log" 2>&1 || { cat "$work/walk.log" >&2 && fail "$*"; }
+    sed 's/^/    /' "$work/walk.log"
+}
+walk apt-get install -qq -y --no-install-recommends /newer.deb
+start_hub # in the place of the hub at Azure, with its device
+walk c2d-agent init --connection-string-file /root/hub/devices/pi-01.connection-string --ca-file /root/hub/ca.pem \
+    --simulated --pin pump=17
+walk c2d-agent check
+walk systemctl start c2d-agent
+walk c2d-agent c2d-send --connection-string-file /root/hub/service.connection-string --ca-file /root/hub/ca.pem \
+    --device pi-01 --property action=pump --property state=on --wait
+pin_is on pump || fail "the pin is not on"
+walk c2d-agent status
+took=$((SECONDS - began))
+[ $took -lt 120 ] || fail "from nothing to a switched pin took $took s, not two minutes"
+ok "from nothing to a switched pin in $took s beside the download"
+in_guest dpkg --purge c2d-agent >/dev/null 2>&1
+in_guest systemctl stop hub
+
+# An archive of scripts/release.sh: the program, and what packaging/archive/INSTALL.md says.
+mkdir -p "$root/archive/man1" "$root/archive/bash"
+dpkg-deb --fsys-tarfile "$newer" | tar -C "$root/archive" --strip-components=3 -xf - ./usr/bin/c2d-agent
+cp packaging/config.toml "$root/archive/"
+install -D -m 644 -t "$root/archive/systemd" packaging/c2d-agent.{service,sysusers,rules}
+touch "$root/archive/man1/c2d-agent.1" "$root/archive/bash/c2d-agent.bash"
+# shellcheck disable=SC2016 # the fences of its first block
+awk '/^```/ {fence++; next} fence == 1' packaging/archive/INSTALL.md |
+    in_guest sh -ec "cd /archive; $(cat)" || fail "packaging/archive/INSTALL.md"
+in_guest systemctl enable --now c2d-agent 2>/dev/null || true
+[ "$(property ExecMainStatus) $(property UnitFileState)" = "2 enabled" ] ||
+    fail "from the archive the unit is $(property UnitFileState), and its exit code $(property ExecMainStatus)"
+ok "installed from an archive, the unit runs the program as its user"
+shut_down
 
 fresh_root
 install_in_root older.deb
