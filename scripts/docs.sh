@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks README.md and the book in docs/: links and anchors that lead nowhere, pages that the table of contents lacks, lines
-# over 120 columns, a README over 12 KB. Builds the book into docs/book where mdbook is installed, as `scripts/setup.sh --ci` does.
+# Checks README.md, ARCHITECTURE.md, CONTRIBUTING.md and the book in docs/: links and anchors that lead nowhere, pages that the
+# table of contents lacks, lines over 120 columns, files at the top that are too long. Builds the book into docs/book where
+# mdbook is installed, as `scripts/setup.sh --ci` does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.tools/bin:${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
@@ -11,7 +12,8 @@ import sys
 from pathlib import Path
 
 BOOK = Path("docs/src")
-WIDTH, README_BYTES = 120, 12 * 1024
+WIDTH = 120
+MOST_BYTES = {"README.md": 12 * 1024, "ARCHITECTURE.md": 20 * 1024, "CONTRIBUTING.md": 10 * 1024}
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+)\)")
 problems = []
 
@@ -68,17 +70,18 @@ def check(page):
             problems.append(f"{place}: {target}: {aim} has no heading #{anchor}")
 
 
-readme, pages = Path("README.md"), sorted(BOOK.rglob("*.md"))
-for page in [readme, *pages]:
+top, pages = [Path(name) for name in MOST_BYTES], sorted(BOOK.rglob("*.md"))
+for page in [*top, *pages]:
     check(page)
-if (size := readme.stat().st_size) > README_BYTES:
-    problems.append(f"{readme}: {size} bytes, at most {README_BYTES}")
+for page in top:
+    if (size := page.stat().st_size) > MOST_BYTES[page.name]:
+        problems.append(f"{page}: {size} bytes, at most {MOST_BYTES[page.name]}")
 summary = BOOK / "SUMMARY.md"
 listed = {Path(BOOK, target) for target in LINK.findall(summary.read_text(encoding="utf-8"))}
 problems += [f"{page}: {summary} does not list it" for page in pages if page != summary and page not in listed]
 
 print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
-print(f"{len(pages) + 1} documents, {len(problems)} problems")
+print(f"{len(top) + len(pages)} documents, {len(problems)} problems")
 sys.exit(bool(problems))
 END
 
