@@ -22,6 +22,7 @@ mod amqp_nesting;
 mod amqp_peer;
 #[cfg(all(feature = "service", feature = "emulator", feature = "amqp"))]
 mod amqp_silence;
+mod architecture;
 #[cfg(feature = "service")]
 mod back_end_help;
 #[cfg(all(feature = "service", feature = "emulator"))]
