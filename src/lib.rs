@@ -2,7 +2,8 @@
 //!
 //! # The map
 //!
-//! Top down; imports point down only, and `tests/it/layering.rs` enforces it.
+//! Top down; imports point down only, and `tests/it/layering.rs` enforces it. `ARCHITECTURE.md` follows a message, a `c2d-send` and
+//! a method through it, from function to function, and says where to change what.
 //!
 //! | Layer | Modules | |
 //! |---|---|---|
