@@ -100,7 +100,7 @@ fn faults_are_set_shown_and_ended_for_one_device_and_for_all() {
 
     for (arguments, part) in [
         (&["thrott1e"][..], "there is no fault \"thrott1e\"; there are drop-at=N"),
-        (&["drop-at=no"], "\"no\" is no value of the fault drop-at"),
+        (&["drop-at=no"], "\"no\" is not a value for the fault drop-at"),
         (&["dev1:throttle"], "\"dev1:throttle\" names a device: name it with --device"),
     ] {
         let (code, text) = faults(arguments);
@@ -133,7 +133,10 @@ fn a_message_for_an_input_reaches_its_module() {
     let wrong = ["filter", "--input", "i", "--property", "$.to=x"];
     let (code, text) = said(&mut asking(&emulator.state, &[&send[..], &wrong].concat()));
     assert_eq!(code, Some(1));
-    assert!(text.contains("the emulator refuses: \"$.to\" is no name of an application property"), "{text}");
+    assert!(
+        text.contains("the emulator refuses: \"$.to\" is not a valid name of an application property"),
+        "{text}"
+    );
 }
 
 #[test]
