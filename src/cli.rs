@@ -118,7 +118,7 @@ enum Command {
     #[cfg(feature = "service")]
     Twin(twin::Args),
     #[cfg(feature = "emulator")]
-    Emulator(emulator::Args),
+    Emulator(Box<emulator::Args>),
     #[cfg(all(feature = "emulator", feature = "service"))]
     Demo(demo::Args),
     #[cfg(feature = "manual")]
@@ -229,7 +229,7 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "service")]
         Command::Twin(args) => twin::run(&args),
         #[cfg(feature = "emulator")]
-        Command::Emulator(args) => emulator::run(args),
+        Command::Emulator(args) => emulator::run(*args),
         #[cfg(all(feature = "emulator", feature = "service"))]
         Command::Demo(args) => demo::run(&args),
         #[cfg(feature = "manual")]
