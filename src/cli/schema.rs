@@ -13,8 +13,9 @@ use super::{Exit, Failure};
 /// Print a JSON Schema of the configuration, for editors that know Taplo or "Even Better TOML".
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  c2d-agent schema > config.schema.json\n  Then write this as the first line of config.toml:\n  \
-    #:schema ./config.schema.json\n\nA schema sees one file and its shapes. c2d-agent check sees everything."
+    after_help = "Examples:\n  c2d-agent schema > config.schema.json\n  Then write this as the first line of \
+                  config.toml:\n  #:schema ./config.schema.json\n\nA schema checks the form of one file. \
+                  c2d-agent check checks everything."
 )]
 pub(super) struct Args {}
 

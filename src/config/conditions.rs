@@ -17,7 +17,7 @@ pub(super) static KINDS: [(Key<Form>, ReadTest); 6] = [
         kind("one_of", "a list of values", "values", "`{ one_of = [\"on\", \"off\"] }`: is one of these"),
         read_one_of,
     ),
-    (kind("prefix", "a text", "text", "`{ prefix = \"zone-\" }`: begins so"), read_prefix),
+    (kind("prefix", "a text", "text", "`{ prefix = \"zone-\" }`: begins with this text"), read_prefix),
     (
         kind(
             "glob",

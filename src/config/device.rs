@@ -49,13 +49,14 @@ pub(super) const GATEWAY: Key<Text> = Key {
     name: "gateway",
     kind: Text,
     absent: Absent::Nothing,
-    about: "with X.509: an IoT Edge gateway to dial instead of the hub",
+    about: "with X.509: an IoT Edge gateway to connect to instead of the hub",
 };
 pub(super) const CERTIFICATE: Key<FilePath> = Key {
     name: "certificate",
     kind: FilePath,
     absent: Absent::Nothing,
-    about: "with X.509: the device's certificate and what leads to its root, as PEM. See [Certificates](../guides/certificates.md)",
+    about: "with X.509: the device's certificate and its chain to the root, as PEM. See \
+            [Certificates](../guides/certificates.md)",
 };
 pub(super) const PRIVATE_KEY: Key<FilePath> = Key {
     name: "private_key",
@@ -67,13 +68,14 @@ pub(super) const CA_FILE: Key<FilePath> = Key {
     name: "ca_file",
     kind: FilePath,
     absent: Absent::Nothing,
-    about: "a private root to trust beside the system's, as PEM; `C2D_CA_FILE` takes precedence",
+    about: "a private root to trust in addition to the system's, as PEM; `C2D_CA_FILE` takes precedence",
 };
 pub(super) const TOKEN_LIFETIME: Key<Span> = Key {
     name: "token_lifetime",
     kind: Span(Duration::from_secs(5), Duration::from_secs(30 * 24 * 60 * 60)),
     absent: Absent::Means("1h"),
-    about: "how long a SAS token is good; renewed at 80 % of it, over AMQP without an end of the connection",
+    about: "how long a SAS token is valid; the agent renews it at 80 % of this time, over AMQP without \
+            closing the connection",
 };
 pub(super) const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The hub ends a session of MQTT that is silent for one and a half times as long, and for 1767 s at the latest. Source: wire
@@ -82,7 +84,8 @@ pub(super) const KEEP_ALIVE: Key<Span> = Key {
     name: "keep_alive",
     kind: Span(Duration::from_secs(1), Duration::from_secs(1177)),
     absent: Absent::Means("60s"),
-    about: "each side hears of the other this often; a connection that is silent for twice as long is closed and opened again",
+    about: "how often each side sends a sign of life; if nothing comes for twice this time, the agent \
+            connects again",
 };
 /// A connection string with a token is well below.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;

@@ -25,8 +25,8 @@ pub(super) const BACKEND: Key<Words<GpioBackend>> = Key {
         ("simulated", GpioBackend::Simulated),
     ]),
     absent: Absent::Means("auto"),
-    about: "who drives the pins: `rppal` (Raspberry Pi registers), `cdev` (the kernel's character device), `simulated` (states in \
-            the log; never unless asked for); `auto` takes one of the first two",
+    about: "what drives the pins: `rppal` (Raspberry Pi registers), `cdev` (the kernel's character device), \
+            `simulated` (states in the log; only if set); `auto` takes one of the first two",
 };
 pub(super) const CHIP: Key<Text> = Key {
     name: "chip",
@@ -50,8 +50,8 @@ pub(super) const INTERLOCK: Key<Form> = Key {
     name: "interlock",
     kind: Form("a list of lists of pins, such as `[[\"open\", \"close\"]]`", "groups"),
     absent: Absent::Nothing,
-    about: "groups of pins of which at most one is on at any time. A step that would turn on a second one fails and says so; off \
-            always goes",
+    about: "groups of pins of which at most one is on at any time. A step that would turn on a second one \
+            fails and says so; a pin can always be turned off",
 };
 pub(super) const LINE: Key<Form> = Key {
     name: "line",
@@ -70,7 +70,7 @@ pub(super) const INITIAL: Key<Words<PinState>> = Key {
     name: "initial",
     kind: STATES,
     absent: Absent::Means("off"),
-    about: "the state at start, set in the moment the line is claimed",
+    about: "the state at start, set when the line is claimed",
 };
 pub(super) const ON_EXIT: Key<Words<OnExit>> = Key {
     name: "on_exit",
@@ -93,9 +93,10 @@ pub(super) const ON_DISCONNECT: Key<Form> = Key {
     name: "on_disconnect",
     kind: Form("`{ state = \"off\", after = \"5m\" }`, with `after` from `1s` to `30days`", "on_disconnect"),
     absent: Absent::Nothing,
-    about: "the state that it takes when the hub has been away for so long, once per loss; not against `interlock`. An agent that \
-            hangs for so long counts as without a hub. A module's hub is its edgeHub, which may be there while the cloud is not; \
-            of a device and a module side by side both must be away",
+    about: "the state that it takes when the hub has been unreachable for this long, once per loss; never \
+            against `interlock`. An agent that hangs for this long counts as without a hub. A module's hub is \
+            its edgeHub, which may be there while the cloud is not; of a device and a module side by side \
+            both must be away",
 };
 pub(super) const STATE: Key<Words<PinState>> =
     Key { name: "state", kind: STATES, absent: Absent::Refused, about: "the state that the pin takes" };

@@ -44,7 +44,8 @@ pub(super) const MAX_SIZE: Key<Size> = Key {
     name: "max_size",
     kind: Size(MIB, 1024 * MIB),
     absent: Absent::Means("16MiB"),
-    about: "records, messages and reports together; past it the oldest ended ones go early, and then no message is taken",
+    about: "records, messages and reports together; when it is reached, the oldest ended ones are removed \
+            early; if that is not enough, no message is accepted",
 };
 pub(super) const KNOWN_BY: Key<Words<KnownBy>> = Key {
     name: "known_by",
@@ -58,14 +59,14 @@ pub(super) const DIGEST_WINDOW: Key<Span> = Key {
     name: "digest_window",
     kind: Span(Duration::ZERO, Duration::from_secs(3600)),
     absent: Absent::Means("2m"),
-    about: "how long a message that equals one which the hub knows to be completed still counts as that one, when it comes on \
-            another connection; `0s` is never",
+    about: "how long a message that is equal to a completed one counts as the same message when it comes on \
+            another connection; `0s` means never",
 };
 pub(super) const MAX_REPORTS: Key<Whole> = Key {
     name: "max_reports",
     kind: Whole(1, 100_000),
     absent: Absent::Means("1000"),
-    about: "outcome reports that wait for the hub; the oldest go first",
+    about: "outcome reports that wait for the hub; the oldest are dropped first",
 };
 /// What a record without output takes, at the very least.
 const RECORD_BYTES: u64 = 200;

@@ -15,7 +15,8 @@ pub(super) const LISTEN: Key<Form> = Key {
     name: "listen",
     kind: Form("an IP address and a port, such as `\"127.0.0.1:9464\"`", "text"),
     absent: Absent::Refused,
-    about: "where a scraper reads them; without the table nothing listens. See [Metrics](metrics.md)",
+    about: "the address where a scraper reads them; without the table nothing listens. See \
+            [Metrics](metrics.md)",
 };
 
 /// Reads `[metrics]`; without it there are none.

@@ -46,9 +46,10 @@ pub(super) const ON_FAILURE: Key<Words<OnFailure>> = Key {
         ("complete", OnFailure::Complete),
     ]),
     absent: Absent::Nothing,
-    about: "how a message is settled whose action did not succeed, default `reject`; `abandon` gives it back after an action that failed or timed \
-            out: the hub sends it again, up to its limit of deliveries, and each time it is run again with all its `attempts`. \
-            Over MQTT, which has nothing else, such a message is completed. Without effect with `on-accept`",
+    about: "how a message is settled if its action did not succeed, default `reject`; `abandon` gives it \
+            back after an action that failed or timed out: the hub sends it again, up to its limit of \
+            deliveries, and each time it is run again with all its `attempts`. Over MQTT, which has nothing \
+            else, such a message is completed. Without effect with `on-accept`",
 };
 pub(super) const ON_CRASH: Key<Words<OnCrash>> = Key {
     name: "on_crash",
@@ -61,7 +62,8 @@ pub(super) const ATTEMPTS: Key<Whole> = Key {
     name: "attempts",
     kind: Whole(1, 10),
     absent: Absent::Means("1"),
-    about: "how often an action is tried that fails or times out, each time from its first step; then it is a dead letter",
+    about: "how often an action is tried if it fails or times out, each time from its first step; after that \
+            its message is a dead letter",
 };
 pub(super) const BACKOFF: Key<Span> = Key {
     name: "backoff",
@@ -73,19 +75,19 @@ pub(super) const LANE: Key<Text> = Key {
     name: "lane",
     kind: Text,
     absent: Absent::Nothing,
-    about: "stands in line with the other rules of this lane as well; at most 100 characters",
+    about: "an additional lane: rules of the same lane run one after the other; at most 100 characters",
 };
 pub(super) const MIN_INTERVAL: Key<Span> = Key {
     name: "min_interval",
     kind: Span(SHORTEST, DAY),
     absent: Absent::Nothing,
-    about: "the least time from one action's begin to the next one's; a message that comes earlier is refused",
+    about: "the least time between the beginnings of two actions; a message that comes earlier is refused",
 };
 pub(super) const RATE: Key<Form> = Key {
     name: "rate",
     kind: Form("`\"10/1m\"`: a number up to 1000, and a duration, `1s` to `1h`", "text"),
     absent: Absent::Nothing,
-    about: "so many begin within such a time at most; further messages are refused",
+    about: "at most this many actions begin within this time; further messages are refused",
 };
 const REPORTS: Form =
     Form("`\"none\"`, `\"telemetry\"`, `\"twin\"`, or `[\"telemetry\", \"twin\"]`", "reports");
@@ -99,7 +101,7 @@ pub(super) const OUTCOMES: Key<Form> = Key {
     name: "outcomes",
     kind: REPORTS,
     absent: Absent::Means("none"),
-    about: "where the outcomes of rules go that do not say it",
+    about: "where the outcomes go of rules without `report`",
 };
 pub(super) const UNMATCHED: Key<Words<Unmatched>> = Key {
     name: "unmatched",

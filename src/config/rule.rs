@@ -47,7 +47,8 @@ pub(super) const DO: Key<Form> = Key {
     name: "do",
     kind: Form("a list of [steps](#steps)", "steps"),
     absent: Absent::Refused,
-    about: "done in order until one fails; pins that earlier steps have set stay so (`max_on` ends that)",
+    about: "run in order until one fails; pins that earlier steps have set keep their states (`max_on` ends \
+            that)",
 };
 /// How rules are written: `[rule]` is what most people try first.
 pub(super) const FORM: &str = "write [[rule]], with two brackets on each side, above the keys of each rule";

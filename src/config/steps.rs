@@ -20,7 +20,7 @@ pub(super) const GPIO: Key<Text> = Key {
     name: "gpio",
     kind: Text,
     absent: Absent::Nothing,
-    about: "the pin, with one of `set`, `pulse` and `blink` beside it",
+    about: "the pin, with one of `set`, `pulse` and `blink` in the same table",
 };
 pub(super) const SET: Key<Form> = Key {
     name: "set",
@@ -32,7 +32,7 @@ pub(super) const PULSE: Key<Form> = Key {
     name: "pulse",
     kind: Form("a duration, `1ms` or more", "time"),
     absent: Absent::Nothing,
-    about: "`{ gpio = \"door\", pulse = \"500ms\" }`: on for so long, then off",
+    about: "`{ gpio = \"door\", pulse = \"500ms\" }`: on for this long, then off",
 };
 pub(super) const BLINK: Key<Form> = Key {
     name: "blink",
@@ -50,7 +50,7 @@ pub(super) const PERIOD: Key<Form> = Key {
     name: "period",
     kind: Form("a duration, `20ms` or more", "time"),
     absent: Absent::Refused,
-    about: "from one time on to the next",
+    about: "from one beginning to the next",
 };
 pub(super) const RUN: Key<Form> = Key {
     name: "run",

@@ -18,9 +18,9 @@ c2d\-agent.toml \- the configuration of c2d\-agent
 .SH DESCRIPTION
 The configuration is TOML. Relative paths are taken from the directory of the main file. Unknown keys are refused.
 .B c2d\-agent check
-tells all problems at once, and
+shows all problems at once, and
 .B c2d\-agent check \-\-message
-tells what a message would do.
+shows what a message would do.
 .PP
 The files in
 .I config.d
