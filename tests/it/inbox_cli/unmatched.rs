@@ -22,7 +22,7 @@ fn a_message_whose_rule_is_gone_is_kept_as_a_dead_letter() {
     // So it stays when somebody wants to run it again too early.
     let sentence = house.refused(&["inbox", "retry", "m-2"]);
     assert!(
-        sentence.contains("is not run again, because no rule matches it: rule \"pump\" comes near"),
+        sentence.contains("is not run again, because no rule matches it: the nearest match is rule \"pump\""),
         "{sentence}"
     );
     assert_eq!(house.wait_for_state("m-2", "dead")["outcome"]["text"], text);
