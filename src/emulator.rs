@@ -128,8 +128,8 @@ pub enum EmulatorError {
     StateDir(#[from] StateDirError),
     /// Keys that everybody knows, where others than this machine can dial.
     #[error(
-        "--well-known-keys is for loopback alone, because everybody knows these keys, and --bind {0} is no loopback address: leave \
-         one of the two out"
+        "--well-known-keys works only on loopback, because everybody knows these keys, but --bind {0} is not \
+         a loopback address: remove one of the two"
     )]
     WellKnownKeys(IpAddr),
     /// A listener could not start.

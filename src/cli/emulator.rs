@@ -152,7 +152,7 @@ pub(super) struct Args {
     /// A fault that is set from the start, for one device or for all; may be given several times. See above.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<FaultOrder>,
-    /// Use keys that everybody knows, so that connection strings can stand in documents and files; on loopback only. The
+    /// Use well-known keys, so that connection strings can be in documents and files; on loopback only. The
     /// key is c2dAgentEmulatorWellKnownKeyThatIsNoSecret0=.
     #[arg(long)]
     well_known_keys: bool,
@@ -257,7 +257,8 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     if https.port() != HTTPS_PORT && options.https_port.is_none() {
         let port = https.port();
         tracing::info!(
-            "HTTPS is on port {port}, because {HTTPS_PORT} cannot be had; {environment} says so to other commands"
+            "HTTPS is on port {port}, because {HTTPS_PORT} is not available; {environment} tells other \
+             commands"
         );
     }
     for id in &options.devices {

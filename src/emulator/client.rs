@@ -91,7 +91,7 @@ pub enum ClientError {
         reason: String,
     },
     /// It is there, and the connection broke.
-    #[error("the emulator at {0} does not answer as it should ({1}): read its log, or start it again")]
+    #[error("the emulator at {0} gave an unexpected answer ({1}): read its log, or start it again")]
     Broken(SocketAddr, String),
     /// No such device or module.
     #[error(
@@ -155,7 +155,7 @@ impl Client {
         let path = format!("/emulator/devices/{}/events?after={after}", escape(id));
         match self.ask(Method::GET, &path, Bytes::new(), id).await? {
             Value::Array(events) => Ok(events),
-            _ => Err(self.broken("its list of messages is none")),
+            _ => Err(self.broken("its list of messages is not valid")),
         }
     }
 
@@ -217,7 +217,7 @@ impl Client {
     async fn ask(&self, method: Method, path: &str, body: Bytes, id: &str) -> Result<Value, ClientError> {
         let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
         let (status, body) = exchanged.map_err(|_| self.broken("no answer in time"))??;
-        let body: Value = serde_json::from_slice(&body).map_err(|_| self.broken("no JSON"))?;
+        let body: Value = serde_json::from_slice(&body).map_err(|_| self.broken("not JSON"))?;
         let said = body["Message"].as_str().unwrap_or("no reason");
         let (code, sentence) = said.split_once(';').unwrap_or(("", said));
         match status {
@@ -323,7 +323,8 @@ fn read(state_dir: &Path, name: &str) -> Result<String, ClientError> {
 }
 
 fn damaged(state_dir: &Path, name: &str) -> ClientError {
-    let reason = "it is not as an emulator writes it; start the emulator again, which writes it anew";
+    let reason =
+        "it does not have the form that an emulator writes: restart the emulator, which writes it again";
     ClientError::File { path: state_dir.join(name), reason: reason.to_owned() }
 }
 

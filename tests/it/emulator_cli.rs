@@ -88,8 +88,8 @@ fn wrong_arguments_are_named() {
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
     for address in ["0.0.0.0", "::", "192.0.2.1"] {
         let sentence = format!(
-            "--well-known-keys is for loopback alone, because everybody knows these keys, and --bind {address} is no loopback \
-             address: leave one of the two out"
+            "--well-known-keys works only on loopback, because everybody knows these keys, but --bind \
+             {address} is not a loopback address: remove one of the two"
         );
         usage(&["--well-known-keys", "--bind", address], &sentence);
     }

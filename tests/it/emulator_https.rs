@@ -155,7 +155,7 @@ fn a_port_that_was_asked_for_and_is_taken_is_named_and_one_that_was_not_is_repla
     assert!([443, 8443].contains(&first_port), "{first_port}");
     assert_ne!(second_port, 443);
     second.stderr.wait_for("for HTTPS: the port is in use");
-    second.stderr.wait_for(&format!("HTTPS is on port {second_port}, because 443 cannot be had"));
+    second.stderr.wait_for(&format!("HTTPS is on port {second_port}, because 443 is not available"));
     let env = std::fs::read_to_string(dir.path().join("second/env")).expect("a file");
     assert!(env.contains(&format!("export C2D_HTTPS_PORT='{second_port}'\n")), "{env}");
     assert_eq!((first.terminate(), second.terminate()), (Some(0), Some(0)));

@@ -25,12 +25,11 @@ use crate::message::parse_time;
   c2d-agent emulator events --state-dir ./hub
   c2d-agent emulator events --follow --device pi-01 --json
 
-Exit codes: 0 done, or ended by a signal or because standard output was closed; 1 an error, such as no emulator that \
-runs; 2 the arguments are wrong, or the state directory is none.")]
+Exit codes: 0 done, or ended by a signal or because standard output was closed; 1 an error, for example no emulator is running; 2 the arguments are wrong, or the directory is not a state directory.")]
 pub(super) struct Args {
     #[command(flatten)]
     whom: WhomArgs,
-    /// Go on: print each further message when it comes.
+    /// Keep running, and print each message as it comes.
     #[arg(long, short)]
     follow: bool,
     /// Only messages with a number above N; each device counts its own from 1.

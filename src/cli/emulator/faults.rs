@@ -11,9 +11,9 @@ use crate::cli::{Exit, Failure};
 use crate::emulator::client::Client;
 use crate::emulator::hub::{Fault, FaultName, FaultOrder};
 
-/// Show what goes wrong on purpose at the running emulator, set it, or end it.
+/// Show, set or end the faults of the running emulator.
 ///
-/// Without a fault, those in force are shown. The faults are those of `c2d-agent emulator --fault`;
+/// Without a fault, it shows the active ones. The faults are those of `c2d-agent emulator --fault`;
 /// `c2d-agent emulator --help` says what each one does. They end with the emulator.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -22,12 +22,12 @@ use crate::emulator::hub::{Fault, FaultName, FaultOrder};
   c2d-agent emulator faults --device pi-01 --clear duplicate
   c2d-agent emulator faults --clear
 
-Exit codes: 0 done; 1 an error, such as no emulator that runs; 2 the arguments are wrong, or the state directory is none.")]
+Exit codes: 0 done; 1 an error, for example no emulator is running; 2 the arguments are wrong, or the directory is not a state directory.")]
 pub(super) struct Args {
-    /// What is to go wrong from now on; with --clear, what is to end.
+    /// The faults to set; with --clear, the faults to end.
     #[arg(value_name = "NAME[=VALUE]")]
     faults: Vec<String>,
-    /// End these faults; all of them when none is named.
+    /// End these faults, or all if none is given.
     #[arg(long)]
     clear: bool,
     #[command(flatten)]

@@ -31,7 +31,7 @@ pub(super) struct WhomArgs {
     /// Only this device [default: all devices and modules].
     #[arg(long, value_name = "ID")]
     device: Option<String>,
-    /// Only this module of it.
+    /// Only this module of the device.
     #[arg(long, value_name = "ID", requires = "device")]
     module: Option<String>,
 }
@@ -67,8 +67,7 @@ impl WhomArgs {
         let overview = client.overview(None).await.map_err(failure)?;
         let left_out = overview["devicesLeftOut"].as_u64().unwrap_or_default();
         if left_out > 0 {
-            let error =
-                anyhow!("{left_out} devices are more than one overview shows: name one with --device");
+            let error = anyhow!("{left_out} devices do not fit in one overview: choose one with --device");
             return Err(Failure::usage(error));
         }
         Ok(devices(&overview).filter_map(|device| device["deviceId"].as_str().map(str::to_owned)).collect())

@@ -10,20 +10,20 @@ use crate::cli::{Exit, Failure};
 
 /// Send a message to an input of a module of the running emulator, as if a route had brought it.
 ///
-/// With an edge device, other modules send to inputs, by the routes of the deployment manifest; nothing outside of the
-/// device can.
+/// On an edge device, other modules send to inputs, by the routes of the deployment manifest; a program outside the device
+/// cannot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   c2d-agent emulator send-input --device edge1 --module c2d-agent \\
     --input commands --property level=high
 
-Exit codes: 0 the message waits for the module; 1 an error, such as no emulator that runs, or no such module; 2 the \
-arguments are wrong, or the state directory is none.")]
+Exit codes: 0 the message waits for the module; 1 an error, for example no emulator is running, or it has no such module; 2 the \
+arguments are wrong, or the directory is not a state directory.")]
 pub(super) struct Args {
     /// The edge device.
     #[arg(long, value_name = "ID")]
     device: String,
-    /// The module of it.
+    /// The module of the device.
     #[arg(long, value_name = "ID")]
     module: String,
     /// The input of the module.
@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// An application property; may be given several times.
     #[arg(long = "property", value_name = "K=V", value_parser = property)]
     properties: Vec<(String, String)>,
-    /// The body, as text; empty unless given.
+    /// The body, as text [default: empty].
     #[arg(
         long,
         value_name = "TEXT",
@@ -41,7 +41,7 @@ pub(super) struct Args {
         allow_hyphen_values = true
     )]
     data: String,
-    /// The message id; a random UUID unless given.
+    /// The message id [default: a random UUID].
     #[arg(long, value_name = "ID")]
     message_id: Option<String>,
     #[command(flatten)]

@@ -13,8 +13,8 @@ use crate::message;
 pub enum AgainError {
     /// It ended too long ago, or never was.
     #[error(
-        "message {0} is not kept any more: the emulator keeps the last {MAX_ENDED} of a device that ended, with at most {kib} KiB; \
-         send it anew",
+        "message {0} is not kept any more: the emulator keeps the last {MAX_ENDED} of a device that ended, \
+         with at most {kib} KiB; send it as a new message",
         kib = MAX_ENDED_BYTES / 1024
     )]
     NotKept(u64),
