@@ -105,6 +105,7 @@ is /etc/c2d-agent root:root 755
 is /etc/c2d-agent/config.d root:root 755
 is /usr/lib/systemd/system/c2d-agent.service root:root 644
 is /usr/share/man/man1/c2d-agent-run.1.gz root:root 644
+is /usr/share/man/man5/c2d-agent.toml.5.gz root:root 644
 is /usr/share/bash-completion/completions/c2d-agent root:root 644
 is /usr/share/doc/c2d-agent/examples/config.toml root:root 644
 [ "$(in_root getent passwd c2d-agent | cut -d: -f6,7)" = /var/lib/c2d-agent:/usr/sbin/nologin ] || fail "the user c2d-agent"
