@@ -38,7 +38,7 @@ require_packages dpkg-deb:dpkg >&2
 cargo_tool cargo-deb "$CARGO_DEB_VERSION" >&2
 
 built=${CARGO_TARGET_DIR:-$PWD/target}
-files=$built/deb/files # Cargo.toml takes the package's built files from here
+files=target/deb/files # Cargo.toml takes the package's built files from here
 rm -rf "$files"
 mkdir -p "$files"
 

@@ -57,8 +57,11 @@ prove() {
     local said
     said=$("${run[@]}" "$program" --version)
     [ "$said" = "c2d-agent $version" ] || fail "$program says that it is \"$said\", not c2d-agent $version"
-    C2D_DEVICE_CONNECTION_STRING='HostName=hub.example;DeviceId=pi-01;SharedAccessKey=AAAA' \
-        "${run[@]}" "$program" check -c packaging/config.toml
+    local example=$part_dir/example
+    mkdir -p "$example"
+    (umask 077 && echo 'HostName=hub.example;DeviceId=pi-01;SharedAccessKey=AAAA' >"$example/device.connection-string")
+    sed 's|/etc/c2d-agent/||' packaging/config.toml >"$example/config.toml"
+    "${run[@]}" "$program" check -c "$example/config.toml"
     [ "$image" = small ] || timeout 120 "${run[@]}" "$program" demo
 }
 

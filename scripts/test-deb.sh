@@ -231,7 +231,7 @@ walk() {
     in_guest sh -c "$*" >"$work/walk.log" 2>&1 || { cat "$work/walk.log" >&2 && fail "$*"; }
     sed 's/^/    /' "$work/walk.log"
 }
-walk apt-get install -qq -y --no-install-recommends /newer.deb
+walk DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 /newer.deb
 start_hub # in the place of the hub at Azure, with its device
 walk c2d-agent init --connection-string-file /root/hub/devices/pi-01.connection-string --ca-file /root/hub/ca.pem \
     --simulated --pin pump=17
