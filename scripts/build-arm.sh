@@ -2,7 +2,7 @@
 # Makes c2d-agent for a Raspberry Pi or another ARM gateway, on any Debian or Ubuntu machine. The binary is stripped and runs on
 # Debian 12, Raspberry Pi OS 12 and everything newer (glibc 2.36 or later), which the script asserts.
 #
-#   scripts/build-arm.sh [aarch64|armv7]      the device image (run, check, inbox, status, healthcheck), for 64-bit or 32-bit systems
+#   scripts/build-arm.sh [aarch64|armv7]      the device image (init, run, check, inbox, status, healthcheck), for 64-bit or 32-bit systems
 #   scripts/build-arm.sh ... --full           everything: also c2d-send, emulator, demo and the other default features
 #   scripts/build-arm.sh ... --static         with musl, for systems with another or an older libc
 #   scripts/build-arm.sh ... --print-path     builds nothing, and prints where such a build puts its binary

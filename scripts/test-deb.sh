@@ -112,13 +112,13 @@ is /usr/share/doc/c2d-agent/examples/config.toml root:root 644
 in_root getent group gpio >/dev/null || fail "there is no group gpio"
 in_root test -L /etc/systemd/system/multi-user.target.wants/c2d-agent.service || fail "the unit is not enabled"
 has_text "$(in_root c2d-agent --version)" "c2d-agent"
-has_text "$(<"$work/apt.log")" "c2d-agent: to begin, cp /usr/share/doc/c2d-agent/examples/config.toml"
+has_text "$(<"$work/apt.log")" "c2d-agent: to begin, run sudo c2d-agent init"
 ok "installed: files, user, groups, the unit enabled"
 
 code=0
 said=$(in_root runuser -u c2d-agent -- c2d-agent run 2>&1) || code=$?
 [ $code = 2 ] || fail "without a configuration the exit code is $code, not 2"
-has_text "$said" "start with the example: cp /usr/share/doc/c2d-agent/examples/config.toml /etc/c2d-agent/config.toml"
+has_text "$said" "write one with sudo c2d-agent init"
 ok "without a configuration: exit code 2, and what to do"
 
 in_root cp /usr/share/doc/c2d-agent/examples/config.toml /etc/c2d-agent/config.toml
@@ -274,7 +274,7 @@ ok "systemd $(in_guest systemctl --version | head -n 1 | cut -d' ' -f2) runs, wi
 eventually 10 "the start without a configuration to fail" unit_is ActiveState failed
 [ "$(property ExecMainStatus) $(property NRestarts)" = "2 0" ] ||
     fail "exit code and restarts are $(property ExecMainStatus) and $(property NRestarts), not 2 and 0"
-journal_has "start with the example: cp /usr/share/doc/c2d-agent/examples/config.toml" || fail "no help in the journal"
+journal_has "write one with sudo c2d-agent init" || fail "no help in the journal"
 ok "booted without a configuration: failed once, with what to do in the journal"
 
 start_hub

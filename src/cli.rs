@@ -31,6 +31,7 @@ mod doctor;
 mod emulator;
 mod healthcheck;
 mod inbox;
+mod init;
 #[cfg(feature = "service")]
 mod invoke_method;
 mod logging;
@@ -98,6 +99,7 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Args),
     Run(run::Args),
     Check(check::Args),
     Inbox(inbox::Args),
@@ -196,6 +198,14 @@ pub fn run() -> ExitCode {
                 tell(format_args!("c2d-agent: {sentence}"));
                 return ExitCode::from(Exit::Usage as u8);
             }
+            // It would be shown with the error.
+            None if error.use_stderr() && error.to_string().contains("SharedAccess") => {
+                tell(
+                    "c2d-agent: an argument holds a connection string, and every user of this machine can read arguments: write \
+                     it to a file, or set the environment variable that --help names",
+                );
+                return ExitCode::from(Exit::Usage as u8);
+            }
             None => error.exit(),
         },
     };
@@ -209,6 +219,7 @@ pub fn run() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Inbox(args) => inbox::run(&args),
@@ -275,7 +286,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the
 /// system's resolver is left behind: waiting for it, as the runtime would, could take the exit half a minute.
-fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = built.context("the runtime cannot start")?;
     let result = runtime.block_on(work);
@@ -302,6 +313,49 @@ mod tests {
         }
         let unknown = Cli::try_parse_from(["c2d-agent", "send"]).expect_err("unknown");
         assert_eq!(lacking(&unknown), None);
+    }
+
+    /// The commands as [`Command`] lists them, and whether a smaller build may lack each.
+    fn listed() -> Vec<(String, bool)> {
+        let (_, list) = include_str!("cli.rs").split_once("enum Command {\n").expect("the commands");
+        let (list, _) = list.split_once("\n}\n").expect("their end");
+        let (mut found, mut is_optional) = (Vec::new(), false);
+        for line in list.lines().map(str::trim) {
+            is_optional |= line.starts_with("#[cfg(");
+            if let Some((variant, _)) = line.split_once('(').filter(|_| !line.starts_with(['#', '/'])) {
+                let name = variant
+                    .chars()
+                    .flat_map(|c| c.is_ascii_uppercase().then_some('-').into_iter().chain([c]));
+                let name: String = name.collect();
+                found.push((name.trim_start_matches('-').to_ascii_lowercase(), is_optional));
+                is_optional = false;
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_command_that_a_build_may_lack_has_its_part_and_the_documents_list_the_others() {
+        let listed = listed();
+        assert!(listed.len() > 10, "{listed:?}");
+        for (name, is_optional) in &listed {
+            assert_eq!(OPTIONAL.iter().any(|(command, _)| command == name), *is_optional, "{name}");
+        }
+        let mut always: Vec<String> = listed
+            .iter()
+            .filter(|(_, is_optional)| !is_optional)
+            .map(|(name, _)| format!("`{name}`"))
+            .collect();
+        let last = always.pop().expect("commands");
+        let sentence = format!("has {} and {last}", always.join(", "));
+        for document in [
+            include_str!("../README.md"),
+            include_str!("../docs/src/reference/builds.md"),
+            include_str!("../docs/src/start/raspberry-pi.md"),
+        ] {
+            let text = document.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(text.contains(&sentence), "the small image {sentence}, which is not in {text}");
+        }
     }
 
     #[test]

@@ -205,6 +205,11 @@ pub(super) fn read(
         DeValue::String(text) if !holds_a_secret(text) => Some(directory.join(&**text)),
         _ => None,
     });
+    // The same string in both names one device, as in the shell from which `init` has taken it.
+    let from_environment = from_environment.filter(|text| {
+        let in_file = named.as_ref().and_then(|path| read_connection_string(path).ok());
+        in_file.is_none_or(|own| own != text.trim())
+    });
     let places = Places { directory, credentials: variable(CREDENTIALS_VARIABLE).map(PathBuf::from) };
     let identity = read_identity(fields, from_environment.as_deref(), &places, is_module, report);
     let secret_file = match identity.as_ref().map(|identity| &identity.auth) {

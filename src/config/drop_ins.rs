@@ -18,8 +18,8 @@ use crate::trust::{self, Foreign, Way};
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
 /// Most drop-ins.
 const MAX_FILES: usize = 100;
-/// Where the Debian package puts a configuration to begin with.
-const EXAMPLE: &str = "/usr/share/doc/c2d-agent/examples/config.toml";
+/// Where the service of the Debian package looks; only root writes there.
+const OF_THE_SERVICE: &str = "/etc/c2d-agent/config.toml";
 /// Stands beside the main file.
 const DIRECTORY: &str = "config.d";
 
@@ -77,11 +77,11 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
 
 /// What to do when there is no main file.
 fn first_steps(main: &Path) -> String {
-    let begin = match Path::new(EXAMPLE).exists() {
-        true => format!("start with the example: cp {EXAMPLE} {}", main.display()),
-        false => "write one as in the README, \"A real hub in five minutes\"".to_owned(),
+    let init = match main == Path::new(OF_THE_SERVICE) {
+        true => "sudo c2d-agent init".to_owned(),
+        false => format!("c2d-agent init -c {}", main.display()),
     };
-    format!("; name another file with -c FILE, or {begin}")
+    format!("; write one with {init}, or name another file with -c FILE")
 }
 
 /// The drop-ins in the order of their names' bytes, at most one more than there may be; none without the directory.

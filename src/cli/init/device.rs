@@ -1,0 +1,240 @@
+//! Who the device is, as `init` finds it out.
+//!
+//! Owns: where the identity comes from, the names of its files, its lines in the configuration. Must not know: the rest of the
+//! configuration, how a file is written. Used by: `cli::init`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+
+use super::text::quoted;
+use super::{Args, ask, variable};
+use crate::cli::Failure;
+use crate::credentials::{CredentialError, DeviceConnectionString, DeviceSecret, HostPort, check_device_id};
+use crate::trust;
+
+pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
+pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
+
+/// The names that the systemd unit loads, beside the configuration.
+pub(super) const STRING_FILE: &str = "device.connection-string";
+pub(super) const CERTIFICATE_FILE: &str = "device.cert.pem";
+pub(super) const KEY_FILE: &str = "device.key.pem";
+/// A private root; everyone may read it.
+pub(super) const ROOT_FILE: &str = "ca.pem";
+
+/// A connection string with a token is well below, and so are a certificate with its chain and a file of roots.
+const MAX_STRING_BYTES: u64 = 16 * 1024;
+const MAX_PEM_BYTES: u64 = 1024 * 1024;
+
+/// Where somebody finds the device's own string who has another one.
+const WHERE: &str = "it is in the portal under Devices, the device, Primary connection string, and az prints it: az iot hub \
+                     device-identity connection-string show --hub-name HUB --device-id DEVICE --query connectionString -o tsv";
+
+/// Who signs in.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) hub: HostPort,
+    pub(super) id: String,
+    gateway: Option<HostPort>,
+    pub(super) proof: Proof,
+}
+
+/// How the device proves who it is.
+#[derive(Debug)]
+pub(super) enum Proof {
+    /// The whole connection string, with a key or a token in it.
+    String(String),
+    /// Where these files are now.
+    Certificate { certificate: PathBuf, private_key: PathBuf },
+}
+
+/// A device of which only the certificate may be missing.
+pub(super) struct Named {
+    hub: HostPort,
+    id: String,
+    gateway: Option<HostPort>,
+    /// The connection string, unless it says x509=true.
+    string: Option<String>,
+}
+
+/// From the options, from the environment, or else from the terminal.
+pub(super) fn find(args: &Args) -> Result<Device, Failure> {
+    let named = match (&args.connection_string_file, &args.hub, &args.device_id) {
+        (Some(path), ..) if path == Path::new("-") && io::stdin().is_terminal() => ask::device()?,
+        (Some(path), ..) if path == Path::new("-") => {
+            named("standard input", &read_string(io::stdin().lock(), path)?)?
+        }
+        (Some(path), ..) => {
+            if path.to_string_lossy().to_ascii_lowercase().contains("sharedaccess") {
+                return Err(Failure::usage(anyhow!(
+                    "--connection-string-file has the connection string itself, and every user of this machine can read \
+                     arguments: write it to a file and name that, or give - and the string on standard input"
+                )));
+            }
+            let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+            named(&path.display().to_string(), &read_string(file, path)?)?
+        }
+        (None, Some(hub), Some(id)) => Named {
+            hub: host(hub).map_err(|why| Failure::usage(anyhow!("--hub: {why}")))?,
+            id: device_id(id).map_err(|why| Failure::usage(anyhow!("--device-id: {why}")))?,
+            gateway: None,
+            string: None,
+        },
+        (None, ..) => match variable(CONNECTION_STRING_VARIABLE) {
+            Some(text) => named(CONNECTION_STRING_VARIABLE, &text)?,
+            None => ask::device()?,
+        },
+    };
+    let proof = match (named.string, args.certificate.clone(), args.private_key.clone()) {
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            return Err(Failure::usage(anyhow!(
+                "the device has a connection string with a key, so --certificate and --private-key have no use: leave them out"
+            )));
+        }
+        (Some(string), None, None) => Proof::String(string),
+        (None, Some(certificate), Some(private_key)) => Proof::Certificate { certificate, private_key },
+        (None, ..) if io::stdin().is_terminal() => ask::certificate()?,
+        (None, ..) => {
+            return Err(Failure::usage(anyhow!(
+                "the connection string says x509=true: give --certificate FILE and --private-key FILE as well"
+            )));
+        }
+    };
+    Ok(Device { hub: named.hub, id: named.id, gateway: named.gateway, proof })
+}
+
+fn named(origin: &str, text: &str) -> Result<Named, Failure> {
+    Named::parse(text).map_err(|why| Failure::usage(anyhow!("{origin}: {why}")))
+}
+
+impl Named {
+    pub(super) fn new(hub: HostPort, id: String) -> Self {
+        Self { hub, id, gateway: None, string: None }
+    }
+
+    /// Reads a device connection string.
+    ///
+    /// # Errors
+    /// A sentence without the secret.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim_start_matches('\u{feff}').trim();
+        let parsed = DeviceConnectionString::parse(text).and_then(|parsed| match &parsed.module_id {
+            Some(_) => Err(CredentialError::ModuleString),
+            None => Ok(parsed),
+        });
+        let parsed = parsed.map_err(|error| match error {
+            CredentialError::ServiceInsteadOfDevice => format!(
+                "this is a service connection string (it has SharedAccessKeyName), and the one of the device belongs here: {WHERE}"
+            ),
+            CredentialError::PolicyInDeviceString | CredentialError::ModuleString => {
+                format!("{error}; {WHERE}")
+            }
+            _ => error.to_string(),
+        })?;
+        let string = (parsed.secret != DeviceSecret::X509).then(|| text.to_owned());
+        Ok(Self { hub: parsed.host, id: parsed.device_id, gateway: parsed.gateway, string })
+    }
+
+    /// As it is told to whoever has typed it.
+    pub(super) fn told(&self) -> String {
+        format!("device {} on hub {}", self.id, self.hub)
+    }
+}
+
+/// Reads a host name.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn host(text: &str) -> Result<HostPort, String> {
+    HostPort::parse(text).ok_or_else(|| {
+        format!("\"{}\" is no host name: write it as in myhub.azure-devices.net", super::duty::shown(text))
+    })
+}
+
+/// Reads a device id.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn device_id(text: &str) -> Result<String, String> {
+    check_device_id(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn read_string(source: impl Read, path: &Path) -> Result<String, Failure> {
+    let bytes = read_at_most(source, MAX_STRING_BYTES).map_err(|error| unreadable(path, &error))?;
+    String::from_utf8(bytes)
+        .map_err(|_| Failure::usage(anyhow!("cannot read {}: it is not UTF-8 text", path.display())))
+}
+
+/// The bytes of a PEM file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let read = File::open(path).and_then(|file| read_at_most(file, MAX_PEM_BYTES));
+    read.map_err(|error| unreadable(path, &error))
+}
+
+fn read_at_most(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("it is larger than {limit} bytes; is it the right file?")));
+    }
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    Failure::usage(anyhow!("cannot read {name}: {}", trust::in_words(error)))
+}
+
+impl Device {
+    /// The connection string, where there is one.
+    pub(super) fn connection_string(&self) -> Option<String> {
+        match &self.proof {
+            Proof::String(text) => Some(text.clone()),
+            Proof::Certificate { .. } => None,
+        }
+    }
+
+    /// Its lines in `[device]`.
+    pub(super) fn lines(&self) -> String {
+        match &self.proof {
+            Proof::String(_) => {
+                format!(
+                    "# The secret stands in a file of its own, beside this one.\nconnection_string_file = \"{STRING_FILE}\"\n"
+                )
+            }
+            Proof::Certificate { .. } => {
+                self.with_certificate(Path::new(CERTIFICATE_FILE), Path::new(KEY_FILE))
+            }
+        }
+    }
+
+    /// The same before its files are there: as many lines, so that a place in the one is that place in the other.
+    pub(super) fn lines_before_writing(&self) -> String {
+        match &self.proof {
+            Proof::String(_) => "\n\n".to_owned(),
+            Proof::Certificate { certificate, private_key } => {
+                let [certificate, private_key] = [certificate, private_key]
+                    .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+                self.with_certificate(&certificate, &private_key)
+            }
+        }
+    }
+
+    fn with_certificate(&self, certificate: &Path, private_key: &Path) -> String {
+        let fields = [
+            ("hub", Some(self.hub.to_string())),
+            ("device_id", Some(self.id.clone())),
+            ("gateway", self.gateway.as_ref().map(ToString::to_string)),
+            ("certificate", Some(certificate.display().to_string())),
+            ("private_key", Some(private_key.display().to_string())),
+        ];
+        let given = fields.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        given.map(|(key, value)| format!("{key} = {}\n", quoted(&value))).collect()
+    }
+}

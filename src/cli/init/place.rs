@@ -1,0 +1,170 @@
+//! The files that `init` writes.
+//!
+//! Owns: owner and mode, and that either all are written or none. Must not know: what is in them. Used by: `cli::init`.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use rustix::fs::{Access, access};
+
+use crate::trust;
+
+/// A file to write. It belongs to whoever runs this.
+#[derive(Debug)]
+pub(super) struct NewFile {
+    path: PathBuf,
+    content: Vec<u8>,
+    mode: u32,
+}
+
+/// `/etc/c2d-agent/config.toml, mode 0644`
+impl fmt::Display for NewFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, mode {:04o}", self.path.display(), self.mode)
+    }
+}
+
+impl NewFile {
+    /// For its owner alone.
+    pub(super) fn secret(path: PathBuf, content: Vec<u8>) -> Self {
+        Self { path, content, mode: 0o600 }
+    }
+
+    /// For everyone to read.
+    pub(super) fn open(path: PathBuf, content: Vec<u8>) -> Self {
+        Self { path, content, mode: 0o644 }
+    }
+
+    /// Where it is begun.
+    fn begun(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".new");
+        name.into()
+    }
+
+    /// Whether a file with this content is there already.
+    fn is_there(&self) -> bool {
+        let length =
+            fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_file).map(|found| found.len());
+        length == Some(self.content.len() as u64)
+            && fs::read(&self.path).is_ok_and(|found| found == self.content)
+    }
+
+    /// Writes it under its other name. The mode is set by hand: the umask must not keep the agent's user from reading it.
+    fn begin(&self) -> io::Result<()> {
+        let mut file = trust::create_anew(&self.begun(), 0o600)?;
+        file.write_all(&self.content)?;
+        file.set_permissions(Permissions::from_mode(self.mode))?;
+        file.sync_all()
+    }
+}
+
+/// Whether the configuration can be written at all, before anything is asked.
+///
+/// # Errors
+/// A sentence with the remedy.
+pub(super) fn check(config: &Path, force: bool) -> anyhow::Result<()> {
+    check_free(config, force)?;
+    let directory = trust::directory_of(config);
+    let place = match fs::metadata(directory) {
+        Ok(found) if found.is_dir() => directory,
+        Ok(_) => {
+            return Err(anyhow!(
+                "{} is not a directory: name a file in one with --config",
+                directory.display()
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => trust::directory_of(directory),
+        Err(error) => return Err(refused(directory, &error)),
+    };
+    access(place, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| refused(place, &error.into()))
+}
+
+/// Whether a file may be written here.
+fn check_free(path: &Path, force: bool) -> anyhow::Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    let path = path.display();
+    match () {
+        () if found.is_dir() => Err(anyhow!("{path} is a directory: name a file in it with --config")),
+        () if !found.is_file() => Err(anyhow!(
+            "{path} is a link or no regular file, and is left alone: remove it, or give another --config"
+        )),
+        () if !force => Err(anyhow!(
+            "{path} is there already, and nothing was written: edit it, give another --config, or replace it with --force"
+        )),
+        () => Ok(()),
+    }
+}
+
+/// Writes all files that are not there with the same content, and answers with them. Each is on disk under another name before the
+/// first of them gets its own.
+///
+/// # Errors
+/// A sentence; then the earlier files are there still.
+pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFile>> {
+    let files: Vec<&NewFile> = files.iter().filter(|file| !file.is_there()).collect();
+    for file in &files {
+        check_free(&file.path, force)?;
+    }
+    let Some(first) = files.first() else { return Ok(files) };
+    let directory = trust::directory_of(&first.path);
+    let made = make(directory)?;
+    let begun = files.iter().try_for_each(|file| file.begin().map_err(|error| refused(&file.path, &error)));
+    let written = begun.and_then(|()| {
+        files.iter().try_for_each(|file| {
+            fs::rename(file.begun(), &file.path).map_err(|error| refused(&file.path, &error))
+        })
+    });
+    if let Err(error) = written {
+        for file in &files {
+            drop(fs::remove_file(file.begun())); // it may never have been begun
+        }
+        if made {
+            drop(fs::remove_dir(directory)); // empty, unless somebody else has put something there
+        }
+        return Err(error);
+    }
+    trust::sync_directory(directory).map_err(|error| refused(directory, &error))?;
+    Ok(files)
+}
+
+/// Makes the directory, for everyone to look into; false when it is there.
+fn make(directory: &Path) -> anyhow::Result<bool> {
+    match DirBuilder::new().mode(0o755).create(directory) {
+        Ok(()) => {
+            let opened = fs::set_permissions(directory, Permissions::from_mode(0o755));
+            opened.map(|()| true).map_err(|error| refused(directory, &error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(refused(directory, &error)),
+    }
+}
+
+fn refused(place: &Path, error: &io::Error) -> anyhow::Error {
+    let place = place.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => anyhow!(
+            "cannot write to {place}: permission denied; run it with sudo, or name a file in a directory of your own with --config"
+        ),
+        io::ErrorKind::NotFound => {
+            anyhow!(
+                "cannot write to {place}: the directory above it is not there; make it, or give another --config"
+            )
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            anyhow!(
+                "cannot write to {place}: its file system is read-only; make it writable, or give another --config"
+            )
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            anyhow!(
+                "cannot write {place}: the disk is full; nothing was changed, so make room and run it again"
+            )
+        }
+        _ => anyhow!("cannot write {place}: {error}"),
+    }
+}
