@@ -35,7 +35,7 @@ mod text;
     sudo c2d-agent init --connection-string-file secret.txt --pin pump=17\n  \
     sudo c2d-agent init --command backup -- /usr/local/bin/backup --full\n  \
     c2d-agent init -c config.toml --simulated --pin pump=17\n\n\
-    Exit codes: 0 done; 1 the files cannot be written; 2 something is missing or wrong, and nothing was written.")]
+    Exit codes: 0 written, or shown; 1 the files cannot be written, or a signal ended it; 2 something is missing or wrong.")]
 pub(super) struct Args {
     /// The configuration to write. Its secrets, and a private root, become files beside it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -100,17 +100,22 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if !args.print {
         place::check(&args.config, args.force)?;
     }
+    let missing = missing(args);
     if !std::io::stdin().is_terminal() {
-        let missing = missing(args);
         if !missing.is_empty() {
             return Err(Failure::usage(anyhow!(
-                "standard input is no terminal, so nothing can be asked: give {}",
+                "standard input is not a terminal, so c2d-agent cannot ask: give {}",
                 missing.join("; give ")
             )));
         }
         return finish(&gather(args)?, args);
     }
-    super::tell(format_args!("This writes {}. Ctrl-C ends it, and writes nothing.", args.config.display()));
+    if !missing.is_empty() {
+        super::tell(format_args!(
+            "This writes {}. Ctrl-C ends it, and writes nothing.",
+            args.config.display()
+        ));
+    }
     let saved = ask::terminal();
     let asked = super::block_on(async {
         let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]);
@@ -147,7 +152,7 @@ fn missing(args: &Args) -> Vec<&'static str> {
     missing
 }
 
-/// From the options and, where they lack something, from whoever sits at the terminal.
+/// From the options, and from the terminal where they lack something.
 fn gather(args: &Args) -> Result<Plan, Failure> {
     let mut duties = duty::given(&args.pins, args.command.as_deref(), &args.program)?;
     let device = device::find(args)?;
@@ -181,8 +186,14 @@ fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
     for file in place::write(&files, args.force)? {
         out.line(&format!("wrote {file}"))?;
     }
+    out.flush()?; // before what follows on standard error
     // What `check` says of the files themselves, of those that were there before, and of this environment.
     let report = config::inspect(&plan.config, &|name| std::env::var(name).ok()).report;
+    if report.problems() > 0 {
+        let sentence =
+            "the files are written, but c2d-agent check refuses them together with what was there before";
+        return Err(Failure::usage(anyhow!("{sentence}:\n{report}")));
+    }
     if !report.is_empty() {
         super::tell(&report);
     }
@@ -197,7 +208,7 @@ fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
         out.line(&line)?;
     }
     out.flush()?;
-    Ok(if report.problems() == 0 { Exit::Done } else { Exit::Usage })
+    Ok(Exit::Done)
 }
 
 impl Plan {

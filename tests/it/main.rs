@@ -97,6 +97,8 @@ mod identity;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod inbox_cli;
 #[cfg(all(feature = "service", feature = "emulator"))]
+mod init;
+#[cfg(all(feature = "service", feature = "emulator"))]
 mod invoke_method;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod json_lines;

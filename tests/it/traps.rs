@@ -12,7 +12,7 @@ use crate::soak::back_end::{Hub, message};
 use crate::soak::gateway::Gateway;
 
 mod crash;
-mod disk;
+pub(crate) mod disk;
 
 /// A rule `NAME` with a lane of its own: writes `ID began` and, once the file `go-NAME` is there, `ID ended` into the
 /// file `done`. Gives up waiting after half a minute, so that nothing is left behind by a test that failed.

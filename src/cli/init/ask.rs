@@ -32,7 +32,8 @@ pub(super) fn restore(saved: Option<Termios>) {
 
 /// Who the device is.
 pub(super) fn device() -> Result<Named, Failure> {
-    let prompt = "Device connection string (it is not shown; only Enter for a certificate): ";
+    tell("The device connection string is in the portal: Devices, the device, Primary connection string.");
+    let prompt = "Device connection string (not shown; only Enter for a certificate): ";
     let named = until(
         || hidden(prompt),
         |text| if text.is_empty() { Ok(None) } else { Named::parse(text).map(Some) },

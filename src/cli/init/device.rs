@@ -138,7 +138,7 @@ impl Named {
         Ok(Self { hub: parsed.host, id: parsed.device_id, gateway: parsed.gateway, string })
     }
 
-    /// As it is told to whoever has typed it.
+    /// In words, without the secret.
     pub(super) fn told(&self) -> String {
         format!("device {} on hub {}", self.id, self.hub)
     }
@@ -150,7 +150,7 @@ impl Named {
 /// A sentence.
 pub(super) fn host(text: &str) -> Result<HostPort, String> {
     HostPort::parse(text).ok_or_else(|| {
-        format!("\"{}\" is no host name: write it as in myhub.azure-devices.net", super::duty::shown(text))
+        format!("\"{}\" is not a host name: write it as in myhub.azure-devices.net", super::duty::shown(text))
     })
 }
 

@@ -92,7 +92,7 @@ pub(super) fn read_name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "\"{}\" is no name here: use 1 to {MAX_NAME_CHARS} letters of ASCII, digits, - and _, such as pump",
+        "\"{}\" is not a name that init takes: use 1 to {MAX_NAME_CHARS} letters of ASCII, digits, - and _, such as pump",
         shown(text)
     ))
 }
@@ -104,7 +104,7 @@ pub(super) fn read_name(text: &str) -> Result<String, String> {
 pub(super) fn read_line(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| {
         format!(
-            "\"{}\" is no line number: give the BCM number or the line of the GPIO chip, such as 17 (the name of a line can be \
+            "\"{}\" is not a line number: give the BCM number or the line of the GPIO chip, such as 17 (the name of a line can be \
              written into the configuration later)",
             shown(text)
         )

@@ -13,7 +13,7 @@ use rustix::fs::{Access, access};
 
 use crate::trust;
 
-/// A file to write. It belongs to whoever runs this.
+/// A file to write. It will belong to the user who runs this.
 #[derive(Debug)]
 pub(super) struct NewFile {
     path: PathBuf,
@@ -90,9 +90,9 @@ fn check_free(path: &Path, force: bool) -> anyhow::Result<()> {
     let path = path.display();
     match () {
         () if found.is_dir() => Err(anyhow!("{path} is a directory: name a file in it with --config")),
-        () if !found.is_file() => Err(anyhow!(
-            "{path} is a link or no regular file, and is left alone: remove it, or give another --config"
-        )),
+        () if !found.is_file() => {
+            Err(anyhow!("{path} is a link or not a regular file: remove it, or give another --config"))
+        }
         () if !force => Err(anyhow!(
             "{path} is there already, and nothing was written: edit it, give another --config, or replace it with --force"
         )),
@@ -151,9 +151,7 @@ fn refused(place: &Path, error: &io::Error) -> anyhow::Error {
             "cannot write to {place}: permission denied; run it with sudo, or name a file in a directory of your own with --config"
         ),
         io::ErrorKind::NotFound => {
-            anyhow!(
-                "cannot write to {place}: the directory above it is not there; make it, or give another --config"
-            )
+            anyhow!("cannot write to {place}: there is no such directory; make it, or give another --config")
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             anyhow!(

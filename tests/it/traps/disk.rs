@@ -15,13 +15,13 @@ use crate::soak::disk::{TROUBLE, WELL, limit_file_size};
 use crate::soak::gateway::Gateway;
 
 /// A file system of one MiB in memory; unmounted when dropped.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     path: PathBuf,
 }
 
 impl SmallDisk {
     /// Mounts one, or says why it cannot.
-    fn mount(path: PathBuf) -> Result<Self, String> {
+    pub(crate) fn mount(path: PathBuf) -> Result<Self, String> {
         fs::create_dir_all(&path).expect("a directory");
         let arguments = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
         let mounted =
@@ -32,19 +32,19 @@ impl SmallDisk {
         Ok(Self { path })
     }
 
-    fn remount(&self, option: &str) {
+    pub(crate) fn remount(&self, option: &str) {
         let status =
             Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(&self.path).status();
         assert!(status.expect("mount runs").success(), "the disk could not be remounted {option}");
     }
 
     /// Writes until nothing more goes on it.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut filler = fs::File::create(self.path.join("filler")).expect("a file");
         while filler.write_all(&[0; 512]).is_ok() {}
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         fs::remove_file(self.path.join("filler")).expect("removed");
     }
 }
