@@ -160,7 +160,8 @@ enum Exit {
     Error = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
-    /// Negative feedback: the message was not delivered; or a method did not reach its device.
+    /// A negative answer. Feedback: the message was not delivered. Of a method: it did not reach its device. Of `check`: no rule
+    /// takes the sample message, it is not as expected, or a rule test failed.
     NegativeFeedback = 3,
     /// No feedback, with `--wait-outcome` no outcome, or no answer to a method, in time.
     NoFeedback = 4,

@@ -34,6 +34,7 @@ mod policy;
 pub(crate) mod reference;
 mod report;
 mod rule;
+mod rule_tests;
 #[cfg(feature = "schema")]
 pub(crate) mod schema;
 mod settings;
@@ -50,6 +51,7 @@ mod with_twin;
 pub use identities::Identities;
 pub use report::Report;
 pub(crate) use report::counted;
+pub use rule_tests::{RuleTest, read_tests};
 pub use settings::{
     ActiveLevel, GpioBackend, GpioSettings, InboxSettings, KnownBy, Line, MetricsSettings, OnDisconnect,
     OnExit, PinSettings, TwinSettings,
@@ -66,6 +68,7 @@ const TWIN: Key<Form> = table("twin");
 const ALLOW: Key<Form> = table("allow");
 const GPIO: Key<Form> = table("gpio");
 const RULE: Key<Form> = table("rule");
+const TEST: Key<Form> = table("test");
 
 /// A key at the top that begins a table, which the reference describes as a section.
 const fn table(name: &'static str) -> Key<Form> {
@@ -220,6 +223,8 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let unmatched = policy::read_unmatched(root.take(&policy::UNMATCHED), &mut report);
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
         read_rules(&mut root, directory, &sources, &mut report);
+    // An agent goes on whatever its tests are like: `read_tests` reads them for `check`.
+    drop(root.take(&TEST));
     forms(&mut root, &mut report);
     root.finish(&mut report);
     let idle = rules.as_ref().is_some_and(Rules::is_empty) && !twin.accepts_rules;
@@ -259,8 +264,9 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
 /// Says how tables are written that are called otherwise, or stand elsewhere.
 fn forms(root: &mut table::Table<'_>, report: &mut Report) {
     let rules = root.take_unlisted("rules").map(|field| (field, rule::FORM));
+    let tests = root.take_unlisted("tests").map(|field| (field, rule_tests::FORM));
     let pins = root.take_unlisted("pins").map(|field| (field, "write [gpio.pins.NAME] for each pin"));
-    for (field, form) in rules.into_iter().chain(pins) {
+    for (field, form) in rules.into_iter().chain(tests).chain(pins) {
         report.problem(field.key_place, format!("the configuration has no key \"{}\": {form}", field.key));
     }
 }
@@ -302,6 +308,11 @@ impl Inspection {
     /// Who signs in, as far as that is known.
     pub fn identities(&self) -> Option<Identities> {
         Identities::of(self.identity.clone(), self.module.clone())
+    }
+
+    /// The rules of the files alone, without those of the twin, when none of them has a problem.
+    pub fn own_rules(&self) -> Option<Rules> {
+        self.rules.as_ref().map(|rules| with_twin::own(rules, &self.twin_rules))
     }
 
     /// The configuration, when there is no problem at all.

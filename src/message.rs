@@ -1,7 +1,7 @@
 //! The C2D message: system properties, application properties, body, and the property bag both ways.
 //!
 //! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits; which door a message
-//! came through (`source.rs`).
+//! came through (`source.rs`), and how a person writes one down (`sample.rs`).
 //! Must not know: MQTT packets, AMQP sections, rules, clocks.
 //! Used by: `session` and `rules` (decode), `emulator` (encode), `service` (limits and names).
 //!
@@ -15,8 +15,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+mod sample;
 mod source;
 
+pub use sample::SampleError;
 pub use source::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, METHOD, SOURCE, Source, inputs_topic};
 
 /// Largest C2D message: body plus system property values plus application names and values, in bytes.

@@ -1,44 +1,45 @@
 //! `check`: is the configuration valid, and what would a message do?
 //!
-//! Owns: the explanation. Must not know: how rules match or plans are made; how they are performed.
-//! Used by: `cli`.
+//! Owns: the verdict, what goes to which output, the exit code. Must not know: how rules match or plans are made; how they are
+//! performed. Used by: `cli`.
 
-use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
-use humantime::format_duration;
+use serde_json::json;
 
-use crate::agent;
-use crate::config::{self, GpioSettings, Inspection, Line, Remote, TwinPart, TwinRules, counted};
+use crate::config::{self, Inspection, Remote, Report, TwinPart, TwinRules, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Transport};
-use crate::message::{C2dMessage, Source};
-use crate::rules::{
-    Door, OnCrash, OnFailure, PinChange, Plan, PlannedStep, Policy, Rules, Settle, Unmatched,
-};
+use crate::message::C2dMessage;
+use crate::rules::{Door, Expectation, Foreseen, OnFailure, Rules, Unmatched};
 
+use super::shown::Output;
 use super::{DEFAULT_CONFIG, Exit, Failure};
+use explain::explain;
+use forecast::Forecast;
+use rule_tests::Ran;
 
 mod doors;
+mod explain;
+mod forecast;
+mod rule_tests;
 
-/// Stands for the device id in an explanation when the configuration does not say it.
-const UNKNOWN_DEVICE: &str = "DEVICE";
-
-/// Check a configuration, and explain what a message would do. Runs nothing and touches no pin.
+/// Check a configuration, run its rule tests, and explain what a message would do. Starts no program and touches no pin.
 ///
-/// Reports all problems at once, each with its place. With --message or --data it also shows which rule matches the
+/// Reports all problems at once, each with its place. Then it runs the rule tests: the [[test]] tables in the configuration
+/// and in config.test.toml beside config.toml. With --message or --data it runs no tests, but shows which rule matches the
 /// message, why the rules before it do not match, and exactly what would be done. For a direct method it also shows
 /// what the caller would get.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("sample").args(["message", "data"]).multiple(true))]
 #[command(after_help = "Examples:\n  c2d-agent check -c config.toml\n  \
     c2d-agent check -c config.toml --message 'action=pump&state=on'\n  \
     c2d-agent check --message '$.cid=order-7&zone=north' --data '{\"litres\": 20}'\n  \
     c2d-agent check --message '$.method=pump' --data '{\"state\": \"on\"}'\n  \
-    c2d-agent check --message '$.input=commands&$.cmid=sensor&level=high'\n\n\
-    Exit codes: 0 the configuration is valid, 2 it has problems or the message cannot be read.")]
+    c2d-agent check --message '$.input=commands&$.cmid=sensor&level=high'\n  \
+    c2d-agent check --message 'action=pump&state=on' --expect pump\n\n\
+    Exit codes: 0 the configuration is valid, and all is as expected; 2 it or its tests have problems, or the message cannot be \
+    read; 3 no rule matches the message, it is not as expected, or a test failed.")]
 pub(super) struct Args {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -51,42 +52,170 @@ pub(super) struct Args {
     /// Body of the sample message.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     data: Option<String>,
+    /// The rule that must match the sample message, and whose action must begin. Otherwise the exit code is 3.
+    #[arg(long, value_name = "RULE", requires = "sample", conflicts_with = "expect_none")]
+    expect: Option<String>,
+    /// The sample message must match no rule. Otherwise the exit code is 3.
+    #[arg(long, requires = "sample")]
+    expect_none: bool,
+    /// Print one JSON object per line: each problem, each test, the sample message, the verdict.
+    #[arg(long)]
+    json: bool,
 }
 
-/// Prints the verdict, and the explanation of the sample message when there is one.
+/// What there is to say.
+struct Findings<'a> {
+    inspection: &'a Inspection,
+    twin: &'a TwinPart,
+    /// Problems and warnings of the tests.
+    doubts: &'a Report,
+    ran: Vec<Ran<'a>>,
+    /// The rules that the tests are about.
+    own_rules: &'a Rules,
+    sample: Option<&'a C2dMessage>,
+    forecast: Option<Forecast<'a>>,
+    expected: Option<Expectation>,
+}
+
+/// Prints the verdict, the tests that failed, and the explanation of the sample message when there is one.
 ///
 /// # Errors
-/// When the sample message cannot be read, or standard output not be written.
+/// When the sample message cannot be read, when a rule is expected that is not there, or standard output cannot be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let sample = sample(args)?;
     let (inspection, twin) =
         config::inspect_with(&args.config, Remote::Shown, &|name| std::env::var(name).ok());
-    if !inspection.report.is_empty() {
-        super::tell(&inspection.report);
+    let (tests, doubts) = config::read_tests(&inspection);
+    let own_rules = inspection.own_rules().unwrap_or_default();
+    let mut findings = Findings {
+        inspection: &inspection,
+        twin: &twin,
+        doubts: &doubts,
+        ran: Vec::new(),
+        own_rules: &own_rules,
+        sample: sample.as_ref(),
+        forecast: None,
+        expected: expectation(args, &inspection)?,
+    };
+    match (&sample, &inspection.rules) {
+        (Some(sample), Some(rules)) => findings.forecast = Some(Forecast::of(rules, &inspection, sample)),
+        (None, Some(_)) => findings.ran = Ran::all(&tests, &own_rules, &inspection),
+        (_, None) => {}
     }
-    if let Some(doubt) = doubtful_twin(&twin, &inspection) {
-        super::tell(doubt);
+    if args.json {
+        findings.print_json()?
+    } else {
+        findings.print()?
     }
-    let valid = inspection.report.problems() == 0;
-    let mut lines = drop_ins(&inspection);
-    if valid {
-        lines.push(verdict(&inspection));
-        lines.extend(twin_lines(&twin, &inspection));
-        lines.extend(without_effect(&inspection));
-        lines.extend(doubtful_certificate(&inspection));
-        lines.extend(inspection.rules.iter().flat_map(|rules| doors::closed(rules, &inspection)));
+    Ok(findings.exit())
+}
+
+impl Findings<'_> {
+    fn is_valid(&self) -> bool {
+        self.inspection.report.problems() == 0 && self.doubts.problems() == 0
     }
-    if let Some(sample) = sample {
-        match &inspection.rules {
-            Some(rules) => lines.extend(explain(rules, &inspection, &sample)),
-            None => super::tell(
-                "correct the rules first: the message cannot be explained while they have problems",
-            ),
+
+    /// Whether the sample message is as expected; without an expectation, whether a rule matches.
+    fn is_as_expected(&self) -> bool {
+        match (&self.forecast, &self.expected) {
+            (Some(forecast), Some(expected)) => forecast.meets(expected),
+            (Some(forecast), None) => forecast.rule.is_some(),
+            (None, _) => true,
         }
     }
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    std::io::stdout().write_all(text.as_bytes()).context("standard output cannot be written")?;
-    Ok(if valid { Exit::Done } else { Exit::Usage })
+
+    fn exit(&self) -> Exit {
+        match () {
+            () if !self.is_valid() => Exit::Usage,
+            () if self.is_as_expected() && self.ran.iter().all(Ran::passed) => Exit::Done,
+            () => Exit::NegativeFeedback,
+        }
+    }
+
+    fn print(&self) -> Result<(), Failure> {
+        let inspection = self.inspection;
+        for report in [&inspection.report, self.doubts].into_iter().filter(|report| !report.is_empty()) {
+            super::tell(report);
+        }
+        if let Some(doubt) = doubtful_twin(self.twin, inspection) {
+            super::tell(doubt);
+        }
+        let mut lines = drop_ins(inspection);
+        if self.is_valid() {
+            lines.push(verdict(inspection));
+            lines.extend(twin_lines(self.twin, inspection));
+            lines.extend(without_effect(inspection));
+            lines.extend(doubtful_certificate(inspection));
+            lines.extend(inspection.rules.iter().flat_map(|rules| doors::closed(rules, inspection)));
+        }
+        lines.extend(rule_tests::describe(&self.ran, self.own_rules, inspection));
+        match (self.sample, &inspection.rules, &self.forecast) {
+            (Some(sample), Some(rules), Some(forecast)) => {
+                lines.extend(explain(rules, inspection, sample, forecast));
+                let expected = self.expected.as_ref().filter(|expected| !forecast.meets(expected));
+                let compared = |expected| rule_tests::compare(expected, forecast, rules, inspection, sample);
+                lines.extend(expected.into_iter().flat_map(compared));
+            }
+            (Some(_), ..) => super::tell(
+                "correct the rules first: the message cannot be explained while they have problems",
+            ),
+            (None, ..) => {}
+        }
+        let mut out = Output::new();
+        for line in lines {
+            out.line(&line)?;
+        }
+        Ok(out.flush()?)
+    }
+
+    fn print_json(&self) -> Result<(), Failure> {
+        let (inspection, mut out) = (self.inspection, Output::new());
+        for report in [&inspection.report, self.doubts] {
+            for text in report.problem_lines() {
+                out.json(&json!({ "event": "problem", "text": text }))?;
+            }
+            for text in report.warning_lines() {
+                out.json(&json!({ "event": "warning", "text": text }))?;
+            }
+        }
+        if let Some(text) = doubtful_twin(self.twin, inspection) {
+            out.json(&json!({ "event": "warning", "text": text }))?;
+        }
+        for ran in &self.ran {
+            out.json(&ran.json())?;
+        }
+        if let Some(forecast) = &self.forecast {
+            let mut event = json!({ "event": "message", "found": rule_tests::found_json(forecast) });
+            if let Some(expected) = &self.expected {
+                event["expected"] = rule_tests::expected_json(expected);
+                event["passed"] = self.is_as_expected().into();
+            }
+            out.json(&event)?;
+        }
+        let failed = self.ran.iter().filter(|ran| !ran.passed()).count();
+        let mut event = json!({ "event": "checked", "valid": self.is_valid(), "pins": inspection.gpio.pins.len(),
+            "tests": self.ran.len(), "failedTests": failed });
+        if let Some(rules) = &inspection.rules {
+            event["rules"] = rules.len().into();
+        }
+        out.json(&event)?;
+        Ok(out.flush()?)
+    }
+}
+
+/// What the command line expects of the sample message.
+fn expectation(args: &Args, inspection: &Inspection) -> Result<Option<Expectation>, Failure> {
+    if let (Some(name), Some(rules)) = (&args.expect, &inspection.rules)
+        && rules.get(name).is_none()
+    {
+        return Err(Failure::usage(anyhow::anyhow!("--expect: {}", rules.lacks(name))));
+    }
+    let outcome = match &args.expect {
+        Some(_) => Foreseen::Begun,
+        None if args.expect_none => Foreseen::Unmatched,
+        None => return Ok(None),
+    };
+    Ok(Some(Expectation { rule: args.expect.clone(), outcome, steps: None }))
 }
 
 fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
@@ -94,7 +223,8 @@ fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
         return Ok(None);
     }
     let body = Bytes::from(args.data.clone().unwrap_or_default());
-    let message = doors::sample(args.message.as_deref().unwrap_or_default(), body).map_err(Failure::usage)?;
+    let message = C2dMessage::sample(args.message.as_deref().unwrap_or_default(), body);
+    let message = message.map_err(Failure::usage)?;
     Ok(Some(message))
 }
 
@@ -212,215 +342,4 @@ fn doubtful_certificate(inspection: &Inspection) -> Option<String> {
          \"mqtt\" or \"amqp\", or a key"
             .to_owned()
     })
-}
-
-fn explain(rules: &Rules, inspection: &Inspection, message: &C2dMessage) -> Vec<String> {
-    let mut lines: Vec<_> = doors::arrival(message, inspection).into_iter().collect();
-    if let Err(why) = agent::check_payload(message) {
-        lines.push(format!("the caller would get 400, and nothing would be done: {why}"));
-        return lines;
-    }
-    let is_call = matches!(message.source(), Source::Method(_));
-    let transport = match message.source() {
-        Source::C2d => inspection.transport,
-        Source::Input(_) | Source::Method(_) => Transport::Mqtt,
-    };
-    let matched = rules.match_message(message);
-    for (rule, mismatches) in rules.mismatches(message) {
-        lines.push(format!("rule \"{}\" does not match: {}", rule.name(), mismatches.join("; ")));
-    }
-    let Some(rule) = matched else {
-        let how = match inspection.unmatched {
-            Unmatched::Complete => "completed",
-            Unmatched::Reject if transport == Transport::Amqp => "rejected",
-            Unmatched::Reject => "completed (MQTT cannot reject it)",
-        };
-        lines.push(if is_call {
-            "no rule matches: the caller would get 404, and nothing would be done".to_owned()
-        } else {
-            format!(
-                "no rule matches: the message would be {how}, logged and kept in the inbox; nothing else \
-                 would be done"
-            )
-        });
-        lines.extend((!is_call).then(|| doors::contents(message)).into_iter().flatten());
-        return lines;
-    };
-    let set = inspection.twin_rules.iter().find(|set| set.rule == rule.name());
-    let origin = set.map_or(String::new(), |set| format!(" of {}", set.text));
-    lines.push(format!("rule \"{}\"{origin} matches", rule.name()));
-    let identities = inspection.identities();
-    let device = identities.as_ref().map_or(UNKNOWN_DEVICE, |identities| &identities.first().device_id);
-    match rule.plan(message, device) {
-        Ok(plan) => {
-            let policy = rule.policy();
-            if plan.steps.is_empty() && is_call {
-                let status = if policy.settle == Settle::OnAccept { 202 } else { 200 };
-                lines.push(format!("nothing would be done: the caller would get {status}"));
-                return lines;
-            }
-            lines.extend(describe(&plan, &inspection.gpio));
-            if !plan.steps.is_empty() {
-                lines.push("around the action:".to_owned());
-                lines.extend(around(policy, &plan, &inspection.gpio, transport, is_call));
-            }
-        }
-        Err(error) if is_call => {
-            lines.push(format!("the caller would get 400, and nothing would be done: {error}"))
-        }
-        Err(error) => lines.push(format!("the action would fail before its first step: {error}")),
-    }
-    lines
-}
-
-fn describe(plan: &Plan, gpio: &GpioSettings) -> Vec<String> {
-    if plan.steps.is_empty() {
-        return vec!["nothing would be done: the message would be completed and logged".to_owned()];
-    }
-    let mut lines = vec![format!("steps, within {} together:", format_duration(plan.timeout))];
-    lines.extend(plan.steps.iter().enumerate().map(|(index, step)| {
-        let what = match step {
-            PlannedStep::Gpio { pin, change } => describe_change(pin, *change, gpio),
-            PlannedStep::Run { argv } => format!("run {argv:?}"),
-            PlannedStep::Shell { text } => format!("shell {text:?}"),
-        };
-        format!("  {}. {what}", index + 1)
-    }));
-    if !plan.environment.is_empty() {
-        lines.push("environment, beside a fixed PATH; the body is on standard input:".to_owned());
-        lines.extend(plan.environment.iter().map(|(name, value)| format!("  {name}={value:?}")));
-    }
-    lines
-}
-
-fn describe_change(pin: &str, change: PinChange, gpio: &GpioSettings) -> String {
-    let settings = gpio.pins.get(pin);
-    let line = match settings.map(|settings| &settings.line) {
-        Some(Line::Number(number)) => format!(" (line {number})"),
-        Some(Line::Name(name)) => format!(" (line {name:?})"),
-        None => String::new(),
-    };
-    let (what, on) = match change {
-        PinChange::Set(state) => (format!("set {state}"), Duration::ZERO),
-        PinChange::Toggle => ("toggle".to_owned(), Duration::ZERO),
-        PinChange::Pulse(on) => (format!("on for {}, then off", format_duration(on)), on),
-        PinChange::Blink { times, period } => {
-            (format!("blink with times = {times}, period = {}", format_duration(period)), period / 2)
-        }
-    };
-    let max_on = settings.and_then(|settings| settings.max_on).filter(|max_on| on > *max_on);
-    let fails = max_on
-        .map_or(String::new(), |max_on| format!(", which fails: its max_on is {}", format_duration(max_on)));
-    format!("pin {pin}{line}: {what}{fails}")
-}
-
-/// What happens to the message before and after its steps, a line for each part.
-fn around(
-    policy: &Policy,
-    plan: &Plan,
-    gpio: &GpioSettings,
-    transport: Transport,
-    is_call: bool,
-) -> Vec<String> {
-    let completed = match policy.settle {
-        Settle::AfterAction => "after the action",
-        Settle::OnAccept => "as soon as it is recorded, before the action",
-    };
-    let settled = match is_call {
-        true => ("answered".to_owned(), doors::answered(policy, plan)),
-        false => ("completed".to_owned(), completed.to_owned()),
-    };
-    let crash = match policy.on_crash(plan) {
-        _ if is_call && policy.settle == Settle::AfterAction => {
-            "not run again: no caller waits for the answer any more"
-        }
-        OnCrash::Retry => "run again",
-        OnCrash::GiveUp => "not run again: the message becomes a dead letter",
-    };
-    let pauses = (1..policy.attempts).map(|n| format_duration(policy.backoff_after(n)).to_string());
-    let attempts = match pauses.collect::<Vec<_>>().join(", ") {
-        pauses if pauses.is_empty() => "1".to_owned(),
-        pauses => format!("{}, with pauses of {pauses}", policy.attempts),
-    };
-    let lanes: Vec<_> = policy.lanes.iter().map(|lane| describe_lane(lane, gpio)).collect();
-    let reported = match (policy.reports.telemetry, policy.reports.twin) {
-        (true, true) => "as telemetry, in the twin",
-        (true, false) => "as telemetry",
-        (false, true) => "in the twin",
-        (false, false) => "only in the log",
-    };
-    let mut parts = vec![
-        settled,
-        ("on a crash".to_owned(), crash.to_owned()),
-        ("attempts".to_owned(), attempts),
-        ("lanes".to_owned(), lanes.join("; ")),
-    ];
-    if !is_call {
-        parts.extend(on_failure(policy, transport).map(|what| ("on failure".to_owned(), what)));
-    }
-    parts.extend(limits(policy, is_call).map(|limits| ("limits".to_owned(), limits)));
-    let pins: BTreeSet<&str> = plan.steps.iter().filter_map(pin_of).collect();
-    parts.extend(pins.into_iter().filter_map(|pin| Some((format!("pin {pin}"), pin_guards(pin, gpio)?))));
-    parts.push(("reported".to_owned(), reported.to_owned()));
-    parts.iter().map(|(part, what)| format!("  {part:<10}  {what}")).collect()
-}
-
-/// How a message is settled whose action failed; over MQTT, where there is no choice, when somebody has said it.
-fn on_failure(policy: &Policy, transport: Transport) -> Option<String> {
-    if transport == Transport::Amqp {
-        let how = match (policy.settle, policy.on_failure()) {
-            (Settle::OnAccept, _) => return None,
-            (_, OnFailure::Reject) => "rejected",
-            (_, OnFailure::Abandon) => "given back: the hub sends it again, and the agent runs it again",
-            (_, OnFailure::Complete) => "completed",
-        };
-        return Some(how.to_owned());
-    }
-    let cannot = match policy.on_failure? {
-        OnFailure::Reject => ", because MQTT cannot reject it",
-        OnFailure::Abandon => ", because MQTT cannot give it back",
-        OnFailure::Complete => "",
-    };
-    Some(format!("completed{cannot}"))
-}
-
-fn pin_of(step: &PlannedStep) -> Option<&str> {
-    match step {
-        PlannedStep::Gpio { pin, .. } => Some(pin),
-        PlannedStep::Run { .. } | PlannedStep::Shell { .. } => None,
-    }
-}
-
-fn describe_lane(lane: &str, gpio: &GpioSettings) -> String {
-    match lane.split_once(':') {
-        Some(("interlock", first)) => {
-            let group = gpio.interlocks.iter().find(|group| group.first().is_some_and(|one| one == first));
-            format!("pins {}", group.map_or(first.to_owned(), |group| group.join(", ")))
-        }
-        Some(("pin", pin)) => format!("pin {pin}"),
-        Some(("lane", name)) => format!("\"{name}\""),
-        _ => "its own".to_owned(),
-    }
-}
-
-fn limits(policy: &Policy, is_call: bool) -> Option<String> {
-    let interval = policy.min_interval.map(|interval| format!("one in {}", format_duration(interval)));
-    let rate = policy.rate.map(|rate| format!("{} in {}", rate.count, format_duration(rate.per)));
-    let limits: Vec<_> = interval.into_iter().chain(rate).collect();
-    let beyond = if is_call { "further callers get 429" } else { "further messages are refused" };
-    (!limits.is_empty()).then(|| format!("at most {}; {beyond}", limits.join(", ")))
-}
-
-/// What a pin does by itself, or does not do.
-fn pin_guards(pin: &str, gpio: &GpioSettings) -> Option<String> {
-    let settings = gpio.pins.get(pin)?;
-    let max_on = settings.max_on.map(|max_on| format!("off after {} on", format_duration(max_on)));
-    let away = settings.on_disconnect;
-    let away =
-        away.map(|away| format!("{} after {} without the hub", away.state, format_duration(away.after)));
-    let groups = gpio.interlocks.iter().filter(|group| group.iter().any(|one| one == pin));
-    let others: Vec<&str> = groups.flatten().map(String::as_str).filter(|other| *other != pin).collect();
-    let interlock = (!others.is_empty()).then(|| format!("never on together with {}", others.join(", ")));
-    let guards: Vec<_> = [max_on, away, interlock].into_iter().flatten().collect();
-    (!guards.is_empty()).then(|| guards.join("; "))
 }

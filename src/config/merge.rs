@@ -1,7 +1,7 @@
 //! Several TOML texts to one tree: later files add to earlier ones, or replace single values.
 //!
-//! Owns: what merging means, and the places of a tree made of several files. Must not know: keys, except that rules are a
-//! list that grows. Used by: `config`.
+//! Owns: what merging means, and the places of a tree made of several files. Must not know: keys, except that rules and
+//! tests are lists that grow. Used by: `config`.
 
 use std::ops::Range;
 
@@ -10,12 +10,14 @@ use toml::de::{DeTable, DeValue};
 
 use super::report::{Place, Report, position};
 use super::rule;
+use super::rule_tests;
 use super::sources::{Source, Sources};
 use super::syntax;
 use super::table::shown;
 
-/// The list at the top to which each file adds.
+/// The lists at the top to which each file adds.
 const RULES: &str = "rule";
+const TESTS: &str = super::TEST.name;
 /// Most replaced values that are named; the rest are counted.
 const MAX_NAMED: usize = 20;
 
@@ -64,7 +66,7 @@ fn only_rules<'t>(parsed: DeTable<'t>, report: &mut Report) -> DeTable<'t> {
 }
 
 /// The tree of one file, with its places among all files.
-fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
+pub(super) fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
     let (root, errors) = DeTable::parse_recoverable(&source.text);
     for (span, message) in syntax::problems(&source.text, &errors) {
         let place = match span {
@@ -116,7 +118,7 @@ impl<'t> Merge<'t, '_> {
                 earlier.insert(key, value);
                 continue;
             };
-            let is_list = path.is_empty() && name == RULES;
+            let is_list = path.is_empty() && [RULES, TESTS].contains(&name.as_str());
             let (place, second_place) = (first.span(), value.span());
             let (key, value) = match (first.into_inner(), value.into_inner()) {
                 (DeValue::Table(mut first), DeValue::Table(second)) => {
@@ -135,7 +137,11 @@ impl<'t> Merge<'t, '_> {
                         named(path, &name),
                         second.type_str(),
                         first.type_str(),
-                        if is_list { rule::FORM } else { "remove one of them" }
+                        match name.as_str() {
+                            RULES if is_list => rule::FORM,
+                            TESTS if is_list => rule_tests::FORM,
+                            _ => "remove one of them",
+                        }
                     );
                     let earlier = (first_key.span(), "it is here first");
                     self.report.problem_with(key.span(), message, earlier);

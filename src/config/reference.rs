@@ -7,7 +7,7 @@ use super::conditions::KINDS;
 pub(crate) use super::key::Absent;
 use super::key::{FilePath, Form, Key, Size, Span, Text, Whole, Words};
 use super::table::format_size;
-use super::{device, gpio, inbox, metrics, policy, rule, steps, transport, twin};
+use super::{device, gpio, inbox, metrics, policy, rule, rule_tests, steps, transport, twin};
 
 /// A table and its keys.
 pub(crate) struct Section {
@@ -230,8 +230,21 @@ pub(crate) const STEPS: Section = Section {
 pub(crate) const WAVE: Section =
     Section { header: "blink", about: "", keys: &[&steps::TIMES, &steps::PERIOD] };
 
+pub(crate) const TEST: Section = Section {
+    header: "[[test]]",
+    about: "what should become of a message",
+    keys: &[
+        &rule_tests::NAME,
+        &rule_tests::MESSAGE,
+        &rule_tests::DATA,
+        &rule_tests::RULE,
+        &rule_tests::DO,
+        &rule_tests::OUTCOME,
+    ],
+};
+
 /// Every table of the reference, in its order.
-pub(crate) const ALL: [&Section; 13] = [
+pub(crate) const ALL: [&Section; 14] = [
     &TOP,
     &DEVICE,
     &INBOX,
@@ -245,6 +258,7 @@ pub(crate) const ALL: [&Section; 13] = [
     &RULE,
     &CONDITIONS,
     &STEPS,
+    &TEST,
 ];
 
 /// Markdown whose links are their texts alone, without a last sentence that only leads elsewhere.

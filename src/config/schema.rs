@@ -44,6 +44,13 @@ fn together(section: &Section) -> Value {
             let rppal = json!({ "properties": { "backend": { "const": "rppal" } }, "required": ["backend"] });
             json!([{ "if": rppal, "then": { "not": { "required": ["chip"] } } }])
         }
+        "[[test]]" => {
+            let one_of = |keys: &[&str]| {
+                let each: Vec<_> = keys.iter().map(|key| json!({ "required": [key] })).collect();
+                json!({ "anyOf": each })
+            };
+            json!([one_of(&["message", "data"]), one_of(&["rule", "do", "outcome"])])
+        }
         _ => json!([true]),
     }
 }
@@ -106,6 +113,7 @@ fn definitions() -> Value {
     condition["maxProperties"] = 1.into();
     json!({
         "text": { "type": "string", "minLength": 1 },
+        "any_text": { "type": "string" },
         "script": { "type": "string", "pattern": "\\S" },
         "true": { "enum": [true] },
         "names": { "type": "array", "items": { "type": "string", "minLength": 1 } },

@@ -146,9 +146,7 @@ impl Config {
     /// This configuration without the rules of the twin.
     #[must_use]
     pub fn without_twin(&self) -> Self {
-        // They stand behind all others.
-        let own = self.rules.len() - self.twin_rules.len().min(self.rules.len());
-        let rules = Rules::new(self.rules.iter().take(own).cloned().collect());
+        let rules = own(&self.rules, &self.twin_rules);
         Self { rules, twin_rules: Vec::new(), texts: Texts(Arc::new(self.texts.0.local())), ..self.clone() }
     }
 
@@ -161,6 +159,12 @@ impl Config {
         }
         context.finish().as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Rules without those of the twin, which stand behind all others.
+pub(super) fn own(rules: &Rules, twin_rules: &[TwinRule]) -> Rules {
+    let own = rules.len() - twin_rules.len().min(rules.len());
+    Rules::new(rules.iter().take(own).cloned().collect())
 }
 
 struct Judged {

@@ -306,7 +306,7 @@ fn a_sample_that_is_no_property_bag_is_a_usage_error() {
     Check::of(VALID, &["--message", "a=%zz"]).ends(
         2,
         "",
-        "c2d-agent: --message is not a property bag: the property text \"%zz\" has a % that is not followed by two \
+        "c2d-agent: the message is not a property bag: the property text \"%zz\" has a % that is not followed by two \
          hexadecimal digits\n",
     );
 }

@@ -144,8 +144,8 @@ fn a_sample_that_cannot_come_is_a_usage_error() {
     check.ends(
         2,
         "",
-        "c2d-agent: a method call has no properties, but state is given: put it into the payload with \
-         --data, as in '{\"state\": …}', and test body.state in the rule\n",
+        "c2d-agent: a method call has no properties, but state is given: put it into the payload, with the \
+         data '{\"state\": …}', and test body.state in the rule\n",
     );
     let check = module(&["--message", "$.method=pump&$.input=commands"]);
     check.ends(

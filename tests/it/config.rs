@@ -17,7 +17,7 @@ const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAc
 
 #[test]
 fn every_invalid_configuration_has_its_report() {
-    each_fixture("invalid", 47, |result| Some(result.expect_err("invalid").to_string()));
+    each_fixture("invalid", 48, |result| Some(result.expect_err("invalid").to_string()));
 }
 
 #[cfg(not(feature = "amqp"))]
@@ -264,7 +264,11 @@ fn each_fixture(folder: &str, at_least: usize, report: impl Fn(Result<Config, Re
     for path in paths {
         let text = fs::read_to_string(&path).expect("readable");
         // By its text: a checkout may be writable by its group, which is a warning.
-        let found = report(config::inspect_text(&text, &path, &|name| variable(&text, name)).into_config());
+        let inspection = config::inspect_text(&text, &path, &|name| variable(&text, name));
+        // An agent does not read the tests; `check` reports their problems like all others.
+        let (_, tests) = config::read_tests(&inspection);
+        let checked = if tests.problems() > 0 { Err(tests) } else { inspection.into_config() };
+        let found = report(checked);
         let beside = path.with_extension("txt");
         if std::env::var_os("C2D_WRITE_FIXTURES").is_some() {
             if let Some(found) = &found {

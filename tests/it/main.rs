@@ -133,6 +133,7 @@ mod reports;
 mod rest;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod rest_ask;
+mod rule_tests;
 #[cfg(feature = "schema")]
 mod schema;
 mod sdk;

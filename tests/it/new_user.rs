@@ -135,8 +135,8 @@ fn a_sample_that_is_json_is_told_how_a_sample_looks() {
         let (text, code) = check(&config, &["--message", sample]);
         assert_eq!(
             text,
-            "c2d-agent: --message looks like JSON, but takes properties as on the wire, such as 'action=pump&state=on': a JSON \
-             body is given with --data\n"
+            "c2d-agent: the message looks like JSON, but takes properties as on the wire, such as 'action=pump&state=on': give a JSON \
+             body as data\n"
         );
         assert_eq!(code, Some(2), "{sample}");
     }
@@ -180,7 +180,7 @@ fn a_sample_that_nothing_takes_is_told_what_it_has() {
             assert!(text.contains(sentence), "{arguments:?} has no {sentence}:\n{text}");
         }
         assert!(text.contains("no rule matches"), "{text}");
-        assert_eq!(code, Some(0));
+        assert_eq!(code, Some(3));
     }
 }
 

@@ -62,7 +62,7 @@ fn rules_of_the_twin_that_are_not_allowed_any_more_leave_the_local_ones_alone() 
          twin may not switch pin \"pump\": [allow] pins of the device's configuration does not list it\n   4 \
          | do = [ { gpio = \"pump\", set = \"on\" } ]\n     |                 ^^^^^^\n1 problem\n"
     );
-    assert_eq!(code, Some(0));
+    assert_eq!(code, Some(3), "no rule takes the message");
     assert!(stdout.starts_with("configuration is valid: 1 rule, 2 pins"), "{stdout}");
     let nothing = "no rule matches: the message would be completed, logged and kept in the inbox; nothing else would \
          be done\n";

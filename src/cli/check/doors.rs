@@ -1,16 +1,11 @@
 //! The door by which a sample message comes, and what it means for how the message is settled or answered.
 //!
-//! Owns: how a sample names its door, and the sentences about doors. Must not know: conditions, plans. Used by: `cli::check`.
-
-use bytes::Bytes;
+//! Owns: the sentences about doors. Must not know: conditions, plans. Used by: `cli::check`.
 
 use crate::config::Inspection;
 use crate::credentials::DeviceIdentity;
-use crate::message::{C2dMessage, INPUT, MESSAGE_ID, METHOD, MessageError, SOURCE, Source};
+use crate::message::{C2dMessage, INPUT, Source};
 use crate::rules::{Door, Plan, Policy, Rules, Settle};
-
-/// Stands for the one that the agent makes for each call.
-const CALL_ID: &str = "method-00000000000000000000000000000000";
 
 /// Most properties of a sample that are named.
 const MOST_NAMED: usize = 20;
@@ -20,67 +15,6 @@ const SYSTEM: [&str; 13] = [
     "$.mid", "$.cid", "$.uid", "$.to", "$.exp", "$.ct", "$.ce", "$.ctime", "$.schema", "$.on", "$.cdid",
     "$.cmid", INPUT,
 ];
-
-/// Why a sample can come by no door.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SampleError {
-    #[error("--message is not a property bag")]
-    Bag(#[from] MessageError),
-    #[error(
-        "--message looks like JSON, but takes properties as on the wire, such as 'action=pump&state=on': a JSON body is given \
-         with --data"
-    )]
-    Json,
-    #[error("a message comes in only one way: give {INPUT}=NAME or {METHOD}=NAME, not both")]
-    TwoDoors,
-    #[error(
-        "the message comes as {is}, not as \"{claimed}\": give {INPUT}=NAME or {METHOD}=NAME, or neither for \
-         a C2D message"
-    )]
-    OtherDoor { is: &'static str, claimed: String },
-    #[error("{0} has no name: give {0}=NAME")]
-    Nameless(&'static str),
-    #[error(
-        "a method call has no properties, but {0} is given: put it into the payload with --data, as in \
-         '{{\"{0}\": …}}', and test body.{0} in the rule"
-    )]
-    PropertyOfCall(String),
-}
-
-/// Reads a sample as it would be after it came by the door that it names.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn sample(bag: &str, body: Bytes) -> Result<C2dMessage, SampleError> {
-    if bag.trim_start().starts_with(['{', '[']) {
-        return Err(SampleError::Json);
-    }
-    let message = C2dMessage::from_bag(bag, body)?;
-    let names = [INPUT, METHOD].into_iter().filter(|name| message.system.contains(name));
-    match names.collect::<Vec<_>>().as_slice() {
-        [] => {}
-        [name] if message.system.get(name).is_some_and(|value| !value.is_empty()) => {}
-        [name] => return Err(SampleError::Nameless(name)),
-        _ => return Err(SampleError::TwoDoors),
-    }
-    let is = message.source().word();
-    if let Some(claimed) = message.system.get(SOURCE).filter(|claimed| *claimed != is) {
-        return Err(SampleError::OtherDoor { is, claimed: claimed.to_owned() });
-    }
-    if let Source::Method(name) = message.source() {
-        let mut all = message.system.iter().chain(message.application.iter());
-        let known = [METHOD, SOURCE, MESSAGE_ID];
-        if let Some((name, _)) = all.find(|(name, _)| !known.contains(name)) {
-            return Err(SampleError::PropertyOfCall(name.to_owned()));
-        }
-        return Ok(C2dMessage::of_method(
-            name,
-            message.message_id().unwrap_or(CALL_ID),
-            message.body.clone(),
-        ));
-    }
-    Ok(if message.source() == Source::C2d { message.as_c2d() } else { message })
-}
 
 /// Where a sample would come in, where that needs words.
 pub(super) fn arrival(message: &C2dMessage, inspection: &Inspection) -> Option<String> {
@@ -160,42 +94,5 @@ pub(super) fn answered(policy: &Policy, plan: &Plan) -> String {
             humantime::format_duration(plan.timeout)
         ),
         Settle::OnAccept => "202 as soon as it is recorded, before the action".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(bag: &str) -> Result<C2dMessage, String> {
-        sample(bag, Bytes::from_static(b"{}")).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_sample_comes_by_the_door_that_it_names() {
-        let call = read("$.method=pump&$.source=method").expect("a call");
-        assert_eq!((call.source(), call.message_id()), (Source::Method("pump"), Some(CALL_ID)));
-        let input = read("$.input=in&$.cmid=sensor&x=1").expect("a message");
-        assert_eq!(input.source(), Source::Input("in"));
-        assert_eq!((input.property("$.cmid"), input.property("x")), (Some("sensor"), Some("1")));
-        let c2d = read("$.cmid=sensor&x=1").expect("a message");
-        assert_eq!((c2d.source(), c2d.property("$.cmid")), (Source::C2d, None), "no sender may claim that");
-    }
-
-    #[test]
-    fn a_sample_that_cannot_come_is_refused() {
-        for (bag, part) in [
-            ("$.method=a&$.input=b", "in only one way"),
-            ("$.source=input", "comes as c2d, not as \"input\""),
-            ("$.method=a&$.source=c2d", "comes as method, not as \"c2d\""),
-            ("$.method=", "$.method has no name"),
-            (
-                "$.method=a&state=on",
-                "has no properties, but state is given: put it into the payload with --data",
-            ),
-            ("a=%zz", "--message is not a property bag"),
-        ] {
-            assert!(read(bag).is_err_and(|error| error.contains(part)), "{bag}: {:?}", read(bag));
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::*;
-use crate::config::{Inspection, inspect_text};
+use crate::config::{Inspection, inspect_text, read_tests};
 
 fn inspect(text: &str) -> Inspection {
     inspect_text(text, Path::new("config.toml"), &|_| None)
@@ -29,6 +29,7 @@ fn files() -> Vec<(&'static Section, String)> {
             rule("do = [ { {}, gpio = \"p\", set = \"on\" }, { {}, gpio = \"p\", pulse = \"1s\" } ]") + pin,
         ),
         (&STEPS, rule("do = [ { {}, gpio = \"p\", blink = { times = 1, period = \"1s\" } } ]") + pin),
+        (&TEST, "[[test]]\nmessage = \"\"\n{}\n".to_owned()),
         (&WAVE, rule("do = [ { gpio = \"p\", blink = { {} } } ]") + pin),
     ]);
     files
@@ -36,7 +37,8 @@ fn files() -> Vec<(&'static Section, String)> {
 
 /// The keys that the parsers offer where one is unknown.
 fn offered(text: &str) -> BTreeSet<String> {
-    let report = inspect(&text.replace("{}", "zzz = 1")).report.to_string();
+    let inspection = inspect(&text.replace("{}", "zzz = 1"));
+    let report = format!("{}{}", inspection.report, read_tests(&inspection).1);
     let lists = report.split("(its keys are ").skip(1).filter_map(|rest| rest.split(')').next());
     lists.flat_map(|list| list.split(", ")).map(str::to_owned).collect()
 }
@@ -57,6 +59,7 @@ fn the_reference_has_the_keys_that_the_parsers_offer() {
         &RULE,
         &STEPS,
         &WAVE,
+        &TEST,
     ] {
         let described: BTreeSet<_> = section.keys.iter().map(|key| key.name().to_owned()).collect();
         let files = files();

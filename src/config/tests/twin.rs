@@ -99,11 +99,12 @@ fn a_rule_of_the_twin_does_not_hold_a_local_one_up_for_long() {
 
 #[test]
 fn the_twin_sets_rules_and_nothing_else() {
-    let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\ncommands.rm = [\"/bin/rm\"]\n[twin]\n[[rule]]\n";
+    let text = "unmatched = \"reject\"\n[gpio.pins.pump]\nline = 4\n[allow]\ncommands.rm = [\"/bin/rm\"]\n[twin]\n[[test]]\n[[rule]]\n";
     let told = |key: &str| {
         format!("the twin may set only rules: its texts can contain only [[rule]] tables, not \"{key}\"")
     };
-    let expected = [("1:1", "unmatched"), ("2:2", "gpio"), ("4:2", "allow"), ("6:2", "twin")];
+    let expected =
+        [("1:1", "unmatched"), ("2:2", "gpio"), ("4:2", "allow"), ("6:2", "twin"), ("7:3", "test")];
     assert_eq!(
         problems(&[("x", text)]),
         expected.map(|(place, key)| format!("twin:x:{place}: {}", told(key)))
