@@ -81,6 +81,8 @@ mod emulator_state;
 mod emulator_twins;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod emulator_websocket;
+#[cfg(all(feature = "service", feature = "emulator"))]
+mod examples;
 mod faults;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod frames;

@@ -31,7 +31,7 @@ const UNSEEN: [&str; 16] = [
 ];
 
 /// The files in the folder of that name, and what Taplo says of them.
-fn lint(test: &str, folder: &str) -> Option<(Vec<PathBuf>, String)> {
+fn lint(test: &str, folder: &Path) -> Option<(Vec<PathBuf>, String)> {
     let taplo = Path::new(".venv/bin/taplo");
     if !taplo.is_file() {
         skip(test, "Taplo is not in .venv/; scripts/setup.sh installs it");
@@ -60,8 +60,11 @@ fn the_committed_schema_is_what_the_program_prints() {
 
 #[test]
 fn an_editor_finds_nothing_wrong_with_a_valid_configuration() {
-    for folder in [&format!("{FIXTURES}/valid"), "packaging"] {
-        let Some((files, said)) = lint("an editor finds nothing wrong with a valid configuration", folder)
+    let examples = fs::read_dir("examples").expect("examples").map(|entry| entry.expect("readable").path());
+    let mut folders: Vec<_> = examples.filter(|path| path.is_dir()).collect();
+    folders.extend([format!("{FIXTURES}/valid").into(), "packaging".into()]);
+    for folder in folders {
+        let Some((files, said)) = lint("an editor finds nothing wrong with a valid configuration", &folder)
         else {
             return;
         };
@@ -72,7 +75,7 @@ fn an_editor_finds_nothing_wrong_with_a_valid_configuration() {
 #[test]
 fn an_editor_marks_each_mistake_that_shows_in_the_file_alone() {
     let test = "an editor marks each mistake that shows in the file alone";
-    let Some((files, said)) = lint(test, &format!("{FIXTURES}/invalid")) else { return };
+    let Some((files, said)) = lint(test, &Path::new(FIXTURES).join("invalid")) else { return };
     let unseen = files.iter().filter(|file| !said.contains(&format!("{}:", file.display())));
     let unseen: BTreeSet<_> =
         unseen.map(|file| file.file_stem().expect("a name").to_string_lossy()).collect();
