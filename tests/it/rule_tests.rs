@@ -240,7 +240,7 @@ fn one_message_can_be_expected_to_have_a_rule_or_none() {
             "action=pump&state=maybe",
             &["--expect", "pump"],
             "  expected  rule \"pump\" matches\n  found     rule \"pump\" matches, but refuses the message:\n\
-             \x20           set would be \"maybe\", but it must be on, off or toggle\n",
+             \x20           set would be \"maybe\", but must be on, off or toggle\n",
         ),
         (
             "action=prime",
@@ -287,7 +287,7 @@ fn all_of_it_can_be_read_by_a_program() {
     assert_eq!((lines, code), (expected.to_vec(), Some(3)));
 
     let (lines, code) = events(dir.path(), &["--message", "action=pump&state=maybe", "--expect", "pump"]);
-    let text = "set would be \"maybe\", but it must be on, off or toggle";
+    let text = "set would be \"maybe\", but must be on, off or toggle";
     let message = json!({ "event": "message", "passed": false, "expected": { "rule": "pump", "outcome": "begun" },
         "found": { "rule": "pump", "outcome": "refused", "text": text } });
     assert_eq!((&lines[0], code), (&message, Some(3)));
