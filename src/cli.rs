@@ -280,6 +280,17 @@ fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
+/// Refuses a connection string where `option` wants the name of its file: a message about that file would repeat the secret.
+fn check_is_no_secret(option: &str, path: &std::path::Path) -> Result<(), anyhow::Error> {
+    let is_secret = path.to_string_lossy().to_ascii_lowercase().contains("sharedaccess");
+    anyhow::ensure!(
+        !is_secret,
+        "{option} has the connection string itself, and every user of this machine can read arguments: write it to a file and \
+         name that"
+    );
+    Ok(())
+}
+
 /// A duration such as `10m`.
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "use a number with a unit, such as 30s, 10m or 2h".to_owned())

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 
-use super::Failure;
 use super::transport::Transport;
+use super::{Failure, check_is_no_secret};
 use crate::credentials::{ProxySettings, ServiceConnectionString};
 use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, Target, Way};
 use crate::trust;
@@ -101,6 +101,7 @@ impl HubArgs {
     pub(super) fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
         let (origin, text) = match &self.connection_string_file {
             Some(path) => {
+                check_is_no_secret("--connection-string-file", path)?;
                 let text = std::fs::read_to_string(path).map_err(|error| {
                     anyhow!(
                         "cannot read the connection string from {}: {}; write it there (az prints it with --query \

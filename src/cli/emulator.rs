@@ -149,7 +149,7 @@ pub(super) struct Args {
     /// Time between two batches of delivery feedback, at most 1h; the real hub takes 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
-    /// A fault that is set from the start, for one device or for all; may be given several times. See above.
+    /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<FaultOrder>,
     /// Use well-known keys, so that connection strings can be in documents and files; on loopback only. The

@@ -76,3 +76,15 @@ fn what_is_wrong_with_a_shared_option_is_said_in_the_same_words() {
         assert!(words.contains(&format!("invalid value '{lacks}'")), "{words}");
     }
 }
+
+#[test]
+fn a_connection_string_where_its_file_should_be_is_refused_and_not_repeated() {
+    for (command, _) in COMMANDS {
+        let string = "HostName=hub.example;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+        let mut sent = binary();
+        sent.args(command.split(' ')).args(["--device", "dev1", "--connection-string-file", string]);
+        let said = String::from_utf8_lossy(&run(&mut sent).stderr).into_owned();
+        assert!(said.contains("every user of this machine can read arguments"), "{said}");
+        assert!(!said.contains("c2VjcmV0"), "{said}");
+    }
+}

@@ -316,7 +316,8 @@ fn a_missing_file_is_named() {
     let output = run(binary().args(["check", "-c", "/no/such/c.toml"]));
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let sentence = "/no/such/c.toml: cannot read the configuration: there is no such file; name another file with -c FILE, or ";
+    let sentence = "/no/such/c.toml: cannot read the configuration: there is no such file; write one with c2d-agent init -c \
+                    /no/such/c.toml, or name another file with -c FILE\n";
     assert!(stderr.starts_with(sentence), "{stderr}");
 }
 

@@ -134,7 +134,8 @@ fn the_main_file_is_needed_whatever_drop_ins_there_are() {
     fs::remove_file(house.path("c.toml")).expect("removed");
     house.says(
         2,
-        "DIR/c.toml: cannot read the configuration: there is no such file; name another file with -c FILE",
+        "DIR/c.toml: cannot read the configuration: there is no such file; write one with c2d-agent init -c DIR/c.toml, or name \
+         another file with -c FILE",
     );
 }
 

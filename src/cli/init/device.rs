@@ -11,7 +11,7 @@ use anyhow::anyhow;
 
 use super::text::quoted;
 use super::{Args, ask, variable};
-use crate::cli::Failure;
+use crate::cli::{Failure, check_is_no_secret};
 use crate::credentials::{CredentialError, DeviceConnectionString, DeviceSecret, HostPort, check_device_id};
 use crate::trust;
 
@@ -68,12 +68,7 @@ pub(super) fn find(args: &Args) -> Result<Device, Failure> {
             named("standard input", &read_string(io::stdin().lock(), path)?)?
         }
         (Some(path), ..) => {
-            if path.to_string_lossy().to_ascii_lowercase().contains("sharedaccess") {
-                return Err(Failure::usage(anyhow!(
-                    "--connection-string-file has the connection string itself, and every user of this machine can read \
-                     arguments: write it to a file and name that, or give - and the string on standard input"
-                )));
-            }
+            check_is_no_secret("--connection-string-file", path).map_err(Failure::usage)?;
             let file = File::open(path).map_err(|error| unreadable(path, &error))?;
             named(&path.display().to_string(), &read_string(file, path)?)?
         }
