@@ -224,7 +224,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
         read_rules(&mut root, directory, &sources, &mut report);
     // An agent goes on whatever its tests are like: `read_tests` reads them for `check`.
-    drop(root.take(&TEST));
+    root.take(&TEST);
     forms(&mut root, &mut report);
     root.finish(&mut report);
     let idle = rules.as_ref().is_some_and(Rules::is_empty) && !twin.accepts_rules;

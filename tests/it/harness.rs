@@ -8,9 +8,12 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+#[allow(unused_imports)] // Not every feature set uses both.
+pub(crate) use crate::machine::{is_root_or_skips, own_address};
 
 /// How long anything may take before a test fails. Generous: two cores may be shared by many tests.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -36,15 +39,6 @@ pub(crate) fn skip(test: &str, lack: &str) {
     writeln!(std::io::stderr(), "SKIPPED {test}: {lack}").expect("standard error is open");
 }
 
-/// Whether root runs the tests, who alone can give files away; else the test is skipped.
-pub(crate) fn is_root_or_skips(test: &str) -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        skip(test, "only root can give files away");
-    }
-    is_root
-}
-
 /// A program of the system, also from `/usr/sbin`, where Debian puts mosquitto.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -58,13 +52,6 @@ pub(crate) fn run(command: &mut Command) -> Output {
     let status = process.wait_exit();
     let join = |lines: Vec<String>| lines.iter().flat_map(|line| [line.as_bytes(), b"\n"].concat()).collect();
     Output { status, stdout: join(process.stdout.all()), stderr: join(process.stderr.all()) }
-}
-
-/// A loopback address that no other test has, in this process or another: for peers that dial the standard ports.
-pub(crate) fn own_address() -> Ipv4Addr {
-    static USED: AtomicU8 = AtomicU8::new(0);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, high | 0x80, low, 1 + USED.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Lines that a process printed so far, and a way to wait for more.

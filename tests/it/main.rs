@@ -107,6 +107,7 @@ mod json_lines;
 mod layering;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod log;
+mod machine;
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod method_soak;
 #[cfg(all(feature = "service", feature = "emulator"))]
