@@ -200,7 +200,7 @@ impl Device {
         match &self.proof {
             Proof::String(_) => {
                 format!(
-                    "# The secret stands in a file of its own, beside this one.\nconnection_string_file = \"{STRING_FILE}\"\n"
+                    "# The secret is in a file of its own, beside this one.\nconnection_string_file = \"{STRING_FILE}\"\n"
                 )
             }
             Proof::Certificate { .. } => {
