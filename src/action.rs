@@ -2,7 +2,6 @@
 //!
 //! Owns: pins and child processes, their deadlines, the outcome in words.
 //! Must not know: messages, rules' conditions, sessions; it cannot settle a message.
-//! Used by: `agent`, `doctor` ([`survey`]).
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! The agent: takes messages from the session, records them in the inbox, acts on them by the rules, and completes them.
 //!
 //! Owns: policy. Which message is acted on, in which order, when it is completed, recovery at start, what is reported, and
-//! what happens at shutdown. Must not know: MQTT, files, child processes, pins. Used by: `cli` (run, demo).
+//! what happens at shutdown. Must not know: MQTT, files, child processes, pins.
 //!
 //! One loop (`Agent::dispatch`) serves everything, so that nothing here needs a lock: messages from the session,
 //! answers of the inbox, actions that end, the control socket, scrapes, another configuration (`reload.rs`), and time.

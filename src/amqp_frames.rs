@@ -3,7 +3,6 @@
 //!
 //! Owns: frames, the encoding of values, how deep they may nest, messages that come in several frames, and what stands in
 //! for a message that is refused. Must not know: what messages mean, links, who may do what.
-//! Used by: `session` and `service` (what a hub sends), `emulator` (what a client sends).
 //!
 //! This is protection and no protocol: it says of bytes whether they may be decoded, and nothing of what they should be.
 //! So the emulator may share it with the code under test.

@@ -1,7 +1,7 @@
 //! The command line: one small file per subcommand.
 //!
 //! Owns: arguments, exit codes, where errors are turned into one sentence.
-//! Must not know: protocols. Used by: `main`.
+//! Must not know: protocols.
 
 use std::future::Future;
 use std::io::Write as _;

@@ -1,7 +1,6 @@
 //! The configuration: TOML text to a typed, checked [`Config`], every problem with its position.
 //!
 //! Owns: the file's schema, its defaults and limits. Must not know: tokio, sockets, pins' hardware.
-//! Used by: `agent`, `action` (pin settings), `cli`.
 //!
 //! A configuration is a main file and the drop-ins in `config.d` beside it. Relative paths in all of them are taken from the
 //! directory of the main file.

@@ -3,7 +3,6 @@
 //! Owns: the syntax of device, module and service connection strings, device id rules, making and checking SAS tokens;
 //! the environment of an IoT Edge module; `HTTPS_PROXY` and `NO_PROXY`.
 //! Must not know: files, the environment, TLS, clocks (the expiry comes in as an argument).
-//! Used by: `config`, `session`, `service`, `emulator`, `cli`.
 
 use std::path::PathBuf;
 

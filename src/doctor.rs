@@ -3,7 +3,6 @@
 //! Owns: the order of the checks, their limits, and what is good or bad about what they find. No pin is claimed, no message
 //! received, and the inbox only looked at.
 //! Must not know: arguments, how findings are shown, the agent (what is known of a running one is passed in).
-//! Used by: `cli::doctor`.
 //!
 //! Each check is a function that answers with a [`Finding`]. What takes its time runs side by side; findings are told in a
 //! fixed order, each as soon as those before it are there.

@@ -3,7 +3,6 @@
 //!
 //! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`,
 //! `action`: a double built from the code under test proves nothing.
-//! Used by: `cli`, the demo, integration tests.
 //!
 //! - `identity` writes ids of devices and modules; `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners;
 //!   `registrar` changes devices in hub and state directory.

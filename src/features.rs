@@ -1,7 +1,6 @@
 //! The parts of this program that a smaller build lacks, and who has them.
 //!
 //! Owns: which part is in this build, and the sentence about one that is not. Must not know: what a part does.
-//! Used by: `config`, `metrics`, `websocket`, `cli`.
 
 /// A part of the program that is a Cargo feature, or needs several.
 #[derive(Debug, Clone, Copy)]

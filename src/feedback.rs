@@ -2,7 +2,6 @@
 //!
 //! Owns: the words that a sender may ask for (`iothub-ack`) and the words that the hub answers with.
 //! Must not know: AMQP, sockets, clocks.
-//! Used by: `service` (reads feedback), `emulator` (writes it), `cli`.
 
 use serde::{Deserialize, Serialize};
 

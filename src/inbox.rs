@@ -2,7 +2,7 @@
 //!
 //! Owns: the file, its states (accepted, started, finished, dead), duplicates, retention, dead letters, the reports that
 //! wait for the hub; what happens when the disk does not do as it should.
-//! Must not know: sessions, rules, actions. Used by: `agent`, `cli` (on the file, when no agent runs).
+//! Must not know: sessions, rules, actions.
 //!
 //! A thread of its own (`worker.rs`) owns the file (`store.rs`), because a write waits for the disk. The agent hands in
 //! operations ([`Inbox::submit`]) and gets their answers when they are on disk ([`Inbox::next`]); what has been handed

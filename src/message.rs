@@ -3,7 +3,6 @@
 //! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits; which door a message
 //! came through (`source.rs`), and how a person writes one down (`sample.rs`).
 //! Must not know: MQTT packets, AMQP sections, rules, clocks.
-//! Used by: `session` and `rules` (decode), `emulator` (encode), `service` (limits and names).
 //!
 //! The grammar (wire reference 1.5): `pair *("&" pair)`; `pair` is `key`, `key=` or `key=value`, each
 //! percent-encoded; `+` is a plus sign; only the first `=` of a pair separates.

@@ -1,7 +1,6 @@
 //! Metrics: figures about this process for a scraper, as OpenMetrics text over HTTP.
 //!
 //! Owns: the shapes of figures, the endpoint with its limits, the text. Must not know: what is measured.
-//! Used by: `agent`.
 //!
 //! Figures are asked for and not kept here: each request for `/metrics` comes out of [`Endpoint::next`] as a [`Scrape`],
 //! and whoever owns the figures answers it with what is true at that moment. So nothing needs a lock, and an owner that is

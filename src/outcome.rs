@@ -1,7 +1,7 @@
 //! What became of one message, as it is recorded, reported to the back end, and read there.
 //!
 //! Owns: the kinds of outcomes, and the shapes of an outcome report and of the agent's part of the twin, both ways.
-//! Must not know: how outcomes come about, where reports travel. Used by: `inbox`, `agent`, `service`, `cli`.
+//! Must not know: how outcomes come about, where reports travel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -3,7 +3,6 @@
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
-//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge, invoke-method, twin), the demo.
 //!
 //! Signing in is SASL PLAIN (wire reference 2.2): the user `{policy}@sas.root.{first label of the host}` and a SAS
 //! token as the password. CBS would cost two links and a round trip more for the same result.

@@ -3,7 +3,7 @@
 //! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages or,
 //! as a module, messages for its inputs, receiving and answering calls of direct methods, publishing D2C messages and patches of the twin,
 //! renewing tokens, reconnecting.
-//! Must not know: rules, actions, what is done with a message. Used by: `agent`, `doctor` ([`probe()`]).
+//! Must not know: rules, actions, what is done with a message.
 //!
 //! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's

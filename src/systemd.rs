@@ -1,7 +1,7 @@
 //! systemd: what the service manager hears of this process.
 //!
 //! Owns: everything that names the `sd_notify` crate: readiness, reloads, the status line, the watchdog.
-//! Must not know: what the agent does. Used by: `agent`.
+//! Must not know: what the agent does.
 //!
 //! Without `NOTIFY_SOCKET` in the environment nothing is sent. A thread sends, because the socket's queue may be full while
 //! the manager is busy, and the agent's loop must not wait for it.

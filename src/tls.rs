@@ -2,7 +2,6 @@
 //!
 //! Owns: the crypto provider (ring, always passed explicitly), roots, client certificates.
 //! Must not know: MQTT, AMQP, connection strings.
-//! Used by: `session`, `service`, `emulator`, `doctor`, `cli`.
 
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};

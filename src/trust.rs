@@ -2,7 +2,6 @@
 //!
 //! Owns: what makes a file, a directory or a link one that others can change, in words with the remedy; how a file is opened and
 //! made so that nothing which others have put there is taken for it. Must not know: what a file is for, but for programs.
-//! Used by: `config`, `action`, `inbox`, `emulator`, `doctor`, `cli`.
 //!
 //! A file counts as the owner's when it belongs to root or to the user who runs this, and when neither its group nor others may
 //! write to it. An access list that lets somebody else write shows in the group's bits. In a sticky directory others can add

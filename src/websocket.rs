@@ -1,7 +1,6 @@
 //! A WebSocket as a stream of bytes: what MQTT and AMQP are carried in where only port 443 is open.
 //!
 //! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: MQTT, AMQP.
-//! Used by: `session`, `service`; the byte stream alone by `emulator`.
 //!
 //! - `dial` gets to the hub's HTTPS port, through TCP or a `tunnel` and TLS, and for a WebSocket through the upgrade.
 //!

@@ -1,7 +1,7 @@
 //! The workload API of an IoT Edge device, as a module's client: has tokens signed, and gets the roots to trust.
 //!
 //! Owns: requests over the Unix socket, their limits, when they are repeated, what is wrong with an answer, in words.
-//! Must not know: what is signed, TLS, sign-ins. Used by: `session`, `doctor`.
+//! Must not know: what is signed, TLS, sign-ins.
 //!
 //! Source: wire reference 6.5. A daemon that has ten requests of a module already drops the next without an answer, so
 //! whatever it seems not to have got is repeated, a few times.

@@ -1,7 +1,7 @@
 //! One child process, from start to the end of its whole process group.
 //!
 //! Owns: environment, standard streams, captured output, signals, grace periods.
-//! Must not know: rules, pins, messages. Used by: `action`.
+//! Must not know: rules, pins, messages.
 //!
 //! A child leads its own process group, so that whatever it starts can be ended with it. When its time is up, or the
 //! agent stops, the group gets SIGTERM and, [`GRACE`] later, SIGKILL. When the child ends by itself, what it left behind in

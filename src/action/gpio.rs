@@ -2,7 +2,7 @@
 //!
 //! Owns: who changes pins; the choice of the backend. What each pin is, and what is due, is in `bank.rs`; the thread that does
 //! what is due is in `guard.rs`.
-//! Must not know: rules, processes, chips and registers (each backend knows its own). Used by: `action`.
+//! Must not know: rules, processes, chips and registers (each backend knows its own).
 //!
 //! The rule of this file: a pin that is switched on for a while is switched off again, whatever happens in between.
 

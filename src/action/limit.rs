@@ -1,6 +1,6 @@
 //! When an action must end before it is done: its deadline, or the agent is stopping.
 //!
-//! Owns: which of the two came first. Must not know: processes, pins. Used by: `action` and its parts.
+//! Owns: which of the two came first. Must not know: processes, pins.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! What actions do to a real machine: real processes, simulated pins.
 //!
-//! Owns: nothing that ships. Must not know: sessions. Used by: nobody.
+//! Owns: nothing that ships. Must not know: sessions.
 
 use std::collections::BTreeMap;
 use std::fs;

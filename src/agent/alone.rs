@@ -1,7 +1,7 @@
 //! Only one agent: the inbox is claimed before anything else is touched.
 //!
 //! Owns: how long a process is waited for that is about to end, and what becomes of an agent that is the second one. Must not
-//! know: how an inbox is locked. Used by: `agent`.
+//! know: how an inbox is locked.
 
 use std::future::Future;
 use std::time::Duration;

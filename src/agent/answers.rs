@@ -1,7 +1,7 @@
 //! Answers: what the caller of a direct method hears.
 //!
 //! Owns: the status and the payload for each way in which a call can end, and what keeps a call from being taken at all.
-//! Must not know: topics, request ids (`session`), how actions run. Used by: `agent` and its parts.
+//! Must not know: topics, request ids (`session`), how actions run.
 //!
 //! | Status | When |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! The board: what `status` shows, kept up to date as things happen.
 //!
 //! Owns: the facts about the connection and the inbox that nobody else keeps, and putting them together with the rest.
-//! Must not know: how they are shown. Used by: `agent`.
+//! Must not know: how they are shown.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

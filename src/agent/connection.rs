@@ -1,6 +1,6 @@
 //! The connections: what the sessions tell, and what that means for everything else.
 //!
-//! Owns: what follows from a connection that comes or goes. Must not know: what is spoken. Used by: `agent`.
+//! Owns: what follows from a connection that comes or goes. Must not know: what is spoken.
 
 use tokio::time::Instant;
 

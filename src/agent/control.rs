@@ -1,7 +1,7 @@
 //! The control socket: how `c2d-agent inbox` and `c2d-agent status` reach the running agent.
 //!
 //! Owns: the socket, its clients and their limits, requests and answers as JSON lines (`wire.rs`, `view.rs`).
-//! Must not know: what the answers are. Used by: `agent`; its client (`client.rs`) by `cli`.
+//! Must not know: what the answers are.
 //!
 //! Whoever can open the socket can run dead letters again and drop messages: it is made for the agent's own user (and
 //! root). A task accepts clients and each client is served by a task of its own (`serve.rs`), so that a slow one holds

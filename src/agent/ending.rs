@@ -1,7 +1,7 @@
 //! How a message ended, in the words of the inbox and of the reports.
 //!
 //! Owns: turning an action's outcome, or the reason why nothing was done, into an [`OutcomeReport`].
-//! Must not know: when anything is written or sent. Used by: `agent` and its parts.
+//! Must not know: when anything is written or sent.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,7 +1,7 @@
 //! Guards: a rule's action is not begun too soon after the last one, nor too often.
 //!
 //! Owns: when each rule's actions began, as far as its guards need it. Pure: the time comes in.
-//! Must not know: how actions run. Used by: `agent`.
+//! Must not know: how actions run.
 //!
 //! Times are of the calendar, because they must hold across a restart. A clock that was set back makes what lies in the
 //! future count as long ago: a guard must not lock a rule for years.

@@ -1,7 +1,6 @@
 //! The messages in hand: taken from the session or the inbox, and not ended yet.
 //!
 //! Owns: what is known of each, and how many there may be. Must not know: how they get on.
-//! Used by: `agent` and its parts.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Intake: what a message that arrived is, and whether its turn has come.
 //!
 //! Owns: decoding errors, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
-//! Must not know: how actions run and end (`work.rs`). Used by: `agent`.
+//! Must not know: how actions run and end (`work.rs`).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,7 @@
 //! Lanes: whose turn it is.
 //!
 //! Owns: the order of actions within a lane, how many programs run at once, and how long the owner's actions wait for those of the
-//! twin's rules. Pure: no clock, no tasks; the time comes in. Must not know: rules, messages, what an action does. Used by: `agent`.
+//! twin's rules. Pure: no clock, no tasks; the time comes in. Must not know: rules, messages, what an action does.
 //!
 //! An action stands in line in one lane or several, and its turn comes when it is at the front of all of them. It stays
 //! there until it leaves, so actions of one lane run one after the other, in the order in which they came; lanes go

@@ -1,7 +1,7 @@
 //! Life: whether a message has expired while this agent had it, and what it says of the clock when it comes expired.
 //!
 //! Owns: since when a message is in the agent's hands, and the sentence about the clock. Must not know: what is done with
-//! messages. Used by: `agent` and its parts.
+//! messages.
 //!
 //! The hub delivers nothing that has expired. So the agent judges only the time for which it had the message: counted back
 //! from now, so that a clock that was set meanwhile, as on a board without a battery, judges by what it says now.

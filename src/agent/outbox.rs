@@ -2,7 +2,6 @@
 //!
 //! Owns: when a report is published, again after a lost connection, and the state that the twin shows.
 //! Must not know: MQTT, files; reports wait in the inbox's file, and the twin's state can be made anew from it.
-//! Used by: `agent`.
 //!
 //! Telemetry reports are taken from the inbox a few at a time, published, and struck off there when the hub has them. A
 //! report whose answer was lost with its connection is sent again with the same message id. The twin is patched at

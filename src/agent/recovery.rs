@@ -1,7 +1,7 @@
 //! Recovery: what the inbox held when the agent started.
 //!
 //! Owns: what becomes of each message that had not ended, and of what the guards and pins need to know.
-//! Must not know: files. Used by: `agent`.
+//! Must not know: files.
 //!
 //! | Recorded as | Then |
 //! |---|---|

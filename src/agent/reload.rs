@@ -1,7 +1,7 @@
 //! Reload: another configuration is taken up between two messages, or refused whole.
 //!
 //! Owns: reading it beside the loop, what may change while the agent runs, and in which order.
-//! Must not know: files, signals (`cli`), TOML. Used by: `agent`.
+//! Must not know: files, signals (`cli`), TOML.
 //!
 //! Everything is checked before anything changes: first the configuration, then the TLS files, then the pins, which are the
 //! last that can refuse. An action that has begun goes on as it began. What waits for its turn is planned anew, as it would be after

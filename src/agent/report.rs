@@ -1,6 +1,6 @@
 //! What became of a message, in words: the log line, and the event for an observer.
 //!
-//! Owns: the shape of both. Must not know: how outcomes come about. Used by: `agent`.
+//! Owns: the shape of both. Must not know: how outcomes come about.
 
 use crate::action::{Outcome, OutcomeResult};
 use crate::message::{self, C2dMessage, INPUT, METHOD};

@@ -1,7 +1,7 @@
 //! Metrics of the agent: what a scraper sees.
 //!
 //! Owns: which figures there are, with names and help; opening the endpoint, again and again where it must be.
-//! Must not know: HTTP, the text. Used by: `agent`.
+//! Must not know: HTTP, the text.
 //!
 //! docs/src/reference/metrics.md has the table of all metrics: names are never changed, only added.
 

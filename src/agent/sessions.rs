@@ -1,7 +1,7 @@
 //! The sessions of an agent: as a device, as a module of an edge device, or both side by side.
 //!
 //! Owns: which session does what. C2D messages come as a device only; everything else goes through the module where there is
-//! one. Must not know: what is done with messages, what a session speaks. Used by: `agent` and its parts.
+//! one. Must not know: what is done with messages, what a session speaks.
 
 use std::time::SystemTime;
 

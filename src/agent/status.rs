@@ -1,7 +1,7 @@
 //! What a running agent says of itself: the answer to `c2d-agent status`.
 //!
 //! Owns: the shape, as JSON both ways; fields are added, never renamed. Must not know: how any of it comes about, how it
-//! is shown to people. Used by: `agent` (fills it in), `agent::control` (both ends of the socket), `cli::status`.
+//! is shown to people.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

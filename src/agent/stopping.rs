@@ -1,6 +1,6 @@
 //! Stopping: what has begun comes to its end, and everything is closed.
 //!
-//! Owns: the order of a shutdown and its limits in time. Must not know: signals. Used by: `agent`.
+//! Owns: the order of a shutdown and its limits in time. Must not know: signals.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Supervision: what the service manager hears of the agent, and when.
 //!
-//! Owns: when the service is ready, its status in words, the beat of the watchdog. Must not know: sockets. Used by: `agent`.
+//! Owns: when the service is ready, its status in words, the beat of the watchdog. Must not know: sockets.
 //!
 //! The loop itself feeds the watchdog, among everything else that it does: one that is stuck feeds nothing and is restarted.
 

@@ -1,6 +1,6 @@
 //! The tally: how many messages ended in which way, and how long actions took, rule by rule, since this process began.
 //!
-//! Owns: the counts, and how many rules are told apart. Pure. Must not know: how they are shown. Used by: `agent`.
+//! Owns: the counts, and how many rules are told apart. Pure. Must not know: how they are shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //! in the reported properties.
 //!
 //! Owns: when the twin is read, which of its rules are in force, and what is said of them. Must not know: TOML, what is spoken
-//! with the hub. Used by: `agent` and its parts.
+//! with the hub.
 //!
 //! Desired properties are taken whole or refused whole. The hub tells that they have changed, not when it has told of every
 //! change; so the whole twin is read, after each connection, too, and what it says is compared with what is in force. Rules

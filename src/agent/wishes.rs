@@ -1,7 +1,7 @@
 //! Wishes: what people ask for through the control socket.
 //!
 //! Owns: how many questions may be open, what an answer changes for the messages in hand, and which dead letters may be run
-//! again. Must not know: sockets, what the inbox makes of a question. Used by: `agent`, `cli::inbox` (where no agent runs).
+//! again. Must not know: sockets, what the inbox makes of a question.
 
 use tokio::sync::oneshot;
 

@@ -1,7 +1,7 @@
 //! Work: from the turn of a message to its end.
 //!
 //! Owns: beginning, attempts and their pauses, the end, and what the inbox answers to each.
-//! Must not know: how messages arrive (`intake.rs`), pins, processes. Used by: `agent`.
+//! Must not know: how messages arrive (`intake.rs`), pins, processes.
 //!
 //! Nothing is done before the inbox has the beginning on disk, unless the rule says that running again is harmless
 //! (`on_crash = "retry"`) and has no guard that must know of it after a restart. Nothing is completed before the inbox has the end on disk.

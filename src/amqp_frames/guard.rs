@@ -1,7 +1,7 @@
 //! Looks at every frame of a peer, and at every message as a whole, before the AMQP crate does.
 //!
 //! Owns: where a frame ends, which frames make one message, what of them may be decoded. Must not know: what becomes of what
-//! is refused. Used by: `amqp_frames::stream`, `emulator::amqp`.
+//! is refused.
 //!
 //! Source: AMQP 1.0, 2.3.1 (frames) and 2.7.5 (transfer).
 

@@ -1,6 +1,6 @@
 //! What stands in for a message that is refused: one that says why, so that it is settled like all that cannot be used.
 //!
-//! Owns: how it looks. Must not know: who reads it. Used by: `amqp_frames::stream` (writes it), the links (read it).
+//! Owns: how it looks. Must not know: who reads it.
 //!
 //! A hub that sent one itself would have a message refused that it could as well have made useless.
 

@@ -1,6 +1,6 @@
 //! A client's stream, from which the AMQP crate reads only what it can decode.
 //!
-//! Owns: what becomes of what the guard refuses. Must not know: links, reconnecting. Used by: `session::amqp`, `service`.
+//! Owns: what becomes of what the guard refuses. Must not know: links, reconnecting.
 //!
 //! A message in several frames is handed on in its last one, with the ones before it empty: so the crate decodes the very
 //! bytes that were looked at. One that is refused is replaced, and the connection goes on.

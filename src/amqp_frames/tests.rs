@@ -1,6 +1,6 @@
 //! The guard against frames of every kind, and against the decoder that it protects.
 //!
-//! Owns: small frames and values, byte by byte. Must not know: hubs. Used by: nobody.
+//! Owns: small frames and values, byte by byte. Must not know: hubs.
 
 use super::values::Flaw;
 use super::*;

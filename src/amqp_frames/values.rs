@@ -1,6 +1,6 @@
 //! The encoding of AMQP values: where one ends, how deep others stand in it, and what the plain ones say.
 //!
-//! Owns: what may be decoded. Must not know: frames, messages. Used by: `amqp_frames`, `emulator::amqp`.
+//! Owns: what may be decoded. Must not know: frames, messages.
 //!
 //! Source: AMQP 1.0, 1.2 and 1.6. What does not follow it to the letter is refused as well: a length that lies here could
 //! hide from this what the crate would decode.

@@ -1,7 +1,6 @@
 //! What the commands of the back end share: which hub, as whom, by which way, how results are printed, how values are read.
 //!
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
-//! Used by: `cli` (c2d-send, c2d-feedback, c2d-purge, invoke-method, twin).
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! `c2d-agent c2d-feedback`: watches the hub's delivery feedback, and prints and keeps every record.
 //!
-//! Owns: its arguments, what ends it, and the exit code. Must not know: AMQP, HTTP. Used by: `cli`.
+//! Owns: its arguments, what ends it, and the exit code. Must not know: AMQP, HTTP.
 //!
 //! - `watch` is the order of things: a batch is kept, printed, and only then completed at the hub; and the way back when
 //!   the hub goes away. `spool` is the file that keeps; `output` is what is printed.

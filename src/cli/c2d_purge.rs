@@ -1,6 +1,6 @@
 //! `c2d-agent c2d-purge`: takes the messages that wait for a device out of its queue.
 //!
-//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
+//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;

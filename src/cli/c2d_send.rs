@@ -1,7 +1,7 @@
 //! `c2d-agent c2d-send`: sends one C2D message and, with `--wait` or `--wait-outcome`, tells what became of it.
 //!
 //! Owns: its arguments, the checks before dialling, the order of events and the exit code.
-//! Must not know: AMQP, HTTP. Used by: `cli`.
+//! Must not know: AMQP, HTTP.
 
 use std::io::Read as _;
 use std::path::PathBuf;

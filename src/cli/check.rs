@@ -1,7 +1,7 @@
 //! `check`: is the configuration valid, and what would a message do?
 //!
 //! Owns: the verdict, what goes to which output, the exit code. Must not know: how rules match or plans are made; how they are
-//! performed. Used by: `cli`.
+//! performed.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,6 @@
 //! `demo`: a hub, a device and a back end in one process, told as a story.
 //!
 //! Owns: the messages of the story and the order of events. Must not know: protocols, how its lines look.
-//! Used by: `cli`.
 //!
 //! Everything is the real thing but the hub, which is the emulator, and the pins, which are simulated: the messages
 //! travel over TLS on loopback, by AMQP to the hub and by MQTT to the device, and feedback comes back the same way.

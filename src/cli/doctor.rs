@@ -1,7 +1,6 @@
 //! `doctor`: what keeps this gateway from its hub.
 //!
 //! Owns: its arguments, how findings are shown, the exit code; asks a running agent. Must not know: what is checked.
-//! Used by: `cli`.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};

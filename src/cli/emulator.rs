@@ -1,6 +1,6 @@
 //! `emulator`: the local IoT Hub, until a signal ends it; and what asks one that runs.
 //!
-//! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols. Used by: `cli`.
+//! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols.
 //!
 //! - `events`, `faults` and `send_input` are the subcommands; `running` finds the emulator that they ask.
 

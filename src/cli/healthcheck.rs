@@ -1,6 +1,6 @@
 //! `healthcheck`: whether the running agent does its work, as an exit code for a container engine.
 //!
-//! Owns: its arguments, what counts as healthy. Must not know: sockets, how the agent comes to know. Used by: `cli`.
+//! Owns: its arguments, what counts as healthy. Must not know: sockets, how the agent comes to know.
 //!
 //! A hub that is away is no illness of the agent: whoever restarts an unhealthy container would only switch its pins, again
 //! and again, and the network would not come back by that.

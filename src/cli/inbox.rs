@@ -1,7 +1,6 @@
 //! `inbox`: what became of each message, and dead letters run again or dropped.
 //!
 //! Owns: its arguments, pages, sentences and exit codes. Must not know: sockets, the inbox's file.
-//! Used by: `cli`.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! `init`: writes a first configuration, and says what comes next.
 //!
 //! Owns: its arguments, and the order of its work: ask, inspect, write, say what is next. Must not know: how a terminal is read,
-//! how a file is written, what the configuration looks like. Used by: `cli`.
+//! how a file is written, what the configuration looks like.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! `c2d-agent invoke-method`: calls a direct method of a device or a module, and prints what it answers.
 //!
-//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
+//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

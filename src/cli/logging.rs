@@ -1,6 +1,6 @@
 //! Logs to standard error.
 //!
-//! Owns: the subscriber. Must not know: subcommands. Used by: `cli`.
+//! Owns: the subscriber. Must not know: subcommands.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;

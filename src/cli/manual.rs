@@ -1,7 +1,6 @@
 //! `manual`: man pages and shell completions, for whoever packages the program.
 //!
 //! Owns: which files there are, and what a page says beside the help of its subcommand. Must not know: what any subcommand does.
-//! Used by: `cli`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! Where the inbox is asked: at the running agent, or in its file when none runs.
 //!
-//! Owns: the choice. Must not know: what is asked. Used by: `cli` (inbox, status).
+//! Owns: the choice. Must not know: what is asked.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};

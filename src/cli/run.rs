@@ -1,6 +1,6 @@
 //! `run`: the device agent, until a signal ends it.
 //!
-//! Owns: its arguments, signals, and the exit code. Must not know: what the agent does. Used by: `cli`.
+//! Owns: its arguments, signals, and the exit code. Must not know: what the agent does.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! `schema`: the JSON Schema of the configuration, for editors.
 //!
-//! Owns: its output. Must not know: which keys there are. Used by: `cli`.
+//! Owns: its output. Must not know: which keys there are.
 
 use std::io::Write as _;
 

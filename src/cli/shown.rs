@@ -1,7 +1,6 @@
 //! How times, durations, sizes and foreign text are shown to people, and results written to standard output.
 //!
 //! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what is shown.
-//! Used by: `cli`.
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,6 @@
 //! `status`: what the running agent says of itself.
 //!
 //! Owns: its arguments, the lines, the exit code. Must not know: sockets, how the agent comes to know.
-//! Used by: `cli`.
 
 use std::path::PathBuf;
 use std::time::SystemTime;

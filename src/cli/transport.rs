@@ -1,7 +1,6 @@
 //! `--transport` of the back end's commands: which of them has which.
 //!
 //! Owns: the words, and the one list for each command. Must not know: what they mean on the wire.
-//! Used by: `cli` (the commands of the back end).
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ValueEnum};

@@ -1,6 +1,6 @@
 //! `c2d-agent twin`: prints the twin of a device or a module, and patches its tags and desired properties.
 //!
-//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP. Used by: `cli`.
+//! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! The `when` of a rule.
 //!
-//! Owns: the kinds of conditions in TOML, and which cannot be met. Must not know: messages. Used by: `config::rule`.
+//! Owns: the kinds of conditions in TOML, and which cannot be met. Must not know: messages.
 
 use toml::de::DeValue;
 

@@ -1,6 +1,6 @@
 //! Who the device is: the `[device]` table, and the environment.
 //!
-//! Owns: its keys, and which source of the identity counts. Must not know: tokens, sockets. Used by: `config`.
+//! Owns: its keys, and which source of the identity counts. Must not know: tokens, sockets.
 //!
 //! The identity comes from one place only: two of them are a problem, because the wrong one could win unseen.
 

@@ -1,7 +1,6 @@
 //! The files of a configuration on disk: the main one, and the drop-ins in `config.d` beside it.
 //!
 //! Owns: which files count, their order and limits, and who may change them. Must not know: what is in them.
-//! Used by: `config`.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,7 +1,6 @@
 //! What a configuration says about files: paths, secrets, programs.
 //!
 //! Owns: bounded reading. Must not know: the schema, who may write where (`trust`).
-//! Used by: `config::{device, drop_ins, identities}`.
 
 use std::fs::{self, File};
 use std::io::Read as _;

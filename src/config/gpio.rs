@@ -1,6 +1,6 @@
 //! The `[gpio]` table.
 //!
-//! Owns: its keys, defaults and limits. Must not know: hardware. Used by: `config`.
+//! Owns: its keys, defaults and limits. Must not know: hardware.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! Who signs in: a device, a module of an IoT Edge device, or both side by side.
 //!
-//! Owns: which of them there are, and that there is one. Must not know: how either is read. Used by: `config`, `agent`, `cli`,
-//! `doctor`.
+//! Owns: which of them there are, and that there is one. Must not know: how either is read.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! The `[inbox]` and `[actions]` tables.
 //!
-//! Owns: their keys, defaults and limits. Must not know: what is in the inbox, how actions run. Used by: `config`.
+//! Owns: their keys, defaults and limits. Must not know: what is in the inbox, how actions run.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! `interlock` of the `[gpio]` table: pins that are never on together.
 //!
 //! Owns: what a group needs, and which settings of its pins and which rules would break it. Must not know: how it is kept.
-//! Used by: `config::gpio`, `config::rule`.
 
 use std::collections::BTreeMap;
 

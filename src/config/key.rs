@@ -1,7 +1,6 @@
 //! A key of the configuration: its name, what it takes, and what it means.
 //!
-//! Owns: the kinds of values with their limits. Must not know: which keys there are. Used by: every parser of `config`,
-//! which reads its values through its keys, and `config::reference`, which describes the same keys.
+//! Owns: the kinds of values with their limits. Must not know: which keys there are.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Several TOML texts to one tree: later files add to earlier ones, or replace single values.
 //!
 //! Owns: what merging means, and the places of a tree made of several files. Must not know: keys, except that rules and
-//! tests are lists that grow. Used by: `config`.
+//! tests are lists that grow.
 
 use std::ops::Range;
 

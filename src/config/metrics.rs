@@ -1,6 +1,6 @@
 //! The `[metrics]` table.
 //!
-//! Owns: its key, and the warning when strangers could read. Must not know: HTTP, what is measured. Used by: `config`.
+//! Owns: its key, and the warning when strangers could read. Must not know: HTTP, what is measured.
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,7 @@
 //! What a rule says about its messages beside conditions and steps: `timeout`, `settle`, `attempts`, `lane`, `report` …
 //!
 //! Owns: these keys, their limits, and what does not go together; the `[report]` table. Must not know: how any of it is
-//! done. Used by: `config`, `config::rule`.
+//! done.
 
 use std::ops::Range;
 use std::time::Duration;

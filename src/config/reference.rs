@@ -1,7 +1,7 @@
 //! What the configuration can hold, table by table, from the keys that the parsers read.
 //!
 //! Owns: which keys stand in which table, for the reference, the manual page and the schema. Must not know: how a value is
-//! read. Used by: `config::schema`, `cli::manual`.
+//! read.
 
 use super::conditions::KINDS;
 pub(crate) use super::key::Absent;

@@ -1,7 +1,7 @@
 //! The report: every problem of a configuration, with its place and the line it stands on.
 //!
 //! Owns: positions, excerpts with carets, hiding secrets that stand in a configuration by mistake.
-//! Must not know: the schema. Used by: `config`, `cli`.
+//! Must not know: the schema.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;

@@ -1,7 +1,6 @@
 //! The `[[rule]]` tables.
 //!
 //! Owns: a rule's keys, its limits, and what rules must not do to each other. Must not know: how a rule is run.
-//! Used by: `config`.
 
 use humantime::format_duration;
 use std::ops::Range;

@@ -1,7 +1,6 @@
 //! The `[[test]]` tables: a message, and what the rules should do with it.
 //!
 //! Owns: a test's keys and limits, and which file beside the configuration has tests. Must not know: how a test is run.
-//! Used by: `config`, `cli::check`.
 //!
 //! An agent reads none of this: a mistake in a test keeps no gateway from its work.
 

@@ -1,6 +1,6 @@
 //! The configuration as a JSON Schema, for editors.
 //!
-//! Owns: the shapes that have no kind of their own. Must not know: how a value is read. Used by: `cli`.
+//! Owns: the shapes that have no kind of their own. Must not know: how a value is read.
 //!
 //! Draft 7: what the editors' tools for TOML take. A schema sees one file, and neither limits of durations nor what values
 //! mean for each other: `check` has the last word.

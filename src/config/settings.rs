@@ -1,6 +1,6 @@
 //! The typed settings that the mechanisms take.
 //!
-//! Owns: shapes and defaults. Must not know: TOML. Used by: `config`, `action`, `agent`.
+//! Owns: shapes and defaults. Must not know: TOML.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,7 +1,6 @@
 //! Shells in `run`: where a message may fill in an argument, and where the message's body would be a script.
 //!
 //! Owns: which programs are shells, and the one form of their arguments that takes values. Must not know: TOML, messages.
-//! Used by: `config::steps`.
 //!
 //! Shells read their options in many ways, and each of them is a way for a value to become a command. So this does not look for
 //! what is dangerous. It knows one form that is not, and refuses all else: options without arguments, `-c`, a fixed text, and then

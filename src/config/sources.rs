@@ -1,6 +1,6 @@
 //! The texts of a configuration, the main file, its drop-ins and those of the twin, in one address space.
 //!
-//! Owns: which file a place is in. Must not know: TOML, the disk. Used by: `config`, `config::report`.
+//! Owns: which file a place is in. Must not know: TOML, the disk.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! The `do` of a rule.
 //!
-//! Owns: the kinds of steps in TOML. Must not know: messages, processes, hardware. Used by: `config::rule`.
+//! Owns: the kinds of steps in TOML. Must not know: messages, processes, hardware.
 
 use toml::de::DeValue;
 

@@ -1,6 +1,6 @@
 //! Why a text is no TOML, in the words of somebody who does not know TOML.
 //!
-//! Owns: telling other formats, and what stands for the parser's messages. Must not know: keys. Used by: `config::merge`.
+//! Owns: telling other formats, and what stands for the parser's messages. Must not know: keys.
 
 use std::ops::Range;
 

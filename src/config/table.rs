@@ -1,7 +1,6 @@
 //! Reading TOML values: one table at a time, every mistake reported at its place.
 //!
 //! Owns: types, words, durations, unknown keys. Must not know: what the keys mean.
-//! Used by: `config::device`, `config::gpio`, `config::rule`.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! How the agent gets to its hub: `transport` in `[device]`, and the variables of the environment that go with it.
 //!
-//! Owns: the words, and whether this build has what they ask for. Must not know: sockets. Used by: `config::device`.
+//! Owns: the words, and whether this build has what they ask for. Must not know: sockets.
 
 use crate::credentials::{Over, ProxySettings, Route, Transport};
 use crate::features;

@@ -1,6 +1,6 @@
 //! The `[twin]` and `[allow]` tables: whether the twin may set rules, and what these may do.
 //!
-//! Owns: their keys. Must not know: what the twin says. Used by: `config`.
+//! Owns: their keys. Must not know: what the twin says.
 //!
 //! The twin is written by whoever holds a key of the hub. So its rules switch only pins that the owner of the device has listed, and
 //! run only whole commands that the owner has written: a message fills in values where the owner wants them, and nothing else.

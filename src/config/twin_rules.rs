@@ -1,7 +1,7 @@
 //! Rules in the twin's desired properties, and the file that keeps them.
 //!
 //! Owns: their shape there, how large they may be, the file both ways. Must not know: the language of rules, how the twin is
-//! read. Used by: `config`, `agent`.
+//! read.
 //!
 //! A key of the twin has no `.`, `$` or space, and a condition may well have one (`"$.method"`, `"body.zone"`): so a rule
 //! is not written as JSON there, but as TOML in a text: `{"c2dAgent": {"rules": {"NAME": "[[rule]]\nname = …"}}}`.

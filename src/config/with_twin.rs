@@ -1,7 +1,7 @@
 //! A configuration with the rules of the twin behind its own.
 //!
 //! Owns: where these come from, when they count, and that they count as a whole or not at all. Must not know: how the twin is
-//! read. Used by: `config`, `agent`, `cli`.
+//! read.
 //!
 //! Each text of the twin is read like a drop-in behind all files, so the first match of a message is a local rule where one
 //! matches. Its places are `twin:NAME:line:column`. Only `[[rule]]` may stand in it, and its steps are held against `[allow]`.

@@ -1,7 +1,6 @@
 //! Device and service connection strings.
 //!
 //! Owns: their syntax, and telling one kind from the other. Must not know: files, tokens' life, TLS.
-//! Used by: `config`, `session`, `service`, `emulator`, `cli`.
 //!
 //! Syntax: `Key=Value` pairs separated by `;`; only the first `=` separates. Sources: wire reference 7.3.
 

@@ -1,7 +1,7 @@
 //! What an IoT Edge module finds in its environment: who it is, and where its tokens are signed.
 //!
 //! Owns: the `IOTEDGE_…` variables, and those of Microsoft's SDKs for a module on a developer's machine.
-//! Must not know: sockets, files, HTTP. Used by: `config`, `session`, `workload`.
+//! Must not know: sockets, files, HTTP.
 //!
 //! Source: wire reference 6.4.
 

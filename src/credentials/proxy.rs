@@ -1,7 +1,7 @@
 //! An HTTP proxy, as `HTTPS_PROXY` and `NO_PROXY` name it.
 //!
 //! Owns: the syntax of both, which hosts go past the proxy, and the proxy's credentials, which are never shown.
-//! Must not know: the environment, sockets. Used by: `websocket` and whoever dials through it, `cli`.
+//! Must not know: the environment, sockets.
 //!
 //! The variables have no standard; this is what curl does, without address ranges.
 

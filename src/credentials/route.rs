@@ -1,7 +1,6 @@
 //! The way of a device to its hub.
 //!
 //! Owns: what carries the protocol, and what is to be known for that. Must not know: sockets, the environment.
-//! Used by: `config`, `session`, `doctor`.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,7 +1,6 @@
 //! Shared access keys and SAS tokens.
 //!
 //! Owns: signing, parsing and verifying tokens. Must not know: connection strings, clocks.
-//! Used by: `credentials::connection_string`, `session`, `service`, `emulator`.
 //!
 //! Format (wire reference 4.2): `SharedAccessSignature sr={sr}&sig={sig}&se={unix seconds}[&skn={policy}]`, the fields
 //! in any order, where `sig` is the escaped base64 of HMAC-SHA256 over `{sr}\n{se}`, `sr` as it stands in the token.

@@ -1,7 +1,6 @@
 //! What a certificate says: names, who signed it, and its dates.
 //!
 //! Owns: everything that names the `x509-parser` crate. Must not know: files, connections, whether it is trusted.
-//! Used by: `doctor`.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,7 +1,7 @@
 //! This machine's clock against the server's: tokens and certificates are void where it is off.
 //!
 //! Owns: asking for the time over HTTPS (the `Date` of any answer), and how far the clock may be off.
-//! Must not know: how a clock is set. Used by: `doctor::network`.
+//! Must not know: how a clock is set.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,6 @@
 //! The connections that the agent makes: one as a device, one as a module, or both side by side.
 //!
-//! Owns: what each is made with, and the order of its checks. Must not know: what the checks look at. Used by: `doctor`.
+//! Owns: what each is made with, and the order of its checks. Must not know: what the checks look at.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,6 @@
 //! A finding: what a check found, and what to do about it.
 //!
 //! Owns: the names of the checks, which scripts may rely on. Must not know: how any of it is found out.
-//! Used by: `doctor`, `cli::doctor`.
 
 use serde::Serialize;
 

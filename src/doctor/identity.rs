@@ -1,7 +1,6 @@
 //! Who signs in, and with what: the identity, the file of the secret, a ready-made token, the device's certificate.
 //!
 //! Owns: what is good or bad about them. Must not know: how a connection string is read, the hub's answer.
-//! Used by: `doctor`.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The way to the hub: its addresses, its ports.
 //!
 //! Owns: name look-up and connecting, their failures in words, the order of what follows.
-//! Must not know: certificates, MQTT. Used by: `doctor`.
+//! Must not know: certificates, MQTT.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

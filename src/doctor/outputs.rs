@@ -1,6 +1,6 @@
 //! The pins: what drives them, and who has their lines.
 //!
-//! Owns: what is good or bad about that. Must not know: chips and registers. Used by: `doctor`.
+//! Owns: what is good or bad about that. Must not know: chips and registers.
 
 use super::{Agent, Check, Finding};
 use crate::action::{self, CONSUMER, GpioError, LineUse};

@@ -1,6 +1,6 @@
 //! The programs that rules run, and those that rules of the twin may, as the user of the agent will find them.
 //!
-//! Owns: whether they can be started, and would be. Must not know: what they do. Used by: `doctor`.
+//! Owns: whether they can be started, and would be. Must not know: what they do.
 
 use std::collections::BTreeSet;
 use std::fs::File;

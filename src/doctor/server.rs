@@ -1,7 +1,6 @@
 //! The server that answers on the port: is it the hub, and how long will its certificate hold?
 //!
 //! Owns: a TLS handshake, and what its failures mean here. Must not know: what is said over it.
-//! Used by: `doctor::{network, clock}`.
 
 use std::io;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,6 @@
 //! The sign-in: does the hub let this device or module in?
 //!
 //! Owns: when it is tried, since a hub keeps one connection for each and cuts the other. Must not know: MQTT.
-//! Used by: `doctor`.
 
 use super::network::Subject;
 use super::{Agent, CHECK_LIMIT, Check, Finding};

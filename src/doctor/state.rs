@@ -1,6 +1,6 @@
 //! The inbox as the agent will find it: its directory, its disk, its file, its socket.
 //!
-//! Owns: what is good or bad about them. Must not know: what is in the inbox. Used by: `doctor`.
+//! Owns: what is good or bad about them. Must not know: what is in the inbox.
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;

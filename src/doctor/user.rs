@@ -1,6 +1,6 @@
 //! Who runs the doctor: permissions are checked for this user, who need not be the agent's.
 //!
-//! Owns: users' names, and whether a file may be used. Must not know: what the files are for. Used by: `doctor`.
+//! Owns: users' names, and whether a file may be used. Must not know: what the files are for.
 
 use std::fs::File;
 use std::io::Read as _;

@@ -1,6 +1,6 @@
 //! The workload API of the edge device, as the module will find it: its socket, the roots it gives, whether it signs.
 //!
-//! Owns: what is good or bad about them. Must not know: HTTP, what is signed with them. Used by: `doctor`.
+//! Owns: what is good or bad about them. Must not know: HTTP, what is signed with them.
 //!
 //! The socket is this machine's own, and to have a text signed displaces nobody: both are done in any case.
 

@@ -2,7 +2,6 @@
 //!
 //! Owns: the connection from its first byte to its end: header, SASL, sessions, the kill switch.
 //! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
-//! Used by: `emulator`.
 //!
 //! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4 and 8 (lines 11 and 13 to 20). Modules
 //! are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial

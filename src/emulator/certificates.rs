@@ -1,7 +1,6 @@
 //! Certificates that the emulator makes: its authority, its own, and those of X.509 devices.
 //!
 //! Owns: everything that rcgen does here. Must not know: files, TLS connections.
-//! Used by: `emulator::state_dir`.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,7 +1,7 @@
 //! A running emulator as a command on the same machine sees it: found by its state directory, and asked over HTTPS.
 //!
 //! Owns: which files say where it is, requests and their limits, and what is wrong with an answer, in words.
-//! Must not know: the hub, listeners, what is printed. Used by: `cli` (emulator send-input, events, faults).
+//! Must not know: the hub, listeners, what is printed.
 //!
 //! Each request has a connection of its own: the emulator ends old ones, and a connection on loopback costs little.
 

@@ -1,6 +1,6 @@
 //! D2C messages in the log, the same over each protocol, and how much of foreign text a line may have.
 //!
-//! Owns: the line. Must not know: protocols, what is kept of a message. Used by: `emulator::{mqtt, amqp}`.
+//! Owns: the line. Must not know: protocols, what is kept of a message.
 
 use crate::message::{MESSAGE_ID, Properties};
 

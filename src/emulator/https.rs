@@ -2,7 +2,6 @@
 //!
 //! Owns: the connection, its limits and its end. Must not know: accepting and TLS (`emulator::listener`), who may sign
 //! in (`emulator::hub`), the service client.
-//! Used by: `emulator`.
 //!
 //! - `upgrade` makes a WebSocket of a connection, and hands it to `mqtt` or `amqp`.
 //! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.

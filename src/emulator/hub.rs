@@ -3,7 +3,6 @@
 //! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
 //! subscriptions, feedback batches, twins, calls of methods, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
-//! Used by: `emulator::shared`, and through it by the listeners.
 //!
 //! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. Two choices where the reference is silent: a message
 //! whose lock lapsed is not offered to the same connection again, only to the device's next one; and a message

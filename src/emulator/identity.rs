@@ -1,7 +1,7 @@
 //! Ids of who may sign in: a device, or a module of one, written as DEVICE/MODULE, which no device's id can be.
 //!
 //! Owns: that writing, and what follows from it: the resource of a token, the beginning of topics.
-//! Must not know: who there is, sockets. Used by: `emulator` and all below it.
+//! Must not know: who there is, sockets.
 //!
 //! Source: wire reference 1.2 and 6.3. As an id of its own a module has everything that a device has: a connection, a twin,
 //! methods, and a queue, which holds what its inputs get.

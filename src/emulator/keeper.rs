@@ -1,6 +1,6 @@
 //! Keeps what the hub holds in a file, so that a restart loses nothing but connections.
 //!
-//! Owns: when it is written, and the file. Must not know: what a snapshot has in it, keys. Used by: `emulator`.
+//! Owns: when it is written, and the file. Must not know: what a snapshot has in it, keys.
 //!
 //! A change is on disk a quarter of a second later, and at an orderly end at once: a `kill -9` can lose what came last. To
 //! write each message before the hub has taken it is for a real hub.

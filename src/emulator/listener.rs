@@ -1,7 +1,7 @@
 //! One TLS listener: accepts connections and gives each to a handler.
 //!
 //! Owns: the limit on connections, the handshake and its time-out, the tasks of the connections, their end.
-//! Must not know: MQTT, AMQP, the hub. Used by: `emulator`.
+//! Must not know: MQTT, AMQP, the hub.
 
 use std::future::Future;
 use std::net::SocketAddr;

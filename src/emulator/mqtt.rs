@@ -1,7 +1,7 @@
 //! The device side over MQTT 3.1.1: one connection, from CONNECT to its end.
 //!
 //! Owns: what each packet of a device does to the hub, the packet ids in flight, keep-alive, token expiry, the will.
-//! Must not know: queues and locks (the hub's), TLS set-up, AMQP. Used by: `emulator`.
+//! Must not know: queues and locks (the hub's), TLS set-up, AMQP.
 //!
 //! Source: wire reference 1.2 to 1.7. Where it says "unverified", this emulator does the following: a message whose
 //! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.

@@ -1,7 +1,6 @@
 //! Devices and modules that a back end makes, changes and deletes while the emulator runs: hub and state directory together.
 //!
 //! Owns: the order of both, and the conditions under which a change is made. Must not know: HTTP, JSON.
-//! Used by: `emulator::https`.
 //!
 //! The state directory is written first, so that what a back end was told survives a restart.
 

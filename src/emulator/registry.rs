@@ -2,7 +2,6 @@
 //!
 //! Owns: credentials, and the decisions over tokens and certificates, as pure functions.
 //! Must not know: sockets, files, the clock (`now` is an argument).
-//! Used by: `emulator::hub`, `emulator::state_dir` (fills it).
 //!
 //! Source: wire reference 4.2 (tokens, policies).
 

@@ -1,7 +1,7 @@
 //! The hub as the listeners share it: one lock, one clock, and a counter that wakes them.
 //!
 //! Owns: the lock around [`Hub`], and the timer that lets its time pass.
-//! Must not know: MQTT, AMQP. Used by: `emulator` and its listeners, and tests that enqueue by hand.
+//! Must not know: MQTT, AMQP.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};

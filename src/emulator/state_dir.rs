@@ -1,7 +1,6 @@
 //! The emulator's state directory: keys and certificates that survive restarts.
 //!
 //! Owns: the layout and the permissions of the files. Must not know: listeners, the hub's queues.
-//! Used by: `emulator`.
 //!
 //! `secrets.json` is read, and `hub.json` by `emulator::keeper`; the others are written from it at every start, for people and
 //! programs to use:

@@ -1,7 +1,6 @@
 //! The emulator's side of TLS: its certificate, and client certificates of devices.
 //!
 //! Owns: the rustls server configuration. Must not know: files, MQTT, AMQP, which certificate belongs to whom.
-//! Used by: `emulator` and its listeners.
 //!
 //! Any client certificate is let in here once its holder has proved the private key; whether it is the registered
 //! one is decided at sign-in, where the device's id is known.

@@ -1,7 +1,6 @@
 //! The workload API of an emulated edge device: over a Unix socket, a module has its tokens signed and gets the roots to trust.
 //!
 //! Owns: the socket, requests and answers. Must not know: MQTT, what tokens are for, the environment of a module (`state_dir`).
-//! Used by: `emulator`.
 //!
 //! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and knows its caller by the process; here all
 //! modules of one device share a socket, and the caller must be of the emulator's own user, or root. A choice: a

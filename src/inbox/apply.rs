@@ -1,7 +1,7 @@
 //! One batch of operations on open tables: what each does to the file and to what is in memory.
 //!
 //! Owns: the state machine of a record, duplicates, room. Must not know: commit, threads, files.
-//! Used by: `inbox::store`. Questions and wishes of people are in `query.rs`, what goes and when in `retention.rs`.
+//! Questions and wishes of people are in `query.rs`, what goes and when in `retention.rs`.
 
 use bytes::Bytes;
 

@@ -1,6 +1,6 @@
 //! Records and messages to bytes and back: what stands in the file's tables.
 //!
-//! Owns: the layout of values. Must not know: tables, transactions. Used by: `inbox::{store, apply}`.
+//! Owns: the layout of values. Must not know: tables, transactions.
 //!
 //! A record: the digests of its delivery and of its id (16 bytes each), its sequence number and enqueued time (u64 and i64 LE;
 //! zeros where the transport tells none), whether its completion is confirmed (1 byte), the length of its message or 0 (u32 LE), the

@@ -1,7 +1,7 @@
 //! The inbox's file on the disk: created for its owner only, opened when it is only its owner's, moved aside when it is damaged.
 //!
 //! Owns: permissions, what an inbox looks like from outside, the name of a damaged file, what must reach the disk besides the file's own content.
-//! Must not know: what is in it. Used by: `inbox::{keeper, worker}`.
+//! Must not know: what is in it.
 
 use std::fs::File;
 use std::io::{self, Read as _};

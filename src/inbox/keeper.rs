@@ -1,7 +1,7 @@
 //! Keeps the file open, and makes sure that a batch of operations is on disk exactly once, however the disk behaves.
 //!
 //! Owns: reopening after a failure, the batch whose fate is in doubt, replacing a damaged file, one-time warnings.
-//! Must not know: threads, delays. Used by: `inbox::worker`, and `inbox` for the command line.
+//! Must not know: threads, delays.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;

@@ -1,6 +1,6 @@
 //! By what a message is known again: all of it, its sequence number where the transport tells one, or its id alone.
 //!
-//! Owns: the digests, and which ids are keys. Must not know: records, files. Used by: `inbox::{codec, ledger, apply}`.
+//! Owns: the digests, and which ids are keys. Must not know: records, files.
 
 use std::borrow::Cow;
 

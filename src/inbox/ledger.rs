@@ -1,8 +1,8 @@
 //! What the inbox keeps in memory: which messages are known, how much there is, what may go first.
 //!
 //! Owns: the index, the sums, the order in which records go. Must not know: redb, the clock.
-//! Used by: `inbox::{store, apply, keeper}`. It is filled by a scan at each open and changed along with the file; when a
-//! write fails it is thrown away and filled anew.
+//! It is filled by a scan at each open and changed along with the file; when a write fails it is thrown away and filled
+//! anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

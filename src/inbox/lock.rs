@@ -1,7 +1,6 @@
 //! The lock of an inbox: one process has it, and the others are told which.
 //!
 //! Owns: the lock file beside the inbox, who holds it. Must not know: what an inbox is kept in, how long anybody waits.
-//! Used by: `inbox` and `inbox::file`; `agent` claims the inbox before anything else.
 //!
 //! The kernel keeps the lock and lets it go with the process, however that ends: a file that is left behind means nothing. It
 //! stands beside the file to which `[inbox] path` leads, so that a link and another spelling of the path come to the same lock. It

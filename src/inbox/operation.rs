@@ -1,6 +1,6 @@
 //! What the agent and people ask of the inbox, and what it answers.
 //!
-//! Owns: the shapes. Must not know: how any of it is done. Used by: all of `inbox`.
+//! Owns: the shapes. Must not know: how any of it is done.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

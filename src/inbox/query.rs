@@ -1,7 +1,6 @@
 //! Questions and wishes of people: list, show, retry, drop.
 //!
 //! Owns: which record a selector means, and the sentences of refusals. Must not know: sockets, tables for the terminal.
-//! Used by: `inbox::apply`.
 
 use redb::ReadableTable as _;
 

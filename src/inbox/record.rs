@@ -1,6 +1,6 @@
 //! What the inbox knows of a message, and how much it holds.
 //!
-//! Owns: the shapes, and milliseconds since 1970. Must not know: files, threads. Used by: all of `inbox`.
+//! Owns: the shapes, and milliseconds since 1970. Must not know: files, threads.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,6 @@
 //! What goes from the inbox, and when: old records, and the oldest ones when there is no room.
 //!
-//! Owns: `keep`, `keep_at_least` and `max_size`. Must not know: what a message is. Used by: `inbox::apply`.
+//! Owns: `keep`, `keep_at_least` and `max_size`. Must not know: what a message is.
 //!
 //! Messages that no rule took are kept, but may take a part of the room only: a sender that is mistaken must push out neither
 //! dead letters nor what messages are known by.

@@ -1,7 +1,7 @@
 //! The tables of the inbox in redb: opened, read, and changed by one transaction at a time.
 //!
 //! Owns: table names, the file's format version, the scan at each open, commit. Must not know: threads, paths, when
-//! anything is tried again. Used by: `inbox::keeper`.
+//! anything is tried again.
 //!
 //! | Table | Key | Value |
 //! |---|---|---|

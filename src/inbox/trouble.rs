@@ -1,7 +1,6 @@
 //! What can be wrong with the inbox's file, in one sentence that names it and the remedy.
 //!
 //! Owns: the classes of failures and their sentences. Must not know: when anything is tried again.
-//! Used by: `inbox::{store, apply, file, keeper, worker}`, and `cli` through [`InboxError`].
 
 use std::io;
 use std::path::Path;

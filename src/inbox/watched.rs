@@ -1,7 +1,6 @@
 //! A file whose content does not change behind redb's back without an error.
 //!
 //! Owns: a sum of each block that was read or written since the file was opened. Must not know: what the blocks mean.
-//! Used by: `inbox::file`.
 //!
 //! redb checks a file when it is opened and trusts it from then on: a block that the disk later returns otherwise can make
 //! it panic while it cleans up after a panic, which ends the process, pins and all. Here such a block is a read error, and

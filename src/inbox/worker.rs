@@ -1,6 +1,6 @@
 //! The inbox's thread: takes batches from the handle, has them written, tries again when the disk is in trouble.
 //!
-//! Owns: delays, news, the order of what is told. Must not know: what an operation does. Used by: `inbox`.
+//! Owns: delays, news, the order of what is told. Must not know: what an operation does.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

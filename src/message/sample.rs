@@ -1,7 +1,6 @@
 //! A message as a person writes it down to try a rule.
 //!
 //! Owns: how a sample names its door, and what no message can be. Pure. Must not know: rules, where the sample stands.
-//! Used by: `config` (rule tests), `cli::check`.
 
 use bytes::Bytes;
 

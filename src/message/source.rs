@@ -1,7 +1,6 @@
 //! Through which door a message came: as a C2D message, by an input of the module, or as a direct method.
 //!
 //! Owns: the names under which a rule sees that, and that no sender can claim them. Pure. Must not know: topics' filters, answers.
-//! Used by: `message`, `session` (makes messages), `inbox` (tells messages apart), `agent`.
 //!
 //! The door is kept in the system properties, so that a message is the same after it was written down and read again:
 //! [`INPUT`] or [`METHOD`] holds a name, and a message with neither is a C2D message.

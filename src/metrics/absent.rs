@@ -1,6 +1,6 @@
 //! The endpoint of a build without the feature `metrics`: there is none, and it says how to get one.
 //!
-//! Owns: nothing. Must not know: anything. Used by: `metrics`, in place of `endpoint.rs`.
+//! Owns: nothing. Must not know: anything.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! The endpoint: `GET /metrics` over HTTP.
 //!
 //! Owns: the listener, how many clients there may be, how much and how long each may ask.
-//! Must not know: what the figures are. Used by: `metrics`.
+//! Must not know: what the figures are.
 //!
 //! A task accepts clients and each is served by a task of its own, one request per connection, so that none can keep its
 //! place for long. They meet the owner of the figures in one bounded channel.

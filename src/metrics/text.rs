@@ -1,6 +1,6 @@
 //! Metrics as OpenMetrics text.
 //!
-//! Owns: how figures are written. Must not know: where they come from, HTTP. Used by: `metrics::endpoint`.
+//! Owns: how figures are written. Must not know: where they come from, HTTP.
 
 use std::fmt;
 

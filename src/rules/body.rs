@@ -1,7 +1,6 @@
 //! Reading a JSON body: only the fields that rules look at.
 //!
 //! Owns: which fields these are, and passing over all others. Must not know: conditions, templates, messages.
-//! Used by: `rules`, `rules::values`.
 //!
 //! To build all of a body of 64 KiB takes twenty times as long as to find a few fields in it.
 

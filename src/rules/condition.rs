@@ -1,7 +1,6 @@
 //! Conditions: what a rule asks of a message.
 //!
 //! Owns: the tests and their words. Must not know: TOML, steps.
-//! Used by: `rules`, `config` (builds them), `rules::template` (values that a condition lists).
 
 use crate::message::excerpt;
 

@@ -1,7 +1,6 @@
 //! By which doors a message can come that meets a rule's conditions.
 //!
-//! Owns: what each kind of message has by itself and never has. Must not know: who signs in. Used by: `rules`, `config` (warns
-//! of conditions that exclude each other), `cli::check`.
+//! Owns: what each kind of message has by itself and never has. Must not know: who signs in.
 
 use crate::message::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, MESSAGE_ID, METHOD, SOURCE};
 

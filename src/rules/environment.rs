@@ -1,6 +1,6 @@
 //! The environment of a child process: what a message tells a program.
 //!
-//! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`. Used by: `rules`, `config` (names a variable).
+//! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`.
 
 use std::collections::BTreeMap;
 

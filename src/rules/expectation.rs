@@ -1,7 +1,7 @@
 //! What a rule test expects of a message, and whether that is what would happen.
 //!
 //! Owns: the words for what is known of a message before anything is run, the comparison, the sentence for a rule that is not
-//! there. Must not know: TOML, pins' limits, where a test stands. Used by: `config` (reads tests), `cli::check` (runs them).
+//! there. Must not know: TOML, pins' limits, where a test stands.
 
 use std::fmt;
 

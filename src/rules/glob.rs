@@ -1,6 +1,6 @@
 //! Shell-style patterns: `*`, `?`, `[abc]`, `[!a-z]`.
 //!
-//! Owns: their syntax, and matching in one step per character. Must not know: messages, TOML. Used by: `rules::condition`.
+//! Owns: their syntax, and matching in one step per character. Must not know: messages, TOML.
 //!
 //! All ways in which a text may match are followed at once, a bit for each. So the work does not depend on the pattern, and
 //! none is too costly: the usual way, to try and go back, needs time that grows with each `*`.

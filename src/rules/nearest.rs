@@ -1,7 +1,7 @@
 //! Which rule came nearest to a message that none takes, and why it does not take it.
 //!
 //! Owns: what is nearest, and the sentence, which is bounded whatever the rules and the message hold. Must not know: where it is
-//! shown. Used by: `agent` (the log, `inbox retry`), `cli` (`inbox show` and `retry`).
+//! shown.
 
 use std::cmp::Reverse;
 use std::fmt;

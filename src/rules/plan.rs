@@ -1,7 +1,6 @@
 //! The plan: a rule's steps with every value of one message filled in and checked.
 //!
 //! Owns: the shape that `action` performs and `check` prints. Must not know: how either does it.
-//! Used by: `rules`, `action`, `agent`, `cli::check`.
 
 use std::time::Duration;
 

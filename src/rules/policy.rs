@@ -1,6 +1,6 @@
 //! How a rule's messages are treated around its action: when and how they are settled, tried again, held back, reported.
 //!
-//! Owns: the shapes and their defaults. Must not know: TOML, how any of it is done. Used by: `rules`, `config`, `agent`.
+//! Owns: the shapes and their defaults. Must not know: TOML, how any of it is done.
 
 use std::time::Duration;
 

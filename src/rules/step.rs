@@ -1,7 +1,6 @@
 //! Steps: what a rule does, before a message fills it in.
 //!
 //! Owns: the kinds of steps, and which values a pin step takes. Must not know: TOML, how a step is performed.
-//! Used by: `rules`, `config` (builds them).
 
 use std::time::Duration;
 

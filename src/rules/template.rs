@@ -1,7 +1,7 @@
 //! Templates: text of the configuration with values of the message in it.
 //!
 //! Owns: the syntax (`{name}`, `{name:default}`, `{{`, `}}`) and the safety of filled values.
-//! Must not know: TOML, what the text is for. Used by: `rules::step`, `config` (parses them).
+//! Must not know: TOML, what the text is for.
 
 use crate::message::excerpt;
 

@@ -1,7 +1,6 @@
 //! What a condition looks at and a template takes: properties and fields of a JSON body, by name.
 //!
 //! Owns: the names, and looking them up in one message. Must not know: conditions, templates.
-//! Used by: `rules::condition`, `rules::template`.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;

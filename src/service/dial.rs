@@ -1,7 +1,6 @@
 //! TCP and TLS to the hub, directly or through a proxy, and why they failed.
 //!
 //! Owns: name lookup, the TLS handshake, their failures in words. Must not know: what is said over it, tokens.
-//! Used by: `service`.
 
 use std::io;
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! The AMQP crate's errors, brought down to [`ServiceError`].
 //!
 //! Owns: which of them carry a refusal of the hub and which are a lost connection. Must not know: messages.
-//! Used by: `service` and its links.
 
 use std::io;
 use std::time::SystemTime;

@@ -1,7 +1,6 @@
 //! Reading delivery feedback.
 //!
 //! Owns: the feedback link, one batch at a time. Must not know: connecting, which record is whose.
-//! Used by: `service`, `cli` (c2d-send, c2d-feedback), the demo.
 
 use std::time::{Duration, SystemTime};
 

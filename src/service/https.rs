@@ -2,7 +2,6 @@
 //! the messages of a device.
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
-//! Used by: `cli` (c2d-send, c2d-purge, invoke-method, twin), and `service::source` for c2d-feedback.
 //!
 //! - `feedback` has what back ends do about messages, `methods` and `twins` what their names say.
 //! - `answer` decides what an answer means and words what is wrong with it.

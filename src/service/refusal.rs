@@ -1,7 +1,6 @@
 //! The hub's refusals in words.
 //!
 //! Owns: what each AMQP error condition means for a sender, and what to do. Must not know: links, sockets.
-//! Used by: `service`, `cli::c2d_send`.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! Sending C2D messages.
 //!
 //! Owns: the message as the hub wants it over AMQP, the sender link, the hub's outcome.
-//! Must not know: connecting, feedback. Used by: `service`, `cli::c2d_send`, the demo.
+//! Must not know: connecting, feedback.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,6 @@
 //! Where feedback is read from: a link over AMQP, or polls over HTTPS.
 //!
 //! Owns: the choice, and how often HTTPS is asked. Must not know: who reads, what is done with it.
-//! Used by: `cli::c2d_feedback`.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};

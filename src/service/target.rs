@@ -1,6 +1,6 @@
 //! Whom a back end's request over HTTPS is about: a device, or one of its modules.
 //!
-//! Owns: its path and its name in sentences. Must not know: requests. Used by: `service::https`, `cli`.
+//! Owns: its path and its name in sentences. Must not know: requests.
 
 use std::fmt;
 

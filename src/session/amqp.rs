@@ -2,7 +2,6 @@
 //!
 //! Owns: the links, their credit, settlements on the wire, renewal of the token in place. With the files beside it everything
 //! that names the AMQP crate in `session`. Must not know: reconnecting, what is done with messages.
-//! Used by: `session::connection`.
 //!
 //! Wire reference 2. With a key: no SASL, and a token put to `$cbs`, again at each renewal. With a certificate: nothing but
 //! TLS. The twin has two links more, and methods have, where they are asked for. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.

@@ -1,6 +1,6 @@
 //! Where connections hand on what they receive, and where the session takes it up.
 //!
-//! Owns: how much may wait there. Must not know: connections, settling. Used by: `session`, `session::{keeper, connection}`.
+//! Owns: how much may wait there. Must not know: connections, settling.
 //!
 //! Calls have a channel of their own: a queue of messages that nobody takes at present must not keep a caller waiting for
 //! the word that the device is busy, and calls must not take the room for which messages are given credit.

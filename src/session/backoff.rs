@@ -1,7 +1,7 @@
 //! How long to wait before the next attempt to connect.
 //!
 //! Owns: the delays' growth, their limits and when they start over. Pure: how long the connection held and the random
-//! number come in as arguments. Must not know: what failed. Used by: `session::keeper`.
+//! number come in as arguments. Must not know: what failed.
 
 use std::time::Duration;
 

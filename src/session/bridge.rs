@@ -1,7 +1,6 @@
 //! A WebSocket for a client that can only dial: a socket of this process in between.
 //!
 //! Owns: the socket, the task that carries bytes, making the WebSocket. Must not know: MQTT packets.
-//! Used by: `session::{keeper, mqtt}`.
 //!
 //! rumqttc dials by itself, and its own WebSockets know neither limits nor our words for what failed. So it is given the
 //! name of an abstract Unix socket, which has no file and which nobody else can hold while we do; and whoever else

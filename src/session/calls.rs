@@ -2,7 +2,7 @@
 //!
 //! Owns: that each call is answered once, how many may be open, and what is said where nobody else answers.
 //! Must not know: MQTT packets, AMQP messages, what a method does.
-//! Used by: `session::{delivery, connection, mqtt, amqp}`. Source: wire reference 1.7, 2.7.
+//! Source: wire reference 1.7, 2.7.
 //!
 //! An answer leaves in one of two ways. The reading task takes all that are ready between two polls ([`Calls::take_ready`]),
 //! also while it waits for room for a message. While it is parked in `poll()` the first one goes through the client's request

@@ -1,6 +1,6 @@
 //! The keeper's end of one connection, whatever its transport.
 //!
-//! Owns: which transport is which. Must not know: packets, frames, when to connect. Used by: `session::keeper`.
+//! Owns: which transport is which. Must not know: packets, frames, when to connect.
 
 use std::sync::Arc;
 

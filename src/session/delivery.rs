@@ -1,7 +1,6 @@
 //! A message or a call together with the right to settle or answer it, once; and what settling means.
 //!
 //! Owns: what happens to one that nobody settles. Must not know: what is done with messages.
-//! Used by: `session::{mqtt, amqp, calls}` (make them), `agent` (settles them).
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Why a connection could not be made or did not last, in words.
 //!
 //! Owns: the sentences, and which failures mean that the hub knows this device and refuses it. Pure.
-//! Must not know: rumqttc, retries. Used by: `session::{keeper, mqtt}`.
+//! Must not know: rumqttc, retries.
 
 use std::fmt;
 use std::io;

@@ -1,7 +1,6 @@
 //! Keeps the device connected: one connection after the other, renewed in time, with growing delays after failures.
 //!
 //! Owns: when to connect, renew, retry and give up. Must not know: MQTT packets, what is done with messages.
-//! Used by: `session`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,7 @@
 //! What one connection's reading task and the receipts of its messages share.
 //!
 //! Owns: whether the connection still takes and completes messages, and how a completion gets to the reading task.
-//! Must not know: MQTT packets, reconnecting. Used by: `session::{delivery, keeper, mqtt}`.
+//! Must not know: MQTT packets, reconnecting.
 //!
 //! Two ways lead a PUBACK to the socket, and order holds across both. While the reading task is between two polls it
 //! takes all releasable ones at once ([`Link::take_ready`]) and flushes them together. While it is parked in `poll()`

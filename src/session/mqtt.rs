@@ -2,7 +2,7 @@
 //!
 //! Owns: everything that names rumqttc: its options, its event loop, its errors (`mqtt/fault.rs`). One event loop serves exactly one
 //! connection and is dropped with it, so no packet id and no request outlives its connection.
-//! Must not know: reconnecting, tokens' life, what is done with messages. Used by: `session::{keeper, probe}`.
+//! Must not know: reconnecting, tokens' life, what is done with messages.
 //!
 //! [`Reader`] is a task of its own that alone calls `poll()`, never as an arm of a `select!`, and does nothing slow.
 //! Between two polls it feeds all releasable PUBACKs into rumqttc's network buffer and flushes once; see [`Link`].

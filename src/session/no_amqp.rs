@@ -1,6 +1,6 @@
 //! AMQP in a build without it: the configuration refuses it before anybody comes here.
 //!
-//! Owns: nothing. Must not know: anything. Used by: `session::{connection, probe}`.
+//! Owns: nothing. Must not know: anything.
 
 use std::sync::Arc;
 

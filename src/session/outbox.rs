@@ -1,8 +1,7 @@
 //! What the device publishes: the way to the connection that there is, and what is not answered yet.
 //!
 //! Owns: how much may be under way, when a publish is done, and that each is told of exactly once.
-//! Must not know: MQTT packets, topics, reconnecting. Used by: `session` (publishes, and hears what became of it),
-//! `session::{keeper, mqtt}`.
+//! Must not know: MQTT packets, topics, reconnecting.
 //!
 //! A publish goes into the client's request channel, behind which rumqttc gives it a packet id. Requests leave in the
 //! order in which they went in, so the n-th packet id belongs to the n-th publish. It holds one of [`UNDER_WAY`]

@@ -1,6 +1,6 @@
 //! One sign-in, and out again: does the hub let this device in?
 //!
-//! Owns: its limit. Must not know: subscriptions, messages. Used by: `doctor`, through `session`.
+//! Owns: its limit. Must not know: subscriptions, messages.
 //!
 //! The session is a clean one and subscribes to nothing, so that the hub delivers no message, and counts none as delivered.
 //! A hub keeps one connection per device: whoever is signed in as this device is displaced.

@@ -1,7 +1,6 @@
 //! What a connection is made with: a sign-in, and whom TLS trusts.
 //!
 //! Owns: asking the workload API for both where a module has neither key nor roots. Must not know: connections, retries.
-//! Used by: `session::{keeper, probe}`.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The release queue: completions come in any order, PUBACKs leave in the order in which the messages arrived.
 //!
 //! Owns: that order, and which packet id still belongs to which message. Pure: no packets, no sockets, no clock.
-//! Must not know: connections. Used by: `session::link`.
+//! Must not know: connections.
 //!
 //! Sources: MQTT 3.1.1 section 4.6 (order), wire reference 1.6 (the hub refuses another order).
 

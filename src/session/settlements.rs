@@ -1,7 +1,7 @@
 //! What one AMQP connection's reading task and the receipts of its messages share.
 //!
 //! Owns: whether the connection still takes and settles messages, and which settlements are to be sent.
-//! Must not know: AMQP frames, reconnecting. Used by: `session::{delivery, connection, amqp}`.
+//! Must not know: AMQP frames, reconnecting.
 //!
 //! Over AMQP each message is settled by itself, so no order is kept (wire reference 2.6).
 

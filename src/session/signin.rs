@@ -1,7 +1,7 @@
 //! What a device signs in with: user name, password, and how long the password is good.
 //!
 //! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` comes in as an argument.
-//! Must not know: sockets, rumqttc, who signs elsewhere. Used by: `session::{proof, keeper, probe}`.
+//! Must not know: sockets, rumqttc, who signs elsewhere.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,7 @@
 //! What an MQTT connection subscribes to, and what is said when the hub grants less.
 //!
-//! Owns: the filters, their order. Pure. Must not know: packets. Used by: `session::mqtt`. Source: wire reference 1.4, 1.7.
+//! Owns: the filters, their order. Pure. Must not know: packets.
+//! Source: wire reference 1.4, 1.7.
 
 use super::failure::Fault;
 use super::topics::{DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};

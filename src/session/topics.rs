@@ -1,6 +1,6 @@
 //! The topics on which a device or a module publishes, and those on which messages, answers, calls and news of the twin come.
 //!
-//! Owns: their spelling. Pure. Must not know: packets, who waits for an answer. Used by: `session::{mqtt, subscriptions}`.
+//! Owns: their spelling. Pure. Must not know: packets, who waits for an answer.
 //! Source: wire reference 1.7.
 
 use bytes::Bytes;

@@ -1,7 +1,7 @@
 //! Looking at what a server presents, whether or not it is trusted.
 //!
 //! Owns: keeping the certificates of a handshake. Must not know: what is said over the connection, what is inside a
-//! certificate. Used by: `doctor`, through `tls`.
+//! certificate.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,6 +1,6 @@
 //! WebSockets of a build without the feature `websocket`: there are none, and whoever dials one is told.
 //!
-//! Owns: nothing. Must not know: anything. Used by: the library, in place of `websocket.rs`.
+//! Owns: nothing. Must not know: anything.
 
 use std::io;
 use std::sync::Arc;

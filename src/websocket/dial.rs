@@ -2,7 +2,6 @@
 //! words.
 //!
 //! Owns: the order of these, and a sentence for each failure. Must not know: MQTT, AMQP, tokens, retries, the environment.
-//! Used by: `session`, `service`.
 //!
 //! Sources: wire reference 1.1 and 2.1 (path, subprotocols), RFC 9110 9.3.6 (CONNECT), RFC 6455 4.1 (the upgrade).
 

@@ -1,7 +1,6 @@
 //! A tunnel through an HTTP proxy, which may itself be spoken to over TLS.
 //!
 //! Owns: CONNECT, the credentials in it, and why it failed, in words. Must not know: what goes through the tunnel.
-//! Used by: `websocket::dial`.
 
 use std::io;
 use std::sync::Arc;

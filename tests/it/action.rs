@@ -1,6 +1,6 @@
 //! Actions of the real agent: what happens to pins and programs, and what the log says about them.
 //!
-//! Owns: nothing that ships. Must not know: how actions are performed. Used by: nobody.
+//! Owns: nothing that ships. Must not know: how actions are performed.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Direct methods of a running agent: what callers hear, what switches, what is recorded.
 //!
-//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+//! Owns: nothing. Must not know: how it is built.
 
 use std::path::Path;
 

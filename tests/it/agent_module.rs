@@ -1,6 +1,6 @@
 //! The agent as an IoT Edge module, alone and beside a device: its doors, and what is the same behind each.
 //!
-//! Owns: how a module is started. Must not know: how it is built. Used by: tests of modules.
+//! Owns: how a module is started. Must not know: how it is built.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;

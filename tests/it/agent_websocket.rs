@@ -1,7 +1,7 @@
 //! The agent over a WebSocket: directly, through a proxy, past whatever answers in the hub's place, and from one
 //! transport to another.
 //!
-//! Must not know: how the way is made. Used by: nobody.
+//! Must not know: how the way is made.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! What the agent says and does when a hub takes away its link, its session or its connection, with each condition.
 //!
-//! Must not know: how links work. Used by: nobody. Source: wire reference 2.8.
+//! Must not know: how links work.
+//! Source: wire reference 2.8.
 
 use std::path::Path;
 

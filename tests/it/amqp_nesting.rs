@@ -1,7 +1,8 @@
 //! Values that nest so deep that the AMQP crate would overflow the stack, on every link of the agent and of the back end.
 //!
-//! Must not know: how they are found. Used by: nobody. What a hub sends of them unasked ends the connection; what a sender
-//! could have put into a message is settled, and the connection goes on.
+//! Must not know: how they are found.
+//! What a hub sends of them unasked ends the connection; what a sender could have put into a message is settled, and
+//! the connection goes on.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 

@@ -1,7 +1,6 @@
 //! A hub over AMQP that ends what it was asked for in a way of the test's choice.
 //!
 //! Owns: the links of a device with a certificate, and one ending for each connection. Must not know: the agent.
-//! Used by: tests of what a hub may say.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
 //! Idle time-outs of AMQP as they are on the wire: what the agent asks of its hub, and what it does for it.
 //!
-//! Must not know: how the agent counts. Used by: nobody. Source: AMQP 1.0, 2.4.5 and 2.7.1.
+//! Must not know: how the agent counts.
+//! Source: AMQP 1.0, 2.4.5 and 2.7.1.
 
 use std::io::{Read, Write as _};
 use std::net::TcpListener;

@@ -1,7 +1,7 @@
 //! What the back end's commands have in common on the command line: the same options, with the same
 //! help and the same errors, and of the transports each what the hub offers for it.
 //!
-//! Must not know: how the options are declared. Used by: nobody.
+//! Must not know: how the options are declared.
 
 use crate::harness::{binary, run};
 

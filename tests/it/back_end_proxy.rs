@@ -1,7 +1,7 @@
 //! What the back end does over HTTPS, through a proxy: `c2d-purge`, `c2d-feedback --transport https`, `twin`,
 //! `c2d-send --wait-outcome`; and proxies that are themselves spoken to over TLS.
 //!
-//! Must not know: how the way is made. Used by: nobody.
+//! Must not know: how the way is made.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};

@@ -1,6 +1,6 @@
 //! `c2d-feedback` as a user sees it: what it prints and keeps, what survives crashes and full disks, and how it ends.
 //!
-//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+//! Owns: nothing. Must not know: how it is built.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

@@ -1,6 +1,6 @@
 //! `c2d-purge` as a user sees it, against a hub in this process and against servers that are none.
 //!
-//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+//! Owns: nothing. Must not know: how it is built.
 
 use std::process::{Command, Output};
 

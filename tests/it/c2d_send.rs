@@ -1,6 +1,6 @@
 //! `c2d-send` as a user sees it: what it prints, and its exit codes, against a hub in this process.
 //!
-//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+//! Owns: nothing. Must not know: how it is built.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! `c2d-agent check` of rules for inputs and direct methods: what it explains, and which conditions it finds fault with.
 //!
-//! Owns: nothing. Must not know: how rules match. Used by: nobody.
+//! Owns: nothing. Must not know: how rules match.
 
 use crate::check::Check;
 

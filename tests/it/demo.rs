@@ -1,6 +1,6 @@
 //! The demo as a user sees it: every line but ports and times.
 //!
-//! Owns: nothing that ships. Must not know: how the demo works. Used by: nobody.
+//! Owns: nothing that ships. Must not know: how the demo works.
 
 use std::time::{Duration, Instant};
 

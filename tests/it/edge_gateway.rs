@@ -1,6 +1,6 @@
 //! The emulator as an edge gateway with a name of its own: what modules and leaf devices dial, and what gets through it.
 //!
-//! Owns: nothing. Must not know: how the emulator tells the two names apart. Used by: nobody.
+//! Owns: nothing. Must not know: how the emulator tells the two names apart.
 
 use std::net::SocketAddr;
 

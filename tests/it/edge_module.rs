@@ -1,6 +1,6 @@
 //! The agent as a module of an edge device: what a redeployment, a restart of the gateway and another trust bundle do to it.
 //!
-//! Owns: nothing. Must not know: how the agent signs in. Used by: nobody.
+//! Owns: nothing. Must not know: how the agent signs in.
 
 use serde_json::{Value, json};
 

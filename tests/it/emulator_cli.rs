@@ -1,6 +1,6 @@
 //! `c2d-agent emulator` as a process: what it prints, what it leaves behind, and how it fails.
 //!
-//! Owns: the subcommand's output and exit codes. Must not know: MQTT, AMQP. Used by: nobody.
+//! Owns: the subcommand's output and exit codes. Must not know: MQTT, AMQP.
 
 use crate::harness::{Emulator, binary, run};
 

@@ -2,7 +2,7 @@
 //! each of them (`agent`).
 //!
 //! Owns: faults over MQTT, AMQP's and HTTPS's share of them, the control routes, the flag. Must not know: how a fault is
-//! decided. Used by: nobody.
+//! decided.
 
 use std::time::{Duration, Instant};
 

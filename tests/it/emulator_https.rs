@@ -1,7 +1,7 @@
 //! The emulator's HTTPS side on the wire, with clients that are not ours: a bare TLS socket, and Python's standard
 //! library.
 //!
-//! Owns: nothing. Must not know: how routes are found. Used by: nobody.
+//! Owns: nothing. Must not know: how routes are found.
 
 use std::io::{Read as _, Write as _};
 use std::process::Command;

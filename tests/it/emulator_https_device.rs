@@ -1,6 +1,6 @@
 //! A device over HTTPS, in bare requests: C2D messages with each outcome, D2C messages, and the limits of both.
 //!
-//! Owns: nothing. Must not know: how routes are found. Used by: nobody.
+//! Owns: nothing. Must not know: how routes are found.
 
 use c2d_agent::tls::ClientCertificate;
 

@@ -1,6 +1,6 @@
 //! Direct methods: what a back end gets over HTTPS of what a device does over MQTT, or does not do.
 //!
-//! Owns: nothing. Must not know: the agent, files of the state directory. Used by: nobody.
+//! Owns: nothing. Must not know: the agent, files of the state directory.
 
 use std::io::Write as _;
 use std::thread::ScopedJoinHandle;

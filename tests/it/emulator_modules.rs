@@ -1,6 +1,6 @@
 //! Modules of an edge device: how they sign in, what reaches their inputs, what back ends can do with them.
 //!
-//! Owns: nothing. Must not know: how the emulator keeps them. Used by: nobody.
+//! Owns: nothing. Must not know: how the emulator keeps them.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

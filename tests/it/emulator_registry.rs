@@ -1,6 +1,6 @@
 //! The emulator's registry of devices in bare requests: rights, conditions, bad input, and what a change does to devices.
 //!
-//! Owns: nothing. Must not know: files of the state directory but connection strings. Used by: nobody.
+//! Owns: nothing. Must not know: files of the state directory but connection strings.
 
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! Commands that ask a running emulator, and the file that a shell sources so that no command needs to be told where it is.
 //!
-//! Owns: nothing. Must not know: HTTPS routes, but for what a device sends. Used by: nobody.
+//! Owns: nothing. Must not know: HTTPS routes, but for what a device sends.
 
 use std::path::Path;
 use std::process::Command;

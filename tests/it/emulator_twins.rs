@@ -1,6 +1,6 @@
 //! Tags and desired properties: what a back end writes over HTTPS, and what a device hears of it over MQTT.
 //!
-//! Owns: nothing. Must not know: the agent, files of the state directory. Used by: nobody.
+//! Owns: nothing. Must not know: the agent, files of the state directory.
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, Publish};

@@ -1,7 +1,7 @@
 //! How the emulator ends a WebSocket whose client breaks the rules of what is inside: with a close frame that says why,
 //! and with the end of the connection, in bounded time.
 //!
-//! Owns: a raw WebSocket client. Must not know: how the emulator closes. Used by: `conformance`.
+//! Owns: a raw WebSocket client. Must not know: how the emulator closes.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The recipes in `examples/`: each is checked with its own tests where it stands, and a copy is run by a real agent, to which is
 //! sent what its page says.
 //!
-//! Owns: what each is for. Must not know: how rules, pins and programs work. Used by: nobody.
+//! Owns: what each is for. Must not know: how rules, pins and programs work.
 
 use std::fs;
 use std::path::{Path, PathBuf};

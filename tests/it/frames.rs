@@ -1,6 +1,6 @@
 //! AMQP 1.0 byte by byte: values, frames, and a peer that sends whatever it is told. Nothing here comes from a library.
 //!
-//! Owns: the encoding. Must not know: the hub's addresses and messages. Used by: `conformance::amqp`, `service_peer`.
+//! Owns: the encoding. Must not know: the hub's addresses and messages.
 //!
 //! Source: AMQP 1.0, 1.6 (encodings), 2.3 (frames) and 2.7 (performatives).
 

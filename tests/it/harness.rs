@@ -1,7 +1,7 @@
 //! Starts the real binary and waits for what it says: emulator, agent, sender, and a TCP proxy that can cut.
 //!
 //! Owns: processes and their output; every wait has a deadline, and every process ends with its handle.
-//! Must not know: what a single test is about. Used by: all modules of this target.
+//! Must not know: what a single test is about.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};

@@ -1,6 +1,6 @@
 //! `invoke-method` as a user sees it, against the emulator and a device that speaks MQTT by hand.
 //!
-//! Owns: nothing. Must not know: how it is built. Used by: nobody.
+//! Owns: nothing. Must not know: how it is built.
 
 use std::process::{Command, Output};
 

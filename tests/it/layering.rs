@@ -1,7 +1,7 @@
 //! The house rules that a compiler cannot know, checked on the text of `src/` and `tests/it/`.
 //!
 //! Owns: which module may import which, which crate is named where, and the shape of a file.
-//! Must not know: what any module does. Used by: nobody; whoever breaks a rule reads its message.
+//! Must not know: what any module does.
 
 use std::path::Path;
 

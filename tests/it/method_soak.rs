@@ -1,7 +1,7 @@
 //! Direct methods under faults: callers, an agent that is killed, ended and cut off at random instants, and an oracle that
 //! counts what was done.
 //!
-//! Owns: the callers and the oracle. Must not know: how the agent keeps its promises. Used by: nobody; the caller, by `agent_methods`.
+//! Owns: the callers and the oracle. Must not know: how the agent keeps its promises.
 //!
 //! A caller that was answered 200 has had its action done exactly once. One that was answered 202 has a record, whose action
 //! is done exactly once, or at most once where the record says that it was interrupted. Whoever heard nothing, or an error, has

@@ -1,6 +1,6 @@
 //! Calls of direct methods, and twins, that no hub should send, from a hub that does: a scripted one over real TLS.
 //!
-//! Owns: that hub. Must not know: how the agent is built. Used by: nobody.
+//! Owns: that hub. Must not know: how the agent is built.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

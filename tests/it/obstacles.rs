@@ -1,6 +1,6 @@
 //! What may stand between the agent and its hub, over each transport: said in one sentence, and waited out.
 //!
-//! Must not know: how the way is made. Used by: nobody.
+//! Must not know: how the way is made.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};

@@ -1,7 +1,7 @@
 //! The agent over each transport of the hub.
 //!
 //! Owns: which transports this build has, where the emulator serves each, an agent that takes one of them.
-//! Must not know: what a single test is about. Used by: tests that hold whatever the transport.
+//! Must not know: what a single test is about.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::net::SocketAddr;

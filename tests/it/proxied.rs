@@ -1,6 +1,6 @@
 //! An HTTP proxy, TLS in front of it, and a TLS server that answers what it is told, for tests of the way to the hub.
 //!
-//! Owns: these servers. Must not know: what is sent through them. Used by: tests of WebSockets and HTTPS.
+//! Owns: these servers. Must not know: what is sent through them.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{BufRead as _, BufReader, Read, Write};

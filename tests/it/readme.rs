@@ -1,6 +1,6 @@
 //! The examples of the documents that need no Azure, as somebody would paste them into a shell.
 //!
-//! Owns: nothing. Must not know: what the commands do. Used by: nobody.
+//! Owns: nothing. Must not know: what the commands do.
 
 use std::path::Path;
 use std::process::Command;

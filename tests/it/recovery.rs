@@ -1,6 +1,6 @@
 //! What the next agent makes of what the last one left in the inbox, where the world has changed in between.
 //!
-//! Owns: rules that are gone, a hub that is away, a clock that goes on. Must not know: the inbox's file. Used by: nobody.
+//! Owns: rules that are gone, a hub that is away, a clock that goes on. Must not know: the inbox's file.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,6 +1,6 @@
 //! Bare HTTPS requests to the emulator, for tests.
 //!
-//! Owns: sockets and tokens of policies; `rest_ask` makes whole requests. Must not know: routes. Used by: tests of the emulator's HTTPS side.
+//! Owns: sockets and tokens of policies; `rest_ask` makes whole requests. Must not know: routes.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

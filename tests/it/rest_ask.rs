@@ -1,6 +1,6 @@
 //! Whole requests to the emulator's HTTPS side, and answers taken apart, for tests that need the sender as well.
 //!
-//! Owns: requests, answers, tokens of devices. Must not know: routes. Used by: tests of devices and the registry.
+//! Owns: requests, answers, tokens of devices. Must not know: routes.
 
 use std::time::{Duration, SystemTime};
 

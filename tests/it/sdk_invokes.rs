@@ -1,6 +1,6 @@
 //! Microsoft's Python back end calls direct methods of our agent, as a device and as a module.
 //!
-//! Owns: nothing. Must not know: how the SDK works. Used by: nobody.
+//! Owns: nothing. Must not know: how the SDK works.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! Twins and methods with programs that are not ours on both sides: Microsoft's Python SDKs, and uamqp as a device.
 //!
-//! Owns: nothing. Must not know: how either works; the programs are in `tests/sdk/`. Used by: nobody.
+//! Owns: nothing. Must not know: how either works; the programs are in `tests/sdk/`.
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! `c2d-send --transport amqp-ws`: over the emulator's WebSocket, through a proxy, and past whatever answers in the hub's
 //! place.
 //!
-//! Must not know: how the way is made. Used by: nobody.
+//! Must not know: how the way is made.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! What `c2d-send` and `c2d-feedback` say and do when a hub refuses or takes away a link, with each condition.
 //!
-//! Must not know: how links work. Used by: nobody. Source: wire reference 2.8, 4.3 and 4.4; AMQP 1.0, 2.8.
+//! Must not know: how links work.
+//! Source: wire reference 2.8, 4.3 and 4.4; AMQP 1.0, 2.8.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,6 @@
 //! A hub over AMQP that follows a script, frame by frame.
 //!
 //! Owns: the server's end of sign-in, links and deliveries. Must not know: which conditions there are, commands.
-//! Used by: tests of what a hub may say to `c2d-send`, to `c2d-feedback` and to the agent.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

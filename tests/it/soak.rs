@@ -1,7 +1,6 @@
 //! The fault harness: the real agent on the emulator, with faults at random instants, and an oracle that counts.
 //!
 //! Owns: the rounds, the rules of the gateway, and the oracle. Must not know: how the agent keeps its promises.
-//! Used by: nobody; `scripts/soak.sh` runs it longer.
 //!
 //! # What happens
 //!

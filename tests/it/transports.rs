@@ -1,6 +1,6 @@
 //! What holds over every transport: which one it is can be seen.
 //!
-//! Must not know: how any of them works. Used by: nobody.
+//! Must not know: how any of them works.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

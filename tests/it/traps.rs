@@ -2,7 +2,7 @@
 //!
 //! Owns: one test or more for each trap, named after it, with the number that it has in the list of traps; 9 is in
 //! `faults`, with the other faults of the machine; 15 is in `traps::disk`.
-//! Must not know: how the agent keeps out of them. Used by: nobody.
+//! Must not know: how the agent keeps out of them.
 
 use std::fs;
 

@@ -1,6 +1,6 @@
 //! `twin get` and `twin patch` as a user sees them, against the emulator.
 //!
-//! Owns: nothing. Must not know: how they are built. Used by: nobody.
+//! Owns: nothing. Must not know: how they are built.
 
 use std::io::Write as _;
 

@@ -1,7 +1,7 @@
 //! The bank: what every pin is at this moment, and what is due to happen to it by itself.
 //!
 //! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`; pulses and blinks in `waves.rs`.
-//! Must not know: tasks, threads, waiting; who asks for a change. Used by: `action::gpio`, which holds it under a lock.
+//! Must not know: tasks, threads, waiting; who asks for a change.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

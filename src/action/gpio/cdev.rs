@@ -1,7 +1,6 @@
 //! Pins through the kernel's GPIO character device: any board, and beside other programs.
 //!
 //! Owns: everything that names the `gpiocdev` crate; finding the chip and the line. Must not know: timers, rules.
-//! Used by: `action::gpio`.
 //!
 //! Each line is held, as consumer `c2d-agent`, as long as the process lives: what a released line does is up to the kernel.
 

@@ -1,7 +1,6 @@
 //! Claiming pins: all of them, or none; and giving one back.
 //!
 //! Owns: that what cannot be claimed is found out before a pin moves. Must not know: how a backend does it.
-//! Used by: the backends at their start, `bank` when the configuration is read anew.
 
 use super::{GpioError, PinBackend};
 use crate::config::{OnExit, PinSettings};

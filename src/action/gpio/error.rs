@@ -1,7 +1,6 @@
 //! What can go wrong with pins, in words.
 //!
 //! Owns: the sentences, each with the value at fault and the remedy. Must not know: how a backend finds out.
-//! Used by: `action::gpio` and its backends, `action`.
 
 use std::io;
 use std::path::PathBuf;

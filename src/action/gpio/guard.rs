@@ -1,6 +1,6 @@
 //! The guard: does with the pins what is due by itself, on a thread of its own.
 //!
-//! Owns: the lock around the bank, who is told of changes, and that thread. Must not know: what is due. Used by: `action::gpio`.
+//! Owns: the lock around the bank, who is told of changes, and that thread. Must not know: what is due.
 //!
 //! A thread, and not a task of the agent's runtime: whatever the agent does, and even if it hangs, a pin does not stay on longer
 //! than it may. It does not feed the watchdog: an agent that hangs is restarted all the same.

@@ -1,6 +1,6 @@
 //! Pins of a Raspberry Pi through its registers.
 //!
-//! Owns: everything that names the `rppal` crate. Must not know: timers, rules. Used by: `action::gpio`.
+//! Owns: everything that names the `rppal` crate. Must not know: timers, rules.
 //!
 //! Lines are BCM numbers. The registers know no owner: a line that another program uses is not noticed.
 

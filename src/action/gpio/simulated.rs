@@ -1,6 +1,6 @@
 //! Pins without hardware: states in memory, every change in the log and, where asked for, in a file.
 //!
-//! Owns: the file's shape (`{"led":"off","pump":"on"}`). Must not know: hardware. Used by: `action::gpio`.
+//! Owns: the file's shape (`{"led":"off","pump":"on"}`). Must not know: hardware.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,6 @@
 //! What a backend would find, for `doctor`: nothing is claimed, and no level changes.
 //!
 //! Owns: the shapes of the answer. Must not know: how a backend finds out, what is good or bad about it.
-//! Used by: `action::gpio` and its backends, `doctor`.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! What pins do over time, seen by a backend that writes down every change; and what each backend says when it cannot.
 //!
-//! Owns: nothing that ships. Must not know: rules, processes. Used by: nobody.
+//! Owns: nothing that ships. Must not know: rules, processes.
 
 use std::collections::BTreeMap;
 use std::fs;

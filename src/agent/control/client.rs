@@ -1,7 +1,7 @@
 //! The other end of the control socket: asks a running agent.
 //!
 //! Owns: one connection, its time-outs, its errors in words. Must not know: what is asked for, and how it is shown.
-//! Used by: `cli` (inbox, status). Blocking: the command line has nothing else to do.
+//! Blocking: the command line has nothing else to do.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,6 @@
 //! Serving the clients of the control socket.
 //!
 //! Owns: how many there may be, how much and how long each may ask. Must not know: what the answers are.
-//! Used by: `agent::control`.
 
 use std::io::{self, Write as _};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! The socket file: made for its owner only, known as stale or alive, removed at the end.
 //!
-//! Owns: the file. Must not know: what is said over the socket. Used by: `agent::control` and its client.
+//! Owns: the file. Must not know: what is said over the socket.
 
 use std::fs;
 use std::io;

@@ -1,7 +1,6 @@
 //! The inbox as JSON: messages and answers, on the control socket and for `--json`.
 //!
 //! Owns: the shapes, both ways; fields are added, never renamed. Must not know: sockets, what people see in a table.
-//! Used by: `agent::control`, `cli::inbox`.
 
 use std::fmt;
 

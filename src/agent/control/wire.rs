@@ -1,6 +1,6 @@
 //! What goes over the control socket: one JSON object per line, each way, an answer for each request.
 //!
-//! Owns: the shapes of the lines and their limits. Must not know: sockets. Used by: `agent::control` and its client.
+//! Owns: the shapes of the lines and their limits. Must not know: sockets.
 //!
 //! | Request | Answer |
 //! |---|---|

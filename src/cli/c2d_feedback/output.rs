@@ -1,7 +1,7 @@
 //! What `c2d-feedback` prints: aligned lines for people, or one JSON object per record.
 //!
 //! Owns: the form of a record, here and in the spool; standard output; what is said at the end. Must not know: how
-//! records travel, exit codes. Used by: `cli::c2d_feedback`.
+//! records travel, exit codes.
 
 use std::io::{ErrorKind, Write as _};
 

@@ -1,7 +1,7 @@
 //! The file that keeps feedback: whole lines, on disk before the hub forgets them.
 //!
 //! Owns: appending with fsync, the lock against a second writer, what a crash left at the end. Must not know: the hub, what
-//! a record says. Used by: `cli::c2d_feedback`.
+//! a record says.
 //!
 //! A batch is completed at the hub only after [`Spool::append`]. So a last line that is not whole is of a batch that was
 //! not completed: it is cut off, and comes again.

@@ -1,6 +1,6 @@
 //! Batch by batch: kept, printed, completed; and the way back when the hub goes away.
 //!
-//! Owns: that order, reconnecting and its delays. Must not know: AMQP, how records look. Used by: `cli::c2d_feedback`.
+//! Owns: that order, reconnecting and its delays. Must not know: AMQP, how records look.
 
 use std::path::PathBuf;
 use std::pin::Pin;

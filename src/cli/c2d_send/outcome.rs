@@ -1,7 +1,6 @@
 //! Watches for the outcome that a device reports of one message: in its twin, and at the emulator also in its telemetry.
 //!
 //! Owns: what counts as this message's outcome, and how often is looked. Must not know: HTTP, when to give up.
-//! Used by: `cli::c2d_send`.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,6 @@
 //! What `c2d-send` prints: sentences for people, or one JSON object per event.
 //!
 //! Owns: standard output and the notes on standard error. Must not know: how messages travel, exit codes.
-//! Used by: `cli::c2d_send`.
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! `--property K=V`.
 //!
 //! Owns: its syntax, which names belong to other options, which text a real hub takes. Must not know: messages.
-//! Used by: `cli::c2d_send`.
 
 use crate::message;
 

@@ -1,6 +1,6 @@
 //! The door by which a sample message comes, and what it means for how the message is settled or answered.
 //!
-//! Owns: the sentences about doors. Must not know: conditions, plans. Used by: `cli::check`.
+//! Owns: the sentences about doors. Must not know: conditions, plans.
 
 use crate::config::Inspection;
 use crate::credentials::DeviceIdentity;

@@ -1,6 +1,6 @@
 //! The explanation of a sample message: which rule takes it, and all that would be done.
 //!
-//! Owns: its sentences. Must not know: how rules match or plans are made; how they are performed. Used by: `cli::check`.
+//! Owns: its sentences. Must not know: how rules match or plans are made; how they are performed.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,6 @@
 //! What would become of a message, as far as that is known without running anything.
 //!
 //! Owns: the forecast, and steps in words. Must not know: how rules match, how steps are performed, where a message stands.
-//! Used by: `cli::check` and its rule tests.
 
 use std::time::Duration;
 

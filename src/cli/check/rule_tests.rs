@@ -1,6 +1,6 @@
 //! Runs rule tests, and shows what was expected beside what would happen.
 //!
-//! Owns: the comparison in words and in JSON. Must not know: how a test is written, how rules match. Used by: `cli::check`.
+//! Owns: the comparison in words and in JSON. Must not know: how a test is written, how rules match.
 
 use serde::Serialize;
 use serde_json::{Value, json};

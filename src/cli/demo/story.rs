@@ -1,6 +1,6 @@
 //! How the demo's story looks: 80 columns, aligned, with colour on a terminal.
 //!
-//! Owns: its lines. Must not know: where the facts come from. Used by: `cli::demo`.
+//! Owns: its lines. Must not know: where the facts come from.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;

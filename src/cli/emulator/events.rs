@@ -1,7 +1,7 @@
 //! `emulator events`: the D2C messages that a running emulator keeps, and those to come.
 //!
 //! Owns: its arguments, in which order messages of several devices are printed, their lines, what ends it.
-//! Must not know: HTTPS. Used by: `cli::emulator`.
+//! Must not know: HTTPS.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! `emulator faults`: what goes wrong on purpose at a running emulator: shown, set and ended.
 //!
-//! Owns: its arguments and lines. Must not know: HTTPS, what a fault does. Used by: `cli::emulator`.
+//! Owns: its arguments and lines. Must not know: HTTPS, what a fault does.
 
 use anyhow::anyhow;
 use serde_json::Value;

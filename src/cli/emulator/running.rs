@@ -1,7 +1,7 @@
 //! Which emulator runs, and which of its devices are meant.
 //!
 //! Owns: the state directory of the command line and the environment, `--device` and `--module`, exit codes of failures.
-//! Must not know: HTTPS. Used by: `cli::emulator` and its subcommands.
+//! Must not know: HTTPS.
 
 use std::path::PathBuf;
 

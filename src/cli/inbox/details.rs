@@ -1,6 +1,6 @@
 //! Everything about one record, for `inbox show`.
 //!
-//! Owns: the lines. Must not know: where the record comes from. Used by: `cli::inbox`.
+//! Owns: the lines. Must not know: where the record comes from.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,6 @@
 //! What the rules of the present make of a dead letter: the rule that takes it, or the one that comes nearest and why not.
 //!
 //! Owns: the rules as the configuration has them now, and both shapes of the answer. Must not know: where records come from.
-//! Used by: `cli::inbox`.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! The table of `inbox list`.
 //!
-//! Owns: its columns, and how they share the width. Must not know: where records come from. Used by: `cli::inbox`.
+//! Owns: its columns, and how they share the width. Must not know: where records come from.
 
 use std::time::{Duration, SystemTime};
 

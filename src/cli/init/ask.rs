@@ -1,6 +1,6 @@
 //! The questions of `init` at a terminal.
 //!
-//! Owns: prompts, a secret that is not shown, asking again. Must not know: what becomes of the answers. Used by: `cli::init`.
+//! Owns: prompts, a secret that is not shown, asking again. Must not know: what becomes of the answers.
 //!
 //! What is typed wrongly is asked again, with the reason. The end of standard input ends it.
 

@@ -1,7 +1,7 @@
 //! Who the device is, as `init` finds it out.
 //!
 //! Owns: where the identity comes from, the names of its files, its lines in the configuration. Must not know: the rest of the
-//! configuration, how a file is written. Used by: `cli::init`.
+//! configuration, how a file is written.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};

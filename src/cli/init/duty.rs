@@ -1,7 +1,6 @@
 //! What a message does, as `init` is told: a pin to switch, or a program to run.
 //!
 //! Owns: how a pin and a command are given, and which are taken. Must not know: terminals, files, the rest of the configuration.
-//! Used by: `cli::init`.
 
 use anyhow::anyhow;
 

@@ -1,6 +1,6 @@
 //! What to do after `init`: the next three commands.
 //!
-//! Owns: their words, true for the place that was written. Must not know: how it was written. Used by: `cli::init`.
+//! Owns: their words, true for the place that was written. Must not know: how it was written.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! The files that `init` writes.
 //!
-//! Owns: owner and mode, and that either all are written or none. Must not know: what is in them. Used by: `cli::init`.
+//! Owns: owner and mode, and that either all are written or none. Must not know: what is in them.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};

@@ -1,7 +1,6 @@
 //! The text of a first configuration.
 //!
 //! Owns: its tables and comments, and how a value is written in TOML. Must not know: where the values come from, files.
-//! Used by: `cli::init`.
 
 use std::path::Path;
 

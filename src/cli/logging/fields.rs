@@ -1,7 +1,6 @@
 //! The message and the fields of a text log line: `message name=value name="a value"`.
 //!
 //! Owns: which value is quoted, and that nothing in one can drive a terminal or begin another line. Must not know: events.
-//! Used by: `cli::logging`.
 
 use std::fmt::{self, Debug};
 

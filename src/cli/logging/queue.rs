@@ -1,7 +1,6 @@
 //! The queue: log lines on their way to standard error, so that nobody waits for whoever reads it.
 //!
 //! Owns: the lines that wait, the thread that writes them, how many were lost. Must not know: what is logged.
-//! Used by: `cli::logging`.
 //!
 //! A write to standard error takes as long as its reader likes: for ever, when it is a pipe that nobody empties, as
 //! behind a journal that is stuck. The agent's one loop must go on all the same, and so must a shutdown. What has no room

@@ -1,6 +1,6 @@
 //! c2d-agent.toml(5): the manual page of the configuration.
 //!
-//! Owns: the page. Must not know: which keys there are. Used by: `cli::manual`.
+//! Owns: the page. Must not know: which keys there are.
 
 use crate::config::reference::{ALL, Absent, Described, Section, without_links};
 

@@ -1,6 +1,6 @@
 //! Link addresses and the `to` of messages, in all spellings of the SDKs.
 //!
-//! Owns: their syntax. Must not know: links, who may use them. Used by: `amqp::session`, `amqp::convert`.
+//! Owns: their syntax. Must not know: links, who may use them.
 //!
 //! Clients write a bare path or a whole URI, any letter case, ids percent-encoded or not (wire reference 2.4).
 

@@ -1,7 +1,7 @@
 //! Answers to receivers that settle second: the AMQP crate sends none for a single delivery.
 //!
 //! Owns: which deliveries are out, which of them their receiver has decided on and waits for, and the frames that tell it.
-//! Must not know: what a delivery carries, links. Used by: `amqp::stream` (what goes by), the links (what the hub says).
+//! Must not know: what a delivery carries, links.
 //!
 //! Source: AMQP 1.0, 2.6.12; wire reference 2.6: whatever the outcome, the answer is accepted, unless the lock was lost.
 

@@ -1,6 +1,6 @@
 //! The link on which a back end sends C2D messages.
 //!
-//! Owns: one settled answer to each message. Must not know: how a message is read, queues. Used by: `amqp::session`.
+//! Owns: one settled answer to each message. Must not know: how a message is read, queues.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Claims-based security: tokens put to `$cbs`.
 //!
-//! Owns: the requests and their replies. Must not know: what a token is good for. Used by: `amqp::session`.
+//! Owns: the requests and their replies. Must not know: what a token is good for.
 //! Source: wire reference 2.3.
 
 use std::sync::Arc;

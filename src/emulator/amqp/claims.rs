@@ -1,7 +1,7 @@
 //! What one connection has proved, by SASL PLAIN, by CBS tokens, or by the client certificate of its TLS connection.
 //!
 //! Owns: the grants that are in force and their end, and which devices the connection stands for.
-//! Must not know: frames, how a token arrived. Used by: `amqp` and everything below it.
+//! Must not know: frames, how a token arrived.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,6 +1,6 @@
 //! Errors as they go out over AMQP: condition, description, tracking id.
 //!
-//! Owns: the symbols. Must not know: links. Used by: everything below `amqp`.
+//! Owns: the symbols. Must not know: links.
 //! Source: wire reference 2.8 and 4.3.
 
 use fe2o3_amqp::types::definitions::{AmqpError, Error, ErrorCondition, Fields, LinkError};

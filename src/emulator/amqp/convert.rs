@@ -1,7 +1,7 @@
 //! A message as a back end sends it, turned into what the device gets.
 //!
 //! Owns: which AMQP field becomes which property, and which text the hub takes. Must not know: links, queues.
-//! Used by: `amqp::{c2d_link, device_message}`. Source: wire reference 1.5, 2.5 and 4.1.
+//! Source: wire reference 1.5, 2.5 and 4.1.
 //!
 //! Values of application properties that are not strings become text where that is plain (numbers, booleans, times,
 //! ids); binary and decimal values are refused. The reference says nothing about it; SDKs differ.

@@ -1,7 +1,8 @@
 //! The link on which a device receives its C2D messages.
 //!
 //! Owns: when a message goes out, and what each outcome means to the hub. Must not know: how a message looks on the wire
-//! (`device_message.rs`), queues. Used by: `amqp::session`. Source: wire reference 2.4 and 2.6.
+//! (`device_message.rs`), queues.
+//! Source: wire reference 2.4 and 2.6.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! C2D messages as a device gets them over AMQP, and D2C messages as it sends them.
 //!
 //! Owns: which property becomes which AMQP field. Must not know: links, queues.
-//! Used by: `amqp::{device_link, events_link}`. Source: wire reference 2.5.
+//! Source: wire reference 2.5.
 
 use std::time::SystemTime;
 

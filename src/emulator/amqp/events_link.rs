@@ -1,7 +1,7 @@
 //! The link on which a device sends D2C messages.
 //!
 //! Owns: one settled answer to each message. Must not know: how a message is read, what is kept of it.
-//! Used by: `amqp::session`. Source: wire reference 2.4.
+//! Source: wire reference 2.4.
 
 use std::sync::Arc;
 

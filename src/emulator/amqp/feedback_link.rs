@@ -1,7 +1,7 @@
 //! The link on which a back end reads feedback.
 //!
 //! Owns: the AMQP form of a batch, and what its outcome means. Must not know: how batches come about.
-//! Used by: `amqp::session`. Source: wire reference 4.4.
+//! Source: wire reference 4.4.
 
 use std::sync::Arc;
 use std::time::SystemTime;

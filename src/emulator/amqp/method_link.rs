@@ -1,7 +1,7 @@
 //! The pair of links on which a device is called and answers.
 //!
 //! Owns: how calls and answers look, which call an answer is for. Must not know: who calls, time-outs.
-//! Used by: `amqp::session`. Source: wire reference 2.4 and 2.7.
+//! Source: wire reference 2.4 and 2.7.
 //!
 //! A call's correlation id names it to the hub, so the two links of a pair need not know each other. Choices where the
 //! source is silent: a device hears of its methods from the attach of its receiving link on; calls go out settled unless

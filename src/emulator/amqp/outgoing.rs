@@ -1,7 +1,7 @@
 //! What goes out to one client: the AMQP crate's frames, put right where the crate cannot, and frames of the emulator's own
 //! between them.
 //!
-//! Owns: where a frame ends, and the delivery tags. Must not know: links, what a message says. Used by: `amqp::stream`.
+//! Owns: where a frame ends, and the delivery tags. Must not know: links, what a message says.
 //!
 //! The tag of a delivery is its lock token, a GUID in the byte order of .NET, which C# turns into the token again (wire
 //! reference 2.5 and 4.4). The crate counts its tags in four bytes; the token stands in the annotations of the message.

@@ -1,6 +1,6 @@
 //! SASL of back ends and devices.
 //!
-//! Owns: the mechanisms and the identity in PLAIN. Must not know: sessions, links. Used by: `amqp`.
+//! Owns: the mechanisms and the identity in PLAIN. Must not know: sessions, links.
 //!
 //! `MSSBCBS`, `ANONYMOUS` and `EXTERNAL` prove nothing and are let through: a CBS token follows (wire reference 2.2).
 

@@ -1,6 +1,6 @@
 //! What the emulator does something about, of the frames that a client sends, and the AMQP crate does not.
 //!
-//! Owns: which frames those are. Must not know: what is done about them. Used by: `amqp::stream`.
+//! Owns: which frames those are. Must not know: what is done about them.
 
 use crate::amqp_frames::Frame;
 use crate::amqp_frames::values::{is_true, unsigned};

@@ -1,6 +1,6 @@
 //! One AMQP session: which links it may have, and its end when the token expires.
 //!
-//! Owns: attaches and refusals. Must not know: SASL, what travels on a link. Used by: `amqp`.
+//! Owns: attaches and refusals. Must not know: SASL, what travels on a link.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

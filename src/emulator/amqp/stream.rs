@@ -1,7 +1,6 @@
 //! A stream whose first bytes were read already, with a kill switch, a guard over what the client sends, and signs of life.
 //!
 //! Owns: replaying the header, cutting the connection, when the client hears something. Must not know: AMQP beyond its eight bytes.
-//! Used by: `amqp`.
 
 use std::io;
 use std::pin::Pin;

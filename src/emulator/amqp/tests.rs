@@ -1,4 +1,4 @@
-//! Tests with an AMQP client over an in-memory stream. Used by: nobody.
+//! Tests with an AMQP client over an in-memory stream.
 
 use std::time::SystemTime;
 

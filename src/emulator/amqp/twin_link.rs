@@ -1,7 +1,7 @@
 //! The pair of links on which a device gets its twin, reports, and hears of its desired properties.
 //!
 //! Owns: requests and their answers, which links make a pair. Must not know: merging, who writes desired properties.
-//! Used by: `amqp::session`. Source: wire reference 2.4 and 2.7.
+//! Source: wire reference 2.4 and 2.7.
 //!
 //! Choices where it is silent: a device without `com.microsoft:channel-correlation-id` has one pair; the status of
 //! everything that succeeds is 200; the annotation `version` of an answer to PATCH is a long; what cannot be carried out is

@@ -1,7 +1,7 @@
 //! One request as a route sees it: path, query, headers, body, and whether its sender may ask for that.
 //!
 //! Owns: authorisation of a request, its api-version, arguments, and the limit and deadline of its body.
-//! Must not know: which routes there are, connections, TLS. Used by: `https` and its routes.
+//! Must not know: which routes there are, connections, TLS.
 //!
 //! Source: wire reference 3 and 4.2. Routes of the real hub need an `api-version`, of any date; those below `/emulator/`
 //! are this emulator's own and have none.

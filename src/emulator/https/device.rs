@@ -1,7 +1,7 @@
 //! What a device does over HTTPS.
 //!
 //! Owns: the routes below `/devices/{id}/messages`, and the headers that carry properties.
-//! Must not know: connections, queues. Used by: `https::routes`.
+//! Must not know: connections, queues.
 //!
 //! Source: wire reference 3. Choices where it is silent: a lock time that is asked for is passed over, the lock is always a
 //! minute; so is `If-Match`, which only repeats the path; a property that no header can hold is left out, and logged.

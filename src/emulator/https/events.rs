@@ -1,6 +1,6 @@
 //! The emulator's own route that shows the D2C messages of a device.
 //!
-//! Owns: their JSON. Must not know: connections, how messages came in. Used by: `https::routes`.
+//! Owns: their JSON. Must not know: connections, how messages came in.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,6 +1,6 @@
 //! The emulator's own routes that say what is to go wrong for a device.
 //!
-//! Owns: their JSON, and who may ask. Must not know: what a fault does. Used by: `https::routes`.
+//! Owns: their JSON, and who may ask. Must not know: what a fault does.
 //!
 //! Only for peers on this machine, with a token of the service policy.
 

@@ -1,7 +1,6 @@
 //! Delivery feedback as a back end reads it over HTTPS.
 //!
 //! Owns: the routes below `/messages/servicebound/feedback`. Must not know: connections, how batches come about.
-//! Used by: `https::routes`.
 //!
 //! Source: wire reference 4.4. Choices where it is silent: the answer has the content type that the batch has over AMQP, and
 //! says when the batch was made; a batch that is not settled within a minute comes again.

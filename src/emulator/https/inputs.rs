@@ -1,6 +1,6 @@
 //! The emulator's own route that puts a message into an input of a module, as if another module had sent it.
 //!
-//! Owns: its path and answers. Must not know: queues, connections. Used by: `https::routes`.
+//! Owns: its path and answers. Must not know: queues, connections.
 
 use serde_json::json;
 

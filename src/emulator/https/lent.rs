@@ -1,7 +1,7 @@
 //! A stream that comes back when whoever has it lets go: the AMQP crate drops its stream as it likes, and a WebSocket must
 //! be closed in good order all the same.
 //!
-//! Owns: lending and giving back. Must not know: what the stream carries. Used by: `https::upgrade`.
+//! Owns: lending and giving back. Must not know: what the stream carries.
 
 use std::io;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! Direct methods as back ends call them.
 //!
 //! Owns: the route `/twins/{id}/methods` and that of modules, its JSON, and the wait for the end. Must not know: connections, how a call reaches
-//! its device. Used by: `https::routes`.
+//! its device.
 //!
 //! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
 //! service SDK; the error bodies are as users quote them (Azure/azure-iot-cli-extension issue 54, Azure/azure-iot-sdk-java

@@ -1,6 +1,6 @@
 //! The overview as JSON: what the emulator's page shows, for one device after another.
 //!
-//! Owns: its shape, how much of a message is shown, and where a device says what became of one. Must not know: HTTP, who reads it. Used by: `https::page`.
+//! Owns: its shape, how much of a message is shown, and where a device says what became of one. Must not know: HTTP, who reads it.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

@@ -1,7 +1,7 @@
 //! The emulator's page: the hub as a person sees it, and a form that sends a C2D message.
 //!
 //! Owns: its files, the overview that it waits for, and what its form may send. Must not know: connections, TLS, what AMQP
-//! and MQTT do. Used by: `https::routes`.
+//! and MQTT do.
 //!
 //! The files hold no data and are for everybody; the data needs a token of the service policy like every other route. The
 //! page gets one in the fragment of its address, which browsers do not send, so there is no cookie that another site could use.

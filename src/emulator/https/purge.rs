@@ -1,6 +1,6 @@
 //! Clearing a device's queue.
 //!
-//! Owns: the route `/devices/{id}/commands`. Must not know: connections, what a purge takes. Used by: `https::routes`.
+//! Owns: the route `/devices/{id}/commands`. Must not know: connections, what a purge takes.
 
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! The registry of devices and modules, for back ends with registry rights.
 //!
 //! Owns: the routes `/devices`, `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and the JSON of
-//! a device or a module. Must not know: connections, files. Used by: `https::routes`.
+//! a device or a module. Must not know: connections, files.
 //!
 //! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: edge devices and
 //! parents, certificates of an authority. Choices: one that is changed without keys keeps those it has; one that was deleted and

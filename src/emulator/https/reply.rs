@@ -1,6 +1,6 @@
 //! Answers over HTTPS, and the hub's error bodies.
 //!
-//! Owns: headers and JSON of an answer. Must not know: routes, connections. Used by: `https` and below.
+//! Owns: headers and JSON of an answer. Must not know: routes, connections.
 //!
 //! Source of the error body: wire reference 3.
 

@@ -1,7 +1,6 @@
 //! What a request asks for.
 //!
 //! Owns: paths, methods, and which route answers them. Must not know: connections, TLS, what a route does.
-//! Used by: `https`.
 //!
 //! Each route but the page's files first asks `call` whether the sender may do that; what is no route is a 404 only for back ends.
 

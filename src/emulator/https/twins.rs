@@ -1,7 +1,6 @@
 //! Twins as back ends read and write them.
 //!
 //! Owns: the routes below `/twins/{id}` and `/twins/{id}/modules/{id}`, and the JSON that they take. Must not know: connections, merging.
-//! Used by: `https::routes`.
 //!
 //! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`), and the page "Control access
 //! to IoT Hub": twins need ServiceConnect. Choices where these are silent: what a back end cannot write (reported

@@ -1,7 +1,6 @@
 //! From HTTPS to a WebSocket: what a request to upgrade is answered, and what is served then.
 //!
 //! Owns: the paths, the choice of the subprotocol, refusals in words. Must not know: MQTT, AMQP, WebSocket frames.
-//! Used by: `https`.
 //!
 //! Source: wire reference 1.1, 2.1 and 8 (lines 1 and 12). Unverified, so choices of this emulator: both paths
 //! take both subprotocols, the query is ignored, and no Authorization header is asked for: the protocol inside signs in.

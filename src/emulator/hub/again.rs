@@ -1,6 +1,6 @@
 //! A message that has ended, sent once more.
 //!
-//! Owns: what of it stays as it was. Must not know: HTTP, who asks. Used by: `hub`, `emulator::https` for its page.
+//! Owns: what of it stays as it was. Must not know: HTTP, who asks.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
 //! Devices that come and go while the hub runs.
 //!
-//! Owns: what happens to queue, session and feedback then. Must not know: files, HTTP. Used by: `hub`.
+//! Owns: what happens to queue, session and feedback then. Must not know: files, HTTP.
 //!
 //! Source: wire reference 1.4 and 5.1. A choice where it is silent: a disabled device's queue stays as it is.
 

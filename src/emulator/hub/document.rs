@@ -1,7 +1,6 @@
 //! Parts of a twin as JSON documents: what they may hold, and how a patch changes them.
 //!
 //! Owns: merging, differences, limits. Pure: no versions, no topics. Must not know: devices, MQTT, HTTPS.
-//! Used by: `hub::twin`.
 //!
 //! Merging is that of JSON merge patches: null deletes, an object merges, anything else replaces, arrays as a whole.
 //! The limits are those of Microsoft's page "Understand and use device twins in IoT Hub".

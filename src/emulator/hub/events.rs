@@ -1,6 +1,6 @@
 //! The D2C messages that a device sent last.
 //!
-//! Owns: how many are kept. Must not know: topics, who reads them, the clock. Used by: `hub`.
+//! Owns: how many are kept. Must not know: topics, who reads them, the clock.
 //!
 //! A real hub hands them to its Event Hubs endpoint, which this emulator does not have: it keeps a few to look at.
 

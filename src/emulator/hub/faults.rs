@@ -1,7 +1,7 @@
 //! Faults on purpose: what the hub does wrong for a device because somebody asked for it.
 //!
 //! Owns: which faults there are, their names and values in text, the faults of each device, and every decision they take.
-//! Must not know: packets, HTTP, how a fault shows on the wire. Used by: `hub`, and through it by the listeners.
+//! Must not know: packets, HTTP, how a fault shows on the wire.
 //!
 //! Source: wire reference 8 (line 25). Faults end with the process: none is kept on disk.
 

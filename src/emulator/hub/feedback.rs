@@ -1,7 +1,7 @@
 //! Feedback records on their way to the back end.
 //!
 //! Owns: batching, the lock of the batch that is out, age and delivery count. Must not know: devices, links.
-//! Used by: `hub`. Source: wire reference 4.4 and 5.4.
+//! Source: wire reference 4.4 and 5.4.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};

@@ -1,7 +1,7 @@
 //! Inputs of modules: what modules of the same device send to one another by routes.
 //!
 //! Owns: routes, which outputs lead to which inputs, and how a message for an input is kept.
-//! Must not know: topics, files. Used by: `hub`, `emulator::mqtt`, `emulator::https`, `cli` (reads routes).
+//! Must not know: topics, files.
 //!
 //! Source: wire reference 6.3, and Microsoft's page "Learn how to deploy modules and establish routes in IoT Edge". Of its
 //! language this has FROM without WHERE, with the sources of modules, and both sinks. Choices: an input's messages wait in the

@@ -2,7 +2,7 @@
 //!
 //! Owns: which calls of a device are pending, how long each may take, and how it ends.
 //! Must not know: topics, links, HTTP; who waits (the listener asks again when the hub has changed, or at the time it is
-//! told). Used by: `hub`, `emulator::mqtt`, `emulator::amqp`, `emulator::https`.
+//! told).
 //!
 //! Source: wire reference 1.7 and Microsoft's page "Understand and invoke direct methods from IoT Hub". A device is there when
 //! it is connected and has subscribed to methods. Choices where these are silent: [`MAX_CALLS`], [`MAX_NAME`], and that

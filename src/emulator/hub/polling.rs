@@ -1,7 +1,7 @@
 //! Devices that ask for one message at a time, without a connection that could be lost.
 //!
 //! Owns: the lock of such a message, which only time or a settlement ends, and of one that is not sent after all. Must not know:
-//! HTTP, AMQP. Used by: `hub`.
+//! HTTP, AMQP.
 //!
 //! Source: wire reference 3 and 5.1. A choice where the reference is silent: a device may ask while it is connected over
 //! another transport as well.

@@ -1,6 +1,6 @@
 //! Clearing a device's queue.
 //!
-//! Owns: which messages go. Must not know: HTTP. Used by: `hub`.
+//! Owns: which messages go. Must not know: HTTP.
 //!
 //! Source: wire reference 4.5, 5.1 and 5.2. In the table of states a purge takes a message out of Enqueued and not out of
 //! Invisible: what a device holds at that moment is the device's to settle, and stays.

@@ -1,7 +1,7 @@
 //! The C2D queue of one device.
 //!
 //! Owns: order, locks, expiry, delivery counts. Must not know: sessions, feedback records.
-//! Used by: `hub`. Source: wire reference 5.1.
+//! Source: wire reference 5.1.
 //!
 //! A locked message keeps its place, so whatever returns to the queue is in its old order by itself.
 

@@ -1,7 +1,7 @@
 //! One device's session: its connection, and the subscriptions that outlive it.
 //!
 //! Owns: "the newer connection wins", clean and persistent sessions. Must not know: queues, MQTT packets.
-//! Used by: `hub`. Source: wire reference 1.4 and 1.6.
+//! Source: wire reference 1.4 and 1.6.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! All that a hub holds beside keys, in a form that can be kept in a file: queues, sessions, twins, D2C messages, feedback.
 //!
 //! Owns: that form, its version, and what a restart means: connections and locks are gone, the rest is as it was.
-//! Must not know: files. Used by: `emulator::keeper`.
+//! Must not know: files.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A device's twin: tags, desired and reported properties, and their versions.
 //!
 //! Owns: who changes which part, versions, the etag. Pure: no topics, no clock.
-//! Must not know: MQTT, HTTPS, sessions; merging and limits are `document`'s. Used by: `hub`.
+//! Must not know: MQTT, HTTPS, sessions; merging and limits are `document`'s.
 //!
 //! Choices where Microsoft's pages are silent: the etag is that of what back ends write, so a device that reports does not
 //! spoil it; a patch with empty desired properties or tags leaves them alone; `$metadata` is left out.

@@ -2,7 +2,6 @@
 //!
 //! Owns: which device's twin, what stands beside its properties, the changes that wait for a connected device.
 //! Must not know: merging (`twin`), topics, HTTP.
-//! Used by: `hub`.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,7 @@
 //! What somebody who looks at the hub sees: queues with the states of their messages, what ended lately, feedback that waits.
 //!
 //! Owns: which of the hub's inside can be looked at, and how many ended messages are remembered for it.
-//! Must not know: JSON, HTTP. Used by: `hub`, and `emulator::https` for its page.
+//! Must not know: JSON, HTTP.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

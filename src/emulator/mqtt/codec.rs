@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 packets over a byte stream.
 //!
 //! Owns: framing, the packet size limit, buffers. The only file of the emulator that names rumqttc, whose codec it
-//! uses. Must not know: what a packet means, the hub. Used by: `emulator::mqtt`.
+//! uses. Must not know: what a packet means, the hub.
 
 use std::io;
 use std::time::Duration;

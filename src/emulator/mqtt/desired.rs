@@ -1,6 +1,7 @@
 //! Changes of desired properties on their way to a device.
 //!
-//! Owns: their topic. Must not know: merging, who wrote them. Used by: `emulator::mqtt`. Source: wire reference 1.7.
+//! Owns: their topic. Must not know: merging, who wrote them.
+//! Source: wire reference 1.7.
 //!
 //! QoS 0, like answers and methods, whatever was granted, is a choice: who misses a change sees that by `$version`.
 

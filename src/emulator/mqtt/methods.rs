@@ -1,6 +1,7 @@
 //! Calls of direct methods on their way to a device, and its answers.
 //!
-//! Owns: their topics. Must not know: who calls, time-outs. Used by: `emulator::mqtt`. Source: wire reference 1.7.
+//! Owns: their topics. Must not know: who calls, time-outs.
+//! Source: wire reference 1.7.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -1,7 +1,7 @@
 //! Whether a CONNECT is accepted.
 //!
 //! Owns: the checks of a device's CONNECT and their return codes. Must not know: sockets, later packets.
-//! Used by: `emulator::mqtt`. Source: wire reference 1.2 and 1.3.
+//! Source: wire reference 1.2 and 1.3.
 
 use std::time::SystemTime;
 

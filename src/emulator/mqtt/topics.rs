@@ -1,7 +1,7 @@
 //! What a device may subscribe to and publish to.
 //!
 //! Owns: the documented filters and topics. Must not know: packets, sessions.
-//! Used by: `emulator::mqtt`. Source: wire reference 1.4, 1.5 and 1.7.
+//! Source: wire reference 1.4, 1.5 and 1.7.
 
 use crate::message::{self, MessageError, Properties};
 

@@ -1,7 +1,7 @@
 //! Requests that a device makes of its twin, and their answers.
 //!
 //! Owns: which request a topic makes, the topic and body of the answer. Must not know: packets, sessions, merging.
-//! Used by: `emulator::mqtt`. Source: wire reference 1.7.
+//! Source: wire reference 1.7.
 
 use bytes::Bytes;
 use serde_json::{Value, json};

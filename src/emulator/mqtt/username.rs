@@ -1,6 +1,6 @@
 //! The user name that a device sends in CONNECT.
 //!
-//! Owns: its syntax. Must not know: who the devices are, tokens. Used by: `emulator::mqtt`, a fuzz target.
+//! Owns: its syntax. Must not know: who the devices are, tokens.
 //!
 //! Syntax (wire reference 1.2): `{hub}/{device}/{query}` or `{hub}/{device}/{module}/{query}`, where the query may
 //! begin with `?` and must have `api-version`; other keys are passed over.

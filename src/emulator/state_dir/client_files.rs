@@ -1,7 +1,6 @@
 //! The files with which a device or a module signs in.
 //!
 //! Owns: their layout, and what stands in them. Must not know: which devices there are, the hub.
-//! Used by: `emulator::state_dir`.
 //!
 //! - `devices/ID.connection-string`: for a device with keys
 //! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate

@@ -1,7 +1,6 @@
 //! `env`: what a shell sources, so that the commands after it need no options to find the emulator.
 //!
 //! Owns: its variables, whose they are, and their quoting. Must not know: what a program does with them.
-//! Used by: `emulator::state_dir`.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Keys that everybody knows, so that a connection string can stand in a document or in a file under version control.
 //!
 //! Owns: these keys, and that none of them outlives the emulator that was asked for them.
-//! Must not know: files, listeners. Used by: `emulator::state_dir`.
+//! Must not know: files, listeners.
 
 use super::{Secrets, StateDirError, StoredKeys};
 use crate::emulator::registry::KeyPair;

@@ -1,6 +1,6 @@
 //! A disk for tests that fails, is full, or loses its power when it is told to.
 //!
-//! Owns: what is written, what of it survives. Must not know: the inbox. Used by: the tests of `inbox`.
+//! Owns: what is written, what of it survives. Must not know: the inbox.
 //!
 //! What is written since the last sync survives a power cut, or a sync that fails, in parts: each write, or the first
 //! sectors of it, may or may not be there.

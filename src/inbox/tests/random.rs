@@ -1,6 +1,6 @@
 //! Random operations on the inbox and on its model, with failing writes and power cuts between them.
 //!
-//! Owns: what happens in which order. Must not know: what an operation means. Used by: nobody; it is a test.
+//! Owns: what happens in which order. Must not know: what an operation means.
 
 use proptest::prelude::*;
 

@@ -1,6 +1,6 @@
 //! What the hub's answers over HTTPS mean, and what is wrong with those that are none.
 //!
-//! Owns: the sentences. Must not know: how requests are sent. Used by: `service::https`.
+//! Owns: the sentences. Must not know: how requests are sent.
 
 use std::error::Error;
 use std::time::Duration;

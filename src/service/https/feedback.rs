@@ -1,6 +1,6 @@
 //! Feedback and purges over HTTPS, for networks that let only 443 through.
 //!
-//! Owns: their requests and answers. Must not know: how often one asks. Used by: `service::source`, `cli::c2d_purge`.
+//! Owns: their requests and answers. Must not know: how often one asks.
 //!
 //! Source: wire reference 4.4 and 4.5.
 

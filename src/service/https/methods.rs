@@ -1,6 +1,6 @@
 //! Direct methods as a back end calls them.
 //!
-//! Owns: their requests and answers. Must not know: what a method does. Used by: `cli::invoke_method`.
+//! Owns: their requests and answers. Must not know: what a method does.
 //!
 //! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
 //! service SDK; the error codes are those that users quote (Azure/azure-iot-cli-extension issue 54).

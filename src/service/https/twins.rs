@@ -1,6 +1,6 @@
 //! Twins as a back end reads and writes them.
 //!
-//! Owns: their requests. Must not know: what a twin says. Used by: `cli::twin`.
+//! Owns: their requests. Must not know: what a twin says.
 //!
 //! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`).
 

@@ -1,7 +1,7 @@
 //! Tokens put to `$cbs`.
 //!
 //! Owns: the two links, and which reply is to which request. Must not know: when a token is due.
-//! Used by: `session::amqp`. Source: wire reference 2.3.
+//! Source: wire reference 2.3.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,6 @@
 //! TCP and TLS, or a WebSocket, and the AMQP connection over them.
 //!
 //! Owns: a stream that can be cut, since the crate's tasks outlive their handles. Must not know: links.
-//! Used by: `session::amqp`.
 
 use std::io;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! The AMQP crate's errors, brought down to [`Fault`].
 //!
 //! Owns: which condition of the hub means what to a device. Must not know: retries, sentences.
-//! Used by: `session::amqp`. Source: wire reference 2.8.
+//! Source: wire reference 2.8.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,7 @@
 //! C2D messages as they come over AMQP, and D2C messages as they go.
 //!
 //! Owns: which AMQP field is which property, in the spelling of the MQTT property bag. Pure. Must not know: links.
-//! Used by: `session::amqp`. Source: wire reference 2.5.
+//! Source: wire reference 2.5.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,7 +1,7 @@
 //! The pair of links on which a device is called and answers.
 //!
 //! Owns: both links, how calls and answers look. Must not know: what a method does, how many calls may be open.
-//! Used by: `session::amqp`. Source: wire reference 2.4 and 2.7.
+//! Source: wire reference 2.4 and 2.7.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;

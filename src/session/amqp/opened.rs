@@ -1,6 +1,6 @@
 //! A connection and its links: how they are opened, and how they end.
 //!
-//! Owns: in which order. Must not know: what goes over them. Used by: `session::amqp`.
+//! Owns: in which order. Must not know: what goes over them.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Two links that belong together: one for what the device sends, one for what the hub sends.
 //!
 //! Owns: attaching both, and a refusal of either. Must not know: what goes over them.
-//! Used by: `session::amqp::{methods, twin}`. Source: wire reference 2.4.
+//! Source: wire reference 2.4.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,6 @@
 //! What a link brings: a message, one that cannot be read, or its own end.
 //!
 //! Owns: which of the three. Must not know: what messages mean, how they are settled.
-//! Used by: `session::amqp`, for each of its links.
 
 use std::time::SystemTime;
 

@@ -1,7 +1,7 @@
 //! The pair of links on which a device reports in its twin, reads it, and hears of its desired properties.
 //!
 //! Owns: both links, and which answer is to which request. Must not know: when something is reported.
-//! Used by: `session::amqp`. Source: wire reference 2.4 and 2.7.
+//! Source: wire reference 2.4 and 2.7.
 
 use std::time::SystemTime;
 

@@ -1,6 +1,6 @@
 //! rumqttc's errors, brought down to [`Fault`].
 //!
-//! Owns: which of its errors means what to a device. Must not know: retries, sentences. Used by: `session::mqtt`.
+//! Owns: which of its errors means what to a device. Must not know: retries, sentences.
 
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError};

@@ -1,6 +1,6 @@
 //! Lines 11 to 15, 17, 19 and 20: AMQP from its first byte to the answer to each message.
 //!
-//! Owns: a client that gets as far as a link. Must not know: how bytes are made (`frames`). Used by: `amqp::deliveries`.
+//! Owns: a client that gets as far as a link. Must not know: how bytes are made (`frames`).
 
 use std::time::{Duration, Instant, SystemTime};
 

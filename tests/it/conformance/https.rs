@@ -1,6 +1,6 @@
 //! Lines 21 to 23: HTTPS, for devices and for back ends.
 //!
-//! Owns: nothing. Must not know: how routes are found. Used by: nobody.
+//! Owns: nothing. Must not know: how routes are found.
 
 use std::time::Instant;
 

@@ -1,6 +1,6 @@
 //! Lines 1 to 5: the way in over MQTT, byte by byte. The packets are put together here and not by a library.
 //!
-//! Owns: packets as bytes. Must not know: what travels on a connection (`messages`). Used by: `messages`.
+//! Owns: packets as bytes. Must not know: what travels on a connection (`messages`).
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,6 +1,6 @@
 //! Lines 24 and 25: what a hub does with messages, whatever carries them, and what the emulator does wrong on demand.
 //!
-//! Owns: nothing. Must not know: packets, links. Used by: nobody.
+//! Owns: nothing. Must not know: packets, links.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! The agent under each fault, over each transport that has it: every action runs once, every message is completed, and
 //! nobody has to help.
 //!
-//! Owns: nothing. Must not know: how faults are done. Used by: nobody.
+//! Owns: nothing. Must not know: how faults are done.
 
 use crate::harness::{Emulator, wait_for_file};
 use crate::rest::service_token;

@@ -1,6 +1,6 @@
 //! A minimal MQTT device on a blocking TLS socket, and an emulator in a thread whose hub tests can reach.
 //!
-//! Owns: packets in and out with deadlines. Must not know: what a test is about. Used by: `emulator_mqtt`.
+//! Owns: packets in and out with deadlines. Must not know: what a test is about.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{Read as _, Write as _};

@@ -1,6 +1,6 @@
 //! What a device sends: D2C messages that the hub keeps, and requests of its twin.
 //!
-//! Must not know: the agent. Used by: nobody.
+//! Must not know: the agent.
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{LastWill, Packet, Publish};

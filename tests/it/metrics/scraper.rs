@@ -1,6 +1,6 @@
 //! A scraper of one's own: HTTP over a plain socket, and figures as the Prometheus project's parser reads them.
 //!
-//! Owns: requests, answers, single figures. Must not know: what the agent measures. Used by: `metrics`.
+//! Owns: requests, answers, single figures. Must not know: what the agent measures.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

@@ -1,7 +1,6 @@
 //! Mosquitto with TLS and client certificates: a broker that is not ours.
 //!
 //! Owns: its process, its certificates, publishing to it. Must not know: what a single test is about.
-//! Used by: `mosquitto`, `agent`, `faults`.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};

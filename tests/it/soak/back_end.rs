@@ -3,7 +3,7 @@
 //!
 //! Owns: the emulator's process and its restarts, sending, what feedback said of each message. An input has no feedback: there
 //! the emulator's log tells what was settled.
-//! Must not know: agents, rules, faults. Used by: `soak`, `traps`.
+//! Must not know: agents, rules, faults.
 //!
 //! A restart may take the emulator's memory away, which no real hub loses. Then whoever sent messages queues those without
 //! feedback again under their ids, as the real hub would deliver them again.

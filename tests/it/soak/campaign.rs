@@ -1,7 +1,7 @@
 //! Messages flow, and in each round one thing goes wrong.
 //!
 //! Owns: the random numbers, which message was sent, the faults and how often each was done, the quiet at the end.
-//! Must not know: what the rules do, what is right. Used by: `soak` and its parts.
+//! Must not know: what the rules do, what is right.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! The same faults, and in the middle of them the disk is full for a while.
 //!
-//! Owns: filling the disk and the oracle for that time. Must not know: how the inbox notices. Used by: nobody.
+//! Owns: filling the disk and the oracle for that time. Must not know: how the inbox notices.
 //!
 //! The running agent's file-size limit goes to zero, so that not a byte more can be written, and back. Programs inherit
 //! the limit, so this begins only when nothing runs, and while it lasts nothing may run. (That nothing is run is part of

@@ -1,7 +1,7 @@
 //! A gateway: one configuration and one inbox, a cable that can be cut, and one agent process after the other.
 //!
 //! Owns: the agent's lives and the faults done to them, what they logged, and what its rules left behind.
-//! Must not know: which faults come when, what is right. Used by: `soak`, `traps`.
+//! Must not know: which faults come when, what is right.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;

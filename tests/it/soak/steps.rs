@@ -1,6 +1,6 @@
 //! The same faults with one rule for each kind of step.
 //!
-//! Owns: the rules and the oracle for pins. Must not know: faults. Used by: nobody.
+//! Owns: the rules and the oracle for pins. Must not know: faults.
 //!
 //! Simulated pins live in the agent's memory, so a `kill -9` takes them back to `initial`, and the state file shows the
 //! last life only. What tells is the log: each change of a pin is a line, written before anything else happens. Each

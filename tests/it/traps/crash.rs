@@ -1,7 +1,7 @@
 //! Trap 10: the agent is killed where it hurts.
 //!
 //! Owns: the moments: between the inbox's write and the PUBACK, and between an action's start and its result.
-//! Must not know: the inbox. Used by: nobody.
+//! Must not know: the inbox.
 
 use c2d_agent::feedback::FeedbackStatus;
 

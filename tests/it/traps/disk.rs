@@ -1,6 +1,6 @@
 //! Trap 15: the disk is full, read-only, not there, or what is on it is broken.
 //!
-//! Owns: making disks bad and good again. Must not know: the inbox's file. Used by: nobody.
+//! Owns: making disks bad and good again. Must not know: the inbox's file.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,7 +1,7 @@
 //! Other settings for pins that are claimed: when the configuration is read anew.
 //!
 //! Owns: which settings can change while pins are held, and in which order pins are claimed and given back.
-//! Must not know: files, signals. Used by: `action::gpio`.
+//! Must not know: files, signals.
 //!
 //! A pin that stays is not touched: not its level, not its state, not the time that it has been on. So its line cannot change;
 //! new pins are claimed first, and only when that has worked, the ones that are gone go into their `on_exit` state.

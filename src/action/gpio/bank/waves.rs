@@ -1,7 +1,6 @@
 //! Waves: a pin that goes on and off by itself, once for a pulse, more often for a blink.
 //!
 //! Owns: what each wave does next, and that it ends with the pin off. Must not know: tasks, threads, waiting.
-//! Used by: `action::gpio`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! What keeps outputs safe: interlocks, `max_on` across restarts and against long pulses, `on_disconnect`.
 //!
-//! Owns: nothing that ships. Must not know: rules, processes. Used by: nobody.
+//! Owns: nothing that ships. Must not know: rules, processes.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Lines 16 and 18: what a hub delivers over AMQP, to devices and to readers of feedback.
 //!
-//! Owns: credit and dispositions of a receiver. Must not know: how bytes are made (`frames`). Used by: `amqp`.
+//! Owns: credit and dispositions of a receiver. Must not know: how bytes are made (`frames`).
 
 use std::time::{Duration, SystemTime};
 

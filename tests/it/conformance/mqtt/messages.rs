@@ -1,6 +1,6 @@
 //! Lines 6 to 10: C2D messages, methods and twins over MQTT, byte by byte.
 //!
-//! Owns: nothing. Must not know: sign-in. Used by: nobody.
+//! Owns: nothing. Must not know: sign-in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
