@@ -30,6 +30,17 @@ pub(crate) trait Described: Sync {
     fn shape(&self) -> Shape;
 }
 
+impl dyn Described + '_ {
+    /// What values it takes, and what its absence means, in Markdown.
+    pub(crate) fn takes_in_full(&self) -> String {
+        match self.absent() {
+            Absent::Means(value) => format!("{}; default `{value}`", self.takes()),
+            Absent::Nothing => self.takes(),
+            Absent::Refused => format!("{}; required", self.takes()),
+        }
+    }
+}
+
 /// What a schema can say of a value.
 pub(crate) enum Shape {
     Text,

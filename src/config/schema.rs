@@ -91,7 +91,7 @@ fn property(key: &dyn Described) -> Value {
         Shape::Defined(name) => json!({ "allOf": [{ "$ref": format!("#/definitions/{name}") }] }),
     };
     value["description"] =
-        without_links(&format!("{}: {}", key.takes(), key.about())).replace('`', "").into();
+        without_links(&format!("{}: {}", key.takes_in_full(), key.about())).replace('`', "").into();
     if let Absent::Means(default) = key.absent() {
         let number = default.parse::<u64>().ok().filter(|_| matches!(key.shape(), Shape::Whole(..)));
         value["default"] = number.map_or_else(|| default.into(), Value::from);

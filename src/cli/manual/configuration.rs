@@ -2,7 +2,7 @@
 //!
 //! Owns: the page. Must not know: which keys there are.
 
-use crate::config::reference::{ALL, Absent, Described, Section, without_links};
+use crate::config::reference::{ALL, Described, Section, without_links};
 
 use super::escaped;
 
@@ -63,18 +63,8 @@ fn of_section(section: &Section) -> String {
 }
 
 fn of_key(key: &dyn Described) -> String {
-    let absent = match key.absent() {
-        Absent::Means(value) => format!("; default `{value}`"),
-        Absent::Nothing => String::new(),
-        Absent::Refused => "; required".to_owned(),
-    };
-    let about = upper(&marked(key.about()));
-    format!(
-        ".TP\n.B {}\n{}{}.\n{about}.\n",
-        escaped(key.name()),
-        upper(&marked(&key.takes())),
-        marked(&absent)
-    )
+    let (takes, about) = (upper(&marked(&key.takes_in_full())), upper(&marked(key.about())));
+    format!(".TP\n.B {}\n{takes}.\n{about}.\n", escaped(key.name()))
 }
 
 /// Markdown in roff: what stands between backticks is bold.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use clap::{Arg, Command};
 
-use crate::config::reference::{ALL, Absent, Section};
+use crate::config::reference::{ALL, Section};
 
 use super::shown;
 
@@ -26,14 +26,10 @@ fn parts() -> BTreeMap<String, String> {
 }
 
 fn keys(section: &Section) -> String {
-    let rows = section.keys.iter().map(|key| {
-        let absent = match key.absent() {
-            Absent::Means(value) => format!("; default `{value}`"),
-            Absent::Nothing => String::new(),
-            Absent::Refused => "; required".to_owned(),
-        };
-        format!("| `{}` | {}{absent} | {} |\n", key.name(), key.takes(), key.about())
-    });
+    let rows = section
+        .keys
+        .iter()
+        .map(|key| format!("| `{}` | {} | {} |\n", key.name(), key.takes_in_full(), key.about()));
     format!("| Key | Takes | Meaning |\n|---|---|---|\n{}", rows.collect::<String>())
 }
 
