@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(offered, [commands.as_slice(), &["help".to_owned()]].concat());
         for (command, is_built) in [
             ("c2d-send", cfg!(feature = "service")),
-            ("emulator", cfg!(feature = "emulator")),
+            ("invoke-method", cfg!(feature = "service")),
             ("manual", false),
         ] {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
