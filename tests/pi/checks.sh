@@ -255,7 +255,7 @@ inbox_of pi
 su pi -c "exec c2d-agent run -c $config" 2>/tmp/agent.log &
 agent=$!
 subscribed
-check_says "auto as a user, without /dev/gpiomem: the log says why it takes cdev" "took backend cdev because" /tmp/agent.log
+check_says "auto as a user, without /dev/gpiomem: the log says why it takes cdev" "using backend cdev because" /tmp/agent.log
 backend="auto as a user of group gpio" other_way=registers
 switch pump on 17 "out hi"
 check "auto as a user of group gpio: it is cdev" "c2d-agent" "$(holder 17)"
