@@ -170,6 +170,13 @@ impl<P: Place> Keeper<P> {
         Ok((answers, counts))
     }
 
+    /// Whether the hub is known to have the completion of this record; no query tells it.
+    #[cfg(test)]
+    pub(super) fn is_confirmed(&self, number: u64) -> bool {
+        let entry = self.store.as_ref().and_then(|store| store.ledger.get(number));
+        entry.is_some_and(|entry| entry.confirmed)
+    }
+
     /// What an open file holds.
     pub(super) fn counts(&self) -> Counts {
         self.store.as_ref().map(Store::counts).unwrap_or_default()

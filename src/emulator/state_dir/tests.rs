@@ -15,7 +15,14 @@ fn open(root: &Path, devices: &[&str], x509_devices: &[&str]) -> StateDir {
 
 fn open_with(root: &Path, devices: &[&str], x509_devices: &[&str], known_keys: bool) -> StateDir {
     let now = NOW + std::time::Duration::from_secs(1_800_000_000);
-    let opened = StateDir::open(root, &names(devices), &names(x509_devices), known_keys, now);
+    let open = || StateDir::open(root, &names(devices), &names(x509_devices), known_keys, now);
+    // Between its fork and its exec a shell of another test has the lock of a directory that was just closed.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let mut opened = open();
+    while matches!(opened, Err(StateDirError::InUse(_))) && std::time::Instant::now() < patience {
+        std::thread::yield_now();
+        opened = open();
+    }
     let mut state = opened.expect("a state directory");
     state.write_client_files(served(18883), now).expect("written");
     state

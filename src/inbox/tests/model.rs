@@ -37,7 +37,7 @@ pub(super) struct Kept {
     pub(super) retry: bool,
     connection: Option<u64>,
     sequence: Option<Sequence>,
-    confirmed: bool,
+    pub(super) confirmed: bool,
     /// Passed over for its id.
     repeated: bool,
     pub(super) outcome: Option<OutcomeKind>,
