@@ -1,16 +1,18 @@
-//! The agent: takes messages from the session, records them in the inbox, acts on them by the rules, and completes them.
+//! The agent: takes messages from the session, records them in the inbox, runs their actions by the rules, completes
+//! them.
 //!
-//! Owns: policy. Which message is acted on, in which order, when it is completed, recovery at start, what is reported, and
-//! what happens at shutdown. Must not know: MQTT, files, child processes, pins.
+//! Owns: policy: which message is acted on, in which order, when it is completed, recovery at start, what is
+//! reported, and what happens at shutdown. Must not know: MQTT, files, child processes, pins.
 //!
-//! One loop (`Agent::dispatch`) serves everything, so that nothing here needs a lock: messages from the session,
-//! answers of the inbox, actions that end, the control socket, scrapes, another configuration (`reload.rs`), and time.
-//! Nothing in the loop waits. A message goes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try again, end) and the answers of the inbox,
-//! and it is completed at the hub only when the inbox has it on disk: as ended, or for `settle = "on-accept"` as accepted.
+//! One loop (`Agent::dispatch`) handles everything, so nothing here needs a lock: messages from the session, answers
+//! of the inbox, ended actions, the control socket, scrapes, another configuration (`reload.rs`), and time. Nothing
+//! in the loop waits. A message passes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try
+//! again, end) and the answers of the inbox. It is completed at the hub only when the inbox has it on disk: as ended,
+//! or with `settle = "on-accept"` as accepted.
 //!
-//! How it is settled is up to its rule (`on_failure`) and to what the transport has. Over MQTT a device can only complete. So
-//! there a message whose action failed is completed, too, and stays in the inbox as a dead letter: to leave it at the hub
-//! would run it again and again.
+//! The rule (`on_failure`) and the transport decide how a message is settled. Over MQTT a device can only complete.
+//! So a message whose action failed is completed there, too, and stays in the inbox as a dead letter. If it stayed at
+//! the hub, it would run again and again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -74,9 +76,9 @@ use wishes::Asked;
 pub(crate) use wishes::not_to_retry;
 use work::Done;
 
-/// How long pins wait for the inbox at the start.
+/// How long the start waits for the inbox before it claims the pins.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
-/// How often a control socket that could not be opened is tried again, at most.
+/// The shortest time between two attempts to open the control socket.
 const CONTROL_RETRY: Duration = Duration::from_secs(30);
 
 /// What an agent needs.
@@ -84,19 +86,20 @@ const CONTROL_RETRY: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// The device, the pins, the rules, the inbox.
     pub config: Config,
-    /// What became of the twin's rules when it was read.
+    /// What happened to the twin's rules when the configuration was read.
     pub twin: TwinPart,
     /// Where the time comes from.
     pub clock: fn() -> SystemTime,
-    /// Cancelled when actions in flight are not to be waited for any longer, as at a second SIGTERM.
+    /// When cancelled, the agent stops waiting for actions in flight, for example at a second SIGTERM.
     pub hurry: CancellationToken,
-    /// Where another configuration comes from while the agent runs, if from anywhere.
+    /// The source of another configuration while the agent runs, if there is one.
     pub reload: Option<Reload>,
-    /// Who watches, if anyone. An event that finds this channel full is logged and dropped: the agent does not wait.
+    /// An observer, if there is one. If this channel is full, the event is logged and dropped, because the agent does
+    /// not wait.
     pub observer: Option<mpsc::Sender<AgentEvent>>,
 }
 
-/// Why an agent could not start, or ended by itself.
+/// Why an agent could not start, or ended without a request to stop.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
@@ -109,7 +112,7 @@ pub enum AgentError {
     /// Another process has the inbox, or may have it.
     #[error("{0}")]
     NotAlone(String),
-    /// The hub refused the device and had never let it in since the start.
+    /// The hub refused the device, and has not accepted it since the start.
     #[error("{0}")]
     Refused(String),
     /// A defect.
@@ -134,26 +137,26 @@ impl From<SessionError> for AgentError {
     }
 }
 
-/// Runs an agent until `shutdown` resolves. Then no message is taken any more; actions in flight may go on for two
-/// seconds before they are ended; what ended is recorded and completed, the session is closed and pins
-/// are put into their `on_exit` state. All of it takes at most eight seconds.
+/// Runs an agent until `shutdown` resolves. Then it takes no more messages. Actions in flight may go on for two
+/// seconds before they are ended. Then the ends are recorded and completed, the session is closed, and the pins are
+/// put into their `on_exit` state. All of this takes at most eight seconds.
 ///
 /// # Errors
-/// When the agent cannot start, another process has its inbox, or the hub refuses the device at the first sign-in. A hub that cannot be reached, and
-/// an inbox that cannot be written, are no errors: the agent keeps trying.
+/// When the agent cannot start, another process has its inbox, or the hub refuses the device at the first sign-in. If
+/// the hub cannot be reached or the inbox cannot be written, that is no error: the agent keeps trying.
 ///
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
     let Settings { config, twin, clock, hurry, reload, observer } = settings;
     let mut shutdown = pin!(shutdown);
-    // It lives until the pins are released and the connection is closed: what comes next needs both.
+    // The claim must outlive the pins and the connection, because the next agent needs both to be free.
     let claim = Inbox::claim(&config.inbox);
     if matches!(alone::claim(&claim, &mut shutdown).await?, Next::Stop) {
         return Ok(());
     }
     let mut inbox = Inbox::open(&claim, &config.inbox, clock);
-    // Before the first connection attempt, which may take its time.
+    // Logged before the first connection attempt, which may take long.
     for identity in config.identities.iter() {
         tracing::info!(
             hub = %identity.dialled(),
@@ -165,7 +168,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         );
     }
     let sessions = Sessions::open(&config, clock)?;
-    // The inbox knows since when pins are on; when it is in trouble, they are claimed without that.
+    // The inbox knows since when pins are on. If the inbox is in trouble, the pins are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
     let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
     let mut agent = Agent::new(config, twin, clock, observer, actions, sessions, inbox);
@@ -174,12 +177,12 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         agent.news(first);
     }
     let result = agent.dispatch(shutdown).await;
-    // Also when the session has ended: what the inbox had to run may be under way.
+    // This runs also if the session has ended with an error, because actions may still be running.
     let result = result.and(agent.wind_down(&hurry).await);
     agent.close().await.and(result)
 }
 
-/// What actions run on, shared with each that runs.
+/// What actions run on. Every running action shares it.
 struct Machine {
     actions: Actions,
     /// Ends every action.
@@ -196,7 +199,7 @@ struct Agent {
     machine: Arc<Machine>,
     sessions: Sessions,
     inbox: Inbox,
-    /// By rule name.
+    /// The rules by name.
     rules: HashMap<String, Arc<RuleFacts>>,
     hand: Hand,
     lanes: Lanes,
@@ -206,38 +209,38 @@ struct Agent {
     control: Option<Control>,
     control_retry: Option<Instant>,
     scraper: Scraper,
-    /// Who waits for the answer to a query.
+    /// Clients that wait for the answer to a query.
     queries: HashMap<Ticket, Asked>,
     board: Board,
     reader: Reader,
     twin: TwinRulesState,
     supervision: Supervision,
-    /// The inbox has told what it holds: messages may be taken.
+    /// Whether the inbox has told what it holds. Before that, no message is taken.
     opened: bool,
     stopping: bool,
-    /// A write of the pins that are on is under way; another is wanted.
+    /// Whether the pins that are on are recorded.
     pins_noted: PinsNoted,
-    /// Messages that the inbox had no room for, until it is asked again.
+    /// Messages that the inbox had no room for, until they are offered to it again.
     turned_away: Vec<Ticket>,
     turned_away_retry: Option<Instant>,
-    /// It was said that messages of this agent's own come back to it.
+    /// Whether the log says already that this agent's own messages come back to it.
     own_told: bool,
-    /// It was said that the clock seems to be ahead.
+    /// Whether the log says already that the clock seems to be ahead.
     clock_told: bool,
-    /// When to look for messages that the hub was to send again and cannot have any more.
+    /// When to look for messages that the hub should send again but no longer has.
     held_look: Option<Instant>,
 }
 
-/// How the record of the pins that are on stands.
+/// The state of the record of the pins that are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PinsNoted {
     Yes,
     UnderWay,
-    /// Under way, and out of date already.
+    /// A write is under way, but it is out of date already, so another one follows.
     Again,
 }
 
-/// One thing for the loop to look at.
+/// One thing that the loop handles.
 enum Happening {
     Stop,
     News(News),
@@ -310,7 +313,7 @@ impl Agent {
         }
     }
 
-    /// Waits for one thing to happen, and deals with it.
+    /// Waits for one thing to happen, and handles it.
     async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
         let take = self.opened && !self.stopping && self.hand.has_room();
         let wake = self.wake();
@@ -362,7 +365,7 @@ impl Agent {
             self.turn(ticket);
         }
         let now = Instant::now();
-        // Here and not only when its time comes: a backlog keeps that last arm from its turn.
+        // This runs at each step, because the timer arm of the select gets no turn while there is a backlog.
         self.supervision.alive(now);
         self.machine.actions.alive();
         self.follow_twin(now);
@@ -373,7 +376,7 @@ impl Agent {
         Ok(Next::Go)
     }
 
-    /// When something must be looked at although nothing happens.
+    /// When the loop must look at something even if nothing happens.
     fn wake(&self) -> Option<Instant> {
         let (outbox, watchdog) = (self.outbox.wake(), self.supervision.wake());
         let twin = self.twin.wake().filter(|_| self.may_follow_twin());
@@ -399,7 +402,7 @@ impl Agent {
         }
     }
 
-    /// Opens the control socket; where that fails the agent goes on without, and tries again.
+    /// Opens the control socket. If that fails, the agent runs without it and tries again later.
     fn open_control(&mut self) {
         if self.control.is_some() {
             return;
@@ -407,7 +410,7 @@ impl Agent {
         match Control::open(&self.config.inbox.socket) {
             Ok(control) => (self.control, self.control_retry) = (Some(control), None),
             Err(error) => {
-                // Once: the inbox in trouble says itself what is wrong with their directory.
+                // Logged only once: if their directory is at fault, the inbox says so itself.
                 if self.control_retry.is_none() {
                     tracing::warn!(%error, "`inbox` and `status` cannot reach this agent");
                 }
@@ -416,7 +419,7 @@ impl Agent {
         }
     }
 
-    /// Notes since when pins are on, so that their `max_on` holds across a restart.
+    /// Records since when pins are on, so that their `max_on` holds across a restart.
     fn note_pins(&mut self) {
         if self.pins_noted != PinsNoted::Yes {
             self.pins_noted = PinsNoted::Again;
@@ -439,8 +442,8 @@ impl Agent {
     }
 }
 
-/// Whether the reported properties of the twin are written: a rule reports there, its rules are answered there, or the agent
-/// is a module, which nobody sees otherwise.
+/// Whether the agent writes the reported properties of the twin. It does if a rule reports there, if the twin's rules
+/// are answered there, or if the agent is a module, which would not be visible otherwise.
 fn writes_twin(config: &Config) -> bool {
     let reports = config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin);
     reports || config.twin.accepts_rules || config.identities.module().is_some()
@@ -452,7 +455,7 @@ enum Next {
     Stop,
 }
 
-/// Another configuration, or other rules of the twin: one after the other.
+/// Another configuration, or other rules of the twin. Only one of them is handled at a time.
 async fn next_change(reader: &mut Reader, twin: &mut TwinRulesState) -> Happening {
     if twin.is_judging() {
         return Happening::Twin(twin.next().await);
@@ -460,7 +463,7 @@ async fn next_change(reader: &mut Reader, twin: &mut TwinRulesState) -> Happenin
     Happening::Reload(reader.next(twin.kept()).await)
 }
 
-/// The next request; never, without a control socket.
+/// The next request. Without a control socket it never resolves.
 async fn next_request(control: &mut Option<Control>) -> Request {
     match control {
         Some(control) => control.next().await,
@@ -468,7 +471,7 @@ async fn next_request(control: &mut Option<Control>) -> Request {
     }
 }
 
-/// Waits for a point in time; for ever, when there is none.
+/// Waits for a point in time. If there is none, it waits for ever.
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

@@ -1,6 +1,6 @@
-//! Only one agent: the inbox is claimed before anything else is touched.
+//! Only one agent: the inbox is claimed before anything else is used.
 //!
-//! Owns: how long a process is waited for that is about to end, and what becomes of an agent that is the second one. Must not
+//! Owns: how long to wait for another process that is about to end, and what happens to a second agent. Must not
 //! know: how an inbox is locked.
 
 use std::future::Future;
@@ -11,15 +11,15 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{AgentError, Next};
 use crate::inbox::{Claim, InboxError};
 
-/// How long another process is waited for. An agent that stops has ended after eight seconds.
+/// How long to wait for another process. An agent that stops has ended after eight seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the lock is tried: it has no event to wait for with a deadline.
+/// How often to try the lock: it offers no wait with a deadline.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the disk may take to answer.
 const DISK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Makes the claim good, or finds that the agent is to stop. Without an answer of the disk, or with one that means trouble, the
-/// agent goes on: the inbox says so, keeps trying, and is not opened before it is claimed.
+/// Takes the claim, or finds that the agent is to stop. If the disk does not answer or is in trouble, the agent goes
+/// on: the inbox reports the trouble, keeps trying, and is not opened before it is claimed.
 pub(super) async fn claim(
     claim: &Claim,
     shutdown: &mut (impl Future<Output = ()> + Unpin),

@@ -1,6 +1,6 @@
-//! Answers: what the caller of a direct method hears.
+//! Answers: what the caller of a direct method receives.
 //!
-//! Owns: the status and the payload for each way in which a call can end, and what keeps a call from being taken at all.
+//! Owns: the status and the payload for each way in which a call can end, and the reasons to refuse a call at once.
 //! Must not know: topics, request ids (`session`), how actions run.
 //!
 //! | Status | When |
@@ -8,11 +8,11 @@
 //! | 200 | the action was done; the payload is its outcome |
 //! | 202 | the rule has `settle = "on-accept"`: recorded, and run from there; the payload has the id |
 //! | 400 | the payload is not JSON, or a value of it must not be used |
-//! | 404 | no rule takes it |
-//! | 429 | too many wait in its lane, or a guard of its rule lets no more begin now |
+//! | 404 | no rule matches it |
+//! | 429 | too many actions wait in its lane, or a guard of its rule lets no more begin now |
 //! | 500 | the action failed; the payload has the exit code and the beginning and the end of the output |
-//! | 503 | the agent cannot record it, or is ending |
-//! | 504 | the rule's time was up |
+//! | 503 | the agent cannot record it, or is stopping |
+//! | 504 | the rule's timeout was reached |
 
 use bytes::Bytes;
 use serde_json::json;
@@ -33,21 +33,21 @@ const FAILED: u16 = 500;
 const UNAVAILABLE: u16 = 503;
 const TIMED_OUT: u16 = 504;
 
-/// Actions in a lane behind which no call lines up: its caller would have given up before its turn came.
+/// If this many actions are in a lane, a call is refused: its caller would give up before its turn came.
 const MOST_IN_LINE: usize = 8;
 
-/// How a message ended, for whoever delivered it.
+/// How a message ended, for the sender or the caller.
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) outcome: OutcomeReport,
-    /// For a message.
+    /// How to settle it, if it is a message.
     pub(super) settlement: Settlement,
-    /// For a call.
+    /// The status of the answer, if it is a call.
     pub(super) status: u16,
 }
 
 impl End {
-    /// `guarded`: a guard of the rule refused it.
+    /// `guarded`: a guard of the rule refused the message.
     pub(super) fn new(outcome: OutcomeReport, settlement: Settlement, guarded: bool) -> Self {
         let status = match outcome.outcome {
             OutcomeKind::Refused if guarded => TOO_MANY,
@@ -73,7 +73,7 @@ fn status(kind: OutcomeKind) -> u16 {
         OutcomeKind::Unmatched => NOT_FOUND,
         OutcomeKind::Failed | OutcomeKind::Interrupted => FAILED,
         OutcomeKind::TimedOut => TIMED_OUT,
-        // A call is never known by the id of another one.
+        // These do not happen to calls. A call has no id by which it could be a repeat.
         OutcomeKind::Expired | OutcomeKind::Dropped | OutcomeKind::Repeated => UNAVAILABLE,
     }
 }
@@ -88,7 +88,7 @@ fn payload(outcome: &OutcomeReport) -> Bytes {
     }
 }
 
-/// Completes a message that is recorded, or tells a caller so.
+/// Completes a message that is recorded, or answers a call with 202.
 pub(super) fn accepted(receipt: Receipt, message: &C2dMessage) {
     if !receipt.is_call() {
         return receipt.complete();
@@ -106,7 +106,7 @@ pub(super) fn turn_away(receipt: Receipt, why: &Away) {
     receipt.answer(status, json!({ "error": message }).to_string().into());
 }
 
-/// Why a call is not taken.
+/// Why a call is refused at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Away {
     #[error("too many actions wait for their turn before this one ({MOST_IN_LINE}): call again later")]
@@ -127,8 +127,8 @@ impl Away {
 }
 
 impl Agent {
-    /// Why a call that this rule takes is not to be taken now. One for the owner's rule is not turned away for those of the twin's,
-    /// which cannot hold it up for long.
+    /// Why a call that this rule matches cannot be taken now. For an owner's rule, actions of the twin's rules do not
+    /// count, because they cannot delay it for long.
     pub(super) fn no_room_for_call(&self, rule: &RuleFacts) -> Option<Away> {
         if let Some(trouble) = &self.board.trouble {
             return Some(Away::InboxTrouble(trouble.clone()));
@@ -137,15 +137,15 @@ impl Agent {
         (longest >= MOST_IN_LINE).then_some(Away::LaneFull)
     }
 
-    /// The inbox cannot record anything now: whoever called what has not begun need not wait for that. What is in hand of such
-    /// calls is passed over when its turn comes.
+    /// The inbox cannot record anything now. So calls whose action has not begun are answered at once, because their
+    /// callers need not wait. Their entries are passed over when their turn comes.
     pub(super) fn turn_callers_away(&mut self, trouble: &str) {
         for receipt in self.hand.take_callers() {
             turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));
         }
     }
 
-    /// Whether this agent itself sent a message: a route leads its output back to its input.
+    /// Whether this agent sent the message itself, because a route leads its output back to its input.
     pub(super) fn is_own(&self, message: &C2dMessage) -> bool {
         let Some(module) = self.config.identities.module().map(|module| &module.identity) else {
             return false;
@@ -157,7 +157,7 @@ impl Agent {
     }
 }
 
-/// Whether the payload of a call can be used; the error says why not.
+/// Whether the payload of a call can be used. The error says why not.
 pub(crate) fn check_payload(message: &C2dMessage) -> Result<(), String> {
     let is_call = matches!(message.source(), Source::Method(_));
     if !is_call || message.body.is_empty() {

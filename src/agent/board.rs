@@ -1,7 +1,7 @@
 //! The board: what `status` shows, kept up to date as things happen.
 //!
-//! Owns: the facts about the connection and the inbox that nobody else keeps, and putting them together with the rest.
-//! Must not know: how they are shown.
+//! Owns: the facts about the connection and the inbox that have no other owner, and the assembly of the whole status.
+//! Must not know: how it is shown.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -18,24 +18,24 @@ use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, Modu
 #[derive(Debug)]
 pub(super) struct Board {
     started: SystemTime,
-    /// Of each role that there is.
+    /// The connection of each configured role.
     sights: BTreeMap<Role, Sight>,
     pub(super) last_received: Option<SystemTime>,
     pub(super) counts: Counts,
-    /// What is wrong with the inbox.
+    /// What is wrong with the inbox, if anything.
     pub(super) trouble: Option<String>,
-    /// When the configuration that counts was read.
+    /// When the configuration in force was read.
     configured: SystemTime,
-    /// How many problems the last reload had, when it was refused.
+    /// How many problems the last reload had, if it was refused.
     refused_reload: Option<usize>,
 }
 
-/// One connection, as it is seen.
+/// One connection, as the agent sees it.
 #[derive(Debug)]
 pub(super) struct Sight {
     pub(super) connection: Connection,
     renewal: Option<SystemTime>,
-    /// Until when the hub takes the token of the last sign-in.
+    /// When the hub stops accepting the token of the last sign-in.
     token_expiry: Option<SystemTime>,
     ever_connected: bool,
 }
@@ -55,7 +55,7 @@ impl Board {
         }
     }
 
-    /// The configuration was read anew; `refused` with so many problems.
+    /// The configuration was read again. `refused`: the number of its problems, if it was refused.
     pub(super) fn reloaded(&mut self, now: SystemTime, refused: Option<usize>) {
         self.refused_reload = refused;
         if refused.is_none() {
@@ -67,27 +67,28 @@ impl Board {
         self.refused_reload
     }
 
-    /// How a connection is, for those whose turn it is to say something of it.
+    /// The state of one connection, so that the caller can update it.
     pub(super) fn sight(&mut self, role: Role) -> Option<&mut Sight> {
         self.sights.get_mut(&role)
     }
 
-    /// Why the first connection is missing that has been tried for.
+    /// Why one of the connections is missing, if its last attempt failed.
     pub(super) fn disconnected_because(&self) -> Option<&str> {
         self.sights.values().find_map(|sight| sight.connection.reason.as_deref())
     }
 
-    /// Whether whoever sends messages again in this role had the chance to; nobody does where nobody is configured.
+    /// Whether the hub could send the messages of this role again by now. True for a role that is not configured,
+    /// because nothing can come there.
     pub(super) fn had_its_chance(&self, role: Role) -> bool {
         self.sights.get(&role).is_none_or(Sight::is_connected)
     }
 
-    /// Whether every connection is there.
+    /// Whether every configured connection is up.
     pub(super) fn is_all_connected(&self) -> bool {
         self.sights.values().all(Sight::is_connected)
     }
 
-    /// Whether no connection is there: nobody can reach this agent.
+    /// Whether no connection is up, so that the agent cannot be reached.
     pub(super) fn is_alone(&self) -> bool {
         !self.sights.values().any(Sight::is_connected)
     }
@@ -96,7 +97,7 @@ impl Board {
         self.last_received = Some(now);
     }
 
-    /// Until when the tokens are good that the hub has; the one that ends first.
+    /// When the first of the tokens that the hub has expires.
     pub(super) fn token_expiry(&self) -> Option<SystemTime> {
         self.sights.values().filter_map(|sight| sight.token_expiry).min()
     }
@@ -132,7 +133,7 @@ impl Sight {
         (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
     }
 
-    /// The token was renewed on the connection that there is.
+    /// The token was renewed on the existing connection.
     pub(super) fn renewed(&mut self, renewal: Option<SystemTime>, token_expiry: Option<SystemTime>) {
         (self.renewal, self.token_expiry) = (renewal, token_expiry);
     }
@@ -151,7 +152,7 @@ impl Sight {
 }
 
 impl Agent {
-    /// What is wrong when the inbox turned messages away.
+    /// What is wrong if the inbox turned messages away.
     fn full(&self) -> Option<String> {
         (!self.turned_away.is_empty()).then(|| {
             format!(
@@ -162,7 +163,7 @@ impl Agent {
         })
     }
 
-    /// What the agent says of itself.
+    /// The answer to `status`.
     pub(super) fn status(&self) -> Status {
         let running = |phase: &Phase| *phase == Phase::Running;
         let (mut actions, entries) = (ActionCounts::default(), self.hand.entries());
@@ -175,7 +176,7 @@ impl Agent {
         let pins = self.machine.actions.pin_states().into_iter();
         let identities = &self.config.identities;
         let first = identities.first();
-        // Each role that is configured has one from the beginning.
+        // Every configured role has had one since the start.
         let of = |role| sights.get(&role).map(|sight| (sight.connection.clone(), sight.renewal));
         let unseen = || Sight::new(*started);
         let first_role = if identities.device().is_some() { Role::Device } else { Role::Module };

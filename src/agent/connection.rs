@@ -1,6 +1,6 @@
-//! The connections: what the sessions tell, and what that means for everything else.
+//! The connections: what the sessions report, and what follows from it.
 //!
-//! Owns: what follows from a connection that comes or goes. Must not know: what is spoken.
+//! Owns: what follows when a connection comes or goes. Must not know: which protocol a session uses.
 
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ impl Agent {
         match event {
             Event::Delivery(delivery) => {
                 self.take(role, delivery);
-                // What has arrived together is recorded together.
+                // Messages that arrived together are recorded in one write.
                 while self.hand.has_room() {
                     let Some(delivery) = self.sessions.try_delivery(role) else { break };
                     self.take(role, delivery);
@@ -48,7 +48,7 @@ impl Agent {
                 if let Some(sight) = self.board.sight(role) {
                     sight.disconnected(now, &reason);
                 }
-                // While one connection is there, somebody can still switch the pins.
+                // While one connection is up, the pins can still be switched from outside.
                 if self.board.is_alone() {
                     self.machine.actions.hub_lost();
                 }

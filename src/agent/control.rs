@@ -1,11 +1,12 @@
 //! The control socket: how `c2d-agent inbox` and `c2d-agent status` reach the running agent.
 //!
-//! Owns: the socket, its clients and their limits, requests and answers as JSON lines (`wire.rs`, `view.rs`).
-//! Must not know: what the answers are.
+//! Owns: the socket, its clients and their limits, requests and answers as JSON lines (`wire.rs`, `view.rs`). Must
+//! not know: what the answers say.
 //!
-//! Whoever can open the socket can run dead letters again and drop messages: it is made for the agent's own user (and
-//! root). A task accepts clients and each client is served by a task of its own (`serve.rs`), so that a slow one holds
-//! up nobody; they meet the agent in one bounded channel, from which [`Control::next`] takes a request at a time.
+//! A client that can open the socket can run dead letters again and drop messages, so only the agent's own user (and
+//! root) may open it. One task accepts clients, and each client has a task of its own (`serve.rs`), so that a slow
+//! client delays no other. All of them send to the agent through one bounded channel, from which [`Control::next`]
+//! takes one request at a time.
 
 use std::io;
 use std::path::Path;
@@ -28,7 +29,7 @@ mod tests;
 
 pub(crate) use wire::MAX_PAGE;
 
-/// The control socket of this agent. Dropped, its clients are cut off and its file is removed.
+/// The control socket of this agent. When it is dropped, its clients are cut off and its file is removed.
 #[derive(Debug)]
 pub(crate) struct Control {
     requests: mpsc::Receiver<Request>,
@@ -36,7 +37,7 @@ pub(crate) struct Control {
     _file: socket::SocketFile,
 }
 
-/// What a client wants. An answer that nobody waits for any more may be dropped.
+/// What a client wants. The agent may drop an answer that no client waits for any more.
 #[derive(Debug)]
 pub(crate) enum Request {
     Status(oneshot::Sender<Status>),
@@ -46,20 +47,20 @@ pub(crate) enum Request {
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
-    /// A living agent has it.
+    /// A running agent has it.
     #[error(
         "another agent listens on the control socket {0}: stop that agent, or give this one an [inbox] socket of its own"
     )]
     InUse(String),
-    /// Something else stands there, which is nobody's to remove.
+    /// Something else has this path. The agent must not remove it.
     #[error("{0} is not a socket: move that file away, or set [inbox] socket to another path")]
     NoSocket(String),
-    /// More than the kernel takes.
+    /// The path is longer than the kernel allows.
     #[error(
         "the path of the control socket {0} is too long: set [inbox] socket to a path of at most 107 bytes"
     )]
     TooLong(String),
-    /// The file system, or the kernel, refuses it.
+    /// The file system or the kernel refuses it.
     #[error("the control socket {path} cannot be made ({source}): {remedy}")]
     Refused { path: String, remedy: &'static str, source: io::Error },
 }
@@ -80,15 +81,16 @@ impl ControlError {
 }
 
 impl Control {
-    /// Makes the socket and begins to serve. The socket of an agent that has died is replaced, that of a living one is
-    /// not. Must be called within a runtime.
+    /// Makes the socket and begins to serve. It replaces the socket of a dead agent, but not that of a running one.
+    /// Must be called within a runtime.
     ///
     /// # Errors
-    /// In a sentence. The socket's directory is the inbox's, which may appear later: trying again is up to the caller.
+    /// Each is one sentence. The socket is in the inbox's directory, which may appear later, so the caller should try
+    /// again.
     pub(crate) fn open(path: &Path) -> Result<Self, ControlError> {
         let (listener, file) = socket::bind(path)?;
         let listener = UnixListener::from_std(listener).map_err(|error| ControlError::new(path, error))?;
-        // As many as clients can ask at once: the channel is never full for long.
+        // One place for each client, which asks one question at a time, so the channel is never full for long.
         let (requests_in, requests) = mpsc::channel(serve::MAX_CLIENTS);
         let mut server = JoinSet::new();
         server.spawn(serve::accept(listener, requests_in));
@@ -99,7 +101,7 @@ impl Control {
     pub(crate) async fn next(&mut self) -> Request {
         match self.requests.recv().await {
             Some(request) => request,
-            // Its task never ends by itself; if it did, there would be no more requests.
+            // The server task never ends by itself. If it did, there would be no more requests.
             None => std::future::pending().await,
         }
     }

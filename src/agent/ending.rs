@@ -1,7 +1,7 @@
-//! How a message ended, in the words of the inbox and of the reports.
+//! The end of a message, in the words of the inbox and of the reports.
 //!
-//! Owns: turning an action's outcome, or the reason why nothing was done, into an [`OutcomeReport`].
-//! Must not know: when anything is written or sent.
+//! Owns: how an action's outcome, or the reason to do nothing, becomes an [`OutcomeReport`]. Must not know: when
+//! anything is written or sent.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,31 +24,31 @@ pub(super) enum PassedOver {
     Expired {
         /// Its expiry.
         expiry: String,
-        /// The time by which that has passed.
+        /// The time at which it counted as expired.
         now: String,
     },
-    /// No rule takes it.
+    /// No rule matches it.
     #[error("unmatched: no rule matches it")]
     Unmatched,
     /// The rule's values could not be filled in.
     #[error("refused: {0}")]
     Refused(String),
-    /// One of the rule's guards did not let it begin.
+    /// A guard of the rule did not let it begin.
     #[error("refused: {0}")]
     Guarded(String),
-    /// It is a call whose turn came when nobody could hear its answer any more.
+    /// It is a call, and its caller could not receive the answer any more when its turn came.
     #[error(
         "expired: the call was not begun, because its connection had ended or was ending, or the inbox could \
          not record it: call again"
     )]
     CallerGone,
-    /// A crash cut its action off, and the rule says not to run it again.
+    /// A crash interrupted its action, and the rule says not to run it again.
     #[error("interrupted: the agent ended during the action, and does not run it again by itself")]
     Crashed,
 }
 
 impl PassedOver {
-    /// What becomes of a message that only the inbox has, when its rule has gone.
+    /// Why a message that only the inbox has cannot run after its rule was removed.
     pub(super) fn no_rule_any_more() -> Self {
         let remedy = "no rule matches it any more: put its rule back into the configuration, restart or \
                       reload the agent, and run the message again with `c2d-agent inbox retry`";
@@ -109,9 +109,9 @@ pub(super) fn of_action(
     }
 }
 
-/// How a message is settled that ended so. Only one whose action ran and failed is given back: what was not run for
-/// another reason (its values, its guards, its time) would fare no better at once, and of what a crash cut off nobody knows
-/// how far it came.
+/// Chooses how to settle a message that ended this way. Only a message whose action ran and failed is abandoned, so
+/// that the hub sends it again. If the action did not run (bad values, a guard, expiry), another attempt would not go
+/// better at once. If a crash interrupted it, it is unknown how much was done.
 pub(super) fn settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Unmatched) -> Settlement {
     match (kind, on_failure) {
         (OutcomeKind::Succeeded, _) => Settlement::Complete,
@@ -125,7 +125,7 @@ pub(super) fn settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Un
     }
 }
 
-/// The body of the telemetry report; none when it cannot be written, which is a defect and logged.
+/// The body of the telemetry report. None if it cannot be written, which is a defect and logged.
 pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
     match serde_json::to_vec(report) {
         Ok(body) => Some(body.into()),

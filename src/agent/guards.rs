@@ -1,10 +1,10 @@
-//! Guards: a rule's action is not begun too soon after the last one, nor too often.
+//! Guards: keep a rule's action from beginning too soon after the last one, or too often.
 //!
-//! Owns: when each rule's actions began, as far as its guards need it. Pure: the time comes in.
-//! Must not know: how actions run.
+//! Owns: when each rule's actions began, as far as its guards need it. Pure: the caller passes the time in. Must not
+//! know: how actions run.
 //!
-//! Times are of the calendar, because they must hold across a restart. A clock that was set back makes what lies in the
-//! future count as long ago: a guard must not lock a rule for years.
+//! Guards use calendar times, because they must hold across a restart. If the clock was set back, a start that now
+//! lies in the future does not count. Otherwise it could block a rule for years.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -13,7 +13,7 @@ use humantime::format_duration;
 
 use crate::rules::Policy;
 
-/// The beginnings of actions, rule by rule.
+/// When actions began, by rule.
 #[derive(Debug, Default)]
 pub(super) struct Guards {
     begun: HashMap<String, VecDeque<SystemTime>>,
@@ -49,7 +49,7 @@ impl Guards {
         Ok(())
     }
 
-    /// An action of the rule begins.
+    /// Records that an action of the rule begins.
     pub(super) fn begin(&mut self, rule: &str, policy: &Policy, now: SystemTime) {
         let kept = policy.rate.map_or(1, |rate| rate.count as usize);
         if !policy.is_guarded() {

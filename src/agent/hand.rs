@@ -1,6 +1,6 @@
 //! The messages in hand: taken from the session or the inbox, and not ended yet.
 //!
-//! Owns: what is known of each, and how many there may be. Must not know: how they get on.
+//! Owns: what is known of each message, and how many there may be. Must not know: how they are handled.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,37 +21,37 @@ use super::lanes::{Lane, LaneNames, Slot, Ticket, Whose};
 use super::life::Since;
 use super::sessions::Role;
 
-/// Messages in hand at most: past this, more stay with the session, which stops reading.
+/// Most messages in hand. If there are more, they stay with the session, which stops reading.
 const MOST: usize = 1024;
-/// Their bytes at most.
+/// Most bytes of messages in hand.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
 
-/// What stays the same for all messages of a rule.
+/// The facts that all messages of a rule share.
 #[derive(Debug)]
 pub(super) struct RuleFacts {
     pub(super) name: String,
     pub(super) policy: Policy,
     pub(super) lanes: Arc<[Lane]>,
     pub(super) slot: Slot,
-    /// Of a rule of the twin: how long an action of it may take.
+    /// For a rule of the twin: the longest time that its action may take.
     pub(super) longest_of_twin: Option<Duration>,
 }
 
-/// Where a message with an action is on its way.
+/// How far a message with an action has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The inbox has not answered yet. `starting`: its first attempt begins with the answer.
+    /// The inbox has not answered yet. `starting`: the first attempt begins as soon as it answers.
     Accepting {
         starting: bool,
     },
     /// It waits for its turn.
     Waiting,
-    /// The inbox is asked to note the beginning of an attempt.
+    /// The inbox was asked to record the start of an attempt.
     Starting,
     Running,
     /// It waits for its next attempt.
     BackingOff,
-    /// The inbox is asked to note its end.
+    /// The inbox was asked to record its end.
     Ending,
 }
 
@@ -59,35 +59,36 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) message: C2dMessage,
-    /// Of its last delivery.
+    /// Since when the agent has it, by its last delivery.
     pub(super) since: Since,
     pub(super) rule: Arc<RuleFacts>,
     /// Absent while the action runs.
     pub(super) plan: Option<Plan>,
     pub(super) settled: Settled,
-    /// Of its first delivery.
+    /// How it was first delivered.
     pub(super) origin: Origin,
     /// When it was taken in hand.
     pub(super) entered: Instant,
-    /// Every delivery of it that is not completed yet: more than one when the hub sent it again.
+    /// Every delivery that is not completed yet. There are several if the hub sent the message again.
     pub(super) receipts: Vec<Receipt>,
     pub(super) number: Option<Number>,
     /// Attempts begun.
     pub(super) attempts: u32,
-    /// Whether its rule says so: see [`Entry::runs_again`].
+    /// Whether its rule says to retry after a crash: see [`Entry::runs_again`].
     pub(super) retry_on_crash: bool,
-    /// Of a call that is to be tried again: how its last attempt ended, for a caller who cannot wait for the next one.
+    /// For a call that is to be tried again: how its last attempt ended. If the agent stops in the pause, the caller
+    /// gets this.
     pub(super) failed: Option<OutcomeReport>,
     /// Whether it is at the front of its lanes.
     pub(super) turn: bool,
     pub(super) phase: Phase,
-    /// Why it is not to be acted on, since the rules changed while the inbox was asked.
+    /// Why it must not run any more. Set when the rules changed, or it became late, while the inbox had not answered.
     pub(super) passed_over: Option<PassedOver>,
-    /// How it ended, once that is on its way to the inbox.
+    /// How it ended. Set when the inbox is asked to record that.
     pub(super) end: Option<End>,
 }
 
-/// How a message was delivered, as far as that tells whether it came before; all zeros when it came from the inbox.
+/// How a message was delivered, as needed to tell whether it came before. All zero if it came from the inbox.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Origin {
     pub(super) connection: u64,
@@ -95,12 +96,12 @@ pub(super) struct Origin {
     pub(super) sequence: Option<Sequence>,
 }
 
-/// A message that is recorded as ended in the moment it is accepted.
+/// A message that is recorded as accepted and ended in one step, because no action runs.
 #[derive(Debug)]
 pub(super) struct Passing {
     pub(super) role: Role,
     pub(super) receipt: Receipt,
-    /// None when it could not be decoded.
+    /// None if it could not be decoded.
     pub(super) message: Option<C2dMessage>,
     pub(super) origin: Origin,
     pub(super) received: SystemTime,
@@ -110,10 +111,10 @@ pub(super) struct Passing {
 /// A message that the hub will send again.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// By which session it comes.
+    /// The session that will deliver it.
     pub(super) role: Role,
     pub(super) record: Record,
-    /// From then on the hub has it no longer.
+    /// After this time the hub no longer has it.
     pub(super) until: SystemTime,
 }
 
@@ -123,9 +124,9 @@ pub(super) struct Hand {
     entries: HashMap<Ticket, Entry>,
     numbers: HashMap<Number, Ticket>,
     pub(super) passing: HashMap<Ticket, Passing>,
-    /// Messages that were accepted before this process began, and that the hub still has.
+    /// Messages that an earlier process accepted, and that the hub still has.
     pub(super) held: HashMap<Number, Held>,
-    /// Messages of earlier records that are recorded as ended now that they came again.
+    /// Messages of earlier records that came again, and that are now being recorded as ended.
     pub(super) closing: HashMap<Number, Passing>,
     bytes: usize,
     last_ticket: Ticket,
@@ -160,23 +161,23 @@ impl Entry {
         }
     }
 
-    /// Whether it is a call whose answer is how its action ended.
+    /// Whether it is a call whose caller waits for the result of the action.
     pub(super) fn has_caller(&self) -> bool {
         matches!(self.message.source(), Source::Method(_)) && self.settled == Settled::AfterAction
     }
 
-    /// Whether it is such a call, and nobody can hear the answer any more.
+    /// Whether it is such a call, but its caller cannot receive the answer any more.
     pub(super) fn is_call_of_nobody(&self) -> bool {
         self.has_caller() && !self.receipts.iter().any(Receipt::is_current)
     }
 
-    /// Whether it is run again, by itself, when this process ends within its action. Not a call: its caller is told that the
-    /// action was cut off, and calls again or does not.
+    /// Whether it runs again by itself if this process ends during its action. A call does not: its caller is told
+    /// that the action was interrupted, and decides whether to call again.
     pub(super) fn runs_again(&self) -> bool {
         self.retry_on_crash && !self.has_caller()
     }
 
-    /// Whether it waits for the beginning of its first attempt, and nothing of it is under way.
+    /// Whether it waits for its first attempt, and the inbox is not recording a start.
     fn has_not_begun(&self) -> bool {
         self.attempts == 0 && matches!(self.phase, Phase::Waiting | Phase::Accepting { starting: false })
     }
@@ -186,28 +187,28 @@ impl Entry {
         self.phase == Phase::Running
     }
 
-    /// Adds another delivery of the same message; those whose connection has gone are of no use any more.
+    /// Adds another delivery of the message. Receipts of closed connections are removed, because they have no use.
     pub(super) fn add_receipt(&mut self, receipt: Receipt) {
         self.receipts.retain(Receipt::is_current);
         self.receipts.push(receipt);
     }
 
-    /// Completes the message at the hub, as far as it was delivered, since it is recorded.
+    /// Completes all its deliveries at the hub, since it is recorded.
     pub(super) fn accept(&mut self) {
         for receipt in self.take_receipts() {
             answers::accepted(receipt, &self.message);
         }
     }
 
-    /// Tells whoever delivered it how it ended.
+    /// Settles the message or answers the caller, with how it ended.
     pub(super) fn finish(&mut self, end: &End) {
         let settlement = self.settlement(end.settlement);
         let end = End { settlement, ..end.clone() };
         self.take_receipts().into_iter().for_each(|receipt| end.tell(receipt));
     }
 
-    /// Settles the message at the hub, as far as it was delivered. One that was to be completed when it was accepted is
-    /// completed, however it ended.
+    /// Settles all its deliveries at the hub. A message with `settle = "on-accept"` is always completed, however it
+    /// ended.
     pub(super) fn settle(&mut self, settlement: Settlement) {
         let settlement = self.settlement(settlement);
         self.take_receipts().into_iter().for_each(|receipt| receipt.settle(settlement));
@@ -215,7 +216,7 @@ impl Entry {
 }
 
 impl Entry {
-    /// What it is settled by, marked with its number.
+    /// Takes the receipts out, marked with the message's number.
     fn take_receipts(&mut self) -> Vec<Receipt> {
         let receipts = std::mem::take(&mut self.receipts).into_iter();
         let number = self.number;
@@ -241,7 +242,7 @@ impl Hand {
         self.last_ticket
     }
 
-    /// Whether more may be taken.
+    /// Whether more messages may be taken.
     pub(super) fn has_room(&self) -> bool {
         self.len() < MOST && self.bytes < MOST_BYTES
     }
@@ -262,7 +263,7 @@ impl Hand {
         self.entries.get_mut(&ticket)
     }
 
-    /// The inbox gave the message this number.
+    /// Stores the number that the inbox gave the message.
     pub(super) fn set_number(&mut self, ticket: Ticket, number: Number) {
         if let Some(entry) = self.entries.get_mut(&ticket) {
             entry.number = Some(number);
@@ -283,12 +284,12 @@ impl Hand {
         Some(entry)
     }
 
-    /// Whether a message is in hand that has not been recorded yet or has an action.
+    /// Whether this message is in hand, with an action or while the inbox is recording it.
     pub(super) fn has(&self, ticket: Ticket) -> bool {
         self.entries.contains_key(&ticket) || self.passing.contains_key(&ticket)
     }
 
-    /// Gives up what is in hand of a call, for its receipt; messages stay.
+    /// Removes the calls of this ticket and returns their receipts. Messages stay in hand.
     pub(super) fn take_calls(&mut self, ticket: Ticket) -> Vec<Receipt> {
         if self.passing.get(&ticket).is_some_and(|passing| passing.receipt.is_call()) {
             return self.passing.remove(&ticket).map(|passing| passing.receipt).into_iter().collect();
@@ -300,7 +301,7 @@ impl Hand {
         Vec::new()
     }
 
-    /// The receipts of the calls of which nothing has begun.
+    /// Takes the receipts of the calls whose action has not begun.
     pub(super) fn take_callers(&mut self) -> Vec<Receipt> {
         let waits = |entry: &&mut Entry| {
             let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
@@ -309,14 +310,14 @@ impl Hand {
         self.entries.values_mut().filter(waits).flat_map(|entry| entry.receipts.drain(..)).collect()
     }
 
-    /// Whether an answer of the inbox is outstanding that something is to follow.
+    /// Whether the inbox has still to answer something, after which more is to be done.
     pub(super) fn awaits_the_inbox(&self) -> bool {
         let awaits =
             |entry: &Entry| matches!(entry.phase, Phase::Accepting { .. } | Phase::Starting | Phase::Ending);
         !self.passing.is_empty() || !self.closing.is_empty() || self.entries.values().any(awaits)
     }
 
-    /// The messages that wait for the beginning of their first attempt, in the order in which they came.
+    /// The messages that wait for their first attempt, in order of arrival.
     pub(super) fn not_begun(&self) -> Vec<Ticket> {
         let found = self.entries.iter().filter(|(_, entry)| entry.has_not_begun());
         let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
@@ -324,8 +325,8 @@ impl Hand {
         tickets
     }
 
-    /// The messages that have begun and not ended, each with its rule: those whose turn it is first, and of these the ones
-    /// under way before those that wait for a child slot to go on.
+    /// Calls `each` for the messages that have begun and not ended, with their rules. Messages at the front of their
+    /// lanes come first. Among these, running ones come before those that wait for a child slot.
     pub(super) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
         let begun = |entry: &Entry| !entry.has_not_begun() && entry.phase != Phase::Ending;
         let mut found: Vec<_> = self.entries.iter().filter(|(_, entry)| begun(entry)).collect();
@@ -333,7 +334,7 @@ impl Hand {
         found.into_iter().map(|(ticket, entry)| each(*ticket, &entry.rule)).collect()
     }
 
-    /// The messages in one of these phases, in the order in which they came.
+    /// The messages in one of these phases, in order of arrival.
     pub(super) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
         let found = self.entries.iter().filter(|(_, entry)| phases.contains(&entry.phase));
         let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
@@ -341,7 +342,8 @@ impl Hand {
         tickets
     }
 
-    /// At the end: what is still in hand comes again. A call does not: its caller hears how it ended, recorded or not.
+    /// Leaves everything at the end, so that the hub sends it again. Calls do not come again, so their callers are
+    /// told how they ended, even if that is not recorded.
     pub(super) fn leave_all(self) {
         for Entry { receipts, end, .. } in self.entries.into_values() {
             for receipt in receipts {
@@ -361,14 +363,14 @@ impl Hand {
 }
 
 impl RuleFacts {
-    /// Of all rules of a configuration, by name. `names` counts the lanes.
+    /// The facts of all rules of a configuration, by name. `names` counts the lanes.
     pub(super) fn of_all(config: &Config, names: &mut LaneNames) -> HashMap<String, Arc<Self>> {
         let of_twin: HashSet<&str> = config.twin_rules.iter().map(|rule| rule.rule.as_str()).collect();
         let facts = config.rules.iter().map(|rule| Self::new(rule, of_twin.contains(rule.name()), names));
         facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
     }
 
-    /// `of_twin`: the owner did not write the rule.
+    /// `of_twin`: the rule came from the twin, not from the owner.
     fn new(rule: &Rule, of_twin: bool, names: &mut LaneNames) -> Self {
         let policy = rule.policy().clone();
         let lanes = names.lanes(&policy.lanes);
@@ -381,7 +383,7 @@ impl RuleFacts {
         Self { name: rule.name().to_owned(), policy, lanes, slot, longest_of_twin }
     }
 
-    /// Whose an action of it is that was taken in hand at this time.
+    /// Who wrote this rule, for an action that was taken in hand at this time.
     pub(super) fn whose(&self, since: Instant) -> Whose {
         self.longest_of_twin.map_or(Whose::Owner(since), Whose::Twin)
     }

@@ -1,4 +1,4 @@
-//! Intake: what a message that arrived is, and whether its turn has come.
+//! Intake: what an arrived message is, and whether its turn has come.
 //!
 //! Owns: decoding errors, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
 //! Must not know: how actions run and end (`work.rs`).
@@ -24,19 +24,19 @@ use super::sessions::Role;
 use super::tally::DUPLICATE;
 use super::{Agent, AgentEvent, report};
 
-/// How long to wait before a message that the inbox had no room for is offered again.
+/// How long to wait before a message is offered again to a full inbox.
 const OFFER_AGAIN: Duration = Duration::from_secs(5);
 
-/// What to do with a message, or why nothing: the rule that took it, if any, and the reason.
+/// An entry with its plan, or why nothing is done: the rule that matched, if any, and the reason.
 type Planned = Result<Entry, (Option<String>, PassedOver)>;
 
 impl Agent {
-    /// Takes a delivery in: it is offered to the inbox with what is to be done with it.
+    /// Takes a delivery in: plans it, and offers it to the inbox together with the plan.
     pub(super) fn take(&mut self, role: Role, delivery: Delivery) {
         let Delivery { message, connection, redelivered, sequence, arrived, receipt } = delivery;
         let origin = Origin { connection, redelivered, sequence };
         if !receipt.is_current() {
-            // Its connection has gone: the hub sends it again on the next one.
+            // Its connection has closed, so the hub sends the message again on the next one.
             receipt.leave();
             return;
         }
@@ -52,7 +52,7 @@ impl Agent {
             }
         };
         if self.is_own(&message) {
-            // Not even recorded: its outcome would be reported, and come back again.
+            // It is not even recorded: the report of its outcome would come back as the next message.
             report::log_own(&message, &mut self.own_told);
             return receipt.complete();
         }
@@ -77,7 +77,8 @@ impl Agent {
                     (true, Ok(())) => {
                         Intent::Start(Start { at: received, retry_on_crash: entry.runs_again() })
                     }
-                    // A guard that does not let it begin now is asked again when it is known to be new.
+                    // If a guard refuses, the message only waits here. `begin` asks the guard again when the inbox
+                    // knows that the message is new.
                     _ => Intent::Wait,
                 };
                 entry.phase = Phase::Accepting { starting: matches!(intent, Intent::Start(_)) };
@@ -107,13 +108,13 @@ impl Agent {
         }
     }
 
-    /// Has a message stand in its lanes; true when its turn has come at once.
+    /// Puts a message in line in its lanes. True if its turn has come at once.
     pub(super) fn enter(&mut self, ticket: Ticket, entry: &Entry) -> bool {
         let rule = &entry.rule;
         self.lanes.enter(ticket, &rule.lanes, rule.slot, rule.whose(entry.entered))
     }
 
-    /// Offers a message to the inbox with which nothing is to be done.
+    /// Offers a message to the inbox for which there is nothing to do.
     fn pass(&mut self, ticket: Ticket, passing: Passing) {
         let Passing { message, origin, received, outcome, .. } = &passing;
         let Origin { connection, redelivered, sequence } = *origin;
@@ -127,18 +128,18 @@ impl Agent {
         self.inbox.submit(Op::Accept(Box::new(arrival)));
     }
 
-    /// Where an outcome is reported: as its rule says, or where none took the message as `[report]` says.
+    /// Where an outcome is reported: as its rule says, or if no rule matched, as `[report]` says.
     pub(super) fn reports_of(&self, outcome: &OutcomeReport) -> Reports {
         let rule = outcome.rule.as_deref().and_then(|rule| self.rules.get(rule));
         rule.map_or(self.config.reports, |rule| rule.policy.reports)
     }
 
-    /// The telemetry report of an outcome, where one is wanted.
+    /// The telemetry report of an outcome, if its rule wants one.
     pub(super) fn telemetry_report(&self, outcome: &OutcomeReport) -> Option<Bytes> {
         if self.reports_of(outcome).telemetry { ending::telemetry(outcome) } else { None }
     }
 
-    /// Finds the rule that takes a message, and makes a plan of it.
+    /// Finds the rule that matches a message, and makes a plan from it.
     pub(super) fn plan(&self, message: C2dMessage, since: Since, now: SystemTime) -> Planned {
         answers::check_payload(&message).map_err(|why| (None, PassedOver::Undecodable(why)))?;
         let rule = self.config.rules.match_message(&message);
@@ -158,7 +159,7 @@ impl Agent {
         Ok(Entry::new(message, since, Arc::clone(facts), plan, settled))
     }
 
-    /// The inbox has looked at a message, and what it says is on disk.
+    /// The inbox has looked at a message, and its verdict is on disk.
     pub(super) fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
         if let Some(passing) = self.hand.passing.remove(&ticket) {
             return self.passed(ticket, passing, verdict);
@@ -181,7 +182,7 @@ impl Agent {
         }
     }
 
-    /// As [`Agent::verdict`], for a message with which nothing is to be done.
+    /// Like [`Agent::verdict`], for a message for which there is nothing to do.
     fn passed(&mut self, ticket: Ticket, passing: Passing, verdict: Verdict) {
         match verdict {
             Verdict::New(number) => {
@@ -195,10 +196,10 @@ impl Agent {
                 let settlement = self.settlement_again(past, passing.outcome.rule.as_deref(), passing.role);
                 passing.receipt.marked(past.number.0).settle(settlement);
             }
-            // It was fine when it came first, and has expired or lost its rule since.
+            // The message could be run when it came first. Since then it has expired, or its rule was removed.
             Verdict::Unfinished(number) => match self.hand.ticket_of(number) {
                 Some(first) => self.give_receipts(first, vec![passing.receipt]),
-                // Its end is on its way to the inbox: asked behind that, the inbox will say so.
+                // Its end is being recorded. Asked after that, the inbox answers that the message has ended.
                 None if self.hand.closing.contains_key(&number) => self.pass(ticket, passing),
                 None => {
                     let report = self.telemetry_report(&passing.outcome);
@@ -224,7 +225,7 @@ impl Agent {
         let starting = matches!(entry.phase, Phase::Accepting { starting: true });
         entry.phase = Phase::Waiting;
         if self.stopping {
-            // It is begun at the next start, or comes again.
+            // It begins after the next start: from the inbox, or when the hub sends it again.
             if starting {
                 self.inbox.submit(Op::Again { number, made: false });
             }
@@ -236,7 +237,7 @@ impl Agent {
         }
     }
 
-    /// The inbox has a message that waits: it is begun if its turn has come.
+    /// The inbox has recorded a waiting message, so it begins if its turn has come.
     fn go_on(&mut self, ticket: Ticket) {
         let Some(entry) = self.hand.get(ticket) else { return };
         if let Some(why) = entry.passed_over.take() {
@@ -251,7 +252,7 @@ impl Agent {
         if let Some(first) = self.hand.ticket_of(number) {
             self.lanes.leave(ticket);
             if let Some(again) = self.hand.remove(ticket) {
-                // The hub looked at its expiry once more.
+                // The hub checked the expiry again at this delivery, so the time in hand counts from here.
                 self.hand.get(first).into_iter().for_each(|entry| entry.since = again.since);
                 self.give_receipts(first, again.receipts);
             }
@@ -260,7 +261,7 @@ impl Agent {
         if self.stopping {
             return self.leave(ticket);
         }
-        // Accepted by an agent before this one, which did not get to it.
+        // An earlier agent accepted it, but did not finish it.
         let held = self.hand.held.remove(&number);
         self.hand.set_number(ticket, number);
         let Some(entry) = self.hand.get(ticket) else { return };
@@ -272,7 +273,7 @@ impl Agent {
         self.go_on(ticket);
     }
 
-    /// A message in hand was delivered once more.
+    /// A message in hand was delivered again.
     fn give_receipts(&mut self, first: Ticket, receipts: Vec<Receipt>) {
         let Some(entry) = self.hand.get(first) else { return };
         tracing::debug!(
@@ -285,7 +286,7 @@ impl Agent {
         }
     }
 
-    /// The inbox is full: the message stays at the hub, and in hand, until there is room. A call stays nowhere.
+    /// The inbox is full. The message stays at the hub, and in hand, until there is room. A call is refused.
     fn turn_away(&mut self, ticket: Ticket) {
         for receipt in self.hand.take_calls(ticket) {
             self.lanes.leave(ticket);
@@ -295,11 +296,11 @@ impl Agent {
             return;
         }
         self.turned_away.push(ticket);
-        // The inbox says in the log that it is full.
+        // No log line here: the inbox logs that it is full.
         self.turned_away_retry.get_or_insert(Instant::now() + OFFER_AGAIN);
     }
 
-    /// Offers the messages that were turned away once more, unless their connection has gone.
+    /// Offers the messages again that were turned away, unless their connection has closed.
     pub(super) fn offer_again(&mut self) {
         self.turned_away_retry = None;
         for ticket in std::mem::take(&mut self.turned_away) {

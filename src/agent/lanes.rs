@@ -1,16 +1,17 @@
 //! Lanes: whose turn it is.
 //!
-//! Owns: the order of actions within a lane, how many programs run at once, and how long the owner's actions wait for those of the
-//! twin's rules. Pure: no clock, no tasks; the time comes in. Must not know: rules, messages, what an action does.
+//! Owns: the order of actions within a lane, how many programs run at once, and how long the owner's actions wait for
+//! those of the twin's rules. Pure: no clock, no tasks; the caller passes the time in. Must not know: rules,
+//! messages, what an action does.
 //!
-//! An action stands in line in one lane or several, and its turn comes when it is at the front of all of them. It stays
-//! there until it leaves, so actions of one lane run one after the other, in the order in which they came; lanes go
-//! on side by side. An action that starts programs needs a child slot as well, and waits for one at the front.
+//! An action stands in line in one or more lanes. Its turn comes when it is at the front of all of them. It stays
+//! there until it leaves, so actions of one lane run one after the other, in order of arrival. Different lanes run
+//! side by side. An action that starts programs also needs a child slot, and waits for it at the front.
 //!
-//! What rules of the twin may make an action of the owner's wait is bounded by [`TWIN_WAIT`], all of them together. None overtakes
-//! another: a sender of on and then off must find it off at the end. So an action of the twin's rules that stands before one of the
-//! owner's, and that could not end in time any more if it began now, is late: it is not to be run at all. Thus every action
-//! of the twin's rules that the owner's waits for has begun in time, and those that have begun end in time: none takes
+//! All rules of the twin together may delay an action of the owner's by at most [`TWIN_WAIT`]. No action overtakes
+//! another: if a sender switches on and then off, the end must be off. So an action of the twin's rules is late if it
+//! stands before an action of the owner's and could not end in time if it began now. A late action is not run at all.
+//! Thus every action of the twin's rules that delays the owner's has begun in time, and ends in time: none takes
 //! longer than the bound (the configuration refuses it), and none gives its slot away and waits for another.
 
 use std::collections::{HashMap, VecDeque};
@@ -27,32 +28,32 @@ pub(super) type Ticket = u64;
 /// A lane, counted from 0.
 pub(super) type Lane = usize;
 
-/// What an action needs beside its lanes, because it starts programs.
+/// What an action needs besides its lanes, because it starts programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
-    /// Nothing: it starts none.
+    /// Nothing, because it starts no programs.
     None,
     /// A child slot.
     Any,
-    /// A child slot that is not the last one, where there are several: rules of the twin leave one to the owner's.
+    /// A child slot, but not the last one if there are several: rules of the twin leave one to the owner's.
     Spare,
 }
 
-/// Whose rule an action is of.
+/// Who wrote the rule of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// The owner's. It came at this time.
+    /// The owner. The action came at this time.
     Owner(Instant),
-    /// The twin's. From its turn until it leaves it takes no longer than this.
+    /// The twin has the rule. From its turn to its end the action takes no longer than this.
     Twin(Duration),
 }
 
-/// Which lane has which name.
+/// The index of each lane name.
 #[derive(Debug, Default)]
 pub(super) struct LaneNames(Vec<String>);
 
 impl LaneNames {
-    /// The lanes of these names; new names are counted on.
+    /// The lanes with these names. A new name gets the next number.
     pub(super) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
             self.0.iter().position(|known| known == name).unwrap_or_else(|| {
@@ -63,7 +64,7 @@ impl LaneNames {
         lanes.collect()
     }
 
-    /// How many there are.
+    /// How many lanes there are.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -74,15 +75,15 @@ impl LaneNames {
 pub(super) struct Lanes {
     lines: Vec<VecDeque<Ticket>>,
     members: HashMap<Ticket, Member>,
-    /// At the front of all their lanes, but without the child slot that they need; the first comes first.
+    /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
     without_slot: VecDeque<Ticket>,
     slots: usize,
-    /// More than there are, when there were more before a reload.
+    /// More than `slots` if a reload lowered the limit while programs ran.
     used_slots: usize,
-    /// How many of each side have not had their turn.
+    /// How many actions of each side have not had their turn.
     owners_waiting: usize,
     twins_waiting: usize,
-    /// Their turn has come and nobody has been told yet.
+    /// Actions whose turn has come, but that [`Lanes::next`] has not returned yet.
     called: VecDeque<Ticket>,
 }
 
@@ -92,12 +93,12 @@ struct Member {
     needs: Slot,
     whose: Whose,
     has_slot: bool,
-    /// Its turn has come.
+    /// Whether its turn has come.
     has_turn: bool,
 }
 
 impl Lanes {
-    /// `count` empty lanes, and `slots` programs at most at once.
+    /// Makes `count` empty lanes, with at most `slots` programs at once.
     pub(super) fn new(count: usize, slots: usize) -> Self {
         Self {
             lines: vec![VecDeque::new(); count],
@@ -111,13 +112,14 @@ impl Lanes {
         }
     }
 
-    /// Puts an action at the end of its lanes. True when its turn has come at once; otherwise [`Lanes::next`] tells.
+    /// Puts an action at the end of its lanes. True if its turn has come at once. If not, [`Lanes::next`] tells
+    /// later.
     pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
         self.line_up(ticket, lanes, needs, whose);
         self.gets_turn(ticket)
     }
 
-    /// Puts an action at the front of its lanes, which are empty: it had its turn before they were made anew.
+    /// Puts an action at the front of its lanes, which are empty: it had its turn before the lanes were rebuilt.
     pub(super) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
         self.line_up(ticket, lanes, needs, whose);
         self.note_turn(ticket);
@@ -145,7 +147,8 @@ impl Lanes {
         }
     }
 
-    /// How many actions stand in the longest of these lanes; those of the twin's rules only where they are to count.
+    /// How many actions stand in the longest of these lanes. `twins_count`: whether actions of the twin's rules
+    /// count.
     pub(super) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
         let counts = |ticket: &&Ticket| {
             let whose = self.members.get(*ticket).map(|member| member.whose);
@@ -155,8 +158,8 @@ impl Lanes {
         lines.map(|line| line.iter().filter(counts).count()).max().unwrap_or_default()
     }
 
-    /// The actions of the twin's rules that are not to be run any more: one of the owner's stands behind them, and would wait for
-    /// too long. They are to leave.
+    /// The late actions of the twin's rules: an action of the owner's stands behind them and would wait too long. The
+    /// caller must remove them.
     pub(super) fn late(&self, now: Instant) -> Vec<Ticket> {
         let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
         let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
@@ -165,12 +168,12 @@ impl Lanes {
         late
     }
 
-    /// When the next one will be late, if nothing happens before.
+    /// When the next action becomes late, if nothing happens before.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.latest().into_iter().map(|(latest, _)| latest).min()
     }
 
-    /// Until when each action of the twin's rules must have begun that one of the owner's stands behind.
+    /// For each action of the twin's rules with one of the owner's behind it: the time by which it must have begun.
     fn latest(&self) -> Vec<(Instant, Ticket)> {
         let mut found = Vec::new();
         if self.twins_waiting == 0 || self.owners_waiting == 0 {
@@ -192,13 +195,14 @@ impl Lanes {
         found
     }
 
-    /// An action whose turn has come since; each is told once.
+    /// The next action whose turn has come since it entered. Each is returned once.
     pub(super) fn next(&mut self) -> Option<Ticket> {
         self.called.pop_front()
     }
 
-    /// An action gives its child slot away while it waits for its next attempt; it stays at the front. One of the twin's rules that
-    /// may share a lane with the owner's keeps the slot, because there is no bound on how long it would wait for another.
+    /// Gives the child slot of an action away while it waits for its next attempt. The action stays at the front. An
+    /// action of the twin's rules that may share a lane with the owner's keeps its slot, because its wait for another
+    /// would have no bound.
     pub(super) fn pause(&mut self, ticket: Ticket) {
         let whose = self.members.get(&ticket).map(|member| member.whose);
         if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
@@ -208,12 +212,12 @@ impl Lanes {
         self.give_slot_back(ticket);
     }
 
-    /// The action goes on: true when it may at once; otherwise [`Lanes::next`] tells when.
+    /// The action goes on. True if it may at once. If not, [`Lanes::next`] tells when.
     pub(super) fn resume(&mut self, ticket: Ticket) -> bool {
         self.take_slot(ticket)
     }
 
-    /// An action has ended, or is not to be run: those behind it move up.
+    /// Removes an action that has ended, or is not to run. Those behind it move up.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         self.give_slot_back(ticket);
         let Some(member) = self.members.remove(&ticket) else { return };
@@ -231,14 +235,15 @@ impl Lanes {
                 line.retain(|other| *other != ticket);
             }
             let Some(first) = line.front().copied().filter(|_| was_first) else { continue };
-            // With several lanes it may be called once for each: the last one that it needed calls it.
+            // An action in several lanes may come to the front in each of them. Only the last one that it needs calls
+            // it.
             if !self.called.contains(&first) && self.gets_turn(first) {
                 self.called.push_back(first);
             }
         }
     }
 
-    /// Whether its turn has come: it is at the front, and has the slot that it needs.
+    /// Whether its turn has come: it is at the front and has the slot that it needs.
     fn gets_turn(&mut self, ticket: Ticket) -> bool {
         let gets_it = self.is_in_front(ticket) && self.take_slot(ticket);
         if gets_it {
@@ -261,7 +266,7 @@ impl Lanes {
         self.members.get(&ticket).is_some_and(|member| member.lanes.iter().all(first))
     }
 
-    /// Takes a child slot where one is needed; false when it has to be waited for.
+    /// Takes a child slot if one is needed. False if the action must wait for one.
     fn take_slot(&mut self, ticket: Ticket) -> bool {
         let has_room = self.has_room_for(ticket);
         let Some(member) = self.members.get_mut(&ticket) else { return false };
@@ -277,7 +282,7 @@ impl Lanes {
         true
     }
 
-    /// Whether a slot is free that this one may take.
+    /// Whether this action may take one of the free slots.
     fn has_room_for(&self, ticket: Ticket) -> bool {
         let spares = self.members.get(&ticket).is_some_and(|member| member.needs == Slot::Spare);
         self.used_slots + usize::from(spares && self.slots > 1) < self.slots

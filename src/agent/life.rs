@@ -1,10 +1,10 @@
-//! Life: whether a message has expired while this agent had it, and what it says of the clock when it comes expired.
+//! Life: whether a message has expired while this agent had it, and the warning about a clock that is ahead.
 //!
-//! Owns: since when a message is in the agent's hands, and the sentence about the clock. Must not know: what is done with
+//! Owns: since when the agent has a message, and the sentence about the clock. Must not know: what is done with
 //! messages.
 //!
-//! The hub delivers nothing that has expired. So the agent judges only the time for which it had the message: counted back
-//! from now, so that a clock that was set meanwhile, as on a board without a battery, judges by what it says now.
+//! The hub delivers no expired message. So the agent judges only the time for which it had the message. It counts
+//! that time back from now: if the clock was set meanwhile, as on a board without a battery, the new clock decides.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,15 +14,15 @@ use crate::message::{C2dMessage, format_time};
 
 use super::ending::PassedOver;
 
-/// A message that came expired by less than this was on its way too long; that says nothing about the clock.
+/// If a message came expired by less than this, it was only slow on its way, and the clock may be right.
 const LONGEST_WAY: Duration = Duration::from_secs(60);
 
-/// Since when a message is in this agent's hands.
+/// Since when this agent has a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Since {
-    /// It was delivered to this process then.
+    /// It was delivered to this process at this time.
     Delivered(Instant),
-    /// An earlier process recorded it, by the clock of then.
+    /// An earlier process recorded it at this time, by its clock.
     Recorded(SystemTime),
 }
 
@@ -34,20 +34,20 @@ impl Since {
         }
     }
 
-    /// Why a message is not acted on any more, when its time ran out here.
+    /// Why a message is not acted on any more, if it expired while the agent had it.
     pub(super) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
         let expiry = message.expired_since(self.by_clock(now), now)?;
         let [expiry, now] = [expiry, now].map(format_time);
         Some(PassedOver::Expired { expiry, now })
     }
 
-    /// By how much the clock seems to be ahead, of a message that has expired by it and that the hub delivered all the same.
+    /// By how much the clock seems to be ahead: by this clock, the message had expired before the hub delivered it.
     fn ahead(self, message: &C2dMessage, now: SystemTime) -> Option<Duration> {
         let ahead = self.by_clock(now).duration_since(message.expiry()?).ok()?;
         (ahead >= LONGEST_WAY).then_some(ahead)
     }
 
-    /// Says once that the clock seems to be ahead, when this message shows it.
+    /// Logs once that the clock seems to be ahead, if this message shows it.
     pub(super) fn tell_of_clock(self, message: &C2dMessage, now: SystemTime, told: &mut bool) {
         let Some(ahead) = self.ahead(message, now) else { return };
         if std::mem::replace(told, true) {
@@ -86,12 +86,13 @@ mod tests {
         let delivered = Since::Delivered(Instant::now());
         let message = good_until(10);
         assert_eq!(delivered.expired(&message, at(5)), None);
-        // Fresh, and expired by a clock that is two hours ahead.
+        // The message is fresh, but expired by a clock that is two hours ahead.
         assert_eq!(delivered.expired(&message, at(125)), None);
         tokio::time::advance(Duration::from_secs(7 * 60)).await;
         assert!(delivered.expired(&message, at(12)).is_some(), "it waited here until its time was over");
         assert_eq!(delivered.expired(&message, at(9)), None);
-        // It came when a clock without a battery said something of last year. Now that it is set, it is right.
+        // The message came while a clock without a battery still showed last year. Now the clock is set, and it
+        // decides.
         assert!(delivered.expired(&message, at(16)).is_some());
         // The clock was put ahead meanwhile.
         assert_eq!(delivered.expired(&message, at(132)), None);

@@ -1,11 +1,11 @@
 //! The outbox: outcomes on their way to the hub.
 //!
-//! Owns: when a report is published, again after a lost connection, and the state that the twin shows.
-//! Must not know: MQTT, files; reports wait in the inbox's file, and the twin's state can be made anew from it.
+//! Owns: when a report is published, and published again after a lost connection; the state that the twin shows. Must
+//! not know: MQTT, files. Reports wait in the inbox's file, and the twin's state can be rebuilt from it.
 //!
-//! Telemetry reports are taken from the inbox a few at a time, published, and struck off there when the hub has them. A
-//! report whose answer was lost with its connection is sent again with the same message id. The twin is patched at
-//! most once a second, with whatever is true then.
+//! Telemetry reports are taken from the inbox a few at a time, published, and deleted there when the hub has them. If
+//! a connection is lost before the answer, the report is sent again with the same message id. The twin is patched at
+//! most once a second, with the state of that moment.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::session::{PublishError, Upstream};
 use super::hand::RuleFacts;
 use super::sessions::Sessions;
 
-/// Telemetry reports under way at once; two of the session's eight are for the twin.
+/// Most telemetry reports under way at once: two of the session's eight places are for the twin.
 const AT_ONCE: usize = 6;
-/// Reports taken from the inbox at once.
+/// Most reports taken from the inbox at once.
 const FETCHED: usize = 64;
-/// The least time between two patches of the twin.
+/// The shortest time between two patches of the twin.
 const TWIN_REST: Duration = Duration::from_secs(1);
-/// How long to leave a hub in peace that says that it is busy.
+/// How long to wait after the hub said that it is busy.
 const BUSY_REST: Duration = Duration::from_secs(5);
-/// How long to wait after a refusal, or a loss without a lost connection.
+/// How long to wait after a refusal.
 const LONG_REST: Duration = Duration::from_secs(60);
-/// The ticket of the twin's patch; telemetry has the numbers of the reports.
+/// The ticket of the twin's patch. Telemetry uses the numbers of the reports.
 const TWIN: u64 = u64::MAX;
 
 /// What waits for the hub.
@@ -48,12 +48,12 @@ pub(super) struct Outbox {
 
 #[derive(Debug, Default)]
 struct Telemetry {
-    /// Taken from the inbox, the oldest first.
+    /// Taken from the inbox, oldest first.
     waiting: VecDeque<(u64, Bytes)>,
     under_way: BTreeSet<u64>,
-    /// The hub has them, or will never take them; the inbox is to be told.
+    /// The hub has them, or will never take them. The inbox is to be told.
     done: Vec<u64>,
-    /// The inbox may have more.
+    /// Whether the inbox may have more.
     more: bool,
     fetching: bool,
     not_before: Option<Instant>,
@@ -62,11 +62,11 @@ struct Telemetry {
 #[derive(Debug)]
 struct Twin {
     report: TwinReport,
-    /// What the patch under way takes from the hub.
+    /// What the patch under way removes from the twin.
     forgetting: Gone,
-    /// It says something that the hub has not seen.
+    /// Whether it holds something that the hub has not seen.
     changed: bool,
-    /// It may say something new of the agent itself.
+    /// Whether the facts about the agent itself may be out of date.
     stale: bool,
     under_way: bool,
     /// When the last patch was published.
@@ -78,7 +78,7 @@ struct Twin {
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) configuration: String,
-    /// None without a connection: then nothing is shown of it.
+    /// None without a connection. Then the twin keeps showing the last one.
     pub(super) connection: Option<TwinConnection>,
     pub(super) pins: Vec<(String, String)>,
     pub(super) desired: Option<DesiredReport>,
@@ -100,14 +100,14 @@ impl Default for Twin {
 }
 
 impl Outbox {
-    /// `twin`: whether it is written.
+    /// `twin`: whether the twin is written.
     pub(super) fn new(twin: bool) -> Self {
         let twin = twin.then(Twin::default);
         Self { connected: false, telemetry: Telemetry::default(), twin }
     }
 
-    /// Whether the twin is written from now on. What it would show already had it been: the totals and when the last message
-    /// came.
+    /// Sets whether the twin is written from now on. `totals` and `last_received` fill a twin that was not written
+    /// before.
     pub(super) fn report_in_twin(&mut self, twin: bool, totals: &Totals, last_received: Option<SystemTime>) {
         if twin != self.twin.is_some() {
             self.twin = twin.then(Twin::default);
@@ -118,7 +118,7 @@ impl Outbox {
         }
     }
 
-    /// What the inbox held at the start.
+    /// Takes in what the inbox held at the start.
     pub(super) fn recovered(&mut self, opened: &Opened, rules: &HashMap<String, Arc<RuleFacts>>) {
         self.telemetry.more = opened.counts.reports > 0;
         self.totals(&opened.counts.totals);
@@ -139,21 +139,21 @@ impl Outbox {
         self.twin.is_some()
     }
 
-    /// The agent itself may not be any more as the twin shows it.
+    /// Marks the facts about the agent itself as possibly out of date.
     pub(super) fn look_again(&mut self) {
         if let Some(twin) = &mut self.twin {
             twin.stale = true;
         }
     }
 
-    /// Whether now is the time to look how the agent itself is, and to [`Outbox::show`] it: that is not done more often than it
-    /// can be told.
+    /// Whether to look at the agent itself now and [`Outbox::show`] it. This is done no more often than the twin can
+    /// be patched.
     pub(super) fn wants_to_look(&self, now: Instant) -> bool {
         let may = |twin: &Twin| twin.stale && !twin.under_way && twin.not_before.is_none_or(|at| at <= now);
         self.connected && self.twin.as_ref().is_some_and(may)
     }
 
-    /// How the agent itself is.
+    /// Takes in the facts about the agent itself.
     pub(super) fn show(&mut self, facts: Facts) {
         let Some(twin) = &mut self.twin else { return };
         twin.stale = false;
@@ -168,7 +168,7 @@ impl Outbox {
         twin.changed |= report.set_pins(pins) || !same;
     }
 
-    /// Takes out of the twin what it shows of rules and pins that are not there any more: see [`TwinReport::keep_known`].
+    /// Removes rules and pins from the twin that no longer exist: see [`TwinReport::keep_known`].
     pub(super) fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &serde_json::Value) {
         if let Some(twin) = &mut self.twin {
             twin.changed |= twin.report.keep_known(is_known, reported);
@@ -179,7 +179,7 @@ impl Outbox {
         self.connected = true;
         self.telemetry.not_before = None;
         if let Some(twin) = &mut self.twin {
-            // Another connection is no reason to patch twice within a second.
+            // A new connection does not lift the limit of one patch a second.
             twin.not_before = twin.published.map(|at| at + TWIN_REST);
         }
     }
@@ -205,7 +205,7 @@ impl Outbox {
         twin.changed = true;
     }
 
-    /// How messages ended since the inbox was created.
+    /// Takes in how many messages ended in which way since the inbox was created.
     pub(super) fn totals(&mut self, totals: &Totals) {
         if let Some(twin) = self.twin.as_mut().filter(|twin| twin.report.totals != *totals) {
             twin.report.totals = totals.clone();
@@ -213,14 +213,14 @@ impl Outbox {
         }
     }
 
-    /// The inbox has handed reports over.
+    /// The inbox has handed over reports.
     pub(super) fn fetched(&mut self, reports: Vec<(u64, Bytes)>) {
         self.telemetry.fetching = false;
         self.telemetry.more |= reports.len() == FETCHED;
         self.telemetry.waiting = reports.into();
     }
 
-    /// What became of something published.
+    /// The hub answered something published, or the answer is lost.
     pub(super) fn published(&mut self, ticket: u64, result: Result<(), PublishError>, now: Instant) {
         let rest = match &result {
             Ok(()) => None,
@@ -270,7 +270,7 @@ impl Outbox {
         }
     }
 
-    /// When to be looked at again.
+    /// When the outbox must be looked at again.
     pub(super) fn wake(&self) -> Option<Instant> {
         if !self.connected {
             return None;
@@ -288,7 +288,7 @@ impl Outbox {
             inbox.submit(Op::ReportsDone(std::mem::take(&mut telemetry.done)));
         }
         if !self.connected {
-            // What is not under way any more is taken from the inbox again.
+            // Reports that were not published yet are fetched from the inbox again later.
             telemetry.more |= !telemetry.waiting.is_empty();
             telemetry.waiting.clear();
             return;
@@ -321,7 +321,7 @@ impl Outbox {
     }
 }
 
-/// The D2C message of a report. Its message id is the same whenever it is sent, so that a reader can tell.
+/// The D2C message of a report. A report always gets the same message id, so that a reader can find duplicates.
 fn telemetry_message(number: u64, body: Bytes) -> Upstream {
     let outcome: Option<OutcomeReport> = serde_json::from_slice(&body).ok();
     let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();

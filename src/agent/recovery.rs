@@ -1,17 +1,18 @@
-//! Recovery: what the inbox held when the agent started.
+//! Recovery: what to do with the messages that the inbox held when the agent started.
 //!
-//! Owns: what becomes of each message that had not ended, and of what the guards and pins need to know.
-//! Must not know: files.
+//! Owns: what happens to each message that had not ended, and what the guards and pins need to know. Must not know:
+//! files.
 //!
 //! | Recorded as | Then |
 //! |---|---|
-//! | started, and its rule gives up after a crash | a dead letter, interrupted: nobody knows how far it came |
+//! | started, and its rule gives up after a crash | a dead letter, interrupted: it is unknown how far it came |
 //! | started, and its rule runs again | run again |
-//! | a direct method, not answered when it was recorded | not begun; begun: a dead letter, interrupted. Its caller is gone |
+//! | a direct method, not answered | begun: a dead letter, interrupted; not begun: expired; its caller is gone |
 //! | accepted, completed at the hub (`on-accept`) | run |
 //! | accepted, still at the hub (`after-action`) | the hub sends it again; then it is run |
 //!
-//! The rules of now decide, as for a message that arrives. One that has expired since it was received is recorded so.
+//! The present rules decide, as for a message that arrives. A message that has expired since it was received is
+//! recorded as expired.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -28,12 +29,12 @@ use super::{Agent, report};
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
-/// How often messages that the hub is to send again are looked at.
+/// How often to look at messages that the hub should send again.
 const HELD_LOOK: Duration = Duration::from_secs(60);
-/// How long the hub may take to send them once it is there.
+/// How long the hub may take to send them after it is connected.
 pub(super) const HELD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// For how long pins were on before this process began, as the inbox has it.
+/// How long pins were on before this process began, as the inbox recorded it.
 pub(super) fn been_on(first: Option<&News>, now: SystemTime) -> BTreeMap<String, Duration> {
     let Some(News::Opened(opened)) = first else { return BTreeMap::new() };
     let on = |since: &SystemTime| now.duration_since(*since).unwrap_or_default();
@@ -41,7 +42,7 @@ pub(super) fn been_on(first: Option<&News>, now: SystemTime) -> BTreeMap<String,
 }
 
 impl Agent {
-    /// The inbox tells something.
+    /// Handles what the inbox reports.
     pub(super) fn news(&mut self, news: News) {
         match news {
             News::Opened(opened) => self.recover(*opened),
@@ -67,6 +68,7 @@ impl Agent {
     fn recover(&mut self, opened: Opened) {
         self.opened = true;
         self.board.trouble = None;
+        // A message that is resumed below may begin at once, so the guards need the earlier starts first.
         for (rule, at) in &opened.starts {
             if let Some(facts) = self.rules.get(rule) {
                 self.guards.begin(rule, &facts.policy, *at);
@@ -75,23 +77,29 @@ impl Agent {
         self.board.last_received = opened.last_received;
         self.outbox.recovered(&opened, &self.rules);
         self.board.counts = opened.counts;
+        // The socket is in the inbox's directory, which exists now.
         self.open_control();
         let count = opened.unfinished.len();
         for unfinished in opened.unfinished {
             let Record { number, state, settled, retry_on_crash, attempts, .. } = unfinished.record;
-            // Nobody waits for the answer any more: what was not begun is not to begin now.
+            // A call is never run after a restart, because its caller is gone.
             let of_nobody =
                 matches!(unfinished.message.source(), Source::Method(_)) && settled == Settled::AfterAction;
             match (state, settled) {
+                // Its action may have done half of its work, and the rule (or its being a call) forbids another run.
                 (State::Started, _) if !retry_on_crash || of_nobody => {
                     self.give_up(&unfinished, &PassedOver::Crashed)
                 }
+                // The crash came in the pause between two attempts.
                 _ if of_nobody && attempts > 0 => self.give_up(&unfinished, &PassedOver::Crashed),
                 _ if of_nobody => self.give_up(&unfinished, &PassedOver::CallerGone),
+                // Either another run is harmless, or the message is completed at the hub and only the inbox has it.
                 (State::Started, _) | (_, Settled::OnAccept) => self.resume(unfinished),
+                // The message is still at the hub, which sends it again.
                 _ => {
                     let Unfinished { record, message } = unfinished;
-                    // Not from the future: such a clock was wrong. So was one by which the message came expired.
+                    // If the recorded time lies in the future, that clock was wrong, so count from now. If the
+                    // message came expired, that clock was wrong, too, so do not use the expiry.
                     let received = from_millis(record.received_ms);
                     let expiry = message.expiry().filter(|expiry| received < *expiry);
                     let until = expiry.unwrap_or(received.min((self.clock)()) + LONGEST_LIFE);
@@ -111,8 +119,9 @@ impl Agent {
         }
     }
 
-    /// Records as expired what the hub was to send again and cannot have any more. Only while the hub is there and has not
-    /// sent it: nothing is gained by that before, and a clock that is wrong at the start would end what is still good.
+    /// Records messages as expired that the hub should have sent again but no longer has. It does so only while the
+    /// hub is connected and has not sent them. Before that it would gain nothing, and a wrong clock at the start
+    /// could end a message that is still valid.
     pub(super) fn look_at_held(&mut self) {
         self.held_look = None;
         let now = (self.clock)();
@@ -128,7 +137,7 @@ impl Agent {
         self.held_look = (!self.hand.held.is_empty()).then(|| Instant::now() + HELD_LOOK);
     }
 
-    /// Records that an action was cut off, or never began.
+    /// Records that an action was interrupted, or never began.
     fn give_up(&mut self, unfinished: &Unfinished, why: &PassedOver) {
         let Unfinished { record, message } = unfinished;
         self.end_record(record.number, record, message.message_id(), why);
@@ -142,7 +151,7 @@ impl Agent {
         self.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned: false, report });
     }
 
-    /// Takes a message up that only the inbox has, or that may be run again.
+    /// Takes up a message that only the inbox has, or that may be run again.
     pub(super) fn resume(&mut self, unfinished: Unfinished) {
         let Unfinished { record, message } = unfinished;
         let message_id = message.message_id().map(str::to_owned);
@@ -152,7 +161,7 @@ impl Agent {
                 let ticket = self.hand.next_ticket();
                 entry.number = Some(record.number);
                 entry.settled = record.settled;
-                // A dead letter that is run again has all its attempts.
+                // A dead letter that is run again gets all its attempts.
                 entry.attempts = if record.outcome.is_some() { 0 } else { record.attempts };
                 entry.phase = Phase::Waiting;
                 entry.turn = self.enter(ticket, &entry);
@@ -163,7 +172,7 @@ impl Agent {
                 }
             }
             Err((rule, why)) => {
-                // Nobody else has this message: it must not go with its rule.
+                // Only the inbox has this message, so it must not be lost together with its rule.
                 let why = if why == PassedOver::Unmatched { PassedOver::no_rule_any_more() } else { why };
                 let record = Record { rule: rule.or_else(|| record.rule.clone()), ..record };
                 self.end_record(record.number, &record, message_id.as_deref(), &why);

@@ -1,11 +1,11 @@
-//! Reload: another configuration is taken up between two messages, or refused whole.
+//! Reload: another configuration is applied between two messages, or refused as a whole.
 //!
-//! Owns: reading it beside the loop, what may change while the agent runs, and in which order.
-//! Must not know: files, signals (`cli`), TOML.
+//! Owns: how it is read beside the loop, what may change while the agent runs, and in which order. Must not know:
+//! files, signals (`cli`), TOML.
 //!
-//! Everything is checked before anything changes: first the configuration, then the TLS files, then the pins, which are the
-//! last that can refuse. An action that has begun goes on as it began. What waits for its turn is planned anew, as it would be after
-//! a restart: the rules of the present configuration decide.
+//! Everything is checked before anything changes: first the configuration, then the TLS files, then the pins, which
+//! are the last that can refuse. An action that has begun goes on as it began. A message that waits for its turn is
+//! planned again, as after a restart: the new rules decide.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,17 +24,17 @@ use super::lanes::{Lane, LaneNames, Lanes, Ticket};
 use super::sessions::Terms;
 use super::{Agent, writes_twin};
 
-/// How long reading the configuration may take: its disk may hang.
+/// How long the read of the configuration may take, because its disk may hang.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads the configuration, with these rules of the twin.
 pub type Read = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
 
-/// Where another configuration comes from.
+/// The source of another configuration.
 pub struct Reload {
-    /// Somebody wishes that it be read anew. Wishes while it is being read may be one.
+    /// Requests to read it again. Several requests during one read may be merged into one.
     pub wishes: mpsc::Receiver<()>,
-    /// Reads it; called on a thread where it may block.
+    /// Reads the configuration. Called on a thread where it may block.
     pub read: Arc<Read>,
 }
 
@@ -44,19 +44,19 @@ impl fmt::Debug for Reload {
     }
 }
 
-/// Reading, at the side of the loop.
+/// A read of the configuration, beside the loop.
 #[derive(Debug)]
 pub(super) struct Reader {
     reload: Option<Reload>,
     clock: fn() -> SystemTime,
-    /// What is being read, and until when it is waited for.
+    /// The read under way, and how long to wait for it.
     under_way: Option<(JoinHandle<ReadAnew>, Instant)>,
 }
 
-/// A configuration with what its TLS files hold; or why it cannot be taken up, a sentence each.
+/// A configuration with the contents of its TLS files, or why it cannot be applied, one sentence each.
 type ReadAnew = Result<(Config, TwinPart, Terms), Vec<String>>;
 
-/// Something for the loop to look at.
+/// A step of a reload, for the loop.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// Reading has begun.
@@ -69,12 +69,12 @@ impl Reader {
         Self { reload, clock, under_way: None }
     }
 
-    /// Whether it is being read.
+    /// Whether a read is under way.
     pub(super) fn is_reading(&self) -> bool {
         self.under_way.is_some()
     }
 
-    /// Waits for a wish, and then for what was read, with the rules of the twin that are `kept`. Cancel safe.
+    /// Waits for a request, and then for what was read, together with the `kept` rules of the twin. Cancel safe.
     pub(super) async fn next(&mut self, kept: &TwinRules) -> Progress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
         if let Some((task, deadline)) = &mut self.under_way {
@@ -135,7 +135,7 @@ impl Agent {
         }
     }
 
-    /// Goes on with another configuration.
+    /// Applies another configuration.
     fn take_up(&mut self, config: Config, part: TwinPart, terms: Terms) -> Result<(), Vec<String>> {
         if config.inbox != self.config.inbox {
             return Err(vec![
@@ -176,8 +176,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Goes on with the rules of the configuration. Lanes are made anew: what has begun is at their front as before, and what
-    /// waits lines up behind, in the order in which it came and as the new rules say. Answers how much that was.
+    /// Applies the rules of the configuration. The lanes are rebuilt: a message that has begun is at the front as
+    /// before. Waiting messages line up behind, in order of arrival and as the new rules say. Returns how many
+    /// waited.
     pub(super) fn use_rules(&mut self) -> usize {
         let mut names = LaneNames::default();
         self.rules = RuleFacts::of_all(&self.config, &mut names);
@@ -207,7 +208,7 @@ impl Agent {
         waiting.len()
     }
 
-    /// Plans a message that waits for its turn by the rules of now. True when its turn has come.
+    /// Plans a waiting message again with the present rules. True if its turn has come.
     fn plan_anew(&mut self, ticket: Ticket) -> bool {
         let Some(entry) = self.hand.get(ticket) else { return false };
         let (message, since) = (entry.message.clone(), entry.since);
@@ -223,7 +224,8 @@ impl Agent {
                 entry.turn && entry.phase == Phase::Waiting
             }
             Err((_, why)) => {
-                // Nobody else has a message that was completed when it was accepted: it must not go with its rule.
+                // A message that was completed when it was accepted exists only here, so it must not be lost together
+                // with its rule.
                 let gone = why == PassedOver::Unmatched && entry.settled == Settled::OnAccept;
                 let why = if gone { PassedOver::no_rule_any_more() } else { why };
                 (entry.plan, entry.turn) = (None, false);
@@ -258,7 +260,7 @@ mod tests {
             Reader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
         wish.send(()).await.unwrap();
         assert!(matches!(reader.next(&none).await, Progress::Begun));
-        // The loop has other things to do each second, and asks again.
+        // The loop has other things to do each second, and calls `next` again.
         for _ in 0..9 {
             assert!(reader.next(&none).now_or_never().is_none());
             tokio::time::advance(Duration::from_secs(1)).await;

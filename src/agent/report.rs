@@ -9,42 +9,43 @@ use crate::rules::Rules;
 
 use super::ending::millis;
 
-/// Bytes of a program's output in the log line; the rest is counted there.
+/// Most bytes of a program's output in the log line. The line also has the full count.
 const EXCERPT_BYTES: usize = 512;
-/// Bytes of a message's properties there, about.
+/// About how many bytes of a message's properties go into the log line.
 const PROPERTIES_BYTES: usize = 1024;
 
-/// Something that happened to the agent, for whoever watches it.
+/// Something that happened to the agent, for an observer.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum AgentEvent {
     /// The hub has taken the subscription.
     Subscribed,
-    /// A message arrived and is about to be acted on, or passed over.
+    /// A message arrived. It is about to be acted on, or passed over.
     Received {
         /// The message.
         message: C2dMessage,
     },
-    /// A message has ended; that is on disk, and it is completed.
+    /// A message has ended. That is on disk, and the message is completed.
     Settled {
         /// The message id, when the sender gave one.
         message_id: Option<String>,
-        /// The rule that took the message.
+        /// The rule that matched the message.
         rule: Option<String>,
-        /// What was done, or why nothing was.
+        /// What was done, or why nothing was done.
         outcome: String,
         /// The beginning of what its programs wrote.
         output: Vec<u8>,
     },
-    /// There is no connection; the agent tries again.
+    /// There is no connection. The agent tries again.
     Disconnected {
         /// Why, in one sentence.
         reason: String,
     },
 }
 
-/// Logs why nothing was done with a message; one that could not be decoded is none. One that no rule takes is told with its
-/// properties, and with the rule that came nearest: whoever wrote the rules, or sends the messages, has to see what differs.
+/// Logs why nothing was done with a message. `message`: none if it could not be decoded. If no rule matched, the line
+/// has the message's properties and the nearest rule, because the author of the rules or the sender must see what
+/// differs.
 pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessage>, rules: &Rules) {
     let OutcomeReport { message_id, rule, text: outcome, .. } = report;
     let [method, input] = [METHOD, INPUT].map(|name| message.and_then(|message| message.property(name)));
@@ -58,7 +59,8 @@ pub(super) fn log_passed_over(report: &OutcomeReport, message: Option<&C2dMessag
     }
 }
 
-/// Logs that a message of the agent's own came back to it: aloud the first time only, as it may be any number.
+/// Logs that the agent's own message came back to it. Only the first time is a warning, because there may be any
+/// number.
 pub(super) fn log_own(message: &C2dMessage, told: &mut bool) {
     let (message_id, input) = (message.message_id(), message.property(INPUT));
     if std::mem::replace(told, true) {
@@ -72,7 +74,7 @@ pub(super) fn log_own(message: &C2dMessage, told: &mut bool) {
     );
 }
 
-/// Logs that a message came again.
+/// Logs that a message came again after it had ended.
 pub(super) fn log_already_done(message_id: Option<&str>) {
     tracing::info!(
         message_id,
@@ -81,7 +83,7 @@ pub(super) fn log_already_done(message_id: Option<&str>) {
     );
 }
 
-/// Logs what an action did: one line. `retry_in_ms`: another attempt follows.
+/// Logs what an action did, in one line. `retry_in_ms`: another attempt follows.
 pub(super) fn log_outcome(
     message_id: Option<&str>,
     rule: &str,
@@ -105,14 +107,14 @@ pub(super) fn log_outcome(
     }
 }
 
-/// The first bytes of a program's output. Logged as a string it is one line: both shapes of the log escape it.
+/// The first bytes of a program's output. Both log formats escape it as a string, so it stays on one line.
 fn excerpt(output: &[u8]) -> String {
     let kept = output.get(..EXCERPT_BYTES).unwrap_or(output);
     String::from_utf8_lossy(kept).trim_end().to_owned()
 }
 
-/// The properties of a message, the sender's own first, much as `check --message` takes them; of many and of long ones the
-/// beginning.
+/// The properties of a message, the sender's own first, much as `check --message` takes them. Many or long ones are
+/// cut short.
 fn listed(message: &C2dMessage) -> String {
     let mut text = String::new();
     let (application, system) = (message.application.iter(), message.system.iter());

@@ -1,9 +1,9 @@
-//! Metrics of the agent: what a scraper sees.
+//! Metrics of the agent: the figures that a scraper gets.
 //!
-//! Owns: which figures there are, with names and help; opening the endpoint, again and again where it must be.
-//! Must not know: HTTP, the text.
+//! Owns: which figures there are, with names and help; opening the endpoint, with retries. Must not know: HTTP, the
+//! text format.
 //!
-//! docs/src/reference/metrics.md has the table of all metrics: names are never changed, only added.
+//! docs/src/reference/metrics.md has the table of all metrics. A name never changes; new ones are added.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,29 +18,29 @@ use super::Agent;
 use super::status::{ConnectionState, Status};
 use super::tally::Tally;
 
-/// How often an address that could not be had is tried again. Messages matter more than metrics: the agent goes on.
+/// How long to wait after the address could not be opened. Messages matter more than metrics, so the agent goes on.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Serves scrapers, where that is asked for, and counts for them.
+/// Serves scrapers, if the configuration asks for it, and counts for them.
 pub(super) struct Scraper {
     pub(super) tally: Tally,
     listen: Option<SocketAddr>,
     endpoint: Option<Endpoint>,
-    /// When to open the endpoint, which is not open.
+    /// When to open the endpoint, if it is closed.
     open_at: Option<Instant>,
-    /// That it cannot be opened has been said.
+    /// Whether the log says already that it cannot be opened.
     told: bool,
 }
 
 impl Scraper {
-    /// Serves from the first [`Scraper::next`] on.
+    /// Serves from the first call of [`Scraper::next`].
     pub(super) fn new(settings: Option<&MetricsSettings>) -> Self {
         let listen = settings.map(|settings| settings.listen);
         let open_at = listen.map(|_| Instant::now());
         Self { tally: Tally::default(), listen, endpoint: None, open_at, told: false }
     }
 
-    /// Serves at another address from now on, or not any more. What was counted stays.
+    /// Serves at another address from now on, or stops. The counts stay.
     pub(super) fn change(&mut self, settings: Option<&MetricsSettings>) {
         let listen = settings.map(|settings| settings.listen);
         if listen != self.listen {
@@ -49,12 +49,12 @@ impl Scraper {
         }
     }
 
-    /// The next scrape; never, where none is served. Cancel safe.
+    /// The next scrape. If nothing is served, it never resolves. Cancel safe.
     pub(super) async fn next(&mut self) -> Scrape {
         loop {
             match (&mut self.endpoint, self.open_at) {
                 (Some(endpoint), None) if self.listen.is_some() => return endpoint.next().await,
-                // Its port must be free before another is opened.
+                // The port must be free before another endpoint is opened.
                 (Some(endpoint), _) => {
                     endpoint.close().await;
                     tracing::info!(address = %endpoint.address(), "metrics are no longer served");
@@ -89,7 +89,7 @@ impl Scraper {
 }
 
 impl Agent {
-    /// What is true right now.
+    /// All figures at this moment.
     pub(super) fn figures(&mut self) -> Vec<Metric> {
         let Self { scraper, config, .. } = self;
         scraper.tally.know(config.rules.iter().map(|rule| rule.name()));
@@ -273,7 +273,7 @@ fn one(value: f64) -> Figures {
     Figures::Gauge(vec![(Labels::new(), value)])
 }
 
-/// As scrapers want times. A clock before 1970 counts as 1970.
+/// Seconds since 1970, as scrapers expect. A clock before 1970 counts as 1970.
 fn since_1970(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -1,7 +1,7 @@
 //! The sessions of an agent: as a device, as a module of an edge device, or both side by side.
 //!
-//! Owns: which session does what. C2D messages come as a device only; everything else goes through the module where there is
-//! one. Must not know: what is done with messages, what a session speaks.
+//! Owns: which session does what. C2D messages come only to the device session; everything else uses the module
+//! session if there is one. Must not know: what is done with messages, which protocol a session uses.
 
 use std::time::SystemTime;
 
@@ -13,19 +13,20 @@ use crate::tls::TlsError;
 
 use super::writes_twin;
 
-/// Bag key of the output by which a module sends; routes of the gateway begin there. Source: wire reference 1.5, 6.3.
+/// Bag key of the output through which a module sends; routes of the gateway begin there. Source: wire reference 1.5,
+/// 6.3.
 const OUTPUT: &str = "$.on";
 /// The output of outcome reports.
 const OUTCOMES: &str = "outcomes";
 
-/// As what a session signs in.
+/// The identity with which a session signs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     Device,
     Module,
 }
 
-/// One of each that the configuration names.
+/// One session for each identity that the configuration names.
 pub(super) struct Sessions {
     device: Option<Session>,
     module: Option<Session>,
@@ -48,7 +49,7 @@ impl Sessions {
         Ok(Self { device: open(Role::Device)?, module: open(Role::Module)? })
     }
 
-    /// The next event or message of any of them. Without `take` messages wait. Cancel safe: nothing is lost.
+    /// The next event or message of any session. Without `take`, messages wait. Cancel safe: nothing is lost.
     pub(super) async fn next(&mut self, take: bool) -> (Role, Event) {
         let Self { device, module } = self;
         tokio::select! {
@@ -57,23 +58,23 @@ impl Sessions {
         }
     }
 
-    /// A message of this one that is here already.
+    /// A message of this session that has arrived already.
     pub(super) fn try_delivery(&mut self, role: Role) -> Option<Delivery> {
         self.of_mut(role).as_mut().and_then(Session::try_delivery)
     }
 
-    /// Forgets a session that has ended.
+    /// Removes a session that has ended.
     pub(super) fn ended(&mut self, role: Role) {
         *self.of_mut(role) = None;
     }
 
-    /// Which of them publishes, is called, and has the twin.
+    /// The role that publishes, is called, and has the twin.
     pub(super) fn speaker(config: &Config) -> Role {
         if config.identities.module().is_some() { Role::Module } else { Role::Device }
     }
 
-    /// Publishes something: see [`Session::publish`]. What a module sends leaves by its output [`OUTCOMES`]. Without a
-    /// session, as at the end, nothing is told of it.
+    /// Publishes something: see [`Session::publish`]. A module sends through its output [`OUTCOMES`]. If there is no
+    /// session, as at the end, no result is reported.
     pub(super) fn publish(&self, ticket: u64, mut upstream: Upstream) {
         if let (Some(_), Upstream::Telemetry { properties, .. }) = (&self.module, &mut upstream) {
             properties.set(OUTPUT, OUTCOMES);
@@ -83,32 +84,32 @@ impl Sessions {
         }
     }
 
-    /// Whether messages of this one can be settled so.
+    /// Whether messages of this session can be settled in this way.
     pub(super) fn can(&self, role: Role, settlement: Settlement) -> bool {
         self.of(role).map_or(settlement == Settlement::Complete, |session| session.can(settlement))
     }
 
-    /// Whether the hub may still be known to have a completion that was marked.
+    /// Whether a session still waits to learn that the hub has a marked completion.
     pub(super) fn awaits_confirmation(&self) -> bool {
         [&self.device, &self.module].into_iter().flatten().any(Session::awaits_confirmation)
     }
 
-    /// Takes other terms up, for the sessions that there are. True when one of them signs in anew.
+    /// Applies other terms to the existing sessions. True if one of them signs in again.
     pub(super) fn change(&self, terms: Terms) -> bool {
         let change = |session: &Option<Session>, terms: Option<session::Terms>| match (session, terms) {
             (Some(session), Some(terms)) => session.change(terms),
             _ => false,
         };
-        // Both, whatever the first one says.
+        // No short circuit here, because both must get their terms.
         change(&self.device, terms.device) | change(&self.module, terms.module)
     }
 
-    /// Makes no other connections: see [`Session::connect_no_more`].
+    /// Makes no more connections: see [`Session::connect_no_more`].
     pub(super) fn connect_no_more(&self) {
         [&self.device, &self.module].into_iter().flatten().for_each(Session::connect_no_more);
     }
 
-    /// Ends all of them: see [`Session::close`].
+    /// Ends all sessions: see [`Session::close`].
     pub(super) async fn close(self) {
         let close = async |session: Option<Session>| {
             if let Some(session) = session {
@@ -145,7 +146,7 @@ impl Terms {
 }
 
 impl Role {
-    /// By which session a message came.
+    /// The role of the session through which a message came.
     pub(super) fn of(source: Source<'_>, config: &Config) -> Self {
         match source {
             Source::C2d => Self::Device,
@@ -155,14 +156,14 @@ impl Role {
     }
 }
 
-/// What a session needs of a configuration; none where it names nobody in this role.
+/// What a session needs from a configuration. None if the configuration does not name this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
     let speaks = role == Sessions::speaker(config);
     let twin = speaks && writes_twin(config);
-    // Rules that are not taken are refused there.
+    // The twin's rules are also read if they are not accepted: the refusal is reported there.
     let desired = twin;
     let token_lifetime = config.token_lifetime;
-    // A door that stays shut must not shut the others.
+    // If there are two sessions and one cannot connect, that must not end the other.
     let alone = !matches!(config.identities, Identities::Both(_));
     Some(match role {
         Role::Device => session::Settings {
@@ -181,7 +182,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
             let module = config.identities.module()?;
             session::Settings {
                 identity: module.identity.clone(),
-                // Every gateway speaks it, and is so near that there is no proxy on the way.
+                // Every gateway offers MQTT, and is so near that no proxy is needed.
                 transport: Transport::Mqtt,
                 ca_file: module.ca_file.clone(),
                 token_lifetime,
@@ -196,7 +197,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
     })
 }
 
-/// The next event of a session; never, where there is none.
+/// The next event of a session. Without a session it never resolves.
 async fn next(session: &mut Option<Session>, take: bool) -> Event {
     match session {
         Some(session) if take => session.next().await,

@@ -1,7 +1,7 @@
-//! What a running agent says of itself: the answer to `c2d-agent status`.
+//! The status of a running agent: the answer to `c2d-agent status`.
 //!
-//! Owns: the shape, as JSON both ways; fields are added, never renamed. Must not know: how any of it comes about, how it
-//! is shown to people.
+//! Owns: the shape, as JSON both ways; fields are added, never renamed. Must not know: where the facts come from, how
+//! they are shown to people.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -15,30 +15,30 @@ use crate::outcome::DesiredReport;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
-    /// Of the agent, which need not be the one of the program that asks.
+    /// The version of the agent. The program that asks may have another one.
     pub(crate) version: String,
     pub(crate) pid: u32,
     pub(crate) device_id: String,
-    /// Where not the device itself signs in, but a module on it.
+    /// Set if a module signs in instead of the device itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) module_id: Option<String>,
     pub(crate) hub: String,
     #[serde(with = "rfc3339")]
     pub(crate) started: SystemTime,
-    /// When the configuration that counts was read.
+    /// When the configuration in force was read.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) configured: Option<SystemTime>,
-    /// How many problems the last reload had, when it was refused.
+    /// How many problems the last reload had, if it was refused.
     #[serde(default)]
     pub(crate) refused_reload: Option<usize>,
     pub(crate) connection: Connection,
-    /// When the SAS token is renewed next; none with a certificate, and while there is no connection.
+    /// When the SAS token is renewed next. None with a certificate, or without a connection.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
-    /// The module, where one signs in beside the device.
+    /// The module, if one signs in beside the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) module: Option<ModuleStatus>,
-    /// What became of the rules in the twin, where the agent follows it.
+    /// What happened to the rules in the twin, if the agent follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) desired: Option<DesiredReport>,
     /// How many rules of the twin are in force.
@@ -58,10 +58,10 @@ pub(crate) struct Status {
 pub(crate) struct ModuleStatus {
     /// `DEVICE/MODULE`.
     pub(crate) id: String,
-    /// Where it connects to: its gateway, or its hub.
+    /// The address that it connects to: its gateway, or its hub.
     pub(crate) hub: String,
     pub(crate) connection: Connection,
-    /// As for the device.
+    /// As [`Status::next_token_renewal`], for the module.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
 }
@@ -71,27 +71,28 @@ pub(crate) struct ModuleStatus {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Connection {
     pub(crate) state: ConnectionState,
-    /// What it speaks, as the configuration names it: `mqtt`, `mqtt-ws`, `amqp` or `amqp-ws`; none without a connection.
+    /// The transport, as the configuration names it: `mqtt`, `mqtt-ws`, `amqp` or `amqp-ws`. None without a
+    /// connection.
     #[serde(default)]
     pub(crate) transport: Option<String>,
     /// Since when it is in that state.
     #[serde(with = "rfc3339")]
     pub(crate) since: SystemTime,
-    /// Why there is none, in one sentence.
+    /// Why there is no connection, in one sentence.
     #[serde(default)]
     pub(crate) reason: Option<String>,
     /// How often a connection was made after the first one.
     pub(crate) reconnects: u64,
 }
 
-/// Whether the hub is there.
+/// Whether the agent is connected to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum ConnectionState {
     Connected,
     /// The first attempt is under way.
     Connecting,
-    /// It was lost, or no attempt has succeeded; another one follows.
+    /// The connection was lost, or no attempt has succeeded. Another attempt follows.
     Disconnected,
 }
 
@@ -100,7 +101,7 @@ pub(crate) enum ConnectionState {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ActionCounts {
     pub(crate) running: u64,
-    /// For their turn, or for their next attempt.
+    /// Actions that wait for their turn, or for their next attempt.
     pub(crate) waiting: u64,
 }
 
@@ -110,7 +111,7 @@ pub(crate) struct ActionCounts {
 pub(crate) struct InboxStatus {
     pub(crate) path: String,
     pub(crate) counts: Counts,
-    /// What is wrong with it, in one sentence.
+    /// What is wrong with the inbox, in one sentence.
     #[serde(default)]
     pub(crate) trouble: Option<String>,
 }

@@ -1,6 +1,6 @@
-//! Stopping: what has begun comes to its end, and everything is closed.
+//! Stopping: actions that have begun come to their end, and everything is closed.
 //!
-//! Owns: the order of a shutdown and its limits in time. Must not know: signals.
+//! Owns: the order of a shutdown and its time limits. Must not know: signals.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::{Agent, AgentError, Machine, Next};
 
 /// How long actions in flight may go on after a request to stop.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long they may then take to end after they were told to. Above what `action` takes for TERM and KILL.
+/// How long they may then take to end after they were told to. Longer than `action` needs for TERM and KILL.
 const STOP_LIMIT: Duration = Duration::from_millis(3500);
-/// How long the inbox may then take to have it on disk.
+/// How long the inbox may then take to write everything to disk.
 const RECORD_LIMIT: Duration = Duration::from_millis(500);
 
 impl Agent {
-    /// Lets what has begun come to its end: actions, then their records, then their PUBACKs.
+    /// Lets everything that has begun come to its end: first actions, then their records, then their PUBACKs.
     pub(super) async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
         self.stopping = true;
         self.supervision.stopping();
@@ -34,7 +34,7 @@ impl Agent {
         self.leave_what_has_not_begun();
         let machine = Arc::clone(&self.machine);
         let mut cut_off = pin!(async {
-            // Either is a reason to go on; which one it was does not matter.
+            // The code below treats both reasons alike.
             tokio::select! {
                 () = tokio::time::sleep(GRACE) => {}
                 () = hurry.cancelled() => {}
@@ -42,13 +42,14 @@ impl Agent {
             machine.stop.cancel();
             tokio::time::sleep(STOP_LIMIT).await;
         });
-        // A pause before another attempt is not waited for: its message has been left.
+        // The agent does not wait for a pause between attempts, because its message has been left.
         while self.hand.entries().any(|entry| entry.phase == Phase::Running) {
             if matches!(self.step(&mut cut_off).await?, Next::Stop) {
                 return Err(AgentError::Broken("an action did not end".to_owned()));
             }
         }
-        // Beginnings that are taken back, ends that are recorded; then the word that the hub has their completions.
+        // Waits for starts to be taken back and ends to be recorded, then for confirmation that the hub has the
+        // completions.
         let mut waited_enough = pin!(tokio::time::sleep(RECORD_LIMIT));
         while self.hand.awaits_the_inbox() || self.sessions.awaits_confirmation() {
             if matches!(self.step(&mut waited_enough).await?, Next::Go) {
@@ -65,7 +66,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Writes what is to be written, closes everything, and puts pins into their `on_exit` state.
+    /// Writes what is left, closes everything, and puts the pins into their `on_exit` state.
     pub(super) async fn close(mut self) -> Result<(), AgentError> {
         self.submit_pins(self.machine.actions.pins_on_after_exit());
         for answer in self.inbox.close().await {

@@ -1,8 +1,8 @@
-//! Supervision: what the service manager hears of the agent, and when.
+//! Supervision: what the agent tells the service manager, and when.
 //!
-//! Owns: when the service is ready, its status in words, the beat of the watchdog. Must not know: sockets.
+//! Owns: when the service is ready, its status in words, the watchdog signal. Must not know: sockets.
 //!
-//! The loop itself feeds the watchdog, among everything else that it does: one that is stuck feeds nothing and is restarted.
+//! The loop itself feeds the watchdog, together with its other work. So if the loop hangs, the agent is restarted.
 
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::Agent;
 #[derive(Debug)]
 pub(super) struct Supervision {
     systemd: Systemd,
-    /// The first subscription has been taken: the service is there.
+    /// Whether the hub has accepted the first subscription, so that the service is ready.
     is_ready: bool,
     next_beat: Option<Instant>,
 }
@@ -40,7 +40,7 @@ impl Supervision {
         }
     }
 
-    /// The hub has taken a subscription.
+    /// The hub has accepted a subscription.
     pub(super) fn subscribed(&mut self) {
         if !std::mem::replace(&mut self.is_ready, true) {
             self.systemd.ready();
@@ -54,7 +54,7 @@ impl Supervision {
 }
 
 impl Agent {
-    /// Says how things stand, where that has changed.
+    /// Sends the status sentence, if the service manager listens.
     pub(super) fn tell_systemd(&mut self) {
         if self.supervision.systemd.listens() && !self.stopping {
             let sentence = self.sentence();
@@ -62,14 +62,15 @@ impl Agent {
         }
     }
 
-    /// A reload has begun. Before the service is ready nothing is said: the end of the reload would say that it is.
+    /// A reload has begun. Before the service is ready, nothing is sent, because the end of the reload would say that
+    /// it is ready.
     pub(super) fn systemd_reloading(&mut self) {
         if self.supervision.is_ready {
             self.supervision.systemd.reloading();
         }
     }
 
-    /// A reload has ended, either way.
+    /// A reload has ended, applied or refused.
     pub(super) fn systemd_reloaded(&mut self) {
         if self.supervision.is_ready {
             self.supervision.systemd.ready();

@@ -1,6 +1,6 @@
-//! The tally: how many messages ended in which way, and how long actions took, rule by rule, since this process began.
+//! The tally: how many messages ended in which way, and how long actions took, by rule, since this process began.
 //!
-//! Owns: the counts, and how many rules are told apart. Pure. Must not know: how they are shown.
+//! Owns: the counts, and how many rules are counted separately. Pure. Must not know: how they are shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::outcome::OutcomeKind;
 /// The outcome of a message that came again after it had ended.
 pub(super) const DUPLICATE: &str = "duplicate";
 
-/// Rules that are told apart; what further ones do counts together, so that an answer stays small.
+/// Most rules that are counted separately. Further rules are counted together, so that an answer stays small.
 const MOST_RULES: usize = 256;
-/// Stands for the rule of messages that none took.
+/// Stands for the rule if no rule matched.
 const NO_RULE: &str = "none";
 /// Stands for the rules above [`MOST_RULES`].
 const OTHER_RULES: &str = "other";
 
-/// What can become of a message that a rule took. Shown from the start, as 0: of a count that appears with 1, a
-/// scraper does not see that it grew.
+/// The possible outcomes of a message that a rule matched. All are shown from the start, as 0: if a counter appears
+/// with 1, a scraper does not see that it grew.
 const WITH_RULE: [OutcomeKind; 7] = [
     OutcomeKind::Succeeded,
     OutcomeKind::Failed,
@@ -29,7 +29,7 @@ const WITH_RULE: [OutcomeKind; 7] = [
     OutcomeKind::Expired,
     OutcomeKind::Dropped,
 ];
-/// The same for a message that none took.
+/// The possible outcomes of a message that no rule matched.
 const WITHOUT_RULE: [OutcomeKind; 3] =
     [OutcomeKind::Unmatched, OutcomeKind::Undecodable, OutcomeKind::Expired];
 
@@ -42,7 +42,7 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 struct OfRule {
     ended: BTreeMap<&'static str, u64>,
-    /// Of single attempts.
+    /// The durations of single attempts.
     took: Histogram,
 }
 
@@ -62,7 +62,7 @@ impl Tally {
         self.rules.entry(if is_told_apart { rule } else { OTHER_RULES }.to_owned()).or_default()
     }
 
-    /// Forgets rules that are not configured any more, and has counts, if only zeros, for those that are.
+    /// Forgets rules that are no longer configured, and makes counts (from 0) for those that are.
     pub(super) fn know<'a>(&mut self, configured: impl Iterator<Item = &'a str>) {
         let configured: BTreeSet<&str> = configured.chain([NO_RULE, OTHER_RULES]).collect();
         self.rules.retain(|rule, _| configured.contains(rule.as_str()));

@@ -1,12 +1,12 @@
-//! Rules of the twin: read where they may have changed, judged beside the loop, taken up between two messages, and answered
-//! in the reported properties.
+//! Rules of the twin: read when they may have changed, checked beside the loop, applied between two messages, and
+//! answered in the reported properties.
 //!
-//! Owns: when the twin is read, which of its rules are in force, and what is said of them. Must not know: TOML, what is spoken
-//! with the hub.
+//! Owns: when the twin is read, which of its rules are in force, and what is reported of them. Must not know: TOML,
+//! the protocol to the hub.
 //!
-//! Desired properties are taken whole or refused whole. The hub tells that they have changed, not when it has told of every
-//! change; so the whole twin is read, after each connection, too, and what it says is compared with what is in force. Rules
-//! that are taken are on disk before they count: the next start has them without the hub.
+//! Desired properties are applied as a whole or refused as a whole. The hub notifies of changes, but notifications
+//! can be missed. So the agent reads the whole twin, also after each connection, and compares it with the rules in
+//! force. Accepted rules are on disk before they count, so the next start has them without the hub.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -26,13 +26,13 @@ use super::reload::READ_LIMIT;
 use super::sessions::Sessions;
 use super::{Agent, writes_twin};
 
-/// The ticket of a request for the twin; see also those of the outbox.
+/// The ticket of a request for the twin. The outbox has tickets of its own.
 pub(super) const READ: u64 = u64::MAX - 1;
-/// The least time between two requests.
+/// The shortest time between two requests.
 const REST: Duration = Duration::from_secs(1);
-/// How long to wait after a request that failed, or that the hub had no time for.
+/// How long to wait after a request that failed, or that the hub was too busy for.
 const BUSY_REST: Duration = Duration::from_secs(5);
-/// How long to wait where the hub or the disk does not do what is asked.
+/// How long to wait after the hub or the disk refused.
 const LONG_REST: Duration = Duration::from_secs(60);
 
 /// How the agent follows the rules of its twin.
@@ -41,29 +41,29 @@ pub(super) struct TwinRulesState {
     /// Whether the twin is written, so that there is a place for an answer.
     follows: bool,
     connected: bool,
-    /// The twin may say something new.
+    /// Whether the twin may have changed.
     wanted: bool,
-    /// It has been asked for.
+    /// Whether a request is under way.
     asked: bool,
-    /// The log says that it cannot be had.
+    /// Whether the log says already that the hub refuses the twin.
     complained: bool,
-    /// When it was asked for last.
+    /// When the last request was sent.
     asked_at: Option<Instant>,
     not_before: Option<Instant>,
     judging: Option<Judging>,
-    /// A disk that hangs holds it still: it may write the file one day, so nobody else does before that.
+    /// A check that hangs on the disk. It may still write the file later, so no other check may write before it ends.
     hung: Option<JoinHandle<Verdict>>,
-    /// Those in the file.
+    /// The rules in the file.
     kept: TwinRules,
-    /// Whether they count; also when there are none.
+    /// Whether the kept rules are in force. Also true if there are none.
     in_force: bool,
-    /// What is said of the desired properties.
+    /// What is reported of the desired properties.
     told: Option<DesiredReport>,
-    /// Of the configuration in force.
+    /// The digest of the configuration in force.
     digest: String,
 }
 
-/// Desired rules that are being judged, and until when that is waited for.
+/// Desired rules that are being checked, and how long to wait for that.
 #[derive(Debug)]
 struct Judging {
     rules: TwinRules,
@@ -71,14 +71,14 @@ struct Judging {
     deadline: Instant,
 }
 
-/// What came of desired rules.
+/// The result of a check of desired rules.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// They are in the file, and this is the configuration with them; with what is doubtful about them.
+    /// They are in the file. Has the configuration that includes them, and the warnings about them.
     Taken(Box<(Config, Report)>),
     /// They have problems.
     Refused(Report),
-    /// They are right, perhaps, but cannot be kept, or not be judged now.
+    /// They may be right, but cannot be saved, or cannot be checked now.
     Stuck(String),
 }
 
@@ -103,7 +103,7 @@ impl TwinRulesState {
         state
     }
 
-    /// The configuration was read, with the rules of the file.
+    /// The configuration was read, together with the rules of the file.
     pub(super) fn configured(&mut self, config: &Config, part: TwinPart) {
         self.follows = writes_twin(config);
         self.digest = config.digest();
@@ -140,17 +140,17 @@ impl TwinRulesState {
         }
     }
 
-    /// What is said of the desired properties, once there is something to say.
+    /// What is reported of the desired properties, if anything yet.
     pub(super) fn told(&self) -> Option<&DesiredReport> {
         self.told.as_ref()
     }
 
-    /// Those that a configuration that is read anew is to have.
+    /// The rules that the next read of the configuration must include.
     pub(super) fn kept(&self) -> &TwinRules {
         &self.kept
     }
 
-    /// Whether other rules are being judged: the configuration must stay as it is.
+    /// Whether other rules are being checked. Meanwhile the configuration must not change.
     pub(super) fn is_judging(&self) -> bool {
         self.judging.is_some()
     }
@@ -164,8 +164,8 @@ impl TwinRulesState {
         self.connected = false;
     }
 
-    /// The twin may say something else than before, or may be taken otherwise. What was wrong with it or with the hub need not
-    /// be any more, so no longer rest is kept.
+    /// The twin may have changed, or may be judged differently now. The cause of an earlier failure may be gone, so
+    /// longer waits are dropped.
     pub(super) fn changed(&mut self) {
         self.wanted = true;
         self.not_before = self.asked_at.map(|at| at + REST);
@@ -179,7 +179,7 @@ impl TwinRulesState {
         self.follows && self.connected && self.wanted && !self.asked && self.judging.is_none()
     }
 
-    /// Has rules judged on a thread where that may block.
+    /// Checks rules on a thread where that may block.
     fn judge(&mut self, rules: TwinRules, now: Instant, judge: impl FnOnce() -> Verdict + Send + 'static) {
         self.hung.take_if(|hung| hung.is_finished());
         let hangs = self.hung.is_some();
@@ -187,7 +187,7 @@ impl TwinRulesState {
         self.judging = Some(Judging { rules, task, deadline: now + READ_LIMIT });
     }
 
-    /// Those that were judged.
+    /// Ends the check, and returns the rules that were checked.
     fn judged(&mut self) -> Option<TwinRules> {
         let Judging { rules, task, .. } = self.judging.take()?;
         if !task.is_finished() {
@@ -196,12 +196,12 @@ impl TwinRulesState {
         Some(rules)
     }
 
-    /// When to be looked at again.
+    /// When to look at the twin again.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.may_ask())
     }
 
-    /// Waits until the rules that are being judged are; for ever when there are none. Cancel safe.
+    /// Waits until the check has ended. If there is none, it waits for ever. Cancel safe.
     pub(super) async fn next(&mut self) -> Verdict {
         let Some(Judging { task, deadline, .. }) = &mut self.judging else {
             return std::future::pending().await;
@@ -220,7 +220,7 @@ fn stuck_on_disk() -> Verdict {
     Verdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
 }
 
-/// Judges rules, and keeps those that are right. Blocks.
+/// Checks rules, and saves those that are right. Blocks.
 fn judge(config: &Config, rules: &TwinRules) -> Verdict {
     match config.with_twin(rules) {
         Err(report) => Verdict::Refused(report),
@@ -238,7 +238,7 @@ fn log_refused(version: u64, problems: impl Iterator<Item = String>) {
     tracing::warn!(version, problems = problems.len(), "rules of the twin are refused");
 }
 
-/// Logs what is doubtful; not a line for each of hundreds of rules, whenever somebody patches the twin.
+/// Logs warnings. It does not log a line for each of hundreds of rules whenever the twin is patched.
 fn log_warnings(warnings: &Report) {
     let lines: Vec<String> = warnings.warning_lines().collect();
     lines.iter().take(MAX_TWIN_PROBLEMS).for_each(|warning| tracing::warn!("{warning}"));
@@ -249,12 +249,12 @@ fn log_warnings(warnings: &Report) {
 }
 
 impl Agent {
-    /// Whether nothing else is to come first.
+    /// Whether the agent may read the twin now: it is not stopping, and no reload is being read.
     pub(super) fn may_follow_twin(&self) -> bool {
         !self.stopping && !self.reader.is_reading()
     }
 
-    /// Asks for the twin where it may say something new.
+    /// Requests the twin if it may have changed.
     pub(super) fn follow_twin(&mut self, now: Instant) {
         let over = self.twin.not_before.is_none_or(|at| at <= now);
         if over && self.twin.may_ask() && self.may_follow_twin() {
@@ -264,7 +264,7 @@ impl Agent {
         }
     }
 
-    /// The answer to the request for the twin.
+    /// Handles the answer to the request for the twin.
     pub(super) fn twin_read(&mut self, result: Result<Bytes, PublishError>) {
         let now = Instant::now();
         self.twin.asked = false;
@@ -320,7 +320,7 @@ impl Agent {
         self.twin.judge(rules, now, move || judge(&config, &judged));
     }
 
-    /// Goes on with the rules that were judged, or without them.
+    /// Applies the rules that were checked, or goes on without them.
     pub(super) fn twin_judged(&mut self, verdict: Verdict) {
         let Some(rules) = self.twin.judged() else { return };
         match verdict {
@@ -348,7 +348,7 @@ impl Agent {
         }
     }
 
-    /// Takes rules that do not report in the twin any more out of it, and out of what the hub has: `reported`.
+    /// Removes rules that no longer report in the twin, from it and from `reported`, which is what the hub has.
     pub(super) fn forget_rules(&mut self, reported: &Value) {
         let reporting = self.rules.values().filter(|rule| rule.policy.reports.twin);
         let known: BTreeSet<String> = reporting.map(|rule| twin_key(&rule.name)).collect();
@@ -360,7 +360,7 @@ impl Agent {
         self.outbox.look_again();
     }
 
-    /// Brings what the twin shows of the agent itself up to date.
+    /// Brings up to date what the twin shows of the agent itself.
     pub(super) fn show_in_twin(&mut self) {
         let sight = self.board.sight(Sessions::speaker(&self.config)).filter(|sight| sight.is_connected());
         let connection = sight.map(|sight| TwinConnection {
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(twin.wake(), Some(now + REST));
         twin.again_after(LONG_REST, now);
         assert_eq!(twin.wake(), Some(now + LONG_REST));
-        // A back end that has mended what was wrong is not kept waiting.
+        // If a back end has corrected its mistake, it should not wait.
         twin.changed();
         assert_eq!(twin.wake(), Some(now + REST));
         twin.disconnected();

@@ -1,7 +1,7 @@
-//! Wishes: what people ask for through the control socket.
+//! Wishes: requests of people through the control socket.
 //!
-//! Owns: how many questions may be open, what an answer changes for the messages in hand, and which dead letters may be run
-//! again. Must not know: sockets, what the inbox makes of a question.
+//! Owns: how many questions may be open, what an answer changes for the messages in hand, and which dead letters may
+//! be run again. Must not know: sockets, how the inbox answers a question.
 
 use tokio::sync::oneshot;
 
@@ -15,13 +15,13 @@ use super::control::Request;
 use super::hand::Entry;
 use super::lanes::Ticket;
 
-/// Questions that the inbox has not answered, at most. Clients ask fewer at once, but may give up waiting.
+/// Most questions that the inbox has not answered. Clients ask fewer at once, but they may give up waiting.
 const MOST_QUERIES: usize = 16;
 
 /// A question that the inbox has not answered.
 pub(super) struct Asked {
     answer: oneshot::Sender<Reply>,
-    /// The wish is to run a dead letter again; so far the inbox is asked for it only.
+    /// Whether this is a request to run a dead letter again. If so, the inbox was only asked to show it so far.
     retry: bool,
 }
 
@@ -29,11 +29,12 @@ impl Agent {
     pub(super) fn request(&mut self, request: Request) {
         match request {
             Request::Status(answer) => {
-                // An asker that has gone needs no answer.
+                // If the client has gone, it needs no answer.
                 drop(answer.send(self.status()));
             }
             Request::Query(query, answer) => {
-                // What nobody waits for any more would gather behind a disk that does not answer.
+                // The limit is needed because clients may give up, and their questions would pile up behind a disk
+                // that hangs.
                 let reply = match (self.objection(&query), &self.board.trouble) {
                     (Some(objection), _) => Reply::Refused(objection),
                     (None, Some(trouble)) => Reply::Unavailable(trouble.clone()),
@@ -43,7 +44,7 @@ impl Agent {
                     (None, None) => {
                         let ticket = self.hand.next_ticket();
                         let (query, retry) = match query {
-                            // Whether a rule takes it is looked at before anything is changed.
+                            // First look whether a rule matches the message, before anything is changed.
                             Query::Retry(selector) => (Query::Show(selector), true),
                             query => (query, false),
                         };
@@ -56,8 +57,8 @@ impl Agent {
         }
     }
 
-    /// Why a wish is not to be put to the inbox, which does not know of every beginning: an action under way must not be
-    /// dropped.
+    /// Why a request is not passed to the inbox. An action that runs must not be dropped, and the inbox does not know
+    /// of every start.
     fn objection(&self, wish: &Query) -> Option<String> {
         let Query::Drop(selector) = wish else { return None };
         let meant = |entry: &&Entry| {
@@ -67,7 +68,7 @@ impl Agent {
         self.hand.entries().find(meant).filter(|entry| entry.is_running()).map(under_way)
     }
 
-    /// Somebody's wish has been fulfilled: what it changes for the messages in hand.
+    /// The inbox has answered a request. Applies what that changes for the messages in hand.
     pub(super) fn reply(&mut self, ticket: Ticket, mut reply: Reply) {
         if self.queries.get_mut(&ticket).is_some_and(|asked| std::mem::take(&mut asked.retry))
             && let Reply::Record { record, message } = &reply
@@ -97,13 +98,13 @@ impl Agent {
                     "dropped from the inbox"
                 );
                 self.scraper.tally.ended(record.rule.as_deref(), OutcomeKind::Dropped.as_str());
-                // It is not to be awaited from the hub any more; if it comes, it is completed.
+                // The agent no longer waits for the hub to send it. If it comes, it is completed.
                 self.hand.held.remove(&record.number);
                 let ticket = self.hand.ticket_of(record.number);
                 let running =
                     ticket.and_then(|ticket| self.hand.get(ticket)).filter(|entry| entry.is_running());
                 if let Some(entry) = running {
-                    // It began while the inbox was asked. It keeps its lanes until it ends.
+                    // The action began while the inbox was asked. The entry keeps its lanes until it ends.
                     reply = Reply::Refused(under_way(entry));
                 } else if let Some(ticket) = ticket {
                     self.lanes.leave(ticket);
@@ -116,13 +117,13 @@ impl Agent {
             _ => {}
         }
         if let Some(Asked { answer, .. }) = self.queries.remove(&ticket) {
-            // Whoever asked may have gone.
+            // The client may have gone.
             drop(answer.send(reply));
         }
     }
 }
 
-/// Why a dead letter is not to be run again now: no rule takes it, so that it would end as it did. It stays as it is.
+/// Why a dead letter is not run again now: no rule matches it, so it would end in the same way. It stays as it is.
 pub(crate) fn not_to_retry(record: &Record, message: &C2dMessage, rules: &Rules) -> Option<String> {
     if record.state != State::Dead || rules.match_message(message).is_some() {
         return None;

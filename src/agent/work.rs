@@ -1,10 +1,11 @@
 //! Work: from the turn of a message to its end.
 //!
-//! Owns: beginning, attempts and their pauses, the end, and what the inbox answers to each.
-//! Must not know: how messages arrive (`intake.rs`), pins, processes.
+//! Owns: starts, attempts and their pauses, the end, and how the answers of the inbox are handled. Must not know: how
+//! messages arrive (`intake.rs`), pins, processes.
 //!
-//! Nothing is done before the inbox has the beginning on disk, unless the rule says that running again is harmless
-//! (`on_crash = "retry"`) and has no guard that must know of it after a restart. Nothing is completed before the inbox has the end on disk.
+//! No action starts before the inbox has the start on disk. The exception: the rule says that another run is harmless
+//! (`on_crash = "retry"`), and has no guard that must know of the start after a restart. No message is completed
+//! before the inbox has the end on disk.
 
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use super::lanes::Ticket;
 use super::sessions::Role;
 use super::{Agent, AgentEvent, Machine, PinsNoted, report};
 
-/// What one of the running futures was about.
+/// The result of one of the running futures.
 pub(super) enum Done {
     /// An attempt has ended.
     Acted { ticket: Ticket, plan: Plan, outcome: Box<Outcome> },
@@ -44,7 +45,7 @@ impl Agent {
         }
     }
 
-    /// Begins an attempt: notes it first, where it must be.
+    /// Begins an attempt. If needed, the inbox records the start first.
     pub(super) fn begin(&mut self, ticket: Ticket) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
@@ -70,7 +71,7 @@ impl Agent {
     pub(super) fn begin_now(&mut self, ticket: Ticket) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
-        // The disk may have taken its time.
+        // Checked again, because the disk may have taken long.
         let nobody = entry.is_call_of_nobody().then_some(PassedOver::CallerGone);
         let expired = entry.since.expired(&entry.message, now);
         let why = expired.or(nobody).filter(|_| entry.attempts == 0);
@@ -90,7 +91,7 @@ impl Agent {
         }));
     }
 
-    /// An attempt has ended, or the pause before the next one is over.
+    /// Handles an attempt that has ended, or a pause that is over.
     pub(super) fn done(&mut self, done: Done) {
         match done {
             Done::Acted { ticket, plan, outcome } => self.acted(ticket, plan, &outcome),
@@ -117,16 +118,17 @@ impl Agent {
         let (message_id, rule) = (entry.message.message_id(), &entry.rule);
         let attempt = entry.attempts;
         let failed = matches!(outcome.result, OutcomeResult::Failed(_) | OutcomeResult::TimedOut);
+        // While the agent stops, no pause begins, because the agent would not wait for it.
         let pause = (failed && attempt < rule.policy.attempts && !self.stopping)
             .then(|| rule.policy.backoff_after(attempt));
         report::log_outcome(message_id, &rule.name, outcome, attempt, pause.map(millis));
         self.scraper.tally.acted(&rule.name, outcome.duration);
         if outcome.result == OutcomeResult::Interrupted && entry.runs_again() {
-            // To run it again is harmless: it begins anew at the next start.
+            // Another run is harmless, so the action begins again at the next start.
             return self.leave(ticket);
         }
         if failed && attempt < rule.policy.attempts && self.stopping && !entry.has_caller() {
-            // The attempts that are left are made after the next start.
+            // The remaining attempts are made after the next start. A call cannot wait for that: it ends below.
             let number = entry.number;
             number.into_iter().for_each(|number| self.inbox.submit(Op::Again { number, made: true }));
             return self.leave(ticket);
@@ -136,9 +138,12 @@ impl Agent {
             return self.end(ticket, report, false);
         };
         entry.phase = Phase::BackingOff;
+        // If the agent stops during the pause, the caller gets this outcome.
         if entry.has_caller() {
             entry.failed = Some(ending::of_action(outcome, message_id, &rule.name, attempt, now));
         }
+        // Without this record, a crash during the pause would look like a crash during the action. If a crash leads
+        // to another run anyway, the record is not needed.
         if let Some(number) = entry.number.filter(|_| !entry.runs_again()) {
             self.inbox.submit(Op::Again { number, made: true });
         }
@@ -150,8 +155,8 @@ impl Agent {
         }));
     }
 
-    /// Ends what would make a message for a rule of the owner's wait for too long. Before anything else happens, so that it gets no
-    /// turn any more.
+    /// Ends actions of the twin's rules that would delay a message for a rule of the owner's too long. The loop does
+    /// this before anything else, so that they get no turn any more.
     pub(super) fn refuse_late(&mut self) {
         let late = if self.stopping { Vec::new() } else { self.lanes.late(Instant::now()) };
         for ticket in late {
@@ -166,7 +171,7 @@ impl Agent {
                 if entry.phase == Phase::Waiting {
                     self.pass_over(ticket, &why);
                 } else {
-                    // The inbox has not answered yet.
+                    // `Agent::go_on` passes it over when the inbox has answered.
                     entry.passed_over = Some(why);
                 }
             }
@@ -174,7 +179,7 @@ impl Agent {
         }
     }
 
-    /// Ends a message in hand without doing anything with it.
+    /// Ends a message in hand without an action.
     pub(super) fn pass_over(&mut self, ticket: Ticket, why: &PassedOver) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
@@ -183,7 +188,7 @@ impl Agent {
         self.end(ticket, outcome, matches!(why, PassedOver::Guarded(_)));
     }
 
-    /// Hands the end of a message to the inbox; those behind it in its lanes move up.
+    /// Hands the end of a message to the inbox. Those behind it in its lanes move up.
     fn end(&mut self, ticket: Ticket, outcome: OutcomeReport, guarded: bool) {
         let report = self.telemetry_report(&outcome);
         let Some(role) = self.hand.get(ticket).map(|entry| Role::of(entry.message.source(), &self.config))
@@ -200,7 +205,7 @@ impl Agent {
         self.lanes.leave(ticket);
     }
 
-    /// Gives a message up for this process: it begins at the next start, from the inbox or from the hub.
+    /// Gives up a message for this process. It begins at the next start, from the inbox or from the hub.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         self.lanes.leave(ticket);
         if let Some(entry) = self.hand.remove(ticket) {
@@ -208,7 +213,7 @@ impl Agent {
         }
     }
 
-    /// Leaves a message that is to be begun or tried again. A call that was tried ends as its last attempt did.
+    /// Leaves a message that has another attempt before it. A call that was tried ends as its last attempt did.
     fn leave_or_end(&mut self, ticket: Ticket) {
         match self.hand.get(ticket).and_then(|entry| entry.failed.take()) {
             Some(outcome) => self.end(ticket, outcome, false),
@@ -216,8 +221,8 @@ impl Agent {
         }
     }
 
-    /// At shutdown: what has not begun stays where it is, in the inbox or at the hub. What waits for an answer of the
-    /// inbox is dealt with when that comes.
+    /// At shutdown, what has not begun stays where it is, in the inbox or at the hub. If the inbox has still to
+    /// answer for a message, it is handled when the answer comes.
     pub(super) fn leave_what_has_not_begun(&mut self) {
         for ticket in self.hand.tickets_in(&[Phase::Waiting, Phase::BackingOff]) {
             self.leave_or_end(ticket);
@@ -235,7 +240,7 @@ impl Agent {
             Answer::Started(number) => {
                 let Some(ticket) = self.hand.ticket_of(number) else { return };
                 if self.stopping {
-                    // Nothing was done: it is as it was before.
+                    // No action began, so the record goes back to what it was.
                     self.inbox.submit(Op::Again { number, made: false });
                     self.leave_or_end(ticket);
                 } else {
@@ -265,7 +270,7 @@ impl Agent {
         self.lanes.leave(ticket);
         let Some(mut entry) = self.hand.remove(ticket) else { return };
         let Some(end) = entry.end.take() else {
-            // Somebody dropped it.
+            // A client of the control socket dropped it.
             let role = self.role_of(&entry.message);
             return entry.settle(self.settlement(OutcomeKind::Dropped, Some(&entry.rule.name), role));
         };
@@ -273,14 +278,14 @@ impl Agent {
         self.settled(&end.outcome);
     }
 
-    /// Settles or answers what nothing was done with, as it ended.
+    /// Settles or answers a message that ended without an action.
     pub(super) fn finish(&self, passing: Passing, number: Number) {
         let Passing { receipt, outcome, role, .. } = passing;
         let settlement = self.settlement_of(&outcome, role);
         End::new(outcome, settlement, false).tell(receipt.marked(number.0));
     }
 
-    /// How a message is to be settled that ended so, as its rule of now and the transport have it.
+    /// How to settle a message that ended this way, by its present rule and by what the transport can do.
     pub(super) fn settlement(&self, kind: OutcomeKind, rule: Option<&str>, role: Role) -> Settlement {
         let rule = rule.and_then(|rule| self.rules.get(rule));
         let on_failure = rule.map_or(OnFailure::Reject, |rule| rule.policy.on_failure());
@@ -292,16 +297,16 @@ impl Agent {
         self.settlement(outcome.outcome, outcome.rule.as_deref(), role)
     }
 
-    /// By which session a message came.
+    /// The session through which a message came.
     pub(super) fn role_of(&self, message: &C2dMessage) -> Role {
         Role::of(message.source(), &self.config)
     }
 
-    /// How a message is settled that came again after it had ended.
+    /// How to settle a message that came again after it had ended.
     pub(super) fn settlement_again(&self, past: Past, rule: Option<&str>, role: Role) -> Settlement {
         match (past.settled, past.outcome) {
             (Settled::OnAccept, _) | (_, None) => Settlement::Complete,
-            // It was not given back then, or it would be run again now.
+            // It was not abandoned the first time, or it would run again now. So it is not abandoned now, either.
             (Settled::AfterAction, Some(kind)) => match self.settlement(kind, rule, role) {
                 Settlement::Abandon => Settlement::Reject,
                 settlement => settlement,
@@ -309,7 +314,7 @@ impl Agent {
         }
     }
 
-    /// Tells whoever wants to know that a message has ended, now that it is on disk.
+    /// Counts and reports that a message has ended, now that it is on disk.
     pub(super) fn settled(&mut self, outcome: &OutcomeReport) {
         self.scraper.tally.ended(outcome.rule.as_deref(), outcome.outcome.as_str());
         self.outbox.ended(outcome, self.reports_of(outcome));
@@ -320,7 +325,7 @@ impl Agent {
     }
 }
 
-/// Waits, but not once the agent stops.
+/// Waits, but not longer than until the agent stops.
 async fn rest(pause: std::time::Duration, machine: &Machine) {
     let stop: &CancellationToken = &machine.stop;
     tokio::select! {

@@ -1,7 +1,7 @@
-//! The other end of the control socket: asks a running agent.
+//! The client of the control socket: asks a running agent.
 //!
 //! Owns: one connection, its time-outs, its errors in words. Must not know: what is asked for, and how it is shown.
-//! Blocking: the command line has nothing else to do.
+//! It blocks, because the command line has nothing else to do.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -15,9 +15,9 @@ use super::wire::{ANSWER_LIMIT, Answer, Call, MAX_ANSWER_BYTES, line};
 use crate::agent::status::Status;
 use crate::inbox::{Query, Reply};
 
-/// How long the agent may take to let a client in, and to take a request.
+/// How long the agent may take to accept a client, and to take a request.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
-/// How long it may be silent: it gives up by itself a little earlier.
+/// How long the agent may be silent. It gives up itself a little earlier.
 const SILENCE_LIMIT: Duration = ANSWER_LIMIT.saturating_add(Duration::from_secs(5));
 
 /// A connection to a running agent.
@@ -33,18 +33,18 @@ pub(crate) enum ClientError {
     /// There is no socket, or nothing listens on it.
     #[error("no agent runs: nothing listens on {0}")]
     NotRunning(String),
-    /// The socket is another user's.
+    /// The socket belongs to another user.
     #[error(
         "the control socket {0} belongs to another user: run this as the user who runs the agent, or as root"
     )]
     Forbidden(String),
-    /// It said so, in one sentence.
+    /// The agent refused, in one sentence.
     #[error("the agent says: {0}")]
     Agent(String),
-    /// It did not let us in, or has stopped in its tracks.
+    /// It did not accept the client, or it hangs.
     #[error("the agent that listens on {0} does not answer: look at its log, and restart it if it hangs")]
     Silent(String),
-    /// Something else listens, or an agent of another time.
+    /// Something else listens, or an agent of another version.
     #[error(
         "what listens on {path} speaks another version ({reason}): use the program that the agent was \
          started from"
@@ -59,7 +59,7 @@ impl Client {
     /// Connects to the agent that listens on `path`.
     ///
     /// # Errors
-    /// [`ClientError::NotRunning`] when there is none.
+    /// [`ClientError::NotRunning`] if no agent runs.
     pub(crate) fn connect(path: &Path) -> Result<Self, ClientError> {
         let shown = path.display().to_string();
         let stream = match socket::connect(path, Some(SEND_LIMIT)) {
@@ -80,10 +80,10 @@ impl Client {
         }
     }
 
-    /// What the agent says of itself.
+    /// The agent's status.
     ///
     /// # Errors
-    /// When it does not answer, or not as it should.
+    /// If it does not answer, or not as it should.
     pub(crate) fn status(&mut self) -> Result<Status, ClientError> {
         match self.ask(&Call::Status {})? {
             Answer::Status(status) => Ok(*status),
@@ -92,10 +92,10 @@ impl Client {
         }
     }
 
-    /// What the agent's inbox says.
+    /// The answer of the agent's inbox.
     ///
     /// # Errors
-    /// When the agent does not answer, or not as it should.
+    /// If the agent does not answer, or not as it should.
     pub(crate) fn query(&mut self, query: Query) -> Result<Reply, ClientError> {
         match self.ask(&Call::Query(query))? {
             Answer::Reply(view) => Reply::try_from(*view).map_err(|error| self.foreign(error)),
@@ -107,7 +107,8 @@ impl Client {
     fn ask(&mut self, call: &Call) -> Result<Answer, ClientError> {
         let sent = self.stream.get_mut().write_all(&line(call));
         let mut text = Vec::new();
-        // Even when nothing could be sent: who is one client too many is told, and cut off.
+        // Read even if nothing could be sent: if there are too many clients, the agent says so and closes the
+        // connection.
         let read = self.stream.by_ref().take(MAX_ANSWER_BYTES).read_until(b'\n', &mut text);
         if text.last() == Some(&b'\n') {
             return serde_json::from_slice(&text).map_err(|error| self.foreign(error));

@@ -1,6 +1,6 @@
-//! Serving the clients of the control socket.
+//! Serves the clients of the control socket.
 //!
-//! Owns: how many there may be, how much and how long each may ask. Must not know: what the answers are.
+//! Owns: how many clients there may be, and how much and how long each may ask. Must not know: what the answers say.
 
 use std::io::{self, Write as _};
 use std::time::Duration;
@@ -15,19 +15,19 @@ use super::Request;
 use super::wire::{ANSWER_LIMIT, Answer, Call, MAX_PAGE, MAX_REQUEST_BYTES, line};
 use crate::inbox::Query;
 
-/// Clients that are served at once.
+/// Most clients at once.
 pub(super) const MAX_CLIENTS: usize = 4;
-/// How long a client may take for its next request, from the first wait to the line feed.
+/// How long a client may take for its next request, up to and including the line feed.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
-/// How long to wait when the kernel gives no connection, for want of descriptors.
+/// How long to wait if the kernel gives no connection, because descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Lets clients in, for ever. Dropped, all clients are cut off.
+/// Accepts clients for ever. When it is dropped, all clients are cut off.
 pub(super) async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {
     let mut clients = JoinSet::new();
     loop {
         let accepted = listener.accept().await;
-        // Those that have hung up make room.
+        // Clients that have hung up make room.
         while let Some(ended) = clients.try_join_next() {
             if let Err(error) = ended {
                 tracing::error!(%error, "a client of the control socket could not be served: please report this");
@@ -46,7 +46,7 @@ pub(super) async fn accept(listener: UnixListener, requests: mpsc::Sender<Reques
     }
 }
 
-/// Tells one client too many. The first bytes on a connection never block.
+/// Tells a client that there are too many. The first bytes on a connection never block.
 fn refuse(stream: UnixStream) {
     let sentence = format!("{MAX_CLIENTS} others are asking this agent right now: try again in a moment");
     let told = stream.into_std().and_then(|mut stream| stream.write_all(&line(&Answer::Error(sentence))));
@@ -59,11 +59,11 @@ fn refuse(stream: UnixStream) {
 enum Line {
     Whole(Vec<u8>),
     TooLong,
-    /// It has hung up.
+    /// The client has hung up.
     End,
 }
 
-/// Serves one client until it hangs up or does what it should not.
+/// Serves one client until it hangs up or breaks a limit.
 async fn serve(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
@@ -91,19 +91,19 @@ async fn serve(mut stream: UnixStream, requests: mpsc::Sender<Request>) {
     }
 }
 
-/// One line, of which never more than its limit is kept.
+/// Reads one line, and never keeps more of it than the limit.
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Line> {
     let mut text = Vec::new();
     reader.take(MAX_REQUEST_BYTES).read_until(b'\n', &mut text).await?;
     Ok(match text.last() {
         Some(b'\n') => Line::Whole(text),
         Some(_) if text.len() as u64 == MAX_REQUEST_BYTES => Line::TooLong,
-        // What has no line feed before the end was cut off.
+        // Without a line feed before the end, the line was cut off.
         _ => Line::End,
     })
 }
 
-/// Hands a request to the agent and waits for what it says.
+/// Hands a request to the agent and waits for the answer.
 async fn answer(call: Call, requests: &mpsc::Sender<Request>) -> Answer {
     let asked = async {
         match call {
@@ -130,7 +130,7 @@ async fn answer(call: Call, requests: &mpsc::Sender<Request>) -> Answer {
     }
 }
 
-/// An answer has room for so many records only; whoever asks for more asks again.
+/// An answer has room for a limited number of records. A client that wants more asks again.
 fn bounded(query: Query) -> Query {
     match query {
         Query::List { state, after, limit } => Query::List { state, after, limit: limit.min(MAX_PAGE) },

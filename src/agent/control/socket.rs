@@ -1,6 +1,6 @@
-//! The socket file: made for its owner only, known as stale or alive, removed at the end.
+//! The socket file: open to its owner only, known as stale or alive, removed at the end.
 //!
-//! Owns: the file. Must not know: what is said over the socket.
+//! Owns: the file. Must not know: what is sent over the socket.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::ControlError;
 
-/// Clients that wait to be let in; more are held back by the kernel.
+/// Clients that wait to be accepted. The kernel holds back any more.
 const BACKLOG: i32 = 16;
 
-/// The socket file of this process. Dropped, it is removed, unless another agent has put its own there.
+/// The socket file of this process. When this is dropped, the file is removed, unless another agent has replaced it.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -28,14 +28,14 @@ pub(super) struct SocketFile {
     inode: u64,
 }
 
-/// Makes the file and listens. A file that an agent left behind when it died is replaced.
+/// Makes the file and listens. A file that a dead agent left behind is replaced.
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ControlError> {
     let failed = |source: Errno| ControlError::new(path, source.into());
     let address = SocketAddrUnix::new(path).map_err(|_| ControlError::TooLong(path.display().to_string()))?;
     remove_stale(path)?;
     let socket = socket(SocketFlags::NONBLOCK).map_err(failed)?;
-    // The kernel makes the file with the mode that the socket has, less the umask. To set it first leaves no instant in
-    // which others could connect, and touches no umask, which the thread of the inbox shares.
+    // The kernel makes the file with the mode of the socket, less the umask. So the mode is set first: then there is
+    // no moment in which others could connect, and the umask, which the inbox's thread shares, is not changed.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     rustix::net::bind(&socket, &address).map_err(|error| match error {
         Errno::ADDRINUSE => ControlError::InUse(path.display().to_string()),
@@ -46,7 +46,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ControlErr
     Ok((socket.into(), SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() }))
 }
 
-/// Connects, and waits at most `limit` for a listener whose queue is full; without one, not at all.
+/// Connects. If the listener's queue is full, waits at most `limit`. Without a limit it does not wait.
 pub(super) fn connect(path: &Path, limit: Option<Duration>) -> Result<OwnedFd, Errno> {
     let address = SocketAddrUnix::new(path)?;
     let flags = if limit.is_none() { SocketFlags::NONBLOCK } else { SocketFlags::empty() };
@@ -73,7 +73,7 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
         Err(error) => return Err(ControlError::new(path, error)),
     }
     match connect(path, None) {
-        // AGAIN: its queue is full, so somebody has it open.
+        // AGAIN: its queue is full, so some process has it open.
         Ok(_) | Err(Errno::AGAIN) => Err(ControlError::InUse(path.display().to_string())),
         Err(Errno::CONNREFUSED) => match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ControlError::new(path, error)),

@@ -70,7 +70,7 @@ fn record(number: u64) -> Record {
     }
 }
 
-/// Answers every request: a list with one record whose number is the limit, anything else with a refusal.
+/// Answers every request. A list gets one record whose number is the limit; anything else gets a refusal.
 async fn agent(mut control: Control) {
     loop {
         match control.next().await {
@@ -90,14 +90,14 @@ fn serve(path: &Path) -> JoinSet<()> {
     task
 }
 
-/// Asks from a thread of its own, as the command line does from a process of its own.
+/// Asks from a separate thread, as the command line asks from a separate process.
 async fn ask<T: Send + 'static>(path: &Path, work: impl FnOnce(Client) -> T + Send + 'static) -> T {
     let path = path.to_owned();
     let asking = tokio::task::spawn_blocking(move || work(Client::connect(&path).expect("an agent")));
     asking.await.expect("asked")
 }
 
-/// A client that can do what ours does not.
+/// A raw connection, which can do what our client does not.
 async fn raw(path: &Path) -> BufReader<UnixStream> {
     BufReader::new(UnixStream::connect(path).await.expect("an agent"))
 }
@@ -150,7 +150,7 @@ async fn only_its_owner_can_open_the_socket_and_it_is_removed_at_the_end() {
 #[tokio::test]
 async fn the_socket_of_a_dead_agent_is_replaced_and_that_of_a_living_one_is_not() {
     let place = place();
-    // As kill -9 leaves it: the file is there and nobody listens.
+    // As kill -9 leaves it: the file exists, but nothing listens.
     drop(std::os::unix::net::UnixListener::bind(&place.path).expect("a socket"));
     assert!(matches!(Client::connect(&place.path), Err(ClientError::NotRunning(_))));
     let first = Control::open(&place.path).expect("the stale socket is replaced");
@@ -246,7 +246,7 @@ async fn one_client_too_many_is_told_and_let_in_when_another_has_left() {
 async fn clients_that_are_slow_do_not_hold_up_others() {
     let place = place();
     let _agent = serve(&place.path);
-    // One says half of its request; one asks and asks and never reads.
+    // The first client sends half a request. The second sends many requests and never reads.
     let mut half = raw(&place.path).await;
     say(&mut half, "{\"sta").await;
     let mut deaf = raw(&place.path).await.into_inner();

@@ -1,6 +1,6 @@
 //! The inbox as JSON: messages and answers, on the control socket and for `--json`.
 //!
-//! Owns: the shapes, both ways; fields are added, never renamed. Must not know: sockets, what people see in a table.
+//! Owns: the shapes, both ways; fields are added, never renamed. Must not know: sockets, the table that people see.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::inbox::{Record, Reply, Unfinished};
 use crate::message::{C2dMessage, Properties};
 
-/// A record, with its message as long as the inbox has it.
+/// A record, with its message if the inbox still has it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RecordView {
@@ -23,7 +23,6 @@ pub(crate) struct RecordView {
     pub(crate) message: Option<MessageView>,
 }
 
-/// A message.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MessageView {
@@ -33,7 +32,7 @@ pub(crate) struct MessageView {
     body: BodyView,
 }
 
-/// `body` where the bytes are text, else `bodyBase64`.
+/// `body` if the bytes are text, else `bodyBase64`.
 #[derive(Debug, Serialize, Deserialize)]
 enum BodyView {
     #[serde(rename = "body")]
@@ -42,7 +41,7 @@ enum BodyView {
     Base64(String),
 }
 
-/// An object, in the order of arrival; a bare key has null.
+/// An object, in order of arrival. A key without a value has null.
 #[derive(Debug)]
 struct PropertiesView(Properties);
 

@@ -1,4 +1,4 @@
-//! What goes over the control socket: one JSON object per line, each way, an answer for each request.
+//! The lines on the control socket: one JSON object per line, each way, one answer for each request.
 //!
 //! Owns: the shapes of the lines and their limits. Must not know: sockets.
 //!
@@ -18,7 +18,8 @@ use crate::inbox::Query;
 
 /// Longest request, with its line feed.
 pub(super) const MAX_REQUEST_BYTES: u64 = 64 * 1024;
-/// Longest answer that a client takes: a page of records, all with a full output that JSON escapes at length.
+/// Longest answer that a client takes: a page of records, all with full outputs, which get longer when JSON escapes
+/// them.
 pub(super) const MAX_ANSWER_BYTES: u64 = 16 * 1024 * 1024;
 /// Most records in one answer.
 pub(crate) const MAX_PAGE: usize = 200;
@@ -43,7 +44,7 @@ pub(super) enum Answer {
     Error(String),
 }
 
-/// An object as its line. The shapes have text for all keys, so that this cannot fail; if it did, the line would say so.
+/// An object as its line. The shapes have text for all keys, so this cannot fail. If it did, the line would say so.
 pub(super) fn line(object: &impl Serialize) -> Vec<u8> {
     let text = serde_json::to_vec(object);
     let mut line = text.unwrap_or_else(|error| format!("{{\"error\":\"defect: {error}\"}}").into_bytes());

@@ -139,7 +139,7 @@ fn what_had_its_turn_before_the_lanes_were_made_anew_has_it_still() {
 }
 
 proptest! {
-    /// Each action has its turn once; no two of one lane run side by side; never more programs than slots.
+    /// Each action has its turn once. No two actions of one lane run at once, and never more programs than slots.
     #[test]
     fn each_action_gets_a_turn_and_no_two_share_a_lane(
         actions in proptest::collection::vec((proptest::collection::btree_set(0usize..4, 1..3), any::<bool>()), 1..60),
@@ -174,15 +174,15 @@ proptest! {
         prop_assert_eq!(ended.len(), actions.len());
     }
 
-    /// Actions come, run, fail, pause and end at any times. What the twin's make one of the owner's wait is never more than
-    /// the bound, however many they are; and none of the owner's is passed over.
+    /// Actions come, run, fail, pause and end at any time. The twin's rules never delay an action of the owner's by
+    /// more than the bound, however many there are. No action of the owner's is passed over.
     #[test]
     fn rules_of_the_twin_hold_the_owners_up_for_no_longer_than_the_bound(
         arrivals in proptest::collection::vec(arrival(), 1..60),
         slots in 2usize..4,
     ) {
         let waits = simulated(&arrivals, slots);
-        // While it waits something runs or pauses all the time: what is not the twin's is the owner's.
+        // While it waits, some action always runs or pauses. So the rest of the wait comes from the owner's actions.
         let owners: Duration = arrivals.iter().filter(|one| !one.of_twin).map(Arrival::longest).sum();
         for (ticket, one) in arrivals.iter().enumerate().filter(|(_, one)| !one.of_twin) {
             let wait = waits[ticket];
@@ -194,12 +194,12 @@ proptest! {
 /// An action that comes.
 #[derive(Debug, Clone)]
 struct Arrival {
-    /// After the one before it.
+    /// The time since the arrival before it.
     gap: Duration,
     lanes: Arc<[Lane]>,
     of_twin: bool,
     child: bool,
-    /// How long each attempt and each pause takes; what an attempt may take is up to `slack` more.
+    /// How long each attempt and each pause takes. The allowed time is up to `slack` longer.
     attempts: Vec<(Duration, Duration)>,
     slack: Duration,
 }
@@ -219,7 +219,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
             if !of_twin {
                 lanes.remove(&3);
                 lanes.insert(0);
-                // Mostly none: then all waiting is for the twin's.
+                // Most attempts take no time, so that all waiting comes from the twin's actions.
                 attempts.iter_mut().for_each(|one| *one = (one.0 / 11, one.1 / 3));
             } else if lanes.iter().all(|lane| *lane == 3) {
                 attempts.iter_mut().for_each(|one| *one = (one.0 * 100, one.1 * 100));
@@ -234,7 +234,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
                 attempts,
                 slack: if of_twin { seconds(slack) } else { Duration::ZERO },
             };
-            // As the configuration has it: what may share a lane with the owner's is within the bound.
+            // The configuration keeps an action within the bound if it may share a lane with the owner's.
             if of_twin && one.lanes.iter().any(|lane| *lane != 3) {
                 one.slack = one.slack.saturating_sub(one.longest().saturating_sub(TWIN_WAIT));
             }
@@ -250,7 +250,7 @@ enum What {
     Rested,
 }
 
-/// For how long each action waited: for its turn and, between attempts, for its slot. None: it was late, and left.
+/// How long each action waited for its turn and, between attempts, for its slot. None: it was late, and left.
 fn simulated(arrivals: &[Arrival], slots: usize) -> Vec<Option<Duration>> {
     let (mut all, start) = (Lanes::new(4, slots), Instant::now());
     let mut events = std::collections::BTreeSet::new();

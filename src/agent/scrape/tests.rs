@@ -1,4 +1,4 @@
-//! The endpoint comes, goes and moves, whatever the address is worth; on a clock that jumps to the next thing to do.
+//! The endpoint opens, closes and moves, at good and bad addresses. The clock jumps to the next thing to do.
 #![cfg(feature = "metrics")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ fn any_port() -> MetricsSettings {
     at("127.0.0.1:0".parse().expect("an address"))
 }
 
-/// Serves for a while in which nobody scrapes.
+/// Serves for a while in which no scraper connects.
 async fn serve(scraper: &mut Scraper, time: Duration) {
     assert!(timeout(time, scraper.next()).await.is_err(), "nobody asked");
 }
@@ -55,7 +55,7 @@ async fn another_configuration_moves_the_endpoint_or_ends_it_and_counts_stay() {
     serve(&mut scraper, RETRY).await;
     assert_eq!(address(&scraper), Some(first), "nothing has changed");
 
-    // The same port, which is free only when the endpoint that has it is closed.
+    // The port is the same, so it is free only after the endpoint that has it is closed.
     scraper.change(None);
     scraper.change(Some(&at(first)));
     serve(&mut scraper, Duration::from_secs(1)).await;
