@@ -1,12 +1,11 @@
 //! The inbox: the durable record of each message, so that none is lost and none is acted on twice.
 //!
-//! Owns: the file, its states (accepted, started, finished, dead), duplicates, retention, dead letters, the reports that
-//! wait for the hub; what happens when the disk does not do as it should.
-//! Must not know: sessions, rules, actions.
+//! Owns: the file, its states (accepted, started, finished, dead), duplicates, retention, dead letters, the reports
+//! that wait for the hub; what to do if the disk fails. Must not know: sessions, rules, actions.
 //!
-//! A thread of its own (`worker.rs`) owns the file (`store.rs`), because a write waits for the disk. The agent hands in
-//! operations ([`Inbox::submit`]) and gets their answers when they are on disk ([`Inbox::next`]); what has been handed
-//! in while a write was under way goes into one transaction together.
+//! A separate thread (`worker.rs`) owns the file (`store.rs`), because a write waits for the disk. The agent hands in
+//! operations ([`Inbox::submit`]) and gets their answers when they are on disk ([`Inbox::next`]). Operations that are
+//! handed in during a write go into one transaction together.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
@@ -42,50 +41,50 @@ use trouble::Failure;
 pub(crate) use trouble::InboxError;
 use worker::{Command, MOST_OPS, Worker};
 
-/// How long [`Inbox::close`] may take: what the agent's eight seconds for a shutdown leave.
+/// How long [`Inbox::close`] may take: the rest of the agent's eight seconds for a shutdown.
 const CLOSE_LIMIT: Duration = Duration::from_millis(700);
 
-/// How long confirmations wait for something else to be written, which takes them along. They need no fsync of their own while
-/// messages come; but what a power cut takes from them makes an equal message, sent later, look like a redelivery.
+/// How long confirmations wait for another write that takes them along. While messages come, they need no fsync of
+/// their own. But if a power cut loses them, an equal message that is sent later looks like a redelivery.
 const CONFIRMED_REST: Duration = Duration::from_secs(60);
 
-/// The inbox of a running agent. Dropped, what was handed in and not written is lost, as by a crash.
+/// The inbox of a running agent. When it is dropped, operations that are not written are lost, as in a crash.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    /// Handed in, and not yet with the thread.
+    /// Operations that the thread does not have yet.
     waiting: Vec<Op>,
-    /// Confirmations that wait for something else to be written, and until when they do.
+    /// Confirmations that wait for another write, and how long they wait at most.
     confirmed: Vec<Number>,
     confirmed_due: Instant,
-    /// Whether the thread has a batch. It is given one at a time, so that what is handed in meanwhile gathers.
+    /// Whether the thread has a batch. It gets one at a time, so that operations gather meanwhile.
     busy: bool,
     commands: SyncSender<Command>,
     news: Receiver<News>,
-    /// The thread ended although it should not have, and that was told.
+    /// Whether the agent knows already that the thread ended, which is a defect.
     lost: bool,
 }
 
 impl Inbox {
-    /// The claim to an inbox, which is to be made good with [`Claim::make_good`] before it is opened. As long as it lives, no
-    /// other agent has the inbox.
+    /// The claim to an inbox. The caller must take it with [`Claim::make_good`] before it opens the inbox. As long as
+    /// the claim lives, no other agent has the inbox.
     pub(crate) fn claim(settings: &InboxSettings) -> Claim {
         Claim::new(&settings.path, true)
     }
 
-    /// Begins to open the file, which is created where it is missing. Never fails: trouble is [`News`], and the inbox
-    /// tries again by itself.
+    /// Begins to open the file, and creates it if it is missing. Never fails: trouble is reported as [`News`], and
+    /// the inbox tries again by itself.
     pub(crate) fn open(claim: &Claim, settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
         Self::begin(Keeper::new(InboxPath::claimed(claim.clone()), settings.clone(), clock))
     }
 
     fn begin<P: Place + Send + 'static>(keeper: Keeper<P>) -> Self {
-        // One batch, and the wish to close behind it.
+        // Room for one batch and for the request to close after it.
         let (commands, received) = sync_channel(2);
-        // The thread waits when nobody takes its news.
+        // If the agent takes no news, the thread waits.
         let (news, told) = mpsc::channel(4);
         let thread = std::thread::Builder::new().name("inbox".to_owned());
         if let Err(error) = thread.spawn(move || Worker::new(keeper, received, news).run()) {
-            // Then both channels are closed, and `next` says that the inbox is lost.
+            // Both channels are then closed, so `next` says that the inbox is lost.
             tracing::error!("the inbox's thread cannot be started: {error}");
         }
         Self {
@@ -99,7 +98,7 @@ impl Inbox {
         }
     }
 
-    /// Hands in an operation. Never blocks; the caller bounds how many are under way.
+    /// Hands in an operation. Never blocks. The caller limits how many are under way.
     pub(crate) fn submit(&mut self, op: Op) {
         match op {
             Op::Confirmed(numbers) => {
@@ -128,7 +127,7 @@ impl Inbox {
             Some(news) => {
                 if matches!(news, News::Done { .. }) {
                     self.busy = false;
-                    // The thread writes while the caller works on these answers.
+                    // The thread writes the next batch while the caller works on these answers.
                     self.hand_over();
                 }
                 news
@@ -144,8 +143,8 @@ impl Inbox {
         }
     }
 
-    /// Writes what was handed in, closes the file, and tells the answers that were not told. Takes at most a second.
-    /// What is handed in afterwards goes nowhere.
+    /// Writes what was handed in, closes the file, and returns the remaining answers. Takes at most a second. What is
+    /// handed in later is lost.
     pub(crate) async fn close(&mut self) -> Vec<Answer> {
         let mut told = Vec::new();
         self.take_confirmed();
@@ -165,7 +164,7 @@ impl Inbox {
         told
     }
 
-    /// Confirmations go first: a message that comes behind them is then known to be another one.
+    /// Puts confirmations first, so that a later message in the same batch counts as another one.
     fn take_confirmed(&mut self) {
         if !self.confirmed.is_empty() {
             self.waiting.insert(0, Op::Confirmed(std::mem::take(&mut self.confirmed)));
@@ -179,12 +178,12 @@ impl Inbox {
         self.take_confirmed();
         let rest = self.waiting.split_off(self.waiting.len().min(MOST_OPS));
         let batch = std::mem::replace(&mut self.waiting, rest);
-        // There is room, as nothing is under way; a thread that has ended is told of by `next`.
+        // There is room, because no batch is under way. If the thread has ended, `next` reports it.
         self.busy = self.commands.try_send(Command::Write(batch)).is_ok();
     }
 }
 
-/// The inbox's file while no agent runs: for the command line.
+/// The inbox's file while no agent runs, for the command line.
 #[derive(Debug)]
 pub(crate) struct InboxFile {
     keeper: Keeper<InboxPath>,
@@ -194,10 +193,10 @@ impl InboxFile {
     /// Opens a file that exists.
     ///
     /// # Errors
-    /// [`InboxError::InUse`] while an agent has it, [`InboxError::Missing`], or what is wrong with it.
+    /// [`InboxError::InUse`] while an agent has it, [`InboxError::Missing`], or the fault of the file.
     pub(crate) fn open(settings: &InboxSettings) -> Result<Self, InboxError> {
         let place = InboxPath::new(settings.path.clone(), false);
-        // Records go by the agent's settings, when it runs: nothing goes because somebody looks.
+        // Only the agent's settings may remove records, when it runs. A look from the command line removes none.
         let settings = InboxSettings { keep: Duration::MAX, max_size: u64::MAX, ..settings.clone() };
         let mut keeper = Keeper::new(place, settings, || SystemTime::UNIX_EPOCH);
         match keeper.try_open() {
@@ -206,10 +205,10 @@ impl InboxFile {
         }
     }
 
-    /// Answers a question, or fulfils a wish; on disk when this returns.
+    /// Answers a question or fulfils a request. The change is on disk when this returns.
     ///
     /// # Errors
-    /// When the disk does not do as it should.
+    /// When the disk fails.
     pub(crate) fn query(&mut self, query: Query, now: SystemTime) -> Result<Reply, InboxError> {
         let mut batch = Batch::new(vec![Op::Query { ticket: 0, query }]);
         let answers = self.keeper.write_at(&mut batch, now);
@@ -221,7 +220,7 @@ impl InboxFile {
         }
     }
 
-    /// How much there is.
+    /// The counts of the file.
     pub(crate) fn counts(&self) -> Counts {
         self.keeper.counts()
     }

@@ -1,7 +1,7 @@
-//! One batch of operations on open tables: what each does to the file and to what is in memory.
+//! One batch of operations on open tables: what each does to the file and to the memory.
 //!
-//! Owns: the state machine of a record, duplicates, room. Must not know: commit, threads, files.
-//! Questions and wishes of people are in `query.rs`, what goes and when in `retention.rs`.
+//! Owns: the state machine of a record, duplicates, room. Must not know: commit, threads, files. Questions and
+//! requests of people are in `query.rs`, removal of records in `retention.rs`.
 
 use bytes::Bytes;
 
@@ -23,24 +23,24 @@ pub(super) struct Work<'w, 't> {
     pub(super) circumstances: &'w Circumstances<'w>,
     /// Whether there is anything to commit.
     written: bool,
-    /// Records that went in this transaction.
+    /// How many records this transaction removed.
     pub(super) gone: usize,
     pub(super) notes: Notes,
 }
 
-/// What is worth a word in the log, once.
+/// What should be logged once.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Notes {
-    /// A message has an id that another one had, and counts as a message of its own.
+    /// A message has the id of an earlier one, and counts as a new message.
     pub(super) reused_id: bool,
-    /// A record went before its time, for want of room.
+    /// A record was removed before its time, to make room.
     pub(super) forgot: bool,
-    /// The last new message found no room; or it found some.
+    /// Whether the last new message found no room. None if there was no new message.
     pub(super) full: Option<bool>,
 }
 
-/// What became of a change of a record. An agent may be late when somebody dropped a message, or when the file had to
-/// be replaced.
+/// The result of a change of a record. An agent may be late if a person dropped the message, or if the file was
+/// replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Altered {
     Done,
@@ -58,7 +58,7 @@ impl<'w, 't> Work<'w, 't> {
         Self { tables, ledger, sums, circumstances, written: false, gone: 0, notes: Notes::default() }
     }
 
-    /// Applies all of them, in order; then what may go goes.
+    /// Applies all operations in order, and then removes what may be removed.
     pub(super) fn all(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
         let answers = ops.iter().map(|op| self.one(op)).collect::<Result<_, _>>()?;
         self.let_go()?;
@@ -124,6 +124,7 @@ impl<'w, 't> Work<'w, 't> {
             (id, delivery) = (Key::of_id_of(message), Key::of_delivery(message));
             let by_id = is_known_by_id(message, self.circumstances.settings.known_by);
             let same_id = self.ledger.find(id).map(Number);
+            // If the id is a key, it decides alone. If not, the whole delivery is compared.
             let known = match same_id {
                 Some(number) if by_id => (!self.was_in_vain(number, delivery)?).then_some(number),
                 None if by_id => None,
@@ -141,7 +142,7 @@ impl<'w, 't> Work<'w, 't> {
         Ok(self.add(delivery, id, arrival)?.map_or(Verdict::Full, Verdict::New))
     }
 
-    /// Adds a record of a new message; none, where there is no room.
+    /// Adds a record of a new message. None if there is no room.
     fn add(&mut self, delivery: Key, id: Key, arrival: &Arrival) -> Result<Option<Number>, Failure> {
         let number = Number(self.sums.numbers.last_record + 1);
         let message = arrival.message.as_ref();
@@ -177,7 +178,8 @@ impl<'w, 't> Work<'w, 't> {
         Ok(Some(number))
     }
 
-    /// Whether nothing was done with a message, and this is another one with its id: to repeat what had expired is no repetition.
+    /// Whether the recorded message was never run and this arrival is another message with its id. If the first one
+    /// expired, the second one is no repetition.
     fn was_in_vain(&self, number: Number, delivery: Key) -> Result<bool, Failure> {
         if self.ledger.get(number.0).is_none_or(|entry| entry.delivery == delivery) {
             return Ok(false);
@@ -186,8 +188,8 @@ impl<'w, 't> Work<'w, 't> {
         Ok(outcome.is_some_and(|outcome| outcome.outcome.may_come_to_be_run()))
     }
 
-    /// A message has the id of another one, by which it is known, and perhaps other content: then it is said, and recorded, that it
-    /// was not run. Once: it may be sent again itself.
+    /// If a message has the key id of another one but other content, logs and records that it was not run. It does
+    /// this only once, because the message itself may be sent again.
     fn note_repeated_id(&mut self, first: Number, delivery: Key, arrival: &Arrival) -> Result<(), Failure> {
         if self.ledger.find(delivery).is_some() {
             return Ok(());
@@ -210,13 +212,13 @@ impl<'w, 't> Work<'w, 't> {
             "message not acted on"
         );
         let intent = Intent::End { outcome: Box::new(outcome), report: None };
-        // It is not known by its id, which is that of the first one.
+        // The record has no id key, because the id is that of the first message.
         let repeated =
             Arrival { intent, message: arrival.message.clone(), rule: arrival.rule.clone(), ..*arrival };
         self.add(delivery, Key::NONE, &repeated).map(drop)
     }
 
-    /// The hub has the completion of a message.
+    /// Records that the hub has the completion of a message.
     fn confirm(&mut self, number: Number) -> Result<(), Failure> {
         use redb::ReadableTable as _;
         let value = self.tables.records.get(number.0)?.map(|value| value.value().to_vec());
@@ -229,7 +231,7 @@ impl<'w, 't> Work<'w, 't> {
         Ok(())
     }
 
-    /// A message of which there is a record.
+    /// Decides on a message that has a record.
     fn came_again(&mut self, number: Number, delivery: Key, arrival: &Arrival) -> Result<Verdict, Failure> {
         let entry = self.ledger.get(number.0);
         if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
@@ -247,7 +249,7 @@ impl<'w, 't> Work<'w, 't> {
         let Some(message) = arrival.message.as_ref().filter(|_| begins_anew) else {
             return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
         };
-        // It was given back to the hub, which is what brought it here again, or nothing was done with it: from its beginning.
+        // The hub sent it again after it was given back, or it was never run. So its record begins again.
         stored.record = new_record(number, message.message_id(), arrival);
         stored.confirmed = false;
         let message = codec::encode_message(&message.to_bag(), &message.body);
@@ -291,7 +293,7 @@ impl<'w, 't> Work<'w, 't> {
             self.count(outcome.outcome);
         }
         match report {
-            // It was reported when it ended.
+            // If the message had ended before, its end was reported then.
             Some(report) if altered != Altered::EndedBefore => self.add_report(report),
             _ => Ok(()),
         }
@@ -326,7 +328,7 @@ impl<'w, 't> Work<'w, 't> {
         value.map(|value| Stored::decode(number.0, value.value()).map_err(Failure::Corrupt)).transpose()
     }
 
-    /// Writes a changed record; its message goes when it can no longer be run.
+    /// Writes a changed record. Removes its message if it can no longer be run.
     pub(super) fn store(&mut self, mut stored: Stored) -> Result<(), Failure> {
         let number = stored.record.number.0;
         if stored.record.state == State::Finished && stored.message_len > 0 {
@@ -345,7 +347,7 @@ impl<'w, 't> Work<'w, 't> {
         Ok(())
     }
 
-    /// Takes a record out, with its message.
+    /// Removes a record and its message.
     pub(super) fn remove(&mut self, number: u64) -> Result<(), Failure> {
         self.tables.records.remove(number)?;
         if self.ledger.remove(number).is_some_and(|entry| entry.state == State::Dead) {
@@ -367,7 +369,8 @@ impl<'w, 't> Work<'w, 't> {
         self.ledger.report_bytes += report.len() as u64;
         self.written = true;
         let most = self.circumstances.settings.max_reports;
-        // A quarter of the room at most: reports must not push out what messages are known by.
+        // Reports may take at most a quarter of the room, so that they do not push out the records by which messages
+        // are recognised.
         let most_bytes = self.circumstances.settings.max_size / 4;
         while self.ledger.reports > most || (self.ledger.report_bytes > most_bytes && self.ledger.reports > 1)
         {
@@ -424,7 +427,7 @@ fn started(record: &mut Record, start: Start) {
     record.retry_on_crash = start.retry_on_crash;
 }
 
-/// Back to accepted. An attempt that was not made does not count.
+/// Sets a record back to accepted. An attempt that was not made does not count.
 fn put_back(record: &mut Record, made: bool) {
     record.state = State::Accepted;
     if !made {
@@ -435,16 +438,17 @@ fn put_back(record: &mut Record, made: bool) {
     }
 }
 
-/// A call that no rule takes is of no use later: its caller has heard so, and calls again or does not.
+/// Whether a message is a call. A call that no rule matches is not kept: its caller got the answer, and decides
+/// whether to call again.
 fn is_call(message: &C2dMessage) -> bool {
     matches!(message.source(), Source::Method(_))
 }
 
-/// Ends a record: finished, or dead where the kind of outcome says so and it is to be kept. Attempts whose beginnings were not
-/// noted count, too.
+/// Ends a record: finished, or dead if the kind of outcome says so and it is to be kept. Attempts count even if their
+/// starts were not recorded.
 pub(super) fn finish(record: &mut Record, outcome: OutcomeReport, is_kept: bool) {
     record.attempts = record.attempts.max(outcome.attempt);
-    // The rules may have changed since it was accepted.
+    // The rules may have changed since the message was accepted.
     record.rule = outcome.rule.clone().or(record.rule.take());
     let is_dead = is_kept && outcome.outcome.is_dead_letter();
     record.state = if is_dead { State::Dead } else { State::Finished };

@@ -1,11 +1,12 @@
-//! Records and messages to bytes and back: what stands in the file's tables.
+//! Records and messages to bytes and back: the values in the file's tables.
 //!
 //! Owns: the layout of values. Must not know: tables, transactions.
 //!
-//! A record: the digests of its delivery and of its id (16 bytes each), its sequence number and enqueued time (u64 and i64 LE;
-//! zeros where the transport tells none), whether its completion is confirmed (1 byte), the length of its message or 0 (u32 LE), the
-//! [`Record`] as JSON. What stands before the JSON does so that a scan neither hashes nor reads messages.
-//! A message: the length of its property bag (u32 LE), the bag, the body.
+//! A record has: the digests of its delivery and of its id (16 bytes each), its sequence number and enqueued time
+//! (u64 and i64 LE; zeros if the transport has none), whether its completion is confirmed (1 byte), the length of its
+//! message or 0 (u32 LE), the [`Record`] as JSON. The fields before the JSON let a scan run without hashing or
+//! reading messages.
+//! A message has: the length of its property bag (u32 LE), the bag, the body.
 
 use bytes::Bytes;
 
@@ -14,22 +15,22 @@ use super::record::Record;
 use crate::message::{C2dMessage, Sequence};
 
 const LENGTH: usize = size_of::<u32>();
-/// Where the word of the confirmation stands.
+/// Where the byte of the confirmation is.
 const CONFIRMED: usize = 2 * Key::LEN + 2 * size_of::<u64>();
-/// Stands for none.
+/// Means that there is none.
 const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 
 /// A record as it is stored.
 #[derive(Debug)]
 pub(super) struct Stored {
-    /// Of all that was delivered.
+    /// The digest of the whole delivery.
     pub(super) delivery: Key,
-    /// Of the id, where it is known by that: not that of a message which was passed over for its id.
+    /// The digest of the id. [`Key::NONE`] if the message was passed over because another one has its id.
     pub(super) id: Key,
     pub(super) sequence: Option<Sequence>,
-    /// Whether the hub is known to have the completion.
+    /// Whether the hub has confirmed the completion.
     pub(super) confirmed: bool,
-    /// How long its message is, as stored; 0 when there is none.
+    /// The length of its message, as stored. 0 if there is none.
     pub(super) message_len: u32,
     pub(super) record: Record,
 }
@@ -49,7 +50,7 @@ impl Stored {
         Ok(value)
     }
 
-    /// The reason is one for a sentence about a damaged file.
+    /// An error is a reason for a sentence about a damaged file.
     pub(super) fn decode(number: u64, value: &[u8]) -> Result<Self, String> {
         let broken = |reason: String| format!("record {number} cannot be read: {reason}");
         let too_short = || broken("it is too short".into());
@@ -76,13 +77,13 @@ impl Stored {
     }
 }
 
-/// Notes in a stored record that its completion is confirmed; true when that is new. Without reading the record, as this is done for
-/// each message.
+/// Marks the completion in a stored record as confirmed. True if that is new. It does not decode the record, because
+/// it runs for each message.
 pub(super) fn confirm(value: &mut [u8]) -> bool {
     value.get_mut(CONFIRMED).is_some_and(|confirmed| std::mem::replace(confirmed, 1) == 0)
 }
 
-/// `bag` is the message's property bag, which the caller has at hand.
+/// `bag` is the message's property bag, which the caller has already.
 pub(super) fn encode_message(bag: &str, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bag.len()).unwrap_or(u32::MAX);
     let mut value = Vec::with_capacity(LENGTH + bag.len() + body.len());
@@ -92,7 +93,7 @@ pub(super) fn encode_message(bag: &str, body: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The reason is one for a sentence about a damaged file.
+/// An error is a reason for a sentence about a damaged file.
 pub(super) fn decode_message(number: u64, value: &[u8]) -> Result<C2dMessage, String> {
     let broken = |reason: &str| format!("the message of record {number} cannot be read: {reason}");
     let (length, rest) = value.split_first_chunk::<LENGTH>().ok_or_else(|| broken("it is too short"))?;

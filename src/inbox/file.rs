@@ -1,7 +1,8 @@
-//! The inbox's file on the disk: created for its owner only, opened when it is only its owner's, moved aside when it is damaged.
+//! The inbox's file on the disk: created for its owner only, opened only if no other user can change it, moved aside
+//! if damaged.
 //!
-//! Owns: permissions, what an inbox looks like from outside, the name of a damaged file, what must reach the disk besides the file's own content.
-//! Must not know: what is in it.
+//! Owns: permissions, what an inbox looks like from outside, the name of a damaged file, what must reach the disk
+//! besides the file's own content. Must not know: what is in it.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -20,35 +21,35 @@ use super::trouble::Failure;
 use super::watched::Watched;
 use crate::trust;
 
-/// redb's page cache. The whole agent is to stay within a few MB; what is needed at once is in the ledger.
+/// redb's page cache. It is small, because the agent should need only a few MB, and the ledger has what is needed
+/// often.
 const CACHE_BYTES: usize = 512 * 1024;
 
 /// Where the database comes from.
 pub(super) trait Place {
-    /// Opens it, or creates it where it is missing.
+    /// Opens it, or creates it if it is missing.
     fn open(&mut self) -> Result<Database, Failure>;
 
-    /// A write failed: what is read from now on must come from the disk.
+    /// Called when a write failed: later reads must come from the disk.
     fn distrust_cache(&self);
 
-    /// Moves a damaged one aside; tells where to.
+    /// Moves a damaged one aside, and returns where to.
     fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Failure>;
 
-    /// For sentences.
+    /// The path to name in sentences.
     fn path(&self) -> &Path;
 }
 
-/// With these bytes each file of redb begins.
+/// Every file of redb begins with these bytes.
 const BEGINNING: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
-/// A file.
 #[derive(Debug)]
 pub(super) struct InboxPath {
     claim: Claim,
     path: PathBuf,
     /// Whether to create it.
     create: bool,
-    /// Whether its permissions were complained of.
+    /// Whether the log has a warning about its permissions.
     warned: bool,
 }
 
@@ -57,7 +58,7 @@ impl InboxPath {
         Self { claim: Claim::new(&path, create), path, create, warned: false }
     }
 
-    /// The file that this process has claimed, or will when it can.
+    /// The file that this process has claimed, or will claim when it can.
     pub(super) fn claimed(claim: Claim) -> Self {
         let path = claim.inbox().to_owned();
         Self { claim, path, create: true, warned: false }
@@ -77,20 +78,21 @@ impl InboxPath {
         }
     }
 
-    /// Begins under another name: a file of this name is always whole, so that one which cannot be read is damaged.
+    /// Creates the file under another name first. So a file with the real name is always whole, and one that cannot
+    /// be read is damaged.
     fn create(&self) -> Result<Database, Failure> {
         let failed = |error| Failure::Io("create", error);
         let mut begun = self.path.clone().into_os_string();
         begun.push(".new");
         let begun = PathBuf::from(begun);
-        // From its first instant on nobody else can read it: messages may hold secrets.
+        // No other user can ever read it, because messages may hold secrets.
         let file = trust::create_anew(&begun, 0o600).map_err(failed)?;
         let made = database(file).and_then(|database| {
             name_it(&begun, &self.path).map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => Failure::InUse(Holder::default()),
                 _ => failed(error),
             })?;
-            // Else the file's name may be gone after a power cut, although its content was synced.
+            // Without this sync, a power cut may lose the file's name, although its content was synced.
             trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
             Ok(database)
         });
@@ -102,22 +104,22 @@ impl InboxPath {
         made
     }
 
-    /// Refuses what is not only the agent's user's: who writes there makes the agent run things. Complains once of what is
-    /// merely unwise.
+    /// Refuses a file that another user can change, because that user could make the agent run things. Warns once
+    /// about less serious permissions.
     fn check(&mut self, file: &File) -> Result<(), Failure> {
         let metadata = file.metadata().map_err(|error| Failure::Io("open", error))?;
         if !metadata.is_file() {
             return Err(Failure::NotAFile("a device, a pipe or a socket"));
         }
         if let Some(foreign) = trust::foreign_in(&self.path, &metadata)
-            // The command line may well be root's.
+            // The command line may run as root.
             && (self.create || foreign.is_writable() || !geteuid().is_root())
         {
             let (path, what, remedy) = (self.path.display(), foreign.what(), foreign.remedy());
             return Err(Failure::Foreign(format!("the inbox {path} {what}, so it is not read: {remedy}")));
         }
         if self.create && metadata.len() == 0 {
-            // Not made by an agent, whose files are whole from the beginning.
+            // An agent did not make it, because an agent's files are whole from the start.
             tracing::warn!(
                 "the inbox {} was an empty file: the agent begins a new one, and the records of an earlier \
                  one are lost",
@@ -139,7 +141,7 @@ impl InboxPath {
                 mode & 0o7777
             );
         }
-        // That others can write there is told with the configuration.
+        // Another check, with the configuration, reports if others can write there.
         let directory = trust::directory_of(&self.path);
         if let Some(foreign) = trust::foreign(directory).filter(|foreign| foreign.owner().is_some()) {
             let (directory, what, remedy) = (directory.display(), foreign.what(), foreign.remedy());
@@ -150,7 +152,7 @@ impl InboxPath {
     }
 }
 
-/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros where it begins.
+/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros at its beginning.
 pub(super) fn is_inbox(file: &File) -> io::Result<bool> {
     let mut beginning = Vec::new();
     file.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
@@ -167,7 +169,7 @@ impl Place for InboxPath {
         self.claim.take()?;
         match self.existing()? {
             Some(database) => Ok(database),
-            // What it points to may be on a disk that is not mounted yet.
+            // The link may point to a disk that is not mounted yet.
             None if self.path.is_symlink() => Err(Failure::NotAFile("a broken link")),
             None if self.create => self.create(),
             None => Err(Failure::Missing),
@@ -175,8 +177,8 @@ impl Place for InboxPath {
     }
 
     fn distrust_cache(&self) {
-        // After a failed write Linux keeps the pages as if they were written. Best effort: what cannot be dropped is
-        // read as it is, and checked by its checksums all the same.
+        // After a failed write, Linux keeps the pages as if they were written. This is best effort: pages that cannot
+        // be dropped are read as they are, and redb's checksums still check them.
         if let Ok(file) = File::open(&self.path)
             && let Err(error) = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
         {
@@ -190,7 +192,7 @@ impl Place for InboxPath {
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".corrupt-{stamp}"));
         let mut aside = PathBuf::from(&name);
-        // Never over another one. Only this process writes such names, as it holds the directory's inbox.
+        // Never overwrite an older one. Only this process writes such names, because it holds this inbox.
         let mut count = 1;
         while aside.symlink_metadata().is_ok() {
             count += 1;
@@ -208,18 +210,19 @@ impl Place for InboxPath {
     }
 }
 
-/// Gives a new file its name, but not over another one: an agent that started at the same time may have been first.
+/// Gives a new file its name, but does not replace another one: an agent that started at the same time may have been
+/// first.
 pub(super) fn name_it(begun: &Path, path: &Path) -> io::Result<()> {
     match renameat_with(CWD, begun, CWD, path, RenameFlags::NOREPLACE) {
-        // Not every file system can do that.
+        // Not every file system supports NOREPLACE.
         Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(begun, path),
         renamed => Ok(renamed?),
     }
 }
 
 fn database(file: File) -> Result<Database, Failure> {
-    // The check reads all of the file, which is small, and finds damage as an error. Without it, redb trusts a file
-    // that was closed in good order, and may panic on it later.
+    // The check reads the whole file, which is small, and reports damage as an error. Without it, redb trusts a file
+    // that was closed properly, and may panic on it later.
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true)

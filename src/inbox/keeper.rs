@@ -1,7 +1,7 @@
 //! Keeps the file open, and makes sure that a batch of operations is on disk exactly once, however the disk behaves.
 //!
-//! Owns: reopening after a failure, the batch whose fate is in doubt, replacing a damaged file, one-time warnings.
-//! Must not know: threads, delays.
+//! Owns: reopening after a failure, the batch that may or may not be in the file, replacing a damaged file, one-time
+//! warnings. Must not know: threads, delays.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
@@ -19,9 +19,9 @@ use crate::config::InboxSettings;
 #[derive(Debug)]
 pub(super) struct Batch {
     ops: Vec<Op>,
-    /// Recorded with the transaction: after a failure it tells whether the transaction is in the file all the same.
+    /// Recorded with the transaction. After a failure it shows whether the transaction is in the file.
     stamp: u64,
-    /// What the last try came to; valid if its stamp is in the file.
+    /// The result of the last try. It is valid if the file has its stamp.
     applied: Option<Applied>,
 }
 
@@ -31,11 +31,11 @@ impl Batch {
     }
 }
 
-/// What is remembered of a store that had to be dropped.
+/// What is remembered of a store that was dropped.
 #[derive(Debug)]
 struct Left {
     stamp: u64,
-    /// If the transaction with that stamp is in the file, and if not.
+    /// The marks if the transaction with that stamp is in the file, and the marks if it is not.
     with: Marks,
     without: Marks,
 }
@@ -47,7 +47,7 @@ pub(super) struct Keeper<P> {
     clock: fn() -> SystemTime,
     store: Option<Store>,
     left: Option<Left>,
-    /// Numbers that were told: they go on after these, whatever file is opened.
+    /// The highest numbers that were given out. New numbers follow them, whatever file is opened.
     floor: Numbers,
     told_reused_id: bool,
     forgetting: bool,
@@ -73,7 +73,7 @@ impl<P: Place> Keeper<P> {
         &self.place
     }
 
-    /// Opens the file. One that is damaged is moved aside, and a new one is begun.
+    /// Opens the file. If it is damaged, moves it aside and begins a new one.
     pub(super) fn open(&mut self) -> Result<(), Failure> {
         let reason = match self.try_open() {
             Err(Failure::Corrupt(reason)) => reason,
@@ -94,13 +94,13 @@ impl<P: Place> Keeper<P> {
         self.try_open()
     }
 
-    /// As [`Keeper::open`], but a damaged file stays where it is.
+    /// Like [`Keeper::open`], but a damaged file stays where it is.
     pub(super) fn try_open(&mut self) -> Result<(), Failure> {
         if self.store.is_some() {
             return Ok(());
         }
         let (place, floor) = (&mut self.place, self.floor);
-        // redb checks what it reads, but not so that no damaged file can make it panic.
+        // redb checks what it reads, but a damaged file can still make it panic.
         let mut store = guarded(|| Store::open(place.open()?, floor)).map_err(|failure| match failure {
             Failure::Defect(reason) => Failure::Corrupt(reason),
             failure => failure,
@@ -114,7 +114,7 @@ impl<P: Place> Keeper<P> {
         Ok(())
     }
 
-    /// What the agent wants to know at its start.
+    /// What the agent needs at its start.
     pub(super) fn opened(&mut self) -> Result<Opened, Failure> {
         self.open()?;
         let now = to_millis((self.clock)());
@@ -136,13 +136,14 @@ impl<P: Place> Keeper<P> {
         }
     }
 
-    /// Writes a batch, or finds that it is written. After a failure the same batch is to be given again.
+    /// Writes a batch, or finds that it is written already. After a failure the caller must pass the same batch
+    /// again.
     pub(super) fn write(&mut self, batch: &mut Batch) -> Result<(Vec<Answer>, Counts), Failure> {
         self.open()?;
         self.write_at(batch, (self.clock)())
     }
 
-    /// As [`Keeper::write`], when the file is open, at a time that is given.
+    /// Like [`Keeper::write`], if the file is open, at a given time.
     pub(super) fn write_at(
         &mut self,
         batch: &mut Batch,
@@ -150,6 +151,8 @@ impl<P: Place> Keeper<P> {
     ) -> Result<(Vec<Answer>, Counts), Failure> {
         let now_ms = to_millis(now);
         let Some(store) = &mut self.store else { return Err(never_open()) };
+        // An earlier try may have failed although its commit reached the disk. Then the file has the stamp, and the
+        // batch must not be written twice.
         let landed = batch.applied.take().filter(|_| store.sums.stamp == batch.stamp);
         let applied = match landed {
             Some(applied) => applied,
@@ -177,12 +180,12 @@ impl<P: Place> Keeper<P> {
         entry.is_some_and(|entry| entry.confirmed)
     }
 
-    /// What an open file holds.
+    /// The counts of an open file.
     pub(super) fn counts(&self) -> Counts {
         self.store.as_ref().map(Store::counts).unwrap_or_default()
     }
 
-    /// Drops a store whose memory is no longer what is in the file.
+    /// Drops a store whose memory no longer matches the file.
     fn drop_store(&mut self, stamp: u64) {
         let Some(store) = self.store.take() else { return };
         self.left = Some(Left { stamp, with: store.ledger.marks(false), without: store.ledger.marks(true) });
@@ -197,7 +200,7 @@ impl<P: Place> Keeper<P> {
 }
 
 impl<P: Place> Keeper<P> {
-    /// Lets go what has become old while nothing arrived.
+    /// Removes records that have become old while nothing arrived.
     pub(super) fn tidy(&mut self) -> Result<(), Failure> {
         let old = match &self.store {
             Some(store) => store.has_old(&self.settings, to_millis((self.clock)())),
@@ -206,7 +209,7 @@ impl<P: Place> Keeper<P> {
         if old { self.write(&mut Batch::new(Vec::new())).map(drop) } else { Ok(()) }
     }
 
-    /// Each of these is said when it begins, not again while it lasts.
+    /// Logs each of these when it begins, and not again while it lasts.
     fn tell(&mut self, notes: Notes, bytes: u64) {
         let max = self.settings.max_size;
         if notes.reused_id && !self.told_reused_id {
@@ -224,7 +227,7 @@ impl<P: Place> Keeper<P> {
                 humantime::format_duration(self.settings.keep)
             );
         }
-        // Well below, so that this is not said again with every message at the limit.
+        // The limit is well below the maximum, so that the warning does not come again with every message.
         if bytes < max / 4 * 3 {
             self.forgetting = false;
         }
@@ -245,10 +248,10 @@ impl<P: Place> Keeper<P> {
     }
 }
 
-/// Turns a panic into a failure. redb trusts what it reads, so a damaged file or a disk that returns something else than
-/// was written can make it panic: that must not end the agent, nor leave messages unanswered.
+/// Turns a panic into a failure. redb trusts what it reads. So it can panic on a damaged file, or if the disk returns
+/// other data than was written. That must not end the agent, nor leave messages unanswered.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    // Whatever was being changed is dropped by the caller when this fails.
+    // AssertUnwindSafe is right here, because the caller drops what was being changed when this fails.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -1,4 +1,5 @@
-//! By what a message is known again: all of it, its sequence number where the transport tells one, or its id alone.
+//! The keys by which a message is recognised: all of its content, its sequence number if the transport has one, or
+//! its id alone.
 //!
 //! Owns: the digests, and which ids are keys. Must not know: records, files.
 
@@ -10,18 +11,19 @@ use super::record::to_millis;
 use crate::config::KnownBy;
 use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, EXPIRY, Source, parse_time};
 
-/// Half a SHA-256: short enough to keep two per record in memory, long enough that nobody makes two messages share it.
+/// Half a SHA-256. It is short enough to keep two per record in memory, and long enough that two messages cannot be
+/// made to share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key([u8; Key::LEN]);
 
 impl Key {
     pub(super) const LEN: usize = 16;
 
-    /// Of what is not known again: a message that could not be decoded, or the id of one that has none.
+    /// The key of what cannot be recognised: a message that could not be decoded, or the missing id of a message.
     pub(super) const NONE: Self = Self([0; Self::LEN]);
 
-    /// Of all that was delivered: door, properties and body. The order of properties, and how the expiry is written, do not
-    /// count: they depend on the transport, and a message may come again over another one.
+    /// The key of a whole delivery: door, properties and body. The order of properties and the format of the expiry
+    /// do not count, because they depend on the transport, and a message may come again over another one.
     pub(super) fn of_delivery(message: &C2dMessage) -> Self {
         let pairs = message.system.iter().chain(message.application.iter());
         let mut pairs: Vec<(&str, Cow<'_, str>)> = pairs
@@ -31,7 +33,7 @@ impl Key {
             })
             .collect();
         pairs.sort_unstable();
-        // Each with its length, so that no two messages come to the same bytes.
+        // Each text has its length before it, so that two different messages never give the same bytes.
         let mut properties = Vec::with_capacity(512);
         for text in pairs.iter().flat_map(|(name, value)| [*name, value]) {
             properties.extend_from_slice(&(text.len() as u64).to_le_bytes());
@@ -40,19 +42,19 @@ impl Key {
         Self::digest(&[b"delivery", &(properties.len() as u64).to_le_bytes(), &properties, &message.body])
     }
 
-    /// Of a message's id. A module's ids are its own: they are told apart from those of others and of C2D messages,
-    /// and so are two inputs to which one message is routed.
+    /// The key of a message's id. Each module numbers its own messages. So the key also covers the sender and the
+    /// input, and differs from that of a C2D message with this id.
     pub(super) fn of_id_of(message: &C2dMessage) -> Self {
         let Some(id) = message.message_id() else { return Self::NONE };
         let Source::Input(input) = message.source() else { return Self::of_id(id) };
         let sender = [CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID]
             .map(|name| message.property(name).unwrap_or_default());
-        // No id of a device or module has a line break.
+        // Ids of devices and modules have no line breaks.
         let origin = format!("{input}\n{}\n{}\n", sender[0], sender[1]);
         Self::digest(&[b"input", &(origin.len() as u64).to_le_bytes(), origin.as_bytes(), id.as_bytes()])
     }
 
-    /// Of a C2D message, or a call, with this id.
+    /// The key of a C2D message, or a call, with this id.
     pub(super) fn of_id(id: &str) -> Self {
         Self::digest(&[b"id", id.as_bytes()])
     }
@@ -78,11 +80,11 @@ impl Key {
     }
 }
 
-/// Whether a message with this id is known by the id alone.
+/// Whether a message with this id is recognised by the id alone.
 pub(super) fn is_known_by_id(message: &C2dMessage, known_by: KnownBy) -> bool {
     let Some(id) = message.message_id() else { return false };
     match known_by {
-        // The id of a call is made here, for this call alone.
+        // The agent makes the id of a call itself, for this call alone.
         _ if matches!(message.source(), Source::Method(_)) => true,
         KnownBy::Auto => contains_uuid(id),
         KnownBy::Delivery => false,
@@ -90,8 +92,8 @@ pub(super) fn is_known_by_id(message: &C2dMessage, known_by: KnownBy) -> bool {
     }
 }
 
-/// Whether a text is or contains a UUID, with hyphens or without. The one of zeros is no UUID: that is how one looks which was
-/// never made.
+/// Whether a text is or contains a UUID, with hyphens or without. The UUID of zeros does not count, because it means
+/// that none was made.
 fn contains_uuid(text: &str) -> bool {
     let runs = text.split(|c: char| !c.is_ascii_hexdigit() && c != '-');
     runs.into_iter().any(|run| {
@@ -99,7 +101,7 @@ fn contains_uuid(text: &str) -> bool {
         let plain = groups.iter().any(|group| group.len() == 32 && !is_zero(group));
         let hyphenated = groups.windows(5).any(|five| {
             let lengths = five.iter().map(|group| group.len());
-            // More digits may stand before and behind it, as in a name that ends with `-` and a UUID.
+            // More groups may stand before and after it, for example in a name that ends with `-` and a UUID.
             lengths.eq([8, 4, 4, 4, 12]) && !five.iter().all(|group| is_zero(group))
         });
         plain || hyphenated

@@ -1,8 +1,7 @@
-//! What the inbox keeps in memory: which messages are known, how much there is, what may go first.
+//! What the inbox keeps in memory: which messages are known, how many there are, which may be removed first.
 //!
-//! Owns: the index, the sums, the order in which records go. Must not know: redb, the clock.
-//! It is filled by a scan at each open and changed along with the file; when a write fails it is thrown away and filled
-//! anew.
+//! Owns: the index, the sums, the order of removal. Must not know: redb, the clock. It is filled by a scan at each
+//! open and changed together with the file. If a write fails, it is thrown away and filled again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,10 +9,10 @@ use super::key::Key;
 use super::record::{Record, Settled, State};
 use crate::message::Sequence;
 
-/// A record that came before this process began.
+/// The connection of a record that came before this process began.
 pub(super) const EARLIER_PROCESS: u64 = u64::MAX;
 
-/// How many records that may not go yet are looked at in search of some that may.
+/// How many records that may not be removed yet are passed in search of some that may.
 const LOOK_PAST: usize = 16;
 
 /// What is kept in memory of one record.
@@ -26,18 +25,18 @@ pub(super) struct Entry {
     pub(super) sequence: Option<Sequence>,
     /// When it arrived, or when it ended.
     pub(super) since_ms: u64,
-    /// The connection on which it came last: see [`Ledger::absorb`].
+    /// The connection on which it last came: see [`Ledger::absorb`].
     pub(super) connection: u64,
     /// Bytes of the record and its message.
     pub(super) size: u32,
     pub(super) state: State,
-    /// Whether it is dead because no rule took it.
+    /// Whether it is dead because no rule matched it.
     pub(super) unmatched: bool,
     pub(super) settled: Settled,
     pub(super) confirmed: bool,
 }
 
-/// What is known of an arrival beside its content.
+/// What is known of an arrival besides its content.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Again {
     pub(super) connection: u64,
@@ -47,13 +46,13 @@ pub(super) struct Again {
     pub(super) window_ms: u64,
 }
 
-/// The connection of each record that came in this process.
+/// The connection of each record that came in this process, by number.
 pub(super) type Marks = HashMap<u64, u64>;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: BTreeMap<u64, Entry>,
-    /// By both digests of each record. Several may have the same.
+    /// Both digests of each record, with its number. Several records may share a digest.
     index: BTreeSet<(Key, u64)>,
     finished: BTreeSet<u64>,
     unmatched: BTreeSet<u64>,
@@ -63,7 +62,7 @@ pub(super) struct Ledger {
     unmatched_bytes: u64,
     pub(super) reports: u64,
     pub(super) report_bytes: u64,
-    /// Marks that were overwritten, or went, since [`Ledger::begin`], the oldest first.
+    /// Marks that were overwritten or removed since [`Ledger::begin`], oldest first.
     overwritten: Vec<(u64, u64)>,
 }
 
@@ -81,7 +80,7 @@ impl Ledger {
 
     pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.entries.remove(&number)?;
-        // The transaction may fail, and the record be there again.
+        // If the transaction fails, the record is still there and needs its mark.
         self.overwritten.push((number, entry.connection));
         for key in [entry.delivery, entry.id] {
             self.index.remove(&(key, number));
@@ -90,7 +89,7 @@ impl Ledger {
         Some(entry)
     }
 
-    /// Changes an entry; its digests stay as they are.
+    /// Changes an entry. Its digests must stay as they are.
     pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut Entry)) {
         let Some(mut entry) = self.entries.get(&number).copied() else { return };
         self.count_out(number, &entry);
@@ -104,13 +103,15 @@ impl Ledger {
         self.with_key(key).next_back()
     }
 
-    /// The record of which an arrival is the same message, sent again; marks it as seen on that connection, so that it
-    /// stands for one arrival per connection only: two equal messages that are both sent again are two messages.
+    /// Finds the record of which an arrival is a redelivery, and marks it as seen on that connection. So a record
+    /// matches only one arrival per connection: two equal messages that are both sent again are two messages.
     ///
-    /// The sequence number decides, where both have one. Else the hub sends again on another connection, or says that it does, and
-    /// it does so while it does not know that the message was completed. So these come first, and of them those that have not ended:
-    /// otherwise one that has ended would swallow one that has not, and that one would never run. A record whose completion the hub
-    /// has counts for the window only: perhaps a hub completes a little later than it answers (UNVERIFIED).
+    /// If both have a sequence number, it decides. If not, the arrival can be a redelivery only if it came on another
+    /// connection, or if the transport says so. The hub sends again only while it does not know of the completion. So
+    /// records without a confirmed completion come first, and among them those that have not ended. Otherwise an
+    /// ended record would match instead of one that has not ended, which would then never run. A record with a
+    /// confirmed completion counts only within the window, because a hub may complete a little later than it answers
+    /// (UNVERIFIED).
     pub(super) fn absorb(&mut self, delivery: Key, again: Again) -> Option<u64> {
         let is_the_same = |entry: &Entry| again.sequence.is_some() && entry.sequence == again.sequence;
         let may_be = |entry: &Entry| {
@@ -120,7 +121,8 @@ impl Ledger {
         let at_the_hub = |entry: &Entry| {
             matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
         };
-        // Either way: a record from a clock that was ahead is not recent for years.
+        // The difference counts in both directions. Otherwise a record from a clock that was ahead would be recent
+        // for years.
         let recent = |entry: &Entry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
         let first = |wanted: &dyn Fn(&Entry) -> bool| {
             self.with_key(delivery).find(|number| self.entries.get(number).is_some_and(wanted))
@@ -139,7 +141,7 @@ impl Ledger {
         self.index.range((key, 0)..=(key, u64::MAX)).map(|(_, number)| *number)
     }
 
-    /// Records of messages that have an id, the newest first.
+    /// Records of messages that have an id, newest first.
     pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().rev().filter(|(_, entry)| entry.id != Key::NONE).map(|(number, _)| *number)
     }
@@ -150,12 +152,12 @@ impl Ledger {
         self.entries.range(from).map(|(number, entry)| (*number, entry.state))
     }
 
-    /// A transaction begins: what is overwritten from now on may have to be taken back.
+    /// A transaction begins. Marks that are overwritten from now on may have to be restored.
     pub(super) fn begin(&mut self) {
         self.overwritten.clear();
     }
 
-    /// The marks, as they are; with `taken_back`, as they were at [`Ledger::begin`].
+    /// The present marks. With `taken_back`, the marks at the time of [`Ledger::begin`].
     pub(super) fn marks(&self, taken_back: bool) -> Marks {
         let marked = |entry: &&Entry| entry.connection != EARLIER_PROCESS;
         let mut marks: Marks = self
@@ -170,7 +172,7 @@ impl Ledger {
         marks
     }
 
-    /// Puts marks back after the ledger was filled anew.
+    /// Restores marks after the ledger was filled again.
     pub(super) fn restore(&mut self, marks: &Marks) {
         for (number, connection) in marks {
             if let Some(entry) = self.entries.get_mut(number) {
@@ -199,25 +201,25 @@ impl Ledger {
         self.bytes + self.report_bytes
     }
 
-    /// What all records that have ended take.
+    /// The bytes of all ended records.
     pub(super) fn ended_bytes(&self) -> u64 {
         self.ended_bytes
     }
 
-    /// The ended record that goes first: finished ones, then those that no rule took, then the other dead ones; the oldest
-    /// first.
+    /// The ended record to remove first. Finished ones go first, then those that no rule matched, then the other dead
+    /// ones; oldest first.
     pub(super) fn first_to_go(&self) -> Option<u64> {
         [&self.finished, &self.unmatched, &self.dead].into_iter().find_map(BTreeSet::first).copied()
     }
 
-    /// The oldest record of a message that no rule took, when those take more than `most` bytes. The last one stays.
+    /// The oldest record that no rule matched, if such records take more than `most` bytes. The last one stays.
     pub(super) fn unmatched_beyond(&self, most: u64) -> Option<u64> {
         let first = self.unmatched.first().filter(|_| self.unmatched.len() > 1);
         first.filter(|_| self.unmatched_bytes > most).copied()
     }
 
-    /// Up to `limit` records that ended before `before_ms` and are more than `keep_at_least`. A time that lies in the
-    /// future is not before anything, so a clock that was wrong keeps records rather than drops them.
+    /// Up to `limit` records that ended before `before_ms`; at least `keep_at_least` ended records stay. A time in
+    /// the future is not before anything, so a wrong clock keeps records and does not drop them.
     pub(super) fn too_old(&self, before_ms: u64, keep_at_least: u64, limit: usize) -> Vec<u64> {
         let spare = usize::try_from(self.ended().saturating_sub(keep_at_least)).unwrap_or(usize::MAX);
         let limit = limit.min(spare);
@@ -269,7 +271,7 @@ impl Ledger {
     }
 }
 
-/// Since when a record is as it is: when it ended, or else when it arrived.
+/// When a record got into its present state: when it ended, or if it has not, when it arrived.
 pub(super) fn since_ms(record: &Record) -> u64 {
     let ended = record.outcome.as_ref().and_then(|outcome| crate::message::parse_time(&outcome.ended));
     ended.map_or(record.received_ms, super::record::to_millis)

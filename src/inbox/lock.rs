@@ -1,11 +1,11 @@
-//! The lock of an inbox: one process has it, and the others are told which.
+//! The lock of an inbox: one process has it, and the others learn which one.
 //!
-//! Owns: the lock file beside the inbox, who holds it. Must not know: what an inbox is kept in, how long anybody waits.
+//! Owns: the lock file beside the inbox, its holder. Must not know: how an inbox is stored, how long a process waits.
 //!
-//! The kernel keeps the lock and lets it go with the process, however that ends: a file that is left behind means nothing. It
-//! stands beside the file to which `[inbox] path` leads, so that a link and another spelling of the path come to the same lock. It
-//! is never removed: whoever opened it before would hold a lock that others do not see. That it is there says one more thing: an
-//! inbox has been here, and what is here now is a damaged one if it is none.
+//! The kernel holds the lock and releases it when the process ends, however it ends. So a lock file that is left
+//! behind does no harm. It is beside the file to which `[inbox] path` leads, so that a link or another spelling of
+//! the path gives the same lock. It is never removed: a process that opened it before would hold a lock that others
+//! do not see. If it exists, an inbox has been here. So if the present file is not an inbox, it is a damaged one.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -22,14 +22,14 @@ use super::file::is_inbox;
 use super::trouble::{Failure, InboxError};
 use crate::trust::{self, directory_of, foreign_in, sync_directory};
 
-/// Most of a lock file that is read.
+/// How much of a lock file is read at most.
 const MAX_BYTES: u64 = 64;
 
-/// Who has the inbox, as far as that is known.
+/// The process that has the inbox, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pid: Option<u32>,
-    /// The number counts in another container.
+    /// Whether the process id is from another container.
     is_elsewhere: bool,
 }
 
@@ -44,22 +44,22 @@ impl fmt::Display for Holder {
     }
 }
 
-/// This process's claim to an inbox. Clones are the same claim; the inbox is let go with the last one.
+/// This process's claim to an inbox. Clones are the same claim. The last one to be dropped releases the inbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     inbox: PathBuf,
-    /// Whether what is missing is made: an agent does, the command line does not.
+    /// Whether missing files are created: an agent does this, the command line does not.
     create: bool,
     held: Arc<Mutex<Option<Held>>>,
 }
 
-/// The inbox is this process's, as long as the file is open.
+/// This process has the inbox, as long as the file is open.
 #[derive(Debug)]
 enum Held {
     Locked {
         _file: File,
     },
-    /// The file system knows no locks.
+    /// The file system has no locks.
     Trusted,
 }
 
@@ -68,21 +68,21 @@ impl Claim {
         Self { inbox: inbox.to_owned(), create, held: Arc::default() }
     }
 
-    /// Where the inbox is.
+    /// The path of the inbox.
     pub(super) fn inbox(&self) -> &Path {
         &self.inbox
     }
 
-    /// Makes the claim good, unless it is.
+    /// Takes the claim, unless this process has it already.
     ///
     /// # Errors
-    /// [`InboxError::InUse`] while another process has the inbox, [`InboxError::Foreign`] when that cannot be known, or what is
-    /// wrong with the disk.
+    /// [`InboxError::InUse`] while another process has the inbox, [`InboxError::Foreign`] if that cannot be known, or
+    /// the fault of the disk.
     pub(crate) fn make_good(&self) -> Result<(), InboxError> {
         self.take().map_err(|failure| failure.into_error(&self.inbox))
     }
 
-    /// Takes the lock, unless this claim has it. Never waits for another process, but the disk may take its time.
+    /// Takes the lock, unless this claim has it. Never waits for another process, but the disk may take long.
     pub(super) fn take(&self) -> Result<(), Failure> {
         let mut held = self.held();
         if held.is_none() {
@@ -92,7 +92,7 @@ impl Claim {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Held>> {
-        // It is written in one step.
+        // A panic cannot leave half a value, because it is written in one step.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,7 +106,7 @@ impl Claim {
             }
             Err(fs::TryLockError::WouldBlock) => Err(Failure::InUse(Holder::read(&file))),
             Err(fs::TryLockError::Error(error)) if knows_no_locks(&error) => {
-                // Better than no agent: nothing else is wrong with such a disk.
+                // It is better to run without a lock than not at all, because nothing else is wrong with such a disk.
                 tracing::warn!(
                     "the file system of {} has no locks, so a second agent with this inbox is not detected: \
                      let only one run",
@@ -118,17 +118,18 @@ impl Claim {
         }
     }
 
-    /// Beside the inbox itself, wherever links lead. Its directory is made where that is to be done.
+    /// The path of the lock: beside the inbox itself, wherever links lead. Creates the directory if the claim allows
+    /// it.
     fn lock_path(&self) -> Result<PathBuf, Failure> {
         let failed = |error| Failure::Io("lock", error);
         let mut path = match fs::canonicalize(&self.inbox) {
             Ok(real) if real.is_dir() => return Err(Failure::NotAFile("a directory")),
             Ok(real) => real,
-            // What it points to may be on a disk that is not mounted yet.
+            // The link may point to a disk that is not mounted yet.
             Err(_) if self.inbox.is_symlink() => return Err(Failure::NotAFile("a broken link")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let directory = directory_of(&self.inbox);
-                // Where more than the last directory is missing, what follows tells.
+                // If more than the last directory is missing, the next step fails and says so.
                 if self.create && DirBuilder::new().mode(0o700).create(directory).is_ok() {
                     sync_directory(directory_of(directory)).map_err(failed)?;
                 }
@@ -144,7 +145,7 @@ impl Claim {
 
     fn open(&self, path: &Path) -> Result<File, Failure> {
         let opened = match trust::open_plain(path, OFlags::RDWR) {
-            // A lock needs no right to write.
+            // A lock needs no write permission.
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 trust::open_plain(path, OFlags::RDONLY)
             }
@@ -154,7 +155,7 @@ impl Claim {
             Ok(file) => {
                 let metadata = file.metadata().map_err(|error| Failure::Io("lock", error))?;
                 match foreign_in(path, &metadata) {
-                    // The command line may well be root's.
+                    // The command line may run as root.
                     Some(foreign) if self.create || foreign.is_writable() || !geteuid().is_root() => {
                         let (path, what, remedy) = (path.display(), foreign.what(), foreign.remedy());
                         Err(Failure::Foreign(format!("the lock {path} {what}, so it is not used: {remedy}")))
@@ -189,14 +190,14 @@ impl Claim {
             }
         }
         let file = match trust::create_exclusive(path, 0o600) {
-            // Another process was faster.
+            // Another process created it first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 trust::open_plain(path, OFlags::RDWR)
             }
             made => made,
         }
         .map_err(failed)?;
-        // Made by root's command line, the agent must be able to open it.
+        // If root's command line made it, the agent must still be able to open it.
         if let Some(inbox) = inbox.filter(|_| geteuid().is_root()) {
             fchown(&file, Some(inbox.uid()), Some(inbox.gid())).map_err(failed)?;
         }
@@ -205,7 +206,7 @@ impl Claim {
 }
 
 impl Holder {
-    /// As the one who has the lock has noted it.
+    /// Reads what the process with the lock has written.
     fn read(file: &File) -> Self {
         let mut text = String::new();
         if let Err(error) = file.take(MAX_BYTES).read_to_string(&mut text) {
@@ -214,7 +215,8 @@ impl Holder {
         let mut words = text.split_whitespace();
         let pid = words.next().and_then(|pid| pid.parse::<u32>().ok());
         let is_elsewhere = words.next() != Some(&pid_namespace());
-        // One that has the lock and has not noted it yet leaves the number of one before.
+        // A process that has just taken the lock may not have written its id yet. Then the file has the id of an
+        // earlier one.
         let is_gone = |pid: &u32| {
             Path::new("/proc/self").exists() && !Path::new("/proc").join(pid.to_string()).exists()
         };
@@ -222,7 +224,7 @@ impl Holder {
     }
 }
 
-/// Notes who has the lock, for others to tell. Without it, the lock holds all the same.
+/// Writes which process has the lock, for others to read. The lock holds even if this fails.
 fn note(file: &File) {
     let text = format!("{} {}\n", std::process::id(), pid_namespace());
     let noted = file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0));
@@ -231,7 +233,7 @@ fn note(file: &File) {
     }
 }
 
-/// Where process numbers count: `pid:[4026531836]`.
+/// The namespace of process ids, for example `pid:[4026531836]`.
 fn pid_namespace() -> String {
     fs::read_link("/proc/self/ns/pid").map(|name| name.display().to_string()).unwrap_or_default()
 }
@@ -263,7 +265,7 @@ mod tests {
         let own = std::process::id();
         assert_eq!(told(&format!("{own} {}\n", pid_namespace())), format!("process {own}"));
         assert_eq!(told("7 pid:[1]\n"), "process 7 of another container");
-        // No process has such a number: it is left of an earlier one.
+        // No process has such a number, so it is left over from an earlier one.
         assert_eq!(told(&format!("4194399 {}\n", pid_namespace())), "another process");
         for text in ["", "\n", "-1 x", "\u{0}\u{0}"] {
             assert_eq!(told(text), "another process", "{text:?}");

@@ -1,6 +1,6 @@
-//! What the agent and people ask of the inbox, and what it answers.
+//! What the agent and people ask of the inbox, and its answers.
 //!
-//! Owns: the shapes. Must not know: how any of it is done.
+//! Owns: the shapes. Must not know: how operations are done.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -12,40 +12,40 @@ use super::record::{Counts, Number, Opened, Record, Settled, State, Unfinished};
 use crate::message::{C2dMessage, Sequence};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
-/// A message that arrived, with what the agent makes of it.
+/// A message that arrived, with what the agent wants to do with it.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    /// Comes back with the answer.
+    /// Returned with the answer.
     pub(crate) ticket: u64,
-    /// The message; none when it could not be decoded. It is only kept while it may have to be run.
+    /// The message. None if it could not be decoded. The inbox keeps it only while it may have to be run.
     pub(crate) message: Option<C2dMessage>,
-    /// The connection on which it came. A message that equals an earlier one of the same connection is a new one, unless
-    /// the transport says that it was sent before.
+    /// The connection on which it came. If a message equals an earlier one of this connection, it is a new one,
+    /// unless the transport says that it was sent before.
     pub(crate) connection: u64,
     /// Whether the transport says that it was sent before.
     pub(crate) redelivered: bool,
-    /// Which message of the hub's queue it is, where the transport tells.
+    /// Its place in the hub's queue, if the transport has it.
     pub(crate) sequence: Option<Sequence>,
     pub(crate) received: SystemTime,
     pub(crate) rule: Option<String>,
     pub(crate) settled: Settled,
-    /// What to do with it when it is new.
+    /// What to do with it if it is new.
     pub(crate) intent: Intent,
 }
 
-/// What is to become of a new message.
+/// What to do with a new message.
 #[derive(Debug)]
 pub(crate) enum Intent {
-    /// Accepted; it waits for its turn.
+    /// Accept it. It waits for its turn.
     Wait,
-    /// Accepted and started in one go: its turn has come.
+    /// Accept and start it in one transaction, because its turn has come.
     Start(Start),
-    /// Nothing is to be done with it.
-    /// With `report`, this telemetry report waits for the hub from now on.
+    /// Record it as ended, because there is nothing to do. If there is a `report`, this telemetry report waits for
+    /// the hub from now on.
     End { outcome: Box<OutcomeReport>, report: Option<Bytes> },
 }
 
-/// The beginning of an attempt.
+/// The start of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) at: SystemTime,
@@ -53,49 +53,49 @@ pub(crate) struct Start {
     pub(crate) retry_on_crash: bool,
 }
 
-/// Something to be written, or read in its turn.
+/// Something to write, or to read in its turn.
 #[derive(Debug)]
 pub(crate) enum Op {
     Accept(Box<Arrival>),
-    /// An attempt is about to begin. Nothing may be done before the answer.
+    /// An attempt is about to begin. No action may start before the answer.
     Start {
         number: Number,
         start: Start,
     },
-    /// An attempt failed and another one follows: back to accepted.
+    /// An attempt failed and another one follows. The record goes back to accepted.
     Again {
         number: Number,
-        /// Whether the attempt was made: one that was noted and then not made does not count.
+        /// Whether the attempt was made. An attempt that was recorded but not made does not count.
         made: bool,
     },
-    /// It has ended: finished, or dead where the kind of outcome says so. With `report`, this telemetry report
-    /// waits for the hub from now on, unless the message had ended before.
+    /// The message has ended: finished, or dead if the kind of outcome says so. If there is a `report`, this
+    /// telemetry report waits for the hub from now on, unless the message had ended before.
     End {
         number: Number,
         outcome: Box<OutcomeReport>,
-        /// Whether a dead letter is given back to the hub: when it comes again, it counts as new.
+        /// Whether a dead letter is given back to the hub. When it comes again, it counts as new.
         abandoned: bool,
         report: Option<Bytes>,
     },
-    /// The hub has the completions of these messages. Goes to the disk with what else is to be written.
+    /// The hub has the completions of these messages. Written together with the next other operations.
     Confirmed(Vec<Number>),
-    /// Since when each pin that has a `max_on` is on; replaces what was recorded.
+    /// Since when each pin with a `max_on` is on. Replaces what was recorded.
     PinsOn(BTreeMap<String, SystemTime>),
-    /// The oldest waiting reports with a number above `after`, at most `limit`.
+    /// Reads the oldest waiting reports with a number above `after`, at most `limit`.
     Reports {
         after: u64,
         limit: usize,
     },
-    /// These reports have arrived at the hub, or cannot: they wait no longer.
+    /// These reports have arrived at the hub, or never can, so they no longer wait.
     ReportsDone(Vec<u64>),
-    /// A question, or a wish, from a person. `ticket` comes back with the answer.
+    /// A question or a request from a person. `ticket` is returned with the answer.
     Query {
         ticket: u64,
         query: Query,
     },
 }
 
-/// Which record: `#12` is number 12, anything else a message id (of several records with it, the newest).
+/// Which record: `#12` is number 12, anything else is a message id. If several records have the id, the newest one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Selector(pub(crate) String);
@@ -106,17 +106,17 @@ impl From<Number> for Selector {
     }
 }
 
-/// What a person wants of the inbox.
+/// A question or a request of a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Query {
-    /// Records with a number above `after`, in order, at most `limit`; all states unless one is given.
+    /// Lists records with a number above `after`, in order, at most `limit`. Without a state, records of all states.
     List { state: Option<State>, after: u64, limit: usize },
     /// One record with its message.
     Show(Selector),
-    /// A dead letter becomes accepted again, settled on accept.
+    /// Makes a dead letter accepted again, settled on accept.
     Retry(Selector),
-    /// A dead letter, or an accepted message that waits for its turn, is finished as dropped.
+    /// Finishes a dead letter, or an accepted message that waits for its turn, as dropped.
     Drop(Selector),
 }
 
@@ -124,21 +124,21 @@ pub(crate) enum Query {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Reply {
     Records(Vec<Record>),
-    /// The message is there as long as it may have to be run.
+    /// One record. The message is there as long as it may have to be run.
     Record {
         record: Record,
         message: Option<C2dMessage>,
     },
-    /// It is to be run now.
+    /// The message is to be run now.
     Retried(Box<Unfinished>),
     Dropped(Record),
-    /// In one sentence.
+    /// Why not, in one sentence.
     Refused(String),
-    /// It cannot be answered now: why, in one sentence.
+    /// Why it cannot be answered now, in one sentence.
     Unavailable(String),
 }
 
-/// What became of an operation. Once it is told, it is on disk.
+/// The result of an operation. When the agent gets it, it is on disk.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Accepted {
@@ -149,11 +149,11 @@ pub(crate) enum Answer {
     Started(Number),
     Again,
     Confirmed,
-    /// It has ended, now or before. Also the answer to [`Op::Start`] where somebody has dropped the message: then
-    /// nothing may be done.
+    /// The message has ended, now or before. Also the answer to [`Op::Start`] if a person has dropped the message:
+    /// then no action may start.
     Ended(Number),
     PinsOn,
-    /// Each with its number, the oldest first.
+    /// Reports with their numbers, oldest first.
     Reports(Vec<(u64, Bytes)>),
     ReportsDone,
     Reply {
@@ -165,34 +165,34 @@ pub(crate) enum Answer {
 /// What the inbox knew of a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing, or that it was given back to the hub: it is recorded as the agent wished.
+    /// It is new, or was given back to the hub. It is recorded as the agent asked.
     New(Number),
-    /// It has ended (finished or dead): it is to be settled as it ended, and not acted on.
+    /// It has ended (finished or dead). The agent must settle it as it ended, and must not run it.
     Ended(Past),
     /// It is accepted or started, and has not ended.
     Unfinished(Number),
-    /// There is no room for it: it stays at the hub.
+    /// There is no room for it, so it stays at the hub.
     Full,
 }
 
-/// How a message ended that came again.
+/// How a message ended before it came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Past {
     pub(crate) number: Number,
     pub(crate) settled: Settled,
-    /// None where the record does not say it.
+    /// None if the record does not say it.
     pub(crate) outcome: Option<OutcomeKind>,
 }
 
-/// What the inbox tells.
+/// What the inbox reports.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// The file is open; comes once, before all answers.
+    /// The file is open. Comes once, before all answers.
     Opened(Box<Opened>),
     /// Operations are on disk, in the order in which they were handed in.
     Done { answers: Vec<Answer>, counts: Counts },
-    /// Nothing can be written or read: operations wait. The sentence is logged by the inbox.
+    /// Nothing can be written or read, so operations wait. The inbox has logged the sentence.
     Trouble { sentence: String },
-    /// What waited goes on.
+    /// The trouble is over, and waiting operations go on.
     Well,
 }

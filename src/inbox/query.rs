@@ -1,6 +1,7 @@
-//! Questions and wishes of people: list, show, retry, drop.
+//! Questions and requests of people: list, show, retry, drop.
 //!
-//! Owns: which record a selector means, and the sentences of refusals. Must not know: sockets, tables for the terminal.
+//! Owns: which record a selector means, and the sentences of refusals. Must not know: sockets, tables for the
+//! terminal.
 
 use redb::ReadableTable as _;
 
@@ -13,7 +14,7 @@ use super::trouble::Failure;
 use crate::message::{C2dMessage, excerpt, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
-/// Records that are looked at in search of the id of a message to an input; those before have a number.
+/// How many records are searched for the id of a message to an input. Older ones can be found by their number.
 const MOST_LOOKED_AT: usize = 10_000;
 
 impl Work<'_, '_> {
@@ -66,7 +67,8 @@ impl Work<'_, '_> {
         }))
     }
 
-    /// The newest of the last records whose message came to an input with this id: their keys say more than the id.
+    /// The newest record with this id among the last ones. A message to an input needs this search, because its key
+    /// covers more than the id.
     fn find_input(&self, id: &str) -> Result<Option<u64>, Failure> {
         for number in self.ledger.numbers_with_id().take(MOST_LOOKED_AT) {
             let stored = self.load(Number(number))?;

@@ -1,4 +1,4 @@
-//! What the inbox knows of a message, and how much it holds.
+//! The record of a message, and the counts of the inbox.
 //!
 //! Owns: the shapes, and milliseconds since 1970. Must not know: files, threads.
 
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 use crate::message::{C2dMessage, excerpt};
 use crate::outcome::{OutcomeReport, Totals};
 
-/// The number of a record: counts up in order of acceptance, and is never used again.
+/// The number of a record. It counts up in order of acceptance, and is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Number(pub(crate) u64);
 
-/// Where a message is.
+/// How far a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
-    /// Recorded; its action has not begun, or waits for its next attempt.
+    /// Recorded. Its action has not begun, or waits for its next attempt.
     Accepted,
     /// Its action may have begun.
     Started,
-    /// Ended; nothing is left to do.
+    /// Ended, with nothing left to do.
     Finished,
-    /// Ended badly, or no rule took it; kept whole, so that a person can run it again or drop it.
+    /// Ended badly, or no rule matched it. It is kept whole, so that a person can run it again or drop it.
     Dead,
 }
 
@@ -33,9 +33,9 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Settled {
-    /// When it is finished: until then the hub keeps it, too, and sends it again after a lost connection.
+    /// When it is finished. Until then the hub keeps it, too, and sends it again after a lost connection.
     AfterAction,
-    /// As soon as it is accepted: from then on only the inbox has it.
+    /// As soon as it is accepted. From then on only the inbox has it.
     OnAccept,
 }
 
@@ -43,30 +43,27 @@ pub(crate) enum Settled {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
-    /// Its number.
     pub(crate) number: Number,
-    /// The message's id, when its sender gave one.
+    /// The message's id, if its sender gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message_id: Option<String>,
-    /// The rule that took it; none for a message that no rule takes.
+    /// The rule that matched. None if no rule matches the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rule: Option<String>,
-    /// Where it is.
     pub(crate) state: State,
-    /// When it is completed at the hub.
     pub(crate) settled: Settled,
-    /// When it arrived, in milliseconds since 1970; in JSON, as all times there, in RFC 3339.
+    /// When it arrived, in milliseconds since 1970. In JSON it is in RFC 3339, as all times there.
     #[serde(rename = "received", with = "rfc3339")]
     pub(crate) received_ms: u64,
     /// How many attempts were begun.
     pub(crate) attempts: u32,
-    /// When the last attempt was begun, likewise.
+    /// When the last attempt was begun, in the format of `received_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "started", with = "optional_rfc3339")]
     pub(crate) started_ms: Option<u64>,
-    /// Whether the action is to be run again when a crash cut it off: the rule's word at its start.
+    /// Whether to run the action again if a crash interrupted it: what the rule said at its start.
     #[serde(default)]
     pub(crate) retry_on_crash: bool,
-    /// Whether a dead letter was given back to the hub: when it comes again, it is run again.
+    /// Whether a dead letter was given back to the hub. When it comes again, it runs again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) abandoned: bool,
     /// How it ended.
@@ -75,7 +72,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// How it is called in a sentence.
+    /// The name of the message in a sentence.
     pub(crate) fn name(&self) -> String {
         match &self.message_id {
             Some(id) => format!("message \"{}\" (#{})", excerpt(id), self.number.0),
@@ -91,13 +88,13 @@ pub(crate) struct Unfinished {
     pub(crate) message: C2dMessage,
 }
 
-/// How much there is. Kept in memory, so it costs nothing to tell.
+/// How many messages and reports there are. Kept in memory, so it costs no read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Counts {
     /// All records.
     pub(crate) records: u64,
-    /// Accepted and started.
+    /// Records that are accepted or started.
     pub(crate) unfinished: u64,
     /// Dead letters.
     pub(crate) dead: u64,
@@ -107,38 +104,38 @@ pub(crate) struct Counts {
     pub(crate) reports: u64,
     /// Reports dropped because too many waited, since the inbox was created.
     pub(crate) reports_dropped: u64,
-    /// By outcome, since the inbox was created.
+    /// Ended messages by outcome, since the inbox was created.
     pub(crate) totals: Totals,
 }
 
 /// What the file held when it was opened for the first time.
 #[derive(Debug, Default)]
 pub(crate) struct Opened {
-    /// In order of acceptance.
+    /// Messages in order of acceptance.
     pub(crate) unfinished: Vec<Unfinished>,
     /// The newest ended record of each rule.
     pub(crate) latest: Vec<Record>,
-    /// When attempts were begun, by rule, the oldest first: of each rule the newest 1,000 of the last hour, or else the
-    /// newest one.
+    /// When attempts were begun, by rule, oldest first. For each rule: the newest 1,000 of the last hour, or if there
+    /// are none, the newest one.
     pub(crate) starts: Vec<(String, SystemTime)>,
     pub(crate) last_received: Option<SystemTime>,
-    /// As `Op::PinsOn` left it.
+    /// What the last `Op::PinsOn` recorded.
     pub(crate) pins_on: BTreeMap<String, SystemTime>,
     pub(crate) counts: Counts,
 }
 
-/// A time as it is recorded. Times before 1970 count as 1970.
+/// A time in the recorded format. Times before 1970 count as 1970.
 pub(crate) fn to_millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A time that was recorded. One that no clock can show counts as 1970.
+/// A recorded time. If no clock can show it, it counts as 1970.
 pub(crate) fn from_millis(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// A time that was recorded, as text.
+/// A recorded time as text.
 mod rfc3339 {
     use super::{from_millis, to_millis};
     use crate::message::{format_time, parse_time};
@@ -156,7 +153,7 @@ mod rfc3339 {
     }
 }
 
-/// The same, or nothing.
+/// A recorded time as text, or null.
 mod optional_rfc3339 {
     use super::rfc3339;
     use serde::{Deserialize, Deserializer, Serializer};

@@ -1,13 +1,13 @@
-//! What goes from the inbox, and when: old records, and the oldest ones when there is no room.
+//! What is removed from the inbox, and when: old records, and the oldest ones if there is no room.
 //!
 //! Owns: `keep`, `keep_at_least` and `max_size`. Must not know: what a message is.
 //!
-//! Messages that no rule took are kept, but may take a part of the room only: a sender that is mistaken must push out neither
-//! dead letters nor what messages are known by.
+//! Messages that no rule matched are kept, but only in a part of the room: a sender that makes mistakes must not push
+//! out dead letters, nor the records by which messages are recognised.
 //!
-//! Only records of messages that have ended go. A record is as old as the time since its message ended; one from the
-//! future (the clock was wrong) is not old. A clock that jumps far ahead makes all records old: then `keep_at_least` of
-//! them stay.
+//! Only records of ended messages are removed. The age of a record is the time since its message ended. A record from
+//! the future (the clock was wrong) is not old. If a clock jumps far ahead, all records are old, but `keep_at_least`
+//! of them stay.
 
 use super::apply::Work;
 use super::ledger::Ledger;
@@ -15,19 +15,20 @@ use super::store::Circumstances;
 use super::trouble::Failure;
 use crate::config::InboxSettings;
 
-/// Most records that go by age in one transaction: more than it can add, so that it catches up.
+/// Most records that one transaction removes because of their age. It is more than a transaction can add, so removal
+/// catches up.
 const MOST_BY_AGE: usize = 512;
-/// Most records that go for want of room in one transaction.
+/// Most records that one transaction removes to make room.
 const MOST_FOR_ROOM: usize = 4_096;
 
-/// Messages that no rule took may take one part in so many of `max_size`.
+/// Messages that no rule matched may take this fraction of `max_size`: one part in so many.
 const UNMATCHED_PART: u64 = 4;
 
 impl Work<'_, '_> {
-    /// Whether `need` more bytes fit, once the oldest ended records have made room.
+    /// Whether `need` more bytes fit, after the oldest ended records were removed if necessary.
     pub(super) fn make_room(&mut self, need: u64) -> Result<bool, Failure> {
         let max = self.circumstances.settings.max_size;
-        // In vain: then nothing goes.
+        // Freeing space would not help, so keep everything.
         if self.ledger.bytes() - self.ledger.ended_bytes() + need > max {
             return Ok(false);
         }
@@ -42,7 +43,7 @@ impl Work<'_, '_> {
         Ok(true)
     }
 
-    /// Lets records go that are old, and others when ended messages have grown past the limit.
+    /// Removes old records. If ended messages have grown past the limit, removes others, too.
     pub(super) fn let_go(&mut self) -> Result<(), Failure> {
         let Circumstances { settings, now_ms, .. } = *self.circumstances;
         for number in too_old(self.ledger, settings, now_ms, MOST_BY_AGE) {
@@ -60,7 +61,7 @@ impl Work<'_, '_> {
     }
 }
 
-/// Up to `limit` records that are old enough to go.
+/// Up to `limit` records that are old enough to be removed.
 pub(super) fn too_old(ledger: &Ledger, settings: &InboxSettings, now_ms: u64, limit: usize) -> Vec<u64> {
     let keep = u64::try_from(settings.keep.as_millis()).unwrap_or(u64::MAX);
     ledger.too_old(now_ms.saturating_sub(keep), settings.keep_at_least, limit)

@@ -1,7 +1,7 @@
-//! The tables of the inbox in redb: opened, read, and changed by one transaction at a time.
+//! The tables of the inbox in redb: opened, read, and changed one transaction at a time.
 //!
 //! Owns: table names, the file's format version, the scan at each open, commit. Must not know: threads, paths, when
-//! anything is tried again.
+//! the inbox tries again.
 //!
 //! | Table | Key | Value |
 //! |---|---|---|
@@ -30,17 +30,17 @@ const MESSAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("messages");
 const REPORTS: TableDefinition<u64, &[u8]> = TableDefinition::new("reports");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
-/// What the tables mean. A file with a higher number is left alone.
+/// The version of the tables. A file with a higher number is not touched.
 const FORMAT: u32 = 2;
 const FORMAT_KEY: &str = "format";
 const SUMS_KEY: &str = "sums";
 pub(super) const PINS_ON_KEY: &str = "pins-on";
 
-/// How far back [`Opened::starts`] goes, and how many of a rule there are at most.
+/// How far back [`Opened::starts`] goes, and how many starts it has of one rule at most.
 const STARTS_MS: u64 = 3_600_000;
 const MOST_STARTS: usize = 1_000;
 
-/// The last number that was given to a record, and to a report.
+/// The last number of a record, and of a report.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Numbers {
@@ -57,14 +57,14 @@ impl Numbers {
     }
 }
 
-/// What is counted up and never down; written with every transaction.
+/// Counters that only go up. They are written with every transaction.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Sums {
     pub(super) numbers: Numbers,
     pub(super) reports_dropped: u64,
     pub(super) totals: Totals,
-    /// The stamp of the last transaction: tells whether one whose end was not seen is in the file.
+    /// The stamp of the last transaction. It shows whether a transaction with an unknown result is in the file.
     pub(super) stamp: u64,
 }
 
@@ -93,7 +93,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// What an apply needs beside the operations.
+/// What an apply needs besides the operations.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances<'c> {
     pub(super) settings: &'c InboxSettings,
@@ -102,14 +102,14 @@ pub(super) struct Circumstances<'c> {
     pub(super) stamp: u64,
 }
 
-/// What a transaction did.
+/// The result of a transaction.
 #[derive(Debug)]
 pub(super) struct Applied {
     pub(super) answers: Vec<Answer>,
     pub(super) notes: Notes,
 }
 
-/// An open file, and what is in memory of it.
+/// An open file, and its data in memory.
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
@@ -118,7 +118,8 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Reads what is kept in memory. An empty database is given its tables; its numbers go on after `floor`.
+    /// Opens a database, and reads what is kept in memory. An empty database gets its tables. New numbers follow
+    /// `floor`.
     pub(super) fn open(database: Database, floor: Numbers) -> Result<Self, Failure> {
         let Some(mut sums) = read_sums(&database)? else {
             let sums = Sums { numbers: floor, ..Sums::default() };
@@ -147,7 +148,7 @@ impl Store {
         Ok(())
     }
 
-    /// What the agent wants to know once, at its start.
+    /// What the agent needs once, at its start.
     pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Failure> {
         let transaction = self.database.begin_read()?;
         let messages = transaction.open_table(MESSAGES)?;
@@ -182,7 +183,7 @@ impl Store {
         for (rule, mut own) in starts {
             own.sort_unstable();
             let old = own.partition_point(|at| at.saturating_add(STARTS_MS) < now_ms);
-            // The last one, however old it is.
+            // The last start stays, however old it is.
             let first = old.max(own.len().saturating_sub(MOST_STARTS)).min(own.len() - 1);
             opened.starts.extend(own[first..].iter().map(|at| (rule.clone(), from_millis(*at))));
         }
@@ -197,8 +198,8 @@ impl Store {
         Ok(opened)
     }
 
-    /// Applies operations in one transaction. When this fails, what is in memory is not what is in the file: the store
-    /// is to be dropped and opened again. The file then has all of it, if the stamp is there, or nothing.
+    /// Applies operations in one transaction. If this fails, the memory does not match the file: the caller must drop
+    /// the store and open it again. The file then has all of the batch, if it has the stamp, or nothing.
     ///
     /// `applied` is set before the commit.
     pub(super) fn apply(
@@ -220,7 +221,7 @@ impl Store {
         let notes = work.notes;
         drop(work);
         *applied = Some(Applied { answers, notes });
-        // Without a change there is nothing to wait for the disk for.
+        // Without a change there is no reason to wait for the disk.
         if written {
             transaction.commit()?
         } else {
@@ -229,7 +230,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whether records have become old enough to go.
+    /// Whether there are records that are old enough to be removed.
     pub(super) fn has_old(&self, settings: &InboxSettings, now_ms: u64) -> bool {
         !retention::too_old(&self.ledger, settings, now_ms, 1).is_empty()
     }
@@ -247,7 +248,7 @@ impl Store {
     }
 }
 
-/// What is kept in memory of a record that takes `value_len` bytes without its message.
+/// The ledger's entry for a record that takes `value_len` bytes without its message.
 pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry {
     let record = &stored.record;
     Entry {
@@ -265,7 +266,7 @@ pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry
     }
 }
 
-/// None: the database is empty.
+/// None if the database is empty.
 fn read_sums(database: &Database) -> Result<Option<Sums>, Failure> {
     let transaction = database.begin_read()?;
     let meta = match transaction.open_table(META) {

@@ -151,7 +151,7 @@ async fn a_busy_rule_does_not_make_the_beginnings_of_another_forgotten() {
         arrival.rule = Some(rule.to_owned());
         inbox.submit(Op::Accept(arrival));
     }
-    // Closing takes a second at most, which a busy machine may not have for so many.
+    // Closing takes at most a second, which may be too short on a busy machine for so many operations.
     let mut told = 0;
     while told < 1_102 {
         told += done(&mut inbox).await.0.len();

@@ -1,6 +1,6 @@
-//! What can be wrong with the inbox's file, in one sentence that names it and the remedy.
+//! What can be wrong with the inbox's file, in one sentence with the file's name and the remedy.
 //!
-//! Owns: the classes of failures and their sentences. Must not know: when anything is tried again.
+//! Owns: the classes of failures and their sentences. Must not know: when the inbox tries again.
 
 use std::io;
 use std::path::Path;
@@ -11,25 +11,25 @@ use super::lock::Holder;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum InboxError {
-    /// Another process has it open.
+    /// Another process has the inbox open.
     #[error("the inbox {path} is in use by {holder}")]
     InUse { path: String, holder: Holder },
-    /// There is none.
+    /// There is no inbox.
     #[error("there is no inbox at {0}: it is created when the agent first runs")]
     Missing(String),
-    /// Its permissions do not allow it.
+    /// The permissions do not allow it.
     #[error("{0}")]
     Denied(String),
-    /// It, or its lock, is not only the user's who runs this.
+    /// Another user can change it or its lock.
     #[error("{0}")]
     Foreign(String),
-    /// It is damaged. It stays where it is: the agent moves it aside when it runs.
+    /// It is damaged. It stays where it is. The agent moves it aside when it runs.
     #[error("{0}")]
     Corrupt(String),
     /// A newer version of this program wrote it.
     #[error("{0}")]
     Newer(String),
-    /// The disk does not do as it should.
+    /// The disk fails.
     #[error("{0}")]
     Disk(String),
 }
@@ -37,22 +37,22 @@ pub(crate) enum InboxError {
 /// Why the file could not be opened, read or written.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// By whom.
+    /// Another process has it: this one.
     InUse(Holder),
     Missing,
     /// What it is instead of a file.
     NotAFile(&'static str),
-    /// A file, but of another program.
+    /// It is a file of another program.
     NotAnInbox,
-    /// Not only the user of the agent decides what is in it: the file, what is wrong with it, and the remedy.
+    /// Another user can change the file. The sentence names the file, the fault and the remedy.
     Foreign(String),
-    /// Written by a newer version.
+    /// A newer version wrote it.
     Newer(String),
-    /// Nothing but moving it aside helps.
+    /// Only moving it aside helps.
     Corrupt(String),
-    /// To do what failed, and how.
+    /// The step that failed, and how.
     Io(&'static str, io::Error),
-    /// Something that should not happen.
+    /// A state that should never occur.
     Defect(String),
 }
 
@@ -87,7 +87,7 @@ impl Failure {
         }
     }
 
-    /// For the command line.
+    /// The error for the command line.
     pub(super) fn into_error(self, path: &Path) -> InboxError {
         let sentence = self.sentence(path);
         match self {
@@ -108,7 +108,7 @@ impl Failure {
     }
 }
 
-/// What helps against an error of the system.
+/// The remedy for an error of the system.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -136,10 +136,10 @@ impl From<redb::Error> for Failure {
             redb::Error::UpgradeRequired(version) => {
                 Self::Corrupt(format!("its file format is version {version}, which c2d-agent never wrote"))
             }
-            // redb has no error of its own for a file of a later version of redb.
+            // redb has no separate error for a file of a later version of redb.
             redb::Error::Corrupted(reason) if reason.contains(NEWER) => Self::Newer(reason),
             redb::Error::Corrupted(reason) => Self::Corrupt(reason),
-            // A file that is no database, or that ends too early.
+            // The file is not a database, or it ends too early.
             redb::Error::Io(error)
                 if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {

@@ -1,10 +1,11 @@
-//! A file whose content does not change behind redb's back without an error.
+//! A file in which no block changes without an error from redb's view.
 //!
-//! Owns: a sum of each block that was read or written since the file was opened. Must not know: what the blocks mean.
+//! Owns: a checksum of each block that was read or written since the file was opened. Must not know: what the blocks
+//! mean.
 //!
-//! redb checks a file when it is opened and trusts it from then on: a block that the disk later returns otherwise can make
-//! it panic while it cleans up after a panic, which ends the process, pins and all. Here such a block is a read error, and
-//! the file is then opened, and checked, anew.
+//! redb checks a file when it is opened and trusts it from then on. If the disk later returns other data for a block,
+//! redb can panic while it cleans up after a panic. That ends the process, with its pins. With this backend, such a
+//! block is a read error, and the file is then opened and checked again.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,14 +14,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{BackendError, StorageBackend};
 
-/// redb's page size: it reads and writes whole pages, but for the file's header.
+/// redb's page size. It reads and writes whole pages, except for the file's header.
 const BLOCK: usize = 4096;
 
-/// A backend that remembers what each block was.
+/// A backend that remembers the checksum of each block.
 #[derive(Debug)]
 pub(super) struct Watched<B> {
     inner: B,
-    /// By the block's number: 16 bytes for each 4 KiB of the file.
+    /// Checksums by block number. They take 16 bytes for each 4 KiB of the file.
     sums: Mutex<HashMap<u64, u64>>,
 }
 
@@ -30,7 +31,7 @@ impl<B> Watched<B> {
     }
 
     fn sums(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
-        // Each change of the map is whole.
+        // A panic cannot leave a half-made change in the map.
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -67,7 +68,7 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut sums = self.sums();
-        // Also those of which only a part is written, and those of a write that fails.
+        // Forget all blocks of this write, because a block may be written only in part, and the write may fail.
         let end = offset.saturating_add(data.len() as u64).div_ceil(BLOCK as u64);
         for number in offset / BLOCK as u64..end {
             sums.remove(&number);
@@ -106,14 +107,14 @@ impl<B: StorageBackend> StorageBackend for Watched<B> {
     }
 }
 
-/// The whole blocks in `data`, which stands at `offset`, with their numbers.
+/// The whole blocks in `data`, which is at `offset`, with their numbers.
 fn blocks(offset: u64, data: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let first = offset.div_ceil(BLOCK as u64);
     let before = usize::try_from(first * BLOCK as u64 - offset).unwrap_or(usize::MAX);
     (first..).zip(data.get(before..).unwrap_or_default().chunks_exact(BLOCK))
 }
 
-/// Differs for sure when one word differs. Against a disk that errs, not against somebody who forges.
+/// A checksum that always differs if one word differs. It protects against a disk that errs, not against forgery.
 fn sum(block: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let (words, _) = block.as_chunks::<8>();
@@ -135,7 +136,7 @@ mod tests {
         watched.inner.write(2 * BLOCK as u64 + 7, &[2]).expect("damaged");
         watched.read(0, &mut out[..2 * BLOCK]).expect("not that block");
         assert_eq!(watched.read(0, &mut out).expect_err("that block").kind(), io::ErrorKind::InvalidData);
-        // What is written in part is not known any more.
+        // A block that was written only in part is not checked any more.
         watched.write(2 * BLOCK as u64, &[3; 9]).expect("written");
         watched.read(0, &mut out).expect("read");
     }

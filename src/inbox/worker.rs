@@ -1,6 +1,6 @@
-//! The inbox's thread: takes batches from the handle, has them written, tries again when the disk is in trouble.
+//! The inbox's thread: takes batches from the handle, writes them, and tries again if the disk is in trouble.
 //!
-//! Owns: delays, news, the order of what is told. Must not know: what an operation does.
+//! Owns: delays, news, the order of answers. Must not know: what an operation does.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -17,27 +17,27 @@ use super::trouble::Failure;
 /// Most operations in one transaction.
 pub(super) const MOST_OPS: usize = 256;
 
-/// Between tries while the disk is in trouble: doubled each time.
+/// Time between tries while the disk is in trouble. It doubles each time.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
-/// How long another process may have the file at the start before that is trouble.
+/// How long another process may have the file at the start before that counts as trouble.
 const PATIENCE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often old records are looked for while nothing arrives.
+/// How often to look for old records while nothing arrives.
 const TIDY: Duration = Duration::from_secs(600);
 
-/// What the handle wants.
+/// A command from the handle.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// At most [`MOST_OPS`]; the next batch follows after this one's news.
+    /// Write at most [`MOST_OPS`] operations. The next batch follows after this one's news.
     Write(Vec<Op>),
-    /// Write this and what is under way, trying once more if there is trouble; then end.
+    /// Write this and the waiting batches, with one more try if there is trouble, and then end.
     Close(Vec<Op>),
 }
 
-/// The thread is to end: nobody listens any more.
+/// The handle is gone, so the thread must end.
 struct Alone;
 
 pub(super) struct Worker<P> {
@@ -47,7 +47,7 @@ pub(super) struct Worker<P> {
     batches: VecDeque<Batch>,
     opened: bool,
     closing: bool,
-    /// When to try again, and how long to wait after that; none: there is no trouble.
+    /// When to try again, and how long to wait after that. None if there is no trouble.
     trouble: Option<(Instant, Duration)>,
 }
 
@@ -64,9 +64,9 @@ impl<P: Place> Worker<P> {
         }
     }
 
-    /// Serves the handle until it is closed or dropped; the file is closed when this returns.
+    /// Serves the handle until it is closed or dropped. The file is closed when this returns.
     pub(super) fn run(mut self) {
-        // Nobody listens: then there is nobody to tell that, either.
+        // The handle is gone, so this cannot be reported either.
         let Err(Alone) = self.serve() else { return };
     }
 
@@ -97,7 +97,7 @@ impl<P: Place> Worker<P> {
         self.closing || self.trouble.is_none_or(|(at, _)| at <= Instant::now())
     }
 
-    /// Opens the file if that is to be done, or else writes a batch if there is one.
+    /// Opens the file if it is not open yet. Otherwise writes a batch if there is one.
     fn step(&mut self) -> Result<Option<News>, Failure> {
         if !self.opened {
             let opened = self.first_opened()?;
@@ -110,13 +110,13 @@ impl<P: Place> Worker<P> {
         Ok(Some(News::Done { answers, counts }))
     }
 
-    /// Opens the file for the first time. A process that is on its way out, or one that only looks, is given a moment.
+    /// Opens the file for the first time. Another process may just be ending, or only reading, so it gets a moment.
     fn first_opened(&mut self) -> Result<Opened, Failure> {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.keeper.opened() {
                 Err(Failure::InUse(_)) if self.trouble.is_none() && Instant::now() < end => {
-                    std::thread::park_timeout(PAUSE); // a lock has no event to wait for with a deadline: poll
+                    std::thread::park_timeout(PAUSE); // a lock has no event to wait for with a deadline, so poll
                 }
                 opened => return opened,
             }
@@ -144,7 +144,7 @@ impl<P: Place> Worker<P> {
         self.tell(News::Well)
     }
 
-    /// Takes the next command, or waits until something is to be done.
+    /// Takes the next command, or waits until there is something to do.
     fn listen(&mut self) -> Result<(), Alone> {
         let wait = match self.trouble {
             _ if self.closing => Duration::ZERO,

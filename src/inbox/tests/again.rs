@@ -1,4 +1,4 @@
-//! Messages that come again, and others that only look like it: which record each of them stands for.
+//! Messages that come again, and others that only look like it: which record each of them matches.
 
 use super::super::keeper::{Batch, Keeper};
 use super::disk::Disk;
@@ -14,21 +14,21 @@ fn at(minutes: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + minutes * 60)
 }
 
-/// An arrival with something else to it.
+/// An arrival with one thing changed.
 fn with(op: Op, change: impl FnOnce(&mut Arrival)) -> Op {
     let Op::Accept(mut arrival) = op else { panic!("not an arrival") };
     change(&mut arrival);
     Op::Accept(arrival)
 }
 
-/// The same message each time.
+/// An equal message each time.
 fn toggle(connection: u64, received: SystemTime) -> Op {
     with(arrival(0, message(None, "toggle"), Intent::Wait), |arrival| {
         (arrival.connection, arrival.received) = (connection, received);
     })
 }
 
-/// As it comes over AMQP: the hub's sequence number tells which message it is.
+/// A message as it comes over AMQP, where the hub's sequence number identifies it.
 fn numbered(number: u64, op: Op) -> Op {
     with(op, |arrival| arrival.sequence = Some(Sequence { number, enqueued_ms: 1_800_000_000_000 }))
 }
@@ -66,13 +66,13 @@ fn equal_messages_that_have_not_ended_are_not_taken_for_one_that_has() {
     let mut keeper = begun(&disk);
     let three = (0..3).map(|_| toggle(1, at(0))).collect();
     verdicts(&mut keeper, three);
-    // The first is completed; then the process dies. The hub sends the other two again.
+    // The first is completed. Then the process ends, and the hub sends the other two again.
     verdicts(&mut keeper, vec![end(1, at(0))]);
     drop(keeper);
     let mut keeper = begun(&disk);
     let again = verdicts(&mut keeper, vec![toggle(1, at(1)), toggle(1, at(1))]);
     assert_eq!(again, [Verdict::Unfinished(Number(2)), Verdict::Unfinished(Number(3))]);
-    // Had the hub not learned that the first was completed, it would send three: and the last is that one.
+    // If the hub did not know that the first was completed, it would send three. The third is that one.
     assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [succeeded(1)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(1, at(1))]), [Verdict::New(Number(4))]);
 }
@@ -83,7 +83,7 @@ fn a_record_from_a_clock_that_was_ahead_swallows_no_new_message() {
     let mut keeper = begun(&disk);
     verdicts(&mut keeper, vec![toggle(1, at(500)), end(1, at(500)), confirmed(1)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(2, at(0))]), [Verdict::New(Number(2))]);
-    // A small step back is none.
+    // A small step back of the clock does not count.
     verdicts(&mut keeper, vec![end(2, at(1)), confirmed(2)]);
     assert_eq!(verdicts(&mut keeper, vec![toggle(3, at(0))]), [succeeded(2)]);
 }
@@ -135,7 +135,7 @@ fn a_dead_letter_that_somebody_deals_with_is_not_begun_anew_by_the_hub() {
 
 const UUID: &str = "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11";
 
-/// A message that `module` sent to `input`, with the id that the C2D message has, too.
+/// A message that `module` sent to `input`. It has the id that the C2D message has, too.
 fn routed(input: &str, module: &str) -> Op {
     let topic = format!("devices/d/modules/m/inputs/{input}/%24.mid={UUID}&%24.cdid=d&%24.cmid={module}");
     let message = C2dMessage::from_input_topic("d", "m", &topic, Bytes::new()).expect("an input");
@@ -174,7 +174,7 @@ fn the_same_id_with_other_content_is_another_message() {
     let comes = |body: &str| arrival(0, message(Some("message_0"), body), Intent::Wait);
     let first = verdicts(&mut keeper, vec![comes("first run"), end(1, at(0))]);
     assert_eq!(first, [Verdict::New(Number(1))]);
-    // Whether its completion is known to have arrived or not, and after a restart, too.
+    // This holds whether or not the completion is confirmed, and also after a restart.
     assert_eq!(verdicts(&mut keeper, vec![comes("second run")]), [Verdict::New(Number(2))]);
     drop(keeper);
     let mut keeper = begun(&disk);
@@ -194,16 +194,17 @@ fn the_same_bytes_run_again_once_the_hub_has_the_completion() {
             },
         )
     };
-    // On one connection each is a message of its own, confirmed or not.
+    // On one connection each message is new, confirmed or not.
     let three =
         verdicts(&mut keeper, vec![comes(1, 0), end(1, at(0)), comes(1, 0), end(2, at(0)), comes(1, 0)]);
     assert_eq!(three, [1, 2, 3].map(|number| Verdict::New(Number(number))));
     verdicts(&mut keeper, vec![end(3, at(0))]);
-    // An hour later on another one: the hub does not know of the first completion.
+    // An hour later it comes on another connection, because the hub does not know of the first completion.
     assert_eq!(verdicts(&mut keeper, vec![comes(2, 60)]), [succeeded(1)]);
     verdicts(&mut keeper, vec![Op::Confirmed(vec![Number(1), Number(2), Number(3)])]);
     assert_eq!(verdicts(&mut keeper, vec![comes(3, 120)]), [Verdict::New(Number(4))]);
-    // That is on the disk, and not in memory only. Within the window a hub may be late with what it answered for.
+    // The confirmation is on disk, and not only in memory. Within the window, a hub may be late with a completion
+    // that it has confirmed.
     verdicts(&mut keeper, vec![end(4, at(120)), confirmed(4)]);
     drop(keeper);
     let mut keeper = begun(&disk);
@@ -228,12 +229,12 @@ fn the_sequence_number_decides_where_there_is_one() {
     verdicts(&mut keeper, vec![comes(7, 1, 0), end(1, at(0))]);
     assert_eq!(verdicts(&mut keeper, vec![comes(7, 1, 600)]), [succeeded(1)], "the same, however late");
     assert_eq!(verdicts(&mut keeper, vec![comes(8, 2, 0)]), [Verdict::New(Number(2))], "another one");
-    // A queue that was made anew counts from 1 again.
+    // A new queue counts from 1 again.
     let anew = with(comes(7, 3, 0), |arrival| {
         arrival.sequence = arrival.sequence.map(|sequence| Sequence { enqueued_ms: 1, ..sequence });
     });
     assert_eq!(verdicts(&mut keeper, vec![anew]), [Verdict::New(Number(3))]);
-    // The agent speaks MQTT now, which tells no such number.
+    // The agent now uses MQTT, which has no such number.
     assert_eq!(verdicts(&mut keeper, vec![toggle(4, at(0))]), [Verdict::Unfinished(Number(2))]);
 }
 
@@ -249,7 +250,7 @@ fn an_id_with_a_uuid_is_a_key_and_other_content_under_it_is_recorded_as_not_run(
     assert_eq!(verdicts(&mut keeper, vec![comes("on")]), [succeeded(1)]);
     assert_eq!(keeper.counts().records, 1);
     for _ in 0..2 {
-        // As for the first one; recorded once, although it comes twice.
+        // The result is that of the first one. It is recorded once, although it comes twice.
         assert_eq!(verdicts(&mut keeper, vec![comes("off")]), [succeeded(1)]);
         assert_eq!((keeper.counts().records, keeper.counts().totals[&OutcomeKind::Repeated]), (2, 1));
     }
@@ -263,7 +264,7 @@ fn an_id_with_a_uuid_is_a_key_and_other_content_under_it_is_recorded_as_not_run(
         text.starts_with("repeated: not run, because message #1 came with the same id and other content"),
         "{text}"
     );
-    // One that has not ended is not taken for ended because of it.
+    // A message that has not ended does not count as ended because of this.
     let other = || arrival(0, message(Some("order-6e9ab0f31b594c4f8e1d1f6a2f0a3f12"), "1"), Intent::Wait);
     let changed = || arrival(0, message(Some("order-6e9ab0f31b594c4f8e1d1f6a2f0a3f12"), "2"), Intent::Wait);
     assert_eq!(
@@ -300,11 +301,11 @@ fn a_message_that_had_expired_or_had_no_rule_begins_anew_when_it_comes_again_and
         let again = bring(Intent::End { outcome: ended(), report: None });
         assert_eq!(verdicts(&mut keeper, again), [past(1, kind)], "nothing is to be done with it");
         assert_eq!(verdicts(&mut keeper, bring(Intent::Wait)), [Verdict::New(Number(1))]);
-        // With its message, of which nothing was left when it had expired.
+        // The record has its message again, which was removed when it expired.
         let opened = keeper.opened().expect("a disk in order");
         let [Unfinished { message: kept, .. }] = &opened.unfinished[..] else { panic!("{opened:?}") };
         assert_eq!(*kept, message(Some(UUID), "on"));
-        // The same id with other content: what it was first sent with came to nothing.
+        // The id comes with other content. The first message was never run, so this one is.
         verdicts(
             &mut keeper,
             vec![Op::End { number: Number(1), outcome: ended(), abandoned: false, report: None }],
@@ -324,7 +325,7 @@ fn a_message_that_no_rule_takes_is_kept_and_a_call_is_not() {
     let ops = vec![
         arrival(0, message(Some("m-1"), "on"), ended()),
         arrival(0, call("method-1"), ended()),
-        // Its rule went while it waited.
+        // Its rule was removed while it waited.
         arrival(0, call("method-2"), Intent::Wait),
         end,
     ];

@@ -1,4 +1,4 @@
-//! Damaged files: whatever is in them, the inbox goes on, and nothing is deleted.
+//! Damaged files: whatever is in them, the inbox goes on, and no file is deleted.
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::super::trouble::Failure;
 use super::disk::Disk;
 use super::*;
 
-/// An inbox with some of everything, closed in good order.
+/// An inbox with some of everything, closed properly.
 static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let (_directory, settings) = settings();
     let mut keeper = keeper(&settings);
@@ -39,7 +39,7 @@ fn keeper(settings: &InboxSettings) -> Keeper<InboxPath> {
     Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
 }
 
-/// Makes it a place where an inbox has been.
+/// Makes the path a place where an inbox has been.
 fn mark(settings: &InboxSettings) {
     std::fs::write(settings.path.with_extension("redb.lock"), "").expect("a lock");
     std::fs::set_permissions(settings.path.with_extension("redb.lock"), PermissionsExt::from_mode(0o600))
@@ -50,7 +50,7 @@ fn one() -> Batch {
     Batch::new(vec![arrival(1, message(Some("new"), "on"), Intent::Wait)])
 }
 
-/// Files beside the inbox and its lock.
+/// Files other than the inbox and its lock.
 fn aside(path: &Path) -> Vec<PathBuf> {
     let directory = std::fs::read_dir(path.parent().expect("a directory")).expect("readable");
     let mut paths: Vec<_> = directory.map(|entry| entry.expect("an entry").path()).collect();
@@ -70,7 +70,7 @@ impl Damage {
     fn apply(&self, content: &mut Vec<u8>) {
         let length = content.len();
         match self {
-            // An empty file is as good as none.
+            // The file never becomes empty, because an empty file counts as missing.
             Self::Cut(at) => content.truncate(1 + at % (length - 1)),
             Self::Flip(flips) => flips.iter().for_each(|(at, bits)| content[at % length] ^= bits),
             Self::Fill { at, len, with } => {
@@ -82,7 +82,7 @@ impl Damage {
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
-    // The beginning of the file matters most.
+    // Most faults are at the beginning of the file, which matters most.
     let place = || prop_oneof![0usize..8_192, any::<usize>()];
     prop_oneof![
         1 => place().prop_map(Damage::Cut),
@@ -92,7 +92,8 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-/// The inbox writes, or says that a newer version wrote the file. What is moved aside is still there.
+/// Checks that the inbox writes, or says that a newer version wrote the file. A file that was moved aside must still
+/// exist.
 fn goes_on(keeper: &mut Keeper<InboxPath>, settings: &InboxSettings) -> Result<(), TestCaseError> {
     let mut batch = one();
     let mut last = None;
@@ -102,7 +103,7 @@ fn goes_on(keeper: &mut Keeper<InboxPath>, settings: &InboxSettings) -> Result<(
                 let new = matches!(answers[..], [Answer::Accepted { verdict: Verdict::New(_), .. }]);
                 prop_assert!(new, "{answers:?}");
                 let aside = aside(&settings.path);
-                // Of a file that is not moved aside, the last transaction may be lost, and nothing else.
+                // If the file was not moved aside, only the last transaction may be lost.
                 prop_assert!(!aside.is_empty() || counts.records >= 41, "{counts:?}");
                 for path in aside {
                     prop_assert!(path.to_string_lossy().contains(".corrupt-2"), "{path:?}");
@@ -179,7 +180,7 @@ fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
     let [Answer::Accepted { verdict: Verdict::New(first), .. }] = answers[..] else { panic!("{answers:?}") };
     disk.spoil();
     disk.fail_after(0, 1);
-    // What the agent still knows of the lost record is answered.
+    // The agent still knows the lost record, so its operation is answered.
     let outcome = Box::new(outcome(OutcomeKind::Succeeded));
     let end = Op::End { number: first, outcome, abandoned: false, report: None };
     let mut batch = Batch::new(vec![end, arrival(2, message(Some("other"), "on"), Intent::Wait)]);

@@ -1,9 +1,9 @@
-//! A disk for tests that fails, is full, or loses its power when it is told to.
+//! A disk for tests that can fail, be full, or lose its power.
 //!
-//! Owns: what is written, what of it survives. Must not know: the inbox.
+//! Owns: what is written, and what of it survives. Must not know: the inbox.
 //!
-//! What is written since the last sync survives a power cut, or a sync that fails, in parts: each write, or the first
-//! sectors of it, may or may not be there.
+//! After a power cut or a failed sync, only parts of what was written since the last sync survive: each write, or its
+//! first sectors, may or may not be there.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use redb::{BackendError, Database, StorageBackend};
 use super::super::file::Place;
 use super::super::trouble::Failure;
 
-/// A disk writes this much at once or not at all.
+/// A disk writes this much as a whole or not at all.
 const SECTOR: usize = 512;
 
 #[derive(Debug, Clone)]
@@ -27,10 +27,10 @@ enum Write {
 #[derive(Debug)]
 struct State {
     durable: Vec<u8>,
-    /// As programs see it.
+    /// The content as programs see it.
     seen: Vec<u8>,
     unsynced: Vec<Write>,
-    /// Operations until faults begin, and how many there are then.
+    /// How many operations succeed before faults begin, and how many faults follow.
     fuse: Option<(u32, u32)>,
     capacity: usize,
     chance: fastrand::Rng,
@@ -43,7 +43,7 @@ struct State {
 #[derive(Debug, Clone)]
 pub(super) struct Disk(Arc<Mutex<State>>);
 
-/// The disk as an open file: of no use once the power was cut.
+/// The disk as an open file. It cannot be used after a power cut.
 #[derive(Debug)]
 struct Handle {
     disk: Disk,
@@ -79,12 +79,12 @@ impl Disk {
         Handle { disk: self.clone(), boot: self.state().boot }
     }
 
-    /// After `operations` that write, `faults` of them fail.
+    /// After `operations` writes, `faults` of them fail.
     pub(super) fn fail_after(&self, operations: u32, faults: u32) {
         self.state().fuse = Some((operations, faults));
     }
 
-    /// No further faults.
+    /// Ends the faults.
     pub(super) fn heal(&self) {
         self.state().fuse = None;
     }
@@ -93,12 +93,12 @@ impl Disk {
         self.state().capacity = capacity;
     }
 
-    /// What has grown to this size.
+    /// The present size.
     pub(super) fn size(&self) -> usize {
         self.state().seen.len()
     }
 
-    /// The power goes and comes back.
+    /// Cuts the power and restores it.
     pub(super) fn cut_power(&self) {
         let mut state = self.state();
         state.fuse = None;
@@ -107,7 +107,7 @@ impl Disk {
         state.reread();
     }
 
-    /// Nothing that was written can be read again.
+    /// Overwrites everything that was written.
     pub(super) fn spoil(&self) {
         let mut state = self.state();
         state.durable.fill(0x5a);
@@ -135,7 +135,7 @@ impl State {
         }
     }
 
-    /// Of what was not synced, some has reached the disk.
+    /// Keeps only some of what was not synced.
     fn keep_parts(&mut self) {
         for write in std::mem::take(&mut self.unsynced) {
             match (self.chance.u8(0..4), write) {
@@ -197,7 +197,7 @@ impl StorageBackend for Handle {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state()?;
         if let Err(error) = state.may_write() {
-            // As on Linux: what could not be written counts as written from now on.
+            // Linux behaves in this way: what could not be written counts as written from now on.
             state.keep_parts();
             return Err(error);
         }
@@ -239,7 +239,7 @@ impl StorageBackend for Handle {
 impl Place for Disk {
     fn open(&mut self) -> Result<Database, Failure> {
         if self.state().seen.is_empty() {
-            // As on a disk: begun under another name, and renamed when it is whole.
+            // A real inbox does this, too: the file is made under another name and renamed when it is whole.
             self.state().may_write().map_err(|error| Failure::Io("create", error))?;
             let begun = Self::new(0);
             drop(Database::builder().create_with_backend(begun.handle())?);
@@ -255,7 +255,8 @@ impl Place for Disk {
     }
 
     fn distrust_cache(&self) {
-        // A sync that failed has left pages that only seem to be on disk; those never tried are still to be written.
+        // After a failed sync, some pages only seem to be on disk. Writes that were never tried still have to be
+        // made.
         let mut state = self.state();
         let unsynced = std::mem::take(&mut state.unsynced);
         state.reread();

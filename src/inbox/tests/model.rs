@@ -14,7 +14,7 @@ pub(super) const HOUR_MS: u64 = 3_600_000;
 pub(super) const WINDOW_MS: u64 = 120_000;
 pub(super) const KEEP_AT_LEAST: usize = 3;
 pub(super) const MAX_REPORTS: usize = 4;
-/// As in the ledger.
+/// The value of the ledger.
 const LOOK_PAST: usize = 16;
 
 thread_local! {
@@ -38,7 +38,7 @@ pub(super) struct Kept {
     connection: Option<u64>,
     sequence: Option<Sequence>,
     pub(super) confirmed: bool,
-    /// Passed over for its id.
+    /// Whether it was passed over because of its id.
     repeated: bool,
     pub(super) outcome: Option<OutcomeKind>,
     pub(super) abandoned: bool,
@@ -57,7 +57,7 @@ impl Kept {
     }
 }
 
-/// What the answer must say; numbers of new records are taken from what the inbox chose.
+/// The expected answer. The numbers of new records come from the inbox.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Expected {
     Verdict(Verdict),
@@ -104,7 +104,7 @@ pub(super) enum Step {
 
 impl Model {
     fn number(&self, pick: usize) -> u64 {
-        // One more than there are: a number that does not exist.
+        // The count is one too high, so that a number that does not exist is picked, too.
         let count = self.records.len() + 1;
         self.records.keys().nth(pick % count).copied().unwrap_or(9_999)
     }
@@ -157,7 +157,7 @@ impl Model {
         }
     }
 
-    /// `new` tells the number that the inbox gave to the next new record.
+    /// `new` returns the number that the inbox gave to the next new record.
     pub(super) fn apply(&mut self, op: &Op, new: &mut dyn FnMut() -> u64) -> Expected {
         let now = NOW_MS.get();
         match op {
@@ -323,7 +323,7 @@ impl Model {
         }
         let abandoned = known.and_then(|known| Some((known, self.records.get(&known)?.clone())));
         if let Some((_, before)) = &abandoned {
-            // Its digests stay what they were.
+            // The record keeps its digests.
             (kept.sequence, kept.connection) = (before.sequence, before.connection);
         }
         let mut made = None;
@@ -353,7 +353,7 @@ impl Model {
         Verdict::New(Number(number))
     }
 
-    /// Old records go, finished ones first, then those that no rule took.
+    /// Removes old records: finished ones first, then those that no rule matched.
     pub(super) fn let_go(&mut self) {
         let before = NOW_MS.get().saturating_sub(HOUR_MS);
         let mut spare =

@@ -1,4 +1,4 @@
-//! The file and its surroundings: permissions, who has it, what the command line is told.
+//! The file and its surroundings: permissions, its holder, what the command line is told.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -47,7 +47,7 @@ fn what_is_no_file_is_named() {
     let sentence = keeper(&settings).open().expect_err("a directory").sentence(&settings.path);
     assert!(sentence.contains("is a directory and not a file"), "{sentence}");
 
-    // Its disk may be mounted later: the link stays.
+    // The link stays, because its disk may be mounted later.
     settings.path = directory.path().join("link.redb");
     let target = directory.path().join("card.redb");
     std::os::unix::fs::symlink(&target, &settings.path).expect("a link");
@@ -64,7 +64,7 @@ fn a_dead_letter_that_expired_after_it_was_received_is_not_run_again_and_stays()
     let now = SystemTime::now();
     let hours = |count: u64| Duration::from_secs(count * 3600);
     let expiry = crate::message::format_time(now + hours(1));
-    // The second came when the clock was two hours ahead.
+    // The second message came when the clock was two hours ahead.
     for (id, received) in [("a", now), ("b", now + hours(2))] {
         let mut good_for_an_hour = message(Some(id), "on");
         good_for_an_hour.system.set(crate::message::EXPIRY, &expiry);
@@ -113,7 +113,7 @@ fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
             std::fs::read_dir(settings.path.parent().expect("a directory")).expect("readable").count();
         assert_eq!(files, 1, "not even a lock is beside it");
     }
-    // What a power cut leaves is an inbox all the same.
+    // What a power cut leaves still counts as an inbox.
     for content in [b"".as_slice(), &[0; 5000], b"redb", b"redb\x1a\x0a\xa9\x0d\x0a and then nonsense"] {
         std::fs::write(&settings.path, content).expect("written");
         keeper(&settings).open().expect("a new one");
@@ -178,7 +178,7 @@ fn a_file_that_may_not_be_opened_is_denied() {
     std::fs::set_permissions(&settings.path, std::fs::Permissions::from_mode(0o000)).expect("changed");
     match InboxFile::open(&settings) {
         Err(InboxError::Denied(sentence)) => assert!(sentence.contains("inbox.redb"), "{sentence}"),
-        // Nothing is denied to root.
+        // Root may open everything.
         Ok(_) => assert!(rustix::process::geteuid().is_root()),
         other => panic!("{other:?}"),
     }

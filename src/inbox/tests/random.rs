@@ -1,6 +1,6 @@
 //! Random operations on the inbox and on its model, with failing writes and power cuts between them.
 //!
-//! Owns: what happens in which order. Must not know: what an operation means.
+//! Owns: the order of events. Must not know: what an operation means.
 
 use proptest::prelude::*;
 
@@ -13,11 +13,11 @@ use super::model::{
 };
 use super::*;
 
-/// What happens between and during transactions.
+/// An event between or during transactions.
 #[derive(Debug, Clone)]
 enum Event {
     Batch(Vec<Step>),
-    /// The same while the disk fails; in the end it works again, or the power goes.
+    /// A batch while the disk fails. In the end the disk works again, or the power is cut.
     Faulty {
         steps: Vec<Step>,
         after: u32,
@@ -25,14 +25,14 @@ enum Event {
         cut: bool,
     },
     PowerCut,
-    /// Closed in good order and opened.
+    /// The file is closed properly and opened again.
     Restart,
     Connection,
-    /// The clock goes on, in seconds, or jumps back.
+    /// The clock advances, in seconds, or jumps back.
     Clock(i32),
 }
 
-/// Whether the records, and all that is counted, are as in the model.
+/// Compares the records and all counts with the model.
 fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
     let opened = keeper.opened().expect("it is open");
     let query = Op::Query { ticket: 0, query: Query::List { state: None, after: 0, limit: 10_000 } };
@@ -100,7 +100,7 @@ impl Machine {
         steps.iter().enumerate().map(|(at, step)| self.model.op(at as u64, step, self.connection)).collect()
     }
 
-    /// Follows a batch in the model, with the answers that the inbox gave.
+    /// Applies a batch to the model, with the answers that the inbox gave.
     fn follow(&mut self, ops: &[Op], answers: &[Answer]) {
         let mut next = self.model.last;
         let mut number = || {
@@ -112,7 +112,7 @@ impl Machine {
         assert_eq!(answers.iter().map(actual).collect::<Vec<_>>(), expected, "for {ops:?}");
     }
 
-    /// The power went while a batch was under way: all of it is there, or nothing.
+    /// Applies a batch during which the power was cut. The file has all of it, or nothing.
     fn follow_in_doubt(&mut self, ops: &[Op]) {
         let (mut without, mut with) = (self.model.clone(), self.model.clone());
         let mut keeper = Self::keeper(&self.disk);
@@ -184,7 +184,7 @@ impl Machine {
                 NOW_MS.set(if *seconds < 0 { now.saturating_sub(by) } else { now.saturating_add(by) });
             }
         }
-        // Old records go with the next transaction, whatever it is for.
+        // Any transaction removes old records, so an empty one does.
         self.keeper.write(&mut Batch::new(Vec::new())).expect("a disk in order");
         self.model.let_go();
         let difference = difference(&self.model, &mut self.keeper);

@@ -1,4 +1,4 @@
-//! A disk that is full, an inbox that is full, a thread that goes on by itself.
+//! A full disk, a full inbox, and a thread that recovers by itself.
 
 use super::super::keeper::{Batch, Keeper};
 use super::disk::Disk;
@@ -24,7 +24,7 @@ fn ended(id: &str, kind: OutcomeKind) -> Op {
     arrival(0, message(Some(id), "on"), Intent::End { outcome, report: None })
 }
 
-/// The same on another connection.
+/// The operation on another connection.
 fn again(op: Op) -> Op {
     let Op::Accept(arrival) = op else { panic!("not an arrival") };
     Op::Accept(Box::new(Arrival { connection: 2, ..*arrival }))
@@ -39,7 +39,7 @@ fn without_room_finished_messages_go_before_dead_ones_and_unfinished_ones_stay()
         &mut keeper,
         vec![waiting, ended("dead", OutcomeKind::Failed), ended("old", OutcomeKind::Succeeded)],
     );
-    // Fills what is left.
+    // These messages fill the remaining room.
     for at in 0..7 {
         let fill = arrival(0, message(Some(&format!("fill-{at}")), &body), Intent::Wait);
         let (verdict, counts) = verdicts(&mut keeper, vec![fill]);
@@ -47,11 +47,11 @@ fn without_room_finished_messages_go_before_dead_ones_and_unfinished_ones_stay()
     }
     let large = |id: &str, bytes: usize| arrival(0, message(Some(id), &"x".repeat(bytes)), Intent::Wait);
     let left = 100_000 - usize::try_from(keeper.counts().bytes).expect("small");
-    // A little more than there is: the finished one makes room.
+    // The message is a little larger than the room that is left, so the finished record goes.
     let (verdict, counts) = verdicts(&mut keeper, vec![large("last", left - 50)]);
     assert!(matches!(verdict[..], [Verdict::New(_)]), "{verdict:?}");
     assert_eq!((counts.records, counts.dead), (10, 1));
-    // Nothing is dropped in vain.
+    // No record is dropped if that would not make enough room.
     let (verdict, counts) = verdicts(&mut keeper, vec![large("too-much", 10_000)]);
     assert_eq!(verdict, [Verdict::Full]);
     assert_eq!((counts.records, counts.dead), (10, 1));
@@ -88,7 +88,7 @@ fn messages_that_no_rule_takes_push_out_neither_dead_letters_nor_what_messages_a
         assert!(matches!(verdict[..], [Verdict::New(_)]), "{verdict:?}");
         assert!(counts.bytes <= (1 << 20) / 4 + 2_000, "{counts:?}");
     }
-    // The newest are there, and both that came before all of them.
+    // The newest records are there, and the two that came before all of them.
     assert_eq!((keeper.counts().records, keeper.counts().dead), (6, 5));
     let come_again = [
         ended("dead", OutcomeKind::Failed),
@@ -101,7 +101,7 @@ fn messages_that_no_rule_takes_push_out_neither_dead_letters_nor_what_messages_a
         matches!(verdict[..], [Verdict::Ended(_), Verdict::Ended(_), Verdict::Ended(_), Verdict::New(_)]),
         "{verdict:?}"
     );
-    // Other messages need the room: they go before dead letters.
+    // Other messages need the room, so these records go before the other dead letters.
     for at in 0..17 {
         let fill = arrival(0, message(Some(&format!("fill-{at}")), &body), Intent::Wait);
         verdicts(&mut keeper, vec![fill]);
