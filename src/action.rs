@@ -1,7 +1,7 @@
-//! Actions: performing a plan's steps on this machine.
+//! Actions: carry out a plan's steps on this machine.
 //!
-//! Owns: pins and child processes, their deadlines, the outcome in words.
-//! Must not know: messages, rules' conditions, sessions; it cannot settle a message.
+//! Owns: pins and child processes, their deadlines, the outcome in words. Must not know: messages, rules' conditions,
+//! sessions. It cannot settle a message.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,28 +25,29 @@ use limit::{Cut, Limit};
 
 pub use gpio::{CONSUMER, GpioError, LineUse, Survey, survey};
 
-/// Everything that plans act on: the claimed pins, and the way to start programs.
+/// What plans act on: the claimed pins, and the way to start programs.
 ///
-/// Dropping it without [`Actions::close`] (a panic) still puts every pin into its `on_exit` state.
+/// If it is dropped without [`Actions::close`] (in a panic), every pin still goes into its `on_exit` state.
 pub struct Actions {
     pins: Pins,
 }
 
-/// What became of one plan. Its `Display` is one line for people and logs:
-/// `failed: step 2 of 3 (run /usr/bin/backup): exit code 3`.
+/// The result of one plan. Its `Display` is one line for people and logs: `failed: step 2 of 3 (run /usr/bin/backup):
+/// exit code 3`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// How it ended.
     pub result: OutcomeResult,
-    /// The step that ended it before its time, such as `step 2 of 3 (run /usr/bin/backup)`; none when it succeeded.
+    /// The step that ended the plan early, such as `step 2 of 3 (run /usr/bin/backup)`. None if it succeeded.
     pub step: Option<String>,
-    /// The exit code of the last program; none when no program ran, or a signal ended it.
+    /// The exit code of the last program. None if no program ran, or a signal ended it.
     pub exit_code: Option<i32>,
     /// From the first step's start to the last step's end.
     pub duration: Duration,
     /// The first 4 KiB of what the programs wrote to standard output and standard error, in the order written.
     pub output: Vec<u8>,
-    /// The last KiB of it, where they wrote more than that; a program that fails says why at its end.
+    /// The last KiB of the output, if the programs wrote more than that. A program that fails often says why at its
+    /// end.
     pub output_end: Vec<u8>,
     /// How many bytes the programs wrote in all, kept or not.
     pub output_bytes: u64,
@@ -57,15 +58,15 @@ pub struct Outcome {
 pub enum OutcomeResult {
     /// Every step was done.
     Succeeded,
-    /// A step failed; the sentence names the step and the reason.
+    /// A step failed. The sentence names the step and the reason.
     Failed(String),
-    /// The plan's time was up; its program was ended, its pin turned off.
+    /// The plan reached its timeout. Its program was ended, its pin turned off.
     TimedOut,
-    /// The agent was stopping; its program was ended, its pin turned off.
+    /// The agent was stopping. Its program was ended, its pin turned off.
     Interrupted,
 }
 
-/// Why actions cannot be opened or closed in order.
+/// Why actions cannot be opened, or not be closed properly.
 #[derive(Debug, thiserror::Error)]
 pub enum ActionError {
     /// The pins cannot be claimed, or not all of them were left as `on_exit` says.
@@ -74,29 +75,29 @@ pub enum ActionError {
 }
 
 impl Actions {
-    /// Claims every configured pin and puts it into its `initial` state.
-    /// `been_on` says for how long pins were on before this process began, as [`Actions::pins_on`] told: where `initial`
-    /// leaves such a pin on, its `max_on` counts from then.
+    /// Claims every configured pin and puts it into its `initial` state. `been_on` says how long pins were on before
+    /// this process began, as [`Actions::pins_on`] reported it. If `initial` leaves such a pin on, its `max_on`
+    /// counts from that earlier time.
     ///
     /// # Errors
     ///
-    /// The backend is not available, or a pin cannot be claimed. Nothing is claimed then.
+    /// The backend is not available, or a pin cannot be claimed. Then nothing is claimed.
     pub fn open(settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Result<Self, ActionError> {
         Ok(Self { pins: Pins::open(settings, been_on)? })
     }
 
-    /// Takes other settings for the pins up. A pin that stays keeps its state and the time that it has been on; one that is new
-    /// begins in its `initial` state; one that is gone is put into its `on_exit` state and released.
+    /// Applies other settings for the pins. A pin that stays keeps its state and its time on. A new pin begins in its
+    /// `initial` state. A removed pin goes into its `on_exit` state and is released.
     ///
     /// # Errors
     ///
-    /// All that stands against it, a sentence each: a pin cannot be claimed, or what is held cannot change so. Nothing has
-    /// changed then.
+    /// All objections, one sentence each: a pin cannot be claimed, or a claimed pin cannot change in this way. Then
+    /// nothing has changed.
     pub fn change_settings(&self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
         self.pins.change_settings(settings)
     }
 
-    /// The hub is away, since now: pins with `on_disconnect` take that state in their time.
+    /// The hub is away from now on: pins with `on_disconnect` go into that state when their time comes.
     pub fn hub_lost(&self) {
         self.pins.hub_lost();
     }
@@ -106,39 +107,38 @@ impl Actions {
         self.pins.hub_back();
     }
 
-    /// The agent goes on. It has to say so by [`Actions::next_sign`], or its hub counts as away from the last time on: an agent
-    /// that is held up cannot notice that it is.
+    /// The agent is running. It must report this again by [`Actions::next_sign`]. If it does not, its hub counts as
+    /// away since the last report, because a blocked agent cannot notice that it is blocked.
     pub fn alive(&self) {
         self.pins.alive();
     }
 
-    /// When [`Actions::alive`] is to be called again; none while nothing depends on it.
+    /// When [`Actions::alive`] must be called again. None if nothing depends on it.
     pub fn next_sign(&self) -> Option<Instant> {
         self.pins.next_sign()
     }
 
-    /// Waits until pins are no longer switched by themselves, because of a defect; all of them are in their `on_exit` state
-    /// then. Cancel safe.
+    /// Waits until a defect stops timed changes of pins. All pins are in their `on_exit` state then. Cancel safe.
     pub async fn broken(&self) {
         self.pins.broken().await;
     }
 
-    /// Waits until a pin with `max_on` was switched. Cancel safe; may return once too often.
+    /// Waits until a pin with `max_on` was switched. Cancel safe. May return once too often.
     pub async fn switched(&self) {
         self.pins.switched().await;
     }
 
-    /// Waits until any pin may have another state. Cancel safe; may return once too often.
+    /// Waits until any pin may have changed its state. Cancel safe. May return once too often.
     pub async fn moved(&self) {
         self.pins.moved().await;
     }
 
-    /// For how long each pin with `max_on` that is on has been on.
+    /// How long each pin with `max_on` that is on has been on.
     pub fn pins_on(&self) -> BTreeMap<String, Duration> {
         self.pins.pins_on()
     }
 
-    /// The same as it will be after [`Actions::close`]: what the next [`Actions::open`] needs to know.
+    /// The values of [`Actions::pins_on`] after [`Actions::close`]: what the next [`Actions::open`] needs.
     pub fn pins_on_after_exit(&self) -> BTreeMap<String, Duration> {
         self.pins.pins_on_after_exit()
     }
@@ -148,13 +148,13 @@ impl Actions {
         self.pins.states()
     }
 
-    /// Performs the steps in order; the first that fails, or is cut off by the deadline or by `stop`, ends the plan.
-    /// `body` is what each program finds on its standard input.
+    /// Carries out the steps in order. The first step that fails, or that the deadline or `stop` cuts off, ends the
+    /// plan. Each program gets `body` on its standard input.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future kills the running program's process group and turns a pulsing or blinking pin off, but
-    /// loses the outcome. Cancel `stop` instead.
+    /// If the future is dropped, the running program's process group is killed and a pulsing or blinking pin is
+    /// turned off, but the outcome is lost. Cancel `stop` instead.
     pub async fn perform(&self, plan: &Plan, body: Bytes, stop: &CancellationToken) -> Outcome {
         let started = Instant::now();
         let limit = Limit::new(plan.timeout, stop);
@@ -187,7 +187,7 @@ impl Actions {
         Outcome { result, step, exit_code, duration: started.elapsed(), output, output_end, output_bytes }
     }
 
-    /// Puts every pin into its `on_exit` state and releases it. All pins are tried, even if one fails.
+    /// Puts every pin into its `on_exit` state and releases it. If one pin fails, the others are still done.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ impl From<ExecError> for StepEnd {
     }
 }
 
-/// Runs one program; any end but exit code 0 is a failure.
+/// Runs one program. Any end except exit code 0 is a failure.
 async fn run(
     program: &Program<'_>,
     limit: &Limit<'_>,

@@ -3,10 +3,10 @@
 //! Owns: environment, standard streams, captured output, signals, grace periods.
 //! Must not know: rules, pins, messages.
 //!
-//! A child leads its own process group, so that whatever it starts can be ended with it. When its time is up, or the
-//! agent stops, the group gets SIGTERM and, [`GRACE`] later, SIGKILL. When the child ends by itself, what it left behind in
-//! its group is ended the same way: an action is over when it is reported as over. A program that is meant to outlive the
-//! action must leave the group (`systemd-run`, `setsid`).
+//! A child leads its own process group, so that everything it starts can be ended with it. If its time is up or the
+//! agent stops, the group gets SIGTERM and, [`GRACE`] later, SIGKILL. If the child ends by itself, the rest of its
+//! group is ended in the same way, because an action must be over when it is reported as over. A program that should
+//! outlive the action must leave the group (`systemd-run`, `setsid`).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,17 +29,17 @@ use crate::trust;
 
 /// The only search path that children have.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// From SIGTERM to SIGKILL.
+/// The time from SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a killed child may take to go; one that hangs in the kernel may take for ever.
+/// How long a killed child may take to end. If it hangs in the kernel, it may never end.
 const KILLED: Duration = Duration::from_secs(1);
-/// How long output is still read when the group is gone but a process that left it holds the pipe.
+/// How long to read output after the group has ended, if a process that left the group still holds the pipe.
 const DRAIN: Duration = Duration::from_millis(200);
-/// How often a group in its grace period is looked at.
+/// How often to check a group in its grace period.
 const LOOK: Duration = Duration::from_millis(20);
-/// How much output an outcome keeps from its beginning,
+/// How many bytes an outcome keeps from the beginning of the output.
 const KEPT: usize = 4096;
-/// and from its end, where that is not within the beginning.
+/// How many bytes it keeps from the end, if the end is not within the beginning.
 const KEPT_END: usize = 1024;
 
 /// What to run.
@@ -52,11 +52,11 @@ pub(super) struct Program<'a> {
     pub(super) body: &'a [u8],
 }
 
-/// The beginning and the end of what programs wrote, and how much they wrote in all.
+/// The beginning and the end of what programs wrote, and how many bytes they wrote in all.
 #[derive(Debug, Default)]
 pub(super) struct Captured {
     kept: Vec<u8>,
-    /// At most twice as much as is wanted of it.
+    /// At most twice [`KEPT_END`], so that bytes are not moved at each read.
     end: Vec<u8>,
     total: u64,
 }
@@ -67,16 +67,16 @@ pub(super) enum ExecError {
     /// The program could not be started.
     #[error("cannot start it: {0}")]
     NotStarted(String),
-    /// It was ended before it was done.
+    /// It was ended before it finished.
     #[error("stopped")]
     Cut(Cut),
-    /// The kernel refused to hand over its output or to say how it ended.
+    /// The kernel did not hand over its output or its exit status.
     #[error("cannot watch it: {0}")]
     Lost(io::Error),
 }
 
 impl Captured {
-    /// The first bytes; the last ones, if there are more; and the number of all bytes.
+    /// The first bytes; the last ones, if there are more; and the count of all bytes.
     pub(super) fn into_parts(mut self) -> (Vec<u8>, Vec<u8>, u64) {
         self.end.drain(..self.end.len().saturating_sub(KEPT_END));
         (self.kept, self.end, self.total)
@@ -109,14 +109,14 @@ pub(super) async fn run(
     output: &mut Captured,
 ) -> Result<ExitStatus, ExecError> {
     limit.check().map_err(ExecError::Cut)?;
-    // It was looked at when the configuration was read, and that may be months ago.
+    // The path is checked again here, because the configuration may have been read months ago.
     if let Some(reason) = program.argv.first().and_then(|path| trust::foreign_program(path)) {
         return Err(ExecError::NotStarted(reason));
     }
     let (mut child, reader) =
         start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
     let group = Group::new(child.id());
-    // Only now, while the program is being loaded on another core, does the pipe become one of the runtime's.
+    // The pipe becomes one of the runtime's only now, while another core loads the program.
     let reader = pipe::Receiver::from_owned_fd(reader).map_err(ExecError::Lost)?;
     let stdin = child.stdin.take();
     let pipes = async { tokio::join!(feed(stdin, program.body), drain(reader, output)) };
@@ -169,7 +169,7 @@ pub(super) fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The child's process group, while any process is in it. Dropping it kills what is left.
+/// The child's process group, while any process is in it. When it is dropped, the remaining processes are killed.
 struct Group {
     id: Option<Pid>,
 }
@@ -181,13 +181,13 @@ impl Group {
 
     /// Whether there was a process to signal.
     ///
-    /// The number cannot be another group's: as long as a process is in the group, or its leader has not been waited for,
-    /// the kernel does not give it away, and numbers that it takes back go to the end of the line.
+    /// The number cannot belong to another group. The kernel does not reuse it while a process is in the group, or
+    /// while its leader has not been waited for. After that, freed numbers are reused last.
     fn signal(&self, signal: Signal) -> bool {
         self.id.is_some_and(|id| rustix::process::kill_process_group(id, signal).is_ok())
     }
 
-    /// Ends what the leader left behind: SIGTERM, and SIGKILL when the grace period is over. The leader must have been waited for.
+    /// Ends the rest of the group: SIGTERM, and SIGKILL after the grace period. The leader must have been waited for.
     async fn end(mut self, grace_ends: Instant) {
         if self.signal(Signal::TERM) {
             while self.is_alive() && Instant::now() < grace_ends {
@@ -199,9 +199,9 @@ impl Group {
         self.id = None;
     }
 
-    /// Whether a process still runs in the group. As process 1 of a container the agent inherits orphans: those of this
-    /// group that have ended are waited for here, for nobody else would. Orphans that another process inherits stay in
-    /// the group until that one waits for them; they have ended all the same, and do not count.
+    /// Whether a process still runs in the group. As process 1 of a container, the agent inherits orphans. It must
+    /// wait for the ended ones of this group, because no other process does. Orphans that another process inherits
+    /// stay in the group until that process waits for them. They have ended, so they do not count.
     fn is_alive(&self) -> bool {
         let Some(id) = self.id else { return false };
         while let Ok(Some(_)) = rustix::process::waitpgid(id, WaitOptions::NOHANG) {}
@@ -209,12 +209,12 @@ impl Group {
     }
 }
 
-/// Whether any process of the group is more than a zombie. Without a readable `/proc` it is taken to be.
+/// Whether any process of the group is more than a zombie. If `/proc` cannot be read, the answer is true.
 fn runs_in_group(group: Pid) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else { return true };
     let group = group.as_raw_nonzero().to_string();
     processes.flatten().any(|process| {
-        // `pid (name) state parent group …`; the name may hold anything, a parenthesis too.
+        // `pid (name) state parent group …`; the name may contain any character, even a parenthesis.
         let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
         let state = fields.next();
@@ -228,11 +228,11 @@ impl Drop for Group {
     }
 }
 
-/// Starts the program with both its output streams on one pipe, so that what it writes stays in order.
+/// Starts the program with both output streams on one pipe, so that its output stays in order.
 fn start(program: &Program<'_>) -> io::Result<(Child, OwnedFd)> {
     let (path, arguments) = program.argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let (reader, writer) = io::pipe()?;
-    // Nothing here needs code of ours between fork and exec, so std takes posix_spawn: no copy of the page tables.
+    // No code of ours runs between fork and exec, so std uses posix_spawn, which does not copy the page tables.
     let mut command = Command::new(path);
     command
         .args(arguments)
@@ -245,11 +245,12 @@ fn start(program: &Program<'_>) -> io::Result<(Child, OwnedFd)> {
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .kill_on_drop(true);
-    // The command ends with this function, and with it our own writing ends of the pipe: the last process to end closes it.
+    // When this function returns, the command is dropped with our own writing ends. So the pipe closes when the last
+    // process ends.
     Ok((command.spawn()?, OwnedFd::from(reader)))
 }
 
-/// Writes the body and closes the pipe. A program need not read it.
+/// Writes the body and closes the pipe. A program may ignore it.
 async fn feed(stdin: Option<ChildStdin>, body: &[u8]) {
     let Some(mut stdin) = stdin else { return };
     if let Err(error) = stdin.write_all(body).await
@@ -259,7 +260,7 @@ async fn feed(stdin: Option<ChildStdin>, body: &[u8]) {
     }
 }
 
-/// Reads to the end, keeping the beginning: a program must never wait because nobody reads.
+/// Reads to the end, but keeps only parts: a program must never block on a full pipe.
 async fn drain(mut reader: pipe::Receiver, output: &mut Captured) {
     let mut buffer = vec![0; 2 * KEPT];
     loop {
@@ -286,7 +287,7 @@ async fn serving<P: Future, T>(mut pipes: Pin<&mut Fuse<P>>, event: impl Future<
     }
 }
 
-/// One clause that names the program and what to do.
+/// Why a program was not started: one clause that names it and the remedy.
 fn why_not_started(argv: &[String], error: &io::Error) -> String {
     use rustix::io::Errno;
     let path = argv.first().map_or("", String::as_str);

@@ -1,10 +1,11 @@
-//! Pins: outputs that are on or off, whoever drives them.
+//! Pins: outputs that are on or off, on any backend.
 //!
-//! Owns: who changes pins; the choice of the backend. What each pin is, and what is due, is in `bank.rs`; the thread that does
-//! what is due is in `guard.rs`.
-//! Must not know: rules, processes, chips and registers (each backend knows its own).
+//! Owns: the way to change pins; the choice of the backend. The state of each pin, and what is due, is in `bank.rs`;
+//! the thread for timed changes is in `guard.rs`. Must not know: rules, processes, chips and registers (each backend
+//! knows its own).
 //!
-//! The rule of this file: a pin that is switched on for a while is switched off again, whatever happens in between.
+//! The rule of this file: a pin that is switched on for a while is always switched off again, whatever happens in
+//! between.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,35 +35,35 @@ pub use error::GpioError;
 use guard::{Guard, Shared};
 pub use survey::{LineUse, Survey, survey};
 
-/// Under this name the kernel knows who has the lines.
+/// The name under which the kernel lists the holder of the lines.
 pub const CONSUMER: &str = "c2d-agent";
 
-/// One way of driving pins. Opening a backend claims every configured pin.
+/// One way to drive pins. Opening a backend claims every configured pin.
 trait PinBackend: Send {
-    /// Whether a pin can be claimed, as far as that can be told without touching it.
+    /// Whether a pin can be claimed, as far as this is known without touching it.
     fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
 
-    /// Claims a pin, in its `initial` state from the first moment.
+    /// Claims a pin. It is in its `initial` state from the first moment.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
 
-    /// Gives a pin back, in the state that it has.
+    /// Releases a pin in its present state.
     fn release(&mut self, pin: &str) -> Result<(), GpioError>;
 
-    /// Drives a pin that was claimed; `active` is the backend's business.
+    /// Drives a claimed pin. The backend applies `active`.
     fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError>;
 }
 
-/// The claimed pins. Dropping them without [`Pins::close`] still puts each into its `on_exit` state.
+/// The claimed pins. If they are dropped without [`Pins::close`], each still goes into its `on_exit` state.
 pub(super) struct Pins {
     shared: Arc<Shared>,
-    /// Does what is due by itself: `max_on`, `on_disconnect`, the ends of pulses and blinks.
+    /// Makes timed changes: `max_on`, `on_disconnect`, the ends of pulses and blinks.
     guard: Guard,
 }
 
-/// Why a change was not made, or not to its end.
+/// Why a change was not made, or not finished.
 #[derive(Debug)]
 pub(super) enum ChangeError {
-    /// The action had to end; the pin is off.
+    /// The action had to end. The pin is off.
     Cut(Cut),
     /// The pin could not be driven.
     Gpio(GpioError),
@@ -93,10 +94,11 @@ impl Pins {
         }
     }
 
-    /// Takes other settings up: pins that stay keep their state. See [`super::Actions::change_settings`].
+    /// Applies other settings. Pins that stay keep their state. See [`super::Actions::change_settings`].
     pub(super) fn change_settings(&self, settings: &GpioSettings) -> Result<(), Vec<GpioError>> {
         self.shared.change(|bank| {
-            // Before that there may have been nothing for which the agent had to say so.
+            // The old settings may not have needed reports that the agent runs. So it reports here, before new pins
+            // depend on it.
             bank.alive(Instant::now());
             if bank.is_empty() {
                 let backend = open_backend(settings).map_err(|error| vec![error])?;
@@ -108,7 +110,7 @@ impl Pins {
         })
     }
 
-    /// Makes one change, to its end. A pulse or a blink that is cut off, or whose future is dropped, leaves the pin off.
+    /// Makes one change, up to its end. If a pulse or a blink is cut off, or its future is dropped, the pin is off.
     pub(super) async fn change(
         &self,
         pin: &str,
@@ -141,7 +143,7 @@ impl Pins {
         }
     }
 
-    /// The hub is away, since now.
+    /// The hub is away from now on.
     pub(super) fn hub_lost(&self) {
         self.shared.change(|bank| bank.hub_lost(Instant::now()));
     }
@@ -151,13 +153,13 @@ impl Pins {
         self.shared.change(Bank::hub_back);
     }
 
-    /// The agent goes on.
+    /// The agent is running.
     pub(super) fn alive(&self) {
-        // It can only put off what is due: the guard has no need to know now.
+        // This can only delay what is due, so there is no need to wake the guard.
         self.shared.look(|bank| bank.alive(Instant::now()));
     }
 
-    /// When that is to be said again.
+    /// When [`Pins::alive`] must be called again.
     pub(super) fn next_sign(&self) -> Option<Instant> {
         self.shared.look(|bank| bank.next_sign())
     }
@@ -172,17 +174,17 @@ impl Pins {
         self.shared.moved.notified().await;
     }
 
-    /// Waits until nothing is done by itself any more, because of a defect: then every pin is in its `on_exit` state. Cancel safe.
+    /// Waits until a defect stops timed changes. Every pin is in its `on_exit` state then. Cancel safe.
     pub(super) async fn broken(&self) {
         self.shared.broken.notified().await;
     }
 
-    /// For how long each pin with `max_on` that is on has been on.
+    /// How long each pin with `max_on` that is on has been on.
     pub(super) fn pins_on(&self) -> BTreeMap<String, Duration> {
         self.shared.look(|bank| bank.pins_on(Instant::now()))
     }
 
-    /// The same after [`Pins::close`].
+    /// The values of [`Pins::pins_on`] after [`Pins::close`].
     pub(super) fn pins_on_after_exit(&self) -> BTreeMap<String, Duration> {
         self.shared.look(|bank| bank.pins_on_after_exit(Instant::now()))
     }
@@ -192,7 +194,7 @@ impl Pins {
         self.shared.look(|bank| bank.states())
     }
 
-    /// Puts every pin into its `on_exit` state, all of them even if one fails, and releases them.
+    /// Puts every pin into its `on_exit` state and releases it. If one fails, the others are still done.
     pub(super) async fn close(mut self) -> Result<(), GpioError> {
         self.guard.end(&self.shared);
         self.shared.leave()
@@ -220,7 +222,7 @@ impl From<GpioError> for ChangeError {
     }
 }
 
-/// A pulse or a blink under way; dropping it ends it, with the pin off.
+/// A pulse or a blink under way. When it is dropped, the wave ends with the pin off.
 struct UnderWay<'a> {
     shared: &'a Shared,
     number: u64,
@@ -232,13 +234,13 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// `Instant + Duration` that cannot overflow: nobody waits longer than a century.
+/// `Instant + Duration` that cannot overflow, because it waits at most a century.
 fn far(from: Instant, wait: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     from + wait.min(CENTURY)
 }
 
-/// What each backend does with the same settings.
+/// What each backend does with given settings.
 struct Backends<T> {
     simulated: fn(&GpioSettings) -> Result<T, GpioError>,
     rppal: fn(&GpioSettings) -> Result<T, GpioError>,
@@ -271,8 +273,8 @@ fn open_backend(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioErro
     Ok(backend)
 }
 
-/// Has the configured backend do it; beside that, why it is not the first choice. Without pins there is nothing to drive,
-/// and no hardware is needed.
+/// Calls the configured backend. Also returns why it is not the first choice. Without pins there is nothing to drive,
+/// so no hardware is needed.
 fn choose<T>(settings: &GpioSettings, backends: &Backends<T>) -> Result<(T, Option<GpioError>), GpioError> {
     let first = |made| (made, None);
     match settings.backend {
@@ -287,8 +289,8 @@ fn choose<T>(settings: &GpioSettings, backends: &Backends<T>) -> Result<(T, Opti
     }
 }
 
-/// `rppal` on a Raspberry Pi that it knows, where its registers can be reached and the pins are numbers of the header;
-/// otherwise the character device.
+/// Chooses `rppal` on a Raspberry Pi that it knows, if its registers can be used and all pins are numbers of the
+/// header. Otherwise chooses the character device.
 #[cfg(feature = "gpio")]
 fn choose_auto<T>(
     settings: &GpioSettings,

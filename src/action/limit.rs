@@ -1,4 +1,4 @@
-//! When an action must end before it is done: its deadline, or the agent is stopping.
+//! The limit of an action: it must end at its deadline, or when the agent stops.
 //!
 //! Owns: which of the two came first. Must not know: processes, pins.
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The deadline of one action and the agent's wish to stop.
+/// The deadline of one action, and the agent's signal to stop.
 pub(super) struct Limit<'a> {
     deadline: Instant,
     stop: &'a CancellationToken,
@@ -16,7 +16,7 @@ pub(super) struct Limit<'a> {
 /// Why a step was cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// The action's time is up.
+    /// The action has reached its timeout.
     TimedOut,
     /// The agent is stopping.
     Interrupted,
@@ -40,7 +40,7 @@ impl<'a> Limit<'a> {
         }
     }
 
-    /// Ends when the action must. Cancel safe.
+    /// Resolves when the action must end. Cancel safe.
     pub(super) async fn reached(&self) -> Cut {
         tokio::select! {
             biased;

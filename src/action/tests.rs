@@ -1,4 +1,4 @@
-//! What actions do to a real machine: real processes, simulated pins.
+//! Tests of actions on a real machine: real processes, simulated pins.
 //!
 //! Owns: nothing that ships. Must not know: sessions.
 
@@ -69,7 +69,7 @@ fn text(outcome: &Outcome) -> String {
     String::from_utf8(outcome.output.clone()).unwrap()
 }
 
-/// Looks again and again until it is so.
+/// Polls until the condition holds.
 async fn until(mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !so() {
@@ -78,7 +78,7 @@ async fn until(mut so: impl FnMut() -> bool) {
     }
 }
 
-/// The process, or the zombie that a foreign parent has not waited for yet.
+/// Whether the process exists and is not a zombie that its parent has not waited for yet.
 fn is_running(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
         .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
@@ -301,7 +301,7 @@ async fn actions_run_side_by_side_on_one_thread() {
     let state_file = folder.path().join("pins.json");
     let actions = simulated(&state_file);
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
-    // Each program ends only when the other one has begun, and while the pulse is on.
+    // Each program ends only after the other one has begun, while the pulse is on.
     let waiting = |own: &Path, other: &Path| {
         let (own, other, pins) = (own.display(), other.display(), state_file.display());
         let text = format!(

@@ -1,7 +1,7 @@
-//! The bank: what every pin is at this moment, and what is due to happen to it by itself.
+//! The bank: the state of every pin, and the timed changes that are due.
 //!
-//! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`; pulses and blinks in `waves.rs`.
-//! Must not know: tasks, threads, waiting; who asks for a change.
+//! Owns: states, interlocks, `max_on`, `on_disconnect`, `initial` after a restart, `on_exit`; pulses and blinks are
+//! in `waves.rs`. Must not know: tasks, threads, waiting; who asks for a change.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,45 +20,46 @@ mod waves;
 pub(super) use waves::Shape;
 use waves::Waves;
 
-/// How long to wait before trying again what the backend refused.
+/// How long to wait before a change that the backend refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// All pins. Each change of it is complete or was not made.
+/// All pins. Each change of the bank is either complete or was not made.
 pub(super) struct Bank {
     backend: Box<dyn PinBackend>,
-    /// As configured; the pins of it are in `pins`.
+    /// The configured settings. Their pins are in `pins`.
     settings: GpioSettings,
     pins: BTreeMap<String, Pin>,
     waves: Waves,
     hub: Hub,
-    /// The pins for which `on_disconnect` has come in the present absence of the hub; with a time where it is tried again.
+    /// The pins whose `on_disconnect` has come in the present absence of the hub. The time is when to try again, if
+    /// needed.
     disconnected: BTreeMap<String, Option<Instant>>,
-    /// A pin with `max_on` was switched since this was last asked for.
+    /// Whether a pin with `max_on` was switched since the last query.
     switched: bool,
 }
 
 /// Whether the hub can switch pins.
 #[derive(Debug, Clone, Copy)]
 enum Hub {
-    /// Since then it cannot.
+    /// It cannot, since this time.
     Away(Instant),
-    /// It could when the agent last said that it goes on. An agent that is held up can neither be told by the hub to switch a
-    /// pin nor notice that the hub is away, so its hub counts as away from then on. None: the agent does not say so.
+    /// It could when the agent last reported that it runs. A blocked agent can neither switch a pin for the hub nor
+    /// notice that the hub is away. So the hub counts as away since that time. None: the agent does not report yet.
     There(Option<Instant>),
 }
 
 struct Pin {
     settings: PinSettings,
     state: PinState,
-    /// It is on for a while only: a pulse or a blink turns it off again.
+    /// Whether a pulse or a blink turned it on and will turn it off again.
     lit: bool,
-    /// When it was last turned on, and for how long it had been on then, in the process before.
+    /// When it was last turned on, and how long it had been on before that in an earlier process.
     on: Option<(Instant, Duration)>,
-    /// When `max_on` will have passed; none while the pin is off.
+    /// When `max_on` is over. None while the pin is off.
     off_at: Option<Instant>,
 }
 
-/// The settings with which pins are claimed: a pin that was on for all of its `max_on` already begins off.
+/// The settings with which to claim pins. If a pin was on for its whole `max_on` before the restart, it begins off.
 pub(super) fn claimed_as<'a>(
     settings: &'a GpioSettings,
     been_on: &BTreeMap<String, Duration>,
@@ -78,7 +79,7 @@ pub(super) fn claimed_as<'a>(
 }
 
 impl Bank {
-    /// Pins that the backend has claimed, each in its `initial` state.
+    /// Makes a bank of pins that the backend has claimed, each in its `initial` state.
     pub(super) fn new(
         backend: Box<dyn PinBackend>,
         settings: &GpioSettings,
@@ -99,7 +100,7 @@ impl Bank {
         }
     }
 
-    /// Puts a pin into a state. Off always goes; on does not while an interlocked pin is on.
+    /// Puts a pin into a state. Off is always allowed. On is refused while an interlocked pin is on.
     pub(super) fn set(&mut self, name: &str, state: PinState) -> Result<(), GpioError> {
         let pin = self.pins.get(name).ok_or_else(|| GpioError::UnknownPin { pin: name.to_owned() })?;
         let has_max_on = pin.settings.max_on.is_some();
@@ -116,7 +117,7 @@ impl Bank {
         Ok(())
     }
 
-    /// Turns a pin on for a while: whoever does that turns it off again.
+    /// Turns a pin on for a while. The caller must turn it off again.
     fn light(&mut self, name: &str) -> Result<(), GpioError> {
         self.set(name, PinState::On)?;
         if let Some(pin) = self.pins.get_mut(name) {
@@ -134,7 +135,7 @@ impl Bank {
         self.set(name, state)
     }
 
-    /// Whether a pulse may be so long: `max_on` would cut it short, and nobody would learn of it.
+    /// Refuses a pulse that is longer than `max_on`, because `max_on` would cut it short without an error.
     pub(super) fn check_pulse(&self, name: &str, on: Duration) -> Result<(), GpioError> {
         match self.pins.get(name).and_then(|pin| pin.settings.max_on) {
             Some(max_on) if on > max_on => Err(GpioError::TooLong { pin: name.to_owned(), on, max_on }),
@@ -142,7 +143,7 @@ impl Bank {
         }
     }
 
-    /// The interlocked pin that is on.
+    /// The interlocked pin that is on, if there is one.
     fn held_off_by(&self, name: &str) -> Option<String> {
         let groups = self.settings.interlocks.iter().filter(|group| group.iter().any(|one| one == name));
         let mut others = groups.flatten().filter(|other| *other != name);
@@ -157,13 +158,13 @@ impl Bank {
         }
     }
 
-    /// The hub is there.
+    /// The hub is back.
     pub(super) fn hub_back(&mut self) {
         self.hub = Hub::There(None);
         self.disconnected.clear();
     }
 
-    /// The agent goes on, and would have noticed if the hub were away.
+    /// The agent runs, and would have noticed if the hub were away.
     pub(super) fn alive(&mut self, now: Instant) {
         if let Hub::There(seen) = &mut self.hub {
             *seen = Some(now);
@@ -171,7 +172,7 @@ impl Bank {
         }
     }
 
-    /// When the agent has to say again that it goes on: well before the first pin would take it for held up.
+    /// When the agent must report again that it runs: well before the first pin would treat it as blocked.
     pub(super) fn next_sign(&self) -> Option<Instant> {
         let Hub::There(Some(seen)) = self.hub else { return None };
         let after =
@@ -179,7 +180,7 @@ impl Bank {
         Some(far(seen, after / 10))
     }
 
-    /// Does what is due by `now`, and answers when the next thing will be.
+    /// Does what is due by `now`, and returns when the next thing is due.
     pub(super) fn keep_guard(&mut self, now: Instant) -> Option<Instant> {
         self.wave_overdue(now);
         self.turn_off_overdue(now);
@@ -193,7 +194,7 @@ impl Bank {
         each.flatten().chain(self.waves.next()).min()
     }
 
-    /// When `on_disconnect` comes; none while the hub is there, and once it has come.
+    /// When `on_disconnect` is due. None while the hub is connected, and after it was done.
     fn disconnect_at(&self, name: &str, pin: &Pin) -> Option<Instant> {
         let own = pin.settings.on_disconnect?;
         match (self.disconnected.get(name), self.hub) {
@@ -221,8 +222,8 @@ impl Bank {
         }
     }
 
-    /// Puts each pin whose time without the hub has passed into its state of `on_disconnect`, those that go off first:
-    /// they may hold others off.
+    /// Puts each pin whose time without the hub is over into its `on_disconnect` state. Pins that go off come first,
+    /// because others may be interlocked with them.
     fn disconnect_overdue(&mut self, now: Instant) {
         let target = |pin: &Pin| pin.settings.on_disconnect.map(|own| own.state);
         for state in [PinState::Off, PinState::On] {
@@ -268,7 +269,7 @@ impl Bank {
         std::mem::take(&mut self.switched)
     }
 
-    /// For how long each pin with `max_on` that is on has been on, at `now`.
+    /// How long each pin with `max_on` that is on at `now` has been on.
     pub(super) fn pins_on(&self, now: Instant) -> BTreeMap<String, Duration> {
         let on = self.pins.iter().filter_map(|(name, pin)| {
             let left = pin.off_at?.saturating_duration_since(now);
@@ -277,7 +278,7 @@ impl Bank {
         on.collect()
     }
 
-    /// The same once `on_exit` has been done: a pin that it turns on begins anew.
+    /// The values of [`Bank::pins_on`] after `on_exit`. A pin that `on_exit` turns on counts from zero.
     pub(super) fn pins_on_after_exit(&self, now: Instant) -> BTreeMap<String, Duration> {
         let mut on = self.pins_on(now);
         for (name, pin) in &self.pins {
@@ -297,8 +298,8 @@ impl Bank {
         self.pins.iter().map(|(name, pin)| (name.clone(), pin.state)).collect()
     }
 
-    /// Puts every pin into its `on_exit` state and forgets it, so that a second call does nothing. Those that go off are
-    /// first, so that interlocked pins are not on together on the way.
+    /// Puts every pin into its `on_exit` state and forgets it, so that a second call does nothing. Pins that go off
+    /// come first, so that interlocked pins are never on together.
     pub(super) fn leave(&mut self) -> Result<(), GpioError> {
         let mut problems = Vec::new();
         self.waves = Waves::default();
@@ -317,7 +318,7 @@ impl Bank {
 }
 
 impl Pin {
-    /// A pin in the moment in which it was claimed.
+    /// A pin at the moment when it was claimed.
     fn claimed(settings: &PinSettings, been_on: Duration) -> Self {
         let mut pin =
             Self { settings: settings.clone(), state: PinState::Off, lit: false, on: None, off_at: None };
@@ -325,14 +326,14 @@ impl Pin {
         pin
     }
 
-    /// Every on starts `max_on` anew, less the time that the pin has `been_on`; off ends it.
+    /// Stores the state. Each on starts `max_on` again, less the time that the pin has `been_on`. Off ends it.
     fn remember(&mut self, state: PinState, been_on: Duration) {
         (self.state, self.lit) = (state, false);
         self.on = (state == PinState::On).then(|| (Instant::now(), been_on));
         self.off_at = self.max_on_end();
     }
 
-    /// When `max_on` will have passed.
+    /// When `max_on` is over.
     fn max_on_end(&self) -> Option<Instant> {
         let ((on, been_on), max_on) = (self.on?, self.settings.max_on?);
         Some(far(on, max_on.saturating_sub(been_on)))

@@ -1,8 +1,9 @@
-//! Pins through the kernel's GPIO character device: any board, and beside other programs.
+//! Pins through the kernel's GPIO character device: works on any board, and beside other programs.
 //!
 //! Owns: everything that names the `gpiocdev` crate; finding the chip and the line. Must not know: timers, rules.
 //!
-//! Each line is held, as consumer `c2d-agent`, as long as the process lives: what a released line does is up to the kernel.
+//! Each line is held, as consumer `c2d-agent`, until the process ends, because the kernel decides what a released
+//! line does.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -17,13 +18,14 @@ use super::{CONSUMER, GpioError, LineUse, PinBackend, Survey, claim};
 use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
 use crate::rules::PinState;
 
-/// Chips of the Raspberry Pi's header, newest first. The number of the device file changed with kernel versions.
+/// Chips of the Raspberry Pi's header, newest first. The number of the device file has changed between kernel
+/// versions.
 const HEADER_LABELS: [&str; 3] = ["pinctrl-rp1", "pinctrl-bcm2711", "pinctrl-bcm2835"];
-/// Where there is no such header.
+/// The chip to use if there is no such header.
 const FIRST_CHIP: &str = "/dev/gpiochip0";
 
 struct Cdev {
-    /// As configured.
+    /// The chip, as the configuration names it.
     chip: Option<String>,
     lines: BTreeMap<String, (Request, Offset)>,
 }
@@ -40,7 +42,7 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
     Ok(Box::new(cdev))
 }
 
-/// Looks at the chip and at who has each line.
+/// Looks at the chip and at who holds each line.
 pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     let number = settings.pins.values().any(|pin| matches!(pin.line, Line::Number(_)));
     let found = match &settings.chip {
@@ -56,7 +58,7 @@ pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     Ok(Survey { backend: "cdev", found, second_choice: None, pins })
 }
 
-/// Who has a line of the header, where the kernel knows.
+/// Who holds a line of the header, if the kernel knows.
 pub(super) fn header_line_use(line: &Line) -> Option<LineUse> {
     let Line::Number(offset) = line else { return None };
     let chip = labelled_header_chip().ok()??;
@@ -85,7 +87,7 @@ impl PinBackend for Cdev {
         }
     }
 
-    /// Direction and `initial` are one request, so that no other level is ever driven.
+    /// Direction and `initial` are set in one request, so that no other level is ever driven.
     fn claim(&mut self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         let (chip, offset) = find_line(self.chip.as_deref(), pin, &settings.line)?;
         self.lines.insert(pin.to_owned(), (request(&chip, offset, pin, settings)?, offset));
@@ -156,7 +158,7 @@ fn find_line(chip: Option<&str>, pin: &str, line: &Line) -> Result<(Chip, Offset
     }
 }
 
-/// The chip by path, by name (`gpiochip0`) or by label (`pinctrl-rp1`).
+/// Finds the chip by path, by name (`gpiochip0`) or by label (`pinctrl-rp1`).
 fn configured_chip(chip: &str) -> Result<Chip, GpioError> {
     let path = if chip.contains('/') { PathBuf::from(chip) } else { Path::new("/dev").join(chip) };
     if chip.contains('/') || path.exists() {
@@ -166,7 +168,7 @@ fn configured_chip(chip: &str) -> Result<Chip, GpioError> {
     found.map(|(chip, ())| chip).ok_or_else(|| GpioError::NoChip { chip: chip.to_owned() })
 }
 
-/// The chip that has the header's lines, else the first one.
+/// The chip with the header's lines, or else the first one.
 fn header_chip() -> Result<Chip, GpioError> {
     match labelled_header_chip()? {
         Some(chip) => Ok(chip),
@@ -174,7 +176,7 @@ fn header_chip() -> Result<Chip, GpioError> {
     }
 }
 
-/// A chip that cannot be looked at is an error only when no other one is the header's.
+/// If a chip cannot be read, that is an error only if no other one is the header's.
 fn labelled_header_chip() -> Result<Option<Chip>, GpioError> {
     let mut first_problem = None;
     for label in HEADER_LABELS {
@@ -187,8 +189,8 @@ fn labelled_header_chip() -> Result<Option<Chip>, GpioError> {
     first_problem.map_or(Ok(None), Err)
 }
 
-/// The first chip for which `wanted` answers. A chip that cannot be looked at is an error only when no other one answers:
-/// it may be the one that was meant.
+/// The first chip for which `wanted` returns a value. If a chip cannot be read, that is an error only if no other one
+/// matches, because it may be the right one.
 fn search<T>(
     wanted: impl Fn(&Chip) -> Result<Option<T>, gpiocdev::Error>,
 ) -> Result<Option<(Chip, T)>, GpioError> {

@@ -1,12 +1,12 @@
-//! Claiming pins: all of them, or none; and giving one back.
+//! Claiming pins, either all of them or none, and giving a pin back.
 //!
-//! Owns: that what cannot be claimed is found out before a pin moves. Must not know: how a backend does it.
+//! Owns: the check that all pins can be claimed before one moves. Must not know: how a backend does it.
 
 use super::{GpioError, PinBackend};
 use crate::config::{OnExit, PinSettings};
 
-/// Claims the pins. Where one cannot be claimed, none has moved; at worst, when a line was lost between the look and the
-/// claim, those before it are in their `on_exit` state.
+/// Claims the pins. If one cannot be claimed, none has moved. The exception: a line may be lost between the check and
+/// the claim. Then the pins before it are in their `on_exit` state.
 pub(super) fn all<'a>(
     backend: &mut dyn PinBackend,
     pins: impl Iterator<Item = (&'a String, &'a PinSettings)> + Clone,
@@ -36,9 +36,10 @@ fn give_back(backend: &mut dyn PinBackend, name: &str, settings: &PinSettings) {
     release(backend, name, set);
 }
 
-/// Releases a pin that was `set` for its exit. Where either fails nothing more can be done: it is said.
+/// Releases a pin after `set`, the result of its change for the exit. If either fails, nothing more can be done, so
+/// it is logged.
 pub(super) fn release(backend: &mut dyn PinBackend, name: &str, set: Result<(), GpioError>) {
-    // In any case: a line that is held could not be claimed again.
+    // Release it even if `set` failed: a line that is held could not be claimed again.
     let released = backend.release(name);
     if let Err(error) = set.and(released) {
         tracing::error!(pin = name, %error, "could not give the pin back as on_exit says");

@@ -1,6 +1,6 @@
 //! What can go wrong with pins, in words.
 //!
-//! Owns: the sentences, each with the value at fault and the remedy. Must not know: how a backend finds out.
+//! Owns: the sentences, each with the wrong value and the remedy. Must not know: how a backend finds out.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,31 +23,31 @@ pub enum GpioError {
          or set backend = \"simulated\" in [gpio]"
     )]
     NotBuilt,
-    /// `backend = "rppal"` on another board.
+    /// `backend = "rppal"` is set on another board.
     #[error("rppal does not know this board: set backend = \"cdev\" in [gpio]")]
     NotARaspberryPi,
-    /// `rppal` finds no way to the registers.
+    /// `rppal` has no access to the registers.
     #[error(
         "rppal needs /dev/gpiomem (/dev/gpiomem0 on a Raspberry Pi 5) and /dev/gpiochip0, and one of them is not there: \
          in a container pass both with --device; where the kernel has no /dev/gpiomem set backend = \"cdev\" in [gpio]"
     )]
     NoRegisters,
-    /// The chip is not there.
+    /// The chip does not exist.
     #[error(
         "GPIO chip {chip} does not exist: check `chip` in [gpio] against `gpiodetect`, or map the device into the \
          container with --device"
     )]
     NoChip {
-        /// As configured, or as searched for.
+        /// The chip, as configured or as searched for.
         chip: String,
     },
-    /// What `chip` names is something else.
+    /// The device that `chip` names is not a GPIO chip.
     #[error("{chip} is not a GPIO chip: check `chip` in [gpio] against `gpiodetect`")]
     NotAChip {
-        /// As configured.
+        /// The chip, as configured.
         chip: String,
     },
-    /// The device file may not be opened.
+    /// The agent may not open the device file.
     #[error(
         "permission denied on {}: add the service's user to group {group} (on Raspberry Pi OS `usermod -aG gpio USER`); \
          in a container pass --device {} --group-add {group}",
@@ -59,14 +59,14 @@ pub enum GpioError {
         /// Number of the group that owns it.
         group: u32,
     },
-    /// No such line.
+    /// The line does not exist.
     #[error("pin {pin}: line {line} does not exist on {chip}: compare with `gpioinfo`")]
     NoLine {
         /// The pin's name in the configuration.
         pin: String,
-        /// Its line there.
+        /// Its configured line.
         line: String,
-        /// The chip, or where it was searched for.
+        /// The chip, or where the line was searched for.
         chip: String,
     },
     /// Another program, or the kernel, holds the line.
@@ -76,11 +76,11 @@ pub enum GpioError {
     Busy {
         /// The pin's name in the configuration.
         pin: String,
-        /// Its line there.
+        /// Its configured line.
         line: String,
         /// The chip.
         chip: String,
-        /// Who holds it, as the kernel knows it.
+        /// The holder, as the kernel knows it.
         consumer: String,
     },
     /// `rppal` takes BCM numbers only.
@@ -90,17 +90,17 @@ pub enum GpioError {
     NeedsNumber {
         /// The pin's name in the configuration.
         pin: String,
-        /// Its line there.
+        /// Its configured line.
         line: String,
     },
-    /// The backend reported something else while claiming.
+    /// The backend reported another error while claiming.
     #[error("pin {pin}: cannot claim line {line}: {reason}")]
     Claim {
         /// The pin's name in the configuration.
         pin: String,
-        /// Its line there.
+        /// Its configured line.
         line: String,
-        /// The backend's words.
+        /// The backend's message.
         reason: String,
     },
     /// The backend could not be opened at all.
@@ -108,7 +108,7 @@ pub enum GpioError {
     Open {
         /// What was opened.
         what: String,
-        /// The backend's words.
+        /// The backend's message.
         reason: String,
     },
     /// The pin could not be driven.
@@ -118,34 +118,34 @@ pub enum GpioError {
         pin: String,
         /// The wanted state.
         state: PinState,
-        /// The backend's words.
+        /// The backend's message.
         reason: String,
     },
-    /// Another line, or another active level, for a pin that is claimed.
+    /// The new settings have another line or active level for a claimed pin.
     #[error("pin {pin} is claimed with another line or active level: restart the agent to move it")]
     Claimed {
         /// The pin's name, before and after.
         pin: String,
     },
-    /// The line of a pin that is claimed under another name.
+    /// The new settings claim this line under another name.
     #[error("pin {pin}: its line is claimed as pin {other}: restart the agent to give it another name")]
     ClaimedAs {
         /// The new name.
         pin: String,
-        /// The name until now.
+        /// The present name.
         other: String,
     },
-    /// Pins that are on are to be interlocked from now on.
+    /// The new settings interlock pins that are both on.
     #[error(
         "pins {one} and {other} are both on, so they cannot be interlocked now: turn one of them off first"
     )]
     BothOn {
         /// A pin that is on.
         one: String,
-        /// Another one.
+        /// The other pin that is on.
         other: String,
     },
-    /// What drives the pins is to be another one while pins are claimed.
+    /// The new settings have another backend while pins are claimed.
     #[error(
         "backend, chip and state_file in [gpio] cannot be changed while pins are claimed: restart the agent"
     )]
@@ -153,7 +153,7 @@ pub enum GpioError {
     /// A plan names a pin that is not configured.
     #[error("pin {pin} is not configured: add [gpio.pins.{pin}]")]
     UnknownPin {
-        /// The name.
+        /// The name in the plan.
         pin: String,
     },
     /// Another pin of its group is on.
@@ -163,7 +163,7 @@ pub enum GpioError {
     Interlocked {
         /// The pin that was to be turned on.
         pin: String,
-        /// The one that is on.
+        /// The other pin.
         other: String,
     },
     /// A pulse, or half a period of a blink, is longer than `max_on`.
@@ -174,12 +174,12 @@ pub enum GpioError {
     TooLong {
         /// The pin.
         pin: String,
-        /// For how long it was to be on.
+        /// How long it was to be on.
         on: Duration,
         /// Its limit.
         max_on: Duration,
     },
-    /// The system has no room for another thread.
+    /// The system cannot start another thread.
     #[error(
         "cannot start the thread that switches pins in time: {source}; check TasksMax= of the service and \
          `ulimit -u`"

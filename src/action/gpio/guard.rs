@@ -1,9 +1,9 @@
-//! The guard: does with the pins what is due by itself, on a thread of its own.
+//! The guard: makes timed changes of pins, on a separate thread.
 //!
-//! Owns: the lock around the bank, who is told of changes, and that thread. Must not know: what is due.
+//! Owns: the lock around the bank, the notices of changes, and that thread. Must not know: what is due.
 //!
-//! A thread, and not a task of the agent's runtime: whatever the agent does, and even if it hangs, a pin does not stay on longer
-//! than it may. It does not feed the watchdog: an agent that hangs is restarted all the same.
+//! It is a thread and not a task of the agent's runtime. So even if the agent hangs, no pin stays on longer than it
+//! may. The thread does not feed the watchdog, so an agent that hangs is still restarted.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,38 +16,38 @@ use tokio::time::Instant;
 use super::GpioError;
 use super::bank::Bank;
 
-/// Enough for a line of the log.
+/// Large enough to write a line of the log.
 const STACK: usize = 256 * 1024;
 
-/// The pins, as the guard and all others see them.
+/// The pins, shared by the guard and all others.
 pub(super) struct Shared {
     /// Held for one change of one pin, never across a wait.
     held: Mutex<Held>,
-    /// Something is due earlier than the guard knows.
+    /// Signals that something is due earlier than the guard knows.
     sooner: Condvar,
-    /// A pin with `max_on` was switched.
+    /// Signals that a pin with `max_on` was switched.
     pub(super) switched: Notify,
-    /// Any pin may have another state than before.
+    /// Signals that any pin may have changed its state.
     pub(super) moved: Notify,
-    /// The guard has ended by a defect.
+    /// Signals that the guard has ended because of a defect.
     pub(super) broken: Notify,
-    /// As `sooner`, for the guard of tests that have a clock of their own.
+    /// Like `sooner`, for the guard of tests with their own clock.
     #[cfg(test)]
     sooner_in_test: Notify,
 }
 
 struct Held {
     bank: Bank,
-    /// When the guard wakes by itself.
+    /// When the guard wakes up by itself.
     wakes: Option<Instant>,
-    /// It is to end.
+    /// Whether the guard must end.
     is_closing: bool,
 }
 
-/// The thread. Its end must be asked for; see [`Guard::end`].
+/// The thread. It ends only through [`Guard::end`].
 pub(super) enum Guard {
     Thread(Option<JoinHandle<()>>),
-    /// Does the same in the time of a test.
+    /// Does the work of the thread in the time of a test.
     #[cfg(test)]
     Task(tokio::task::JoinSet<()>),
 }
@@ -65,12 +65,12 @@ impl Shared {
         }
     }
 
-    /// Looks at the bank, or changes it so that nothing is due earlier than before.
+    /// Reads the bank, or changes it in a way that makes nothing due earlier.
     pub(super) fn look<T>(&self, look: impl FnOnce(&mut Bank) -> T) -> T {
         look(&mut self.lock().bank)
     }
 
-    /// Makes a change, and tells those who wait for one.
+    /// Makes a change, and notifies those that wait for one.
     pub(super) fn change<T>(&self, make: impl FnOnce(&mut Bank) -> T) -> T {
         let mut held = self.lock();
         let made = make(&mut held.bank);
@@ -107,12 +107,12 @@ impl Shared {
         self.sooner_in_test.notify_one();
     }
 
-    /// The bank stays usable after a panic: each change of it is complete or was not made.
+    /// The bank stays usable after a panic: each change is either complete or was not made.
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs until it is to end: sleeps until the next thing is due, or until something is due sooner.
+    /// Runs until it must end. It sleeps until the next thing is due, or until something becomes due sooner.
     fn keep(&self) {
         let mut held = self.lock();
         while !held.is_closing {
@@ -128,7 +128,7 @@ impl Shared {
     }
 
     fn keep_or_leave(&self) {
-        // Its words are in the log already.
+        // The panic's message is in the log already.
         if catch_unwind(AssertUnwindSafe(|| self.keep())).is_err() {
             tracing::error!("the thread that switches pins in time has failed (a defect): leaving all pins");
             match catch_unwind(AssertUnwindSafe(|| self.leave())) {
@@ -141,16 +141,16 @@ impl Shared {
 }
 
 impl Guard {
-    /// Begins.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// When the system has no room for a thread.
+    /// When the system cannot start another thread.
     pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
         let thread = thread::Builder::new().name("pins".to_owned()).stack_size(STACK);
         Ok(Self::Thread(Some(thread.spawn(move || shared.keep_or_leave())?)))
     }
 
-    /// The same as a task of a test's runtime, whose clock may stand still.
+    /// Does the work of the thread as a task of a test's runtime, whose clock may stand still.
     #[cfg(test)]
     pub(super) fn start_in_test(shared: Arc<Shared>) -> Self {
         let mut task = tokio::task::JoinSet::new();
@@ -172,13 +172,13 @@ impl Guard {
         Self::Task(task)
     }
 
-    /// Ends it: nothing is done by itself any more. It waits for one change of a pin at most.
+    /// Ends the guard, so that no timed changes happen any more. Waits for at most one change of a pin.
     pub(super) fn end(&mut self, shared: &Shared) {
         match self {
             Self::Thread(thread) => {
                 shared.lock().is_closing = true;
                 shared.wake();
-                // A panic in it was told when it happened.
+                // A panic in the thread was logged when it happened.
                 drop(thread.take().map(JoinHandle::join));
             }
             #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Owns: everything that names the `rppal` crate. Must not know: timers, rules.
 //!
-//! Lines are BCM numbers. The registers know no owner: a line that another program uses is not noticed.
+//! Lines are BCM numbers. The registers have no owners, so a line that another program uses is not noticed.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -33,7 +33,8 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
     Ok(Box::new(rppal))
 }
 
-/// Looks without claiming. The registers know no owner, but where the kernel has a chip for the header, that one does.
+/// Looks without claiming. The registers have no owners, but if the kernel has a chip for the header, that chip knows
+/// them.
 pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     let board = DeviceInfo::new().map_err(|_| GpioError::NotARaspberryPi)?;
     let gpio = Gpio::new().map_err(opening)?;
@@ -44,7 +45,7 @@ pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     Ok(Survey { backend: "rppal", found, second_choice: None, pins })
 }
 
-/// The pin, which stays as it is until it is made an output.
+/// Takes the pin, which stays as it is until it is made an output.
 fn take(gpio: &Gpio, name: &str, line: &Line) -> Result<Pin, GpioError> {
     let pin = name.to_owned();
     let number = match line {
@@ -75,7 +76,8 @@ impl PinBackend for Rppal {
             Level::High => line.into_output_high(),
             Level::Low => line.into_output_low(),
         };
-        // The default turns the pin into an input when it is dropped, and a relay board's input then floats: `on_exit` decides.
+        // By default the pin becomes an input when it is dropped, and a relay board's input then floats. `on_exit`
+        // must decide instead.
         output.set_reset_on_drop(false);
         self.pins.insert(pin.to_owned(), (output, settings.active));
         Ok(())
@@ -104,7 +106,8 @@ fn level(state: PinState, active: ActiveLevel) -> Level {
 fn opening(error: Error) -> GpioError {
     match error {
         Error::UnknownModel => GpioError::NotARaspberryPi,
-        // It is tried when there is no /dev/gpiomem. No group helps: it is for root, and only on a kernel that allows it.
+        // rppal tries this if there is no /dev/gpiomem. No group helps, because only root may use it, and only on a
+        // kernel that allows it.
         Error::PermissionDenied(path) if path == "/dev/mem" => GpioError::NoRegisters,
         Error::Io(error) if error.kind() == ErrorKind::NotFound => GpioError::NoRegisters,
         Error::PermissionDenied(path) => {

@@ -1,4 +1,4 @@
-//! Pins without hardware: states in memory, every change in the log and, where asked for, in a file.
+//! Pins without hardware: states in memory, every change in the log and, if configured, in a file.
 //!
 //! Owns: the file's shape (`{"led":"off","pump":"on"}`). Must not know: hardware.
 
@@ -17,7 +17,7 @@ struct Simulated {
     state_file: Option<PathBuf>,
 }
 
-/// Takes every pin into its `initial` state and writes the file for the first time.
+/// Puts every pin into its `initial` state and writes the file for the first time.
 pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioError> {
     let states = settings.pins.iter().map(|(name, pin)| (name.clone(), pin.initial)).collect();
     let simulated = Simulated { states, state_file: settings.state_file.clone() };
@@ -54,7 +54,7 @@ impl Simulated {
             self.states.iter().map(|(pin, state)| (pin.clone(), state.to_string().into())).collect();
         let mut beside = path.clone().into_os_string();
         beside.push(".new");
-        // Who watches it need not be the user of the agent.
+        // The reader of the file may be another user than the agent's.
         let made = trust::create_anew(Path::new(&beside), 0o644);
         let text = serde_json::Value::Object(states).to_string();
         let written = made.and_then(|mut file| file.write_all(text.as_bytes()));

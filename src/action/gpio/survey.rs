@@ -1,6 +1,6 @@
-//! What a backend would find, for `doctor`: nothing is claimed, and no level changes.
+//! What a backend would find, for `doctor`. No pin is claimed, and no level changes.
 //!
-//! Owns: the shapes of the answer. Must not know: how a backend finds out, what is good or bad about it.
+//! Owns: the shapes of the answer. Must not know: how a backend finds out, how to judge the answer.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use crate::config::GpioSettings;
 /// What the configured backend finds on this machine.
 #[derive(Debug)]
 pub struct Survey {
-    /// Who would drive the pins: `rppal`, `cdev` or `simulated`.
+    /// The backend that would drive the pins: `rppal`, `cdev` or `simulated`.
     pub backend: &'static str,
     /// What it drives, in words.
     pub found: String,
-    /// Why it is not the backend that would have been the first choice.
+    /// Why it is not the backend of first choice.
     pub second_choice: Option<String>,
-    /// Each pin, by name.
+    /// The use of each pin's line, by pin name.
     pub pins: BTreeMap<String, Result<LineUse, GpioError>>,
 }
 
-/// Who has a line.
+/// Who holds a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LineUse {
-    /// Nobody.
+    /// The line is not held.
     Free,
-    /// A program or the kernel, by the name that it gave; empty when it gave none.
+    /// A program or the kernel holds it. This is the name that it gave, empty if it gave none.
     Held(String),
-    /// Nobody keeps a record.
+    /// There is no record of it.
     Untold,
 }
 
-/// Looks at what the pins of `settings` would be driven through.
+/// Finds out through what the pins of `settings` would be driven.
 ///
 /// # Errors
 /// The backend is not available.
@@ -41,7 +41,7 @@ pub fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     Ok(survey)
 }
 
-/// Of pins that are nobody's.
+/// The survey of simulated pins, which are always free.
 pub(super) fn simulated(settings: &GpioSettings) -> Result<Survey, GpioError> {
     let pins = settings.pins.keys().map(|pin| (pin.clone(), Ok(LineUse::Free))).collect();
     Ok(Survey { backend: "simulated", found: "no output".to_owned(), second_choice: None, pins })

@@ -1,4 +1,4 @@
-//! What pins do over time, seen by a backend that writes down every change; and what each backend says when it cannot.
+//! Tests of pins over time, with a backend that records every change, and of the errors of each backend.
 //!
 //! Owns: nothing that ships. Must not know: rules, processes.
 
@@ -22,18 +22,18 @@ mod on_time;
 const OFF: PinState = PinState::Off;
 const ON: PinState = PinState::On;
 
-/// Every change in milliseconds since the start.
+/// Every change, in milliseconds since the start.
 type Changes = Arc<Mutex<Vec<(u128, String, PinState)>>>;
 
 struct Recorder {
     start: Instant,
     changes: Changes,
-    /// Refuses to drive this pin.
+    /// The pin that it refuses to drive.
     broken: Option<&'static str>,
 }
 
 impl PinBackend for Recorder {
-    /// There are 54 lines.
+    /// The recorder has 54 lines.
     fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         match settings.line {
             Line::Number(number) if number >= 54 => {
@@ -97,7 +97,7 @@ fn recorded_with(settings: &GpioSettings, broken: Option<&'static str>) -> (Pins
     (in_test_time(recorder, settings, &BTreeMap::new()), changes)
 }
 
-/// Pins whose guard goes by the clock of the test. The one of its own thread: `on_time.rs`.
+/// Pins whose guard uses the clock of the test. `on_time.rs` tests the guard with its own thread.
 fn in_test_time(recorder: Recorder, settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Pins {
     let shared = Arc::new(Shared::new(Bank::new(Box::new(recorder), settings, been_on)));
     let guard = Guard::start_in_test(Arc::clone(&shared));

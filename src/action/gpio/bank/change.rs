@@ -1,10 +1,10 @@
-//! Other settings for pins that are claimed: when the configuration is read anew.
+//! Other settings for claimed pins, after the configuration was read again.
 //!
-//! Owns: which settings can change while pins are held, and in which order pins are claimed and given back.
-//! Must not know: files, signals.
+//! Owns: which settings can change while pins are held, and in which order pins are claimed and released. Must not
+//! know: files, signals.
 //!
-//! A pin that stays is not touched: not its level, not its state, not the time that it has been on. So its line cannot change;
-//! new pins are claimed first, and only when that has worked, the ones that are gone go into their `on_exit` state.
+//! A pin that stays is not touched: its level, its state and its time on remain. So its line cannot change. New pins
+//! are claimed first. Only if that succeeds, removed pins go into their `on_exit` state.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
 impl Bank {
-    /// Whether no pin is claimed: then there may be no hardware behind it.
+    /// Whether no pin is claimed. Then there may be no hardware behind it.
     pub(in crate::action::gpio) fn is_empty(&self) -> bool {
         self.pins.is_empty()
     }
@@ -29,10 +29,10 @@ impl Bank {
         self.switched = true;
     }
 
-    /// Takes other settings up.
+    /// Applies other settings.
     ///
     /// # Errors
-    /// All that stands against it; nothing has changed then.
+    /// All objections. Nothing has changed then.
     pub(in crate::action::gpio) fn change_settings(
         &mut self,
         settings: &GpioSettings,
@@ -45,7 +45,7 @@ impl Bank {
         claim::all(self.backend.as_mut(), new).map_err(|error| vec![error])?;
         let mut gone: Vec<String> =
             self.pins.keys().filter(|name| !settings.pins.contains_key(*name)).cloned().collect();
-        // Those that go on come last: the others may hold them off.
+        // Pins that go on come last, because the others may be interlocked with them.
         gone.sort_by_key(|name| self.pins.get(name).is_some_and(|pin| pin.on_exit() == Some(PinState::On)));
         for name in gone {
             self.give_back(&name);
@@ -103,7 +103,7 @@ impl Bank {
         self.pins.insert(name.to_owned(), Pin::claimed(settings, Duration::ZERO));
     }
 
-    /// Puts a pin into its `on_exit` state, unless an interlocked one holds it off, and releases it.
+    /// Puts a pin into its `on_exit` state, unless an interlocked pin prevents it, and releases it.
     fn give_back(&mut self, name: &str) {
         let Some(on_exit) = self.pins.get(name).map(Pin::on_exit) else { return };
         let set = on_exit.map_or(Ok(()), |state| self.set(name, state));
@@ -114,8 +114,8 @@ impl Bank {
 }
 
 impl Pin {
-    /// The state in which it is given back; none where it keeps the one that it has. To keep is not meant for a pulse that
-    /// nobody would end.
+    /// The state into which a released pin goes. None if it keeps its state. A pulse is not kept, because the pin
+    /// would stay on for ever.
     pub(super) fn on_exit(&self) -> Option<PinState> {
         match self.settings.on_exit {
             OnExit::Set(state) => Some(state),

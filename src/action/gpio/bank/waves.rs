@@ -1,4 +1,4 @@
-//! Waves: a pin that goes on and off by itself, once for a pulse, more often for a blink.
+//! Waves: a pin that goes on and off by itself, once for a pulse, several times for a blink.
 //!
 //! Owns: what each wave does next, and that it ends with the pin off. Must not know: tasks, threads, waiting.
 
@@ -12,7 +12,7 @@ use super::{Bank, RETRY, far};
 use crate::action::gpio::{ChangeError, Cut, GpioError};
 use crate::rules::PinState;
 
-/// How a pin goes on and off.
+/// The pattern in which a pin goes on and off.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::action::gpio) struct Shape {
     times: u32,
@@ -20,7 +20,7 @@ pub(in crate::action::gpio) struct Shape {
     off: Duration,
 }
 
-/// Those under way, by the order in which they began.
+/// Waves under way, in the order in which they began.
 #[derive(Default)]
 pub(super) struct Waves {
     begun: u64,
@@ -30,14 +30,14 @@ pub(super) struct Waves {
 struct Wave {
     pin: String,
     shape: Shape,
-    /// How often it goes on yet.
+    /// How many times it still goes on.
     left: u32,
     is_on: bool,
     /// When it changes next.
     next: Instant,
     /// When it is cut off.
     deadline: Instant,
-    /// Who waits for its end; none once that was told, although the pin could not be turned off.
+    /// The caller that waits for its end. None if the caller was told, but the pin could not be turned off.
     waits: Option<oneshot::Sender<Result<(), ChangeError>>>,
 }
 
@@ -52,7 +52,7 @@ impl Shape {
 }
 
 impl Waves {
-    /// When the next one has something to do.
+    /// When the next wave has something to do.
     pub(super) fn next(&self) -> Option<Instant> {
         self.all.values().map(Wave::due).min()
     }
@@ -67,7 +67,8 @@ impl Wave {
         if self.waits.is_some() { self.next.min(self.deadline) } else { self.next }
     }
 
-    /// The time of the next change. Where this one came much too late the rest is put off: a relay should not chatter.
+    /// Sets the time of the next change. If this change came much too late, the rest is delayed, so that a relay does
+    /// not chatter.
     fn go_on(&mut self, now: Instant, phase: Duration) {
         let late = now.saturating_duration_since(self.next);
         self.next = far(if late < phase { self.next } else { now }, phase);
@@ -75,7 +76,8 @@ impl Wave {
 }
 
 impl Bank {
-    /// Turns a pin on, and off again when its time has come. The answer is the wave's number, and what tells of its end.
+    /// Turns a pin on, and off again at the right time. Returns the wave's number, and a channel that reports its
+    /// end.
     pub(in crate::action::gpio) fn begin_wave(
         &mut self,
         pin: &str,
@@ -92,10 +94,10 @@ impl Bank {
         Ok((self.waves.begun, ended))
     }
 
-    /// Ends a wave before its time, if it has not ended.
+    /// Ends a wave early, if it has not ended.
     pub(in crate::action::gpio) fn end_wave(&mut self, number: u64, now: Instant) {
         if let Some(mut wave) = self.waves.all.remove(&number) {
-            // Where it has ended already without success, the next attempt comes in its time.
+            // The wave has ended, but the pin could not be turned off yet. The next attempt comes at its own time.
             if wave.waits.take().is_none() {
                 self.waves.all.insert(number, wave);
             } else {
@@ -106,11 +108,12 @@ impl Bank {
 
     /// Does what waves have to do by `now`.
     pub(super) fn wave_overdue(&mut self, now: Instant) {
-        // Each step puts the next one behind `now`, or ends the wave; of one that comes late, the deadline may be over, too.
+        // The loop ends, because each step either moves the next one past `now` or ends the wave. If a step comes
+        // late, the wave's deadline may be over, too.
         while let Some(number) = self.waves.first_due(now) {
             let Some(mut wave) = self.waves.all.remove(&number) else { continue };
             if wave.waits.is_none() {
-                // What was switched since then was meant so.
+                // If the pin was switched since then, that was intended, so leave it.
                 if self.pins.get(&wave.pin).is_some_and(|pin| pin.lit) {
                     self.end(number, wave, Ok(()), now);
                 }
@@ -142,12 +145,13 @@ impl Bank {
         }
     }
 
-    /// Turns the pin off, if the wave has turned it on, and tells of the end. What cannot be turned off is tried again.
+    /// Turns the pin off, if the wave has turned it on, and reports the end. If the pin cannot be turned off, tries
+    /// again.
     fn end(&mut self, number: u64, mut wave: Wave, mut result: Result<(), ChangeError>, now: Instant) {
         if wave.is_on
             && let Err(error) = self.set(&wave.pin, PinState::Off)
         {
-            // Where a reload has taken the pin away, it has turned it off.
+            // If a reload has removed the pin, it has turned the pin off.
             let is_gone = matches!(error, GpioError::UnknownPin { .. });
             if !is_gone {
                 tracing::error!(pin = wave.pin, %error, "could not turn pin off, trying again");
@@ -164,7 +168,7 @@ impl Bank {
     }
 }
 
-/// Who does not wait any more has ended the wave.
+/// A caller that no longer waits has ended the wave itself, so a failed send does not matter.
 fn tell(waits: Option<oneshot::Sender<Result<(), ChangeError>>>, result: Result<(), ChangeError>) {
     drop(waits.map(|waits| waits.send(result)));
 }

@@ -1,4 +1,4 @@
-//! Other settings for claimed pins: what changes, what is left alone, and what is refused without a trace.
+//! Other settings for claimed pins: what changes, what stays, and what is refused without any effect.
 
 use super::*;
 use crate::config::OnDisconnect;
@@ -34,7 +34,7 @@ async fn max_on_that_is_new_counts_from_when_the_pin_was_turned_on() {
     all.change_settings(&pump(None)).unwrap();
     sleep(SECOND * 60).await;
     assert_eq!(times(&changes).len(), 3, "without max_on it stays on");
-    // Its time has passed already.
+    // The pin was on for longer than that already.
     all.change_settings(&pump(Some(SECOND))).unwrap();
     sleep(SECOND).await;
     assert_eq!(times(&changes).last().unwrap().1, OFF);
@@ -78,7 +78,7 @@ async fn a_pin_that_cannot_be_claimed_changes_nothing() {
     let refused = all.change_settings(&wanted).unwrap_err();
     let refused: Vec<String> = refused.iter().map(ToString::to_string).collect();
     assert_eq!(refused, ["pin zbroken could not be turned off: the wire is cut"]);
-    // What was claimed on the way is given back.
+    // The pin that was claimed before the error is given back.
     assert_eq!(states_of(&changes), [("goes", ON), ("also", OFF), ("also", OFF)]);
     assert_eq!(all.states().keys().collect::<Vec<_>>(), ["goes", "stays"]);
     set(&all, "goes", OFF).await;
@@ -124,7 +124,7 @@ async fn a_pin_that_goes_in_the_middle_of_a_pulse_is_not_left_on() {
     let (pulse, ()) = tokio::join!(pulse, reload);
     assert!(matches!(pulse, Err(ChangeError::Gpio(GpioError::UnknownPin { .. }))));
     assert_eq!(states_of(&changes), [("goes", ON), ("goes", OFF)]);
-    // What was turned on to stay on is kept.
+    // If a pin was turned on to stay on, it is kept.
     let kept = pins(&[("goes", 1, pin(None, OnExit::Keep)), ("stays", 2, off())]);
     all.change_settings(&kept).unwrap();
     set(&all, "goes", ON).await;
@@ -143,7 +143,7 @@ async fn a_pin_that_goes_is_not_turned_on_beside_one_that_it_is_interlocked_with
     set(&all, "stays", ON).await;
     all.change_settings(&pins(&[("stays", 2, off())])).unwrap();
     assert_eq!(states_of(&changes), [("stays", ON)]);
-    // Both go: the one that is on goes off first.
+    // Both pins are removed. The one that is on goes off first.
     let (all, changes) = recorded(&pair(pins(&[("goes", 1, exits_on), ("stays", 2, off())])));
     set(&all, "stays", ON).await;
     all.change_settings(&GpioSettings::default()).unwrap();

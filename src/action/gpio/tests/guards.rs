@@ -1,4 +1,4 @@
-//! What keeps outputs safe: interlocks, `max_on` across restarts and against long pulses, `on_disconnect`.
+//! The guards of outputs: interlocks, `max_on` across restarts and against long pulses, `on_disconnect`.
 //!
 //! Owns: nothing that ships. Must not know: rules, processes.
 
@@ -58,7 +58,7 @@ async fn interlocked_pins_are_never_on_together() {
             "pin close cannot be turned on while pin open is: they are interlocked, so turn open off first"
         );
     }
-    // What is on may be turned on again, off goes always, and other pins do not care.
+    // A pin that is on may be turned on again, off is always allowed, and other pins are not affected.
     try_change(&pins, "open", PinChange::Set(ON)).await.unwrap();
     try_change(&pins, "close", PinChange::Set(OFF)).await.unwrap();
     try_change(&pins, "lamp", PinChange::Toggle).await.unwrap();
@@ -93,7 +93,7 @@ async fn at_exit_pins_go_off_before_interlocked_ones_go_on() {
     pins.close().await.unwrap();
     assert_eq!(states(&changes), [on(0, "open"), off(0, "lamp"), off(0, "open"), on(0, "close")]);
 
-    // One that cannot be turned off keeps the other from going on.
+    // If one cannot be turned off, the other one may not go on.
     let (mut settings, broken) = (gate(), Some("open"));
     settings.pins.get_mut("open").unwrap().initial = ON;
     settings.pins.get_mut("close").unwrap().on_exit = OnExit::Set(ON);
@@ -148,7 +148,7 @@ async fn max_on_counts_on_after_a_restart() {
     sleep(SECOND * 60).await;
     assert_eq!(times(&changes), [(6000, OFF)]);
     assert_eq!(pins.pins_on(), BTreeMap::new());
-    // A new on has all of its time again.
+    // If it is turned on again, it gets the full time.
     change(&pins, PinChange::Set(ON)).await;
     sleep(SECOND * 60).await;
     assert_eq!(times(&changes)[1..], [(61_000, ON), (71_000, OFF)]);
@@ -162,7 +162,7 @@ async fn a_pin_that_was_on_for_all_of_max_on_starts_off() {
     settings.state_file = Some(path.clone());
     for (been_on, state) in [(SECOND * 10, "off"), (SECOND * 1000, "off"), (SECOND * 9, "on")] {
         let pins = Pins::open(&settings, &BTreeMap::from([("pump".to_owned(), been_on)])).unwrap();
-        // As the backend claimed it, before anything else happened.
+        // The file shows how the backend claimed the pin, before anything else happened.
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{{\"pump\":\"{state}\"}}"));
         assert_eq!(pins.states()["pump"].to_string(), state);
     }
@@ -184,7 +184,7 @@ async fn every_switch_of_a_pin_with_max_on_is_told() {
         ("lamp", pin(None, OnExit::Set(OFF))),
     ]);
     let (pins, _) = recorded(&settings);
-    // Once at the start, so that what is known of an earlier run is replaced.
+    // It is reported once at the start, so that the record of an earlier run is replaced.
     pins.switched().await;
     let quiet = || tokio::time::timeout(SECOND, pins.switched());
     try_change(&pins, "lamp", PinChange::Set(ON)).await.unwrap();
@@ -192,7 +192,7 @@ async fn every_switch_of_a_pin_with_max_on_is_told() {
     change(&pins, PinChange::Set(ON)).await;
     quiet().await.unwrap();
     quiet().await.unwrap_err();
-    // By `max_on`, too.
+    // A switch by `max_on` is reported, too.
     pins.switched().await;
     assert_eq!(pins.pins_on(), BTreeMap::new());
     let expected = BTreeMap::from([("lamp".to_owned(), ON), ("pump".to_owned(), OFF)]);
@@ -231,11 +231,11 @@ async fn pins_take_their_state_when_the_hub_is_away_for_long_once_per_loss() {
     change(&pins, PinChange::Set(ON)).await;
     pins.hub_lost();
     sleep(SECOND * 2).await;
-    // Told twice, it counts from the first time.
+    // If it is told twice, the first time counts.
     pins.hub_lost();
     sleep(SECOND * 20).await;
     assert_eq!(states(&changes), [on(0, "pump"), off(5000, "pump"), on(10_000, "alarm")]);
-    // What somebody switches afterwards stays so, until the next loss.
+    // If the pin is switched afterwards, it stays so until the next loss.
     change(&pins, PinChange::Set(ON)).await;
     sleep(SECOND * 60).await;
     assert_eq!(states(&changes)[3..], [on(22_000, "pump")]);
@@ -269,7 +269,7 @@ async fn on_disconnect_keeps_to_interlocks() {
     sleep(SECOND * 60).await;
     assert_eq!(states(&changes), [on(0, "open")]);
 
-    // Where both are due at once, the one that goes off makes room.
+    // If both are due at once, the one that goes off comes first.
     settings.pins.insert("open".to_owned(), disconnecting(OFF, 5));
     let (pins, changes) = recorded(&settings);
     try_change(&pins, "open", PinChange::Set(ON)).await.unwrap();
@@ -308,7 +308,7 @@ async fn one_pin_in_two_hands_ends_off_and_two_pins_go_their_own_ways() {
     assert_eq!(pins.states()["open"], OFF);
 }
 
-/// What somebody, or the time, does to the bank.
+/// An event for the bank, from a caller or from time.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Set(usize, PinState),
@@ -320,7 +320,7 @@ enum Event {
     Blink(usize, u64),
     /// The newest pulse or blink is cut off.
     CutOff,
-    /// From now on this pin cannot be driven; with none, all can.
+    /// From now on this pin cannot be driven. With none, all pins work.
     Break(Option<usize>),
 }
 
@@ -341,7 +341,7 @@ fn event() -> impl Strategy<Value = Event> {
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// The lines themselves, and which of them cannot be driven.
+/// The lines themselves, and the pin that cannot be driven.
 type Lines = Arc<Mutex<(BTreeMap<String, PinState>, Option<&'static str>)>>;
 
 struct Hardware(Lines);
@@ -398,7 +398,7 @@ proptest! {
         runtime.block_on(async {
             let mut waits = Vec::new();
             for event in events {
-                // A refusal changes nothing, which is what is looked at.
+                // A refusal must change nothing, which is checked below.
                 match event {
                     Event::Set(pin, state) => drop(bank.set(NAMES[pin], state)),
                     Event::Toggle(pin) => drop(bank.toggle(NAMES[pin])),

@@ -1,4 +1,4 @@
-//! The guard in real time: what is due happens although the runtime is held up, and its own end is not silent.
+//! The guard in real time: due changes happen even if the runtime is blocked, and its own end is reported.
 
 use std::thread;
 
@@ -6,10 +6,10 @@ use super::*;
 use crate::config::OnDisconnect;
 
 const MS: Duration = Duration::from_millis(1);
-/// What is promised.
+/// The promised limit.
 const TOLERANCE: u128 = 100;
 
-/// Pins whose guard is the thread, as they ship.
+/// Pins with the thread as their guard, as in a release.
 fn started(settings: &GpioSettings) -> (Pins, Changes) {
     let changes = Changes::default();
     let recorder = Recorder { start: Instant::now(), changes: Arc::clone(&changes), broken: None };
@@ -22,7 +22,7 @@ fn hold_up(time: Duration) {
     thread::sleep(time);
 }
 
-/// What one pin did, where that is what it was to do, on time.
+/// What one pin did. An error if it differs from what was expected, or was late.
 fn on_time(changes: &Changes, pin: &str, expected: &[(u128, PinState)]) -> Result<(), String> {
     let all = changes.lock().unwrap();
     let own: Vec<_> =
@@ -55,10 +55,10 @@ async fn held_up_for_two_seconds() -> Result<(), String> {
         pins.change("pulse", PinChange::Pulse(400 * MS), &long),
         pins.change("blink", PinChange::Blink { times: 2, period: 400 * MS }, &long),
         pins.change("cut", PinChange::Pulse(Duration::from_secs(9)), &short),
-        // The loop is held up: nothing else on this thread goes on.
+        // The loop is blocked, so nothing else on this thread runs.
         async { hold_up(MS * 2000) },
     );
-    // They were done in time, whenever that is noticed.
+    // The changes were made in time, even if the results are seen late.
     pulse.and(blink).unwrap();
     assert!(matches!(cut, Err(ChangeError::Cut(Cut::TimedOut))));
     assert_eq!(pins.states()["max_on"], OFF);
@@ -69,14 +69,14 @@ async fn held_up_for_two_seconds() -> Result<(), String> {
     on_time(&changes, "lost", &[(600, ON)])
 }
 
-/// An agent that is held up does not notice that its hub has gone.
+/// A blocked agent does not notice that its hub has gone.
 async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
     let on_disconnect = Some(OnDisconnect { state: OFF, after: 600 * MS });
     let begin = Instant::now();
     let (pins, changes) =
         started(&settings(&[("pump", PinSettings { on_disconnect, ..pin(None, OnExit::Keep) })]));
     change(&pins, PinChange::Set(ON)).await;
-    // It goes on for longer than that, and nothing happens.
+    // The agent runs for longer than that, and nothing happens.
     for _ in 0..10 {
         pins.alive();
         assert!(pins.next_sign().unwrap() <= Instant::now() + 60 * MS);
@@ -86,7 +86,7 @@ async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
     let due = begin.elapsed().as_millis() + 600;
     hold_up(MS * 1000);
     on_time(&changes, "pump", &[(0, ON), (due, OFF)])?;
-    // It goes on, and is held up again: that counts anew.
+    // The agent runs again and is blocked again, so the time counts from the start.
     pins.alive();
     change(&pins, PinChange::Set(ON)).await;
     hold_up(MS * 1000);
@@ -94,7 +94,7 @@ async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
     Ok(())
 }
 
-/// Other programs may hold this whole process up: once in three times it must be on time.
+/// Other programs may block this whole process, so one of three attempts must be on time.
 async fn once_in_three(attempt: impl AsyncFn() -> Result<(), String>) {
     let mut late = Vec::new();
     for _ in 0..3 {
@@ -133,7 +133,7 @@ async fn on_disconnect_that_is_new_does_not_count_the_time_before() {
     assert_eq!(times(&changes).len(), 1);
 }
 
-/// Panics when it is to turn a pin off for the first time.
+/// Panics at the first request to turn a pin off.
 struct Defect(bool, Changes);
 
 impl PinBackend for Defect {
@@ -178,7 +178,7 @@ async fn the_thread_ends_with_the_pins() {
     let settings = pump(Some(Duration::from_secs(3600)));
     let (pins, changes) = started(&settings);
     change(&pins, PinChange::Set(ON)).await;
-    // Both wait for it: a thread that did not end would hold this test up.
+    // Both calls wait for the thread. If it did not end, this test would hang.
     pins.close().await.unwrap();
     assert_eq!(times(&changes).last().unwrap().1, OFF);
     let (pins, changes) = started(&settings);
