@@ -1,7 +1,7 @@
-//! What became of one message, as it is recorded, reported to the back end, and read there.
+//! The outcome of one message, as it is recorded, reported to the back end, and read there.
 //!
 //! Owns: the kinds of outcomes, and the shapes of an outcome report and of the agent's part of the twin, both ways.
-//! Must not know: how outcomes come about, where reports travel.
+//! Must not know: how outcomes come about, how reports are sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,38 +18,38 @@ pub enum OutcomeKind {
     Succeeded,
     /// A step failed, at the last attempt.
     Failed,
-    /// The rule's time was up, at the last attempt.
+    /// The rule's timeout was reached, at the last attempt.
     TimedOut,
-    /// The agent stopped, or the power went, in the middle of the action, and the rule says not to run it again.
+    /// The agent stopped, or the power failed, during the action, and the rule says not to run it again.
     Interrupted,
-    /// Nothing was done: a value of the message, or one of the rule's guards, did not allow it.
+    /// Nothing was done, because a value of the message or a guard of the rule did not allow it.
     Refused,
-    /// Nothing was done: it had expired.
+    /// Nothing was done, because it had expired.
     Expired,
-    /// Nothing was done: no rule takes it.
+    /// Nothing was done, because no rule matches it.
     Unmatched,
-    /// Nothing was done: its property bag could not be decoded.
+    /// Nothing was done, because its property bag could not be decoded.
     Undecodable,
-    /// Nothing was done, or nothing more: somebody dropped it from the inbox.
+    /// Nothing was done, or nothing more, because a person dropped it from the inbox.
     Dropped,
-    /// Nothing was done: it is known by its id, and a message with that id and other content came before it.
+    /// Nothing was done, because another message with this id and other content came before, and the id is a key.
     Repeated,
 }
 
 impl OutcomeKind {
-    /// Whether the message becomes a dead letter, which a person may run again or drop. One that no rule takes can be
-    /// run once a rule does.
+    /// Whether the message becomes a dead letter, which a person may run again or drop. An unmatched message can run
+    /// as soon as a rule matches it.
     pub fn is_dead_letter(self) -> bool {
         matches!(self, Self::Failed | Self::TimedOut | Self::Interrupted | Self::Refused | Self::Unmatched)
     }
 
-    /// Whether nothing was done with the message for a reason that may have gone when it comes again. A rule may take it now.
-    /// One that had expired and is delivered by the hub has not: the clock was wrong.
+    /// Whether a message with this outcome may run if it comes again, because the reason may be gone. A rule may
+    /// match it now. If it had expired but the hub still delivers it, the clock was wrong.
     pub fn may_come_to_be_run(self) -> bool {
         matches!(self, Self::Expired | Self::Unmatched)
     }
 
-    /// As it is written in JSON and in tables.
+    /// The name in JSON and in tables.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
@@ -75,27 +75,27 @@ impl fmt::Display for OutcomeKind {
 /// How many messages ended in which way, since the inbox was created.
 pub type Totals = BTreeMap<OutcomeKind, u64>;
 
-/// What became of one message: the body of the telemetry report, the entry in the twin, the end of an inbox record.
+/// The outcome of one message: the body of the telemetry report, the entry in the twin, the end of an inbox record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutcomeReport {
-    /// The message's id, when its sender gave one.
+    /// The message's id, if its sender gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    /// The rule that took it.
+    /// The rule that matched it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// How it ended.
     pub outcome: OutcomeKind,
-    /// The same in a sentence, such as `failed: run /usr/bin/backup: exit code 3`.
+    /// The outcome as a sentence, such as `failed: run /usr/bin/backup: exit code 3`.
     pub text: String,
     /// The exit code of the last program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// How long the last attempt took, in milliseconds; absent when nothing was begun.
+    /// How long the last attempt took, in milliseconds. Absent if no attempt was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    /// Which attempt this was, from 1; 0 when none was made.
+    /// Which attempt this was, from 1. 0 if there was none.
     #[serde(default)]
     pub attempt: u32,
     /// When it ended, in RFC 3339.
@@ -103,7 +103,7 @@ pub struct OutcomeReport {
     /// The first 4 KiB of what its programs wrote, as text.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output: String,
-    /// The last KiB of it, where they wrote more than [`OutcomeReport::output`] holds.
+    /// The last KiB of the output, if it is longer than [`OutcomeReport::output`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub output_end: String,
     /// How many bytes its programs wrote in all.
@@ -112,7 +112,7 @@ pub struct OutcomeReport {
 }
 
 impl OutcomeReport {
-    /// Of a message with which nothing was done, or nothing more; `ended` in RFC 3339.
+    /// A report without an action, or without a further one. `ended` is in RFC 3339.
     pub(crate) fn without_action(kind: OutcomeKind, text: String, ended: String) -> Self {
         Self {
             message_id: None,
@@ -134,38 +134,38 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// The application property, and its value, that tell a D2C message that reports an outcome from other telemetry. Its
-/// correlation id is the id of the C2D message, its body an [`OutcomeReport`] in JSON.
+/// The application property and its value that mark a D2C message as a report of an outcome. The message's
+/// correlation id is the id of the C2D message, its body is an [`OutcomeReport`] in JSON.
 pub const REPORT_PROPERTY: (&str, &str) = ("c2d-report", "outcome");
 
 /// The name of the agent's part of the twin's reported properties.
 pub const TWIN_SECTION: &str = "c2dAgent";
 
-/// Outcomes in [`TwinReport::recent`].
+/// Most outcomes in [`TwinReport::recent`].
 pub const MAX_TWIN_RECENT: usize = 10;
 
-/// Rules in [`TwinReport::rules`]: with the other limits they stay within the 32 KiB of reported properties that the hub
-/// keeps.
+/// Most rules in [`TwinReport::rules`]. With the other limits, the report stays within the 32 KiB of reported
+/// properties that the hub stores.
 pub const MAX_TWIN_RULES: usize = 30;
 
-/// Bytes of [`OutcomeReport::text`] in the twin.
+/// Most bytes of [`OutcomeReport::text`] in the twin.
 pub const MAX_TWIN_TEXT: usize = 200;
 
-/// Pins in [`TwinReport::pins`].
+/// Most pins in [`TwinReport::pins`].
 pub const MAX_TWIN_PINS: usize = 32;
 
-/// Sentences in [`DesiredReport::problems`], the one that counts the others not among them.
+/// Most sentences in [`DesiredReport::problems`], without the one that counts the rest.
 pub const MAX_TWIN_PROBLEMS: usize = 20;
 
-/// Bytes of one of these sentences, and of all of them.
+/// Most bytes of one of these sentences, and of all of them.
 pub const MAX_TWIN_PROBLEM: (usize, usize) = (400, 4096);
 
-/// The agent's part of the reported properties, under [`TWIN_SECTION`]: what the agent writes with
-/// [`TwinReport::patch`] and a back end reads with [`TwinReport::read`].
+/// The agent's part of the reported properties, under [`TWIN_SECTION`]. The agent writes it with
+/// [`TwinReport::patch`], and a back end reads it with [`TwinReport::read`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TwinReport {
-    /// Of the agent's program.
+    /// The version of the agent's program.
     pub version: Option<String>,
     /// Digits that change with the configuration in force.
     pub configuration: Option<String>,
@@ -173,7 +173,7 @@ pub struct TwinReport {
     pub connection: Option<TwinConnection>,
     /// `on` or `off`, under the pin's name as [`twin_key`] writes it.
     pub pins: BTreeMap<String, String>,
-    /// What became of the desired properties; absent where they are not looked at.
+    /// The result of the desired properties. Absent if the agent does not look at them.
     pub desired: Option<DesiredReport>,
     /// The message that came last.
     pub last_message: Option<LastMessage>,
@@ -183,12 +183,12 @@ pub struct TwinReport {
     pub rules: BTreeMap<String, OutcomeReport>,
     /// The last outcomes, newest first.
     pub recent: Vec<OutcomeReport>,
-    /// What the hub has of earlier rules and pins, and is to forget.
+    /// Earlier rules and pins that the hub still has and must forget.
     #[serde(skip)]
     pub gone: Gone,
 }
 
-/// Keys of the twin that are there no more.
+/// Keys of the twin that no longer exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gone {
     /// Keys of [`TwinReport::rules`].
@@ -201,44 +201,44 @@ pub struct Gone {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TwinConnection {
-    /// `connected`, when the report was written; the hub itself knows whether that is so still.
+    /// `connected`, when the report was written. The hub knows whether that is still true.
     pub state: String,
-    /// What it speaks, as the configuration names it.
+    /// The transport, as the configuration names it.
     pub transport: Option<String>,
     /// Since when, in RFC 3339.
     pub since: String,
 }
 
-/// What became of the desired properties.
+/// The result of the desired properties.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DesiredReport {
     /// Their `$version`.
     pub version: u64,
-    /// Whether what they ask for is in force.
+    /// Whether the agent applies them.
     pub status: DesiredStatus,
-    /// Why not, a sentence each; the last one counts what had no room.
+    /// Why not, one sentence each. The last one counts those that had no room.
     #[serde(default)]
     pub problems: Vec<String>,
 }
 
-/// Whether what the desired properties ask for is in force.
+/// Whether the agent applies the desired properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DesiredStatus {
-    /// All of it.
+    /// It applies all of them.
     Applied,
-    /// Nothing of it: what was in force before is still.
+    /// It applies none of them. The earlier rules stay in force.
     Refused,
 }
 
 impl DesiredReport {
-    /// What is in force.
+    /// A report that they are in force.
     pub fn applied(version: u64) -> Self {
         Self { version, status: DesiredStatus::Applied, problems: Vec::new() }
     }
 
-    /// What is refused: the first of the problems, cut short, as far as the twin has room.
+    /// A report that they are refused, with as many problems as the twin has room for, cut short.
     pub fn refused(version: u64, problems: impl IntoIterator<Item = String>) -> Self {
         let (longest, mut room) = MAX_TWIN_PROBLEM;
         let (mut named, mut more) = (Vec::new(), 0_usize);
@@ -258,7 +258,7 @@ impl DesiredReport {
     }
 }
 
-/// The beginning of a text, at most so many bytes of it.
+/// The beginning of a text, at most `most` bytes.
 fn cut(text: &str, most: usize) -> String {
     let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= most;
     text.char_indices().take_while(fits).map(|(_, c)| c).collect()
@@ -268,7 +268,7 @@ fn cut(text: &str, most: usize) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastMessage {
-    /// Its id, when its sender gave one.
+    /// Its id, if its sender gave one.
     #[serde(default)]
     pub message_id: Option<String>,
     /// When it came, in RFC 3339.
@@ -276,7 +276,7 @@ pub struct LastMessage {
 }
 
 impl TwinReport {
-    /// Takes in one outcome: without output, the text cut short. The totals are the caller's.
+    /// Adds one outcome, without output and with a shortened text. The caller updates the totals.
     pub fn record(&mut self, report: &OutcomeReport) {
         let text = cut(&report.text, MAX_TWIN_TEXT);
         let short = OutcomeReport {
@@ -295,7 +295,7 @@ impl TwinReport {
         self.recent.truncate(MAX_TWIN_RECENT);
     }
 
-    /// Shows these pins, and `on` or `off` for each; no others any more. True when that is something new.
+    /// Sets the pins to show, with `on` or `off` for each, and removes all others. True if that changes anything.
     pub fn set_pins(&mut self, pins: impl IntoIterator<Item = (String, String)>) -> bool {
         let pins =
             pins.into_iter().take(MAX_TWIN_PINS).map(|(name, state)| (twin_key(&name), state)).collect();
@@ -304,8 +304,8 @@ impl TwinReport {
         self.pins != earlier
     }
 
-    /// Only rules whose names `is_known` knows, as [`twin_key`] writes them, and pins that are shown have a place: neither here
-    /// nor in what the hub has (`reported`, all reported properties) others stay. True when there are any.
+    /// Removes rules that `is_known` rejects (names as [`twin_key`] writes them), and pins that are not shown. It
+    /// removes them here and from what the hub has: `reported`, all reported properties. True if there are any.
     pub fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &Value) -> bool {
         self.gone.rules.extend(self.rules.keys().filter(|key| !is_known(key)).cloned());
         self.rules.retain(|key, _| is_known(key));
@@ -318,8 +318,8 @@ impl TwinReport {
         self.gone != Gone::default()
     }
 
-    /// The whole as a merge patch of the reported properties. What is absent is written as null where the hub would
-    /// otherwise keep an earlier value; not in `recent`, which is replaced as a whole.
+    /// The whole report as a merge patch of the reported properties. Absent fields are written as null if the hub
+    /// would otherwise keep an earlier value. This is not needed in `recent`, which is replaced as a whole.
     pub fn patch(&self) -> Value {
         let mut section = serde_json::to_value(self).unwrap_or_default();
         let entries = section.get_mut("rules").and_then(Value::as_object_mut).into_iter().flatten();
@@ -339,8 +339,8 @@ impl TwinReport {
         json!({ TWIN_SECTION: section })
     }
 
-    /// Reads the agent's part of reported properties; parts that this program does not understand are left out.
-    /// `None` when there is no such part.
+    /// Reads the agent's part of reported properties, without parts that this program does not understand. `None` if
+    /// there is no such part.
     pub fn read(reported: &Value) -> Option<Self> {
         let section = reported.get(TWIN_SECTION)?.as_object()?;
         let part = |name: &str| section.get(name).cloned().unwrap_or_default();
@@ -373,7 +373,7 @@ impl TwinReport {
     }
 }
 
-/// A name as a key of the twin, which has no control characters, `.`, `$` or spaces: they become `_`.
+/// A name as a key of the twin. Control characters, `.`, `$` and spaces are not allowed there, so they become `_`.
 pub fn twin_key(name: &str) -> String {
     let forbidden = |c: char| c.is_control() || matches!(c, '.' | '$' | ' ');
     name.chars().map(|c| if forbidden(c) { '_' } else { c }).collect()

@@ -1,7 +1,7 @@
 //! Rules: which message selects which action.
 //!
-//! Owns: rules, their conditions, and what a rule would do with a message (its plan).
-//! Must not know: files, TOML, processes, pins' hardware, clocks.
+//! Owns: rules, their conditions, and the plan: what a rule would do with a message. Must not know: files, TOML,
+//! processes, pins' hardware, clocks.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ use values::Values;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// The fields of bodies that conditions look at.
+    /// The body fields that conditions look at.
     fields: Fields,
 }
 
@@ -51,16 +51,16 @@ impl Rules {
         Self { rules, fields }
     }
 
-    /// The first rule whose conditions all hold; `None` when no rule takes the message.
+    /// The first rule whose conditions all hold. `None` if no rule matches the message.
     ///
-    /// A JSON body is parsed at most once, and only when a condition looks into it.
+    /// A JSON body is parsed at most once, and only if a condition looks into it.
     pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
         let values = Values::of(message, &self.fields);
         self.rules.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
     }
 
-    /// The rules that do not take the message, each with one sentence for each condition that does not hold, in the
-    /// configuration's order; up to the one that takes it.
+    /// The rules before the first one that matches the message, in the configuration's order. Each has one sentence
+    /// for each condition that does not hold. If no rule matches, these are all rules.
     pub fn mismatches(&self, message: &C2dMessage) -> Vec<(&Rule, Vec<String>)> {
         let values = Values::of(message, &self.fields);
         let why = |rule: &Rule| -> Vec<String> {
@@ -70,7 +70,7 @@ impl Rules {
         each.take_while(|(_, why)| !why.is_empty()).collect()
     }
 
-    /// The rule of this name.
+    /// The rule with this name.
     pub fn get(&self, name: &str) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.name == name)
     }
@@ -85,7 +85,7 @@ impl Rules {
         self.rules.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
@@ -99,7 +99,7 @@ pub struct Rule {
     steps: Vec<Step>,
     timeout: Duration,
     policy: Policy,
-    /// The fields of bodies that its steps take.
+    /// The body fields that its steps use.
     fields: Fields,
 }
 
@@ -125,7 +125,7 @@ impl Rule {
         self.steps.iter().any(|step| !matches!(step, Step::Gpio { .. }))
     }
 
-    /// The programs that its steps run, shells of `shell` steps not among them.
+    /// The programs that its steps run, without the shells of `shell` steps.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().filter_map(Step::program)
     }
@@ -145,10 +145,10 @@ impl Rule {
         &self.name
     }
 
-    /// What the rule does with this message: every value filled in and checked, nothing done yet.
+    /// What the rule does with this message: every value is filled in and checked, but nothing is done yet.
     ///
     /// # Errors
-    /// [`PlanError`] when the message lacks a value or has one that must not be used; its text is the outcome's
+    /// [`PlanError`] if the message lacks a value or has one that must not be used. Its text is the outcome's
     /// sentence.
     pub fn plan(&self, message: &C2dMessage, device_id: &str) -> Result<Plan, PlanError> {
         let values = Values::of(message, &self.fields);
@@ -166,18 +166,18 @@ impl Rule {
         Ok(Plan { rule: self.name.clone(), steps, environment, timeout: self.timeout })
     }
 
-    /// By which doors a message can come that it takes; none when its conditions exclude each other.
+    /// The doors through which a message can come that the rule matches. None if its conditions exclude each other.
     pub fn doors(&self) -> impl Iterator<Item = Door> {
         let opens = |door: &Door| self.conditions.iter().all(|condition| condition.doors().contains(door));
         Door::ALL.into_iter().filter(opens)
     }
 
-    /// How long an action of it may take, with all attempts and the pauses between them.
+    /// How long its action may take, with all attempts and the pauses between them.
     pub(crate) fn longest(&self) -> Duration {
         self.policy.longest(self.timeout)
     }
 
-    /// How many arguments and values its steps make of a message.
+    /// How many arguments and values its steps make from a message.
     pub(crate) fn pieces(&self) -> usize {
         self.steps.iter().map(Step::pieces).sum()
     }
@@ -187,20 +187,20 @@ impl Rule {
         self.steps.len()
     }
 
-    /// The steps after which a pin is not as before when they are done twice: the step's index, the pin, and what is done
-    /// with it.
+    /// The steps that leave a pin in another state if they are done twice: the step's index, the pin, and what is
+    /// done with it.
     pub(crate) fn moves(&self) -> Vec<(usize, &str, &'static str)> {
         let each = self.steps.iter().enumerate();
         each.filter_map(|(index, step)| Some((index, step.pin()?, step.moves(&self.conditions)?))).collect()
     }
 
-    /// Each pin that a pulse or a blink turns on for a while, and for how long without a break, as far as the configuration
-    /// alone tells.
+    /// Each pin that a pulse or a blink turns on for a while, and the longest time without a break, as far as the
+    /// configuration alone shows.
     pub(crate) fn longest_on(&self) -> impl Iterator<Item = (&str, Duration)> {
         self.steps.iter().filter_map(|step| Some((step.pin()?, step.longest_on(&self.conditions)?)))
     }
 
-    /// How long the pulses and blinks take at most, as far as the configuration alone tells.
+    /// How long the pulses and blinks take at most, as far as the configuration alone shows.
     pub(crate) fn longest_pin_time(&self) -> Duration {
         let each = self.steps.iter().map(|step| step.longest_pin_time(&self.conditions));
         each.fold(Duration::ZERO, |total, one| total.saturating_add(one))
@@ -211,7 +211,7 @@ impl Rule {
         &self.conditions
     }
 
-    /// What the templates take although no condition makes sure that it is there.
+    /// The values that templates use, but that no condition guarantees.
     pub(crate) fn unguaranteed(&self) -> Vec<&Subject> {
         let needed = self.steps.iter().flat_map(Step::needed);
         let sure = |subject: &Subject| self.conditions.iter().any(|condition| condition.guarantees(subject));
@@ -223,7 +223,8 @@ impl Rule {
         })
     }
 
-    /// Whether every message that `later` takes is taken by this rule: all its conditions are conditions of `later`.
+    /// Whether this rule matches every message that `later` matches, because all its conditions are conditions of
+    /// `later`.
     pub(crate) fn hides(&self, later: &Self) -> bool {
         self.conditions.iter().all(|condition| later.conditions.contains(condition))
     }

@@ -1,4 +1,4 @@
-//! What an outcome says, and how it is read back.
+//! Tests of the text of an outcome, and of reading it back.
 
 use super::*;
 
@@ -71,7 +71,7 @@ fn what_the_agent_writes_into_the_twin_a_back_end_reads() {
     assert_eq!((outcomes.len(), outcomes[0].output.as_str(), outcomes[0].text.len()), (2, "", 200));
     assert_eq!((twin.recent.len(), twin.outcomes_of("m-1").count()), (10, 0));
 
-    // A later agent may know more kinds of outcomes: the rest is still read.
+    // A later agent may know more kinds of outcomes. The rest must still be read.
     patch["c2dAgent"]["recent"][0]["outcome"] = "postponed".into();
     patch["c2dAgent"]["totals"]["postponed"] = 1.into();
     let read = TwinReport::read(&patch).expect("a section");
@@ -115,7 +115,7 @@ fn problems_of_desired_properties_are_bounded_and_counted() {
 fn a_full_twin_report_fits_into_the_reported_properties() {
     let mut twin = TwinReport::default();
     for number in 0..100 {
-        // Three bytes each: what counts at the hub is bytes.
+        // Each character has three bytes, because the hub counts bytes.
         let text = "漢".repeat(1_000);
         let report = report(&"m".repeat(128), &format!("{number:0>60}"), Some(-1));
         twin.record(&OutcomeReport { text, ..report });

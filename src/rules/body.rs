@@ -1,8 +1,8 @@
-//! Reading a JSON body: only the fields that rules look at.
+//! Reads a JSON body: only the fields that rules look at.
 //!
-//! Owns: which fields these are, and passing over all others. Must not know: conditions, templates, messages.
+//! Owns: which fields these are, and how all others are skipped. Must not know: conditions, templates, messages.
 //!
-//! To build all of a body of 64 KiB takes twenty times as long as to find a few fields in it.
+//! Building a whole body of 64 KiB takes twenty times as long as finding a few fields in it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,10 +12,10 @@ use serde_json::{Map, Number, Value};
 
 use super::values::Subject;
 
-/// JSON is not read any deeper, so no field is there.
+/// The parser reads no deeper than this, so there are no deeper fields.
 const MAX_DEPTH: usize = 127;
 
-/// Fields by their names, each with the fields in it.
+/// Fields by name, each with its inner fields.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Fields(BTreeMap<String, Fields>);
 
@@ -37,7 +37,7 @@ impl Fields {
         fields
     }
 
-    /// The body without everything that is not looked at; `None` when it is not JSON.
+    /// The body with only the wanted fields. `None` if it is not JSON.
     pub(super) fn read(&self, body: &[u8]) -> Option<Value> {
         let mut json = serde_json::Deserializer::from_str(std::str::from_utf8(body).ok()?);
         let value = self.deserialize(&mut json).ok()?;
@@ -101,7 +101,7 @@ impl<'de> Visitor<'de> for &Fields {
     }
 }
 
-/// Reads the name of a field: the fields in it when it is looked at.
+/// Reads the name of a field. Returns its inner fields if the field is wanted.
 struct Names<'f>(&'f Fields);
 
 impl<'de, 'f> DeserializeSeed<'de> for Names<'f> {
@@ -165,7 +165,8 @@ mod tests {
             let names: Vec<_> = paths.iter().map(|path| format!("body.{}", path.join("."))).collect();
             let fields = fields(&names.iter().map(String::as_str).collect::<Vec<_>>());
             let text = json.to_string();
-            // As serde_json reads it: the last digit of a number may differ from what was written.
+            // The comparison is with serde_json's own reading, because the last digit of a number may differ from the
+            // text.
             let whole: Value = serde_json::from_str(&text).expect("JSON");
             let kept = fields.read(text.as_bytes()).expect("JSON");
             for path in paths {
@@ -185,7 +186,7 @@ mod tests {
             assert_eq!(fields.read(text.as_bytes()), None, "{text}");
         }
         assert_eq!(fields.read(b"{\"a\":\"\xff\"}"), None);
-        // The last one of two counts, as everywhere in JSON.
+        // If a name comes twice, the last one counts, as everywhere in JSON.
         assert_eq!(fields.read(br#"{"a":1,"b":[{}],"a":2}"#), Some(serde_json::json!({"a": 2})));
     }
 

@@ -1,4 +1,4 @@
-//! Conditions: what a rule asks of a message.
+//! Conditions: what a rule requires of a message.
 //!
 //! Owns: the tests and their words. Must not know: TOML, steps.
 
@@ -7,7 +7,7 @@ use crate::message::excerpt;
 use super::glob::{self, Glob};
 use super::values::{Found, Subject, Values};
 
-/// Values of a list that are named when none of them is there.
+/// Most values of a list that a mismatch names.
 const MOST_NAMED: usize = 20;
 /// Longest text that is read as a number, in bytes.
 const MAX_NUMBER: usize = 64;
@@ -19,30 +19,30 @@ pub(crate) struct Condition {
     pub(crate) test: Test,
 }
 
-/// What a value must be. A missing value meets only [`Test::Absent`].
+/// What a value must be. If the value is missing, only [`Test::Absent`] holds.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Test {
     /// This text.
     Equals(String),
     /// One of these texts.
     OneOf(Choices),
-    /// Text that begins so.
+    /// Text with this beginning.
     Prefix(String),
-    /// Text that a shell-style pattern matches whole; `*` also matches slashes.
+    /// Text that a shell-style pattern matches as a whole. `*` also matches slashes.
     Glob(Glob),
     /// A decimal number from `min` to `max`, both included.
     Range { min: f64, max: f64 },
-    /// Anything, as long as it is there.
+    /// Any value, but it must exist.
     Present,
-    /// Nothing: it must not be there.
+    /// The value must not exist.
     Absent,
 }
 
-/// A list of texts, in which one is found without a look at each.
+/// A list of texts with a fast search.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choices {
     texts: Vec<String>,
-    /// The same, in alphabetical order.
+    /// The positions of the texts in alphabetical order.
     sorted: Vec<usize>,
 }
 
@@ -53,7 +53,7 @@ impl Choices {
         Self { texts, sorted }
     }
 
-    /// As they were written.
+    /// The texts in the order in which they were written.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &String> {
         self.texts.iter()
     }
@@ -78,7 +78,7 @@ impl Condition {
         values.find(&self.subject) == Found::Missing && self.test != Test::Absent
     }
 
-    /// Why the condition does not hold: the value that is there, and what it should be.
+    /// Why the condition does not hold: the present value, and what it should be.
     pub(super) fn mismatch(&self, values: &Values<'_>) -> Option<String> {
         if self.holds(values) {
             return None;
@@ -99,7 +99,7 @@ impl Condition {
         })
     }
 
-    /// Whether the condition names this very value of `subject` as good.
+    /// Whether the condition lists exactly this value of `subject`.
     pub(super) fn lists(&self, subject: &Subject, text: &str) -> bool {
         self.subject == *subject
             && match &self.test {
@@ -114,7 +114,7 @@ impl Condition {
         self.subject != *subject || self.test.takes(text)
     }
 
-    /// Whether a message that meets the condition surely has a text under `subject`.
+    /// Whether a message that meets the condition always has a value under `subject`.
     pub(super) fn guarantees(&self, subject: &Subject) -> bool {
         self.subject == *subject && self.test != Test::Absent
     }
@@ -136,7 +136,7 @@ impl Test {
         }
     }
 
-    /// The longest text that it looks at, in bytes, where there is a limit.
+    /// The longest text that the test accepts for comparison, in bytes, if there is a limit.
     fn longest(&self) -> Option<usize> {
         match self {
             Self::Glob(_) => Some(glob::MAX_TEXT),
@@ -165,8 +165,8 @@ impl Test {
     }
 }
 
-/// A decimal number as people write it, `-?(0|[1-9][0-9]*)(\.[0-9]+)?`. What programs read in different ways is none: `1e1`, `+5`,
-/// `010` (8 to some), `inf`.
+/// A decimal number in plain notation, `-?(0|[1-9][0-9]*)(\.[0-9]+)?`. Other notations are no numbers, because
+/// programs read them in different ways: `1e1`, `+5`, `010` (8 to some), `inf`.
 fn decimal(text: &str) -> Option<f64> {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let unsigned = text.strip_prefix('-').unwrap_or(text);

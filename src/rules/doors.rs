@@ -1,13 +1,13 @@
-//! By which doors a message can come that meets a rule's conditions.
+//! The doors through which a message can come that meets a rule's conditions.
 //!
-//! Owns: what each kind of message has by itself and never has. Must not know: who signs in.
+//! Owns: which properties each kind of message always has and never has. Must not know: who signs in.
 
 use crate::message::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, MESSAGE_ID, METHOD, SOURCE};
 
 use super::condition::{Condition, Test};
 use super::values::Subject;
 
-/// A door, without the name of the input or method; see [`crate::message::Source`].
+/// A door, without the name of the input or method: see [`crate::message::Source`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
     /// The hub's queue for the device.
@@ -19,10 +19,10 @@ pub enum Door {
 }
 
 impl Door {
-    /// All that there are.
+    /// All doors.
     pub(crate) const ALL: [Self; 3] = [Self::C2d, Self::Input, Self::Method];
 
-    /// As `"$.source"` has it.
+    /// The value of `"$.source"` for this door.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::C2d => "c2d",
@@ -31,7 +31,7 @@ impl Door {
         }
     }
 
-    /// Whether what comes by it can have a value under this name; where it surely has one, that is told, too.
+    /// Whether a message through this door can have a value under this name, and whether it always has one.
     fn has(self, name: &str) -> (bool, bool) {
         match name {
             SOURCE => (true, true),
@@ -39,14 +39,14 @@ impl Door {
             METHOD => (self == Self::Method, self == Self::Method),
             CONNECTION_DEVICE_ID | CONNECTION_MODULE_ID => (self == Self::Input, false),
             MESSAGE_ID => (true, self == Self::Method),
-            // A call has a name and a payload, and nothing else.
+            // A call has only a name and a payload.
             _ => (self != Self::Method, false),
         }
     }
 }
 
 impl Condition {
-    /// By which doors a message can come that meets it.
+    /// The doors through which a message can come that meets the condition.
     pub(crate) fn doors(&self) -> Vec<Door> {
         Door::ALL.into_iter().filter(|door| self.opens(*door)).collect()
     }

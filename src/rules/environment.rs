@@ -1,4 +1,4 @@
-//! The environment of a child process: what a message tells a program.
+//! The environment of a child process: what a program learns of a message.
 //!
 //! Owns: the names and values of `C2D_…`. Must not know: processes, `PATH`.
 
@@ -10,16 +10,16 @@ use crate::message::{C2dMessage, excerpt};
 
 use super::plan::PlanError;
 
-/// Most application properties of a message that a program is given.
+/// Most application properties of a message for which a program gets variables.
 pub(super) const MAX_VARIABLES: usize = 1000;
 
-/// Every `C2D_…` variable, sorted by name. `C2D_MESSAGE_ID` and `C2D_CORRELATION_ID` are left out when the message
-/// has none, and so are the variables of properties whose names become equal.
+/// Every `C2D_…` variable, sorted by name. `C2D_MESSAGE_ID` and `C2D_CORRELATION_ID` are left out if the message has
+/// none. The variables of properties whose variable names become equal are left out, too.
 ///
 /// # Errors
-/// [`PlanError::TooMany`]: what is made for each property takes its time. [`PlanError::Nul`]: no variable can hold a NUL, and leaving it out could make a program do more than was asked.
-/// [`PlanError::Lookalike`]: a program would find something else under the name of a property that the rule's conditions
-/// are about (`tested`) than what they let through, or nothing.
+/// [`PlanError::TooMany`]: each property costs time. [`PlanError::Nul`]: no variable can hold a NUL, and if it were
+/// left out, a program could do more than was asked. [`PlanError::Lookalike`]: a property has the variable name of
+/// another one that the rule's conditions test (`tested`). The program would then read an untested value, or none.
 pub(super) fn of(
     message: &C2dMessage,
     rule: &str,
@@ -40,7 +40,7 @@ pub(super) fn of(
             let (name, tested) = (excerpt(name), (*tested).to_owned());
             return Err(PlanError::Lookalike { name, variable, tested });
         }
-        // A name that is there already collides: neither may be taken for the other.
+        // If the name exists already, both are left out, so that neither is taken for the other.
         variables.entry(variable).and_modify(|slot| *slot = None).or_insert(Some(value));
     }
     for (name, subject, value) in [
@@ -57,13 +57,14 @@ pub(super) fn of(
     Ok(variables.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
 }
 
-/// The variable that a property is in.
+/// The variable for a property.
 pub(crate) fn variable_name(property: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     format!("C2D_PROPERTY_{}", property.chars().map(keep).collect::<String>())
 }
 
-/// The application properties as one JSON object; a bare key has the empty text. JSON writes a NUL as `\u0000`.
+/// The application properties as one JSON object. A key without a value has the empty text. JSON writes a NUL as
+/// `\u0000`.
 fn properties_as_json(message: &C2dMessage) -> String {
     let text = |value: Option<&str>| Value::String(value.unwrap_or("").to_owned());
     let object = message.application.iter().map(|(name, value)| (name.to_owned(), text(value))).collect();

@@ -1,7 +1,7 @@
-//! What a rule test expects of a message, and whether that is what would happen.
+//! What a rule test expects of a message, and whether that would happen.
 //!
-//! Owns: the words for what is known of a message before anything is run, the comparison, the sentence for a rule that is not
-//! there. Must not know: TOML, pins' limits, where a test stands.
+//! Owns: the words for what is known of a message before anything runs, the comparison, the sentence for a missing
+//! rule. Must not know: TOML, pins' limits, where a test is written.
 
 use std::fmt;
 
@@ -14,21 +14,21 @@ use super::template;
 use super::values::Values;
 use super::{Rule, Rules};
 
-/// Most rules that are named where one is not there.
+/// Most rules that are named if one is missing.
 const MOST_NAMED: usize = 10;
 
-/// What is known of a message's outcome before anything is run. The words are those of outcomes.
+/// What is known of a message's outcome before anything runs. The words are those of outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foreseen {
-    /// The action begins; how it ends is not known.
+    /// The action begins. Its end is not known.
     Begun,
-    /// The action begins, and one of its steps cannot succeed.
+    /// The action begins, but one of its steps cannot succeed.
     Failed,
-    /// A rule takes the message, and nothing is done: a value of the message does not allow it.
+    /// A rule matches the message, but nothing is done, because a value of the message is not allowed.
     Refused,
-    /// No rule takes the message.
+    /// No rule matches the message.
     Unmatched,
-    /// It is a call whose payload is not JSON: no rule is asked.
+    /// It is a call whose payload is not JSON, so no rule is tried.
     Undecodable,
 }
 
@@ -51,19 +51,19 @@ impl fmt::Display for Foreseen {
     }
 }
 
-/// What is expected of a message.
+/// What a test expects of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
-    /// The rule that takes it; absent: any one, or none where the outcome says so.
+    /// The rule that should match. Absent: any rule, or none if the outcome says so.
     pub rule: Option<String>,
     /// The outcome, as far as it can be foreseen.
     pub outcome: Foreseen,
-    /// All steps in their order; absent: any.
+    /// All steps in their order. Absent: any steps.
     pub steps: Option<Vec<PlannedStep>>,
 }
 
 impl Expectation {
-    /// Whether what would happen is what is expected.
+    /// Whether the expectation is met.
     pub fn is_met(&self, rule: Option<&str>, outcome: Foreseen, steps: &[PlannedStep]) -> bool {
         let is_rule = self.rule.is_none() || self.rule.as_deref() == rule;
         is_rule && self.outcome == outcome && self.steps.as_deref().is_none_or(|expected| expected == steps)
@@ -73,7 +73,7 @@ impl Expectation {
 /// Why steps cannot be expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StepError {
-    /// They take something of a message.
+    /// They use a value of a message.
     #[error(
         "a test expects values, but {{{0}}} is a placeholder: write the value itself; for a command write what it runs, as in \
          run = [ … ]"
@@ -84,10 +84,10 @@ pub(crate) enum StepError {
     Plan(#[from] PlanError),
 }
 
-/// Steps that take nothing of a message, as they would be performed.
+/// The planned form of steps that use no value of a message.
 ///
 /// # Errors
-/// When they take something.
+/// When they use one.
 pub(crate) fn literal_steps(steps: &[Step]) -> Result<Vec<PlannedStep>, StepError> {
     if let Some(subject) = steps.iter().flat_map(Step::subjects).next() {
         return Err(StepError::Placeholder(excerpt(&subject.to_string())));
@@ -99,7 +99,7 @@ pub(crate) fn literal_steps(steps: &[Step]) -> Result<Vec<PlannedStep>, StepErro
 }
 
 impl Rules {
-    /// The sentence for a rule of this name, which is not there.
+    /// The sentence for a missing rule of this name.
     pub(crate) fn lacks(&self, name: &str) -> String {
         let near = |rule: &&Rule| strsim::jaro_winkler(rule.name(), name);
         let nearest = self.iter().max_by(|a, b| near(a).total_cmp(&near(b)));

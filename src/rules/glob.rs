@@ -1,33 +1,33 @@
 //! Shell-style patterns: `*`, `?`, `[abc]`, `[!a-z]`.
 //!
-//! Owns: their syntax, and matching in one step per character. Must not know: messages, TOML.
+//! Owns: their syntax, and a match with one step per character. Must not know: messages, TOML.
 //!
-//! All ways in which a text may match are followed at once, a bit for each. So the work does not depend on the pattern, and
-//! none is too costly: the usual way, to try and go back, needs time that grows with each `*`.
+//! The match follows all possible ways at once, with one bit for each. So the work does not depend on the pattern,
+//! and no pattern is too expensive. The usual method, with backtracking, needs more time with each `*`.
 
-/// Most characters of a pattern: a bit of a [`Bits`] for each, and one for the end.
+/// Most characters of a pattern: one bit of a [`Bits`] for each, and one for the end.
 const MAX_CHARS: usize = 100;
-/// Longest text that a pattern looks at, in bytes; a longer one does not match.
+/// Longest text that can match a pattern, in bytes.
 pub(crate) const MAX_TEXT: usize = 512;
-/// For a longer text it pays to look each ASCII character up once beforehand.
+/// From this length on, it is faster to look up all ASCII characters once before the match.
 const WORTH_A_TABLE: usize = 64;
 
-/// One bit for each number of characters of the pattern that a text may have met so far.
+/// One bit for each number of pattern characters that the text may have matched so far.
 type Bits = u128;
 
-/// A pattern that matches a whole text. `*` is any characters, also slashes.
+/// A pattern that matches a whole text. `*` matches any characters, also slashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Glob {
     text: String,
-    /// Characters from the first one on, up to the next entry, and which places of the pattern they meet.
+    /// Ranges of characters, each up to the next entry, and the places of the pattern that they match.
     meets: Vec<(char, Bits)>,
-    /// Where a `*` stands: any character may follow there.
+    /// The places of each `*`, where any character may follow.
     stars: Bits,
     /// The end of the pattern.
     end: Bits,
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GlobError {
     #[error("a [ has no ]: write [abc], [a-z] or [!a-z], or [[] for the character itself")]
@@ -41,7 +41,7 @@ pub(crate) enum GlobError {
 /// What one character of a text must be.
 enum Place {
     Any,
-    /// In one of these ranges, both ends included; or in none.
+    /// In one of these ranges, both ends included. If not `inside`: in none of them.
     Ranges {
         ranges: Vec<(char, char)>,
         inside: bool,
@@ -68,12 +68,12 @@ impl Glob {
         Ok(Self { text: text.to_owned(), meets: meets(&places), stars, end: 1 << places.len() })
     }
 
-    /// As it was written.
+    /// The pattern as it was written.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether the whole text is as the pattern says.
+    /// Whether the pattern matches the whole text.
     pub(crate) fn matches(&self, text: &str) -> bool {
         if text.len() > MAX_TEXT {
             return false;
@@ -84,7 +84,7 @@ impl Glob {
         let mut table = [0; 128];
         for (index, (first, bits)) in self.meets.iter().enumerate() {
             let next = self.meets.get(index + 1).map_or(128, |(next, _)| (*next as usize).min(128));
-            // Empty behind the ASCII characters.
+            // Above ASCII the range is empty or invalid, so nothing is filled.
             if let Some(part) = table.get_mut(*first as usize..next) {
                 part.fill(*bits);
             }
@@ -109,7 +109,7 @@ impl Glob {
     }
 }
 
-/// Reads a class; `rest` begins behind its `[`. A `]` that stands first is one of the characters, as in a shell.
+/// Reads a class. `rest` begins after its `[`. A `]` in first place is one of the characters, as in a shell.
 fn read_class(rest: &mut &[char]) -> Result<Place, GlobError> {
     let inside = rest.first() != Some(&'!');
     let all = if inside { *rest } else { &rest[1..] };
@@ -229,7 +229,8 @@ mod tests {
             let reference = glob::Pattern::new(&pattern).ok();
             let own = Glob::parse(&pattern).ok();
             prop_assert_eq!(own.is_some(), reference.is_some(), "{}", pattern);
-            // Long ones, too, which are matched with a table. The reference goes back and forth, so not too long.
+            // Long texts are tested, too, because they use the table. The reference backtracks, so the texts must not
+            // be too long.
             let copies = if pattern.matches('*').count() > 2 { 1 } else { copies };
             let text = text.repeat(copies);
             if let (Some(own), Some(reference)) = (own, reference) {

@@ -1,6 +1,6 @@
-//! Which rule came nearest to a message that none takes, and why it does not take it.
+//! The rule that came nearest to a message that no rule matches, and why it does not match.
 //!
-//! Owns: what is nearest, and the sentence, which is bounded whatever the rules and the message hold. Must not know: where it is
+//! Owns: what counts as nearest, and the sentence, which always has a limited length. Must not know: where it is
 //! shown.
 
 use std::cmp::Reverse;
@@ -11,7 +11,7 @@ use crate::message::C2dMessage;
 use super::values::Values;
 use super::{Rule, Rules};
 
-/// Conditions of the rule that are named, and characters of each sentence.
+/// Most conditions of the rule that are named, and most characters of each sentence.
 const MOST_REASONS: usize = 4;
 const LONGEST_REASON: usize = 300;
 
@@ -20,14 +20,14 @@ const LONGEST_REASON: usize = 300;
 pub struct Nearest<'r> {
     /// Its name.
     pub rule: &'r str,
-    /// A sentence for each of its conditions that do not hold; of many the first ones.
+    /// A sentence for each of its conditions that do not hold, but not more than the limit.
     pub mismatches: Vec<String>,
 }
 
 impl Rules {
-    /// The rule that came nearest to a message that no rule takes. A rule of which a condition holds goes before one of which none
-    /// does; then the rule with the fewest conditions that fail, then the fewest whose value is missing, for another value is more
-    /// likely a mistake; then the most that hold, then the first. `None` without rules.
+    /// The rule that came nearest to a message that no rule matches. These decide, in this order: at least one
+    /// condition holds; the fewest conditions fail; the fewest values are missing, because a wrong value is more
+    /// likely a mistake; the most conditions hold; the first rule. `None` if there are no rules.
     pub fn nearest(&self, message: &C2dMessage) -> Option<Nearest<'_>> {
         let values = Values::of(message, &self.fields);
         let distance = |rule: &&Rule| {
@@ -41,7 +41,7 @@ impl Rules {
         Some(Nearest { rule: &rule.name, mismatches })
     }
 
-    /// Why none takes a message that none takes, in one clause.
+    /// Why no rule matches the message, in one clause.
     pub fn why_none(&self, message: &C2dMessage) -> String {
         self.nearest(message).map_or_else(|| "there are no rules".to_owned(), |nearest| nearest.to_string())
     }

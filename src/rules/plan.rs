@@ -1,6 +1,6 @@
 //! The plan: a rule's steps with every value of one message filled in and checked.
 //!
-//! Owns: the shape that `action` performs and `check` prints. Must not know: how either does it.
+//! Owns: the shape that `action` carries out and `check` prints. Must not know: how either does it.
 
 use std::time::Duration;
 
@@ -12,16 +12,15 @@ use super::template::MAX_FILLED_BYTES;
 pub struct Plan {
     /// The rule's name.
     pub rule: String,
-    /// The steps, to be performed in this order; the first that fails ends the action.
+    /// The steps, in the order in which they are done. The first that fails ends the action.
     pub steps: Vec<PlannedStep>,
-    /// Every `C2D_…` variable of a child process, sorted by name; empty when no step has one. `PATH` is not among
-    /// them.
+    /// Every `C2D_…` variable of a child process, sorted by name, without `PATH`. Empty if no step has a child.
     pub environment: Vec<(String, String)>,
     /// How long all steps together may take.
     pub timeout: Duration,
 }
 
-/// One step, ready to be performed.
+/// One step, ready to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedStep {
     /// Change a configured pin.
@@ -31,12 +30,12 @@ pub enum PlannedStep {
         /// What to do with it.
         change: PinChange,
     },
-    /// Run a program: the first element is its absolute path. Never given to a shell.
+    /// Run a program. The first element is its absolute path. It never goes through a shell.
     Run {
         /// Program and arguments.
         argv: Vec<String>,
     },
-    /// Run the configuration's own text with `/bin/sh -c`; message data is only in the environment.
+    /// Run the configuration's own text with `/bin/sh -c`. Message data is only in the environment.
     Shell {
         /// The text, exactly as configured.
         text: String,
@@ -44,7 +43,7 @@ pub enum PlannedStep {
 }
 
 impl PlannedStep {
-    /// How long the step occupies its pin.
+    /// How long the step uses its pin.
     pub(super) fn pin_time(&self) -> Duration {
         match self {
             Self::Gpio { change: PinChange::Pulse(duration), .. } => *duration,
@@ -63,7 +62,7 @@ pub enum PinChange {
     Toggle,
     /// On for this long, then off.
     Pulse(Duration),
-    /// On and off again, `times` times; each period is half on, half off.
+    /// On and off again, `times` times. Each period is half on, half off.
     Blink {
         /// How many times; at least 1.
         times: u32,
@@ -72,7 +71,7 @@ pub enum PinChange {
     },
 }
 
-/// The logical state of a pin; `active` in the configuration says which level is on.
+/// The logical state of a pin. `active` in the configuration says which level is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PinState {
     /// Energised.
@@ -90,11 +89,11 @@ impl std::fmt::Display for PinState {
     }
 }
 
-/// Why a rule cannot act on a message. The text is the action's outcome; nothing has been done.
+/// Why a rule cannot act on a message. The text is the action's outcome. Nothing has been done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// A template takes a value that the message does not have.
+    /// A template uses a value that the message does not have.
     #[error("the message has no {name}{remark}, which the rule needs, and there is no default")]
     Missing {
         /// The property or body field.
@@ -102,10 +101,10 @@ pub enum PlanError {
         /// More about a missing body field, or empty.
         remark: String,
     },
-    /// A template takes a JSON object or array.
+    /// A template uses a JSON object or array.
     #[error("{0} is a JSON object or array, but the rule needs a text, a number, true or false")]
     Structure(String),
-    /// A value could be taken for an option of a program.
+    /// A program could read a value as an option.
     #[error(
         "{name} is \"{value}\", which a program could read as an option: if you want to allow it, list this \
          exact value in a condition of the rule"
@@ -116,7 +115,7 @@ pub enum PlanError {
         /// Its value, shortened.
         value: String,
     },
-    /// The same, of a command that the rule only names.
+    /// A program could read a value as an option, and the rule only names the command.
     #[error("{name} is \"{value}\", which a program could read as an option, and a command accepts none")]
     OptionOfCommand {
         /// The property or body field.
@@ -124,7 +123,7 @@ pub enum PlanError {
         /// Its value, shortened.
         value: String,
     },
-    /// A value holds a control character, such as a line break or NUL.
+    /// A value has a control character, such as a line break or NUL.
     #[error("{name} is \"{value}\", and control characters are not allowed")]
     ControlCharacter {
         /// The property or body field.
@@ -132,13 +131,13 @@ pub enum PlanError {
         /// Its value, shortened and escaped.
         value: String,
     },
-    /// Values that are too long to be given to programs.
+    /// The values are too long for arguments of programs.
     #[error(
         "with the values of the message the arguments would have more than {} KiB: fill in less, or let the \
          program read the environment or the body", MAX_FILLED_BYTES / 1024
     )]
     TooMuch,
-    /// More properties than the environment of a program is made for.
+    /// The message has more properties than the environment of a program may have.
     #[error(
         "the message has {count} properties, but a program gets at most {MAX_VARIABLES}: send fewer, or use \
          the body"
@@ -147,7 +146,7 @@ pub enum PlanError {
         /// How many the message has.
         count: usize,
     },
-    /// A value that a pin step cannot use.
+    /// A pin step cannot use a value.
     #[error("{setting} would be \"{value}\", but must be {needs}")]
     Unusable {
         /// `set`, `pulse`, `times` or `period`.
@@ -157,18 +156,18 @@ pub enum PlanError {
         /// What it must be.
         needs: &'static str,
     },
-    /// Pulses and blinks that the deadline would cut off.
+    /// The deadline would cut off the pulses and blinks.
     #[error(
         "the pulses and blinks would take {}, but the rule's timeout is {}",
         humantime::format_duration(*needed), humantime::format_duration(*timeout)
     )]
     TooLong {
-        /// All of them together.
+        /// The time for all of them together.
         needed: Duration,
-        /// The rule's.
+        /// The rule's timeout.
         timeout: Duration,
     },
-    /// A property that would pass for one of the rule's conditions in a program's environment.
+    /// A program would read a property as another one that the rule's conditions test.
     #[error(
         "the property \"{name}\" would set ${variable} for a program, but ${variable} is for \"{tested}\", \
          which the rule's conditions test"
@@ -178,16 +177,16 @@ pub enum PlanError {
         name: String,
         /// The variable's name.
         variable: String,
-        /// The property that a condition is about.
+        /// The property that a condition tests.
         tested: String,
     },
-    /// A value that no environment variable can hold.
+    /// An environment variable cannot hold a value.
     #[error("{0} contains a NUL, which a program cannot receive")]
     Nul(String),
 }
 
 impl PlanError {
-    /// Why a value cannot be filled into a command: there no condition helps.
+    /// Changes the error for a command, because no condition can allow the value there.
     pub(super) fn of_command(self) -> Self {
         match self {
             Self::LooksLikeAnOption { name, value } => Self::OptionOfCommand { name, value },

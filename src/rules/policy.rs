@@ -1,32 +1,34 @@
-//! How a rule's messages are treated around its action: when and how they are settled, tried again, held back, reported.
+//! How a rule's messages are treated around its action: when and how they are settled, tried again, held back,
+//! reported.
 //!
-//! Owns: the shapes and their defaults. Must not know: TOML, how any of it is done.
+//! Owns: the shapes and their defaults. Must not know: TOML, how any of this is done.
 
 use std::time::Duration;
 
 use super::plan::{PinChange, Plan, PlannedStep};
 
-/// How long rules of the twin may make a message for a rule of the owner's wait, all of them together.
+/// How long all rules of the twin together may delay a message for a rule of the owner's.
 pub(crate) const TWIN_WAIT: Duration = Duration::from_secs(50);
 
-/// Everything about a rule but its conditions and steps.
+/// All settings of a rule except its conditions and steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// When a message is completed at the hub.
     pub settle: Settle,
-    /// How a message is settled whose action did not succeed; none: see [`Policy::on_failure`].
+    /// How to settle a message whose action did not succeed. None: see [`Policy::on_failure`].
     pub on_failure: Option<OnFailure>,
-    /// What happens to a message whose action a crash cut off; none: see [`Policy::on_crash`].
+    /// What happens to a message whose action was interrupted by a crash. None: see [`Policy::on_crash`].
     pub on_crash: Option<OnCrash>,
     /// How often the action is tried; at least 1.
     pub attempts: u32,
-    /// How long to wait before the second attempt; doubled for each further one.
+    /// How long to wait before the second attempt. It doubles for each further one.
     pub backoff: Duration,
-    /// The lanes in which the rule's actions stand in line; at least one. Two rules that share a lane never run at once.
+    /// The lanes in which the rule's actions wait; at least one. Two rules that share a lane never run at once.
     pub lanes: Vec<String>,
-    /// The least time from the beginning of one action to that of the next: a message that comes earlier is refused.
+    /// The shortest time from the start of one action to the start of the next. A message that comes earlier is
+    /// refused.
     pub min_interval: Option<Duration>,
-    /// How many actions may begin within a time: further messages are refused.
+    /// How many actions may begin within a time. Further messages are refused.
     pub rate: Option<Rate>,
     /// Where outcomes are reported.
     pub reports: Reports,
@@ -49,14 +51,14 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// How a message is settled whose action did not succeed. Unless configured, it is rejected: its sender must not hear
-    /// of a success.
+    /// How to settle a message whose action did not succeed. By default it is rejected, so that its sender is not
+    /// told of a success.
     pub fn on_failure(&self) -> OnFailure {
         self.on_failure.unwrap_or(OnFailure::Reject)
     }
 
-    /// What happens to a message whose action a crash cut off. Unless configured: a plan that only sets pins on or
-    /// off is run again, because that changes nothing; any other is given up.
+    /// What happens to a message whose action was interrupted by a crash. By default, a plan that only sets pins on
+    /// or off runs again, because that changes nothing. Any other plan is given up.
     pub fn on_crash(&self, plan: &Plan) -> OnCrash {
         let harmless =
             |step: &PlannedStep| matches!(step, PlannedStep::Gpio { change: PinChange::Set(_), .. });
@@ -67,17 +69,17 @@ impl Policy {
         }
     }
 
-    /// Whether a message may be refused because of when others came.
+    /// Whether a message may be refused because of the times of other messages.
     pub fn is_guarded(&self) -> bool {
         self.min_interval.is_some() || self.rate.is_some()
     }
 
-    /// How long all attempts and the pauses between them may take, when each takes `timeout`.
+    /// How long all attempts and the pauses between them may take, if each attempt takes `timeout`.
     pub(crate) fn longest(&self, timeout: Duration) -> Duration {
         timeout.saturating_mul(self.attempts).saturating_add(self.pauses())
     }
 
-    /// How long the pauses between the attempts take together.
+    /// How long all pauses between the attempts take together.
     pub(crate) fn pauses(&self) -> Duration {
         (1..self.attempts).fold(Duration::ZERO, |sum, n| sum.saturating_add(self.backoff_after(n)))
     }
@@ -96,41 +98,41 @@ impl Policy {
 pub enum Settle {
     /// When its action has ended.
     AfterAction,
-    /// When it is recorded in the inbox; then it is run from there.
+    /// When it is recorded in the inbox. It then runs from there.
     OnAccept,
 }
 
-/// How the message of an action that did not succeed is settled, where the transport can do more than complete it.
+/// How to settle the message of an action that did not succeed, if the transport can do more than complete it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
-    /// It is rejected: the hub tells its sender so, where that was asked for.
+    /// Reject it: the hub tells its sender, if the sender asked for that.
     Reject,
-    /// It is given back: the hub sends it again, up to its limit of deliveries, and each time it is run again.
+    /// Abandon it: the hub sends it again, up to its limit of deliveries, and each time it runs again.
     Abandon,
-    /// It is completed, as if it had succeeded.
+    /// Complete it, as if it had succeeded.
     Complete,
 }
 
-/// How a message is settled that no rule takes, where the transport can do more than complete it.
+/// How to settle a message that no rule matches, if the transport can do more than complete it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unmatched {
-    /// It is completed.
+    /// Complete it.
     #[default]
     Complete,
-    /// It is rejected.
+    /// Reject it.
     Reject,
 }
 
-/// What happens to a message whose action a crash cut off.
+/// What happens to a message whose action was interrupted by a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnCrash {
-    /// It is run again.
+    /// It runs again.
     Retry,
     /// It becomes a dead letter, interrupted.
     GiveUp,
 }
 
-/// At most `count` within `per`.
+/// At most `count` starts within `per`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// How many; from 1 to 1,000.

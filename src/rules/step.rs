@@ -1,6 +1,6 @@
-//! Steps: what a rule does, before a message fills it in.
+//! Steps: what a rule does, before the values of a message are filled in.
 //!
-//! Owns: the kinds of steps, and which values a pin step takes. Must not know: TOML, how a step is performed.
+//! Owns: the kinds of steps, and which values a pin step accepts. Must not know: TOML, how a step is done.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use super::plan::{PinChange, PinState, PlanError, PlannedStep};
 use super::template::Template;
 use super::values::{Subject, Values};
 
-/// Most times of one blink.
+/// Most repetitions of one blink.
 const MAX_TIMES: u32 = 1000;
-/// Shortest period of a blink: a relay follows no faster.
+/// Shortest period of a blink, because a relay cannot follow faster.
 const MIN_PERIOD: Duration = Duration::from_millis(20);
 /// Shortest pulse.
 const MIN_PULSE: Duration = Duration::from_millis(1);
@@ -23,8 +23,9 @@ const MIN_PULSE: Duration = Duration::from_millis(1);
 pub(crate) enum Step {
     /// Change a pin.
     Gpio { pin: String, change: GpioStep },
-    /// Run a program; its path is literal, the arguments may take values. `is_command`: the rule only names it, and the rule's
-    /// author need not be the owner; so a condition of the rule lists no value that begins with `-`.
+    /// Run a program. Its path is literal, but the arguments may use values. `is_command`: the rule only names a
+    /// command, and its author may not be the owner. So a condition of the rule cannot allow a value that begins with
+    /// `-`.
     Run { program: String, arguments: Vec<Template>, is_command: bool },
     /// Run the configuration's own text with `/bin/sh -c`.
     Shell { text: String },
@@ -41,14 +42,14 @@ pub(crate) enum GpioStep {
     Blink { times: Setting<u32>, period: Setting<Duration> },
 }
 
-/// A value that stands in the configuration, or that a message fills in.
+/// A value from the configuration, or from a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Setting<T> {
     Fixed(T),
     Filled(Template),
 }
 
-/// Reads `set`. The error says what is needed.
+/// Reads `set`. The error says what is required.
 pub(crate) fn read_set(text: &str) -> Result<PinChange, &'static str> {
     match text {
         "on" => Ok(PinChange::Set(PinState::On)),
@@ -58,7 +59,7 @@ pub(crate) fn read_set(text: &str) -> Result<PinChange, &'static str> {
     }
 }
 
-/// Reads `pulse`. The error says what is needed.
+/// Reads `pulse`. The error says what is required.
 pub(crate) fn read_pulse(text: &str) -> Result<Duration, &'static str> {
     let long_enough = |duration: &Duration| *duration >= MIN_PULSE;
     humantime::parse_duration(text)
@@ -67,13 +68,13 @@ pub(crate) fn read_pulse(text: &str) -> Result<Duration, &'static str> {
         .ok_or("a duration of 1ms or more, such as 500ms or 2s")
 }
 
-/// Reads `times` of a blink. The error says what is needed.
+/// Reads `times` of a blink. The error says what is required.
 pub(crate) fn read_times(text: &str) -> Result<u32, &'static str> {
     let allowed = |times: &u32| (1..=MAX_TIMES).contains(times);
     text.parse().ok().filter(allowed).ok_or("a whole number from 1 to 1000")
 }
 
-/// Reads `period` of a blink. The error says what is needed.
+/// Reads `period` of a blink. The error says what is required.
 pub(crate) fn read_period(text: &str) -> Result<Duration, &'static str> {
     let long_enough = |duration: &Duration| *duration >= MIN_PERIOD;
     humantime::parse_duration(text)
@@ -120,17 +121,17 @@ impl Step {
         })
     }
 
-    /// What the step's templates take and have no default for.
+    /// The values that the step's templates use and that have no default.
     pub(super) fn needed(&self) -> impl Iterator<Item = &Subject> {
         self.templates().into_iter().flat_map(Template::needed)
     }
 
-    /// What the step's templates take, each as often as they do.
+    /// The values that the step's templates use, each as often as it is used.
     pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
         self.templates().into_iter().flat_map(Template::subjects)
     }
 
-    /// How many arguments and values it makes of a message.
+    /// How many arguments and values the step makes from a message.
     pub(super) fn pieces(&self) -> usize {
         self.templates().into_iter().map(|template| template.subjects().count().max(1)).sum()
     }
@@ -149,7 +150,7 @@ impl Step {
         }
     }
 
-    /// The program that it runs; none when that is `/bin/sh` for a text.
+    /// The program that the step runs. None if it runs `/bin/sh` for a text.
     pub(crate) fn program(&self) -> Option<&str> {
         match self {
             Self::Run { program, .. } => Some(program),
@@ -157,7 +158,7 @@ impl Step {
         }
     }
 
-    /// The pin that it changes.
+    /// The pin that the step changes.
     pub(crate) fn pin(&self) -> Option<&str> {
         match self {
             Self::Gpio { pin, .. } => Some(pin),
@@ -165,7 +166,7 @@ impl Step {
         }
     }
 
-    /// What it does with its pin, when doing it twice is not the same as once.
+    /// What the step does with its pin, if doing it twice differs from doing it once.
     pub(super) fn moves(&self, conditions: &[Condition]) -> Option<&'static str> {
         let Self::Gpio { change, .. } = self else { return None };
         match change {
@@ -179,7 +180,7 @@ impl Step {
         }
     }
 
-    /// For how long without a break a pulse or a blink turns its pin on, as far as the configuration alone tells.
+    /// How long a pulse or a blink turns its pin on without a break, as far as the configuration alone shows.
     pub(super) fn longest_on(&self, conditions: &[Condition]) -> Option<Duration> {
         let Self::Gpio { change, .. } = self else { return None };
         match change {
@@ -189,7 +190,7 @@ impl Step {
         }
     }
 
-    /// How long the step occupies its pin at most, as far as the configuration alone tells; zero when it does not.
+    /// How long the step uses its pin at most, as far as the configuration alone shows. Zero if it does not.
     pub(super) fn longest_pin_time(&self, conditions: &[Condition]) -> Duration {
         let Self::Gpio { change, .. } = self else { return Duration::ZERO };
         match change {
@@ -227,7 +228,7 @@ impl<T: Copy + Ord> Setting<T> {
         }
     }
 
-    /// The largest value that the conditions let through, where they limit it.
+    /// The largest value that the conditions allow, if they limit it.
     fn largest(&self, read: fn(&str) -> Result<T, &'static str>, conditions: &[Condition]) -> Option<T> {
         let subject = match self {
             Self::Fixed(value) => return Some(*value),

@@ -1,7 +1,7 @@
-//! Templates: text of the configuration with values of the message in it.
+//! Templates: text of the configuration that contains values of the message.
 //!
-//! Owns: the syntax (`{name}`, `{name:default}`, `{{`, `}}`) and the safety of filled values.
-//! Must not know: TOML, what the text is for.
+//! Owns: the syntax (`{name}`, `{name:default}`, `{{`, `}}`) and the safety of filled values. Must not know: TOML,
+//! the use of the text.
 
 use crate::message::excerpt;
 
@@ -9,10 +9,11 @@ use super::condition::Condition;
 use super::plan::PlanError;
 use super::values::{Found, Subject, Values};
 
-/// Most bytes that the arguments of a rule have once they are filled in: what a program can take in any case.
+/// Most bytes of a rule's arguments after they are filled in. A program can always take this much.
 pub(super) const MAX_FILLED_BYTES: usize = 128 * 1024;
 
-/// One argument or one value. It is filled after the argument list is already split, so a value never becomes two.
+/// One argument or one value. It is filled in after the argument list was split, so one value never becomes two
+/// arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
 
@@ -22,7 +23,7 @@ enum Part {
     Value { subject: Subject, default: Option<String> },
 }
 
-/// Why a text is no template.
+/// Why a text is not a template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
     #[error("a {{ has no }}: write {{name}} for a value of the message, or {{{{ for the character itself")]
@@ -36,7 +37,7 @@ pub(crate) enum TemplateError {
 }
 
 impl Template {
-    /// Reads a template; text without braces is a template that is always itself.
+    /// Reads a template. Text without braces gives a template that is always itself.
     pub(crate) fn parse(text: &str) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         let mut literal = String::new();
@@ -72,7 +73,7 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// The text, when no message can change it.
+    /// The text, if no message can change it.
     pub(crate) fn literal(&self) -> Option<&str> {
         match self.0.as_slice() {
             [] => Some(""),
@@ -81,7 +82,7 @@ impl Template {
         }
     }
 
-    /// What the template takes and has no default for.
+    /// The values that the template uses and that have no default.
     pub(super) fn needed(&self) -> impl Iterator<Item = &Subject> {
         self.0.iter().filter_map(|part| match part {
             Part::Value { subject, default: None } => Some(subject),
@@ -89,7 +90,7 @@ impl Template {
         })
     }
 
-    /// What the template takes, with a default or without one.
+    /// The values that the template uses, with or without a default.
     pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
         self.0.iter().filter_map(|part| match part {
             Part::Value { subject, .. } => Some(subject),
@@ -97,7 +98,7 @@ impl Template {
         })
     }
 
-    /// What the template takes when it is one value and nothing else.
+    /// The value that the template uses, if it is one value and nothing else.
     pub(super) fn single(&self) -> Option<&Subject> {
         match self.0.as_slice() {
             [Part::Value { subject, .. }] => Some(subject),
@@ -105,7 +106,8 @@ impl Template {
         }
     }
 
-    /// Whether a message that meets the conditions may make this text of it, as far as the configuration alone tells.
+    /// Whether a message that meets the conditions can fill the template to this text, as far as the configuration
+    /// alone shows.
     pub(super) fn may_be(&self, text: &str, conditions: &[Condition]) -> bool {
         match self.single() {
             Some(subject) => conditions.iter().all(|condition| condition.allows(subject, text)),
@@ -116,8 +118,9 @@ impl Template {
     /// Fills in the message's values.
     ///
     /// # Errors
-    /// When a value is missing, is a JSON object or array, makes the text too long, holds control characters, or would make it begin
-    /// with `-` and no condition lists it. Text of the configuration itself, defaults included, may begin so.
+    /// When a value is missing, is a JSON object or array, makes the text too long, or has control characters; or
+    /// when it would make the text begin with `-` and no condition lists it. Text of the configuration itself, with
+    /// its defaults, may begin with `-`.
     pub(super) fn fill(&self, values: &Values<'_>, conditions: &[Condition]) -> Result<String, PlanError> {
         let mut text = String::new();
         for part in &self.0 {

@@ -1,4 +1,4 @@
-//! Tests of matching and planning; the rules are built as `config` builds them.
+//! Tests of matching and planning. The rules are built as `config` builds them.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn takes(condition: Condition, message: &C2dMessage) -> bool {
     Rules::new(vec![rule(vec![condition], vec![])]).match_message(message).is_some()
 }
 
-/// The argument that `text` becomes, or why it does not.
+/// The argument that `text` becomes, or why it cannot.
 fn argument(text: &str, conditions: Vec<Condition>, message: &C2dMessage) -> Result<String, String> {
     let plan = rule(conditions, vec![run(&[text])]).plan(message, "d").map_err(|error| error.to_string())?;
     match plan.steps.as_slice() {
@@ -211,7 +211,7 @@ fn values_that_a_program_cannot_take_are_refused_before_they_fill_the_memory() {
         plan.expect_err("too many").to_string(),
         "the message has 1001 properties, but a program gets at most 1000: send fewer, or use the body"
     );
-    // A pin does not care.
+    // A pin has no such limit.
     let pin = Step::Gpio { pin: "p".into(), change: GpioStep::Set(Setting::Fixed(PinChange::Toggle)) };
     assert!(rule(vec![], vec![pin]).plan(&message(&many), "d").is_ok());
 }
@@ -431,7 +431,7 @@ fn the_nearest_rule_is_the_one_of_which_the_fewest_conditions_do_not_hold() {
         "the nearest match is rule \"pump\", but state is \"On\", not one of \"on\", \"off\""
     );
     assert_eq!(why("x=1"), "the nearest match is rule \"backup\", but action is missing, not \"backup\"");
-    // Another value is more likely a mistake than a missing one.
+    // A wrong value is more likely a mistake than a missing one.
     let rules =
         Rules::new(vec![named("n", vec![equals("n", "1")]), named("new", vec![equals("action", "new")])]);
     let why = rules.why_none(&message("action=old"));

@@ -1,6 +1,6 @@
-//! What a condition looks at and a template takes: properties and fields of a JSON body, by name.
+//! The values that conditions look at and templates use: properties and fields of a JSON body, by name.
 //!
-//! Owns: the names, and looking them up in one message. Must not know: conditions, templates.
+//! Owns: the names, and their lookup in one message. Must not know: conditions, templates.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -14,9 +14,9 @@ use crate::message::{C2dMessage, MAX_C2D_BYTES, SOURCE, excerpt, is_system_prope
 
 use super::body::Fields;
 
-/// Up to so many properties it is faster to look through them than to make an index of them.
+/// With at most this many properties, a search is faster than an index.
 const FEW: usize = 16;
-/// So many properties of a message are looked at for one that is like a missing one, where their names are no longer than this.
+/// How many properties are searched for a name like a missing one, and how long their names may be.
 const MOST_COMPARED: usize = 50;
 const LONGEST_COMPARED: usize = 100;
 
@@ -30,7 +30,7 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    /// Reads a name; `None` when it, or a part of it, is empty.
+    /// Reads a name. `None` if the name, or a part of it, is empty.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix("body.") {
             Some(path) => {
@@ -42,7 +42,7 @@ impl Subject {
         }
     }
 
-    /// The name of an application property, when it is one.
+    /// The name of the application property, if it is one.
     pub(crate) fn application(&self) -> Option<&str> {
         match self {
             Self::Property(name) if !is_system_property(name) => Some(name),
@@ -60,22 +60,22 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What a message has under a name.
+/// The value that a message has under a name.
 #[derive(Debug, PartialEq)]
 pub(super) enum Found<'m> {
-    /// Nothing, or JSON's null.
+    /// There is no value, or it is JSON's null.
     Missing,
-    /// Text; numbers, true and false of a JSON body as they are written there.
+    /// Text. Numbers, true and false of a JSON body are as they are written there.
     Text(Cow<'m, str>),
     /// A JSON object or array, which has no text.
     Structure,
 }
 
-/// The values of one message. An index of its properties, and the fields of its body, are made when first needed, and once:
-/// there may be thousands of properties, and thousands of conditions.
+/// The values of one message. The index of its properties and the fields of its body are made only once, when first
+/// needed, because there may be thousands of properties and thousands of conditions.
 pub(super) struct Values<'m> {
     message: &'m C2dMessage,
-    /// The fields of the body that may be asked for.
+    /// The body fields that may be asked for.
     fields: &'m Fields,
     index: OnceCell<HashMap<&'m str, &'m str>>,
     body: OnceCell<Option<Value>>,
@@ -114,7 +114,7 @@ impl<'m> Values<'m> {
         index.get(name).copied()
     }
 
-    /// What is there in place of a value that is missing, where that tells the mistake: behind a blank, in brackets.
+    /// A hint at the mistake if a value is missing: a space and text in brackets. Empty if there is no hint.
     pub(super) fn remark(&self, subject: &Subject) -> String {
         match subject {
             Subject::Property(name) => self.remark_on_property(name),
@@ -141,7 +141,7 @@ impl<'m> Values<'m> {
         String::new()
     }
 
-    /// Whether the body is a JSON object with this field, whether a rule looks at it or not.
+    /// Whether the body is a JSON object with this field, even if no rule looks at it.
     fn body_has(&self, name: &str) -> bool {
         let body = &self.message.body;
         let parse = || match body.len() {
@@ -165,7 +165,7 @@ impl<'m> Values<'m> {
         }
     }
 
-    /// The body as JSON. A body past the size that the hub delivers is not looked into.
+    /// The body as JSON. A body above the hub's size limit is not parsed.
     fn json(&self) -> Option<&Value> {
         let body = &self.message.body;
         let parse = || if body.len() > MAX_C2D_BYTES { None } else { self.fields.read(body) };
