@@ -32,8 +32,8 @@ pub struct Actions {
     pins: Pins,
 }
 
-/// The result of one plan. Its `Display` is one line for people and logs: `failed: step 2 of 3 (run /usr/bin/backup):
-/// exit code 3`.
+/// The result of one plan. Its `Display` is one line for people and logs:
+/// `failed: step 2 of 3 (run /usr/bin/backup): exit code 3`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// How it ended.

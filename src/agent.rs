@@ -330,6 +330,7 @@ impl Agent {
             outbox,
             ..
         } = self;
+        // The order of the arms matters: what ends work comes before what brings new work.
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,

@@ -147,6 +147,7 @@ pub(super) async fn run(
             (Err(ExecError::Cut(cut)), grace_ends)
         }
     };
+    // Needed even if the child ended by itself, because it may have left processes in its group.
     serving(pipes.as_mut(), group.end(grace_ends)).await;
     if !pipes.is_terminated() && timeout(DRAIN, pipes).await.is_err() {
         tracing::debug!(

@@ -120,6 +120,7 @@ impl Bank {
             } else if wave.deadline <= wave.next {
                 self.end(number, wave, Err(Cut::TimedOut.into()), now);
             } else if wave.is_on && wave.left == 0 && wave.shape.off.is_zero() {
+                // A pulse ends with its on time. A blink also waits for its last off time.
                 self.end(number, wave, Ok(()), now);
             } else if wave.is_on {
                 match self.set(&wave.pin, PinState::Off) {
