@@ -1,18 +1,18 @@
-//! The session: this device's connection to the hub, kept up.
+//! The session: makes this device's connection to the hub, and makes it again when it fails.
 //!
-//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (MQTT's by `bridge.rs`), receiving and settling C2D messages or,
-//! as a module, messages for its inputs, receiving and answering calls of direct methods, publishing D2C messages and patches of the twin,
-//! renewing tokens, reconnecting.
+//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (`bridge.rs` does that for MQTT), receiving and
+//! settling C2D messages or, as a module, messages for its inputs, receiving and answering calls of direct methods,
+//! publishing D2C messages and patches of the twin, renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message.
 //!
-//! Two tasks live behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each, a
+//! Two tasks work behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each one, a
 //! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
-//! [`Receipt`] completes it through the state it shares with the reader (`link.rs`), which keeps
-//! PUBACKs in arrival order (`release.rs`) and ignores receipts of connections that have gone. What is published goes
-//! to the connection that there is, and is answered there or lost with it (`outbox.rs`). Calls are answered on the connection
-//! that they came on, or not at all (`calls.rs`). Over AMQP (`amqp.rs`) each message is
-//! settled by itself (`settlements.rs`), and tokens are renewed in place; `connection.rs` tells the keeper nothing of that.
-//! What a connection is made with, for a module of IoT Edge from its workload API, is got by `proof.rs`.
+//! [`Receipt`] completes it through the state that it shares with the reader (`link.rs`). That state keeps PUBACKs in
+//! arrival order (`release.rs`) and ignores receipts of connections that have gone. A publish goes to the current
+//! connection, and is answered there or lost with it (`outbox.rs`). A call is answered on the connection that brought
+//! it, or not at all (`calls.rs`). Over AMQP (`amqp.rs`) each message is settled by itself (`settlements.rs`), and
+//! tokens are renewed without a new connection; `connection.rs` hides this from the keeper. `proof.rs` gets what a
+//! connection is made with; for a module of IoT Edge it asks the workload API.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,19 +63,19 @@ pub(crate) use delivery::{Delivery, Receipt, Settlement};
 use outbox::Publisher;
 #[allow(unused_imports)] // The doctor is a feature.
 pub(crate) use probe::{SignInError, probe};
-#[allow(unused_imports)] // The same.
+#[allow(unused_imports)] // The doctor is a feature.
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
 
 /// MQTT over TLS. Source: wire reference 1.1.
 const MQTT_PORT: u16 = 8883;
 /// AMQP over TLS. Source: wire reference 2.1.
 const AMQP_PORT: u16 = 5671;
-/// Changes of the connection not yet seen by the agent, which looks at them first.
+/// Changes of the connection that the agent has not seen yet. The agent looks at them first.
 const EVENTS: usize = 16;
-/// How long the session may take to end: the drain and the hang-up of the keeper.
+/// How long the end of the session may take: the keeper's drain and hang-up.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1100);
 
-/// Where a transport is served unless the hub's name has a port.
+/// The port of a transport, if the hub's name has none.
 pub(crate) fn standard_port(transport: Transport) -> u16 {
     match transport {
         Transport::Mqtt => MQTT_PORT,
@@ -86,59 +86,60 @@ pub(crate) fn standard_port(transport: Transport) -> u16 {
 /// Who signs in, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The device or module, and its proof. A device gets C2D messages, a module those for its inputs, over MQTT only.
+    /// The device or module, and its proof. A device gets C2D messages. A module gets the messages for its inputs,
+    /// over MQTT only.
     pub(crate) identity: DeviceIdentity,
-    /// What is spoken.
+    /// The protocol.
     pub(crate) transport: Transport,
-    /// A private root beside the system's.
+    /// A private root, trusted in addition to the system's.
     pub(crate) ca_file: Option<PathBuf>,
-    /// How long the tokens made from a key are good; they are renewed at 80 % of it.
+    /// How long a token made from a key is valid. The session renews it at 80 % of that time.
     pub(crate) token_lifetime: Duration,
-    /// The way there.
+    /// How to get to the hub.
     pub(crate) route: Route,
     /// Where the time comes from.
     pub(crate) clock: fn() -> SystemTime,
-    /// Whether to ask for the answers of the twin.
+    /// Whether to subscribe to the answers of the twin.
     pub(crate) twin: bool,
     /// Whether to subscribe to calls of direct methods.
     pub(crate) methods: bool,
-    /// Whether to subscribe to news of desired properties. The twin can then be read, too.
+    /// Whether to subscribe to changes of desired properties. The twin can then be read, too.
     pub(crate) desired: bool,
-    /// Whether no other session works beside this one, so that a refusal at the first sign-in ends it.
+    /// Whether this is the only session, so that a refusal at the first sign-in ends it.
     pub(crate) alone: bool,
 }
 
-/// What a session tells.
+/// What a session reports.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The hub has taken the subscription. Messages may come before.
+    /// The hub has accepted the subscription. Messages may come before this event.
     Subscribed {
-        /// What is spoken and over what, as the configuration names it.
+        /// The protocol and its carrier, as the configuration names them.
         transport: &'static str,
-        /// When the token will be renewed, where there is a key to make one.
+        /// When the token will be renewed; none without a key to make a new one.
         renewal: Option<SystemTime>,
-        /// Until when the hub takes the token; none with a certificate.
+        /// Until when the hub accepts the token; none with a certificate.
         expiry: Option<SystemTime>,
     },
-    /// The token was renewed on the connection that there is.
+    /// The token was renewed on the current connection.
     Renewed {
         /// As in [`Event::Subscribed`].
         renewal: Option<SystemTime>,
         /// As in [`Event::Subscribed`].
         expiry: Option<SystemTime>,
     },
-    /// What became of something published. What was under way on a connection is told of before
-    /// [`Event::Disconnected`] and before the next [`Event::Subscribed`].
+    /// The result of a publish. Results of an ended connection are reported before its [`Event::Disconnected`] and
+    /// before the next [`Event::Subscribed`].
     Published {
-        /// As given to [`Session::publish`].
+        /// The ticket given to [`Session::publish`].
         ticket: u64,
-        /// The hub has it: for [`Upstream::ReadTwin`] with the twin, else with nothing.
+        /// The hub has it. For [`Upstream::ReadTwin`] the bytes are the twin, otherwise they are empty.
         result: Result<Bytes, PublishError>,
     },
-    /// Desired properties have changed, perhaps more than once: read the twin. What changes without a connection is not told
-    /// of, so read it after each [`Event::Subscribed`], too.
+    /// Desired properties have changed, perhaps more than once: read the twin. Changes that happen without a
+    /// connection are not reported, so read the twin after each [`Event::Subscribed`], too.
     DesiredChanged,
-    /// The hub is known to have the completions of these marks: see [`Receipt::marked`]. May be empty.
+    /// The hub has the completions of these marks: see [`Receipt::marked`]. May be empty.
     Confirmed(Vec<u64>),
     /// A message or a call of a direct method arrived.
     Delivery(Delivery),
@@ -147,14 +148,14 @@ pub(crate) enum Event {
         /// Why, in one sentence.
         reason: String,
     },
-    /// The session has ended by itself and will say nothing more.
+    /// The session has ended by itself and sends no more events.
     Ended(SessionError),
 }
 
-/// Something for the hub.
+/// What a device sends to the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Upstream {
-    /// A D2C message. Properties are system and application properties together, in the order to be sent.
+    /// A D2C message. Properties are system and application properties together, in the order in which they are sent.
     Telemetry { properties: Properties, body: Bytes },
     /// A patch of the twin's reported properties: a JSON object.
     Reported { patch: Bytes },
@@ -165,15 +166,15 @@ pub(crate) enum Upstream {
 /// Why something did not reach the hub.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PublishError {
-    /// It did not get away (no connection, or eight under way), the connection ended before the answer, or none came
-    /// within 30 seconds. The hub may have it. Publish it again later: at the next [`Event::Subscribed`], or after a
-    /// pause.
+    /// It was not sent (no connection, or eight already unanswered), the connection ended before the answer, or no
+    /// answer came within 30 seconds. The hub may have it. Publish it again later: at the next [`Event::Subscribed`],
+    /// or after a pause.
     #[error("the connection was lost before the hub answered, or the hub did not answer")]
     Lost,
     /// The hub is busy (429 or 5xx): try again later.
     #[error("the hub is busy (status {0})")]
     Busy(u16),
-    /// The hub will never take it: 413 when it is too large for one packet, 403 when there is no twin.
+    /// The hub will never accept it: 413 if it is too large for one packet, 403 if there is no twin.
     #[error("the hub refused it with status {0}")]
     Refused(u16),
 }
@@ -182,9 +183,9 @@ pub(crate) enum PublishError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum SessionError {
-    /// The hub refused the device, and has never let it in since the session began, which is [`Settings::alone`]: a mistake of
-    /// the installation, which must be seen rather than retried. Or a module of IoT Edge was deployed anew, and nothing is left to this
-    /// process. The sentence says more.
+    /// The hub refused the device, has never accepted it since the session began, and the session is
+    /// [`Settings::alone`]. That is a mistake of the installation, which a person must see; retrying would hide it. Or
+    /// a module of IoT Edge was deployed again, so this process can never sign in again. The sentence says more.
     #[error("{0}")]
     Refused(String),
     /// A defect in the session itself.
@@ -192,7 +193,7 @@ pub(crate) enum SessionError {
     Broken(String),
 }
 
-/// This device's connection to the hub. Dropped, it is cut; [`Session::close`] ends it in good order.
+/// This device's connection to the hub. A drop cuts it; [`Session::close`] ends it in good order.
 pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
     arrived: Arrived,
@@ -203,7 +204,7 @@ pub(crate) struct Session {
     stop: CancellationToken,
 }
 
-/// What connections tell beside their events.
+/// What connections report in addition to their events.
 struct Told {
     publisher: Arc<Publisher>,
     desired: Arc<Notify>,
@@ -215,12 +216,12 @@ struct Told {
 pub(crate) struct Terms {
     settings: Settings,
     tls: Arc<rustls::ClientConfig>,
-    /// Of what the TLS files held when they were read.
+    /// Of the TLS files, as they were when they were read.
     fingerprint: Vec<u8>,
 }
 
 impl Session {
-    /// Reads the TLS files and begins to connect. Must be called within a runtime.
+    /// Reads the TLS files and begins to connect. Call it within a runtime.
     ///
     /// # Errors
     /// [`TlsError`] names the file at fault.
@@ -247,8 +248,8 @@ impl Session {
         Ok(Self { events, arrived, told, keeper: task, terms, no_more, stop })
     }
 
-    /// Takes other terms up. Where anything differs, the session signs in with them as it does to renew a token: in a pause
-    /// between messages, or now when it waits for its next attempt. True when it does.
+    /// Uses other terms. If anything differs, the session signs in with them as it does to renew a token: in a pause
+    /// between messages, or now if it waits for its next attempt. True if anything differs.
     pub(crate) fn change(&self, terms: Terms) -> bool {
         let differs = terms.differ(&self.terms.borrow());
         if differs {
@@ -257,18 +258,18 @@ impl Session {
         differs
     }
 
-    /// Whether messages can be settled in this way. Over MQTT they can only be completed. Source: wire reference 1.6, 2.6.
+    /// Whether messages can be settled in this way. MQTT can only complete them. Source: wire reference 1.6, 2.6.
     pub(crate) fn can(&self, settlement: Settlement) -> bool {
         settlement == Settlement::Complete || self.terms.borrow().settings.transport == Transport::Amqp
     }
 
-    /// Publishes something; [`Event::Published`] tells what became of it. Never blocks. Without a connection, or with
-    /// eight on their way already, it is [`PublishError::Lost`] at once.
+    /// Publishes something; [`Event::Published`] reports the result. Never blocks. Without a connection, or with eight
+    /// unanswered already, the result is [`PublishError::Lost`] at once.
     pub(crate) fn publish(&self, ticket: u64, upstream: Upstream) {
         self.told.publisher.publish(ticket, upstream);
     }
 
-    /// Whether the hub may still be known to have a completion that was marked.
+    /// Whether a confirmation of a marked completion can still come.
     pub(crate) fn awaits_confirmation(&self) -> bool {
         self.told.confirmations.are_open()
     }
@@ -282,23 +283,23 @@ impl Session {
         }
     }
 
-    /// A message or call that is here already.
+    /// A message or call that has arrived already.
     pub(crate) fn try_delivery(&mut self) -> Option<Delivery> {
         self.arrived.try_next()
     }
 
-    /// The next event; messages and calls wait. Cancel safe.
+    /// The next event; messages and calls stay in their channels. Cancel safe.
     pub(crate) async fn next_event(&mut self) -> Event {
         next_event(&self.told, &mut self.events, &mut self.keeper).await
     }
 
-    /// Keeps the connection that there is, and makes no other one: the session is soon closed.
+    /// Keeps the current connection and makes no other one, because the session is soon closed.
     pub(crate) fn connect_no_more(&self) {
         self.no_more.cancel();
     }
 
-    /// Ends the session: leaves at the hub what was not taken, sends the PUBACKs and answers that are ready, and disconnects.
-    /// Takes at most 1.1 seconds.
+    /// Ends the session: leaves untaken messages at the hub, sends the PUBACKs and answers that are ready, and
+    /// disconnects. Takes at most 1.1 seconds.
     pub(crate) async fn close(mut self) {
         self.no_more.cancel();
         self.stop.cancel();
@@ -325,7 +326,7 @@ impl Terms {
             }
             DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
         };
-        // First: of files that are replaced in between, the next reload then still sees that they are others.
+        // Before the files are used: if a file is replaced in between, the next reload still sees the difference.
         let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
         let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
         Ok(Self { settings, tls, fingerprint })

@@ -1,10 +1,12 @@
 //! One AMQP 1.0 connection to the hub as a device.
 //!
-//! Owns: the links, their credit, settlements on the wire, renewal of the token in place. With the files beside it everything
-//! that names the AMQP crate in `session`. Must not know: reconnecting, what is done with messages.
+//! Owns: the links, their credit, settlements on the wire, renewal of the token in place. In `session`, only this file
+//! and the files of its folder name the AMQP crate. Must not know: reconnecting, what is done with messages.
 //!
-//! Wire reference 2. With a key: no SASL, and a token put to `$cbs`, again at each renewal. With a certificate: nothing but
-//! TLS. The twin has two links more, and methods have, where they are asked for. Messages come on one link with credit for no more than the agent's channel has room for; each is settled by itself.
+//! Source: wire reference 2. With a key there is no SASL: a token is put to `$cbs`, and another one at each renewal.
+//! With a certificate there is only TLS. The twin has a pair of links of its own, and so have methods, if the settings
+//! ask for them. Messages come on one link, with credit for as many as the agent's channel has room for. Each message
+//! is settled by itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -48,24 +50,24 @@ mod pair;
 mod received;
 mod twin;
 
-/// A link that waits says so at least this often. The AMQP crate sends its own heartbeats as late as the hub's time-out allows,
-/// which a strict hub takes for silence; hubs allow four minutes. Source: wire reference 2.1.
+/// A link that waits sends a flow at least this often. The AMQP crate sends its own heartbeats as late as the hub's
+/// time-out allows, which a strict hub takes for silence; hubs allow four minutes. Source: wire reference 2.1.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// More credit is given when so much room has come about: a flow for each message would be as much traffic again.
+/// More credit is given for this much new room. A flow for each message would double the traffic.
 const CREDIT_STEP: usize = DELIVERIES / 4;
-/// For the reason of an end that was noticed by the way.
+/// How long to wait for the hub to say why it ended the link.
 const WHY_LIMIT: Duration = Duration::from_millis(200);
-/// For answers that are ready before a goodbye.
+/// How long ready answers may take before a goodbye.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// What the keeper asks of the reading task.
 enum Command {
-    /// Puts this token.
+    /// Put this token.
     Renew(String),
     HangUp,
 }
 
-/// The keeper's end of a connection. Dropped, it declares the connection gone.
+/// The keeper's end of a connection. Its drop declares the connection gone.
 pub(super) struct Connection {
     pub(super) settlements: Arc<Settlements>,
     pub(super) calls: Arc<Calls>,
@@ -78,7 +80,7 @@ impl Connection {
     /// Prepares a connection. Nothing is sent before [`Reader::run`].
     pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Self, Reader) {
         let settlements = Arc::new(Settlements::new());
-        // The reading task is never parked where only a wake-up reaches it.
+        // This reading task always listens to `changed()`, so no wake-up is needed.
         let calls = Arc::new(Calls::new(Box::new(|_| false)));
         let (publish, upstream) = mpsc::channel(UNDER_WAY);
         let hand = move |upstream, request| {
@@ -100,12 +102,13 @@ impl Connection {
         (Self { settlements, calls, outbox, progress, commands }, reader)
     }
 
-    /// Asks for a goodbye after the settlements that are ready; [`Reader::run`] then returns. False when it cannot.
+    /// Asks for a goodbye after the settlements that are ready; [`Reader::run`] then returns. False if it could not
+    /// ask.
     pub(super) fn hang_up(&self) -> bool {
         self.commands.try_send(Command::HangUp).is_ok()
     }
 
-    /// Puts another token. False when it cannot, or when the last one was not put yet.
+    /// Puts another token. False if it could not, or if the last one is not put yet.
     pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
         let token = sign_in.password.clone();
         token.is_some_and(|token| self.commands.try_send(Command::Renew(token)).is_ok())
@@ -114,7 +117,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
+        // The reader closes them, too, but the runtime may drop a task that was cut off only later.
         self.settlements.close();
         self.calls.close();
         self.outbox.close();
@@ -127,7 +130,7 @@ pub(super) struct Reader {
     calls: Arc<Calls>,
     outbox: Arc<Outbox>,
     arrivals: Arrivals,
-    /// With the number of the twin's request.
+    /// Each with the number of its twin request.
     upstream: mpsc::Receiver<(Upstream, u64)>,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
@@ -146,7 +149,7 @@ type Sent = (u16, Result<Outcome, SendError>);
 type Sending = BoxFuture<'static, (Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>)>;
 type Renewing = BoxFuture<'static, (Box<Cbs>, Result<(), Fault>)>;
 
-/// What happened.
+/// What the reading task has to handle next.
 enum Happening {
     Command(Option<Command>),
     Settled,
@@ -168,7 +171,7 @@ impl Reader {
     /// Why the connection failed.
     ///
     /// # Cancel safety
-    /// Dropping it cuts the connection; that is how a dead one is ended.
+    /// A drop cuts the connection; the keeper ends a dead connection in this way.
     pub(super) async fn run(mut self) -> Result<(), Fault> {
         let opened = match timeout(ANSWER_LIMIT, self.open()).await {
             Ok(opened) => opened?,
@@ -187,7 +190,7 @@ impl Reader {
         })
     }
 
-    /// Signs in, attaches and says goodbye; no message comes, since no credit is given.
+    /// Signs in, attaches and says goodbye. No message comes, because no credit is given.
     ///
     /// # Errors
     /// As [`Reader::run`].
@@ -242,12 +245,13 @@ impl Reader {
                 (link, id, result) = until(&mut sending) => Happening::Sending(link, id, result),
                 Some(done) = sent.next() => Happening::Sent(done),
                 (link, result) = until(&mut renewing) => Happening::Renewed(link, result),
-                // Late: nothing bounds how fast a hub calls.
+                // Near the end of this list, because a hub may call without a limit and must not keep the other arms
+                // waiting.
                 called = next_called(&mut methods) => Happening::Called(called),
                 () = tokio::time::sleep_until(next_flow) => Happening::KeepAlive,
             };
             match happening {
-                // The last one was not put yet: the hub does not answer.
+                // The last token is not put yet: the hub does not answer.
                 Happening::Command(Some(Command::Renew(_))) if renewing.is_some() => {
                     return Err(Fault::Silent);
                 }
@@ -271,7 +275,7 @@ impl Reader {
                 }
                 Happening::Settled | Happening::KeepAlive => {}
                 Happening::Room(Some(permit)) => room.push(permit),
-                // The session ends.
+                // The channel is closed, because the session ends.
                 Happening::Room(None) => accepts = false,
                 Happening::Received(received) => {
                     granted = granted.saturating_sub(1);
@@ -286,7 +290,7 @@ impl Reader {
                         Delivery { message, connection, redelivered: false, sequence, arrived, receipt };
                     match room.pop() {
                         Some(permit) => drop(permit.send(delivery)),
-                        // More than there was credit for.
+                        // The hub sent more messages than it had credit for.
                         None => {
                             return Err(Fault::Protocol {
                                 reason: "it sent more than it had credit for".into(),
@@ -341,7 +345,7 @@ impl Reader {
         }
     }
 
-    /// The hub has settled what was published.
+    /// The hub has answered a publish.
     fn sent(&self, id: u16, outcome: Result<Outcome, SendError>) -> Result<(), Fault> {
         match outcome.map_err(|error| fault::of_send(error, (self.dial.clock)()))? {
             Outcome::Accepted(_) => self.outbox.acknowledged(id),
@@ -350,7 +354,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A patch of the twin has gone out, or an answer has come.
+    /// A request to the twin was sent, or an answer came.
     async fn heard(&self, twin: &mut Twin, heard: Heard) -> Result<(), Fault> {
         match heard {
             Heard::Sent(link, id, outcome) => {
@@ -374,7 +378,7 @@ impl Reader {
         }
     }
 
-    /// A call has come, or an answer is out.
+    /// A call came, or an answer was sent.
     async fn called(&self, methods: &mut Methods, called: Called) -> Result<(), Fault> {
         let now = (self.dial.clock)();
         match called {
@@ -416,7 +420,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Why a link is gone on which something could not be sent: that is told to whoever receives.
+    /// The reason why the hub ended the link, after a send on it failed. The hub tells it to the receiving side.
     async fn why(&self, receiver: &mut Receiver, error: IllegalLinkStateError) -> Fault {
         let now = (self.dial.clock)();
         match fault::of_link_state(error.into(), now) {
@@ -429,7 +433,7 @@ impl Reader {
     }
 }
 
-/// What happens next on the links of the twin; nothing ever, where there are none. Cancel safe.
+/// What happens next on the links of the twin; waits for ever if there are none. Cancel safe.
 async fn next_heard(twin: &mut Option<Twin>) -> Heard {
     match twin {
         Some(twin) => twin.next().await,
@@ -437,7 +441,7 @@ async fn next_heard(twin: &mut Option<Twin>) -> Heard {
     }
 }
 
-/// The same of the links of methods.
+/// What happens next on the links of methods; waits for ever if there are none. Cancel safe.
 async fn next_called(methods: &mut Option<Methods>) -> Called {
     match methods {
         Some(methods) => methods.next().await,
@@ -445,7 +449,7 @@ async fn next_called(methods: &mut Option<Methods>) -> Called {
     }
 }
 
-/// Waits for a future that is under way; for ever, when there is none. Cancel safe: it goes on at the next call.
+/// Waits for a started future; for ever if there is none. Cancel safe: the next call continues it.
 async fn until<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,

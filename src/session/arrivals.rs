@@ -1,9 +1,9 @@
-//! Where connections hand on what they receive, and where the session takes it up.
+//! Channels from the connections to the session, for messages and calls.
 //!
-//! Owns: how much may wait there. Must not know: connections, settling.
+//! Owns: how much may wait in them. Must not know: connections, settling.
 //!
-//! Calls have a channel of their own: a queue of messages that nobody takes at present must not keep a caller waiting for
-//! the word that the device is busy, and calls must not take the room for which messages are given credit.
+//! Calls have a channel of their own. Full of messages, a shared channel would keep a caller waiting for the answer
+//! that the device is busy; and calls would take the room that messages are given credit for.
 
 use std::sync::Arc;
 
@@ -13,28 +13,28 @@ use super::calls::OPEN_CALLS;
 use super::confirmations::Confirmations;
 use super::delivery::Delivery;
 
-/// Messages read and not yet taken by the agent. The hub keeps at most 50 per device, so with the hub there is always
-/// room; a broker with a longer queue is held back by TCP.
+/// Messages that are read and not yet taken by the agent. The hub keeps at most 50 per device, so its messages always
+/// find room. TCP holds back a broker with a longer queue.
 pub(super) const DELIVERIES: usize = 64;
 
-/// The end of the connections.
+/// The connections' end of the channels.
 #[derive(Clone)]
 pub(super) struct Arrivals {
     pub(super) deliveries: mpsc::Sender<Delivery>,
     pub(super) calls: mpsc::Sender<Delivery>,
-    /// Desired properties have changed; however often, it is told of once.
+    /// Desired properties have changed. Several changes give one notification.
     pub(super) desired: Arc<Notify>,
     /// Which completions the hub has.
     pub(super) confirmations: Arc<Confirmations>,
 }
 
-/// The end of the session.
+/// The session's end of the channels.
 pub(super) struct Arrived {
     deliveries: mpsc::Receiver<Delivery>,
     calls: mpsc::Receiver<Delivery>,
 }
 
-/// Both ends.
+/// Makes both ends.
 pub(super) fn channels() -> (Arrivals, Arrived) {
     let (deliveries_in, deliveries) = mpsc::channel(DELIVERIES);
     let (calls_in, calls) = mpsc::channel(OPEN_CALLS);
@@ -48,7 +48,7 @@ pub(super) fn channels() -> (Arrivals, Arrived) {
 }
 
 impl Arrived {
-    /// The next message or call, neither before the other; `None` when none can come any more. Cancel safe.
+    /// The next message or call; neither has precedence. `None` if none can come any more. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Delivery> {
         tokio::select! {
             Some(call) = self.calls.recv() => Some(call),
@@ -57,12 +57,12 @@ impl Arrived {
         }
     }
 
-    /// One that is here already.
+    /// A message or call that has arrived already.
     pub(super) fn try_next(&mut self) -> Option<Delivery> {
         self.calls.try_recv().or_else(|_none| self.deliveries.try_recv()).ok()
     }
 
-    /// Takes nothing more, and leaves what was not taken.
+    /// Takes no new ones, and leaves those that were not taken.
     pub(super) fn close(&mut self) {
         self.deliveries.close();
         self.calls.close();

@@ -1,19 +1,19 @@
 //! How long to wait before the next attempt to connect.
 //!
-//! Owns: the delays' growth, their limits and when they start over. Pure: how long the connection held and the random
-//! number come in as arguments. Must not know: what failed.
+//! Owns: how the delays grow, their limits, and when they start again. Pure: the time that the connection held and the
+//! random number are arguments. Must not know: what failed.
 
 use std::time::Duration;
 
-/// The first window. As docs/src/guides/offline.md says.
+/// The first window, as in docs/src/guides/offline.md.
 const FIRST_WINDOW: Duration = Duration::from_secs(1);
 /// The widest window.
 const WIDEST_WINDOW: Duration = Duration::from_secs(5 * 60);
-/// A connection that held this long makes the delays start over.
+/// A connection that held this long resets the delays.
 pub(super) const STABLE: Duration = Duration::from_secs(60);
 
-/// Exponential backoff with full jitter: each delay is drawn from zero to a window that doubles from 1 s to 5 min, so
-/// that a thousand gateways behind one failed router do not come back in the same second.
+/// Exponential backoff with full jitter. Each delay is drawn from zero to a window that doubles from 1 s to 5 min, so
+/// that a thousand gateways behind one failed router do not return in the same second.
 #[derive(Debug)]
 pub(super) struct Backoff {
     window: Duration,

@@ -1,10 +1,11 @@
-//! A WebSocket for a client that can only dial: a socket of this process in between.
+//! A WebSocket for a client that can only dial a socket: a local socket of this process carries its bytes.
 //!
-//! Owns: the socket, the task that carries bytes, making the WebSocket. Must not know: MQTT packets.
+//! Owns: the socket, the task that carries bytes, the WebSocket. Must not know: MQTT packets.
 //!
-//! rumqttc dials by itself, and its own WebSockets know neither limits nor our words for what failed. So it is given the
-//! name of an abstract Unix socket, which has no file and which nobody else can hold while we do; and whoever else
-//! dials that name is turned away by its process id. Linux has such sockets, and gateways are Linux.
+//! rumqttc dials by itself. Its own WebSockets have no limits, and do not have our words for what failed. So it gets
+//! the name of an abstract Unix socket. Such a socket has no file, and no other process can use its name while it is
+//! open. Another process that dials the name is refused by its process id. Linux has abstract sockets, and gateways
+//! run Linux.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -29,7 +30,7 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
-    /// The two together, as the configuration names them.
+    /// The protocol and its carrier, as the configuration names them.
     pub(super) fn name(self, transport: Transport) -> &'static str {
         match (transport, self) {
             (Transport::Mqtt, Self::Tls) => "mqtt",
@@ -40,22 +41,22 @@ impl Carrier {
     }
 }
 
-/// Bytes that are read at a time, each way.
+/// How many bytes are read at a time, in each direction.
 const BUFFER: usize = 16 * 1024;
 
-/// A socket that waits for its one connection.
+/// A socket that waits for one connection.
 pub(super) struct Bridge {
     listener: UnixListener,
     name: String,
 }
 
-/// Why the far side failed, once it has.
+/// Set when the far side has failed, to the reason.
 pub(super) type Failed = Arc<OnceLock<io::Error>>;
 
-/// Makes the WebSocket of `dial` and has its bytes carried by a task of `tasks`.
+/// Makes the WebSocket of `dial`; a task in `tasks` then carries its bytes.
 ///
 /// # Errors
-/// Why there is none.
+/// Why there is no WebSocket.
 pub(super) async fn cross(
     bridge: io::Result<Bridge>,
     dial: &Dial,
@@ -73,7 +74,7 @@ pub(super) async fn cross(
 }
 
 impl Bridge {
-    /// Must be called within a runtime.
+    /// Opens the socket. Call it within a runtime.
     ///
     /// # Errors
     /// When the system gives no socket.
@@ -84,12 +85,12 @@ impl Bridge {
         Ok(Self { listener: UnixListener::from_std(listener)?, name })
     }
 
-    /// What tokio takes for an abstract name: a zero byte before it.
+    /// The form in which tokio takes an abstract name: with a zero byte before it.
     pub(super) fn path(&self) -> String {
         format!("\0{}", self.name)
     }
 
-    /// Carries bytes between the one who dials and `far`, in a task of `tasks`, until either side ends.
+    /// Carries bytes between the client and `far`, in a task of `tasks`, until either side ends.
     pub(super) fn carry<S>(self, mut far: S, tasks: &mut JoinSet<()>) -> Failed
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -103,14 +104,14 @@ impl Bridge {
             };
             if let Err(error) = carried.await {
                 tracing::debug!(%error, "a WebSocket failed");
-                // The only one who sets it.
+                // This cannot fail: only this task sets it.
                 drop(told.set(error));
             }
         });
         failed
     }
 
-    /// The connection of this process.
+    /// Accepts the connection of this process.
     async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             let (stream, _) = self.listener.accept().await?;

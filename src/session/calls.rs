@@ -1,12 +1,13 @@
-//! Calls of direct methods on one connection, whatever its transport: which wait for an answer, and the answers on their way.
+//! Calls of direct methods on one connection, over any transport: the open calls, and the answers that are ready.
 //!
-//! Owns: that each call is answered once, how many may be open, and what is said where nobody else answers.
+//! Owns: that each call is answered once, how many may be open, and the answers to calls that the agent does not take.
 //! Must not know: MQTT packets, AMQP messages, what a method does.
 //! Source: wire reference 1.7, 2.7.
 //!
-//! An answer leaves in one of two ways. The reading task takes all that are ready between two polls ([`Calls::take_ready`]),
-//! also while it waits for room for a message. While it is parked in `poll()` the first one goes through the client's request
-//! channel, which wakes it ([`Calls::woken`]); the others wait for that. Answers need no order among themselves.
+//! An answer leaves in one of two ways. Between two polls the reading task takes all that are ready
+//! ([`Calls::take_ready`]), also while it waits for room for a message. While the task is parked in `poll()`, the
+//! first answer goes through the client's request channel, which wakes the task ([`Calls::woken`]); the other answers
+//! wait until then. Answers need no order among themselves.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use super::delivery::{Delivery, Receipt};
 use super::link::Phase;
 use crate::message::{C2dMessage, excerpt};
 
-/// Calls of one connection that may wait for their answers.
+/// How many calls of one connection may wait for their answers.
 pub(super) const OPEN_CALLS: usize = 64;
 /// The largest payload of a call and of its answer. Source: wire reference 6.1.
 pub(super) const PAYLOAD_LIMIT: usize = 128 * 1024;
@@ -39,12 +40,12 @@ const NOT_NOW: &str = "the call was not carried out: the agent is ending, signs 
 pub(super) struct Request {
     /// None when it is not text.
     pub(super) name: Option<String>,
-    /// Opaque: the answer carries the same.
+    /// Opaque: the answer carries it unchanged.
     pub(super) id: String,
     pub(super) payload: Bytes,
 }
 
-/// An answer that is to leave.
+/// An answer to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) id: String,
@@ -52,7 +53,7 @@ pub(super) struct Answer {
     pub(super) payload: Bytes,
 }
 
-/// Hands an answer to a parked `poll()`; false when it could not.
+/// Hands an answer to a parked `poll()`; false if it could not.
 pub(super) type Wake = Box<dyn Fn(&Answer) -> bool + Send + Sync>;
 
 /// The calls of one connection.
@@ -69,13 +70,13 @@ struct State {
     phase: Phase,
     /// The ids that wait for an answer; at most [`OPEN_CALLS`].
     open: BTreeSet<String>,
-    /// At most those that were open, and what was refused of what one poll has read.
+    /// At most one per call that was open, and one per call that was refused within one poll.
     ready: Vec<Answer>,
     /// The reading task is in `poll()`, where only `wake` reaches it.
     parked: bool,
     /// An answer is in the request channel and not on the wire yet.
     waking: bool,
-    /// It was said that ids come twice.
+    /// The warning about a repeated id was logged.
     warned: bool,
 }
 
@@ -90,7 +91,8 @@ impl Calls {
         self.lock().phase
     }
 
-    /// For the reading task: hands a call on, or answers it where that cannot be. Never waits. `connection` as in [`Delivery`].
+    /// For the reading task: hands a call on, or answers it if that is not possible. Never waits. `connection` as in
+    /// [`Delivery`].
     pub(super) fn hand_on(
         self: &Arc<Self>,
         request: Request,
@@ -108,7 +110,7 @@ impl Calls {
         if payload.len() > PAYLOAD_LIMIT {
             return receipt.answer(TOO_LARGE, error(&too_large("payload", payload.len())));
         }
-        // No id of the hub's names a call for good.
+        // The hub's request ids repeat, so none of them can name a call for ever.
         let message_id = format!("method-{:032x}", fastrand::u128(..));
         let message = Ok(C2dMessage::of_method(&name, &message_id, payload));
         let (redelivered, sequence, arrived) = (false, None, Instant::now());
@@ -121,7 +123,7 @@ impl Calls {
         }
     }
 
-    /// Takes a call in. False when it was answered at once, or is to be passed over: it is under way already.
+    /// Registers a call. False if it was answered at once, or is ignored because a call with this id is still open.
     fn open(&self, id: &str) -> bool {
         let mut state = self.lock();
         if state.open.contains(id) {
@@ -145,7 +147,7 @@ impl Calls {
         }
     }
 
-    /// Answers a call; never blocks. The phase tells whether it was of any use.
+    /// Answers a call; never blocks. The returned phase tells whether the answer can still leave.
     pub(super) fn answer(&self, id: &str, status: u16, payload: Bytes) -> Phase {
         let mut state = self.lock();
         if !state.open.remove(id) {
@@ -158,7 +160,7 @@ impl Calls {
         self.push(state, Answer { id: id.to_owned(), status, payload })
     }
 
-    /// Answers a call that nobody takes.
+    /// Answers a call that the agent does not take: 503.
     pub(super) fn leave(&self, id: &str) -> Phase {
         self.answer(id, UNAVAILABLE, error(NOT_NOW))
     }
@@ -174,14 +176,14 @@ impl Calls {
         self.notify(state)
     }
 
-    /// For the reading task between two polls: what is to be sent now.
+    /// For the reading task between two polls: the answers to send now.
     pub(super) fn take_ready(&self) -> Vec<Answer> {
         let mut state = self.lock();
         state.parked = false;
         std::mem::take(&mut state.ready)
     }
 
-    /// For the reading task before `poll()`. False when an answer became ready since [`Calls::take_ready`].
+    /// For the reading task before `poll()`. False if an answer became ready since [`Calls::take_ready`].
     pub(super) fn park(&self) -> bool {
         let mut state = self.lock();
         state.parked = state.ready.is_empty();
@@ -219,7 +221,7 @@ impl Calls {
         }
     }
 
-    /// The connection is gone, and with it whoever waits for an answer.
+    /// The connection is gone, and its callers cannot be answered.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.phase = Phase::Closed;
@@ -243,7 +245,7 @@ impl Calls {
     }
 }
 
-/// The payload of an answer that is not the method's own.
+/// The payload of an answer that the method itself did not give.
 fn error(reason: &str) -> Bytes {
     json!({ "error": reason }).to_string().into()
 }
@@ -257,7 +259,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
 
-    /// Calls whose wake-ups are recorded, and where they are handed on.
+    /// Calls that record their wake-ups.
     fn calls() -> (Arc<Calls>, Arc<Mutex<Vec<String>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&sent);
@@ -304,7 +306,7 @@ mod tests {
         for id in 0..=OPEN_CALLS {
             calls.hand_on(request(&id.to_string()), 1, &to);
         }
-        // One for whom the channel had no room, one for whom there was none again.
+        // The channel had no room for either of these.
         let busy = said(calls.take_ready());
         assert_eq!(busy, [(63.to_string(), 429), (64.to_string(), 429)]);
         calls.hand_on(request("0"), 1, &to);

@@ -1,27 +1,27 @@
 //! Which completions the hub is known to have.
 //!
-//! Owns: the proof of one connection ([`Pings`]), and what is told of it over all connections ([`Confirmations`]).
+//! Owns: the proof of one connection ([`Pings`]), and the reports over all connections ([`Confirmations`]).
 //! Must not know: packets, what a mark stands for.
 //!
-//! MQTT has no answer to a PUBACK. But a hub reads what it is sent in order: once it has answered a PINGREQ that was sent after a
-//! PUBACK, it has that PUBACK, too (MQTT 3.1.1 section 4.6). So a ping follows PUBACKs, one at a time. Over AMQP nothing is told: there a
-//! sequence number says which message comes again.
+//! MQTT has no answer to a PUBACK. But a hub reads its input in order: if it has answered a PINGREQ that was sent
+//! after a PUBACK, it has that PUBACK, too (MQTT 3.1.1 section 4.6). So a ping follows PUBACKs, one at a time. AMQP
+//! reports nothing here: its sequence numbers tell which message comes again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What stands for a completion: given with it, and told when the hub has it.
+/// A number for a completion: given with it, and reported when the hub has it.
 pub(super) type Mark = u64;
 
 /// The completions of one connection whose PUBACK is on the wire. Pure.
 #[derive(Debug, Default)]
 pub(super) struct Pings {
-    /// On the wire since the last ping of its own.
+    /// On the wire since the last ping that was sent for marks.
     sent: Vec<Mark>,
-    /// On the wire before that ping; none, while there is no such ping under way.
+    /// On the wire before that ping; none if that ping was answered.
     covered: Option<Vec<Mark>>,
-    /// All pings that are not answered yet, those of the keep-alive among them.
+    /// All pings without an answer, including those of the keep-alive.
     unanswered: usize,
 }
 
@@ -31,7 +31,7 @@ impl Pings {
         self.sent.extend(mark);
     }
 
-    /// Whether to send a PINGREQ now; it counts as sent then.
+    /// Whether to send a PINGREQ now. If true, the ping counts as sent.
     pub(super) fn begin(&mut self) -> bool {
         if self.sent.is_empty() || self.covered.is_some() {
             return false;
@@ -41,20 +41,20 @@ impl Pings {
         true
     }
 
-    /// Another PINGREQ was sent, that of the keep-alive.
+    /// A PINGREQ of the keep-alive was sent.
     pub(super) fn begun(&mut self) {
         self.unanswered += 1;
     }
 
-    /// A PINGRESP came: what is confirmed by it. Only when no ping is unanswered any more: one of the keep-alive may have been sent
-    /// before a PUBACK, although it was told of later.
+    /// A PINGRESP came: returns what it confirms. That is nothing while another ping is unanswered: a ping of the
+    /// keep-alive may have been sent before a PUBACK, although rumqttc reported it later.
     pub(super) fn answered(&mut self) -> Vec<Mark> {
         self.unanswered = self.unanswered.saturating_sub(1);
         if self.unanswered > 0 { Vec::new() } else { self.covered.take().unwrap_or_default() }
     }
 }
 
-/// What a session tells of its completions.
+/// What a session reports of its completions.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
     state: Mutex<State>,
@@ -63,19 +63,19 @@ pub(super) struct Confirmations {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Taken whenever the agent asks for the next event.
+    /// Emptied when the agent asks for the next event.
     confirmed: Vec<Mark>,
     /// Completions that may still be confirmed.
     open: usize,
 }
 
 impl Confirmations {
-    /// A completion with a mark was given to a connection.
+    /// A connection got a completion with a mark.
     pub(super) fn begin(&self) {
         self.lock().open += 1;
     }
 
-    /// The hub has these.
+    /// The hub has these completions.
     pub(super) fn confirm(&self, marks: Vec<Mark>) {
         if marks.is_empty() {
             return;
@@ -87,7 +87,7 @@ impl Confirmations {
         self.told.notify_one();
     }
 
-    /// The connection of so many has gone: nothing will be told of them.
+    /// The connection of `count` completions has gone: they will not be confirmed.
     pub(super) fn lose(&self, count: usize) {
         if count == 0 {
             return;
@@ -98,13 +98,13 @@ impl Confirmations {
         self.told.notify_one();
     }
 
-    /// Whether something may still be confirmed, or is not told yet.
+    /// Whether a completion may still be confirmed, or a confirmation is not reported yet.
     pub(super) fn are_open(&self) -> bool {
         let state = self.lock();
         state.open > 0 || !state.confirmed.is_empty()
     }
 
-    /// What was confirmed; empty, when a connection was lost before. Cancel safe.
+    /// What was confirmed. It may be empty, because a lost connection wakes this, too. Cancel safe.
     pub(super) async fn next(&self) -> Vec<Mark> {
         self.told.notified().await;
         std::mem::take(&mut self.lock().confirmed)
@@ -140,7 +140,7 @@ mod tests {
         let mut pings = Pings::default();
         pings.sent(Some(1));
         assert!(pings.begin());
-        // It was on the wire before the PUBACK, and is told of only now.
+        // The ping was on the wire before the PUBACK, but is reported only now.
         pings.begun();
         assert_eq!(pings.answered(), NOTHING);
         assert_eq!(pings.answered(), [1]);

@@ -1,6 +1,6 @@
-//! The keeper's end of one connection, whatever its transport.
+//! The keeper's end of one connection, for any transport.
 //!
-//! Owns: which transport is which. Must not know: packets, frames, when to connect.
+//! Owns: the choice of the transport. Must not know: packets, frames, when to connect.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::signin::SignIn;
 use super::{Terms, amqp, mqtt};
 use crate::credentials::Transport;
 
-/// A connection. Dropped, it declares itself gone.
+/// A connection. Its drop declares it gone.
 pub(super) enum Connection {
     Mqtt(mqtt::Connection),
     Amqp(amqp::Connection),
@@ -75,7 +75,7 @@ impl Connection {
             Self::Mqtt(connection) => connection.link.drained().await,
             Self::Amqp(connection) => connection.settlements.drained().await,
         }
-        // No more came since.
+        // No message was taken since.
         self.calls().drained().await;
     }
 
@@ -86,7 +86,7 @@ impl Connection {
         }
     }
 
-    /// Asks for a goodbye after the settlements that are ready. False when it cannot be asked for.
+    /// Asks for a goodbye after the settlements that are ready. False if it could not ask.
     pub(super) fn hang_up(&self) -> bool {
         match self {
             Self::Mqtt(connection) => connection.hang_up(),
@@ -102,7 +102,7 @@ impl Connection {
         }
     }
 
-    /// Renews the token without an end of the connection. False where the transport cannot do that.
+    /// Renews the token and keeps the connection. False if the transport cannot do that.
     pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
         match self {
             Self::Mqtt(_) => false,

@@ -1,6 +1,6 @@
-//! A message or a call together with the right to settle or answer it, once; and what settling means.
+//! A message or a call together with the right to settle or answer it, once; and the meaning of each settlement.
 //!
-//! Owns: what happens to one that nobody settles. Must not know: what is done with messages.
+//! Owns: what happens to a delivery that the agent does not settle. Must not know: what is done with messages.
 
 use std::sync::Arc;
 
@@ -15,30 +15,30 @@ use super::link::{Link, Phase};
 use super::release::Ticket;
 use super::settlements::Settlements;
 
-/// What a device may say of a message. Not every transport can say all of it.
+/// What a device may say about a message. Not every transport can say all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settlement {
-    /// It is done with: the hub forgets it, and tells the sender `Success` where that was asked for.
+    /// Done: the hub forgets it, and reports `Success` to a sender who asked for that.
     Complete,
-    /// It is given back: the hub counts a delivery and sends it again, or gives it up after its last one.
+    /// Given back: the hub counts a delivery and sends it again, or drops it after the last allowed delivery.
     Abandon,
-    /// It is refused: the hub gives it up, and tells the sender `Rejected` where that was asked for.
+    /// Refused: the hub drops it, and reports `Rejected` to a sender who asked for that.
     Reject,
 }
 
-/// A message or a call of a direct method that arrived. Its receipt must be settled, or left at the hub on purpose; that of
-/// a call must be answered.
+/// A message or a call of a direct method that arrived. The receipt of a message must be settled, or left at the hub
+/// on purpose. The receipt of a call must be answered.
 #[must_use = "a delivery that is not settled comes again, and holds back all later ones of its connection"]
 #[derive(Debug)]
 pub(crate) struct Delivery {
-    /// The message, or why its topic could not be decoded. A call's has the source
-    /// [`Method`](crate::message::Source::Method), an id of this program's own, and its payload as it came.
+    /// The message, or why its topic could not be decoded. For a call: the source
+    /// [`Method`](crate::message::Source::Method), an id that this program made, and the unchanged payload.
     pub(crate) message: Result<C2dMessage, MessageError>,
-    /// Which connection of this session it came on, counted from 1.
+    /// The connection of this session that brought it, counted from 1.
     pub(crate) connection: u64,
-    /// Whether the hub says that it sent the message before. It may do so without saying it.
+    /// Whether the hub says that it sent the message before. A hub may send one again without saying so.
     pub(crate) redelivered: bool,
-    /// Which message of the hub's queue it is, where the transport tells.
+    /// The message's place in the hub's queue, if the transport tells it.
     pub(crate) sequence: Option<Sequence>,
     /// When it was read from that connection.
     pub(crate) arrived: Instant,
@@ -46,10 +46,10 @@ pub(crate) struct Delivery {
     pub(crate) receipt: Receipt,
 }
 
-/// The right to settle one delivery. Dropped unsettled, it says so in the log, and sends nothing for a message.
+/// The right to settle one delivery. If it is dropped unsettled, it logs that, and sends nothing for a message.
 ///
-/// MQTT can only complete: there is no way to reject or abandon a message (wire reference 1.6). AMQP can do all
-/// (wire reference 2.6). A call is answered instead, over either.
+/// MQTT can only complete a message, not reject or abandon it (wire reference 1.6). AMQP can do all three (wire
+/// reference 2.6). A call is answered instead, over either.
 #[must_use = "a receipt that is not settled makes the message come again"]
 pub(crate) struct Receipt {
     way: Way,
@@ -57,12 +57,12 @@ pub(crate) struct Receipt {
     settled: bool,
 }
 
-/// The connection that it came on, and which of its deliveries it is.
+/// The connection that brought it, and its number there.
 #[allow(dead_code)] // AMQP is a feature.
 enum Way {
     Mqtt(Arc<Link>, Ticket),
     Amqp(Arc<Settlements>, Ticket),
-    /// A call by its request id.
+    /// A call, by its request id.
     Call(Arc<Calls>, String),
 }
 
@@ -105,29 +105,29 @@ impl Receipt {
         Self { way: Way::Call(calls, id), mark: None, settled: false }
     }
 
-    /// Whether to begin work on the delivery now. False once its connection is gone or takes no more: a message
-    /// then comes again on the next connection; a call does not, and its caller is told when it is left.
+    /// Whether to begin work on the delivery now. False if its connection is gone or takes no more: then a message
+    /// comes again on the next connection. A call does not, and its caller gets an error when it is left.
     pub(crate) fn is_current(&self) -> bool {
         self.way.phase() == Phase::Open
     }
 
-    /// Whether it is that of a call of a direct method, which wants an answer.
+    /// Whether it belongs to a call of a direct method, which needs an answer.
     pub(crate) fn is_call(&self) -> bool {
         matches!(self.way, Way::Call(..))
     }
 
-    /// Marks the message: [`super::Event::Confirmed`] tells the mark once the hub is known to have the completion. Over AMQP it
-    /// never does: there [`Delivery::sequence`] tells which message comes again.
+    /// Marks the message: [`super::Event::Confirmed`] reports the mark when the hub is known to have the completion.
+    /// Over AMQP it never does: there [`Delivery::sequence`] tells which message comes again.
     pub(crate) fn marked(self, mark: Mark) -> Self {
-        // Not by update syntax, which a type with `Drop` does not have.
+        // A type with `Drop` does not allow the update syntax.
         let mut marked = self;
         marked.mark = Some(mark);
         marked
     }
 
-    /// Answers a call: `status` as in HTTP, `payload` JSON of at most 128 KiB, or nothing. A larger one is replaced by an error
-    /// that says so. Never blocks. After the connection has gone this does nothing: nobody waits for the answer any more.
-    /// A message, which nobody asked an answer of, is completed.
+    /// Answers a call: `status` as in HTTP, `payload` JSON of at most 128 KiB, or empty. A larger payload is replaced
+    /// by an error that says so. Never blocks. After the connection has gone this does nothing, because the caller
+    /// cannot be reached. A message, which needs no answer, is completed.
     pub(crate) fn answer(mut self, status: u16, payload: Bytes) {
         let Way::Call(calls, id) = &self.way else { return self.complete() };
         self.settled = true;
@@ -140,10 +140,10 @@ impl Receipt {
         }
     }
 
-    /// Settles the message, as far as the connection can: see [`super::Session::can`]. Never blocks. Over MQTT, which cannot
-    /// give a message back or refuse it, it is completed: its PUBACK leaves as soon as those of all earlier messages have.
-    /// After the connection has gone this does nothing: the hub has handed the packet id to another message.
-    /// A call cannot be settled without an answer: it is left.
+    /// Settles the message, as far as the connection can: see [`super::Session::can`]. Never blocks. MQTT cannot give
+    /// a message back or refuse it, so it is completed: its PUBACK leaves after those of all earlier messages. After
+    /// the connection has gone this does nothing, because the hub has given the packet id to another message. A call
+    /// cannot be settled without an answer: it is left.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         self.settled = true;
         let phase = match &self.way {
@@ -165,8 +165,8 @@ impl Receipt {
         self.settle(Settlement::Complete);
     }
 
-    /// Leaves the message at the hub: it comes again on a later connection. Nothing that arrived after it on this
-    /// connection can be completed any more. The caller of a call hears 503: call again later.
+    /// Leaves the message at the hub, which sends it again on a later connection. Nothing that arrived after it on
+    /// this connection can be completed any more. A caller gets 503: call again later.
     pub(crate) fn leave(mut self) {
         self.settled = true;
         self.way.leave();

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::credentials::DeviceIdentity;
 use crate::tls;
 
-/// What went wrong, and with whom. Its `Display` is one sentence that names the host and port.
+/// What failed, and with which peer. Its `Display` is one sentence that names the host and port.
 #[derive(Debug)]
 pub(crate) struct Failure {
     /// `host:port` as dialled.
@@ -43,7 +43,7 @@ impl fmt::Display for Who {
 #[derive(Debug)]
 #[allow(dead_code)] // AMQP is a feature.
 pub(super) enum Fault {
-    /// The clock says a time that cannot be: dialling would end in "not authorised".
+    /// The clock shows an impossible time: dialling would end in "not authorised".
     ClockUnset { now: SystemTime },
     /// The ready-made token ended before it was used.
     TokenExpired { expiry: SystemTime, now: SystemTime },
@@ -53,7 +53,7 @@ pub(super) enum Fault {
     Refused,
     /// No route.
     Unreachable { reason: String },
-    /// No answer in time, from the name look-up to CONNACK.
+    /// No answer within the limit, which runs from the name look-up to CONNACK.
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
@@ -61,11 +61,11 @@ pub(super) enum Fault {
     Untrusted { sentence: String },
     /// No token or no roots; the sentence is mostly that of `workload`.
     Workload { sentence: String },
-    /// The workload API signs no more for this process.
+    /// The workload API no longer signs for this process.
     Gone { sentence: String },
     /// CONNACK with code 4 or 5 for a token that the workload API has signed.
     GenerationRefused { generation: String, now: SystemTime },
-    /// No WebSocket, or no way there; the sentence is that of `websocket`.
+    /// No WebSocket could be made, or nothing reached its server; the sentence is that of `websocket`.
     Way { sentence: String },
     /// CONNACK with code 4 or 5.
     NotAuthorised { now: SystemTime },
@@ -77,21 +77,21 @@ pub(super) enum Fault {
     ClosedBeforeSignIn,
     /// SUBACK with the failure code.
     SubscriptionRefused { filter: String },
-    /// No SUBACK in time.
+    /// No SUBACK within the limit.
     SubscriptionUnanswered { within: Duration },
     /// A packet above the limit.
     TooLarge { limit: usize },
     /// The peer closed after CONNACK.
     Closed,
-    /// The peer closed while it had yet to answer what this device published.
+    /// The peer closed before it had answered everything that this device published.
     ClosedUnanswered { count: usize },
     /// The peer closed when it was asked for more than messages: the twin, or direct methods.
     ClosedAtTwin,
-    /// The peer takes what is published and does not acknowledge it.
+    /// The peer accepts publishes and does not acknowledge them.
     Unacknowledged { within: Duration },
     /// The peer closed soon after CONNACK, repeatedly.
     Displaced { times: u32 },
-    /// No answer to a ping, or what was sent is not taken.
+    /// The peer does not answer a ping, or does not read what is sent.
     Silent,
     /// Modules speak MQTT only.
     ModuleOverAmqp,
@@ -99,9 +99,9 @@ pub(super) enum Fault {
     UnknownDevice { said: String },
     /// Another connection of the device has taken the link.
     Stolen,
-    /// The hub has had too much of it for now.
+    /// The hub limits this device for now, after too many requests.
     Throttled { said: String },
-    /// The hub is there and does not work.
+    /// The hub answers, but does not work.
     Suspended { said: String },
     /// Any other condition with which the hub ended a link or the connection.
     HubSaid { condition: String, description: String },
@@ -110,7 +110,7 @@ pub(super) enum Fault {
 }
 
 impl Failure {
-    /// Whether the credentials are at fault rather than the way to the hub: retrying alone will not help.
+    /// Whether the cause is the credentials, not the way to the hub: retries alone will not help.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(
             self.fault,
@@ -121,17 +121,17 @@ impl Failure {
         )
     }
 
-    /// Whether this process can never sign in again, whatever is repaired.
+    /// Whether this process can never sign in again, even after a repair.
     pub(super) fn is_final(&self) -> bool {
         matches!(self.fault, Fault::Gone { .. })
     }
 
-    /// Whether the peer was not even dialled.
+    /// Whether it failed before the peer was dialled.
     pub(super) fn is_before_dialling(&self) -> bool {
         matches!(self.fault, Fault::Workload { .. } | Fault::Gone { .. })
     }
 
-    /// Whether the peer hung up without a reason after the sign-in.
+    /// Whether the peer hung up after the sign-in and gave no reason.
     pub(super) fn is_hang_up(&self) -> bool {
         matches!(self.fault, Fault::Closed | Fault::ClosedUnanswered { .. } | Fault::ClosedAtTwin)
     }
@@ -280,7 +280,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Sorts a failure to make a WebSocket, by what was below it or by its sentence.
+/// Sorts a failure to make a WebSocket: by the error of the socket below it, or else by its sentence.
 pub(super) fn of_websocket(error: Result<io::Error, String>, host: &str) -> Fault {
     match error.map(|error| from_io(&error, host)) {
         Ok(Fault::Closed) => Fault::ClosedBeforeSignIn,
@@ -302,11 +302,11 @@ pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
         return of_tls(cause, host);
     }
     let reason = error.to_string();
-    // The standard library gives failed look-ups no kind of their own, only these words.
+    // The standard library has no error kind for a failed look-up, only these words.
     if reason.contains("failed to lookup address") || reason.contains("could not resolve") {
         return Fault::Unresolved { reason };
     }
-    // rumqttc's framing reports a peer that hangs up within a packet by these words only.
+    // rumqttc reports a peer that hangs up within a packet with these words only.
     if reason == "bytes remaining on stream" {
         return Fault::Closed;
     }
@@ -322,7 +322,7 @@ pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
 }
 
 fn seconds(time: SystemTime) -> String {
-    // Before 1970 or after 9999 there is no RFC 3339 to print; such a clock is named by its clamped time.
+    // RFC 3339 has no times before 1970 or after 9999: such a time is printed as the nearest possible one.
     let text = crate::message::format_time(time);
     format!("{}Z", text.get(..19).unwrap_or(&text))
 }

@@ -1,4 +1,5 @@
-//! Keeps the device connected: one connection after the other, renewed in time, with growing delays after failures.
+//! Keeps the device connected: makes one connection after the other, renews it in time, and retries with growing
+//! delays.
 //!
 //! Owns: when to connect, renew, retry and give up. Must not know: MQTT packets, what is done with messages.
 
@@ -23,12 +24,14 @@ use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
 use super::{Event, SessionError, Settings, Terms, standard_port};
 use crate::credentials::{DeviceAuth, HostPort, Over};
 
-/// How long the end of the session waits for messages that are not settled yet. The agent settles all before.
+/// How long the end of the session waits for unsettled messages. The agent settles all of them before it ends the
+/// session.
 const STOP_DRAIN: Duration = Duration::from_millis(200);
 /// How long the last PUBACKs and DISCONNECT may take.
 const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
 
-/// So many refusals in a row of a module that was let in before: its generation is gone, not the hub's memory for a moment.
+/// After this many refusals in a row of a module that was accepted before, its generation is gone. Fewer can be a hub
+/// that forgot the module for a moment.
 const MOST_REFUSALS: u32 = 3;
 
 /// The task that keeps the session.
@@ -38,7 +41,7 @@ pub(super) struct Keeper {
     pub(super) arrivals: Arrivals,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) publisher: Arc<Publisher>,
-    /// Makes the connection that there is the last one.
+    /// Makes the current connection the last one.
     pub(super) no_more: CancellationToken,
     /// Ends the session.
     pub(super) stop: CancellationToken,
@@ -46,28 +49,29 @@ pub(super) struct Keeper {
 
 /// How a connection ended.
 enum End {
-    /// The session is to end.
+    /// The session must end.
     Stopped,
-    /// In good order, to sign in again with a new token.
+    /// In good order: the next connection signs in with a new token.
     Renewing,
-    /// To connect with other terms.
+    /// The next connection uses other terms.
     Changed {
-        /// As below.
+        /// How long it was signed in, if it was.
         held: Option<Duration>,
     },
     Failed {
         fault: Fault,
-        /// How long it was signed in, when it was.
+        /// How long it was signed in, if it was.
         held: Option<Duration>,
     },
 }
 
 impl Keeper {
-    /// Runs until it is stopped.
+    /// Runs until [`Self::stop`] is cancelled.
     ///
     /// # Errors
-    /// When the hub refuses the device, which is alone, and has done so since this process began; and when a module of IoT Edge was
-    /// deployed anew, which ends what this process may do. Everything else is retried.
+    /// When the hub refuses a device whose session is alone and that it has never accepted since this process began;
+    /// and when a module of IoT Edge was deployed again, because this process can then never sign in again. Everything
+    /// else is retried.
     pub(super) async fn run(mut self) -> Result<(), SessionError> {
         self.keep().await?;
         self.stop.cancelled().await;
@@ -94,7 +98,7 @@ impl Keeper {
                     continue;
                 }
                 End::Renewing => {
-                    // It lasted until it was to be renewed: whatever was before is over.
+                    // The connection lasted until its renewal, so earlier failures do not count any more.
                     (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
                     number += 1;
                     continue;
@@ -106,6 +110,8 @@ impl Keeper {
             number += u64::from(signed_in);
             let held = held.unwrap_or_default();
             let mut failure = terms.failure(fault, carrier);
+            // A hang-up long after the sign-in is normal. Soon after it, and repeated, another program
+            // probably uses the same identity.
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
             if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
@@ -120,6 +126,8 @@ impl Keeper {
                      newest deployment"
                 )));
             }
+            // The way may be blocked on this carrier. A refusal proves that it is not; before dialling nothing was
+            // tried.
             if !signed_in && !failure.is_refusal() && !failure.is_before_dialling() {
                 carrier = terms.other_carrier(carrier);
             }
@@ -132,7 +140,8 @@ impl Keeper {
         }
     }
 
-    /// Tells of a failure and waits: so long, or until there are other terms. `None` when there is to be no other connection.
+    /// Reports a failure, then waits for `retry_in` or until there are other terms. `None` if no other connection is
+    /// wanted.
     async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<Waited> {
         if self.no_more.is_cancelled() {
             return None;
@@ -141,7 +150,7 @@ impl Keeper {
         tracing::warn!(%reason, retry_in_ms = retry_in.as_millis(), "not connected");
         let mut terms = self.terms.clone();
         let told = async {
-            // A closed channel means that the session is being dropped: the stop follows.
+            // The channel is closed when the session is being dropped: the stop follows.
             drop(self.events.send(Event::Disconnected { reason }).await);
             tokio::select! {
                 () = tokio::time::sleep(retry_in) => Waited::Enough,
@@ -151,9 +160,11 @@ impl Keeper {
         self.no_more.run_until_cancelled(told).await
     }
 
-    /// Makes a connection and keeps it to its end. `number` counts the connections that were signed in, from 1.
+    /// Makes a connection and serves it until its end. `number` counts the connections that signed in, from 1.
     async fn connection(&self, terms: &Terms, trusted: &mut Trusted, number: u64, carrier: Carrier) -> End {
         let mut new_terms = self.terms.clone();
+        // The life of the token counts from before the sign-in, so that a slow workload API cannot make the renewal
+        // late.
         let start = Start::now(terms);
         let proof = tokio::select! {
             biased;
@@ -172,7 +183,7 @@ impl Keeper {
         self.attend(terms, connection, task, transport, due, expiry).await
     }
 
-    /// Waits for whatever ends the connection.
+    /// Serves a connection until something ends it, and says what did.
     async fn attend(
         &self,
         terms: &Terms,
@@ -193,7 +204,9 @@ impl Keeper {
                 let renewal = due.as_ref().map(Due::time);
                 drop(self.events.send(Event::Subscribed { transport, renewal, expiry }).await); // closed: as in `wait_after`
             }
+            // The reading task limits the time of the sign-in itself, but not of the subscription.
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
+            // `biased`: if the task has ended, its own reason counts, and no limit that ran out at the same time.
             tokio::select! {
                 biased;
                 Some(ended) = task.join_next() => {
@@ -202,6 +215,7 @@ impl Keeper {
                         Ok(Err(fault)) => fault,
                         Err(error) => std::panic::resume_unwind(error.into_panic()),
                     };
+                    // A bare close gives no reason. What was unanswered at that moment is the likeliest cause.
                     let fault = match (fault, outbox.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
                         (Fault::Closed, _) if terms.asks_for_more() && !coming.borrow().subscribed => {
@@ -212,13 +226,16 @@ impl Keeper {
                     let signed_in = coming.borrow().signed_in;
                     return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
                 }
+                // Before the sign-in there is nothing to drain: a drop is enough.
                 () = self.no_more.cancelled(), if progress.signed_in.is_none() => return End::Stopped,
                 () = self.stop.cancelled() => {
                     finish(&connection, task, STOP_DRAIN).await;
                     return End::Stopped;
                 }
+                // The progress is read again at the top of the loop.
                 Ok(()) = coming.changed() => {}
                 Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() && renewing.is_none() => {
+                    // MQTT has no renewal in place: the next connection brings the new token.
                     if !connection.renews() {
                         finish(&connection, task, drain).await;
                         tracing::info!("disconnected to renew the token");
@@ -233,7 +250,7 @@ impl Keeper {
                             let (renewal, expiry) = (due.as_ref().map(Due::time), sign_in.expiry);
                             drop(self.events.send(Event::Renewed { renewal, expiry }).await); // closed: as in `wait_after`
                         }
-                        // What is wrong, the next connection tells.
+                        // The next connection reports what is wrong.
                         _ => {
                             finish(&connection, task, due.as_ref().map_or(STOP_DRAIN, |due| due.renewal.drain)).await;
                             tracing::info!("disconnected, since the token could not be renewed");
@@ -242,6 +259,7 @@ impl Keeper {
                     }
                 }
                 Ok(()) = new_terms.changed() => {
+                    // Without a sign-in there is nothing to settle: the drop cuts the attempt.
                     if progress.signed_in.is_some() {
                         finish(&connection, task, LONGEST_DRAIN).await;
                         tracing::info!("disconnected to sign in with the new configuration");
@@ -261,25 +279,25 @@ impl Keeper {
     }
 }
 
-/// How a wait ended.
+/// Why a wait ended.
 enum Waited {
     Enough,
-    /// There are other terms: they deserve an attempt now.
+    /// There are other terms: try them now.
     ForChange,
 }
 
 impl Terms {
-    /// Whether anything beside messages is subscribed to.
+    /// Whether the session subscribes to more than messages.
     fn asks_for_more(&self) -> bool {
         self.settings.twin || self.settings.methods || self.settings.desired
     }
 
-    /// With which carrier to begin.
+    /// The carrier of the first attempt.
     pub(super) fn first_carrier(&self) -> Carrier {
         self.carrier(Carrier::Tls)
     }
 
-    /// `wished`, as far as the settings leave the choice.
+    /// `wished`, if the settings leave the choice.
     fn carrier(&self, wished: Carrier) -> Carrier {
         match self.settings.route.over {
             Over::Tls => Carrier::Tls,
@@ -288,7 +306,7 @@ impl Terms {
         }
     }
 
-    /// What to try after `carrier` did not get as far as a sign-in.
+    /// What to try after `carrier` failed before the sign-in.
     fn other_carrier(&self, carrier: Carrier) -> Carrier {
         self.carrier(match carrier {
             Carrier::Tls => Carrier::WebSocket,
@@ -324,7 +342,7 @@ impl Terms {
         }
     }
 
-    /// A port in the connection string is that of the protocol over TLS.
+    /// A port in the connection string is the one of the protocol over TLS.
     fn port(&self, carrier: Carrier) -> u16 {
         match carrier {
             Carrier::Tls => {
@@ -347,7 +365,7 @@ impl Terms {
         Failure { peer, who: Who::of(identity), fault }
     }
 
-    /// Which deployment of a module this process is, where the workload API signs for it.
+    /// Which deployment of a module this process is, if the workload API signs for it.
     fn generation(&self) -> Option<&str> {
         match &self.settings.identity.auth {
             DeviceAuth::Workload(access) => Some(&access.generation_id),
@@ -356,8 +374,8 @@ impl Terms {
     }
 }
 
-/// Ends a connection in good order: takes nothing new, lets what was taken be settled for at most `drain`, sends the
-/// PUBACKs and DISCONNECT. What is not settled by then comes again on the next connection.
+/// Ends a connection in good order: takes no new messages, waits at most `drain` until those that were taken are
+/// settled, then sends the PUBACKs and DISCONNECT. The hub sends the unsettled ones again on the next connection.
 async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, drain: Duration) {
     connection.stop_taking();
     connection.outbox().shut();
@@ -375,7 +393,7 @@ async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, d
 /// The moment before a sign-in is made: its life counts from there.
 struct Start {
     began: Instant,
-    /// The same by the clock.
+    /// That moment by the clock.
     began_at: SystemTime,
 }
 
@@ -389,7 +407,7 @@ impl Start {
     }
 }
 
-/// Waits for a sign-in that is being made. Never, when there is none. Cancel safe.
+/// Waits for the sign-in that is being made; `None` at once if there is none, which disables the arm. Cancel safe.
 async fn made(
     renewing: &mut Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)>,
 ) -> Option<(Start, Result<SignIn, Fault>)> {
@@ -410,14 +428,15 @@ impl Due {
     }
 }
 
-/// Waits until the token must be renewed, and tells how long outstanding messages may take. Never, without renewal.
+/// Waits until the token must be renewed, and returns how long unsettled messages may take. `None` at once if there is
+/// no renewal, which disables the arm.
 async fn reached_renewal(due: Option<&Due>) -> Option<Duration> {
     let Due { renewal, start } = due?;
     sleep_until(start.began + renewal.after).await;
     Some(renewal.drain)
 }
 
-/// Waits for a point in time; `None` at once when there is none, which disables the arm.
+/// Waits for a point in time; `None` at once if there is none, which disables the arm.
 async fn reached(at: Option<Instant>) -> Option<()> {
     sleep_until(at?).await;
     Some(())

@@ -1,12 +1,12 @@
-//! What one connection's reading task and the receipts of its messages share.
+//! The state that one connection's reading task shares with the receipts of its messages.
 //!
 //! Owns: whether the connection still takes and completes messages, and how a completion gets to the reading task.
 //! Must not know: MQTT packets, reconnecting.
 //!
-//! Two ways lead a PUBACK to the socket, and order holds across both. While the reading task is between two polls it
-//! takes all releasable ones at once ([`Link::take_ready`]) and flushes them together. While it is parked in `poll()`
-//! the first completion goes through the client's request channel, which wakes it; until that one is on the wire
-//! ([`Link::woken`]) nothing else may leave.
+//! A PUBACK can take two ways to the socket, and keeps its order across both. Between two polls, the reading task
+//! takes all PUBACKs that may leave ([`Link::take_ready`]) and flushes them together. While it is parked in `poll()`,
+//! the first completion goes through the client's request channel, which wakes the task; until that PUBACK is on the
+//! wire ([`Link::woken`]) no other one may leave.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::confirmations::{Confirmations, Mark, Pings};
 use super::release::{ReleaseQueue, Ticket};
 
-/// Hands a PUBACK to a parked `poll()`; false when it could not.
+/// Hands a PUBACK to a parked `poll()`; false if it could not.
 pub(super) type Wake = Box<dyn Fn(u16) -> bool + Send + Sync>;
 
 /// One connection as its messages see it.
@@ -34,7 +34,7 @@ struct State {
     phase: Phase,
     /// The reading task is in `poll()`, where only `wake` reaches it.
     parked: bool,
-    /// A PUBACK is in the request channel and not on the wire yet: its mark.
+    /// The mark of a PUBACK that is in the request channel and not on the wire yet.
     waking: Option<Option<Mark>>,
     pings: Pings,
     /// Completions with a mark that are not confirmed.
@@ -46,7 +46,7 @@ struct State {
 pub(super) enum Phase {
     /// Messages are taken and completed.
     Open,
-    /// No new message is taken; those that were are still completed.
+    /// No new message is taken; messages that were taken are still completed.
     Draining,
     /// Gone: completions do nothing, so that a late one cannot reach a newer connection.
     Closed,
@@ -70,15 +70,15 @@ impl Link {
         self.lock().phase
     }
 
-    /// Takes in a message. `None` when it is not to be handed on: the connection is draining, or it is the
+    /// Registers a message. `None` if it must not be handed on: the connection is draining, or the message is the
     /// retransmission of one that is still here.
     pub(super) fn arrive(&self, packet_id: Option<u16>, duplicate: bool) -> Option<Ticket> {
         let mut state = self.lock();
         if state.phase == Phase::Open { state.queue.arrive(packet_id, duplicate) } else { None }
     }
 
-    /// Completes a message; never blocks. The phase tells whether it was of any use. With a mark, it is told when the hub is known
-    /// to have the completion.
+    /// Completes a message; never blocks. The returned phase tells whether the completion can still leave. A mark is
+    /// reported when the hub is known to have the completion.
     pub(super) fn complete(&self, ticket: Ticket, mark: Option<Mark>) -> Phase {
         let mut state = self.lock();
         if state.phase == Phase::Closed {
@@ -99,7 +99,7 @@ impl Link {
         self.notify(state)
     }
 
-    /// Leaves a message at the hub: it comes again on a later connection.
+    /// Leaves a message at the hub, which sends it again on a later connection.
     pub(super) fn leave(&self, ticket: Ticket) -> Phase {
         let mut state = self.lock();
         state.queue.leave(ticket);
@@ -120,7 +120,8 @@ impl Link {
         ready
     }
 
-    /// For the reading task behind the PUBACKs that it took: whether to send a PINGREQ, whose answer tells that the hub has them.
+    /// For the reading task after the PUBACKs that it took: whether to send a PINGREQ, whose answer proves that the
+    /// hub has them.
     pub(super) fn wants_ping(&self) -> bool {
         self.lock().pings.begin()
     }
@@ -139,7 +140,7 @@ impl Link {
         self.confirmations.confirm(confirmed);
     }
 
-    /// For the reading task before `poll()`. False when a PUBACK became ready since [`Link::take_ready`].
+    /// For the reading task before `poll()`. False if a PUBACK became ready since [`Link::take_ready`].
     pub(super) fn park(&self) -> bool {
         let mut state = self.lock();
         state.parked = state.waking.is_some() || state.queue.next_release().is_none();
@@ -208,7 +209,7 @@ impl Link {
 mod tests {
     use super::*;
 
-    /// A link whose wake-ups are recorded.
+    /// A link that records its wake-ups.
     fn link() -> (Link, Arc<Mutex<Vec<u16>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&sent);
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_completion_that_could_not_wake_the_reader_leaves_after_the_poll() {
-        // The request channel is full, of publishes: `poll()` returns for these.
+        // The request channel is full of publishes, and `poll()` returns to send these.
         let link = Link::new(Box::new(|_| false), Arc::default());
         let tickets = [1, 2].map(|id| arrive(&link, id));
         assert!(link.park());

@@ -1,14 +1,14 @@
 //! One MQTT connection to the hub as a device, or to a gateway as a module.
 //!
-//! Owns: everything that names rumqttc: its options, its event loop, its errors (`mqtt/fault.rs`). One event loop serves exactly one
-//! connection and is dropped with it, so no packet id and no request outlives its connection.
-//! Must not know: reconnecting, tokens' life, what is done with messages.
+//! Owns: everything that names rumqttc: its options, its event loop, its errors (`mqtt/fault.rs`). One event loop
+//! serves exactly one connection and is dropped with it, so no packet id and no request outlives its connection.
+//! Must not know: reconnecting, how long tokens live, what is done with messages.
 //!
-//! [`Reader`] is a task of its own that alone calls `poll()`, never as an arm of a `select!`, and does nothing slow.
-//! Between two polls it feeds all releasable PUBACKs into rumqttc's network buffer and flushes once; see [`Link`].
-//! What is published goes through rumqttc's request channel, which wakes a parked `poll()`; see [`Outbox`]. A PUBACK
-//! that goes that way may have to wait behind it, and while it does no other PUBACK leaves. Answers to calls leave as PUBACKs
-//! do; see [`Calls`].
+//! [`Reader`] is a task of its own. Only it calls `poll()`, never as an arm of a `select!`, and it does nothing slow.
+//! Between two polls it writes all PUBACKs that may leave into rumqttc's network buffer and flushes once; see
+//! [`Link`]. Publishes go through rumqttc's request channel, which wakes a parked `poll()`; see [`Outbox`]. A PUBACK
+//! that uses the channel may have to wait behind publishes, and no other PUBACK leaves until it is sent. Answers to
+//! calls leave in the same two ways as PUBACKs; see [`Calls`].
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,38 +40,38 @@ mod hand_over;
 
 use hand_over::hand_over;
 
-/// Largest packet either way. A C2D message has at most 64 KiB; rumqttc's own limit of 10 KiB would end in a loop of
-/// reconnects on the first larger one.
+/// The largest packet, in both directions. A C2D message has at most 64 KiB. With rumqttc's own limit of 10 KiB, the
+/// first larger message would cause endless reconnects.
 const PACKET_LIMIT: usize = 256 * 1024;
-/// From the name look-up to CONNACK, and for a write to be taken.
+/// The limit from the name look-up to CONNACK, and for the peer to take a write.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long to wait for the peer to close after DISCONNECT. To close first with unread data in the socket would
-/// reset the connection, and could take the last PUBACKs with it.
+/// How long to wait after DISCONNECT until the peer closes. If this side closed first with unread data in the socket,
+/// it would reset the connection, and the last PUBACKs could be lost.
 const LINGER: Duration = Duration::from_millis(300);
-/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK and one answer that wake, what is published, one
-/// DISCONNECT.
+/// Requests in rumqttc's channel: at most one SUBSCRIBE, one PUBACK and one answer that wake the task, the publishes,
+/// and one DISCONNECT.
 const REQUESTS: usize = 4 + UNDER_WAY;
 
 /// Where to connect, and as whom.
 pub(super) struct Dial {
-    /// Which connection of the session this is.
+    /// The number of this connection in the session.
     pub(super) number: u64,
     /// DNS name or address; also the name that the certificate must have.
     pub(super) host: String,
-    /// The hub itself, which a gateway stands in for.
+    /// The hub itself, also if a gateway is dialled in its place.
     #[allow(dead_code)] // AMQP is a feature.
     pub(super) hub: String,
     pub(super) port: u16,
     pub(super) carrier: Carrier,
     /// The protocol and its carrier, as the configuration names them.
     pub(super) transport: &'static str,
-    /// Of the route.
+    /// From the route.
     pub(super) keep_alive: Duration,
-    /// On the way of a WebSocket.
+    /// For a WebSocket only.
     pub(super) proxy: Option<Proxy>,
     /// The device whose topics these are.
     pub(super) device_id: String,
-    /// The module on it, where a module signs in.
+    /// The module on the device, if a module signs in.
     pub(super) module_id: Option<String>,
     pub(super) client_id: String,
     pub(super) user_name: String,
@@ -82,13 +82,13 @@ pub(super) struct Dial {
     pub(super) twin: bool,
     /// Whether to subscribe to calls of direct methods.
     pub(super) methods: bool,
-    /// Whether to subscribe to news of desired properties, and to the answers of the twin.
+    /// Whether to subscribe to changes of desired properties, and to the answers of the twin.
     pub(super) desired: bool,
-    /// Whether the peer is to send nothing of what an earlier subscription left there.
+    /// Whether the peer must forget an earlier session, so that it sends nothing of that session's subscriptions.
     pub(super) clean: bool,
 }
 
-/// How far a connection has come.
+/// How far a connection has got.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Progress {
     /// When CONNACK arrived.
@@ -97,7 +97,7 @@ pub(super) struct Progress {
     pub(super) subscribed: bool,
 }
 
-/// The keeper's end of a connection. Dropped, it declares the connection gone.
+/// The keeper's end of a connection. Its drop declares the connection gone.
 pub(super) struct Connection {
     pub(super) link: Arc<Link>,
     pub(super) calls: Arc<Calls>,
@@ -107,7 +107,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Prepares a connection. Nothing is sent before [`Reader::run`], and the handler of messages is in place then.
+    /// Prepares a connection. Nothing is sent before [`Reader::run`], so no message can come before its handler is in
+    /// place.
     pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Self, Reader) {
         let bridge = (dial.carrier == Carrier::WebSocket).then(Bridge::open);
         let (peer, transport) = match &bridge {
@@ -121,7 +122,7 @@ impl Connection {
         options
             .set_transport(transport)
             .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())
-            // Whole seconds, as on the wire. A dead network is noticed within two of these.
+            // MQTT has whole seconds. A dead network is noticed within two of these intervals.
             .set_keep_alive(Duration::from_secs(dial.keep_alive.as_secs()))
             .set_clean_session(dial.clean)
             .set_manual_acks(true)
@@ -165,7 +166,8 @@ impl Connection {
         (Self { link, calls, outbox, progress, client }, reader)
     }
 
-    /// Asks for DISCONNECT after the PUBACKs and answers that are ready; [`Reader::run`] then returns. False when it cannot.
+    /// Asks for DISCONNECT after the PUBACKs and answers that are ready; [`Reader::run`] then returns. False if it
+    /// could not ask.
     pub(super) fn hang_up(&self) -> bool {
         self.client.try_disconnect().is_ok()
     }
@@ -173,7 +175,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // The reader does the same, but a task that was cut off is dropped only when the runtime comes to it.
+        // The reader closes them, too, but the runtime may drop a task that was cut off only later.
         self.link.close();
         self.calls.close();
         self.outbox.close();
@@ -190,9 +192,9 @@ pub(super) struct Reader {
     arrivals: Arrivals,
     progress: watch::Sender<Progress>,
     dial: Dial,
-    /// Until the WebSocket is made; the event loop dials its near end.
+    /// Until the WebSocket is made. The event loop dials the near end of the bridge.
     bridge: Option<std::io::Result<Bridge>>,
-    /// The task that carries its bytes.
+    /// The task that carries the bytes of the WebSocket.
     carrying: JoinSet<()>,
     far: Failed,
 }
@@ -212,7 +214,7 @@ impl Reader {
     /// Why the connection failed.
     ///
     /// # Cancel safety
-    /// Dropping it drops the connection; that is how a dead one is ended.
+    /// A drop cuts the connection; the keeper ends a dead connection in this way.
     pub(super) async fn run(mut self) -> Result<(), Fault> {
         self.sign_in().await?;
         self.subscribe()?;
@@ -230,10 +232,11 @@ impl Reader {
                 Event::Outgoing(Outgoing::PubAck(_)) => self.link.woken(),
                 Event::Outgoing(Outgoing::PingReq) => self.link.pinged(),
                 Event::Incoming(Packet::PingResp) => self.link.ping_answered(),
-                // QoS 0: nothing but answers has that.
+                // Only answers have QoS 0.
                 Event::Outgoing(Outgoing::Publish(0)) => self.calls.woken(),
                 Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
-                // Packet ids have come round to one that is still unanswered. rumqttc takes no request now.
+                // The packet ids start again and have reached one that is still unanswered: rumqttc takes no more
+                // requests.
                 Event::Outgoing(Outgoing::AwaitAck(_)) => {
                     return Err(Fault::Protocol { reason: "it left out the PUBACK of a publish".into() });
                 }
@@ -278,7 +281,7 @@ impl Reader {
     fn subscriptions(&self) -> Subscriptions {
         let Dial { device_id, module_id, twin, methods, desired, .. } = &self.dial;
         let others = [
-            // Who hears of desired properties wants to read them.
+            // A session that hears of desired properties must be able to read them.
             (*twin || *desired, Other::TwinAnswers),
             (*methods, Other::Methods),
             (*desired, Other::Desired),
@@ -288,7 +291,7 @@ impl Reader {
     }
 
     fn subscribe(&self) -> Result<(), Fault> {
-        // Always, whatever the session: a subscription may have been lost with the hub's state.
+        // For every session, because the hub may have lost the subscription with its state.
         let subscriptions = self.subscriptions();
         let filters = subscriptions.filters().map(|(filter, at_least_once)| {
             let qos = if at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };
@@ -313,8 +316,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Hands on what came. For a message it waits while there is no room: nothing is read meanwhile, so TCP holds the sender
-    /// back; PUBACKs, answers and pings still leave.
+    /// Hands on what came. For a message it waits until there is room. It reads nothing meanwhile, so TCP holds the
+    /// sender back; PUBACKs, answers and pings still leave.
     async fn hand_on(&mut self, publish: Publish) -> Result<(), Fault> {
         let packet_id = match publish.qos {
             QoS::AtMostOnce => None,
@@ -357,7 +360,7 @@ impl Reader {
         }
     }
 
-    /// Deals with what is no message; never waits.
+    /// Handles everything that is not a message; never waits.
     fn serve(&self, kind: Kind, publish: Publish) {
         match kind {
             Kind::Message => {}
@@ -419,13 +422,13 @@ impl Reader {
                 }
             }
         }
-        // An answer to an earlier ping may lie unread behind what was waited with: its absence proves nothing.
+        // An answer to an earlier ping may be unread behind this message: its absence proves nothing.
         self.event_loop.state.await_pingresp = false;
         self.outbox.go_on();
         Ok(())
     }
 
-    /// Lets the consumer settle what was read, sends all that became ready with one flush, and parks.
+    /// Lets the consumer settle what was read, sends all that is ready with one flush, and parks.
     async fn send_ready_and_park(&mut self) -> Result<(), Fault> {
         loop {
             tokio::task::yield_now().await;
@@ -436,7 +439,7 @@ impl Reader {
         }
     }
 
-    /// Sends the PUBACKs that may leave, a ping behind them where their arrival is to be known, and the answers.
+    /// Sends the PUBACKs that may leave, then a ping if their arrival must be confirmed, then the answers.
     async fn send_ready(&mut self) -> Result<(), Fault> {
         let pubacks = self.link.take_ready().into_iter().map(|id| Packet::PubAck(PubAck::new(id)));
         let ping = self.link.wants_ping().then_some(Packet::PingReq);
@@ -447,7 +450,7 @@ impl Reader {
         self.send(pubacks.chain(ping).chain(answers)).await
     }
 
-    /// Writes packets past the request channel and flushes them together. Only between two polls.
+    /// Writes packets to the socket without the request channel, and flushes them together. Only between two polls.
     async fn send(&mut self, packets: impl IntoIterator<Item = Packet>) -> Result<(), Fault> {
         let mut packets = packets.into_iter().peekable();
         let Some(network) = self.event_loop.network.as_mut().filter(|_| packets.peek().is_some()) else {

@@ -1,4 +1,4 @@
-//! AMQP in a build without it: the configuration refuses it before anybody comes here.
+//! AMQP in a build without it. The configuration refuses AMQP earlier, so this code never runs.
 //!
 //! Owns: nothing. Must not know: anything.
 

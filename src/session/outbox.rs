@@ -1,12 +1,12 @@
-//! What the device publishes: the way to the connection that there is, and what is not answered yet.
+//! What the device publishes: its way to the current connection, and the publishes without an answer.
 //!
-//! Owns: how much may be under way, when a publish is done, and that each is told of exactly once.
+//! Owns: how many publishes may be unanswered, when a publish is done, and that each one is reported exactly once.
 //! Must not know: MQTT packets, topics, reconnecting.
 //!
-//! A publish goes into the client's request channel, behind which rumqttc gives it a packet id. Requests leave in the
-//! order in which they went in, so the n-th packet id belongs to the n-th publish. It holds one of [`UNDER_WAY`]
-//! places until its PUBACK: rumqttc keeps it as long, and more than that would stop its request channel, through
-//! which PUBACKs of ours go, too.
+//! A publish goes into the client's request channel; rumqttc then gives it a packet id. Requests leave in the order in
+//! which they went in, so the n-th packet id belongs to the n-th publish. A publish holds one of [`UNDER_WAY`] places
+//! until its PUBACK, because rumqttc keeps it as long. More than that would stop rumqttc's request channel, which also
+//! carries our PUBACKs.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,32 +20,32 @@ use tokio::time::{Instant, sleep_until};
 use super::topics::TwinAnswer;
 use super::{PublishError, Upstream};
 
-/// Publishes that may wait for their PUBACK on one connection.
+/// How many publishes may wait for their PUBACK on one connection.
 pub(super) const UNDER_WAY: usize = 8;
-/// After so long without an answer a publish counts as lost.
+/// A publish without an answer for this long counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(30);
-/// After so long without a PUBACK the connection is of no use for publishing. Long, because it may still bring C2D
-/// messages: a hub that throttles D2C messages delays its PUBACKs.
+/// A connection without a PUBACK for this long is of no use for publishing. The limit is long, because the connection
+/// may still bring C2D messages: a hub that throttles D2C messages delays its PUBACKs.
 pub(super) const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// The status of a twin request where the twin's answers cannot be subscribed to: forbidden.
+/// The status of a twin request on a connection that could not subscribe to the twin's answers: forbidden.
 const NO_TWIN: u16 = 403;
 
-/// What became of a publish.
+/// The result of a publish, by its ticket.
 type Told = (u64, Result<Bytes, PublishError>);
 
-/// The session's end: publishes on the connection that there is, and hears what became of it.
+/// The session's end: publishes on the current connection, and hears the results.
 #[derive(Default)]
 pub(super) struct Publisher {
     outbox: Mutex<Option<Arc<Outbox>>>,
-    /// As many as were published and not looked at yet.
+    /// Results that the session has not read yet; at most one per publish.
     told: Mutex<VecDeque<Told>>,
     changed: Notify,
     last_request: AtomicU64,
 }
 
 impl Publisher {
-    /// Publishes something, or tells at once that it cannot be. Never blocks.
+    /// Publishes something, or reports at once that it cannot be sent. Never blocks.
     pub(super) fn publish(&self, ticket: u64, upstream: Upstream) {
         let outbox = lock(&self.outbox).clone();
         let published = match outbox {
@@ -57,7 +57,7 @@ impl Publisher {
         }
     }
 
-    /// What became of the next publish. Cancel safe.
+    /// The next result of a publish. Cancel safe.
     pub(super) async fn next(&self) -> Told {
         loop {
             if let Some(told) = lock(&self.told).pop_front() {
@@ -77,13 +77,14 @@ impl Publisher {
         self.changed.notify_one();
     }
 
-    /// Never used twice in a session, so that a late answer on a newer connection cannot be mistaken.
+    /// No number is used twice in a session, so that a late answer on a newer connection cannot be mistaken for
+    /// another.
     fn next_request(&self) -> u64 {
         self.last_request.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
-/// Hands a publish to the client; the number is that of a twin request.
+/// Hands a publish to the client; the number is that of the twin request.
 pub(super) type Hand = Box<dyn Fn(Upstream, u64) -> Result<(), PublishError> + Send + Sync>;
 
 /// What was published on one connection.
@@ -91,15 +92,15 @@ pub(super) struct Outbox {
     state: Mutex<State>,
     hand: Hand,
     publisher: Arc<Publisher>,
-    /// A deadline came or went: for [`Outbox::overdue`].
+    /// A deadline was added or removed: for [`Outbox::overdue`].
     changed: Notify,
 }
 
 struct State {
     phase: Phase,
-    /// In the order in which they were handed over; at most [`UNDER_WAY`].
+    /// In the order in which they were handed to the client; at most [`UNDER_WAY`].
     entries: Vec<Entry>,
-    /// Nothing is read at present, so that no answer can come: no time passes.
+    /// The reader reads nothing now, so no answer can come and no deadline runs.
     held: bool,
     /// How many were unanswered when the connection ended.
     lost: usize,
@@ -107,10 +108,10 @@ struct State {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Not subscribed yet, or about to end.
+    /// Not subscribed yet, or soon to end.
     Shut,
     Open {
-        /// Whether answers of the twin can come.
+        /// Whether the twin can answer.
         twin: bool,
     },
     Closed,
@@ -118,14 +119,14 @@ enum Phase {
 
 struct Entry {
     ticket: u64,
-    /// The number of a twin request, whose answer is awaited beyond the PUBACK.
+    /// The number of a twin request, whose answer is awaited after the PUBACK.
     request: Option<u64>,
-    /// Whether the body of its answer is what it is for.
+    /// Whether the request reads the twin, so that its result is the body of the answer.
     reads: bool,
-    /// Known once it is on the wire.
+    /// Known when the publish is on the wire.
     packet_id: Option<u16>,
     acknowledged: bool,
-    /// Told of already: only the PUBACK is missing.
+    /// The result was reported: only the PUBACK is missing.
     told: bool,
     since: Instant,
 }
@@ -136,7 +137,7 @@ impl Outbox {
         Self { state: Mutex::new(state), hand, publisher, changed: Notify::new() }
     }
 
-    /// The hub has taken the subscriptions: things can be published.
+    /// The hub has accepted the subscriptions: publishes can be sent.
     pub(super) fn open(&self, twin: bool) {
         let mut state = lock(&self.state);
         if state.phase == Phase::Shut {
@@ -144,7 +145,7 @@ impl Outbox {
         }
     }
 
-    /// Takes nothing new; what is under way is still answered.
+    /// Accepts no new publish; the hub still answers the earlier ones.
     pub(super) fn shut(&self) {
         let mut state = lock(&self.state);
         if state.phase != Phase::Closed {
@@ -152,7 +153,7 @@ impl Outbox {
         }
     }
 
-    /// The connection has gone: whatever is under way is lost. Does nothing the second time.
+    /// The connection has gone: all unanswered publishes are lost. A second call does nothing.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.phase = Phase::Closed;
@@ -179,7 +180,7 @@ impl Outbox {
             return Err(PublishError::Lost);
         }
         let request = if is_twin { self.publisher.next_request() } else { 0 };
-        // Under the lock: the order of entries is that of the client's channel.
+        // The lock is held, so that entries have the order of the client's channel.
         (self.hand)(upstream, request)?;
         let entry = Entry {
             ticket,
@@ -203,7 +204,7 @@ impl Outbox {
         }
     }
 
-    /// The hub's PUBACK. That of a twin request only says that it arrived.
+    /// The hub's PUBACK. For a twin request it only says that the request arrived.
     pub(super) fn acknowledged(&self, packet_id: u16) {
         let mut state = lock(&self.state);
         let Some(entry) = state.entries.iter_mut().find(|entry| entry.packet_id == Some(packet_id)) else {
@@ -231,7 +232,7 @@ impl Outbox {
         state.tidy();
     }
 
-    /// The answer to a twin request. False when it is not awaited, or not any more.
+    /// The answer to a twin request. False if no request waits for it.
     pub(super) fn answered(&self, answer: TwinAnswer, body: Bytes) -> bool {
         let mut state = lock(&self.state);
         let mut open = state.entries.iter_mut().filter(|entry| !entry.told);
@@ -250,13 +251,13 @@ impl Outbox {
         true
     }
 
-    /// Nothing is read from here to [`Outbox::go_on`]: the silence is ours, not the hub's.
+    /// The reader reads nothing until [`Outbox::go_on`]: a silence of that time is not the hub's.
     pub(super) fn hold(&self) {
         lock(&self.state).held = true;
         self.changed.notify_one();
     }
 
-    /// What is under way has its full time again.
+    /// The reader reads again: every unanswered publish gets its full time again.
     pub(super) fn go_on(&self) {
         let mut state = lock(&self.state);
         state.held = false;
@@ -265,7 +266,7 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// Waits, and tells of publishes that stayed without an answer for too long. Ends when the connection should.
+    /// Reports publishes that had no answer for too long, as time passes. Returns when the connection should end.
     /// Cancel safe.
     pub(super) async fn overdue(&self) {
         loop {
@@ -286,7 +287,7 @@ impl Outbox {
         }
     }
 
-    /// Tells of what is lost by now. True when a PUBACK is missing for so long that the connection is of no use.
+    /// Reports what is lost by now. True if a PUBACK is missing for so long that the connection is of no use.
     fn expire(&self) -> bool {
         let mut state = lock(&self.state);
         let now = Instant::now();
@@ -306,7 +307,7 @@ impl Outbox {
 }
 
 impl State {
-    /// Gives up the places of those that nothing is awaited for.
+    /// Frees the places of publishes that wait for nothing more.
     fn tidy(&mut self) {
         self.entries.retain(|entry| !(entry.told && entry.acknowledged));
     }

@@ -1,9 +1,9 @@
-//! One sign-in, and out again: does the hub let this device in?
+//! Signs in once and out again, to see whether the hub accepts this device.
 //!
-//! Owns: its limit. Must not know: subscriptions, messages.
+//! Owns: the limit of its time. Must not know: subscriptions, messages.
 //!
-//! The session is a clean one and subscribes to nothing, so that the hub delivers no message, and counts none as delivered.
-//! A hub keeps one connection per device: whoever is signed in as this device is displaced.
+//! The session is a clean one and subscribes to nothing, so that the hub delivers no message and counts none as
+//! delivered. A hub keeps one connection per device, so another connection of this device is displaced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,21 +18,22 @@ use super::{Settings, Terms, amqp, arrivals, mqtt};
 use crate::credentials::Transport;
 use crate::tls::TlsError;
 
-/// Why the device is not let in.
+/// Why the hub does not accept the device.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignInError {
     /// A certificate, key or CA file cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The way to the hub, or the hub's answer.
+    /// The network on the way to the hub failed, or the hub refused.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Signs in and out again, from the name look-up (for a module, from the request for its token) to CONNACK within `limit`.
+/// Signs in and out again. `limit` is the time from the name look-up (for a module: from the request for its token) to
+/// CONNACK.
 ///
 /// # Errors
-/// Why it could not, as a session would say it.
+/// Why it failed, in the words of a session.
 pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), SignInError> {
     let terms = Terms::read(settings)?;
     let carrier = terms.first_carrier();
@@ -47,7 +48,7 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
         }
     };
     let dial = Dial { clean: true, ..terms.dial(proof, 1, carrier) };
-    // Nothing is subscribed to, so nothing comes.
+    // Nothing comes, because nothing is subscribed to.
     let (arrivals, _none) = arrivals::channels();
     let publisher = Arc::new(Publisher::default());
     let probed = match terms.settings.transport {

@@ -1,6 +1,6 @@
-//! What a connection is made with: a sign-in, and whom TLS trusts.
+//! What a connection is made with: a sign-in, and the roots that TLS trusts.
 //!
-//! Owns: asking the workload API for both where a module has neither key nor roots. Must not know: connections, retries.
+//! Owns: asking the workload API for both, if a module has neither key nor roots. Must not know: connections, retries.
 
 use std::sync::Arc;
 
@@ -13,23 +13,23 @@ use crate::credentials::{DeviceAuth, WorkloadAccess};
 use crate::tls;
 use crate::workload::{self, WorkloadError};
 
-/// Good for one connection.
+/// Valid for one connection.
 pub(super) struct Proof {
     pub(super) sign_in: SignIn,
     pub(super) tls: Arc<ClientConfig>,
 }
 
-/// The trust bundle that was used last, and what TLS made of it: to read the system's roots takes a moment on a small
-/// gateway. For one set of terms.
+/// The last trust bundle, and the TLS configuration made of it. It is kept because reading the system's roots takes a
+/// moment on a small gateway. Valid for one set of terms.
 #[derive(Default)]
 pub(super) struct Trusted(Option<(String, Arc<ClientConfig>)>);
 
 impl Terms {
-    /// Makes the proof for the next connection. A module's trust bundle is asked for each time, so that a gateway with
-    /// another authority is known at once. Takes at most a minute. Cancel safe.
+    /// Makes the proof for the next connection. It asks for a module's trust bundle each time, so that a new authority
+    /// of the gateway is known at once. Takes at most a minute. Cancel safe.
     ///
     /// # Errors
-    /// What is known before dialling.
+    /// The faults that are known before dialling.
     pub(super) async fn proof(&self, trusted: &mut Trusted) -> Result<Proof, Fault> {
         let tls = match &self.settings.identity.auth {
             DeviceAuth::Workload(access) => self.module_tls(access, trusted).await?,

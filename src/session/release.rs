@@ -1,6 +1,6 @@
 //! The release queue: completions come in any order, PUBACKs leave in the order in which the messages arrived.
 //!
-//! Owns: that order, and which packet id still belongs to which message. Pure: no packets, no sockets, no clock.
+//! Owns: that order, and which packet id belongs to which message. Pure: no packets, no sockets, no clock.
 //! Must not know: connections.
 //!
 //! Sources: MQTT 3.1.1 section 4.6 (order), wire reference 1.6 (the hub refuses another order).
@@ -26,10 +26,10 @@ pub(super) struct ReleaseQueue {
 
 #[derive(Debug)]
 struct Entry {
-    /// Nothing is sent for a message of QoS 0, nor for one that lost its packet id to a newer message.
+    /// None for a message of QoS 0, and for one that lost its packet id to a newer message: nothing is sent for it.
     packet_id: Option<u16>,
     state: State,
-    /// What its completion is confirmed by.
+    /// The mark that confirms its completion.
     mark: Option<Mark>,
 }
 
@@ -38,18 +38,18 @@ enum State {
     /// Neither completed nor left.
     Waiting,
     Completed,
-    /// Stays at the hub. Everything behind it stays too: to skip it would break the order.
+    /// Stays at the hub. All messages behind it stay, too, because skipping one would break the order.
     Left,
-    /// A newer message took the packet id: passed over.
+    /// A newer message took the packet id, so this one is skipped.
     Superseded,
 }
 
 impl ReleaseQueue {
-    /// Takes in a message. `None` when it is the retransmission (`duplicate`) of one that is still here: that one's
-    /// completion will do for both.
+    /// Registers a message. `None` if it is the retransmission (`duplicate`) of one that is still here, whose
+    /// completion then counts for both.
     ///
-    /// A message that reuses the packet id of one still here, without being marked as a duplicate, takes the id
-    /// over: to complete the older one would complete the newer, which never ran.
+    /// A message can reuse the packet id of one that is still here, without the mark of a duplicate. Then it takes the
+    /// id over, because a completion of the older message would complete the newer one, which never ran.
     pub(super) fn arrive(&mut self, packet_id: Option<u16>, duplicate: bool) -> Option<Ticket> {
         let ticket = self.first + self.entries.len() as u64;
         if let Some(id) = packet_id {
@@ -65,7 +65,7 @@ impl ReleaseQueue {
         Some(ticket)
     }
 
-    /// The message is done with; its PUBACK may leave as soon as those before it have.
+    /// The message is done; its PUBACK may leave after those before it.
     pub(super) fn complete(&mut self, ticket: Ticket, mark: Option<Mark>) {
         self.set(ticket, State::Completed);
         if let Some(entry) = self.entry(ticket) {
@@ -73,12 +73,12 @@ impl ReleaseQueue {
         }
     }
 
-    /// The message stays at the hub: no PUBACK for it, nor for any that arrived later.
+    /// The message stays at the hub: neither it nor any later message gets a PUBACK.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         self.set(ticket, State::Left);
     }
 
-    /// The packet id whose PUBACK leaves next, without taking it out.
+    /// The packet id whose PUBACK leaves next. It stays in the queue.
     pub(super) fn next_release(&mut self) -> Option<u16> {
         while let Some(entry) = self.entries.front() {
             match (entry.state, entry.packet_id) {
@@ -90,7 +90,7 @@ impl ReleaseQueue {
         None
     }
 
-    /// Takes out the packet id whose PUBACK leaves now, with its mark.
+    /// Removes the packet id whose PUBACK leaves now, and returns it with its mark.
     pub(super) fn release(&mut self) -> Option<(u16, Option<Mark>)> {
         let id = self.next_release()?;
         let mark = self.entries.front().and_then(|entry| entry.mark);
@@ -109,14 +109,14 @@ impl ReleaseQueue {
         self.first += 1;
     }
 
-    /// Moves a waiting entry on; one that is not waiting any more keeps its state.
+    /// Changes the state of a waiting entry. An entry that waits no more keeps its state, unless it is superseded.
     fn set(&mut self, ticket: Ticket, state: State) {
         let Some(entry) = self.entry(ticket) else { return };
         if entry.state == State::Waiting {
             entry.state = state;
             self.waiting -= 1;
         } else if state == State::Superseded {
-            // Completed but not released: its PUBACK would now be taken for the newer message's.
+            // Completed but not released: the hub would take its PUBACK for that of the newer message.
             entry.state = state;
         }
     }
@@ -207,8 +207,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order of completions, and whenever the queue is emptied, what leaves is a prefix of what
-        /// arrived, and in the end all of it.
+        /// For any order of completions and of emptying the queue, what leaves is a prefix of what arrived, and in the
+        /// end all of it.
         #[test]
         fn what_leaves_is_always_a_prefix_of_what_arrived(
             order in Just((0u16..200).collect::<Vec<_>>()).prop_shuffle(),

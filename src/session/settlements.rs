@@ -1,6 +1,6 @@
-//! What one AMQP connection's reading task and the receipts of its messages share.
+//! The state that one AMQP connection's reading task shares with the receipts of its messages.
 //!
-//! Owns: whether the connection still takes and settles messages, and which settlements are to be sent.
+//! Owns: whether the connection still takes and settles messages, and which settlements must be sent.
 //! Must not know: AMQP frames, reconnecting.
 //!
 //! Over AMQP each message is settled by itself, so no order is kept (wire reference 2.6).
@@ -17,7 +17,7 @@ use super::release::Ticket;
 /// One connection as its messages see it.
 pub(super) struct Settlements {
     state: Mutex<State>,
-    /// Something is to be sent, or the phase changed: for the reading task.
+    /// A settlement is ready, or the phase changed: for the reading task.
     changed: Notify,
     /// A message was settled while draining: for [`Settlements::drained`].
     settled: Notify,
@@ -26,7 +26,7 @@ pub(super) struct Settlements {
 struct State {
     phase: Phase,
     last: Ticket,
-    /// Neither settled nor left. Bounded by what the agent has in hand.
+    /// Neither settled nor left. Bounded by the number of messages that the agent holds.
     waiting: BTreeSet<Ticket>,
     ready: Vec<(Ticket, Settlement)>,
 }
@@ -41,7 +41,7 @@ impl Settlements {
         self.lock().phase
     }
 
-    /// Takes in a message. `None` when the connection is about to end: then it comes again on the next one.
+    /// Registers a message. `None` if the connection soon ends: the message comes again on the next one.
     pub(super) fn arrive(&self) -> Option<Ticket> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -53,7 +53,7 @@ impl Settlements {
         Some(ticket)
     }
 
-    /// Settles a message; never blocks. The phase tells whether it was of any use.
+    /// Settles a message; never blocks. The returned phase tells whether the settlement can still leave.
     pub(super) fn settle(&self, ticket: Ticket, settlement: Settlement) -> Phase {
         let mut state = self.lock();
         if state.phase != Phase::Closed && state.waiting.remove(&ticket) {
@@ -62,19 +62,19 @@ impl Settlements {
         self.notify(state)
     }
 
-    /// Leaves a message at the hub: it comes again on a later connection.
+    /// Leaves a message at the hub, which sends it again on a later connection.
     pub(super) fn leave(&self, ticket: Ticket) -> Phase {
         let mut state = self.lock();
         state.waiting.remove(&ticket);
         self.notify(state)
     }
 
-    /// For the reading task: what is to be sent now.
+    /// For the reading task: the settlements to send now.
     pub(super) fn take_ready(&self) -> Vec<(Ticket, Settlement)> {
         std::mem::take(&mut self.lock().ready)
     }
 
-    /// Waits until something is to be sent or the phase changed. May return early. Cancel safe.
+    /// Waits until a settlement is ready or the phase changed. May return early. Cancel safe.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }

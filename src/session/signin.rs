@@ -1,7 +1,7 @@
-//! What a device signs in with: user name, password, and how long the password is good.
+//! What a device signs in with: user name, password, and how long the password is valid.
 //!
-//! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` comes in as an argument.
-//! Must not know: sockets, rumqttc, who signs elsewhere.
+//! Owns: the CONNECT packet's user name, signing tokens, when to renew. Pure: `now` is an argument.
+//! Must not know: sockets, rumqttc, who signs outside this process.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,22 +9,22 @@ use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken, UnsignedToken, Wo
 
 use super::failure::Fault;
 
-/// Before 2024-01-01T00:00:00Z no build of this program existed: such a clock has not been set.
+/// 2024-01-01T00:00:00Z. No build of this program is older, so a clock before this time is not set.
 pub(crate) const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
-/// Longest wait for outstanding messages before a renewal.
+/// The longest wait for unsettled messages before a renewal.
 pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 
-/// One sign-in: made afresh for each connection, so that no old token is ever used again.
+/// One sign-in. Each connection gets a new one, so that no old token is used again.
 #[derive(PartialEq, Eq)]
 pub(super) struct SignIn {
     /// `{hub}/{device}/?api-version=…&DeviceClientType=…`, with `{module}/` behind the device. Source: wire reference 1.2.
     pub(super) user_name: String,
     /// A SAS token's text; absent with a certificate.
     pub(super) password: Option<String>,
-    /// Until when the hub takes the token; absent with a certificate.
+    /// Until when the hub accepts the token; absent with a certificate.
     pub(super) expiry: Option<SystemTime>,
-    /// When to sign in again with a new token; absent where there is no key to make one.
+    /// When to sign in again with a new token; absent without a key to make one.
     pub(super) renewal: Option<Renewal>,
 }
 
@@ -33,21 +33,21 @@ pub(super) struct SignIn {
 pub(super) struct Renewal {
     /// At 80 % of the token's life.
     pub(super) after: Duration,
-    /// How long outstanding messages may then take: until 95 % of the life, at most a minute.
+    /// How long unsettled messages may take after that: until 95 % of the life, at most a minute.
     pub(super) drain: Duration,
 }
 
-/// A sign-in, or what is to be signed elsewhere first.
+/// A sign-in, or a token that another program must sign first.
 pub(super) enum Draft<'i> {
     Ready(SignIn),
     Unsigned { token: UnsignedToken, access: &'i WorkloadAccess },
 }
 
 impl SignIn {
-    /// Makes a sign-in at `now`, with a token good for `lifetime` where there is a key.
+    /// Makes a sign-in at `now`. With a key, its token is valid for `lifetime`.
     ///
     /// # Errors
-    /// [`Fault::ClockUnset`] and [`Fault::TokenExpired`]: known before dialling.
+    /// [`Fault::ClockUnset`] and [`Fault::TokenExpired`], which are known before dialling.
     pub(super) fn draft(
         identity: &DeviceIdentity,
         lifetime: Duration,
@@ -73,9 +73,9 @@ impl SignIn {
         }))
     }
 
-    /// With a token made at `now`, which can be made again.
+    /// Makes a sign-in with a token made at `now`, which can be renewed.
     pub(super) fn signed(identity: &DeviceIdentity, token: &SasToken, now: SystemTime) -> Self {
-        // The token's own expiry, which is rounded down to a second: it is what the hub looks at.
+        // The hub looks at the token's own expiry, which is rounded down to a second.
         let life = token.expiry().duration_since(now).unwrap_or_default();
         Self::with(identity, Some(token), Some(Renewal::of(life)))
     }

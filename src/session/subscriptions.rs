@@ -1,4 +1,4 @@
-//! What an MQTT connection subscribes to, and what is said when the hub grants less.
+//! What an MQTT connection subscribes to, and the warnings if the hub grants less.
 //!
 //! Owns: the filters, their order. Pure. Must not know: packets.
 //! Source: wire reference 1.4, 1.7.
@@ -6,7 +6,7 @@
 use super::failure::Fault;
 use super::topics::{DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};
 
-/// Everything that is subscribed to with one SUBSCRIBE, the messages first. A hub allows five at a time.
+/// All filters of the one SUBSCRIBE, the messages' first. A hub allows five at a time.
 pub(super) struct Subscriptions {
     messages: String,
     others: Vec<Other>,
@@ -29,7 +29,7 @@ impl Other {
         }
     }
 
-    /// What comes of its refusal.
+    /// What its refusal means for the device.
     fn refusal(self) -> &'static str {
         match self {
             Self::TwinAnswers => "the hub refused the twin: the agent can neither read it nor report there",
@@ -43,20 +43,20 @@ impl Other {
 }
 
 impl Subscriptions {
-    /// With the filter of the messages.
+    /// `messages` is the filter of the messages.
     pub(super) fn new(messages: String, others: impl IntoIterator<Item = Other>) -> Self {
         Self { messages, others: others.into_iter().collect() }
     }
 
-    /// The filters, and whether each is asked for with QoS 1. The others need none: an answer or a call is of no use to
-    /// another connection, and its PUBACK would wait behind messages.
+    /// The filters, and whether each one asks for QoS 1. Only the messages need it: an answer or a call is of no use
+    /// to another connection, and its PUBACK would wait behind messages.
     pub(super) fn filters(&self) -> impl Iterator<Item = (&str, bool)> {
         let others = self.others.iter().map(|other| (other.filter(), false));
         std::iter::once((self.messages.as_str(), true)).chain(others)
     }
 
-    /// What was granted: the QoS of the messages, and of the others those that were, in the order of the filters; what is
-    /// missing there was refused.
+    /// Which of the others were granted. `answers` has the granted QoS of the messages, then that of each other one, in
+    /// the order of the filters. A missing answer counts as a refusal.
     ///
     /// # Errors
     /// When the messages were refused.

@@ -22,7 +22,7 @@ mod publish;
 mod twin;
 
 const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
-/// How long anything may take before a test fails.
+/// How long any wait may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn settings(broker: &Broker) -> Settings {
@@ -149,7 +149,7 @@ async fn a_completion_after_a_reconnect_completes_nothing() {
     let mut peer = broker.accept().await;
     peer.sign_in_and_subscribe().await;
     assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
-    // The hub gives the packet id to another message, which must not be completed by the old receipt.
+    // The hub gives the packet id to another message, which the old receipt must not complete.
     peer.send(&publish(1, "", "new")).await;
     let new = delivery(&mut session).await;
     assert!(!old.receipt.is_current() && new.receipt.is_current());
@@ -185,7 +185,7 @@ async fn a_slow_agent_loses_nothing_and_its_acknowledgements_leave_meanwhile() {
     for id in 1..=COUNT {
         peer.send(&publish(id, "", &id.to_string())).await;
     }
-    // The reader has filled its channel by now or will; each completion must get out while it waits for room.
+    // The reader fills its channel now or soon; each completion must get out while it waits for room.
     for id in 1..=COUNT {
         let delivery = delivery(&mut session).await;
         assert_eq!(body(&delivery), id.to_string());
@@ -305,7 +305,7 @@ async fn a_token_is_renewed_after_outstanding_messages_are_completed() {
     let ended = std::time::Instant::now() + DEADLINE;
     while in_hand.receipt.is_current() {
         assert!(std::time::Instant::now() < ended, "the renewal did not begin");
-        tokio::time::sleep(Duration::from_millis(5)).await; // the receipt has no event to wait for: poll
+        tokio::time::sleep(Duration::from_millis(5)).await; // the receipt has no event to wait for
     }
     peer.send(&publish(2, "", "too late")).await;
     in_hand.receipt.complete();

@@ -1,4 +1,4 @@
-//! The topics on which a device or a module publishes, and those on which messages, answers, calls and news of the twin come.
+//! The topics of a device or a module: those that it publishes on, and those that it receives on.
 //!
 //! Owns: their spelling. Pure. Must not know: packets, who waits for an answer.
 //! Source: wire reference 1.7.
@@ -8,19 +8,19 @@ use percent_encoding::percent_decode_str;
 
 use crate::message::{C2dMessage, MessageError, Properties, devicebound_topic, inputs_topic};
 
-/// The filter of all answers to twin requests.
+/// The filter for all answers to twin requests.
 pub(super) const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
-/// The filter of all calls of direct methods.
+/// The filter for all calls of direct methods.
 pub(super) const METHOD_CALLS: &str = "$iothub/methods/POST/#";
-/// The filter of all news of desired properties.
+/// The filter for all changes of desired properties.
 pub(super) const DESIRED_CHANGES: &str = "$iothub/twin/PATCH/properties/desired/#";
-/// The longest id of a call that is echoed. The hub's have about 40.
+/// The longest id of a call that an answer repeats. The hub's ids have about 40 characters.
 const LONGEST_CALL_ID: usize = 1024;
 
 /// What comes on a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A C2D message, or one for an input.
+    /// A C2D message, or a message for an input.
     Message,
     TwinAnswer,
     MethodCall,
@@ -38,7 +38,7 @@ pub(super) fn kind(topic: &str) -> Kind {
     }
 }
 
-/// The filter of the messages: those of the device's queue, or those for all inputs of the module.
+/// The filter for the messages: the device's queue, or all inputs of the module.
 pub(super) fn messages(device_id: &str, module_id: Option<&str>) -> String {
     match module_id {
         None => devicebound_topic(device_id) + "#",
@@ -49,7 +49,7 @@ pub(super) fn messages(device_id: &str, module_id: Option<&str>) -> String {
 /// The message that came on a topic.
 ///
 /// # Errors
-/// When it is none for this device or module, or cannot be decoded.
+/// When the topic is not for this device or module, or cannot be decoded.
 pub(super) fn message(
     device_id: &str,
     module_id: Option<&str>,
@@ -71,12 +71,12 @@ pub(super) fn telemetry(device_id: &str, module_id: Option<&str>, properties: &P
     }
 }
 
-/// The topic of a patch of the reported properties; its answer carries the same `request`.
+/// The topic of a patch of the reported properties; the topic of its answer repeats `request`.
 pub(super) fn reported(request: u64) -> String {
     format!("$iothub/twin/PATCH/properties/reported/?$rid={request}")
 }
 
-/// The topic of a request for the whole twin; its answer carries the same `request`.
+/// The topic of a request for the whole twin; the topic of its answer repeats `request`.
 pub(super) fn read_twin(request: u64) -> String {
     format!("$iothub/twin/GET/?$rid={request}")
 }
@@ -89,7 +89,7 @@ pub(super) struct TwinAnswer {
     pub(super) status: u16,
 }
 
-/// What a topic says about the answer it carries; `None` when it is no answer to a request of ours.
+/// What a topic says about its answer; `None` if it answers no request of this program.
 pub(super) fn twin_answer(topic: &str) -> Option<TwinAnswer> {
     let (status, query) = topic.strip_prefix("$iothub/twin/res/")?.split_once('/')?;
     let mut pairs = query.strip_prefix('?').unwrap_or(query).split('&');
@@ -97,12 +97,12 @@ pub(super) fn twin_answer(topic: &str) -> Option<TwinAnswer> {
     Some(TwinAnswer { request: request.parse().ok()?, status: status.parse().ok()? })
 }
 
-/// The method and the request id of a call. The method is `None` when it is not text once decoded; all is when there is no
-/// id that an answer could carry.
+/// The method and the request id of a call. The method is `None` if it is not text after decoding. The result is
+/// `None` if the topic has no id that an answer could repeat.
 pub(super) fn method_call(topic: &str) -> Option<(Option<String>, &str)> {
     let (name, query) = topic.strip_prefix("$iothub/methods/POST/")?.split_once("/?")?;
     let id = query.split('&').find_map(|pair| pair.strip_prefix("$rid="))?;
-    // No topic may hold a wildcard, so no answer could carry one.
+    // No topic may hold a wildcard, so no answer could repeat such an id.
     if id.is_empty() || id.len() > LONGEST_CALL_ID || id.contains(['+', '#', '\0']) {
         return None;
     }

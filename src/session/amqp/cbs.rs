@@ -1,6 +1,6 @@
-//! Tokens put to `$cbs`.
+//! Puts tokens to `$cbs`.
 //!
-//! Owns: the two links, and which reply is to which request. Must not know: when a token is due.
+//! Owns: the two links, and which reply belongs to which request. Must not know: when a token is due.
 //! Source: wire reference 2.3.
 
 use std::time::SystemTime;
@@ -36,7 +36,7 @@ impl Cbs {
         Ok(Self { requests, replies, audience })
     }
 
-    /// Puts a token, and waits for the answer. The caller bounds the time.
+    /// Puts a token, and waits for the answer. The caller limits the time.
     pub(super) async fn put(&mut self, token: &str, now: SystemTime) -> Result<(), Fault> {
         let id = MessageId::String(uuid::Uuid::new_v4().to_string());
         let outcome = self.requests.send(request(&id, &self.audience, token)).await;

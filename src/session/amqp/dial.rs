@@ -1,6 +1,6 @@
 //! TCP and TLS, or a WebSocket, and the AMQP connection over them.
 //!
-//! Owns: a stream that can be cut, since the crate's tasks outlive their handles. Must not know: links.
+//! Owns: a stream that can be cut, because the crate's tasks outlive their handles. Must not know: links.
 
 use std::io;
 use std::pin::Pin;
@@ -26,10 +26,10 @@ use crate::websocket::{self, Target};
 
 use super::fault;
 
-/// What AMQP is spoken on.
+/// The stream that AMQP runs on.
 pub(super) type HubLink = Guarded<Cuttable>;
 
-/// Connects, and checks the certificate against the name. The caller bounds the time.
+/// Connects, and checks the certificate against the name. The caller limits the time.
 pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(HubLink, Failed), Fault> {
     let stream: Box<dyn Raw> = match dial.carrier {
         Carrier::Tls => Box::new(over_tls(dial).await?),
@@ -71,10 +71,11 @@ pub(super) async fn open(
     let opened = Connection::builder()
         .container_id(uuid::Uuid::new_v4().to_string())
         .hostname(dial.hub.as_str())
-        // TLS is done: with "amqps" the crate would start its own.
+        // TLS is done already; for "amqps" the crate would start its own.
         .scheme("amqp")
         .max_frame_size(MAX_FRAME)
-        // The crate tells the peer half of it, the keep-alive, and gives it up itself only after the stream has.
+        // The crate announces half of it to the peer, which is the keep-alive. Its own limit is longer than that of
+        // the stream.
         .idle_time_out(u32::try_from(dial.keep_alive.as_millis() * 2).unwrap_or(u32::MAX))
         .open_with_stream(stream)
         .await;
@@ -93,17 +94,17 @@ pub(super) async fn open(
     })
 }
 
-/// What AMQP runs on.
+/// A stream that AMQP can run on.
 trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
 
-/// A stream that fails once it is cut, or when the peer has been silent for too long, and keeps why it failed.
+/// A stream that fails when it is cut or when the peer is silent for too long, and keeps the first failure.
 pub(super) struct Cuttable {
     stream: Box<dyn Raw>,
     failed: Failed,
     cut: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// How long the peer may be silent, and how long it still may.
+    /// How long the peer may be silent, and how much of that time is left.
     patience: Duration,
     silence: Pin<Box<Sleep>>,
 }
@@ -119,13 +120,13 @@ impl Cuttable {
         if self.cut.is_cancelled() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
     }
 
-    /// What waits for a peer fails when that has said nothing for too long.
+    /// Fails a wait for a peer that was silent for too long.
     fn patient<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let gone = polled.is_pending() && self.silence.as_mut().poll(context).is_ready();
         self.noted(if gone { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { polled })
     }
 
-    /// Keeps the first failure, and hands it on as the crate needs it.
+    /// Keeps the first failure, and hands it on in the form that the crate needs.
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         polled.map_err(|error| {
             let kind = error.kind();
@@ -141,7 +142,7 @@ impl AsyncRead for Cuttable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Registers the waker, so that a cut reaches a read that waits.
+        // This poll registers the waker, so that a cut reaches a read that waits.
         if self.killed.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }

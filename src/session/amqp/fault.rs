@@ -1,6 +1,6 @@
-//! The AMQP crate's errors, brought down to [`Fault`].
+//! Translates the AMQP crate's errors into [`Fault`].
 //!
-//! Owns: which condition of the hub means what to a device. Must not know: retries, sentences.
+//! Owns: what each condition of the hub means to a device. Must not know: retries, sentences.
 //! Source: wire reference 2.8.
 
 use std::time::SystemTime;
@@ -81,7 +81,7 @@ pub(super) fn of_send(error: SendError, now: SystemTime) -> Fault {
     }
 }
 
-/// What became of a D2C message that the hub did not accept.
+/// Why the hub did not accept a D2C message.
 pub(super) fn publish_error(outcome: &Outcome) -> PublishError {
     let Outcome::Rejected(rejected) = outcome else { return PublishError::Busy(503) };
     match rejected.error.as_ref().map(|error| &error.condition) {
@@ -121,7 +121,7 @@ fn of_connection_stop(reason: ConnectionStopReason, now: SystemTime) -> Fault {
     }
 }
 
-/// A condition as it stands on the wire.
+/// A condition, spelled as on the wire.
 pub(super) fn symbol(condition: &ErrorCondition) -> String {
     match condition {
         ErrorCondition::AmqpError(error) => Symbol::from(error).into_inner(),
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::session::failure::{Failure, Who};
 
-    /// What a person reads when a hub ends a link with this condition.
+    /// What a person reads if a hub ends a link with this condition.
     fn sentence(condition: impl Into<ErrorCondition>) -> String {
         let error = Error::new(condition, Some("words of the hub".to_owned()), None);
         let fault = of_error(&error, SystemTime::UNIX_EPOCH);

@@ -31,7 +31,7 @@ pub(super) fn in_address(device_id: &str) -> String {
 /// A message as rules see it.
 ///
 /// # Errors
-/// When a field is not text, or the body neither data nor text.
+/// When a field is not text, or the body is neither data nor text.
 pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageError> {
     let mut converted = C2dMessage { body: body(message.body)?.into(), ..C2dMessage::default() };
     let section = message.properties.unwrap_or_default();
@@ -50,7 +50,7 @@ pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageEr
     }
     let mut application = Vec::new();
     for (name, value) in message.application_properties.unwrap_or_default().0 {
-        // As several SDKs do: values of other types are dropped by them, too. Source: wire reference 2.5.
+        // Several SDKs drop values of other types, too. Source: wire reference 2.5.
         let Some(value) = text_of(value) else {
             tracing::debug!(name, "ignored a property whose value is not text");
             continue;
@@ -61,13 +61,13 @@ pub(super) fn c2d(message: Message<Body<Value>>) -> Result<C2dMessage, MessageEr
             None => application.push((name, Some(value))),
         }
     }
-    // A map has no order of its own; the same message must look the same each time.
+    // A map has no order. Without the sort, one message could look different each time.
     application.sort();
     converted.application = application.into_iter().collect();
     Ok(converted.as_c2d())
 }
 
-/// Which message of the hub's queue it is, where its annotations tell. Source: wire reference 2.5.
+/// The message's place in the hub's queue, if its annotations tell it. Source: wire reference 2.5.
 pub(super) fn sequence(message: &Message<Body<Value>>) -> Option<Sequence> {
     let annotations = &message.message_annotations.as_ref()?.0;
     let annotation = |name: &str| annotations.get(&name as &dyn AnnotationKey);
@@ -97,7 +97,7 @@ pub(super) fn d2c(properties: &Properties, body: &[u8]) -> Message<Data> {
         .build()
 }
 
-/// Ids of any AMQP type as text: Node sends an id that looks like a UUID as one.
+/// An id of any AMQP type as text: the Node SDK sends an id that looks like a UUID as a UUID.
 fn id_text(field: &str, id: MessageId) -> Result<String, MessageError> {
     Ok(match id {
         MessageId::String(text) => text,

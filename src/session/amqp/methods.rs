@@ -1,6 +1,6 @@
-//! The pair of links on which a device is called and answers.
+//! The pair of links for direct methods: one brings the calls, the other takes the answers.
 //!
-//! Owns: both links, how calls and answers look. Must not know: what a method does, how many calls may be open.
+//! Owns: both links, the form of calls and answers. Must not know: what a method does, how many calls may be open.
 //! Source: wire reference 2.4 and 2.7.
 
 use std::collections::VecDeque;
@@ -28,28 +28,28 @@ use crate::session::failure::Fault;
 
 const NAME: &str = "IoThub-methodname";
 const STATUS: &str = "IoThub-status";
-/// The longest id of a call that is echoed, in bytes.
+/// The longest id of a call that an answer repeats, in bytes.
 const LONGEST_ID: usize = 1024;
 
 /// The links of one connection.
 pub(super) struct Methods {
     requests: Receiver,
-    /// Absent while an answer goes out.
+    /// Absent while an answer is being sent.
     answers: Option<Sender>,
     sending: Option<BoxFuture<'static, (Sender, Result<Outcome, SendError>)>>,
-    /// Answers behind it. Bounded: while so many wait, no call is read.
+    /// Answers that wait for the link. Bounded: while [`OPEN_CALLS`] of them wait, no call is read.
     waiting: VecDeque<Answer>,
 }
 
-/// What happened on them.
+/// What happened on the links.
 pub(super) enum Called {
     Request(Received),
-    /// An answer is on the wire, or could not get there.
+    /// An answer is on the wire, or its send failed.
     Sent(Sender, Result<Outcome, SendError>),
 }
 
 impl Methods {
-    /// Attaches both; `None` when the hub allows no calls of this device.
+    /// Attaches both links; `None` if the hub allows no calls of this device.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -68,7 +68,7 @@ impl Methods {
         Ok(Some(Self { requests: incoming, answers: Some(outgoing), sending: None, waiting }))
     }
 
-    /// Waits for whatever happens next. Cancel safe: what happened is handed out at once.
+    /// Waits for the next thing that happens. Cancel safe: what happened is returned at once.
     pub(super) async fn next(&mut self) -> Called {
         let room = self.waiting.len() < OPEN_CALLS;
         tokio::select! {
@@ -77,7 +77,7 @@ impl Methods {
         }
     }
 
-    /// Sends answers, one after the other: this begins with the first.
+    /// Sends answers, one after the other, beginning with the first.
     pub(super) fn send(&mut self, answers: Vec<Answer>) {
         self.waiting.extend(answers);
         while self.answers.is_some()
@@ -114,7 +114,7 @@ impl Methods {
         sent.map(drop).map_err(|error| fault::of_send(error, now))
     }
 
-    /// Waits until all answers are out, or the link is gone.
+    /// Waits until all answers are sent, or the link is gone.
     pub(super) async fn flush(&mut self) {
         while self.sending.is_some() {
             let (link, sent) = until(&mut self.sending).await;
@@ -126,7 +126,7 @@ impl Methods {
         }
     }
 
-    /// What a message asks for; `None` when nobody could answer it.
+    /// The call in a message; `None` if an answer to it is impossible.
     ///
     /// # Errors
     /// When the link is gone.
@@ -171,12 +171,12 @@ fn request(message: Message<Body<Value>>) -> Option<Request> {
         SimpleValue::Symbol(name) => Some(name.into_inner()),
         _ => None,
     });
-    // What is neither bytes nor text is no JSON either: whoever looks at the payload says so.
+    // A body that is neither bytes nor text is no JSON either: the check of the payload reports it.
     let payload = message::body(message.body).unwrap_or_else(|error| error.to_string().into_bytes());
     Some(Request { name, id, payload: Bytes::from(payload) })
 }
 
-/// An id as text from which it can be made again: the answer must carry the same, of the same type.
+/// An id as text from which the id can be made again: the answer must carry the same id, of the same type.
 fn to_text(id: &MessageId) -> Option<String> {
     let text = match id {
         MessageId::Uuid(id) => format!("uuid:{}", uuid::Uuid::from_bytes(id.clone().into_inner())),

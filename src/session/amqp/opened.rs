@@ -1,6 +1,6 @@
-//! A connection and its links: how they are opened, and how they end.
+//! Opens a connection and its links, and ends them.
 //!
-//! Owns: in which order. Must not know: what goes over them.
+//! Owns: the order of these steps. Must not know: what the links carry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,10 +20,11 @@ use super::{Reader, dial, fault, message};
 use crate::amqp_frames::Failed;
 use crate::session::failure::{self, Fault};
 
-/// For a goodbye.
+/// How long a goodbye may take.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
-/// What was opened. Fields drop in order: links, session, connection; then the stream is cut.
+/// What was opened. The order of the fields is the order of the drop: links, session, connection; then the stream is
+/// cut.
 pub(super) struct Opened {
     pub(super) receiver: Receiver,
     pub(super) events: Sender,
@@ -60,7 +61,7 @@ impl Reader {
         })
     }
 
-    /// Opens the connection on this stream, signs in and attaches.
+    /// Opens AMQP on this stream, signs in and attaches.
     async fn attach(&self, stream: dial::HubLink, failed: Failed, cut: DropGuard) -> Result<Opened, Fault> {
         let device_id = &self.dial.device_id;
         let now = (self.dial.clock)();
@@ -78,7 +79,7 @@ impl Reader {
         let receiver = Receiver::builder()
             .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
             .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
-            // Then each disposition settles, without another round trip.
+            // With this mode each disposition settles, without another round trip.
             .receiver_settle_mode(ReceiverSettleMode::First)
             .credit_mode(CreditMode::Manual)
             .attach(&mut session)
@@ -96,7 +97,8 @@ impl Reader {
         if let Some(twin) = twin.as_mut().filter(|_| self.dial.desired) {
             twin.listen(now).await.map_err(at_twin)?;
         }
-        // Behind a refused link the crate may still send that one's detach, with a handle that is the next link's by then.
+        // After a refused link, the crate may still send that link's detach, with a handle that then belongs to the
+        // next link.
         let mut own = match (self.dial.twin || self.dial.desired) && twin.is_none() && self.dial.methods {
             true => {
                 let begun = Session::begin(&mut connection).await;
@@ -120,7 +122,7 @@ impl Reader {
     }
 }
 
-/// Ends the connection in good order, as far as the hub takes part in it.
+/// Ends the connection in good order, as far as the hub answers.
 pub(super) async fn say_goodbye(sessions: Vec<SessionHandle<()>>, mut connection: ConnectionHandle<()>) {
     let goodbye = async {
         for mut session in sessions {

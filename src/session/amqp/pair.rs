@@ -1,6 +1,6 @@
-//! Two links that belong together: one for what the device sends, one for what the hub sends.
+//! Two links that belong together: one from the device, one from the hub.
 //!
-//! Owns: attaching both, and a refusal of either. Must not know: what goes over them.
+//! Owns: attaching both, and a refusal of either. Must not know: what the links carry.
 //! Source: wire reference 2.4.
 
 use std::time::SystemTime;
@@ -14,28 +14,28 @@ use fe2o3_amqp::{Receiver, Sender};
 use super::fault;
 use crate::session::failure::Fault;
 
-/// Says which two links belong together.
+/// The property that says which two links belong together.
 const CORRELATION: &str = "com.microsoft:channel-correlation-id";
 const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
 
-/// What a pair is called.
+/// The names of a pair.
 pub(super) struct Names {
-    /// In the property that ties them together: `twin`.
+    /// The prefix in the property that joins the links: `twin`.
     pub(super) purpose: &'static str,
     /// The beginnings of the names of the links.
     pub(super) outgoing: &'static str,
     pub(super) incoming: &'static str,
 }
 
-/// Both links; the id is in their names and tells this pair from all others.
+/// Both links. The id is in their names, and tells this pair from all others.
 pub(super) struct Pair {
     pub(super) outgoing: Sender,
     pub(super) incoming: Receiver,
     pub(super) id: uuid::Uuid,
 }
 
-/// Attaches both to one address, the outgoing one first: the hub may send from the attach of the other on. The inner error is the
-/// hub's, when it does not have that for this device.
+/// Attaches both to one address, the outgoing one first, because the hub may send as soon as the other one is
+/// attached. The inner error is the hub's, if it does not offer that address to this device.
 ///
 /// # Errors
 /// When the connection is gone.

@@ -1,4 +1,4 @@
-//! What a link brings: a message, one that cannot be read, or its own end.
+//! What a link brings: a message, an unreadable message, or the end of the link.
 //!
 //! Owns: which of the three. Must not know: what messages mean, how they are settled.
 
@@ -14,13 +14,13 @@ use crate::amqp_frames;
 use crate::message::MessageError;
 use crate::session::failure::Fault;
 
-/// As the AMQP crate says it.
+/// A delivery, in the AMQP crate's type.
 pub(super) type Received = Result<Delivery<Body<Value>>, RecvError>;
 
 /// The message, or why it cannot be read.
 pub(super) type Read = Result<Message<Body<Value>>, MessageError>;
 
-/// The message, and what settles it: that is needed also when it cannot be read.
+/// The message, and the information that settles it. An unreadable message must be settled, too.
 ///
 /// # Errors
 /// When the link is gone.

@@ -1,6 +1,6 @@
-//! The pair of links on which a device reports in its twin, reads it, and hears of its desired properties.
+//! The pair of links for the twin: the device reports in it, reads it, and hears of its desired properties.
 //!
-//! Owns: both links, and which answer is to which request. Must not know: when something is reported.
+//! Owns: both links, and which answer belongs to which request. Must not know: when something is reported.
 //! Source: wire reference 2.4 and 2.7.
 
 use std::time::SystemTime;
@@ -26,39 +26,39 @@ use super::{fault, message, until};
 
 const REPORTED: &str = "/properties/reported";
 const DESIRED: &str = "/notifications/twin/properties/desired";
-/// The number of the request for news of desired properties. The session's own begin with 1.
+/// The number of the request for changes of desired properties. The session's own numbers begin with 1.
 const LISTEN: u64 = 0;
 
 /// The links of one connection.
 pub(super) struct Twin {
-    /// Absent while a patch goes out.
+    /// Absent while a request is being sent.
     requests: Option<Sender>,
     replies: Receiver,
-    /// The first half of the ids of its requests; the second is their number.
+    /// The first half of the ids of its requests; the second half is their number.
     ids: u64,
     reporting: Option<Reporting>,
 }
 
 type Reporting = BoxFuture<'static, (Sender, u16, Result<Outcome, SendError>)>;
 
-/// What a message on them says.
+/// What a message from the hub says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// With its body.
+    /// The answer to a request, with its body.
     Answer(TwinAnswer, Bytes),
     /// Desired properties have changed.
     Desired,
 }
 
-/// What happened on them.
+/// What happened on the links.
 pub(super) enum Heard {
-    /// A request is on the wire, or could not get there.
+    /// A request is on the wire, or its send failed.
     Sent(Sender, u16, Result<Outcome, SendError>),
     Reply(Received),
 }
 
 impl Twin {
-    /// Attaches both; `None` when the hub has no twin for this device.
+    /// Attaches both links; `None` if the hub has no twin for this device.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -77,7 +77,7 @@ impl Twin {
         Ok(Some(Self { requests: Some(outgoing), replies: incoming, ids, reporting: None }))
     }
 
-    /// Asks for news of desired properties; the answer comes like any other.
+    /// Asks for changes of desired properties; the answer comes like any other.
     ///
     /// # Errors
     /// When the link is gone.
@@ -88,17 +88,18 @@ impl Twin {
         outcome.map(drop).map_err(|error| fault::of_send(error, now))
     }
 
-    /// Whether the last request is out.
+    /// Whether the last request was sent.
     pub(super) fn is_free(&self) -> bool {
         self.requests.is_some()
     }
 
-    /// Sends a patch of the reported properties: publish `id`, twin request `request`. Only while it is free.
+    /// Sends a patch of the reported properties: publish `id`, twin request `request`. Call it only while the link is
+    /// free.
     pub(super) fn report(&mut self, id: u16, request: u64, patch: &[u8]) {
         self.request(id, request, [("operation", "PATCH"), ("resource", REPORTED)], patch);
     }
 
-    /// Asks for the whole twin: publish `id`, twin request `request`. Only while it is free.
+    /// Asks for the whole twin: publish `id`, twin request `request`. Call it only while the link is free.
     pub(super) fn get(&mut self, id: u16, request: u64) {
         self.request(id, request, [("operation", "GET")], &[]);
     }
@@ -111,7 +112,7 @@ impl Twin {
         body: &[u8],
     ) {
         let Some(mut link) = self.requests.take() else { return };
-        // As SDKs do: a UUID as text.
+        // SDKs do the same: a UUID as text.
         let correlation_id = uuid::Uuid::from_u64_pair(self.ids, request).to_string();
         let annotations =
             annotations.into_iter().fold(MessageAnnotations::builder(), |all, (name, value)| {
@@ -130,7 +131,7 @@ impl Twin {
         }));
     }
 
-    /// Waits for whatever happens next. Cancel safe: what happened is handed out at once.
+    /// Waits for the next thing that happens. Cancel safe: what happened is returned at once.
     pub(super) async fn next(&mut self) -> Heard {
         tokio::select! {
             (link, id, outcome) = until(&mut self.reporting) => Heard::Sent(link, id, outcome),
@@ -143,7 +144,7 @@ impl Twin {
         (self.requests, self.reporting) = (Some(link), None);
     }
 
-    /// What a reply says; `None` when it is nothing for the session.
+    /// What a reply says; `None` if the session needs nothing of it.
     ///
     /// # Errors
     /// When the link is gone.
@@ -193,7 +194,7 @@ fn refused(device_id: &str, error: &Error) -> Option<Twin> {
     None
 }
 
-/// It answers nothing. Source: wire reference 2.7.
+/// A message that answers no request. Source: wire reference 2.7.
 fn is_news_of_desired(reply: &Message<Body<Value>>) -> bool {
     let id = reply.properties.as_ref().and_then(|properties| properties.correlation_id.as_ref());
     let annotations = reply.message_annotations.as_ref();

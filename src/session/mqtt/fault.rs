@@ -1,6 +1,6 @@
-//! rumqttc's errors, brought down to [`Fault`].
+//! Translates rumqttc's errors into [`Fault`].
 //!
-//! Owns: which of its errors means what to a device. Must not know: retries, sentences.
+//! Owns: what each of its errors means to a device. Must not know: retries, sentences.
 
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::{ConnectReturnCode, ConnectionError, StateError, TlsError};

@@ -1,6 +1,6 @@
-//! Handing what is to be published to the MQTT client.
+//! Hands publishes to the MQTT client.
 //!
-//! Owns: what no packet can hold, and its status. Must not know: connections, answers.
+//! Owns: what no packet can hold, and the status for it. Must not know: connections, answers.
 
 use bytes::Bytes;
 use rumqttc::{AsyncClient, QoS, valid_topic};
@@ -11,11 +11,11 @@ use crate::session::{PublishError, Upstream, topics};
 
 /// The longest topic that the protocol can carry.
 const LONGEST_TOPIC: usize = u16::MAX as usize;
-/// Bytes of a PUBLISH beside topic and body: header, two lengths, packet id.
+/// Bytes of a PUBLISH in addition to topic and body: header, two lengths, packet id.
 const PUBLISH_OVERHEAD: usize = 9;
-/// The status, as in HTTP, of a publish that is larger than a packet: the hub never gets to see it.
+/// The status, as in HTTP, of a publish that is larger than a packet: the hub never sees it.
 const TOO_LARGE: u16 = 413;
-/// The same for a device id that no topic can hold.
+/// The status of a publish whose device id no topic can hold.
 const BAD_REQUEST: u16 = 400;
 
 /// Puts a publish into the client's channel.

@@ -1,4 +1,4 @@
-//! The outbox alone: places, answers, time.
+//! The outbox alone: places, answers, time limits.
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ fn patch() -> Upstream {
     Upstream::Reported { patch: Bytes::from_static(b"{}") }
 }
 
-/// All that was told since the last time.
+/// All results since the last call.
 fn told(publisher: &Publisher) -> Vec<Told> {
     lock(&publisher.told).drain(..).collect()
 }

@@ -1,4 +1,4 @@
-//! Calls of direct methods over AMQP, against a hub that does what a test says.
+//! Calls of direct methods over AMQP, against a hub that follows each test's script.
 
 use std::path::Path;
 use std::time::Duration;
@@ -33,7 +33,7 @@ struct Hub {
     _connection: ListenerConnectionHandle,
 }
 
-/// With a certificate, so that no token need be put.
+/// Settings with a certificate, so that no token need be put.
 fn over_amqp(broker: &Broker, dir: &Path) -> Settings {
     let made = rcgen::generate_simple_self_signed(["dev1".to_owned()]).expect("a certificate");
     let (certificate, private_key) = (dir.join("dev1.cert.pem"), dir.join("dev1.key.pem"));
@@ -132,7 +132,7 @@ async fn a_call_is_answered_with_its_id_as_it_was_and_runs_once() {
     let (mut session, mut hub) = connected(&broker, dir.path()).await;
     let text = MessageId::String(uuid::Uuid::from_u64_pair(1, 7).to_string());
     hub.call(uuid(7), "set point/ü", r#"{"v":1}"#).await;
-    // Under way; the same number in another type is another call.
+    // This call is still open; an id with its number in another type is another call.
     hub.call(uuid(7), "set point/ü", r#"{"v":2}"#).await;
     hub.call(text.clone(), "other", "").await;
     hub.call(uuid(8), "", "").await;
@@ -155,7 +155,7 @@ async fn a_call_is_answered_with_its_id_as_it_was_and_runs_once() {
     assert_eq!(hub.answer().await, (uuid(7), 200, "1".to_owned()));
 }
 
-/// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
+/// Attaches without a terminus, which announces a detach with the reason, and then detaches.
 async fn refuse(mut attach: Attach, session: &mut ListenerSessionHandle) {
     match attach.role {
         Role::Sender => attach.target = None,
@@ -164,14 +164,14 @@ async fn refuse(mut attach: Attach, session: &mut ListenerSessionHandle) {
     let acceptor =
         LinkAcceptor::builder().verify_incoming_source(false).verify_incoming_target(false).build();
     let error = Error::new(AmqpError::NotAllowed, Some("words of the hub".to_owned()), None);
-    // Whichever side is first, the other one's goodbye may carry the reason back.
+    // Whichever side closes first, the goodbye of the other one may carry the reason back.
     match acceptor.accept_incoming_attach(attach, session).await.expect("attached") {
         LinkEndpoint::Sender(link) => drop(link.close_with_error(error).await),
         LinkEndpoint::Receiver(link) => drop(link.close_with_error(error).await),
     }
 }
 
-/// Whether it sends.
+/// Whether the hub sends on this link.
 fn sends(link: &LinkEndpoint) -> bool {
     matches!(link, LinkEndpoint::Sender(_))
 }
@@ -179,7 +179,7 @@ fn sends(link: &LinkEndpoint) -> bool {
 #[tokio::test]
 async fn a_refused_twin_takes_neither_methods_nor_messages_with_it() {
     let (broker, dir) = (Broker::start().await, tempfile::tempdir().expect("a directory"));
-    // Whether it goes wrong is a matter of timing.
+    // The defect that this test looks for depends on timing.
     for _ in 0..20 {
         let with_twin = Settings { twin: true, ..over_amqp(&broker, dir.path()) };
         let mut session = Session::open(with_twin).expect("a session");
@@ -246,7 +246,7 @@ async fn the_end_of_a_session_answers_what_is_not_taken_and_what_is_ready() {
         hub.call(uuid(number), "pump", "").await;
     }
     let under_way = delivery(&mut session).await;
-    // Taken by the reader, so that it waits in the channel when the session ends.
+    // The reader takes this one, too. So the call before it waits in the channel when the session ends.
     hub.call(uuid(3), "", "").await;
     assert_eq!(hub.answer().await.1, 400);
     let ((), ()) = tokio::join!(session.close(), async {
@@ -255,6 +255,6 @@ async fn the_end_of_a_session_answers_what_is_not_taken_and_what_is_ready() {
         under_way.receipt.answer(200, Bytes::from_static(b"1"));
         assert_eq!(hub.answer().await, (uuid(1), 200, "1".to_owned()));
     });
-    // Bounded, although the hub answers no goodbye.
+    // The end has a time limit, although the hub answers no goodbye.
     timeout(Duration::from_secs(30), hub.messages.on_detach()).await.expect("the end");
 }

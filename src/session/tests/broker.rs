@@ -1,4 +1,5 @@
-//! A broker that does exactly what a test says, packet by packet, over TLS. Its codec is its own: bytes by hand.
+//! A broker that follows each test's script, packet by packet, over TLS. It has its own codec, which writes bytes by
+//! hand.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub(super) struct Broker {
     idle: Stopped,
 }
 
-/// A broker that does not listen now; its port and certificate stay.
+/// A stopped broker; its port and certificate stay.
 pub(super) struct Stopped {
     address: SocketAddr,
     acceptor: TlsAcceptor,
@@ -72,7 +73,7 @@ impl Stopped {
         Self { address, acceptor: TlsAcceptor::from(Arc::new(config)), dir }
     }
 
-    /// The same port with another certificate, of another authority.
+    /// A broker on this port with another certificate, of another authority.
     pub(super) fn renewed(self) -> Self {
         Self::new(self.address)
     }
@@ -82,7 +83,7 @@ impl Stopped {
     }
 }
 
-/// One connection of a client. Dropped, it is cut.
+/// One connection of a client. Its drop cuts it.
 pub(super) struct Peer {
     stream: TlsStream<TcpStream>,
 }

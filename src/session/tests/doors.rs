@@ -68,7 +68,7 @@ async fn calls_are_answered(settings: impl Fn(&Emulator, &std::path::Path) -> Se
     assert_eq!(end(&emulator, second).await, Ok((202, r#"{"id":"method-1"}"#.to_owned())));
     taken.remove(0).receipt.answer(404, Bytes::new());
     assert_eq!(end(&emulator, first).await, Ok((404, "null".to_owned())));
-    // One that is dropped, and one that nobody takes before the end of the session.
+    // The first call is dropped. The second one is answered while the session ends.
     let dropped = call(&emulator, "x", "1");
     drop(delivery(&mut session).await);
     let (status, said) = end(&emulator, dropped).await.expect("an answer");

@@ -68,7 +68,7 @@ async fn a_call_is_handed_on_as_it_is_and_answered_on_its_id() {
     assert!(digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{id}");
     first.receipt.answer(200, Bytes::from_static(br#"{"ok":true}"#));
     assert_eq!(answer(&mut peer).await, ("200/?$rid=a%2Fb=c/?d".into(), r#"{"ok":true}"#.into()));
-    // The same id, once it is answered; an empty payload both ways.
+    // The id may come again after its call was answered. Both payloads are empty.
     peer.send(&call("again", "a%2Fb=c/?d", "")).await;
     let second = delivery(&mut session).await;
     assert_eq!(method(&second), ("again", &b""[..]));
@@ -171,7 +171,7 @@ async fn calls_are_answered_while_messages_are_unsettled_and_while_there_is_no_r
         delivery(&mut session).await.receipt,
         delivery(&mut session).await.receipt,
     ];
-    // More than the channel holds: the reader ends up waiting for room for the last of them.
+    // These are more than the channel holds: the reader waits for room for the last of them.
     for id in 2..=100 {
         peer.send(&publish(id, "", "x")).await;
     }
@@ -233,7 +233,7 @@ async fn a_call_with_qos_1_is_acknowledged_in_its_place() {
     peer.send(&sent).await;
     let call = delivery(&mut session).await;
     assert_eq!(method(&call).0, "pump");
-    // Its retransmission, which is marked as such.
+    // This is its retransmission, with the flag of a duplicate.
     sent[0] |= 0b1000;
     peer.send(&sent).await;
     peer.send(&publish(3, "", "third")).await;
@@ -259,7 +259,7 @@ async fn what_is_not_taken_or_not_answered_is_told_to_the_caller() {
     drop(delivery(&mut session).await);
     assert_eq!(refusal(&mut peer).await.0, "503/?$rid=dropped");
     let answered = delivery(&mut session).await;
-    // The session ends: one call waits in its channel, one is under way and answered just then.
+    // The session ends: one call waits in its channel, another one is open and answered at that moment.
     let ((), ()) = tokio::join!(session.close(), async {
         assert_eq!(refusal(&mut peer).await.0, "503/?$rid=waiting");
         answered.receipt.answer(200, Bytes::from_static(b"1"));
@@ -276,7 +276,7 @@ async fn a_renewal_waits_for_a_call_under_way_and_takes_no_other() {
     let mut peer = sign_in(&broker, &mut session).await;
     peer.send(&call("pump", "in-hand", "")).await;
     let in_hand = delivery(&mut session).await;
-    // The answer of a refused call is the event that tells of the renewal.
+    // The receipt has no event for the renewal, so a refused call shows that it has begun.
     let mut id = 0;
     loop {
         id += 1;

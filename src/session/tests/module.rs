@@ -22,7 +22,7 @@ enum Mood {
     Serve { generation: &'static str, bundle: String },
     /// Takes requests and answers none.
     Hang,
-    /// Answers with a page.
+    /// Answers with an HTML page.
     Page,
 }
 
@@ -51,7 +51,7 @@ impl Daemon {
         *self.mood.lock().expect("not poisoned") = mood;
     }
 
-    /// The settings of a module whose gateway is `broker`, and who trusts it through the bundle only.
+    /// The settings of a module whose gateway is `broker`. The module trusts it only through the bundle.
     fn settings(&self, broker: &Broker) -> Settings {
         let access = WorkloadAccess {
             socket: self.dir.path().join("workload.sock"),
@@ -123,12 +123,12 @@ async fn request(stream: &mut BufReader<UnixStream>) -> (String, Value) {
     (head.swap_remove(0), serde_json::from_slice(&body).unwrap_or_default())
 }
 
-/// Signed in and subscribed.
+/// A module's session, signed in and subscribed.
 async fn module(daemon: &Daemon, broker: &Broker) -> (Session, Peer) {
     connected(broker, daemon.settings(broker)).await
 }
 
-/// The sentence with which the session ends, and those before.
+/// The sentence with which the session ends, and the sentences before it.
 async fn end(session: &mut Session) -> (String, Vec<String>) {
     let mut before = Vec::new();
     loop {
@@ -185,7 +185,7 @@ async fn a_module_that_was_deployed_anew_ends_even_after_it_was_signed_in() {
     assert!(sentence.contains("edgeAgent starts the new one"), "{sentence}");
 }
 
-/// The sign-ins of one connection after the other are answered so.
+/// Answers the sign-ins of consecutive connections with these codes.
 async fn answer(broker: &Broker, codes: &[u8]) {
     for code in codes {
         let mut peer = broker.accept().await;
@@ -261,7 +261,7 @@ async fn a_gateway_with_another_authority_is_trusted_as_soon_as_the_bundle_has_i
     assert!(peer.is_err(), "the session was not begun");
     daemon.becomes(Mood::Serve { generation: "g1", bundle: bundle(&broker) });
     let mut peer = loop {
-        // An attempt that had asked for the bundle before.
+        // An attempt that asked for the bundle earlier still fails.
         if let Ok(peer) = broker.try_accept().await {
             break peer;
         }
@@ -313,7 +313,7 @@ async fn a_hanging_socket_holds_up_neither_other_terms_nor_the_end() {
     let broker = Broker::start().await;
     let (hanging, daemon) = (Daemon::start(Mood::Hang), Daemon::serving(&broker));
     let mut session = Session::open(hanging.settings(&broker)).expect("a session");
-    // It asks, and is not answered.
+    // The session sends its request and gets no answer.
     tokio::task::yield_now().await;
     let began = std::time::Instant::now();
     assert!(session.change(Terms::read(daemon.settings(&broker)).expect("terms")));

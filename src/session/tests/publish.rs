@@ -27,7 +27,7 @@ async fn published(session: &mut Session) -> (u64, Result<Bytes, PublishError>) 
     }
 }
 
-/// Reads so many PUBLISHes and PUBACKs, in whatever order they are mixed, and returns the packet ids of both.
+/// Reads this many PUBLISHes and PUBACKs, in any order, and returns the packet ids of both.
 async fn read_all(peer: &mut Peer, publishes: usize, pubacks: usize) -> (Vec<u16>, Vec<u16>) {
     let (mut published, mut acknowledged) = (Vec::new(), Vec::new());
     while published.len() < publishes || acknowledged.len() < pubacks {
@@ -109,7 +109,7 @@ async fn pubacks_keep_their_order_when_they_share_the_channel_with_publishes() {
         for _ in 0..4 {
             deliveries.push(delivery(&mut session).await);
         }
-        // The reader is parked: the first completion goes behind what is published here, the others wait for it.
+        // The reader is parked: the first completion goes behind these publishes, and the others wait for it.
         for _ in 0..8 {
             tickets += 1;
             session.publish(tickets, telemetry("x"));
@@ -305,7 +305,7 @@ async fn a_hub_that_closes_at_every_publish_is_given_more_and_more_time() {
         peer.read_publish().await;
         drop(peer);
         assert_eq!(published(&mut session).await, (ticket, LOST));
-        // Not "another program", however often: the publish is the likelier reason.
+        // The reason is never "another program", because the publish is a likelier cause.
         let reason = reason(&mut session).await;
         assert!(reason.contains("1 unanswered publishes"), "{reason}");
         peer = broker.accept().await;
@@ -336,7 +336,7 @@ async fn what_no_packet_can_hold_is_refused_and_ends_nothing() {
 async fn publishes_wait_while_the_agent_takes_no_messages() {
     let broker = Broker::start().await;
     let (mut session, mut peer) = connected(&broker, settings(&broker)).await;
-    // More than the channel holds: the reader ends up waiting for room.
+    // These are more than the channel holds: the reader waits for room.
     for id in 1..=100 {
         peer.send(&publish(id, "", "x")).await;
     }
@@ -364,7 +364,7 @@ async fn deliveries_say_which_connection_they_came_on_and_subscribed_says_when_t
         let mut peer = broker.accept().await;
         peer.read_connect().await;
         if number == 2 {
-            // A connection that does not get as far as the sign-in does not count.
+            // A connection that fails before the sign-in does not count.
             drop(peer);
             reason(&mut session).await;
             peer = broker.accept().await;

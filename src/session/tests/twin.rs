@@ -38,12 +38,12 @@ async fn published(session: &mut Session) -> (u64, Result<Bytes, PublishError>) 
 async fn changes_that_come_together_are_told_of_once_and_the_twin_is_read() {
     let broker = Broker::start().await;
     let (mut session, mut peer) = connected(&broker).await;
-    // More than any channel of events holds: nothing stops, whoever does not look.
+    // These are more than any channel of events holds, but the reader does not stop for them.
     for version in 2..100 {
         peer.send(&publish_qos_0(&format!("{DESIRED}{version}"), r#"{"a":1}"#)).await;
     }
     peer.send(&publish(1, "", "behind them")).await;
-    // Taken past the events: then all of them have been read.
+    // The delivery is taken without looking at the events, so all changes have been read.
     let behind = loop {
         if let Some(delivery) = session.try_delivery() {
             break delivery;
