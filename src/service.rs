@@ -1,11 +1,11 @@
-//! The back end: one AMQP 1.0 connection to the hub, over TLS or a WebSocket, that sends C2D messages and reads delivery
-//! feedback, and one HTTPS connection that reads and writes twins, calls methods, reads feedback and purges queues.
+//! The back end's side of the hub. One AMQP 1.0 connection, over TLS or a WebSocket, sends C2D messages and reads
+//! delivery feedback. One HTTPS connection reads and writes twins, calls methods, reads feedback and purges queues.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
 //!
-//! Signing in is SASL PLAIN (wire reference 2.2): the user `{policy}@sas.root.{first label of the host}` and a SAS
-//! token as the password. CBS would cost two links and a round trip more for the same result.
+//! Signing in is SASL PLAIN (wire reference 2.2): the user is `{policy}@sas.root.{first label of the host}`, and a SAS
+//! token is the password. CBS would have the same result, but needs two links and a round trip more.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,44 +39,44 @@ pub use target::Target;
 /// The standard port of the hub's REST side.
 pub const HTTPS_PORT: u16 = dial::HTTPS.port;
 
-/// Life of a token that is made from a key. Waiting for feedback comes on top.
+/// How long a token that is made from a key is valid. The time to wait for feedback is added.
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
-/// From the first packet to the open AMQP connection.
+/// The limit from the first packet to the open AMQP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// For one answer of the hub: an attached link, an outcome, a close.
+/// The limit for one answer of the hub: an attached link, an outcome, a close.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A closing handshake is a courtesy and must not hold up the exit.
+/// The closing handshake is not needed for success, so it must not delay the exit.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A clock before this is not set. 2024-01-01T00:00:00Z.
+/// 2024-01-01T00:00:00Z. A clock before this time is not set.
 const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
 /// The way to the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Way {
-    /// AMQP over TLS, on port 5671 or that of the connection string.
+    /// AMQP over TLS, on port 5671 or the port of the connection string.
     #[default]
     Amqp,
-    /// AMQP over a WebSocket, for networks where only HTTPS gets out.
+    /// AMQP over a WebSocket, for networks that let only HTTPS through.
     WebSocket(HttpsWay),
 }
 
 /// The way to the hub's HTTPS port: for HTTP and for WebSockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpsWay {
-    /// The port; the one in the connection string is that of AMQP.
+    /// The port. The one in the connection string is for AMQP.
     pub port: u16,
-    /// Proxies on the way.
+    /// Proxies for this way.
     pub proxies: ProxySettings,
 }
 
-/// A signed-in connection. Dropping it ends it; [`Service::close`] says goodbye first.
+/// A signed-in connection. Its drop ends it; [`Service::close`] says goodbye first.
 #[derive(Debug)]
 pub struct Service {
-    // Fields drop in order: the session before its connection.
+    // Fields drop in this order: the session must go before its connection.
     session: SessionHandle<()>,
     connection: ConnectionHandle<()>,
     policy: String,
@@ -84,13 +84,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// As [`Service::connect_by`], over TLS alone.
+    /// Does what [`Service::connect_by`] does, over TLS only.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Service::connect_by`].
     ///
     /// # Cancel safety
-    /// As there.
+    /// As for [`Service::connect_by`].
     pub async fn connect(
         identity: &ServiceConnectionString,
         ca_file: Option<&Path>,
@@ -100,14 +100,14 @@ impl Service {
         Self::connect_by(&Way::Amqp, identity, ca_file, token_lifetime, now).await
     }
 
-    /// Dials the hub of `identity`, with the roots of `ca_file` beside the system's, and signs in. A token made
-    /// from a key is good for `token_lifetime` after `now`; a ready token is taken as it is.
+    /// Dials the hub of `identity` and signs in; it trusts the roots of `ca_file` and the system's. A token made from
+    /// a key is valid for `token_lifetime` after `now`; a ready token is used unchanged.
     ///
     /// # Errors
     /// [`ServiceError`], a sentence for each: an expired token (before dialling), an unreachable host, TLS, a refusal.
     ///
     /// # Cancel safety
-    /// Dropping the future closes whatever was open.
+    /// A drop of the future closes everything that was open.
     pub async fn connect_by(
         way: &Way,
         identity: &ServiceConnectionString,
@@ -122,7 +122,7 @@ impl Service {
                 .container_id(uuid::Uuid::new_v4().to_string())
                 .max_frame_size(MAX_FRAME)
                 .hostname(host.name.as_str())
-                // TLS is done: with "amqps" the crate would start its own.
+                // TLS is done already; for "amqps" the crate would start its own.
                 .scheme("amqp")
                 .sasl_profile(SaslProfile::Plain {
                     username: user_name(identity),
@@ -160,23 +160,23 @@ impl Service {
     /// Attaches the link that sends C2D messages.
     ///
     /// # Errors
-    /// When the hub refuses, is silent, or the connection is lost.
+    /// When the hub refuses or does not answer, or the connection is lost.
     pub async fn sender(&mut self) -> Result<C2dSender, ServiceError> {
         let attached = C2dSender::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
         answered("an answer to the sender link", attached).await
     }
 
-    /// Attaches the link that reads delivery feedback. Feedback is kept per hub, not per receiver: what one reads,
-    /// no other sees.
+    /// Attaches the link that reads delivery feedback. The hub keeps feedback per hub, not per receiver: a batch that
+    /// one receiver reads does not reach another.
     ///
     /// # Errors
-    /// When the hub refuses, is silent, or the connection is lost.
+    /// When the hub refuses or does not answer, or the connection is lost.
     pub async fn feedback_receiver(&mut self) -> Result<FeedbackReceiver, ServiceError> {
         let attached = FeedbackReceiver::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
         answered("an answer to the feedback link", attached).await
     }
 
-    /// Ends the connection in good order; a hub that does not answer is left after two seconds.
+    /// Ends the connection in good order. It stops waiting after two seconds if the hub does not answer.
     pub async fn close(mut self) {
         match tokio::time::timeout(CLOSE_TIMEOUT, self.connection.close()).await {
             Ok(Ok(())) => tracing::debug!("closed the connection"),
@@ -195,11 +195,11 @@ impl Way {
     }
 }
 
-/// Why the hub could not be reached or did not do as it was asked. Each is one sentence with the remedy.
+/// Why the hub was not reached or did not do what was asked. Each is one sentence with the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServiceError {
-    /// A ready token that is past its expiry.
+    /// A ready token that has expired.
     #[error(
         "the SAS token of the service connection string expired at {0}: make a new one, or give the key instead"
     )]
@@ -207,7 +207,7 @@ pub enum ServiceError {
     /// The root file cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No connection: the sentence says why.
+    /// No connection; the sentence says why.
     #[error("{0}")]
     Unreachable(String),
     /// The hub does not accept the policy or its token.
@@ -220,46 +220,46 @@ pub enum ServiceError {
         /// What to check.
         remedy: String,
     },
-    /// The hub said no.
+    /// The hub refused the request.
     #[error("{0}")]
     Refused(Refusal),
-    /// No device of that name.
+    /// There is no device of that name.
     #[error("the hub knows no device \"{0}\": check --device")]
     UnknownDevice(String),
-    /// No such module, or no such device.
+    /// There is no such module, or no such device.
     #[error("the hub knows no {0}: check --device and --module")]
     UnknownModule(String),
-    /// Nobody took the call of a method.
+    /// No device took the call of a method.
     #[error("{0} is not connected, or takes no methods: --connect-timeout waits for it")]
     NotOnline(String),
-    /// A method may or may not have been run.
+    /// A method that the device may or may not have run.
     #[error(
         "{target} did not answer {name}, and may have run it or may still run it: its connection ended, or \
          it took longer than {seconds} s, which --timeout sets"
     )]
     NoMethodAnswer {
-        /// Who was called.
+        /// The device or module that was called.
         target: String,
         /// The method.
         name: String,
-        /// How long the hub has waited.
+        /// How long the hub waited.
         seconds: u64,
     },
-    /// A twin has another etag.
+    /// The twin has another etag than the patch.
     #[error("the twin of {0} has changed since, so it was not patched: read it again for its new etag")]
     Changed(String),
     /// Too many requests.
     #[error("{0} is throttling requests (429): wait, and ask less often")]
     Throttled(String),
-    /// An answer over HTTPS that is not one of a hub, or says that it failed.
+    /// An answer over HTTPS that a hub does not give, or that reports a failure.
     #[error("{0}")]
     Answer(String),
-    /// No answer.
+    /// The hub did not answer.
     #[error("no answer from the hub: waited {seconds} s for {what}")]
     Late {
-        /// What was waited for.
+        /// What this side waited for.
         what: String,
-        /// How long.
+        /// How long it waited.
         seconds: u64,
     },
     /// The connection ended.
@@ -271,18 +271,18 @@ pub enum ServiceError {
 }
 
 impl ServiceError {
-    /// Whether the configuration is at fault, and not the hub or the way to it.
+    /// Whether the cause is the configuration, not the hub or the way to it.
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Whether the same request may well succeed a little later.
+    /// Whether the same request may succeed a little later.
     pub fn is_passing(&self) -> bool {
         use ServiceError::*;
         matches!(self, Unreachable(_) | Throttled(_) | Answer(_) | Late { .. } | Lost(_))
     }
 
-    /// The hub's refusal, where it is one.
+    /// The hub's refusal, if this is one.
     pub fn refusal(&self) -> Option<&Refusal> {
         match self {
             Self::Refused(refusal) => Some(refusal),
@@ -291,7 +291,7 @@ impl ServiceError {
     }
 }
 
-/// `{policy}@sas.root.{hub}`, the hub being the first label of its host name. Source: wire reference 2.2.
+/// `{policy}@sas.root.{hub}`; `{hub}` is the first label of the host name. Source: wire reference 2.2.
 fn user_name(identity: &ServiceConnectionString) -> String {
     let hub = identity.host.name.split('.').next().unwrap_or_default();
     format!("{}@sas.root.{hub}", identity.policy)
@@ -313,7 +313,7 @@ fn token(
     }
 }
 
-/// Bounds the wait for one answer of the hub.
+/// Limits the wait for one answer of the hub.
 async fn answered<T>(
     what: &str,
     answer: impl Future<Output = Result<T, ServiceError>>,

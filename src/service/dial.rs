@@ -1,6 +1,6 @@
 //! TCP and TLS to the hub, directly or through a proxy, and why they failed.
 //!
-//! Owns: name lookup, the TLS handshake, their failures in words. Must not know: what is said over it, tokens.
+//! Owns: name lookup, the TLS handshake, sentences for their failures. Must not know: what the stream carries, tokens.
 
 use std::io;
 use std::path::Path;
@@ -19,11 +19,11 @@ use crate::websocket::{self, DialError, HubStream, SecureStream, Target};
 #[derive(Debug)]
 pub(super) struct Protocol {
     name: &'static str,
-    /// Where it is served unless somebody says otherwise.
+    /// The port, if the user gives no other.
     pub(super) port: u16,
-    /// What to check when nothing listens.
+    /// What to check if nothing listens.
     remedy: &'static str,
-    /// What to check when the wrong server answers.
+    /// What to check if the wrong server answers.
     elsewhere: &'static str,
 }
 
@@ -43,7 +43,7 @@ pub(super) const HTTPS: Protocol = Protocol {
     elsewhere: "check --https-port where several emulators run",
 };
 
-/// Connects to the AMQP port of `host` and checks its certificate against the name. The caller bounds the time.
+/// Connects to the AMQP port of `host` and checks its certificate against the name. The caller limits the time.
 pub(super) async fn dial_amqp(
     host: &HostPort,
     ca_file: Option<&Path>,
@@ -60,7 +60,7 @@ pub(super) async fn dial_amqp(
         .map_err(|error| ServiceError::Unreachable(handshake_failure(&error, &host.name, port, &AMQP)))
 }
 
-/// Connects to the HTTPS port of `host`, for HTTP. The caller bounds the time.
+/// Connects to the HTTPS port of `host`, for HTTP. The caller limits the time.
 pub(super) async fn dial_https(
     host: &str,
     way: &HttpsWay,
@@ -72,7 +72,7 @@ pub(super) async fn dial_https(
     dialled.map_err(|error| https_failure(error, host, port))
 }
 
-/// Connects to the HTTPS port of `host` over a WebSocket that carries AMQP. The caller bounds the time.
+/// Connects to the HTTPS port of `host` over a WebSocket that carries AMQP. The caller limits the time.
 pub(super) async fn dial_websocket(
     host: &str,
     way: &HttpsWay,
@@ -124,7 +124,7 @@ fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             format!("there is no route to {name}: check this machine's network")
         }
-        // The standard library gives failed look-ups no kind of their own, only these words.
+        // The standard library has no error kind for a failed look-up, only these words.
         _ if error.to_string().contains("failed to lookup address") => format!(
             "the host name {name} cannot be looked up ({error}): check HostName in the service connection string, and this \
              machine's network"
@@ -133,7 +133,7 @@ fn connect_failure(error: &io::Error, name: &str, port: u16, protocol: &Protocol
     }
 }
 
-/// In the words of a command that has the options `--ca-file` and `--https-port`.
+/// Describes a TLS failure for a command that has the options `--ca-file` and `--https-port`.
 fn describe(cause: &rustls::Error, name: &str, port: u16, protocol: &Protocol) -> String {
     if !tls::is_untrusted(cause) {
         return tls::describe(cause, name);

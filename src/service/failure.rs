@@ -1,6 +1,6 @@
-//! The AMQP crate's errors, brought down to [`ServiceError`].
+//! Translates the AMQP crate's errors into [`ServiceError`].
 //!
-//! Owns: which of them carry a refusal of the hub and which are a lost connection. Must not know: messages.
+//! Owns: which errors are a refusal of the hub and which are a lost connection. Must not know: messages.
 
 use std::io;
 use std::time::SystemTime;
@@ -35,7 +35,7 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now:
     }
 }
 
-/// The same failure, when it came of something that the hub sent and that was refused.
+/// The failure with its real reason, if it began with input of the hub that the guard refused.
 pub(super) fn explained(error: ServiceError, failed: &Failed) -> ServiceError {
     match (error, failed.get()) {
         (ServiceError::Lost(lost), Some(reason)) if lost.ends_with(OPEN_QUESTION) => {
@@ -48,7 +48,7 @@ pub(super) fn explained(error: ServiceError, failed: &Failed) -> ServiceError {
     }
 }
 
-/// A connection that ended between the TLS handshake and the AMQP one.
+/// The sentence for a connection that ended between the TLS handshake and the AMQP one.
 fn unopened(error: &io::Error, identity: &ServiceConnectionString) -> String {
     use io::ErrorKind::*;
     let host = &identity.host;
@@ -85,7 +85,7 @@ pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> Se
     }
 }
 
-/// While a message is on its way, so that it may be queued or not.
+/// For a message that is being sent: it may or may not be in the queue.
 pub(super) fn of_send(error: SendError) -> ServiceError {
     let failed = match error {
         SendError::LinkStateError(error) => of_link_state(error, Asked::Sending),
@@ -114,7 +114,7 @@ pub(super) fn of_receive(error: RecvError) -> ServiceError {
     }
 }
 
-/// While feedback is asked for or settled.
+/// For feedback that is requested or settled.
 pub(super) fn of_settlement(error: IllegalLinkStateError) -> ServiceError {
     match error {
         IllegalLinkStateError::SessionStopped(reason) => of_session_stop(reason, Asked::Reading),
@@ -122,7 +122,7 @@ pub(super) fn of_settlement(error: IllegalLinkStateError) -> ServiceError {
     }
 }
 
-/// Without a word of the hub.
+/// The hub closed the link without a reason.
 fn closed() -> ServiceError {
     ServiceError::Lost("the hub has closed the link and gave no reason".to_owned())
 }

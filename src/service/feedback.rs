@@ -1,6 +1,6 @@
-//! Reading delivery feedback.
+//! Reads delivery feedback.
 //!
-//! Owns: the feedback link, one batch at a time. Must not know: connecting, which record is whose.
+//! Owns: the feedback link, one batch at a time. Must not know: connecting, which sender a record belongs to.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,11 +20,11 @@ use crate::feedback::{FeedbackRecord, batch_id, decode_batch};
 /// Source: wire reference 4.4, in the spelling of the CLI and the C SDK.
 const ADDRESS: &str = "/messages/servicebound/feedback";
 
-/// How often a link that waits says so. The AMQP crate sends its own heartbeats as late as the hub's time-out (four
-/// minutes), which a strict hub takes for silence.
+/// How often a waiting link sends a flow. The AMQP crate sends its own heartbeats as late as the hub's time-out (four
+/// minutes) allows, which a strict hub takes for silence.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// The link that reads feedback. Dropping it gives an uncompleted batch back to the hub.
+/// The link that reads feedback. Its drop gives an uncompleted batch back to the hub.
 #[derive(Debug)]
 pub struct FeedbackReceiver {
     link: Receiver,
@@ -37,11 +37,11 @@ pub struct FeedbackReceiver {
 #[must_use = "a batch that is not completed comes again"]
 #[derive(Debug)]
 pub struct FeedbackBatch {
-    /// The same each time that this batch comes.
+    /// The id of this batch; it does not change if the batch comes again.
     pub id: String,
-    /// When the hub made it, where the hub says so.
+    /// When the hub made it, if the hub says so.
     pub enqueued: Option<SystemTime>,
-    /// Its records, of any message of any sender of this hub.
+    /// Its records; they may belong to messages of any sender of this hub.
     pub records: Vec<FeedbackRecord>,
     pub(super) receipt: Receipt,
 }
@@ -49,7 +49,7 @@ pub struct FeedbackBatch {
 /// What completes a batch.
 #[derive(Debug)]
 pub(super) enum Receipt {
-    /// On the link that it came on.
+    /// For the link that brought it.
     Amqp(DeliveryInfo),
     /// Its lock token.
     Https(String),
@@ -64,7 +64,7 @@ impl FeedbackReceiver {
         let attached = Receiver::builder()
             .name(format!("c2d-feedback-{}", uuid::Uuid::new_v4()))
             .source(ADDRESS)
-            // One batch at a time, so that none is taken from other readers that this one never looks at.
+            // This reader takes one batch at a time, so that other readers get the batches that it does not look at.
             .credit_mode(CreditMode::Manual)
             .attach(session)
             .await;
@@ -76,11 +76,12 @@ impl FeedbackReceiver {
     /// Waits for the next batch. A real hub gathers records for up to 15 s before it sends one.
     ///
     /// # Errors
-    /// When the link or connection is lost, or the records of the batch cannot be read; such a batch is given back to the hub.
-    /// What is no AMQP message that can be read has no records: it is rejected, so that it does not come for ever.
+    /// When the link or connection is lost, or the records of the batch cannot be read; such a batch is given back to
+    /// the hub. A message that is not even readable AMQP has no records: it is rejected, so that it does not come
+    /// again for ever.
     ///
     /// # Cancel safety
-    /// No batch is lost when the future is dropped: the next call returns it.
+    /// No batch is lost if the future is dropped: the next call returns it.
     pub async fn next(&mut self) -> Result<FeedbackBatch, ServiceError> {
         let next = loop {
             match self.received().await {
@@ -92,7 +93,7 @@ impl FeedbackReceiver {
         next.map_err(|error| failure::explained(error, &self.failed))
     }
 
-    /// The next message; `None` when it could not be decoded.
+    /// The next message; `None` if it could not be decoded.
     async fn received(&mut self) -> Result<Option<(DeliveryInfo, Message<Body<Value>>)>, ServiceError> {
         if !self.asked {
             self.ask().await?;
@@ -101,7 +102,7 @@ impl FeedbackReceiver {
         let received = loop {
             match tokio::time::timeout(KEEP_ALIVE, self.link.recv::<Body<Value>>()).await {
                 Ok(received) => break received,
-                // The same credit again: it asks for no second batch.
+                // The credit is unchanged, so this asks for no second batch.
                 Err(_) => self.ask().await?,
             }
         };

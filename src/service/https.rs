@@ -1,10 +1,10 @@
-//! The hub's REST side: reads and writes twins, calls methods, reads feedback, purges queues, and reads from the emulator
-//! the messages of a device.
+//! The hub's REST side: reads and writes twins, calls methods, reads feedback and purges queues. From the emulator it
+//! also reads the messages of a device.
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
 //!
-//! - `feedback` has what back ends do about messages, `methods` and `twins` what their names say.
-//! - `answer` decides what an answer means and words what is wrong with it.
+//! - `feedback` has what back ends do about messages; `methods` and `twins` are for methods and twins.
+//! - `answer` decides what an answer means and has the sentences for wrong ones.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,10 +37,10 @@ mod twins;
 pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
 pub use twins::TwinPatch;
 
-/// Of the service's REST interface. Source: wire reference 4.5.
+/// The version of the service's REST interface. Source: wire reference 4.5.
 const API_VERSION: &str = "2021-04-12";
 
-/// Time for one answer, with dialling where need be.
+/// The limit for one answer, including the time to dial.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Most bytes of an answer's head, and most of its headers.
@@ -51,13 +51,13 @@ const MAX_HEADERS: usize = 100;
 /// for each of them.
 const MAX_TWIN: usize = 1024 * 1024;
 
-/// Most bytes of a page of events: the emulator begins no further one after 1 MiB.
+/// Most bytes of a page of events: the emulator starts no further event after 1 MiB.
 const MAX_EVENTS: usize = 4 * 1024 * 1024;
 
-/// Emulator or not: its answers say so.
+/// The emulator's answers begin their `Server` header with this.
 const EMULATOR: &str = "c2d-agent-emulator/";
 
-/// The REST side of one hub, for one shared access policy. Dropping it closes the connection.
+/// The REST side of one hub, for one shared access policy. Its drop closes the connection.
 #[derive(Debug)]
 pub struct HttpsService {
     host: HostPort,
@@ -75,7 +75,7 @@ pub struct HttpsService {
 struct Ask {
     method: Method,
     path: String,
-    /// JSON; none when it is empty.
+    /// JSON; empty if the request has no body.
     body: Bytes,
     if_match: Option<String>,
     /// Most bytes of the answer.
@@ -90,12 +90,12 @@ impl Ask {
     }
 }
 
-/// A device's twin, as far as it is used here.
+/// The part of a device's twin that is used here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Twin {
     /// The reported properties.
     pub reported: Value,
-    /// Whether our emulator answers, which also has [`HttpsService::emulator_events`].
+    /// Whether the emulator answered. Only then there is [`HttpsService::emulator_events`].
     pub of_emulator: bool,
 }
 
@@ -113,7 +113,8 @@ pub struct DeviceEvent {
 }
 
 impl HttpsService {
-    /// For the hub of `identity`, on the way that is given. Nothing is dialled yet. Token and roots are as for [`super::Service::connect`].
+    /// Prepares requests to the hub of `identity`, by the given way. Nothing is dialled yet. Token and roots are as
+    /// for [`super::Service::connect`].
     ///
     /// # Errors
     /// When the token has expired, or cannot be sent in a header.
@@ -149,10 +150,11 @@ impl HttpsService {
     /// Reads a device's twin.
     ///
     /// # Errors
-    /// A sentence for each: unreachable, not authorised, no such device, throttled, an answer that is none.
+    /// A sentence for each: unreachable, not authorised, no such device, throttled, an answer that a hub does not
+    /// give.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the request; the next one begins anew.
+    /// A drop of the future drops the request; the next request starts on a new connection.
     pub async fn twin(&mut self, device_id: &str) -> Result<Twin, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/twins/{device}?api-version={API_VERSION}");
@@ -163,8 +165,8 @@ impl HttpsService {
         }
     }
 
-    /// Reads the messages of a device with numbers above `after`, oldest first, from our emulator. When many wait, the
-    /// rest comes with the next call.
+    /// Reads the messages of a device with numbers above `after` from the emulator, oldest first. If many wait, the
+    /// next call returns the rest.
     ///
     /// # Errors
     /// As for [`HttpsService::twin`].
@@ -185,7 +187,7 @@ impl HttpsService {
         events.ok_or_else(|| answer::no_hub(&self.host, "a list of messages that cannot be read"))
     }
 
-    /// The JSON that answers with status 200, and whether the emulator sent it.
+    /// The JSON of an answer with status 200, and whether the emulator sent it.
     async fn json(&mut self, ask: Ask, device_id: &str) -> Result<(Value, bool), ServiceError> {
         let (head, body) = self.exchange(ask).await?;
         let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
@@ -198,7 +200,7 @@ impl HttpsService {
         }
     }
 
-    /// What an answer says that is not the wanted one.
+    /// The error that an answer with another status reports.
     fn refusal(&self, status: StatusCode, body: &[u8], device_id: &str) -> ServiceError {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
@@ -209,10 +211,10 @@ impl HttpsService {
         }
     }
 
-    /// As [`Self::refusal`], of a request that may be about a module.
+    /// Like [`Self::refusal`], for a request that may be about a module.
     fn refusal_about(&self, status: StatusCode, body: &[u8], target: &Target) -> ServiceError {
         match self.refusal(status, body, target.device_id()) {
-            // One word of a real hub for both.
+            // A real hub uses one error code for a missing device and a missing module.
             ServiceError::UnknownDevice(_) if target.module_id().is_some() => {
                 ServiceError::UnknownModule(target.to_string())
             }
@@ -220,7 +222,7 @@ impl HttpsService {
         }
     }
 
-    /// One request and its whole answer, whatever its status.
+    /// Sends one request and reads its whole answer, with any status.
     async fn exchange(&mut self, ask: Ask) -> Result<(Parts, Bytes), ServiceError> {
         let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
         let exchange = async {
@@ -235,12 +237,12 @@ impl HttpsService {
             Ok(exchanged) => exchanged,
             Err(_) => Err(late()),
         };
-        // Whatever is left of an answer that went wrong must not be taken for the next one.
+        // After a failure, the rest of an answer must not be taken for the next answer.
         exchanged.inspect_err(|_| self.hang_up())
     }
 
-    /// Sends one request. A connection that was kept may have been closed by the hub meanwhile; then a new one is tried,
-    /// except for what must not be carried out twice.
+    /// Sends one request. The hub may have closed a kept connection meanwhile. Then a new one is tried, except for
+    /// requests that must not be carried out twice.
     async fn send(&mut self, ask: &Ask) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
@@ -284,7 +286,7 @@ impl HttpsService {
 
     fn hang_up(&mut self) {
         self.connection = None;
-        // Dropping the set ends the task and closes the socket.
+        // The drop of the set ends the task and closes the socket.
         self.driver = JoinSet::new();
     }
 

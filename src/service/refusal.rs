@@ -1,43 +1,43 @@
-//! The hub's refusals in words.
+//! Sentences for the hub's refusals.
 //!
-//! Owns: what each AMQP error condition means for a sender, and what to do. Must not know: links, sockets.
+//! Owns: what each AMQP error condition means for a sender, and the remedy. Must not know: links, sockets.
 
 use std::fmt;
 
 use fe2o3_amqp::types::definitions::{self, ErrorCondition};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
-/// Longest text of the hub that is repeated, in characters.
+/// The longest text of the hub that a sentence repeats, in characters.
 const EXCERPT_CHARS: usize = 300;
 
-/// What the hub was asked to do when it refused.
+/// What the hub was asked for when it refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asked<'a> {
     /// Queue a message for this device.
     Message { device_id: &'a str },
     /// Let this policy use a link.
     Link { policy: &'a str },
-    /// Go on with the link on which a message was on its way.
+    /// Keep the link on which a message was being sent.
     Sending,
-    /// Go on with the link that reads feedback.
+    /// Keep the link that reads feedback.
     Reading,
     /// Keep the connection.
     Connection,
 }
 
-/// What to do when the hub has gone before it said what became of a message.
+/// What to do if the hub was lost before it answered a message.
 pub(super) const OPEN_QUESTION: &str = "it is not known whether the message is queued: send it again with \
                                         the same --message-id; a device runs it only once if that id has a \
                                         UUID in it";
 
-/// A refusal: what it means, and the hub's own words.
+/// A refusal: its meaning, and the hub's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The AMQP error condition, such as `amqp:not-found`.
     pub condition: String,
     /// The hub's description; may be empty.
     pub description: String,
-    /// The id under which the hub's operators find the case.
+    /// The id by which the hub's operators find the case.
     pub tracking_id: Option<String>,
     meaning: String,
 }
@@ -66,7 +66,7 @@ impl Refusal {
 }
 
 impl Refusal {
-    /// Whether trying again is of no use until somebody has changed something.
+    /// Whether a retry is useless until a person has changed something.
     pub fn is_lasting(&self) -> bool {
         LASTING.contains(&self.condition.as_str())
     }
@@ -169,7 +169,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
     }
 }
 
-/// Conditions that stay until somebody has changed something.
+/// Conditions that stay until a person has changed something.
 const LASTING: [&str; 8] = [
     "amqp:not-found",
     "amqp:not-allowed",
@@ -194,7 +194,7 @@ fn symbol(condition: &ErrorCondition) -> Symbol {
     }
 }
 
-/// Foreign text for a terminal: bounded, without control characters.
+/// Foreign text for a terminal: limited in length, without control characters.
 pub(super) fn excerpt(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     let mut short: String = text.chars().take(EXCERPT_CHARS).map(plain).collect();

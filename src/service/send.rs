@@ -1,6 +1,6 @@
-//! Sending C2D messages.
+//! Sends C2D messages.
 //!
-//! Owns: the message as the hub wants it over AMQP, the sender link, the hub's outcome.
+//! Owns: the form of a message for the hub over AMQP, the sender link, the hub's outcome.
 //! Must not know: connecting, feedback.
 
 use std::time::SystemTime;
@@ -21,14 +21,14 @@ use crate::message::Properties;
 /// Source: wire reference 4.1.
 const ADDRESS: &str = "/messages/devicebound";
 
-/// A message to be sent. Sizes and characters are the caller's to check; the hub checks them again.
+/// A message to be sent. The caller checks sizes and characters; the hub checks them again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OutgoingMessage {
     /// The device it is for.
     pub device_id: String,
     /// The id that feedback refers to.
     pub message_id: String,
-    /// The message it belongs with.
+    /// The id of a message that this one belongs to.
     pub correlation_id: Option<String>,
     /// Who sends it.
     pub user_id: Option<String>,
@@ -36,9 +36,9 @@ pub struct OutgoingMessage {
     pub content_type: Option<String>,
     /// How the body is encoded, such as `utf-8`.
     pub content_encoding: Option<String>,
-    /// When it is to be dropped if not delivered; without one the hub's default counts.
+    /// When the hub drops it if it is not delivered. Without one, the hub's default is used.
     pub expiry: Option<SystemTime>,
-    /// Which outcomes the sender wants to hear of.
+    /// Which outcomes the hub reports to the sender.
     pub ack: DeliveryAck,
     /// Application properties.
     pub properties: Properties,
@@ -96,7 +96,7 @@ impl OutgoingMessage {
     }
 }
 
-/// The link that sends. Dropping it detaches it.
+/// The link that sends. Its drop detaches it.
 #[derive(Debug)]
 pub struct C2dSender {
     link: Sender,
@@ -116,19 +116,19 @@ impl C2dSender {
         Ok(Self { link, failed })
     }
 
-    /// Sends a message and waits for the hub's outcome: `Ok` means that it is in the device's queue, not that it
-    /// was delivered.
+    /// Sends a message and waits for the hub's outcome. `Ok` means that the message is in the device's queue, not that
+    /// it was delivered.
     ///
     /// # Errors
-    /// [`ServiceError::Refused`] in words; or the connection is lost, or the hub is silent.
+    /// [`ServiceError::Refused`] with a sentence; or the connection is lost, or the hub does not answer.
     ///
     /// # Cancel safety
-    /// When the future is dropped, the message may or may not have been sent.
+    /// If the future is dropped, the message may or may not have been sent.
     pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
         let asked = Asked::Message { device_id: &message.device_id };
         let outcome = async {
             let sent = self.link.send_batchable(message.encode()).await.map_err(failure::of_send)?;
-            // The crate does not end the wait when a link is taken away that might be attached again.
+            // The crate keeps waiting for a link that the hub detached but that could be attached again.
             let outcome = tokio::select! {
                 biased;
                 outcome = sent => outcome,
@@ -150,7 +150,8 @@ impl C2dSender {
     }
 }
 
-/// Milliseconds since 1970, the AMQP form. Times that do not fit are clamped; the hub refuses them.
+/// Milliseconds since 1970, the AMQP form. Times that do not fit become the nearest ones that do; the hub refuses
+/// these.
 fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_milliseconds(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

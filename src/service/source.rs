@@ -1,6 +1,6 @@
-//! Where feedback is read from: a link over AMQP, or polls over HTTPS.
+//! Reads feedback from a link over AMQP, or by polls over HTTPS.
 //!
-//! Owns: the choice, and how often HTTPS is asked. Must not know: who reads, what is done with it.
+//! Owns: the choice, and how often HTTPS is polled. Must not know: the reader, what is done with feedback.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -11,20 +11,21 @@ use super::{
 };
 use crate::credentials::ServiceConnectionString;
 
-/// The time between two polls: the shortest, and the longest when nothing comes. The hub counts each poll against its limits.
+/// The shortest time between two polls, and the longest one if nothing comes. The hub counts each poll against its
+/// limits.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
-/// How feedback travels.
+/// The way of the feedback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedbackTransport {
-    /// A link, by one of AMQP's ways.
+    /// A link, by one of the ways of AMQP.
     Amqp(Way),
     /// Polls.
     Https(HttpsWay),
 }
 
-/// A reader of feedback. Dropping it gives back an uncompleted batch; over HTTPS only when its lock lapses.
+/// A reader of feedback. Its drop gives back an uncompleted batch; over HTTPS that happens when the lock expires.
 #[derive(Debug)]
 pub struct FeedbackSource(Inner);
 
@@ -41,7 +42,7 @@ impl FeedbackSource {
     /// When the hub cannot be reached or refuses.
     ///
     /// # Cancel safety
-    /// Dropping the future closes whatever was open.
+    /// A drop of the future closes everything that was open.
     pub async fn open(
         transport: &FeedbackTransport,
         identity: &ServiceConnectionString,
@@ -57,7 +58,7 @@ impl FeedbackSource {
             }
             FeedbackTransport::Https(way) => {
                 let mut service = HttpsService::new(identity, way.clone(), ca_file, TOKEN_LIFETIME, clock)?;
-                // Nothing else shows whether this hub lets this policy read.
+                // Only a poll shows whether this policy may read feedback here.
                 let polled = service.next_feedback().await?;
                 Ok(Self(Inner::Https { service: Box::new(service), polled, rest: SHORTEST_REST }))
             }
@@ -70,7 +71,8 @@ impl FeedbackSource {
     /// As [`FeedbackReceiver::next`].
     ///
     /// # Cancel safety
-    /// No batch is lost when the future is dropped. Over HTTPS one may have been on its way, and comes a minute later.
+    /// No batch is lost if the future is dropped. Over HTTPS, a batch may have been on its way: it comes again a
+    /// minute later.
     pub async fn next(&mut self) -> Result<FeedbackBatch, ServiceError> {
         match &mut self.0 {
             Inner::Amqp { receiver, .. } => receiver.next().await,
@@ -98,14 +100,14 @@ impl FeedbackSource {
                     return Err(ServiceError::Lost("the batch came over another connection".into()));
                 };
                 service.complete_feedback(&lock).await?;
-                // Where one was, more may wait: no rest before the next poll.
+                // After a batch, more may wait, so the next poll comes without a pause.
                 *rest = Duration::ZERO;
                 Ok(())
             }
         }
     }
 
-    /// Ends it in good order.
+    /// Ends the connection in good order.
     pub async fn close(self) {
         if let Inner::Amqp { service, .. } = self.0 {
             service.close().await;

@@ -1,4 +1,4 @@
-//! Whom a back end's request over HTTPS is about: a device, or one of its modules.
+//! The subject of a back end's request over HTTPS: a device, or one of its modules.
 //!
 //! Owns: its path and its name in sentences. Must not know: requests.
 
@@ -8,10 +8,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::credentials::{CredentialError, check_device_id, check_module_id};
 
-/// What may stand in a path as it is. Source: RFC 3986, unreserved characters.
+/// The characters that a path must escape. Source: RFC 3986, unreserved characters.
 pub(super) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A device, or a module of it. It shows as `device pi-01`, or as `module relay of device pi-01`.
+/// A device, or a module of it. It is displayed as `device pi-01`, or as `module relay of device pi-01`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     device_id: String,
@@ -20,24 +20,24 @@ pub struct Target {
 
 impl Target {
     /// # Errors
-    /// When one of the two is no id.
+    /// When one of the two is not an id.
     pub fn new(device_id: &str, module_id: Option<&str>) -> Result<Self, CredentialError> {
         check_device_id(device_id)?;
         module_id.map_or(Ok(()), check_module_id)?;
         Ok(Self { device_id: device_id.to_owned(), module_id: module_id.map(str::to_owned) })
     }
 
-    /// The device, also that of a module.
+    /// The device. For a module, the device that it belongs to.
     pub fn device_id(&self) -> &str {
         &self.device_id
     }
 
-    /// The module, when it is one.
+    /// The module, if it is one.
     pub fn module_id(&self) -> Option<&str> {
         self.module_id.as_deref()
     }
 
-    /// Where its twin is. Source: the REST definitions in Microsoft's Python service SDK.
+    /// The path of its twin. Source: the REST definitions in Microsoft's Python service SDK.
     pub(super) fn twin_path(&self) -> String {
         let device = utf8_percent_encode(&self.device_id, ENCODED);
         match &self.module_id {

@@ -1,4 +1,4 @@
-//! What the hub's answers over HTTPS mean, and what is wrong with those that are none.
+//! What the hub's answers over HTTPS mean, and what is wrong with answers that are not a hub's.
 //!
 //! Owns: the sentences. Must not know: how requests are sent.
 
@@ -46,7 +46,7 @@ pub(super) fn not_authorised(host: &HostPort, policy: &str, remedy: &str) -> Ser
     }
 }
 
-/// Something answers, but not a hub.
+/// A server that answers, but is not a hub.
 pub(super) fn no_hub(host: &HostPort, what: &str) -> ServiceError {
     ServiceError::Answer(format!(
         "{host} answers over HTTPS, but not as an IoT Hub does ({what}): check HostName and --https-port, or whether a \
@@ -54,7 +54,7 @@ pub(super) fn no_hub(host: &HostPort, what: &str) -> ServiceError {
     ))
 }
 
-/// A body that did not come to its end.
+/// A body that ended too early or is too large.
 pub(super) fn of_body(host: &HostPort, limit: usize, error: &(dyn Error + 'static)) -> ServiceError {
     if error.is::<LengthLimitError>() {
         return no_hub(host, &format!("more than {} KiB", limit / 1024));

@@ -1,6 +1,6 @@
 //! Feedback and purges over HTTPS, for networks that let only 443 through.
 //!
-//! Owns: their requests and answers. Must not know: how often one asks.
+//! Owns: their requests and answers. Must not know: how often feedback is requested.
 //!
 //! Source: wire reference 4.4 and 4.5.
 
@@ -20,17 +20,17 @@ const PATH: &str = "/messages/serviceBound/feedback";
 /// Most bytes of a batch: 64 records with ids of at most 128 characters.
 const MAX_BATCH: usize = 1024 * 1024;
 
-/// Most bytes of an answer that says little.
+/// Most bytes of an answer with little content.
 const MAX_SHORT: usize = 64 * 1024;
 
 impl HttpsService {
-    /// Takes every message that waits for a device out of its queue, and answers how many there were.
+    /// Removes all messages that wait for a device from its queue, and returns how many there were.
     ///
     /// # Errors
     /// As for [`HttpsService::twin`].
     ///
     /// # Cancel safety
-    /// When the future is dropped, the queue may or may not be purged.
+    /// If the future is dropped, the queue may or may not be purged.
     pub async fn purge(&mut self, device_id: &str) -> Result<u64, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/devices/{device}/commands?api-version={API_VERSION}");
@@ -39,13 +39,14 @@ impl HttpsService {
         purged.ok_or_else(|| answer::no_hub(&self.host, "no number of purged messages"))
     }
 
-    /// Asks for the next feedback batch; `None` when none is due.
+    /// Asks for the next feedback batch; `None` if the hub has none.
     ///
     /// # Errors
-    /// As for [`HttpsService::twin`]; or the batch cannot be read, and is given back.
+    /// As for [`HttpsService::twin`]; or when the batch cannot be read: then it is given back.
     ///
     /// # Cancel safety
-    /// When the future is dropped, a batch may have been on its way; it comes again when its lock lapses, after a minute.
+    /// If the future is dropped, a batch may have been on its way; it comes again when its lock expires, after a
+    /// minute.
     pub(in crate::service) async fn next_feedback(&mut self) -> Result<Option<FeedbackBatch>, ServiceError> {
         let path = format!("{PATH}?api-version={API_VERSION}");
         let (head, body) = self.exchange(Ask::new(Method::GET, path, MAX_BATCH)).await?;
@@ -74,10 +75,10 @@ impl HttpsService {
     /// Consumes the batch with this lock token.
     ///
     /// # Errors
-    /// As for [`HttpsService::twin`]; or the lock has lapsed. Then the batch comes again.
+    /// As for [`HttpsService::twin`]; or when the lock has expired: then the batch comes again.
     ///
     /// # Cancel safety
-    /// When the future is dropped, the batch may or may not be consumed.
+    /// If the future is dropped, the batch may or may not be consumed.
     pub(in crate::service) async fn complete_feedback(&mut self, lock: &str) -> Result<(), ServiceError> {
         let path = format!("{PATH}/{lock}?api-version={API_VERSION}");
         let (head, body) = self.exchange(Ask::new(Method::DELETE, path, MAX_SHORT)).await?;
@@ -93,7 +94,7 @@ impl HttpsService {
     }
 }
 
-/// The lock token, when it can stand in a path as it is.
+/// The lock token, if it can stand in a path without escapes.
 fn lock(head: &Parts) -> Option<String> {
     let token = head.headers.get(ETAG)?.to_str().ok()?.trim_matches('"');
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';

@@ -1,4 +1,4 @@
-//! Direct methods as a back end calls them.
+//! Calls direct methods, as a back end does.
 //!
 //! Owns: their requests and answers. Must not know: what a method does.
 //!
@@ -15,15 +15,15 @@ use serde_json::value::RawValue;
 use super::{ANSWER_TIMEOUT, API_VERSION, Ask, HttpsService, answer};
 use crate::service::{ServiceError, Target};
 
-/// Most bytes of a payload, each way.
+/// Most bytes of a payload, in each direction.
 pub const MAX_METHOD_PAYLOAD: usize = 128 * 1024;
 
-/// Most bytes of an answer: a payload, and what stands around it.
+/// Most bytes of an answer: a payload and the JSON around it.
 const MAX_ANSWER: usize = MAX_METHOD_PAYLOAD + 4 * 1024;
 
 /// No device took the call. Hub code.
 const NOT_ONLINE: u64 = 404_103;
-/// The device took it and did not answer. Hub code.
+/// A device took the call and did not answer. Hub code.
 const NO_ANSWER: u64 = 504_101;
 
 /// A call of a method.
@@ -31,7 +31,7 @@ const NO_ANSWER: u64 = 504_101;
 pub struct MethodCall {
     /// The method's name.
     pub name: String,
-    /// JSON for the device, which gets it as it is.
+    /// JSON for the device, which gets it unchanged.
     pub payload: Box<RawValue>,
     /// How long the device may take to answer: 5 s to 300 s, whole seconds.
     pub response_timeout: Duration,
@@ -44,7 +44,7 @@ pub struct MethodCall {
 pub struct MethodAnswer {
     /// The device's own status.
     pub status: i64,
-    /// JSON of the device as it came; `None` for null.
+    /// The device's JSON, unchanged; `None` for null.
     pub payload: Option<Box<RawValue>>,
 }
 
@@ -58,14 +58,14 @@ struct Sent<'a> {
 }
 
 impl HttpsService {
-    /// Calls a method once, and waits for its end: the two times of the call, and a little for the way.
+    /// Calls a method once, and waits for its end: the two times of the call, and a little for the network.
     ///
     /// # Errors
-    /// As for [`HttpsService::twin`]; [`ServiceError::NotOnline`]: the call did not reach the device;
-    /// [`ServiceError::NoMethodAnswer`]: it may have.
+    /// As for [`HttpsService::twin`]; [`ServiceError::NotOnline`] when the call did not reach the device;
+    /// [`ServiceError::NoMethodAnswer`] when it may have reached it.
     ///
     /// # Cancel safety
-    /// When the future is dropped, the device may or may not run the method.
+    /// If the future is dropped, the device may or may not run the method.
     pub async fn invoke_method(
         &mut self,
         target: &Target,
@@ -100,7 +100,7 @@ impl HttpsService {
     }
 }
 
-/// The hub's own code, which methods have in JSON inside the message.
+/// The hub's own code. For methods it is in JSON inside the message.
 fn error_code(body: &[u8]) -> Option<u64> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let details: Value = serde_json::from_str(body.get("Message")?.as_str()?).ok()?;

@@ -1,4 +1,4 @@
-//! The client against servers of the tests' own: what is asked for, and every kind of bad answer.
+//! The client against servers of these tests: what it asks for, and every kind of bad answer.
 
 use super::*;
 use crate::credentials::ProxySettings;
@@ -16,7 +16,7 @@ const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 struct Server {
     port: u16,
     ca: tempfile::TempDir,
-    /// Told when a request is read and no answer will follow.
+    /// Notified when a request was read and no answer will follow.
     silent: Arc<Notify>,
     tasks: JoinSet<Vec<String>>,
 }
@@ -79,12 +79,12 @@ async fn serve(
             }
             heads.push(String::from_utf8(head).expect("text"));
             if answer.is_empty() {
-                // Silence, until the client has had enough.
+                // The server is silent until the client gives up.
                 silent.notify_one();
                 drop(stream.read_u8().await);
                 return heads;
             }
-            // A client that has had enough closes before the end.
+            // A client that gave up closes before the end.
             let sent = stream.write_all(answer).await;
             let closes = answer.windows(17).any(|part| part == b"Connection: close");
             answers.next();
@@ -195,7 +195,7 @@ async fn a_server_that_says_nothing_is_left() {
         answered = &mut asked => panic!("{answered:?}"),
         () = server.silent.notified() => {}
     }
-    // Only now, or the TLS handshake would count as waiting.
+    // Only after the TLS handshake, because paused time would run out during it.
     tokio::time::pause();
     let error = asked.await.expect_err("late").to_string();
     assert!(error.contains("did not answer over HTTPS within 15 s"), "{error}");

@@ -1,4 +1,4 @@
-//! Twins as a back end reads and writes them.
+//! Reads and writes twins, as a back end does.
 //!
 //! Owns: their requests. Must not know: what a twin says.
 //!
@@ -10,19 +10,19 @@ use serde_json::{Map, Value, json};
 use super::{API_VERSION, Ask, HttpsService, MAX_TWIN, answer};
 use crate::service::{ServiceError, Target};
 
-/// What a back end changes. What is `null` in it is taken away; what it does not name stays.
+/// The changes that a back end makes. A `null` removes a key; keys that are not named stay.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TwinPatch {
     /// Seen by back ends only.
     pub tags: Option<Map<String, Value>>,
-    /// What the device should be.
+    /// The state that the device should have.
     pub desired: Option<Map<String, Value>>,
-    /// The patch is refused when the twin has another etag meanwhile.
+    /// The patch is refused if the twin has another etag by then.
     pub etag: Option<String>,
 }
 
 impl HttpsService {
-    /// Reads a whole twin as the hub has it.
+    /// Reads a whole twin, unchanged.
     ///
     /// # Errors
     /// As for [`HttpsService::twin`].
@@ -33,13 +33,13 @@ impl HttpsService {
         self.twin_of(target, Ask::new(Method::GET, twin_path(target), MAX_TWIN)).await
     }
 
-    /// Merges a patch into a twin, and answers the whole twin.
+    /// Merges a patch into a twin, and returns the whole twin.
     ///
     /// # Errors
     /// As for [`HttpsService::twin`]; or [`ServiceError::Changed`].
     ///
     /// # Cancel safety
-    /// When the future is dropped, the twin may or may not be patched.
+    /// If the future is dropped, the twin may or may not be patched.
     pub async fn patch_twin(&mut self, target: &Target, patch: &TwinPatch) -> Result<Value, ServiceError> {
         let mut body = Map::new();
         if let Some(tags) = &patch.tags {
