@@ -1,8 +1,8 @@
-//! The configuration: TOML text to a typed, checked [`Config`], every problem with its position.
+//! The configuration: turns TOML text into a typed, checked [`Config`], and reports every problem with its position.
 //!
 //! Owns: the file's schema, its defaults and limits. Must not know: tokio, sockets, pins' hardware.
 //!
-//! A configuration is a main file and the drop-ins in `config.d` beside it. Relative paths in all of them are taken from the
+//! A configuration is a main file and the drop-ins in `config.d` beside it. Relative paths in all of them start at the
 //! directory of the main file.
 
 use std::path::{Path, PathBuf};
@@ -79,17 +79,17 @@ const fn table(name: &'static str) -> Key<Form> {
 pub struct Config {
     /// Who signs in.
     pub identities: Identities,
-    /// A private root beside the system's, for the device.
+    /// A private root for the device, trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// How long a SAS token is good.
+    /// How long a SAS token is valid.
     pub token_lifetime: Duration,
-    /// What is spoken with the hub.
+    /// The protocol between the agent and the hub.
     pub transport: Transport,
-    /// The way to the hub.
+    /// How to get to the hub.
     pub route: Route,
     /// The pins.
     pub gpio: GpioSettings,
-    /// The rules; those of the twin are the last.
+    /// The rules; the twin's rules are the last ones.
     pub rules: Rules,
     /// Which of the rules are the twin's, in their order.
     pub twin_rules: Vec<TwinRule>,
@@ -97,74 +97,74 @@ pub struct Config {
     pub twin: TwinSettings,
     /// The durable record of messages.
     pub inbox: InboxSettings,
-    /// Where metrics are served; absent: nowhere.
+    /// Where metrics are served; absent: they are not served.
     pub metrics: Option<MetricsSettings>,
     /// How many programs may run at once.
     pub max_children: usize,
-    /// Where the outcomes of messages are reported that no rule takes; for rules see their policy.
+    /// Where the outcomes of messages that match no rule are reported. For rules see their policy.
     pub reports: Reports,
-    /// How messages are settled that no rule takes.
+    /// What happens to a message that no rule matches.
     pub unmatched: Unmatched,
-    /// The main file, and then the drop-ins in the order in which they count.
+    /// The main file, then the drop-ins in the order in which they count.
     pub files: Vec<PathBuf>,
-    /// The texts of which it is made.
+    /// The texts that it was made from.
     pub texts: Texts,
-    /// What is doubtful but does not keep the agent from running; often empty.
+    /// What is doubtful but does not stop the agent; often empty.
     pub warnings: Report,
 }
 
-/// A configuration as far as it could be read, for `check` and `doctor`: a part is absent when it has a problem.
+/// A configuration as far as it could be read, for `check` and `doctor`. A part with a problem is absent.
 #[derive(Debug)]
 pub struct Inspection {
     /// The device that signs in.
     pub identity: Option<DeviceIdentity>,
     /// The module that signs in.
     pub module: Option<ModuleEnvironment>,
-    /// The first problem with the device that signs in, or with that nobody does, when there is one.
+    /// The first problem with the device that signs in, or with the lack of one; none without a problem.
     pub identity_problem: Option<String>,
-    /// The same with the module, whose environment is wrong.
+    /// The first problem with the module, whose environment is wrong; none without a problem.
     pub module_problem: Option<String>,
-    /// The file that holds the device's key, token or private key; absent when it comes from the environment.
+    /// The file that holds the device's key, token or private key; absent if that is in the environment.
     pub secret_file: Option<PathBuf>,
-    /// A private root beside the system's.
+    /// A private root, trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
-    /// How long a SAS token is good.
+    /// How long a SAS token is valid.
     pub token_lifetime: Duration,
-    /// What is spoken with the hub.
+    /// The protocol between the agent and the hub.
     pub transport: Transport,
-    /// The way to the hub.
+    /// How to get to the hub.
     pub route: Route,
     /// The pins that have no problem.
     pub gpio: GpioSettings,
-    /// The rules, when none of them has a problem.
+    /// The rules; absent if one of them has a problem.
     pub rules: Option<Rules>,
-    /// Which of the rules are the twin's, in their order; those of the files alone stand before them.
+    /// Which of the rules are the twin's, in their order; the rules of the files stand before them.
     pub twin_rules: Vec<TwinRule>,
     /// What the twin may set.
     pub twin: TwinSettings,
-    /// Where the inbox is: `inbox` and `status` need it even when the rest has problems. Absent when the file cannot be
-    /// read, or does not say where.
+    /// Where the inbox is: `inbox` and `status` need it even if other parts have problems. Absent if the file cannot
+    /// be read, or does not say where the inbox is.
     pub inbox: Option<InboxSettings>,
-    /// The main file, and then the drop-ins that could be read, in the order in which they count.
+    /// The main file, then the drop-ins that could be read, in the order in which they count.
     pub files: Vec<PathBuf>,
-    /// A sentence for each value that a drop-in has replaced, with both places; a long list is cut off.
+    /// A sentence for each value that a drop-in replaced, with both places. A long list is cut off.
     pub replaced: Vec<String>,
-    /// Where others can change the files; a warning of the report each.
-    #[allow(dead_code)] // Only the doctor looks at it, and not every build has one.
+    /// The places where other users can change the files; the report has a warning for each.
+    #[allow(dead_code)] // Only the doctor reads it, and not every build has the doctor.
     pub(crate) foreign: Vec<Foreign>,
     /// Problems and warnings.
     pub report: Report,
     metrics: Option<MetricsSettings>,
     max_children: usize,
     reports: Reports,
-    /// How messages are settled that no rule takes.
+    /// What happens to a message that no rule matches.
     pub unmatched: Unmatched,
     texts: Texts,
 }
 
-/// Reads a configuration file and its drop-ins anew. `env` looks a variable of the environment up:
-/// `C2D_DEVICE_CONNECTION_STRING` names the device when the files do not, and `C2D_CA_FILE` goes before `ca_file`;
-/// with `transport`, `C2D_HTTPS_PORT`, `HTTPS_PROXY` and `NO_PROXY` count.
+/// Reads a configuration file and its drop-ins from the disk. `env` returns a variable of the environment.
+/// `C2D_DEVICE_CONNECTION_STRING` names the device if the files do not, and `C2D_CA_FILE` takes precedence over
+/// `ca_file`. With `transport`, `C2D_HTTPS_PORT`, `HTTPS_PROXY` and `NO_PROXY` are used, too.
 ///
 /// # Errors
 /// All problems at once.
@@ -184,12 +184,13 @@ pub fn inspect(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection 
     Inspection { foreign, ..inspect_sources(sources, report, env) }
 }
 
-/// Reads the text of the configuration file `path` alone; the file itself is not touched, those that the text names are.
+/// Reads the text of the configuration file `path` alone. It does not read that file, but the files that the text
+/// names.
 pub fn inspect_text(text: &str, path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
     inspect_texts(&[(path, text)], env)
 }
 
-/// Reads texts with their paths as the main file and its drop-ins; these files themselves are not touched.
+/// Reads texts with their paths as the main file and its drop-ins. It does not read these files.
 pub fn inspect_texts(texts: &[(&Path, &str)], env: &dyn Fn(&str) -> Option<String>) -> Inspection {
     let mut sources = Sources::default();
     for (path, text) in texts {
@@ -198,7 +199,7 @@ pub fn inspect_texts(texts: &[(&Path, &str)], env: &dyn Fn(&str) -> Option<Strin
     inspect_sources(sources, Report::default(), env)
 }
 
-/// Reads the texts, to which `report` has what is known already.
+/// Reads the texts. `report` has the findings so far.
 fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> Option<String>) -> Inspection {
     let sources = Arc::new(sources);
     report.set_sources(Arc::clone(&sources));
@@ -222,7 +223,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let unmatched = policy::read_unmatched(root.take(&policy::UNMATCHED), &mut report);
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
         read_rules(&mut root, directory, &sources, &mut report);
-    // An agent goes on whatever its tests are like: `read_tests` reads them for `check`.
+    // A mistake in a test must not stop an agent, so only `check` reads tests: see `read_tests`.
     root.take(&TEST);
     forms(&mut root, &mut report);
     root.finish(&mut report);
@@ -260,7 +261,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     }
 }
 
-/// Says how tables are written that are called otherwise, or stand elsewhere.
+/// Explains how a table is written if it has another form or stands elsewhere.
 fn forms(root: &mut table::Table<'_>, report: &mut Report) {
     let rules = root.take_unlisted("rules").map(|field| (field, rule::FORM));
     let tests = root.take_unlisted("tests").map(|field| (field, rule_tests::FORM));
@@ -280,7 +281,7 @@ struct RulePart {
     twin_rules: Vec<TwinRule>,
 }
 
-/// Reads the rules and what they refer to; relative paths are taken from `directory`.
+/// Reads the rules and what they refer to; relative paths start at `directory`.
 fn read_rules(
     root: &mut table::Table<'_>,
     directory: &Path,
@@ -304,17 +305,17 @@ fn read_rules(
 }
 
 impl Inspection {
-    /// Who signs in, as far as that is known.
+    /// Who signs in, as far as that could be read.
     pub fn identities(&self) -> Option<Identities> {
         Identities::of(self.identity.clone(), self.module.clone())
     }
 
-    /// The rules of the files alone, without those of the twin, when none of them has a problem.
+    /// The rules of the files without the twin's; `None` if one of them has a problem.
     pub fn own_rules(&self) -> Option<Rules> {
         self.rules.as_ref().map(|rules| with_twin::own(rules, &self.twin_rules))
     }
 
-    /// The configuration, when there is no problem at all.
+    /// The configuration, if it has no problem.
     ///
     /// # Errors
     /// All problems and warnings.

@@ -1,6 +1,6 @@
-//! The `when` of a rule.
+//! Reads the `when` of a rule.
 //!
-//! Owns: the kinds of conditions in TOML, and which cannot be met. Must not know: messages.
+//! Owns: the kinds of conditions in TOML, and which of them contradict each other. Must not know: messages.
 
 use toml::de::DeValue;
 
@@ -11,7 +11,7 @@ use super::key::{Absent, Form, Key};
 use super::report::Report;
 use super::table::{Field, fields, shown};
 
-/// The kinds of conditions beside a plain value, and how each is read.
+/// The kinds of conditions other than a plain value, and how each is read.
 pub(super) static KINDS: [(Key<Form>, ReadTest); 6] = [
     (
         kind("one_of", "a list of values", "values", "`{ one_of = [\"on\", \"off\"] }`: is one of these"),
@@ -53,7 +53,7 @@ fn kinds() -> String {
 
 const RANGE: &str = "two numbers, [least, most], such as [1, 20]";
 
-/// Reads `when`: a table of conditions, or `"any"` for none. `None` when there was a problem.
+/// Reads `when`: a table of conditions, or `"any"` for none. `None` if there was a problem.
 pub(super) fn read(field: &Field<'_>, report: &mut Report) -> Option<Vec<Condition>> {
     let needed = "a table of conditions such as { action = \"pump\" }, or \"any\" to match every message";
     match field.value.value {
@@ -88,7 +88,7 @@ fn read_condition(field: &Field<'_>, report: &mut Report) -> Option<Condition> {
     Some(Condition { subject, test })
 }
 
-/// Whether there is a door of that name. `None` when there was a problem.
+/// Whether there is a door of that name. `None` if there was a problem.
 fn check_source(field: &Field<'_>, test: &Test, report: &mut Report) -> Option<()> {
     let words = Door::ALL.map(Door::word);
     let is_door = |text: &str| words.contains(&text);
@@ -110,7 +110,7 @@ fn check_source(field: &Field<'_>, test: &Test, report: &mut Report) -> Option<(
     }
 }
 
-/// What keeps every message from meeting all conditions of a rule; none when nothing does.
+/// The reason why no message can meet all conditions of a rule; `None` if one can.
 pub(super) fn contradiction(rule: &Rule) -> Option<String> {
     if rule.doors().next().is_some() {
         return None;

@@ -1,8 +1,8 @@
-//! Who the device is: the `[device]` table, and the environment.
+//! Reads who the device is: the `[device]` table, and the environment.
 //!
-//! Owns: its keys, and which source of the identity counts. Must not know: tokens, sockets.
+//! Owns: its keys, and which source of the identity is used. Must not know: tokens, sockets.
 //!
-//! The identity comes from one place only: two of them are a problem, because the wrong one could win unseen.
+//! The identity comes from one place only. Two places are a problem, because the wrong one could be used unnoticed.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,13 +21,14 @@ use super::report::{Place, Report, holds_a_secret};
 use super::table::{Field, Table, shown};
 use super::transport;
 
-/// Names the directory in which systemd puts what the unit loads with `LoadCredential=`. Source: systemd.exec(5).
+/// Names the directory in which systemd puts the files that the unit loads with `LoadCredential=`. Source:
+/// systemd.exec(5).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
-/// The credential that names the device when nothing else does.
+/// The credential that names the device if the configuration and the environment do not.
 const CONNECTION_STRING_CREDENTIAL: &str = "device.connection-string";
 /// Holds a device connection string.
 pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
-/// Names the file of a private root; goes before `ca_file`.
+/// Names the file of a private root; takes precedence over `ca_file`.
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 pub(super) const STRING_FILE: Key<FilePath> = Key {
@@ -78,8 +79,8 @@ pub(super) const TOKEN_LIFETIME: Key<Span> = Key {
             closing the connection",
 };
 pub(super) const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
-/// The hub ends a session of MQTT that is silent for one and a half times as long, and for 1767 s at the latest. Source: wire
-/// reference 1.4.
+/// The hub ends an MQTT session after a silence of one and a half times this value, and at the latest after 1767 s.
+/// Source: wire reference 1.4.
 pub(super) const KEEP_ALIVE: Key<Span> = Key {
     name: "keep_alive",
     kind: Span(Duration::from_secs(1), Duration::from_secs(1177)),
@@ -87,10 +88,10 @@ pub(super) const KEEP_ALIVE: Key<Span> = Key {
     about: "how often each side sends a sign of life; if nothing comes for twice this time, the agent \
             connects again",
 };
-/// A connection string with a token is well below.
+/// A connection string with a token is much shorter.
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 
-/// What `[device]` and the environment say; `identity` is absent when there was a problem with it.
+/// What `[device]` and the environment say; `identity` is absent if there was a problem with it.
 pub(super) struct Device {
     pub(super) identity: Option<DeviceIdentity>,
     /// The file that holds the key, the token or the private key.
@@ -101,19 +102,19 @@ pub(super) struct Device {
     pub(super) route: Route,
 }
 
-/// Where files are looked for.
+/// Where files are searched.
 struct Places<'p> {
-    /// Relative paths are taken from here.
+    /// Relative paths start here.
     directory: &'p Path,
-    /// What systemd has read for this process, which may not read the files themselves.
+    /// What systemd has read for this process, which may not be allowed to read the files itself.
     credentials: Option<PathBuf>,
 }
 
 impl Places<'_> {
-    /// The path itself, unless this process may not open it and there is a credential of its file name.
+    /// The path itself; but the credential of its file name if there is one and this process may not open the path.
     ///
     /// # Errors
-    /// When the file is there, and the unit could load it.
+    /// When the file exists, this process may not open it, and the unit could load it.
     fn readable(&self, path: PathBuf) -> Result<PathBuf, String> {
         if files::can_open(&path) {
             return Ok(path);
@@ -131,7 +132,7 @@ impl Places<'_> {
         }
     }
 
-    /// A credential, unless it is absent or blank: the unit gives a line break where there is no file.
+    /// A credential; none if it is absent or blank. For a missing file the unit supplies a line break.
     fn credential(&self, name: &Path) -> Option<PathBuf> {
         let path = self.credentials.as_ref()?.join(name);
         files::has_text(&path).then_some(path)
@@ -150,7 +151,7 @@ struct Fields<'t> {
 }
 
 impl Fields<'_> {
-    /// Whether something is said that only a device needs.
+    /// Whether a key is set that only a device needs.
     fn begin_a_device(&self) -> bool {
         [&self.device_id, &self.gateway, &self.certificate, &self.private_key]
             .iter()
@@ -158,7 +159,7 @@ impl Fields<'_> {
     }
 }
 
-/// Reads `[device]`; relative paths are taken from `directory`. As a module this process needs no device.
+/// Reads `[device]`; relative paths start at `directory`. A process that is a module needs no device.
 pub(super) fn read(
     field: Option<Field<'_>>,
     directory: &Path,
@@ -205,7 +206,7 @@ pub(super) fn read(
         DeValue::String(text) if !holds_a_secret(text) => Some(directory.join(&**text)),
         _ => None,
     });
-    // The same string in both names one device, as in the shell from which `init` has taken it.
+    // The file and the variable may have one string, as in the shell that `init` took it from: that is one device.
     let from_environment = from_environment.filter(|text| {
         let in_file = named.as_ref().and_then(|path| read_connection_string(path).ok());
         in_file.is_none_or(|own| own != text.trim())

@@ -1,4 +1,4 @@
-//! The files of a configuration on disk: the main one, and the drop-ins in `config.d` beside it.
+//! Reads the files of a configuration from the disk: the main file, and the drop-ins in `config.d` beside it.
 //!
 //! Owns: which files count, their order and limits, and who may change them. Must not know: what is in them.
 
@@ -13,16 +13,16 @@ use super::report::{Place, Report};
 use super::sources::Sources;
 use crate::trust::{self, Foreign, Way};
 
-/// Largest file, and largest sum of all files.
+/// The largest file, and the largest sum of all files.
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
 /// Most drop-ins.
 const MAX_FILES: usize = 100;
-/// Where the service of the Debian package looks; only root writes there.
+/// The main file of the Debian package's service. Only root can write there.
 const OF_THE_SERVICE: &str = "/etc/c2d-agent/config.toml";
-/// Stands beside the main file.
+/// The directory beside the main file.
 const DIRECTORY: &str = "config.d";
 
-/// Reads the main file and its drop-ins, in the order in which they count. A file with a problem is left out.
+/// Reads the main file and its drop-ins, in the order in which they count, without those that have a problem.
 pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
     let mut sources = Sources::default();
     match files::read_text(main, MAX_CONFIG_BYTES as u64) {
@@ -74,7 +74,7 @@ pub(super) fn read(main: &Path, report: &mut Report) -> Sources {
     sources
 }
 
-/// What to do when there is no main file.
+/// What to do if there is no main file.
 fn first_steps(main: &Path) -> String {
     let init = match main == Path::new(OF_THE_SERVICE) {
         true => "sudo c2d-agent init".to_owned(),
@@ -83,9 +83,10 @@ fn first_steps(main: &Path) -> String {
     format!("; write one with {init}, or name another file with -c FILE")
 }
 
-/// The drop-ins in the order of their names' bytes, at most one more than there may be; none without the directory.
+/// The drop-ins, sorted by the bytes of their names. At most one more than allowed, which is enough to report that
+/// there are too many; none without the directory.
 fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    // Not what a link points to: a link to nowhere is a mistake.
+    // The link itself is checked, because a link to a missing directory is a mistake.
     if fs::symlink_metadata(directory).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(Vec::new());
     }
@@ -103,12 +104,12 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| directory.join(name)).collect())
 }
 
-/// Editors and package managers leave other names behind: `.20-pins.toml.swp`, `20-pins.toml.dpkg-old`.
+/// Editors and package managers leave other names, such as `.20-pins.toml.swp` and `20-pins.toml.dpkg-old`.
 fn is_drop_in(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".toml") && !name.as_bytes().starts_with(b".")
 }
 
-/// Where others can change these files, the main one first, or add drop-ins: each place once.
+/// Where other users can change these files or add drop-ins, the main file first. Each place appears once.
 pub(super) fn foreign<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Foreign> {
     let mut found: Vec<Foreign> = Vec::new();
     let mut add = |foreign: Foreign| {
@@ -117,11 +118,11 @@ pub(super) fn foreign<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Foreign>
         }
     };
     for (at, path) in paths.enumerate().filter(|(_, path)| path.is_file()) {
-        // As the way to it tells places, so that none is told twice.
+        // The real path is how a place is reported, so that no place is reported twice.
         let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let directory = trust::directory_of(&real);
         if at == 0 {
-            // Drop-ins are looked for beside it.
+            // Drop-ins are read from here.
             [directory, &directory.join(DIRECTORY)].into_iter().filter_map(trust::foreign).for_each(&mut add);
         }
         Way::to(path).foreign.into_iter().for_each(&mut add);

@@ -1,6 +1,6 @@
-//! What a configuration says about files: paths, secrets, programs.
+//! Reads the files that a configuration names: paths, secrets, programs.
 //!
-//! Owns: bounded reading. Must not know: the schema, who may write where (`trust`).
+//! Owns: limits for reading. Must not know: the schema, who may write where (`trust`).
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::trust::in_words;
 
-/// What systemd gives to one service, all credentials together.
+/// The limit of systemd for all credentials of one service together.
 const MAX_CREDENTIAL_BYTES: u64 = 1024 * 1024;
 
 /// Reads a text file of at most `limit` bytes.
@@ -35,7 +35,7 @@ pub(super) fn text_of(file: File, limit: u64) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text: save it as UTF-8".to_owned())
 }
 
-/// Whether there is a regular file: anything else could block or never end.
+/// Whether the path is a regular file. Reading anything else could block or never end.
 ///
 /// # Errors
 /// The reason, without the file's name.
@@ -48,12 +48,12 @@ pub(super) fn check_regular(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether this process may open the file for reading. What is not a regular file is not opened: a pipe would block.
+/// Whether this process may open the file for reading. Only a regular file is opened, because a pipe would block.
 pub(super) fn can_open(path: &Path) -> bool {
     check_regular(path).is_ok() && File::open(path).is_ok()
 }
 
-/// Whether there is a file with more than white space in it.
+/// Whether the file exists and has more than white space.
 pub(super) fn has_text(path: &Path) -> bool {
     read_text(path, MAX_CREDENTIAL_BYTES).is_ok_and(|text| !text.trim().is_empty())
 }

@@ -1,4 +1,4 @@
-//! The `[gpio]` table.
+//! Reads the `[gpio]` table.
 //!
 //! Owns: its keys, defaults and limits. Must not know: hardware.
 
@@ -106,11 +106,11 @@ pub(super) const AFTER: Key<Span> = Key {
     absent: Absent::Refused,
     about: "the time without the hub",
 };
-/// Within this time the agent is mostly back after a renewal of its token or a short loss.
+/// After a token renewal or a short loss, the agent is mostly connected again within this time.
 const RECONNECTED: Duration = Duration::from_secs(5);
 
-/// Reads `[gpio]`; relative paths are taken from `directory`. Beside the settings, the names of all pins, those with
-/// a problem too: a rule that names one of these is not at fault.
+/// Reads `[gpio]`; relative paths start at `directory`. Returns the settings, and the names of all pins, also of those
+/// with a problem: a rule that names one of these is not at fault.
 pub(super) fn read(
     field: Option<Field<'_>>,
     directory: &Path,
@@ -182,7 +182,7 @@ fn read_pins(
     pins
 }
 
-/// The pin, and the place of its line.
+/// The pin, and the place of its `line` key.
 fn read_pin(
     mut table: Table<'_>,
     backend: GpioBackend,
@@ -234,7 +234,7 @@ pub(super) fn unknown_pin(name: &str, names: &[String]) -> String {
     format!("there is no pin \"{name}\" ({known}): {remedy}")
 }
 
-/// Which names there are.
+/// The names that exist, for a sentence.
 pub(super) fn known_pins(names: &[String]) -> String {
     if names.is_empty() {
         return "no pin is configured".to_owned();

@@ -1,6 +1,6 @@
-//! Who signs in: a device, a module of an IoT Edge device, or both side by side.
+//! Who signs in: a device, a module of an IoT Edge device, or both.
 //!
-//! Owns: which of them there are, and that there is one. Must not know: how either is read.
+//! Owns: which of them exist, and that there is at least one. Must not know: how either is read.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use crate::tls;
 
 use super::report::{Place, Report};
 
-/// Who signs in. Both at once: C2D messages come to the device, everything else goes by the module.
+/// Who signs in. With both, C2D messages come to the device, and the module does everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identities {
-    /// A device alone.
+    /// A device only.
     Device(DeviceIdentity),
-    /// A module alone.
+    /// A module only.
     Module(ModuleEnvironment),
     /// Both.
     Both(Box<(DeviceIdentity, ModuleEnvironment)>),
 }
 
 impl Identities {
-    /// Those that there are; `None` when there is none.
+    /// The given identities; `None` if there is none.
     pub(super) fn of(device: Option<DeviceIdentity>, module: Option<ModuleEnvironment>) -> Option<Self> {
         Some(match (device, module) {
             (Some(device), Some(module)) => Self::Both(Box::new((device, module))),
@@ -49,7 +49,7 @@ impl Identities {
         }
     }
 
-    /// The device, and the module where there is no device.
+    /// The device; the module if there is no device.
     pub fn first(&self) -> &DeviceIdentity {
         match self {
             Self::Device(device) => device,

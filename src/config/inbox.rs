@@ -1,4 +1,4 @@
-//! The `[inbox]` and `[actions]` tables.
+//! Reads the `[inbox]` and `[actions]` tables.
 //!
 //! Owns: their keys, defaults and limits. Must not know: what is in the inbox, how actions run.
 
@@ -68,12 +68,12 @@ pub(super) const MAX_REPORTS: Key<Whole> = Key {
     absent: Absent::Means("1000"),
     about: "outcome reports that wait for the hub; the oldest are dropped first",
 };
-/// What a record without output takes, at the very least.
+/// Bytes of a record without output, at the very least.
 const RECORD_BYTES: u64 = 200;
-/// What the kernel takes as the path of a Unix socket.
+/// The longest path of a Unix socket that the kernel accepts.
 const MAX_SOCKET_BYTES: usize = 107;
 
-/// Directories in memory.
+/// Directories in memory: a restart empties them.
 const LOST_AT_BOOT: [&str; 3] = ["/run", "/var/run", "/dev/shm"];
 
 pub(super) const MAX_CHILDREN: Key<Whole> = Key {
@@ -82,11 +82,11 @@ pub(super) const MAX_CHILDREN: Key<Whole> = Key {
     absent: Absent::Means("4"),
     about: "programs that run at once; 2 or more where rules of the twin may use `[allow.commands]`",
 };
-/// Programs that run at once unless `[actions]` says another number.
+/// How many programs run at once if `[actions]` does not say.
 pub(super) const DEFAULT_MAX_CHILDREN: usize = 4;
 
-/// Reads `[inbox]`; relative paths are taken from `directory`. A key with a problem has its default, but none takes the
-/// place of a path with a problem: that would be another inbox.
+/// Reads `[inbox]`; relative paths start at `directory`. A key with a problem gets its default. A path with a problem
+/// gets none, because that would be another inbox.
 pub(super) fn read(field: Option<Field<'_>>, directory: &Path, report: &mut Report) -> Option<InboxSettings> {
     let Some(field) = field else {
         let settings = InboxSettings::default();
@@ -170,7 +170,7 @@ fn check_paths(
         && let Some(directory) = settings.path.parent().filter(|directory| is_missing(directory))
         && directory.parent().is_some_and(is_missing)
     {
-        // This machine need not be the one where the agent will run.
+        // The agent may run on another machine than this one.
         let message = format!(
             "neither {} nor the directory above it exists, and the agent creates only the last directory: \
              create it",
@@ -205,7 +205,8 @@ fn check_paths(
     }
 }
 
-/// Whoever owns it: root's `check` cannot tell who the agent will be.
+/// Warns of a directory that other users can write to. It does not look at the owner, because `check` as root cannot
+/// know which user the agent will be.
 fn check_directory(settings: &InboxSettings, path: Option<&Field<'_>>, report: &mut Report) {
     let Some(foreign) = trust::writable(trust::directory_of(&settings.path)) else { return };
     let (directory, what, remedy) = (foreign.place.display(), foreign.what(), foreign.remedy());

@@ -1,6 +1,7 @@
-//! `interlock` of the `[gpio]` table: pins that are never on together.
+//! Reads `interlock` of the `[gpio]` table: pins that are never on together.
 //!
-//! Owns: what a group needs, and which settings of its pins and which rules would break it. Must not know: how it is kept.
+//! Owns: what a group needs, and which settings of its pins and which rules would break it. Must not know: how it is
+//! enforced.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use super::report::Report;
 use super::settings::{OnExit, PinSettings};
 use super::table::{Field, Value, shown};
 
-/// Reads the groups. `names` are all pins, `pins` those without a problem.
+/// Reads the groups. `names` has all pins, `pins` those without a problem.
 pub(super) fn read(
     field: &Field<'_>,
     names: &[String],
@@ -71,7 +72,7 @@ fn read_member(
     Some(name.to_owned())
 }
 
-/// Why the settings of the group's pins would have two of them on.
+/// Why the settings of the group's pins would turn on two of them.
 fn conflict(group: &[String], pins: &BTreeMap<String, PinSettings>) -> Option<String> {
     let members: Vec<_> = group.iter().filter_map(|name| Some((name, pins.get(name)?))).collect();
     let having = |wanted: &dyn Fn(&PinSettings) -> bool| -> Vec<String> {
@@ -99,8 +100,9 @@ fn conflict(group: &[String], pins: &BTreeMap<String, PinSettings>) -> Option<St
     ))
 }
 
-/// The pin that a rule's steps have left on when a later step turns an interlocked one on, and that one: the later step
-/// fails every time. Only what the configuration alone says is looked at.
+/// Finds a step that turns an interlocked pin on while an earlier step has left another pin of its group on: that step
+/// always fails. Returns the earlier pin and the later one. It looks only at fixed values, not at those that a message
+/// fills in.
 pub(super) fn always_fails<'a>(steps: &'a [Step], interlocks: &[Vec<String>]) -> Option<(&'a str, &'a str)> {
     let share = |a: &str, b: &str| {
         let among = |group: &&Vec<String>, pin: &str| group.iter().any(|one| one == pin);

@@ -1,13 +1,13 @@
-//! A key of the configuration: its name, what it takes, and what it means.
+//! A key of the configuration: its name, its values, and what it means.
 //!
-//! Owns: the kinds of values with their limits. Must not know: which keys there are.
+//! Owns: the kinds of values with their limits. Must not know: which keys exist.
 
 use std::time::Duration;
 
 use super::report::Report;
 use super::table::Field;
 
-/// One key. A parser has a constant for each; what the reference says of a key is what the parser does.
+/// One key. A parser has a constant for each, so the reference of a key says what the parser does.
 #[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads absent and about"))]
 pub(super) struct Key<K> {
     pub(super) name: &'static str,
@@ -17,19 +17,19 @@ pub(super) struct Key<K> {
     pub(super) about: &'static str,
 }
 
-/// What it means that a key is absent.
+/// What an absent key means.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
 pub(crate) enum Absent {
-    /// The same as this value, without the quotes of a text.
+    /// An absent key means this value, here without the quotes of a text.
     Means(&'static str),
-    /// That there is none of it, or what `about` says.
+    /// An absent key means that there is none, or what `about` says.
     Nothing,
-    /// A problem.
+    /// An absent key is a problem.
     Refused,
 }
 
-/// A kind of value that needs nothing but its key to be read.
+/// A kind of value that can be read with nothing but its key.
 pub(super) trait Kind {
     type Value;
 
@@ -39,23 +39,23 @@ pub(super) trait Kind {
 
 /// A text that is not empty and has no control characters.
 pub(super) struct Text;
-/// Such a text that names a file.
+/// A text that names a file, not empty and without control characters.
 pub(super) struct FilePath;
-/// One of a few words, each with what it stands for.
+/// One of a few words, each with its value.
 pub(super) struct Words<T: 'static>(pub(super) &'static [(&'static str, T)]);
-/// A duration such as `"400ms"`, from the first one to the second.
+/// A duration such as `"400ms"`, between two limits.
 pub(super) struct Span(pub(super) Duration, pub(super) Duration);
-/// A whole number, from the first one to the second.
+/// A whole number, between two limits.
 pub(super) struct Whole(pub(super) u64, pub(super) u64);
-/// A number of bytes, or a text such as `"16MiB"`, from the first one to the second.
+/// A number of bytes, or a text such as `"16MiB"`, between two limits.
 pub(super) struct Size(pub(super) u64, pub(super) u64);
-/// A value that its parser reads by itself. The text says what it takes, in Markdown; the name is that of its definition in
-/// the schema.
+/// A value with a parser of its own. The first text describes its values, in Markdown; the second one is the name of
+/// its definition in the schema.
 #[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
 pub(super) struct Form(pub(super) &'static str, pub(super) &'static str);
 
 impl<K: Kind> Key<K> {
-    /// The value of `field`, which is one of this key; `None` after a problem was reported.
+    /// The value of `field`, which belongs to this key; `None` after a problem was reported.
     pub(super) fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<K::Value> {
         self.kind.read(field, report)
     }

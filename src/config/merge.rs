@@ -1,6 +1,6 @@
-//! Several TOML texts to one tree: later files add to earlier ones, or replace single values.
+//! Merges several TOML texts into one tree: later files add to earlier ones, or replace single values.
 //!
-//! Owns: what merging means, and the places of a tree made of several files. Must not know: keys, except that rules and
+//! Owns: what merging means, and the places in a tree of several files. Must not know: keys, except that rules and
 //! tests are lists that grow.
 
 use std::ops::Range;
@@ -15,23 +15,23 @@ use super::sources::{Source, Sources};
 use super::syntax;
 use super::table::shown;
 
-/// The lists at the top to which each file adds.
+/// The lists at the top that each file adds to.
 const RULES: &str = "rule";
 const TESTS: &str = super::TEST.name;
-/// Most replaced values that are named; the rest are counted.
+/// Most replaced values that are named; the others are counted.
 const MAX_NAMED: usize = 20;
 
 /// What all files say together.
 pub(super) struct Merged<'t> {
     pub(super) root: DeTable<'t>,
-    /// A sentence for each value that a later file has replaced.
+    /// A sentence for each value that a later file replaced.
     pub(super) replaced: Vec<String>,
 }
 
 /// Parses all files and merges them in their order.
 ///
-/// Tables are merged key by key, however they are written. The list of rules grows. Anything else is replaced as a whole.
-/// A table and a value under the same key are a problem, and so is what TOML does not allow.
+/// Tables are merged key by key, in any notation. The list of rules grows. Anything else is replaced as a whole. A
+/// table and a value under one key are a problem, and so is everything that TOML does not allow.
 pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> {
     let (mut root, mut merge) = (DeTable::new(), Merge { sources, report, named: Vec::new(), more: 0 });
     for source in sources.iter() {
@@ -110,7 +110,7 @@ struct Merge<'t, 'r> {
 }
 
 impl<'t> Merge<'t, '_> {
-    /// Merges `later` into `earlier`; `path` are the keys that lead to both.
+    /// Merges `later` into `earlier`; `path` has the keys that lead to both.
     fn tables(&mut self, earlier: &mut DeTable<'t>, later: DeTable<'t>, path: &mut Vec<String>) {
         for (key, value) in later {
             let name = key.get_ref().to_string();
@@ -166,12 +166,12 @@ impl<'t> Merge<'t, '_> {
     }
 }
 
-/// Whether one is a table and the other is not, or only one is a list where a list is merged.
+/// Whether only one is a table; or, for a list that grows, whether only one is a list.
 fn is_mixed(first: &DeValue<'_>, second: &DeValue<'_>, is_list: bool) -> bool {
     first.is_table() != second.is_table() || (is_list && first.is_array() != second.is_array())
 }
 
-/// `[gpio.pins.pump] line`; a key at the top as it is.
+/// `[gpio.pins.pump] line`; a key at the top has no header.
 fn named(path: &[String], name: &str) -> String {
     let name = shown(name);
     if path.is_empty() {

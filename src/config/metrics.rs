@@ -1,6 +1,6 @@
-//! The `[metrics]` table.
+//! Reads the `[metrics]` table.
 //!
-//! Owns: its key, and the warning when strangers could read. Must not know: HTTP, what is measured.
+//! Owns: its key, and the warning if strangers could read the metrics. Must not know: HTTP, what is measured.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ pub(super) const LISTEN: Key<Form> = Key {
             [Metrics](metrics.md)",
 };
 
-/// Reads `[metrics]`; without it there are none.
+/// Reads `[metrics]`; without the table there are no metrics.
 pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<MetricsSettings> {
     let mut table = field?.table("[metrics]", report)?;
     if !features::METRICS.is_built() {

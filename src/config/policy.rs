@@ -1,7 +1,7 @@
-//! What a rule says about its messages beside conditions and steps: `timeout`, `settle`, `attempts`, `lane`, `report` …
+//! Reads a rule's policy, which is all but conditions and steps: `timeout`, `settle`, `attempts`, `lane`, `report` …
 //!
-//! Owns: these keys, their limits, and what does not go together; the `[report]` table. Must not know: how any of it is
-//! done.
+//! Owns: these keys, their limits, and which combinations are wrong; the `[report]` table. Must not know: how a policy
+//! is carried out.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -21,8 +21,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The hub's lock on a message lasts a minute, and the message is completed after its action: past this, the hub
-/// would deliver it again while the action still runs.
+/// The hub's lock on a message lasts a minute, and the message is completed after its action. An action longer than
+/// this could run past the lock, and the hub would deliver the message again meanwhile.
 const WITHIN_LOCK: Duration = Duration::from_secs(50);
 pub(super) const TIMEOUT: Key<Span> = Key {
     name: "timeout",
@@ -113,24 +113,24 @@ const MAX_RATE_COUNT: u32 = 1_000;
 const RATE_PER: (Duration, Duration) = (Duration::from_secs(1), HOUR);
 const MAX_LANE_CHARS: usize = 100;
 
-/// A policy, and what is needed to check it against the rule's steps.
+/// A policy, and what the check against the rule's steps needs.
 pub(super) struct Read {
-    /// A key with a problem has its default, and the lanes are still to come: see [`lanes`].
+    /// A key with a problem has its default. The lanes are still missing: see [`lanes`].
     pub(super) policy: Policy,
-    /// None where it has a problem.
+    /// None if it has a problem.
     pub(super) timeout: Option<Duration>,
-    /// As it is named in `lane`.
+    /// The name in `lane`.
     pub(super) lane: Option<String>,
     on_crash: Option<Range<usize>>,
     attempts: Option<Range<usize>>,
 }
 
-/// Takes the keys of a rule's policy; `reports` are for a rule that does not say where its outcomes go.
+/// Reads the keys of a rule's policy. `reports` is for a rule that does not say where its outcomes go.
 pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report) -> Read {
     let mut policy = Policy { reports, ..Policy::default() };
     let timeout = table.take(&TIMEOUT);
     let settle = table.take(&SETTLE);
-    // Without it nothing can be said of times, so a mistake in it is reported alone.
+    // The checks of times depend on it, so a mistake in it is reported alone.
     let settle_known = match settle.map(|field| SETTLE.read(&field, report)) {
         Some(Some(settle)) => {
             policy.settle = settle;
@@ -177,7 +177,7 @@ pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report)
     Read { policy, timeout, lane, on_crash, attempts }
 }
 
-/// Reads `[report]`: where the outcomes of all rules go that do not say it themselves.
+/// Reads `[report]`: where the outcomes go for rules that do not say it themselves.
 pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report) -> Reports {
     let Some(mut table) = field.and_then(|field| field.table("[report]", report)) else {
         return Reports::default();
@@ -187,13 +187,13 @@ pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report
     outcomes.unwrap_or_default()
 }
 
-/// Reads `unmatched`: how messages are settled that no rule takes.
+/// Reads `unmatched`: what happens to a message that no rule matches.
 pub(super) fn read_unmatched(field: Option<Field<'_>>, report: &mut Report) -> Unmatched {
     field.and_then(|field| UNMATCHED.read(&field, report)).unwrap_or_default()
 }
 
-/// The lanes in which a rule's actions stand in line: the one that it names, and one for each of its pins; pins that are
-/// never on together share one. A rule with neither stands in a lane of its own.
+/// The lanes in which a rule's actions wait: the one that it names, and one for each of its pins. Pins that are never
+/// on together share one. A rule with no lane and no pin has a lane of its own.
 pub(super) fn lanes(rule: &str, lane: Option<&str>, steps: &[Step], gpio: &GpioSettings) -> Vec<String> {
     let of_pin = |step: &Step| {
         let pin = step.pin()?;
@@ -214,7 +214,7 @@ pub(super) fn lanes(rule: &str, lane: Option<&str>, steps: &[Step], gpio: &GpioS
 }
 
 impl Read {
-    /// Warns of actions that a second run does not leave as the first one did.
+    /// Warns of actions that do not have the same effect when they run a second time.
     pub(super) fn check_repeats(&self, rule: &Rule, report: &mut Report) {
         let moves = rule.moves();
         if let Some(place) = &self.on_crash
@@ -242,8 +242,8 @@ impl Read {
     }
 }
 
-/// Refuses each rule of the twin whose single action may hold a local one up for too long. How long several may together is up to the
-/// lanes.
+/// Refuses each rule of the twin with an action that may keep a local rule waiting for too long. The lanes limit how
+/// long several such actions may take together.
 pub(super) fn check_remote_waits(
     rules: &[Rule],
     places: &[Range<usize>],
@@ -274,7 +274,8 @@ fn share_a_lane(one: &Rule, other: &Rule) -> bool {
     one.policy().lanes.iter().any(|lane| other.policy().lanes.contains(lane))
 }
 
-/// Warns of each rule whose messages may wait for a longer action than the hub's lock lasts, and are completed after theirs.
+/// Warns of each rule that completes a message after its action, but may first wait for an action that is longer than
+/// the hub's lock.
 pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
     for (rule, place) in rules.iter().zip(places) {
         if rule.policy().settle == Settle::OnAccept {
@@ -298,7 +299,7 @@ pub(super) fn check_waits(rules: &[Rule], places: &[Range<usize>], report: &mut 
     }
 }
 
-/// An action whose message is completed after it must end while the hub's lock lasts.
+/// Refuses an action that may outlast the hub's lock, if its message is completed after it.
 fn check_lock(policy: &Policy, timeout: Duration, place: Option<Range<usize>>, report: &mut Report) {
     let (pauses, needed) = (policy.pauses(), policy.longest(timeout));
     if needed <= WITHIN_LOCK {
@@ -370,7 +371,7 @@ fn read_rate(field: &Field<'_>, report: &mut Report) -> Option<Rate> {
     }
 }
 
-/// Warns when `min_interval` alone keeps the actions below the rate.
+/// Warns if `min_interval` alone keeps the actions below the rate.
 fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
     if let (Some(interval), Some(rate)) = (policy.min_interval, policy.rate)
         && interval.saturating_mul(rate.count) >= rate.per
@@ -386,7 +387,7 @@ fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
     }
 }
 
-/// `"none"`, `"telemetry"`, `"twin"`, or a list of the latter two.
+/// `"none"`, `"telemetry"`, `"twin"`, or a list of the last two.
 fn read_reports(field: &Field<'_>, report: &mut Report) -> Option<Reports> {
     let (telemetry, twin) =
         (Reports { telemetry: true, twin: false }, Reports { telemetry: false, twin: true });

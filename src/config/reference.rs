@@ -1,7 +1,7 @@
-//! What the configuration can hold, table by table, from the keys that the parsers read.
+//! What the configuration can hold, table by table. It is made of the keys that the parsers read.
 //!
-//! Owns: which keys stand in which table, for the reference, the manual page and the schema. Must not know: how a value is
-//! read.
+//! Owns: which keys stand in which table, for the reference, the manual page and the schema. Must not know: how a
+//! value is read.
 
 use super::conditions::KINDS;
 pub(crate) use super::key::Absent;
@@ -11,20 +11,20 @@ use super::{device, gpio, inbox, metrics, policy, rule, rule_tests, steps, trans
 
 /// A table and its keys.
 pub(crate) struct Section {
-    /// As it is written in a file.
+    /// The header as a file has it.
     pub(crate) header: &'static str,
     /// A few words.
     pub(crate) about: &'static str,
-    /// What it takes, in the order of the reference.
+    /// Its keys, in the order of the reference.
     pub(crate) keys: &'static [&'static dyn Described],
 }
 
-/// A key, for who describes it. All texts are Markdown.
+/// A key, for the texts that describe it. All texts are Markdown.
 pub(crate) trait Described: Sync {
     fn name(&self) -> &'static str;
     fn about(&self) -> &'static str;
     fn absent(&self) -> Absent;
-    /// What values it takes.
+    /// Its possible values.
     fn takes(&self) -> String;
     /// Its value in the schema.
     fn shape(&self) -> Shape;
@@ -44,17 +44,17 @@ impl dyn Described + '_ {
 /// What a schema can say of a value.
 pub(crate) enum Shape {
     Text,
-    /// A text that is not the secret itself.
+    /// A path, not the secret itself.
     Path,
     Words(Vec<&'static str>),
     Duration,
     Size,
     Whole(u64, u64),
-    /// As the definition of this name says.
+    /// The definition with this name.
     Defined(&'static str),
 }
 
-/// What a kind of value takes, in words and for the schema.
+/// The possible values of a kind, in words and for the schema.
 pub(crate) trait Takes: Sync {
     fn takes(&self) -> String;
     fn shape(&self) -> Shape;
@@ -197,7 +197,7 @@ pub(crate) const PIN: Section = Section {
     about: "one output",
     keys: &[&gpio::LINE, &gpio::ACTIVE, &gpio::INITIAL, &gpio::ON_EXIT, &gpio::MAX_ON, &gpio::ON_DISCONNECT],
 };
-/// Not in [`ALL`]: the key `on_disconnect` tells it.
+/// Not in [`ALL`], because the key `on_disconnect` describes it.
 pub(crate) const DISCONNECTED: Section =
     Section { header: "on_disconnect", about: "", keys: &[&gpio::STATE, &gpio::AFTER] };
 pub(crate) const RULE: Section = Section {
@@ -237,7 +237,7 @@ pub(crate) const STEPS: Section = Section {
         &steps::SHELL,
     ],
 };
-/// Not in [`ALL`]: the key `blink` tells it.
+/// Not in [`ALL`], because the key `blink` describes it.
 pub(crate) const WAVE: Section =
     Section { header: "blink", about: "", keys: &[&steps::TIMES, &steps::PERIOD] };
 
@@ -272,7 +272,7 @@ pub(crate) const ALL: [&Section; 14] = [
     &TEST,
 ];
 
-/// Markdown whose links are their texts alone, without a last sentence that only leads elsewhere.
+/// Markdown with only the texts of its links, and without a last sentence that only refers to another page.
 pub(crate) fn without_links(markdown: &str) -> String {
     let (mut text, mut rest) = (String::new(), markdown.split(". See [").next().unwrap_or_default());
     while let Some((before, after)) = rest.split_once("](") {

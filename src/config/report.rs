@@ -1,6 +1,6 @@
-//! The report: every problem of a configuration, with its place and the line it stands on.
+//! The report: every problem of a configuration, with its place and its line.
 //!
-//! Owns: positions, excerpts with carets, hiding secrets that stand in a configuration by mistake.
+//! Owns: positions, excerpts with carets, hiding secrets that a configuration holds by mistake.
 //! Must not know: the schema.
 
 use std::fmt::{self, Write as _};
@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use super::sources::Sources;
 
-/// Most problems that are printed; the rest are counted.
+/// Most problems that are printed; the others are counted.
 const MAX_PRINTED: usize = 100;
-/// Most characters of a line that are printed on each side of the place at fault.
+/// Most characters of a line that are printed on each side of the place.
 const MAX_SIDE: usize = 100;
 
 /// What is wrong with a configuration (problems) and what is doubtful (warnings), in the order of its files.
 ///
-/// Its text is `file:line:column: message` for each, with the line and a caret below, and the count at the end.
+/// Its text has `file:line:column: message` for each, the line with a caret below it, and the count at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     sources: Arc<Sources>,
@@ -31,7 +31,7 @@ struct Finding {
     is_problem: bool,
     place: Place,
     message: String,
-    /// Another place that belongs to it, and what is there.
+    /// Another place that belongs to the finding, and what is there.
     related: Option<(Range<usize>, &'static str)>,
 }
 
@@ -40,7 +40,7 @@ struct Finding {
 pub(super) enum Place {
     /// The environment; the message names the variable.
     Environment,
-    /// The configuration as a whole: its main file is named.
+    /// The configuration as a whole. The main file is named.
     Whole,
     /// A file or directory as a whole.
     File(PathBuf),
@@ -61,7 +61,7 @@ impl From<Option<Range<usize>>> for Place {
 }
 
 impl Report {
-    /// Says what the places of the findings are places of.
+    /// Sets the texts that the places of the findings refer to.
     pub(super) fn set_sources(&mut self, sources: Arc<Sources>) {
         self.sources = sources;
     }
@@ -94,7 +94,7 @@ impl Report {
         }
     }
 
-    /// Brings the findings into the order of the files; those about no part of a text come first.
+    /// Sorts the findings in the order of the files. Findings without a place in a text come first.
     pub(super) fn sort(&mut self) {
         self.findings.sort_by_key(|finding| match &finding.place {
             Place::Text(place) => Some(place.start),
@@ -102,7 +102,7 @@ impl Report {
         });
     }
 
-    /// Keeps what is about a text of the twin.
+    /// Keeps only findings about texts of the twin.
     pub(super) fn only_of_the_twin(&mut self) {
         let sources = &self.sources;
         self.findings.retain(|finding| match &finding.place {
@@ -111,7 +111,7 @@ impl Report {
         });
     }
 
-    /// How many problems there are, warnings not counted.
+    /// How many problems there are, without the warnings.
     pub fn problems(&self) -> usize {
         self.findings.iter().filter(|finding| finding.is_problem).count()
     }
@@ -122,7 +122,7 @@ impl Report {
         problems.map(|finding| self.line(finding))
     }
 
-    /// Each warning, as a line; what it is is for the reader to say, as a log does.
+    /// Each warning, as a line without the word "warning", so that the caller can log it as one.
     pub fn warning_lines(&self) -> impl Iterator<Item = String> {
         let warnings = self.findings.iter().filter(|finding| !finding.is_problem);
         warnings.map(|finding| self.line(finding))
@@ -138,7 +138,7 @@ impl Report {
         self.warning_lines().next()
     }
 
-    /// The first problem that was added when there were `count` already, as a line.
+    /// The first problem after the first `count` problems, as a line.
     pub(super) fn problem_after(&self, count: usize) -> Option<String> {
         self.problem_lines().nth(count)
     }
@@ -207,7 +207,7 @@ pub(crate) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A place in the text, and the part of its line that is worth showing.
+/// A place in the text, and the part of its line to print.
 struct Excerpt<'t> {
     /// Counted from 1.
     line: usize,
@@ -245,7 +245,7 @@ impl fmt::Display for Excerpt<'_> {
         let marked: String = self.marked.chars().take(MAX_SIDE).collect();
         let after: String = self.after.chars().take(MAX_SIDE).collect();
         let cut_after = marked.len() < self.marked.len() || after.len() < self.after.len();
-        // Of a text that came from elsewhere nothing moves the cursor of a terminal.
+        // The text may be foreign, and must not move the cursor of a terminal.
         let [before, marked, after] = [before, marked, after]
             .map(|text| text.replace(|c: char| c.is_control() && c != '\t', "\u{fffd}"));
         let more = |cut: bool| if cut { "…" } else { "" };
@@ -253,7 +253,7 @@ impl fmt::Display for Excerpt<'_> {
         writeln!(f, "{:>4} | {lead}{before}{marked}{after}{}", self.line, more(cut_after))?;
         write!(f, "     | ")?;
         for c in lead.chars().chain(before.chars()) {
-            // A tab stays a tab, so that the caret lands under its column whatever the tab width.
+            // A tab stays a tab, so that the caret is below its column with any tab width.
             if c == '\t' { f.write_char('\t')? } else { pad(f, ' ', c)? }
         }
         match marked.chars().next() {
@@ -264,15 +264,14 @@ impl fmt::Display for Excerpt<'_> {
     }
 }
 
-/// Whether text of a configuration looks like a secret that was pasted there: a connection string, a token, or a
-/// private key in PEM.
+/// Whether text of a configuration looks like a pasted secret: a connection string, a token, or a private key in PEM.
 pub(super) fn holds_a_secret(text: &str) -> bool {
     let bare = text.replace(['_', '-'], "").to_ascii_lowercase();
     bare.contains("sharedaccess") || text.contains("PRIVATE KEY")
 }
 
-/// Writes `fill` as often as `c` is columns wide on a terminal: none for combining marks, two for East Asian wide
-/// characters and emoji, else one.
+/// Writes `fill` as often as `c` is columns wide on a terminal: never for combining marks, twice for East Asian wide
+/// characters and emoji, otherwise once.
 fn pad(f: &mut fmt::Formatter<'_>, fill: char, c: char) -> fmt::Result {
     let columns = match u32::from(c) {
         0x300..=0x36f | 0x200b..=0x200f | 0xfe00..=0xfe0f => 0,

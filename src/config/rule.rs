@@ -1,6 +1,6 @@
-//! The `[[rule]]` tables.
+//! Reads the `[[rule]]` tables.
 //!
-//! Owns: a rule's keys, its limits, and what rules must not do to each other. Must not know: how a rule is run.
+//! Owns: a rule's keys, its limits, and how rules must not affect each other. Must not know: how a rule is run.
 
 use humantime::format_duration;
 use std::ops::Range;
@@ -19,7 +19,8 @@ use super::table::{Field, Table, shown};
 use super::with_twin::TwinRule;
 
 const MAX_NAME_CHARS: usize = 100;
-// How many of what takes time with each message. All of them together leave the whole choice of a rule below 5 ms.
+// These limits are for everything that takes time with each message. Together they keep the choice of a rule below 5
+// ms.
 /// Most conditions of one rule.
 const MAX_CONDITIONS: usize = 100;
 /// Most conditions of all rules.
@@ -28,7 +29,7 @@ const MAX_ALL_CONDITIONS: usize = 5000;
 const MAX_ALL_PATTERNS: usize = 500;
 /// Most steps of one rule.
 const MAX_STEPS: usize = 100;
-/// Most arguments and values of a message in the steps of one rule.
+/// Most arguments and message values in the steps of one rule.
 const MAX_PIECES: usize = 1000;
 pub(super) const NAME: Key<Text> = Key {
     name: "name",
@@ -49,24 +50,24 @@ pub(super) const DO: Key<Form> = Key {
     about: "run in order until one fails; pins that earlier steps have set keep their states (`max_on` ends \
             that)",
 };
-/// How rules are written: `[rule]` is what most people try first.
+/// How rules are written. `[rule]` is what most people try first.
 pub(super) const FORM: &str = "write [[rule]], with two brackets on each side, above the keys of each rule";
 
-/// What rules refer to outside of themselves.
+/// What rules refer to outside themselves.
 pub(super) struct Scope<'a> {
     /// The pins that have no problem.
     pub(super) gpio: &'a GpioSettings,
     /// The names of all pins.
     pub(super) pin_names: &'a [String],
-    /// Where the outcomes go of rules that do not say it.
+    /// Where the outcomes go for rules that do not say it.
     pub(super) reports: Reports,
-    /// The commands, and what rules of the twin may use.
+    /// The commands, and what the twin's rules may use.
     pub(super) twin: &'a TwinSettings,
     /// Which texts are the twin's.
     pub(super) sources: &'a Sources,
 }
 
-/// Reads all `[[rule]]` tables; `None` when one of them has a problem. Beside them, those of the twin.
+/// Reads all `[[rule]]` tables; `None` if one of them has a problem. Also returns which rules are the twin's.
 pub(super) fn read(
     field: Option<Field<'_>>,
     scope: &Scope<'_>,
@@ -113,7 +114,7 @@ pub(super) fn read(
     (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
 }
 
-/// Whether a message is held against all rules in no time, whatever is in it.
+/// Refuses rules that would make the check of a message slow, whatever the message is.
 fn check_work(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
     let (mut conditions, mut patterns) = (0, 0);
     for (rule, place) in rules.iter().zip(places) {
@@ -217,7 +218,7 @@ fn read_rule(
         report.problem(place.clone(), message);
         return None;
     }
-    // A call of a method is answered, so that a rule for calls alone does something.
+    // A method call is answered, so a rule that only takes calls does something without steps.
     if rule.steps() == 0 && rule.doors().any(|door| door != Door::Method) {
         let message = "do = [] does nothing: the agent only completes a message that matches this rule; if \
                        you want an action, list steps such as { gpio = \"pump\", set = \"on\" }";
@@ -236,7 +237,7 @@ fn read_rule(
     Some(rule)
 }
 
-/// A pulse must not be cut short by its pin's `max_on`: the message would count as done.
+/// Refuses a pulse that its pin's `max_on` would cut short: the message would still count as done.
 fn check_max_on(rule: &Rule, gpio: &GpioSettings, place: &Range<usize>, report: &mut Report) {
     for (pin, longest) in rule.longest_on() {
         let Some(max_on) = gpio.pins.get(pin).and_then(|pin| pin.max_on).filter(|max_on| longest > *max_on)

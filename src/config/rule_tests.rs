@@ -1,8 +1,9 @@
-//! The `[[test]]` tables: a message, and what the rules should do with it.
+//! Reads the `[[test]]` tables: a message, and what the rules should do with it.
 //!
-//! Owns: a test's keys and limits, and which file beside the configuration has tests. Must not know: how a test is run.
+//! Owns: a test's keys and limits, and which file beside the configuration has tests. Must not know: how a test is
+//! run.
 //!
-//! An agent reads none of this: a mistake in a test keeps no gateway from its work.
+//! An agent reads no tests, so that a mistake in a test does not stop a gateway.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,11 +25,11 @@ use super::{Inspection, TEST, TwinSettings};
 
 /// How tests are written.
 pub(super) const FORM: &str = "write [[test]], with two brackets on each side, above the keys of each test";
-/// Ends the name of the file with tests, in place of the configuration's own ending.
+/// The name of the file with tests ends with this, in place of the configuration's ending.
 const ENDING: &str = "test.toml";
 /// Most tests of a configuration.
 const MAX_TESTS: usize = 1000;
-/// Largest file of tests.
+/// The largest file of tests.
 const MAX_BYTES: u64 = 1024 * 1024;
 pub(super) const NAME: Key<Text> = Key {
     name: "name",
@@ -76,15 +77,15 @@ pub(super) const OUTCOME: Key<Words<Foreseen>> = Key {
 /// One test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleTest {
-    /// What it is called; else its message says it.
+    /// Its name. A test without one is named by its message.
     pub name: Option<String>,
-    /// Where it stands: `file:line:column`.
+    /// Its place: `file:line:column`.
     pub place: String,
-    /// The property bag, as it is written.
+    /// The property bag, as written.
     pub bag: String,
     /// The message.
     pub message: C2dMessage,
-    /// What should become of it.
+    /// What should happen to the message.
     pub expected: Expectation,
 }
 
@@ -95,8 +96,8 @@ struct Scope<'a> {
     twin: &'a TwinSettings,
 }
 
-/// Reads the tests of a configuration whose rules have no problem: those in its files, then those in the file beside it.
-/// Beside them, all problems; then there are no tests.
+/// Reads the tests of a configuration whose rules have no problem: first those in its files, then those in the file
+/// beside it. Also returns all problems; if there are any, there are no tests.
 pub fn read_tests(inspection: &Inspection) -> (Vec<RuleTest>, Report) {
     let mut report = Report::default();
     let Some(rules) = inspection.own_rules() else { return (Vec::new(), report) };
@@ -135,12 +136,12 @@ pub fn read_tests(inspection: &Inspection) -> (Vec<RuleTest>, Report) {
     if report.problems() > 0 { (Vec::new(), report) } else { (tests, report) }
 }
 
-/// The file with tests beside a configuration: `config.test.toml` beside `config.toml`.
+/// The file with tests for a configuration: `config.test.toml` beside `config.toml`.
 fn beside(main: &Path) -> PathBuf {
     main.with_extension(ENDING)
 }
 
-/// Not what a link points to: a link to nowhere is a mistake.
+/// The link itself is checked, because a link to a missing file is a mistake.
 fn is_there(path: &Path) -> bool {
     !std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
@@ -224,7 +225,7 @@ fn read_expectation(
     (report.problems() == before).then_some(expected)
 }
 
-/// A text that may be empty and have lines, as a body has.
+/// A text that may be empty and have several lines, as a body may.
 fn whole_text<'t>(field: &Field<'t>, report: &mut Report) -> Option<&'t str> {
     match field.value.value {
         DeValue::String(text) => Some(text),

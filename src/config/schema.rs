@@ -1,21 +1,21 @@
 //! The configuration as a JSON Schema, for editors.
 //!
-//! Owns: the shapes that have no kind of their own. Must not know: how a value is read.
+//! Owns: the shapes of values with a parser of their own. Must not know: how a value is read.
 //!
-//! Draft 7: what the editors' tools for TOML take. A schema sees one file, and neither limits of durations nor what values
-//! mean for each other: `check` has the last word.
+//! Draft 7 is what the editors' TOML tools support. A schema sees one file. It cannot limit durations or relate values
+//! to each other, so only `check` is complete.
 
 use serde_json::{Map, Value, json};
 
 use super::key::Absent;
 use super::reference::{self, Described, Section, Shape, without_links};
 
-/// What the text of a duration looks like: one or more numbers, each with its unit.
+/// The form of a duration: one or more numbers, each with its unit.
 const DURATION: &str = "^\\s*([0-9]+\\s*[a-zA-Zµ]+\\s*)+$";
-/// A text that a message fills in.
+/// The form of a text that a message fills in.
 const TEMPLATE: &str = "\\{[^{}]+\\}";
 
-/// The schema; its keys are in alphabetical order.
+/// The schema. Its keys are in alphabetical order.
 pub(crate) fn schema() -> Value {
     let mut properties = properties(&reference::TOP);
     for section in reference::ALL.iter().filter(|section| !section.header.contains('.')) {
@@ -36,7 +36,7 @@ pub(crate) fn schema() -> Value {
     })
 }
 
-/// What keys of a table mean for each other, as far as a schema can tell.
+/// How keys of a table relate to each other, as far as a schema can say it.
 fn together(section: &Section) -> Value {
     match section.header {
         "[device]" => json!([{ "not": { "required": ["connection_string_file", "hub"] } }]),
@@ -87,7 +87,7 @@ fn property(key: &dyn Described) -> Value {
         Shape::Duration => json!({ "type": "string", "pattern": DURATION }),
         Shape::Size => json!({ "type": ["string", "integer"], "pattern": "^[0-9]+ *([GMK]iB)?$" }),
         Shape::Whole(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
-        // In draft 7 nothing counts beside a reference, so that it stands in a list of one.
+        // In draft 7 a reference hides all keys beside it, so it stands in a list of one.
         Shape::Defined(name) => json!({ "allOf": [{ "$ref": format!("#/definitions/{name}") }] }),
     };
     value["description"] =
@@ -99,7 +99,7 @@ fn property(key: &dyn Described) -> Value {
     value
 }
 
-/// The shapes that parsers read by themselves.
+/// The shapes of values that have a parser of their own.
 fn definitions() -> Value {
     let plain_value = json!({ "type": ["string", "integer", "boolean"] });
     let argument = json!({ "type": "string" });

@@ -14,27 +14,27 @@ use crate::rules::{PinState, Step};
 pub struct GpioSettings {
     /// Who drives the pins.
     pub backend: GpioBackend,
-    /// The chip to use with `cdev`, as a path or a label; absent: the chip that has the header's lines.
+    /// The chip for `cdev`, as a path or a label; absent: the chip that has the header's lines.
     pub chip: Option<String>,
     /// Where the simulated backend writes the pins' states as JSON (`{"pump":"on"}`) after every change.
     pub state_file: Option<PathBuf>,
     /// The pins by name.
     pub pins: BTreeMap<String, PinSettings>,
-    /// Names of pins of which at most one is on at any time, group by group.
+    /// Groups of pins by name. In each group, at most one pin is on at any time.
     pub interlocks: Vec<Vec<String>>,
 }
 
 /// Who drives the pins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GpioBackend {
-    /// `rppal` on a Raspberry Pi that it knows, `cdev` where there is a `/dev/gpiochip*`, otherwise an error.
+    /// `rppal` on a Raspberry Pi that it knows, `cdev` if there is a `/dev/gpiochip*`, otherwise an error.
     #[default]
     Auto,
     /// Raspberry Pi registers.
     Rppal,
     /// The kernel's character device.
     Cdev,
-    /// States in memory, logged; only when asked for.
+    /// States in memory, logged. Never chosen automatically.
     Simulated,
 }
 
@@ -49,9 +49,9 @@ pub struct PinSettings {
     pub initial: PinState,
     /// The state at exit.
     pub on_exit: OnExit,
-    /// Turned off by itself after this long.
+    /// How long it may be on before it is turned off.
     pub max_on: Option<Duration>,
-    /// What happens to it when the hub is away.
+    /// What happens to it if the hub is away.
     pub on_disconnect: Option<OnDisconnect>,
 }
 
@@ -83,7 +83,7 @@ pub enum OnExit {
     Keep,
 }
 
-/// The state that a pin takes when the hub has been away for a while.
+/// The state that a pin takes if the hub was away for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnDisconnect {
     /// The state.
@@ -92,15 +92,16 @@ pub struct OnDisconnect {
     pub after: Duration,
 }
 
-/// By what a message is known again that comes more than once.
+/// How a message that comes more than once is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KnownBy {
-    /// By an id that is or contains a UUID, which cannot have been meant for two messages; else by all that was delivered.
+    /// By an id that is or contains a UUID, because such an id cannot belong to two messages. Otherwise by everything
+    /// that was delivered.
     #[default]
     Auto,
-    /// By all that was delivered: no id is looked at by itself.
+    /// By everything that was delivered; the id alone is not enough.
     Delivery,
-    /// By its id, where it has one.
+    /// By its id, if it has one.
     Id,
 }
 
@@ -109,25 +110,25 @@ pub enum KnownBy {
 pub struct InboxSettings {
     /// The file.
     pub path: PathBuf,
-    /// Where `inbox` and `status` reach the running agent: a Unix socket, by default beside the file.
+    /// Where `inbox` and `status` reach the running agent: a Unix socket. The default is beside the file.
     pub socket: PathBuf,
     /// How long the record of an ended message is kept.
     pub keep: Duration,
     /// How many records of ended messages are kept even if they are older.
     pub keep_at_least: u64,
-    /// Bytes of records, messages and reports: past this the oldest ended records go before their time, and then no
-    /// message is taken.
+    /// Most bytes of records, messages and reports. Above this, the oldest ended records are removed early; if that is
+    /// not enough, no more messages are taken.
     pub max_size: u64,
-    /// By what a message is known again.
+    /// How a repeated message is recognised.
     pub known_by: KnownBy,
-    /// How long a message that equals a completed one counts as that one when it comes on another connection.
+    /// How long a completed message is remembered: an equal message on another connection counts as that one.
     pub digest_window: Duration,
     /// Most telemetry reports that wait for the hub; the oldest are dropped first.
     pub max_reports: u64,
 }
 
 impl InboxSettings {
-    /// All defaults, with another file.
+    /// All defaults, with this file.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self {
@@ -152,18 +153,19 @@ impl Default for InboxSettings {
 /// The `[metrics]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricsSettings {
-    /// Where to listen. With port 0 the kernel chooses one.
+    /// Where to listen. With port 0 the kernel chooses a port.
     pub listen: SocketAddr,
 }
 
 /// The `[twin]` and `[allow]` tables: what the desired properties of the twin may set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TwinSettings {
-    /// Whether rules are taken from there.
+    /// Whether the twin may set rules.
     pub accepts_rules: bool,
-    /// Whole commands that rules may name, in place of their own; none where one has a problem.
+    /// Whole commands that the twin's rules may name instead of programs of their own; `None` for a command with a
+    /// problem.
     pub(crate) commands: BTreeMap<String, Option<Step>>,
-    /// The pins that such rules may switch.
+    /// The pins that the twin's rules may switch.
     pub pins: Vec<String>,
 }
 

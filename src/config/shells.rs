@@ -1,28 +1,29 @@
-//! Shells in `run`: where a message may fill in an argument, and where the message's body would be a script.
+//! Checks shells in `run`: a message must not fill in their commands, and the message's body must not become a script.
 //!
-//! Owns: which programs are shells, and the one form of their arguments that takes values. Must not know: TOML, messages.
+//! Owns: which programs are shells, and the one form of arguments that allows values. Must not know: TOML, messages.
 //!
-//! Shells read their options in many ways, and each of them is a way for a value to become a command. So this does not look for
-//! what is dangerous. It knows one form that is not, and refuses all else: options without arguments, `-c`, a fixed text, and then
-//! the values, which are `$0`, `$1` and so on to that text.
+//! Shells read their options in many ways, and each way can turn a value into a command. So this does not search for
+//! dangerous forms. It knows one safe form and refuses all others: options without arguments, `-c`, a fixed text, and
+//! then the values, which are `$0`, `$1` and so on to that text.
 
 use std::fs;
 use std::path::Path;
 
 use crate::rules::Template;
 
-/// Without the version at their end.
+/// Names without the version at their end.
 #[rustfmt::skip]
 const SHELLS: [&str; 30] = [
     "sh", "bash", "rbash", "dash", "ash", "hush", "ksh", "rksh", "mksh", "lksh", "oksh", "pdksh", "zsh", "rzsh", "yash", "posh",
     "sash", "bosh", "mrsh", "osh", "ysh", "rc", "es", "csh", "bsd-csh", "tcsh", "fish", "elvish", "nu", "pwsh",
 ];
-/// Their `-c` takes everything behind it for its text, or it is not known that it does not.
+/// Shells whose `-c` takes everything after it as its text, or for which that is possible.
 const TEXT_TO_THE_END: [&str; 3] = ["elvish", "nu", "pwsh"];
-/// Programs that run the one which their arguments name, which may be a shell. The list cannot be complete; docs/src/guides/rules.md says so.
+/// Programs that run the program in their arguments, which may be a shell. The list cannot be complete;
+/// docs/src/guides/rules.md says so.
 const RUNNERS: [&str; 11] =
     ["busybox", "toybox", "env", "sudo", "doas", "nice", "ionice", "nohup", "setsid", "stdbuf", "xargs"];
-/// What builds of shells have at the end of their names.
+/// Endings of the names of some shells' builds.
 const BUILDS: [&str; 3] = ["-static", ".static", ".distrib"];
 /// Options that take no argument in any shell.
 const PLAIN: &str = "aefhiluvx";
@@ -35,15 +36,15 @@ const CHOOSES: &str =
 const BODY: &str = "a shell without -c and without a script runs its standard input, which is the body of \
                     the message: give a script, or write shell = \"…\"";
 
-/// What a message could make a shell do.
+/// A way in which a message could make a shell run commands.
 pub(super) struct Misuse {
-    /// The argument at fault; none when one is missing.
+    /// The argument at fault; `None` if one is missing.
     pub(super) argument: Option<usize>,
     /// Why, and the remedy.
     pub(super) message: &'static str,
 }
 
-/// Looks for a shell in a command, and for what is wrong with its arguments.
+/// Looks for a shell in a command, and checks its arguments.
 pub(super) fn misuse(program: &str, arguments: &[Template]) -> Option<Misuse> {
     let is_runner = RUNNERS.contains(&bare(program));
     let is_filled = |argument: &Template| argument.literal().is_none();
@@ -63,20 +64,20 @@ pub(super) fn misuse(program: &str, arguments: &[Template]) -> Option<Misuse> {
     match own.iter().position(is_filled) {
         Some(_) if !TEXT_TO_THE_END.contains(&shell.as_str()) && is_behind_a_text(own) => None,
         Some(filled) => Some(Misuse { argument: Some(at + filled), message: FORM }),
-        // Further behind it may be the name of a shell and not one that is run.
+        // Behind the first argument, the name of a shell may be just a value and not a program to run.
         None if at <= 1 && reads_commands(own) => Some(Misuse { argument: None, message: BODY }),
         None => None,
     }
 }
 
-/// The shell that a path leads to, by its own name or by that of the file at the end of its links.
+/// The shell at a path: known by its own name, or by the name of the file that its links lead to.
 fn shell(path: &str) -> Option<String> {
     let known = |path: &str| SHELLS.contains(&bare(path)).then(|| bare(path).to_owned());
     let real = || fs::canonicalize(path).ok().filter(|_| path.starts_with('/'));
     known(path).or_else(|| known(real()?.to_str()?))
 }
 
-/// The last part of a path, without version and build.
+/// The file name of a path, without version and build.
 fn bare(path: &str) -> &str {
     let version = |c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | '+');
     let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -85,7 +86,8 @@ fn bare(path: &str) -> &str {
     build.unwrap_or(name).trim_end_matches(version)
 }
 
-/// Whether the arguments begin with plain options, `-c` and a fixed text, so that those behind are values to it.
+/// Whether the arguments begin with plain options, `-c` and a fixed text, so that later arguments are values for that
+/// text.
 fn is_behind_a_text(arguments: &[Template]) -> bool {
     let plain = |text: &str| {
         let letters = text.strip_prefix('-').filter(|letters| !letters.is_empty())?;
@@ -99,11 +101,12 @@ fn is_behind_a_text(arguments: &[Template]) -> bool {
             None => return false,
         }
     }
-    // One that looks like an option is one: the text would be the argument behind it.
+    // A text that looks like an option is taken as one, and the next argument would be the text.
     arguments.next().flatten().is_some_and(|text| !text.starts_with(['-', '+']))
 }
 
-/// Whether a shell with these fixed arguments has neither a text nor a script.
+/// Whether a shell with these fixed arguments has neither a text nor a script, so that it reads commands from its
+/// input.
 fn reads_commands(arguments: &[Template]) -> bool {
     let mut arguments = arguments.iter().filter_map(Template::literal);
     while let Some(argument) = arguments.next() {

@@ -1,4 +1,4 @@
-//! The `do` of a rule.
+//! Reads the `do` of a rule.
 //!
 //! Owns: the kinds of steps in TOML. Must not know: messages, processes, hardware.
 
@@ -79,13 +79,13 @@ const KINDS: &str = "gpio, run, shell or command";
 pub(super) struct Means<'a> {
     /// The names of all pins.
     pub(super) pins: &'a [String],
-    /// The commands, and what a rule of the twin may use.
+    /// The commands, and what the twin's rules may use.
     pub(super) twin: &'a TwinSettings,
     /// The rule is the twin's.
     pub(super) is_remote: bool,
 }
 
-/// Reads `do`: an array of steps, empty for none. `None` when there was a problem.
+/// Reads `do`: an array of steps, which may be empty. `None` if there was a problem.
 pub(super) fn read(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<Vec<Step>> {
     let needed = "a list of steps, with brackets around it: do = [ { gpio = \"pump\", set = \"on\" } ]";
     let values = field.array(needed, report)?;
@@ -207,7 +207,7 @@ fn read_setting<T>(
     }
 }
 
-/// A command that the rule names and `[allow.commands]` has.
+/// The command of `[allow.commands]` that the rule names.
 fn read_command(field: &Field<'_>, twin: &TwinSettings, report: &mut Report) -> Option<Step> {
     let name = field.text(report)?;
     match twin.commands.get(name) {
@@ -216,14 +216,14 @@ fn read_command(field: &Field<'_>, twin: &TwinSettings, report: &mut Report) -> 
     }
 }
 
-/// Which commands there are.
+/// The commands that exist, for a sentence.
 fn listed(twin: &TwinSettings) -> String {
     let names: Vec<_> = twin.commands().map(shown).collect();
     let has = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     format!("[allow.commands] has {has}")
 }
 
-/// A program and its arguments, of a step or, where `is_command`, of `[allow.commands]`.
+/// A program and its arguments: of a step, or of `[allow.commands]` if `is_command`.
 pub(super) fn read_run(field: &Field<'_>, is_command: bool, report: &mut Report) -> Option<Step> {
     let mut needed =
         "a list of the program's absolute path and its arguments, such as [\"/usr/bin/logger\", \"{text}\"]"
@@ -260,7 +260,7 @@ pub(super) fn read_run(field: &Field<'_>, is_command: bool, report: &mut Report)
     Some(Step::Run { program, arguments: read, is_command })
 }
 
-/// The program's path: absolute and literal, because a message must not choose what is run.
+/// The program's path. It is absolute and fixed, because a message must not choose what is run.
 fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
     let path = field.text(report)?;
     if path.contains(['{', '}']) {
@@ -278,7 +278,8 @@ fn read_program(field: &Field<'_>, report: &mut Report) -> Option<String> {
     }
 }
 
-/// The text stays as it is, braces too: they are the shell's own, and message data is only in the environment.
+/// Reads a text for a shell unchanged, including braces: they belong to the shell, and message data is only in the
+/// environment.
 fn read_shell(field: &Field<'_>, report: &mut Report) -> Option<Step> {
     if let DeValue::String(text) = field.value.value
         && let Some(name) = template_in(text)
@@ -302,7 +303,8 @@ fn read_shell(field: &Field<'_>, report: &mut Report) -> Option<Step> {
     }
 }
 
-/// The name in the first `{name}` of a text for a shell: not in a `${name}`, nor in braces with a blank, a comma or dots.
+/// The name in the first `{name}` of a text for a shell. `${name}`, and braces with a blank, a comma or dots, do not
+/// count.
 fn template_in(text: &str) -> Option<&str> {
     text.match_indices('{').filter(|(at, _)| !text[..*at].ends_with(['$', '{'])).find_map(|(at, _)| {
         let (inside, _) = text[at + 1..].split_once('}')?;

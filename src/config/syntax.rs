@@ -1,6 +1,6 @@
-//! Why a text is no TOML, in the words of somebody who does not know TOML.
+//! Explains why a text is not TOML, for people who do not know TOML.
 //!
-//! Owns: telling other formats, and what stands for the parser's messages. Must not know: keys.
+//! Owns: recognising other formats, and the sentences in place of the parser's messages. Must not know: keys.
 
 use std::ops::Range;
 
@@ -9,12 +9,13 @@ use toml::de::Error;
 
 use super::table::shown;
 
-/// What somebody writes who knows JSON, YAML or another format, and how TOML looks.
+/// How TOML looks, for a person who writes JSON, YAML or another format.
 const FORM: &str = "write tables such as [device], and below them lines such as transport = \"mqtt\"";
-/// Quotes of word processors and web pages.
+/// Quotes that word processors and web pages use.
 const TYPOGRAPHIC: [char; 9] = ['“', '”', '„', '‘', '’', '‚', '«', '»', '`'];
 
-/// The problems of a text, each with its place. Of a line only the first: the parser stumbles on over the rest of it.
+/// The problems of a text, each with its place. Only the first one of each line, because the parser then fails on the
+/// rest of it, too.
 pub(super) fn problems(text: &str, errors: &[Error]) -> Vec<(Option<Range<usize>>, String)> {
     if errors.is_empty() {
         return Vec::new();
@@ -41,7 +42,7 @@ pub(super) fn problems(text: &str, errors: &[Error]) -> Vec<(Option<Range<usize>
     found
 }
 
-/// What the text is when it is none of TOML's.
+/// The format of a text that is not TOML at all.
 fn other_format(text: &str) -> Option<&'static str> {
     let line = &text[first_line(text)];
     let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
@@ -61,7 +62,7 @@ fn other_format(text: &str) -> Option<&'static str> {
     (line == "---" || is_pair).then_some("YAML")
 }
 
-/// The first line that says something, without the space around it.
+/// The first line with text, without the white space around it.
 fn first_line(text: &str) -> Range<usize> {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -129,7 +130,7 @@ fn in_words(text: &str, error: &Error) -> String {
     message.to_owned()
 }
 
-/// The value that a mistake is in, to the end of its word: the parser may have got as far as the middle of it.
+/// The value with the mistake, to the end of its word, because the parser may have stopped in the middle of the word.
 fn word_around(text: &str, start: usize, end: usize) -> &str {
     let ends = |c: char| c.is_whitespace() || ",]}#=\"'".contains(c);
     let begin = text[..start].rfind(ends).map_or(0, |at| at + 1);

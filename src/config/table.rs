@@ -1,4 +1,4 @@
-//! Reading TOML values: one table at a time, every mistake reported at its place.
+//! Reads TOML values, one table at a time, and reports every mistake at its place.
 //!
 //! Owns: types, words, durations, unknown keys. Must not know: what the keys mean.
 
@@ -11,11 +11,11 @@ use toml::de::{DeTable, DeValue};
 use super::key::{Key, Kind};
 use super::report::{Report, holds_a_secret};
 
-/// A table of which every key must be asked for; `finish` reports the others.
+/// A table. Every key must be asked for, because `finish` reports the others.
 pub(super) struct Table<'t> {
-    /// As it is called in messages: `[device]`, `this rule`.
+    /// Its name in messages: `[device]`, `this rule`.
     what: String,
-    /// Where the table begins, for what is missing in it.
+    /// Where the table begins, for messages about missing keys.
     pub(super) place: Range<usize>,
     fields: Vec<Field<'t>>,
     asked: Vec<&'static str>,
@@ -41,34 +41,35 @@ impl<'t> Table<'t> {
         Self { what: what.into(), place, fields: fields(table), asked: Vec::new() }
     }
 
-    /// Offers `keys` no longer when a key is unknown: they do not go together with one that is there.
+    /// Removes `keys` from the list that a message about an unknown key offers: they do not fit to a key that is
+    /// there.
     pub(super) fn unlist(&mut self, keys: &[&str]) {
         self.asked.retain(|asked| !keys.contains(asked));
     }
 
-    /// Calls the table something else in messages from now on.
+    /// Changes the name of the table in later messages.
     pub(super) fn rename(&mut self, what: impl Into<String>) {
         self.what = what.into();
     }
 
-    /// The field of `key`, when it is there. It is offered where another key is unknown.
+    /// The field of `key`, if it is there. A message about an unknown key lists `key`.
     pub(super) fn take<K>(&mut self, key: &Key<K>) -> Option<Field<'t>> {
         self.asked.push(key.name);
         self.take_unlisted(key.name)
     }
 
-    /// The value of `key`; `None` when it is not there, and after a problem was reported.
+    /// The value of `key`; `None` if it is absent, and after a problem was reported.
     pub(super) fn read<K: Kind>(&mut self, key: &Key<K>, report: &mut Report) -> Option<K::Value> {
         self.take(key).and_then(|field| key.read(&field, report))
     }
 
-    /// The field `name`, which is not offered among the keys of the table: it has a message of its own.
+    /// The field `name`. A message about an unknown key does not list it, because it has a message of its own.
     pub(super) fn take_unlisted(&mut self, name: &str) -> Option<Field<'t>> {
         let at = self.fields.iter().position(|field| field.key == name)?;
         Some(self.fields.remove(at))
     }
 
-    /// The field `key`, whose absence is a problem.
+    /// The field `key`. Its absence is a problem.
     pub(super) fn require<K>(
         &mut self,
         key: &Key<K>,
@@ -103,7 +104,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// The fields of a table in the order of the file.
+/// The fields of a table, in the order of the file.
 pub(super) fn fields<'t>(table: &'t DeTable<'t>) -> Vec<Field<'t>> {
     let mut fields: Vec<_> = table
         .iter()
@@ -114,14 +115,14 @@ pub(super) fn fields<'t>(table: &'t DeTable<'t>) -> Vec<Field<'t>> {
 }
 
 impl<'t> Field<'t> {
-    /// The value as the table that its header `[…]` begins.
+    /// The value as a table. Messages call it `header`, which is `[…]`.
     pub(super) fn table(&self, header: impl Into<String>, report: &mut Report) -> Option<Table<'t>> {
         let header = header.into();
         let needed = format!("a table: write {header}, and its keys below it");
         self.table_such_as(header, &needed, report)
     }
 
-    /// The value as a table. `needed` says how it looks.
+    /// The value as a table. `needed` says what it should look like.
     pub(super) fn table_such_as(
         &self,
         what: impl Into<String>,
@@ -134,7 +135,7 @@ impl<'t> Field<'t> {
         }
     }
 
-    /// The values of an array. `needed` says how it looks.
+    /// The values of an array. `needed` says what it should look like.
     pub(super) fn array(&self, needed: &str, report: &mut Report) -> Option<Vec<Value<'t>>> {
         match self.value.value {
             DeValue::Array(array) => Some(array.iter().map(Value::of).collect()),
@@ -243,7 +244,7 @@ impl<'t> Value<'t> {
         Self { place: value.span(), value: value.get_ref() }
     }
 
-    /// The value under a key of one's choice, for the methods of [`Field`].
+    /// The value under the given key, so that the methods of [`Field`] can be used.
     pub(super) fn named(&self, key: &'t str) -> Field<'t> {
         Field { key, key_place: self.place.clone(), value: self.clone() }
     }
@@ -254,7 +255,7 @@ impl<'t> Value<'t> {
         i64::from_str_radix(integer.as_str(), integer.radix()).ok()
     }
 
-    /// A whole or fractional number that is finite.
+    /// A whole or fractional number. It is finite.
     pub(super) fn number(&self) -> Option<f64> {
         match self.value {
             DeValue::Integer(_) => self.integer().map(|integer| integer as f64),
@@ -263,7 +264,7 @@ impl<'t> Value<'t> {
         }
     }
 
-    /// What a property's text is compared with: a text, or a whole number or `true`/`false` as it would be written.
+    /// The text that a property is compared with: a text, or a whole number or `true`/`false` as a message writes it.
     pub(super) fn comparable(&self) -> Option<String> {
         match self.value {
             DeValue::String(text) => Some(text.to_string()),
@@ -274,7 +275,7 @@ impl<'t> Value<'t> {
     }
 }
 
-/// Foreign text for a message: short, escaped, and without a secret that was pasted there.
+/// Foreign text for a message: short, escaped, and without pasted secrets.
 pub(super) fn shown(text: &str) -> String {
     if holds_a_secret(text) { "(a secret)".to_owned() } else { crate::message::excerpt(text) }
 }
@@ -287,7 +288,7 @@ fn parse_size(text: &str) -> Option<u64> {
     number.trim_end().parse::<u64>().ok()?.checked_mul(bytes)
 }
 
-/// `16MiB`; the number alone where no unit divides it.
+/// `16MiB`; the plain number if no unit divides it.
 pub(super) fn format_size(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
     unit.map_or(bytes.to_string(), |(unit, size)| format!("{}{unit}", bytes / size))

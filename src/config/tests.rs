@@ -1,4 +1,4 @@
-//! Tests of the configuration as text; the wording of reports is tested with the fixtures in `tests/it/config.rs`.
+//! Tests of the configuration as text. The fixtures in `tests/it/config.rs` test the wording of reports.
 
 use proptest::prelude::*;
 
@@ -70,7 +70,7 @@ fn sizes_are_numbers_of_bytes_or_texts_with_a_unit() {
     assert_eq!(max_size("\"1GiB\""), 1_073_741_824);
 }
 
-/// The policy of the only rule, given its keys, beside pins `a` (alone), `b` and `c` (interlocked).
+/// The policy of the only rule, with these keys. There are pins `a` (alone), `b` and `c` (interlocked).
 fn policy(keys: &str, steps: &str) -> Policy {
     let text = format!(
         "[report]\noutcomes = \"telemetry\"\n[gpio]\ninterlock = [[\"c\", \"b\"]]\n[gpio.pins]\na = {{ line = 1 }}\n\

@@ -1,6 +1,6 @@
-//! How the agent gets to its hub: `transport` in `[device]`, and the variables of the environment that go with it.
+//! Reads how the agent gets to its hub: `transport` in `[device]`, and the related variables of the environment.
 //!
-//! Owns: the words, and whether this build has what they ask for. Must not know: sockets.
+//! Owns: the words, and whether this build supports them. Must not know: sockets.
 
 use crate::credentials::{Over, ProxySettings, Route, Transport};
 use crate::features;
@@ -9,10 +9,10 @@ use super::key::{Absent, Key, Words};
 use super::report::{Place, Report};
 use super::table::Field;
 
-/// The hub's HTTPS port, where its WebSockets are. Source: wire reference 1.1.
+/// The hub's HTTPS port, which also serves its WebSockets. Source: wire reference 1.1.
 const HTTPS_PORT: u16 = 443;
 
-/// Names another one: the emulator's.
+/// Sets another port, for the emulator.
 const HTTPS_PORT_VARIABLE: &str = "C2D_HTTPS_PORT";
 
 pub(super) const TRANSPORT: Key<Words<(Transport, Over)>> = Key {

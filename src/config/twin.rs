@@ -1,10 +1,10 @@
-//! The `[twin]` and `[allow]` tables: whether the twin may set rules, and what these may do.
+//! Reads the `[twin]` and `[allow]` tables: whether the twin may set rules, and what these may do.
 //!
 //! Owns: their keys. Must not know: what the twin says.
 //!
-//! The twin is written by whoever holds a key of the hub. So its rules switch only pins that the owner of the device has listed, and
-//! run only whole commands that the owner has written: a message fills in values where the owner wants them, and nothing else.
-//! A list of programs would not do: the arguments of a program often choose what it runs.
+//! Everyone with a key of the hub can write the twin. So its rules switch only pins that the owner of the device has
+//! listed, and run only whole commands that the owner has written. A message fills in values only where the owner
+//! wants them. A list of programs would not be safe enough: the arguments of a program often choose what it runs.
 
 use std::ops::Range;
 
@@ -41,11 +41,12 @@ pub(super) const COMMANDS: Key<Form> = Key {
 /// What the two tables say.
 pub(super) struct Read {
     pub(super) settings: TwinSettings,
-    /// `[allow]`, where nothing is taken from the twin that it could limit. Local rules may use its commands all the same.
+    /// `[allow]`, if no rules are taken from the twin, so that it limits nothing. Local rules may use its commands
+    /// nevertheless.
     pub(super) idle: Option<Range<usize>>,
 }
 
-/// Reads `[twin]` and `[allow]`. `pin_names` are all pins; `max_children` programs run at once.
+/// Reads `[twin]` and `[allow]`. `pin_names` has all pins; `max_children` programs run at once.
 pub(super) fn read(
     twin: Option<Field<'_>>,
     allow: Option<Field<'_>>,
@@ -99,7 +100,7 @@ pub(super) fn read(
     Read { settings, idle }
 }
 
-/// Says that `[allow]` is good for nothing.
+/// Warns that `[allow]` has no effect.
 pub(super) fn warn_of_idle(place: Range<usize>, report: &mut Report) {
     let message = "[allow] has no effect, because the agent takes nothing from the twin: write [twin] accept \
                    = [\"rules\"], or remove [allow]";

@@ -1,9 +1,9 @@
 //! Rules in the twin's desired properties, and the file that keeps them.
 //!
-//! Owns: their shape there, how large they may be, the file both ways. Must not know: the language of rules, how the twin is
-//! read.
+//! Owns: their shape there, their limits, reading and writing the file. Must not know: the language of rules, how the
+//! twin is read.
 //!
-//! A key of the twin has no `.`, `$` or space, and a condition may well have one (`"$.method"`, `"body.zone"`): so a rule
+//! A key of the twin has no `.`, `$` or space, but a condition may have one (`"$.method"`, `"body.zone"`). So a rule
 //! is not written as JSON there, but as TOML in a text: `{"c2dAgent": {"rules": {"NAME": "[[rule]]\nname = …"}}}`.
 
 use std::collections::BTreeMap;
@@ -20,37 +20,37 @@ use super::files;
 use super::table::shown;
 use crate::trust;
 
-/// The agent's part of the desired properties, named as the one of the reported ones.
+/// The agent's part of the desired properties. The reported ones have a part of that name, too.
 const SECTION: &str = "c2dAgent";
-/// Bytes of all texts and their names; the hub keeps no more than this of desired properties.
+/// Most bytes of all texts and their names; the hub keeps no more than this of desired properties.
 const MAX_BYTES: usize = 32 * 1024;
 /// Most texts.
 const MAX_TEXTS: usize = 100;
-/// Bytes of a text's name.
+/// Most bytes of a text's name.
 const MAX_NAME: usize = 100;
-/// Most keys that are named; the rest are counted.
+/// Most keys that are named; the others are counted.
 const MAX_NAMED: usize = 20;
-/// Bytes of the file: JSON writes some characters with six.
+/// Most bytes of the file. JSON writes some characters with six bytes.
 const MAX_FILE: u64 = 8 * MAX_BYTES as u64;
 /// The file, beside the inbox.
 const FILE: &str = "twin-rules.json";
 
-/// Rules in the twin's desired properties: texts in TOML that hold `[[rule]]` tables and nothing else.
+/// Rules in the twin's desired properties: texts in TOML that hold only `[[rule]]` tables.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TwinRules {
-    /// `$version` of the desired properties with which they came.
+    /// `$version` of the desired properties that brought them.
     pub version: u64,
-    /// The texts by their names; these decide the order.
+    /// The texts by their names. The order of the names is the order of the texts.
     #[serde(rename = "rules")]
     pub texts: BTreeMap<String, String>,
 }
 
 impl TwinRules {
-    /// The rules in desired properties, as the hub hands them out; without a text when there are none.
+    /// The rules in desired properties, as the hub sends them. There is no text if there are no rules.
     ///
     /// # Errors
-    /// What has the wrong shape or size, a sentence each; at most a few dozen.
+    /// What has the wrong shape or size, one sentence each; at most a few dozen.
     pub fn from_desired(desired: &Value) -> Result<Self, Vec<String>> {
         let mut rules = Self { version: version_of(desired), texts: BTreeMap::new() };
         let section = match desired.get(SECTION) {
@@ -100,7 +100,7 @@ impl TwinRules {
         self.texts.is_empty()
     }
 
-    /// What is too large, or has a name that cannot stand in a message.
+    /// What is too large, or has a name that messages cannot contain.
     fn unfit(&self) -> Option<String> {
         let bytes: usize = self.texts.iter().map(|(name, text)| name.len() + text.len()).sum();
         if self.texts.len() > MAX_TEXTS {
@@ -123,16 +123,16 @@ impl TwinRules {
         })
     }
 
-    /// Where they are kept for an agent with this inbox: beside it.
+    /// The file for an agent with this inbox: beside the inbox.
     pub fn file(inbox: &Path) -> PathBuf {
         inbox.with_file_name(FILE)
     }
 
-    /// Reads the file; `None` when there is none. One that others can change is not read: they would decide what the agent does.
-    /// `owner` may have it beside root and the user who runs this.
+    /// Reads the file; `None` if there is none. A file that other users can change is not read, because they would
+    /// decide what the agent does. Apart from root and the user who runs this, `owner` may own it.
     ///
     /// # Errors
-    /// Why it cannot be read, in words, without its name.
+    /// Why the file cannot be read, in words, without its name.
     pub fn stored(file: &Path, owner: Option<u32>) -> Result<Option<Self>, String> {
         let metadata = match fs::symlink_metadata(file) {
             Ok(found) if !found.is_file() => return Err("it is not a regular file: remove it".to_owned()),
@@ -157,10 +157,11 @@ impl TwinRules {
         }
     }
 
-    /// Writes the file, or removes it when there is no text. When this has returned, that survives a power cut. May block.
+    /// Writes the file, or removes it if there is no text. After the return, a power cut does not undo that. May
+    /// block.
     ///
     /// # Errors
-    /// Why it cannot be written; then the earlier file is there still.
+    /// Why it cannot be written; then the earlier file is still there.
     pub fn store(&self, file: &Path) -> Result<(), String> {
         let failed =
             |error: io::Error| format!("{} cannot be written: {}", file.display(), trust::in_words(&error));
@@ -177,7 +178,7 @@ impl TwinRules {
     }
 }
 
-/// `$version` of desired properties; 0 without one.
+/// `$version` of desired properties; 0 if it is missing.
 pub fn version_of(desired: &Value) -> u64 {
     desired.get("$version").and_then(Value::as_u64).unwrap_or_default()
 }

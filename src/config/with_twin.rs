@@ -1,10 +1,11 @@
-//! A configuration with the rules of the twin behind its own.
+//! A configuration with the twin's rules after its own.
 //!
-//! Owns: where these come from, when they count, and that they count as a whole or not at all. Must not know: how the twin is
-//! read.
+//! Owns: where the twin's rules come from, when they count, and that they count all together or not at all. Must not
+//! know: how the twin is read.
 //!
-//! Each text of the twin is read like a drop-in behind all files, so the first match of a message is a local rule where one
-//! matches. Its places are `twin:NAME:line:column`. Only `[[rule]]` may stand in it, and its steps are held against `[allow]`.
+//! Each text of the twin is read like a drop-in after all files. So if a local rule matches a message, it is the first
+//! match. Places in a text are `twin:NAME:line:column`. Only `[[rule]]` may stand in it, and its steps are checked
+//! against `[allow]`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,30 +19,30 @@ use super::sources::Sources;
 use super::twin_rules::TwinRules;
 use super::{Config, Inspection, TwinSettings, inspect, merge, read_rules, table};
 
-/// Which rules of the twin are to go with a configuration.
+/// Which rules of the twin to use with a configuration.
 #[derive(Debug, Clone, Copy)]
 pub enum Remote<'a> {
-    /// Those in the file beside the inbox, as at the start of an agent.
+    /// The rules in the file beside the inbox, as an agent does when it starts.
     Stored,
-    /// The same, to look at: root also reads what belongs to the user who has the inbox's directory.
+    /// The rules in that file, only to show them: root also reads a file of the user who owns the inbox's directory.
     Shown,
-    /// These.
+    /// These rules.
     Given(&'a TwinRules),
 }
 
-/// What became of the twin's rules.
+/// What happened to the twin's rules.
 #[derive(Debug, Clone)]
 pub enum TwinPart {
     /// There are none.
     Absent,
-    /// The configuration has them.
+    /// The configuration includes them.
     Used {
         /// The texts.
         rules: TwinRules,
         /// What is doubtful about them; often empty.
         warnings: Report,
     },
-    /// The configuration is the one of the local files alone.
+    /// The configuration has only the local files' rules.
     Refused {
         /// The texts.
         rules: TwinRules,
@@ -62,11 +63,11 @@ pub enum TwinPart {
 pub struct TwinRule {
     /// Its name.
     pub rule: String,
-    /// The text that it stands in, as in `twin:NAME`.
+    /// The name of its text, as in `twin:NAME`.
     pub text: String,
 }
 
-/// The texts of which a configuration is made.
+/// The texts that a configuration is made from.
 #[derive(Clone, Default)]
 pub struct Texts(pub(super) Arc<Sources>);
 
@@ -76,10 +77,10 @@ impl fmt::Debug for Texts {
     }
 }
 
-/// Reads a configuration file and its drop-ins anew, and adds the rules of the twin. `env` as in [`super::load`].
+/// Reads a configuration file and its drop-ins from the disk, and adds the twin's rules. `env` as in [`super::load`].
 ///
 /// # Errors
-/// All problems of the local files. Those of the twin's rules are in [`TwinPart::Refused`].
+/// All problems of the local files. Problems of the twin's rules are in [`TwinPart::Refused`].
 pub fn load_with(
     path: &Path,
     remote: Remote<'_>,
@@ -89,7 +90,7 @@ pub fn load_with(
     Ok((inspection.into_config()?, part))
 }
 
-/// Reads a configuration file and its drop-ins as far as possible, and adds the rules of the twin where the files have no
+/// Reads a configuration file and its drop-ins as far as possible, and adds the twin's rules if the files have no
 /// problem.
 pub fn inspect_with(
     path: &Path,
@@ -108,7 +109,7 @@ pub fn inspect_with(
             match TwinRules::stored(&file, owner) {
                 Ok(None) => return (inspection, TwinPart::Absent),
                 Ok(Some(rules)) => rules,
-                // It may not even be for this program: nothing would be used of it.
+                // The file may not even be for this program, and its rules would not be used.
                 Err(_) if !inspection.twin.accepts_rules => return (inspection, TwinPart::Absent),
                 Err(reason) => return (inspection, TwinPart::Unreadable { file, reason }),
             }
@@ -129,8 +130,8 @@ pub fn inspect_with(
 }
 
 impl Config {
-    /// This configuration, as its files were when they were read, with other rules of the twin, and what is doubtful about
-    /// these. The programs of `[allow]` and of all rules are looked at anew, so it may block.
+    /// This configuration, with its files as they were when they were read, but with these rules of the twin; and what
+    /// is doubtful about the rules. It looks at the programs of `[allow]` and of all rules again, so it may block.
     ///
     /// # Errors
     /// All problems.
@@ -143,14 +144,14 @@ impl Config {
         Ok((Self { rules, twin_rules, texts, ..self.clone() }, judged.warnings))
     }
 
-    /// This configuration without the rules of the twin.
+    /// This configuration without the twin's rules.
     #[must_use]
     pub fn without_twin(&self) -> Self {
         let rules = own(&self.rules, &self.twin_rules);
         Self { rules, twin_rules: Vec::new(), texts: Texts(Arc::new(self.texts.0.local())), ..self.clone() }
     }
 
-    /// Twelve hexadecimal digits that change with each text of the configuration that counts, those of the twin among them.
+    /// Twelve hexadecimal digits that change with each text of the configuration, also with each text of the twin.
     pub fn digest(&self) -> String {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
         for source in self.texts.0.iter() {
@@ -161,7 +162,7 @@ impl Config {
     }
 }
 
-/// Rules without those of the twin, which stand behind all others.
+/// The rules without the twin's, which stand after all others.
 pub(super) fn own(rules: &Rules, twin_rules: &[TwinRule]) -> Rules {
     let own = rules.len() - twin_rules.len().min(rules.len());
     Rules::new(rules.iter().take(own).cloned().collect())
@@ -174,7 +175,7 @@ struct Judged {
     warnings: Report,
 }
 
-/// Reads the rules of the twin together with the local texts.
+/// Reads the twin's rules together with the local texts.
 fn judge(settings: &TwinSettings, texts: &Texts, remote: &TwinRules) -> Result<Judged, Report> {
     let mut report = Report::default();
     if !settings.accepts_rules {

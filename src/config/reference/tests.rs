@@ -1,4 +1,4 @@
-//! The reference against the parsers: the same keys, and defaults that are what an absent key means.
+//! Compares the reference with the parsers: the keys must be equal, and a default must be what an absent key means.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ fn inspect(text: &str) -> Inspection {
     inspect_text(text, Path::new("config.toml"), &|_| None)
 }
 
-/// Each section with a file in which `{}` stands where its keys do.
+/// Each section with a file in which `{}` stands for its keys.
 fn files() -> Vec<(&'static Section, String)> {
     let rule = |keys: &str| format!("[[rule]]\nname = \"r\"\nwhen = \"any\"\n{keys}\n");
     let with_header = |section: &'static Section| (section, format!("{}\n{{}}\n", section.header));
@@ -35,7 +35,7 @@ fn files() -> Vec<(&'static Section, String)> {
     files
 }
 
-/// The keys that the parsers offer where one is unknown.
+/// The keys that a parser lists in its problem about an unknown key.
 fn offered(text: &str) -> BTreeSet<String> {
     let inspection = inspect(&text.replace("{}", "zzz = 1"));
     let report = format!("{}{}", inspection.report, read_tests(&inspection).1);

@@ -1,7 +1,7 @@
-//! The costliest rules that are accepted, and the costliest messages for them: none may hold the agent's loop up.
+//! The costliest rules that are accepted, with their costliest messages: none may block the agent's loop for long.
 //!
-//! Measured, and the best of a few runs counts, because other programs run as well. What ships must stay below 5 ms; a build
-//! without optimization, with as many checks as there are, is given twenty times that.
+//! The test measures time. The best of a few runs counts, because other programs run, too. An optimized build must
+//! stay below 5 ms. A build without optimization and with all checks may take twenty times that.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 5 });
 const MOST_BYTES: usize = 64 * 1024;
 
-/// Rules of 100 conditions each, of which only the last one does not hold.
+/// Rules of 100 conditions each. In each rule only the last condition does not hold.
 #[derive(Default)]
 struct Written {
     text: String,
@@ -30,7 +30,7 @@ impl Written {
         writeln!(self.text, "when.\"{name}\" = {test}").unwrap();
     }
 
-    /// Makes the last rule one that is not met.
+    /// Ends the last rule with a condition that is not met.
     fn close(&mut self) {
         if !self.text.is_empty() {
             self.text += "when.never = { present = true }\n";
@@ -43,7 +43,8 @@ fn message(bag: &str, body: &str) -> C2dMessage {
     C2dMessage::from_bag(bag, Bytes::from(body.to_owned())).expect("a bag")
 }
 
-/// Everything that the loop does with a message and the rules: the choice, why not, and the plan.
+/// Checks everything that the loop does with a message and the rules: the choice, the reasons for no match, and the
+/// plan.
 fn is_quick(what: &str, text: &str, message: &C2dMessage) {
     let inspection = inspected(text);
     assert_eq!(inspection.report.problems(), 0, "{what}: {:.500}", inspection.report.to_string());
@@ -64,7 +65,7 @@ fn is_quick(what: &str, text: &str, message: &C2dMessage) {
 
 #[test]
 fn patterns_of_stars_on_the_longest_text_that_they_look_at() {
-    // Each goes on to the end of the text.
+    // Each pattern is searched to the end of the text.
     for (one, name) in [("a", "ascii"), ("%C3%A9", "wide")] {
         let letter = if name == "ascii" { "a" } else { "é" };
         let size = if name == "ascii" { 512 } else { 256 };
@@ -82,7 +83,7 @@ fn patterns_of_stars_on_the_longest_text_that_they_look_at() {
 
 #[test]
 fn rules_of_a_twin_full_of_patterns_on_one_huge_field() {
-    // As an attacker would: 28 KB of rules, and a field of 60 KB.
+    // An attacker could send this: 28 KB of rules, and a field of 60 KB.
     let mut text = String::new();
     let mut number = 0;
     while text.len() < 28_000 {
@@ -146,7 +147,7 @@ fn lists_of_as_many_values_as_a_file_holds() {
 
 #[test]
 fn a_rule_that_fills_in_as_many_values_as_it_may() {
-    // Each begins with a dash, so it is looked for in the list of its condition.
+    // Each message value begins with a dash, so it is searched in the list of its condition.
     let listed: Vec<String> = (0..2000).map(|number| format!("\"-{number}\"")).collect();
     let mut text = "[[rule]]\nname = \"r\"\n".to_owned();
     for number in 0..99 {

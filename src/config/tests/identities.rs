@@ -1,4 +1,4 @@
-//! Tests of who signs in: a device, a module, both, nobody.
+//! Tests of who signs in: a device, a module, both, or none.
 
 use super::*;
 

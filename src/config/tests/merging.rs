@@ -1,4 +1,4 @@
-//! What several files say together, and that each finding stays in its own file.
+//! Tests of what several files say together, and of findings in their own files.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn merged(texts: &[&str]) -> Inspection {
     inspect_texts(&files, &env)
 }
 
-/// What counts of a configuration, as text: not where it stood.
+/// The content of a configuration as text, without places.
 fn meaning(inspection: Inspection) -> String {
     match inspection.into_config() {
         Ok(config) => format!("{:#?}", bare(config)),
@@ -145,7 +145,7 @@ fn the_end_of_a_file_is_not_the_begin_of_the_next() {
     assert!(places[1].starts_with("/c/config.d/2.toml:1:6: "), "{printed}");
 }
 
-/// The parts of a configuration that may stand in any file: a table's header and one of its keys.
+/// The parts of a configuration that any file may hold: a table's header and one of its keys.
 const KEYS: &[(&str, &str)] = &[
     ("[device]", "token_lifetime = \"2h\""),
     ("[inbox]", "path = \"/nowhere/i.redb\""),
@@ -167,7 +167,7 @@ const RULES: &[&str] = &["x", "y", "z"];
 
 const FILES: usize = 4;
 
-/// The text of a file that holds the keys which `is_here` takes; keys of one table stand together.
+/// The text of a file with the keys that `is_here` selects; keys of one table stand together.
 fn text_of(is_here: impl Fn(usize) -> bool, rules: impl Fn(usize) -> bool) -> String {
     let (mut text, mut header) = (String::new(), "");
     for (_, (table, key)) in KEYS.iter().enumerate().filter(|(at, _)| is_here(*at)) {
@@ -213,7 +213,7 @@ proptest! {
         prop_assert_eq!(inspection.replaced.len(), copies.iter().flatten().count().saturating_sub(1));
     }
 
-    /// The same text says the same as the only file and as a drop-in beside files that say nothing.
+    /// A text has one meaning as the only file and as a drop-in beside files that say nothing.
     #[test]
     fn findings_keep_their_places_in_a_drop_in(
         parts in proptest::collection::vec(prop::sample::select(PARTS), 0..24),

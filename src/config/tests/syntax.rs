@@ -1,4 +1,5 @@
-//! Texts that are no TOML: one sentence for each mistake, in words that need no knowledge of it.
+//! Tests of texts that are not TOML: each mistake gives one sentence that a person without knowledge of TOML
+//! understands.
 
 use super::report;
 

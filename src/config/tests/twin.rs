@@ -1,4 +1,4 @@
-//! Rules of the twin: what they may be, where they are refused, and the file that keeps them.
+//! Tests of the twin's rules: what they may be, where they are refused, and the file that keeps them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,7 +25,7 @@ fn rules(texts: &[(&str, &str)]) -> TwinRules {
     TwinRules { version: 7, texts: texts.collect() }
 }
 
-/// The problems with these texts beside `LOCAL`, a line each.
+/// The problems with these texts, read with `LOCAL`, a line each.
 fn problems(texts: &[(&str, &str)]) -> Vec<String> {
     let refused = local(LOCAL).with_twin(&rules(texts)).expect_err("refused");
     refused.problem_lines().collect()
@@ -44,11 +44,11 @@ fn rules_of_the_twin_stand_behind_the_local_ones_in_the_order_of_their_names() {
     assert_eq!((names(&with), warnings.to_string()), (vec!["own", "inline", "remote"], "0 problems".into()));
     let of = |rule: &str, text: &str| TwinRule { rule: rule.into(), text: text.into() };
     assert_eq!(with.twin_rules, [of("inline", "twin:B"), of("remote", "twin:b")]);
-    // A message that both would take is the local rule's.
+    // A message that both rules match goes to the local rule.
     let message = C2dMessage::from_bag("action=pump", bytes::Bytes::from_static(b"{\"zone\":\"north\"}"));
     assert_eq!(with.rules.match_message(&message.expect("a bag")).map(|rule| rule.name()), Some("own"));
 
-    // One set takes the place of another, and none leaves the files alone.
+    // One set replaces another, and without a set only the files' rules stay.
     let (again, _) = with.with_twin(&rules(&[("b", inline)])).expect("taken");
     assert_eq!(names(&again), ["own", "inline"]);
     let (none, _) = again.with_twin(&rules(&[])).expect("taken");
@@ -232,7 +232,7 @@ fn a_value_for_a_command_is_no_option_whatever_the_rule_lists() {
     assert_eq!(plan("text=--exec=id"), Err(why.to_owned()));
     let argv = ["/bin/true", "plain"].map(str::to_owned).to_vec();
     assert_eq!(plan("text=plain"), Ok(vec![crate::rules::PlannedStep::Run { argv }]));
-    // What the command takes and no condition of the rule makes sure of is told at the rule.
+    // The rule gets the warning about a value that its command needs and no condition guarantees.
     let told = "twin:y:4:1: warning: no condition requires text";
     assert!(warnings.to_string().starts_with(told), "{warnings}");
 }
