@@ -1,8 +1,8 @@
-//! Who signs in to the hub: connection strings, shared access keys and SAS tokens; and the proxy on the way.
+//! Who signs in to the hub: connection strings, shared access keys and SAS tokens; and the proxy for the connection.
 //!
 //! Owns: the syntax of device, module and service connection strings, device id rules, making and checking SAS tokens;
 //! the environment of an IoT Edge module; `HTTPS_PROXY` and `NO_PROXY`.
-//! Must not know: files, the environment, TLS, clocks (the expiry comes in as an argument).
+//! Must not know: files, the environment, TLS, clocks (the expiry is an argument).
 
 use std::path::PathBuf;
 
@@ -21,14 +21,14 @@ pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use route::{Over, Route};
 pub use sas::{SasError, SasToken, SharedAccessKey, UnsignedToken};
 
-/// The complete identity of a device, or of a module on one: what the session needs to sign in.
+/// The complete identity of a device or a module: everything that the session needs to sign in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceIdentity {
-    /// The IoT Hub: named in user names and tokens, without the port.
+    /// The IoT Hub: its name is in user names and tokens, without the port.
     pub hub: HostPort,
     /// The device.
     pub device_id: String,
-    /// The module on it, where a module signs in and not the device itself.
+    /// The module on the device, if a module signs in and not the device.
     pub module_id: Option<String>,
     /// An IoT Edge gateway to dial instead of the hub.
     pub gateway: Option<HostPort>,
@@ -37,7 +37,7 @@ pub struct DeviceIdentity {
 }
 
 impl DeviceIdentity {
-    /// The host to dial: the gateway when one is given.
+    /// The host to dial: the gateway, or the hub if there is no gateway.
     pub fn dialled(&self) -> &HostPort {
         self.gateway.as_ref().unwrap_or(&self.hub)
     }
@@ -50,8 +50,8 @@ impl DeviceIdentity {
         }
     }
 
-    /// The resource that a token must cover, not escaped: `{hub}/devices/{device}`, for a module with
-    /// `/modules/{module}` behind it. Source: wire reference 4.2 and 6.3.
+    /// The resource that a token must cover, not escaped: `{hub}/devices/{device}`, and for a module also
+    /// `/modules/{module}`. Source: wire reference 4.2 and 6.3.
     pub fn resource(&self) -> String {
         let device = format!("{}/devices/{}", self.hub.name, self.device_id);
         match &self.module_id {
@@ -61,36 +61,36 @@ impl DeviceIdentity {
     }
 }
 
-/// What a device speaks with the hub.
+/// The protocol between a device and the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// MQTT 3.1.1: a message can only be completed.
+    /// MQTT 3.1.1. It can only complete a message.
     #[default]
     Mqtt,
-    /// AMQP 1.0: a message can be completed, given back and refused.
+    /// AMQP 1.0. It can complete a message, give it back or refuse it.
     Amqp,
 }
 
 /// How a device or a module signs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceAuth {
-    /// By tokens made from its key.
+    /// With tokens made from its key.
     Key(SharedAccessKey),
-    /// By a ready-made token, good until it expires.
+    /// With a ready-made token, until that expires.
     Token(SasToken),
-    /// By a client certificate; both files are PEM.
+    /// With a client certificate; both files are PEM.
     Certificate {
-        /// The certificate, followed by its chain where there is one.
+        /// The certificate, followed by its chain if it has one.
         certificate: PathBuf,
         /// The private key.
         private_key: PathBuf,
     },
-    /// By tokens that the workload API of an IoT Edge device signs.
+    /// With tokens that the workload API of an IoT Edge device signs.
     Workload(WorkloadAccess),
 }
 
-/// The beginning of refused text for an error message, without control characters. Never for a secret; and where one follows
-/// by mistake, because the separator before it was lost, it comes after its `=`.
+/// The beginning of refused text for an error message, without control characters. Never pass a secret. If a secret
+/// follows by mistake, because the separator before it was lost, it stands after its `=`.
 fn excerpt(text: &str, chars: usize) -> String {
     let (shown, cut) = text.split_once('=').map_or((text, ""), |(before, _)| (before, "=…"));
     let shown: String = shown.chars().take(chars).flat_map(char::escape_debug).collect();

@@ -1,11 +1,11 @@
-//! The C2D message: system properties, application properties, body, and the property bag both ways.
+//! The C2D message: system properties, application properties, body, and reading and writing of the property bag.
 //!
-//! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits; which door a message
-//! came through (`source.rs`), and how a person writes one down (`sample.rs`).
+//! Owns: the bag's grammar, the names of system properties, the devicebound topic, size and id limits; the door of a
+//! message (`source.rs`), and how a person writes a message (`sample.rs`).
 //! Must not know: MQTT packets, AMQP sections, rules, clocks.
 //!
-//! The grammar (wire reference 1.5): `pair *("&" pair)`; `pair` is `key`, `key=` or `key=value`, each
-//! percent-encoded; `+` is a plus sign; only the first `=` of a pair separates.
+//! The grammar (wire reference 1.5): `pair *("&" pair)`; `pair` is `key`, `key=` or `key=value`, each percent-encoded;
+//! `+` is a plus sign; only the first `=` of a pair separates.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -20,11 +20,11 @@ mod source;
 pub use sample::SampleError;
 pub use source::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, METHOD, SOURCE, Source, inputs_topic};
 
-/// Largest C2D message: body plus system property values plus application names and values, in bytes.
-/// Source: wire reference 5.1.
+/// The largest C2D message in bytes: body, system property values, and application names and values together. Source:
+/// wire reference 5.1.
 pub const MAX_C2D_BYTES: usize = 64 * 1024;
 
-/// Longest message id in characters. Source: wire reference 4.1.
+/// The longest message id in characters. Source: wire reference 4.1.
 pub const MAX_MESSAGE_ID_CHARS: usize = 128;
 
 /// Bag key of the message id.
@@ -42,10 +42,10 @@ pub const CONTENT_TYPE: &str = "$.ct";
 /// Bag key of the content encoding.
 pub const CONTENT_ENCODING: &str = "$.ce";
 
-/// System properties that carry no `$.` prefix. Source: wire reference 1.5.
+/// System properties without the prefix `$.`. Source: wire reference 1.5.
 const UNPREFIXED_SYSTEM: [&str; 2] = [crate::feedback::ACK_PROPERTY, "iothub-operation"];
 
-/// Everything but `A-Z a-z 0-9 - _ . ~` is escaped, with upper-case hex. Source: wire reference 1.5.
+/// All characters except `A-Z a-z 0-9 - _ . ~` are escaped, with upper-case hex. Source: wire reference 1.5.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A message from the cloud to this device, or through another door to its module: see [`Source`].
@@ -60,7 +60,7 @@ pub struct C2dMessage {
 }
 
 impl C2dMessage {
-    /// Takes a devicebound topic and a payload apart. The bag may be missing, and the slash before it too.
+    /// Reads a devicebound topic and a payload. The bag may be missing, and also the slash before it.
     ///
     /// # Errors
     /// When the topic belongs to another device or purpose, or when its bag cannot be decoded.
@@ -74,7 +74,7 @@ impl C2dMessage {
         Ok(Self::from_bag(bag, body)?.as_c2d())
     }
 
-    /// Makes a message of a property bag, system and application properties together, and a payload.
+    /// Makes a message of a property bag and a payload. The bag has system and application properties together.
     ///
     /// # Errors
     /// When the bag cannot be decoded.
@@ -84,8 +84,8 @@ impl C2dMessage {
         Ok(Self { system: Properties(system), application: Properties(application), body })
     }
 
-    /// The topic on which this message reaches `device_id`: always a slash after `devicebound`, and system
-    /// properties first (`$.mid`, then `$.to`), as the Node and Java SDKs need. Source: wire reference 1.5.
+    /// The topic on which this message reaches `device_id`. It has a slash after `devicebound`, and system properties
+    /// first (`$.mid`, then `$.to`), because the Node and Java SDKs need that. Source: wire reference 1.5.
     pub fn to_topic(&self, device_id: &str) -> String {
         let mut topic = devicebound_topic(device_id);
         let leading = [MESSAGE_ID, TO];
@@ -96,7 +96,8 @@ impl C2dMessage {
         topic
     }
 
-    /// The property bag, system and application properties together, each in order: what [`C2dMessage::from_bag`] reads.
+    /// The property bag, system and application properties together, each in order. [`C2dMessage::from_bag`] can read
+    /// it.
     pub(crate) fn to_bag(&self) -> String {
         let mut bag = String::new();
         encode_pairs(self.system.0.iter().chain(&self.application.0), &mut bag);
@@ -111,23 +112,23 @@ impl C2dMessage {
         if is_system_property(name) { self.system.get(name) } else { self.application.get(name) }
     }
 
-    /// The message id, when the sender gave one.
+    /// The message id, if the sender gave one.
     pub fn message_id(&self) -> Option<&str> {
         self.system.get(MESSAGE_ID).filter(|id| !id.is_empty())
     }
 
-    /// The correlation id, when the sender gave one.
+    /// The correlation id, if the sender gave one.
     pub fn correlation_id(&self) -> Option<&str> {
         self.system.get(CORRELATION_ID).filter(|id| !id.is_empty())
     }
 
-    /// When the message expires; `None` where it has no expiry or one that is no time.
+    /// When the message expires; `None` if it has no expiry, or one that is not a time.
     pub fn expiry(&self) -> Option<SystemTime> {
         self.system.get(EXPIRY).and_then(parse_time)
     }
 
-    /// The expiry of a message that expired after it was received. `None` also where it lies before that: the hub delivers
-    /// nothing that has expired, so then the clock was wrong, and says nothing about the message.
+    /// The expiry of a message that expired after it was received. `None` also if the expiry is before that: the hub
+    /// never delivers an expired message, so the clock was wrong then, and says nothing about the message.
     pub fn expired_since(&self, received: SystemTime, now: SystemTime) -> Option<SystemTime> {
         self.expiry().filter(|expiry| received < *expiry && *expiry < now)
     }
@@ -142,17 +143,17 @@ impl C2dMessage {
     }
 }
 
-/// Which message of a device's queue one is: the same each time the hub sends it, and never that of another message.
-/// Source: wire reference 2.5.
+/// The place of a message in a device's queue. It does not change when the hub sends the message again, and no other
+/// message has it. Source: wire reference 2.5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequence {
     /// The hub's sequence number.
     pub number: u64,
-    /// When the message was put into the queue, in milliseconds since 1970. A queue that was made anew counts from 1 again.
+    /// When the message was put into the queue, in milliseconds since 1970. A new queue counts from 1 again.
     pub enqueued_ms: i64,
 }
 
-/// A property's name and value; no value is the bag's bare key.
+/// A property's name and value. A bare key in the bag has no value.
 pub type Pair = (String, Option<String>);
 
 /// Properties in the order in which they arrived, each name once.
@@ -160,7 +161,7 @@ pub type Pair = (String, Option<String>);
 pub struct Properties(Vec<Pair>);
 
 impl Properties {
-    /// Decodes a property bag. Empty pairs (`a&&b`) are passed over; of a name that occurs twice the first counts.
+    /// Decodes a property bag. It skips empty pairs (`a&&b`), and of a name that occurs twice the first one counts.
     ///
     /// # Errors
     /// When an escape is not `%` and two hexadecimal digits, when a name or value is not UTF-8, or a name is empty.
@@ -175,7 +176,7 @@ impl Properties {
         bag
     }
 
-    /// The value of `name`. A bare key reads as the empty string; [`Properties::contains`] tells presence.
+    /// The value of `name`. A bare key gives the empty string; use [`Properties::contains`] to check presence.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_deref().unwrap_or(""))
     }
@@ -185,7 +186,7 @@ impl Properties {
         self.0.iter().any(|(own, _)| own == name)
     }
 
-    /// Adds a property, or replaces the value of one that is there.
+    /// Adds a property, or replaces its value if it is there.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let (name, value) = (name.into(), Some(value.into()));
         match self.0.iter_mut().find(|(own, _)| *own == name) {
@@ -215,15 +216,15 @@ impl Properties {
 }
 
 impl FromIterator<Pair> for Properties {
-    /// Of a name that occurs twice the first counts.
+    /// Of a name that occurs twice the first one counts.
     fn from_iter<I: IntoIterator<Item = Pair>>(pairs: I) -> Self {
-        // A topic has room for 20,000 names: to compare each with all before it would take seconds.
+        // A topic has room for 20,000 names: comparing each one with all before it would take seconds.
         let mut seen = HashSet::new();
         Self(pairs.into_iter().filter(|(name, _)| seen.insert(name.clone())).collect())
     }
 }
 
-/// Why a topic or a bag could not be turned into a message.
+/// Why a topic or a bag cannot become a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
@@ -236,10 +237,10 @@ pub enum MessageError {
     /// A `%` that is not followed by two hexadecimal digits.
     #[error("the property text \"{0}\" has a % that is not followed by two hexadecimal digits")]
     BadEscape(String),
-    /// Bytes that are not UTF-8 once decoded.
+    /// Bytes that are not UTF-8 after decoding.
     #[error("the property text \"{0}\" is not UTF-8 once decoded")]
     NotUtf8(String),
-    /// A part that is not text, or that cannot be decoded at all, over AMQP.
+    /// A part of an AMQP message that is not text, or cannot be decoded at all.
     #[error("the message cannot be read: {0}")]
     Unreadable(String),
     /// A property without a name.
@@ -247,25 +248,24 @@ pub enum MessageError {
     EmptyName(String),
 }
 
-/// Whether IoT Hub, and not the sender, defines the property.
+/// Whether IoT Hub defines the property, and not the sender.
 pub fn is_system_property(name: &str) -> bool {
     name.starts_with("$.") || UNPREFIXED_SYSTEM.contains(&name)
 }
 
-/// The topic of a device's C2D messages without a bag; with `#` behind it, the filter to subscribe to.
+/// The topic of a device's C2D messages without a bag. With `#` after it, it is the filter to subscribe to.
 pub fn devicebound_topic(device_id: &str) -> String {
     format!("devices/{device_id}/messages/devicebound/")
 }
 
-/// Whether `text` may be a message id: 1 to 128 of the characters that the hub takes.
-/// Source: wire reference 4.1.
+/// Whether `text` may be a message id: 1 to 128 of the characters that the hub accepts. Source: wire reference 4.1.
 pub fn is_message_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-:.+%_#*?!(),=@;$'".contains(c);
     !text.is_empty() && text.len() <= MAX_MESSAGE_ID_CHARS && text.chars().all(allowed)
 }
 
-/// Formats a time as the hub does: RFC 3339 in UTC with seven fractional digits.
-/// Times outside the years 1970 to 9999 are clamped to them.
+/// Formats a time as the hub does: RFC 3339 in UTC with seven fractional digits. A time outside the years 1970 to 9999
+/// becomes the nearest one within them.
 pub fn format_time(time: SystemTime) -> String {
     let latest = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(253_402_300_799);
     let time = time.clamp(SystemTime::UNIX_EPOCH, latest);
@@ -273,7 +273,7 @@ pub fn format_time(time: SystemTime) -> String {
     format!("{}Z", nanos.get(..27).unwrap_or(&nanos))
 }
 
-/// Reads a time in RFC 3339, in UTC; a missing zone is taken as UTC, as the Python SDK sends it.
+/// Reads a time in RFC 3339, in UTC. A missing zone means UTC, because the Python SDK sends none.
 pub fn parse_time(text: &str) -> Option<SystemTime> {
     let bare = text.strip_suffix("+00:00").or_else(|| text.strip_suffix('Z')).unwrap_or(text);
     humantime::parse_rfc3339(&format!("{bare}Z")).ok()
@@ -301,7 +301,7 @@ fn decode_pair(pair: &str) -> Result<Pair, MessageError> {
     if name.is_empty() { Err(MessageError::EmptyName(excerpt(pair))) } else { Ok((name, value)) }
 }
 
-/// Percent-decodes strictly: the hub never sends a lone `%`, so one means that the text is not a bag.
+/// Percent-decodes strictly. The hub never sends a lone `%`, so a text with one is not a bag.
 fn decode_text(text: &str) -> Result<Cow<'_, str>, MessageError> {
     let bytes = text.as_bytes();
     let escape_at =

@@ -1,8 +1,8 @@
 //! Device and service connection strings.
 //!
-//! Owns: their syntax, and telling one kind from the other. Must not know: files, tokens' life, TLS.
+//! Owns: their syntax, and recognising the kind. Must not know: files, how long tokens live, TLS.
 //!
-//! Syntax: `Key=Value` pairs separated by `;`; only the first `=` separates. Sources: wire reference 7.3.
+//! Syntax: `Key=Value` pairs separated by `;`. Only the first `=` of a pair separates. Sources: wire reference 7.3.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -10,7 +10,7 @@ use std::net::Ipv6Addr;
 use super::excerpt;
 use super::sas::{SasError, SasToken, SharedAccessKey};
 
-/// Longest device id in characters. Source: wire reference 4.5.
+/// The longest device id in characters. Source: wire reference 4.5.
 const MAX_DEVICE_ID_CHARS: usize = 128;
 
 /// A host name with the port that may follow it.
@@ -18,12 +18,12 @@ const MAX_DEVICE_ID_CHARS: usize = 128;
 pub struct HostPort {
     /// DNS name or IP address, as given.
     pub name: String,
-    /// The port to dial instead of the protocol's own.
+    /// The port to dial instead of the protocol's standard port.
     pub port: Option<u16>,
 }
 
 impl HostPort {
-    /// Reads `name` or `name:port`; IPv6 addresses stand in brackets when a port follows.
+    /// Reads `name` or `name:port`. An IPv6 address with a port stands in brackets.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((address, "")) => (address, None),
@@ -64,23 +64,23 @@ impl fmt::Display for HostPort {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceSecret {
-    /// A key: tokens are made from it as needed.
+    /// A key. Tokens are made from it when needed.
     Key(SharedAccessKey),
-    /// A ready-made token, good until it expires.
+    /// A ready-made token, valid until it expires.
     Token(SasToken),
-    /// `x509=true`: the certificate is given elsewhere.
+    /// `x509=true`: the certificate is configured elsewhere.
     X509,
 }
 
-/// `HostName=…;DeviceId=…;SharedAccessKey=…`, or with `SharedAccessSignature=…` or `x509=true`;
-/// `GatewayHostName=…` is optional, and with `ModuleId=…` it is that of a module on the device.
+/// `HostName=…;DeviceId=…;SharedAccessKey=…`, or with `SharedAccessSignature=…` or `x509=true`. `GatewayHostName=…` is
+/// optional. With `ModuleId=…` the string belongs to a module on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceConnectionString {
-    /// The IoT Hub: named in user names and tokens, and dialled unless a gateway is given.
+    /// The IoT Hub: its name is in user names and tokens. It is dialled if there is no gateway.
     pub host: HostPort,
     /// The device.
     pub device_id: String,
-    /// The module on it. Who wants a device refuses this with [`CredentialError::ModuleString`].
+    /// The module on the device. A caller that needs a device refuses it with [`CredentialError::ModuleString`].
     pub module_id: Option<String>,
     /// An IoT Edge gateway to dial instead of the hub.
     pub gateway: Option<HostPort>,
@@ -92,7 +92,7 @@ impl DeviceConnectionString {
     /// Reads a device connection string.
     ///
     /// # Errors
-    /// [`CredentialError`], which never repeats a key; a service string is named as such.
+    /// [`CredentialError`], which never repeats a key. It recognises a service string.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
         let fields = Fields::parse(text)?;
         if fields.get("SharedAccessKeyName").is_some() && fields.get("DeviceId").is_none() {
@@ -138,9 +138,9 @@ impl DeviceConnectionString {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServiceSecret {
-    /// The policy's key: tokens are made from it as needed.
+    /// The policy's key. Tokens are made from it when needed.
     Key(SharedAccessKey),
-    /// A ready-made token, good until it expires.
+    /// A ready-made token, valid until it expires.
     Token(SasToken),
 }
 
@@ -159,7 +159,7 @@ impl ServiceConnectionString {
     /// Reads a service connection string.
     ///
     /// # Errors
-    /// [`CredentialError`], which never repeats a key; a device string is named as such.
+    /// [`CredentialError`], which never repeats a key. It recognises a device string.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
         let fields = Fields::parse(text)?;
         if fields.get("DeviceId").is_some() {
@@ -184,72 +184,72 @@ impl ServiceConnectionString {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialError {
-    /// The most common mistake.
+    /// A service string in place of a device string: the most common mistake.
     #[error(
         "this is a service connection string (it has SharedAccessKeyName), but this needs a device \
          connection string: use the one of the device itself, HostName=…;DeviceId=…;SharedAccessKey=…"
     )]
     ServiceInsteadOfDevice,
-    /// The reverse mistake.
+    /// A device string in place of a service string.
     #[error(
         "this is a device connection string (it has DeviceId), but this needs a service connection string: \
          use the one of a shared access policy with ServiceConnect, \
          HostName=…;SharedAccessKeyName=…;SharedAccessKey=…"
     )]
     DeviceInsteadOfService,
-    /// A module's string.
+    /// The string of a module.
     #[error(
         "this is a module connection string (it has ModuleId), and IoT Hub sends no C2D messages to modules: \
          use the connection string of a device, or set EdgeHubConnectionString to this one to sign in as the \
          module"
     )]
     ModuleString,
-    /// Both a device and a policy.
+    /// The string has both a device and a policy.
     #[error(
         "the connection string has both DeviceId and SharedAccessKeyName: use the device's own connection \
          string"
     )]
     PolicyInDeviceString,
-    /// Nothing there.
+    /// The string is empty.
     #[error("the connection string is empty: az prints it with --query connectionString -o tsv")]
     Empty,
-    /// What `az` prints unless it is asked for the value alone.
+    /// The JSON that `az` prints without options for the value alone.
     #[error(
         "this is JSON, not only the connection string: let az print only that, with --query connectionString \
          -o tsv"
     )]
     Json,
-    /// Such as a key alone, or a host name.
+    /// Another text, such as a key alone, or a host name.
     #[error(
         "this is not a connection string, which begins with HostName=: az prints it with --query \
          connectionString -o tsv"
     )]
     Foreign,
-    /// Such as a variable's name with `=`, or a key of YAML.
+    /// Text before the string, such as a variable's name with `=`, or a key of YAML.
     #[error("there is text before HostName=, where the connection string begins: remove it")]
     Prefixed,
-    /// Of the same cloud.
+    /// The string of another service of the same cloud.
     #[error(
         "this is a connection string of Event Hubs or Service Bus (it has Endpoint): use the one of the IoT \
          Hub, which begins with HostName="
     )]
     EventHubs,
-    /// A shell takes such quotes away, an environment file of Docker does not.
+    /// The string has quotes. A shell removes them, but an environment file of Docker keeps them.
     #[error("the connection string is in quotes, which do not belong to it: remove them")]
     Quoted,
     /// A pair without `=`.
     #[error("part {0} of the connection string is not Key=Value: copy all of it, on one line")]
     NotAPair(usize),
-    /// A field stands twice.
+    /// A field occurs twice.
     #[error("the connection string has {0} twice: keep one connection string, on one line")]
     Doubled(&'static str),
     /// A field that no connection string has.
     #[error("the connection string has the unknown field \"{0}\": remove it, or copy the string again")]
     Unknown(String),
-    /// A field is absent: its name, and the kind of string.
+    /// A field is missing: its name, and the kind of string.
     #[error("the {1} connection string lacks {0}: copy all of it, in quotes if a shell reads it")]
     Missing(&'static str, &'static str),
-    /// A host that is none.
+    /// A text that is not a host.
     #[error(
         "{0} is \"{1}\", which is not a host name with an optional port: write it as in myhub.azure-devices.net"
     )]
@@ -269,7 +269,7 @@ pub enum CredentialError {
     /// `x509` is neither true nor false.
     #[error("x509 is \"{0}\" in the connection string: write x509=true or remove it")]
     X509Flag(String),
-    /// Several proofs at once.
+    /// The string has several proofs.
     #[error(
         "the connection string has several of SharedAccessKey, SharedAccessSignature and x509=true: keep one"
     )]
@@ -279,7 +279,7 @@ pub enum CredentialError {
     Sas(#[from] SasError),
 }
 
-/// Whether `text` may be a device id. Slashes and wildcards would change the meaning of topics and addresses.
+/// Whether `text` may be a device id. A slash or a wildcard would change the meaning of topics and addresses.
 ///
 /// # Errors
 /// [`CredentialError::DeviceId`] names the text.
@@ -287,10 +287,10 @@ pub fn check_device_id(text: &str) -> Result<(), CredentialError> {
     is_id(text).then_some(()).ok_or_else(|| CredentialError::DeviceId(excerpt(text, 40)))
 }
 
-/// Ids of modules have the same rules. Source: wire reference 6.3.
+/// Whether `text` may be a module id: the rules are those of device ids. Source: wire reference 6.3.
 ///
 /// # Errors
-/// With the start of what is none.
+/// An error with the start of a text that is no id.
 pub fn check_module_id(text: &str) -> Result<(), CredentialError> {
     is_id(text).then_some(()).ok_or_else(|| CredentialError::ModuleId(excerpt(text, 40)))
 }
@@ -300,7 +300,7 @@ fn is_id(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_DEVICE_ID_CHARS && text.chars().all(allowed)
 }
 
-/// No field of any connection string has a longer name.
+/// The field names of all connection strings are at most this long.
 const MAX_SHOWN_NAME: usize = 24;
 
 /// The field names of any connection string, in the spelling of the documentation.
@@ -315,7 +315,8 @@ const KNOWN: [&str; 8] = [
     "GatewayHostName",
 ];
 
-/// Only what looks like a name is repeated: a key that lost its own name ends in `=`, so that it stands where names do.
+/// Repeats only text that looks like a name: a key that lost its own name ends in `=`, so it stands in the place of a
+/// name.
 fn unknown_field(name: &str, part: usize) -> CredentialError {
     let is_word = name.len() <= MAX_SHOWN_NAME && name.chars().all(|c| c.is_ascii_alphabetic());
     if is_word { CredentialError::Unknown(name.to_owned()) } else { CredentialError::NotAPair(part) }
@@ -329,7 +330,7 @@ struct Fields<'a>(Vec<(&'static str, &'a str)>);
 
 impl<'a> Fields<'a> {
     fn parse(text: &'a str) -> Result<Self, CredentialError> {
-        // Editors of Windows put a mark before the first letter.
+        // Editors on Windows put a byte order mark before the first letter.
         let text = text.trim_start_matches('\u{feff}').trim();
         match text.chars().next() {
             None => return Err(CredentialError::Empty),

@@ -1,6 +1,6 @@
-//! What an IoT Edge module finds in its environment: who it is, and where its tokens are signed.
+//! The environment of an IoT Edge module: who the module is, and where its tokens are signed.
 //!
-//! Owns: the `IOTEDGE_…` variables, and those of Microsoft's SDKs for a module on a developer's machine.
+//! Owns: the `IOTEDGE_…` variables, and the variables of Microsoft's SDKs for a module on a developer's machine.
 //! Must not know: sockets, files, HTTP.
 //!
 //! Source: wire reference 6.4.
@@ -24,39 +24,40 @@ const AUTH_SCHEME: &str = "IOTEDGE_AUTHSCHEME";
 const CONNECTION_STRING: &str = "EdgeHubConnectionString";
 const CA_FILE: &str = "EdgeModuleCACertificateFile";
 
-/// The only scheme that edgeAgent knows.
+/// The only authentication scheme that edgeAgent has.
 const SAS_TOKEN: &str = "sasToken";
-/// Generation ids and versions of the API are a dozen or two.
+/// Real generation ids and API versions have a dozen or two.
 const MAX_CHARS: usize = 128;
 const SHOWN: usize = 60;
 
-/// Where and as whom a module has its tokens signed.
+/// The workload API that signs a module's tokens, and the module's identity there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadAccess {
     /// The Unix socket of the workload API.
     pub socket: PathBuf,
     /// The module's own id.
     pub module_id: String,
-    /// Which deployment of the module this is: another one after each redeploy.
+    /// Which deployment of the module this is. Each redeploy changes it.
     pub generation_id: String,
-    /// The version of the API to ask for, such as `2021-12-07`.
+    /// The version of the API to use, such as `2021-12-07`.
     pub api_version: String,
 }
 
 /// A module, as its environment describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleEnvironment {
-    /// Who signs in; `module_id` is always there.
+    /// Who signs in; `module_id` is always set.
     pub identity: DeviceIdentity,
-    /// A file of roots to trust beside the usual ones; only without a workload API, which gives the roots itself.
+    /// A file of roots to trust in addition to the usual ones. Only without a workload API, which supplies the roots
+    /// itself.
     pub ca_file: Option<PathBuf>,
 }
 
-/// Why the environment of a module is of no use. No variant holds secret text.
+/// Why the environment of a module cannot be used. No variant holds secret text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModuleError {
-    /// What is wrong with the variables of edgeAgent, all at once.
+    /// Everything that is wrong with the variables of edgeAgent.
     #[error(
         "{WORKLOAD_URI} is set, so this is an IoT Edge module, but {0}: let edgeAgent start it, or unset \
          {WORKLOAD_URI}"
@@ -65,13 +66,13 @@ pub enum ModuleError {
     /// The connection string cannot be read.
     #[error("{CONNECTION_STRING}: {0}")]
     ConnectionString(#[from] CredentialError),
-    /// It is that of a device.
+    /// The connection string belongs to a device.
     #[error(
         "{CONNECTION_STRING} has no ModuleId, so it is for a device: use the one of a module, or set \
          C2D_DEVICE_CONNECTION_STRING to this one"
     )]
     DeviceString,
-    /// A module's certificate has nowhere to be named.
+    /// The environment has no place to name a module's certificate.
     #[error("{CONNECTION_STRING} says x509=true: use one with the SharedAccessKey of the module")]
     X509,
 }
@@ -86,9 +87,10 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Reads who a module is from its environment: from edgeAgent's variables where `IOTEDGE_WORKLOADURI` is one of them, else from
-/// `EdgeHubConnectionString` (with `EdgeModuleCACertificateFile`, where the roots of the system do not do), as in
-/// Microsoft's SDKs. `None` when there is neither, so this is no module. Blank variables count as absent.
+/// Reads who a module is from its environment, as Microsoft's SDKs do. If `IOTEDGE_WORKLOADURI` is set, edgeAgent's
+/// variables count. Otherwise `EdgeHubConnectionString` does, with `EdgeModuleCACertificateFile` if the system's roots
+/// are not enough.
+/// `None` if neither is set, because then this process is not a module. Blank variables count as absent.
 ///
 /// # Errors
 /// [`ModuleError`] names the variables at fault.
@@ -151,7 +153,7 @@ fn of_edge_agent(
     Ok(ModuleEnvironment { identity, ca_file: None })
 }
 
-/// A variable that must be there and be read by `read`.
+/// A variable that must be set, and that `read` must accept.
 fn required<T>(
     name: &str,
     variable: &dyn Fn(&str) -> Option<String>,
@@ -201,7 +203,7 @@ mod tests {
         (GENERATION_ID, "638 0/x"),
     ];
 
-    /// The environment of edgeAgent, with these variables instead.
+    /// The environment of edgeAgent, with these variables replaced.
     fn read(other: &[(&str, &str)]) -> Result<Option<ModuleEnvironment>, String> {
         let all: Vec<_> = other.iter().chain(&EDGE).collect();
         let env = |name: &str| all.iter().find(|(own, _)| *own == name).map(|(_, value)| (*value).to_owned());

@@ -1,9 +1,9 @@
 //! An HTTP proxy, as `HTTPS_PROXY` and `NO_PROXY` name it.
 //!
-//! Owns: the syntax of both, which hosts go past the proxy, and the proxy's credentials, which are never shown.
+//! Owns: the syntax of both, which hosts need no proxy, and the proxy's credentials, which are never shown.
 //! Must not know: the environment, sockets.
 //!
-//! The variables have no standard; this is what curl does, without address ranges.
+//! The variables have no standard. This does what curl does, without address ranges.
 
 use std::fmt;
 
@@ -13,23 +13,23 @@ use percent_encoding::percent_decode_str;
 
 use super::HostPort;
 
-/// Where a proxy listens when its URL names no port, without TLS and with it. Source: curl.
+/// The ports of a proxy whose URL has no port, without TLS and with TLS. Source: curl.
 const DEFAULT_PORT: u16 = 1080;
 const DEFAULT_TLS_PORT: u16 = 443;
 
-/// Longest value of either variable.
+/// The longest value of either variable.
 const MAX_BYTES: usize = 16 * 1024;
 
-/// An HTTP proxy with what it wants to see of us.
+/// An HTTP proxy and the login for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// Where it listens.
+    /// The host that it listens on.
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// Whether it is spoken to over TLS (`https://`).
+    /// Whether the connection to it uses TLS (`https://`).
     pub tls: bool,
-    /// Name and password, where the URL has them.
+    /// Name and password, if the URL has them.
     pub login: Option<ProxyLogin>,
 }
 
@@ -57,14 +57,14 @@ impl fmt::Debug for ProxyLogin {
     }
 }
 
-/// Why a proxy cannot be used. Never repeats what the variable says: it may hold a password.
+/// Why a proxy cannot be used. It never repeats the value of the variable, which may hold a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// Another scheme than `http` and `https`.
+    /// A scheme other than `http` and `https`.
     #[error("{0} does not begin with http:// or https://: use an HTTP proxy, which supports CONNECT")]
     Scheme(&'static str),
-    /// No URL.
+    /// A value that is not a URL.
     #[error(
         "{0} is not the address of a proxy, such as http://proxy.example:3128 or http://NAME:PASSWORD@proxy.example:3128"
     )]
@@ -76,7 +76,7 @@ pub enum ProxyError {
     Login(&'static str),
 }
 
-/// What the environment says of proxies.
+/// What the environment says about proxies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProxySettings {
     proxy: Option<Proxy>,
@@ -86,13 +86,14 @@ pub struct ProxySettings {
 /// One entry of `NO_PROXY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exception {
-    /// `None` is `*`: every host.
+    /// `None` means `*`: every host.
     suffix: Option<String>,
     port: Option<u16>,
 }
 
 impl ProxySettings {
-    /// Reads `https_proxy` and `no_proxy`, or the same in capitals; the small ones go first, empty ones count as absent.
+    /// Reads `https_proxy` and `no_proxy`, or their names in capitals. The small letters take precedence, and empty
+    /// variables count as absent.
     ///
     /// # Errors
     /// [`ProxyError`] names the variable and never repeats its value.
@@ -113,7 +114,7 @@ impl ProxySettings {
         Ok(Self { proxy, direct })
     }
 
-    /// The proxy on the way to `host`, unless there is none or it goes direct.
+    /// The proxy for `host`; `None` if there is none or `NO_PROXY` has the host.
     pub fn on_the_way_to(&self, host: &str, port: u16) -> Option<&Proxy> {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         self.proxy.as_ref().filter(|_| !self.direct.iter().any(|exception| exception.covers(&host, port)))
@@ -153,7 +154,7 @@ fn parse(name: &'static str, value: &str) -> Result<Proxy, ProxyError> {
     Ok(Proxy { host, port, tls, login })
 }
 
-/// `NAME:PASSWORD` or `NAME`, percent-encoded. A name with a colon cannot be told from its password. Source: RFC 7617, 2.
+/// `NAME:PASSWORD` or `NAME`, percent-encoded. A name cannot contain a colon, which ends it. Source: RFC 7617, 2.
 fn read_login(text: &str) -> Option<ProxyLogin> {
     let decoded = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8().ok()?.into_owned();

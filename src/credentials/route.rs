@@ -1,6 +1,6 @@
-//! The way of a device to its hub.
+//! How a device gets to its hub.
 //!
-//! Owns: what carries the protocol, and what is to be known for that. Must not know: sockets, the environment.
+//! Owns: what carries the protocol, and the settings for that. Must not know: sockets, the environment.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub enum Over {
     Tls,
     /// A WebSocket, on the hub's HTTPS port.
     WebSocket,
-    /// The one or the other, whichever works.
+    /// TLS or a WebSocket, whichever works.
     Either,
 }
 
@@ -24,11 +24,12 @@ pub enum Over {
 pub struct Route {
     /// What carries the protocol.
     pub over: Over,
-    /// Where WebSockets are.
+    /// The port of WebSockets.
     pub https_port: u16,
-    /// Proxies on the way of WebSockets.
+    /// Proxies for WebSockets.
     pub proxies: ProxySettings,
-    /// Each side is to hear of the other at least so often; the way is given up after two of these in silence.
+    /// The longest silence of each side. After two of these without a sign of the other side, the connection is given
+    /// up.
     pub keep_alive: Duration,
 }
 

@@ -2,8 +2,9 @@
 //!
 //! Owns: signing, parsing and verifying tokens. Must not know: connection strings, clocks.
 //!
-//! Format (wire reference 4.2): `SharedAccessSignature sr={sr}&sig={sig}&se={unix seconds}[&skn={policy}]`, the fields
-//! in any order, where `sig` is the escaped base64 of HMAC-SHA256 over `{sr}\n{se}`, `sr` as it stands in the token.
+//! Format (wire reference 4.2): `SharedAccessSignature sr={sr}&sig={sig}&se={unix seconds}[&skn={policy}]`. The fields
+//! may have any order. `sig` is the escaped base64 of HMAC-SHA256 over `{sr}\n{se}`, with `sr` as it stands in the
+//! token.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -23,7 +24,7 @@ const SCHEME: &str = "SharedAccessSignature ";
 pub struct SharedAccessKey(Vec<u8>);
 
 impl SharedAccessKey {
-    /// Takes raw key bytes, as the emulator makes them.
+    /// Makes a key of raw bytes, as the emulator needs it.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Self {
         Self(bytes.into())
     }
@@ -42,7 +43,7 @@ impl SharedAccessKey {
         BASE64.encode(&self.0)
     }
 
-    /// HMAC-SHA256 of any bytes: what a workload API answers when it signs. Source: wire reference 6.5.
+    /// HMAC-SHA256 of any bytes: the answer of a workload API that signs. Source: wire reference 6.5.
     pub fn digest(&self, data: &[u8]) -> Vec<u8> {
         hmac::sign(&self.mac(), data).as_ref().to_vec()
     }
@@ -58,7 +59,7 @@ impl fmt::Debug for SharedAccessKey {
     }
 }
 
-/// A signed, time-limited proof of a key. It cannot be printed; `Debug` shows the resource and expiry only.
+/// A signed proof of a key, limited in time. It cannot be printed; `Debug` shows the resource and expiry only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SasToken {
     text: String,
@@ -70,7 +71,7 @@ pub struct SasToken {
 }
 
 impl SasToken {
-    /// Signs a token for `resource` (unescaped, such as `myhub.azure-devices.net/devices/dev1`) that is good until
+    /// Signs a token for `resource` (unescaped, such as `myhub.azure-devices.net/devices/dev1`) that is valid until
     /// `expiry`, rounded down to seconds.
     pub fn sign(key: &SharedAccessKey, resource: &str, policy: Option<&str>, expiry: SystemTime) -> Self {
         let unsigned = UnsignedToken::new(resource, expiry);
@@ -83,7 +84,7 @@ impl SasToken {
         Self { policy: policy.map(str::to_owned), ..token }
     }
 
-    /// Takes a token apart; nothing is verified.
+    /// Reads the fields of a token; it verifies nothing.
     ///
     /// # Errors
     /// [`SasError`] says which field is missing, doubled or malformed, without repeating the signature.
@@ -120,14 +121,14 @@ impl SasToken {
         Ok(Self { text: text.to_owned(), raw_resource, signature, expiry, policy })
     }
 
-    /// Whether `key` made this token. Compares in constant time; the expiry is not looked at.
+    /// Whether `key` made this token. Compares in constant time; it ignores the expiry.
     pub fn is_signed_by(&self, key: &SharedAccessKey) -> bool {
         let text = signed_text(&self.raw_resource, self.expiry);
         hmac::verify(&key.mac(), text.as_bytes(), &self.signature).is_ok()
     }
 
-    /// Whether the token is good for `resource` or for anything below it: the host compares without case and
-    /// without a `:port`, the rest exactly, in whole path segments.
+    /// Whether the token is valid for `resource` or for anything below it. The comparison of the host ignores case and
+    /// a `:port`. The rest must be equal, in whole path segments.
     pub fn covers(&self, resource: &str) -> bool {
         let own = self.resource();
         let split = |text: &str| -> (String, String) {
@@ -145,12 +146,12 @@ impl SasToken {
         unescape(&self.raw_resource).unwrap_or_default()
     }
 
-    /// `skn`, when the token was made with a policy's key.
+    /// `skn`, if the token was made with a policy's key.
     pub fn policy(&self) -> Option<&str> {
         self.policy.as_deref()
     }
 
-    /// When the token ends.
+    /// When the token expires.
     pub fn expiry(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.expiry)).unwrap_or(SystemTime::UNIX_EPOCH)
     }
@@ -171,7 +172,8 @@ impl fmt::Debug for SasToken {
     }
 }
 
-/// A token that lacks its signature: who holds the key signs elsewhere, as a workload API does. Source: wire reference 6.5.
+/// A token without its signature, for a key that only another program holds, such as a workload API. Source: wire
+/// reference 6.5.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnsignedToken {
     raw_resource: String,
@@ -190,7 +192,7 @@ impl UnsignedToken {
         signed_text(&self.raw_resource, self.expiry)
     }
 
-    /// Puts the token together with the HMAC-SHA256 of [`Self::text_to_sign`]. Whether it is that is not checked.
+    /// Makes the token with `digest`, the HMAC-SHA256 of [`Self::text_to_sign`]. It does not check the digest.
     pub fn signed(self, digest: Vec<u8>) -> SasToken {
         let Self { raw_resource, expiry } = self;
         let sig = escape(&BASE64.encode(&digest));
@@ -209,16 +211,16 @@ pub enum SasError {
     /// The text does not begin as a token does.
     #[error("a SAS token begins with \"SharedAccessSignature \"")]
     Scheme,
-    /// A field that is not one of the four, or is not well formed.
+    /// A field that is not one of the four, or is malformed.
     #[error(
         "a SAS token has the fields sr, sig, se and skn, each as name=value and percent-encoded, and no \
          others"
     )]
     Field,
-    /// A field is absent.
+    /// A field is missing.
     #[error("the SAS token lacks the field {0}")]
     Missing(&'static str),
-    /// A field stands twice.
+    /// A field occurs twice.
     #[error("the SAS token has the field {0} twice")]
     Doubled(&'static str),
     /// The signature is not percent-encoded base64.
@@ -303,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_signature_is_checked_over_the_raw_resource() {
-        // Node does not encode `sr`; the signature then covers the slashes themselves.
+        // Node does not encode `sr`, so the signature covers the slashes themselves.
         let raw = "myhub.local.test/devices/dev1";
         let tag = hmac::sign(&key().mac(), format!("{raw}\n1893456000").as_bytes());
         let sig = escape(&BASE64.encode(tag.as_ref()));

@@ -1,15 +1,16 @@
-//! A message as a person writes it down to try a rule.
+//! A message that a person writes to try a rule.
 //!
-//! Owns: how a sample names its door, and what no message can be. Pure. Must not know: rules, where the sample stands.
+//! Owns: how a sample names its door, and which samples cannot be messages. Pure. Must not know: rules, where the
+//! sample stands.
 
 use bytes::Bytes;
 
 use super::{C2dMessage, INPUT, MESSAGE_ID, METHOD, MessageError, SOURCE, Source};
 
-/// Stands for the one that the agent makes for each call.
+/// Stands for the id that the agent makes for each call.
 const CALL_ID: &str = "method-00000000000000000000000000000000";
 
-/// Why a sample can come by no door.
+/// Why a sample cannot come through any door.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {
@@ -25,21 +26,21 @@ pub enum SampleError {
     /// It names two doors.
     #[error("a message comes in only one way: give {INPUT}=NAME or {METHOD}=NAME, not both")]
     TwoDoors,
-    /// `$.source` claims another door than the one it comes by.
+    /// `$.source` names another door than the sample's.
     #[error(
         "the message comes as {is}, not as \"{claimed}\": give {INPUT}=NAME or {METHOD}=NAME, or neither for \
          a C2D message"
     )]
     OtherDoor {
-        /// The door it comes by.
+        /// The sample's door.
         is: &'static str,
-        /// The door that is claimed.
+        /// The door that `$.source` names.
         claimed: String,
     },
     /// It names a door without a name.
     #[error("{0} has no name: give {0}=NAME")]
     Nameless(&'static str),
-    /// It is a call with a property.
+    /// It is a call with a property. Calls have none.
     #[error(
         "a method call has no properties, but {0} is given: put it into the payload, with the data '{{\"{0}\": …}}', and test \
          body.{0} in the rule"
@@ -48,8 +49,8 @@ pub enum SampleError {
 }
 
 impl C2dMessage {
-    /// Reads a sample, a property bag and a body, as it would be after it came by the door that it names: with `$.method=NAME`
-    /// it is a call of that method, with `$.input=NAME` a message to that input, and else a C2D message.
+    /// Reads a sample, a property bag and a body, and returns the message as it would be after its door: with
+    /// `$.method=NAME` a call of that method, with `$.input=NAME` a message to that input, otherwise a C2D message.
     ///
     /// # Errors
     /// What is wrong with it.

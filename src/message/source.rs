@@ -1,9 +1,10 @@
-//! Through which door a message came: as a C2D message, by an input of the module, or as a direct method.
+//! The door that a message came through: a C2D message, an input of the module, or a direct method.
 //!
-//! Owns: the names under which a rule sees that, and that no sender can claim them. Pure. Must not know: topics' filters, answers.
+//! Owns: the names that show the door to a rule, and that no sender can set them. Pure. Must not know: topics'
+//! filters, answers.
 //!
-//! The door is kept in the system properties, so that a message is the same after it was written down and read again:
-//! [`INPUT`] or [`METHOD`] holds a name, and a message with neither is a C2D message.
+//! The door is in the system properties, so that it is still there after the message was stored and read again.
+//! [`INPUT`] or [`METHOD`] holds a name. A message with neither is a C2D message.
 
 use std::borrow::Cow;
 
@@ -12,35 +13,35 @@ use percent_encoding::percent_decode_str;
 
 use super::{C2dMessage, MESSAGE_ID, MessageError, excerpt};
 
-/// What a rule asks for the door itself: the word of [`Source::word`].
+/// The name by which a rule asks for the door; its value is [`Source::word`].
 pub const SOURCE: &str = "$.source";
-/// The module's input by which a message came.
+/// The module's input that a message came to.
 pub const INPUT: &str = "$.input";
 /// The direct method that was called.
 pub const METHOD: &str = "$.method";
 /// The device that sent a message to an input; the gateway sets it. Source: wire reference 1.5, 6.3.
 pub const CONNECTION_DEVICE_ID: &str = "$.cdid";
-/// The module of that device. Source: as above.
+/// The module of that device. Source: wire reference 1.5, 6.3.
 pub const CONNECTION_MODULE_ID: &str = "$.cmid";
 
-/// Names that no sender of a C2D message may set: a rule trusts them.
+/// Names that no sender of a C2D message may set, because rules trust them.
 const CLAIMS: [&str; 5] = [SOURCE, INPUT, METHOD, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID];
-/// The same for a message to an input, where the gateway says who sent it.
+/// The names that no sender of a message to an input may set; there the gateway sets the sender's ids.
 const INPUT_CLAIMS: [&str; 3] = [SOURCE, INPUT, METHOD];
 
-/// Through which door a message came.
+/// The door that a message came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source<'m> {
     /// From the hub's queue for the device.
     C2d,
-    /// By this input of the module, on a route of the gateway.
+    /// This input of the module, through a route of the gateway.
     Input(&'m str),
-    /// As a call of this direct method: somebody waits for the answer.
+    /// A call of this direct method. The caller waits for the answer.
     Method(&'m str),
 }
 
 impl Source<'_> {
-    /// As a rule's `"$.source"` has it.
+    /// The word that `"$.source"` has in a rule.
     pub fn word(self) -> &'static str {
         match self {
             Self::C2d => "c2d",
@@ -51,7 +52,7 @@ impl Source<'_> {
 }
 
 impl C2dMessage {
-    /// Through which door it came.
+    /// The door that the message came through.
     pub fn source(&self) -> Source<'_> {
         match (self.system.get(METHOD), self.system.get(INPUT)) {
             (Some(method), _) => Source::Method(method),
@@ -60,14 +61,15 @@ impl C2dMessage {
         }
     }
 
-    /// A C2D message without what only this side and the gateway may say of a message: to be used on each that arrives.
+    /// Removes everything from a C2D message that only this side and the gateway may set. Use it on each message that
+    /// arrives.
     #[must_use]
     pub fn as_c2d(mut self) -> Self {
         self.system.remove_all(&CLAIMS);
         self
     }
 
-    /// Takes the topic of a message to an input of a module apart. The bag may be missing, and the slash before it too.
+    /// Reads the topic of a message to an input of a module. The bag may be missing, and also the slash before it.
     /// Source: wire reference 6.3.
     ///
     /// # Errors
@@ -85,14 +87,14 @@ impl C2dMessage {
         if input.is_empty() {
             return Err(foreign());
         }
-        // Some senders put a slash behind the bag. Source: wire reference 1.7.
+        // Some senders put a slash after the bag. Source: wire reference 1.7.
         let mut message = Self::from_bag(bag.strip_suffix('/').unwrap_or(bag), body)?;
         message.system.remove_all(&INPUT_CLAIMS);
         message.system.set(INPUT, input);
         Ok(message)
     }
 
-    /// A call of a direct method. `id` is of the receiver's own making: a call has none that stays its own.
+    /// A call of a direct method. The receiver makes `id`, because the ids of calls are used again.
     pub fn of_method(name: &str, id: &str, payload: Bytes) -> Self {
         let mut message = Self { body: payload, ..Self::default() };
         message.system.set(MESSAGE_ID, id);
@@ -101,8 +103,8 @@ impl C2dMessage {
     }
 }
 
-/// The topic of a module's inputs without an input; with `#` behind it, the filter to subscribe to.
-/// Source: wire reference 6.3.
+/// The topic of a module's inputs without an input. With `#` after it, it is the filter to subscribe to. Source: wire
+/// reference 6.3.
 pub fn inputs_topic(device_id: &str, module_id: &str) -> String {
     format!("devices/{device_id}/modules/{module_id}/inputs/")
 }
@@ -127,7 +129,7 @@ mod tests {
         let call = C2dMessage::of_method("pump", "method-1", Bytes::new());
         assert_eq!((call.source(), call.message_id()), (Source::Method("pump"), Some("method-1")));
         assert_eq!((call.property(SOURCE), call.property(METHOD)), (Some("method"), Some("pump")));
-        // As the inbox keeps it.
+        // The inbox keeps messages in this form.
         for message in [input, call] {
             let again = C2dMessage::from_bag(&message.to_bag(), message.body.clone()).expect("a bag");
             assert_eq!(again, message);

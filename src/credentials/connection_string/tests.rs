@@ -1,4 +1,4 @@
-//! Connection strings that are taken, and the sentence for each mistake.
+//! Connection strings that are accepted, and the sentence for each mistake.
 
 use super::*;
 use proptest::prelude::*;
