@@ -1,8 +1,10 @@
-//! The back end's side of the hub. One AMQP 1.0 connection, over TLS or a WebSocket, sends C2D messages and reads
-//! delivery feedback. One HTTPS connection reads and writes twins, calls methods, reads feedback and purges queues.
+//! The back end's side of the hub, over one AMQP 1.0 connection and one HTTPS connection.
 //!
 //! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
 //! Must not know: the command line, rules, the emulator.
+//!
+//! The AMQP connection, over TLS or a WebSocket, sends C2D messages and reads delivery feedback. The HTTPS connection
+//! reads and writes twins, calls methods, reads feedback and purges queues.
 //!
 //! Signing in is SASL PLAIN (wire reference 2.2): the user is `{policy}@sas.root.{first label of the host}`, and a SAS
 //! token is the password. CBS would have the same result, but needs two links and a round trip more.

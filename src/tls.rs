@@ -1,4 +1,4 @@
-//! TLS: one rustls client configuration, PEM files, and TLS failures in words.
+//! TLS: one rustls client configuration, PEM files, and sentences for TLS failures.
 //!
 //! Owns: the crypto provider (ring, always passed explicitly), roots, client certificates.
 //! Must not know: MQTT, AMQP, connection strings.
@@ -19,10 +19,10 @@ mod witness;
 
 pub use witness::{Judgement, Witness};
 
-/// Certificate and key that a device signs in with, both PEM files.
+/// The certificate and key that a device signs in with, both PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// The certificate, followed by its chain where there is one.
+    /// The certificate, followed by its chain if it has one.
     pub certificate: PathBuf,
     /// The private key: PKCS#8, PKCS#1 or SEC1.
     pub private_key: PathBuf,
@@ -40,13 +40,13 @@ impl ClientCertificate {
     }
 }
 
-/// The crypto provider of every TLS connection here.
+/// The crypto provider of all TLS connections of this program.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The configuration of a client: the system's roots (Mozilla's where there are none), the roots of `ca_file`
-/// beside them, TLS 1.2 or newer, and the client certificate.
+/// The configuration of a client: the system's roots (Mozilla's if there are none), the roots of `ca_file` in
+/// addition, TLS 1.2 or newer, and the client certificate.
 ///
 /// # Errors
 /// [`TlsError`] names the file at fault.
@@ -57,7 +57,7 @@ pub fn client_config(
     config_with(roots(ca_file)?, certificate)
 }
 
-/// As [`client_config`] without a certificate, and with the roots of `bundle` beside the others: PEM texts one after the
+/// Like [`client_config`] without a certificate, and with the roots of `bundle` in addition: PEM texts one after the
 /// other, or nothing.
 ///
 /// # Errors
@@ -86,7 +86,7 @@ fn config_with(
     Ok(Arc::new(config))
 }
 
-/// A digest of what the files hold: another one after they were replaced.
+/// A digest of the files' content. It changes when a file is replaced by another one.
 ///
 /// # Errors
 /// [`TlsError`] names the file at fault.
@@ -105,8 +105,8 @@ pub fn fingerprint(
     Ok(digest.finish().as_ref().to_vec())
 }
 
-/// As [`client_config`], with the roots of `bundle` as in [`client_config_trusting`], and with a witness to what the server
-/// presents.
+/// Like [`client_config`], with the roots of `bundle` as in [`client_config_trusting`], and with a witness of the
+/// server's certificates.
 ///
 /// # Errors
 /// [`TlsError::Bundle`], or [`TlsError`] names the file at fault.
@@ -154,7 +154,7 @@ fn add_bundle(roots: &mut RootCertStore, bundle: &str) -> Result<(), TlsError> {
 /// Reads the certificates of a trust bundle: PEM texts one after the other, or nothing.
 ///
 /// # Errors
-/// [`TlsError::Bundle`] when it holds something else.
+/// [`TlsError::Bundle`] when the bundle holds something else.
 pub fn read_bundle(bundle: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |reason: String| TlsError::Bundle { reason };
     let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut bundle.as_bytes()).collect();
@@ -166,7 +166,7 @@ pub fn read_bundle(bundle: &str) -> Result<Vec<CertificateDer<'static>>, TlsErro
     Ok(certificates)
 }
 
-/// Whether the files hold a certificate and the private key that belongs to it.
+/// Checks that the files hold a certificate and the private key that belongs to it.
 ///
 /// # Errors
 /// [`TlsError`] names the file at fault.
@@ -212,7 +212,7 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError>
         .ok_or_else(|| TlsError::Absent { path: path.to_owned(), what: "unencrypted private key" })
 }
 
-/// Says in one sentence why a TLS connection to `host` failed, when TLS was the reason.
+/// Says in one sentence why a TLS connection to `host` failed, if TLS was the reason.
 pub fn describe(error: &rustls::Error, host: &str) -> String {
     use rustls::{AlertDescription, CertificateError, Error};
     match error {
@@ -256,9 +256,9 @@ pub fn describe(error: &rustls::Error, host: &str) -> String {
     }
 }
 
-/// Whether the peer's certificate leads to no root that is trusted.
+/// Whether the peer's certificate leads to no trusted root.
 pub fn is_untrusted(error: &rustls::Error) -> bool {
-    // A bad signature is that of a root with the same name and another key, such as an older one.
+    // A bad signature means a root with the right name and another key, such as an older one.
     use rustls::CertificateError::{BadSignature, UnknownIssuer};
     matches!(error, rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature))
 }
@@ -288,7 +288,7 @@ pub enum TlsError {
         /// The reason.
         source: io::Error,
     },
-    /// The file holds no item of the kind that is needed.
+    /// The file has no item of the needed kind.
     #[error("{path} holds no {what} in PEM form (-----BEGIN …)", path = .path.display())]
     Absent {
         /// The file.
@@ -296,7 +296,7 @@ pub enum TlsError {
         /// What was looked for.
         what: &'static str,
     },
-    /// Certificate and key do not belong together.
+    /// The certificate and the key do not belong together.
     #[error(
         "the certificate {certificate} does not match the private key {private_key}: use the pair that was made together",
         certificate = .certificate.display(), private_key = .private_key.display()
@@ -307,7 +307,7 @@ pub enum TlsError {
         /// The key's file.
         private_key: PathBuf,
     },
-    /// A certificate or key that rustls does not take.
+    /// A certificate or key that rustls does not accept.
     #[error("{path} cannot be used: {source}", path = .path.display())]
     Rejected {
         /// The file.
@@ -315,12 +315,12 @@ pub enum TlsError {
         /// The reason.
         source: rustls::Error,
     },
-    /// Roots that came from elsewhere than a file.
+    /// Roots that did not come from a file.
     #[error(
         "the trust bundle cannot be used: {reason}; check the edge CA of the device (trust_bundle_cert of aziot-edged)"
     )]
     Bundle {
-        /// What is wrong with it.
+        /// What is wrong with the bundle.
         reason: String,
     },
     /// The provider lacks the protocol versions.
@@ -329,7 +329,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// The file at fault, where it is one file.
+    /// The file at fault, if it is one file.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Read { path, .. }
@@ -362,7 +362,7 @@ fn system_roots() -> RootCertStore {
     roots
 }
 
-/// The only place that knows rustls-pemfile.
+/// Only this function uses rustls-pemfile.
 fn read_pem<T>(path: &Path, pick: impl Fn(rustls_pemfile::Item) -> Option<T>) -> Result<Vec<T>, TlsError> {
     let file = std::fs::File::open(path).map_err(|error| TlsError::Read { path: path.to_owned(), error })?;
     let items: Result<Vec<_>, _> = rustls_pemfile::read_all(&mut BufReader::new(file)).collect();

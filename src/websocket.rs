@@ -1,10 +1,11 @@
-//! A WebSocket as a stream of bytes: what MQTT and AMQP are carried in where only port 443 is open.
+//! A WebSocket as a stream of bytes: it carries MQTT and AMQP if only port 443 is open.
 //!
 //! Owns: the limits of a WebSocket, its binary messages as bytes, how it is closed and why. Must not know: MQTT, AMQP.
 //!
-//! - `dial` gets to the hub's HTTPS port, through TCP or a `tunnel` and TLS, and for a WebSocket through the upgrade.
+//! - `dial` gets to the hub's HTTPS port through TCP or a `tunnel`, and TLS. For a WebSocket it also does the upgrade.
 //!
-//! Both protocols are cut into binary messages anywhere: one packet may come in several of them, and several in one.
+//! Both protocols may be cut into binary messages at any byte: one message may have a part of a packet, or several
+//! packets.
 //! Sources: RFC 6455; MQTT 3.1.1, chapter 6; OASIS AMQP WebSocket Binding 1.0, chapter 2.
 
 use std::fmt;
@@ -28,7 +29,7 @@ mod tunnel;
 #[allow(unused_imports)] // Not every feature set dials.
 pub(crate) use dial::{DialError, HubStream, SecureStream, Target, dial, secure};
 
-/// Where devices and back ends find the hub's WebSockets. Source: wire reference 1.1 and 2.1.
+/// The path of the hub's WebSockets for devices and back ends. Source: wire reference 1.1 and 2.1.
 pub(crate) const HUB_PATH: &str = "/$iothub/websocket";
 
 /// The subprotocol of MQTT 3.1.1. Source: MQTT 3.1.1, 6.0.
@@ -38,42 +39,42 @@ pub(crate) const MQTT: &str = "mqtt";
 #[allow(dead_code)] // Not every feature set has AMQP.
 pub(crate) const AMQP: &str = "AMQPWSB10";
 
-/// Largest message and frame that is taken; the largest packet of either protocol here is 256 KiB.
+/// The largest message and frame that is accepted. The largest packet of either protocol has 256 KiB here.
 const MAX_MESSAGE: usize = 512 * 1024;
 
-/// Bytes of one message that is sent.
+/// Most bytes of a message to be sent.
 const CHUNK: usize = 64 * 1024;
 
-/// What is buffered before it is written, and in all while the peer does not read.
+/// How much is collected before a write, and how much at most if the peer does not read.
 const WRITE_BUFFER: usize = 2 * CHUNK;
 const MAX_WRITE_BUFFER: usize = 8 * CHUNK;
 
-/// Longest reason in a close frame, in bytes. Source: RFC 6455, 5.5.
+/// The longest reason in a close frame, in bytes. Source: RFC 6455, 5.5.
 const MAX_REASON: usize = 123;
 
 /// Why a server closes a WebSocket. Source of the codes: RFC 6455, 7.4.1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Farewell {
-    /// The protocol inside has come to its end (1000).
+    /// The protocol inside has ended (1000).
     Done,
     /// The server stops (1001).
     GoingAway,
-    /// The client broke the rules of the protocol inside; which, in words (1002).
+    /// The client broke the rules of the protocol inside: a sentence that says which (1002).
     Breach(String),
-    /// The client may not in; why, in words (1008).
+    /// The client is not accepted: a sentence that says why (1008).
     Refused(String),
 }
 
 /// The bytes of a WebSocket's binary messages, in order.
 ///
-/// A text message, a message above 512 KiB and a breach of the protocol end it: the peer is told by a close frame (1003,
-/// 1009 or 1002), and the read fails with [`io::ErrorKind::InvalidData`] and a sentence. Shutting it down sends a close
-/// frame; after a breach it then reads until the peer has closed, which whoever shuts it down must bound in time.
+/// A text message, a message above 512 KiB and a breach of the protocol end the stream: a close frame tells the peer
+/// (1003, 1009 or 1002), and the read fails with [`io::ErrorKind::InvalidData`] and a sentence. A shutdown sends a
+/// close frame; after a breach it then reads until the peer has closed. The caller must limit the time of a shutdown.
 pub(crate) struct ByteStream<S> {
     inner: WebSocketStream<S>,
-    /// What has arrived and was not read.
+    /// Data that has arrived and was not read yet.
     arrived: Bytes,
-    /// Why it ends, while the peer is told.
+    /// Why the stream ends. Set while the peer is being told.
     ending: Option<Ending>,
 }
 
@@ -92,13 +93,13 @@ impl Farewell {
 }
 
 struct Ending {
-    /// Until it is buffered.
+    /// The close frame, until it is buffered.
     frame: Option<Message>,
     reason: String,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
-    /// The server's end of a connection that was upgraded.
+    /// The server's end of an upgraded connection.
     pub(crate) async fn accepted(stream: S) -> Self {
         Self::new(WebSocketStream::from_raw_socket(stream, Role::Server, Some(config())).await)
     }
@@ -107,9 +108,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
         Self { inner, arrived: Bytes::new(), ending: None }
     }
 
-    /// Closes it as a server does, within `patience`: a close frame, unless the peer was told already; then the end of the
-    /// connection. What the peer still sends is read until it has closed, too: to close with something unread would reset
-    /// the connection, and take the reason along.
+    /// Closes the stream as a server, within `patience`. It sends a close frame, if the peer was not told already, and
+    /// then ends the connection. Then it reads until the peer has closed, too: a close with unread data would reset
+    /// the connection, and the reason would be lost.
     pub(crate) async fn close(mut self, farewell: Farewell, patience: Duration) {
         let closing = async {
             let told = match self.ending {
@@ -134,7 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
         }
     }
 
-    /// Waits until there is something in `arrived`, or the end.
+    /// Waits until `arrived` has data, or the stream has ended.
     fn poll_arrival(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.arrived.is_empty() {
             if self.ending.is_some() {
@@ -149,13 +150,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
                         "a text message came, but only binary messages are allowed",
                     );
                 }
-                // The crate answers pings, and after a close frame it ends the stream.
+                // The crate answers pings itself, and it ends the stream after a close frame.
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
                 Some(Err(Error::Capacity(_))) => {
                     self.end(CloseCode::Size, &format!("a message above {} KiB came", MAX_MESSAGE / 1024));
                 }
                 Some(Err(Error::Io(error))) => return Poll::Ready(Err(error)),
-                // Without a close frame: cut, as far as the protocol inside is concerned.
+                // There was no close frame: for the protocol inside, the connection was cut.
                 Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => break,
                 Some(Err(error)) => self.end(CloseCode::Protocol, &error.to_string()),
             }
@@ -169,7 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ByteStream<S> {
         self.ending = Some(Ending { frame, reason: reason.to_owned() });
     }
 
-    /// Tells the peer why, then fails; the reason matters more than whether the peer could be told.
+    /// Tells the peer why, then fails. A failure to tell the peer is only logged, because the reason matters more.
     fn poll_ending(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(Ending { frame, reason }) = &mut self.ending else { return Poll::Ready(Ok(())) };
         let mut inner = Pin::new(&mut self.inner);
@@ -227,8 +228,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ByteStream<S> {
         if self.ending.is_none() {
             return Poll::Ready(closed);
         }
-        // The peer may still be sending what was refused. To close with that unread would reset the connection, and take the
-        // reason along.
+        // The peer may still be sending the refused message. A close with unread data would reset the connection, and
+        // the reason would be lost.
         let mut unread = [0; 4 * 1024];
         loop {
             let mut unread = ReadBuf::new(&mut unread);
@@ -323,7 +324,7 @@ mod tests {
         assert!(all == sent && closed);
     }
 
-    /// Sends `message` and tells why the read failed, and the code of the close frame.
+    /// Sends `message`, and returns why the read failed and the code of the close frame.
     async fn refused(message: Message) -> (String, u16) {
         let (mut near, mut far) = pair(2 * MAX_MESSAGE).await;
         let mut byte = [0];
@@ -355,7 +356,7 @@ mod tests {
     async fn bytes_that_are_no_frames_end_it() {
         let (near, mut far) = tokio::io::duplex(1024);
         let mut near = ByteStream::accepted(near).await;
-        // Not masked, as a client's must be.
+        // The frame is not masked, but a client's frames must be.
         far.write_all(&[0x82, 1, 0]).await.expect("written");
         let error = near.read_u8().await.expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -1,10 +1,10 @@
-//! The workload API of an IoT Edge device, as a module's client: has tokens signed, and gets the roots to trust.
+//! A client of the workload API of an IoT Edge device: it gets a module's tokens signed, and the roots to trust.
 //!
-//! Owns: requests over the Unix socket, their limits, when they are repeated, what is wrong with an answer, in words.
+//! Owns: requests over the Unix socket, their limits, their repetition, and sentences for wrong answers.
 //! Must not know: what is signed, TLS, sign-ins.
 //!
-//! Source: wire reference 6.5. A daemon that has ten requests of a module already drops the next without an answer, so
-//! whatever it seems not to have got is repeated, a few times.
+//! Source: wire reference 6.5. A daemon that already has ten requests of a module drops the next one without an
+//! answer. So a request that the daemon seems to have missed is repeated a few times.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,27 +27,27 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::credentials::WorkloadAccess;
 use crate::message::excerpt;
 
-/// From dialling to the end of the answer.
+/// The limit of one attempt, from dialling to the end of the answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// For all attempts together.
+/// The limit for all attempts together.
 const WHOLE_LIMIT: Duration = Duration::from_secs(30);
 const ATTEMPTS: u32 = 5;
-/// Before the second attempt; each further pause is twice as long.
+/// The pause before the second attempt. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Most bytes of an answer's head, and most of its headers.
 const MAX_HEAD: usize = 32 * 1024;
 const MAX_HEADERS: usize = 100;
 const MAX_SIGNATURE: usize = 64 * 1024;
 const MAX_BUNDLE: usize = 256 * 1024;
-/// HMAC-SHA256.
+/// The length of an HMAC-SHA256.
 const DIGEST_BYTES: usize = 32;
 
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Why the workload API was of no use, by what is to be done.
+/// Why the workload API did not help; each variant has another remedy.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkloadError {
-    /// It does not sign for this process and never will again. Final.
+    /// It does not sign for this process, and never will again. Final.
     #[error(
         "the workload API at {socket} does not sign for module {module} in generation {generation} (status \
          {status}: {said}): the module was redeployed or removed; this process must end, and edgeAgent starts \
@@ -55,45 +55,46 @@ pub(crate) enum WorkloadError {
         socket = .socket.display()
     )]
     Gone {
-        /// Where it was asked.
+        /// The socket that was asked.
         socket: PathBuf,
         /// The module's own id.
         module: String,
-        /// As in this process's environment.
+        /// The generation in this process's environment.
         generation: String,
-        /// Of HTTP.
+        /// The HTTP status.
         status: u16,
         /// The beginning of the answer.
         said: String,
     },
-    /// What answers is not such an API, or not one that this program knows. Asking again may help after a repair.
+    /// The answer is not that of such an API, or of a version that this program knows. A retry may help after a
+    /// repair.
     #[error(
         "the workload API at {socket} {what}: check that IOTEDGE_WORKLOADURI names the socket of aziot-edged, and its version",
         socket = .socket.display()
     )]
     Unusable {
-        /// Where it was asked.
+        /// The socket that was asked.
         socket: PathBuf,
         /// What it does, such as "answers with HTML (…)".
         what: String,
     },
-    /// Nobody answers now. Worth another try later.
+    /// There is no answer now. A retry may help later.
     #[error("the workload API at {socket} {what}", socket = .socket.display())]
     Unreachable {
-        /// Where it was asked.
+        /// The socket that was asked.
         socket: PathBuf,
-        /// What happens there, and what to do.
+        /// What happens there, and the remedy.
         what: String,
     },
 }
 
-/// Has `text` signed with the module's key: HMAC-SHA256, 32 bytes. Takes at most 30 seconds.
+/// Gets `text` signed with the module's key: HMAC-SHA256, 32 bytes. Takes at most 30 seconds.
 ///
 /// # Errors
-/// [`WorkloadError`], after a few attempts where they may help.
+/// [`WorkloadError`], after a few attempts if these may help.
 ///
 /// # Cancel safety
-/// Cancel safe: nothing is left behind.
+/// Cancel safe: a drop leaves nothing behind.
 pub(crate) async fn sign(access: &WorkloadAccess, text: &str) -> Result<Vec<u8>, WorkloadError> {
     #[derive(Deserialize)]
     struct Signature {
@@ -107,15 +108,16 @@ pub(crate) async fn sign(access: &WorkloadAccess, text: &str) -> Result<Vec<u8>,
     let read: Signature = read_json(access, "signs", &body)?;
     match BASE64.decode(&read.digest) {
         Ok(digest) if digest.len() == DIGEST_BYTES => Ok(digest),
-        // It is not shown: it may be a signature in another form.
+        // The text is not shown, because it may be a signature in another form.
         _ => Err(unusable(access, "gives a signature that is not HMAC-SHA256 in base64".into())),
     }
 }
 
-/// Gets the certificates that a module is to trust: PEM texts one after the other, or nothing. Takes at most 30 seconds.
+/// Gets the certificates that a module must trust: PEM texts one after the other, or nothing. Takes at most 30
+/// seconds.
 ///
 /// # Errors
-/// [`WorkloadError`], never [`WorkloadError::Gone`], after a few attempts where they may help.
+/// [`WorkloadError`], never [`WorkloadError::Gone`], after a few attempts if these may help.
 ///
 /// # Cancel safety
 /// Cancel safe.
@@ -133,19 +135,19 @@ pub(crate) async fn trust_bundle(access: &WorkloadAccess) -> Result<String, Work
 /// A request.
 struct Ask {
     method: Method,
-    /// Without the version.
+    /// The path without the version.
     path: String,
-    /// JSON; none when it is empty.
+    /// JSON; empty if the request has no body.
     body: Bytes,
     /// Most bytes of the answer's body.
     limit: usize,
 }
 
-/// How one attempt ended without a good answer.
+/// Why an attempt gave no good answer.
 enum Miss {
     /// Another attempt may help.
     Passing(String),
-    /// Not at once.
+    /// Another attempt now does not help.
     Lasting(WorkloadError),
 }
 
@@ -180,7 +182,7 @@ impl Ask {
         }
     }
 
-    /// Asks once, on a connection of its own.
+    /// Sends the request once, on a connection of its own.
     async fn once(&self, access: &WorkloadAccess) -> Result<Bytes, Miss> {
         let stream = UnixStream::connect(&access.socket).await.map_err(|error| no_stream(access, &error))?;
         let mut builder = Builder::new();
@@ -196,7 +198,7 @@ impl Ask {
         let exchanged = tokio::select! {
             biased;
             exchanged = &mut exchange => exchanged,
-            // It closes as soon as it has answered; what it has sent is there to be read.
+            // The daemon closes as soon as it has answered. Its answer can still be read.
             _closed = connection => exchange.await,
         };
         let (status, body) = exchanged.map_err(|error| broken(access, &error))?;
@@ -219,7 +221,7 @@ impl Ask {
         let mut request = Request::builder()
             .method(&self.method)
             .uri(uri)
-            // Any host does; HTTP/1.1 wants one.
+            // HTTP/1.1 needs a host. Its name does not matter here.
             .header(HOST, "localhost")
             .header(ACCEPT, "application/json")
             .header(CONNECTION, "close");
@@ -242,7 +244,7 @@ impl Ask {
                     status.as_u16()
                 ))
             }
-            // A page is not the daemon's.
+            // A page does not come from the daemon.
             status if signing && gone && !is_page(body) => Miss::Lasting(WorkloadError::Gone {
                 socket: access.socket.clone(),
                 module: access.module_id.clone(),
@@ -278,7 +280,7 @@ fn no_stream(access: &WorkloadAccess, error: &io::Error) -> Miss {
     }
 }
 
-/// A connection that ended before the answer, or with something else than HTTP.
+/// The connection ended before the answer, or the peer does not speak HTTP.
 fn broken(access: &WorkloadAccess, error: &hyper::Error) -> Miss {
     if error.is_parse() {
         return Miss::Lasting(unusable(access, format!("does not speak HTTP ({error})")));
@@ -290,7 +292,7 @@ fn broken(access: &WorkloadAccess, error: &hyper::Error) -> Miss {
     )
 }
 
-/// Reads JSON. Of an answer that is an object nothing is shown: there may be a signature in it.
+/// Reads JSON. It shows nothing of an answer that is an object, because there may be a signature in it.
 fn read_json<T: serde::de::DeserializeOwned>(
     access: &WorkloadAccess,
     does: &str,
@@ -305,7 +307,7 @@ fn read_json<T: serde::de::DeserializeOwned>(
     })
 }
 
-/// What an answer says: its `message` where it has one.
+/// The text of an answer: its `message`, if it has one.
 fn said(body: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Refusal {

@@ -1,7 +1,7 @@
-//! Looks at every frame of a peer, and at every message as a whole, before the AMQP crate does.
+//! Checks every frame of a peer, and every whole message, before the AMQP crate decodes it.
 //!
-//! Owns: where a frame ends, which frames make one message, what of them may be decoded. Must not know: what becomes of what
-//! is refused.
+//! Owns: where a frame ends, which frames make one message, what may be decoded. Must not know: what happens to
+//! refused input.
 //!
 //! Source: AMQP 1.0, 2.3.1 (frames) and 2.7.5 (transfer).
 
@@ -10,20 +10,20 @@ use std::collections::BTreeMap;
 
 use super::values::{self, Flaw, MAX_DEPTH, fields, is_true, unsigned};
 
-/// Largest frame of a peer before and with its Open, and of SASL: the least that everybody must take, and the most that the
-/// crate does. Source: AMQP 1.0, 2.4.1 and 5.3.1.
+/// The largest frame of a peer until its Open, which is included, and in SASL. Each side must accept this size, and
+/// the crate accepts no more. Source: AMQP 1.0, 2.4.1 and 5.3.1.
 const MAX_FIRST_FRAME: u32 = 512;
 
-/// Messages of one connection that may be on their way in several frames at a time. An SDK sends one on a link.
+/// How many messages of one connection may be incomplete at a time. An SDK sends one at a time on a link.
 const MAX_UNFINISHED: usize = 8;
 
-/// Frames of one message: 1 MiB in frames of the least size that everybody takes has half as many.
+/// Most frames of one message. A message of 1 MiB in the smallest frames that each side must accept has half as many.
 const MAX_PARTS: usize = 4096;
 
-/// Deliveries of one disposition: the crate looks for each number in turn, and has no more under way.
+/// Most deliveries of one disposition. The crate searches each number in turn, and has no more open deliveries.
 const MAX_DECIDED: u64 = 5000;
 
-/// The first bytes of a protocol header, which is eight bytes long and stands where a frame would.
+/// The first bytes of a protocol header, which has eight bytes and stands in place of a frame.
 pub(crate) const MAGIC: &[u8; 4] = b"AMQP";
 const HEADER_BYTES: usize = 8;
 
@@ -33,19 +33,19 @@ pub(crate) const TRANSFER: u64 = 0x14;
 const DISPOSITION: u64 = 0x15;
 const DETACH: u64 = 0x16;
 const END: u64 = 0x17;
-/// Those of SASL; Open comes after them.
+/// Performatives of SASL; Open comes after them.
 const SASL: std::ops::RangeInclusive<u64> = 0x40..=0x44;
-/// Fields of a transfer, by their place in its list; the first one is a detach's, too.
+/// Fields of a transfer, by their place in its list. The first one is also a field of a detach.
 const HANDLE: usize = 0;
 const MORE: usize = 5;
 const STATE: usize = 7;
 const RESUME: usize = 8;
 const ABORTED: usize = 9;
-/// Of a disposition.
+/// Fields of a disposition.
 const FIRST: usize = 1;
 const LAST: usize = 2;
 
-/// Why a connection must end; to be read behind "the client sent" or "the hub sent".
+/// Why a connection must end; the words before it are "the client sent" or "the hub sent".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum GuardError {
     #[error("a frame of {0} bytes")]
@@ -68,55 +68,55 @@ pub(crate) enum GuardError {
     Decided,
 }
 
-/// The most that is taken.
+/// The limits for input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Bytes of a frame, once the connection is open; the peer must know this by the own Open.
+    /// Bytes of a frame after Open. The peer must have got this value in this side's Open.
     pub(crate) frame: u32,
     /// Bytes of a message.
     pub(crate) message: usize,
 }
 
-/// A frame that may be handed on; a protocol header counts as one.
+/// A frame that may be handed on. A protocol header counts as one.
 pub(crate) struct Frame<'a> {
-    /// All of it.
+    /// The whole frame.
     pub(crate) bytes: &'a [u8],
     pub(crate) channel: u16,
     /// The number of the performative; 0 for an empty frame and for a header.
     pub(crate) kind: u64,
     /// The fields of the performative.
     pub(crate) fields: Vec<&'a [u8]>,
-    /// Without what follows the performative.
+    /// The frame without the payload after its performative.
     pub(crate) head: &'a [u8],
     pub(crate) part: Part<'a>,
 }
 
-/// What a frame is to a message.
+/// Which part of a message a frame is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Part<'a> {
-    /// Nothing, or the end of one that is given up.
+    /// No part, or the end of an aborted message.
     None,
-    /// More follows.
+    /// A part, and more parts follow.
     Begun,
-    /// Its end: all of the message, or why it may not be decoded.
+    /// The last part: the whole message, or why it may not be decoded.
     Whole(Result<Cow<'a, [u8]>, Flaw>),
 }
 
 /// Follows the bytes of one peer.
 pub(crate) struct Guard {
     limits: Limits,
-    /// Whether Open has come. Without it the crate waits for ever for a Close.
+    /// Whether Open has come. Without Open, the crate would wait for ever for a Close.
     opened: bool,
-    /// Whether anything has come.
+    /// Whether any frame has come.
     begun: bool,
-    /// The frame that is arriving.
+    /// The bytes of the frame that is arriving.
     frame: Vec<u8>,
-    /// Messages of which more frames follow, by channel and handle, at most [`MAX_UNFINISHED`].
+    /// Messages that are not complete, by channel and handle; at most [`MAX_UNFINISHED`].
     messages: BTreeMap<(u16, u32), Unfinished>,
 }
 
 struct Unfinished {
-    /// `None`: too large.
+    /// `None` if the message is too large.
     bytes: Option<Vec<u8>>,
     parts: usize,
 }
@@ -126,10 +126,11 @@ impl Guard {
         Self { limits, opened: false, begun: false, frame: Vec::new(), messages: BTreeMap::new() }
     }
 
-    /// Takes in what the peer sent, in any pieces. Each frame that may be handed on goes to `take`, which may refuse it, too.
+    /// Adds bytes of the peer, in pieces of any size. Each frame that may be handed on goes to `take`, which may
+    /// refuse it, too.
     ///
     /// # Errors
-    /// As soon as the frame is complete, and before its last byte is handed on.
+    /// When a frame is refused: as soon as it is complete, and before its last byte is handed on.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
@@ -148,7 +149,7 @@ impl Guard {
         Ok(())
     }
 
-    /// How many bytes are missing to the end of the frame, or to the end of its length.
+    /// How many bytes are missing until the end of the frame, or until the end of its length.
     fn missing(&self) -> Result<usize, GuardError> {
         let Some(length) = self.frame.first_chunk::<4>() else { return Ok(4 - self.frame.len()) };
         let whole = match u32::from_be_bytes(*length) {
@@ -162,7 +163,8 @@ impl Guard {
         Ok(whole.saturating_sub(self.frame.len()))
     }
 
-    /// Whether a peer begins with text, such as `HTTP`: the crate says of such a header that it is not AMQP. No frame is that long.
+    /// Whether a peer begins with text, such as `HTTP`. The text is handed on, because the crate then reports that
+    /// this is not AMQP. No frame is as long as these letters would say.
     fn is_another_protocol(&self, start: &[u8; 4]) -> bool {
         !self.begun && start.iter().all(u8::is_ascii_graphic)
     }
@@ -175,7 +177,7 @@ impl Guard {
         if is_text || bytes.starts_with(MAGIC) {
             return Ok(nothing);
         }
-        // The crate takes no extended header.
+        // The crate accepts no extended header.
         let (start, body) = bytes.split_first_chunk::<8>().ok_or_else(malformed)?;
         let [_, _, _, _, 2, _, channel @ ..] = start else { return Err(malformed()) };
         if body.is_empty() {
@@ -194,7 +196,7 @@ impl Guard {
             TRANSFER => self.part(channel, &fields, payload)?,
             _ if !payload.is_empty() => return Err(malformed()),
             DISPOSITION if count(&fields) > MAX_DECIDED => return Err(GuardError::Decided),
-            // What has arrived of a message is forgotten with its link.
+            // The parts of a message are dropped when its link ends.
             DETACH => {
                 self.messages.remove(&(channel, handle(&fields).map_err(GuardError::Frame)?));
                 Part::None
@@ -217,8 +219,9 @@ impl Guard {
         let transfer = Transfer::read(fields).map_err(GuardError::Frame)?;
         let link = (channel, transfer.handle);
         let before = self.messages.remove(&link);
-        // Of a message in several frames the crate forgets a part that a state names, and passes over one that resumes
-        // what it does not know: what it decodes then would not be what was looked at. No hub and no SDK sends these.
+        // With a message in several frames, the crate forgets a part that has a state, and skips a part that resumes a
+        // message it does not know. Then it would decode other bytes than those that were checked. No hub and no SDK
+        // sends such parts.
         let is_split = transfer.more || before.is_some();
         if is_true(fields.get(RESUME)) || (is_split && !matches!(fields.get(STATE), None | Some([0x40]))) {
             return Err(GuardError::Resumed);
@@ -251,7 +254,7 @@ impl Guard {
     }
 }
 
-/// A message, when all of its sections may be decoded.
+/// The message, if all of its sections may be decoded.
 fn readable(message: Cow<'_, [u8]>) -> Result<Cow<'_, [u8]>, Flaw> {
     let mut sections = message.as_ref();
     while !sections.is_empty() {
@@ -260,14 +263,14 @@ fn readable(message: Cow<'_, [u8]>) -> Result<Cow<'_, [u8]>, Flaw> {
     Ok(message)
 }
 
-/// How many deliveries a disposition is about.
+/// How many deliveries a disposition covers.
 fn count(fields: &[&[u8]]) -> u64 {
     let number = |at: usize| fields.get(at).and_then(|number| unsigned(number));
     let first = number(FIRST).unwrap_or_default();
     number(LAST).map_or(1, |last| last.saturating_sub(first).saturating_add(1))
 }
 
-/// What decides which frames make one message.
+/// The fields that decide which frames make one message.
 pub(crate) struct Transfer {
     pub(crate) handle: u32,
     pub(crate) more: bool,
@@ -286,7 +289,7 @@ pub(crate) fn performative_fields(performative: &[u8]) -> Result<(u64, Vec<&[u8]
     let described = performative.strip_prefix(&[0]).ok_or(Flaw::Malformed)?;
     let list = values::value(described, MAX_DEPTH)?;
     let descriptor = described.get(..described.len() - list.len()).unwrap_or_default();
-    // The descriptor could be a symbol, too; no SDK writes it so.
+    // The descriptor could also be a symbol, but no SDK writes it so.
     Ok((unsigned(descriptor).ok_or(Flaw::Malformed)?, fields(list)?))
 }
 

@@ -1,9 +1,9 @@
-//! A client's stream, from which the AMQP crate reads only what it can decode.
+//! A client's stream. The AMQP crate reads from it only what it can decode safely.
 //!
-//! Owns: what becomes of what the guard refuses. Must not know: links, reconnecting.
+//! Owns: what happens to input that the guard refuses. Must not know: links, reconnecting.
 //!
-//! A message in several frames is handed on in its last one, with the ones before it empty: so the crate decodes the very
-//! bytes that were looked at. One that is refused is replaced, and the connection goes on.
+//! A message in several frames is handed on in its last frame, and the frames before it are empty. So the crate
+//! decodes exactly the bytes that were checked. A refused message is replaced, and the connection goes on.
 
 use std::borrow::Cow;
 use std::io;
@@ -16,26 +16,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::guard::{Frame, Guard, GuardError, Limits, Part};
 use super::note::note;
 
-/// Largest message. A C2D message has at most 64 KiB, the payload of a method 128 KiB.
+/// The largest message. A C2D message has at most 64 KiB, the payload of a method 128 KiB.
 const MAX_MESSAGE: usize = 256 * 1024;
 
-/// Largest frame; the client says so in its Open. The largest message fits in, behind its performative.
+/// The largest frame, which the client announces in its Open. It has room for the largest message and its
+/// performative.
 pub(crate) const MAX_FRAME: u32 = 260 * 1024;
 
 const LIMITS: Limits = Limits { frame: MAX_FRAME, message: MAX_MESSAGE };
 
-/// Read at a time.
+/// How many bytes are read at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// Why a stream failed, once it has: the crate tells of its end only.
+/// Set when a stream has failed, to the reason: the crate reports only the end of the stream.
 pub(crate) type Failed = Arc<OnceLock<io::Error>>;
 
-/// Reads what `inner` has as far as the guard lets it pass, and fails behind that.
+/// Reads from `inner` what the guard accepts, and fails after that.
 pub(crate) struct Guarded<S> {
     inner: S,
     guard: Guard,
     arrived: Box<[u8]>,
-    /// What may be read, and how much of it was.
+    /// The bytes that may be read, and how many of them were.
     ready: Vec<u8>,
     read: usize,
     refused: Option<GuardError>,
@@ -49,7 +50,7 @@ impl<S> Guarded<S> {
     }
 }
 
-/// Adds what is handed on in place of a frame.
+/// Adds the bytes that replace a frame.
 fn hand_on(frame: &Frame<'_>, ready: &mut Vec<u8>) -> Result<(), GuardError> {
     let payload = match &frame.part {
         Part::None => {

@@ -1,4 +1,4 @@
-//! The guard against frames of every kind, and against the decoder that it protects.
+//! The guard with frames of every kind, and with the decoder that it protects.
 //!
 //! Owns: small frames and values, byte by byte. Must not know: hubs.
 
@@ -24,7 +24,7 @@ fn nested(levels: usize) -> Vec<u8> {
     })
 }
 
-/// A value with so many descriptors in front of a null, each with a number.
+/// A null with this many descriptors before it, each one a number.
 fn described(levels: usize) -> Vec<u8> {
     [b"\x00\x53\x01".repeat(levels), vec![0x40]].concat()
 }
@@ -33,7 +33,7 @@ fn section(value: &[u8]) -> Vec<u8> {
     [&b"\x00\x53\x77"[..], value].concat()
 }
 
-/// A transfer on handle 1, with these fields behind its flag for more.
+/// A transfer on handle 1, with these fields after its flag for more.
 fn transfer_with(more: bool, fields: &[u8], count: u8, payload: &[u8]) -> Vec<u8> {
     let flag = if more { 0x41 } else { 0x42 };
     let list = [&[0x52, 1, 0x43, 0xa0, 1, 7, 0x43, 0x42, flag], fields].concat();
@@ -49,7 +49,7 @@ fn abort(payload: &[u8]) -> Vec<u8> {
     transfer_with(true, &[0x40, 0x40, 0x40, 0x41], 4, payload)
 }
 
-/// What the last frame was to a message.
+/// What the last frame was for a message.
 #[derive(Debug, PartialEq, Eq)]
 enum Last {
     Nothing,
@@ -104,7 +104,7 @@ fn a_message_in_several_frames_is_looked_at_as_one() {
     let deep = section(&nested(40));
     let too_deep = Ok(Last::Refused(Flaw::TooDeep));
     assert_eq!(fed(&[transfer(true, &deep[..100]), transfer(false, &deep[100..])]), too_deep);
-    // What was given up does not hide what follows.
+    // An incomplete message that was dropped does not hide the next one.
     let swallowing = transfer(true, b"\x00\x53\x75\xb0\x00\x0f\x00\x00");
     let detach = frame(0, b"\x00\x53\x16\xc0\x03\x01\x52\x01");
     let end = frame(0, b"\x00\x53\x17\x45");
@@ -112,7 +112,7 @@ fn a_message_in_several_frames_is_looked_at_as_one() {
         let after = [swallowing.clone(), forgotten, transfer(false, &deep)];
         assert_eq!(fed(&after), too_deep);
     }
-    // What was given up is not a part of what follows either.
+    // A part that was dropped is not a part of the next message.
     let whole = section(b"\x40");
     let after = [transfer(true, &whole[..2]), abort(&deep), transfer(false, &whole)];
     assert_eq!(fed(&after), Ok(Last::Whole(whole)));
@@ -166,25 +166,25 @@ fn a_decision_on_every_delivery_that_there_may_be_is_refused() {
 fn lengths_that_lie_are_refused() {
     let message = |value: &[u8]| fed(&[transfer(false, &section(value))]);
     let malformed = || Ok(Last::Refused(Flaw::Malformed));
-    // The list says that it ends before its element does.
+    // The length of the list ends before its element does.
     assert_eq!(message(&[&b"\xd0\x00\x00\x00\x04\x00\x00\x00\x01"[..], &nested(40)].concat()), malformed());
     assert_eq!(message(b"\xf0\x00\x00\x00\x05\xff\xff\xff\xff\x41"), malformed());
     assert_eq!(message(b"\xd0\x00\x00\x00\x04\xff\xff\xff\xff"), malformed());
     assert_eq!(message(b"\xb0\xff\xff\xff\xff"), malformed());
-    // A map with a key and no value for it.
+    // The map has a key without a value.
     assert_eq!(message(b"\xc1\x02\x01\x40"), malformed());
     assert_eq!(message(b"\x3f"), malformed());
     assert_eq!(fed(&[b"\x00\x00\x00\x07\x02\x00\x00\x00".to_vec()]), Err(GuardError::FrameSize(7)));
     assert_eq!(fed(&[b"\x7f\x00\x00\x00\x02\x00\x00\x00".to_vec()]), Err(GuardError::FrameSize(0x7f00_0000)));
-    // An extended header, where the crate expects the performative.
+    // The header is extended, where the crate expects the performative.
     let extended = b"\x00\x00\x00\x0f\x03\x00\x00\x00\x00\x53\x17\x45\x00\x53\x17".to_vec();
     assert_eq!(fed(&[extended]), Err(GuardError::Frame(Flaw::Malformed)));
 }
 
 #[test]
 fn an_empty_array_whose_constructor_the_decoder_takes_for_a_value_is_refused() {
-    // The crate takes the constructor, a binary of 8-bit length, for the second element: of 0xb0 bytes, which end within the
-    // third one as it is meant. What follows there would be decoded without a limit.
+    // The crate takes the constructor, a binary with an 8-bit length, for the second element. That element has 0xb0
+    // bytes, which end within the third one. The bytes there would be decoded without a limit.
     let hidden = [vec![0; 0xaf], nested(500)].concat();
     let length = u32::try_from(hidden.len()).expect("short").to_be_bytes();
     let elements = [&b"\xe0\x02\x00\xa0"[..], b"\xb0", &length, &hidden].concat();

@@ -1,16 +1,16 @@
-//! The encoding of AMQP values: where one ends, how deep others stand in it, and what the plain ones say.
+//! The encoding of AMQP values: where a value ends, how deep values nest in it, and the content of simple ones.
 //!
 //! Owns: what may be decoded. Must not know: frames, messages.
 //!
-//! Source: AMQP 1.0, 1.2 and 1.6. What does not follow it to the letter is refused as well: a length that lies here could
-//! hide from this what the crate would decode.
+//! Source: AMQP 1.0, 1.2 and 1.6. Everything that does not follow it exactly is refused: a wrong length could hide
+//! from this code what the crate would decode.
 
-/// Values in values. A message of an SDK nests three deep (a section, its map, a value), a performative nine at most (the
-/// unsettled deliveries of an attach, with an error's map). The crate takes less than 200 KiB of stack for so many, even
-/// where nothing is optimised.
+/// The deepest nesting of values. A message of an SDK nests three deep (a section, its map, a value), a performative
+/// at most nine (the unsettled deliveries of an attach, with an error's map). For this depth the crate needs less than
+/// 200 KiB of stack, even without optimization.
 pub(crate) const MAX_DEPTH: usize = 16;
 
-/// Elements of an array that need no bytes at all, such as `true`.
+/// Most elements of an array whose elements need no bytes, such as `true`.
 const MAX_EMPTY_ELEMENTS: usize = 1024;
 
 /// Why something cannot be decoded.
@@ -24,7 +24,7 @@ pub(crate) enum Flaw {
     TooLarge(usize),
 }
 
-/// Passes over one value and answers with what follows it. `depth` is how many more may stand in each other.
+/// Skips one value and returns the bytes after it. `depth` is how many levels may still nest.
 pub(crate) fn value(bytes: &[u8], depth: usize) -> Result<&[u8], Flaw> {
     let depth = depth.checked_sub(1).ok_or(Flaw::TooDeep)?;
     let (code, rest) = bytes.split_first().ok_or(Flaw::Malformed)?;
@@ -55,8 +55,9 @@ pub(crate) fn value(bytes: &[u8], depth: usize) -> Result<&[u8], Flaw> {
     }
 }
 
-/// An array's count, constructor and elements. Arrays of lists, maps, arrays and described values are refused as too
-/// deep: no SDK sends them. So is an empty one as malformed: the crate takes its constructor for the next value.
+/// Checks an array's count, constructor and elements. Arrays of lists, maps, arrays and described values are refused
+/// as too deep, because no SDK sends them. An empty array is refused as malformed, because the crate takes its
+/// constructor for the next value.
 fn array(inside: &[u8], width: usize) -> Result<(), Flaw> {
     let (count, inside) = number(inside, width)?;
     let (code, mut elements) = inside.split_first().filter(|_| count > 0).ok_or(Flaw::Malformed)?;
@@ -106,7 +107,7 @@ fn elements(compound: &[u8]) -> Result<Vec<&[u8]>, Flaw> {
     Ok(fields)
 }
 
-/// A boolean that says yes; one that is left out says no.
+/// Whether a boolean is true. A missing one is false.
 pub(crate) fn is_true(value: Option<&&[u8]>) -> bool {
     matches!(value, Some([0x41] | [0x56, 1]))
 }
@@ -117,7 +118,7 @@ pub(crate) fn ushort(value: &[u8]) -> Option<u16> {
     digits.try_into().ok().map(u16::from_be_bytes)
 }
 
-/// A uint or ulong in any of its encodings.
+/// A uint or ulong, in any of its encodings.
 pub(crate) fn unsigned(value: &[u8]) -> Option<u64> {
     match value {
         [0x43 | 0x44] => Some(0),
@@ -146,7 +147,7 @@ fn variable(bytes: &[u8], width: usize) -> Result<&[u8], Flaw> {
     sized(bytes, width).map(|(_, rest)| rest)
 }
 
-/// As many bytes as a length before them says, and the rest.
+/// The bytes whose length stands before them, and the rest.
 fn sized(bytes: &[u8], width: usize) -> Result<(&[u8], &[u8]), Flaw> {
     let (length, bytes) = number(bytes, width)?;
     bytes.split_at_checked(length).ok_or(Flaw::Malformed)

@@ -1,5 +1,4 @@
-//! The hub's REST side: reads and writes twins, calls methods, reads feedback and purges queues. From the emulator it
-//! also reads the messages of a device.
+//! The hub's REST side: twins, methods, feedback and purges; with the emulator also the messages of a device.
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
 //!

@@ -1,5 +1,4 @@
-//! Keeps the device connected: makes one connection after the other, renews it in time, and retries with growing
-//! delays.
+//! Keeps the device connected: makes connections one after the other, renews them, and retries with growing delays.
 //!
 //! Owns: when to connect, renew, retry and give up. Must not know: MQTT packets, what is done with messages.
 

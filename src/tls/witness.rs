@@ -1,6 +1,6 @@
-//! Looking at what a server presents, whether or not it is trusted.
+//! Keeps the certificates that a server presents, trusted or not.
 //!
-//! Owns: keeping the certificates of a handshake. Must not know: what is said over the connection, what is inside a
+//! Owns: keeping the certificates of a handshake. Must not know: the data of the connection, the content of a
 //! certificate.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +13,14 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 /// How a server's certificate is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// As the agent does.
+    /// The rules of the agent.
     Strict,
-    /// One that has expired or is not valid yet will do: to ask such a server for the time, and for nothing that matters.
+    /// Also accepts a certificate that has expired or is not valid yet. That is enough to ask a server for the time,
+    /// but for nothing that matters.
     AnyDate,
 }
 
-/// Judges as rustls does, and keeps what was presented.
+/// Judges a certificate with rustls, and keeps the chain that was presented.
 #[derive(Debug)]
 pub struct Witness {
     judge: Arc<WebPkiServerVerifier>,
@@ -32,7 +33,7 @@ impl Witness {
         Self { judge, judgement, seen: Mutex::default() }
     }
 
-    /// The certificates of the last handshake, the server's own first; none when it did not come so far.
+    /// The certificates of the last handshake, the server's own first; none if no handshake got that far.
     pub fn seen(&self) -> Vec<CertificateDer<'static>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

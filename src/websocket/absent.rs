@@ -1,4 +1,4 @@
-//! WebSockets of a build without the feature `websocket`: there are none, and whoever dials one is told.
+//! WebSockets in a build without the feature `websocket`: each dial fails with a sentence that says so.
 //!
 //! Owns: nothing. Must not know: anything.
 
@@ -8,16 +8,16 @@ use std::sync::Arc;
 use crate::credentials::Proxy;
 use crate::features;
 
-/// As of the real one.
+/// Copies the constant in `websocket.rs`.
 pub(crate) const MQTT: &str = "mqtt";
 
-/// As of the real one.
+/// Copies the constant in `websocket.rs`.
 #[allow(dead_code)] // AMQP is a feature.
 pub(crate) const AMQP: &str = "AMQPWSB10";
 
-/// As of the real one.
+/// Copies the type in `websocket/dial.rs`, for callers that compile in every build.
 #[derive(Debug, Clone, Copy)]
-#[allow(dead_code)] // Nobody dials.
+#[allow(dead_code)] // No code dials.
 pub(crate) struct Target<'a> {
     pub(crate) host: &'a str,
     pub(crate) port: u16,
@@ -26,24 +26,26 @@ pub(crate) struct Target<'a> {
     pub(crate) proxy: Option<&'a Proxy>,
 }
 
-/// Never made.
+/// Only names a type: no stream is ever made.
 pub(crate) type HubStream = tokio::io::Empty;
 
-/// Why there is none.
+/// Why there is no WebSocket.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Always.
+    /// The build lacks the feature.
     #[error("{}", features::WEBSOCKET.lacks("WebSocket support"))]
     NotBuilt,
 }
 
 impl DialError {
-    /// As of the real one.
+    /// Always a sentence, because there is no I/O error.
     pub(crate) fn into_io(self) -> Result<io::Error, String> {
         Err(self.to_string())
     }
 }
 
+/// Fails.
+///
 /// # Errors
 /// Always.
 pub(crate) async fn dial(_target: Target<'_>) -> Result<HubStream, DialError> {

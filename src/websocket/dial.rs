@@ -1,7 +1,7 @@
-//! To the hub's HTTPS port: TCP or a proxy's tunnel, TLS, and for a WebSocket the upgrade; and why one of them failed, in
-//! words.
+//! Dials the hub's HTTPS port: TCP or a proxy's tunnel, then TLS, and for a WebSocket the upgrade.
 //!
-//! Owns: the order of these, and a sentence for each failure. Must not know: MQTT, AMQP, tokens, retries, the environment.
+//! Owns: the order of these steps, and a sentence for each failure. Must not know: MQTT, AMQP, tokens, retries, the
+//! environment.
 //!
 //! Sources: wire reference 1.1 and 2.1 (path, subprotocols), RFC 9110 9.3.6 (CONNECT), RFC 6455 4.1 (the upgrade).
 
@@ -23,45 +23,45 @@ use super::tunnel::{self, TunnelError};
 use super::{ByteStream, HUB_PATH, config};
 use crate::credentials::{HostPort, Proxy};
 
-/// Where to dial, and how.
+/// The destination, and how to get there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
-    /// The hub, or a gateway in its place; also the name that the certificate must have.
+    /// The hub, or a gateway in its place. The certificate must have this name.
     pub(crate) host: &'a str,
     pub(crate) port: u16,
     /// [`super::MQTT`] or [`super::AMQP`].
     pub(crate) subprotocol: &'static str,
     pub(crate) tls: &'a Arc<ClientConfig>,
-    /// The proxy on the way.
+    /// The proxy for the connection.
     pub(crate) proxy: Option<&'a Proxy>,
 }
 
 /// A WebSocket to the hub.
 pub(crate) type HubStream = ByteStream<SecureStream>;
 
-/// TLS with the hub.
+/// TLS to the hub.
 pub(crate) type SecureStream = TlsStream<Box<dyn Raw>>;
 
-/// What TLS runs on: TCP, or a tunnel.
+/// What TLS runs on: TCP or a tunnel.
 pub(crate) trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
 
-/// Why there is no WebSocket. Each is one sentence without the name of the hub before it, which the caller knows.
+/// Why there is no WebSocket. Each is one sentence without the name of the hub before it, because the caller knows it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Of the connection to the hub itself, without a proxy.
+    /// The direct connection to the hub failed.
     #[error("{0}")]
     Tcp(io::Error),
-    /// Of the proxy, or of the way through it.
+    /// The proxy failed, or the connection through it.
     #[error(transparent)]
     Tunnel(#[from] TunnelError),
-    /// The host name is none that a certificate can have.
+    /// The host name cannot be in a certificate.
     #[error("\"{0}\" is not a host name that TLS can check")]
     Name(String),
-    /// Of TLS, or of the connection during the handshake.
+    /// TLS failed, or the connection failed during the handshake.
     #[error("{0}")]
     Tls(io::Error),
-    /// A page of somebody in between.
+    /// A page that does not come from the hub, but from a device between.
     #[error(
         "the WebSocket upgrade was answered with a web page (status {status}, {content_type}): another \
          server answers in the hub's place, such as the portal of a hotel or an office: sign in there, or let \
@@ -75,7 +75,7 @@ pub(crate) enum DialError {
         /// The hub.
         host: String,
     },
-    /// Another answer than 101.
+    /// The answer is not 101.
     #[error(
         "the WebSocket upgrade was refused with status {status}{content_type}: check HostName and the port, \
          and that an IoT Hub answers there"
@@ -86,13 +86,13 @@ pub(crate) enum DialError {
         /// Its type in parentheses, or nothing.
         content_type: String,
     },
-    /// No answer that can be understood.
+    /// An answer that is not HTTP.
     #[error("the answer to the WebSocket upgrade cannot be understood ({0}): check HostName and the port")]
     Nonsense(String),
 }
 
 impl DialError {
-    /// The failure of the connection to the hub as the system or TLS has it, or the sentence for anything else.
+    /// The I/O error, if the connection to the hub failed in the system or in TLS; otherwise the sentence.
     pub(crate) fn into_io(self) -> Result<io::Error, String> {
         match self {
             Self::Tcp(error) | Self::Tls(error) => Ok(error),
@@ -101,13 +101,13 @@ impl DialError {
     }
 }
 
-/// Dials a WebSocket. The caller bounds the time.
+/// Dials a WebSocket. The caller limits the time.
 ///
 /// # Errors
-/// [`DialError`] says which part of the way it was.
+/// [`DialError`] says which step failed.
 ///
 /// # Cancel safety
-/// Dropping it closes the connection.
+/// A drop closes the connection.
 pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
     let Target { host, port, subprotocol, tls, proxy } = target;
     let stream = secure(host, port, tls, proxy).await?;
@@ -120,7 +120,7 @@ pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
     }
 }
 
-/// Dials what comes before a WebSocket, and is enough for HTTPS. The caller bounds the time.
+/// Makes the connection that a WebSocket needs; for HTTPS it is enough. The caller limits the time.
 ///
 /// # Errors
 /// As [`dial`].
@@ -141,7 +141,7 @@ pub(crate) async fn secure(
     TlsConnector::from(Arc::clone(tls)).connect(name, raw).await.map_err(DialError::Tls)
 }
 
-/// One address after the other, as the system gives them.
+/// Tries one address after the other, in the order of the system.
 pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;

@@ -1,6 +1,6 @@
-//! A tunnel through an HTTP proxy, which may itself be spoken to over TLS.
+//! A tunnel through an HTTP proxy. The connection to the proxy may use TLS.
 //!
-//! Owns: CONNECT, the credentials in it, and why it failed, in words. Must not know: what goes through the tunnel.
+//! Owns: CONNECT, the credentials in it, and sentences for failures. Must not know: what goes through the tunnel.
 
 use std::io;
 use std::sync::Arc;
@@ -31,30 +31,30 @@ const MAX_HEADERS: usize = 100;
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TunnelError {
-    /// The proxy itself cannot be reached.
+    /// The proxy cannot be reached.
     #[error(
         "the proxy {proxy} of HTTPS_PROXY cannot be reached ({error}): check HTTPS_PROXY, or name the hub in NO_PROXY"
     )]
     Unreachable {
-        /// Where it should be.
+        /// The address of the proxy.
         proxy: String,
         /// The reason.
         error: io::Error,
     },
-    /// An `https://` proxy with which there is no TLS.
+    /// TLS with an `https://` proxy failed.
     #[error("no TLS with the proxy {proxy} of HTTPS_PROXY: {reason}")]
     Tls {
         /// The proxy.
         proxy: String,
-        /// The reason, with what to do.
+        /// The reason and the remedy.
         reason: String,
     },
-    /// 407 without a login of ours.
+    /// Status 407, and this side has no login.
     #[error(
         "the proxy {0} asks for credentials (status 407): give them in HTTPS_PROXY, as http://NAME:PASSWORD@HOST:PORT"
     )]
     Credentials(String),
-    /// 407 in spite of it.
+    /// Status 407, although this side sent a login.
     #[error("the proxy {0} refuses the name and password of HTTPS_PROXY (status 407): check both")]
     Login(String),
     /// Any other status.
@@ -69,14 +69,14 @@ pub(crate) enum TunnelError {
         /// The status of its answer.
         status: u16,
     },
-    /// No answer, or none that is HTTP.
+    /// There was no answer, or one that is not HTTP.
     #[error(
         "the proxy {proxy} does not answer as an HTTP proxy does ({reason}): check HTTPS_PROXY, also whether http:// or https:// is right"
     )]
     NoProxy {
         /// The proxy.
         proxy: String,
-        /// What came.
+        /// What came instead.
         reason: String,
     },
     /// The host name or the login cannot stand in a request.
@@ -84,8 +84,8 @@ pub(crate) enum TunnelError {
     Target(String),
 }
 
-/// Has `proxy` connect to `host`. TLS with the proxy, where its URL asks for it, trusts what TLS with the hub does (`tls`).
-/// The caller bounds the time.
+/// Makes `proxy` connect to `host`. TLS with the proxy, if its URL asks for it, trusts the same roots as TLS with the
+/// hub (`tls`). The caller limits the time.
 pub(super) async fn open(
     proxy: &Proxy,
     host: &str,
@@ -129,12 +129,12 @@ async fn connect_through<S: Raw + 'static>(
     let exchange = async move {
         let answer = sender.send_request(request).await?;
         match answer.status() {
-            // Any of them. Source: RFC 9110, 9.3.6.
+            // Every 2xx status is a success. Source: RFC 9110, 9.3.6.
             status if status.is_success() => on(answer).await.map(Ok),
             status => Ok(Err(status)),
         }
     };
-    // The connection is over when it has become a tunnel, or when the exchange has let go of it.
+    // The connection's future ends when the connection became a tunnel, or when the exchange dropped its end.
     let (exchanged, _ended) = tokio::join!(exchange, connection.with_upgrades());
     match exchanged.map_err(no_proxy)? {
         Ok(tunnel) => Ok(TokioIo::new(tunnel)),
@@ -146,7 +146,7 @@ async fn connect_through<S: Raw + 'static>(
     }
 }
 
-/// TLS with the proxy itself. It gets no certificate of the device to see.
+/// Makes TLS with the proxy itself. The proxy does not get to see the device's certificate.
 async fn secure(
     stream: TcpStream,
     host: &str,

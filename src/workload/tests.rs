@@ -1,4 +1,4 @@
-//! The client against scripted daemons: what it asks for, when it asks again, and its words for what is wrong.
+//! The client against scripted daemons: what it asks for, when it repeats a request, and its sentences for failures.
 
 use super::*;
 use crate::credentials::SharedAccessKey;
@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 /// What the daemon does with a connection.
 #[derive(Clone, Copy)]
 enum Act {
-    /// Closes it before it has read anything.
+    /// Closes it without reading.
     Drop,
-    /// Reads the request and closes.
+    /// Reads the request and closes the connection.
     ReadAndDrop,
-    /// Reads the request and says nothing.
+    /// Reads the request and never answers.
     Hang,
-    /// Sends these bytes and closes.
+    /// Sends these bytes and closes the connection.
     Say(&'static str),
     /// A status with a body.
     Answer(u16, &'static str),
@@ -23,7 +23,7 @@ enum Act {
     Endless,
 }
 
-/// A daemon that does one thing after the other, the last again and again, and tells what it was asked.
+/// A daemon that follows a list of steps, repeats the last one, and reports the requests.
 struct Daemon {
     dir: tempfile::TempDir,
     asked: tokio::sync::mpsc::Receiver<String>,
@@ -70,7 +70,7 @@ impl Daemon {
         access(&self.dir)
     }
 
-    /// How often it was asked.
+    /// The number of requests.
     fn count(&mut self) -> usize {
         std::iter::from_fn(|| self.asked.try_recv().ok()).count()
     }
@@ -85,7 +85,7 @@ fn access(dir: &tempfile::TempDir) -> WorkloadAccess {
     }
 }
 
-/// Head and body, where Content-Length says there is one.
+/// The head, and the body if Content-Length announces one.
 async fn read_request(stream: &mut UnixStream) -> String {
     let mut text = Vec::new();
     loop {
@@ -106,7 +106,7 @@ async fn read_request(stream: &mut UnixStream) -> String {
     }
 }
 
-/// HMAC-SHA256 of anything with any key: 32 bytes.
+/// Any 32 bytes, in the place of an HMAC-SHA256.
 const DIGEST: &str = r#"{"digest":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}"#;
 
 async fn error_of(acts: &'static [Act]) -> (WorkloadError, usize) {

@@ -1,4 +1,5 @@
-//! What the guard lets pass, through the decoder that it protects, on a small stack: an overflow ends the test program.
+//! Input that the guard accepts goes to the decoder that it protects, on a small stack: an overflow ends the test
+//! program.
 
 use std::thread;
 
@@ -14,7 +15,7 @@ use super::*;
 
 const SMALL_STACK: usize = 256 * 1024;
 
-/// Values of every kind, some of them with lengths, counts and codes that are wrong.
+/// Values of every kind. Some have wrong lengths, counts and codes.
 fn any_value() -> impl Strategy<Value = Vec<u8>> {
     let code = |code: u8, bytes: Vec<u8>| [&[code][..], &bytes].concat();
     let sized = |code: u8, bytes: &[u8]| {
@@ -69,7 +70,7 @@ fn any_value() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Bytes with a few of them changed.
+/// Bytes, some of them changed.
 fn mutated(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<prop::sample::Index>(), any::<u8>());
     (bytes, prop::collection::vec(change, 0..3)).prop_map(|(mut bytes, changes)| {
@@ -83,18 +84,18 @@ fn mutated(bytes: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u
     })
 }
 
-/// Runs it where an overflow comes soon.
+/// Runs the function on a small stack, where an overflow comes soon.
 fn on_a_small_stack<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = thread::Builder::new().stack_size(SMALL_STACK).spawn(run).expect("a thread");
     thread.join().expect("no panic")
 }
 
-/// Decodes these bytes as a message, and behind a length as a frame, as far as the guard lets them pass.
+/// Decodes what the guard accepts of these bytes, once as a message, and once as a frame after a length.
 fn decode(bytes: Vec<u8>) {
     on_a_small_stack(move || {
         let mut guard = Guard::new(LIMITS);
         let frames = [frame(0, OPENING), transfer(false, &bytes), frame(0, &bytes)];
-        // What is behind a frame that is refused is not handed on either.
+        // Bytes after a refused frame are not handed on either.
         let _either_is_fine = guard.feed(&frames.concat(), |frame| {
             let mut body = frame.bytes.get(4..).unwrap_or_default().into();
             drop(FrameDecoder {}.decode(&mut body));
@@ -109,7 +110,7 @@ fn decode(bytes: Vec<u8>) {
 #[test]
 fn the_deepest_that_passes_is_decoded_on_a_small_stack() {
     let depth = values::MAX_DEPTH;
-    // One level is the section.
+    // The section is one level.
     for deepest in [nested(depth - 2), described(depth - 2)] {
         assert!(values::value(&section(&deepest), depth).is_ok());
         let decoded = on_a_small_stack(move || {

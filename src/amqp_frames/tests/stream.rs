@@ -1,4 +1,4 @@
-//! A client's stream: what the AMQP crate reads of it.
+//! A client's stream: what the AMQP crate reads from it.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-/// What is read of these bytes behind an Open, and how it ends.
+/// What is read of these bytes after an Open, and how the stream ends.
 async fn read_of(bytes: &[u8]) -> (Vec<u8>, Result<(), (ErrorKind, String)>) {
     let open = frame(0, OPENING);
     let (near, mut far) = tokio::io::duplex(64);

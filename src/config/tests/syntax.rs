@@ -1,5 +1,4 @@
-//! Tests of texts that are not TOML: each mistake gives one sentence that a person without knowledge of TOML
-//! understands.
+//! Tests of texts that are not TOML: each mistake gives one sentence that needs no knowledge of TOML.
 
 use super::report;
 

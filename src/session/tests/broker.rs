@@ -1,5 +1,4 @@
-//! A broker that follows each test's script, packet by packet, over TLS. It has its own codec, which writes bytes by
-//! hand.
+//! A broker that follows each test's script, packet by packet, over TLS. Its codec writes bytes by hand.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
