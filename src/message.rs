@@ -216,7 +216,7 @@ impl Properties {
 }
 
 impl FromIterator<Pair> for Properties {
-    /// Of a name that occurs twice the first one counts.
+    /// If a name occurs twice, the first one counts.
     fn from_iter<I: IntoIterator<Item = Pair>>(pairs: I) -> Self {
         // A topic has room for 20,000 names: comparing each one with all before it would take seconds.
         let mut seen = HashSet::new();

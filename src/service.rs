@@ -1,6 +1,6 @@
 //! The back end's side of the hub, over one AMQP 1.0 connection and one HTTPS connection.
 //!
-//! Owns: dialling, TLS, signing in as a shared access policy, links, and the hub's refusals in words.
+//! Owns: dialling, TLS, signing in as a shared access policy, links, and sentences for the hub's refusals.
 //! Must not know: the command line, rules, the emulator.
 //!
 //! The AMQP connection, over TLS or a WebSocket, sends C2D messages and reads delivery feedback. The HTTPS connection

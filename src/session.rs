@@ -216,7 +216,7 @@ struct Told {
 pub(crate) struct Terms {
     settings: Settings,
     tls: Arc<rustls::ClientConfig>,
-    /// Of the TLS files, as they were when they were read.
+    /// Of the content that the TLS files had when they were read.
     fingerprint: Vec<u8>,
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Key<K> {
 pub(crate) enum Absent {
     /// An absent key means this value, here without the quotes of a text.
     Means(&'static str),
-    /// An absent key means that there is none, or what `about` says.
+    /// An absent key means no value, or what `about` says.
     Nothing,
     /// An absent key is a problem.
     Refused,

@@ -221,6 +221,8 @@ impl Reader {
             if let Some(methods) = &mut methods {
                 methods.send(self.calls.take_ready());
             }
+            // A flow gives credit for all the room. It is sent when there is enough new room, when the hub has no
+            // credit left, and as a sign of life.
             if room.len() >= granted + CREDIT_STEP
                 || (granted == 0 && !room.is_empty())
                 || next_flow <= Instant::now()
@@ -232,7 +234,9 @@ impl Reader {
                 (granted, next_flow) = (room.len(), Instant::now() + pause);
             }
             let more_room = self.arrivals.deliveries.clone().reserve_owned();
+            // Both links must be free, because the kind of the next publish is not known yet.
             let free = events.is_some() && twin.as_ref().is_none_or(Twin::is_free);
+            // `biased`: commands of the keeper come first, so that no input of the hub can delay them.
             let happening = tokio::select! {
                 biased;
                 command = self.commands.recv() => Happening::Command(command),

@@ -19,7 +19,7 @@ pub(super) type Mark = u64;
 pub(super) struct Pings {
     /// On the wire since the last ping that was sent for marks.
     sent: Vec<Mark>,
-    /// On the wire before that ping; none if that ping was answered.
+    /// On the wire before that ping; `None` while no such ping is unanswered.
     covered: Option<Vec<Mark>>,
     /// All pings without an answer, including those of the keep-alive.
     unanswered: usize,

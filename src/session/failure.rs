@@ -1,4 +1,4 @@
-//! Why a connection could not be made or did not last, in words.
+//! Sentences for connections that could not be made or did not last.
 //!
 //! Owns: the sentences, and which failures mean that the hub knows this device and refuses it. Pure.
 //! Must not know: rumqttc, retries.

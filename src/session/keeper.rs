@@ -109,8 +109,8 @@ impl Keeper {
             number += u64::from(signed_in);
             let held = held.unwrap_or_default();
             let mut failure = terms.failure(fault, carrier);
-            // A hang-up long after the sign-in is normal. Soon after it, and repeated, another program
-            // probably uses the same identity.
+            // A hang-up long after the sign-in is normal. If it comes soon after it, again and again, another program
+            // probably uses this identity.
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
             if hang_ups > 1 && matches!(failure.fault, Fault::Closed) {
                 failure.fault = Fault::Displaced { times: hang_ups };
@@ -125,8 +125,8 @@ impl Keeper {
                      newest deployment"
                 )));
             }
-            // The way may be blocked on this carrier. A refusal proves that it is not; before dialling nothing was
-            // tried.
+            // The network may block this carrier, so the next attempt uses the other one. A refusal came from the hub,
+            // so the network lets this one through. A failure before dialling says nothing about the network.
             if !signed_in && !failure.is_refusal() && !failure.is_before_dialling() {
                 carrier = terms.other_carrier(carrier);
             }

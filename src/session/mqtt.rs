@@ -395,6 +395,7 @@ impl Reader {
     }
 
     async fn wait_for_room(&mut self, delivery: Delivery) -> Result<(), Fault> {
+        // Nothing is read during the wait, so the time that the hub takes for its answers must not count.
         self.outbox.hold();
         let deliveries = self.arrivals.deliveries.clone();
         let mut next_ping = Instant::now() + self.dial.keep_alive / 2;
@@ -415,6 +416,7 @@ impl Reader {
                     self.send_ready().await?;
                 }
                 () = self.calls.changed() => self.send_ready().await?,
+                // rumqttc sends its own pings only within `poll()`.
                 () = tokio::time::sleep_until(next_ping) => {
                     self.send([Packet::PingReq]).await?;
                     self.link.pinged();
