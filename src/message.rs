@@ -161,7 +161,7 @@ pub type Pair = (String, Option<String>);
 pub struct Properties(Vec<Pair>);
 
 impl Properties {
-    /// Decodes a property bag. It skips empty pairs (`a&&b`), and of a name that occurs twice the first one counts.
+    /// Decodes a property bag. It skips empty pairs (`a&&b`). If a name occurs twice, the first one counts.
     ///
     /// # Errors
     /// When an escape is not `%` and two hexadecimal digits, when a name or value is not UTF-8, or a name is empty.

@@ -102,7 +102,7 @@ pub(super) struct Device {
     pub(super) route: Route,
 }
 
-/// Where files are searched.
+/// Where files are looked up.
 struct Places<'p> {
     /// Relative paths start here.
     directory: &'p Path,
