@@ -1,15 +1,17 @@
-//! A local IoT Hub for development and tests: devices over MQTT, back ends over AMQP 1.0 and HTTPS, both also over
-//! WebSockets, no Azure account.
+//! A local IoT Hub for development and tests. It needs no Azure account. It serves devices over MQTT, back ends over
+//! AMQP 1.0 and HTTPS, and all of these also over WebSockets.
 //!
-//! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`,
-//! `action`: a double built from the code under test proves nothing.
+//! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`, `action`: a
+//! double built from the code under test proves nothing.
 //!
-//! - `identity` writes ids of devices and modules; `hub` is the state machine, pure; `registry` decides who signs in; `shared` wraps the hub for listeners;
-//!   `registrar` changes devices in hub and state directory.
-//! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts them; `tls` is the server's side of TLS.
+//! - `identity` writes the ids of devices and modules; `hub` is the state machine, pure; `registry` decides who may
+//!   sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the hub and in the state directory.
+//! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
+//!   of TLS.
 //! - `workload` is the daemon of an edge device.
-//! - `client` asks an emulator that runs in another process.
-//! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` keeps what the hub holds.
+//! - `client` sends requests to an emulator that runs in another process.
+//! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` stores what the hub
+//!   holds.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -62,47 +64,48 @@ pub const AMQP_PORT: u16 = 5671;
 /// The standard port of the hub's REST side: HTTPS.
 pub const HTTPS_PORT: u16 = 443;
 
-/// Where HTTPS is served when nobody asked for a port and the standard one cannot be had.
+/// The HTTPS port if no port was given and the standard port is not available.
 const SPARE_HTTPS_PORT: u16 = 8443;
 
-/// Most devices of one emulator; with full queues of the largest messages they fill 4 GB.
+/// Most devices of one emulator. With full queues of the largest messages they use 4 GB of memory.
 pub const MAX_DEVICES: usize = 1_000;
 
-/// Where the emulator gets the time from.
+/// The source of the emulator's time.
 pub type Clock = fn() -> SystemTime;
 
-/// What to emulate, and where.
+/// What to emulate, and on which addresses.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Directory for keys and certificates; made when absent.
+    /// Directory for keys and certificates; the emulator makes it if it is missing.
     pub state_dir: PathBuf,
     /// Address to listen on.
     pub bind: IpAddr,
-    /// The hub's host name: in the server certificate, user names and tokens.
+    /// The hub's host name in the server certificate, user names and tokens.
     pub hostname: String,
-    /// The name that modules and leaf devices dial instead: also in the server certificate.
+    /// The name that modules and leaf devices dial instead. The server certificate has this name, too.
     pub gateway_hostname: Option<String>,
-    /// Port of the device side; 0 is any free one.
+    /// Port of the device side; 0 means any free port.
     pub mqtt_port: u16,
-    /// Port of the service side; 0 is any free one.
+    /// Port of the service side; 0 means any free port.
     pub amqp_port: u16,
-    /// Port of the REST side; 0 is any free one. `None` is the standard one if it can be had, then 8443, then any.
+    /// Port of the REST side; 0 means any free port. `None` means the standard port if it is available, else 8443, else
+    /// any free port.
     pub https_port: Option<u16>,
     /// Devices that sign in with tokens made from keys.
     pub devices: Vec<String>,
     /// Devices that sign in with certificates.
     pub x509_devices: Vec<String>,
-    /// Modules, as DEVICE/MODULE. Their devices are there, too, with keys unless they are named above.
+    /// Modules, as DEVICE/MODULE. Their devices exist, too; they sign in with keys unless they are listed above.
     pub modules: Vec<String>,
-    /// Where modules have their tokens signed.
+    /// The socket where modules get their tokens signed.
     pub workload_socket: Option<PathBuf>,
-    /// From outputs of modules to inputs.
+    /// Routes from outputs of modules to inputs.
     pub routes: Vec<InputRoute>,
     /// Time from one feedback batch to the next; the real hub's is 15 seconds.
     pub feedback_interval: Duration,
-    /// What is to go wrong from the start.
+    /// The faults that are set from the start.
     pub faults: Vec<FaultOrder>,
-    /// Whether policies and devices have [`WELL_KNOWN_KEYS`]; on loopback only.
+    /// Whether policies and devices use [`WELL_KNOWN_KEYS`]. Only allowed on loopback.
     pub well_known_keys: bool,
 }
 
@@ -110,22 +113,22 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmulatorError {
-    /// A device id that no hub takes.
+    /// The device id is not valid for any hub.
     #[error(transparent)]
     DeviceId(#[from] CredentialError),
-    /// A device that is asked for twice.
+    /// Two options name the same device.
     #[error("\"{0}\" is named twice: name it once, with a key or with a certificate")]
     DoubledDevice(String),
     /// Too many devices.
     #[error("{0} devices are too many: the emulator serves at most {MAX_DEVICES}")]
     TooManyDevices(usize),
-    /// Not a host name.
+    /// The host name is not valid.
     #[error("\"{0}\" is not a host name: give a name without a port, such as localhost")]
     Hostname(String),
-    /// A file of the state directory is at fault.
+    /// A file of the state directory cannot be used.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
-    /// Keys that everybody knows, where others than this machine can dial.
+    /// Well-known keys are refused if other machines can dial the emulator.
     #[error(
         "--well-known-keys works only on loopback, because everybody knows these keys, but --bind {0} is not \
          a loopback address: remove one of the two"
@@ -136,23 +139,23 @@ pub enum EmulatorError {
     Listen {
         /// The address with its port.
         address: SocketAddr,
-        /// What should have been served there.
+        /// The protocol that this address should serve.
         protocol: &'static str,
-        /// The reason and the remedy.
+        /// The reason and what to do about it.
         reason: String,
     },
-    /// A fault for a device that is not there.
+    /// A fault order names a device that does not exist.
     #[error(transparent)]
     Fault(#[from] FaultError),
-    /// The workload socket.
+    /// The workload socket cannot be served.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
-    /// rustls does not take the server's certificate.
+    /// rustls refuses the server's certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
 }
 
-/// A running emulator. Dropping it stops it without a goodbye; see [`Emulator::stop`].
+/// A running emulator. Dropping it stops it without closing the connections in order; see [`Emulator::stop`].
 pub struct Emulator {
     hub: SharedHub,
     mqtt_address: SocketAddr,
@@ -166,13 +169,13 @@ pub struct Emulator {
     _registrar: Registrar,
 }
 
-/// Starts the emulator; when this returns, all listeners accept. Needs a tokio runtime.
+/// Starts the emulator. When this returns, all listeners accept connections. Needs a tokio runtime.
 ///
 /// # Errors
-/// [`EmulatorError`] names the option, file or port at fault. Nothing runs then.
+/// [`EmulatorError`] names the option, file or port that is wrong. In this case nothing is running.
 ///
 /// # Cancel safety
-/// Cancel safe: listeners that were open are closed.
+/// Cancel safe: the listeners that were already open are closed.
 pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorError> {
     options.check()?;
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
@@ -261,22 +264,22 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
 }
 
 impl Emulator {
-    /// The hub itself, for tests that look into it or enqueue by hand.
+    /// The hub itself, for tests that inspect it or enqueue messages directly.
     pub fn hub(&self) -> &SharedHub {
         &self.hub
     }
 
-    /// Where devices connect.
+    /// The address that devices connect to.
     pub fn mqtt_address(&self) -> SocketAddr {
         self.mqtt_address
     }
 
-    /// Where back ends connect.
+    /// The address that back ends connect to.
     pub fn amqp_address(&self) -> SocketAddr {
         self.amqp_address
     }
 
-    /// Where back ends find the REST side.
+    /// The address of the REST side.
     pub fn https_address(&self) -> SocketAddr {
         self.https_address
     }
@@ -286,10 +289,10 @@ impl Emulator {
         &self.state_dir
     }
 
-    /// Closes all connections, writes what the hub holds, and stops, in about a second at most.
+    /// Closes all connections, writes what the hub holds, and stops. This takes about a second at most.
     ///
     /// # Cancel safety
-    /// When dropped early, the rest is cut.
+    /// If dropped early, the remaining connections are cut.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
@@ -297,13 +300,13 @@ impl Emulator {
                 tracing::error!(%error, "a task of the emulator failed");
             }
         }
-        // Nothing changes any more.
+        // The listeners are closed, so the hub does not change any more.
         self.keeper.write(false).await;
     }
 }
 
 impl Options {
-    /// Devices and modules that sign in with tokens made from keys.
+    /// The devices and modules that sign in with tokens made from keys.
     fn with_keys(&self) -> Vec<String> {
         let mut ids = self.devices.clone();
         for module in &self.modules {
@@ -316,7 +319,8 @@ impl Options {
         ids
     }
 
-    /// The device whose modules have the workload socket, and the socket, as a program in another folder names it.
+    /// The device whose modules use the workload socket, and the socket's path as a program in another folder can use
+    /// it.
     fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadError> {
         let Some(path) = &self.workload_socket else { return Ok(None) };
         let mut devices = self.modules.iter().map(|id| identity::split(id).0);
@@ -355,7 +359,7 @@ impl Options {
     }
 }
 
-/// Where a client on this machine dials a listener, which may listen on every address.
+/// The address at which a client on this machine can dial a listener. The listener may listen on every address.
 fn dialled_here(listener: SocketAddr) -> SocketAddr {
     let ip = match listener.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -365,7 +369,7 @@ fn dialled_here(listener: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listener.port())
 }
 
-/// Listens for HTTPS. A port that was asked for is the only one tried.
+/// Listens for HTTPS. If a port was given, only this port is tried.
 async fn listen_https(bind: IpAddr, asked: Option<u16>) -> Result<(SocketAddr, TcpListener), EmulatorError> {
     let on = |port| listen(SocketAddr::new(bind, port), "HTTPS", "--https-port");
     if let Some(port) = asked {

@@ -1,10 +1,10 @@
-//! The way in over AMQP 1.0: one connection of a back end or of a device.
+//! The AMQP 1.0 side: one connection of a back end or of a device.
 //!
 //! Owns: the connection from its first byte to its end: header, SASL, sessions, the kill switch.
 //! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
 //!
-//! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4 and 8 (lines 11 and 13 to 20). Modules
-//! are not served over AMQP; their addresses are refused in words. The rules in comments about the AMQP crate were found by trial
+//! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4 and 8 (lines 11 and 13 to 20). Modules are not served over AMQP: the
+//! emulator refuses their addresses and says why. The rules about the AMQP crate in comments were found by tests
 //! against the Python and Node SDKs.
 
 use std::net::SocketAddr;
@@ -46,34 +46,34 @@ mod twin_link;
 /// Sessions of one connection at a time. SDKs open one or two.
 const MAX_SESSIONS: usize = 16;
 
-/// For one answer of the client: an attach, a detach, the outcome of a reply. A client that keeps the emulator waiting
-/// longer loses the link.
+/// How long to wait for one answer of the client: an attach, a detach, or the outcome of a reply. If the client takes
+/// longer, it loses the link.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest frame; the emulator says so in its Open.
+/// Largest frame; the emulator announces it in its Open.
 const MAX_FRAME: u32 = 256 * 1024;
 
-/// Name of the emulator in the Open performative.
+/// The emulator's container name in the Open performative.
 const CONTAINER: &str = "c2d-agent-emulator";
 
-/// The eight bytes that begin AMQP with and without SASL, up to the protocol id. Source: AMQP 1.0, 2.2.
+/// The first eight bytes of AMQP with and without SASL, up to the protocol id. Source: AMQP 1.0, 2.2.
 const MAGIC: &[u8; 4] = b"AMQP";
 const PLAIN_AMQP: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_ID: u8 = 3;
 
-/// How a connection ended, as far as its client should hear of it outside AMQP.
+/// How a connection ended, if the client must be told outside AMQP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// It was open, and is over.
+    /// The connection was open and has ended.
     Done,
-    /// The client broke the rules of AMQP; which, in words.
+    /// The client broke a rule of AMQP; the text says which.
     Breach(String),
-    /// The client may not in; why, in words.
+    /// The client may not sign in; the text says why.
     Refused(String),
 }
 
-/// Serves one connection until the client goes, breaks the rules, or `stop`.
-/// `certificate` is the one that the client has shown.
+/// Serves one connection until the client leaves, breaks a rule, or `stop` is cancelled. `certificate` is the one that
+/// the client has shown.
 pub(super) async fn serve_connection<S>(
     stream: S,
     certificate: Option<Thumbprint>,
@@ -84,13 +84,14 @@ pub(super) async fn serve_connection<S>(
 where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
-    // The crate offers no way to cut a connection, and its engines are tasks of their own: the stream is cut instead.
+    // The crate offers no way to cut a connection, and its engines run in their own tasks. So the stream is cut
+    // instead.
     let kill = stop.child_token();
     let (claims, breach) = (Claims::new(hub, certificate, kill.clone()), Breach::default());
     let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
         () = stop.cancelled() => return End::Done,
-        // The crate would wait for a goodbye of the client.
+        // Without this branch, the crate would wait for the client to close.
         () = breach.told() => Ok(Err(ArrivalError::Guard)),
         opened = tokio::time::timeout(ARRIVAL_TIMEOUT, opening) => opened,
     };
@@ -109,7 +110,7 @@ where
             run(connection, &mut sessions, peer, &claims).await;
             kill.cancel();
             claims.disconnect();
-            // Their stream is dead, so these end by themselves.
+            // The stream of these sessions is dead, so they end by themselves.
             while let Some(ended) = sessions.join_next().await {
                 report(ended, peer);
             }
@@ -121,7 +122,7 @@ where
     breach.reason().map_or(end, |reason| End::Breach(reason.to_owned()))
 }
 
-/// Why a connection did not come about.
+/// Why a connection was not established.
 #[derive(Debug, thiserror::Error)]
 enum ArrivalError {
     #[error("the first bytes cannot be read: {0}")]
@@ -162,7 +163,7 @@ where
     stream.read_exact(&mut header).await?;
     let [magic @ .., id, _, _, _] = header;
     if magic != *MAGIC || !(id == SASL_ID || header == PLAIN_AMQP) {
-        // What the standard asks for: the header that would be understood, then the end.
+        // The standard requires this: send the header that the server understands, then close.
         stream.write_all(&PLAIN_AMQP).await?;
         stream.shutdown().await?;
         return Err(ArrivalError::NotAmqp);
@@ -170,8 +171,8 @@ where
     let message = usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX);
     let guard = Guard::new(Limits { frame: MAX_FRAME, message });
     let stream = Replayed::new(header, stream, guard, breach.clone(), claims.answers.clone(), kill);
-    // No idle time-out is advertised: the crate enforces it strictly, and the Python SDK sends nothing between two
-    // messages.
+    // The emulator advertises no idle time-out: the crate enforces it strictly, and the Python SDK sends nothing
+    // between two messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
     let builder = ConnectionAcceptor::builder()
         .container_id(CONTAINER)
@@ -185,7 +186,7 @@ where
     Ok(accepted?)
 }
 
-/// Accepts sessions until the connection ends. The handle must live as long: dropping it ends the connection.
+/// Accepts sessions until the connection ends. The handle must live until then: dropping it ends the connection.
 async fn run(
     mut connection: ListenerConnectionHandle,
     sessions: &mut JoinSet<()>,

@@ -1,6 +1,6 @@
-//! Certificates that the emulator makes: its authority, its own, and those of X.509 devices.
+//! Certificates that the emulator makes: for its authority, for its server, and for X.509 devices.
 //!
-//! Owns: everything that rcgen does here. Must not know: files, TLS connections.
+//! Owns: every use of rcgen here. Must not know: files, TLS connections.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_DAYS: u32 = 3650;
-/// Clients that follow the public rules refuse more than 398 days.
+/// Clients that follow the public rules refuse a certificate that is valid for more than 398 days.
 const SERVER_DAYS: u32 = 397;
 const DEVICE_DAYS: u32 = 3650;
 
@@ -30,7 +30,7 @@ pub(super) struct ServerIdentity {
     pub(super) key: PrivateKeyDer<'static>,
 }
 
-/// Makes an authority that is good for ten years from `now`.
+/// Makes an authority that is valid for ten years from `now`.
 pub(super) fn make_authority(now: SystemTime) -> Result<PemPair, rcgen::Error> {
     let mut params = params(Vec::new(), "c2d-agent emulator CA", now, AUTHORITY_DAYS)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -41,7 +41,7 @@ pub(super) fn make_authority(now: SystemTime) -> Result<PemPair, rcgen::Error> {
 /// Makes a server certificate for `hostnames`, `localhost` and the loopback addresses, signed by `authority`.
 ///
 /// # Errors
-/// When the authority's PEM texts are damaged, or a name cannot stand in a certificate.
+/// Fails if the authority's PEM texts are damaged, or if a name is not allowed in a certificate.
 pub(super) fn make_server(
     authority: &PemPair,
     hostnames: &[&str],
@@ -81,7 +81,7 @@ fn params(
     days: u32,
 ) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
-    // A day of grace for clocks that run behind.
+    // Start one day earlier, for clients whose clock is behind.
     params.not_before = (now - DAY).into();
     params.not_after = (now + DAY * days).into();
     params.distinguished_name = rcgen::DistinguishedName::new();

@@ -1,9 +1,11 @@
-//! A running emulator as a command on the same machine sees it: found by its state directory, and asked over HTTPS.
+//! A client for an emulator that runs on the same machine. It finds the emulator by its state directory and asks over
+//! HTTPS.
 //!
-//! Owns: which files say where it is, requests and their limits, and what is wrong with an answer, in words.
+//! Owns: which files say where the emulator is, requests and their limits, and sentences that say what is wrong with an
+//! answer.
 //! Must not know: the hub, listeners, what is printed.
 //!
-//! Each request has a connection of its own: the emulator ends old ones, and a connection on loopback costs little.
+//! Each request uses its own connection: the emulator closes old ones, and a new connection on loopback is cheap.
 
 use std::fs;
 use std::io;
@@ -34,71 +36,72 @@ use crate::message::excerpt;
 use crate::tls::{self, TlsError};
 use crate::trust;
 
-/// From dialling to the end of the answer; longer than the emulator holds back an overview in which nothing is new.
+/// Time limit from dialling to the end of the answer. It must be longer than the emulator holds back an unchanged
+/// overview.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Most bytes of an answer: an overview has up to a hundred devices.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
-/// What stands in a segment of a path as it is.
+/// The characters outside letters and digits that a path segment may contain unescaped.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Why a running emulator was of no use.
+/// Why a request to a running emulator failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nothing is there that an emulator has written.
+    /// The directory has no files of an emulator.
     #[error(
         "{dir} is not the state directory of an emulator: name that of the running one with --state-dir, or source its file env",
         dir = .0.display()
     )]
     NoStateDir(PathBuf),
-    /// A file is there and of no use.
+    /// A file exists but cannot be used.
     #[error("cannot use {path}: {reason}", path = .path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and the remedy.
+        /// What is wrong, and what to do about it.
         reason: String,
     },
     /// The certificate authority.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Nobody listens.
+    /// Nothing listens at the address.
     #[error(
         "no emulator answers at {address} ({reason}): start it with c2d-agent emulator --state-dir {dir}, or name the state \
          directory of the one that runs with --state-dir",
         dir = .state_dir.display()
     )]
     NotRunning {
-        /// Where it was last.
+        /// The emulator's last known address.
         address: SocketAddr,
-        /// Its directory.
+        /// The emulator's state directory.
         state_dir: PathBuf,
-        /// What the system says.
+        /// The system's error text.
         reason: String,
     },
-    /// What answers has other keys than the directory.
+    /// The server at the address does not have the keys of the directory.
     #[error(
         "what answers at {address} is not the emulator of {dir}: {reason}; name the state directory of the one that runs with \
          --state-dir",
         dir = .state_dir.display()
     )]
     Another {
-        /// Where it answers.
+        /// The address that answered.
         address: SocketAddr,
-        /// The directory that was given.
+        /// The state directory that was given.
         state_dir: PathBuf,
-        /// How that shows.
+        /// What did not match.
         reason: String,
     },
-    /// It is there, and the connection broke.
+    /// The emulator answers, but the connection broke.
     #[error("the emulator at {0} gave an unexpected answer ({1}): read its log, or start it again")]
     Broken(SocketAddr, String),
-    /// No such device or module.
+    /// The device or module does not exist.
     #[error(
         "the emulator has no {0}: name one that it was started with, or one that a back end has made; its page lists them"
     )]
     Unknown(String),
-    /// Its own sentence.
+    /// The emulator refused the request; the text is its own.
     #[error("the emulator refuses: {0}")]
     Refused(String),
 }
@@ -107,20 +110,20 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     state_dir: PathBuf,
-    /// The name that its certificate has, and the port.
+    /// The name in the emulator's certificate, and the port.
     host: HostPort,
     name: ServerName<'static>,
-    /// Where it is on this machine.
+    /// The emulator's address on this machine.
     address: SocketAddr,
     authorization: HeaderValue,
     tls: Arc<ClientConfig>,
 }
 
 impl Client {
-    /// Reads where the emulator of a state directory is. Nothing is dialled yet.
+    /// Reads where the emulator of a state directory listens. It does not dial yet.
     ///
     /// # Errors
-    /// [`ClientError`] about the directory or one of its files.
+    /// [`ClientError`] if the directory or one of its files cannot be used.
     pub fn find(state_dir: &Path) -> Result<Self, ClientError> {
         let page = read(state_dir, PAGE_ADDRESS)?;
         let (host, token) = page_address(&page).ok_or_else(|| damaged(state_dir, PAGE_ADDRESS))?;
@@ -135,19 +138,21 @@ impl Client {
         Ok(Self { state_dir: state_dir.to_owned(), host, name, address, authorization, tls })
     }
 
-    /// All that the page shows. With `after`, as soon as its version is another one, or after half a minute.
+    /// Everything that the page shows. With `after`, the answer comes when the version differs from it, or after half a
+    /// minute.
     ///
     /// # Errors
     /// [`ClientError`].
     ///
     /// # Cancel safety
-    /// Cancel safe, as all that only reads.
+    /// Cancel safe: it only reads.
     pub async fn overview(&self, after: Option<u64>) -> Result<Value, ClientError> {
         let after = after.map(|after| format!("?after={after}")).unwrap_or_default();
         self.ask(Method::GET, &format!("/emulator/overview{after}"), Bytes::new(), "").await
     }
 
-    /// The messages of a device, or of DEVICE/MODULE, with numbers above `after`, oldest first; of many the first ones.
+    /// The messages of a device, or of DEVICE/MODULE, with numbers above `after`, oldest first. If there are too many,
+    /// the answer has the first ones.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -159,7 +164,7 @@ impl Client {
         }
     }
 
-    /// What goes wrong on purpose for a device.
+    /// The faults that are set for a device.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -167,39 +172,39 @@ impl Client {
         self.ask(Method::GET, &faults_path(id), Bytes::new(), id).await
     }
 
-    /// Has something go wrong from now on, and answers with all that does.
+    /// Sets a fault, and returns all faults of the device.
     ///
     /// # Errors
     /// [`ClientError`].
     ///
     /// # Cancel safety
-    /// When dropped early, the fault may or may not be set.
+    /// If dropped early, the fault may or may not be set.
     pub async fn set_fault(&self, id: &str, fault: Fault) -> Result<Value, ClientError> {
         let path = format!("{}/{}", faults_path(id), fault.name().as_str());
         let value = fault.value().unwrap_or_default();
         self.ask(Method::PUT, &path, Bytes::from(value), id).await
     }
 
-    /// Ends a fault, or all of a device, and answers with what is left.
+    /// Ends one fault of a device, or all of them, and returns the faults that remain.
     ///
     /// # Errors
     /// [`ClientError`].
     ///
     /// # Cancel safety
-    /// When dropped early, the fault may or may not be ended.
+    /// If dropped early, the fault may or may not be ended.
     pub async fn clear_faults(&self, id: &str, name: Option<FaultName>) -> Result<Value, ClientError> {
         let name = name.map(|name| format!("/{}", name.as_str())).unwrap_or_default();
         let path = format!("{}{name}", faults_path(id));
         self.ask(Method::DELETE, &path, Bytes::new(), id).await
     }
 
-    /// Puts a message into an input of a module, and answers with its message id.
+    /// Puts a message into an input of a module, and returns its message id.
     ///
     /// # Errors
     /// [`ClientError`].
     ///
     /// # Cancel safety
-    /// When dropped early, the message may or may not be queued.
+    /// If dropped early, the message may or may not be queued.
     pub async fn send_input(
         &self,
         device: &str,
@@ -213,7 +218,7 @@ impl Client {
         self.ask(Method::POST, &path, Bytes::from(message.to_string()), &id).await
     }
 
-    /// The JSON that answers with status 200. `id`: whom it is about.
+    /// The JSON of an answer with status 200. `id` is the device or module that the request is about; errors name it.
     async fn ask(&self, method: Method, path: &str, body: Bytes, id: &str) -> Result<Value, ClientError> {
         let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
         let (status, body) = exchanged.map_err(|_| self.broken("no answer in time"))??;
@@ -257,12 +262,13 @@ impl Client {
         tokio::select! {
             biased;
             answered = &mut answer => answered,
-            // The answer may be whole, and says best what is missing.
+            // The complete answer may have arrived before the connection ended. If it has not, the request's own error
+            // says best what is missing.
             _ended = connection => answer.await,
         }
     }
 
-    /// On this machine first: its name may be one of a network of containers.
+    /// Dials this machine first: the hub's name may exist only in a network of containers.
     async fn dial(&self) -> Result<TlsStream<TcpStream>, ClientError> {
         let stream = match TcpStream::connect(self.address).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -304,7 +310,7 @@ fn faults_path(id: &str) -> String {
     format!("/emulator/devices/{}/faults", escape(id))
 }
 
-/// Host and token of `https://HOST:PORT/#TOKEN`.
+/// The host and the token of `https://HOST:PORT/#TOKEN`.
 fn page_address(text: &str) -> Option<(HostPort, String)> {
     let (host, token) = text.trim().strip_prefix("https://")?.split_once("/#")?;
     let token = percent_decode_str(token).decode_utf8().ok()?.into_owned();

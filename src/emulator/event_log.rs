@@ -1,10 +1,10 @@
-//! D2C messages in the log, the same over each protocol, and how much of foreign text a line may have.
+//! D2C messages in the log, written in one way for all protocols, and the limit on foreign text in a line.
 //!
-//! Owns: the line. Must not know: protocols, what is kept of a message.
+//! Owns: the log line. Must not know: protocols, how messages are stored.
 
 use crate::message::{MESSAGE_ID, Properties};
 
-/// Characters of a D2C message's body and properties in the log.
+/// Most characters of a D2C message's body and properties in the log.
 const EXCERPT: usize = 200;
 
 /// Writes a D2C message to the log.
@@ -16,7 +16,7 @@ pub(in crate::emulator) fn log_event(device_id: &str, properties: &Properties, b
     tracing::info!(device_id, message_id, bytes, %properties, %body, "received a D2C message{note}");
 }
 
-/// The beginning of foreign text, on one line.
+/// The beginning of foreign text, escaped so that it stays on one line.
 pub(in crate::emulator) fn excerpt(text: &str) -> String {
     let mut short: String = text.chars().take(EXCERPT).flat_map(char::escape_debug).collect();
     if text.chars().nth(EXCERPT).is_some() {

@@ -1,15 +1,15 @@
-//! The hub's port 443: one HTTPS connection of a back end or a device, or a WebSocket of either.
+//! The hub's port 443: one HTTPS connection of a back end or a device, or a WebSocket of one of them.
 //!
 //! Owns: the connection, its limits and its end. Must not know: accepting and TLS (`emulator::listener`), who may sign
 //! in (`emulator::hub`), the service client.
 //!
-//! - `upgrade` makes a WebSocket of a connection, and hands it to `mqtt` or `amqp`.
-//! - `routes` finds what a request asks for; a new route is a line there and a file of its own beside it.
+//! - `upgrade` turns a connection into a WebSocket, and hands it to `mqtt` or `amqp`.
+//! - `routes` finds the handler of a request; a new route is one line there and its own file next to it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
 //! - `device` is what a device does; `twins`, `methods`, `events`, `feedback` and `purge` are for back ends.
-//! - `faults` says what is to go wrong.
-//! - `inputs` feeds modules.
+//! - `faults` sets and ends faults.
+//! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
 use std::net::SocketAddr;
@@ -53,23 +53,23 @@ use call::Call;
 use reply::{Dropped, ReplyBody};
 use upgrade::Agreed;
 
-/// Most bytes of a request's head, and of what is buffered for one connection.
+/// Most bytes of a request's head, and of the buffer of one connection.
 const MAX_HEAD: usize = 32 * 1024;
 
 /// Most headers of a request; SDKs send about ten.
 const MAX_HEADERS: usize = 64;
 
-/// The age at which a connection is ended after the request in hand: a client that neither asks nor reads must not
-/// keep its place for ever.
+/// At this age the connection is closed after the current request. A client that neither asks nor reads must not use a
+/// connection for ever.
 const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
-/// Time for the answer in hand when the emulator stops.
+/// Time to finish the current answer when the emulator stops.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
 
-/// What the connection turns into when an answer is out, if that was the answer.
+/// The protocol to continue with after the answer is sent, if the answer was an upgrade.
 type NextProtocol = Arc<Mutex<Option<Agreed>>>;
 
-/// Serves one connection until it ends, grows old, or `stop`.
+/// Serves one connection until it ends, gets too old, or `stop` is cancelled.
 pub(super) async fn serve_connection(
     stream: TlsStream<TcpStream>,
     peer: SocketAddr,
@@ -93,7 +93,7 @@ pub(super) async fn serve_connection(
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = tokio::time::sleep(MAX_AGE) => {
-            // The request in hand may be the call of a method.
+            // The current request may be the call of a method, which can take long.
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection.as_mut() => Some(ended),
@@ -107,7 +107,7 @@ pub(super) async fn serve_connection(
         Some(ended) => ended,
         None => {
             connection.as_mut().graceful_shutdown();
-            // When time is up, dropping it cuts it.
+            // If the time is over, dropping the connection cuts it.
             tokio::time::timeout(CLOSING_TIME, connection.as_mut()).await.unwrap_or(Ok(()))
         }
     };
@@ -120,7 +120,7 @@ pub(super) async fn serve_connection(
     }
 }
 
-/// Boxed: that it may change threads is then shown here, and not of the whole connection.
+/// Boxed, so that the compiler proves `Send` for this future alone and not for the whole connection.
 fn answer(
     mut request: Request<Incoming>,
     peer: SocketAddr,

@@ -4,9 +4,9 @@
 //! subscriptions, feedback batches, twins, calls of methods, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //!
-//! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. Two choices where the reference is silent: a message
-//! whose lock lapsed is not offered to the same connection again, only to the device's next one; and a message
-//! without a message id is reported in feedback with an empty one.
+//! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. The reference is silent on two points. First, a message whose
+//! lock lapsed is not offered to the same connection again, only to the device's next one. Second, feedback for a
+//! message without a message id has an empty one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -73,14 +73,14 @@ pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 /// A message that a back end sends to a device.
 #[derive(Debug, Clone)]
 pub struct QueuedMessage {
-    /// The device it is for.
+    /// The device that gets the message.
     pub device_id: String,
-    /// Properties and body as the device gets them. The hub adds `$.to` where it is missing and `$.exp` when
-    /// `expiry` is given.
+    /// Properties and body as the device gets them. The hub adds `$.to` if it is missing, and `$.exp` if `expiry` is
+    /// set.
     pub message: C2dMessage,
-    /// The outcomes that the sender wants to hear of.
+    /// The outcomes that the sender wants feedback on.
     pub ack: DeliveryAck,
-    /// When the message expires; without one, after [`DEFAULT_TTL`].
+    /// When the message expires. If `None`, it expires after [`DEFAULT_TTL`].
     pub expiry: Option<SystemTime>,
 }
 
@@ -96,7 +96,7 @@ pub enum EnqueueError {
         "the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until the device takes some"
     )]
     QueueFull(String),
-    /// Hub code 429001. Only a [`Fault`] does that.
+    /// Hub code 429001. Only a [`Fault`] causes it.
     #[error("the hub is throttling messages to device \"{0}\": try again later")]
     Throttled(String),
     /// Hub code 413001.
@@ -115,34 +115,34 @@ pub enum EnqueueError {
 #[error("the lock is no longer held")]
 pub struct LockLost;
 
-/// The whole hub. It holds the devices it was given, at most [`MAX_QUEUE`] messages and one session for each, and
-/// a bounded number of feedback records.
+/// The whole hub. It holds the devices it was given. For each device it holds at most [`MAX_QUEUE`] messages and one
+/// session. The number of feedback records is limited.
 #[derive(Debug)]
 pub struct Hub {
     registry: Registry,
     devices: BTreeMap<String, DeviceState>,
-    /// What an earlier hub held of devices that are not there.
+    /// Snapshots of devices that an earlier hub had and this one does not have.
     absent: BTreeMap<String, DeviceSnapshot>,
     feedback: FeedbackQueue,
-    /// What a device begins with.
+    /// The faults that each new device starts with.
     faults_of_all: Faults,
     input_routes: Vec<InputRoute>,
     last_id: u64,
     version: u64,
-    /// Changes for those who look on only; see [`Hub::changes`].
+    /// Changes that only viewers need to see; see [`Hub::changes`].
     quiet_changes: u64,
 }
 
 #[derive(Debug, Default)]
 struct DeviceState {
     queue: DeviceQueue,
-    /// How many messages were ever queued.
+    /// How many messages were ever queued for this device.
     queued: u64,
     session: Session,
     ended: EndedLately,
     events: Events,
     twin: Twin,
-    /// Changes that the current connection has not been told of. At most [`MAX_DESIRED_CHANGES`].
+    /// Changes that the current connection has not received yet. At most [`MAX_DESIRED_CHANGES`].
     desired_changes: VecDeque<DesiredChange>,
     calls: Calls,
     faults: Faults,
@@ -151,8 +151,8 @@ struct DeviceState {
 }
 
 impl Hub {
-    /// A hub without devices. `feedback_interval` is the time from one feedback batch to the next one that is
-    /// not full; the real hub's is 15 seconds.
+    /// A hub without devices. `feedback_interval` is the time from one feedback batch to the next, unless a batch is
+    /// full; the real hub's is 15 seconds.
     pub fn new(registry: Registry, feedback_interval: Duration) -> Self {
         let devices = registry.device_ids().map(|id| (id.to_owned(), DeviceState::default())).collect();
         Self {
@@ -168,15 +168,15 @@ impl Hub {
         }
     }
 
-    /// The host name that user names and tokens must name.
+    /// The host name that user names and tokens must contain.
     pub fn hostname(&self) -> &str {
         self.registry.hostname()
     }
 
-    /// Whether a device may sign in with `token`, or else with the certificate of its TLS connection.
+    /// Checks whether a device may sign in with `token`, or without one, with the certificate of its TLS connection.
     ///
     /// # Errors
-    /// [`AuthError`] says why not, for the log; the wire only ever says "not authorised".
+    /// [`AuthError`] gives the reason for the log; the client only gets "not authorised".
     pub fn authenticate_device(
         &self,
         device_id: &str,
@@ -187,17 +187,17 @@ impl Hub {
         self.registry.authenticate_device(device_id, token, certificate, now)
     }
 
-    /// Whether a back end may send and read feedback (ServiceConnect) with `token`.
+    /// Checks whether a back end may send and read feedback (ServiceConnect) with `token`.
     ///
     /// # Errors
-    /// [`AuthError`] says why not.
+    /// [`AuthError`] gives the reason.
     pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
         self.registry.authenticate_service(token, now)
     }
 
-    /// Makes a connection the device's only one. The connection that was there is displaced: its locks return to
-    /// the queue, and [`Hub::is_current`] tells it to close. With `clean` the stored session is forgotten, now
-    /// and at the end of this connection. `None` when there is no such device.
+    /// Makes a connection the device's only one. It displaces the earlier connection: the locks of that one return to
+    /// the queue, and [`Hub::is_current`] tells it to close. With `clean`, the stored session is deleted now and at the
+    /// end of this connection. `None` if there is no such device.
     pub fn connect(&mut self, device_id: &str, clean: bool) -> Option<Connected> {
         let connection = ConnectionId(self.next_id());
         let state = self.devices.get_mut(device_id)?;
@@ -210,8 +210,8 @@ impl Hub {
         Some(connected)
     }
 
-    /// Ends a connection: what it had not settled returns to the queue at once, in its old order. Nothing happens
-    /// when another connection has taken its place.
+    /// Ends a connection. The messages that it had not settled return to the queue at once, in their old order. If
+    /// another connection has replaced it, nothing happens.
     pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId) {
         let Some(state) = self.devices.get_mut(device_id) else { return };
         if state.session.disconnect(connection) {
@@ -226,8 +226,8 @@ impl Hub {
         self.devices.get(device_id).is_some_and(|state| state.session.is_current(connection))
     }
 
-    /// Stores a subscription of the device's session, or changes its quality of service. Answers whether there
-    /// was room: a session holds [`MAX_SUBSCRIPTIONS`].
+    /// Stores a subscription of the device's session, or changes its quality of service. Returns whether there was
+    /// room: a session holds [`MAX_SUBSCRIPTIONS`].
     pub fn subscribe(
         &mut self,
         device_id: &str,
@@ -239,7 +239,7 @@ impl Hub {
         self.current(device_id, connection).is_some_and(|state| state.session.subscribe(subscription, qos))
     }
 
-    /// Removes a subscription; nothing happens when it is not there.
+    /// Removes a subscription. If the session does not have it, nothing happens.
     pub fn unsubscribe(&mut self, device_id: &str, connection: ConnectionId, subscription: Subscription) {
         if let Some(state) = self.current(device_id, connection) {
             state.session.unsubscribe(subscription);
@@ -249,7 +249,7 @@ impl Hub {
         }
     }
 
-    /// The quality of service granted for a subscription; `None` when there is none.
+    /// The quality of service granted for a subscription; `None` if the session does not have it.
     pub fn granted(
         &self,
         device_id: &str,
@@ -265,14 +265,14 @@ impl Hub {
     /// # Errors
     /// [`EnqueueError`]; the order of checks is: device, size, expiry, room.
     pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
-        // A module's queue is for its inputs.
+        // The queue of a module only holds messages for its inputs.
         if !self.devices.contains_key(&queued.device_id) || identity::is_module(&queued.device_id) {
             return Err(EnqueueError::UnknownDevice(queued.device_id.chars().take(128).collect()));
         }
         self.push(queued, now)
     }
 
-    /// As [`Hub::enqueue`], for a queue that is there.
+    /// Like [`Hub::enqueue`], but the queue must exist.
     fn push(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
         let QueuedMessage { device_id, mut message, ack, expiry } = queued;
         if !message.system.contains(message::TO) {
@@ -309,8 +309,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Locks the device's oldest waiting message for `connection`. `None` when nothing waits, when the device
-    /// has not subscribed, or when `connection` is not its connection any more.
+    /// Locks the device's oldest waiting message for `connection`. `None` if no message waits, if the device has not
+    /// subscribed, or if `connection` is no longer its connection.
     pub fn next_delivery(
         &mut self,
         device_id: &str,
@@ -327,27 +327,28 @@ impl Hub {
         locked
     }
 
-    /// The device has taken the message: feedback `Success` where asked for.
+    /// The device has accepted the message. The sender gets feedback `Success` if it asked for it.
     ///
     /// # Errors
-    /// [`LockLost`]; nothing has changed then.
+    /// [`LockLost`]; in this case nothing has changed.
     pub fn complete(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
         self.finish(device_id, lock, FeedbackStatus::Success, now)
     }
 
-    /// The device refuses the message for good: feedback `Rejected` where asked for.
+    /// The device refuses the message for good. The sender gets feedback `Rejected` if it asked for it.
     ///
     /// # Errors
-    /// [`LockLost`]; nothing has changed then.
+    /// [`LockLost`]; in this case nothing has changed.
     pub fn reject(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
         self.finish(device_id, lock, FeedbackStatus::Rejected, now)
     }
 
-    /// The device gives the message back: its delivery count rises, and at [`MAX_DELIVERY_COUNT`] it is dead
-    /// lettered with feedback `DeliveryCountExceeded` where asked for. Otherwise it waits again in its old place.
+    /// The device gives the message back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the message is dead
+    /// lettered, with feedback `DeliveryCountExceeded` if the sender asked for it. Below that, the message waits again
+    /// in its old place.
     ///
     /// # Errors
-    /// [`LockLost`]; nothing has changed then.
+    /// [`LockLost`]; in this case nothing has changed.
     pub fn abandon(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
         self.expire(device_id, now);
         let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
@@ -359,12 +360,12 @@ impl Hub {
         Ok(())
     }
 
-    /// How many messages wait for or are with the device; `None` when there is no such device.
+    /// How many messages are in the queue, waiting or locked; `None` if there is no such device.
     pub fn queue_length(&self, device_id: &str) -> Option<usize> {
         self.devices.get(device_id).map(|state| state.queue.len())
     }
 
-    /// Notes that the device has just done something.
+    /// Records that the device has just been active.
     pub fn touch(&mut self, device_id: &str, now: SystemTime) {
         if let Some(state) = self.devices.get_mut(device_id) {
             state.last_activity = Some(now);
@@ -372,41 +373,41 @@ impl Hub {
         }
     }
 
-    /// The next feedback batch, locked until it is settled, given back or its lock lapses. `None` while another
-    /// batch is out, or none is due. Source: wire reference 4.4.
+    /// The next feedback batch. It is locked until it is settled, given back or its lock lapses. `None` while another
+    /// batch is out, or if none is due. Source: wire reference 4.4.
     pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<FeedbackBatch> {
         let lock = FeedbackLock(self.next_id());
         self.feedback.next_batch(lock, now)
     }
 
-    /// The back end has read the batch.
+    /// The back end has accepted the batch.
     ///
     /// # Errors
-    /// [`LockLost`]; the batch will come again then.
+    /// [`LockLost`]; in this case the batch will come again.
     pub fn complete_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
         self.version += 1;
         self.feedback.complete(lock)
     }
 
-    /// The back end gives the batch back: its delivery count rises, and at [`MAX_DELIVERY_COUNT`] it is dropped.
+    /// The back end gives the batch back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the batch is dropped.
     ///
     /// # Errors
-    /// [`LockLost`]; the batch will come again then.
+    /// [`LockLost`]; in this case the batch will come again.
     pub fn abandon_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
         self.version += 1;
         self.feedback.abandon(lock)
     }
 
-    /// The link that the batch went out on is gone: it comes again, its delivery count unchanged.
+    /// The link that carried the batch has ended. The batch will come again, with an unchanged delivery count.
     ///
     /// # Errors
-    /// [`LockLost`]; the batch will come again then.
+    /// [`LockLost`]; in this case the batch will come again.
     pub fn release_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
         self.version += 1;
         self.feedback.release(lock)
     }
 
-    /// Lets time pass: messages expire, locks lapse, feedback becomes due or too old.
+    /// Applies the passing of time: messages expire, locks lapse, feedback becomes due or too old.
     pub fn tick(&mut self, now: SystemTime) {
         let ids: Vec<String> = self.devices.keys().cloned().collect();
         for id in ids {
@@ -419,7 +420,7 @@ impl Hub {
         }
     }
 
-    /// When [`Hub::tick`] next has something to do; `None` when nothing waits.
+    /// When [`Hub::tick`] has its next work; `None` if nothing waits.
     pub fn next_deadline(&self) -> Option<SystemTime> {
         let queues = self.devices.values().filter_map(|state| state.queue.next_deadline());
         let faults = self.devices.values().filter_map(|state| state.faults.next_deadline());

@@ -1,29 +1,29 @@
-//! Ids of who may sign in: a device, or a module of one, written as DEVICE/MODULE, which no device's id can be.
+//! Ids of devices and modules. A module's id is DEVICE/MODULE; no device id can contain the slash.
 //!
-//! Owns: that writing, and what follows from it: the resource of a token, the beginning of topics.
-//! Must not know: who there is, sockets.
+//! Owns: this form, and what follows from it: the resource of a token, the beginning of topics. Must not know: which
+//! devices exist, sockets.
 //!
-//! Source: wire reference 1.2 and 6.3. As an id of its own a module has everything that a device has: a connection, a twin,
-//! methods, and a queue, which holds what its inputs get.
+//! Source: wire reference 1.2 and 6.3. A module has its own id, so it has everything that a device has: a connection, a
+//! twin, methods, and a queue, which holds the messages for its inputs.
 
 use crate::credentials::{CredentialError, check_device_id, check_module_id};
 
-/// The device, and the module when the id is that of one.
+/// Splits an id into the device, and the module if the id is a module's.
 pub(super) fn split(id: &str) -> (&str, Option<&str>) {
     id.split_once('/').map_or((id, None), |(device, module)| (device, Some(module)))
 }
 
-/// Whether the id is that of a module.
+/// Whether the id is a module's.
 pub(super) fn is_module(id: &str) -> bool {
     split(id).1.is_some()
 }
 
-/// The id of a module, or of the device itself.
+/// The id of a module, or of the device if there is no module.
 pub(super) fn join(device_id: &str, module_id: Option<&str>) -> String {
     module_id.map_or_else(|| device_id.to_owned(), |module| format!("{device_id}/{module}"))
 }
 
-/// For sentences: `device "D"`, or `module "M" of device "D"`.
+/// The name for sentences: `device "D"`, or `module "M" of device "D"`.
 pub(super) fn named(id: &str) -> String {
     match split(id) {
         (device, None) => format!("device \"{device}\""),
@@ -31,7 +31,7 @@ pub(super) fn named(id: &str) -> String {
     }
 }
 
-/// What a token must cover, and what topics begin with: `devices/D` or `devices/D/modules/M`.
+/// The resource of a token and the beginning of topics: `devices/D` or `devices/D/modules/M`.
 pub(super) fn path(id: &str) -> String {
     match split(id) {
         (device, None) => format!("devices/{device}"),
@@ -39,10 +39,10 @@ pub(super) fn path(id: &str) -> String {
     }
 }
 
-/// Reads DEVICE/MODULE.
+/// Checks that the text is a valid DEVICE/MODULE.
 ///
 /// # Errors
-/// When one of the two is no id.
+/// Fails if one of the two is not a valid id.
 pub(super) fn check_module(id: &str) -> Result<(), CredentialError> {
     let (device, module) = split(id);
     check_device_id(device)?;

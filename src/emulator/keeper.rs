@@ -1,9 +1,9 @@
-//! Keeps what the hub holds in a file, so that a restart loses nothing but connections.
+//! Stores what the hub holds in a file, so that a restart loses nothing but connections.
 //!
-//! Owns: when it is written, and the file. Must not know: what a snapshot has in it, keys.
+//! Owns: when the file is written, and the file. Must not know: what a snapshot contains, keys.
 //!
-//! A change is on disk a quarter of a second later, and at an orderly end at once: a `kill -9` can lose what came last. To
-//! write each message before the hub has taken it is for a real hub.
+//! A change is on disk a quarter of a second later, and at an orderly stop at once. So a `kill -9` can lose the last
+//! changes. An emulator does not need to write each message before it accepts it; only a real hub does.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,12 +16,12 @@ use super::state_dir::{StateDirError, write_private};
 
 /// The file in the state directory.
 const FILE: &str = "hub.json";
-/// Changes within this time are one write.
+/// Changes within this time are written together.
 const REST: Duration = Duration::from_millis(250);
-/// The pause after a write that failed.
+/// The pause after a failed write.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The file that a hub is kept in.
+/// The file that stores a hub.
 #[derive(Clone)]
 pub(super) struct Keeper {
     hub: SharedHub,
@@ -29,10 +29,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Takes up what an earlier emulator has left in the state directory.
+    /// Loads what an earlier emulator stored in the state directory.
     ///
     /// # Errors
-    /// When the file is there and cannot be read: it is left as it is.
+    /// Fails if the file exists and cannot be read. The file is not changed then.
     pub(super) fn restore(hub: &SharedHub, state_dir: &Path) -> Result<Self, StateDirError> {
         let path = state_dir.join(FILE);
         let text = match std::fs::read(&path) {
@@ -49,15 +49,15 @@ impl Keeper {
         Ok(Self { hub: hub.clone(), path })
     }
 
-    /// Writes after each change, until `stop`. Ends early only with the runtime.
+    /// Writes after each change, until `stop` is cancelled. It ends earlier only if the runtime ends.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut changes = self.hub.watch_changes();
         let mut failing = false;
         let follow = async {
-            // The sender lives in the hub, so this cannot fail.
+            // The hub holds the sender, so this cannot fail.
             while changes.changed().await.is_ok() {
                 tokio::time::sleep(if failing { RETRY } else { REST }).await;
-                // What changes from here on is another change.
+                // Mark before the snapshot is taken: a change after this point must cause another write.
                 changes.mark_unchanged();
                 failing = !self.write(failing).await;
                 if failing {
@@ -68,8 +68,8 @@ impl Keeper {
         stop.run_until_cancelled(follow).await;
     }
 
-    /// Writes what the hub holds now, and answers whether it could; why not is in the log. `quietly`: the last write failed
-    /// as well, and the log has it.
+    /// Writes what the hub holds now, and returns whether that worked. The log has the reason of a failure. With
+    /// `quietly`, a failure is not logged again, because the last write failed as well.
     pub(super) async fn write(&self, quietly: bool) -> bool {
         let snapshot = self.hub.with(|hub, _| hub.snapshot());
         let path = self.path.clone();

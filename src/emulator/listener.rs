@@ -1,6 +1,6 @@
 //! One TLS listener: accepts connections and gives each to a handler.
 //!
-//! Owns: the limit on connections, the handshake and its time-out, the tasks of the connections, their end.
+//! Owns: the limit on connections, the handshake and its time-out, the tasks of the connections and their end.
 //! Must not know: MQTT, AMQP, the hub.
 
 use std::future::Future;
@@ -19,16 +19,17 @@ use tokio_util::sync::CancellationToken;
 /// Most connections of one listener at a time: more than any test needs, few enough for a laptop's file handles.
 const MAX_CONNECTIONS: usize = 1_000;
 
-/// Time for the TLS handshake, and for what a protocol wants to see first. Source: wire reference 1.4.
+/// Time for the TLS handshake, and for the first data that a protocol expects. Source: wire reference 1.4.
 pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time for the connections to say goodbye at the end.
+/// Time for the connections to close in order when the emulator stops.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 
 /// A connection after its handshake.
 pub(super) type Accepted = TlsStream<TcpStream>;
 
-/// Serves until `stop`: `handle` gets each connection after its handshake, and must itself end soon after `stop`.
+/// Serves until `stop` is cancelled. `handle` gets each connection after its handshake, and must itself end soon after
+/// `stop`.
 pub(super) async fn serve<H, F>(
     protocol: &'static str,
     listener: TcpListener,
@@ -54,7 +55,7 @@ pub(super) async fn serve<H, F>(
         };
         match accepted {
             Err(error) => {
-                // Out of file handles, most likely: connections that end give some back.
+                // Most likely the process has no file handle left: wait until other connections end.
                 tracing::warn!(protocol, %error, "could not accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -3,11 +3,13 @@
 //! Owns: what each packet of a device does to the hub, the packet ids in flight, keep-alive, token expiry, the will.
 //! Must not know: queues and locks (the hub's), TLS set-up, AMQP.
 //!
-//! Source: wire reference 1.2 to 1.7. Where it says "unverified", this emulator does the following: a message whose
-//! lock lapsed goes out again on the device's next connection, with DUP set; a PUBACK for a lost lock is passed over.
+//! Source: wire reference 1.2 to 1.7. Where the reference says "unverified", this emulator does the following. A
+//! message whose lock lapsed is sent again on the device's next connection, with DUP set. A PUBACK for a lost lock is
+//! ignored.
 //!
-//! D2C messages are logged, and the hub keeps the last ones. A device can get its twin, patch its reported
-//! properties, hear of desired ones and be called; answers, changes and calls go out at QoS 0, when it has subscribed to them.
+//! D2C messages are logged, and the hub keeps the last ones. A device can get its twin, patch its reported properties,
+//! receive changes of desired ones and receive method calls. Answers, changes and calls are sent at QoS 0, if the
+//! device has subscribed to them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -43,10 +45,10 @@ use sign_in::SignedIn;
 use topics::Destination;
 pub use username::{UserName, UserNameError};
 
-/// Deliveries that may wait for their PUBACK on one connection: as many as a queue holds.
+/// Most deliveries of one connection that wait for their PUBACK: as many as a queue holds.
 const MAX_IN_FLIGHT: usize = 50;
 
-/// The longest silence that the hub allows, whatever the keep-alive. Source: wire reference 1.4.
+/// The longest silence that the hub allows, even if the keep-alive is longer. Source: wire reference 1.4.
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
 
 /// Why a connection ended.
@@ -74,8 +76,8 @@ enum End {
     Wire(#[from] WireError),
 }
 
-/// Serves one connection until it ends, for whatever reason; the reason is logged.
-/// `certificate` is what the peer has shown in its TLS handshake.
+/// Serves one connection until it ends, and logs the reason of the end. `certificate` is the one that the peer has
+/// shown in its TLS handshake.
 pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     certificate: Option<Thumbprint>,
@@ -196,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.wire.close().await;
     }
 
-    /// Runs until the connection must end. `Ok` and `Err` are both ends; `Err` is for `?`.
+    /// Runs until the connection must end. Both `Ok` and `Err` mean an end; `Err` only exists for `?`.
     async fn serve(&mut self, stop: &CancellationToken) -> Result<End, End> {
         let mut changed = self.hub.watch();
         self.count_packet()?;
@@ -220,7 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             tokio::select! {
                 () = stop.cancelled() => return Ok(End::Stopped),
-                // The sender lives in `self.hub`, so this cannot fail.
+                // `self.hub` holds the sender, so this cannot fail.
                 _changed = changed.changed() => {
                     if !self.hub.with(|hub, _| hub.is_current(&self.device_id, self.id)) {
                         return Ok(End::Displaced);
@@ -257,12 +259,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Packet::PingReq => self.push(&Packet::PingResp),
             Packet::Disconnect => Err(End::Goodbye),
             Packet::Connect(_) => Err(End::Refused("the device sent CONNECT twice".to_owned())),
-            // The codec lets nothing else through.
+            // The codec refuses all other packets.
             _ => Err(End::Refused("the device sent a packet that only a server sends".to_owned())),
         }
     }
 
-    /// Sends what waits, as far as the window allows.
+    /// Sends waiting messages, up to the limit of deliveries in flight.
     fn deliver(&mut self) -> Result<(), End> {
         let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.len());
         if room == 0 {
@@ -352,7 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let mut answer = None;
         match topics::destination(&self.device_id, &publish.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
-                // MQTT has no answer that says no.
+                // MQTT has no negative answer to a message, so the connection must end.
                 if self.hub.with(|hub, _| hub.is_throttled(&self.device_id)) {
                     return Err(End::Throttled);
                 }
@@ -381,12 +383,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn record_event(&self, properties: Properties, body: &[u8], note: &str) {
         event_log::log_event(&self.device_id, &properties, body, note);
-        // A copy: what was read is a part of a larger buffer, which it would keep.
+        // Copy the body: the slice belongs to a larger buffer, and keeping it would keep the whole buffer.
         let body = Bytes::copy_from_slice(body);
         self.hub.with(|hub, now| hub.record_event(&self.device_id, properties, body, now));
     }
 
-    /// Answers a twin request, when the device has subscribed to the answers.
+    /// Answers a twin request, if the device has subscribed to the answers.
     fn answer(&mut self, answer: twin::Answer) -> Result<(), End> {
         let device_id = &self.device_id;
         if self.hub.with(|hub, _| hub.granted(device_id, self.id, Subscription::TwinResponses)).is_none() {
@@ -435,7 +437,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.push(&Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid)))
     }
 
-    /// The will becomes a D2C message.
+    /// Stores the will as a D2C message.
     fn publish_will(&self, will: &LastWill) {
         match topics::destination(&self.device_id, &will.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
@@ -461,13 +463,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(self.wire.push(packet)?)
     }
 
-    /// Counts a packet that the device has sent, or is about to get: it may be the one too many.
+    /// Counts a packet that the device has sent or is about to get. A fault can end the connection at this packet.
     fn count_packet(&self) -> Result<(), End> {
         let drops = self.hub.with(|hub, _| hub.drops_packet(&self.device_id));
         if drops { Err(End::Dropped) } else { Ok(()) }
     }
 
-    /// The next packet id that is not in flight; there are far more of them than the window is wide.
+    /// The next packet id that is not in flight. The loop ends because there are far more ids than deliveries in
+    /// flight.
     fn next_packet_id(&mut self) -> u16 {
         loop {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);

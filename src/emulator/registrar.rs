@@ -1,8 +1,8 @@
-//! Devices and modules that a back end makes, changes and deletes while the emulator runs: hub and state directory together.
+//! Changes of devices and modules by a back end while the emulator runs, in the hub and the state directory together.
 //!
-//! Owns: the order of both, and the conditions under which a change is made. Must not know: HTTP, JSON.
+//! Owns: the order of the two changes, and the conditions for a change. Must not know: HTTP, JSON.
 //!
-//! The state directory is written first, so that what a back end was told survives a restart.
+//! The state directory is written first, so that a change that a back end has seen confirmed survives a restart.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,28 +13,28 @@ use super::registry::{Device, DeviceCredential};
 use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys};
 
-/// The registry of devices. Clones are the same one; the state directory stays locked while there is any.
+/// The registry of devices. All clones share one registry. The state directory stays locked while a clone exists.
 #[derive(Clone)]
 pub(super) struct Registrar {
     hub: SharedHub,
     state: Arc<Mutex<StateDir>>,
 }
 
-/// What a device or a module should become.
+/// The wanted state of a device or a module.
 #[derive(Debug)]
 pub(super) struct Wanted {
-    /// Its id, checked; of a module DEVICE/MODULE.
+    /// The id of the device, or DEVICE/MODULE of a module. It is already checked.
     pub(super) id: String,
-    /// What it must prove. `None`: the keys that it has, or new ones.
+    /// The new credential. If `None`, the present keys stay; without keys, new ones are made.
     pub(super) credential: Option<DeviceCredential>,
-    /// Whether it may sign in.
+    /// Whether the device or module may sign in.
     pub(super) enabled: bool,
 }
 
-/// What must be there for a change to be made: the `If-Match` of a request.
+/// The condition for a change: the `If-Match` of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// Nothing is said.
+    /// There is no `If-Match`. Then a `put` may create but not change.
     Unsaid,
     /// Any version.
     Any,
@@ -42,25 +42,25 @@ pub(super) enum Expected {
     Etag(String),
 }
 
-/// Why a change was not made.
+/// Why a change was refused or failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistrarError {
-    /// To be made, and there.
+    /// It should be created, but exists.
     #[error("the hub already has a {}: send If-Match to change it", identity::named(.0))]
     Exists(String),
-    /// To be changed or deleted, and not there.
+    /// It should be changed or deleted, but does not exist.
     #[error("the hub has no {}", identity::named(.0))]
     Missing(String),
-    /// Changed by somebody else in the meantime.
+    /// Another client has changed it in the meantime.
     #[error("the {} has another etag now: read it again", identity::named(.0))]
     Changed(String),
-    /// As many as there may be.
+    /// The hub already has the most devices it accepts.
     #[error("the hub already has {MAX_DEVICES} devices and accepts no more")]
     TooMany,
-    /// The disk.
+    /// The state directory could not be changed.
     #[error(transparent)]
     State(#[from] StateDirError),
-    /// The work was cut short.
+    /// The emulator stopped before the change was made.
     #[error("the emulator is stopping")]
     Stopped,
 }
@@ -76,14 +76,13 @@ impl Registrar {
         &self.hub
     }
 
-    /// Makes a device or a module, or changes one that is there, and answers with it as it is now. The device of a module
-    /// must be there.
+    /// Makes or changes a device or a module, and returns its present state. The device of a module must exist.
     ///
     /// # Errors
-    /// [`RegistrarError`]; the hub has not changed then.
+    /// [`RegistrarError`]; in this case the hub has not changed.
     ///
     /// # Cancel safety
-    /// When dropped early, the change is made all the same.
+    /// If dropped early, the change is still made.
     pub(super) async fn put(&self, wanted: Wanted, expected: Expected) -> Result<Identity, RegistrarError> {
         self.change(move |hub, state| {
             let Wanted { id, credential, enabled } = wanted;
@@ -118,13 +117,13 @@ impl Registrar {
         .await
     }
 
-    /// Deletes a module, or a device with its modules; queue and twin go with each.
+    /// Deletes a module, or a device with its modules, with their queues and twins.
     ///
     /// # Errors
-    /// [`RegistrarError`]; the hub has not changed then.
+    /// [`RegistrarError`]. After [`RegistrarError::State`], some modules of the device may be deleted already.
     ///
     /// # Cancel safety
-    /// When dropped early, the change is made all the same.
+    /// If dropped early, the deletion is still made.
     pub(super) async fn delete(&self, device_id: String, expected: Expected) -> Result<(), RegistrarError> {
         self.change(move |hub, state| {
             let Some(present) = hub.with(|hub, _| hub.identity(&device_id)) else {
@@ -140,7 +139,7 @@ impl Registrar {
         .await
     }
 
-    /// One change at a time, away from the runtime's thread: it waits for the disk.
+    /// Makes one change at a time. It runs on a blocking thread because it waits for the disk.
     async fn change<T: Send + 'static>(
         &self,
         act: impl FnOnce(&SharedHub, &mut StateDir) -> Result<T, RegistrarError> + Send + 'static,
@@ -169,9 +168,9 @@ impl Expected {
 mod tests {
     use super::*;
 
-    /// For tests of routes, which are elsewhere.
+    /// For tests of routes, which are in other files.
     impl Registrar {
-        /// A registry over a hub and a state directory that nobody looks at.
+        /// A registry over a hub and a temporary state directory.
         pub(in crate::emulator) fn of(hub: &SharedHub) -> Self {
             let dir = tempfile::tempdir().expect("a directory");
             let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_800_000_000);

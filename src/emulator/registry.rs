@@ -1,6 +1,6 @@
-//! Who may sign in to the emulated hub: devices, shared access policies, and the checks of a proof.
+//! Who may sign in to the emulated hub: devices, shared access policies, and the checks of tokens and certificates.
 //!
-//! Owns: credentials, and the decisions over tokens and certificates, as pure functions.
+//! Owns: credentials, and the decisions on tokens and certificates, as pure functions.
 //! Must not know: sockets, files, the clock (`now` is an argument).
 //!
 //! Source: wire reference 4.2 (tokens, policies).
@@ -15,12 +15,12 @@ use crate::message::{excerpt, format_time};
 
 use super::identity;
 
-/// SHA-256 of a certificate in DER, and SHA-1, because back ends register either.
+/// The SHA-256 of a certificate in DER, and its SHA-1, because back ends may register either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thumbprint([u8; 32], [u8; 20]);
 
 impl Thumbprint {
-    /// Of a certificate in DER.
+    /// The thumbprint of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
         let mut sha1 = [0; 20];
         sha1.copy_from_slice(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, certificate).as_ref());
@@ -41,9 +41,9 @@ impl Thumbprint {
 /// A device of the hub.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// Its id, or that of a module; checked by whoever made it.
+    /// The id of the device or of a module. The code that makes the value must check it.
     pub id: String,
-    /// What it must prove.
+    /// What the device must prove.
     pub credential: DeviceCredential,
 }
 
@@ -57,19 +57,19 @@ pub enum DeviceCredential {
     Certificate(Thumbprint),
     /// A client certificate with one of these thumbprints: SHA-1 or SHA-256 in hexadecimal.
     Thumbprints {
-        /// The first.
+        /// The first thumbprint.
         primary: String,
-        /// The other one, if there is one.
+        /// The second thumbprint, if there is one.
         secondary: Option<String>,
     },
 }
 
-/// Two keys, either of which is valid, so that one can be changed while the other is in use.
+/// Two keys. Both are valid, so that one can be changed while the other is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyPair {
-    /// The one in connection strings.
+    /// The key in connection strings.
     pub primary: SharedAccessKey,
-    /// The other one.
+    /// The other key.
     pub secondary: SharedAccessKey,
 }
 
@@ -82,22 +82,22 @@ impl KeyPair {
 /// A shared access policy of the hub.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Its name, `skn` of a token.
+    /// The policy's name, `skn` of a token.
     pub name: String,
-    /// Its keys.
+    /// The policy's keys.
     pub keys: KeyPair,
     /// Whether it may send C2D messages and read feedback.
     pub service_connect: bool,
-    /// Whether it may stand in for any device.
+    /// Whether it may sign in as any device.
     pub device_connect: bool,
-    /// Whether it may read the registry of devices, and change it.
+    /// The policy's right on the registry of devices.
     pub registry: RegistryRight,
 }
 
-/// What a policy may do with the registry of devices.
+/// A policy's right on the registry of devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RegistryRight {
-    /// Nothing.
+    /// No right.
     None,
     /// RegistryRead.
     Read,
@@ -105,69 +105,70 @@ pub enum RegistryRight {
     Write,
 }
 
-/// What a back end asks to do. Source: wire reference 4.2.
+/// The right that a request of a back end needs. Source: wire reference 4.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackEndRight {
-    /// Messages, feedback, twins, methods.
+    /// For messages, feedback, twins and methods.
     ServiceConnect,
-    /// Devices and their keys.
+    /// For reading devices and their keys.
     RegistryRead,
-    /// Making, changing and deleting devices.
+    /// For making, changing and deleting devices.
     RegistryWrite,
 }
 
 /// A sign-in that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// When the connection must be dropped; `None` for a certificate.
+    /// When the connection must be closed; `None` for a certificate.
     pub expires: Option<SystemTime>,
-    /// The policy whose key made the token; `None` for a device's own proof.
+    /// The policy whose key signed the token; `None` if the device signed in with its own key or certificate.
     pub policy: Option<String>,
 }
 
-/// Why a sign-in was refused, for the log. No variant holds secret text, and foreign text is short and escaped.
+/// Why a sign-in was refused, for the log. No variant holds secret text; foreign text is short and escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
-    /// No such device. Nothing is proved.
+    /// The device does not exist. The client has proved nothing.
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
-    /// No such device, and the token is a policy's that would stand in for it: its holder may know.
+    /// The device does not exist, and the token is from a policy that may sign in as any device. So the client may be
+    /// told.
     #[error("the hub has no device \"{0}\" that this token could be for")]
     MissingDevice(String),
-    /// No such policy.
+    /// The policy does not exist.
     #[error("the hub has no shared access policy \"{0}\"")]
     UnknownPolicy(String),
-    /// The device may not sign in for now.
+    /// The device is disabled.
     #[error("the device \"{0}\" is disabled")]
     Disabled(String),
-    /// The policy may do other things only.
+    /// The policy lacks the right.
     #[error("the shared access policy \"{0}\" lacks {1}")]
     Forbidden(String, &'static str),
-    /// Neither token nor certificate.
+    /// The client has shown neither token nor certificate.
     #[error("no token and no client certificate was presented")]
     NoProof,
-    /// Not a token.
+    /// The text is not a token.
     #[error(transparent)]
     Token(#[from] SasError),
-    /// Signed for something else.
+    /// The token is for another resource.
     #[error("the token is for \"{token}\", which does not cover \"{needed}\"")]
     WrongResource {
-        /// `sr` of the token.
+        /// The token's `sr`.
         token: String,
-        /// What was asked for.
+        /// The resource that the request needs.
         needed: String,
     },
-    /// The key is another one.
+    /// The token was signed with another key.
     #[error("the token's signature does not match: it was made with another key")]
     WrongSignature,
-    /// Too late.
+    /// The token has expired.
     #[error("the token expired at {0}")]
     Expired(String),
-    /// The certificate is another one.
+    /// The client has shown another certificate.
     #[error("the client certificate is not the registered one")]
     WrongCertificate,
-    /// The device signs in otherwise.
+    /// The device signs in with the other kind of proof.
     #[error("the device signs in with {0}")]
     WrongKind(&'static str),
 }
@@ -198,18 +199,18 @@ impl Registry {
         &self.hostname
     }
 
-    /// Adds or replaces a device. Its generation follows from its credential, so it is the same after a restart.
+    /// Adds or replaces a device. Its generation is made from its credential, so a restart does not change it.
     pub fn add_device(&mut self, device: Device) {
         let generation = generation(&device.credential);
         self.devices.insert(device.id.clone(), Entry { device, generation, enabled: true });
     }
 
-    /// Forgets a device; nothing happens when there is none.
+    /// Removes a device. If it does not exist, nothing happens.
     pub fn remove_device(&mut self, device_id: &str) {
         self.devices.remove(device_id);
     }
 
-    /// Whether the device may sign in.
+    /// Sets whether the device may sign in.
     pub fn enable(&mut self, device_id: &str, enabled: bool) {
         if let Some(entry) = self.devices.get_mut(device_id) {
             entry.enabled = enabled;
@@ -221,20 +222,20 @@ impl Registry {
         self.devices.get(device_id).map(|entry| (&entry.device, entry.enabled))
     }
 
-    /// The devices, in order of their ids.
+    /// The devices, sorted by id.
     pub fn device_ids(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
     }
 
-    /// The device's generation: it changes when the device is made anew under the same id.
+    /// The device's generation. It changes when the device is made again under the same id with another credential.
     pub fn generation(&self, device_id: &str) -> Option<&str> {
         self.devices.get(device_id).map(|entry| entry.generation.as_str())
     }
 
-    /// See [`super::hub::Hub::authenticate_device`]. A token wins over a certificate.
+    /// See [`super::hub::Hub::authenticate_device`]. If there is a token, the certificate is ignored.
     ///
     /// # Errors
-    /// [`AuthError`] says why not.
+    /// [`AuthError`] gives the reason.
     pub fn authenticate_device(
         &self,
         device_id: &str,
@@ -288,15 +289,15 @@ impl Registry {
     /// See [`super::hub::Hub::authenticate_service`].
     ///
     /// # Errors
-    /// [`AuthError`] says why not.
+    /// [`AuthError`] gives the reason.
     pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
         self.authenticate_back_end(token, BackEndRight::ServiceConnect, now)
     }
 
-    /// Whether a back end may do what `right` stands for.
+    /// Checks whether a back end has the right `right`.
     ///
     /// # Errors
-    /// [`AuthError`] says why not.
+    /// [`AuthError`] gives the reason.
     pub fn authenticate_back_end(
         &self,
         token: &str,
@@ -343,7 +344,7 @@ fn grant(token: &SasToken, signed: bool) -> Result<Grant, AuthError> {
     }
 }
 
-/// The generation of whoever has this credential: eighteen digits, as the real hub's.
+/// The generation that belongs to a credential: eighteen digits, as on the real hub.
 pub(super) fn generation(credential: &DeviceCredential) -> String {
     let hash = match credential {
         DeviceCredential::Keys(keys) => sha256(keys.primary.expose_base64().as_bytes()),

@@ -1,6 +1,6 @@
-//! The hub as the listeners share it: one lock, one clock, and a counter that wakes them.
+//! The hub as all listeners share it: one lock, one clock, and a counter that wakes the listeners.
 //!
-//! Owns: the lock around [`Hub`], and the timer that lets its time pass.
+//! Owns: the lock around [`Hub`], and the timer that tells the hub the time.
 //! Must not know: MQTT, AMQP.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,34 +11,34 @@ use tokio::sync::watch;
 use super::Clock;
 use super::hub::Hub;
 
-/// Changes within this time are one change for the timer: it looks at every queue.
+/// The timer handles changes within this time as one change, because it looks at every queue.
 const TIMER_REST: Duration = Duration::from_millis(20);
 
-/// The hub, shared. Clones are the same hub.
+/// The shared hub. All clones are one hub.
 #[derive(Clone)]
 pub struct SharedHub(Arc<Inner>);
 
 struct Inner {
     hub: Mutex<Hub>,
     version: watch::Sender<u64>,
-    /// [`Hub::changes`].
+    /// The value of [`Hub::changes`].
     changes: watch::Sender<u64>,
     clock: Clock,
 }
 
 impl SharedHub {
-    /// Shares a hub whose time is `clock`.
+    /// Shares a hub. `clock` gives its time.
     pub fn new(mut hub: Hub, clock: Clock) -> Self {
         hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
         Self(Arc::new(Inner { hub: Mutex::new(hub), version, changes, clock }))
     }
 
-    /// Does something with the hub, now; wakes the listeners when it changed anything that concerns them. The
-    /// closure must be short, and must not call back into this.
+    /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.
+    /// The closure must be short, and must not call `with` again.
     pub fn with<T>(&self, act: impl FnOnce(&mut Hub, SystemTime) -> T) -> T {
         let now = self.now();
-        // A panic elsewhere under this lock leaves the hub usable: no operation spans two calls.
+        // A panic elsewhere under this lock leaves the hub usable, because every operation is complete within one call.
         let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut hub, now);
         let update = |sender: &watch::Sender<u64>, now| {
@@ -49,12 +49,12 @@ impl SharedHub {
         result
     }
 
-    /// A counter that changes whenever a listener may have something to do.
+    /// A counter that changes when a listener may have work.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
     }
 
-    /// A counter that changes with everything that can be looked at; see [`Hub::changes`].
+    /// A counter that changes with everything that a viewer can see; see [`Hub::changes`].
     pub fn watch_changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
     }
@@ -64,12 +64,12 @@ impl SharedHub {
         (self.0.clock)()
     }
 
-    /// How long it is until `deadline`; zero when it has passed.
+    /// The time until `deadline`; zero if it has passed.
     pub fn until(&self, deadline: SystemTime) -> Duration {
         deadline.duration_since(self.now()).unwrap_or_default()
     }
 
-    /// Lets the hub's time pass, forever. Cancel safe.
+    /// Applies the passing of time to the hub, for ever. Cancel safe.
     pub(super) async fn run_timer(&self) {
         let mut changed = self.watch();
         loop {
@@ -82,7 +82,7 @@ impl SharedHub {
             };
             tokio::select! {
                 () = due => self.with(|hub, now| hub.tick(now)),
-                // The sender lives in `self`, so this cannot fail.
+                // `self` holds the sender, so this cannot fail.
                 _changed = changed.changed() => tokio::time::sleep(TIMER_REST).await,
             }
         }

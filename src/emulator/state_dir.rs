@@ -2,16 +2,16 @@
 //!
 //! Owns: the layout and the permissions of the files. Must not know: listeners, the hub's queues.
 //!
-//! `secrets.json` is read, and `hub.json` by `emulator::keeper`; the others are written from it at every start, for people and
-//! programs to use:
+//! The emulator reads `secrets.json`, and `emulator::keeper` reads `hub.json`. The other files are written at every
+//! start from `secrets.json`, for people and programs:
 //!
 //! - `ca.pem`: the authority that clients must trust
-//! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for those that make devices, too
+//! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for back ends that also make devices
 //! - `page.address`: for a browser; `https.address`: for `emulator::client`
 //! - `env`: for a shell, see `environment`
-//! - those of devices and modules, see `client_files`
+//! - the files of devices and modules, see `client_files`
 //!
-//! The server's own certificate is made anew at every start and never written.
+//! The server's own certificate is made at every start and never written to disk.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
@@ -40,7 +40,7 @@ pub use environment::STATE_DIR_VARIABLE;
 pub use known_keys::WELL_KNOWN_KEYS;
 
 const SECRETS: &str = "secrets.json";
-/// Names, ServiceConnect, DeviceConnect, what may be done with the registry. Source: wire reference 4.2.
+/// Name, ServiceConnect, DeviceConnect and registry right of each policy. Source: wire reference 4.2.
 const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
     ("iothubowner", true, true, RegistryRight::Write),
     ("service", true, false, RegistryRight::None),
@@ -49,15 +49,15 @@ const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
     ("registryReadWrite", false, false, RegistryRight::Write),
 ];
 const SERVICE_POLICY: &str = "service";
-/// Policies whose connection strings are written.
+/// The policies whose connection strings are written to files.
 const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 /// The file with the address of the emulator's page.
 pub(super) const PAGE_ADDRESS: &str = "page.address";
-/// The file that says where to dial HTTPS on this machine, whatever the hub is called.
+/// The file with the HTTPS address to dial on this machine. The hub's name may not resolve here.
 pub(super) const HTTPS_ADDRESS: &str = "https.address";
 /// The file with the certificate authority.
 pub(super) const AUTHORITY: &str = "ca.pem";
-/// How long that address is good; it is made anew at each start.
+/// How long the token in the page's address is valid; it is made at each start.
 const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Why the state directory cannot be used.
@@ -67,20 +67,20 @@ pub enum StateDirError {
     /// A file or directory cannot be read or written.
     #[error("cannot {verb} {path}: {reason}; give a directory of your own with --state-dir", path = .path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         verb: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// Why it failed.
         reason: io::Error,
     },
-    /// Another emulator runs on the directory.
+    /// Another emulator uses the directory.
     #[error(
         "{path} is in use by another emulator: stop that one, or give a directory of your own with --state-dir",
         path = .0.display()
     )]
     InUse(PathBuf),
-    /// What an earlier hub held cannot be read.
+    /// The file with an earlier hub's state cannot be read.
     #[error(
         "{path} cannot be used ({reason}): restore a copy, or move it away: the hub then begins with empty \
          queues and twins",
@@ -92,7 +92,7 @@ pub enum StateDirError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file of secrets was changed by something else.
+    /// Another program has changed the file of secrets.
     #[error(
         "{path} is damaged ({reason}): restore a copy, or remove it: the emulator then makes new keys and \
          certificates",
@@ -107,9 +107,9 @@ pub enum StateDirError {
     /// A certificate or a key could not be made.
     #[error("cannot make a certificate for \"{name}\": {reason}")]
     Certificate {
-        /// Whose.
+        /// The name in the certificate.
         name: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 }
@@ -121,7 +121,7 @@ struct Secrets {
     policies: BTreeMap<String, StoredKeys>,
     devices: BTreeMap<String, StoredKeys>,
     x509_devices: BTreeMap<String, PemPair>,
-    /// Devices that a back end has made or changed. Absent in older files.
+    /// Devices that a back end has made or changed. Older files do not have this field.
     #[serde(default)]
     registered: BTreeMap<String, Registered>,
 }
@@ -137,7 +137,7 @@ struct Registered {
     enabled: bool,
 }
 
-/// Base64.
+/// The two keys in base64.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredKeys {
@@ -150,9 +150,9 @@ pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
     policies: Vec<Policy>,
-    /// With whether each may sign in.
+    /// The devices, and whether each may sign in.
     devices: Vec<(Device, bool)>,
-    /// The ids of this start, in their order.
+    /// The ids that this start was given, in that order.
     named: Vec<String>,
     has_known_keys: bool,
     files: ClientFiles,
@@ -160,12 +160,12 @@ pub(super) struct StateDir {
 }
 
 impl StateDir {
-    /// Opens the directory, made if need be, with the keys and certificates for these devices. What is there for
-    /// other devices is kept. With `has_known_keys`, the policies and the devices with keys have the well-known ones for this
-    /// time, and no file of secrets has them.
+    /// Opens the directory, and makes it if needed, with the keys and certificates for these devices. Keys and
+    /// certificates of other devices are kept. With `has_known_keys`, the policies and the devices with keys use the
+    /// well-known keys for this start; these keys are not written to the file of secrets.
     ///
     /// # Errors
-    /// [`StateDirError`] names the file at fault.
+    /// [`StateDirError`] names the file that is wrong.
     pub(super) fn open(
         root: &Path,
         named: &[String],
@@ -222,7 +222,7 @@ impl StateDir {
             let credential = stored.credential().ok_or_else(reason)?;
             Ok((Device { id: id.clone(), credential }, stored.enabled))
         };
-        // What a back end has made of a device counts, not how the command line names it.
+        // If a back end has changed a device, its change takes precedence over the command line.
         let asked = |id: &&String| !secrets.registered.contains_key(*id);
         let with_keys = named.iter().filter(asked).map(with_keys);
         let with_certificates = x509_devices.iter().filter(asked).map(with_certificate);
@@ -243,15 +243,15 @@ impl StateDir {
         &self.secrets.authority.certificate
     }
 
-    /// The devices asked for and those that back ends have made, and whether each may sign in.
+    /// The devices of the command line and those that back ends have made, and whether each may sign in.
     pub(super) fn devices(&self) -> &[(Device, bool)] {
         &self.devices
     }
 
-    /// A fresh certificate for the server, under all its names.
+    /// A new certificate for the server, for all its names.
     ///
     /// # Errors
-    /// When the authority in the file of secrets is damaged.
+    /// Fails if the authority in the file of secrets is damaged.
     pub(super) fn make_server_identity(
         &self,
         names: &[&str],
@@ -261,10 +261,10 @@ impl StateDir {
             .map_err(|error| damaged(&self.root.join(SECRETS), &format!("the authority: {error}")))
     }
 
-    /// Writes the files that clients use, now that it is known where they find the emulator.
+    /// Writes the files for clients. This must wait until the ports of the listeners are known.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// Fails if a file cannot be written.
     pub(super) fn write_client_files(
         &mut self,
         served: Served,
@@ -283,10 +283,10 @@ impl StateDir {
         self.write_environment()
     }
 
-    /// Keeps a device that a back end has made or changed, and writes its connection string.
+    /// Stores a device that a back end has made or changed, and writes its connection string.
     ///
     /// # Errors
-    /// When a file cannot be written; what is kept is as before then.
+    /// Fails if a file cannot be written. If it is the file of secrets, nothing has changed.
     pub(super) fn register(&mut self, device: &Device, enabled: bool) -> Result<(), StateDirError> {
         let stored = Registered::new(&device.credential, enabled);
         let before = self.secrets.registered.insert(device.id.clone(), stored);
@@ -301,10 +301,10 @@ impl StateDir {
         self.write_environment()
     }
 
-    /// Forgets a device and everything about it, its files too.
+    /// Removes a device and everything about it, including its files.
     ///
     /// # Errors
-    /// When a file cannot be written or removed; when it is the file of secrets, what is kept is as before.
+    /// Fails if a file cannot be written or removed. If it is the file of secrets, nothing has changed.
     pub(super) fn forget(&mut self, device_id: &str) -> Result<(), StateDirError> {
         let Secrets { devices, x509_devices, registered, .. } = &mut self.secrets;
         let before =
@@ -330,7 +330,7 @@ impl StateDir {
         self.files.write(device, self.secrets.x509_devices.get(&device.id))
     }
 
-    /// Writes the address of the emulator's page, which ends with a token of the service policy, good for a year.
+    /// Writes the address of the emulator's page. It ends with a token of the service policy that is valid for a year.
     fn write_page_address(&self, served: &Served, now: SystemTime) -> Result<(), StateDirError> {
         let host = HostPort { name: served.hostname.clone(), port: Some(served.https.port()) };
         for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
@@ -343,10 +343,10 @@ impl StateDir {
     }
 }
 
-/// Two random keys.
+/// Makes two random keys.
 ///
 /// # Errors
-/// When the system gives no random numbers.
+/// Fails if the system gives no random numbers.
 pub(super) fn make_keys() -> Result<KeyPair, StateDirError> {
     let made = StoredKeys::make()?;
     made.read().ok_or_else(|| StateDirError::Certificate {
@@ -425,7 +425,7 @@ fn thumbprint(pem: &str) -> Option<Thumbprint> {
     CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| Thumbprint::of(&certificate))
 }
 
-/// Two emulators on one directory would overwrite each other's connection strings.
+/// Locks the directory: two emulators would overwrite each other's connection strings.
 fn lock(root: &Path) -> Result<fs::File, StateDirError> {
     let failed = |reason| StateDirError::Io { verb: "lock", path: root.to_owned(), reason };
     let directory = fs::File::open(root).map_err(failed)?;
@@ -444,7 +444,8 @@ fn make_directory(path: &Path) -> Result<(), StateDirError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error("create"))
 }
 
-/// Writes a file that only its owner may read, whole or not at all. A file that already says so is left alone.
+/// Writes a file that only its owner may read, completely or not at all. If the file already has this text, it is not
+/// written.
 pub(super) fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
     let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
     let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());

@@ -2,8 +2,8 @@
 //!
 //! Owns: the rustls server configuration. Must not know: files, MQTT, AMQP, which certificate belongs to whom.
 //!
-//! Any client certificate is let in here once its holder has proved the private key; whether it is the registered
-//! one is decided at sign-in, where the device's id is known.
+//! The TLS side accepts any client certificate if the client has the private key. The sign-in checks whether the
+//! certificate is the registered one, because only there the device's id is known.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureSc
 
 use super::registry::Thumbprint;
 
-/// TLS 1.2 and 1.3 with `chain`; a client certificate is asked for and not required.
+/// TLS 1.2 and 1.3 with `chain`. It asks for a client certificate but does not require one.
 ///
 /// # Errors
-/// When rustls does not take the certificate or the key.
+/// Fails if rustls refuses the certificate or the key.
 pub(super) fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -32,7 +32,7 @@ pub(super) fn server_config(
     Ok(Arc::new(config))
 }
 
-/// The thumbprint of the certificate that the peer of a finished handshake has shown.
+/// The thumbprint of the certificate that the peer has shown in the handshake.
 pub(super) fn peer_thumbprint(connection: &rustls::ServerConnection) -> Option<Thumbprint> {
     connection.peer_certificates()?.first().map(|certificate| Thumbprint::of(certificate))
 }

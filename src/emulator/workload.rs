@@ -1,10 +1,12 @@
-//! The workload API of an emulated edge device: over a Unix socket, a module has its tokens signed and gets the roots to trust.
+//! The workload API of an emulated edge device, over a Unix socket. A module gets its tokens signed and the roots to
+//! trust.
 //!
 //! Owns: the socket, requests and answers. Must not know: MQTT, what tokens are for, the environment of a module (`state_dir`).
 //!
-//! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and knows its caller by the process; here all
-//! modules of one device share a socket, and the caller must be of the emulator's own user, or root. A choice: a
-//! generation that a module does not have is a 404, where a real daemon signs with a key that no hub takes.
+//! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and identifies its caller by the
+//! process. Here all modules of one device share a socket, and the caller must have the emulator's own user, or root.
+//! One choice differs: for a generation that the module does not have, the answer is 404; a real daemon signs with a
+//! key that no hub accepts.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,32 +35,32 @@ use super::registry::DeviceCredential;
 use super::shared::SharedHub;
 use crate::message::excerpt;
 
-/// The versions that a daemon knows.
+/// The API versions that a daemon knows.
 const VERSIONS: [&str; 7] =
     ["2018-06-28", "2019-01-30", "2019-10-22", "2019-11-05", "2020-07-07", "2021-12-07", "2022-08-03"];
 
-/// Requests at a time; one more is dropped without an answer, as a daemon does.
+/// Most requests at a time. Further requests are dropped without an answer, as a daemon does.
 const MAX_REQUESTS: usize = 10;
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Why there is no socket.
+/// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkloadError {
-    /// Modules of several devices, or none.
+    /// The modules belong to several devices, or there are no modules.
     #[error(
         "--workload-socket serves one edge device: give --module DEVICE/MODULE, with the same DEVICE in all \
          of them"
     )]
     NoDevice,
-    /// The path cannot be had.
+    /// The path cannot be used.
     #[error("cannot listen on {path}: {reason}; give another path with --workload-socket", path = .path.display())]
     Listen {
         /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: io::Error,
     },
 }
@@ -72,7 +74,7 @@ pub(super) struct Workload {
     hub: SharedHub,
 }
 
-/// A module's request to sign. A daemon reads nothing else of it.
+/// A module's request to sign. A daemon reads no other fields.
 #[derive(Deserialize)]
 struct Sign {
     data: String,
@@ -81,7 +83,7 @@ struct Sign {
 type Answer = (StatusCode, Value);
 
 impl Workload {
-    /// Listens for the modules of a device. A socket that nothing listens on any more is replaced.
+    /// Listens for the modules of a device. A leftover socket that no process listens on is replaced.
     pub(super) fn bind(
         path: &Path,
         device_id: String,
@@ -104,7 +106,7 @@ impl Workload {
         Ok(Self { listener, path: path.to_owned(), device_id, trust_bundle, hub })
     }
 
-    /// Serves until `stop`; then the socket is removed.
+    /// Serves until `stop` is cancelled, then removes the socket.
     pub(super) async fn run(self, stop: CancellationToken) {
         let workload = Arc::new(self);
         let mut requests = JoinSet::new();
