@@ -1,6 +1,6 @@
-//! A message that has ended, sent once more.
+//! Sends an ended message once more.
 //!
-//! Owns: what of it stays as it was. Must not know: HTTP, who asks.
+//! Owns: which parts of the message stay unchanged. Must not know: HTTP, who sends it again.
 
 use std::time::SystemTime;
 
@@ -11,24 +11,24 @@ use crate::message;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgainError {
-    /// It ended too long ago, or never was.
+    /// The message ended too long ago, or never existed.
     #[error(
         "message {0} is not kept any more: the emulator keeps the last {MAX_ENDED} of a device that ended, \
          with at most {kib} KiB; send it as a new message",
         kib = MAX_ENDED_BYTES / 1024
     )]
     NotKept(u64),
-    /// The hub does not take it.
+    /// The hub refuses the message.
     #[error(transparent)]
     Queue(#[from] EnqueueError),
 }
 
 impl Hub {
-    /// Queues a message of the device that has ended once more. It is another message, with an id of its own: a device passes
-    /// over an id that it has seen. It lives as long as one without an expiry, because its old expiry may be over.
+    /// Queues an ended message of the device again. The new message gets its own id, because a device ignores an id
+    /// that it has seen. It lives as long as a message without an expiry, because its old expiry may have passed.
     ///
     /// # Errors
-    /// [`AgainError`]; nothing has changed then.
+    /// [`AgainError`]; in this case nothing has changed.
     pub fn send_again(
         &mut self,
         device_id: &str,

@@ -1,8 +1,8 @@
-//! Devices that come and go while the hub runs.
+//! Devices that are added, changed and removed while the hub runs.
 //!
-//! Owns: what happens to queue, session and feedback then. Must not know: files, HTTP.
+//! Owns: what such a change does to queue, session and feedback. Must not know: files, HTTP.
 //!
-//! Source: wire reference 1.4 and 5.1. A choice where it is silent: a disabled device's queue stays as it is.
+//! Source: wire reference 1.4 and 5.1. A choice where it is silent: the queue of a disabled device does not change.
 
 use std::time::SystemTime;
 
@@ -18,20 +18,20 @@ use crate::emulator::registry::{AuthError, BackEndRight, Device, DeviceCredentia
 pub struct Identity {
     /// Id and credential.
     pub device: Device,
-    /// Changes when the device is made anew with another credential.
+    /// Changes when the device is made again with another credential.
     pub generation: String,
     /// Whether it may sign in.
     pub enabled: bool,
     /// Whether it is connected over a protocol that has connections.
     pub connected: bool,
-    /// When it last signed in, completed or sent something.
+    /// When the device last signed in, completed or sent something.
     pub last_activity: Option<SystemTime>,
-    /// Messages that wait for it or are with it.
+    /// Messages in the device's queue, waiting or locked.
     pub queue_length: usize,
 }
 
 impl Identity {
-    /// Changes with the credential, and with whether the device may sign in.
+    /// The etag. It changes with the credential, and when the device is enabled or disabled.
     pub fn etag(&self) -> String {
         let text = match &self.device.credential {
             DeviceCredential::Keys(keys) => {
@@ -46,7 +46,7 @@ impl Identity {
 }
 
 impl Hub {
-    /// Adds a device, or gives one that is there new credentials; its queue and session stay.
+    /// Adds a device. If it exists, it gets the new credential; its queue and session stay.
     pub fn add_device(&mut self, device: Device) {
         let faults = &self.faults_of_all;
         let begin = || DeviceState { faults: faults.clone(), ..DeviceState::default() };
@@ -58,8 +58,8 @@ impl Hub {
         self.version += 1;
     }
 
-    /// Removes a device with its queue, twin, D2C messages and feedback; its connection ends. Nothing happens when there
-    /// is none.
+    /// Removes a device with its queue, twin, D2C messages and feedback, and ends its connection. If it does not exist,
+    /// nothing happens.
     pub fn remove_device(&mut self, device_id: &str) {
         self.devices.remove(device_id);
         self.absent.remove(device_id);
@@ -68,7 +68,7 @@ impl Hub {
         self.version += 1;
     }
 
-    /// Lets a device sign in, or no longer: then its connection ends.
+    /// Enables or disables a device. Disabling it ends its connection.
     pub fn enable_device(&mut self, device_id: &str, enabled: bool) {
         self.registry.enable(device_id, enabled);
         let connection = self.devices.get(device_id).and_then(|state| state.session.current());
@@ -78,7 +78,7 @@ impl Hub {
         self.version += 1;
     }
 
-    /// A device; `None` when there is none.
+    /// The device with this id; `None` if it does not exist.
     pub fn identity(&self, device_id: &str) -> Option<Identity> {
         let (device, enabled) = self.registry.device(device_id)?;
         let state = self.devices.get(device_id)?;
@@ -92,10 +92,10 @@ impl Hub {
         })
     }
 
-    /// Whether a back end may do what `right` stands for.
+    /// Checks whether a back end has the right `right`.
     ///
     /// # Errors
-    /// [`AuthError`] says why not.
+    /// [`AuthError`] gives the reason.
     pub fn authenticate_back_end(
         &self,
         token: &str,
@@ -123,7 +123,7 @@ mod tests {
         hub.remove_device("dev1");
         assert!(hub.identity("dev1").is_none() && !hub.is_current("dev1", connection));
         assert!(hub.next_feedback_batch(after(100)).is_none());
-        // Made anew under the same id it is another device.
+        // A device made again under its old id is another device.
         hub.add_device(device);
         let connected = hub.connect("dev1", false).expect("a device");
         assert!(!connected.session_present);

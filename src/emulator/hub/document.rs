@@ -1,19 +1,20 @@
-//! Parts of a twin as JSON documents: what they may hold, and how a patch changes them.
+//! Parts of a twin as JSON documents: what they may contain, and how a patch changes them.
 //!
 //! Owns: merging, differences, limits. Pure: no versions, no topics. Must not know: devices, MQTT, HTTPS.
 //!
-//! Merging is that of JSON merge patches: null deletes, an object merges, anything else replaces, arrays as a whole.
+//! The merge rules are those of JSON merge patches: null deletes, an object merges, any other value replaces; an array
+//! is replaced as a whole.
 //! The limits are those of Microsoft's page "Understand and use device twins in IoT Hub".
 
 use serde_json::{Map, Value};
 
-/// Largest tags, as `size` counts.
+/// Largest tags, in bytes as `size` counts them.
 pub const MAX_TAGS_BYTES: usize = 8 * 1024;
 
-/// Largest desired and largest reported properties, as `size` counts.
+/// Largest desired and largest reported properties, in bytes as `size` counts them.
 pub const MAX_PROPERTIES_BYTES: usize = 32 * 1024;
 
-/// Deepest nesting below tags, desired or reported properties themselves.
+/// Deepest nesting below the tags, the desired or the reported properties.
 pub const MAX_DEPTH: usize = 10;
 
 /// Longest key in bytes.
@@ -28,16 +29,16 @@ const INTEGERS: std::ops::RangeInclusive<i64> = -4_503_599_627_370_496..=4_503_5
 /// A part of a twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// What the back end knows of a device, and the device does not see.
+    /// What the back end knows about a device. The device does not see it.
     Tags,
     /// What the back end wants.
     Desired,
-    /// What the device says.
+    /// What the device reports.
     Reported,
 }
 
 impl Part {
-    /// Its largest size, as `size` counts.
+    /// The largest size of this part, as `size` counts.
     pub fn max_bytes(self) -> usize {
         match self {
             Self::Tags => MAX_TAGS_BYTES,
@@ -56,50 +57,50 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// Why a change was not made. Nothing has changed then.
+/// Why a change was refused. In this case nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TwinError {
-    /// There is no such device.
+    /// The device does not exist.
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
     /// The back end's If-Match names another version. Hub code 412001.
     #[error("the twin of device \"{device_id}\" has the etag {etag} now: read it again")]
     Changed {
-        /// Whose twin.
+        /// The device with the twin.
         device_id: String,
-        /// Its etag.
+        /// The twin's present etag.
         etag: String,
     },
-    /// An array, a string, a number, …
+    /// The part is an array, a string, a number, …
     #[error("{0} must be a JSON object")]
     NotAnObject(Part),
-    /// A key that no property can have.
+    /// The key is not allowed.
     #[error(
         "\"{0}\" cannot be a key: it is empty or longer than {MAX_KEY_BYTES} bytes, or holds '.', '$', a space or a \
          control character"
     )]
     Key(String),
-    /// Objects or arrays in one another.
+    /// Objects or arrays are nested too deep.
     #[error("{0} are nested more than {MAX_DEPTH} levels deep")]
     TooDeep(Part),
-    /// A long text.
+    /// A string is too long.
     #[error("the string of key \"{key}\" has {bytes} bytes, more than {MAX_STRING_BYTES}")]
     StringTooLong {
         /// The nearest key.
         key: String,
-        /// Its length.
+        /// The string's length in bytes.
         bytes: usize,
     },
-    /// An integer that the hub cannot hold.
+    /// The hub cannot store this integer.
     #[error("{0} is not an integer from {start} to {end}", start = INTEGERS.start(), end = INTEGERS.end())]
     Integer(String),
-    /// What is kept, not the patch, is too large.
+    /// The part would be too large after the patch. The size of the patch itself does not count.
     #[error("{part} would have {bytes} bytes, more than {max}", max = part.max_bytes())]
     TooLarge {
-        /// Which part of the twin.
+        /// The part of the twin.
         part: Part,
-        /// How many it would have.
+        /// The size that the part would have.
         bytes: usize,
     },
 }
@@ -126,14 +127,15 @@ fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     }
 }
 
-/// The patch that makes `after` of `before`.
+/// The patch that turns `before` into `after`.
 pub(super) fn difference(before: &Map<String, Value>, after: &Map<String, Value>) -> Map<String, Value> {
     let gone = before.keys().filter(|key| !after.contains_key(*key));
     let mut patch: Map<String, Value> = gone.map(|key| (key.clone(), Value::Null)).collect();
     for (key, value) in after {
         let changed = match (before.get(key), value) {
             (Some(before), after) if before == after => continue,
-            // An object merges with an object only, so a patch cannot empty one otherwise than key by key.
+            // A patch cannot replace an object by an empty one, because objects merge. So each old key needs its own
+            // null.
             (Some(Value::Object(before)), Value::Object(after)) => Value::Object(difference(before, after)),
             (_, after) => after.clone(),
         };
@@ -142,7 +144,7 @@ pub(super) fn difference(before: &Map<String, Value>, after: &Map<String, Value>
     patch
 }
 
-/// Merges a patch into a part of a twin, as far as the part may hold that.
+/// Merges a patch into a part of a twin, if the result is within the limits.
 ///
 /// # Errors
 /// [`TwinError`].
@@ -191,8 +193,8 @@ fn check_value(part: Part, key: &str, value: &Value, depth: usize) -> Result<(),
     }
 }
 
-/// Keys and strings by their bytes, numbers 8, the rest 4; a whole counts what it holds, and 4 when it is empty, so
-/// that nothing is free.
+/// The size of a value: keys and strings count their bytes, a number counts 8, other values count 4. An object or array
+/// counts its content; an empty one counts 4, so that every value has a cost.
 fn size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) => 4,

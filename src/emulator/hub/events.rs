@@ -1,8 +1,8 @@
-//! The D2C messages that a device sent last.
+//! The last D2C messages of a device.
 //!
-//! Owns: how many are kept. Must not know: topics, who reads them, the clock.
+//! Owns: how many are kept. Must not know: topics, who reads the messages, the clock.
 //!
-//! A real hub hands them to its Event Hubs endpoint, which this emulator does not have: it keeps a few to look at.
+//! A real hub passes these messages to its Event Hubs endpoint. This emulator has none, so it keeps a few for viewers.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
@@ -17,19 +17,20 @@ use super::snapshot::KeptEvent;
 /// Most D2C messages kept for each device.
 pub const MAX_EVENTS: usize = 100;
 
-/// Most bytes of bodies and properties kept for each device. A message alone is below: a packet has at most 256 KiB.
+/// Most bytes of bodies and properties kept for each device. A single message always fits: a packet has at most 256
+/// KiB.
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
 /// A D2C message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Counts up from 1 for each device.
+    /// The message's number; each device counts from 1.
     pub number: u64,
-    /// When the hub took it.
+    /// When the hub accepted the message.
     pub enqueued: SystemTime,
     /// System and application properties together, as they came over the wire.
     pub properties: Properties,
-    /// The payload; may be empty.
+    /// The body; may be empty.
     pub body: Bytes,
 }
 
@@ -78,8 +79,8 @@ impl Events {
 }
 
 impl Hub {
-    /// Keeps a D2C message: the last [`MAX_EVENTS`] of each device, with at most [`MAX_EVENT_BYTES`] in all.
-    /// Nothing happens when there is no such device. What a module sends goes on by the routes, too.
+    /// Stores a D2C message. Each device keeps the last [`MAX_EVENTS`], with at most [`MAX_EVENT_BYTES`] in all. If the
+    /// device does not exist, nothing happens. The routes also pass on what a module sends.
     pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
         self.route(device_id, &properties, &body, now);
         let Some(state) = self.devices.get_mut(device_id) else { return };
@@ -88,7 +89,7 @@ impl Hub {
         self.version += 1;
     }
 
-    /// The D2C messages that are kept, oldest first; `None` when there is no such device.
+    /// The stored D2C messages, oldest first; `None` if the device does not exist.
     pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
         self.devices.get(device_id).map(|state| state.events.iter())
     }

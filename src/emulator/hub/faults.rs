@@ -1,9 +1,10 @@
-//! Faults on purpose: what the hub does wrong for a device because somebody asked for it.
+//! Faults on purpose: errors that the hub makes for a device because a user set them.
 //!
-//! Owns: which faults there are, their names and values in text, the faults of each device, and every decision they take.
+//! Owns: which faults exist, their names and values as text, the faults of each device, and every decision that a fault
+//! makes.
 //! Must not know: packets, HTTP, how a fault shows on the wire.
 //!
-//! Source: wire reference 8 (line 25). Faults end with the process: none is kept on disk.
+//! Source: wire reference 8 (line 25). Faults end with the process: they are not stored on disk.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -16,13 +17,13 @@ use super::{ConnectionId, DeviceState, Hub, Lock, Locked, Subscription};
 #[cfg(test)]
 mod tests;
 
-/// The highest count of a fault.
+/// The highest count that a fault may have.
 pub const MAX_COUNT: u32 = 1_000_000;
 
-/// The longest delay: as long as a message lives that has no expiry of its own.
+/// The longest delay: the life time of a message without its own expiry.
 pub const MAX_DELAY: Duration = super::DEFAULT_TTL;
 
-/// What can be asked for, without its value.
+/// The kinds of faults, without values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultName {
     /// `drop-at`
@@ -59,7 +60,7 @@ const NAMES: [(FaultName, &str, &str); 9] = [
 ];
 
 impl FaultName {
-    /// Its text.
+    /// The fault's name as text.
     pub fn as_str(self) -> &'static str {
         NAMES.iter().find(|(own, ..)| *own == self).map_or("", |(_, name, _)| name)
     }
@@ -74,34 +75,34 @@ impl FromStr for FaultName {
     }
 }
 
-/// A fault with its value. A count that is reached ends the fault.
+/// A fault with its value. When its count is used up, the fault ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection is dropped at this packet of the device, counted in both directions from now on; once.
+    /// Drops the connection, once, at this packet of the device. Packets in both directions count from now on.
     DropAt(u32),
-    /// A C2D message goes out this much after the hub took it, and no sooner.
+    /// Holds each C2D message back until this time has passed since the hub accepted it.
     Delay(Duration),
-    /// The next so many deliveries go out twice; without a count, all.
+    /// Sends this many deliveries twice; without a count, all of them.
     Duplicate(Option<u32>),
-    /// The next so many PUBACKs are passed over, and their messages stay locked; without a count, all.
+    /// Ignores this many PUBACKs, so that their messages stay locked; without a count, all of them.
     IgnorePuback(Option<u32>),
-    /// The token of the device's connection has expired, or that of its next one; once.
+    /// Lets the token of the device's connection expire, or of its next connection; once.
     ExpireToken,
-    /// The hub has had too much of the device.
+    /// The hub throttles the device.
     Throttle,
-    /// Nothing more is queued for the device.
+    /// The hub queues no message for the device.
     QueueFull,
-    /// Of the messages that wait, the newest goes out first.
+    /// The newest waiting message is sent first.
     ReverseOrder,
-    /// C2D messages go out from CONNACK on, whether or not the device has subscribed.
+    /// C2D messages are sent right after CONNACK, even if the device has not subscribed.
     EarlyPublish,
 }
 
 impl Fault {
-    /// Puts a fault together from its name and its value; an empty value is none.
+    /// Makes a fault from its name and its value. An empty value means no value.
     ///
     /// # Errors
-    /// [`FaultError::Value`] when the value is not one of this fault's.
+    /// [`FaultError::Value`] if this fault does not allow the value.
     pub fn new(name: FaultName, value: &str) -> Result<Self, FaultError> {
         let refused = |expected| FaultError::Value { name: name.as_str(), value: excerpt(value), expected };
         let count = |value: &str| {
@@ -128,7 +129,7 @@ impl Fault {
         }
     }
 
-    /// Which one it is.
+    /// The kind of this fault.
     pub fn name(self) -> FaultName {
         match self {
             Self::DropAt(_) => FaultName::DropAt,
@@ -143,7 +144,7 @@ impl Fault {
         }
     }
 
-    /// Its value as it is written; of a count, what is left of it.
+    /// The fault's value as text. For a count, this is the remaining count.
     pub fn value(self) -> Option<String> {
         match self {
             Self::DropAt(left) => Some(left.to_string()),
@@ -157,23 +158,23 @@ impl Fault {
 /// A fault for one device, or for all of them: `[DEVICE:]NAME[=VALUE]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultOrder {
-    /// `None`: every device, those that are made later, too.
+    /// The device. `None` means every device, including devices that are made later.
     pub device_id: Option<String>,
-    /// What is to go wrong.
+    /// The fault to set.
     pub fault: Fault,
 }
 
 impl FromStr for FaultOrder {
     type Err = FaultError;
 
-    /// A device id may have a colon in it, and a fault has none: the last one counts.
+    /// A device id may contain a colon and a fault does not, so the last colon separates them.
     fn from_str(text: &str) -> Result<Self, FaultError> {
         let (device_id, fault) = match text.rsplit_once(':') {
             Some((device_id, fault)) => (Some(device_id.to_owned()), fault),
             None => (None, text),
         };
         let (name, value) = match fault.split_once('=') {
-            // An equals sign with nothing behind it is a value that was forgotten.
+            // An equals sign without a value is most likely a mistake, so it is an error.
             Some((name, "")) => return Err(FaultError::Forgotten(name.parse::<FaultName>()?.as_str())),
             Some(parts) => parts,
             None => (fault, ""),
@@ -182,32 +183,32 @@ impl FromStr for FaultOrder {
     }
 }
 
-/// Why a fault is not one.
+/// Why a text or an order is not a valid fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultError {
-    /// No such fault.
+    /// The fault does not exist.
     #[error("there is no fault \"{0}\"; there are {list}", list = list())]
     UnknownName(String),
-    /// A value that the fault does not take.
+    /// The fault does not allow this value.
     #[error("\"{value}\" is not a value for the fault {name}: {expected}")]
     Value {
         /// The fault.
         name: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: String,
-        /// What it takes.
+        /// The values that the fault allows.
         expected: &'static str,
     },
-    /// `NAME=`.
+    /// The text is `NAME=`, without a value.
     #[error("there is no value after \"{0}=\": give one, or remove the equals sign")]
     Forgotten(&'static str),
-    /// A fault of a device that is not there.
+    /// The fault is for a device that does not exist.
     #[error("there is no device \"{0}\" for this fault: name it with --device, too")]
     UnknownDevice(String),
 }
 
-/// All faults as they are written.
+/// The list of all faults, in the form in which they are written.
 fn list() -> String {
     NAMES.map(|(_, name, value)| format!("{name}{value}")).join(", ")
 }
@@ -216,9 +217,10 @@ fn list() -> String {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Faults {
     set: BTreeMap<FaultName, Fault>,
-    /// When the first message that [`Fault::Delay`] holds back may go, as far as somebody asked for it.
+    /// When [`Fault::Delay`] releases the first message that it holds back. It is only set after a delivery was asked
+    /// for.
     due: Option<SystemTime>,
-    /// The second of two deliveries, and the connection that it is for; `None` for those who poll.
+    /// The second of two deliveries, and the connection that gets it; `None` for a device that polls.
     copy: Option<(Option<ConnectionId>, Locked)>,
 }
 
@@ -227,7 +229,7 @@ impl Faults {
         self.set.contains_key(&name)
     }
 
-    /// Whether the fault holds for one more time.
+    /// Whether the fault applies now. This uses up one of its count.
     fn use_up(&mut self, name: FaultName) -> bool {
         match self.set.get_mut(&name) {
             None => return false,
@@ -242,7 +244,7 @@ impl Faults {
         true
     }
 
-    /// Counts a packet; whether the connection ends with it.
+    /// Counts a packet, and returns whether it ends the connection.
     fn drops_packet(&mut self) -> bool {
         match self.set.get_mut(&FaultName::DropAt) {
             Some(Fault::DropAt(left)) if *left > 1 => {
@@ -268,26 +270,26 @@ impl Faults {
         self.has(FaultName::Throttle)
     }
 
-    /// When [`Faults::pass_time`] next has something to do.
+    /// When [`Faults::pass_time`] has its next work.
     pub(super) fn next_deadline(&self) -> Option<SystemTime> {
         self.due
     }
 
-    /// Whether a message is held back no longer.
+    /// Returns whether a message that was held back may now be sent.
     pub(super) fn pass_time(&mut self, now: SystemTime) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
     }
 }
 
 impl DeviceState {
-    /// The quality of service for a subscription, granted or taken for granted.
+    /// The quality of service of a subscription, including the one that [`Fault::EarlyPublish`] assumes.
     pub(super) fn granted(&self, subscription: Subscription) -> Option<u8> {
         let early = subscription == Subscription::DeviceBound && self.faults.has(FaultName::EarlyPublish);
         self.session.granted(subscription).or(early.then_some(1))
     }
 
-    /// Locks the next message for a connection, or, where `polls`, for whoever asks for one at a time. The flag says
-    /// whether the hub's next deadline is another one.
+    /// Locks the next message for a connection, or, with `polls`, for a device that polls. The flag says whether the
+    /// hub's next deadline has changed.
     pub(super) fn lock_next(
         &mut self,
         lock: Lock,
@@ -296,6 +298,7 @@ impl DeviceState {
         now: SystemTime,
     ) -> (Option<Locked>, bool) {
         let taker = (!polls).then_some(connection);
+        // A copy that was made for an earlier connection is dropped here: only its own connection may get it.
         if let Some((_, copy)) =
             self.faults.copy.take_if(|(own, _)| own.is_none() == polls).filter(|(own, _)| *own == taker)
         {
@@ -303,6 +306,7 @@ impl DeviceState {
         }
         let (delay, newest_first) = (self.faults.delay(), self.faults.has(FaultName::ReverseOrder));
         let Some(locked) = self.queue.lock_next(lock, connection, now, delay, newest_first) else {
+            // The delay may hold a message back. Remember its time, so that the hub's timer wakes the device's link.
             let due = self.queue.next_ripe(delay, now);
             let earlier = due.is_some() && due != self.faults.due;
             if earlier {
@@ -319,7 +323,7 @@ impl DeviceState {
 }
 
 impl Hub {
-    /// Has a fault happen to a device, in place of one of the same name. Answers whether there is such a device.
+    /// Sets a fault of a device, and replaces one with the same name. Returns whether the device exists.
     pub fn set_fault(&mut self, device_id: &str, fault: Fault) -> bool {
         let Some(state) = self.devices.get_mut(device_id) else { return false };
         state.faults.set.insert(fault.name(), fault);
@@ -327,7 +331,7 @@ impl Hub {
         true
     }
 
-    /// Carries out orders; all or none.
+    /// Sets all the ordered faults, or none.
     ///
     /// # Errors
     /// [`FaultError::UnknownDevice`].
@@ -339,7 +343,7 @@ impl Hub {
         for FaultOrder { device_id, fault } in orders {
             tracing::info!(device_id, ?fault, "a fault was set");
         }
-        // Those of one device last, so that they replace what holds for all.
+        // The orders for one device are set last, so that they replace those for all devices.
         for FaultOrder { fault, .. } in orders.iter().filter(|order| order.device_id.is_none()) {
             self.faults_of_all.set.insert(fault.name(), *fault);
             for state in self.devices.values_mut() {
@@ -355,7 +359,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Ends a fault of a device, or all of them; what is not there needs no end. Answers whether there is such a device.
+    /// Ends a fault of a device, or all of them. A fault that is not set is ignored. Returns whether the device exists.
     pub fn clear_faults(&mut self, device_id: &str, name: Option<FaultName>) -> bool {
         let Some(state) = self.devices.get_mut(device_id) else { return false };
         state.faults.set.retain(|own, _| name.is_some_and(|name| name != *own));
@@ -363,34 +367,34 @@ impl Hub {
         true
     }
 
-    /// The faults of a device; `None` when there is no such device.
+    /// The faults of a device; `None` if it does not exist.
     pub fn faults(&self, device_id: &str) -> Option<Vec<Fault>> {
         self.devices.get(device_id).map(|state| state.faults.set.values().copied().collect())
     }
 
-    /// Counts a packet of the device, sent or received: whether its connection is to be dropped in its place.
+    /// Counts a packet of the device, sent or received. Returns whether the caller must drop the connection instead.
     pub fn drops_packet(&mut self, device_id: &str) -> bool {
         self.decide(device_id, Faults::drops_packet)
     }
 
-    /// Whether the device's next PUBACK is to be passed over.
+    /// Whether the device's next PUBACK must be ignored.
     pub fn ignores_puback(&mut self, device_id: &str) -> bool {
         self.decide(device_id, |faults| faults.use_up(FaultName::IgnorePuback))
     }
 
-    /// Whether the token that the device has shown is to count as expired from now on.
+    /// Whether the device's token must count as expired from now on.
     pub fn expires_token(&mut self, device_id: &str) -> bool {
         self.decide(device_id, |faults| faults.use_up(FaultName::ExpireToken))
     }
 
-    /// Whether the hub is to have had too much of the device.
+    /// Whether the hub throttles the device.
     pub fn is_throttled(&self, device_id: &str) -> bool {
         self.devices.get(device_id).is_some_and(|state| state.faults.is_throttled())
     }
 
     fn decide(&mut self, device_id: &str, decide: impl FnOnce(&mut Faults) -> bool) -> bool {
         let Some(state) = self.devices.get_mut(device_id) else { return false };
-        // Who looks on sees counts go down, and faults end.
+        // Viewers must see that counts fall and faults end.
         self.quiet_changes += u64::from(!state.faults.set.is_empty());
         decide(&mut state.faults)
     }

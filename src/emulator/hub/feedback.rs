@@ -1,6 +1,6 @@
 //! Feedback records on their way to the back end.
 //!
-//! Owns: batching, the lock of the batch that is out, age and delivery count. Must not know: devices, links.
+//! Owns: batching, the lock of the batch that is out, age limit and delivery count. Must not know: devices, links.
 //! Source: wire reference 4.4 and 5.4.
 
 use std::collections::VecDeque;
@@ -12,35 +12,35 @@ use super::LockLost;
 use super::queue::{LOCK_TIME, MAX_DELIVERY_COUNT};
 use super::view::FeedbackView;
 
-/// Records in one batch at most; that many go out without waiting for the interval.
+/// Most records of one batch. A full batch is sent without waiting for the interval.
 pub const BATCH_RECORDS: usize = 64;
 
-/// Feedback that nobody reads is dropped after this long.
+/// Feedback that no back end reads is dropped after this time.
 const TIME_TO_LIVE: Duration = Duration::from_secs(60 * 60);
 
-/// Records that may wait; beyond that the oldest is dropped. An hour of feedback at three a second.
+/// Most waiting records; beyond that, the oldest is dropped. This is an hour of feedback at three per second.
 const MAX_WAITING: usize = 10_000;
 
-/// The right to settle one batch; never used twice by a hub.
+/// The right to settle one batch. A hub never uses a lock twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FeedbackLock(pub(super) u64);
 
 impl FeedbackLock {
-    /// The lock as a number, for those who must hand it out.
+    /// The lock as a number, for protocols that send it to clients.
     pub fn number(self) -> u64 {
         self.0
     }
 
-    /// The lock of that number, held or not.
+    /// The lock with this number, whether it is held or not.
     pub fn from_number(number: u64) -> Self {
         Self(number)
     }
 }
 
-/// One feedback message: what a receiver gets as one delivery.
+/// One feedback message, which a receiver gets as one delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedbackBatch {
-    /// Settles this delivery.
+    /// The lock that settles this delivery.
     pub lock: FeedbackLock,
     /// The records, oldest first; never empty.
     pub records: Vec<FeedbackRecord>,
@@ -55,7 +55,7 @@ pub(super) struct FeedbackQueue {
     interval: Duration,
     last_sent: Option<SystemTime>,
     waiting: VecDeque<(SystemTime, FeedbackRecord)>,
-    /// The one batch that exists at a time, and until when it is locked; `None` when it waits to go out again.
+    /// The single batch that can be out, and the end of its lock; `None` if it waits to be sent again.
     batch: Option<(FeedbackBatch, Option<SystemTime>)>,
     /// Whether a tick has already announced that a batch is due.
     announced: bool,
@@ -66,7 +66,7 @@ impl FeedbackQueue {
         Self { interval, last_sent: None, waiting: VecDeque::new(), batch: None, announced: false }
     }
 
-    /// What has not been taken, oldest first.
+    /// The records that no back end has accepted, oldest first.
     pub(super) fn view(&self) -> impl Iterator<Item = FeedbackView<'_>> {
         let out = self.batch.iter().flat_map(|(batch, locked_until)| {
             let view = |record| FeedbackView { record, locked_until: *locked_until };
@@ -75,8 +75,8 @@ impl FeedbackQueue {
         out.chain(self.waiting.iter().map(|(_, record)| FeedbackView { record, locked_until: None }))
     }
 
-    /// Records and since when they wait. A batch that is out is among them: a back end that has not settled it gets its
-    /// records again.
+    /// The records, and since when each waits. This includes a batch that is out: if the back end has not settled it,
+    /// the back end must get its records again.
     pub(super) fn snapshot(&self) -> Vec<(SystemTime, FeedbackRecord)> {
         let out = self
             .batch
@@ -104,7 +104,7 @@ impl FeedbackQueue {
         self.announced = false;
     }
 
-    /// Drops what waits about a device that is no more. Source: wire reference 4.4.
+    /// Drops the waiting records of a removed device. Source: wire reference 4.4.
     pub(super) fn forget(&mut self, device_id: &str) {
         self.waiting.retain(|(_, record)| record.device_id != device_id);
     }
@@ -151,7 +151,7 @@ impl FeedbackQueue {
         Ok(())
     }
 
-    /// Unlocks and drops what time has come for. Answers whether a batch has become ready to go out.
+    /// Unlocks and drops what is over its time. Returns whether a batch has become ready to send.
     pub(super) fn tick(&mut self, now: SystemTime) -> bool {
         let mut ready = false;
         if let Some((batch, locked)) = &mut self.batch {
@@ -178,7 +178,7 @@ impl FeedbackQueue {
         ready
     }
 
-    /// When [`FeedbackQueue::tick`] next has something to do.
+    /// When [`FeedbackQueue::tick`] has its next work.
     pub(super) fn next_deadline(&self) -> Option<SystemTime> {
         let batch =
             self.batch.as_ref().map(|(batch, locked)| locked.unwrap_or(batch.enqueued + TIME_TO_LIVE));

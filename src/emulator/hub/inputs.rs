@@ -1,13 +1,13 @@
-//! Inputs of modules: what modules of the same device send to one another by routes.
+//! Inputs of modules: messages that modules of one device send to each other by routes.
 //!
-//! Owns: routes, which outputs lead to which inputs, and how a message for an input is kept.
+//! Owns: routes, which outputs lead to which inputs, and how a message for an input is stored.
 //! Must not know: topics, files.
 //!
-//! Source: wire reference 6.3, and Microsoft's page "Learn how to deploy modules and establish routes in IoT Edge". Of its
-//! language this has FROM without WHERE, with the sources of modules, and both sinks. Choices: an input's messages wait in the
-//! module's queue as C2D messages do in a device's (50, an hour, 64 KiB), where a real edgeHub keeps more; what has no room is
-//! dropped, as nobody who sent it could be told; what modules send is kept for the back end whether or not a route goes
-//! to `$upstream`.
+//! Source: wire reference 6.3, and Microsoft's page "Learn how to deploy modules and establish routes in IoT Edge". The
+//! emulator supports FROM without WHERE, modules as sources, and both sinks. Choices: messages of an input wait in the
+//! module's queue with the limits of a device's C2D messages (50, an hour, 64 KiB); a real edgeHub keeps more. If the
+//! queue is full, the message is dropped, because its sender cannot be told. Messages of modules are kept for the back
+//! end even if no route goes to `$upstream`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,25 +20,25 @@ use crate::credentials::check_module_id;
 use crate::emulator::identity;
 use crate::message::{self, C2dMessage, Properties, excerpt};
 
-/// The device that a message for an input comes from. Source: wire reference 6.3.
+/// The device that sent the message for an input. Source: wire reference 6.3.
 pub const SOURCE_DEVICE: &str = "$.cdid";
-/// The module of that device.
+/// The module that sent the message for an input.
 pub(super) const SOURCE_MODULE: &str = "$.cmid";
-/// The output that a module sends by.
+/// The output that the module used to send.
 pub(super) const OUTPUT: &str = "$.on";
 
-/// From outputs of modules to an input, for every device that has these modules.
+/// A route from outputs of modules to an input, for every device that has these modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputRoute {
-    /// `None` is any module.
+    /// `None` means any module.
     module: Option<String>,
-    /// `None` is any output, and messages without one.
+    /// `None` means any output, and messages without an output.
     output: Option<String>,
-    /// Module and input; `None` is the hub, which has all messages anyway.
+    /// Module and input; `None` means the hub, which gets all messages anyway.
     into: Option<(String, String)>,
 }
 
-/// Why a route cannot be read.
+/// Why a route cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "\"{0}\" is not a route that the emulator knows: write FROM /messages/modules/MODULE/outputs/OUTPUT INTO \
@@ -88,7 +88,7 @@ impl InputRoute {
         }
     }
 
-    /// Module and input that a message goes to.
+    /// The module and input that a message goes to, if the route matches.
     fn leads(&self, module: &str, output: Option<&str>) -> Option<&(String, String)> {
         let is = |wanted: &Option<String>, own: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| Some(wanted) == own)
@@ -97,12 +97,12 @@ impl InputRoute {
     }
 }
 
-/// Where a message for an input is for; of a C2D message that is `$.to`, too, and starts otherwise.
+/// The `$.to` of a message for an input. In a C2D message, `$.to` begins differently.
 fn address(id: &str, input: &str) -> String {
     format!("/{}/inputs/{input}", identity::path(id))
 }
 
-/// The topic on which a message reaches its input: a slash after the input, as Node needs. Source: wire reference 6.3.
+/// The topic on which a message reaches its input. Node needs the slash after the input. Source: wire reference 6.3.
 pub fn input_topic(message: &C2dMessage) -> String {
     let to = message.system.get(message::TO).unwrap_or_default();
     let rest = message.system.iter().filter(|(name, _)| *name != message::TO);
@@ -111,37 +111,37 @@ pub fn input_topic(message: &C2dMessage) -> String {
     format!("{}/{}", to.trim_start_matches('/'), bag.encode())
 }
 
-/// Why an input got nothing.
+/// Why a message for an input was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
-    /// No such module.
+    /// The module does not exist.
     #[error("device \"{0}\" has no module \"{1}\"")]
     UnknownModule(String, String),
-    /// No name for an input.
+    /// The name of the input is not valid.
     #[error("\"{0}\" is not a valid name of an input: use letters, digits, - and _")]
     Name(String),
-    /// It cannot be queued.
+    /// The message cannot be queued.
     #[error(transparent)]
     Queue(#[from] EnqueueError),
 }
 
 impl Hub {
-    /// Sets the routes, in place of those that were there.
+    /// Replaces all routes.
     pub fn set_input_routes(&mut self, routes: Vec<InputRoute>) {
         self.input_routes = routes;
     }
 
-    /// The modules of a device, by their ids.
+    /// The ids of a device's modules.
     pub fn modules_of(&self, device_id: &str) -> Vec<String> {
         let of = |id: &&str| matches!(identity::split(id), (device, Some(_)) if device == device_id);
         self.device_ids().filter(of).map(str::to_owned).collect()
     }
 
-    /// Puts a message at the end of a module's queue, for one of its inputs.
+    /// Puts a message for an input at the end of the module's queue.
     ///
     /// # Errors
-    /// [`InputError`]; nothing has changed then.
+    /// [`InputError`]; in this case nothing has changed.
     pub fn send_to_input(
         &mut self,
         id: &str,
@@ -162,7 +162,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Has the routes lead on what a module has sent. Nothing happens for a device.
+    /// Passes on a module's message along the routes. For a device, nothing happens.
     pub fn route(&mut self, id: &str, properties: &Properties, body: &Bytes, now: SystemTime) {
         let (device, Some(module)) = identity::split(id) else { return };
         let output = properties.get(OUTPUT);
@@ -177,7 +177,8 @@ impl Hub {
                 } else {
                     &mut message.application
                 };
-                // What came bare goes on as an empty value: SDKs choke on bare keys.
+                // A property without a value is passed on with an empty value, because SDKs fail on a key without a
+                // value.
                 bag.set(name, value.unwrap_or_default());
             }
             let target = identity::join(device, Some(&into));

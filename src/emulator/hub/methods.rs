@@ -1,12 +1,11 @@
-//! Direct methods: calls of back ends on their way to a device, and its answers on their way back.
+//! Direct methods: calls from back ends to a device, and the answers to them.
 //!
-//! Owns: which calls of a device are pending, how long each may take, and how it ends.
-//! Must not know: topics, links, HTTP; who waits (the listener asks again when the hub has changed, or at the time it is
-//! told).
+//! Owns: which calls of a device are pending, how long each may take, and how it ends. Must not know: topics, links,
+//! HTTP, and who waits. A listener asks again after a change of the hub, or at the time that it was given.
 //!
-//! Source: wire reference 1.7 and Microsoft's page "Understand and invoke direct methods from IoT Hub". A device is there when
-//! it is connected and has subscribed to methods. Choices where these are silent: [`MAX_CALLS`], [`MAX_NAME`], and that
-//! an answer which is no JSON ends the call with an error.
+//! Source: wire reference 1.7 and Microsoft's page "Understand and invoke direct methods from IoT Hub". A device can
+//! take calls if it is connected and has subscribed to methods. Choices where these are silent: [`MAX_CALLS`],
+//! [`MAX_NAME`], and that an answer which is not JSON ends the call with an error.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -16,45 +15,45 @@ use serde_json::value::RawValue;
 use super::session::Session;
 use super::{ConnectionId, DeviceState, Hub, Subscription};
 
-/// Largest payload of a call and of its answer.
+/// Largest payload of a call, and largest payload of an answer, in bytes.
 pub const MAX_PAYLOAD: usize = 128 * 1024;
 
-/// Calls of one device at a time.
+/// Most pending calls of one device.
 pub const MAX_CALLS: usize = 16;
 
 /// Longest name of a method, in bytes.
 pub const MAX_NAME: usize = 100;
 
-/// The shortest time for an answer that a back end may set.
+/// The shortest response time-out that a back end may set.
 pub const MIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The longest time for an answer, and the longest to wait for the device, that a back end may set.
+/// The longest response time-out and the longest connect time-out that a back end may set.
 pub const MAX_METHOD_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A call as a back end makes it.
+/// A call from a back end.
 #[derive(Debug)]
 pub struct MethodCall {
     /// The method's name.
     pub name: String,
-    /// JSON as the device gets it.
+    /// The payload: JSON that the device gets unchanged.
     pub payload: Box<RawValue>,
     /// How long the device may take to answer.
     pub response_timeout: Duration,
-    /// How long the device may take to come.
+    /// How long to wait for the device to connect and subscribe.
     pub connect_timeout: Duration,
 }
 
-/// A call that the hub has taken; never used twice by a hub.
+/// The id of a call. A hub never uses an id twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallId(u64);
 
 impl CallId {
-    /// The id as a number, for those who must hand it out.
+    /// The id as a number, for protocols that send it to clients.
     pub fn number(self) -> u64 {
         self.0
     }
 
-    /// The id of that number, pending or not.
+    /// The id with this number, whether the call is pending or not.
     pub fn from_number(number: u64) -> Self {
         Self(number)
     }
@@ -63,29 +62,29 @@ impl CallId {
 /// A call on its way to a device.
 #[derive(Debug)]
 pub struct MethodRequest {
-    /// What the answer must name.
+    /// The id that the answer must contain.
     pub id: CallId,
     /// The method's name.
     pub name: String,
-    /// JSON.
+    /// The payload as JSON.
     pub payload: Box<RawValue>,
 }
 
 /// What a device answered.
 #[derive(Debug)]
 pub struct MethodAnswer {
-    /// The device's own status.
+    /// The status that the device chose.
     pub status: i32,
-    /// JSON; null when the device sent nothing.
+    /// The payload as JSON; null if the device sent nothing.
     pub payload: Box<RawValue>,
 }
 
-/// How far a call is.
+/// The state of a call.
 #[derive(Debug)]
 pub enum Progress {
-    /// It goes on, until that time at most unless the hub changes.
+    /// The call is pending. It ends at this time at the latest, unless the hub changes.
     Pending(SystemTime),
-    /// It is over, and forgotten.
+    /// The call is over, and the hub has removed it.
     Done(Result<MethodAnswer, CallError>),
 }
 
@@ -93,26 +92,27 @@ pub enum Progress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// There is no such device. Hub code 404001.
+    /// The device does not exist. Hub code 404001.
     #[error("the hub has no device \"{0}\"")]
     UnknownDevice(String),
-    /// The call breaks a rule, in words. Nothing has been sent.
+    /// The call breaks a rule; the text says which. The device has not received it.
     #[error("{0}")]
     Argument(String),
     /// Hub code 429001.
     #[error("device \"{0}\" has {MAX_CALLS} pending calls already: wait until one of them ends")]
     TooManyCalls(String),
-    /// The device did not come. Nothing has been sent. Hub code 404103.
+    /// The device did not connect in time. It has not received the call. Hub code 404103.
     #[error("Timed out waiting for device to connect.")]
     NotOnline(Duration),
-    /// The device's connection ended, or it was deleted or disabled, before it answered: it may have run the method. So the
-    /// hub code is that of silence, 504101, and not that of a device that was not there; a choice.
+    /// The device's connection ended, or the device was deleted or disabled, before it answered. It may have run the
+    /// method. So the hub code is 504101, the one for no answer, and not the one for an absent device. This is a
+    /// choice.
     #[error("The device's connection ended before it answered.")]
     Gone,
     /// Hub code 504101.
     #[error("Timed out waiting for the response from device.")]
     TimedOut,
-    /// The device's answer cannot be passed on.
+    /// The hub cannot pass on the device's answer.
     #[error("The device's answer cannot be passed on: {0}.")]
     BadAnswer(String),
 }
@@ -142,12 +142,12 @@ impl Pending {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// When it is over unless something happens, and how.
+    /// When the call ends if nothing happens, and with which error.
     fn end(&self, session: &Session) -> (SystemTime, CallError) {
         let connect_end = self.called + self.connect_timeout;
         match self.state {
             State::Sent { at, .. } => (at + self.response_timeout, CallError::TimedOut),
-            // The device is there and does not take it.
+            // The device is connected but does not take the call.
             _ if takes_methods(session) => (connect_end + self.response_timeout, CallError::TimedOut),
             _ => (connect_end, CallError::NotOnline(self.connect_timeout)),
         }
@@ -180,10 +180,11 @@ impl DeviceState {
 }
 
 impl Hub {
-    /// Takes a call. Its end is [`Hub::method_progress`]'s; whoever no longer wants it says [`Hub::forget_method`].
+    /// Accepts a call. [`Hub::method_progress`] reports its end; a caller that no longer waits must call
+    /// [`Hub::forget_method`].
     ///
     /// # Errors
-    /// [`CallError`]; there is no call then.
+    /// [`CallError`]; in this case there is no call.
     pub fn call_method(
         &mut self,
         device_id: &str,
@@ -205,8 +206,8 @@ impl Hub {
         Ok(id)
     }
 
-    /// The next call for the device, which `connection` must send it now. `None` when there is none, when the device has
-    /// not subscribed to methods, or when `connection` is not its connection any more.
+    /// The next call for the device; `connection` must send it now. `None` if there is none, if the device has not
+    /// subscribed to methods, or if `connection` is no longer its connection.
     pub fn next_method(
         &mut self,
         device_id: &str,
@@ -223,7 +224,7 @@ impl Hub {
         }
     }
 
-    /// The device's answer to a call that `connection` has sent it. Answers whether anybody waits for it.
+    /// Stores the device's answer to a call that `connection` has sent it. Returns whether a caller waits for it.
     pub fn answer_method(
         &mut self,
         device_id: &str,
@@ -243,7 +244,7 @@ impl Hub {
         true
     }
 
-    /// How far a call is. One that is over is forgotten.
+    /// The state of a call. A call that is over is removed.
     pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> Progress {
         match self.devices.get_mut(device_id) {
             Some(state) => state.progress(id, now),
@@ -251,7 +252,7 @@ impl Hub {
         }
     }
 
-    /// Nobody waits for a call any more; nothing happens when it is over.
+    /// Removes a call that no caller waits for. If it is over, nothing happens.
     pub fn forget_method(&mut self, device_id: &str, id: CallId) {
         if let Some(DeviceState { calls: Calls(calls), .. }) = self.devices.get_mut(device_id) {
             calls.retain(|call| call.id != id);
@@ -313,7 +314,7 @@ mod tests {
         connection
     }
 
-    /// The end of a call, or how long it may still take.
+    /// The end of a call, or how much longer it may take.
     fn progress(
         hub: &mut Hub,
         id: CallId,
@@ -357,14 +358,14 @@ mod tests {
         assert_eq!(progress(&mut hub, id, after(9)), Err(Duration::from_secs(1)));
         let ten = Duration::from_secs(10);
         assert_eq!(progress(&mut hub, id, after(10)), Ok(Err(CallError::NotOnline(ten))));
-        // In time, and with all the time to answer.
+        // The device subscribes in time, and then has the full time to answer.
         let id = begin(&mut hub, "two");
         assert!(hub.subscribe("dev1", connection, Subscription::Methods, 0));
         hub.next_method("dev1", connection, after(9)).expect("a call");
         assert_eq!(progress(&mut hub, id, after(38)), Err(Duration::from_secs(1)));
         assert_eq!(progress(&mut hub, id, after(39)), Ok(Err(CallError::TimedOut)));
         assert!(!hub.answer_method("dev1", connection, id, 200, b"1"), "too late");
-        // Nobody takes it although the device is there.
+        // The device is connected, but does not take the call.
         let id = begin(&mut hub, "three");
         assert_eq!(progress(&mut hub, id, after(11)), Err(Duration::from_secs(29)));
         assert_eq!(progress(&mut hub, id, after(40)), Ok(Err(CallError::TimedOut)));

@@ -1,20 +1,20 @@
-//! Devices that ask for one message at a time, without a connection that could be lost.
+//! Devices that ask for one message at a time, without a connection that could break.
 //!
-//! Owns: the lock of such a message, which only time or a settlement ends, and of one that is not sent after all. Must not know:
-//! HTTP, AMQP.
+//! Owns: the lock of such a message, which ends only by time or by a settlement; and the return of a locked message
+//! that was not sent. Must not know: HTTP, AMQP.
 //!
-//! Source: wire reference 3 and 5.1. A choice where the reference is silent: a device may ask while it is connected over
-//! another transport as well.
+//! Source: wire reference 3 and 5.1. A choice where the reference is silent: a device may poll while it is also
+//! connected over another transport.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{ConnectionId, Hub, Lock, Locked};
 
 impl Hub {
-    /// A message that was locked for its device was not sent after all: it waits again, as before.
+    /// Returns a locked message that was not sent. It waits again as before.
     pub fn put_back(&mut self, device_id: &str, locked: &Locked) {
         if locked.copy {
-            // The other one of the two holds the lock.
+            // The other one of the two deliveries holds the lock.
             return;
         }
         if let Some(state) = self.devices.get_mut(device_id) {
@@ -23,20 +23,20 @@ impl Hub {
         }
     }
 
-    /// Locks the device's oldest waiting message for whoever asks, for a minute, whether or not the device is connected.
-    /// `None` when nothing waits or there is no such device.
+    /// Locks the device's oldest waiting message for a minute, whether or not the device is connected. `None` if no
+    /// message waits or the device does not exist.
     pub fn poll(&mut self, device_id: &str, now: SystemTime) -> Option<Locked> {
         self.touch(device_id, now);
         self.expire(device_id, now);
-        // A connection that never was: nothing displaces it, and no other delivery is its own.
+        // This connection id is never connected, so nothing displaces it, and no other delivery has it.
         let (lock, nobody) = (Lock(self.next_id()), ConnectionId(self.next_id()));
         let (locked, changed) = self.devices.get_mut(device_id)?.lock_next(lock, nobody, true, now);
         self.version += u64::from(changed || locked.is_some());
         locked
     }
 
-    /// Begins the hub's numbers with the time, in microseconds: a lock that an earlier hub handed out is none of this
-    /// one's.
+    /// Starts the hub's numbers at the present time in microseconds. So a lock of an earlier hub never matches one of
+    /// this hub.
     pub fn number_from(&mut self, now: SystemTime) {
         let micros = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         self.last_id = self.last_id.max(u64::try_from(micros).unwrap_or_default());
@@ -55,7 +55,7 @@ mod tests {
         send(&mut hub, "m2", DeliveryAck::Full);
         let polled = hub.poll("dev1", NOW).expect("waiting");
         assert_eq!((id_of(&polled).as_str(), polled.sequence_number, polled.enqueued), ("m1", 1, NOW));
-        // A connection takes the other one, and that returns when it is lost.
+        // A connection takes the other message. The message returns to the queue when the connection ends.
         let connection = connect(&mut hub, true);
         assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
         assert_eq!(next_id(&mut hub, connection, NOW), None);
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(hub.poll("dev1", NOW).map(|locked| id_of(&locked)).as_deref(), Some("m2"));
         assert!(hub.poll("dev1", NOW).is_none() && hub.poll("dev9", NOW).is_none());
 
-        // A lock that lapses wakes whoever may have the message now.
+        // When a lock lapses, the listeners that may get the message wake up.
         let connection = connect(&mut hub, true);
         let before = hub.version();
         hub.tick(after(60));

@@ -1,9 +1,9 @@
 //! Clearing a device's queue.
 //!
-//! Owns: which messages go. Must not know: HTTP.
+//! Owns: which messages are removed. Must not know: HTTP.
 //!
-//! Source: wire reference 4.5, 5.1 and 5.2. In the table of states a purge takes a message out of Enqueued and not out of
-//! Invisible: what a device holds at that moment is the device's to settle, and stays.
+//! Source: wire reference 4.5, 5.1 and 5.2. In the table of states, a purge removes Enqueued messages but not Invisible
+//! ones: the device must settle the messages that it holds, so they stay.
 
 use std::time::SystemTime;
 
@@ -11,8 +11,8 @@ use super::Hub;
 use crate::feedback::FeedbackStatus;
 
 impl Hub {
-    /// Takes every message that waits out of the device's queue, with feedback `Purged` where asked for, and answers
-    /// how many there were; `None` when there is no such device.
+    /// Removes every waiting message from the device's queue, with feedback `Purged` if the sender asked for it.
+    /// Returns how many there were; `None` if the device does not exist.
     pub fn purge(&mut self, device_id: &str, now: SystemTime) -> Option<usize> {
         self.expire(device_id, now);
         let purged = self.devices.get_mut(device_id)?.queue.take_waiting();

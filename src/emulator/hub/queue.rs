@@ -3,7 +3,7 @@
 //! Owns: order, locks, expiry, delivery counts. Must not know: sessions, feedback records.
 //! Source: wire reference 5.1.
 //!
-//! A locked message keeps its place, so whatever returns to the queue is in its old order by itself.
+//! A locked message keeps its place. So a message that returns to the queue is in its old order without more work.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,47 +17,47 @@ use super::session::ConnectionId;
 use super::snapshot::Queued;
 use super::view::QueuedView;
 
-/// Most messages that wait for or are with one device.
+/// Most messages in one device's queue, waiting or locked.
 pub const MAX_QUEUE: usize = 50;
 
 /// How long a delivered message stays locked for its connection.
 pub const LOCK_TIME: Duration = Duration::from_secs(60);
 
-/// A message (or a feedback batch) that is abandoned this many times is dead lettered.
+/// A message or a feedback batch that is abandoned this many times is dead lettered.
 pub const MAX_DELIVERY_COUNT: u32 = 10;
 
-/// The right to settle one delivery; never used twice by a hub, nor by the next one on the same state directory.
+/// The right to settle one delivery. A hub never uses a lock twice, nor does the next hub on this state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Lock(pub(super) u64);
 
 impl Lock {
-    /// The lock as a number, for those who must hand it out.
+    /// The lock as a number, for protocols that send it to clients.
     pub fn number(self) -> u64 {
         self.0
     }
 
-    /// The lock of that number, held or not.
+    /// The lock with this number, whether it is held or not.
     pub fn from_number(number: u64) -> Self {
         Self(number)
     }
 }
 
-/// A message on its way to a device.
+/// A message that is being delivered to a device.
 #[derive(Debug, Clone)]
 pub struct Locked {
-    /// Settles this delivery.
+    /// The lock that settles this delivery.
     pub lock: Lock,
     /// The message.
     pub message: Arc<C2dMessage>,
-    /// Whether an earlier delivery of it was sent and not settled.
+    /// Whether an earlier delivery was sent and not settled.
     pub redelivered: bool,
-    /// How often a device has abandoned it.
+    /// How often a device has abandoned the message.
     pub delivery_count: u32,
-    /// Counts the device's messages from 1.
+    /// The message's number; each device counts from 1.
     pub sequence_number: u64,
-    /// When the hub took it.
+    /// When the hub accepted the message.
     pub enqueued: SystemTime,
-    /// Whether it is the second delivery under the same lock, which only a fault brings about.
+    /// Whether this is the second delivery under one lock. Only a fault causes it.
     pub copy: bool,
 }
 
@@ -75,7 +75,7 @@ impl From<Entry> for Finished {
     }
 }
 
-/// When a message came, and when it goes.
+/// When a message arrived, and when it expires.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival {
     pub(super) enqueued: SystemTime,
@@ -83,10 +83,10 @@ pub(super) struct Arrival {
     pub(super) expires: SystemTime,
 }
 
-/// What time has done to a queue.
+/// What the passing of time changed in a queue.
 #[derive(Debug)]
 pub(super) struct Passed {
-    /// What has left the queue.
+    /// The messages that have expired.
     pub(super) expired: Vec<Finished>,
     /// Whether a lock has lapsed.
     pub(super) unlocked: bool,
@@ -104,7 +104,8 @@ struct Entry {
     expires: SystemTime,
     delivery_count: u32,
     locked: Option<(Lock, SystemTime)>,
-    /// The connection that let its lock lapse: it is not offered the message again.
+    /// The connection that the message was sent to last. If that connection lets its lock lapse, it does not get the
+    /// message again.
     offered_to: Option<ConnectionId>,
     redelivered: bool,
 }
@@ -114,7 +115,7 @@ impl DeviceQueue {
         self.0.len()
     }
 
-    /// What is in it, oldest first.
+    /// The messages in the queue, oldest first.
     pub(super) fn view(&self) -> impl Iterator<Item = QueuedView<'_>> {
         self.0.iter().map(|entry| QueuedView {
             message: &entry.message,
@@ -138,7 +139,7 @@ impl DeviceQueue {
         self.0.iter().map(kept).collect()
     }
 
-    /// Nothing is locked: the connections are gone.
+    /// Restores the queue with no message locked, because the connections are gone.
     pub(super) fn restore(kept: Vec<Queued>) -> Self {
         let entry = |kept: Queued| Entry {
             message: kept.message,
@@ -154,7 +155,7 @@ impl DeviceQueue {
         Self(kept.into_iter().map(entry).collect())
     }
 
-    /// Answers whether there was room.
+    /// Adds a message at the end. Returns whether there was room.
     pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: Arrival) -> bool {
         if self.0.len() >= MAX_QUEUE {
             return false;
@@ -173,7 +174,7 @@ impl DeviceQueue {
         true
     }
 
-    /// Locks the oldest message that may go, or the newest. Without faults, `delay` is zero.
+    /// Locks the oldest message that may be sent, or the newest. Without faults, `delay` is zero.
     pub(super) fn lock_next(
         &mut self,
         lock: Lock,
@@ -203,19 +204,19 @@ impl DeviceQueue {
         })
     }
 
-    /// When the next message has waited for `delay` that now has not.
+    /// When the next message has waited for `delay`, among those that have not yet.
     pub(super) fn next_ripe(&self, delay: Duration, now: SystemTime) -> Option<SystemTime> {
         let waiting = self.0.iter().filter(|entry| entry.locked.is_none());
         waiting.map(|entry| entry.enqueued + delay).filter(|ripe| *ripe > now).min()
     }
 
-    /// Takes a locked message out.
+    /// Removes a locked message.
     pub(super) fn remove(&mut self, lock: Lock) -> Result<Finished, LockLost> {
         let entry = self.position(lock).and_then(|at| self.0.remove(at)).ok_or(LockLost)?;
         Ok(entry.into())
     }
 
-    /// Takes out everything that is not locked.
+    /// Removes all messages that are not locked.
     pub(super) fn take_waiting(&mut self) -> Vec<Finished> {
         let (kept, waiting): (VecDeque<_>, VecDeque<_>) =
             self.0.drain(..).partition(|entry| entry.locked.is_some());
@@ -223,7 +224,7 @@ impl DeviceQueue {
         waiting.into_iter().map(Finished::from).collect()
     }
 
-    /// Gives a locked message back; answers with it when that was once too often.
+    /// Gives a locked message back. Returns the message if it was abandoned too often.
     pub(super) fn abandon(&mut self, lock: Lock) -> Result<Option<Finished>, LockLost> {
         let at = self.position(lock).ok_or(LockLost)?;
         let entry = self.0.get_mut(at).ok_or(LockLost)?;
@@ -236,13 +237,13 @@ impl DeviceQueue {
         Ok(None)
     }
 
-    /// Unlocks a message that was not sent after all; nothing happens when it is not locked any more.
+    /// Unlocks a message that was not sent. If it is no longer locked, nothing happens.
     pub(super) fn put_back(&mut self, lock: Lock, redelivered: bool) {
         let Some(entry) = self.position(lock).and_then(|at| self.0.get_mut(at)) else { return };
         (entry.locked, entry.offered_to, entry.redelivered) = (None, None, redelivered);
     }
 
-    /// Unlocks everything that was locked for the connection: it is gone.
+    /// Unlocks all messages of a connection that has ended.
     pub(super) fn release(&mut self, connection: ConnectionId) {
         for entry in self.0.iter_mut().filter(|entry| entry.offered_to == Some(connection)) {
             entry.locked = None;
@@ -250,7 +251,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Unlocks what was locked too long and takes out what has expired, locked or not.
+    /// Unlocks messages that were locked too long, and removes expired ones, locked or not.
     pub(super) fn pass_time(&mut self, now: SystemTime) -> Passed {
         let mut unlocked = false;
         for entry in &mut self.0 {
@@ -266,7 +267,7 @@ impl DeviceQueue {
         Passed { expired: expired.into_iter().map(Finished::from).collect(), unlocked }
     }
 
-    /// When [`DeviceQueue::pass_time`] next has something to do.
+    /// When [`DeviceQueue::pass_time`] has its next work.
     pub(super) fn next_deadline(&self) -> Option<SystemTime> {
         let locks = self.0.iter().filter_map(|entry| entry.locked.map(|(_, until)| until));
         self.0.iter().map(|entry| entry.expires).chain(locks).min()

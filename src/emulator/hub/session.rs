@@ -1,4 +1,4 @@
-//! One device's session: its connection, and the subscriptions that outlive it.
+//! One device's session: its connection, and its subscriptions, which can outlive the connection.
 //!
 //! Owns: "the newer connection wins", clean and persistent sessions. Must not know: queues, MQTT packets.
 //! Source: wire reference 1.4 and 1.6.
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 /// Most subscriptions of one session. Source: wire reference 1.4.
 pub const MAX_SUBSCRIPTIONS: usize = 5;
 
-/// One connection of a device; never used twice by a hub.
+/// The id of one connection of a device. A hub never uses an id twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionId(pub(super) u64);
 
 /// What a device may subscribe to. Source: wire reference 1.5 and 1.7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Subscription {
-    /// C2D messages, or of a module what its inputs get.
+    /// C2D messages of a device, or messages for a module's inputs.
     DeviceBound,
     /// Direct methods.
     Methods,
@@ -25,14 +25,14 @@ pub enum Subscription {
     DesiredProperties,
 }
 
-/// The answer to a new connection.
+/// The result of a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connected {
     /// The new connection.
     pub connection: ConnectionId,
-    /// Whether the device has stored subscriptions from before.
+    /// Whether the device has subscriptions from an earlier connection.
     pub session_present: bool,
-    /// The connection that this one has displaced.
+    /// The connection that this one has replaced.
     pub displaced: Option<ConnectionId>,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Whether it is persistent, and its subscriptions.
+    /// Whether the session is persistent, and its subscriptions.
     pub(super) fn snapshot(&self) -> (bool, Vec<(Subscription, u8)>) {
         (self.stored, if self.stored { self.subscriptions.clone() } else { Vec::new() })
     }
 
-    /// Not connected.
+    /// Restores a session without a connection.
     pub(super) fn restore(stored: bool, subscriptions: Vec<(Subscription, u8)>) -> Self {
         Self { connection: None, stored, subscriptions }
     }
@@ -65,7 +65,7 @@ impl Session {
         Connected { connection, session_present, displaced }
     }
 
-    /// Answers whether `connection` was the current one.
+    /// Ends a connection. Returns whether it was the current one.
     pub(super) fn disconnect(&mut self, connection: ConnectionId) -> bool {
         if self.connection != Some(connection) {
             return false;

@@ -1,6 +1,7 @@
-//! All that a hub holds beside keys, in a form that can be kept in a file: queues, sessions, twins, D2C messages, feedback.
+//! Everything that a hub holds except keys, in a form that can be stored in a file: queues, sessions, twins, D2C
+//! messages, feedback.
 //!
-//! Owns: that form, its version, and what a restart means: connections and locks are gone, the rest is as it was.
+//! Owns: that form, its version, and what a restart changes: connections and locks are gone, the rest is unchanged.
 //! Must not know: files.
 
 use std::collections::BTreeMap;
@@ -16,26 +17,26 @@ use super::{DeviceQueue, DeviceState, Events, Hub, Session, Subscription};
 use crate::feedback::{DeliveryAck, FeedbackRecord};
 use crate::message::{C2dMessage, Properties};
 
-/// The version of the form. A file of another one is refused, not guessed at.
+/// The version of the form. A file with another version is refused, because guessing could lose data.
 const FORMAT: u32 = 1;
 
-/// What a hub holds at one time.
+/// What a hub holds at one moment.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
     format: u32,
     devices: BTreeMap<String, DeviceSnapshot>,
-    /// Records that no back end has taken for good, oldest first, with the time since when they wait.
+    /// Feedback records that no back end has accepted, oldest first, and since when each waits.
     feedback: Vec<(SystemTime, FeedbackRecord)>,
 }
 
-/// What a hub holds of one device.
+/// What a hub holds for one device.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DeviceSnapshot {
     pub(super) queue: Vec<Queued>,
     pub(super) queued: u64,
-    /// Whether there is a persistent session.
+    /// Whether the session is persistent.
     pub(super) stored: bool,
     pub(super) subscriptions: Vec<(Subscription, u8)>,
     pub(super) twin: Twin,
@@ -71,13 +72,13 @@ pub(super) struct KeptEvent {
     pub(super) body: Bytes,
 }
 
-/// A snapshot of another version of this program.
+/// The snapshot was written by another version of this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it has format {0}, and this version of c2d-agent knows format {FORMAT}")]
 pub struct UnknownFormat(u32);
 
 impl Hub {
-    /// What the hub holds now. Messages are shared, not copied.
+    /// A snapshot of the hub. It shares the messages and does not copy them.
     pub fn snapshot(&self) -> Snapshot {
         let devices = self.devices.iter().map(|(id, state)| (id.clone(), state.snapshot()));
         let absent = self.absent.iter().map(|(id, kept)| (id.clone(), kept.clone()));
@@ -88,10 +89,10 @@ impl Hub {
         }
     }
 
-    /// Takes up what an earlier hub held. What it held of devices that this one does not know is kept for a later one.
+    /// Loads what an earlier hub held. Data of devices that this hub does not have is kept for a later hub.
     ///
     /// # Errors
-    /// [`UnknownFormat`]; nothing has changed then.
+    /// [`UnknownFormat`]; in this case nothing has changed.
     pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), UnknownFormat> {
         if snapshot.format != FORMAT {
             return Err(UnknownFormat(snapshot.format));
@@ -134,7 +135,7 @@ impl DeviceState {
     }
 }
 
-/// A message as its property bag and its body in base64.
+/// A message, stored as its property bag and its body in base64.
 pub(super) mod message {
     use super::{Arc, C2dMessage};
     use serde::de::Error as _;
@@ -156,7 +157,7 @@ pub(super) mod message {
     }
 }
 
-/// Properties as a bag.
+/// Properties, stored as a property bag.
 mod properties {
     use super::Properties;
     use serde::de::Error as _;
@@ -174,7 +175,7 @@ mod properties {
     }
 }
 
-/// A body in base64.
+/// A body, stored in base64.
 mod body {
     use super::Bytes;
     use base64::Engine as _;
@@ -199,7 +200,7 @@ mod body {
     }
 }
 
-/// An acknowledgement level as its word.
+/// An acknowledgement level, stored as its word.
 pub(super) mod ack {
     use super::DeliveryAck;
     use serde::de::Error as _;
@@ -225,7 +226,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Through JSON, as through the file.
+    /// Restarts a hub with its snapshot, which passes through JSON as in the file.
     fn restarted(hub: &Hub) -> Hub {
         let text = serde_json::to_string(&hub.snapshot()).expect("JSON");
         let mut next = super::super::tests::hub();
@@ -259,7 +260,8 @@ mod tests {
         let content = kept.content.as_ref().expect("its content");
         assert_eq!((kept.sequence_number, content.message.message_id()), (1, Some("m1")));
         assert_eq!(next.next_feedback_batch(NOW).expect("m1 again").records, batch.records);
-        // The session is there, so messages come without a new subscription, in the old order and with their counts.
+        // The session was restored, so messages come without a new subscription, in the old order and with their
+        // counts.
         let connected = next.connect("dev1", false).expect("a device");
         assert!(connected.session_present);
         let again = next.next_delivery("dev1", connected.connection, NOW).expect("m2");
@@ -269,7 +271,7 @@ mod tests {
         );
         assert_eq!(again.sequence_number, 2);
         assert_eq!(next_id(&mut next, connected.connection, NOW).as_deref(), Some("m3"));
-        // What expires while no hub runs has expired.
+        // Messages also expire while no hub runs.
         let mut next = restarted(&hub);
         next.tick(after(3_601));
         assert_eq!((next.queue_length("dev1"), next.ended("dev1").count()), (Some(0), 3));
@@ -287,7 +289,7 @@ mod tests {
         assert_eq!(without.queue_length("dev1"), None);
         let again = restarted(&without);
         assert_eq!(again.queue_length("dev1"), Some(1));
-        // Also when the device is made anew while the hub runs.
+        // The data also returns when the device is made again while the hub runs.
         without.add_device(device("dev1"));
         assert_eq!(without.queue_length("dev1"), Some(1));
     }

@@ -342,8 +342,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: at most fifty messages; each delivery is of the oldest message that may go out; every
-    /// message ends once; feedback comes exactly once for each outcome that was asked for.
+    /// Invariants: at most fifty messages; each delivery is of the oldest message that may be sent; every message ends
+    /// once; each outcome that was asked for gives feedback exactly once.
     #[test]
     fn any_sequence_of_operations_keeps_the_invariants(steps in proptest::collection::vec(step(), 1..200)) {
         let mut hub = hub();
@@ -423,7 +423,7 @@ proptest! {
             prop_assert!(hub.queue_length("dev2") == Some(0));
         }
         prop_assert!(refused == 0 || sent >= MAX_QUEUE);
-        // Read all feedback, let everything that is left expire, and read the rest.
+        // Read all feedback, let all remaining messages expire, and read the rest.
         for wait in [Duration::ZERO, DEFAULT_TTL] {
             now += wait;
             hub.tick(now);

@@ -3,8 +3,9 @@
 //! Owns: who changes which part, versions, the etag. Pure: no topics, no clock.
 //! Must not know: MQTT, HTTPS, sessions; merging and limits are `document`'s.
 //!
-//! Choices where Microsoft's pages are silent: the etag is that of what back ends write, so a device that reports does not
-//! spoil it; a patch with empty desired properties or tags leaves them alone; `$metadata` is left out.
+//! Choices where Microsoft's pages are silent. The etag only covers what back ends write, so a report of the device
+//! does not make it out of date. A patch with empty desired properties or tags does not change them. `$metadata` is
+//! left out.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,12 +20,12 @@ use super::document::{Part, TwinError, difference, merged};
 pub(super) struct Twin {
     tags: Map<String, Value>,
     desired: Map<String, Value>,
-    /// Rises by one with each change that a back end makes of them.
+    /// Rises by one with each change of the desired properties by a back end.
     desired_version: u64,
     reported: Map<String, Value>,
-    /// Rises by one with each patch.
+    /// Rises by one with each patch of the reported properties.
     reported_version: u64,
-    /// Rises by one with each change that a back end makes of anything.
+    /// Rises by one with each change by a back end.
     written: u64,
 }
 
@@ -41,17 +42,17 @@ impl Default for Twin {
     }
 }
 
-/// What a back end writes.
+/// A change by a back end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TwinWrite {
-    /// Merges the parts that are there in.
+    /// Merges the given parts into the twin.
     Patch {
         /// A patch of the tags.
         tags: Option<Map<String, Value>>,
         /// A patch of the desired properties.
         desired: Option<Map<String, Value>>,
     },
-    /// Takes the place of both.
+    /// Replaces both parts.
     Replace {
         /// All tags.
         tags: Map<String, Value>,
@@ -60,20 +61,20 @@ pub enum TwinWrite {
     },
 }
 
-/// A change of the desired properties as its device hears of it.
+/// A change of the desired properties, as the device receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredChange {
-    /// The version that it leads to.
+    /// The version after the change.
     pub version: u64,
-    /// The patch, with `$version` in it.
+    /// The patch, including `$version`.
     pub patch: Value,
 }
 
 impl Twin {
-    /// Merges a patch in and answers the new version.
+    /// Merges a patch into the reported properties, and returns their new version.
     ///
     /// # Errors
-    /// [`TwinError`]; nothing has changed then.
+    /// [`TwinError`]; in this case nothing has changed.
     pub(super) fn patch_reported(&mut self, patch: &Value) -> Result<u64, TwinError> {
         let patch = patch.as_object().ok_or(TwinError::NotAnObject(Part::Reported))?;
         self.reported = merged(Part::Reported, &self.reported, patch)?;
@@ -81,10 +82,10 @@ impl Twin {
         Ok(self.reported_version)
     }
 
-    /// Writes tags and desired properties, and answers what the device is to hear of it.
+    /// Writes tags and desired properties, and returns the change that the device must receive.
     ///
     /// # Errors
-    /// [`TwinError`]; nothing has changed then.
+    /// [`TwinError`]; in this case nothing has changed.
     pub(super) fn write(&mut self, write: TwinWrite) -> Result<Option<DesiredChange>, TwinError> {
         let nothing = Map::new();
         let (tags, desired, patch) = match write {
@@ -110,8 +111,8 @@ impl Twin {
         }))
     }
 
-    /// Desired and reported properties with their versions, as a device gets them and as they stand in
-    /// `properties` of the back end's view.
+    /// Desired and reported properties with their versions, as a device gets them. They are also the `properties` of
+    /// the back end's view.
     pub(super) fn properties(&self) -> Value {
         json!({
             "desired": with_version(&self.desired, self.desired_version),
@@ -123,12 +124,12 @@ impl Twin {
         &self.tags
     }
 
-    /// The version of the whole twin: it rises with each change of any part.
+    /// The version of the whole twin. It rises with each change of any part.
     pub(super) fn version(&self) -> u64 {
         self.written + self.reported_version
     }
 
-    /// The version of what back ends write, as the hub writes it in `etag`.
+    /// The version of the back ends' part, in the form that the hub uses for `etag`.
     pub(super) fn etag(&self) -> String {
         STANDARD.encode(self.written.to_be_bytes())
     }
@@ -194,7 +195,7 @@ mod tests {
             twin.write(patch(json!({ "room": 1, "floor": 2 }), json!({ "led": { "on": true, "old": 1 } })));
         let told = json!({ "led": { "on": true, "old": 1 }, "$version": 2 });
         assert_eq!(heard, Ok(Some(DesiredChange { version: 2, patch: told })));
-        // A deletion is told as one, and what is not named stays.
+        // A deletion reaches the device as null, and keys that are not in the patch stay.
         let heard = twin.write(patch(Value::Null, json!({ "led": { "old": null } }))).expect("taken");
         assert_eq!(heard.expect("told").patch, json!({ "led": { "old": null }, "$version": 3 }));
         let only_tags = [patch(json!({ "room": null }), Value::Null), patch(json!({}), json!({}))];
@@ -305,7 +306,7 @@ mod tests {
         assert_eq!(twelve, 10);
     }
 
-    /// A twin as paths to leaves: what merging must come to, written the other way round. An empty object is a leaf.
+    /// A twin as paths to leaves: a second model of merging, to compare with. An empty object is a leaf.
     type Leaves = BTreeMap<Vec<String>, Value>;
 
     fn leaves(value: &Value, path: &[String], out: &mut Leaves) {
@@ -321,8 +322,8 @@ mod tests {
         }
     }
 
-    /// The model: each leaf of the patch clears what stands at, above and below its path, then stands there itself
-    /// unless it is null. Keys in between turn into objects and stay when they become empty.
+    /// The model: each leaf of the patch first clears everything at, above and below its path, and then is set there
+    /// unless it is null. Keys on the path become objects, and stay when they become empty.
     fn model(mut state: Leaves, patch: &Value, path: &[String]) -> Leaves {
         let Value::Object(patch) = patch else { return state };
         if state.get(path).is_some_and(|leaf| !path.is_empty() && !leaf.is_object()) {
@@ -340,7 +341,7 @@ mod tests {
                 }
             }
         }
-        // An object that holds something is no leaf; one that holds nothing is.
+        // An object with content is not a leaf; an empty object is.
         let holds = state.keys().any(|other| other.len() > path.len() && other.starts_with(path));
         if holds {
             state.remove(path);
@@ -379,9 +380,9 @@ mod tests {
                 expected = model(expected, patch, &[]);
                 let mut found = Leaves::new();
                 leaves(&Value::Object(twin.reported.clone()), &[], &mut found);
-                found.remove(&Vec::new()); // the whole, when it is empty
+                found.remove(&Vec::new());  // the root, if it is empty
                 prop_assert_eq!(&found, &expected);
-                // Patching with what is there changes nothing but the version.
+                // A patch with the present values changes only the version.
                 let same = Value::Object(twin.reported.clone());
                 let mut again = Twin { reported: twin.reported.clone(), reported_version: 7, ..Twin::default() };
                 prop_assert_eq!(again.patch_reported(&same), Ok(8));

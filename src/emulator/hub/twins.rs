@@ -1,6 +1,7 @@
-//! Twins of devices: what they report, what back ends write, and who hears of it.
+//! Twins of devices: what devices report, what back ends write, and which changes reach the device.
 //!
-//! Owns: which device's twin, what stands beside its properties, the changes that wait for a connected device.
+//! Owns: which twin belongs to which device, the fields next to its properties, the changes that wait for a connected
+//! device.
 //! Must not know: merging (`twin`), topics, HTTP.
 
 use std::time::SystemTime;
@@ -11,18 +12,18 @@ use super::{ConnectionId, DesiredChange, DeviceState, Hub, Subscription, TwinErr
 use crate::emulator::identity;
 use crate::message;
 
-/// How the hub writes that a device has never been seen.
+/// The hub's text for the time of a device that was never active.
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// Most changes of desired properties that wait for a device which does not read. It misses the oldest then, sees that by
-/// `$version`, and can get its twin.
+/// Most changes of desired properties that wait for a device that does not read. Beyond that, the device misses the
+/// oldest change. It sees that by `$version`, and can get its twin.
 pub const MAX_DESIRED_CHANGES: usize = 16;
 
 impl Hub {
-    /// Merges a patch into the device's reported properties, and answers their new version.
+    /// Merges a patch into the device's reported properties, and returns their new version.
     ///
     /// # Errors
-    /// [`TwinError`]; nothing has changed then.
+    /// [`TwinError`]; in this case nothing has changed.
     pub fn patch_reported(
         &mut self,
         device_id: &str,
@@ -37,11 +38,11 @@ impl Hub {
         Ok(version)
     }
 
-    /// Writes tags and desired properties, and answers the twin as it is then. With `etag`, only that version is written
-    /// over. The device hears of changed desired properties when it is connected and has subscribed to them.
+    /// Writes tags and desired properties, and returns the new twin. With `etag`, the write only happens if the twin
+    /// has this version. The device receives changed desired properties if it is connected and has subscribed to them.
     ///
     /// # Errors
-    /// [`TwinError`]; nothing has changed then.
+    /// [`TwinError`]; in this case nothing has changed.
     pub fn write_twin(
         &mut self,
         device_id: &str,
@@ -68,8 +69,8 @@ impl Hub {
         self.twin(device_id).ok_or_else(unknown)
     }
 
-    /// The next change of desired properties that `connection` has not been told of. What was written while the device was
-    /// not connected, or not subscribed, does not come: it gets its twin then. Source: wire reference 1.7.
+    /// The next change of desired properties that `connection` has not received. Changes from a time when the device
+    /// was not connected or not subscribed are not sent: the device gets its twin then. Source: wire reference 1.7.
     pub fn next_desired_change(
         &mut self,
         device_id: &str,
@@ -78,17 +79,17 @@ impl Hub {
         self.current(device_id, connection)?.desired_changes.pop_front()
     }
 
-    /// The twin's `properties` as its device gets them; `None` when there is no such device.
+    /// The twin's `properties` as the device gets them; `None` if the device does not exist.
     pub fn twin_properties(&self, device_id: &str) -> Option<Value> {
         self.devices.get(device_id).map(|state| state.twin.properties())
     }
 
-    /// The twin's tags, which its device does not see; empty when there is no such device.
+    /// The twin's tags, which the device does not see; empty if the device does not exist.
     pub fn twin_tags(&self, device_id: &str) -> Value {
         self.devices.get(device_id).map(|state| state.twin.tags().clone()).unwrap_or_default().into()
     }
 
-    /// The twin as a back end gets it; `None` when there is no such device.
+    /// The twin as a back end gets it; `None` if the device does not exist.
     pub fn twin(&self, device_id: &str) -> Option<Value> {
         let DeviceState { queue, session, twin, last_activity, .. } = self.devices.get(device_id)?;
         let enabled = self.registry.device(device_id).is_some_and(|(_, enabled)| enabled);

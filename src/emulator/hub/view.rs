@@ -1,6 +1,7 @@
-//! What somebody who looks at the hub sees: queues with the states of their messages, what ended lately, feedback that waits.
+//! What a viewer of the hub sees: queues with the states of their messages, messages that ended recently, waiting
+//! feedback.
 //!
-//! Owns: which of the hub's inside can be looked at, and how many ended messages are remembered for it.
+//! Owns: which parts of the hub are visible, and how many ended messages are kept for viewers.
 //! Must not know: JSON, HTTP.
 
 use std::collections::VecDeque;
@@ -14,10 +15,10 @@ use crate::message::C2dMessage;
 
 use super::{Finished, Hub, snapshot};
 
-/// Ended messages that are remembered for each device.
+/// Most ended messages kept for each device.
 pub const MAX_ENDED: usize = 20;
 
-/// Most bytes of their messages. Of what is older, only the end is remembered.
+/// Most bytes of their messages. For older messages, only the outcome is kept.
 pub const MAX_ENDED_BYTES: usize = 256 * 1024;
 
 /// A message in a device's queue.
@@ -25,11 +26,11 @@ pub const MAX_ENDED_BYTES: usize = 256 * 1024;
 pub struct QueuedView<'a> {
     /// The message.
     pub message: &'a C2dMessage,
-    /// Until when it is invisible, because it is with the device; `None` when it waits.
+    /// The end of the lock, if the device has the message; `None` if the message waits.
     pub locked_until: Option<SystemTime>,
-    /// Which one of the device's messages it is.
+    /// The message's number; each device counts from 1.
     pub sequence_number: u64,
-    /// How often a device has abandoned it.
+    /// How often a device has abandoned the message.
     pub delivery_count: u32,
     /// When it expires.
     pub expires: SystemTime,
@@ -39,13 +40,13 @@ pub struct QueuedView<'a> {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ended {
-    /// Its message id, when it had one.
+    /// The message id, if the message had one.
     pub message_id: Option<String>,
-    /// How it ended, whoever wanted to hear of it.
+    /// How the message ended, even if its sender did not ask for feedback.
     pub status: FeedbackStatus,
-    /// When.
+    /// When the message ended.
     pub at: SystemTime,
-    /// Which one of the device's messages it was; 0 in what an older emulator has kept.
+    /// The message's number; each device counts from 1. It is 0 in files of older emulators.
     #[serde(default)]
     pub sequence_number: u64,
     /// The message, while it is kept.
@@ -60,7 +61,7 @@ pub struct Content {
     /// Properties and body.
     #[serde(with = "snapshot::message")]
     pub message: Arc<C2dMessage>,
-    /// The outcomes that its sender wanted to hear of.
+    /// The outcomes that the sender wanted feedback on.
     #[serde(with = "snapshot::ack")]
     pub(super) ack: DeliveryAck,
 }
@@ -78,12 +79,12 @@ impl Ended {
     }
 }
 
-/// A feedback record that no back end has taken for good.
+/// A feedback record that no back end has accepted.
 #[derive(Debug)]
 pub struct FeedbackView<'a> {
     /// The record.
     pub record: &'a FeedbackRecord,
-    /// Until when a back end has it to settle; `None` when it waits.
+    /// The end of the lock, if a back end has the record; `None` if the record waits.
     pub locked_until: Option<SystemTime>,
 }
 
@@ -120,12 +121,12 @@ impl FromIterator<Ended> for EndedLately {
 }
 
 impl Hub {
-    /// All devices and modules, by name.
+    /// All devices and modules, sorted by id.
     pub fn device_ids(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
     }
 
-    /// Whether the device is connected by a protocol that knows connections.
+    /// Whether the device is connected over a protocol that has connections.
     pub fn is_connected(&self, device_id: &str) -> bool {
         self.devices.get(device_id).is_some_and(|state| state.session.is_connected())
     }
@@ -135,23 +136,23 @@ impl Hub {
         self.devices.get(device_id)?.last_activity
     }
 
-    /// The device's queue, oldest first; nothing when there is no such device.
+    /// The device's queue, oldest first; empty if the device does not exist.
     pub fn queued(&self, device_id: &str) -> impl Iterator<Item = QueuedView<'_>> {
         self.devices.get(device_id).into_iter().flat_map(|state| state.queue.view())
     }
 
-    /// The device's last [`MAX_ENDED`] messages that ended, newest first; nothing when there is no such device.
+    /// The device's last [`MAX_ENDED`] ended messages, newest first; empty if the device does not exist.
     pub fn ended(&self, device_id: &str) -> impl Iterator<Item = &Ended> {
         self.devices.get(device_id).into_iter().flat_map(|state| state.ended.iter().rev())
     }
 
-    /// The feedback that no back end has taken for good, oldest first.
+    /// The feedback that no back end has accepted, oldest first.
     pub fn feedback(&self) -> impl Iterator<Item = FeedbackView<'_>> {
         self.feedback.view()
     }
 
-    /// Rises with every change that can be looked at, so also with those that [`Hub::version`] leaves out because no
-    /// listener has to act on them.
+    /// Rises with every change that a viewer can see. [`Hub::version`] leaves out the changes that no listener must act
+    /// on.
     pub fn changes(&self) -> u64 {
         self.version + self.quiet_changes
     }

@@ -1,4 +1,4 @@
-//! Faults as text, and each decision by itself.
+//! Faults as text, and each decision of a fault.
 
 use super::super::tests::{NOW, after, connect, device, hub, id_of, next_id, send};
 use super::super::{DeliveryAck, EnqueueError, LockLost};
@@ -124,7 +124,7 @@ fn a_message_is_held_back_and_its_time_wakes_the_listeners() {
     hub.tick(after(5));
     assert_ne!(hub.version(), before);
     assert_eq!(next_id(&mut hub, connection, after(5)).as_deref(), Some("m1"));
-    // Given back, it has waited already.
+    // The message was given back and has already waited for its delay.
     hub.disconnect("dev1", connection);
     let connection = connect(&mut hub, false);
     assert_eq!(next_id(&mut hub, connection, after(5)).as_deref(), Some("m1"));
