@@ -1,29 +1,30 @@
-//! Link addresses and the `to` of messages, in all spellings of the SDKs.
+//! Link addresses and the `to` of messages, in all forms that the SDKs write.
 //!
-//! Owns: their syntax. Must not know: links, who may use them.
+//! Owns: the syntax of addresses. Must not know: links, who may use them.
 //!
-//! Clients write a bare path or a whole URI, any letter case, ids percent-encoded or not (wire reference 2.4).
+//! Clients write a bare path or a whole URI, in any letter case, with or without percent-encoded ids (wire reference
+//! 2.4).
 
 use percent_encoding::percent_decode_str;
 
-/// What an address stands for.
+/// The meaning of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
     /// The token service.
     Cbs,
-    /// Where a back end sends C2D messages.
+    /// A back end sends C2D messages here.
     DeviceBound,
-    /// Where a back end reads feedback.
+    /// A back end reads feedback here.
     Feedback,
-    /// The C2D queue of one device: the `to` of a message, or what a device attaches to.
+    /// The C2D queue of one device: the `to` of a message, or the address of a device's own link.
     Device(String),
-    /// Where one device sends its D2C messages.
+    /// A device sends its D2C messages here.
     Events(String),
-    /// Where one device gets its twin, and reports.
+    /// A device gets its twin and reports properties here.
     Twin(String),
-    /// Where one device is called, and answers.
+    /// A device receives method calls and answers them here.
     Methods(String),
-    /// The C2D queue of a module, which the hub does not have.
+    /// The C2D queue of a module. The hub does not have one.
     Module,
     /// Another address of a device.
     OtherOfDevice,
@@ -53,7 +54,7 @@ impl Address {
             _ => Self::Unknown,
         };
         match &address {
-            // An id that hides another path.
+            // The decoded id contains another path.
             Self::Device(id) | Self::Events(id) | Self::Twin(id) | Self::Methods(id) if id.contains('/') => {
                 Self::Unknown
             }
@@ -62,7 +63,7 @@ impl Address {
     }
 }
 
-/// Node escapes ids, Python does not. Text that does not decode is taken as it is.
+/// Decodes an id: Node escapes ids, Python does not. Text that cannot be decoded is used unchanged.
 pub(super) fn decode(id: &str) -> String {
     percent_decode_str(id).decode_utf8().map_or_else(|_| id.to_owned(), |text| text.into_owned())
 }

@@ -1,9 +1,10 @@
-//! Answers to receivers that settle second: the AMQP crate sends none for a single delivery.
+//! Answers to receivers that settle second. The AMQP crate sends none for a single delivery.
 //!
-//! Owns: which deliveries are out, which of them their receiver has decided on and waits for, and the frames that tell it.
+//! Owns: which deliveries are out, which of them wait for an answer to the receiver's decision, and the answer's
+//! frames.
 //! Must not know: what a delivery carries, links.
 //!
-//! Source: AMQP 1.0, 2.6.12; wire reference 2.6: whatever the outcome, the answer is accepted, unless the lock was lost.
+//! Source: AMQP 1.0, 2.6.12; wire reference 2.6. For every outcome the answer is accepted, unless the lock was lost.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -12,22 +13,23 @@ use std::task::{Context, Waker};
 
 use uuid::Uuid;
 
-/// Deliveries of one connection that are remembered; a queue has 50 messages. Of more, the oldest get no answer.
+/// Most deliveries of one connection that are remembered; a queue has 50 messages. Beyond that, the oldest get no
+/// answer.
 const MAX_DELIVERIES: usize = 1_000;
 
 const ACCEPTED: &[u8] = b"\x00\x53\x24\x45";
 
-/// Shared by the stream of a connection and its links.
+/// The answers of one connection. The connection's stream and its links share them.
 #[derive(Clone, Default)]
 pub(super) struct Answers(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
-    /// By lock token.
+    /// Deliveries by lock token.
     deliveries: BTreeMap<Uuid, Delivery>,
-    /// The channel that this side uses for a session, by the client's.
+    /// The channels of the sessions: the client's channel, then this side's.
     channels: BTreeMap<u16, u16>,
-    /// Whole frames.
+    /// Complete frames that can be sent.
     ready: Vec<u8>,
     waker: Option<Waker>,
 }
@@ -35,7 +37,7 @@ struct Inner {
 struct Delivery {
     channel: u16,
     id: u32,
-    /// Whether its receiver waits.
+    /// Whether the receiver waits for an answer.
     waits: bool,
 }
 
@@ -44,12 +46,12 @@ impl Answers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session has begun, on the client's channel and on this side's.
+    /// Notes that a session has begun, with the client's channel and this side's.
     pub(super) fn begun(&self, theirs: u16, own: u16) {
         self.inner().channels.insert(theirs, own);
     }
 
-    /// The client has ended the session of its channel.
+    /// Notes that the client has ended the session on its channel.
     pub(super) fn ended(&self, theirs: u16) {
         let mut inner = self.inner();
         if let Some(own) = inner.channels.remove(&theirs) {
@@ -57,17 +59,17 @@ impl Answers {
         }
     }
 
-    /// A delivery goes out, on this side's channel.
+    /// Notes that a delivery is sent, on this side's channel.
     pub(super) fn sent(&self, token: Uuid, channel: u16, id: u32) {
         let mut inner = self.inner();
         if inner.deliveries.len() >= MAX_DELIVERIES {
-            // Tokens count up.
+            // Tokens count up, so the first one is the oldest.
             inner.deliveries.pop_first();
         }
         inner.deliveries.insert(token, Delivery { channel, id, waits: false });
     }
 
-    /// The client has decided on deliveries; unless it has settled them, it waits for an answer.
+    /// Notes that the client has decided on deliveries. If it has not settled them, it waits for an answer.
     pub(super) fn decided(&self, theirs: u16, ids: RangeInclusive<u32>, settled: bool) {
         let mut inner = self.inner();
         let Some(own) = inner.channels.get(&theirs).copied() else { return };
@@ -80,7 +82,7 @@ impl Answers {
         }
     }
 
-    /// The hub has done as the client decided, or the client has lost its lock.
+    /// Prepares the answer: the hub has carried out the client's decision, or the client has lost its lock.
     pub(super) fn answer(&self, token: Uuid, is_held: bool) {
         let mut inner = self.inner();
         let Some(Delivery { channel, id, waits: true }) = inner.deliveries.remove(&token) else { return };
@@ -91,7 +93,7 @@ impl Answers {
         }
     }
 
-    /// Moves what is ready to `out`, and has `context` woken when there is more. Whether there was any.
+    /// Moves the ready frames to `out`, and registers `context` to be woken for more. Returns whether there were any.
     pub(super) fn take(&self, context: &Context<'_>, out: &mut Vec<u8>) -> bool {
         let mut inner = self.inner();
         inner.waker = Some(context.waker().clone());
@@ -100,7 +102,7 @@ impl Answers {
     }
 }
 
-/// A settled disposition of the sender.
+/// A settled disposition from the sender.
 fn disposition(channel: u16, id: u32, state: Vec<u8>) -> Vec<u8> {
     let id = [&[0x70][..], &id.to_be_bytes()].concat();
     let list = list(&[vec![0x42], id.clone(), id, vec![0x41], state]);
@@ -120,7 +122,7 @@ fn lock_lost() -> Vec<u8> {
     [&b"\x00\x53\x25"[..], &list(&[[b"\x00\x53\x1d", &error[..]].concat()])].concat()
 }
 
-/// A list of values that are encoded already.
+/// An AMQP list of values that are already encoded.
 pub(super) fn list(fields: &[Vec<u8>]) -> Vec<u8> {
     let inside = fields.concat();
     match (u8::try_from(inside.len() + 1), u8::try_from(fields.len())) {

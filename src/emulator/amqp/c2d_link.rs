@@ -1,6 +1,6 @@
 //! The link on which a back end sends C2D messages.
 //!
-//! Owns: one settled answer to each message. Must not know: how a message is read, queues.
+//! Owns: one settled answer to each message. Must not know: how a message is decoded, queues.
 
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use super::claims::Claims;
 use super::condition::Refusal;
 use super::convert;
 
-/// Takes messages until the link ends. Each is queued and accepted, or rejected with the reason; none ends the link.
+/// Accepts messages until the link ends. Each one is queued and accepted, or rejected with the reason. A rejection does
+/// not end the link.
 pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>) {
     loop {
         let (delivery, verdict) = match link.recv::<Body<Value>>().await {

@@ -1,6 +1,6 @@
-//! Claims-based security: tokens put to `$cbs`.
+//! Claims-based security: tokens that clients send to `$cbs`.
 //!
-//! Owns: the requests and their replies. Must not know: what a token is good for.
+//! Owns: the requests and their replies. Must not know: what a token allows.
 //! Source: wire reference 2.3.
 
 use std::sync::Arc;
@@ -18,20 +18,20 @@ use super::claims::{ClaimError, Claims};
 use super::condition::Refusal;
 use crate::emulator::registry::AuthError;
 
-/// Replies that wait for the reply link. A client puts one token at a time.
+/// Most replies that wait for the reply link. A client sends one token at a time.
 const MAX_WAITING_REPLIES: usize = 16;
 
-/// Types of tokens, compared without case. The second is for Entra tokens, which Node sends as the first.
+/// Types of tokens, compared without case. The second is for Entra tokens; Node sends those with the first type.
 const TOKEN_TYPES: [&str; 2] = ["servicebus.windows.net:sastoken", "bearer"];
 
 type Reply = Message<AmqpValue<Value>>;
 
-/// The token service of one session: requests come on one link, replies go out on another.
+/// The token service of one session: requests arrive on one link, replies leave on another.
 #[derive(Clone)]
 pub(super) struct TokenService {
     claims: Arc<Claims>,
     queue: mpsc::Sender<Reply>,
-    /// Held by the reply link; a second one waits until the first is gone.
+    /// The reply link holds the lock. A second reply link waits until the first has ended.
     replies: Arc<Mutex<mpsc::Receiver<Reply>>>,
 }
 
@@ -41,7 +41,7 @@ impl TokenService {
         Self { claims, queue, replies: Arc::new(Mutex::new(replies)) }
     }
 
-    /// Takes requests until the link ends.
+    /// Answers requests until the link ends.
     pub(super) async fn answer(self, mut link: Receiver) {
         loop {
             let (delivery, message) = match link.recv::<Body<Value>>().await {
@@ -58,7 +58,7 @@ impl TokenService {
                     return;
                 }
             };
-            // Settled first: Python does not look at a reply before that.
+            // Settle before the reply: Python ignores a reply that comes earlier.
             if let Err(error) = link.accept(delivery).await {
                 tracing::debug!(%error, "a request could not be settled");
                 return;
@@ -121,7 +121,7 @@ impl Status {
     }
 }
 
-/// The token, and the audience that it is put for.
+/// The token, and the audience that it is for.
 fn token_of(request: &Message<Body<Value>>) -> Result<(&str, &str), &'static str> {
     let text = |name: &str| match request.application_properties.as_ref()?.0.get(name)? {
         SimpleValue::String(text) => Some(text.as_str()),
@@ -144,7 +144,7 @@ fn token_of(request: &Message<Body<Value>>) -> Result<(&str, &str), &'static str
     }
 }
 
-/// The correlation id keeps the type of the request's id, and the code is an int: Python insists on both.
+/// A reply. Python requires that the correlation id keeps the type of the request's id, and that the code is an int.
 fn reply(id: Option<MessageId>, status: &Status) -> Reply {
     let properties = Properties { correlation_id: id, ..Properties::default() };
     let mut application = ApplicationProperties::default();

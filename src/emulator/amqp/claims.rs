@@ -1,6 +1,6 @@
 //! What one connection has proved, by SASL PLAIN, by CBS tokens, or by the client certificate of its TLS connection.
 //!
-//! Owns: the grants that are in force and their end, and which devices the connection stands for.
+//! Owns: the valid grants and their end, and which devices the connection acts for.
 //! Must not know: frames, how a token arrived.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,10 +18,10 @@ use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::emulator::registry::{AuthError, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 
-/// Devices of one connection. SDKs that share a connection between devices are told to open another one.
+/// Most devices of one connection. An SDK that shares a connection between more devices is told to open another one.
 const MAX_DEVICES: usize = 100;
 
-/// Why a token was not taken. No variant holds secret text.
+/// Why a token was refused. No variant holds secret text.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClaimError {
     #[error(transparent)]
@@ -32,16 +32,16 @@ pub(super) enum ClaimError {
     TooManyDevices,
 }
 
-/// The claims of one connection. A later valid token replaces an earlier one of the same policy or device.
+/// The claims of one connection. A later valid token replaces an earlier one of that policy or device.
 pub(super) struct Claims {
     pub(super) hub: SharedHub,
     certificate: Option<Thumbprint>,
     grants: watch::Sender<Grants>,
-    /// The hub's connections of the devices that have links here.
+    /// The hub's connections for the devices that have links here.
     connections: Mutex<BTreeMap<String, ConnectionId>>,
-    /// Links that take calls of methods, counted for each of the hub's connections.
+    /// How many links take method calls, for each of the hub's connections.
     callable: Mutex<HashMap<ConnectionId, usize>>,
-    /// To receivers that settle second.
+    /// Answers to receivers that settle second.
     pub(super) answers: Answers,
     /// Cuts the connection.
     kill: CancellationToken,
@@ -54,15 +54,15 @@ struct Grants {
 }
 
 impl Claims {
-    /// `certificate` is the one that the client has shown; `kill` cuts the connection.
+    /// Claims without tokens. `certificate` is the one that the client has shown; `kill` cuts the connection.
     pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
         let grants = watch::Sender::new(Grants::default());
         let (connections, answers) = (Mutex::default(), Answers::default());
         Arc::new(Self { hub, certificate, grants, connections, callable: Mutex::default(), answers, kill })
     }
 
-    /// Counts what a device has sent, or is about to get. When a fault drops the connection at this, it is cut, and the
-    /// answer is no.
+    /// Counts a packet that a device has sent or is about to get. If a fault drops the connection at this packet, this
+    /// cuts the connection and returns false.
     pub(super) fn count_packet(&self, device_id: &str) -> bool {
         let drops = self.hub.with(|hub, _| hub.drops_packet(device_id));
         if drops {
@@ -72,7 +72,7 @@ impl Claims {
         !drops
     }
 
-    /// Takes a service token of the policy `user`.
+    /// Accepts a service token of the policy `user`.
     pub(super) fn put_of_policy(&self, token: &str, user: &str) -> Result<(), ClaimError> {
         let grant = self.hub.with(|hub, now| hub.authenticate_service(token, now))?;
         if grant.policy.as_deref() != Some(user) {
@@ -82,7 +82,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Takes a token for a device.
+    /// Accepts a token for a device.
     pub(super) fn put_of_device(&self, token: &str, device_id: &str) -> Result<(), ClaimError> {
         let grant = self.hub.with(|hub, now| hub.authenticate_device(device_id, Some(token), None, now))?;
         let room =
@@ -95,8 +95,8 @@ impl Claims {
         Ok(())
     }
 
-    /// Takes a token put to `$cbs` for `audience`. It is a device's when its resource or the audience names one: then it
-    /// must be good for that device.
+    /// Accepts a token that was sent to `$cbs` for `audience`. If the token's resource or the audience names a device,
+    /// the token must be valid for that device.
     pub(super) fn put(&self, token: &str, audience: &str) -> Result<(), ClaimError> {
         let parsed = SasToken::parse(token).map_err(AuthError::from)?;
         match device_of(&parsed.resource()).or_else(|| device_of(&address::decode(audience))) {
@@ -115,10 +115,10 @@ impl Claims {
         self.grants.borrow().service.as_ref().is_some_and(|grant| self.is_valid(grant))
     }
 
-    /// Whether the connection may act as this device now.
+    /// Checks whether the connection may act as this device now.
     ///
     /// # Errors
-    /// An error of the hub for the device.
+    /// The hub's error for the device.
     pub(super) fn check_device(&self, device_id: &str) -> Result<(), Refusal> {
         self.prove_device(device_id)?;
         if self.hub.with(|hub, _| hub.is_throttled(device_id)) {
@@ -143,8 +143,8 @@ impl Claims {
         })
     }
 
-    /// The hub's connection of a device, which is made when there is none, or another one has taken its place. That it is
-    /// a clean one, so that it leaves no MQTT subscription behind, is a choice.
+    /// The hub's connection for a device. If there is none, or another one has replaced it, a new one is made. It is a
+    /// clean one, so that no MQTT subscription stays behind; this is a choice.
     pub(super) fn connection(&self, device_id: &str) -> Result<ConnectionId, Refusal> {
         let mut connections = self.connections();
         self.hub.with(|hub, now| {
@@ -163,7 +163,7 @@ impl Claims {
         })
     }
 
-    /// The end of the connection: what its devices have not settled waits for their next ones.
+    /// Ends the connection. Messages that its devices have not settled wait for their next connections.
     pub(super) fn disconnect(&self) {
         let connections = std::mem::take(&mut *self.connections());
         self.hub.with(|hub, _| {
@@ -173,7 +173,7 @@ impl Claims {
         });
     }
 
-    /// Returns when a grant in force has expired; a renewal in time puts that off. Cancel safe.
+    /// Returns when a valid grant expires. A renewal in time delays this. Cancel safe.
     pub(super) async fn expired(&self) {
         let mut changes = self.grants.subscribe();
         let mut hub_changes = self.hub.watch();
@@ -188,16 +188,17 @@ impl Claims {
             };
             tokio::select! {
                 () = end => return,
-                // The senders live in `self`, so these are always changes.
+                // `self` holds the senders, so these are always changes.
                 _changed = changes.changed() => {}
                 _changed = hub_changes.changed() => {}
             }
         }
     }
 
-    /// Ends the grants of devices whose token is to count as expired, once they have a link.
+    /// Ends the grants of devices whose token must count as expired because of a fault. The fault waits until the
+    /// device has a link.
     fn expire_faulty(&self) {
-        // Not those whose place another connection has taken.
+        // Skip devices that another connection has taken over: the fault is for their current connection.
         let connections = self.connections().clone();
         let current =
             connections.into_iter().filter(|(id, own)| self.hub.with(|hub, _| hub.is_current(id, *own)));
@@ -217,14 +218,14 @@ impl Claims {
         grant.expires.is_none_or(|end| end > self.hub.now())
     }
 
-    /// A link takes calls of a device's methods from now on.
+    /// Notes that a link takes calls of a device's methods from now on.
     pub(super) fn begin_calls(&self, device_id: &str, own: ConnectionId) {
         let mut callable = self.callable.lock().unwrap_or_else(PoisonError::into_inner);
         *callable.entry(own).or_default() += 1;
         self.hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::Methods, 0));
     }
 
-    /// Such a link has ended. With the last of them the device takes no more.
+    /// Notes that such a link has ended. After the last one, the device takes no calls.
     pub(super) fn end_calls(&self, device_id: &str, own: ConnectionId) {
         let mut callable = self.callable.lock().unwrap_or_else(PoisonError::into_inner);
         match callable.get_mut(&own) {
@@ -236,7 +237,7 @@ impl Claims {
         }
     }
 
-    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+    /// Nothing panics while this lock is held, so the data is valid even if the lock is poisoned.
     fn connections(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, ConnectionId>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,7 +249,7 @@ impl Grants {
     }
 }
 
-/// The device that a resource or an audience is of: `{host}/devices/{id}`, whatever follows.
+/// The device in a resource or an audience: `{host}/devices/{id}`, with any rest.
 fn device_of(resource: &str) -> Option<String> {
     let path = resource.split_once("://").map_or(resource, |(_, rest)| rest);
     let (_, rest) = path.split_once("/devices/")?;

@@ -1,4 +1,4 @@
-//! Errors as they go out over AMQP: condition, description, tracking id.
+//! Errors in the form that AMQP sends: condition, description, tracking id.
 //!
 //! Owns: the symbols. Must not know: links.
 //! Source: wire reference 2.8 and 4.3.
@@ -8,34 +8,34 @@ use fe2o3_amqp::types::primitives::{Symbol, Value};
 
 use crate::emulator::hub::EnqueueError;
 
-/// Why something is refused.
+/// Why a link or a message is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) condition: ErrorCondition,
-    /// The hub's code, where there is one.
+    /// The hub's code, if there is one.
     pub(super) code: Option<i32>,
     pub(super) description: String,
 }
 
 impl Refusal {
-    /// A property or address that the hub does not take: 400003.
+    /// The hub does not allow this property or address: 400003.
     pub(super) fn argument(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error"));
         Self { condition, code: Some(400_003), description: description.into() }
     }
 
-    /// Not signed in, or not for this: 401003.
+    /// The client has not signed in, or lacks the right: 401003.
     pub(super) fn unauthorized(description: impl Into<String>) -> Self {
         let condition = AmqpError::UnauthorizedAccess.into();
         Self { condition, code: Some(401_003), description: description.into() }
     }
 
-    /// No such address: 404006.
+    /// The address does not exist: 404006.
     pub(super) fn no_address(description: impl Into<String>) -> Self {
         Self { condition: AmqpError::NotFound.into(), code: Some(404_006), description: description.into() }
     }
 
-    /// Too much for now: 429001.
+    /// The device is throttled: 429001.
     pub(super) fn throttled(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:device-container-throttled"));
         Self { condition, code: Some(429_001), description: description.into() }
@@ -63,7 +63,7 @@ impl From<EnqueueError> for Refusal {
 }
 
 impl From<&Refusal> for Error {
-    /// Each error has a tracking id of its own, as the hub's do; it is logged with the refusal.
+    /// Each error has its own tracking id, as the hub's errors do. The log has it together with the refusal.
     fn from(refusal: &Refusal) -> Self {
         let tracking_id = uuid::Uuid::new_v4().to_string();
         tracing::debug!(description = refusal.description, tracking_id, "refused");

@@ -1,10 +1,10 @@
-//! A message as a back end sends it, turned into what the device gets.
+//! Turns a message from a back end into the message that the device gets.
 //!
-//! Owns: which AMQP field becomes which property, and which text the hub takes. Must not know: links, queues.
+//! Owns: which AMQP field becomes which property, and which texts the hub accepts. Must not know: links, queues.
 //! Source: wire reference 1.5, 2.5 and 4.1.
 //!
-//! Values of application properties that are not strings become text where that is plain (numbers, booleans, times,
-//! ids); binary and decimal values are refused. The reference says nothing about it; SDKs differ.
+//! Application properties that are not strings become text if the text is clear (numbers, booleans, times, ids). Binary
+//! and decimal values are refused. The reference is silent on this, and SDKs differ.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,14 +17,14 @@ use crate::emulator::hub::QueuedMessage;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, Properties};
 
-/// Application properties that reach the device under a system name. Source: wire reference 1.5.
+/// Application properties that get a system name on the way to the device. Source: wire reference 1.5.
 pub(super) const RENAMED: [(&str, &str); 2] =
     [("iothub-creation-time-utc", "$.ctime"), ("iothub-message-schema", "$.schema")];
 
-/// Reads a message.
+/// Converts a message.
 ///
 /// # Errors
-/// An argument error that names the field at fault.
+/// An argument error that names the wrong field.
 pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage, Refusal> {
     let section = message.properties.unwrap_or_default();
     let to = section.to.clone().unwrap_or_default();
@@ -73,7 +73,7 @@ pub(super) fn system_properties(section: Section, system: &mut Properties) -> Re
         }
         system.set(message::MESSAGE_ID, id);
     }
-    // In the sender's spelling, which is what devices see.
+    // Keep the sender's spelling, because devices see it.
     if let Some(to) = section.to {
         system.set(message::TO, to);
     }
@@ -94,7 +94,7 @@ pub(super) fn system_properties(section: Section, system: &mut Properties) -> Re
     Ok(())
 }
 
-/// Ids of any AMQP type as text: Node sends a UUID's text as a UUID.
+/// An id of any AMQP type as text. Node sends the text of a UUID as a UUID.
 fn id_text(field: &str, id: MessageId) -> Result<String, Refusal> {
     match id {
         MessageId::String(text) => Ok(text),
@@ -147,7 +147,7 @@ pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, Refusal> {
     }
 }
 
-/// Milliseconds since 1970; times before are 1970, and the far future is far enough for the hub to refuse it.
+/// Milliseconds since 1970. Earlier times become 1970. Times too far ahead become a time that the hub refuses.
 fn system_time(timestamp: &Timestamp) -> SystemTime {
     let millis = u64::try_from(timestamp.milliseconds()).unwrap_or_default();
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis));

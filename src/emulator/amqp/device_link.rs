@@ -1,6 +1,7 @@
 //! The link on which a device receives its C2D messages.
 //!
-//! Owns: when a message goes out, and what each outcome means to the hub. Must not know: how a message looks on the wire
+//! Owns: when a message is sent, and what each outcome does in the hub. Must not know: how a message is encoded
+//! (`device_message.rs`), queues.
 //! (`device_message.rs`), queues.
 //! Source: wire reference 2.4 and 2.6.
 
@@ -23,10 +24,10 @@ use super::condition::Refusal;
 use super::device_message;
 use crate::emulator::hub::{ConnectionId, Locked, Subscription};
 
-/// How long a message stays locked for a device that gives no credit: well below the time of a lock.
+/// How long a message stays locked for a device that gives no credit. This must be well below the lock time.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Sends messages as the device gives credit, until the link ends or another connection of the device takes its place.
+/// Sends messages when the device gives credit, until the link ends or another connection of the device replaces it.
 pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
@@ -40,7 +41,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         let Some(locked) = hub.with(|hub, now| hub.next_delivery(&device_id, own, now)) else {
             tokio::select! {
                 Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
-                // The sender lives in the hub, so this is always a change.
+                // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => {}
                 reason = link.on_detach() => {
                     tracing::debug!(device_id, %reason, "a device's link ended");
@@ -58,7 +59,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
             loop {
                 tokio::select! {
                     biased;
-                    // This waits for credit.
+                    // The sending waits for credit. Meanwhile other messages can be settled, and the wait is limited.
                     sent = &mut sending => break Some(sent),
                     Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
                     _changed = changed.changed() => {
@@ -92,7 +93,7 @@ async fn outcome(locked: Locked, settled: DeliveryFut<Settled>) -> (Locked, Sett
     (locked, settled.await)
 }
 
-/// `Modified` is not used by SDKs; that it gives the message back is a choice.
+/// Carries out an outcome. SDKs do not use `Modified`; that it gives the message back is a choice.
 fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
     let outcome = match settled {
         Ok(outcome) => outcome,
@@ -119,7 +120,7 @@ fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
     }
 }
 
-/// Another connection of the device is there: the link goes to it. Source: wire reference 2.8.
+/// Ends the link because another connection of the device has replaced it. Source: wire reference 2.8.
 pub(super) async fn steal(link: Sender, device_id: &str) {
     tracing::info!(device_id, "a newer connection of the same device replaced it");
     let refusal = Refusal::new(LinkError::Stolen, "a newer connection of the device has this link now");

@@ -17,7 +17,7 @@ use super::outgoing::LOCK_TOKEN;
 use crate::emulator::hub::Locked;
 use crate::message::{self, Properties};
 
-/// The AMQP form of a message on its way to its device.
+/// The AMQP form of a message for its device.
 pub(super) fn of(locked: &Locked) -> Message<Data> {
     let mut section = Section::default();
     let mut application = ApplicationProperties::default();
@@ -59,15 +59,16 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
         .build()
 }
 
-/// The token of a lock, the same as over HTTPS. It is the delivery's tag, too, so the copy that a fault asks for has one of its own.
+/// The lock token, equal to the one over HTTPS. It is also the delivery's tag, so the copy that a fault makes needs its
+/// own.
 pub(super) fn lock_token(locked: &Locked) -> Uuid {
     Uuid::from_u64_pair(u64::from(locked.copy), locked.lock.number())
 }
 
-/// The properties of a D2C message, under the names that they have in a property bag, and its body.
+/// The body and the properties of a D2C message. The properties have their names in a property bag.
 ///
 /// # Errors
-/// An argument error that names the field at fault.
+/// An argument error that names the wrong field.
 pub(super) fn event(message: Message<Body<Value>>) -> Result<(Properties, Vec<u8>), Refusal> {
     let mut properties = Properties::default();
     convert::system_properties(message.properties.unwrap_or_default(), &mut properties)?;

@@ -1,6 +1,6 @@
 //! The link on which a device sends D2C messages.
 //!
-//! Owns: one settled answer to each message. Must not know: how a message is read, what is kept of it.
+//! Owns: one settled answer to each message. Must not know: how a message is decoded, what is stored of it.
 //! Source: wire reference 2.4.
 
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use super::condition::Refusal;
 use super::device_message;
 use crate::emulator::event_log;
 
-/// Takes messages until the link ends. Each is kept and accepted, or rejected with the reason; none ends the link.
+/// Accepts messages until the link ends. Each one is stored and accepted, or rejected with the reason. A rejection does
+/// not end the link.
 pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: String) {
     loop {
         let (delivery, verdict) = match link.recv::<Body<Value>>().await {

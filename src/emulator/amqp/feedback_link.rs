@@ -1,6 +1,6 @@
 //! The link on which a back end reads feedback.
 //!
-//! Owns: the AMQP form of a batch, and what its outcome means. Must not know: how batches come about.
+//! Owns: the AMQP form of a batch, and what its outcome does. Must not know: how batches are made.
 //! Source: wire reference 4.4.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::emulator::hub::{FeedbackBatch, FeedbackLock, LOCK_TIME};
 use crate::emulator::shared::SharedHub;
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
 
-/// Sends batches as they become due, one at a time, until the link ends.
+/// Sends batches when they are due, one at a time, until the link ends.
 pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
     let hub = &claims.hub;
     let mut changed = hub.watch();
@@ -26,7 +26,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
         changed.mark_unchanged();
         let Some((held, batch)) = Held::next(hub) else {
             tokio::select! {
-                // The sender lives in the hub, so this is always a change.
+                // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => continue,
                 reason = link.on_detach() => {
                     tracing::debug!(%reason, "a feedback link ended");
@@ -36,7 +36,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
         };
         let hostname = hub.with(|hub, _| hub.hostname().to_owned());
         let sent = link.send(message(&batch, &hostname));
-        // This waits for credit, too. When the lock lapses, another link may have the batch.
+        // This also waits for credit. The time limit is the lock time: after it, another link may have the batch.
         match timeout(LOCK_TIME, sent).await {
             Ok(Ok(outcome)) => {
                 let is_held = held.settle(&outcome, batch.records.len());
@@ -72,12 +72,12 @@ fn message(batch: &FeedbackBatch, hub: &str) -> Message<Data> {
         .build()
 }
 
-/// The token of a batch's lock, the same as over HTTPS.
+/// The token of a batch's lock, equal to the one over HTTPS.
 fn lock_token(lock: FeedbackLock) -> Uuid {
     Uuid::from_u64_pair(0, lock.number())
 }
 
-/// A batch that is out. Dropping it unsettled, as when the link is gone, gives it back.
+/// A batch that is out. If it is dropped unsettled, for example because the link has ended, the hub gets it back.
 struct Held<'a> {
     hub: &'a SharedHub,
     lock: Option<FeedbackLock>,
@@ -89,7 +89,7 @@ impl<'a> Held<'a> {
         Some((Self { hub, lock: Some(batch.lock) }, batch))
     }
 
-    /// Whether the lock was still held.
+    /// Settles the batch. Returns whether the lock was still held.
     fn settle(mut self, outcome: &Outcome, records: usize) -> bool {
         let Some(lock) = self.lock.take() else { return false };
         let settled = self.hub.with(|hub, _| match outcome {

@@ -1,11 +1,11 @@
-//! The pair of links on which a device is called and answers.
+//! The pair of links on which a device receives method calls and answers them.
 //!
-//! Owns: how calls and answers look, which call an answer is for. Must not know: who calls, time-outs.
+//! Owns: the form of calls and answers, and which call an answer is for. Must not know: who calls, time-outs.
 //! Source: wire reference 2.4 and 2.7.
 //!
-//! A call's correlation id names it to the hub, so the two links of a pair need not know each other. Choices where the
-//! source is silent: a device hears of its methods from the attach of its receiving link on; calls go out settled unless
-//! the device insists; a call that the device gives no credit for is lost, and ends by its time-out.
+//! The correlation id names the call to the hub, so the two links of a pair need not know each other. Choices where the
+//! source is silent: a device can be called as soon as its receiving link is attached; calls are sent settled unless
+//! the device requires otherwise; a call without credit from the device is lost, and ends by its time-out.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ use crate::emulator::hub::{CallId, ConnectionId, MethodRequest};
 const NAME: &str = "IoThub-methodname";
 const STATUS: &str = "IoThub-status";
 
-/// The upper half of every correlation id; the lower one is the call's number.
+/// The upper half of every correlation id. The lower half is the call's number.
 const UPPER_HALF: u64 = 0x6332_642d_6361_6c6c;
 
-/// Sends calls until the link ends or another connection of the device takes its place.
+/// Sends calls until the link ends or another connection of the device replaces it.
 pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
@@ -42,7 +42,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
         }
         let Some(request) = hub.with(|hub, now| hub.next_method(&device_id, own, now)) else {
             tokio::select! {
-                // The sender lives in the hub, so this is always a change.
+                // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => continue,
                 reason = link.on_detach() => {
                     tracing::debug!(device_id, %reason, "a method link ended");
@@ -68,7 +68,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
     claims.end_calls(&device_id, own);
 }
 
-/// Takes answers, for whoever waits for them, until the link ends. None ends the link.
+/// Passes answers to the waiting callers until the link ends. A bad answer does not end the link.
 pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
     loop {
         let (delivery, verdict) = match link.recv::<Body<Value>>().await {
@@ -128,7 +128,7 @@ fn take(
     Err(Refusal::argument("no call waits for this answer: the call has ended, or already has an answer"))
 }
 
-/// Of a UUID in any of the types that clients echo it in.
+/// The call in a correlation id. Clients send the UUID back in several types.
 fn call_id(id: &MessageId) -> Option<CallId> {
     let uuid = match id {
         MessageId::Uuid(uuid) => Uuid::from_bytes(uuid.clone().into_inner()),
@@ -140,7 +140,7 @@ fn call_id(id: &MessageId) -> Option<CallId> {
     (upper == UPPER_HALF).then(|| CallId::from_number(number))
 }
 
-/// SDKs write the smallest type that fits.
+/// A whole number of any type: SDKs write the smallest type that fits.
 fn number(value: &SimpleValue) -> Option<i32> {
     match *value {
         SimpleValue::Byte(value) => Some(value.into()),

@@ -1,10 +1,11 @@
-//! What goes out to one client: the AMQP crate's frames, put right where the crate cannot, and frames of the emulator's own
-//! between them.
+//! The bytes to one client: the AMQP crate's frames, corrected where the crate cannot do it, and the emulator's own
+//! frames between them.
 //!
-//! Owns: where a frame ends, and the delivery tags. Must not know: links, what a message says.
+//! Owns: where a frame ends, and the delivery tags. Must not know: links, the content of a message.
 //!
-//! The tag of a delivery is its lock token, a GUID in the byte order of .NET, which C# turns into the token again (wire
-//! reference 2.5 and 4.4). The crate counts its tags in four bytes; the token stands in the annotations of the message.
+//! The tag of a delivery is its lock token, a GUID in the byte order of .NET. C# turns the tag back into the token
+//! (wire reference 2.5 and 4.4). The crate only has tags that count up in four bytes, so this file takes the token from
+//! the message's annotations and writes it as the tag.
 
 use std::collections::BTreeMap;
 
@@ -14,31 +15,31 @@ use super::answers::{self, Answers};
 use crate::amqp_frames::values::{self, MAX_DEPTH, is_true};
 use crate::amqp_frames::{MAGIC, TRANSFER, Transfer, performative_fields};
 
-/// The annotation that carries the lock token as text.
+/// The annotation that contains the lock token as text.
 pub(super) const LOCK_TOKEN: &str = "x-opt-lock-token";
 
-/// A frame that says nothing.
+/// An empty frame.
 const EMPTY: &[u8] = b"\x00\x00\x00\x08\x02\x00\x00\x00";
 
 const BEGIN: u64 = 0x11;
-/// Fields of a transfer and, the first one, of Begin.
+/// Positions of fields: the first in Begin, the others in a transfer.
 const REMOTE_CHANNEL: usize = 0;
 const DELIVERY_ID: usize = 1;
 const TAG: usize = 2;
 const SETTLED: usize = 4;
 
-/// As the crate writes a tag of its own.
+/// The beginning of a tag that the crate writes.
 const OWN_TAG: [u8; 2] = [0xa0, 4];
 
-/// Frames on their way out.
+/// Frames that wait to be sent.
 pub(super) struct Outgoing {
-    /// What the crate has written of a frame.
+    /// The part of a frame that the crate has written so far.
     begun: Vec<u8>,
-    /// Whole frames.
+    /// Complete frames.
     pub(super) ready: Vec<u8>,
-    /// The tags of messages that take several frames, by channel and handle; no more than links.
+    /// The tags of messages that need several frames, by channel and handle. At most as many as links.
     tags: BTreeMap<(u16, u32), Uuid>,
-    /// The client takes no larger frames.
+    /// The largest frame that the client accepts.
     pub(super) max_frame: usize,
     answers: Answers,
 }
@@ -48,7 +49,7 @@ impl Outgoing {
         Self { begun: Vec::new(), ready: Vec::new(), tags: BTreeMap::new(), max_frame: usize::MAX, answers }
     }
 
-    /// Takes in what the crate writes, in any pieces.
+    /// Takes bytes from the crate, in pieces of any size.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.begun.extend_from_slice(bytes);
         let mut written = std::mem::take(&mut self.begun);
@@ -64,15 +65,15 @@ impl Outgoing {
         self.begun = written;
     }
 
-    /// Says nothing, so that the client knows that somebody is there.
+    /// Adds an empty frame, so that the client knows that the connection is alive.
     pub(super) fn beat(&mut self) {
         self.ready.extend_from_slice(EMPTY);
     }
 
-    /// The frame as it should be; `None` when it is right.
+    /// The corrected frame; `None` if it needs no correction.
     fn edited(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let (head, body) = frame.split_first_chunk::<8>().filter(|_| !frame.starts_with(MAGIC))?;
-        // The crate writes no extended headers; the layer of SASL has nothing to edit.
+        // The crate writes no extended headers, and frames of the SASL layer need no correction.
         let [_, _, _, _, 2, 0, channel @ ..] = head else { return None };
         let channel = u16::from_be_bytes(*channel);
         let payload = values::value(body, MAX_DEPTH).ok()?;
@@ -119,7 +120,7 @@ impl Outgoing {
     }
 }
 
-/// The frame at the front, when all of it is there.
+/// The first frame, if it is complete.
 fn whole(bytes: &[u8]) -> Option<&[u8]> {
     let length = match bytes.first_chunk::<4>()? {
         magic if magic == MAGIC => 8,
@@ -128,7 +129,7 @@ fn whole(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(..length)
 }
 
-/// The token in the annotations of a message, which come before its body.
+/// The token in the annotations of a message. The annotations come before the body.
 fn lock_token(payload: &[u8]) -> Option<Uuid> {
     let mut sections = payload;
     loop {
@@ -187,7 +188,7 @@ mod tests {
         let tags = outgoing.ready.windows(AS_TAG.len()).filter(|part| *part == AS_TAG).count();
         assert_eq!(tags, 2);
         assert_eq!(outgoing.ready.len(), all.len() + 2 * 12);
-        // What has no token stays as it is.
+        // A transfer without a token stays unchanged.
         assert!(
             outgoing.ready.starts_with(header) && outgoing.ready.ends_with(&[&other[..], EMPTY].concat())
         );
@@ -208,7 +209,7 @@ mod tests {
         let mut outgoing = Outgoing::new(answers.clone());
         let context = std::task::Context::from_waker(std::task::Waker::noop());
         let mut answered = |settled, is_held| {
-            // The session has channel 3 here and 7 there.
+            // The session has channel 3 on this side and channel 7 on the client's.
             outgoing.push(&frame(b"\x00\x53\x11\xc0\x07\x04\x60\x00\x07\x43\x43\x43"));
             outgoing.push(&transfer(false, &annotated(TOKEN)));
             answers.decided(8, 0..=9, false);

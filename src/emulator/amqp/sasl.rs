@@ -2,7 +2,8 @@
 //!
 //! Owns: the mechanisms and the identity in PLAIN. Must not know: sessions, links.
 //!
-//! `MSSBCBS`, `ANONYMOUS` and `EXTERNAL` prove nothing and are let through: a CBS token follows (wire reference 2.2).
+//! `MSSBCBS`, `ANONYMOUS` and `EXTERNAL` prove nothing. They are accepted because a CBS token follows (wire reference
+//! 2.2).
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ impl Sasl {
         let (user, token) = split_plain(&response).ok_or("the PLAIN response is not user and password")?;
         let taken = match (user.split_once("@sas.root."), user.rsplit_once('@')) {
             (Some((policy, _)), _) => self.claims.put_of_policy(token, policy),
-            // DEVICE@sas.HUB or DEVICE@HUB; the hub's name is in the token.
+            // DEVICE@sas.HUB or DEVICE@HUB. The hub's name is checked in the token.
             (None, Some((device_id, _))) => self.claims.put_of_device(token, device_id),
             (None, None) => {
                 let shown = excerpt(user);
@@ -69,7 +70,7 @@ fn outcome(code: SaslCode) -> SaslServerFrame {
     SaslServerFrame::Outcome(SaslOutcome { code, additional_data: None })
 }
 
-/// `authzid NUL authcid NUL password` (RFC 4616); the authzid is not used.
+/// Splits `authzid NUL authcid NUL password` (RFC 4616). The authzid is ignored.
 fn split_plain(response: &[u8]) -> Option<(&str, &str)> {
     let mut parts = std::str::from_utf8(response).ok()?.split('\0');
     let (_authzid, user, password) = (parts.next()?, parts.next()?, parts.next()?);

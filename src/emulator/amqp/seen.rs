@@ -1,6 +1,6 @@
-//! What the emulator does something about, of the frames that a client sends, and the AMQP crate does not.
+//! The client's frames that the emulator must act on because the AMQP crate does not.
 //!
-//! Owns: which frames those are. Must not know: what is done about them.
+//! Owns: which frames these are. Must not know: what is done about them.
 
 use crate::amqp_frames::Frame;
 use crate::amqp_frames::values::{is_true, unsigned};
@@ -11,7 +11,7 @@ const END: u64 = 0x17;
 /// Fields of Open.
 const PEER_MAX_FRAME: usize = 2;
 const IDLE_TIME_OUT: usize = 4;
-/// Of a disposition.
+/// Fields of a disposition.
 const ROLE: usize = 0;
 const FIRST: usize = 1;
 const LAST: usize = 2;
@@ -19,9 +19,9 @@ const DECIDED: usize = 3;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// The client has opened its connection. Its idle time-out is in milliseconds.
+    /// The client has opened its connection. The idle time-out is in milliseconds.
     Open { max_frame: Option<u64>, idle: Option<u64> },
-    /// The receiver of deliveries has decided on them, from the first to the last.
+    /// The receiver has decided on the deliveries from `first` to `last`.
     Decided { channel: u16, first: u32, last: u32, settled: bool },
     /// The client has ended a session.
     End { channel: u16 },

@@ -1,6 +1,6 @@
 //! One AMQP session: which links it may have, and its end when the token expires.
 //!
-//! Owns: attaches and refusals. Must not know: SASL, what travels on a link.
+//! Owns: attaches and refusals. Must not know: SASL, the messages on a link.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use super::twin_link::{self, Pair, Pairs};
 use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, method_link, report};
 use crate::emulator::hub::ConnectionId;
 
-/// Links of one session at a time. SDKs open up to four.
+/// Most links of one session. SDKs open up to four.
 const MAX_LINKS: usize = 64;
 
-/// The highest handle that goes with [`MAX_LINKS`].
+/// The highest handle if there are [`MAX_LINKS`] links.
 pub(super) const HIGHEST_HANDLE: u32 = 63;
 
-/// The crate detaches a link that exceeds this. It is well above the hub's own limit, so that a message which is too
-/// large for the hub is rejected by itself and leaves the link alone. Source: wire reference 2.1.
+/// Largest message; the crate detaches a link that exceeds it. It is well above the hub's own limit, so that a message
+/// that is too large for the hub is only rejected, and the link stays. Source: wire reference 2.1.
 pub(super) const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
 
-/// What a link is for.
+/// The purpose of a link.
 enum Purpose {
     TokenRequests,
     TokenReplies,
@@ -40,13 +40,13 @@ enum Purpose {
     DeviceMessages(String, ConnectionId),
     /// A device sends D2C messages.
     DeviceEvents(String),
-    /// A device asks for its twin, reports, and is answered.
+    /// A device sends twin requests and reports, and gets the answers.
     Twin(Arc<Pair>),
-    /// A device is called, and answers.
+    /// A device receives method calls, and answers them.
     Methods(String, ConnectionId),
 }
 
-/// Serves a session until it ends or the connection's token expires. The handle must live as long.
+/// Serves a session until it ends or the connection's token expires. The handle must live until then.
 pub(super) async fn run(
     mut session: ListenerSessionHandle,
     claims: Arc<Claims>,
@@ -63,7 +63,7 @@ pub(super) async fn run(
             }
             () = claims.expired() => {
                 tracing::info!(%peer, "ended a session: its token has expired");
-                // The session and not the connection: a Node client is told at once this way.
+                // End the session and not the connection, because this way a Node client is told at once.
                 let error = Error::from(&Refusal::unauthorized("the token has expired"));
                 report_end(timeout(ANSWER_TIMEOUT, session.end_with_error(error)).await, peer);
                 return;
@@ -78,8 +78,8 @@ pub(super) async fn run(
             let limit = format!("the session has {MAX_LINKS} links already");
             Err(Refusal::new(AmqpError::ResourceLimitExceeded, limit))
         };
-        // One attach after the other, refusals to their very end: the crate frees a handle when it sends the detach, and
-        // a new link on the same handle would take the client's answer for its own.
+        // Handle one attach at a time, and finish each refusal. The crate frees a handle when it sends the detach. A
+        // new link on that handle would take the client's answer for its own.
         match decided {
             Err(refusal) => {
                 tracing::warn!(%peer, link, reason = refusal.description, "refused a link");
@@ -93,7 +93,7 @@ pub(super) async fn run(
     }
 }
 
-/// What the client wants with the link, or why it may not.
+/// The purpose of a new link, or why it is refused.
 fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, Refusal> {
     let address = match attach.role {
         Role::Sender => attach.target.as_deref().and_then(|target| match target {
@@ -159,8 +159,8 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
 async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<LinkEndpoint> {
     let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE_SIZE);
     let acceptor = match attach.role {
-        // First mode whatever was asked for: then each message is answered by one settled disposition. Python asks for
-        // second mode and waits for a settled disposition for ever.
+        // Always use first mode: then one settled disposition answers each message. Python asks for second mode, and
+        // then waits for a settled disposition for ever.
         Role::Sender => builder
             .supported_receiver_settle_modes(SupportedReceiverSettleModes::First)
             .fallback_receiver_settle_mode(ReceiverSettleMode::First)
@@ -178,7 +178,8 @@ async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<L
     }
 }
 
-/// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
+/// Attaches without a terminus and then detaches. The missing terminus tells the client that a detach with the reason
+/// follows.
 async fn refuse(
     mut attach: Attach,
     refusal: &Refusal,
@@ -241,7 +242,7 @@ fn start(
         (Purpose::Methods(device_id, connection), LinkEndpoint::Sender(link)) => {
             links.spawn(method_link::send(link, claims, device_id, connection));
         }
-        // The role decided both.
+        // The link's role decided both its purpose and its direction, so this cannot happen.
         (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {
             tracing::error!("a link has the wrong direction");
         }

@@ -1,6 +1,8 @@
-//! A stream whose first bytes were read already, with a kill switch, a guard over what the client sends, and signs of life.
+//! A stream whose first bytes were already read, with a kill switch, a guard over the client's frames, and keep-alive
+//! frames.
 //!
-//! Owns: replaying the header, cutting the connection, when the client hears something. Must not know: AMQP beyond its eight bytes.
+//! Owns: replaying the header, cutting the connection, when the emulator's own frames are sent. Must not know: AMQP
+//! beyond its eight bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -18,13 +20,13 @@ use super::seen::Seen;
 use crate::amqp_frames::values::Flaw;
 use crate::amqp_frames::{Frame, Guard, GuardError, Part};
 
-/// What may wait to be written while the client does not read.
+/// Most bytes that wait to be written while the client does not read.
 const MAX_UNWRITTEN: usize = 512 * 1024;
 
-/// Empty frames are no more frequent than this, whatever the client asks for.
+/// The shortest time between empty frames, even if the client asks for more of them.
 const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 
-/// What the guard refused, once it has.
+/// The breach that the guard has found, if any.
 #[derive(Clone, Default)]
 pub(super) struct Breach {
     reason: Arc<OnceLock<String>>,
@@ -37,7 +39,7 @@ impl Breach {
         self.reason.get().map(String::as_str)
     }
 
-    /// Waits until there is one.
+    /// Waits until the guard has found a breach.
     pub(super) async fn told(&self) {
         self.told.cancelled().await;
     }
@@ -48,7 +50,7 @@ impl Breach {
     }
 }
 
-/// Reads as `header` followed by what `inner` has, as far as `guard` lets it pass; once killed, reads and writes fail.
+/// Reads `header` and then the bytes of `inner` that `guard` allows. After a kill, reads and writes fail.
 pub(super) struct Replayed<S> {
     header: [u8; 8],
     replayed: usize,
@@ -57,9 +59,10 @@ pub(super) struct Replayed<S> {
     breach: Breach,
     answers: Answers,
     outgoing: Outgoing,
-    /// Half the client's idle time-out: the crate says something only when all of it is over. Source: AMQP 1.0, 2.4.5.
+    /// Half the client's idle time-out. The crate only sends a frame after the full time-out, which is too late.
+    /// Source: AMQP 1.0, 2.4.5.
     beat: Option<Interval>,
-    /// Whether something was put between the crate's frames that is not flushed.
+    /// Whether own frames were added that are not flushed yet.
     owed: bool,
     kill: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -97,7 +100,7 @@ impl<S> Replayed<S> {
 }
 
 impl<S> Replayed<S> {
-    /// Looks at what the client has sent, and does what follows from it.
+    /// Inspects the bytes that the client has sent, and acts on its frames.
     fn look_at(&mut self, bytes: &[u8]) -> Result<(), GuardError> {
         let mut all = Vec::new();
         let looked_at = self.guard.feed(bytes, |frame| {
@@ -126,8 +129,8 @@ impl<S> Replayed<S> {
     }
 }
 
-/// Ends the connection of a client whose message cannot be decoded. One that is too large ends its link: the crate sees to
-/// that.
+/// Ends the connection if a message cannot be decoded. A message that is too large only ends its link, and the crate
+/// does that.
 fn readable(frame: &Frame<'_>) -> Result<(), GuardError> {
     match &frame.part {
         Part::Whole(Err(Flaw::TooLarge(_))) | Part::None | Part::Begun | Part::Whole(Ok(_)) => Ok(()),
@@ -136,7 +139,7 @@ fn readable(frame: &Frame<'_>) -> Result<(), GuardError> {
 }
 
 impl<S: AsyncWrite + Unpin> Replayed<S> {
-    /// Writes whole frames as far as the client takes them.
+    /// Writes complete frames as far as the client accepts them.
     fn poll_frames(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.ready.is_empty() {
             let written = ready!(Pin::new(&mut self.inner).poll_write(context, &self.outgoing.ready))?;
@@ -148,8 +151,8 @@ impl<S: AsyncWrite + Unpin> Replayed<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Puts the emulator's own frames between the crate's, when there are any. The crate always reads, so that this is
-    /// polled when one is due.
+    /// Adds the emulator's own frames between the crate's, if there are any. The crate is always reading, so this is
+    /// polled when a frame is due.
     fn poll_own_frames(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.outgoing.ready.len() < MAX_UNWRITTEN {
             let mut own = Vec::new();
@@ -158,7 +161,7 @@ impl<S: AsyncWrite + Unpin> Replayed<S> {
             if self.beat.as_mut().is_some_and(|beat| beat.poll_tick(context).is_ready()) {
                 self.outgoing.beat();
                 self.owed = true;
-                // Registers for the next one; it is never due at once.
+                // Polls again to register for the next tick. It is never due at once.
                 let _pending = self.beat.as_mut().map(|beat| beat.poll_tick(context));
             }
         }
@@ -188,7 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Registers the waker, so that a kill reaches a read that waits.
+        // Polling registers the waker, so that a kill wakes a read that waits.
         if self.killed.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }

@@ -60,7 +60,7 @@ fn token(policy: &str, key: &SharedAccessKey) -> String {
     SasToken::sign(key, "hub.local.test", Some(policy), expiry).expose().to_owned()
 }
 
-/// A client, and the server's task that ends with it.
+/// A client, and the server's task, which ends with the client.
 struct Client {
     session: SessionHandle<()>,
     _connection: ConnectionHandle<()>,
@@ -133,7 +133,7 @@ fn condition(error: &definitions::Error) -> String {
     }
 }
 
-/// Takes the oldest message of `dev1` out of its queue.
+/// Removes the oldest message of `dev1` from its queue.
 fn take(hub: &SharedHub) -> message::C2dMessage {
     hub.with(|hub, now| {
         let connection = hub.connect("dev1", false).expect("the device").connection;
@@ -273,7 +273,7 @@ async fn the_wrong_key_policy_or_mechanism_is_refused_at_sign_in() {
 #[tokio::test]
 async fn links_without_a_token_and_unknown_addresses_are_refused_in_words() {
     let hub = hub();
-    // A connection for each: this client library loses a second link on the handle of a refused one.
+    // Use a new connection each time: this client library loses a second link on the handle of a refused one.
     let refused = async |address: &str| {
         let mut client = Client::open(&hub, None).await.expect("no SASL");
         match client.sender(address).await.expect_err("refused") {

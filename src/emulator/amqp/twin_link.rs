@@ -1,11 +1,12 @@
-//! The pair of links on which a device gets its twin, reports, and hears of its desired properties.
+//! The pair of links on which a device gets its twin, reports properties, and receives changes of desired ones.
 //!
 //! Owns: requests and their answers, which links make a pair. Must not know: merging, who writes desired properties.
 //! Source: wire reference 2.4 and 2.7.
 //!
-//! Choices where it is silent: a device without `com.microsoft:channel-correlation-id` has one pair; the status of
-//! everything that succeeds is 200; the annotation `version` of an answer to PATCH is a long; what cannot be carried out is
-//! answered with 400 and the body that MQTT has then. An answer that nobody takes for [`ANSWER_TIMEOUT`] is dropped.
+//! Choices where the reference is silent: a device without `com.microsoft:channel-correlation-id` has one pair; every
+//! success has the status 200; the annotation `version` of an answer to PATCH is a long; a request that fails is
+//! answered with 400 and with the body that MQTT uses. An answer that the device does not accept within
+//! [`ANSWER_TIMEOUT`] is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,43 +30,43 @@ use super::{convert, device_link};
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::message::excerpt;
 
-/// Answers that wait for the device to take them.
+/// Most answers that wait for the device.
 const MAX_WAITING: usize = 16;
 
-/// What the two links of a pair have in common. Source: wire reference 2.4.
+/// The property whose value the two links of a pair share. Source: wire reference 2.4.
 const CORRELATION: &str = "com.microsoft:channel-correlation-id";
 
 const REPORTED: &str = "/properties/reported";
 const DESIRED: &str = "/notifications/twin/properties/desired";
 
-/// The error code of a request that cannot be carried out, as over MQTT.
+/// The error code of a request that fails, as over MQTT.
 const BAD_REQUEST: u32 = 400_004;
 
-/// That of throttling, as over MQTT.
+/// The error code of throttling, as over MQTT.
 const THROTTLED: u32 = 429_001;
 
 type Reply = Message<Data>;
 
-/// A device, and what its links name in common.
+/// A device, and the value that its two links share.
 type Name = (String, String);
 
 /// The pairs of one connection.
 #[derive(Clone, Default)]
 pub(super) struct Pairs(Arc<Mutex<BTreeMap<Name, Weak<Pair>>>>);
 
-/// Two links, or the one of them that is there.
+/// The two links of a pair, or the first of them.
 pub(super) struct Pair {
     device_id: String,
     connection: ConnectionId,
-    /// Whether the device asked for changes of desired properties, on this pair.
+    /// Whether the device asked on this pair for changes of desired properties.
     listens: AtomicBool,
     queue: mpsc::Sender<Reply>,
-    /// Held by the link that answers go out on.
+    /// The link that sends answers holds the lock.
     replies: AsyncMutex<mpsc::Receiver<Reply>>,
 }
 
 impl Pairs {
-    /// The pair that a link belongs to.
+    /// The pair of a link.
     pub(super) fn of(&self, attach: &Attach, device_id: String, connection: ConnectionId) -> Arc<Pair> {
         let named = attach.properties.as_ref().and_then(|fields| fields.get(&Symbol::from(CORRELATION)));
         let correlation = match named {
@@ -73,7 +74,7 @@ impl Pairs {
             Some(Value::Symbol(symbol)) => symbol.as_str().to_owned(),
             _ => String::new(),
         };
-        // Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+        // Nothing panics while this lock is held, so the data is valid even if the lock is poisoned.
         let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pairs.retain(|_, pair| pair.strong_count() > 0);
         let name = (device_id.clone(), correlation);
@@ -89,7 +90,7 @@ impl Pairs {
     }
 }
 
-/// Takes requests until the link ends. Each is answered on the other link of the pair.
+/// Handles requests until the link ends. The pair's other link sends the answers.
 pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<Pair>) {
     let device_id = &pair.device_id;
     loop {
@@ -107,7 +108,8 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
         if !claims.count_packet(device_id) {
             return;
         }
-        // A client that sends settled would not hear of a rejection: what can be answered is.
+        // A client that sends settled does not notice a rejection. So a throttled request is accepted, and its answer
+        // says why it failed.
         let throttled = claims.hub.with(|hub, _| hub.is_throttled(device_id));
         let allowed = if throttled { Ok(()) } else { claims.check_device(device_id) };
         let settled = match &allowed {
@@ -126,7 +128,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
     }
 }
 
-/// Sends answers, and changes of desired properties when the device asked for them, until the link ends.
+/// Sends answers, and changes of desired properties if the device asked for them, until the link ends.
 pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>) {
     let (device_id, own) = (&pair.device_id, pair.connection);
     let Ok(mut replies) = pair.replies.try_lock() else {
@@ -141,7 +143,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {
             return device_link::steal(link, device_id).await;
         }
-        // Answers first: what a GET shows is older than the changes that wait.
+        // Send answers first: the result of a GET is older than the changes that wait.
         let ready = replies.try_recv().ok().or_else(|| {
             let listens = pair.listens.load(Ordering::Relaxed);
             let change =
@@ -152,12 +154,12 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
             message
         } else {
             tokio::select! {
-                // The other end is in the pair, so there is always a next one.
+                // The pair holds the sender, so there is always a next one.
                 reply = replies.recv() => match reply {
                     Some(reply) => reply,
                     None => break,
                 },
-                // The sender lives in the hub, so this is always a change.
+                // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => continue,
                 reason = link.on_detach() => {
                     tracing::debug!(device_id, %reason, "a twin link ended");
@@ -182,7 +184,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
     }
 }
 
-/// Carries a request out.
+/// Carries out a request.
 fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair, throttled: bool) -> Reply {
     let id = request.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
     let refuse = |status, code, message: &str| {
@@ -200,7 +202,7 @@ fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair, throttled
     }
 }
 
-/// The version that a patch led to, and the body of the answer; or why there is none.
+/// The version after a patch and the body of the answer, or the error.
 fn carry_out(
     request: Message<Body<Value>>,
     claims: &Claims,
@@ -265,7 +267,7 @@ fn reply(id: Option<MessageId>, status: i32, version: Option<u64>, body: String)
         .build()
 }
 
-/// Without a correlation id: by that the device knows it from an answer.
+/// A change of desired properties. It has no correlation id, because that is how the device tells it from an answer.
 fn desired(patch: &serde_json::Value) -> Reply {
     let annotations =
         MessageAnnotations::builder().insert(Symbol::from("resource"), Value::String(DESIRED.to_owned()));

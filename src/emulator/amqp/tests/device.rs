@@ -1,4 +1,4 @@
-//! Devices over AMQP: receiving with each outcome, sending, and who has the link.
+//! Devices over AMQP: receiving with each outcome, sending, and which connection has the link.
 
 use fe2o3_amqp::link::LinkStateError;
 use fe2o3_amqp::link::RecvError;
@@ -180,7 +180,7 @@ async fn a_device_sends_events_and_has_no_other_device() {
     let refused = client.receiver("/devices/dev2/messages/devicebound").await.expect_err("refused");
     let ReceiverAttachError::RemoteClosedWithError(error) = refused else { panic!("{refused:?}") };
     assert_eq!(condition(&error), "amqp:not-found");
-    // A device is no back end.
+    // A device has no rights of a back end.
     let mut client = signed_in(&hub).await;
     let refused = client.sender("/messages/devicebound").await.expect_err("refused");
     let SenderAttachError::RemoteClosedWithError(error) = refused else { panic!("{refused:?}") };

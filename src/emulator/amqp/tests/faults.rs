@@ -12,7 +12,7 @@ fn set(hub: &SharedHub, fault: Fault) {
     assert!(hub.with(|hub, _| hub.set_fault("dev1", fault)));
 }
 
-/// Waits until nothing is left of any fault.
+/// Waits until every fault has ended.
 async fn used_up(hub: &SharedHub) {
     let none = async {
         let mut changes = hub.watch_changes();
@@ -93,7 +93,7 @@ async fn what_waits_comes_newest_first_and_no_sooner_than_its_delay() {
         link.accept(&delivery).await.expect("accepted");
     }
     assert_eq!(seen, ["m-3", "m-2", "m-1"]);
-    // This hub's clock stands still, so only the end of the fault lets the message go.
+    // The clock of this hub stands still, so the message is only sent when the fault ends.
     set(&hub, Fault::Delay(Duration::from_secs(1)));
     enqueue(&hub, "m-4");
     let early = tokio::time::timeout(Duration::from_millis(100), link.recv::<Body<Value>>()).await;
@@ -105,14 +105,14 @@ async fn what_waits_comes_newest_first_and_no_sooner_than_its_delay() {
 #[tokio::test]
 async fn a_connection_is_cut_at_a_message_an_outcome_or_an_event() {
     let hub = hub();
-    // The message itself.
+    // Drop at the message.
     let mut client = signed_in(&hub).await;
     let mut link = client.receiver(DEVICEBOUND).await.expect("a link");
     set(&hub, Fault::DropAt(1));
     enqueue(&hub, "m-1");
     link.recv::<Body<Value>>().await.expect_err("cut");
     used_up(&hub).await;
-    // Its outcome.
+    // Drop at its outcome.
     set(&hub, Fault::DropAt(2));
     let mut client = signed_in(&hub).await;
     let mut link = client.receiver(DEVICEBOUND).await.expect("a link");
@@ -120,11 +120,11 @@ async fn a_connection_is_cut_at_a_message_an_outcome_or_an_event() {
     link.accept(&delivery).await.expect("sent");
     link.recv::<Body<Value>>().await.expect_err("cut");
     assert_eq!(hub.with(|hub, _| hub.queue_length("dev1")), Some(1), "the outcome was lost");
-    // A D2C message.
+    // Drop at a D2C message.
     set(&hub, Fault::DropAt(1));
     let mut client = signed_in(&hub).await;
     let mut events = client.sender(EVENTS).await.expect("a link");
-    // The client's library never tells who waits for an outcome that the connection has ended.
+    // The client's library does not report the end of the connection to a task that waits for an outcome.
     tokio::select! {
         sent = events.send(c2d("e-1".to_owned())) => drop(sent.expect_err("cut")),
         () = used_up(&hub) => {}

@@ -1,4 +1,4 @@
-//! Methods of a device over AMQP: calls, answers, and who has the link.
+//! Methods of a device over AMQP: calls, answers, and which connection has the link.
 
 use std::time::SystemTime;
 
@@ -23,7 +23,7 @@ fn call(hub: &SharedHub, name: &str) -> CallId {
     hub.with(|hub, now| hub.call_method("dev1", call, now)).expect("a call")
 }
 
-/// How a call that is over has ended: status and payload.
+/// The result of a call that is over: status and payload.
 fn end(hub: &SharedHub, id: CallId, later: Duration) -> Result<(i32, String), CallError> {
     match hub.with(|hub, now| hub.method_progress("dev1", id, now + later)) {
         Progress::Done(end) => end.map(|answer| (answer.status, answer.payload.get().to_owned())),
@@ -31,7 +31,7 @@ fn end(hub: &SharedHub, id: CallId, later: Duration) -> Result<(i32, String), Ca
     }
 }
 
-/// Correlation id, name and payload of the next call, which is settled already.
+/// Correlation id, name and payload of the next call. The call is already settled.
 async fn called(link: &mut Receiver) -> (MessageId, SimpleValue, String) {
     let message = next(link).await.into_message();
     let id = message.properties.and_then(|properties| properties.correlation_id).expect("an id");
@@ -68,7 +68,7 @@ async fn a_device_is_called_and_answers_once() {
     assert_eq!((name, &*payload), (SimpleValue::String("re boot/now".into()), r#"{"b": 1,  "a": 2}"#));
     let (second_id, ..) = called(&mut link).await;
     let (third_id, ..) = called(&mut link).await;
-    // The last first; in the types that clients have.
+    // Answer the last call first, with the id in the types that clients use.
     let MessageId::Uuid(id) = third_id else { panic!("no uuid") };
     let text = uuid::Uuid::from_bytes(id.into_inner()).to_string();
     assert!(matches!(answer(&mut out, text, 204_i64, "").await, Outcome::Accepted(_)));
@@ -97,7 +97,7 @@ async fn a_device_is_called_and_answers_once() {
 async fn a_device_is_there_for_its_methods_while_it_has_the_link() {
     let hub = hub();
     let mut client = signed_in(&hub).await;
-    // A link for messages alone takes no methods.
+    // A device with only a message link takes no calls.
     let _messages = client.receiver("/devices/dev1/messages/devicebound").await.expect("a link");
     let early = call(&hub, "early");
     assert!(matches!(end(&hub, early, Duration::ZERO), Err(CallError::NotOnline(_))));
@@ -118,10 +118,10 @@ async fn a_device_is_there_for_its_methods_while_it_has_the_link() {
     assert_eq!(called(&mut newer_link).await.1, SimpleValue::String("taken".into()));
     hub.with(|hub, _| hub.forget_method("dev1", taken));
 
-    // One of two links ends: the other goes on.
+    // One of two links ends; the other continues.
     let second = newer.receiver(METHODS).await.expect("a link");
     second.close().await.expect("closed");
-    // The answer to another link comes after the hub has heard of that end.
+    // When another link is attached, the hub has already heard of that end.
     let mut out = newer.sender(METHODS).await.expect("a link");
     let still = call(&hub, "still");
     let (id, name, _) = called(&mut newer_link).await;

@@ -64,7 +64,7 @@ async fn a_device_reports_and_gets_its_twin() {
     let hub = hub();
     let mut client = signed_in(&hub).await;
     let (mut out, mut link) = pair(&mut client, "twin:1").await;
-    // An id comes back in its own type.
+    // An answer has the id in the type of the request's id.
     let id = MessageId::Uuid(Uuid::from([7; 16]));
     ask(&mut out, id.clone(), "PATCH", "/properties/reported/", r#"{"led": "on"}"#).await;
     assert_eq!(told(&mut link, "version").await, (Some(id), Some(Value::Long(2)), json!(null)));
@@ -119,7 +119,7 @@ async fn answers_come_on_the_link_of_the_same_pair_and_a_newer_connection_takes_
     assert_eq!(told(&mut link, "status").await.0, Some(MessageId::String("own".into())));
     assert_eq!(told(&mut other, "status").await.0, Some(MessageId::String("other".into())));
 
-    // A pair that did not ask for changes takes none away from the one that did.
+    // A pair that did not ask for changes must not take them from the pair that did.
     ask(&mut out, "put".to_owned(), "PUT", DESIRED, "").await;
     assert_eq!(told(&mut link, "status").await.1, Some(Value::Int(200)));
     write(&hub, json!({ "n": 1 }));
