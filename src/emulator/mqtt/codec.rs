@@ -1,7 +1,7 @@
 //! MQTT 3.1.1 packets over a byte stream.
 //!
-//! Owns: framing, the packet size limit, buffers. The only file of the emulator that names rumqttc, whose codec it
-//! uses. Must not know: what a packet means, the hub.
+//! Owns: framing, the packet size limit, buffers. Only this file of the emulator names rumqttc, whose codec it uses.
+//! Must not know: the meaning of a packet, the hub.
 
 use std::io;
 use std::time::Duration;
@@ -18,22 +18,22 @@ pub(super) use rumqttc::mqttbytes::v4::{
     SubscribeReasonCode, UnsubAck, Unsubscribe,
 };
 
-/// Largest packet, either way. Source: wire reference 1.4.
+/// Largest packet in either direction. Source: wire reference 1.4.
 const MAX_PACKET: usize = 256 * 1024;
 
-/// Longest topic that the protocol can carry.
+/// Longest topic that the protocol allows.
 pub(super) const MAX_TOPIC: usize = u16::MAX as usize;
 
-/// A peer that takes nothing for this long is cut off.
+/// A peer that reads nothing for this long is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why packets stopped.
+/// Why no more packets can be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WireError {
-    /// The bytes are no MQTT 3.1.1, or not what a client may send.
+    /// The bytes are not MQTT 3.1.1, or a client may not send this packet.
     #[error("the device sent a malformed packet: {0}")]
     Malformed(String),
-    /// CONNECT of another version: its level, or 0 for another protocol name.
+    /// The CONNECT has another version: its level, or 0 if the protocol name is wrong.
     #[error("the device speaks protocol level {0}, not MQTT 3.1.1 (level 4)")]
     ProtocolLevel(u8),
     /// The connection broke.
@@ -42,12 +42,12 @@ pub(super) enum WireError {
     /// The peer does not read.
     #[error("the device read nothing for {} seconds", WRITE_TIMEOUT.as_secs())]
     NotReading,
-    /// A packet of ours that the protocol cannot carry.
+    /// The protocol cannot encode a packet of the emulator.
     #[error("a packet cannot be written: {0}")]
     Unwritable(String),
 }
 
-/// Packets over a stream, with both buffers: what is pushed goes out at the next flush.
+/// Packets over a stream, with both buffers. Pushed packets are sent at the next flush.
 pub(super) struct Wire<S> {
     stream: S,
     incoming: BytesMut,
@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         written.map(drop).map_err(|error| WireError::Unwritable(error.to_string()))
     }
 
-    /// Sends what is buffered. Not cancel safe: the peer may get half a packet.
+    /// Sends the buffered packets. Not cancel safe: the peer may get half a packet.
     pub(super) async fn flush(&mut self) -> Result<(), WireError> {
         if self.outgoing.is_empty() {
             return Ok(());
@@ -94,7 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(timeout(WRITE_TIMEOUT, send).await.map_err(|_| WireError::NotReading)??)
     }
 
-    /// Ends the stream in order, as far as the peer lets us.
+    /// Closes the stream in order, if the peer allows it.
     pub(super) async fn close(mut self) {
         if let Ok(Err(error)) = timeout(Duration::from_secs(1), self.stream.shutdown()).await {
             tracing::debug!(%error, "the peer was gone before the connection was closed");
@@ -102,8 +102,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
-/// Takes one packet off the front of `bytes`; `None` when there is no whole one yet. Only packets that a client
-/// may send are let through.
+/// Removes one packet from the front of `bytes`; `None` if it is not complete yet. Packets that a client may not send
+/// are an error.
 fn decode(bytes: &mut BytesMut) -> Result<Option<Packet>, WireError> {
     let malformed = |error: &dyn std::fmt::Display| WireError::Malformed(error.to_string());
     let Some(kind) = bytes.first().map(|byte| byte >> 4) else { return Ok(None) };
@@ -122,7 +122,7 @@ fn decode(bytes: &mut BytesMut) -> Result<Option<Packet>, WireError> {
     v4::Packet::read(bytes, MAX_PACKET).map(Some).map_err(|error| malformed(&error))
 }
 
-/// Looks at the protocol name and level of a CONNECT before the rest, whose layout depends on them.
+/// Checks the protocol name and level of a CONNECT first, because the layout of the rest depends on them.
 fn check_protocol(packet: &[u8]) -> Result<(), WireError> {
     let length_bytes = packet.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count() + 1;
     let body = packet.get(1 + length_bytes..).unwrap_or_default();
@@ -170,7 +170,7 @@ mod tests {
         .collect()
     }
 
-    /// Decodes until the bytes run out or are refused; the buffer must shrink with each packet.
+    /// Decodes until the bytes run out or are refused. The buffer must shrink with each packet.
     fn decode_all(mut bytes: BytesMut) -> usize {
         let mut packets = 0;
         let mut left = bytes.len();

@@ -1,9 +1,10 @@
-//! Changes of desired properties on their way to a device.
+//! Changes of desired properties that are sent to a device.
 //!
-//! Owns: their topic. Must not know: merging, who wrote them.
+//! Owns: their topic. Must not know: merging, who wrote the changes.
 //! Source: wire reference 1.7.
 //!
-//! QoS 0, like answers and methods, whatever was granted, is a choice: who misses a change sees that by `$version`.
+//! Changes are sent at QoS 0, like answers and methods, whatever QoS was granted. This is a choice: a device that
+//! misses a change sees that by `$version`.
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,7 +13,7 @@ use super::codec::{Packet, Publish, QoS};
 use super::{Connection, End};
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Sends what the device has not heard of yet.
+    /// Sends the changes that the device has not received yet.
     pub(super) fn tell_desired(&mut self) -> Result<(), End> {
         loop {
             let next = self.hub.with(|hub, _| hub.next_desired_change(&self.device_id, self.id));

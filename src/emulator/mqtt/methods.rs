@@ -1,4 +1,4 @@
-//! Calls of direct methods on their way to a device, and its answers.
+//! Calls of direct methods that are sent to a device, and its answers.
 //!
 //! Owns: their topics. Must not know: who calls, time-outs.
 //! Source: wire reference 1.7.
@@ -10,22 +10,22 @@ use super::codec::{MAX_TOPIC, Packet, Publish, QoS};
 use super::{Connection, End, topics};
 use crate::emulator::hub::CallId;
 
-/// What is escaped in a method's name.
+/// The characters that are escaped in a method's name.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-// Three characters for each byte of a name that is escaped, and what stands around it.
+// A topic must have room for a name with every byte escaped to three characters, and for the rest of the topic.
 const _: () = assert!(crate::emulator::hub::MAX_NAME * 3 + 100 < MAX_TOPIC);
 
 /// An answer's topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AnswerTopic {
-    /// The device's own.
+    /// The status that the device chose.
     pub(super) status: i32,
-    /// As the device echoed it; empty when it did not.
+    /// The request id as the device sent it back; empty if it sent none.
     pub(super) request_id: String,
 }
 
-/// The answer that a topic brings, if it is one.
+/// The answer in a topic, if the topic is one of an answer.
 pub(super) fn answer(topic: &str) -> Option<AnswerTopic> {
     let (status, query) = topic.strip_prefix("$iothub/methods/res/")?.split_once('/')?;
     let pairs = query.strip_prefix('?').unwrap_or(query).split('&');
@@ -49,7 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Takes an answer, for whoever waits for it.
+    /// Passes an answer to the caller that waits for it.
     pub(super) fn take_answer(&self, topic: &AnswerTopic, body: &[u8]) {
         let device_id = &self.device_id;
         let taken = topic.request_id.parse().is_ok_and(|number| {

@@ -11,15 +11,15 @@ use super::super::shared::SharedHub;
 use super::codec::{Connect, ConnectReturnCode, QoS};
 use super::username::UserName;
 
-/// A device that has signed in; the hub already counts this as its connection.
+/// A device that has signed in. The hub already counts this connection as the device's connection.
 pub(super) struct SignedIn {
     pub(super) device_id: String,
     pub(super) connected: Connected,
-    /// When the connection must be dropped; `None` for a certificate.
+    /// When the connection must be closed; `None` for a certificate.
     pub(super) token_expires: Option<SystemTime>,
 }
 
-/// A sign-in that was refused: what the device is told, and for the log who it was and why.
+/// A refused sign-in: the return code for the device, and for the log the name and the reason.
 pub(super) struct Refusal {
     pub(super) code: ConnectReturnCode,
     pub(super) device_id: String,
@@ -27,7 +27,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// A CONNECT of another MQTT version.
+    /// A CONNECT with another MQTT version.
     pub(super) fn protocol_level(level: u8) -> Self {
         Self {
             code: ConnectReturnCode::RefusedProtocolVersion,
@@ -40,7 +40,7 @@ impl Refusal {
 /// Checks a CONNECT and makes it the device's connection.
 ///
 /// # Errors
-/// [`Refusal`]; the hub has not changed then.
+/// [`Refusal`]; in this case the hub has not changed.
 pub(super) fn check(
     connect: &Connect,
     certificate: Option<&Thumbprint>,

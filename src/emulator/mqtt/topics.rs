@@ -1,4 +1,4 @@
-//! What a device may subscribe to and publish to.
+//! The topics that a device may subscribe to and publish to.
 //!
 //! Owns: the documented filters and topics. Must not know: packets, sessions.
 //! Source: wire reference 1.4, 1.5 and 1.7.
@@ -10,7 +10,7 @@ use super::super::hub::Subscription;
 use super::super::identity;
 use super::{methods, twin};
 
-/// What a filter of `device_id` asks for; `None` when it is not one of the documented ones.
+/// The subscription that a filter of `device_id` stands for; `None` if the filter is not documented.
 pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription> {
     match filter {
         "$iothub/methods/POST/#" => Some(Subscription::Methods),
@@ -19,7 +19,7 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
         _ => {
             let begins = filter.strip_suffix('#')?;
             let own = if identity::is_module(device_id) {
-                // As C# and C have it, or as Python and Node.
+                // C# and C send the first form, Python and Node the second.
                 let all = format!("{}/", identity::path(device_id));
                 begins == all || begins == all + "inputs/"
             } else {
@@ -30,12 +30,13 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
     }
 }
 
-/// Whether a module asks for C2D messages, as Java's SDK does: an edgeHub grants it, and sends none. Source: wire reference 6.1.
+/// Whether a module subscribes to C2D messages, as Java's SDK does. An edgeHub accepts this, but sends none. Source:
+/// wire reference 6.1.
 pub(super) fn brings_nothing(id: &str, filter: &str) -> bool {
     identity::is_module(id) && filter == format!("{}/messages/devicebound/#", identity::path(id))
 }
 
-/// Where a device publishes to.
+/// The purpose of a topic that a device publishes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Destination {
     /// D2C telemetry.
@@ -46,10 +47,10 @@ pub(super) enum Destination {
     MethodAnswer(methods::AnswerTopic),
 }
 
-/// What a topic of `device_id` is for; `Ok(None)` when it is not one of the documented ones.
+/// The purpose of a topic of `device_id`; `Ok(None)` if the topic is not documented.
 ///
 /// # Errors
-/// When the bag behind the events topic cannot be decoded.
+/// Fails if the property bag after the events topic cannot be decoded.
 pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destination>, MessageError> {
     if let Some(answer) = methods::answer(topic) {
         return Ok(Some(Destination::MethodAnswer(answer)));

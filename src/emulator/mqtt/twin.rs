@@ -1,6 +1,6 @@
-//! Requests that a device makes of its twin, and their answers.
+//! A device's requests for its twin, and the answers to them.
 //!
-//! Owns: which request a topic makes, the topic and body of the answer. Must not know: packets, sessions, merging.
+//! Owns: which request a topic stands for, the topic and body of the answer. Must not know: packets, sessions, merging.
 //! Source: wire reference 1.7.
 
 use bytes::Bytes;
@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::super::shared::SharedHub;
 
-/// The error code in the answer to a request that cannot be carried out; its status is 400.
+/// The error code in the answer to a request that fails; its status is 400.
 const BAD_REQUEST: u32 = 400_004;
 
 /// The error code of throttling; its status is 429.
 const THROTTLED: u32 = 429_001;
 
-/// What a device asks of its twin.
+/// The kind of a twin request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
     /// The desired and reported properties.
@@ -23,22 +23,22 @@ pub(super) enum Ask {
     PatchReported,
 }
 
-/// A request of a device; the answer carries its request id.
+/// A twin request of a device. The answer has its request id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) ask: Ask,
-    /// Opaque: echoed as it came. Without one there can be no answer.
+    /// Opaque: the answer repeats it unchanged. Without one there can be no answer.
     pub(super) request_id: Option<String>,
 }
 
-/// What goes back to the device.
+/// The answer to the device.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) topic: String,
     pub(super) body: Bytes,
 }
 
-/// The request that a topic makes, if it is one.
+/// The request that a topic stands for, if it is one.
 pub(super) fn request(topic: &str) -> Option<Request> {
     let asks =
         [("$iothub/twin/GET/", Ask::Get), ("$iothub/twin/PATCH/properties/reported/", Ask::PatchReported)];
@@ -48,7 +48,7 @@ pub(super) fn request(topic: &str) -> Option<Request> {
     Some(Request { ask, request_id: ids.next().filter(|id| !id.is_empty()).map(str::to_owned) })
 }
 
-/// Carries a request out. `None` when it has no request id.
+/// Carries out a request. `None` if it has no request id.
 pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: &[u8]) -> Option<Answer> {
     let id = request.request_id.as_deref()?;
     if hub.with(|hub, _| hub.is_throttled(device_id)) {

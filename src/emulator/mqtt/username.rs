@@ -2,44 +2,44 @@
 //!
 //! Owns: its syntax. Must not know: who the devices are, tokens.
 //!
-//! Syntax (wire reference 1.2): `{hub}/{device}/{query}` or `{hub}/{device}/{module}/{query}`, where the query may
-//! begin with `?` and must have `api-version`; other keys are passed over.
+//! Syntax (wire reference 1.2): `{hub}/{device}/{query}` or `{hub}/{device}/{module}/{query}`. The query may begin with
+//! `?` and must have `api-version`; other keys are ignored.
 
 use crate::credentials::HostPort;
 
-/// A user name, taken apart.
+/// The parts of a user name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserName {
     /// The hub's host name, without a port.
     pub host: String,
     /// The device.
     pub device_id: String,
-    /// The module, for a module's sign-in.
+    /// The module, if a module signs in.
     pub module_id: Option<String>,
-    /// `DeviceClientType` as it stands there: the SDK and its version, percent-encoded.
+    /// `DeviceClientType` unchanged: the SDK and its version, percent-encoded.
     pub client_type: Option<String>,
 }
 
-/// What is wrong with a user name.
+/// Why a user name is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UserNameError {
-    /// Too few or too many slashes, or nothing between them.
+    /// There are too few or too many slashes, or an empty segment.
     #[error("the user name is not {{hub}}/{{device}}/?api-version=…")]
     Segments,
-    /// The first segment is no host.
+    /// The first segment is not a host name.
     #[error("the user name begins with something that is not a host name")]
     Host,
-    /// The mandatory key is absent.
+    /// The query has no `api-version`.
     #[error("the user name lacks api-version")]
     ApiVersion,
 }
 
 impl UserName {
-    /// Takes a user name apart. The ids are not percent-decoded: devices do not encode them there.
+    /// Parses a user name. The ids are not percent-decoded, because devices do not encode them there.
     ///
     /// # Errors
-    /// [`UserNameError`]; it does not repeat the text.
+    /// [`UserNameError`]; it does not contain the text.
     pub fn parse(text: &str) -> Result<Self, UserNameError> {
         let segments: Vec<&str> = text.splitn(5, '/').collect();
         let (host, device_id, module_id, query) = match segments.as_slice() {
