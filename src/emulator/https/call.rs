@@ -1,10 +1,10 @@
-//! One request as a route sees it: path, query, headers, body, and whether its sender may ask for that.
+//! One request as a route sees it: path, query, headers, body, and whether the sender may make it.
 //!
-//! Owns: authorisation of a request, its api-version, arguments, and the limit and deadline of its body.
-//! Must not know: which routes there are, connections, TLS.
+//! Owns: authorisation of a request, its api-version, its arguments, and the size limit and deadline of its body. Must
+//! not know: which routes exist, connections, TLS.
 //!
-//! Source: wire reference 3 and 4.2. Routes of the real hub need an `api-version`, of any date; those below `/emulator/`
-//! are this emulator's own and have none.
+//! Source: wire reference 3 and 4.2. Routes of the real hub require an `api-version` with any date. Routes below
+//! `/emulator/` belong to this emulator only and need none.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -28,21 +28,21 @@ use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 use crate::message::excerpt;
 
-/// A request's body before it is read.
+/// A request's body that has not been read.
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// One request.
 pub(super) struct Call {
-    /// The hub that it is for.
+    /// The hub that serves the request.
     pub(super) hub: SharedHub,
     /// The hub's registry of devices.
     pub(super) registrar: Registrar,
     /// GET, PUT, …
     pub(super) method: Method,
-    /// Its headers.
+    /// The request's headers.
     pub(super) headers: HeaderMap,
     path: String,
-    /// The path's segments, decoded; `None` when they cannot be.
+    /// The decoded segments of the path; `None` if the path cannot be decoded.
     segments: Option<Vec<String>>,
     query: String,
     certificate: Option<Thumbprint>,
@@ -51,7 +51,8 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Takes a request apart. `certificate` is that of its TLS connection, which `peer` has made.
+    /// Splits a request into its parts. `certificate` is the one of the TLS connection, and `peer` has opened that
+    /// connection.
     pub(super) fn new(
         request: Request<RequestBody>,
         certificate: Option<Thumbprint>,
@@ -68,35 +69,36 @@ impl Call {
         Self { hub, registrar, method, headers, path, segments, query, certificate, peer, body }
     }
 
-    /// The path's segments in lower case, for finding the route: the hub's own words compare without case.
+    /// The path's segments in lower case, to find the route: the hub ignores case in its own words.
     pub(super) fn words(&self) -> Vec<String> {
         self.segments.iter().flatten().map(|text| text.to_ascii_lowercase()).collect()
     }
 
-    /// One segment of the path, decoded: an id, or a lock token. Empty when there is none.
+    /// One decoded segment of the path, such as an id or a lock token. Empty if the path has no such segment.
     pub(super) fn segment(&self, index: usize) -> &str {
         self.segments.as_ref().and_then(|segments| segments.get(index)).map_or("", String::as_str)
     }
 
-    /// Whom a path `/twins/D/…` or `/twins/D/modules/M/…` is about.
+    /// The device or module in a path `/twins/D/…` or `/twins/D/modules/M/…`.
     pub(super) fn identity(&self) -> String {
         let is_module = self.segment(2).eq_ignore_ascii_case("modules");
         identity::join(self.segment(1), is_module.then(|| self.segment(3)))
     }
 
-    /// A header as text; `None` when it is absent or no text.
+    /// A header as text; `None` if it is missing or not text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// One argument of the query, decoded; of several with the same name, the first. Empty when it has no value.
+    /// One decoded argument of the query. If the name occurs several times, the first one counts. Empty if it has no
+    /// value.
     pub(super) fn argument(&self, name: &str) -> Option<Cow<'_, str>> {
         let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let (_, value) = pairs.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
         Some(percent_decode_str(value).decode_utf8_lossy())
     }
 
-    /// What `If-Match` says: `*` and etags come with and without quotation marks.
+    /// The condition in `If-Match`. Clients send `*` and etags with and without quotation marks.
     pub(super) fn expected(&self) -> Expected {
         match self.header("if-match").map(|tag| tag.trim_start_matches("W/").trim_matches('"')) {
             None => Expected::Unsaid,
@@ -105,7 +107,7 @@ impl Call {
         }
     }
 
-    /// Lets a back end with ServiceConnect through.
+    /// Allows the request if it comes from a back end with ServiceConnect.
     ///
     /// # Errors
     /// 401, or 400 without an api-version.
@@ -114,7 +116,7 @@ impl Call {
         self.versioned()
     }
 
-    /// Lets a back end through that has a right.
+    /// Allows the request if it comes from a back end with this right.
     ///
     /// # Errors
     /// 401, or 400 without an api-version.
@@ -126,7 +128,7 @@ impl Call {
         self.versioned()
     }
 
-    /// As [`Call::service`], for routes of this emulator's own.
+    /// Like [`Call::service`], for this emulator's own routes.
     ///
     /// # Errors
     /// 401.
@@ -137,10 +139,10 @@ impl Call {
         self.authorised(proof).map(drop)
     }
 
-    /// As [`Call::own_service`], for routes that change how the emulator itself behaves: from this machine only.
+    /// Like [`Call::own_service`], for routes that change the emulator's behaviour: only allowed from this machine.
     ///
     /// # Errors
-    /// 401, or 403 for a peer that is elsewhere.
+    /// 401, or 403 for a peer on another machine.
     pub(super) fn own_local_service(&self) -> Result<(), Refusal> {
         self.own_service()?;
         if self.peer.ip().to_canonical().is_loopback() {
@@ -151,11 +153,11 @@ impl Call {
         Err(reply::error(StatusCode::FORBIDDEN, "OperationNotAllowed", sentence).into())
     }
 
-    /// Lets a device through for itself: with a token, or the certificate of its connection.
+    /// Allows a device to act for itself, with a token or the certificate of its connection.
     ///
     /// # Errors
-    /// 401, or 400 without an api-version; 404 for a device that is not there, when a policy's token would stand in for
-    /// it; what faults ask for. Who cannot prove anything does not learn which devices there are.
+    /// 401, or 400 without an api-version. 404 if the device does not exist and the token is from a policy that may act
+    /// for any device. The errors of faults. A client that proves nothing does not learn which devices exist.
     pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
         let certificate = self.certificate.as_ref();
         let proof =
@@ -173,18 +175,18 @@ impl Call {
         })
     }
 
-    /// Whether there is a body that nobody has read: the connection cannot serve another request then.
+    /// Whether the request has a body that was not read. If so, the connection cannot serve another request.
     pub(super) fn has_unread_body(&self) -> bool {
         self.body.is_some()
     }
 
-    /// Reads the body, which may be absent.
+    /// Reads the body. A missing body is empty.
     ///
     /// # Errors
-    /// 413 when it is larger than `limit` bytes, 408 when it does not arrive, 400 when it breaks off.
+    /// 413 if the body is larger than `limit` bytes, 408 if it does not arrive in time, 400 if it breaks off.
     ///
     /// # Cancel safety
-    /// Not cancel safe: what was read is lost.
+    /// Not cancel safe: the bytes that were read are lost.
     pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
         let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
         match tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, limit).collect()).await {
@@ -205,7 +207,7 @@ impl Call {
         }
     }
 
-    /// The reason is for the log; the wire only says that access is denied.
+    /// Checks the proof. The reason of a refusal goes to the log; the client is only told that access is denied.
     fn authorised(
         &self,
         proof: impl FnOnce(&Hub, Option<&str>, SystemTime) -> Result<Grant, AuthError>,

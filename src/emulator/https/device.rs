@@ -3,9 +3,9 @@
 //! Owns: the routes below `/devices/{id}/messages`, and the headers that carry properties.
 //! Must not know: connections, queues.
 //!
-//! Source: wire reference 3. Choices where it is silent: a lock time that is asked for is passed over, the lock is always a
-//! minute; so is `If-Match`, which only repeats the path; a property that no header can hold is left out, and logged.
-//! Not served: a batch of D2C messages in one body.
+//! Source: wire reference 3. Choices where it is silent: a requested lock time is ignored, because the lock always
+//! lasts a minute; `If-Match` is ignored, because it only repeats the path; a property that is not allowed in a header
+//! is left out and logged. Not served: a batch of D2C messages in one body.
 
 use std::time::SystemTime;
 
@@ -24,10 +24,10 @@ const MAX_D2C_BYTES: usize = 256 * 1024;
 /// The content type of a batch of D2C messages.
 const BATCH: &str = "application/vnd.microsoft.iothub.json";
 
-/// What stands before the name of an application property.
+/// The prefix of an application property's name.
 const APPLICATION: &str = "iothub-app-";
 
-/// Headers of system properties, and their keys in a bag.
+/// Headers of system properties, and their keys in a property bag.
 const SYSTEM: [(&str, &str); 8] = [
     ("iothub-messageid", message::MESSAGE_ID),
     ("iothub-correlationid", message::CORRELATION_ID),
@@ -92,7 +92,7 @@ fn settle(
     let device_id = call.segment(1);
     call.device(device_id)?;
     let token = call.segment(4).trim_matches('"');
-    // What is no token of ours was never given out, like one that is no longer held.
+    // The emulator never issued a token of another form. It gets the error of a lock that is no longer held.
     let lock = lock(token).ok_or(LockLost);
     let settled = lock.and_then(|lock| call.hub.with(|hub, now| how(hub, device_id, lock, now)));
     match settled {
@@ -105,7 +105,7 @@ fn settle(
     Ok(reply::no_content())
 }
 
-/// A lock as a GUID, which is what devices expect.
+/// A lock as a GUID, because devices expect one.
 fn token(lock: Lock) -> Uuid {
     Uuid::from_u64_pair(0, lock.number())
 }
@@ -147,7 +147,7 @@ pub(super) async fn send_event(call: &mut Call) -> Result<Reply, Refusal> {
     Ok(reply::no_content())
 }
 
-/// The properties in a request's headers. Header names have no case, so names come in lower case.
+/// The properties in a request's headers. Header names ignore case, so the property names are in lower case.
 fn properties(headers: &HeaderMap) -> Result<Properties, Refusal> {
     let mut properties = Properties::default();
     for (header, value) in headers {

@@ -1,6 +1,6 @@
 //! The emulator's own route that shows the D2C messages of a device.
 //!
-//! Owns: their JSON. Must not know: connections, how messages came in.
+//! Owns: their JSON. Must not know: connections, the protocol on which a message came.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +11,7 @@ use super::reply::{self, Refusal, Reply};
 use crate::emulator::hub::Event;
 use crate::message::{self, format_time};
 
-/// No further message is added to an answer of this size; a reader asks again with the last number.
+/// An answer of this size gets no further message. The reader asks again with the last number.
 const ENOUGH_BYTES: usize = 1024 * 1024;
 
 /// `GET /emulator/devices/{id}/events?after=NUMBER`.
@@ -27,7 +27,7 @@ pub(super) fn show_after(call: &Call) -> Result<Reply, Refusal> {
     Ok(page.map_or_else(|| reply::no_device(device_id), |page| reply::ok(&page)))
 }
 
-/// The messages with numbers above `after`, oldest first, as many as fit into one answer.
+/// The messages with numbers above `after`, oldest first, until the answer is full.
 fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
     let mut bytes = 0;
     let later = events.filter(|event| event.number > after);
@@ -57,7 +57,7 @@ fn show(event: &Event) -> Value {
     shown
 }
 
-/// A body as text where it is readable as such.
+/// Adds a body: as text if it is readable, else in base64.
 pub(super) fn set_body(shown: &mut Value, body: &[u8]) {
     let readable = |text: &&str| text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t'));
     match std::str::from_utf8(body).ok().filter(readable) {

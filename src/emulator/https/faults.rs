@@ -1,8 +1,8 @@
-//! The emulator's own routes that say what is to go wrong for a device.
+//! The emulator's own routes that show, set and end the faults of a device.
 //!
-//! Owns: their JSON, and who may ask. Must not know: what a fault does.
+//! Owns: their JSON, and who may use them. Must not know: what a fault does.
 //!
-//! Only for peers on this machine, with a token of the service policy.
+//! They are only for peers on this machine, with a token of the service policy.
 
 use serde_json::{Map, Value, json};
 
@@ -59,7 +59,7 @@ fn name(call: &Call) -> Result<FaultName, Refusal> {
         .map_err(|error: crate::emulator::hub::FaultError| reply::bad_argument(&error.to_string()).into())
 }
 
-/// What is to go wrong for the device now, or that there is no such device.
+/// The answer: the device's faults now, or 404 if the device does not exist.
 fn of(call: &Call) -> Reply {
     let device_id = call.segment(2);
     let Some(faults) = call.hub.with(|hub, _| hub.faults(device_id)) else {
@@ -68,7 +68,7 @@ fn of(call: &Call) -> Reply {
     reply::ok(&json!({ "deviceId": device_id, "faults": named(faults) }))
 }
 
-/// Faults by their names, with their values.
+/// Faults by name, with their values.
 pub(super) fn named(faults: Vec<Fault>) -> Map<String, Value> {
     let named = |fault: Fault| (fault.name().as_str().to_owned(), fault.value().into());
     faults.into_iter().map(named).collect()

@@ -1,9 +1,9 @@
 //! Delivery feedback as a back end reads it over HTTPS.
 //!
-//! Owns: the routes below `/messages/servicebound/feedback`. Must not know: connections, how batches come about.
+//! Owns: the routes below `/messages/servicebound/feedback`. Must not know: connections, how batches are made.
 //!
-//! Source: wire reference 4.4. Choices where it is silent: the answer has the content type that the batch has over AMQP, and
-//! says when the batch was made; a batch that is not settled within a minute comes again.
+//! Source: wire reference 4.4. Choices where it is silent: the answer has the content type that a batch has over AMQP,
+//! and says when the batch was made; a batch that is not settled within a minute comes again.
 
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use crate::emulator::hub::{FeedbackLock, Hub, LockLost};
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
 use crate::message;
 
-/// When the batch was made.
+/// The header with the time at which the batch was made.
 const ENQUEUED_TIME: &str = "iothub-enqueuedtime";
 
 /// `GET /messages/servicebound/feedback`: the next batch, locked for a minute, or 204.
@@ -35,12 +35,12 @@ pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
     Ok(reply)
 }
 
-/// `DELETE /messages/servicebound/feedback/{lock}`: the batch has been read.
+/// `DELETE /messages/servicebound/feedback/{lock}`: the back end has accepted the batch.
 pub(super) fn complete(call: &Call) -> Result<Reply, Refusal> {
     settle(call, Hub::complete_feedback)
 }
 
-/// `POST /messages/servicebound/feedback/{lock}/abandon`: the batch is to come again.
+/// `POST /messages/servicebound/feedback/{lock}/abandon`: the batch must come again.
 pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
     settle(call, Hub::abandon_feedback)
 }
@@ -48,7 +48,7 @@ pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
 fn settle(call: &Call, how: fn(&mut Hub, FeedbackLock) -> Result<(), LockLost>) -> Result<Reply, Refusal> {
     call.service()?;
     let token = call.segment(3).trim_matches('"');
-    // What is no token of ours was never given out, like one that is no longer held.
+    // The emulator never issued a token of another form. It gets the error of a lock that is no longer held.
     let lock = match Uuid::try_parse(token).map(|uuid| uuid.as_u64_pair()) {
         Ok((0, number)) => Ok(FeedbackLock::from_number(number)),
         _ => Err(LockLost),

@@ -1,6 +1,6 @@
 //! The emulator's own route that puts a message into an input of a module, as if another module had sent it.
 //!
-//! Owns: its path and answers. Must not know: queues, connections.
+//! Owns: the path and the answers of this route. Must not know: queues, connections.
 
 use serde_json::json;
 
@@ -10,8 +10,8 @@ use super::reply::{self, Refusal, Reply};
 use crate::emulator::hub::{EnqueueError, InputError, SOURCE_DEVICE};
 use crate::emulator::identity;
 
-/// `POST /emulator/devices/{id}/modules/{id}/inputs/{input}`: a message in the shape of the page's form, without what is
-/// about feedback and expiry. It comes from the device itself, as that of a leaf device would.
+/// `POST /emulator/devices/{id}/modules/{id}/inputs/{input}`: a message in the form of the page, without the fields for
+/// feedback and expiry. Its source is the device itself, as for a message of a leaf device.
 pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
     call.own_service()?;
     let body = call.body(MAX_FORM).await?;

@@ -1,7 +1,7 @@
-//! A stream that comes back when whoever has it lets go: the AMQP crate drops its stream as it likes, and a WebSocket must
-//! be closed in good order all the same.
+//! A stream that returns to its owner when its borrower drops it. The AMQP crate drops its stream at any time, but a
+//! WebSocket must still be closed in order.
 //!
-//! Owns: lending and giving back. Must not know: what the stream carries.
+//! Owns: lending and giving back. Must not know: the bytes on the stream.
 
 use std::io;
 use std::pin::Pin;
@@ -10,17 +10,17 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
-/// Shutting it down flushes it: its owner closes it. Dropping it gives it back.
+/// A lent stream. Its shutdown only flushes it, because the owner closes it. Its drop gives it back.
 pub(super) struct Lent<S>(Option<(S, oneshot::Sender<S>)>);
 
-/// Lends `stream`; it comes back through the receiver.
+/// Lends `stream`. The receiver gets it back.
 pub(super) fn lend<S>(stream: S) -> (Lent<S>, oneshot::Receiver<S>) {
     let (give_back, back) = oneshot::channel();
     (Lent(Some((stream, give_back))), back)
 }
 
 impl<S: Unpin> Lent<S> {
-    /// It is there until it is dropped.
+    /// The stream is present until the drop.
     fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>> {
         let there = self.get_mut().0.as_mut();
         there.map(|(stream, _)| Pin::new(stream)).ok_or_else(|| io::ErrorKind::NotConnected.into())
@@ -30,7 +30,7 @@ impl<S: Unpin> Lent<S> {
 impl<S> Drop for Lent<S> {
     fn drop(&mut self) {
         if let Some((stream, give_back)) = self.0.take() {
-            // An owner who does not wait has no use for it.
+            // If the owner does not wait, it does not need the stream.
             drop(give_back.send(stream));
         }
     }
@@ -89,7 +89,7 @@ mod tests {
         lent.read_exact(&mut two).await.expect("read");
         lent.write_all(b"out").await.expect("written");
         lent.shutdown().await.expect("flushed");
-        // As the AMQP crate does.
+        // The AMQP crate does this, too.
         drop(tokio::io::split(lent));
         let mut near = back.await.expect("back");
         near.write_all(b" and on").await.expect("still open");

@@ -1,12 +1,12 @@
-//! Direct methods as back ends call them.
+//! Direct methods: the calls of back ends over HTTPS.
 //!
-//! Owns: the route `/twins/{id}/methods` and that of modules, its JSON, and the wait for the end. Must not know: connections, how a call reaches
-//! its device.
+//! Owns: the route `/twins/{id}/methods` and the one of modules, its JSON, and the wait for the end. Must not know:
+//! connections, how a call reaches its device.
 //!
 //! Source: Microsoft's page "Understand and invoke direct methods from IoT Hub" and the REST definitions in its Python
-//! service SDK; the error bodies are as users quote them (Azure/azure-iot-cli-extension issue 54, Azure/azure-iot-sdk-java
-//! issue 640). Choices: without a time in the request a device has 30 seconds to answer, and none to come; a device's answer that
-//! cannot be passed on is a 502 with the code 502001.
+//! service SDK. The error bodies are as users quote them (Azure/azure-iot-cli-extension issue 54,
+//! Azure/azure-iot-sdk-java issue 640). Choices: without time-outs in the request, a device has 30 seconds to answer,
+//! and no time to connect; if the device's answer cannot be passed on, the answer is 502 with the code 502001.
 
 use std::time::Duration;
 
@@ -25,15 +25,15 @@ use crate::emulator::hub::{
 use crate::emulator::shared::SharedHub;
 use crate::message::{excerpt, format_time};
 
-/// The longest that a call can take: then the device came late and did not answer.
+/// The longest time that a call can take: the device connects as late as allowed, and does not answer.
 pub(super) const LONGEST: Duration = Duration::from_secs(2 * MAX_METHOD_TIMEOUT.as_secs());
 
-/// Most bytes of a request: a payload, and what stands around it.
+/// Most bytes of a request: a payload, and the JSON around it.
 const MAX_BODY: usize = MAX_PAYLOAD + 4 * 1024;
 
 const RESPONSE_TIMEOUT: u64 = 30;
 
-/// A call as a back end sends it. What is not here is passed over.
+/// A call as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
@@ -43,7 +43,7 @@ struct Sent {
     connect_timeout_in_seconds: Option<u64>,
 }
 
-/// A call that is forgotten when nobody waits for it any more, such as when the back end hangs up.
+/// A pending call. Its drop removes the call from the hub, for example when the back end disconnects.
 struct Waited<'a> {
     hub: SharedHub,
     device_id: &'a str,
@@ -56,7 +56,7 @@ impl Drop for Waited<'_> {
     }
 }
 
-/// `POST /twins/{id}/methods`: answers when the device has, or time is up.
+/// `POST /twins/{id}/methods`: answers when the device has answered, or when the time is over.
 pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
     call.service()?;
     let body = call.body(MAX_BODY).await?;
@@ -100,7 +100,7 @@ fn read(body: &[u8]) -> Result<MethodCall, String> {
     })
 }
 
-/// Waits for a call's end. Cancel safe: the call is forgotten then.
+/// Waits for the end of a call. Cancel safe: a cancelled call is removed from the hub.
 async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
     let mut changed = call.hub.watch();
     loop {
@@ -108,14 +108,14 @@ async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
         match call.hub.with(|hub, now| hub.method_progress(call.device_id, call.id, now)) {
             Progress::Done(ended) => return ended,
             Progress::Pending(until) => {
-                // The sender lives in the hub, so what ends this is a change, or the time.
+                // The hub holds the sender, so this only ends by a change or by the time limit.
                 drop(tokio::time::timeout(call.hub.until(until), changed.changed()).await);
             }
         }
     }
 }
 
-/// Some errors have a body of their own in the real hub: JSON in the message.
+/// The error of a call. For some errors the real hub sends a special body, with JSON in the message.
 fn refusal(call: &Call, error: &CallError) -> Reply {
     let (status, code, word) = match error {
         CallError::UnknownDevice(_) => return reply::no_device(&call.identity()),

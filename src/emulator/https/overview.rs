@@ -1,6 +1,7 @@
-//! The overview as JSON: what the emulator's page shows, for one device after another.
+//! The overview as JSON: what the emulator's page shows, device by device.
 //!
-//! Owns: its shape, how much of a message is shown, and where a device says what became of one. Must not know: HTTP, who reads it.
+//! Owns: its form, how much of a message is shown, and where a device reports what it did with a message. Must not
+//! know: HTTP, who reads it.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -13,26 +14,26 @@ use crate::message::{C2dMessage, Properties, format_time};
 
 use super::{events, faults};
 
-/// Devices that are shown; the rest is counted.
+/// Most devices that are shown; the others are only counted.
 const MAX_DEVICES: usize = 100;
-/// D2C messages of each device that are shown.
+/// Most D2C messages of each device that are shown.
 const MAX_EVENTS: usize = 10;
-/// Feedback records that are shown, the newest.
+/// Most feedback records that are shown. They are the newest.
 const MAX_FEEDBACK: usize = 50;
-/// Properties of a message that are shown; the rest is counted.
+/// Most properties of a message that are shown; the others are only counted.
 const MAX_PROPERTIES: usize = 20;
-/// Bytes of a body that are shown.
+/// Most bytes of a body that are shown.
 const MAX_BODY: usize = 512;
-/// Characters of an id, or of a property's name or value, that are shown.
+/// Most characters of an id, or of a property's name or value, that are shown.
 const MAX_TEXT: usize = 200;
-/// Bytes of a twin that are shown.
+/// Most bytes of a twin that are shown.
 const MAX_TWIN: usize = 16 * 1024;
-/// Marks a D2C message as a report of the agent on a message that it had.
+/// The property that marks a D2C message as the agent's report on a C2D message.
 const REPORT: (&str, &str) = ("c2d-report", "outcome");
 /// The agent's part of the reported properties.
 const TWIN_SECTION: &str = "c2dAgent";
 
-/// Everything there is to see.
+/// The whole overview.
 pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
     let devices: Vec<Value> = hub.device_ids().take(MAX_DEVICES).map(|id| device(hub, id)).collect();
     let feedback: Vec<_> = hub.feedback().collect();
@@ -123,12 +124,12 @@ fn ended(ended: &Ended, outcomes: &BTreeMap<String, Value>) -> Value {
     shown
 }
 
-/// What the device itself has reported of messages, by their ids: in its twin, and by D2C messages, which say more. Of two
-/// reports on the same id the later one counts.
+/// What the device itself has reported about messages, by message id. The reports are in its twin and in D2C messages;
+/// those in D2C messages have more details. If two reports have one id, the later one counts.
 fn outcomes(hub: &Hub, id: &str, reported: &Value) -> BTreeMap<String, Value> {
     let section = &reported[TWIN_SECTION];
     let rules = section["rules"].as_object().into_iter().flat_map(Map::values);
-    // The newest stands first.
+    // The newest entry is first, so reverse the order: later reports must come later.
     let recent = section["recent"].as_array().into_iter().flatten().rev();
     let (name, value) = REPORT;
     let sent = hub.events(id).into_iter().flatten();
@@ -154,12 +155,12 @@ fn record(feedback: &FeedbackView) -> Value {
     })
 }
 
-/// The beginning of a body, and how long it is in all where that is more.
+/// The beginning of a body, and its whole length if the body is longer.
 fn set_body(shown: &mut Value, body: &Bytes) {
     let mut beginning = body.slice(..body.len().min(MAX_BODY));
     if beginning.len() < body.len() {
         shown["bodyBytes"] = body.len().into();
-        // Not in the middle of a character.
+        // Do not cut a character in two.
         if let Err(error) = std::str::from_utf8(&beginning)
             && error.error_len().is_none()
         {

@@ -1,10 +1,11 @@
 //! The emulator's page: the hub as a person sees it, and a form that sends a C2D message.
 //!
-//! Owns: its files, the overview that it waits for, and what its form may send. Must not know: connections, TLS, what AMQP
-//! and MQTT do.
+//! Owns: its files, the wait for a new overview, and what its form may send. Must not know: connections, TLS, AMQP and
+//! MQTT.
 //!
-//! The files hold no data and are for everybody; the data needs a token of the service policy like every other route. The
-//! page gets one in the fragment of its address, which browsers do not send, so there is no cookie that another site could use.
+//! The files contain no data and need no token. The data needs a token of the service policy, as on every other route.
+//! The page gets the token in the fragment of its address. Browsers do not send the fragment, and there is no cookie
+//! that another site could use.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -25,11 +26,12 @@ use crate::emulator::identity;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, MAX_C2D_BYTES, excerpt};
 
-/// How long an answer is held back while nothing changes: below what proxies and browsers take for a dead connection.
+/// How long to hold back an answer while nothing changes. It must be shorter than the time after which proxies and
+/// browsers give up a connection.
 const PATIENCE: Duration = Duration::from_secs(25);
-/// Changes within this time are one answer.
+/// Changes within this time are sent in one answer.
 const REST: Duration = Duration::from_millis(100);
-/// A message in JSON: each byte may be written as six (`\u00e4`).
+/// Most bytes of a message as JSON: each byte may be written as six (`\u00e4`).
 pub(super) const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
 
 /// `GET /`.
@@ -52,12 +54,12 @@ pub(super) fn script() -> Reply {
 
 fn file(text: &'static str, kind: &'static str) -> Reply {
     let reply = reply::text(text).with(CONTENT_TYPE, HeaderValue::from_static(kind));
-    // Another version of the emulator may be here next.
+    // Another version of the emulator may serve this address later, so the browser must not keep old files.
     let reply = reply.with(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     reply.with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
 }
 
-/// `GET /emulator/overview?after=VERSION`: as soon as the hub's version is another one, or after a while.
+/// `GET /emulator/overview?after=VERSION`: answers when the hub's version differs, or after a while.
 pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
     call.own_service()?;
     let after = match call.argument("after").map(|text| text.parse::<u64>()) {
@@ -67,19 +69,19 @@ pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
     };
     let mut changes = call.hub.watch_changes();
     let changed = async {
-        // The sender lives in the hub, so this cannot fail.
+        // The hub holds the sender, so this cannot fail.
         if changes.wait_for(|version| Some(*version) != after).await.is_ok()
             && after.is_some_and(|after| after > 0)
         {
             tokio::time::sleep(REST).await;
         }
     };
-    // Nothing new is an answer, too: the page learns that the emulator is there.
+    // Answer also when nothing has changed, so that the page sees that the emulator runs.
     drop(tokio::time::timeout(PATIENCE, changed).await);
     Ok(reply::ok(&call.hub.with(|hub, now| overview::of(hub, now))))
 }
 
-/// What the page's form sends.
+/// The data that the page's form sends.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Form {
@@ -112,7 +114,7 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
     Ok(reply::ok(&json!({ "messageId": message_id })))
 }
 
-/// `POST /emulator/devices/{id}/messages/{sequenceNumber}/again`: queues a message that has ended once more, with another id.
+/// `POST /emulator/devices/{id}/messages/{sequenceNumber}/again`: queues an ended message again, with a new id.
 pub(super) fn send_again(call: &Call) -> Result<Reply, Refusal> {
     call.own_service()?;
     let (device_id, number) = (call.segment(2), call.segment(4));
@@ -129,13 +131,13 @@ pub(super) fn send_again(call: &Call) -> Result<Reply, Refusal> {
     Ok(reply::ok(&json!({ "messageId": message_id })))
 }
 
-/// Reads a form that has nothing to do with feedback: id, properties and body.
+/// Reads a form without feedback and expiry: id, properties and body.
 pub(super) fn message(body: &Bytes) -> Result<C2dMessage, String> {
     let queued = queued(body, String::new(), |_| None)?;
     Ok(queued.message)
 }
 
-/// Reads a form. `expires` tells when a time from now is, where there is such a time.
+/// Reads a form. `expires` returns the time after a duration from now, or `None` if that is too far ahead.
 fn queued(
     body: &Bytes,
     device_id: String,

@@ -1,6 +1,6 @@
 //! Clearing a device's queue.
 //!
-//! Owns: the route `/devices/{id}/commands`. Must not know: connections, what a purge takes.
+//! Owns: the route `/devices/{id}/commands`. Must not know: connections, which messages a purge removes.
 
 use serde_json::json;
 

@@ -1,11 +1,11 @@
 //! The registry of devices and modules, for back ends with registry rights.
 //!
-//! Owns: the routes `/devices`, `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and the JSON of
-//! a device or a module. Must not know: connections, files.
+//! Owns: the routes `/devices`, `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and the JSON
+//! of a device or a module. Must not know: connections, files.
 //!
-//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: edge devices and
-//! parents, certificates of an authority. Choices: one that is changed without keys keeps those it has; one that was deleted and
-//! is made again with other keys has another generation.
+//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`). Not served: edge
+//! devices and parents, certificates of an authority. Choices: a device that is changed without keys keeps its keys; a
+//! device that was deleted and made again with other keys has another generation.
 
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -23,13 +23,13 @@ use crate::message;
 /// Most bytes of a device in a request.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Most devices in one list, as in the real hub.
+/// Most devices in one list, as on the real hub.
 const MAX_LISTED: usize = 1_000;
 
-/// How the hub writes a time that never was.
+/// The hub's text for a time that does not exist.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// A device or a module as a back end sends it. What is not here is passed over.
+/// A device or a module as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Sent {
@@ -98,7 +98,8 @@ pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
     Ok(identity.map_or_else(|| reply::no_device(&id), |identity| reply::ok(&show(&identity))))
 }
 
-/// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: makes it, or with `If-Match` changes it.
+/// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: creates the device or module, or changes it if there is an
+/// `If-Match`.
 pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
     call.back_end(BackEndRight::RegistryWrite)?;
     let body = call.body(MAX_BODY).await?;
@@ -208,7 +209,7 @@ fn show(identity: &Identity) -> Value {
             "type": kind,
         },
     });
-    // A module has no status of its own, and is managed by whoever made it.
+    // A module has no status. The program that made it manages it, so `managedBy` is null.
     let more = match module {
         Some(module) => json!({ "moduleId": module, "managedBy": null }),
         None => json!({
@@ -224,7 +225,7 @@ fn show(identity: &Identity) -> Value {
     shown
 }
 
-/// The words are those of the SDKs' error codes.
+/// The error of a change. The code words are those in the SDKs.
 fn refusal(error: &RegistrarError) -> Reply {
     let (status, code) = match error {
         RegistrarError::Exists(id) if identity::is_module(id) => {

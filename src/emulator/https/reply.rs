@@ -13,27 +13,27 @@ use serde_json::{Value, json};
 use crate::emulator::identity;
 use crate::message::excerpt;
 
-/// A body in one piece.
+/// A body that is sent as one piece.
 pub(super) type ReplyBody = Full<Bytes>;
 
-/// Tells clients that they talk to this emulator, which has routes that the real hub has not.
+/// Tells clients that this server is the emulator, which has routes that the real hub does not have.
 const PRODUCT: &str = concat!("c2d-agent-emulator/", env!("CARGO_PKG_VERSION"));
 
 /// An answer.
 #[derive(Debug)]
 pub(super) struct Reply(Response<ReplyBody>);
 
-/// A text that no header can hold.
+/// The text is not allowed in a header.
 #[derive(Debug, thiserror::Error)]
 #[error("no HTTP header can hold it")]
 pub(super) struct InvalidHeader;
 
-/// Stands in an answer that is not to be sent, and says why the connection ends.
+/// Marks an answer that must not be sent, and gives the reason for the end of the connection.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("dropped because of the fault drop-at")]
 pub(super) struct Dropped;
 
-/// An answer that ends a route early, for `?`.
+/// An error answer, so that a route can end early with `?`.
 #[derive(Debug)]
 pub(super) struct Refusal(Box<Reply>);
 
@@ -56,16 +56,16 @@ impl From<Reply> for Response<ReplyBody> {
 }
 
 impl Reply {
-    /// The answer with one more header.
+    /// Adds one header to the answer.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers_mut().insert(name, value);
         self
     }
 
-    /// The answer with a header that may occur again, when the text can stand in one.
+    /// Adds a header that may occur several times, if its text is allowed in a header.
     ///
     /// # Errors
-    /// When it cannot: a control character, or a name that is none. The answer is as before.
+    /// Fails for a control character or an invalid name. In this case the answer has not changed.
     pub(super) fn append(&mut self, name: &str, value: &str) -> Result<(), InvalidHeader> {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| InvalidHeader)?;
         let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| InvalidHeader)?;
@@ -73,7 +73,7 @@ impl Reply {
         Ok(())
     }
 
-    /// The answer, after which the connection ends: there is a body that is not read.
+    /// Ends the connection after the answer, because the request's body was not read.
     pub(super) fn closing(self) -> Self {
         self.with(CONNECTION, HeaderValue::from_static("close"))
     }
@@ -90,7 +90,7 @@ pub(super) fn ok(body: &Value) -> Reply {
     json_of(StatusCode::OK, body)
 }
 
-/// 200 with a body of the sender's own kind.
+/// 200 with a body whose content type the sender has chosen.
 pub(super) fn bytes(body: Bytes) -> Reply {
     Reply::of(StatusCode::OK, body)
 }
@@ -100,12 +100,12 @@ pub(super) fn no_content() -> Reply {
     Reply::of(StatusCode::NO_CONTENT, Bytes::new())
 }
 
-/// 200 with a text of this program; its kind is to be said by the caller.
+/// 200 with a text of this program. The caller must set the content type.
 pub(super) fn text(text: &'static str) -> Reply {
     Reply::of(StatusCode::OK, Bytes::from_static(text.as_bytes()))
 }
 
-/// An error as the hub words it: a code word, and a sentence.
+/// An error in the hub's form: a code word and a sentence.
 pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
     let tracking_id = uuid::Uuid::new_v4().simple();
     let body = json!({
@@ -115,31 +115,32 @@ pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
     json_of(status, &body)
 }
 
-/// An error as the hub words it for methods: its details as JSON in the message, and the code word in a header.
+/// An error in the form that the hub uses for methods: its details as JSON in the message, and the code word in a
+/// header.
 pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &Value) -> Reply {
     let reply = json_of(status, &json!({ "Message": details.to_string(), "ExceptionMessage": "" }));
     reply.with(HeaderName::from_static("iothub-errorcode"), HeaderValue::from_static(code))
 }
 
-/// 401. What is wrong is not said.
+/// 401. It does not say what is wrong.
 pub(super) fn unauthorized() -> Reply {
     error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized")
 }
 
-/// 429: too much for now. Hub code 429001.
+/// 429: the hub throttles the device. Hub code 429001.
 pub(super) fn throttled() -> Reply {
     let sentence = "the hub is throttling the device: try again later";
     error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", sentence)
 }
 
-/// No answer at all: the connection is dropped in its place.
+/// No answer: the connection is dropped instead.
 pub(super) fn dropped() -> Reply {
     let mut reply = no_content();
     reply.0.extensions_mut().insert(Dropped);
     reply
 }
 
-/// 400: something about the request is wrong.
+/// 400: the request is wrong.
 pub(super) fn bad_argument(sentence: &str) -> Reply {
     error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)
 }
@@ -161,7 +162,7 @@ pub(super) fn lock_lost() -> Reply {
     error(StatusCode::PRECONDITION_FAILED, "DeviceMessageLockLost", sentence)
 }
 
-/// 405: the path is served, and only with these methods.
+/// 405: the path exists, but only for these methods.
 pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
     let sentence = format!("this resource takes {allowed} only");
     let reply = error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &sentence);

@@ -1,8 +1,9 @@
-//! What a request asks for.
+//! Finds the route of a request.
 //!
 //! Owns: paths, methods, and which route answers them. Must not know: connections, TLS, what a route does.
 //!
-//! Each route but the page's files first asks `call` whether the sender may do that; what is no route is a 404 only for back ends.
+//! Each route except the page's files first asks `call` whether the sender may use it. An unknown path is a 404 only
+//! for back ends.
 
 use hyper::{Method, StatusCode};
 
@@ -20,7 +21,7 @@ pub(super) async fn answer(mut call: Call) -> Reply {
     if call.has_unread_body() { reply.closing() } else { reply }
 }
 
-/// What is served.
+/// All routes.
 enum Route {
     ListDevices,
     ListModules,
@@ -45,12 +46,12 @@ enum Route {
     SetFault,
     ClearFault,
     ClearFaults,
-    /// A file of the page: for everybody, because it has no data.
+    /// A file of the page. It needs no token, because it has no data.
     File(fn() -> Reply),
     Overview,
     SendFromPage,
     SendAgain,
-    /// The path is served, and only with the methods named.
+    /// The path exists, but only for the named methods.
     Other(&'static str),
     Unknown,
 }
@@ -112,7 +113,8 @@ fn find(method: &Method, words: &[&str]) -> Route {
 
 async fn route(call: &mut Call) -> Result<Reply, Refusal> {
     let words = call.words();
-    // A module has paths of its own; its id as this emulator writes it counts in the emulator's own paths only.
+    // The real hub's paths have separate segments for device and module. A segment with DEVICE/MODULE is only allowed
+    // in the emulator's own paths.
     let words = if words.iter().any(|word| word.contains('/'))
         && words.first().is_none_or(|word| word != "emulator")
     {
@@ -319,7 +321,7 @@ mod tests {
                 (401, &json!("ErrorCode:IotHubUnauthorizedAccess;Unauthorized"))
             );
         }
-        // Who is not let in does not learn what there is.
+        // A client without access does not learn which paths exist.
         assert_eq!(ask(Method::GET, "/nothing", None, &hub).await.0, 401);
     }
 }

@@ -1,11 +1,12 @@
-//! Twins as back ends read and write them.
+//! Twins: how back ends read and write them.
 //!
-//! Owns: the routes below `/twins/{id}` and `/twins/{id}/modules/{id}`, and the JSON that they take. Must not know: connections, merging.
+//! Owns: the routes below `/twins/{id}` and `/twins/{id}/modules/{id}`, and the JSON that they accept. Must not know:
+//! connections, merging.
 //!
-//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`), and the page "Control access
-//! to IoT Hub": twins need ServiceConnect. Choices where these are silent: what a back end cannot write (reported
-//! properties, versions, the connection's state) is passed over, so that a twin can go back as it came; `null` in place of a
-//! whole part is as if it were not there.
+//! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`), and the page "Control
+//! access to IoT Hub": twins need ServiceConnect. Choices where these are silent. Fields that a back end cannot write
+//! (reported properties, versions, the connection's state) are ignored, so that a back end can send a twin back as it
+//! got it. `null` instead of a whole part counts as missing.
 
 use hyper::StatusCode;
 use hyper::header::{ETAG, HeaderValue};
@@ -17,13 +18,13 @@ use super::reply::{self, Refusal, Reply};
 use crate::emulator::hub::{TwinError, TwinWrite};
 use crate::emulator::registrar::Expected;
 
-/// Most bytes of a twin in a request: tags, desired and reported properties at their largest, and what stands around them.
+/// Most bytes of a twin in a request: the largest tags, desired and reported properties, and the other fields.
 const MAX_BODY: usize = 256 * 1024;
 
-/// What the hub itself puts among the desired properties, and takes back from nobody.
+/// The keys that the hub adds to the desired properties. It ignores them in a request.
 const OWN: [&str; 2] = ["$version", "$metadata"];
 
-/// A twin as a back end sends it. What is not here is passed over.
+/// A twin as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 struct Sent {
     tags: Option<Map<String, Value>>,
@@ -43,12 +44,12 @@ pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
     Ok(twin.map_or_else(|| reply::no_device(&id), |twin| show(&twin)))
 }
 
-/// `PATCH /twins/{id}`: merges tags and desired properties in.
+/// `PATCH /twins/{id}`: merges tags and desired properties into the twin.
 pub(super) async fn patch(call: &mut Call) -> Result<Reply, Refusal> {
     write(call, |tags, desired| TwinWrite::Patch { tags, desired }).await
 }
 
-/// `PUT /twins/{id}`: replaces tags and desired properties. What is not sent is empty then.
+/// `PUT /twins/{id}`: replaces tags and desired properties. A part that is not sent becomes empty.
 pub(super) async fn replace(call: &mut Call) -> Result<Reply, Refusal> {
     write(call, |tags, desired| TwinWrite::Replace {
         tags: tags.unwrap_or_default(),
@@ -79,7 +80,7 @@ async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Repl
     Ok(show(&twin))
 }
 
-/// The etag stands in a header, too.
+/// A twin as an answer. The etag is also in a header.
 fn show(twin: &Value) -> Reply {
     let etag = twin["etag"].as_str().map(|etag| HeaderValue::from_str(&format!("\"{etag}\"")));
     match etag {
@@ -88,7 +89,7 @@ fn show(twin: &Value) -> Reply {
     }
 }
 
-/// The words are those of the SDKs' error codes.
+/// The error of a twin. The code words are those in the SDKs.
 fn refusal(device_id: &str, error: &TwinError) -> Reply {
     match error {
         TwinError::UnknownDevice(_) => reply::no_device(device_id),

@@ -1,9 +1,11 @@
-//! From HTTPS to a WebSocket: what a request to upgrade is answered, and what is served then.
+//! From HTTPS to a WebSocket: the answer to an upgrade request, and which protocol is served then.
 //!
-//! Owns: the paths, the choice of the subprotocol, refusals in words. Must not know: MQTT, AMQP, WebSocket frames.
+//! Owns: the paths, the choice of the subprotocol, and the sentences of refusals. Must not know: MQTT, AMQP, WebSocket
+//! frames.
 //!
-//! Source: wire reference 1.1, 2.1 and 8 (lines 1 and 12). Unverified, so choices of this emulator: both paths
-//! take both subprotocols, the query is ignored, and no Authorization header is asked for: the protocol inside signs in.
+//! Source: wire reference 1.1, 2.1 and 8 (lines 1 and 12). Not verified, so these are choices: both paths accept both
+//! subprotocols, the query is ignored, and no Authorization header is required, because the client signs in with the
+//! inner protocol.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,29 +29,30 @@ use super::reply::{self, ReplyBody};
 use crate::message::excerpt;
 use crate::websocket::{AMQP, ByteStream, Farewell, HUB_PATH, MQTT};
 
-/// The path that uAMQP dials.
+/// The path that uAMQP uses.
 const SERVICE_BUS_PATH: &str = "/$servicebus/websocket";
 
-/// Time for the protocol inside to let go of its stream, and then for the peer to close; less when the emulator stops.
+/// Time for the inner protocol to release its stream, and then for the peer to close. It is shorter when the emulator
+/// stops.
 const CLOSING_TIME: Duration = Duration::from_secs(2);
 const STOPPING_TIME: Duration = Duration::from_millis(200);
 
 const PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
 
-/// What the bytes of a WebSocket are.
+/// The protocol inside a WebSocket.
 #[derive(Debug, Clone, Copy)]
 enum Subprotocol {
     Mqtt,
     Amqp,
 }
 
-/// A connection that turns into a WebSocket when the answer is out.
+/// A connection that becomes a WebSocket after the answer is sent.
 pub(super) struct Agreed {
     subprotocol: Subprotocol,
     upgrade: OnUpgrade,
 }
 
-/// Answers a request that is for a WebSocket; `None` for any other. With 101 there is an [`Agreed`].
+/// Answers a request for a WebSocket; `None` for any other request. An answer 101 comes with an [`Agreed`].
 pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyBody>, Option<Agreed>)> {
     let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
     let path = path.strip_suffix('/').unwrap_or(&path);
@@ -92,7 +95,7 @@ pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyB
     Some((accepted, Some(Agreed { subprotocol, upgrade: on(request) })))
 }
 
-/// The first offer of the client that is served here.
+/// The client's first offer that is served here.
 fn choose(headers: &HeaderMap) -> Option<(Subprotocol, &'static str)> {
     offers(headers).find_map(|offer| match offer {
         MQTT => Some((Subprotocol::Mqtt, MQTT)),
@@ -107,7 +110,7 @@ fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 impl Agreed {
-    /// Serves the WebSocket until it ends, or `stop`.
+    /// Serves the WebSocket until it ends or `stop` is cancelled.
     pub(super) async fn serve(
         self,
         certificate: Option<Thumbprint>,
@@ -115,7 +118,7 @@ impl Agreed {
         hub: SharedHub,
         stop: CancellationToken,
     ) {
-        // The answer is out or the connection is gone by now; the limit is for what nobody thought of.
+        // At this point the answer is sent or the connection has ended. The limit is only a safeguard.
         let stream = match timeout(ARRIVAL_TIMEOUT, self.upgrade).await {
             Ok(Ok(upgraded)) => ByteStream::accepted(TokioIo::new(upgraded)).await,
             Ok(Err(error)) => return tracing::info!(%peer, %error, "a WebSocket could not be opened"),
@@ -126,7 +129,7 @@ impl Agreed {
     }
 }
 
-/// Serves what is inside a WebSocket, and closes it in bounded time, however that ends.
+/// Serves the protocol inside a WebSocket, and then closes the WebSocket within a limited time, whatever the end was.
 async fn serve<S>(
     stream: ByteStream<S>,
     subprotocol: Subprotocol,
@@ -176,7 +179,7 @@ mod tests {
     use crate::emulator::hub::Hub;
     use crate::emulator::registry::Registry;
 
-    /// Serves AMQP while `client` plays.
+    /// Serves AMQP while `client` runs.
     async fn with<T>(
         stop: &CancellationToken,
         client: impl AsyncFnOnce(WebSocketStream<DuplexStream>) -> T,
@@ -192,7 +195,7 @@ mod tests {
         tokio::join!(served, client).1
     }
 
-    /// The code of the close frame that comes next but binary messages, and whether the connection ends then.
+    /// Skips binary messages. Returns the code and reason of the close frame, and whether the connection ends after it.
     async fn closed(mut socket: WebSocketStream<DuplexStream>) -> (u16, String, bool) {
         loop {
             match socket.next().await {
