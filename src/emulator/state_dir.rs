@@ -162,7 +162,7 @@ pub(super) struct StateDir {
 impl StateDir {
     /// Opens the directory, and makes it if needed, with the keys and certificates for these devices. Keys and
     /// certificates of other devices are kept. With `has_known_keys`, the policies and the devices with keys use the
-    /// well-known keys for this start; these keys are not written to the file of secrets.
+    /// well-known keys for this start; opening does not write them to the file of secrets.
     ///
     /// # Errors
     /// [`StateDirError`] names the file that is wrong.

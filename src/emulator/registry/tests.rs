@@ -1,4 +1,4 @@
-//! Who is let in, and with what proof.
+//! Who may sign in, and with which proof.
 
 use super::*;
 use std::time::Duration;

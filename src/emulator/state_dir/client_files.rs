@@ -1,12 +1,12 @@
-//! The files with which a device or a module signs in.
+//! The files that a device or a module needs to sign in.
 //!
-//! Owns: their layout, and what stands in them. Must not know: which devices there are, the hub.
+//! Owns: their layout and content. Must not know: which devices exist, the hub.
 //!
 //! - `devices/ID.connection-string`: for a device with keys
 //! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
-//! - `leaf/ID.connection-string`: for a device with keys behind the gateway, where the gateway has a name of its own
+//! - `leaf/ID.connection-string`: for a device with keys behind the gateway, if the gateway has its own name
 //! - `modules/DEVICE/MODULE.connection-string`: for a module
-//! - `modules/DEVICE/MODULE.env`: what edgeAgent would start the module with, where there is a workload socket
+//! - `modules/DEVICE/MODULE.env`: the environment that edgeAgent would give the module, if there is a workload socket
 
 use std::fs;
 use std::io;
@@ -23,13 +23,13 @@ const WORKLOAD_VERSION: &str = "2021-12-07";
 
 /// Where clients find the emulator.
 pub(in crate::emulator) struct Served {
-    /// The hub's name, which user names and tokens have.
+    /// The hub's name, as user names and tokens contain it.
     pub(in crate::emulator) hostname: String,
-    /// The name that modules and leaf devices dial, when it is another one.
+    /// The name that modules and leaf devices dial, if it differs from the hub's.
     pub(in crate::emulator) gateway: Option<String>,
     pub(in crate::emulator) mqtt_port: u16,
     pub(in crate::emulator) amqp_port: u16,
-    /// Where HTTPS is dialled on this machine.
+    /// The HTTPS address to dial on this machine.
     pub(in crate::emulator) https: SocketAddr,
     /// The edge device, and the socket of its modules.
     pub(in crate::emulator) workload: Option<(String, PathBuf)>,
@@ -49,12 +49,12 @@ impl Served {
         format!("HostName={hub};DeviceId={device};SharedAccessKey={key}")
     }
 
-    /// The hub with a port, unless it is the standard one.
+    /// The hub's name, with the port if it is not the standard one.
     fn hub(&self, port: u16, standard: u16) -> HostPort {
         HostPort { name: self.hostname.clone(), port: (port != standard).then_some(port) }
     }
 
-    /// The gateway, when it has a name of its own, with the port of MQTT.
+    /// The gateway, if it has its own name, with the MQTT port if it is not the standard one.
     fn gateway(&self) -> Option<HostPort> {
         let port = (self.mqtt_port != MQTT_PORT).then_some(self.mqtt_port);
         self.gateway.clone().map(|name| HostPort { name, port })
@@ -68,22 +68,22 @@ pub(super) struct ClientFiles {
 }
 
 impl ClientFiles {
-    /// Those below `root`.
+    /// The files below `root`.
     pub(super) fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), served: None }
     }
 
-    /// From now on they name these places. Nothing is written before.
+    /// Sets the places that the files name. Before this call nothing is written.
     pub(super) fn serve(&mut self, served: Served) {
         self.served = Some(served);
     }
 
-    /// What [`ClientFiles::serve`] was told.
+    /// The places that [`ClientFiles::serve`] has set.
     pub(super) fn served(&self) -> Option<&Served> {
         self.served.as_ref()
     }
 
-    /// Writes the files of a device or a module. `own` is its certificate, when it was made here.
+    /// Writes the files of a device or a module. `own` is its certificate, if the emulator made one.
     pub(super) fn write(
         &self,
         Device { id, credential }: &Device,
@@ -101,7 +101,7 @@ impl ClientFiles {
                 }
                 Ok(())
             }
-            // Its certificate and key are somebody else's.
+            // The emulator does not have the device's certificate and key.
             (DeviceCredential::Thumbprints { .. }, _) | (_, None) => Ok(()),
         }
     }
@@ -119,7 +119,8 @@ impl ClientFiles {
         Ok(())
     }
 
-    /// Modules dial the gateway; a device dials the hub, and as a leaf device the gateway.
+    /// Writes the connection strings. A module dials the gateway. A device dials the hub, and as a leaf device the
+    /// gateway.
     fn write_strings(&self, served: &Served, id: &str, key: &str) -> Result<(), StateDirError> {
         let (device, module) = identity::split(id);
         let hub = served.hub(served.mqtt_port, MQTT_PORT);
@@ -133,7 +134,7 @@ impl ClientFiles {
         };
         write_into(&self.path(id, "connection-string"), &text)?;
         if let (None, Some(behind)) = (module, behind) {
-            // Nobody dials the hub, so it needs no port.
+            // No client dials the hub with this string, so it needs no port.
             let hub = &served.hostname;
             let text = format!("HostName={hub};DeviceId={device}{behind};SharedAccessKey={key}\n");
             write_into(&self.leaf(id), &text)?;
@@ -177,7 +178,7 @@ impl ClientFiles {
     }
 }
 
-/// Writes a file, and makes its folder where there is none.
+/// Writes a file, and creates its folder if needed.
 fn write_into(path: &Path, text: &str) -> Result<(), StateDirError> {
     path.parent().map_or(Ok(()), make_directory)?;
     write_private(path, text.as_bytes())

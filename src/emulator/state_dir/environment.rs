@@ -1,6 +1,7 @@
-//! `env`: what a shell sources, so that the commands after it need no options to find the emulator.
+//! The file `env`: a shell sources it, so that later commands find the emulator without options.
 //!
-//! Owns: its variables, whose they are, and their quoting. Must not know: what a program does with them.
+//! Owns: its variables, which device and policy they belong to, and their quoting. Must not know: what a program does
+//! with them.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -8,13 +9,13 @@ use std::path::Path;
 use super::{AUTHORITY, Registered, SERVICE_POLICY, StateDir, StateDirError, known_keys, write_private};
 use crate::emulator::identity;
 
-/// The file.
+/// The file's name.
 const FILE: &str = "env";
-/// Names the state directory, for commands that ask a running emulator.
+/// The variable with the state directory, for commands that ask a running emulator.
 pub const STATE_DIR_VARIABLE: &str = "C2D_EMULATOR_STATE_DIR";
 
 impl StateDir {
-    /// Writes the file anew, when it is known where clients find the emulator.
+    /// Writes the file. Before the places of the emulator are known, nothing is written.
     pub(super) fn write_environment(&self) -> Result<(), StateDirError> {
         let Some(served) = self.files.served() else { return Ok(()) };
         let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
@@ -35,7 +36,7 @@ impl StateDir {
         file.path(STATE_DIR_VARIABLE, &root);
         match &device {
             Some((id, key)) => file.export("C2D_DEVICE_CONNECTION_STRING", &served.device_string(id, key)),
-            // One of another emulator must not be taken for one of this.
+            // A shell may have sourced the file of another emulator, so remove its device.
             None => file.0.extend(b"unset C2D_DEVICE_CONNECTION_STRING\n"),
         }
         for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
@@ -48,13 +49,13 @@ impl StateDir {
         write_private(&self.root.join(FILE), &file.0)
     }
 
-    /// The first device of this start that has a key, with its key.
+    /// The first device of this start that has a key, and that key.
     fn first_device(&self) -> Option<(String, String)> {
         let devices = self.named.iter().filter(|id| !identity::is_module(id));
         devices.into_iter().find_map(|id| Some((id.clone(), self.key_of(id)?)))
     }
 
-    /// What a back end has made of a device counts.
+    /// The primary key of a device. If a back end has changed the device, its change takes precedence.
     fn key_of(&self, id: &str) -> Option<String> {
         let stored = match self.secrets.registered.get(id) {
             Some(Registered { keys, .. }) => keys.as_ref(),
@@ -84,7 +85,7 @@ impl Lines {
         self.export_bytes(name, value.as_os_str().as_bytes());
     }
 
-    /// Between single quotes a shell takes everything as it is, but for the quote itself.
+    /// Quotes a value: between single quotes a POSIX shell changes nothing, and only the quote itself needs an escape.
     fn export_bytes(&mut self, name: &str, value: &[u8]) {
         self.0.extend(format!("export {name}='").as_bytes());
         for byte in value {

@@ -1,6 +1,6 @@
-//! Keys that everybody knows, so that a connection string can stand in a document or in a file under version control.
+//! Keys that everybody knows, so that a connection string can be part of a document or of a file under version control.
 //!
-//! Owns: these keys, and that none of them outlives the emulator that was asked for them.
+//! Owns: these keys, and that none of them is used after the emulator that was started with them.
 //! Must not know: files, listeners.
 
 use super::{Secrets, StateDirError, StoredKeys};
@@ -17,7 +17,8 @@ pub(super) fn pair() -> Option<KeyPair> {
 }
 
 impl Secrets {
-    /// A back end that changes a device while it has a well-known key has that key registered: new ones take their place.
+    /// Replaces all well-known keys by new ones. A back end may have changed a device while it had a well-known key,
+    /// and this stored the key.
     pub(super) fn forget_known_keys(&mut self) -> Result<(), StateDirError> {
         let Self { policies, devices, registered, .. } = self;
         let registered = registered.values_mut().filter_map(|device| device.keys.as_mut());

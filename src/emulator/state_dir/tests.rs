@@ -1,4 +1,4 @@
-//! What is in the state directory, who may read it, and what survives.
+//! What the state directory contains, who may read it, and what survives a restart.
 
 use super::*;
 use crate::credentials::{DeviceConnectionString, DeviceSecret, ServiceConnectionString};
@@ -188,7 +188,7 @@ fn a_directory_of_the_version_before_still_opens() {
     assert_eq!(text(root, "devices/dev1.connection-string"), before);
 }
 
-/// What a shell has in these variables after it has sourced `env`, a line each; `-` for one that is not set.
+/// The values of these variables in a shell that has sourced `env`, one per line; `-` if a variable is not set.
 fn sourced(root: &Path, variables: &[&str]) -> Vec<String> {
     let shown: String = variables.iter().map(|name| format!("printf '%s\\n' \"${{{name}--}}\"\n")).collect();
     let mut shell = std::process::Command::new("sh");
@@ -221,19 +221,19 @@ fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_n
     };
     assert_eq!(sourced(&root, &names), expected(device, "18883"));
     assert!(text(&root, "env").starts_with("# "));
-    // The emulator has moved to another port.
+    // The emulator runs on another port.
     state.write_client_files(served(28883), NOW).expect("written");
     let moved = string("devices/d'1$x");
     assert!(moved.starts_with("HostName=localhost:28883;"), "{moved}");
     assert_eq!(sourced(&root, &names), expected(moved, "28883"));
-    // A back end gives the device another key, and then deletes it.
+    // A back end first changes the device's key, and then deletes the device.
     let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
     state.register(&Device { id: "d'1$x".to_owned(), credential }, true).expect("kept");
     assert_eq!(sourced(&root, &names)[1], string("devices/d'1$x"));
     state.forget("d'1$x").expect("forgotten");
     assert_eq!(sourced(&root, &names)[1], string("devices/dev2"));
     drop(state);
-    // Without a device that has a key, one of another emulator must not be taken for it.
+    // No device here has a key, so the shell must not keep the device of another emulator.
     drop(open(&root, &[], &["cert1"]));
     assert_eq!(sourced(&root, &names)[1], "-");
     assert!(text(&root, "env").contains("\n# No device has a key"), "{}", text(&root, "env"));
@@ -253,7 +253,7 @@ fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
     assert!(!before.contains(known), "{before}");
 
     let mut state = open_with(root, &["dev1"], &[], true);
-    // Two in `env`, and one in each of the other files.
+    // The file `env` has two, and each of the other files has one.
     assert_eq!(strings().matches(known).count(), 4, "{}", strings());
     assert!(!text(root, SECRETS).contains(known));
     // A back end disables the device, which keeps its keys.
