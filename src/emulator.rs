@@ -192,6 +192,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let (mqtt_address, mqtt) = mqtt;
     let (amqp_address, amqp) = amqp;
     let (https_address, https) = listen_https(*bind, options.https_port).await?;
+    // The files for clients name the ports, so the listeners come first.
     let served = Served {
         hostname: hostname.clone(),
         gateway: options.gateway_hostname.clone(),
@@ -208,6 +209,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         registry.enable(&device.id, *enabled);
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
+    // Restore before a connection is served, so that no client sees an empty hub.
     let keeper = Keeper::restore(&hub, root)?;
     hub.with(|hub, _| {
         hub.set_input_routes(options.routes.clone());

@@ -43,7 +43,7 @@ mod session;
 mod stream;
 mod twin_link;
 
-/// Sessions of one connection at a time. SDKs open one or two.
+/// Most sessions of one connection. SDKs open one or two.
 const MAX_SESSIONS: usize = 16;
 
 /// How long to wait for one answer of the client: an attach, a detach, or the outcome of a reply. If the client takes

@@ -292,6 +292,7 @@ impl Hub {
         if size > message::MAX_C2D_BYTES {
             return Err(EnqueueError::TooLarge(size));
         }
+        // Expired messages must not count against the limit of the queue.
         self.expire(&device_id, now);
         let expires = expiry.unwrap_or(now + DEFAULT_TTL);
         let Some(state) = self.devices.get_mut(&device_id) else {

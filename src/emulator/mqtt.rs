@@ -176,12 +176,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(end) | Err(end) => end,
         };
         self.hub.with(|hub, _| hub.disconnect(&device_id, self.id));
+        // The fault ends the connection at one packet. The packets before it must still reach the device.
         if matches!(end, End::Dropped)
             && let Err(error) = self.wire.flush().await
         {
             tracing::debug!(%peer, %error, "what came before the fault could not be sent");
         }
         match (&end, self.will.take()) {
+            // A DISCONNECT of the device cancels the will.
             (End::Goodbye, _) | (_, None) => {}
             (_, Some(will)) => self.publish_will(&will),
         }
@@ -210,6 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.deliver()?;
             self.tell_desired()?;
             self.call_methods()?;
+            // The flush is outside the select: if it were cancelled, the device could get half a packet.
             self.wire.flush().await?;
             if self.token_expires.is_some() && self.hub.with(|hub, _| hub.expires_token(&self.device_id)) {
                 return Ok(End::TokenExpired);
@@ -232,12 +235,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     let Some(packet) = packet? else { return Ok(End::Closed) };
                     self.last_heard = Instant::now();
                     self.handle(packet).await?;
+                    // Handle all packets that have arrived, so that one flush sends all answers.
                     while let Some(packet) = self.wire.next_buffered()? {
                         self.handle(packet).await?;
                     }
                 }
                 () = sleep_until(self.last_heard + self.max_silence) => return Ok(End::Silent),
                 () = token_expired => {
+                    // The sleep uses the runtime's clock, but the token ends by the emulator's clock.
                     if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
                         return Ok(End::TokenExpired);
                     }
@@ -284,6 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             } else {
                 locked.message.to_topic(&device_id)
             };
+            // The topic contains the properties. Each delivery of this message would fail, so reject it now.
             if topic.len() > codec::MAX_TOPIC {
                 let bytes = topic.len();
                 tracing::warn!(
@@ -303,6 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 "delivered a C2D message"
             );
             let mut publish = Publish::from_bytes(topic, QoS::AtMostOnce, locked.message.body.clone());
+            // At QoS 0 there is no PUBACK, so the message is complete when it is sent.
             if qos == 0 {
                 self.push(&Packet::Publish(publish))?;
                 self.settle(&locked, Hub::complete);

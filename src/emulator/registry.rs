@@ -194,7 +194,7 @@ impl Registry {
         Self { hostname: hostname.into(), policies, devices: BTreeMap::new() }
     }
 
-    /// The host name that user names and tokens must name.
+    /// The host name that user names and tokens must contain.
     pub fn hostname(&self) -> &str {
         &self.hostname
     }
@@ -261,6 +261,7 @@ impl Registry {
                 if !policy.device_connect {
                     return Err(AuthError::Forbidden(policy.name.clone(), "DeviceConnect"));
                 }
+                // Check the signature first: only a valid token may show that the device is missing.
                 let granted = grant(&token, policy.keys.signed(&token)).and_then(enabled)?;
                 return device.map(|_| granted).ok_or_else(|| AuthError::MissingDevice(excerpt(device_id)));
             }

@@ -174,6 +174,7 @@ impl StateDir {
         now: SystemTime,
     ) -> Result<Self, StateDirError> {
         make_directory(root)?;
+        // Lock before reading, so that another emulator cannot change the files until they are written.
         let lock = lock(root)?;
         make_directory(&root.join("devices"))?;
         let path = root.join(SECRETS);

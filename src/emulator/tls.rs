@@ -1,6 +1,6 @@
 //! The emulator's side of TLS: its certificate, and client certificates of devices.
 //!
-//! Owns: the rustls server configuration. Must not know: files, MQTT, AMQP, which certificate belongs to whom.
+//! Owns: the rustls server configuration. Must not know: files, MQTT, AMQP, which device has which certificate.
 //!
 //! The TLS side accepts any client certificate if the client has the private key. The sign-in checks whether the
 //! certificate is the registered one, because only there the device's id is known.

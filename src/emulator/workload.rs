@@ -1,7 +1,8 @@
 //! The workload API of an emulated edge device, over a Unix socket. A module gets its tokens signed and the roots to
 //! trust.
 //!
-//! Owns: the socket, requests and answers. Must not know: MQTT, what tokens are for, the environment of a module (`state_dir`).
+//! Owns: the socket, requests and answers. Must not know: MQTT, what tokens are for, the environment of a module
+//! (`state_dir`).
 //!
 //! Source: wire reference 6.4 and 6.5. A real daemon has one socket for each module and identifies its caller by the
 //! process. Here all modules of one device share a socket, and the caller must have the emulator's own user, or root.
@@ -94,6 +95,7 @@ impl Workload {
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 match std::os::unix::net::UnixStream::connect(path) {
+                    // No process listens on the socket, so it is a leftover.
                     Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
                         std::fs::remove_file(path).map_err(failed)?;
                         UnixListener::bind(path).map_err(failed)?

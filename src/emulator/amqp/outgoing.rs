@@ -81,6 +81,7 @@ impl Outgoing {
         let (kind, fields) = performative_fields(performative).ok()?;
         match kind {
             BEGIN => {
+                // Remember both channels, because the client's decisions name its own channel.
                 let theirs = fields.get(REMOTE_CHANNEL).and_then(|field| values::ushort(field))?;
                 self.answers.begun(theirs, channel);
                 None
@@ -88,6 +89,7 @@ impl Outgoing {
             TRANSFER => {
                 let part = Transfer::read(&fields).ok()?;
                 let link = (channel, part.handle);
+                // Only the first frame of a message has the annotations, so its token is kept for the later frames.
                 let known = self.tags.remove(&link);
                 let token = known.or_else(|| lock_token(payload))?;
                 if known.is_none() {
@@ -104,6 +106,7 @@ impl Outgoing {
                 }
                 let body = [b"\x00\x53\x14", &answers::list(&fields)[..], payload].concat();
                 let size = 8 + body.len();
+                // The token is longer than the tag of the crate, so the frame may be too large now.
                 if size > self.max_frame {
                     tracing::debug!("a message that fills its frame keeps the tag of the AMQP crate");
                     return None;

@@ -120,6 +120,7 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
         }
         (Role::Sender, Address::Events(device_id)) => {
             claims.check_device(&device_id)?;
+            // A device that only sends also needs the hub's connection, so that it replaces an older one.
             claims.connection(&device_id)?;
             return Ok(Purpose::DeviceEvents(device_id));
         }
@@ -147,6 +148,7 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
             return Err(Refusal::no_address(format!("the hub has no address \"{shown}\"")));
         }
     };
+    // Only links of back ends come here: the other cases have returned above.
     if claims.are_valid() {
         Ok(purpose)
     } else {

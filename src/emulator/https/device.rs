@@ -1,4 +1,4 @@
-//! What a device does over HTTPS.
+//! The requests of a device over HTTPS.
 //!
 //! Owns: the routes below `/devices/{id}/messages`, and the headers that carry properties.
 //! Must not know: connections, queues.

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use super::{EnqueueError, Hub, MAX_ENDED, MAX_ENDED_BYTES, QueuedMessage};
 use crate::message;
 
-/// Why a message was not sent once more.
+/// Why a message was not sent again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgainError {

@@ -159,6 +159,7 @@ impl FeedbackQueue {
                 *locked = None;
                 ready = true;
             }
+            // A locked batch is not dropped, because the back end may still settle it.
             if locked.is_none() && batch.enqueued + TIME_TO_LIVE <= now {
                 tracing::warn!(
                     records = batch.records.len(),
@@ -171,6 +172,7 @@ impl FeedbackQueue {
             self.waiting.pop_front();
             tracing::debug!("dropped a feedback record: no back end read it within an hour");
         }
+        // Announce a batch only once: each announcement wakes the listeners.
         if self.batch.is_none() && self.is_due(now) && !self.announced {
             self.announced = true;
             ready = true;

@@ -1,4 +1,4 @@
-//! Whether a CONNECT is accepted.
+//! Decides whether a CONNECT is accepted.
 //!
 //! Owns: the checks of a device's CONNECT and their return codes. Must not know: sockets, later packets.
 //! Source: wire reference 1.2 and 1.3.
@@ -62,6 +62,7 @@ pub(super) fn check(
     }
     let token = Some(login.password.as_str()).filter(|password| !password.is_empty());
     let id = user.client_id();
+    // The check and the new connection are one step under the hub's lock, so the device cannot change in between.
     let signed_in = hub.with(|hub, now| {
         if !user.host.eq_ignore_ascii_case(hub.hostname()) {
             let host = user.host.chars().take(100).collect::<String>();
