@@ -176,7 +176,7 @@ impl Hub {
     /// Checks whether a device may sign in with `token`, or without one, with the certificate of its TLS connection.
     ///
     /// # Errors
-    /// [`AuthError`] gives the reason for the log; the client only gets "not authorised".
+    /// [`AuthError`] gives the reason for the log. Each protocol decides what the client is told.
     pub fn authenticate_device(
         &self,
         device_id: &str,
