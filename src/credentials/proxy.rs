@@ -166,7 +166,10 @@ fn read_login(text: &str) -> Option<ProxyLogin> {
 }
 
 fn exceptions(value: &str) -> Vec<Exception> {
-    let value = value.get(..MAX_BYTES).unwrap_or(value);
+    // Past the limit only whole entries count: the beginning of a name is another name.
+    let whole = |bytes: &[u8]| bytes.iter().rposition(|byte| matches!(byte, b',' | b' ')).unwrap_or(0);
+    let end = value.as_bytes().get(..MAX_BYTES).map_or(value.len(), whole);
+    let value = value.get(..end).unwrap_or_default();
     let entries = value.split([',', ' ']).map(str::trim).filter(|entry| !entry.is_empty());
     entries
         .filter_map(|entry| {
@@ -213,6 +216,18 @@ mod tests {
             Some(("proxy.example:443".to_owned(), true))
         );
         assert_eq!(read(&[("HTTPS_PROXY", " ")]), Ok(ProxySettings::default()));
+    }
+
+    #[test]
+    fn a_list_of_exceptions_that_is_too_long_counts_by_whole_names_up_to_the_limit() {
+        // The limit cuts through a letter of two bytes, and so through the name that it is in.
+        let long = format!("first.example,hub.example.{}", "é".repeat(MAX_BYTES));
+        let settings = read(&[("HTTPS_PROXY", "http://proxy.example"), ("NO_PROXY", &long)]).expect("valid");
+        assert!(settings.on_the_way_to("first.example", 443).is_none());
+        assert!(settings.on_the_way_to("hub.example", 443).is_some());
+        let names: usize =
+            settings.direct.iter().filter_map(|one| one.suffix.as_ref()).map(String::len).sum();
+        assert!(names <= MAX_BYTES, "{names} bytes are kept");
     }
 
     #[test]
