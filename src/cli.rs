@@ -48,7 +48,7 @@ mod transport;
 #[cfg(feature = "service")]
 mod twin;
 
-/// Where the configuration is looked for unless `--config` says otherwise.
+/// The configuration file that the program reads without `--config`.
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
@@ -128,19 +128,19 @@ enum Command {
 }
 
 impl Command {
-    /// How much is logged unless the user says.
+    /// The log level when the user gives none.
     fn default_log_level(&self) -> &'static str {
         match self {
             #[cfg(all(feature = "emulator", feature = "service"))]
             Self::Demo(_) => demo::LOG_LEVEL,
-            // What it finds is its output.
+            // The findings are the output; log lines would only repeat them.
             #[cfg(feature = "doctor")]
             Self::Doctor(_) => "off",
             _ => "info",
         }
     }
 
-    /// Whether it waits for whoever reads its log: not the agent, whose relays matter more.
+    /// Whether the command waits for the reader of its log. The agent does not wait: its relays matter more.
     fn patience(&self) -> logging::Patience {
         match self {
             Self::Run(_) => logging::Patience::Goes,
@@ -149,27 +149,28 @@ impl Command {
     }
 }
 
-/// How the program ends. As docs/src/reference/exit-codes.md says.
+/// How the program ends. docs/src/reference/exit-codes.md describes the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[allow(dead_code)]
 enum Exit {
-    /// Done; with `--wait`, delivered; with `--wait-outcome`, the action succeeded; of a method, its status is 200 to 299.
+    /// Done. With `--wait`, the message was delivered. With `--wait-outcome`, the action succeeded. A called method
+    /// answered with a status from 200 to 299.
     Done = 0,
-    /// It failed.
+    /// The command failed.
     Error = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
-    /// A negative answer. Feedback: the message was not delivered. Of a method: it did not reach its device. Of `check`: no rule
-    /// takes the sample message, it is not as expected, or a rule test failed.
+    /// A negative answer. Feedback: the message was not delivered. A method call: it did not reach its device. `check`:
+    /// no rule matches the sample message, the result is not as expected, or a rule test failed.
     NegativeFeedback = 3,
-    /// No feedback, with `--wait-outcome` no outcome, or no answer to a method, in time.
+    /// Feedback, the outcome (with `--wait-outcome`) or the answer of a method did not come in time.
     NoFeedback = 4,
-    /// The message was delivered, and its action did not succeed; or a method has another status.
+    /// The message was delivered, but its action did not succeed. Or a method answered with another status.
     ActionFailed = 5,
 }
 
-/// An error with the exit code that it deserves; `main` prints it as one sentence.
+/// An error with its exit code; [`run`] prints it as one sentence.
 #[derive(Debug)]
 struct Failure {
     exit: Exit,
@@ -190,7 +191,7 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Parses the command line, runs the subcommand, and answers with the exit code.
+/// Parses the command line, runs the subcommand, and returns the exit code.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -199,7 +200,7 @@ pub fn run() -> ExitCode {
                 tell(format_args!("c2d-agent: {sentence}"));
                 return ExitCode::from(Exit::Usage as u8);
             }
-            // It would be shown with the error.
+            // clap's error would show the secret.
             None if error.use_stderr() && error.to_string().contains("SharedAccess") => {
                 tell(
                     "c2d-agent: an argument holds a connection string, and every user of this machine can read arguments: write \
@@ -263,7 +264,7 @@ fn last_word(failure: &Failure) -> String {
     format!("c2d-agent: {}", sentence(&failure.error))
 }
 
-/// An error and its causes as one text; a cause that the text names already is not said again.
+/// An error and its causes as one text. A cause that the text already contains is not repeated.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
@@ -274,13 +275,13 @@ fn sentence(error: &anyhow::Error) -> String {
     text
 }
 
-/// Writes a line for people to standard error. Where that fails (a full disk, a closed pipe) there is nobody left to
-/// tell, and the work and its exit code must not suffer, as they would from the panic of `eprintln!`.
+/// Writes a line for people to standard error. If that fails (a full disk, a closed pipe), the line is dropped: the
+/// work and its exit code must not suffer. `eprintln!` would panic.
 fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-/// Refuses a connection string where `option` wants the name of its file: a message about that file would repeat the secret.
+/// Refuses a connection string where `option` expects a file name: an error about that file would repeat the secret.
 fn check_is_no_secret(option: &str, path: &std::path::Path) -> Result<(), anyhow::Error> {
     let is_secret = path.to_string_lossy().to_ascii_lowercase().contains("sharedaccess");
     anyhow::ensure!(
@@ -296,8 +297,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "use a number with a unit, such as 30s, 10m or 2h".to_owned())
 }
 
-/// Runs a subcommand that talks to a network; one thread is enough. When it is done, a name look-up that hangs in the
-/// system's resolver is left behind: waiting for it, as the runtime would, could take the exit half a minute.
+/// Runs a subcommand that talks to a network; one thread is enough. At the end it does not wait for a name look-up that
+/// hangs in the system's resolver: the runtime would wait, and the exit could take half a minute.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = built.context("the runtime cannot start")?;
@@ -315,7 +316,7 @@ mod tests {
     fn a_command_that_is_not_built_in_is_told_with_its_feature_and_where_to_get_it() {
         for (command, part) in OPTIONAL {
             let given = [vec!["c2d-agent", command], vec!["c2d-agent", "help", command]];
-            // A command that is there may need no argument: then there is no error.
+            // A command of this build may need no argument: then there is no error.
             for told in given.map(|given| Cli::try_parse_from(given).err().and_then(|error| lacking(&error)))
             {
                 assert_eq!(told.is_some(), !part.is_built(), "{command}: {told:?}");
@@ -327,7 +328,7 @@ mod tests {
         assert_eq!(lacking(&unknown), None);
     }
 
-    /// The commands as [`Command`] lists them, and whether a smaller build may lack each.
+    /// The commands as [`Command`] lists them, and for each whether a smaller build may lack it.
     fn listed() -> Vec<(String, bool)> {
         let (_, list) = include_str!("cli.rs").split_once("enum Command {\n").expect("the commands");
         let (list, _) = list.split_once("\n}\n").expect("their end");

@@ -1,4 +1,5 @@
-//! What the commands of the back end share: which hub, as whom, by which way, how results are printed, how values are read.
+//! Shared by the commands of the back end: the hub, the identity, the way to the hub, how results are printed and how
+//! values are read.
 //!
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
 
@@ -18,7 +19,7 @@ const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 // Not a doc comment, which would become part of the help of each command.
-// The hub, who asks, and how.
+// The hub, the identity, and the way to the hub.
 #[derive(Debug, clap::Args)]
 pub(super) struct HubArgs {
     /// A file with the service connection string.
@@ -41,7 +42,7 @@ pub(super) struct HubArgs {
     https_port: u16,
 }
 
-// Whom a request is about.
+// The device or module of a request.
 #[derive(Debug, clap::Args)]
 pub(super) struct TargetArgs {
     /// The device.
@@ -52,7 +53,7 @@ pub(super) struct TargetArgs {
     module: Option<String>,
 }
 
-/// Whom to ask over HTTPS, and as whom.
+/// The hub to ask over HTTPS, and the identity to ask with.
 pub(super) struct Rest {
     identity: ServiceConnectionString,
     way: HttpsWay,
@@ -60,10 +61,10 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// With a token for `lifetime`.
+    /// Connects nothing yet; requests will carry a token that is valid for `lifetime`.
     ///
     /// # Errors
-    /// When a token that was given has expired.
+    /// When the user gave a token and it has expired.
     pub(super) fn service(self, lifetime: Duration) -> Result<HttpsService, ServiceError> {
         let Self { identity, way, ca_file } = self;
         HttpsService::new(&identity, way, ca_file.as_deref(), lifetime, SystemTime::now)
@@ -80,7 +81,7 @@ pub(super) struct OutputArgs {
 
 impl TargetArgs {
     /// # Errors
-    /// When one of the ids is none.
+    /// When one of the ids is not valid.
     pub(super) fn target(&self) -> anyhow::Result<Target> {
         Ok(Target::new(&self.device, self.module.as_deref())?)
     }
@@ -93,10 +94,10 @@ impl HubArgs {
         self.ca_file.clone().or_else(|| variable().map(PathBuf::from))
     }
 
-    /// From the file, or else from the variable.
+    /// Reads the connection string from the file, or else from the variable.
     ///
     /// # Errors
-    /// When there is none, or it is not one of a service.
+    /// When there is no connection string, or it is not one of a service.
     pub(super) fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
         let (origin, text) = match &self.connection_string_file {
             Some(path) => {
@@ -132,10 +133,10 @@ impl HubArgs {
         Ok(Rest { identity: self.identity()?, way: self.https()?, ca_file: self.ca_file() })
     }
 
-    /// As `--transport` says.
+    /// The transport that `--transport` names.
     ///
     /// # Errors
-    /// When the proxies on the way cannot be read.
+    /// When the proxy settings of the environment cannot be read.
     pub(super) fn transport(&self) -> anyhow::Result<FeedbackTransport> {
         Ok(match self.transport {
             Transport::Amqp => FeedbackTransport::Amqp(Way::Amqp),
@@ -144,10 +145,10 @@ impl HubArgs {
         })
     }
 
-    /// The HTTPS port, with the environment's proxies.
+    /// The HTTPS port, with the proxies of the environment.
     ///
     /// # Errors
-    /// When these cannot be read.
+    /// When the proxy settings cannot be read.
     pub(super) fn https(&self) -> anyhow::Result<HttpsWay> {
         let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
         Ok(HttpsWay { port: self.https_port, proxies })
@@ -157,22 +158,22 @@ impl HubArgs {
 /// Writes a line to standard output.
 ///
 /// # Errors
-/// When it cannot be written.
+/// When standard output cannot be written.
 pub(super) fn print(line: &str) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
 
-/// Text given as it is, or in a file (`-` is standard input), of at most `limit` bytes; empty when neither is given.
+/// Text from an argument or from a file (`-` is standard input), of at most `limit` bytes; empty when there is neither.
 ///
 /// # Errors
-/// When it cannot be read, or is more.
+/// When the text cannot be read, or is longer than `limit`.
 pub(super) fn text_of(
     what: &str,
     text: Option<&str>,
     file: Option<&Path>,
     limit: usize,
 ) -> anyhow::Result<String> {
-    // One byte more than it may have, so that more is told from just enough.
+    // Reads one byte above the limit, to tell a text that is too long from one that just fits.
     let most = limit as u64 + 1;
     let mut read = String::new();
     match (text, file) {
@@ -193,7 +194,7 @@ pub(super) fn text_of(
     Ok(read)
 }
 
-/// A file of the command line that cannot be read.
+/// The error for a file of the command line that cannot be read.
 pub(super) fn unreadable(what: &str, path: &Path, error: &std::io::Error) -> anyhow::Error {
     anyhow!(
         "cannot read the {what} from {}: {}; correct the path, or its owner and mode",
@@ -202,7 +203,7 @@ pub(super) fn unreadable(what: &str, path: &Path, error: &std::io::Error) -> any
     )
 }
 
-/// The exit code of a failure: some of the hub's are those of the arguments.
+/// A failure with its exit code: some refusals of the hub mean that the arguments are wrong.
 pub(super) fn failed(error: anyhow::Error) -> Failure {
     if error.downcast_ref().is_some_and(ServiceError::is_configuration) {
         Failure::usage(error)
@@ -211,7 +212,7 @@ pub(super) fn failed(error: anyhow::Error) -> Failure {
     }
 }
 
-/// A port; an empty variable counts as none.
+/// A port. An empty value means the default port, because it may come from an empty variable.
 fn port(text: &str) -> Result<u16, String> {
     match text.parse() {
         _ if text.is_empty() => Ok(HTTPS_PORT),

@@ -2,8 +2,8 @@
 //!
 //! Owns: its arguments, what ends it, and the exit code. Must not know: AMQP, HTTP.
 //!
-//! - `watch` is the order of things: a batch is kept, printed, and only then completed at the hub; and the way back when
-//!   the hub goes away. `spool` is the file that keeps; `output` is what is printed.
+//! - `watch` keeps and prints a batch, and only then completes it at the hub; it reconnects when the hub goes away.
+//!   `spool` is the file that keeps records; `output` prints them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,7 +113,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// `--for` was over before `--count`.
+/// The sentence for `--for` that ended before `--count` was reached.
 fn too_few(printed: u64, count: u64, time: Duration) -> String {
     format!(
         "{printed} of {count} records came within {}: the hub makes records only for messages that were sent \
@@ -122,12 +122,12 @@ fn too_few(printed: u64, count: u64, time: Duration) -> String {
     )
 }
 
-/// The first signal ends the watch in good order; where that cannot be, because nobody reads standard output or the disk
-/// hangs, a second one ends the process.
+/// The first signal ends the watch in good order. If that hangs, because standard output is not read or the disk does
+/// not answer, a second signal ends the process.
 fn end_at_the_second_signal() -> std::io::Result<()> {
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // In this order: the first signal finds the flag as it was.
+        // The order matters: at the first signal the shutdown must still find the flag unset.
         signal_hook::flag::register_conditional_shutdown(signal, Exit::Error as i32, Arc::clone(&asked))?;
         signal_hook::flag::register(signal, Arc::clone(&asked))?;
     }

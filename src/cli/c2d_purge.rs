@@ -1,4 +1,4 @@
-//! `c2d-agent c2d-purge`: takes the messages that wait for a device out of its queue.
+//! `c2d-agent c2d-purge`: deletes the messages that wait in a device's queue.
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 

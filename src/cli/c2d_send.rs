@@ -1,4 +1,4 @@
-//! `c2d-agent c2d-send`: sends one C2D message and, with `--wait` or `--wait-outcome`, tells what became of it.
+//! `c2d-agent c2d-send`: sends one C2D message and, with `--wait` or `--wait-outcome`, tells what happened to it.
 //!
 //! Owns: its arguments, the checks before dialling, the order of events and the exit code.
 //! Must not know: AMQP, HTTP.
@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         output.message(&message)?;
         let result = tokio::select! {
             result = exchange(args, &ways, &identity, &message, now, &mut output) => result,
-            // What was not completed comes again to the next reader of feedback.
+            // The hub gives batches that were not completed to the next reader of feedback.
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal")),
         };
         output.consumed_note();
@@ -160,7 +160,7 @@ async fn exchange(
     let lifetime = TOKEN_LIFETIME + wait.unwrap_or_default();
     let ca_file = args.hub.ca_file();
     let mut service = Service::connect_by(&ways.amqp, identity, ca_file.as_deref(), lifetime, now).await?;
-    // Before the sender: the feedback of a quick device must not pass by.
+    // Opened before the sender, so that the feedback of a quick device is not missed.
     let mut feedback = match wait {
         Some(wait) => Some((service.feedback_receiver().await?, wait)),
         None => None,
@@ -195,8 +195,8 @@ async fn exchange(
     Ok(exit)
 }
 
-/// Waits for the outcome that the device reports. Feedback comes first, as a rule; when it says that the message was
-/// not delivered, there will be no outcome.
+/// Waits for the outcome that the device reports. Feedback usually comes first. If it says that the message was not
+/// delivered, there will be no outcome.
 async fn await_outcome(
     receiver: &mut FeedbackReceiver,
     watch: &mut OutcomeWatch,
@@ -234,8 +234,8 @@ async fn await_outcome(
     }
 }
 
-/// Reads batches until one holds this message's record. Batches hold records of other messages, too: each is shown or
-/// counted before the batch is completed, and a batch is completed as a whole.
+/// Reads batches until one holds this message's record. A batch also holds records of other messages. They are shown or
+/// counted before the batch is completed, because a batch can only be completed as a whole.
 async fn await_feedback(
     receiver: &mut FeedbackReceiver,
     message: &OutgoingMessage,
@@ -261,7 +261,7 @@ async fn await_feedback(
 }
 
 impl Args {
-    /// The message, with everything checked that can be checked before dialling.
+    /// Builds the message, and checks all that can be checked before dialling.
     fn message(&self, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
         check_device_id(&self.device)?;
         let message_id = self.message_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
@@ -348,7 +348,7 @@ impl Args {
     }
 
     fn body(&self) -> anyhow::Result<Bytes> {
-        // One byte more than may be sent, so that more is told from just enough.
+        // Reads one byte above the limit, to tell a body that is too long from one that just fits.
         let limit = MAX_C2D_BYTES as u64 + 1;
         let mut body = Vec::new();
         match (&self.data, &self.file) {

@@ -1,6 +1,6 @@
 //! `check`: is the configuration valid, and what would a message do?
 //!
-//! Owns: the verdict, what goes to which output, the exit code. Must not know: how rules match or plans are made; how they are
+//! Owns: the verdict, what goes to which output, the exit code. Must not know: how rules match, how plans are made and
 //! performed.
 
 use std::path::PathBuf;
@@ -63,14 +63,14 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What there is to say.
+/// All that may be printed.
 struct Findings<'a> {
     inspection: &'a Inspection,
     twin: &'a TwinPart,
     /// Problems and warnings of the tests.
     doubts: &'a Report,
     ran: Vec<Ran<'a>>,
-    /// The rules that the tests are about.
+    /// The rules that the tests apply to.
     own_rules: &'a Rules,
     sample: Option<&'a C2dMessage>,
     forecast: Option<Forecast<'a>>,
@@ -80,7 +80,8 @@ struct Findings<'a> {
 /// Prints the verdict, the tests that failed, and the explanation of the sample message when there is one.
 ///
 /// # Errors
-/// When the sample message cannot be read, when a rule is expected that is not there, or standard output cannot be written.
+/// When the sample message cannot be read, when the expected rule does not exist, or when standard output cannot be
+/// written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let sample = sample(args)?;
     let (inspection, twin) =
@@ -228,7 +229,7 @@ fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
     Ok(Some(message))
 }
 
-/// Which files were read when there is more than one, and which values of earlier ones do not count.
+/// The files that were read, if more than one, and the values of earlier files that later files replace.
 fn drop_ins(inspection: &Inspection) -> Vec<String> {
     let Some((main, drop_ins @ [_, ..])) = inspection.files.split_first() else { return Vec::new() };
     let mut lines = vec![format!("{} and {}:", main.display(), counted(drop_ins.len(), "drop-in"))];
@@ -237,7 +238,7 @@ fn drop_ins(inspection: &Inspection) -> Vec<String> {
     lines
 }
 
-/// What is wrong with the rules of the twin that an agent would find at its start: it would go on without them.
+/// What is wrong with the stored rules of the twin. An agent that starts now would run without them.
 fn doubtful_twin(twin: &TwinPart, inspection: &Inspection) -> Option<String> {
     let file = |inbox: &config::InboxSettings| TwinRules::file(&inbox.path).display().to_string();
     let file = inspection.inbox.as_ref().map(file).unwrap_or_default();
@@ -255,7 +256,7 @@ fn doubtful_twin(twin: &TwinPart, inspection: &Inspection) -> Option<String> {
     }
 }
 
-/// What the twin may set, and what it has set.
+/// What the twin may set, and the rules that it has set.
 fn twin_lines(twin: &TwinPart, inspection: &Inspection) -> Vec<String> {
     let mut lines = Vec::new();
     let settings = &inspection.twin;
@@ -301,12 +302,12 @@ fn verdict(inspection: &Inspection) -> String {
     format!("configuration is valid: {rules}, {pins}{device}{way}{module}")
 }
 
-/// A module speaks MQTT with its gateway, whatever `[device]` says.
+/// Whether only a module signs in. It speaks MQTT with its gateway, whatever `[device]` says.
 fn is_module_alone(inspection: &Inspection) -> bool {
     inspection.identity.is_none() && inspection.module.is_some()
 }
 
-/// Which words of the configuration the transport cannot follow.
+/// The settings that have no effect with this transport.
 fn without_effect(inspection: &Inspection) -> Option<String> {
     let other = |on_failure: &OnFailure| *on_failure != OnFailure::Complete;
     let rules = inspection.rules.iter().flat_map(Rules::iter);

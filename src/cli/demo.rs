@@ -1,9 +1,9 @@
 //! `demo`: a hub, a device and a back end in one process, told as a story.
 //!
-//! Owns: the messages of the story and the order of events. Must not know: protocols, how its lines look.
+//! Owns: the messages of the story and the order of events. Must not know: protocols, how the lines of the story look.
 //!
-//! Everything is the real thing but the hub, which is the emulator, and the pins, which are simulated: the messages
-//! travel over TLS on loopback, by AMQP to the hub and by MQTT to the device, and feedback comes back the same way.
+//! The hub is the emulator and the pins are simulated; all else is real. Messages travel over TLS on loopback, by AMQP
+//! to the hub and by MQTT to the device. Feedback comes back the same way.
 
 use std::fs::DirBuilder;
 use std::future::Future;
@@ -35,12 +35,12 @@ mod story;
 
 use story::{Chapter, Story, Totals};
 
-/// Warnings, but for those that belong to the story: the agent's of messages that it passes over.
+/// Warnings, but none of the agent: it warns of messages that no rule matches, and they are part of the story.
 pub(super) const LOG_LEVEL: &str = "warn,c2d_agent::agent=error";
 
 const DEVICE: &str = "demo-pi";
 
-/// The device's configuration: what a message may do.
+/// The configuration of the device: what a message may do.
 const CONFIG: &str = r#"
 [gpio]
 backend = "simulated"
@@ -71,7 +71,7 @@ do = [ { run = ["/bin/echo", "Hello,", "{name}"] } ]
 /// A title, the body, the application properties.
 type Sent = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-/// What the back end sends.
+/// The messages that the back end sends.
 const MESSAGES: [Sent; 5] = [
     ("Switch an output", "bed 4 is dry", &[("action", "pump"), ("state", "on")]),
     ("Blink a light", "", &[("action", "blink"), ("times", "3")]),
@@ -80,13 +80,13 @@ const MESSAGES: [Sent; 5] = [
     ("Ask for something that no rule allows", "Earl Grey, hot", &[("action", "tea")]),
 ];
 
-/// A real hub's is 15 s.
+/// Short, for a quick demo; a real hub's interval is 15 s.
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// For each thing that has to come: the subscription, a message, its outcome, its feedback, the end.
+/// How long to wait for each event: the subscription, a message, its outcome, its feedback, the end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Events of one message: received and settled. The story reads them before it sends the next one.
+/// Room for the events of one message: received and settled. The story reads them before it sends the next message.
 const EVENTS: usize = 16;
 
 /// Show the whole loop on this machine: a local hub, a device with simulated pins, and a back end.
@@ -100,10 +100,10 @@ const EVENTS: usize = 16;
 )]
 pub(super) struct Args {}
 
-/// Tells the story.
+/// Runs the demo.
 ///
 /// # Errors
-/// When a part does not start, or something does not come back in time; the sentence says what.
+/// When a part does not start, or an event does not come in time; the sentence says which.
 pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
     let folder = Folder::new()?;
     super::block_on(async {
@@ -143,7 +143,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
             bail!("the device agent ended before the story did");
         }
     };
-    // In good order even when the story broke off: nothing is left half done.
+    // Stops in good order even when the story failed, so that nothing is left half done.
     stop.cancel();
     let stopped = in_time("the device agent to stop", agent).await;
     let totals = told?;
@@ -206,7 +206,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
     emulator::start(options, SystemTime::now).await.context("the local hub does not start")
 }
 
-/// What `run` would load from a file and the environment.
+/// The configuration that `run` would load from a file and the environment.
 fn device_config(hub: &Emulator, folder: &Path) -> anyhow::Result<Config> {
     let device = read(&hub.state_dir().join("devices").join(format!("{DEVICE}.connection-string")))?;
     let ca_file = hub.state_dir().join("ca.pem").display().to_string();
@@ -254,7 +254,7 @@ impl BackEnd {
         let connecting = async {
             let mut service =
                 Service::connect(&identity, Some(&ca_file), TOKEN_LIFETIME, SystemTime::now()).await?;
-            // Before the sender: feedback must not pass by.
+            // Opened before the sender, so that no feedback is missed.
             let feedback = service.feedback_receiver().await?;
             let sender = service.sender().await?;
             anyhow::Ok(Self { feedback, sender, service })
@@ -278,7 +278,7 @@ impl BackEnd {
     }
 }
 
-/// The receiving side, as it can be watched from outside.
+/// The receiving side, as far as it can be watched from outside.
 struct Device {
     config: Config,
     events: mpsc::Receiver<AgentEvent>,
@@ -298,7 +298,7 @@ impl Device {
         self.wait_event(&format!("message {id} to arrive at the device"), wanted).await
     }
 
-    /// The rule that took the message, the outcome, and what its programs wrote.
+    /// Returns the rule that matched the message, the outcome, and the output of its programs.
     async fn wait_settled(&mut self, id: &str) -> anyhow::Result<(Option<String>, String, Vec<u8>)> {
         let wanted = |event| match event {
             AgentEvent::Settled { message_id, rule, outcome, output }
@@ -332,14 +332,14 @@ impl Device {
         in_time(what, waiting).await?
     }
 
-    /// What the rules make of a message; nothing when no rule takes it, or refuses its values.
+    /// The steps that the rules make of a message. Empty when no rule matches it, or its rule refuses its values.
     fn steps(&self, message: &C2dMessage) -> Vec<String> {
         let rule = self.config.rules.match_message(message);
         let plan = rule.and_then(|rule| rule.plan(message, DEVICE).ok());
         plan.map(|plan| plan.steps.iter().map(story::describe).collect()).unwrap_or_default()
     }
 
-    /// `led off, pump on`, as the simulated backend wrote it.
+    /// The states of the pins, such as `led off, pump on`, as the simulated backend wrote them.
     fn pins(&self) -> anyhow::Result<String> {
         let path = self.config.gpio.state_file.as_deref().unwrap_or(Path::new(""));
         let states: std::collections::BTreeMap<String, String> =
@@ -357,7 +357,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// A directory of its own, for this user only; gone with this value.
+/// A new directory for this user only. It is removed when this value is dropped.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -1,6 +1,7 @@
-//! `doctor`: what keeps this gateway from its hub.
+//! `doctor`: finds out why this gateway cannot reach its hub.
 //!
-//! Owns: its arguments, how findings are shown, the exit code; asks a running agent. Must not know: what is checked.
+//! Owns: its arguments, how findings are shown, the exit code, the question to a running agent. Must not know: what is
+//! checked.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,9 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 
 /// How long a running agent may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Where systemd puts the secrets that the unit loads.
+/// The variable with the directory where systemd puts the secrets that the unit loads.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// The longest word of the first column, and the longest label of the second.
+/// The widths of the first and the second column: their longest words and two spaces.
 const STANDING: usize = "warning".len() + 2;
 const LABEL: usize = "configuration".len() + 2;
 
@@ -110,14 +111,16 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// Where the unit has systemd read the secrets from: for root, who looks at a service by hand, they are as good as its copies.
+/// The directory from which the unit loads the secrets. Root has no copies by systemd when it runs the doctor by hand,
+/// but it can read the originals.
 fn credentials(config: &Path) -> Option<String> {
     let directory = config.parent()?;
     let can_open = std::fs::File::open(directory.join("device.connection-string")).is_ok();
     directory.to_str().filter(|_| can_open).map(str::to_owned)
 }
 
-/// Asks the agent that runs, if one does. Not on this thread: one that hangs is left alone after a while.
+/// Asks the running agent, if there is one. Another thread asks, because an agent that hangs must not hold up the
+/// doctor for longer than [`ASK_LIMIT`].
 async fn agent(socket: Option<PathBuf>) -> Agent {
     let Some(socket) = socket else {
         let sentence = "the configuration does not say where its control socket is: correct [inbox]";
@@ -146,7 +149,7 @@ fn ask(socket: &Path) -> Agent {
     }
 }
 
-/// Why there is no connection.
+/// Why the agent has no connection; `None` if it has one.
 fn why_away(connection: Connection) -> Option<String> {
     match connection.state {
         ConnectionState::Connected => None,
@@ -165,7 +168,7 @@ struct Page {
 
 impl Page {
     fn new() -> Self {
-        // As https://no-color.org has it: any text but an empty one.
+        // As https://no-color.org says: any value but an empty one turns colours off.
         let plain = std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
         Self { out: Output::new(), width: width(), coloured: std::io::stdout().is_terminal() && !plain }
     }
@@ -190,7 +193,7 @@ impl Page {
 /// A finding in three columns, with the remedy below.
 fn lines(finding: &Finding, width: usize) -> Vec<String> {
     let (label, about) = label(finding);
-    // Who signs in says so itself.
+    // A finding about the identity already names the connection.
     let of = finding.connection.as_ref().filter(|_| finding.check != Check::Identity);
     let of = of.map_or(String::new(), |name| format!("{name}: "));
     let detail = plain(&format!("{of}{about}{}", finding.detail));
@@ -218,7 +221,7 @@ fn word(status: Standing) -> &'static str {
     }
 }
 
-/// The word of the first line, which every finding begins with, in its colour.
+/// The first line of a finding with its first word, the standing, in colour.
 fn coloured(status: Standing, line: &str) -> String {
     let colour = match status {
         Standing::Ok => "32",
@@ -230,7 +233,7 @@ fn coloured(status: Standing, line: &str) -> String {
     line.strip_prefix(word).map_or(line.to_owned(), |rest| format!("\x1b[{colour}m{word}\x1b[0m{rest}"))
 }
 
-/// What stands in the second column, and what of the subject goes before the detail.
+/// The label for the second column, and the part of the subject that is shown before the detail.
 fn label(finding: &Finding) -> (String, String) {
     let subject = finding.subject.as_deref().unwrap_or_default();
     let label = match finding.check {

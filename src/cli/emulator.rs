@@ -1,8 +1,8 @@
-//! `emulator`: the local IoT Hub, until a signal ends it; and what asks one that runs.
+//! `emulator`: runs the local IoT Hub until a signal; its subcommands ask an emulator that runs.
 //!
 //! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols.
 //!
-//! - `events`, `faults` and `send_input` are the subcommands; `running` finds the emulator that they ask.
+//! - `events`, `faults` and `send_input` are the subcommands; `running` finds the running emulator for them.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ mod send_input;
 
 use running::state_dir;
 
-/// The device of an emulator that was given none.
+/// The device of an emulator when no option names one.
 const DEFAULT_DEVICE: &str = "dev1";
 
 /// Run a local IoT Hub for development and tests; no Azure account is needed.
@@ -166,10 +166,10 @@ enum Command {
     SendInput(send_input::Args),
 }
 
-/// Runs the emulator until a signal, or asks one that runs.
+/// Runs the emulator until a signal, or asks the running one.
 ///
 /// # Errors
-/// When it cannot start; or when the one that runs does not do what it is asked.
+/// When the emulator cannot start, or when the running one does not do what it is asked.
 pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     match args.command {
         Some(Command::Events(args)) => return events::run(&args),
@@ -190,7 +190,7 @@ pub(super) fn run(args: Args) -> Result<Exit, Failure> {
     })
 }
 
-/// A duration within the life of feedback, which is an hour: what waits longer is dropped.
+/// A duration of at most an hour: the hub drops feedback that waits longer.
 fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(interval) if interval <= Duration::from_secs(3600) => Ok(interval),
@@ -237,7 +237,7 @@ fn failure(error: EmulatorError) -> Failure {
     }
 }
 
-/// The `ready` line, and for people what to do with it.
+/// Prints the `ready` line, and for people what to do with it.
 fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     if !options.bind.is_loopback() {
         tracing::warn!(address = %options.bind, "other machines can connect: the emulator is a test tool");

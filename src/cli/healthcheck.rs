@@ -1,9 +1,9 @@
-//! `healthcheck`: whether the running agent does its work, as an exit code for a container engine.
+//! `healthcheck`: says by its exit code whether the running agent works, for a container engine.
 //!
-//! Owns: its arguments, what counts as healthy. Must not know: sockets, how the agent comes to know.
+//! Owns: its arguments, what counts as healthy. Must not know: sockets, where the agent's facts come from.
 //!
-//! A hub that is away is no illness of the agent: whoever restarts an unhealthy container would only switch its pins, again
-//! and again, and the network would not come back by that.
+//! An agent without a connection to its hub is healthy. A restart would not repair the network, but it would switch the
+//! pins each time.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -42,13 +42,13 @@ pub(super) struct Args {
 /// Asks the agent.
 ///
 /// # Errors
-/// The sentence that says why it is not healthy.
+/// A sentence that says why the agent is not healthy.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let socket = settings(&args.config)?.socket;
     let (answer, answered) = sync_channel(1);
-    // The client's own limits are those of a person who waits. What hangs ends with this process.
+    // The client's own limits are made for people and may be too long here. A thread that hangs ends with this process.
     let asking = move || {
-        // Nobody listens any more once the time is over.
+        // After the timeout the receiver is gone, and the answer is dropped.
         drop(answer.send(Client::connect(&socket).and_then(|mut client| client.status())));
     };
     std::thread::Builder::new().spawn(asking).context("the agent cannot be asked")?;
@@ -74,7 +74,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// As a device and as a module, or as one of them.
+/// The connections of the agent: as a device, as a module, or both.
 fn connections(status: &Status) -> impl Iterator<Item = &Connection> {
     std::iter::once(&status.connection).chain(status.module.as_ref().map(|module| &module.connection))
 }
@@ -128,7 +128,7 @@ mod tests {
         );
         let mut there = status("connected", "null");
         assert_eq!(illness(&there, limit, late), None);
-        // A module beside the device has a connection of its own.
+        // A module beside the device has its own connection.
         let (id, hub, connection) = ("d/m".to_owned(), "gateway".to_owned(), away.connection.clone());
         there.module = Some(ModuleStatus { id, hub, connection, next_token_renewal: None });
         assert_eq!(illness(&there, limit, soon), None);

@@ -1,4 +1,4 @@
-//! `inbox`: what became of each message, and dead letters run again or dropped.
+//! `inbox`: shows what happened to each message, and runs dead letters again or drops them.
 //!
 //! Owns: its arguments, pages, sentences and exit codes. Must not know: sockets, the inbox's file.
 
@@ -97,7 +97,7 @@ impl From<StateArg> for State {
     }
 }
 
-/// What `show` says with `--json`.
+/// The object of `show --json`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Shown {
@@ -107,12 +107,12 @@ struct Shown {
     rules_now: Option<RulesNow>,
 }
 
-/// What `retry` and `drop` say with `--json`: stable for scripts; fields are added, never renamed.
+/// The object of `retry --json` and `drop --json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Done<'a> {
     done: &'static str,
-    /// Of `retry`: `now`, or `at-start` when no agent runs.
+    /// Only of `retry`: `now`, or `at-start` when no agent runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     runs: Option<&'static str>,
     record: &'a Record,
@@ -121,7 +121,7 @@ struct Done<'a> {
 /// Does what the subcommand says.
 ///
 /// # Errors
-/// When the inbox cannot be reached, or refuses.
+/// When the inbox cannot be reached, or refuses the command.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
     let (config, inbox) = (args.config.clone(), reach(&settings)?);
@@ -203,7 +203,7 @@ impl Asked {
 
     fn retry(&mut self, id: &Id) -> anyhow::Result<()> {
         let selector = self.selector(id)?;
-        // A running agent looks by itself whether one of its rules takes it.
+        // A running agent checks by itself whether one of its rules matches the message.
         if !self.inbox.is_agent()
             && let (record, Some(message)) = self.find(selector.clone())?
             && let Some(rules) = present::rules(&self.config)
@@ -241,12 +241,13 @@ impl Asked {
         let mut pages = Pages::new(None);
         while let Some(records) = pages.next(&mut self.inbox)? {
             for record in records {
-                // A finished one has no message any more. One that ended since the page was read is told as it is now.
+                // A finished record has no message any more. Any other record is read again, with its message. It may
+                // have changed since the page was read.
                 let (record, message) = match record.state {
                     State::Finished => (record, None),
                     _ => match self.inbox.query(Query::Show(record.number.into()))? {
                         Reply::Record { record, message } => (record, message),
-                        // It went since the page was read.
+                        // The record was removed after the page was read.
                         Reply::Refused(_) => (record, None),
                         other => return Err(unexpected(other)),
                     },
@@ -267,8 +268,8 @@ impl Asked {
         }
     }
 
-    /// What the user means: bare digits are a number where they are no message id, because a shell takes an unquoted
-    /// `#12` for a comment.
+    /// The record that the user means. Digits that are no message id are a record's number, because a shell takes an
+    /// unquoted `#12` for a comment.
     fn selector(&mut self, id: &Id) -> anyhow::Result<Selector> {
         let given = Selector(id.id.clone());
         let Ok(digits) = id.id.parse().map(Number) else { return Ok(given) };
@@ -290,7 +291,7 @@ impl Pages {
         Self { state, after: 0 }
     }
 
-    /// The next page; none after the last.
+    /// The next page; `None` after the last.
     fn next(&mut self, inbox: &mut Reached) -> anyhow::Result<Option<Vec<Record>>> {
         match inbox.query(Query::List { state: self.state, after: self.after, limit: MAX_PAGE })? {
             Reply::Records(records) => {

@@ -1,7 +1,7 @@
-//! `init`: writes a first configuration, and says what comes next.
+//! `init`: writes a first configuration, and says what to do next.
 //!
-//! Owns: its arguments, and the order of its work: ask, inspect, write, say what is next. Must not know: how a terminal is read,
-//! how a file is written, what the configuration looks like.
+//! Owns: its arguments, and the order of its work: ask, inspect, write, say what is next. Must not know: how a terminal is
+//! read, how a file is written, what the configuration looks like.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ pub(super) struct Args {
     force: bool,
 }
 
-/// What is written down.
+/// What goes into the configuration.
 #[derive(Debug)]
 struct Plan {
     device: Device,
@@ -92,10 +92,10 @@ struct Plan {
     config: PathBuf,
 }
 
-/// Asks for what is missing, and writes.
+/// Asks for what is missing, and writes the files.
 ///
 /// # Errors
-/// When something is missing or wrong, or cannot be written.
+/// When an answer is missing or wrong, or a file cannot be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if !args.print {
         place::check(&args.config, args.force)?;
@@ -134,7 +134,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     finish(&asked?, args)
 }
 
-/// What no option gives, as the options that would.
+/// The options that are missing.
 fn missing(args: &Args) -> Vec<&'static str> {
     let mut missing = Vec::new();
     let has_string = args.connection_string_file.is_some() || variable(CONNECTION_STRING_VARIABLE).is_some();
@@ -152,7 +152,7 @@ fn missing(args: &Args) -> Vec<&'static str> {
     missing
 }
 
-/// From the options, and from the terminal where they lack something.
+/// Gathers the plan from the options, and asks at the terminal for what they lack.
 fn gather(args: &Args) -> Result<Plan, Failure> {
     let mut duties = duty::given(&args.pins, args.command.as_deref(), &args.program)?;
     let device = device::find(args)?;
@@ -164,7 +164,7 @@ fn gather(args: &Args) -> Result<Plan, Failure> {
     Ok(Plan { device, ca_file, duties, is_simulated: args.simulated, config })
 }
 
-/// Inspects what is to be written, writes it, and says what is next.
+/// Inspects the planned configuration, writes it, and says what to do next.
 fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
     let inspection = plan.inspect();
     if inspection.report.problems() > 0 {
@@ -187,7 +187,7 @@ fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
         out.line(&format!("wrote {file}"))?;
     }
     out.flush()?; // before what follows on standard error
-    // What `check` says of the files themselves, of those that were there before, and of this environment.
+    // Inspects again as `check` would: the files that were there before and the environment count, too.
     let report = config::inspect(&plan.config, &|name| std::env::var(name).ok()).report;
     if report.problems() > 0 {
         let sentence =
@@ -216,7 +216,7 @@ impl Plan {
         text::configuration(self, &self.device.lines())
     }
 
-    /// The same inspection as that of `check`, before there are files: the secrets are taken from where they are now.
+    /// Inspects as `check` would, before the files exist: secrets are read from where they are now.
     fn inspect(&self) -> Inspection {
         let env = |name: &str| match name {
             CONNECTION_STRING_VARIABLE => self.device.connection_string(),
@@ -227,7 +227,7 @@ impl Plan {
         config::inspect_text(&text, &self.config, &env)
     }
 
-    /// The files to write; the configuration is the last, because it names the others.
+    /// The files to write. The configuration is the last, because it names the others.
     fn files(&self) -> Result<Vec<NewFile>, Failure> {
         let beside = |name| self.config.with_file_name(name);
         let mut files = match &self.device.proof {
@@ -246,7 +246,7 @@ impl Plan {
         Ok(files)
     }
 
-    /// Whether this is the place where the package's service looks.
+    /// Whether this is the configuration that the package's service reads.
     fn is_of_the_service(&self) -> bool {
         self.config == Path::new(DEFAULT_CONFIG)
     }
@@ -260,7 +260,7 @@ impl Plan {
     }
 }
 
-/// An empty variable counts as none, as it does for the agent.
+/// An environment variable. An empty one counts as unset, as it does for the agent.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }

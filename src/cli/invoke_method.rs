@@ -1,4 +1,4 @@
-//! `c2d-agent invoke-method`: calls a direct method of a device or a module, and prints what it answers.
+//! `c2d-agent invoke-method`: calls a direct method of a device or a module, and prints the answer.
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
@@ -17,7 +17,7 @@ use super::shown::{json, without_controls};
 use super::{Exit, Failure, sentence, transport};
 use crate::service::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME, Target};
 
-/// Seconds that the hub lets a device take. Source: Microsoft's page on direct methods.
+/// The response timeouts that the hub accepts. Source: Microsoft's page on direct methods.
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -79,7 +79,7 @@ enum Event<'a> {
     },
 }
 
-/// What was called.
+/// The method that was called, and where.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Call<'a> {
@@ -89,7 +89,7 @@ struct Call<'a> {
     method: &'a str,
 }
 
-/// Calls once.
+/// Calls the method once.
 ///
 /// # Errors
 /// When the hub cannot be reached or refuses, or the device does not answer.
@@ -131,7 +131,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-/// One line, and the payload with its own lines.
+/// One line about the answer, and below it the payload.
 fn told(target: &Target, method: &str, answer: &MethodAnswer, took: Duration) -> String {
     let status = answer.status;
     let line = format!("{target} answered {method} with status {status} after {:.2} s", took.as_secs_f64());

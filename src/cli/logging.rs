@@ -20,18 +20,18 @@ mod queue;
 use fields::Fields;
 use queue::Queue;
 
-/// How long the last lines may take to be written, of a shutdown that must end in time. Only a reader that is stuck takes so
-/// long, and it would not read them later either.
+/// How long a shutdown waits until the last lines are written, because it must end in time. Only a reader that is stuck
+/// takes longer, and it would not read the lines later either.
 const LAST_LINES: Duration = Duration::from_millis(200);
-/// The same when the last line says why the program fails: that is worth the time of a slow console.
+/// A longer wait, when the last line says why the program fails: a slow console should still show it.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Who waits for whoever reads standard error.
+/// Whether the program waits for the reader of standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// The program: no line is lost.
+    /// The program waits: no line is lost.
     Waits,
-    /// Nobody: lines are lost when they are not read.
+    /// The program goes on: lines are lost if they are not read.
     Goes,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Writes the last line, for people, and waits for the lines before it, though not for long.
+    /// Writes the last line, for people. Waits a short time until the lines are written.
     pub(super) fn end(self, last: Option<String>) {
         match (self.queue, last) {
             (None, last) => last.iter().for_each(super::tell),
@@ -54,10 +54,10 @@ impl Log {
     }
 }
 
-/// Installs the process-wide subscriber. Called once, before anything logs.
+/// Installs the subscriber of the process. Called once, before the first log line.
 ///
 /// # Errors
-/// When `level` is no level and no list of `target=level`.
+/// When `level` is neither a level nor a list of `target=level`.
 pub(super) fn install(level: &str, format: LogFormat, patience: Patience) -> Result<Log, Failure> {
     let filter = filter(level).ok_or_else(|| {
         Failure::usage(anyhow!(
@@ -68,17 +68,17 @@ pub(super) fn install(level: &str, format: LogFormat, patience: Patience) -> Res
     let stderr = std::io::stderr;
     let queue = match patience {
         Patience::Waits => None,
-        // Without a thread to be had the program waits, too.
+        // If no thread can be started, the program waits for the reader.
         Patience::Goes => Queue::to_stderr().ok(),
     };
     let writer = match queue.clone() {
         Some(queue) => BoxMakeWriter::new(move || queue.clone()),
         None => BoxMakeWriter::new(stderr),
     };
-    // As https://no-color.org has it: any text but an empty one.
+    // As https://no-color.org says: any value but an empty one turns colours off.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
     let layer = match format {
-        // Without the module path: people read these lines.
+        // The module path is left out, because people read these lines.
         LogFormat::Text => {
             let coloured = stderr().is_terminal() && !plain;
             let layer = fmt::layer().with_target(false).with_ansi(coloured).fmt_fields(Fields);
@@ -90,7 +90,8 @@ pub(super) fn install(level: &str, format: LogFormat, patience: Patience) -> Res
     Ok(Log { queue })
 }
 
-/// A bare word is a level here: `Targets` would take a misspelled one for the name of a target, and log nothing else.
+/// Parses a level or a list of `target=level`. `Targets` would take a misspelled level for a target's name, and log
+/// nothing else; so a word without `=` must be a level.
 fn filter(level: &str) -> Option<Targets> {
     let understood =
         |part: &str| part.contains('=') || !part.is_empty() && part.parse::<LevelFilter>().is_ok();

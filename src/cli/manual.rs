@@ -1,6 +1,7 @@
-//! `manual`: man pages and shell completions, for whoever packages the program.
+//! `manual`: man pages and shell completions, for packagers of the program.
 //!
-//! Owns: which files there are, and what a page says beside the help of its subcommand. Must not know: what any subcommand does.
+//! Owns: the list of files, and what a page says in addition to the help of its subcommand. Must not know: what any
+//! subcommand does.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use clap_mangen::Man;
 use super::{Exit, Failure};
 
 mod configuration;
-// The pages tell of all that ships, so that only a build with all of it can make them.
+// The pages describe all features of the packages, so only a build with all of them can make the pages.
 #[cfg(all(test, feature = "emulator", feature = "service", feature = "doctor"))]
 mod pages;
 
@@ -27,7 +28,7 @@ pub(super) struct Args {
     directory: PathBuf,
 }
 
-/// What the page of the program itself says beside its help.
+/// What the page of the program itself says in addition to its help.
 const ABOUT_THE_PROGRAM: &str = r".SH FILES
 .TP
 .I /etc/c2d\-agent/config.toml
@@ -72,13 +73,13 @@ The command line or the configuration is wrong.
 The page of each subcommand lists more.
 ";
 
-/// Writes all files anew.
+/// Writes all files again.
 ///
 /// # Errors
-/// When one cannot be written.
+/// When a file cannot be written.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let mut pages = shown().disable_help_subcommand(true);
-    pages.build(); // gives each subcommand its full name, and the options that all have
+    pages.build(); // gives each subcommand its full name and the global options
     write_pages(&pages, &create(&args.directory, "man1")?)?;
     let path = create(&args.directory, "man5")?.join(configuration::FILE);
     std::fs::write(&path, configuration::page())
@@ -91,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The command line as its help shows it. clap_complete would offer hidden subcommands, too.
+/// The command line without hidden subcommands, because clap_complete would also offer these.
 fn shown() -> Command {
     let program = super::Cli::command();
     Command::new(NAME)
@@ -105,7 +106,7 @@ fn shown() -> Command {
 fn completion(shell: Shell) -> String {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut shown(), NAME, &mut text);
-    // clap_complete 4.6 writes the hyphen of a program's name in two ways for bash, so that no subcommand is found again.
+    // For bash, clap_complete 4.6 writes the hyphen of a program's name in two ways, so that it finds no subcommand.
     String::from_utf8_lossy(&text).replace("c2d__subcmd__agent", "c2d__agent")
 }
 
@@ -115,7 +116,7 @@ fn create(directory: &Path, name: &str) -> Result<PathBuf, anyhow::Error> {
     Ok(folder)
 }
 
-/// A page for the command and each below it: c2d-agent(1), c2d-agent-run(1), c2d-agent-inbox-list(1).
+/// Writes a page for the command and for each subcommand: c2d-agent(1), c2d-agent-run(1), c2d-agent-inbox-list(1).
 fn write_pages(command: &Command, folder: &Path) -> Result<(), anyhow::Error> {
     let page = Man::new(command.clone()).source(concat!("c2d-agent ", env!("CARGO_PKG_VERSION")));
     let path = folder.join(page.get_filename());
@@ -144,7 +145,7 @@ fn text(page: &Man, command: &Command) -> Result<Vec<u8>, anyhow::Error> {
     Ok(text)
 }
 
-/// The paragraphs that follow a subcommand's help, each as a section of its own.
+/// The paragraphs after a subcommand's help, each as its own section.
 fn sections(notes: &str) -> String {
     let section = |paragraph: &str| {
         if let Some(lines) = paragraph.strip_prefix("Examples:\n") {
@@ -171,7 +172,7 @@ mod tests {
     use std::io::Write as _;
     use std::process::Stdio;
 
-    /// What a shell says to a script on its standard input, with the completion for it in a file.
+    /// The output of a shell that runs a script from standard input, with the completion in a file.
     fn said(shell: Shell, arguments: &[&str], script: &str) -> Option<String> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("completion");
@@ -189,7 +190,7 @@ mod tests {
         Some(String::from_utf8(output.stdout).expect("UTF-8"))
     }
 
-    /// What bash offers for the last word of a line.
+    /// The words that bash offers for the last word of a line.
     fn offered(line: &str) -> Vec<String> {
         let script = format!(
             r#"source "$COMPLETION"

@@ -1,6 +1,6 @@
-//! Where the inbox is asked: at the running agent, or in its file when none runs.
+//! Opens the inbox for a command: through the running agent, or its file when no agent runs.
 //!
-//! Owns: the choice. Must not know: what is asked.
+//! Owns: the choice between agent and file. Must not know: what is asked.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,20 +13,21 @@ use crate::inbox::{InboxError, InboxFile, Query, Reply};
 
 use super::Failure;
 
-/// How long the file may be in use with nobody on the socket: an agent that starts, or another `c2d-agent inbox`.
+/// How long the file may be in use while no agent answers on the socket: an agent may be starting, or another
+/// `c2d-agent inbox` may run.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Who answers for the inbox.
+/// What answers for the inbox.
 #[derive(Debug)]
 pub(super) enum Reached {
-    /// The agent that has it open.
+    /// The agent, which has the inbox open.
     Agent(Client),
-    /// Nobody but this process has it open.
+    /// The file, which only this process has open.
     File(Box<InboxFile>),
 }
 
-/// Where the inbox is, as the configuration says. Whatever else is wrong with it does not matter.
+/// Where the inbox is, as the configuration says. Problems in other parts of the configuration do not matter.
 ///
 /// # Errors
 /// When the file cannot be read, or `[inbox]` has problems.
@@ -38,10 +39,10 @@ pub(super) fn settings(config: &Path) -> Result<InboxSettings, Failure> {
     })
 }
 
-/// Reaches the agent, or else opens the file.
+/// Connects to the agent, or else opens the file.
 ///
 /// # Errors
-/// When neither can be.
+/// When neither is possible.
 pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -52,7 +53,7 @@ pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
         }
         match InboxFile::open(settings) {
             Ok(file) => return Ok(Reached::File(Box::new(file))),
-            // A file and a socket have no event to wait for with a deadline: poll.
+            // Poll, because neither a file nor a socket has an event to wait for with a deadline.
             Err(InboxError::InUse { .. }) if Instant::now() < end => std::thread::park_timeout(PAUSE),
             Err(InboxError::InUse { path, holder }) => {
                 return Err(anyhow!(
@@ -67,7 +68,7 @@ pub(super) fn reach(settings: &InboxSettings) -> anyhow::Result<Reached> {
 }
 
 impl Reached {
-    /// Whether an agent runs, and acts on what is wished for at once.
+    /// Whether an agent runs, which acts at once.
     pub(super) fn is_agent(&self) -> bool {
         matches!(self, Self::Agent(_))
     }
@@ -75,7 +76,7 @@ impl Reached {
     /// Asks the inbox.
     ///
     /// # Errors
-    /// When it does not answer. A refusal is an answer.
+    /// When the inbox does not answer. A refusal is an answer.
     pub(super) fn query(&mut self, query: Query) -> anyhow::Result<Reply> {
         match self {
             Self::Agent(client) => Ok(client.query(query)?),

@@ -1,4 +1,4 @@
-//! `run`: the device agent, until a signal ends it.
+//! `run`: runs the device agent until a signal.
 //!
 //! Owns: its arguments, signals, and the exit code. Must not know: what the agent does.
 
@@ -50,7 +50,7 @@ pub(super) struct Args {
     config: PathBuf,
 }
 
-/// What signals ask for.
+/// What the signals ask for.
 struct Wishes {
     stop: CancellationToken,
     hurry: CancellationToken,
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let read: Arc<agent::Read> = Arc::new(move |remote| config::load_with(&path, remote, &env));
     super::block_on(async {
         survive_file_size_limit()?;
-        // Before the configuration is read: a signal that comes now is not to be lost, nor to end the process.
+        // Handled before the configuration is read: a signal must neither be lost nor end the process at once.
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).context("signals cannot be received")?;
         let (stop, hurry) = (CancellationToken::new(), CancellationToken::new());
         let (reload, reloads) = mpsc::channel(1);
@@ -86,7 +86,7 @@ async fn serve(
     hurry: CancellationToken,
 ) -> Result<Exit, Failure> {
     let first = Arc::clone(&read);
-    // Beside the loop, because its disk may hang.
+    // Read in another thread, because the disk may hang.
     let loading = tokio::task::spawn_blocking(move || first(Remote::Stored));
     let Some(loaded) = stop.run_until_cancelled(loading).await else { return Ok(Exit::Done) };
     let (config, twin) = loaded
@@ -103,19 +103,19 @@ async fn serve(
     agent::run(settings, stop.cancelled()).await.map(|()| Exit::Done).map_err(failure)
 }
 
-/// A write past the file size limit (`ulimit -f`, systemd's `LimitFSIZE`) raises a signal that ends the process, unless it
-/// is handled: then the write fails like one on a full disk. A handler, and not to ignore the signal, because children
-/// would inherit that.
+/// Handles the signal of a write past the file size limit (`ulimit -f`, systemd's `LimitFSIZE`). Without a handler, it
+/// ends the process; with a handler, the write fails as on a full disk. The signal is not ignored, because child
+/// processes would inherit that.
 pub(super) fn survive_file_size_limit() -> Result<(), anyhow::Error> {
     let raised = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGXFSZ, raised).map(drop).context("the signal SIGXFSZ cannot be handled")
 }
 
-/// Passes signals on: to reload; to stop, and the second time to hurry. Never ends.
+/// Passes signals on: SIGHUP to reload, others to stop, and after a stop to hurry. Never returns.
 async fn watch(mut signals: Signals, wishes: &Wishes) {
     let had_terminal = std::io::stdin().is_terminal();
     while let Some(signal) = signals.next().await {
-        // The kernel sends the same signal when a terminal is closed, which is then none any more.
+        // The kernel also sends SIGHUP when a terminal is closed. Standard input is no terminal any more then.
         let terminal_closed = had_terminal && !std::io::stdin().is_terminal();
         tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
         if signal == SIGHUP && !terminal_closed {

@@ -1,6 +1,6 @@
 //! `schema`: the JSON Schema of the configuration, for editors.
 //!
-//! Owns: its output. Must not know: which keys there are.
+//! Owns: the output. Must not know: which keys there are.
 
 use std::io::Write as _;
 
@@ -22,7 +22,7 @@ pub(super) struct Args {}
 /// Prints the schema.
 ///
 /// # Errors
-/// When standard output does not take it.
+/// When standard output cannot be written.
 pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
     writeln!(std::io::stdout(), "{:#}", schema()).context("the schema cannot be written")?;
     Ok(Exit::Done)

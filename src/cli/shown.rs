@@ -1,6 +1,7 @@
-//! How times, durations, sizes and foreign text are shown to people, and results written to standard output.
+//! How times, durations, sizes and foreign text are shown to people, and how results are written to standard output.
 //!
-//! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what is shown.
+//! Owns: the wording of values, aligned lines, lines of JSON, a pipe that closes early. Must not know: what the values
+//! mean.
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 use std::time::{Duration, SystemTime};
@@ -8,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use serde::Serialize;
 
-/// Columns that output is made for at least, and sentences at most, whatever the terminal has.
+/// The least width of output and the greatest width of sentences, whatever the terminal has.
 const NARROWEST: usize = 80;
 const WIDEST: usize = 120;
 
-/// Standard output. A reader that has seen enough (`| head`) is no error: what follows goes nowhere.
+/// Standard output. It is no error if the reader ends early (`| head`): the rest is dropped.
 pub(super) struct Output {
     out: BufWriter<StdoutLock<'static>>,
     closed: bool,
@@ -26,7 +27,7 @@ impl Output {
     /// Writes a line.
     ///
     /// # Errors
-    /// When standard output cannot be written, unless its reader has closed it.
+    /// When standard output cannot be written, unless the reader has closed it.
     pub(super) fn line(&mut self, text: &str) -> anyhow::Result<()> {
         if self.closed {
             return Ok(());
@@ -48,7 +49,7 @@ impl Output {
         !self.closed
     }
 
-    /// Writes what was held back.
+    /// Writes what is still buffered.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -66,12 +67,12 @@ impl Output {
     }
 }
 
-/// How wide sentences may be: as the terminal within bounds.
+/// How wide sentences may be: as wide as the terminal, within bounds.
 pub(super) fn width() -> usize {
     terminal_width().map_or(WIDEST, |columns| columns.min(WIDEST))
 }
 
-/// How wide the terminal is, or is taken to be. None when standard output is no terminal.
+/// The width of the terminal, but at least [`NARROWEST`]. `None` when standard output is no terminal.
 pub(super) fn terminal_width() -> Option<usize> {
     let stdout = io::stdout();
     let size = if stdout.is_terminal() { rustix::termios::tcgetwinsize(&stdout).ok() } else { None };
@@ -81,14 +82,14 @@ pub(super) fn terminal_width() -> Option<usize> {
 /// An object as one line of JSON, safe for a terminal.
 ///
 /// # Errors
-/// None that is known: what is shown has text for all keys.
+/// No error is known: all objects that are shown have text keys.
 pub(super) fn json(object: &impl Serialize) -> anyhow::Result<String> {
     let text = serde_json::to_string(object).context("the result cannot be written as JSON")?;
     Ok(without_controls(&text))
 }
 
-/// JSON stays JSON when the control characters that it leaves as they are, and that a terminal obeys, are escaped. Those that
-/// may stand between its tokens (a device's own JSON is passed on as it came) become blanks.
+/// Escapes the control characters that JSON allows in a text and that a terminal obeys; the result is still JSON.
+/// Control characters between tokens become blanks (a device's own JSON is passed on as it came).
 pub(super) fn without_controls(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
@@ -117,7 +118,7 @@ pub(super) fn plain_lines(text: &str) -> impl Iterator<Item = String> {
     text.lines().map(|line| plain(line).replace("\\t", "    "))
 }
 
-/// At most `width` characters of a text, with … where something was left out.
+/// At most `width` characters of a text, with … if the text was cut.
 pub(super) fn shorten(text: &str, width: usize) -> String {
     match text.char_indices().nth(width) {
         None => text.to_owned(),
@@ -125,7 +126,7 @@ pub(super) fn shorten(text: &str, width: usize) -> String {
     }
 }
 
-/// A time, to the second, in UTC; the zone is for the reader to know or for [`moment`] to say.
+/// A time, to the second, in UTC, without the zone; [`moment`] adds the zone.
 pub(super) fn clock(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time.max(SystemTime::UNIX_EPOCH))
         .to_string()
@@ -138,7 +139,7 @@ pub(super) fn moment(time: SystemTime) -> String {
     format!("{} UTC", clock(time))
 }
 
-/// A time, and how long ago or ahead it is.
+/// A time, and how far it is in the past or the future.
 pub(super) fn relative(time: SystemTime, now: SystemTime) -> String {
     match now.duration_since(time) {
         Ok(past) => format!("{} ({} ago)", moment(time), span(past)),
@@ -146,7 +147,7 @@ pub(super) fn relative(time: SystemTime, now: SystemTime) -> String {
     }
 }
 
-/// A time, and for how long that has been so.
+/// A time, and how much time has passed since.
 pub(super) fn since(time: SystemTime, now: SystemTime) -> String {
     format!("since {} ({})", moment(time), span(now.duration_since(time).unwrap_or_default()))
 }
@@ -181,7 +182,7 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// Labels and values in two columns; a value that is too long goes on below itself.
+/// Labels and values in two columns; a value that is too long continues on the next line.
 pub(super) fn aligned(rows: &[(&str, String)], width: usize) -> Vec<String> {
     let indent = rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0) + 2;
     let mut lines = Vec::new();
@@ -195,7 +196,7 @@ pub(super) fn aligned(rows: &[(&str, String)], width: usize) -> Vec<String> {
     lines
 }
 
-/// A text in lines of at most `width` characters, where its words allow it.
+/// A text in lines of at most `width` characters; a longer word gets a longer line.
 pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

@@ -1,6 +1,6 @@
-//! `status`: what the running agent says of itself.
+//! `status`: shows what the running agent says about itself.
 //!
-//! Owns: its arguments, the lines, the exit code. Must not know: sockets, how the agent comes to know.
+//! Owns: its arguments, the lines, the exit code. Must not know: sockets, where the agent's facts come from.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -55,14 +55,14 @@ enum Shown<'a> {
 struct FileStatus<'a> {
     path: String,
     counts: Option<&'a Counts>,
-    /// Why there are no counts.
+    /// Why the counts are missing.
     trouble: Option<&'a str>,
 }
 
 /// Prints the status.
 ///
 /// # Errors
-/// When no agent runs, or it does not answer.
+/// When no agent runs, or the agent does not answer.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
     let mut out = Output::new();
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Err(anyhow::Error::new(ClientError::NotRunning(settings.socket.display().to_string())).into())
 }
 
-/// Prints what the file tells.
+/// Prints what the inbox's file says.
 fn not_running(
     out: &mut Output,
     json: bool,
@@ -141,7 +141,7 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
         ));
     }
     rows.extend(status.desired.as_ref().and_then(|desired| of_twin(desired, status.twin_rules)));
-    // Of both, the one that comes first.
+    // The device and the module have a renewal each; the earlier one is shown.
     let renewals =
         [status.next_token_renewal, status.module.as_ref().and_then(|module| module.next_token_renewal)];
     let renewal = renewals.into_iter().flatten().min();
@@ -159,7 +159,7 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// What became of the rules in the twin; nothing where it has none.
+/// The state of the rules in the twin; `None` if the twin has no rules.
 fn of_twin(desired: &DesiredReport, rules: usize) -> Option<(&'static str, String)> {
     let DesiredReport { version, status, problems } = desired;
     match (status, problems.first()) {

@@ -1,6 +1,6 @@
-//! `--transport` of the back end's commands: which of them has which.
+//! `--transport` of the back end's commands: which command has which transports.
 //!
-//! Owns: the words, and the one list for each command. Must not know: what they mean on the wire.
+//! Owns: the words, and one list for each command. Must not know: what the words mean on the wire.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Arg, ValueEnum};
@@ -19,7 +19,7 @@ pub(super) enum Transport {
 use Transport::{Amqp, AmqpWs, Https};
 
 impl Transport {
-    /// As it is given.
+    /// The word on the command line.
     fn name(self) -> &'static str {
         match self {
             Amqp => "amqp",
@@ -29,16 +29,16 @@ impl Transport {
     }
 }
 
-/// The transports of c2d-send, its default first, as in the other lists. Source: wire reference 4.1 and 4.6.
+/// The transports of c2d-send; the first is the default, as in the other lists. Source: wire reference 4.1 and 4.6.
 pub(super) const OF_SEND: &[Transport] = &[Amqp, AmqpWs];
 
-/// Of c2d-feedback. Source: wire reference 4.4.
+/// The transports of c2d-feedback. Source: wire reference 4.4.
 pub(super) const OF_FEEDBACK: &[Transport] = &[Amqp, AmqpWs, Https];
 
-/// Of c2d-purge, invoke-method and twin. Source: wire reference 4.5.
+/// The transports of c2d-purge, invoke-method and twin. Source: wire reference 4.5.
 pub(super) const OF_REST: &[Transport] = &[Https];
 
-/// Has `--transport` take these alone.
+/// Restricts `--transport` to these values.
 pub(super) fn only(argument: Arg, transports: &'static [Transport]) -> Arg {
     let values = PossibleValuesParser::new(transports.iter().filter_map(ValueEnum::to_possible_value));
     let argument =

@@ -15,7 +15,7 @@ use super::shown::{json, without_controls};
 use super::{Exit, Failure, transport};
 use crate::service::{ServiceError, TOKEN_LIFETIME, TwinPatch};
 
-/// Most bytes of a part of a twin: the hub takes 32 KiB of desired properties as it counts them, and space around them.
+/// Most bytes of a part of a twin: the 32 KiB of desired properties that the hub accepts, and room for white space.
 const MAX_PART: usize = 128 * 1024;
 
 /// Print or patch the twin of a device: its tags, desired and reported properties.
@@ -124,7 +124,7 @@ fn pretty(twin: &Value) -> anyhow::Result<String> {
     Ok(text.lines().map(without_controls).collect::<Vec<_>>().join("\n"))
 }
 
-/// What a patch has led to, in words.
+/// The result of a patch, in words.
 fn changed(target: &str, patch: &TwinPatch, twin: &Value) -> String {
     let mut lines = Vec::new();
     if patch.desired.is_some() {
@@ -157,7 +157,7 @@ impl Patch {
     }
 }
 
-/// A part of the twin, when it was given.
+/// A part of the twin, if the user gave it.
 fn object(name: &str, text: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<Map<String, Value>>> {
     if text.is_none() && file.is_none() {
         return Ok(None);

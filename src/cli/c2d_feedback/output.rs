@@ -1,7 +1,7 @@
 //! What `c2d-feedback` prints: aligned lines for people, or one JSON object per record.
 //!
-//! Owns: the form of a record, here and in the spool; standard output; what is said at the end. Must not know: how
-//! records travel, exit codes.
+//! Owns: the form of a record, here and in the spool; standard output; the note at the end. Must not know: how records
+//! travel, exit codes.
 
 use std::io::{ErrorKind, Write as _};
 
@@ -17,10 +17,10 @@ use crate::service::FeedbackBatch;
 /// How each line of the spool begins.
 pub(super) const BEGINNING: &str = r#"{"event":"feedback","#;
 
-/// As wide as the longest status.
+/// The width of the longest status.
 const STATUS_WIDTH: usize = FeedbackStatus::DeliveryCountExceeded.as_str().len();
 
-/// Most characters of a column that is not the last.
+/// Most characters of any column but the last.
 const MAX_COLUMN: usize = 40;
 
 /// Prints records as they come.
@@ -30,7 +30,7 @@ pub(super) struct Output {
     keeps: bool,
     device_width: usize,
     printed: u64,
-    /// Records of other devices that are consumed.
+    /// How many records of other devices were consumed.
     consumed: u64,
     open: bool,
 }
@@ -46,11 +46,11 @@ struct Line<'a> {
     description: &'a str,
     enqueued_time_utc: &'a str,
     device_generation_id: &'a str,
-    /// The same when the batch comes again.
+    /// The batch's id. It does not change when the batch comes again.
     batch: &'a str,
-    /// Its place in the batch, from 1.
+    /// The record's place in the batch, from 1.
     record: usize,
-    /// How many the batch has.
+    /// How many records the batch has.
     records: usize,
     batch_enqueued_time_utc: Option<String>,
 }
@@ -58,7 +58,7 @@ struct Line<'a> {
 /// The records of a batch as lines of JSON; with a device, only those of that device.
 ///
 /// # Errors
-/// None that is known: the text is made of strings and numbers.
+/// No error is known: the text is made of strings and numbers.
 pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Result<String> {
     let mut text = String::new();
     let records = batch.records.len();
@@ -86,12 +86,12 @@ pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Resu
 }
 
 impl Output {
-    /// Prints the records of `device`, or all. `keeps` tells whether there is a spool, too.
+    /// Prints the records of `device`, or all. `keeps` says whether there is also a spool.
     pub(super) fn new(json: bool, device: Option<String>, keeps: bool) -> Self {
         Self { json, device, keeps, device_width: 0, printed: 0, consumed: 0, open: true }
     }
 
-    /// Prints a batch's records, as far as they are wanted. A reader that has gone is no error.
+    /// Prints those records of a batch that the user wants. It is no error if the reader of standard output has gone.
     ///
     /// # Errors
     /// When standard output cannot be written.
@@ -107,7 +107,7 @@ impl Output {
         Ok(())
     }
 
-    /// Counts the records of a batch that were not printed, and that the hub forgets.
+    /// Counts the records of a batch that were not printed: the hub forgets them.
     pub(super) fn consumed(&mut self, batch: &FeedbackBatch) {
         let others = batch.records.iter().filter(|record| !self.wants(record)).count();
         self.consumed = self.consumed.saturating_add(others as u64);
@@ -118,12 +118,12 @@ impl Output {
         self.printed
     }
 
-    /// Whether somebody still reads standard output.
+    /// Whether standard output still has a reader.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// What went by unseen.
+    /// Says how many records were consumed and neither printed nor kept.
     pub(super) fn last_words(&self) {
         if self.consumed == 0 || self.keeps {
             return;
@@ -142,7 +142,7 @@ impl Output {
     fn table(&mut self, batch: &FeedbackBatch) -> String {
         let width = |record: &FeedbackRecord| plain(&record.device_id).chars().count().min(MAX_COLUMN);
         let widest = batch.records.iter().filter(|record| self.wants(record)).map(width).max();
-        // It only grows, so that the columns of a long watch seldom move.
+        // The width only grows, so that the columns of a long watch seldom move.
         self.device_width = self.device_width.max(widest.unwrap_or(0));
         let mut text = String::new();
         for record in batch.records.iter().filter(|record| self.wants(record)) {

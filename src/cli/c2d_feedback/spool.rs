@@ -1,10 +1,10 @@
 //! The file that keeps feedback: whole lines, on disk before the hub forgets them.
 //!
-//! Owns: appending with fsync, the lock against a second writer, what a crash left at the end. Must not know: the hub, what
-//! a record says.
+//! Owns: appending with fsync, the lock against a second writer, the repair of what a crash left at the end. Must not
+//! know: the hub, what a record says.
 //!
-//! A batch is completed at the hub only after [`Spool::append`]. So a last line that is not whole is of a batch that was
-//! not completed: it is cut off, and comes again.
+//! A batch is completed at the hub only after [`Spool::append`]. So a last line that is not whole belongs to a batch
+//! that was not completed. The line is cut off, and the hub sends its batch again.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
@@ -17,13 +17,13 @@ use rustix::fs::OFlags;
 use super::output::BEGINNING;
 use crate::trust;
 
-/// Longer than any line. A feedback record has ids of at most 128 characters and a few words.
+/// Longer than any line: a feedback record has ids of at most 128 characters and a few words.
 const LONGEST_LINE: u64 = 64 * 1024;
 
 /// Why the spool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SpoolError {
-    /// At the start.
+    /// The file could not be opened at the start.
     #[error("the spool {path} cannot be opened: {}; create its directory, or give another file", trust::in_words(.error))]
     Open { path: PathBuf, error: io::Error },
     /// A pipe or a device cannot keep anything.
@@ -32,13 +32,13 @@ pub(super) enum SpoolError {
     /// Two writers would cut each other's lines.
     #[error("the spool {0} is in use by another c2d-feedback: end that one, or give this one another file")]
     InUse(PathBuf),
-    /// What is cut off must be ours.
+    /// Only a line of this program may be cut off.
     #[error(
         "the spool {0} does not end with a line of c2d-feedback: it was not changed; check that it is the \
          right file"
     )]
     Foreign(PathBuf),
-    /// While watching.
+    /// A batch could not be written while watching.
     #[error(
         "the spool {path} cannot be written ({error}): its batch stays at the hub for up to an hour; make room, then \
          start again"
@@ -58,9 +58,9 @@ pub(super) struct Spool {
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Whole,
-    /// Only the newline was missing, and was added.
+    /// Only the newline was missing, and has been added.
     Completed,
-    /// So many bytes of a line that was not whole were cut off.
+    /// This many bytes of a line that was not whole were cut off.
     Cut(u64),
     Foreign,
 }
@@ -69,7 +69,7 @@ impl Spool {
     /// Opens or creates the file and mends its end.
     ///
     /// # Errors
-    /// When it cannot be used; nothing has changed then.
+    /// When the file cannot be used. A file that is not a spool is not changed.
     pub(super) fn open(path: &Path) -> Result<Self, SpoolError> {
         let failed = |error| SpoolError::Open { path: path.to_owned(), error };
         let found = std::fs::metadata(path);
@@ -79,7 +79,7 @@ impl Spool {
         let file = if found.is_ok() {
             trust::open(path, OFlags::RDWR | OFlags::APPEND)
         } else {
-            // Made readable as before: who looks at it need not be the user who writes it.
+            // Everybody may read the file, as far as the umask allows: its reader may be another user than its writer.
             trust::create_exclusive(path, 0o666).and_then(|file| {
                 rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
                 Ok(file)
@@ -116,11 +116,10 @@ impl Spool {
         }
     }
 
-    /// Appends whole lines, and waits until they are on disk. The disk may take its time: it is asked in a thread of its
-    /// own.
+    /// Appends whole lines, and waits until they are on disk. A thread does the work, because the disk may be slow.
     ///
     /// # Errors
-    /// When they are not; then the file is as it was, or ends with a line that the next start cuts off.
+    /// When the lines are not on disk. Then the file is as it was, or ends with a line that the next start cuts off.
     ///
     /// # Cancel safety
     /// When the future is dropped, the lines may or may not be appended.
@@ -144,7 +143,7 @@ fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Makes the file end with a whole line. After a power cut it may also end with zeros that were never written.
+/// Makes the file end with a whole line. After a power cut the file may also end with zeros that no program wrote.
 fn mend(mut file: &File) -> io::Result<End> {
     let length = file.metadata()?.len();
     let mut tail = vec![0; usize::try_from(length.min(LONGEST_LINE)).unwrap_or_default()];

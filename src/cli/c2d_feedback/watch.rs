@@ -1,4 +1,4 @@
-//! Batch by batch: kept, printed, completed; and the way back when the hub goes away.
+//! Keeps, prints and completes batch after batch, and reconnects when the hub goes away.
 //!
 //! Owns: that order, reconnecting and its delays. Must not know: AMQP, how records look.
 
@@ -12,17 +12,17 @@ use crate::cli::{sentence, tell};
 use crate::credentials::ServiceConnectionString;
 use crate::service::{FeedbackBatch, FeedbackSource, FeedbackTransport, ServiceError, TOKEN_LIFETIME};
 
-/// A connection is made anew, between two batches, before its token expires.
+/// When to connect again with a new token, between two batches: before the old token expires.
 const RENEW_AFTER: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 6 * 5);
 
-/// The first delay before another attempt, and the longest.
+/// The first and the longest delay before another attempt.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// A connection that held this long makes the delays start over.
+/// After a connection that held this long, the delays start again with the first.
 const STABLE: Duration = Duration::from_secs(60);
 
-/// What ended it.
+/// What ended the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     /// SIGTERM or SIGINT.
@@ -31,11 +31,11 @@ pub(super) enum End {
     Time,
     /// `--count`.
     Count,
-    /// Nobody reads standard output any more.
+    /// Standard output has no reader any more.
     ReaderGone,
 }
 
-/// Why one connection is not read any further.
+/// Why one connection is not read further.
 enum Read {
     Ended(End),
     Renew,
@@ -49,8 +49,8 @@ pub(super) struct Watch {
     spool: Option<Spool>,
     output: Output,
     count: Option<u64>,
-    /// The last batch that was printed and kept. The hub may not have heard that it was completed: when it comes again,
-    /// completing is all there is to do.
+    /// The last batch that was printed and kept. The hub may have missed its completion. If the batch comes again, only
+    /// the completion is repeated.
     last: Option<String>,
 }
 
@@ -70,7 +70,7 @@ impl Watch {
         &self.output
     }
 
-    /// Watches until `end`, or until enough is seen. A batch in hand is finished first.
+    /// Watches until `end`, or until `count` records are printed. A batch that has arrived is finished first.
     ///
     /// # Errors
     /// When the first connection fails, the hub refuses the policy, or a record cannot be kept or printed.
@@ -115,7 +115,7 @@ impl Watch {
                 return Err(error);
             }
             is_lost = true;
-            // Half of it is left to chance, so that many watchers do not come back together.
+            // Half of the delay is random, so that many watchers do not come back at the same moment.
             let wait = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
             tell(format_args!("{}; trying again in {:.1} s", sentence(&error), wait.as_secs_f64()));
             tokio::select! {
@@ -171,8 +171,8 @@ impl Watch {
     }
 }
 
-/// Whether the same may go well a little later. Most links that are taken away are among them: a hub ends links when a token
-/// expires, and while it is busy or being moved.
+/// Whether another attempt may succeed. This includes most links that the hub ends: it ends links when a token expires,
+/// when it is busy, and when it is moved.
 fn passes(error: &ServiceError) -> bool {
     error.is_passing() || error.refusal().is_some_and(|refusal| !refusal.is_lasting())
 }

@@ -1,6 +1,6 @@
-//! Watches for the outcome that a device reports of one message: in its twin, and at the emulator also in its telemetry.
+//! Watches for the outcome that a device reports of one message: in its twin, at the emulator also in its telemetry.
 //!
-//! Owns: what counts as this message's outcome, and how often is looked. Must not know: HTTP, when to give up.
+//! Owns: what counts as this message's outcome, and how often to look. Must not know: HTTP, when to give up.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -12,16 +12,16 @@ use crate::message;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
 use crate::service::{DeviceEvent, HttpsService, HttpsWay, OutgoingMessage, ServiceError};
 
-/// From one look to the next.
+/// The time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause, of a hub that throttles or is away.
+/// The longest pause between two looks, while the hub throttles or is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Looks before sending, while the hub throttles.
+/// Most looks before sending, while the hub throttles.
 const FIRST_LOOKS: u32 = 4;
 
-/// Most pages of events that are skipped before sending; the emulator keeps fewer.
+/// Most pages of earlier events that are skipped before sending; the emulator keeps fewer.
 const MAX_PAGES: u32 = 10;
 
 /// Looks for the outcome of one message.
@@ -29,14 +29,14 @@ pub(super) struct OutcomeWatch {
     hub: HttpsService,
     device_id: String,
     message_id: String,
-    /// Outcomes of this message id that the twin showed before the message was sent: of an earlier message.
+    /// Outcomes of this message id in the twin before the message was sent. They belong to an earlier message.
     earlier: Vec<OutcomeReport>,
-    /// The emulator's last event that was looked at; `None` at a real hub.
+    /// The last event of the emulator that has been examined; `None` at a real hub.
     last_event: Option<u64>,
 }
 
 impl OutcomeWatch {
-    /// Looks at what there is before the message is sent, so that an unreachable hub is found in time.
+    /// Reads the outcomes that exist before the message is sent. This also finds an unreachable hub in time.
     pub(super) async fn begin(
         way: HttpsWay,
         ca_file: Option<&Path>,
@@ -58,7 +58,7 @@ impl OutcomeWatch {
         Ok(watch)
     }
 
-    /// Returns the first outcome that was not there before. Trouble that passes is waited out.
+    /// Returns the first outcome that did not exist before. Retries errors that may pass.
     pub(super) async fn outcome(&mut self) -> anyhow::Result<OutcomeReport> {
         let mut pause = PAUSE;
         loop {
@@ -111,7 +111,7 @@ impl OutcomeWatch {
         Ok(())
     }
 
-    /// Telemetry first: it has the output, which the twin has not.
+    /// Reads telemetry first, because it has the output of programs; the twin does not.
     async fn look(&mut self) -> Result<Option<OutcomeReport>, ServiceError> {
         if let Some(last) = self.last_event {
             let page = self.hub.emulator_events(&self.device_id, last).await?;
@@ -128,13 +128,13 @@ impl OutcomeWatch {
         Ok(new.cloned())
     }
 
-    /// A device that has started again may word an outcome anew; when it ended stays.
+    /// Compares only when the action ended: after a restart, the device may report the outcome in other words.
     fn is_earlier(&self, report: &OutcomeReport) -> bool {
         self.earlier.iter().any(|earlier| earlier.ended == report.ended)
     }
 }
 
-/// The report that an event carries, when it is one of this message.
+/// The report in an event, if the event is a report on this message.
 fn outcome_in(event: &DeviceEvent, message_id: &str) -> Option<OutcomeReport> {
     let text = |value: Option<&Option<String>>| value.cloned().flatten().unwrap_or_default();
     let (name, value) = REPORT_PROPERTY;

@@ -13,7 +13,7 @@ use crate::feedback::{FeedbackRecord, FeedbackStatus};
 use crate::outcome::OutcomeReport;
 use crate::service::{OutgoingMessage, ServiceError};
 
-/// Most lines of the programs' output that are shown to people.
+/// Most lines of program output that are shown to people.
 const OUTPUT_LINES: usize = 20;
 
 /// Most characters of one line of a device's text.
@@ -23,7 +23,7 @@ const MAX_TEXT: usize = 400;
 pub(super) struct Output {
     json: bool,
     verbose: bool,
-    /// Records of other messages that were read and not shown.
+    /// How many records of other messages were read and not shown.
     hidden: usize,
 }
 
@@ -31,9 +31,9 @@ pub(super) struct Output {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 enum Event<'a> {
-    /// Before anything is sent.
+    /// Printed before anything is sent.
     Message { message_id: &'a str, device_id: &'a str, bytes: usize },
-    /// Queued by the hub; the time counts from the start of dialling.
+    /// The hub has queued the message; the time counts from the start of dialling.
     Accepted { message_id: &'a str, after_ms: u64 },
     /// This message's record; the time counts from acceptance.
     Feedback {
@@ -48,7 +48,7 @@ enum Event<'a> {
     },
     /// No record of this message within that time.
     NoFeedback { message_id: &'a str, after_ms: u64 },
-    /// What the device reports; the time counts from acceptance.
+    /// The outcome that the device reports; the time counts from acceptance.
     Outcome {
         after_ms: u64,
         #[serde(flatten)]
@@ -56,7 +56,7 @@ enum Event<'a> {
     },
     /// No outcome of this message within that time.
     NoOutcome { message_id: &'a str, delivered: bool, after_ms: u64 },
-    /// It could not be sent, or the wait ended early.
+    /// The message could not be sent, or the wait ended early.
     Failed { message_id: &'a str, error: String, condition: Option<&'a str>, tracking_id: Option<&'a str> },
 }
 
@@ -75,7 +75,7 @@ impl Output {
         Self { json, verbose, hidden: 0 }
     }
 
-    /// Before anything is sent: the message id.
+    /// Prints the message id, before anything is sent.
     pub(super) fn message(&self, message: &OutgoingMessage) -> anyhow::Result<()> {
         let (message_id, device_id) = (message.message_id.as_str(), message.device_id.as_str());
         self.print(
@@ -84,7 +84,7 @@ impl Output {
         )
     }
 
-    /// The hub has queued it, so long after the start.
+    /// Prints that the hub has queued the message, and how long after the start.
     pub(super) fn accepted(&self, message: &OutgoingMessage, after: Duration) -> anyhow::Result<()> {
         let after_ms = milliseconds(after);
         self.print(
@@ -103,7 +103,7 @@ impl Output {
         }
     }
 
-    /// This message's own record, so long after the hub accepted it.
+    /// Prints this message's own record, and how long after acceptance it came.
     pub(super) fn feedback(&self, record: &FeedbackRecord, after: Duration) -> anyhow::Result<()> {
         let word = match record.status_code {
             FeedbackStatus::Success => "delivered",
@@ -115,7 +115,7 @@ impl Output {
         )
     }
 
-    /// Another message's record, which is gone from the hub once its batch is completed.
+    /// Prints or counts the record of another message. The hub forgets it when its batch is completed.
     pub(super) fn other_feedback(&mut self, record: &FeedbackRecord) -> anyhow::Result<()> {
         if !self.json && !self.verbose {
             self.hidden += 1;
@@ -128,7 +128,7 @@ impl Output {
         self.print(text, &Event::OtherFeedback { record: record.into() })
     }
 
-    /// No record in time.
+    /// Prints that no record came in time.
     pub(super) fn timed_out(&self, message: &OutgoingMessage, wait: Duration) -> anyhow::Result<()> {
         let text = || {
             let wait = humantime::format_duration(wait);
@@ -146,20 +146,20 @@ impl Output {
         }
     }
 
-    /// What the device says of the action, so long after the hub accepted the message.
+    /// Prints the outcome that the device reports, and how long after acceptance it came.
     pub(super) fn outcome(
         &self,
         message: &OutgoingMessage,
         report: &OutcomeReport,
         after: Duration,
     ) -> anyhow::Result<()> {
-        // The device need not have repeated the id.
+        // The device's report may lack the id.
         let named = OutcomeReport { message_id: Some(message.message_id.clone()), ..report.clone() };
         let event = Event::Outcome { after_ms: milliseconds(after), report: named };
         self.print(|| outcome_lines(report), &event)
     }
 
-    /// No outcome in time.
+    /// Prints that no outcome came in time.
     pub(super) fn no_outcome(
         &self,
         message: &OutgoingMessage,
@@ -180,7 +180,7 @@ impl Output {
         self.print(text, &Event::NoOutcome { message_id, delivered, after_ms: milliseconds(wait) })
     }
 
-    /// It failed. For people, the program's last sentence on standard error says so.
+    /// Prints the failure as JSON. For people, the program's last sentence on standard error says it.
     pub(super) fn failed(&self, message: &OutgoingMessage, error: &anyhow::Error) -> anyhow::Result<()> {
         if !self.json {
             return Ok(());
@@ -195,7 +195,7 @@ impl Output {
         self.print(String::new, &event)
     }
 
-    /// Says at the end how much was read and not shown.
+    /// Says at the end how many records were read and not shown.
     pub(super) fn consumed_note(&self) {
         if self.hidden > 0 {
             let records = if self.hidden == 1 { "1 record" } else { &format!("{} records", self.hidden) };
@@ -223,7 +223,7 @@ impl<'a> From<&'a FeedbackRecord> for Record<'a> {
     }
 }
 
-/// The status; of one that this program does not know, the hub's description.
+/// The status; if this program does not know it, the hub's description.
 fn outcome(record: &FeedbackRecord) -> String {
     match record.status_code {
         FeedbackStatus::Unknown => plain(&record.description),
@@ -231,7 +231,7 @@ fn outcome(record: &FeedbackRecord) -> String {
     }
 }
 
-/// A line on the outcome, and the beginning of what the programs wrote.
+/// A line about the outcome, and the beginning of what the programs wrote.
 fn outcome_lines(report: &OutcomeReport) -> String {
     let mut facts = Vec::new();
     facts.extend(report.rule.as_deref().map(|rule| format!("rule {}", plain(rule))));
@@ -244,7 +244,7 @@ fn outcome_lines(report: &OutcomeReport) -> String {
     let facts = if facts.is_empty() { String::new() } else { format!("  ({})", facts.join(", ")) };
     let kind = report.outcome.as_str();
     let text = plain_text(&report.text, MAX_TEXT);
-    // "timed out" says "timed-out" already.
+    // The text "timed out" already says what the kind "timed-out" says.
     let named = text.replace(' ', "-").starts_with(kind);
     let text = if named { text } else { format!("{kind}: {text}") };
     let mut lines = format!("outcome {text}{facts}");

@@ -4,7 +4,7 @@
 
 use crate::message;
 
-/// Beside ASCII letters and digits. Source: wire reference 5.1.
+/// Allowed beside ASCII letters and digits. Source: wire reference 5.1.
 pub(super) const PUNCTUATION: &str = "! # $ % & ' * + - . ^ _ ` | ~";
 
 /// Splits at the first `=`.

@@ -1,4 +1,4 @@
-//! The door by which a sample message comes, and what it means for how the message is settled or answered.
+//! The door by which a sample message comes, and how this door changes the way the message is settled or answered.
 //!
 //! Owns: the sentences about doors. Must not know: conditions, plans.
 
@@ -7,16 +7,16 @@ use crate::credentials::DeviceIdentity;
 use crate::message::{C2dMessage, INPUT, Source};
 use crate::rules::{Door, Plan, Policy, Rules, Settle};
 
-/// Most properties of a sample that are named.
+/// Most properties of a sample that are listed.
 const MOST_NAMED: usize = 20;
 
-/// The properties of the hub's own that begin with `$.`. Source: wire reference 1.5.
+/// The hub's own properties that begin with `$.`. Source: wire reference 1.5.
 const SYSTEM: [&str; 13] = [
     "$.mid", "$.cid", "$.uid", "$.to", "$.exp", "$.ct", "$.ce", "$.ctime", "$.schema", "$.on", "$.cdid",
     "$.cmid", INPUT,
 ];
 
-/// Where a sample would come in, where that needs words.
+/// Where a sample would come in. `None` for a plain C2D message, which needs no explanation.
 pub(super) fn arrival(message: &C2dMessage, inspection: &Inspection) -> Option<String> {
     let device = inspection.identity.as_ref();
     let module = inspection.module.as_ref().map(|module| &module.identity);
@@ -43,7 +43,7 @@ pub(super) fn arrival(message: &C2dMessage, inspection: &Inspection) -> Option<S
     }
 }
 
-/// What a sample has that no rule takes.
+/// The properties of a sample that no rule matches.
 pub(super) fn contents(message: &C2dMessage) -> Vec<String> {
     let names: Vec<_> =
         message.system.iter().chain(message.application.iter()).map(|(name, _)| name).collect();
@@ -65,7 +65,7 @@ pub(super) fn contents(message: &C2dMessage) -> Vec<String> {
     lines
 }
 
-/// Rules whose messages come by doors that nobody who signs in here has.
+/// Rules that no message can reach: the device or module that signs in here does not have their doors.
 pub(super) fn closed(rules: &Rules, inspection: &Inspection) -> Vec<String> {
     let (device, module) = (inspection.identity.is_some(), inspection.module.is_some());
     let is_open = |door: &Door| match door {
@@ -86,7 +86,7 @@ pub(super) fn closed(rules: &Rules, inspection: &Inspection) -> Vec<String> {
     .collect()
 }
 
-/// What the caller of a method hears whose action is done.
+/// What the caller of a method gets when its action is run.
 pub(super) fn answered(policy: &Policy, plan: &Plan) -> String {
     match policy.settle {
         Settle::AfterAction => format!(

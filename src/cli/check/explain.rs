@@ -1,4 +1,4 @@
-//! The explanation of a sample message: which rule takes it, and all that would be done.
+//! The explanation of a sample message: which rule matches it, and all that would be done.
 //!
 //! Owns: its sentences. Must not know: how rules match or plans are made; how they are performed.
 
@@ -14,7 +14,7 @@ use crate::rules::{Foreseen, OnCrash, OnFailure, Plan, PlannedStep, Policy, Rule
 use super::doors;
 use super::forecast::{Forecast, describe_step};
 
-/// Which rule takes the message, why the rules before it do not, and exactly what would be done.
+/// Which rule matches the message, why the rules before it do not, and exactly what would be done.
 pub(super) fn explain(
     rules: &Rules,
     inspection: &Inspection,
@@ -144,7 +144,8 @@ fn around(
     parts.iter().map(|(part, what)| format!("  {part:<10}  {what}")).collect()
 }
 
-/// How a message is settled whose action failed; over MQTT, where there is no choice, when somebody has said it.
+/// How a message is settled when its action failed. MQTT leaves no choice: then `None`, unless the configuration asks
+/// for one.
 fn on_failure(policy: &Policy, transport: Transport) -> Option<String> {
     if transport == Transport::Amqp {
         let how = match (policy.settle, policy.on_failure()) {
@@ -190,7 +191,7 @@ fn limits(policy: &Policy, is_call: bool) -> Option<String> {
     (!limits.is_empty()).then(|| format!("at most {}; {beyond}", limits.join(", ")))
 }
 
-/// What a pin does by itself, or does not do.
+/// The guards of a pin: what the pin does by itself, and what it refuses.
 fn pin_guards(pin: &str, gpio: &GpioSettings) -> Option<String> {
     let settings = gpio.pins.get(pin)?;
     let max_on = settings.max_on.map(|max_on| format!("off after {} on", format_duration(max_on)));

@@ -1,4 +1,4 @@
-//! What would become of a message, as far as that is known without running anything.
+//! What would happen to a message, as far as that is known without running anything.
 //!
 //! Owns: the forecast, and steps in words. Must not know: how rules match, how steps are performed, where a message stands.
 
@@ -11,17 +11,17 @@ use crate::config::{GpioSettings, Inspection, Line};
 use crate::message::C2dMessage;
 use crate::rules::{Expectation, Foreseen, PinChange, Plan, PlannedStep, Rule, Rules};
 
-/// Stands for the device id when the configuration does not say it.
+/// Stands for the device id when the configuration has none.
 const UNKNOWN_DEVICE: &str = "DEVICE";
 
-/// What would become of a message.
+/// What would happen to a message.
 pub(super) struct Forecast<'r> {
-    /// The rule that takes it.
+    /// The rule that matches the message.
     pub(super) rule: Option<&'r Rule>,
     pub(super) outcome: Foreseen,
-    /// What would be done; absent where nothing is begun.
+    /// The steps that would be run; absent when no step would begin.
     pub(super) plan: Option<Plan>,
-    /// Why it would not succeed; empty where that is not known, and where no rule takes it.
+    /// Why the action would not succeed; empty when no reason is known, and when no rule matches.
     pub(super) why: String,
 }
 
@@ -55,7 +55,7 @@ impl<'r> Forecast<'r> {
     }
 }
 
-/// The `max_on` of the pin that a step would turn on for longer without a break: such a step fails.
+/// The `max_on` of a pin that a step would keep on for longer without a break: such a step fails.
 fn too_long(step: &PlannedStep, gpio: &GpioSettings) -> Option<Duration> {
     let PlannedStep::Gpio { pin, change } = step else { return None };
     let on = match change {

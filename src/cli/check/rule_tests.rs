@@ -1,4 +1,4 @@
-//! Runs rule tests, and shows what was expected beside what would happen.
+//! Runs rule tests, and shows what was expected next to what would happen.
 //!
 //! Owns: the comparison in words and in JSON. Must not know: how a test is written, how rules match.
 
@@ -14,17 +14,17 @@ use super::forecast::{Forecast, describe_step};
 
 /// Most failed tests that are shown; the rest are counted.
 const MOST_SHOWN: usize = 100;
-/// Most characters of a line: an argument may have thousands.
+/// Most characters of a line, because an argument may have thousands.
 const LONGEST_LINE: usize = 1000;
 
-/// A test, and what was found.
+/// A test and its result.
 pub(super) struct Ran<'a> {
     test: &'a RuleTest,
     forecast: Forecast<'a>,
 }
 
 impl<'a> Ran<'a> {
-    /// Holds each test against the rules of the files: what the twin has set does not count.
+    /// Runs each test against the rules of the files. Rules of the twin do not count.
     pub(super) fn all(tests: &'a [RuleTest], rules: &'a Rules, inspection: &Inspection) -> Vec<Self> {
         let each = tests.iter();
         each.map(|test| Self { test, forecast: Forecast::of(rules, inspection, &test.message) }).collect()
@@ -34,7 +34,7 @@ impl<'a> Ran<'a> {
         self.forecast.meets(&self.test.expected)
     }
 
-    /// The name, or the message where it has none.
+    /// The test's name, or its message if it has no name.
     fn title(&self) -> String {
         match &self.test.name {
             Some(name) => format!("test \"{}\"", plain(name)),
@@ -52,7 +52,7 @@ impl<'a> Ran<'a> {
     }
 }
 
-/// How many tests passed, below those that did not; nothing without tests.
+/// The tests that failed, then how many passed. Empty without tests.
 pub(super) fn describe(ran: &[Ran<'_>], rules: &Rules, inspection: &Inspection) -> Vec<String> {
     let failed: Vec<_> = ran.iter().filter(|ran| !ran.passed()).collect();
     let mut lines = Vec::new();
@@ -73,7 +73,7 @@ pub(super) fn describe(ran: &[Ran<'_>], rules: &Rules, inspection: &Inspection) 
     lines
 }
 
-/// What was expected, and what was found.
+/// Lines that show what was expected and what was found.
 pub(super) fn compare(
     expected: &Expectation,
     forecast: &Forecast<'_>,
@@ -121,7 +121,7 @@ fn headline(rule: Option<&str>, outcome: Foreseen, is_expected: bool) -> String 
     }
 }
 
-/// Why the expected rule does not match; where any one was expected, why the nearest does not.
+/// Why the expected rule does not match. If any rule was expected: why the nearest one does not match.
 fn why_not(
     expected: &Expectation,
     forecast: &Forecast<'_>,
@@ -143,7 +143,7 @@ fn why_not(
     }
 }
 
-/// What is expected or found.
+/// One side of the comparison: what is expected, or what would happen.
 #[derive(Serialize)]
 struct Side<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,6 @@
-//! How the demo's story looks: 80 columns, aligned, with colour on a terminal.
+//! The layout of the demo's story: 80 columns, aligned, with colour on a terminal.
 //!
-//! Owns: its lines. Must not know: where the facts come from.
+//! Owns: the lines of the story. Must not know: where the facts come from.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::feedback::FeedbackStatus;
 use crate::message::{C2dMessage, Properties};
 use crate::rules::{PinChange, PlannedStep};
 
-/// Where values begin.
+/// The column where values begin.
 const INDENT: usize = 15;
 const WIDTH: usize = 80;
 
@@ -34,10 +34,10 @@ pub(super) struct Chapter<'a> {
     pub(super) title: &'a str,
     pub(super) message: &'a C2dMessage,
     pub(super) rule: Option<&'a str>,
-    /// What the rule made of the message.
+    /// The steps that the rule made of the message.
     pub(super) steps: &'a [String],
     pub(super) outcome: &'a str,
-    /// What programs wrote.
+    /// The output of programs.
     pub(super) output: &'a [u8],
     /// The states of all pins.
     pub(super) pins: &'a str,
@@ -57,7 +57,7 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    /// One more message; `acted_on`: its action succeeded; `confirmed`: the hub says that it was delivered.
+    /// Counts one more message. `acted_on`: its action succeeded. `confirmed`: the hub says that it was delivered.
     pub(super) fn add(&mut self, message: &C2dMessage, acted_on: bool, confirmed: bool) {
         self.received += 1;
         self.bytes += message.body.len();
@@ -150,7 +150,7 @@ impl Story {
         self.painted_field(label, value, "")
     }
 
-    /// The label, and the value beside it on as many lines as it takes.
+    /// The label, and beside it the value on as many lines as it needs.
     fn painted_field(&self, label: &str, value: &str, colour: &str) -> String {
         let label = self.paint(DIM, &format!("   {label:width$}", width = INDENT - 3));
         let lines: Vec<String> =
@@ -204,7 +204,7 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The text in lines of at most `width` characters, broken at spaces where there are any.
+/// The text in lines of at most `width` characters, broken at spaces if there are any.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

@@ -1,6 +1,6 @@
-//! `emulator events`: the D2C messages that a running emulator keeps, and those to come.
+//! `emulator events`: the D2C messages that a running emulator keeps, and with `--follow` new ones.
 //!
-//! Owns: its arguments, in which order messages of several devices are printed, their lines, what ends it.
+//! Owns: its arguments, the order in which messages of several devices are printed, their lines, what ends it.
 //! Must not know: HTTPS.
 
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ async fn print(args: &Args, client: &Client) -> Result<Exit, Failure> {
                 events.extend(page.into_iter().map(|event| (id.clone(), event)));
             }
         }
-        // Of several devices, as they came. The times are all of one width.
+        // Messages of several devices are printed as they came. The times compare as text, because they have one width.
         events.sort_by(|(_, one), (_, other)| {
             one["enqueuedTime"].as_str().cmp(&other["enqueuedTime"].as_str())
         });
@@ -93,7 +93,7 @@ async fn print(args: &Args, client: &Client) -> Result<Exit, Failure> {
     }
 }
 
-/// The id of a device or a module, when its newest message has not been seen.
+/// The id of a device or a module, if its newest message has not been seen.
 fn with_news(device: &Value, seen: &BTreeMap<String, u64>) -> Option<String> {
     let id = device["deviceId"].as_str()?;
     let newest = device["events"][0]["number"].as_u64()?;

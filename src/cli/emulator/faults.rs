@@ -1,4 +1,4 @@
-//! `emulator faults`: what goes wrong on purpose at a running emulator: shown, set and ended.
+//! `emulator faults`: shows, sets and ends the faults of a running emulator.
 //!
 //! Owns: its arguments and lines. Must not know: HTTPS, what a fault does.
 
@@ -36,16 +36,16 @@ pub(super) struct Args {
     running: RunningArgs,
 }
 
-/// What is asked for.
+/// The change that the arguments ask for.
 enum Change {
     Set(Fault),
     End(Option<FaultName>),
 }
 
-/// Does what the arguments say, and prints what is in force then.
+/// Does what the arguments say, and prints the faults that are then active.
 ///
 /// # Errors
-/// When a fault is none, or the emulator does not answer.
+/// When a fault does not exist, or the emulator does not answer.
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let changes = args.changes().map_err(Failure::usage)?;
     let client = args.running.client()?;

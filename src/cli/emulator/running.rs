@@ -1,4 +1,4 @@
-//! Which emulator runs, and which of its devices are meant.
+//! Finds the running emulator, and which of its devices are meant.
 //!
 //! Owns: the state directory of the command line and the environment, `--device` and `--module`, exit codes of failures.
 //! Must not know: HTTPS.
@@ -25,7 +25,7 @@ pub(super) struct RunningArgs {
     pub(super) json: bool,
 }
 
-// Whom it is about; all devices and modules otherwise.
+// The device or module of the command; all of them if none is named.
 #[derive(Debug, clap::Args)]
 pub(super) struct WhomArgs {
     /// Only this device [default: all devices and modules].
@@ -37,17 +37,17 @@ pub(super) struct WhomArgs {
 }
 
 impl RunningArgs {
-    /// The emulator, not dialled yet.
+    /// A client of the emulator, not connected yet.
     ///
     /// # Errors
-    /// When no emulator has been there.
+    /// When no emulator has used the state directory.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         Client::find(&state_dir(self.state_dir.clone())?).map_err(failure)
     }
 }
 
 impl WhomArgs {
-    /// As DEVICE or DEVICE/MODULE; `None` for all.
+    /// The id as DEVICE or DEVICE/MODULE; `None` for all.
     pub(super) fn id(&self) -> Option<String> {
         let device = self.device.as_ref()?;
         Some(match &self.module {
@@ -59,7 +59,7 @@ impl WhomArgs {
     /// The ids that are meant.
     ///
     /// # Errors
-    /// When the emulator does not say, or has more devices than it shows.
+    /// When the emulator does not answer, or has more devices than it shows.
     pub(super) async fn ids(&self, client: &Client) -> Result<Vec<String>, Failure> {
         if let Some(id) = self.id() {
             return Ok(vec![id]);
@@ -79,10 +79,10 @@ pub(super) fn devices(overview: &Value) -> impl Iterator<Item = &Value> {
     overview["devices"].as_array().into_iter().flatten()
 }
 
-/// The state directory: as given, or that of the sourced environment, or else that of the user.
+/// The state directory: the given one, or that of the sourced environment, or else the user's default.
 ///
 /// # Errors
-/// When nothing tells.
+/// When no argument or variable leads to a directory.
 pub(super) fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let variable = || std::env::var_os(STATE_DIR_VARIABLE).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     match given.or_else(variable) {
@@ -100,7 +100,7 @@ fn default_state_dir() -> Result<PathBuf, Failure> {
     Ok(state.join("c2d-agent").join("emulator"))
 }
 
-/// The exit code of a failure: a wrong directory is one of the command line.
+/// A failure with its exit code: a wrong directory is an error of the command line.
 pub(super) fn failure(error: ClientError) -> Failure {
     match error {
         ClientError::NoStateDir(_) => Failure::usage(error),

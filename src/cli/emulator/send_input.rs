@@ -1,6 +1,6 @@
 //! `emulator send-input`: a message for an input of a module, as if a route had brought it.
 //!
-//! Owns: its arguments and its line. Must not know: HTTPS.
+//! Owns: its arguments and its line of output. Must not know: HTTPS.
 
 use serde_json::{Map, Value, json};
 

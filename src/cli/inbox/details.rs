@@ -1,6 +1,6 @@
 //! Everything about one record, for `inbox show`.
 //!
-//! Owns: the lines. Must not know: where the record comes from.
+//! Owns: the lines of output. Must not know: where the record comes from.
 
 use std::time::SystemTime;
 
@@ -12,11 +12,11 @@ use crate::outcome::OutcomeReport;
 use super::present::{RulesNow, was_unmatched};
 use super::table::{state, time};
 
-/// Bytes of a binary body that are shown.
+/// Most bytes of a binary body that are shown.
 const HEX_BYTES: usize = 64;
 const HEX_PER_LINE: usize = 16;
 
-/// The record in aligned lines; properties, body and output below.
+/// The record in aligned lines, with properties, body and output below.
 pub(super) fn lines(
     record: &Record,
     message: Option<&C2dMessage>,
@@ -122,7 +122,7 @@ fn message_lines(message: &C2dMessage) -> Vec<String> {
     lines
 }
 
-/// Text as it is; else the beginning in hexadecimal.
+/// A text body as it is; the beginning of a binary body in hexadecimal.
 fn body_lines(body: &[u8]) -> Vec<String> {
     let length = body.len();
     match std::str::from_utf8(body) {

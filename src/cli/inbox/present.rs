@@ -1,6 +1,7 @@
-//! What the rules of the present make of a dead letter: the rule that takes it, or the one that comes nearest and why not.
+//! How the present rules treat a dead letter: the rule that matches it, or the nearest rule and why it does not match.
 //!
-//! Owns: the rules as the configuration has them now, and both shapes of the answer. Must not know: where records come from.
+//! Owns: the rules as the configuration has them now, and both shapes of the answer. Must not know: where records come
+//! from.
 
 use std::path::Path;
 
@@ -16,28 +17,28 @@ use crate::rules::Rules;
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RulesNow {
-    /// The rule that takes the message.
+    /// The rule that matches the message.
     #[serde(skip_serializing_if = "Option::is_none")]
     taken_by: Option<String>,
-    /// Where none does, the one that comes nearest.
+    /// If no rule matches, the nearest one.
     #[serde(skip_serializing_if = "Option::is_none")]
     nearest: Option<String>,
-    /// Why that one does not take it.
+    /// Why the nearest rule does not match.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     mismatches: Vec<String>,
-    /// Both in a sentence.
+    /// The nearest rule and why it does not match, in a sentence.
     #[serde(skip)]
     why_none: String,
 }
 
-/// The rules of the configuration and of the twin; none where they have problems.
+/// The rules of the configuration and of the twin; `None` if they have problems.
 pub(super) fn rules(config: &Path) -> Option<Rules> {
     let (inspection, _twin) = config::inspect_with(config, Remote::Shown, &|name| std::env::var(name).ok());
     inspection.rules
 }
 
 impl RulesNow {
-    /// `None` when the rule takes the message that took it.
+    /// `None` if the message still matches the rule that it matched when it came.
     pub(super) fn of(record: &Record, message: &C2dMessage, rules: &Rules) -> Option<Self> {
         let mut now = Self::default();
         match rules.match_message(message) {
@@ -53,7 +54,7 @@ impl RulesNow {
         is_new.then_some(now)
     }
 
-    /// The same in a sentence.
+    /// The answer in a sentence.
     pub(super) fn sentence(&self) -> String {
         match &self.taken_by {
             Some(rule) => format!("rule \"{rule}\" matches it: `inbox retry` runs it"),
@@ -62,7 +63,7 @@ impl RulesNow {
     }
 }
 
-/// Whether no rule took it when it came.
+/// Whether no rule matched the message when it came.
 pub(super) fn was_unmatched(record: &Record) -> bool {
     record.outcome.as_ref().is_some_and(|outcome| outcome.outcome == OutcomeKind::Unmatched)
 }

@@ -9,21 +9,21 @@ use crate::inbox::{Record, State};
 
 const GAP: usize = 2;
 
-/// A column: which cell of a row, and how narrow it may become where there is not enough room; none: not at all.
+/// A column: the index of its cell in a row, and its least width when room is short; `None`: it keeps its width.
 type Column = (usize, Option<usize>);
 
 const HEADINGS: [&str; 7] = ["NUMBER", "STATE", "RECEIVED (UTC)", "RULE", "MESSAGE ID", "TRIES", "OUTCOME"];
-/// A record on one line. A UUID stays whole.
+/// The columns of a record on one line. 36 characters keep a UUID whole.
 const ONE_LINE: [Column; 7] =
     [(0, None), (1, None), (2, None), (3, Some(20)), (4, Some(36)), (5, None), (6, Some(24))];
-/// The same on two.
+/// The columns of a record on two lines.
 const UPPER: [Column; 4] = [(0, None), (1, None), (2, None), (4, Some(8))];
 const LOWER: [Column; 3] = [(3, Some(8)), (5, None), (6, Some(14))];
 
 type Row = [String; HEADINGS.len()];
 
-/// The table, at most `width` columns wide: with two lines for each record where one would hide too much. Without a width it
-/// is as wide as it needs. Empty without records.
+/// The table, at most `width` columns wide. A record takes two lines if one line would hide too much. Without a width,
+/// the table is as wide as it needs. Empty without records.
 pub(super) fn lines(records: &[Record], width: Option<usize>) -> Vec<String> {
     if records.is_empty() {
         return Vec::new();
@@ -61,7 +61,8 @@ fn line(row: &Row, columns: &[Column], widths: &[usize]) -> String {
     cells.join(&" ".repeat(GAP)).trim_end().to_owned()
 }
 
-/// Each column as wide as its widest cell; where that is too much, the widest of those that may give way do.
+/// The width of each column: that of its widest cell. If the total is too wide, the columns that have most to spare
+/// become narrower.
 fn fitted(rows: &[Row], columns: &[Column], width: usize) -> Vec<usize> {
     let widest = |cell: usize| rows.iter().map(|row| row[cell].chars().count()).max().unwrap_or(0);
     let mut widths: Vec<_> = columns.iter().map(|(cell, _)| widest(*cell)).collect();

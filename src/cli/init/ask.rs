@@ -1,8 +1,8 @@
 //! The questions of `init` at a terminal.
 //!
-//! Owns: prompts, a secret that is not shown, asking again. Must not know: what becomes of the answers.
+//! Owns: prompts, hidden input of a secret, asking again. Must not know: how the answers are used.
 //!
-//! What is typed wrongly is asked again, with the reason. The end of standard input ends it.
+//! A wrong answer is asked for again, with the reason. The end of standard input ends `init`.
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::path::PathBuf;
@@ -14,15 +14,15 @@ use super::device::{self, Named, Proof};
 use super::duty::{self, Duty, What};
 use crate::cli::{Failure, tell};
 
-/// Longer than what a terminal passes on as one line.
+/// Longer than any line that a terminal passes on.
 const MAX_LINE_BYTES: u64 = 16 * 1024;
 
-/// How the terminal is now.
+/// The present settings of the terminal.
 pub(super) fn terminal() -> Option<Termios> {
     tcgetattr(io::stdin()).ok()
 }
 
-/// Makes the terminal as it was.
+/// Restores the settings of the terminal.
 pub(super) fn restore(saved: Option<Termios>) {
     let restored = saved.map_or(Ok(()), |saved| tcsetattr(io::stdin(), OptionalActions::Now, &saved));
     if let Err(error) = restored {
@@ -30,7 +30,7 @@ pub(super) fn restore(saved: Option<Termios>) {
     }
 }
 
-/// Who the device is.
+/// Asks for the identity of the device.
 pub(super) fn device() -> Result<Named, Failure> {
     tell("The device connection string is in the portal: Devices, the device, Primary connection string.");
     let prompt = "Device connection string (not shown; only Enter for a certificate): ";
@@ -47,7 +47,7 @@ pub(super) fn device() -> Result<Named, Failure> {
     Ok(Named::new(hub, id))
 }
 
-/// Its certificate.
+/// Asks for the certificate of the device.
 pub(super) fn certificate() -> Result<Proof, Failure> {
     let file = |text: &str| match PathBuf::from(text) {
         path if path.is_file() => Ok(path),
@@ -58,7 +58,7 @@ pub(super) fn certificate() -> Result<Proof, Failure> {
     Ok(Proof::Certificate { certificate, private_key })
 }
 
-/// What a message does.
+/// Asks what a message does.
 pub(super) fn duty() -> Result<Duty, Failure> {
     let name = |text: &str| if text.is_empty() { Ok(None) } else { duty::read_name(text).map(Some) };
     loop {
@@ -77,7 +77,7 @@ pub(super) fn duty() -> Result<Duty, Failure> {
     }
 }
 
-/// Asks until the answer can be read.
+/// Asks until the answer is valid.
 fn until<T>(
     ask: impl Fn() -> Result<String, Failure>,
     read: impl Fn(&str) -> Result<T, String>,
@@ -90,7 +90,7 @@ fn until<T>(
     }
 }
 
-/// A line that the terminal does not show.
+/// Reads a line that the terminal does not show.
 fn hidden(prompt: &str) -> Result<String, Failure> {
     let saved = terminal();
     if let Some(saved) = &saved {
@@ -107,7 +107,7 @@ fn hidden(prompt: &str) -> Result<String, Failure> {
 
 fn line(prompt: &str) -> Result<String, Failure> {
     let mut error = io::stderr();
-    // Where that cannot be shown, the answer is read all the same.
+    // If the prompt cannot be shown, the answer is still read.
     drop(write!(error, "{prompt}").and_then(|()| error.flush()));
     let mut text = String::new();
     let read = io::stdin().lock().take(MAX_LINE_BYTES).read_line(&mut text);

@@ -1,7 +1,7 @@
-//! Who the device is, as `init` finds it out.
+//! How `init` finds out the identity of the device.
 //!
-//! Owns: where the identity comes from, the names of its files, its lines in the configuration. Must not know: the rest of the
-//! configuration, how a file is written.
+//! Owns: where the identity comes from, the names of its files, its lines in the configuration. Must not know: the rest of
+//! the configuration, how a file is written.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
@@ -18,22 +18,22 @@ use crate::trust;
 pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
-/// The names that the systemd unit loads, beside the configuration.
+/// The names of files beside the configuration that the systemd unit loads.
 pub(super) const STRING_FILE: &str = "device.connection-string";
 pub(super) const CERTIFICATE_FILE: &str = "device.cert.pem";
 pub(super) const KEY_FILE: &str = "device.key.pem";
-/// A private root; everyone may read it.
+/// The file name of a private root, which everybody may read.
 pub(super) const ROOT_FILE: &str = "ca.pem";
 
-/// A connection string with a token is well below, and so are a certificate with its chain and a file of roots.
+/// Far more than a connection string with a token, and than a certificate with its chain or a file of roots.
 const MAX_STRING_BYTES: u64 = 16 * 1024;
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
 
-/// Where somebody finds the device's own string who has another one.
+/// Where to find the device's connection string, for a user who gave another kind of string.
 const WHERE: &str = "it is in the portal under Devices, the device, Primary connection string, and az prints it: az iot hub \
                      device-identity connection-string show --hub-name HUB --device-id DEVICE --query connectionString -o tsv";
 
-/// Who signs in.
+/// The device that signs in.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) hub: HostPort,
@@ -47,11 +47,11 @@ pub(super) struct Device {
 pub(super) enum Proof {
     /// The whole connection string, with a key or a token in it.
     String(String),
-    /// Where these files are now.
+    /// The present paths of these files.
     Certificate { certificate: PathBuf, private_key: PathBuf },
 }
 
-/// A device of which only the certificate may be missing.
+/// A device that is complete, or lacks only its certificate.
 pub(super) struct Named {
     hub: HostPort,
     id: String,
@@ -60,7 +60,7 @@ pub(super) struct Named {
     string: Option<String>,
 }
 
-/// From the options, from the environment, or else from the terminal.
+/// Finds the device in the options, in the environment, or else by asking at the terminal.
 pub(super) fn find(args: &Args) -> Result<Device, Failure> {
     let named = match (&args.connection_string_file, &args.hub, &args.device_id) {
         (Some(path), ..) if path == Path::new("-") && io::stdin().is_terminal() => ask::device()?,
@@ -133,7 +133,7 @@ impl Named {
         Ok(Self { hub: parsed.host, id: parsed.device_id, gateway: parsed.gateway, string })
     }
 
-    /// In words, without the secret.
+    /// The device in words, without the secret.
     pub(super) fn told(&self) -> String {
         format!("device {} on hub {}", self.id, self.hub)
     }
@@ -187,7 +187,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Failure {
 }
 
 impl Device {
-    /// The connection string, where there is one.
+    /// The connection string, if there is one.
     pub(super) fn connection_string(&self) -> Option<String> {
         match &self.proof {
             Proof::String(text) => Some(text.clone()),
@@ -195,7 +195,7 @@ impl Device {
         }
     }
 
-    /// Its lines in `[device]`.
+    /// The device's lines in `[device]`.
     pub(super) fn lines(&self) -> String {
         match &self.proof {
             Proof::String(_) => {
@@ -209,7 +209,8 @@ impl Device {
         }
     }
 
-    /// The same before its files are there: as many lines, so that a place in the one is that place in the other.
+    /// The lines for the inspection before the files exist. There are as many as in [`Device::lines`], so that the line
+    /// number of a problem is right for both.
     pub(super) fn lines_before_writing(&self) -> String {
         match &self.proof {
             Proof::String(_) => "\n\n".to_owned(),

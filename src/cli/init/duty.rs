@@ -1,6 +1,7 @@
-//! What a message does, as `init` is told: a pin to switch, or a program to run.
+//! What a message does, as the user of `init` says: a pin to switch, or a program to run.
 //!
-//! Owns: how a pin and a command are given, and which are taken. Must not know: terminals, files, the rest of the configuration.
+//! Owns: how a pin and a command are given, and which are accepted. Must not know: terminals, files, the rest of the
+//! configuration.
 
 use anyhow::anyhow;
 
@@ -10,7 +11,7 @@ use crate::trust;
 const MAX_NAME_CHARS: usize = 40;
 const MAX_SHOWN: usize = 40;
 
-/// One rule, with what it acts on.
+/// One rule, with its pin or command.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Duty {
     /// The name of the rule and of its pin, and the `action` of the message.
@@ -31,7 +32,7 @@ impl Duty {
         matches!(self.what, What::Pin(_))
     }
 
-    /// The properties of a message that this takes.
+    /// The properties of a message that the rule matches.
     pub(super) fn example(&self) -> Vec<(&str, &str)> {
         let mut properties = vec![("action", self.name.as_str())];
         if self.is_pin() {
@@ -41,10 +42,10 @@ impl Duty {
     }
 }
 
-/// Those of the options.
+/// The duties that the options give.
 ///
 /// # Errors
-/// With the option at fault.
+/// A sentence that names the wrong option.
 pub(super) fn given(
     pins: &[String],
     command: Option<&str>,
@@ -72,7 +73,7 @@ pub(super) fn given(
     Ok(duties)
 }
 
-/// `NAME=LINE`.
+/// Reads `NAME=LINE`.
 fn read_pin(text: &str) -> Result<Duty, String> {
     let (name, line) = text
         .split_once('=')
@@ -80,7 +81,7 @@ fn read_pin(text: &str) -> Result<Duty, String> {
     Ok(Duty { name: read_name(name)?, what: What::Pin(read_line(line)?) })
 }
 
-/// Reads a name: one that needs no quotes in TOML, in a shell and in a property of a message.
+/// Reads a name that needs no quotes in TOML, in a shell and in a property of a message.
 ///
 /// # Errors
 /// A sentence.
@@ -96,7 +97,7 @@ pub(super) fn read_name(text: &str) -> Result<String, String> {
     ))
 }
 
-/// Reads the number of a line.
+/// Reads the number of a GPIO line.
 ///
 /// # Errors
 /// A sentence.
@@ -110,7 +111,7 @@ pub(super) fn read_line(text: &str) -> Result<u32, String> {
     })
 }
 
-/// Reads a line that somebody has typed: a program and its arguments, with spaces between them.
+/// Reads a typed line: a program and its arguments, with spaces between them.
 ///
 /// # Errors
 /// A sentence.
@@ -135,7 +136,7 @@ fn check_program(argv: &[String]) -> Result<(), String> {
     }
 }
 
-/// The beginning of refused text. A secret that was pasted here by mistake comes after a `=`.
+/// The beginning of refused text, cut at the first `=`: a secret that was pasted by mistake comes after one.
 pub(super) fn shown(text: &str) -> String {
     let (text, cut) = text.split_once('=').map_or((text, ""), |(before, _)| (before, "=…"));
     let more = if text.chars().count() > MAX_SHOWN { "…" } else { cut };

@@ -1,6 +1,6 @@
 //! What to do after `init`: the next three commands.
 //!
-//! Owns: their words, true for the place that was written. Must not know: how it was written.
+//! Owns: the text of the commands, which fits the path of the configuration. Must not know: how the file was written.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::device::{CA_FILE_VARIABLE, ROOT_FILE};
 use super::variable;
 
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
-/// The domains of IoT Hub, in which `az` knows a hub by its first label.
+/// The domains of IoT Hub. `az` knows a hub in them by the first label of its host name.
 const DOMAINS: [&str; 3] = [".azure-devices.net", ".azure-devices.us", ".azure-devices.cn"];
 
 /// A sentence and three commands.
@@ -26,7 +26,7 @@ pub(super) fn lines(plan: &Plan, force: bool) -> Vec<String> {
         pairs.join(between)
     };
     let start = match plan.is_of_the_service() && is_a_service() {
-        // An agent that runs with what was there before is started again.
+        // An agent may run with the configuration that was replaced.
         true if force => format!("{sudo}systemctl restart c2d-agent"),
         true => format!("{sudo}systemctl start c2d-agent"),
         false => format!("{sudo}c2d-agent run{config}"),
@@ -65,7 +65,7 @@ fn is_a_service() -> bool {
         && UNITS.iter().any(|folder| Path::new(folder).join("c2d-agent.service").exists())
 }
 
-/// As one word of a shell.
+/// The text as one word of a shell.
 fn shell(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {

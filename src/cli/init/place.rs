@@ -1,6 +1,6 @@
 //! The files that `init` writes.
 //!
-//! Owns: owner and mode, and that either all are written or none. Must not know: what is in them.
+//! Owns: owner and mode, and that either all files are written or none. Must not know: what is in the files.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
@@ -13,7 +13,7 @@ use rustix::fs::{Access, access};
 
 use crate::trust;
 
-/// A file to write. It will belong to the user who runs this.
+/// A file to write. It will belong to the user who runs `init`.
 #[derive(Debug)]
 pub(super) struct NewFile {
     path: PathBuf,
@@ -29,24 +29,24 @@ impl fmt::Display for NewFile {
 }
 
 impl NewFile {
-    /// For its owner alone.
+    /// A file that only its owner may read.
     pub(super) fn secret(path: PathBuf, content: Vec<u8>) -> Self {
         Self { path, content, mode: 0o600 }
     }
 
-    /// For everyone to read.
+    /// A file that everybody may read.
     pub(super) fn open(path: PathBuf, content: Vec<u8>) -> Self {
         Self { path, content, mode: 0o644 }
     }
 
-    /// Where it is begun.
+    /// The path where the file is first written; it is renamed when all files are complete.
     fn begun(&self) -> PathBuf {
         let mut name = self.path.as_os_str().to_owned();
         name.push(".new");
         name.into()
     }
 
-    /// Whether a file with this content is there already.
+    /// Whether a file with this content already exists.
     fn is_there(&self) -> bool {
         let length =
             fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_file).map(|found| found.len());
@@ -54,7 +54,8 @@ impl NewFile {
             && fs::read(&self.path).is_ok_and(|found| found == self.content)
     }
 
-    /// Writes it under its other name. The mode is set by hand: the umask must not keep the agent's user from reading it.
+    /// Writes the file under the other name. The mode is set afterwards, because the umask could take rights away that
+    /// the agent's user needs.
     fn begin(&self) -> io::Result<()> {
         let mut file = trust::create_anew(&self.begun(), 0o600)?;
         file.write_all(&self.content)?;
@@ -63,7 +64,7 @@ impl NewFile {
     }
 }
 
-/// Whether the configuration can be written at all, before anything is asked.
+/// Checks whether the configuration can be written, before the user is asked anything.
 ///
 /// # Errors
 /// A sentence with the remedy.
@@ -84,7 +85,7 @@ pub(super) fn check(config: &Path, force: bool) -> anyhow::Result<()> {
     access(place, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| refused(place, &error.into()))
 }
 
-/// Whether a file may be written here.
+/// Checks that a file may be written here.
 fn check_free(path: &Path, force: bool) -> anyhow::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     let path = path.display();
@@ -100,11 +101,11 @@ fn check_free(path: &Path, force: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Writes all files that are not there with the same content, and answers with them. Each is on disk under another name before the
-/// first of them gets its own.
+/// Writes all files that do not exist with this content, and returns them. All files are on disk under another name
+/// before the first one gets its own name.
 ///
 /// # Errors
-/// A sentence; then the earlier files are there still.
+/// A sentence with the reason. The earlier files stay; if a rename fails, those renamed before it are replaced.
 pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFile>> {
     let files: Vec<&NewFile> = files.iter().filter(|file| !file.is_there()).collect();
     for file in &files {
@@ -121,10 +122,10 @@ pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFi
     });
     if let Err(error) = written {
         for file in &files {
-            drop(fs::remove_file(file.begun())); // it may never have been begun
+            drop(fs::remove_file(file.begun())); // it may not exist
         }
         if made {
-            drop(fs::remove_dir(directory)); // empty, unless somebody else has put something there
+            drop(fs::remove_dir(directory)); // fails if another process has put a file there
         }
         return Err(error);
     }
@@ -132,7 +133,7 @@ pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFi
     Ok(files)
 }
 
-/// Makes the directory, for everyone to look into; false when it is there.
+/// Makes the directory, readable for everybody; false if it already exists.
 fn make(directory: &Path) -> anyhow::Result<bool> {
     match DirBuilder::new().mode(0o755).create(directory) {
         Ok(()) => {

@@ -1,6 +1,6 @@
 //! The text of a first configuration.
 //!
-//! Owns: its tables and comments, and how a value is written in TOML. Must not know: where the values come from, files.
+//! Owns: the tables and comments, and how a value is written in TOML. Must not know: where the values come from, files.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::Plan;
 use super::device::ROOT_FILE;
 use super::duty::What;
 
-/// Where the Debian package puts the schema that an editor checks the file with.
+/// The path where the Debian package puts the schema. An editor checks the file with it.
 const SCHEMA: &str = "/usr/share/doc/c2d-agent/config.schema.json";
 const PAGE: &str = "/usr/share/doc/c2d-agent/docs/src/reference/configuration.md";
 

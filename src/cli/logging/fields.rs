@@ -1,6 +1,6 @@
 //! The message and the fields of a text log line: `message name=value name="a value"`.
 //!
-//! Owns: which value is quoted, and that nothing in one can drive a terminal or begin another line. Must not know: events.
+//! Owns: which value is quoted, and that no value can control a terminal or begin another line. Must not know: events.
 
 use std::fmt::{self, Debug};
 
@@ -10,7 +10,7 @@ use tracing_subscriber::field::{RecordFields, Visit};
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-/// A text is quoted always; another value where it would not read as one word.
+/// Formats fields. A text is always quoted; any other value is quoted if it is more than one word.
 pub(super) struct Fields;
 
 impl<'w> FormatFields<'w> for Fields {
@@ -52,7 +52,7 @@ impl Visit for Line<'_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn Debug) {
         let value = format!("{value:?}");
         let shown = match field.name() {
-            // A sentence has its own quotes.
+            // A message is a sentence, which may have quotes of its own.
             "message" => plain(&value),
             _ => one_word(value),
         };

@@ -1,10 +1,10 @@
-//! The queue: log lines on their way to standard error, so that nobody waits for whoever reads it.
+//! The queue: log lines on their way to standard error, so that the program never waits for the reader.
 //!
 //! Owns: the lines that wait, the thread that writes them, how many were lost. Must not know: what is logged.
 //!
-//! A write to standard error takes as long as its reader likes: for ever, when it is a pipe that nobody empties, as
-//! behind a journal that is stuck. The agent's one loop must go on all the same, and so must a shutdown. What has no room
-//! in the queue is lost and counted, and the log says so when it can be written again.
+//! A write to standard error takes as long as its reader needs: for ever, if it is a pipe to a journal that is stuck.
+//! The agent's only loop must go on, and so must a shutdown. Lines that have no room in the queue are lost and counted,
+//! and the log says so when it can be written again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,12 +12,12 @@ use std::os::fd::AsFd as _;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes that wait at most, beside as many that are being written.
+/// Most bytes that wait; as many more may be in the hands of the thread that writes.
 const MOST_BYTES: usize = 1024 * 1024;
-/// How long to leave a standard error in peace that does not block and is not ready either.
+/// How long to wait before another write, if standard error is non-blocking and not ready.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The way into the queue. Writing to it never fails and never waits for the reader.
+/// The entry to the queue. A write to it never fails and never waits for the reader.
 #[derive(Clone, Default)]
 pub(super) struct Queue(Arc<Shared>);
 
@@ -30,21 +30,21 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// The thread has taken lines and is not done with them.
+    /// The thread has taken lines and has not finished writing them.
     writing: bool,
-    /// Lines that nobody will see.
+    /// How many lines were lost since the log last said so.
     lost: usize,
-    /// The last write failed: to say what is lost would be lost, too.
+    /// The last write failed. A line about lost lines would be lost, too.
     failing: bool,
 }
 
 impl Queue {
-    /// Begins to write to standard error.
+    /// Starts the thread that writes to standard error.
     ///
     /// # Errors
-    /// When there is no descriptor or no thread to be had.
+    /// When the descriptor cannot be duplicated or the thread cannot start.
     pub(super) fn to_stderr() -> io::Result<Self> {
-        // A descriptor of its own: through `io::stderr` the thread would hold its lock while it waits for the reader.
+        // The thread needs its own descriptor: with `io::stderr` it would hold the lock while it waits for the reader.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let queue = Self::default();
         let own = queue.clone();
@@ -53,19 +53,19 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Waits until everything is written, or until the time is up.
+    /// Waits until everything is written, but at most for `limit`.
     pub(super) fn flush(&self, limit: Duration) {
         let is_busy = |state: &mut State| state.writing || !state.waiting.is_empty();
-        // What is not written by then stays unwritten: who should be told?
+        // Lines that are not written by then are lost, and there is no other place to say so.
         drop(self.0.changed.wait_timeout_while(self.lock(), limit, is_busy));
     }
 
-    /// The thread: writes what waits, for ever.
+    /// The body of the thread: writes the lines that wait, for ever.
     fn write_out(&self, mut out: impl Write) {
         loop {
             let (lines, lost) = self.take();
             if lost > 0 {
-                // Goes into the queue, which is empty, and so to the place of the lines that are missing.
+                // This line goes to the queue, which is empty now: so the line stands where the lost lines would be.
                 tracing::warn!(
                     lines = lost,
                     "log lines were lost, because standard error was not read or could not be written"
@@ -80,7 +80,7 @@ impl Queue {
         }
     }
 
-    /// Waits for something to write. Also tells how many lines were lost, when that can be said now.
+    /// Waits for lines to write. Also returns how many lines were lost; 0 while writing fails.
     fn take(&self) -> (Vec<u8>, usize) {
         let idle = |state: &mut State| state.waiting.is_empty() && (state.failing || state.lost == 0);
         let waited = self.0.changed.wait_while(self.lock(), idle);
@@ -90,14 +90,14 @@ impl Queue {
         (std::mem::take(&mut state.waiting), lost)
     }
 
-    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
+    /// Ignores poison: no code here can panic while it holds the lock, so the state is sound.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Write for Queue {
-    /// Takes whole lines, as the subscriber writes them.
+    /// Takes whole lines: the subscriber writes no parts of lines.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
         if state.waiting.len() + lines.len() <= MOST_BYTES {
@@ -115,7 +115,7 @@ impl Write for Queue {
     }
 }
 
-/// Writes lines, and tells how many were not written.
+/// Writes lines, and returns how many were not written.
 fn write_all(out: &mut impl Write, mut lines: &[u8]) -> usize {
     while !lines.is_empty() {
         match out.write(lines) {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-    /// What is written comes out of the channel; each write waits until the test has taken the one before.
+    /// Sends what is written to the test. Each write waits until the test has taken it.
     struct Reader(SyncSender<String>);
 
     impl Write for Reader {

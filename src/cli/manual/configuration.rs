@@ -67,7 +67,7 @@ fn of_key(key: &dyn Described) -> String {
     format!(".TP\n.B {}\n{takes}.\n{about}.\n", escaped(key.name()))
 }
 
-/// Markdown in roff: what stands between backticks is bold.
+/// Markdown in roff: text between backticks becomes bold.
 fn marked(markdown: &str) -> String {
     let parts = without_links(markdown);
     let parts = parts.split('`').enumerate();
@@ -76,7 +76,7 @@ fn marked(markdown: &str) -> String {
         .collect()
 }
 
-/// A sentence begins in upper case, unless it begins with a mark.
+/// Begins a sentence in upper case; a mark at the beginning stays as it is.
 fn upper(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())

@@ -1,6 +1,7 @@
-//! The generated parts of the documents: tables of commands, options and keys, from what parses them.
+//! The generated parts of the documents: tables of commands, options and keys, made from the code that parses them.
 //!
-//! In a page they stand between `<!-- generated: NAME -->` and `<!-- end -->`. `C2D_WRITE_FIXTURES=1` makes them again.
+//! In a page, a part stands between `<!-- generated: NAME -->` and `<!-- end -->`. `C2D_WRITE_FIXTURES=1` makes all
+//! parts again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,7 +42,8 @@ fn commands(program: &Command) -> String {
     format!("| Command | What it does |\n|---|---|\n{}", rows.collect::<String>())
 }
 
-/// The options of a command and of those below it, each under its whole name; `above` are told with the commands above.
+/// Adds the options of a command and of its subcommands, each under its full name. It leaves out the options in
+/// `above`, which a parent command already lists.
 fn add_options(command: &Command, above: &[&str], parts: &mut BTreeMap<String, String>) {
     let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     let is_told = |argument: &Arg| above.contains(&argument.get_id().as_str());
@@ -86,13 +88,13 @@ fn row(argument: &Arg) -> String {
     format!("| {written} | {meaning} |\n")
 }
 
-/// A text on one line, without what would end the cell, and without its last full stop.
+/// A text for a cell of a table: on one line, with `|` and `<` escaped, without its last full stop.
 fn cell(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     text.trim_end_matches('.').replace('|', "\\|").replace('<', "&lt;")
 }
 
-/// The page with each of its parts made again; the names of those that do not exist are added to `unknown`.
+/// The page with each of its parts made again. Names of parts that do not exist are added to `unknown`.
 fn generated(page: &str, parts: &BTreeMap<String, String>, unknown: &mut Vec<String>) -> String {
     let mut pieces = page.split("<!-- generated: ");
     let mut made = pieces.next().unwrap_or_default().to_owned();
