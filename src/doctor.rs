@@ -1,11 +1,11 @@
-//! The doctor: what keeps this gateway from its hub, looked for before or after something went wrong.
+//! The doctor: finds out what keeps this gateway from its hub, before or after something went wrong.
 //!
-//! Owns: the order of the checks, their limits, and what is good or bad about what they find. No pin is claimed, no message
-//! received, and the inbox only looked at.
-//! Must not know: arguments, how findings are shown, the agent (what is known of a running one is passed in).
+//! Owns: the order of the checks, their limits, and the verdict on what they find. The doctor claims no pin, receives
+//! no message, and only reads the inbox.
+//! Must not know: arguments, how findings are shown, the agent (facts about a running one are passed in).
 //!
-//! Each check is a function that answers with a [`Finding`]. What takes its time runs side by side; findings are told in a
-//! fixed order, each as soon as those before it are there.
+//! Each check is a function that returns a [`Finding`]. Slow checks run side by side. Findings are told in a fixed
+//! order, each as soon as those before it are there.
 
 use std::time::{Duration, SystemTime};
 
@@ -31,46 +31,47 @@ mod workload;
 use connections::Circumstances;
 pub use finding::{Check, Finding, Standing};
 
-/// How long a check of the network, or of the workload API beside it, may take. There are four after one another at most.
+/// How long a check of the network or of the workload API may take. At most four of them run one after another.
 const CHECK_LIMIT: Duration = Duration::from_secs(5);
-/// How long the files of the secrets, and how long everything else on this machine may take. A disk that hangs is left alone.
+/// How long the checks of secret files may take, and how long all other checks of this machine. After that, the doctor
+/// does not wait for a disk that hangs.
 const FILES_LIMIT: Duration = Duration::from_secs(5);
 const MACHINE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What to examine.
+/// The gateway to examine, and how.
 #[derive(Debug)]
 pub struct Case {
     /// The configuration as far as it could be read.
     pub inspection: Inspection,
-    /// The agent that runs with it.
+    /// The agent that runs with this configuration.
     pub agent: Agent,
-    /// Whether the network is left alone.
+    /// Whether to make no use of the network.
     pub offline: bool,
-    /// Whether to sign in although that displaces a running agent.
+    /// Whether to sign in even if that disconnects a running agent.
     pub sign_in: bool,
-    /// Where the hub answers HTTPS.
+    /// The hub's port for HTTPS.
     pub https_port: u16,
     /// Where the time comes from.
     pub clock: fn() -> SystemTime,
 }
 
-/// What is known of an agent that runs.
+/// What is known of a running agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Agent {
-    /// Nobody listens on its control socket.
+    /// No process listens on the agent's control socket.
     NotRunning,
-    /// It answers.
+    /// The agent answers.
     Running {
-        /// Its process.
+        /// The agent's process id.
         pid: u32,
-        /// Why it has no connection; none while it has one.
+        /// Why the agent has no connection; `None` while it has one.
         disconnected: Option<String>,
     },
-    /// One may run; why it cannot be asked.
+    /// An agent may run, but could not be asked, for this reason.
     Unknown(String),
 }
 
-/// Examines everything, and tells each finding in its turn. Takes at most 25 seconds.
+/// Examines everything, and tells each finding in order. Takes at most 25 seconds.
 pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     let Case { inspection, agent, offline, sign_in, https_port, clock } = case;
     let began = Instant::now();
@@ -115,7 +116,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     }
 }
 
-/// What a thread found, unless a file or a device keeps it from ending.
+/// The findings of a thread; a failure if a file or a device blocks the thread until `end`.
 async fn finished(end: Instant, first: Check, found: tokio::task::JoinHandle<Vec<Finding>>) -> Vec<Finding> {
     match timeout_at(end, found).await {
         Ok(Ok(findings)) => findings,
@@ -135,7 +136,7 @@ fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
         let problems = counted(report.problems(), "problem");
         return Check::Configuration.failed(format!("{problems}: {problem}"), remedy);
     }
-    // Of root's own: a file of the agent's user is as it should be.
+    // If root runs the doctor, a file of the agent's user is foreign, but right.
     let agents = || user::of_agent(inspection.inbox.as_ref(), agent);
     let foreign = inspection.foreign.iter().find(|one| one.owner().is_none() || one.owner() != agents());
     if let Some(foreign) = foreign {

@@ -1,6 +1,7 @@
-//! What a certificate says: names, who signed it, and its dates.
+//! Reads a certificate: its names, its issuer, and its dates.
 //!
-//! Owns: everything that names the `x509-parser` crate. Must not know: files, connections, whether it is trusted.
+//! Owns: everything that names the `x509-parser` crate. Must not know: files, connections, whether a certificate is
+//! trusted.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,16 +11,16 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
 
-/// What is read of a certificate. Texts are those of a stranger, without control characters.
+/// The parts of a certificate that the doctor uses. The texts may come from a stranger: control characters are removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Certificate {
-    /// The common name, else the whole name.
+    /// The common name, or the whole name if there is no common name.
     pub(super) subject: String,
-    /// The same of who signed it.
+    /// The name of the issuer, in the same form.
     pub(super) issuer: String,
-    /// The organization that signed it.
+    /// The organization of the issuer.
     pub(super) issuer_organization: Option<String>,
-    /// The host names that it is for, a few of them.
+    /// The first few host names that the certificate is for.
     pub(super) hosts: Vec<String>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -31,7 +32,7 @@ const MAX_HOSTS: usize = 4;
 const MAX_NAME: usize = 80;
 
 impl Certificate {
-    /// Reads a certificate in DER. `None` when it is none.
+    /// Reads a certificate in DER. `None` if the bytes are no certificate.
     pub(super) fn read(der: &[u8]) -> Option<Self> {
         let (_, read) = X509Certificate::from_der(der).ok()?;
         let names = read.subject_alternative_name().ok().flatten();
@@ -49,7 +50,7 @@ impl Certificate {
         })
     }
 
-    /// How it stands with its dates.
+    /// Whether the certificate is valid now.
     pub(super) fn age(&self, now: SystemTime) -> Age {
         match self.not_after.duration_since(now) {
             _ if now < self.not_before => Age::NotYet,
@@ -59,7 +60,7 @@ impl Certificate {
     }
 }
 
-/// A certificate's dates, as seen from now.
+/// The validity of a certificate now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Age {
     NotYet,

@@ -1,4 +1,4 @@
-//! This machine's clock against the server's: tokens and certificates are void where it is off.
+//! Compares this machine's clock with the server's: with a wrong clock, tokens and certificates are not valid.
 //!
 //! Owns: asking for the time over HTTPS (the `Date` of any answer), and how far the clock may be off.
 //! Must not know: how a clock is set.
@@ -18,23 +18,23 @@ use crate::credentials::DeviceAuth;
 use crate::session::EARLIEST_PLAUSIBLE;
 use crate::tls::{self, Judgement};
 
-/// The `Date` of an answer is in whole seconds, and took its time to get here.
+/// A smaller difference counts as none: the `Date` of an answer is in whole seconds, and an answer takes time to come.
 const AS_GOOD_AS_RIGHT: Duration = Duration::from_secs(60);
-/// The head of an answer is far smaller.
+/// Far more than the head of any answer needs.
 const MAX_HEAD_BYTES: u64 = 16 * 1024;
 
 const SET_IT: &str =
     "set it, and keep it set: timedatectl set-ntp true (a container has the clock of its host)";
 
-/// The time at the server and here, at one moment.
+/// The times of the server and of this machine at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
     server: SystemTime,
     here: SystemTime,
 }
 
-/// Asks for the time. `None` when there is no answer that has one, within [`CHECK_LIMIT`]. A server whose certificate has
-/// expired is good enough for that; one that is not trusted is not.
+/// Asks for the time. `None` if no answer with a time comes within [`CHECK_LIMIT`]. The server's certificate may have
+/// expired, but it must be trusted.
 pub(super) async fn ask(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Option<Times> {
     let (config, _witness) =
         tls::witnessing_config(subject.ca_file, subject.bundle, None, Judgement::AnyDate).ok()?;
@@ -45,7 +45,7 @@ pub(super) async fn ask(subject: &Subject<'_>, host: &str, stream: TcpStream) ->
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut head = Vec::new();
         let mut answer = stream.take(MAX_HEAD_BYTES);
-        // A peer that closes without TLS's goodbye has still answered.
+        // A peer may close without TLS's close_notify; its answer still counts.
         while !head.windows(4).any(|end| end == b"\r\n\r\n") {
             if !matches!(answer.read_buf(&mut head).await, Ok(read) if read > 0) {
                 break;
@@ -63,7 +63,7 @@ fn date(head: &[u8]) -> Option<SystemTime> {
         .lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| name.eq_ignore_ascii_case("date"))?;
-    // "Tue, 24 Nov 2026 00:30:24 GMT": the one form that servers may send. Source: RFC 9110, 5.6.7.
+    // "Tue, 24 Nov 2026 00:30:24 GMT": the only form that servers may send. Source: RFC 9110, 5.6.7.
     let mut words = value.split_ascii_whitespace().skip(1);
     let (day, month, year, time) = (words.next()?, words.next()?, words.next()?, words.next()?);
     const MONTHS: [&str; 12] =
@@ -72,7 +72,7 @@ fn date(head: &[u8]) -> Option<SystemTime> {
     crate::message::parse_time(&format!("{year}-{month:02}-{day}T{time}Z"))
 }
 
-/// How far the clock is off: by the server's time, else by the dates of its certificate.
+/// How wrong the clock is, by the server's time, or else by the dates of the server's certificate.
 pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option<&Certificate>) -> Finding {
     let now = (subject.clock)();
     let says = format!(

@@ -1,6 +1,6 @@
 //! The connections that the agent makes: one as a device, one as a module, or both side by side.
 //!
-//! Owns: what each is made with, and the order of its checks. Must not know: what the checks look at.
+//! Owns: the settings of each connection, and the order of its checks. Must not know: what the checks examine.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -12,18 +12,18 @@ use super::{Agent, Finding, signin, workload};
 use crate::config::Inspection;
 use crate::credentials::{DeviceIdentity, Route, Transport};
 
-/// A connection, as far as the configuration says how it is made.
+/// A connection, as far as the configuration describes it.
 pub(super) struct Connection {
-    /// Nobody where the configuration does not say who signs in.
+    /// `None` if the configuration does not say who signs in.
     identity: Option<DeviceIdentity>,
     ca_file: Option<PathBuf>,
     transport: Transport,
     route: Route,
-    /// As who, where there are two.
+    /// The client id, if there are two connections.
     name: Option<String>,
 }
 
-/// What is the same for all of them.
+/// What is the same for all connections.
 pub(super) struct Circumstances {
     pub(super) agent: Agent,
     pub(super) token_lifetime: Duration,
@@ -33,7 +33,7 @@ pub(super) struct Circumstances {
     pub(super) clock: fn() -> SystemTime,
 }
 
-/// At least one; the device's is the first.
+/// The connections to examine: at least one, the device's first.
 pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
     let as_device = |identity: Option<&DeviceIdentity>| Connection {
         identity: identity.cloned(),
@@ -42,7 +42,7 @@ pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
         route: inspection.route.clone(),
         name: None,
     };
-    // As the agent makes it: every gateway speaks MQTT, and is so near that there is no proxy on the way.
+    // The agent also uses MQTT and no proxy here: every gateway speaks MQTT, and it is near.
     let module = inspection.module.as_ref().map(|module| Connection {
         identity: Some(module.identity.clone()),
         ca_file: module.ca_file.clone(),
@@ -58,7 +58,7 @@ pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
     }
 }
 
-/// Examines all of them side by side, and tells of one after the other. Takes at most 20 seconds.
+/// Examines all connections side by side, and tells the findings of one after the other. Takes at most 20 seconds.
 pub(super) async fn examine(
     connections: &[Connection],
     circumstances: &Circumstances,

@@ -1,6 +1,6 @@
 //! A finding: what a check found, and what to do about it.
 //!
-//! Owns: the names of the checks, which scripts may rely on. Must not know: how any of it is found out.
+//! Owns: the names of the checks, on which scripts may rely. Must not know: how the checks work.
 
 use serde::Serialize;
 
@@ -20,21 +20,21 @@ pub enum Check {
     DeviceCertificate,
     /// An agent that runs.
     Agent,
-    /// Where a module has its tokens signed: its socket. Told for modules only, as the two that follow.
+    /// The socket where a module has its tokens signed. This check and the next two are for modules only.
     WorkloadApi,
-    /// The roots that it gives.
+    /// The roots that the workload API gives.
     TrustBundle,
-    /// Whether it signs for this deployment of the module.
+    /// Whether the workload API signs for this deployment of the module.
     Generation,
     /// The host name.
     NameLookup,
-    /// Where the agent connects; the subject is the port.
+    /// The port to which the agent connects; the subject is the port.
     MqttPort,
     /// The other way to a hub; the subject is the port.
     HttpsPort,
-    /// Whether the server is the one that it should be.
+    /// Whether the server is the right one.
     Tls,
-    /// The dates of its certificate.
+    /// The dates of the server's certificate.
     ServerCertificate,
     /// This machine's clock.
     Clock,
@@ -54,17 +54,17 @@ pub enum Check {
     Pin,
 }
 
-/// How it stands.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
     /// As it should be.
     Ok,
-    /// It works, or may work, but somebody should look at it.
+    /// The agent works, or may work, but a person should look at this.
     Warning,
-    /// The agent will not work like that.
+    /// The agent will not work like this.
     Failed,
-    /// Not looked at; the detail says why.
+    /// Not checked; the detail says why.
     Skipped,
 }
 
@@ -73,16 +73,16 @@ pub enum Standing {
 pub struct Finding {
     /// Which check.
     pub check: Check,
-    /// Which one of several that the check looks at.
+    /// The examined thing, if the check examines several.
     pub subject: Option<String>,
-    /// As who the agent makes the connection that this is about, where it makes two: `DEVICE`, or `DEVICE/MODULE`.
+    /// The connection, if the agent makes two: `DEVICE`, or `DEVICE/MODULE`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection: Option<String>,
-    /// How it stands.
+    /// The result of the check.
     pub status: Standing,
     /// What was found.
     pub detail: String,
-    /// What to do, in one sentence; with a warning and a failure.
+    /// What to do, in one sentence; present with a warning or a failure.
     pub remedy: Option<String>,
 }
 
@@ -121,18 +121,19 @@ impl Check {
 }
 
 impl Finding {
-    /// The same of one of several.
+    /// Sets the subject, if the check examines several.
     pub(super) fn about(self, subject: impl ToString) -> Finding {
         Finding { subject: Some(subject.to_string()), ..self }
     }
 
-    /// The same of one of two connections.
+    /// Sets the connection, if there are two.
     pub(super) fn on(self, connection: Option<&str>) -> Finding {
         Finding { connection: connection.map(str::to_owned), ..self }
     }
 }
 
-/// The errors of this program are one sentence that ends with the remedy, after its last colon outside of brackets.
+/// Splits an error into detail and remedy. An error of this program is one sentence; its remedy follows the last colon
+/// outside of brackets.
 fn taken_apart(sentence: String) -> (String, String) {
     let mut depth = 0;
     let colon = sentence.char_indices().rev().find(|(at, c)| {

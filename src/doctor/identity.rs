@@ -1,6 +1,6 @@
-//! Who signs in, and with what: the identity, the file of the secret, a ready-made token, the device's certificate.
+//! Who signs in, and how: the identity, the file of the secret, a ready-made token, the device's certificate.
 //!
-//! Owns: what is good or bad about them. Must not know: how a connection string is read, the hub's answer.
+//! Owns: the verdict on them. Must not know: how a connection string is read, the hub's answer.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -14,12 +14,12 @@ use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
 use crate::tls;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A token that is not renewed by anybody.
+/// When to warn of a ready-made token's end. The agent cannot renew such a token.
 const TOKEN_ENDS_SOON: Duration = DAY;
-/// A certificate takes some people and days to renew.
+/// When to warn of a certificate's end. Its renewal takes people and days.
 const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
 
-/// One for each who signs in, or should.
+/// A finding for each identity that signs in, or should.
 pub(super) fn identity(inspection: &Inspection) -> Vec<Finding> {
     let check = Check::Identity;
     let Inspection { identity, module, identity_problem, module_problem, .. } = inspection;
@@ -52,7 +52,8 @@ fn signs_in(identity: &DeviceIdentity) -> Finding {
     Check::Identity.ok(format!("{kind} {} on hub {}{gateway}, by {by}", identity.client_id(), identity.hub))
 }
 
-/// What they sign in with, where that can be looked at. A module's secret is with the workload API, or in its environment.
+/// Checks the secrets that can be examined. A module has no file to examine: its secret is with the workload API, or in
+/// its environment.
 pub(super) fn secrets(
     identities: Option<&Identities>,
     is_device_wanted: bool,
@@ -70,7 +71,7 @@ pub(super) fn secrets(
     file.into_iter().chain(proofs).collect()
 }
 
-/// Who can read the file of the secret.
+/// Checks who can read the file of the secret.
 fn secret_file(path: Option<&Path>) -> Finding {
     let Some(path) = path else {
         return Check::SecretFile
@@ -106,7 +107,7 @@ fn secret_file(path: Option<&Path>) -> Finding {
     }
 }
 
-/// A token or a certificate that ends by itself; a key does not.
+/// Checks the end of a token or a certificate; a key has no end.
 fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
     match &identity.auth {
         DeviceAuth::Key(_) | DeviceAuth::Workload(_) => None,

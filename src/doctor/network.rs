@@ -1,6 +1,6 @@
 //! The way to the hub: its addresses, its ports.
 //!
-//! Owns: name look-up and connecting, their failures in words, the order of what follows.
+//! Owns: name look-up and connecting, their failures in words, the order of the checks that follow.
 //! Must not know: certificates, MQTT.
 
 use std::io;
@@ -17,7 +17,7 @@ use super::{CHECK_LIMIT, Check, Finding, clock, server};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Proxy, Route, Transport, WorkloadAccess};
 use crate::session::standard_port;
 
-/// Most addresses of one host that are looked at.
+/// Most addresses of one host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
 /// What the checks of the network need to know.
@@ -25,7 +25,7 @@ const MAX_ADDRESSES: usize = 8;
 pub(super) struct Subject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
     pub(super) ca_file: Option<&'c Path>,
-    /// Roots beside those, in PEM; often none.
+    /// More roots, in PEM; often none.
     pub(super) bundle: &'c str,
     pub(super) token_lifetime: Duration,
     pub(super) transport: Transport,
@@ -36,7 +36,7 @@ pub(super) struct Subject<'c> {
 }
 
 impl<'c> Subject<'c> {
-    /// Where a module has its tokens signed and gets its roots.
+    /// The workload API, where a module has its tokens signed and gets its roots.
     pub(super) fn workload(&self) -> Option<&'c WorkloadAccess> {
         match &self.identity?.auth {
             DeviceAuth::Workload(access) => Some(access),
@@ -44,7 +44,7 @@ impl<'c> Subject<'c> {
         }
     }
 
-    /// What says where to connect.
+    /// The settings that say where to connect.
     pub(super) fn names(&self) -> &'static str {
         if self.workload().is_some() { "IOTEDGE_GATEWAYHOSTNAME" } else { "HostName or GatewayHostName" }
     }
@@ -53,17 +53,17 @@ impl<'c> Subject<'c> {
         self.identity.is_some_and(|identity| identity.module_id.is_some())
     }
 
-    /// What names files of certificates and keys.
+    /// The settings that name files of certificates and keys.
     pub(super) fn files(&self) -> &'static str {
         if self.is_module() { "EdgeModuleCACertificateFile" } else { "[device] or C2D_CA_FILE" }
     }
 
-    /// What names a root to trust.
+    /// The settings that name a root to trust.
     pub(super) fn root_settings(&self) -> &'static str {
         if self.is_module() { "EdgeModuleCACertificateFile" } else { "ca_file or C2D_CA_FILE" }
     }
 
-    /// Where the agent connects.
+    /// The port to which the agent connects.
     pub(super) fn mqtt_port(&self) -> u16 {
         match self.route.over {
             Over::WebSocket => self.route.https_port,
@@ -81,15 +81,15 @@ impl<'c> Subject<'c> {
     }
 }
 
-/// How far one comes towards the server.
+/// How far a connection to the server gets.
 pub(super) enum Way<'c> {
-    /// There is no more to look at, and all that follows was told of: whether to try the sign-in.
+    /// No further check is possible, and all later ones were told as skipped. `sign_in`: whether to try the sign-in.
     Told { sign_in: bool },
-    /// What the ports of this host said.
+    /// The results of connecting to the ports of this host.
     Tried { host: &'c str, mqtt: Result<Reached, Unreached>, https: Result<Reached, Unreached> },
 }
 
-/// Looks the host up and connects; each at most for [`CHECK_LIMIT`].
+/// Looks the host up and connects; each takes at most [`CHECK_LIMIT`].
 pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Finding)) -> Way<'c> {
     let (host, why_not) = match subject.identity {
         _ if subject.offline => ("", Some("--offline")),
@@ -123,7 +123,8 @@ pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Findi
     Way::Tried { host, mqtt, https }
 }
 
-/// Makes a TLS connection where there is one of TCP, in at most [`CHECK_LIMIT`]. Tells whether the server is one to sign in at.
+/// Makes a TLS connection if there is a TCP connection, in at most [`CHECK_LIMIT`]. Returns whether to sign in at this
+/// server.
 pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl FnMut(Finding)) -> bool {
     let (host, mqtt, https) = match way {
         Way::Told { sign_in } => return sign_in,
@@ -151,14 +152,14 @@ pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl Fn
     handshake.result.is_ok()
 }
 
-/// Tells that nobody knows whom to trust there.
+/// Tells that no server can be trusted without a trust bundle.
 pub(super) fn pass_by(subject: &Subject<'_>, way: &Way<'_>, tell: &mut impl FnMut(Finding)) {
     if let Way::Tried { .. } = way {
         skip(subject, Check::Tls, "there is no trust bundle, so no certificate can be trusted", tell);
     }
 }
 
-/// Tells of this check and of all that follow that they were not made. The clock can be looked at in any case.
+/// Tells this check and all later ones as skipped, except the clock, which can always be checked.
 fn skip(subject: &Subject<'_>, first: Check, reason: &str, tell: &mut impl FnMut(Finding)) {
     let all = [
         Check::NameLookup.skipped(reason),
@@ -212,7 +213,7 @@ pub(super) struct Reached {
     stream: TcpStream,
     address: IpAddr,
     took: Duration,
-    /// An address before this one that does not answer.
+    /// An earlier address that does not answer.
     silent: Option<IpAddr>,
 }
 
@@ -278,7 +279,7 @@ fn mqtt_port(
                 );
                 check.failed(detail, remedy)
             } else if https_is_open {
-                // Nothing stands between a machine and itself.
+                // No firewall or network can be the reason on the machine itself.
                 let remedy = match why {
                     Unreached::Refused(address) if address.is_loopback() => format!(
                         "nothing listens on port {port} of this machine: check that HostName has the port on \
@@ -306,7 +307,7 @@ fn mqtt_port(
     finding.about(port)
 }
 
-/// The agent does without it.
+/// The HTTPS port. The agent does not need it.
 fn https_port(subject: &Subject<'_>, https: &Result<Reached, Unreached>, mqtt_is_open: bool) -> Finding {
     let finding = match https {
         Ok(reached) => Check::HttpsPort.ok(format!("answers in {} ms", reached.took.as_millis())),

@@ -1,6 +1,6 @@
-//! The pins: what drives them, and who has their lines.
+//! The pins: what drives them, and which process has their lines.
 //!
-//! Owns: what is good or bad about that. Must not know: chips and registers.
+//! Owns: the verdict on them. Must not know: chips and registers.
 
 use super::{Agent, Check, Finding};
 use crate::action::{self, CONSUMER, GpioError, LineUse};
@@ -51,7 +51,7 @@ fn pin(line: Result<LineUse, GpioError>, backend: &str, agent: &Agent) -> Findin
             let by =
                 if by.is_empty() { "a program that gives no name".to_owned() } else { format!("{by:?}") };
             let (detail, remedy) = (format!("in use by {by}"), "stop that program, or choose another line");
-            // The registers let two of them switch one line.
+            // Through registers, two processes can switch one line.
             if backend == "rppal" {
                 Check::Pin.warning(detail, remedy)
             } else {

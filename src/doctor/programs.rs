@@ -1,6 +1,6 @@
-//! The programs that rules run, and those that rules of the twin may, as the user of the agent will find them.
+//! The programs that rules run, and those that rules of the twin may run, as the agent's user will find them.
 //!
-//! Owns: whether they can be started, and would be. Must not know: what they do.
+//! Owns: whether a program can be started, and whether the agent would start it. Must not know: what a program does.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,10 +16,10 @@ use crate::rules::{Rule, Rules};
 use crate::trust;
 
 const SHELL: &str = "/bin/sh";
-/// The kernel looks no further into the first line of a script.
+/// The kernel reads no more of a script's first line.
 const MAX_FIRST_LINE: u64 = 256;
 
-/// One finding for each program, and one for the shell where it is needed.
+/// One finding for each program, and one for the shell if a rule needs it.
 pub(super) fn programs(rules: Option<&Rules>, twin: &TwinSettings) -> Vec<Finding> {
     let Some(rules) = rules else {
         return vec![Check::Program.skipped("the rules could not be read")];
@@ -59,7 +59,7 @@ fn program(check: Check, path: &str) -> Finding {
     }
 }
 
-/// What the first line of a script names.
+/// The interpreter that the first line of a script names.
 fn interpreter(script: &Path) -> Option<PathBuf> {
     let mut first = Vec::new();
     File::open(script).ok()?.take(MAX_FIRST_LINE).read_to_end(&mut first).ok()?;
@@ -92,7 +92,7 @@ mod tests {
             finding.detail,
             format!("{path} needs the interpreter /no/such/shell, which is not there")
         );
-        // Written on another system: the name ends with a carriage return.
+        // The script was written on another system, so the interpreter's name ends with a carriage return.
         let (_, finding) = found("#!/bin/sh\r\n", 0o755);
         assert_eq!(finding.status, super::super::Standing::Failed);
     }

@@ -1,6 +1,6 @@
 //! The server that answers on the port: is it the hub, and how long will its certificate hold?
 //!
-//! Owns: a TLS handshake, and what its failures mean here. Must not know: what is said over it.
+//! Owns: a TLS handshake, and what its failures mean here. Must not know: what is sent over TLS.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -18,23 +18,23 @@ use super::{CHECK_LIMIT, Check, Finding};
 use crate::credentials::DeviceAuth;
 use crate::tls::{self, ClientCertificate, Judgement, TlsError};
 
-/// A hub renews by itself long before.
+/// When to warn of the end of a server's certificate. A real hub renews its certificate long before.
 const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// Real hubs, all clouds. Source: wire reference 1.1.
+/// The domains of real hubs in all clouds. Source: wire reference 1.1.
 const HUBS: [&str; 3] = [".azure-devices.net", ".azure-devices.cn", ".azure-devices.us"];
-/// Who signs their certificates.
+/// The organizations that sign the certificates of real hubs.
 const AUTHORITIES: [&str; 2] = ["Microsoft", "DigiCert"];
 
-/// How a handshake went.
+/// The result of a handshake.
 pub(super) struct Handshake {
     pub(super) result: Result<(), Fault>,
-    /// What the server presented, its own certificate first.
+    /// The certificates of the server, its own first.
     pub(super) chain: Vec<Certificate>,
-    /// Who has its root.
+    /// Where the root of the chain is trusted.
     root: Root,
 }
 
-/// Who has the root of a chain.
+/// Where the root of a chain is trusted.
 enum Root {
     System,
     File,
@@ -51,7 +51,7 @@ pub(super) enum Fault {
 }
 
 impl Handshake {
-    /// Makes one, as the agent would.
+    /// Makes a handshake as the agent would.
     pub(super) async fn make(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Self {
         let certificate = match subject.identity.map(|identity| &identity.auth) {
             Some(DeviceAuth::Certificate { certificate, private_key }) => {
@@ -111,7 +111,7 @@ impl Fault {
     }
 }
 
-/// Whether the server is the one that it should be.
+/// Checks whether the server is the right one.
 pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
     let port = "check the port, and whether a proxy or a firewall answers in the hub's place";
     let fault = match &handshake.result {
@@ -161,7 +161,7 @@ fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
     }
 }
 
-/// A root is missing here, or somebody stands in between.
+/// The failure of a chain that is not trusted: a root is missing here, or another server answers in the hub's place.
 fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
     let Some(own) = handshake.chain.first() else {
         return Check::Tls.failed("no root that this machine trusts", "install the package ca-certificates");
@@ -191,7 +191,7 @@ fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Findin
     Check::Tls.failed(detail, remedy)
 }
 
-/// The dates: of the certificate that ends first.
+/// Checks the dates of the certificate that ends first.
 pub(super) fn certificate(handshake: &Handshake, now: SystemTime) -> Finding {
     let Some(first) = handshake.chain.iter().min_by_key(|one| one.not_after) else {
         return Check::ServerCertificate.skipped("the server presented none");

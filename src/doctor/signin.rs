@@ -1,12 +1,12 @@
 //! The sign-in: does the hub let this device or module in?
 //!
-//! Owns: when it is tried, since a hub keeps one connection for each and cuts the other. Must not know: MQTT.
+//! Owns: when to try it, because a hub keeps only one connection per device or module. Must not know: MQTT.
 
 use super::network::Subject;
 use super::{Agent, CHECK_LIMIT, Check, Finding};
 use crate::session::{self, SignInError};
 
-/// Signs in and out, unless that displaces a running agent and was not asked for.
+/// Signs in and out. If that would disconnect a running agent, it does so only when the user asked for it.
 pub(super) async fn sign_in(
     subject: &Subject<'_>,
     agent: &Agent,

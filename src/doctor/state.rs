@@ -1,6 +1,6 @@
 //! The inbox as the agent will find it: its directory, its disk, its file, its socket.
 //!
-//! Owns: what is good or bad about them. Must not know: what is in the inbox.
+//! Owns: the verdict on them. Must not know: what is in the inbox.
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
     };
     let path = settings.path.display();
     let directory = directory_of(&settings.path);
-    // The agent creates one directory, not two.
+    // The agent creates at most one directory, not its parents.
     let (place, made) = if directory.exists() {
         (directory, "")
     } else {
@@ -84,14 +84,14 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
     Check::Inbox.ok(format!("{path}{made}: {what}{free}"))
 }
 
-/// Who can write there can take messages away, and have others acted on.
+/// Fails if others can write to the place: they could remove messages, and make the agent act on their own.
 fn open_to_others(place: &Path) -> Option<Finding> {
     let foreign = trust::writable(place)?;
     let detail = format!("{} {}", foreign.place.display(), foreign.what());
     Some(Check::Inbox.failed(detail, foreign.remedy()))
 }
 
-/// The agent goes on without its socket, but nobody can ask it then.
+/// Checks the place of the control socket. The agent runs without its socket, but then no command can ask it.
 fn socket(path: &Path) -> Option<Finding> {
     let shown = path.display();
     match path.symlink_metadata() {
@@ -111,7 +111,7 @@ fn socket(path: &Path) -> Option<Finding> {
 }
 
 fn disk(place: &Path, max_size: u64) -> Option<Finding> {
-    // As measured: see docs/src/performance.md, "Wear".
+    // The factor was measured: see docs/src/performance.md, "Wear".
     let wanted = max_size.saturating_mul(5) / 2;
     let free = free(place)?;
     let remedy = "free some space, set a smaller [inbox] max_size, or set [inbox] path to another disk";

@@ -1,6 +1,6 @@
-//! Who runs the doctor: permissions are checked for this user, who need not be the agent's.
+//! Who runs the doctor: permissions are checked for this user, who may be another one than the agent's.
 //!
-//! Owns: users' names, and whether a file may be used. Must not know: what the files are for.
+//! Owns: the names of users, and whether a user may use a file. Must not know: what the files are for.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -17,7 +17,7 @@ use crate::trust;
 /// Most of `/etc/passwd` that is read.
 const MAX_PASSWD_BYTES: u64 = 1024 * 1024;
 
-/// Whether this user is the agent's: the owner of the process that runs, else of the inbox.
+/// Checks whether this user is the agent's: the owner of the running process, or else of the inbox.
 pub(super) fn user(inbox: Option<&InboxSettings>, agent: &Agent) -> Finding {
     let (whose, what) = match of_agent_with(inbox, agent) {
         Some((whose, _)) if whose == geteuid().as_raw() => return Check::User.ok(own()),
@@ -39,21 +39,22 @@ pub(super) fn of_agent(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<u
     of_agent_with(inbox, agent).map(|(id, _)| id)
 }
 
-/// The same, with what tells.
+/// The agent's user, and in words how the doctor knows it.
 fn of_agent_with(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<(u32, &'static str)> {
     let process = match agent {
         Agent::Running { pid, .. } => owner(Path::new(&format!("/proc/{pid}"))),
         Agent::NotRunning | Agent::Unknown(_) => None,
     };
     let file = inbox.and_then(|inbox| owner(&inbox.path));
-    // Others than root need not own a directory to write there.
+    // Only root takes the directory's owner for the agent's user. Any other user may be the agent's user and not own
+    // the directory.
     let directory = inbox.and_then(|inbox| trust::owner_for_root(&inbox.path));
     let running = process.map(|id| (id, "the running agent runs as"));
     let named = file.map(|id| (id, "the inbox belongs to"));
     running.or(named).or(directory.map(|id| (id, "the inbox's directory belongs to")))
 }
 
-/// Whether this user may use the file so.
+/// Whether this user has this access to the file.
 pub(super) fn may(path: &Path, access: Access) -> bool {
     accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
 }
@@ -63,7 +64,7 @@ pub(super) fn own() -> String {
     named(geteuid().as_raw())
 }
 
-/// This user's name, or number where there is none.
+/// This user's name, or the number if the user has no name.
 pub(super) fn own_name() -> String {
     let id = geteuid().as_raw();
     name(id).unwrap_or_else(|| id.to_string())
@@ -78,7 +79,7 @@ fn owner(path: &Path) -> Option<u32> {
     path.metadata().ok().map(|found| found.uid())
 }
 
-/// Of `/etc/passwd`; users from elsewhere stay numbers.
+/// The user's name in `/etc/passwd`; users from other sources stay numbers.
 fn name(id: u32) -> Option<String> {
     let mut text = String::new();
     File::open("/etc/passwd").ok()?.take(MAX_PASSWD_BYTES).read_to_string(&mut text).ok()?;

@@ -1,8 +1,8 @@
-//! The workload API of the edge device, as the module will find it: its socket, the roots it gives, whether it signs.
+//! The workload API of the edge device, as the module will find it: its socket, the roots it gives, its signature.
 //!
-//! Owns: what is good or bad about them. Must not know: HTTP, what is signed with them.
+//! Owns: the verdict on them. Must not know: HTTP, how signatures are used.
 //!
-//! The socket is this machine's own, and to have a text signed displaces nobody: both are done in any case.
+//! Both checks are always made: the socket is on this machine, and a signature disconnects no agent.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -20,22 +20,22 @@ use crate::credentials::WorkloadAccess;
 use crate::tls::{self, TlsError};
 use crate::workload::{self, WorkloadError};
 
-/// For the socket.
+/// How long the check of the socket may take.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Of no use to anybody who gets hold of its signature.
+/// A text to sign; a signature of it is useless to an attacker.
 const SAMPLE: &str = "c2d-agent doctor";
 /// Most names of roots that are shown.
 const MAX_ROOTS: usize = 3;
 
-/// What a module has from there.
+/// What a module gets from the workload API.
 pub(super) struct Given {
-    /// The roots in PEM; none when there is no way to trust the gateway.
+    /// The roots in PEM; `None` if the gateway cannot be trusted.
     pub(super) bundle: Option<String>,
-    /// Whether a token can be had.
+    /// Whether the workload API signs tokens.
     pub(super) signs: bool,
 }
 
-/// Looks at the socket, and asks for the trust bundle and a signature. Takes at most 7 seconds.
+/// Checks the socket, and asks for the trust bundle and a signature. Takes at most 7 seconds.
 pub(super) async fn examine(access: &WorkloadAccess, tell: &mut impl FnMut(Finding)) -> Given {
     let found = match timeout(LIMIT, socket(&access.socket)).await {
         Ok(found) => found,
@@ -123,7 +123,7 @@ fn as_whom() -> String {
     format!("run the agent as a user that the socket's mode allows; checked for {}", user::own())
 }
 
-/// Whether TLS can do with a trust bundle.
+/// Checks whether TLS can use the trust bundle.
 fn roots(bundle: &str) -> Result<Finding, Finding> {
     let check = Check::TrustBundle;
     let remedy = "check the certificates of this edge device (trust_bundle_cert and edge_ca in /etc/aziot/config.toml)";
