@@ -1,12 +1,12 @@
-//! Metrics: figures about this process for a scraper, as OpenMetrics text over HTTP.
+//! Metrics: figures about this process, for a scraper, as OpenMetrics text over HTTP.
 //!
 //! Owns: the shapes of figures, the endpoint with its limits, the text. Must not know: what is measured.
 //!
-//! Figures are asked for and not kept here: each request for `/metrics` comes out of [`Endpoint::next`] as a [`Scrape`],
-//! and whoever owns the figures answers it with what is true at that moment. So nothing needs a lock, and an owner that is
-//! stuck is seen as such by the scraper.
+//! No figures are kept here. Each request for `/metrics` comes out of [`Endpoint::next`] as a [`Scrape`], and the owner
+//! of the figures answers it with the present ones. So no lock is needed, and a scraper sees when the owner is stuck.
 //!
-//! - `endpoint` serves, `text` writes. In a build without the feature `metrics` there is `absent` instead, which says so.
+//! - `endpoint` serves HTTP, `text` writes the figures. In a build without the feature `metrics`, `absent` takes their
+//!   place and says so.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,22 +25,22 @@ pub(crate) use absent::Endpoint;
 #[cfg(feature = "metrics")]
 pub(crate) use endpoint::Endpoint;
 
-/// A request for the figures of now. An answer that nobody waits for any more may be dropped.
+/// A request for the present figures. A request whose client has gone may be dropped.
 #[derive(Debug)]
 pub(crate) struct Scrape(oneshot::Sender<Vec<Metric>>);
 
 impl Scrape {
     pub(crate) fn answer(self, metrics: Vec<Metric>) {
-        // Whoever asked may have gone.
+        // Fails if the client has gone.
         drop(self.0.send(metrics));
     }
 }
 
 /// One metric with all its figures.
 #[derive(Debug)]
-#[allow(dead_code)] // read where the endpoint is built in
+#[allow(dead_code)] // read only in builds with the endpoint
 pub(crate) struct Metric {
-    /// Without the program's name before it, and without the suffixes that its unit and its kind bring.
+    /// Without the program's name as prefix, and without the suffixes for unit and kind.
     pub(crate) name: &'static str,
     pub(crate) unit: Option<Unit>,
     /// One sentence.
@@ -48,41 +48,41 @@ pub(crate) struct Metric {
     pub(crate) figures: Figures,
 }
 
-/// What is counted, where that is neither things nor states. It becomes a part of the metric's name.
+/// The unit of a metric that counts neither things nor states. It becomes a part of the metric's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Seconds,
     Bytes,
 }
 
-/// What tells one figure of a metric from another: name and value, such as `rule` and `pump`.
+/// Pairs of name and value that distinguish the figures of a metric, such as `rule` and `pump`.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The figures of one metric.
 #[derive(Debug)]
-#[allow(dead_code)] // as above
+#[allow(dead_code)] // read only in builds with the endpoint
 pub(crate) enum Figures {
-    /// Only grows while the process lives.
+    /// A number that only grows while the process lives.
     Counter(Vec<(Labels, u64)>),
     Gauge(Vec<(Labels, f64)>),
     Histogram(Vec<(Labels, Histogram)>),
-    /// Says something in its labels.
+    /// A fact in its labels.
     Info(Labels),
 }
 
-/// The upper bounds of [`Histogram`], in seconds: from a pin that is set to a program that runs for an hour.
+/// The upper bounds of [`Histogram`], in seconds: from setting a pin to a program that runs for an hour.
 const BOUNDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
 
-/// How long something took, over many times.
+/// How long many runs took.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Histogram {
-    /// Up to each of [`BOUNDS`] and above the one before; the last is above all.
+    /// How many runs took at most each of [`BOUNDS`] and more than the one before; the last entry is above all bounds.
     counts: [u64; BOUNDS.len() + 1],
     sum: f64,
 }
 
 impl Histogram {
-    /// Takes in one time more.
+    /// Adds one run.
     pub(crate) fn observe(&mut self, seconds: f64) {
         let at = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
         if let Some(count) = self.counts.get_mut(at) {
@@ -92,16 +92,16 @@ impl Histogram {
     }
 }
 
-/// Why there is no endpoint.
+/// Why the endpoint cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
-    /// The binary has none.
+    /// This build has no endpoint.
     #[error("{}; or remove [metrics]", crate::features::METRICS.lacks("[metrics]"))]
-    #[allow(dead_code)] // only where it is so
+    #[allow(dead_code)] // made only in builds without the endpoint
     NotBuilt,
     /// The kernel refuses the address.
     #[error("metrics cannot be served at {listen}: {reason}")]
-    #[allow(dead_code)] // only where the endpoint is built in
+    #[allow(dead_code)] // made only in builds with the endpoint
     Listen { listen: SocketAddr, reason: String },
 }
 

@@ -1,4 +1,4 @@
-//! The endpoint of a build without the feature `metrics`: there is none, and it says how to get one.
+//! The endpoint of a build without the feature `metrics`: it cannot be opened, and its error says how to get one.
 //!
 //! Owns: nothing. Must not know: anything.
 
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use super::{MetricsError, Scrape};
 
-/// Never made.
+/// No value of this type exists.
 #[derive(Debug)]
 pub(crate) struct Endpoint(Infallible);
 

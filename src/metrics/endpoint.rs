@@ -1,10 +1,10 @@
 //! The endpoint: `GET /metrics` over HTTP.
 //!
-//! Owns: the listener, how many clients there may be, how much and how long each may ask.
+//! Owns: the listener, the limits on the number of clients, on the size of a request and on its time.
 //! Must not know: what the figures are.
 //!
-//! A task accepts clients and each is served by a task of its own, one request per connection, so that none can keep its
-//! place for long. They meet the owner of the figures in one bounded channel.
+//! A task accepts clients, and each client has its own task. A connection carries one request, so that no client keeps
+//! its place for long. The tasks reach the owner of the figures through one bounded channel.
 
 use std::convert::Infallible;
 use std::net::{self, SocketAddr};
@@ -25,26 +25,26 @@ use tokio::time::timeout;
 
 use super::{Metric, MetricsError, Scrape, text};
 
-/// Clients that are served at once. One more is hung up on: a scraper comes again by itself.
+/// Most clients at one time. Further connections are closed, because a scraper tries again by itself.
 const MAX_CLIENTS: usize = 8;
 /// How long a client may take for the head of its request.
 const HEAD_LIMIT: Duration = Duration::from_secs(3);
 /// How long a connection may live, its answer included.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// How long the figures may be waited for.
+/// How long to wait for the figures.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// Most bytes and headers of a request's head; the least that hyper allows, and more than a scraper sends.
+/// Most bytes of a request's head (the least that hyper allows) and most headers: more than a scraper sends.
 const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 32;
-/// How long to wait when the kernel gives no connection, for want of descriptors.
+/// How long to wait when `accept` fails, for example because there are no free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the metrics are.
+/// The path of the metrics.
 const PATH: &str = "/metrics";
 const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-/// The endpoint of this process. Dropped, its clients are cut off, and its port is free as soon as the runtime gets
-/// to it; after [`Endpoint::close`] it is.
+/// The endpoint of this process. A drop cuts the clients off and frees the port a little later, when the runtime runs.
+/// After [`Endpoint::close`] the port is free at once.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
@@ -53,24 +53,24 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Begins to listen and to serve. Must be called within a runtime.
+    /// Starts to listen and to serve. Must be called within a runtime.
     ///
     /// # Errors
-    /// In a sentence. The port may become free: trying again is up to the caller.
+    /// A sentence. The port may become free later: the caller may try again.
     pub(crate) fn open(listen: SocketAddr) -> Result<Self, MetricsError> {
         let failed = |error| MetricsError::listen(listen, &error);
         let listener = net::TcpListener::bind(listen).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        // As many as clients can ask at once: the channel is never full for long.
+        // There is room for a request of each client, so the channel is never full for long.
         let (scrapes_in, scrapes) = mpsc::channel(MAX_CLIENTS);
         let mut server = JoinSet::new();
         server.spawn(accept(listener, scrapes_in));
         Ok(Self { address, scrapes, server })
     }
 
-    /// Where it listens, with the port that the kernel chose where none was asked for.
+    /// The address of the listener. It has the real port, also if the kernel chose it.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
@@ -79,23 +79,23 @@ impl Endpoint {
     pub(crate) async fn next(&mut self) -> Scrape {
         match self.scrapes.recv().await {
             Some(scrape) => scrape,
-            // Its task never ends by itself; if it did, there would be no more requests.
+            // The task never ends by itself. If it did, there would be no more requests.
             None => std::future::pending().await,
         }
     }
 
-    /// Stops listening. Cancel safe: what was begun is ended by calling it again.
+    /// Stops listening. Cancel safe: another call finishes the work.
     pub(crate) async fn close(&mut self) {
         self.server.shutdown().await;
     }
 }
 
-/// Lets clients in, for ever. Dropped, all clients are cut off.
+/// Accepts clients, for ever. A drop cuts all clients off.
 async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
     let mut clients = JoinSet::new();
     loop {
         let accepted = listener.accept().await;
-        // Those that have gone make room.
+        // Clients that have gone make room for others.
         while let Some(ended) = clients.try_join_next() {
             if let Err(error) = ended {
                 tracing::error!(%error, "a scraper could not be served: please report this");
@@ -116,7 +116,7 @@ async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
     }
 }
 
-/// Serves one client: one request, and no longer than the limit.
+/// Serves one client: one request, for at most [`CONNECTION_LIMIT`].
 async fn serve(stream: TcpStream, peer: SocketAddr, scrapes: mpsc::Sender<Scrape>) {
     let service = service_fn(|request| {
         let scrapes = scrapes.clone();
@@ -161,7 +161,7 @@ async fn answer(request: &Request<Incoming>, scrapes: &mpsc::Sender<Scrape>) -> 
     }
 }
 
-/// Asks for the figures of now. `None` when nobody answers any more.
+/// Asks for the present figures. `None` if their owner does not answer any more.
 async fn ask(scrapes: &mpsc::Sender<Scrape>) -> Option<Vec<Metric>> {
     let (sender, figures) = oneshot::channel();
     scrapes.send(Scrape(sender)).await.ok()?;

@@ -1,6 +1,6 @@
 //! Metrics as OpenMetrics text.
 //!
-//! Owns: how figures are written. Must not know: where they come from, HTTP.
+//! Owns: how figures are written. Must not know: where figures come from, HTTP.
 
 use std::fmt;
 
@@ -12,16 +12,16 @@ use prometheus_client::registry::{self, Registry};
 
 use super::{BOUNDS, Figures, Histogram, Labels, Metric, Unit};
 
-/// What the text is. Source: the OpenMetrics specification, 1.0.0.
+/// The content type of the text. Source: the OpenMetrics specification, 1.0.0.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Before the name of every metric.
+/// The prefix of every metric's name.
 const PREFIX: &str = "c2d_agent";
 
 /// Writes all metrics.
 ///
 /// # Errors
-/// A defect: text can always be written.
+/// An error would be a defect: text can always be written.
 pub(super) fn encode(metrics: Vec<Metric>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(All(metrics)));
@@ -75,7 +75,7 @@ fn encode_metric(metric: &Metric, encoder: &mut DescriptorEncoder<'_>) -> fmt::R
     }
 }
 
-/// The labels, unless there are none: then there are no braces either.
+/// The labels; `None` if there are none, so that no braces are written.
 fn given(labels: &Labels) -> Option<&(impl EncodeLabelSet + use<>)> {
     Some(labels).filter(|labels| !labels.is_empty())
 }
