@@ -1,14 +1,14 @@
-//! The parts of this program that a smaller build lacks, and who has them.
+//! The parts of this program that a smaller build lacks, and where to get them.
 //!
-//! Owns: which part is in this build, and the sentence about one that is not. Must not know: what a part does.
+//! Owns: which part is in this build, and the sentence about a missing part. Must not know: what a part does.
 
 /// A part of the program that is a Cargo feature, or needs several.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
-    /// As `--features` takes it.
+    /// The value for `--features`.
     feature: &'static str,
     is_built: bool,
-    /// Whether the packages with everything have it.
+    /// Whether the full packages have the part.
     is_packaged: bool,
 }
 
@@ -26,22 +26,22 @@ pub(crate) const METRICS: Part = part("metrics", cfg!(feature = "metrics"));
 pub(crate) const DOCTOR: Part = part("doctor", cfg!(feature = "doctor"));
 /// `schema`.
 pub(crate) const SCHEMA: Part = part("schema", cfg!(feature = "schema"));
-/// The commands of the back end.
+/// The commands of the back end, such as `c2d-send`.
 pub(crate) const SERVICE: Part = part("service", cfg!(feature = "service"));
 /// `emulator`.
 pub(crate) const EMULATOR: Part = part("emulator", cfg!(feature = "emulator"));
 /// `demo`.
 pub(crate) const DEMO: Part = part("emulator,service", cfg!(all(feature = "emulator", feature = "service")));
-/// `manual`, which packagers build for themselves.
+/// `manual`, which only packagers build.
 pub(crate) const MANUAL: Part = Part { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
 
 impl Part {
-    /// Whether this build has it.
+    /// Whether this build has the part.
     pub(crate) fn is_built(self) -> bool {
         self.is_built
     }
 
-    /// Says that `what`, which belongs to the part, is not in this program, and who has it.
+    /// Says that `what`, which belongs to the part, is not in this program, and where to get it.
     pub(crate) fn lacks(self, what: &str) -> String {
         let who = match self.is_packaged {
             true => {

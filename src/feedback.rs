@@ -1,6 +1,6 @@
 //! Delivery acknowledgement levels, feedback records and their JSON form.
 //!
-//! Owns: the words that a sender may ask for (`iothub-ack`) and the words that the hub answers with.
+//! Owns: the words with which a sender asks for feedback (`iothub-ack`), and those with which the hub answers.
 //! Must not know: AMQP, sockets, clocks.
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub const ACK_PROPERTY: &str = "iothub-ack";
 /// Content type of a feedback batch. Source: wire reference 4.4.
 pub const FEEDBACK_CONTENT_TYPE: &str = "application/vnd.microsoft.iothub.feedback.json";
 
-/// Which outcomes of a C2D message the sender wants to hear about.
+/// For which outcomes of a C2D message the sender wants feedback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeliveryAck {
     /// No feedback; the hub's default.
@@ -37,7 +37,7 @@ impl DeliveryAck {
         }
     }
 
-    /// Whether a sender that chose this level hears of `status`. Source: wire reference 5.2.
+    /// Whether a sender that chose this level gets feedback with `status`. Source: wire reference 5.2.
     pub fn reports(self, status: FeedbackStatus) -> bool {
         match self {
             Self::None => false,
@@ -56,7 +56,7 @@ pub struct UnknownAck(pub String);
 impl std::str::FromStr for DeliveryAck {
     type Err = UnknownAck;
 
-    /// Letters compare without case: both `full` and `Full` are seen in the wild.
+    /// Ignores the case of letters, because senders use both `full` and `Full`.
     fn from_str(text: &str) -> Result<Self, UnknownAck> {
         [Self::None, Self::Positive, Self::Negative, Self::Full]
             .into_iter()
@@ -65,21 +65,21 @@ impl std::str::FromStr for DeliveryAck {
     }
 }
 
-/// What became of a C2D message.
+/// The end of a C2D message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FeedbackStatus {
     /// The device completed it.
     Success,
-    /// Its time to live passed while it was queued.
+    /// The message's time to live passed while it was queued.
     Expired,
-    /// The device abandoned it until the limit.
+    /// The device abandoned the message until the delivery limit.
     DeliveryCountExceeded,
     /// The device rejected it.
     Rejected,
     /// The back end cleared the device's queue.
     Purged,
-    /// A word that this program does not know: one new word must not make a whole batch unreadable. The record's
-    /// description still says it.
+    /// A word that this program does not know: one new word must not make a whole batch unreadable. The description of
+    /// the record still says what happened.
     #[serde(other)]
     Unknown,
 }
@@ -108,13 +108,13 @@ impl std::fmt::Display for FeedbackStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FeedbackRecord {
-    /// The message id that the sender gave; empty where it gave none, and then nothing can match it.
+    /// The message id that the sender gave. Empty if it gave none: then no message can match the record.
     #[serde(default)]
     pub original_message_id: String,
-    /// The outcome in words; the SDKs read it like the status.
+    /// The outcome in words; the SDKs read it as the status.
     #[serde(default)]
     pub description: String,
-    /// Changes when a device is deleted and made anew under the same id.
+    /// Changes when a device is deleted and created again with the same id.
     #[serde(default)]
     pub device_generation_id: String,
     /// The device the message was for.
@@ -139,8 +139,8 @@ pub fn decode_batch(body: &[u8]) -> Result<Vec<FeedbackRecord>, FeedbackError> {
     Ok(serde_json::from_slice(body)?)
 }
 
-/// What a feedback message is known by when it comes again: 32 hexadecimal digits made from its body. The hub's own lock
-/// token is another one at each delivery.
+/// The id of a feedback message: 32 hexadecimal digits made from its body. The id is the same at each delivery; the
+/// hub's own lock token changes.
 pub fn batch_id(body: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, body);
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()

@@ -1,10 +1,10 @@
-//! systemd: what the service manager hears of this process.
+//! systemd: the messages of this process to the service manager.
 //!
 //! Owns: everything that names the `sd_notify` crate: readiness, reloads, the status line, the watchdog.
 //! Must not know: what the agent does.
 //!
-//! Without `NOTIFY_SOCKET` in the environment nothing is sent. A thread sends, because the socket's queue may be full while
-//! the manager is busy, and the agent's loop must not wait for it.
+//! Without `NOTIFY_SOCKET` in the environment no message is sent. A thread sends, because the socket's queue may be
+//! full while the manager is busy, and the agent's loop must not wait for it.
 //! Source of the messages: sd_notify(3), sd_watchdog_enabled(3).
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Messages not sent yet, at most. More gather only while the manager reads nothing.
+/// Most messages that wait. There are more only while the manager does not read.
 const QUEUE: usize = 32;
-/// How long the last messages may take at the end.
+/// How long the last messages may take.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// The way to the service manager. Dropped, it sends what is left, for a tenth of a second.
+/// The connection to the service manager. A drop waits up to [`LAST_WORDS`] for the messages that are left.
 #[derive(Debug, Default)]
 pub(crate) struct Systemd {
     sender: Option<SyncSender<Message>>,
-    /// Closed when the thread has ended.
+    /// Closed when the thread ends.
     ended: Option<Receiver<()>>,
     watchdog: Option<Duration>,
     status: String,
@@ -37,13 +37,13 @@ enum Message {
 }
 
 impl Systemd {
-    /// Looks into the environment whether a service manager listens.
+    /// Connects to the service manager that the environment names, if there is one.
     pub(crate) fn from_environment() -> Self {
         if std::env::var_os("NOTIFY_SOCKET").is_none_or(|path| path.is_empty()) {
             return Self::default();
         }
         let (sender, messages) = sync_channel(QUEUE);
-        let (running, ended) = sync_channel(1); // carries nothing: its end is the news
+        let (running, ended) = sync_channel(1); // carries no value: it only tells the end of the thread
         let thread = std::thread::Builder::new().name("systemd".to_owned());
         if let Err(error) = thread.spawn(move || send_all(&messages, running)) {
             tracing::error!(%error, "cannot send messages to systemd: the thread for it cannot start");
@@ -53,17 +53,17 @@ impl Systemd {
         Self { sender: Some(sender), ended: Some(ended), watchdog, status: String::new() }
     }
 
-    /// Whether anybody listens.
+    /// Whether a service manager listens.
     pub(crate) fn listens(&self) -> bool {
         self.sender.is_some()
     }
 
-    /// How often [`Systemd::alive`] is to be called: twice within the manager's limit. None without a watchdog.
+    /// How often to call [`Systemd::alive`]: twice within the manager's limit. `None` without a watchdog.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// The service is there, or there again after [`Systemd::reloading`].
+    /// The service is ready, or ready again after [`Systemd::reloading`].
     pub(crate) fn ready(&mut self) {
         self.send(Message::Ready);
     }
@@ -78,12 +78,12 @@ impl Systemd {
         self.send(Message::Stopping);
     }
 
-    /// The loop goes round.
+    /// The agent's loop runs.
     pub(crate) fn alive(&mut self) {
         self.send(Message::Alive);
     }
 
-    /// One line for `systemctl status`; the same one is sent once.
+    /// One line for `systemctl status`. It is sent only when it changes.
     pub(crate) fn status(&mut self, status: String) {
         if self.listens() && self.status != status {
             self.status.clone_from(&status);
@@ -99,7 +99,7 @@ impl Systemd {
                 tracing::warn!(?message, "systemd does not read messages: dropped one");
                 self.status.clear();
             }
-            // Its thread has said why.
+            // The thread has ended, and has logged the reason.
             Err(TrySendError::Disconnected(_)) => self.sender = None,
         }
     }
@@ -115,7 +115,7 @@ impl Drop for Systemd {
     }
 }
 
-/// Sends one message after the other until there will be no more, or one cannot be sent. `running` is dropped with it.
+/// Sends each message until the channel closes or a message cannot be sent. The drop of `running` tells the end.
 fn send_all(messages: &Receiver<Message>, running: SyncSender<()>) {
     for message in messages {
         let sent = match &message {
@@ -134,7 +134,7 @@ fn send_all(messages: &Receiver<Message>, running: SyncSender<()>) {
     drop(running);
 }
 
-/// A line break would begin another message.
+/// The text on one line, because a line break would begin another message.
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }

@@ -1,11 +1,11 @@
-//! Who can change a file: root and the user who runs this alone, or others as well.
+//! Who can change a file: only root and the user who runs this program, or also others.
 //!
-//! Owns: what makes a file, a directory or a link one that others can change, in words with the remedy; how a file is opened and
-//! made so that nothing which others have put there is taken for it. Must not know: what a file is for, but for programs.
+//! Owns: when others can change a file, a directory or a link, in words and with the remedy; how to open and make a
+//! file so that a file or link of another user is not taken for it. Must not know: what a file is for, except programs.
 //!
-//! A file counts as the owner's when it belongs to root or to the user who runs this, and when neither its group nor others may
-//! write to it. An access list that lets somebody else write shows in the group's bits. In a sticky directory others can add
-//! files, but can neither replace nor remove those of somebody else.
+//! A file is safe if it belongs to root or to the user who runs this program, and if neither its group nor others may
+//! write to it. If an access list lets others write, the group's bits show it. In a sticky directory others can add
+//! files, but they can neither replace nor remove files of another user.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 /// Writable by the group or by others.
 const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
-/// As the kernel.
+/// The same limit as the kernel's.
 const MOST_LINKS: usize = 40;
 
 /// A place that others can change.
@@ -35,11 +35,11 @@ pub(crate) struct Foreign {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hands {
-    /// Writable by others than its owner.
+    /// The place is writable by others than its owner.
     Writable,
-    /// The same of a directory that is meant to be, such as `/tmp`.
+    /// The place is a directory for everybody, such as `/tmp`: writable by others, and sticky.
     Shared,
-    /// Belongs to this user.
+    /// The place belongs to this user.
     Owner(u32),
 }
 
@@ -49,7 +49,7 @@ impl Foreign {
         matches!(self.hands, Hands::Writable | Hands::Shared)
     }
 
-    /// The user to whom it belongs, when that is what is wrong with it.
+    /// The user who owns the place, if the owner is the problem.
     pub(crate) fn owner(&self) -> Option<u32> {
         match self.hands {
             Hands::Writable | Hands::Shared => None,
@@ -57,7 +57,7 @@ impl Foreign {
         }
     }
 
-    /// Behind "it": `is writable by others than its owner`.
+    /// The problem as the end of a sentence: `is writable by users other than its owner`.
     pub(crate) fn what(&self) -> String {
         match self.hands {
             Hands::Writable | Hands::Shared => "is writable by users other than its owner".to_owned(),
@@ -65,7 +65,7 @@ impl Foreign {
         }
     }
 
-    /// What to do about it.
+    /// What to do about the place.
     pub(crate) fn remedy(&self) -> String {
         let place = self.place.display();
         match self.hands {
@@ -79,19 +79,19 @@ impl Foreign {
     }
 }
 
-/// `it is writable by others than its owner: run chmod go-w /x`
+/// The problem and the remedy: `it is writable by users other than its owner: run chmod go-w /x`
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "it {}: {}", self.what(), self.remedy())
     }
 }
 
-/// Whether others can change this file, or add something to this directory: there, being sticky does not help.
+/// Whether others can change this file, or add files to this directory; a sticky directory lets them add files, too.
 pub(crate) fn foreign(path: &Path) -> Option<Foreign> {
     foreign_in(path, &fs::metadata(path).ok()?)
 }
 
-/// The same of a file whose metadata is known, best from the open file itself.
+/// As [`foreign`], for a file whose metadata is known. Metadata of the open file itself is best.
 pub(crate) fn foreign_in(path: &Path, metadata: &Metadata) -> Option<Foreign> {
     let hands = match metadata.mode() {
         mode if mode & FOREIGN_WRITE == 0 => Hands::Owner(foreign_owner(metadata)?),
@@ -101,36 +101,37 @@ pub(crate) fn foreign_in(path: &Path, metadata: &Metadata) -> Option<Foreign> {
     Some(Foreign { place: path.to_owned(), hands, is_link: false })
 }
 
-/// The first place, of a directory and those above it, where others can add something to it or replace it, whoever owns what.
+/// The first directory, on the way to this one or itself, that others can write to. Owners do not matter here.
 pub(crate) fn writable(directory: &Path) -> Option<Foreign> {
     let above = Way::to(directory).foreign.into_iter();
     above.chain(foreign(directory)).find(Foreign::is_writable)
 }
 
-/// To whom a directory belongs in which this file is, as root is told: root looks at files of users who run things.
+/// The owner of the file's directory; `None` if this program does not run as root. Root may examine files of a service
+/// that runs as another user.
 pub(crate) fn owner_for_root(path: &Path) -> Option<u32> {
     let directory = fs::metadata(directory_of(path)).ok().filter(|_| rustix::process::geteuid().is_root())?;
     Some(directory.uid())
 }
 
-/// The owner, unless that is root or the user who runs this.
+/// The owner, unless it is root or the user who runs this program.
 fn foreign_owner(metadata: &Metadata) -> Option<u32> {
     let owner = metadata.uid();
     (owner != 0 && owner != rustix::process::geteuid().as_raw()).then_some(owner)
 }
 
-/// Everything on the way to a file through which others can have another file found under its path: directories, links, the file
-/// itself.
+/// The places on the way to a file through which others can put another file under its path: directories, links, the
+/// file itself.
 #[derive(Debug)]
 pub(crate) struct Way {
-    /// From the root on.
+    /// The places that others can change, from the root on.
     pub(crate) foreign: Vec<Foreign>,
-    /// Where the way ends, without a link in it; or why it does not.
+    /// The path of the file without links, or why there is no such file.
     pub(crate) real: io::Result<PathBuf>,
 }
 
 impl Way {
-    /// Goes the way, and looks at each step.
+    /// Follows the path, and checks each step.
     pub(crate) fn to(path: &Path) -> Self {
         let mut foreign = Vec::new();
         let real = walk(path, &mut foreign);
@@ -184,7 +185,7 @@ fn steps(path: &Path) -> Vec<OsString> {
 fn note(place: &Path, metadata: &Metadata, found: &mut Vec<Foreign>) {
     let Some(foreign) = foreign_in(place, metadata) else { return };
     if foreign.hands == Hands::Shared {
-        // What stands in it can be replaced by its owner still.
+        // The owner of the directory can still replace its files.
         let owner = foreign_owner(metadata);
         found.extend(owner.map(|owner| Foreign { hands: Hands::Owner(owner), ..foreign }));
     } else {
@@ -219,10 +220,10 @@ pub(crate) fn unfit_program(program: &str) -> Option<String> {
     foreign_program(program)
 }
 
-/// Who else decides what `program` does, and the remedy; `None` for nobody, and when there is no such program.
+/// Which other user can change what `program` does, and the remedy. `None` if there is no such user or no such program.
 ///
-/// Others can write to the program or to a directory on the way to it, so that they can put another one in its place; or one of
-/// these belongs to another user. The same goes for links on the way.
+/// That user can write to the program or to a directory on the way to it, and so put another program in its place. Or
+/// the user owns the program, a directory or a link on the way.
 pub(crate) fn foreign_program(program: &str) -> Option<String> {
     let way = Way::to(Path::new(program));
     let foreign = way.foreign.first()?;
@@ -246,11 +247,11 @@ pub(crate) fn foreign_program(program: &str) -> Option<String> {
     })
 }
 
-/// Opens a file that is there. A link is followed only when it belongs to root or to the user who runs this, and opening never
+/// Opens a file that exists. Follows a link only if it belongs to root or to the user who runs this program. Never
 /// waits for another process.
 ///
 /// # Errors
-/// What the system says, or that a link is somebody else's.
+/// What the system says, or that a link belongs to another user.
 pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
     let mut path = path.to_owned();
     for _ in 0..=MOST_LINKS {
@@ -258,7 +259,7 @@ pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
             Err(error) if is_link(&error) => {}
             opened => return opened,
         }
-        // The link that is looked at is the one that is followed: a path may lead to another one the next time.
+        // The link is checked and read through one descriptor: its path could lead to another link the next time.
         let link = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let link = File::from(link);
         let metadata = link.metadata()?;
@@ -268,7 +269,7 @@ pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, sentence));
         }
         if !metadata.is_symlink() {
-            continue; // it was one a moment ago
+            continue; // the link has been replaced by something else
         }
         let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
         let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
@@ -277,24 +278,24 @@ pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
     Err(Errno::LOOP.into())
 }
 
-/// Opens a file that is there and no link; never waits for another process.
+/// Opens a file that exists and is no link. Never waits for another process.
 ///
 /// # Errors
-/// What the system says; [`is_link`] knows when it is a link.
+/// What the system says; [`is_link`] tells whether the reason is a link.
 pub(crate) fn open_plain(path: &Path, access: OFlags) -> io::Result<File> {
     let own = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     Ok(File::from(rustix::fs::open(path, access | own, Mode::empty())?))
 }
 
-/// Whether that is why [`open_plain`] did not open a file.
+/// Whether [`open_plain`] failed because the file is a link.
 pub(crate) fn is_link(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::LOOP)
 }
 
-/// Makes a new file. What has this name already is removed, and never written to: it may be a link, or others may have it open.
+/// Makes a new file. A file of this name is removed and never written to: it may be a link, or others may have it open.
 ///
 /// # Errors
-/// What the system says; also when others put something there in that very moment.
+/// What the system says; also if others make a file of this name at that moment.
 pub(crate) fn create_anew(path: &Path, mode: u32) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -303,7 +304,7 @@ pub(crate) fn create_anew(path: &Path, mode: u32) -> io::Result<File> {
     create_exclusive(path, mode)
 }
 
-/// Makes a new file where nothing is, not even a link that leads nowhere.
+/// Makes a new file if the name is free: even a link that leads nowhere is an error.
 ///
 /// # Errors
 /// What the system says.
@@ -311,11 +312,11 @@ pub(crate) fn create_exclusive(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
 }
 
-/// Writes a file whole or not at all, for its owner alone: it is begun under another name, `NAME.new`. When this has returned,
-/// its content survives a power cut; that its directory knows it takes [`sync_directory`].
+/// Writes a file whole or not at all, readable only by its owner. It writes to `NAME.new` first, and then renames it.
+/// The content survives a power cut after this returns; the rename survives one after [`sync_directory`].
 ///
 /// # Errors
-/// What the system says; then the earlier file is there still.
+/// What the system says; the earlier file stays.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut begun = path.as_os_str().to_owned();
     begun.push(".new");
@@ -325,7 +326,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&begun, path)
 }
 
-/// Waits until what was made, renamed or removed in a directory is on disk.
+/// Waits until all new, renamed and removed names in a directory are on disk.
 ///
 /// # Errors
 /// What the system says.
@@ -333,7 +334,7 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The directory in which a file stands.
+/// The directory of a file.
 pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,4 +1,4 @@
-//! Ways, links and new files, as root where that is needed to give things away.
+//! Tests of ways, links and new files. Tests that change an owner need root.
 
 use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
 
@@ -18,7 +18,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// `a/b/program`, where nobody else can write.
+/// Makes `a/b/program`, which no other user can change.
 fn program(root: &Path) -> PathBuf {
     fs::create_dir_all(root.join("a/b")).expect("directories");
     let program = root.join("a/b/program");
@@ -47,7 +47,7 @@ fn each_directory_above_a_program_counts() {
             );
             assert_eq!(told(&program), Some(expected));
         }
-        // As /tmp: only its owner can replace what is there.
+        // As in /tmp, only the owner of a file can replace it.
         mode(&directory, 0o1777);
         assert_eq!(told(&program), None);
         mode(&directory, 0o755);
@@ -71,7 +71,7 @@ fn each_link_on_the_way_to_a_program_counts_and_where_it_stands() {
     let (_dir, root) = dir();
     let program = program(&root);
     fs::create_dir(root.join("links")).expect("a directory");
-    // The way is links/first/program: a link to a link to a directory, with a way back in it.
+    // The path is links/first/program: a link to a link to a directory, with `..` in it.
     symlink("../a/../links/second", root.join("links/first")).expect("a link");
     symlink(root.join("a/b"), root.join("links/second")).expect("a link");
     let linked = root.join("links/first/program");
