@@ -44,7 +44,7 @@ enum Hands {
 }
 
 impl Foreign {
-    /// Whether its mode lets others write, whoever owns it.
+    /// Whether the mode of the place lets others write. The owner does not matter.
     pub(crate) fn is_writable(&self) -> bool {
         matches!(self.hands, Hands::Writable | Hands::Shared)
     }
