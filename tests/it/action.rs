@@ -1,4 +1,4 @@
-//! Actions of the real agent: what happens to pins and programs, and what the log says about them.
+//! Actions of the real agent: what happens to pins and programs, and what the log says about it.
 //!
 //! Owns: nothing that ships. Must not know: how actions are performed.
 
@@ -41,7 +41,7 @@ fn a_message_switches_a_pin_and_the_end_of_the_agent_switches_it_back() {
     "#;
     let agent = Agent::start(&emulator, "dev1", dir.path(), &(pins(dir.path()) + rules));
     let states = dir.path().join("pins.json");
-    // Pins are claimed when the inbox has told which were on, which may be after the subscription.
+    // The agent claims pins after the inbox has said which were on. That may be after the subscription.
     wait_for_file(&states, r#"{"led":"off","pump":"off"}"#);
     emulator.send("dev1", &["--property", "action=pump", "--property", "state=on"]);
     wait_for_file(&states, r#"{"led":"off","pump":"on"}"#);

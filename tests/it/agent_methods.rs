@@ -1,6 +1,6 @@
-//! Direct methods of a running agent: what callers hear, what switches, what is recorded.
+//! Direct methods of a running agent: what callers get, what is switched, what is recorded.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the agent is built.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::method_soak;
 use crate::over;
 use crate::soak::disk::{WELL, limit_file_size};
 
-/// Rules for methods; programs write into `dir`.
+/// Rules for methods. Their programs write into `dir`.
 fn rules(dir: &Path) -> String {
     let dir = dir.display();
     format!(
@@ -66,7 +66,7 @@ do = [{{ shell = "echo began >> {dir}/stubborn; exit 3" }}]
     )
 }
 
-/// Status and payload of a call, and the exit code of the caller.
+/// Calls a method. Returns status and payload, and the exit code of the caller.
 pub(crate) fn call(
     emulator: &Emulator,
     target: &[&str],
@@ -113,7 +113,7 @@ fn a_caller_hears_what_became_of_its_call() {
             assert!(own == status && code == Some(5) && text.contains(part), "{method}: {own} {payload}");
         }
 
-        // Nobody waits for what an unknown method would do later.
+        // An unknown method leaves no dead letter: no caller waits for a later run.
         let config = dir.path().join("config.toml");
         let listed = run(binary().args(["inbox", "list", "--json", "--state", "dead", "-c"]).arg(&config));
         assert!(!seen(&listed).0.contains("unmatched"), "{listed:?}");
@@ -151,7 +151,7 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
     let go = dir.path().join("go");
     std::thread::scope(|scope| {
-        // No processes: so many would keep a small machine busy.
+        // The callers are threads, because so many processes would keep a small machine busy.
         let emulator = &emulator;
         let callers: Vec<_> = (0..8)
             .map(|number| scope.spawn(move || method_soak::call(emulator, "dev1", "gated", number)))
@@ -168,7 +168,7 @@ fn a_full_lane_turns_callers_away_and_a_caller_that_has_gone_switches_nothing() 
     std::fs::remove_file(&go).expect("removed");
     std::fs::remove_file(dir.path().join("gated")).expect("removed");
 
-    // Two calls are under way, one of them not begun, when the agent dies.
+    // When the agent is killed, one call runs and one has not begun.
     std::thread::scope(|scope| {
         let gated = || {
             seen(&run(&mut back_end(&emulator, &["invoke-method", "--device", "dev1", "--method", "gated"])))
@@ -266,7 +266,7 @@ fn a_call_that_cannot_be_recorded_is_answered_so_at_once_and_does_not_run_when_t
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
     let call = |method: &str| call(&emulator, &DEVICE, method, Some(r#"{"state": "on"}"#));
     limit_file_size(&agent.process, Some(0));
-    // The first one finds out.
+    // The first call finds out that the disk is full.
     for method in ["pump", "pump", "nothing"] {
         let (status, payload, code) = call(method);
         let error = payload["error"].as_str().unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The agent as an IoT Edge module, alone and beside a device: its doors, and what is the same behind each.
+//! The agent as an IoT Edge module, alone and beside a device: its doors, and what is the same behind all of them.
 //!
-//! Owns: how a module is started. Must not know: how it is built.
+//! Owns: how a module is started. Must not know: how the agent is built.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::invoke_method::seen;
 
 const ROUTE: &str =
     "FROM /messages/modules/sensor/outputs/alarms INTO BrokeredEndpoint(\"/modules/agent/inputs/commands\")";
-/// Where reports of the agent come back to it.
+/// A route that brings the agent's own reports back to it.
 const LOOP: &str =
     "FROM /messages/modules/agent/outputs/* INTO BrokeredEndpoint(\"/modules/agent/inputs/commands\")";
 const EDGE: [&str; 10] = [
@@ -34,7 +34,7 @@ const EDGE: [&str; 10] = [
 ];
 const MODULE: [&str; 4] = ["--device", "edge1", "--module", "agent"];
 
-/// Starts the agent as the module `agent` of `edge1`, as on a developer's machine: with its connection string.
+/// Starts the agent as the module `agent` of `edge1` with a connection string, as on a developer's machine.
 pub(crate) fn spawn(emulator: &Emulator, dir: &Path, rest: &str, beside: Option<&str>) -> Agent {
     match beside {
         Some(device) => spawn_beside(emulator, dir, rest, &emulator.device_string(device)),
@@ -42,7 +42,7 @@ pub(crate) fn spawn(emulator: &Emulator, dir: &Path, rest: &str, beside: Option<
     }
 }
 
-/// The same with a device's connection string, if it is not empty.
+/// As [`spawn`], with the connection string of a device beside the module, unless `device` is empty.
 fn spawn_beside(emulator: &Emulator, dir: &Path, rest: &str, device: &str) -> Agent {
     let config = write_config(dir, rest);
     let string = emulator.state.join("modules/edge1/agent.connection-string");
@@ -59,7 +59,7 @@ fn spawn_beside(emulator: &Emulator, dir: &Path, rest: &str, device: &str) -> Ag
     Agent { process: Process::spawn(&mut command), dir: dir.to_owned() }
 }
 
-/// Each rule takes one door, and writes what it sees.
+/// Each rule matches one door, and writes what it sees.
 fn doors(dir: &Path) -> String {
     let rule = |name: &str, when: &str| {
         let done = dir.join(name);
@@ -97,7 +97,7 @@ fn a_module_alone_takes_inputs_and_methods_and_its_own_reports_do_not_come_back_
     emulator.process.stderr.wait_for("%24.cid=a-1");
     agent.process.stderr.wait_for("a route leads its output back to its input");
 
-    // An id is its sender's own: another input's message with the same one is another message, and nobody's rule takes it.
+    // An id is its sender's own: a message from another input with the same id is another message. No rule matches it.
     let form = json!({ "messageId": "a-1", "properties": {}, "body": "" });
     assert_eq!(feed(&emulator, "edge1/modules/agent/inputs/other", &form).0, 200);
     let line = agent.process.stderr.wait_for("unmatched: no rule matches it");
@@ -107,7 +107,7 @@ fn a_module_alone_takes_inputs_and_methods_and_its_own_reports_do_not_come_back_
     assert_eq!(status, 200, "{payload}");
     let (stdout, _, _) = seen(&run(binary().arg("status").arg("-c").arg(dir.path().join("config.toml"))));
     assert!(stdout.contains("module        edge1/agent of hub localhost"), "{stdout}");
-    // Two of the agent's own came back, and neither was run or recorded.
+    // Two reports of the agent came back to it, and neither was run or recorded.
     emulator.process.stderr.wait_for_nth("c2d-report=outcome", 2);
     let (stdout, stderr, _) =
         seen(&run(binary().args(["inbox", "list", "-c"]).arg(dir.path().join("config.toml"))));
@@ -125,11 +125,11 @@ fn a_device_and_a_module_sign_in_side_by_side_into_one_agent() {
     emulator.send("dev1", &["--property", "action=on", "--message-id", "m-1", "--wait"]);
     assert!(wait_for_file(&dir.path().join("c2d"), "\n").starts_with("m-1 dev1 "));
     let mut sensor = module(&emulator, "sensor");
-    // The same id as the C2D message: each is another message.
+    // The id is the same as that of the C2D message, but this is another message.
     alarm(&mut sensor, 1, "m-1");
     assert!(wait_for_file(&dir.path().join("input"), "\n").starts_with("m-1 dev1 "));
     assert_eq!(call(&emulator, &MODULE, "on", None).0, 200);
-    // All reports go by the module.
+    // The module sends all reports.
     let report = emulator.process.stderr.wait_for("%24.cid=m-1");
     assert!(report.contains("device_id=\"edge1/agent\"") && report.contains("%24.on=outcomes"), "{report}");
     let config = dir.path().join("config.toml");
@@ -171,12 +171,12 @@ fn nobody_to_sign_in_as_is_explained_and_half_a_module_too() {
     wait_for_status(dir.path(), "not running");
 }
 
-/// A workload socket that answers each request so, or never.
+/// A workload socket that gives this answer to each request, or never answers.
 fn scripted_socket(path: &Path, answer: Option<&'static str>) -> std::thread::JoinHandle<()> {
     let listener = std::os::unix::net::UnixListener::bind(path).expect("a socket");
     std::thread::spawn(move || {
         let mut held = Vec::new();
-        // Ends with the test: its last caller connects once more, and says so.
+        // The thread ends with the test, which connects once more to tell it.
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 4096];
             let length = stream.read(&mut request).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The agent over a WebSocket: directly, through a proxy, past whatever answers in the hub's place, and from one
-//! transport to another.
+//! The agent over a WebSocket: directly, through a proxy, with other servers in the hub's place, and from one transport
+//! to another.
 //!
-//! Must not know: how the way is made.
+//! Must not know: how the connection is made.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::proxied::{ConnectProxy, Portal};
 const LOGIN: &str = "us%40er:p%3Aa%25ss";
 const HEADER: &str = "Basic dXNAZXI6cDphJXNz";
 
-/// Writes each message's body into `out`, one a line.
+/// A rule that writes the body of each message into `out`, one per line.
 const RULE: &str =
     "[[rule]]\nname = \"write\"\nwhen = \"any\"\ndo = [ { shell = \"cat >> out; echo >> out\" } ]\n";
 
@@ -37,14 +37,14 @@ fn agent(emulator: &Emulator, dir: &Path, device: &str, https: SocketAddr) -> Co
     command
 }
 
-/// Starts it and waits until it has subscribed.
+/// Starts the agent and waits until it has subscribed.
 fn start(command: &mut Command) -> Process {
     let agent = Process::spawn(command);
     agent.stderr.wait_for("subscribed");
     agent
 }
 
-/// A port on which nobody listens.
+/// An address without a listener.
 fn closed() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address")
 }
@@ -78,7 +78,7 @@ fn messages_come(transport: &str) {
     let log = agent.stderr.text();
     assert!(!log.contains("p:a%ss") && !log.contains("p%3Aa") && !log.contains("dXNAZX"), "{log}");
     if transport == "mqtt-ws" {
-        // It said goodbye: a device that vanishes is reported otherwise.
+        // The agent ended the connection in order: the emulator reports a device that vanishes with another line.
         emulator.process.stderr.wait_for("the device sent DISCONNECT");
     }
 }
@@ -110,7 +110,7 @@ fn certificate_and_token(transport: &str) {
         renewing.stderr.wait_for_nth("subscribed", 2);
     }
     emulator.send("dev1", &["--data", "renewed", "--wait=20s"]);
-    // In place over AMQP.
+    // Over AMQP the token is renewed without a new connection.
     let again = renewing.stderr.count("signed in") > 1;
     assert_eq!(again, transport == "mqtt-ws", "{}", renewing.stderr.text());
     assert_eq!(renewing.stderr.count("not connected"), 0, "{}", renewing.stderr.text());

@@ -1,7 +1,7 @@
-//! Only one agent has an inbox: a second one ends before it touches a pin or the hub, and one that comes while another is closing
-//! waits for it.
+//! Only one agent has an inbox. A second agent ends before it touches a pin or the hub. An agent that starts while
+//! another one closes waits for it.
 //!
-//! Must not know: how the inbox is locked, but for the lock file that others could leave there.
+//! Must not know: how the inbox is locked, except the lock file, which others could leave there.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{chown, symlink};
@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use crate::harness::{Agent, Emulator, Process, binary, is_root_or_skips, wait_for_file, write_config};
 use crate::places::{open_dir, set_mode, without_rights};
 
-/// A lamp whose state is in `pins.json`, and a rule that takes its time.
+/// A lamp whose state is in `pins.json`, and a slow rule.
 const LAMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.lamp]\nline = 1\n\
     [[rule]]\nname = \"lamp\"\nwhen = { action = \"lamp\" }\ndo = [ { gpio = \"lamp\", set = \"on\" } ]\n\
     [[rule]]\nname = \"slow\"\nwhen = { action = \"slow\" }\ndo = [ { shell = \"echo > $C2D_PROPERTY_FILE; exec sleep 20\" } ]\n";
@@ -45,7 +45,8 @@ fn a_second_agent_ends_before_it_touches_a_pin_or_the_hub_and_names_the_first() 
     wait_for_file(&pins, r#""lamp":"on""#);
     let written = fs::metadata(&pins).and_then(|pins| pins.modified()).expect("a time");
 
-    // The same inbox by the same path, by another spelling of it, and by a link: all at once, as each waits for ten seconds.
+    // All name the same inbox: by its path, by another spelling, and by a link. They run at once, because each
+    // waits ten seconds.
     let (elsewhere, inbox) = (self::dir(), dir.path().join("inbox.redb"));
     symlink(&inbox, elsewhere.path().join("link.redb")).expect("a link");
     symlink(dir.path(), elsewhere.path().join("way")).expect("a link");
@@ -93,7 +94,7 @@ fn an_agent_that_comes_while_another_is_closing_waits_for_it() {
     emulator
         .send("dev1", &["--property", "action=slow", "--property", &format!("file={}", started.display())]);
     wait_for_file(&started, "\n");
-    // It gives its program two seconds to end by itself.
+    // The first agent gives its program two seconds to end by itself.
     first.process.signal(Signal::TERM);
     first.process.stderr.wait_for("waiting for the actions in flight");
     let second = second(&emulator, dir.path());
@@ -126,7 +127,7 @@ fn what_a_dead_agent_left_holds_nobody_up_and_who_has_the_lock_for_a_moment_is_w
     let lock = dir.path().join("inbox.redb.lock");
     let left = fs::read_to_string(&lock).expect("a lock is left");
     assert!(left.starts_with(&format!("{} ", first.process.id())), "{left}");
-    // Its number is another process's now.
+    // The lock file names a process id that now belongs to another process.
     fs::write(&lock, left.replace(&first.process.id().to_string(), &std::process::id().to_string()))
         .expect("written");
     let agent = second(&emulator, dir.path());
@@ -134,7 +135,7 @@ fn what_a_dead_agent_left_holds_nobody_up_and_who_has_the_lock_for_a_moment_is_w
     assert_eq!(agent.stderr.count("waiting up to"), 0);
     assert_eq!(agent.terminate(), Some(0));
 
-    // As `c2d-agent inbox export` has it, of a process that is not in this container.
+    // The lock is like that of a `c2d-agent inbox export` whose process is not in this container.
     fs::write(&lock, "77 pid:[1]\n").expect("written");
     let held = File::open(&lock).expect("open");
     held.lock().expect("locked");

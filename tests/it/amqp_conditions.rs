@@ -1,4 +1,4 @@
-//! What the agent says and does when a hub takes away its link, its session or its connection, with each condition.
+//! What the agent says and does when a hub ends its link, its session or its connection, for each condition.
 //!
 //! Must not know: how links work.
 //! Source: wire reference 2.8.
@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::amqp_peer::{AmqpPeer, Level, WORDS};
 use crate::harness::Agent;
 
-/// Each condition, and what the sentence must have.
+/// Each condition, and the part that the agent's sentence must contain.
 const CONDITIONS: &[(&str, &str)] = &[
     ("amqp:not-found", "has no device pi-01 (words of the hub): check the device id"),
     ("amqp:unauthorized-access", "refused device pi-01: the key (or certificate) is wrong"),
@@ -33,13 +33,14 @@ const CONDITIONS: &[(&str, &str)] = &[
 /// How many agents run at the same time.
 const AT_ONCE: usize = 4;
 
-/// An agent `pi-01` that signs in at this port and takes any message.
+/// An agent `pi-01` that signs in at this port and whose rule matches any message.
 pub(crate) fn spawn(port: u16, ca_file: &Path, dir: &Path, [device, more]: [&str; 2]) -> Agent {
     let any = "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ { shell = \"true\" } ]\n";
     spawn_with(port, ca_file, dir, &format!("{device}\n{any}{more}"))
 }
 
-/// An agent `pi-01` that signs in at this port, with a certificate that nobody asks for. `rest` begins with keys of `[device]`.
+/// An agent `pi-01` that signs in at this port, with a certificate that the hub does not check. `rest` begins with keys
+/// of `[device]`.
 pub(crate) fn spawn_with(port: u16, ca_file: &Path, dir: &Path, rest: &str) -> Agent {
     let made = rcgen::generate_simple_self_signed(["pi-01".to_owned()]).expect("a certificate");
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).expect("written");

@@ -1,4 +1,4 @@
-//! The agent over AMQP: how messages are settled, renewal in place, and what happens to the connection.
+//! The agent over AMQP: how messages are settled, token renewal without a new connection, and how a connection ends.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ fn rule(dir: &Path, action: &str, code: u8, more: &str) -> String {
     )
 }
 
-/// Sends, and waits for the feedback: the exit code of `c2d-send`, and what it says.
+/// Sends a message and waits for its feedback. Returns the exit code of `c2d-send` and what it says.
 fn send(emulator: &Emulator, action: &str, id: &str) -> (Option<i32>, String) {
     let action = format!("action={action}");
     let output = run(emulator.sender("dev1").args(["--property", &action, "--message-id", id, "--wait=20s"]));
@@ -70,7 +70,7 @@ fn each_end(transport: &str) {
     assert_eq!(send(&emulator, "before", "m-4").0, Some(0));
     let (code, said) = send(&emulator, "unknown", "m-5");
     assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
-    // The same id again: known as a dead letter, and refused again without being run.
+    // The agent knows the id as a dead letter, and refuses the message again without a run.
     assert_eq!(send(&emulator, "fails", key).0, Some(3));
     agent.stderr.wait_for("already done");
     assert_eq!(lines(&dir.path().join("done")), ["m-1", key, "m-3", "m-4"]);
@@ -142,7 +142,7 @@ fn cut_in_the_middle(transport: &str) {
     proxy.cut();
     agent.process.stderr.wait_for_nth("signed in over AMQP and subscribed", 2);
     std::fs::write(&go, "").expect("written");
-    // Its receipt of the second connection refuses it; the one of the first does nothing.
+    // The receipt of the second connection rejects the message; the receipt of the first does nothing.
     let (code, said) = send(&emulator, "any", "m-2");
     assert!(code == Some(3) && said.contains("Rejected"), "{code:?} {said}");
     assert_eq!(lines(&done), ["m-1", "m-2"]);

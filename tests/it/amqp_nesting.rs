@@ -1,8 +1,8 @@
 //! Values that nest so deep that the AMQP crate would overflow the stack, on every link of the agent and of the back end.
 //!
-//! Must not know: how they are found.
-//! What a hub sends of them unasked ends the connection; what a sender could have put into a message is settled, and
-//! the connection goes on.
+//! Must not know: how such values are found.
+//! If the hub itself makes such a value, the connection ends. If a sender could have put it into a message, the message
+//! is settled and the connection goes on.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 
@@ -18,7 +18,7 @@ mod back_end;
 
 const CLOSE: u64 = 0x18;
 const END: u64 = 0x17;
-/// Links of the agent: for messages, for what it publishes, two for the twin, two for methods.
+/// Links of the agent: one for messages, one for its reports, two for the twin, two for methods.
 const LINKS: usize = 6;
 const MESSAGES: usize = 0;
 const TWIN: usize = 3;
@@ -30,7 +30,7 @@ const PUMP: &str = "[report]\noutcomes = \"twin\"\n\
     [gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 17\ninitial = \"off\"\n\
     [[rule]]\nname = \"pump\"\nwhen = { action = \"pump\" }\ndo = [ { gpio = \"pump\", set = \"on\" } ]\n";
 
-/// Descriptors in front of each other: 13,000 values in 39 KB.
+/// Descriptors of descriptors: 13,000 values in 39 KB.
 fn deep() -> Value {
     Value::Raw([b"\x00\x53\x01".repeat(13_000), vec![0x40]].concat())
 }
@@ -65,7 +65,7 @@ fn good(id: &str) -> Vec<u8> {
     ])
 }
 
-/// Attaches links until there are so many.
+/// Attaches links until there are `count`.
 fn links(session: &mut Session, count: usize) -> Vec<Frame> {
     let mut links = Vec::new();
     while links.len() < count {
@@ -87,7 +87,7 @@ fn device(session: &mut Session) -> Vec<Frame> {
     links
 }
 
-/// More than any peer here tells of.
+/// More values than any peer here reports.
 const MOST_TOLD: usize = 64;
 
 /// Sends a message that turns the pump on, and stays until the agent has gone.
@@ -97,7 +97,7 @@ fn pump_on(session: &mut Session, links: &[Frame], delivery: u32, told: &SyncSen
     while session.0.try_next().is_some() {}
 }
 
-/// The agent, and an inbox to look into.
+/// The agent with a pin; the test reads its inbox.
 fn agent(peer: &ServicePeer, dir: &std::path::Path) -> Agent {
     spawn_with(peer.address.port(), &peer.ca_file, dir, PUMP)
 }
@@ -116,7 +116,7 @@ fn a_message_that_nests_too_deep_is_settled_as_undecodable_and_later_ones_run() 
     let whole = message(std::slice::from_ref(&body));
     let after_data = [(DATA, Value::Binary(vec![0; 30_000])), (FOOTER, deep_fields())];
     let list = Value::List(vec![Value::text("id"), Value::Null, deep()]);
-    // What hides behind a length is split where each part by itself is fine.
+    // The deep value is also split into frames, each of which is harmless by itself.
     let parts: Vec<_> = whole.chunks(60).collect();
     let messages: Vec<Vec<&[u8]>> = vec![vec![&whole], parts];
     let sections = [
@@ -200,7 +200,7 @@ fn what_nests_too_deep_on_the_links_of_the_twin_and_of_methods_is_passed_over_an
         session.deliver_parts(&links[METHODS], 2, &[&message(&call)]);
         let answer = loop {
             let frame = session.0.next();
-            // On the link of answers, and not on the twin's.
+            // The answer comes on the link of methods, not on the twin's.
             if frame.kind == TRANSFER && frame.field(0) == links[METHODS - 1].field(1) {
                 break frame;
             }
@@ -267,7 +267,7 @@ enum At {
     Flow,
     Transfer,
     Disposition,
-    /// It does not nest, and is about every delivery that there may be: the crate would look for each.
+    /// A disposition that does not nest, but covers every possible delivery: the crate would look for each of them.
     Decisions,
     Detach,
     End,
@@ -295,10 +295,10 @@ fn sentence(at: At) -> &'static str {
     }
 }
 
-/// Opens a connection and attaches a link, as far as nothing of it nests.
+/// Opens a connection and attaches a link, up to the first performative that nests.
 fn first_link(session: &mut Session, at: At) -> Option<Frame> {
     if at == At::Open {
-        // Nothing but short frames may come before Open is over.
+        // Only short frames may come before the end of Open.
         let short = Value::Raw([b"\x00\x53\x01".repeat(100), vec![0x40]].concat());
         session.open([vec![Value::Null; 8], vec![short]].concat());
         return None;
@@ -375,7 +375,7 @@ fn ended_and_recovered(at: At) {
             return pump_on(session, &links, 0, &told);
         }
         if let Some(link) = first_link(session, at) {
-            // The others are there, too.
+            // The agent attaches its other links, too.
             links(session, LINKS - 1);
             play(session, at, &link);
         }

@@ -1,4 +1,4 @@
-//! A hub over AMQP that ends what it was asked for in a way of the test's choice.
+//! A hub over AMQP that ends links, sessions or connections as the test says.
 //!
 //! Owns: the links of a device with a certificate, and one ending for each connection. Must not know: the agent.
 
@@ -21,34 +21,34 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::proxied::server_config;
 
-/// What the hub says with its condition.
+/// The description that the hub sends with its condition.
 pub(crate) const WORDS: &str = "words of the hub";
 
-/// Where a condition is said.
+/// The place where the hub sends a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// The link for messages is not attached in the first place.
+    /// The link for messages is not attached at all.
     Attach,
-    /// It is taken away, once both are there.
+    /// The link for messages is detached after both links are attached.
     Link,
     /// The links of the twin are not attached.
     Twin,
-    /// So is the session.
+    /// The session is ended after both links are attached.
     Session,
-    /// So is the connection.
+    /// The connection is closed after both links are attached.
     Connection,
 }
 
 /// A hub for one device.
 pub(crate) struct AmqpPeer {
-    /// Where it listens.
+    /// The address of the hub.
     pub(crate) address: SocketAddr,
-    /// Its certificate, to be trusted.
+    /// The hub's certificate, which clients must trust.
     pub(crate) ca_file: PathBuf,
 }
 
 impl AmqpPeer {
-    /// Writes its certificate into `dir`. Each connection is ended by the next of `endings`; those after the last one stay.
+    /// Writes the certificate into `dir`. Each connection ends with the next of `endings`; later connections stay.
     pub(crate) fn ending(dir: &Path, endings: Vec<(Level, &'static str)>) -> Self {
         let (config, ca_file) = server_config(dir, "peer.pem", "localhost", None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -69,7 +69,7 @@ impl AmqpPeer {
     }
 }
 
-/// Serves one connection to its end. Whatever goes wrong here, the test misses what the agent should have said.
+/// Serves one connection to its end. An error here needs no handling: the test then misses the agent's sentence.
 async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, &'static str)>) {
     let Ok(stream) = acceptor.accept(client).await else { return };
     let opened = ConnectionAcceptor::builder().container_id("peer").build().accept(stream).await;
@@ -81,7 +81,7 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
     let level = ending.map(|(level, _)| level);
     let mut messages = None;
     let mut others = Vec::new();
-    // Those for messages and for reports, and then those of methods.
+    // The links for messages and for reports come first, then those of methods.
     let count = if level == Some(Level::Twin) { 2 } else { 4 };
     for _ in 0..count {
         let Some(attach) = session.next_incoming_attach().await else { return };
@@ -98,7 +98,7 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
     if level == Some(Level::Twin) {
         let Some(attach) = session.next_incoming_attach().await else { return };
         refuse(attach, error.expect("a condition"), &mut session).await;
-        // Methods come in a session of their own then.
+        // Then methods have their own session.
         let Some(begun) = connection.next_incoming_session().await else { return };
         let Ok(mut own) = sessions.accept_incoming_session(begun, &mut connection).await else { return };
         let mut links = Vec::new();
@@ -111,7 +111,7 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
         }
         return;
     }
-    // Sent once there is credit, so once the agent has what it asked for; it passes this over.
+    // This message goes out when there is credit, so when the agent has its links. The agent ignores it.
     if let Some(LinkEndpoint::Sender(calls)) = others.last_mut() {
         let nothing = Sendable::builder().message(Message::builder().value(Value::Null).build());
         if calls.send(nothing.settled(true).build()).await.is_err() {
@@ -133,11 +133,11 @@ async fn serve(acceptor: TlsAcceptor, client: TcpStream, ending: Option<(Level, 
     if let Err(error) = gone {
         eprintln!("peer: {error}");
     }
-    // The handles stay, and with them whatever is not ended.
+    // The handles must live, because a drop would end the sessions and links.
     std::future::pending().await
 }
 
-/// Attaches without a terminus, which says that a detach with the reason follows, and detaches.
+/// Attaches without a terminus, which announces a detach with the reason, and then detaches.
 async fn refuse(mut attach: Attach, error: Error, session: &mut ListenerSessionHandle) {
     match attach.role {
         Role::Sender => attach.target = None,
@@ -155,7 +155,7 @@ async fn refuse(mut attach: Attach, error: Error, session: &mut ListenerSessionH
     }
 }
 
-/// The symbol decides which type of the crate it is.
+/// An error with this condition. The crate picks its own type by the symbol.
 fn error(condition: &str) -> Error {
     let condition = ErrorCondition::Custom(Symbol::from(condition));
     Error::new(condition, Some(WORDS.to_owned()), None)

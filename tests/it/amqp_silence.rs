@@ -1,4 +1,4 @@
-//! Idle time-outs of AMQP as they are on the wire: what the agent asks of its hub, and what it does for it.
+//! Idle time-outs of AMQP on the wire: what the agent asks of its hub, and what it sends for the hub's time-out.
 //!
 //! Must not know: how the agent counts.
 //! Source: AMQP 1.0, 2.4.5 and 2.7.1.
@@ -16,11 +16,11 @@ use crate::proxied::server_config;
 
 /// AMQP 1.0 without SASL.
 const HEADER: &[u8] = b"AMQP\x00\x01\x00\x00";
-/// An Open of the container "p" that asks to hear something every 300 ms.
+/// An Open of the container "p" that asks for a frame every 300 ms.
 const OPEN: &[u8] =
     b"\x00\x00\x00\x1f\x02\x00\x00\x00\x00\x53\x10\xc0\x12\x05\xa1\x01p\x40\x70\x00\x01\x00\x00\x60\xff\xff\
     \x70\x00\x00\x01\x2c";
-/// A frame with nothing in it.
+/// An empty frame.
 const EMPTY: &[u8] = b"\x00\x00\x00\x08\x02\x00\x00\x00";
 /// A second, as a uint of milliseconds.
 const ONE_SECOND: &[u8] = b"\x70\x00\x00\x03\xe8";
@@ -48,7 +48,7 @@ fn the_hub_is_told_the_keep_alive_hears_empty_frames_and_is_given_up_when_it_say
         stream.read_exact(&mut header).expect("a header");
         assert_eq!(header, HEADER);
         stream.write_all(&[HEADER, OPEN].concat()).and_then(|()| stream.flush()).expect("answered");
-        // From here on the hub is as good as gone.
+        // From here on the hub sends nothing.
         while let Ok(frame) = frame(&mut stream) {
             frames.send(frame).expect("the test waits");
         }
@@ -61,7 +61,7 @@ fn the_hub_is_told_the_keep_alive_hears_empty_frames_and_is_given_up_when_it_say
     assert!(line.contains(&format!("localhost:{port} does not answer any more")), "{line}");
     assert!(began.elapsed() > Duration::from_secs(2), "it was patient for twice its keep-alive");
     let empty = seen.try_iter().filter(|frame| frame == EMPTY).count();
-    // Every 300 ms for two seconds.
+    // The hub asked for a frame every 300 ms, and two seconds have passed.
     assert!((3..=8).contains(&empty), "{empty} empty frames");
     assert_eq!(agent.process.terminate(), Some(0));
 }

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 2] = ["ARCHITECTURE.md", "CONTRIBUTING.md"];
 
-/// A path that begins so is one from the root of the repository.
+/// A path that begins with one of these starts at the root of the repository.
 const FOLDERS: [&str; 7] = ["src/", "tests/", "scripts/", "docs/", "packaging/", "fuzz/", ".ci/"];
-/// A Rust file that is not there is looked for here.
+/// A Rust file that does not exist at its path is looked for here.
 const SOURCE: &str = "src";
 
-/// What stands before the name of an item.
+/// The words that may come before the name of an item.
 const KEYWORDS: [&str; 8] = ["fn", "const", "static", "struct", "enum", "type", "trait", "mod"];
 
-/// What a document names.
+/// A file, and perhaps an item, that a document names.
 #[derive(Debug, PartialEq, Eq)]
 struct Named<'t> {
-    /// Counted from 1.
+    /// The line number, from 1.
     line: usize,
     path: &'t str,
     item: Option<&'t str>,
@@ -42,7 +42,7 @@ fn every_file_and_function_that_the_two_documents_name_exists() {
     );
 }
 
-/// All that a text names, in its order.
+/// All that a text names, in order.
 fn named(text: &str) -> Vec<Named<'_>> {
     let lines = text.lines().enumerate();
     lines.flat_map(|(at, line)| named_in(at + 1, line)).collect()
@@ -70,12 +70,12 @@ fn is_of_path(c: char) -> bool {
     c.is_ascii_alphanumeric() || "_-./".contains(c)
 }
 
-/// The letters, digits and underscores that a text begins with.
+/// The letters, digits and underscores at the beginning of a text.
 fn word(text: &str) -> &str {
     &text[..text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len())]
 }
 
-/// What is wrong with one name, a sentence.
+/// What is wrong with one name, in a sentence.
 fn problem(document: &str, Named { line, path, item }: &Named<'_>, root: &Path) -> Option<String> {
     let Some(file) = find(path, root) else { return Some(format!("{document}:{line}: there is no {path}")) };
     let item = (*item)?;
@@ -89,7 +89,7 @@ fn find(path: &str, root: &Path) -> Option<PathBuf> {
     from_root.exists().then_some(from_root).or_else(|| below_source.is_file().then_some(below_source))
 }
 
-/// Whether a file has a function of that name, or another item.
+/// Whether a file has a function or another item of that name.
 fn has_item(text: &str, item: &str) -> bool {
     text.match_indices(item).any(|(at, _)| {
         let before = text[..at].strip_suffix(' ').unwrap_or_default();

@@ -1,11 +1,11 @@
-//! What the back end's commands have in common on the command line: the same options, with the same
-//! help and the same errors, and of the transports each what the hub offers for it.
+//! What the back end's commands have in common on the command line: the same options, with the same help and the same
+//! errors. Each command has the transports that the hub offers for it.
 //!
 //! Must not know: how the options are declared.
 
 use crate::harness::{binary, run};
 
-/// Each with what it needs, and its transports.
+/// Each command with its required arguments, and its transports.
 const COMMANDS: [(&str, &[&str]); 5] = [
     ("c2d-send", &["amqp", "amqp-ws"]),
     ("c2d-feedback", &["amqp", "amqp-ws", "https"]),
@@ -14,7 +14,7 @@ const COMMANDS: [(&str, &[&str]); 5] = [
     ("twin get", &["https"]),
 ];
 
-/// The part of a command's help that all of them have.
+/// The part of the help that all these commands share.
 fn shared_help(command: &str) -> String {
     let output = run(binary().args(command.split(' ')).arg("--help").env("COLUMNS", "80"));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
@@ -38,7 +38,7 @@ fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone()
             help.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split_once(':')).collect();
         assert_eq!(listed.iter().map(|(name, _)| *name).collect::<Vec<_>>(), transports);
         assert!(help.contains(&format!("[default: {}]", transports[0])), "{help}");
-        // An option with a default is not asked for.
+        // An option with a default is not required.
         let output = run(binary().args(command.split(' ')).arg("--help"));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let usage = text.lines().find(|line| line.starts_with("Usage:")).expect("a usage");

@@ -1,7 +1,7 @@
-//! What the back end does over HTTPS, through a proxy: `c2d-purge`, `c2d-feedback --transport https`, `twin`,
-//! `c2d-send --wait-outcome`; and proxies that are themselves spoken to over TLS.
+//! The back end over HTTPS, through a proxy: `c2d-purge`, `c2d-feedback --transport https`, `twin`,
+//! `c2d-send --wait-outcome`; also through proxies that use TLS themselves.
 //!
-//! Must not know: how the way is made.
+//! Must not know: how the connection is made.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -15,7 +15,7 @@ use crate::proxied::{ConnectProxy, TlsFront};
 const LOGIN: &str = "us%40er:p%3Aa%25ss";
 const HEADER: &str = "Basic dXNAZXI6cDphJXNz";
 
-/// Reports in the twin.
+/// A rule that reports in the twin.
 const RULE: &str =
     "[[rule]]\nname = \"any\"\nwhen = \"any\"\nreport = \"twin\"\ndo = [ { shell = \"true\" } ]\n";
 
@@ -28,7 +28,7 @@ fn command(emulator: &Emulator, arguments: &[&str]) -> Command {
     command
 }
 
-/// Each of them; `invoke-method` goes as `twin` does.
+/// The commands under test; `invoke-method` uses the same way as `twin`.
 const COMMANDS: [&[&str]; 4] = [
     &["c2d-purge", "--device", "dev1"],
     &["c2d-feedback", "--transport", "https", "--for", "100ms"],
@@ -36,7 +36,7 @@ const COMMANDS: [&[&str]; 4] = [
     &["c2d-send", "--device", "dev1", "--wait-outcome=20s"],
 ];
 
-/// Runs it, and returns what it logs; it must fail, and tell no secret.
+/// Runs a command that must fail, and returns what it logs. The log must not contain a secret.
 #[track_caller]
 fn refused(command: &mut Command) -> String {
     let output = run(command);
@@ -49,7 +49,7 @@ fn refused(command: &mut Command) -> String {
     stderr
 }
 
-/// An address on which nobody listens.
+/// An address without a listener.
 fn closed() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address")
 }
@@ -66,7 +66,7 @@ fn https_goes_through_the_proxy_with_a_login_and_past_it_to_the_hosts_in_no_prox
         let output = run(command(&emulator, arguments).env("HTTPS_PROXY", &url));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let requests = proxy.requests();
-        // One for one connection, whatever is asked over it; AMQP has gone its own way.
+        // One connection needs one CONNECT, for any number of requests. AMQP does not use the proxy.
         assert!(requests.len() == 1 && requests[0].starts_with(&asked), "{arguments:?}: {requests:?}");
 
         let mut past = command(&emulator, arguments);
@@ -93,7 +93,7 @@ fn feedback_over_https_comes_through_the_proxy_again_after_a_cut() {
     assert_eq!(watcher.wait_exit().code(), Some(0), "{}", watcher.stderr.text());
     watcher.stdout.wait_for("m-2");
     let requests = proxy.requests();
-    // A cut in the middle of an answer takes one connection more.
+    // A cut in the middle of an answer costs one more connection.
     assert!(requests.len() >= 2 && requests.iter().all(|head| head.contains(HEADER)), "{requests:?}");
     assert_eq!(agent.process.terminate(), Some(0));
 }
@@ -127,7 +127,7 @@ fn each_way_in_which_a_proxy_refuses_has_its_sentence_and_nothing_is_sent() {
         let words = format!("the proxy {closed} of HTTPS_PROXY cannot be reached (Connection refused");
         assert!(sentence.contains(&words), "{sentence}");
 
-        // What is wrong with the variable itself is found before anything is dialled.
+        // A wrong variable is found before the command connects anywhere.
         let output = run(command(&emulator, arguments).env("HTTPS_PROXY", "socks5://n:secret@h:1"));
         let stderr = String::from_utf8_lossy(&output.stderr);
         let words = "HTTPS_PROXY does not begin with http:// or https://: use an HTTP proxy";
@@ -189,7 +189,7 @@ fn a_proxy_over_tls_is_spoken_to_with_the_same_roots() {
     let said = refused(&mut purge(&emulator, &roots, &format!("http://{LOGIN}@localhost:{port}")));
     assert!(said.contains("check HTTPS_PROXY, also whether http:// or https:// is right"), "{said}");
 
-    // One that takes CONNECT without TLS.
+    // This proxy takes CONNECT without TLS.
     let plain = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = plain.local_addr().expect("an address").port();
     std::thread::spawn(move || {

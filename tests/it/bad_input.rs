@@ -1,6 +1,6 @@
-//! Bad input from every side: each mistake ends in one sentence that names it, and in the exit code of the documents.
+//! Bad input from every side: each mistake ends in one sentence that names it, and in the documented exit code.
 //!
-//! Owns: mistakes that no other file of this target is about. Must not know: how the program is built.
+//! Owns: mistakes that no other file of this target tests. Must not know: how the program is built.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -123,7 +123,7 @@ fn a_connection_string_in_quotes_or_cut_short_is_told_what_to_do() {
         "{quoted}"
     );
     assert!(!quoted.contains(KEY), "{quoted}");
-    // What is left when a shell takes the first ; for the end of the command.
+    // This is left when a shell takes the first ; as the end of the command.
     let cut = case("HostName=h;DeviceId=d");
     assert!(cut.contains("lacks SharedAccessKey: copy all of it, in quotes if a shell reads it"), "{cut}");
 }
@@ -131,7 +131,7 @@ fn a_connection_string_in_quotes_or_cut_short_is_told_what_to_do() {
 #[test]
 fn logs_on_a_terminal_are_coloured_unless_no_color_is_set() {
     let Some(script) = program("script") else { return skip("NO_COLOR", "script is not installed") };
-    // A property that is worth a warning, and then no connection string: logs one line and ends.
+    // The property causes a warning and the connection string is missing, so the program logs one line and ends.
     let line = format!("{} c2d-send --device d --property ä=1", env!("CARGO_BIN_EXE_c2d-agent"));
     let seen = |no_color: &str| {
         let mut command = Command::new(&script);

@@ -1,6 +1,6 @@
 //! `c2d-feedback` as a user sees it: what it prints and keeps, what survives crashes and full disks, and how it ends.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the command is built.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -32,7 +32,7 @@ fn command_with(running: &Running, service: &str, arguments: &[&str]) -> Command
     command
 }
 
-/// Lets devices complete messages, all in one change of the hub, so that their records make one batch.
+/// Lets devices complete messages in one change of the hub, so that their records make one batch.
 fn deliver(running: &Running, messages: &[(&'static str, &str)]) {
     let connections: Vec<_> = messages
         .iter()
@@ -43,7 +43,7 @@ fn deliver(running: &Running, messages: &[(&'static str, &str)]) {
         .collect();
     running.hub.with(|hub: &mut Hub, now: SystemTime| {
         for (device, _) in &connections {
-            // The last connection of a device is the one that holds.
+            // Only the last connection of a device is valid.
             let current =
                 connections.iter().rev().find(|(other, _)| other == device).expect("a connection").1;
             let locked = hub.next_delivery(device, current, now).expect("a message");
@@ -52,7 +52,7 @@ fn deliver(running: &Running, messages: &[(&'static str, &str)]) {
     });
 }
 
-/// Waits until a file has so many lines, and reads them.
+/// Waits until a file has `count` lines, and reads them.
 fn lines(path: &Path, count: usize) -> Vec<Value> {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -104,7 +104,7 @@ fn every_record_is_printed_in_aligned_lines_and_consumed() {
     let told = process.stderr.all();
     assert_eq!((told.len(), told[0].as_str()), (2, WARNING), "{told:?}");
 
-    // Nothing is left for another reader.
+    // No feedback is left for another reader.
     let again = run(&mut command(&running, &["--for", "500ms"]));
     assert_eq!((again.stdout.len(), again.status.code()), (0, Some(0)));
 }
@@ -145,7 +145,7 @@ fn a_crash_between_disk_and_completion_loses_nothing_and_shows_which_records_cam
     let spool = running.file("spool");
     let arguments = ["--spool", spool.to_str().expect("UTF-8")];
     for round in 0..3 {
-        // Nobody reads the pipe and it is full, so that the watcher stops between disk and completion.
+        // The pipe is full and has no reader, so the watcher stops after the disk and before the completion.
         let (_unread, mut full) = std::io::pipe().expect("a pipe");
         full.write_all(&[b' '; 64 * 1024]).expect("a pipe holds 64 KiB");
         let mut watcher = command(&running, &arguments);
@@ -169,7 +169,7 @@ fn a_crash_between_disk_and_completion_loses_nothing_and_shows_which_records_cam
         assert_eq!(distinct.len(), 2 * (round + 1), "{after:#?}");
         assert_eq!(known(&before[4 * round + 1]), known(&after[4 * round + 2]));
         assert_eq!(again.stdout.all().len(), 2);
-        // As a reader would who wants each once; the next round begins with four lines for this one.
+        // Repeats the last line, so that each round has four lines. A reader that wants each record once ignores it.
         let mut padded = std::fs::read_to_string(&spool).expect("read");
         padded.push_str(padded.lines().last().expect("a line").to_owned().as_str());
         std::fs::write(&spool, padded).expect("written");
@@ -186,7 +186,7 @@ fn a_disk_that_is_full_leaves_the_batch_at_the_hub() {
     deliver(&running, &[("dev1", "m-1")]);
     process.stdout.wait_for("m-1");
     let before = std::fs::read_to_string(&spool).expect("read");
-    // Room for a part of a line.
+    // The limit leaves room for a part of a line.
     limit_file_size(&process, Some(before.len() as u64 + 40));
     deliver(&running, &[("dev1", "m-2")]);
     assert_eq!(process.wait_exit().code(), Some(1));
@@ -296,7 +296,7 @@ fn over_https_each_record_is_read_once_and_a_hub_that_goes_away_is_waited_for() 
     process.stdout.wait_for("m-1");
     deliver(&running, &[("dev1", "m-2"), ("dev2", "m-3")]);
     process.stdout.wait_for("m-3");
-    // Completed as well: otherwise its lock would hold for a minute.
+    // The batch must also be completed, or its lock would hold for a minute.
     let end = Instant::now() + DEADLINE;
     while running.hub.with(|hub, _| hub.feedback().count()) > 0 {
         assert!(Instant::now() < end, "the batch is not completed");
@@ -335,7 +335,7 @@ fn a_batch_that_comes_again_over_https_is_the_one_that_was_read_over_amqp() {
     let arguments = ["--transport", "https", "--https-port", &port, "--spool", spool, "--count", "1"];
     let output = run(&mut command(&running, &arguments));
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    // HTTPS tells the time of the batch more finely.
+    // HTTPS gives the time of the batch with more digits.
     let same = |line: &Value| ["batch", "record", "messageId"].map(|key| line[key].clone());
     assert_eq!(same(&lines(&https, 1)[0]), same(&first[0]));
 }
@@ -353,7 +353,7 @@ fn watchers_killed_at_any_instant_lose_nothing_of_a_stream() {
             let id = format!("m-{round}-{n}");
             deliver(&running, &[("dev1", &id)]);
             sent.insert(id);
-            // Somewhere between reading, writing, printing and completing.
+            // The kill comes somewhere between reading, writing, printing and completing.
             if n == 10 + round {
                 std::thread::park_timeout(Duration::from_millis(7 * round));
                 process.kill();
@@ -393,7 +393,7 @@ fn a_second_signal_ends_one_that_cannot_print() {
             break status.code();
         }
         assert!(Instant::now() < end, "signals do not end it");
-        std::thread::park_timeout(Duration::from_millis(5)); // two signals that come together are one: again
+        std::thread::park_timeout(Duration::from_millis(5)); // two signals that come together count as one: send again
     };
     assert_eq!(code, Some(1));
 }

@@ -1,6 +1,6 @@
-//! `c2d-purge` as a user sees it, against a hub in this process and against servers that are none.
+//! `c2d-purge` as a user sees it, against a hub in this process and against servers that are not a hub.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the command is built.
 
 use std::process::{Command, Output};
 
@@ -27,7 +27,7 @@ fn a_queue_is_purged_and_the_sender_hears_of_it() {
         running.enqueue("dev1", id);
     }
     running.enqueue("dev2", "other");
-    // One that the device holds stays with it.
+    // A message that the device holds is not purged.
     let held = running.hub.with(|hub, now| hub.poll("dev1", now)).expect("m-1");
     let output = purge(&running, "dev1", &[]);
     assert_eq!(seen(&output), ("purged 2 messages of device dev1\n".to_owned(), String::new(), Some(0)));
@@ -79,7 +79,7 @@ fn each_refusal_has_its_sentence() {
     assert!(stderr.contains("does not accept the policy \"service\": check its name and key"), "{stderr}");
     assert!(code == Some(1) && !stderr.contains("AAAA"), "{stderr}");
 
-    // The port of another protocol.
+    // The port speaks another protocol.
     let amqp = running.amqp.port().to_string();
     let mut command = binary();
     command.args(["c2d-purge", "--device", "dev1", "--https-port", &amqp, "--ca-file"]);

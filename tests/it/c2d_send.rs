@@ -1,6 +1,6 @@
 //! `c2d-send` as a user sees it: what it prints, and its exit codes, against a hub in this process.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the command is built.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use crate::harness::{DEADLINE, Process, Proxy, binary, run};
 use crate::json_lines::json_lines;
 
-/// A hub in this process: tests look into it, and play the device without MQTT.
+/// A hub in this process. Tests read its state, and play the device without MQTT.
 pub(crate) struct Running {
     pub(crate) hub: SharedHub,
     pub(crate) amqp: std::net::SocketAddr,
@@ -89,7 +89,7 @@ impl Running {
         text.expect("a connection string").trim().to_owned()
     }
 
-    /// Connects as `device`, waits for its next message, and does something with the hub then.
+    /// Connects as `device`, waits for its next message, and then changes the hub.
     pub(crate) fn on_message(
         &self,
         device: &'static str,
@@ -336,7 +336,7 @@ fn wait_tells_that_the_message_was_delivered() {
 #[test]
 fn wait_finds_its_own_record_among_others_and_drops_none_silently() {
     let running = Running::start();
-    // One change of the hub, so one batch: another record, this message's, another one.
+    // One change of the hub makes one batch: a record of another message, this message's record, one more of another.
     let around = |running: &Running, arguments: &[&str]| {
         let other = connect(&running.hub, "dev2");
         let finish = move |hub: &mut Hub, now: SystemTime| {

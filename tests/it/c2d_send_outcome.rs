@@ -1,6 +1,6 @@
 //! `c2d-send --wait-outcome` as a user sees it: what it prints, and its exit codes, against a hub in this process.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the command is built.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -68,7 +68,7 @@ fn by_twin(hub: &mut Hub, now: SystemTime, report: &OutcomeReport) {
 #[test]
 fn an_action_that_succeeded_is_told_from_telemetry_with_its_output() {
     let running = Running::start();
-    // Other telemetry, and the outcome of another message.
+    // The hub also has other telemetry, and the outcome of another message.
     running.hub.with(|hub, now| {
         hub.record_event("dev1", Properties::default(), Bytes::from_static(b"\xff\0"), now);
         by_telemetry(hub, now, &report("m-0", OutcomeKind::Failed, "failed: other"));
@@ -99,7 +99,7 @@ fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
     });
     let (stdout, stderr, code) = send(&running, &["--message-id=m-1", "--wait-outcome=20s", "--json"]);
     assert_eq!(code, Some(5), "{stdout}{stderr}");
-    // The earlier outcome of the same id was not taken for this one.
+    // The earlier outcome of the same id was not taken for this message's outcome.
     assert!(stderr.contains("the device has already reported an outcome for this message id"), "{stderr}");
     let events = json_lines(&stdout);
     let last = events.last().expect("a line");
@@ -111,7 +111,7 @@ fn an_action_that_failed_is_told_from_the_twin_with_exit_code_5() {
         (last["exitCode"].as_i64(), last["attempt"].as_i64(), last.get("output")),
         (Some(3), Some(2), None)
     );
-    // How long the action took, and how long after the hub had the message its outcome was seen.
+    // One value is how long the action took; the other is the time from acceptance by the hub to the outcome.
     assert_eq!(last["durationMs"], 1_250, "{last}");
     assert!(events.iter().skip(1).all(|event| event["afterMs"].is_u64()), "{events:?}");
     device.join().expect("a device");
@@ -144,7 +144,7 @@ fn no_outcome_in_time_is_exit_code_4() {
     let words = "no outcome within 300ms: the message has not been completed: it waits for the device at the hub, or its action still runs\n";
     assert_eq!((stdout, code), (format!("message m-1  device dev1\n{ACCEPTED}{words}"), Some(4)));
 
-    // m-1 is taken, then m-2; nothing is reported.
+    // The device takes m-1, then m-2, and reports nothing.
     running.on_message("dev1", |_, _, _| {}).join().expect("a device");
     let device = running.on_message("dev1", |_, _, _| {});
     let (stdout, _, code) = send(&running, &["--message-id=m-2", "--wait-outcome=3s", "--json"]);
@@ -164,7 +164,7 @@ fn a_message_that_expires_has_no_outcome_to_wait_for() {
     assert_eq!(code, Some(3));
 }
 
-/// The one sentence of a failure before anything was sent.
+/// The only sentence of a failure before anything was sent.
 #[track_caller]
 fn unsent(running: &Running, output: &Output) -> String {
     let (stdout, stderr, code) = seen(output);
@@ -256,7 +256,8 @@ fn the_wait_and_its_port_are_checked_before_dialling() {
     }
 }
 
-/// A server on a port of its own that answers each connection's one request in turn, and its certificate.
+/// Starts a server that gives the next of `answers` to the one request of each connection. Returns its port and
+/// certificate.
 fn server(answers: Vec<String>) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let pem = made.cert.pem();
@@ -280,14 +281,14 @@ fn server(answers: Vec<String>) -> (u16, String) {
             let length = answer.split_once("\r\n\r\n").expect("a head").1.len();
             let head = format!("Connection: close\r\nContent-Length: {length}\r\n\r\n");
             let answer = answer.replacen("\r\n\r\n", &format!("\r\n{head}"), 1);
-            // A client that has had enough closes before the end.
+            // A client that has read enough may close before the end.
             drop(stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()));
         }
     });
     (port, pem)
 }
 
-/// `c2d-send --wait-outcome` whose twins come from a [`server`].
+/// Runs `c2d-send --wait-outcome` with twins from a [`server`].
 fn send_with(running: &Running, answers: Vec<String>) -> Output {
     let (port, pem) = server(answers);
     let roots = running.file("roots.pem");
@@ -331,7 +332,7 @@ fn what_is_no_hub_gets_no_message() {
     assert!(sentence.contains("not as an IoT Hub does (more than 1024 KiB)"), "{sentence}");
 }
 
-/// The agent itself as the device, with the binary's own emulator.
+/// The device is the agent itself, on the binary's own emulator.
 #[test]
 fn the_agents_own_reports_end_the_wait_by_telemetry_and_by_twin() {
     let emulator = Emulator::start();

@@ -342,7 +342,7 @@ impl Check {
         Self::with(text, args, device.as_slice())
     }
 
-    /// With these variables.
+    /// Runs `check` with these environment variables.
     pub(crate) fn with(text: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("c.toml");

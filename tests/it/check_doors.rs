@@ -1,4 +1,4 @@
-//! `c2d-agent check` of rules for inputs and direct methods: what it explains, and which conditions it finds fault with.
+//! `c2d-agent check` of rules for inputs and direct methods: what it explains, and which conditions it refuses.
 //!
 //! Owns: nothing. Must not know: how rules match.
 
@@ -111,7 +111,7 @@ fn a_message_to_an_input_is_settled_over_mqtt_whatever_the_device_speaks() {
         &alone,
         &["over MQTT a module can only complete a message: on_failure of rule \"alarm\" has no effect"],
     );
-    // What is said of the device's way has no meaning where there is none.
+    // Settings for the device's connection have no meaning without a device.
     let alone = Check::with(&text, &[], &[MODULE]);
     says(&alone, &["configuration is valid: 5 rules, 0 pins, module edge1/agent by gw\n"]);
 }
@@ -125,7 +125,7 @@ fn rules_for_a_door_that_is_not_here_are_told_by_check_and_are_no_fault_of_the_f
         &device,
         &[no_input, "a message to the input \"commands\", which would not come here: no module signs in\n"],
     );
-    // One file may serve several gateways: the one warning is that of a value that may be missing.
+    // One file may serve several gateways. So the only warning is about a value that may be missing.
     assert!(
         device.stderr.ends_with("\n1 warning\n") && !device.stderr.contains("alarm"),
         "{}",

@@ -8,24 +8,24 @@ use std::path::Path;
 
 /// The wire reference. It names its own sections as `§1.4`.
 const REFERENCE: &str = "docs/wire.md";
-/// The tests at the end of this file cite what is not there.
+/// The tests at the end of this file cite sections that do not exist.
 const THIS_FILE: &str = "tests/it/citations.rs";
 
 const FOLDERS: [&str; 4] = ["src", "tests", "fuzz", "docs"];
-/// Files that people write. A corpus is bytes.
+/// The endings of files that people write. A corpus has only bytes.
 const WRITTEN: [&str; 7] = ["rs", "md", "toml", "py", "sh", "js", "html"];
-/// What a build leaves behind.
+/// The folders that a build makes.
 const BUILT: [&str; 2] = ["target", "book"];
 
 /// How a citation begins, in any letter case; sections follow: `1.4`, `1.4, 1.5 and 1.7`, `2.1 to 2.4, 2.7`.
 const WORDS: &str = "wire reference";
-/// The chapter whose lines can be cited, too: `8 (line 25)`, `8 (lines 11 and 13 to 20)`.
+/// The chapter whose lines can also be cited: `8 (line 25)`, `8 (lines 11 and 13 to 20)`.
 const CHECKLIST: Number = (8, 0);
 
 /// Chapter and section. A whole chapter has section 0, and so has a line of the checklist.
 type Number = (u32, u32);
 
-/// What can be cited.
+/// The sections and lines that can be cited.
 #[derive(Default)]
 struct Reference {
     sections: BTreeSet<Number>,
@@ -33,9 +33,9 @@ struct Reference {
     lines: BTreeSet<Number>,
 }
 
-/// What one citation names.
+/// One citation.
 struct Citation {
-    /// Where it begins, counted from 1.
+    /// The line where the citation begins, from 1.
     line: usize,
     sections: Vec<Number>,
     /// Lines of the checklist.
@@ -61,7 +61,7 @@ fn every_citation_of_the_wire_reference_leads_to_a_section() {
 }
 
 impl Reference {
-    /// Takes the headings that begin with a number, and the numbered lines of the checklist.
+    /// Reads the headings that begin with a number, and the numbered lines of the checklist.
     fn read(text: &str) -> Result<Self, String> {
         let mut reference = Self::default();
         let mut chapter = None;
@@ -85,7 +85,7 @@ impl Reference {
     }
 }
 
-/// Every file below `folder` that people write, as its path from `root` and its text.
+/// Collects every file below `folder` that people write: its path from `root` and its text.
 fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
     for entry in std::fs::read_dir(folder).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
@@ -105,11 +105,11 @@ fn is_one_of(names: &[&str], name: Option<&OsStr>) -> bool {
     name.and_then(OsStr::to_str).is_some_and(|name| names.contains(&name))
 }
 
-/// Everything that is wrong with the citations of one file, a sentence each.
+/// All problems with the citations of one file, a sentence each.
 fn problems(path: &str, text: &str, reference: &Reference) -> Vec<String> {
     let mut found = Vec::new();
     for Citation { line, sections, lines } in citations(path, text) {
-        // A document may speak of the reference as a whole. A comment that does gives its reader 800 lines to search.
+        // A document may mean the whole reference. In a comment, that would leave the reader 800 lines to search.
         if sections.is_empty() && !path.ends_with(".md") {
             found.push(format!("{path}:{line}: name the section, as in \"{WORDS} 1.4\""));
         }
@@ -129,7 +129,7 @@ fn problems(path: &str, text: &str, reference: &Reference) -> Vec<String> {
     found
 }
 
-/// The citations of one file, also those that go over the end of a line.
+/// The citations of one file, also those that continue on the next line.
 fn citations(path: &str, text: &str) -> Vec<Citation> {
     let (text, starts) = joined(text);
     let mark = if path == REFERENCE { "§" } else { WORDS };
@@ -145,7 +145,7 @@ fn citations(path: &str, text: &str) -> Vec<Citation> {
     cited.collect()
 }
 
-/// A text as one line in small letters, without the marks of comments; and where each of its lines begins in it.
+/// A text as one line in lower case, without the marks of comments; and the place where each of its lines begins.
 fn joined(text: &str) -> (String, Vec<usize>) {
     let (mut all, mut starts) = (String::new(), Vec::new());
     for line in text.lines() {
@@ -157,7 +157,7 @@ fn joined(text: &str) -> (String, Vec<usize>) {
     (all, starts)
 }
 
-/// The numbers that a text begins with, and what follows them.
+/// The numbers at the beginning of a text, and the rest.
 fn list(text: &str) -> (Vec<Number>, &str) {
     let mut found = Vec::new();
     let mut rest = text;
@@ -173,7 +173,7 @@ fn list(text: &str) -> (Vec<Number>, &str) {
     (found, rest)
 }
 
-/// Both numbers and, within a chapter or among chapters, all between them.
+/// Both numbers and all between them, within a chapter or among chapters.
 fn between(first: Number, last: Number) -> Vec<Number> {
     match (first, last) {
         ((first, 0), (last, 0)) => (first..=last).map(|chapter| (chapter, 0)).collect(),
@@ -184,7 +184,7 @@ fn between(first: Number, last: Number) -> Vec<Number> {
     }
 }
 
-/// The number that a text begins with, and what follows it.
+/// The number at the beginning of a text, and the rest.
 fn number(text: &str) -> Option<(Number, &str)> {
     let (chapter, rest) = digits(text)?;
     Some(match rest.strip_prefix('.').and_then(digits) {

@@ -1,15 +1,16 @@
-//! The clock of a process that says another time.
+//! Starts a process with another time on its clock.
 //!
-//! Owns: faketime. Must not know: what is started with it.
+//! Owns: faketime. Must not know: which programs are started.
 #![allow(dead_code)] // Not every feature set has tests that need it.
 
 use std::process::Command;
 
 use crate::harness::{program, run};
 
-/// What makes the clock of a process say another time, such as `+2h`: its environment. Timers run on. None without faketime.
+/// The environment that shifts the clock of a process, for example by `+2h`. Timers are not changed. `None` without
+/// faketime.
 pub(crate) fn clock_set_to(time: &str) -> Option<Vec<(String, String)>> {
-    // The wrapper stays between us and its child, where signals get lost: ask it for its library and do without it.
+    // The wrapper would stay between the test and its child, and signals would get lost. So only its library is used.
     let library = run(Command::new(program("faketime")?).args(["-f", "+0", "printenv", "LD_PRELOAD"]));
     let library = String::from_utf8(library.stdout).expect("a path").trim().to_owned();
     let pairs = [

@@ -1,9 +1,9 @@
 //! The configuration's fixtures: the report of each, word for word, and what depends on real files.
 //!
-//! Each `tests/fixtures/config/{valid,invalid}/NAME.toml` has its expected report beside it in `NAME.txt`, which is
-//! absent for a valid one without warnings. Lines `# env: NAME=VALUE` at its top are its environment. To write the
-//! reports anew, set `C2D_WRITE_FIXTURES=1`, and read the difference. `drop_ins/NAME/` holds a `config.toml` with its
-//! `config.d`, and the report in `report.txt`.
+//! Each `tests/fixtures/config/{valid,invalid}/NAME.toml` has its expected report beside it in `NAME.txt`. A valid file
+//! without warnings has no report. Lines `# env: NAME=VALUE` at its top are its environment. If reports must change,
+//! set `C2D_WRITE_FIXTURES=1` to write them again, and read the difference. `drop_ins/NAME/` holds a `config.toml` with
+//! its `config.d`, and the report in `report.txt`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -45,7 +45,7 @@ fn drop_ins_have_their_reports() {
         fs::read_dir(folder).expect("fixtures").map(|case| case.expect("readable").path()).collect();
     assert!(cases.len() >= 5, "only {} fixtures in {}", cases.len(), folder.display());
     for case in cases {
-        // A copy, because a checkout may be writable by its group, which is a warning.
+        // The test uses a copy, because a checkout may be writable by its group, which is a warning.
         let dir = Directory::new();
         dir.copy(&case, "config.toml");
         let main = fs::read_to_string(dir.path("config.toml")).expect("readable");
@@ -156,7 +156,7 @@ fn what_systemd_has_read_for_the_agent_stands_in_for_a_file_that_cannot_be_opene
     };
     let named = "[device]\nconnection_string_file = \"device.connection-string\"\n";
 
-    // A blank credential is none: the unit has one where there is no file.
+    // A blank credential counts as none: the unit sets one if there is no file.
     dir.write("credentials/device.connection-string", "\n", 0o600);
     let report = dir.plain(&load("").expect_err("no device").to_string());
     assert!(report.contains("the device is not named"), "{report}");
@@ -254,7 +254,7 @@ fn a_configuration_that_is_no_text_file_is_refused() {
 
 /// Loads each fixture of a folder and compares its report, `None` for none, with the text beside it.
 fn each_fixture(folder: &str, at_least: usize, report: impl Fn(Result<Config, Report>) -> Option<String>) {
-    // Relative, so that reports name the same path on every machine; cargo runs tests in the package's folder.
+    // The path is relative, so that reports are the same on every machine; cargo runs tests in the package's folder.
     let folder = Path::new("tests/fixtures/config").join(folder);
     let mut paths: Vec<_> =
         fs::read_dir(&folder).expect("fixtures").map(|entry| entry.expect("readable").path()).collect();
@@ -263,7 +263,7 @@ fn each_fixture(folder: &str, at_least: usize, report: impl Fn(Result<Config, Re
     let mut failed = Vec::new();
     for path in paths {
         let text = fs::read_to_string(&path).expect("readable");
-        // By its text: a checkout may be writable by its group, which is a warning.
+        // Only the text is read, because a checkout may be writable by its group, which is a warning.
         let inspection = config::inspect_text(&text, &path, &|name| variable(&text, name));
         // An agent does not read the tests; `check` reports their problems like all others.
         let (_, tests) = config::read_tests(&inspection);
@@ -286,7 +286,7 @@ fn each_fixture(folder: &str, at_least: usize, report: impl Fn(Result<Config, Re
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// A variable of a fixture's own environment.
+/// A variable of a fixture's environment.
 fn variable(text: &str, name: &str) -> Option<String> {
     let set =
         |line: &str| Some(line.strip_prefix("# env: ")?.strip_prefix(name)?.strip_prefix('=')?.to_owned());
@@ -333,7 +333,7 @@ impl Directory {
         self.plain(&lines.join("\n"))
     }
 
-    /// The text with `DIR` for the directory's own, changing name.
+    /// The text with `DIR` in place of the directory's name, which changes.
     fn plain(&self, text: &str) -> String {
         text.replace(&self.0.path().display().to_string(), "DIR")
     }

@@ -1,6 +1,6 @@
-//! The checklist, wire reference 8: each line a test, named after it, of what an unmodified SDK breaks on.
+//! The checklist, wire reference 8. Each line has a test of its name, for a behaviour on which unmodified SDKs depend.
 //!
-//! Owns: nothing. Must not know: SDKs; they have tests of their own.
+//! Owns: nothing. Must not know: SDKs, which have their own tests.
 
 mod amqp;
 mod https;

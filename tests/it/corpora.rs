@@ -1,7 +1,7 @@
-//! Every file of the fuzz corpora through the very function that the fuzz target runs.
+//! Runs every file of the fuzz corpora through the function that the fuzz target runs.
 //!
-//! Owns: nothing but the walk; the checks are in `fuzz/targets/`. To keep a finding of `scripts/fuzz.sh`, put its
-//! input into `fuzz/corpus/TARGET/` under a name that says what it shows.
+//! Owns: only the walk; the checks are in `fuzz/targets/`. A finding of `scripts/fuzz.sh` is kept if its input goes
+//! into `fuzz/corpus/TARGET/` under a name that says what it shows.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -44,7 +44,7 @@ fn the_emulator_username_corpus_holds() {
     each_file("emulator_username", emulator_username::run);
 }
 
-/// Runs every file of a corpus, and names those that fail.
+/// Runs every file of a corpus, and names the files that fail.
 fn each_file(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let (mut seen, mut failed) = (0, Vec::new());

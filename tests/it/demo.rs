@@ -1,4 +1,4 @@
-//! The demo as a user sees it: every line but ports and times.
+//! The demo as a user sees it: every line, except for ports and times.
 //!
 //! Owns: nothing that ships. Must not know: how the demo works.
 
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Process, binary};
 
-/// Ports and times are not the same twice.
+/// The text without ports and times, which change from run to run.
 fn filtered(text: &str) -> String {
     let mut filtered = String::new();
     let mut words = text.split_inclusive([' ', '\n', ',']).peekable();

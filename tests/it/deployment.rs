@@ -1,4 +1,4 @@
-//! `deployment.json`: the manifest keeps IoT Edge's rules, and asks the container for nothing that it does not have.
+//! `deployment.json`: the manifest keeps IoT Edge's rules, and asks for nothing that the container does not have.
 //!
 //! Source of the rules: wire reference 6.7 (schema, policies, createOptions as a string, split above 512 bytes).
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::harness::{binary, run};
 
-/// Longer ones the tooling splits into createOptions01 and so on.
+/// Longer options are split by the tooling into createOptions01 and so on.
 const LONGEST_CREATE_OPTIONS: usize = 512;
 const RESTART_POLICIES: [&str; 4] = ["never", "on-failure", "on-unhealthy", "always"];
 
@@ -37,7 +37,7 @@ fn text<'v>(value: &'v Value, what: &str) -> &'v str {
     value.as_str().unwrap_or_else(|| panic!("{what} is no text: {value}"))
 }
 
-/// The options of a module, which are JSON in a string in the JSON.
+/// The options of a module. They are JSON in a string of the JSON.
 fn create_options(module: &Value) -> Value {
     let options = text(&module["settings"]["createOptions"], "createOptions");
     assert!(options.len() <= LONGEST_CREATE_OPTIONS, "{} bytes must be split: {options}", options.len());
@@ -48,7 +48,7 @@ fn agent_module() -> Value {
     desired("$edgeAgent")["modules"]["c2d-agent"].clone()
 }
 
-/// The value of an instruction of the Dockerfile's last stage; an array in JSON as it is.
+/// The value of an instruction in the Dockerfile's last stage; an array stays JSON.
 fn dockerfile(instruction: &str) -> String {
     let text = read("Dockerfile").replace("\\\n", " ");
     let last_stage = text.rfind("\nFROM ").expect("a stage");
@@ -111,7 +111,7 @@ fn one_route_leads_to_an_input_of_the_agent_and_one_from_it_to_the_hub() {
         let [from, source, into, sink] = words[..] else { panic!("{name}: {route}") };
         assert_eq!((from, into), ("FROM", "INTO"), "{name}");
         let own = source.starts_with("/messages/modules/c2d-agent/");
-        // Or what it sends would come back to it.
+        // Otherwise the agent would get its own messages back.
         assert!(!own || sink == "$upstream", "{name}: {route}");
         into_agent += usize::from(sink.starts_with("BrokeredEndpoint(\"/modules/c2d-agent/inputs/"));
         upstream += usize::from(own);
@@ -139,7 +139,7 @@ fn the_routes_are_those_of_the_emulator_too() {
     assert!(topic.starts_with("devices/edge1/modules/c2d-agent/inputs/commands/"), "{topic}");
 }
 
-/// The manifest can be read by whoever may read twins: secrets are in a file.
+/// Everybody who may read twins can read the manifest, so secrets must be in a file.
 #[test]
 fn the_manifest_names_no_identity_of_its_own() {
     let manifest = read("deployment.json");
@@ -177,7 +177,7 @@ fn the_container_has_what_the_manifest_asks_for() {
     let targets: Vec<&str> = binds.iter().map(|bind| bind.split(':').nth(1).expect("a target")).collect();
     assert!(dockerfile("VOLUME").contains(targets[1]), "{targets:?}");
     assert!(binds[0].ends_with(":ro"), "the configuration is not the agent's to change: {binds:?}");
-    // Nothing that the manifest leaves out is needed: entry point, command and user are the image's.
+    // The manifest may leave out the entry point, the command and the user: the image has them.
     let entry: Vec<String> = serde_json::from_str(&dockerfile("ENTRYPOINT")).expect("a list");
     let command: Vec<String> = serde_json::from_str(&dockerfile("CMD")).expect("a list");
     assert_eq!((entry, command), (vec!["c2d-agent".to_owned()], vec!["run".to_owned()]));
@@ -205,7 +205,7 @@ fn the_program_knows_what_the_manifest_says_to_it() {
     for variable in object(&module["env"], "env").keys() {
         assert!(help.contains(variable.as_str()), "{variable} is not in the help of run:\n{help}");
     }
-    // The health check's words are a command of the program: with no agent there it says so, and nothing else.
+    // The words of the health check are a command of the program. Without an agent, it only says that none runs.
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("config.toml");
     std::fs::write(&config, "[inbox]\npath = \"inbox.redb\"\n").expect("written");
@@ -214,7 +214,7 @@ fn the_program_knows_what_the_manifest_says_to_it() {
     let said = String::from_utf8(checked.stderr).expect("text");
     assert_eq!(checked.status.code(), Some(1), "{said}");
     assert!(said.contains("no agent runs"), "{said}");
-    // The places that it mounts are the program's own defaults.
+    // The manifest mounts the default paths of the program.
     let binds = words(&create_options(&module)["HostConfig"]["Binds"]);
     assert!(help.contains("/etc/c2d-agent/config.toml") && binds[0].contains(":/etc/c2d-agent:"));
     std::fs::write(&config, "").expect("written");

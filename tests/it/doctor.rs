@@ -1,6 +1,6 @@
-//! `doctor` as a user sees it: what it finds, what it advises, and that it leaves everything as it was.
+//! `doctor` as a user sees it: what it finds, what it advises, and that it changes nothing.
 //!
-//! Owns: running it, and its JSON. Must not know: how it finds out.
+//! Owns: running the doctor, and its JSON. Must not know: how the checks work.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -30,7 +30,7 @@ fn doctor(config: &Path) -> Command {
     command
 }
 
-/// `doctor` in `dir` as `dev1` of `emulator`, whose time it can ask for.
+/// `doctor` in `dir` as `dev1` of `emulator`, with the emulator's HTTPS port for the time.
 fn healthy(emulator: &Emulator, dir: &Path) -> Command {
     let mut command = doctor(&write_config(dir, LED));
     command.env("C2D_DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
@@ -64,7 +64,7 @@ impl Found {
         found.unwrap_or_else(|| panic!("no {check} in {:#?}", self.checks))
     }
 
-    /// Asserts how a check stands, and that detail and remedy contain these words.
+    /// Asserts the result of a check, and that detail and remedy contain these words.
     #[track_caller]
     fn says(&self, check: &str, status: &str, detail: &str, remedy: &str) {
         let found = self.check(check);
@@ -76,7 +76,7 @@ impl Found {
         assert_eq!(found["remedy"].is_string(), needs_remedy, "{found:#}");
     }
 
-    /// Asserts which checks have failed, and the exit code that goes with it.
+    /// Asserts which checks have failed, and the exit code.
     #[track_caller]
     fn failed(&self, checks: &[&str]) {
         let failed = self.checks.iter().filter(|one| one["status"] == "failed");
@@ -167,7 +167,7 @@ fn the_names_in_json_are_those_that_scripts_rely_on() {
 fn messages_that_wait_are_neither_taken_nor_delivered() {
     let hub = Local::start();
     let dir = tempfile::tempdir().expect("a directory");
-    // The hub remembers the subscription: whoever goes on with that session gets what waits.
+    // The hub remembers the subscription, so the next connection with this session gets the waiting messages.
     let mut device = hub.subscribed();
     device.send(Packet::Disconnect);
     device.expect_close();
@@ -270,7 +270,7 @@ fn the_words_are_coloured_on_a_terminal_unless_no_color_is_set() {
     assert_eq!(coloured.status.code(), Some(1));
 }
 
-/// Runs it, and asserts that it took less than `limit`.
+/// Runs the doctor, and asserts that it took less than `limit`.
 fn within(limit: Duration, command: &mut Command) -> Found {
     let began = Instant::now();
     let found = Found::by(command);

@@ -1,6 +1,6 @@
 //! Drop-in files on a real disk, as `check`, `run`, `inbox` and `status` of the real binary read them.
 //!
-//! Owns: which files count, in which order, what is said of them. What merging means is tested in `src/config/tests/`.
+//! Owns: which files count, in which order, and what is said about them. Merging is tested in `src/config/tests/`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
@@ -171,7 +171,7 @@ fn drop_ins_that_others_can_change_are_a_warning() {
     let mode =
         |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
     let why = "(anyone who can write here decides what the agent runs)\n1 warning\n";
-    // A sticky directory, too: others cannot replace a file there, but add one.
+    // A sticky directory is refused, too: others cannot replace a file there, but they can add one.
     for (open, remedy) in [
         (0o775, "run chmod go-w DIR/config.d"),
         (0o757, "run chmod go-w DIR/config.d"),
@@ -249,7 +249,7 @@ fn inbox_and_status_find_the_inbox_that_a_drop_in_names() {
     );
 }
 
-/// A rule that takes `action=NAME`.
+/// A rule that matches `action=NAME`.
 fn rule(name: &str) -> String {
     format!(
         "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\ndo = [ {{ gpio = \"pump\", set = \"on\" }} ]\n"
@@ -297,7 +297,7 @@ impl House {
         assert_eq!(output.status.code(), Some(code));
     }
 
-    /// `check` says this on standard error, or nothing at all when it is empty.
+    /// Asserts that `check` says `stderr` on standard error, or nothing if it is empty.
     #[track_caller]
     fn says(&self, code: i32, stderr: &str) {
         let output = run(&mut self.command(&["check"]));

@@ -1,6 +1,6 @@
-//! The emulator as an edge gateway with a name of its own: what modules and leaf devices dial, and what gets through it.
+//! The emulator as an edge gateway with its own name: what modules and leaf devices dial, and what passes through it.
 //!
-//! Owns: nothing. Must not know: how the emulator tells the two names apart.
+//! Owns: nothing. Must not know: how the emulator distinguishes the two names.
 
 use std::net::SocketAddr;
 
@@ -32,7 +32,7 @@ fn modules_and_leaf_devices_are_told_the_gateway_and_sign_in_as_those_of_the_hub
     let start =
         format!("HostName=localhost;DeviceId=pi-01;GatewayHostName=127.0.0.1:{port};SharedAccessKey=");
     assert!(leaf.starts_with(&start), "{leaf}");
-    // The device itself still dials the hub.
+    // The device without the gateway's name still dials the hub.
     let direct = emulator.device_string("pi-01");
     assert!(
         direct.starts_with(&format!("HostName=localhost:{port};DeviceId=pi-01;SharedAccessKey=")),
@@ -49,7 +49,7 @@ fn modules_and_leaf_devices_are_told_the_gateway_and_sign_in_as_those_of_the_hub
     }
 }
 
-/// The agent as a leaf device: the port of the hub's name is nobody's, so that only the gateway can have been dialled.
+/// The agent is a leaf device. No server listens on the port of the hub's name, so the agent must dial the gateway.
 #[test]
 fn c2d_messages_and_their_feedback_pass_through_the_gateway() {
     over::each(|transport| {
@@ -67,7 +67,7 @@ fn c2d_messages_and_their_feedback_pass_through_the_gateway() {
         emulator.send("pi-01", &["--property", "action=good", "--message-id", "m-1", "--wait=20s"]);
         let mut sender = emulator.sender("pi-01");
         let sent = run(sender.args(["--property", "action=bad", "--message-id", "m-2", "--wait=20s"]));
-        // What a device refuses over AMQP, the gateway passes on; over MQTT a device can only complete.
+        // Over AMQP the gateway passes on a device's refusal. Over MQTT a device can only complete.
         let expected =
             if transport.starts_with("amqp") { (Some(3), "Rejected") } else { (Some(0), "Success") };
         let told = String::from_utf8_lossy(&sent.stdout).into_owned();
@@ -102,7 +102,7 @@ fn the_sdks_device_receives_as_a_leaf_device_behind_the_gateway() {
     let Some(python) = python("the SDK's device behind a gateway") else { return };
     let gateway = own_address().to_string();
     let emulator = Emulator::start_with(&["--gateway-hostname", &gateway, "--device", "pi-01"]);
-    // The SDK dials 8883 whatever the connection string says: of the gateway, which is all there is on that port.
+    // The SDK always dials port 8883, whatever the connection string says. Only the gateway listens on that port.
     let at: SocketAddr = format!("{gateway}:8883").parse().expect("an address");
     let cable = Proxy::at(at, emulator.mqtt);
     let leaf = file(&emulator, "leaf/pi-01.connection-string");
@@ -115,7 +115,7 @@ fn the_sdks_device_receives_as_a_leaf_device_behind_the_gateway() {
     emulator.send("pi-01", &bag);
     let first = json(&device.stdout.wait_for("m-1"));
     assert_eq!((&first["body"], &first["properties"]["odd"]), (&"grüße".into(), &"a=b&c%d".into()));
-    // A lost cable: the message waits at the hub, and the SDK comes back for it.
+    // While the cable is cut, the message waits at the hub. The SDK connects again and gets it.
     cable.cut();
     emulator.send("pi-01", &["--message-id", "m-2", "--data", "x", "--wait=30s"]);
     assert_eq!(json(&device.stdout.wait_for("m-2"))["body"], "x");
@@ -147,7 +147,7 @@ fn the_sdks_back_end_makes_and_deletes_modules() {
     assert_eq!(json(&service.stdout.wait_for("kept_keys")), expected);
 }
 
-/// As a developer starts a module outside of the edge device: the SDK's own way, with the connection string of the gateway.
+/// A developer starts a module outside of the edge device like this: by the SDK, with the gateway's connection string.
 #[test]
 fn the_sdks_module_signs_in_at_the_gateway_by_its_connection_string() {
     let Some(python) = python("the SDK's module by its connection string") else { return };

@@ -1,4 +1,5 @@
-//! The agent as a module of an edge device: what a redeployment, a restart of the gateway and another trust bundle do to it.
+//! The agent as a module of an edge device: after a redeployment, after a restart of the gateway, with another trust
+//! bundle.
 //!
 //! Owns: nothing. Must not know: how the agent signs in.
 
@@ -9,7 +10,7 @@ use crate::harness::{Emulator, wait_for_file};
 use crate::soak::back_end::{Door, Hub, MODULE};
 use crate::soak::gateway::Gateway;
 
-/// A rule that writes a line for each message, and what it says of its sender.
+/// A rule that writes a line for each message from `edge1` to the input `commands`.
 const RULE: &str = "[[rule]]\nname = \"write\"\nwhen = { \"$.source\" = \"input\", \"$.input\" = \"commands\", \"$.cdid\" = \"edge1\" }\n\
     do = [ { shell = \"echo $C2D_MESSAGE_ID done >> DIR/done\" } ]\n";
 
@@ -47,7 +48,7 @@ fn a_redeployment_ends_the_agent_with_one_sentence_and_the_next_one_knows_what_w
         "{log}"
     );
 
-    // edgeAgent starts it with the new generation; the inbox is the old one.
+    // edgeAgent starts the module with the new generation. The inbox stays the same.
     gateway.deploy(&hub);
     gateway.start_subscribed();
     hub.send("m-1", "any", &[]).expect("room");

@@ -1,4 +1,4 @@
-//! `c2d-agent emulator` as a process: what it prints, what it leaves behind, and how it fails.
+//! `c2d-agent emulator` as a process: what it prints, which files it leaves, and how it fails.
 //!
 //! Owns: the subcommand's output and exit codes. Must not know: MQTT, AMQP.
 
@@ -35,7 +35,7 @@ fn keys_and_the_authority_survive_a_restart() {
     assert_eq!(texts(&second), before);
 }
 
-/// The exit code and the last line of standard error, which is all that is printed.
+/// The exit code and the last line of standard error. Nothing else is printed.
 #[track_caller]
 fn failure(arguments: &[&str]) -> (Option<i32>, String) {
     let output = run(binary().arg("emulator").args(arguments));

@@ -1,8 +1,8 @@
-//! The emulator's faults as a device and its sender see them over the wire, how they are asked for, and the agent under
-//! each of them (`agent`).
+//! The emulator's faults as a device and its sender see them, how a fault is set, and the agent under each fault
+//! (`agent`).
 //!
-//! Owns: faults over MQTT, AMQP's and HTTPS's share of them, the control routes, the flag. Must not know: how a fault is
-//! decided.
+//! Owns: faults over MQTT, the faults that AMQP and HTTPS also have, the control routes, the flag. Must not know: how a
+//! fault is decided.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ fn control(emulator: &Emulator, method: &str, below: &str, value: &str) -> Answe
     ask(emulator, &format!("{method} {FAULTS}{below}"), &service_token(emulator), "", value.as_bytes())
 }
 
-/// Asks for a fault of `dev1`; it is there when this returns.
+/// Sets a fault of `dev1`. The fault is active when this returns.
 #[track_caller]
 fn set(emulator: &Emulator, name: &str, value: &str) {
     let answer = control(emulator, "PUT", &format!("/{name}"), value);
@@ -53,7 +53,7 @@ fn send(emulator: &Emulator, id: &str) {
     emulator.send("dev1", &["--message-id", id, "--data", id]);
 }
 
-/// Sends a message in the same way, and waits for its feedback elsewhere.
+/// Starts a sender of such a message, which waits for the feedback.
 fn send_waiting(emulator: &Emulator, id: &str) -> Process {
     let mut sender = emulator.sender("dev1");
     let sender = Process::spawn(sender.args(["--message-id", id, "--data", id, "--wait=25s"]));
@@ -92,7 +92,7 @@ fn connect(emulator: &Emulator) -> Device {
 #[test]
 fn drop_at_loses_the_packet_of_that_number_whoever_sent_it_and_only_that_one() {
     let emulator = Emulator::start_with(&["--device", "dev1", "--fault", "drop-at=6"]);
-    // CONNECT, CONNACK, SUBSCRIBE, SUBACK, PUBLISH, PUBACK.
+    // The packets are CONNECT, CONNACK, SUBSCRIBE, SUBACK, PUBLISH, PUBACK.
     let mut device = subscribed(&emulator);
     let sender = send_waiting(&emulator, "m-1");
     let publish = device.publish();
@@ -105,7 +105,7 @@ fn drop_at_loses_the_packet_of_that_number_whoever_sent_it_and_only_that_one() {
     device.puback(&again);
     assert_eq!(sender.wait_exit().code(), Some(0), "{}", sender.stderr.text());
 
-    // Of a connection that is there: PINGREQ, PINGRESP, PUBLISH.
+    // On an existing connection, the packets are PINGREQ, PINGRESP, PUBLISH.
     set(&emulator, "drop-at", "3");
     device.expect_silence();
     assert_eq!(faults(&emulator), json!({ "drop-at": "1" }), "what is left of it");
@@ -116,7 +116,7 @@ fn drop_at_loses_the_packet_of_that_number_whoever_sent_it_and_only_that_one() {
     let mut device = sign_in(&emulator, false);
     assert_eq!(device.bodies(1), ["m-2"]);
 
-    // And the very first ones.
+    // The first packets of a connection can be dropped, too.
     for at in ["1", "2"] {
         set(&emulator, "drop-at", at);
         connect(&emulator).expect_close();
@@ -138,7 +138,7 @@ fn delay_holds_a_message_back_for_its_time() {
     assert_eq!(queue(&emulator), ["enqueued"]);
     assert_eq!(device.bodies(1), ["m-1"]);
     assert!(before.elapsed() >= Duration::from_secs(1), "{:?}", before.elapsed());
-    // Taken back, what still waits goes out at once.
+    // After the end of the fault, waiting messages go out at once.
     set(&emulator, "delay", "1h");
     send(&emulator, "m-2");
     device.expect_silence();
@@ -393,7 +393,7 @@ fn flags_are_for_one_device_or_for_all_and_wrong_ones_are_named() {
     }
 }
 
-/// The names in the emulator's own words.
+/// The names of the faults, as the emulator prints them.
 fn faults_in_words() -> Vec<String> {
     let output = run(binary().args(["emulator", "--fault", "?"]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

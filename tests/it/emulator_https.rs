@@ -1,5 +1,4 @@
-//! The emulator's HTTPS side on the wire, with clients that are not ours: a bare TLS socket, and Python's standard
-//! library.
+//! The emulator's HTTPS side on the wire, with independent clients: a bare TLS socket, and Python's standard library.
 //!
 //! Owns: nothing. Must not know: how routes are found.
 
@@ -30,13 +29,13 @@ fn hostile_requests_are_refused_and_the_emulator_goes_on() {
             format!("GET /%ff/%00 HTTP/1.1\r\nAuthorization: {token}\r\nConnection: close\r\n\r\n"),
             "HTTP/1.1 404 ",
         ),
-        // HTTP/2: closed without an answer.
+        // An HTTP/2 connection is closed without an answer.
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), ""),
     ];
     for (request, status) in cases {
         let answer = exchange(&emulator, request.as_bytes());
         let shown = request.chars().take(60).collect::<String>();
-        // What was not read makes the system cut the connection, and sometimes the answer with it.
+        // If bytes were not read, the system resets the connection, and sometimes the answer is lost with it.
         let cut = answer.is_empty() && request.len() > 32 * 1024;
         assert!(answer.starts_with(status) || cut, "{shown:?}: {answer}");
     }
@@ -136,7 +135,7 @@ fn a_port_that_was_asked_for_and_is_taken_is_named_and_one_that_was_not_is_repla
     );
     assert!(stderr.contains(&words) && output.status.code() == Some(1), "{stderr}");
 
-    // Two without the option on one address of their own: at most one has 443, and both start.
+    // Two emulators without the option share an address: at most one gets port 443, and both start.
     let address = own_address().to_string();
     let start = |name: &str| {
         let mut command = crate::harness::binary();

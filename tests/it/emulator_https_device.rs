@@ -10,7 +10,7 @@ use crate::rest_ask::{Answer, ask, ask_as, device_token};
 
 const NEXT: &str = "GET /devices/dev1/messages/devicebound?api-version=2021-04-12";
 
-/// Asks for the next message, which is there.
+/// Asks for the next message, which must exist.
 fn receive(emulator: &Emulator, token: &str) -> Answer {
     let answer = ask(emulator, NEXT, token, "", b"");
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -22,7 +22,7 @@ fn lock_of(answer: &Answer) -> &str {
     tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).expect("a quoted ETag")
 }
 
-/// Settles and answers with the status: `how` is what follows the lock in the path or the query.
+/// Settles a message and returns the answer. `how` follows the lock in the path or the query.
 fn settle(emulator: &Emulator, token: &str, lock: &str, how: &str) -> Answer {
     let path = format!("/devices/dev1/messages/devicebound/{lock}");
     let line = match how {
@@ -96,7 +96,7 @@ fn a_message_comes_with_its_properties_in_headers_and_stays_locked() {
     assert_eq!(first.body, "grüße");
     emulator.process.stderr.wait_for("left a property out");
 
-    // Locked: the next one is another message, and then there is none.
+    // The first message is locked, so the next one is another message, and then there is none.
     let second = ask(&emulator, NEXT, &own, "", b"");
     assert_eq!(
         (second.status, second.body.as_str(), second.header("iothub-messageid").is_some()),
@@ -104,7 +104,7 @@ fn a_message_comes_with_its_properties_in_headers_and_stays_locked() {
     );
     assert_eq!(ask(&emulator, NEXT, &own, "", b"").status, 204);
     assert_eq!(settle(&emulator, &own, lock_of(&second), "complete").status, 204);
-    // Abandoned, it is the first again.
+    // After an abandon, the message is the first again.
     assert_eq!(settle(&emulator, &own, lock_of(&first), "abandon").status, 204);
     assert_eq!(ask(&emulator, NEXT, &own, "", b"").header("iothub-messageid"), Some("m:1"));
     for lock in ["none", "00000000-0000-0000-0000-000000000000", "%00"] {
@@ -123,7 +123,7 @@ fn a_device_with_a_certificate_needs_no_token_and_a_policy_can_stand_in_for_any(
     assert_eq!(ask_as(&emulator, Some(&identity), &next("pi-01"), "", b"").status, 200);
     assert_eq!(ask_as(&emulator, Some(&identity), &next("dev1"), "", b"").status, 401);
     assert_eq!(ask_as(&emulator, None, &next("pi-01"), "", b"").status, 401);
-    // Who proves nothing does not learn which devices there are.
+    // A client without a valid token does not learn which devices exist.
     assert_eq!(ask_as(&emulator, Some(&identity), &next("none"), "", b"").status, 401);
     assert_eq!(ask(&emulator, &next("none"), &device_token(&emulator, "dev1"), "", b"").status, 401);
     assert_eq!(ask(&emulator, &next("dev1"), &service_token(&emulator), "", b"").status, 401);
@@ -148,7 +148,7 @@ fn a_device_sends_d2c_messages_with_properties_and_within_limits() {
     assert_eq!(shown[0]["systemProperties"], serde_json::json!({ "$.mid": "m-1", "$.ct": "text/plain" }));
     assert_eq!((&shown[0]["properties"]["kind"], &shown[0]["body"]), (&"test".into(), &"grüße".into()));
 
-    // Just as much as there may be, and one byte more: with a length, and in chunks.
+    // The body has exactly the largest size, then one byte more: with a length, and in chunks.
     assert_eq!(ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024]).status, 204);
     let answer = ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024 + 1]);
     assert!(answer.status == 413 && answer.body.contains("ErrorCode:MessageTooLarge;"), "{answer:?}");

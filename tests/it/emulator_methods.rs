@@ -1,4 +1,4 @@
-//! Direct methods: what a back end gets over HTTPS of what a device does over MQTT, or does not do.
+//! Direct methods: what a back end gets over HTTPS when a device answers over MQTT, or does not answer.
 //!
 //! Owns: nothing. Must not know: the agent, files of the state directory.
 
@@ -23,7 +23,7 @@ fn call(emulator: &Emulator, body: &str) -> Answer {
     ask(emulator, &format!("POST {PATH}"), &service_token(emulator), "", body.as_bytes())
 }
 
-/// A device that takes methods.
+/// A device that has subscribed to methods.
 pub(crate) fn listening(emulator: &Emulator) -> Device {
     let mut device = sign_in(emulator, true);
     device.subscribe(&[(METHODS, QoS::AtLeastOnce)]);
@@ -44,7 +44,7 @@ pub(crate) fn respond(device: &mut Device, status: &str, rid: &str, body: &str) 
     device.send(Packet::Publish(Publish::new(topic, QoS::AtMostOnce, body)));
 }
 
-/// Status, error code, code word and message of an error as methods have it.
+/// Status, error code, code word and message of an error, in the form that methods use.
 fn error(answer: &Answer) -> (u16, u64, String, String) {
     let body = answer.json();
     let details: Value = serde_json::from_str(body["Message"].as_str().expect("a message")).expect("JSON");
@@ -66,7 +66,7 @@ fn a_call_reaches_the_device_and_its_answer_the_caller_as_they_are() {
         let caller = scope.spawn(|| call(&emulator, body));
         let (name, rid, body) = called(&mut device);
         assert_eq!((name.as_str(), body.as_str()), ("re%20boot%2Fnow", r#"{"z": 1,  "a": [1e400, "é"]}"#));
-        // Another one in between, answered first, with PUBACK at QoS 1.
+        // A second call comes in between. It is answered first, at QoS 1 and so with a PUBACK.
         let second = scope.spawn(|| call(&emulator, r#"{"methodName": "second"}"#));
         let (name, second_rid, body) = called(&mut device);
         assert_eq!((name.as_str(), body.as_str()), ("second", "null"));
@@ -93,7 +93,7 @@ fn a_device_that_is_not_there_is_waited_for_as_long_as_the_caller_says() {
     let refused = error(&call(&emulator, r#"{"methodName": "x"}"#));
     assert_eq!((refused.0, refused.1, refused.2), offline);
     assert_eq!(refused.3, "Timed out waiting for device to connect.");
-    // Connected is not enough.
+    // A connected device without a subscription to methods is not enough.
     let mut device = sign_in(&emulator, true);
     let since = Instant::now();
     let refused = error(&call(&emulator, r#"{"methodName": "x", "connectTimeoutInSeconds": 1}"#));
@@ -133,7 +133,7 @@ fn a_device_that_does_not_answer_goes_away_or_answers_nonsense_is_told_to_the_ca
         assert_eq!((told.0, told.1, told.2.as_str()), (502, 502_001, "BadDeviceResponse"));
         assert!(told.3.contains("it is not JSON"), "{}", told.3);
 
-        // Far longer than this test may take.
+        // The time-out is far longer than this test may take.
         let lost = scope.spawn(|| call(&emulator, r#"{"methodName": "x", "responseTimeoutInSeconds": 300}"#));
         called(&mut device);
         drop(device);

@@ -1,6 +1,6 @@
-//! Modules of an edge device: how they sign in, what reaches their inputs, what back ends can do with them.
+//! Modules of an edge device: how they sign in, what reaches their inputs, what back ends can do with modules.
 //!
-//! Owns: nothing. Must not know: how the emulator keeps them.
+//! Owns: nothing. Must not know: how the emulator keeps modules.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -74,7 +74,7 @@ fn a_module_signs_in_with_its_own_key_for_its_own_resource_alone() {
     let code = |client_id, password| sign_in(&emulator, client_id, password).1;
     assert_eq!(code("edge1/filter", token(&own, resource)), ConnectReturnCode::Success);
     assert_eq!(code("edge1/filter", token(&other, resource)), ConnectReturnCode::NotAuthorized);
-    // A token of the whole device covers its modules, when the key is right; a device's key is not.
+    // A token for the whole device covers its modules if the module's key signed it. The device's key is wrong.
     let device = emulator.device_string("edge1");
     let (_, device) = device.split_once("SharedAccessKey=").expect("a key");
     let device = SharedAccessKey::from_base64(device).expect("base64");
@@ -111,7 +111,7 @@ fn an_input_gets_what_is_routed_to_it_until_it_settles_it() {
         (topic, &b"hot"[..], QoS::AtLeastOnce, false)
     );
 
-    // Not settled: it comes again on the next connection, and its twin of the control API after it.
+    // The message was not settled, so it comes again on the next connection, before the one from the control API.
     drop(filter);
     let mut filter = module(&emulator, "filter");
     let form = json!({ "messageId": "m-3", "properties": { "level": "low" }, "body": "cold" });
@@ -142,7 +142,7 @@ fn an_input_gets_what_is_routed_to_it_until_it_settles_it() {
         .env("C2D_SERVICE_CONNECTION_STRING", emulator.service_string());
     let (_, stderr, code) = seen(&run(&mut send));
     assert!(stderr.contains("\"edge1/filter\" is not a device id") && code == Some(2), "{stderr}");
-    // A module may ask for them all the same, and gets none.
+    // A module may subscribe to C2D messages, but gets none.
     let asked =
         filter.subscribe(&[("devices/edge1/modules/filter/messages/devicebound/#", QoS::AtLeastOnce)]);
     assert_eq!(asked.return_codes, [SubscribeReasonCode::Success(QoS::AtLeastOnce)]);
@@ -177,7 +177,7 @@ fn a_back_end_calls_a_module_and_patches_its_twin() {
     let (stdout, _, _) = seen(&run(&mut back_end(&emulator, &all(&["twin", "get", "--json"]))));
     let twin: Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!((twin["deviceId"].as_str(), twin["moduleId"].as_str()), (Some("edge1"), Some("filter")));
-    // The device's own twin is another one, and modules are no devices of the registry.
+    // The device has another twin, and modules are not devices of the registry.
     let (stdout, _, _) =
         seen(&run(&mut back_end(&emulator, &["twin", "get", "--device", "edge1", "--json"])));
     let twin: Value = serde_json::from_str(&stdout).expect("JSON");

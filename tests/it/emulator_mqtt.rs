@@ -1,6 +1,6 @@
 //! The emulator's device side, packet by packet over real TLS.
 //!
-//! Owns: what `conformance` has no line for, and faulty devices. Must not know: the agent.
+//! Owns: behaviour that has no line in `conformance`, and faulty devices. Must not know: the agent.
 
 use std::io::Write as _;
 

@@ -1,6 +1,6 @@
-//! The emulator's page in a real browser, as somebody would use it who tries the agent out; and its routes by themselves.
+//! The emulator's page in a real browser, as a person would use it to try the agent; and its routes without a browser.
 //!
-//! Must not know: how the page is made; what a person does and sees there is in `tests/browser/page.py`.
+//! Must not know: how the page is made. `tests/browser/page.py` has the steps of the person.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::{Agent, Emulator, Process, program, skip};
 use crate::rest::{exchange, service_token};
 
-/// An action that goes on until the file `go` is there.
+/// An action that runs until the file `go` exists.
 const RULE: &str = r#"
 [report]
 outcomes = ["telemetry", "twin"]
@@ -67,7 +67,7 @@ fn the_page_shows_what_the_hub_does_and_sends_messages() {
     person.stdout.wait_for("seen");
 }
 
-/// Asks for `path` and returns the answer whole, head and body.
+/// Asks for `path` and returns the whole answer, head and body.
 fn ask(emulator: &Emulator, method: &str, path: &str, token: &str, body: &str) -> String {
     let length = body.len();
     let head = format!(
@@ -119,7 +119,7 @@ fn an_overview_waits_until_there_is_something_new_and_shows_no_more_than_a_begin
     assert_eq!(message["bodyBytes"], 60_000);
     assert_eq!(message["body"], "ü".repeat(256).as_str());
 
-    // What the hub itself refuses is said in its words.
+    // The answer has the hub's own words for a refusal.
     let none = ask(&emulator, "POST", "/emulator/devices/none/messages", &token, "{}");
     assert!(
         none.starts_with("HTTP/1.1 400 ") && none.contains("the hub has no device \\\"none\\\""),

@@ -1,6 +1,7 @@
-//! The emulator's registry of devices in bare requests: rights, conditions, bad input, and what a change does to devices.
+//! The emulator's registry of devices in bare requests: rights, conditions, bad input, and the effect of changes on
+//! devices.
 //!
-//! Owns: nothing. Must not know: files of the state directory but connection strings.
+//! Owns: nothing. Must not know: files of the state directory, except connection strings.
 
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ fn a_device_is_made_used_disabled_and_deleted_and_a_restart_changes_none_of_it()
     let emulator = Emulator::start_in(&state, "0", "0", &[]);
     assert_eq!(poll(&emulator, "new-1", &own), 200, "the same keys, and the message that waited");
     let listed = owner(&emulator, "GET", "/devices", "", &Value::Null).json();
-    // The command line's own device is made anew, with other keys.
+    // The device of the command line is created again, with other keys.
     assert_eq!((&listed[0]["deviceId"], &listed[1]["deviceId"]), (&json!("dev1"), &json!("new-1")));
     assert_eq!(listed[1]["etag"], json!(etag));
 

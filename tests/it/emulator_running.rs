@@ -1,6 +1,6 @@
-//! Commands that ask a running emulator, and the file that a shell sources so that no command needs to be told where it is.
+//! Commands that ask a running emulator, and the file `env`: after a shell sources it, commands find the emulator.
 //!
-//! Owns: nothing. Must not know: HTTPS routes, but for what a device sends.
+//! Owns: nothing. Must not know: HTTPS routes, except the one by which a device sends.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,21 +13,21 @@ use crate::emulator_modules::module;
 use crate::harness::{Emulator, Process, binary, run};
 use crate::rest_ask::{ask, device_token};
 
-/// `c2d-agent emulator` with arguments, asked about the emulator of a state directory.
+/// `c2d-agent emulator` with arguments, for the emulator of a state directory.
 fn asking(state: &Path, arguments: &[&str]) -> Command {
     let mut command = binary();
     command.arg("emulator").args(arguments).arg("--state-dir").arg(state);
     command
 }
 
-/// The exit code and standard output, or standard error where there is no output.
+/// The exit code and standard output, or standard error if there is no output.
 fn said(command: &mut Command) -> (Option<i32>, String) {
     let output = run(command);
     let text = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
     (output.status.code(), String::from_utf8_lossy(text).trim_end().to_owned())
 }
 
-/// Has the device send a message.
+/// Sends a message as the device.
 fn send_event(emulator: &Emulator, device: &str, body: &str) {
     let line = format!("POST /devices/{device}/messages/events?api-version=2021-04-12");
     let headers = "iothub-app-kind: greeting\r\n";
@@ -160,7 +160,7 @@ fn a_directory_without_an_emulator_one_that_is_gone_and_another_one_have_a_sente
         "{text}"
     );
 
-    // Another emulator is where this one was: with another authority, and, were that the same, with other keys.
+    // Another emulator now has the old address. It has another authority; even with the same one, it has other keys.
     let put = |name: &str, text: &str| std::fs::write(gone.state.join(name), text).expect("written");
     put("https.address", &there.https.to_string());
     let another = format!(
@@ -177,7 +177,7 @@ fn a_directory_without_an_emulator_one_that_is_gone_and_another_one_have_a_sente
         "{text}"
     );
 
-    // What starts a hub is nothing for one that runs.
+    // Options that start a hub are refused for a running one.
     let output = run(binary().args(["emulator", "--device", "dev1", "events"]));
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
@@ -198,7 +198,7 @@ fn a_connection_string_with_a_well_known_key_needs_no_file() {
     };
     assert_eq!(send(&emulator, string(key)), Some(0));
     assert_eq!(emulator.service_string(), string(key));
-    // They end with the option.
+    // The keys are the well-known ones only with the option.
     assert_eq!(emulator.process.terminate(), Some(0));
     let port = port.to_string();
     let next = Emulator::start_in(&emulator.state, "0", &port, &["--device", "dev1"]);

@@ -1,6 +1,6 @@
-//! What the emulator keeps over a restart, as its users notice it: messages, twins and feedback are there again.
+//! What the emulator keeps over a restart, as users see it: messages, twins and feedback are there again.
 //!
-//! Must not know: how it is written.
+//! Must not know: how the state is written.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ fn a_message_waits_for_its_device_while_the_emulator_is_stopped_and_also_when_it
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(emulator.process.terminate(), Some(0));
 
-    // Feedback that nobody has read, the twin and the D2C messages are there after one more restart.
+    // Unread feedback, the twin and the D2C messages are there after one more restart.
     let emulator = start(&state);
     let kept = std::fs::read_to_string(state.join("hub.json")).expect("a file");
     let kept: serde_json::Value = serde_json::from_str(&kept).expect("JSON");
@@ -87,7 +87,7 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = dir.path().join("hub");
     let emulator = start(&state);
-    // In the way of the new file.
+    // A directory has the name of the new file, so the emulator cannot write it.
     let obstacle = state.join("hub.json.new");
     std::fs::create_dir(&obstacle).expect("made");
     emulator.send("dev1", &["--message-id", "m-1"]);

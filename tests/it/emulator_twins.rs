@@ -1,4 +1,4 @@
-//! Tags and desired properties: what a back end writes over HTTPS, and what a device hears of it over MQTT.
+//! Tags and desired properties: what a back end writes over HTTPS, and what a device gets of it over MQTT.
 //!
 //! Owns: nothing. Must not know: the agent, files of the state directory.
 
@@ -36,7 +36,7 @@ pub(crate) fn sign_in(emulator: &Emulator, clean: bool) -> Device {
     device
 }
 
-/// The next change of desired properties: its topic's version and what it says.
+/// The next change of desired properties: the version in its topic, and its body.
 fn change(device: &mut Device) -> (String, Value) {
     let publish = device.publish();
     assert_eq!(publish.qos, QoS::AtMostOnce);
@@ -74,7 +74,7 @@ fn a_device_that_subscribed_hears_of_each_change_at_once_and_gets_the_rest_when_
     let expected = json!({ "led": { "on": false, "level": null }, "fan": 1, "$version": 4 });
     assert_eq!(change(&mut device), ("4".to_owned(), expected));
 
-    // What is written while it is away does not come; it gets its twin.
+    // A change during the absence of the device is not sent later. The device asks for its twin instead.
     drop(device);
     emulator.process.stderr.wait_for("a device's connection ended");
     patch(desired(json!({ "away": 1 })));
@@ -82,7 +82,7 @@ fn a_device_that_subscribed_hears_of_each_change_at_once_and_gets_the_rest_when_
     device.expect_silence();
     let expected = json!({ "led": { "on": false }, "fan": 1, "away": 1, "$version": 5 });
     assert_eq!(own_twin(&mut device)["desired"], expected);
-    // Its stored subscription is in force without a new SUBSCRIBE.
+    // The stored subscription is valid without a new SUBSCRIBE.
     patch(desired(json!({ "away": null })));
     assert_eq!(change(&mut device).0, "6");
 
@@ -101,7 +101,7 @@ fn a_back_end_writes_over_the_version_that_it_has_seen_only() {
     let got = twin(&emulator, "GET", "dev1", "", &Value::Null);
     let etag = got.header("etag").expect("an etag").to_owned();
     assert_eq!(etag, format!("\"{}\"", got.json()["etag"].as_str().expect("an etag")));
-    // The twin goes back as it came, with a change: the SDKs' way.
+    // SDKs send the whole twin back with a change.
     let mut changed = got.json();
     changed["properties"]["desired"]["led"] = json!("on");
     changed["properties"]["desired"]["$metadata"] = json!({});

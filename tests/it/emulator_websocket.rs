@@ -1,5 +1,5 @@
-//! How the emulator ends a WebSocket whose client breaks the rules of what is inside: with a close frame that says why,
-//! and with the end of the connection, in bounded time.
+//! How the emulator ends a WebSocket whose client breaks the rules of the protocol inside: with a close frame that says
+//! why, and with the end of the connection, in bounded time.
 //!
 //! Owns: a raw WebSocket client. Must not know: how the emulator closes.
 
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 use crate::harness::Emulator;
 use crate::rest::{Tls, dial};
 
-/// Far below any time-out of the emulator for clients that say nothing.
+/// Far below any time-out of the emulator for silent clients.
 const SOON: Duration = Duration::from_secs(10);
 
 const SASL_HEADER: &[u8] = b"AMQP\x03\x01\x00\x00";
 const AMQP_HEADER: &[u8] = b"AMQP\x00\x01\x00\x00";
 
-/// What may only follow Open.
+/// A Begin frame, which may come only after Open.
 const BEGIN: &[u8] = b"\x00\x00\x00\x14\x02\x00\x00\x00\x00\x53\x11\xc0\x07\x04\x40\x43\x52\x0a\x52\x0a";
 
 const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 
-/// A client that sends whatever it is told.
+/// A client that sends any bytes that the test gives it.
 pub(crate) struct Socket {
     stream: BufReader<Tls>,
 }
@@ -34,7 +34,7 @@ impl Socket {
         socket
     }
 
-    /// At any path; with the head of the answer, whatever it is.
+    /// Opens a WebSocket at any path. Also returns the head of the answer.
     pub(crate) fn open_at(emulator: &Emulator, path: &str, subprotocol: &str) -> (Self, String) {
         let mut stream = dial(emulator);
         let request = format!(
@@ -51,7 +51,7 @@ impl Socket {
         (Self { stream }, head)
     }
 
-    /// One frame, masked with zeros as a client may.
+    /// Sends one frame, masked with zeros, which is allowed.
     pub(crate) fn send(&mut self, opcode: u8, payload: &[u8]) {
         let mut frame = vec![0x80 | opcode];
         match payload.len() {
@@ -68,7 +68,7 @@ impl Socket {
         frame.extend_from_slice(&[0; 4]);
         frame.extend_from_slice(payload);
         let stream = self.stream.get_mut();
-        // The emulator may have had enough before the end.
+        // The emulator may close before it has read everything.
         drop(stream.write_all(&frame).and_then(|()| stream.flush()));
     }
 
@@ -88,8 +88,8 @@ impl Socket {
         (head[0] & 0x0F, payload)
     }
 
-    /// What comes in binary frames up to the close frame; its code and reason. Then the connection ends, without any word
-    /// of this client.
+    /// The bytes of all binary frames before the close frame, and the code and reason of the close frame. Then the
+    /// connection must end, although this client sends nothing more.
     fn end(mut self) -> (Vec<u8>, u16, String) {
         let begun = Instant::now();
         let mut bytes = Vec::new();
@@ -132,7 +132,7 @@ fn sasl_plain(user: &str, password: &str) -> Vec<u8> {
 #[test]
 fn each_early_mistake_over_amqp_is_closed_with_its_reason() {
     let emulator = Emulator::start();
-    // Another protocol than AMQP 1.0: the header that would be understood, then the end. Source: AMQP 1.0, 2.2.
+    // For another protocol, the emulator sends the header that it understands, then ends. Source: AMQP 1.0, 2.2.
     for header in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         b"AMQP\x00\x00\x09\x01",
@@ -143,18 +143,18 @@ fn each_early_mistake_over_amqp_is_closed_with_its_reason() {
         assert_eq!((bytes.as_slice(), code), (AMQP_HEADER, 1002), "{reason}");
         assert_eq!(reason, "the first bytes are not those of AMQP 1.0");
     }
-    // A header in pieces is one all the same.
+    // A header in several frames counts as one header.
     let (bytes, ..) = played(&emulator, &[(BINARY, b"GET "), (BINARY, b"/ HT")]);
     assert_eq!(bytes, AMQP_HEADER);
 
-    // A sign-in that is refused: the outcome comes before the end.
+    // If a sign-in is refused, the outcome comes before the end.
     let init = sasl_plain("service@sas.root.localhost", "SharedAccessSignature sr=localhost&sig=AAAA&se=9");
     let (bytes, code, reason) = played(&emulator, &[(BINARY, SASL_HEADER), (BINARY, &init)]);
     assert!(bytes.starts_with(SASL_HEADER), "{bytes:?}");
     assert!(bytes.windows(3).any(|part| part == [0, 0x53, 0x44]), "no SASL outcome: {bytes:?}");
     assert_eq!((code, reason.as_str()), (1008, "the sign-in was refused: check the user name and the token"));
 
-    // Frames that are too large: before the connection is open, and of a size that no frame has.
+    // The frames are too large: one before the connection is open, and one with an impossible size.
     let (_, code, reason) =
         played(&emulator, &[(BINARY, AMQP_HEADER), (BINARY, b"\x7f\xff\xff\xff\x02\x00\x00\x00")]);
     assert_eq!((code, reason.as_str()), (1002, "the client sent a frame of 2147483647 bytes"));
@@ -167,7 +167,7 @@ fn each_early_mistake_over_amqp_is_closed_with_its_reason() {
         "{reason}"
     );
 
-    // Text, and a message that is too large for a WebSocket here.
+    // A text frame is refused, and so is a message that is too large for the emulator's WebSockets.
     let (bytes, code, reason) = played(&emulator, &[(TEXT, b"hello")]);
     assert_eq!((bytes.as_slice(), code), (&b""[..], 1003));
     assert!(reason.contains("a text message came"), "{reason}");
@@ -176,10 +176,10 @@ fn each_early_mistake_over_amqp_is_closed_with_its_reason() {
     let (_, code, reason) = played(&emulator, &[(BINARY, &vec![0; 600 * 1024])]);
     assert!(code == 1009 && reason.contains("above 512 KiB"), "{code} {reason}");
 
-    // A client that says goodbye at once is answered.
+    // A client that closes at once gets an answer.
     let (_, code, _) = played(&emulator, &[(CLOSE, &1000_u16.to_be_bytes())]);
     assert_eq!(code, 1000);
-    // The emulator is well.
+    // The emulator still works.
     emulator.send("dev1", &["--transport", "amqp-ws", "--https-port", &emulator.https.port().to_string()]);
 }
 
@@ -194,7 +194,7 @@ fn an_open_connection_that_breaks_the_rules_is_closed_with_its_reason() {
     while !greeting.windows(3).any(|part| part == [0, 0x53, 0x10]) {
         greeting.extend(socket.receive().1);
     }
-    // One byte more than Open says that a frame may have.
+    // The frame is one byte larger than Open allows.
     socket.send(BINARY, b"\x00\x04\x00\x01\x02\x00\x00\x00");
     let (_, code, reason) = socket.end();
     assert_eq!((code, reason.as_str()), (1002, "the client sent a frame of 262145 bytes"));
@@ -210,7 +210,7 @@ fn mqtt_inside_a_websocket_ends_in_good_order_too() {
         }
         socket.end()
     };
-    // PINGREQ in place of CONNECT, a level that is not served, and text.
+    // The first packet is PINGREQ instead of CONNECT, then a level that is not served, then a text frame.
     let (bytes, code, _) = played(&[(BINARY, &[0xC0, 0])]);
     assert_eq!((bytes.as_slice(), code), (&b""[..], 1000));
     let (bytes, code, _) =

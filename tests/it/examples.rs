@@ -1,7 +1,7 @@
-//! The recipes in `examples/`: each is checked with its own tests where it stands, and a copy is run by a real agent, to which is
-//! sent what its page says.
+//! The recipes in `examples/`: each is checked in its place with its own tests. A real agent runs a copy, and gets the
+//! messages of the recipe's page.
 //!
-//! Owns: what each is for. Must not know: how rules, pins and programs work.
+//! Owns: what each recipe must do. Must not know: how rules, pins and programs work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::harness::{Emulator, Process, binary, run, wait_for_file};
 use crate::invoke_method::back_end;
 
-/// All of them, and how many tests each has.
+/// All recipes, and how many tests each has.
 const EXAMPLES: [(&str, usize); 9] = [
     ("alarm-lamp", 4),
     ("backup", 3),
@@ -41,8 +41,8 @@ impl Example {
         Self::start_with(name, &[], "")
     }
 
-    /// Starts a copy in which each path of `moved` leads below the copy's own directory instead. A drop-in has what a test needs:
-    /// simulated pins, an inbox of its own, and `more`.
+    /// Starts a copy in which each path of `moved` leads below the copy's own directory. A drop-in has what a test
+    /// needs: simulated pins, its own inbox, and `more`.
     fn start_with(name: &str, moved: &[(&str, &str)], more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         for file in fs::read_dir(folder().join(name)).expect("an example") {
@@ -66,7 +66,7 @@ impl Example {
         Self { emulator, agent, dir }
     }
 
-    /// A command of the agent's gateway.
+    /// A command with the configuration of the copy.
     fn command(emulator: &Emulator, dir: &Path, arguments: &[&str]) -> Command {
         let mut command = binary();
         command.args(arguments).current_dir(dir);
@@ -75,7 +75,7 @@ impl Example {
         command
     }
 
-    /// Runs the shell's blocks of the example's page, as a back end; what they print.
+    /// Runs the shell blocks of the example's page, as a back end. Returns what they print.
     fn send(&self) -> String {
         let page = fs::read_to_string(self.dir.path().join("README.md")).expect("a page");
         let mut blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().expect("a block"));
@@ -105,12 +105,12 @@ impl Example {
         format!("{told}{said}")
     }
 
-    /// Waits until the pins are so.
+    /// Waits until the states of the pins contain `part`.
     fn pins(&self, part: &str) {
         wait_for_file(&self.dir.path().join("pins.json"), part);
     }
 
-    /// How the messages ended, as the inbox has it.
+    /// How the messages ended, as the inbox says.
     fn inbox(&self) -> String {
         let mut list =
             Self::command(&self.emulator, self.dir.path(), &["inbox", "list", "--json", "-c", "config.toml"]);
@@ -139,7 +139,7 @@ fn each_example_is_valid_and_passes_its_own_tests() {
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(told.ends_with(&format!("\n{tests} tests passed\n")), "{name}: {told}");
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-        // Of the files of a checkout anyone may be the owner.
+        // The files of a checkout may have any owner.
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!said.contains("config.toml:"), "{name}: {said}");
     }
@@ -169,7 +169,7 @@ fn garage_door_never_has_both_directions_on() {
 
 #[test]
 fn boiler_goes_off_when_the_hub_is_gone() {
-    // In place of five minutes, the least that there is.
+    // The test uses the shortest time instead of five minutes.
     let soon = "[gpio.pins.boiler]\non_disconnect = { after = \"5s\" }\n";
     let example = Example::start_with("boiler", &[], soon);
     example.send();

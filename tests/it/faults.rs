@@ -17,7 +17,7 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// A file with some root certificate in it.
+/// A file with a root certificate that no server uses.
 fn some_root(dir: &Path) -> std::path::PathBuf {
     let made = rcgen::generate_simple_self_signed(["root".to_owned()]).expect("a certificate");
     let file = dir.join("ca.pem");
@@ -25,7 +25,7 @@ fn some_root(dir: &Path) -> std::path::PathBuf {
     file
 }
 
-/// A port of loopback that nothing listens on.
+/// A port of loopback without a listener.
 fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
@@ -88,7 +88,7 @@ fn trap_09_the_clock_at_1970_is_named_as_such_and_tried_again() {
     let config = write_config(dir.path(), ANY_RULE);
     let mut command = binary();
     command.arg("run").arg("-c").arg(&config);
-    // The calendar stands still.
+    // The wall clock does not move.
     command.envs(clock);
     let string = format!("HostName=localhost:{};DeviceId=dev1;SharedAccessKey={KEY}", closed_port());
     command.env("C2D_DEVICE_CONNECTION_STRING", string).env("C2D_CA_FILE", ca_file);
@@ -145,7 +145,7 @@ fn sigterm_lets_a_short_action_end_and_completes_its_message() {
     broker.process.stderr.wait_for("Received DISCONNECT from dev1");
     assert_eq!(broker.pubacks(), 1, "the first is completed, the second stays at the broker");
     assert_eq!(std::fs::read_to_string(dir.path().join("done")).expect("a file"), "one began\none ended\n");
-    // The next start acts on the second, and not on the first again.
+    // The next start runs the second message, and does not run the first again.
     let _agent = broker.start_agent(dir.path(), &slow_rules(dir.path()));
     let done = wait_for_file(&dir.path().join("done"), "two ended");
     assert_eq!(done, "one began\none ended\ntwo began\ntwo ended\n");

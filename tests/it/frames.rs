@@ -1,4 +1,4 @@
-//! AMQP 1.0 byte by byte: values, frames, and a peer that sends whatever it is told. Nothing here comes from a library.
+//! AMQP 1.0 byte by byte: values, frames, and a peer that sends any bytes. Nothing here comes from a library.
 //!
 //! Owns: the encoding. Must not know: the hub's addresses and messages.
 //!
@@ -56,7 +56,7 @@ pub(crate) enum Value {
     Map(Vec<(Value, Value)>),
     Array(Vec<Value>),
     Described(u64, Box<Value>),
-    /// Bytes that are one already, to be sent only.
+    /// Bytes that are already encoded; only for sending.
     Raw(Vec<u8>),
 }
 
@@ -74,7 +74,7 @@ impl Value {
         Self::Described(kind, Box::new(Self::List(fields)))
     }
 
-    /// The fields of a composite, or nothing.
+    /// The fields of a composite; empty for other values.
     pub(crate) fn fields(&self) -> &[Value] {
         match self {
             Self::Described(_, inside) => inside.fields(),
@@ -83,7 +83,7 @@ impl Value {
         }
     }
 
-    /// What a map has under a text or symbol.
+    /// The value that a map has under a text or symbol.
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
         let Self::Map(entries) = self else { return None };
         let named = |key: &Value| matches!(key, Self::Text(own) | Self::Symbol(own) if own == name);
@@ -128,7 +128,7 @@ impl Value {
         }
     }
 
-    /// Takes one value off the front.
+    /// Decodes one value at the beginning of `bytes`, and moves `bytes` past it.
     pub(crate) fn decode(bytes: &mut &[u8]) -> Self {
         let [code] = take(bytes);
         Self::of(code, bytes)
@@ -192,7 +192,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     *taken
 }
 
-/// As many bytes as the length before them says: of one byte for 0xA_, 0xC_, 0xE_, otherwise of four.
+/// The bytes behind a length. The length has one byte for 0xA_, 0xC_, 0xE_, and four bytes otherwise.
 fn sized<'a>(code: u8, bytes: &mut &'a [u8]) -> &'a [u8] {
     let length = if (code >> 4).is_multiple_of(2) {
         usize::from(take::<1>(bytes)[0])
@@ -214,7 +214,7 @@ fn elements(code: u8, bytes: &mut &[u8]) -> Vec<Value> {
     (0..count).map(|_| Value::decode(&mut inside)).collect()
 }
 
-/// A frame: one performative and what follows it.
+/// A frame: one performative and its payload.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Frame {
     pub(crate) channel: u16,
@@ -225,7 +225,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// A field; one that was left out is null.
+    /// A field; a missing field is null.
     pub(crate) fn field(&self, at: usize) -> &Value {
         self.fields.get(at).unwrap_or(&Value::Null)
     }
@@ -258,11 +258,11 @@ pub(crate) fn message(sections: &[(u64, Value)]) -> Vec<u8> {
     bytes
 }
 
-/// A connection that says only what it is told.
+/// A connection that sends only what the test gives it.
 pub(crate) struct Peer<S = Tls>(pub(crate) S);
 
 impl Peer {
-    /// TLS with the emulator's AMQP port.
+    /// Opens a TLS connection to the emulator's AMQP port.
     pub(crate) fn dial(emulator: &Emulator) -> Self {
         let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
         let socket = TcpStream::connect(emulator.amqp).expect("connected");
@@ -277,7 +277,7 @@ impl<S: Read + Write> Peer<S> {
         self.0.write_all(bytes).and_then(|()| self.0.flush()).expect("sent");
     }
 
-    /// Eight bytes.
+    /// Reads a protocol header of eight bytes.
     pub(crate) fn header(&mut self) -> [u8; 8] {
         let mut header = [0; 8];
         self.0.read_exact(&mut header).expect("a header");
@@ -305,7 +305,7 @@ impl<S: Read + Write> Peer<S> {
         self.try_next().expect("a frame")
     }
 
-    /// As `next`; nothing when the connection has ended.
+    /// As `next`; `None` if the connection has ended.
     pub(crate) fn try_next(&mut self) -> Option<Frame> {
         let mut head = [0; 8];
         self.0.read_exact(&mut head).ok()?;
@@ -326,7 +326,7 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
-    /// The next frame of this kind; what comes before it must be flow, or empty.
+    /// The next frame of this kind. Only flow and empty frames may come before it.
     #[track_caller]
     pub(crate) fn expect(&mut self, kind: u64) -> Frame {
         loop {
@@ -338,7 +338,7 @@ impl<S: Read + Write> Peer<S> {
         }
     }
 
-    /// Whether the emulator has closed the connection, with nothing before it.
+    /// Whether the emulator has closed the connection without more bytes.
     pub(crate) fn has_ended(&mut self) -> bool {
         let mut rest = Vec::new();
         drop(self.0.read_to_end(&mut rest));

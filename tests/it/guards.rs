@@ -1,4 +1,4 @@
-//! The agent's guards, from the message to the pin: interlocks, `on_disconnect`, and what holds across a crash.
+//! The agent's guards, from the message to the pin: interlocks, `on_disconnect`, and guards across a crash.
 
 use std::path::Path;
 
@@ -85,12 +85,12 @@ fn max_on_and_min_interval_hold_across_a_crash() {
     assert!(wait_for_outcome(&agent, "1").contains("succeeded"));
     send(&emulator, "2", &["pin=open", "state=off"]);
     assert!(wait_for_outcome(&agent, "2").contains("its min_interval is 1h"));
-    // On disk since before this message was: what is told goes in order.
+    // The inbox writes in order: when this outcome is told, the times of the pin are on disk.
     send(&emulator, "3", &["pin=close", "state=off"]);
     assert!(wait_for_outcome(&agent, "3").contains("succeeded"));
     agent.process.kill();
 
-    // It was on for longer than this, so it is never turned on.
+    // The pin was on for longer than this limit, so the agent does not turn it on at all.
     let agent = Agent::start(&emulator, "dev1", dir.path(), &text("10ms"));
     wait_for_file(&dir.path().join("pins.json"), "\"open\":\"off\"");
     assert_eq!(agent.process.stderr.count("it was on for max_on before the restart"), 1);
@@ -108,7 +108,7 @@ fn a_pin_that_on_exit_turned_off_has_all_of_max_on_at_the_next_start() {
     wait_for_file(&dir.path().join("pins.json"), "\"open\":\"on\"");
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(pins(dir.path()), r#"{"close":"off","open":"off"}"#);
-    // Shorter than it was on.
+    // The limit is shorter than the time for which the pin was on.
     let agent = Agent::start(&emulator, "dev1", dir.path(), &GATE.replace("line = 1\n", &pin("10ms")));
     agent.process.stderr.wait_for("turned pin off: it was on for max_on");
     assert_eq!(agent.process.stderr.count("it was on for max_on before the restart"), 0);

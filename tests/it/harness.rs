@@ -1,7 +1,7 @@
-//! Starts the real binary and waits for what it says: emulator, agent, sender, and a TCP proxy that can cut.
+//! Starts the real binary and waits for its output: emulator, agent, sender, and a TCP proxy that can cut connections.
 //!
 //! Owns: processes and their output; every wait has a deadline, and every process ends with its handle.
-//! Must not know: what a single test is about.
+//! Must not know: what a single test shows.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 #[allow(unused_imports)] // Not every feature set uses both.
 pub(crate) use crate::machine::{is_root_or_skips, own_address};
 
-/// How long anything may take before a test fails. Generous: two cores may be shared by many tests.
+/// How long any step may take before a test fails. The time is long, because many tests may share two cores.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A command for the binary under test, with none of the caller's `C2D_…` variables and proxies.
+/// A command for the binary under test, without the caller's `C2D_…` variables and proxies.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_c2d-agent"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("C2D_")) {
@@ -31,11 +31,11 @@ pub(crate) fn binary() -> Command {
     command
 }
 
-/// Says that a test did not run and what it lacked; where CI is set everything must be there, so that fails the test.
+/// Says that a test did not run and what it lacked. If CI is set, the test fails, because CI must have everything.
 /// Use: `let Some(program) = find() else { return skip("what the test shows", "mosquitto is not installed") };`
 pub(crate) fn skip(test: &str, lack: &str) {
     assert!(std::env::var_os("CI").is_none(), "\"{test}\" must run where CI is set, but {lack}");
-    // Not println!, which cargo captures: scripts/test.sh lists these lines.
+    // Cargo would capture println!, but scripts/test.sh lists these lines.
     writeln!(std::io::stderr(), "SKIPPED {test}: {lack}").expect("standard error is open");
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
     Output { status, stdout: join(process.stdout.all()), stderr: join(process.stderr.all()) }
 }
 
-/// Lines that a process printed so far, and a way to wait for more.
+/// The lines that a process has printed so far, and a way to wait for more.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<(Mutex<Printed>, Condvar)>);
 
@@ -62,7 +62,7 @@ pub(crate) struct Lines(Arc<(Mutex<Printed>, Condvar)>);
 type Printed = (Vec<String>, bool);
 
 impl Lines {
-    /// Reads to the end, in a thread of its own.
+    /// Reads to the end, in a new thread.
     pub(crate) fn follow(reader: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let own = lines.clone();
@@ -96,8 +96,8 @@ impl Lines {
         self.all().iter().filter(|line| line.contains(part)).count()
     }
 
-    /// Waits for the first line that contains `part`; fails the test with everything printed at the deadline or
-    /// when the process ends without it.
+    /// Waits for the first line that contains `part`. At the deadline, or if the process ends without the line, the
+    /// test fails and shows all output.
     pub(crate) fn wait_for(&self, part: &str) -> String {
         self.wait_for_nth(part, 1)
     }
@@ -125,12 +125,12 @@ impl Lines {
         }
     }
 
-    /// Waits until the output has ended; gives up at the deadline.
+    /// Waits until the output has ended, at most until the deadline.
     pub(crate) fn wait_end(&self) {
         self.wait_end_unless(|_| false);
     }
 
-    /// Waits until the output has ended, or `enough` of it is there; gives up at the deadline.
+    /// Waits until the output has ended or `enough` is true, at most until the deadline.
     pub(crate) fn wait_end_unless(&self, enough: impl Fn(&[String]) -> bool) {
         let end = Instant::now() + DEADLINE;
         let mut state = self.0.0.lock().expect("lines");
@@ -143,9 +143,9 @@ impl Lines {
 /// A running process with its output followed. Killed when dropped.
 pub(crate) struct Process {
     child: Mutex<Child>,
-    /// What it prints as results.
+    /// Standard output: results.
     pub(crate) stdout: Lines,
-    /// What it logs.
+    /// Standard error: the log.
     pub(crate) stderr: Lines,
 }
 
@@ -165,7 +165,7 @@ impl Process {
         Self { child: Mutex::new(child), stdout, stderr }
     }
 
-    /// Starts `command` with a standard error of the test's own.
+    /// Starts `command` with a standard error that the test made.
     pub(crate) fn spawn_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
@@ -204,8 +204,8 @@ impl Process {
         }
     }
 
-    /// Waits for the first line on standard output that contains `part`; a process that ends without it fails the test
-    /// with its log.
+    /// Waits for the first line on standard output that contains `part`. If the process ends without the line, it fails
+    /// the test and shows the log.
     pub(crate) fn wait_stdout(&self, part: &str) -> String {
         let is_it = |line: &String| line.contains(part);
         self.stdout.wait_end_unless(|lines| lines.iter().any(is_it));
@@ -215,20 +215,20 @@ impl Process {
         })
     }
 
-    /// Writes a line to its standard input, which must be a pipe.
+    /// Writes a line to the process's standard input, which must be a pipe.
     pub(crate) fn tell(&self, line: &str) {
         let mut child = self.child.lock().expect("child");
         let stdin = child.stdin.as_mut().expect("a pipe");
         writeln!(stdin, "{line}").and_then(|()| stdin.flush()).expect("written");
     }
 
-    /// SIGTERM, then the exit code.
+    /// Sends SIGTERM, and returns the exit code.
     pub(crate) fn terminate(&self) -> Option<i32> {
         self.signal(rustix::process::Signal::TERM);
         self.wait_exit().code()
     }
 
-    /// `kill -9`, and gone.
+    /// Kills the process with SIGKILL, and waits until it is gone.
     pub(crate) fn kill(&self) {
         let mut child = self.child.lock().expect("child");
         child.kill().expect("killed");
@@ -239,7 +239,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let child = self.child.get_mut().expect("child");
-        // Already ended is fine; a test that failed half-way must leave nothing behind.
+        // The process may have ended already. A test that failed half-way must leave no process behind.
         drop(child.kill());
         drop(child.wait());
     }
@@ -249,24 +249,24 @@ impl Drop for Process {
 pub(crate) struct Emulator {
     /// The process.
     pub(crate) process: Process,
-    /// Its state directory.
+    /// The emulator's state directory.
     pub(crate) state: PathBuf,
-    /// Where devices connect.
+    /// The address for devices.
     pub(crate) mqtt: SocketAddr,
-    /// Where the back end connects.
+    /// The address for the back end.
     pub(crate) amqp: SocketAddr,
-    /// Where the back end finds twins.
+    /// The address for HTTPS.
     pub(crate) https: SocketAddr,
     _dir: Option<tempfile::TempDir>,
 }
 
 impl Emulator {
-    /// Starts one with the device `dev1` and quick feedback.
+    /// Starts an emulator with the device `dev1` and quick feedback.
     pub(crate) fn start() -> Self {
         Self::start_with(&["--device", "dev1"])
     }
 
-    /// Starts one with these arguments beside ports, state directory and feedback interval.
+    /// Starts an emulator with these arguments, and with its own ports, state directory and feedback interval.
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let mut emulator = Self::start_in(&dir.path().join("state"), "0", "0", arguments);
@@ -274,7 +274,7 @@ impl Emulator {
         emulator
     }
 
-    /// Starts one in a given state directory on given ports (`0`: any), for restarts.
+    /// Starts an emulator in a given state directory on given ports (`0`: any), for restarts.
     pub(crate) fn start_in(state: &Path, mqtt_port: &str, amqp_port: &str, arguments: &[&str]) -> Self {
         let mut command = binary();
         command.arg("emulator").arg("--state-dir").arg(state);
@@ -313,7 +313,7 @@ impl Emulator {
         self.state.join("ca.pem")
     }
 
-    /// `c2d-send --device DEVICE` to this emulator, with further arguments to come.
+    /// `c2d-send --device DEVICE` to this emulator; the caller may add arguments.
     pub(crate) fn sender(&self, device: &str) -> Command {
         let mut command = binary();
         command.args(["c2d-send", "--device", device]).arg("--connection-string-file");
@@ -329,8 +329,8 @@ impl Emulator {
     }
 }
 
-/// Writes `config.toml` into `dir`. Unless the text says where the inbox is, it is there, too, and not where an installed
-/// agent has it.
+/// Writes `config.toml` into `dir`. If the text does not say where the inbox is, it is also in `dir`, and not in the
+/// place of an installed agent.
 pub(crate) fn write_config(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("config.toml");
     let inbox = if text.contains("[inbox]") { "" } else { "\n[inbox]\npath = \"inbox.redb\"\n" };
@@ -338,7 +338,7 @@ pub(crate) fn write_config(dir: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// A running `c2d-agent run`, with its configuration in a directory of its own.
+/// A running `c2d-agent run`, with its configuration in its own directory.
 pub(crate) struct Agent {
     /// The process.
     pub(crate) process: Process,
@@ -365,7 +365,7 @@ impl Agent {
     }
 }
 
-/// Waits until a file contains `part`, and returns its text. Files have no event of their own: this polls.
+/// Waits until a file contains `part`, and returns its text. It polls, because a file has no event to wait for.
 pub(crate) fn wait_for_file(path: &Path, part: &str) -> String {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -382,7 +382,7 @@ pub(crate) fn wait_for_file(path: &Path, part: &str) -> String {
     }
 }
 
-/// Waits until `c2d-agent status` of the agent in `dir` contains `part`: what the log says, its loop may not have seen yet.
+/// Waits until `c2d-agent status` of the agent in `dir` contains `part`. The log may be ahead of the agent's loop.
 pub(crate) fn wait_for_status(dir: &Path, part: &str) {
     let status = || run(binary().arg("status").arg("-c").arg(dir.join("config.toml")));
     let end = Instant::now() + DEADLINE;
@@ -393,13 +393,13 @@ pub(crate) fn wait_for_status(dir: &Path, part: &str) {
 
 /// A TCP proxy on loopback that can cut its connections and refuse or accept new ones.
 pub(crate) struct Proxy {
-    /// Where clients connect.
+    /// The address for clients.
     pub(crate) address: SocketAddr,
     open: Arc<AtomicBool>,
-    /// Whether what clients send is held back.
+    /// Whether bytes from clients are held back.
     held: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<TcpStream>>>,
-    /// For each connection: whether it carries nothing any more.
+    /// For each connection: whether it has stopped to carry bytes.
     dead: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
 }
 
@@ -409,7 +409,7 @@ impl Proxy {
         Self::at((Ipv4Addr::LOCALHOST, 0).into(), target)
     }
 
-    /// The same, where clients dial `address`; port 0 is any free one.
+    /// As [`Proxy::to`], at the given `address`; port 0 means any free one.
     pub(crate) fn at(address: SocketAddr, target: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).expect("a free port");
         let proxy = Self {
@@ -425,7 +425,7 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(target) else { continue };
-                // Under the lock, so that a cut sees either no connection or a registered one.
+                // The lock is held, so that a cut sees either no connection or a registered one.
                 let mut streams = streams.lock().expect("streams");
                 if !open.load(Ordering::SeqCst) {
                     continue;
@@ -449,7 +449,7 @@ impl Proxy {
                                 std::thread::park_timeout(Duration::from_millis(1)); // a flag has no event: poll
                             }
                             while dead.load(Ordering::SeqCst) {
-                                std::thread::park(); // for good: neither end hears of the other's end
+                                std::thread::park(); // for ever, so that neither end learns that the other has closed
                             }
                             if read == 0 || to.write_all(&buffer[..read]).is_err() {
                                 break;
@@ -470,15 +470,15 @@ impl Proxy {
         }
     }
 
-    /// From now on the connections that there are carry nothing either way, not even their end: as when a router in between
-    /// loses its memory. New ones are carried.
+    /// From now on, existing connections carry nothing, not even their end, as if a router in between had lost its
+    /// memory. New connections work.
     pub(crate) fn freeze(&self) {
         for dead in self.dead.lock().expect("flags").drain(..) {
             dead.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Holds back what clients send from now on, or lets it through. What is held when the connection is cut is lost.
+    /// Holds back what clients send from now on, or lets it through. If the connection is cut, held bytes are lost.
     pub(crate) fn hold(&self, held: bool) {
         self.held.store(held, Ordering::SeqCst);
     }

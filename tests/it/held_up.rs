@@ -1,7 +1,7 @@
-//! A dispatch loop that is held up: pins are switched in time all the same.
+//! A dispatch loop that is held up: pins are still switched in time.
 //!
-//! The agent runs in this process, so that its only thread can be held up on purpose. The exact times are tested beside the guard
-//! (`action::gpio::tests::on_time`); here it is that the whole agent keeps them, and seconds are enough to tell.
+//! The agent runs in this process, so that the test can hold up its only thread. The exact times are tested beside the
+//! guard (`action::gpio::tests::on_time`). This test shows that the whole agent keeps them, to the second.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -23,7 +23,7 @@ const PINS: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\
 /// How long the loop is held up.
 const HELD_UP: Duration = Duration::from_secs(6);
 
-/// What the test asks the agent's thread for.
+/// The channels between the test and the agent's thread.
 struct Asked {
     subscribed: mpsc::SyncSender<()>,
     hold: tokio::sync::oneshot::Receiver<()>,
@@ -70,7 +70,7 @@ fn pins_are_switched_in_time_although_the_loop_is_held_up_and_the_hub_is_lost_me
     let dir = tempfile::tempdir().expect("a directory");
     let config = write_config(dir.path(), PINS);
     let (string, ca_file) = (emulator.device_string("dev1"), emulator.ca_file());
-    // One word is sent.
+    // The channel carries one word.
     let (told, subscribed) = mpsc::sync_channel(1);
     let (hold_now, hold) = tokio::sync::oneshot::channel();
     let stop = CancellationToken::new();

@@ -9,7 +9,7 @@ fn help(command: &[String], columns: usize) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The program, its commands, theirs, and so on.
+/// The program, its commands, their subcommands, and so on.
 fn commands(of: Vec<String>) -> Vec<Vec<String>> {
     let text = help(&of, 200);
     let list = text.split_once("\nCommands:\n").and_then(|(_, rest)| rest.split_once("\n\n"));
@@ -22,7 +22,7 @@ fn commands(of: Vec<String>) -> Vec<Vec<String>> {
     std::iter::once(of).chain(below.into_iter().flat_map(commands)).collect()
 }
 
-/// What was written line by line: what is indented before the usage, and among the examples.
+/// The lines whose breaks are written by hand: indented lines before the usage, and the examples.
 fn written(help: &str) -> Vec<&str> {
     let (before, after) = help.split_once("\nUsage: ").expect("a usage");
     let examples = after.split_once("\nExamples:\n").map_or("", |(_, rest)| rest);
@@ -43,7 +43,7 @@ fn no_line_of_the_help_breaks_where_its_next_word_has_room() {
             let [line, next] = pair else { continue };
             let is_prose = |line: &str| line.starts_with(|c: char| c.is_alphanumeric() || "/'-".contains(c));
             let word = next.split(' ').next().unwrap_or_default();
-            // A sentence may begin a line of its own, as after a list.
+            // A sentence may begin on a new line, for example after a list.
             let breaks = is_prose(line) && is_prose(next) && !line.ends_with('.');
             assert!(
                 !breaks || line.chars().count() + 1 + word.chars().count() > 80,

@@ -1,4 +1,4 @@
-//! Which message is which: senders that use ids again, messages that come again, and ids that cannot be meant for two.
+//! The identity of messages: senders that use an id again, messages that come again, and ids that must be unique.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ fn the_same_bytes_under_a_plain_id_run_each_time_on_one_connection() {
             send(&emulator, "My-Message-ID", "Cloud to device message.");
         }
         assert_eq!(ran(dir.path()), ["Cloud to device message."; 3], "{}", agent.process.stderr.text());
-        // All three at once, none completed before the next one comes.
+        // All three come at once: none is completed before the next one comes.
         for _ in 0..3 {
             emulator.send(
                 "dev1",
@@ -102,8 +102,9 @@ fn known_by_id_takes_each_id_as_a_key_and_known_by_delivery_none() {
     }
 }
 
-/// The hub has each completion before the next connection, which the agent knows by an answer to a ping behind it. Without
-/// a window for hubs that are late, the same bytes are then another message. And after a restart: that is on the disk.
+/// The hub has each completion before the next connection: the agent knows this by the answer to a later ping. If no
+/// window for late hubs is set, the same bytes are then a new message. This also holds after a restart, because the
+/// inbox has it on disk.
 #[test]
 fn the_same_bytes_run_again_on_another_connection_once_the_first_completion_has_reached_the_hub() {
     let hub = Hub::start();
@@ -119,7 +120,7 @@ fn the_same_bytes_run_again_on_another_connection_once_the_first_completion_has_
         assert!(hub.wait_feedback(crate::harness::DEADLINE, told), "{:?}", hub.feedback());
     };
     send(1);
-    // The agent has the answer to the ping, or waits for it before it ends.
+    // The agent already has the answer to the ping, or waits for it before it ends.
     gateway.terminate();
     gateway.start_subscribed();
     send(2);
@@ -127,7 +128,7 @@ fn the_same_bytes_run_again_on_another_connection_once_the_first_completion_has_
     gateway.terminate();
 }
 
-/// As IoT Hub's tutorial sends: the ids begin anew with each run of its sender.
+/// The sender of IoT Hub's tutorial uses the same ids in each run.
 #[test]
 fn both_runs_of_the_tutorials_sender_run() {
     let Some(python) = crate::sdk::python("the tutorial's sender runs twice") else { return };

@@ -1,6 +1,6 @@
-//! `inbox` and `status`: through the socket of a running agent, and on the file when none runs.
+//! `inbox` and `status`: through the socket of a running agent, and on the file when no agent runs.
 //!
-//! Owns: what a person sees and does there. Must not know: how the inbox stores it.
+//! Owns: what a person sees and does. Must not know: how the inbox stores records.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,10 +18,11 @@ use crate::json_lines::json_lines;
 
 mod unmatched;
 
-/// What actions wait for. One each: who opens a FIFO while the writer for another still has it open, reads its end.
+/// The FIFOs that actions wait for. Each action has its own: a reader that opens a FIFO while the writer of another
+/// action still has it open would read its end.
 const FIFOS: [&str; 2] = ["fifo", "again"];
 
-/// A rule that succeeds, one that fails until a file is there, and two that share a lane: one waits for a FIFO.
+/// A rule that succeeds, one that fails until a file exists, and two that share a lane, of which one waits for a FIFO.
 fn rules(dir: &Path) -> String {
     let dir = dir.display();
     format!(
@@ -46,10 +47,10 @@ struct House {
 }
 
 impl Drop for House {
-    /// Lets a program go on whose agent was killed: it would wait for ever.
+    /// Releases programs whose agent was killed, because they would wait for ever.
     fn drop(&mut self) {
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
-        // Nobody waits, mostly. The end of the file is enough for who does.
+        // Usually no program waits. If one does, the end of the file releases it.
         for fifo in FIFOS {
             drop(rustix::fs::open(self.path().join(fifo), flags, rustix::fs::Mode::empty()));
         }
@@ -86,7 +87,7 @@ impl House {
         self.emulator.send("dev1", &[&["--property", &property, "--message-id", id], arguments].concat());
     }
 
-    /// Runs a subcommand of `inbox`, or `status`. The environment names no device, which is no concern of theirs.
+    /// Runs a subcommand of `inbox`, or `status`. They need no device, so the environment names none.
     fn ask(&self, arguments: &[&str]) -> Output {
         run(binary().args(arguments).arg("-c").arg(self.path().join("config.toml")))
     }
@@ -131,7 +132,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// Other processes have no event for this: polls.
+/// Waits until `found` finds something. It polls, because other processes have no event for this.
 fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -189,7 +190,7 @@ fn a_running_agent_is_asked_through_its_socket() {
     let output = house.ask(&["inbox", "list", "--state", "started"]);
     assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("", "no record is in this state\n"));
 
-    // A number may be given without the # that a shell takes for the beginning of a comment.
+    // The number works without #, because a shell takes # for the beginning of a comment.
     for id in ["m-2", "#2", "2"] {
         let shown = house.told(&["inbox", "show", id]);
         for part in [
@@ -269,7 +270,7 @@ fn a_message_that_waits_for_its_turn_can_be_dropped_and_one_that_runs_cannot() {
     assert_eq!(house.wait_for_state("m-2", "finished")["outcome"]["outcome"], "dropped");
 }
 
-/// The beginning of an action that may run again is not recorded: the file says that it waits for its turn.
+/// If an action may run again, its beginning is not recorded. The file then says that the message waits for its turn.
 #[test]
 fn a_message_that_runs_without_a_recorded_beginning_cannot_be_dropped_either() {
     let house = House::new();
@@ -364,7 +365,7 @@ fn a_second_agent_with_the_same_socket_leaves_it_to_the_first() {
     let house = House::new();
     let first = house.agent();
     let string = house.emulator.device_string("dev1");
-    // The hub would let only one of them stay, so that the second is sent elsewhere.
+    // The hub would keep only one connection of the device, so the second agent gets another port.
     let string = string.replace(&format!(":{}", house.emulator.mqtt.port()), ":1");
     let inbox = "[inbox]\npath = \"other.redb\"\nsocket = \"inbox.sock\"\n";
     let second = Agent::spawn(
@@ -402,7 +403,7 @@ fn an_inbox_that_is_not_there_is_named() {
     assert_eq!((output.status.code(), stderr(&output)), (Some(1), format!("c2d-agent: {sentence}\n")));
     let output = ask(&config, &["status"]);
     assert_eq!((output.status.code(), stdout(&output).starts_with("agent  not running\n")), (Some(1), true));
-    // Another inbox than the one that is meant must not be shown.
+    // The command must not show another inbox than the one that the user means.
     for config in [write_config(dir.path(), "[inbox]\npath = 1\n"), PathBuf::from("/no/such/c.toml")] {
         for arguments in [["inbox", "export"].as_slice(), &["status"]] {
             let output = ask(&config, arguments);

@@ -1,4 +1,4 @@
-//! `c2d-agent init`: from nothing to a switched pin, and every mistake on the way one sentence, with nothing half written.
+//! `c2d-agent init`: from nothing to a switched pin. Every mistake gives one sentence, and leaves no half-written file.
 //!
 //! Must not know: how the text is made.
 
@@ -28,7 +28,7 @@ fn init(dir: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// What it says to a person, and its exit code.
+/// The output for people, and the exit code.
 fn told(command: &mut Command) -> (String, Option<i32>) {
     let Output { status, stdout, stderr } = run(command);
     (String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned(), status.code())
@@ -45,7 +45,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("there").mode() & 0o7777
 }
 
-/// The three commands at its end, the last of which has two lines.
+/// The three commands at the end of the output. The last one has two lines.
 fn next_commands(stdout: &str) -> [String; 3] {
     let (_, commands) = stdout.split_once("send it a message:\n\n").expect("the next commands");
     let lines: Vec<&str> = commands.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
@@ -53,7 +53,7 @@ fn next_commands(stdout: &str) -> [String; 3] {
     [(*check).to_owned(), (*start).to_owned(), send.join("\n")]
 }
 
-/// A command as somebody would paste it, with the binary under test in front.
+/// A pasted command, run by a shell that finds the binary under test first.
 fn pasted(dir: &Path, emulator: &Emulator, command: &str) -> Command {
     let mut shell = Command::new("bash");
     shell.args(["-c", &format!("exec {}", command.trim_start())]).current_dir(dir).env_clear();
@@ -121,7 +121,7 @@ fn a_shell_that_has_the_emulators_variables_needs_no_option_and_goes_on_with_the
         assert!(text.starts_with("configuration is valid: 1 rule, 1 pin, device dev1"), "{text}");
         assert_eq!(code, Some(0));
     }
-    // Another device in the variable is two devices still.
+    // If the variable names another device, there are still two devices.
     let mut other = binary();
     other
         .arg("check")
@@ -253,7 +253,7 @@ fn a_second_time_writes_nothing_without_force_and_everything_anew_with_it() {
     let (text, code) = told(again.env("C2D_DEVICE_CONNECTION_STRING", &other));
     assert!(text.contains("config.toml is there already, and nothing was written: edit it"), "{text}");
     assert_eq!((code, (read("config.toml"), read("device.connection-string"))), (Some(1), before));
-    // A secret of another device is not overwritten either, when only the configuration is gone.
+    // If only the configuration is gone, a secret of another device is not overwritten.
     fs::remove_file(dir.path().join("config.toml")).expect("removed");
     let (text, code) = told(again.env("C2D_DEVICE_CONNECTION_STRING", &other));
     assert!(text.contains("device.connection-string is there already"), "{text}");
@@ -293,7 +293,7 @@ fn a_directory_without_the_right_to_write_is_told_before_anything_is_asked_with_
     let sentence =
         format!("c2d-agent: cannot write to {}: permission denied; run it with sudo", dir.path().display());
     assert!(text.starts_with(&sentence) && code == Some(1), "{text}");
-    // The same one level up, when the directory is to be made.
+    // If the directory must be made, the same holds for its parent.
     let Some(mut plain) = without_rights(test, &init(&dir.path().join("new"), &[])) else { return };
     assert!(told(&mut plain).0.starts_with(&sentence));
     let (text, code) = told(&mut init(&dir.path().join("a/b"), &["--pin", "pump=17"]));

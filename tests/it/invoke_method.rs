@@ -1,6 +1,6 @@
 //! `invoke-method` as a user sees it, against the emulator and a device that speaks MQTT by hand.
 //!
-//! Owns: nothing. Must not know: how it is built.
+//! Owns: nothing. Must not know: how the command is built.
 
 use std::process::{Command, Output};
 
@@ -88,7 +88,7 @@ fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
         format!("{{\"event\":\"failed\",\"deviceId\":\"dev1\",\"method\":\"ping\",\"error\":\"{error}\"}}\n");
     assert_eq!((stdout, stderr, code), (line, format!("c2d-agent: {error}\n"), Some(4)));
 
-    // One that took the call and went away may have run it: a script must not take it for one that was not there.
+    // A device that took the call and went away may have run it. A script must not take this for an absent device.
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| invoke(&emulator, &["--method", "reboot"]));
         called(&mut device);

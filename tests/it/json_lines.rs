@@ -1,11 +1,11 @@
-//! What `--json` prints, whatever the command.
+//! What `--json` prints, for all commands.
 //!
 //! Owns: that all names have one spelling. Must not know: which objects a command has.
 
 use serde_json::Value;
 
-/// What `--json` printed: an object per line, whose names have one spelling, camelCase. What is below `payload` and the
-/// properties of a message is not this program's.
+/// Parses the output of `--json`: an object per line, with names in camelCase. Names below `payload` and the properties
+/// of a message are not checked, because they come from others.
 pub(crate) fn json_lines(text: &str) -> Vec<Value> {
     fn check(value: &Value) {
         for (name, below) in value.as_object().into_iter().flatten() {

@@ -1,6 +1,6 @@
-//! The house rules that a compiler cannot know, checked on the text of `src/` and `tests/it/`.
+//! Rules of this project that a compiler cannot know, checked on the text of `src/` and `tests/it/`.
 //!
-//! Owns: which module may import which, which crate is named where, and the shape of a file.
+//! Owns: which module may import which, which crate may be named where, and the shape of a file.
 //! Must not know: what any module does.
 
 use std::path::Path;
@@ -16,8 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("trust", &[]),
     ("rules", &["message"]),
     ("config", &["rules", "message", "credentials", "trust", "features", "tls"]),
-    // Mechanisms: one peer each; none knows another, except that all may use `tls`, `websocket`, `workload` and
-    // `amqp_frames`.
+    // Mechanisms: none knows another, except that all may use `tls`, `websocket`, `workload` and `amqp_frames`.
     ("tls", &["trust"]),
     ("session", &["message", "credentials", "tls", "websocket", "workload", "amqp_frames"]),
     ("action", &["config", "rules", "message", "trust"]),
@@ -25,7 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("inbox", &["config", "message", "outcome", "trust"]),
     ("websocket", &["credentials", "features", "tls"]),
     ("workload", &["message", "credentials"]),
-    // A guard is no protocol: it says which bytes may be decoded, and nothing of what they should be.
+    // A guard is no protocol: it says which bytes may be decoded, and does not say what they should be.
     ("amqp_frames", &["message"]),
     ("emulator", &["message", "credentials", "feedback", "trust", "tls", "websocket", "amqp_frames"]),
     ("systemd", &[]),
@@ -89,11 +88,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
 ];
 
-/// Modules that touch no socket, process, runtime or clock.
+/// Modules that use no socket, process, runtime or clock.
 const PURE: &[&str] =
     &["feedback", "features", "message", "outcome", "credentials", "trust", "rules", "config"];
 
-/// Text that may stand in some places only: the text, where, and what to do instead.
+/// Text that only some places may have: the text, the places, and what to do instead.
 /// A place that ends with `/` is a folder.
 const CONFINED: &[(&str, &[&str], &str)] = &[
     (
@@ -180,7 +179,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
-/// What a pure module never names.
+/// Names that a pure module must not use.
 const IMPURE: &[&str] = &[
     "tokio",
     "TcpStream",
@@ -192,7 +191,7 @@ const IMPURE: &[&str] = &[
     "tracing::",
 ];
 
-/// Names that say nothing about what a file owns.
+/// File names that do not say what the file owns.
 const EMPTY_NAMES: &[&str] = &["mod", "util", "utils", "common", "types", "helpers", "misc"];
 
 const MAX_LINES: usize = 500;
@@ -209,7 +208,7 @@ fn every_file_keeps_the_house_rules() {
     assert!(problems.is_empty(), "{} house rules are broken:\n{}", problems.len(), problems.join("\n"));
 }
 
-/// Every `.rs` file under `folder`, as its path from `root` and its text.
+/// Collects every `.rs` file under `folder`: its path from `root` and its text.
 fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
     for entry in std::fs::read_dir(folder).expect("a readable folder") {
         let path = entry.expect("a readable entry").path();
@@ -222,7 +221,7 @@ fn collect(folder: &Path, root: &Path, files: &mut Vec<(String, String)>) {
     }
 }
 
-/// Everything that is wrong with one file, a sentence each.
+/// All problems with one file, a sentence each.
 fn problems(path: &str, text: &str) -> Vec<String> {
     let mut found = shape_problems(path, text);
     let is_test = path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/");
@@ -294,11 +293,11 @@ fn confined_problems(path: &str, code: &str) -> Vec<String> {
         .collect()
 }
 
-/// Where a test needs a clock of its own: a thread sleeps by the system's, which no test can move.
+/// Files where a test needs its own clock: a thread sleeps by the system's clock, which no test can move.
 const OWN_CLOCK: &[&str] = &["src/action/gpio/guard.rs"];
 
-/// The shipped program is the tested program: `cfg(test)` stands before a module of tests and nowhere else,
-/// and a module of tests in the same file comes last.
+/// The shipped program must be the tested program: `cfg(test)` may come only before a module of tests, and such a
+/// module must come last in its file.
 fn test_knob_problems(path: &str, text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -335,7 +334,7 @@ fn module_of(path: &str) -> &str {
     below.split('/').next().unwrap_or(below).trim_end_matches(".rs")
 }
 
-/// The names that follow `crate::`, `c2d_agent::`, or enough `super::` to reach the root; `{a, b::c}` is taken apart.
+/// The names after `crate::`, `c2d_agent::`, or enough `super::` to reach the root; a group `{a, b::c}` is split.
 fn imports<'a>(path: &str, code: &'a str) -> Vec<&'a str> {
     let depth = path.strip_prefix("src/").unwrap_or(path).split('/').count();
     let supers = "super::".repeat(depth);
@@ -356,7 +355,7 @@ fn imports<'a>(path: &str, code: &'a str) -> Vec<&'a str> {
     found
 }
 
-/// The first names of a `use` group whose opening brace is already read.
+/// The first names of a `use` group, after its opening brace.
 fn group_heads(group: &str) -> Vec<&str> {
     let (mut level, mut start, mut found) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {

@@ -1,6 +1,7 @@
-//! A log that nobody can or will read: a full disk, a closed pipe, a pipe that is never emptied. Messages go on.
+//! A log that cannot be written or is not read: a full disk, a closed pipe, a pipe that is never emptied. Messages go
+//! on.
 //!
-//! Owns: standard errors that do not work. Must not know: what is logged, but for the line about lines that were lost.
+//! Owns: standard errors that do not work. Must not know: what is logged, except the line about lost lines.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Write as _};
@@ -17,7 +18,7 @@ fn dir() -> tempfile::TempDir {
 }
 
 /// The agent as a command. Its pins: `led`, switched by a rule, off at the end; `alarm`, on at the end. The rule `slow`
-/// takes longer than the agent waits for it at the end.
+/// takes longer than the agent waits at its end.
 fn agent(emulator: &Emulator, dir: &Path) -> Command {
     let began = dir.join("began");
     let rules = format!(
@@ -35,7 +36,7 @@ fn agent(emulator: &Emulator, dir: &Path) -> Command {
     command
 }
 
-/// A pipe without any room left.
+/// A full pipe.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let flags = fcntl_getfl(&writer).expect("flags");
@@ -52,7 +53,8 @@ fn switch_led(emulator: &Emulator, dir: &Path) {
     wait_for_file(&dir.join("pins.json"), "\"led\":\"on\"");
 }
 
-/// SIGTERM with an action in flight: it is ended, and pins are as `on_exit` says, within the time that the documents promise.
+/// Sends SIGTERM while an action runs. The action must be ended, and the pins must be as `on_exit` says, within the
+/// documented time.
 fn ends_in_good_order(agent: &Process, emulator: &Emulator, dir: &Path) {
     emulator.send("dev1", &["--property", "action=slow"]);
     wait_for_file(&dir.join("began"), "began");
@@ -105,7 +107,7 @@ fn a_mistake_that_nobody_reads_ends_the_agent_with_its_exit_code() {
 #[test]
 fn a_log_that_is_read_late_has_what_there_was_room_for_and_says_how_much_is_missing() {
     let (emulator, dir) = (Emulator::start(), dir());
-    // A warning for each rule but the first, more of them than there is room for.
+    // Each rule but the first causes a warning, and there are more warnings than the queue has room for.
     let long = "x".repeat(80);
     let rule =
         |n| format!("[[rule]]\nname = \"{n} {long}\"\nwhen = \"any\"\ndo = [ {{ shell = \"true\" }} ]\n");

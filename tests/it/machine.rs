@@ -1,4 +1,4 @@
-//! What the machine of the tests has: the user that runs them, addresses.
+//! Facts about the machine that runs the tests: its user, its addresses.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::net::Ipv4Addr;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::harness::skip;
 
-/// Whether root runs the tests, who alone can give files away; else the test is skipped.
+/// Whether root runs the tests; otherwise says that the test is skipped. Only root can change the owner of a file.
 pub(crate) fn is_root_or_skips(test: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -15,7 +15,7 @@ pub(crate) fn is_root_or_skips(test: &str) -> bool {
     is_root
 }
 
-/// A loopback address that no other test has, in this process or another: for peers that dial the standard ports.
+/// A loopback address that no other test uses, in this process or another, for peers that dial the standard ports.
 pub(crate) fn own_address() -> Ipv4Addr {
     static USED: AtomicU8 = AtomicU8::new(0);
     let [.., high, low] = std::process::id().to_be_bytes();

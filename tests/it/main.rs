@@ -1,4 +1,4 @@
-//! Every integration test, in one target: what a user would notice, with real processes and real sockets.
+//! All integration tests, in one target: what a user would notice, with real processes and real sockets.
 
 #[cfg(all(feature = "service", feature = "emulator"))]
 mod action;

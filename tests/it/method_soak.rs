@@ -1,11 +1,11 @@
-//! Direct methods under faults: callers, an agent that is killed, ended and cut off at random instants, and an oracle that
-//! counts what was done.
+//! Direct methods under faults: callers, an agent that is killed, ended and cut off at random instants, and an oracle
+//! that counts what was done.
 //!
 //! Owns: the callers and the oracle. Must not know: how the agent keeps its promises.
 //!
-//! A caller that was answered 200 has had its action done exactly once. One that was answered 202 has a record, whose action
-//! is done exactly once, or at most once where the record says that it was interrupted. Whoever heard nothing, or an error, has
-//! had it done at most once: no call is run again, whatever its rule does with messages.
+//! After an answer 200, the action was done exactly once. After an answer 202, the call has a record: its action is
+//! done exactly once, or at most once if the record says that it was interrupted. After an error or no answer, the
+//! action was done at most once: no call is run again, whatever its rule does with messages.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::rest_ask::ask;
 use crate::soak::back_end::{Door, Hub};
 use crate::soak::gateway::Gateway;
 
-/// Each appends the payload of the call to a file of its name.
+/// Methods and the keys of their rules. Each method appends the payload of the call to a file of its name.
 const METHODS: [(&str, &str); 3] =
     [("after", ""), ("after-retry", "on_crash = \"retry\""), ("accept", "settle = \"on-accept\"")];
 const CALLERS: usize = 4;
@@ -32,17 +32,17 @@ fn configuration() -> String {
     inbox.to_owned() + &METHODS.iter().map(rule).collect::<String>()
 }
 
-/// What a caller heard.
+/// The answer that a caller got.
 #[derive(Debug)]
 pub(crate) struct Heard {
     method: &'static str,
     call: u64,
-    /// Of the device; none when it did not answer.
+    /// The status of the device; `None` if the device did not answer.
     pub(crate) status: Option<u64>,
     pub(crate) payload: Value,
 }
 
-/// Calls a method with a number as its payload, on a connection of its own.
+/// Calls a method with a number as its payload, on a new connection.
 pub(crate) fn call(emulator: &Emulator, path: &str, method: &'static str, call: u64) -> Heard {
     let line = format!("POST /twins/{path}/methods?api-version=2021-04-12");
     let body = json!({ "methodName": method, "payload": call, "responseTimeoutInSeconds": 25 });
@@ -74,7 +74,7 @@ fn endure(door: Door, path: &str) {
                     scope.spawn(move || call(emulator, path, method, number))
                 })
                 .collect();
-            // The instant of the fault is what is random here.
+            // The pause makes the instant of the fault random.
             std::thread::park_timeout(delay);
             match fault {
                 0 => gateway.cut(),

@@ -1,6 +1,6 @@
-//! Calls of direct methods, and twins, that no hub should send, from a hub that does: a scripted one over real TLS.
+//! Calls of direct methods, and twins, that no hub should send. A scripted hub sends them over real TLS.
 //!
-//! Owns: that hub. Must not know: how the agent is built.
+//! Owns: the scripted hub. Must not know: how the agent is built.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -58,7 +58,7 @@ impl Hub {
         self.stream.write_all(&bytes).and_then(|()| self.stream.flush()).expect("written");
     }
 
-    /// The next packet that is no ping.
+    /// The next packet other than a ping.
     fn next(&mut self) -> Packet {
         loop {
             match Packet::read(&mut self.read, 1 << 20) {
@@ -118,7 +118,7 @@ fn a_payload_that_is_not_json_is_answered_400_and_the_other_doors_stay_open() {
         );
     }
     assert!(!dir.path().join("done").exists(), "nothing ran");
-    // A C2D message that says that it is a call is none.
+    // A C2D message with the properties of a call is still a C2D message.
     let topic = "devices/dev1/messages/devicebound/%24.mid=c-1&%24.method=gated&%24.source=method";
     let mut publish = Publish::new(topic, QoS::AtLeastOnce, "x");
     publish.pkid = 3;
@@ -135,7 +135,7 @@ fn of_two_calls_with_one_request_id_one_is_run_and_answered() {
     wait_for_file(&dir.path().join("done"), "first");
     hub.call("gated", "1", "\"second\"");
     agent.process.stderr.wait_for("a call with this request id is still running");
-    // Another door while the call waits.
+    // A message with the same id comes by another door while the call waits.
     let mut publish = Publish::new("devices/dev1/messages/devicebound/%24.mid=c-1", QoS::AtLeastOnce, "x");
     publish.pkid = 4;
     hub.send(&Packet::Publish(publish));
@@ -146,7 +146,7 @@ fn of_two_calls_with_one_request_id_one_is_run_and_answered() {
         topic == "$iothub/methods/res/200/?$rid=1" && answer.contains("\"succeeded\""),
         "{topic} {answer}"
     );
-    // Answered, the id is free; a second answer to the first would come before this one.
+    // After the answer, the id is free. A second answer to the first call would come before this one.
     hub.call("gated", "1", "\"third\"");
     let (topic, again) = hub.publish();
     assert!(topic == "$iothub/methods/res/200/?$rid=1" && again != answer, "{topic} {again}");

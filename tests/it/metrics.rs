@@ -1,4 +1,4 @@
-//! Metrics: what a scraper reads of a running agent, and that scrapers cannot disturb it.
+//! Metrics: what a scraper reads from a running agent, and that scrapers cannot disturb the agent.
 
 #[cfg(all(feature = "metrics", feature = "service", feature = "emulator"))]
 pub(crate) mod scraper;
@@ -45,7 +45,7 @@ fn nothing_listens_unless_it_is_asked_for() {
     assert_eq!(agent.process.terminate(), Some(0));
 }
 
-/// That the test above can fail.
+/// Shows that the test above can fail.
 #[cfg(feature = "metrics")]
 #[test]
 fn one_socket_listens_when_it_is_asked_for() {

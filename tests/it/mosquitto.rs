@@ -7,7 +7,7 @@ pub(crate) use broker::Mosquitto;
 
 mod broker;
 
-/// One line per action in the file `done`: the message id and how long the body was.
+/// A rule that writes one line per action into the file `done`: the message id and the length of the body.
 fn record_rule(dir: &Path) -> String {
     let done = dir.join("done");
     format!(
@@ -17,7 +17,7 @@ fn record_rule(dir: &Path) -> String {
     )
 }
 
-/// The same, but the action begins with a line `ID began` and goes on only when the file `go` is there.
+/// As [`record_rule`], but the action begins with a line `ID began` and goes on only when the file `go` exists.
 fn gated_rule(dir: &Path) -> String {
     let (done, go) = (dir.join("done"), dir.join("go"));
     let (done, go) = (done.display(), go.display());
@@ -68,7 +68,7 @@ fn messages_that_no_rule_takes_or_nobody_can_read_and_expired_ones_are_acknowled
     broker.publish("action=%zz", b"");
     agent.process.stderr.wait_for("undecodable:");
     broker.publish("%24.mid=old&%24.exp=2020-01-01T00%3A00%3A00.0000000Z&action=record", b"");
-    // The hub delivers nothing that has expired: then the clock is wrong, and the message is not.
+    // A hub does not deliver expired messages. So the clock is wrong, not the message.
     let line = agent.process.stderr.wait_for("this machine's clock seems to be ahead by ");
     assert!(
         line.contains("expiry=\"2020-01-01T00:00:00.0000000Z\"") || line.contains("expiry=2020"),
@@ -148,7 +148,7 @@ fn a_connection_cut_in_the_middle_of_an_action_does_not_run_it_twice() {
     assert_eq!(broker.pubacks(), 0, "nothing is acknowledged before the action ended");
     std::fs::write(dir.path().join("go"), "").expect("written");
     broker.wait_for_puback(1);
-    // A further message runs, and after it nothing else of the first.
+    // Another message runs, and after it nothing more of the first.
     broker.publish("%24.mid=next&action=gated", b"");
     let done = wait_for_file(&dir.path().join("done"), "next ended\n");
     assert_eq!(done, "once began\nonce ended\nnext began\nnext ended\n");
@@ -193,7 +193,7 @@ fn outcome_reports_reach_whoever_reads_telemetry() {
         let line = reader.stdout.wait_for(&format!("%24.cid=m%2F{n}&"));
         assert!(line.contains("\"outcome\":\"succeeded\"") && line.contains("\"rule\":\"record\""), "{line}");
     }
-    // Each once: the broker's PUBACK is taken for what it is.
+    // Each report is published once, because the agent understands the broker's PUBACK.
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(reader.stdout.count("devices/dev1/messages/events/"), 20);
 }

@@ -1,7 +1,7 @@
-//! What somebody does who has just installed the program: each mistake ends in a sentence with the value and the remedy.
+//! What a new user does after the installation: each mistake ends in a sentence with the value and the remedy.
 //!
-//! Owns: mistakes with files, options and samples. Must not know: how the program is built. Mistakes within a configuration are
-//! fixtures of `config.rs`.
+//! Owns: mistakes with files, options and samples. Must not know: how the program is built. Mistakes within a
+//! configuration are fixtures of `config.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::harness::{Agent, Emulator, binary, run, wait_for_file, write_config};
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// What it said to a person, and its exit code.
+/// The output for people, and the exit code.
 fn told(command: &mut Command) -> (String, Option<i32>) {
     let Output { status, stdout, stderr } = run(command);
     (String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned(), status.code())
@@ -23,7 +23,7 @@ fn device() -> String {
     format!("HostName=hub.example;DeviceId=pi-01;SharedAccessKey={KEY}")
 }
 
-/// A service connection string of a hub that is not there.
+/// A service connection string of a hub that does not exist.
 fn service() -> String {
     format!("HostName=localhost:1;SharedAccessKeyName=service;SharedAccessKey={KEY}")
 }
@@ -53,7 +53,7 @@ fn without_a_configuration_every_command_says_how_to_come_by_one() {
     ];
     for (command, code) in commands {
         let (text, found) = told(binary().args(command).arg("-c").arg(&none));
-        // The doctor breaks its lines.
+        // The doctor wraps its lines.
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let sentence = format!(
             "there is no such file; write one with c2d-agent init -c {}, or name another file with -c FILE",
@@ -318,7 +318,7 @@ fn an_agent_that_stops_without_a_hub_announces_no_other_attempt() {
     wait_for_file(&begun, "begun");
     emulator.process.kill();
     agent.process.stderr.wait_for("not connected");
-    // It waits two seconds for the action, and the first pause between attempts is at most one.
+    // The agent waits two seconds for the action, and the first pause between attempts is at most one second.
     agent.process.signal(Signal::TERM);
     assert_eq!(agent.process.wait_exit().code(), Some(0));
     let lines = agent.process.stderr.all();

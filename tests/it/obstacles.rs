@@ -1,6 +1,6 @@
-//! What may stand between the agent and its hub, over each transport: said in one sentence, and waited out.
+//! Obstacles between the agent and its hub, over each transport. The agent names each in one sentence, and tries again.
 //!
-//! Must not know: how the way is made.
+//! Must not know: how the connection is made.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +17,7 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// Writes its messages' bodies into the file `done`.
+/// A rule that writes the bodies of its messages into the file `done`.
 fn rule(dir: &Path) -> String {
     let done = dir.join("done");
     format!(
@@ -26,13 +26,13 @@ fn rule(dir: &Path) -> String {
     )
 }
 
-/// A server that says the same to everybody, in the clear.
+/// A server without TLS that sends the same page to every client.
 fn without_tls() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
-            // Whoever has hung up already does not hear it.
+            // The client may have closed the connection already.
             drop(client.write_all(PAGE.as_bytes()));
             drop(client.read(&mut [0; 4096]));
         }
@@ -48,7 +48,7 @@ fn trusting(dir: &Path, roots: &[&Path]) -> std::path::PathBuf {
     dir.join("ca.pem")
 }
 
-/// The agent has said these one after the other, has signed in by itself, and acts on messages.
+/// Asserts that the agent has said these sentences in order, has signed in by itself, and acts on messages.
 fn waited_out(agent: &Process, emulator: &Emulator, dir: &Path, sentences: &[&str]) {
     let said = |n: usize| agent.stderr.wait_for_nth("not connected", n + 1);
     for (n, sentence) in sentences.iter().enumerate() {

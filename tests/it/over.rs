@@ -1,7 +1,7 @@
 //! The agent over each transport of the hub.
 //!
-//! Owns: which transports this build has, where the emulator serves each, an agent that takes one of them.
-//! Must not know: what a single test is about.
+//! Owns: which transports this build has, where the emulator serves each, an agent that uses one of them.
+//! Must not know: what a single test shows.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use std::process::Command;
 
 use crate::harness::{Agent, Emulator, Process, binary, write_config};
 
-/// All that the agent of this build can speak.
+/// All transports of the agent in this build.
 pub(crate) const TRANSPORTS: &[&str] =
     if cfg!(feature = "amqp") { &["mqtt", "mqtt-ws", "amqp", "amqp-ws"] } else { &["mqtt", "mqtt-ws"] };
 
-/// Those over a WebSocket.
+/// The transports over a WebSocket.
 pub(crate) const WEBSOCKETS: &[&str] =
     if cfg!(feature = "amqp") { &["mqtt-ws", "amqp-ws"] } else { &["mqtt-ws"] };
 
-/// Where the emulator serves a transport.
+/// The address where the emulator serves a transport.
 pub(crate) fn address(emulator: &Emulator, transport: &str) -> SocketAddr {
     match transport {
         "mqtt" => emulator.mqtt,
@@ -33,8 +33,8 @@ pub(crate) fn device_string(emulator: &Emulator, device: &str, port: u16) -> Str
     emulator.device_string(device).replace(&own, &other)
 }
 
-/// `c2d-agent run` as `dev1` over a transport that is served at `port`; `device` has further keys of `[device]`, and `rest`
-/// begins with a table.
+/// `c2d-agent run` as `dev1` over a transport at `port`. `device` has more keys of `[device]`, and `rest` begins with a
+/// table.
 pub(crate) fn command(
     emulator: &Emulator,
     transport: &str,
@@ -52,13 +52,13 @@ pub(crate) fn command(
     command
 }
 
-/// The same, started.
+/// Starts the agent of [`command`].
 pub(crate) fn spawn(emulator: &Emulator, transport: &str, port: u16, dir: &Path, text: [&str; 2]) -> Agent {
     let process = Process::spawn(&mut command(emulator, transport, port, dir, text));
     Agent { process, dir: dir.to_owned() }
 }
 
-/// The same, straight to the emulator, and subscribed.
+/// Starts the agent without a proxy in between, and waits until it has subscribed.
 pub(crate) fn start(emulator: &Emulator, transport: &str, dir: &Path, rest: &str) -> Agent {
     let port = address(emulator, transport).port();
     let agent = spawn(emulator, transport, port, dir, ["", rest]);
@@ -66,7 +66,7 @@ pub(crate) fn start(emulator: &Emulator, transport: &str, dir: &Path, rest: &str
     agent
 }
 
-/// Runs a test over each transport, all at the same time.
+/// Runs a test over all transports at the same time.
 pub(crate) fn each(test: impl Fn(&str) + Sync) {
     std::thread::scope(|scope| {
         for transport in TRANSPORTS {

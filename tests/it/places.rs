@@ -1,7 +1,7 @@
-//! Places that are not to be had: directories without the right to write, secrets that are missing, ports and socket paths
-//! that somebody else has. Each is named with a remedy; what must not stop messages does not.
+//! Places that the agent cannot use: directories without the right to write, missing secrets, ports and socket paths
+//! that are in use. The agent names each with a remedy. If messages do not need the place, they go on.
 //!
-//! Owns: users without rights, for other tests, too. Must not know: disks that are full or broken (`traps`), logs (`log`).
+//! Owns: users without rights, also for other tests. Must not know: full or broken disks (`traps`), logs (`log`).
 
 use std::fs;
 use std::net::TcpListener;
@@ -26,7 +26,7 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
 }
 
-/// The same command, run by a user without rights. None when it cannot be, and the test is skipped.
+/// The same command, run by a user without rights. `None` if that is not possible; the test is then skipped.
 pub(crate) fn without_rights(test: &str, command: &Command) -> Option<Command> {
     let mut plain = if rustix::process::geteuid().is_root() {
         let Some(setpriv) = program("setpriv") else {
@@ -46,7 +46,7 @@ pub(crate) fn without_rights(test: &str, command: &Command) -> Option<Command> {
             None => plain.env_remove(name),
         };
     }
-    // A checkout in a home directory that others may not enter.
+    // The checkout may be in a home directory that other users may not enter.
     let mut version = Command::new(plain.get_program());
     version
         .args(plain.get_args().take_while(|argument| *argument != "run" && *argument != "doctor"))
@@ -58,7 +58,7 @@ pub(crate) fn without_rights(test: &str, command: &Command) -> Option<Command> {
     Some(plain)
 }
 
-/// `run` in `dir`, with what it needs to know of the emulator.
+/// `run` in `dir`, with the emulator's connection string and root.
 fn agent(emulator: &Emulator, dir: &Path, config: &str) -> Command {
     let ca_file = dir.join("ca.pem");
     fs::copy(emulator.ca_file(), &ca_file).expect("copied");

@@ -1,4 +1,4 @@
-//! An HTTP proxy, TLS in front of it, and a TLS server that answers what it is told, for tests of the way to the hub.
+//! An HTTP proxy, TLS in front of it, and a TLS server with a given answer, for tests of the way to the hub.
 //!
 //! Owns: these servers. Must not know: what is sent through them.
 #![allow(dead_code)] // Not every feature set uses every part.
@@ -16,7 +16,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use tokio::io::copy_bidirectional;
 use tokio_rustls::TlsAcceptor;
 
-/// A proxy that takes CONNECT, to whatever host, and always leads to one address.
+/// A proxy that takes CONNECT to any host, and always leads to one address.
 pub(crate) struct ConnectProxy {
     /// Where it listens.
     pub(crate) address: SocketAddr,
@@ -25,7 +25,7 @@ pub(crate) struct ConnectProxy {
 }
 
 impl ConnectProxy {
-    /// With `login`, the value of `Proxy-Authorization` that it wants to see.
+    /// Leads to `target`. `login` is the value of `Proxy-Authorization` that the proxy requires.
     pub(crate) fn to(target: SocketAddr, login: Option<&'static str>) -> Self {
         Self::answering(move |head| {
             let named = |line: &str| line.to_ascii_lowercase().starts_with("proxy-authorization:");
@@ -40,7 +40,7 @@ impl ConnectProxy {
         })
     }
 
-    /// Answers each request as `answer` says: with a tunnel, or with these bytes.
+    /// Answers each request as `answer` says: with a tunnel to an address, or with bytes.
     pub(crate) fn answering(answer: impl Fn(&str) -> Result<SocketAddr, String> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -75,7 +75,7 @@ impl ConnectProxy {
         Self { address, heads, tunnels }
     }
 
-    /// The heads of the requests so far.
+    /// The heads of the requests since the last call.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.heads.try_iter().collect()
     }
@@ -95,7 +95,7 @@ fn read_head(stream: &TcpStream) -> String {
     head
 }
 
-/// A TLS server for `localhost` that answers every request with the same bytes and hangs up.
+/// A TLS server that answers every request with the same bytes and closes the connection.
 pub(crate) struct Portal {
     /// Where it listens.
     pub(crate) address: SocketAddr,
@@ -104,12 +104,12 @@ pub(crate) struct Portal {
 }
 
 impl Portal {
-    /// Writes its certificate into `dir`.
+    /// Starts a portal for `localhost`, and writes its certificate into `dir`.
     pub(crate) fn answering(dir: &Path, answer: &'static str) -> Self {
         Self::named(dir, "localhost", answer)
     }
 
-    /// With a certificate for another host; two of one name need a directory each.
+    /// Starts a portal with a certificate for `name`. Two portals of one name need a directory each.
     pub(crate) fn named(dir: &Path, name: &str, answer: &'static str) -> Self {
         let (config, ca_file) = server_config(dir, &format!("portal-{name}.pem"), name, None);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -128,7 +128,7 @@ impl Portal {
     }
 }
 
-/// A port whose connections lead to one server after the other, and from the last on to that.
+/// A port whose connections lead to one server after the other; after the last server, all lead to it.
 pub(crate) struct Relay {
     /// Where it listens.
     pub(crate) address: SocketAddr,
@@ -155,19 +155,19 @@ impl Relay {
     }
 }
 
-/// TLS in front of a server, for proxies that are spoken to over TLS.
+/// TLS in front of a server, for proxies that use TLS.
 pub(crate) struct TlsFront {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     /// Its certificate, to be trusted.
     pub(crate) ca_file: PathBuf,
-    /// Of each connection, whether its client showed a certificate.
+    /// For each connection: whether its client showed a certificate.
     certificates: Arc<Mutex<Vec<bool>>>,
 }
 
 impl TlsFront {
-    /// Leads to `target`, with a certificate for `name` that is written into `dir`. It asks for certificates of clients
-    /// that `client_ca` has signed, and takes clients without.
+    /// Leads to `target`, with a certificate for `name` that is written into `dir`. Asks clients for certificates that
+    /// `client_ca` has signed, but also takes clients without a certificate.
     pub(crate) fn to(target: SocketAddr, dir: &Path, name: &str, client_ca: Option<&Path>) -> Self {
         let (config, ca_file) = server_config(dir, "front.pem", name, client_ca);
         let acceptor = TlsAcceptor::from(config);
@@ -194,7 +194,7 @@ impl TlsFront {
         Self { address, ca_file, certificates }
     }
 
-    /// Of each connection so far, whether its client showed a certificate.
+    /// For each connection so far: whether its client showed a certificate.
     pub(crate) fn certificates(&self) -> Vec<bool> {
         self.certificates.lock().expect("certificates").clone()
     }

@@ -1,4 +1,4 @@
-//! The examples of the documents that need no Azure, as somebody would paste them into a shell.
+//! The examples of the documents that need no Azure, as a reader would paste them into a shell.
 //!
 //! Owns: nothing. Must not know: what the commands do.
 
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::harness::{own_address, run};
 
-/// The shell's blocks of a document below a heading, up to the next one of its level or above: what a reader pastes, one
-/// after the other.
+/// The shell blocks of a document below a heading, up to the next heading of the same level or above: what a reader
+/// pastes, one after the other.
 fn example(document: &str, heading: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
@@ -29,12 +29,12 @@ fn example(document: &str, heading: &str) -> String {
     pasted
 }
 
-/// Runs an example in an empty directory, at an address that no other test has; its standard output.
+/// Runs an example in an empty directory, at an address that no other test uses. Returns standard output.
 fn paste(text: &str) -> String {
     let dir = tempfile::tempdir().expect("a directory");
     let address = own_address().to_string();
     let text = text.replace("127.0.0.1", &address);
-    // What starts the emulator has options; what asks it begins with a subcommand.
+    // Commands that start the emulator have options. Commands that ask it begin with a subcommand.
     let text = text.replace(
         "c2d-agent emulator --",
         &format!("c2d-agent emulator --bind {address} --hostname {address} --"),
@@ -42,7 +42,7 @@ fn paste(text: &str) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_c2d-agent"));
     let mut path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
     path.insert(0, binary.parent().expect("a directory").to_owned());
-    // Its end is that of the processes that it has started, too.
+    // `timeout` also ends the processes that the shell has started.
     let mut shell = Command::new("timeout");
     shell.args(["--kill-after=5", "25", "bash", "-e", "-o", "pipefail", "-c", &text]).current_dir(dir.path());
     shell.env_clear().env("PATH", std::env::join_paths(path).expect("a path")).env("HOME", dir.path());
@@ -53,7 +53,7 @@ fn paste(text: &str) -> String {
     told
 }
 
-/// A message switches the pin, another one matches nothing, and the reader is told why.
+/// Asserts that one message switches the pin, that the other matches no rule, and that the output says why.
 fn tells_of_both_messages(told: &str) {
     assert_eq!(told.matches("delivered: Success").count(), 2, "{told}");
     for part in ["pump on", "unmatched", "action is \"pmup\", not \"pump\""] {

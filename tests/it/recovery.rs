@@ -1,6 +1,6 @@
-//! What the next agent makes of what the last one left in the inbox, where the world has changed in between.
+//! What the next agent does with the inbox of the last one, if something has changed in between.
 //!
-//! Owns: rules that are gone, a hub that is away, a clock that goes on. Must not know: the inbox's file.
+//! Owns: removed rules, an absent hub, a clock that goes on. Must not know: the inbox's file.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,7 +10,7 @@ use crate::over;
 use crate::soak::back_end::{Hub, message};
 use crate::soak::gateway::Gateway;
 
-/// A rule `work` that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`.
+/// A rule `work` that writes `ID began` and, once the file `go` exists, `ID ended` into the file `done`.
 fn work(keys: &str) -> String {
     format!(
         "[[rule]]\nname = \"work\"\nwhen = {{ action = \"work\" }}\n{keys}\ndo = [ {{ shell = '''\
@@ -20,7 +20,7 @@ fn work(keys: &str) -> String {
     )
 }
 
-/// An agent in the middle of `m-1`, with `m-2` in line behind it. The second is good for `life`.
+/// An agent in the middle of `m-1`, with `m-2` in line behind it. `m-2` expires after `life`.
 fn one_begun_and_one_in_line(transport: &str, rest: &str, life: Duration) -> (Hub, Gateway) {
     let hub = Hub::start();
     let mut gateway = Gateway::over(transport, &hub, rest);
@@ -40,7 +40,7 @@ fn line_up(hub: &Hub, gateway: &mut Gateway, life: Duration) {
     }
 }
 
-/// The next agent has another configuration.
+/// Writes another configuration for the next agent.
 fn reconfigure(gateway: &Gateway, transport: &str, rest: &str) {
     let dir = gateway.path("");
     let rest = format!("[device]\ntransport = \"{transport}\"\n{rest}");
@@ -202,7 +202,7 @@ fn a_hub_that_refuses_the_device_at_the_start_does_not_cut_off_what_the_inbox_ha
         let unknown = format!("{known}SharedAccessKey=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         let refused = run(gateway.command(&["run"]).env("C2D_DEVICE_CONNECTION_STRING", unknown));
         assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
-        // On a slow disk the refusal comes before the inbox has told what there is to run: then the next start runs it.
+        // On a slow disk, the refusal comes before the inbox has said what to run. Then the next start runs it.
         let done = || fs::read_to_string(gateway.path("done")).unwrap_or_default();
         assert!(["", "began\nended\n"].contains(&done().as_str()), "{}", done());
         gateway.start_subscribed();

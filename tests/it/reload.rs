@@ -1,4 +1,4 @@
-//! SIGHUP: another configuration is taken up between two messages, or refused while the old one goes on.
+//! SIGHUP: the agent takes another configuration between two messages, or refuses it and keeps the old one.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// Sends a message and waits until the agent has said what became of it.
+/// Sends a message and waits until the agent has said what happened to it.
 fn send(emulator: &Emulator, agent: &Agent, id: &str, property: &str) -> String {
     let sent = emulator.send("dev1", &["--message-id", id, "--property", property]);
     assert!(sent.status.success(), "{sent:?}");
@@ -27,7 +27,7 @@ fn send(emulator: &Emulator, agent: &Agent, id: &str, property: &str) -> String 
     })
 }
 
-/// Writes another configuration, sends SIGHUP, and waits for the `n`-th line that tells how that ended.
+/// Writes another configuration, sends SIGHUP, and waits for the `n`-th line with the result.
 fn reload(agent: &Agent, text: &str, n: usize, expected: &str) {
     write_config(&agent.dir, text);
     agent.process.signal(Signal::HUP);
@@ -61,7 +61,7 @@ fn new_rules_and_pins_count_from_the_next_message_and_pins_keep_their_state() {
     );
     assert!(send(&emulator, &agent, "3", "lamp=off").contains("succeeded"));
     assert_eq!(pins(dir.path()), r#"{"lamp":"off","pump":"on"}"#);
-    // What is gone goes into its on_exit state and is given back.
+    // A removed pin goes into its on_exit state, and its line is released.
     let fewer = more.replace("[gpio.pins.lamp]\nline = 2\ninitial = \"on\"\n", "");
     let fewer = &fewer[..fewer.find("[[rule]]\nname = \"lamp\"").expect("the rule")];
     reload(&agent, fewer, 2, TAKEN);
@@ -122,7 +122,7 @@ fn what_cannot_change_while_the_agent_runs_is_refused_whole() {
     assert!(line.contains("rule=\"pump\"") && line.contains("succeeded"), "{line}");
 }
 
-/// A rule whose program waits for the file `go`, and tells under which rules it ran.
+/// A rule whose program waits for the file `go`, and writes the version of its rules.
 fn waiting(version: &str, lane: &str) -> String {
     format!(
         "[[rule]]\nname = \"wait\"\nlane = \"{lane}\"\nwhen = {{ wait = {{ present = true }} }}\n\
@@ -141,14 +141,14 @@ fn a_reload_in_the_middle_of_an_action_lets_it_end_and_plans_what_waits_anew() {
         emulator.send("dev1", &["--message-id", id, "--property", &property]);
     }
     wait_for_file(&dir.path().join("log"), "began 1 old");
-    // All three are in hand.
+    // The agent has all three messages.
     wait_for_status(dir.path(), "1 running, 2 waiting");
     reload(&agent, &waiting("new", "other"), 1, TAKEN);
     agent.process.stderr.wait_for("planned_anew=2");
-    // The other lane is free, so the second one begins beside the first.
+    // The other lane is free, so the second message begins beside the first.
     wait_for_file(&dir.path().join("log"), "began 2 new");
     std::fs::write(dir.path().join("go"), "").expect("written");
-    // Each has ended: the first one may be slower than the others.
+    // Each message must end; the first one may be slower than the others.
     agent.process.stderr.wait_until("three outcomes", |lines| {
         (lines.iter().filter(|line| line.contains("outcome=succeeded")).count() == 3).then_some(())
     });
@@ -189,7 +189,7 @@ fn a_message_whose_rule_has_gone_is_not_lost() {
         })
     };
     told("2", "unmatched: no rule matches it");
-    // Completed at the hub when it was accepted: only the inbox has it.
+    // The message was completed at the hub when it was accepted, so only the inbox has it.
     told("3", "no rule matches it any more");
     std::fs::write(dir.path().join("go"), "").expect("written");
     told("1", "outcome=succeeded");
@@ -216,7 +216,7 @@ fn a_reload_starts_no_more_programs_than_there_may_be() {
     }
     wait_for_status(dir.path(), "1 running, 1 waiting");
     std::fs::write(dir.path().join("fail"), "").expect("written");
-    // It has the only place now, while the first one rests, and soon wants it back.
+    // This message has the only place while the first one waits for its next attempt, which soon needs the place.
     wait_for_file(&dir.path().join("log"), "began 2 old");
     for n in 1..=10 {
         reload(&agent, &text, n, TAKEN);
@@ -277,7 +277,7 @@ fn a_new_secret_is_signed_in_with_and_a_wrong_one_does_not_end_the_agent() {
     let right = emulator.device_string("dev1");
     let agent = start_with_file(&emulator, dir.path(), &right);
     agent.process.stderr.wait_for("subscribed");
-    // The same secret again: nothing to sign in for.
+    // The secret is the same, so there is no reason to sign in again.
     agent.process.signal(Signal::HUP);
     agent.process.stderr.wait_for("signs_in_anew=false");
     let key = right.rfind("SharedAccessKey=").expect("a key");
@@ -286,12 +286,12 @@ fn a_new_secret_is_signed_in_with_and_a_wrong_one_does_not_end_the_agent() {
     agent.process.signal(Signal::HUP);
     agent.process.stderr.wait_for("signs_in_anew=true");
     agent.process.stderr.wait_for("not connected");
-    // It waits for its next attempt, and need not once the secret is right.
+    // The agent waits for its next attempt. A reload with the right secret ends the wait.
     std::fs::write(dir.path().join("secret"), &right).expect("written");
     agent.process.signal(Signal::HUP);
     agent.process.stderr.wait_for_nth("subscribed", 2);
     assert!(send(&emulator, &agent, "1", "pump=on").contains("succeeded"));
-    // A secret that is missing is refused like any other problem.
+    // A missing secret is refused like any other problem.
     std::fs::remove_file(dir.path().join("secret")).expect("removed");
     agent.process.signal(Signal::HUP);
     agent.process.stderr.wait_for(REFUSED);
@@ -324,7 +324,7 @@ fn a_terminal_that_is_closed_ends_the_agent_with_pins_safe() {
     };
     let (emulator, dir) = (Emulator::start(), dir());
     let config = write_config(dir.path(), &PUMP.replace("line = 1\n", "line = 1\ninitial = \"on\"\n"));
-    // The agent leads the session of a terminal of its own; the last open end of that is closed once pins are claimed.
+    // The agent leads the session of its own terminal. The terminal's last open end is closed after pins are claimed.
     let script = "import os, pty, sys, time\n\
         pid, terminal = pty.fork()\n\
         if pid == 0: os.execv(sys.argv[1], [sys.argv[1], 'run', '-c', sys.argv[2]])\n\

@@ -1,4 +1,4 @@
-//! Outcome reports: what the back end learns of an action, by telemetry and in the twin.
+//! Outcome reports: what the back end learns about an action, by telemetry and in the twin.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// Rules that report by telemetry (`tell`), in the twin (`show`), and not at all (`hush`); the first two fail where the
-/// property `fail` is there, and write their output.
+/// Rules that report by telemetry (`tell`), in the twin (`show`), and not at all (`hush`). The first two write output,
+/// and fail if the message has the property `fail`.
 fn rules() -> String {
     let rule = |name: &str, more: &str| {
         format!(
@@ -89,7 +89,7 @@ fn reports_wait_on_disk_while_the_hub_is_away() {
     agent.process.stderr.wait_for("not connected");
     std::fs::write(&go, "").expect("written");
     agent.process.stderr.wait_for("action ended");
-    // Not even this process has to live on.
+    // The report survives even the end of this process.
     assert_eq!(agent.process.terminate(), Some(0));
     let second = Emulator::start_in(state.path(), &mqtt, &amqp, &["--device", "dev1"]);
     let _agent = Agent::start(&second, "dev1", dir.path(), &rule);

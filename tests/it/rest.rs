@@ -33,7 +33,7 @@ pub(crate) fn exchange(emulator: &Emulator, request: &[u8]) -> String {
     send(dial(emulator), request)
 }
 
-/// As [`exchange`], on a connection that is there.
+/// As [`exchange`], on an existing connection.
 pub(crate) fn send(mut stream: Tls, request: &[u8]) -> String {
     // The emulator may close before it has read everything.
     drop(stream.write_all(request).and_then(|()| stream.flush()));

@@ -1,4 +1,4 @@
-//! Whole requests to the emulator's HTTPS side, and answers taken apart, for tests that need the sender as well.
+//! Whole requests to the emulator's HTTPS side, and answers in parts, for tests that also need the sender.
 //!
 //! Owns: requests, answers, tokens of devices. Must not know: routes.
 
@@ -21,7 +21,7 @@ pub(crate) fn device_token(emulator: &Emulator, device_id: &str) -> String {
 /// An answer in parts.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The status; 0 when there was none.
+    /// The status; 0 if there was no answer.
     pub(crate) status: u16,
     head: String,
     /// The body as text.
@@ -29,7 +29,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header; its name in lower case.
+    /// The value of a header; `name` is in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
@@ -40,12 +40,12 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own. `headers` end with CRLF.
+/// Sends one request on a new connection. `headers` end with CRLF.
 pub(crate) fn ask(emulator: &Emulator, line: &str, token: &str, headers: &str, body: &[u8]) -> Answer {
     ask_as(emulator, None, line, &format!("Authorization: {token}\r\n{headers}"), body)
 }
 
-/// One request on a connection with a client certificate.
+/// Sends one request on a new connection with a client certificate.
 pub(crate) fn ask_as(
     emulator: &Emulator,
     identity: Option<&ClientCertificate>,

@@ -1,6 +1,7 @@
 //! Rule tests: `[[test]]` tables that `check` runs, and `check --expect` for one message.
 //!
-//! Owns: what is printed, the exit code, and that an agent does not read them. What a test may not be is a fixture of `config.rs`.
+//! Owns: what is printed, the exit code, and that an agent does not read the tests. Invalid tests are fixtures of
+//! `config.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +40,7 @@ do = [ { gpio = "lamp", set = "{body.state}" } ]
 path = "inbox.redb"
 "#;
 
-/// A directory with `c.toml` and further files.
+/// A directory with `c.toml` and more files.
 fn house(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     for (name, text) in [("c.toml", RULES)].iter().chain(files) {
@@ -110,7 +111,7 @@ fn tests_in_the_configuration_in_drop_ins_and_beside_it_are_run() {
     let (stdout, stderr, code) = check(dir.path(), &[]);
     assert_eq!((stdout, stderr.as_str(), code), (format!("{files}{VALID}9 tests passed\n"), "", Some(0)));
 
-    // Without tests nothing is said of them.
+    // Without tests, the output does not mention tests.
     assert_eq!(check(house(&[]).path(), &[]), (VALID.to_owned(), String::new(), Some(0)));
     let dir = house(&[("c.toml", &format!("{RULES}{one}")), ("c.test.toml", "# none yet\n")]);
     assert_eq!(check(dir.path(), &[]), (format!("{VALID}1 test passed\n"), String::new(), Some(0)));
@@ -222,7 +223,7 @@ fn rules_are_tested_although_the_device_is_not_known() {
 fn one_message_can_be_expected_to_have_a_rule_or_none() {
     let dir = house(&[("c.test.toml", "[[test]]\nmessage = \"action=prime\"\nrule = \"pump\"\n")]);
     let code = |arguments: &[&str]| check(dir.path(), arguments).2;
-    // The tests are left out when there is a sample.
+    // With a sample, `check` runs no tests.
     assert_eq!(code(&["--message", "action=pump&state=on"]), Some(0));
     assert_eq!(code(&["--message", "action=pump&state=on", "--expect", "pump"]), Some(0));
     assert_eq!(code(&["--message", "action=pmup", "--expect-none"]), Some(0));

@@ -1,4 +1,4 @@
-//! `c2d-agent schema`, as an editor uses it: Taplo, which is what editors for TOML have inside, holds the fixtures against it.
+//! `c2d-agent schema`, as an editor uses it: Taplo, which editors for TOML contain, checks the fixtures by the schema.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,8 +9,8 @@ use crate::harness::{binary, run, skip};
 
 const COMMITTED: &str = "packaging/config.schema.json";
 const FIXTURES: &str = "tests/fixtures/config";
-/// Fixtures whose mistakes no schema sees: what is wrong depends on another value, on a file, on the environment, or on a
-/// limit of time.
+/// Fixtures whose mistakes no schema can find: the mistake depends on another value, on a file, on the environment, or
+/// on a limit of time.
 const UNSEEN: [&str; 16] = [
     "caret_after_tabs_and_wide_characters",
     "connection_string_as_json",
@@ -30,7 +30,7 @@ const UNSEEN: [&str; 16] = [
     "x509_string_without_files",
 ];
 
-/// The files in the folder of that name, and what Taplo says of them.
+/// The files in the folder, and what Taplo says about them.
 fn lint(test: &str, folder: &Path) -> Option<(Vec<PathBuf>, String)> {
     let taplo = Path::new(".venv/bin/taplo");
     if !taplo.is_file() {

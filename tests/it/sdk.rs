@@ -1,8 +1,8 @@
-//! Microsoft's Python SDKs, unmodified, on the other side of our emulator: their device receives from `c2d-send` and
-//! uses its twin, their back end sends to our agent. And uamqp, the AMQP client below one of them, by itself as a device.
+//! Microsoft's unmodified Python SDKs as peers of our emulator: their device receives from `c2d-send` and uses its
+//! twin, and their back end sends to our agent. Also uamqp, the AMQP client below one of them, as a device.
 //!
-//! Must not know: how either SDK works; the programs are in `tests/sdk/`.
-//! The SDKs dial 8883 and 5671 whatever a connection string says, so each test has a loopback address of its own.
+//! Must not know: how the SDKs work; the programs are in `tests/sdk/`.
+//! The SDKs always dial 8883 and 5671, whatever a connection string says, so each test has its own loopback address.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::harness::{Agent, Emulator, Process, own_address, run, skip, wait_for_
 pub(crate) fn python(test: &str) -> Option<PathBuf> {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv");
     let python = venv.join("bin/python");
-    // Written last, when the SDKs are in.
+    // `setup.sh` writes this file last, after it has installed the SDKs.
     if venv.join("requirements.txt").is_file() && python.is_file() {
         return Some(python);
     }
@@ -21,7 +21,7 @@ pub(crate) fn python(test: &str) -> Option<PathBuf> {
     None
 }
 
-/// An emulator on the standard ports of an address of its own, so that tests side by side do not meet.
+/// An emulator on the standard ports of its own address, so that parallel tests do not meet.
 pub(crate) fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let address = own_address().to_string();
@@ -29,7 +29,7 @@ pub(crate) fn emulator(arguments: &[&str]) -> (Emulator, tempfile::TempDir) {
     (Emulator::start_in(&dir.path().join("state"), "8883", "5671", &arguments), dir)
 }
 
-/// Whether port 443 can be had, or says that the test is skipped.
+/// Whether port 443 is free for use; otherwise says that the test is skipped.
 pub(crate) fn may_use_443(test: &str) -> bool {
     let free = std::net::TcpListener::bind((own_address(), 443)).is_ok();
     if !free {
@@ -78,7 +78,7 @@ fn the_sdks_device_receives_what_c2d_send_sends() {
     let device = Process::spawn(&mut device);
     device.stdout.wait_for("subscribed");
 
-    // --wait: exit code 0 says that the SDK completed the message and that the hub's feedback said so.
+    // With --wait, exit code 0 means that the SDK completed the message and the hub's feedback said so.
     let odd = ["--property", "odd=a=b&c%d+e/f é", "--property", "empty="];
     let ids = ["--message-id", "m:1", "--correlation-id", "c-1", "--content-type", "text/plain"];
     let options = ["--content-encoding", "utf-8", "--data", "grüße", "--ack", "full", "--wait=30s"];
@@ -192,13 +192,13 @@ fn the_sdks_back_end_is_told_when_its_key_is_wrong() {
     });
 }
 
-/// As [`python`], when port 443 can be had: the SDK drops the port of a connection string.
+/// As [`python`], if port 443 is free for use: the SDK ignores the port of a connection string.
 pub(crate) fn python_with_https(test: &str) -> Option<PathBuf> {
     let python = python(test)?;
     may_use_443(test).then_some(python)
 }
 
-/// The connection string of the policy that may do everything.
+/// The connection string of the policy with all rights.
 pub(crate) fn owner_string(emulator: &Emulator) -> String {
     let file = emulator.state.join("iothubowner.connection-string");
     std::fs::read_to_string(file).expect("a connection string").trim().to_owned()

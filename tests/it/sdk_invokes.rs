@@ -15,7 +15,7 @@ const RULES: &str = "[[rule]]\nname = \"greet\"\nwhen = { \"$.method\" = \"greet
     [[rule]]\nname = \"fail\"\nwhen = { \"$.method\" = \"fail\" }\ndo = [ { shell = \"echo broken; exit 7\" } ]\n\
     [[rule]]\nname = \"slow\"\nwhen = { \"$.method\" = \"slow\" }\ntimeout = \"100ms\"\ndo = [ { run = [\"/bin/sleep\", \"30\"] } ]\n";
 
-/// What the SDK got for these calls.
+/// The answers that the SDK got for these calls.
 fn call(python: &Path, emulator: &Emulator, whom: &[&str], dir: &Path, calls: &[Value]) -> Vec<(u16, Value)> {
     let input = dir.join("calls");
     std::fs::write(&input, calls.iter().map(|call| format!("{call}\n")).collect::<String>())

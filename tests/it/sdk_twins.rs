@@ -1,6 +1,6 @@
-//! Twins and methods with programs that are not ours on both sides: Microsoft's Python SDKs, and uamqp as a device.
+//! Twins and methods with independent programs on both sides: Microsoft's Python SDKs, and uamqp as a device.
 //!
-//! Owns: nothing. Must not know: how either works; the programs are in `tests/sdk/`.
+//! Owns: nothing. Must not know: how the SDKs work; the programs are in `tests/sdk/`.
 
 use std::path::Path;
 
@@ -93,7 +93,7 @@ fn both_sdks(test: &str, websockets: bool) {
         "etags": 4, "patched": { "room": "kitchen" }, "stale": [412, null],
         "replaced": { "led": { "on": false }, "$version": 3 }, "replaced_stale": [412, null], "tags": {},
         "echo": [200, { "name": "echo", "given": { "text": "grüße", "list": [1, null] } }],
-        // The SDK's own doing: without a payload it sends an empty text.
+        // Without a payload, the SDK itself sends an empty text.
         "nothing": [200, { "name": "echo", "given": "" }],
         "unknown": [404, { "name": "re boot/now", "given": 1 }],
         "silent": [504, "GatewayTimeout"],

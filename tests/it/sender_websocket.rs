@@ -1,7 +1,7 @@
-//! `c2d-send --transport amqp-ws`: over the emulator's WebSocket, through a proxy, and past whatever answers in the hub's
+//! `c2d-send --transport amqp-ws`: over the emulator's WebSocket, through a proxy, and with other servers in the hub's
 //! place.
 //!
-//! Must not know: how the way is made.
+//! Must not know: how the connection is made.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -34,7 +34,7 @@ fn sender_to(host: &str, https: SocketAddr, ca_file: &Path) -> Command {
     command
 }
 
-/// Runs it, and returns what it logs; its exit code must say that nothing was sent.
+/// Runs the sender, and returns what it logs. Its exit code must say that nothing was sent.
 #[track_caller]
 fn refused(command: &mut Command) -> String {
     let output = run(command);
@@ -64,7 +64,7 @@ fn a_message_goes_over_the_websocket_also_through_a_proxy_that_wants_a_login() {
     let asked = format!("CONNECT localhost:{} HTTP/1.1", emulator.https.port());
     assert!(requests.len() == 1 && requests[0].starts_with(&asked), "{requests:?}");
 
-    // Past it: the small name goes before the capital one, and the hub is among the exceptions.
+    // No proxy is used: the name in small letters takes precedence, and the hub is one of the exceptions.
     let mut past = sender(&emulator, emulator.https);
     past.env("HTTPS_PROXY", "http://127.0.0.1:1")
         .env("https_proxy", &url)

@@ -1,4 +1,4 @@
-//! What `c2d-send` and `c2d-feedback` say and do when a hub refuses or takes away a link, with each condition.
+//! What `c2d-send` and `c2d-feedback` say and do when a hub refuses or ends a link, for each condition.
 //!
 //! Must not know: how links work.
 //! Source: wire reference 2.8, 4.3 and 4.4; AMQP 1.0, 2.8.
@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::harness::{binary, run};
 use crate::service_peer::{Level, ServicePeer, WORDS};
 
-/// Each condition; what the sentence has when it comes to a sender; to a reader of feedback; whether a reader that has read
-/// already tries again.
+/// Each condition; a part of the sentence for a sender; a part of the sentence for a reader of feedback; whether a
+/// reader that has already read tries again.
 const CONDITIONS: &[(&str, &str, &str, bool)] = &[
     ("amqp:unauthorized-access", KEY, KEY, true),
     ("amqp:not-found", "no such address", "no such address", false),
@@ -56,14 +56,14 @@ fn command(peer: &ServicePeer, arguments: &[&str]) -> Command {
 
 const SEND: [&str; 5] = ["c2d-send", "--device=dev1", "--message-id=m-1", "--data", "x"];
 
-/// Runs it to its end: its exit code, and the last line that it logs.
+/// Runs a command to its end. Returns the exit code and the last line of its log.
 fn ended(command: &mut Command) -> (Option<i32>, String) {
     let output = run(command);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code(), stderr.lines().last().unwrap_or_default().to_owned())
 }
 
-/// Does this for each condition, some at the same time.
+/// Calls `act` for each condition, [`AT_ONCE`] at the same time.
 fn for_each_condition(act: impl Fn(&'static str, &'static str, &'static str, bool) + Sync) {
     for some in CONDITIONS.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
@@ -218,7 +218,7 @@ fn a_reader_whose_link_goes_before_a_batch_is_completed_prints_and_keeps_it_once
                 session.wait_for_credit();
                 session.deliver(&link, 0, &batch("m-1"));
                 if number == 0 {
-                    // The hub does not hear of the completion, whether it comes or not.
+                    // The hub ignores the completion, whether it comes or not.
                     return session.take(&link, level, condition);
                 }
                 session.wait_for_completion();

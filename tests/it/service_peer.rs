@@ -14,7 +14,7 @@ use crate::frames::{
 use crate::harness::DEADLINE;
 use crate::proxied::server_config;
 
-/// What the hub says with its condition.
+/// The description that the hub sends with its condition.
 pub(crate) const WORDS: &str = "words of the hub";
 
 const CLOSE: u64 = 0x18;
@@ -22,31 +22,31 @@ const END: u64 = 0x17;
 
 /// A hub, for `localhost`.
 pub(crate) struct ServicePeer {
-    /// Where it listens.
+    /// The address of the hub.
     pub(crate) address: SocketAddr,
-    /// Its certificate, to be trusted.
+    /// The hub's certificate, which clients must trust.
     pub(crate) ca_file: PathBuf,
 }
 
 /// One connection, signed in, with its session.
 pub(crate) struct Session(pub(crate) Peer<StreamOwned<ServerConnection, TcpStream>>);
 
-/// What is taken away from a client.
+/// What the hub ends for a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// The link, for good.
+    /// The link, closed.
     Link,
-    /// The link, which might be attached again.
+    /// The link, detached without a close: it could be attached again.
     Suspended,
-    /// Its session.
+    /// The session.
     Session,
-    /// Its connection.
+    /// The connection.
     Connection,
 }
 
 impl ServicePeer {
-    /// Writes its certificate into `dir`. `script` gets each connection with its number; when it returns, the connection
-    /// is cut.
+    /// Writes the hub's certificate into `dir`. `script` gets each connection with its number. When `script` returns,
+    /// the connection is cut.
     pub(crate) fn playing(dir: &Path, script: impl Fn(usize, &mut Session) + Send + 'static) -> Self {
         Self::before_sign_in(dir, move |number, session| {
             session.sasl();
@@ -94,7 +94,7 @@ impl Session {
         self.0.send_sasl(SASL_OUTCOME, vec![Value::Ubyte(0)]);
     }
 
-    /// Opens the connection, with these fields behind the container's id.
+    /// Opens the connection, with these fields after the container's id.
     pub(crate) fn open(&mut self, more: Vec<Value>) {
         assert_eq!(&self.0.header(), PLAIN_HEADER);
         self.0.write(PLAIN_HEADER);
@@ -102,7 +102,7 @@ impl Session {
         self.0.send(0, OPEN, [vec![Value::text("peer")], more].concat(), &[]);
     }
 
-    /// Begins the session, with these fields behind its windows.
+    /// Begins the session, with these fields after the windows.
     pub(crate) fn begin(&mut self, more: Vec<Value>) {
         self.0.expect(BEGIN);
         let window = || Value::Uint(1_000);
@@ -127,7 +127,7 @@ impl Session {
         }
     }
 
-    /// Attaches a link without a terminus, which says that it is refused, and detaches it.
+    /// Attaches a link without a terminus, which means a refusal, and detaches it.
     pub(crate) fn refuse(&mut self, link: &Frame, condition: &str) {
         let is_receiver = link.field(2) == &Value::Bool(true);
         let (source, target) = if is_receiver {
@@ -144,12 +144,12 @@ impl Session {
         let Value::Bool(is_receiver) = link.field(2) else { panic!("no role: {link:?}") };
         let head = vec![link.field(0).clone(), link.field(1).clone(), Value::Bool(!is_receiver)];
         let modes = vec![Value::Ubyte(2), Value::Ubyte(0), source, target, Value::Null, Value::Null];
-        // Who sends counts its deliveries.
+        // A sender must give its initial delivery count.
         let count = if *is_receiver { Value::Uint(0) } else { Value::Null };
         self.0.send(0, ATTACH, [head, modes, vec![count]].concat(), &[]);
     }
 
-    /// Takes something away, with a condition or without a word, and waits for the client's goodbye to it.
+    /// Ends a link, a session or the connection, with or without a condition, and waits for the client's answer.
     pub(crate) fn take(&mut self, link: &Frame, level: Level, condition: Option<&str>) {
         let error = condition.map_or(Value::Null, error);
         let is_closed = Value::Bool(level == Level::Link);
@@ -162,18 +162,18 @@ impl Session {
         self.wait_for_end(kind);
     }
 
-    /// Reads until a goodbye, or the end of the connection.
+    /// Reads until a frame of this kind, or the end of the connection.
     fn wait_for_end(&mut self, kind: u64) {
         while self.0.try_next().is_some_and(|frame| frame.kind != kind) {}
     }
 
-    /// Answers the client's goodbye to a link.
+    /// Answers the client's detach of a link.
     pub(crate) fn let_go(&mut self) {
         let detach = self.0.expect(DETACH);
         self.0.send(0, DETACH, vec![detach.field(0).clone(), Value::Bool(true)], &[]);
     }
 
-    /// The client's next message; it is not answered.
+    /// The client's next message, without an answer to it.
     pub(crate) fn message(&mut self) -> Frame {
         self.0.expect(TRANSFER)
     }
@@ -196,7 +196,7 @@ impl Session {
         self.deliver_parts(link, delivery, &[&message(&sections)]);
     }
 
-    /// Sends a message in so many frames.
+    /// Sends a message in one frame for each part.
     pub(crate) fn deliver_parts(&mut self, link: &Frame, delivery: u32, parts: &[&[u8]]) {
         for (number, part) in parts.iter().enumerate() {
             let tag = Value::Binary(delivery.to_be_bytes().to_vec());
@@ -206,7 +206,7 @@ impl Session {
         }
     }
 
-    /// What the receiver has decided on this delivery.
+    /// The receiver's decision on this delivery.
     pub(crate) fn decision(&mut self, delivery: u32) -> Value {
         loop {
             let frame = self.0.next();

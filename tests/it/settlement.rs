@@ -1,4 +1,5 @@
-//! When a message is completed, what a crash does to it, and how failures end: the agent with its inbox on the emulator.
+//! When a message is completed, what happens to it in a crash, and how failures end: the agent and its inbox on the
+//! emulator.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
-/// A rule that writes `ID began` and, once the file `go` is there, `ID ended` into the file `done`; `more` are further
-/// keys of it.
+/// A rule that writes `ID began` and, once the file `go` exists, `ID ended` into the file `done`. `more` has more keys
+/// of the rule.
 fn gated_rule(dir: &Path, name: &str, more: &str) -> String {
     let (done, go) = (dir.join("done"), dir.join("go"));
     let (done, go) = (done.display(), go.display());
@@ -21,7 +22,7 @@ fn gated_rule(dir: &Path, name: &str, more: &str) -> String {
     )
 }
 
-/// A rule that fails until it was tried `fails` times, and writes `ID NTH` into the file `tries`.
+/// A rule that fails `fails` times, and writes `ID NTH` into the file `tries` each time.
 fn failing_rule(dir: &Path, fails: u32, more: &str) -> String {
     let tries = dir.join("tries");
     let tries = tries.display();
@@ -39,7 +40,7 @@ fn send(emulator: &Emulator, action: &str, id: &str) {
     emulator.send("dev1", &["--property", &format!("action={action}"), "--message-id", id, "--ack", "full"]);
 }
 
-/// Sends, and waits for the feedback: the exit code of `c2d-send`.
+/// Sends a message and waits for its feedback. Returns the exit code of `c2d-send`.
 fn send_and_wait(emulator: &Emulator, action: &str, id: &str, wait: &str) -> Option<i32> {
     let action = format!("action={action}");
     let mut command = emulator.sender("dev1");
@@ -70,7 +71,7 @@ fn over_mqtt_a_failed_message_is_completed_whatever_its_rule_says() {
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
     assert_eq!(send_and_wait(&emulator, "flaky", "one", "--wait=20s"), Some(0));
     assert_eq!(lines(&dir.path().join("tries")), ["one"]);
-    // An id that is a key: it is known as a dead letter, and not as one that was given back.
+    // The id is a key, so the agent knows the message as a dead letter, and not as one that was given back.
     let key = "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11";
     for _ in 0..2 {
         assert_eq!(send_and_wait(&emulator, "flaky", key, "--wait=20s"), Some(0));
@@ -114,7 +115,7 @@ fn after_a_crash_what_was_accepted_runs_and_what_had_begun_is_reported_as_interr
         wait_for_file(&dir.path().join("done"), "two ended");
         let line = agent.process.stderr.wait_for("action was interrupted");
         assert!(line.contains("message_id=\"one\"") && line.contains("interrupted"), "{line}");
-        // The killed agent's child lives on by itself and may end what it began; nothing begins twice.
+        // The child of the killed agent lives on and may end its action. No action begins twice.
         let began: Vec<_> =
             lines(&dir.path().join("done")).into_iter().filter(|line| line.ends_with("began")).collect();
         assert_eq!(began, ["one began", "two began"]);
@@ -241,7 +242,7 @@ fn a_message_that_comes_sooner_than_the_minimum_interval_is_refused_also_after_a
         let rule = gated_rule(dir.path(), "work", "min_interval = \"1h\"");
         let agent = over::start(&emulator, transport, dir.path(), &rule);
         assert_eq!(send_and_wait(&emulator, "work", "one", "--wait=20s"), Some(0));
-        // Over AMQP the sender hears of it: Rejected.
+        // Over AMQP the sender gets the feedback Rejected.
         let told = if transport.starts_with("mqtt") { 0 } else { 3 };
         assert_eq!(send_and_wait(&emulator, "work", "two", "--wait=20s"), Some(told));
         let line = agent.process.stderr.wait_for("refused");
@@ -286,7 +287,7 @@ fn an_on_accept_message_that_expired_in_line_is_not_run() {
     emulator.send("dev1", &arguments);
     agent.process.kill();
     drop(agent);
-    // By its own clock the message has expired once the hub would refuse it as well.
+    // The test waits until the message has expired by the agent's clock and by the hub's.
     let expired = std::time::Instant::now() + std::time::Duration::from_secs(2);
     while std::time::Instant::now() < expired {
         std::thread::park_timeout(expired.saturating_duration_since(std::time::Instant::now()));

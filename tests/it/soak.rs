@@ -4,18 +4,19 @@
 //!
 //! # What happens
 //!
-//! In each round some messages with ids are sent to rules that append their message's id to a file, one line for each
-//! run. At a random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub
-//! stops and starts again, now and then without its queues; or nothing. Now and then somebody starts a second agent with the same
-//! inbox: it ends by itself, with exit code 1 and without a word to the hub, or goes on where the first one has ended. After the last round everything is let go quiet.
-//! The choices come from a seed, which is printed: `C2D_SOAK_SEED` makes the same ones again, although no run
-//! has the same instants. `C2D_SOAK_ROUNDS` says how many rounds. Messages come as C2D messages of a device, by an input
-//! of a module, which is started as edgeAgent does, or by both in turn; of an input the hub's log tells what was settled.
+//! In each round, messages with ids go to rules that append the message's id to a file, one line for each run. At a
+//! random instant, up to 150 ms later, one thing happens: `kill -9`; SIGTERM; the connection is cut; the hub stops and
+//! starts again, sometimes without its queues; or nothing. Sometimes a second agent starts with the same inbox. It ends
+//! by itself, with exit code 1 and without contact to the hub, or it goes on where the first one has ended. After the
+//! last round, no more faults happen. A seed, which is printed, makes the choices: `C2D_SOAK_SEED` repeats them, but
+//! not the exact instants. `C2D_SOAK_ROUNDS` sets the number of rounds. Messages come as C2D messages of a device, by
+//! an input of a module that is started as edgeAgent does, or by both in turn. For an input, the hub's log tells what
+//! was settled.
 //!
 //! # The oracle
 //!
-//! The sender plays the durable part of the hub: what a restarted emulator has forgotten is queued again under its id, as the
-//! real hub would deliver it again. So no message may be lost by anybody, and at the end of a run
+//! The sender plays the durable part of the hub: if a restarted emulator has forgotten a message, the sender queues it
+//! again with its id, as the real hub would deliver it again. So no message may be lost, and at the end of a run
 //!
 //! - every message has feedback, and all of it says `Success`;
 //! - every message is in the inbox and has ended, as `succeeded` or `interrupted`;
@@ -25,8 +26,8 @@
 //! - a rule whose first attempt always fails has done its work exactly once, at its second attempt;
 //! - no agent ended by itself, and none logged an error.
 //!
-//! A program that was running when its agent was killed goes on and writes its line: that is the one run that an
-//! interrupted message may have.
+//! A program that runs when its agent is killed goes on and writes its line: that is the only run that an interrupted
+//! message may have.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +41,7 @@ pub(crate) mod disk;
 pub(crate) mod gateway;
 mod steps;
 
-/// Programs that run at once at most, the agent's default: no kill can interrupt more actions.
+/// Most programs that run at once (the agent's default): no kill can interrupt more actions.
 const MAX_CHILDREN: usize = 4;
 
 /// How often a rule may run for one message.
@@ -50,7 +51,7 @@ enum Promise {
     AtLeastOnce,
 }
 
-/// The rules by name, which is also the action that they take and the file that they write.
+/// The rules by name. The name is also the action that a rule matches and the file that it writes.
 const RULES: &[(&str, Promise, &str)] = &[
     ("after-give-up", Promise::Once, "on_crash = \"give-up\""),
     ("after-retry", Promise::AtLeastOnce, "on_crash = \"retry\""),
@@ -63,7 +64,7 @@ const RULES: &[(&str, Promise, &str)] = &[
 const SECOND_ATTEMPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"";
 const SECOND_ON_ACCEPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10s\"\nsettle = \"on-accept\"";
 
-/// `more` are further keys of each rule.
+/// The configuration. `more` has more keys of each rule.
 fn configuration(more: &str) -> String {
     let mut text =
         "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n".to_owned();
@@ -87,7 +88,7 @@ fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
     endure(Campaign::new(&configuration("")), Campaign::rounds(100));
 }
 
-/// What is interrupted is completed, too, so that the oracle is the same: all feedback says `Success`.
+/// Interrupted messages are completed, too, so that the oracle is the same: all feedback says `Success`.
 #[cfg(feature = "amqp")]
 #[test]
 fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
@@ -116,7 +117,7 @@ fn over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
     assert!(campaign.gateway.logs.iter().any(over), "it signed in over WebSockets, and no other way");
 }
 
-/// Messages to an input of a module: started as edgeAgent does, through a gateway that is cut off and restarted.
+/// Messages go to an input of a module, which is started as edgeAgent does. Its gateway is cut off and restarted.
 #[test]
 fn by_an_input_of_a_module_no_message_is_lost_either_and_none_is_done_twice() {
     let configuration = configuration("").replace("when = {", "when = { \"$.source\" = \"input\",");
@@ -134,7 +135,7 @@ fn by_a_device_and_a_module_side_by_side_no_message_is_lost_either_and_none_is_d
     }
 }
 
-/// A sender with few ids, which it uses again and again: what tells its messages apart is a property of each.
+/// A rule for a sender that uses a few ids again and again. A property distinguishes the messages.
 const REUSED: &str = "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n[[rule]]\nname = \"reused\"\n\
                       on_failure = \"complete\"\nwhen = { action = \"reused\" }\n\
                       do = [ { shell = \"echo $C2D_PROPERTY_N >> DIR/reused\" } ]\n";
@@ -152,7 +153,7 @@ fn ids_that_are_used_again_lose_no_message_and_double_none_over_amqp_either() {
 }
 
 fn endure_reuse(mut campaign: Campaign, rounds: usize) {
-    // A hub that forgot a message could not be told which of those with its id that was.
+    // If the hub forgot a message, the test could not tell which of the messages with this id it was.
     campaign.forgets = false;
     let mut sent = 0;
     for _ in 0..rounds {

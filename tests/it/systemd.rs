@@ -1,4 +1,4 @@
-//! What a service manager hears: the messages on NOTIFY_SOCKET and their order; and signals while the agent starts.
+//! What a service manager gets: the messages on NOTIFY_SOCKET and their order. Also signals while the agent starts.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
@@ -22,7 +22,7 @@ impl Manager {
         Self(socket)
     }
 
-    /// The next message that is neither a beat of the watchdog nor a status.
+    /// The next message other than a beat of the watchdog or a status.
     fn next(&self) -> String {
         loop {
             let message = self.receive().expect("a message in time");
@@ -32,7 +32,7 @@ impl Manager {
         }
     }
 
-    /// Waits for a status that contains `part`, and fails on anything else but beats.
+    /// Waits for a status that contains `part`, and fails on any other message except beats.
     fn status(&self, part: &str) {
         loop {
             let message = self.receive().expect("a message in time");
@@ -80,7 +80,7 @@ fn ready_comes_with_the_first_subscription_and_each_step_after_it_in_order() {
     let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
     assert!(time.trim_end().parse::<u64>().is_ok_and(|time| time > 0), "{reloading}");
     assert_eq!(manager.next(), "READY=1\n");
-    // One that is refused ends in the same way, and the status says it.
+    // A refused reload ends in the same way, and the status says so.
     write_config(dir.path(), &RULES.replace("when", "whenn"));
     agent.process.signal(Signal::HUP);
     assert!(manager.next().starts_with("RELOADING=1\n"));
@@ -101,7 +101,7 @@ fn an_agent_without_a_hub_is_not_ready_and_says_why() {
     let manager = Manager::listen(dir.path());
     let agent = start(dir.path(), &string, &ca_file, &[]);
     manager.status("not connected, trying again: ");
-    // A reload must not make it ready.
+    // A reload must not make the agent ready.
     agent.process.signal(Signal::HUP);
     agent.process.stderr.wait_for("applied the new configuration");
     agent.process.signal(Signal::TERM);
@@ -127,7 +127,7 @@ fn the_watchdog_is_fed_while_the_loop_goes_round_and_not_while_it_is_stuck() {
     assert!(beats(5) >= Duration::from_millis(700), "a beat each 200 ms, not more");
     agent.process.signal(Signal::STOP);
     manager.0.set_read_timeout(Some(Duration::from_millis(800))).expect("set");
-    // What was under way may still arrive; then there is silence.
+    // Earlier messages may still arrive; then there is silence.
     let silent = (0..5).any(|_| manager.receive().is_none());
     assert!(silent, "a process that stands still feeds nothing");
     agent.process.signal(Signal::CONT);
@@ -156,7 +156,7 @@ fn sigterm_while_the_agent_starts_leaves_pins_safe() {
     let string = emulator.device_string("dev1");
     for round in 0..30 {
         let agent = Agent::spawn(&string, &emulator.ca_file(), dir.path(), RULES);
-        // Another instant each time, from before the program has begun to after its subscription.
+        // The instant changes each time, from before the start of the program to after its subscription.
         std::thread::park_timeout(Duration::from_micros(500 * round));
         agent.process.signal(Signal::TERM);
         let status = agent.process.wait_exit();
@@ -171,7 +171,7 @@ fn sigterm_while_the_agent_starts_leaves_pins_safe() {
 fn sigterm_during_the_first_connect_ends_the_agent() {
     let dir = dir();
     let emulator = Emulator::start();
-    // Takes the connection and says nothing.
+    // This server takes the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = silent.local_addr().expect("an address").port().to_string();
     let string = emulator.device_string("dev1").replace(&emulator.mqtt.port().to_string(), &port);

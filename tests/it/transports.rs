@@ -1,6 +1,6 @@
-//! What holds over every transport: which one it is can be seen.
+//! What is true for every transport, and that a user can see which transport is in use.
 //!
-//! Must not know: how any of them works.
+//! Must not know: how any transport works.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ fn the_transport_is_in_the_log_in_the_status_and_in_the_metrics() {
     }
 }
 
-/// A rule that writes its message's id into the file `done`, and ends when the file `go` is there.
+/// A rule that writes its message's id into the file `done`, and ends when the file `go` exists.
 fn gated_rule(dir: &Path) -> String {
     let [done, go] = ["done", "go"].map(|name| dir.join(name).display().to_string());
     format!(
@@ -63,12 +63,12 @@ fn a_connection_whose_other_end_has_vanished_is_noticed_and_no_message_is_done_t
         agent.process.stderr.wait_for("subscribed");
         emulator.send("dev1", &["--message-id", "m-1", "--ack", "full"]);
         wait_for_file(&dir.path().join("done"), "m-1");
-        // With nothing else under way both sides go on hearing of each other.
+        // Without messages, both sides keep the connection alive.
         std::thread::park_timeout(Duration::from_secs(3));
         assert_eq!(agent.process.stderr.count("not connected"), 0, "{transport}");
         proxy.freeze();
         let frozen = Instant::now();
-        // One that the hub sends into the void, and one whose settlement goes there.
+        // The hub sends one message that is lost, and the settlement of another message is lost.
         emulator.send("dev1", &["--message-id", "m-2", "--ack", "full"]);
         std::fs::write(dir.path().join("go"), "").expect("written");
         let said = agent.process.stderr.wait_for("not connected");
@@ -104,7 +104,7 @@ fn a_hub_that_restarts_in_the_middle_of_an_action_is_found_again_and_hears_how_i
         agent.process.stderr.wait_for_nth("subscribed", 2);
         emulator.send("dev1", &["--message-id", "m-2", "--wait=20s"]);
         assert_eq!(lines(&dir.path().join("done")), ["m-1", "m-2"], "{transport}");
-        // The one that came again was known.
+        // The agent knew the message that came again.
         let line = agent.process.stderr.wait_for("already done");
         assert!(line.contains("message_id=\"m-1\""), "{transport}: {line}");
         assert_eq!(agent.process.terminate(), Some(0));

@@ -1,8 +1,8 @@
-//! The traps into which other device agents fall, each as a user would notice it.
+//! Mistakes that other device agents make (traps), each as a user would notice it.
 //!
-//! Owns: one test or more for each trap, named after it, with the number that it has in the list of traps; 9 is in
-//! `faults`, with the other faults of the machine; 15 is in `traps::disk`.
-//! Must not know: how the agent keeps out of them.
+//! Owns: one test or more for each trap, named after it, with its number in the list of traps; 9 is in `faults`, with
+//! the other faults of the machine; 15 is in `traps::disk`.
+//! Must not know: how the agent avoids them.
 
 use std::fs;
 
@@ -14,8 +14,8 @@ use crate::soak::gateway::Gateway;
 mod crash;
 pub(crate) mod disk;
 
-/// A rule `NAME` with a lane of its own: writes `ID began` and, once the file `go-NAME` is there, `ID ended` into the
-/// file `done`. Gives up waiting after half a minute, so that nothing is left behind by a test that failed.
+/// A rule `NAME` with its own lane. It writes `ID began` and, once the file `go-NAME` exists, `ID ended` into the file
+/// `done`. It stops waiting after half a minute, so that a failed test leaves no process behind.
 fn gated(name: &str, keys: &str) -> String {
     format!(
         "[[rule]]\nname = \"{name}\"\nwhen = {{ action = \"{name}\" }}\n{keys}\ndo = [ {{ shell = '''\
@@ -29,7 +29,7 @@ fn gated(name: &str, keys: &str) -> String {
 const QUICK: &str = "[[rule]]\nname = \"quick\"\nwhen = { action = \"quick\" }\n\
     do = [ { shell = \"echo $C2D_MESSAGE_ID done >> DIR/done\" } ]\n";
 
-/// A rule `size` that writes how long the body was.
+/// A rule `size` that writes the length of the body.
 const SIZE: &str = "[[rule]]\nname = \"size\"\nwhen = { action = \"size\" }\n\
     do = [ { shell = \"echo $C2D_MESSAGE_ID $(wc -c) >> DIR/done\" } ]\n";
 
@@ -45,12 +45,12 @@ fn open(gateway: &Gateway, name: &str) {
     fs::write(gateway.path(&format!("go-{name}")), "").expect("written");
 }
 
-/// Waits for a line in the file `done`, and returns all of it.
+/// Waits for a line in the file `done`, and returns the whole file.
 fn wait_done(gateway: &Gateway, line: &str) -> String {
     wait_for_file(&gateway.path("done"), &format!("{line}\n"))
 }
 
-/// Ids in the order in which the hub was told that they are done.
+/// Ids in the order in which messages were settled at the hub.
 fn settled(hub: &Hub) -> Vec<String> {
     let log = hub.emulator.process.stderr.all();
     let lines = log.iter().filter(|line| line.contains("settled a C2D message"));
@@ -59,7 +59,7 @@ fn settled(hub: &Hub) -> Vec<String> {
         .collect()
 }
 
-/// The same, once there are so many: the log may come after the feedback.
+/// As [`settled`], once there are `count`: the log may come after the feedback.
 fn settled_after(hub: &Hub, count: usize) -> Vec<String> {
     hub.emulator.process.stderr.wait_for_nth("settled a C2D message", count);
     settled(hub)
@@ -70,7 +70,7 @@ fn trap_01_a_late_acknowledgement_after_a_reconnect_completes_no_other_message()
     over::each(|transport| {
         let (hub, mut gateway) =
             started(transport, &(QUICK.to_owned() + &gated("slow", "") + &gated("other", "")));
-        // On the first connection "slow" is the second packet; on the next one "other" will be.
+        // On the first connection, "slow" is the second message; on the next one, "other" is.
         hub.send("first", "quick", &[]).expect("room");
         hub.wait_success("first");
         hub.send("slow", "slow", &[]).expect("room");
@@ -148,7 +148,7 @@ fn trap_05_messages_that_come_before_the_subscription_are_neither_lost_nor_done_
     over::each(|transport| {
         let (hub, mut gateway) = started(transport, QUICK);
         gateway.terminate();
-        // The hub keeps the session, so it sends these right behind CONNACK.
+        // The hub keeps the session, so it sends these messages right after CONNACK.
         let ids: Vec<String> = (1..=20).map(|n| format!("m-{n}")).collect();
         for id in &ids {
             hub.send(id, "quick", &[]).expect("room");
@@ -176,7 +176,7 @@ fn trap_06_a_session_that_is_not_present_loses_no_report_that_waits() {
         });
         let hub_log = &hub.emulator.process.stderr;
         if transport.starts_with("mqtt") {
-            // A hub without a memory knows no session.
+            // A hub that has forgotten its state knows no session.
             hub_log.wait_for("session_present=false");
         }
         let line = hub_log.wait_until("the report", |lines| {
@@ -215,7 +215,7 @@ fn trap_08_a_second_client_with_the_same_device_id_is_named_and_afterwards_all_g
         let (hub, gateway) = started(transport, QUICK);
         let mut second = Gateway::over(transport, &hub, QUICK);
         second.start();
-        // Over MQTT the hub only hangs up.
+        // Over MQTT the hub closes the connection without a reason.
         let says = if transport.starts_with("mqtt") { "probably signs in" } else { "has signed in" };
         let line = gateway.agent().stderr.wait_for(&format!("another program {says}"));
         assert!(line.contains("same device id dev1"), "{line}");

@@ -1,7 +1,7 @@
-//! Files are trusted only when they are the owner's: what a local user puts into the way of an agent is neither read nor written
-//! through, and the owner is told where others can write.
+//! Files are trusted only if no other user can change them. If a local user puts a file or a link in an agent's way,
+//! the agent neither reads it nor writes through it. The owner is told where others can write.
 //!
-//! Owns: the hostile user, who is 65534 here and needs root to be played. Must not know: how it is found out.
+//! Owns: the hostile user, 65534; a test needs root to act as this user. Must not know: how the agent finds out.
 
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
@@ -14,7 +14,7 @@ use crate::places::{open_dir, set_mode};
 const DEVICE: &str = "HostName=h;DeviceId=d;SharedAccessKey=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const HOSTILE: u32 = 65534;
 
-/// A rule whose run leaves a line in `done`.
+/// A rule that writes a line into `done` when it runs.
 fn rule(dir: &Path) -> String {
     format!(
         "[[rule]]\nname = \"any\"\nwhen = \"any\"\ndo = [ {{ run = [\"{}/program\"] }} ]\n",
@@ -35,7 +35,7 @@ fn give_away(path: &Path) {
     chown(path, Some(HOSTILE), None).expect("given away");
 }
 
-/// `run` in `dir`, whose configuration is written.
+/// `run` in `dir`, with the configuration that is there.
 fn agent(emulator: &Emulator, dir: &Path) -> Command {
     let mut command = binary();
     command.arg("run").arg("-c").arg(dir.join("config.toml"));
@@ -51,7 +51,7 @@ fn check(dir: &Path) -> (String, Option<i32>) {
     (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
 }
 
-/// The failed checks of `doctor --offline`, a line each with its remedy.
+/// The failed checks of `doctor --offline`, one line each, with the remedy.
 #[cfg(feature = "doctor")]
 fn failed(dir: &Path) -> Vec<String> {
     let mut command = binary();
@@ -76,7 +76,7 @@ fn a_program_that_is_replaced_between_check_and_start_is_not_started() {
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rule(dir.path()));
     emulator.send("dev1", &["--wait=20s"]);
     wait_for_file(&done, "own\n");
-    // Others may write to it now, and do.
+    // Now others may write to the program, and they do.
     program(&own, &format!("echo foreign >> {}", done.display()));
     set_mode(&own, 0o757);
     let place = own.display();
@@ -90,7 +90,7 @@ fn a_program_that_is_replaced_between_check_and_start_is_not_started() {
         &format!("the program {place} is writable by users other than its owner: run chmod go-w {place}"),
     );
     set_mode(&own, 0o755);
-    // Or to a directory on the way to it.
+    // Others may also write to a directory on the way to the program.
     set_mode(dir.path(), 0o777);
     refused(
         2,
@@ -135,7 +135,7 @@ fn links_in_the_inbox_directory_are_not_written_through() {
     }
 }
 
-/// Rules as an agent keeps them, with a version that no twin will have.
+/// Rules in the form that an agent keeps, with a version that no twin will have.
 fn planted(dir: &Path) -> String {
     let text = format!(
         "[[rule]]\nname = \"theirs\"\nwhen = \"any\"\ndo = [ {{ run = [\"{}/program\"] }} ]\n",
@@ -185,7 +185,7 @@ fn rules_of_the_twin_that_others_have_planted_are_not_read() {
         agent.stderr.wait_for("subscribed");
         assert_eq!(agent.terminate(), Some(0));
         assert_eq!(agent.stderr.count("rules of the twin are applied"), 0, "{}", agent.stderr.text());
-        // It may be gone: this twin has no rules.
+        // The file may be gone, because this twin has no rules.
         drop(fs::remove_file(&file));
     }
     symlink("/etc/passwd", &file).expect("a link");
@@ -286,7 +286,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
     for (place, mode, remedy) in [
         ("above/state", 0o775, "run chmod go-w DIR/above/state"),
         ("above/state", 0o757, "run chmod go-w DIR/above/state"),
-        // Others cannot replace what is there, but add something.
+        // Others cannot replace existing files, but they can add one.
         ("above/state", 0o1777, "use a directory to which only its owner can write"),
         ("above", 0o777, "run chmod go-w DIR/above"),
     ] {
@@ -312,7 +312,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
         );
         set_mode(&dir.path().join(place), 0o755);
     }
-    // An ancestor such as /tmp is no danger to what has its own owner below.
+    // A directory above such as /tmp is no danger: others cannot replace the owner's directory in it.
     set_mode(&dir.path().join("above"), 0o1777);
     assert_eq!(check(dir.path()), (String::new(), Some(0)));
 }

@@ -1,6 +1,6 @@
-//! `check` of the real binary beside rules of the twin that an agent has kept: what would count, and what would not.
+//! `check` of the real binary with rules of the twin that an agent has kept: which would count, and which would not.
 //!
-//! Owns: the file beside the inbox, and what is printed. What a rule of the twin may be is tested in `src/config/tests/`.
+//! Owns: the file beside the inbox, and what is printed. Valid rules of the twin are tested in `src/config/tests/`.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ const KEPT: &str = "{\"version\": 7, \"rules\": {\"20-b\": \"[[rule]]\\nname = \
                     do = [ { gpio = \\\"pump\\\", set = \\\"on\\\" } ]\\n\", \"10-a\": \"[[rule]]\\nname = \\\"a\\\"\\n\
                     when = { a = 1 }\\ndo = [ { command = \\\"note\\\" } ]\"}}";
 
-/// What `check` says of a configuration with these rules of the twin kept, and its exit code.
+/// What `check` says about a configuration with these kept rules of the twin, and its exit code.
 fn check(config: &str, kept: Option<&str>, arguments: &[&str]) -> (String, String, Option<i32>) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("c.toml");

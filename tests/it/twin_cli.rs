@@ -1,6 +1,6 @@
 //! `twin get` and `twin patch` as a user sees them, against the emulator.
 //!
-//! Owns: nothing. Must not know: how they are built.
+//! Owns: nothing. Must not know: how the commands are built.
 
 use std::io::Write as _;
 
@@ -35,7 +35,7 @@ fn a_twin_is_printed_and_patched() {
     let words = format!("the desired properties of device dev1 have version 2 now\netag {etag}\n");
     assert_eq!((stdout, stderr.as_str(), code), (words, "", Some(0)));
 
-    // By a file, with the etag that the twin has.
+    // The patch comes from a file, with the twin's present etag.
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(br#"{"interval": null}"#).expect("written");
     let path = file.path().to_str().expect("UTF-8");

@@ -1,7 +1,7 @@
-//! Rules that a back end sets in the twin's desired properties: taken whole or refused whole by a running agent, answered in
-//! the reported ones, and kept over a restart.
+//! Rules that a back end sets in the twin's desired properties. A running agent takes all of them or refuses all,
+//! answers in the reported properties, and keeps the rules over a restart.
 //!
-//! Owns: the way from `twin patch` to a switched pin. What a rule of the twin may be is tested in `src/config/tests/`.
+//! Owns: the way from `twin patch` to a switched pin. Valid rules of the twin are tested in `src/config/tests/`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::invoke_method::back_end;
 use crate::over;
 use crate::sdk::{emulator, json, python_with_https, script};
 
-/// Pins, one rule, and leave for rules of the twin to switch the pump.
+/// Pins, one rule, and the permission for rules of the twin to switch the pump.
 const LOCAL: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 1\n\
     [gpio.pins.lamp]\nline = 2\n[twin]\naccept = [\"rules\"]\n[allow]\npins = [\"pump\"]\ncommands.note = [\"/bin/true\"]\n\
     [[rule]]\nname = \"lamp\"\nwhen = { lamp = { present = true } }\ndo = [ { gpio = \"lamp\", set = \"{lamp}\" } ]\n";
@@ -39,7 +39,7 @@ fn texts(texts: &[(&str, Option<&str>)]) -> Value {
 
 const DEVICE: &[&str] = &["--device", "dev1"];
 
-/// Patches the desired properties of `dev1`, and answers with their version.
+/// Patches the desired properties of `dev1`, and returns their version.
 fn patch(emulator: &Emulator, desired: &Value) -> u64 {
     patch_of(emulator, DEVICE, desired)
 }
@@ -56,7 +56,8 @@ fn patch_of(emulator: &Emulator, target: &[&str], desired: &Value) -> u64 {
     twin["properties"]["desired"]["$version"].as_u64().expect("a version")
 }
 
-/// Waits until the agent's part of the reported properties is as it should be. The back end has no event for it: this asks.
+/// Waits until the agent's part of the reported properties is right. It polls, because the back end has no event for
+/// this.
 #[track_caller]
 fn reported(emulator: &Emulator, is_right: impl Fn(&Value) -> bool) -> Value {
     reported_of(emulator, DEVICE, is_right)
@@ -76,7 +77,7 @@ fn reported_of(emulator: &Emulator, target: &[&str], is_right: impl Fn(&Value) -
     }
 }
 
-/// Waits until desired properties of this version are answered, and gives the answer.
+/// Waits until the agent has answered desired properties of this version, and returns the answer.
 #[track_caller]
 fn answered(emulator: &Emulator, version: u64) -> Value {
     reported(emulator, |section| section["desired"]["version"] == version)["desired"].clone()
@@ -88,7 +89,7 @@ fn applied(emulator: &Emulator, version: u64) {
     reported(emulator, |section| section["desired"] == expected);
 }
 
-/// Sends a message and waits until the agent has said what became of it.
+/// Sends a message and waits until the agent has said what happened to it.
 fn send(emulator: &Emulator, agent: &Agent, id: &str, property: &str) -> String {
     emulator.send("dev1", &["--message-id", id, "--property", property]);
     agent.process.stderr.wait_until(id, |lines| {
@@ -119,7 +120,7 @@ fn a_rule_of_the_twin_switches_a_pin_until_it_is_taken_away() {
         let kept = std::fs::read_to_string(dir.path().join("twin-rules.json")).expect("kept");
         assert!(kept.contains("10-pumps"), "{kept}");
 
-        // Another desired property changes nothing and is answered, too.
+        // Another desired property changes no rules, and is also answered.
         let version = patch(&emulator, &json!({ "interval": 30 }));
         applied(&emulator, version);
         let version = patch(&emulator, &texts(&[("10-pumps", None), ("20-none", None)]));
@@ -168,12 +169,12 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     assert_eq!(problems.len(), 3, "{refused}");
     wait_for_status(dir.path(), &format!("rules of twin version {version} refused: twin:90-x:5:3: "));
     agent.process.stderr.wait_for("cannot have run");
-    // Nothing of it counts, and all of what was there before does.
+    // None of the new rules counts, and all earlier rules do.
     assert!(send(&emulator, &agent, "1", "other=on").contains("unmatched"));
     assert!(send(&emulator, &agent, "2", "pump=on").contains("succeeded"));
     let kept = std::fs::read_to_string(dir.path().join("twin-rules.json")).expect("kept");
     assert!(kept.contains("10-pumps") && !kept.contains("90-x"), "{kept}");
-    // The old problems go from the twin with the mistake.
+    // When the mistake is corrected, the old problems are removed from the twin.
     let version = patch(&emulator, &texts(&[("90-x", None)]));
     applied(&emulator, version);
     wait_for_status(dir.path(), &format!(" of twin version {version} applied"));
@@ -185,7 +186,7 @@ fn what_is_not_allowed_is_refused_whole_with_its_places_and_the_old_rules_go_on(
     assert!(send(&emulator, &agent, "4", "other=on").contains("succeeded"));
 }
 
-/// A program that notes that it begins, and ends when there is a file `go`.
+/// A program that writes that it begins, and ends when the file `go` exists.
 fn gate(dir: &Path) -> String {
     let (gate, at) = (dir.join("gate"), dir.display());
     let text = format!("#!/bin/sh\necho >> {at}/begun\nuntil [ -e {at}/go ]; do sleep 0.02; done\n");
@@ -238,7 +239,7 @@ fn an_off_of_the_owner_does_not_wait_for_all_that_stands_before_it_for_a_rule_of
         emulator.send("dev1", &["--message-id", &format!("slow-{n}"), "--property", "slow=1"]);
     }
     wait_for_status(dir.path(), "1 running, 11 waiting");
-    // One may take 50 s, so none of those that wait can end in time any more. They keep their place, and are not run.
+    // One action may take 50 s, so no waiting message can still end in time. They keep their places, and are not run.
     emulator.send("dev1", &["--message-id", "now-off", "--property", "off=1"]);
     let told = "refused: a message for a rule of the device's configuration waits behind it, at most 50s for \
                 rules of the twin, but rule slow may take 50s";
@@ -286,7 +287,7 @@ fn rules_of_the_twin_survive_a_restart_without_the_hub() {
     let version = patch(&first, &texts(&[("10-pumps", Some(PUMP))]));
     applied(&first, version);
     assert_eq!(agent.process.terminate(), Some(0));
-    // One message waits at the hub for a rule that only the twin has.
+    // At the hub, one message waits that only a rule of the twin matches.
     first.send("dev1", &["--message-id", "1", "--property", "pump=on"]);
     let (device, ca) = (first.device_string("dev1"), first.ca_file());
     assert_eq!(first.process.terminate(), Some(0));
@@ -310,14 +311,14 @@ fn rules_of_the_twin_survive_a_restart_without_the_hub() {
 fn what_was_patched_while_the_agent_was_away_is_taken_at_its_next_connection() {
     let (emulator, dir) = (Emulator::start(), dir());
     let version = patch(&emulator, &texts(&[("10-pumps", Some(PUMP))]));
-    // What an earlier agent has kept is damaged: it is told, and mended.
+    // The file that an earlier agent kept is damaged. The agent says so and writes it again.
     std::fs::write(dir.path().join("twin-rules.json"), "{\"version\": 1, \"rul").expect("written");
     let agent = Agent::start(&emulator, "dev1", dir.path(), LOCAL);
     assert!(agent.process.stderr.wait_for("the rules of the twin cannot be read").contains("it is damaged"));
     applied(&emulator, version);
     assert!(send(&emulator, &agent, "1", "pump=on").contains("succeeded"));
     wait_for_file(&dir.path().join("twin-rules.json"), "10-pumps");
-    // One patch after the other: the last one counts.
+    // There are several patches; the last one counts.
     let mut last = 0;
     for n in 0..5 {
         let text = PUMP.replace("\"pump\"\nwhen", &format!("\"pump-{n}\"\nwhen"));
@@ -338,7 +339,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
         agent.process.signal(Signal::HUP);
         agent.process.stderr.wait_for_nth("applied the new configuration", n);
     };
-    // A reload alone takes nothing away.
+    // A reload by itself removes no rule of the twin.
     reload(&LOCAL.replace("line = 2", "line = 2\nmax_on = \"1h\""), 1);
     assert!(send(&emulator, &agent, "1", "pump=on").contains("succeeded"));
     reload(&LOCAL.replace("pins = [\"pump\"]", "pins = [\"lamp\"]"), 2);
@@ -351,7 +352,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
     reload(LOCAL, 3);
     applied(&emulator, version);
     assert!(send(&emulator, &agent, "4", "pump=off").contains("succeeded"));
-    // Without accept, and with nothing to report there, the twin is not even looked at.
+    // Without accept, and without reports in the twin, the agent does not read the twin.
     reload(&LOCAL.replace("accept = [\"rules\"]", ""), 4);
     agent.process.stderr.wait_for("this device does not accept rules from its twin");
     assert!(send(&emulator, &agent, "5", "pump=on").contains("unmatched"));
@@ -367,7 +368,7 @@ fn the_owner_takes_leave_back_and_gives_it_again() {
 fn rules_that_cannot_be_kept_are_not_taken() {
     let (emulator, dir) = (Emulator::start(), dir());
     let agent = Agent::start(&emulator, "dev1", dir.path(), LOCAL);
-    // In the way of the new file.
+    // A directory has the name of the new file, so the agent cannot write it.
     std::fs::create_dir(dir.path().join("twin-rules.json.new")).expect("a directory");
     let version = patch(&emulator, &texts(&[("10-pumps", Some(PUMP))]));
     let refused = answered(&emulator, version);
@@ -402,7 +403,7 @@ fn rules_in_the_twin_of_a_module_answer_methods() {
     assert!(reported(&emulator, |_| true).is_null(), "the device beside it reports nothing");
     assert_eq!(agent.process.terminate(), Some(0));
 
-    // A module whose owner takes no rules says so.
+    // A module that accepts no rules says so.
     let agent = agent_module::spawn(&emulator, dir.path(), &LOCAL.replace("accept = [\"rules\"]", ""), None);
     let section = reported_of(&emulator, &module, |section| section["desired"]["status"] == "refused");
     let told = "twin: this device does not accept rules from its twin: to allow them, its owner writes \

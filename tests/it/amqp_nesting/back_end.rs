@@ -1,4 +1,4 @@
-//! The same for the back end: `c2d-send` and `c2d-feedback`.
+//! Values that nest too deep, on the links of the back end: `c2d-send` and `c2d-feedback`.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +21,7 @@ fn a_performative_that_nests_too_deep_ends_a_senders_and_a_readers_connection_in
     }
 }
 
-/// A hub that sends one at this place.
+/// A hub that sends a deep value at this place.
 fn peer(dir: &Path, at: At, until: fn(&mut Session)) -> ServicePeer {
     ServicePeer::before_sign_in(dir, move |_, session| {
         session.sasl();
@@ -33,7 +33,7 @@ fn peer(dir: &Path, at: At, until: fn(&mut Session)) -> ServicePeer {
     })
 }
 
-/// A program of the back end that runs into it.
+/// A program of the back end that gets the deep value.
 fn back_end(peer: &ServicePeer, arguments: &[&str]) -> Command {
     let mut command = binary();
     command.args(arguments).arg("--ca-file").arg(&peer.ca_file);
@@ -57,7 +57,7 @@ fn sender_ended(at: At) {
 fn reader_ended(at: At) {
     let dir = tempfile::tempdir().expect("a directory");
     let peer = peer(dir.path(), at, Session::wait_for_credit);
-    // It tries again, or ends where that is of no use.
+    // The reader tries again, or ends if another attempt is useless.
     let reader = Process::spawn(&mut back_end(&peer, &["c2d-feedback", "--count=1"]));
     reader.stderr.wait_for(sentence(at));
     reader.kill();
@@ -72,7 +72,7 @@ fn batch(id: &str) -> String {
     .to_string()
 }
 
-/// Sends feedback that nests, in one frame and in several, and then feedback on `m-1`.
+/// Sends feedback that nests, in one frame and in several frames, and then feedback on `m-1`.
 fn deep_feedback(session: &mut Session, link: &Frame, told: &SyncSender<Value>) {
     let deep = message(&[(MESSAGE_ANNOTATIONS, deep_fields()), (DATA, Value::Binary(b"[]".to_vec()))]);
     for (delivery, parts) in [(0, vec![&deep[..]]), (1, deep.chunks(10_000).collect())] {

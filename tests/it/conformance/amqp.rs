@@ -1,6 +1,6 @@
 //! Lines 11 to 15, 17, 19 and 20: AMQP from its first byte to the answer to each message.
 //!
-//! Owns: a client that gets as far as a link. Must not know: how bytes are made (`frames`).
+//! Owns: a client that signs in and attaches links. Must not know: how bytes are made (`frames`).
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,9 +18,9 @@ use crate::rest_ask::{ask, device_token};
 
 mod deliveries;
 
-/// As back ends attach it.
+/// The address that back ends attach.
 const DEVICEBOUND: &str = "/messages/devicebound";
-/// As devices attach it.
+/// The address that a device attaches.
 const OF_DEV1: &str = "/devices/dev1/messages/devicebound";
 
 const MECHANISMS: [&str; 4] = ["MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL"];
@@ -30,7 +30,7 @@ fn plain(user: &str, password: &str) -> Value {
     Value::Binary(format!("\0{user}\0{password}").into_bytes())
 }
 
-/// SASL up to its outcome; the code.
+/// Runs SASL, and returns the code of its outcome.
 fn sasl(peer: &mut Peer, mechanism: &str, response: Value) -> Value {
     peer.write(SASL_HEADER);
     assert_eq!(&peer.header(), SASL_HEADER);
@@ -40,7 +40,7 @@ fn sasl(peer: &mut Peer, mechanism: &str, response: Value) -> Value {
     peer.expect(SASL_OUTCOME).field(0).clone()
 }
 
-/// Open, with an idle time-out in milliseconds, and one session.
+/// Opens a connection with an idle time-out in milliseconds, and begins one session.
 fn open(peer: &mut Peer, idle: Value) {
     peer.write(PLAIN_HEADER);
     assert_eq!(&peer.header(), PLAIN_HEADER);
@@ -68,7 +68,7 @@ fn device(emulator: &Emulator) -> Peer {
     signed_in(emulator, "dev1@sas.localhost", &device_token(emulator, "dev1"))
 }
 
-/// Asks for a link: as the sender to `address` or the receiver from it, with a receiver's settle mode.
+/// Asks for a link, as the sender to `address` or the receiver from it, with the receiver's settle mode.
 fn attach(peer: &mut Peer, handle: u32, is_receiver: bool, address: &str, settle: u8) -> Frame {
     let terminus = |kind| Value::composite(kind, vec![Value::text(address)]);
     let own = |kind| Value::composite(kind, vec![Value::text("own")]);
@@ -97,7 +97,7 @@ fn error(error: &Value) -> (String, bool, Option<i32>) {
     (condition.clone(), tracked, code)
 }
 
-/// Properties of a message: message id, nothing, to.
+/// The properties of a message: message id, no user id, to.
 fn properties(id: Value, to: &str) -> (u64, Value) {
     (PROPERTIES, Value::List(vec![id, Value::Null, Value::text(to)]))
 }
@@ -110,7 +110,7 @@ fn body(bytes: &[u8]) -> (u64, Value) {
     (DATA, Value::Binary(bytes.to_vec()))
 }
 
-/// Sends a message unsettled, and returns the one answer to it: its outcome.
+/// Sends a message unsettled, and returns its outcome, which must be the only answer.
 #[track_caller]
 fn sent(peer: &mut Peer, handle: u32, delivery: u32, sections: &[(u64, Value)]) -> Value {
     let tag = Value::Binary(delivery.to_be_bytes().to_vec());
@@ -146,7 +146,7 @@ fn line_11_the_header_decides_on_sasl_which_offers_four_mechanisms() {
     assert_eq!(sasl(&mut peer, "PLAIN", plain(user, &wrong)), Value::Ubyte(1), "auth");
     assert!(peer.has_ended());
 
-    // Without SASL the connection comes about all the same; a link needs a token, then.
+    // Without SASL a connection is also possible; then a link needs a token.
     let mut peer = Peer::dial(&emulator);
     open(&mut peer, Value::Null);
     attach(&mut peer, 0, false, DEVICEBOUND, 0);
@@ -264,7 +264,7 @@ fn line_14_addresses_come_bare_or_whole_in_any_case_and_escaped() {
     for (handle, (is_receiver, address)) in (0..).zip(of_devices) {
         taken(&mut peer, handle, is_receiver, address);
     }
-    // Ids are told apart by case, and another device's are none of this one's.
+    // Ids are compared with case. A device gets no link of another device.
     attach(&mut peer, 9, true, "/devices/A:B/messages/devicebound", 0);
     peer.expect(DETACH);
     // The `to` of a message follows the same rule, and reaches the device as it was written.
@@ -295,12 +295,12 @@ fn line_15_each_message_of_a_back_end_gets_one_settled_answer_and_credit_is_plen
         assert!(matches!(credit.field(6), Value::Uint(credit) if *credit >= 100), "{credit:?}");
         let good = [properties(Value::text("m-1"), OF_DEV1), body(b"x")];
         let bad = [properties(Value::text("m-2"), "/devices/nope/messages/devicebound"), body(b"x")];
-        // One after the other: a second answer to one would be taken for the answer to the next.
+        // Each message waits for its answer, so a second answer would be taken for the answer to the next message.
         assert_eq!(sent(&mut peer, 0, 0, &good), accepted());
         let Value::Described(REJECTED, refused) = sent(&mut peer, 0, 1, &bad) else { panic!("not rejected") };
         assert_eq!(error(&refused.fields()[0]).0, "amqp:not-found");
         assert_eq!(sent(&mut peer, 0, 2, &good), accepted());
-        // And none is left over.
+        // No answer is left over.
         attach(&mut peer, 1, false, DEVICEBOUND, settle);
     }
 }
@@ -323,7 +323,7 @@ fn line_17_ids_that_are_uuids_or_numbers_go_out_as_text() {
     for (n, (id, text)) in (0..).zip(ids) {
         let id_only = id != Value::text("as it is");
         if !id_only {
-            // Characters that no id may have.
+            // The id has characters that no id may have.
             let Value::Described(REJECTED, refused) =
                 sent(&mut peer, 0, n, &[properties(id, OF_DEV1), full_ack(), body(b"x")])
             else {
@@ -366,7 +366,7 @@ fn line_17_ids_that_are_uuids_or_numbers_go_out_as_text() {
 fn line_19_each_error_has_its_symbol() {
     let emulator = Emulator::start();
     let mut peer = service(&emulator);
-    // By detach: the attach is answered without a terminus, and the link closed with the reason.
+    // Some refusals come as a detach: the attach is answered without a terminus, and the link closed with the reason.
     for (address, is_receiver, symbol, code) in [
         ("/nowhere", false, "amqp:not-found", Some(404_006)),
         ("/messages/nowhere", true, "amqp:not-found", Some(404_006)),
@@ -380,7 +380,7 @@ fn line_19_each_error_has_its_symbol() {
         assert_eq!(error(detach.field(2)), (symbol.to_owned(), true, code), "{address}");
         peer.send(0, DETACH, vec![Value::Uint(7), Value::Bool(true)], &[]);
     }
-    // By outcome, which leaves the link alone.
+    // Other refusals come as an outcome, and the link stays.
     attach(&mut peer, 0, false, DEVICEBOUND, 1);
     let to = |to: &str| properties(Value::text("m-1"), to);
     let past = Value::List(
@@ -426,7 +426,7 @@ fn line_19_each_error_has_its_symbol() {
     attach(&mut second, 0, true, OF_DEV1, 0);
     assert_eq!(error(first.expect(DETACH).field(2)).0, "amqp:link:stolen");
 
-    // The end of a token.
+    // Now a token expires.
     let secrets = std::fs::read(emulator.state.join("secrets.json")).expect("read");
     let secrets: serde_json::Value = serde_json::from_slice(&secrets).expect("JSON");
     let key = secrets["policies"]["service"]["primary"].as_str().expect("a key");
@@ -448,7 +448,7 @@ fn line_20_empty_frames_come_at_least_each_half_of_the_idle_time_out() {
     for n in 1..=3 {
         let frame = peer.next();
         assert_eq!((frame.kind, frame.channel), (0, 0), "{frame:?}");
-        // A busy machine is given a quarter more.
+        // The limit is a quarter higher, because the machine may be busy.
         assert!(last.elapsed() < idle / 2 + idle / 4, "the {n}. came after {:?}", last.elapsed());
         last = Instant::now();
     }

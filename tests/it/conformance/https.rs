@@ -24,7 +24,7 @@ fn quoted(answer: &Answer) -> String {
     token.to_owned()
 }
 
-/// Asks again until there is feedback: it takes the interval at which it is gathered.
+/// Asks again until there is feedback, because the hub gathers feedback for an interval.
 fn feedback(emulator: &Emulator) -> Answer {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -46,7 +46,7 @@ fn line_21_a_device_receives_and_settles_with_quoted_etags_and_204_when_there_is
     };
     let nothing = next();
     assert_eq!((nothing.status, nothing.body.as_str(), nothing.header("etag")), (204, "", None));
-    // Complete, with and without If-Match; reject by a flag without a value; abandon by POST.
+    // The requests complete with and without If-Match, reject by a flag without a value, and abandon by POST.
     type Line<'a> = &'a dyn Fn(&str) -> String;
     let complete: Line<'_> = &|lock| format!("DELETE {MESSAGES}/{lock}?{VERSION}");
     let reject: Line<'_> = &|lock| format!("DELETE {MESSAGES}/{lock}?{VERSION}&reject");
@@ -125,7 +125,7 @@ fn line_22_a_back_end_reads_feedback_with_a_lock_and_purges_a_queue() {
         let time = record["enqueuedTimeUtc"].as_str().expect("a time");
         assert!(time.len() == 28 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
     }
-    // Locked; given back, it comes again under another lock; completed, it is gone.
+    // The batch is locked. If it is given back, it comes again with another lock. If it is completed, it is gone.
     assert_eq!(ask(&emulator, &get, &token, "", b"").status, 204);
     let lock = quoted(&first);
     let abandon = format!("POST {FEEDBACK}/{lock}/abandon?{VERSION}");
@@ -136,7 +136,7 @@ fn line_22_a_back_end_reads_feedback_with_a_lock_and_purges_a_queue() {
     assert_eq!(ask(&emulator, &complete, &token, "", b"").status, 204);
     assert_eq!(ask(&emulator, &complete, &token, "", b"").status, 412);
     assert_eq!(ask(&emulator, &get, &token, "", b"").status, 204);
-    // The permission is ServiceConnect.
+    // The request needs the permission ServiceConnect.
     let device = crate::rest::policy_token(&emulator, "device");
     assert_eq!(ask(&emulator, &get, &device, "", b"").status, 401);
 }

@@ -1,4 +1,4 @@
-//! Lines 1 to 5: the way in over MQTT, byte by byte. The packets are put together here and not by a library.
+//! Lines 1 to 5: sign-in over MQTT, byte by byte. This file makes the packets itself, without a library.
 //!
 //! Owns: packets as bytes. Must not know: what travels on a connection (`messages`).
 
@@ -31,7 +31,7 @@ const ACCEPTED_WITH_SESSION: [u8; 4] = [0x20, 2, 1, 0];
 const BAD_CLIENT_ID: [u8; 4] = [0x20, 2, 0, 2];
 const NOT_AUTHORIZED: [u8; 4] = [0x20, 2, 0, 5];
 
-/// Text as MQTT has it: its length, then its bytes.
+/// Text in MQTT's form: its length, then its bytes.
 fn text(text: &str) -> Vec<u8> {
     let length = u16::try_from(text.len()).expect("short");
     [&length.to_be_bytes()[..], text.as_bytes()].concat()
@@ -85,7 +85,7 @@ fn published(frame: Option<Vec<u8>>) -> (u8, String, Option<u16>, Vec<u8>) {
     (frame[0], topic, Some(id), frame[topic_end + 2..].to_vec())
 }
 
-/// What a CONNECT is answered with; after a refusal the connection must be closed.
+/// The answer to a CONNECT. After a refusal, the connection must be closed.
 #[track_caller]
 fn answer(local: &Local, client_id: &str, user: &str, password: &str) -> Vec<u8> {
     let mut device = local.dial();
@@ -97,7 +97,7 @@ fn answer(local: &Local, client_id: &str, user: &str, password: &str) -> Vec<u8>
     answer
 }
 
-/// Signs `dev1` in and answers with the CONNACK.
+/// Signs `dev1` in and returns the CONNACK.
 fn sign_in(local: &Local, clean: bool) -> (Device, Vec<u8>) {
     let mut device = local.dial();
     device.send_bytes(&connect("dev1", USER, &local.token(600), clean));
@@ -113,7 +113,7 @@ fn subscribed(local: &Local) -> Device {
     device
 }
 
-/// Everything that the emulator had to say before this has been read.
+/// Asserts that the emulator has sent nothing that was not read yet.
 #[track_caller]
 fn expect_silence(device: &mut Device) {
     device.send_bytes(&[0xc0, 0]);
@@ -139,7 +139,7 @@ fn dial(address: SocketAddr, config: Arc<ClientConfig>) -> StreamOwned<ClientCon
 fn line_01_tls_1_2_on_8883_and_a_websocket_on_443_that_echoes_mqtt() {
     assert_eq!((MQTT_PORT, HTTPS_PORT), (8883, 443));
     let address = own_address();
-    // Port 443 may need rights that this test has not.
+    // Port 443 may need rights that this test does not have.
     let https = if TcpListener::bind((own_address(), 443)).is_ok() { "443" } else { "0" };
     let dir = tempfile::tempdir().expect("a directory");
     let bind = address.to_string();
@@ -153,7 +153,7 @@ fn line_01_tls_1_2_on_8883_and_a_websocket_on_443_that_echoes_mqtt() {
     let mut connack = [0; 4];
     stream.read_exact(&mut connack).expect("a CONNACK");
     assert_eq!((connack, stream.conn.protocol_version()), (ACCEPTED, Some(ProtocolVersion::TLSv1_2)));
-    // No MQTT without TLS.
+    // The port refuses MQTT without TLS.
     let mut plain = TcpStream::connect(emulator.mqtt).expect("connected");
     plain.set_read_timeout(Some(DEADLINE)).expect("a socket");
     plain.write_all(&connect).expect("sent");
@@ -182,7 +182,7 @@ fn line_01_tls_1_2_on_8883_and_a_websocket_on_443_that_echoes_mqtt() {
     ] {
         assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} in {head}");
     }
-    // One binary frame, masked as a client's must be, and one binary frame back.
+    // The client sends one binary frame, with the mask that clients must use, and gets one binary frame back.
     let mask = [1, 2, 3, 4];
     let length = u16::try_from(connect.len()).expect("short").to_be_bytes();
     let masked = connect.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key);
@@ -222,7 +222,7 @@ fn line_02_user_names_of_each_form_are_read_and_what_does_not_fit_is_refused() {
     ] {
         assert_eq!(answer(&local, "dev1", user, &token), NOT_AUTHORIZED, "{user}");
     }
-    // Ids are compared as they are, with three segments and with four; modules are read, and not served.
+    // Ids are compared with case, with three segments and with four. A module's id is refused here.
     for id in ["", "dev2", "DEV1", "dev1/module"] {
         assert_eq!(answer(&local, id, USER, &token), BAD_CLIENT_ID, "{id}");
     }
@@ -234,7 +234,7 @@ fn line_02_user_names_of_each_form_are_read_and_what_does_not_fit_is_refused() {
     }
 }
 
-/// A token by hand: the signature is over the resource as it is given.
+/// A token made by hand. The signature is over the resource as it is given.
 fn signed(key: &[u8], resource: &str, expiry: u64) -> String {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key);
     let signature = ring::hmac::sign(&key, format!("{resource}\n{expiry}").as_bytes());
@@ -266,7 +266,7 @@ fn line_03_the_signature_is_over_the_resource_as_it_was_sent() {
             let code = answer(&local, "dev1", USER, &token);
             assert!(code == ACCEPTED || code == ACCEPTED_WITH_SESSION, "{token}: {code:?}");
         }
-        // The same resource in another spelling than the one that was signed.
+        // The token has the signed resource in another spelling.
         let other =
             if resource.contains("%2F") { "localhost/devices/dev1" } else { "localhost%2Fdevices%2Fdev1" };
         let token = format!("SharedAccessSignature sr={other}&sig={signature}&se={expiry}");
@@ -356,7 +356,7 @@ fn line_04_a_persistent_session_is_announced_and_has_its_subscriptions() {
     assert_eq!(body, b"waiting", "without another SUBSCRIBE");
     drop(device);
 
-    // A clean session begins and ends without subscriptions; the queue is no part of it.
+    // A clean session begins and ends without subscriptions. The queue does not belong to the session.
     let (mut device, connack) = sign_in(&local, true);
     assert_eq!(connack, ACCEPTED);
     expect_silence(&mut device);
@@ -380,7 +380,7 @@ fn line_04_a_second_connection_of_the_id_closes_the_first() {
     assert_eq!(first.frame(), None, "closed");
     let (head, again, id, _) = published(second.frame());
     assert_eq!((head, again), (0x3a, topic), "QoS 1, with DUP");
-    // What the first would have said about it is void; the second may.
+    // An answer of the first connection would not count; the second connection may answer.
     let id = id.expect("an id").to_be_bytes();
     second.send_bytes(&[0x40, 2, id[0], id[1]]);
     expect_silence(&mut second);

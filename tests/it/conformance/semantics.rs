@@ -1,4 +1,4 @@
-//! Lines 24 and 25: what a hub does with messages, whatever carries them, and what the emulator does wrong on demand.
+//! Lines 24 and 25: what a hub does with messages over any protocol, and the faults of the emulator.
 //!
 //! Owns: nothing. Must not know: packets, links.
 
@@ -31,7 +31,7 @@ fn send(emulator: &Emulator, id: &str, more: &Value) -> Answer {
     ask(emulator, line, &service_token(emulator), "", form.to_string().as_bytes())
 }
 
-/// The next message as the device gets it: its id, lock and delivery count. It is there.
+/// The next message as the device gets it: its id, lock and delivery count. The message must exist.
 #[track_caller]
 fn receive(emulator: &Emulator, token: &str) -> (String, String, String) {
     let answer = ask(emulator, NEXT, token, "", b"");
@@ -40,7 +40,7 @@ fn receive(emulator: &Emulator, token: &str) -> (String, String, String) {
     (header("iothub-messageid"), header("etag"), header("iothub-deliverycount"))
 }
 
-/// How a device ends a delivery.
+/// Settles a delivery as the device.
 #[track_caller]
 fn settle(emulator: &Emulator, token: &str, how: &str, lock: &str) {
     let path = format!("/devices/dev1/messages/devicebound/{lock}");
@@ -52,7 +52,7 @@ fn settle(emulator: &Emulator, token: &str, how: &str, lock: &str) {
     assert_eq!(ask(emulator, &line, token, "", b"").status, 204, "{how}");
 }
 
-/// Adds all feedback that there is to `told`, until `enough`.
+/// Adds feedback to `told` until it has `enough`.
 fn gather(emulator: &Emulator, told: &mut BTreeMap<String, Vec<String>>, enough: &str) {
     let (token, end) = (service_token(emulator), Instant::now() + DEADLINE);
     while !told.contains_key(enough) {
@@ -98,7 +98,7 @@ fn line_24_a_queue_holds_fifty_messages_first_in_first_out() {
     assert_eq!(receive(&emulator, &own).0, "m50");
 }
 
-/// How much later it is by the clock of the next two tests than in truth.
+/// How far the clocks of the next two tests are ahead of the real time.
 static LATER: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 
 fn ttl_clock() -> SystemTime {
@@ -153,7 +153,7 @@ fn line_24_only_abandoning_counts_and_ten_times_are_the_end() {
     let (_, lock, count) = receive(&emulator, &own);
     assert_eq!(count, "0");
     settle(&emulator, &own, "abandon", &lock);
-    // Lost connections over MQTT: without PUBACK each time.
+    // Connections over MQTT are lost, each time without a PUBACK.
     for _ in 0..3 {
         let mut device = sign_in(&emulator, true);
         device.subscribe(&[(DEVICEBOUND, QoS::AtLeastOnce)]);
@@ -197,7 +197,7 @@ fn line_24_feedback_is_as_the_table_has_it() {
         let expiring = json!({ "ack": ack, "expiresAfterSeconds": 1 });
         assert_eq!(self::send(&emulator, &id(ack, "Expired"), &expiring).status, 200);
         let mut told = BTreeMap::new();
-        // Each has to expire before the next one is sent, which would be received in its place.
+        // Each message must expire before the next one is sent, or it would be received instead of the next one.
         let end = Instant::now() + DEADLINE;
         while ask(&emulator, "GET /emulator/overview", &service_token(&emulator), "", b"").json()["devices"]
             [0]["queue"]
@@ -206,7 +206,7 @@ fn line_24_feedback_is_as_the_table_has_it() {
             assert!(Instant::now() < end && told.is_empty(), "it does not expire");
             std::thread::park_timeout(Duration::from_millis(20)); // a clock has no event: poll
         }
-        // One more, so that whatever came before it must have been told.
+        // One more message is sent. When its feedback comes, all earlier feedback has come.
         assert_eq!(self::send(&emulator, "last", &json!({ "ack": "full" })).status, 200);
         let (_, lock, _) = receive(&emulator, &own);
         settle(&emulator, &own, "complete", &lock);
@@ -242,13 +242,13 @@ fn line_25_every_switch_of_the_list_is_there_and_does_what_it_says() {
     let mut device = sign_in(&emulator, false);
     device.subscribe(&[(DEVICEBOUND, QoS::AtLeastOnce)]);
 
-    // Drop PUBACK handling.
+    // Fault: PUBACKs are ignored.
     switch("ignore-puback", "1");
     send("a");
     let first = device.publish();
     device.puback(&first);
     device.expect_silence();
-    // Close on the next packet. The message comes again, and is completed now.
+    // Fault: the connection closes at the next packet. The message comes again, and is now completed.
     switch("drop-at", "1");
     device.send(Packet::PingReq);
     device.expect_close();
@@ -256,27 +256,27 @@ fn line_25_every_switch_of_the_list_is_there_and_does_what_it_says() {
     let again = device.publish();
     assert_eq!((again.dup, &again.payload), (true, &first.payload));
     device.puback(&again);
-    // Duplicate delivery.
+    // Fault: a message is delivered twice.
     switch("duplicate", "1");
     send("b");
     assert_eq!(device.bodies(2), ["b", "b"]);
-    // Delay PUBLISH.
+    // Fault: PUBLISH is delayed.
     switch("delay", "300ms");
     let before = Instant::now();
     send("c");
     assert_eq!(device.bodies(1), ["c"]);
     assert!(before.elapsed() >= Duration::from_millis(300));
-    // Queue full.
+    // Fault: the queue is full.
     switch("queue-full", "");
     let refused = run(emulator.sender("dev1").args(["--data", "x"]));
     assert_eq!(refused.status.code(), Some(1));
     end("queue-full");
     emulator.send("dev1", &["--data", "d"]);
     assert_eq!(device.bodies(1), ["d"]);
-    // Expire the token early.
+    // Fault: the token expires early.
     switch("expire-token", "");
     device.expect_close();
-    // Throttle.
+    // Fault: the device is throttled.
     switch("throttle", "");
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
     let mut device = Device::dial_with(emulator.mqtt, config);

@@ -1,4 +1,4 @@
-//! What the configuration says, and who signs in.
+//! The doctor's checks of the configuration and of the identity that signs in.
 
 use std::fs;
 use std::path::Path;

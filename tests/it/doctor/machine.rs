@@ -1,4 +1,4 @@
-//! This machine: files and who may use them, disks, programs, pins.
+//! The doctor's checks of this machine: files and their permissions, disks, programs, pins.
 
 use std::fs;
 use std::path::Path;
@@ -136,7 +136,7 @@ fn programs_are_listed_and_one_without_its_interpreter_is_told() {
 #[test]
 fn pins_without_hardware_are_told_what_is_missing() {
     if !cfg!(feature = "gpio") || Path::new("/dev/gpiochip0").exists() {
-        return; // There is hardware, and other tests are about that.
+        return; // Other tests use real hardware.
     }
     let dir = open_dir();
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &LED.replace("simulated", "auto")));

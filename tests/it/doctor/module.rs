@@ -1,4 +1,4 @@
-//! The doctor of an IoT Edge module: alone, beside a device, and with a workload API that is not as it should be.
+//! The doctor of an IoT Edge module: alone, beside a device, and with a faulty workload API.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -33,7 +33,7 @@ impl Edge {
         Self { emulator, dir, environment }
     }
 
-    /// `doctor` as the module, with nothing but the environment that edgeAgent gives.
+    /// `doctor` as the module, with only the environment that edgeAgent gives.
     fn doctor(&self) -> Command {
         let mut command = doctor(&write_config(self.dir.path(), LED));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -41,7 +41,7 @@ impl Edge {
         command
     }
 
-    /// The same with another workload API.
+    /// As [`Edge::doctor`], with another workload API.
     fn doctor_with(&self, socket: &Path) -> Command {
         let mut command = self.doctor();
         command.env("IOTEDGE_WORKLOADURI", format!("unix://{}", socket.display()));
@@ -54,7 +54,7 @@ impl Edge {
     }
 }
 
-/// A socket that reads what comes, gives this answer, and closes; without an answer it keeps the connection.
+/// A socket that reads a request, gives this answer, and closes. Without an answer it keeps the connection.
 fn daemon(dir: &Path, answer: Option<&'static str>) -> PathBuf {
     let path = dir.join("scripted.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -65,7 +65,7 @@ fn daemon(dir: &Path, answer: Option<&'static str>) -> PathBuf {
                 open.push(stream);
                 continue;
             };
-            // Whoever only looks whether somebody listens hangs up.
+            // A client that only checks for a listener closes without a request.
             drop(stream.read(&mut [0; 4096]));
             drop(stream.write_all(answer.as_bytes()));
         }
@@ -82,7 +82,7 @@ fn a_module_that_is_well_has_its_own_checks_and_none_of_a_device() {
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     let heads = text.lines().take_while(|line| !line.is_empty()).map(|line| line[..24].trim_end());
-    // Long details go on in a further line.
+    // Long details continue on another line.
     let heads: Vec<&str> = heads.filter(|head| !head.is_empty()).collect();
     let ports = [edge.emulator.mqtt.port(), edge.emulator.https.port()];
     let [mqtt, https] = ports.map(|port| format!("ok       port {port}"));
@@ -132,7 +132,7 @@ fn a_device_and_a_module_have_each_their_checks() {
     let edge = Edge::start();
     let mut command = edge.doctor();
     command.env("C2D_DEVICE_CONNECTION_STRING", edge.emulator.device_string("dev1"));
-    // Nobody has named the hub's root: the device's business, and not the module's.
+    // No setting names the hub's root. Only the device needs it, not the module.
     let found = Found::by(&mut command);
     found.failed(&["tls"]);
     let of = |check: &str| {
@@ -304,7 +304,7 @@ fn a_gateway_that_is_not_there_or_not_the_right_one_is_told_in_the_words_of_edge
     found.failed(&["name-lookup"]);
     let remedy = "check IOTEDGE_GATEWAYHOSTNAME, and that this container is in the network of edgeHub";
     found.says("name-lookup", "failed", "no-such-gateway.invalid was not found", remedy);
-    // It has an authority of its own.
+    // The other emulator has its own authority.
     let other = Emulator::start();
     let found =
         Found::by(edge.doctor().env("IOTEDGE_GATEWAYHOSTNAME", format!("localhost:{}", other.mqtt.port())));

@@ -1,4 +1,4 @@
-//! The way to the hub: names, ports, TLS, the clock, the sign-in.
+//! The doctor's checks of the way to the hub: names, ports, TLS, the clock, the sign-in.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::clock::clock_set_to;
 use crate::harness::{Agent, Emulator, Proxy, binary, run, skip, write_config};
 use crate::mosquitto::Mosquitto;
 
-/// What all checks of the network may take together.
+/// How long all checks of the network may take together.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A port of loopback that nothing listens on.
+/// A port of loopback without a listener.
 pub(super) fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
@@ -76,7 +76,7 @@ fn a_port_of_this_machine_that_nothing_listens_on_is_no_matter_of_a_firewall() {
     let remedy =
         format!("nothing listens on port {closed} of this machine: check that HostName has the port");
     found.says("mqtt-port", "failed", &open, &remedy);
-    // Neither answers.
+    // Neither port answers.
     let found = Found::by(&mut at(dir.path(), loopback(closed), None));
     found.failed(&["mqtt-port"]);
     found.says(
@@ -99,7 +99,7 @@ fn a_port_that_swallows_what_comes_is_given_up_in_time() {
 #[test]
 fn a_server_that_never_answers_is_given_up_in_time() {
     let dir = dir();
-    // Connections are made by the kernel; nobody takes them.
+    // The kernel makes the connections, but no program accepts them.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let found = within(LIMIT, &mut at(dir.path(), listener.local_addr().expect("an address"), None));
     found.failed(&["tls"]);
@@ -188,7 +188,7 @@ fn a_clock_that_is_off_is_told_by_the_servers_time() {
         "set it",
     );
     behind.says("sign-in", "failed", "refused device dev1", "this machine's clock");
-    // So far behind that the server's certificate is not valid yet; the time is asked for all the same.
+    // The clock is so far behind that the server's certificate is not valid yet. The doctor still asks for the time.
     let year = shifted("-400d");
     year.failed(&["tls", "server-certificate", "clock"]);
     year.says("clock", "failed", ", 400 days behind the server's", "set it");

@@ -1,4 +1,4 @@
-//! Servers that are not as they should be.
+//! Faulty servers, for the tests of the doctor.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,23 +10,23 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// What a certificate is for, and when; years.
+/// The name in a certificate, and the years in which the certificate is valid.
 pub(super) struct Terms {
     pub(super) name: &'static str,
     pub(super) from: i32,
     pub(super) until: i32,
 }
 
-/// Good for `localhost`.
+/// A certificate for `localhost` that is valid now.
 pub(super) const GOOD: Terms = Terms { name: "localhost", from: 2020, until: 2090 };
 
-/// An authority's file in `dir`, and a server that presents a certificate of it and takes connections until the process ends.
-/// It closes each after the first bytes that it gets.
+/// Writes an authority's file into `dir`, and starts a server with a certificate of this authority. The server takes
+/// connections until the process ends, and closes each after the first bytes that it gets.
 pub(super) fn tls(dir: &Path, terms: &Terms) -> (SocketAddr, PathBuf) {
     let (ca_file, config) = certified(dir, terms);
     let address = serve(move |stream| {
         let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
-        // A client that refuses the certificate is what these tests are about.
+        // The client may refuse the certificate; these tests expect it.
         drop(StreamOwned::new(connection, stream).read(&mut [0; 1]));
     });
     (address, ca_file)
@@ -59,7 +59,7 @@ fn certified(dir: &Path, terms: &Terms) -> (PathBuf, Arc<ServerConfig>) {
 /// A server that speaks something else.
 pub(super) fn plain_text() -> SocketAddr {
     serve(|mut stream| {
-        // Read first: to close with unread data would cut off the answer.
+        // The request is read first, because a close with unread data would cut off the answer.
         drop(stream.read(&mut [0; 4096]));
         drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
     })
@@ -82,7 +82,7 @@ fn serve(each: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
     address
 }
 
-/// A port whose queue of connections is full, as behind a firewall that drops what comes: further ones get no answer.
+/// A port whose queue of connections is full. More connections get no answer, as behind a firewall that drops packets.
 pub(super) struct BlackHole {
     pub(super) address: SocketAddr,
     _listener: rustix::fd::OwnedFd,

@@ -1,5 +1,5 @@
-//! The agent under each fault, over each transport that has it: every action runs once, every message is completed, and
-//! nobody has to help.
+//! The agent under each fault, over each transport that has the fault: every action runs once and every message is
+//! completed, without help by a person.
 //!
 //! Owns: nothing. Must not know: how faults are done.
 
@@ -9,7 +9,7 @@ use crate::rest_ask::ask;
 use crate::soak::back_end::Hub;
 use crate::soak::gateway::Gateway;
 
-/// Each message turns its own pin over, and leaves a line in the file `done`: two runs would show in both.
+/// Rules: each message toggles its own pin and writes a line into the file `done`. Two runs would show in both.
 fn rules(transport: &str) -> String {
     let pins = (1..=5).map(|pin| format!("[gpio.pins.p{pin}]\nline = {pin}\n")).collect::<String>();
     let rule = |pin| {
@@ -34,8 +34,8 @@ fn send(hub: &Hub, number: u32) {
     hub.send(&format!("m-{number}"), "turn", &[("pin", &format!("p{number}"))]).expect("room");
 }
 
-/// Five messages under a fault, or none at first: three wait when the agent comes, one follows when it is there, and the last after
-/// `meanwhile`.
+/// Sends five messages under a fault, or under none at first. Three wait when the agent starts, one follows when it
+/// runs, and the last one follows after `meanwhile`.
 fn live_through(transport: &str, name: &str, value: &str, meanwhile: impl FnOnce(&Hub, &Gateway)) -> String {
     let hub = Hub::start();
     if !name.is_empty() {
@@ -70,7 +70,7 @@ fn nothing(_hub: &Hub, _gateway: &Gateway) {}
 
 #[test]
 fn a_connection_that_is_dropped_at_any_packet_is_made_again() {
-    // The first packets over MQTT: CONNECT, CONNACK, SUBSCRIBE, SUBACK, three PUBLISHes, the first PUBACK.
+    // The first packets over MQTT are CONNECT, CONNACK, SUBSCRIBE, SUBACK, three PUBLISHes, and the first PUBACK.
     for at in ["1", "2", "4", "6", "8"] {
         let log = live_through("mqtt", "drop-at", at, nothing);
         assert!(log.contains("not connected"), "drop-at={at}: {log}");
@@ -85,7 +85,7 @@ fn a_websocket_that_is_dropped_with_the_first_puback_is_made_again() {
 
 #[test]
 fn an_amqp_connection_that_is_dropped_at_a_message_or_an_outcome_is_made_again() {
-    // What counts there: three messages out, and three outcomes.
+    // Over AMQP, messages and outcomes count as packets: three messages out, and three outcomes.
     for at in ["2", "4"] {
         let log = live_through("amqp", "drop-at", at, nothing);
         assert!(log.contains("not connected"), "drop-at={at}: {log}");
@@ -102,7 +102,7 @@ fn messages_that_come_twice_are_acted_on_once() {
 #[test]
 fn pubacks_that_are_ignored_bring_messages_again_and_no_action() {
     let log = live_through("mqtt", "ignore-puback", "3", |hub, gateway| {
-        // Only another connection gets them again.
+        // The hub delivers the messages again only on another connection.
         hub.emulator.process.stderr.wait_for_nth("ignored a PUBACK because of the fault ignore-puback", 3);
         gateway.proxy.cut();
     });
@@ -124,7 +124,7 @@ fn a_token_that_expires_early_is_followed_by_a_new_one() {
             gateway.agent().stderr.wait_for_nth("not connected", lost);
         }
     };
-    // Once right after the sign-in, and once more.
+    // The token expires right after the sign-in, and once more.
     live_through("mqtt", "expire-token", "", in_the_middle(2));
     for transport in ["mqtt-ws", "amqp", "amqp-ws"] {
         live_through(transport, "", "", in_the_middle(1));
@@ -162,7 +162,7 @@ fn a_throttled_agent_waits_and_signs_in_when_it_may() {
 
 #[test]
 fn a_report_that_is_lost_with_its_connection_is_sent_again() {
-    // Whichever comes first of outcome and report: one of the two is the last packet.
+    // Outcome and report may come in any order; one of them is the last packet.
     for (transport, at) in [("mqtt", "6"), ("mqtt", "7"), ("amqp", "2"), ("amqp", "3"), ("amqp-ws", "3")] {
         let hub = Hub::start();
         set(&hub.emulator, "drop-at", at);

@@ -1,6 +1,6 @@
-//! A minimal MQTT device on a blocking TLS socket, and an emulator in a thread whose hub tests can reach.
+//! A minimal MQTT device on a blocking TLS socket, and an emulator in a thread, with a hub that tests can use directly.
 //!
-//! Owns: packets in and out with deadlines. Must not know: what a test is about.
+//! Owns: packets in and out with deadlines. Must not know: what a test shows.
 #![allow(dead_code)] // Not every feature set uses every part.
 
 use std::io::{Read as _, Write as _};
@@ -40,7 +40,7 @@ impl Local {
         Self::start_as("localhost", SystemTime::now)
     }
 
-    /// One of another name, or with another clock.
+    /// Starts an emulator with another name or another clock.
     pub(crate) fn start_as(hostname: &str, clock: Clock) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let options = Options {
@@ -96,7 +96,7 @@ impl Local {
         batch.records.into_iter().map(|record| (record.original_message_id, record.status_code)).collect()
     }
 
-    /// Waits until the hub answers; it changes in the emulator's thread.
+    /// Waits until the hub has an answer. The hub changes in the emulator's thread.
     pub(crate) fn wait<T>(
         &self,
         mut ask: impl FnMut(&mut c2d_agent::emulator::hub::Hub, SystemTime) -> Option<T>,
@@ -121,7 +121,7 @@ impl Local {
         }
     }
 
-    /// A token of `dev1` that is good for `seconds` more.
+    /// A token of `dev1` that is valid for `seconds` more.
     pub(crate) fn token(&self, seconds: i64) -> String {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
         let expiry = Duration::from_secs(now.checked_add_signed(seconds).expect("in range"));
@@ -129,7 +129,7 @@ impl Local {
         SasToken::sign(&self.key(), "localhost/devices/dev1", None, expiry).expose().to_owned()
     }
 
-    /// The CONNECT of `dev1` as it should be.
+    /// A correct CONNECT of `dev1`.
     pub(crate) fn connect_packet(&self) -> Connect {
         let mut connect = Connect::new("dev1");
         connect.clean_session = false;
@@ -191,7 +191,7 @@ impl Device {
         Self::dial_with(address, config)
     }
 
-    /// Opens a TLS connection with a configuration of the test's own.
+    /// Opens a TLS connection with the test's own configuration.
     pub(crate) fn dial_with(address: SocketAddr, config: Arc<ClientConfig>) -> Self {
         let socket = TcpStream::connect(address).expect("connected");
         socket.set_read_timeout(Some(DEADLINE)).expect("a socket");
@@ -224,7 +224,7 @@ impl Device {
         }
     }
 
-    /// Some more bytes; `None` at the end.
+    /// Reads more bytes; `None` at the end of the connection.
     fn read(&mut self) -> Option<()> {
         let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
@@ -250,7 +250,7 @@ impl Device {
         }
     }
 
-    /// Reads until the emulator closes the connection; fails when packets come instead.
+    /// Reads until the emulator closes the connection. Fails if packets come instead.
     #[track_caller]
     pub(crate) fn expect_close(&mut self) {
         assert_eq!(self.next(), None, "the connection should be closed");
@@ -295,7 +295,7 @@ impl Device {
         }
     }
 
-    /// Whatever the emulator had to say before this is now read: nothing but a PINGRESP may come.
+    /// Asserts that the emulator has sent nothing that was not read yet: the next packet must be a PINGRESP.
     #[track_caller]
     pub(crate) fn expect_silence(&mut self) {
         self.send(Packet::PingReq);
@@ -303,7 +303,7 @@ impl Device {
     }
 }
 
-/// How long the packet at the front is, when it is whole. Source: MQTT 3.1.1, 2.2.3.
+/// The length of the first packet, if it is complete. Source: MQTT 3.1.1, 2.2.3.
 fn frame_length(bytes: &[u8]) -> Option<usize> {
     let (mut length, mut shift) = (0, 0);
     for (at, byte) in bytes.iter().enumerate().skip(1).take(4) {

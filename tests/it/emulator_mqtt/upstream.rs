@@ -1,4 +1,4 @@
-//! What a device sends: D2C messages that the hub keeps, and requests of its twin.
+//! What a device sends: D2C messages, which the hub keeps, and requests for its twin.
 //!
 //! Must not know: the agent.
 
@@ -19,7 +19,7 @@ fn publish(device: &mut Device, packet_id: u16, topic: &str, body: impl Into<Vec
     assert!(matches!(device.next(), Some(Packet::PubAck(ack)) if ack.pkid == packet_id), "{topic}");
 }
 
-/// The number, properties and body of each D2C message of `dev1` that is kept.
+/// The number, properties and body of each kept D2C message of `dev1`.
 fn events(local: &Local) -> Vec<(u64, String, String)> {
     local.hub.with(|hub, _| {
         let events = hub.events("dev1").expect("a device");

@@ -1,4 +1,4 @@
-//! Messages that no rule takes, at once or any more: kept, explained, and run when a rule does.
+//! Messages that no rule matches, or no longer: they are kept and explained, and they run when a rule matches them.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn a_message_whose_rule_is_gone_is_kept_as_a_dead_letter() {
         text.as_str().is_some_and(|text| text.starts_with("refused: no rule matches it any more: ")),
         "{text}"
     );
-    // So it stays when somebody wants to run it again too early.
+    // The message stays unmatched if a user tries to run it again too early.
     let sentence = house.refused(&["inbox", "retry", "m-2"]);
     assert!(
         sentence.contains("is not run again, because no rule matches it: the nearest match is rule \"pump\""),
@@ -70,7 +70,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     assert!(sentence.contains(&refusal), "{sentence}");
     assert_eq!(house.wait_for_state("m-1", "dead")["outcome"], kept["outcome"], "it stays as it is");
 
-    // A rule for it: in the file at once, in the agent after a reload.
+    // The configuration gets a rule for the message. The agent has the rule after a reload.
     let more = format!(
         "{}[[rule]]\nname = \"pumpe\"\nwhen = {{ action = \"pumpe\" }}\n\
          do = [ {{ shell = \"echo $C2D_MESSAGE_ID $(cat) >> {}/done\" }} ]\n",
@@ -87,7 +87,7 @@ fn a_message_that_no_rule_takes_is_told_with_the_nearest_rule_kept_and_run_once_
     assert_eq!((&record["outcome"]["outcome"], &record["rule"]), (&"succeeded".into(), &"pumpe".into()));
     assert_eq!(agent.process.terminate(), Some(0));
 
-    // Without an agent the command line looks by itself.
+    // Without an agent, the command itself checks the rules.
     write_config(house.path(), &rules(house.path()));
     let sentence = house.refused(&["inbox", "retry", "m-2"]);
     assert!(sentence.contains(&refusal.replace("m-1\" (#1)", "m-2\" (#2)")), "{sentence}");

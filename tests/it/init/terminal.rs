@@ -1,4 +1,4 @@
-//! The questions of `init`, at a terminal of its own.
+//! The questions of `init`, at its own terminal.
 //!
 //! Owns: the terminal. Must not know: what is written.
 
@@ -18,9 +18,9 @@ use crate::places::open_dir;
 
 /// `init` at a terminal.
 struct Terminal {
-    /// What the user types goes in here.
+    /// The input for what the user types.
     keys: File,
-    /// The program's side.
+    /// The program's side of the terminal.
     line: File,
     child: std::process::Child,
     shown: Receiver<Vec<u8>>,
@@ -35,7 +35,7 @@ impl Terminal {
         let line =
             OpenOptions::new().read(true).write(true).open(name.to_str().expect("ASCII")).expect("opened");
         let clean = binary();
-        // Its own session, so that the keys for signals mean something.
+        // The program needs its own session, so that the keys for signals work.
         let mut command = Command::new("setsid");
         command
             .args(["--ctty", "--wait"])
@@ -51,7 +51,7 @@ impl Terminal {
         let child = command.spawn().expect("setsid runs");
         let keys = File::from(keys);
         let mut screen = keys.try_clone().expect("a terminal");
-        let (tell, shown) = sync_channel(64); // more than is shown
+        let (tell, shown) = sync_channel(64); // more than the program shows
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(read) = screen.read(&mut bytes) {
@@ -63,7 +63,7 @@ impl Terminal {
         Self { keys, line, child, shown, seen: String::new() }
     }
 
-    /// Waits until the screen has `part`, behind what was waited for before; answers with what came up to there.
+    /// Waits until the screen has `part` after the text of the last wait. Returns the text up to there.
     fn wait_for(&mut self, part: &str) -> String {
         let end = Instant::now() + DEADLINE;
         loop {

@@ -1,4 +1,4 @@
-//! A scraper of one's own: HTTP over a plain socket, and figures as the Prometheus project's parser reads them.
+//! A scraper for tests: HTTP over a plain socket, and figures as the Prometheus project's parser reads them.
 //!
 //! Owns: requests, answers, single figures. Must not know: what the agent measures.
 
@@ -23,27 +23,27 @@ impl Answer {
     }
 }
 
-/// Where a running agent serves its metrics, as its log says.
+/// The address where a running agent serves its metrics, from its log.
 pub(crate) fn address(agent: &Process) -> SocketAddr {
     let line = agent.stderr.wait_for("metrics are served");
     let address = line.split_once("address=").map(|(_, address)| address.trim());
     address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {line}"))
 }
 
-/// Connects, and fails the test when an answer takes too long.
+/// Connects. The test fails if an answer takes too long.
 pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).expect("it listens");
     stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
     stream
 }
 
-/// Sends a request as it is and reads the answer to its end. None when the connection was cut instead.
+/// Sends a request as it is and reads the answer to its end. `None` if the connection was cut instead.
 pub(crate) fn ask(to: SocketAddr, request: &[u8]) -> Option<Answer> {
     let mut stream = connect(to);
-    // A request that is refused before its end may not get away whole.
+    // The endpoint may refuse a request before it is sent completely.
     drop(stream.write_all(request));
     let mut answer = Vec::new();
-    // The same for the end of the answer: what came before it counts.
+    // The connection may also be cut at the end of the answer; the bytes before that count.
     drop(stream.read_to_end(&mut answer));
     let text = String::from_utf8(answer).expect("text");
     let (head, body) = text.split_once("\r\n\r\n")?;

@@ -1,4 +1,4 @@
-//! What is served, to scrapers that behave and to those that do not.
+//! What the agent serves, to good scrapers and to bad ones.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -156,7 +156,7 @@ fn the_parser_of_the_prometheus_project_reads_every_figure() {
         assert_eq!(kind(name), Some(&Value::from(expected)), "{name}");
     }
 
-    // The documents have every metric, and no other.
+    // The documents list exactly these metrics.
     let page = include_str!("../../../docs/src/reference/metrics.md");
     let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
     let names = cells.flat_map(|cell| {
@@ -240,18 +240,18 @@ fn scrapers_that_misbehave_disturb_no_message_and_no_other_scraper_for_long() {
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
     let metrics = address(&agent.process);
 
-    // Some say nothing, some say a little and then nothing, and there are too many of both.
+    // Some clients send nothing, some send a few bytes and stop, and there are too many of both.
     let mut lazy: Vec<_> = (0..100).map(|_| connect(metrics)).collect();
     for (n, stream) in lazy.iter_mut().enumerate().filter(|(n, _)| n % 2 == 0) {
-        // Those above the limit may be hung up on already.
+        // The connections above the limit may be closed already.
         drop(write!(stream, "GET /metrics HTTP/1.1\r\nX-{n}: "));
     }
     let begun = Instant::now();
     send(&emulator, "led", &["--message-id", "m-1"]);
     assert!(begun.elapsed() < Duration::from_secs(3), "a message took {:?}", begun.elapsed());
-    // All of them are cut off, without anything that they do.
+    // All clients are cut off, although they do nothing.
     for mut stream in lazy {
-        // An error is an end, too; one of time would be no end.
+        // An error is also an end, but a time-out is not.
         let ended = stream.read_to_end(&mut Vec::new());
         assert!(
             !ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
@@ -260,7 +260,7 @@ fn scrapers_that_misbehave_disturb_no_message_and_no_other_scraper_for_long() {
     }
     scrape(metrics);
 
-    // A head without an end, and more headers than anybody needs.
+    // One request has a head without an end, another has too many headers.
     let huge = [b"GET /metrics HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 4 * 1024 * 1024]].concat();
     let refused = ask(metrics, &huge);
     assert!(refused.is_none_or(|answer| answer.head.starts_with("http/1.1 431 ")));

@@ -1,6 +1,6 @@
 //! Mosquitto with TLS and client certificates: a broker that is not ours.
 //!
-//! Owns: its process, its certificates, publishing to it. Must not know: what a single test is about.
+//! Owns: its process, its certificates, publishing to it. Must not know: what a single test shows.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
@@ -21,36 +21,36 @@ pub(crate) struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// Starts one, or says why it cannot.
+    /// Starts a broker, or says why that is not possible.
     pub(crate) fn start() -> Result<Self, &'static str> {
         if program("mosquitto").is_none() || program("mosquitto_pub").is_none() {
             return Err("mosquitto and mosquitto-clients are not installed");
         }
         let dir = tempfile::tempdir().expect("a directory");
         write_certificates(dir.path());
-        // Mosquitto cannot say which port it took, so one that was free a moment ago must do.
+        // Mosquitto cannot say which port it chose, so it gets a port that was free a moment ago.
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = free.local_addr().expect("an address");
         drop(free);
         Ok(Self { process: spawn(dir.path(), address), address, dir })
     }
 
-    /// Where it listens.
+    /// The address of the broker.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its certificate authority.
+    /// The broker's certificate authority.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
-    /// Stops it in good order.
+    /// Stops the broker in good order.
     pub(crate) fn stop(&self) {
         self.process.terminate();
     }
 
-    /// Starts it again where it was.
+    /// Starts the broker again at the same address.
     pub(crate) fn restart(&mut self) {
         self.process = spawn(self.dir.path(), self.address);
     }
@@ -83,7 +83,7 @@ impl Mosquitto {
         self.spawn_agent_at(self.address, dir, rest)
     }
 
-    /// The same, dialling another address, such as that of a proxy.
+    /// As [`Mosquitto::spawn_agent`], with another address, such as that of a proxy.
     pub(crate) fn spawn_agent_at(&self, address: SocketAddr, dir: &Path, rest: &str) -> Agent {
         let own = self.dir.path();
         let device = format!(
@@ -100,7 +100,7 @@ impl Mosquitto {
         Agent { process: Process::spawn(&mut command), dir: dir.to_owned() }
     }
 
-    /// The same, and waits until it has subscribed.
+    /// As [`Mosquitto::spawn_agent`], and waits until the agent has subscribed.
     pub(crate) fn start_agent(&self, dir: &Path, rest: &str) -> Agent {
         let agent = self.spawn_agent(dir, rest);
         agent.process.stderr.wait_for("subscribed");
@@ -123,7 +123,7 @@ const PUBACK: &str = "Received PUBACK from dev1";
 fn spawn(dir: &Path, address: SocketAddr) -> Process {
     let folder = dir.display();
     let port = address.port();
-    // Without `user`, Mosquitto gives up root and cannot read a temporary directory any more.
+    // Without `user`, Mosquitto gives up root and can no longer read a temporary directory.
     let user = if rustix::process::geteuid().is_root() { "user root\n" } else { "" };
     let text = format!(
         "listener {port} 127.0.0.1\ncafile {folder}/ca.pem\ncertfile {folder}/server.pem\nkeyfile {folder}/server.key\n\
@@ -142,7 +142,7 @@ fn spawn(dir: &Path, address: SocketAddr) -> Process {
 fn write_certificates(dir: &Path) {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-    // A name of its own, or OpenSSL takes the authority for the issuer of nothing.
+    // The authority needs its own name, or OpenSSL does not find it as the issuer.
     params.distinguished_name.push(DnType::CommonName, format!("authority {}", dir.display()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = params.self_signed(&key).expect("an authority");

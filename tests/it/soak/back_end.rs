@@ -1,12 +1,12 @@
-//! A hub that may be stopped and started, and a back end on it: one AMQP connection for all messages and all feedback. Or an
-//! edge gateway, which feeds an input of a module.
+//! A hub that may be stopped and started, and its back end: one AMQP connection for all messages and all feedback. Or
+//! an edge gateway, which feeds an input of a module.
 //!
-//! Owns: the emulator's process and its restarts, sending, what feedback said of each message. An input has no feedback: there
-//! the emulator's log tells what was settled.
+//! Owns: the emulator's process and its restarts, sending, what feedback said about each message. An input has no
+//! feedback: there the emulator's log tells what was settled.
 //! Must not know: agents, rules, faults.
 //!
-//! A restart may take the emulator's memory away, which no real hub loses. Then whoever sent messages queues those without
-//! feedback again under their ids, as the real hub would deliver them again.
+//! A restart may remove the emulator's memory, which a real hub never loses. Then the sender queues messages without
+//! feedback again with their ids, as the real hub would deliver them again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,17 +30,17 @@ pub(crate) const DEVICE: &str = "dev1";
 pub(crate) const MODULE: &str = "edge1/c2d-agent";
 const INPUT: &str = "/emulator/devices/edge1/modules/c2d-agent/inputs/commands";
 
-/// Through which door messages reach the gateway.
+/// The door through which messages reach the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
     C2d,
     Input,
-    /// To the device and to the module beside it in turn.
+    /// Messages go to the device and to the module beside it in turn.
     Both,
 }
 
 impl Door {
-    /// Whether the message with this id goes to the input. The same one goes there again.
+    /// Whether the message with this id goes to the input. The answer is always the same for an id.
     fn is_input(self, id: &str) -> bool {
         match self {
             Self::C2d => false,
@@ -50,17 +50,17 @@ impl Door {
     }
 }
 
-/// What feedback said of each message so far, in the order in which it came.
+/// The feedback on each message so far, in the order in which it came.
 pub(crate) type Feedback = BTreeMap<String, Vec<FeedbackStatus>>;
 
-/// The emulator with its back end, at ports that stay the same over restarts.
+/// The emulator with its back end. The ports stay the same over restarts.
 pub(crate) struct Hub {
     pub(crate) emulator: Emulator,
     pub(crate) door: Door,
     back_end: Option<BackEnd>,
     feedback: Arc<Mutex<Feedback>>,
     redelivered: usize,
-    /// Lines of this process's log that were looked at for settlements.
+    /// How many log lines of the emulator have been searched for settlements.
     looked_at: Mutex<usize>,
     _dir: tempfile::TempDir,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Hub {
 pub(crate) enum NotQueued {
     /// The device has fifty already.
     Full,
-    /// Anything else, in words.
+    /// Another reason, in words.
     Other(String),
 }
 
@@ -87,8 +87,8 @@ impl Hub {
         Self { emulator, door, back_end, feedback, redelivered: 0, looked_at: Mutex::default(), _dir: dir }
     }
 
-    /// Stops the emulator and starts it again at the same ports, without the memory of its queues, twins and sessions;
-    /// between the two, `meanwhile` is done.
+    /// Stops the emulator and starts it again at the same ports, without its queues, twins and sessions. Calls
+    /// `meanwhile` between the two.
     pub(crate) fn restart_forgetful(&mut self, meanwhile: impl FnOnce()) {
         let memory = self.emulator.state.join("hub.json");
         self.restart(|| {
@@ -97,7 +97,7 @@ impl Hub {
         });
     }
 
-    /// Stops the emulator and starts it again at the same ports; between the two, `meanwhile` is done.
+    /// Stops the emulator and starts it again at the same ports. Calls `meanwhile` between the two.
     pub(crate) fn restart(&mut self, meanwhile: impl FnOnce()) {
         drop(self.back_end.take());
         assert_eq!(self.emulator.process.terminate(), Some(0), "{}", self.emulator.process.stderr.text());
@@ -111,7 +111,7 @@ impl Hub {
         self.back_end = Some(BackEnd::connect(&self.emulator, &self.feedback));
     }
 
-    /// Queues a message with the property `action` and further ones, and asks for full feedback where there is any.
+    /// Queues a message with the property `action` and more properties, and asks for full feedback if the door has any.
     pub(crate) fn send(&self, id: &str, action: &str, more: &[(&str, &str)]) -> Result<(), NotQueued> {
         if self.door.is_input(id) {
             return self.feed(id, action, more);
@@ -135,7 +135,7 @@ impl Hub {
         }
     }
 
-    /// Of an input: what the log says that it settled is as if feedback had said it.
+    /// For an input: records settlements in the log as if feedback had reported them.
     fn look_for_settlements(&self) {
         if self.door == Door::C2d {
             return;
@@ -158,13 +158,13 @@ impl Hub {
         self.back_end.as_ref().expect("the hub runs").send(message)
     }
 
-    /// What feedback said so far.
+    /// The feedback so far.
     pub(crate) fn feedback(&self) -> Feedback {
         self.look_for_settlements();
         self.feedback.lock().expect("feedback").clone()
     }
 
-    /// Waits until `so` holds for the feedback; false when it does not in `limit`.
+    /// Waits until `so` holds for the feedback; false if it does not within `limit`.
     pub(crate) fn wait_feedback(&self, limit: Duration, so: impl Fn(&Feedback) -> bool) -> bool {
         let end = Instant::now() + limit;
         while {
@@ -221,10 +221,10 @@ fn start(state: &Path, door: Door, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
     Emulator::start_in(state, mqtt, amqp, &arguments)
 }
 
-/// A message, and where its fate is told.
+/// A message, and the channel for the result of sending it.
 type Order = (OutgoingMessage, mpsc::SyncSender<Result<(), NotQueued>>);
 
-/// One connection in a thread of its own; dropped, it ends.
+/// One connection in its own thread. A drop ends both.
 struct BackEnd {
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
@@ -235,12 +235,12 @@ impl BackEnd {
         let identity =
             ServiceConnectionString::parse(&emulator.service_string()).expect("a connection string");
         let (ca_file, feedback) = (emulator.ca_file(), Arc::clone(feedback));
-        let (orders, taken) = channel(1); // whoever sends waits for the answer
+        let (orders, taken) = channel(1); // the sender waits for the answer
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let served = runtime.block_on(serve(&identity, &ca_file, taken, &feedback));
-            // The hub was stopped under it, or it is a failure that whoever sends next will see.
+            // The hub was stopped, or this is a failure that the next sender will see.
             if let Err(error) = served {
                 eprintln!("back end: {error}");
             }
@@ -286,7 +286,7 @@ async fn serve(
                     Some(refusal) if refusal.condition == "amqp:resource-limit-exceeded" => NotQueued::Full,
                     _ => NotQueued::Other(error.to_string()),
                 });
-                // Whoever asked may have given up waiting.
+                // The sender may have stopped waiting.
                 drop(told.send(fate));
             }
             batch = reader.next() => {

@@ -1,7 +1,7 @@
-//! Messages flow, and in each round one thing goes wrong.
+//! Sends messages, and causes one fault in each round.
 //!
-//! Owns: the random numbers, which message was sent, the faults and how often each was done, the quiet at the end.
-//! Must not know: what the rules do, what is right.
+//! Owns: the random numbers, which message was sent, the faults and how often each happened, the quiet at the end.
+//! Must not know: what the rules do, which results are right.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use super::back_end::{Door, Hub, NotQueued};
 use super::gateway::{Gateway, Stands};
 use crate::harness::{DEADLINE, Process};
 
-/// Most connections that one life of the agent loses: its delays double with each, and rounds would only wait.
+/// Most connections that one life of the agent loses. Its delay doubles with each, and rounds would only wait.
 const LOSSES: u32 = 2;
 
-/// A message, as the sender remembers it.
+/// A message that was sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) action: String,
     pub(crate) properties: Vec<(&'static str, String)>,
 }
 
-/// A hub, a gateway, and what was done to them.
+/// A hub, a gateway, and the faults that they had.
 pub(crate) struct Campaign {
     pub(crate) hub: Hub,
     pub(crate) gateway: Gateway,
@@ -39,7 +39,7 @@ pub(crate) struct Campaign {
     ids: u64,
     hub_restarts: usize,
     sent_again: usize,
-    /// An agent that somebody has started beside the one that runs.
+    /// A second agent, started beside the running one.
     second: Option<Process>,
     seen_off: usize,
     handed_over: usize,
@@ -51,7 +51,7 @@ impl Campaign {
         Self::through(Door::C2d, rest)
     }
 
-    /// The same, with messages through this door.
+    /// As [`Campaign::new`], with messages through this door.
     pub(crate) fn through(door: Door, rest: &str) -> Self {
         let seed = std::env::var("C2D_SOAK_SEED").ok().filter(|text| !text.is_empty());
         let seed =
@@ -78,13 +78,13 @@ impl Campaign {
         }
     }
 
-    /// How many rounds: `C2D_SOAK_ROUNDS`, or else `default`.
+    /// The number of rounds: `C2D_SOAK_ROUNDS`, or else `default`.
     pub(crate) fn rounds(default: usize) -> usize {
         let rounds = std::env::var("C2D_SOAK_ROUNDS").ok();
         rounds.map_or(default, |text| text.parse().expect("C2D_SOAK_ROUNDS is a number"))
     }
 
-    /// Sends up to `most` messages, as many as the device's queue has room for; those that the hub forgot go first.
+    /// Sends up to `most` messages, as many as the device's queue has room for. Messages that the hub forgot go first.
     pub(crate) fn flow(&mut self, most: usize, mut next: impl FnMut(&mut fastrand::Rng) -> Sent) {
         if !self.send_forgotten() {
             return;
@@ -124,7 +124,7 @@ impl Campaign {
         }
     }
 
-    /// False when the queue has no room for it.
+    /// Queues a message. False if the queue has no room for it.
     pub(crate) fn queue(&self, id: &str, message: &Sent) -> bool {
         let properties: Vec<(&str, &str)> =
             message.properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -135,7 +135,7 @@ impl Campaign {
         }
     }
 
-    /// False when the queue has no room for all of them.
+    /// Queues forgotten messages again. False if the queue has no room for all of them.
     fn send_forgotten(&mut self) -> bool {
         while let Some(id) = self.forgotten.front() {
             let message = self.sent.get(id).expect("it was sent").clone();
@@ -148,9 +148,9 @@ impl Campaign {
         true
     }
 
-    /// At a random instant, at most 150 ms from now, something goes wrong, or nothing.
+    /// Causes one fault, or none, at a random instant at most 150 ms from now.
     pub(crate) fn fault(&mut self) {
-        // Rather sooner than later, while much is under way.
+        // The square makes early instants more likely, while more actions run.
         let instant = Duration::from_millis(150).mul_f64(self.random.f64().powi(2));
         std::thread::park_timeout(instant);
         let worn = self.gateway.losses >= LOSSES;
@@ -165,13 +165,15 @@ impl Campaign {
         if self.second.is_none() && self.random.u32(0..40) == 0 {
             self.second = Some(self.gateway.start_second());
         }
-        // Mostly: else the agent would be killed before it gets to anything, and the queue would be full.
+        // Usually waits for the subscription. Otherwise the agent would be killed before it does any work, and the
+        // queue would become full.
         if self.gateway.losses == 0 && self.random.u32(0..4) > 0 {
             self.gateway.agent().stderr.wait_for("subscribed");
         }
     }
 
-    /// Ends the agent. The next one is one that waits for that already, where there is one: or this has been seen off before.
+    /// Ends the agent. If a second agent waits for this end, it becomes the next one. In half of the calls, the second
+    /// agent must first give up.
     fn restart(&mut self, end: impl FnOnce(&mut Gateway)) {
         if self.random.bool() {
             self.see_off();
@@ -185,7 +187,7 @@ impl Campaign {
         }
     }
 
-    /// A second agent ends by itself, while the first one runs, with exit code 1 and without a word to the hub.
+    /// Waits for the end of the second agent while the first one runs: exit code 1, and no contact to the hub.
     fn see_off(&mut self) {
         let Some(second) = self.second.take() else { return };
         self.seen_off += 1;
@@ -195,10 +197,10 @@ impl Campaign {
         self.gateway.expect_running();
     }
 
-    /// Stops the hub and starts it again; now and then it has forgotten its queues.
+    /// Stops the hub and starts it again. Sometimes the hub forgets its queues.
     fn restart_hub(&mut self) {
         self.hub_restarts += 1;
-        self.gateway.losses += 2; // the connection, and an attempt or two meanwhile
+        self.gateway.losses += 2; // the connection, and one or two attempts meanwhile
         let expected = self.gateway.losses;
         if self.random.bool() || !self.forgets {
             self.hub.restart(|| ());
@@ -209,16 +211,16 @@ impl Campaign {
         assert_eq!(self.gateway.losses, expected);
         let feedback = self.hub.feedback();
         self.forgotten = self.sent.keys().filter(|id| !feedback.contains_key(*id)).cloned().collect();
-        // In the order in which they were sent first.
+        // Forgotten messages are sent again in their first order.
         let number = |id: &String| id.split('-').nth(1).and_then(|number| number.parse::<u64>().ok());
         self.forgotten.make_contiguous().sort_by_key(|id| number(id).expect("a number"));
     }
 
-    /// Nothing goes wrong any more: waits until every message is completed at the hub and has ended in the inbox.
+    /// Causes no more faults. Waits until every message is completed at the hub and has ended in the inbox.
     pub(crate) fn quiet(&mut self) -> BTreeMap<String, Stands> {
         self.see_off();
         if self.gateway.losses > 0 {
-            // So that it does not wait long before it connects again.
+            // A new agent has no long delay before it connects again.
             self.gateway.terminate();
             self.gateway.start();
         }
@@ -251,13 +253,13 @@ impl Campaign {
         )
     }
 
-    /// A problem with one message, with all that was logged about it.
+    /// A problem with one message, with all log lines about the message.
     pub(crate) fn problem(&self, id: &str, what: &str) -> String {
         format!("{id} ({}): {what}\n{}", self.sent[id].action, self.gateway.story(id))
     }
 
-    /// Checks what holds for every message whatever its rule: the hub was told that it is done, and nothing else, and
-    /// the inbox knows how it ended. No life logged an error, apart from lines that contain one of `expected`.
+    /// Checks what must be true for every message and every rule: the hub got only its completion, and the inbox knows
+    /// how it ended. No life logged an error, except lines that contain one of `expected`.
     pub(crate) fn problems(&self, inbox: &BTreeMap<String, Stands>, expected: &[&str]) -> Vec<String> {
         let feedback = self.hub.feedback();
         let mut found = Vec::new();

@@ -1,10 +1,10 @@
-//! The same faults, and in the middle of them the disk is full for a while.
+//! The faults of `campaign`, and between them the disk is full for a while.
 //!
-//! Owns: filling the disk and the oracle for that time. Must not know: how the inbox notices.
+//! Owns: filling the disk and the oracle for that time. Must not know: how the inbox notices it.
 //!
-//! The running agent's file-size limit goes to zero, so that not a byte more can be written, and back. Programs inherit
-//! the limit, so this begins only when nothing runs, and while it lasts nothing may run. (That nothing is run is part of
-//! what is shown.) A killed agent takes its limit with it, so meanwhile only the connection is cut.
+//! The running agent's file-size limit goes to zero, so that no more bytes can be written, and later back. Programs
+//! inherit the limit. So this begins only when no program runs, and no program may run until it ends; the test also
+//! checks that. A kill would end the limit with the agent, so meanwhile only the connection is cut.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use super::campaign::Campaign;
 use super::{MAX_CHILDREN, any_rule, configuration, is_interrupted, wrong_counts};
 use crate::harness::Process;
 
-/// The line of the agent's log when the inbox cannot be written, once for each time.
+/// The agent's log line when the inbox cannot be written, once for each time.
 pub(crate) const TROUBLE: &str = "until then, messages stay at the hub";
-/// The line when it can again.
+/// The agent's log line when the inbox can be written again.
 pub(crate) const WELL: &str = "can be used again";
 
 /// How often the disk is full.
 const TIMES: usize = 3;
-/// Messages that come meanwhile.
+/// How many messages come while the disk is full.
 const MEANWHILE: usize = 20;
 
 /// Sets the soft limit on the size of the files that a process writes.
@@ -47,7 +47,7 @@ fn while_the_disk_is_full_nothing_is_done_and_nothing_completed_and_afterwards_n
         if time == 1 {
             campaign.gateway.cut();
         }
-        // Long enough for a second attempt to write, which is not to be told again.
+        // This is long enough for a second attempt to write, which must not be logged again.
         std::thread::park_timeout(Duration::from_millis(1500));
         campaign.gateway.expect_running();
         let feedback = campaign.hub.feedback();

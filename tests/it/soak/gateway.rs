@@ -1,7 +1,7 @@
 //! A gateway: one configuration and one inbox, a cable that can be cut, and one agent process after the other.
 //!
-//! Owns: the agent's lives and the faults done to them, what they logged, and what its rules left behind.
-//! Must not know: which faults come when, what is right.
+//! Owns: the agent's lives and their faults, what they logged, and the files that its rules wrote.
+//! Must not know: which faults come when, which results are right.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -17,16 +17,16 @@ use crate::harness::{DEADLINE, Process, Proxy, binary, write_config};
 /// A directory with a configuration, and the agent that runs on it, behind a proxy.
 pub(crate) struct Gateway {
     agent: Option<Process>,
-    /// Between the agent and the hub.
+    /// The proxy between the agent and the hub.
     pub(crate) proxy: Proxy,
     dir: tempfile::TempDir,
-    /// Who signs in, and where.
+    /// The environment of the agent: who signs in, and where.
     environment: Vec<(String, String)>,
-    /// Where the agent can be asked.
+    /// The control socket of the agent.
     socket: PathBuf,
-    /// Connections lost in this life: the agent waits longer after each.
+    /// How many connections this life has lost. The agent waits longer after each.
     pub(crate) losses: u32,
-    /// What the ended lives logged, one text for each.
+    /// The logs of the ended lives, one text for each.
     pub(crate) logs: Vec<String>,
     pub(crate) kills: usize,
     pub(crate) terms: usize,
@@ -34,19 +34,19 @@ pub(crate) struct Gateway {
     pub(crate) reloads: usize,
 }
 
-/// How a message stands in the inbox, as `c2d-agent inbox list --json` tells it.
+/// The state of a message in the inbox, as `c2d-agent inbox list --json` tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stands {
     /// `accepted`, `started`, `finished` or `dead`.
     pub(crate) state: String,
-    /// Such as `succeeded`; none until it has ended.
+    /// The outcome, such as `succeeded`; `None` until the message has ended.
     pub(crate) outcome: Option<String>,
     pub(crate) attempts: u64,
 }
 
 impl Gateway {
-    /// One for the device of `hub`, or for its module when messages come by an input. In `rest`, `DIR` stands for the gateway's directory; the inbox is in it, too, unless
-    /// `rest` says otherwise.
+    /// A gateway for the device of `hub`, or for its module if messages come by an input. In `rest`, `DIR` stands for
+    /// the gateway's directory. The inbox is also there, unless `rest` names another place.
     pub(crate) fn new(hub: &Hub, rest: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let over = |transport: &str| rest.contains(&format!("transport = \"{transport}\""));
@@ -75,7 +75,7 @@ impl Gateway {
         }
     }
 
-    /// The same over this transport; `rest` begins with a table, and has no `[device]`.
+    /// As [`Gateway::new`], over this transport. `rest` begins with a table, and has no `[device]`.
     pub(crate) fn over(transport: &str, hub: &Hub, rest: &str) -> Self {
         Self::new(hub, &format!("[device]\ntransport = \"{transport}\"\n{rest}"))
     }
@@ -84,20 +84,21 @@ impl Gateway {
         self.dir.path().join(name)
     }
 
-    /// What the agent finds in its environment under this name.
+    /// The variable of this name in the agent's environment.
     pub(crate) fn variable(&self, name: &str) -> String {
         let found = self.environment.iter().find(|(own, _)| own == name);
         found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("the agent is given no {name}"))
     }
 
-    /// The agent's clock, and that of every command, says this time from now on, such as `+2h`. False where it cannot be set.
+    /// Shifts the clock of the agent and of every command from now on, for example by `+2h`. False if that is not
+    /// possible.
     pub(crate) fn set_clock(&mut self, time: &str) -> bool {
         let Some(pairs) = clock_set_to(time) else { return false };
         self.environment.extend(pairs);
         true
     }
 
-    /// A command of the binary for this gateway, with its configuration named.
+    /// A command of the binary with this gateway's configuration.
     pub(crate) fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = binary();
         command.args(arguments).arg("-c").arg(self.path("config.toml"));
@@ -105,20 +106,21 @@ impl Gateway {
         command
     }
 
-    /// Starts the agent, without waiting for anything.
+    /// Starts the agent, without waiting.
     pub(crate) fn start(&mut self) {
         assert!(self.agent.is_none(), "an agent runs already");
         self.agent = Some(Process::spawn(&mut self.command(&["run"])));
         self.losses = 0;
     }
 
-    /// Starts another agent with the same configuration beside the one that runs, once that has the inbox.
+    /// Starts a second agent with the same configuration, after the first one has the inbox.
     pub(crate) fn start_second(&self) -> Process {
         self.agent().stderr.wait_for("connecting");
         Process::spawn(&mut self.command(&["run"]))
     }
 
-    /// The agent that has ended leaves its place to this one, which has waited for it; false when it has given that up.
+    /// Makes the second agent the agent of this gateway, after the first one has ended. False if the second one has
+    /// given up waiting and ended.
     pub(crate) fn hand_over(&mut self, second: Process) -> bool {
         assert!(self.agent.is_none(), "an agent runs still");
         second.stderr.wait_end_unless(|lines| lines.iter().any(|line| line.contains("connecting")));
@@ -141,7 +143,7 @@ impl Gateway {
         self.agent.as_ref().expect("an agent runs")
     }
 
-    /// `kill -9`, and everything that it logged is read.
+    /// Kills the agent with `kill -9`, and reads its whole log.
     pub(crate) fn kill(&mut self) {
         self.expect_running();
         self.kills += 1;
@@ -150,7 +152,7 @@ impl Gateway {
         self.keep_log(&agent);
     }
 
-    /// SIGTERM, and it ends in good order; or at once, by the signal, when it had not yet said a word.
+    /// Sends SIGTERM, and the agent must end in good order. Before its first log line, it may also end by the signal.
     pub(crate) fn terminate(&mut self) {
         self.expect_running();
         self.terms += 1;
@@ -161,7 +163,7 @@ impl Gateway {
         assert!(code == Some(0) || early, "the agent did not end in good order ({code:?}):\n{}", self.tail());
     }
 
-    /// Waits until the agent ends by itself: its exit code.
+    /// Waits until the agent ends by itself, and returns its exit code.
     pub(crate) fn wait_exit(&mut self) -> Option<i32> {
         let agent = self.agent.take().expect("an agent runs");
         let code = agent.wait_exit().code();
@@ -169,14 +171,14 @@ impl Gateway {
         code
     }
 
-    /// What the next life is started with is what the hub has now.
+    /// Gives the next life the hub's present keys and generation.
     pub(crate) fn deploy(&mut self, hub: &Hub) {
         self.environment = environment(hub, self.proxy.address.port());
     }
 
-    /// SIGHUP with other lanes, and with another sign-in in the middle of everything, by a drop-in file.
+    /// Sends SIGHUP. A drop-in file changes the lanes, and also the sign-in.
     pub(crate) fn reload(&mut self, max_children: u32) {
-        // Before its first words it does not handle signals.
+        // Before its first log line the agent does not handle signals.
         self.agent().stderr.wait_for("configuration read");
         self.reloads += 1;
         let text = format!(
@@ -190,14 +192,14 @@ impl Gateway {
         self.agent().signal(rustix::process::Signal::HUP);
     }
 
-    /// Cuts the connection to the hub; the next one is let through.
+    /// Cuts the connection to the hub. The next connection works.
     pub(crate) fn cut(&mut self) {
         self.cuts += 1;
         self.losses += 1;
         self.proxy.cut();
     }
 
-    /// Fails unless the agent still runs: it must end for no fault that is done around it.
+    /// Fails unless the agent still runs: no fault around it may end it.
     pub(crate) fn expect_running(&self) {
         let agent = self.agent();
         assert!(agent.is_running(), "the agent ended by itself:\n{}", agent.stderr.text());
@@ -208,7 +210,7 @@ impl Gateway {
         self.logs.push(agent.stderr.text());
     }
 
-    /// What all lives have logged, this one included.
+    /// The logs of all lives, including this one.
     pub(crate) fn lives(&self) -> Vec<String> {
         let running = self.agent.iter().map(|agent| agent.stderr.text());
         self.logs.iter().cloned().chain(running).collect()
@@ -221,7 +223,7 @@ impl Gateway {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// All that was logged about one message, life by life.
+    /// All log lines about one message, life by life.
     pub(crate) fn story(&self, id: &str) -> String {
         let quoted = format!("\"{id}\"");
         let lives = self.lives();
@@ -233,7 +235,7 @@ impl Gateway {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// How often each message id stands in a file of one id a line.
+    /// How often each message id is in a file with one id per line.
     pub(crate) fn effects(&self, file: &str) -> BTreeMap<String, usize> {
         let text = std::fs::read_to_string(self.path(file)).unwrap_or_default();
         let mut counts = BTreeMap::new();
@@ -243,8 +245,8 @@ impl Gateway {
         counts
     }
 
-    /// Every record of the inbox with a message id, as the command line tells them. Works while the agent runs, and when
-    /// it does not.
+    /// Every record of the inbox with a message id, as the command line tells it. Works with and without a running
+    /// agent.
     pub(crate) fn inbox(&self) -> BTreeMap<String, Stands> {
         let records = self.records();
         records.iter().filter_map(|record| Some((text(record, "messageId")?, stands(record)))).collect()
@@ -266,10 +268,10 @@ impl Gateway {
     /// Waits until no message in the inbox waits or runs, and returns all.
     pub(crate) fn settled_inbox(&self) -> BTreeMap<String, Stands> {
         let end = Instant::now() + 2 * DEADLINE;
-        // Else the command line would take the file for itself, and a starting agent would have to wait for it.
+        // Otherwise the command would open the file itself, and a starting agent would have to wait.
         while UnixStream::connect(&self.socket).is_err() && Instant::now() < end {
             self.expect_running();
-            std::thread::park_timeout(Duration::from_millis(5)); // a socket that is not there has no event: poll
+            std::thread::park_timeout(Duration::from_millis(5)); // a missing socket has no event: poll
         }
         loop {
             let inbox = self.inbox();
@@ -302,7 +304,7 @@ fn environment(hub: &Hub, port: u16) -> Vec<(String, String)> {
         let device = [
             ("C2D_DEVICE_CONNECTION_STRING", hub.emulator.device_string(DEVICE).replace(&own, &dialled)),
             ("C2D_CA_FILE", hub.emulator.ca_file().display().to_string()),
-            // Unless the transport is a WebSocket nobody looks at it.
+            // Only WebSockets use this port.
             ("C2D_HTTPS_PORT", port.to_string()),
         ];
         pairs.extend(device.map(|(name, value)| (name.to_owned(), value)));
@@ -310,7 +312,7 @@ fn environment(hub: &Hub, port: u16) -> Vec<(String, String)> {
     pairs
 }
 
-/// One JSON object a line, or one array of them.
+/// Parses one JSON object per line, or one array of objects.
 fn records(told: &str) -> Vec<Value> {
     let values = serde_json::Deserializer::from_str(told).into_iter::<Value>();
     let values = values.map(|value| value.unwrap_or_else(|error| panic!("not JSON ({error}): {told}")));

@@ -1,13 +1,12 @@
-//! The same faults with one rule for each kind of step.
+//! The faults of `campaign`, with one rule for each kind of step.
 //!
 //! Owns: the rules and the oracle for pins. Must not know: faults.
 //!
-//! Simulated pins live in the agent's memory, so a `kill -9` takes them back to `initial`, and the state file shows the
-//! last life only. What tells is the log: each change of a pin is a line, written before anything else happens. Each
-//! message for a pin has a pin of its own, which is off at first and at every start, so that the lines "on" of a pin are
-//! the runs of one message: one for `toggle` and `pulse`, two for a `blink` of two, at least one for `set`. That the
-//! lines tell the truth is checked on the last life: a pin of `set` or `toggle` is on in the state file if and only if
-//! that life logged it.
+//! Simulated pins live in the agent's memory. So a `kill -9` resets them to `initial`, and the state file shows only
+//! the last life. The oracle therefore reads the log: each change of a pin is a line, written before anything else
+//! happens. Each message for a pin has its own pin, which is off at every start. So the lines "on" of a pin count the
+//! runs of one message: one for `toggle` and `pulse`, two for a `blink` of two, at least one for `set`. The last life
+//! shows that the log is right: a pin of `set` or `toggle` is on in the state file if and only if that life logged it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +15,7 @@ use super::campaign::{Campaign, Sent};
 use super::gateway::Stands;
 use super::is_interrupted;
 
-/// Pins, and so messages, of each kind at most.
+/// Most pins of each kind, and so most messages.
 const PINS: usize = 60;
 
 /// Kinds of pin steps: the name, the step for a pin, the lines "on" of one run.
@@ -130,7 +129,7 @@ fn wrong_pins(campaign: &Campaign, inbox: &BTreeMap<String, Stands>) -> Vec<Stri
     found
 }
 
-/// How often a pin was switched on, as the log has it.
+/// How often a pin was switched on, as the log says.
 fn lines_on(log: &str, pin: &str) -> usize {
     let name = format!("pin=\"{pin}\"");
     let on = |line: &&str| {

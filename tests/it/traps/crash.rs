@@ -1,6 +1,6 @@
-//! Trap 10: the agent is killed where it hurts.
+//! Trap 10: the agent is killed at the worst moments.
 //!
-//! Owns: the moments: between the inbox's write and the PUBACK, and between an action's start and its result.
+//! Owns: these moments: between the inbox's write and the PUBACK, and between an action's start and its result.
 //! Must not know: the inbox.
 
 use c2d_agent::feedback::FeedbackStatus;
@@ -11,7 +11,7 @@ use crate::soak::back_end::{Feedback, Hub};
 
 use super::{QUICK, gated, open, settled, settled_after, started, wait_done};
 
-/// Sends one message through all of it: over AMQP the agent's credit for further ones has arrived by then.
+/// Sends one message to its end. After that, over AMQP, the hub has the agent's credit for more messages.
 fn flowing(hub: &Hub) -> Vec<String> {
     hub.send("before", "quick", &[]).expect("room");
     hub.wait_success("before");
@@ -48,7 +48,7 @@ fn trap_10_kill_9_after_an_accept_and_before_the_puback_runs_what_waited_once() 
         hub.send("first", "slow", &[]).expect("room");
         hub.send("waiting", "slow", &[]).expect("room");
         wait_done(&gateway, "first began");
-        // Until the inbox has the second one, too.
+        // Waits until the inbox also has the second message.
         while gateway.inbox().len() < 3 {
             gateway.expect_running();
         }
@@ -78,7 +78,7 @@ fn trap_10_kill_9_in_the_middle_of_an_action_makes_a_dead_letter_that_a_person_c
         wait_done(&gateway, "m-1 began");
         gateway.kill();
         gateway.start();
-        // Over AMQP the device can say how it went.
+        // Over AMQP the device can reject a message.
         let told =
             if transport.starts_with("mqtt") { FeedbackStatus::Success } else { FeedbackStatus::Rejected };
         let is_told = |feedback: &Feedback| feedback.get("m-1").is_some_and(|all| *all == [told]);

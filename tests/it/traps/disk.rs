@@ -1,4 +1,4 @@
-//! Trap 15: the disk is full, read-only, not there, or what is on it is broken.
+//! Trap 15: the disk is full, read-only or missing, or its content is broken.
 //!
 //! Owns: making disks bad and good again. Must not know: the inbox's file.
 
@@ -20,7 +20,7 @@ pub(crate) struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts one, or says why it cannot.
+    /// Mounts the file system, or says why that is not possible.
     pub(crate) fn mount(path: PathBuf) -> Result<Self, String> {
         fs::create_dir_all(&path).expect("a directory");
         let arguments = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
@@ -38,7 +38,7 @@ impl SmallDisk {
         assert!(status.expect("mount runs").success(), "the disk could not be remounted {option}");
     }
 
-    /// Writes until nothing more goes on it.
+    /// Writes until the disk is full.
     pub(crate) fn fill(&self) {
         let mut filler = fs::File::create(self.path.join("filler")).expect("a file");
         while filler.write_all(&[0; 512]).is_ok() {}
@@ -51,12 +51,12 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a test that failed may have left the agent with a file open.
+        // The unmount is lazy, because after a failed test the agent may still have a file open.
         drop(Command::new("umount").arg("-l").arg(&self.path).status());
     }
 }
 
-/// Unlike a program that is missing, the right to mount may be missing in CI, too: there nothing fails.
+/// Says that a test is skipped. This is allowed in CI, too: CI must have all programs, but may lack the right to mount.
 fn skip(test: &str, lack: &str) {
     writeln!(std::io::stderr(), "SKIPPED {test}: a file system cannot be mounted here ({lack})")
         .expect("stderr");
@@ -66,7 +66,8 @@ fn with_inbox(path: &str) -> String {
     format!("[inbox]\npath = \"{path}\"\n{QUICK}")
 }
 
-/// Nothing is done while there is trouble; afterwards everything, by itself, and each is told once.
+/// Asserts that no message runs during the trouble, that all run by themselves after it, and that the log tells the
+/// trouble and its end once each.
 fn sits_it_out(hub: &Hub, gateway: &Gateway, make_good: impl FnOnce()) {
     let log = &gateway.agent().stderr;
     hub.send("m-1", "quick", &[]).expect("room");
@@ -116,7 +117,7 @@ fn trap_15_an_action_that_ends_while_nothing_can_be_written_is_completed_when_it
     let (hub, mut gateway) = started("mqtt", &gated("slow", ""));
     hub.send("m-1", "slow", &[]).expect("room");
     wait_done(&gateway, "m-1 began");
-    // The program that runs keeps the limit that it began with.
+    // The running program keeps the limit with which it began.
     limit_file_size(gateway.agent(), Some(0));
     open(&gateway, "slow");
     let log = &gateway.agent().stderr;
@@ -140,7 +141,7 @@ fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses
     hub.send("m-2", "accepted", &[]).expect("room");
     wait_done(&gateway, "m-2 began");
     hub.send("m-3", "accepted", &[]).expect("room");
-    // Its completion leaves after that of the first, which has not ended.
+    // The completion of m-3 must wait for that of m-1, which has not ended. So the test asks the inbox.
     while gateway.inbox().len() < 3 {
         gateway.expect_running();
     }
@@ -158,7 +159,7 @@ fn trap_15_sigterm_while_nothing_can_be_written_ends_the_agent_in_time_and_loses
     let inbox = gateway.settled_inbox();
     let outcomes: Vec<_> =
         inbox.iter().map(|(id, stands)| (id.as_str(), stands.outcome.as_deref())).collect();
-    // How the first two ended could not be recorded.
+    // The ends of the first two messages could not be recorded.
     let (lost, done) = (Some("interrupted"), Some("succeeded"));
     assert_eq!(outcomes, [("m-1", lost), ("m-2", lost), ("m-3", done), ("m-4", done)]);
 }
@@ -172,7 +173,7 @@ fn trap_15_a_message_that_expires_while_nothing_can_be_written_is_not_acted_on()
     soon.expiry = Some(expiry);
     hub.send_message(soon).expect("room");
     gateway.agent().stderr.wait_for(TROUBLE);
-    // Whoever looks is told at once what is wrong: questions do not gather.
+    // A user who asks is told at once what is wrong: questions do not wait in a queue.
     let listed = run(&mut gateway.command(&["inbox", "list"]));
     let told = String::from_utf8_lossy(&listed.stderr).into_owned();
     assert!(listed.status.code() == Some(1) && told.contains("LimitFSIZE"), "{told}");
@@ -215,7 +216,7 @@ fn trap_15_a_folder_that_cannot_be_made_is_sat_out() {
 fn trap_15_a_corrupt_inbox_is_moved_aside_and_named_and_a_new_one_begun() {
     let hub = Hub::start();
     let mut gateway = Gateway::new(&hub, QUICK);
-    // What no agent has ever had as its inbox would be left alone.
+    // The agent moves away only a file that was an inbox, so an agent must have used this one.
     gateway.start_subscribed();
     gateway.terminate();
     let garbage = vec![b'?'; 64 * 1024];

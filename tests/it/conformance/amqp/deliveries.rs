@@ -39,7 +39,7 @@ pub(super) fn settle(peer: &mut Peer, delivery: &Frame, outcome: u64) {
     decide(peer, delivery, outcome, true);
 }
 
-/// Decides on a delivery; unsettled, an answer is due.
+/// Decides on a delivery. If the decision is unsettled, the hub must answer.
 fn decide(peer: &mut Peer, delivery: &Frame, outcome: u64, settled: bool) {
     let id = delivery.field(1).clone();
     let outcome = Value::composite(outcome, Vec::new());
@@ -47,7 +47,7 @@ fn decide(peer: &mut Peer, delivery: &Frame, outcome: u64, settled: bool) {
     peer.send(0, DISPOSITION, fields, &[]);
 }
 
-/// The answer to a decision: settled, from the sender, about this delivery; its state.
+/// The state in the answer to a decision. The answer must be settled, from the sender, and for this delivery.
 #[track_caller]
 fn answer(peer: &mut Peer, delivery: &Frame) -> Value {
     let answer = peer.expect(DISPOSITION);
@@ -56,7 +56,7 @@ fn answer(peer: &mut Peer, delivery: &Frame) -> Value {
     answer.field(4).clone()
 }
 
-/// The lock token in the tag, whose bytes are those of a .NET GUID, as text.
+/// The lock token in the tag as text. The tag has the bytes of a .NET GUID.
 #[track_caller]
 fn token_in_tag(delivery: &Frame) -> String {
     let Value::Binary(tag) = delivery.field(2) else { panic!("no tag: {delivery:?}") };
@@ -67,7 +67,7 @@ fn token_in_tag(delivery: &Frame) -> String {
     format!("{first}-{second}-{}-{}-{}", hex(&[h, g]), hex(&rest[..2]), hex(&rest[2..]))
 }
 
-/// Whether a value is a time of this minute, in milliseconds.
+/// Asserts that a value is a time of this minute, in milliseconds.
 #[track_caller]
 fn is_now(value: Option<&Value>) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_millis();
@@ -104,7 +104,7 @@ fn line_16_a_device_gets_unsettled_deliveries_with_a_guid_and_is_answered_when_i
             let annotations = delivery.section(MESSAGE_ANNOTATIONS);
             let token = token_in_tag(&delivery);
             assert_eq!(annotations.get("x-opt-lock-token"), Some(&Value::text(&token)));
-            // The second delivery is of the first message, which was given back.
+            // The second delivery has the first message, which was given back.
             let (number, count) = match outcome {
                 RELEASED => (1 + 2 * u64::from(settle_mode), 0),
                 ACCEPTED => (1 + 2 * u64::from(settle_mode), 1),
@@ -122,7 +122,7 @@ fn line_16_a_device_gets_unsettled_deliveries_with_a_guid_and_is_answered_when_i
 
             decide(&mut peer, &delivery, outcome, settle_mode == 0);
             if settle_mode == 1 {
-                // Accepted, whatever the outcome was. Source: wire reference 2.6.
+                // The answer is Accepted for every outcome. Source: wire reference 2.6.
                 assert_eq!(answer(&mut peer, &delivery), Value::composite(ACCEPTED, Vec::new()));
             }
         }
@@ -131,7 +131,7 @@ fn line_16_a_device_gets_unsettled_deliveries_with_a_guid_and_is_answered_when_i
             "GET /devices/dev1/messages/devicebound?api-version=1",
         );
         let end = std::time::Instant::now() + crate::harness::DEADLINE;
-        // In first mode nothing tells that the hub has heard of it.
+        // In first mode, no answer tells that the hub has the decision.
         while crate::rest_ask::ask(&emulator, next, &token, "", b"").status != 204 {
             assert!(std::time::Instant::now() < end);
         }
@@ -165,7 +165,7 @@ fn line_18_feedback_is_a_json_array_with_its_properties_and_a_guid() {
             records.as_array().expect("an array").iter().map(|record| &record["originalMessageId"]).collect();
         assert_eq!(ids, ["m-1", "m-2"]);
         assert!(records.as_array().expect("an array").iter().all(|record| record["statusCode"] == "Purged"));
-        // Given back it comes again; C# waits for the answer.
+        // A batch that is given back comes again. The C# SDK waits for the answer.
         decide(&mut peer, &batch, outcome, false);
         assert_eq!(answer(&mut peer, &batch), Value::composite(ACCEPTED, Vec::new()));
     }
@@ -198,7 +198,7 @@ fn line_18_batches_go_out_with_64_records_or_after_the_interval() {
         Some(batch.records.len())
     };
     let after = |seconds| start + Duration::from_secs(seconds);
-    // The first that there is goes out at once or within the interval; then the clock runs from what was sent last.
+    // The first record goes out at once or within the interval. After that, the interval counts from the last batch.
     purge(&mut hub, "dev1", 1, start);
     assert_eq!(due(&mut hub, after(15)), Some(1));
     purge(&mut hub, "dev1", 50, after(16));

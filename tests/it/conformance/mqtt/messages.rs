@@ -31,7 +31,7 @@ fn enqueue(local: &Local, system: &[(&str, &str)], application: &[(&str, &str)],
     local.hub.with(|hub, now| hub.enqueue(queued, now)).expect("room");
 }
 
-/// The topic and the body of the next message, which must be one with QoS 1 and neither DUP nor RETAIN.
+/// The topic and the body of the next message, which must have QoS 1 and neither DUP nor RETAIN.
 fn message(device: &mut Device) -> (String, Vec<u8>) {
     let (head, topic, id, body) = published(device.frame());
     assert!(head == 0x32 && id.is_some_and(|id| id > 0), "{head:#x} {id:?}");
@@ -43,7 +43,7 @@ fn puback(device: &mut Device, id: Option<u16>) {
     device.send_bytes(&[0x40, 2, high, low]);
 }
 
-/// Fails unless the topic is one that each SDK reads: a slash, system properties first, pairs, upper-case escapes.
+/// Fails unless every SDK can read the topic: a slash, system properties first, pairs, upper-case escapes.
 #[track_caller]
 fn check_topic(topic: &str) {
     let bag = topic.strip_prefix(PREFIX).unwrap_or_else(|| panic!("no slash after devicebound: {topic}"));
@@ -88,7 +88,7 @@ fn line_06_topics_have_their_slash_their_prefix_and_upper_case_escapes() {
          &cmd=re%20boot&empty=&sum=1%2B1%3D2%26%C3%A9&a%2Fb=%3C%7F%3E"
     );
     assert_eq!(body, b"{\"delay\":5}");
-    // Every character there is, in a name and in a value.
+    // A name and a value have many characters of all kinds.
     let all: String = (1..0x250).filter_map(char::from_u32).chain(['\u{20ac}', '\u{1f600}']).collect();
     enqueue(&local, &[], &[(&all, &all)], b"");
     let (topic, body) = message(&mut device);
@@ -102,7 +102,7 @@ fn line_07_each_topic_names_its_destination_and_has_no_bare_key() {
     let mut device = emulator_twins::sign_in(&emulator, true);
     device.send_bytes(&subscribe(&[(DEVICEBOUND, 1)]));
     assert_eq!(device.frame(), Some(vec![0x90, 3, 0, 7, 1]));
-    // As back ends send them: an own id and none, properties with and without values.
+    // Back ends send messages with an id and without, and properties with and without values.
     for arguments in [
         &["--message-id", "m-1", "--property", "flag="][..],
         &["--data", "x"],
@@ -125,7 +125,7 @@ fn line_07_each_topic_names_its_destination_and_has_no_bare_key() {
         let destination = "%24.to=%2Fdevices%2Fdev1%2Fmessages%2Fdevice";
         assert!(topic.contains("%24.mid=") && topic.contains(destination), "{topic}");
     }
-    // A hub may be given a message without any property; there is still one that begins with %24.
+    // Even if a message has no property, the topic has one that begins with %24.
     let local = Local::start();
     let mut device = subscribed(&local);
     enqueue(&local, &[], &[], b"");
@@ -136,7 +136,7 @@ fn line_07_each_topic_names_its_destination_and_has_no_bare_key() {
     check_topic(&topic);
 }
 
-/// How much later it is by the clock of the next test than in truth.
+/// How far the clock of the next test is ahead of the real time.
 static LATER: AtomicU64 = AtomicU64::new(0);
 
 fn later() -> SystemTime {
@@ -166,11 +166,11 @@ fn line_08_a_message_without_puback_is_locked_for_a_minute_and_comes_again_witho
     assert_eq!(locked(&local).0, [(Some(until), 0)], "before the minute is over");
     LATER.store(61, Ordering::SeqCst);
     assert_eq!(locked(&local).0, [(None, 0)], "enqueued again, and no delivery is counted");
-    // Too late to complete it.
+    // The lock has expired, so this PUBACK does not complete the message.
     puback(&mut device, first);
     expect_silence(&mut device);
     assert_eq!(locked(&local).0, [(None, 0)]);
-    // The next connection gets it with DUP, at the latest.
+    // The next connection gets the message with DUP, if it did not come earlier.
     let (mut device, connack) = sign_in(&local, false);
     assert_eq!(connack, ACCEPTED_WITH_SESSION);
     let (head, again, second, _) = published(device.frame());
@@ -191,7 +191,7 @@ fn line_08_pubacks_complete_and_a_lost_connection_gives_the_rest_back_in_order()
     let frames: Vec<_> = (0..4).map(|_| published(device.frame())).collect();
     let ids: Vec<_> = frames.iter().map(|(_, _, id, _)| id.expect("QoS 1")).collect();
     assert!(ids.windows(2).all(|two| two[0] != two[1]), "{ids:?}");
-    // In any order.
+    // PUBACKs may come in any order.
     puback(&mut device, frames[2].2);
     puback(&mut device, frames[1].2);
     expect_silence(&mut device);
@@ -200,7 +200,7 @@ fn line_08_pubacks_complete_and_a_lost_connection_gives_the_rest_back_in_order()
         told.extend(local.feedback());
     }
     assert_eq!(told, ["c", "b"].map(|id| (id.to_owned(), FeedbackStatus::Success)));
-    // One for nothing is passed over.
+    // A PUBACK for no message is ignored.
     device.send_bytes(&[0x40, 2, 0x12, 0x34]);
     expect_silence(&mut device);
     drop(device);
@@ -213,7 +213,7 @@ fn line_08_pubacks_complete_and_a_lost_connection_gives_the_rest_back_in_order()
     assert_eq!(counts, [0, 0, 0]);
 }
 
-/// Fails unless everything behind the question mark is pairs.
+/// Fails unless the text after the question mark consists of pairs.
 #[track_caller]
 fn check_pairs(topic: &str) {
     let (_, query) = topic.split_once("/?").unwrap_or_else(|| panic!("no question mark: {topic}"));
@@ -309,7 +309,7 @@ fn line_10_the_first_packet_of_a_connection_is_connack_whatever_waits() {
         local.send(&format!("m{number}")).expect("room");
     }
     for _ in 0..5 {
-        // The CONNECT in two parts, with all the time there is in between for what must not come.
+        // The CONNECT comes in two parts. Between them there is time for a message that must not come.
         let mut device = local.dial();
         let bytes = connect("dev1", USER, &local.token(600), false);
         let (first, rest) = bytes.split_at(20);
@@ -319,7 +319,7 @@ fn line_10_the_first_packet_of_a_connection_is_connack_whatever_waits() {
         assert_eq!(device.frame().as_deref(), Some(&ACCEPTED_WITH_SESSION[..]));
         assert_eq!(published(device.frame()).3, b"m0");
     }
-    // On a new session: CONNACK, SUBACK, and only then messages.
+    // A new session gets CONNACK, SUBACK, and only then messages.
     let (mut device, _) = sign_in(&local, true);
     device.send_bytes(&subscribe(&[(DEVICEBOUND, 1)]));
     assert_eq!(device.frame(), Some(vec![0x90, 3, 0, 7, 1]));
