@@ -97,6 +97,7 @@ impl Systemd {
             Ok(()) => {}
             Err(TrySendError::Full(message)) => {
                 tracing::warn!(?message, "systemd does not read messages: dropped one");
+                // The dropped message may be a status, so the next status is sent even if it is the same.
                 self.status.clear();
             }
             // The thread has ended, and has logged the reason.

@@ -145,6 +145,7 @@ fn walk(path: &Path, found: &mut Vec<Foreign>) -> io::Result<PathBuf> {
     let mut links = 0;
     note(&real, &fs::symlink_metadata(&real)?, found);
     while let Some(next) = left.pop() {
+        // `real` has no links, so its parent is what `..` means.
         if next == ".." {
             real.pop();
             continue;

@@ -151,9 +151,11 @@ fn mend(mut file: &File) -> io::Result<End> {
     file.read_exact_at(&mut tail, from)?;
     let written = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let (text, zeros) = tail.split_at(written);
+    // Only the bytes after the last newline can be a line that a crash cut.
     let line = match text.iter().rposition(|byte| *byte == b'\n') {
         Some(end) => &text[end + 1..],
         None if from == 0 => text,
+        // No line of the spool is that long.
         None => return Ok(End::Foreign),
     };
     if line.is_empty() && zeros.is_empty() {

@@ -111,6 +111,7 @@ impl Watch {
                 }
                 Err(error) => error.into(),
             };
+            // A failure of the first connection is not retried, so that wrong arguments are told at once.
             if is_first || !error.downcast_ref().is_some_and(passes) {
                 return Err(error);
             }
@@ -147,6 +148,7 @@ impl Watch {
             let is_new = self.last.as_ref() != Some(&batch.id);
             if is_new {
                 self.keep_and_print(&batch).await?;
+                // The records may have reached no reader and no file, so the batch stays at the hub.
                 if !self.output.is_open() && self.spool.is_none() {
                     return Ok(Read::Ended(End::ReaderGone));
                 }
