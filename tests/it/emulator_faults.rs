@@ -78,7 +78,7 @@ fn queue(emulator: &Emulator) -> Vec<Value> {
     queue.iter().map(|message| message["state"].clone()).collect()
 }
 
-/// The first packets of a connection, whether or not it is accepted.
+/// Connects and sends the CONNECT of `dev1`. The emulator may accept it or not.
 fn connect(emulator: &Emulator) -> Device {
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), None).expect("a configuration");
     let mut device = Device::dial_with(emulator.mqtt, config);

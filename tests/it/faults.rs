@@ -30,8 +30,8 @@ fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
-/// Two rules that write what they do into the file `done`: `slow` sleeps for 30 s unless it is told to end, `stubborn`
-/// ignores that.
+/// Three rules that write what they do into the file `done`. `slow` sleeps for 30 s and ends at SIGTERM, `stubborn`
+/// ignores SIGTERM and never ends, `short` sleeps for 1 s.
 fn slow_rules(dir: &Path) -> String {
     let done = dir.join("done");
     let done = done.display();

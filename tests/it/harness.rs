@@ -185,7 +185,7 @@ impl Process {
         rustix::process::kill_process(pid, signal).expect("the process is there");
     }
 
-    /// Whether it has not ended yet.
+    /// Whether the process still runs.
     pub(crate) fn is_running(&self) -> bool {
         self.child.lock().expect("child").try_wait().expect("a status").is_none()
     }

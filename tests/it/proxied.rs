@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// A proxy that takes CONNECT to any host, and always leads to one address.
 pub(crate) struct ConnectProxy {
-    /// Where it listens.
+    /// The address of the server.
     pub(crate) address: SocketAddr,
     heads: Receiver<String>,
     tunnels: Arc<Mutex<Vec<TcpStream>>>,
@@ -97,9 +97,9 @@ fn read_head(stream: &TcpStream) -> String {
 
 /// A TLS server that answers every request with the same bytes and closes the connection.
 pub(crate) struct Portal {
-    /// Where it listens.
+    /// The address of the server.
     pub(crate) address: SocketAddr,
-    /// Its certificate, to be trusted.
+    /// The certificate of the server, which clients must trust.
     pub(crate) ca_file: PathBuf,
 }
 
@@ -130,7 +130,7 @@ impl Portal {
 
 /// A port whose connections lead to one server after the other; after the last server, all lead to it.
 pub(crate) struct Relay {
-    /// Where it listens.
+    /// The address of the server.
     pub(crate) address: SocketAddr,
 }
 
@@ -157,9 +157,9 @@ impl Relay {
 
 /// TLS in front of a server, for proxies that use TLS.
 pub(crate) struct TlsFront {
-    /// Where it listens.
+    /// The address of the server.
     pub(crate) address: SocketAddr,
-    /// Its certificate, to be trusted.
+    /// The certificate of the server, which clients must trust.
     pub(crate) ca_file: PathBuf,
     /// For each connection: whether its client showed a certificate.
     certificates: Arc<Mutex<Vec<bool>>>,

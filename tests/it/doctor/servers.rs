@@ -56,7 +56,7 @@ fn certified(dir: &Path, terms: &Terms) -> (PathBuf, Arc<ServerConfig>) {
     (ca_file, Arc::new(config))
 }
 
-/// A server that speaks something else.
+/// A server that answers HTTP without TLS.
 pub(super) fn plain_text() -> SocketAddr {
     serve(|mut stream| {
         // The request is read first, because a close with unread data would cut off the answer.

@@ -65,7 +65,7 @@ pub(crate) struct Hub {
     _dir: tempfile::TempDir,
 }
 
-/// Why a message is not in the queue.
+/// Why a message could not be queued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NotQueued {
     /// The device has fifty already.

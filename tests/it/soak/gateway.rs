@@ -290,7 +290,8 @@ impl Gateway {
     }
 }
 
-/// A device is started with its connection string; a module as edgeAgent does, and with nothing else. Both dial `port`.
+/// The environment of the agent. A device gets its connection string; a module gets only what edgeAgent gives. Both
+/// dial `port`.
 fn environment(hub: &Hub, port: u16) -> Vec<(String, String)> {
     let (own, dialled) = (format!(":{}", hub.emulator.mqtt.port()), format!(":{port}"));
     let mut pairs = Vec::new();
