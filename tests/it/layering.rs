@@ -237,7 +237,9 @@ fn problems(path: &str, text: &str) -> Vec<String> {
 fn shape_problems(path: &str, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     if !text.starts_with("//!") {
-        found.push(format!("{path}: open the file with `//!`: what it owns, must not know, and who uses it"));
+        found.push(format!(
+            "{path}: open the file with `//!`: what it is, what it owns, what it must not know"
+        ));
     }
     let lines = text.lines().count();
     if lines > MAX_LINES {

@@ -117,7 +117,10 @@ pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFi
     let begun = files.iter().try_for_each(|file| file.begin().map_err(|error| refused(&file.path, &error)));
     let written = begun.and_then(|()| {
         files.iter().try_for_each(|file| {
-            fs::rename(file.begun(), &file.path).map_err(|error| refused(&file.path, &error))
+            fs::rename(file.begun(), &file.path).map_err(|error| {
+                let (place, why) = (file.path.display(), trust::in_words(&error));
+                anyhow!("cannot replace {place}: {why}; other files may be replaced already, so run it again with --force")
+            })
         })
     });
     if let Err(error) = written {
