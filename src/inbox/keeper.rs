@@ -45,7 +45,7 @@ pub(super) struct Keeper<P> {
     place: P,
     settings: InboxSettings,
     clock: fn() -> SystemTime,
-    store: Option<Store>,
+    pub(super) store: Option<Store>,
     left: Option<Left>,
     /// The highest numbers that were given out. New numbers follow them, whatever file is opened.
     floor: Numbers,
@@ -171,13 +171,6 @@ impl<P: Place> Keeper<P> {
         self.floor = store.sums.numbers;
         self.tell(notes, counts.bytes);
         Ok((answers, counts))
-    }
-
-    /// Whether the hub is known to have the completion of this record; no query tells it.
-    #[cfg(test)]
-    pub(super) fn is_confirmed(&self, number: u64) -> bool {
-        let entry = self.store.as_ref().and_then(|store| store.ledger.get(number));
-        entry.is_some_and(|entry| entry.confirmed)
     }
 
     /// The counts of an open file.
