@@ -170,7 +170,7 @@ enum Exit {
     ActionFailed = 5,
 }
 
-/// An error with its exit code; [`run`] prints it as one sentence.
+/// An error with its exit code; [`run()`] prints it as one sentence.
 #[derive(Debug)]
 struct Failure {
     exit: Exit,
