@@ -240,7 +240,7 @@ impl Plan {
             ],
         };
         if let Some(ca_file) = &self.ca_file {
-            files.push(NewFile::open(beside(device::ROOT_FILE), device::read(ca_file)?));
+            files.push(NewFile::open(beside(device::ROOT_FILE), device::read_roots(ca_file)?));
         }
         files.push(NewFile::open(self.config.clone(), self.text().into_bytes()));
         Ok(files)

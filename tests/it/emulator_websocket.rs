@@ -230,3 +230,20 @@ fn an_emulator_that_stops_closes_its_websockets() {
     }
     assert_eq!(emulator.process.wait_exit().code(), Some(0));
 }
+
+#[test]
+fn a_page_of_another_origin_gets_no_websocket() {
+    let emulator = Emulator::start();
+    let from = |origin: &str| {
+        // The helper writes the subprotocol as the last header.
+        let (_, head) =
+            Socket::open_at(&emulator, "/$iothub/websocket", &format!("mqtt\r\nOrigin: {origin}"));
+        head.lines().next().unwrap_or_default().to_owned()
+    };
+    for origin in ["https://evil.example", "http://localhost", "https://localhost:8443", "null"] {
+        assert_eq!(from(origin), "HTTP/1.1 403 Forbidden", "{origin}");
+    }
+    for origin in ["https://localhost", "https://LOCALHOST:443"] {
+        assert_eq!(from(origin), "HTTP/1.1 101 Switching Protocols", "{origin}");
+    }
+}

@@ -402,3 +402,40 @@ fn a_hub_of_azure_is_sent_to_with_az() {
                 --properties 'action=pump;state=on'\n";
     assert!(text.contains(send) && code == Some(0), "{text}");
 }
+
+#[test]
+fn of_a_private_root_only_certificates_are_copied_for_everybody_to_read() {
+    let (emulator, dir) = (Emulator::start(), open_dir());
+    let root = fs::read_to_string(emulator.ca_file()).expect("a certificate");
+    let given = dir.path().join("given.pem");
+    let out = dir.path().join("out");
+    fs::create_dir(&out).expect("a directory");
+    let run = |content: &str| {
+        fs::write(&given, content).expect("written");
+        let mut init = init(&out, &["--simulated", "--pin", "pump=1", "--force"]);
+        told(init.arg("--ca-file").arg(&given).env("C2D_DEVICE_CONNECTION_STRING", device()))
+    };
+    let key = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
+    for content in
+        [format!("{key}{root}"), format!("{root}{key}"), root.replace("-----END", "pass phrase!\n-----END")]
+    {
+        let (text, code) = run(&content);
+        assert!(text.contains("given.pem") && code == Some(2), "{text}");
+        assert_eq!(names(&out), Vec::<String>::new());
+    }
+    let (text, code) = run(&format!("a note of the owner\n{root}"));
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(fs::read_to_string(out.join("ca.pem")).expect("copied").trim(), root.trim());
+}
+
+#[test]
+fn a_secret_that_others_may_read_is_put_right_although_its_content_is_the_same() {
+    let dir = open_dir();
+    let secret = dir.path().join("device.connection-string");
+    fs::write(&secret, format!("{}\n", device())).expect("written");
+    set_mode(&secret, 0o644);
+    let mut init = init(dir.path(), &["--simulated", "--pin", "pump=1", "--connection-string-file"]);
+    let (text, code) = told(init.arg(&secret));
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(fs::metadata(&secret).expect("there").mode() & 0o777, 0o600);
+}

@@ -172,6 +172,42 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     read.map_err(|error| unreadable(path, &error))
 }
 
+/// The certificates of a PEM file and nothing else, because everybody may read the copy.
+///
+/// # Errors
+/// When it cannot be read, or has something else than certificates, such as a private key.
+pub(super) fn read_roots(path: &Path) -> Result<Vec<u8>, Failure> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let bytes = read(path)?;
+    let (mut kept, mut is_inside) = (String::new(), false);
+    let is_base64 =
+        |line: &str| line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte));
+    for line in String::from_utf8_lossy(&bytes).lines().map(str::trim_end) {
+        let is_mark = line.starts_with("-----");
+        if (is_mark && line != if is_inside { END } else { BEGIN })
+            || (is_inside && !is_mark && !is_base64(line))
+        {
+            return Err(Failure::usage(anyhow!(
+                "{} has something else than certificates, and everybody may read the copy of it: name a file that has only \
+                 the certificates of the root",
+                path.display()
+            )));
+        }
+        if is_mark || is_inside {
+            kept.extend([line, "\n"]);
+        }
+        is_inside = is_inside != is_mark;
+    }
+    if kept.is_empty() || is_inside {
+        return Err(Failure::usage(anyhow!(
+            "{} has no whole certificate: name a PEM file of the root",
+            path.display()
+        )));
+    }
+    Ok(kept.into_bytes())
+}
+
 fn read_at_most(source: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(limit + 1).read_to_end(&mut bytes)?;

@@ -5,11 +5,12 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, Mode, OFlags, access, fchmod, open};
+use rustix::process::geteuid;
 
 use crate::trust;
 
@@ -46,12 +47,20 @@ impl NewFile {
         name.into()
     }
 
-    /// Whether a file with this content already exists.
+    /// The file that already exists with this content.
+    fn found(&self) -> Option<fs::Metadata> {
+        let found = fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_file)?;
+        let is_equal = found.len() == self.content.len() as u64
+            && fs::read(&self.path).is_ok_and(|content| content == self.content);
+        is_equal.then_some(found)
+    }
+
+    /// Whether it exists as it should be: with this content, and with its owner and mode.
     fn is_there(&self) -> bool {
-        let length =
-            fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_file).map(|found| found.len());
-        length == Some(self.content.len() as u64)
-            && fs::read(&self.path).is_ok_and(|found| found == self.content)
+        let is_ours = |found: fs::Metadata| {
+            found.uid() == geteuid().as_raw() && found.permissions().mode() & 0o7777 == self.mode
+        };
+        self.found().is_some_and(is_ours)
     }
 
     /// Writes the file under the other name. The mode is set afterwards, because the umask could take rights away that
@@ -109,7 +118,8 @@ fn check_free(path: &Path, force: bool) -> anyhow::Result<()> {
 pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFile>> {
     let files: Vec<&NewFile> = files.iter().filter(|file| !file.is_there()).collect();
     for file in &files {
-        check_free(&file.path, force)?;
+        // Only owner or mode are wrong where the content is the same: that is put right without asking.
+        check_free(&file.path, force || file.found().is_some())?;
     }
     let Some(first) = files.first() else { return Ok(files) };
     let directory = trust::directory_of(&first.path);
@@ -140,8 +150,11 @@ pub(super) fn write(files: &[NewFile], force: bool) -> anyhow::Result<Vec<&NewFi
 fn make(directory: &Path) -> anyhow::Result<bool> {
     match DirBuilder::new().mode(0o755).create(directory) {
         Ok(()) => {
-            let opened = fs::set_permissions(directory, Permissions::from_mode(0o755));
-            opened.map(|()| true).map_err(|error| refused(directory, &error))
+            // The directory itself: another user may have put a link in its place.
+            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let opened = open(directory, flags, Mode::empty());
+            let set = opened.and_then(|opened| fchmod(opened, Mode::from_raw_mode(0o755)));
+            set.map(|()| true).map_err(|error| refused(directory, &error.into()))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(refused(directory, &error)),

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, UPGRADE};
 use hyper::upgrade::{OnUpgrade, on};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
@@ -73,6 +73,11 @@ pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyB
         let answer = answer.with(UPGRADE, HeaderValue::from_static("websocket"));
         return Some((answer.with(CONNECTION, HeaderValue::from_static("upgrade")).into(), None));
     }
+    if !comes_from_here(request.headers()) {
+        let sentence =
+            "a page of another origin asks for this WebSocket: only this hub's own page and programs may";
+        return refused(StatusCode::FORBIDDEN, "IotHubUnauthorizedAccess", sentence);
+    }
     let Some((subprotocol, name)) = choose(request.headers()) else {
         let offered = offers(request.headers()).collect::<Vec<_>>().join(", ");
         let offered =
@@ -93,6 +98,16 @@ pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyB
     };
     accepted.headers_mut().insert(PROTOCOL, HeaderValue::from_static(name));
     Some((accepted, Some(Agreed { subprotocol, upgrade: on(request) })))
+}
+
+/// Whether no page of another origin asks: a browser lets any page open a WebSocket to this machine, and says which one it is.
+/// Programs name no origin, or this hub as paho does.
+fn comes_from_here(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return true };
+    let without_port = |text: &str| text.strip_suffix(":443").unwrap_or(text).to_ascii_lowercase();
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(without_port);
+    let origin = origin.to_str().ok().and_then(|origin| origin.strip_prefix("https://")).map(without_port);
+    origin.is_some() && origin == host
 }
 
 /// The client's first offer that is served here.

@@ -168,6 +168,9 @@ impl ClientFiles {
     fn path(&self, id: &str, suffix: &str) -> PathBuf {
         let (folder, name) = match identity::split(id) {
             (device, None) => (self.root.join("devices"), device),
+            // These two ids would lead out of the folder.
+            (".", Some(module)) => (self.root.join("modules").join("%2E"), module),
+            ("..", Some(module)) => (self.root.join("modules").join("%2E%2E"), module),
             (device, Some(module)) => (self.root.join("modules").join(device), module),
         };
         folder.join(format!("{name}.{suffix}"))

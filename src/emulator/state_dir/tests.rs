@@ -173,6 +173,20 @@ fn devices_that_a_back_end_made_survive_and_those_it_deleted_are_made_anew() {
 }
 
 #[test]
+fn no_id_leads_out_of_the_folder_of_modules() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let mut state = open(root, &["dev1"], &[]);
+    let before = text(root, "service.connection-string");
+    for id in ["../service", "./service"] {
+        let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
+        state.register(&Device { id: id.to_owned(), credential }, true).expect("kept");
+        state.forget(id).expect("forgotten");
+    }
+    assert_eq!(text(root, "service.connection-string"), before);
+}
+
+#[test]
 fn a_directory_of_the_version_before_still_opens() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path();
