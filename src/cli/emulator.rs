@@ -19,6 +19,7 @@ use crate::emulator::hub::{FaultOrder, InputRoute};
 use crate::emulator::{
     self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadError,
 };
+use crate::trust;
 
 use super::{Exit, Failure};
 
@@ -250,6 +251,14 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         .context("standard output cannot be written")?;
     if options.well_known_keys {
         tracing::warn!("the keys are the well-known ones: every user of this machine can sign in");
+    }
+    if let Some(foreign) = trust::writable(state).or_else(|| trust::foreign(state)) {
+        tracing::warn!(
+            "{} {}: another user may know the keys, and decide what a shell runs that sources env; use a directory of \
+             your own",
+            foreign.place.display(),
+            foreign.what()
+        );
     }
     let environment = path(state, "env");
     tracing::info!("other commands find this hub after: . {environment}");

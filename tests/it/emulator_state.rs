@@ -2,6 +2,8 @@
 //!
 //! Must not know: how the state is written.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::harness::{Agent, Emulator, binary, run, wait_for_file};
@@ -97,5 +99,18 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
         .wait_for("the hub's state cannot be saved, so it is lost when the emulator ends: cannot write");
     std::fs::remove_dir(&obstacle).expect("removed");
     wait_for_file(&state.join("hub.json"), "m-1");
+    assert_eq!(emulator.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_state_directory_to_which_others_can_write_is_a_warning() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("permissions");
+    let emulator = start(dir.path());
+    let line = emulator.process.stderr.wait_for("is writable by users other than its owner");
+    assert!(
+        line.contains(&dir.path().display().to_string()) && line.contains("use a directory of your own"),
+        "{line}"
+    );
     assert_eq!(emulator.process.terminate(), Some(0));
 }
