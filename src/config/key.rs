@@ -69,14 +69,6 @@ impl Kind for Text {
     }
 }
 
-impl Kind for FilePath {
-    type Value = String;
-
-    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<String> {
-        field.text(report).map(str::to_owned)
-    }
-}
-
 impl<T: Copy> Kind for Words<T> {
     type Value = T;
 

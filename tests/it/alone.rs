@@ -148,7 +148,7 @@ fn what_a_dead_agent_left_holds_nobody_up_and_who_has_the_lock_for_a_moment_is_w
 
 #[test]
 fn a_lock_that_is_another_users_ends_the_agent_whoever_is_root() {
-    if !is_root_or_skips("a lock that is another users ends the agent whoever is root") {
+    if !is_root_or_skips("a lock of another user ends the agent") {
         return;
     }
     let (emulator, dir) = (Emulator::start(), open_dir());

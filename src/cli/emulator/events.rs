@@ -70,7 +70,9 @@ async fn print(args: &Args, client: &Client) -> Result<Exit, Failure> {
             let last = seen.entry(id.clone()).or_insert(args.after);
             loop {
                 let page = client.events(&id, *last).await.map_err(failure)?;
-                let Some(number) = page.last().and_then(|event| event["number"].as_u64()) else { break };
+                // A page that leads no further ends it, whatever answers there.
+                let number = page.last().and_then(|event| event["number"].as_u64());
+                let Some(number) = number.filter(|number| number > last) else { break };
                 *last = number;
                 events.extend(page.into_iter().map(|event| (id.clone(), event)));
             }

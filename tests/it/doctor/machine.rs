@@ -71,7 +71,7 @@ fn a_directory_that_the_agents_user_may_not_write_to_is_told() {
 
 #[test]
 fn root_is_told_that_the_agent_is_somebody_else() {
-    if !is_root_or_skips("root is told that the agent is somebody else") {
+    if !is_root_or_skips("root is told that the agent is another user") {
         return;
     }
     let dir = open_dir();

@@ -73,7 +73,7 @@ impl Terminal {
             let left = end.saturating_duration_since(Instant::now());
             match self.shown.recv_timeout(left) {
                 Ok(bytes) => self.seen += &String::from_utf8_lossy(&bytes),
-                Err(_) => panic!("waited in vain for \"{part}\"; shown is:\n{}", self.seen),
+                Err(_) => panic!("waited too long for \"{part}\"; shown is:\n{}", self.seen),
             }
         }
     }
