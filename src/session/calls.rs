@@ -195,6 +195,11 @@ impl Calls {
         self.lock().parked = false;
     }
 
+    /// Whether an answer that woke the reading task is not on the wire yet.
+    pub(super) fn is_waking(&self) -> bool {
+        self.lock().waking
+    }
+
     /// The answer that woke the reading task is on the wire.
     pub(super) fn woken(&self) {
         self.lock().waking = false;

@@ -152,6 +152,11 @@ impl Link {
         self.lock().parked = false;
     }
 
+    /// Whether a PUBACK that woke the reading task is not on the wire yet.
+    pub(super) fn is_waking(&self) -> bool {
+        self.lock().waking.is_some()
+    }
+
     /// The PUBACK that woke the reading task is on the wire.
     pub(super) fn woken(&self) {
         let mut state = self.lock();

@@ -10,6 +10,7 @@
 //! that uses the channel may have to wait behind publishes, and no other PUBACK leaves until it is sent. Answers to
 //! calls leave in the same two ways as PUBACKs; see [`Calls`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,13 +31,14 @@ use super::bridge::{self, Bridge, Carrier, Failed};
 use super::calls::{Answer, Calls, Request};
 use super::delivery::{Delivery, Receipt};
 use super::failure::Fault;
-use super::link::{Link, Phase};
+use super::link::Link;
 use super::outbox::{Outbox, Publisher, UNDER_WAY};
 use super::subscriptions::{Other, Subscriptions};
 use super::topics::{self, Kind};
 
 mod fault;
 mod hand_over;
+mod room;
 
 use hand_over::hand_over;
 
@@ -159,6 +161,7 @@ impl Connection {
             arrivals,
             progress: report,
             dial,
+            set_aside: VecDeque::new(),
             bridge,
             carrying: JoinSet::new(),
             far: Failed::default(),
@@ -192,6 +195,8 @@ pub(super) struct Reader {
     arrivals: Arrivals,
     progress: watch::Sender<Progress>,
     dial: Dial,
+    /// What came while the task sent something before a wait for room; see [`room`].
+    set_aside: VecDeque<Event>,
     /// Until the WebSocket is made. The event loop dials the near end of the bridge.
     bridge: Option<std::io::Result<Bridge>>,
     /// The task that carries the bytes of the WebSocket.
@@ -219,13 +224,11 @@ impl Reader {
         self.sign_in().await?;
         self.subscribe()?;
         loop {
-            if self.event_loop.state.events.is_empty() {
-                self.send_ready_and_park().await?;
-            }
-            let event = self.event_loop.poll().await;
-            self.link.unpark();
-            self.calls.unpark();
-            match event.map_err(|error| self.fault(error))? {
+            let event = match self.set_aside.pop_front() {
+                Some(event) => event,
+                None => self.next_event().await?,
+            };
+            match event {
                 Event::Incoming(Packet::Publish(publish)) => self.hand_on(publish).await?,
                 Event::Incoming(Packet::SubAck(answer)) => self.subscribed(&answer)?,
                 Event::Incoming(Packet::PubAck(answer)) => self.outbox.acknowledged(answer.pkid),
@@ -247,6 +250,16 @@ impl Reader {
                 Event::Incoming(_) | Event::Outgoing(_) => {}
             }
         }
+    }
+
+    async fn next_event(&mut self) -> Result<Event, Fault> {
+        if self.event_loop.state.events.is_empty() {
+            self.send_ready_and_park().await?;
+        }
+        let event = self.event_loop.poll().await;
+        self.link.unpark();
+        self.calls.unpark();
+        event.map_err(|error| self.fault(error))
     }
 
     /// Signs in, subscribes to nothing, and signs out.
@@ -392,42 +405,6 @@ impl Reader {
         } else if answer.status >= 400 {
             tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }
-    }
-
-    async fn wait_for_room(&mut self, delivery: Delivery) -> Result<(), Fault> {
-        // Nothing is read during the wait, so the time that the hub takes for its answers must not count.
-        self.outbox.hold();
-        let deliveries = self.arrivals.deliveries.clone();
-        let mut next_ping = Instant::now() + self.dial.keep_alive / 2;
-        loop {
-            tokio::select! {
-                room = deliveries.reserve() => {
-                    match room {
-                        Ok(room) => room.send(delivery),
-                        Err(_closed) => delivery.receipt.leave(),
-                    }
-                    break;
-                }
-                () = self.link.changed() => {
-                    if self.link.phase() != Phase::Open {
-                        delivery.receipt.leave();
-                        break;
-                    }
-                    self.send_ready().await?;
-                }
-                () = self.calls.changed() => self.send_ready().await?,
-                // rumqttc sends its own pings only within `poll()`.
-                () = tokio::time::sleep_until(next_ping) => {
-                    self.send([Packet::PingReq]).await?;
-                    self.link.pinged();
-                    next_ping += self.dial.keep_alive / 2;
-                }
-            }
-        }
-        // An answer to an earlier ping may be unread behind this message: its absence proves nothing.
-        self.event_loop.state.await_pingresp = false;
-        self.outbox.go_on();
-        Ok(())
     }
 
     /// Lets the consumer settle what was read, sends all that is ready with one flush, and parks.
