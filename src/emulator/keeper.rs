@@ -49,23 +49,27 @@ impl Keeper {
         Ok(Self { hub: hub.clone(), path })
     }
 
-    /// Writes after each change, until `stop` is cancelled. It ends earlier only if the runtime ends.
+    /// Writes after each change, until `stop` is cancelled. A write that is under way then is finished first: it must
+    /// not replace what [`Keeper::write`] writes later.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut changes = self.hub.watch_changes();
         let mut failing = false;
-        let follow = async {
-            // The hub holds the sender, so this cannot fail.
-            while changes.changed().await.is_ok() {
+        loop {
+            let next = async {
+                // The hub holds the sender, so this cannot fail.
+                let _changed = changes.changed().await;
                 tokio::time::sleep(if failing { RETRY } else { REST }).await;
-                // Mark before the snapshot is taken: a change after this point must cause another write.
-                changes.mark_unchanged();
-                failing = !self.write(failing).await;
-                if failing {
-                    changes.mark_changed();
-                }
+            };
+            if stop.run_until_cancelled(next).await.is_none() {
+                return;
             }
-        };
-        stop.run_until_cancelled(follow).await;
+            // Mark before the snapshot is taken: a change after this point must cause another write.
+            changes.mark_unchanged();
+            failing = !self.write(failing).await;
+            if failing {
+                changes.mark_changed();
+            }
+        }
     }
 
     /// Writes what the hub holds now, and returns whether that worked. The log has the reason of a failure. With
@@ -89,5 +93,63 @@ impl Keeper {
             );
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::hub::Hub;
+    use crate::emulator::registry::{Device, DeviceCredential, Registry};
+    use std::cell::Cell;
+    use std::sync::OnceLock;
+    use std::time::SystemTime;
+
+    /// The clock cancels it. Taking a snapshot reads the clock, so the stop comes in the middle of a write.
+    static STOP: OnceLock<CancellationToken> = OnceLock::new();
+
+    fn clock_that_stops() -> SystemTime {
+        if let Some(stop) = STOP.get() {
+            stop.cancel();
+        }
+        SystemTime::UNIX_EPOCH
+    }
+
+    /// Otherwise an old state could replace that of the last write of a stopping emulator.
+    #[test]
+    fn a_write_that_a_stop_interrupts_is_finished_first() {
+        // One thread for blocking work, and it is busy: the write cannot begin before it is released.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        let folder = tempfile::tempdir().expect("a directory");
+        let (release, busy) = std::sync::mpsc::channel::<()>();
+        let released = Cell::new(false);
+        runtime.block_on(async {
+            tokio::task::spawn_blocking(move || busy.recv());
+            let registry = Registry::new("hub.test", Vec::new());
+            let hub = SharedHub::new(Hub::new(registry, Duration::ZERO), clock_that_stops);
+            let keeper = Keeper::restore(&hub, folder.path()).expect("no file");
+            let stop = CancellationToken::new();
+            let run = async {
+                keeper.run(stop.clone()).await;
+                assert!(released.get(), "it ended during the write");
+            };
+            let stops = async {
+                let credential = DeviceCredential::Thumbprints { primary: String::new(), secondary: None };
+                hub.with(|hub, _| hub.add_device(Device { id: "dev1".into(), credential }));
+                STOP.set(stop.clone()).expect("only here");
+                stop.cancelled().await;
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                released.set(true);
+                release.send(()).expect("the busy thread waits");
+            };
+            tokio::join!(run, stops);
+        });
+        assert!(folder.path().join(FILE).exists());
     }
 }
