@@ -125,7 +125,7 @@ mod tests {
             .build()
             .expect("a runtime");
         let folder = tempfile::tempdir().expect("a directory");
-        let (release, busy) = std::sync::mpsc::channel::<()>();
+        let (release, busy) = std::sync::mpsc::sync_channel::<()>(1); // one signal
         let released = Cell::new(false);
         runtime.block_on(async {
             tokio::task::spawn_blocking(move || busy.recv());
