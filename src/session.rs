@@ -5,193 +5,70 @@
 //! publishing D2C messages and patches of the twin, renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message.
 //!
-//! Two tasks work behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other. For each one, a
-//! reader (`mqtt.rs`) alone owns the MQTT event loop, and hands messages on through one bounded channel. A message's
-//! [`Receipt`] completes it through the state that it shares with the reader (`link.rs`). That state keeps PUBACKs in
-//! arrival order (`release.rs`) and ignores receipts of connections that have gone. A publish goes to the current
-//! connection, and is answered there or lost with it (`outbox.rs`). A call is answered on the connection that brought
-//! it, or not at all (`calls.rs`). Over AMQP (`amqp.rs`) each message is settled by itself (`settlements.rs`), and
-//! tokens are renewed without a new connection; `connection.rs` hides this from the keeper. `proof.rs` gets what a
-//! connection is made with; for a module of IoT Edge it asks the workload API.
+//! Two tasks work behind a [`Session`]. The keeper (`keeper.rs`) makes one connection after the other, by its [`Terms`]
+//! (`terms.rs`, `dial.rs`). For each one, a reader (`mqtt/reader.rs`, `amqp/reader.rs`) alone owns the socket, and hands
+//! messages on through one bounded channel. A message's [`Receipt`] settles it through a gate that it shares with the
+//! reader (`gate.rs`), and that ignores receipts of connections that have gone. Over MQTT the books behind the gate keep
+//! PUBACKs in arrival order (`mqtt/link.rs`); over AMQP each message is settled by itself (`amqp/settlements.rs`). A call
+//! is answered on the connection that brought it, or not at all (`calls.rs`). A publish goes to the current connection,
+//! and is answered there or lost with it (`publish.rs`). `connection.rs` hides the transport from the keeper. `proof.rs`
+//! gets what a connection is made with; for a module of IoT Edge it asks the workload API.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::credentials::{DeviceAuth, DeviceIdentity, Route, Transport};
-use crate::message::Properties;
-use crate::tls::{self, ClientCertificate, TlsError};
+use crate::credentials::Transport;
+use crate::tls::TlsError;
 
 #[cfg(feature = "amqp")]
 mod amqp;
-#[cfg(not(feature = "amqp"))]
-#[path = "session/no_amqp.rs"]
-mod amqp;
 mod arrivals;
 mod backoff;
-mod bridge;
 mod calls;
+mod carrier;
 mod confirmations;
 mod connection;
 mod delivery;
+mod dial;
+mod event;
 mod failure;
+mod gate;
 mod keeper;
-mod link;
 mod mqtt;
-mod outbox;
 #[allow(dead_code)] // The doctor is a feature.
 mod probe;
 mod proof;
-mod release;
-#[allow(dead_code)] // AMQP is a feature.
-mod settlements;
+mod publish;
 mod signin;
-mod subscriptions;
-mod topics;
+mod terms;
+mod transports;
+mod upstream;
 
 #[cfg(test)]
 mod tests;
 
 use arrivals::Arrived;
 use confirmations::Confirmations;
-pub(crate) use delivery::{Delivery, Receipt, Settlement};
-use outbox::Publisher;
+pub(crate) use delivery::{Delivery, Receipt};
+pub(crate) use event::{Event, SessionError};
+pub(crate) use gate::Settlement;
 #[allow(unused_imports)] // The doctor is a feature.
 pub(crate) use probe::{SignInError, probe};
+use publish::Publisher;
 #[allow(unused_imports)] // The doctor is a feature.
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
+#[allow(unused_imports)] // The doctor is a feature.
+pub(crate) use terms::{Settings, Terms, standard_port};
+pub(crate) use upstream::{PublishError, Upstream};
 
-/// MQTT over TLS. Source: wire reference 1.1.
-const MQTT_PORT: u16 = 8883;
-/// AMQP over TLS. Source: wire reference 2.1.
-const AMQP_PORT: u16 = 5671;
 /// Changes of the connection that the agent has not seen yet. The agent looks at them first.
 const EVENTS: usize = 16;
 /// How long the end of the session may take: the keeper's drain and hang-up.
 const CLOSE_LIMIT: Duration = Duration::from_millis(1100);
-
-/// The port of a transport, if the hub's name has none.
-pub(crate) fn standard_port(transport: Transport) -> u16 {
-    match transport {
-        Transport::Mqtt => MQTT_PORT,
-        Transport::Amqp => AMQP_PORT,
-    }
-}
-
-/// Who signs in, and how.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// The device or module, and its proof. A device gets C2D messages. A module gets the messages for its inputs,
-    /// over MQTT only.
-    pub(crate) identity: DeviceIdentity,
-    /// The protocol.
-    pub(crate) transport: Transport,
-    /// A private root, trusted in addition to the system's.
-    pub(crate) ca_file: Option<PathBuf>,
-    /// How long a token made from a key is valid. The session renews it at 80 % of that time.
-    pub(crate) token_lifetime: Duration,
-    /// How to get to the hub.
-    pub(crate) route: Route,
-    /// Where the time comes from.
-    pub(crate) clock: fn() -> SystemTime,
-    /// Whether to subscribe to the answers of the twin.
-    pub(crate) twin: bool,
-    /// Whether to subscribe to calls of direct methods.
-    pub(crate) methods: bool,
-    /// Whether to subscribe to changes of desired properties. The twin can then be read, too.
-    pub(crate) desired: bool,
-    /// Whether this is the only session, so that a refusal at the first sign-in ends it.
-    pub(crate) alone: bool,
-}
-
-/// What a session reports.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// The hub has accepted the subscription. Messages may come before this event.
-    Subscribed {
-        /// The protocol and its carrier, as the configuration names them.
-        transport: &'static str,
-        /// When the token will be renewed; none without a key to make a new one.
-        renewal: Option<SystemTime>,
-        /// Until when the hub accepts the token; none with a certificate.
-        expiry: Option<SystemTime>,
-    },
-    /// The token was renewed on the current connection.
-    Renewed {
-        /// As in [`Event::Subscribed`].
-        renewal: Option<SystemTime>,
-        /// As in [`Event::Subscribed`].
-        expiry: Option<SystemTime>,
-    },
-    /// The result of a publish. Results of an ended connection are reported before its [`Event::Disconnected`] and
-    /// before the next [`Event::Subscribed`].
-    Published {
-        /// The ticket given to [`Session::publish`].
-        ticket: u64,
-        /// The hub has it. For [`Upstream::ReadTwin`] the bytes are the twin, otherwise they are empty.
-        result: Result<Bytes, PublishError>,
-    },
-    /// Desired properties have changed, perhaps more than once: read the twin. Changes that happen without a
-    /// connection are not reported, so read the twin after each [`Event::Subscribed`], too.
-    DesiredChanged,
-    /// The hub has the completions of these marks: see [`Receipt::marked`]. May be empty.
-    Confirmed(Vec<u64>),
-    /// A message or a call of a direct method arrived.
-    Delivery(Delivery),
-    /// There is no connection; another attempt follows.
-    Disconnected {
-        /// Why, in one sentence.
-        reason: String,
-    },
-    /// The session has ended by itself and sends no more events.
-    Ended(SessionError),
-}
-
-/// What a device sends to the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Upstream {
-    /// A D2C message. Properties are system and application properties together, in the order in which they are sent.
-    Telemetry { properties: Properties, body: Bytes },
-    /// A patch of the twin's reported properties: a JSON object.
-    Reported { patch: Bytes },
-    /// A request for the whole twin: JSON with `desired` and `reported`, each with its `$version`.
-    ReadTwin,
-}
-
-/// Why something did not reach the hub.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PublishError {
-    /// It was not sent (no connection, or eight already unanswered), the connection ended before the answer, or no
-    /// answer came within 30 seconds. The hub may have it. Publish it again later: at the next [`Event::Subscribed`],
-    /// or after a pause.
-    #[error("the connection was lost before the hub answered, or the hub did not answer")]
-    Lost,
-    /// The hub is busy (429 or 5xx): try again later.
-    #[error("the hub is busy (status {0})")]
-    Busy(u16),
-    /// The hub will never accept it: 413 if it is too large for one packet, 403 if there is no twin.
-    #[error("the hub refused it with status {0}")]
-    Refused(u16),
-}
-
-/// Why a session ended by itself.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(crate) enum SessionError {
-    /// The hub refused the device, has never accepted it since the session began, and the session is
-    /// [`Settings::alone`]. That is a mistake of the installation, which a person must see; retrying would hide it. Or
-    /// a module of IoT Edge was deployed again, so this process can never sign in again. The sentence says more.
-    #[error("{0}")]
-    Refused(String),
-    /// A defect in the session itself.
-    #[error("the session ended unexpectedly ({0}): please report this")]
-    Broken(String),
-}
 
 /// This device's connection to the hub. A drop cuts it; [`Session::close`] ends it in good order.
 pub(crate) struct Session {
@@ -209,15 +86,6 @@ struct Told {
     publisher: Arc<Publisher>,
     desired: Arc<Notify>,
     confirmations: Arc<Confirmations>,
-}
-
-/// What connections are made with, until it is changed.
-#[derive(Debug)]
-pub(crate) struct Terms {
-    settings: Settings,
-    tls: Arc<rustls::ClientConfig>,
-    /// Of the content that the TLS files had when they were read.
-    fingerprint: Vec<u8>,
 }
 
 impl Session {
@@ -310,39 +178,6 @@ impl Session {
             Ok(_) => tracing::debug!("session closed"),
             Err(_elapsed) => tracing::warn!("session did not end in time and was dropped"),
         }
-    }
-}
-
-impl Terms {
-    /// Reads the TLS files of the settings.
-    ///
-    /// # Errors
-    /// [`TlsError`] names the file at fault.
-    pub(crate) fn read(settings: Settings) -> Result<Self, TlsError> {
-        let certificate = match &settings.identity.auth {
-            DeviceAuth::Certificate { certificate, private_key } => {
-                let (certificate, private_key) = (certificate.clone(), private_key.clone());
-                Some(ClientCertificate { certificate, private_key })
-            }
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
-        };
-        // Before the files are used: if a file is replaced in between, the next reload still sees the difference.
-        let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
-        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
-        Ok(Self { settings, tls, fingerprint })
-    }
-
-    fn differ(&self, other: &Self) -> bool {
-        let (ours, theirs) = (&self.settings, &other.settings);
-        self.fingerprint != other.fingerprint
-            || ours.identity != theirs.identity
-            || ours.transport != theirs.transport
-            || ours.ca_file != theirs.ca_file
-            || ours.token_lifetime != theirs.token_lifetime
-            || ours.route != theirs.route
-            || ours.twin != theirs.twin
-            || ours.methods != theirs.methods
-            || ours.desired != theirs.desired
     }
 }
 

@@ -6,19 +6,19 @@
 //!
 //! An answer leaves in one of two ways. Between two polls the reading task takes all that are ready
 //! ([`Calls::take_ready`]), also while it waits for room for a message. While the task is parked in `poll()`, the
-//! first answer goes through the client's request channel, which wakes the task ([`Calls::woken`]); the other answers
-//! wait until then. Answers need no order among themselves.
+//! first answer goes through the client's request channel, which wakes the task; the other answers wait until it is on
+//! the wire. Answers need no order among themselves. See [`Gate`].
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::json;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::delivery::{Delivery, Receipt};
-use super::link::Phase;
+use super::gate::{Answers, Books, Gate, GateState, Phase};
 use crate::message::{C2dMessage, excerpt};
 
 /// How many calls of one connection may wait for their answers.
@@ -37,7 +37,7 @@ const NOT_NOW: &str = "the call was not carried out: the agent is ending, signs 
 
 /// A call as the hub sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct CallRequest {
     /// None when it is not text.
     pub(super) name: Option<String>,
     /// Opaque: the answer carries it unchanged.
@@ -47,63 +47,69 @@ pub(super) struct Request {
 
 /// An answer to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct CallAnswer {
     pub(super) id: String,
     pub(super) status: u16,
     pub(super) payload: Bytes,
 }
 
 /// Hands an answer to a parked `poll()`; false if it could not.
-pub(super) type Wake = Box<dyn Fn(&Answer) -> bool + Send + Sync>;
+pub(super) type AnswerHandOver = Box<dyn Fn(&CallAnswer) -> bool + Send + Sync>;
 
-/// The calls of one connection.
-pub(super) struct Calls {
-    state: Mutex<State>,
-    wake: Wake,
-    /// An answer may leave: for the reading task.
-    changed: Notify,
-    /// A call was answered while draining: for [`Calls::drained`].
-    settled: Notify,
-}
+/// One connection as its calls see it.
+pub(super) type Calls = Gate<OpenCalls>;
 
-struct State {
-    phase: Phase,
+/// The books of [`Calls`].
+pub(super) struct OpenCalls {
     /// The ids that wait for an answer; at most [`OPEN_CALLS`].
     open: BTreeSet<String>,
     /// At most one per call that was open, and one per call that was refused within one poll.
-    ready: Vec<Answer>,
-    /// The reading task is in `poll()`, where only `wake` reaches it.
-    parked: bool,
-    /// An answer is in the request channel and not on the wire yet.
-    waking: bool,
+    ready: Vec<CallAnswer>,
+    hand_over: AnswerHandOver,
     /// The warning about a repeated id was logged.
     warned: bool,
 }
 
-impl Calls {
-    pub(super) fn new(wake: Wake) -> Self {
-        let (open, ready) = (BTreeSet::new(), Vec::new());
-        let state = State { phase: Phase::Open, open, ready, parked: false, waking: false, warned: false };
-        Self { state: Mutex::new(state), wake, changed: Notify::new(), settled: Notify::new() }
+impl Books for OpenCalls {
+    fn open(&self) -> usize {
+        self.open.len()
     }
 
-    pub(super) fn phase(&self) -> Phase {
-        self.lock().phase
+    fn is_ready(&mut self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    fn close(&mut self) {
+        self.ready.clear();
+    }
+}
+
+impl GateState<OpenCalls> {
+    fn push(&mut self, answer: CallAnswer) {
+        if self.phase != Phase::Closed && !self.ring(|books| (books.hand_over)(&answer)) {
+            self.books.ready.push(answer);
+        }
+    }
+}
+
+impl Calls {
+    pub(super) fn new(hand_over: AnswerHandOver) -> Self {
+        Self::with_books(OpenCalls { open: BTreeSet::new(), ready: Vec::new(), hand_over, warned: false })
     }
 
     /// For the reading task: hands a call on, or answers it if that is not possible. Never waits. `connection` as in
     /// [`Delivery`].
     pub(super) fn hand_on(
         self: &Arc<Self>,
-        request: Request,
+        request: CallRequest,
         connection: u64,
         calls: &mpsc::Sender<Delivery>,
     ) {
-        let Request { name, id, payload } = request;
+        let CallRequest { name, id, payload } = request;
         if !self.open(&id) {
             return;
         }
-        let receipt = Receipt::of_call(Arc::clone(self), id);
+        let receipt = Receipt::of_call(self.clone(), id);
         let Some(name) = name.filter(|name| !name.is_empty()) else {
             return receipt.answer(BAD_REQUEST, error("the method has no name, or one that is not UTF-8"));
         };
@@ -125,128 +131,55 @@ impl Calls {
 
     /// Registers a call. False if it was answered at once, or is ignored because a call with this id is still open.
     fn open(&self, id: &str) -> bool {
-        let mut state = self.lock();
-        if state.open.contains(id) {
-            if !std::mem::replace(&mut state.warned, true) {
-                let id = excerpt(id);
-                tracing::warn!(id, "ignored a call: a call with this request id is still running");
+        let mut opened = false;
+        self.change(|state| {
+            let OpenCalls { open, warned, .. } = &mut state.books;
+            if open.contains(id) {
+                if !std::mem::replace(warned, true) {
+                    let id = excerpt(id);
+                    tracing::warn!(id, "ignored a call: a call with this request id is still running");
+                }
+                return;
             }
-            return false;
-        }
-        let refusal = match state.phase {
-            Phase::Open if state.open.len() < OPEN_CALLS => None,
-            Phase::Open => Some((BUSY, TOO_MANY)),
-            Phase::Draining | Phase::Closed => Some((UNAVAILABLE, NOT_NOW)),
-        };
-        match refusal {
-            Some((status, reason)) => {
-                self.push(state, Answer { id: id.to_owned(), status, payload: error(reason) });
-                false
-            }
-            None => state.open.insert(id.to_owned()),
-        }
-    }
-
-    /// Answers a call; never blocks. The returned phase tells whether the answer can still leave.
-    pub(super) fn answer(&self, id: &str, status: u16, payload: Bytes) -> Phase {
-        let mut state = self.lock();
-        if !state.open.remove(id) {
-            return state.phase;
-        }
-        let payload = match payload.len() {
-            ..=PAYLOAD_LIMIT => payload,
-            bytes => error(&too_large("answer", bytes)),
-        };
-        self.push(state, Answer { id: id.to_owned(), status, payload })
-    }
-
-    /// Answers a call that the agent does not take: 503.
-    pub(super) fn leave(&self, id: &str) -> Phase {
-        self.answer(id, UNAVAILABLE, error(NOT_NOW))
-    }
-
-    fn push(&self, mut state: MutexGuard<'_, State>, answer: Answer) -> Phase {
-        if state.phase != Phase::Closed {
-            if state.parked && !state.waking && (self.wake)(&answer) {
-                state.waking = true;
-            } else {
-                state.ready.push(answer);
-            }
-        }
-        self.notify(state)
+            let (status, reason) = match state.phase {
+                Phase::Open if open.len() < OPEN_CALLS => {
+                    opened = open.insert(id.to_owned());
+                    return;
+                }
+                Phase::Open => (BUSY, TOO_MANY),
+                Phase::Draining | Phase::Closed => (UNAVAILABLE, NOT_NOW),
+            };
+            state.push(CallAnswer { id: id.to_owned(), status, payload: error(reason) });
+        });
+        opened
     }
 
     /// For the reading task between two polls: the answers to send now.
-    pub(super) fn take_ready(&self) -> Vec<Answer> {
-        let mut state = self.lock();
-        state.parked = false;
-        std::mem::take(&mut state.ready)
+    pub(super) fn take_ready(&self) -> Vec<CallAnswer> {
+        self.take(|state| std::mem::take(&mut state.books.ready))
+    }
+}
+
+impl Answers for Calls {
+    fn phase(&self) -> Phase {
+        Gate::phase(self)
     }
 
-    /// For the reading task before `poll()`. False if an answer became ready since [`Calls::take_ready`].
-    pub(super) fn park(&self) -> bool {
-        let mut state = self.lock();
-        state.parked = state.ready.is_empty();
-        state.parked
+    fn answer(&self, id: &str, status: u16, payload: Bytes) -> Phase {
+        self.change(|state| {
+            if !state.books.open.remove(id) {
+                return;
+            }
+            let payload = match payload.len() {
+                ..=PAYLOAD_LIMIT => payload,
+                bytes => error(&too_large("answer", bytes)),
+            };
+            state.push(CallAnswer { id: id.to_owned(), status, payload });
+        })
     }
 
-    /// For the reading task after `poll()`.
-    pub(super) fn unpark(&self) {
-        self.lock().parked = false;
-    }
-
-    /// Whether an answer that woke the reading task is not on the wire yet.
-    pub(super) fn is_waking(&self) -> bool {
-        self.lock().waking
-    }
-
-    /// The answer that woke the reading task is on the wire.
-    pub(super) fn woken(&self) {
-        self.lock().waking = false;
-    }
-
-    /// Waits until an answer may leave or the phase changed. May return early. Cancel safe.
-    pub(super) async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
-    /// From now on new calls are answered with 503.
-    pub(super) fn stop_taking(&self) {
-        let mut state = self.lock();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Draining;
-        }
-        self.notify(state);
-    }
-
-    /// Waits until every call that was taken is answered. Cancel safe.
-    pub(super) async fn drained(&self) {
-        while !self.lock().open.is_empty() {
-            self.settled.notified().await;
-        }
-    }
-
-    /// The connection is gone, and its callers cannot be answered.
-    pub(super) fn close(&self) {
-        let mut state = self.lock();
-        state.phase = Phase::Closed;
-        state.ready.clear();
-        self.notify(state);
-    }
-
-    fn notify(&self, state: MutexGuard<'_, State>) -> Phase {
-        let phase = state.phase;
-        drop(state);
-        self.changed.notify_one();
-        if phase != Phase::Open {
-            self.settled.notify_one();
-        }
-        phase
-    }
-
-    /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leave(&self, id: &str) -> Phase {
+        self.answer(id, UNAVAILABLE, error(NOT_NOW))
     }
 }
 
@@ -262,24 +195,26 @@ fn too_large(what: &str, bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::gate::Ends as _;
     use futures_util::FutureExt as _;
+    use std::sync::Mutex;
 
     /// Calls that record their wake-ups.
     fn calls() -> (Arc<Calls>, Arc<Mutex<Vec<String>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&sent);
-        let wake = move |answer: &Answer| {
+        let wake = move |answer: &CallAnswer| {
             record.lock().expect("unpoisoned").push(answer.id.clone());
             true
         };
         (Arc::new(Calls::new(Box::new(wake))), sent)
     }
 
-    fn request(id: &str) -> Request {
-        Request { name: Some("pump".into()), id: id.into(), payload: Bytes::from_static(b"{}") }
+    fn request(id: &str) -> CallRequest {
+        CallRequest { name: Some("pump".into()), id: id.into(), payload: Bytes::from_static(b"{}") }
     }
 
-    fn said(answers: Vec<Answer>) -> Vec<(String, u16)> {
+    fn said(answers: Vec<CallAnswer>) -> Vec<(String, u16)> {
         answers.into_iter().map(|answer| (answer.id, answer.status)).collect()
     }
 
@@ -323,8 +258,8 @@ mod tests {
             delivery.receipt.answer(200, Bytes::new());
         }
         assert_eq!(calls.take_ready().len(), OPEN_CALLS - 3);
-        calls.hand_on(Request { name: None, ..request("x") }, 1, &to);
-        calls.hand_on(Request { payload: vec![0; PAYLOAD_LIMIT + 1].into(), ..request("y") }, 1, &to);
+        calls.hand_on(CallRequest { name: None, ..request("x") }, 1, &to);
+        calls.hand_on(CallRequest { payload: vec![0; PAYLOAD_LIMIT + 1].into(), ..request("y") }, 1, &to);
         drop(from);
         calls.hand_on(request("z"), 1, &to);
         assert_eq!(said(calls.take_ready()), [("x".into(), 400), ("y".into(), 413), ("z".into(), 503)]);
@@ -346,7 +281,7 @@ mod tests {
         assert!(drained.as_mut().now_or_never().is_none(), "two are open");
         first.receipt.answer(200, vec![b'1'; PAYLOAD_LIMIT + 1].into());
         assert!(drained.as_mut().now_or_never().is_none(), "one is open");
-        let [answer] = <[Answer; 1]>::try_from(calls.take_ready()).expect("one answer");
+        let [answer] = <[CallAnswer; 1]>::try_from(calls.take_ready()).expect("one answer");
         assert_eq!(answer.status, 200);
         assert!(String::from_utf8_lossy(&answer.payload).contains("the answer has 131073 bytes"));
         calls.close();

@@ -1,112 +1,69 @@
 //! The keeper's end of one connection, for any transport.
 //!
-//! Owns: the choice of the transport. Must not know: packets, frames, when to connect.
+//! Owns: that a connection that has gone settles, answers and publishes nothing. Must not know: packets, frames, when to
+//! connect.
 
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use super::arrivals::Arrivals;
-use super::calls::Calls;
 use super::failure::Fault;
-use super::mqtt::Progress;
-use super::outbox::{Outbox, Publisher};
-use super::signin::SignIn;
-use super::{Terms, amqp, mqtt};
-use crate::credentials::Transport;
+use super::gate::Ends;
+use super::publish::InFlight;
 
-/// A connection. Its drop declares it gone.
-pub(super) enum Connection {
-    Mqtt(mqtt::Connection),
-    Amqp(amqp::Connection),
+/// How far a connection has got.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Progress {
+    /// When the hub accepted the sign-in.
+    pub(super) signed_in: Option<Instant>,
+    /// Whether it accepted the subscriptions.
+    pub(super) subscribed: bool,
 }
 
-impl Connection {
-    /// Begins a connection; the task signs in, receives, and ends with the connection.
-    pub(super) fn begin(
-        terms: &Terms,
-        dial: mqtt::Dial,
-        arrivals: Arrivals,
-        publisher: &Arc<Publisher>,
-    ) -> (Self, JoinSet<Result<(), Fault>>) {
-        let mut task = JoinSet::new();
-        let connection = match terms.settings.transport {
-            Transport::Mqtt => {
-                let (connection, reader) = mqtt::Connection::prepare(dial, arrivals, publisher);
-                task.spawn(reader.run());
-                Self::Mqtt(connection)
-            }
-            Transport::Amqp => {
-                let (connection, reader) = amqp::Connection::prepare(dial, arrivals, publisher);
-                task.spawn(reader.run());
-                Self::Amqp(connection)
-            }
-        };
-        (connection, task)
-    }
+/// The task that serves one connection: it signs in, hands messages on, and ends with the connection; `Ok` after
+/// [`Connection::hang_up`]. Its drop cuts the connection.
+pub(super) type Reading = BoxFuture<'static, Result<(), Fault>>;
 
-    pub(super) fn outbox(&self) -> &Arc<Outbox> {
-        match self {
-            Self::Mqtt(connection) => &connection.outbox,
-            Self::Amqp(connection) => &connection.outbox,
-        }
-    }
+/// Puts another token on a connection. False if it could not, or if the last one is not put yet.
+pub(super) type Renew = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
-    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
-        match self {
-            Self::Mqtt(connection) => connection.progress.clone(),
-            Self::Amqp(connection) => connection.progress.clone(),
-        }
-    }
+/// A connection. Its drop declares it gone.
+pub(super) struct Connection {
+    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) shared: Shared,
+    /// Asks for a goodbye after the settlements and answers that are ready. False if it could not ask.
+    pub(super) hang_up: Box<dyn Fn() -> bool + Send + Sync>,
+    /// None if the transport cannot renew the token and keep the connection.
+    pub(super) renew: Option<Renew>,
+}
 
-    /// From now on no new message is taken, and no call.
+/// What the keeper's end and the reading task share. The first drop closes it: the runtime may drop a task that was cut
+/// off only later.
+#[derive(Clone)]
+pub(super) struct Shared {
+    /// Of the messages, and of the calls.
+    pub(super) gates: [Arc<dyn Ends>; 2],
+    pub(super) in_flight: Arc<InFlight>,
+}
+
+impl Shared {
+    /// From now on no new message, call or publish is taken.
     pub(super) fn stop_taking(&self) {
-        match self {
-            Self::Mqtt(connection) => connection.link.stop_taking(),
-            Self::Amqp(connection) => connection.settlements.stop_taking(),
-        }
-        self.calls().stop_taking();
+        self.gates.iter().for_each(|gate| gate.stop_taking());
+        self.in_flight.shut();
     }
 
     /// Waits until every message that was taken is settled or left, and every call answered. Cancel safe.
     pub(super) async fn drained(&self) {
-        match self {
-            Self::Mqtt(connection) => connection.link.drained().await,
-            Self::Amqp(connection) => connection.settlements.drained().await,
-        }
-        // No message was taken since.
-        self.calls().drained().await;
+        join_all(self.gates.iter().map(|gate| gate.drained())).await;
     }
+}
 
-    fn calls(&self) -> &Arc<Calls> {
-        match self {
-            Self::Mqtt(connection) => &connection.calls,
-            Self::Amqp(connection) => &connection.calls,
-        }
-    }
-
-    /// Asks for a goodbye after the settlements that are ready. False if it could not ask.
-    pub(super) fn hang_up(&self) -> bool {
-        match self {
-            Self::Mqtt(connection) => connection.hang_up(),
-            Self::Amqp(connection) => connection.hang_up(),
-        }
-    }
-
-    /// Whether [`Self::renew`] can succeed.
-    pub(super) fn renews(&self) -> bool {
-        match self {
-            Self::Mqtt(_) => false,
-            Self::Amqp(_) => true,
-        }
-    }
-
-    /// Renews the token and keeps the connection. False if the transport cannot do that.
-    pub(super) fn renew(&self, sign_in: &SignIn) -> bool {
-        match self {
-            Self::Mqtt(_) => false,
-            Self::Amqp(connection) => connection.renew(sign_in),
-        }
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.gates.iter().for_each(|gate| gate.close());
+        self.in_flight.close();
     }
 }

@@ -9,22 +9,8 @@ use tokio::time::Instant;
 
 use crate::message::{C2dMessage, MessageError, Sequence};
 
-use super::calls::Calls;
 use super::confirmations::Mark;
-use super::link::{Link, Phase};
-use super::release::Ticket;
-use super::settlements::Settlements;
-
-/// What a device may say about a message. Not every transport can say all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settlement {
-    /// Done: the hub forgets it, and reports `Success` to a sender who asked for that.
-    Complete,
-    /// Given back: the hub counts a delivery and sends it again, or drops it after the last allowed delivery.
-    Abandon,
-    /// Refused: the hub drops it, and reports `Rejected` to a sender who asked for that.
-    Reject,
-}
+use super::gate::{Answers, ArrivalNo, Phase, Settlement, Settles};
 
 /// A message or a call of a direct method that arrived. The receipt of a message must be settled, or left at the hub
 /// on purpose. The receipt of a call must be answered.
@@ -51,69 +37,63 @@ pub(crate) struct Delivery {
 /// MQTT can only complete a message, not reject or abandon it (wire reference 1.6). AMQP can do all three (wire
 /// reference 2.6). A call is answered instead, over either.
 #[must_use = "a receipt that is not settled makes the message come again"]
+#[derive(Debug)]
 pub(crate) struct Receipt {
-    way: Way,
+    right: Right,
     mark: Option<Mark>,
     settled: bool,
 }
 
-/// The connection that brought it, and its number there.
-#[allow(dead_code)] // AMQP is a feature.
-enum Way {
-    Mqtt(Arc<Link>, Ticket),
-    Amqp(Arc<Settlements>, Ticket),
+/// To settle or answer what: the connection that brought it, and which one of those that it brought.
+enum Right {
+    Message(Arc<dyn Settles>, ArrivalNo),
     /// A call, by its request id.
-    Call(Arc<Calls>, String),
+    Call(Arc<dyn Answers>, String),
 }
 
-impl Way {
+impl Right {
     fn phase(&self) -> Phase {
         match self {
-            Self::Mqtt(link, _) => link.phase(),
-            Self::Amqp(settlements, _) => settlements.phase(),
-            Self::Call(calls, _) => calls.phase(),
+            Self::Message(connection, _) => connection.phase(),
+            Self::Call(connection, _) => connection.phase(),
         }
     }
 
     fn leave(&self) -> Phase {
         match self {
-            Self::Mqtt(link, ticket) => link.leave(*ticket),
-            Self::Amqp(settlements, ticket) => settlements.leave(*ticket),
-            Self::Call(calls, id) => calls.leave(id),
+            Self::Message(connection, arrival) => connection.leave(*arrival),
+            Self::Call(connection, id) => connection.leave(id),
         }
     }
+}
 
-    fn ticket(&self) -> Option<Ticket> {
+impl std::fmt::Debug for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Mqtt(_, ticket) | Self::Amqp(_, ticket) => Some(*ticket),
-            Self::Call(..) => None,
+            Self::Message(_, ArrivalNo(number)) => f.debug_tuple("Message").field(number).finish(),
+            Self::Call(_, id) => f.debug_tuple("Call").field(id).finish(),
         }
     }
 }
 
 impl Receipt {
-    pub(super) fn new(link: Arc<Link>, ticket: Ticket) -> Self {
-        Self { way: Way::Mqtt(link, ticket), mark: None, settled: false }
+    pub(super) fn of_message(connection: Arc<dyn Settles>, arrival: ArrivalNo) -> Self {
+        Self { right: Right::Message(connection, arrival), mark: None, settled: false }
     }
 
-    #[allow(dead_code)] // AMQP is a feature.
-    pub(super) fn over_amqp(settlements: Arc<Settlements>, ticket: Ticket) -> Self {
-        Self { way: Way::Amqp(settlements, ticket), mark: None, settled: false }
-    }
-
-    pub(super) fn of_call(calls: Arc<Calls>, id: String) -> Self {
-        Self { way: Way::Call(calls, id), mark: None, settled: false }
+    pub(super) fn of_call(connection: Arc<dyn Answers>, id: String) -> Self {
+        Self { right: Right::Call(connection, id), mark: None, settled: false }
     }
 
     /// Whether to begin work on the delivery now. False if its connection is gone or takes no more: then a message
     /// comes again on the next connection. A call does not, and its caller gets an error when it is left.
     pub(crate) fn is_current(&self) -> bool {
-        self.way.phase() == Phase::Open
+        self.right.phase() == Phase::Open
     }
 
     /// Whether it belongs to a call of a direct method, which needs an answer.
     pub(crate) fn is_call(&self) -> bool {
-        matches!(self.way, Way::Call(..))
+        matches!(self.right, Right::Call(..))
     }
 
     /// Marks the message: [`super::Event::Confirmed`] reports the mark when the hub is known to have the completion.
@@ -129,9 +109,9 @@ impl Receipt {
     /// by an error that says so. Never blocks. After the connection has gone this does nothing, because the caller
     /// cannot be reached. A message, which needs no answer, is completed.
     pub(crate) fn answer(mut self, status: u16, payload: Bytes) {
-        let Way::Call(calls, id) = &self.way else { return self.complete() };
+        let Right::Call(connection, id) = &self.right else { return self.complete() };
         self.settled = true;
-        if calls.answer(id, status, payload) == Phase::Closed {
+        if connection.answer(id, status, payload) == Phase::Closed {
             tracing::debug!(
                 id,
                 status,
@@ -146,14 +126,14 @@ impl Receipt {
     /// cannot be settled without an answer: it is left.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         self.settled = true;
-        let phase = match &self.way {
-            Way::Mqtt(link, ticket) => link.complete(*ticket, self.mark),
-            Way::Amqp(settlements, ticket) => settlements.settle(*ticket, settlement),
-            Way::Call(calls, id) => calls.leave(id),
+        let phase = match &self.right {
+            Right::Message(connection, arrival) => connection.settle(*arrival, settlement, self.mark),
+            Right::Call(connection, id) => connection.leave(id),
         };
         if phase == Phase::Closed {
+            let delivery = &self.right;
             tracing::debug!(
-                ticket = self.way.ticket(),
+                ?delivery,
                 ?settlement,
                 "settled after its connection had ended: the hub sends the message again"
             );
@@ -169,33 +149,22 @@ impl Receipt {
     /// this connection can be completed any more. A caller gets 503: call again later.
     pub(crate) fn leave(mut self) {
         self.settled = true;
-        self.way.leave();
+        self.right.leave();
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if self.settled || self.way.leave() != Phase::Open {
+        if self.settled || self.right.leave() != Phase::Open {
             return;
         }
-        match &self.way {
-            Way::Call(_, id) => {
+        match &self.right {
+            Right::Call(_, id) => {
                 tracing::warn!(id, "a call was dropped without an answer: its caller gets 503")
             }
-            way => tracing::warn!(
-                ticket = way.ticket(),
-                "a delivery was dropped unsettled: the hub sends the message again"
-            ),
+            Right::Message(_, ArrivalNo(arrival)) => {
+                tracing::warn!(arrival, "a delivery was dropped unsettled: the hub sends the message again")
+            }
         }
-    }
-}
-
-impl std::fmt::Debug for Receipt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receipt")
-            .field("ticket", &self.way.ticket())
-            .field("call", &self.is_call())
-            .field("settled", &self.settled)
-            .finish_non_exhaustive()
     }
 }

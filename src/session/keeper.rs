@@ -13,15 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Arrivals;
 use super::backoff::{Backoff, STABLE};
-use super::bridge::Carrier;
+use super::carrier::Carrier;
 use super::connection::Connection;
-use super::failure::{Failure, Fault, Who};
-use super::mqtt::{ANSWER_LIMIT, Dial};
-use super::outbox::{Publisher, UNACKNOWLEDGED_LIMIT};
-use super::proof::{Proof, Trusted};
+use super::dial::{ANSWER_LIMIT, Dial};
+use super::event::{Event, SessionError};
+use super::failure::{Failure, Fault};
+use super::proof::Trusted;
+use super::publish::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
-use super::{Event, SessionError, Settings, Terms, standard_port};
-use crate::credentials::{DeviceAuth, HostPort, Over};
+use super::terms::Terms;
+use super::transports;
 
 /// How long the end of the session waits for unsettled messages. The agent settles all of them before it ends the
 /// session.
@@ -175,10 +176,17 @@ impl Keeper {
             },
         };
         let (due, expiry) = (start.due(&proof.sign_in), proof.sign_in.expiry);
-        let dial = terms.dial(proof, number, carrier);
+        let dial = Dial::new(terms, proof, number, carrier);
         let transport = dial.transport;
-        let (connection, task) = Connection::begin(terms, dial, self.arrivals.clone(), &self.publisher);
-        self.publisher.use_outbox(connection.outbox());
+        let kind = terms.settings.transport;
+        let (connection, reading) =
+            match transports::prepare(kind, dial, self.arrivals.clone(), &self.publisher) {
+                Ok(prepared) => prepared,
+                Err(fault) => return End::Failed { fault, held: None },
+            };
+        let mut task = JoinSet::new();
+        task.spawn(reading);
+        self.publisher.use_connection(&connection.shared.in_flight);
         self.attend(terms, connection, task, transport, due, expiry).await
     }
 
@@ -192,7 +200,7 @@ impl Keeper {
         mut due: Option<Due>,
         expiry: Option<SystemTime>,
     ) -> End {
-        let (mut coming, outbox) = (connection.progress(), Arc::clone(connection.outbox()));
+        let (mut coming, in_flight) = (connection.progress.clone(), Arc::clone(&connection.shared.in_flight));
         let mut told_subscribed = false;
         let mut renewing: Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)> = None;
         let mut new_terms = self.terms.clone();
@@ -215,7 +223,7 @@ impl Keeper {
                         Err(error) => std::panic::resume_unwind(error.into_panic()),
                     };
                     // A bare close gives no reason. What was unanswered at that moment is the likeliest cause.
-                    let fault = match (fault, outbox.lost()) {
+                    let fault = match (fault, in_flight.lost()) {
                         (Fault::Closed, count) if count > 0 => Fault::ClosedUnanswered { count },
                         (Fault::Closed, _) if terms.asks_for_more() && !coming.borrow().subscribed => {
                             Fault::ClosedAtTwin
@@ -235,7 +243,7 @@ impl Keeper {
                 Ok(()) = coming.changed() => {}
                 Some(drain) = reached_renewal(due.as_ref()), if progress.signed_in.is_some() && renewing.is_none() => {
                     // MQTT has no renewal in place: the next connection brings the new token.
-                    if !connection.renews() {
+                    if connection.renew.is_none() {
                         finish(&connection, task, drain).await;
                         tracing::info!("disconnected to renew the token");
                         return End::Renewing;
@@ -244,7 +252,7 @@ impl Keeper {
                 }
                 Some((start, made)) = made(&mut renewing) => {
                     match made {
-                        Ok(sign_in) if connection.renew(&sign_in) => {
+                        Ok(sign_in) if renewed(&connection, &sign_in) => {
                             due = start.due(&sign_in);
                             let (renewal, expiry) = (due.as_ref().map(Due::time), sign_in.expiry);
                             drop(self.events.send(Event::Renewed { renewal, expiry }).await); // closed: as in `wait_after`
@@ -269,7 +277,7 @@ impl Keeper {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
                 }
-                () = outbox.overdue() => {
+                () = in_flight.overdue() => {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return End::Failed { fault: Fault::Unacknowledged { within: UNACKNOWLEDGED_LIMIT }, held };
                 }
@@ -285,108 +293,25 @@ enum Waited {
     ForChange,
 }
 
-impl Terms {
-    /// Whether the session subscribes to more than messages.
-    fn asks_for_more(&self) -> bool {
-        self.settings.twin || self.settings.methods || self.settings.desired
-    }
-
-    /// The carrier of the first attempt.
-    pub(super) fn first_carrier(&self) -> Carrier {
-        self.carrier(Carrier::Tls)
-    }
-
-    /// `wished`, if the settings leave the choice.
-    fn carrier(&self, wished: Carrier) -> Carrier {
-        match self.settings.route.over {
-            Over::Tls => Carrier::Tls,
-            Over::WebSocket => Carrier::WebSocket,
-            Over::Either => wished,
-        }
-    }
-
-    /// What to try after `carrier` failed before the sign-in.
-    fn other_carrier(&self, carrier: Carrier) -> Carrier {
-        self.carrier(match carrier {
-            Carrier::Tls => Carrier::WebSocket,
-            Carrier::WebSocket => Carrier::Tls,
-        })
-    }
-
-    pub(super) fn dial(&self, proof: Proof, number: u64, carrier: Carrier) -> Dial {
-        let Proof { sign_in, tls } = proof;
-        let Settings { identity, route, .. } = &self.settings;
-        let (host, port) = (&identity.dialled().name, self.port(carrier));
-        let proxy = route.proxies.on_the_way_to(host, port).filter(|_| carrier == Carrier::WebSocket);
-        Dial {
-            number,
-            host: host.clone(),
-            hub: identity.hub.name.clone(),
-            port,
-            carrier,
-            transport: carrier.name(self.settings.transport),
-            keep_alive: route.keep_alive,
-            proxy: proxy.cloned(),
-            device_id: identity.device_id.clone(),
-            module_id: identity.module_id.clone(),
-            client_id: identity.client_id(),
-            user_name: sign_in.user_name,
-            password: sign_in.password,
-            tls,
-            clock: self.settings.clock,
-            twin: self.settings.twin,
-            methods: self.settings.methods,
-            desired: self.settings.desired,
-            clean: false,
-        }
-    }
-
-    /// A port in the connection string is the one of the protocol over TLS.
-    fn port(&self, carrier: Carrier) -> u16 {
-        match carrier {
-            Carrier::Tls => {
-                self.settings.identity.dialled().port.unwrap_or(standard_port(self.settings.transport))
-            }
-            Carrier::WebSocket => self.settings.route.https_port,
-        }
-    }
-
-    pub(super) fn failure(&self, fault: Fault, carrier: Carrier) -> Failure {
-        let identity = &self.settings.identity;
-        let peer =
-            HostPort { name: identity.dialled().name.clone(), port: Some(self.port(carrier)) }.to_string();
-        let fault = match (fault, self.generation()) {
-            (Fault::NotAuthorised { now }, Some(generation)) => {
-                Fault::GenerationRefused { generation: generation.to_owned(), now }
-            }
-            (fault, _) => fault,
-        };
-        Failure { peer, who: Who::of(identity), fault }
-    }
-
-    /// Which deployment of a module this process is, if the workload API signs for it.
-    fn generation(&self) -> Option<&str> {
-        match &self.settings.identity.auth {
-            DeviceAuth::Workload(access) => Some(&access.generation_id),
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
-        }
-    }
-}
-
 /// Ends a connection in good order: takes no new messages, waits at most `drain` until those that were taken are
 /// settled, then sends the PUBACKs and DISCONNECT. The hub sends the unsettled ones again on the next connection.
 async fn finish(connection: &Connection, mut task: JoinSet<Result<(), Fault>>, drain: Duration) {
-    connection.stop_taking();
-    connection.outbox().shut();
-    if timeout(drain, connection.drained()).await.is_err() {
+    connection.shared.stop_taking();
+    if timeout(drain, connection.shared.drained()).await.is_err() {
         tracing::debug!(
             waited_ms = drain.as_millis(),
             "messages are still unsettled: the hub sends them again"
         );
     }
-    if !connection.hang_up() || timeout(HANG_UP_LIMIT, task.join_next()).await.is_err() {
+    if !(connection.hang_up)() || timeout(HANG_UP_LIMIT, task.join_next()).await.is_err() {
         tracing::debug!("the connection was dropped without a close");
     }
+}
+
+/// Renews the token in place. False if that is not possible.
+fn renewed(connection: &Connection, sign_in: &SignIn) -> bool {
+    let (renew, token) = (connection.renew.as_ref(), sign_in.password.as_deref());
+    renew.zip(token).is_some_and(|(renew, token)| renew(token))
 }
 
 /// The moment before a sign-in is made: its life counts from there.

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::dial::Dial;
 use super::failure::Fault;
-use super::mqtt::Dial;
-use super::outbox::Publisher;
 use super::proof::Trusted;
-use super::{Settings, Terms, amqp, arrivals, mqtt};
-use crate::credentials::Transport;
+use super::publish::Publisher;
+use super::terms::{Settings, Terms};
+use super::{arrivals, transports};
 use crate::tls::TlsError;
 
 /// Why the hub does not accept the device.
@@ -47,21 +47,13 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
             return Err(failed(Fault::Workload { sentence }));
         }
     };
-    let dial = Dial { clean: true, ..terms.dial(proof, 1, carrier) };
+    let dial = Dial { signs_in_only: true, ..Dial::new(&terms, proof, 1, carrier) };
     // Nothing comes, because nothing is subscribed to.
     let (arrivals, _none) = arrivals::channels();
-    let publisher = Arc::new(Publisher::default());
-    let probed = match terms.settings.transport {
-        Transport::Mqtt => {
-            let (_connection, reader) = mqtt::Connection::prepare(dial, arrivals, &publisher);
-            timeout_at(until, reader.sign_in_and_out()).await
-        }
-        Transport::Amqp => {
-            let (_connection, reader) = amqp::Connection::prepare(dial, arrivals, &publisher);
-            timeout_at(until, reader.sign_in_and_out()).await
-        }
-    };
-    match probed {
+    let prepared =
+        transports::prepare(terms.settings.transport, dial, arrivals, &Arc::new(Publisher::default()));
+    let (_connection, reading) = prepared.map_err(failed)?;
+    match timeout_at(until, reading).await {
         Ok(result) => result.map_err(failed),
         Err(_elapsed) => Err(failed(Fault::Unanswered { within: limit })),
     }

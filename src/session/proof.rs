@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 
 use super::failure::Fault;
 use super::signin::{Draft, SignIn};
-use super::{Settings, Terms};
+use super::terms::{Settings, Terms};
 use crate::credentials::{DeviceAuth, WorkloadAccess};
 use crate::tls;
 use crate::workload::{self, WorkloadError};

@@ -15,8 +15,8 @@ use fe2o3_amqp::types::definitions::{AmqpError, Error, ErrorCondition, LinkError
 use fe2o3_amqp::types::messaging::Outcome;
 use fe2o3_amqp::types::primitives::Symbol;
 
-use crate::session::PublishError;
 use crate::session::failure::Fault;
+use crate::session::upstream::PublishError;
 
 /// What the hub said.
 pub(super) fn of_error(error: &Error, now: SystemTime) -> Fault {

@@ -21,9 +21,10 @@ use fe2o3_amqp::{Receiver, Sender};
 use futures_util::future::BoxFuture;
 
 use super::pair::{self, Names, Pair};
+use super::pending::until;
 use super::received::{self, Received};
-use super::{fault, message, until};
-use crate::session::calls::{Answer, OPEN_CALLS, Request};
+use super::{fault, message};
+use crate::session::calls::{CallAnswer, CallRequest, OPEN_CALLS};
 use crate::session::failure::Fault;
 
 const NAME: &str = "IoThub-methodname";
@@ -38,7 +39,7 @@ pub(super) struct Methods {
     answers: Option<Sender>,
     sending: Option<BoxFuture<'static, (Sender, Result<Outcome, SendError>)>>,
     /// Answers that wait for the link. Bounded: while [`OPEN_CALLS`] of them wait, no call is read.
-    waiting: VecDeque<Answer>,
+    waiting: VecDeque<CallAnswer>,
 }
 
 /// What happened on the links.
@@ -78,10 +79,10 @@ impl Methods {
     }
 
     /// Sends answers, one after the other, beginning with the first.
-    pub(super) fn send(&mut self, answers: Vec<Answer>) {
+    pub(super) fn send(&mut self, answers: Vec<CallAnswer>) {
         self.waiting.extend(answers);
         while self.answers.is_some()
-            && let Some(Answer { id, status, payload }) = self.waiting.pop_front()
+            && let Some(CallAnswer { id, status, payload }) = self.waiting.pop_front()
         {
             let Some(id) = from_text(&id) else { continue };
             let message = Message::builder()
@@ -134,7 +135,7 @@ impl Methods {
         &mut self,
         received: Received,
         now: SystemTime,
-    ) -> Result<Option<Request>, Fault> {
+    ) -> Result<Option<CallRequest>, Fault> {
         let (info, message) = received::read(received, now)?;
         self.settle(info).await?;
         let message = match message {
@@ -162,7 +163,7 @@ fn refused(device_id: &str, error: &Error) -> Option<Methods> {
     None
 }
 
-fn request(message: Message<Body<Value>>) -> Option<Request> {
+fn request(message: Message<Body<Value>>) -> Option<CallRequest> {
     let id = to_text(message.properties?.correlation_id.as_ref()?)?;
     let properties = message.application_properties.unwrap_or_default().0;
     let named = properties.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(NAME));
@@ -173,7 +174,7 @@ fn request(message: Message<Body<Value>>) -> Option<Request> {
     });
     // A body that is neither bytes nor text is no JSON either: the check of the payload reports it.
     let payload = message::body(message.body).unwrap_or_else(|error| error.to_string().into_bytes());
-    Some(Request { name, id, payload: Bytes::from(payload) })
+    Some(CallRequest { name, id, payload: Bytes::from(payload) })
 }
 
 /// An id as text from which the id can be made again: the answer must carry the same id, of the same type.

@@ -14,10 +14,12 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::cbs::Cbs;
+use super::links::Links;
 use super::methods::Methods;
 use super::twin::Twin;
-use super::{Reader, dial, fault, message};
+use super::{fault, message, stream};
 use crate::amqp_frames::Failed;
+use crate::session::dial::Dial;
 use crate::session::failure::{self, Fault};
 
 /// How long a goodbye may take.
@@ -26,100 +28,99 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 /// What was opened. The order of the fields is the order of the drop: links, session, connection; then the stream is
 /// cut.
 pub(super) struct Opened {
-    pub(super) receiver: Receiver,
-    pub(super) events: Sender,
-    pub(super) twin: Option<Twin>,
-    pub(super) methods: Option<Methods>,
-    pub(super) cbs: Option<Box<Cbs>>,
+    pub(super) links: Links,
     pub(super) sessions: Vec<SessionHandle<()>>,
     pub(super) connection: ConnectionHandle<()>,
     pub(super) failed: Failed,
     pub(super) _cut: DropGuard,
 }
 
-impl Reader {
-    /// Connects, signs in and attaches.
-    ///
-    /// # Errors
-    /// Why it could not.
-    pub(super) async fn open(&self) -> Result<Opened, Fault> {
-        if self.dial.module_id.is_some() {
-            return Err(Fault::ModuleOverAmqp);
+/// Connects, signs in and attaches.
+///
+/// # Errors
+/// Why it could not.
+pub(super) async fn open(dial: &Dial) -> Result<Opened, Fault> {
+    if dial.module_id.is_some() {
+        return Err(Fault::ModuleOverAmqp);
+    }
+    let cut = CancellationToken::new();
+    let (stream, failed) = stream::dial(dial, cut.clone()).await?;
+    let opened = attach(dial, stream, Arc::clone(&failed), cut.drop_guard()).await;
+    opened.map_err(|fault| match (fault, failed.get()) {
+        (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
+        (fault @ (Fault::Closed | Fault::ClosedAtTwin), Some(error)) => {
+            match failure::from_io(error, &dial.host) {
+                Fault::Closed => fault,
+                known => known,
+            }
         }
-        let cut = CancellationToken::new();
-        let (stream, failed) = dial::dial(&self.dial, cut.clone()).await?;
-        let opened = self.attach(stream, Arc::clone(&failed), cut.drop_guard()).await;
-        opened.map_err(|fault| match (fault, failed.get()) {
-            (Fault::Closed, None) => Fault::ClosedBeforeSignIn,
-            (fault @ (Fault::Closed | Fault::ClosedAtTwin), Some(error)) => {
-                match failure::from_io(error, &self.dial.host) {
-                    Fault::Closed => fault,
-                    known => known,
-                }
-            }
-            (fault, _) => fault,
-        })
-    }
+        (fault, _) => fault,
+    })
+}
 
-    /// Opens AMQP on this stream, signs in and attaches.
-    async fn attach(&self, stream: dial::HubLink, failed: Failed, cut: DropGuard) -> Result<Opened, Fault> {
-        let device_id = &self.dial.device_id;
-        let now = (self.dial.clock)();
-        let mut connection = dial::open(&self.dial, stream, &failed).await?;
-        let mut session =
-            Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
-        let cbs = match &self.dial.password {
-            Some(token) => {
-                let mut cbs = Cbs::attach(&mut session, self.audience(), now).await?;
-                cbs.put(token, now).await?;
-                Some(Box::new(cbs))
-            }
-            None => None,
-        };
-        let receiver = Receiver::builder()
-            .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
-            .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
-            // With this mode each disposition settles, without another round trip.
-            .receiver_settle_mode(ReceiverSettleMode::First)
-            .credit_mode(CreditMode::Manual)
-            .attach(&mut session)
-            .await
-            .map_err(|error| fault::of_receiver_attach(error, now))?;
-        let name = format!("events-{}", uuid::Uuid::new_v4());
-        let address = format!("/devices/{}/messages/events", message::in_address(device_id));
-        let events = Sender::attach(&mut session, name, address).await;
-        let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
-        let at_twin = |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault };
-        let mut twin = match self.dial.twin || self.dial.desired {
-            true => Twin::attach(&mut session, device_id, now).await.map_err(at_twin)?,
-            false => None,
-        };
-        if let Some(twin) = twin.as_mut().filter(|_| self.dial.desired) {
-            twin.listen(now).await.map_err(at_twin)?;
+/// Opens AMQP on this stream, signs in and attaches.
+async fn attach(
+    dial: &Dial,
+    stream: stream::HubLink,
+    failed: Failed,
+    cut: DropGuard,
+) -> Result<Opened, Fault> {
+    let device_id = &dial.device_id;
+    let now = (dial.clock)();
+    let mut connection = stream::open(dial, stream, &failed).await?;
+    let mut session = Session::begin(&mut connection).await.map_err(|error| fault::of_begin(error, now))?;
+    let cbs = match &dial.password {
+        Some(token) => {
+            let mut cbs = Cbs::attach(&mut session, audience(dial), now).await?;
+            cbs.put(token, now).await?;
+            Some(Box::new(cbs))
         }
-        // After a refused link, the crate may still send that link's detach, with a handle that then belongs to the
-        // next link.
-        let mut own = match (self.dial.twin || self.dial.desired) && twin.is_none() && self.dial.methods {
-            true => {
-                let begun = Session::begin(&mut connection).await;
-                Some(begun.map_err(|error| fault::of_begin(error, now)).map_err(at_twin)?)
-            }
-            false => None,
-        };
-        let methods = match self.dial.methods {
-            true => {
-                let session = own.as_mut().unwrap_or(&mut session);
-                Methods::attach(session, device_id, now).await.map_err(at_twin)?
-            }
-            false => None,
-        };
-        let sessions = std::iter::once(session).chain(own).collect();
-        Ok(Opened { receiver, events, twin, methods, cbs, sessions, connection, failed, _cut: cut })
+        None => None,
+    };
+    let receiver = Receiver::builder()
+        .name(format!("devicebound-{}", uuid::Uuid::new_v4()))
+        .source(format!("/devices/{}/messages/devicebound", message::in_address(device_id)))
+        // With this mode each disposition settles, without another round trip.
+        .receiver_settle_mode(ReceiverSettleMode::First)
+        .credit_mode(CreditMode::Manual)
+        .attach(&mut session)
+        .await
+        .map_err(|error| fault::of_receiver_attach(error, now))?;
+    let name = format!("events-{}", uuid::Uuid::new_v4());
+    let address = format!("/devices/{}/messages/events", message::in_address(device_id));
+    let events = Sender::attach(&mut session, name, address).await;
+    let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
+    let at_twin = |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault };
+    let mut twin = match dial.twin || dial.desired {
+        true => Twin::attach(&mut session, device_id, now).await.map_err(at_twin)?,
+        false => None,
+    };
+    if let Some(twin) = twin.as_mut().filter(|_| dial.desired) {
+        twin.listen(now).await.map_err(at_twin)?;
     }
+    // After a refused link, the crate may still send that link's detach, with a handle that then belongs to the
+    // next link.
+    let mut own = match (dial.twin || dial.desired) && twin.is_none() && dial.methods {
+        true => {
+            let begun = Session::begin(&mut connection).await;
+            Some(begun.map_err(|error| fault::of_begin(error, now)).map_err(at_twin)?)
+        }
+        false => None,
+    };
+    let methods = match dial.methods {
+        true => {
+            let session = own.as_mut().unwrap_or(&mut session);
+            Methods::attach(session, device_id, now).await.map_err(at_twin)?
+        }
+        false => None,
+    };
+    let sessions = std::iter::once(session).chain(own).collect();
+    let links = Links::new(receiver, events, twin, methods, cbs);
+    Ok(Opened { links, sessions, connection, failed, _cut: cut })
+}
 
-    fn audience(&self) -> String {
-        format!("{}/devices/{}", self.dial.hub, message::in_address(&self.dial.device_id))
-    }
+fn audience(dial: &Dial) -> String {
+    format!("{}/devices/{}", dial.hub, message::in_address(&dial.device_id))
 }
 
 /// Ends the connection in good order, as far as the hub answers.

@@ -18,11 +18,12 @@ use futures_util::future::BoxFuture;
 
 use crate::message::excerpt;
 use crate::session::failure::Fault;
-use crate::session::topics::TwinAnswer;
+use crate::session::publish::TwinAnswer;
 
 use super::pair::{self, Names, Pair};
+use super::pending::until;
 use super::received::{self, Received};
-use super::{fault, message, until};
+use super::{fault, message};
 
 const REPORTED: &str = "/properties/reported";
 const DESIRED: &str = "/notifications/twin/properties/desired";
@@ -43,7 +44,7 @@ type Reporting = BoxFuture<'static, (Sender, u16, Result<Outcome, SendError>)>;
 
 /// What a message from the hub says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum TwinNews {
     /// The answer to a request, with its body.
     Answer(TwinAnswer, Bytes),
     /// Desired properties have changed.
@@ -148,7 +149,7 @@ impl Twin {
     ///
     /// # Errors
     /// When the link is gone.
-    pub(super) async fn read(&mut self, reply: Received, now: SystemTime) -> Result<Option<News>, Fault> {
+    pub(super) async fn read(&mut self, reply: Received, now: SystemTime) -> Result<Option<TwinNews>, Fault> {
         let (info, reply) = received::read(reply, now)?;
         self.settle(info).await?;
         let reply = match reply {
@@ -159,7 +160,7 @@ impl Twin {
             }
         };
         if is_news_of_desired(&reply) {
-            return Ok(Some(News::Desired));
+            return Ok(Some(TwinNews::Desired));
         }
         let Some(answer) = answer(self.ids, &reply) else {
             tracing::debug!("ignored an answer of the twin: it answers no request of this agent");
@@ -180,7 +181,7 @@ impl Twin {
             let body = excerpt(&String::from_utf8_lossy(&body));
             tracing::warn!(status = answer.status, body, "the hub refused a request to the twin");
         }
-        Ok(Some(News::Answer(answer, body.into())))
+        Ok(Some(TwinNews::Answer(answer, body.into())))
     }
 
     async fn settle(&mut self, info: DeliveryInfo) -> Result<(), Fault> {

@@ -5,10 +5,13 @@
 use bytes::Bytes;
 use rumqttc::{AsyncClient, QoS, valid_topic};
 
-use super::PACKET_LIMIT;
+use super::topics;
 use crate::message::Properties;
-use crate::session::{PublishError, Upstream, topics};
+use crate::session::upstream::{PublishError, Upstream};
 
+/// The largest packet, in both directions. A C2D message has at most 64 KiB. With rumqttc's own limit of 10 KiB, the
+/// first larger message would cause endless reconnects.
+pub(super) const PACKET_LIMIT: usize = 256 * 1024;
 /// The longest topic that the protocol can carry.
 const LONGEST_TOPIC: usize = u16::MAX as usize;
 /// Bytes of a PUBLISH in addition to topic and body: header, two lengths, packet id.

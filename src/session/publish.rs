@@ -1,4 +1,4 @@
-//! What the device publishes: its way to the current connection, and the publishes without an answer.
+//! What the device publishes: how it gets to the current connection, and what is in flight there.
 //!
 //! Owns: how many publishes may be unanswered, when a publish is done, and that each one is reported exactly once.
 //! Must not know: MQTT packets, topics, reconnecting.
@@ -17,8 +17,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::topics::TwinAnswer;
-use super::{PublishError, Upstream};
+use super::upstream::{PublishError, Upstream};
 
 /// How many publishes may wait for their PUBACK on one connection.
 pub(super) const UNDER_WAY: usize = 8;
@@ -37,7 +36,7 @@ type Told = (u64, Result<Bytes, PublishError>);
 /// The session's end: publishes on the current connection, and hears the results.
 #[derive(Default)]
 pub(super) struct Publisher {
-    outbox: Mutex<Option<Arc<Outbox>>>,
+    in_flight: Mutex<Option<Arc<InFlight>>>,
     /// Results that the session has not read yet; at most one per publish.
     told: Mutex<VecDeque<Told>>,
     changed: Notify,
@@ -47,9 +46,9 @@ pub(super) struct Publisher {
 impl Publisher {
     /// Publishes something, or reports at once that it cannot be sent. Never blocks.
     pub(super) fn publish(&self, ticket: u64, upstream: Upstream) {
-        let outbox = lock(&self.outbox).clone();
-        let published = match outbox {
-            Some(outbox) => outbox.publish(ticket, upstream),
+        let in_flight = lock(&self.in_flight).clone();
+        let published = match in_flight {
+            Some(in_flight) => in_flight.publish(ticket, upstream),
             None => Err(PublishError::Lost),
         };
         if let Err(error) = published {
@@ -68,8 +67,8 @@ impl Publisher {
     }
 
     /// From now on publishes go to this connection.
-    pub(super) fn use_outbox(&self, outbox: &Arc<Outbox>) {
-        *lock(&self.outbox) = Some(Arc::clone(outbox));
+    pub(super) fn use_connection(&self, in_flight: &Arc<InFlight>) {
+        *lock(&self.in_flight) = Some(Arc::clone(in_flight));
     }
 
     fn tell(&self, ticket: u64, result: Result<Bytes, PublishError>) {
@@ -84,22 +83,30 @@ impl Publisher {
     }
 }
 
-/// Hands a publish to the client; the number is that of the twin request.
-pub(super) type Hand = Box<dyn Fn(Upstream, u64) -> Result<(), PublishError> + Send + Sync>;
+/// The answer to a twin request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TwinAnswer {
+    pub(super) request: u64,
+    /// As in HTTP.
+    pub(super) status: u16,
+}
 
-/// What was published on one connection.
-pub(super) struct Outbox {
-    state: Mutex<State>,
-    hand: Hand,
+/// Hands a publish to the client; the number is that of the twin request.
+pub(super) type PublishHandOver = Box<dyn Fn(Upstream, u64) -> Result<(), PublishError> + Send + Sync>;
+
+/// What is in flight on one connection: publishes without an answer.
+pub(super) struct InFlight {
+    state: Mutex<InFlightState>,
+    hand_over: PublishHandOver,
     publisher: Arc<Publisher>,
-    /// A deadline was added or removed: for [`Outbox::overdue`].
+    /// A deadline was added or removed: for [`InFlight::overdue`].
     changed: Notify,
 }
 
-struct State {
-    phase: Phase,
+struct InFlightState {
+    phase: PublishPhase,
     /// In the order in which they were handed to the client; at most [`UNDER_WAY`].
-    entries: Vec<Entry>,
+    entries: Vec<Unanswered>,
     /// The reader reads nothing now, so no answer can come and no deadline runs.
     held: bool,
     /// How many were unanswered when the connection ended.
@@ -107,7 +114,7 @@ struct State {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum PublishPhase {
     /// Not subscribed yet, or soon to end.
     Shut,
     Open {
@@ -117,7 +124,7 @@ enum Phase {
     Closed,
 }
 
-struct Entry {
+struct Unanswered {
     ticket: u64,
     /// The number of a twin request, whose answer is awaited after the PUBACK.
     request: Option<u64>,
@@ -131,32 +138,32 @@ struct Entry {
     since: Instant,
 }
 
-impl Outbox {
-    pub(super) fn new(hand: Hand, publisher: Arc<Publisher>) -> Self {
-        let state = State { phase: Phase::Shut, entries: Vec::new(), held: false, lost: 0 };
-        Self { state: Mutex::new(state), hand, publisher, changed: Notify::new() }
+impl InFlight {
+    pub(super) fn new(hand_over: PublishHandOver, publisher: Arc<Publisher>) -> Self {
+        let state = InFlightState { phase: PublishPhase::Shut, entries: Vec::new(), held: false, lost: 0 };
+        Self { state: Mutex::new(state), hand_over, publisher, changed: Notify::new() }
     }
 
     /// The hub has accepted the subscriptions: publishes can be sent.
     pub(super) fn open(&self, twin: bool) {
         let mut state = lock(&self.state);
-        if state.phase == Phase::Shut {
-            state.phase = Phase::Open { twin };
+        if state.phase == PublishPhase::Shut {
+            state.phase = PublishPhase::Open { twin };
         }
     }
 
     /// Accepts no new publish; the hub still answers the earlier ones.
     pub(super) fn shut(&self) {
         let mut state = lock(&self.state);
-        if state.phase != Phase::Closed {
-            state.phase = Phase::Shut;
+        if state.phase != PublishPhase::Closed {
+            state.phase = PublishPhase::Shut;
         }
     }
 
     /// The connection has gone: all unanswered publishes are lost. A second call does nothing.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
-        state.phase = Phase::Closed;
+        state.phase = PublishPhase::Closed;
         for entry in std::mem::take(&mut state.entries).iter().filter(|entry| !entry.told) {
             state.lost += 1;
             self.publisher.tell(entry.ticket, Err(PublishError::Lost));
@@ -170,7 +177,7 @@ impl Outbox {
 
     fn publish(&self, ticket: u64, upstream: Upstream) -> Result<(), PublishError> {
         let mut state = lock(&self.state);
-        let Phase::Open { twin } = state.phase else { return Err(PublishError::Lost) };
+        let PublishPhase::Open { twin } = state.phase else { return Err(PublishError::Lost) };
         let reads = upstream == Upstream::ReadTwin;
         let is_twin = reads || matches!(upstream, Upstream::Reported { .. });
         if is_twin && !twin {
@@ -181,8 +188,8 @@ impl Outbox {
         }
         let request = if is_twin { self.publisher.next_request() } else { 0 };
         // The lock is held, so that entries have the order of the client's channel.
-        (self.hand)(upstream, request)?;
-        let entry = Entry {
+        (self.hand_over)(upstream, request)?;
+        let entry = Unanswered {
             ticket,
             request: is_twin.then_some(request),
             reads,
@@ -251,7 +258,7 @@ impl Outbox {
         true
     }
 
-    /// The reader reads nothing until [`Outbox::go_on`]: a silence of that time is not the hub's.
+    /// The reader reads nothing until [`InFlight::go_on`]: a silence of that time is not the hub's.
     pub(super) fn hold(&self) {
         lock(&self.state).held = true;
         self.changed.notify_one();
@@ -306,7 +313,7 @@ impl Outbox {
     }
 }
 
-impl State {
+impl InFlightState {
     /// Frees the places of publishes that wait for nothing more.
     fn tidy(&mut self) {
         self.entries.retain(|entry| !(entry.told && entry.acknowledged));
@@ -316,7 +323,7 @@ impl State {
         if self.held {
             return None;
         }
-        let limit = |entry: &Entry| if entry.told { UNACKNOWLEDGED_LIMIT } else { LOST_AFTER };
+        let limit = |entry: &Unanswered| if entry.told { UNACKNOWLEDGED_LIMIT } else { LOST_AFTER };
         self.entries.iter().map(|entry| entry.since + limit(entry)).min()
     }
 }

@@ -3,24 +3,24 @@
 //! Owns: the filters, their order. Pure. Must not know: packets.
 //! Source: wire reference 1.4, 1.7.
 
-use super::failure::Fault;
 use super::topics::{DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};
+use crate::session::failure::Fault;
 
 /// All filters of the one SUBSCRIBE, the messages' first. A hub allows five at a time.
 pub(super) struct Subscriptions {
     messages: String,
-    others: Vec<Other>,
+    others: Vec<OtherSubscription>,
 }
 
 /// What one subscription is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Other {
+pub(super) enum OtherSubscription {
     TwinAnswers,
     Methods,
     Desired,
 }
 
-impl Other {
+impl OtherSubscription {
     fn filter(self) -> &'static str {
         match self {
             Self::TwinAnswers => TWIN_ANSWERS,
@@ -44,7 +44,7 @@ impl Other {
 
 impl Subscriptions {
     /// `messages` is the filter of the messages.
-    pub(super) fn new(messages: String, others: impl IntoIterator<Item = Other>) -> Self {
+    pub(super) fn new(messages: String, others: impl IntoIterator<Item = OtherSubscription>) -> Self {
         Self { messages, others: others.into_iter().collect() }
     }
 
@@ -65,7 +65,7 @@ impl Subscriptions {
         answers: &[Option<u8>],
         host: &str,
         device_id: &str,
-    ) -> Result<Vec<Other>, Fault> {
+    ) -> Result<Vec<OtherSubscription>, Fault> {
         let mut answers = answers.iter().copied();
         match answers.next().flatten() {
             Some(0) => {
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_messages_are_asked_for_first_and_nothing_else_is_a_fault() {
-        let all = [Other::TwinAnswers, Other::Methods, Other::Desired];
+        let all = [OtherSubscription::TwinAnswers, OtherSubscription::Methods, OtherSubscription::Desired];
         let asked = Subscriptions::new("devices/d/messages/devicebound/#".into(), all);
         let expected = [
             ("devices/d/messages/devicebound/#", true),
@@ -101,8 +101,12 @@ mod tests {
         ];
         assert_eq!(asked.filters().collect::<Vec<_>>(), expected);
         let granted = |answers: &[Option<u8>]| asked.granted(answers, "hub", "d").ok();
-        assert_eq!(granted(&[Some(1), None, Some(0), None]), Some(vec![Other::Methods]));
-        assert_eq!(granted(&[Some(0), Some(0)]), Some(vec![Other::TwinAnswers]), "the rest is refused");
+        assert_eq!(granted(&[Some(1), None, Some(0), None]), Some(vec![OtherSubscription::Methods]));
+        assert_eq!(
+            granted(&[Some(0), Some(0)]),
+            Some(vec![OtherSubscription::TwinAnswers]),
+            "the rest is refused"
+        );
         assert_eq!(granted(&[None, Some(0), Some(0), Some(0)]), None);
         assert_eq!(granted(&[]), None);
     }

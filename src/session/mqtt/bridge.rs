@@ -17,29 +17,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::failure::{self, Fault};
-use super::mqtt::{ANSWER_LIMIT, Dial};
-use crate::credentials::Transport;
+use crate::session::dial::{ANSWER_LIMIT, Dial};
+use crate::session::failure::{self, Fault};
 use crate::websocket::{self, Target};
-
-/// What carries the protocol on one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carrier {
-    Tls,
-    WebSocket,
-}
-
-impl Carrier {
-    /// The protocol and its carrier, as the configuration names them.
-    pub(super) fn name(self, transport: Transport) -> &'static str {
-        match (transport, self) {
-            (Transport::Mqtt, Self::Tls) => "mqtt",
-            (Transport::Mqtt, Self::WebSocket) => "mqtt-ws",
-            (Transport::Amqp, Self::Tls) => "amqp",
-            (Transport::Amqp, Self::WebSocket) => "amqp-ws",
-        }
-    }
-}
 
 /// How many bytes are read at a time, in each direction.
 const BUFFER: usize = 16 * 1024;

@@ -7,34 +7,32 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::confirmations::Mark;
-
-/// One message that arrived on one connection; tickets count up from zero.
-pub(super) type Ticket = u64;
+use crate::session::confirmations::Mark;
+use crate::session::gate::ArrivalNo;
 
 /// Messages of one connection between arrival and PUBACK. Bounded by the 65,535 packet ids that MQTT has.
 #[derive(Debug, Default)]
 pub(super) struct ReleaseQueue {
-    /// The ticket of the front entry.
-    first: Ticket,
-    entries: VecDeque<Entry>,
+    /// The number of the front entry; numbers count up from zero.
+    first: u64,
+    entries: VecDeque<Arrival>,
     /// The packet ids that are not released yet.
-    outstanding: HashMap<u16, Ticket>,
+    outstanding: HashMap<u16, ArrivalNo>,
     /// How many entries are in state `Waiting`.
     waiting: usize,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Arrival {
     /// None for a message of QoS 0, and for one that lost its packet id to a newer message: nothing is sent for it.
     packet_id: Option<u16>,
-    state: State,
+    state: PubAckState,
     /// The mark that confirms its completion.
     mark: Option<Mark>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum PubAckState {
     /// Neither completed nor left.
     Waiting,
     Completed,
@@ -50,41 +48,41 @@ impl ReleaseQueue {
     ///
     /// A message can reuse the packet id of one that is still here, without the mark of a duplicate. Then it takes the
     /// id over, because a completion of the older message would complete the newer one, which never ran.
-    pub(super) fn arrive(&mut self, packet_id: Option<u16>, duplicate: bool) -> Option<Ticket> {
-        let ticket = self.first + self.entries.len() as u64;
+    pub(super) fn arrive(&mut self, packet_id: Option<u16>, duplicate: bool) -> Option<ArrivalNo> {
+        let arrival = ArrivalNo(self.first + self.entries.len() as u64);
         if let Some(id) = packet_id {
             if duplicate && self.outstanding.contains_key(&id) {
                 return None;
             }
-            if let Some(older) = self.outstanding.insert(id, ticket) {
-                self.set(older, State::Superseded);
+            if let Some(older) = self.outstanding.insert(id, arrival) {
+                self.set(older, PubAckState::Superseded);
             }
         }
-        self.entries.push_back(Entry { packet_id, state: State::Waiting, mark: None });
+        self.entries.push_back(Arrival { packet_id, state: PubAckState::Waiting, mark: None });
         self.waiting += 1;
-        Some(ticket)
+        Some(arrival)
     }
 
     /// The message is done; its PUBACK may leave after those before it.
-    pub(super) fn complete(&mut self, ticket: Ticket, mark: Option<Mark>) {
-        self.set(ticket, State::Completed);
-        if let Some(entry) = self.entry(ticket) {
+    pub(super) fn complete(&mut self, arrival: ArrivalNo, mark: Option<Mark>) {
+        self.set(arrival, PubAckState::Completed);
+        if let Some(entry) = self.entry(arrival) {
             entry.mark = mark;
         }
     }
 
     /// The message stays at the hub: neither it nor any later message gets a PUBACK.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
-        self.set(ticket, State::Left);
+    pub(super) fn leave(&mut self, arrival: ArrivalNo) {
+        self.set(arrival, PubAckState::Left);
     }
 
     /// The packet id whose PUBACK leaves next. It stays in the queue.
     pub(super) fn next_release(&mut self) -> Option<u16> {
         while let Some(entry) = self.entries.front() {
             match (entry.state, entry.packet_id) {
-                (State::Completed, Some(id)) => return Some(id),
-                (State::Completed, None) | (State::Superseded, _) => self.drop_front(),
-                (State::Waiting | State::Left, _) => return None,
+                (PubAckState::Completed, Some(id)) => return Some(id),
+                (PubAckState::Completed, None) | (PubAckState::Superseded, _) => self.drop_front(),
+                (PubAckState::Waiting | PubAckState::Left, _) => return None,
             }
         }
         None
@@ -110,19 +108,19 @@ impl ReleaseQueue {
     }
 
     /// Changes the state of a waiting entry. An entry that waits no more keeps its state, unless it is superseded.
-    fn set(&mut self, ticket: Ticket, state: State) {
-        let Some(entry) = self.entry(ticket) else { return };
-        if entry.state == State::Waiting {
+    fn set(&mut self, arrival: ArrivalNo, state: PubAckState) {
+        let Some(entry) = self.entry(arrival) else { return };
+        if entry.state == PubAckState::Waiting {
             entry.state = state;
             self.waiting -= 1;
-        } else if state == State::Superseded {
+        } else if state == PubAckState::Superseded {
             // Completed but not released: the hub would take its PUBACK for that of the newer message.
             entry.state = state;
         }
     }
 
-    fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry> {
-        let index = ticket.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())?;
+    fn entry(&mut self, arrival: ArrivalNo) -> Option<&mut Arrival> {
+        let index = arrival.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())?;
         self.entries.get_mut(index)
     }
 }
@@ -138,18 +136,18 @@ mod tests {
         std::iter::from_fn(|| queue.release()).map(|(id, _)| id).collect()
     }
 
-    fn arrive(queue: &mut ReleaseQueue, id: u16) -> Ticket {
+    fn arrive(queue: &mut ReleaseQueue, id: u16) -> ArrivalNo {
         queue.arrive(Some(id), false).expect("a new message")
     }
 
     #[test]
     fn completions_out_of_order_are_released_in_arrival_order() {
         let mut queue = ReleaseQueue::default();
-        let tickets: Vec<_> = [7, 3, 9].map(|id| arrive(&mut queue, id)).into();
-        queue.complete(tickets[2], None);
-        queue.complete(tickets[1], None);
+        let arrivals: Vec<_> = [7, 3, 9].map(|id| arrive(&mut queue, id)).into();
+        queue.complete(arrivals[2], None);
+        queue.complete(arrivals[1], None);
         assert_eq!(drain(&mut queue), NOTHING);
-        queue.complete(tickets[0], None);
+        queue.complete(arrivals[0], None);
         assert_eq!(drain(&mut queue), [7, 3, 9]);
     }
 
@@ -199,10 +197,10 @@ mod tests {
     #[test]
     fn completing_twice_releases_once() {
         let mut queue = ReleaseQueue::default();
-        let ticket = arrive(&mut queue, 5);
-        queue.complete(ticket, None);
+        let arrival = arrive(&mut queue, 5);
+        queue.complete(arrival, None);
         assert_eq!(drain(&mut queue), [5]);
-        queue.complete(ticket, None);
+        queue.complete(arrival, None);
         assert_eq!(drain(&mut queue), NOTHING);
     }
 
@@ -216,10 +214,10 @@ mod tests {
         ) {
             let mut queue = ReleaseQueue::default();
             let arrived: Vec<u16> = (0..200).map(|n| n * 7 + 1).collect();
-            let tickets: Vec<_> = arrived.iter().map(|id| arrive(&mut queue, *id)).collect();
+            let arrivals: Vec<_> = arrived.iter().map(|id| arrive(&mut queue, *id)).collect();
             let mut left = Vec::new();
             for (index, empty) in order.into_iter().zip(emptied) {
-                queue.complete(tickets[usize::from(index)], None);
+                queue.complete(arrivals[usize::from(index)], None);
                 if empty {
                     left.extend(drain(&mut queue));
                     prop_assert!(arrived.starts_with(&left));

@@ -19,9 +19,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
-use crate::session::bridge::Carrier;
+use crate::session::carrier::Carrier;
+use crate::session::dial::Dial;
 use crate::session::failure::{self, Fault};
-use crate::session::mqtt::Dial;
 use crate::websocket::{self, Target};
 
 use super::fault;

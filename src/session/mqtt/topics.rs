@@ -7,6 +7,7 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 
 use crate::message::{C2dMessage, MessageError, Properties, devicebound_topic, inputs_topic};
+use crate::session::publish::TwinAnswer;
 
 /// The filter for all answers to twin requests.
 pub(super) const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
@@ -19,7 +20,7 @@ const LONGEST_CALL_ID: usize = 1024;
 
 /// What comes on a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TopicKind {
     /// A C2D message, or a message for an input.
     Message,
     TwinAnswer,
@@ -28,13 +29,13 @@ pub(super) enum Kind {
 }
 
 /// What comes on this topic.
-pub(super) fn kind(topic: &str) -> Kind {
+pub(super) fn kind(topic: &str) -> TopicKind {
     let on = |filter: &str| topic.starts_with(filter.trim_end_matches('#'));
     match topic {
-        _ if on(TWIN_ANSWERS) => Kind::TwinAnswer,
-        _ if on(METHOD_CALLS) => Kind::MethodCall,
-        _ if on(DESIRED_CHANGES) => Kind::DesiredChange,
-        _ => Kind::Message,
+        _ if on(TWIN_ANSWERS) => TopicKind::TwinAnswer,
+        _ if on(METHOD_CALLS) => TopicKind::MethodCall,
+        _ if on(DESIRED_CHANGES) => TopicKind::DesiredChange,
+        _ => TopicKind::Message,
     }
 }
 
@@ -79,14 +80,6 @@ pub(super) fn reported(request: u64) -> String {
 /// The topic of a request for the whole twin; the topic of its answer repeats `request`.
 pub(super) fn read_twin(request: u64) -> String {
     format!("$iothub/twin/GET/?$rid={request}")
-}
-
-/// The answer to a twin request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TwinAnswer {
-    pub(super) request: u64,
-    /// As in HTTP.
-    pub(super) status: u16,
 }
 
 /// What a topic says about its answer; `None` if it answers no request of this program.
@@ -188,11 +181,11 @@ mod tests {
     #[test]
     fn what_comes_is_told_by_its_topic() {
         for (topic, expected) in [
-            ("$iothub/methods/POST/x/?$rid=1", Kind::MethodCall),
-            ("$iothub/twin/res/200/?$rid=1", Kind::TwinAnswer),
-            ("$iothub/twin/PATCH/properties/desired/?$version=3", Kind::DesiredChange),
-            ("devices/d/messages/devicebound/", Kind::Message),
-            ("$iothub/methods/res/1", Kind::Message),
+            ("$iothub/methods/POST/x/?$rid=1", TopicKind::MethodCall),
+            ("$iothub/twin/res/200/?$rid=1", TopicKind::TwinAnswer),
+            ("$iothub/twin/PATCH/properties/desired/?$version=3", TopicKind::DesiredChange),
+            ("devices/d/messages/devicebound/", TopicKind::Message),
+            ("$iothub/methods/res/1", TopicKind::Message),
         ] {
             assert_eq!(kind(topic), expected, "{topic}");
         }

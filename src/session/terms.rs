@@ -1,0 +1,159 @@
+//! What connections are made with, until it is changed: the settings, and the TLS files that they name.
+//!
+//! Owns: reading these files, whether terms differ, where to dial, and whom a failure is about.
+//! Must not know: packets, when to connect.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, Over, Proxy, Route, Transport};
+use crate::tls::{self, ClientCertificate, TlsError};
+
+use super::carrier::Carrier;
+use super::failure::{Failure, Fault, Who};
+
+/// MQTT over TLS. Source: wire reference 1.1.
+const MQTT_PORT: u16 = 8883;
+/// AMQP over TLS. Source: wire reference 2.1.
+const AMQP_PORT: u16 = 5671;
+
+/// The port of a transport, if the hub's name has none.
+pub(crate) fn standard_port(transport: Transport) -> u16 {
+    match transport {
+        Transport::Mqtt => MQTT_PORT,
+        Transport::Amqp => AMQP_PORT,
+    }
+}
+
+/// Who signs in, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The device or module, and its proof. A device gets C2D messages. A module gets the messages for its inputs,
+    /// over MQTT only.
+    pub(crate) identity: DeviceIdentity,
+    /// The protocol.
+    pub(crate) transport: Transport,
+    /// A private root, trusted in addition to the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// How long a token made from a key is valid. The session renews it at 80 % of that time.
+    pub(crate) token_lifetime: Duration,
+    /// How to get to the hub.
+    pub(crate) route: Route,
+    /// Where the time comes from.
+    pub(crate) clock: fn() -> SystemTime,
+    /// Whether to subscribe to the answers of the twin.
+    pub(crate) twin: bool,
+    /// Whether to subscribe to calls of direct methods.
+    pub(crate) methods: bool,
+    /// Whether to subscribe to changes of desired properties. The twin can then be read, too.
+    pub(crate) desired: bool,
+    /// Whether this is the only session, so that a refusal at the first sign-in ends it.
+    pub(crate) alone: bool,
+}
+
+/// The settings, and the content of their files.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(super) settings: Settings,
+    pub(super) tls: Arc<rustls::ClientConfig>,
+    /// Of the content that the TLS files had when they were read.
+    fingerprint: Vec<u8>,
+}
+
+impl Terms {
+    /// Reads the TLS files of the settings.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file at fault.
+    pub(crate) fn read(settings: Settings) -> Result<Self, TlsError> {
+        let certificate = match &settings.identity.auth {
+            DeviceAuth::Certificate { certificate, private_key } => {
+                let (certificate, private_key) = (certificate.clone(), private_key.clone());
+                Some(ClientCertificate { certificate, private_key })
+            }
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
+        };
+        // Before the files are used: if a file is replaced in between, the next reload still sees the difference.
+        let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
+        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
+        Ok(Self { settings, tls, fingerprint })
+    }
+
+    pub(super) fn differ(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.settings, &other.settings);
+        self.fingerprint != other.fingerprint
+            || ours.identity != theirs.identity
+            || ours.transport != theirs.transport
+            || ours.ca_file != theirs.ca_file
+            || ours.token_lifetime != theirs.token_lifetime
+            || ours.route != theirs.route
+            || ours.twin != theirs.twin
+            || ours.methods != theirs.methods
+            || ours.desired != theirs.desired
+    }
+
+    /// Whether the session subscribes to more than messages.
+    pub(super) fn asks_for_more(&self) -> bool {
+        self.settings.twin || self.settings.methods || self.settings.desired
+    }
+
+    /// The carrier of the first attempt.
+    pub(super) fn first_carrier(&self) -> Carrier {
+        self.carrier(Carrier::Tls)
+    }
+
+    /// `wished`, if the settings leave the choice.
+    pub(super) fn carrier(&self, wished: Carrier) -> Carrier {
+        match self.settings.route.over {
+            Over::Tls => Carrier::Tls,
+            Over::WebSocket => Carrier::WebSocket,
+            Over::Either => wished,
+        }
+    }
+
+    /// What to try after `carrier` failed before the sign-in.
+    pub(super) fn other_carrier(&self, carrier: Carrier) -> Carrier {
+        self.carrier(match carrier {
+            Carrier::Tls => Carrier::WebSocket,
+            Carrier::WebSocket => Carrier::Tls,
+        })
+    }
+
+    /// A port in the connection string is the one of the protocol over TLS.
+    pub(super) fn port(&self, carrier: Carrier) -> u16 {
+        let Settings { identity, route, transport, .. } = &self.settings;
+        match carrier {
+            Carrier::Tls => identity.dialled().port.unwrap_or(standard_port(*transport)),
+            Carrier::WebSocket => route.https_port,
+        }
+    }
+
+    /// The proxy on the way to the hub. Only WebSockets go through proxies.
+    pub(super) fn proxy(&self, carrier: Carrier) -> Option<Proxy> {
+        let Settings { identity, route, .. } = &self.settings;
+        let proxy = route.proxies.on_the_way_to(&identity.dialled().name, self.port(carrier));
+        proxy.filter(|_| carrier == Carrier::WebSocket).cloned()
+    }
+
+    pub(super) fn failure(&self, fault: Fault, carrier: Carrier) -> Failure {
+        let identity = &self.settings.identity;
+        let peer =
+            HostPort { name: identity.dialled().name.clone(), port: Some(self.port(carrier)) }.to_string();
+        let fault = match (fault, self.generation()) {
+            (Fault::NotAuthorised { now }, Some(generation)) => {
+                Fault::GenerationRefused { generation: generation.to_owned(), now }
+            }
+            (fault, _) => fault,
+        };
+        Failure { peer, who: Who::of(identity), fault }
+    }
+
+    /// Which deployment of a module this process is, if the workload API signs for it.
+    pub(super) fn generation(&self) -> Option<&str> {
+        match &self.settings.identity.auth {
+            DeviceAuth::Workload(access) => Some(&access.generation_id),
+            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
+        }
+    }
+}
