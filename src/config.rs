@@ -20,6 +20,7 @@ use sources::Sources;
 mod conditions;
 mod device;
 mod drop_ins;
+mod field;
 mod files;
 mod gpio;
 mod identities;
@@ -28,6 +29,7 @@ mod interlock;
 mod key;
 mod merge;
 mod metrics;
+mod pin_names;
 mod policy;
 #[cfg(feature = "schema")]
 pub(crate) mod reference;
@@ -50,13 +52,14 @@ mod with_twin;
 pub use identities::Identities;
 pub use report::Report;
 pub(crate) use report::counted;
+pub use rule::TwinRule;
 pub use rule_tests::{RuleTest, read_tests};
 pub use settings::{
     ActiveLevel, GpioBackend, GpioSettings, InboxSettings, KnownBy, Line, MetricsSettings, OnDisconnect,
     OnExit, PinSettings, TwinSettings,
 };
 pub use twin_rules::{TwinRules, version_of};
-pub use with_twin::{Remote, Texts, TwinPart, TwinRule, inspect_with, load_with};
+pub use with_twin::{Remote, Texts, TwinPart, inspect_with, load_with};
 
 const DEVICE: Key<Form> = table("device");
 const INBOX: Key<Form> = table("inbox");

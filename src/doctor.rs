@@ -25,6 +25,7 @@ mod programs;
 mod server;
 mod signin;
 mod state;
+mod subject;
 mod user;
 mod workload;
 

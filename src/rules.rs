@@ -17,6 +17,7 @@ mod nearest;
 mod plan;
 mod policy;
 mod step;
+mod subject;
 mod template;
 mod values;
 
@@ -32,8 +33,8 @@ pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
 pub(crate) use policy::TWIN_WAIT;
 pub use policy::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
+pub(crate) use subject::Subject;
 pub(crate) use template::Template;
-pub(crate) use values::Subject;
 use values::Values;
 
 /// The rules of a configuration, in its order.
@@ -152,7 +153,7 @@ impl Rule {
     /// sentence.
     pub fn plan(&self, message: &C2dMessage, device_id: &str) -> Result<Plan, PlanError> {
         let values = Values::of(message, &self.fields);
-        let mut room = template::MAX_FILLED_BYTES;
+        let mut room = plan::MAX_FILLED_BYTES;
         let each = self.steps.iter().map(|step| step.plan(&values, &self.conditions, &mut room));
         let steps: Vec<PlannedStep> = each.collect::<Result<_, _>>()?;
         let on_pins = steps.iter().fold(Duration::ZERO, |total, step| total.saturating_add(step.pin_time()));

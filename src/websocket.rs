@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 mod dial;
+mod socket;
 mod tunnel;
 
 #[allow(unused_imports)] // Not every feature set dials.

@@ -13,8 +13,9 @@ use signal_hook_tokio::Signals;
 
 use crate::config::{self, Inspection};
 
-use self::device::{CA_FILE_VARIABLE, CONNECTION_STRING_VARIABLE, Device, Proof};
+use self::device::{CA_FILE_VARIABLE, Device, Proof};
 use self::duty::Duty;
+use self::find::CONNECTION_STRING_VARIABLE;
 use self::place::NewFile;
 use super::shown::Output;
 use super::{DEFAULT_CONFIG, Exit, Failure};
@@ -22,9 +23,11 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 mod ask;
 mod device;
 mod duty;
+mod find;
 mod next;
 mod place;
 mod text;
+mod toml;
 
 /// Write a first configuration: who the device is, and what a message does.
 ///
@@ -155,7 +158,7 @@ fn missing(args: &Args) -> Vec<&'static str> {
 /// Gathers the plan from the options, and asks at the terminal for what they lack.
 fn gather(args: &Args) -> Result<Plan, Failure> {
     let mut duties = duty::given(&args.pins, args.command.as_deref(), &args.program)?;
-    let device = device::find(args)?;
+    let device = find::device(args)?;
     if duties.is_empty() {
         duties.push(ask::duty()?);
     }
@@ -235,12 +238,12 @@ impl Plan {
                 vec![NewFile::secret(beside(device::STRING_FILE), format!("{text}\n").into_bytes())]
             }
             Proof::Certificate { certificate, private_key } => vec![
-                NewFile::secret(beside(device::CERTIFICATE_FILE), device::read(certificate)?),
-                NewFile::secret(beside(device::KEY_FILE), device::read(private_key)?),
+                NewFile::secret(beside(device::CERTIFICATE_FILE), find::read(certificate)?),
+                NewFile::secret(beside(device::KEY_FILE), find::read(private_key)?),
             ],
         };
         if let Some(ca_file) = &self.ca_file {
-            files.push(NewFile::open(beside(device::ROOT_FILE), device::read_roots(ca_file)?));
+            files.push(NewFile::open(beside(device::ROOT_FILE), find::read_roots(ca_file)?));
         }
         files.push(NewFile::open(self.config.clone(), self.text().into_bytes()));
         Ok(files)

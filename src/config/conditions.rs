@@ -7,9 +7,9 @@ use toml::de::DeValue;
 use crate::message::SOURCE;
 use crate::rules::{Choices, Condition, Door, Glob, Rule, Subject, Test};
 
+use super::field::{Field, fields, shown};
 use super::key::{Absent, Form, Key};
 use super::report::Report;
-use super::table::{Field, fields, shown};
 
 /// The kinds of conditions other than a plain value, and how each is read.
 pub(super) static KINDS: [(Key<Form>, ReadTest); 6] = [

@@ -15,10 +15,11 @@ use crate::credentials::{
 };
 use crate::tls::{self, ClientCertificate};
 
+use super::field::{Field, shown};
 use super::files;
 use super::key::{Absent, FilePath, Key, Span, Text};
 use super::report::{Place, Report, holds_a_secret};
-use super::table::{Field, Table, shown};
+use super::table::Table;
 use super::transport;
 
 /// Names the directory in which systemd puts the files that the unit loads with `LoadCredential=`. Source:

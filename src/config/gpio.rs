@@ -10,11 +10,12 @@ use toml::de::DeValue;
 
 use crate::rules::PinState;
 
+use super::field::{Field, fields, shown};
 use super::interlock;
 use super::key::{Absent, FilePath, Form, Key, Span, Text, Words};
 use super::report::Report;
 use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnDisconnect, OnExit, PinSettings};
-use super::table::{Field, Table, fields, shown};
+use super::table::Table;
 
 pub(super) const BACKEND: Key<Words<GpioBackend>> = Key {
     name: "backend",
@@ -222,24 +223,6 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
         report.warning(place, message);
     }
     Some(OnDisconnect { state: state?, after: after? })
-}
-
-/// The sentence for a name that no pin has.
-pub(super) fn unknown_pin(name: &str, names: &[String]) -> String {
-    let (name, known) = (shown(name), known_pins(names));
-    let remedy = match name.parse::<u32>() {
-        Ok(_) => "give the pin's name, not its line".to_owned(),
-        Err(_) => format!("add [gpio.pins.{name}]"),
-    };
-    format!("there is no pin \"{name}\" ({known}): {remedy}")
-}
-
-/// The names that exist, for a sentence.
-pub(super) fn known_pins(names: &[String]) -> String {
-    if names.is_empty() {
-        return "no pin is configured".to_owned();
-    }
-    format!("the pins are {}", names.iter().map(|pin| shown(pin)).collect::<Vec<_>>().join(", "))
 }
 
 fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {

@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::field::{Field, shown};
 use super::key::{Absent, FilePath, Key, Size, Span, Whole, Words};
 use super::report::{Place, Report};
 use super::settings::{InboxSettings, KnownBy};
-use super::table::{Field, shown};
 use crate::trust;
 
 const MIB: u64 = 1024 * 1024;

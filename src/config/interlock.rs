@@ -9,9 +9,9 @@ use toml::de::DeValue;
 
 use crate::rules::{GpioStep, PinChange, PinState, Setting, Step};
 
+use super::field::{Field, Value, shown};
 use super::report::Report;
 use super::settings::{OnExit, PinSettings};
-use super::table::{Field, Value, shown};
 
 /// Reads the groups. `names` has all pins, `pins` those without a problem.
 pub(super) fn read(
@@ -63,7 +63,7 @@ fn read_member(
     let field = value.named("a pin of interlock");
     let name = field.text(report)?;
     if !names.iter().any(|known| known == name) {
-        return field.wrong(super::gpio::unknown_pin(name, names), report);
+        return field.wrong(super::pin_names::unknown_pin(name, names), report);
     }
     if groups.iter().flatten().any(|other| other == name) {
         let message = format!("pin \"{}\" is already in another group: make one group of both", shown(name));

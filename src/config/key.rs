@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use super::field::Field;
 use super::report::Report;
-use super::table::Field;
 
 /// One key. A parser has a constant for each, so the reference of a key says what the parser does.
 #[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads absent and about"))]

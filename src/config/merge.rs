@@ -8,12 +8,12 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::{Place, Report, position};
+use super::field::shown;
+use super::report::{Report, position};
 use super::rule;
 use super::rule_tests;
-use super::sources::{Source, Sources};
+use super::sources::Sources;
 use super::syntax;
-use super::table::shown;
 
 /// The lists at the top that each file adds to.
 const RULES: &str = "rule";
@@ -35,7 +35,7 @@ pub(super) struct Merged<'t> {
 pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> {
     let (mut root, mut merge) = (DeTable::new(), Merge { sources, report, named: Vec::new(), more: 0 });
     for source in sources.iter() {
-        let mut parsed = parse(source, merge.report);
+        let mut parsed = syntax::parse(source, merge.report);
         if source.is_remote {
             parsed = only_rules(parsed, merge.report);
         }
@@ -63,43 +63,6 @@ fn only_rules<'t>(parsed: DeTable<'t>, report: &mut Report) -> DeTable<'t> {
         report.problem(key.span(), message);
     }
     rules
-}
-
-/// The tree of one file, with its places among all files.
-pub(super) fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
-    let (root, errors) = DeTable::parse_recoverable(&source.text);
-    for (span, message) in syntax::problems(&source.text, &errors) {
-        let place = match span {
-            Some(span) => Place::Text(moved(&span, source.base)),
-            None => Place::File(source.path.clone()),
-        };
-        report.problem(place, message);
-    }
-    if errors.is_empty() { moved_table(root.into_inner(), source.base) } else { DeTable::new() }
-}
-
-fn moved(span: &Range<usize>, by: usize) -> Range<usize> {
-    span.start + by..span.end + by
-}
-
-fn moved_table(table: DeTable<'_>, by: usize) -> DeTable<'_> {
-    let entries = table.into_iter().map(|(key, value)| {
-        let place = moved(&key.span(), by);
-        (Spanned::new(place, key.into_inner()), moved_value(value, by))
-    });
-    entries.collect()
-}
-
-fn moved_value(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
-    let place = moved(&value.span(), by);
-    let value = match value.into_inner() {
-        DeValue::Table(table) => DeValue::Table(moved_table(table, by)),
-        DeValue::Array(array) => {
-            DeValue::Array(array.into_iter().map(|value| moved_value(value, by)).collect())
-        }
-        single => single,
-    };
-    Spanned::new(place, value)
 }
 
 struct Merge<'t, 'r> {

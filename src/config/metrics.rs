@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 
 use crate::features;
 
+use super::field::{Field, shown};
 use super::key::{Absent, Form, Key};
 use super::report::Report;
 use super::settings::MetricsSettings;
-use super::table::{Field, shown};
 
 pub(super) const LISTEN: Key<Form> = Key {
     name: "listen",

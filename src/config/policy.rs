@@ -11,10 +11,11 @@ use toml::de::DeValue;
 
 use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, TWIN_WAIT, Unmatched};
 
+use super::field::{Field, shown};
 use super::key::{Absent, Form, Key, Span, Text, Whole, Words};
 use super::report::Report;
 use super::settings::GpioSettings;
-use super::table::{Field, Table, shown};
+use super::table::Table;
 
 const SHORTEST: Duration = Duration::from_millis(10);
 const HOUR: Duration = Duration::from_secs(3600);

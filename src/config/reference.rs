@@ -4,9 +4,9 @@
 //! value is read.
 
 use super::conditions::KINDS;
+use super::field::format_size;
 pub(crate) use super::key::Absent;
 use super::key::{FilePath, Form, Key, Size, Span, Text, Whole, Words};
-use super::table::format_size;
 use super::{device, gpio, inbox, metrics, policy, rule, rule_tests, steps, transport, twin};
 
 /// A table and its keys.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::rules::{Door, Policy, Reports, Rule, Rules, Test};
 
 use super::conditions;
+use super::field::{Field, shown};
 use super::interlock;
 use super::key::{Absent, Form, Key, Text};
 use super::policy;
@@ -15,8 +16,16 @@ use super::report::Report;
 use super::settings::{GpioSettings, TwinSettings};
 use super::sources::Sources;
 use super::steps;
-use super::table::{Field, Table, shown};
-use super::with_twin::TwinRule;
+use super::table::Table;
+
+/// A rule that the twin has set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TwinRule {
+    /// Its name.
+    pub rule: String,
+    /// The name of its text, as in `twin:NAME`.
+    pub text: String,
+}
 
 const MAX_NAME_CHARS: usize = 100;
 // These limits are for everything that takes time with each message. Together they keep the choice of a rule below 5

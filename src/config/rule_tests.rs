@@ -15,12 +15,13 @@ use toml::de::DeValue;
 use crate::message::C2dMessage;
 use crate::rules::{Expectation, Foreseen, Rules, literal_steps};
 
+use super::field::{Field, Value, shown};
 use super::files;
 use super::key::{Absent, Form, Key, Text, Words};
-use super::merge;
 use super::report::{Place, Report, position};
 use super::steps;
-use super::table::{Field, Table, Value, shown};
+use super::syntax;
+use super::table::Table;
 use super::{Inspection, TEST, TwinSettings};
 
 /// How tests are written.
@@ -117,7 +118,7 @@ pub fn read_tests(inspection: &Inspection) -> (Vec<RuleTest>, Report) {
     let scope = Scope { rules: &rules, pin_names, twin: &inspection.twin };
     let mut tests = Vec::new();
     for source in sources.iter() {
-        let root = merge::parse(source, &mut report);
+        let root = syntax::parse(source, &mut report);
         let mut root = Table::new("a file of rule tests", source.base..source.base, &root);
         let field = root.take(&TEST);
         if beside.as_ref() == Some(&source.path) {

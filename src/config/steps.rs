@@ -8,12 +8,13 @@ use crate::rules::{
     GpioStep, Setting, Step, Subject, Template, read_period, read_pulse, read_set, read_times, variable_name,
 };
 
-use super::gpio;
+use super::field::{Field, Value, shown};
 use super::key::{Absent, Form, Key, Text};
+use super::pin_names;
 use super::report::Report;
 use super::settings::TwinSettings;
 use super::shells;
-use super::table::{Field, Table, Value, shown};
+use super::table::Table;
 use crate::trust;
 
 pub(super) const GPIO: Key<Text> = Key {
@@ -139,12 +140,12 @@ fn read_step(value: &Value<'_>, means: Means<'_>, report: &mut Report) -> Option
 
 fn read_pin(field: &Field<'_>, means: Means<'_>, report: &mut Report) -> Option<String> {
     let DeValue::String(_) = field.value.value else {
-        let needed = format!("the name of a pin in quotes ({})", gpio::known_pins(means.pins));
+        let needed = format!("the name of a pin in quotes ({})", pin_names::known_pins(means.pins));
         return field.wrong_type(&needed, report);
     };
     let name = field.text(report)?;
     if !means.pins.iter().any(|pin| pin == name) {
-        return field.wrong(gpio::unknown_pin(name, means.pins), report);
+        return field.wrong(pin_names::unknown_pin(name, means.pins), report);
     }
     if means.is_remote && !means.twin.pins.iter().any(|pin| pin == name) {
         let message = format!(

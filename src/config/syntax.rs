@@ -1,18 +1,59 @@
-//! Explains why a text is not TOML, for people who do not know TOML.
+//! Parses a text as TOML, and explains why it is none, for people who do not know TOML.
 //!
-//! Owns: recognising other formats, and the sentences in place of the parser's messages. Must not know: keys.
+//! Owns: recognising other formats, the sentences in place of the parser's messages, places in several texts.
+//! Must not know: keys.
 
 use std::ops::Range;
 
 use serde::de::IgnoredAny;
-use toml::de::Error;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error};
 
-use super::table::shown;
+use super::field::shown;
+use super::report::{Place, Report};
+use super::sources::Source;
 
 /// How TOML looks, for a person who writes JSON, YAML or another format.
 const FORM: &str = "write tables such as [device], and below them lines such as transport = \"mqtt\"";
 /// Quotes that word processors and web pages use.
 const TYPOGRAPHIC: [char; 9] = ['“', '”', '„', '‘', '’', '‚', '«', '»', '`'];
+
+/// The tree of one file, with its places among all files.
+pub(super) fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
+    let (root, errors) = DeTable::parse_recoverable(&source.text);
+    for (span, message) in problems(&source.text, &errors) {
+        let place = match span {
+            Some(span) => Place::Text(moved(&span, source.base)),
+            None => Place::File(source.path.clone()),
+        };
+        report.problem(place, message);
+    }
+    if errors.is_empty() { moved_table(root.into_inner(), source.base) } else { DeTable::new() }
+}
+
+fn moved(span: &Range<usize>, by: usize) -> Range<usize> {
+    span.start + by..span.end + by
+}
+
+fn moved_table(table: DeTable<'_>, by: usize) -> DeTable<'_> {
+    let entries = table.into_iter().map(|(key, value)| {
+        let place = moved(&key.span(), by);
+        (Spanned::new(place, key.into_inner()), moved_value(value, by))
+    });
+    entries.collect()
+}
+
+fn moved_value(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
+    let place = moved(&value.span(), by);
+    let value = match value.into_inner() {
+        DeValue::Table(table) => DeValue::Table(moved_table(table, by)),
+        DeValue::Array(array) => {
+            DeValue::Array(array.into_iter().map(|value| moved_value(value, by)).collect())
+        }
+        single => single,
+    };
+    Spanned::new(place, value)
+}
 
 /// The problems of a text, each with its place. Only the first one of each line, because the parser then fails on the
 /// rest of it, too.

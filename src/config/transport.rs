@@ -5,9 +5,9 @@
 use crate::credentials::{Over, ProxySettings, Route, Transport};
 use crate::features;
 
+use super::field::Field;
 use super::key::{Absent, Key, Words};
 use super::report::{Place, Report};
-use super::table::Field;
 
 /// The hub's HTTPS port, which also serves its WebSockets. Source: wire reference 1.1.
 const HTTPS_PORT: u16 = 443;

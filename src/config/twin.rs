@@ -10,12 +10,12 @@ use std::ops::Range;
 
 use toml::de::DeValue;
 
-use super::gpio::unknown_pin;
+use super::field::{Field, fields};
 use super::key::{Absent, Form, Key};
+use super::pin_names::unknown_pin;
 use super::report::Report;
 use super::settings::TwinSettings;
 use super::steps;
-use super::table::{Field, fields};
 
 pub(super) const ACCEPT: Key<Form> = Key {
     name: "accept",

@@ -16,8 +16,8 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::field::shown;
 use super::files;
-use super::table::shown;
 use crate::trust;
 
 /// The agent's part of the desired properties. The reported ones have a part of that name, too.

@@ -15,6 +15,7 @@ use crate::rules::Rules;
 use crate::trust;
 
 use super::report::{Place, Report};
+use super::rule::TwinRule;
 use super::sources::Sources;
 use super::twin_rules::TwinRules;
 use super::{Config, Inspection, TwinSettings, inspect, merge, read_rules, table};
@@ -56,15 +57,6 @@ pub enum TwinPart {
         /// Why, in words.
         reason: String,
     },
-}
-
-/// A rule that the twin has set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TwinRule {
-    /// Its name.
-    pub rule: String,
-    /// The name of its text, as in `twin:NAME`.
-    pub text: String,
 }
 
 /// The texts that a configuration is made from.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::certificate::{Age, Certificate, day};
-use super::network::Subject;
+use super::subject::Subject;
 use super::{CHECK_LIMIT, Check, Finding};
 use crate::credentials::DeviceAuth;
 use crate::session::EARLIEST_PLAUSIBLE;

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 
-use super::network::{self, Subject};
+use super::network;
+use super::subject::Subject;
 use super::{Agent, Finding, signin, workload};
 use crate::config::Inspection;
 use crate::credentials::{DeviceIdentity, Route, Transport};

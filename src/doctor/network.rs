@@ -5,81 +5,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::server::Handshake;
+use super::subject::Subject;
 use super::{CHECK_LIMIT, Check, Finding, clock, server};
-use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Proxy, Route, Transport, WorkloadAccess};
-use crate::session::standard_port;
 
 /// Most addresses of one host that are tried.
 const MAX_ADDRESSES: usize = 8;
-
-/// What the checks of the network need to know.
-#[derive(Clone, Copy)]
-pub(super) struct Subject<'c> {
-    pub(super) identity: Option<&'c DeviceIdentity>,
-    pub(super) ca_file: Option<&'c Path>,
-    /// More roots, in PEM; often none.
-    pub(super) bundle: &'c str,
-    pub(super) token_lifetime: Duration,
-    pub(super) transport: Transport,
-    pub(super) route: &'c Route,
-    pub(super) offline: bool,
-    pub(super) https_port: u16,
-    pub(super) clock: fn() -> SystemTime,
-}
-
-impl<'c> Subject<'c> {
-    /// The workload API, where a module has its tokens signed and gets its roots.
-    pub(super) fn workload(&self) -> Option<&'c WorkloadAccess> {
-        match &self.identity?.auth {
-            DeviceAuth::Workload(access) => Some(access),
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
-        }
-    }
-
-    /// The settings that say where to connect.
-    pub(super) fn names(&self) -> &'static str {
-        if self.workload().is_some() { "IOTEDGE_GATEWAYHOSTNAME" } else { "HostName or GatewayHostName" }
-    }
-
-    fn is_module(&self) -> bool {
-        self.identity.is_some_and(|identity| identity.module_id.is_some())
-    }
-
-    /// The settings that name files of certificates and keys.
-    pub(super) fn files(&self) -> &'static str {
-        if self.is_module() { "EdgeModuleCACertificateFile" } else { "[device] or C2D_CA_FILE" }
-    }
-
-    /// The settings that name a root to trust.
-    pub(super) fn root_settings(&self) -> &'static str {
-        if self.is_module() { "EdgeModuleCACertificateFile" } else { "ca_file or C2D_CA_FILE" }
-    }
-
-    /// The port to which the agent connects.
-    pub(super) fn mqtt_port(&self) -> u16 {
-        match self.route.over {
-            Over::WebSocket => self.route.https_port,
-            Over::Tls | Over::Either => {
-                let own = self.identity.and_then(|identity| identity.dialled().port);
-                own.unwrap_or(standard_port(self.transport))
-            }
-        }
-    }
-
-    /// The proxy through which the agent connects.
-    fn proxy(&self, host: &str) -> Option<&Proxy> {
-        let Route { over, https_port, proxies, .. } = self.route;
-        proxies.on_the_way_to(host, *https_port).filter(|_| *over == Over::WebSocket)
-    }
-}
 
 /// How far a connection to the server gets.
 pub(super) enum Way<'c> {

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::certificate::{Age, Certificate, day};
 use super::identity::in_days;
-use super::network::Subject;
+use super::subject::Subject;
 use super::{CHECK_LIMIT, Check, Finding};
 use crate::credentials::DeviceAuth;
 use crate::tls::{self, ClientCertificate, Judgement, TlsError};

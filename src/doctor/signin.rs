@@ -2,7 +2,7 @@
 //!
 //! Owns: when to try it, because a hub keeps only one connection per device or module. Must not know: MQTT.
 
-use super::network::Subject;
+use super::subject::Subject;
 use super::{Agent, CHECK_LIMIT, Check, Finding};
 use crate::session::{self, SignInError};
 

@@ -10,7 +10,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::values::Subject;
+use super::subject::Subject;
 
 /// The parser reads no deeper than this, so there are no deeper fields.
 const MAX_DEPTH: usize = 127;

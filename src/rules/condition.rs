@@ -5,7 +5,8 @@
 use crate::message::excerpt;
 
 use super::glob::{self, Glob};
-use super::values::{Found, Subject, Values};
+use super::subject::Subject;
+use super::values::{Found, Values};
 
 /// Most values of a list that a mismatch names.
 const MOST_NAMED: usize = 20;

@@ -5,7 +5,7 @@
 use crate::message::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, MESSAGE_ID, METHOD, SOURCE};
 
 use super::condition::{Condition, Test};
-use super::values::Subject;
+use super::subject::Subject;
 
 /// A door, without the name of the input or method: see [`crate::message::Source`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

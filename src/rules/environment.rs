@@ -8,10 +8,7 @@ use serde_json::Value;
 
 use crate::message::{C2dMessage, excerpt};
 
-use super::plan::PlanError;
-
-/// Most application properties of a message for which a program gets variables.
-pub(super) const MAX_VARIABLES: usize = 1000;
+use super::plan::{MAX_VARIABLES, PlanError};
 
 /// Every `C2D_…` variable, sorted by name. `C2D_MESSAGE_ID` and `C2D_CORRELATION_ID` are left out if the message has
 /// none. The variables of properties whose variable names become equal are left out, too.

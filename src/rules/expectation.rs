@@ -8,9 +8,9 @@ use std::fmt;
 use crate::message::{C2dMessage, excerpt};
 
 use super::body::Fields;
+use super::plan;
 use super::plan::{PlanError, PlannedStep};
 use super::step::Step;
-use super::template;
 use super::values::Values;
 use super::{Rule, Rules};
 
@@ -94,7 +94,7 @@ pub(crate) fn literal_steps(steps: &[Step]) -> Result<Vec<PlannedStep>, StepErro
     }
     let (nothing, fields) = (C2dMessage::default(), Fields::default());
     let values = Values::of(&nothing, &fields);
-    let mut room = template::MAX_FILLED_BYTES;
+    let mut room = plan::MAX_FILLED_BYTES;
     Ok(steps.iter().map(|step| step.plan(&values, &[], &mut room)).collect::<Result<_, _>>()?)
 }
 

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
-use super::environment::MAX_VARIABLES;
-use super::template::MAX_FILLED_BYTES;
+/// Most application properties of a message for which a program gets variables.
+pub(super) const MAX_VARIABLES: usize = 1000;
+/// Most bytes of a rule's arguments after they are filled in. A program can always take this much.
+pub(super) const MAX_FILLED_BYTES: usize = 128 * 1024;
 
 /// What one message makes one rule do: steps in order, all within one deadline.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,9 @@ use crate::message::excerpt;
 
 use super::condition::{Condition, Test};
 use super::plan::{PinChange, PinState, PlanError, PlannedStep};
+use super::subject::Subject;
 use super::template::Template;
-use super::values::{Subject, Values};
+use super::values::Values;
 
 /// Most repetitions of one blink.
 const MAX_TIMES: u32 = 1000;

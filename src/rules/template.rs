@@ -6,11 +6,9 @@
 use crate::message::excerpt;
 
 use super::condition::Condition;
-use super::plan::PlanError;
-use super::values::{Found, Subject, Values};
-
-/// Most bytes of a rule's arguments after they are filled in. A program can always take this much.
-pub(super) const MAX_FILLED_BYTES: usize = 128 * 1024;
+use super::plan::{MAX_FILLED_BYTES, PlanError};
+use super::subject::Subject;
+use super::values::{Found, Values};
 
 /// One argument or one value. It is filled in after the argument list was split, so one value never becomes two
 /// arguments.

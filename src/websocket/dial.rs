@@ -10,8 +10,6 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::client_async_with_config;
@@ -19,6 +17,7 @@ use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::handshake::client::{Request, Response, generate_key};
 use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 
+use super::socket::{Raw, connect};
 use super::tunnel::{self, TunnelError};
 use super::{ByteStream, HUB_PATH, config};
 use crate::credentials::{HostPort, Proxy};
@@ -41,10 +40,6 @@ pub(crate) type HubStream = ByteStream<SecureStream>;
 
 /// TLS to the hub.
 pub(crate) type SecureStream = TlsStream<Box<dyn Raw>>;
-
-/// What TLS runs on: TCP or a tunnel.
-pub(crate) trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
 
 /// Why there is no WebSocket. Each is one sentence without the name of the hub before it, because the caller knows it.
 #[derive(Debug, thiserror::Error)]
@@ -139,13 +134,6 @@ pub(crate) async fn secure(
         None => Box::new(connect(host, port).await.map_err(DialError::Tcp)?),
     };
     TlsConnector::from(Arc::clone(tls)).connect(name, raw).await.map_err(DialError::Tls)
-}
-
-/// Tries one address after the other, in the order of the system.
-pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 fn request(

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::dial::{Raw, connect};
+use super::socket::{Raw, connect};
 use crate::credentials::{HostPort, Proxy};
 use crate::tls;
 

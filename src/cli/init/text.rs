@@ -7,6 +7,7 @@ use std::path::Path;
 use super::Plan;
 use super::device::ROOT_FILE;
 use super::duty::What;
+use super::toml::quoted;
 
 /// The path where the Debian package puts the schema. An editor checks the file with it.
 const SCHEMA: &str = "/usr/share/doc/c2d-agent/config.schema.json";
@@ -75,20 +76,6 @@ do = [ {{ run = [{}] }} ]
         };
     }
     text
-}
-
-/// A text as a basic string of TOML. Source: TOML 1.0, String.
-pub(super) fn quoted(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            c if c.is_control() => quoted += &format!("\\u{:04X}", u32::from(c)),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 #[cfg(test)]
