@@ -74,7 +74,7 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(1100);
 pub(crate) struct Session {
     events: mpsc::Receiver<Event>,
     arrived: Arrived,
-    told: Told,
+    told: SideReports,
     keeper: JoinSet<Result<(), SessionError>>,
     terms: watch::Sender<Arc<Terms>>,
     no_more: CancellationToken,
@@ -82,7 +82,7 @@ pub(crate) struct Session {
 }
 
 /// What connections report in addition to their events.
-struct Told {
+struct SideReports {
     publisher: Arc<Publisher>,
     desired: Arc<Notify>,
     confirmations: Arc<Confirmations>,
@@ -97,7 +97,7 @@ impl Session {
         let (terms, terms_out) = watch::channel(Arc::new(Terms::read(settings)?));
         let (arrivals, arrived) = arrivals::channels();
         let (events_in, events) = mpsc::channel(EVENTS);
-        let told = Told {
+        let told = SideReports {
             publisher: Arc::default(),
             desired: Arc::clone(&arrivals.desired),
             confirmations: Arc::clone(&arrivals.confirmations),
@@ -182,7 +182,7 @@ impl Session {
 }
 
 async fn next_event(
-    told: &Told,
+    told: &SideReports,
     events: &mut mpsc::Receiver<Event>,
     keeper: &mut JoinSet<Result<(), SessionError>>,
 ) -> Event {

@@ -14,12 +14,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::arrivals::Arrivals;
 use super::calls::Calls;
-use super::connection::{Connection, Progress, Reading, Shared};
+use super::connection::{Connection, Reading, Shared, SignInProgress};
 use super::dial::Dial;
 use super::publish::{InFlight, Publisher, UNDER_WAY};
 use super::upstream::PublishError;
 
-use reader::{Order, Reader};
+use reader::{AmqpReader, Order};
 use settlements::Settlements;
 
 mod cbs;
@@ -51,9 +51,9 @@ pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>
     };
     let in_flight = Arc::new(InFlight::new(Box::new(publish), Arc::clone(publisher)));
     let shared = Shared { gates: [settlements.clone(), calls.clone()], in_flight };
-    let (report, progress) = watch::channel(Progress::default());
+    let (report, progress) = watch::channel(SignInProgress::default());
     let (orders, asked) = mpsc::channel(ORDERS);
-    let reader = Reader {
+    let reader = AmqpReader {
         shared: shared.clone(),
         settlements,
         calls,

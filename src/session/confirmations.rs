@@ -57,12 +57,12 @@ impl Pings {
 /// What a session reports of its completions.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
-    state: Mutex<State>,
+    state: Mutex<OpenMarks>,
     told: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OpenMarks {
     /// Emptied when the agent asks for the next event.
     confirmed: Vec<Mark>,
     /// Completions that may still be confirmed.
@@ -111,7 +111,7 @@ impl Confirmations {
     }
 
     /// Nothing here can panic while the lock is held, so a poisoned lock holds a sound state.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OpenMarks> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,7 +15,7 @@ use super::publish::InFlight;
 
 /// How far a connection has got.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Progress {
+pub(super) struct SignInProgress {
     /// When the hub accepted the sign-in.
     pub(super) signed_in: Option<Instant>,
     /// Whether it accepted the subscriptions.
@@ -31,7 +31,7 @@ pub(super) type Renew = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// A connection. Its drop declares it gone.
 pub(super) struct Connection {
-    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) progress: watch::Receiver<SignInProgress>,
     pub(super) shared: Shared,
     /// Asks for a goodbye after the settlements and answers that are ready. False if it could not ask.
     pub(super) hang_up: Box<dyn Fn() -> bool + Send + Sync>,

@@ -48,7 +48,7 @@ pub(super) struct Keeper {
 }
 
 /// How a connection ended.
-enum End {
+enum ConnectionEnd {
     /// The session must end.
     Stopped,
     /// In good order: the next connection signs in with a new token.
@@ -89,21 +89,21 @@ impl Keeper {
             let terms = Arc::clone(&self.terms.borrow_and_update());
             carrier = terms.carrier(carrier);
             let (fault, held) = match self.connection(&terms, &mut trusted, number, carrier).await {
-                End::Stopped => return Ok(()),
-                End::Changed { held } => {
+                ConnectionEnd::Stopped => return Ok(()),
+                ConnectionEnd::Changed { held } => {
                     (backoff, hang_ups, refusals) = (Backoff::new(), 0, 0);
                     trusted = Trusted::default();
                     ever_signed_in |= held.is_some();
                     number += u64::from(held.is_some());
                     continue;
                 }
-                End::Renewing => {
+                ConnectionEnd::Renewing => {
                     // The connection lasted until its renewal, so earlier failures do not count any more.
                     (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
                     number += 1;
                     continue;
                 }
-                End::Failed { fault, held } => (fault, held),
+                ConnectionEnd::Failed { fault, held } => (fault, held),
             };
             let signed_in = held.is_some();
             ever_signed_in |= signed_in;
@@ -161,18 +161,24 @@ impl Keeper {
     }
 
     /// Makes a connection and serves it until its end. `number` counts the connections that signed in, from 1.
-    async fn connection(&self, terms: &Terms, trusted: &mut Trusted, number: u64, carrier: Carrier) -> End {
+    async fn connection(
+        &self,
+        terms: &Terms,
+        trusted: &mut Trusted,
+        number: u64,
+        carrier: Carrier,
+    ) -> ConnectionEnd {
         let mut new_terms = self.terms.clone();
         // The life of the token counts from before the sign-in, so that a slow workload API cannot make the renewal
         // late.
-        let start = Start::now(terms);
+        let start = SignInStart::now(terms);
         let proof = tokio::select! {
             biased;
-            () = self.no_more.cancelled() => return End::Stopped,
-            Ok(()) = new_terms.changed() => return End::Changed { held: None },
+            () = self.no_more.cancelled() => return ConnectionEnd::Stopped,
+            Ok(()) = new_terms.changed() => return ConnectionEnd::Changed { held: None },
             proof = terms.proof(trusted) => match proof {
                 Ok(proof) => proof,
-                Err(fault) => return End::Failed { fault, held: None },
+                Err(fault) => return ConnectionEnd::Failed { fault, held: None },
             },
         };
         let (due, expiry) = (start.due(&proof.sign_in), proof.sign_in.expiry);
@@ -182,7 +188,7 @@ impl Keeper {
         let (connection, reading) =
             match transports::prepare(kind, dial, self.arrivals.clone(), &self.publisher) {
                 Ok(prepared) => prepared,
-                Err(fault) => return End::Failed { fault, held: None },
+                Err(fault) => return ConnectionEnd::Failed { fault, held: None },
             };
         let mut task = JoinSet::new();
         task.spawn(reading);
@@ -199,10 +205,10 @@ impl Keeper {
         transport: &'static str,
         mut due: Option<Due>,
         expiry: Option<SystemTime>,
-    ) -> End {
+    ) -> ConnectionEnd {
         let (mut coming, in_flight) = (connection.progress.clone(), Arc::clone(&connection.shared.in_flight));
         let mut told_subscribed = false;
-        let mut renewing: Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)> = None;
+        let mut renewing: Option<(SignInStart, BoxFuture<'_, Result<SignIn, Fault>>)> = None;
         let mut new_terms = self.terms.clone();
         loop {
             let progress = *coming.borrow_and_update();
@@ -231,13 +237,13 @@ impl Keeper {
                         (fault, _) => fault,
                     };
                     let signed_in = coming.borrow().signed_in;
-                    return End::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
+                    return ConnectionEnd::Failed { fault, held: signed_in.map(|at| at.elapsed()) };
                 }
                 // Before the sign-in there is nothing to drain: a drop is enough.
-                () = self.no_more.cancelled(), if progress.signed_in.is_none() => return End::Stopped,
+                () = self.no_more.cancelled(), if progress.signed_in.is_none() => return ConnectionEnd::Stopped,
                 () = self.stop.cancelled() => {
                     finish(&connection, task, STOP_DRAIN).await;
-                    return End::Stopped;
+                    return ConnectionEnd::Stopped;
                 }
                 // The progress is read again at the top of the loop.
                 Ok(()) = coming.changed() => {}
@@ -246,9 +252,9 @@ impl Keeper {
                     if connection.renew.is_none() {
                         finish(&connection, task, drain).await;
                         tracing::info!("disconnected to renew the token");
-                        return End::Renewing;
+                        return ConnectionEnd::Renewing;
                     }
-                    renewing = Some((Start::now(terms), Box::pin(terms.sign_in())));
+                    renewing = Some((SignInStart::now(terms), Box::pin(terms.sign_in())));
                 }
                 Some((start, made)) = made(&mut renewing) => {
                     match made {
@@ -261,7 +267,7 @@ impl Keeper {
                         _ => {
                             finish(&connection, task, due.as_ref().map_or(STOP_DRAIN, |due| due.renewal.drain)).await;
                             tracing::info!("disconnected, since the token could not be renewed");
-                            return End::Renewing;
+                            return ConnectionEnd::Renewing;
                         }
                     }
                 }
@@ -271,15 +277,15 @@ impl Keeper {
                         finish(&connection, task, LONGEST_DRAIN).await;
                         tracing::info!("disconnected to sign in with the new configuration");
                     }
-                    return End::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
+                    return ConnectionEnd::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
                 }
                 Some(()) = reached(unanswered) => {
                     let held = progress.signed_in.map(|at| at.elapsed());
-                    return End::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
+                    return ConnectionEnd::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
                 }
                 () = in_flight.overdue() => {
                     let held = progress.signed_in.map(|at| at.elapsed());
-                    return End::Failed { fault: Fault::Unacknowledged { within: UNACKNOWLEDGED_LIMIT }, held };
+                    return ConnectionEnd::Failed { fault: Fault::Unacknowledged { within: UNACKNOWLEDGED_LIMIT }, held };
                 }
             }
         }
@@ -315,13 +321,13 @@ fn renewed(connection: &Connection, sign_in: &SignIn) -> bool {
 }
 
 /// The moment before a sign-in is made: its life counts from there.
-struct Start {
+struct SignInStart {
     began: Instant,
     /// That moment by the clock.
     began_at: SystemTime,
 }
 
-impl Start {
+impl SignInStart {
     fn now(terms: &Terms) -> Self {
         Self { began: Instant::now(), began_at: (terms.settings.clock)() }
     }
@@ -333,8 +339,8 @@ impl Start {
 
 /// Waits for the sign-in that is being made; `None` at once if there is none, which disables the arm. Cancel safe.
 async fn made(
-    renewing: &mut Option<(Start, BoxFuture<'_, Result<SignIn, Fault>>)>,
-) -> Option<(Start, Result<SignIn, Fault>)> {
+    renewing: &mut Option<(SignInStart, BoxFuture<'_, Result<SignIn, Fault>>)>,
+) -> Option<(SignInStart, Result<SignIn, Fault>)> {
     let (_, making) = renewing.as_mut()?;
     let result = making.await;
     renewing.take().map(|(start, _)| (start, result))
@@ -343,7 +349,7 @@ async fn made(
 /// A renewal of the token, counted from a sign-in.
 struct Due {
     renewal: Renewal,
-    start: Start,
+    start: SignInStart,
 }
 
 impl Due {

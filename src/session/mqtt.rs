@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::arrivals::Arrivals;
 use super::calls::{CallAnswer, Calls};
 use super::carrier::Carrier;
-use super::connection::{Connection, Progress, Reading, Shared};
+use super::connection::{Connection, Reading, Shared, SignInProgress};
 use super::dial::{ANSWER_LIMIT, Dial};
 use super::publish::{InFlight, Publisher, UNDER_WAY};
 use crate::message::Properties;
@@ -22,7 +22,7 @@ use crate::message::Properties;
 use bridge::Bridge;
 use hand_over::{PACKET_LIMIT, hand_over};
 use link::Link;
-use reader::Reader;
+use reader::MqttReader;
 use wire::Wire;
 
 mod bridge;
@@ -83,10 +83,10 @@ pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>
     let in_flight = Arc::new(InFlight::new(Box::new(publish), Arc::clone(publisher)));
 
     let shared = Shared { gates: [link.clone(), calls.clone()], in_flight: Arc::clone(&in_flight) };
-    let (report, progress) = watch::channel(Progress::default());
+    let (report, progress) = watch::channel(SignInProgress::default());
     let leaving = client.clone();
     let wire = Wire::new(event_loop, client, bridge, dial, link, calls, in_flight);
-    let reader = Reader { shared: shared.clone(), wire, arrivals, progress: report };
+    let reader = MqttReader { shared: shared.clone(), wire, arrivals, progress: report };
     let hang_up = Box::new(move || leaving.try_disconnect().is_ok());
     (Connection { progress, shared, hang_up, renew: None }, Box::pin(reader.run()))
 }

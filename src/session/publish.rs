@@ -31,14 +31,14 @@ pub(super) const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(5 * 60);
 const NO_TWIN: u16 = 403;
 
 /// The result of a publish, by its ticket.
-type Told = (u64, Result<Bytes, PublishError>);
+type PublishResult = (u64, Result<Bytes, PublishError>);
 
 /// The session's end: publishes on the current connection, and hears the results.
 #[derive(Default)]
 pub(super) struct Publisher {
     in_flight: Mutex<Option<Arc<InFlight>>>,
     /// Results that the session has not read yet; at most one per publish.
-    told: Mutex<VecDeque<Told>>,
+    told: Mutex<VecDeque<PublishResult>>,
     changed: Notify,
     last_request: AtomicU64,
 }
@@ -57,7 +57,7 @@ impl Publisher {
     }
 
     /// The next result of a publish. Cancel safe.
-    pub(super) async fn next(&self) -> Told {
+    pub(super) async fn next(&self) -> PublishResult {
         loop {
             if let Some(told) = lock(&self.told).pop_front() {
                 return told;

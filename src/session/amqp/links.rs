@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::cbs::Cbs;
 use super::methods::Methods;
-use super::twin::Twin;
+use super::twin::TwinLinks;
 use super::{fault, message};
 use crate::session::dial::ANSWER_LIMIT;
 use crate::session::failure::Fault;
@@ -41,7 +41,7 @@ pub(super) struct Links {
     pub(super) sending: Option<BoxFuture<'static, Handed>>,
     pub(super) sent: FuturesUnordered<BoxFuture<'static, Answered>>,
     last_publish: u16,
-    pub(super) twin: Option<Twin>,
+    pub(super) twin: Option<TwinLinks>,
     pub(super) methods: Option<Methods>,
     cbs: Option<Box<Cbs>>,
     pub(super) renewing: Option<BoxFuture<'static, Renewed>>,
@@ -51,7 +51,7 @@ impl Links {
     pub(super) fn new(
         receiver: Receiver,
         events: Sender,
-        twin: Option<Twin>,
+        twin: Option<TwinLinks>,
         methods: Option<Methods>,
         cbs: Option<Box<Cbs>>,
     ) -> Self {
@@ -71,7 +71,7 @@ impl Links {
 
     /// Whether the next publish can be sent. Both links must be free, because its kind is not known yet.
     pub(super) fn are_free(&self) -> bool {
-        self.events.is_some() && self.twin.as_ref().is_none_or(Twin::is_free)
+        self.events.is_some() && self.twin.as_ref().is_none_or(TwinLinks::is_free)
     }
 
     /// Begins to send a publish, and returns its number. Call it only while the links are free.

@@ -20,7 +20,7 @@ use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Value};
 use fe2o3_amqp::{Receiver, Sender};
 use futures_util::future::BoxFuture;
 
-use super::pair::{self, Names, Pair};
+use super::pair::{self, LinkNames, LinkPair};
 use super::pending::until;
 use super::received::{self, Received};
 use super::{fault, message};
@@ -60,8 +60,9 @@ impl Methods {
         now: SystemTime,
     ) -> Result<Option<Self>, Fault> {
         let address = format!("/devices/{}/methods/devicebound", message::in_address(device_id));
-        let names = Names { purpose: "methods", outgoing: "methods-answers", incoming: "methods-requests" };
-        let Pair { outgoing, incoming, .. } = match pair::attach(session, &address, &names, now).await? {
+        let names =
+            LinkNames { purpose: "methods", outgoing: "methods-answers", incoming: "methods-requests" };
+        let LinkPair { outgoing, incoming, .. } = match pair::attach(session, &address, &names, now).await? {
             Ok(pair) => pair,
             Err(error) => return Ok(refused(device_id, &error)),
         };

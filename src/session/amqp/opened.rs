@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::cbs::Cbs;
 use super::links::Links;
 use super::methods::Methods;
-use super::twin::Twin;
+use super::twin::TwinLinks;
 use super::{fault, message, stream};
 use crate::amqp_frames::Failed;
 use crate::session::dial::Dial;
@@ -27,7 +27,7 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// What was opened. The order of the fields is the order of the drop: links, session, connection; then the stream is
 /// cut.
-pub(super) struct Opened {
+pub(super) struct OpenedConnection {
     pub(super) links: Links,
     pub(super) sessions: Vec<SessionHandle<()>>,
     pub(super) connection: ConnectionHandle<()>,
@@ -39,7 +39,7 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// Why it could not.
-pub(super) async fn open(dial: &Dial) -> Result<Opened, Fault> {
+pub(super) async fn open(dial: &Dial) -> Result<OpenedConnection, Fault> {
     if dial.module_id.is_some() {
         return Err(Fault::ModuleOverAmqp);
     }
@@ -64,7 +64,7 @@ async fn attach(
     stream: stream::HubLink,
     failed: Failed,
     cut: DropGuard,
-) -> Result<Opened, Fault> {
+) -> Result<OpenedConnection, Fault> {
     let device_id = &dial.device_id;
     let now = (dial.clock)();
     let mut connection = stream::open(dial, stream, &failed).await?;
@@ -92,7 +92,7 @@ async fn attach(
     let events = events.map_err(|error| fault::of_sender_attach(error, now))?;
     let at_twin = |fault| if matches!(fault, Fault::Closed) { Fault::ClosedAtTwin } else { fault };
     let mut twin = match dial.twin || dial.desired {
-        true => Twin::attach(&mut session, device_id, now).await.map_err(at_twin)?,
+        true => TwinLinks::attach(&mut session, device_id, now).await.map_err(at_twin)?,
         false => None,
     };
     if let Some(twin) = twin.as_mut().filter(|_| dial.desired) {
@@ -116,7 +116,7 @@ async fn attach(
     };
     let sessions = std::iter::once(session).chain(own).collect();
     let links = Links::new(receiver, events, twin, methods, cbs);
-    Ok(Opened { links, sessions, connection, failed, _cut: cut })
+    Ok(OpenedConnection { links, sessions, connection, failed, _cut: cut })
 }
 
 fn audience(dial: &Dial) -> String {

@@ -19,7 +19,7 @@ const CORRELATION: &str = "com.microsoft:channel-correlation-id";
 const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
 
 /// The names of a pair.
-pub(super) struct Names {
+pub(super) struct LinkNames {
     /// The prefix in the property that joins the links: `twin`.
     pub(super) purpose: &'static str,
     /// The beginnings of the names of the links.
@@ -28,7 +28,7 @@ pub(super) struct Names {
 }
 
 /// Both links. The id is in their names, and tells this pair from all others.
-pub(super) struct Pair {
+pub(super) struct LinkPair {
     pub(super) outgoing: Sender,
     pub(super) incoming: Receiver,
     pub(super) id: uuid::Uuid,
@@ -42,9 +42,9 @@ pub(super) struct Pair {
 pub(super) async fn attach(
     session: &mut SessionHandle<()>,
     address: &str,
-    names: &Names,
+    names: &LinkNames,
     now: SystemTime,
-) -> Result<Result<Pair, Error>, Fault> {
+) -> Result<Result<LinkPair, Error>, Fault> {
     let id = uuid::Uuid::new_v4();
     let mut properties = Fields::new();
     for (key, value) in
@@ -72,7 +72,7 @@ pub(super) async fn attach(
         .attach(session)
         .await;
     match incoming {
-        Ok(incoming) => Ok(Ok(Pair { outgoing, incoming, id })),
+        Ok(incoming) => Ok(Ok(LinkPair { outgoing, incoming, id })),
         Err(ReceiverAttachError::RemoteClosedWithError(error)) => Ok(Err(error)),
         Err(error) => Err(fault::of_receiver_attach(error, now)),
     }

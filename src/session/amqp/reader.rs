@@ -16,15 +16,15 @@ use tokio::time::{Instant, timeout};
 use super::credit::Credit;
 use super::links::{Answered, Handed, Links, Renewed};
 use super::methods::{Called, Methods};
-use super::opened::{Opened, open, say_goodbye};
+use super::opened::{OpenedConnection, open, say_goodbye};
 use super::pending::until;
 use super::received::{self, Received};
 use super::settlements::Settlements;
-use super::twin::{Heard, Twin, TwinNews};
+use super::twin::{Heard, TwinLinks, TwinNews};
 use super::{fault, message};
 use crate::session::arrivals::Arrivals;
 use crate::session::calls::Calls;
-use crate::session::connection::{Progress, Shared};
+use crate::session::connection::{Shared, SignInProgress};
 use crate::session::delivery::{Delivery, Receipt};
 use crate::session::dial::{ANSWER_LIMIT, Dial};
 use crate::session::failure::{self, Fault};
@@ -41,7 +41,7 @@ pub(super) enum Order {
 }
 
 /// The task that serves one connection.
-pub(super) struct Reader {
+pub(super) struct AmqpReader {
     /// First, so that receipts find the connection closed before the links are.
     pub(super) shared: Shared,
     pub(super) settlements: Arc<Settlements>,
@@ -49,14 +49,14 @@ pub(super) struct Reader {
     pub(super) arrivals: Arrivals,
     /// Each with the number of its twin request.
     pub(super) upstream: mpsc::Receiver<(Upstream, u64)>,
-    pub(super) progress: watch::Sender<Progress>,
+    pub(super) progress: watch::Sender<SignInProgress>,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) dial: Dial,
 }
 
 /// What the task has to handle next.
-enum Happening {
-    /// Settlements, answers or a flow may be due: [`Reader::send_ready`] looks.
+enum AmqpEvent {
+    /// Settlements, answers or a flow may be due: [`AmqpReader::send_ready`] looks.
     Ready,
     Renew(String),
     HangUp,
@@ -69,7 +69,7 @@ enum Happening {
     Renewed(Renewed),
 }
 
-impl Reader {
+impl AmqpReader {
     /// Signs in, attaches, and hands messages on until the connection ends.
     ///
     /// # Errors
@@ -100,13 +100,13 @@ impl Reader {
         })
     }
 
-    async fn serve(&mut self, opened: Opened) -> Result<(), Fault> {
-        let Opened { mut links, sessions, connection, _cut, .. } = opened;
+    async fn serve(&mut self, opened: OpenedConnection) -> Result<(), Fault> {
+        let OpenedConnection { mut links, sessions, connection, _cut, .. } = opened;
         let mut credit = Credit::new(self.dial.keep_alive);
         loop {
             self.send_ready(&mut links, &mut credit).await?;
             match self.next(&mut links, &mut credit).await {
-                Happening::HangUp => {
+                AmqpEvent::HangUp => {
                     links.settle(self.settlements.take_ready(), self.now()).await?;
                     if let Some(methods) = links.methods.take() {
                         self.answer_the_last(methods).await;
@@ -132,51 +132,51 @@ impl Reader {
     }
 
     /// Waits for what happens next. Cancel safe.
-    async fn next(&mut self, links: &mut Links, credit: &mut Credit) -> Happening {
+    async fn next(&mut self, links: &mut Links, credit: &mut Credit) -> AmqpEvent {
         let free = links.are_free();
         let Links { receiver, sending, sent, twin, methods, renewing, .. } = links;
         // `biased`: orders of the keeper come first, so that no input of the hub can delay them.
         tokio::select! {
             biased;
             order = self.orders.recv() => match order {
-                Some(Order::Renew(token)) => Happening::Renew(token),
-                Some(Order::HangUp) | None => Happening::HangUp,
+                Some(Order::Renew(token)) => AmqpEvent::Renew(token),
+                Some(Order::HangUp) | None => AmqpEvent::HangUp,
             },
-            () = self.settlements.changed() => Happening::Ready,
-            () = self.calls.changed() => Happening::Ready,
-            () = credit.changed(&self.arrivals.deliveries) => Happening::Ready,
-            received = receiver.recv::<Body<Value>>() => Happening::Received(received),
-            Some((upstream, request)) = self.upstream.recv(), if free => Happening::Upstream(upstream, request),
-            heard = next_heard(twin) => Happening::Twin(heard),
-            handed = until(sending) => Happening::Handed(handed),
-            Some(answered) = sent.next() => Happening::Answered(answered),
-            renewed = until(renewing) => Happening::Renewed(renewed),
+            () = self.settlements.changed() => AmqpEvent::Ready,
+            () = self.calls.changed() => AmqpEvent::Ready,
+            () = credit.changed(&self.arrivals.deliveries) => AmqpEvent::Ready,
+            received = receiver.recv::<Body<Value>>() => AmqpEvent::Received(received),
+            Some((upstream, request)) = self.upstream.recv(), if free => AmqpEvent::Upstream(upstream, request),
+            heard = next_heard(twin) => AmqpEvent::Twin(heard),
+            handed = until(sending) => AmqpEvent::Handed(handed),
+            Some(answered) = sent.next() => AmqpEvent::Answered(answered),
+            renewed = until(renewing) => AmqpEvent::Renewed(renewed),
             // The last of this list, because a hub may call without a limit and must not keep the other arms waiting.
-            called = next_called(methods) => Happening::Called(called),
+            called = next_called(methods) => AmqpEvent::Called(called),
         }
     }
 
-    async fn step(&self, happening: Happening, links: &mut Links, credit: &mut Credit) -> Result<(), Fault> {
+    async fn step(&self, happening: AmqpEvent, links: &mut Links, credit: &mut Credit) -> Result<(), Fault> {
         match happening {
-            Happening::Ready | Happening::HangUp => Ok(()),
-            Happening::Renew(token) => links.renew(token, self.now()),
-            Happening::Received(received) => self.received(received, links, credit),
-            Happening::Upstream(upstream, request) => {
+            AmqpEvent::Ready | AmqpEvent::HangUp => Ok(()),
+            AmqpEvent::Renew(token) => links.renew(token, self.now()),
+            AmqpEvent::Received(received) => self.received(received, links, credit),
+            AmqpEvent::Upstream(upstream, request) => {
                 let id = links.publish(upstream, request);
                 self.shared.in_flight.sent(id);
                 Ok(())
             }
-            Happening::Handed(handed) => links.handed(handed, self.now()),
-            Happening::Answered((id, outcome)) => self.answered(id, outcome),
-            Happening::Twin(heard) => match &mut links.twin {
+            AmqpEvent::Handed(handed) => links.handed(handed, self.now()),
+            AmqpEvent::Answered((id, outcome)) => self.answered(id, outcome),
+            AmqpEvent::Twin(heard) => match &mut links.twin {
                 Some(twin) => self.heard(twin, heard).await,
                 None => Ok(()),
             },
-            Happening::Called(called) => match &mut links.methods {
+            AmqpEvent::Called(called) => match &mut links.methods {
                 Some(methods) => self.called(methods, called).await,
                 None => Ok(()),
             },
-            Happening::Renewed(renewed) => {
+            AmqpEvent::Renewed(renewed) => {
                 links.renewed(renewed)?;
                 tracing::info!(device_id = self.dial.device_id, "renewed the token");
                 Ok(())
@@ -214,7 +214,7 @@ impl Reader {
     }
 
     /// A request to the twin was sent, or an answer came.
-    async fn heard(&self, twin: &mut Twin, heard: Heard) -> Result<(), Fault> {
+    async fn heard(&self, twin: &mut TwinLinks, heard: Heard) -> Result<(), Fault> {
         match heard {
             Heard::Sent(link, id, outcome) => {
                 twin.sent(link);
@@ -264,7 +264,7 @@ impl Reader {
 }
 
 /// What happens next on the links of the twin; waits for ever if there are none. Cancel safe.
-async fn next_heard(twin: &mut Option<Twin>) -> Heard {
+async fn next_heard(twin: &mut Option<TwinLinks>) -> Heard {
     match twin {
         Some(twin) => twin.next().await,
         None => std::future::pending().await,

@@ -18,13 +18,13 @@ use crate::session::failure::Fault;
 pub(super) type Received = Result<Delivery<Body<Value>>, RecvError>;
 
 /// The message, or why it cannot be read.
-pub(super) type Read = Result<Message<Body<Value>>, MessageError>;
+pub(super) type ReadMessage = Result<Message<Body<Value>>, MessageError>;
 
 /// The message, and the information that settles it. An unreadable message must be settled, too.
 ///
 /// # Errors
 /// When the link is gone.
-pub(super) fn read(received: Received, now: SystemTime) -> Result<(DeliveryInfo, Read), Fault> {
+pub(super) fn read(received: Received, now: SystemTime) -> Result<(DeliveryInfo, ReadMessage), Fault> {
     match received {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();

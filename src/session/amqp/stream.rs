@@ -31,7 +31,7 @@ pub(super) type HubLink = Guarded<Cuttable>;
 
 /// Connects, and checks the certificate against the name. The caller limits the time.
 pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(HubLink, Failed), Fault> {
-    let stream: Box<dyn Raw> = match dial.carrier {
+    let stream: Box<dyn RawStream> = match dial.carrier {
         Carrier::Tls => Box::new(over_tls(dial).await?),
         Carrier::WebSocket => Box::new(over_websocket(dial).await?),
     };
@@ -95,12 +95,12 @@ pub(super) async fn open(
 }
 
 /// A stream that AMQP can run on.
-trait Raw: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Raw for S {}
+trait RawStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> RawStream for S {}
 
 /// A stream that fails when it is cut or when the peer is silent for too long, and keeps the first failure.
 pub(super) struct Cuttable {
-    stream: Box<dyn Raw>,
+    stream: Box<dyn RawStream>,
     failed: Failed,
     cut: CancellationToken,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,

@@ -20,7 +20,7 @@ use crate::message::excerpt;
 use crate::session::failure::Fault;
 use crate::session::publish::TwinAnswer;
 
-use super::pair::{self, Names, Pair};
+use super::pair::{self, LinkNames, LinkPair};
 use super::pending::until;
 use super::received::{self, Received};
 use super::{fault, message};
@@ -31,7 +31,7 @@ const DESIRED: &str = "/notifications/twin/properties/desired";
 const LISTEN: u64 = 0;
 
 /// The links of one connection.
-pub(super) struct Twin {
+pub(super) struct TwinLinks {
     /// Absent while a request is being sent.
     requests: Option<Sender>,
     replies: Receiver,
@@ -58,7 +58,7 @@ pub(super) enum Heard {
     Reply(Received),
 }
 
-impl Twin {
+impl TwinLinks {
     /// Attaches both links; `None` if the hub has no twin for this device.
     ///
     /// # Errors
@@ -69,8 +69,8 @@ impl Twin {
         now: SystemTime,
     ) -> Result<Option<Self>, Fault> {
         let address = format!("/devices/{}/twin", message::in_address(device_id));
-        let names = Names { purpose: "twin", outgoing: "twin-requests", incoming: "twin-replies" };
-        let Pair { outgoing, incoming, id } = match pair::attach(session, &address, &names, now).await? {
+        let names = LinkNames { purpose: "twin", outgoing: "twin-requests", incoming: "twin-replies" };
+        let LinkPair { outgoing, incoming, id } = match pair::attach(session, &address, &names, now).await? {
             Ok(pair) => pair,
             Err(error) => return Ok(refused(device_id, &error)),
         };
@@ -189,7 +189,7 @@ impl Twin {
     }
 }
 
-fn refused(device_id: &str, error: &Error) -> Option<Twin> {
+fn refused(device_id: &str, error: &Error) -> Option<TwinLinks> {
     let (condition, said) = (fault::symbol(&error.condition), error.description.as_deref());
     tracing::warn!(device_id, condition, said, "the hub refused the twin: the agent cannot report there");
     None

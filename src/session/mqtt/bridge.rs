@@ -31,7 +31,7 @@ pub(super) struct Bridge {
 }
 
 /// Set when the far side has failed, to the reason.
-pub(super) type Failed = Arc<OnceLock<io::Error>>;
+pub(super) type FarFailure = Arc<OnceLock<io::Error>>;
 
 /// Makes the WebSocket of `dial`; a task in `tasks` then carries its bytes.
 ///
@@ -41,7 +41,7 @@ pub(super) async fn cross(
     bridge: io::Result<Bridge>,
     dial: &Dial,
     tasks: &mut JoinSet<()>,
-) -> Result<Failed, Fault> {
+) -> Result<FarFailure, Fault> {
     let Dial { host, port, tls, proxy, .. } = dial;
     let no_socket =
         |error| Fault::Network { reason: format!("there is no socket for its WebSocket: {error}") };
@@ -71,11 +71,11 @@ impl Bridge {
     }
 
     /// Carries bytes between the client and `far`, in a task of `tasks`, until either side ends.
-    pub(super) fn carry<S>(self, mut far: S, tasks: &mut JoinSet<()>) -> Failed
+    pub(super) fn carry<S>(self, mut far: S, tasks: &mut JoinSet<()>) -> FarFailure
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let failed = Failed::default();
+        let failed = FarFailure::default();
         let told = Arc::clone(&failed);
         tasks.spawn(async move {
             let carried = async {

@@ -8,25 +8,25 @@ use tokio::time::Instant;
 
 use super::subscriptions::{OtherSubscription, Subscriptions};
 use super::topics::{self, TopicKind};
-use super::wire::{Wire, WireEvent};
+use super::wire::{PacketEvent, Wire};
 use crate::message::excerpt;
 use crate::session::arrivals::Arrivals;
 use crate::session::calls::CallRequest;
-use crate::session::connection::{Progress, Shared};
+use crate::session::connection::{Shared, SignInProgress};
 use crate::session::delivery::{Delivery, Receipt};
 use crate::session::dial::Dial;
 use crate::session::failure::Fault;
 
 /// A task of its own, which does nothing slow.
-pub(super) struct Reader {
+pub(super) struct MqttReader {
     /// First, so that receipts find the connection closed before the socket is.
     pub(super) shared: Shared,
     pub(super) wire: Wire,
     pub(super) arrivals: Arrivals,
-    pub(super) progress: watch::Sender<Progress>,
+    pub(super) progress: watch::Sender<SignInProgress>,
 }
 
-impl Reader {
+impl MqttReader {
     /// Signs in, subscribes, and hands messages on until the connection ends.
     ///
     /// # Errors
@@ -45,10 +45,10 @@ impl Reader {
         self.subscribe()?;
         loop {
             match self.wire.next().await? {
-                WireEvent::Packet(Packet::Publish(publish)) => self.hand_on(publish).await?,
-                WireEvent::Packet(Packet::SubAck(answer)) => self.subscribed(&answer)?,
-                WireEvent::Packet(_) => {}
-                WireEvent::SaidGoodbye => {
+                PacketEvent::Packet(Packet::Publish(publish)) => self.hand_on(publish).await?,
+                PacketEvent::Packet(Packet::SubAck(answer)) => self.subscribed(&answer)?,
+                PacketEvent::Packet(_) => {}
+                PacketEvent::SaidGoodbye => {
                     self.wire.linger().await;
                     return Ok(());
                 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::bridge::{self, Bridge, Failed};
+use super::bridge::{self, Bridge, FarFailure};
 use super::fault;
 use super::link::Link;
 use super::topics;
@@ -47,17 +47,17 @@ pub(super) struct Wire {
     pub(super) calls: Arc<Calls>,
     pub(super) in_flight: Arc<InFlight>,
     /// What came while the task sent something before a wait for room.
-    set_aside: VecDeque<WireEvent>,
+    set_aside: VecDeque<PacketEvent>,
     signed_in: bool,
     /// Until the WebSocket is made. The event loop dials the near end of the bridge.
     bridge: Option<std::io::Result<Bridge>>,
     /// The task that carries the bytes of the WebSocket.
     carrying: JoinSet<()>,
-    far: Failed,
+    far: FarFailure,
 }
 
 /// What the reading task must think about.
-pub(super) enum WireEvent {
+pub(super) enum PacketEvent {
     Packet(Packet),
     /// DISCONNECT is on the wire.
     SaidGoodbye,
@@ -84,7 +84,7 @@ impl Wire {
             signed_in: false,
             bridge,
             carrying: JoinSet::new(),
-            far: Failed::default(),
+            far: FarFailure::default(),
         }
     }
 
@@ -124,7 +124,7 @@ impl Wire {
     pub(super) async fn sign_out(&mut self) -> Result<(), Fault> {
         let asked = self.client.try_disconnect();
         asked.map_err(|error| Fault::Network { reason: format!("DISCONNECT could not be sent: {error}") })?;
-        while !matches!(self.poll().await, Ok(Some(WireEvent::SaidGoodbye)) | Err(_)) {}
+        while !matches!(self.poll().await, Ok(Some(PacketEvent::SaidGoodbye)) | Err(_)) {}
         self.linger().await;
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Wire {
     ///
     /// # Errors
     /// Why the connection failed.
-    pub(super) async fn next(&mut self) -> Result<WireEvent, Fault> {
+    pub(super) async fn next(&mut self) -> Result<PacketEvent, Fault> {
         loop {
             if let Some(event) = self.set_aside.pop_front() {
                 return Ok(event);
@@ -201,14 +201,14 @@ impl Wire {
     }
 
     /// Polls once, and does the bookkeeping. `None` if there is nothing to think about.
-    async fn poll(&mut self) -> Result<Option<WireEvent>, Fault> {
+    async fn poll(&mut self) -> Result<Option<PacketEvent>, Fault> {
         let event = self.event_loop.poll().await;
         self.link.unpark();
         self.calls.unpark();
         match event.map_err(|error| self.fault(error))? {
             Event::Incoming(Packet::PubAck(answer)) => self.in_flight.acknowledged(answer.pkid),
             Event::Incoming(Packet::PingResp) => self.link.ping_answered(),
-            Event::Incoming(packet) => return Ok(Some(WireEvent::Packet(packet))),
+            Event::Incoming(packet) => return Ok(Some(PacketEvent::Packet(packet))),
             Event::Outgoing(Outgoing::PubAck(_)) => self.link.woken_by_puback(),
             Event::Outgoing(Outgoing::PingReq) => self.link.pinged(),
             // Only answers have QoS 0.
@@ -219,7 +219,7 @@ impl Wire {
             Event::Outgoing(Outgoing::AwaitAck(_)) => {
                 return Err(Fault::Protocol { reason: "it left out the PUBACK of a publish".into() });
             }
-            Event::Outgoing(Outgoing::Disconnect) => return Ok(Some(WireEvent::SaidGoodbye)),
+            Event::Outgoing(Outgoing::Disconnect) => return Ok(Some(PacketEvent::SaidGoodbye)),
             Event::Outgoing(_) => {}
         }
         Ok(None)
@@ -230,7 +230,7 @@ impl Wire {
     async fn send_what_woke(&mut self) -> Result<(), Fault> {
         while (self.link.is_waking() || self.calls.is_waking()) && self.set_aside.len() < MOST_SET_ASIDE {
             let Some(event) = self.poll().await? else { continue };
-            let is_the_last = matches!(event, WireEvent::SaidGoodbye);
+            let is_the_last = matches!(event, PacketEvent::SaidGoodbye);
             self.set_aside.push_back(event);
             if is_the_last {
                 break;

@@ -23,7 +23,7 @@ fn patch() -> Upstream {
 }
 
 /// All results since the last call.
-fn told(publisher: &Publisher) -> Vec<Told> {
+fn told(publisher: &Publisher) -> Vec<PublishResult> {
     lock(&publisher.told).drain(..).collect()
 }
 
