@@ -6,7 +6,7 @@
 //!
 //! One loop (`Agent::dispatch`) handles everything, so nothing here needs a lock: messages from the session, answers
 //! of the inbox, ended actions, the control socket, scrapes, another configuration (`reload.rs`), and time. Nothing
-//! in the loop waits. A message passes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try
+//! in the loop waits. A message passes through `message/arrive.rs` (what is it, whose turn is it), `message/act.rs` (begin, try
 //! again, end) and the answers of the inbox. It is completed at the hub only when the inbox has it on disk: as ended,
 //! or with `settle = "on-accept"` as accepted.
 //!
@@ -34,20 +34,15 @@ use crate::session::{Event, SessionError};
 use crate::tls::TlsError;
 
 mod alone;
-mod answers;
 mod board;
-mod connection;
 pub(crate) mod control;
-mod ending;
-mod guards;
-mod hand;
-mod intake;
-mod lanes;
-mod life;
-mod outbox;
+mod hub_events;
+mod message;
 mod recovery;
 mod reload;
 mod report;
+mod reports;
+mod requests;
 mod scrape;
 mod sessions;
 pub(crate) mod status;
@@ -55,26 +50,24 @@ mod stopping;
 mod supervision;
 mod tally;
 mod twin;
-mod wishes;
-mod work;
 
-pub(crate) use answers::check_payload;
 use board::Board;
 use control::{Control, Request};
-use guards::Guards;
-use hand::{Hand, RuleFacts};
-use lanes::{LaneNames, Lanes, Ticket};
-use outbox::Outbox;
+use message::act::Done;
+pub(crate) use message::calls::check_payload;
+use message::guards::Guards;
+use message::in_hand::{Hand, RuleFacts};
+use message::lanes::{LaneNames, Lanes, Ticket};
 use reload::{Progress, Reader};
 pub use reload::{Read, Reload};
 pub use report::AgentEvent;
+use reports::Outbox;
+use requests::Asked;
+pub(crate) use requests::not_to_retry;
 use scrape::Scraper;
 use sessions::{Role, Sessions};
 use supervision::Supervision;
 use twin::{TwinRulesState, Verdict};
-use wishes::Asked;
-pub(crate) use wishes::not_to_retry;
-use work::Done;
 
 /// How long the start waits for the inbox before it claims the pins.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use crate::config::Identities;
 use crate::inbox::Counts;
 
 use super::Agent;
-use super::hand::Phase;
+use super::message::in_hand::Phase;
 use super::sessions::Role;
 use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, ModuleStatus, Status};
 

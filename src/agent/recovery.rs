@@ -22,9 +22,9 @@ use tokio::time::Instant;
 use crate::inbox::{News, Number, Op, Opened, Record, Settled, State, Unfinished, from_millis};
 use crate::message::{Source, format_time};
 
-use super::ending::PassedOver;
-use super::hand::{Held, Phase};
-use super::life::Since;
+use super::message::end::PassedOver;
+use super::message::in_hand::{Held, Phase};
+use super::message::life::Since;
 use super::{Agent, report};
 
 /// The hub keeps no message longer. Source: wire reference 5.1.

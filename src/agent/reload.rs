@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
 use crate::inbox::Settled;
 
-use super::ending::PassedOver;
-use super::hand::{Phase, RuleFacts};
-use super::lanes::{Lane, LaneNames, Lanes, Ticket};
+use super::message::end::PassedOver;
+use super::message::in_hand::{Phase, RuleFacts};
+use super::message::lanes::{Lane, LaneNames, Lanes, Ticket};
 use super::sessions::Terms;
 use super::{Agent, writes_twin};
 

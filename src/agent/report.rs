@@ -7,7 +7,7 @@ use crate::message::{self, C2dMessage, INPUT, METHOD};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::Rules;
 
-use super::ending::millis;
+use super::message::end::millis;
 
 /// Most bytes of a program's output in the log line. The line also has the full count.
 const EXCERPT_BYTES: usize = 512;

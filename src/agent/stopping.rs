@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::hand::Phase;
+use super::message::in_hand::Phase;
 use super::{Agent, AgentError, Machine, Next};
 
 /// How long actions in flight may go on after a request to stop.

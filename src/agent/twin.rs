@@ -21,8 +21,8 @@ use crate::message::format_time;
 use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinConnection, twin_key};
 use crate::session::{PublishError, Upstream};
 
-use super::outbox::Facts;
 use super::reload::READ_LIMIT;
+use super::reports::Facts;
 use super::sessions::Sessions;
 use super::{Agent, writes_twin};
 

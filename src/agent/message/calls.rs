@@ -21,8 +21,8 @@ use crate::message::{C2dMessage, Source};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::session::{Receipt, Settlement};
 
-use super::Agent;
-use super::hand::RuleFacts;
+use super::super::Agent;
+use super::in_hand::RuleFacts;
 
 const OK: u16 = 200;
 const ACCEPTED: u16 = 202;
@@ -38,17 +38,17 @@ const MOST_IN_LINE: usize = 8;
 
 /// How a message ended, for the sender or the caller.
 #[derive(Debug, Clone)]
-pub(super) struct End {
-    pub(super) outcome: OutcomeReport,
+pub(in crate::agent) struct End {
+    pub(in crate::agent) outcome: OutcomeReport,
     /// How to settle it, if it is a message.
-    pub(super) settlement: Settlement,
+    pub(in crate::agent) settlement: Settlement,
     /// The status of the answer, if it is a call.
-    pub(super) status: u16,
+    pub(in crate::agent) status: u16,
 }
 
 impl End {
     /// `guarded`: a guard of the rule refused the message.
-    pub(super) fn new(outcome: OutcomeReport, settlement: Settlement, guarded: bool) -> Self {
+    pub(in crate::agent) fn new(outcome: OutcomeReport, settlement: Settlement, guarded: bool) -> Self {
         let status = match outcome.outcome {
             OutcomeKind::Refused if guarded => TOO_MANY,
             kind => status(kind),
@@ -57,7 +57,7 @@ impl End {
     }
 
     /// Settles a message, or answers a call.
-    pub(super) fn tell(&self, receipt: Receipt) {
+    pub(in crate::agent) fn tell(&self, receipt: Receipt) {
         if receipt.is_call() {
             receipt.answer(self.status, payload(&self.outcome));
         } else {
@@ -89,7 +89,7 @@ fn payload(outcome: &OutcomeReport) -> Bytes {
 }
 
 /// Completes a message that is recorded, or answers a call with 202.
-pub(super) fn accepted(receipt: Receipt, message: &C2dMessage) {
+pub(in crate::agent) fn accepted(receipt: Receipt, message: &C2dMessage) {
     if !receipt.is_call() {
         return receipt.complete();
     }
@@ -100,7 +100,7 @@ pub(super) fn accepted(receipt: Receipt, message: &C2dMessage) {
 }
 
 /// Tells a caller that its call was not taken.
-pub(super) fn turn_away(receipt: Receipt, why: &Away) {
+pub(in crate::agent) fn turn_away(receipt: Receipt, why: &Away) {
     let (status, message) = (why.status(), why.to_string());
     tracing::warn!(status, reason = message, "refused a call");
     receipt.answer(status, json!({ "error": message }).to_string().into());
@@ -108,7 +108,7 @@ pub(super) fn turn_away(receipt: Receipt, why: &Away) {
 
 /// Why a call is refused at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Away {
+pub(in crate::agent) enum Away {
     #[error("too many actions wait for their turn before this one ({MOST_IN_LINE}): call again later")]
     LaneFull,
     #[error("the inbox is full of messages that have not ended: call again later")]
@@ -129,7 +129,7 @@ impl Away {
 impl Agent {
     /// Why a call that this rule matches cannot be taken now. For an owner's rule, actions of the twin's rules do not
     /// count, because they cannot delay it for long.
-    pub(super) fn no_room_for_call(&self, rule: &RuleFacts) -> Option<Away> {
+    pub(in crate::agent) fn no_room_for_call(&self, rule: &RuleFacts) -> Option<Away> {
         if let Some(trouble) = &self.board.trouble {
             return Some(Away::InboxTrouble(trouble.clone()));
         }
@@ -139,14 +139,14 @@ impl Agent {
 
     /// The inbox cannot record anything now. So calls whose action has not begun are answered at once, because their
     /// callers need not wait. Their entries are passed over when their turn comes.
-    pub(super) fn turn_callers_away(&mut self, trouble: &str) {
+    pub(in crate::agent) fn turn_callers_away(&mut self, trouble: &str) {
         for receipt in self.hand.take_callers() {
             turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));
         }
     }
 
     /// Whether this agent sent the message itself, because a route leads its output back to its input.
-    pub(super) fn is_own(&self, message: &C2dMessage) -> bool {
+    pub(in crate::agent) fn is_own(&self, message: &C2dMessage) -> bool {
         let Some(module) = self.config.identities.module().map(|module| &module.identity) else {
             return false;
         };

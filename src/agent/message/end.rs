@@ -15,7 +15,7 @@ use crate::session::Settlement;
 
 /// Why nothing was done with a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PassedOver {
+pub(in crate::agent) enum PassedOver {
     /// Its property bag could not be decoded.
     #[error("undecodable: {0}")]
     Undecodable(String),
@@ -49,13 +49,13 @@ pub(super) enum PassedOver {
 
 impl PassedOver {
     /// Why a message that only the inbox has cannot run after its rule was removed.
-    pub(super) fn no_rule_any_more() -> Self {
+    pub(in crate::agent) fn no_rule_any_more() -> Self {
         let remedy = "no rule matches it any more: put its rule back into the configuration, restart or \
                       reload the agent, and run the message again with `c2d-agent inbox retry`";
         Self::Refused(remedy.to_owned())
     }
 
-    pub(super) fn kind(&self) -> OutcomeKind {
+    pub(in crate::agent) fn kind(&self) -> OutcomeKind {
         match self {
             Self::Undecodable(_) => OutcomeKind::Undecodable,
             Self::Expired { .. } | Self::CallerGone => OutcomeKind::Expired,
@@ -65,7 +65,7 @@ impl PassedOver {
         }
     }
 
-    pub(super) fn report(
+    pub(in crate::agent) fn report(
         &self,
         message_id: Option<&str>,
         rule: Option<&str>,
@@ -82,7 +82,7 @@ impl PassedOver {
 }
 
 /// The report of an action that ran.
-pub(super) fn of_action(
+pub(in crate::agent) fn of_action(
     outcome: &Outcome,
     message_id: Option<&str>,
     rule: &str,
@@ -112,7 +112,11 @@ pub(super) fn of_action(
 /// Chooses how to settle a message that ended this way. Only a message whose action ran and failed is abandoned, so
 /// that the hub sends it again. If the action did not run (bad values, a guard, expiry), another attempt would not go
 /// better at once. If a crash interrupted it, it is unknown how much was done.
-pub(super) fn settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Unmatched) -> Settlement {
+pub(in crate::agent) fn settlement(
+    kind: OutcomeKind,
+    on_failure: OnFailure,
+    unmatched: Unmatched,
+) -> Settlement {
     match (kind, on_failure) {
         (OutcomeKind::Succeeded, _) => Settlement::Complete,
         (OutcomeKind::Unmatched, _) => match unmatched {
@@ -126,7 +130,7 @@ pub(super) fn settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Un
 }
 
 /// The body of the telemetry report. None if it cannot be written, which is a defect and logged.
-pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
+pub(in crate::agent) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
     match serde_json::to_vec(report) {
         Ok(body) => Some(body.into()),
         Err(error) => {
@@ -137,7 +141,7 @@ pub(super) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
 }
 
 /// Whole milliseconds.
-pub(super) fn millis(duration: Duration) -> u64 {
+pub(in crate::agent) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

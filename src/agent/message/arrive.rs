@@ -1,7 +1,7 @@
 //! Intake: what an arrived message is, and whether its turn has come.
 //!
 //! Owns: decoding errors, the choice of the rule, the plan; what the inbox's verdict means for a delivery.
-//! Must not know: how actions run and end (`work.rs`).
+//! Must not know: how actions run and end (`act.rs`).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,14 +15,14 @@ use crate::outcome::OutcomeReport;
 use crate::rules::{Reports, Settle};
 use crate::session::{Delivery, Receipt};
 
-use super::answers::{self, Away};
-use super::ending::{self, PassedOver};
-use super::hand::{Entry, Held, Origin, Passing, Phase};
+use super::super::sessions::Role;
+use super::super::tally::DUPLICATE;
+use super::super::{Agent, AgentEvent, report};
+use super::calls::{self, Away};
+use super::end::{self, PassedOver};
+use super::in_hand::{Entry, Held, Origin, Passing, Phase};
 use super::lanes::Ticket;
 use super::life::Since;
-use super::sessions::Role;
-use super::tally::DUPLICATE;
-use super::{Agent, AgentEvent, report};
 
 /// How long to wait before a message is offered again to a full inbox.
 const OFFER_AGAIN: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ type Planned = Result<Entry, (Option<String>, PassedOver)>;
 
 impl Agent {
     /// Takes a delivery in: plans it, and offers it to the inbox together with the plan.
-    pub(super) fn take(&mut self, role: Role, delivery: Delivery) {
+    pub(in crate::agent) fn take(&mut self, role: Role, delivery: Delivery) {
         let Delivery { message, connection, redelivered, sequence, arrived, receipt } = delivery;
         let origin = Origin { connection, redelivered, sequence };
         if !receipt.is_current() {
@@ -66,7 +66,7 @@ impl Agent {
             Ok(mut entry) => {
                 let away = self.no_room_for_call(&entry.rule).filter(|_| receipt.is_call());
                 if let Some(away) = away {
-                    return answers::turn_away(receipt, &away);
+                    return calls::turn_away(receipt, &away);
                 }
                 entry.origin = origin;
                 let (settled, rule) = (entry.settled, entry.rule.name.clone());
@@ -99,7 +99,7 @@ impl Agent {
             }
             Err((rule, why)) => {
                 if let Some(trouble) = self.board.trouble.clone().filter(|_| receipt.is_call()) {
-                    return answers::turn_away(receipt, &Away::InboxTrouble(trouble));
+                    return calls::turn_away(receipt, &Away::InboxTrouble(trouble));
                 }
                 let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
                 let message = Some(message);
@@ -109,7 +109,7 @@ impl Agent {
     }
 
     /// Puts a message in line in its lanes. True if its turn has come at once.
-    pub(super) fn enter(&mut self, ticket: Ticket, entry: &Entry) -> bool {
+    pub(in crate::agent) fn enter(&mut self, ticket: Ticket, entry: &Entry) -> bool {
         let rule = &entry.rule;
         self.lanes.enter(ticket, &rule.lanes, rule.slot, rule.whose(entry.entered))
     }
@@ -129,19 +129,19 @@ impl Agent {
     }
 
     /// Where an outcome is reported: as its rule says, or if no rule matched, as `[report]` says.
-    pub(super) fn reports_of(&self, outcome: &OutcomeReport) -> Reports {
+    pub(in crate::agent) fn reports_of(&self, outcome: &OutcomeReport) -> Reports {
         let rule = outcome.rule.as_deref().and_then(|rule| self.rules.get(rule));
         rule.map_or(self.config.reports, |rule| rule.policy.reports)
     }
 
     /// The telemetry report of an outcome, if its rule wants one.
-    pub(super) fn telemetry_report(&self, outcome: &OutcomeReport) -> Option<Bytes> {
-        if self.reports_of(outcome).telemetry { ending::telemetry(outcome) } else { None }
+    pub(in crate::agent) fn telemetry_report(&self, outcome: &OutcomeReport) -> Option<Bytes> {
+        if self.reports_of(outcome).telemetry { end::telemetry(outcome) } else { None }
     }
 
     /// Finds the rule that matches a message, and makes a plan from it.
-    pub(super) fn plan(&self, message: C2dMessage, since: Since, now: SystemTime) -> Planned {
-        answers::check_payload(&message).map_err(|why| (None, PassedOver::Undecodable(why)))?;
+    pub(in crate::agent) fn plan(&self, message: C2dMessage, since: Since, now: SystemTime) -> Planned {
+        calls::check_payload(&message).map_err(|why| (None, PassedOver::Undecodable(why)))?;
         let rule = self.config.rules.match_message(&message);
         if let Some(expired) = since.expired(&message, now) {
             return Err((rule.map(|rule| rule.name().to_owned()), expired));
@@ -160,7 +160,7 @@ impl Agent {
     }
 
     /// The inbox has looked at a message, and its verdict is on disk.
-    pub(super) fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
+    pub(in crate::agent) fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
         if let Some(passing) = self.hand.passing.remove(&ticket) {
             return self.passed(ticket, passing, verdict);
         }
@@ -290,7 +290,7 @@ impl Agent {
     fn turn_away(&mut self, ticket: Ticket) {
         for receipt in self.hand.take_calls(ticket) {
             self.lanes.leave(ticket);
-            answers::turn_away(receipt, &Away::InboxFull);
+            calls::turn_away(receipt, &Away::InboxFull);
         }
         if !self.hand.has(ticket) {
             return;
@@ -301,7 +301,7 @@ impl Agent {
     }
 
     /// Offers the messages again that were turned away, unless their connection has closed.
-    pub(super) fn offer_again(&mut self) {
+    pub(in crate::agent) fn offer_again(&mut self) {
         self.turned_away_retry = None;
         for ticket in std::mem::take(&mut self.turned_away) {
             if let Some(passing) = self.hand.passing.remove(&ticket) {

@@ -23,14 +23,14 @@ use tokio::time::Instant;
 use crate::rules::TWIN_WAIT;
 
 /// One action in line.
-pub(super) type Ticket = u64;
+pub(in crate::agent) type Ticket = u64;
 
 /// A lane, counted from 0.
-pub(super) type Lane = usize;
+pub(in crate::agent) type Lane = usize;
 
 /// What an action needs besides its lanes, because it starts programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Slot {
+pub(in crate::agent) enum Slot {
     /// Nothing, because it starts no programs.
     None,
     /// A child slot.
@@ -41,7 +41,7 @@ pub(super) enum Slot {
 
 /// Who wrote the rule of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(in crate::agent) enum Whose {
     /// The owner. The action came at this time.
     Owner(Instant),
     /// The twin has the rule. From its turn to its end the action takes no longer than this.
@@ -50,11 +50,11 @@ pub(super) enum Whose {
 
 /// The index of each lane name.
 #[derive(Debug, Default)]
-pub(super) struct LaneNames(Vec<String>);
+pub(in crate::agent) struct LaneNames(Vec<String>);
 
 impl LaneNames {
     /// The lanes with these names. A new name gets the next number.
-    pub(super) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
+    pub(in crate::agent) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
             self.0.iter().position(|known| known == name).unwrap_or_else(|| {
                 self.0.push(name.clone());
@@ -65,14 +65,14 @@ impl LaneNames {
     }
 
     /// How many lanes there are.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::agent) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
 /// All lanes.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(in crate::agent) struct Lanes {
     lines: Vec<VecDeque<Ticket>>,
     members: HashMap<Ticket, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
@@ -99,7 +99,7 @@ struct Member {
 
 impl Lanes {
     /// Makes `count` empty lanes, with at most `slots` programs at once.
-    pub(super) fn new(count: usize, slots: usize) -> Self {
+    pub(in crate::agent) fn new(count: usize, slots: usize) -> Self {
         Self {
             lines: vec![VecDeque::new(); count],
             members: HashMap::new(),
@@ -114,13 +114,25 @@ impl Lanes {
 
     /// Puts an action at the end of its lanes. True if its turn has come at once. If not, [`Lanes::next`] tells
     /// later.
-    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
+    pub(in crate::agent) fn enter(
+        &mut self,
+        ticket: Ticket,
+        lanes: &Arc<[Lane]>,
+        needs: Slot,
+        whose: Whose,
+    ) -> bool {
         self.line_up(ticket, lanes, needs, whose);
         self.gets_turn(ticket)
     }
 
     /// Puts an action at the front of its lanes, which are empty: it had its turn before the lanes were rebuilt.
-    pub(super) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+    pub(in crate::agent) fn enter_again(
+        &mut self,
+        ticket: Ticket,
+        lanes: &Arc<[Lane]>,
+        needs: Slot,
+        whose: Whose,
+    ) {
         self.line_up(ticket, lanes, needs, whose);
         self.note_turn(ticket);
         if let Some(member) = self.members.get_mut(&ticket).filter(|member| member.needs != Slot::None) {
@@ -149,7 +161,7 @@ impl Lanes {
 
     /// How many actions stand in the longest of these lanes. `twins_count`: whether actions of the twin's rules
     /// count.
-    pub(super) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
+    pub(in crate::agent) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
         let counts = |ticket: &&Ticket| {
             let whose = self.members.get(*ticket).map(|member| member.whose);
             twins_count || matches!(whose, Some(Whose::Owner(_)))
@@ -160,7 +172,7 @@ impl Lanes {
 
     /// The late actions of the twin's rules: an action of the owner's stands behind them and would wait too long. The
     /// caller must remove them.
-    pub(super) fn late(&self, now: Instant) -> Vec<Ticket> {
+    pub(in crate::agent) fn late(&self, now: Instant) -> Vec<Ticket> {
         let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
         let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
         late.sort_unstable();
@@ -169,7 +181,7 @@ impl Lanes {
     }
 
     /// When the next action becomes late, if nothing happens before.
-    pub(super) fn wake(&self) -> Option<Instant> {
+    pub(in crate::agent) fn wake(&self) -> Option<Instant> {
         self.latest().into_iter().map(|(latest, _)| latest).min()
     }
 
@@ -196,14 +208,14 @@ impl Lanes {
     }
 
     /// The next action whose turn has come since it entered. Each is returned once.
-    pub(super) fn next(&mut self) -> Option<Ticket> {
+    pub(in crate::agent) fn next(&mut self) -> Option<Ticket> {
         self.called.pop_front()
     }
 
     /// Gives the child slot of an action away while it waits for its next attempt. The action stays at the front. An
     /// action of the twin's rules that may share a lane with the owner's keeps its slot, because its wait for another
     /// would have no bound.
-    pub(super) fn pause(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn pause(&mut self, ticket: Ticket) {
         let whose = self.members.get(&ticket).map(|member| member.whose);
         if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
             return;
@@ -213,12 +225,12 @@ impl Lanes {
     }
 
     /// The action goes on. True if it may at once. If not, [`Lanes::next`] tells when.
-    pub(super) fn resume(&mut self, ticket: Ticket) -> bool {
+    pub(in crate::agent) fn resume(&mut self, ticket: Ticket) -> bool {
         self.take_slot(ticket)
     }
 
     /// Removes an action that has ended, or is not to run. Those behind it move up.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn leave(&mut self, ticket: Ticket) {
         self.give_slot_back(ticket);
         let Some(member) = self.members.remove(&ticket) else { return };
         if !member.has_turn {

@@ -15,11 +15,11 @@ use crate::outcome::OutcomeReport;
 use crate::rules::{OnCrash, Plan, Policy, Rule};
 use crate::session::{Receipt, Settlement};
 
-use super::answers::{self, End};
-use super::ending::PassedOver;
+use super::super::sessions::Role;
+use super::calls::{self, End};
+use super::end::PassedOver;
 use super::lanes::{Lane, LaneNames, Slot, Ticket, Whose};
 use super::life::Since;
-use super::sessions::Role;
 
 /// Most messages in hand. If there are more, they stay with the session, which stops reading.
 const MOST: usize = 1024;
@@ -28,18 +28,18 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 
 /// The facts that all messages of a rule share.
 #[derive(Debug)]
-pub(super) struct RuleFacts {
-    pub(super) name: String,
-    pub(super) policy: Policy,
-    pub(super) lanes: Arc<[Lane]>,
-    pub(super) slot: Slot,
+pub(in crate::agent) struct RuleFacts {
+    pub(in crate::agent) name: String,
+    pub(in crate::agent) policy: Policy,
+    pub(in crate::agent) lanes: Arc<[Lane]>,
+    pub(in crate::agent) slot: Slot,
     /// For a rule of the twin: the longest time that its action may take.
-    pub(super) longest_of_twin: Option<Duration>,
+    pub(in crate::agent) longest_of_twin: Option<Duration>,
 }
 
 /// How far a message with an action has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(in crate::agent) enum Phase {
     /// The inbox has not answered yet. `starting`: the first attempt begins as soon as it answers.
     Accepting {
         starting: bool,
@@ -57,83 +57,83 @@ pub(super) enum Phase {
 
 /// A message with an action.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) message: C2dMessage,
+pub(in crate::agent) struct Entry {
+    pub(in crate::agent) message: C2dMessage,
     /// Since when the agent has it, by its last delivery.
-    pub(super) since: Since,
-    pub(super) rule: Arc<RuleFacts>,
+    pub(in crate::agent) since: Since,
+    pub(in crate::agent) rule: Arc<RuleFacts>,
     /// Absent while the action runs.
-    pub(super) plan: Option<Plan>,
-    pub(super) settled: Settled,
+    pub(in crate::agent) plan: Option<Plan>,
+    pub(in crate::agent) settled: Settled,
     /// How it was first delivered.
-    pub(super) origin: Origin,
+    pub(in crate::agent) origin: Origin,
     /// When it was taken in hand.
-    pub(super) entered: Instant,
+    pub(in crate::agent) entered: Instant,
     /// Every delivery that is not completed yet. There are several if the hub sent the message again.
-    pub(super) receipts: Vec<Receipt>,
-    pub(super) number: Option<Number>,
+    pub(in crate::agent) receipts: Vec<Receipt>,
+    pub(in crate::agent) number: Option<Number>,
     /// Attempts begun.
-    pub(super) attempts: u32,
+    pub(in crate::agent) attempts: u32,
     /// Whether its rule says to retry after a crash: see [`Entry::runs_again`].
-    pub(super) retry_on_crash: bool,
+    pub(in crate::agent) retry_on_crash: bool,
     /// For a call that is to be tried again: how its last attempt ended. If the agent stops in the pause, the caller
     /// gets this.
-    pub(super) failed: Option<OutcomeReport>,
+    pub(in crate::agent) failed: Option<OutcomeReport>,
     /// Whether it is at the front of its lanes.
-    pub(super) turn: bool,
-    pub(super) phase: Phase,
+    pub(in crate::agent) turn: bool,
+    pub(in crate::agent) phase: Phase,
     /// Why it must not run any more. Set when the rules changed, or it became late, while the inbox had not answered.
-    pub(super) passed_over: Option<PassedOver>,
+    pub(in crate::agent) passed_over: Option<PassedOver>,
     /// How it ended. Set when the inbox is asked to record that.
-    pub(super) end: Option<End>,
+    pub(in crate::agent) end: Option<End>,
 }
 
 /// How a message was delivered, as needed to tell whether it came before. All zero if it came from the inbox.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Origin {
-    pub(super) connection: u64,
-    pub(super) redelivered: bool,
-    pub(super) sequence: Option<Sequence>,
+pub(in crate::agent) struct Origin {
+    pub(in crate::agent) connection: u64,
+    pub(in crate::agent) redelivered: bool,
+    pub(in crate::agent) sequence: Option<Sequence>,
 }
 
 /// A message that is recorded as accepted and ended in one step, because no action runs.
 #[derive(Debug)]
-pub(super) struct Passing {
-    pub(super) role: Role,
-    pub(super) receipt: Receipt,
+pub(in crate::agent) struct Passing {
+    pub(in crate::agent) role: Role,
+    pub(in crate::agent) receipt: Receipt,
     /// None if it could not be decoded.
-    pub(super) message: Option<C2dMessage>,
-    pub(super) origin: Origin,
-    pub(super) received: SystemTime,
-    pub(super) outcome: OutcomeReport,
+    pub(in crate::agent) message: Option<C2dMessage>,
+    pub(in crate::agent) origin: Origin,
+    pub(in crate::agent) received: SystemTime,
+    pub(in crate::agent) outcome: OutcomeReport,
 }
 
 /// A message that the hub will send again.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(in crate::agent) struct Held {
     /// The session that will deliver it.
-    pub(super) role: Role,
-    pub(super) record: Record,
+    pub(in crate::agent) role: Role,
+    pub(in crate::agent) record: Record,
     /// After this time the hub no longer has it.
-    pub(super) until: SystemTime,
+    pub(in crate::agent) until: SystemTime,
 }
 
 /// All messages in hand.
 #[derive(Debug, Default)]
-pub(super) struct Hand {
+pub(in crate::agent) struct Hand {
     entries: HashMap<Ticket, Entry>,
     numbers: HashMap<Number, Ticket>,
-    pub(super) passing: HashMap<Ticket, Passing>,
+    pub(in crate::agent) passing: HashMap<Ticket, Passing>,
     /// Messages that an earlier process accepted, and that the hub still has.
-    pub(super) held: HashMap<Number, Held>,
+    pub(in crate::agent) held: HashMap<Number, Held>,
     /// Messages of earlier records that came again, and that are now being recorded as ended.
-    pub(super) closing: HashMap<Number, Passing>,
+    pub(in crate::agent) closing: HashMap<Number, Passing>,
     bytes: usize,
     last_ticket: Ticket,
 }
 
 impl Entry {
-    pub(super) fn new(
+    pub(in crate::agent) fn new(
         message: C2dMessage,
         since: Since,
         rule: Arc<RuleFacts>,
@@ -162,18 +162,18 @@ impl Entry {
     }
 
     /// Whether it is a call whose caller waits for the result of the action.
-    pub(super) fn has_caller(&self) -> bool {
+    pub(in crate::agent) fn has_caller(&self) -> bool {
         matches!(self.message.source(), Source::Method(_)) && self.settled == Settled::AfterAction
     }
 
     /// Whether it is such a call, but its caller cannot receive the answer any more.
-    pub(super) fn is_call_of_nobody(&self) -> bool {
+    pub(in crate::agent) fn is_call_of_nobody(&self) -> bool {
         self.has_caller() && !self.receipts.iter().any(Receipt::is_current)
     }
 
     /// Whether it runs again by itself if this process ends during its action. A call does not: its caller is told
     /// that the action was interrupted, and decides whether to call again.
-    pub(super) fn runs_again(&self) -> bool {
+    pub(in crate::agent) fn runs_again(&self) -> bool {
         self.retry_on_crash && !self.has_caller()
     }
 
@@ -183,25 +183,25 @@ impl Entry {
     }
 
     /// Whether its action is under way.
-    pub(super) fn is_running(&self) -> bool {
+    pub(in crate::agent) fn is_running(&self) -> bool {
         self.phase == Phase::Running
     }
 
     /// Adds another delivery of the message. Receipts of closed connections are removed, because they have no use.
-    pub(super) fn add_receipt(&mut self, receipt: Receipt) {
+    pub(in crate::agent) fn add_receipt(&mut self, receipt: Receipt) {
         self.receipts.retain(Receipt::is_current);
         self.receipts.push(receipt);
     }
 
     /// Completes all its deliveries at the hub, since it is recorded.
-    pub(super) fn accept(&mut self) {
+    pub(in crate::agent) fn accept(&mut self) {
         for receipt in self.take_receipts() {
-            answers::accepted(receipt, &self.message);
+            calls::accepted(receipt, &self.message);
         }
     }
 
     /// Settles the message or answers the caller, with how it ended.
-    pub(super) fn finish(&mut self, end: &End) {
+    pub(in crate::agent) fn finish(&mut self, end: &End) {
         let settlement = self.settlement(end.settlement);
         let end = End { settlement, ..end.clone() };
         self.take_receipts().into_iter().for_each(|receipt| end.tell(receipt));
@@ -209,7 +209,7 @@ impl Entry {
 
     /// Settles all its deliveries at the hub. A message with `settle = "on-accept"` is always completed, however it
     /// ended.
-    pub(super) fn settle(&mut self, settlement: Settlement) {
+    pub(in crate::agent) fn settle(&mut self, settlement: Settlement) {
         let settlement = self.settlement(settlement);
         self.take_receipts().into_iter().for_each(|receipt| receipt.settle(settlement));
     }
@@ -237,21 +237,21 @@ impl Entry {
 }
 
 impl Hand {
-    pub(super) fn next_ticket(&mut self) -> Ticket {
+    pub(in crate::agent) fn next_ticket(&mut self) -> Ticket {
         self.last_ticket += 1;
         self.last_ticket
     }
 
     /// Whether more messages may be taken.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::agent) fn has_room(&self) -> bool {
         self.len() < MOST && self.bytes < MOST_BYTES
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::agent) fn len(&self) -> usize {
         self.entries.len() + self.passing.len() + self.closing.len()
     }
 
-    pub(super) fn insert(&mut self, ticket: Ticket, entry: Entry) {
+    pub(in crate::agent) fn insert(&mut self, ticket: Ticket, entry: Entry) {
         self.bytes += entry.message.wire_size();
         if let Some(number) = entry.number {
             self.numbers.insert(number, ticket);
@@ -259,23 +259,23 @@ impl Hand {
         self.entries.insert(ticket, entry);
     }
 
-    pub(super) fn get(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+    pub(in crate::agent) fn get(&mut self, ticket: Ticket) -> Option<&mut Entry> {
         self.entries.get_mut(&ticket)
     }
 
     /// Stores the number that the inbox gave the message.
-    pub(super) fn set_number(&mut self, ticket: Ticket, number: Number) {
+    pub(in crate::agent) fn set_number(&mut self, ticket: Ticket, number: Number) {
         if let Some(entry) = self.entries.get_mut(&ticket) {
             entry.number = Some(number);
             self.numbers.insert(number, ticket);
         }
     }
 
-    pub(super) fn ticket_of(&self, number: Number) -> Option<Ticket> {
+    pub(in crate::agent) fn ticket_of(&self, number: Number) -> Option<Ticket> {
         self.numbers.get(&number).copied()
     }
 
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
+    pub(in crate::agent) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
         let entry = self.entries.remove(&ticket)?;
         self.bytes = self.bytes.saturating_sub(entry.message.wire_size());
         if let Some(number) = entry.number {
@@ -285,12 +285,12 @@ impl Hand {
     }
 
     /// Whether this message is in hand, with an action or while the inbox is recording it.
-    pub(super) fn has(&self, ticket: Ticket) -> bool {
+    pub(in crate::agent) fn has(&self, ticket: Ticket) -> bool {
         self.entries.contains_key(&ticket) || self.passing.contains_key(&ticket)
     }
 
     /// Removes the calls of this ticket and returns their receipts. Messages stay in hand.
-    pub(super) fn take_calls(&mut self, ticket: Ticket) -> Vec<Receipt> {
+    pub(in crate::agent) fn take_calls(&mut self, ticket: Ticket) -> Vec<Receipt> {
         if self.passing.get(&ticket).is_some_and(|passing| passing.receipt.is_call()) {
             return self.passing.remove(&ticket).map(|passing| passing.receipt).into_iter().collect();
         }
@@ -302,7 +302,7 @@ impl Hand {
     }
 
     /// Takes the receipts of the calls whose action has not begun.
-    pub(super) fn take_callers(&mut self) -> Vec<Receipt> {
+    pub(in crate::agent) fn take_callers(&mut self) -> Vec<Receipt> {
         let waits = |entry: &&mut Entry| {
             let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
             entry.has_caller() && entry.attempts == 0 && phase
@@ -311,14 +311,14 @@ impl Hand {
     }
 
     /// Whether the inbox has still to answer something, after which more is to be done.
-    pub(super) fn awaits_the_inbox(&self) -> bool {
+    pub(in crate::agent) fn awaits_the_inbox(&self) -> bool {
         let awaits =
             |entry: &Entry| matches!(entry.phase, Phase::Accepting { .. } | Phase::Starting | Phase::Ending);
         !self.passing.is_empty() || !self.closing.is_empty() || self.entries.values().any(awaits)
     }
 
     /// The messages that wait for their first attempt, in order of arrival.
-    pub(super) fn not_begun(&self) -> Vec<Ticket> {
+    pub(in crate::agent) fn not_begun(&self) -> Vec<Ticket> {
         let found = self.entries.iter().filter(|(_, entry)| entry.has_not_begun());
         let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
         tickets.sort_unstable();
@@ -327,7 +327,7 @@ impl Hand {
 
     /// Calls `each` for the messages that have begun and not ended, with their rules. Messages at the front of their
     /// lanes come first. Among these, running ones come before those that wait for a child slot.
-    pub(super) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
+    pub(in crate::agent) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
         let begun = |entry: &Entry| !entry.has_not_begun() && entry.phase != Phase::Ending;
         let mut found: Vec<_> = self.entries.iter().filter(|(_, entry)| begun(entry)).collect();
         found.sort_unstable_by_key(|(ticket, entry)| (!entry.turn, entry.phase == Phase::Waiting, **ticket));
@@ -335,7 +335,7 @@ impl Hand {
     }
 
     /// The messages in one of these phases, in order of arrival.
-    pub(super) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
+    pub(in crate::agent) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
         let found = self.entries.iter().filter(|(_, entry)| phases.contains(&entry.phase));
         let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
         tickets.sort_unstable();
@@ -344,7 +344,7 @@ impl Hand {
 
     /// Leaves everything at the end, so that the hub sends it again. Calls do not come again, so their callers are
     /// told how they ended, even if that is not recorded.
-    pub(super) fn leave_all(self) {
+    pub(in crate::agent) fn leave_all(self) {
         for Entry { receipts, end, .. } in self.entries.into_values() {
             for receipt in receipts {
                 match &end {
@@ -357,14 +357,14 @@ impl Hand {
         others.for_each(|passing| passing.receipt.leave());
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(in crate::agent) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
     }
 }
 
 impl RuleFacts {
     /// The facts of all rules of a configuration, by name. `names` counts the lanes.
-    pub(super) fn of_all(config: &Config, names: &mut LaneNames) -> HashMap<String, Arc<Self>> {
+    pub(in crate::agent) fn of_all(config: &Config, names: &mut LaneNames) -> HashMap<String, Arc<Self>> {
         let of_twin: HashSet<&str> = config.twin_rules.iter().map(|rule| rule.rule.as_str()).collect();
         let facts = config.rules.iter().map(|rule| Self::new(rule, of_twin.contains(rule.name()), names));
         facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
@@ -384,7 +384,7 @@ impl RuleFacts {
     }
 
     /// Who wrote this rule, for an action that was taken in hand at this time.
-    pub(super) fn whose(&self, since: Instant) -> Whose {
+    pub(in crate::agent) fn whose(&self, since: Instant) -> Whose {
         self.longest_of_twin.map_or(Whose::Owner(since), Whose::Twin)
     }
 }

@@ -12,8 +12,8 @@ use crate::rules::Rules;
 
 use super::Agent;
 use super::control::Request;
-use super::hand::Entry;
-use super::lanes::Ticket;
+use super::message::in_hand::Entry;
+use super::message::lanes::Ticket;
 
 /// Most questions that the inbox has not answered. Clients ask fewer at once, but they may give up waiting.
 const MOST_QUERIES: usize = 16;

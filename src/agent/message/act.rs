@@ -1,7 +1,7 @@
 //! Work: from the turn of a message to its end.
 //!
 //! Owns: starts, attempts and their pauses, the end, and how the answers of the inbox are handled. Must not know: how
-//! messages arrive (`intake.rs`), pins, processes.
+//! messages arrive (`arrive.rs`), pins, processes.
 //!
 //! No action starts before the inbox has the start on disk. The exception: the rule says that another run is harmless
 //! (`on_crash = "retry"`), and has no guard that must know of the start after a restart. No message is completed
@@ -20,15 +20,15 @@ use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::{OnFailure, Plan, TWIN_WAIT};
 use crate::session::{Receipt, Settlement};
 
-use super::answers::End;
-use super::ending::{self, PassedOver, millis};
-use super::hand::{Passing, Phase};
+use super::super::sessions::Role;
+use super::super::{Agent, AgentEvent, Machine, PinsNoted, report};
+use super::calls::End;
+use super::end::{self, PassedOver, millis};
+use super::in_hand::{Passing, Phase};
 use super::lanes::Ticket;
-use super::sessions::Role;
-use super::{Agent, AgentEvent, Machine, PinsNoted, report};
 
 /// The result of one of the running futures.
-pub(super) enum Done {
+pub(in crate::agent) enum Done {
     /// An attempt has ended.
     Acted { ticket: Ticket, plan: Plan, outcome: Box<Outcome> },
     /// The pause before the next attempt is over.
@@ -37,7 +37,7 @@ pub(super) enum Done {
 
 impl Agent {
     /// The turn of a message has come: it is at the front of its lanes.
-    pub(super) fn turn(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn turn(&mut self, ticket: Ticket) {
         let Some(entry) = self.hand.get(ticket) else { return };
         entry.turn = true;
         if entry.phase == Phase::Waiting && !self.stopping {
@@ -46,7 +46,7 @@ impl Agent {
     }
 
     /// Begins an attempt. If needed, the inbox records the start first.
-    pub(super) fn begin(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn begin(&mut self, ticket: Ticket) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         let Some(number) = entry.number else { return };
@@ -68,7 +68,7 @@ impl Agent {
     }
 
     /// Begins an attempt at once.
-    pub(super) fn begin_now(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn begin_now(&mut self, ticket: Ticket) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         // Checked again, because the disk may have taken long.
@@ -92,7 +92,7 @@ impl Agent {
     }
 
     /// Handles an attempt that has ended, or a pause that is over.
-    pub(super) fn done(&mut self, done: Done) {
+    pub(in crate::agent) fn done(&mut self, done: Done) {
         match done {
             Done::Acted { ticket, plan, outcome } => self.acted(ticket, plan, &outcome),
             Done::Rested { ticket } => {
@@ -134,13 +134,13 @@ impl Agent {
             return self.leave(ticket);
         }
         let Some(pause) = pause else {
-            let report = ending::of_action(outcome, message_id, &rule.name, attempt, now);
+            let report = end::of_action(outcome, message_id, &rule.name, attempt, now);
             return self.end(ticket, report, false);
         };
         entry.phase = Phase::BackingOff;
         // If the agent stops during the pause, the caller gets this outcome.
         if entry.has_caller() {
-            entry.failed = Some(ending::of_action(outcome, message_id, &rule.name, attempt, now));
+            entry.failed = Some(end::of_action(outcome, message_id, &rule.name, attempt, now));
         }
         // Without this record, a crash during the pause would look like a crash during the action. If a crash leads
         // to another run anyway, the record is not needed.
@@ -157,7 +157,7 @@ impl Agent {
 
     /// Ends actions of the twin's rules that would delay a message for a rule of the owner's too long. The loop does
     /// this before anything else, so that they get no turn any more.
-    pub(super) fn refuse_late(&mut self) {
+    pub(in crate::agent) fn refuse_late(&mut self) {
         let late = if self.stopping { Vec::new() } else { self.lanes.late(Instant::now()) };
         for ticket in late {
             if let Some(entry) = self.hand.get(ticket) {
@@ -180,7 +180,7 @@ impl Agent {
     }
 
     /// Ends a message in hand without an action.
-    pub(super) fn pass_over(&mut self, ticket: Ticket, why: &PassedOver) {
+    pub(in crate::agent) fn pass_over(&mut self, ticket: Ticket, why: &PassedOver) {
         let now = (self.clock)();
         let Some(entry) = self.hand.get(ticket) else { return };
         let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
@@ -206,7 +206,7 @@ impl Agent {
     }
 
     /// Gives up a message for this process. It begins at the next start, from the inbox or from the hub.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
+    pub(in crate::agent) fn leave(&mut self, ticket: Ticket) {
         self.lanes.leave(ticket);
         if let Some(entry) = self.hand.remove(ticket) {
             entry.receipts.into_iter().for_each(Receipt::leave);
@@ -223,7 +223,7 @@ impl Agent {
 
     /// At shutdown, what has not begun stays where it is, in the inbox or at the hub. If the inbox has still to
     /// answer for a message, it is handled when the answer comes.
-    pub(super) fn leave_what_has_not_begun(&mut self) {
+    pub(in crate::agent) fn leave_what_has_not_begun(&mut self) {
         for ticket in self.hand.tickets_in(&[Phase::Waiting, Phase::BackingOff]) {
             self.leave_or_end(ticket);
         }
@@ -234,7 +234,7 @@ impl Agent {
     }
 
     /// The inbox has done something, and it is on disk.
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(in crate::agent) fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Accepted { ticket, verdict } => self.verdict(ticket, verdict),
             Answer::Started(number) => {
@@ -279,31 +279,41 @@ impl Agent {
     }
 
     /// Settles or answers a message that ended without an action.
-    pub(super) fn finish(&self, passing: Passing, number: Number) {
+    pub(in crate::agent) fn finish(&self, passing: Passing, number: Number) {
         let Passing { receipt, outcome, role, .. } = passing;
         let settlement = self.settlement_of(&outcome, role);
         End::new(outcome, settlement, false).tell(receipt.marked(number.0));
     }
 
     /// How to settle a message that ended this way, by its present rule and by what the transport can do.
-    pub(super) fn settlement(&self, kind: OutcomeKind, rule: Option<&str>, role: Role) -> Settlement {
+    pub(in crate::agent) fn settlement(
+        &self,
+        kind: OutcomeKind,
+        rule: Option<&str>,
+        role: Role,
+    ) -> Settlement {
         let rule = rule.and_then(|rule| self.rules.get(rule));
         let on_failure = rule.map_or(OnFailure::Reject, |rule| rule.policy.on_failure());
-        let settlement = ending::settlement(kind, on_failure, self.config.unmatched);
+        let settlement = end::settlement(kind, on_failure, self.config.unmatched);
         if self.sessions.can(role, settlement) { settlement } else { Settlement::Complete }
     }
 
-    pub(super) fn settlement_of(&self, outcome: &OutcomeReport, role: Role) -> Settlement {
+    pub(in crate::agent) fn settlement_of(&self, outcome: &OutcomeReport, role: Role) -> Settlement {
         self.settlement(outcome.outcome, outcome.rule.as_deref(), role)
     }
 
     /// The session through which a message came.
-    pub(super) fn role_of(&self, message: &C2dMessage) -> Role {
+    pub(in crate::agent) fn role_of(&self, message: &C2dMessage) -> Role {
         Role::of(message.source(), &self.config)
     }
 
     /// How to settle a message that came again after it had ended.
-    pub(super) fn settlement_again(&self, past: Past, rule: Option<&str>, role: Role) -> Settlement {
+    pub(in crate::agent) fn settlement_again(
+        &self,
+        past: Past,
+        rule: Option<&str>,
+        role: Role,
+    ) -> Settlement {
         match (past.settled, past.outcome) {
             (Settled::OnAccept, _) | (_, None) => Settlement::Complete,
             // It was not abandoned the first time, or it would run again now. So it is not abandoned now, either.
@@ -315,7 +325,7 @@ impl Agent {
     }
 
     /// Counts and reports that a message has ended, now that it is on disk.
-    pub(super) fn settled(&mut self, outcome: &OutcomeReport) {
+    pub(in crate::agent) fn settled(&mut self, outcome: &OutcomeReport) {
         self.scraper.tally.ended(outcome.rule.as_deref(), outcome.outcome.as_str());
         self.outbox.ended(outcome, self.reports_of(outcome));
         if self.observer.is_some() {

@@ -22,7 +22,7 @@ use crate::outcome::{
 use crate::rules::Reports;
 use crate::session::{PublishError, Upstream};
 
-use super::hand::RuleFacts;
+use super::message::in_hand::RuleFacts;
 use super::sessions::Sessions;
 
 /// Most telemetry reports under way at once: two of the session's eight places are for the twin.
