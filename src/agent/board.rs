@@ -1,16 +1,16 @@
 //! The board: what `status` shows, kept up to date as things happen.
 //!
-//! Owns: the facts about the connection and the inbox that have no other owner, and the assembly of the whole status.
+//! Owns: the facts about the connection and the inbox that have no other owner, and how the status is put together.
 //! Must not know: how it is shown.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::config::Identities;
+use crate::config::{Config, Identities};
 use crate::inbox::Counts;
+use crate::outcome::DesiredReport;
 
-use super::Agent;
-use super::message::in_hand::Phase;
+use super::message::in_hand::{InHand, Phase};
 use super::sessions::Role;
 use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, ModuleStatus, Status};
 
@@ -93,14 +93,83 @@ impl Board {
         !self.sights.values().any(Sight::is_connected)
     }
 
-    pub(super) fn received(&mut self, now: SystemTime) {
-        self.last_received = Some(now);
-    }
-
     /// When the first of the tokens that the hub has expires.
     pub(super) fn token_expiry(&self) -> Option<SystemTime> {
         self.sights.values().filter_map(|sight| sight.token_expiry).min()
     }
+
+    /// The whole status. `desired`: what is reported of the twin's rules.
+    pub(super) fn status(
+        &self,
+        config: &Config,
+        in_hand: &InHand,
+        pins: BTreeMap<String, String>,
+        desired: Option<&DesiredReport>,
+    ) -> Status {
+        let identities = &config.identities;
+        let first = identities.first();
+        // Every configured role has had one since the start.
+        let of = |role| self.sights.get(&role).map(|sight| (sight.connection.clone(), sight.renewal));
+        let unseen = || Sight::new(self.started);
+        let first_role = if identities.device().is_some() { Role::Device } else { Role::Module };
+        let (connection, next_token_renewal) = of(first_role).unwrap_or_else(|| (unseen().connection, None));
+        let beside = match identities {
+            Identities::Both(both) => of(Role::Module).map(|(connection, next_token_renewal)| ModuleStatus {
+                id: both.1.identity.client_id(),
+                hub: both.1.identity.dialled().to_string(),
+                connection,
+                next_token_renewal,
+            }),
+            Identities::Device(_) | Identities::Module(_) => None,
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            device_id: first.device_id.clone(),
+            module_id: first.module_id.clone(),
+            hub: first.hub.to_string(),
+            started: self.started,
+            configured: Some(self.configured),
+            refused_reload: self.refused_reload,
+            connection,
+            next_token_renewal,
+            module: beside,
+            desired: desired.cloned(),
+            twin_rules: config.twin_rules.len(),
+            last_message_received: self.last_received,
+            actions: actions(in_hand),
+            inbox: InboxStatus {
+                path: config.inbox.path.display().to_string(),
+                counts: self.counts.clone(),
+                trouble: self.trouble.clone().or_else(|| full(in_hand)),
+            },
+            pins,
+        }
+    }
+}
+
+/// How many actions run and wait.
+fn actions(in_hand: &InHand) -> ActionCounts {
+    let mut counts = ActionCounts::default();
+    for phase in in_hand.entries().map(|entry| entry.phase) {
+        match phase {
+            Phase::Ending => {}
+            Phase::Running => counts.running += 1,
+            _ => counts.waiting += 1,
+        }
+    }
+    counts
+}
+
+/// What is wrong if the inbox turned messages away.
+fn full(in_hand: &InHand) -> Option<String> {
+    let waiting = in_hand.turned_away();
+    (waiting > 0).then(|| {
+        format!(
+            "full of messages that have not ended: {waiting} wait at the hub until some end; raise [inbox] \
+             max_size if that happens often"
+        )
+    })
 }
 
 impl Sight {
@@ -148,70 +217,5 @@ impl Sight {
 
     pub(super) fn is_connected(&self) -> bool {
         self.connection.state == ConnectionState::Connected
-    }
-}
-
-impl Agent {
-    /// What is wrong if the inbox turned messages away.
-    fn full(&self) -> Option<String> {
-        (!self.turned_away.is_empty()).then(|| {
-            format!(
-                "full of messages that have not ended: {} wait at the hub until some end; raise [inbox] \
-                 max_size if that happens often",
-                self.turned_away.len()
-            )
-        })
-    }
-
-    /// The answer to `status`.
-    pub(super) fn status(&self) -> Status {
-        let running = |phase: &Phase| *phase == Phase::Running;
-        let (mut actions, entries) = (ActionCounts::default(), self.hand.entries());
-        for phase in entries.map(|entry| entry.phase).filter(|phase| *phase != Phase::Ending) {
-            let count = if running(&phase) { &mut actions.running } else { &mut actions.waiting };
-            *count += 1;
-        }
-        let Board { started, sights, last_received, counts, trouble, configured, refused_reload } =
-            &self.board;
-        let pins = self.machine.actions.pin_states().into_iter();
-        let identities = &self.config.identities;
-        let first = identities.first();
-        // Every configured role has had one since the start.
-        let of = |role| sights.get(&role).map(|sight| (sight.connection.clone(), sight.renewal));
-        let unseen = || Sight::new(*started);
-        let first_role = if identities.device().is_some() { Role::Device } else { Role::Module };
-        let (connection, next_token_renewal) = of(first_role).unwrap_or_else(|| (unseen().connection, None));
-        let beside = match identities {
-            Identities::Both(both) => of(Role::Module).map(|(connection, next_token_renewal)| ModuleStatus {
-                id: both.1.identity.client_id(),
-                hub: both.1.identity.dialled().to_string(),
-                connection,
-                next_token_renewal,
-            }),
-            Identities::Device(_) | Identities::Module(_) => None,
-        };
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            device_id: first.device_id.clone(),
-            module_id: first.module_id.clone(),
-            hub: first.hub.to_string(),
-            started: *started,
-            configured: Some(*configured),
-            refused_reload: *refused_reload,
-            connection,
-            next_token_renewal,
-            module: beside,
-            desired: self.twin.told().cloned(),
-            twin_rules: self.config.twin_rules.len(),
-            last_message_received: *last_received,
-            actions,
-            inbox: InboxStatus {
-                path: self.config.inbox.path.display().to_string(),
-                counts: counts.clone(),
-                trouble: trouble.clone().or_else(|| self.full()),
-            },
-            pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
-        }
     }
 }

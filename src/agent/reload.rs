@@ -9,23 +9,18 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
-use crate::inbox::Settled;
 
-use super::message::end::PassedOver;
-use super::message::in_hand::{Phase, RuleFacts};
-use super::message::lanes::{Lane, LaneNames, Lanes, Ticket};
-use super::sessions::Terms;
-use super::{Agent, writes_twin};
-
-/// How long the read of the configuration may take, because its disk may hang.
-pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
+use super::desk::Desk;
+use super::new_rules;
+use super::sessions::{Terms, writes_twin};
+use super::twin::{READ_LIMIT, TwinRulesState};
 
 /// Reads the configuration, with these rules of the twin.
 pub type Read = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
@@ -111,133 +106,78 @@ fn read_anew(
     Ok((config, part, terms))
 }
 
-impl Agent {
-    pub(super) fn reload_progress(&mut self, progress: Progress) {
-        match progress {
-            Progress::Begun => {
-                tracing::info!("reading the configuration again");
-                self.systemd_reloading();
-            }
-            Progress::Read(read) => {
-                let refused = (*read).and_then(|(config, part, terms)| self.take_up(config, part, terms));
-                self.board.reloaded((self.clock)(), refused.as_ref().err().map(|reasons| reasons.len()));
-                if let Err(reasons) = refused {
-                    for reason in &reasons {
-                        tracing::error!("{reason}");
-                    }
-                    tracing::error!(
-                        problems = reasons.len(),
-                        "the new configuration was refused: the agent keeps the old one"
-                    );
+/// Handles a step of a reload.
+pub(super) fn progressed(desk: &mut Desk, twin: &mut TwinRulesState, progress: Progress) {
+    match progress {
+        Progress::Begun => {
+            tracing::info!("reading the configuration again");
+            desk.watch.supervision.reloading();
+        }
+        Progress::Read(read) => {
+            let refused = (*read).and_then(|(config, part, terms)| take_up(desk, twin, config, part, terms));
+            let now = desk.now();
+            desk.watch.board.reloaded(now, refused.as_ref().err().map(|reasons| reasons.len()));
+            if let Err(reasons) = refused {
+                for reason in &reasons {
+                    tracing::error!("{reason}");
                 }
-                self.systemd_reloaded();
+                tracing::error!(
+                    problems = reasons.len(),
+                    "the new configuration was refused: the agent keeps the old one"
+                );
             }
+            desk.watch.supervision.reloaded();
+            desk.tell_systemd();
         }
     }
+}
 
-    /// Applies another configuration.
-    fn take_up(&mut self, config: Config, part: TwinPart, terms: Terms) -> Result<(), Vec<String>> {
-        if config.inbox != self.config.inbox {
-            return Err(vec![
-                "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
-                    .to_owned(),
-            ]);
-        }
-        let roles =
-            |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
-        if roles(&config) != roles(&self.config) {
-            return Err(vec![
-                "a device or a module cannot be added or removed while the agent runs: restart it, or name \
-                 the same ones as before"
-                    .to_owned(),
-            ]);
-        }
-        let changed = self.machine.actions.change_settings(&config.gpio);
-        changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let signs_in_anew = self.sessions.change(terms);
-        for warning in config.warnings.warning_lines() {
-            tracing::warn!("{warning}");
-        }
-        self.scraper.change(config.metrics.as_ref());
-        let (totals, last_received) = (&self.board.counts.totals, self.board.last_received);
-        self.outbox.report_in_twin(writes_twin(&config), totals, last_received);
-        self.twin.configured(&config, part);
-        self.config = config;
-        let planned_anew = self.use_rules();
-        self.outbox.look_again();
-        tracing::info!(
-            rules = self.config.rules.len(),
-            pins = self.config.gpio.pins.len(),
-            drop_ins = self.config.files.len().saturating_sub(1),
-            planned_anew,
-            signs_in_anew,
-            "applied the new configuration"
-        );
-        Ok(())
+/// Applies another configuration.
+fn take_up(
+    desk: &mut Desk,
+    twin: &mut TwinRulesState,
+    config: Config,
+    part: TwinPart,
+    terms: Terms,
+) -> Result<(), Vec<String>> {
+    let present = desk.rules.config();
+    if config.inbox != present.inbox {
+        return Err(vec![
+            "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
+                .to_owned(),
+        ]);
     }
-
-    /// Applies the rules of the configuration. The lanes are rebuilt: a message that has begun is at the front as
-    /// before. Waiting messages line up behind, in order of arrival and as the new rules say. Returns how many
-    /// waited.
-    pub(super) fn use_rules(&mut self) -> usize {
-        let mut names = LaneNames::default();
-        self.rules = RuleFacts::of_all(&self.config, &mut names);
-        let begun: Vec<(Ticket, Arc<RuleFacts>, Arc<[Lane]>)> =
-            self.hand.begun(|ticket, rule| (ticket, Arc::clone(rule), names.lanes(&rule.policy.lanes)));
-        self.lanes = Lanes::new(names.len(), self.config.max_children);
-        let mut may_begin = Vec::new();
-        for (ticket, rule, lanes) in begun {
-            let Some(entry) = self.hand.get(ticket) else { continue };
-            let whose = rule.whose(entry.entered);
-            if entry.phase == Phase::Waiting {
-                entry.turn = self.lanes.enter(ticket, &lanes, rule.slot, whose);
-                may_begin.extend(entry.turn.then_some(ticket));
-                continue;
-            }
-            self.lanes.enter_again(ticket, &lanes, rule.slot, whose);
-            if entry.phase == Phase::BackingOff {
-                self.lanes.pause(ticket);
-            }
-        }
-        let waiting = self.hand.not_begun();
-        for ticket in &waiting {
-            may_begin.extend(self.plan_anew(*ticket).then_some(*ticket));
-        }
-        may_begin.into_iter().for_each(|ticket| self.begin(ticket));
-        self.forget_rules(&serde_json::Value::Null);
-        waiting.len()
+    let roles =
+        |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
+    if roles(&config) != roles(present) {
+        return Err(vec![
+            "a device or a module cannot be added or removed while the agent runs: restart it, or name the \
+             same ones as before"
+                .to_owned(),
+        ]);
     }
-
-    /// Plans a waiting message again with the present rules. True if its turn has come.
-    fn plan_anew(&mut self, ticket: Ticket) -> bool {
-        let Some(entry) = self.hand.get(ticket) else { return false };
-        let (message, since) = (entry.message.clone(), entry.since);
-        let planned = self.plan(message, since, (self.clock)());
-        let Some(entry) = self.hand.get(ticket) else { return false };
-        match planned {
-            Ok(new) => {
-                let (lanes, slot, whose) =
-                    (Arc::clone(&new.rule.lanes), new.rule.slot, new.rule.whose(entry.entered));
-                (entry.rule, entry.plan, entry.retry_on_crash) = (new.rule, new.plan, new.retry_on_crash);
-                entry.passed_over = None;
-                entry.turn = self.lanes.enter(ticket, &lanes, slot, whose);
-                entry.turn && entry.phase == Phase::Waiting
-            }
-            Err((_, why)) => {
-                // A message that was completed when it was accepted exists only here, so it must not be lost together
-                // with its rule.
-                let gone = why == PassedOver::Unmatched && entry.settled == Settled::OnAccept;
-                let why = if gone { PassedOver::no_rule_any_more() } else { why };
-                (entry.plan, entry.turn) = (None, false);
-                if entry.phase == Phase::Waiting {
-                    self.pass_over(ticket, &why);
-                } else {
-                    entry.passed_over = Some(why);
-                }
-                false
-            }
-        }
+    let changed = desk.machine.actions.change_settings(&config.gpio);
+    changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let signs_in_anew = desk.sessions.change(terms);
+    for warning in config.warnings.warning_lines() {
+        tracing::warn!("{warning}");
     }
+    desk.watch.scraper.change(config.metrics.as_ref());
+    let (totals, last_received) = (&desk.watch.board.counts.totals, desk.watch.board.last_received);
+    desk.reports.report_in_twin(writes_twin(&config), totals, last_received);
+    twin.configured(&config, part);
+    let planned_anew = new_rules::apply(desk, config);
+    desk.reports.look_again();
+    let config = desk.rules.config();
+    tracing::info!(
+        rules = config.rules.len(),
+        pins = config.gpio.pins.len(),
+        drop_ins = config.files.len().saturating_sub(1),
+        planned_anew,
+        signs_in_anew,
+        "applied the new configuration"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -245,6 +185,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
     use std::sync::Mutex;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_given_up_whatever_else_happens_meanwhile() {

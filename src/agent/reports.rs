@@ -7,8 +7,7 @@
 //! a connection is lost before the answer, the report is sent again with the same message id. The twin is patched at
 //! most once a second, with the state of that moment.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use crate::outcome::{
 use crate::rules::Reports;
 use crate::session::{PublishError, Upstream};
 
-use super::message::in_hand::RuleFacts;
+use super::rulebook::Rulebook;
 use super::sessions::Sessions;
 
 /// Most telemetry reports under way at once: two of the session's eight places are for the twin.
@@ -119,7 +118,7 @@ impl Outbox {
     }
 
     /// Takes in what the inbox held at the start.
-    pub(super) fn recovered(&mut self, opened: &Opened, rules: &HashMap<String, Arc<RuleFacts>>) {
+    pub(super) fn recovered(&mut self, opened: &Opened, rules: &Rulebook) {
         self.telemetry.more = opened.counts.reports > 0;
         self.totals(&opened.counts.totals);
         if let Some(received) = opened.last_received {
@@ -129,7 +128,7 @@ impl Outbox {
             opened.latest.iter().filter_map(|record| record.outcome.as_ref()).collect();
         latest.sort_by(|one, other| one.ended.cmp(&other.ended));
         for outcome in latest {
-            let rule = outcome.rule.as_deref().and_then(|rule| rules.get(rule));
+            let rule = rules.facts(outcome.rule.as_deref());
             self.ended(outcome, rule.map(|rule| rule.policy.reports).unwrap_or_default());
         }
     }
@@ -168,10 +167,12 @@ impl Outbox {
         twin.changed |= report.set_pins(pins) || !same;
     }
 
-    /// Removes rules and pins from the twin that no longer exist: see [`TwinReport::keep_known`].
-    pub(super) fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &serde_json::Value) {
+    /// Removes rules that no longer report in the twin, from it and from `reported`, which is what the hub has: see
+    /// [`TwinReport::keep_known`].
+    pub(super) fn keep_known(&mut self, rules: &Rulebook, reported: &serde_json::Value) {
         if let Some(twin) = &mut self.twin {
-            twin.changed |= twin.report.keep_known(is_known, reported);
+            let known = rules.reporting_in_twin();
+            twin.changed |= twin.report.keep_known(|key| known.contains(key), reported);
         }
     }
 
@@ -224,8 +225,7 @@ impl Outbox {
     pub(super) fn published(&mut self, ticket: u64, result: Result<(), PublishError>, now: Instant) {
         let rest = match &result {
             Ok(()) => None,
-            Err(PublishError::Lost) => Some(BUSY_REST),
-            Err(PublishError::Busy(_)) => Some(BUSY_REST),
+            Err(PublishError::Lost | PublishError::Busy(_)) => Some(BUSY_REST),
             Err(PublishError::Refused(_)) => Some(LONG_REST),
         };
         if ticket == TWIN {

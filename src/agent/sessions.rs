@@ -11,8 +11,6 @@ use crate::message::Source;
 use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
 use crate::tls::TlsError;
 
-use super::writes_twin;
-
 /// Bag key of the output through which a module sends; routes of the gateway begin there. Source: wire reference 1.5,
 /// 6.3.
 const OUTPUT: &str = "$.on";
@@ -156,44 +154,42 @@ impl Role {
     }
 }
 
+/// Whether the agent writes the reported properties of the twin. It does if a rule reports there, if the twin's rules
+/// are answered there, or if the agent is a module, which would not be visible otherwise.
+pub(super) fn writes_twin(config: &Config) -> bool {
+    let reports = config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin);
+    reports || config.twin.accepts_rules || config.identities.module().is_some()
+}
+
 /// What a session needs from a configuration. None if the configuration does not name this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
-    let speaks = role == Sessions::speaker(config);
-    let twin = speaks && writes_twin(config);
-    // The twin's rules are also read if they are not accepted: the refusal is reported there.
-    let desired = twin;
-    let token_lifetime = config.token_lifetime;
-    // If there are two sessions and one cannot connect, that must not end the other.
-    let alone = !matches!(config.identities, Identities::Both(_));
-    Some(match role {
-        Role::Device => session::Settings {
-            identity: config.identities.device()?.clone(),
-            transport: config.transport,
-            ca_file: config.ca_file.clone(),
-            token_lifetime,
-            route: config.route.clone(),
-            clock,
-            twin,
-            methods: speaks,
-            desired,
-            alone,
-        },
+    let (identity, ca_file, transport, route) = match role {
+        Role::Device => {
+            let identity = config.identities.device()?;
+            (identity, &config.ca_file, config.transport, config.route.clone())
+        }
         Role::Module => {
             let module = config.identities.module()?;
-            session::Settings {
-                identity: module.identity.clone(),
-                // Every gateway offers MQTT, and is so near that no proxy is needed.
-                transport: Transport::Mqtt,
-                ca_file: module.ca_file.clone(),
-                token_lifetime,
-                route: Route { keep_alive: config.route.keep_alive, ..Route::default() },
-                clock,
-                twin,
-                methods: speaks,
-                desired,
-                alone,
-            }
+            // Every gateway offers MQTT, and is so near that no proxy is needed.
+            let route = Route { keep_alive: config.route.keep_alive, ..Route::default() };
+            (&module.identity, &module.ca_file, Transport::Mqtt, route)
         }
+    };
+    let speaks = role == Sessions::speaker(config);
+    let twin = speaks && writes_twin(config);
+    Some(session::Settings {
+        identity: identity.clone(),
+        transport,
+        ca_file: ca_file.clone(),
+        token_lifetime: config.token_lifetime,
+        route,
+        clock,
+        twin,
+        methods: speaks,
+        // The twin's rules are also read if they are not accepted: the refusal is reported there.
+        desired: twin,
+        // If there are two sessions and one cannot connect, that must not end the other.
+        alone: !matches!(config.identities, Identities::Both(_)),
     })
 }
 

@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Request;
 use super::wire::{ANSWER_LIMIT, Answer, Call, MAX_PAGE, MAX_REQUEST_BYTES, line};
-use crate::inbox::Query;
+use crate::agent::status::Status;
+use crate::inbox::{Query, Reply};
 
 /// Most clients at once.
 pub(super) const MAX_CLIENTS: usize = 4;
@@ -21,6 +21,13 @@ pub(super) const MAX_CLIENTS: usize = 4;
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait if the kernel gives no connection, because descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a client wants. The agent may drop an answer that no client waits for any more.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Status(oneshot::Sender<Status>),
+    Query(Query, oneshot::Sender<Reply>),
+}
 
 /// Accepts clients for ever. When it is dropped, all clients are cut off.
 pub(super) async fn accept(listener: UnixListener, requests: mpsc::Sender<Request>) {

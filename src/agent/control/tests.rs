@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 
 use super::client::{Client, ClientError};
 use super::*;
-use crate::agent::status::{ActionCounts, Connection, ConnectionState, InboxStatus};
-use crate::inbox::{Counts, Number, Record, Selector, Settled, State};
+use crate::agent::status::{ActionCounts, Connection, ConnectionState, InboxStatus, Status};
+use crate::inbox::{Counts, Number, Query, Record, Reply, Selector, Settled, State};
 
 struct Place {
     _dir: TempDir,

@@ -1,7 +1,7 @@
-//! Answers: what the caller of a direct method receives.
+//! Calls: what is special for direct methods, whose callers wait for an answer.
 //!
-//! Owns: the status and the payload for each way in which a call can end, and the reasons to refuse a call at once.
-//! Must not know: topics, request ids (`session`), how actions run.
+//! Owns: the status and the payload for each way in which a call can end, the reasons to refuse a call at once, and
+//! what differs for an action whose caller waits. Must not know: topics, request ids (`session`), how actions run.
 //!
 //! | Status | When |
 //! |---|---|
@@ -14,15 +14,19 @@
 //! | 503 | the agent cannot record it, or is stopping |
 //! | 504 | the rule's timeout was reached |
 
-use bytes::Bytes;
 use serde_json::json;
 
+use crate::inbox::{Record, Settled, State};
 use crate::message::{C2dMessage, Source};
-use crate::outcome::{OutcomeKind, OutcomeReport};
-use crate::session::{Receipt, Settlement};
+use crate::outcome::OutcomeKind;
+use crate::session::Receipt;
 
-use super::super::Agent;
-use super::in_hand::RuleFacts;
+use super::in_hand::{End, Entry, Phase};
+use super::lanes::Ticket;
+use super::reason::PassedOver;
+use crate::agent::desk::Desk;
+use crate::agent::report;
+use crate::agent::rulebook::RuleFacts;
 
 const OK: u16 = 200;
 const ACCEPTED: u16 = 202;
@@ -36,34 +40,47 @@ const TIMED_OUT: u16 = 504;
 /// If this many actions are in a lane, a call is refused: its caller would give up before its turn came.
 const MOST_IN_LINE: usize = 8;
 
-/// How a message ended, for the sender or the caller.
-#[derive(Debug, Clone)]
-pub(in crate::agent) struct End {
-    pub(in crate::agent) outcome: OutcomeReport,
-    /// How to settle it, if it is a message.
-    pub(in crate::agent) settlement: Settlement,
-    /// The status of the answer, if it is a call.
-    pub(in crate::agent) status: u16,
+/// Whether this is a call whose caller waits for the result of the action.
+fn waits(message: &C2dMessage, settled: Settled) -> bool {
+    is_call(message) && settled == Settled::AfterAction
 }
 
-impl End {
-    /// `guarded`: a guard of the rule refused the message.
-    pub(in crate::agent) fn new(outcome: OutcomeReport, settlement: Settlement, guarded: bool) -> Self {
-        let status = match outcome.outcome {
-            OutcomeKind::Refused if guarded => TOO_MANY,
-            kind => status(kind),
-        };
-        Self { outcome, settlement, status }
-    }
+fn is_call(message: &C2dMessage) -> bool {
+    matches!(message.source(), Source::Method(_))
+}
 
-    /// Settles a message, or answers a call.
-    pub(in crate::agent) fn tell(&self, receipt: Receipt) {
-        if receipt.is_call() {
-            receipt.answer(self.status, payload(&self.outcome));
-        } else {
-            receipt.settle(self.settlement);
-        }
+/// Whether a caller waits for the result of this action.
+pub(super) fn has_caller(entry: &Entry) -> bool {
+    waits(&entry.message, entry.settled)
+}
+
+/// Why a call is not begun, if its caller cannot receive the answer any more.
+pub(super) fn caller_gone(entry: &Entry) -> Option<PassedOver> {
+    let gone = has_caller(entry) && !entry.receipts.iter().any(Receipt::is_current);
+    gone.then_some(PassedOver::CallerGone)
+}
+
+/// Whether an action runs again by itself if this process ends during it. A call does not: its caller is told that
+/// the action was interrupted, and decides whether to call again.
+pub(super) fn runs_again(entry: &Entry) -> bool {
+    entry.retry_on_crash && !has_caller(entry)
+}
+
+/// Why a call that an earlier process recorded is not run, because its caller is gone.
+pub(crate) fn not_after_restart(record: &Record, message: &C2dMessage) -> Option<PassedOver> {
+    // With attempts made, the crash came during an attempt or in the pause before the next one.
+    let begun = record.state == State::Started || record.attempts > 0;
+    let why = if begun { PassedOver::Crashed } else { PassedOver::CallerGone };
+    waits(message, record.settled).then_some(why)
+}
+
+/// Settles a message, or answers a call.
+pub(super) fn tell(end: &End, receipt: Receipt) {
+    if !receipt.is_call() {
+        return receipt.settle(end.settlement);
     }
+    let status = if end.guarded { TOO_MANY } else { status(end.outcome.outcome) };
+    receipt.answer(status, report::as_json(&end.outcome).unwrap_or_default());
 }
 
 fn status(kind: OutcomeKind) -> u16 {
@@ -78,18 +95,8 @@ fn status(kind: OutcomeKind) -> u16 {
     }
 }
 
-fn payload(outcome: &OutcomeReport) -> Bytes {
-    match serde_json::to_vec(outcome) {
-        Ok(payload) => payload.into(),
-        Err(error) => {
-            tracing::error!(%error, "an outcome could not be written as JSON");
-            Bytes::new()
-        }
-    }
-}
-
 /// Completes a message that is recorded, or answers a call with 202.
-pub(in crate::agent) fn accepted(receipt: Receipt, message: &C2dMessage) {
+pub(crate) fn accepted(receipt: Receipt, message: &C2dMessage) {
     if !receipt.is_call() {
         return receipt.complete();
     }
@@ -100,7 +107,7 @@ pub(in crate::agent) fn accepted(receipt: Receipt, message: &C2dMessage) {
 }
 
 /// Tells a caller that its call was not taken.
-pub(in crate::agent) fn turn_away(receipt: Receipt, why: &Away) {
+pub(crate) fn turn_away(receipt: Receipt, why: &Away) {
     let (status, message) = (why.status(), why.to_string());
     tracing::warn!(status, reason = message, "refused a call");
     receipt.answer(status, json!({ "error": message }).to_string().into());
@@ -108,7 +115,7 @@ pub(in crate::agent) fn turn_away(receipt: Receipt, why: &Away) {
 
 /// Why a call is refused at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::agent) enum Away {
+pub(crate) enum Away {
     #[error("too many actions wait for their turn before this one ({MOST_IN_LINE}): call again later")]
     LaneFull,
     #[error("the inbox is full of messages that have not ended: call again later")]
@@ -126,41 +133,48 @@ impl Away {
     }
 }
 
-impl Agent {
-    /// Why a call that this rule matches cannot be taken now. For an owner's rule, actions of the twin's rules do not
-    /// count, because they cannot delay it for long.
-    pub(in crate::agent) fn no_room_for_call(&self, rule: &RuleFacts) -> Option<Away> {
-        if let Some(trouble) = &self.board.trouble {
-            return Some(Away::InboxTrouble(trouble.clone()));
-        }
-        let longest = self.lanes.longest(&rule.lanes, rule.longest_of_twin.is_some());
-        (longest >= MOST_IN_LINE).then_some(Away::LaneFull)
+/// Why a call cannot be taken now. `rule`: the one that it matches, if any. For an owner's rule, actions of the twin's
+/// rules do not count, because they cannot delay it for long.
+pub(super) fn away(desk: &Desk, receipt: &Receipt, rule: Option<&RuleFacts>) -> Option<Away> {
+    if !receipt.is_call() {
+        return None;
     }
-
-    /// The inbox cannot record anything now. So calls whose action has not begun are answered at once, because their
-    /// callers need not wait. Their entries are passed over when their turn comes.
-    pub(in crate::agent) fn turn_callers_away(&mut self, trouble: &str) {
-        for receipt in self.hand.take_callers() {
-            turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));
-        }
+    if let Some(trouble) = &desk.watch.board.trouble {
+        return Some(Away::InboxTrouble(trouble.clone()));
     }
+    let longest = desk.in_hand.lanes.longest(&rule?.lanes, rule?.longest_of_twin.is_some());
+    (longest >= MOST_IN_LINE).then_some(Away::LaneFull)
+}
 
-    /// Whether this agent sent the message itself, because a route leads its output back to its input.
-    pub(in crate::agent) fn is_own(&self, message: &C2dMessage) -> bool {
-        let Some(module) = self.config.identities.module().map(|module| &module.identity) else {
-            return false;
-        };
-        let is = |name, own: Option<&str>| own.is_some() && message.property(name) == own;
-        matches!(message.source(), Source::Input(_))
-            && is(crate::message::CONNECTION_DEVICE_ID, Some(&module.device_id))
-            && is(crate::message::CONNECTION_MODULE_ID, module.module_id.as_deref())
+/// The inbox has no room for this message. If it is a call, it is refused, and not in hand any more.
+pub(super) fn refuse_without_room(desk: &mut Desk, id: Ticket) {
+    let in_hand = &mut desk.in_hand;
+    let receipts = if in_hand.passing(id).is_some_and(|passing| passing.receipt.is_call()) {
+        in_hand.remove_passing(id).into_iter().map(|passing| passing.receipt).collect()
+    } else if in_hand.get(id).is_some_and(|entry| is_call(&entry.message)) {
+        in_hand.lanes.leave(id);
+        in_hand.remove(id).map(|entry| entry.receipts).unwrap_or_default()
+    } else {
+        Vec::new()
+    };
+    receipts.into_iter().for_each(|receipt| turn_away(receipt, &Away::InboxFull));
+}
+
+/// The inbox cannot record anything now. So calls whose action has not begun are answered at once, because their
+/// callers need not wait. Their entries are passed over when their turn comes.
+pub(super) fn turn_callers_away(desk: &mut Desk, trouble: &str) {
+    let waits = |entry: &&mut Entry| {
+        let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
+        has_caller(entry) && entry.attempts == 0 && phase
+    };
+    for receipt in desk.in_hand.entries_mut().filter(waits).flat_map(|entry| entry.receipts.drain(..)) {
+        turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));
     }
 }
 
 /// Whether the payload of a call can be used. The error says why not.
 pub(crate) fn check_payload(message: &C2dMessage) -> Result<(), String> {
-    let is_call = matches!(message.source(), Source::Method(_));
-    if !is_call || message.body.is_empty() {
+    if !is_call(message) || message.body.is_empty() {
         return Ok(());
     }
     let parsed = serde_json::from_slice::<serde::de::IgnoredAny>(&message.body);

@@ -1,88 +1,157 @@
-//! The end of a message, in the words of the inbox and of the reports.
+//! The end of a message: its record, its settlement, and who learns of it.
 //!
-//! Owns: how an action's outcome, or the reason to do nothing, becomes an [`OutcomeReport`]. Must not know: when
-//! anything is written or sent.
+//! Owns: how an action's outcome becomes an [`OutcomeReport`], how a message is settled that ended so, and what is
+//! given back to the hub. Must not know: how actions run (`act.rs`).
+//!
+//! No message is completed before the inbox has the end on disk.
 
-use std::time::{Duration, SystemTime};
-
-use bytes::Bytes;
+use std::time::SystemTime;
 
 use crate::action::{Outcome, OutcomeResult};
+use crate::inbox::{Number, Op, Past, Settled};
 use crate::message::format_time;
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::{OnFailure, Unmatched};
-use crate::session::Settlement;
+use crate::session::{Receipt, Settlement};
 
-/// Why nothing was done with a message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(in crate::agent) enum PassedOver {
-    /// Its property bag could not be decoded.
-    #[error("undecodable: {0}")]
-    Undecodable(String),
-    /// It expired before its turn came.
-    #[error("expired: it was valid until {expiry}, and this machine's clock says {now}")]
-    Expired {
-        /// Its expiry.
-        expiry: String,
-        /// The time at which it counted as expired.
-        now: String,
-    },
-    /// No rule matches it.
-    #[error("unmatched: no rule matches it")]
-    Unmatched,
-    /// The rule's values could not be filled in.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// A guard of the rule did not let it begin.
-    #[error("refused: {0}")]
-    Guarded(String),
-    /// It is a call, and its caller could not receive the answer any more when its turn came.
-    #[error(
-        "expired: the call was not begun, because its connection had ended or was ending, or the inbox could \
-         not record it: call again"
-    )]
-    CallerGone,
-    /// A crash interrupted its action, and the rule says not to run it again.
-    #[error("interrupted: the agent ended during the action, and does not run it again by itself")]
-    Crashed,
+use super::calls;
+use super::in_hand::{End, Entry, InHand, Passing, Phase};
+use super::lanes::Ticket;
+use super::reason::PassedOver;
+use crate::agent::desk::Desk;
+use crate::agent::report::{self, millis};
+use crate::agent::sessions::Role;
+
+/// Ends a message in hand without an action.
+pub(crate) fn pass_over(desk: &mut Desk, id: Ticket, why: &PassedOver) {
+    let now = desk.now();
+    let Some(entry) = desk.in_hand.get(id) else { return };
+    let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
+    report::log_passed_over(&outcome, Some(&entry.message), &desk.rules.config().rules);
+    end(desk, id, outcome, matches!(why, PassedOver::Guarded(_)));
 }
 
-impl PassedOver {
-    /// Why a message that only the inbox has cannot run after its rule was removed.
-    pub(in crate::agent) fn no_rule_any_more() -> Self {
-        let remedy = "no rule matches it any more: put its rule back into the configuration, restart or \
-                      reload the agent, and run the message again with `c2d-agent inbox retry`";
-        Self::Refused(remedy.to_owned())
-    }
+/// Hands the end of a message to the inbox. Those behind it in its lanes move up. `guarded`: a guard of its rule
+/// refused it.
+pub(super) fn end(desk: &mut Desk, id: Ticket, outcome: OutcomeReport, guarded: bool) {
+    let report = desk.rules.telemetry_report(&outcome);
+    let Some(entry) = desk.in_hand.get(id) else { return };
+    let role = desk.rules.role_of(&entry.message);
+    let settlement = settlement_of(desk, &outcome, role);
+    let Some(entry) = desk.in_hand.get(id) else { return };
+    entry.phase = Phase::Ending;
+    entry.end = Some(End { outcome: outcome.clone(), settlement, guarded });
+    let abandoned = settlement == Settlement::Abandon && entry.settled == Settled::AfterAction;
+    let Some(number) = entry.number else { return };
+    desk.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned, report });
+    desk.in_hand.lanes.leave(id);
+}
 
-    pub(in crate::agent) fn kind(&self) -> OutcomeKind {
-        match self {
-            Self::Undecodable(_) => OutcomeKind::Undecodable,
-            Self::Expired { .. } | Self::CallerGone => OutcomeKind::Expired,
-            Self::Unmatched => OutcomeKind::Unmatched,
-            Self::Refused(_) | Self::Guarded(_) => OutcomeKind::Refused,
-            Self::Crashed => OutcomeKind::Interrupted,
+/// Gives up a message for this process. It begins at the next start, from the inbox or from the hub.
+pub(super) fn give_back(desk: &mut Desk, id: Ticket) {
+    desk.in_hand.lanes.leave(id);
+    if let Some(entry) = desk.in_hand.remove(id) {
+        entry.receipts.into_iter().for_each(Receipt::leave);
+    }
+}
+
+/// Gives back a message that has another attempt before it. A call that was tried ends as its last attempt did.
+pub(super) fn give_back_or_end(desk: &mut Desk, id: Ticket) {
+    match desk.in_hand.get(id).and_then(|entry| entry.failed.take()) {
+        Some(outcome) => end(desk, id, outcome, false),
+        None => give_back(desk, id),
+    }
+}
+
+/// At shutdown, what has not begun stays where it is, in the inbox or at the hub. If the inbox has still to answer
+/// for a message, it is handled when the answer comes.
+pub(crate) fn give_back_what_has_not_begun(desk: &mut Desk) {
+    for id in desk.in_hand.waiting() {
+        give_back_or_end(desk, id);
+    }
+    for id in desk.in_hand.take_turned_away() {
+        give_back(desk, id);
+        desk.in_hand.remove_passing(id).into_iter().for_each(|passing| passing.receipt.leave());
+    }
+}
+
+/// Gives back everything at the end, so that the hub sends it again. Calls do not come again, so their callers are
+/// told how they ended, even if that is not recorded.
+pub(crate) fn give_back_all(in_hand: InHand) {
+    let (entries, passing) = in_hand.into_rest();
+    for Entry { receipts, end, .. } in entries {
+        for receipt in receipts {
+            match &end {
+                Some(end) if receipt.is_call() => calls::tell(end, receipt),
+                _ => receipt.leave(),
+            }
         }
     }
+    passing.for_each(|passing| passing.receipt.leave());
+}
 
-    pub(in crate::agent) fn report(
-        &self,
-        message_id: Option<&str>,
-        rule: Option<&str>,
-        attempts: u32,
-        now: SystemTime,
-    ) -> OutcomeReport {
-        OutcomeReport {
-            message_id: message_id.map(str::to_owned),
-            rule: rule.map(str::to_owned),
-            attempt: attempts,
-            ..OutcomeReport::without_action(self.kind(), self.to_string(), format_time(now))
-        }
+/// The end of a message is on disk.
+pub(super) fn ended(desk: &mut Desk, number: Number) {
+    let Some(id) = desk.in_hand.id_of(number) else { return };
+    if let Some(passing) = desk.in_hand.remove_passing(id) {
+        return ended_without_action(desk, passing, number);
+    }
+    desk.in_hand.lanes.leave(id);
+    let Some(mut entry) = desk.in_hand.remove(id) else { return };
+    let Some(mut end) = entry.end.take() else {
+        // A client of the control socket dropped it.
+        return dropped(desk, entry);
+    };
+    end.settlement = entry.settlement(end.settlement);
+    entry.take_receipts().into_iter().for_each(|receipt| calls::tell(&end, receipt));
+    count_and_report(desk, &end.outcome);
+}
+
+/// The end of a message that no action ran for is on disk.
+pub(super) fn ended_without_action(desk: &mut Desk, passing: Passing, number: Number) {
+    let Passing { receipt, message, outcome, role, .. } = passing;
+    report::log_passed_over(&outcome, message.as_ref(), &desk.rules.config().rules);
+    count_and_report(desk, &outcome);
+    let settlement = settlement_of(desk, &outcome, role);
+    calls::tell(&End { outcome, settlement, guarded: false }, receipt.marked(number.0));
+}
+
+/// Settles a message that a person has dropped.
+pub(crate) fn dropped(desk: &Desk, mut entry: Entry) {
+    let role = desk.rules.role_of(&entry.message);
+    entry.settle(settlement(desk, OutcomeKind::Dropped, Some(&entry.rule.name), role));
+}
+
+/// Counts and reports that a message has ended, now that it is on disk.
+pub(crate) fn count_and_report(desk: &mut Desk, outcome: &OutcomeReport) {
+    desk.watch.ended(outcome);
+    desk.reports.ended(outcome, desk.rules.reports_of(outcome));
+}
+
+fn settlement_of(desk: &Desk, outcome: &OutcomeReport, role: Role) -> Settlement {
+    settlement(desk, outcome.outcome, outcome.rule.as_deref(), role)
+}
+
+/// How to settle a message that ended this way, by its present rule and by what the transport can do.
+fn settlement(desk: &Desk, kind: OutcomeKind, rule: Option<&str>, role: Role) -> Settlement {
+    let settlement = wanted_settlement(kind, desk.rules.on_failure(rule), desk.rules.config().unmatched);
+    if desk.sessions.can(role, settlement) { settlement } else { Settlement::Complete }
+}
+
+/// How to settle a message that came again after it had ended.
+pub(super) fn settlement_again(desk: &Desk, past: Past, rule: Option<&str>, role: Role) -> Settlement {
+    match (past.settled, past.outcome) {
+        (Settled::OnAccept, _) | (_, None) => Settlement::Complete,
+        // It was not abandoned the first time, or it would run again now. So it is not abandoned now, either.
+        (Settled::AfterAction, Some(kind)) => match settlement(desk, kind, rule, role) {
+            Settlement::Abandon => Settlement::Reject,
+            settlement => settlement,
+        },
     }
 }
 
 /// The report of an action that ran.
-pub(in crate::agent) fn of_action(
+pub(super) fn of_action(
     outcome: &Outcome,
     message_id: Option<&str>,
     rule: &str,
@@ -112,11 +181,7 @@ pub(in crate::agent) fn of_action(
 /// Chooses how to settle a message that ended this way. Only a message whose action ran and failed is abandoned, so
 /// that the hub sends it again. If the action did not run (bad values, a guard, expiry), another attempt would not go
 /// better at once. If a crash interrupted it, it is unknown how much was done.
-pub(in crate::agent) fn settlement(
-    kind: OutcomeKind,
-    on_failure: OnFailure,
-    unmatched: Unmatched,
-) -> Settlement {
+fn wanted_settlement(kind: OutcomeKind, on_failure: OnFailure, unmatched: Unmatched) -> Settlement {
     match (kind, on_failure) {
         (OutcomeKind::Succeeded, _) => Settlement::Complete,
         (OutcomeKind::Unmatched, _) => match unmatched {
@@ -129,29 +194,13 @@ pub(in crate::agent) fn settlement(
     }
 }
 
-/// The body of the telemetry report. None if it cannot be written, which is a defect and logged.
-pub(in crate::agent) fn telemetry(report: &OutcomeReport) -> Option<Bytes> {
-    match serde_json::to_vec(report) {
-        Ok(body) => Some(body.into()),
-        Err(error) => {
-            tracing::error!(%error, "an outcome could not be written as JSON");
-            None
-        }
-    }
-}
-
-/// Whole milliseconds.
-pub(in crate::agent) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn only_an_action_that_failed_is_given_back() {
-        let of = |kind, on_failure| settlement(kind, on_failure, Unmatched::Complete);
+        let of = |kind, on_failure| wanted_settlement(kind, on_failure, Unmatched::Complete);
         for kind in [OutcomeKind::Failed, OutcomeKind::TimedOut] {
             assert_eq!(of(kind, OnFailure::Abandon), Settlement::Abandon);
             assert_eq!(of(kind, OnFailure::Reject), Settlement::Reject);
@@ -169,7 +218,7 @@ mod tests {
         for on_failure in [OnFailure::Reject, OnFailure::Abandon, OnFailure::Complete] {
             assert_eq!(of(OutcomeKind::Succeeded, on_failure), Settlement::Complete);
             assert_eq!(of(OutcomeKind::Unmatched, on_failure), Settlement::Complete);
-            let rejected = settlement(OutcomeKind::Unmatched, on_failure, Unmatched::Reject);
+            let rejected = wanted_settlement(OutcomeKind::Unmatched, on_failure, Unmatched::Reject);
             assert_eq!(rejected, Settlement::Reject);
         }
     }

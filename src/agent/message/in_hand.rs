@@ -1,45 +1,52 @@
 //! The messages in hand: taken from the session or the inbox, and not ended yet.
 //!
-//! Owns: what is known of each message, and how many there may be. Must not know: how they are handled.
+//! Owns: what is known of each message, its place in the lanes, what runs, and how many messages there may be. Must
+//! not know: how messages are handled.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::action::Outcome;
 use crate::inbox::{Number, Record, Settled};
-use crate::message::{C2dMessage, Sequence, Source};
+use crate::message::{C2dMessage, Sequence};
 use crate::outcome::OutcomeReport;
-use crate::rules::{OnCrash, Plan, Policy, Rule};
+use crate::rules::{OnCrash, Plan};
 use crate::session::{Receipt, Settlement};
 
-use super::super::sessions::Role;
-use super::calls::{self, End};
-use super::end::PassedOver;
-use super::lanes::{Lane, LaneNames, Slot, Ticket, Whose};
+use super::guards::Guards;
+use super::lanes::{Lanes, Ticket};
 use super::life::Since;
+use super::reason::PassedOver;
+use crate::agent::rulebook::{RuleFacts, Rulebook};
+use crate::agent::sessions::Role;
 
 /// Most messages in hand. If there are more, they stay with the session, which stops reading.
 const MOST: usize = 1024;
 /// Most bytes of messages in hand.
 const MOST_BYTES: usize = 4 * 1024 * 1024;
+/// How long to wait before a message is offered again to a full inbox.
+const OFFER_AGAIN: Duration = Duration::from_secs(5);
 
-/// The facts that all messages of a rule share.
-#[derive(Debug)]
-pub(in crate::agent) struct RuleFacts {
-    pub(in crate::agent) name: String,
-    pub(in crate::agent) policy: Policy,
-    pub(in crate::agent) lanes: Arc<[Lane]>,
-    pub(in crate::agent) slot: Slot,
-    /// For a rule of the twin: the longest time that its action may take.
-    pub(in crate::agent) longest_of_twin: Option<Duration>,
+/// An action, or a wait before its next attempt.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// The result of one of the running futures.
+pub(crate) enum Done {
+    /// An attempt has ended.
+    Acted { id: Ticket, plan: Plan, outcome: Box<Outcome> },
+    /// The pause before the next attempt is over.
+    Rested { id: Ticket },
 }
 
 /// How far a message with an action has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::agent) enum Phase {
+pub(crate) enum Phase {
     /// The inbox has not answered yet. `starting`: the first attempt begins as soon as it answers.
     Accepting {
         starting: bool,
@@ -57,83 +64,105 @@ pub(in crate::agent) enum Phase {
 
 /// A message with an action.
 #[derive(Debug)]
-pub(in crate::agent) struct Entry {
-    pub(in crate::agent) message: C2dMessage,
+pub(crate) struct Entry {
+    pub(crate) message: C2dMessage,
     /// Since when the agent has it, by its last delivery.
-    pub(in crate::agent) since: Since,
-    pub(in crate::agent) rule: Arc<RuleFacts>,
+    pub(crate) since: Since,
+    pub(crate) rule: Arc<RuleFacts>,
     /// Absent while the action runs.
-    pub(in crate::agent) plan: Option<Plan>,
-    pub(in crate::agent) settled: Settled,
+    pub(crate) plan: Option<Plan>,
+    pub(crate) settled: Settled,
     /// How it was first delivered.
-    pub(in crate::agent) origin: Origin,
+    pub(crate) origin: Origin,
     /// When it was taken in hand.
-    pub(in crate::agent) entered: Instant,
+    pub(crate) entered: Instant,
     /// Every delivery that is not completed yet. There are several if the hub sent the message again.
-    pub(in crate::agent) receipts: Vec<Receipt>,
-    pub(in crate::agent) number: Option<Number>,
+    pub(crate) receipts: Vec<Receipt>,
+    pub(crate) number: Option<Number>,
     /// Attempts begun.
-    pub(in crate::agent) attempts: u32,
-    /// Whether its rule says to retry after a crash: see [`Entry::runs_again`].
-    pub(in crate::agent) retry_on_crash: bool,
+    pub(crate) attempts: u32,
+    /// Whether its rule says to retry after a crash. A call is not retried all the same: see `calls.rs`.
+    pub(crate) retry_on_crash: bool,
     /// For a call that is to be tried again: how its last attempt ended. If the agent stops in the pause, the caller
     /// gets this.
-    pub(in crate::agent) failed: Option<OutcomeReport>,
+    pub(crate) failed: Option<OutcomeReport>,
     /// Whether it is at the front of its lanes.
-    pub(in crate::agent) turn: bool,
-    pub(in crate::agent) phase: Phase,
+    pub(crate) turn: bool,
+    pub(crate) phase: Phase,
     /// Why it must not run any more. Set when the rules changed, or it became late, while the inbox had not answered.
-    pub(in crate::agent) passed_over: Option<PassedOver>,
+    pub(crate) passed_over: Option<PassedOver>,
     /// How it ended. Set when the inbox is asked to record that.
-    pub(in crate::agent) end: Option<End>,
+    pub(crate) end: Option<End>,
+}
+
+/// How a message ended, for the sender or the caller.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) outcome: OutcomeReport,
+    /// How to settle it, if it is a message.
+    pub(crate) settlement: Settlement,
+    /// Whether a guard of its rule refused it.
+    pub(crate) guarded: bool,
 }
 
 /// How a message was delivered, as needed to tell whether it came before. All zero if it came from the inbox.
 #[derive(Debug, Clone, Copy, Default)]
-pub(in crate::agent) struct Origin {
-    pub(in crate::agent) connection: u64,
-    pub(in crate::agent) redelivered: bool,
-    pub(in crate::agent) sequence: Option<Sequence>,
+pub(crate) struct Origin {
+    pub(crate) connection: u64,
+    pub(crate) redelivered: bool,
+    pub(crate) sequence: Option<Sequence>,
 }
 
 /// A message that is recorded as accepted and ended in one step, because no action runs.
 #[derive(Debug)]
-pub(in crate::agent) struct Passing {
-    pub(in crate::agent) role: Role,
-    pub(in crate::agent) receipt: Receipt,
+pub(crate) struct Passing {
+    /// Set if an earlier record of the message has not ended, and is being ended now.
+    pub(crate) number: Option<Number>,
+    pub(crate) role: Role,
+    pub(crate) receipt: Receipt,
     /// None if it could not be decoded.
-    pub(in crate::agent) message: Option<C2dMessage>,
-    pub(in crate::agent) origin: Origin,
-    pub(in crate::agent) received: SystemTime,
-    pub(in crate::agent) outcome: OutcomeReport,
+    pub(crate) message: Option<C2dMessage>,
+    pub(crate) origin: Origin,
+    pub(crate) received: SystemTime,
+    pub(crate) outcome: OutcomeReport,
 }
 
 /// A message that the hub will send again.
 #[derive(Debug)]
-pub(in crate::agent) struct Held {
+pub(crate) struct Held {
     /// The session that will deliver it.
-    pub(in crate::agent) role: Role,
-    pub(in crate::agent) record: Record,
+    pub(crate) role: Role,
+    pub(crate) record: Record,
     /// After this time the hub no longer has it.
-    pub(in crate::agent) until: SystemTime,
+    pub(crate) until: SystemTime,
 }
 
 /// All messages in hand.
-#[derive(Debug, Default)]
-pub(in crate::agent) struct Hand {
+#[derive(Default)]
+pub(crate) struct InHand {
     entries: HashMap<Ticket, Entry>,
     numbers: HashMap<Number, Ticket>,
-    pub(in crate::agent) passing: HashMap<Ticket, Passing>,
-    /// Messages that an earlier process accepted, and that the hub still has.
-    pub(in crate::agent) held: HashMap<Number, Held>,
-    /// Messages of earlier records that came again, and that are now being recorded as ended.
-    pub(in crate::agent) closing: HashMap<Number, Passing>,
+    passing: HashMap<Ticket, Passing>,
     bytes: usize,
-    last_ticket: Ticket,
+    last_id: Ticket,
+    /// Messages that an earlier process accepted, and that the hub still has.
+    pub(crate) held: HashMap<Number, Held>,
+    /// When to look for messages that the hub should send again but no longer has.
+    pub(crate) held_look: Option<Instant>,
+    /// Messages that the inbox had no room for, until they are offered to it again.
+    turned_away: Vec<Ticket>,
+    turned_away_retry: Option<Instant>,
+    pub(crate) lanes: Lanes,
+    pub(crate) guards: Guards,
+    pub(crate) running: FuturesUnordered<Running>,
+    /// Whether the inbox has told what it holds. Before that, no message is taken.
+    pub(crate) opened: bool,
+    /// Whether the agent is stopping, so that no message is taken and no action begins any more.
+    pub(crate) stopping: bool,
 }
 
 impl Entry {
-    pub(in crate::agent) fn new(
+    pub(crate) fn new(
         message: C2dMessage,
         since: Since,
         rule: Arc<RuleFacts>,
@@ -161,230 +190,204 @@ impl Entry {
         }
     }
 
-    /// Whether it is a call whose caller waits for the result of the action.
-    pub(in crate::agent) fn has_caller(&self) -> bool {
-        matches!(self.message.source(), Source::Method(_)) && self.settled == Settled::AfterAction
-    }
-
-    /// Whether it is such a call, but its caller cannot receive the answer any more.
-    pub(in crate::agent) fn is_call_of_nobody(&self) -> bool {
-        self.has_caller() && !self.receipts.iter().any(Receipt::is_current)
-    }
-
-    /// Whether it runs again by itself if this process ends during its action. A call does not: its caller is told
-    /// that the action was interrupted, and decides whether to call again.
-    pub(in crate::agent) fn runs_again(&self) -> bool {
-        self.retry_on_crash && !self.has_caller()
-    }
-
     /// Whether it waits for its first attempt, and the inbox is not recording a start.
     fn has_not_begun(&self) -> bool {
         self.attempts == 0 && matches!(self.phase, Phase::Waiting | Phase::Accepting { starting: false })
     }
 
     /// Whether its action is under way.
-    pub(in crate::agent) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.phase == Phase::Running
     }
 
     /// Adds another delivery of the message. Receipts of closed connections are removed, because they have no use.
-    pub(in crate::agent) fn add_receipt(&mut self, receipt: Receipt) {
+    pub(crate) fn add_receipt(&mut self, receipt: Receipt) {
         self.receipts.retain(Receipt::is_current);
         self.receipts.push(receipt);
     }
 
-    /// Completes all its deliveries at the hub, since it is recorded.
-    pub(in crate::agent) fn accept(&mut self) {
-        for receipt in self.take_receipts() {
-            calls::accepted(receipt, &self.message);
-        }
-    }
-
-    /// Settles the message or answers the caller, with how it ended.
-    pub(in crate::agent) fn finish(&mut self, end: &End) {
-        let settlement = self.settlement(end.settlement);
-        let end = End { settlement, ..end.clone() };
-        self.take_receipts().into_iter().for_each(|receipt| end.tell(receipt));
-    }
-
-    /// Settles all its deliveries at the hub. A message with `settle = "on-accept"` is always completed, however it
-    /// ended.
-    pub(in crate::agent) fn settle(&mut self, settlement: Settlement) {
-        let settlement = self.settlement(settlement);
-        self.take_receipts().into_iter().for_each(|receipt| receipt.settle(settlement));
-    }
-}
-
-impl Entry {
     /// Takes the receipts out, marked with the message's number.
-    fn take_receipts(&mut self) -> Vec<Receipt> {
-        let receipts = std::mem::take(&mut self.receipts).into_iter();
-        let number = self.number;
-        receipts
-            .map(|receipt| match number {
-                Some(number) => receipt.marked(number.0),
-                None => receipt,
-            })
-            .collect()
+    pub(crate) fn take_receipts(&mut self) -> Vec<Receipt> {
+        let receipts = std::mem::take(&mut self.receipts);
+        let Some(number) = self.number else { return receipts };
+        receipts.into_iter().map(|receipt| receipt.marked(number.0)).collect()
     }
 
-    fn settlement(&self, settlement: Settlement) -> Settlement {
+    /// How to settle this message if it ended so. A message with `settle = "on-accept"` is always completed.
+    pub(crate) fn settlement(&self, settlement: Settlement) -> Settlement {
         match self.settled {
             Settled::OnAccept => Settlement::Complete,
             Settled::AfterAction => settlement,
         }
     }
+
+    /// Settles all its deliveries at the hub.
+    pub(crate) fn settle(&mut self, settlement: Settlement) {
+        let settlement = self.settlement(settlement);
+        self.take_receipts().into_iter().for_each(|receipt| receipt.settle(settlement));
+    }
 }
 
-impl Hand {
-    pub(in crate::agent) fn next_ticket(&mut self) -> Ticket {
-        self.last_ticket += 1;
-        self.last_ticket
+impl Passing {
+    fn bytes(&self) -> usize {
+        self.message.as_ref().map_or(0, C2dMessage::wire_size)
+    }
+}
+
+impl InHand {
+    /// No messages, and the lanes of these rules.
+    pub(crate) fn new(rules: &Rulebook) -> Self {
+        Self { lanes: rules.empty_lanes(), ..Self::default() }
+    }
+
+    pub(crate) fn next_id(&mut self) -> Ticket {
+        self.last_id += 1;
+        self.last_id
     }
 
     /// Whether more messages may be taken.
-    pub(in crate::agent) fn has_room(&self) -> bool {
-        self.len() < MOST && self.bytes < MOST_BYTES
+    pub(crate) fn has_room(&self) -> bool {
+        self.opened && !self.stopping && self.len() < MOST && self.bytes < MOST_BYTES
     }
 
-    pub(in crate::agent) fn len(&self) -> usize {
-        self.entries.len() + self.passing.len() + self.closing.len()
+    fn len(&self) -> usize {
+        self.entries.len() + self.passing.len()
     }
 
-    pub(in crate::agent) fn insert(&mut self, ticket: Ticket, entry: Entry) {
+    pub(crate) fn insert(&mut self, id: Ticket, entry: Entry) {
         self.bytes += entry.message.wire_size();
         if let Some(number) = entry.number {
-            self.numbers.insert(number, ticket);
+            self.numbers.insert(number, id);
         }
-        self.entries.insert(ticket, entry);
+        self.entries.insert(id, entry);
     }
 
-    pub(in crate::agent) fn get(&mut self, ticket: Ticket) -> Option<&mut Entry> {
-        self.entries.get_mut(&ticket)
+    pub(crate) fn get(&mut self, id: Ticket) -> Option<&mut Entry> {
+        self.entries.get_mut(&id)
     }
 
     /// Stores the number that the inbox gave the message.
-    pub(in crate::agent) fn set_number(&mut self, ticket: Ticket, number: Number) {
-        if let Some(entry) = self.entries.get_mut(&ticket) {
+    pub(crate) fn set_number(&mut self, id: Ticket, number: Number) {
+        if let Some(entry) = self.entries.get_mut(&id) {
             entry.number = Some(number);
-            self.numbers.insert(number, ticket);
+            self.numbers.insert(number, id);
         }
     }
 
-    pub(in crate::agent) fn ticket_of(&self, number: Number) -> Option<Ticket> {
+    pub(crate) fn id_of(&self, number: Number) -> Option<Ticket> {
         self.numbers.get(&number).copied()
     }
 
-    pub(in crate::agent) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
-        let entry = self.entries.remove(&ticket)?;
-        self.bytes = self.bytes.saturating_sub(entry.message.wire_size());
+    pub(crate) fn remove(&mut self, id: Ticket) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        self.bytes -= entry.message.wire_size();
         if let Some(number) = entry.number {
             self.numbers.remove(&number);
         }
         Some(entry)
     }
 
-    /// Whether this message is in hand, with an action or while the inbox is recording it.
-    pub(in crate::agent) fn has(&self, ticket: Ticket) -> bool {
-        self.entries.contains_key(&ticket) || self.passing.contains_key(&ticket)
+    pub(crate) fn insert_passing(&mut self, id: Ticket, passing: Passing) {
+        self.bytes += passing.bytes();
+        if let Some(number) = passing.number {
+            self.numbers.insert(number, id);
+        }
+        self.passing.insert(id, passing);
     }
 
-    /// Removes the calls of this ticket and returns their receipts. Messages stay in hand.
-    pub(in crate::agent) fn take_calls(&mut self, ticket: Ticket) -> Vec<Receipt> {
-        if self.passing.get(&ticket).is_some_and(|passing| passing.receipt.is_call()) {
-            return self.passing.remove(&ticket).map(|passing| passing.receipt).into_iter().collect();
-        }
-        let is_call = |entry: &Entry| entry.receipts.iter().any(Receipt::is_call);
-        if self.entries.get(&ticket).is_some_and(is_call) {
-            return self.remove(ticket).map(|entry| entry.receipts).unwrap_or_default();
-        }
-        Vec::new()
+    pub(crate) fn passing(&self, id: Ticket) -> Option<&Passing> {
+        self.passing.get(&id)
     }
 
-    /// Takes the receipts of the calls whose action has not begun.
-    pub(in crate::agent) fn take_callers(&mut self) -> Vec<Receipt> {
-        let waits = |entry: &&mut Entry| {
-            let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
-            entry.has_caller() && entry.attempts == 0 && phase
-        };
-        self.entries.values_mut().filter(waits).flat_map(|entry| entry.receipts.drain(..)).collect()
+    pub(crate) fn remove_passing(&mut self, id: Ticket) -> Option<Passing> {
+        let passing = self.passing.remove(&id)?;
+        self.bytes -= passing.bytes();
+        if let Some(number) = passing.number {
+            self.numbers.remove(&number);
+        }
+        Some(passing)
+    }
+
+    /// Keeps a message that the inbox has no room for, until it is offered again.
+    pub(crate) fn turn_away(&mut self, id: Ticket) {
+        if self.entries.contains_key(&id) || self.passing.contains_key(&id) {
+            self.turned_away.push(id);
+            self.turned_away_retry.get_or_insert(Instant::now() + OFFER_AGAIN);
+        }
+    }
+
+    /// How many messages the inbox has no room for.
+    pub(crate) fn turned_away(&self) -> usize {
+        self.turned_away.len()
+    }
+
+    /// Takes the messages out that are to be offered again now.
+    pub(crate) fn take_turned_away(&mut self) -> Vec<Ticket> {
+        self.turned_away_retry = None;
+        std::mem::take(&mut self.turned_away)
+    }
+
+    /// When to offer messages to the inbox again.
+    pub(crate) fn next_offer(&self) -> Option<Instant> {
+        self.turned_away_retry
+    }
+
+    /// When a message must be looked at even if nothing happens.
+    pub(crate) fn wake(&self) -> Option<Instant> {
+        let lanes = self.lanes.wake().filter(|_| !self.stopping);
+        [lanes, self.turned_away_retry, self.held_look].into_iter().flatten().min()
+    }
+
+    /// Whether an action runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.entries().any(Entry::is_running)
     }
 
     /// Whether the inbox has still to answer something, after which more is to be done.
-    pub(in crate::agent) fn awaits_the_inbox(&self) -> bool {
+    pub(crate) fn awaits_the_inbox(&self) -> bool {
         let awaits =
             |entry: &Entry| matches!(entry.phase, Phase::Accepting { .. } | Phase::Starting | Phase::Ending);
-        !self.passing.is_empty() || !self.closing.is_empty() || self.entries.values().any(awaits)
+        !self.passing.is_empty() || self.entries.values().any(awaits)
+    }
+
+    /// The messages for which this holds, in order of arrival.
+    fn ids(&self, holds: impl Fn(&Entry) -> bool) -> Vec<Ticket> {
+        let found = self.entries.iter().filter(|(_, entry)| holds(entry));
+        let mut ids: Vec<Ticket> = found.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// The messages that wait for their first attempt, in order of arrival.
-    pub(in crate::agent) fn not_begun(&self) -> Vec<Ticket> {
-        let found = self.entries.iter().filter(|(_, entry)| entry.has_not_begun());
-        let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
-        tickets.sort_unstable();
-        tickets
+    pub(crate) fn not_begun(&self) -> Vec<Ticket> {
+        self.ids(Entry::has_not_begun)
     }
 
-    /// Calls `each` for the messages that have begun and not ended, with their rules. Messages at the front of their
-    /// lanes come first. Among these, running ones come before those that wait for a child slot.
-    pub(in crate::agent) fn begun<T>(&self, mut each: impl FnMut(Ticket, &Arc<RuleFacts>) -> T) -> Vec<T> {
-        let begun = |entry: &Entry| !entry.has_not_begun() && entry.phase != Phase::Ending;
-        let mut found: Vec<_> = self.entries.iter().filter(|(_, entry)| begun(entry)).collect();
-        found.sort_unstable_by_key(|(ticket, entry)| (!entry.turn, entry.phase == Phase::Waiting, **ticket));
-        found.into_iter().map(|(ticket, entry)| each(*ticket, &entry.rule)).collect()
+    /// The messages that wait for their turn or for their next attempt, in order of arrival.
+    pub(crate) fn waiting(&self) -> Vec<Ticket> {
+        self.ids(|entry| matches!(entry.phase, Phase::Waiting | Phase::BackingOff))
     }
 
-    /// The messages in one of these phases, in order of arrival.
-    pub(in crate::agent) fn tickets_in(&self, phases: &[Phase]) -> Vec<Ticket> {
-        let found = self.entries.iter().filter(|(_, entry)| phases.contains(&entry.phase));
-        let mut tickets: Vec<Ticket> = found.map(|(ticket, _)| *ticket).collect();
-        tickets.sort_unstable();
-        tickets
+    /// The messages that have begun and not ended. Messages at the front of their lanes come first. Among these,
+    /// running ones come before those that wait for a child slot.
+    pub(crate) fn begun(&self) -> Vec<Ticket> {
+        let mut begun = self.ids(|entry| !entry.has_not_begun() && entry.phase != Phase::Ending);
+        // The sort is stable, so the order of arrival stays within each group.
+        begun
+            .sort_by_key(|id| self.entries.get(id).map(|entry| (!entry.turn, entry.phase == Phase::Waiting)));
+        begun
     }
 
-    /// Leaves everything at the end, so that the hub sends it again. Calls do not come again, so their callers are
-    /// told how they ended, even if that is not recorded.
-    pub(in crate::agent) fn leave_all(self) {
-        for Entry { receipts, end, .. } in self.entries.into_values() {
-            for receipt in receipts {
-                match &end {
-                    Some(end) if receipt.is_call() => end.tell(receipt),
-                    _ => receipt.leave(),
-                }
-            }
-        }
-        let others = self.passing.into_values().chain(self.closing.into_values());
-        others.for_each(|passing| passing.receipt.leave());
-    }
-
-    pub(in crate::agent) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
     }
-}
 
-impl RuleFacts {
-    /// The facts of all rules of a configuration, by name. `names` counts the lanes.
-    pub(in crate::agent) fn of_all(config: &Config, names: &mut LaneNames) -> HashMap<String, Arc<Self>> {
-        let of_twin: HashSet<&str> = config.twin_rules.iter().map(|rule| rule.rule.as_str()).collect();
-        let facts = config.rules.iter().map(|rule| Self::new(rule, of_twin.contains(rule.name()), names));
-        facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.values_mut()
     }
 
-    /// `of_twin`: the rule came from the twin, not from the owner.
-    fn new(rule: &Rule, of_twin: bool, names: &mut LaneNames) -> Self {
-        let policy = rule.policy().clone();
-        let lanes = names.lanes(&policy.lanes);
-        let slot = match (rule.has_child(), of_twin) {
-            (false, _) => Slot::None,
-            (true, false) => Slot::Any,
-            (true, true) => Slot::Spare,
-        };
-        let longest_of_twin = of_twin.then(|| rule.longest());
-        Self { name: rule.name().to_owned(), policy, lanes, slot, longest_of_twin }
-    }
-
-    /// Who wrote this rule, for an action that was taken in hand at this time.
-    pub(in crate::agent) fn whose(&self, since: Instant) -> Whose {
-        self.longest_of_twin.map_or(Whose::Owner(since), Whose::Twin)
+    /// Everything that is still in hand at the end. What runs is dropped.
+    pub(crate) fn into_rest(self) -> (impl Iterator<Item = Entry>, impl Iterator<Item = Passing>) {
+        (self.entries.into_values(), self.passing.into_values())
     }
 }

@@ -23,14 +23,14 @@ use tokio::time::Instant;
 use crate::rules::TWIN_WAIT;
 
 /// One action in line.
-pub(in crate::agent) type Ticket = u64;
+pub(crate) type Ticket = u64;
 
 /// A lane, counted from 0.
-pub(in crate::agent) type Lane = usize;
+pub(crate) type Lane = usize;
 
 /// What an action needs besides its lanes, because it starts programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::agent) enum Slot {
+pub(crate) enum Slot {
     /// Nothing, because it starts no programs.
     None,
     /// A child slot.
@@ -41,7 +41,7 @@ pub(in crate::agent) enum Slot {
 
 /// Who wrote the rule of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::agent) enum Whose {
+pub(crate) enum Whose {
     /// The owner. The action came at this time.
     Owner(Instant),
     /// The twin has the rule. From its turn to its end the action takes no longer than this.
@@ -50,11 +50,11 @@ pub(in crate::agent) enum Whose {
 
 /// The index of each lane name.
 #[derive(Debug, Default)]
-pub(in crate::agent) struct LaneNames(Vec<String>);
+pub(crate) struct LaneNames(Vec<String>);
 
 impl LaneNames {
     /// The lanes with these names. A new name gets the next number.
-    pub(in crate::agent) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
+    pub(crate) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
             self.0.iter().position(|known| known == name).unwrap_or_else(|| {
                 self.0.push(name.clone());
@@ -65,14 +65,14 @@ impl LaneNames {
     }
 
     /// How many lanes there are.
-    pub(in crate::agent) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
 /// All lanes.
-#[derive(Debug)]
-pub(in crate::agent) struct Lanes {
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
     lines: Vec<VecDeque<Ticket>>,
     members: HashMap<Ticket, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
@@ -99,40 +99,19 @@ struct Member {
 
 impl Lanes {
     /// Makes `count` empty lanes, with at most `slots` programs at once.
-    pub(in crate::agent) fn new(count: usize, slots: usize) -> Self {
-        Self {
-            lines: vec![VecDeque::new(); count],
-            members: HashMap::new(),
-            without_slot: VecDeque::new(),
-            slots,
-            used_slots: 0,
-            owners_waiting: 0,
-            twins_waiting: 0,
-            called: VecDeque::new(),
-        }
+    pub(crate) fn new(count: usize, slots: usize) -> Self {
+        Self { lines: vec![VecDeque::new(); count], slots, ..Self::default() }
     }
 
     /// Puts an action at the end of its lanes. True if its turn has come at once. If not, [`Lanes::next`] tells
     /// later.
-    pub(in crate::agent) fn enter(
-        &mut self,
-        ticket: Ticket,
-        lanes: &Arc<[Lane]>,
-        needs: Slot,
-        whose: Whose,
-    ) -> bool {
+    pub(crate) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
         self.line_up(ticket, lanes, needs, whose);
         self.gets_turn(ticket)
     }
 
     /// Puts an action at the front of its lanes, which are empty: it had its turn before the lanes were rebuilt.
-    pub(in crate::agent) fn enter_again(
-        &mut self,
-        ticket: Ticket,
-        lanes: &Arc<[Lane]>,
-        needs: Slot,
-        whose: Whose,
-    ) {
+    pub(crate) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
         self.line_up(ticket, lanes, needs, whose);
         self.note_turn(ticket);
         if let Some(member) = self.members.get_mut(&ticket).filter(|member| member.needs != Slot::None) {
@@ -161,7 +140,7 @@ impl Lanes {
 
     /// How many actions stand in the longest of these lanes. `twins_count`: whether actions of the twin's rules
     /// count.
-    pub(in crate::agent) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
+    pub(crate) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
         let counts = |ticket: &&Ticket| {
             let whose = self.members.get(*ticket).map(|member| member.whose);
             twins_count || matches!(whose, Some(Whose::Owner(_)))
@@ -172,7 +151,7 @@ impl Lanes {
 
     /// The late actions of the twin's rules: an action of the owner's stands behind them and would wait too long. The
     /// caller must remove them.
-    pub(in crate::agent) fn late(&self, now: Instant) -> Vec<Ticket> {
+    pub(crate) fn late(&self, now: Instant) -> Vec<Ticket> {
         let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
         let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
         late.sort_unstable();
@@ -181,7 +160,7 @@ impl Lanes {
     }
 
     /// When the next action becomes late, if nothing happens before.
-    pub(in crate::agent) fn wake(&self) -> Option<Instant> {
+    pub(crate) fn wake(&self) -> Option<Instant> {
         self.latest().into_iter().map(|(latest, _)| latest).min()
     }
 
@@ -208,14 +187,14 @@ impl Lanes {
     }
 
     /// The next action whose turn has come since it entered. Each is returned once.
-    pub(in crate::agent) fn next(&mut self) -> Option<Ticket> {
+    pub(crate) fn next(&mut self) -> Option<Ticket> {
         self.called.pop_front()
     }
 
     /// Gives the child slot of an action away while it waits for its next attempt. The action stays at the front. An
     /// action of the twin's rules that may share a lane with the owner's keeps its slot, because its wait for another
     /// would have no bound.
-    pub(in crate::agent) fn pause(&mut self, ticket: Ticket) {
+    pub(crate) fn pause(&mut self, ticket: Ticket) {
         let whose = self.members.get(&ticket).map(|member| member.whose);
         if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
             return;
@@ -225,12 +204,12 @@ impl Lanes {
     }
 
     /// The action goes on. True if it may at once. If not, [`Lanes::next`] tells when.
-    pub(in crate::agent) fn resume(&mut self, ticket: Ticket) -> bool {
+    pub(crate) fn resume(&mut self, ticket: Ticket) -> bool {
         self.take_slot(ticket)
     }
 
     /// Removes an action that has ended, or is not to run. Those behind it move up.
-    pub(in crate::agent) fn leave(&mut self, ticket: Ticket) {
+    pub(crate) fn leave(&mut self, ticket: Ticket) {
         self.give_slot_back(ticket);
         let Some(member) = self.members.remove(&ticket) else { return };
         if !member.has_turn {
