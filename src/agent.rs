@@ -56,27 +56,27 @@ mod tally;
 mod twin;
 mod watch;
 
-use control::Request;
+use control::ControlRequest;
 use desk::Desk;
 pub use error::AgentError;
 use machine::{PinsNoted, been_on};
 pub(crate) use message::calls::check_payload;
-use message::in_hand::Done;
+use message::in_hand::RunResult;
 use message::{act, arrive, recorded};
-use reload::{Progress, Reader};
-pub use reload::{Read, Reload};
+use reload::{ConfigReader, ReloadProgress};
+pub use reload::{ReadConfig, Reload};
 pub use report::AgentEvent;
 use requests::Requests;
 pub(crate) use requests::not_to_retry;
 use sessions::{Role, Sessions};
-use twin::{TwinRulesState, Verdict};
+use twin::{TwinRulesState, TwinVerdict};
 
 /// How long the start waits for the inbox before it claims the pins.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
 /// What an agent needs.
 #[derive(Debug)]
-pub struct Settings {
+pub struct AgentSettings {
     /// The device, the pins, the rules, the inbox.
     pub config: Config,
     /// What happened to the twin's rules when the configuration was read.
@@ -102,8 +102,8 @@ pub struct Settings {
 ///
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
-pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let Settings { config, twin, clock, hurry, reload, observer } = settings;
+pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let AgentSettings { config, twin, clock, hurry, reload, observer } = settings;
     let mut shutdown = pin!(shutdown);
     // The claim must outlive the pins and the connection, because the next agent needs both to be free.
     let claim = Inbox::claim(&config.inbox);
@@ -128,7 +128,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let actions = Actions::open(&config.gpio, &been_on(first.as_ref(), clock()))?;
     let twin = TwinRulesState::new(&config, twin);
     let desk = Desk::new(config, clock, observer, actions, sessions, inbox);
-    let mut agent = Agent { desk, requests: Requests::default(), reader: Reader::new(reload, clock), twin };
+    let mut agent =
+        Agent { desk, requests: Requests::default(), reader: ConfigReader::new(reload, clock), twin };
     if let Some(first) = first {
         recorded::reported(&mut agent.desk, &mut agent.requests, first);
     }
@@ -141,7 +142,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
 struct Agent {
     desk: Desk,
     requests: Requests,
-    reader: Reader,
+    reader: ConfigReader,
     twin: TwinRulesState,
 }
 
@@ -149,15 +150,15 @@ struct Agent {
 enum Happening {
     Stop,
     News(News),
-    Done(Done),
+    Ran(RunResult),
     Session(Role, Event),
-    Request(Request),
+    Request(ControlRequest),
     Scrape(Scrape),
     PinSwitched,
     PinMoved,
     PinsBroken,
-    Reload(Progress),
-    Twin(Verdict),
+    Reload(ReloadProgress),
+    Twin(TwinVerdict),
     Time,
 }
 
@@ -186,7 +187,7 @@ impl Agent {
             biased;
             () = &mut stop => Happening::Stop,
             news = inbox.next() => Happening::News(news),
-            Some(done) = in_hand.running.next(), if !in_hand.running.is_empty() => Happening::Done(done),
+            Some(done) = in_hand.running.next(), if !in_hand.running.is_empty() => Happening::Ran(done),
             (role, event) = sessions.next(take) => Happening::Session(role, event),
             request = requests.next() => Happening::Request(request),
             scrape = watch.scraper.next() => Happening::Scrape(scrape),
@@ -200,13 +201,13 @@ impl Agent {
         match happening {
             Happening::Stop => return Ok(ControlFlow::Break(())),
             Happening::News(news) => recorded::reported(desk, requests, news),
-            Happening::Done(done) => act::done(desk, done),
+            Happening::Ran(done) => act::done(desk, done),
             Happening::Session(role, event) => {
                 hub_events::happened(desk, twin, reader.is_reading(), role, event)?;
             }
             // If the client has gone, it needs no answer.
-            Happening::Request(Request::Status(answer)) => drop(answer.send(desk.status(twin.told()))),
-            Happening::Request(Request::Query(query, answer)) => requests.ask(desk, query, answer),
+            Happening::Request(ControlRequest::Status(answer)) => drop(answer.send(desk.status(twin.told()))),
+            Happening::Request(ControlRequest::Query(query, answer)) => requests.ask(desk, query, answer),
             Happening::Scrape(scrape) => {
                 let (status, watch) = (desk.status(twin.told()), &mut desk.watch);
                 scrape.answer(watch.scraper.figures(&status, &watch.board, desk.rules.config()));
@@ -294,7 +295,7 @@ impl Agent {
 }
 
 /// Another configuration, or other rules of the twin. Only one of them is handled at a time.
-async fn next_change(reader: &mut Reader, twin: &mut TwinRulesState) -> Happening {
+async fn next_change(reader: &mut ConfigReader, twin: &mut TwinRulesState) -> Happening {
     if twin.is_judging() {
         return Happening::Twin(twin.next().await);
     }

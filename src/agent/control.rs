@@ -23,14 +23,14 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use serve::Request;
+pub(crate) use serve::ControlRequest;
 use socket::ControlError;
 pub(crate) use wire::MAX_PAGE;
 
 /// The control socket of this agent. When it is dropped, its clients are cut off and its file is removed.
 #[derive(Debug)]
 pub(crate) struct Control {
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<ControlRequest>,
     _server: JoinSet<()>,
     _file: socket::SocketFile,
 }
@@ -53,7 +53,7 @@ impl Control {
     }
 
     /// The next request. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Request {
+    pub(crate) async fn next(&mut self) -> ControlRequest {
         match self.requests.recv().await {
             Some(request) => request,
             // The server task never ends by itself. If it did, there would be no more requests.

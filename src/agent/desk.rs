@@ -18,11 +18,11 @@ use crate::outcome::DesiredReport;
 use super::machine::{Machine, PinsNoted};
 use super::message::in_hand::InHand;
 use super::report::AgentEvent;
-use super::reports::Outbox;
+use super::reports::Reports;
 use super::rulebook::Rulebook;
 use super::sessions::{Sessions, writes_twin};
 use super::status::Status;
-use super::watch::Watch;
+use super::watch::Watchers;
 
 /// What the way of a message works with.
 pub(super) struct Desk {
@@ -32,8 +32,8 @@ pub(super) struct Desk {
     pub(super) inbox: Inbox,
     pub(super) machine: Arc<Machine>,
     pub(super) pins_noted: PinsNoted,
-    pub(super) reports: Outbox,
-    pub(super) watch: Watch,
+    pub(super) reports: Reports,
+    pub(super) watch: Watchers,
     clock: fn() -> SystemTime,
 }
 
@@ -46,8 +46,8 @@ impl Desk {
         sessions: Sessions,
         inbox: Inbox,
     ) -> Self {
-        let watch = Watch::new(&config, clock(), observer);
-        let reports = Outbox::new(writes_twin(&config));
+        let watch = Watchers::new(&config, clock(), observer);
+        let reports = Reports::new(writes_twin(&config));
         let rules = Rulebook::new(config);
         Self {
             in_hand: InHand::new(&rules),

@@ -12,7 +12,7 @@ use super::error::AgentError;
 use super::message::arrive;
 use super::recovery;
 use super::report::AgentEvent;
-use super::sessions::{Role, Sessions};
+use super::sessions::{PublishId, Role, Sessions};
 use super::twin::{self, TwinRulesState};
 
 /// Handles what a session reports. `reading`: whether a reload is being read.
@@ -38,8 +38,8 @@ pub(super) fn happened(
             }
         }
         Event::Subscribed { transport, renewal, expiry } => {
-            if let Some(sight) = desk.watch.board.sight(role) {
-                sight.connected(now, transport, renewal, expiry);
+            if let Some(view) = desk.watch.board.connection(role) {
+                view.connected(now, transport, renewal, expiry);
             }
             desk.machine.actions.hub_back();
             if speaks {
@@ -53,13 +53,13 @@ pub(super) fn happened(
             desk.watch.tell(AgentEvent::Subscribed);
         }
         Event::Renewed { renewal, expiry } => {
-            if let Some(sight) = desk.watch.board.sight(role) {
-                sight.renewed(renewal, expiry);
+            if let Some(view) = desk.watch.board.connection(role) {
+                view.renewed(renewal, expiry);
             }
         }
         Event::Disconnected { reason } => {
-            if let Some(sight) = desk.watch.board.sight(role) {
-                sight.disconnected(now, &reason);
+            if let Some(view) = desk.watch.board.connection(role) {
+                view.disconnected(now, &reason);
             }
             // While one connection is up, the pins can still be switched from outside.
             if desk.watch.board.is_alone() {
@@ -72,10 +72,10 @@ pub(super) fn happened(
             desk.tell_systemd();
             desk.watch.tell(AgentEvent::Disconnected { reason });
         }
-        Event::Published { ticket: twin::READ, result } => twin::answered(desk, twin, reading, result),
-        Event::Published { ticket, result } => {
-            desk.reports.published(ticket, result.map(drop), Instant::now());
-        }
+        Event::Published { ticket, result } => match PublishId(ticket) {
+            PublishId::TWIN_READ => twin::answered(desk, twin, reading, result),
+            id => desk.reports.published(id, result.map(drop), Instant::now()),
+        },
         Event::Confirmed(numbers) => {
             let numbers = numbers.into_iter().map(Number).collect();
             desk.inbox.submit(Op::Confirmed(numbers));

@@ -10,8 +10,8 @@ use crate::inbox::Settled;
 use super::desk::Desk;
 use super::message::act;
 use super::message::arrive::plan;
-use super::message::in_hand::Phase;
-use super::message::lanes::Ticket;
+use super::message::in_hand::Stage;
+use super::message::lanes::ActionId;
 use super::message::reason::PassedOver;
 use super::rulebook::Rulebook;
 
@@ -31,7 +31,7 @@ pub(super) fn apply(desk: &mut Desk, config: Config) -> usize {
 
 /// Rebuilds the lanes with the messages that have begun, which keep their rules. Returns those whose turn has come
 /// for another attempt.
-fn line_up_begun(desk: &mut Desk) -> Vec<Ticket> {
+fn line_up_begun(desk: &mut Desk) -> Vec<ActionId> {
     let mut begun = Vec::new();
     for id in desk.in_hand.begun() {
         let Some(entry) = desk.in_hand.get(id) else { continue };
@@ -42,15 +42,15 @@ fn line_up_begun(desk: &mut Desk) -> Vec<Ticket> {
     let mut may_begin = Vec::new();
     for (id, lanes) in begun {
         let Some(entry) = desk.in_hand.get(id) else { continue };
-        let (slot, whose, phase) = (entry.rule.slot, entry.rule.whose(entry.entered), entry.phase);
-        if phase == Phase::Waiting {
+        let (slot, whose, stage) = (entry.rule.slot, entry.rule.whose(entry.entered), entry.stage);
+        if stage == Stage::Waiting {
             let turn = desk.in_hand.lanes.enter(id, &lanes, slot, whose);
             desk.in_hand.get(id).into_iter().for_each(|entry| entry.turn = turn);
             may_begin.extend(turn.then_some(id));
             continue;
         }
         desk.in_hand.lanes.enter_again(id, &lanes, slot, whose);
-        if phase == Phase::BackingOff {
+        if stage == Stage::BackingOff {
             desk.in_hand.lanes.pause(id);
         }
     }
@@ -58,7 +58,7 @@ fn line_up_begun(desk: &mut Desk) -> Vec<Ticket> {
 }
 
 /// Plans a waiting message again with the present rules. True if its turn has come.
-fn plan_anew(desk: &mut Desk, id: Ticket) -> bool {
+fn plan_anew(desk: &mut Desk, id: ActionId) -> bool {
     let now = desk.now();
     let Some(entry) = desk.in_hand.get(id) else { return false };
     match plan(&desk.rules, entry.message.clone(), entry.since, now) {
@@ -69,7 +69,7 @@ fn plan_anew(desk: &mut Desk, id: Ticket) -> bool {
             let turn = desk.in_hand.lanes.enter(id, &rule.lanes, rule.slot, whose);
             let Some(entry) = desk.in_hand.get(id) else { return false };
             entry.turn = turn;
-            turn && entry.phase == Phase::Waiting
+            turn && entry.stage == Stage::Waiting
         }
         Err((_, why)) => {
             // A message that was completed when it was accepted exists only here, so it must not be lost together

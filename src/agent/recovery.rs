@@ -22,7 +22,7 @@ use crate::inbox::{Number, Op, Opened, Record, Settled, State, Unfinished, from_
 use crate::message::format_time;
 
 use super::desk::Desk;
-use super::message::in_hand::Held;
+use super::message::in_hand::HeldMessage;
 use super::message::life::Since;
 use super::message::reason::PassedOver;
 use super::message::{act, arrive, calls, end};
@@ -71,13 +71,13 @@ pub(super) fn recover(desk: &mut Desk, opened: Opened) {
 }
 
 /// The message is still at the hub, which sends it again.
-fn held(desk: &Desk, Unfinished { record, message }: Unfinished) -> Held {
+fn held(desk: &Desk, Unfinished { record, message }: Unfinished) -> HeldMessage {
     // If the recorded time lies in the future, that clock was wrong, so count from now. If the message came expired,
     // that clock was wrong, too, so do not use the expiry.
     let received = from_millis(record.received_ms);
     let expiry = message.expiry().filter(|expiry| received < *expiry);
     let until = expiry.unwrap_or(received.min(desk.now()) + LONGEST_LIFE);
-    Held { role: desk.rules.role_of(&message), record, until }
+    HeldMessage { role: desk.rules.role_of(&message), record, until }
 }
 
 /// The hub is about to send the messages again that it still has.
@@ -90,11 +90,11 @@ pub(super) fn expect_held(desk: &mut Desk) {
 /// message that is still valid.
 pub(super) fn look_at_held(desk: &mut Desk) {
     let now = desk.now();
-    let over = |(number, held): (&Number, &Held)| {
+    let over = |(number, held): (&Number, &HeldMessage)| {
         (held.until < now && desk.watch.board.had_its_chance(held.role)).then_some(*number)
     };
     for number in desk.in_hand.held.iter().filter_map(over).collect::<Vec<_>>() {
-        let Some(Held { record, until, .. }) = desk.in_hand.held.remove(&number) else { continue };
+        let Some(HeldMessage { record, until, .. }) = desk.in_hand.held.remove(&number) else { continue };
         let [expiry, now] = [until, now].map(format_time);
         end_record(desk, &record, &PassedOver::Expired { expiry, now });
     }

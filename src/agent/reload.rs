@@ -19,18 +19,18 @@ use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
 
 use super::desk::Desk;
 use super::new_rules;
-use super::sessions::{Terms, writes_twin};
+use super::sessions::{RoleTerms, writes_twin};
 use super::twin::{READ_LIMIT, TwinRulesState};
 
 /// Reads the configuration, with these rules of the twin.
-pub type Read = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
+pub type ReadConfig = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
 
 /// The source of another configuration.
 pub struct Reload {
     /// Requests to read it again. Several requests during one read may be merged into one.
     pub wishes: mpsc::Receiver<()>,
     /// Reads the configuration. Called on a thread where it may block.
-    pub read: Arc<Read>,
+    pub read: Arc<ReadConfig>,
 }
 
 impl fmt::Debug for Reload {
@@ -41,7 +41,7 @@ impl fmt::Debug for Reload {
 
 /// A read of the configuration, beside the loop.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct ConfigReader {
     reload: Option<Reload>,
     clock: fn() -> SystemTime,
     /// The read under way, and how long to wait for it.
@@ -49,17 +49,17 @@ pub(super) struct Reader {
 }
 
 /// A configuration with the contents of its TLS files, or why it cannot be applied, one sentence each.
-type ReadAnew = Result<(Config, TwinPart, Terms), Vec<String>>;
+type ReadAnew = Result<(Config, TwinPart, RoleTerms), Vec<String>>;
 
 /// A step of a reload, for the loop.
 #[derive(Debug)]
-pub(super) enum Progress {
+pub(super) enum ReloadProgress {
     /// Reading has begun.
     Begun,
     Read(Box<ReadAnew>),
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn new(reload: Option<Reload>, clock: fn() -> SystemTime) -> Self {
         Self { reload, clock, under_way: None }
     }
@@ -70,7 +70,7 @@ impl Reader {
     }
 
     /// Waits for a request, and then for what was read, together with the `kept` rules of the twin. Cancel safe.
-    pub(super) async fn next(&mut self, kept: &TwinRules) -> Progress {
+    pub(super) async fn next(&mut self, kept: &TwinRules) -> ReloadProgress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
         if let Some((task, deadline)) = &mut self.under_way {
             let read = match tokio::time::timeout_at(*deadline, task).await {
@@ -82,7 +82,7 @@ impl Reader {
                 }
             };
             self.under_way = None;
-            return Progress::Read(Box::new(read));
+            return ReloadProgress::Read(Box::new(read));
         }
         match wishes.recv().await {
             Some(()) => {
@@ -90,7 +90,7 @@ impl Reader {
                 let task =
                     tokio::task::spawn_blocking(move || read_anew(|| read(Remote::Given(&kept)), clock));
                 self.under_way = Some((task, Instant::now() + READ_LIMIT));
-                Progress::Begun
+                ReloadProgress::Begun
             }
             None => std::future::pending().await,
         }
@@ -102,18 +102,18 @@ fn read_anew(
     clock: fn() -> SystemTime,
 ) -> ReadAnew {
     let (config, part) = read().map_err(|report| report.problem_lines().collect::<Vec<_>>())?;
-    let terms = Terms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
+    let terms = RoleTerms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
     Ok((config, part, terms))
 }
 
 /// Handles a step of a reload.
-pub(super) fn progressed(desk: &mut Desk, twin: &mut TwinRulesState, progress: Progress) {
+pub(super) fn progressed(desk: &mut Desk, twin: &mut TwinRulesState, progress: ReloadProgress) {
     match progress {
-        Progress::Begun => {
+        ReloadProgress::Begun => {
             tracing::info!("reading the configuration again");
             desk.watch.supervision.reloading();
         }
-        Progress::Read(read) => {
+        ReloadProgress::Read(read) => {
             let refused = (*read).and_then(|(config, part, terms)| take_up(desk, twin, config, part, terms));
             let now = desk.now();
             desk.watch.board.reloaded(now, refused.as_ref().err().map(|reasons| reasons.len()));
@@ -138,7 +138,7 @@ fn take_up(
     twin: &mut TwinRulesState,
     config: Config,
     part: TwinPart,
-    terms: Terms,
+    terms: RoleTerms,
 ) -> Result<(), Vec<String>> {
     let present = desk.rules.config();
     if config.inbox != present.inbox {
@@ -198,9 +198,9 @@ mod tests {
             Err(Report::default())
         };
         let mut reader =
-            Reader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
+            ConfigReader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
         wish.send(()).await.unwrap();
-        assert!(matches!(reader.next(&none).await, Progress::Begun));
+        assert!(matches!(reader.next(&none).await, ReloadProgress::Begun));
         // The loop has other things to do each second, and calls `next` again.
         for _ in 0..9 {
             assert!(reader.next(&none).now_or_never().is_none());
@@ -208,7 +208,7 @@ mod tests {
         }
         tokio::time::advance(Duration::from_millis(1001)).await;
         let Some(progress) = reader.next(&none).now_or_never() else { panic!("it is waited for still") };
-        let Progress::Read(read) = progress else { panic!("nothing was read") };
+        let ReloadProgress::Read(read) = progress else { panic!("nothing was read") };
         let reasons = read.err().unwrap();
         assert_eq!(reasons, ["the configuration could not be read within 10 s: its disk hangs"]);
         drop(release);

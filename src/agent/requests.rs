@@ -15,10 +15,10 @@ use crate::message::{C2dMessage, excerpt};
 use crate::outcome::OutcomeKind;
 use crate::rules::Rules;
 
-use super::control::{Control, Request};
+use super::control::{Control, ControlRequest};
 use super::desk::Desk;
 use super::message::end;
-use super::message::in_hand::Entry;
+use super::message::in_hand::MessageEntry;
 use super::recovery;
 
 /// Most questions that the inbox has not answered. Clients ask fewer at once, but they may give up waiting.
@@ -32,7 +32,7 @@ pub(super) struct Requests {
     control: Option<Control>,
     control_retry: Option<Instant>,
     /// Questions that the inbox has not answered.
-    asked: HashMap<QueryId, Asked>,
+    asked: HashMap<QueryId, PendingQuery>,
     last: QueryId,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Requests {
 struct QueryId(u64);
 
 /// A question that the inbox has not answered.
-struct Asked {
+struct PendingQuery {
     answer: oneshot::Sender<Reply>,
     /// Whether this is a request to run a dead letter again. If so, the inbox was only asked to show it so far.
     retry: bool,
@@ -71,7 +71,7 @@ impl Requests {
     }
 
     /// The next request. Without a control socket it never resolves. Cancel safe.
-    pub(super) async fn next(&mut self) -> Request {
+    pub(super) async fn next(&mut self) -> ControlRequest {
         match &mut self.control {
             Some(control) => control.next().await,
             None => std::future::pending().await,
@@ -95,7 +95,7 @@ impl Requests {
                     query => (query, false),
                 };
                 self.last.0 += 1;
-                self.asked.insert(self.last, Asked { answer, retry });
+                self.asked.insert(self.last, PendingQuery { answer, retry });
                 return desk.inbox.submit(Op::Query { ticket: self.last.0, query });
             }
         };
@@ -131,7 +131,7 @@ impl Requests {
             }
             _ => {}
         }
-        if let Some(Asked { answer, .. }) = self.asked.remove(&id) {
+        if let Some(PendingQuery { answer, .. }) = self.asked.remove(&id) {
             // The client may have gone.
             drop(answer.send(reply));
         }
@@ -142,7 +142,7 @@ impl Requests {
 /// every start.
 fn objection(desk: &Desk, query: &Query) -> Option<String> {
     let Query::Drop(selector) = query else { return None };
-    let meant = |entry: &&Entry| {
+    let meant = |entry: &&MessageEntry| {
         let number = entry.number.is_some_and(|number| selector.0 == format!("#{}", number.0));
         number || entry.message.message_id() == Some(selector.0.as_str())
     };
@@ -181,7 +181,7 @@ pub(crate) fn not_to_retry(record: &Record, message: &C2dMessage, rules: &Rules)
     ))
 }
 
-fn under_way(entry: &Entry) -> String {
+fn under_way(entry: &MessageEntry) -> String {
     let number = entry.number.map_or(0, |number| number.0);
     let name = match entry.message.message_id() {
         Some(id) => format!("message \"{}\" (#{number})", excerpt(id)),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::message::C2dMessage;
 use crate::outcome::{OutcomeReport, twin_key};
-use crate::rules::{OnFailure, Policy, Reports, Rule};
+use crate::rules::{OnFailure, Policy, ReportTo, Rule};
 
 use super::message::lanes::{Lane, LaneNames, Lanes, Slot, Whose};
 use super::report;
@@ -67,7 +67,7 @@ impl Rulebook {
     }
 
     /// Where an outcome is reported: as its rule says, or if no rule matched, as `[report]` says.
-    pub(super) fn reports_of(&self, outcome: &OutcomeReport) -> Reports {
+    pub(super) fn reports_of(&self, outcome: &OutcomeReport) -> ReportTo {
         self.facts(outcome.rule.as_deref()).map_or(self.config.reports, |rule| rule.policy.reports)
     }
 

@@ -24,6 +24,17 @@ pub(super) enum Role {
     Module,
 }
 
+/// Something that is published, so that its result finds its way. A telemetry report has its number in the inbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PublishId(pub(super) u64);
+
+impl PublishId {
+    /// A patch of the twin.
+    pub(super) const TWIN_PATCH: Self = Self(u64::MAX);
+    /// A request for the twin.
+    pub(super) const TWIN_READ: Self = Self(u64::MAX - 1);
+}
+
 /// One session for each identity that the configuration names.
 pub(super) struct Sessions {
     device: Option<Session>,
@@ -32,7 +43,7 @@ pub(super) struct Sessions {
 
 /// What the sessions connect with.
 #[derive(Debug)]
-pub(super) struct Terms {
+pub(super) struct RoleTerms {
     device: Option<session::Terms>,
     module: Option<session::Terms>,
 }
@@ -73,12 +84,12 @@ impl Sessions {
 
     /// Publishes something: see [`Session::publish`]. A module sends through its output [`OUTCOMES`]. If there is no
     /// session, as at the end, no result is reported.
-    pub(super) fn publish(&self, ticket: u64, mut upstream: Upstream) {
+    pub(super) fn publish(&self, id: PublishId, mut upstream: Upstream) {
         if let (Some(_), Upstream::Telemetry { properties, .. }) = (&self.module, &mut upstream) {
             properties.set(OUTPUT, OUTCOMES);
         }
         if let Some(session) = self.module.as_ref().or(self.device.as_ref()) {
-            session.publish(ticket, upstream);
+            session.publish(id.0, upstream);
         }
     }
 
@@ -93,7 +104,7 @@ impl Sessions {
     }
 
     /// Applies other terms to the existing sessions. True if one of them signs in again.
-    pub(super) fn change(&self, terms: Terms) -> bool {
+    pub(super) fn change(&self, terms: RoleTerms) -> bool {
         let change = |session: &Option<Session>, terms: Option<session::Terms>| match (session, terms) {
             (Some(session), Some(terms)) => session.change(terms),
             _ => false,
@@ -132,7 +143,7 @@ impl Sessions {
     }
 }
 
-impl Terms {
+impl RoleTerms {
     /// Reads the TLS files of the configuration.
     ///
     /// # Errors

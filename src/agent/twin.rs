@@ -23,10 +23,8 @@ use crate::session::{PublishError, Upstream};
 use super::desk::Desk;
 use super::new_rules;
 use super::reports::Facts;
-use super::sessions::{Sessions, writes_twin};
+use super::sessions::{PublishId, Sessions, writes_twin};
 
-/// The ticket of a request for the twin. The outbox has tickets of its own.
-pub(super) const READ: u64 = u64::MAX - 1;
 /// How long a read or a write of the configuration may take, because its disk may hang.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// The shortest time between two requests.
@@ -53,7 +51,7 @@ pub(super) struct TwinRulesState {
     not_before: Option<Instant>,
     judging: Option<Judging>,
     /// A check that hangs on the disk. It may still write the file later, so no other check may write before it ends.
-    hung: Option<JoinHandle<Verdict>>,
+    hung: Option<JoinHandle<TwinVerdict>>,
     /// The rules in the file.
     kept: TwinRules,
     /// Whether the kept rules are in force. Also true if there are none.
@@ -68,13 +66,13 @@ pub(super) struct TwinRulesState {
 #[derive(Debug)]
 struct Judging {
     rules: TwinRules,
-    task: JoinHandle<Verdict>,
+    task: JoinHandle<TwinVerdict>,
     deadline: Instant,
 }
 
 /// The result of a check of desired rules.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum TwinVerdict {
     /// They are in the file. Has the configuration that includes them, and the warnings about them.
     Taken(Box<(Config, Report)>),
     /// They have problems.
@@ -167,7 +165,12 @@ impl TwinRulesState {
     }
 
     /// Checks rules on a thread where that may block.
-    fn judge(&mut self, rules: TwinRules, now: Instant, judge: impl FnOnce() -> Verdict + Send + 'static) {
+    fn judge(
+        &mut self,
+        rules: TwinRules,
+        now: Instant,
+        judge: impl FnOnce() -> TwinVerdict + Send + 'static,
+    ) {
         self.hung.take_if(|hung| hung.is_finished());
         let hangs = self.hung.is_some();
         let task = tokio::task::spawn_blocking(move || if hangs { stuck_on_disk() } else { judge() });
@@ -188,7 +191,7 @@ impl TwinRulesState {
         if self.not_before.is_none_or(|at| at <= now) && self.may_ask() {
             (self.wanted, self.asked) = (false, true);
             (self.asked_at, self.not_before) = (Some(now), Some(now + REST));
-            sessions.publish(READ, Upstream::ReadTwin);
+            sessions.publish(PublishId::TWIN_READ, Upstream::ReadTwin);
         }
     }
 
@@ -198,31 +201,31 @@ impl TwinRulesState {
     }
 
     /// Waits until the check has ended. If there is none, it waits for ever. Cancel safe.
-    pub(super) async fn next(&mut self) -> Verdict {
+    pub(super) async fn next(&mut self) -> TwinVerdict {
         let Some(Judging { task, deadline, .. }) = &mut self.judging else {
             return std::future::pending().await;
         };
         match tokio::time::timeout_at(*deadline, task).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(defect)) => {
-                Verdict::Stuck(format!("they could not be checked ({defect}): please report this"))
+                TwinVerdict::Stuck(format!("they could not be checked ({defect}): please report this"))
             }
             Err(_elapsed) => stuck_on_disk(),
         }
     }
 }
 
-fn stuck_on_disk() -> Verdict {
-    Verdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
+fn stuck_on_disk() -> TwinVerdict {
+    TwinVerdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
 }
 
 /// Checks rules, and saves those that are right. Blocks.
-fn judge(config: &Config, rules: &TwinRules) -> Verdict {
+fn judge(config: &Config, rules: &TwinRules) -> TwinVerdict {
     match config.with_twin(rules) {
-        Err(report) => Verdict::Refused(report),
+        Err(report) => TwinVerdict::Refused(report),
         Ok(taken) => match rules.store(&TwinRules::file(&config.inbox.path)) {
-            Ok(()) => Verdict::Taken(Box::new(taken)),
-            Err(reason) => Verdict::Stuck(reason),
+            Ok(()) => TwinVerdict::Taken(Box::new(taken)),
+            Err(reason) => TwinVerdict::Stuck(reason),
         },
     }
 }
@@ -303,11 +306,11 @@ fn look_at_desired(desk: &mut Desk, twin: &mut TwinRulesState, desired: &Value, 
 }
 
 /// Applies the rules that were checked, or goes on without them.
-pub(super) fn judged(desk: &mut Desk, twin: &mut TwinRulesState, verdict: Verdict) {
+pub(super) fn judged(desk: &mut Desk, twin: &mut TwinRulesState, verdict: TwinVerdict) {
     let Some(rules) = twin.judged() else { return };
     let version = rules.version;
     match verdict {
-        Verdict::Taken(taken) => {
+        TwinVerdict::Taken(taken) => {
             let (config, warnings) = *taken;
             log_warnings(&warnings);
             let planned_anew = new_rules::apply(desk, config);
@@ -318,11 +321,11 @@ pub(super) fn judged(desk: &mut Desk, twin: &mut TwinRulesState, verdict: Verdic
             twin.digest = config.digest();
             tell(desk, twin, DesiredReport::applied(version));
         }
-        Verdict::Refused(report) => {
+        TwinVerdict::Refused(report) => {
             log_refused(version, report.problem_lines());
             tell(desk, twin, DesiredReport::refused(version, report.problem_lines()));
         }
-        Verdict::Stuck(reason) => {
+        TwinVerdict::Stuck(reason) => {
             tracing::error!(version, reason, "rules of the twin cannot be applied now");
             twin.again_after(LONG_REST, Instant::now());
             let problem = format!("{reason}; the device tries again");
@@ -339,11 +342,11 @@ fn tell(desk: &mut Desk, twin: &mut TwinRulesState, report: DesiredReport) {
 /// Brings up to date what the twin shows of the agent itself.
 pub(super) fn show(desk: &mut Desk, twin: &TwinRulesState) {
     let speaker = Sessions::speaker(desk.rules.config());
-    let sight = desk.watch.board.sight(speaker).filter(|sight| sight.is_connected());
-    let connection = sight.map(|sight| TwinConnection {
+    let view = desk.watch.board.connection(speaker).filter(|view| view.is_connected());
+    let connection = view.map(|view| TwinConnection {
         state: "connected".to_owned(),
-        transport: sight.connection.transport.clone(),
-        since: format_time(sight.connection.since),
+        transport: view.status.transport.clone(),
+        since: format_time(view.status.since),
     });
     desk.reports.show(Facts {
         configuration: twin.digest.clone(),
@@ -398,11 +401,10 @@ mod tests {
         let (release, hangs) = mpsc::sync_channel::<()>(0);
         twin.judge(TwinRules::default(), now, move || {
             assert!(hangs.recv().is_err(), "the other end goes");
-            Verdict::Stuck("late".into())
+            TwinVerdict::Stuck("late".into())
         });
         tokio::time::advance(READ_LIMIT + Duration::from_secs(1)).await;
-        let hung =
-            |verdict: Verdict| matches!(verdict, Verdict::Stuck(reason) if reason.contains("the disk hangs"));
+        let hung = |verdict: TwinVerdict| matches!(verdict, TwinVerdict::Stuck(reason) if reason.contains("the disk hangs"));
         assert!(hung(twin.next().await));
         assert!(twin.judged().is_some() && !twin.is_judging());
         twin.judge(TwinRules::default(), Instant::now(), || panic!("two write at once"));
@@ -410,8 +412,8 @@ mod tests {
         assert!(twin.judged().is_some());
         drop(release);
         let hung = twin.hung.take().unwrap();
-        assert!(matches!(hung.await, Ok(Verdict::Stuck(reason)) if reason == "late"));
-        twin.judge(TwinRules::default(), Instant::now(), || Verdict::Stuck("in time".into()));
-        assert!(matches!(twin.next().await, Verdict::Stuck(reason) if reason == "in time"));
+        assert!(matches!(hung.await, Ok(TwinVerdict::Stuck(reason)) if reason == "late"));
+        twin.judge(TwinRules::default(), Instant::now(), || TwinVerdict::Stuck("in time".into()));
+        assert!(matches!(twin.next().await, TwinVerdict::Stuck(reason) if reason == "in time"));
     }
 }

@@ -19,7 +19,7 @@ use super::supervision::Supervision;
 use super::tally::DUPLICATE;
 
 /// All who watch.
-pub(super) struct Watch {
+pub(super) struct Watchers {
     pub(super) board: Board,
     pub(super) scraper: Scraper,
     pub(super) supervision: Supervision,
@@ -30,7 +30,7 @@ pub(super) struct Watch {
     clock_told: bool,
 }
 
-impl Watch {
+impl Watchers {
     pub(super) fn new(config: &Config, now: SystemTime, observer: Option<mpsc::Sender<AgentEvent>>) -> Self {
         Self {
             board: Board::new(now, &config.identities),

@@ -15,8 +15,8 @@ use crate::action::{Outcome, OutcomeResult};
 use crate::inbox::{Number, Op, Start};
 use crate::rules::{Plan, TWIN_WAIT};
 
-use super::in_hand::{Done, Phase};
-use super::lanes::Ticket;
+use super::in_hand::{RunResult, Stage};
+use super::lanes::ActionId;
 use super::reason::PassedOver;
 use super::{calls, end};
 use crate::agent::desk::Desk;
@@ -27,14 +27,14 @@ pub(crate) fn begin_those_in_turn(desk: &mut Desk) {
     while let Some(id) = desk.in_hand.lanes.next() {
         let Some(entry) = desk.in_hand.get(id) else { continue };
         entry.turn = true;
-        if entry.phase == Phase::Waiting && !desk.in_hand.stopping {
+        if entry.stage == Stage::Waiting && !desk.in_hand.stopping {
             begin(desk, id);
         }
     }
 }
 
 /// Begins an attempt. If needed, the inbox records the start first.
-pub(crate) fn begin(desk: &mut Desk, id: Ticket) {
+pub(crate) fn begin(desk: &mut Desk, id: ActionId) {
     let now = desk.now();
     let Some(entry) = desk.in_hand.get(id) else { return };
     let Some(number) = entry.number else { return };
@@ -51,7 +51,7 @@ pub(crate) fn begin(desk: &mut Desk, id: Ticket) {
     if retry_on_crash && !entry.rule.policy.is_guarded() {
         return begin_now(desk, id);
     }
-    entry.phase = Phase::Starting;
+    entry.stage = Stage::Starting;
     desk.inbox.submit(Op::Start { number, start: Start { at: now, retry_on_crash } });
 }
 
@@ -68,7 +68,7 @@ pub(super) fn start_recorded(desk: &mut Desk, number: Number) {
 }
 
 /// Begins an attempt at once.
-pub(super) fn begin_now(desk: &mut Desk, id: Ticket) {
+pub(super) fn begin_now(desk: &mut Desk, id: ActionId) {
     let now = desk.now();
     let Some(entry) = desk.in_hand.get(id) else { return };
     // Checked again, because the disk may have taken long.
@@ -77,7 +77,7 @@ pub(super) fn begin_now(desk: &mut Desk, id: Ticket) {
         return end::pass_over(desk, id, &why);
     }
     let Some(plan) = entry.plan.take() else { return };
-    entry.phase = Phase::Running;
+    entry.stage = Stage::Running;
     entry.attempts += 1;
     let (is_first, rule) = (entry.attempts == 1, Arc::clone(&entry.rule));
     let (machine, body) = (Arc::clone(&desk.machine), entry.message.body.clone());
@@ -86,21 +86,21 @@ pub(super) fn begin_now(desk: &mut Desk, id: Ticket) {
     }
     desk.in_hand.running.push(Box::pin(async move {
         let outcome = machine.actions.perform(&plan, body, &machine.stop).await;
-        Done::Acted { id, plan, outcome: Box::new(outcome) }
+        RunResult::Acted { id, plan, outcome: Box::new(outcome) }
     }));
 }
 
 /// Handles an attempt that has ended, or a pause that is over.
-pub(crate) fn done(desk: &mut Desk, done: Done) {
+pub(crate) fn done(desk: &mut Desk, done: RunResult) {
     match done {
-        Done::Acted { id, plan, outcome } => acted(desk, id, plan, &outcome),
-        Done::Rested { id } => rested(desk, id),
+        RunResult::Acted { id, plan, outcome } => acted(desk, id, plan, &outcome),
+        RunResult::Rested { id } => rested(desk, id),
     }
 }
 
-fn rested(desk: &mut Desk, id: Ticket) {
-    let Some(entry) = desk.in_hand.get(id).filter(|entry| entry.phase == Phase::BackingOff) else { return };
-    entry.phase = Phase::Waiting;
+fn rested(desk: &mut Desk, id: ActionId) {
+    let Some(entry) = desk.in_hand.get(id).filter(|entry| entry.stage == Stage::BackingOff) else { return };
+    entry.stage = Stage::Waiting;
     if desk.in_hand.stopping {
         end::give_back(desk, id);
     } else if desk.in_hand.lanes.resume(id) {
@@ -108,7 +108,7 @@ fn rested(desk: &mut Desk, id: Ticket) {
     }
 }
 
-fn acted(desk: &mut Desk, id: Ticket, plan: Plan, outcome: &Outcome) {
+fn acted(desk: &mut Desk, id: ActionId, plan: Plan, outcome: &Outcome) {
     let (now, stopping) = (desk.now(), desk.in_hand.stopping);
     let Some(entry) = desk.in_hand.get(id) else { return };
     entry.plan = Some(plan);
@@ -132,7 +132,7 @@ fn acted(desk: &mut Desk, id: Ticket, plan: Plan, outcome: &Outcome) {
     let Some(pause) = pause else {
         return end::end(desk, id, report, false);
     };
-    entry.phase = Phase::BackingOff;
+    entry.stage = Stage::BackingOff;
     // If the agent stops during the pause, the caller gets this outcome.
     entry.failed = calls::has_caller(entry).then_some(report);
     // Without this record, a crash during the pause would look like a crash during the action. If a crash leads to
@@ -148,7 +148,7 @@ fn acted(desk: &mut Desk, id: Ticket, plan: Plan, outcome: &Outcome) {
             () = tokio::time::sleep(pause) => {}
             () = machine.stop.cancelled() => {}
         }
-        Done::Rested { id }
+        RunResult::Rested { id }
     }));
 }
 
@@ -174,9 +174,9 @@ pub(crate) fn refuse_late(desk: &mut Desk) {
 }
 
 /// Ends a waiting message without an action: now, or when the inbox has answered.
-pub(crate) fn pass_over_when_recorded(desk: &mut Desk, id: Ticket, why: PassedOver) {
+pub(crate) fn pass_over_when_recorded(desk: &mut Desk, id: ActionId, why: PassedOver) {
     let Some(entry) = desk.in_hand.get(id) else { return };
-    if entry.phase == Phase::Waiting {
+    if entry.stage == Stage::Waiting {
         end::pass_over(desk, id, &why);
     } else {
         // `go_on` passes it over when the inbox has answered.
@@ -185,7 +185,7 @@ pub(crate) fn pass_over_when_recorded(desk: &mut Desk, id: Ticket, why: PassedOv
 }
 
 /// The inbox has recorded a waiting message, so it begins if its turn has come.
-pub(super) fn go_on(desk: &mut Desk, id: Ticket) {
+pub(super) fn go_on(desk: &mut Desk, id: ActionId) {
     let Some(entry) = desk.in_hand.get(id) else { return };
     if let Some(why) = entry.passed_over.take() {
         end::pass_over(desk, id, &why);

@@ -11,8 +11,8 @@ use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, Sou
 use crate::rules::Settle;
 use crate::session::{Delivery, Receipt};
 
-use super::in_hand::{Entry, Held, Origin, Passing, Phase};
-use super::lanes::Ticket;
+use super::in_hand::{HeldMessage, MessageEntry, Origin, Passing, Stage};
+use super::lanes::ActionId;
 use super::life::Since;
 use super::reason::PassedOver;
 use super::{act, calls, end};
@@ -21,7 +21,7 @@ use crate::agent::rulebook::Rulebook;
 use crate::agent::sessions::Role;
 
 /// An entry with its plan, or why nothing is done: the rule that matched, if any, and the reason.
-type Planned = Result<Entry, (Option<String>, PassedOver)>;
+type Planned = Result<MessageEntry, (Option<String>, PassedOver)>;
 
 /// Takes a delivery in: plans it, and offers it to the inbox together with the plan.
 pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
@@ -38,11 +38,9 @@ pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
         Ok(message) => message,
         Err(error) => {
             let outcome = PassedOver::Undecodable(error.to_string()).report(None, None, 0, received);
-            return record_as_ended(
-                desk,
-                id,
-                Passing { role, receipt, message: None, origin, received, outcome },
-            );
+            let (receipts, message) = (vec![receipt], None);
+            let passing = Passing { number: None, role, receipts, message, origin, received, outcome };
+            return record_as_ended(desk, id, passing);
         }
     };
     if is_own(&desk.rules, &message) {
@@ -66,11 +64,9 @@ pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
                 return calls::turn_away(receipt, &away);
             }
             let outcome = why.report(message.message_id(), rule.as_deref(), 0, received);
-            record_as_ended(
-                desk,
-                id,
-                Passing { role, receipt, message: Some(message), origin, received, outcome },
-            );
+            let (receipts, message) = (vec![receipt], Some(message));
+            let passing = Passing { number: None, role, receipts, message, origin, received, outcome };
+            record_as_ended(desk, id, passing);
         }
     }
 }
@@ -103,11 +99,11 @@ pub(crate) fn plan(rules: &Rulebook, message: C2dMessage, since: Since, now: Sys
         Settle::AfterAction => Settled::AfterAction,
         Settle::OnAccept => Settled::OnAccept,
     };
-    Ok(Entry::new(message, since, Arc::clone(facts), plan, settled))
+    Ok(MessageEntry::new(message, since, Arc::clone(facts), plan, settled))
 }
 
 /// Puts a message in line in the lanes of its rule. True if its turn has come at once.
-pub(crate) fn line_up(desk: &mut Desk, id: Ticket, entry: &Entry) -> bool {
+pub(crate) fn line_up(desk: &mut Desk, id: ActionId, entry: &MessageEntry) -> bool {
     let rule = &entry.rule;
     desk.in_hand.lanes.enter(id, &rule.lanes, rule.slot, rule.whose(entry.entered))
 }
@@ -115,8 +111,8 @@ pub(crate) fn line_up(desk: &mut Desk, id: Ticket, entry: &Entry) -> bool {
 /// Puts a message with an action in line, and offers it to the inbox.
 fn wait_for_verdict(
     desk: &mut Desk,
-    id: Ticket,
-    mut entry: Entry,
+    id: ActionId,
+    mut entry: MessageEntry,
     message: C2dMessage,
     received: SystemTime,
 ) {
@@ -132,16 +128,16 @@ fn wait_for_verdict(
     } else {
         Intent::Wait
     };
-    entry.phase = Phase::Accepting { starting };
+    entry.stage = Stage::Accepting { starting };
     desk.in_hand.insert(id, entry);
     let (message, rule) = (Some(message), Some(rule.name.clone()));
     let arrival =
-        Arrival { ticket: id, message, connection, redelivered, sequence, received, rule, settled, intent };
+        Arrival { ticket: id.0, message, connection, redelivered, sequence, received, rule, settled, intent };
     desk.inbox.submit(Op::Accept(Box::new(arrival)));
 }
 
 /// Offers a message to the inbox for which there is nothing to do.
-fn record_as_ended(desk: &mut Desk, id: Ticket, passing: Passing) {
+fn record_as_ended(desk: &mut Desk, id: ActionId, passing: Passing) {
     let Origin { connection, redelivered, sequence } = passing.origin;
     let (message, received) = (passing.message.clone(), passing.received);
     let (rule, outcome) = (passing.outcome.rule.clone(), Box::new(passing.outcome.clone()));
@@ -149,12 +145,12 @@ fn record_as_ended(desk: &mut Desk, id: Ticket, passing: Passing) {
     let (settled, intent) = (Settled::AfterAction, Intent::End { outcome, report });
     desk.in_hand.insert_passing(id, passing);
     let arrival =
-        Arrival { ticket: id, message, connection, redelivered, sequence, received, rule, settled, intent };
+        Arrival { ticket: id.0, message, connection, redelivered, sequence, received, rule, settled, intent };
     desk.inbox.submit(Op::Accept(Box::new(arrival)));
 }
 
 /// The inbox has looked at a message, and its verdict is on disk.
-pub(super) fn verdict(desk: &mut Desk, id: Ticket, verdict: Verdict) {
+pub(super) fn verdict(desk: &mut Desk, id: ActionId, verdict: Verdict) {
     if let Some(passing) = desk.in_hand.remove_passing(id) {
         return verdict_without_action(desk, id, passing, verdict);
     }
@@ -175,21 +171,21 @@ pub(super) fn verdict(desk: &mut Desk, id: Ticket, verdict: Verdict) {
 }
 
 /// Like [`verdict`], for a message for which there is nothing to do.
-fn verdict_without_action(desk: &mut Desk, id: Ticket, passing: Passing, verdict: Verdict) {
+fn verdict_without_action(desk: &mut Desk, id: ActionId, passing: Passing, verdict: Verdict) {
     match verdict {
         Verdict::New(number) => end::ended_without_action(desk, passing, number),
         Verdict::Ended(past) => {
-            let Passing { receipt, outcome, role, .. } = passing;
+            let Passing { receipts, outcome, role, .. } = passing;
             let rule = outcome.rule.as_deref();
             desk.watch.ended_before(rule, outcome.message_id.as_deref());
             let settlement = end::settlement_again(desk, past, rule, role);
-            receipt.marked(past.number.0).settle(settlement);
+            receipts.into_iter().for_each(|receipt| receipt.marked(past.number.0).settle(settlement));
         }
         // The message could be run when it came first. Since then it has expired, or its rule was removed.
         Verdict::Unfinished(number) => match desk.in_hand.id_of(number) {
             // Its end is being recorded. Asked after that, the inbox answers that the message has ended.
             Some(first) if desk.in_hand.passing(first).is_some() => record_as_ended(desk, id, passing),
-            Some(first) => give_receipts(desk, first, vec![passing.receipt]),
+            Some(first) => give_receipts(desk, first, passing.receipts),
             None => {
                 let report = desk.rules.telemetry_report(&passing.outcome);
                 let outcome = Box::new(passing.outcome.clone());
@@ -205,12 +201,12 @@ fn verdict_without_action(desk: &mut Desk, id: Ticket, passing: Passing, verdict
     }
 }
 
-fn accepted(desk: &mut Desk, id: Ticket, number: Number) {
+fn accepted(desk: &mut Desk, id: ActionId, number: Number) {
     desk.in_hand.set_number(id, number);
     let Some(entry) = desk.in_hand.get(id) else { return };
     complete_on_accept(entry);
-    let starting = matches!(entry.phase, Phase::Accepting { starting: true });
-    entry.phase = Phase::Waiting;
+    let starting = matches!(entry.stage, Stage::Accepting { starting: true });
+    entry.stage = Stage::Waiting;
     if desk.in_hand.stopping {
         // It begins after the next start: from the inbox, or when the hub sends it again.
         if starting {
@@ -225,7 +221,7 @@ fn accepted(desk: &mut Desk, id: Ticket, number: Number) {
 }
 
 /// Completes all deliveries of a recorded message at the hub, if its rule says so.
-fn complete_on_accept(entry: &mut Entry) {
+fn complete_on_accept(entry: &mut MessageEntry) {
     if entry.settled == Settled::OnAccept {
         let receipts = entry.take_receipts();
         receipts.into_iter().for_each(|receipt| calls::accepted(receipt, &entry.message));
@@ -233,7 +229,7 @@ fn complete_on_accept(entry: &mut Entry) {
 }
 
 /// The hub has sent a message again that has not ended.
-fn came_again(desk: &mut Desk, id: Ticket, number: Number) {
+fn came_again(desk: &mut Desk, id: ActionId, number: Number) {
     match desk.in_hand.id_of(number) {
         Some(first) if desk.in_hand.passing(first).is_none() => {
             desk.in_hand.lanes.leave(id);
@@ -251,15 +247,15 @@ fn came_again(desk: &mut Desk, id: Ticket, number: Number) {
     let held = desk.in_hand.held.remove(&number);
     desk.in_hand.set_number(id, number);
     let Some(entry) = desk.in_hand.get(id) else { return };
-    if let Some(Held { record, .. }) = held {
+    if let Some(HeldMessage { record, .. }) = held {
         (entry.attempts, entry.settled) = (record.attempts, record.settled);
     }
-    entry.phase = Phase::Waiting;
+    entry.stage = Stage::Waiting;
     act::go_on(desk, id);
 }
 
 /// A message in hand was delivered again.
-fn give_receipts(desk: &mut Desk, first: Ticket, receipts: Vec<Receipt>) {
+fn give_receipts(desk: &mut Desk, first: ActionId, receipts: Vec<Receipt>) {
     let Some(entry) = desk.in_hand.get(first) else { return };
     let message_id = entry.message.message_id();
     tracing::debug!(message_id, "a message that is already being handled came again");
@@ -269,7 +265,7 @@ fn give_receipts(desk: &mut Desk, first: Ticket, receipts: Vec<Receipt>) {
 
 /// The inbox is full, and logs that. The message stays at the hub, and in hand, until there is room. A call is
 /// refused.
-fn turn_away(desk: &mut Desk, id: Ticket) {
+fn turn_away(desk: &mut Desk, id: ActionId) {
     calls::refuse_without_room(desk, id);
     desk.in_hand.turn_away(id);
 }
@@ -278,7 +274,7 @@ fn turn_away(desk: &mut Desk, id: Ticket) {
 pub(crate) fn offer_again(desk: &mut Desk) {
     for id in desk.in_hand.take_turned_away() {
         if let Some(passing) = desk.in_hand.remove_passing(id) {
-            if passing.receipt.is_current() {
+            if passing.receipts.iter().any(Receipt::is_current) {
                 record_as_ended(desk, id, passing);
             }
             continue;

@@ -21,8 +21,8 @@ use crate::message::{C2dMessage, Source};
 use crate::outcome::OutcomeKind;
 use crate::session::Receipt;
 
-use super::in_hand::{End, Entry, Phase};
-use super::lanes::Ticket;
+use super::in_hand::{MessageEnd, MessageEntry, Stage};
+use super::lanes::ActionId;
 use super::reason::PassedOver;
 use crate::agent::desk::Desk;
 use crate::agent::report;
@@ -50,19 +50,19 @@ fn is_call(message: &C2dMessage) -> bool {
 }
 
 /// Whether a caller waits for the result of this action.
-pub(super) fn has_caller(entry: &Entry) -> bool {
+pub(super) fn has_caller(entry: &MessageEntry) -> bool {
     waits(&entry.message, entry.settled)
 }
 
 /// Why a call is not begun, if its caller cannot receive the answer any more.
-pub(super) fn caller_gone(entry: &Entry) -> Option<PassedOver> {
+pub(super) fn caller_gone(entry: &MessageEntry) -> Option<PassedOver> {
     let gone = has_caller(entry) && !entry.receipts.iter().any(Receipt::is_current);
     gone.then_some(PassedOver::CallerGone)
 }
 
 /// Whether an action runs again by itself if this process ends during it. A call does not: its caller is told that
 /// the action was interrupted, and decides whether to call again.
-pub(super) fn runs_again(entry: &Entry) -> bool {
+pub(super) fn runs_again(entry: &MessageEntry) -> bool {
     entry.retry_on_crash && !has_caller(entry)
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn not_after_restart(record: &Record, message: &C2dMessage) -> Option
 }
 
 /// Settles a message, or answers a call.
-pub(super) fn tell(end: &End, receipt: Receipt) {
+pub(super) fn tell(end: &MessageEnd, receipt: Receipt) {
     if !receipt.is_call() {
         return receipt.settle(end.settlement);
     }
@@ -147,25 +147,27 @@ pub(super) fn away(desk: &Desk, receipt: &Receipt, rule: Option<&RuleFacts>) -> 
 }
 
 /// The inbox has no room for this message. If it is a call, it is refused, and not in hand any more.
-pub(super) fn refuse_without_room(desk: &mut Desk, id: Ticket) {
+pub(super) fn refuse_without_room(desk: &mut Desk, id: ActionId) {
     let in_hand = &mut desk.in_hand;
-    let receipts = if in_hand.passing(id).is_some_and(|passing| passing.receipt.is_call()) {
-        in_hand.remove_passing(id).into_iter().map(|passing| passing.receipt).collect()
+    let passing = in_hand.passing(id).and_then(|passing| passing.message.as_ref());
+    let receipts = if passing.is_some_and(is_call) {
+        in_hand.remove_passing(id).map(|passing| passing.receipts)
     } else if in_hand.get(id).is_some_and(|entry| is_call(&entry.message)) {
         in_hand.lanes.leave(id);
-        in_hand.remove(id).map(|entry| entry.receipts).unwrap_or_default()
+        in_hand.remove(id).map(|entry| entry.receipts)
     } else {
-        Vec::new()
+        None
     };
+    let receipts = receipts.unwrap_or_default();
     receipts.into_iter().for_each(|receipt| turn_away(receipt, &Away::InboxFull));
 }
 
 /// The inbox cannot record anything now. So calls whose action has not begun are answered at once, because their
 /// callers need not wait. Their entries are passed over when their turn comes.
 pub(super) fn turn_callers_away(desk: &mut Desk, trouble: &str) {
-    let waits = |entry: &&mut Entry| {
-        let phase = matches!(entry.phase, Phase::Accepting { .. } | Phase::Waiting | Phase::Starting);
-        has_caller(entry) && entry.attempts == 0 && phase
+    let waits = |entry: &&mut MessageEntry| {
+        let stage = matches!(entry.stage, Stage::Accepting { .. } | Stage::Waiting | Stage::Starting);
+        has_caller(entry) && entry.attempts == 0 && stage
     };
     for receipt in desk.in_hand.entries_mut().filter(waits).flat_map(|entry| entry.receipts.drain(..)) {
         turn_away(receipt, &Away::InboxTrouble(trouble.to_owned()));

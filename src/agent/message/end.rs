@@ -15,15 +15,15 @@ use crate::rules::{OnFailure, Unmatched};
 use crate::session::{Receipt, Settlement};
 
 use super::calls;
-use super::in_hand::{End, Entry, InHand, Passing, Phase};
-use super::lanes::Ticket;
+use super::in_hand::{InHand, MessageEnd, MessageEntry, Passing, Stage};
+use super::lanes::ActionId;
 use super::reason::PassedOver;
 use crate::agent::desk::Desk;
 use crate::agent::report::{self, millis};
 use crate::agent::sessions::Role;
 
 /// Ends a message in hand without an action.
-pub(crate) fn pass_over(desk: &mut Desk, id: Ticket, why: &PassedOver) {
+pub(crate) fn pass_over(desk: &mut Desk, id: ActionId, why: &PassedOver) {
     let now = desk.now();
     let Some(entry) = desk.in_hand.get(id) else { return };
     let outcome = why.report(entry.message.message_id(), Some(&entry.rule.name), entry.attempts, now);
@@ -33,14 +33,14 @@ pub(crate) fn pass_over(desk: &mut Desk, id: Ticket, why: &PassedOver) {
 
 /// Hands the end of a message to the inbox. Those behind it in its lanes move up. `guarded`: a guard of its rule
 /// refused it.
-pub(super) fn end(desk: &mut Desk, id: Ticket, outcome: OutcomeReport, guarded: bool) {
+pub(super) fn end(desk: &mut Desk, id: ActionId, outcome: OutcomeReport, guarded: bool) {
     let report = desk.rules.telemetry_report(&outcome);
     let Some(entry) = desk.in_hand.get(id) else { return };
     let role = desk.rules.role_of(&entry.message);
     let settlement = settlement_of(desk, &outcome, role);
     let Some(entry) = desk.in_hand.get(id) else { return };
-    entry.phase = Phase::Ending;
-    entry.end = Some(End { outcome: outcome.clone(), settlement, guarded });
+    entry.stage = Stage::Ending;
+    entry.end = Some(MessageEnd { outcome: outcome.clone(), settlement, guarded });
     let abandoned = settlement == Settlement::Abandon && entry.settled == Settled::AfterAction;
     let Some(number) = entry.number else { return };
     desk.inbox.submit(Op::End { number, outcome: Box::new(outcome), abandoned, report });
@@ -48,7 +48,7 @@ pub(super) fn end(desk: &mut Desk, id: Ticket, outcome: OutcomeReport, guarded: 
 }
 
 /// Gives up a message for this process. It begins at the next start, from the inbox or from the hub.
-pub(super) fn give_back(desk: &mut Desk, id: Ticket) {
+pub(super) fn give_back(desk: &mut Desk, id: ActionId) {
     desk.in_hand.lanes.leave(id);
     if let Some(entry) = desk.in_hand.remove(id) {
         entry.receipts.into_iter().for_each(Receipt::leave);
@@ -56,7 +56,7 @@ pub(super) fn give_back(desk: &mut Desk, id: Ticket) {
 }
 
 /// Gives back a message that has another attempt before it. A call that was tried ends as its last attempt did.
-pub(super) fn give_back_or_end(desk: &mut Desk, id: Ticket) {
+pub(super) fn give_back_or_end(desk: &mut Desk, id: ActionId) {
     match desk.in_hand.get(id).and_then(|entry| entry.failed.take()) {
         Some(outcome) => end(desk, id, outcome, false),
         None => give_back(desk, id),
@@ -71,15 +71,15 @@ pub(crate) fn give_back_what_has_not_begun(desk: &mut Desk) {
     }
     for id in desk.in_hand.take_turned_away() {
         give_back(desk, id);
-        desk.in_hand.remove_passing(id).into_iter().for_each(|passing| passing.receipt.leave());
+        let passing = desk.in_hand.remove_passing(id).into_iter();
+        passing.flat_map(|passing| passing.receipts).for_each(Receipt::leave);
     }
 }
 
 /// Gives back everything at the end, so that the hub sends it again. Calls do not come again, so their callers are
 /// told how they ended, even if that is not recorded.
 pub(crate) fn give_back_all(in_hand: InHand) {
-    let (entries, passing) = in_hand.into_rest();
-    for Entry { receipts, end, .. } in entries {
+    for (end, receipts) in in_hand.into_rest() {
         for receipt in receipts {
             match &end {
                 Some(end) if receipt.is_call() => calls::tell(end, receipt),
@@ -87,7 +87,6 @@ pub(crate) fn give_back_all(in_hand: InHand) {
             }
         }
     }
-    passing.for_each(|passing| passing.receipt.leave());
 }
 
 /// The end of a message is on disk.
@@ -109,15 +108,16 @@ pub(super) fn ended(desk: &mut Desk, number: Number) {
 
 /// The end of a message that no action ran for is on disk.
 pub(super) fn ended_without_action(desk: &mut Desk, passing: Passing, number: Number) {
-    let Passing { receipt, message, outcome, role, .. } = passing;
+    let Passing { receipts, message, outcome, role, .. } = passing;
     report::log_passed_over(&outcome, message.as_ref(), &desk.rules.config().rules);
     count_and_report(desk, &outcome);
     let settlement = settlement_of(desk, &outcome, role);
-    calls::tell(&End { outcome, settlement, guarded: false }, receipt.marked(number.0));
+    let end = MessageEnd { outcome, settlement, guarded: false };
+    receipts.into_iter().for_each(|receipt| calls::tell(&end, receipt.marked(number.0)));
 }
 
 /// Settles a message that a person has dropped.
-pub(crate) fn dropped(desk: &Desk, mut entry: Entry) {
+pub(crate) fn dropped(desk: &Desk, mut entry: MessageEntry) {
     let role = desk.rules.role_of(&entry.message);
     entry.settle(settlement(desk, OutcomeKind::Dropped, Some(&entry.rule.name), role));
 }

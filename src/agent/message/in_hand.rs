@@ -20,7 +20,7 @@ use crate::rules::{OnCrash, Plan};
 use crate::session::{Receipt, Settlement};
 
 use super::guards::Guards;
-use super::lanes::{Lanes, Ticket};
+use super::lanes::{ActionId, Lanes};
 use super::life::Since;
 use super::reason::PassedOver;
 use crate::agent::rulebook::{RuleFacts, Rulebook};
@@ -34,19 +34,19 @@ const MOST_BYTES: usize = 4 * 1024 * 1024;
 const OFFER_AGAIN: Duration = Duration::from_secs(5);
 
 /// An action, or a wait before its next attempt.
-pub(crate) type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
+pub(crate) type Running = Pin<Box<dyn Future<Output = RunResult> + Send>>;
 
 /// The result of one of the running futures.
-pub(crate) enum Done {
+pub(crate) enum RunResult {
     /// An attempt has ended.
-    Acted { id: Ticket, plan: Plan, outcome: Box<Outcome> },
+    Acted { id: ActionId, plan: Plan, outcome: Box<Outcome> },
     /// The pause before the next attempt is over.
-    Rested { id: Ticket },
+    Rested { id: ActionId },
 }
 
 /// How far a message with an action has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum Stage {
     /// The inbox has not answered yet. `starting`: the first attempt begins as soon as it answers.
     Accepting {
         starting: bool,
@@ -64,7 +64,7 @@ pub(crate) enum Phase {
 
 /// A message with an action.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct MessageEntry {
     pub(crate) message: C2dMessage,
     /// Since when the agent has it, by its last delivery.
     pub(crate) since: Since,
@@ -88,16 +88,16 @@ pub(crate) struct Entry {
     pub(crate) failed: Option<OutcomeReport>,
     /// Whether it is at the front of its lanes.
     pub(crate) turn: bool,
-    pub(crate) phase: Phase,
+    pub(crate) stage: Stage,
     /// Why it must not run any more. Set when the rules changed, or it became late, while the inbox had not answered.
     pub(crate) passed_over: Option<PassedOver>,
     /// How it ended. Set when the inbox is asked to record that.
-    pub(crate) end: Option<End>,
+    pub(crate) end: Option<MessageEnd>,
 }
 
 /// How a message ended, for the sender or the caller.
 #[derive(Debug)]
-pub(crate) struct End {
+pub(crate) struct MessageEnd {
     pub(crate) outcome: OutcomeReport,
     /// How to settle it, if it is a message.
     pub(crate) settlement: Settlement,
@@ -119,7 +119,7 @@ pub(crate) struct Passing {
     /// Set if an earlier record of the message has not ended, and is being ended now.
     pub(crate) number: Option<Number>,
     pub(crate) role: Role,
-    pub(crate) receipt: Receipt,
+    pub(crate) receipts: Vec<Receipt>,
     /// None if it could not be decoded.
     pub(crate) message: Option<C2dMessage>,
     pub(crate) origin: Origin,
@@ -129,7 +129,7 @@ pub(crate) struct Passing {
 
 /// A message that the hub will send again.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldMessage {
     /// The session that will deliver it.
     pub(crate) role: Role,
     pub(crate) record: Record,
@@ -140,17 +140,17 @@ pub(crate) struct Held {
 /// All messages in hand.
 #[derive(Default)]
 pub(crate) struct InHand {
-    entries: HashMap<Ticket, Entry>,
-    numbers: HashMap<Number, Ticket>,
-    passing: HashMap<Ticket, Passing>,
+    entries: HashMap<ActionId, MessageEntry>,
+    numbers: HashMap<Number, ActionId>,
+    passing: HashMap<ActionId, Passing>,
     bytes: usize,
-    last_id: Ticket,
+    last_id: ActionId,
     /// Messages that an earlier process accepted, and that the hub still has.
-    pub(crate) held: HashMap<Number, Held>,
+    pub(crate) held: HashMap<Number, HeldMessage>,
     /// When to look for messages that the hub should send again but no longer has.
     pub(crate) held_look: Option<Instant>,
     /// Messages that the inbox had no room for, until they are offered to it again.
-    turned_away: Vec<Ticket>,
+    turned_away: Vec<ActionId>,
     turned_away_retry: Option<Instant>,
     pub(crate) lanes: Lanes,
     pub(crate) guards: Guards,
@@ -161,7 +161,7 @@ pub(crate) struct InHand {
     pub(crate) stopping: bool,
 }
 
-impl Entry {
+impl MessageEntry {
     pub(crate) fn new(
         message: C2dMessage,
         since: Since,
@@ -184,7 +184,7 @@ impl Entry {
             retry_on_crash,
             failed: None,
             turn: false,
-            phase: Phase::Waiting,
+            stage: Stage::Waiting,
             passed_over: None,
             end: None,
         }
@@ -192,12 +192,12 @@ impl Entry {
 
     /// Whether it waits for its first attempt, and the inbox is not recording a start.
     fn has_not_begun(&self) -> bool {
-        self.attempts == 0 && matches!(self.phase, Phase::Waiting | Phase::Accepting { starting: false })
+        self.attempts == 0 && matches!(self.stage, Stage::Waiting | Stage::Accepting { starting: false })
     }
 
     /// Whether its action is under way.
     pub(crate) fn is_running(&self) -> bool {
-        self.phase == Phase::Running
+        self.stage == Stage::Running
     }
 
     /// Adds another delivery of the message. Receipts of closed connections are removed, because they have no use.
@@ -240,8 +240,8 @@ impl InHand {
         Self { lanes: rules.empty_lanes(), ..Self::default() }
     }
 
-    pub(crate) fn next_id(&mut self) -> Ticket {
-        self.last_id += 1;
+    pub(crate) fn next_id(&mut self) -> ActionId {
+        self.last_id.0 += 1;
         self.last_id
     }
 
@@ -254,7 +254,7 @@ impl InHand {
         self.entries.len() + self.passing.len()
     }
 
-    pub(crate) fn insert(&mut self, id: Ticket, entry: Entry) {
+    pub(crate) fn insert(&mut self, id: ActionId, entry: MessageEntry) {
         self.bytes += entry.message.wire_size();
         if let Some(number) = entry.number {
             self.numbers.insert(number, id);
@@ -262,23 +262,23 @@ impl InHand {
         self.entries.insert(id, entry);
     }
 
-    pub(crate) fn get(&mut self, id: Ticket) -> Option<&mut Entry> {
+    pub(crate) fn get(&mut self, id: ActionId) -> Option<&mut MessageEntry> {
         self.entries.get_mut(&id)
     }
 
     /// Stores the number that the inbox gave the message.
-    pub(crate) fn set_number(&mut self, id: Ticket, number: Number) {
+    pub(crate) fn set_number(&mut self, id: ActionId, number: Number) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.number = Some(number);
             self.numbers.insert(number, id);
         }
     }
 
-    pub(crate) fn id_of(&self, number: Number) -> Option<Ticket> {
+    pub(crate) fn id_of(&self, number: Number) -> Option<ActionId> {
         self.numbers.get(&number).copied()
     }
 
-    pub(crate) fn remove(&mut self, id: Ticket) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, id: ActionId) -> Option<MessageEntry> {
         let entry = self.entries.remove(&id)?;
         self.bytes -= entry.message.wire_size();
         if let Some(number) = entry.number {
@@ -287,7 +287,7 @@ impl InHand {
         Some(entry)
     }
 
-    pub(crate) fn insert_passing(&mut self, id: Ticket, passing: Passing) {
+    pub(crate) fn insert_passing(&mut self, id: ActionId, passing: Passing) {
         self.bytes += passing.bytes();
         if let Some(number) = passing.number {
             self.numbers.insert(number, id);
@@ -295,11 +295,11 @@ impl InHand {
         self.passing.insert(id, passing);
     }
 
-    pub(crate) fn passing(&self, id: Ticket) -> Option<&Passing> {
+    pub(crate) fn passing(&self, id: ActionId) -> Option<&Passing> {
         self.passing.get(&id)
     }
 
-    pub(crate) fn remove_passing(&mut self, id: Ticket) -> Option<Passing> {
+    pub(crate) fn remove_passing(&mut self, id: ActionId) -> Option<Passing> {
         let passing = self.passing.remove(&id)?;
         self.bytes -= passing.bytes();
         if let Some(number) = passing.number {
@@ -309,7 +309,7 @@ impl InHand {
     }
 
     /// Keeps a message that the inbox has no room for, until it is offered again.
-    pub(crate) fn turn_away(&mut self, id: Ticket) {
+    pub(crate) fn turn_away(&mut self, id: ActionId) {
         if self.entries.contains_key(&id) || self.passing.contains_key(&id) {
             self.turned_away.push(id);
             self.turned_away_retry.get_or_insert(Instant::now() + OFFER_AGAIN);
@@ -322,7 +322,7 @@ impl InHand {
     }
 
     /// Takes the messages out that are to be offered again now.
-    pub(crate) fn take_turned_away(&mut self) -> Vec<Ticket> {
+    pub(crate) fn take_turned_away(&mut self) -> Vec<ActionId> {
         self.turned_away_retry = None;
         std::mem::take(&mut self.turned_away)
     }
@@ -340,54 +340,88 @@ impl InHand {
 
     /// Whether an action runs.
     pub(crate) fn is_running(&self) -> bool {
-        self.entries().any(Entry::is_running)
+        self.entries().any(MessageEntry::is_running)
     }
 
     /// Whether the inbox has still to answer something, after which more is to be done.
     pub(crate) fn awaits_the_inbox(&self) -> bool {
-        let awaits =
-            |entry: &Entry| matches!(entry.phase, Phase::Accepting { .. } | Phase::Starting | Phase::Ending);
+        let awaits = |entry: &MessageEntry| {
+            matches!(entry.stage, Stage::Accepting { .. } | Stage::Starting | Stage::Ending)
+        };
         !self.passing.is_empty() || self.entries.values().any(awaits)
     }
 
     /// The messages for which this holds, in order of arrival.
-    fn ids(&self, holds: impl Fn(&Entry) -> bool) -> Vec<Ticket> {
+    fn ids(&self, holds: impl Fn(&MessageEntry) -> bool) -> Vec<ActionId> {
         let found = self.entries.iter().filter(|(_, entry)| holds(entry));
-        let mut ids: Vec<Ticket> = found.map(|(id, _)| *id).collect();
+        let mut ids: Vec<ActionId> = found.map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids
     }
 
     /// The messages that wait for their first attempt, in order of arrival.
-    pub(crate) fn not_begun(&self) -> Vec<Ticket> {
-        self.ids(Entry::has_not_begun)
+    pub(crate) fn not_begun(&self) -> Vec<ActionId> {
+        self.ids(MessageEntry::has_not_begun)
     }
 
     /// The messages that wait for their turn or for their next attempt, in order of arrival.
-    pub(crate) fn waiting(&self) -> Vec<Ticket> {
-        self.ids(|entry| matches!(entry.phase, Phase::Waiting | Phase::BackingOff))
+    pub(crate) fn waiting(&self) -> Vec<ActionId> {
+        self.ids(|entry| matches!(entry.stage, Stage::Waiting | Stage::BackingOff))
     }
 
     /// The messages that have begun and not ended. Messages at the front of their lanes come first. Among these,
     /// running ones come before those that wait for a child slot.
-    pub(crate) fn begun(&self) -> Vec<Ticket> {
-        let mut begun = self.ids(|entry| !entry.has_not_begun() && entry.phase != Phase::Ending);
+    pub(crate) fn begun(&self) -> Vec<ActionId> {
+        let mut begun = self.ids(|entry| !entry.has_not_begun() && entry.stage != Stage::Ending);
         // The sort is stable, so the order of arrival stays within each group.
         begun
-            .sort_by_key(|id| self.entries.get(id).map(|entry| (!entry.turn, entry.phase == Phase::Waiting)));
+            .sort_by_key(|id| self.entries.get(id).map(|entry| (!entry.turn, entry.stage == Stage::Waiting)));
         begun
     }
 
-    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &MessageEntry> {
         self.entries.values()
     }
 
-    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut MessageEntry> {
         self.entries.values_mut()
     }
 
-    /// Everything that is still in hand at the end. What runs is dropped.
-    pub(crate) fn into_rest(self) -> (impl Iterator<Item = Entry>, impl Iterator<Item = Passing>) {
-        (self.entries.into_values(), self.passing.into_values())
+    /// Everything that is still in hand at the end: how it ended, if it did, and its receipts. What runs is dropped.
+    pub(crate) fn into_rest(self) -> impl Iterator<Item = (Option<MessageEnd>, Vec<Receipt>)> {
+        let entries = self.entries.into_values().map(|entry| (entry.end, entry.receipts));
+        entries.chain(self.passing.into_values().map(|passing| (None, passing.receipts)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::OutcomeKind;
+
+    fn passing(number: Option<Number>, bytes: usize) -> Passing {
+        let text = "unmatched: no rule matches it".to_owned();
+        Passing {
+            number,
+            role: Role::Device,
+            receipts: Vec::new(),
+            message: Some(C2dMessage { body: vec![0; bytes].into(), ..C2dMessage::default() }),
+            origin: Origin::default(),
+            received: SystemTime::UNIX_EPOCH,
+            outcome: OutcomeReport::without_action(OutcomeKind::Unmatched, text, String::new()),
+        }
+    }
+
+    #[test]
+    fn messages_that_nothing_is_done_with_count_for_the_bytes_in_hand() {
+        let mut in_hand = InHand { opened: true, ..InHand::default() };
+        in_hand.insert_passing(ActionId(1), passing(None, MOST_BYTES / 2));
+        assert!(in_hand.has_room());
+        in_hand.insert_passing(ActionId(2), passing(Some(Number(7)), MOST_BYTES / 2));
+        assert!(!in_hand.has_room());
+        assert_eq!(in_hand.id_of(Number(7)), Some(ActionId(2)));
+        assert!(in_hand.remove_passing(ActionId(2)).is_some());
+        assert!(in_hand.has_room());
+        assert_eq!(in_hand.id_of(Number(7)), None);
     }
 }

@@ -23,7 +23,8 @@ use tokio::time::Instant;
 use crate::rules::TWIN_WAIT;
 
 /// One action in line.
-pub(crate) type Ticket = u64;
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ActionId(pub(crate) u64);
 
 /// A lane, counted from 0.
 pub(crate) type Lane = usize;
@@ -73,10 +74,10 @@ impl LaneNames {
 /// All lanes.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
-    lines: Vec<VecDeque<Ticket>>,
-    members: HashMap<Ticket, Member>,
+    lines: Vec<VecDeque<ActionId>>,
+    members: HashMap<ActionId, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
-    without_slot: VecDeque<Ticket>,
+    without_slot: VecDeque<ActionId>,
     slots: usize,
     /// More than `slots` if a reload lowered the limit while programs ran.
     used_slots: usize,
@@ -84,7 +85,7 @@ pub(crate) struct Lanes {
     owners_waiting: usize,
     twins_waiting: usize,
     /// Actions whose turn has come, but that [`Lanes::next`] has not returned yet.
-    called: VecDeque<Ticket>,
+    called: VecDeque<ActionId>,
 }
 
 #[derive(Debug)]
@@ -105,29 +106,29 @@ impl Lanes {
 
     /// Puts an action at the end of its lanes. True if its turn has come at once. If not, [`Lanes::next`] tells
     /// later.
-    pub(crate) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
-        self.line_up(ticket, lanes, needs, whose);
-        self.gets_turn(ticket)
+    pub(crate) fn enter(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
+        self.line_up(id, lanes, needs, whose);
+        self.gets_turn(id)
     }
 
     /// Puts an action at the front of its lanes, which are empty: it had its turn before the lanes were rebuilt.
-    pub(crate) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
-        self.line_up(ticket, lanes, needs, whose);
-        self.note_turn(ticket);
-        if let Some(member) = self.members.get_mut(&ticket).filter(|member| member.needs != Slot::None) {
+    pub(crate) fn enter_again(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+        self.line_up(id, lanes, needs, whose);
+        self.note_turn(id);
+        if let Some(member) = self.members.get_mut(&id).filter(|member| member.needs != Slot::None) {
             member.has_slot = true;
             self.used_slots += 1;
         }
     }
 
-    fn line_up(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+    fn line_up(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
         for lane in lanes.iter() {
             if let Some(line) = self.lines.get_mut(*lane) {
-                line.push_back(ticket);
+                line.push_back(id);
             }
         }
         let lanes = Arc::clone(lanes);
-        self.members.insert(ticket, Member { lanes, needs, whose, has_slot: false, has_turn: false });
+        self.members.insert(id, Member { lanes, needs, whose, has_slot: false, has_turn: false });
         *self.waiting(whose) += 1;
     }
 
@@ -141,8 +142,8 @@ impl Lanes {
     /// How many actions stand in the longest of these lanes. `twins_count`: whether actions of the twin's rules
     /// count.
     pub(crate) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
-        let counts = |ticket: &&Ticket| {
-            let whose = self.members.get(*ticket).map(|member| member.whose);
+        let counts = |id: &&ActionId| {
+            let whose = self.members.get(*id).map(|member| member.whose);
             twins_count || matches!(whose, Some(Whose::Owner(_)))
         };
         let lines = lanes.iter().filter_map(|lane| self.lines.get(*lane));
@@ -151,9 +152,9 @@ impl Lanes {
 
     /// The late actions of the twin's rules: an action of the owner's stands behind them and would wait too long. The
     /// caller must remove them.
-    pub(crate) fn late(&self, now: Instant) -> Vec<Ticket> {
+    pub(crate) fn late(&self, now: Instant) -> Vec<ActionId> {
         let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
-        let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
+        let mut late: Vec<ActionId> = late.map(|(_, id)| id).collect();
         late.sort_unstable();
         late.dedup();
         late
@@ -165,19 +166,19 @@ impl Lanes {
     }
 
     /// For each action of the twin's rules with one of the owner's behind it: the time by which it must have begun.
-    fn latest(&self) -> Vec<(Instant, Ticket)> {
+    fn latest(&self) -> Vec<(Instant, ActionId)> {
         let mut found = Vec::new();
         if self.twins_waiting == 0 || self.owners_waiting == 0 {
             return found;
         }
         for line in &self.lines {
             let mut first: Option<Instant> = None;
-            for ticket in line.iter().rev() {
-                let waiting = self.members.get(ticket).filter(|member| !member.has_turn);
+            for id in line.iter().rev() {
+                let waiting = self.members.get(id).filter(|member| !member.has_turn);
                 match waiting.map(|member| member.whose) {
                     Some(Whose::Owner(since)) => first = Some(first.map_or(since, |first| first.min(since))),
                     Some(Whose::Twin(longest)) => {
-                        found.extend(first.map(|first| (first + TWIN_WAIT.saturating_sub(longest), *ticket)));
+                        found.extend(first.map(|first| (first + TWIN_WAIT.saturating_sub(longest), *id)));
                     }
                     None => {}
                 }
@@ -187,43 +188,43 @@ impl Lanes {
     }
 
     /// The next action whose turn has come since it entered. Each is returned once.
-    pub(crate) fn next(&mut self) -> Option<Ticket> {
+    pub(crate) fn next(&mut self) -> Option<ActionId> {
         self.called.pop_front()
     }
 
     /// Gives the child slot of an action away while it waits for its next attempt. The action stays at the front. An
     /// action of the twin's rules that may share a lane with the owner's keeps its slot, because its wait for another
     /// would have no bound.
-    pub(crate) fn pause(&mut self, ticket: Ticket) {
-        let whose = self.members.get(&ticket).map(|member| member.whose);
+    pub(crate) fn pause(&mut self, id: ActionId) {
+        let whose = self.members.get(&id).map(|member| member.whose);
         if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
             return;
         }
-        self.without_slot.retain(|waiting| *waiting != ticket);
-        self.give_slot_back(ticket);
+        self.without_slot.retain(|waiting| *waiting != id);
+        self.give_slot_back(id);
     }
 
     /// The action goes on. True if it may at once. If not, [`Lanes::next`] tells when.
-    pub(crate) fn resume(&mut self, ticket: Ticket) -> bool {
-        self.take_slot(ticket)
+    pub(crate) fn resume(&mut self, id: ActionId) -> bool {
+        self.take_slot(id)
     }
 
     /// Removes an action that has ended, or is not to run. Those behind it move up.
-    pub(crate) fn leave(&mut self, ticket: Ticket) {
-        self.give_slot_back(ticket);
-        let Some(member) = self.members.remove(&ticket) else { return };
+    pub(crate) fn leave(&mut self, id: ActionId) {
+        self.give_slot_back(id);
+        let Some(member) = self.members.remove(&id) else { return };
         if !member.has_turn {
             *self.waiting(member.whose) -= 1;
         }
-        self.without_slot.retain(|waiting| *waiting != ticket);
-        self.called.retain(|called| *called != ticket);
+        self.without_slot.retain(|waiting| *waiting != id);
+        self.called.retain(|called| *called != id);
         for lane in member.lanes.iter() {
             let Some(line) = self.lines.get_mut(*lane) else { continue };
-            let was_first = line.front() == Some(&ticket);
+            let was_first = line.front() == Some(&id);
             if was_first {
                 line.pop_front();
             } else {
-                line.retain(|other| *other != ticket);
+                line.retain(|other| *other != id);
             }
             let Some(first) = line.front().copied().filter(|_| was_first) else { continue };
             // An action in several lanes may come to the front in each of them. Only the last one that it needs calls
@@ -235,16 +236,16 @@ impl Lanes {
     }
 
     /// Whether its turn has come: it is at the front and has the slot that it needs.
-    fn gets_turn(&mut self, ticket: Ticket) -> bool {
-        let gets_it = self.is_in_front(ticket) && self.take_slot(ticket);
+    fn gets_turn(&mut self, id: ActionId) -> bool {
+        let gets_it = self.is_in_front(id) && self.take_slot(id);
         if gets_it {
-            self.note_turn(ticket);
+            self.note_turn(id);
         }
         gets_it
     }
 
-    fn note_turn(&mut self, ticket: Ticket) {
-        let waiting = self.members.get_mut(&ticket).filter(|member| !member.has_turn);
+    fn note_turn(&mut self, id: ActionId) {
+        let waiting = self.members.get_mut(&id).filter(|member| !member.has_turn);
         if let Some(member) = waiting {
             member.has_turn = true;
             let whose = member.whose;
@@ -252,20 +253,20 @@ impl Lanes {
         }
     }
 
-    fn is_in_front(&self, ticket: Ticket) -> bool {
-        let first = |lane: &Lane| self.lines.get(*lane).and_then(VecDeque::front) == Some(&ticket);
-        self.members.get(&ticket).is_some_and(|member| member.lanes.iter().all(first))
+    fn is_in_front(&self, id: ActionId) -> bool {
+        let first = |lane: &Lane| self.lines.get(*lane).and_then(VecDeque::front) == Some(&id);
+        self.members.get(&id).is_some_and(|member| member.lanes.iter().all(first))
     }
 
     /// Takes a child slot if one is needed. False if the action must wait for one.
-    fn take_slot(&mut self, ticket: Ticket) -> bool {
-        let has_room = self.has_room_for(ticket);
-        let Some(member) = self.members.get_mut(&ticket) else { return false };
+    fn take_slot(&mut self, id: ActionId) -> bool {
+        let has_room = self.has_room_for(id);
+        let Some(member) = self.members.get_mut(&id) else { return false };
         if member.needs == Slot::None || member.has_slot {
             return true;
         }
         if !has_room {
-            self.without_slot.push_back(ticket);
+            self.without_slot.push_back(id);
             return false;
         }
         self.used_slots += 1;
@@ -274,13 +275,13 @@ impl Lanes {
     }
 
     /// Whether this action may take one of the free slots.
-    fn has_room_for(&self, ticket: Ticket) -> bool {
-        let spares = self.members.get(&ticket).is_some_and(|member| member.needs == Slot::Spare);
+    fn has_room_for(&self, id: ActionId) -> bool {
+        let spares = self.members.get(&id).is_some_and(|member| member.needs == Slot::Spare);
         self.used_slots + usize::from(spares && self.slots > 1) < self.slots
     }
 
-    fn give_slot_back(&mut self, ticket: Ticket) {
-        let Some(member) = self.members.get_mut(&ticket) else { return };
+    fn give_slot_back(&mut self, id: ActionId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
         if !std::mem::take(&mut member.has_slot) {
             return;
         }

@@ -4,6 +4,7 @@
 
 use crate::inbox::{Answer, News};
 
+use super::lanes::ActionId;
 use super::{act, arrive, calls, end};
 use crate::agent::desk::Desk;
 use crate::agent::recovery;
@@ -39,7 +40,7 @@ pub(crate) fn reported(desk: &mut Desk, requests: &mut Requests, news: News) {
 /// The inbox has done something, and it is on disk.
 pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Answer) {
     match answer {
-        Answer::Accepted { ticket, verdict } => arrive::verdict(desk, ticket, verdict),
+        Answer::Accepted { ticket, verdict } => arrive::verdict(desk, ActionId(ticket), verdict),
         Answer::Started(number) => act::start_recorded(desk, number),
         Answer::Ended(number) => end::ended(desk, number),
         Answer::Again | Answer::Confirmed | Answer::ReportsDone => {}
