@@ -3,7 +3,7 @@
 //!
 //! Owns: the loop and the start: in which order things are handled. Must not know: MQTT, files, child processes, pins.
 //!
-//! One loop ([`Agent::dispatch`]) handles everything, so nothing here needs a lock: messages from the session, answers
+//! One loop (`Agent::dispatch`) handles everything, so nothing here needs a lock: messages from the session, answers
 //! of the inbox, ended actions, the control socket, scrapes, another configuration, and time. Nothing in the loop
 //! waits. The agent has its state in parts (`desk.rs`), and each thing that happens is handled by a function of the
 //! file that owns it. What happens to a message is in the folder `message/`. A message is completed at the hub only
@@ -13,7 +13,7 @@
 //! So a message whose action failed is completed there, too, and stays in the inbox as a dead letter. If it stayed at
 //! the hub, it would run again and again.
 //!
-//! Each file imports only files that stand before it in the list of `tests/it/layering.rs`, which ends with this one.
+//! Each file imports only files that stand before it in the list of `tests/it/layering/files.rs`.
 
 use std::future::Future;
 use std::ops::ControlFlow;

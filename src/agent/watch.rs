@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 
-use crate::action::Outcome;
 use crate::config::Config;
 use crate::message::C2dMessage;
 use crate::outcome::OutcomeReport;
@@ -25,7 +24,7 @@ pub(super) struct Watchers {
     pub(super) supervision: Supervision,
     observer: Option<mpsc::Sender<AgentEvent>>,
     /// Whether the log says already that this agent's own messages come back to it.
-    own_told: bool,
+    pub(super) own_told: bool,
     /// Whether the log says already that the clock seems to be ahead.
     clock_told: bool,
 }
@@ -42,11 +41,6 @@ impl Watchers {
         }
     }
 
-    /// A message arrived that this agent sent itself.
-    pub(super) fn own_came_back(&mut self, message: &C2dMessage) {
-        report::log_own(message, &mut self.own_told);
-    }
-
     /// A message arrived.
     pub(super) fn received(&mut self, message: &C2dMessage, since: Since, now: SystemTime) {
         self.board.last_received = Some(now);
@@ -54,19 +48,6 @@ impl Watchers {
             self.tell(AgentEvent::Received { message: message.clone() });
         }
         since.tell_of_clock(message, now, &mut self.clock_told);
-    }
-
-    /// An attempt at an action has ended. `retry_in_ms`: another attempt follows.
-    pub(super) fn acted(
-        &mut self,
-        message_id: Option<&str>,
-        rule: &str,
-        outcome: &Outcome,
-        attempt: u32,
-        retry_in_ms: Option<u64>,
-    ) {
-        report::log_outcome(message_id, rule, outcome, attempt, retry_in_ms);
-        self.scraper.tally.acted(rule, outcome.duration);
     }
 
     /// A message has ended, and that is on disk.

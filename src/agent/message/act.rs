@@ -20,7 +20,7 @@ use super::lanes::ActionId;
 use super::reason::PassedOver;
 use super::{calls, end};
 use crate::agent::desk::Desk;
-use crate::agent::report::millis;
+use crate::agent::report;
 
 /// Begins the messages whose turn has come: they are at the front of their lanes.
 pub(crate) fn begin_those_in_turn(desk: &mut Desk) {
@@ -118,7 +118,8 @@ fn acted(desk: &mut Desk, id: ActionId, plan: Plan, outcome: &Outcome) {
     let may_try_again = failed && attempt < rule.policy.attempts;
     // While the agent stops, no pause begins, because the agent would not wait for it.
     let pause = (may_try_again && !stopping).then(|| rule.policy.backoff_after(attempt));
-    desk.watch.acted(message_id, &rule.name, outcome, attempt, pause.map(millis));
+    report::log_outcome(message_id, &rule.name, outcome, attempt, pause.map(report::millis));
+    desk.watch.scraper.tally.acted(&rule.name, outcome.duration);
     if outcome.result == OutcomeResult::Interrupted && calls::runs_again(entry) {
         // Another run is harmless, so the action begins again at the next start.
         return end::give_back(desk, id);
@@ -128,13 +129,13 @@ fn acted(desk: &mut Desk, id: ActionId, plan: Plan, outcome: &Outcome) {
         number.into_iter().for_each(|number| desk.inbox.submit(Op::Again { number, made: true }));
         return end::give_back(desk, id);
     }
-    let report = end::of_action(outcome, message_id, &rule.name, attempt, now);
+    let ended = end::of_action(outcome, message_id, &rule.name, attempt, now);
     let Some(pause) = pause else {
-        return end::end(desk, id, report, false);
+        return end::end(desk, id, ended, false);
     };
     entry.stage = Stage::BackingOff;
     // If the agent stops during the pause, the caller gets this outcome.
-    entry.failed = calls::has_caller(entry).then_some(report);
+    entry.failed = calls::has_caller(entry).then_some(ended);
     // Without this record, a crash during the pause would look like a crash during the action. If a crash leads to
     // another run anyway, the record is not needed.
     if let Some(number) = number.filter(|_| !calls::runs_again(entry)) {

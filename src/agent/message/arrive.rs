@@ -17,6 +17,7 @@ use super::life::Since;
 use super::reason::PassedOver;
 use super::{act, calls, end};
 use crate::agent::desk::Desk;
+use crate::agent::report;
 use crate::agent::rulebook::Rulebook;
 use crate::agent::sessions::Role;
 
@@ -45,7 +46,7 @@ pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
     };
     if is_own(&desk.rules, &message) {
         // It is not even recorded: the report of its outcome would come back as the next message.
-        desk.watch.own_came_back(&message);
+        report::log_own(&message, &mut desk.watch.own_told);
         return receipt.complete();
     }
     desk.reports.received(message.message_id(), received);
