@@ -1,53 +1,52 @@
 //! The agent: takes messages from the session, records them in the inbox, runs their actions by the rules, completes
 //! them.
 //!
-//! Owns: policy: which message is acted on, in which order, when it is completed, recovery at start, what is
-//! reported, and what happens at shutdown. Must not know: MQTT, files, child processes, pins.
+//! Owns: the loop and the start: in which order things are handled. Must not know: MQTT, files, child processes, pins.
 //!
 //! One loop (`Agent::dispatch`) handles everything, so nothing here needs a lock: messages from the session, answers
-//! of the inbox, ended actions, the control socket, scrapes, another configuration (`reload.rs`), and time. Nothing
-//! in the loop waits. A message passes through `intake.rs` (what is it, whose turn is it), `work.rs` (begin, try
-//! again, end) and the answers of the inbox. It is completed at the hub only when the inbox has it on disk: as ended,
-//! or with `settle = "on-accept"` as accepted.
+//! of the inbox, ended actions, the control socket, scrapes, another configuration, and time. Nothing in the loop
+//! waits. The agent has its state in parts (`desk.rs`), and each thing that happens is handled by a function of the
+//! file that owns it. What happens to a message is in the folder `message/`. A message is completed at the hub only
+//! when the inbox has it on disk: as ended, or with `settle = "on-accept"` as accepted.
 //!
 //! The rule (`on_failure`) and the transport decide how a message is settled. Over MQTT a device can only complete.
 //! So a message whose action failed is completed there, too, and stays in the inbox as a dead letter. If it stayed at
 //! the hub, it would run again and again.
+//!
+//! Each file imports only files that stand before it in the list of `tests/it/layering/files.rs`.
 
-use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::action::{ActionError, Actions};
+use crate::action::Actions;
 use crate::config::{Config, TwinPart};
-use crate::inbox::{Inbox, News, Op};
+use crate::inbox::{Inbox, News};
 use crate::metrics::Scrape;
-use crate::session::{Event, SessionError};
-use crate::tls::TlsError;
+use crate::session::Event;
 
 mod alone;
-mod answers;
 mod board;
-mod connection;
 pub(crate) mod control;
-mod ending;
-mod guards;
-mod hand;
-mod intake;
-mod lanes;
-mod life;
-mod outbox;
+mod desk;
+mod error;
+mod hub_events;
+mod machine;
+mod message;
+mod new_rules;
 mod recovery;
 mod reload;
 mod report;
+mod reports;
+mod requests;
+mod rulebook;
 mod scrape;
 mod sessions;
 pub(crate) mod status;
@@ -55,35 +54,29 @@ mod stopping;
 mod supervision;
 mod tally;
 mod twin;
-mod wishes;
-mod work;
+mod watch;
 
-pub(crate) use answers::check_payload;
-use board::Board;
-use control::{Control, Request};
-use guards::Guards;
-use hand::{Hand, RuleFacts};
-use lanes::{LaneNames, Lanes, Ticket};
-use outbox::Outbox;
-use reload::{Progress, Reader};
-pub use reload::{Read, Reload};
+use control::ControlRequest;
+use desk::Desk;
+pub use error::AgentError;
+use machine::{PinsNoted, been_on};
+pub(crate) use message::calls::check_payload;
+use message::in_hand::RunResult;
+use message::{act, arrive, recorded};
+use reload::{ConfigReader, ReloadProgress};
+pub use reload::{ReadConfig, Reload};
 pub use report::AgentEvent;
-use scrape::Scraper;
+use requests::Requests;
+pub(crate) use requests::not_to_retry;
 use sessions::{Role, Sessions};
-use supervision::Supervision;
-use twin::{TwinRulesState, Verdict};
-use wishes::Asked;
-pub(crate) use wishes::not_to_retry;
-use work::Done;
+use twin::{TwinRulesState, TwinVerdict};
 
 /// How long the start waits for the inbox before it claims the pins.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
-/// The shortest time between two attempts to open the control socket.
-const CONTROL_RETRY: Duration = Duration::from_secs(30);
 
 /// What an agent needs.
 #[derive(Debug)]
-pub struct Settings {
+pub struct AgentSettings {
     /// The device, the pins, the rules, the inbox.
     pub config: Config,
     /// What happened to the twin's rules when the configuration was read.
@@ -99,44 +92,6 @@ pub struct Settings {
     pub observer: Option<mpsc::Sender<AgentEvent>>,
 }
 
-/// Why an agent could not start, or ended without a request to stop.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AgentError {
-    /// A certificate, key or CA file cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// A pin cannot be claimed, or could not be left as configured.
-    #[error(transparent)]
-    Action(#[from] ActionError),
-    /// Another process has the inbox, or may have it.
-    #[error("{0}")]
-    NotAlone(String),
-    /// The hub refused the device, and has not accepted it since the start.
-    #[error("{0}")]
-    Refused(String),
-    /// A defect.
-    #[error("{0}")]
-    Broken(String),
-}
-
-impl AgentError {
-    /// Whether the configuration is at fault, or a file that it names.
-    pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-}
-
-impl From<SessionError> for AgentError {
-    fn from(error: SessionError) -> Self {
-        let sentence = error.to_string();
-        match error {
-            SessionError::Refused(_) => Self::Refused(sentence),
-            SessionError::Broken(_) => Self::Broken(sentence),
-        }
-    }
-}
-
 /// Runs an agent until `shutdown` resolves. Then it takes no more messages. Actions in flight may go on for two
 /// seconds before they are ended. Then the ends are recorded and completed, the session is closed, and the pins are
 /// put into their `on_exit` state. All of this takes at most eight seconds.
@@ -147,12 +102,12 @@ impl From<SessionError> for AgentError {
 ///
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
-pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let Settings { config, twin, clock, hurry, reload, observer } = settings;
+pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let AgentSettings { config, twin, clock, hurry, reload, observer } = settings;
     let mut shutdown = pin!(shutdown);
     // The claim must outlive the pins and the connection, because the next agent needs both to be free.
     let claim = Inbox::claim(&config.inbox);
-    if matches!(alone::claim(&claim, &mut shutdown).await?, Next::Stop) {
+    if alone::claim(&claim, &mut shutdown).await?.is_break() {
         return Ok(());
     }
     let mut inbox = Inbox::open(&claim, &config.inbox, clock);
@@ -170,306 +125,181 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
     let sessions = Sessions::open(&config, clock)?;
     // The inbox knows since when pins are on. If the inbox is in trouble, the pins are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
-    let actions = Actions::open(&config.gpio, &recovery::been_on(first.as_ref(), clock()))?;
-    let mut agent = Agent::new(config, twin, clock, observer, actions, sessions, inbox);
-    agent.reader = Reader::new(reload, clock);
+    let actions = Actions::open(&config.gpio, &been_on(first.as_ref(), clock()))?;
+    let twin = TwinRulesState::new(&config, twin);
+    let desk = Desk::new(config, clock, observer, actions, sessions, inbox);
+    let mut agent =
+        Agent { desk, requests: Requests::default(), reader: ConfigReader::new(reload, clock), twin };
     if let Some(first) = first {
-        agent.news(first);
+        recorded::reported(&mut agent.desk, &mut agent.requests, first);
     }
     let result = agent.dispatch(shutdown).await;
     // This runs also if the session has ended with an error, because actions may still be running.
     let result = result.and(agent.wind_down(&hurry).await);
-    agent.close().await.and(result)
+    stopping::close(agent.desk, agent.requests).await.and(result)
 }
-
-/// What actions run on. Every running action shares it.
-struct Machine {
-    actions: Actions,
-    /// Ends every action.
-    stop: CancellationToken,
-}
-
-/// An action, or a wait before its next attempt.
-type Running = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 struct Agent {
-    config: Config,
-    clock: fn() -> SystemTime,
-    observer: Option<mpsc::Sender<AgentEvent>>,
-    machine: Arc<Machine>,
-    sessions: Sessions,
-    inbox: Inbox,
-    /// The rules by name.
-    rules: HashMap<String, Arc<RuleFacts>>,
-    hand: Hand,
-    lanes: Lanes,
-    guards: Guards,
-    running: FuturesUnordered<Running>,
-    outbox: Outbox,
-    control: Option<Control>,
-    control_retry: Option<Instant>,
-    scraper: Scraper,
-    /// Clients that wait for the answer to a query.
-    queries: HashMap<Ticket, Asked>,
-    board: Board,
-    reader: Reader,
+    desk: Desk,
+    requests: Requests,
+    reader: ConfigReader,
     twin: TwinRulesState,
-    supervision: Supervision,
-    /// Whether the inbox has told what it holds. Before that, no message is taken.
-    opened: bool,
-    stopping: bool,
-    /// Whether the pins that are on are recorded.
-    pins_noted: PinsNoted,
-    /// Messages that the inbox had no room for, until they are offered to it again.
-    turned_away: Vec<Ticket>,
-    turned_away_retry: Option<Instant>,
-    /// Whether the log says already that this agent's own messages come back to it.
-    own_told: bool,
-    /// Whether the log says already that the clock seems to be ahead.
-    clock_told: bool,
-    /// When to look for messages that the hub should send again but no longer has.
-    held_look: Option<Instant>,
-}
-
-/// The state of the record of the pins that are on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PinsNoted {
-    Yes,
-    UnderWay,
-    /// A write is under way, but it is out of date already, so another one follows.
-    Again,
 }
 
 /// One thing that the loop handles.
 enum Happening {
     Stop,
     News(News),
-    Done(Done),
+    Ran(RunResult),
     Session(Role, Event),
-    Control(Request),
+    Request(ControlRequest),
     Scrape(Scrape),
     PinSwitched,
     PinMoved,
     PinsBroken,
-    Reload(Progress),
-    Twin(Verdict),
+    Reload(ReloadProgress),
+    Twin(TwinVerdict),
     Time,
 }
 
 impl Agent {
-    fn new(
-        config: Config,
-        twin: TwinPart,
-        clock: fn() -> SystemTime,
-        observer: Option<mpsc::Sender<AgentEvent>>,
-        actions: Actions,
-        sessions: Sessions,
-        inbox: Inbox,
-    ) -> Self {
-        let mut names = LaneNames::default();
-        let rules = RuleFacts::of_all(&config, &mut names);
-        Self {
-            lanes: Lanes::new(names.len(), config.max_children),
-            clock,
-            observer,
-            machine: Arc::new(Machine { actions, stop: CancellationToken::new() }),
-            sessions,
-            inbox,
-            rules,
-            hand: Hand::default(),
-            guards: Guards::default(),
-            running: FuturesUnordered::new(),
-            outbox: Outbox::new(writes_twin(&config)),
-            control: None,
-            control_retry: None,
-            scraper: Scraper::new(config.metrics.as_ref()),
-            queries: HashMap::new(),
-            board: Board::new(clock(), &config.identities),
-            reader: Reader::new(None, clock),
-            twin: TwinRulesState::new(&config, twin),
-            supervision: Supervision::new(),
-            opened: false,
-            stopping: false,
-            pins_noted: PinsNoted::Yes,
-            turned_away: Vec::new(),
-            turned_away_retry: None,
-            held_look: None,
-            own_told: false,
-            clock_told: false,
-            config,
-        }
-    }
-
     /// Serves everything until `shutdown`.
     async fn dispatch(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let mut shutdown = pin!(shutdown);
-        self.machine.actions.hub_lost();
-        self.open_control();
-        self.tell_systemd();
-        loop {
-            if matches!(self.step(&mut shutdown).await?, Next::Stop) {
-                return Ok(());
-            }
-        }
+        self.desk.machine.actions.hub_lost();
+        self.requests.open(&self.desk.rules.config().inbox.socket);
+        self.desk.tell_systemd();
+        while self.step(&mut shutdown).await?.is_continue() {}
+        Ok(())
     }
 
-    /// Waits for one thing to happen, and handles it.
-    async fn step(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<Next, AgentError> {
-        let take = self.opened && !self.stopping && self.hand.has_room();
+    /// Waits for one thing to happen, and handles it. Breaks when `stop` resolves.
+    async fn step(
+        &mut self,
+        mut stop: impl Future<Output = ()> + Unpin,
+    ) -> Result<ControlFlow<()>, AgentError> {
         let wake = self.wake();
-        let Self {
-            sessions,
-            inbox,
-            running,
-            control,
-            scraper,
-            machine,
-            pins_noted,
-            reader,
-            twin,
-            outbox,
-            ..
-        } = self;
+        let Self { desk, requests, reader, twin } = self;
+        let Desk { in_hand, sessions, inbox, machine, pins_noted, reports, watch, .. } = desk;
+        let (take, stopping) = (in_hand.has_room(), in_hand.stopping);
         // The order of the arms matters: what ends work comes before what brings new work.
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
             news = inbox.next() => Happening::News(news),
-            Some(done) = running.next(), if !running.is_empty() => Happening::Done(done),
+            Some(done) = in_hand.running.next(), if !in_hand.running.is_empty() => Happening::Ran(done),
             (role, event) = sessions.next(take) => Happening::Session(role, event),
-            request = next_request(control) => Happening::Control(request),
-            scrape = scraper.next() => Happening::Scrape(scrape),
+            request = requests.next() => Happening::Request(request),
+            scrape = watch.scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
-            () = machine.actions.moved(), if outbox.has_twin() => Happening::PinMoved,
+            () = machine.actions.moved(), if reports.has_twin() => Happening::PinMoved,
             () = machine.actions.broken() => Happening::PinsBroken,
-            change = next_change(reader, twin), if !self.stopping => change,
+            change = next_change(reader, twin), if !stopping => change,
             () = sleep_until(wake) => Happening::Time,
         };
-        self.refuse_late();
+        act::refuse_late(desk);
         match happening {
-            Happening::Stop => return Ok(Next::Stop),
-            Happening::News(news) => self.news(news),
-            Happening::Done(done) => self.done(done),
-            Happening::Session(role, event) => self.session_event(role, event)?,
-            Happening::Control(request) => self.request(request),
-            Happening::Scrape(scrape) => scrape.answer(self.figures()),
-            Happening::PinSwitched => self.note_pins(),
-            Happening::PinMoved => self.outbox.look_again(),
+            Happening::Stop => return Ok(ControlFlow::Break(())),
+            Happening::News(news) => recorded::reported(desk, requests, news),
+            Happening::Ran(done) => act::done(desk, done),
+            Happening::Session(role, event) => {
+                hub_events::happened(desk, twin, reader.is_reading(), role, event)?;
+            }
+            // If the client has gone, it needs no answer.
+            Happening::Request(ControlRequest::Status(answer)) => drop(answer.send(desk.status(twin.told()))),
+            Happening::Request(ControlRequest::Query(query, answer)) => requests.ask(desk, query, answer),
+            Happening::Scrape(scrape) => {
+                let (status, watch) = (desk.status(twin.told()), &mut desk.watch);
+                scrape.answer(watch.scraper.figures(&status, &watch.board, desk.rules.config()));
+            }
+            Happening::PinSwitched => {
+                let now = desk.now();
+                desk.pins_noted.note(&desk.machine, &mut desk.inbox, now);
+            }
+            Happening::PinMoved => desk.reports.look_again(),
             Happening::PinsBroken => {
                 return Err(AgentError::Broken("pins cannot be switched in time any more".to_owned()));
             }
-            Happening::Reload(progress) => self.reload_progress(progress),
-            Happening::Twin(verdict) => self.twin_judged(verdict),
+            Happening::Reload(progress) => reload::progressed(desk, twin, progress),
+            Happening::Twin(verdict) => twin::judged(desk, twin, verdict),
             Happening::Time => self.time_passed(),
         }
-        while let Some(ticket) = self.lanes.next() {
-            self.turn(ticket);
-        }
+        self.follow_up();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What must be looked at after each step. The timer arm of the select gets no turn while there is a backlog.
+    fn follow_up(&mut self) {
+        let may_follow_twin = self.may_follow_twin();
+        let Self { desk, twin, .. } = self;
+        act::begin_those_in_turn(desk);
         let now = Instant::now();
-        // This runs at each step, because the timer arm of the select gets no turn while there is a backlog.
-        self.supervision.alive(now);
-        self.machine.actions.alive();
-        self.follow_twin(now);
-        if self.outbox.wants_to_look(now) {
-            self.show_in_twin();
+        desk.watch.supervision.alive(now);
+        desk.machine.actions.alive();
+        if may_follow_twin {
+            twin.follow(&desk.sessions, now);
         }
-        self.outbox.pump(&self.sessions, &mut self.inbox, now);
-        Ok(Next::Go)
+        if desk.reports.wants_to_look(now) {
+            twin::show(desk, twin);
+        }
+        desk.reports.pump(&desk.sessions, &mut desk.inbox, now);
     }
 
     /// When the loop must look at something even if nothing happens.
     fn wake(&self) -> Option<Instant> {
-        let (outbox, watchdog) = (self.outbox.wake(), self.supervision.wake());
-        let twin = self.twin.wake().filter(|_| self.may_follow_twin());
-        let lanes = self.lanes.wake().filter(|_| !self.stopping);
-        let sign = self.machine.actions.next_sign();
-        [outbox, twin, watchdog, lanes, sign, self.control_retry, self.turned_away_retry, self.held_look]
-            .into_iter()
-            .flatten()
-            .min()
+        let Self { desk, requests, twin, .. } = self;
+        let twin = twin.wake().filter(|_| self.may_follow_twin());
+        let (reports, in_hand) = (desk.reports.wake(), desk.in_hand.wake());
+        let (watchdog, sign) = (desk.watch.supervision.wake(), desk.machine.actions.next_sign());
+        [reports, in_hand, twin, watchdog, sign, requests.wake()].into_iter().flatten().min()
     }
 
     fn time_passed(&mut self) {
-        let now = Instant::now();
-        self.supervision.alive(now);
-        if self.control_retry.is_some_and(|at| at <= now) {
-            self.open_control();
+        let Self { desk, requests, .. } = self;
+        let over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        if over(requests.wake()) {
+            requests.open(&desk.rules.config().inbox.socket);
         }
-        if self.turned_away_retry.is_some_and(|at| at <= now) {
-            self.offer_again();
+        if over(desk.in_hand.next_offer()) {
+            arrive::offer_again(desk);
         }
-        if self.held_look.is_some_and(|at| at <= now) {
-            self.look_at_held();
+        if over(desk.in_hand.held_look) {
+            recovery::look_at_held(desk);
         }
     }
 
-    /// Opens the control socket. If that fails, the agent runs without it and tries again later.
-    fn open_control(&mut self) {
-        if self.control.is_some() {
-            return;
-        }
-        match Control::open(&self.config.inbox.socket) {
-            Ok(control) => (self.control, self.control_retry) = (Some(control), None),
-            Err(error) => {
-                // Logged only once: if their directory is at fault, the inbox says so itself.
-                if self.control_retry.is_none() {
-                    tracing::warn!(%error, "`inbox` and `status` cannot reach this agent");
-                }
-                self.control_retry = Some(Instant::now() + CONTROL_RETRY);
+    /// Whether the agent may read the twin now: it is not stopping, and no reload is being read.
+    fn may_follow_twin(&self) -> bool {
+        !self.desk.in_hand.stopping && !self.reader.is_reading()
+    }
+
+    /// Lets everything that has begun come to its end: first actions, then their records, then their PUBACKs.
+    async fn wind_down(&mut self, hurry: &CancellationToken) -> Result<(), AgentError> {
+        stopping::begin(&mut self.desk);
+        let mut cut_off = pin!(stopping::cut_off(Arc::clone(&self.desk.machine), hurry));
+        // The agent does not wait for a pause between attempts, because its message has been given back.
+        while self.desk.in_hand.is_running() {
+            if self.step(&mut cut_off).await?.is_break() {
+                return Err(AgentError::Broken("an action did not end".to_owned()));
             }
         }
-    }
-
-    /// Records since when pins are on, so that their `max_on` holds across a restart.
-    fn note_pins(&mut self) {
-        if self.pins_noted != PinsNoted::Yes {
-            self.pins_noted = PinsNoted::Again;
-            return;
+        let mut record_limit = pin!(stopping::record_limit());
+        while stopping::has_more_to_record(&self.desk) {
+            if self.step(&mut record_limit).await?.is_break() {
+                stopping::gave_up_waiting(&self.desk);
+                break;
+            }
         }
-        self.submit_pins(self.machine.actions.pins_on());
-        self.pins_noted = PinsNoted::UnderWay;
+        Ok(())
     }
-
-    fn submit_pins(&mut self, on: BTreeMap<String, Duration>) {
-        let now = (self.clock)();
-        let since = |on: Duration| now.checked_sub(on).unwrap_or(SystemTime::UNIX_EPOCH);
-        self.inbox.submit(Op::PinsOn(on.into_iter().map(|(pin, on)| (pin, since(on))).collect()));
-    }
-
-    fn tell(&self, event: AgentEvent) {
-        if let Some(Err(error)) = self.observer.as_ref().map(|observer| observer.try_send(event)) {
-            tracing::warn!(%error, "an event was not observed");
-        }
-    }
-}
-
-/// Whether the agent writes the reported properties of the twin. It does if a rule reports there, if the twin's rules
-/// are answered there, or if the agent is a module, which would not be visible otherwise.
-fn writes_twin(config: &Config) -> bool {
-    let reports = config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin);
-    reports || config.twin.accepts_rules || config.identities.module().is_some()
-}
-
-/// Whether the loop goes on.
-enum Next {
-    Go,
-    Stop,
 }
 
 /// Another configuration, or other rules of the twin. Only one of them is handled at a time.
-async fn next_change(reader: &mut Reader, twin: &mut TwinRulesState) -> Happening {
+async fn next_change(reader: &mut ConfigReader, twin: &mut TwinRulesState) -> Happening {
     if twin.is_judging() {
         return Happening::Twin(twin.next().await);
     }
     Happening::Reload(reader.next(twin.kept()).await)
-}
-
-/// The next request. Without a control socket it never resolves.
-async fn next_request(control: &mut Option<Control>) -> Request {
-    match control {
-        Some(control) => control.next().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Waits for a point in time. If there is none, it waits for ever.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::credentials::{DeviceIdentity, ModuleEnvironment, Route, Transport};
-use crate::rules::{Reports, Rules, Unmatched};
+use crate::rules::{ReportTo, Rules, Unmatched};
 use crate::trust::Foreign;
 
 use key::{Absent, Form, Key};
@@ -105,7 +105,7 @@ pub struct Config {
     /// How many programs may run at once.
     pub max_children: usize,
     /// Where the outcomes of messages that match no rule are reported. For rules see their policy.
-    pub reports: Reports,
+    pub reports: ReportTo,
     /// What happens to a message that no rule matches.
     pub unmatched: Unmatched,
     /// The main file, then the drop-ins in the order in which they count.
@@ -159,7 +159,7 @@ pub struct Inspection {
     pub report: Report,
     metrics: Option<MetricsSettings>,
     max_children: usize,
-    reports: Reports,
+    reports: ReportTo,
     /// What happens to a message that no rule matches.
     pub unmatched: Unmatched,
     texts: Texts,
@@ -279,7 +279,7 @@ struct RulePart {
     max_children: usize,
     gpio: GpioSettings,
     twin: TwinSettings,
-    reports: Reports,
+    reports: ReportTo,
     rules: Option<Rules>,
     twin_rules: Vec<TwinRule>,
 }
@@ -365,7 +365,7 @@ impl Inspection {
             inbox: None,
             metrics: None,
             max_children: inbox::DEFAULT_MAX_CHILDREN,
-            reports: Reports::default(),
+            reports: ReportTo::default(),
             unmatched: Unmatched::default(),
             files,
             replaced,

@@ -31,7 +31,7 @@ pub(crate) use glob::Glob;
 pub use nearest::Nearest;
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
 pub(crate) use policy::TWIN_WAIT;
-pub use policy::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
+pub use policy::{OnCrash, OnFailure, Policy, Rate, ReportTo, Settle, Unmatched};
 pub(crate) use step::{GpioStep, Setting, Step, read_period, read_pulse, read_set, read_times};
 pub(crate) use subject::Subject;
 pub(crate) use template::Template;

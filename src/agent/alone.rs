@@ -4,11 +4,12 @@
 //! know: how an inbox is locked.
 
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{AgentError, Next};
+use super::error::AgentError;
 use crate::inbox::{Claim, InboxError};
 
 /// How long to wait for another process. An agent that stops has ended after eight seconds.
@@ -23,11 +24,11 @@ const DISK_LIMIT: Duration = Duration::from_secs(2);
 pub(super) async fn claim(
     claim: &Claim,
     shutdown: &mut (impl Future<Output = ()> + Unpin),
-) -> Result<Next, AgentError> {
+) -> Result<ControlFlow<()>, AgentError> {
     tokio::select! {
         biased;
-        () = shutdown => Ok(Next::Stop),
-        claimed = wait(claim) => claimed.map(|()| Next::Go),
+        () = shutdown => Ok(ControlFlow::Break(())),
+        claimed = wait(claim) => claimed.map(ControlFlow::Continue),
     }
 }
 

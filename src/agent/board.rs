@@ -1,25 +1,25 @@
 //! The board: what `status` shows, kept up to date as things happen.
 //!
-//! Owns: the facts about the connection and the inbox that have no other owner, and the assembly of the whole status.
+//! Owns: the facts about the connection and the inbox that have no other owner, and how the status is put together.
 //! Must not know: how it is shown.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::config::Identities;
+use crate::config::{Config, Identities};
 use crate::inbox::Counts;
+use crate::outcome::DesiredReport;
 
-use super::Agent;
-use super::hand::Phase;
+use super::message::in_hand::{InHand, Stage};
 use super::sessions::Role;
-use super::status::{ActionCounts, Connection, ConnectionState, InboxStatus, ModuleStatus, Status};
+use super::status::{ActionCounts, ConnectionState, ConnectionStatus, InboxStatus, ModuleStatus, Status};
 
 /// What is known right now.
 #[derive(Debug)]
 pub(super) struct Board {
     started: SystemTime,
     /// The connection of each configured role.
-    sights: BTreeMap<Role, Sight>,
+    connections: BTreeMap<Role, ConnectionView>,
     pub(super) last_received: Option<SystemTime>,
     pub(super) counts: Counts,
     /// What is wrong with the inbox, if anything.
@@ -32,8 +32,8 @@ pub(super) struct Board {
 
 /// One connection, as the agent sees it.
 #[derive(Debug)]
-pub(super) struct Sight {
-    pub(super) connection: Connection,
+pub(super) struct ConnectionView {
+    pub(super) status: ConnectionStatus,
     renewal: Option<SystemTime>,
     /// When the hub stops accepting the token of the last sign-in.
     token_expiry: Option<SystemTime>,
@@ -46,7 +46,11 @@ impl Board {
         let module = identities.module().map(|_| Role::Module);
         Self {
             started: now,
-            sights: device.into_iter().chain(module).map(|role| (role, Sight::new(now))).collect(),
+            connections: device
+                .into_iter()
+                .chain(module)
+                .map(|role| (role, ConnectionView::new(now)))
+                .collect(),
             last_received: None,
             counts: Counts::default(),
             trouble: None,
@@ -68,119 +72,51 @@ impl Board {
     }
 
     /// The state of one connection, so that the caller can update it.
-    pub(super) fn sight(&mut self, role: Role) -> Option<&mut Sight> {
-        self.sights.get_mut(&role)
+    pub(super) fn connection(&mut self, role: Role) -> Option<&mut ConnectionView> {
+        self.connections.get_mut(&role)
     }
 
     /// Why one of the connections is missing, if its last attempt failed.
     pub(super) fn disconnected_because(&self) -> Option<&str> {
-        self.sights.values().find_map(|sight| sight.connection.reason.as_deref())
+        self.connections.values().find_map(|view| view.status.reason.as_deref())
     }
 
     /// Whether the hub could send the messages of this role again by now. True for a role that is not configured,
     /// because nothing can come there.
     pub(super) fn had_its_chance(&self, role: Role) -> bool {
-        self.sights.get(&role).is_none_or(Sight::is_connected)
+        self.connections.get(&role).is_none_or(ConnectionView::is_connected)
     }
 
     /// Whether every configured connection is up.
     pub(super) fn is_all_connected(&self) -> bool {
-        self.sights.values().all(Sight::is_connected)
+        self.connections.values().all(ConnectionView::is_connected)
     }
 
     /// Whether no connection is up, so that the agent cannot be reached.
     pub(super) fn is_alone(&self) -> bool {
-        !self.sights.values().any(Sight::is_connected)
-    }
-
-    pub(super) fn received(&mut self, now: SystemTime) {
-        self.last_received = Some(now);
+        !self.connections.values().any(ConnectionView::is_connected)
     }
 
     /// When the first of the tokens that the hub has expires.
     pub(super) fn token_expiry(&self) -> Option<SystemTime> {
-        self.sights.values().filter_map(|sight| sight.token_expiry).min()
-    }
-}
-
-impl Sight {
-    fn new(now: SystemTime) -> Self {
-        let connection = Connection {
-            state: ConnectionState::Connecting,
-            transport: None,
-            since: now,
-            reason: None,
-            reconnects: 0,
-        };
-        Self { connection, renewal: None, token_expiry: None, ever_connected: false }
+        self.connections.values().filter_map(|view| view.token_expiry).min()
     }
 
-    pub(super) fn connected(
-        &mut self,
-        now: SystemTime,
-        transport: &str,
-        renewal: Option<SystemTime>,
-        token_expiry: Option<SystemTime>,
-    ) {
-        let reconnects = self.connection.reconnects + u64::from(self.ever_connected);
-        self.connection = Connection {
-            state: ConnectionState::Connected,
-            transport: Some(transport.to_owned()),
-            since: now,
-            reason: None,
-            reconnects,
-        };
-        (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
-    }
-
-    /// The token was renewed on the existing connection.
-    pub(super) fn renewed(&mut self, renewal: Option<SystemTime>, token_expiry: Option<SystemTime>) {
-        (self.renewal, self.token_expiry) = (renewal, token_expiry);
-    }
-
-    pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
-        (self.renewal, self.connection.transport) = (None, None);
-        if self.connection.state != ConnectionState::Disconnected {
-            (self.connection.state, self.connection.since) = (ConnectionState::Disconnected, now);
-        }
-        self.connection.reason = Some(reason.to_owned());
-    }
-
-    pub(super) fn is_connected(&self) -> bool {
-        self.connection.state == ConnectionState::Connected
-    }
-}
-
-impl Agent {
-    /// What is wrong if the inbox turned messages away.
-    fn full(&self) -> Option<String> {
-        (!self.turned_away.is_empty()).then(|| {
-            format!(
-                "full of messages that have not ended: {} wait at the hub until some end; raise [inbox] \
-                 max_size if that happens often",
-                self.turned_away.len()
-            )
-        })
-    }
-
-    /// The answer to `status`.
-    pub(super) fn status(&self) -> Status {
-        let running = |phase: &Phase| *phase == Phase::Running;
-        let (mut actions, entries) = (ActionCounts::default(), self.hand.entries());
-        for phase in entries.map(|entry| entry.phase).filter(|phase| *phase != Phase::Ending) {
-            let count = if running(&phase) { &mut actions.running } else { &mut actions.waiting };
-            *count += 1;
-        }
-        let Board { started, sights, last_received, counts, trouble, configured, refused_reload } =
-            &self.board;
-        let pins = self.machine.actions.pin_states().into_iter();
-        let identities = &self.config.identities;
+    /// The whole status. `desired`: what is reported of the twin's rules.
+    pub(super) fn status(
+        &self,
+        config: &Config,
+        in_hand: &InHand,
+        pins: BTreeMap<String, String>,
+        desired: Option<&DesiredReport>,
+    ) -> Status {
+        let identities = &config.identities;
         let first = identities.first();
         // Every configured role has had one since the start.
-        let of = |role| sights.get(&role).map(|sight| (sight.connection.clone(), sight.renewal));
-        let unseen = || Sight::new(*started);
+        let of = |role| self.connections.get(&role).map(|view| (view.status.clone(), view.renewal));
+        let unseen = || ConnectionView::new(self.started);
         let first_role = if identities.device().is_some() { Role::Device } else { Role::Module };
-        let (connection, next_token_renewal) = of(first_role).unwrap_or_else(|| (unseen().connection, None));
+        let (connection, next_token_renewal) = of(first_role).unwrap_or_else(|| (unseen().status, None));
         let beside = match identities {
             Identities::Both(both) => of(Role::Module).map(|(connection, next_token_renewal)| ModuleStatus {
                 id: both.1.identity.client_id(),
@@ -196,22 +132,94 @@ impl Agent {
             device_id: first.device_id.clone(),
             module_id: first.module_id.clone(),
             hub: first.hub.to_string(),
-            started: *started,
-            configured: Some(*configured),
-            refused_reload: *refused_reload,
+            started: self.started,
+            configured: Some(self.configured),
+            refused_reload: self.refused_reload,
             connection,
             next_token_renewal,
             module: beside,
-            desired: self.twin.told().cloned(),
-            twin_rules: self.config.twin_rules.len(),
-            last_message_received: *last_received,
-            actions,
+            desired: desired.cloned(),
+            twin_rules: config.twin_rules.len(),
+            last_message_received: self.last_received,
+            actions: actions(in_hand),
             inbox: InboxStatus {
-                path: self.config.inbox.path.display().to_string(),
-                counts: counts.clone(),
-                trouble: trouble.clone().or_else(|| self.full()),
+                path: config.inbox.path.display().to_string(),
+                counts: self.counts.clone(),
+                trouble: self.trouble.clone().or_else(|| full(in_hand)),
             },
-            pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
+            pins,
         }
+    }
+}
+
+/// How many actions run and wait.
+fn actions(in_hand: &InHand) -> ActionCounts {
+    let mut counts = ActionCounts::default();
+    for stage in in_hand.entries().map(|entry| entry.stage) {
+        match stage {
+            Stage::Ending => {}
+            Stage::Running => counts.running += 1,
+            _ => counts.waiting += 1,
+        }
+    }
+    counts
+}
+
+/// What is wrong if the inbox turned messages away.
+fn full(in_hand: &InHand) -> Option<String> {
+    let waiting = in_hand.turned_away();
+    (waiting > 0).then(|| {
+        format!(
+            "full of messages that have not ended: {waiting} wait at the hub until some end; raise [inbox] \
+             max_size if that happens often"
+        )
+    })
+}
+
+impl ConnectionView {
+    fn new(now: SystemTime) -> Self {
+        let status = ConnectionStatus {
+            state: ConnectionState::Connecting,
+            transport: None,
+            since: now,
+            reason: None,
+            reconnects: 0,
+        };
+        Self { status, renewal: None, token_expiry: None, ever_connected: false }
+    }
+
+    pub(super) fn connected(
+        &mut self,
+        now: SystemTime,
+        transport: &str,
+        renewal: Option<SystemTime>,
+        token_expiry: Option<SystemTime>,
+    ) {
+        let reconnects = self.status.reconnects + u64::from(self.ever_connected);
+        self.status = ConnectionStatus {
+            state: ConnectionState::Connected,
+            transport: Some(transport.to_owned()),
+            since: now,
+            reason: None,
+            reconnects,
+        };
+        (self.ever_connected, self.renewal, self.token_expiry) = (true, renewal, token_expiry);
+    }
+
+    /// The token was renewed on the existing connection.
+    pub(super) fn renewed(&mut self, renewal: Option<SystemTime>, token_expiry: Option<SystemTime>) {
+        (self.renewal, self.token_expiry) = (renewal, token_expiry);
+    }
+
+    pub(super) fn disconnected(&mut self, now: SystemTime, reason: &str) {
+        (self.renewal, self.status.transport) = (None, None);
+        if self.status.state != ConnectionState::Disconnected {
+            (self.status.state, self.status.since) = (ConnectionState::Disconnected, now);
+        }
+        self.status.reason = Some(reason.to_owned());
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.status.state == ConnectionState::Connected
     }
 }

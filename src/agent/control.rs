@@ -8,15 +8,11 @@
 //! client delays no other. All of them send to the agent through one bounded channel, from which [`Control::next`]
 //! takes one request at a time.
 
-use std::io;
 use std::path::Path;
 
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-use super::status::Status;
-use crate::inbox::{Query, Reply};
 
 pub(crate) mod client;
 mod serve;
@@ -27,57 +23,16 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use serve::ControlRequest;
+use socket::ControlError;
 pub(crate) use wire::MAX_PAGE;
 
 /// The control socket of this agent. When it is dropped, its clients are cut off and its file is removed.
 #[derive(Debug)]
 pub(crate) struct Control {
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<ControlRequest>,
     _server: JoinSet<()>,
     _file: socket::SocketFile,
-}
-
-/// What a client wants. The agent may drop an answer that no client waits for any more.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Status(oneshot::Sender<Status>),
-    Query(Query, oneshot::Sender<Reply>),
-}
-
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ControlError {
-    /// A running agent has it.
-    #[error(
-        "another agent listens on the control socket {0}: stop that agent, or give this one an [inbox] socket of its own"
-    )]
-    InUse(String),
-    /// Something else has this path. The agent must not remove it.
-    #[error("{0} is not a socket: move that file away, or set [inbox] socket to another path")]
-    NoSocket(String),
-    /// The path is longer than the kernel allows.
-    #[error(
-        "the path of the control socket {0} is too long: set [inbox] socket to a path of at most 107 bytes"
-    )]
-    TooLong(String),
-    /// The file system or the kernel refuses it.
-    #[error("the control socket {path} cannot be made ({source}): {remedy}")]
-    Refused { path: String, remedy: &'static str, source: io::Error },
-}
-
-impl ControlError {
-    fn new(path: &Path, source: io::Error) -> Self {
-        let remedy = match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                "create its directory, or set [inbox] socket to a path in a directory that exists"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "let the agent's user write to its directory, or set [inbox] socket to another path"
-            }
-            _ => "set [inbox] socket to a path on another file system, such as one in /run",
-        };
-        Self::Refused { path: path.display().to_string(), remedy, source }
-    }
 }
 
 impl Control {
@@ -98,7 +53,7 @@ impl Control {
     }
 
     /// The next request. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Request {
+    pub(crate) async fn next(&mut self) -> ControlRequest {
         match self.requests.recv().await {
             Some(request) => request,
             // The server task never ends by itself. If it did, there would be no more requests.

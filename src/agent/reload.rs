@@ -9,33 +9,28 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
-use crate::inbox::Settled;
 
-use super::ending::PassedOver;
-use super::hand::{Phase, RuleFacts};
-use super::lanes::{Lane, LaneNames, Lanes, Ticket};
-use super::sessions::Terms;
-use super::{Agent, writes_twin};
-
-/// How long the read of the configuration may take, because its disk may hang.
-pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
+use super::desk::Desk;
+use super::new_rules;
+use super::sessions::{RoleTerms, writes_twin};
+use super::twin::{READ_LIMIT, TwinRulesState};
 
 /// Reads the configuration, with these rules of the twin.
-pub type Read = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
+pub type ReadConfig = dyn Fn(Remote<'_>) -> Result<(Config, TwinPart), Report> + Send + Sync;
 
 /// The source of another configuration.
 pub struct Reload {
     /// Requests to read it again. Several requests during one read may be merged into one.
     pub wishes: mpsc::Receiver<()>,
     /// Reads the configuration. Called on a thread where it may block.
-    pub read: Arc<Read>,
+    pub read: Arc<ReadConfig>,
 }
 
 impl fmt::Debug for Reload {
@@ -46,7 +41,7 @@ impl fmt::Debug for Reload {
 
 /// A read of the configuration, beside the loop.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct ConfigReader {
     reload: Option<Reload>,
     clock: fn() -> SystemTime,
     /// The read under way, and how long to wait for it.
@@ -54,17 +49,17 @@ pub(super) struct Reader {
 }
 
 /// A configuration with the contents of its TLS files, or why it cannot be applied, one sentence each.
-type ReadAnew = Result<(Config, TwinPart, Terms), Vec<String>>;
+type ReadAnew = Result<(Config, TwinPart, RoleTerms), Vec<String>>;
 
 /// A step of a reload, for the loop.
 #[derive(Debug)]
-pub(super) enum Progress {
+pub(super) enum ReloadProgress {
     /// Reading has begun.
     Begun,
     Read(Box<ReadAnew>),
 }
 
-impl Reader {
+impl ConfigReader {
     pub(super) fn new(reload: Option<Reload>, clock: fn() -> SystemTime) -> Self {
         Self { reload, clock, under_way: None }
     }
@@ -75,7 +70,7 @@ impl Reader {
     }
 
     /// Waits for a request, and then for what was read, together with the `kept` rules of the twin. Cancel safe.
-    pub(super) async fn next(&mut self, kept: &TwinRules) -> Progress {
+    pub(super) async fn next(&mut self, kept: &TwinRules) -> ReloadProgress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
         if let Some((task, deadline)) = &mut self.under_way {
             let read = match tokio::time::timeout_at(*deadline, task).await {
@@ -87,7 +82,7 @@ impl Reader {
                 }
             };
             self.under_way = None;
-            return Progress::Read(Box::new(read));
+            return ReloadProgress::Read(Box::new(read));
         }
         match wishes.recv().await {
             Some(()) => {
@@ -95,7 +90,7 @@ impl Reader {
                 let task =
                     tokio::task::spawn_blocking(move || read_anew(|| read(Remote::Given(&kept)), clock));
                 self.under_way = Some((task, Instant::now() + READ_LIMIT));
-                Progress::Begun
+                ReloadProgress::Begun
             }
             None => std::future::pending().await,
         }
@@ -107,137 +102,82 @@ fn read_anew(
     clock: fn() -> SystemTime,
 ) -> ReadAnew {
     let (config, part) = read().map_err(|report| report.problem_lines().collect::<Vec<_>>())?;
-    let terms = Terms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
+    let terms = RoleTerms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
     Ok((config, part, terms))
 }
 
-impl Agent {
-    pub(super) fn reload_progress(&mut self, progress: Progress) {
-        match progress {
-            Progress::Begun => {
-                tracing::info!("reading the configuration again");
-                self.systemd_reloading();
-            }
-            Progress::Read(read) => {
-                let refused = (*read).and_then(|(config, part, terms)| self.take_up(config, part, terms));
-                self.board.reloaded((self.clock)(), refused.as_ref().err().map(|reasons| reasons.len()));
-                if let Err(reasons) = refused {
-                    for reason in &reasons {
-                        tracing::error!("{reason}");
-                    }
-                    tracing::error!(
-                        problems = reasons.len(),
-                        "the new configuration was refused: the agent keeps the old one"
-                    );
+/// Handles a step of a reload.
+pub(super) fn progressed(desk: &mut Desk, twin: &mut TwinRulesState, progress: ReloadProgress) {
+    match progress {
+        ReloadProgress::Begun => {
+            tracing::info!("reading the configuration again");
+            desk.watch.supervision.reloading();
+        }
+        ReloadProgress::Read(read) => {
+            let refused = (*read).and_then(|(config, part, terms)| take_up(desk, twin, config, part, terms));
+            let now = desk.now();
+            desk.watch.board.reloaded(now, refused.as_ref().err().map(|reasons| reasons.len()));
+            if let Err(reasons) = refused {
+                for reason in &reasons {
+                    tracing::error!("{reason}");
                 }
-                self.systemd_reloaded();
+                tracing::error!(
+                    problems = reasons.len(),
+                    "the new configuration was refused: the agent keeps the old one"
+                );
             }
+            desk.watch.supervision.reloaded();
+            desk.tell_systemd();
         }
     }
+}
 
-    /// Applies another configuration.
-    fn take_up(&mut self, config: Config, part: TwinPart, terms: Terms) -> Result<(), Vec<String>> {
-        if config.inbox != self.config.inbox {
-            return Err(vec![
-                "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
-                    .to_owned(),
-            ]);
-        }
-        let roles =
-            |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
-        if roles(&config) != roles(&self.config) {
-            return Err(vec![
-                "a device or a module cannot be added or removed while the agent runs: restart it, or name \
-                 the same ones as before"
-                    .to_owned(),
-            ]);
-        }
-        let changed = self.machine.actions.change_settings(&config.gpio);
-        changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let signs_in_anew = self.sessions.change(terms);
-        for warning in config.warnings.warning_lines() {
-            tracing::warn!("{warning}");
-        }
-        self.scraper.change(config.metrics.as_ref());
-        let (totals, last_received) = (&self.board.counts.totals, self.board.last_received);
-        self.outbox.report_in_twin(writes_twin(&config), totals, last_received);
-        self.twin.configured(&config, part);
-        self.config = config;
-        let planned_anew = self.use_rules();
-        self.outbox.look_again();
-        tracing::info!(
-            rules = self.config.rules.len(),
-            pins = self.config.gpio.pins.len(),
-            drop_ins = self.config.files.len().saturating_sub(1),
-            planned_anew,
-            signs_in_anew,
-            "applied the new configuration"
-        );
-        Ok(())
+/// Applies another configuration.
+fn take_up(
+    desk: &mut Desk,
+    twin: &mut TwinRulesState,
+    config: Config,
+    part: TwinPart,
+    terms: RoleTerms,
+) -> Result<(), Vec<String>> {
+    let present = desk.rules.config();
+    if config.inbox != present.inbox {
+        return Err(vec![
+            "[inbox] cannot be changed while the agent runs: restart it, or put [inbox] back as it was"
+                .to_owned(),
+        ]);
     }
-
-    /// Applies the rules of the configuration. The lanes are rebuilt: a message that has begun is at the front as
-    /// before. Waiting messages line up behind, in order of arrival and as the new rules say. Returns how many
-    /// waited.
-    pub(super) fn use_rules(&mut self) -> usize {
-        let mut names = LaneNames::default();
-        self.rules = RuleFacts::of_all(&self.config, &mut names);
-        let begun: Vec<(Ticket, Arc<RuleFacts>, Arc<[Lane]>)> =
-            self.hand.begun(|ticket, rule| (ticket, Arc::clone(rule), names.lanes(&rule.policy.lanes)));
-        self.lanes = Lanes::new(names.len(), self.config.max_children);
-        let mut may_begin = Vec::new();
-        for (ticket, rule, lanes) in begun {
-            let Some(entry) = self.hand.get(ticket) else { continue };
-            let whose = rule.whose(entry.entered);
-            if entry.phase == Phase::Waiting {
-                entry.turn = self.lanes.enter(ticket, &lanes, rule.slot, whose);
-                may_begin.extend(entry.turn.then_some(ticket));
-                continue;
-            }
-            self.lanes.enter_again(ticket, &lanes, rule.slot, whose);
-            if entry.phase == Phase::BackingOff {
-                self.lanes.pause(ticket);
-            }
-        }
-        let waiting = self.hand.not_begun();
-        for ticket in &waiting {
-            may_begin.extend(self.plan_anew(*ticket).then_some(*ticket));
-        }
-        may_begin.into_iter().for_each(|ticket| self.begin(ticket));
-        self.forget_rules(&serde_json::Value::Null);
-        waiting.len()
+    let roles =
+        |config: &Config| (config.identities.device().is_some(), config.identities.module().is_some());
+    if roles(&config) != roles(present) {
+        return Err(vec![
+            "a device or a module cannot be added or removed while the agent runs: restart it, or name the \
+             same ones as before"
+                .to_owned(),
+        ]);
     }
-
-    /// Plans a waiting message again with the present rules. True if its turn has come.
-    fn plan_anew(&mut self, ticket: Ticket) -> bool {
-        let Some(entry) = self.hand.get(ticket) else { return false };
-        let (message, since) = (entry.message.clone(), entry.since);
-        let planned = self.plan(message, since, (self.clock)());
-        let Some(entry) = self.hand.get(ticket) else { return false };
-        match planned {
-            Ok(new) => {
-                let (lanes, slot, whose) =
-                    (Arc::clone(&new.rule.lanes), new.rule.slot, new.rule.whose(entry.entered));
-                (entry.rule, entry.plan, entry.retry_on_crash) = (new.rule, new.plan, new.retry_on_crash);
-                entry.passed_over = None;
-                entry.turn = self.lanes.enter(ticket, &lanes, slot, whose);
-                entry.turn && entry.phase == Phase::Waiting
-            }
-            Err((_, why)) => {
-                // A message that was completed when it was accepted exists only here, so it must not be lost together
-                // with its rule.
-                let gone = why == PassedOver::Unmatched && entry.settled == Settled::OnAccept;
-                let why = if gone { PassedOver::no_rule_any_more() } else { why };
-                (entry.plan, entry.turn) = (None, false);
-                if entry.phase == Phase::Waiting {
-                    self.pass_over(ticket, &why);
-                } else {
-                    entry.passed_over = Some(why);
-                }
-                false
-            }
-        }
+    let changed = desk.machine.actions.change_settings(&config.gpio);
+    changed.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let signs_in_anew = desk.sessions.change(terms);
+    for warning in config.warnings.warning_lines() {
+        tracing::warn!("{warning}");
     }
+    desk.watch.scraper.change(config.metrics.as_ref());
+    let (totals, last_received) = (&desk.watch.board.counts.totals, desk.watch.board.last_received);
+    desk.reports.report_in_twin(writes_twin(&config), totals, last_received);
+    twin.configured(&config, part);
+    let planned_anew = new_rules::apply(desk, config);
+    desk.reports.look_again();
+    let config = desk.rules.config();
+    tracing::info!(
+        rules = config.rules.len(),
+        pins = config.gpio.pins.len(),
+        drop_ins = config.files.len().saturating_sub(1),
+        planned_anew,
+        signs_in_anew,
+        "applied the new configuration"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -245,6 +185,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt as _;
     use std::sync::Mutex;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_hangs_is_given_up_whatever_else_happens_meanwhile() {
@@ -257,9 +198,9 @@ mod tests {
             Err(Report::default())
         };
         let mut reader =
-            Reader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
+            ConfigReader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
         wish.send(()).await.unwrap();
-        assert!(matches!(reader.next(&none).await, Progress::Begun));
+        assert!(matches!(reader.next(&none).await, ReloadProgress::Begun));
         // The loop has other things to do each second, and calls `next` again.
         for _ in 0..9 {
             assert!(reader.next(&none).now_or_never().is_none());
@@ -267,7 +208,7 @@ mod tests {
         }
         tokio::time::advance(Duration::from_millis(1001)).await;
         let Some(progress) = reader.next(&none).now_or_never() else { panic!("it is waited for still") };
-        let Progress::Read(read) = progress else { panic!("nothing was read") };
+        let ReloadProgress::Read(read) = progress else { panic!("nothing was read") };
         let reasons = read.err().unwrap();
         assert_eq!(reasons, ["the configuration could not be read within 10 s: its disk hangs"]);
         drop(release);

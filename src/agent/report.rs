@@ -1,13 +1,15 @@
-//! What became of a message, in words: the log line, and the event for an observer.
+//! What became of a message, in words: the log line, the event for an observer, the JSON of a report.
 //!
-//! Owns: the shape of both. Must not know: how outcomes come about.
+//! Owns: the shape of each. Must not know: how outcomes come about.
+
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::action::{Outcome, OutcomeResult};
 use crate::message::{self, C2dMessage, INPUT, METHOD};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::Rules;
-
-use super::ending::millis;
 
 /// Most bytes of a program's output in the log line. The line also has the full count.
 const EXCERPT_BYTES: usize = 512;
@@ -41,6 +43,22 @@ pub enum AgentEvent {
         /// Why, in one sentence.
         reason: String,
     },
+}
+
+/// An outcome as JSON. None if it cannot be written, which is a defect and logged.
+pub(super) fn as_json(outcome: &OutcomeReport) -> Option<Bytes> {
+    match serde_json::to_vec(outcome) {
+        Ok(body) => Some(body.into()),
+        Err(error) => {
+            tracing::error!(%error, "an outcome could not be written as JSON");
+            None
+        }
+    }
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Logs why nothing was done with a message. `message`: none if it could not be decoded. If no rule matched, the line

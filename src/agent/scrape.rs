@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::config::MetricsSettings;
+use crate::config::{Config, MetricsSettings};
 use crate::metrics::{Endpoint, Figures, Labels, Metric, Scrape, Unit};
 
-use super::Agent;
+use super::board::Board;
 use super::status::{ConnectionState, Status};
 use super::tally::Tally;
 
@@ -86,175 +86,135 @@ impl Scraper {
             }
         }
     }
-}
 
-impl Agent {
     /// All figures at this moment.
-    pub(super) fn figures(&mut self) -> Vec<Metric> {
-        let Self { scraper, config, .. } = self;
-        scraper.tally.know(config.rules.iter().map(|rule| rule.name()));
-        let status = self.status();
+    pub(super) fn figures(&mut self, status: &Status, board: &Board, config: &Config) -> Vec<Metric> {
+        self.tally.know(config.rules.iter().map(|rule| rule.name()));
         let mut metrics = vec![
-            Metric {
-                name: "build",
-                unit: None,
-                help: "The version of this agent.",
-                figures: Figures::Info(label("version", &status.version)),
-            },
-            Metric {
-                name: "start_timestamp",
-                unit: Some(Unit::Seconds),
-                help: "When this agent started.",
-                figures: one(since_1970(status.started)),
-            },
-            Metric {
-                name: "configuration_timestamp",
-                unit: Some(Unit::Seconds),
-                help: "When the current configuration was applied.",
-                figures: one(since_1970(status.configured.unwrap_or(status.started))),
-            },
-            Metric {
-                name: "reload_refused",
-                unit: None,
-                help: "Whether the last reload was refused (1), so that an older configuration is in use.",
-                figures: one(is(status.refused_reload.is_some())),
-            },
-            Metric {
-                name: "messages",
-                unit: None,
-                help: "Messages that have ended, by the rule that matched (none: no rule) and by outcome.",
-                figures: self.scraper.tally.messages(),
-            },
+            plain("build", "The version of this agent.", Figures::Info(label("version", &status.version))),
+            time("start_timestamp", "When this agent started.", status.started),
+            time(
+                "configuration_timestamp",
+                "When the current configuration was applied.",
+                status.configured.unwrap_or(status.started),
+            ),
+            plain(
+                "reload_refused",
+                "Whether the last reload was refused (1), so that an older configuration is in use.",
+                one(is(status.refused_reload.is_some())),
+            ),
+            plain(
+                "messages",
+                "Messages that have ended, by the rule that matched (none: no rule) and by outcome.",
+                self.tally.messages(),
+            ),
             Metric {
                 name: "action_duration",
                 unit: Some(Unit::Seconds),
                 help: "How long attempts at actions took, by rule.",
-                figures: self.scraper.tally.durations(),
+                figures: self.tally.durations(),
             },
         ];
-        metrics.extend(self.of_connection(&status));
-        metrics.extend(self.of_inbox(&status));
-        metrics.push(Metric {
-            name: "pin_on",
-            unit: None,
-            help: "Whether a pin is on (1) or off (0).",
-            figures: pins(&status.pins),
-        });
+        metrics.extend(of_connection(status, board));
+        metrics.extend(of_inbox(status, config.inbox.max_size));
+        metrics.push(plain("pin_on", "Whether a pin is on (1) or off (0).", pins(&status.pins)));
         metrics
     }
+}
 
-    fn of_connection(&self, status: &Status) -> Vec<Metric> {
-        let states = [
-            ("connected", ConnectionState::Connected),
-            ("connecting", ConnectionState::Connecting),
-            ("disconnected", ConnectionState::Disconnected),
-        ];
-        let states = states.map(|(name, state)| (label("state", name), is(status.connection.state == state)));
-        let transports = ["mqtt", "mqtt-ws", "amqp", "amqp-ws"];
-        let over = |name| is(status.connection.transport.as_deref() == Some(name));
-        let transports = transports.map(|name| (label("transport", name), over(name)));
-        let mut metrics = vec![
-            Metric {
-                name: "connection_state",
-                unit: None,
-                help: "Whether the connection to the hub is in this state (1) or not (0).",
-                figures: Figures::Gauge(states.into()),
-            },
-            Metric {
-                name: "connection_transport",
-                unit: None,
-                help: "The transport of the connection to the hub (1); 0 for the others, and without a \
-                       connection.",
-                figures: Figures::Gauge(transports.into()),
-            },
-            Metric {
-                name: "reconnects",
-                unit: None,
-                help: "Connections made after the first one, including renewals of the token.",
-                figures: Figures::Counter(vec![(Labels::new(), status.connection.reconnects)]),
-            },
-        ];
-        metrics.extend(status.module.as_ref().map(|module| Metric {
-            name: "module_connected",
-            unit: None,
-            help: "Whether the module that signs in beside the device is connected to its gateway (1).",
-            figures: one(is(module.connection.state == ConnectionState::Connected)),
-        }));
-        let times = [
-            (
-                "token_expiry_timestamp",
-                "When the SAS token of the last sign-in expires.",
-                self.board.token_expiry(),
-            ),
-            ("token_renewal_timestamp", "When the SAS token is renewed next.", status.next_token_renewal),
-            ("last_message_timestamp", "When the last message arrived.", status.last_message_received),
-        ];
-        metrics.extend(times.into_iter().filter_map(|(name, help, time)| {
-            Some(Metric { name, unit: Some(Unit::Seconds), help, figures: one(since_1970(time?)) })
-        }));
-        metrics
-    }
+fn of_connection(status: &Status, board: &Board) -> Vec<Metric> {
+    let states = [
+        ("connected", ConnectionState::Connected),
+        ("connecting", ConnectionState::Connecting),
+        ("disconnected", ConnectionState::Disconnected),
+    ];
+    let states = states.map(|(name, state)| (label("state", name), is(status.connection.state == state)));
+    let transports = ["mqtt", "mqtt-ws", "amqp", "amqp-ws"];
+    let over = |name| is(status.connection.transport.as_deref() == Some(name));
+    let transports = transports.map(|name| (label("transport", name), over(name)));
+    let mut metrics = vec![
+        plain(
+            "connection_state",
+            "Whether the connection to the hub is in this state (1) or not (0).",
+            Figures::Gauge(states.into()),
+        ),
+        plain(
+            "connection_transport",
+            "The transport of the connection to the hub (1); 0 for the others, and without a \
+                   connection.",
+            Figures::Gauge(transports.into()),
+        ),
+        plain(
+            "reconnects",
+            "Connections made after the first one, including renewals of the token.",
+            Figures::Counter(vec![(Labels::new(), status.connection.reconnects)]),
+        ),
+    ];
+    metrics.extend(status.module.as_ref().map(|module| {
+        plain(
+            "module_connected",
+            "Whether the module that signs in beside the device is connected to its gateway (1).",
+            one(is(module.connection.state == ConnectionState::Connected)),
+        )
+    }));
+    let times = [
+        ("token_expiry_timestamp", "When the SAS token of the last sign-in expires.", board.token_expiry()),
+        ("token_renewal_timestamp", "When the SAS token is renewed next.", status.next_token_renewal),
+        ("last_message_timestamp", "When the last message arrived.", status.last_message_received),
+    ];
+    metrics.extend(times.into_iter().filter_map(|(name, help, at)| Some(time(name, help, at?))));
+    metrics
+}
 
-    fn of_inbox(&self, status: &Status) -> Vec<Metric> {
-        let counts = &status.inbox.counts;
-        let finished = counts.records.saturating_sub(counts.unfinished).saturating_sub(counts.dead);
-        let by_state = |figures: &[(&str, u64)]| {
-            Figures::Gauge(
-                figures.iter().map(|(state, count)| (label("state", state), *count as f64)).collect(),
-            )
-        };
-        vec![
-            Metric {
-                name: "actions",
-                unit: None,
-                help: "Actions that have not ended: running, or waiting for their turn or their next attempt.",
-                figures: by_state(&[
-                    ("running", status.actions.running),
-                    ("waiting", status.actions.waiting),
-                ]),
-            },
-            Metric {
-                name: "inbox_messages",
-                unit: None,
-                help: "Messages recorded in the inbox: not ended yet, finished, or dead letters.",
-                figures: by_state(&[
-                    ("unfinished", counts.unfinished),
-                    ("finished", finished),
-                    ("dead", counts.dead),
-                ]),
-            },
-            Metric {
-                name: "inbox_size",
-                unit: Some(Unit::Bytes),
-                help: "Records, messages and reports in the inbox.",
-                figures: one(counts.bytes as f64),
-            },
-            Metric {
-                name: "inbox_limit",
-                unit: Some(Unit::Bytes),
-                help: "The inbox's max_size.",
-                figures: one(self.config.inbox.max_size as f64),
-            },
-            Metric {
-                name: "inbox_trouble",
-                unit: None,
-                help: "Whether the inbox cannot take messages (1): its disk is in trouble, or it is full.",
-                figures: one(is(status.inbox.trouble.is_some())),
-            },
-            Metric {
-                name: "reports_waiting",
-                unit: None,
-                help: "Outcome reports by telemetry that wait for the hub.",
-                figures: one(counts.reports as f64),
-            },
-            Metric {
-                name: "reports_dropped",
-                unit: None,
-                help: "Outcome reports dropped because too many waited, since the inbox was created.",
-                figures: Figures::Counter(vec![(Labels::new(), counts.reports_dropped)]),
-            },
-        ]
-    }
+fn of_inbox(status: &Status, max_size: u64) -> Vec<Metric> {
+    let counts = &status.inbox.counts;
+    let finished = counts.records.saturating_sub(counts.unfinished).saturating_sub(counts.dead);
+    let by_state = |figures: &[(&str, u64)]| {
+        Figures::Gauge(figures.iter().map(|(state, count)| (label("state", state), *count as f64)).collect())
+    };
+    vec![
+        plain(
+            "actions",
+            "Actions that have not ended: running, or waiting for their turn or their next attempt.",
+            by_state(&[("running", status.actions.running), ("waiting", status.actions.waiting)]),
+        ),
+        plain(
+            "inbox_messages",
+            "Messages recorded in the inbox: not ended yet, finished, or dead letters.",
+            by_state(&[("unfinished", counts.unfinished), ("finished", finished), ("dead", counts.dead)]),
+        ),
+        bytes("inbox_size", "Records, messages and reports in the inbox.", counts.bytes),
+        bytes("inbox_limit", "The inbox's max_size.", max_size),
+        plain(
+            "inbox_trouble",
+            "Whether the inbox cannot take messages (1): its disk is in trouble, or it is full.",
+            one(is(status.inbox.trouble.is_some())),
+        ),
+        plain(
+            "reports_waiting",
+            "Outcome reports by telemetry that wait for the hub.",
+            one(counts.reports as f64),
+        ),
+        plain(
+            "reports_dropped",
+            "Outcome reports dropped because too many waited, since the inbox was created.",
+            Figures::Counter(vec![(Labels::new(), counts.reports_dropped)]),
+        ),
+    ]
+}
+
+fn plain(name: &'static str, help: &'static str, figures: Figures) -> Metric {
+    Metric { name, unit: None, help, figures }
+}
+
+/// A time as seconds since 1970, as scrapers expect. A clock before 1970 counts as 1970.
+fn time(name: &'static str, help: &'static str, time: SystemTime) -> Metric {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    Metric { name, unit: Some(Unit::Seconds), help, figures: one(seconds) }
+}
+
+fn bytes(name: &'static str, help: &'static str, bytes: u64) -> Metric {
+    Metric { name, unit: Some(Unit::Bytes), help, figures: one(bytes as f64) }
 }
 
 fn pins(states: &BTreeMap<String, String>) -> Figures {
@@ -271,11 +231,6 @@ fn is(so: bool) -> f64 {
 
 fn one(value: f64) -> Figures {
     Figures::Gauge(vec![(Labels::new(), value)])
-}
-
-/// Seconds since 1970, as scrapers expect. A clock before 1970 counts as 1970.
-fn since_1970(time: SystemTime) -> f64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]

@@ -11,8 +11,6 @@ use crate::message::Source;
 use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
 use crate::tls::TlsError;
 
-use super::writes_twin;
-
 /// Bag key of the output through which a module sends; routes of the gateway begin there. Source: wire reference 1.5,
 /// 6.3.
 const OUTPUT: &str = "$.on";
@@ -26,6 +24,17 @@ pub(super) enum Role {
     Module,
 }
 
+/// Something that is published, so that its result finds its way. A telemetry report has its number in the inbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PublishId(pub(super) u64);
+
+impl PublishId {
+    /// A patch of the twin.
+    pub(super) const TWIN_PATCH: Self = Self(u64::MAX);
+    /// A request for the twin.
+    pub(super) const TWIN_READ: Self = Self(u64::MAX - 1);
+}
+
 /// One session for each identity that the configuration names.
 pub(super) struct Sessions {
     device: Option<Session>,
@@ -34,7 +43,7 @@ pub(super) struct Sessions {
 
 /// What the sessions connect with.
 #[derive(Debug)]
-pub(super) struct Terms {
+pub(super) struct RoleTerms {
     device: Option<session::Terms>,
     module: Option<session::Terms>,
 }
@@ -75,12 +84,12 @@ impl Sessions {
 
     /// Publishes something: see [`Session::publish`]. A module sends through its output [`OUTCOMES`]. If there is no
     /// session, as at the end, no result is reported.
-    pub(super) fn publish(&self, ticket: u64, mut upstream: Upstream) {
+    pub(super) fn publish(&self, id: PublishId, mut upstream: Upstream) {
         if let (Some(_), Upstream::Telemetry { properties, .. }) = (&self.module, &mut upstream) {
             properties.set(OUTPUT, OUTCOMES);
         }
         if let Some(session) = self.module.as_ref().or(self.device.as_ref()) {
-            session.publish(ticket, upstream);
+            session.publish(id.0, upstream);
         }
     }
 
@@ -95,7 +104,7 @@ impl Sessions {
     }
 
     /// Applies other terms to the existing sessions. True if one of them signs in again.
-    pub(super) fn change(&self, terms: Terms) -> bool {
+    pub(super) fn change(&self, terms: RoleTerms) -> bool {
         let change = |session: &Option<Session>, terms: Option<session::Terms>| match (session, terms) {
             (Some(session), Some(terms)) => session.change(terms),
             _ => false,
@@ -134,7 +143,7 @@ impl Sessions {
     }
 }
 
-impl Terms {
+impl RoleTerms {
     /// Reads the TLS files of the configuration.
     ///
     /// # Errors
@@ -156,44 +165,42 @@ impl Role {
     }
 }
 
+/// Whether the agent writes the reported properties of the twin. It does if a rule reports there, if the twin's rules
+/// are answered there, or if the agent is a module, which would not be visible otherwise.
+pub(super) fn writes_twin(config: &Config) -> bool {
+    let reports = config.reports.twin || config.rules.iter().any(|rule| rule.policy().reports.twin);
+    reports || config.twin.accepts_rules || config.identities.module().is_some()
+}
+
 /// What a session needs from a configuration. None if the configuration does not name this role.
 fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<session::Settings> {
-    let speaks = role == Sessions::speaker(config);
-    let twin = speaks && writes_twin(config);
-    // The twin's rules are also read if they are not accepted: the refusal is reported there.
-    let desired = twin;
-    let token_lifetime = config.token_lifetime;
-    // If there are two sessions and one cannot connect, that must not end the other.
-    let alone = !matches!(config.identities, Identities::Both(_));
-    Some(match role {
-        Role::Device => session::Settings {
-            identity: config.identities.device()?.clone(),
-            transport: config.transport,
-            ca_file: config.ca_file.clone(),
-            token_lifetime,
-            route: config.route.clone(),
-            clock,
-            twin,
-            methods: speaks,
-            desired,
-            alone,
-        },
+    let (identity, ca_file, transport, route) = match role {
+        Role::Device => {
+            let identity = config.identities.device()?;
+            (identity, &config.ca_file, config.transport, config.route.clone())
+        }
         Role::Module => {
             let module = config.identities.module()?;
-            session::Settings {
-                identity: module.identity.clone(),
-                // Every gateway offers MQTT, and is so near that no proxy is needed.
-                transport: Transport::Mqtt,
-                ca_file: module.ca_file.clone(),
-                token_lifetime,
-                route: Route { keep_alive: config.route.keep_alive, ..Route::default() },
-                clock,
-                twin,
-                methods: speaks,
-                desired,
-                alone,
-            }
+            // Every gateway offers MQTT, and is so near that no proxy is needed.
+            let route = Route { keep_alive: config.route.keep_alive, ..Route::default() };
+            (&module.identity, &module.ca_file, Transport::Mqtt, route)
         }
+    };
+    let speaks = role == Sessions::speaker(config);
+    let twin = speaks && writes_twin(config);
+    Some(session::Settings {
+        identity: identity.clone(),
+        transport,
+        ca_file: ca_file.clone(),
+        token_lifetime: config.token_lifetime,
+        route,
+        clock,
+        twin,
+        methods: speaks,
+        // The twin's rules are also read if they are not accepted: the refusal is reported there.
+        desired: twin,
+        // If there are two sessions and one cannot connect, that must not end the other.
+        alone: !matches!(config.identities, Identities::Both(_)),
     })
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct Status {
     /// How many problems the last reload had, if it was refused.
     #[serde(default)]
     pub(crate) refused_reload: Option<usize>,
-    pub(crate) connection: Connection,
+    pub(crate) connection: ConnectionStatus,
     /// When the SAS token is renewed next. None with a certificate, or without a connection.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
@@ -60,7 +60,7 @@ pub(crate) struct ModuleStatus {
     pub(crate) id: String,
     /// The address that it connects to: its gateway, or its hub.
     pub(crate) hub: String,
-    pub(crate) connection: Connection,
+    pub(crate) connection: ConnectionStatus,
     /// As [`Status::next_token_renewal`], for the module.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
@@ -69,7 +69,7 @@ pub(crate) struct ModuleStatus {
 /// The connection to the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Connection {
+pub(crate) struct ConnectionStatus {
     pub(crate) state: ConnectionState,
     /// The transport, as the configuration names it: `mqtt`, `mqtt-ws`, `amqp` or `amqp-ws`. None without a
     /// connection.
@@ -172,7 +172,7 @@ mod tests {
             configured: None,
             refused_reload: None,
             started: parse_time("2026-11-23T21:18:01Z").expect("a time"),
-            connection: Connection {
+            connection: ConnectionStatus {
                 state: ConnectionState::Disconnected,
                 transport: None,
                 since: parse_time("2026-11-23T21:30:05.5Z").expect("a time"),
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_time_that_is_none_is_refused() {
-        let error = serde_json::from_str::<Connection>(
+        let error = serde_json::from_str::<ConnectionStatus>(
             "{\"state\":\"connected\",\"since\":\"yesterday\",\"reconnects\":0}",
         );
         assert!(error.expect_err("no time").to_string().contains("\"yesterday\" is not a time in RFC 3339"));

@@ -6,10 +6,10 @@
 
 use tokio::time::Instant;
 
-use crate::config::counted;
+use crate::config::{Config, counted};
 use crate::systemd::Systemd;
 
-use super::Agent;
+use super::board::Board;
 
 /// The agent's side of the service manager.
 #[derive(Debug)]
@@ -18,13 +18,15 @@ pub(super) struct Supervision {
     /// Whether the hub has accepted the first subscription, so that the service is ready.
     is_ready: bool,
     next_beat: Option<Instant>,
+    /// Whether the agent is stopping, so that the status stays as it is.
+    is_stopping: bool,
 }
 
 impl Supervision {
     pub(super) fn new() -> Self {
         let systemd = Systemd::from_environment();
         let next_beat = systemd.watchdog_interval().map(|_| Instant::now());
-        Self { systemd, is_ready: false, next_beat }
+        Self { systemd, is_ready: false, next_beat, is_stopping: false }
     }
 
     /// When the watchdog is to be fed next.
@@ -48,56 +50,53 @@ impl Supervision {
     }
 
     pub(super) fn stopping(&mut self) {
+        self.is_stopping = true;
         self.systemd.stopping();
         self.systemd.status("stopping".to_owned());
     }
-}
 
-impl Agent {
     /// Sends the status sentence, if the service manager listens.
-    pub(super) fn tell_systemd(&mut self) {
-        if self.supervision.systemd.listens() && !self.stopping {
-            let sentence = self.sentence();
-            self.supervision.systemd.status(sentence);
+    pub(super) fn tell(&mut self, board: &Board, config: &Config) {
+        if self.systemd.listens() && !self.is_stopping {
+            self.systemd.status(sentence(board, config));
         }
     }
 
     /// A reload has begun. Before the service is ready, nothing is sent, because the end of the reload would say that
     /// it is ready.
-    pub(super) fn systemd_reloading(&mut self) {
-        if self.supervision.is_ready {
-            self.supervision.systemd.reloading();
+    pub(super) fn reloading(&mut self) {
+        if self.is_ready {
+            self.systemd.reloading();
         }
     }
 
     /// A reload has ended, applied or refused.
-    pub(super) fn systemd_reloaded(&mut self) {
-        if self.supervision.is_ready {
-            self.supervision.systemd.ready();
+    pub(super) fn reloaded(&mut self) {
+        if self.is_ready {
+            self.systemd.ready();
         }
-        self.tell_systemd();
     }
+}
 
-    /// `connected to myhub.azure-devices.net as pi-01; 3 rules, 2 pins`
-    fn sentence(&self) -> String {
-        let (rules, pins) = (self.config.rules.len(), self.config.gpio.pins.len());
-        let peers = self.config.identities.iter();
-        let peers: Vec<_> =
-            peers.map(|identity| format!("{} as {}", identity.dialled(), identity.client_id())).collect();
-        let peers = peers.join(" and to ");
-        let mut sentence = match (self.board.is_all_connected(), self.board.disconnected_because()) {
-            (true, _) => format!("connected to {peers}"),
-            (false, Some(reason)) => format!("not connected, trying again: {reason}"),
-            (false, None) => format!("connecting to {peers}"),
-        };
-        sentence = format!("{sentence}; {}, {}", counted(rules, "rule"), counted(pins, "pin"));
-        if let Some(trouble) = &self.board.trouble {
-            sentence = format!("{sentence}; the inbox: {trouble}");
-        }
-        if let Some(problems) = self.board.refused_reload() {
-            let problems = counted(problems, "problem");
-            sentence = format!("{sentence}; the last reload was refused ({problems}): see the journal");
-        }
-        sentence
+/// `connected to myhub.azure-devices.net as pi-01; 3 rules, 2 pins`
+fn sentence(board: &Board, config: &Config) -> String {
+    let (rules, pins) = (config.rules.len(), config.gpio.pins.len());
+    let peers = config.identities.iter();
+    let peers: Vec<_> =
+        peers.map(|identity| format!("{} as {}", identity.dialled(), identity.client_id())).collect();
+    let peers = peers.join(" and to ");
+    let mut sentence = match (board.is_all_connected(), board.disconnected_because()) {
+        (true, _) => format!("connected to {peers}"),
+        (false, Some(reason)) => format!("not connected, trying again: {reason}"),
+        (false, None) => format!("connecting to {peers}"),
+    };
+    sentence = format!("{sentence}; {}, {}", counted(rules, "rule"), counted(pins, "pin"));
+    if let Some(trouble) = &board.trouble {
+        sentence = format!("{sentence}; the inbox: {trouble}");
     }
+    if let Some(problems) = board.refused_reload() {
+        let problems = counted(problems, "problem");
+        sentence = format!("{sentence}; the last reload was refused ({problems}): see the journal");
+    }
+    sentence
 }

@@ -8,7 +8,6 @@
 //! can be missed. So the agent reads the whole twin, also after each connection, and compares it with the rules in
 //! force. Accepted rules are on disk before they count, so the next start has them without the hub.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,16 +17,16 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Report, TwinPart, TwinRules, version_of};
 use crate::message::format_time;
-use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinConnection, twin_key};
+use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinConnection};
 use crate::session::{PublishError, Upstream};
 
-use super::outbox::Facts;
-use super::reload::READ_LIMIT;
-use super::sessions::Sessions;
-use super::{Agent, writes_twin};
+use super::desk::Desk;
+use super::new_rules;
+use super::reports::Facts;
+use super::sessions::{PublishId, Sessions, writes_twin};
 
-/// The ticket of a request for the twin. The outbox has tickets of its own.
-pub(super) const READ: u64 = u64::MAX - 1;
+/// How long a read or a write of the configuration may take, because its disk may hang.
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// The shortest time between two requests.
 const REST: Duration = Duration::from_secs(1);
 /// How long to wait after a request that failed, or that the hub was too busy for.
@@ -36,7 +35,7 @@ const BUSY_REST: Duration = Duration::from_secs(5);
 const LONG_REST: Duration = Duration::from_secs(60);
 
 /// How the agent follows the rules of its twin.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TwinRulesState {
     /// Whether the twin is written, so that there is a place for an answer.
     follows: bool,
@@ -52,7 +51,7 @@ pub(super) struct TwinRulesState {
     not_before: Option<Instant>,
     judging: Option<Judging>,
     /// A check that hangs on the disk. It may still write the file later, so no other check may write before it ends.
-    hung: Option<JoinHandle<Verdict>>,
+    hung: Option<JoinHandle<TwinVerdict>>,
     /// The rules in the file.
     kept: TwinRules,
     /// Whether the kept rules are in force. Also true if there are none.
@@ -67,13 +66,13 @@ pub(super) struct TwinRulesState {
 #[derive(Debug)]
 struct Judging {
     rules: TwinRules,
-    task: JoinHandle<Verdict>,
+    task: JoinHandle<TwinVerdict>,
     deadline: Instant,
 }
 
 /// The result of a check of desired rules.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum TwinVerdict {
     /// They are in the file. Has the configuration that includes them, and the warnings about them.
     Taken(Box<(Config, Report)>),
     /// They have problems.
@@ -84,21 +83,7 @@ pub(super) enum Verdict {
 
 impl TwinRulesState {
     pub(super) fn new(config: &Config, part: TwinPart) -> Self {
-        let mut state = Self {
-            follows: false,
-            connected: false,
-            wanted: false,
-            asked: false,
-            complained: false,
-            asked_at: None,
-            not_before: None,
-            judging: None,
-            hung: None,
-            kept: TwinRules::default(),
-            in_force: true,
-            told: None,
-            digest: String::new(),
-        };
+        let mut state = Self { in_force: true, ..Self::default() };
         state.configured(config, part);
         state
     }
@@ -180,7 +165,12 @@ impl TwinRulesState {
     }
 
     /// Checks rules on a thread where that may block.
-    fn judge(&mut self, rules: TwinRules, now: Instant, judge: impl FnOnce() -> Verdict + Send + 'static) {
+    fn judge(
+        &mut self,
+        rules: TwinRules,
+        now: Instant,
+        judge: impl FnOnce() -> TwinVerdict + Send + 'static,
+    ) {
         self.hung.take_if(|hung| hung.is_finished());
         let hangs = self.hung.is_some();
         let task = tokio::task::spawn_blocking(move || if hangs { stuck_on_disk() } else { judge() });
@@ -196,37 +186,46 @@ impl TwinRulesState {
         Some(rules)
     }
 
+    /// Requests the twin if it may have changed.
+    pub(super) fn follow(&mut self, sessions: &Sessions, now: Instant) {
+        if self.not_before.is_none_or(|at| at <= now) && self.may_ask() {
+            (self.wanted, self.asked) = (false, true);
+            (self.asked_at, self.not_before) = (Some(now), Some(now + REST));
+            sessions.publish(PublishId::TWIN_READ, Upstream::ReadTwin);
+        }
+    }
+
     /// When to look at the twin again.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.may_ask())
     }
 
     /// Waits until the check has ended. If there is none, it waits for ever. Cancel safe.
-    pub(super) async fn next(&mut self) -> Verdict {
+    pub(super) async fn next(&mut self) -> TwinVerdict {
         let Some(Judging { task, deadline, .. }) = &mut self.judging else {
             return std::future::pending().await;
         };
         match tokio::time::timeout_at(*deadline, task).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(defect)) => {
-                Verdict::Stuck(format!("they could not be checked ({defect}): please report this"))
+                TwinVerdict::Stuck(format!("they could not be checked ({defect}): please report this"))
             }
             Err(_elapsed) => stuck_on_disk(),
         }
     }
 }
 
-fn stuck_on_disk() -> Verdict {
-    Verdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
+fn stuck_on_disk() -> TwinVerdict {
+    TwinVerdict::Stuck(format!("they could not be saved within {} s: the disk hangs", READ_LIMIT.as_secs()))
 }
 
 /// Checks rules, and saves those that are right. Blocks.
-fn judge(config: &Config, rules: &TwinRules) -> Verdict {
+fn judge(config: &Config, rules: &TwinRules) -> TwinVerdict {
     match config.with_twin(rules) {
-        Err(report) => Verdict::Refused(report),
+        Err(report) => TwinVerdict::Refused(report),
         Ok(taken) => match rules.store(&TwinRules::file(&config.inbox.path)) {
-            Ok(()) => Verdict::Taken(Box::new(taken)),
-            Err(reason) => Verdict::Stuck(reason),
+            Ok(()) => TwinVerdict::Taken(Box::new(taken)),
+            Err(reason) => TwinVerdict::Stuck(reason),
         },
     }
 }
@@ -248,134 +247,113 @@ fn log_warnings(warnings: &Report) {
     }
 }
 
-impl Agent {
-    /// Whether the agent may read the twin now: it is not stopping, and no reload is being read.
-    pub(super) fn may_follow_twin(&self) -> bool {
-        !self.stopping && !self.reader.is_reading()
+/// Handles the answer to the request for the twin. `reading`: whether a reload is being read.
+pub(super) fn answered(
+    desk: &mut Desk,
+    twin: &mut TwinRulesState,
+    reading: bool,
+    result: Result<Bytes, PublishError>,
+) {
+    let now = Instant::now();
+    twin.asked = false;
+    let body = match result {
+        Ok(body) => body,
+        Err(PublishError::Refused(status)) => {
+            if !std::mem::replace(&mut twin.complained, true) {
+                tracing::warn!(status, "the hub refused to send the twin: the agent asks again every minute");
+            }
+            return twin.again_after(LONG_REST, now);
+        }
+        Err(error) => {
+            tracing::debug!(%error, "asking for the twin again");
+            return twin.again_after(BUSY_REST, now);
+        }
+    };
+    twin.complained = false;
+    let properties: Value = match serde_json::from_slice(&body) {
+        Ok(properties) => properties,
+        Err(error) => {
+            tracing::warn!(%error, "the hub sent a twin that is not JSON: the agent asks again");
+            return twin.again_after(LONG_REST, now);
+        }
+    };
+    let Some(desired) = properties.get("desired").filter(|desired| desired.is_object()) else {
+        tracing::warn!("the hub sent a twin without desired properties: the agent asks again");
+        return twin.again_after(LONG_REST, now);
+    };
+    desk.reports.keep_known(&desk.rules, &properties["reported"]);
+    if twin.is_judging() || reading {
+        return twin.again_after(REST, now);
     }
+    look_at_desired(desk, twin, desired, now);
+}
 
-    /// Requests the twin if it may have changed.
-    pub(super) fn follow_twin(&mut self, now: Instant) {
-        let over = self.twin.not_before.is_none_or(|at| at <= now);
-        if over && self.twin.may_ask() && self.may_follow_twin() {
-            (self.twin.wanted, self.twin.asked) = (false, true);
-            (self.twin.asked_at, self.twin.not_before) = (Some(now), Some(now + REST));
-            self.sessions.publish(READ, Upstream::ReadTwin);
+fn look_at_desired(desk: &mut Desk, twin: &mut TwinRulesState, desired: &Value, now: Instant) {
+    let rules = match TwinRules::from_desired(desired) {
+        Ok(rules) => rules,
+        Err(problems) => {
+            let version = version_of(desired);
+            log_refused(version, problems.iter().cloned());
+            return tell(desk, twin, DesiredReport::refused(version, problems));
+        }
+    };
+    if twin.in_force && rules.texts == twin.kept.texts {
+        twin.kept.version = rules.version;
+        return tell(desk, twin, DesiredReport::applied(rules.version));
+    }
+    let (config, judged) = (desk.rules.config().clone(), rules.clone());
+    twin.judge(rules, now, move || judge(&config, &judged));
+}
+
+/// Applies the rules that were checked, or goes on without them.
+pub(super) fn judged(desk: &mut Desk, twin: &mut TwinRulesState, verdict: TwinVerdict) {
+    let Some(rules) = twin.judged() else { return };
+    let version = rules.version;
+    match verdict {
+        TwinVerdict::Taken(taken) => {
+            let (config, warnings) = *taken;
+            log_warnings(&warnings);
+            let planned_anew = new_rules::apply(desk, config);
+            let config = desk.rules.config();
+            let rules_of_twin = config.twin_rules.len();
+            tracing::info!(version, rules = rules_of_twin, planned_anew, "applied the rules of the twin");
+            (twin.kept, twin.in_force) = (rules, true);
+            twin.digest = config.digest();
+            tell(desk, twin, DesiredReport::applied(version));
+        }
+        TwinVerdict::Refused(report) => {
+            log_refused(version, report.problem_lines());
+            tell(desk, twin, DesiredReport::refused(version, report.problem_lines()));
+        }
+        TwinVerdict::Stuck(reason) => {
+            tracing::error!(version, reason, "rules of the twin cannot be applied now");
+            twin.again_after(LONG_REST, Instant::now());
+            let problem = format!("{reason}; the device tries again");
+            tell(desk, twin, DesiredReport::refused(version, [problem]));
         }
     }
+}
 
-    /// Handles the answer to the request for the twin.
-    pub(super) fn twin_read(&mut self, result: Result<Bytes, PublishError>) {
-        let now = Instant::now();
-        self.twin.asked = false;
-        let body = match result {
-            Ok(body) => body,
-            Err(PublishError::Refused(status)) => {
-                if !std::mem::replace(&mut self.twin.complained, true) {
-                    tracing::warn!(
-                        status,
-                        "the hub refused to send the twin: the agent asks again every minute"
-                    );
-                }
-                return self.twin.again_after(LONG_REST, now);
-            }
-            Err(error) => {
-                tracing::debug!(%error, "asking for the twin again");
-                return self.twin.again_after(BUSY_REST, now);
-            }
-        };
-        self.twin.complained = false;
-        let twin: Value = match serde_json::from_slice(&body) {
-            Ok(twin) => twin,
-            Err(error) => {
-                tracing::warn!(%error, "the hub sent a twin that is not JSON: the agent asks again");
-                return self.twin.again_after(LONG_REST, now);
-            }
-        };
-        let Some(desired) = twin.get("desired").filter(|desired| desired.is_object()) else {
-            tracing::warn!("the hub sent a twin without desired properties: the agent asks again");
-            return self.twin.again_after(LONG_REST, now);
-        };
-        self.forget_rules(&twin["reported"]);
-        if self.twin.is_judging() || self.reader.is_reading() {
-            return self.twin.again_after(REST, now);
-        }
-        self.look_at_desired(desired, now);
-    }
+fn tell(desk: &mut Desk, twin: &mut TwinRulesState, report: DesiredReport) {
+    twin.told = Some(report);
+    desk.reports.look_again();
+}
 
-    fn look_at_desired(&mut self, desired: &Value, now: Instant) {
-        let rules = match TwinRules::from_desired(desired) {
-            Ok(rules) => rules,
-            Err(problems) => {
-                let version = version_of(desired);
-                log_refused(version, problems.iter().cloned());
-                return self.tell_of_desired(DesiredReport::refused(version, problems));
-            }
-        };
-        if self.twin.in_force && rules.texts == self.twin.kept.texts {
-            self.twin.kept.version = rules.version;
-            return self.tell_of_desired(DesiredReport::applied(rules.version));
-        }
-        let (config, judged) = (self.config.clone(), rules.clone());
-        self.twin.judge(rules, now, move || judge(&config, &judged));
-    }
-
-    /// Applies the rules that were checked, or goes on without them.
-    pub(super) fn twin_judged(&mut self, verdict: Verdict) {
-        let Some(rules) = self.twin.judged() else { return };
-        match verdict {
-            Verdict::Taken(taken) => {
-                let (config, warnings) = *taken;
-                log_warnings(&warnings);
-                self.config = config;
-                let planned_anew = self.use_rules();
-                let (version, rules_of_twin) = (rules.version, self.config.twin_rules.len());
-                tracing::info!(version, rules = rules_of_twin, planned_anew, "applied the rules of the twin");
-                (self.twin.kept, self.twin.in_force) = (rules, true);
-                self.twin.digest = self.config.digest();
-                self.tell_of_desired(DesiredReport::applied(version));
-            }
-            Verdict::Refused(report) => {
-                log_refused(rules.version, report.problem_lines());
-                self.tell_of_desired(DesiredReport::refused(rules.version, report.problem_lines()));
-            }
-            Verdict::Stuck(reason) => {
-                tracing::error!(version = rules.version, reason, "rules of the twin cannot be applied now");
-                self.twin.again_after(LONG_REST, Instant::now());
-                let problem = format!("{reason}; the device tries again");
-                self.tell_of_desired(DesiredReport::refused(rules.version, [problem]));
-            }
-        }
-    }
-
-    /// Removes rules that no longer report in the twin, from it and from `reported`, which is what the hub has.
-    pub(super) fn forget_rules(&mut self, reported: &Value) {
-        let reporting = self.rules.values().filter(|rule| rule.policy.reports.twin);
-        let known: BTreeSet<String> = reporting.map(|rule| twin_key(&rule.name)).collect();
-        self.outbox.keep_known(|key| known.contains(key), reported);
-    }
-
-    fn tell_of_desired(&mut self, report: DesiredReport) {
-        self.twin.told = Some(report);
-        self.outbox.look_again();
-    }
-
-    /// Brings up to date what the twin shows of the agent itself.
-    pub(super) fn show_in_twin(&mut self) {
-        let sight = self.board.sight(Sessions::speaker(&self.config)).filter(|sight| sight.is_connected());
-        let connection = sight.map(|sight| TwinConnection {
-            state: "connected".to_owned(),
-            transport: sight.connection.transport.clone(),
-            since: format_time(sight.connection.since),
-        });
-        let pins = self.machine.actions.pin_states().into_iter();
-        self.outbox.show(Facts {
-            configuration: self.twin.digest.clone(),
-            connection,
-            pins: pins.map(|(pin, state)| (pin, state.to_string())).collect(),
-            desired: self.twin.told().cloned(),
-        });
-    }
+/// Brings up to date what the twin shows of the agent itself.
+pub(super) fn show(desk: &mut Desk, twin: &TwinRulesState) {
+    let speaker = Sessions::speaker(desk.rules.config());
+    let view = desk.watch.board.connection(speaker).filter(|view| view.is_connected());
+    let connection = view.map(|view| TwinConnection {
+        state: "connected".to_owned(),
+        transport: view.status.transport.clone(),
+        since: format_time(view.status.since),
+    });
+    desk.reports.show(Facts {
+        configuration: twin.digest.clone(),
+        connection,
+        pins: desk.machine.pins().collect(),
+        desired: twin.told().cloned(),
+    });
 }
 
 #[cfg(test)]
@@ -423,11 +401,10 @@ mod tests {
         let (release, hangs) = mpsc::sync_channel::<()>(0);
         twin.judge(TwinRules::default(), now, move || {
             assert!(hangs.recv().is_err(), "the other end goes");
-            Verdict::Stuck("late".into())
+            TwinVerdict::Stuck("late".into())
         });
         tokio::time::advance(READ_LIMIT + Duration::from_secs(1)).await;
-        let hung =
-            |verdict: Verdict| matches!(verdict, Verdict::Stuck(reason) if reason.contains("the disk hangs"));
+        let hung = |verdict: TwinVerdict| matches!(verdict, TwinVerdict::Stuck(reason) if reason.contains("the disk hangs"));
         assert!(hung(twin.next().await));
         assert!(twin.judged().is_some() && !twin.is_judging());
         twin.judge(TwinRules::default(), Instant::now(), || panic!("two write at once"));
@@ -435,8 +412,8 @@ mod tests {
         assert!(twin.judged().is_some());
         drop(release);
         let hung = twin.hung.take().unwrap();
-        assert!(matches!(hung.await, Ok(Verdict::Stuck(reason)) if reason == "late"));
-        twin.judge(TwinRules::default(), Instant::now(), || Verdict::Stuck("in time".into()));
-        assert!(matches!(twin.next().await, Verdict::Stuck(reason) if reason == "in time"));
+        assert!(matches!(hung.await, Ok(TwinVerdict::Stuck(reason)) if reason == "late"));
+        twin.judge(TwinRules::default(), Instant::now(), || TwinVerdict::Stuck("in time".into()));
+        assert!(matches!(twin.next().await, TwinVerdict::Stuck(reason) if reason == "in time"));
     }
 }

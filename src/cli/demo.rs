@@ -125,7 +125,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
 
     let (observer, events) = mpsc::channel(EVENTS);
     let stop = CancellationToken::new();
-    let settings = agent::Settings {
+    let settings = agent::AgentSettings {
         reload: None,
         twin: config::TwinPart::Absent,
         config: config.clone(),

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use crate::agent::control::client::{Client, ClientError};
-use crate::agent::status::{Connection, ConnectionState};
+use crate::agent::status::{ConnectionState, ConnectionStatus};
 use crate::config::{self, counted};
 use crate::doctor::{self, Agent, Case, Check, Finding, Standing};
 
@@ -150,7 +150,7 @@ fn ask(socket: &Path) -> Agent {
 }
 
 /// Why the agent has no connection; `None` if it has one.
-fn why_away(connection: Connection) -> Option<String> {
+fn why_away(connection: ConnectionStatus) -> Option<String> {
     match connection.state {
         ConnectionState::Connected => None,
         ConnectionState::Connecting | ConnectionState::Disconnected => {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, anyhow};
 
 use crate::agent::control::client::Client;
-use crate::agent::status::{Connection, ConnectionState, Status};
+use crate::agent::status::{ConnectionState, ConnectionStatus, Status};
 
 use super::reach::settings;
 use super::shown::{Output, plain, since};
@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// The connections of the agent: as a device, as a module, or both.
-fn connections(status: &Status) -> impl Iterator<Item = &Connection> {
+fn connections(status: &Status) -> impl Iterator<Item = &ConnectionStatus> {
     std::iter::once(&status.connection).chain(status.module.as_ref().map(|module| &module.connection))
 }
 
@@ -85,7 +85,7 @@ fn illness(status: &Status, max_offline: Option<Duration>, now: SystemTime) -> O
         return Some(format!("the inbox: {}", plain(trouble)));
     }
     let limit = max_offline?;
-    let away = |connection: &&Connection| {
+    let away = |connection: &&ConnectionStatus| {
         let offline = now.duration_since(connection.since).unwrap_or_default();
         connection.state != ConnectionState::Connected && offline >= limit
     };
@@ -110,7 +110,7 @@ mod tests {
         serde_json::from_str(&text).unwrap()
     }
 
-    fn at(connection: &Connection, seconds: u64) -> SystemTime {
+    fn at(connection: &ConnectionStatus, seconds: u64) -> SystemTime {
         connection.since + Duration::from_secs(seconds)
     }
 

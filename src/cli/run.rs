@@ -64,7 +64,7 @@ struct Wishes {
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let path = args.config.clone();
     let env = |name: &str| std::env::var(name).ok();
-    let read: Arc<agent::Read> = Arc::new(move |remote| config::load_with(&path, remote, &env));
+    let read: Arc<agent::ReadConfig> = Arc::new(move |remote| config::load_with(&path, remote, &env));
     super::block_on(async {
         survive_file_size_limit()?;
         // Handled before the configuration is read: a signal must neither be lost nor end the process at once.
@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 async fn serve(
-    read: Arc<agent::Read>,
+    read: Arc<agent::ReadConfig>,
     wishes: mpsc::Receiver<()>,
     stop: CancellationToken,
     hurry: CancellationToken,
@@ -99,7 +99,8 @@ async fn serve(
         tracing::warn!("{warning}");
     }
     let reload = Some(agent::Reload { wishes, read });
-    let settings = agent::Settings { config, twin, clock: SystemTime::now, hurry, reload, observer: None };
+    let settings =
+        agent::AgentSettings { config, twin, clock: SystemTime::now, hurry, reload, observer: None };
     agent::run(settings, stop.cancelled()).await.map(|()| Exit::Done).map_err(failure)
 }
 

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::agent::control::client::ClientError;
-use crate::agent::status::{Connection, ConnectionState, Status};
+use crate::agent::status::{ConnectionState, ConnectionStatus, Status};
 use crate::config::counted;
 use crate::inbox::{Counts, InboxError};
 use crate::outcome::{DesiredReport, DesiredStatus, Totals};
@@ -176,7 +176,7 @@ fn of_twin(desired: &DesiredReport, rules: usize) -> Option<(&'static str, Strin
     }
 }
 
-fn connection(connection: &Connection, now: SystemTime) -> String {
+fn connection(connection: &ConnectionStatus, now: SystemTime) -> String {
     let state = match connection.state {
         ConnectionState::Connected => "connected",
         ConnectionState::Connecting => "connecting",
@@ -236,7 +236,7 @@ mod tests {
             configured: None,
             refused_reload: None,
             started: at("2026-11-23T21:18:01Z"),
-            connection: Connection {
+            connection: ConnectionStatus {
                 state: ConnectionState::Connected,
                 transport: Some("mqtt-ws".into()),
                 since: at("2026-11-23T21:30:05Z"),
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn an_agent_in_trouble_says_what_is_wrong() {
         let mut status = status();
-        status.connection = Connection {
+        status.connection = ConnectionStatus {
             state: ConnectionState::Disconnected,
             transport: None,
             since: at("2026-11-23T21:30:05Z"),

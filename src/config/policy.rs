@@ -9,7 +9,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use toml::de::DeValue;
 
-use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Rule, Settle, Step, TWIN_WAIT, Unmatched};
+use crate::rules::{OnCrash, OnFailure, Policy, Rate, ReportTo, Rule, Settle, Step, TWIN_WAIT, Unmatched};
 
 use super::field::{Field, shown};
 use super::key::{Absent, Form, Key, Span, Text, Whole, Words};
@@ -127,7 +127,7 @@ pub(super) struct Read {
 }
 
 /// Reads the keys of a rule's policy. `reports` is for a rule that does not say where its outcomes go.
-pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report) -> Read {
+pub(super) fn read(table: &mut Table<'_>, reports: ReportTo, report: &mut Report) -> Read {
     let mut policy = Policy { reports, ..Policy::default() };
     let timeout = table.take(&TIMEOUT);
     let settle = table.take(&SETTLE);
@@ -179,9 +179,9 @@ pub(super) fn read(table: &mut Table<'_>, reports: Reports, report: &mut Report)
 }
 
 /// Reads `[report]`: where the outcomes go for rules that do not say it themselves.
-pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report) -> Reports {
+pub(super) fn read_default_reports(field: Option<Field<'_>>, report: &mut Report) -> ReportTo {
     let Some(mut table) = field.and_then(|field| field.table("[report]", report)) else {
-        return Reports::default();
+        return ReportTo::default();
     };
     let outcomes = table.take(&OUTCOMES).and_then(|field| read_reports(&field, report));
     table.finish(report);
@@ -389,17 +389,17 @@ fn check_rate(policy: &Policy, field: &Field<'_>, report: &mut Report) {
 }
 
 /// `"none"`, `"telemetry"`, `"twin"`, or a list of the last two.
-fn read_reports(field: &Field<'_>, report: &mut Report) -> Option<Reports> {
+fn read_reports(field: &Field<'_>, report: &mut Report) -> Option<ReportTo> {
     let (telemetry, twin) =
-        (Reports { telemetry: true, twin: false }, Reports { telemetry: false, twin: true });
+        (ReportTo { telemetry: true, twin: false }, ReportTo { telemetry: false, twin: true });
     let words = [("telemetry", telemetry), ("twin", twin)];
     let DeValue::Array(_) = field.value.value else {
-        return field.word(&[words[0], words[1], ("none", Reports::default())], report);
+        return field.word(&[words[0], words[1], ("none", ReportTo::default())], report);
     };
     let each =
         field.array("a list", report)?.into_iter().map(|value| value.named(field.key).word(&words, report));
-    let each: Vec<Option<Reports>> = each.collect();
+    let each: Vec<Option<ReportTo>> = each.collect();
     let both =
-        |a: Reports, b: Reports| Reports { telemetry: a.telemetry | b.telemetry, twin: a.twin | b.twin };
-    each.into_iter().try_fold(Reports::default(), |sum, one| Some(both(sum, one?)))
+        |a: ReportTo, b: ReportTo| ReportTo { telemetry: a.telemetry | b.telemetry, twin: a.twin | b.twin };
+    each.into_iter().try_fold(ReportTo::default(), |sum, one| Some(both(sum, one?)))
 }

@@ -5,7 +5,7 @@
 use humantime::format_duration;
 use std::ops::Range;
 
-use crate::rules::{Door, Policy, Reports, Rule, Rules, Test};
+use crate::rules::{Door, Policy, ReportTo, Rule, Rules, Test};
 
 use super::conditions;
 use super::field::{Field, shown};
@@ -69,7 +69,7 @@ pub(super) struct Scope<'a> {
     /// The names of all pins.
     pub(super) pin_names: &'a [String],
     /// Where the outcomes go for rules that do not say it.
-    pub(super) reports: Reports,
+    pub(super) reports: ReportTo,
     /// The commands, and what the twin's rules may use.
     pub(super) twin: &'a TwinSettings,
     /// Which texts are the twin's.

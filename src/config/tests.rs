@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::message::C2dMessage;
-use crate::rules::{OnCrash, OnFailure, Policy, Rate, Reports, Settle, Unmatched};
+use crate::rules::{OnCrash, OnFailure, Policy, Rate, ReportTo, Settle, Unmatched};
 
 mod costliest;
 mod identities;
@@ -82,7 +82,7 @@ fn policy(keys: &str, steps: &str) -> Policy {
 
 #[test]
 fn a_policy_has_what_its_rule_says_and_defaults() {
-    let (telemetry, none) = (Reports { telemetry: true, twin: false }, Reports::default());
+    let (telemetry, none) = (ReportTo { telemetry: true, twin: false }, ReportTo::default());
     let lanes = vec!["rule:r".to_owned()];
     assert_eq!(policy("", ""), Policy { reports: telemetry, lanes: lanes.clone(), ..Policy::default() });
     let all = "settle = \"on-accept\"\non_crash = \"retry\"\nattempts = 3\nbackoff = \"5s\"\nmin_interval = \"2s\"\n\
@@ -105,7 +105,7 @@ fn a_policy_has_what_its_rule_says_and_defaults() {
     assert_eq!(inspected("unmatched = \"reject\"").unmatched, Unmatched::Reject);
     assert_eq!(
         policy("report = [\"twin\", \"telemetry\"]", "").reports,
-        Reports { telemetry: true, twin: true }
+        ReportTo { telemetry: true, twin: true }
     );
 }
 

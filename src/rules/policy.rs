@@ -31,7 +31,7 @@ pub struct Policy {
     /// How many actions may begin within a time. Further messages are refused.
     pub rate: Option<Rate>,
     /// Where outcomes are reported.
-    pub reports: Reports,
+    pub reports: ReportTo,
 }
 
 impl Default for Policy {
@@ -45,7 +45,7 @@ impl Default for Policy {
             lanes: Vec::new(),
             min_interval: None,
             rate: None,
-            reports: Reports::default(),
+            reports: ReportTo::default(),
         }
     }
 }
@@ -143,7 +143,7 @@ pub struct Rate {
 
 /// Where outcomes are reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reports {
+pub struct ReportTo {
     /// As a D2C message.
     pub telemetry: bool,
     /// In the twin's reported properties.

@@ -265,6 +265,8 @@ fn a_call_that_cannot_be_recorded_is_answered_so_at_once_and_does_not_run_when_t
     let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rules(dir.path()));
     let call = |method: &str| call(&emulator, &DEVICE, method, Some(r#"{"state": "on"}"#));
+    // The agent takes no call before its inbox is open.
+    assert_eq!(call("nothing").0, 404);
     limit_file_size(&agent.process, Some(0));
     // The first call finds out that the disk is full.
     for method in ["pump", "pump", "nothing"] {

@@ -44,7 +44,7 @@ fn run(config: PathBuf, string: &str, ca_file: &str, asked: Asked) {
     };
     let config = config::load(&config, &env).expect("a valid configuration");
     let (observer, mut events) = tokio::sync::mpsc::channel(100);
-    let settings = agent::Settings {
+    let settings = agent::AgentSettings {
         config,
         twin: TwinPart::Absent,
         clock: SystemTime::now,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::socket;
-use super::wire::{ANSWER_LIMIT, Answer, Call, MAX_ANSWER_BYTES, line};
+use super::wire::{ANSWER_LIMIT, ControlAnswer, ControlCall, MAX_ANSWER_BYTES, line};
 use crate::agent::status::Status;
 use crate::inbox::{Query, Reply};
 
@@ -85,10 +85,10 @@ impl Client {
     /// # Errors
     /// If it does not answer, or not as it should.
     pub(crate) fn status(&mut self) -> Result<Status, ClientError> {
-        match self.ask(&Call::Status {})? {
-            Answer::Status(status) => Ok(*status),
-            Answer::Error(sentence) => Err(ClientError::Agent(sentence)),
-            Answer::Reply(_) => Err(self.foreign("an answer to another question")),
+        match self.ask(&ControlCall::Status {})? {
+            ControlAnswer::Status(status) => Ok(*status),
+            ControlAnswer::Error(sentence) => Err(ClientError::Agent(sentence)),
+            ControlAnswer::Reply(_) => Err(self.foreign("an answer to another question")),
         }
     }
 
@@ -97,14 +97,14 @@ impl Client {
     /// # Errors
     /// If the agent does not answer, or not as it should.
     pub(crate) fn query(&mut self, query: Query) -> Result<Reply, ClientError> {
-        match self.ask(&Call::Query(query))? {
-            Answer::Reply(view) => Reply::try_from(*view).map_err(|error| self.foreign(error)),
-            Answer::Error(sentence) => Err(ClientError::Agent(sentence)),
-            Answer::Status(_) => Err(self.foreign("an answer to another question")),
+        match self.ask(&ControlCall::Query(query))? {
+            ControlAnswer::Reply(view) => Reply::try_from(*view).map_err(|error| self.foreign(error)),
+            ControlAnswer::Error(sentence) => Err(ClientError::Agent(sentence)),
+            ControlAnswer::Status(_) => Err(self.foreign("an answer to another question")),
         }
     }
 
-    fn ask(&mut self, call: &Call) -> Result<Answer, ClientError> {
+    fn ask(&mut self, call: &ControlCall) -> Result<ControlAnswer, ClientError> {
         let sent = self.stream.get_mut().write_all(&line(call));
         let mut text = Vec::new();
         // Read even if nothing could be sent: if there are too many clients, the agent says so and closes the

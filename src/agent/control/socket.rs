@@ -1,6 +1,6 @@
 //! The socket file: open to its owner only, known as stale or alive, removed at the end.
 //!
-//! Owns: the file. Must not know: what is sent over the socket.
+//! Owns: the file, and why it cannot be made. Must not know: what is sent over the socket.
 
 use std::fs;
 use std::io;
@@ -15,10 +15,44 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::ControlError;
-
 /// Clients that wait to be accepted. The kernel holds back any more.
 const BACKLOG: i32 = 16;
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// A running agent has it.
+    #[error(
+        "another agent listens on the control socket {0}: stop that agent, or give this one an [inbox] socket of its own"
+    )]
+    InUse(String),
+    /// Something else has this path. The agent must not remove it.
+    #[error("{0} is not a socket: move that file away, or set [inbox] socket to another path")]
+    NoSocket(String),
+    /// The path is longer than the kernel allows.
+    #[error(
+        "the path of the control socket {0} is too long: set [inbox] socket to a path of at most 107 bytes"
+    )]
+    TooLong(String),
+    /// The file system or the kernel refuses it.
+    #[error("the control socket {path} cannot be made ({source}): {remedy}")]
+    Refused { path: String, remedy: &'static str, source: io::Error },
+}
+
+impl ControlError {
+    pub(super) fn new(path: &Path, source: io::Error) -> Self {
+        let remedy = match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                "create its directory, or set [inbox] socket to a path in a directory that exists"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "let the agent's user write to its directory, or set [inbox] socket to another path"
+            }
+            _ => "set [inbox] socket to a path on another file system, such as one in /run",
+        };
+        Self::Refused { path: path.display().to_string(), remedy, source }
+    }
+}
 
 /// The socket file of this process. When this is dropped, the file is removed, unless another agent has replaced it.
 #[derive(Debug)]

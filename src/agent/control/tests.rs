@@ -11,8 +11,8 @@ use tokio::net::UnixStream;
 
 use super::client::{Client, ClientError};
 use super::*;
-use crate::agent::status::{ActionCounts, Connection, ConnectionState, InboxStatus};
-use crate::inbox::{Counts, Number, Record, Selector, Settled, State};
+use crate::agent::status::{ActionCounts, ConnectionState, ConnectionStatus, InboxStatus, Status};
+use crate::inbox::{Counts, Number, Query, Record, Reply, Selector, Settled, State};
 
 struct Place {
     _dir: TempDir,
@@ -26,7 +26,7 @@ fn place() -> Place {
 
 fn status() -> Status {
     let time = SystemTime::UNIX_EPOCH;
-    let connection = Connection {
+    let connection = ConnectionStatus {
         state: ConnectionState::Connected,
         transport: Some("mqtt-ws".to_owned()),
         since: time,
@@ -74,11 +74,11 @@ fn record(number: u64) -> Record {
 async fn agent(mut control: Control) {
     loop {
         match control.next().await {
-            Request::Status(answer) => drop(answer.send(status())),
-            Request::Query(Query::List { limit, .. }, answer) => {
+            ControlRequest::Status(answer) => drop(answer.send(status())),
+            ControlRequest::Query(Query::List { limit, .. }, answer) => {
                 drop(answer.send(Reply::Records(vec![record(limit as u64)])));
             }
-            Request::Query(query, answer) => drop(answer.send(Reply::Refused(format!("{query:?}")))),
+            ControlRequest::Query(query, answer) => drop(answer.send(Reply::Refused(format!("{query:?}")))),
         }
     }
 }
@@ -276,7 +276,10 @@ async fn an_agent_without_an_answer_is_told_apart_from_none() {
     let mut client = raw(&place.path).await;
     say(&mut client, "{\"query\":{\"retry\":\"m-1\"}}\n").await;
     let request = control.next().await;
-    assert!(matches!(&request, Request::Query(Query::Retry(Selector(id)), _) if id == "m-1"), "{request:?}");
+    assert!(
+        matches!(&request, ControlRequest::Query(Query::Retry(Selector(id)), _) if id == "m-1"),
+        "{request:?}"
+    );
     let answer = hear(&mut client).await;
     assert!(
         answer.contains("the inbox gave no answer within 10 s, and may still do what was asked"),
@@ -284,7 +287,7 @@ async fn an_agent_without_an_answer_is_told_apart_from_none() {
     );
     // The connection is still good.
     say(&mut client, "{\"status\":{}}\n").await;
-    let Request::Status(answer) = control.next().await else { panic!("a status is asked for") };
+    let ControlRequest::Status(answer) = control.next().await else { panic!("a status is asked for") };
     drop(answer);
     assert_eq!(hear(&mut client).await, "{\"error\":\"the agent is stopping\"}\n");
 }

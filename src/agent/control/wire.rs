@@ -29,7 +29,7 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// A request.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Call {
+pub(super) enum ControlCall {
     Status {},
     Query(Query),
 }
@@ -37,7 +37,7 @@ pub(super) enum Call {
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) enum Answer {
+pub(super) enum ControlAnswer {
     Status(Box<Status>),
     Reply(Box<ReplyView>),
     /// In one sentence.

@@ -87,7 +87,7 @@ fn single_values_and_lists_are_replaced_and_both_places_are_told() {
     let config = inspection.into_config().expect("valid");
     assert_eq!(config.gpio.interlocks, [["b", "c"]]);
     assert_eq!(config.gpio.pins["a"].line, Line::Number(4));
-    assert_eq!(config.reports, Reports { telemetry: false, twin: true });
+    assert_eq!(config.reports, ReportTo { telemetry: false, twin: true });
 }
 
 #[test]

@@ -16,78 +16,78 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn actions_of_one_lane_take_turns_in_order() {
     let mut all = Lanes::new(1, 1);
-    assert!(all.enter(1, &lanes(&[0]), Slot::None, owner()));
-    assert!(!all.enter(2, &lanes(&[0]), Slot::None, owner()));
-    assert!(!all.enter(3, &lanes(&[0]), Slot::None, owner()));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::None, owner()));
+    assert!(!all.enter(ActionId(2), &lanes(&[0]), Slot::None, owner()));
+    assert!(!all.enter(ActionId(3), &lanes(&[0]), Slot::None, owner()));
     assert_eq!(all.next(), None);
-    all.leave(1);
-    assert_eq!((all.next(), all.next()), (Some(2), None));
-    all.leave(2);
-    assert_eq!(all.next(), Some(3));
+    all.leave(ActionId(1));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(2)), None));
+    all.leave(ActionId(2));
+    assert_eq!(all.next(), Some(ActionId(3)));
 }
 
 #[test]
 fn a_slow_lane_does_not_hold_back_another() {
     let mut all = Lanes::new(2, 1);
-    assert!(all.enter(1, &lanes(&[0]), Slot::None, owner()));
-    assert!(all.enter(2, &lanes(&[1]), Slot::None, owner()));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::None, owner()));
+    assert!(all.enter(ActionId(2), &lanes(&[1]), Slot::None, owner()));
 }
 
 #[test]
 fn an_action_of_two_lanes_waits_for_both_and_holds_both() {
     let mut all = Lanes::new(2, 1);
-    assert!(all.enter(1, &lanes(&[0]), Slot::None, owner()));
-    assert!(!all.enter(2, &lanes(&[0, 1]), Slot::None, owner()));
-    assert!(!all.enter(3, &lanes(&[1]), Slot::None, owner()), "2 was first in lane 1");
-    all.leave(1);
-    assert_eq!((all.next(), all.next()), (Some(2), None));
-    all.leave(2);
-    assert_eq!(all.next(), Some(3));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::None, owner()));
+    assert!(!all.enter(ActionId(2), &lanes(&[0, 1]), Slot::None, owner()));
+    assert!(!all.enter(ActionId(3), &lanes(&[1]), Slot::None, owner()), "2 was first in lane 1");
+    all.leave(ActionId(1));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(2)), None));
+    all.leave(ActionId(2));
+    assert_eq!(all.next(), Some(ActionId(3)));
 }
 
 #[test]
 fn programs_wait_for_a_slot_and_others_do_not() {
     let mut all = Lanes::new(4, 1);
-    assert!(all.enter(1, &lanes(&[0]), Slot::Any, owner()));
-    assert!(!all.enter(2, &lanes(&[1]), Slot::Any, owner()));
-    assert!(!all.enter(3, &lanes(&[2]), Slot::Any, owner()));
-    assert!(all.enter(4, &lanes(&[3]), Slot::None, owner()));
-    all.pause(1);
-    assert_eq!((all.next(), all.next()), (Some(2), None));
-    assert!(!all.resume(1), "3 was first");
-    all.leave(2);
-    assert_eq!(all.next(), Some(3));
-    all.leave(3);
-    assert_eq!(all.next(), Some(1));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::Any, owner()));
+    assert!(!all.enter(ActionId(2), &lanes(&[1]), Slot::Any, owner()));
+    assert!(!all.enter(ActionId(3), &lanes(&[2]), Slot::Any, owner()));
+    assert!(all.enter(ActionId(4), &lanes(&[3]), Slot::None, owner()));
+    all.pause(ActionId(1));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(2)), None));
+    assert!(!all.resume(ActionId(1)), "3 was first");
+    all.leave(ActionId(2));
+    assert_eq!(all.next(), Some(ActionId(3)));
+    all.leave(ActionId(3));
+    assert_eq!(all.next(), Some(ActionId(1)));
 }
 
 #[test]
 fn who_needs_a_spare_slot_leaves_the_last_one_and_is_overtaken_for_it() {
     let mut all = Lanes::new(5, 2);
-    assert!(all.enter(1, &lanes(&[0]), Slot::Spare, owner()));
-    assert!(!all.enter(2, &lanes(&[1]), Slot::Spare, owner()), "one slot is left, and not for it");
-    assert!(all.enter(3, &lanes(&[2]), Slot::Any, owner()));
-    assert!(!all.enter(4, &lanes(&[3]), Slot::Any, owner()));
-    all.leave(3);
-    assert_eq!((all.next(), all.next()), (Some(4), None), "2 was first");
-    all.leave(4);
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::Spare, owner()));
+    assert!(!all.enter(ActionId(2), &lanes(&[1]), Slot::Spare, owner()), "one slot is left, and not for it");
+    assert!(all.enter(ActionId(3), &lanes(&[2]), Slot::Any, owner()));
+    assert!(!all.enter(ActionId(4), &lanes(&[3]), Slot::Any, owner()));
+    all.leave(ActionId(3));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(4)), None), "2 was first");
+    all.leave(ActionId(4));
     assert_eq!(all.next(), None);
-    all.leave(1);
-    assert_eq!(all.next(), Some(2));
+    all.leave(ActionId(1));
+    assert_eq!(all.next(), Some(ActionId(2)));
     let mut one = Lanes::new(1, 1);
-    assert!(one.enter(1, &lanes(&[0]), Slot::Spare, owner()), "there is none to spare");
+    assert!(one.enter(ActionId(1), &lanes(&[0]), Slot::Spare, owner()), "there is none to spare");
 }
 
 #[test]
 fn one_that_leaves_from_the_middle_lets_the_others_keep_their_order() {
     let mut all = Lanes::new(1, 1);
-    assert!(all.enter(1, &lanes(&[0]), Slot::None, owner()));
-    all.enter(2, &lanes(&[0]), Slot::None, owner());
-    all.enter(3, &lanes(&[0]), Slot::None, owner());
-    all.leave(2);
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::None, owner()));
+    all.enter(ActionId(2), &lanes(&[0]), Slot::None, owner());
+    all.enter(ActionId(3), &lanes(&[0]), Slot::None, owner());
+    all.leave(ActionId(2));
     assert_eq!(all.next(), None);
-    all.leave(1);
-    assert_eq!(all.next(), Some(3));
+    all.leave(ActionId(1));
+    assert_eq!(all.next(), Some(ActionId(3)));
 }
 
 #[test]
@@ -95,47 +95,47 @@ fn what_the_twin_makes_an_owner_wait_ends_in_time_and_keeps_its_order() {
     let (mut all, start) = (Lanes::new(1, 1), Instant::now());
     let at = |seconds: u32| start + SECOND * seconds;
     let twin = Whose::Twin(SECOND * 20);
-    assert!(all.enter(1, &lanes(&[0]), Slot::None, twin));
-    assert!(!all.enter(2, &lanes(&[0]), Slot::None, twin));
-    assert!(!all.enter(3, &lanes(&[0]), Slot::None, twin));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::None, twin));
+    assert!(!all.enter(ActionId(2), &lanes(&[0]), Slot::None, twin));
+    assert!(!all.enter(ActionId(3), &lanes(&[0]), Slot::None, twin));
     assert_eq!((all.wake(), all.late(at(1000))), (None, vec![]), "no one of the owner's is there");
-    assert!(!all.enter(4, &lanes(&[0]), Slot::None, Whose::Owner(at(5))));
-    assert!(!all.enter(5, &lanes(&[0]), Slot::None, twin), "behind it");
-    all.leave(1);
-    assert_eq!((all.next(), all.next()), (Some(2), None), "it is in time");
+    assert!(!all.enter(ActionId(4), &lanes(&[0]), Slot::None, Whose::Owner(at(5))));
+    assert!(!all.enter(ActionId(5), &lanes(&[0]), Slot::None, twin), "behind it");
+    all.leave(ActionId(1));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(2)), None), "it is in time");
     assert_eq!(all.wake(), Some(at(35)), "3 must begin by then to end within 50 s of 5");
     assert!(all.late(at(34)).is_empty());
-    assert_eq!(all.late(at(35)), [3]);
-    all.leave(3);
+    assert_eq!(all.late(at(35)), [ActionId(3)]);
+    all.leave(ActionId(3));
     assert_eq!((all.wake(), all.late(at(1000))), (None, vec![]), "2 has begun, and 5 is behind");
-    all.leave(2);
-    assert_eq!((all.next(), all.next()), (Some(4), None));
+    all.leave(ActionId(2));
+    assert_eq!((all.next(), all.next()), (Some(ActionId(4)), None));
 }
 
 #[test]
 fn one_of_the_twin_that_the_owner_may_wait_for_keeps_its_slot_in_a_pause() {
     let mut all = Lanes::new(4, 3);
-    assert!(all.enter(1, &lanes(&[0]), Slot::Spare, Whose::Twin(TWIN_WAIT)));
-    assert!(all.enter(2, &lanes(&[1]), Slot::Spare, Whose::Twin(TWIN_WAIT + SECOND)));
-    all.pause(1);
-    all.pause(2);
-    assert!(all.enter(3, &lanes(&[2]), Slot::Any, owner()));
-    assert!(!all.enter(4, &lanes(&[3]), Slot::Spare, Whose::Twin(SECOND)), "the last one is free");
-    assert!(all.resume(1));
-    assert!(!all.resume(2));
+    assert!(all.enter(ActionId(1), &lanes(&[0]), Slot::Spare, Whose::Twin(TWIN_WAIT)));
+    assert!(all.enter(ActionId(2), &lanes(&[1]), Slot::Spare, Whose::Twin(TWIN_WAIT + SECOND)));
+    all.pause(ActionId(1));
+    all.pause(ActionId(2));
+    assert!(all.enter(ActionId(3), &lanes(&[2]), Slot::Any, owner()));
+    assert!(!all.enter(ActionId(4), &lanes(&[3]), Slot::Spare, Whose::Twin(SECOND)), "the last one is free");
+    assert!(all.resume(ActionId(1)));
+    assert!(!all.resume(ActionId(2)));
 }
 
 #[test]
 fn what_had_its_turn_before_the_lanes_were_made_anew_has_it_still() {
     let mut all = Lanes::new(2, 1);
-    all.enter_again(1, &lanes(&[0]), Slot::Any, owner());
-    all.enter_again(2, &lanes(&[1]), Slot::Spare, Whose::Twin(TWIN_WAIT));
-    assert!(!all.enter(3, &lanes(&[1]), Slot::Any, Whose::Owner(Instant::now())));
+    all.enter_again(ActionId(1), &lanes(&[0]), Slot::Any, owner());
+    all.enter_again(ActionId(2), &lanes(&[1]), Slot::Spare, Whose::Twin(TWIN_WAIT));
+    assert!(!all.enter(ActionId(3), &lanes(&[1]), Slot::Any, Whose::Owner(Instant::now())));
     assert_eq!(all.wake(), None);
-    all.leave(2);
+    all.leave(ActionId(2));
     assert_eq!(all.next(), None, "there were two in one slot");
-    all.leave(1);
-    assert_eq!(all.next(), Some(3));
+    all.leave(ActionId(1));
+    assert_eq!(all.next(), Some(ActionId(3)));
 }
 
 proptest! {
@@ -147,19 +147,19 @@ proptest! {
         picks in proptest::collection::vec(any::<prop::sample::Index>(), 200),
     ) {
         let mut all = Lanes::new(4, slots);
-        let (mut running, mut ended): (Vec<Ticket>, Vec<Ticket>) = (Vec::new(), Vec::new());
+        let (mut running, mut ended): (Vec<ActionId>, Vec<ActionId>) = (Vec::new(), Vec::new());
         let sets: Vec<Arc<[Lane]>> = actions.iter().map(|(set, _)| set.iter().copied().collect()).collect();
-        for (ticket, (_, child)) in actions.iter().enumerate() {
+        for (nth, (_, child)) in actions.iter().enumerate() {
             let needs = if *child { Slot::Any } else { Slot::None };
-            if all.enter(ticket as Ticket, &sets[ticket], needs, owner()) {
-                running.push(ticket as Ticket);
+            if all.enter(ActionId(nth as u64), &sets[nth], needs, owner()) {
+                running.push(ActionId(nth as u64));
             }
         }
         for pick in picks {
             running.extend(std::iter::from_fn(|| all.next()));
-            let children = running.iter().filter(|ticket| actions[**ticket as usize].1).count();
+            let children = running.iter().filter(|id| actions[id.0 as usize].1).count();
             prop_assert!(children <= slots);
-            let mut held: Vec<Lane> = running.iter().flat_map(|ticket| sets[*ticket as usize].to_vec()).collect();
+            let mut held: Vec<Lane> = running.iter().flat_map(|id| sets[id.0 as usize].to_vec()).collect();
             let all_held = held.len();
             held.sort_unstable();
             held.dedup();
@@ -167,9 +167,9 @@ proptest! {
             if running.is_empty() {
                 break;
             }
-            let ticket = running.remove(pick.index(running.len()));
-            all.leave(ticket);
-            ended.push(ticket);
+            let id = running.remove(pick.index(running.len()));
+            all.leave(id);
+            ended.push(id);
         }
         prop_assert_eq!(ended.len(), actions.len());
     }
@@ -184,9 +184,9 @@ proptest! {
         let waits = simulated(&arrivals, slots);
         // While it waits, some action always runs or pauses. So the rest of the wait comes from the owner's actions.
         let owners: Duration = arrivals.iter().filter(|one| !one.of_twin).map(Arrival::longest).sum();
-        for (ticket, one) in arrivals.iter().enumerate().filter(|(_, one)| !one.of_twin) {
-            let wait = waits[ticket];
-            prop_assert!(wait.is_some_and(|wait| wait <= TWIN_WAIT + owners), "{ticket} {one:?} waited {wait:?}");
+        for (nth, one) in arrivals.iter().enumerate().filter(|(_, one)| !one.of_twin) {
+            let wait = waits[nth];
+            prop_assert!(wait.is_some_and(|wait| wait <= TWIN_WAIT + owners), "{nth} {one:?} waited {wait:?}");
         }
     }
 }
@@ -255,26 +255,26 @@ fn simulated(arrivals: &[Arrival], slots: usize) -> Vec<Option<Duration>> {
     let (mut all, start) = (Lanes::new(4, slots), Instant::now());
     let mut events = std::collections::BTreeSet::new();
     let mut now = start;
-    for (ticket, one) in arrivals.iter().enumerate() {
+    for (nth, one) in arrivals.iter().enumerate() {
         now += one.gap;
-        events.insert((now, What::Arrives, ticket));
+        events.insert((now, What::Arrives, nth));
     }
     let mut waits: Vec<Option<Duration>> = vec![Some(Duration::ZERO); arrivals.len()];
     let (mut since, mut attempt) = (vec![start; arrivals.len()], vec![0usize; arrivals.len()]);
     while let Some(now) = events.first().map(|(at, ..)| *at).into_iter().chain(all.wake()).min() {
-        for ticket in all.late(now) {
-            assert!(arrivals[ticket as usize].of_twin);
-            waits[ticket as usize] = None;
-            all.leave(ticket);
+        for id in all.late(now) {
+            assert!(arrivals[id.0 as usize].of_twin);
+            waits[id.0 as usize] = None;
+            all.leave(id);
         }
         let mut begins = Vec::new();
-        if let Some((at, what, ticket)) = events.first().copied().filter(|(at, ..)| *at <= now) {
-            events.remove(&(at, what, ticket));
-            let one = &arrivals[ticket];
-            let id = ticket as Ticket;
+        if let Some((at, what, nth)) = events.first().copied().filter(|(at, ..)| *at <= now) {
+            events.remove(&(at, what, nth));
+            let one = &arrivals[nth];
+            let id = ActionId(nth as u64);
             match what {
                 What::Arrives => {
-                    since[ticket] = now;
+                    since[nth] = now;
                     let whose = if one.of_twin { Whose::Twin(one.longest()) } else { Whose::Owner(now) };
                     let needs = match (one.child, one.of_twin) {
                         (false, _) => Slot::None,
@@ -283,23 +283,23 @@ fn simulated(arrivals: &[Arrival], slots: usize) -> Vec<Option<Duration>> {
                     };
                     begins.extend(all.enter(id, &one.lanes, needs, whose).then_some(id));
                 }
-                What::AttemptEnds if attempt[ticket] + 1 < one.attempts.len() => {
+                What::AttemptEnds if attempt[nth] + 1 < one.attempts.len() => {
                     all.pause(id);
-                    events.insert((now + one.attempts[attempt[ticket]].1, What::Rested, ticket));
-                    attempt[ticket] += 1;
+                    events.insert((now + one.attempts[attempt[nth]].1, What::Rested, nth));
+                    attempt[nth] += 1;
                 }
                 What::AttemptEnds => all.leave(id),
                 What::Rested => {
-                    since[ticket] = now;
+                    since[nth] = now;
                     begins.extend(all.resume(id).then_some(id));
                 }
             }
         }
         begins.extend(std::iter::from_fn(|| all.next()));
         for id in begins {
-            let ticket = id as usize;
-            waits[ticket] = waits[ticket].map(|before| before + (now - since[ticket]));
-            events.insert((now + arrivals[ticket].attempts[attempt[ticket]].0, What::AttemptEnds, ticket));
+            let nth = id.0 as usize;
+            waits[nth] = waits[nth].map(|before| before + (now - since[nth]));
+            events.insert((now + arrivals[nth].attempts[attempt[nth]].0, What::AttemptEnds, nth));
         }
     }
     assert!(all.members.is_empty(), "all have left");

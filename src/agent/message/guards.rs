@@ -15,7 +15,7 @@ use crate::rules::Policy;
 
 /// When actions began, by rule.
 #[derive(Debug, Default)]
-pub(super) struct Guards {
+pub(crate) struct Guards {
     begun: HashMap<String, VecDeque<SystemTime>>,
 }
 
@@ -24,7 +24,7 @@ impl Guards {
     ///
     /// # Errors
     /// Why not, in one sentence.
-    pub(super) fn check(&self, rule: &str, policy: &Policy, now: SystemTime) -> Result<(), String> {
+    pub(crate) fn check(&self, rule: &str, policy: &Policy, now: SystemTime) -> Result<(), String> {
         let Some(begun) = self.begun.get(rule) else { return Ok(()) };
         let ago = |at: &SystemTime| now.duration_since(*at).ok();
         if let Some(interval) = policy.min_interval
@@ -50,7 +50,7 @@ impl Guards {
     }
 
     /// Records that an action of the rule begins.
-    pub(super) fn begin(&mut self, rule: &str, policy: &Policy, now: SystemTime) {
+    pub(crate) fn begin(&mut self, rule: &str, policy: &Policy, now: SystemTime) {
         let kept = policy.rate.map_or(1, |rate| rate.count as usize);
         if !policy.is_guarded() {
             return;

@@ -1,4 +1,4 @@
-//! The outbox: outcomes on their way to the hub.
+//! Reports: outcomes on their way to the hub.
 //!
 //! Owns: when a report is published, and published again after a lost connection; the state that the twin shows. Must
 //! not know: MQTT, files. Reports wait in the inbox's file, and the twin's state can be rebuilt from it.
@@ -7,8 +7,7 @@
 //! a connection is lost before the answer, the report is sent again with the same message id. The twin is patched at
 //! most once a second, with the state of that moment.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -19,11 +18,11 @@ use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID,
 use crate::outcome::{
     DesiredReport, Gone, LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinConnection, TwinReport,
 };
-use crate::rules::Reports;
+use crate::rules::ReportTo;
 use crate::session::{PublishError, Upstream};
 
-use super::hand::RuleFacts;
-use super::sessions::Sessions;
+use super::rulebook::Rulebook;
+use super::sessions::{PublishId, Sessions};
 
 /// Most telemetry reports under way at once: two of the session's eight places are for the twin.
 const AT_ONCE: usize = 6;
@@ -35,15 +34,13 @@ const TWIN_REST: Duration = Duration::from_secs(1);
 const BUSY_REST: Duration = Duration::from_secs(5);
 /// How long to wait after a refusal.
 const LONG_REST: Duration = Duration::from_secs(60);
-/// The ticket of the twin's patch. Telemetry uses the numbers of the reports.
-const TWIN: u64 = u64::MAX;
 
 /// What waits for the hub.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct Reports {
     connected: bool,
     telemetry: Telemetry,
-    twin: Option<Twin>,
+    twin: Option<TwinState>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +57,7 @@ struct Telemetry {
 }
 
 #[derive(Debug)]
-struct Twin {
+struct TwinState {
     report: TwinReport,
     /// What the patch under way removes from the twin.
     forgetting: Gone,
@@ -84,7 +81,7 @@ pub(super) struct Facts {
     pub(super) desired: Option<DesiredReport>,
 }
 
-impl Default for Twin {
+impl Default for TwinState {
     fn default() -> Self {
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         Self {
@@ -99,10 +96,37 @@ impl Default for Twin {
     }
 }
 
-impl Outbox {
+impl TwinState {
+    /// The hub answered a patch, or the answer is lost.
+    fn published(&mut self, result: &Result<(), PublishError>, now: Instant) {
+        self.under_way = false;
+        let forgetting = std::mem::take(&mut self.forgetting);
+        if result.is_err() {
+            self.report.gone.rules.extend(forgetting.rules);
+            self.report.gone.pins.extend(forgetting.pins);
+        }
+        match result {
+            Ok(()) => {}
+            Err(PublishError::Refused(status)) => {
+                tracing::warn!(
+                    status,
+                    "the hub refused the report in the twin: the agent tries again with the next change"
+                );
+                self.not_before = Some(now + LONG_REST);
+            }
+            Err(error @ (PublishError::Lost | PublishError::Busy(_))) => {
+                tracing::debug!(%error, "the twin is patched again");
+                self.changed = true;
+                self.not_before = Some(now + BUSY_REST);
+            }
+        }
+    }
+}
+
+impl Reports {
     /// `twin`: whether the twin is written.
     pub(super) fn new(twin: bool) -> Self {
-        let twin = twin.then(Twin::default);
+        let twin = twin.then(TwinState::default);
         Self { connected: false, telemetry: Telemetry::default(), twin }
     }
 
@@ -110,7 +134,7 @@ impl Outbox {
     /// before.
     pub(super) fn report_in_twin(&mut self, twin: bool, totals: &Totals, last_received: Option<SystemTime>) {
         if twin != self.twin.is_some() {
-            self.twin = twin.then(Twin::default);
+            self.twin = twin.then(TwinState::default);
             self.totals(totals);
             if let Some(received) = last_received {
                 self.received(None, received);
@@ -119,7 +143,7 @@ impl Outbox {
     }
 
     /// Takes in what the inbox held at the start.
-    pub(super) fn recovered(&mut self, opened: &Opened, rules: &HashMap<String, Arc<RuleFacts>>) {
+    pub(super) fn recovered(&mut self, opened: &Opened, rules: &Rulebook) {
         self.telemetry.more = opened.counts.reports > 0;
         self.totals(&opened.counts.totals);
         if let Some(received) = opened.last_received {
@@ -129,7 +153,7 @@ impl Outbox {
             opened.latest.iter().filter_map(|record| record.outcome.as_ref()).collect();
         latest.sort_by(|one, other| one.ended.cmp(&other.ended));
         for outcome in latest {
-            let rule = outcome.rule.as_deref().and_then(|rule| rules.get(rule));
+            let rule = rules.facts(outcome.rule.as_deref());
             self.ended(outcome, rule.map(|rule| rule.policy.reports).unwrap_or_default());
         }
     }
@@ -146,10 +170,11 @@ impl Outbox {
         }
     }
 
-    /// Whether to look at the agent itself now and [`Outbox::show`] it. This is done no more often than the twin can
+    /// Whether to look at the agent itself now and [`Reports::show`] it. This is done no more often than the twin can
     /// be patched.
     pub(super) fn wants_to_look(&self, now: Instant) -> bool {
-        let may = |twin: &Twin| twin.stale && !twin.under_way && twin.not_before.is_none_or(|at| at <= now);
+        let may =
+            |twin: &TwinState| twin.stale && !twin.under_way && twin.not_before.is_none_or(|at| at <= now);
         self.connected && self.twin.as_ref().is_some_and(may)
     }
 
@@ -168,10 +193,12 @@ impl Outbox {
         twin.changed |= report.set_pins(pins) || !same;
     }
 
-    /// Removes rules and pins from the twin that no longer exist: see [`TwinReport::keep_known`].
-    pub(super) fn keep_known(&mut self, is_known: impl Fn(&str) -> bool, reported: &serde_json::Value) {
+    /// Removes rules that no longer report in the twin, from it and from `reported`, which is what the hub has: see
+    /// [`TwinReport::keep_known`].
+    pub(super) fn keep_known(&mut self, rules: &Rulebook, reported: &serde_json::Value) {
         if let Some(twin) = &mut self.twin {
-            twin.changed |= twin.report.keep_known(is_known, reported);
+            let known = rules.reporting_in_twin();
+            twin.changed |= twin.report.keep_known(|key| known.contains(key), reported);
         }
     }
 
@@ -198,7 +225,7 @@ impl Outbox {
     }
 
     /// A message has ended. Its telemetry report, if it has one, is in the inbox.
-    pub(super) fn ended(&mut self, outcome: &OutcomeReport, reports: Reports) {
+    pub(super) fn ended(&mut self, outcome: &OutcomeReport, reports: ReportTo) {
         self.telemetry.more |= reports.telemetry;
         let Some(twin) = self.twin.as_mut().filter(|_| reports.twin) else { return };
         twin.report.record(outcome);
@@ -221,56 +248,27 @@ impl Outbox {
     }
 
     /// The hub answered something published, or the answer is lost.
-    pub(super) fn published(&mut self, ticket: u64, result: Result<(), PublishError>, now: Instant) {
-        let rest = match &result {
-            Ok(()) => None,
-            Err(PublishError::Lost) => Some(BUSY_REST),
-            Err(PublishError::Busy(_)) => Some(BUSY_REST),
-            Err(PublishError::Refused(_)) => Some(LONG_REST),
-        };
-        if ticket == TWIN {
-            let Some(twin) = &mut self.twin else { return };
-            twin.under_way = false;
-            let forgetting = std::mem::take(&mut twin.forgetting);
-            if result.is_err() {
-                twin.report.gone.rules.extend(forgetting.rules);
-                twin.report.gone.pins.extend(forgetting.pins);
-            }
-            match result {
-                Ok(()) => {}
-                Err(PublishError::Refused(status)) => {
-                    tracing::warn!(
-                        status,
-                        "the hub refused the report in the twin: the agent tries again with the next change"
-                    );
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the twin is patched again");
-                    twin.changed = true;
-                }
-            }
-            if let Some(rest) = rest {
-                twin.not_before = Some(now + rest);
-            }
-            return;
+    pub(super) fn published(&mut self, id: PublishId, result: Result<(), PublishError>, now: Instant) {
+        if id == PublishId::TWIN_PATCH {
+            return self.twin.as_mut().into_iter().for_each(|twin| twin.published(&result, now));
         }
-        let telemetry = &mut self.telemetry;
-        telemetry.under_way.remove(&ticket);
+        let (telemetry, report) = (&mut self.telemetry, id.0);
+        telemetry.under_way.remove(&report);
         match result {
-            Ok(()) => telemetry.done.push(ticket),
+            Ok(()) => telemetry.done.push(report),
             Err(PublishError::Refused(status)) => {
-                tracing::warn!(report = ticket, status, "the hub refused an outcome report: it is dropped");
-                telemetry.done.push(ticket);
+                tracing::warn!(report, status, "the hub refused an outcome report: it is dropped");
+                telemetry.done.push(report);
             }
-            Err(error) => {
-                tracing::debug!(report = ticket, %error, "an outcome report is sent again");
+            Err(error @ (PublishError::Lost | PublishError::Busy(_))) => {
+                tracing::debug!(report, %error, "an outcome report is sent again");
                 telemetry.more = true;
                 telemetry.not_before = Some(now + BUSY_REST);
             }
         }
     }
 
-    /// When the outbox must be looked at again.
+    /// When the reports must be looked at again.
     pub(super) fn wake(&self) -> Option<Instant> {
         if !self.connected {
             return None;
@@ -299,7 +297,7 @@ impl Outbox {
                 && let Some((number, body)) = telemetry.waiting.pop_front()
             {
                 telemetry.under_way.insert(number);
-                sessions.publish(number, telemetry_message(number, body));
+                sessions.publish(PublishId(number), telemetry_message(number, body));
             }
             let idle = telemetry.waiting.is_empty() && telemetry.under_way.is_empty();
             if telemetry.more && !telemetry.fetching && idle {
@@ -314,7 +312,7 @@ impl Outbox {
         {
             let patch = twin.report.patch().to_string().into();
             twin.forgetting = std::mem::take(&mut twin.report.gone);
-            sessions.publish(TWIN, Upstream::Reported { patch });
+            sessions.publish(PublishId::TWIN_PATCH, Upstream::Reported { patch });
             (twin.under_way, twin.changed) = (true, false);
             (twin.published, twin.not_before) = (Some(now), Some(now + TWIN_REST));
         }
@@ -344,24 +342,24 @@ mod tests {
     #[test]
     fn a_twin_that_is_reported_in_from_now_on_does_not_begin_with_zeros() {
         let totals = Totals::from([(crate::outcome::OutcomeKind::Succeeded, 3)]);
-        let mut outbox = Outbox::new(false);
-        outbox.report_in_twin(true, &totals, Some(SystemTime::UNIX_EPOCH));
-        let report = outbox.twin.map(|twin| twin.report).unwrap();
+        let mut reports = Reports::new(false);
+        reports.report_in_twin(true, &totals, Some(SystemTime::UNIX_EPOCH));
+        let report = reports.twin.map(|twin| twin.report).unwrap();
         assert_eq!(report.totals, totals);
         assert_eq!(report.last_message.unwrap().received, format_time(SystemTime::UNIX_EPOCH));
     }
 
     #[test]
     fn another_connection_does_not_shorten_the_rest_of_the_twin() {
-        let (mut outbox, now) = (Outbox::new(true), Instant::now());
-        outbox.connected();
-        assert_eq!(outbox.wake(), None, "the first patch waits for nothing");
-        if let Some(twin) = &mut outbox.twin {
+        let (mut reports, now) = (Reports::new(true), Instant::now());
+        reports.connected();
+        assert_eq!(reports.wake(), None, "the first patch waits for nothing");
+        if let Some(twin) = &mut reports.twin {
             (twin.published, twin.under_way, twin.changed) = (Some(now), true, false);
         }
-        outbox.published(TWIN, Err(PublishError::Lost), now);
-        outbox.disconnected();
-        outbox.connected();
-        assert_eq!(outbox.wake(), Some(now + TWIN_REST));
+        reports.published(PublishId::TWIN_PATCH, Err(PublishError::Lost), now);
+        reports.disconnected();
+        reports.connected();
+        assert_eq!(reports.wake(), Some(now + TWIN_REST));
     }
 }

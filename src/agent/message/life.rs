@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 use crate::message::{C2dMessage, format_time};
 
-use super::ending::PassedOver;
+use super::reason::PassedOver;
 
 /// If a message came expired by less than this, it was only slow on its way, and the clock may be right.
 const LONGEST_WAY: Duration = Duration::from_secs(60);
 
 /// Since when this agent has a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Since {
+pub(crate) enum Since {
     /// It was delivered to this process at this time.
     Delivered(Instant),
     /// An earlier process recorded it at this time, by its clock.
@@ -35,7 +35,7 @@ impl Since {
     }
 
     /// Why a message is not acted on any more, if it expired while the agent had it.
-    pub(super) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
+    pub(crate) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
         let expiry = message.expired_since(self.by_clock(now), now)?;
         let [expiry, now] = [expiry, now].map(format_time);
         Some(PassedOver::Expired { expiry, now })
@@ -48,7 +48,7 @@ impl Since {
     }
 
     /// Logs once that the clock seems to be ahead, if this message shows it.
-    pub(super) fn tell_of_clock(self, message: &C2dMessage, now: SystemTime, told: &mut bool) {
+    pub(crate) fn tell_of_clock(self, message: &C2dMessage, now: SystemTime, told: &mut bool) {
         let Some(ahead) = self.ahead(message, now) else { return };
         if std::mem::replace(told, true) {
             return;

@@ -23,14 +23,15 @@ use tokio::time::Instant;
 use crate::rules::TWIN_WAIT;
 
 /// One action in line.
-pub(super) type Ticket = u64;
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ActionId(pub(crate) u64);
 
 /// A lane, counted from 0.
-pub(super) type Lane = usize;
+pub(crate) type Lane = usize;
 
 /// What an action needs besides its lanes, because it starts programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Slot {
+pub(crate) enum Slot {
     /// Nothing, because it starts no programs.
     None,
     /// A child slot.
@@ -41,7 +42,7 @@ pub(super) enum Slot {
 
 /// Who wrote the rule of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// The owner. The action came at this time.
     Owner(Instant),
     /// The twin has the rule. From its turn to its end the action takes no longer than this.
@@ -50,11 +51,11 @@ pub(super) enum Whose {
 
 /// The index of each lane name.
 #[derive(Debug, Default)]
-pub(super) struct LaneNames(Vec<String>);
+pub(crate) struct LaneNames(Vec<String>);
 
 impl LaneNames {
     /// The lanes with these names. A new name gets the next number.
-    pub(super) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
+    pub(crate) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
             self.0.iter().position(|known| known == name).unwrap_or_else(|| {
                 self.0.push(name.clone());
@@ -65,18 +66,18 @@ impl LaneNames {
     }
 
     /// How many lanes there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
 /// All lanes.
-#[derive(Debug)]
-pub(super) struct Lanes {
-    lines: Vec<VecDeque<Ticket>>,
-    members: HashMap<Ticket, Member>,
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    lines: Vec<VecDeque<ActionId>>,
+    members: HashMap<ActionId, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
-    without_slot: VecDeque<Ticket>,
+    without_slot: VecDeque<ActionId>,
     slots: usize,
     /// More than `slots` if a reload lowered the limit while programs ran.
     used_slots: usize,
@@ -84,7 +85,7 @@ pub(super) struct Lanes {
     owners_waiting: usize,
     twins_waiting: usize,
     /// Actions whose turn has come, but that [`Lanes::next`] has not returned yet.
-    called: VecDeque<Ticket>,
+    called: VecDeque<ActionId>,
 }
 
 #[derive(Debug)]
@@ -99,44 +100,35 @@ struct Member {
 
 impl Lanes {
     /// Makes `count` empty lanes, with at most `slots` programs at once.
-    pub(super) fn new(count: usize, slots: usize) -> Self {
-        Self {
-            lines: vec![VecDeque::new(); count],
-            members: HashMap::new(),
-            without_slot: VecDeque::new(),
-            slots,
-            used_slots: 0,
-            owners_waiting: 0,
-            twins_waiting: 0,
-            called: VecDeque::new(),
-        }
+    pub(crate) fn new(count: usize, slots: usize) -> Self {
+        Self { lines: vec![VecDeque::new(); count], slots, ..Self::default() }
     }
 
     /// Puts an action at the end of its lanes. True if its turn has come at once. If not, [`Lanes::next`] tells
     /// later.
-    pub(super) fn enter(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
-        self.line_up(ticket, lanes, needs, whose);
-        self.gets_turn(ticket)
+    pub(crate) fn enter(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) -> bool {
+        self.line_up(id, lanes, needs, whose);
+        self.gets_turn(id)
     }
 
     /// Puts an action at the front of its lanes, which are empty: it had its turn before the lanes were rebuilt.
-    pub(super) fn enter_again(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
-        self.line_up(ticket, lanes, needs, whose);
-        self.note_turn(ticket);
-        if let Some(member) = self.members.get_mut(&ticket).filter(|member| member.needs != Slot::None) {
+    pub(crate) fn enter_again(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+        self.line_up(id, lanes, needs, whose);
+        self.note_turn(id);
+        if let Some(member) = self.members.get_mut(&id).filter(|member| member.needs != Slot::None) {
             member.has_slot = true;
             self.used_slots += 1;
         }
     }
 
-    fn line_up(&mut self, ticket: Ticket, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
+    fn line_up(&mut self, id: ActionId, lanes: &Arc<[Lane]>, needs: Slot, whose: Whose) {
         for lane in lanes.iter() {
             if let Some(line) = self.lines.get_mut(*lane) {
-                line.push_back(ticket);
+                line.push_back(id);
             }
         }
         let lanes = Arc::clone(lanes);
-        self.members.insert(ticket, Member { lanes, needs, whose, has_slot: false, has_turn: false });
+        self.members.insert(id, Member { lanes, needs, whose, has_slot: false, has_turn: false });
         *self.waiting(whose) += 1;
     }
 
@@ -149,9 +141,9 @@ impl Lanes {
 
     /// How many actions stand in the longest of these lanes. `twins_count`: whether actions of the twin's rules
     /// count.
-    pub(super) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
-        let counts = |ticket: &&Ticket| {
-            let whose = self.members.get(*ticket).map(|member| member.whose);
+    pub(crate) fn longest(&self, lanes: &[Lane], twins_count: bool) -> usize {
+        let counts = |id: &&ActionId| {
+            let whose = self.members.get(*id).map(|member| member.whose);
             twins_count || matches!(whose, Some(Whose::Owner(_)))
         };
         let lines = lanes.iter().filter_map(|lane| self.lines.get(*lane));
@@ -160,33 +152,33 @@ impl Lanes {
 
     /// The late actions of the twin's rules: an action of the owner's stands behind them and would wait too long. The
     /// caller must remove them.
-    pub(super) fn late(&self, now: Instant) -> Vec<Ticket> {
+    pub(crate) fn late(&self, now: Instant) -> Vec<ActionId> {
         let late = self.latest().into_iter().filter(|(latest, _)| *latest <= now);
-        let mut late: Vec<Ticket> = late.map(|(_, ticket)| ticket).collect();
+        let mut late: Vec<ActionId> = late.map(|(_, id)| id).collect();
         late.sort_unstable();
         late.dedup();
         late
     }
 
     /// When the next action becomes late, if nothing happens before.
-    pub(super) fn wake(&self) -> Option<Instant> {
+    pub(crate) fn wake(&self) -> Option<Instant> {
         self.latest().into_iter().map(|(latest, _)| latest).min()
     }
 
     /// For each action of the twin's rules with one of the owner's behind it: the time by which it must have begun.
-    fn latest(&self) -> Vec<(Instant, Ticket)> {
+    fn latest(&self) -> Vec<(Instant, ActionId)> {
         let mut found = Vec::new();
         if self.twins_waiting == 0 || self.owners_waiting == 0 {
             return found;
         }
         for line in &self.lines {
             let mut first: Option<Instant> = None;
-            for ticket in line.iter().rev() {
-                let waiting = self.members.get(ticket).filter(|member| !member.has_turn);
+            for id in line.iter().rev() {
+                let waiting = self.members.get(id).filter(|member| !member.has_turn);
                 match waiting.map(|member| member.whose) {
                     Some(Whose::Owner(since)) => first = Some(first.map_or(since, |first| first.min(since))),
                     Some(Whose::Twin(longest)) => {
-                        found.extend(first.map(|first| (first + TWIN_WAIT.saturating_sub(longest), *ticket)));
+                        found.extend(first.map(|first| (first + TWIN_WAIT.saturating_sub(longest), *id)));
                     }
                     None => {}
                 }
@@ -196,43 +188,43 @@ impl Lanes {
     }
 
     /// The next action whose turn has come since it entered. Each is returned once.
-    pub(super) fn next(&mut self) -> Option<Ticket> {
+    pub(crate) fn next(&mut self) -> Option<ActionId> {
         self.called.pop_front()
     }
 
     /// Gives the child slot of an action away while it waits for its next attempt. The action stays at the front. An
     /// action of the twin's rules that may share a lane with the owner's keeps its slot, because its wait for another
     /// would have no bound.
-    pub(super) fn pause(&mut self, ticket: Ticket) {
-        let whose = self.members.get(&ticket).map(|member| member.whose);
+    pub(crate) fn pause(&mut self, id: ActionId) {
+        let whose = self.members.get(&id).map(|member| member.whose);
         if matches!(whose, Some(Whose::Twin(longest)) if longest <= TWIN_WAIT) {
             return;
         }
-        self.without_slot.retain(|waiting| *waiting != ticket);
-        self.give_slot_back(ticket);
+        self.without_slot.retain(|waiting| *waiting != id);
+        self.give_slot_back(id);
     }
 
     /// The action goes on. True if it may at once. If not, [`Lanes::next`] tells when.
-    pub(super) fn resume(&mut self, ticket: Ticket) -> bool {
-        self.take_slot(ticket)
+    pub(crate) fn resume(&mut self, id: ActionId) -> bool {
+        self.take_slot(id)
     }
 
     /// Removes an action that has ended, or is not to run. Those behind it move up.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
-        self.give_slot_back(ticket);
-        let Some(member) = self.members.remove(&ticket) else { return };
+    pub(crate) fn leave(&mut self, id: ActionId) {
+        self.give_slot_back(id);
+        let Some(member) = self.members.remove(&id) else { return };
         if !member.has_turn {
             *self.waiting(member.whose) -= 1;
         }
-        self.without_slot.retain(|waiting| *waiting != ticket);
-        self.called.retain(|called| *called != ticket);
+        self.without_slot.retain(|waiting| *waiting != id);
+        self.called.retain(|called| *called != id);
         for lane in member.lanes.iter() {
             let Some(line) = self.lines.get_mut(*lane) else { continue };
-            let was_first = line.front() == Some(&ticket);
+            let was_first = line.front() == Some(&id);
             if was_first {
                 line.pop_front();
             } else {
-                line.retain(|other| *other != ticket);
+                line.retain(|other| *other != id);
             }
             let Some(first) = line.front().copied().filter(|_| was_first) else { continue };
             // An action in several lanes may come to the front in each of them. Only the last one that it needs calls
@@ -244,16 +236,16 @@ impl Lanes {
     }
 
     /// Whether its turn has come: it is at the front and has the slot that it needs.
-    fn gets_turn(&mut self, ticket: Ticket) -> bool {
-        let gets_it = self.is_in_front(ticket) && self.take_slot(ticket);
+    fn gets_turn(&mut self, id: ActionId) -> bool {
+        let gets_it = self.is_in_front(id) && self.take_slot(id);
         if gets_it {
-            self.note_turn(ticket);
+            self.note_turn(id);
         }
         gets_it
     }
 
-    fn note_turn(&mut self, ticket: Ticket) {
-        let waiting = self.members.get_mut(&ticket).filter(|member| !member.has_turn);
+    fn note_turn(&mut self, id: ActionId) {
+        let waiting = self.members.get_mut(&id).filter(|member| !member.has_turn);
         if let Some(member) = waiting {
             member.has_turn = true;
             let whose = member.whose;
@@ -261,20 +253,20 @@ impl Lanes {
         }
     }
 
-    fn is_in_front(&self, ticket: Ticket) -> bool {
-        let first = |lane: &Lane| self.lines.get(*lane).and_then(VecDeque::front) == Some(&ticket);
-        self.members.get(&ticket).is_some_and(|member| member.lanes.iter().all(first))
+    fn is_in_front(&self, id: ActionId) -> bool {
+        let first = |lane: &Lane| self.lines.get(*lane).and_then(VecDeque::front) == Some(&id);
+        self.members.get(&id).is_some_and(|member| member.lanes.iter().all(first))
     }
 
     /// Takes a child slot if one is needed. False if the action must wait for one.
-    fn take_slot(&mut self, ticket: Ticket) -> bool {
-        let has_room = self.has_room_for(ticket);
-        let Some(member) = self.members.get_mut(&ticket) else { return false };
+    fn take_slot(&mut self, id: ActionId) -> bool {
+        let has_room = self.has_room_for(id);
+        let Some(member) = self.members.get_mut(&id) else { return false };
         if member.needs == Slot::None || member.has_slot {
             return true;
         }
         if !has_room {
-            self.without_slot.push_back(ticket);
+            self.without_slot.push_back(id);
             return false;
         }
         self.used_slots += 1;
@@ -283,13 +275,13 @@ impl Lanes {
     }
 
     /// Whether this action may take one of the free slots.
-    fn has_room_for(&self, ticket: Ticket) -> bool {
-        let spares = self.members.get(&ticket).is_some_and(|member| member.needs == Slot::Spare);
+    fn has_room_for(&self, id: ActionId) -> bool {
+        let spares = self.members.get(&id).is_some_and(|member| member.needs == Slot::Spare);
         self.used_slots + usize::from(spares && self.slots > 1) < self.slots
     }
 
-    fn give_slot_back(&mut self, ticket: Ticket) {
-        let Some(member) = self.members.get_mut(&ticket) else { return };
+    fn give_slot_back(&mut self, id: ActionId) {
+        let Some(member) = self.members.get_mut(&id) else { return };
         if !std::mem::take(&mut member.has_slot) {
             return;
         }
