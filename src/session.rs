@@ -127,7 +127,7 @@ impl Session {
     }
 
     /// Whether messages can be settled in this way. MQTT can only complete them. Source: wire reference 1.6, 2.6.
-    pub(crate) fn can(&self, settlement: Settlement) -> bool {
+    pub(crate) fn can_settle(&self, settlement: Settlement) -> bool {
         settlement == Settlement::Complete || self.terms.borrow().settings.transport == Transport::Amqp
     }
 

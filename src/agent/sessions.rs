@@ -94,8 +94,8 @@ impl Sessions {
     }
 
     /// Whether messages of this session can be settled in this way.
-    pub(super) fn can(&self, role: Role, settlement: Settlement) -> bool {
-        self.of(role).map_or(settlement == Settlement::Complete, |session| session.can(settlement))
+    pub(super) fn can_settle(&self, role: Role, settlement: Settlement) -> bool {
+        self.of(role).map_or(settlement == Settlement::Complete, |session| session.can_settle(settlement))
     }
 
     /// Whether a session still waits to learn that the hub has a marked completion.

@@ -1,11 +1,13 @@
 //! Rules of this project that a compiler cannot know, checked on the text of `src/` and `tests/it/`.
 //!
 //! Owns: which module may import which, which crate may be named where, and the shape of a file; `files.rs` has which
-//! file of a module may import which. Must not know: what any module does.
+//! file of a module may import which, and `circles.rs` that none do in a circle. Must not know: what any module does.
 
 use std::path::Path;
 
+mod circles;
 mod files;
+mod imports;
 
 /// Each module of the library and the others that it may import: the picture in `src/lib.rs`, arrows down only.
 const MAY_IMPORT: &[(&str, &[&str])] = &[

@@ -135,7 +135,7 @@ fn settlement_of(desk: &Desk, outcome: &OutcomeReport, role: Role) -> Settlement
 /// How to settle a message that ended this way, by its present rule and by what the transport can do.
 fn settlement(desk: &Desk, kind: OutcomeKind, rule: Option<&str>, role: Role) -> Settlement {
     let settlement = wanted_settlement(kind, desk.rules.on_failure(rule), desk.rules.config().unmatched);
-    if desk.sessions.can(role, settlement) { settlement } else { Settlement::Complete }
+    if desk.sessions.can_settle(role, settlement) { settlement } else { Settlement::Complete }
 }
 
 /// How to settle a message that came again after it had ended.

@@ -1,14 +1,66 @@
 //! Inside a module: which file may import which.
 //!
-//! Owns: the order of the files of a module, and how an import is traced to its file. Must not know: what any file
-//! does.
+//! Owns: the order of the files of a module. Must not know: what any file does.
 
-use super::{collect, shipped_code};
-use std::path::Path;
+use super::imports::{imported, shipped_files};
 
 /// For each module that has an order: its files below `src/`, without `.rs`, from bottom to top. A file may import
 /// only files of its module that stand before it, so no circle can come about.
-const ORDER: &[(&str, &[&str])] = &[("agent", AGENT)];
+const ORDER: &[(&str, &[&str])] = &[("session", SESSION), ("agent", AGENT)];
+
+const SESSION: &[&str] = &[
+    // What all others may name.
+    "session/backoff",
+    "session/carrier",
+    "session/confirmations",
+    "session/failure",
+    "session/upstream",
+    // How a connection is made.
+    "session/signin",
+    "session/terms",
+    "session/proof",
+    "session/dial",
+    // What a connection shares with those who settle, answer and publish.
+    "session/gate",
+    "session/delivery",
+    "session/calls",
+    "session/arrivals",
+    "session/publish",
+    "session/connection",
+    // MQTT.
+    "session/mqtt/topics",
+    "session/mqtt/subscriptions",
+    "session/mqtt/hand_over",
+    "session/mqtt/fault",
+    "session/mqtt/bridge",
+    "session/mqtt/release",
+    "session/mqtt/link",
+    "session/mqtt/wire",
+    "session/mqtt/reader",
+    "session/mqtt",
+    // AMQP, which knows nothing of MQTT.
+    "session/amqp/pending",
+    "session/amqp/message",
+    "session/amqp/fault",
+    "session/amqp/received",
+    "session/amqp/stream",
+    "session/amqp/pair",
+    "session/amqp/cbs",
+    "session/amqp/twin",
+    "session/amqp/methods",
+    "session/amqp/settlements",
+    "session/amqp/credit",
+    "session/amqp/links",
+    "session/amqp/opened",
+    "session/amqp/reader",
+    "session/amqp",
+    // One connection after the other.
+    "session/transports",
+    "session/probe",
+    "session/event",
+    "session/keeper",
+    "session",
+];
 
 const AGENT: &[&str] = &[
     // What all others may name.
@@ -59,14 +111,7 @@ const AGENT: &[&str] = &[
 
 #[test]
 fn a_file_imports_only_files_below_it() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    collect(&root.join("src"), root, &mut files);
-    let files: Vec<(String, String)> = files
-        .into_iter()
-        .filter(|(path, _)| !path.ends_with("/tests.rs") && !path.contains("/tests/"))
-        .map(|(path, text)| (path["src/".len()..path.len() - ".rs".len()].to_owned(), shipped_code(&text)))
-        .collect();
+    let files = shipped_files();
     let problems: Vec<String> =
         ORDER.iter().flat_map(|(module, order)| problems(module, order, &files)).collect();
     assert!(problems.is_empty(), "{} imports point up:\n{}", problems.len(), problems.join("\n"));
@@ -103,91 +148,6 @@ fn problems(module: &str, order: &[&str], files: &[(String, String)]) -> Vec<Str
         }));
     }
     found
-}
-
-/// The other files of `names` that the code of a file names in a path.
-fn imported<'n>(file: &str, code: &str, names: &[&'n str]) -> Vec<&'n str> {
-    let own: Vec<&str> = file.split('/').collect();
-    let code = without_inner_modules(code);
-    let mut found = Vec::new();
-    for path in paths(&code) {
-        let (mut module, mut rest) = (own.clone(), path.as_slice());
-        if rest.first() == Some(&"crate") {
-            (module, rest) = (Vec::new(), &rest[1..]);
-        }
-        while let Some((first, after)) = rest.split_first().filter(|(first, _)| **first == "super") {
-            debug_assert_eq!(*first, "super");
-            module.pop();
-            rest = after;
-        }
-        for segment in rest {
-            let deeper = [module.as_slice(), &[*segment]].concat();
-            let is_folder = names.iter().any(|name| *name == deeper.join("/"));
-            if !is_folder {
-                break;
-            }
-            module = deeper;
-        }
-        let module = module.join("/");
-        found.extend(names.iter().find(|name| **name == module && module != file));
-    }
-    found
-}
-
-/// In a module that is written in the file, `super` is the file itself.
-fn without_inner_modules(code: &str) -> String {
-    let mut inside = false;
-    let lines = code.lines().map(|line| {
-        inside = (inside || (line.contains("mod ") && line.ends_with('{') && !line.starts_with(' ')))
-            && line != "}";
-        if inside { line.replacen("super::", "self::", 1) } else { line.to_owned() }
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Every path that begins with `crate`, `super`, or with a name after `use`. A group is split: `a::{b, c::d}`.
-fn paths(code: &str) -> Vec<Vec<&str>> {
-    let mut found = Vec::new();
-    for start in ["crate::", "super::", "use "] {
-        for (at, _) in code.match_indices(start) {
-            let before = code[..at].chars().next_back();
-            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
-                continue;
-            }
-            let text = if start == "use " { &code[at + start.len()..] } else { &code[at..] };
-            if start == "use " && ["crate::", "super::", "std::"].iter().any(|root| text.starts_with(root)) {
-                continue;
-            }
-            split(text, &mut Vec::new(), &mut found);
-        }
-    }
-    found
-}
-
-/// Reads one path or group, and returns what comes after it.
-fn split<'c>(text: &'c str, before: &mut Vec<&'c str>, found: &mut Vec<Vec<&'c str>>) -> &'c str {
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
-    let (name, mut rest) = text.split_at(end);
-    let depth = before.len();
-    before.push(name);
-    if let Some(group) = rest.strip_prefix("::{") {
-        rest = group;
-        loop {
-            rest = split(rest.trim_start(), before, found).trim_start();
-            match rest.strip_prefix(',') {
-                Some(more) if !more.trim_start().starts_with('}') => rest = more,
-                _ => break,
-            }
-        }
-        rest = rest.trim_start_matches(',').trim_start();
-        rest = rest.strip_prefix('}').unwrap_or(rest);
-    } else if let Some(more) = rest.strip_prefix("::").filter(|more| more.starts_with(char::is_alphabetic)) {
-        rest = split(more, before, found);
-    } else {
-        found.push(before.clone());
-    }
-    before.truncate(depth);
-    rest
 }
 
 mod its_own_rules {
