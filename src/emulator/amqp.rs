@@ -22,10 +22,9 @@ use super::registry::Thumbprint;
 use super::shared::SharedHub;
 use crate::amqp_frames::{Guard, Limits};
 use claims::Claims;
-use stream::{Breach, Replayed};
+use frames::{Breach, Replayed};
 
 mod address;
-mod answers;
 mod c2d_link;
 mod cbs;
 mod claims;
@@ -35,12 +34,10 @@ mod device_link;
 mod device_message;
 mod events_link;
 mod feedback_link;
+mod frames;
 mod method_link;
-mod outgoing;
 mod sasl;
-mod seen;
 mod session;
-mod stream;
 mod twin_link;
 
 /// Most sessions of one connection. SDKs open one or two.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::address;
-use super::answers::Answers;
+use super::frames::Answers;
 use super::condition::Refusal;
 use crate::credentials::SasToken;
 use crate::emulator::hub::{ConnectionId, Subscription};

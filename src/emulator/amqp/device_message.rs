@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::condition::Refusal;
 use super::convert::{self, RENAMED};
-use super::outgoing::LOCK_TOKEN;
+use super::frames::LOCK_TOKEN;
 use crate::emulator::hub::Locked;
 use crate::message::{self, Properties};
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::claims::Claims;
-use super::outgoing::LOCK_TOKEN;
+use super::frames::LOCK_TOKEN;
 use crate::emulator::hub::{FeedbackBatch, FeedbackLock, LOCK_TIME};
 use crate::emulator::shared::SharedHub;
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};

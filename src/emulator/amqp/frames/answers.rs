@@ -21,7 +21,7 @@ const ACCEPTED: &[u8] = b"\x00\x53\x24\x45";
 
 /// The answers of one connection. The connection's stream and its links share them.
 #[derive(Clone, Default)]
-pub(super) struct Answers(Arc<Mutex<Inner>>);
+pub(in super::super) struct Answers(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -83,7 +83,7 @@ impl Answers {
     }
 
     /// Prepares the answer: the hub has carried out the client's decision, or the client has lost its lock.
-    pub(super) fn answer(&self, token: Uuid, is_held: bool) {
+    pub(in super::super) fn answer(&self, token: Uuid, is_held: bool) {
         let mut inner = self.inner();
         let Some(Delivery { channel, id, waits: true }) = inner.deliveries.remove(&token) else { return };
         let frame = disposition(channel, id, if is_held { ACCEPTED.to_vec() } else { lock_lost() });

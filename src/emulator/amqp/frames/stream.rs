@@ -28,19 +28,19 @@ const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 
 /// The breach that the guard has found, if any.
 #[derive(Clone, Default)]
-pub(super) struct Breach {
+pub(in super::super) struct Breach {
     reason: Arc<OnceLock<String>>,
     told: CancellationToken,
 }
 
 impl Breach {
     /// Why the connection must end, in words.
-    pub(super) fn reason(&self) -> Option<&str> {
+    pub(in super::super) fn reason(&self) -> Option<&str> {
         self.reason.get().map(String::as_str)
     }
 
     /// Waits until the guard has found a breach.
-    pub(super) async fn told(&self) {
+    pub(in super::super) async fn told(&self) {
         self.told.cancelled().await;
     }
 
@@ -51,7 +51,7 @@ impl Breach {
 }
 
 /// Reads `header` and then the bytes of `inner` that `guard` allows. After a kill, reads and writes fail.
-pub(super) struct Replayed<S> {
+pub(in super::super) struct Replayed<S> {
     header: [u8; 8],
     replayed: usize,
     inner: S,
@@ -69,7 +69,7 @@ pub(super) struct Replayed<S> {
 }
 
 impl<S> Replayed<S> {
-    pub(super) fn new(
+    pub(in super::super) fn new(
         header: [u8; 8],
         inner: S,
         guard: Guard,
