@@ -16,7 +16,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -46,32 +46,20 @@ mod workload;
 use hub::{FaultError, FaultOrder, Hub, InputRoute};
 use keeper::Keeper;
 use listener::Accepted;
+pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
 pub use mqtt::{UserName, UserNameError};
+pub use registrar::MAX_DEVICES;
 use registrar::Registrar;
 use registry::Registry;
+pub use shared::Clock;
 use shared::SharedHub;
 pub use state_dir::{STATE_DIR_VARIABLE, StateDirError, WELL_KNOWN_KEYS};
 use state_dir::{Served, StateDir};
 use workload::Workload;
 pub use workload::WorkloadError;
 
-/// The standard port of devices: MQTT over TLS.
-pub const MQTT_PORT: u16 = 8883;
-
-/// The standard port of back ends: AMQP 1.0 over TLS.
-pub const AMQP_PORT: u16 = 5671;
-
-/// The standard port of the hub's REST side: HTTPS.
-pub const HTTPS_PORT: u16 = 443;
-
 /// The HTTPS port if no port was given and the standard port is not available.
 const SPARE_HTTPS_PORT: u16 = 8443;
-
-/// Most devices of one emulator. With full queues of the largest messages they use 4 GB of memory.
-pub const MAX_DEVICES: usize = 1_000;
-
-/// The source of the emulator's time.
-pub type Clock = fn() -> SystemTime;
 
 /// What to emulate, and on which addresses.
 #[derive(Debug, Clone)]

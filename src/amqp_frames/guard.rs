@@ -28,11 +28,11 @@ pub(crate) const MAGIC: &[u8; 4] = b"AMQP";
 const HEADER_BYTES: usize = 8;
 
 /// Performatives by the number that describes them.
-const OPEN: u64 = 0x10;
+pub(crate) const OPEN: u64 = 0x10;
 pub(crate) const TRANSFER: u64 = 0x14;
-const DISPOSITION: u64 = 0x15;
+pub(crate) const DISPOSITION: u64 = 0x15;
 const DETACH: u64 = 0x16;
-const END: u64 = 0x17;
+pub(crate) const END: u64 = 0x17;
 /// Performatives of SASL; Open comes after them.
 const SASL: std::ops::RangeInclusive<u64> = 0x40..=0x44;
 /// Fields of a transfer, by their place in its list. The first one is also a field of a detach.
@@ -42,8 +42,8 @@ const STATE: usize = 7;
 const RESUME: usize = 8;
 const ABORTED: usize = 9;
 /// Fields of a disposition.
-const FIRST: usize = 1;
-const LAST: usize = 2;
+pub(crate) const FIRST: usize = 1;
+pub(crate) const LAST: usize = 2;
 
 /// Why a connection must end; the words before it are "the client sent" or "the hub sent".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -210,8 +210,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }))?;
         loop {
             self.deliver()?;
-            self.tell_desired()?;
-            self.call_methods()?;
+            while let Some(change) = desired::next(&self.hub, &self.device_id, self.id) {
+                self.push(&Packet::Publish(change))?;
+            }
+            while let Some(call) = methods::next_call(&self.hub, &self.device_id, self.id) {
+                self.push(&Packet::Publish(call))?;
+            }
             // The flush is outside the select: if it were cancelled, the device could get half a packet.
             self.wire.flush().await?;
             if self.token_expires.is_some() && self.hub.with(|hub, _| hub.expires_token(&self.device_id)) {
@@ -357,7 +361,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if publish.qos == QoS::ExactlyOnce {
             return Err(End::Refused("the device published with QoS 2".to_owned()));
         }
-        let shown = topics::excerpt(&publish.topic);
+        let shown = event_log::excerpt(&publish.topic);
         let mut answer = None;
         match topics::destination(&self.device_id, &publish.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
@@ -376,7 +380,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     return Err(End::Refused(format!("the device sent \"{shown}\", without a request id")));
                 }
             }
-            Ok(Some(Destination::MethodAnswer(topic))) => self.take_answer(&topic, &publish.payload),
+            Ok(Some(Destination::MethodAnswer(topic))) => {
+                methods::take_answer(&self.hub, &self.device_id, self.id, &topic, &publish.payload);
+            }
             Ok(None) => return Err(End::Refused(format!("the device published to \"{shown}\""))),
             Err(error) => {
                 return Err(End::Refused(format!("the device published a bad property bag: {error}")));
@@ -422,7 +428,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 codes.push(SubscribeReasonCode::Success(qos));
             } else {
                 codes.push(SubscribeReasonCode::Failure);
-                refused.get_or_insert_with(|| topics::excerpt(&filter.path));
+                refused.get_or_insert_with(|| event_log::excerpt(&filter.path));
             }
         }
         self.push(&Packet::SubAck(SubAck::new(subscribe.pkid, codes)))?;
@@ -455,7 +461,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.record_event(properties, &will.message, ": the device's will");
             }
             _ => {
-                let topic = topics::excerpt(&will.topic);
+                let topic = event_log::excerpt(&will.topic);
                 tracing::warn!(
                     device_id = self.device_id,
                     topic,

@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::Clock;
 use super::hub::Hub;
 
 /// The timer handles changes within this time as one change, because it looks at every queue.
 const TIMER_REST: Duration = Duration::from_millis(20);
+
+/// The source of the emulator's time.
+pub type Clock = fn() -> SystemTime;
 
 /// The shared hub. All clones are one hub.
 #[derive(Clone)]

@@ -13,9 +13,9 @@ use fe2o3_amqp::{Receiver, Sender};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::ANSWER_TIMEOUT;
 use super::claims::{ClaimError, Claims};
 use super::condition::Refusal;
+use super::ending::ANSWER_TIMEOUT;
 use crate::emulator::registry::AuthError;
 
 /// Most replies that wait for the reply link. A client sends one token at a time.

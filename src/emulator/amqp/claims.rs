@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::address;
-use super::frames::Answers;
 use super::condition::Refusal;
+use super::frames::Answers;
 use crate::credentials::SasToken;
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::emulator::registry::{AuthError, Grant, Thumbprint};

@@ -17,4 +17,4 @@ mod stream;
 
 pub(super) use answers::Answers;
 pub(super) use outgoing::LOCK_TOKEN;
-pub(super) use stream::{Breach, Replayed};
+pub(super) use stream::{Breach, FrameStream, MAX_FRAME, MAX_MESSAGE};

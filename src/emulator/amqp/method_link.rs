@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::claims::Claims;
 use super::condition::Refusal;
-use super::{ANSWER_TIMEOUT, convert, device_link};
+use super::convert;
+use super::ending::{ANSWER_TIMEOUT, steal};
 use crate::emulator::hub::{CallId, ConnectionId, MethodRequest};
 
 const NAME: &str = "IoThub-methodname";
@@ -38,7 +39,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
             claims.end_calls(&device_id, own);
-            return device_link::steal(link, &device_id).await;
+            return steal(link, &device_id).await;
         }
         let Some(request) = hub.with(|hub, now| hub.next_method(&device_id, own, now)) else {
             tokio::select! {

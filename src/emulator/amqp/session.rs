@@ -16,8 +16,10 @@ use super::address::Address;
 use super::cbs::TokenService;
 use super::claims::Claims;
 use super::condition::Refusal;
+use super::ending::{ANSWER_TIMEOUT, report};
+use super::frames::MAX_MESSAGE;
 use super::twin_link::{self, Pair, Pairs};
-use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, method_link, report};
+use super::{c2d_link, device_link, events_link, feedback_link, method_link};
 use crate::emulator::hub::ConnectionId;
 
 /// Most links of one session. SDKs open up to four.
@@ -25,10 +27,6 @@ const MAX_LINKS: usize = 64;
 
 /// The highest handle if there are [`MAX_LINKS`] links.
 pub(super) const HIGHEST_HANDLE: u32 = 63;
-
-/// Largest message; the crate detaches a link that exceeds it. It is well above the hub's own limit, so that a message
-/// that is too large for the hub is only rejected, and the link stays. Source: wire reference 2.1.
-pub(super) const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
 
 /// The purpose of a link.
 enum Purpose {
@@ -159,7 +157,7 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
 }
 
 async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<LinkEndpoint> {
-    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE_SIZE);
+    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE as u64);
     let acceptor = match attach.role {
         // Always use first mode: then one settled disposition answers each message. Python asks for second mode, and
         // then waits for a settled disposition for ever.

@@ -1,6 +1,6 @@
 //! Tests with an AMQP client over an in-memory stream.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::link::{ReceiverAttachError, SenderAttachError};

@@ -23,10 +23,10 @@ use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::timeout;
 
-use super::ANSWER_TIMEOUT;
 use super::claims::Claims;
 use super::condition::Refusal;
-use super::{convert, device_link};
+use super::convert;
+use super::ending::{ANSWER_TIMEOUT, goodbye, steal};
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::message::excerpt;
 
@@ -134,14 +134,14 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
     let Ok(mut replies) = pair.replies.try_lock() else {
         let words = format!("another link has this {CORRELATION} already");
         let refusal = Refusal::new(AmqpError::NotAllowed, words);
-        return device_link::goodbye(link, device_id, &refusal).await;
+        return goodbye(link, device_id, &refusal).await;
     };
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
     loop {
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {
-            return device_link::steal(link, device_id).await;
+            return steal(link, device_id).await;
         }
         // Send answers first: the result of a GET is older than the changes that wait.
         let ready = replies.try_recv().ok().or_else(|| {

@@ -5,7 +5,6 @@
 
 use crate::message::{self, MessageError, Properties};
 
-pub(super) use super::super::event_log::excerpt;
 use super::super::hub::Subscription;
 use super::super::identity;
 use super::{methods, twin};

@@ -13,10 +13,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{PemPair, StateDirError, make_directory, write_private};
+use super::disk::{StateDirError, make_directory, write_private};
 use crate::credentials::HostPort;
+use crate::emulator::certificates::PemPair;
+use crate::emulator::identity;
+use crate::emulator::listener::{AMQP_PORT, MQTT_PORT};
 use crate::emulator::registry::{Device, DeviceCredential, Policy, generation};
-use crate::emulator::{AMQP_PORT, MQTT_PORT, identity};
 
 /// The version of the workload API in a module's environment.
 const WORKLOAD_VERSION: &str = "2021-12-07";
