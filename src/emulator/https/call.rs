@@ -31,6 +31,21 @@ use crate::message::excerpt;
 /// A request's body that has not been read.
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
+/// Who may use a route.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Right {
+    /// Everybody: the route shows no data of the hub.
+    Anyone,
+    /// A back end with this right, for a route of the real hub.
+    BackEnd(BackEndRight),
+    /// A back end with ServiceConnect, for a route of this emulator.
+    OwnRoute,
+    /// The same, from this machine only: the route changes the emulator's behaviour.
+    OwnRouteHere,
+    /// The device that the path names.
+    Device,
+}
+
 /// One request.
 pub(super) struct Call {
     /// The hub that serves the request.
@@ -107,44 +122,35 @@ impl Call {
         }
     }
 
-    /// Allows the request if it comes from a back end with ServiceConnect.
+    /// Allows the request if its sender has this right. The real hub's routes need an api-version, too.
     ///
     /// # Errors
-    /// 401, or 400 without an api-version.
-    pub(super) fn service(&self) -> Result<(), Refusal> {
-        self.own_service()?;
-        self.versioned()
+    /// 401, 400 without an api-version, and what the single rights say.
+    pub(super) fn allow(&self, right: Right) -> Result<(), Refusal> {
+        match right {
+            Right::Anyone => Ok(()),
+            Right::BackEnd(right) => {
+                self.back_end(right)?;
+                self.versioned()
+            }
+            Right::OwnRoute => self.back_end(BackEndRight::ServiceConnect),
+            Right::OwnRouteHere => {
+                self.back_end(BackEndRight::ServiceConnect)?;
+                self.comes_from_here()
+            }
+            Right::Device => self.device(self.segment(1)),
+        }
     }
 
-    /// Allows the request if it comes from a back end with this right.
-    ///
-    /// # Errors
-    /// 401, or 400 without an api-version.
-    pub(super) fn back_end(&self, right: BackEndRight) -> Result<(), Refusal> {
+    fn back_end(&self, right: BackEndRight) -> Result<(), Refusal> {
         let proof = |hub: &Hub, token: Option<&str>, now| {
             hub.authenticate_back_end(token.ok_or(AuthError::NoProof)?, right, now)
-        };
-        self.authorised(proof)?;
-        self.versioned()
-    }
-
-    /// Like [`Call::service`], for this emulator's own routes.
-    ///
-    /// # Errors
-    /// 401.
-    pub(super) fn own_service(&self) -> Result<(), Refusal> {
-        let proof = |hub: &Hub, token: Option<&str>, now| {
-            hub.authenticate_service(token.ok_or(AuthError::NoProof)?, now)
         };
         self.authorised(proof).map(drop)
     }
 
-    /// Like [`Call::own_service`], for routes that change the emulator's behaviour: only allowed from this machine.
-    ///
-    /// # Errors
-    /// 401, or 403 for a peer on another machine.
-    pub(super) fn own_local_service(&self) -> Result<(), Refusal> {
-        self.own_service()?;
+    /// 403 for a peer on another machine.
+    fn comes_from_here(&self) -> Result<(), Refusal> {
         if self.peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
@@ -155,10 +161,9 @@ impl Call {
 
     /// Allows a device to act for itself, with a token or the certificate of its connection.
     ///
-    /// # Errors
-    /// 401, or 400 without an api-version. 404 if the device does not exist and the token is from a policy that may act
-    /// for any device. The errors of faults. A client that proves nothing does not learn which devices exist.
-    pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
+    /// 404 if the device does not exist and the token is from a policy that may act for any device. The errors of
+    /// faults. A client that proves nothing does not learn which devices exist.
+    fn device(&self, device_id: &str) -> Result<(), Refusal> {
         let certificate = self.certificate.as_ref();
         let proof =
             |hub: &Hub, token: Option<&str>, now| hub.authenticate_device(device_id, token, certificate, now);

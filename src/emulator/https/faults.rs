@@ -15,13 +15,11 @@ const MAX_VALUE: usize = 64;
 
 /// `GET /emulator/devices/{id}/faults`.
 pub(super) fn show(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
     Ok(of(call))
 }
 
 /// `PUT /emulator/devices/{id}/faults/{name}`: the body is the value, as text.
 pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
     let value = call.body(MAX_VALUE).await?;
     let value = String::from_utf8_lossy(&value);
     let fault = name(call)?;
@@ -35,7 +33,6 @@ pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
 
 /// `DELETE /emulator/devices/{id}/faults/{name}`.
 pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
     let (device_id, name) = (call.segment(2), name(call)?);
     if call.hub.with(|hub, _| hub.clear_faults(device_id, Some(name))) {
         tracing::info!(device_id, fault = name.as_str(), "a fault was ended");
@@ -45,7 +42,6 @@ pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
 
 /// `DELETE /emulator/devices/{id}/faults`.
 pub(super) fn clear_all(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
     let device_id = call.segment(2);
     if call.hub.with(|hub, _| hub.clear_faults(device_id, None)) {
         tracing::info!(device_id, "all faults were ended");

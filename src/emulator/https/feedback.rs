@@ -19,7 +19,6 @@ const ENQUEUED_TIME: &str = "iothub-enqueuedtime";
 
 /// `GET /messages/servicebound/feedback`: the next batch, locked for a minute, or 204.
 pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
     let Some(batch) = call.hub.with(|hub, now| hub.next_feedback_batch(now)) else {
         return Ok(reply::no_content());
     };
@@ -46,7 +45,6 @@ pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
 }
 
 fn settle(call: &Call, how: fn(&mut Hub, FeedbackLock) -> Result<(), LockLost>) -> Result<Reply, Refusal> {
-    call.service()?;
     let token = call.segment(3).trim_matches('"');
     // The emulator never issued a token of another form. It gets the error of a lock that is no longer held.
     let lock = match Uuid::try_parse(token).map(|uuid| uuid.as_u64_pair()) {

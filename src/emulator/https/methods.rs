@@ -58,7 +58,6 @@ impl Drop for Waited<'_> {
 
 /// `POST /twins/{id}/methods`: answers when the device has answered, or when the time is over.
 pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
-    call.service()?;
     let body = call.body(MAX_BODY).await?;
     let method = read(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
     let id = call.identity();

@@ -35,21 +35,21 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
 
 /// `GET /`.
-pub(super) fn index() -> Reply {
+pub(super) fn index(_: &Call) -> Result<Reply, Refusal> {
     let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let reply = file(include_str!("page/index.html"), "text/html; charset=utf-8");
-    reply.with(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy))
+    Ok(reply.with(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy)))
 }
 
 /// `GET /emulator/page.css`.
-pub(super) fn style() -> Reply {
-    file(include_str!("page/page.css"), "text/css; charset=utf-8")
+pub(super) fn style(_: &Call) -> Result<Reply, Refusal> {
+    Ok(file(include_str!("page/page.css"), "text/css; charset=utf-8"))
 }
 
 /// `GET /emulator/page.js`.
-pub(super) fn script() -> Reply {
-    file(include_str!("page/page.js"), "text/javascript; charset=utf-8")
+pub(super) fn script(_: &Call) -> Result<Reply, Refusal> {
+    Ok(file(include_str!("page/page.js"), "text/javascript; charset=utf-8"))
 }
 
 fn file(text: &'static str, kind: &'static str) -> Reply {
@@ -61,7 +61,6 @@ fn file(text: &'static str, kind: &'static str) -> Reply {
 
 /// `GET /emulator/overview?after=VERSION`: answers when the hub's version differs, or after a while.
 pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
     let after = match call.argument("after").map(|text| text.parse::<u64>()) {
         None => None,
         Some(Ok(version)) => Some(version),
@@ -97,7 +96,6 @@ struct Form {
 
 /// `POST /emulator/devices/{id}/messages`: queues a C2D message.
 pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
     let body = call.body(MAX_FORM).await?;
     let device_id = call.segment(2).to_owned();
     if identity::is_module(&device_id) {
@@ -116,7 +114,6 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
 
 /// `POST /emulator/devices/{id}/messages/{sequenceNumber}/again`: queues an ended message again, with a new id.
 pub(super) fn send_again(call: &Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
     let (device_id, number) = (call.segment(2), call.segment(4));
     let number = number.parse().map_err(|_| {
         reply::bad_argument(&format!("\"{}\" is not the sequence number of a message", excerpt(number)))

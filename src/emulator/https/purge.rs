@@ -9,7 +9,6 @@ use super::reply::{self, Refusal, Reply};
 
 /// `DELETE /devices/{id}/commands`. Source: wire reference 4.5.
 pub(super) fn purge(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
     let device_id = call.segment(1);
     let Some(purged) = call.hub.with(|hub, now| hub.purge(device_id, now)) else {
         return Ok(reply::no_device(device_id));

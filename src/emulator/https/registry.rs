@@ -17,7 +17,7 @@ use crate::credentials::{SharedAccessKey, check_device_id};
 use crate::emulator::hub::Identity;
 use crate::emulator::identity;
 use crate::emulator::registrar::{RegistrarError, Wanted};
-use crate::emulator::registry::{BackEndRight, DeviceCredential, KeyPair};
+use crate::emulator::registry::{DeviceCredential, KeyPair};
 use crate::message;
 
 /// Most bytes of a device in a request.
@@ -64,7 +64,6 @@ struct X509Thumbprint {
 
 /// `GET /devices?top=NUMBER`.
 pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
     let top = match call.argument("top").map(|text| text.parse::<usize>()) {
         None => MAX_LISTED,
         Some(Ok(top)) => top.min(MAX_LISTED),
@@ -80,7 +79,6 @@ pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
 
 /// `GET /devices/{id}/modules`.
 pub(super) fn modules(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
     let device_id = call.segment(1);
     let modules = call.hub.with(|hub, _| {
         hub.identity(device_id)?;
@@ -92,7 +90,6 @@ pub(super) fn modules(call: &Call) -> Result<Reply, Refusal> {
 
 /// `GET /devices/{id}`, `GET /devices/{id}/modules/{id}`.
 pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
     let id = call.identity();
     let identity = call.hub.with(|hub, _| hub.identity(&id));
     Ok(identity.map_or_else(|| reply::no_device(&id), |identity| reply::ok(&show(&identity))))
@@ -101,7 +98,6 @@ pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
 /// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: creates the device or module, or changes it if there is an
 /// `If-Match`.
 pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryWrite)?;
     let body = call.body(MAX_BODY).await?;
     let sent: Sent = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body does not describe a device: {error}")))?;
@@ -113,7 +109,6 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
 
 /// `DELETE /devices/{id}`, `DELETE /devices/{id}/modules/{id}`.
 pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryWrite)?;
     let device_id = call.identity();
     let deleted = call.registrar.delete(device_id.clone(), call.expected()).await;
     deleted.map_err(|error| refusal(&error))?;

@@ -163,10 +163,13 @@ pub(super) fn lock_lost() -> Reply {
 }
 
 /// 405: the path exists, but only for these methods.
-pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
+pub(super) fn method_not_allowed(allowed: &str) -> Reply {
     let sentence = format!("this resource takes {allowed} only");
     let reply = error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &sentence);
-    reply.with(ALLOW, HeaderValue::from_static(allowed))
+    match HeaderValue::from_str(allowed) {
+        Ok(allowed) => reply.with(ALLOW, allowed),
+        Err(_) => reply,
+    }
 }
 
 fn json_of(status: StatusCode, body: &Value) -> Reply {

@@ -38,7 +38,6 @@ struct SentProperties {
 
 /// `GET /twins/{id}`.
 pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
     let id = call.identity();
     let twin = call.hub.with(|hub, _| hub.twin(&id));
     Ok(twin.map_or_else(|| reply::no_device(&id), |twin| show(&twin)))
@@ -61,7 +60,6 @@ pub(super) async fn replace(call: &mut Call) -> Result<Reply, Refusal> {
 type Part = Option<Map<String, Value>>;
 
 async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Reply, Refusal> {
-    call.service()?;
     let body = call.body(MAX_BODY).await?;
     let sent: Sent = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body is not a twin: {error}")))?;
