@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::feedback::FeedbackRecord;
 
-use super::LockLost;
-use super::queue::{LOCK_TIME, MAX_DELIVERY_COUNT};
-use super::view::FeedbackView;
+use super::queue::{LOCK_TIME, LockLost, MAX_DELIVERY_COUNT};
 
 /// Most records of one batch. A full batch is sent without waiting for the interval.
 pub const BATCH_RECORDS: usize = 64;
@@ -48,6 +46,15 @@ pub struct FeedbackBatch {
     pub enqueued: SystemTime,
     /// How often it was abandoned.
     pub delivery_count: u32,
+}
+
+/// A feedback record that no back end has accepted.
+#[derive(Debug)]
+pub struct FeedbackView<'a> {
+    /// The record.
+    pub record: &'a FeedbackRecord,
+    /// The end of the lock, if a back end has the record; `None` if the record waits.
+    pub locked_until: Option<SystemTime>,
 }
 
 #[derive(Debug)]

@@ -1,14 +1,16 @@
 //! The hub's rules one by one, and its invariants under any sequence of operations.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::credentials::SharedAccessKey;
-use crate::emulator::registry::{Device, DeviceCredential, KeyPair};
-use crate::message::Properties;
+use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Registry};
+use crate::feedback::{DeliveryAck, FeedbackStatus};
+use crate::message::{self, C2dMessage, Properties};
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
