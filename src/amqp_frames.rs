@@ -18,8 +18,8 @@ pub(crate) mod values;
 
 #[allow(unused_imports)] // Only the emulator uses the guard itself.
 pub(crate) use guard::{
-    DISPOSITION, END, FIRST, Frame, Guard, GuardError, LAST, Limits, MAGIC, OPEN, Part, TRANSFER, Transfer,
-    performative_fields,
+    DISPOSITION, END, FIRST, Frame, Guard, GuardError, LAST, Limits, MAGIC, MessagePart, OPEN, TRANSFER,
+    Transfer, performative_fields,
 };
 #[allow(unused_imports)] // Only the clients use the stream.
 pub(crate) use note::refusal;

@@ -44,7 +44,7 @@ mod tls;
 mod workload;
 
 use hub::{FaultError, FaultOrder, Hub, InputRoute};
-use keeper::Keeper;
+use keeper::HubFile;
 use listener::Accepted;
 pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
 pub use mqtt::{UserName, UserNameError};
@@ -56,7 +56,7 @@ use shared::SharedHub;
 pub use state_dir::{STATE_DIR_VARIABLE, StateDirError, WELL_KNOWN_KEYS};
 use state_dir::{Served, StateDir};
 use workload::Workload;
-pub use workload::WorkloadError;
+pub use workload::WorkloadSocketError;
 
 /// The HTTPS port if no port was given and the standard port is not available.
 const SPARE_HTTPS_PORT: u16 = 8443;
@@ -137,7 +137,7 @@ pub enum EmulatorError {
     Fault(#[from] FaultError),
     /// The workload socket cannot be served.
     #[error(transparent)]
-    Workload(#[from] WorkloadError),
+    Workload(#[from] WorkloadSocketError),
     /// rustls refuses the server's certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -152,7 +152,7 @@ pub struct Emulator {
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
-    keeper: Keeper,
+    keeper: HubFile,
     /// Keeps the state directory locked.
     _registrar: Registrar,
 }
@@ -198,7 +198,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     // Restore before a connection is served, so that no client sees an empty hub.
-    let keeper = Keeper::restore(&hub, root)?;
+    let keeper = HubFile::restore(&hub, root)?;
     hub.with(|hub, _| {
         hub.set_input_routes(options.routes.clone());
         hub.order_faults(&options.faults)
@@ -311,12 +311,12 @@ impl Options {
 
     /// The device whose modules use the workload socket, and the socket's path as a program in another folder can use
     /// it.
-    fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadError> {
+    fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadSocketError> {
         let Some(path) = &self.workload_socket else { return Ok(None) };
         let mut devices = self.modules.iter().map(|id| identity::split(id).0);
-        let device = devices.next().ok_or(WorkloadError::NoDevice)?;
+        let device = devices.next().ok_or(WorkloadSocketError::NoDevice)?;
         if devices.any(|other| other != device) {
-            return Err(WorkloadError::NoDevice);
+            return Err(WorkloadSocketError::NoDevice);
         }
         Ok(Some((device.to_owned(), std::path::absolute(path).unwrap_or_else(|_| path.clone()))))
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Outcome, OutcomeResult};
-use crate::inbox::{Answer, Number, Op, Past, Settled, Start};
+use crate::inbox::{Number, Op, Past, Settled, Start, Written};
 use crate::message::C2dMessage;
 use crate::outcome::{OutcomeKind, OutcomeReport};
 use crate::rules::{OnFailure, Plan, TWIN_WAIT};
@@ -234,10 +234,10 @@ impl Agent {
     }
 
     /// The inbox has done something, and it is on disk.
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(super) fn answer(&mut self, answer: Written) {
         match answer {
-            Answer::Accepted { ticket, verdict } => self.verdict(ticket, verdict),
-            Answer::Started(number) => {
+            Written::Accepted { ticket, verdict } => self.verdict(ticket, verdict),
+            Written::Started(number) => {
                 let Some(ticket) = self.hand.ticket_of(number) else { return };
                 if self.stopping {
                     // No action began, so the record goes back to what it was.
@@ -247,16 +247,16 @@ impl Agent {
                     self.begin_now(ticket);
                 }
             }
-            Answer::Ended(number) => self.ended(number),
-            Answer::Again | Answer::Confirmed | Answer::ReportsDone => {}
-            Answer::PinsOn => {
+            Written::Ended(number) => self.ended(number),
+            Written::Again | Written::Confirmed | Written::ReportsDone => {}
+            Written::PinsOn => {
                 let again = std::mem::replace(&mut self.pins_noted, PinsNoted::Yes) == PinsNoted::Again;
                 if again {
                     self.note_pins();
                 }
             }
-            Answer::Reports(reports) => self.outbox.fetched(reports),
-            Answer::Reply { ticket, reply } => self.reply(ticket, *reply),
+            Written::Reports(reports) => self.outbox.fetched(reports),
+            Written::Reply { ticket, reply } => self.reply(ticket, *reply),
         }
     }
 

@@ -52,7 +52,7 @@ const WITH_SASL: &[u8] = b"AMQP\x03";
 
 /// How a connection ended, if the client must be told outside AMQP.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum AmqpEnd {
     /// The connection was open and has ended.
     Done,
     /// The client broke a rule of AMQP; the text says which.
@@ -69,7 +69,7 @@ pub(super) async fn serve_connection<S>(
     peer: SocketAddr,
     hub: SharedHub,
     stop: CancellationToken,
-) -> End
+) -> AmqpEnd
 where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
@@ -79,7 +79,7 @@ where
     let (claims, breach) = (Claims::new(hub, certificate, kill.clone()), Breach::default());
     let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
-        () = stop.cancelled() => return End::Done,
+        () = stop.cancelled() => return AmqpEnd::Done,
         // Without this branch, the crate would wait for the client to close.
         () = breach.told() => Ok(Err(ArrivalError::Guard)),
         opened = tokio::time::timeout(ARRIVAL_TIMEOUT, opening) => opened,
@@ -87,7 +87,7 @@ where
     let end = match opened {
         Err(_) => {
             tracing::info!(%peer, "dropped an AMQP client that did not open its connection in time");
-            End::Breach("no AMQP connection was opened in time".to_owned())
+            AmqpEnd::Breach("no AMQP connection was opened in time".to_owned())
         }
         Ok(Err(error)) => {
             tracing::info!(%peer, %error, "an AMQP client could not open its connection");
@@ -104,11 +104,11 @@ where
                 report(ended, peer);
             }
             tracing::info!(%peer, "ended an AMQP connection");
-            End::Done
+            AmqpEnd::Done
         }
     };
     kill.cancel();
-    breach.reason().map_or(end, |reason| End::Breach(reason.to_owned()))
+    breach.reason().map_or(end, |reason| AmqpEnd::Breach(reason.to_owned()))
 }
 
 /// Why a connection was not established.
@@ -125,15 +125,15 @@ enum ArrivalError {
 }
 
 impl ArrivalError {
-    fn end(&self) -> End {
+    fn end(&self) -> AmqpEnd {
         match self {
             Self::Open(OpenError::SaslError { .. }) => {
-                End::Refused("the sign-in was refused: check the user name and the token".to_owned())
+                AmqpEnd::Refused("the sign-in was refused: check the user name and the token".to_owned())
             }
-            Self::Io(_) => End::Breach("no AMQP header came".to_owned()),
-            Self::NotAmqp => End::Breach(self.to_string()),
+            Self::Io(_) => AmqpEnd::Breach("no AMQP header came".to_owned()),
+            Self::NotAmqp => AmqpEnd::Breach(self.to_string()),
             Self::Open(_) | Self::Guard => {
-                End::Breach("the first frames are not those of an AMQP connection".to_owned())
+                AmqpEnd::Breach("the first frames are not those of an AMQP connection".to_owned())
             }
         }
     }

@@ -40,18 +40,18 @@ mod view;
 
 pub use again::AgainError;
 pub use calls::{
-    CallError, CallId, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME, MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT,
-    MethodAnswer, MethodCall, MethodRequest, Progress,
+    BackEndCall, CallError, CallId, CallProgress, DeviceAnswer, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME,
+    MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT, MethodRequest,
 };
 pub use device::MAX_DESIRED_CHANGES;
 pub use devices::Identity;
 pub use document::{
-    MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, Part, TwinError,
+    MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, TwinError, TwinSection,
 };
 pub use ended::{Content, Ended, MAX_ENDED, MAX_ENDED_BYTES};
-pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
+pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
 pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
-pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock, FeedbackView};
+pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
 pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
 pub use queue::{
     DEFAULT_TTL, LOCK_TIME, Lock, LockLost, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE, MAX_TTL, QueuedView,

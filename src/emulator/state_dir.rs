@@ -24,7 +24,7 @@ use crate::credentials::{HostPort, SasToken};
 
 use super::certificates::{self, ServerIdentity};
 use super::identity;
-use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
+use super::registry::{AccessPolicy, Device, DeviceCredential, KeyPair, RegistryRight, Thumbprint};
 
 mod client_files;
 mod disk;
@@ -64,7 +64,7 @@ const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
-    policies: Vec<Policy>,
+    policies: Vec<AccessPolicy>,
     /// The devices, and whether each may sign in.
     devices: Vec<(Device, bool)>,
     /// The ids that this start was given, in that order.
@@ -119,7 +119,7 @@ impl StateDir {
         };
         let policy = |(name, service_connect, device_connect, registry): (&str, _, _, _)| {
             let keys = keys_of(&secrets.policies, name)?;
-            Ok(Policy { name: name.to_owned(), keys, service_connect, device_connect, registry })
+            Ok(AccessPolicy { name: name.to_owned(), keys, service_connect, device_connect, registry })
         };
         let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
         let with_keys = |id: &String| {
@@ -150,7 +150,7 @@ impl StateDir {
     }
 
     /// The shared access policies.
-    pub(super) fn policies(&self) -> Vec<Policy> {
+    pub(super) fn policies(&self) -> Vec<AccessPolicy> {
         self.policies.clone()
     }
 

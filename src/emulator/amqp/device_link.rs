@@ -84,14 +84,14 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
     }
 }
 
-type Settled = Result<Outcome, SendError>;
+type SendResult = Result<Outcome, SendError>;
 
-async fn outcome(locked: Locked, settled: DeliveryFut<Settled>) -> (Locked, Settled) {
+async fn outcome(locked: Locked, settled: DeliveryFut<SendResult>) -> (Locked, SendResult) {
     (locked, settled.await)
 }
 
 /// Carries out an outcome. SDKs do not use `Modified`; that it gives the message back is a choice.
-fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
+fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: SendResult) {
     let outcome = match settled {
         Ok(outcome) => outcome,
         Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),

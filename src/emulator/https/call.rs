@@ -19,7 +19,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use super::reply::{self, Refusal};
+use super::reply::{self, HttpRefusal};
 use crate::emulator::hub::Hub;
 use crate::emulator::identity;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
@@ -33,7 +33,7 @@ pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Right {
+pub(super) enum RouteRight {
     /// Everybody: the route shows no data of the hub.
     Anyone,
     /// A back end with this right, for a route of the real hub.
@@ -47,7 +47,7 @@ pub(super) enum Right {
 }
 
 /// One request.
-pub(super) struct Call {
+pub(super) struct HttpCall {
     /// The hub that serves the request.
     pub(super) hub: SharedHub,
     /// The hub's registry of devices.
@@ -65,7 +65,7 @@ pub(super) struct Call {
     body: Option<RequestBody>,
 }
 
-impl Call {
+impl HttpCall {
     /// Splits a request into its parts. `certificate` is the one of the TLS connection, and `peer` has opened that
     /// connection.
     pub(super) fn new(
@@ -126,23 +126,23 @@ impl Call {
     ///
     /// # Errors
     /// 401, 400 without an api-version, and what the single rights say.
-    pub(super) fn allow(&self, right: Right) -> Result<(), Refusal> {
+    pub(super) fn allow(&self, right: RouteRight) -> Result<(), HttpRefusal> {
         match right {
-            Right::Anyone => Ok(()),
-            Right::BackEnd(right) => {
+            RouteRight::Anyone => Ok(()),
+            RouteRight::BackEnd(right) => {
                 self.back_end(right)?;
                 self.versioned()
             }
-            Right::OwnRoute => self.back_end(BackEndRight::ServiceConnect),
-            Right::OwnRouteHere => {
+            RouteRight::OwnRoute => self.back_end(BackEndRight::ServiceConnect),
+            RouteRight::OwnRouteHere => {
                 self.back_end(BackEndRight::ServiceConnect)?;
                 self.comes_from_here()
             }
-            Right::Device => self.device(self.segment(1)),
+            RouteRight::Device => self.device(self.segment(1)),
         }
     }
 
-    fn back_end(&self, right: BackEndRight) -> Result<(), Refusal> {
+    fn back_end(&self, right: BackEndRight) -> Result<(), HttpRefusal> {
         let proof = |hub: &Hub, token: Option<&str>, now| {
             hub.authenticate_back_end(token.ok_or(AuthError::NoProof)?, right, now)
         };
@@ -150,7 +150,7 @@ impl Call {
     }
 
     /// 403 for a peer on another machine.
-    fn comes_from_here(&self) -> Result<(), Refusal> {
+    fn comes_from_here(&self) -> Result<(), HttpRefusal> {
         if self.peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
@@ -163,7 +163,7 @@ impl Call {
     ///
     /// 404 if the device does not exist and the token is from a policy that may act for any device. The errors of
     /// faults. A client that proves nothing does not learn which devices exist.
-    fn device(&self, device_id: &str) -> Result<(), Refusal> {
+    fn device(&self, device_id: &str) -> Result<(), HttpRefusal> {
         let certificate = self.certificate.as_ref();
         let proof =
             |hub: &Hub, token: Option<&str>, now| hub.authenticate_device(device_id, token, certificate, now);
@@ -192,7 +192,7 @@ impl Call {
     ///
     /// # Cancel safety
     /// Not cancel safe: the bytes that were read are lost.
-    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
+    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, HttpRefusal> {
         let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
         match tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -216,7 +216,7 @@ impl Call {
     fn authorised(
         &self,
         proof: impl FnOnce(&Hub, Option<&str>, SystemTime) -> Result<Grant, AuthError>,
-    ) -> Result<Grant, Refusal> {
+    ) -> Result<Grant, HttpRefusal> {
         let check = || {
             let token = self.headers.get(AUTHORIZATION).map(|value| value.to_str()).transpose();
             let token = token.map_err(|_| "the Authorization header is not text")?;
@@ -236,7 +236,7 @@ impl Call {
         })
     }
 
-    fn versioned(&self) -> Result<(), Refusal> {
+    fn versioned(&self) -> Result<(), HttpRefusal> {
         match self.argument("api-version") {
             Some(version) if !version.is_empty() => Ok(()),
             _ => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),

@@ -9,39 +9,39 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 
-use super::call::Call;
-use super::call::Right::{self, Anyone, Device, OwnRoute, OwnRouteHere};
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
+use super::reply::{self, HttpReply, HttpResult};
 use super::{device, events, faults, feedback, inputs, methods, page, purge, registry, twins};
 use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
-pub(super) async fn answer(mut call: Call) -> Reply {
+pub(super) async fn answer(mut call: HttpCall) -> HttpReply {
     let reply = if call.has_unread_body() && [Method::GET, Method::DELETE].contains(&call.method) {
         reply::bad_argument("this request must not have a body")
     } else {
-        route(&mut call).await.unwrap_or_else(Reply::from)
+        route(&mut call).await.unwrap_or_else(HttpReply::from)
     };
     if call.has_unread_body() { reply.closing() } else { reply }
 }
 
 /// The rights of back ends.
-const READ: Right = Right::BackEnd(BackEndRight::RegistryRead);
-const WRITE: Right = Right::BackEnd(BackEndRight::RegistryWrite);
-const SERVICE: Right = Right::BackEnd(BackEndRight::ServiceConnect);
+const READ: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryRead);
+const WRITE: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryWrite);
+const SERVICE: RouteRight = RouteRight::BackEnd(BackEndRight::ServiceConnect);
 
 /// What a route does, once its sender may use it.
 enum Handler {
-    At(fn(&Call) -> Result<Reply, Refusal>),
-    Later(for<'a> fn(&'a mut Call) -> BoxFuture<'a, Result<Reply, Refusal>>),
+    At(fn(&HttpCall) -> HttpResult),
+    Later(for<'a> fn(&'a mut HttpCall) -> BoxFuture<'a, HttpResult>),
 }
 use Handler::{At, Later};
 
 /// Method, path, who may use it, and what answers. A `*` stands for one segment.
-type Route = (&'static str, &'static str, Right, Handler);
+type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
 
 /// All routes. The first path that fits counts.
-const ROUTES: &[Route] = &[
+const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices", READ, At(registry::list)),
     ("GET", "/devices/*", READ, At(registry::get)),
     ("PUT", "/devices/*", WRITE, Later(|call| registry::put(call).boxed())),
@@ -91,7 +91,7 @@ fn fits(pattern: &str, words: &[String]) -> bool {
     pattern.clone().count() == words.len() && pattern.zip(words).all(fits)
 }
 
-async fn route(call: &mut Call) -> Result<Reply, Refusal> {
+async fn route(call: &mut HttpCall) -> HttpResult {
     let words = call.words();
     let of_path: Vec<_> = ROUTES.iter().filter(|(_, pattern, ..)| fits(pattern, &words)).collect();
     if let Some((_, _, right, handler)) = of_path.iter().find(|(method, ..)| call.method == *method) {
@@ -116,7 +116,9 @@ mod tests {
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
     use crate::emulator::registrar::Registrar;
-    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
+    use crate::emulator::registry::{
+        AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
+    };
     use crate::emulator::shared::SharedHub;
     use bytes::Bytes;
     use http_body_util::BodyExt as _;
@@ -136,7 +138,7 @@ mod tests {
 
     fn shared() -> SharedHub {
         let keys = KeyPair { primary: key(), secondary: key() };
-        let policy = |name: &str, service_connect| Policy {
+        let policy = |name: &str, service_connect| AccessPolicy {
             name: name.to_owned(),
             keys: keys.clone(),
             service_connect,
@@ -171,7 +173,7 @@ mod tests {
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(Call::new(request, None, peer, Registrar::of(hub))).await.into();
+        let reply: Response<_> = answer(HttpCall::new(request, None, peer, Registrar::of(hub))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::value::RawValue;
 
-use super::session::{ConnectionId, Session, Subscription};
+use super::session::{ConnectionId, DeviceSession, Subscription};
 
 /// Largest payload of a call, and largest payload of an answer, in bytes.
 pub const MAX_PAYLOAD: usize = 128 * 1024;
@@ -30,7 +30,7 @@ pub const MAX_METHOD_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A call from a back end.
 #[derive(Debug)]
-pub struct MethodCall {
+pub struct BackEndCall {
     /// The method's name.
     pub name: String,
     /// The payload: JSON that the device gets unchanged.
@@ -70,7 +70,7 @@ pub struct MethodRequest {
 
 /// What a device answered.
 #[derive(Debug)]
-pub struct MethodAnswer {
+pub struct DeviceAnswer {
     /// The status that the device chose.
     pub status: i32,
     /// The payload as JSON; null if the device sent nothing.
@@ -79,11 +79,11 @@ pub struct MethodAnswer {
 
 /// The state of a call.
 #[derive(Debug)]
-pub enum Progress {
+pub enum CallProgress {
     /// The call is pending. It ends at this time at the latest, unless the hub changes.
     Pending(SystemTime),
     /// The call is over, and the hub has removed it.
-    Done(Result<MethodAnswer, CallError>),
+    Done(Result<DeviceAnswer, CallError>),
 }
 
 /// Why a call has no answer.
@@ -117,7 +117,7 @@ pub enum CallError {
 
 /// The pending calls of one device, oldest first. At most [`MAX_CALLS`].
 #[derive(Debug, Default)]
-pub(super) struct Calls(VecDeque<Pending>);
+pub(super) struct PendingCalls(VecDeque<Pending>);
 
 #[derive(Debug)]
 struct Pending {
@@ -125,22 +125,22 @@ struct Pending {
     called: SystemTime,
     response_timeout: Duration,
     connect_timeout: Duration,
-    state: State,
+    state: CallState,
 }
 
 #[derive(Debug)]
-enum State {
+enum CallState {
     Waiting { name: String, payload: Box<RawValue> },
     Sent { by: ConnectionId, at: SystemTime },
-    Answered(Result<MethodAnswer, CallError>),
+    Answered(Result<DeviceAnswer, CallError>),
 }
 
 impl Pending {
     /// When the call ends if nothing happens, and with which error.
-    fn end(&self, session: &Session) -> (SystemTime, CallError) {
+    fn end(&self, session: &DeviceSession) -> (SystemTime, CallError) {
         let connect_end = self.called + self.connect_timeout;
         match self.state {
-            State::Sent { at, .. } => (at + self.response_timeout, CallError::TimedOut),
+            CallState::Sent { at, .. } => (at + self.response_timeout, CallError::TimedOut),
             // The device is connected but does not take the call.
             _ if takes_methods(session) => (connect_end + self.response_timeout, CallError::TimedOut),
             _ => (connect_end, CallError::NotOnline(self.connect_timeout)),
@@ -148,11 +148,11 @@ impl Pending {
     }
 }
 
-fn takes_methods(session: &Session) -> bool {
+fn takes_methods(session: &DeviceSession) -> bool {
     session.is_connected() && session.granted(Subscription::Methods).is_some()
 }
 
-impl Calls {
+impl PendingCalls {
     /// Adds a call.
     ///
     /// # Errors
@@ -161,53 +161,53 @@ impl Calls {
         &mut self,
         device_id: &str,
         id: CallId,
-        call: MethodCall,
+        call: BackEndCall,
         now: SystemTime,
     ) -> Result<(), CallError> {
         call.check().map_err(CallError::Argument)?;
         if self.0.len() >= MAX_CALLS {
             return Err(CallError::TooManyCalls(device_id.to_owned()));
         }
-        let MethodCall { name, payload, response_timeout, connect_timeout } = call;
-        let state = State::Waiting { name, payload };
+        let BackEndCall { name, payload, response_timeout, connect_timeout } = call;
+        let state = CallState::Waiting { name, payload };
         self.0.push_back(Pending { id, called: now, response_timeout, connect_timeout, state });
         Ok(())
     }
 
     /// The oldest call that waits; `connection` must send it now.
     pub(super) fn next(&mut self, connection: ConnectionId, now: SystemTime) -> Option<MethodRequest> {
-        let call = self.0.iter_mut().find(|call| matches!(call.state, State::Waiting { .. }))?;
-        match std::mem::replace(&mut call.state, State::Sent { by: connection, at: now }) {
-            State::Waiting { name, payload } => Some(MethodRequest { id: call.id, name, payload }),
-            State::Sent { .. } | State::Answered(_) => None,
+        let call = self.0.iter_mut().find(|call| matches!(call.state, CallState::Waiting { .. }))?;
+        match std::mem::replace(&mut call.state, CallState::Sent { by: connection, at: now }) {
+            CallState::Waiting { name, payload } => Some(MethodRequest { id: call.id, name, payload }),
+            CallState::Sent { .. } | CallState::Answered(_) => None,
         }
     }
 
     /// Stores the answer to a call that `connection` has sent. Returns whether a caller waits for it.
     pub(super) fn answer(&mut self, connection: ConnectionId, id: CallId, status: i32, body: &[u8]) -> bool {
-        let sent = |state: &State| matches!(state, State::Sent { by, .. } if *by == connection);
+        let sent = |state: &CallState| matches!(state, CallState::Sent { by, .. } if *by == connection);
         let Some(call) = self.0.iter_mut().find(|call| call.id == id && sent(&call.state)) else {
             return false;
         };
-        call.state = State::Answered(answer(status, body));
+        call.state = CallState::Answered(answer(status, body));
         true
     }
 
     /// The state of a call. A call that is over is removed.
-    pub(super) fn progress(&mut self, session: &Session, id: CallId, now: SystemTime) -> Progress {
+    pub(super) fn progress(&mut self, session: &DeviceSession, id: CallId, now: SystemTime) -> CallProgress {
         let Some(at) = self.0.iter().position(|call| call.id == id) else {
-            return Progress::Done(Err(CallError::Gone));
+            return CallProgress::Done(Err(CallError::Gone));
         };
         let over = match self.0.get(at).map(|call| (&call.state, call.end(session))) {
-            Some((State::Answered(_), _)) => None,
-            Some((State::Sent { by, .. }, _)) if !session.is_current(*by) => Some(CallError::Gone),
-            Some((_, (end, _))) if now < end => return Progress::Pending(end),
+            Some((CallState::Answered(_), _)) => None,
+            Some((CallState::Sent { by, .. }, _)) if !session.is_current(*by) => Some(CallError::Gone),
+            Some((_, (end, _))) if now < end => return CallProgress::Pending(end),
             Some((_, (_, error))) => Some(error),
             None => Some(CallError::Gone),
         };
         let call = self.0.remove(at);
-        Progress::Done(match (over, call.map(|call| call.state)) {
-            (None, Some(State::Answered(answer))) => answer,
+        CallProgress::Done(match (over, call.map(|call| call.state)) {
+            (None, Some(CallState::Answered(answer))) => answer,
             (error, _) => Err(error.unwrap_or(CallError::Gone)),
         })
     }
@@ -218,7 +218,7 @@ impl Calls {
     }
 }
 
-impl MethodCall {
+impl BackEndCall {
     fn check(&self) -> Result<(), String> {
         let bytes = self.payload.get().len();
         if self.name.is_empty() || self.name.len() > MAX_NAME || self.name.contains(char::is_control) {
@@ -239,14 +239,14 @@ impl MethodCall {
     }
 }
 
-fn answer(status: i32, body: &[u8]) -> Result<MethodAnswer, CallError> {
+fn answer(status: i32, body: &[u8]) -> Result<DeviceAnswer, CallError> {
     let bytes = body.len();
     if bytes > MAX_PAYLOAD {
         return Err(CallError::BadAnswer(format!("it has {bytes} bytes, more than {MAX_PAYLOAD}")));
     }
     let text = if body.is_empty() { b"null" } else { body };
     match serde_json::from_slice(text) {
-        Ok(payload) => Ok(MethodAnswer { status, payload }),
+        Ok(payload) => Ok(DeviceAnswer { status, payload }),
         Err(error) => Err(CallError::BadAnswer(format!("it is not JSON: {error}"))),
     }
 }

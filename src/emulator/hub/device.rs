@@ -7,13 +7,13 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::Calls;
+use super::calls::PendingCalls;
 use super::ended::{Ended, EndedLately};
-use super::events::{Event, Events};
+use super::events::{D2cMessage, Events};
 use super::faults::{FaultName, Faults};
 use super::queue::{DeviceQueue, Lock, Locked, QueueEntry};
-use super::session::{ConnectionId, Session, Subscription};
-use super::twin::{DesiredChange, Twin};
+use super::session::{ConnectionId, DeviceSession, Subscription};
+use super::twin::{DesiredChange, DeviceTwin};
 
 /// Most changes of desired properties that wait for a device that does not read. Beyond that, the device misses the
 /// oldest change. It sees that by `$version`, and can get its twin.
@@ -25,13 +25,13 @@ pub(super) struct DeviceState {
     pub(super) queue: DeviceQueue,
     /// How many messages were ever queued for this device.
     pub(super) queued: u64,
-    pub(super) session: Session,
+    pub(super) session: DeviceSession,
     pub(super) ended: EndedLately,
     pub(super) events: Events,
-    pub(super) twin: Twin,
+    pub(super) twin: DeviceTwin,
     /// Changes that the current connection has not received yet. At most [`MAX_DESIRED_CHANGES`].
     pub(super) desired_changes: VecDeque<DesiredChange>,
-    pub(super) calls: Calls,
+    pub(super) calls: PendingCalls,
     pub(super) faults: Faults,
     /// When the device last signed in, completed or sent something.
     pub(super) last_activity: Option<SystemTime>,
@@ -46,8 +46,8 @@ pub(super) struct DeviceSnapshot {
     /// Whether the session is persistent.
     stored: bool,
     subscriptions: Vec<(Subscription, u8)>,
-    twin: Twin,
-    events: Vec<Event>,
+    twin: DeviceTwin,
+    events: Vec<D2cMessage>,
     ended: Vec<Ended>,
     last_activity: Option<SystemTime>,
 }
@@ -72,7 +72,7 @@ impl DeviceState {
     pub(super) fn restore(&mut self, kept: DeviceSnapshot) {
         self.queue = DeviceQueue::restore(kept.queue);
         self.queued = kept.queued;
-        self.session = Session::restore(kept.stored, kept.subscriptions);
+        self.session = DeviceSession::restore(kept.stored, kept.subscriptions);
         self.twin = kept.twin;
         self.events = Events::restore(kept.events);
         self.ended = kept.ended.into_iter().collect();

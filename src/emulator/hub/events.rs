@@ -23,7 +23,7 @@ pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 /// A D2C message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Event {
+pub struct D2cMessage {
     /// The message's number; each device counts from 1.
     pub number: u64,
     /// When the hub accepted the message.
@@ -39,7 +39,7 @@ pub struct Event {
 /// The last D2C messages of one device, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    kept: VecDeque<Event>,
+    kept: VecDeque<D2cMessage>,
     bytes: usize,
     last_number: u64,
 }
@@ -47,7 +47,7 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn push(&mut self, properties: Properties, body: Bytes, enqueued: SystemTime) {
         self.last_number += 1;
-        let event = Event { number: self.last_number, enqueued, properties, body };
+        let event = D2cMessage { number: self.last_number, enqueued, properties, body };
         self.bytes += size(&event);
         self.kept.push_back(event);
         while self.kept.len() > MAX_EVENTS || self.bytes > MAX_EVENT_BYTES {
@@ -56,21 +56,21 @@ impl Events {
         }
     }
 
-    pub(super) fn restore(kept: Vec<Event>) -> Self {
+    pub(super) fn restore(kept: Vec<D2cMessage>) -> Self {
         let mut events = Self::default();
-        for Event { number, enqueued, properties, body } in kept {
+        for D2cMessage { number, enqueued, properties, body } in kept {
             events.last_number = number.saturating_sub(1);
             events.push(properties, body, enqueued);
         }
         events
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Event> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &D2cMessage> {
         self.kept.iter()
     }
 }
 
-fn size(event: &Event) -> usize {
+fn size(event: &D2cMessage) -> usize {
     let properties = event.properties.iter().map(|(name, value)| name.len() + value.map_or(0, str::len));
     event.body.len() + properties.sum::<usize>()
 }

@@ -5,7 +5,7 @@
 
 use std::time::SystemTime;
 
-use super::calls::{CallError, CallId, MethodCall, MethodRequest, Progress};
+use super::calls::{BackEndCall, CallError, CallId, CallProgress, MethodRequest};
 use super::session::{ConnectionId, Subscription};
 use super::state::Hub;
 
@@ -18,7 +18,7 @@ impl Hub {
     pub fn call_method(
         &mut self,
         device_id: &str,
-        call: MethodCall,
+        call: BackEndCall,
         now: SystemTime,
     ) -> Result<CallId, CallError> {
         let shown: String = device_id.chars().take(128).collect();
@@ -60,10 +60,10 @@ impl Hub {
     }
 
     /// The state of a call. A call that is over is removed.
-    pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> Progress {
+    pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> CallProgress {
         match self.devices.get_mut(device_id) {
             Some(state) => state.calls.progress(&state.session, id, now),
-            None => Progress::Done(Err(CallError::Gone)),
+            None => CallProgress::Done(Err(CallError::Gone)),
         }
     }
 
@@ -82,10 +82,10 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn call(name: &str) -> MethodCall {
+    fn call(name: &str) -> BackEndCall {
         let payload = serde_json::from_str(r#"{"b": 1,  "a": 2}"#).expect("JSON");
         let (response_timeout, connect_timeout) = (Duration::from_secs(30), Duration::from_secs(10));
-        MethodCall { name: name.to_owned(), payload, response_timeout, connect_timeout }
+        BackEndCall { name: name.to_owned(), payload, response_timeout, connect_timeout }
     }
 
     fn begin(hub: &mut Hub, name: &str) -> CallId {
@@ -105,9 +105,9 @@ mod tests {
         now: SystemTime,
     ) -> Result<Result<(i32, String), CallError>, Duration> {
         match hub.method_progress("dev1", id, now) {
-            Progress::Pending(until) => Err(until.duration_since(now).expect("in the future")),
-            Progress::Done(Ok(answer)) => Ok(Ok((answer.status, answer.payload.get().to_owned()))),
-            Progress::Done(Err(error)) => Ok(Err(error)),
+            CallProgress::Pending(until) => Err(until.duration_since(now).expect("in the future")),
+            CallProgress::Done(Ok(answer)) => Ok(Ok((answer.status, answer.payload.get().to_owned()))),
+            CallProgress::Done(Err(error)) => Ok(Err(error)),
         }
     }
 
@@ -194,14 +194,14 @@ mod tests {
             (call(""), "methodName"),
             (call(&"x".repeat(101)), "methodName"),
             (call("a\nb"), "methodName"),
-            (MethodCall { payload: large, ..call("x") }, "131074 bytes"),
+            (BackEndCall { payload: large, ..call("x") }, "131074 bytes"),
             (
-                MethodCall { response_timeout: seconds(4), ..call("x") },
+                BackEndCall { response_timeout: seconds(4), ..call("x") },
                 "responseTimeoutInSeconds must be 5 to 300",
             ),
-            (MethodCall { response_timeout: seconds(301), ..call("x") }, "responseTimeoutInSeconds"),
+            (BackEndCall { response_timeout: seconds(301), ..call("x") }, "responseTimeoutInSeconds"),
             (
-                MethodCall { connect_timeout: seconds(301), ..call("x") },
+                BackEndCall { connect_timeout: seconds(301), ..call("x") },
                 "connectTimeoutInSeconds must be 0 to 300",
             ),
         ] {

@@ -102,7 +102,7 @@ impl From<QueueEntry> for Finished {
 
 /// When a message arrived, and when it expires.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Arrival {
+pub(super) struct QueueArrival {
     pub(super) enqueued: SystemTime,
     pub(super) sequence_number: u64,
     pub(super) expires: SystemTime,
@@ -168,7 +168,7 @@ impl DeviceQueue {
     }
 
     /// Adds a message at the end. Returns whether there was room.
-    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: Arrival) -> bool {
+    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: QueueArrival) -> bool {
         if self.0.len() >= MAX_QUEUE {
             return false;
         }

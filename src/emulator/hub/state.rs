@@ -12,8 +12,8 @@ use bytes::Bytes;
 use super::device::{DeviceSnapshot, DeviceState};
 use super::ended::Ended;
 use super::faults::Faults;
-use super::feedback::{FeedbackBatch, FeedbackLock, FeedbackQueue};
-use super::queue::{Arrival, DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL};
+use super::feedback::{FeedbackLock, FeedbackQueue, LockedBatch};
+use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL, QueueArrival};
 use super::routes::InputRoute;
 use super::session::{Connected, ConnectionId, Subscription};
 use crate::emulator::identity;
@@ -114,14 +114,6 @@ impl Hub {
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
         self.registry.authenticate_device(device_id, token, certificate, now)
-    }
-
-    /// Checks whether a back end may send and read feedback (ServiceConnect) with `token`.
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason.
-    pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
-        self.registry.authenticate_service(token, now)
     }
 
     /// Makes a connection the device's only one. It displaces the earlier connection: the locks of that one return to
@@ -230,7 +222,7 @@ impl Hub {
         if state.faults.is_throttled() {
             return Err(EnqueueError::Throttled(device_id));
         }
-        let arrival = Arrival { enqueued: now, sequence_number: state.queued + 1, expires };
+        let arrival = QueueArrival { enqueued: now, sequence_number: state.queued + 1, expires };
         if state.faults.queue_is_full() || !state.queue.push(Arc::new(message), ack, arrival) {
             return Err(EnqueueError::QueueFull(device_id));
         }
@@ -315,7 +307,7 @@ impl Hub {
 
     /// The next feedback batch. It is locked until it is settled, given back or its lock lapses. `None` while another
     /// batch is out, or if none is due. Source: wire reference 4.4.
-    pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<FeedbackBatch> {
+    pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<LockedBatch> {
         let lock = FeedbackLock(self.next_id());
         self.feedback.next_batch(lock, now)
     }

@@ -6,7 +6,7 @@
 use std::time::SystemTime;
 
 use super::ended::Ended;
-use super::events::Event;
+use super::events::D2cMessage;
 use super::feedback::FeedbackView;
 use super::queue::QueuedView;
 use super::state::Hub;
@@ -49,7 +49,7 @@ impl Hub {
     }
 
     /// The stored D2C messages, oldest first; `None` if the device does not exist.
-    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
+    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &D2cMessage>> {
         self.devices.get(device_id).map(|state| state.events.iter())
     }
 }

@@ -41,7 +41,7 @@ pub(super) enum Destination {
     /// D2C telemetry.
     Events(Properties),
     /// The device's twin.
-    Twin(twin::Request),
+    Twin(twin::TwinRequest),
     /// An answer to a call of a method.
     MethodAnswer(methods::AnswerTopic),
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::client_files::Served;
 use super::disk::{AUTHORITY, StateDirError, write_private};
-use crate::emulator::registry::Policy;
+use crate::emulator::registry::AccessPolicy;
 
 /// The file's name.
 const FILE: &str = "env";
@@ -20,7 +20,7 @@ pub(super) fn write(
     root: &Path,
     served: &Served,
     device: Option<&(String, String)>,
-    service: Option<&Policy>,
+    service: Option<&AccessPolicy>,
 ) -> Result<(), StateDirError> {
     let state_dir = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
     let about_device = match device {

@@ -18,7 +18,7 @@ use super::answers::Answers;
 use super::outgoing::Outgoing;
 use super::seen::Seen;
 use crate::amqp_frames::values::Flaw;
-use crate::amqp_frames::{Frame, Guard, GuardError, Limits, Part};
+use crate::amqp_frames::{Frame, Guard, GuardError, Limits, MessagePart};
 
 /// Largest frame of a client; the emulator announces it in its Open.
 pub(in super::super) const MAX_FRAME: u32 = 256 * 1024;
@@ -141,8 +141,11 @@ impl<S> FrameStream<S> {
 /// does that.
 fn readable(frame: &Frame<'_>) -> Result<(), GuardError> {
     match &frame.part {
-        Part::Whole(Err(Flaw::TooLarge(_))) | Part::None | Part::Begun | Part::Whole(Ok(_)) => Ok(()),
-        Part::Whole(Err(flaw)) => Err(GuardError::Message(*flaw)),
+        MessagePart::Whole(Err(Flaw::TooLarge(_)))
+        | MessagePart::None
+        | MessagePart::Begun
+        | MessagePart::Whole(Ok(_)) => Ok(()),
+        MessagePart::Whole(Err(flaw)) => Err(GuardError::Message(*flaw)),
     }
 }
 
