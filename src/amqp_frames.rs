@@ -16,9 +16,10 @@ mod note;
 mod stream;
 pub(crate) mod values;
 
-#[allow(unused_imports)] // The emulator uses only the guard.
+#[allow(unused_imports)] // Only the emulator uses the guard itself.
 pub(crate) use guard::{
-    Frame, Guard, GuardError, Limits, MAGIC, Part, TRANSFER, Transfer, performative_fields,
+    DISPOSITION, END, FIRST, Frame, Guard, GuardError, LAST, Limits, MAGIC, MessagePart, OPEN, TRANSFER,
+    Transfer, performative_fields,
 };
 #[allow(unused_imports)] // Only the clients use the stream.
 pub(crate) use note::refusal;

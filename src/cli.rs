@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::features::{self, Part};
+use crate::features::{self, Feature};
 
 #[cfg(feature = "service")]
 mod back_end;
@@ -52,7 +52,7 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Part); 10] = [
+const OPTIONAL: [(&str, Feature); 10] = [
     ("doctor", features::DOCTOR),
     ("schema", features::SCHEMA),
     ("c2d-send", features::SERVICE),
@@ -99,32 +99,32 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Init(init::Args),
-    Run(run::Args),
-    Check(check::Args),
-    Inbox(inbox::Args),
-    Status(status::Args),
+    Init(init::InitArgs),
+    Run(run::RunArgs),
+    Check(check::CheckArgs),
+    Inbox(inbox::InboxArgs),
+    Status(status::StatusArgs),
     #[cfg(feature = "doctor")]
-    Doctor(doctor::Args),
-    Healthcheck(healthcheck::Args),
+    Doctor(doctor::DoctorArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
     #[cfg(feature = "schema")]
-    Schema(schema::Args),
+    Schema(schema::SchemaArgs),
     #[cfg(feature = "service")]
-    C2dSend(Box<c2d_send::Args>),
+    C2dSend(Box<c2d_send::SendArgs>),
     #[cfg(feature = "service")]
-    C2dFeedback(c2d_feedback::Args),
+    C2dFeedback(c2d_feedback::FeedbackArgs),
     #[cfg(feature = "service")]
-    C2dPurge(c2d_purge::Args),
+    C2dPurge(c2d_purge::PurgeArgs),
     #[cfg(feature = "service")]
-    InvokeMethod(invoke_method::Args),
+    InvokeMethod(invoke_method::InvokeArgs),
     #[cfg(feature = "service")]
-    Twin(twin::Args),
+    Twin(twin::TwinArgs),
     #[cfg(feature = "emulator")]
-    Emulator(Box<emulator::Args>),
+    Emulator(Box<emulator::EmulatorArgs>),
     #[cfg(all(feature = "emulator", feature = "service"))]
-    Demo(demo::Args),
+    Demo(demo::DemoArgs),
     #[cfg(feature = "manual")]
-    Manual(manual::Args),
+    Manual(manual::ManualArgs),
 }
 
 impl Command {

@@ -55,7 +55,7 @@ pub(crate) use report::counted;
 pub use rule::TwinRule;
 pub use rule_tests::{RuleTest, read_tests};
 pub use settings::{
-    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, KnownBy, Line, MetricsSettings, OnDisconnect,
+    ActiveLevel, GpioBackend, GpioSettings, InboxSettings, KnownBy, LineName, MetricsSettings, OnDisconnect,
     OnExit, PinSettings, TwinSettings,
 };
 pub use twin_rules::{TwinRules, version_of};
@@ -294,9 +294,9 @@ fn read_rules(
     let max_children = inbox::read_max_children(root.take(&ACTIONS), report);
     let reports = policy::read_default_reports(root.take(&REPORT), report);
     let (gpio, pin_names) = gpio::read(root.take(&GPIO), directory, report);
-    let twin::Read { settings: twin, idle } =
+    let twin::ReadTwin { settings: twin, idle } =
         twin::read(root.take(&TWIN), root.take(&ALLOW), &pin_names, max_children, report);
-    let scope = rule::Scope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
+    let scope = rule::RuleScope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
     let rules = rule::read(root.take(&RULE), &scope, report);
     let (rules, twin_rules) = rules.map_or((None, Vec::new()), |(rules, twin)| (Some(rules), twin));
     if let Some(place) = idle

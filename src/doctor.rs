@@ -29,7 +29,7 @@ mod subject;
 mod user;
 mod workload;
 
-use connections::Circumstances;
+use connections::SharedFacts;
 pub use finding::{Check, Finding, Standing};
 
 /// How long a check of the network or of the workload API may take. At most four of them run one after another.
@@ -45,7 +45,7 @@ pub struct Case {
     /// The configuration as far as it could be read.
     pub inspection: Inspection,
     /// The agent that runs with this configuration.
-    pub agent: Agent,
+    pub agent: RunningAgent,
     /// Whether to make no use of the network.
     pub offline: bool,
     /// Whether to sign in even if that disconnects a running agent.
@@ -58,7 +58,7 @@ pub struct Case {
 
 /// What is known of a running agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Agent {
+pub enum RunningAgent {
     /// No process listens on the agent's control socket.
     NotRunning,
     /// The agent answers.
@@ -110,7 +110,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     tell(running(&agent, inspection.inbox.is_some()));
     let connections = connections::of(&inspection);
     let token_lifetime = inspection.token_lifetime;
-    let circumstances = Circumstances { agent, token_lifetime, offline, sign_in, https_port, clock };
+    let circumstances = SharedFacts { agent, token_lifetime, offline, sign_in, https_port, clock };
     connections::examine(&connections, &circumstances, &mut tell).await;
     for finding in finished(began + MACHINE_LIMIT, Check::Inbox, machine).await {
         tell(finding);
@@ -130,7 +130,7 @@ async fn finished(end: Instant, first: Check, found: tokio::task::JoinHandle<Vec
     }
 }
 
-fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
+fn configuration(inspection: &Inspection, agent: &RunningAgent) -> Finding {
     let report = &inspection.report;
     let remedy = "run c2d-agent check, which shows the place of each";
     if let Some(problem) = report.first_problem() {
@@ -152,19 +152,19 @@ fn configuration(inspection: &Inspection, agent: &Agent) -> Finding {
     }
 }
 
-fn running(agent: &Agent, socket_is_known: bool) -> Finding {
+fn running(agent: &RunningAgent, socket_is_known: bool) -> Finding {
     match agent {
         _ if !socket_is_known => {
             Check::Agent.skipped("the configuration does not say where its control socket is")
         }
-        Agent::NotRunning => Check::Agent.ok("none runs with this configuration"),
-        Agent::Running { pid, disconnected: None } => {
+        RunningAgent::NotRunning => Check::Agent.ok("none runs with this configuration"),
+        RunningAgent::Running { pid, disconnected: None } => {
             Check::Agent.ok(format!("runs as process {pid}, and is connected"))
         }
-        Agent::Running { pid, disconnected: Some(reason) } => Check::Agent.warning(
+        RunningAgent::Running { pid, disconnected: Some(reason) } => Check::Agent.warning(
             format!("runs as process {pid}, and is not connected: {reason}"),
             "see the checks below",
         ),
-        Agent::Unknown(sentence) => Check::Agent.warned_of(sentence),
+        RunningAgent::Unknown(sentence) => Check::Agent.warned_of(sentence),
     }
 }

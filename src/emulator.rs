@@ -16,7 +16,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -44,34 +44,22 @@ mod tls;
 mod workload;
 
 use hub::{FaultError, FaultOrder, Hub, InputRoute};
-use keeper::Keeper;
+use keeper::HubFile;
 use listener::Accepted;
+pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
 pub use mqtt::{UserName, UserNameError};
+pub use registrar::MAX_DEVICES;
 use registrar::Registrar;
 use registry::Registry;
+pub use shared::Clock;
 use shared::SharedHub;
 pub use state_dir::{STATE_DIR_VARIABLE, StateDirError, WELL_KNOWN_KEYS};
 use state_dir::{Served, StateDir};
 use workload::Workload;
-pub use workload::WorkloadError;
-
-/// The standard port of devices: MQTT over TLS.
-pub const MQTT_PORT: u16 = 8883;
-
-/// The standard port of back ends: AMQP 1.0 over TLS.
-pub const AMQP_PORT: u16 = 5671;
-
-/// The standard port of the hub's REST side: HTTPS.
-pub const HTTPS_PORT: u16 = 443;
+pub use workload::WorkloadSocketError;
 
 /// The HTTPS port if no port was given and the standard port is not available.
 const SPARE_HTTPS_PORT: u16 = 8443;
-
-/// Most devices of one emulator. With full queues of the largest messages they use 4 GB of memory.
-pub const MAX_DEVICES: usize = 1_000;
-
-/// The source of the emulator's time.
-pub type Clock = fn() -> SystemTime;
 
 /// What to emulate, and on which addresses.
 #[derive(Debug, Clone)]
@@ -149,7 +137,7 @@ pub enum EmulatorError {
     Fault(#[from] FaultError),
     /// The workload socket cannot be served.
     #[error(transparent)]
-    Workload(#[from] WorkloadError),
+    Workload(#[from] WorkloadSocketError),
     /// rustls refuses the server's certificate.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -164,7 +152,7 @@ pub struct Emulator {
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
-    keeper: Keeper,
+    keeper: HubFile,
     /// Keeps the state directory locked.
     _registrar: Registrar,
 }
@@ -210,7 +198,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     // Restore before a connection is served, so that no client sees an empty hub.
-    let keeper = Keeper::restore(&hub, root)?;
+    let keeper = HubFile::restore(&hub, root)?;
     hub.with(|hub, _| {
         hub.set_input_routes(options.routes.clone());
         hub.order_faults(&options.faults)
@@ -323,12 +311,12 @@ impl Options {
 
     /// The device whose modules use the workload socket, and the socket's path as a program in another folder can use
     /// it.
-    fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadError> {
+    fn workload(&self) -> Result<Option<(String, PathBuf)>, WorkloadSocketError> {
         let Some(path) = &self.workload_socket else { return Ok(None) };
         let mut devices = self.modules.iter().map(|id| identity::split(id).0);
-        let device = devices.next().ok_or(WorkloadError::NoDevice)?;
+        let device = devices.next().ok_or(WorkloadSocketError::NoDevice)?;
         if devices.any(|other| other != device) {
-            return Err(WorkloadError::NoDevice);
+            return Err(WorkloadSocketError::NoDevice);
         }
         Ok(Some((device.to_owned(), std::path::absolute(path).unwrap_or_else(|_| path.clone()))))
     }

@@ -4,7 +4,7 @@
 
 /// A part of the program that is a Cargo feature, or needs several.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part {
+pub(crate) struct Feature {
     /// The value for `--features`.
     feature: &'static str,
     is_built: bool,
@@ -12,30 +12,31 @@ pub(crate) struct Part {
     is_packaged: bool,
 }
 
-const fn part(feature: &'static str, is_built: bool) -> Part {
-    Part { feature, is_built, is_packaged: true }
+const fn part(feature: &'static str, is_built: bool) -> Feature {
+    Feature { feature, is_built, is_packaged: true }
 }
 
 /// `transport = "amqp"`.
-pub(crate) const AMQP: Part = part("amqp", cfg!(feature = "amqp"));
+pub(crate) const AMQP: Feature = part("amqp", cfg!(feature = "amqp"));
 /// WebSockets and proxies.
-pub(crate) const WEBSOCKET: Part = part("websocket", cfg!(feature = "websocket"));
+pub(crate) const WEBSOCKET: Feature = part("websocket", cfg!(feature = "websocket"));
 /// `[metrics]`.
-pub(crate) const METRICS: Part = part("metrics", cfg!(feature = "metrics"));
+pub(crate) const METRICS: Feature = part("metrics", cfg!(feature = "metrics"));
 /// `doctor`.
-pub(crate) const DOCTOR: Part = part("doctor", cfg!(feature = "doctor"));
+pub(crate) const DOCTOR: Feature = part("doctor", cfg!(feature = "doctor"));
 /// `schema`.
-pub(crate) const SCHEMA: Part = part("schema", cfg!(feature = "schema"));
+pub(crate) const SCHEMA: Feature = part("schema", cfg!(feature = "schema"));
 /// The commands of the back end, such as `c2d-send`.
-pub(crate) const SERVICE: Part = part("service", cfg!(feature = "service"));
+pub(crate) const SERVICE: Feature = part("service", cfg!(feature = "service"));
 /// `emulator`.
-pub(crate) const EMULATOR: Part = part("emulator", cfg!(feature = "emulator"));
+pub(crate) const EMULATOR: Feature = part("emulator", cfg!(feature = "emulator"));
 /// `demo`.
-pub(crate) const DEMO: Part = part("emulator,service", cfg!(all(feature = "emulator", feature = "service")));
+pub(crate) const DEMO: Feature =
+    part("emulator,service", cfg!(all(feature = "emulator", feature = "service")));
 /// `manual`, which only packagers build.
-pub(crate) const MANUAL: Part = Part { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
+pub(crate) const MANUAL: Feature = Feature { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
 
-impl Part {
+impl Feature {
     /// Whether this build has the part.
     pub(crate) fn is_built(self) -> bool {
         self.is_built

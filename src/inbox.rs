@@ -31,15 +31,17 @@ mod trouble;
 mod watched;
 mod worker;
 
-use file::{InboxPath, Place};
-use keeper::{Batch, Keeper};
+use file::{DatabasePlace, InboxPath};
+use keeper::{Batch, InboxKeeper};
 pub(crate) use lock::Claim;
-pub(crate) use operation::{Answer, Arrival, Intent, News, Op, Past, Query, Reply, Selector, Start, Verdict};
+pub(crate) use operation::{
+    Arrival, Intent, News, Op, Past, Query, Reply, Selector, Start, Verdict, Written,
+};
 pub(crate) use record::{Counts, Number, Record, Settled, State};
 pub(crate) use record::{Opened, Unfinished, from_millis};
-use trouble::Failure;
 pub(crate) use trouble::InboxError;
-use worker::{Command, MOST_OPS, Worker};
+use trouble::Trouble;
+use worker::{Job, MOST_OPS, Worker};
 
 /// How long [`Inbox::close`] may take: the rest of the agent's eight seconds for a shutdown.
 const CLOSE_LIMIT: Duration = Duration::from_millis(700);
@@ -58,7 +60,7 @@ pub(crate) struct Inbox {
     confirmed_due: Instant,
     /// Whether the thread has a batch. It gets one at a time, so that operations gather meanwhile.
     busy: bool,
-    commands: SyncSender<Command>,
+    commands: SyncSender<Job>,
     news: Receiver<News>,
     /// Whether the agent knows already that the thread ended, which is a defect.
     lost: bool,
@@ -74,10 +76,10 @@ impl Inbox {
     /// Begins to open the file, and creates it if it is missing. Never fails: trouble is reported as [`News`], and
     /// the inbox tries again by itself.
     pub(crate) fn open(claim: &Claim, settings: &InboxSettings, clock: fn() -> SystemTime) -> Self {
-        Self::begin(Keeper::new(InboxPath::claimed(claim.clone()), settings.clone(), clock))
+        Self::begin(InboxKeeper::new(InboxPath::claimed(claim.clone()), settings.clone(), clock))
     }
 
-    fn begin<P: Place + Send + 'static>(keeper: Keeper<P>) -> Self {
+    fn begin<P: DatabasePlace + Send + 'static>(keeper: InboxKeeper<P>) -> Self {
         // Room for one batch and for the request to close after it.
         let (commands, received) = sync_channel(2);
         // If the agent takes no news, the thread waits.
@@ -145,10 +147,10 @@ impl Inbox {
 
     /// Writes what was handed in, closes the file, and returns the remaining answers. Takes at most a second. What is
     /// handed in later is lost.
-    pub(crate) async fn close(&mut self) -> Vec<Answer> {
+    pub(crate) async fn close(&mut self) -> Vec<Written> {
         let mut told = Vec::new();
         self.take_confirmed();
-        if self.commands.try_send(Command::Close(std::mem::take(&mut self.waiting))).is_err() {
+        if self.commands.try_send(Job::Close(std::mem::take(&mut self.waiting))).is_err() {
             return told;
         }
         let gather = async {
@@ -179,14 +181,14 @@ impl Inbox {
         let rest = self.waiting.split_off(self.waiting.len().min(MOST_OPS));
         let batch = std::mem::replace(&mut self.waiting, rest);
         // There is room, because no batch is under way. If the thread has ended, `next` reports it.
-        self.busy = self.commands.try_send(Command::Write(batch)).is_ok();
+        self.busy = self.commands.try_send(Job::Write(batch)).is_ok();
     }
 }
 
 /// The inbox's file while no agent runs, for the command line.
 #[derive(Debug)]
 pub(crate) struct InboxFile {
-    keeper: Keeper<InboxPath>,
+    keeper: InboxKeeper<InboxPath>,
 }
 
 impl InboxFile {
@@ -198,7 +200,7 @@ impl InboxFile {
         let place = InboxPath::new(settings.path.clone(), false);
         // Only the agent's settings may remove records, when it runs. A look from the command line removes none.
         let settings = InboxSettings { keep: Duration::MAX, max_size: u64::MAX, ..settings.clone() };
-        let mut keeper = Keeper::new(place, settings, || SystemTime::UNIX_EPOCH);
+        let mut keeper = InboxKeeper::new(place, settings, || SystemTime::UNIX_EPOCH);
         match keeper.try_open() {
             Ok(()) => Ok(Self { keeper }),
             Err(failure) => Err(failure.into_error(keeper.place().path())),
@@ -214,8 +216,8 @@ impl InboxFile {
         let answers = self.keeper.write_at(&mut batch, now);
         let path = self.keeper.place().path();
         match answers.map(|(answers, _)| answers.into_iter().next()) {
-            Ok(Some(Answer::Reply { reply, .. })) => Ok(*reply),
-            Ok(_) => Err(Failure::Defect("a question was not answered".to_owned()).into_error(path)),
+            Ok(Some(Written::Reply { reply, .. })) => Ok(*reply),
+            Ok(_) => Err(Trouble::Defect("a question was not answered".to_owned()).into_error(path)),
             Err(failure) => Err(failure.into_error(path)),
         }
     }

@@ -21,7 +21,7 @@ mod subject;
 mod template;
 mod values;
 
-use body::Fields;
+use body::BodyFields;
 pub(crate) use condition::{Choices, Condition, Test};
 pub use doors::Door;
 pub(crate) use environment::variable_name;
@@ -42,13 +42,13 @@ use values::Values;
 pub struct Rules {
     rules: Vec<Rule>,
     /// The body fields that conditions look at.
-    fields: Fields,
+    fields: BodyFields,
 }
 
 impl Rules {
     pub(crate) fn new(rules: Vec<Rule>) -> Self {
         let conditions = rules.iter().flat_map(|rule| &rule.conditions);
-        let fields = Fields::of(conditions.map(|condition| &condition.subject));
+        let fields = BodyFields::of(conditions.map(|condition| &condition.subject));
         Self { rules, fields }
     }
 
@@ -101,7 +101,7 @@ pub struct Rule {
     timeout: Duration,
     policy: Policy,
     /// The body fields that its steps use.
-    fields: Fields,
+    fields: BodyFields,
 }
 
 impl Rule {
@@ -112,7 +112,7 @@ impl Rule {
         timeout: Duration,
         policy: Policy,
     ) -> Self {
-        let fields = Fields::of(steps.iter().flat_map(Step::subjects));
+        let fields = BodyFields::of(steps.iter().flat_map(Step::subjects));
         Self { name, conditions, steps, timeout, policy, fields }
     }
 

@@ -36,7 +36,7 @@ pub use https::{DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, Met
 pub use refusal::Refusal;
 pub use send::{C2dSender, OutgoingMessage};
 pub use source::{FeedbackSource, FeedbackTransport};
-pub use target::Target;
+pub use target::Addressee;
 
 /// The standard port of the hub's REST side.
 pub const HTTPS_PORT: u16 = dial::HTTPS.port;
@@ -58,7 +58,7 @@ const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
 /// The way to the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Way {
+pub enum ServiceTransport {
     /// AMQP over TLS, on port 5671 or the port of the connection string.
     #[default]
     Amqp,
@@ -99,7 +99,7 @@ impl Service {
         token_lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, ServiceError> {
-        Self::connect_by(&Way::Amqp, identity, ca_file, token_lifetime, now).await
+        Self::connect_by(&ServiceTransport::Amqp, identity, ca_file, token_lifetime, now).await
     }
 
     /// Dials the hub of `identity` and signs in; it trusts the roots of `ca_file` and the system's. A token made from
@@ -111,7 +111,7 @@ impl Service {
     /// # Cancel safety
     /// A drop of the future closes everything that was open.
     pub async fn connect_by(
-        way: &Way,
+        way: &ServiceTransport,
         identity: &ServiceConnectionString,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
@@ -132,11 +132,11 @@ impl Service {
                 });
             let failed = Failed::default();
             let opened = match way {
-                Way::Amqp => {
+                ServiceTransport::Amqp => {
                     let stream = dial::dial_amqp(host, ca_file).await?;
                     builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
                 }
-                Way::WebSocket(way) => {
+                ServiceTransport::WebSocket(way) => {
                     let stream = dial::dial_websocket(&host.name, way, ca_file).await?;
                     builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
                 }
@@ -188,7 +188,7 @@ impl Service {
     }
 }
 
-impl Way {
+impl ServiceTransport {
     fn port_in_words(&self) -> String {
         match self {
             Self::Amqp => format!("AMQP, {}", dial::AMQP.port),

@@ -103,7 +103,7 @@ pub(crate) fn foreign_in(path: &Path, metadata: &Metadata) -> Option<Foreign> {
 
 /// The first directory, on the way to this one or itself, that others can write to. Owners do not matter here.
 pub(crate) fn writable(directory: &Path) -> Option<Foreign> {
-    let above = Way::to(directory).foreign.into_iter();
+    let above = WayToFile::to(directory).foreign.into_iter();
     above.chain(foreign(directory)).find(Foreign::is_writable)
 }
 
@@ -123,14 +123,14 @@ fn foreign_owner(metadata: &Metadata) -> Option<u32> {
 /// The places on the way to a file through which others can put another file under its path: directories, links, the
 /// file itself.
 #[derive(Debug)]
-pub(crate) struct Way {
+pub(crate) struct WayToFile {
     /// The places that others can change, from the root on.
     pub(crate) foreign: Vec<Foreign>,
     /// The path of the file without links, or why there is no such file.
     pub(crate) real: io::Result<PathBuf>,
 }
 
-impl Way {
+impl WayToFile {
     /// Follows the path, and checks each step.
     pub(crate) fn to(path: &Path) -> Self {
         let mut foreign = Vec::new();
@@ -226,7 +226,7 @@ pub(crate) fn unfit_program(program: &str) -> Option<String> {
 /// That user can write to the program or to a directory on the way to it, and so put another program in its place. Or
 /// the user owns the program, a directory or a link on the way.
 pub(crate) fn foreign_program(program: &str) -> Option<String> {
-    let way = Way::to(Path::new(program));
+    let way = WayToFile::to(Path::new(program));
     let foreign = way.foreign.first()?;
     let (place, what, remedy) = (foreign.place.display(), foreign.what(), foreign.remedy());
     Some(match way.real {

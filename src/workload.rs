@@ -103,7 +103,12 @@ pub(crate) async fn sign(access: &WorkloadAccess, text: &str) -> Result<Vec<u8>,
     let WorkloadAccess { module_id, generation_id, .. } = access;
     let path = format!("/modules/{}/genid/{}/sign", escape(module_id), escape(generation_id));
     let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": BASE64.encode(text) });
-    let ask = Ask { method: Method::POST, path, body: Bytes::from(body.to_string()), limit: MAX_SIGNATURE };
+    let ask = WorkloadRequest {
+        method: Method::POST,
+        path,
+        body: Bytes::from(body.to_string()),
+        limit: MAX_SIGNATURE,
+    };
     let body = ask.of(access).await?;
     let read: Signature = read_json(access, "signs", &body)?;
     match BASE64.decode(&read.digest) {
@@ -127,13 +132,13 @@ pub(crate) async fn trust_bundle(access: &WorkloadAccess) -> Result<String, Work
         certificate: String,
     }
     let path = "/trust-bundle".to_owned();
-    let ask = Ask { method: Method::GET, path, body: Bytes::new(), limit: MAX_BUNDLE };
+    let ask = WorkloadRequest { method: Method::GET, path, body: Bytes::new(), limit: MAX_BUNDLE };
     let body = ask.of(access).await?;
     Ok(read_json::<Bundle>(access, "gives its trust bundle", &body)?.certificate)
 }
 
 /// A request.
-struct Ask {
+struct WorkloadRequest {
     method: Method,
     /// The path without the version.
     path: String,
@@ -151,7 +156,7 @@ enum Miss {
     Lasting(WorkloadError),
 }
 
-impl Ask {
+impl WorkloadRequest {
     /// The body of a good answer.
     async fn of(&self, access: &WorkloadAccess) -> Result<Bytes, WorkloadError> {
         let end = Instant::now() + WHOLE_LIMIT;

@@ -30,9 +30,9 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use bank::{Bank, Shape};
+use bank::{Bank, WaveShape};
 pub use error::GpioError;
-use guard::{Guard, Shared};
+use guard::{PinGuard, SharedPins};
 pub use survey::{LineUse, Survey, survey};
 
 /// The name under which the kernel lists the holder of the lines.
@@ -55,9 +55,9 @@ trait PinBackend: Send {
 
 /// The claimed pins. If they are dropped without [`Pins::close`], each still goes into its `on_exit` state.
 pub(super) struct Pins {
-    shared: Arc<Shared>,
+    shared: Arc<SharedPins>,
     /// Makes timed changes: `max_on`, `on_disconnect`, the ends of pulses and blinks.
-    guard: Guard,
+    guard: PinGuard,
 }
 
 /// Why a change was not made, or not finished.
@@ -84,8 +84,8 @@ impl Pins {
         settings: &GpioSettings,
         been_on: &BTreeMap<String, Duration>,
     ) -> Result<Self, GpioError> {
-        let shared = Arc::new(Shared::new(Bank::new(backend, settings, been_on)));
-        match Guard::start(Arc::clone(&shared)) {
+        let shared = Arc::new(SharedPins::new(Bank::new(backend, settings, been_on)));
+        match PinGuard::start(Arc::clone(&shared)) {
             Ok(guard) => Ok(Self { shared, guard }),
             Err(source) => {
                 shared.leave()?;
@@ -127,12 +127,14 @@ impl Pins {
         match change {
             PinChange::Set(state) => Ok(self.shared.change(|bank| bank.set(pin, state))?),
             PinChange::Toggle => Ok(self.shared.change(|bank| bank.toggle(pin))?),
-            PinChange::Pulse(duration) => self.wave(pin, Shape::pulse(duration), limit).await,
-            PinChange::Blink { times, period } => self.wave(pin, Shape::blink(times, period), limit).await,
+            PinChange::Pulse(duration) => self.wave(pin, WaveShape::pulse(duration), limit).await,
+            PinChange::Blink { times, period } => {
+                self.wave(pin, WaveShape::blink(times, period), limit).await
+            }
         }
     }
 
-    async fn wave(&self, pin: &str, shape: Shape, limit: &Limit<'_>) -> Result<(), ChangeError> {
+    async fn wave(&self, pin: &str, shape: WaveShape, limit: &Limit<'_>) -> Result<(), ChangeError> {
         let begin = |bank: &mut Bank| bank.begin_wave(pin, shape, Instant::now(), limit.deadline());
         let (number, ended) = self.shared.change(begin)?;
         let _under_way = UnderWay { shared: &self.shared, number };
@@ -224,7 +226,7 @@ impl From<GpioError> for ChangeError {
 
 /// A pulse or a blink under way. When it is dropped, the wave ends with the pin off.
 struct UnderWay<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedPins,
     number: u64,
 }
 
@@ -296,8 +298,8 @@ fn choose_auto<T>(
     settings: &GpioSettings,
     backends: &Backends<T>,
 ) -> Result<(T, Option<GpioError>), GpioError> {
-    use crate::config::Line;
-    let numbers = settings.pins.values().all(|pin| matches!(pin.line, Line::Number(_)));
+    use crate::config::LineName;
+    let numbers = settings.pins.values().all(|pin| matches!(pin.line, LineName::Number(_)));
     let has_chip = cdev::any_chip();
     let mut refused = None;
     if numbers && settings.chip.is_none() && rppal::knows_this_board() {

@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Actions, Outcome, OutcomeResult};
-use crate::config::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
+use crate::config::{ActiveLevel, GpioBackend, GpioSettings, LineName, OnExit, PinSettings};
 use crate::rules::{PinChange, PinState, Plan, PlannedStep};
 
 fn simulated(state_file: &Path) -> Actions {
     let pump = PinSettings {
-        line: Line::Number(17),
+        line: LineName::Number(17),
         active: ActiveLevel::High,
         initial: PinState::Off,
         on_exit: OnExit::Set(PinState::Off),

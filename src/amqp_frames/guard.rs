@@ -28,11 +28,11 @@ pub(crate) const MAGIC: &[u8; 4] = b"AMQP";
 const HEADER_BYTES: usize = 8;
 
 /// Performatives by the number that describes them.
-const OPEN: u64 = 0x10;
+pub(crate) const OPEN: u64 = 0x10;
 pub(crate) const TRANSFER: u64 = 0x14;
-const DISPOSITION: u64 = 0x15;
+pub(crate) const DISPOSITION: u64 = 0x15;
 const DETACH: u64 = 0x16;
-const END: u64 = 0x17;
+pub(crate) const END: u64 = 0x17;
 /// Performatives of SASL; Open comes after them.
 const SASL: std::ops::RangeInclusive<u64> = 0x40..=0x44;
 /// Fields of a transfer, by their place in its list. The first one is also a field of a detach.
@@ -42,8 +42,8 @@ const STATE: usize = 7;
 const RESUME: usize = 8;
 const ABORTED: usize = 9;
 /// Fields of a disposition.
-const FIRST: usize = 1;
-const LAST: usize = 2;
+pub(crate) const FIRST: usize = 1;
+pub(crate) const LAST: usize = 2;
 
 /// Why a connection must end; the words before it are "the client sent" or "the hub sent".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,12 +88,12 @@ pub(crate) struct Frame<'a> {
     pub(crate) fields: Vec<&'a [u8]>,
     /// The frame without the payload after its performative.
     pub(crate) head: &'a [u8],
-    pub(crate) part: Part<'a>,
+    pub(crate) part: MessagePart<'a>,
 }
 
 /// Which part of a message a frame is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Part<'a> {
+pub(crate) enum MessagePart<'a> {
     /// No part, or the end of an aborted message.
     None,
     /// A part, and more parts follow.
@@ -112,10 +112,10 @@ pub(crate) struct Guard {
     /// The bytes of the frame that is arriving.
     frame: Vec<u8>,
     /// Messages that are not complete, by channel and handle; at most [`MAX_UNFINISHED`].
-    messages: BTreeMap<(u16, u32), Unfinished>,
+    messages: BTreeMap<(u16, u32), UnfinishedMessage>,
 }
 
-struct Unfinished {
+struct UnfinishedMessage {
     /// `None` if the message is too large.
     bytes: Option<Vec<u8>>,
     parts: usize,
@@ -171,7 +171,8 @@ impl Guard {
 
     fn checked<'a>(&mut self, bytes: &'a [u8]) -> Result<Frame<'a>, GuardError> {
         let malformed = || GuardError::Frame(Flaw::Malformed);
-        let nothing = Frame { bytes, channel: 0, kind: 0, fields: Vec::new(), head: bytes, part: Part::None };
+        let nothing =
+            Frame { bytes, channel: 0, kind: 0, fields: Vec::new(), head: bytes, part: MessagePart::None };
         let is_text = bytes.first_chunk().is_some_and(|start| self.is_another_protocol(start));
         self.begun = true;
         if is_text || bytes.starts_with(MAGIC) {
@@ -199,13 +200,13 @@ impl Guard {
             // The parts of a message are dropped when its link ends.
             DETACH => {
                 self.messages.remove(&(channel, handle(&fields).map_err(GuardError::Frame)?));
-                Part::None
+                MessagePart::None
             }
             END => {
                 self.messages.retain(|(own, _), _| *own != channel);
-                Part::None
+                MessagePart::None
             }
-            _ => Part::None,
+            _ => MessagePart::None,
         };
         Ok(Frame { bytes, channel, kind, fields, head, part })
     }
@@ -215,7 +216,7 @@ impl Guard {
         channel: u16,
         fields: &[&[u8]],
         payload: &'a [u8],
-    ) -> Result<Part<'a>, GuardError> {
+    ) -> Result<MessagePart<'a>, GuardError> {
         let transfer = Transfer::read(fields).map_err(GuardError::Frame)?;
         let link = (channel, transfer.handle);
         let before = self.messages.remove(&link);
@@ -227,7 +228,7 @@ impl Guard {
             return Err(GuardError::Resumed);
         }
         if transfer.aborted {
-            return Ok(Part::None);
+            return Ok(MessagePart::None);
         }
         let parts = before.as_ref().map_or(1, |before| before.parts + 1);
         if parts > MAX_PARTS {
@@ -243,14 +244,14 @@ impl Guard {
         };
         let whole = whole.filter(|whole| whole.len() <= limit);
         if transfer.more {
-            self.messages.insert(link, Unfinished { bytes: whole.map(Cow::into_owned), parts });
+            self.messages.insert(link, UnfinishedMessage { bytes: whole.map(Cow::into_owned), parts });
             return if self.messages.len() > MAX_UNFINISHED {
                 Err(GuardError::Unfinished)
             } else {
-                Ok(Part::Begun)
+                Ok(MessagePart::Begun)
             };
         }
-        Ok(Part::Whole(whole.ok_or(Flaw::TooLarge(limit)).and_then(readable)))
+        Ok(MessagePart::Whole(whole.ok_or(Flaw::TooLarge(limit)).and_then(readable)))
     }
 }
 

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::guard::{Frame, Guard, GuardError, Limits, Part};
+use super::guard::{Frame, Guard, GuardError, Limits, MessagePart};
 use super::note::note;
 
 /// The largest message. A C2D message has at most 64 KiB, the payload of a method 128 KiB.
@@ -53,13 +53,13 @@ impl<S> Guarded<S> {
 /// Adds the bytes that replace a frame.
 fn hand_on(frame: &Frame<'_>, ready: &mut Vec<u8>) -> Result<(), GuardError> {
     let payload = match &frame.part {
-        Part::None => {
+        MessagePart::None => {
             ready.extend_from_slice(frame.bytes);
             return Ok(());
         }
-        Part::Begun => Cow::default(),
-        Part::Whole(Ok(message)) => Cow::Borrowed(message.as_ref()),
-        Part::Whole(Err(flaw)) => Cow::Owned(note(*flaw)),
+        MessagePart::Begun => Cow::default(),
+        MessagePart::Whole(Ok(message)) => Cow::Borrowed(message.as_ref()),
+        MessagePart::Whole(Err(flaw)) => Cow::Owned(note(*flaw)),
     };
     let size = frame.head.len() + payload.len();
     let length = u32::try_from(size).ok().filter(|length| *length <= MAX_FRAME);

@@ -64,10 +64,10 @@ fn fed(frames: &[Vec<u8>]) -> Result<Last, GuardError> {
     for bytes in [vec![frame(0, OPENING)], frames.to_vec()].concat() {
         guard.feed(&bytes, |frame| {
             last = match &frame.part {
-                Part::None => Last::Nothing,
-                Part::Begun => Last::Begun,
-                Part::Whole(Ok(message)) => Last::Whole(message.to_vec()),
-                Part::Whole(Err(flaw)) => Last::Refused(*flaw),
+                MessagePart::None => Last::Nothing,
+                MessagePart::Begun => Last::Begun,
+                MessagePart::Whole(Ok(message)) => Last::Whole(message.to_vec()),
+                MessagePart::Whole(Err(flaw)) => Last::Refused(*flaw),
             };
             Ok(())
         })?;

@@ -9,10 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 
-use super::transport::Transport;
+use super::transport::TransportArg;
 use super::{Failure, check_is_no_secret};
 use crate::credentials::{ProxySettings, ServiceConnectionString};
-use crate::service::{FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, Target, Way};
+use crate::service::{
+    Addressee, FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, ServiceTransport,
+};
 use crate::trust;
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
@@ -30,7 +32,7 @@ pub(super) struct HubArgs {
     ca_file: Option<PathBuf>,
     /// How to connect to the hub. amqp-ws and https use the proxy in HTTPS_PROXY, except for the hosts in NO_PROXY.
     #[arg(long, value_name = "TRANSPORT")]
-    transport: Transport,
+    transport: TransportArg,
     /// The hub's port for HTTPS and WebSockets.
     #[arg(
         long,
@@ -82,8 +84,8 @@ pub(super) struct OutputArgs {
 impl TargetArgs {
     /// # Errors
     /// When one of the ids is not valid.
-    pub(super) fn target(&self) -> anyhow::Result<Target> {
-        Ok(Target::new(&self.device, self.module.as_deref())?)
+    pub(super) fn target(&self) -> anyhow::Result<Addressee> {
+        Ok(Addressee::new(&self.device, self.module.as_deref())?)
     }
 }
 
@@ -139,9 +141,9 @@ impl HubArgs {
     /// When the proxy settings of the environment cannot be read.
     pub(super) fn transport(&self) -> anyhow::Result<FeedbackTransport> {
         Ok(match self.transport {
-            Transport::Amqp => FeedbackTransport::Amqp(Way::Amqp),
-            Transport::AmqpWs => FeedbackTransport::Amqp(Way::WebSocket(self.https()?)),
-            Transport::Https => FeedbackTransport::Https(self.https()?),
+            TransportArg::Amqp => FeedbackTransport::Amqp(ServiceTransport::Amqp),
+            TransportArg::AmqpWs => FeedbackTransport::Amqp(ServiceTransport::WebSocket(self.https()?)),
+            TransportArg::Https => FeedbackTransport::Https(self.https()?),
         })
     }
 

@@ -23,9 +23,9 @@ mod output;
 mod spool;
 mod watch;
 
-use output::Output;
+use output::FeedbackOutput;
 use spool::Spool;
-use watch::{End, Watch};
+use watch::{Watch, WatchEnd};
 
 /// Watch the hub's delivery feedback: print every record, and with --spool keep it.
 ///
@@ -46,7 +46,7 @@ use watch::{End, Watch};
 Exit codes: 0 ended by a signal, by --for, after --count records, or because standard output was closed; 1 an error: the \
 hub cannot be reached at the start, it refuses the policy, or the spool cannot be written; 2 the arguments are wrong, or \
 the spool cannot be used; 4 the time of --for ended before --count records came.", mut_arg("transport", |argument| transport::only(argument, transport::OF_FEEDBACK)))]
-pub(super) struct Args {
+pub(super) struct FeedbackArgs {
     /// Print only the records of this device. The others are also consumed; --spool keeps them.
     #[arg(long, value_name = "ID")]
     device: Option<String>,
@@ -69,7 +69,7 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// When the hub cannot be reached or refuses, or the spool cannot be used.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &FeedbackArgs) -> Result<Exit, Failure> {
     let identity = args.hub.identity().map_err(Failure::usage)?;
     if let Some(device) = &args.device {
         check_device_id(device).map_err(Failure::usage)?;
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     super::run::survive_file_size_limit()?;
     end_at_the_second_signal().context("signals cannot be received")?;
     let spool = args.spool.as_deref().map(Spool::open).transpose().map_err(Failure::usage)?;
-    let output = Output::new(args.output.json, args.device.clone(), spool.is_some());
+    let output = FeedbackOutput::new(args.output.json, args.device.clone(), spool.is_some());
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         tell("reading feedback consumes it for the whole hub: no other reader gets what is read here");
@@ -94,15 +94,15 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                 }
             };
             tokio::select! {
-                Some(_signal) = signals.next() => End::Signal,
-                () = over => End::Time,
+                Some(_signal) = signals.next() => WatchEnd::Signal,
+                () = over => WatchEnd::Time,
             }
         };
         let mut watch = Watch::new(transport, identity, args.hub.ca_file(), spool, output, args.count);
         let result = watch.run(end).await;
         watch.output().last_words();
         match result {
-            Ok(End::Time) if args.count.is_some() => {
+            Ok(WatchEnd::Time) if args.count.is_some() => {
                 let (printed, count) = (watch.output().printed(), args.count.unwrap_or_default());
                 tell(too_few(printed, count, args.time.unwrap_or_default()));
                 Ok(Exit::NoFeedback)

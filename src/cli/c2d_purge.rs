@@ -27,7 +27,7 @@ use crate::service::TOKEN_LIFETIME;
   c2d-agent c2d-purge --device pi-01 --json
 
 Exit codes: 0 done, even if no message waited; 1 an error; 2 the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
-pub(super) struct Args {
+pub(super) struct PurgeArgs {
     /// The device whose queue is purged.
     #[arg(long, value_name = "ID")]
     device: String,
@@ -40,7 +40,7 @@ pub(super) struct Args {
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-enum Event<'a> {
+enum PurgeLine<'a> {
     Purged { device_id: &'a str, messages: u64 },
     Failed { device_id: &'a str, error: String },
 }
@@ -49,7 +49,7 @@ enum Event<'a> {
 ///
 /// # Errors
 /// When the hub cannot be reached or refuses.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &PurgeArgs) -> Result<Exit, Failure> {
     check_device_id(&args.device).map_err(Failure::usage)?;
     let rest = args.hub.rest().map_err(Failure::usage)?;
     let as_json = args.output.json;
@@ -68,12 +68,12 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
                     1 => format!("purged 1 message of device {device_id}"),
                     n => format!("purged {n} messages of device {device_id}"),
                 };
-                print(as_json, &text, &Event::Purged { device_id, messages })?;
+                print(as_json, &text, &PurgeLine::Purged { device_id, messages })?;
                 Ok(Exit::Done)
             }
             Err(error) => {
                 if as_json {
-                    print(true, "", &Event::Failed { device_id, error: sentence(&error) })?;
+                    print(true, "", &PurgeLine::Failed { device_id, error: sentence(&error) })?;
                 }
                 Err(back_end::failed(error))
             }
@@ -81,6 +81,6 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-fn print(as_json: bool, text: &str, event: &Event<'_>) -> anyhow::Result<()> {
+fn print(as_json: bool, text: &str, event: &PurgeLine<'_>) -> anyhow::Result<()> {
     back_end::print(&if as_json { json(event)? } else { text.to_owned() })
 }

@@ -20,7 +20,7 @@ use crate::feedback::{DeliveryAck, FeedbackStatus};
 use crate::message::{self, MAX_C2D_BYTES, Properties};
 use crate::outcome::OutcomeKind;
 use crate::service::{
-    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, TOKEN_LIFETIME, Way,
+    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, ServiceTransport, TOKEN_LIFETIME,
 };
 
 mod outcome;
@@ -28,7 +28,7 @@ mod output;
 mod property;
 
 use outcome::OutcomeWatch;
-use output::Output;
+use output::SendOutput;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
@@ -47,7 +47,7 @@ const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
 the arguments are wrong, 3 not delivered, 4 no feedback or no outcome in time, 5 delivered, but the action did not \
 succeed.", mut_arg("transport", |argument| transport::only(argument, transport::OF_SEND)))]
-pub(super) struct Args {
+pub(super) struct SendArgs {
     /// The device that the message is for.
     #[arg(long, value_name = "ID")]
     device: String,
@@ -117,17 +117,17 @@ pub(super) struct Args {
 
 /// The ways to the hub.
 struct Ways {
-    amqp: Way,
+    amqp: ServiceTransport,
     /// For `--wait-outcome`.
     https: Option<HttpsWay>,
 }
 
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
     let now = SystemTime::now();
     let message = args.message(now).map_err(Failure::usage)?;
     let identity = args.hub.identity().map_err(Failure::usage)?;
     let ways = args.ways().map_err(Failure::usage)?;
-    let mut output = Output::new(args.output.json, args.verbose);
+    let mut output = SendOutput::new(args.output.json, args.verbose);
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         output.message(&message)?;
@@ -148,12 +148,12 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 async fn exchange(
-    args: &Args,
+    args: &SendArgs,
     ways: &Ways,
     identity: &ServiceConnectionString,
     message: &OutgoingMessage,
     now: SystemTime,
-    output: &mut Output,
+    output: &mut SendOutput,
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let wait = args.wait.or(args.wait_outcome);
@@ -202,7 +202,7 @@ async fn await_outcome(
     watch: &mut OutcomeWatch,
     message: &OutgoingMessage,
     wait: Duration,
-    output: &mut Output,
+    output: &mut SendOutput,
 ) -> anyhow::Result<Exit> {
     let accepted = Instant::now();
     output.waiting_for_outcome(wait);
@@ -240,7 +240,7 @@ async fn await_feedback(
     receiver: &mut FeedbackReceiver,
     message: &OutgoingMessage,
     accepted: Instant,
-    output: &mut Output,
+    output: &mut SendOutput,
 ) -> anyhow::Result<FeedbackStatus> {
     loop {
         let batch = receiver.next().await?;
@@ -260,7 +260,7 @@ async fn await_feedback(
     }
 }
 
-impl Args {
+impl SendArgs {
     /// Builds the message, and checks all that can be checked before dialling.
     fn message(&self, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
         check_device_id(&self.device)?;

@@ -40,7 +40,7 @@ mod rule_tests;
     c2d-agent check --message 'action=pump&state=on' --expect pump\n\n\
     Exit codes: 0 the configuration is valid, and all is as expected; 2 it or its tests have problems, or the message cannot be \
     read; 3 no rule matches the message, it is not as expected, or a test failed.")]
-pub(super) struct Args {
+pub(super) struct CheckArgs {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -82,7 +82,7 @@ struct Findings<'a> {
 /// # Errors
 /// When the sample message cannot be read, when the expected rule does not exist, or when standard output cannot be
 /// written.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &CheckArgs) -> Result<Exit, Failure> {
     let sample = sample(args)?;
     let (inspection, twin) =
         config::inspect_with(&args.config, Remote::Shown, &|name| std::env::var(name).ok());
@@ -205,7 +205,7 @@ impl Findings<'_> {
 }
 
 /// What the command line expects of the sample message.
-fn expectation(args: &Args, inspection: &Inspection) -> Result<Option<Expectation>, Failure> {
+fn expectation(args: &CheckArgs, inspection: &Inspection) -> Result<Option<Expectation>, Failure> {
     if let (Some(name), Some(rules)) = (&args.expect, &inspection.rules)
         && rules.get(name).is_none()
     {
@@ -219,7 +219,7 @@ fn expectation(args: &Args, inspection: &Inspection) -> Result<Option<Expectatio
     Ok(Some(Expectation { rule: args.expect.clone(), outcome, steps: None }))
 }
 
-fn sample(args: &Args) -> Result<Option<C2dMessage>, Failure> {
+fn sample(args: &CheckArgs) -> Result<Option<C2dMessage>, Failure> {
     if args.message.is_none() && args.data.is_none() {
         return Ok(None);
     }

@@ -33,7 +33,7 @@ use super::{Exit, Failure};
 
 mod story;
 
-use story::{Chapter, Story, Totals};
+use story::{Chapter, Story, StoryTotals};
 
 /// Warnings, but none of the agent: it warns of messages that no rule matches, and they are part of the story.
 pub(super) const LOG_LEVEL: &str = "warn,c2d_agent::agent=error";
@@ -69,10 +69,10 @@ do = [ { run = ["/bin/echo", "Hello,", "{name}"] } ]
 "#;
 
 /// A title, the body, the application properties.
-type Sent = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+type DemoMessage = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 /// The messages that the back end sends.
-const MESSAGES: [Sent; 5] = [
+const MESSAGES: [DemoMessage; 5] = [
     ("Switch an output", "bed 4 is dry", &[("action", "pump"), ("state", "on")]),
     ("Blink a light", "", &[("action", "blink"), ("times", "3")]),
     ("Run a command with a value of the message", "good morning", &[("action", "greet"), ("name", "Ada")]),
@@ -98,13 +98,13 @@ const EVENTS: usize = 16;
 #[command(
     after_help = "Exit codes: 0 all outcomes and all feedback came back, 1 something did not come back."
 )]
-pub(super) struct Args {}
+pub(super) struct DemoArgs {}
 
 /// Runs the demo.
 ///
 /// # Errors
 /// When a part does not start, or an event does not come in time; the sentence says which.
-pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(_: &DemoArgs) -> Result<Exit, Failure> {
     let folder = Folder::new()?;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
@@ -134,7 +134,7 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
         observer: Some(observer),
     };
     let mut agent = pin!(agent::run(settings, stop.cancelled()));
-    let mut device = Device { config, events };
+    let mut device = DemoDevice { config, events };
     let told = tokio::select! {
         told = all_messages(&story, &hub, &mut device) => told,
         () = interrupted => Err(anyhow!("stopped by a signal before the end")),
@@ -153,10 +153,10 @@ async fn tell(folder: &Path, interrupted: impl Future<Output = ()>) -> anyhow::R
     story.ending(&totals, &pins, started.elapsed())
 }
 
-async fn all_messages(story: &Story, hub: &Emulator, device: &mut Device) -> anyhow::Result<Totals> {
+async fn all_messages(story: &Story, hub: &Emulator, device: &mut DemoDevice) -> anyhow::Result<StoryTotals> {
     let mut back_end = BackEnd::connect(hub).await?;
     device.wait_subscribed().await?;
-    let mut totals = Totals::default();
+    let mut totals = StoryTotals::default();
     for (index, (title, body, properties)) in MESSAGES.iter().enumerate() {
         let message = outgoing(format!("demo-{}", index + 1), body, properties);
         let sent = Instant::now();
@@ -279,12 +279,12 @@ impl BackEnd {
 }
 
 /// The receiving side, as far as it can be watched from outside.
-struct Device {
+struct DemoDevice {
     config: Config,
     events: mpsc::Receiver<AgentEvent>,
 }
 
-impl Device {
+impl DemoDevice {
     async fn wait_subscribed(&mut self) -> anyhow::Result<()> {
         let wanted = |event| matches!(event, AgentEvent::Subscribed).then_some(());
         self.wait_event("the device to sign in and subscribe", wanted).await

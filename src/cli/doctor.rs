@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::agent::control::client::{Client, ClientError};
 use crate::agent::status::{ConnectionState, ConnectionStatus};
 use crate::config::{self, counted};
-use crate::doctor::{self, Agent, Case, Check, Finding, Standing};
+use crate::doctor::{self, Case, Check, Finding, RunningAgent, Standing};
 
 use super::shown::{Output, plain, width, wrapped};
 use super::{DEFAULT_CONFIG, Exit, Failure};
@@ -43,7 +43,7 @@ const LABEL: usize = "configuration".len() + 2;
     after_help = "Exit codes: 0 all is ok, or there are only warnings and checks that were skipped; 1 a check failed, \
     also that of the configuration; 2 the command line is wrong."
 )]
-pub(super) struct Args {
+pub(super) struct DoctorArgs {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -64,7 +64,7 @@ pub(super) struct Args {
 
 /// The object of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     ok: bool,
     checks: &'a [Finding],
 }
@@ -73,7 +73,7 @@ struct Report<'a> {
 ///
 /// # Errors
 /// When standard output cannot be written.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
     let inspection = config::inspect(&args.config, &|name| {
         std::env::var(name)
             .ok()
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
         written?;
         let ok = findings.iter().all(|finding| finding.status != Standing::Failed);
         if args.json {
-            page.out.json(&Report { ok, checks: &findings })?;
+            page.out.json(&DoctorReport { ok, checks: &findings })?;
         } else {
             page.sum_up(&findings)?;
         }
@@ -121,31 +121,34 @@ fn credentials(config: &Path) -> Option<String> {
 
 /// Asks the running agent, if there is one. Another thread asks, because an agent that hangs must not hold up the
 /// doctor for longer than [`ASK_LIMIT`].
-async fn agent(socket: Option<PathBuf>) -> Agent {
+async fn agent(socket: Option<PathBuf>) -> RunningAgent {
     let Some(socket) = socket else {
         let sentence = "the configuration does not say where its control socket is: correct [inbox]";
-        return Agent::Unknown(sentence.to_owned());
+        return RunningAgent::Unknown(sentence.to_owned());
     };
     let shown = socket.display().to_string();
     let asked = tokio::task::spawn_blocking(move || ask(&socket));
     match tokio::time::timeout(ASK_LIMIT, asked).await {
         Ok(Ok(agent)) => agent,
         Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
-        Err(_elapsed) => Agent::Unknown(ClientError::Silent(shown).to_string()),
+        Err(_elapsed) => RunningAgent::Unknown(ClientError::Silent(shown).to_string()),
     }
 }
 
-fn ask(socket: &Path) -> Agent {
+fn ask(socket: &Path) -> RunningAgent {
     match Client::connect(socket).and_then(|mut client| client.status()) {
         Ok(status) => {
             let mut away: Vec<_> = why_away(status.connection).into_iter().collect();
             if let Some(module) = status.module {
                 away.extend(why_away(module.connection).map(|why| format!("module {}: {why}", module.id)));
             }
-            Agent::Running { pid: status.pid, disconnected: (!away.is_empty()).then(|| away.join("; ")) }
+            RunningAgent::Running {
+                pid: status.pid,
+                disconnected: (!away.is_empty()).then(|| away.join("; ")),
+            }
         }
-        Err(ClientError::NotRunning(_)) => Agent::NotRunning,
-        Err(error) => Agent::Unknown(error.to_string()),
+        Err(ClientError::NotRunning(_)) => RunningAgent::NotRunning,
+        Err(error) => RunningAgent::Unknown(error.to_string()),
     }
 }
 

@@ -17,10 +17,11 @@ use signal_hook_tokio::Signals;
 
 use crate::emulator::hub::{FaultOrder, InputRoute};
 use crate::emulator::{
-    self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadError,
+    self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadSocketError,
 };
 use crate::trust;
 
+use super::shown::shell;
 use super::{Exit, Failure};
 
 mod events;
@@ -105,9 +106,9 @@ const DEFAULT_DEVICE: &str = "dev1";
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct EmulatorArgs {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<EmulatorCommand>,
     /// Directory for keys and certificates [default: $C2D_EMULATOR_STATE_DIR, or else c2d-agent/emulator in
     /// $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, value_name = "DIR")]
@@ -161,21 +162,21 @@ pub(super) struct Args {
 
 /// What asks an emulator that runs.
 #[derive(Debug, Subcommand)]
-enum Command {
-    Events(events::Args),
-    Faults(faults::Args),
-    SendInput(send_input::Args),
+enum EmulatorCommand {
+    Events(events::EventsArgs),
+    Faults(faults::FaultsArgs),
+    SendInput(send_input::SendInputArgs),
 }
 
 /// Runs the emulator until a signal, or asks the running one.
 ///
 /// # Errors
 /// When the emulator cannot start, or when the running one does not do what it is asked.
-pub(super) fn run(args: Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: EmulatorArgs) -> Result<Exit, Failure> {
     match args.command {
-        Some(Command::Events(args)) => return events::run(&args),
-        Some(Command::Faults(args)) => return faults::run(&args),
-        Some(Command::SendInput(args)) => return send_input::run(&args),
+        Some(EmulatorCommand::Events(args)) => return events::run(&args),
+        Some(EmulatorCommand::Faults(args)) => return faults::run(&args),
+        Some(EmulatorCommand::SendInput(args)) => return send_input::run(&args),
         None => {}
     }
     let options = options(args)?;
@@ -200,7 +201,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn options(args: Args) -> Result<Options, Failure> {
+fn options(args: EmulatorArgs) -> Result<Options, Failure> {
     let state_dir = state_dir(args.state_dir)?;
     let mut devices = args.devices;
     if devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty() {
@@ -231,7 +232,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::DoubledDevice(_)
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
-        | EmulatorError::Workload(WorkloadError::NoDevice)
+        | EmulatorError::Workload(WorkloadSocketError::NoDevice)
         | EmulatorError::WellKnownKeys(_)
         | EmulatorError::Hostname(_) => Failure::usage(error),
         error => anyhow::Error::new(error).into(),
@@ -261,7 +262,8 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         );
     }
     let environment = path(state, "env");
-    tracing::info!("other commands find this hub after: . {environment}");
+    let sourced = shell(&environment);
+    tracing::info!("other commands find this hub after: . {sourced}");
     tracing::info!("to see the hub in a browser, open the address in {}", path(state, "page.address"));
     if https.port() != HTTPS_PORT && options.https_port.is_none() {
         let port = https.port();
@@ -288,7 +290,8 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         tracing::info!(device_id = id, certificate, private_key, "this device signs in with a certificate");
     }
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
-        tracing::info!("try: . {environment} && c2d-agent c2d-send --device {id} --data hello");
+        let id = shell(id);
+        tracing::info!("try: . {sourced} && c2d-agent c2d-send --device {id} --data hello");
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure, duration};
     after_help = "Exit codes: 0 healthy; 1 not healthy, or no agent runs: the sentence says why; 2 the \
                   configuration does not say where the agent is."
 )]
-pub(super) struct Args {
+pub(super) struct HealthcheckArgs {
     /// The configuration file, which says where the agent's control socket is.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -43,7 +43,7 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// A sentence that says why the agent is not healthy.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &HealthcheckArgs) -> Result<Exit, Failure> {
     let socket = settings(&args.config)?.socket;
     let (answer, answered) = sync_channel(1);
     // The client's own limits are made for people and may be too long here. A thread that hangs ends with this process.

@@ -34,7 +34,7 @@ use present::RulesNow;
                   has that id.\n\nExit codes: 0 done; 1 it failed, there is no such record, or its state does \
                   not allow it; 2 the configuration does not say where the inbox is."
 )]
-pub(super) struct Args {
+pub(super) struct InboxArgs {
     /// The configuration file, which says where the inbox is.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG, global = true)]
     config: PathBuf,
@@ -42,11 +42,11 @@ pub(super) struct Args {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: InboxCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum InboxCommand {
     /// List the most recent records, the newest last.
     List {
         /// Only records in this state.
@@ -100,7 +100,7 @@ impl From<StateArg> for State {
 /// The object of `show --json`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Shown {
+struct ShownRecord {
     #[serde(flatten)]
     record: RecordView,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +110,7 @@ struct Shown {
 /// The object of `retry --json` and `drop --json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Done<'a> {
+struct DoneLine<'a> {
     done: &'static str,
     /// Only of `retry`: `now`, or `at-start` when no agent runs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,29 +122,29 @@ struct Done<'a> {
 ///
 /// # Errors
 /// When the inbox cannot be reached, or refuses the command.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &InboxArgs) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
     let (config, inbox) = (args.config.clone(), reach(&settings)?);
-    let mut asked = Asked { config, inbox, out: Output::new(), json: args.json };
+    let mut asked = AskedInbox { config, inbox, out: Output::new(), json: args.json };
     match &args.command {
-        Command::List { state, limit } => asked.list(state.map(State::from), *limit as usize)?,
-        Command::Show(id) => asked.show(id)?,
-        Command::Retry(id) => asked.retry(id)?,
-        Command::Drop(id) => asked.drop_by_hand(id)?,
-        Command::Export => asked.export()?,
+        InboxCommand::List { state, limit } => asked.list(state.map(State::from), *limit as usize)?,
+        InboxCommand::Show(id) => asked.show(id)?,
+        InboxCommand::Retry(id) => asked.retry(id)?,
+        InboxCommand::Drop(id) => asked.drop_by_hand(id)?,
+        InboxCommand::Export => asked.export()?,
     }
     asked.out.flush()?;
     Ok(Exit::Done)
 }
 
-struct Asked {
+struct AskedInbox {
     config: PathBuf,
     inbox: Reached,
     out: Output,
     json: bool,
 }
 
-impl Asked {
+impl AskedInbox {
     fn list(&mut self, state: Option<State>, limit: usize) -> anyhow::Result<()> {
         let (mut newest, mut older) = (VecDeque::new(), 0_u64);
         let mut pages = Pages::new(state);
@@ -193,7 +193,9 @@ impl Asked {
             _ => None,
         };
         if self.json {
-            return self.out.json(&Shown { record: RecordView::new(record, message.as_ref()), rules_now });
+            return self
+                .out
+                .json(&ShownRecord { record: RecordView::new(record, message.as_ref()), rules_now });
         }
         let now = std::time::SystemTime::now();
         details::lines(&record, message.as_ref(), rules_now.as_ref(), now, width())
@@ -220,7 +222,7 @@ impl Asked {
             false => ("at-start", "will be run when the agent starts: none runs now"),
         };
         if self.json {
-            return self.out.json(&Done { done: "retried", runs: Some(runs), record: &record });
+            return self.out.json(&DoneLine { done: "retried", runs: Some(runs), record: &record });
         }
         self.out.line(&format!("{} {when}", record.name()))
     }
@@ -232,7 +234,7 @@ impl Asked {
             other => return Err(unexpected(other)),
         };
         if self.json {
-            return self.out.json(&Done { done: "dropped", runs: None, record: &record });
+            return self.out.json(&DoneLine { done: "dropped", runs: None, record: &record });
         }
         self.out.line(&format!("{} is dropped: it will not be run", record.name()))
     }

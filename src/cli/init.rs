@@ -13,7 +13,7 @@ use signal_hook_tokio::Signals;
 
 use crate::config::{self, Inspection};
 
-use self::device::{CA_FILE_VARIABLE, Device, Proof};
+use self::device::{CA_FILE_VARIABLE, DeviceProof, NewDevice};
 use self::duty::Duty;
 use self::find::CONNECTION_STRING_VARIABLE;
 use self::place::NewFile;
@@ -39,7 +39,7 @@ mod toml;
     sudo c2d-agent init --command backup -- /usr/local/bin/backup --full\n  \
     c2d-agent init -c config.toml --simulated --pin pump=17\n\n\
     Exit codes: 0 written, or shown; 1 the files cannot be written, or a signal ended it; 2 something is missing or wrong.")]
-pub(super) struct Args {
+pub(super) struct InitArgs {
     /// The configuration to write. Its secrets, and a private root, become files beside it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -86,8 +86,8 @@ pub(super) struct Args {
 
 /// What goes into the configuration.
 #[derive(Debug)]
-struct Plan {
-    device: Device,
+struct NewConfiguration {
+    device: NewDevice,
     ca_file: Option<PathBuf>,
     duties: Vec<Duty>,
     is_simulated: bool,
@@ -99,7 +99,7 @@ struct Plan {
 ///
 /// # Errors
 /// When an answer is missing or wrong, or a file cannot be written.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &InitArgs) -> Result<Exit, Failure> {
     if !args.print {
         place::check(&args.config, args.force)?;
     }
@@ -138,7 +138,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// The options that are missing.
-fn missing(args: &Args) -> Vec<&'static str> {
+fn missing(args: &InitArgs) -> Vec<&'static str> {
     let mut missing = Vec::new();
     let has_string = args.connection_string_file.is_some() || variable(CONNECTION_STRING_VARIABLE).is_some();
     if args.hub.is_none() && !has_string {
@@ -156,7 +156,7 @@ fn missing(args: &Args) -> Vec<&'static str> {
 }
 
 /// Gathers the plan from the options, and asks at the terminal for what they lack.
-fn gather(args: &Args) -> Result<Plan, Failure> {
+fn gather(args: &InitArgs) -> Result<NewConfiguration, Failure> {
     let mut duties = duty::given(&args.pins, args.command.as_deref(), &args.program)?;
     let device = find::device(args)?;
     if duties.is_empty() {
@@ -164,11 +164,11 @@ fn gather(args: &Args) -> Result<Plan, Failure> {
     }
     let ca_file = args.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
     let config = args.config.clone();
-    Ok(Plan { device, ca_file, duties, is_simulated: args.simulated, config })
+    Ok(NewConfiguration { device, ca_file, duties, is_simulated: args.simulated, config })
 }
 
 /// Inspects the planned configuration, writes it, and says what to do next.
-fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
+fn finish(plan: &NewConfiguration, args: &InitArgs) -> Result<Exit, Failure> {
     let inspection = plan.inspect();
     if inspection.report.problems() > 0 {
         let report = inspection.report;
@@ -214,7 +214,7 @@ fn finish(plan: &Plan, args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-impl Plan {
+impl NewConfiguration {
     fn text(&self) -> String {
         text::configuration(self, &self.device.lines())
     }
@@ -234,10 +234,10 @@ impl Plan {
     fn files(&self) -> Result<Vec<NewFile>, Failure> {
         let beside = |name| self.config.with_file_name(name);
         let mut files = match &self.device.proof {
-            Proof::String(text) => {
+            DeviceProof::String(text) => {
                 vec![NewFile::secret(beside(device::STRING_FILE), format!("{text}\n").into_bytes())]
             }
-            Proof::Certificate { certificate, private_key } => vec![
+            DeviceProof::Certificate { certificate, private_key } => vec![
                 NewFile::secret(beside(device::CERTIFICATE_FILE), find::read(certificate)?),
                 NewFile::secret(beside(device::KEY_FILE), find::read(private_key)?),
             ],

@@ -15,7 +15,7 @@ use signal_hook_tokio::Signals;
 use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
 use super::shown::{json, without_controls};
 use super::{Exit, Failure, sentence, transport};
-use crate::service::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME, Target};
+use crate::service::{Addressee, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME};
 
 /// The response timeouts that the hub accepts. Source: Microsoft's page on direct methods.
 const SHORTEST: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 
 Exit codes: 0 the device's status is 200 to 299; 1 an error; 2 the arguments are wrong; 3 the device is not connected, \
 or takes no methods; 4 no answer in time; 5 the device has another status.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
-pub(super) struct Args {
+pub(super) struct InvokeArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// The method's name.
@@ -64,17 +64,17 @@ pub(super) struct Args {
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-enum Event<'a> {
+enum InvokeLine<'a> {
     Answered {
         #[serde(flatten)]
-        call: Call<'a>,
+        call: CalledMethod<'a>,
         status: i64,
         payload: &'a Option<Box<RawValue>>,
         duration_ms: u64,
     },
     Failed {
         #[serde(flatten)]
-        call: Call<'a>,
+        call: CalledMethod<'a>,
         error: String,
     },
 }
@@ -82,7 +82,7 @@ enum Event<'a> {
 /// The method that was called, and where.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Call<'a> {
+struct CalledMethod<'a> {
     device_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     module_id: Option<&'a str>,
@@ -93,7 +93,7 @@ struct Call<'a> {
 ///
 /// # Errors
 /// When the hub cannot be reached or refuses, or the device does not answer.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &InvokeArgs) -> Result<Exit, Failure> {
     let target = args.target.target().map_err(Failure::usage)?;
     let method = args.call().map_err(Failure::usage)?;
     let lifetime = TOKEN_LIFETIME + args.timeout + args.connect_timeout;
@@ -107,15 +107,18 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             answered = invoke => answered,
             Some(_signal) = signals.next() => Err(anyhow!("interrupted by a signal: the device may or may not run {}", method.name)),
         };
-        let call =
-            Call { device_id: target.device_id(), module_id: target.module_id(), method: &method.name };
+        let call = CalledMethod {
+            device_id: target.device_id(),
+            module_id: target.module_id(),
+            method: &method.name,
+        };
         match answered {
             Ok(answer) => {
                 let took = started.elapsed();
                 let MethodAnswer { status, payload } = &answer;
                 if as_json {
                     let duration_ms = took.as_millis().try_into().unwrap_or(u64::MAX);
-                    print(&json(&Event::Answered { call, status: *status, payload, duration_ms })?)?;
+                    print(&json(&InvokeLine::Answered { call, status: *status, payload, duration_ms })?)?;
                 } else {
                     print(&told(&target, &method.name, &answer, took))?;
                 }
@@ -123,7 +126,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             }
             Err(error) => {
                 if as_json {
-                    print(&json(&Event::Failed { call, error: sentence(&error) })?)?;
+                    print(&json(&InvokeLine::Failed { call, error: sentence(&error) })?)?;
                 }
                 Err(failed(error))
             }
@@ -132,7 +135,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// One line about the answer, and below it the payload.
-fn told(target: &Target, method: &str, answer: &MethodAnswer, took: Duration) -> String {
+fn told(target: &Addressee, method: &str, answer: &MethodAnswer, took: Duration) -> String {
     let status = answer.status;
     let line = format!("{target} answered {method} with status {status} after {:.2} s", took.as_secs_f64());
     match &answer.payload {
@@ -153,7 +156,7 @@ fn failed(error: anyhow::Error) -> Failure {
     Failure { exit, error }
 }
 
-impl Args {
+impl InvokeArgs {
     fn call(&self) -> anyhow::Result<MethodCall> {
         let text =
             back_end::text_of("payload", self.data.as_deref(), self.file.as_deref(), MAX_METHOD_PAYLOAD)?;

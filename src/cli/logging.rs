@@ -17,7 +17,7 @@ use super::{Failure, LogFormat};
 mod fields;
 mod queue;
 
-use fields::Fields;
+use fields::LogFields;
 use queue::Queue;
 
 /// How long a shutdown waits until the last lines are written, because it must end in time. Only a reader that is stuck
@@ -81,7 +81,7 @@ pub(super) fn install(level: &str, format: LogFormat, patience: Patience) -> Res
         // The module path is left out, because people read these lines.
         LogFormat::Text => {
             let coloured = stderr().is_terminal() && !plain;
-            let layer = fmt::layer().with_target(false).with_ansi(coloured).fmt_fields(Fields);
+            let layer = fmt::layer().with_target(false).with_ansi(coloured).fmt_fields(LogFields);
             layer.with_writer(writer).boxed()
         }
         LogFormat::Json => fmt::layer().with_writer(writer).json().flatten_event(true).boxed(),

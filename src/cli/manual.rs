@@ -22,7 +22,7 @@ const NAME: &str = "c2d-agent";
 /// Write man pages and shell completions into a directory: man1/, man5/, bash/, zsh/ and fish/.
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
-pub(super) struct Args {
+pub(super) struct ManualArgs {
     /// The directory; it is created if only its last part is missing.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
@@ -77,7 +77,7 @@ The page of each subcommand lists more.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &ManualArgs) -> Result<Exit, Failure> {
     let mut pages = shown().disable_help_subcommand(true);
     pages.build(); // gives each subcommand its full name and the global options
     write_pages(&pages, &create(&args.directory, "man1")?)?;

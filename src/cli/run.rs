@@ -44,7 +44,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
                   retried), or the module was redeployed or removed (edgeAgent starts the new one); 2 the \
                   configuration has problems."
 )]
-pub(super) struct Args {
+pub(super) struct RunArgs {
     /// The configuration file; files of config.d beside it whose names end in .toml are read after it.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -61,7 +61,7 @@ struct Wishes {
 ///
 /// # Errors
 /// When the configuration has problems, or the agent ends by itself.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &RunArgs) -> Result<Exit, Failure> {
     let path = args.config.clone();
     let env = |name: &str| std::env::var(name).ok();
     let read: Arc<agent::ReadConfig> = Arc::new(move |remote| config::load_with(&path, remote, &env));

@@ -17,13 +17,13 @@ use super::{Exit, Failure};
                   config.toml:\n  #:schema ./config.schema.json\n\nA schema checks the form of one file. \
                   c2d-agent check checks everything."
 )]
-pub(super) struct Args {}
+pub(super) struct SchemaArgs {}
 
 /// Prints the schema.
 ///
 /// # Errors
 /// When standard output cannot be written.
-pub(super) fn run(_: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(_: &SchemaArgs) -> Result<Exit, Failure> {
     writeln!(std::io::stdout(), "{:#}", schema()).context("the schema cannot be written")?;
     Ok(Exit::Done)
 }

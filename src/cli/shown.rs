@@ -118,6 +118,15 @@ pub(super) fn plain_lines(text: &str) -> impl Iterator<Item = String> {
     text.lines().map(|line| plain(line).replace("\\t", "    "))
 }
 
+/// The text as one word of a shell.
+pub(super) fn shell(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// At most `width` characters of a text, with … if the text was cut.
 pub(super) fn shorten(text: &str, width: usize) -> String {
     match text.char_indices().nth(width) {

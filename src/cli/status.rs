@@ -25,7 +25,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
     after_help = "Exit codes: 0 an agent runs, connected or not; 1 no agent runs, or it does not answer; 2 \
                   the configuration does not say where the inbox is."
 )]
-pub(super) struct Args {
+pub(super) struct StatusArgs {
     /// The configuration file, which says where the inbox and the agent's control socket are.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
@@ -37,7 +37,7 @@ pub(super) struct Args {
 /// The object of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Shown<'a> {
+enum ShownStatus<'a> {
     Running {
         running: bool,
         #[serde(flatten)]
@@ -63,14 +63,14 @@ struct FileStatus<'a> {
 ///
 /// # Errors
 /// When no agent runs, or the agent does not answer.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &StatusArgs) -> Result<Exit, Failure> {
     let settings = settings(&args.config)?;
     let mut out = Output::new();
     let counts = match reach(&settings) {
         Ok(Reached::Agent(mut client)) => {
             let status = client.status().map_err(anyhow::Error::new)?;
             if args.json {
-                out.json(&Shown::Running { running: true, status: &status })?;
+                out.json(&ShownStatus::Running { running: true, status: &status })?;
             } else {
                 print(&mut out, &rows(&status, SystemTime::now()))?;
             }
@@ -96,7 +96,7 @@ fn not_running(
     if json {
         let (counts, trouble) = (counts.as_ref().ok(), counts.as_ref().err().map(String::as_str));
         let inbox = FileStatus { path, counts, trouble };
-        return out.json(&Shown::Stopped { running: false, inbox });
+        return out.json(&ShownStatus::Stopped { running: false, inbox });
     }
     let mut rows = vec![("agent", "not running".to_owned())];
     match counts {

@@ -7,7 +7,7 @@ use clap::{Arg, ValueEnum};
 
 /// How to connect to the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Transport {
+pub(super) enum TransportArg {
     /// AMQP, on port 5671 or the port in HostName.
     Amqp,
     /// AMQP over a WebSocket on the HTTPS port.
@@ -16,9 +16,9 @@ pub(super) enum Transport {
     Https,
 }
 
-use Transport::{Amqp, AmqpWs, Https};
+use TransportArg::{Amqp, AmqpWs, Https};
 
-impl Transport {
+impl TransportArg {
     /// The word on the command line.
     fn name(self) -> &'static str {
         match self {
@@ -30,19 +30,19 @@ impl Transport {
 }
 
 /// The transports of c2d-send; the first is the default, as in the other lists. Source: wire reference 4.1 and 4.6.
-pub(super) const OF_SEND: &[Transport] = &[Amqp, AmqpWs];
+pub(super) const OF_SEND: &[TransportArg] = &[Amqp, AmqpWs];
 
 /// The transports of c2d-feedback. Source: wire reference 4.4.
-pub(super) const OF_FEEDBACK: &[Transport] = &[Amqp, AmqpWs, Https];
+pub(super) const OF_FEEDBACK: &[TransportArg] = &[Amqp, AmqpWs, Https];
 
 /// The transports of c2d-purge, invoke-method and twin. Source: wire reference 4.5.
-pub(super) const OF_REST: &[Transport] = &[Https];
+pub(super) const OF_REST: &[TransportArg] = &[Https];
 
 /// Restricts `--transport` to these values.
-pub(super) fn only(argument: Arg, transports: &'static [Transport]) -> Arg {
+pub(super) fn only(argument: Arg, transports: &'static [TransportArg]) -> Arg {
     let values = PossibleValuesParser::new(transports.iter().filter_map(ValueEnum::to_possible_value));
     let argument =
-        argument.value_parser(values.try_map(|text| <Transport as ValueEnum>::from_str(&text, false)));
+        argument.value_parser(values.try_map(|text| <TransportArg as ValueEnum>::from_str(&text, false)));
     argument.required(false).default_value(transports.first().map(|default| default.name()))
 }
 
@@ -50,7 +50,7 @@ pub(super) fn only(argument: Arg, transports: &'static [Transport]) -> Arg {
 mod tests {
     use super::*;
 
-    fn given(transports: &'static [Transport], arguments: &[&str]) -> Result<Transport, String> {
+    fn given(transports: &'static [TransportArg], arguments: &[&str]) -> Result<TransportArg, String> {
         let argument = only(Arg::new("transport").long("transport"), transports);
         let parsed = clap::Command::new("c").arg(argument).try_get_matches_from([&["c"], arguments].concat());
         parsed.map(|found| *found.get_one("transport").expect("a default")).map_err(|error| error.to_string())

@@ -23,13 +23,13 @@ const MAX_PART: usize = 128 * 1024;
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct TwinArgs {
     #[command(subcommand)]
-    command: Command,
+    command: TwinCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum TwinCommand {
     Get(Get),
     Patch(Patch),
 }
@@ -83,15 +83,15 @@ struct Patch {
 ///
 /// # Errors
 /// When the hub cannot be reached or refuses.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &TwinArgs) -> Result<Exit, Failure> {
     let (target, output, hub) = match &args.command {
-        Command::Get(get) => (&get.target, &get.output, &get.hub),
-        Command::Patch(patch) => (&patch.target, &patch.output, &patch.hub),
+        TwinCommand::Get(get) => (&get.target, &get.output, &get.hub),
+        TwinCommand::Patch(patch) => (&patch.target, &patch.output, &patch.hub),
     };
     let target = target.target().map_err(Failure::usage)?;
     let patch = match &args.command {
-        Command::Get(_) => None,
-        Command::Patch(patch) => Some(patch.read().map_err(Failure::usage)?),
+        TwinCommand::Get(_) => None,
+        TwinCommand::Patch(patch) => Some(patch.read().map_err(Failure::usage)?),
     };
     let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {

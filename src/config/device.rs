@@ -93,7 +93,7 @@ pub(super) const KEEP_ALIVE: Key<Span> = Key {
 const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 
 /// What `[device]` and the environment say; `identity` is absent if there was a problem with it.
-pub(super) struct Device {
+pub(super) struct DeviceTable {
     pub(super) identity: Option<DeviceIdentity>,
     /// The file that holds the key, the token or the private key.
     pub(super) secret_file: Option<PathBuf>,
@@ -141,7 +141,7 @@ impl Places<'_> {
 }
 
 /// The fields that make an identity.
-struct Fields<'t> {
+struct IdentityFields<'t> {
     place: std::ops::Range<usize>,
     connection_string_file: Option<Field<'t>>,
     hub: Option<Field<'t>>,
@@ -151,7 +151,7 @@ struct Fields<'t> {
     private_key: Option<Field<'t>>,
 }
 
-impl Fields<'_> {
+impl IdentityFields<'_> {
     /// Whether a key is set that only a device needs.
     fn begin_a_device(&self) -> bool {
         [&self.device_id, &self.gateway, &self.certificate, &self.private_key]
@@ -167,7 +167,7 @@ pub(super) fn read(
     env: &dyn Fn(&str) -> Option<String>,
     is_module: bool,
     report: &mut Report,
-) -> Device {
+) -> DeviceTable {
     let variable = |name: &str| env(name).filter(|value| !value.trim().is_empty());
     let from_environment = variable(CONNECTION_STRING_VARIABLE);
     let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
@@ -223,16 +223,16 @@ pub(super) fn read(
         },
     };
     let ca_file = ca_file.map(|(path, _)| path);
-    Device { identity, secret_file, ca_file, token_lifetime, transport, route }
+    DeviceTable { identity, secret_file, ca_file, token_lifetime, transport, route }
 }
 
-fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
+fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> IdentityFields<'t> {
     if let Some(field) = table.take_unlisted("connection_string") {
         let message = "everyone can read the configuration, so it must not contain a connection string: \
                        write it to a file of its own and name that file with connection_string_file";
         report.problem(field.key_place, message);
     }
-    Fields {
+    IdentityFields {
         place: table.place.clone(),
         connection_string_file: table.take(&STRING_FILE),
         hub: table.take(&HUB),
@@ -244,7 +244,7 @@ fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> Fields<'t> {
 }
 
 fn read_identity(
-    fields: Option<Fields<'_>>,
+    fields: Option<IdentityFields<'_>>,
     from_environment: Option<&str>,
     places: &Places<'_>,
     is_module: bool,
@@ -269,7 +269,8 @@ fn read_identity(
             None
         }
         (Some(text), None, None) => {
-            let source = Source { place: Place::Environment, name: CONNECTION_STRING_VARIABLE.to_owned() };
+            let source =
+                StringSource { place: Place::Environment, name: CONNECTION_STRING_VARIABLE.to_owned() };
             from_connection_string(text, &source, fields, places, report)
         }
         (None, Some(field), None) => {
@@ -280,13 +281,13 @@ fn read_identity(
                 Err(message) => return field.wrong(message, report),
             };
             warn_if_world_readable(&path, &field, report);
-            let source = Source { place: field.value.place.into(), name: path.display().to_string() };
+            let source = StringSource { place: field.value.place.into(), name: path.display().to_string() };
             from_connection_string(&text, &source, fields, places, report)
         }
         (None, None, Some(_)) => from_fields(fields?, places, report),
         (None, None, None) => match places.credential(CONNECTION_STRING_CREDENTIAL.as_ref()) {
             Some(path) => {
-                let source = Source { place: Place::Environment, name: path.display().to_string() };
+                let source = StringSource { place: Place::Environment, name: path.display().to_string() };
                 match read_connection_string(&path) {
                     Ok(text) => from_connection_string(&text, &source, fields, places, report),
                     Err(message) => {
@@ -295,7 +296,7 @@ fn read_identity(
                     }
                 }
             }
-            None if is_module && !fields.as_ref().is_some_and(Fields::begin_a_device) => None,
+            None if is_module && !fields.as_ref().is_some_and(IdentityFields::begin_a_device) => None,
             None => {
                 let message = format!(
                     "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give \
@@ -319,15 +320,15 @@ fn read_connection_string(path: &Path) -> Result<String, String> {
 }
 
 /// Where a connection string came from, for messages.
-struct Source {
+struct StringSource {
     place: Place,
     name: String,
 }
 
 fn from_connection_string(
     text: &str,
-    source: &Source,
-    fields: Option<Fields<'_>>,
+    source: &StringSource,
+    fields: Option<IdentityFields<'_>>,
     places: &Places<'_>,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
@@ -388,7 +389,11 @@ fn from_connection_string(
     Some(DeviceIdentity { hub: parsed.host, device_id: parsed.device_id, module_id: None, gateway, auth })
 }
 
-fn from_fields(fields: Fields<'_>, places: &Places<'_>, report: &mut Report) -> Option<DeviceIdentity> {
+fn from_fields(
+    fields: IdentityFields<'_>,
+    places: &Places<'_>,
+    report: &mut Report,
+) -> Option<DeviceIdentity> {
     for (name, field) in [
         ("device_id", &fields.device_id),
         ("certificate", &fields.certificate),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::files;
 use super::report::{Place, Report};
 use super::sources::Sources;
-use crate::trust::{self, Foreign, Way};
+use crate::trust::{self, Foreign, WayToFile};
 
 /// The largest file, and the largest sum of all files.
 const MAX_CONFIG_BYTES: usize = 1024 * 1024;
@@ -86,8 +86,7 @@ fn first_steps(main: &Path) -> String {
 /// The drop-ins, sorted by the bytes of their names. At most one more than allowed, which is enough to report that
 /// there are too many; none without the directory.
 fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    // The link itself is checked, because a link to a missing directory is a mistake.
-    if fs::symlink_metadata(directory).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+    if !files::is_there(directory) {
         return Ok(Vec::new());
     }
     let mut names = Vec::new();
@@ -125,7 +124,7 @@ pub(super) fn foreign<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Foreign>
             // Drop-ins are read from here.
             [directory, &directory.join(DIRECTORY)].into_iter().filter_map(trust::foreign).for_each(&mut add);
         }
-        Way::to(path).foreign.into_iter().for_each(&mut add);
+        WayToFile::to(path).foreign.into_iter().for_each(&mut add);
     }
     found
 }

@@ -3,7 +3,7 @@
 //! Owns: limits for reading. Must not know: the schema, who may write where (`trust`).
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -33,6 +33,11 @@ pub(super) fn text_of(file: File, limit: u64) -> Result<String, String> {
         return Err(format!("it is larger than {limit} bytes; is it the right file?"));
     }
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text: save it as UTF-8".to_owned())
+}
+
+/// Whether something is at the path. A link counts by itself, because a link to a missing file is a mistake.
+pub(super) fn is_there(path: &Path) -> bool {
+    !fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether the path is a regular file. Reading anything else could block or never end.

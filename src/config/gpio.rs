@@ -14,7 +14,7 @@ use super::field::{Field, fields, shown};
 use super::interlock;
 use super::key::{Absent, FilePath, Form, Key, Span, Text, Words};
 use super::report::Report;
-use super::settings::{ActiveLevel, GpioBackend, GpioSettings, Line, OnDisconnect, OnExit, PinSettings};
+use super::settings::{ActiveLevel, GpioBackend, GpioSettings, LineName, OnDisconnect, OnExit, PinSettings};
 use super::table::Table;
 
 pub(super) const BACKEND: Key<Words<GpioBackend>> = Key {
@@ -156,7 +156,7 @@ fn read_pins(
     report: &mut Report,
 ) -> BTreeMap<String, PinSettings> {
     let mut pins = BTreeMap::new();
-    let mut lines: Vec<(Line, std::ops::Range<usize>, String)> = Vec::new();
+    let mut lines: Vec<(LineName, std::ops::Range<usize>, String)> = Vec::new();
     let DeValue::Table(table) = field.value.value else {
         field.wrong_type::<()>("a table: write [gpio.pins.NAME] for each pin", report);
         return pins;
@@ -225,10 +225,10 @@ fn read_on_disconnect(field: &Field<'_>, report: &mut Report) -> Option<OnDiscon
     Some(OnDisconnect { state: state?, after: after? })
 }
 
-fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<Line> {
+fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Option<LineName> {
     match field.value.value {
         DeValue::Integer(_) => match field.value.integer().and_then(|number| u32::try_from(number).ok()) {
-            Some(number) => Some(Line::Number(number)),
+            Some(number) => Some(LineName::Number(number)),
             None => field.wrong("line is not a line number: use 0 or more, such as 17", report),
         },
         DeValue::String(_) => {
@@ -245,15 +245,15 @@ fn read_line(field: &Field<'_>, backend: GpioBackend, report: &mut Report) -> Op
                 );
                 report.warning(field.value.place.clone(), message);
             }
-            Some(Line::Name(name))
+            Some(LineName::Name(name))
         }
         _ => field.wrong_type("a line number such as 17, or a line name in quotes", report),
     }
 }
 
-fn describe(line: &Line) -> String {
+fn describe(line: &LineName) -> String {
     match line {
-        Line::Number(number) => format!("line {number}"),
-        Line::Name(name) => format!("line \"{}\"", shown(name)),
+        LineName::Number(number) => format!("line {number}"),
+        LineName::Name(name) => format!("line \"{}\"", shown(name)),
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum Absent {
 }
 
 /// A kind of value that can be read with nothing but its key.
-pub(super) trait Kind {
+pub(super) trait ValueKind {
     type Value;
 
     /// The value; `None` after a problem was reported.
@@ -54,14 +54,14 @@ pub(super) struct Size(pub(super) u64, pub(super) u64);
 #[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
 pub(super) struct Form(pub(super) &'static str, pub(super) &'static str);
 
-impl<K: Kind> Key<K> {
+impl<K: ValueKind> Key<K> {
     /// The value of `field`, which belongs to this key; `None` after a problem was reported.
     pub(super) fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<K::Value> {
         self.kind.read(field, report)
     }
 }
 
-impl Kind for Text {
+impl ValueKind for Text {
     type Value = String;
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<String> {
@@ -69,7 +69,7 @@ impl Kind for Text {
     }
 }
 
-impl<T: Copy> Kind for Words<T> {
+impl<T: Copy> ValueKind for Words<T> {
     type Value = T;
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<T> {
@@ -77,7 +77,7 @@ impl<T: Copy> Kind for Words<T> {
     }
 }
 
-impl Kind for Span {
+impl ValueKind for Span {
     type Value = Duration;
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<Duration> {
@@ -85,7 +85,7 @@ impl Kind for Span {
     }
 }
 
-impl Kind for Whole {
+impl ValueKind for Whole {
     type Value = u64;
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<u64> {
@@ -93,7 +93,7 @@ impl Kind for Whole {
     }
 }
 
-impl Kind for Size {
+impl ValueKind for Size {
     type Value = u64;
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<u64> {

@@ -115,7 +115,7 @@ const RATE_PER: (Duration, Duration) = (Duration::from_secs(1), HOUR);
 const MAX_LANE_CHARS: usize = 100;
 
 /// A policy, and what the check against the rule's steps needs.
-pub(super) struct Read {
+pub(super) struct ReadPolicy {
     /// A key with a problem has its default. The lanes are still missing: see [`lanes`].
     pub(super) policy: Policy,
     /// None if it has a problem.
@@ -127,7 +127,7 @@ pub(super) struct Read {
 }
 
 /// Reads the keys of a rule's policy. `reports` is for a rule that does not say where its outcomes go.
-pub(super) fn read(table: &mut Table<'_>, reports: ReportTo, report: &mut Report) -> Read {
+pub(super) fn read(table: &mut Table<'_>, reports: ReportTo, report: &mut Report) -> ReadPolicy {
     let mut policy = Policy { reports, ..Policy::default() };
     let timeout = table.take(&TIMEOUT);
     let settle = table.take(&SETTLE);
@@ -175,7 +175,7 @@ pub(super) fn read(table: &mut Table<'_>, reports: ReportTo, report: &mut Report
     if let Some(timeout) = timeout.filter(|_| settle_known && policy.settle == Settle::AfterAction) {
         check_lock(&policy, timeout, attempts.clone().or(timeout_place), report);
     }
-    Read { policy, timeout, lane, on_crash, attempts }
+    ReadPolicy { policy, timeout, lane, on_crash, attempts }
 }
 
 /// Reads `[report]`: where the outcomes go for rules that do not say it themselves.
@@ -214,7 +214,7 @@ pub(super) fn lanes(rule: &str, lane: Option<&str>, steps: &[Step], gpio: &GpioS
     lanes
 }
 
-impl Read {
+impl ReadPolicy {
     /// Warns of actions that do not have the same effect when they run a second time.
     pub(super) fn check_repeats(&self, rule: &Rule, report: &mut Report) {
         let moves = rule.moves();

@@ -21,13 +21,13 @@ const MAX_SIDE: usize = 100;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     sources: Arc<Sources>,
-    findings: Vec<Finding>,
+    findings: Vec<Remark>,
 }
 
 impl std::error::Error for Report {}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
+struct Remark {
     is_problem: bool,
     place: Place,
     message: String,
@@ -69,7 +69,7 @@ impl Report {
     /// Adds something that is wrong.
     pub(super) fn problem(&mut self, place: impl Into<Place>, message: impl Into<String>) {
         let finding =
-            Finding { is_problem: true, place: place.into(), message: message.into(), related: None };
+            Remark { is_problem: true, place: place.into(), message: message.into(), related: None };
         self.findings.push(finding);
     }
 
@@ -149,11 +149,11 @@ impl Report {
     }
 
     /// `file:line:column: message`.
-    fn line(&self, finding: &Finding) -> String {
+    fn line(&self, finding: &Remark) -> String {
         format!("{}{}", self.place(finding), finding.message)
     }
 
-    fn place(&self, finding: &Finding) -> String {
+    fn place(&self, finding: &Remark) -> String {
         match &finding.place {
             Place::Environment => String::new(),
             Place::Whole => self.sources.main().map_or(String::new(), |main| format!("{}: ", main.display())),

@@ -63,7 +63,7 @@ pub(super) const DO: Key<Form> = Key {
 pub(super) const FORM: &str = "write [[rule]], with two brackets on each side, above the keys of each rule";
 
 /// What rules refer to outside themselves.
-pub(super) struct Scope<'a> {
+pub(super) struct RuleScope<'a> {
     /// The pins that have no problem.
     pub(super) gpio: &'a GpioSettings,
     /// The names of all pins.
@@ -79,7 +79,7 @@ pub(super) struct Scope<'a> {
 /// Reads all `[[rule]]` tables; `None` if one of them has a problem. Also returns which rules are the twin's.
 pub(super) fn read(
     field: Option<Field<'_>>,
-    scope: &Scope<'_>,
+    scope: &RuleScope<'_>,
     report: &mut Report,
 ) -> Option<(Rules, Vec<TwinRule>)> {
     let before = report.problems();
@@ -188,7 +188,7 @@ fn read_name(
 fn read_rule(
     mut table: Table<'_>,
     name: Option<String>,
-    scope: &Scope<'_>,
+    scope: &RuleScope<'_>,
     report: &mut Report,
 ) -> Option<Rule> {
     let remedy = "name the conditions, such as when = { action = \"pump\" }, or write when = \"any\"";

@@ -5,7 +5,6 @@
 //!
 //! An agent reads no tests, so that a mistake in a test does not stop a gateway.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,7 +90,7 @@ pub struct RuleTest {
 }
 
 /// What tests refer to.
-struct Scope<'a> {
+struct TestScope<'a> {
     rules: &'a Rules,
     pin_names: Vec<String>,
     twin: &'a TwinSettings,
@@ -104,7 +103,7 @@ pub fn read_tests(inspection: &Inspection) -> (Vec<RuleTest>, Report) {
     let Some(rules) = inspection.own_rules() else { return (Vec::new(), report) };
     let mut sources = inspection.texts.0.local();
     let beside = inspection.files.first().map(|main| beside(main));
-    if let Some(path) = beside.as_ref().filter(|path| is_there(path)) {
+    if let Some(path) = beside.as_ref().filter(|path| files::is_there(path)) {
         match files::read_text(path, MAX_BYTES) {
             Ok(text) => sources.push(path, text),
             Err(reason) => {
@@ -115,7 +114,7 @@ pub fn read_tests(inspection: &Inspection) -> (Vec<RuleTest>, Report) {
     let sources = Arc::new(sources);
     report.set_sources(Arc::clone(&sources));
     let pin_names = inspection.gpio.pins.keys().cloned().collect();
-    let scope = Scope { rules: &rules, pin_names, twin: &inspection.twin };
+    let scope = TestScope { rules: &rules, pin_names, twin: &inspection.twin };
     let mut tests = Vec::new();
     for source in sources.iter() {
         let root = syntax::parse(source, &mut report);
@@ -142,16 +141,16 @@ fn beside(main: &Path) -> PathBuf {
     main.with_extension(ENDING)
 }
 
-/// The link itself is checked, because a link to a missing file is a mistake.
-fn is_there(path: &Path) -> bool {
-    !std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
 fn list<'t>(field: &Field<'t>, report: &mut Report) -> Option<Vec<Value<'t>>> {
     field.array(&format!("a list of tables: {FORM}"), report)
 }
 
-fn read_test(value: &Value<'_>, place: String, scope: &Scope<'_>, report: &mut Report) -> Option<RuleTest> {
+fn read_test(
+    value: &Value<'_>,
+    place: String,
+    scope: &TestScope<'_>,
+    report: &mut Report,
+) -> Option<RuleTest> {
     let mut table = value.named("a test").table_such_as("this test", &format!("a table: {FORM}"), report)?;
     let at = table.place.clone();
     let name = table.read(&NAME, report);
@@ -192,7 +191,7 @@ fn read_expectation(
     rule: Option<Field<'_>>,
     steps: Option<Field<'_>>,
     outcome: Option<Field<'_>>,
-    scope: &Scope<'_>,
+    scope: &TestScope<'_>,
     report: &mut Report,
 ) -> Option<Expectation> {
     let before = report.problems();

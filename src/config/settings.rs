@@ -42,7 +42,7 @@ pub enum GpioBackend {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinSettings {
     /// Which line of the chip.
-    pub line: Line,
+    pub line: LineName,
     /// The level that means on.
     pub active: ActiveLevel,
     /// The state at start.
@@ -57,7 +57,7 @@ pub struct PinSettings {
 
 /// How a line is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
+pub enum LineName {
     /// The BCM number, or the offset on the chip.
     Number(u32),
     /// The line's name, such as `GPIO17`; `cdev` only.

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 /// All texts in the order in which they count. A place is a range of bytes in all texts, put one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Sources(Vec<Source>);
+pub(super) struct Sources(Vec<SourceFile>);
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct SourceFile {
     pub(super) path: PathBuf,
     pub(super) text: String,
     /// The place of its first byte.
@@ -34,7 +34,7 @@ impl Sources {
     fn add(&mut self, path: PathBuf, text: String, is_remote: bool) {
         // One address stays free between two files, so that the end of one is not the beginning of the next.
         let base = self.0.last().map_or(0, |last| last.base + last.text.len() + 1);
-        self.0.push(Source { path, text, base, is_remote });
+        self.0.push(SourceFile { path, text, base, is_remote });
     }
 
     /// The sources without the twin's texts.
@@ -49,7 +49,7 @@ impl Sources {
     }
 
     /// The files; the main one is the first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Source> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &SourceFile> {
         self.0.iter()
     }
 
@@ -64,7 +64,7 @@ impl Sources {
     }
 
     /// The file that has this place, and the range in its own text.
-    pub(super) fn find(&self, place: &Range<usize>) -> Option<(&Source, Range<usize>)> {
+    pub(super) fn find(&self, place: &Range<usize>) -> Option<(&SourceFile, Range<usize>)> {
         let behind = self.0.partition_point(|source| source.base <= place.start);
         let source = self.0.get(behind.checked_sub(1)?)?;
         Some((source, place.start - source.base..place.end.max(place.start) - source.base))

@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue, Error};
 
 use super::field::shown;
 use super::report::{Place, Report};
-use super::sources::Source;
+use super::sources::SourceFile;
 
 /// How TOML looks, for a person who writes JSON, YAML or another format.
 const FORM: &str = "write tables such as [device], and below them lines such as transport = \"mqtt\"";
@@ -19,7 +19,7 @@ const FORM: &str = "write tables such as [device], and below them lines such as 
 const TYPOGRAPHIC: [char; 9] = ['“', '”', '„', '‘', '’', '‚', '«', '»', '`'];
 
 /// The tree of one file, with its places among all files.
-pub(super) fn parse<'t>(source: &'t Source, report: &mut Report) -> DeTable<'t> {
+pub(super) fn parse<'t>(source: &'t SourceFile, report: &mut Report) -> DeTable<'t> {
     let (root, errors) = DeTable::parse_recoverable(&source.text);
     for (span, message) in problems(&source.text, &errors) {
         let place = match span {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::field::{Field, fields, shown};
-use super::key::{Key, Kind};
+use super::key::{Key, ValueKind};
 use super::report::Report;
 
 /// A table. Every key must be asked for, because `finish` reports the others.
@@ -43,7 +43,7 @@ impl<'t> Table<'t> {
     }
 
     /// The value of `key`; `None` if it is absent, and after a problem was reported.
-    pub(super) fn read<K: Kind>(&mut self, key: &Key<K>, report: &mut Report) -> Option<K::Value> {
+    pub(super) fn read<K: ValueKind>(&mut self, key: &Key<K>, report: &mut Report) -> Option<K::Value> {
         self.take(key).and_then(|field| key.read(&field, report))
     }
 

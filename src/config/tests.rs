@@ -30,7 +30,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.token_lifetime, Duration::from_secs(3600));
     assert_eq!(config.gpio.backend, GpioBackend::Auto);
     let pin = &config.gpio.pins["p"];
-    assert_eq!((&pin.line, pin.active, pin.max_on), (&Line::Number(4), ActiveLevel::High, None));
+    assert_eq!((&pin.line, pin.active, pin.max_on), (&LineName::Number(4), ActiveLevel::High, None));
     assert_eq!(pin.on_exit, OnExit::Set(crate::rules::PinState::Off));
     assert!(config.rules.is_empty());
 }

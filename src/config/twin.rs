@@ -39,7 +39,7 @@ pub(super) const COMMANDS: Key<Form> = Key {
 };
 
 /// What the two tables say.
-pub(super) struct Read {
+pub(super) struct ReadTwin {
     pub(super) settings: TwinSettings,
     /// `[allow]`, if no rules are taken from the twin, so that it limits nothing. Local rules may use its commands
     /// nevertheless.
@@ -53,7 +53,7 @@ pub(super) fn read(
     pin_names: &[String],
     max_children: usize,
     report: &mut Report,
-) -> Read {
+) -> ReadTwin {
     let (twin_place, allow_place) = (
         twin.as_ref().map(|field| field.key_place.clone()),
         allow.as_ref().map(|field| field.key_place.clone()),
@@ -97,7 +97,7 @@ pub(super) fn read(
         report.warning(twin_place, message);
     }
     let idle = allow_place.filter(|_| !settings.accepts_rules);
-    Read { settings, idle }
+    ReadTwin { settings, idle }
 }
 
 /// Warns that `[allow]` has no effect.

@@ -94,7 +94,7 @@ impl DeviceConnectionString {
     /// # Errors
     /// [`CredentialError`], which never repeats a key. It recognises a service string.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
-        let fields = Fields::parse(text)?;
+        let fields = StringFields::parse(text)?;
         if fields.get("SharedAccessKeyName").is_some() && fields.get("DeviceId").is_none() {
             return Err(CredentialError::ServiceInsteadOfDevice);
         }
@@ -161,7 +161,7 @@ impl ServiceConnectionString {
     /// # Errors
     /// [`CredentialError`], which never repeats a key. It recognises a device string.
     pub fn parse(text: &str) -> Result<Self, CredentialError> {
-        let fields = Fields::parse(text)?;
+        let fields = StringFields::parse(text)?;
         if fields.get("DeviceId").is_some() {
             return Err(CredentialError::DeviceInsteadOfService);
         }
@@ -326,9 +326,9 @@ fn known(name: &str) -> Option<&'static str> {
     KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name.trim()))
 }
 
-struct Fields<'a>(Vec<(&'static str, &'a str)>);
+struct StringFields<'a>(Vec<(&'static str, &'a str)>);
 
-impl<'a> Fields<'a> {
+impl<'a> StringFields<'a> {
     fn parse(text: &'a str) -> Result<Self, CredentialError> {
         // Editors on Windows put a byte order mark before the first letter.
         let text = text.trim_start_matches('\u{feff}').trim();

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::certificate::{Age, Certificate, day};
-use super::subject::Subject;
+use super::subject::NetworkSubject;
 use super::{CHECK_LIMIT, Check, Finding};
 use crate::credentials::DeviceAuth;
 use crate::session::EARLIEST_PLAUSIBLE;
@@ -35,7 +35,7 @@ pub(super) struct Times {
 
 /// Asks for the time. `None` if no answer with a time comes within [`CHECK_LIMIT`]. The server's certificate may have
 /// expired, but it must be trusted.
-pub(super) async fn ask(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Option<Times> {
+pub(super) async fn ask(subject: &NetworkSubject<'_>, host: &str, stream: TcpStream) -> Option<Times> {
     let (config, _witness) =
         tls::witnessing_config(subject.ca_file, subject.bundle, None, Judgement::AnyDate).ok()?;
     let name = ServerName::try_from(host.to_owned()).ok()?;
@@ -73,7 +73,11 @@ fn date(head: &[u8]) -> Option<SystemTime> {
 }
 
 /// How wrong the clock is, by the server's time, or else by the dates of the server's certificate.
-pub(super) fn clock(subject: &Subject<'_>, times: Option<&Times>, server: Option<&Certificate>) -> Finding {
+pub(super) fn clock(
+    subject: &NetworkSubject<'_>,
+    times: Option<&Times>,
+    server: Option<&Certificate>,
+) -> Finding {
     let now = (subject.clock)();
     let says = format!(
         "{} UTC",
@@ -161,7 +165,7 @@ mod tests {
             auth: DeviceAuth::Key(SharedAccessKey::from_bytes(*b"key")),
         };
         let route = Route::default();
-        let subject = Subject {
+        let subject = NetworkSubject {
             identity: Some(&identity),
             ca_file: None,
             bundle: "",
@@ -186,7 +190,7 @@ mod tests {
         );
         let useless = found(NOW + 3600);
         assert_eq!(useless.status, Standing::Failed);
-        let unset = clock(&Subject { clock: || at(17), ..subject }, None, None);
+        let unset = clock(&NetworkSubject { clock: || at(17), ..subject }, None, None);
         assert_eq!(unset.detail, "it has not been set, and says 1970-01-01 00:00:17 UTC");
     }
 }

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::join_all;
 
 use super::network;
-use super::subject::Subject;
-use super::{Agent, Finding, signin, workload};
+use super::subject::NetworkSubject;
+use super::{Finding, RunningAgent, signin, workload};
 use crate::config::Inspection;
 use crate::credentials::{DeviceIdentity, Route, Transport};
 
 /// A connection, as far as the configuration describes it.
-pub(super) struct Connection {
+pub(super) struct ConfiguredConnection {
     /// `None` if the configuration does not say who signs in.
     identity: Option<DeviceIdentity>,
     ca_file: Option<PathBuf>,
@@ -25,8 +25,8 @@ pub(super) struct Connection {
 }
 
 /// What is the same for all connections.
-pub(super) struct Circumstances {
-    pub(super) agent: Agent,
+pub(super) struct SharedFacts {
+    pub(super) agent: RunningAgent,
     pub(super) token_lifetime: Duration,
     pub(super) offline: bool,
     pub(super) sign_in: bool,
@@ -35,8 +35,8 @@ pub(super) struct Circumstances {
 }
 
 /// The connections to examine: at least one, the device's first.
-pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
-    let as_device = |identity: Option<&DeviceIdentity>| Connection {
+pub(super) fn of(inspection: &Inspection) -> Vec<ConfiguredConnection> {
+    let as_device = |identity: Option<&DeviceIdentity>| ConfiguredConnection {
         identity: identity.cloned(),
         ca_file: inspection.ca_file.clone(),
         transport: inspection.transport,
@@ -44,7 +44,7 @@ pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
         name: None,
     };
     // The agent also uses MQTT and no proxy here: every gateway speaks MQTT, and it is near.
-    let module = inspection.module.as_ref().map(|module| Connection {
+    let module = inspection.module.as_ref().map(|module| ConfiguredConnection {
         identity: Some(module.identity.clone()),
         ca_file: module.ca_file.clone(),
         transport: Transport::Mqtt,
@@ -52,7 +52,9 @@ pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
         name: None,
     });
     match (&inspection.identity, module) {
-        (Some(device), Some(module)) => [as_device(Some(device)), module].map(Connection::named).into(),
+        (Some(device), Some(module)) => {
+            [as_device(Some(device)), module].map(ConfiguredConnection::named).into()
+        }
         (device @ Some(_), None) => vec![as_device(device.as_ref())],
         (None, Some(module)) => vec![module],
         (None, None) => vec![as_device(None)],
@@ -61,8 +63,8 @@ pub(super) fn of(inspection: &Inspection) -> Vec<Connection> {
 
 /// Examines all connections side by side, and tells the findings of one after the other. Takes at most 20 seconds.
 pub(super) async fn examine(
-    connections: &[Connection],
-    circumstances: &Circumstances,
+    connections: &[ConfiguredConnection],
+    circumstances: &SharedFacts,
     tell: &mut impl FnMut(Finding),
 ) {
     let Some((first, others)) = connections.split_first() else { return };
@@ -75,15 +77,15 @@ pub(super) async fn examine(
     others.into_iter().flatten().for_each(tell);
 }
 
-impl Connection {
+impl ConfiguredConnection {
     fn named(self) -> Self {
         Self { name: self.identity.as_ref().map(DeviceIdentity::client_id), ..self }
     }
 
-    async fn examine(&self, circumstances: &Circumstances, tell: &mut impl FnMut(Finding)) {
-        let Circumstances { agent, token_lifetime, offline, sign_in, https_port, clock } = circumstances;
+    async fn examine(&self, circumstances: &SharedFacts, tell: &mut impl FnMut(Finding)) {
+        let SharedFacts { agent, token_lifetime, offline, sign_in, https_port, clock } = circumstances;
         let mut tell = |finding: Finding| tell(finding.on(self.name.as_deref()));
-        let subject = Subject {
+        let subject = NetworkSubject {
             identity: self.identity.as_ref(),
             ca_file: self.ca_file.as_deref(),
             bundle: "",
@@ -112,7 +114,7 @@ impl Connection {
                         Err("without a trust bundle the module cannot sign in")
                     }
                     Some(bundle) => {
-                        let subject = Subject { bundle: &bundle, ..subject };
+                        let subject = NetworkSubject { bundle: &bundle, ..subject };
                         let met = network::meet(&subject, way, &mut tell).await;
                         let has_token = given.signs.then_some(()).ok_or("there is no token to sign in with");
                         met.then_some(()).ok_or(no_tls).and(has_token)

@@ -12,22 +12,22 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::server::Handshake;
-use super::subject::Subject;
+use super::subject::NetworkSubject;
 use super::{CHECK_LIMIT, Check, Finding, clock, server};
 
 /// Most addresses of one host that are tried.
 const MAX_ADDRESSES: usize = 8;
 
 /// How far a connection to the server gets.
-pub(super) enum Way<'c> {
+pub(super) enum HowFar<'c> {
     /// No further check is possible, and all later ones were told as skipped. `sign_in`: whether to try the sign-in.
     Told { sign_in: bool },
     /// The results of connecting to the ports of this host.
-    Tried { host: &'c str, mqtt: Result<Reached, Unreached>, https: Result<Reached, Unreached> },
+    Tried { host: &'c str, mqtt: Result<TcpReached, Unreached>, https: Result<TcpReached, Unreached> },
 }
 
 /// Looks the host up and connects; each takes at most [`CHECK_LIMIT`].
-pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Finding)) -> Way<'c> {
+pub(super) async fn reach<'c>(subject: &NetworkSubject<'c>, tell: &mut impl FnMut(Finding)) -> HowFar<'c> {
     let (host, why_not) = match subject.identity {
         _ if subject.offline => ("", Some("--offline")),
         Some(identity) => (identity.dialled().name.as_str(), None),
@@ -35,12 +35,12 @@ pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Findi
     };
     if let Some(reason) = why_not {
         skip(subject, Check::NameLookup, reason, tell);
-        return Way::Told { sign_in: false };
+        return HowFar::Told { sign_in: false };
     }
     if let Some(proxy) = subject.proxy(host) {
         let reason = format!("the connection to the hub uses the proxy {proxy}: see the sign-in");
         skip(subject, Check::NameLookup, &reason, tell);
-        return Way::Told { sign_in: true };
+        return HowFar::Told { sign_in: true };
     }
     let addresses = match look_up(subject, host).await {
         Ok((finding, addresses)) => {
@@ -50,22 +50,26 @@ pub(super) async fn reach<'c>(subject: &Subject<'c>, tell: &mut impl FnMut(Findi
         Err(finding) => {
             tell(finding);
             skip(subject, Check::MqttPort, "there is no address to connect to", tell);
-            return Way::Told { sign_in: false };
+            return HowFar::Told { sign_in: false };
         }
     };
     let (mqtt, https) =
         tokio::join!(connect(&addresses, subject.mqtt_port()), connect(&addresses, subject.https_port));
     tell(mqtt_port(subject, host, &mqtt, https.is_ok()));
     tell(https_port(subject, &https, mqtt.is_ok()));
-    Way::Tried { host, mqtt, https }
+    HowFar::Tried { host, mqtt, https }
 }
 
 /// Makes a TLS connection if there is a TCP connection, in at most [`CHECK_LIMIT`]. Returns whether to sign in at this
 /// server.
-pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl FnMut(Finding)) -> bool {
+pub(super) async fn meet(
+    subject: &NetworkSubject<'_>,
+    way: HowFar<'_>,
+    tell: &mut impl FnMut(Finding),
+) -> bool {
     let (host, mqtt, https) = match way {
-        Way::Told { sign_in } => return sign_in,
-        Way::Tried { host, mqtt, https } => (host, mqtt, https),
+        HowFar::Told { sign_in } => return sign_in,
+        HowFar::Tried { host, mqtt, https } => (host, mqtt, https),
     };
     let ask = async {
         match https {
@@ -90,14 +94,14 @@ pub(super) async fn meet(subject: &Subject<'_>, way: Way<'_>, tell: &mut impl Fn
 }
 
 /// Tells that no server can be trusted without a trust bundle.
-pub(super) fn pass_by(subject: &Subject<'_>, way: &Way<'_>, tell: &mut impl FnMut(Finding)) {
-    if let Way::Tried { .. } = way {
+pub(super) fn pass_by(subject: &NetworkSubject<'_>, way: &HowFar<'_>, tell: &mut impl FnMut(Finding)) {
+    if let HowFar::Tried { .. } = way {
         skip(subject, Check::Tls, "there is no trust bundle, so no certificate can be trusted", tell);
     }
 }
 
 /// Tells this check and all later ones as skipped, except the clock, which can always be checked.
-fn skip(subject: &Subject<'_>, first: Check, reason: &str, tell: &mut impl FnMut(Finding)) {
+fn skip(subject: &NetworkSubject<'_>, first: Check, reason: &str, tell: &mut impl FnMut(Finding)) {
     let all = [
         Check::NameLookup.skipped(reason),
         Check::MqttPort.skipped(reason).about(subject.mqtt_port()),
@@ -109,7 +113,7 @@ fn skip(subject: &Subject<'_>, first: Check, reason: &str, tell: &mut impl FnMut
     all.into_iter().skip_while(|finding| finding.check != first).for_each(tell);
 }
 
-async fn look_up(subject: &Subject<'_>, host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
+async fn look_up(subject: &NetworkSubject<'_>, host: &str) -> Result<(Finding, Vec<IpAddr>), Finding> {
     if let Ok(address) = host.parse() {
         return Ok((Check::NameLookup.ok(format!("{host} is an address itself")), vec![address]));
     }
@@ -146,7 +150,7 @@ async fn look_up(subject: &Subject<'_>, host: &str) -> Result<(Finding, Vec<IpAd
 }
 
 /// A connection.
-pub(super) struct Reached {
+pub(super) struct TcpReached {
     stream: TcpStream,
     address: IpAddr,
     took: Duration,
@@ -162,7 +166,7 @@ pub(super) enum Unreached {
 }
 
 /// Tries all addresses at the same time; the first that answers, in their order, counts.
-async fn connect(addresses: &[IpAddr], port: u16) -> Result<Reached, Unreached> {
+async fn connect(addresses: &[IpAddr], port: u16) -> Result<TcpReached, Unreached> {
     let began = Instant::now();
     let attempts = addresses.iter().map(|address| async move {
         let made = timeout(CHECK_LIMIT, TcpStream::connect(SocketAddr::new(*address, port))).await;
@@ -171,7 +175,7 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<Reached, Unreached> 
     let (mut silent, mut refused, mut failed) = (None, None, None);
     for (address, made, took) in join_all(attempts).await {
         match made {
-            Ok(Ok(stream)) => return Ok(Reached { stream, address, took, silent }),
+            Ok(Ok(stream)) => return Ok(TcpReached { stream, address, took, silent }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 refused = refused.or(Some(address));
             }
@@ -188,18 +192,18 @@ async fn connect(addresses: &[IpAddr], port: u16) -> Result<Reached, Unreached> 
 }
 
 fn mqtt_port(
-    subject: &Subject<'_>,
+    subject: &NetworkSubject<'_>,
     host: &str,
-    mqtt: &Result<Reached, Unreached>,
+    mqtt: &Result<TcpReached, Unreached>,
     https_is_open: bool,
 ) -> Finding {
     let (port, https) = (subject.mqtt_port(), subject.https_port);
     let check = Check::MqttPort;
     let finding = match mqtt {
-        Ok(Reached { address, took, silent: None, .. }) => {
+        Ok(TcpReached { address, took, silent: None, .. }) => {
             check.ok(format!("{address} answers in {} ms", took.as_millis()))
         }
-        Ok(Reached { address, silent: Some(silent), .. }) => check.warning(
+        Ok(TcpReached { address, silent: Some(silent), .. }) => check.warning(
             format!("{address} answers, but {silent}, which the agent tries first, does not"),
             "make that address reachable, or remove it from the host name (DNS, /etc/hosts)",
         ),
@@ -245,7 +249,11 @@ fn mqtt_port(
 }
 
 /// The HTTPS port. The agent does not need it.
-fn https_port(subject: &Subject<'_>, https: &Result<Reached, Unreached>, mqtt_is_open: bool) -> Finding {
+fn https_port(
+    subject: &NetworkSubject<'_>,
+    https: &Result<TcpReached, Unreached>,
+    mqtt_is_open: bool,
+) -> Finding {
     let finding = match https {
         Ok(reached) => Check::HttpsPort.ok(format!("answers in {} ms", reached.took.as_millis())),
         Err(_) if mqtt_is_open => Check::HttpsPort.ok("does not answer, and the agent does not need it"),

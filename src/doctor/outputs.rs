@@ -2,11 +2,11 @@
 //!
 //! Owns: the verdict on them. Must not know: chips and registers.
 
-use super::{Agent, Check, Finding};
+use super::{Check, Finding, RunningAgent};
 use crate::action::{self, CONSUMER, GpioError, LineUse};
 use crate::config::GpioSettings;
 
-pub(super) fn outputs(settings: &GpioSettings, agent: &Agent) -> Vec<Finding> {
+pub(super) fn outputs(settings: &GpioSettings, agent: &RunningAgent) -> Vec<Finding> {
     if settings.pins.is_empty() {
         return vec![Check::Gpio.skipped("no pin is configured")];
     }
@@ -36,13 +36,15 @@ pub(super) fn outputs(settings: &GpioSettings, agent: &Agent) -> Vec<Finding> {
     found
 }
 
-fn pin(line: Result<LineUse, GpioError>, backend: &str, agent: &Agent) -> Finding {
+fn pin(line: Result<LineUse, GpioError>, backend: &str, agent: &RunningAgent) -> Finding {
     match line {
         Ok(LineUse::Free) => Check::Pin.ok("free"),
         Ok(LineUse::Untold) => Check::Pin.ok("there; whether another program uses it is not known"),
         Ok(LineUse::Held(by)) if by == CONSUMER => match agent {
-            Agent::Running { pid, .. } => Check::Pin.ok(format!("held by the running agent, process {pid}")),
-            Agent::NotRunning | Agent::Unknown(_) => Check::Pin.failed(
+            RunningAgent::Running { pid, .. } => {
+                Check::Pin.ok(format!("held by the running agent, process {pid}"))
+            }
+            RunningAgent::NotRunning | RunningAgent::Unknown(_) => Check::Pin.failed(
                 "held by a c2d-agent that runs with another configuration, or does not answer",
                 "stop that one, or choose another line",
             ),
@@ -69,10 +71,10 @@ mod tests {
 
     #[test]
     fn a_line_of_the_running_agent_is_fine_and_anybody_elses_is_not() {
-        let agent = Agent::Running { pid: 7, disconnected: None };
-        let held = |by: &str, agent: &Agent| pin(Ok(LineUse::Held(by.to_owned())), "cdev", agent);
+        let agent = RunningAgent::Running { pid: 7, disconnected: None };
+        let held = |by: &str, agent: &RunningAgent| pin(Ok(LineUse::Held(by.to_owned())), "cdev", agent);
         assert_eq!(held("c2d-agent", &agent), Check::Pin.ok("held by the running agent, process 7"));
-        assert_eq!(held("c2d-agent", &Agent::NotRunning).status, Standing::Failed);
+        assert_eq!(held("c2d-agent", &RunningAgent::NotRunning).status, Standing::Failed);
         assert_eq!(held("spi0 CS0", &agent).detail, "in use by \"spi0 CS0\"");
         assert_eq!(held("", &agent).detail, "in use by a program that gives no name");
         assert_eq!(pin(Ok(LineUse::Held("x".to_owned())), "rppal", &agent).status, Standing::Warning);

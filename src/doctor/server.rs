@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::certificate::{Age, Certificate, day};
 use super::identity::in_days;
-use super::subject::Subject;
+use super::subject::NetworkSubject;
 use super::{CHECK_LIMIT, Check, Finding};
 use crate::credentials::DeviceAuth;
 use crate::tls::{self, ClientCertificate, Judgement, TlsError};
@@ -27,7 +27,7 @@ const AUTHORITIES: [&str; 2] = ["Microsoft", "DigiCert"];
 
 /// The result of a handshake.
 pub(super) struct Handshake {
-    pub(super) result: Result<(), Fault>,
+    pub(super) result: Result<(), NoTls>,
     /// The certificates of the server, its own first.
     pub(super) chain: Vec<Certificate>,
     /// Where the root of the chain is trusted.
@@ -42,7 +42,7 @@ enum Root {
 }
 
 /// Why there is no TLS connection.
-pub(super) enum Fault {
+pub(super) enum NoTls {
     Tls(rustls::Error),
     File(TlsError),
     Closed,
@@ -52,7 +52,7 @@ pub(super) enum Fault {
 
 impl Handshake {
     /// Makes a handshake as the agent would.
-    pub(super) async fn make(subject: &Subject<'_>, host: &str, stream: TcpStream) -> Self {
+    pub(super) async fn make(subject: &NetworkSubject<'_>, host: &str, stream: TcpStream) -> Self {
         let certificate = match subject.identity.map(|identity| &identity.auth) {
             Some(DeviceAuth::Certificate { certificate, private_key }) => {
                 let (certificate, private_key) = (certificate.clone(), private_key.clone());
@@ -65,15 +65,15 @@ impl Handshake {
         let (config, witness) = match made {
             Ok(made) => made,
             Err(error) => {
-                return Self { result: Err(Fault::File(error)), chain: Vec::new(), root: Root::System };
+                return Self { result: Err(NoTls::File(error)), chain: Vec::new(), root: Root::System };
             }
         };
         let result = match ServerName::try_from(host.to_owned()) {
-            Err(_) => Err(Fault::Other(format!("\"{host}\" is not a name that TLS can check"))),
+            Err(_) => Err(NoTls::Other(format!("\"{host}\" is not a name that TLS can check"))),
             Ok(name) => match timeout(CHECK_LIMIT, TlsConnector::from(config).connect(name, stream)).await {
                 Ok(Ok(_connected)) => Ok(()),
-                Ok(Err(error)) => Err(Fault::of(&error)),
-                Err(_elapsed) => Err(Fault::Silent),
+                Ok(Err(error)) => Err(NoTls::of(&error)),
+                Err(_elapsed) => Err(NoTls::Silent),
             },
         };
         let chain: Vec<_> = witness.seen().iter().filter_map(|one| Certificate::read(one)).collect();
@@ -83,7 +83,7 @@ impl Handshake {
 }
 
 impl Root {
-    fn of(subject: &Subject<'_>, chain: &[Certificate]) -> Self {
+    fn of(subject: &NetworkSubject<'_>, chain: &[Certificate]) -> Self {
         let has = |roots: Vec<CertificateDer<'_>>| {
             let mut roots = roots.iter().filter_map(|one| Certificate::read(one));
             roots.any(|root| chain.iter().any(|one| root.subject == one.issuer))
@@ -99,7 +99,7 @@ impl Root {
     }
 }
 
-impl Fault {
+impl NoTls {
     fn of(error: &io::Error) -> Self {
         match tls::tls_cause(error) {
             Some(cause) => Self::Tls(cause.clone()),
@@ -112,17 +112,17 @@ impl Fault {
 }
 
 /// Checks whether the server is the right one.
-pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
+pub(super) fn tls(subject: &NetworkSubject<'_>, host: &str, handshake: &Handshake) -> Finding {
     let port = "check the port, and whether a proxy or a firewall answers in the hub's place";
     let fault = match &handshake.result {
         Ok(()) => return Check::Tls.ok(trusted(subject, handshake)),
         Err(fault) => fault,
     };
     match fault {
-        Fault::Tls(rustls::Error::InvalidCertificate(
+        NoTls::Tls(rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         )) => untrusted(subject, host, handshake),
-        Fault::Tls(rustls::Error::InvalidCertificate(
+        NoTls::Tls(rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => {
             let own = handshake.chain.first();
@@ -133,23 +133,23 @@ pub(super) fn tls(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> F
                 format!("check {}, and whether a proxy answers in the hub's place", subject.names()),
             )
         }
-        Fault::Tls(error) => Check::Tls.failed_with(tls::describe(error, host)),
-        Fault::File(error) => {
+        NoTls::Tls(error) => Check::Tls.failed_with(tls::describe(error, host)),
+        NoTls::File(error) => {
             Check::Tls.failed(error.to_string(), format!("correct what {} names", subject.files()))
         }
-        Fault::Closed => {
+        NoTls::Closed => {
             Check::Tls.failed(format!("{host} closes the connection during the TLS handshake"), port)
         }
-        Fault::Silent => {
+        NoTls::Silent => {
             let limit = CHECK_LIMIT.as_secs();
             Check::Tls
                 .failed(format!("{host} accepts the connection, but does not answer within {limit} s"), port)
         }
-        Fault::Other(reason) => Check::Tls.failed(format!("TLS with {host} failed ({reason})"), port),
+        NoTls::Other(reason) => Check::Tls.failed(format!("TLS with {host} failed ({reason})"), port),
     }
 }
 
-fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
+fn trusted(subject: &NetworkSubject<'_>, handshake: &Handshake) -> String {
     let mut text = handshake.chain.first().map_or(String::new(), |own| format!("\"{}\"", own.subject));
     for one in handshake.chain.iter().filter(|one| one.issuer != one.subject) {
         text.push_str(&format!(", signed by \"{}\"", one.issuer));
@@ -162,7 +162,7 @@ fn trusted(subject: &Subject<'_>, handshake: &Handshake) -> String {
 }
 
 /// The failure of a chain that is not trusted: a root is missing here, or another server answers in the hub's place.
-fn untrusted(subject: &Subject<'_>, host: &str, handshake: &Handshake) -> Finding {
+fn untrusted(subject: &NetworkSubject<'_>, host: &str, handshake: &Handshake) -> Finding {
     let Some(own) = handshake.chain.first() else {
         return Check::Tls.failed("no root that this machine trusts", "install the package ca-certificates");
     };

@@ -2,14 +2,14 @@
 //!
 //! Owns: when to try it, because a hub keeps only one connection per device or module. Must not know: MQTT.
 
-use super::subject::Subject;
-use super::{Agent, CHECK_LIMIT, Check, Finding};
+use super::subject::NetworkSubject;
+use super::{CHECK_LIMIT, Check, Finding, RunningAgent};
 use crate::session::{self, SignInError};
 
 /// Signs in and out. If that would disconnect a running agent, it does so only when the user asked for it.
 pub(super) async fn sign_in(
-    subject: &Subject<'_>,
-    agent: &Agent,
+    subject: &NetworkSubject<'_>,
+    agent: &RunningAgent,
     forced: bool,
     may_try: Result<(), &'static str>,
 ) -> Finding {
@@ -21,11 +21,11 @@ pub(super) async fn sign_in(
     }
     let anyway = "--sign-in forces it";
     match agent {
-        Agent::Running { .. } if !forced => {
+        RunningAgent::Running { .. } if !forced => {
             let detail = format!("it would disconnect the running agent for a moment: {anyway}");
             return Check::SignIn.skipped(detail);
         }
-        Agent::Unknown(_) if !forced => {
+        RunningAgent::Unknown(_) if !forced => {
             return Check::SignIn
                 .skipped(format!("it would disconnect an agent that may be running: {anyway}"));
         }
@@ -48,7 +48,7 @@ pub(super) async fn sign_in(
     };
     let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {
-        Ok(()) if matches!(agent, Agent::Running { .. }) => Check::SignIn.warning(
+        Ok(()) if matches!(agent, RunningAgent::Running { .. }) => Check::SignIn.warning(
             format!("the hub accepts {device}, and the running agent was disconnected"),
             "wait: the agent signs in again by itself within seconds",
         ),

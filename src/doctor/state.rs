@@ -8,14 +8,14 @@ use std::path::Path;
 use rustix::fs::Access;
 
 use super::user;
-use super::{Agent, Check, Finding};
+use super::{Check, Finding, RunningAgent};
 use crate::config::{InboxSettings, counted};
 use crate::inbox::{InboxError, InboxFile};
 use crate::trust::{self, directory_of};
 
 const MIB: u64 = 1024 * 1024;
 
-pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding {
+pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &RunningAgent) -> Finding {
     let Some(settings) = settings else {
         return Check::Inbox.skipped("the configuration does not say where it is");
     };
@@ -60,7 +60,7 @@ pub(super) fn inbox(settings: Option<&InboxSettings>, agent: &Agent) -> Finding 
     if let Some(problem) = open_to_others(place) {
         return problem;
     }
-    let what = if matches!(agent, Agent::Running { .. }) {
+    let what = if matches!(agent, RunningAgent::Running { .. }) {
         "in use by the running agent".to_owned()
     } else {
         match InboxFile::open(settings) {

@@ -10,7 +10,7 @@ use crate::session::standard_port;
 
 /// What the checks of the network need to know.
 #[derive(Clone, Copy)]
-pub(super) struct Subject<'c> {
+pub(super) struct NetworkSubject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
     pub(super) ca_file: Option<&'c Path>,
     /// More roots, in PEM; often none.
@@ -23,7 +23,7 @@ pub(super) struct Subject<'c> {
     pub(super) clock: fn() -> SystemTime,
 }
 
-impl<'c> Subject<'c> {
+impl<'c> NetworkSubject<'c> {
     /// The workload API, where a module has its tokens signed and gets its roots.
     pub(super) fn workload(&self) -> Option<&'c WorkloadAccess> {
         match &self.identity?.auth {

@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::process::geteuid;
 
-use super::{Agent, Check, Finding};
+use super::{Check, Finding, RunningAgent};
 use crate::config::InboxSettings;
 use crate::trust;
 
@@ -18,7 +18,7 @@ use crate::trust;
 const MAX_PASSWD_BYTES: u64 = 1024 * 1024;
 
 /// Checks whether this user is the agent's: the owner of the running process, or else of the inbox.
-pub(super) fn user(inbox: Option<&InboxSettings>, agent: &Agent) -> Finding {
+pub(super) fn user(inbox: Option<&InboxSettings>, agent: &RunningAgent) -> Finding {
     let (whose, what) = match of_agent_with(inbox, agent) {
         Some((whose, _)) if whose == geteuid().as_raw() => return Check::User.ok(own()),
         None => return Check::User.ok(own()),
@@ -35,15 +35,15 @@ pub(super) fn user(inbox: Option<&InboxSettings>, agent: &Agent) -> Finding {
 }
 
 /// The agent's user, as far as that is known.
-pub(super) fn of_agent(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<u32> {
+pub(super) fn of_agent(inbox: Option<&InboxSettings>, agent: &RunningAgent) -> Option<u32> {
     of_agent_with(inbox, agent).map(|(id, _)| id)
 }
 
 /// The agent's user, and in words how the doctor knows it.
-fn of_agent_with(inbox: Option<&InboxSettings>, agent: &Agent) -> Option<(u32, &'static str)> {
+fn of_agent_with(inbox: Option<&InboxSettings>, agent: &RunningAgent) -> Option<(u32, &'static str)> {
     let process = match agent {
-        Agent::Running { pid, .. } => owner(Path::new(&format!("/proc/{pid}"))),
-        Agent::NotRunning | Agent::Unknown(_) => None,
+        RunningAgent::Running { pid, .. } => owner(Path::new(&format!("/proc/{pid}"))),
+        RunningAgent::NotRunning | RunningAgent::Unknown(_) => None,
     };
     let file = inbox.and_then(|inbox| owner(&inbox.path));
     // Only root takes the directory's owner for the agent's user. Any other user may be the agent's user and not own

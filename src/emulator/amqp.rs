@@ -9,7 +9,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fe2o3_amqp::acceptor::{ConnectionAcceptor, ListenerConnectionHandle, SessionAcceptor};
 use fe2o3_amqp::connection::OpenError;
@@ -20,12 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
-use crate::amqp_frames::{Guard, Limits};
 use claims::Claims;
-use stream::{Breach, Replayed};
+use ending::report;
+use frames::{Breach, FrameStream, MAX_FRAME};
 
 mod address;
-mod answers;
 mod c2d_link;
 mod cbs;
 mod claims;
@@ -33,37 +31,28 @@ mod condition;
 mod convert;
 mod device_link;
 mod device_message;
+mod ending;
 mod events_link;
 mod feedback_link;
+mod frames;
 mod method_link;
-mod outgoing;
 mod sasl;
-mod seen;
 mod session;
-mod stream;
 mod twin_link;
 
 /// Most sessions of one connection. SDKs open one or two.
 const MAX_SESSIONS: usize = 16;
 
-/// How long to wait for one answer of the client: an attach, a detach, or the outcome of a reply. If the client takes
-/// longer, it loses the link.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Largest frame; the emulator announces it in its Open.
-const MAX_FRAME: u32 = 256 * 1024;
-
 /// The emulator's container name in the Open performative.
 const CONTAINER: &str = "c2d-agent-emulator";
 
-/// The first eight bytes of AMQP with and without SASL, up to the protocol id. Source: AMQP 1.0, 2.2.
-const MAGIC: &[u8; 4] = b"AMQP";
+/// The first eight bytes of AMQP without SASL, and the first five with it. Source: AMQP 1.0, 2.2.
 const PLAIN_AMQP: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
-const SASL_ID: u8 = 3;
+const WITH_SASL: &[u8] = b"AMQP\x03";
 
 /// How a connection ended, if the client must be told outside AMQP.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum AmqpEnd {
     /// The connection was open and has ended.
     Done,
     /// The client broke a rule of AMQP; the text says which.
@@ -80,7 +69,7 @@ pub(super) async fn serve_connection<S>(
     peer: SocketAddr,
     hub: SharedHub,
     stop: CancellationToken,
-) -> End
+) -> AmqpEnd
 where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
@@ -90,7 +79,7 @@ where
     let (claims, breach) = (Claims::new(hub, certificate, kill.clone()), Breach::default());
     let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
-        () = stop.cancelled() => return End::Done,
+        () = stop.cancelled() => return AmqpEnd::Done,
         // Without this branch, the crate would wait for the client to close.
         () = breach.told() => Ok(Err(ArrivalError::Guard)),
         opened = tokio::time::timeout(ARRIVAL_TIMEOUT, opening) => opened,
@@ -98,7 +87,7 @@ where
     let end = match opened {
         Err(_) => {
             tracing::info!(%peer, "dropped an AMQP client that did not open its connection in time");
-            End::Breach("no AMQP connection was opened in time".to_owned())
+            AmqpEnd::Breach("no AMQP connection was opened in time".to_owned())
         }
         Ok(Err(error)) => {
             tracing::info!(%peer, %error, "an AMQP client could not open its connection");
@@ -115,11 +104,11 @@ where
                 report(ended, peer);
             }
             tracing::info!(%peer, "ended an AMQP connection");
-            End::Done
+            AmqpEnd::Done
         }
     };
     kill.cancel();
-    breach.reason().map_or(end, |reason| End::Breach(reason.to_owned()))
+    breach.reason().map_or(end, |reason| AmqpEnd::Breach(reason.to_owned()))
 }
 
 /// Why a connection was not established.
@@ -136,15 +125,15 @@ enum ArrivalError {
 }
 
 impl ArrivalError {
-    fn end(&self) -> End {
+    fn end(&self) -> AmqpEnd {
         match self {
             Self::Open(OpenError::SaslError { .. }) => {
-                End::Refused("the sign-in was refused: check the user name and the token".to_owned())
+                AmqpEnd::Refused("the sign-in was refused: check the user name and the token".to_owned())
             }
-            Self::Io(_) => End::Breach("no AMQP header came".to_owned()),
-            Self::NotAmqp => End::Breach(self.to_string()),
+            Self::Io(_) => AmqpEnd::Breach("no AMQP header came".to_owned()),
+            Self::NotAmqp => AmqpEnd::Breach(self.to_string()),
             Self::Open(_) | Self::Guard => {
-                End::Breach("the first frames are not those of an AMQP connection".to_owned())
+                AmqpEnd::Breach("the first frames are not those of an AMQP connection".to_owned())
             }
         }
     }
@@ -161,16 +150,14 @@ where
 {
     let mut header = [0; 8];
     stream.read_exact(&mut header).await?;
-    let [magic @ .., id, _, _, _] = header;
-    if magic != *MAGIC || !(id == SASL_ID || header == PLAIN_AMQP) {
+    let has_sasl = header.starts_with(WITH_SASL);
+    if !has_sasl && header != PLAIN_AMQP {
         // The standard requires this: send the header that the server understands, then close.
         stream.write_all(&PLAIN_AMQP).await?;
         stream.shutdown().await?;
         return Err(ArrivalError::NotAmqp);
     }
-    let message = usize::try_from(session::MAX_MESSAGE_SIZE).unwrap_or(usize::MAX);
-    let guard = Guard::new(Limits { frame: MAX_FRAME, message });
-    let stream = Replayed::new(header, stream, guard, breach.clone(), claims.answers.clone(), kill);
+    let stream = FrameStream::new(header, stream, breach.clone(), claims.answers.clone(), kill);
     // The emulator advertises no idle time-out: the crate enforces it strictly, and the Python SDK sends nothing
     // between two messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
@@ -178,7 +165,7 @@ where
         .container_id(CONTAINER)
         .max_frame_size(MAX_FRAME)
         .channel_max(highest_channel);
-    let accepted = if id == SASL_ID {
+    let accepted = if has_sasl {
         builder.sasl_acceptor(sasl::Sasl::new(Arc::clone(claims))).build().accept(stream).await
     } else {
         builder.build().accept(stream).await
@@ -212,12 +199,6 @@ async fn run(
             Ok(handle) => drop(sessions.spawn(session::run(handle, Arc::clone(claims), pairs.clone(), peer))),
             Err(error) => tracing::info!(%peer, %error, "a session could not begin"),
         }
-    }
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>, peer: SocketAddr) {
-    if let Err(error) = ended {
-        tracing::error!(%peer, %error, "the task of a session or link failed");
     }
 }
 

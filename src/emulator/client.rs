@@ -47,7 +47,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// Why a request to a running emulator failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ClientError {
+pub enum AskError {
     /// The directory has no files of an emulator.
     #[error(
         "{dir} is not the state directory of an emulator: name that of the running one with --state-dir, or source its file env",
@@ -108,7 +108,7 @@ pub enum ClientError {
 
 /// A running emulator.
 #[derive(Debug)]
-pub struct Client {
+pub struct RunningEmulator {
     state_dir: PathBuf,
     /// The name in the emulator's certificate, and the port.
     host: HostPort,
@@ -119,12 +119,12 @@ pub struct Client {
     tls: Arc<ClientConfig>,
 }
 
-impl Client {
+impl RunningEmulator {
     /// Reads where the emulator of a state directory listens. It does not dial yet.
     ///
     /// # Errors
-    /// [`ClientError`] if the directory or one of its files cannot be used.
-    pub fn find(state_dir: &Path) -> Result<Self, ClientError> {
+    /// [`AskError`] if the directory or one of its files cannot be used.
+    pub fn find(state_dir: &Path) -> Result<Self, AskError> {
         let page = read(state_dir, PAGE_ADDRESS)?;
         let (host, token) = page_address(&page).ok_or_else(|| damaged(state_dir, PAGE_ADDRESS))?;
         let name = ServerName::try_from(host.name.clone());
@@ -142,11 +142,11 @@ impl Client {
     /// minute.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`AskError`].
     ///
     /// # Cancel safety
     /// Cancel safe: it only reads.
-    pub async fn overview(&self, after: Option<u64>) -> Result<Value, ClientError> {
+    pub async fn overview(&self, after: Option<u64>) -> Result<Value, AskError> {
         let after = after.map(|after| format!("?after={after}")).unwrap_or_default();
         self.ask(Method::GET, &format!("/emulator/overview{after}"), Bytes::new(), "").await
     }
@@ -155,8 +155,8 @@ impl Client {
     /// the answer has the first ones.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn events(&self, id: &str, after: u64) -> Result<Vec<Value>, ClientError> {
+    /// [`AskError`].
+    pub async fn events(&self, id: &str, after: u64) -> Result<Vec<Value>, AskError> {
         let path = format!("/emulator/devices/{}/events?after={after}", escape(id));
         match self.ask(Method::GET, &path, Bytes::new(), id).await? {
             Value::Array(events) => Ok(events),
@@ -167,19 +167,19 @@ impl Client {
     /// The faults that are set for a device.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn faults(&self, id: &str) -> Result<Value, ClientError> {
+    /// [`AskError`].
+    pub async fn faults(&self, id: &str) -> Result<Value, AskError> {
         self.ask(Method::GET, &faults_path(id), Bytes::new(), id).await
     }
 
     /// Sets a fault, and returns all faults of the device.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`AskError`].
     ///
     /// # Cancel safety
     /// If dropped early, the fault may or may not be set.
-    pub async fn set_fault(&self, id: &str, fault: Fault) -> Result<Value, ClientError> {
+    pub async fn set_fault(&self, id: &str, fault: Fault) -> Result<Value, AskError> {
         let path = format!("{}/{}", faults_path(id), fault.name().as_str());
         let value = fault.value().unwrap_or_default();
         self.ask(Method::PUT, &path, Bytes::from(value), id).await
@@ -188,11 +188,11 @@ impl Client {
     /// Ends one fault of a device, or all of them, and returns the faults that remain.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`AskError`].
     ///
     /// # Cancel safety
     /// If dropped early, the fault may or may not be ended.
-    pub async fn clear_faults(&self, id: &str, name: Option<FaultName>) -> Result<Value, ClientError> {
+    pub async fn clear_faults(&self, id: &str, name: Option<FaultName>) -> Result<Value, AskError> {
         let name = name.map(|name| format!("/{}", name.as_str())).unwrap_or_default();
         let path = format!("{}{name}", faults_path(id));
         self.ask(Method::DELETE, &path, Bytes::new(), id).await
@@ -201,7 +201,7 @@ impl Client {
     /// Puts a message into an input of a module, and returns its message id.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// [`AskError`].
     ///
     /// # Cancel safety
     /// If dropped early, the message may or may not be queued.
@@ -211,7 +211,7 @@ impl Client {
         module: &str,
         input: &str,
         message: &Value,
-    ) -> Result<Value, ClientError> {
+    ) -> Result<Value, AskError> {
         let [device_id, module_id, input] = [device, module, input].map(escape);
         let path = format!("/emulator/devices/{device_id}/modules/{module_id}/inputs/{input}");
         let id = identity::join(device, Some(module));
@@ -219,7 +219,7 @@ impl Client {
     }
 
     /// The JSON of an answer with status 200. `id` is the device or module that the request is about; errors name it.
-    async fn ask(&self, method: Method, path: &str, body: Bytes, id: &str) -> Result<Value, ClientError> {
+    async fn ask(&self, method: Method, path: &str, body: Bytes, id: &str) -> Result<Value, AskError> {
         let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
         let (status, body) = exchanged.map_err(|_| self.broken("no answer in time"))??;
         let body: Value = serde_json::from_slice(&body).map_err(|_| self.broken("not JSON"))?;
@@ -229,9 +229,9 @@ impl Client {
             StatusCode::OK => Ok(body),
             StatusCode::UNAUTHORIZED => Err(self.another("it does not take the token in page.address")),
             StatusCode::NOT_FOUND if code.ends_with("DeviceNotFound") || code.ends_with("ModuleNotFound") => {
-                Err(ClientError::Unknown(identity::named(id)))
+                Err(AskError::Unknown(identity::named(id)))
             }
-            _ => Err(ClientError::Refused(sentence.to_owned())),
+            _ => Err(AskError::Refused(sentence.to_owned())),
         }
     }
 
@@ -240,7 +240,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
+    ) -> Result<(StatusCode, Bytes), AskError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -269,7 +269,7 @@ impl Client {
     }
 
     /// Dials this machine first: the hub's name may exist only in a network of containers.
-    async fn dial(&self) -> Result<TlsStream<TcpStream>, ClientError> {
+    async fn dial(&self) -> Result<TlsStream<TcpStream>, AskError> {
         let stream = match TcpStream::connect(self.address).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 let named = (self.host.name.as_str(), self.address.port());
@@ -277,7 +277,7 @@ impl Client {
             }
             dialled => dialled,
         };
-        let stream = stream.map_err(|error| ClientError::NotRunning {
+        let stream = stream.map_err(|error| AskError::NotRunning {
             address: self.address,
             state_dir: self.state_dir.clone(),
             reason: trust::in_words(&error),
@@ -292,13 +292,13 @@ impl Client {
         })
     }
 
-    fn another(&self, reason: &str) -> ClientError {
+    fn another(&self, reason: &str) -> AskError {
         let (address, state_dir) = (self.address, self.state_dir.clone());
-        ClientError::Another { address, state_dir, reason: reason.to_owned() }
+        AskError::Another { address, state_dir, reason: reason.to_owned() }
     }
 
-    fn broken(&self, reason: &str) -> ClientError {
-        ClientError::Broken(self.address, excerpt(reason))
+    fn broken(&self, reason: &str) -> AskError {
+        AskError::Broken(self.address, excerpt(reason))
     }
 }
 
@@ -318,20 +318,18 @@ fn page_address(text: &str) -> Option<(HostPort, String)> {
 }
 
 /// Reads a file that an emulator has written.
-fn read(state_dir: &Path, name: &str) -> Result<String, ClientError> {
+fn read(state_dir: &Path, name: &str) -> Result<String, AskError> {
     let path = state_dir.join(name);
     fs::read_to_string(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            ClientError::NoStateDir(state_dir.to_owned())
-        }
-        _ => ClientError::File { path, reason: trust::in_words(&error) },
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => AskError::NoStateDir(state_dir.to_owned()),
+        _ => AskError::File { path, reason: trust::in_words(&error) },
     })
 }
 
-fn damaged(state_dir: &Path, name: &str) -> ClientError {
+fn damaged(state_dir: &Path, name: &str) -> AskError {
     let reason =
         "it does not have the form that an emulator writes: restart the emulator, which writes it again";
-    ClientError::File { path: state_dir.join(name), reason: reason.to_owned() }
+    AskError::File { path: state_dir.join(name), reason: reason.to_owned() }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ mod routes;
 mod twins;
 mod upgrade;
 
-use call::Call;
+use call::HttpCall;
 use reply::{Dropped, ReplyBody};
 use upgrade::Agreed;
 
@@ -137,7 +137,7 @@ fn answer(
             }
             None => {
                 let request = request.map(BodyExt::boxed_unsync);
-                routes::answer(Call::new(request, certificate, peer, registrar)).await.into()
+                routes::answer(HttpCall::new(request, certificate, peer, registrar)).await.into()
             }
         };
         if let Some(dropped) = reply.extensions().get::<Dropped>() {

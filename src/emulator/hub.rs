@@ -7,20 +7,21 @@
 //! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. The reference is silent on two points. First, a message whose
 //! lock lapsed is not offered to the same connection again, only to the device's next one. Second, feedback for a
 //! message without a message id has an empty one.
-
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
-use crate::message::{self, C2dMessage};
-
-use super::identity;
-use super::registry::{AuthError, Grant, Registry, Thumbprint};
+//!
+//! - `state` is the hub; `device` is what it has of one device.
+//! - `queue`, `session`, `feedback`, `events`, `ended`, `calls`, `faults`, `routes`, `twin` and `document` are its parts.
+//!   They do not know the hub.
+//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `decisions`, `view` and `snapshot` add to what
+//!   the hub can do. `encoding` writes single values of a snapshot.
 
 mod again;
+mod calls;
+mod decisions;
+mod device;
 mod devices;
 mod document;
+mod encoding;
+mod ended;
 mod events;
 mod faults;
 mod feedback;
@@ -29,464 +30,37 @@ mod methods;
 mod polling;
 mod purge;
 mod queue;
+mod routes;
 mod session;
 mod snapshot;
+mod state;
 mod twin;
 mod twins;
 mod view;
 
 pub use again::AgainError;
+pub use calls::{
+    BackEndCall, CallError, CallId, CallProgress, DeviceAnswer, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME,
+    MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT, MethodRequest,
+};
+pub use device::MAX_DESIRED_CHANGES;
 pub use devices::Identity;
 pub use document::{
-    MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, Part, TwinError,
+    MAX_DEPTH, MAX_KEY_BYTES, MAX_PROPERTIES_BYTES, MAX_STRING_BYTES, MAX_TAGS_BYTES, TwinError, TwinSection,
 };
-use events::Events;
-pub use events::{Event, MAX_EVENT_BYTES, MAX_EVENTS};
-use faults::Faults;
+pub use ended::{Content, Ended, MAX_ENDED, MAX_ENDED_BYTES};
+pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
 pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
-use feedback::FeedbackQueue;
-pub use feedback::{BATCH_RECORDS, FeedbackBatch, FeedbackLock};
-pub use inputs::{InputError, InputRoute, RouteError, SOURCE_DEVICE, input_topic};
-use methods::Calls;
-pub use methods::{
-    CallError, CallId, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME, MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT,
-    MethodAnswer, MethodCall, MethodRequest, Progress,
+pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
+pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
+pub use queue::{
+    DEFAULT_TTL, LOCK_TIME, Lock, LockLost, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE, MAX_TTL, QueuedView,
 };
-use queue::{Arrival, DeviceQueue, Finished};
-pub use queue::{LOCK_TIME, Lock, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE};
-use session::Session;
+pub use routes::{InputRoute, RouteError};
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
-use snapshot::DeviceSnapshot;
 pub use snapshot::{Snapshot, UnknownFormat};
-use twin::Twin;
+pub use state::{EnqueueError, Hub, QueuedMessage};
 pub use twin::{DesiredChange, TwinWrite};
-pub use twins::MAX_DESIRED_CHANGES;
-use view::EndedLately;
-pub use view::{Content, Ended, FeedbackView, MAX_ENDED, MAX_ENDED_BYTES, QueuedView};
-
-/// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
-pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
-
-/// The furthest expiry that a sender may ask for. Source: wire reference 5.1.
-pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
-
-/// A message that a back end sends to a device.
-#[derive(Debug, Clone)]
-pub struct QueuedMessage {
-    /// The device that gets the message.
-    pub device_id: String,
-    /// Properties and body as the device gets them. The hub adds `$.to` if it is missing, and `$.exp` if `expiry` is
-    /// set.
-    pub message: C2dMessage,
-    /// The outcomes that the sender wants feedback on.
-    pub ack: DeliveryAck,
-    /// When the message expires. If `None`, it expires after [`DEFAULT_TTL`].
-    pub expiry: Option<SystemTime>,
-}
-
-/// Why a message was not queued.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EnqueueError {
-    /// Hub code 404001.
-    #[error("the hub has no device \"{0}\"")]
-    UnknownDevice(String),
-    /// Hub code 403004.
-    #[error(
-        "the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until the device takes some"
-    )]
-    QueueFull(String),
-    /// Hub code 429001. Only a [`Fault`] causes it.
-    #[error("the hub is throttling messages to device \"{0}\": try again later")]
-    Throttled(String),
-    /// Hub code 413001.
-    #[error("the message is {0} bytes with its properties, more than {max}", max = message::MAX_C2D_BYTES)]
-    TooLarge(usize),
-    /// Hub code 403009.
-    #[error("the message's expiry {0} is in the past")]
-    ExpiryPast(String),
-    /// Hub code 403009.
-    #[error("the message's expiry {0} is more than two days ahead")]
-    ExpiryTooFar(String),
-}
-
-/// A settlement that came too late: the lock lapsed, the message expired, or the connection was replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the lock is no longer held")]
-pub struct LockLost;
-
-/// The whole hub. It holds the devices it was given. For each device it holds at most [`MAX_QUEUE`] messages and one
-/// session. The number of feedback records is limited.
-#[derive(Debug)]
-pub struct Hub {
-    registry: Registry,
-    devices: BTreeMap<String, DeviceState>,
-    /// Snapshots of devices that an earlier hub had and this one does not have.
-    absent: BTreeMap<String, DeviceSnapshot>,
-    feedback: FeedbackQueue,
-    /// The faults that each new device starts with.
-    faults_of_all: Faults,
-    input_routes: Vec<InputRoute>,
-    last_id: u64,
-    version: u64,
-    /// Changes that only viewers need to see; see [`Hub::changes`].
-    quiet_changes: u64,
-}
-
-#[derive(Debug, Default)]
-struct DeviceState {
-    queue: DeviceQueue,
-    /// How many messages were ever queued for this device.
-    queued: u64,
-    session: Session,
-    ended: EndedLately,
-    events: Events,
-    twin: Twin,
-    /// Changes that the current connection has not received yet. At most [`MAX_DESIRED_CHANGES`].
-    desired_changes: VecDeque<DesiredChange>,
-    calls: Calls,
-    faults: Faults,
-    /// When the device last signed in, completed or sent something.
-    last_activity: Option<SystemTime>,
-}
-
-impl Hub {
-    /// A hub without devices. `feedback_interval` is the time from one feedback batch to the next, unless a batch is
-    /// full; the real hub's is 15 seconds.
-    pub fn new(registry: Registry, feedback_interval: Duration) -> Self {
-        let devices = registry.device_ids().map(|id| (id.to_owned(), DeviceState::default())).collect();
-        Self {
-            registry,
-            devices,
-            absent: BTreeMap::new(),
-            feedback: FeedbackQueue::new(feedback_interval),
-            faults_of_all: Faults::default(),
-            input_routes: Vec::new(),
-            last_id: 0,
-            version: 0,
-            quiet_changes: 0,
-        }
-    }
-
-    /// The host name that user names and tokens must contain.
-    pub fn hostname(&self) -> &str {
-        self.registry.hostname()
-    }
-
-    /// Checks whether a device may sign in with `token`, or without one, with the certificate of its TLS connection.
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason for the log. Each protocol decides what the client is told.
-    pub fn authenticate_device(
-        &self,
-        device_id: &str,
-        token: Option<&str>,
-        certificate: Option<&Thumbprint>,
-        now: SystemTime,
-    ) -> Result<Grant, AuthError> {
-        self.registry.authenticate_device(device_id, token, certificate, now)
-    }
-
-    /// Checks whether a back end may send and read feedback (ServiceConnect) with `token`.
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason.
-    pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
-        self.registry.authenticate_service(token, now)
-    }
-
-    /// Makes a connection the device's only one. It displaces the earlier connection: the locks of that one return to
-    /// the queue, and [`Hub::is_current`] tells it to close. With `clean`, the stored session is deleted now and at the
-    /// end of this connection. `None` if there is no such device.
-    pub fn connect(&mut self, device_id: &str, clean: bool) -> Option<Connected> {
-        let connection = ConnectionId(self.next_id());
-        let state = self.devices.get_mut(device_id)?;
-        let connected = state.session.connect(connection, clean);
-        state.desired_changes.clear();
-        if let Some(displaced) = connected.displaced {
-            state.queue.release(displaced);
-        }
-        self.version += 1;
-        Some(connected)
-    }
-
-    /// Ends a connection. The messages that it had not settled return to the queue at once, in their old order. If
-    /// another connection has replaced it, nothing happens.
-    pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId) {
-        let Some(state) = self.devices.get_mut(device_id) else { return };
-        if state.session.disconnect(connection) {
-            state.queue.release(connection);
-            state.desired_changes.clear();
-            self.version += 1;
-        }
-    }
-
-    /// Whether `connection` is still the device's connection.
-    pub fn is_current(&self, device_id: &str, connection: ConnectionId) -> bool {
-        self.devices.get(device_id).is_some_and(|state| state.session.is_current(connection))
-    }
-
-    /// Stores a subscription of the device's session, or changes its quality of service. Returns whether there was
-    /// room: a session holds [`MAX_SUBSCRIPTIONS`].
-    pub fn subscribe(
-        &mut self,
-        device_id: &str,
-        connection: ConnectionId,
-        subscription: Subscription,
-        qos: u8,
-    ) -> bool {
-        self.version += 1;
-        self.current(device_id, connection).is_some_and(|state| state.session.subscribe(subscription, qos))
-    }
-
-    /// Removes a subscription. If the session does not have it, nothing happens.
-    pub fn unsubscribe(&mut self, device_id: &str, connection: ConnectionId, subscription: Subscription) {
-        if let Some(state) = self.current(device_id, connection) {
-            state.session.unsubscribe(subscription);
-            if subscription == Subscription::DesiredProperties {
-                state.desired_changes.clear();
-            }
-        }
-    }
-
-    /// The quality of service granted for a subscription; `None` if the session does not have it.
-    pub fn granted(
-        &self,
-        device_id: &str,
-        connection: ConnectionId,
-        subscription: Subscription,
-    ) -> Option<u8> {
-        let state = self.devices.get(device_id)?;
-        state.session.is_current(connection).then(|| state.granted(subscription)).flatten()
-    }
-
-    /// Puts a message at the end of its device's queue.
-    ///
-    /// # Errors
-    /// [`EnqueueError`]; the order of checks is: device, size, expiry, room.
-    pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
-        // The queue of a module only holds messages for its inputs.
-        if !self.devices.contains_key(&queued.device_id) || identity::is_module(&queued.device_id) {
-            return Err(EnqueueError::UnknownDevice(queued.device_id.chars().take(128).collect()));
-        }
-        self.push(queued, now)
-    }
-
-    /// Like [`Hub::enqueue`], but the queue must exist.
-    fn push(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
-        let QueuedMessage { device_id, mut message, ack, expiry } = queued;
-        if !message.system.contains(message::TO) {
-            message.system.set(message::TO, format!("/devices/{device_id}/messages/devicebound"));
-        }
-        if let Some(expiry) = expiry {
-            let text = message::format_time(expiry);
-            if expiry <= now {
-                return Err(EnqueueError::ExpiryPast(text));
-            }
-            if expiry > now + MAX_TTL {
-                return Err(EnqueueError::ExpiryTooFar(text));
-            }
-            message.system.set(message::EXPIRY, text);
-        }
-        let size = message.wire_size();
-        if size > message::MAX_C2D_BYTES {
-            return Err(EnqueueError::TooLarge(size));
-        }
-        // Expired messages must not count against the limit of the queue.
-        self.expire(&device_id, now);
-        let expires = expiry.unwrap_or(now + DEFAULT_TTL);
-        let Some(state) = self.devices.get_mut(&device_id) else {
-            return Err(EnqueueError::UnknownDevice(device_id));
-        };
-        if state.faults.is_throttled() {
-            return Err(EnqueueError::Throttled(device_id));
-        }
-        let arrival = Arrival { enqueued: now, sequence_number: state.queued + 1, expires };
-        if state.faults.queue_is_full() || !state.queue.push(Arc::new(message), ack, arrival) {
-            return Err(EnqueueError::QueueFull(device_id));
-        }
-        state.queued += 1;
-        self.version += 1;
-        Ok(())
-    }
-
-    /// Locks the device's oldest waiting message for `connection`. `None` if no message waits, if the device has not
-    /// subscribed, or if `connection` is no longer its connection.
-    pub fn next_delivery(
-        &mut self,
-        device_id: &str,
-        connection: ConnectionId,
-        now: SystemTime,
-    ) -> Option<Locked> {
-        self.expire(device_id, now);
-        let lock = Lock(self.next_id());
-        let state = self.current(device_id, connection)?;
-        state.granted(Subscription::DeviceBound)?;
-        let (locked, changed) = state.lock_next(lock, connection, false, now);
-        self.version += u64::from(changed);
-        self.quiet_changes += u64::from(locked.is_some());
-        locked
-    }
-
-    /// The device has accepted the message. The sender gets feedback `Success` if it asked for it.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case nothing has changed.
-    pub fn complete(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
-        self.finish(device_id, lock, FeedbackStatus::Success, now)
-    }
-
-    /// The device refuses the message for good. The sender gets feedback `Rejected` if it asked for it.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case nothing has changed.
-    pub fn reject(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
-        self.finish(device_id, lock, FeedbackStatus::Rejected, now)
-    }
-
-    /// The device gives the message back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the message is dead
-    /// lettered, with feedback `DeliveryCountExceeded` if the sender asked for it. Below that, the message waits again
-    /// in its old place.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case nothing has changed.
-    pub fn abandon(&mut self, device_id: &str, lock: Lock, now: SystemTime) -> Result<(), LockLost> {
-        self.expire(device_id, now);
-        let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
-        let exceeded = state.queue.abandon(lock)?;
-        self.version += 1;
-        if let Some(finished) = exceeded {
-            self.record(device_id, &finished, FeedbackStatus::DeliveryCountExceeded, now);
-        }
-        Ok(())
-    }
-
-    /// How many messages are in the queue, waiting or locked; `None` if there is no such device.
-    pub fn queue_length(&self, device_id: &str) -> Option<usize> {
-        self.devices.get(device_id).map(|state| state.queue.len())
-    }
-
-    /// Records that the device has just been active.
-    pub fn touch(&mut self, device_id: &str, now: SystemTime) {
-        if let Some(state) = self.devices.get_mut(device_id) {
-            state.last_activity = Some(now);
-            self.quiet_changes += 1;
-        }
-    }
-
-    /// The next feedback batch. It is locked until it is settled, given back or its lock lapses. `None` while another
-    /// batch is out, or if none is due. Source: wire reference 4.4.
-    pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<FeedbackBatch> {
-        let lock = FeedbackLock(self.next_id());
-        self.feedback.next_batch(lock, now)
-    }
-
-    /// The back end has accepted the batch.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn complete_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.complete(lock)
-    }
-
-    /// The back end gives the batch back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the batch is dropped.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn abandon_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.abandon(lock)
-    }
-
-    /// The link that carried the batch has ended. The batch will come again, with an unchanged delivery count.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn release_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.release(lock)
-    }
-
-    /// Applies the passing of time: messages expire, locks lapse, feedback becomes due or too old.
-    pub fn tick(&mut self, now: SystemTime) {
-        let ids: Vec<String> = self.devices.keys().cloned().collect();
-        for id in ids {
-            self.expire(&id, now);
-            let state = self.devices.get_mut(&id);
-            self.version += u64::from(state.is_some_and(|state| state.faults.pass_time(now)));
-        }
-        if self.feedback.tick(now) {
-            self.version += 1;
-        }
-    }
-
-    /// When [`Hub::tick`] has its next work; `None` if nothing waits.
-    pub fn next_deadline(&self) -> Option<SystemTime> {
-        let queues = self.devices.values().filter_map(|state| state.queue.next_deadline());
-        let faults = self.devices.values().filter_map(|state| state.faults.next_deadline());
-        queues.chain(faults).chain(self.feedback.next_deadline()).min()
-    }
-
-    /// Rises with every change that a listener may have to act on.
-    pub fn version(&self) -> u64 {
-        self.version
-    }
-
-    fn current(&mut self, device_id: &str, connection: ConnectionId) -> Option<&mut DeviceState> {
-        self.devices.get_mut(device_id).filter(|state| state.session.is_current(connection))
-    }
-
-    fn finish(
-        &mut self,
-        device_id: &str,
-        lock: Lock,
-        status: FeedbackStatus,
-        now: SystemTime,
-    ) -> Result<(), LockLost> {
-        self.expire(device_id, now);
-        let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
-        let finished = state.queue.remove(lock)?;
-        state.last_activity = Some(now);
-        self.record(device_id, &finished, status, now);
-        Ok(())
-    }
-
-    fn expire(&mut self, device_id: &str, now: SystemTime) {
-        let Some(state) = self.devices.get_mut(device_id) else { return };
-        let passed = state.queue.pass_time(now);
-        self.version += u64::from(passed.unlocked);
-        for finished in passed.expired {
-            tracing::info!(device_id, message_id = finished.message.message_id(), "expired a C2D message");
-            self.record(device_id, &finished, FeedbackStatus::Expired, now);
-        }
-    }
-
-    fn record(&mut self, device_id: &str, finished: &Finished, status: FeedbackStatus, now: SystemTime) {
-        self.quiet_changes += 1;
-        if let Some(state) = self.devices.get_mut(device_id) {
-            state.ended.push(Ended::of(finished, status, now));
-        }
-        if !finished.ack.reports(status) {
-            return;
-        }
-        let record = FeedbackRecord {
-            original_message_id: finished.message.message_id().unwrap_or_default().to_owned(),
-            description: status.as_str().to_owned(),
-            device_generation_id: self.registry.generation(device_id).unwrap_or_default().to_owned(),
-            device_id: device_id.to_owned(),
-            enqueued_time_utc: message::format_time(now),
-            status_code: status,
-        };
-        self.feedback.push(record, now);
-        self.version += 1;
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -23,12 +23,12 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// The file that stores a hub.
 #[derive(Clone)]
-pub(super) struct Keeper {
+pub(super) struct HubFile {
     hub: SharedHub,
     path: PathBuf,
 }
 
-impl Keeper {
+impl HubFile {
     /// Loads what an earlier emulator stored in the state directory.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl Keeper {
     }
 
     /// Writes after each change, until `stop` is cancelled. A write that is under way then is finished first: it must
-    /// not replace what [`Keeper::write`] writes later.
+    /// not replace what [`HubFile::write`] writes later.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut changes = self.hub.watch_changes();
         let mut failing = false;
@@ -131,7 +131,7 @@ mod tests {
             tokio::task::spawn_blocking(move || busy.recv());
             let registry = Registry::new("hub.test", Vec::new());
             let hub = SharedHub::new(Hub::new(registry, Duration::ZERO), clock_that_stops);
-            let keeper = Keeper::restore(&hub, folder.path()).expect("no file");
+            let keeper = HubFile::restore(&hub, folder.path()).expect("no file");
             let stop = CancellationToken::new();
             let run = async {
                 keeper.run(stop.clone()).await;

@@ -1,6 +1,6 @@
 //! One TLS listener: accepts connections and gives each to a handler.
 //!
-//! Owns: the limit on connections, the handshake and its time-out, the tasks of the connections and their end.
+//! Owns: the standard ports, the limit on connections, the handshake and its time-out, the tasks of the connections and their end.
 //! Must not know: MQTT, AMQP, the hub.
 
 use std::future::Future;
@@ -15,6 +15,15 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+
+/// The standard port of devices: MQTT over TLS.
+pub const MQTT_PORT: u16 = 8883;
+
+/// The standard port of back ends: AMQP 1.0 over TLS.
+pub const AMQP_PORT: u16 = 5671;
+
+/// The standard port of the hub's REST side: HTTPS.
+pub const HTTPS_PORT: u16 = 443;
 
 /// Most connections of one listener at a time: more than any test needs, few enough for a laptop's file handles.
 const MAX_CONNECTIONS: usize = 1_000;

@@ -53,7 +53,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(1767);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+enum MqttEnd {
     #[error("the device sent DISCONNECT")]
     Goodbye,
     #[error("the device closed the connection without DISCONNECT")]
@@ -94,7 +94,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
         Ok(Ok(Some(Packet::Connect(connect)))) => {
             sign_in::check(&connect, certificate.as_ref(), &hub).map(|signed_in| (connect, signed_in))
         }
-        Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::Refusal::protocol_level(level)),
+        Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::SignInRefusal::protocol_level(level)),
         Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that sent nothing"),
         other => {
             match other {
@@ -108,7 +108,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     match request {
         Ok((connect, signed_in)) => {
             let keep_alive = Duration::from_secs(connect.keep_alive.into());
-            let connection = Connection::open(wire, hub, signed_in, keep_alive, connect.last_will);
+            let connection = DeviceConnection::open(wire, hub, signed_in, keep_alive, connect.last_will);
             connection.run(stop, peer).await;
         }
         Err(refusal) => {
@@ -127,7 +127,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-struct Connection<S> {
+struct DeviceConnection<S> {
     wire: Wire<S>,
     hub: SharedHub,
     device_id: String,
@@ -142,7 +142,7 @@ struct Connection<S> {
     will: Option<LastWill>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
     fn open(
         wire: Wire<S>,
         hub: SharedHub,
@@ -177,22 +177,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         self.hub.with(|hub, _| hub.disconnect(&device_id, self.id));
         // The fault ends the connection at one packet. The packets before it must still reach the device.
-        if matches!(end, End::Dropped)
+        if matches!(end, MqttEnd::Dropped)
             && let Err(error) = self.wire.flush().await
         {
             tracing::debug!(%peer, %error, "what came before the fault could not be sent");
         }
         match (&end, self.will.take()) {
             // A DISCONNECT of the device cancels the will.
-            (End::Goodbye, _) | (_, None) => {}
+            (MqttEnd::Goodbye, _) | (_, None) => {}
             (_, Some(will)) => self.publish_will(&will),
         }
         match &end {
-            End::Refused(_)
-            | End::TokenExpired
-            | End::Throttled
-            | End::Dropped
-            | End::Wire(WireError::Malformed(_)) => {
+            MqttEnd::Refused(_)
+            | MqttEnd::TokenExpired
+            | MqttEnd::Throttled
+            | MqttEnd::Dropped
+            | MqttEnd::Wire(WireError::Malformed(_)) => {
                 tracing::warn!(%peer, device_id, "closed a device's connection: {end}");
             }
             _ => tracing::info!(%peer, device_id, "a device's connection ended: {end}"),
@@ -201,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Runs until the connection must end. Both `Ok` and `Err` mean an end; `Err` only exists for `?`.
-    async fn serve(&mut self, stop: &CancellationToken) -> Result<End, End> {
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<MqttEnd, MqttEnd> {
         let mut changed = self.hub.watch();
         self.count_packet()?;
         self.push(&Packet::ConnAck(ConnAck {
@@ -210,12 +210,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }))?;
         loop {
             self.deliver()?;
-            self.tell_desired()?;
-            self.call_methods()?;
+            while let Some(change) = desired::next(&self.hub, &self.device_id, self.id) {
+                self.push(&Packet::Publish(change))?;
+            }
+            while let Some(call) = methods::next_call(&self.hub, &self.device_id, self.id) {
+                self.push(&Packet::Publish(call))?;
+            }
             // The flush is outside the select: if it were cancelled, the device could get half a packet.
             self.wire.flush().await?;
             if self.token_expires.is_some() && self.hub.with(|hub, _| hub.expires_token(&self.device_id)) {
-                return Ok(End::TokenExpired);
+                return Ok(MqttEnd::TokenExpired);
             }
             let token_expired = async {
                 match self.token_expires {
@@ -224,15 +228,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             };
             tokio::select! {
-                () = stop.cancelled() => return Ok(End::Stopped),
+                () = stop.cancelled() => return Ok(MqttEnd::Stopped),
                 // `self.hub` holds the sender, so this cannot fail.
                 _changed = changed.changed() => {
                     if !self.hub.with(|hub, _| hub.is_current(&self.device_id, self.id)) {
-                        return Ok(End::Displaced);
+                        return Ok(MqttEnd::Displaced);
                     }
                 }
                 packet = self.wire.next() => {
-                    let Some(packet) = packet? else { return Ok(End::Closed) };
+                    let Some(packet) = packet? else { return Ok(MqttEnd::Closed) };
                     self.last_heard = Instant::now();
                     self.handle(packet).await?;
                     // Handle all packets that have arrived, so that one flush sends all answers.
@@ -240,18 +244,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         self.handle(packet).await?;
                     }
                 }
-                () = sleep_until(self.last_heard + self.max_silence) => return Ok(End::Silent),
+                () = sleep_until(self.last_heard + self.max_silence) => return Ok(MqttEnd::Silent),
                 () = token_expired => {
                     // The sleep uses the runtime's clock, but the token ends by the emulator's clock.
                     if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
-                        return Ok(End::TokenExpired);
+                        return Ok(MqttEnd::TokenExpired);
                     }
                 }
             }
         }
     }
 
-    async fn handle(&mut self, packet: Packet) -> Result<(), End> {
+    async fn handle(&mut self, packet: Packet) -> Result<(), MqttEnd> {
         self.count_packet()?;
         match packet {
             Packet::PubAck(ack) => {
@@ -262,15 +266,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Packet::Subscribe(subscribe) => self.subscribe(&subscribe).await,
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Packet::PingReq => self.push(&Packet::PingResp),
-            Packet::Disconnect => Err(End::Goodbye),
-            Packet::Connect(_) => Err(End::Refused("the device sent CONNECT twice".to_owned())),
+            Packet::Disconnect => Err(MqttEnd::Goodbye),
+            Packet::Connect(_) => Err(MqttEnd::Refused("the device sent CONNECT twice".to_owned())),
             // The codec refuses all other packets.
-            _ => Err(End::Refused("the device sent a packet that only a server sends".to_owned())),
+            _ => Err(MqttEnd::Refused("the device sent a packet that only a server sends".to_owned())),
         }
     }
 
     /// Sends waiting messages, up to the limit of deliveries in flight.
-    fn deliver(&mut self) -> Result<(), End> {
+    fn deliver(&mut self) -> Result<(), MqttEnd> {
         let room = MAX_IN_FLIGHT.saturating_sub(self.in_flight.len());
         if room == 0 {
             return Ok(());
@@ -353,17 +357,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn receive(&mut self, publish: &Publish) -> Result<(), End> {
+    fn receive(&mut self, publish: &Publish) -> Result<(), MqttEnd> {
         if publish.qos == QoS::ExactlyOnce {
-            return Err(End::Refused("the device published with QoS 2".to_owned()));
+            return Err(MqttEnd::Refused("the device published with QoS 2".to_owned()));
         }
-        let shown = topics::excerpt(&publish.topic);
+        let shown = event_log::excerpt(&publish.topic);
         let mut answer = None;
         match topics::destination(&self.device_id, &publish.topic) {
             Ok(Some(Destination::Events(mut properties))) => {
                 // MQTT has no negative answer to a message, so the connection must end.
                 if self.hub.with(|hub, _| hub.is_throttled(&self.device_id)) {
-                    return Err(End::Throttled);
+                    return Err(MqttEnd::Throttled);
                 }
                 if publish.retain {
                     properties.set("mqtt-retain", "true");
@@ -373,13 +377,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Ok(Some(Destination::Twin(request))) => {
                 answer = twin::answer(&self.hub, &self.device_id, &request, &publish.payload);
                 if answer.is_none() {
-                    return Err(End::Refused(format!("the device sent \"{shown}\", without a request id")));
+                    return Err(MqttEnd::Refused(format!(
+                        "the device sent \"{shown}\", without a request id"
+                    )));
                 }
             }
-            Ok(Some(Destination::MethodAnswer(topic))) => self.take_answer(&topic, &publish.payload),
-            Ok(None) => return Err(End::Refused(format!("the device published to \"{shown}\""))),
+            Ok(Some(Destination::MethodAnswer(topic))) => {
+                methods::take_answer(&self.hub, &self.device_id, self.id, &topic, &publish.payload);
+            }
+            Ok(None) => return Err(MqttEnd::Refused(format!("the device published to \"{shown}\""))),
             Err(error) => {
-                return Err(End::Refused(format!("the device published a bad property bag: {error}")));
+                return Err(MqttEnd::Refused(format!("the device published a bad property bag: {error}")));
             }
         }
         if publish.qos == QoS::AtLeastOnce {
@@ -396,7 +404,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Answers a twin request, if the device has subscribed to the answers.
-    fn answer(&mut self, answer: twin::Answer) -> Result<(), End> {
+    fn answer(&mut self, answer: twin::TwinResponse) -> Result<(), MqttEnd> {
         let device_id = &self.device_id;
         if self.hub.with(|hub, _| hub.granted(device_id, self.id, Subscription::TwinResponses)).is_none() {
             tracing::warn!(
@@ -409,7 +417,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.push(&Packet::Publish(publish))
     }
 
-    async fn subscribe(&mut self, subscribe: &Subscribe) -> Result<(), End> {
+    async fn subscribe(&mut self, subscribe: &Subscribe) -> Result<(), MqttEnd> {
         let mut refused = None;
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         for filter in &subscribe.filters {
@@ -422,7 +430,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 codes.push(SubscribeReasonCode::Success(qos));
             } else {
                 codes.push(SubscribeReasonCode::Failure);
-                refused.get_or_insert_with(|| topics::excerpt(&filter.path));
+                refused.get_or_insert_with(|| event_log::excerpt(&filter.path));
             }
         }
         self.push(&Packet::SubAck(SubAck::new(subscribe.pkid, codes)))?;
@@ -430,12 +438,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             None => Ok(()),
             Some(filter) => {
                 self.wire.flush().await?;
-                Err(End::Refused(format!("the device subscribed to \"{filter}\"")))
+                Err(MqttEnd::Refused(format!("the device subscribed to \"{filter}\"")))
             }
         }
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<(), End> {
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) -> Result<(), MqttEnd> {
         for filter in &unsubscribe.topics {
             if let Some(subscription) = topics::subscription(&self.device_id, filter) {
                 self.hub.with(|hub, _| hub.unsubscribe(&self.device_id, self.id, subscription));
@@ -455,7 +463,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.record_event(properties, &will.message, ": the device's will");
             }
             _ => {
-                let topic = topics::excerpt(&will.topic);
+                let topic = event_log::excerpt(&will.topic);
                 tracing::warn!(
                     device_id = self.device_id,
                     topic,
@@ -465,15 +473,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn push(&mut self, packet: &Packet) -> Result<(), End> {
+    fn push(&mut self, packet: &Packet) -> Result<(), MqttEnd> {
         self.count_packet()?;
         Ok(self.wire.push(packet)?)
     }
 
     /// Counts a packet that the device has sent or is about to get. A fault can end the connection at this packet.
-    fn count_packet(&self) -> Result<(), End> {
+    fn count_packet(&self) -> Result<(), MqttEnd> {
         let drops = self.hub.with(|hub, _| hub.drops_packet(&self.device_id));
-        if drops { Err(End::Dropped) } else { Ok(()) }
+        if drops { Err(MqttEnd::Dropped) } else { Ok(()) }
     }
 
     /// The next packet id that is not in flight. The loop ends because there are far more ids than deliveries in

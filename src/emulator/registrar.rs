@@ -6,12 +6,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::MAX_DEVICES;
 use super::hub::Identity;
 use super::identity;
 use super::registry::{Device, DeviceCredential};
 use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys};
+
+/// Most devices of one emulator. With full queues of the largest messages they use 4 GB of memory.
+pub const MAX_DEVICES: usize = 1_000;
 
 /// The registry of devices. All clones share one registry. The state directory stays locked while a clone exists.
 #[derive(Clone)]

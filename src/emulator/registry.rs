@@ -81,7 +81,7 @@ impl KeyPair {
 
 /// A shared access policy of the hub.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct AccessPolicy {
     /// The policy's name, `skn` of a token.
     pub name: String,
     /// The policy's keys.
@@ -177,12 +177,12 @@ pub enum AuthError {
 #[derive(Debug)]
 pub struct Registry {
     hostname: String,
-    policies: Vec<Policy>,
-    devices: BTreeMap<String, Entry>,
+    policies: Vec<AccessPolicy>,
+    devices: BTreeMap<String, RegistryEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct RegistryEntry {
     device: Device,
     generation: String,
     enabled: bool,
@@ -190,7 +190,7 @@ struct Entry {
 
 impl Registry {
     /// A registry without devices.
-    pub fn new(hostname: impl Into<String>, policies: Vec<Policy>) -> Self {
+    pub fn new(hostname: impl Into<String>, policies: Vec<AccessPolicy>) -> Self {
         Self { hostname: hostname.into(), policies, devices: BTreeMap::new() }
     }
 
@@ -202,7 +202,7 @@ impl Registry {
     /// Adds or replaces a device. Its generation is made from its credential, so a restart does not change it.
     pub fn add_device(&mut self, device: Device) {
         let generation = generation(&device.credential);
-        self.devices.insert(device.id.clone(), Entry { device, generation, enabled: true });
+        self.devices.insert(device.id.clone(), RegistryEntry { device, generation, enabled: true });
     }
 
     /// Removes a device. If it does not exist, nothing happens.
@@ -287,14 +287,6 @@ impl Registry {
         if registered { enabled(grant) } else { Err(AuthError::WrongCertificate) }
     }
 
-    /// See [`super::hub::Hub::authenticate_service`].
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason.
-    pub fn authenticate_service(&self, token: &str, now: SystemTime) -> Result<Grant, AuthError> {
-        self.authenticate_back_end(token, BackEndRight::ServiceConnect, now)
-    }
-
     /// Checks whether a back end has the right `right`.
     ///
     /// # Errors
@@ -331,7 +323,7 @@ impl Registry {
         Ok(())
     }
 
-    fn policy(&self, name: &str) -> Result<&Policy, AuthError> {
+    fn policy(&self, name: &str) -> Result<&AccessPolicy, AuthError> {
         let unknown = || AuthError::UnknownPolicy(excerpt(name));
         self.policies.iter().find(|policy| policy.name == name).ok_or_else(unknown)
     }

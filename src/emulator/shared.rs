@@ -8,17 +8,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::Clock;
 use super::hub::Hub;
 
 /// The timer handles changes within this time as one change, because it looks at every queue.
 const TIMER_REST: Duration = Duration::from_millis(20);
 
+/// The source of the emulator's time.
+pub type Clock = fn() -> SystemTime;
+
 /// The shared hub. All clones are one hub.
 #[derive(Clone)]
-pub struct SharedHub(Arc<Inner>);
+pub struct SharedHub(Arc<HubAndClock>);
 
-struct Inner {
+struct HubAndClock {
     hub: Mutex<Hub>,
     version: watch::Sender<u64>,
     /// The value of [`Hub::changes`].
@@ -31,7 +33,7 @@ impl SharedHub {
     pub fn new(mut hub: Hub, clock: Clock) -> Self {
         hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
-        Self(Arc::new(Inner { hub: Mutex::new(hub), version, changes, clock }))
+        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, clock }))
     }
 
     /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.

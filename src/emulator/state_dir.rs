@@ -14,30 +14,32 @@
 //! The server's own certificate is made at every start and never written to disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use ring::rand::{SecureRandom as _, SystemRandom};
-use serde::{Deserialize, Serialize};
 
-use crate::credentials::{HostPort, SasToken, SharedAccessKey};
-use crate::trust;
+use crate::credentials::{HostPort, SasToken};
 
-use super::certificates::{self, PemPair, ServerIdentity};
-use super::registry::{Device, DeviceCredential, KeyPair, Policy, RegistryRight, Thumbprint};
+use super::certificates::{self, ServerIdentity};
+use super::identity;
+use super::registry::{AccessPolicy, Device, DeviceCredential, KeyPair, RegistryRight, Thumbprint};
 
 mod client_files;
+mod disk;
 mod environment;
 mod known_keys;
+mod secrets;
 
 use client_files::ClientFiles;
 pub(super) use client_files::Served;
+pub use disk::StateDirError;
+pub(super) use disk::{AUTHORITY, write_private};
+use disk::{damaged, lock, make_directory};
 pub use environment::STATE_DIR_VARIABLE;
 pub use known_keys::WELL_KNOWN_KEYS;
+use secrets::{Registered, Secrets, StoredKeys, add_keys, read_secrets, unmade};
 
 const SECRETS: &str = "secrets.json";
 /// Name, ServiceConnect, DeviceConnect and registry right of each policy. Source: wire reference 4.2.
@@ -55,108 +57,21 @@ const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 pub(super) const PAGE_ADDRESS: &str = "page.address";
 /// The file with the HTTPS address to dial on this machine. The hub's name may not resolve here.
 pub(super) const HTTPS_ADDRESS: &str = "https.address";
-/// The file with the certificate authority.
-pub(super) const AUTHORITY: &str = "ca.pem";
 /// How long the token in the page's address is valid; it is made at each start.
 const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// Why the state directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StateDirError {
-    /// A file or directory cannot be read or written.
-    #[error("cannot {verb} {path}: {reason}; give a directory of your own with --state-dir", path = .path.display())]
-    Io {
-        /// The operation that failed.
-        verb: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// Why it failed.
-        reason: io::Error,
-    },
-    /// Another emulator uses the directory.
-    #[error(
-        "{path} is in use by another emulator: stop that one, or give a directory of your own with --state-dir",
-        path = .0.display()
-    )]
-    InUse(PathBuf),
-    /// The file with an earlier hub's state cannot be read.
-    #[error(
-        "{path} cannot be used ({reason}): restore a copy, or move it away: the hub then begins with empty \
-         queues and twins",
-        path = .path.display()
-    )]
-    Hub {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Another program has changed the file of secrets.
-    #[error(
-        "{path} is damaged ({reason}): restore a copy, or remove it: the emulator then makes new keys and \
-         certificates",
-        path = .path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A certificate or a key could not be made.
-    #[error("cannot make a certificate for \"{name}\": {reason}")]
-    Certificate {
-        /// The name in the certificate.
-        name: String,
-        /// The reason.
-        reason: String,
-    },
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Secrets {
-    authority: PemPair,
-    policies: BTreeMap<String, StoredKeys>,
-    devices: BTreeMap<String, StoredKeys>,
-    x509_devices: BTreeMap<String, PemPair>,
-    /// Devices that a back end has made or changed. Older files do not have this field.
-    #[serde(default)]
-    registered: BTreeMap<String, Registered>,
-}
-
-/// A device that a back end has made or changed: with keys or with thumbprints.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Registered {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keys: Option<StoredKeys>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    thumbprints: Vec<String>,
-    enabled: bool,
-}
-
-/// The two keys in base64.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoredKeys {
-    primary: String,
-    secondary: String,
-}
 
 /// An open state directory.
 pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
-    policies: Vec<Policy>,
+    policies: Vec<AccessPolicy>,
     /// The devices, and whether each may sign in.
     devices: Vec<(Device, bool)>,
     /// The ids that this start was given, in that order.
     named: Vec<String>,
     has_known_keys: bool,
     files: ClientFiles,
-    _lock: fs::File,
+    _lock: File,
 }
 
 impl StateDir {
@@ -204,7 +119,7 @@ impl StateDir {
         };
         let policy = |(name, service_connect, device_connect, registry): (&str, _, _, _)| {
             let keys = keys_of(&secrets.policies, name)?;
-            Ok(Policy { name: name.to_owned(), keys, service_connect, device_connect, registry })
+            Ok(AccessPolicy { name: name.to_owned(), keys, service_connect, device_connect, registry })
         };
         let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
         let with_keys = |id: &String| {
@@ -235,7 +150,7 @@ impl StateDir {
     }
 
     /// The shared access policies.
-    pub(super) fn policies(&self) -> Vec<Policy> {
+    pub(super) fn policies(&self) -> Vec<AccessPolicy> {
         self.policies.clone()
     }
 
@@ -327,6 +242,30 @@ impl StateDir {
         write_private(&path, &text)
     }
 
+    /// Writes the file `env`. Before the places of the emulator are known, nothing is written.
+    fn write_environment(&self) -> Result<(), StateDirError> {
+        let Some(served) = self.files.served() else { return Ok(()) };
+        let service = self.policies.iter().find(|policy| policy.name == SERVICE_POLICY);
+        environment::write(&self.root, served, self.first_device().as_ref(), service)
+    }
+
+    /// The first device of this start that has a key, and that key.
+    fn first_device(&self) -> Option<(String, String)> {
+        let devices = self.named.iter().filter(|id| !identity::is_module(id));
+        devices.into_iter().find_map(|id| Some((id.clone(), self.key_of(id)?)))
+    }
+
+    /// The primary key of a device. If a back end has changed the device, its change takes precedence.
+    fn key_of(&self, id: &str) -> Option<String> {
+        let stored = match self.secrets.registered.get(id) {
+            Some(Registered { keys, .. }) => keys.as_ref(),
+            None => self.secrets.devices.get(id),
+        };
+        let known = self.has_known_keys && !self.secrets.registered.contains_key(id);
+        let keys = stored.and_then(|own| if known { known_keys::pair() } else { own.read() });
+        keys.map(|keys| keys.primary.expose_base64())
+    }
+
     fn write_files_of(&self, device: &Device) -> Result<(), StateDirError> {
         self.files.write(device, self.secrets.x509_devices.get(&device.id))
     }
@@ -356,112 +295,10 @@ pub(super) fn make_keys() -> Result<KeyPair, StateDirError> {
     })
 }
 
-impl Registered {
-    fn new(credential: &DeviceCredential, enabled: bool) -> Self {
-        let (keys, thumbprints) = match credential {
-            DeviceCredential::Keys(KeyPair { primary, secondary }) => {
-                let (primary, secondary) = (primary.expose_base64(), secondary.expose_base64());
-                (Some(StoredKeys { primary, secondary }), Vec::new())
-            }
-            DeviceCredential::Certificate(thumbprint) => (None, vec![thumbprint.to_hex()]),
-            DeviceCredential::Thumbprints { primary, secondary } => {
-                (None, std::iter::once(primary).chain(secondary).cloned().collect())
-            }
-        };
-        Self { keys, thumbprints, enabled }
-    }
-
-    fn credential(&self) -> Option<DeviceCredential> {
-        if let Some(keys) = &self.keys {
-            return keys.read().map(DeviceCredential::Keys);
-        }
-        let mut thumbprints = self.thumbprints.iter().cloned();
-        Some(DeviceCredential::Thumbprints { primary: thumbprints.next()?, secondary: thumbprints.next() })
-    }
-}
-
-impl StoredKeys {
-    fn make() -> Result<Self, StateDirError> {
-        let random = || {
-            let mut bytes = [0; 32];
-            SystemRandom::new().fill(&mut bytes).map_err(|_| StateDirError::Certificate {
-                name: "a shared access key".to_owned(),
-                reason: "the system gives no random numbers".to_owned(),
-            })?;
-            Ok(SharedAccessKey::from_bytes(bytes).expose_base64())
-        };
-        Ok(Self { primary: random()?, secondary: random()? })
-    }
-
-    fn read(&self) -> Option<KeyPair> {
-        let primary = SharedAccessKey::from_base64(&self.primary).ok()?;
-        let secondary = SharedAccessKey::from_base64(&self.secondary).ok()?;
-        Some(KeyPair { primary, secondary })
-    }
-}
-
-fn add_keys(stored: &mut BTreeMap<String, StoredKeys>, name: &str) -> Result<(), StateDirError> {
-    if !stored.contains_key(name) {
-        stored.insert(name.to_owned(), StoredKeys::make()?);
-    }
-    Ok(())
-}
-
-fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| damaged(path, &error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let authority =
-                certificates::make_authority(now).map_err(|error| unmade("the authority", &error))?;
-            let (policies, devices, x509_devices, registered) = Default::default();
-            Ok(Secrets { authority, policies, devices, x509_devices, registered })
-        }
-        Err(reason) => Err(StateDirError::Io { verb: "read", path: path.to_owned(), reason }),
-    }
-}
-
 fn thumbprint(pem: &str) -> Option<Thumbprint> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
     CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| Thumbprint::of(&certificate))
-}
-
-/// Locks the directory: two emulators would overwrite each other's connection strings.
-fn lock(root: &Path) -> Result<fs::File, StateDirError> {
-    let failed = |reason| StateDirError::Io { verb: "lock", path: root.to_owned(), reason };
-    let directory = fs::File::open(root).map_err(failed)?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(fs::TryLockError::WouldBlock) => Err(StateDirError::InUse(root.to_owned())),
-        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-fn make_directory(path: &Path) -> Result<(), StateDirError> {
-    let error = |verb| move |reason| StateDirError::Io { verb, path: path.to_owned(), reason };
-    if path.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error("create"))
-}
-
-/// Writes a file that only its owner may read, completely or not at all. If the file already has this text, it is not
-/// written.
-pub(super) fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
-    let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
-    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    if is_file && fs::read(path).is_ok_and(|present| present == text) {
-        return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);
-    }
-    trust::replace(path, text).map_err(error)
-}
-
-fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StateDirError {
-    StateDirError::Damaged { path: path.to_owned(), reason: reason.to_string() }
-}
-
-fn unmade(name: &str, error: &rcgen::Error) -> StateDirError {
-    StateDirError::Certificate { name: name.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]

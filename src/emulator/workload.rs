@@ -49,7 +49,7 @@ const MAX_BODY: usize = 64 * 1024;
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum WorkloadError {
+pub enum WorkloadSocketError {
     /// The modules belong to several devices, or there are no modules.
     #[error(
         "--workload-socket serves one edge device: give --module DEVICE/MODULE, with the same DEVICE in all \
@@ -81,7 +81,7 @@ struct Sign {
     data: String,
 }
 
-type Answer = (StatusCode, Value);
+type WorkloadAnswer = (StatusCode, Value);
 
 impl Workload {
     /// Listens for the modules of a device. A leftover socket that no process listens on is replaced.
@@ -90,8 +90,8 @@ impl Workload {
         device_id: String,
         trust_bundle: String,
         hub: SharedHub,
-    ) -> Result<Self, WorkloadError> {
-        let failed = |reason| WorkloadError::Listen { path: path.to_owned(), reason };
+    ) -> Result<Self, WorkloadSocketError> {
+        let failed = |reason| WorkloadSocketError::Listen { path: path.to_owned(), reason };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 match std::os::unix::net::UnixStream::connect(path) {
@@ -174,7 +174,7 @@ impl Workload {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Answer> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<WorkloadAnswer, WorkloadAnswer> {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default();
         let version = query.split('&').find_map(|pair| pair.strip_prefix("api-version=")).unwrap_or_default();
@@ -207,7 +207,7 @@ impl Workload {
         }
     }
 
-    fn sign(&self, module: &str, generation: &str, body: &[u8]) -> Result<Answer, Answer> {
+    fn sign(&self, module: &str, generation: &str, body: &[u8]) -> Result<WorkloadAnswer, WorkloadAnswer> {
         let id = identity::join(&self.device_id, Some(module));
         let identity = self.hub.with(|hub, _| hub.identity(&id));
         let unknown =
@@ -229,7 +229,7 @@ impl Workload {
     }
 }
 
-fn refusal(status: StatusCode, message: &str) -> Answer {
+fn refusal(status: StatusCode, message: &str) -> WorkloadAnswer {
     tracing::warn!(status = status.as_u16(), "refused a request to the workload socket: {message}");
     (status, json!({ "message": message }))
 }

@@ -6,12 +6,12 @@
 use bytes::Bytes;
 
 use super::codec::{self, Stored};
-use super::key::{Key, is_known_by_id};
+use super::key::{Digest, is_known_by_id};
 use super::ledger::{Again, Ledger};
-use super::operation::{Answer, Arrival, Intent, Op, Past, Start, Verdict};
+use super::operation::{Arrival, Intent, Op, Past, Start, Verdict, Written};
 use super::record::{Number, Record, State, to_millis};
 use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
-use super::trouble::Failure;
+use super::trouble::Trouble;
 use crate::message::{C2dMessage, Source, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
@@ -59,7 +59,7 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     /// Applies all operations in order, and then removes what may be removed.
-    pub(super) fn all(&mut self, ops: &[Op]) -> Result<Vec<Answer>, Failure> {
+    pub(super) fn all(&mut self, ops: &[Op]) -> Result<Vec<Written>, Trouble> {
         let answers = ops.iter().map(|op| self.one(op)).collect::<Result<_, _>>()?;
         self.let_go()?;
         Ok(answers)
@@ -69,38 +69,38 @@ impl<'w, 't> Work<'w, 't> {
         self.written
     }
 
-    fn one(&mut self, op: &Op) -> Result<Answer, Failure> {
+    fn one(&mut self, op: &Op) -> Result<Written, Trouble> {
         Ok(match op {
             Op::Accept(arrival) => {
-                Answer::Accepted { ticket: arrival.ticket, verdict: self.accept(arrival)? }
+                Written::Accepted { ticket: arrival.ticket, verdict: self.accept(arrival)? }
             }
             Op::Start { number, start } => {
                 match self.alter(*number, "started", |record| started(record, *start))? {
-                    Altered::EndedBefore => Answer::Ended(*number),
-                    Altered::Done | Altered::Missing => Answer::Started(*number),
+                    Altered::EndedBefore => Written::Ended(*number),
+                    Altered::Done | Altered::Missing => Written::Started(*number),
                 }
             }
             Op::Again { number, made } => {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
-                Answer::Again
+                Written::Again
             }
             Op::End { number, outcome, abandoned, report } => {
                 self.end(*number, outcome, *abandoned, report.as_ref())?;
-                Answer::Ended(*number)
+                Written::Ended(*number)
             }
             Op::Confirmed(numbers) => {
                 numbers.iter().try_for_each(|number| self.confirm(*number))?;
-                Answer::Confirmed
+                Written::Confirmed
             }
             Op::PinsOn(pins) => {
                 let pins: std::collections::BTreeMap<&str, u64> =
                     pins.iter().map(|(pin, since)| (pin.as_str(), to_millis(*since))).collect();
-                let json = serde_json::to_vec(&pins).map_err(|error| Failure::Defect(error.to_string()))?;
+                let json = serde_json::to_vec(&pins).map_err(|error| Trouble::Defect(error.to_string()))?;
                 self.tables.meta.insert(PINS_ON_KEY, json.as_slice())?;
                 self.written = true;
-                Answer::PinsOn
+                Written::PinsOn
             }
-            Op::Reports { after, limit } => Answer::Reports(self.reports(*after, *limit)?),
+            Op::Reports { after, limit } => Written::Reports(self.reports(*after, *limit)?),
             Op::ReportsDone(numbers) => {
                 for number in numbers {
                     if let Some(value) = self.tables.reports.remove(number)? {
@@ -109,19 +109,19 @@ impl<'w, 't> Work<'w, 't> {
                         self.written = true;
                     }
                 }
-                Answer::ReportsDone
+                Written::ReportsDone
             }
             Op::Query { ticket, query } => {
-                Answer::Reply { ticket: *ticket, reply: Box::new(self.query(query)?) }
+                Written::Reply { ticket: *ticket, reply: Box::new(self.query(query)?) }
             }
         })
     }
 
-    fn accept(&mut self, arrival: &Arrival) -> Result<Verdict, Failure> {
-        let mut id = Key::NONE;
-        let mut delivery = Key::NONE;
+    fn accept(&mut self, arrival: &Arrival) -> Result<Verdict, Trouble> {
+        let mut id = Digest::NONE;
+        let mut delivery = Digest::NONE;
         if let Some(message) = &arrival.message {
-            (id, delivery) = (Key::of_id_of(message), Key::of_delivery(message));
+            (id, delivery) = (Digest::of_id_of(message), Digest::of_delivery(message));
             let by_id = is_known_by_id(message, self.circumstances.settings.known_by);
             let same_id = self.ledger.find(id).map(Number);
             // If the id is a key, it decides alone. If not, the whole delivery is compared.
@@ -143,7 +143,7 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     /// Adds a record of a new message. None if there is no room.
-    fn add(&mut self, delivery: Key, id: Key, arrival: &Arrival) -> Result<Option<Number>, Failure> {
+    fn add(&mut self, delivery: Digest, id: Digest, arrival: &Arrival) -> Result<Option<Number>, Trouble> {
         let number = Number(self.sums.numbers.last_record + 1);
         let message = arrival.message.as_ref();
         let record = new_record(number, message.and_then(|message| message.message_id()), arrival);
@@ -156,7 +156,7 @@ impl<'w, 't> Work<'w, 't> {
         let message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
         let stored =
             Stored { delivery, id, sequence: arrival.sequence, confirmed: false, message_len, record };
-        let value = stored.encode().map_err(Failure::Defect)?;
+        let value = stored.encode().map_err(Trouble::Defect)?;
         let room = self.make_room((value.len() + message.len()) as u64)?;
         self.notes.full = Some(!room);
         if !room {
@@ -180,7 +180,7 @@ impl<'w, 't> Work<'w, 't> {
 
     /// Whether the recorded message was never run and this arrival is another message with its id. If the first one
     /// expired, the second one is no repetition.
-    fn was_in_vain(&self, number: Number, delivery: Key) -> Result<bool, Failure> {
+    fn was_in_vain(&self, number: Number, delivery: Digest) -> Result<bool, Trouble> {
         if self.ledger.get(number.0).is_none_or(|entry| entry.delivery == delivery) {
             return Ok(false);
         }
@@ -190,7 +190,12 @@ impl<'w, 't> Work<'w, 't> {
 
     /// If a message has the key id of another one but other content, logs and records that it was not run. It does
     /// this only once, because the message itself may be sent again.
-    fn note_repeated_id(&mut self, first: Number, delivery: Key, arrival: &Arrival) -> Result<(), Failure> {
+    fn note_repeated_id(
+        &mut self,
+        first: Number,
+        delivery: Digest,
+        arrival: &Arrival,
+    ) -> Result<(), Trouble> {
         if self.ledger.find(delivery).is_some() {
             return Ok(());
         }
@@ -215,11 +220,11 @@ impl<'w, 't> Work<'w, 't> {
         // The record has no id key, because the id is that of the first message.
         let repeated =
             Arrival { intent, message: arrival.message.clone(), rule: arrival.rule.clone(), ..*arrival };
-        self.add(delivery, Key::NONE, &repeated).map(drop)
+        self.add(delivery, Digest::NONE, &repeated).map(drop)
     }
 
     /// Records that the hub has the completion of a message.
-    fn confirm(&mut self, number: Number) -> Result<(), Failure> {
+    fn confirm(&mut self, number: Number) -> Result<(), Trouble> {
         use redb::ReadableTable as _;
         let value = self.tables.records.get(number.0)?.map(|value| value.value().to_vec());
         let Some(value) = value.and_then(|mut value| codec::confirm(&mut value).then_some(value)) else {
@@ -232,14 +237,19 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     /// Decides on a message that has a record.
-    fn came_again(&mut self, number: Number, delivery: Key, arrival: &Arrival) -> Result<Verdict, Failure> {
+    fn came_again(
+        &mut self,
+        number: Number,
+        delivery: Digest,
+        arrival: &Arrival,
+    ) -> Result<Verdict, Trouble> {
         let entry = self.ledger.get(number.0);
         if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
             return Ok(Verdict::Unfinished(number));
         }
         let stored = self.load(number)?;
         let Some(mut stored) = stored else {
-            return Err(Failure::Corrupt(format!("record {} is in the index only", number.0)));
+            return Err(Trouble::Corrupt(format!("record {} is in the index only", number.0)));
         };
         let Record { settled, outcome, abandoned, .. } = &stored.record;
         let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
@@ -282,7 +292,7 @@ impl<'w, 't> Work<'w, 't> {
         outcome: &OutcomeReport,
         abandoned: bool,
         report: Option<&Bytes>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Trouble> {
         let is_kept = outcome.outcome != OutcomeKind::Unmatched
             || self.message(number)?.is_some_and(|message| !is_call(&message));
         let altered = self.alter(number, "ended", |record| {
@@ -305,7 +315,7 @@ impl<'w, 't> Work<'w, 't> {
         number: Number,
         what: &'static str,
         change: impl FnOnce(&mut Record),
-    ) -> Result<Altered, Failure> {
+    ) -> Result<Altered, Trouble> {
         let Some(mut stored) = self.load(number)? else {
             tracing::warn!(
                 number = number.0,
@@ -322,20 +332,20 @@ impl<'w, 't> Work<'w, 't> {
         Ok(Altered::Done)
     }
 
-    pub(super) fn load(&self, number: Number) -> Result<Option<Stored>, Failure> {
+    pub(super) fn load(&self, number: Number) -> Result<Option<Stored>, Trouble> {
         use redb::ReadableTable as _;
         let value = self.tables.records.get(number.0)?;
-        value.map(|value| Stored::decode(number.0, value.value()).map_err(Failure::Corrupt)).transpose()
+        value.map(|value| Stored::decode(number.0, value.value()).map_err(Trouble::Corrupt)).transpose()
     }
 
     /// Writes a changed record. Removes its message if it can no longer be run.
-    pub(super) fn store(&mut self, mut stored: Stored) -> Result<(), Failure> {
+    pub(super) fn store(&mut self, mut stored: Stored) -> Result<(), Trouble> {
         let number = stored.record.number.0;
         if stored.record.state == State::Finished && stored.message_len > 0 {
             self.tables.messages.remove(number)?;
             stored.message_len = 0;
         }
-        let value = stored.encode().map_err(Failure::Defect)?;
+        let value = stored.encode().map_err(Trouble::Defect)?;
         self.tables.records.insert(number, value.as_slice())?;
         let fresh = entry(&stored, value.len(), 0);
         self.ledger.change(number, |entry| {
@@ -348,7 +358,7 @@ impl<'w, 't> Work<'w, 't> {
     }
 
     /// Removes a record and its message.
-    pub(super) fn remove(&mut self, number: u64) -> Result<(), Failure> {
+    pub(super) fn remove(&mut self, number: u64) -> Result<(), Trouble> {
         self.tables.records.remove(number)?;
         if self.ledger.remove(number).is_some_and(|entry| entry.state == State::Dead) {
             self.tables.messages.remove(number)?;
@@ -362,7 +372,7 @@ impl<'w, 't> Work<'w, 't> {
         *self.sums.totals.entry(outcome).or_default() += 1;
     }
 
-    fn add_report(&mut self, report: &Bytes) -> Result<(), Failure> {
+    fn add_report(&mut self, report: &Bytes) -> Result<(), Trouble> {
         self.sums.numbers.last_report += 1;
         self.tables.reports.insert(self.sums.numbers.last_report, report.as_ref())?;
         self.ledger.reports += 1;
@@ -382,7 +392,7 @@ impl<'w, 't> Work<'w, 't> {
         Ok(())
     }
 
-    fn reports(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, Failure> {
+    fn reports(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, Trouble> {
         use redb::ReadableTable as _;
         let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
         let mut found = Vec::new();

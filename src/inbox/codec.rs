@@ -10,13 +10,13 @@
 
 use bytes::Bytes;
 
-use super::key::Key;
+use super::key::Digest;
 use super::record::Record;
 use crate::message::{C2dMessage, Sequence};
 
 const LENGTH: usize = size_of::<u32>();
 /// Where the byte of the confirmation is.
-const CONFIRMED: usize = 2 * Key::LEN + 2 * size_of::<u64>();
+const CONFIRMED: usize = 2 * Digest::LEN + 2 * size_of::<u64>();
 /// Means that there is none.
 const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 
@@ -24,9 +24,9 @@ const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 #[derive(Debug)]
 pub(super) struct Stored {
     /// The digest of the whole delivery.
-    pub(super) delivery: Key,
-    /// The digest of the id. [`Key::NONE`] if the message was passed over because another one has its id.
-    pub(super) id: Key,
+    pub(super) delivery: Digest,
+    /// The digest of the id. [`Digest::NONE`] if the message was passed over because another one has its id.
+    pub(super) id: Digest,
     pub(super) sequence: Option<Sequence>,
     /// Whether the hub has confirmed the completion.
     pub(super) confirmed: bool,
@@ -54,8 +54,8 @@ impl Stored {
     pub(super) fn decode(number: u64, value: &[u8]) -> Result<Self, String> {
         let broken = |reason: String| format!("record {number} cannot be read: {reason}");
         let too_short = || broken("it is too short".into());
-        let (delivery, rest) = value.split_first_chunk::<{ Key::LEN }>().ok_or_else(too_short)?;
-        let (id, rest) = rest.split_first_chunk::<{ Key::LEN }>().ok_or_else(too_short)?;
+        let (delivery, rest) = value.split_first_chunk::<{ Digest::LEN }>().ok_or_else(too_short)?;
+        let (id, rest) = rest.split_first_chunk::<{ Digest::LEN }>().ok_or_else(too_short)?;
         let (sequence, rest) = rest.split_first_chunk::<8>().ok_or_else(too_short)?;
         let (enqueued, rest) = rest.split_first_chunk::<8>().ok_or_else(too_short)?;
         let (confirmed, rest) = rest.split_first().ok_or_else(too_short)?;
@@ -67,8 +67,8 @@ impl Stored {
         let sequence =
             Sequence { number: u64::from_le_bytes(*sequence), enqueued_ms: i64::from_le_bytes(*enqueued) };
         Ok(Self {
-            delivery: Key::from_bytes(*delivery),
-            id: Key::from_bytes(*id),
+            delivery: Digest::from_bytes(*delivery),
+            id: Digest::from_bytes(*id),
             sequence: Some(sequence).filter(|sequence| *sequence != NO_SEQUENCE),
             confirmed: *confirmed != 0,
             message_len: u32::from_le_bytes(*length),

@@ -5,7 +5,7 @@
 //! besides the file's own content. Must not know: what is in it.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,10 +14,9 @@ use redb::Database;
 use redb::backends::FileBackend;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
-use super::lock::{Claim, Holder};
-use super::trouble::Failure;
+use super::lock::{Claim, Holder, refused_owner};
+use super::trouble::Trouble;
 use super::watched::Watched;
 use crate::trust;
 
@@ -26,22 +25,19 @@ use crate::trust;
 const CACHE_BYTES: usize = 512 * 1024;
 
 /// Where the database comes from.
-pub(super) trait Place {
+pub(super) trait DatabasePlace {
     /// Opens it, or creates it if it is missing.
-    fn open(&mut self) -> Result<Database, Failure>;
+    fn open(&mut self) -> Result<Database, Trouble>;
 
     /// Called when a write failed: later reads must come from the disk.
     fn distrust_cache(&self);
 
     /// Moves a damaged one aside, and returns where to.
-    fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Failure>;
+    fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Trouble>;
 
     /// The path to name in sentences.
     fn path(&self) -> &Path;
 }
-
-/// Every file of redb begins with these bytes.
-const BEGINNING: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 #[derive(Debug)]
 pub(super) struct InboxPath {
@@ -64,7 +60,7 @@ impl InboxPath {
         Self { claim, path, create: true, warned: false }
     }
 
-    fn existing(&mut self) -> Result<Option<Database>, Failure> {
+    fn existing(&mut self) -> Result<Option<Database>, Trouble> {
         match trust::open(&self.path, OFlags::RDWR) {
             Ok(file) => {
                 self.check(&file)?;
@@ -72,16 +68,16 @@ impl InboxPath {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                Err(Failure::NotAFile("a directory"))
+                Err(Trouble::NotAFile("a directory"))
             }
-            Err(error) => Err(Failure::Io("open", error)),
+            Err(error) => Err(Trouble::Io("open", error)),
         }
     }
 
     /// Creates the file under another name first. So a file with the real name is always whole, and one that cannot
     /// be read is damaged.
-    fn create(&self) -> Result<Database, Failure> {
-        let failed = |error| Failure::Io("create", error);
+    fn create(&self) -> Result<Database, Trouble> {
+        let failed = |error| Trouble::Io("create", error);
         let mut begun = self.path.clone().into_os_string();
         begun.push(".new");
         let begun = PathBuf::from(begun);
@@ -89,7 +85,7 @@ impl InboxPath {
         let file = trust::create_anew(&begun, 0o600).map_err(failed)?;
         let made = database(file).and_then(|database| {
             name_it(&begun, &self.path).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => Failure::InUse(Holder::default()),
+                io::ErrorKind::AlreadyExists => Trouble::InUse(Holder::default()),
                 _ => failed(error),
             })?;
             // Without this sync, a power cut may lose the file's name, although its content was synced.
@@ -106,17 +102,14 @@ impl InboxPath {
 
     /// Refuses a file that another user can change, because that user could make the agent run things. Warns once
     /// about less serious permissions.
-    fn check(&mut self, file: &File) -> Result<(), Failure> {
-        let metadata = file.metadata().map_err(|error| Failure::Io("open", error))?;
+    fn check(&mut self, file: &File) -> Result<(), Trouble> {
+        let metadata = file.metadata().map_err(|error| Trouble::Io("open", error))?;
         if !metadata.is_file() {
-            return Err(Failure::NotAFile("a device, a pipe or a socket"));
+            return Err(Trouble::NotAFile("a device, a pipe or a socket"));
         }
-        if let Some(foreign) = trust::foreign_in(&self.path, &metadata)
-            // The command line may run as root.
-            && (self.create || foreign.is_writable() || !geteuid().is_root())
-        {
-            let (path, what, remedy) = (self.path.display(), foreign.what(), foreign.remedy());
-            return Err(Failure::Foreign(format!("the inbox {path} {what}, so it is not read: {remedy}")));
+        if let Some((what, remedy)) = refused_owner(&self.path, &metadata, self.create) {
+            let path = self.path.display();
+            return Err(Trouble::Foreign(format!("the inbox {path} {what}, so it is not read: {remedy}")));
         }
         if self.create && metadata.len() == 0 {
             // An agent did not make it, because an agent's files are whole from the start.
@@ -152,27 +145,20 @@ impl InboxPath {
     }
 }
 
-/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros at its beginning.
-pub(super) fn is_inbox(file: &File) -> io::Result<bool> {
-    let mut beginning = Vec::new();
-    file.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
-    Ok(BEGINNING.starts_with(&beginning) || beginning.iter().all(|byte| *byte == 0))
-}
-
-impl Place for InboxPath {
-    fn open(&mut self) -> Result<Database, Failure> {
+impl DatabasePlace for InboxPath {
+    fn open(&mut self) -> Result<Database, Trouble> {
         if !self.create
             && self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         {
-            return Err(Failure::Missing);
+            return Err(Trouble::Missing);
         }
         self.claim.take()?;
         match self.existing()? {
             Some(database) => Ok(database),
             // The link may point to a disk that is not mounted yet.
-            None if self.path.is_symlink() => Err(Failure::NotAFile("a broken link")),
+            None if self.path.is_symlink() => Err(Trouble::NotAFile("a broken link")),
             None if self.create => self.create(),
-            None => Err(Failure::Missing),
+            None => Err(Trouble::Missing),
         }
     }
 
@@ -186,8 +172,8 @@ impl Place for InboxPath {
         }
     }
 
-    fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Failure> {
-        let failed = |error| Failure::Io("move aside", error);
+    fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Trouble> {
+        let failed = |error| Trouble::Io("move aside", error);
         let stamp = humantime::format_rfc3339_seconds(now).to_string().replace(['-', ':'], "");
         let mut name = self.path.clone().into_os_string();
         name.push(format!(".corrupt-{stamp}"));
@@ -220,7 +206,7 @@ pub(super) fn name_it(begun: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-fn database(file: File) -> Result<Database, Failure> {
+fn database(file: File) -> Result<Database, Trouble> {
     // The check reads the whole file, which is small, and reports damage as an error. Without it, redb trusts a file
     // that was closed properly, and may panic on it later.
     let database = Database::builder()

@@ -7,12 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
 use super::apply::Notes;
-use super::file::Place;
+use super::file::DatabasePlace;
 use super::ledger::Marks;
-use super::operation::{Answer, Op};
+use super::operation::{Op, Written};
 use super::record::{Counts, Opened, to_millis};
 use super::store::{Applied, Circumstances, Numbers, Store};
-use super::trouble::Failure;
+use super::trouble::Trouble;
 use crate::config::InboxSettings;
 
 /// Operations for one transaction.
@@ -41,7 +41,7 @@ struct Left {
 }
 
 #[derive(Debug)]
-pub(super) struct Keeper<P> {
+pub(super) struct InboxKeeper<P> {
     place: P,
     settings: InboxSettings,
     clock: fn() -> SystemTime,
@@ -54,7 +54,7 @@ pub(super) struct Keeper<P> {
     full: bool,
 }
 
-impl<P: Place> Keeper<P> {
+impl<P: DatabasePlace> InboxKeeper<P> {
     pub(super) fn new(place: P, settings: InboxSettings, clock: fn() -> SystemTime) -> Self {
         Self {
             place,
@@ -74,15 +74,15 @@ impl<P: Place> Keeper<P> {
     }
 
     /// Opens the file. If it is damaged, moves it aside and begins a new one.
-    pub(super) fn open(&mut self) -> Result<(), Failure> {
+    pub(super) fn open(&mut self) -> Result<(), Trouble> {
         let reason = match self.try_open() {
-            Err(Failure::Corrupt(reason)) => reason,
+            Err(Trouble::Corrupt(reason)) => reason,
             other => return other,
         };
         self.replace(&reason)
     }
 
-    fn replace(&mut self, reason: &str) -> Result<(), Failure> {
+    fn replace(&mut self, reason: &str) -> Result<(), Trouble> {
         let aside = self.place.set_aside((self.clock)())?;
         tracing::error!(
             "the inbox {} is damaged ({reason}): the agent moved it to {} and begins a new one; messages \
@@ -94,15 +94,15 @@ impl<P: Place> Keeper<P> {
         self.try_open()
     }
 
-    /// Like [`Keeper::open`], but a damaged file stays where it is.
-    pub(super) fn try_open(&mut self) -> Result<(), Failure> {
+    /// Like [`InboxKeeper::open`], but a damaged file stays where it is.
+    pub(super) fn try_open(&mut self) -> Result<(), Trouble> {
         if self.store.is_some() {
             return Ok(());
         }
         let (place, floor) = (&mut self.place, self.floor);
         // redb checks what it reads, but a damaged file can still make it panic.
         let mut store = guarded(|| Store::open(place.open()?, floor)).map_err(|failure| match failure {
-            Failure::Defect(reason) => Failure::Corrupt(reason),
+            Trouble::Defect(reason) => Trouble::Corrupt(reason),
             failure => failure,
         })?;
         if let Some(left) = self.left.take() {
@@ -115,7 +115,7 @@ impl<P: Place> Keeper<P> {
     }
 
     /// What the agent needs at its start.
-    pub(super) fn opened(&mut self) -> Result<Opened, Failure> {
+    pub(super) fn opened(&mut self) -> Result<Opened, Trouble> {
         self.open()?;
         let now = to_millis((self.clock)());
         let read = |store: &Option<Store>| match store {
@@ -123,7 +123,7 @@ impl<P: Place> Keeper<P> {
             None => Err(never_open()),
         };
         match read(&self.store) {
-            Err(Failure::Corrupt(reason) | Failure::Defect(reason)) => {
+            Err(Trouble::Corrupt(reason) | Trouble::Defect(reason)) => {
                 self.drop_store(0);
                 self.replace(&reason)?;
                 read(&self.store)
@@ -138,17 +138,17 @@ impl<P: Place> Keeper<P> {
 
     /// Writes a batch, or finds that it is written already. After a failure the caller must pass the same batch
     /// again.
-    pub(super) fn write(&mut self, batch: &mut Batch) -> Result<(Vec<Answer>, Counts), Failure> {
+    pub(super) fn write(&mut self, batch: &mut Batch) -> Result<(Vec<Written>, Counts), Trouble> {
         self.open()?;
         self.write_at(batch, (self.clock)())
     }
 
-    /// Like [`Keeper::write`], if the file is open, at a given time.
+    /// Like [`InboxKeeper::write`], if the file is open, at a given time.
     pub(super) fn write_at(
         &mut self,
         batch: &mut Batch,
         now: SystemTime,
-    ) -> Result<(Vec<Answer>, Counts), Failure> {
+    ) -> Result<(Vec<Written>, Counts), Trouble> {
         let now_ms = to_millis(now);
         let Some(store) = &mut self.store else { return Err(never_open()) };
         // An earlier try may have failed although its commit reached the disk. Then the file has the stamp, and the
@@ -192,9 +192,9 @@ impl<P: Place> Keeper<P> {
     }
 }
 
-impl<P: Place> Keeper<P> {
+impl<P: DatabasePlace> InboxKeeper<P> {
     /// Removes records that have become old while nothing arrived.
-    pub(super) fn tidy(&mut self) -> Result<(), Failure> {
+    pub(super) fn tidy(&mut self) -> Result<(), Trouble> {
         let old = match &self.store {
             Some(store) => store.has_old(&self.settings, to_millis((self.clock)())),
             None => false,
@@ -243,15 +243,15 @@ impl<P: Place> Keeper<P> {
 
 /// Turns a panic into a failure. redb trusts what it reads. So it can panic on a damaged file, or if the disk returns
 /// other data than was written. That must not end the agent, nor leave messages unanswered.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
     // AssertUnwindSafe is right here, because the caller drops what was being changed when this fails.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Failure::Defect(text.unwrap_or_else(|| "a panic".to_owned())))
+        Err(Trouble::Defect(text.unwrap_or_else(|| "a panic".to_owned())))
     })
 }
 
-fn never_open() -> Failure {
-    Failure::Defect("it is not open".to_owned())
+fn never_open() -> Trouble {
+    Trouble::Defect("it is not open".to_owned())
 }

@@ -14,9 +14,9 @@ use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, EXP
 /// Half a SHA-256. It is short enough to keep two per record in memory, and long enough that two messages cannot be
 /// made to share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key([u8; Key::LEN]);
+pub(super) struct Digest([u8; Digest::LEN]);
 
-impl Key {
+impl Digest {
     pub(super) const LEN: usize = 16;
 
     /// The key of what cannot be recognised: a message that could not be decoded, or the missing id of a message.
@@ -39,7 +39,7 @@ impl Key {
             properties.extend_from_slice(&(text.len() as u64).to_le_bytes());
             properties.extend_from_slice(text.as_bytes());
         }
-        Self::digest(&[b"delivery", &(properties.len() as u64).to_le_bytes(), &properties, &message.body])
+        Self::of_parts(&[b"delivery", &(properties.len() as u64).to_le_bytes(), &properties, &message.body])
     }
 
     /// The key of a message's id. Each module numbers its own messages. So the key also covers the sender and the
@@ -51,12 +51,12 @@ impl Key {
             .map(|name| message.property(name).unwrap_or_default());
         // Ids of devices and modules have no line breaks.
         let origin = format!("{input}\n{}\n{}\n", sender[0], sender[1]);
-        Self::digest(&[b"input", &(origin.len() as u64).to_le_bytes(), origin.as_bytes(), id.as_bytes()])
+        Self::of_parts(&[b"input", &(origin.len() as u64).to_le_bytes(), origin.as_bytes(), id.as_bytes()])
     }
 
     /// The key of a C2D message, or a call, with this id.
     pub(super) fn of_id(id: &str) -> Self {
-        Self::digest(&[b"id", id.as_bytes()])
+        Self::of_parts(&[b"id", id.as_bytes()])
     }
 
     pub(super) fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
@@ -67,7 +67,7 @@ impl Key {
         &self.0
     }
 
-    fn digest(parts: &[&[u8]]) -> Self {
+    fn of_parts(parts: &[&[u8]]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {
             context.update(part);
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_delivery_is_the_same_in_another_order_and_with_its_expiry_written_otherwise() {
         let of = |bag: &str, body: &'static str| {
-            Key::of_delivery(&C2dMessage::from_bag(bag, body.into()).expect("a bag"))
+            Digest::of_delivery(&C2dMessage::from_bag(bag, body.into()).expect("a bag"))
         };
         let one = of("%24.mid=m&%24.exp=2026-11-29T18%3A00%3A00.0000000Z&a=1&b", "x");
         assert_eq!(one, of("b=&a=1&%24.exp=2026-11-29T18%3A00%3A00Z&%24.mid=m", "x"));

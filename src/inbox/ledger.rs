@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::key::Key;
+use super::key::Digest;
 use super::record::{Record, Settled, State};
 use crate::message::Sequence;
 
@@ -17,11 +17,11 @@ const LOOK_PAST: usize = 16;
 
 /// What is kept in memory of one record.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry {
+pub(super) struct LedgerEntry {
     /// As in [`super::codec::Stored`].
-    pub(super) delivery: Key,
+    pub(super) delivery: Digest,
     /// As in [`super::codec::Stored`].
-    pub(super) id: Key,
+    pub(super) id: Digest,
     pub(super) sequence: Option<Sequence>,
     /// When it arrived, or when it ended.
     pub(super) since_ms: u64,
@@ -51,9 +51,9 @@ pub(super) type Marks = HashMap<u64, u64>;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    entries: BTreeMap<u64, Entry>,
+    entries: BTreeMap<u64, LedgerEntry>,
     /// Both digests of each record, with its number. Several records may share a digest.
-    index: BTreeSet<(Key, u64)>,
+    index: BTreeSet<(Digest, u64)>,
     finished: BTreeSet<u64>,
     unmatched: BTreeSet<u64>,
     dead: BTreeSet<u64>,
@@ -67,18 +67,18 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn get(&self, number: u64) -> Option<&Entry> {
+    pub(super) fn get(&self, number: u64) -> Option<&LedgerEntry> {
         self.entries.get(&number)
     }
 
-    pub(super) fn insert(&mut self, number: u64, entry: Entry) {
-        let keys = [entry.delivery, entry.id].into_iter().filter(|key| *key != Key::NONE);
+    pub(super) fn insert(&mut self, number: u64, entry: LedgerEntry) {
+        let keys = [entry.delivery, entry.id].into_iter().filter(|key| *key != Digest::NONE);
         self.index.extend(keys.map(|key| (key, number)));
         self.count_in(number, &entry);
         self.entries.insert(number, entry);
     }
 
-    pub(super) fn remove(&mut self, number: u64) -> Option<Entry> {
+    pub(super) fn remove(&mut self, number: u64) -> Option<LedgerEntry> {
         let entry = self.entries.remove(&number)?;
         // If the transaction fails, the record is still there and needs its mark.
         self.overwritten.push((number, entry.connection));
@@ -90,7 +90,7 @@ impl Ledger {
     }
 
     /// Changes an entry. Its digests must stay as they are.
-    pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut Entry)) {
+    pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut LedgerEntry)) {
         let Some(mut entry) = self.entries.get(&number).copied() else { return };
         self.count_out(number, &entry);
         change(&mut entry);
@@ -99,7 +99,7 @@ impl Ledger {
     }
 
     /// The newest record with this key.
-    pub(super) fn find(&self, key: Key) -> Option<u64> {
+    pub(super) fn find(&self, key: Digest) -> Option<u64> {
         self.with_key(key).next_back()
     }
 
@@ -112,19 +112,19 @@ impl Ledger {
     /// ended record would match instead of one that has not ended, which would then never run. A record with a
     /// confirmed completion counts only within the window, because a hub may complete a little later than it answers
     /// (UNVERIFIED).
-    pub(super) fn absorb(&mut self, delivery: Key, again: Again) -> Option<u64> {
-        let is_the_same = |entry: &Entry| again.sequence.is_some() && entry.sequence == again.sequence;
-        let may_be = |entry: &Entry| {
+    pub(super) fn absorb(&mut self, delivery: Digest, again: Again) -> Option<u64> {
+        let is_the_same = |entry: &LedgerEntry| again.sequence.is_some() && entry.sequence == again.sequence;
+        let may_be = |entry: &LedgerEntry| {
             (again.redelivered || entry.connection != again.connection)
                 && (again.sequence.is_none() || entry.sequence.is_none())
         };
-        let at_the_hub = |entry: &Entry| {
+        let at_the_hub = |entry: &LedgerEntry| {
             matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
         };
         // The difference counts in both directions. Otherwise a record from a clock that was ahead would be recent
         // for years.
-        let recent = |entry: &Entry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
-        let first = |wanted: &dyn Fn(&Entry) -> bool| {
+        let recent = |entry: &LedgerEntry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
+        let first = |wanted: &dyn Fn(&LedgerEntry) -> bool| {
             self.with_key(delivery).find(|number| self.entries.get(number).is_some_and(wanted))
         };
         let number = first(&is_the_same)
@@ -137,13 +137,13 @@ impl Ledger {
         Some(number)
     }
 
-    fn with_key(&self, key: Key) -> impl DoubleEndedIterator<Item = u64> {
+    fn with_key(&self, key: Digest) -> impl DoubleEndedIterator<Item = u64> {
         self.index.range((key, 0)..=(key, u64::MAX)).map(|(_, number)| *number)
     }
 
     /// Records of messages that have an id, newest first.
     pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().rev().filter(|(_, entry)| entry.id != Key::NONE).map(|(number, _)| *number)
+        self.entries.iter().rev().filter(|(_, entry)| entry.id != Digest::NONE).map(|(number, _)| *number)
     }
 
     /// Numbers above `after`, in order.
@@ -159,7 +159,7 @@ impl Ledger {
 
     /// The present marks. With `taken_back`, the marks at the time of [`Ledger::begin`].
     pub(super) fn marks(&self, taken_back: bool) -> Marks {
-        let marked = |entry: &&Entry| entry.connection != EARLIER_PROCESS;
+        let marked = |entry: &&LedgerEntry| entry.connection != EARLIER_PROCESS;
         let mut marks: Marks = self
             .entries
             .iter()
@@ -239,7 +239,7 @@ impl Ledger {
         found
     }
 
-    fn count_in(&mut self, number: u64, entry: &Entry) {
+    fn count_in(&mut self, number: u64, entry: &LedgerEntry) {
         self.bytes += u64::from(entry.size);
         if let Some(numbers) = self.ended_numbers(entry) {
             numbers.insert(number);
@@ -250,7 +250,7 @@ impl Ledger {
         }
     }
 
-    fn count_out(&mut self, number: u64, entry: &Entry) {
+    fn count_out(&mut self, number: u64, entry: &LedgerEntry) {
         self.bytes -= u64::from(entry.size);
         if let Some(numbers) = self.ended_numbers(entry) {
             numbers.remove(&number);
@@ -261,7 +261,7 @@ impl Ledger {
         }
     }
 
-    fn ended_numbers(&mut self, entry: &Entry) -> Option<&mut BTreeSet<u64>> {
+    fn ended_numbers(&mut self, entry: &LedgerEntry) -> Option<&mut BTreeSet<u64>> {
         match entry.state {
             State::Accepted | State::Started => None,
             State::Finished => Some(&mut self.finished),

@@ -1,6 +1,6 @@
 //! The lock of an inbox: one process has it, and the others learn which one.
 //!
-//! Owns: the lock file beside the inbox, its holder. Must not know: how an inbox is stored, how long a process waits.
+//! Owns: the lock file beside the inbox, its holder, whose files are refused. Must not know: how an inbox is stored, how long a process waits.
 //!
 //! The kernel holds the lock and releases it when the process ends, however it ends. So a lock file that is left
 //! behind does no harm. It is beside the file to which `[inbox] path` leads, so that a link or another spelling of
@@ -8,7 +8,7 @@
 //! do not see. If it exists, an inbox has been here. So if the present file is not an inbox, it is a damaged one.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
@@ -18,9 +18,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::file::is_inbox;
-use super::trouble::{Failure, InboxError};
+use super::trouble::{InboxError, Trouble};
 use crate::trust::{self, directory_of, foreign_in, sync_directory};
+
+/// Every file of redb begins with these bytes.
+const BEGINNING: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// How much of a lock file is read at most.
 const MAX_BYTES: u64 = 64;
@@ -44,18 +46,33 @@ impl fmt::Display for Holder {
     }
 }
 
+/// What is wrong with the owner and the permissions of a file, and the remedy; `None` if the file may be used. With
+/// `creates`, an agent asks. Else it is the command line, which may run as root.
+pub(super) fn refused_owner(path: &Path, metadata: &Metadata, creates: bool) -> Option<(String, String)> {
+    let foreign = foreign_in(path, metadata)?;
+    let is_refused = creates || foreign.is_writable() || !geteuid().is_root();
+    is_refused.then(|| (foreign.what(), foreign.remedy()))
+}
+
+/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros at its beginning.
+fn is_inbox(file: &File) -> io::Result<bool> {
+    let mut beginning = Vec::new();
+    file.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
+    Ok(BEGINNING.starts_with(&beginning) || beginning.iter().all(|byte| *byte == 0))
+}
+
 /// This process's claim to an inbox. Clones are the same claim. The last one to be dropped releases the inbox.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     inbox: PathBuf,
     /// Whether missing files are created: an agent does this, the command line does not.
     create: bool,
-    held: Arc<Mutex<Option<Held>>>,
+    held: Arc<Mutex<Option<HeldLock>>>,
 }
 
 /// This process has the inbox, as long as the file is open.
 #[derive(Debug)]
-enum Held {
+enum HeldLock {
     Locked {
         _file: File,
     },
@@ -83,7 +100,7 @@ impl Claim {
     }
 
     /// Takes the lock, unless this claim has it. Never waits for another process, but the disk may take long.
-    pub(super) fn take(&self) -> Result<(), Failure> {
+    pub(super) fn take(&self) -> Result<(), Trouble> {
         let mut held = self.held();
         if held.is_none() {
             *held = Some(self.lock()?);
@@ -91,20 +108,20 @@ impl Claim {
         Ok(())
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<Held>> {
+    fn held(&self) -> MutexGuard<'_, Option<HeldLock>> {
         // A panic cannot leave half a value, because it is written in one step.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> Result<Held, Failure> {
+    fn lock(&self) -> Result<HeldLock, Trouble> {
         let path = self.lock_path()?;
         let file = self.open(&path)?;
         match file.try_lock() {
             Ok(()) => {
                 note(&file);
-                Ok(Held::Locked { _file: file })
+                Ok(HeldLock::Locked { _file: file })
             }
-            Err(fs::TryLockError::WouldBlock) => Err(Failure::InUse(Holder::read(&file))),
+            Err(fs::TryLockError::WouldBlock) => Err(Trouble::InUse(Holder::read(&file))),
             Err(fs::TryLockError::Error(error)) if knows_no_locks(&error) => {
                 // It is better to run without a lock than not at all, because nothing else is wrong with such a disk.
                 tracing::warn!(
@@ -112,21 +129,21 @@ impl Claim {
                      let only one run",
                     path.display()
                 );
-                Ok(Held::Trusted)
+                Ok(HeldLock::Trusted)
             }
-            Err(fs::TryLockError::Error(error)) => Err(Failure::Io("lock", error)),
+            Err(fs::TryLockError::Error(error)) => Err(Trouble::Io("lock", error)),
         }
     }
 
     /// The path of the lock: beside the inbox itself, wherever links lead. Creates the directory if the claim allows
     /// it.
-    fn lock_path(&self) -> Result<PathBuf, Failure> {
-        let failed = |error| Failure::Io("lock", error);
+    fn lock_path(&self) -> Result<PathBuf, Trouble> {
+        let failed = |error| Trouble::Io("lock", error);
         let mut path = match fs::canonicalize(&self.inbox) {
-            Ok(real) if real.is_dir() => return Err(Failure::NotAFile("a directory")),
+            Ok(real) if real.is_dir() => return Err(Trouble::NotAFile("a directory")),
             Ok(real) => real,
             // The link may point to a disk that is not mounted yet.
-            Err(_) if self.inbox.is_symlink() => return Err(Failure::NotAFile("a broken link")),
+            Err(_) if self.inbox.is_symlink() => return Err(Trouble::NotAFile("a broken link")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let directory = directory_of(&self.inbox);
                 // If more than the last directory is missing, the next step fails and says so.
@@ -143,7 +160,7 @@ impl Claim {
         Ok(path.into())
     }
 
-    fn open(&self, path: &Path) -> Result<File, Failure> {
+    fn open(&self, path: &Path) -> Result<File, Trouble> {
         let opened = match trust::open_plain(path, OFlags::RDWR) {
             // A lock needs no write permission.
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
@@ -153,40 +170,37 @@ impl Claim {
         };
         match opened {
             Ok(file) => {
-                let metadata = file.metadata().map_err(|error| Failure::Io("lock", error))?;
-                match foreign_in(path, &metadata) {
-                    // The command line may run as root.
-                    Some(foreign) if self.create || foreign.is_writable() || !geteuid().is_root() => {
-                        let (path, what, remedy) = (path.display(), foreign.what(), foreign.remedy());
-                        Err(Failure::Foreign(format!("the lock {path} {what}, so it is not used: {remedy}")))
-                    }
-                    _ => Ok(file),
-                }
+                let metadata = file.metadata().map_err(|error| Trouble::Io("lock", error))?;
+                let Some((what, remedy)) = refused_owner(path, &metadata, self.create) else {
+                    return Ok(file);
+                };
+                let path = path.display();
+                Err(Trouble::Foreign(format!("the lock {path} {what}, so it is not used: {remedy}")))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.make(path),
-            Err(error) if trust::is_link(&error) => Err(Failure::Foreign(format!(
+            Err(error) if trust::is_link(&error) => Err(Trouble::Foreign(format!(
                 "the lock {} is a link, so it is not used: remove it",
                 path.display()
             ))),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let (path, own) = (path.display(), geteuid().as_raw());
-                Err(Failure::Foreign(format!(
+                Err(Trouble::Foreign(format!(
                     "the lock {path} cannot be opened by user {own}, so it is not known whether another agent runs: run \
                      this as the user of that agent, or give its directory to this one (chown -R)"
                 )))
             }
-            Err(error) => Err(Failure::Io("lock", error)),
+            Err(error) => Err(Trouble::Io("lock", error)),
         }
     }
 
-    fn make(&self, path: &Path) -> Result<File, Failure> {
-        let failed = |error| Failure::Io("lock", error);
+    fn make(&self, path: &Path) -> Result<File, Trouble> {
+        let failed = |error| Trouble::Io("lock", error);
         let inbox = fs::metadata(&self.inbox).ok();
         if inbox.is_some() {
             let inbox =
-                trust::open(&self.inbox, OFlags::RDONLY).map_err(|error| Failure::Io("open", error))?;
-            if !is_inbox(&inbox).map_err(|error| Failure::Io("read", error))? {
-                return Err(Failure::NotAnInbox);
+                trust::open(&self.inbox, OFlags::RDONLY).map_err(|error| Trouble::Io("open", error))?;
+            if !is_inbox(&inbox).map_err(|error| Trouble::Io("read", error))? {
+                return Err(Trouble::NotAnInbox);
             }
         }
         let file = match trust::create_exclusive(path, 0o600) {

@@ -140,7 +140,7 @@ pub(crate) enum Reply {
 
 /// The result of an operation. When the agent gets it, it is on disk.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum Written {
     Accepted {
         ticket: u64,
         verdict: Verdict,
@@ -190,7 +190,7 @@ pub(crate) enum News {
     /// The file is open. Comes once, before all answers.
     Opened(Box<Opened>),
     /// Operations are on disk, in the order in which they were handed in.
-    Done { answers: Vec<Answer>, counts: Counts },
+    Done { answers: Vec<Written>, counts: Counts },
     /// Nothing can be written or read, so operations wait. The inbox has logged the sentence.
     Trouble { sentence: String },
     /// The trouble is over, and waiting operations go on.

@@ -7,10 +7,10 @@ use redb::ReadableTable as _;
 
 use super::apply::{Work, finish};
 use super::codec::{self, Stored};
-use super::key::Key;
+use super::key::Digest;
 use super::operation::{Query, Reply, Selector};
 use super::record::{Number, Settled, State, Unfinished, from_millis};
-use super::trouble::Failure;
+use super::trouble::Trouble;
 use crate::message::{C2dMessage, excerpt, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
@@ -18,7 +18,7 @@ use crate::outcome::{OutcomeKind, OutcomeReport};
 const MOST_LOOKED_AT: usize = 10_000;
 
 impl Work<'_, '_> {
-    pub(super) fn query(&mut self, query: &Query) -> Result<Reply, Failure> {
+    pub(super) fn query(&mut self, query: &Query) -> Result<Reply, Trouble> {
         match query {
             Query::List { state, after, limit } => self.list(*state, *after, *limit),
             Query::Show(selector) => match self.select(selector)? {
@@ -38,7 +38,7 @@ impl Work<'_, '_> {
         }
     }
 
-    fn list(&self, state: Option<State>, after: u64, limit: usize) -> Result<Reply, Failure> {
+    fn list(&self, state: Option<State>, after: u64, limit: usize) -> Result<Reply, Trouble> {
         let wanted = |own: State| state.is_none_or(|state| state == own);
         let mut records = Vec::new();
         for (number, _) in self.ledger.numbers_after(after).filter(|(_, own)| wanted(*own)).take(limit) {
@@ -47,10 +47,10 @@ impl Work<'_, '_> {
         Ok(Reply::Records(records))
     }
 
-    fn select(&self, selector: &Selector) -> Result<Result<Stored, String>, Failure> {
+    fn select(&self, selector: &Selector) -> Result<Result<Stored, String>, Trouble> {
         let text = selector.0.as_str();
         let by_number = text.strip_prefix('#').and_then(|number| number.parse().ok());
-        let number = match by_number.or_else(|| self.ledger.find(Key::of_id(text))) {
+        let number = match by_number.or_else(|| self.ledger.find(Digest::of_id(text))) {
             None => self.find_input(text)?,
             found => found,
         };
@@ -69,7 +69,7 @@ impl Work<'_, '_> {
 
     /// The newest record with this id among the last ones. A message to an input needs this search, because its key
     /// covers more than the id.
-    fn find_input(&self, id: &str) -> Result<Option<u64>, Failure> {
+    fn find_input(&self, id: &str) -> Result<Option<u64>, Trouble> {
         for number in self.ledger.numbers_with_id().take(MOST_LOOKED_AT) {
             let stored = self.load(Number(number))?;
             if stored.is_some_and(|stored| stored.record.message_id.as_deref() == Some(id)) {
@@ -79,13 +79,13 @@ impl Work<'_, '_> {
         Ok(None)
     }
 
-    pub(super) fn message(&self, number: Number) -> Result<Option<C2dMessage>, Failure> {
+    pub(super) fn message(&self, number: Number) -> Result<Option<C2dMessage>, Trouble> {
         let Some(value) = self.tables.messages.get(number.0)? else { return Ok(None) };
         let decoded = codec::decode_message(number.0, value.value());
         Ok(decoded.inspect_err(|reason| tracing::warn!("{reason}")).ok())
     }
 
-    fn retry(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
+    fn retry(&mut self, mut stored: Stored) -> Result<Reply, Trouble> {
         let name = stored.record.name();
         if stored.record.state != State::Dead {
             let is = describe(stored.record.state);
@@ -113,7 +113,7 @@ impl Work<'_, '_> {
         Ok(Reply::Retried(Box::new(Unfinished { record, message })))
     }
 
-    fn drop_by_hand(&mut self, mut stored: Stored) -> Result<Reply, Failure> {
+    fn drop_by_hand(&mut self, mut stored: Stored) -> Result<Reply, Trouble> {
         if matches!(stored.record.state, State::Started | State::Finished) {
             let (name, is) = (stored.record.name(), describe(stored.record.state));
             return Ok(Reply::Refused(format!(

@@ -12,7 +12,7 @@
 use super::apply::Work;
 use super::ledger::Ledger;
 use super::store::Circumstances;
-use super::trouble::Failure;
+use super::trouble::Trouble;
 use crate::config::InboxSettings;
 
 /// Most records that one transaction removes because of their age. It is more than a transaction can add, so removal
@@ -26,7 +26,7 @@ const UNMATCHED_PART: u64 = 4;
 
 impl Work<'_, '_> {
     /// Whether `need` more bytes fit, after the oldest ended records were removed if necessary.
-    pub(super) fn make_room(&mut self, need: u64) -> Result<bool, Failure> {
+    pub(super) fn make_room(&mut self, need: u64) -> Result<bool, Trouble> {
         let max = self.circumstances.settings.max_size;
         // Freeing space would not help, so keep everything.
         if self.ledger.bytes() - self.ledger.ended_bytes() + need > max {
@@ -44,7 +44,7 @@ impl Work<'_, '_> {
     }
 
     /// Removes old records. If ended messages have grown past the limit, removes others, too.
-    pub(super) fn let_go(&mut self) -> Result<(), Failure> {
+    pub(super) fn let_go(&mut self) -> Result<(), Trouble> {
         let Circumstances { settings, now_ms, .. } = *self.circumstances;
         for number in too_old(self.ledger, settings, now_ms, MOST_BY_AGE) {
             self.remove(number)?;

@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{Notes, Work};
 use super::codec::{self, Stored};
-use super::ledger::{EARLIER_PROCESS, Entry, Ledger, since_ms};
-use super::operation::{Answer, Op};
+use super::ledger::{EARLIER_PROCESS, Ledger, LedgerEntry, since_ms};
+use super::operation::{Op, Written};
 use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
 use super::retention;
-use super::trouble::Failure;
+use super::trouble::Trouble;
 use crate::config::InboxSettings;
 use crate::outcome::{OutcomeKind, Totals};
 
@@ -77,7 +77,7 @@ pub(super) struct Tables<'t> {
 }
 
 impl<'t> Tables<'t> {
-    fn open(transaction: &'t WriteTransaction) -> Result<Self, Failure> {
+    fn open(transaction: &'t WriteTransaction) -> Result<Self, Trouble> {
         Ok(Self {
             records: transaction.open_table(RECORDS)?,
             messages: transaction.open_table(MESSAGES)?,
@@ -86,8 +86,8 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn put_sums(&mut self, sums: &Sums) -> Result<(), Failure> {
-        let json = serde_json::to_vec(sums).map_err(|error| Failure::Defect(error.to_string()))?;
+    fn put_sums(&mut self, sums: &Sums) -> Result<(), Trouble> {
+        let json = serde_json::to_vec(sums).map_err(|error| Trouble::Defect(error.to_string()))?;
         self.meta.insert(SUMS_KEY, json.as_slice())?;
         Ok(())
     }
@@ -105,7 +105,7 @@ pub(super) struct Circumstances<'c> {
 /// The result of a transaction.
 #[derive(Debug)]
 pub(super) struct Applied {
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<Written>,
     pub(super) notes: Notes,
 }
 
@@ -120,7 +120,7 @@ pub(super) struct Store {
 impl Store {
     /// Opens a database, and reads what is kept in memory. An empty database gets its tables. New numbers follow
     /// `floor`.
-    pub(super) fn open(database: Database, floor: Numbers) -> Result<Self, Failure> {
+    pub(super) fn open(database: Database, floor: Numbers) -> Result<Self, Trouble> {
         let Some(mut sums) = read_sums(&database)? else {
             let sums = Sums { numbers: floor, ..Sums::default() };
             begin(&database, &sums)?;
@@ -132,12 +132,12 @@ impl Store {
         Ok(store)
     }
 
-    fn fill(&mut self) -> Result<(), Failure> {
+    fn fill(&mut self) -> Result<(), Trouble> {
         let transaction = self.database.begin_read()?;
         for row in transaction.open_table(RECORDS)?.iter()? {
             let (number, value) = row?;
             let (number, value) = (number.value(), value.value());
-            let stored = Stored::decode(number, value).map_err(Failure::Corrupt)?;
+            let stored = Stored::decode(number, value).map_err(Trouble::Corrupt)?;
             self.ledger.insert(number, entry(&stored, value.len(), EARLIER_PROCESS));
         }
         for row in transaction.open_table(REPORTS)?.iter()? {
@@ -149,7 +149,7 @@ impl Store {
     }
 
     /// What the agent needs once, at its start.
-    pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Failure> {
+    pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Trouble> {
         let transaction = self.database.begin_read()?;
         let messages = transaction.open_table(MESSAGES)?;
         let mut opened = Opened { counts: self.counts(), ..Opened::default() };
@@ -159,7 +159,7 @@ impl Store {
         for row in transaction.open_table(RECORDS)?.iter()? {
             let (number, value) = row?;
             let number = number.value();
-            let record = Stored::decode(number, value.value()).map_err(Failure::Corrupt)?.record;
+            let record = Stored::decode(number, value.value()).map_err(Trouble::Corrupt)?.record;
             last_received = last_received.max(Some(record.received_ms));
             if let (Some(rule), Some(started)) = (&record.rule, record.started_ms) {
                 match starts.get_mut(rule) {
@@ -169,9 +169,9 @@ impl Store {
             }
             if matches!(record.state, State::Accepted | State::Started) {
                 let Some(message) = messages.get(number)? else {
-                    return Err(Failure::Corrupt(format!("the message of record {number} is missing")));
+                    return Err(Trouble::Corrupt(format!("the message of record {number} is missing")));
                 };
-                let message = codec::decode_message(number, message.value()).map_err(Failure::Corrupt)?;
+                let message = codec::decode_message(number, message.value()).map_err(Trouble::Corrupt)?;
                 opened.unfinished.push(Unfinished { record, message });
             } else if let Some(rule) = record.rule.clone() {
                 let since = since_ms(&record);
@@ -207,7 +207,7 @@ impl Store {
         ops: &[Op],
         circumstances: &Circumstances<'_>,
         applied: &mut Option<Applied>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Trouble> {
         self.ledger.begin();
         let transaction = self.database.begin_write()?;
         let mut work =
@@ -249,9 +249,9 @@ impl Store {
 }
 
 /// The ledger's entry for a record that takes `value_len` bytes without its message.
-pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry {
+pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> LedgerEntry {
     let record = &stored.record;
-    Entry {
+    LedgerEntry {
         delivery: stored.delivery,
         id: stored.id,
         sequence: stored.sequence,
@@ -267,7 +267,7 @@ pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> Entry
 }
 
 /// None if the database is empty.
-fn read_sums(database: &Database) -> Result<Option<Sums>, Failure> {
+fn read_sums(database: &Database) -> Result<Option<Sums>, Trouble> {
     let transaction = database.begin_read()?;
     let meta = match transaction.open_table(META) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -275,23 +275,23 @@ fn read_sums(database: &Database) -> Result<Option<Sums>, Failure> {
     };
     let format: u32 = match meta.get(FORMAT_KEY)? {
         Some(value) => read_json(FORMAT_KEY, value.value())?,
-        None => return Err(Failure::Corrupt(format!("`{FORMAT_KEY}` is missing"))),
+        None => return Err(Trouble::Corrupt(format!("`{FORMAT_KEY}` is missing"))),
     };
     if format < FORMAT {
-        return Err(Failure::Corrupt(format!(
+        return Err(Trouble::Corrupt(format!(
             "its format is {format}, that of a version before the first release"
         )));
     }
     if format > FORMAT {
-        return Err(Failure::Newer(format!("its format is {format}, and this version knows {FORMAT}")));
+        return Err(Trouble::Newer(format!("its format is {format}, and this version knows {FORMAT}")));
     }
     match meta.get(SUMS_KEY)? {
         Some(value) => read_json(SUMS_KEY, value.value()).map(Some),
-        None => Err(Failure::Corrupt(format!("`{SUMS_KEY}` is missing"))),
+        None => Err(Trouble::Corrupt(format!("`{SUMS_KEY}` is missing"))),
     }
 }
 
-fn begin(database: &Database, sums: &Sums) -> Result<(), Failure> {
+fn begin(database: &Database, sums: &Sums) -> Result<(), Trouble> {
     let transaction = database.begin_write()?;
     let mut tables = Tables::open(&transaction)?;
     tables.meta.insert(FORMAT_KEY, FORMAT.to_string().as_bytes())?;
@@ -300,7 +300,7 @@ fn begin(database: &Database, sums: &Sums) -> Result<(), Failure> {
     Ok(transaction.commit()?)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(name: &str, value: &[u8]) -> Result<T, Failure> {
+fn read_json<T: serde::de::DeserializeOwned>(name: &str, value: &[u8]) -> Result<T, Trouble> {
     serde_json::from_slice(value)
-        .map_err(|error| Failure::Corrupt(format!("`{name}` cannot be read: {error}")))
+        .map_err(|error| Trouble::Corrupt(format!("`{name}` cannot be read: {error}")))
 }

@@ -62,7 +62,7 @@ mod place;
 mod random;
 mod room;
 
-async fn done(inbox: &mut Inbox) -> (Vec<Answer>, Counts) {
+async fn done(inbox: &mut Inbox) -> (Vec<Written>, Counts) {
     loop {
         match tokio::time::timeout(Duration::from_secs(20), inbox.next()).await.expect("news") {
             News::Done { answers, counts } => return (answers, counts),
@@ -81,7 +81,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     inbox.submit(arrival(2, message(Some("m-2"), "on"), Intent::Wait));
     let (answers, counts) = done(&mut inbox).await;
     assert!(
-        matches!(answers[0], Answer::Accepted { ticket: 1, verdict: Verdict::New(Number(1)) }),
+        matches!(answers[0], Written::Accepted { ticket: 1, verdict: Verdict::New(Number(1)) }),
         "{answers:?}"
     );
     assert_eq!((counts.records, counts.unfinished), (2, 2));
@@ -92,7 +92,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
         report: None,
     });
     let answers = inbox.close().await;
-    assert!(matches!(answers[..], [Answer::Ended(Number(1))]), "{answers:?}");
+    assert!(matches!(answers[..], [Written::Ended(Number(1))]), "{answers:?}");
 
     let mut inbox = Inbox::open(&Inbox::claim(&settings), &settings, SystemTime::now);
     inbox.submit(arrival(3, message(Some("m-1"), "on"), Intent::Wait));
@@ -104,7 +104,7 @@ async fn a_message_is_recorded_ended_and_known_after_a_restart() {
     assert!(
         matches!(
             answers[0],
-            Answer::Accepted { ticket: 3, verdict: Verdict::Ended(Past { number: Number(1), .. }) }
+            Written::Accepted { ticket: 3, verdict: Verdict::Ended(Past { number: Number(1), .. }) }
         ),
         "{answers:?}"
     );

@@ -36,7 +36,7 @@ pub(crate) enum InboxError {
 
 /// Why the file could not be opened, read or written.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum Trouble {
     /// Another process has it: this one.
     InUse(Holder),
     Missing,
@@ -56,7 +56,7 @@ pub(super) enum Failure {
     Defect(String),
 }
 
-impl Failure {
+impl Trouble {
     pub(super) fn sentence(&self, path: &Path) -> String {
         let path = path.display();
         match self {
@@ -126,7 +126,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-impl From<redb::Error> for Failure {
+impl From<redb::Error> for Trouble {
     fn from(error: redb::Error) -> Self {
         const NEWER: &str = "file format version";
         match error {
@@ -159,7 +159,7 @@ impl From<redb::Error> for Failure {
 
 macro_rules! from_redb {
     ($($error:ident),*) => {
-        $(impl From<redb::$error> for Failure {
+        $(impl From<redb::$error> for Trouble {
             fn from(error: redb::$error) -> Self {
                 redb::Error::from(error).into()
             }

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
-use super::file::Place;
-use super::keeper::{Batch, Keeper};
+use super::file::DatabasePlace;
+use super::keeper::{Batch, InboxKeeper};
 use super::operation::{News, Op};
 use super::record::Opened;
-use super::trouble::Failure;
+use super::trouble::Trouble;
 
 /// Most operations in one transaction.
 pub(super) const MOST_OPS: usize = 256;
@@ -30,7 +30,7 @@ const TIDY: Duration = Duration::from_secs(600);
 
 /// A command from the handle.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum Job {
     /// Write at most [`MOST_OPS`] operations. The next batch follows after this one's news.
     Write(Vec<Op>),
     /// Write this and the waiting batches, with one more try if there is trouble, and then end.
@@ -41,8 +41,8 @@ pub(super) enum Command {
 struct Alone;
 
 pub(super) struct Worker<P> {
-    keeper: Keeper<P>,
-    commands: Receiver<Command>,
+    keeper: InboxKeeper<P>,
+    commands: Receiver<Job>,
     news: Sender<News>,
     batches: VecDeque<Batch>,
     opened: bool,
@@ -51,8 +51,8 @@ pub(super) struct Worker<P> {
     trouble: Option<(Instant, Duration)>,
 }
 
-impl<P: Place> Worker<P> {
-    pub(super) fn new(keeper: Keeper<P>, commands: Receiver<Command>, news: Sender<News>) -> Self {
+impl<P: DatabasePlace> Worker<P> {
+    pub(super) fn new(keeper: InboxKeeper<P>, commands: Receiver<Job>, news: Sender<News>) -> Self {
         Self {
             keeper,
             commands,
@@ -98,7 +98,7 @@ impl<P: Place> Worker<P> {
     }
 
     /// Opens the file if it is not open yet. Otherwise writes a batch if there is one.
-    fn step(&mut self) -> Result<Option<News>, Failure> {
+    fn step(&mut self) -> Result<Option<News>, Trouble> {
         if !self.opened {
             let opened = self.first_opened()?;
             self.opened = true;
@@ -111,11 +111,11 @@ impl<P: Place> Worker<P> {
     }
 
     /// Opens the file for the first time. Another process may just be ending, or only reading, so it gets a moment.
-    fn first_opened(&mut self) -> Result<Opened, Failure> {
+    fn first_opened(&mut self) -> Result<Opened, Trouble> {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.keeper.opened() {
-                Err(Failure::InUse(_)) if self.trouble.is_none() && Instant::now() < end => {
+                Err(Trouble::InUse(_)) if self.trouble.is_none() && Instant::now() < end => {
                     std::thread::park_timeout(PAUSE); // a lock has no event to wait for with a deadline, so poll
                 }
                 opened => return opened,
@@ -123,7 +123,7 @@ impl<P: Place> Worker<P> {
         }
     }
 
-    fn failed(&mut self, failure: &Failure) -> Result<(), Alone> {
+    fn failed(&mut self, failure: &Trouble) -> Result<(), Alone> {
         let (news, delay) = match self.trouble {
             Some((_, delay)) => (None, delay),
             None => {
@@ -153,8 +153,8 @@ impl<P: Place> Worker<P> {
             None => Duration::ZERO,
         };
         match self.commands.recv_timeout(wait) {
-            Ok(Command::Write(ops)) => self.batches.push_back(Batch::new(ops)),
-            Ok(Command::Close(mut ops)) => {
+            Ok(Job::Write(ops)) => self.batches.push_back(Batch::new(ops)),
+            Ok(Job::Close(mut ops)) => {
                 self.closing = true;
                 while !ops.is_empty() {
                     let rest = ops.split_off(ops.len().min(MOST_OPS));

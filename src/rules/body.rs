@@ -17,9 +17,9 @@ const MAX_DEPTH: usize = 127;
 
 /// Fields by name, each with its inner fields.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Fields(BTreeMap<String, Fields>);
+pub(super) struct BodyFields(BTreeMap<String, BodyFields>);
 
-impl Fields {
+impl BodyFields {
     /// The fields among the subjects.
     pub(super) fn of<'s>(subjects: impl Iterator<Item = &'s Subject>) -> Self {
         let mut fields = Self::default();
@@ -45,7 +45,7 @@ impl Fields {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Fields {
+impl<'de> DeserializeSeed<'de> for &BodyFields {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Value, D::Error> {
@@ -53,7 +53,7 @@ impl<'de> DeserializeSeed<'de> for &Fields {
     }
 }
 
-impl<'de> Visitor<'de> for &Fields {
+impl<'de> Visitor<'de> for &BodyFields {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,7 +62,7 @@ impl<'de> Visitor<'de> for &Fields {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Value, M::Error> {
         let mut kept = Map::new();
-        while let Some(found) = map.next_key_seed(Names(self))? {
+        while let Some(found) = map.next_key_seed(FieldName(self))? {
             match found {
                 Some((name, fields)) => drop(kept.insert(name.clone(), map.next_value_seed(fields)?)),
                 None => drop(map.next_value::<IgnoredAny>()?),
@@ -102,18 +102,18 @@ impl<'de> Visitor<'de> for &Fields {
 }
 
 /// Reads the name of a field. Returns its inner fields if the field is wanted.
-struct Names<'f>(&'f Fields);
+struct FieldName<'f>(&'f BodyFields);
 
-impl<'de, 'f> DeserializeSeed<'de> for Names<'f> {
-    type Value = Option<(&'f String, &'f Fields)>;
+impl<'de, 'f> DeserializeSeed<'de> for FieldName<'f> {
+    type Value = Option<(&'f String, &'f BodyFields)>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
         json.deserialize_str(self)
     }
 }
 
-impl<'f> Visitor<'_> for Names<'f> {
-    type Value = Option<(&'f String, &'f Fields)>;
+impl<'f> Visitor<'_> for FieldName<'f> {
+    type Value = Option<(&'f String, &'f BodyFields)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the name of a field")
@@ -129,9 +129,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn fields(names: &[&str]) -> Fields {
+    fn fields(names: &[&str]) -> BodyFields {
         let subjects: Vec<_> = names.iter().map(|name| Subject::parse(name).expect("a name")).collect();
-        Fields::of(subjects.iter())
+        BodyFields::of(subjects.iter())
     }
 
     fn json() -> impl Strategy<Value = Value> {

@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::message::{C2dMessage, excerpt};
 
-use super::body::Fields;
+use super::body::BodyFields;
 use super::plan;
 use super::plan::{PlanError, PlannedStep};
 use super::step::Step;
@@ -92,7 +92,7 @@ pub(crate) fn literal_steps(steps: &[Step]) -> Result<Vec<PlannedStep>, StepErro
     if let Some(subject) = steps.iter().flat_map(Step::subjects).next() {
         return Err(StepError::Placeholder(excerpt(&subject.to_string())));
     }
-    let (nothing, fields) = (C2dMessage::default(), Fields::default());
+    let (nothing, fields) = (C2dMessage::default(), BodyFields::default());
     let values = Values::of(&nothing, &fields);
     let mut room = plan::MAX_FILLED_BYTES;
     Ok(steps.iter().map(|step| step.plan(&values, &[], &mut room)).collect::<Result<_, _>>()?)

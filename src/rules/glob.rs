@@ -39,7 +39,7 @@ pub(crate) enum GlobError {
 }
 
 /// What one character of a text must be.
-enum Place {
+enum CharPlace {
     Any,
     /// In one of these ranges, both ends included. If not `inside`: in none of them.
     Ranges {
@@ -60,9 +60,9 @@ impl Glob {
             match first {
                 '*' if rest.first() == Some(&'*') => return Err(GlobError::Stars),
                 '*' => stars |= 1 << places.len(),
-                '?' => places.push(Place::Any),
+                '?' => places.push(CharPlace::Any),
                 '[' => places.push(read_class(&mut rest)?),
-                one => places.push(Place::Ranges { ranges: vec![(*one, *one)], inside: true }),
+                one => places.push(CharPlace::Ranges { ranges: vec![(*one, *one)], inside: true }),
             }
         }
         Ok(Self { text: text.to_owned(), meets: meets(&places), stars, end: 1 << places.len() })
@@ -110,7 +110,7 @@ impl Glob {
 }
 
 /// Reads a class. `rest` begins after its `[`. A `]` in first place is one of the characters, as in a shell.
-fn read_class(rest: &mut &[char]) -> Result<Place, GlobError> {
+fn read_class(rest: &mut &[char]) -> Result<CharPlace, GlobError> {
     let inside = rest.first() != Some(&'!');
     let all = if inside { *rest } else { &rest[1..] };
     let close = all.iter().skip(1).position(|one| *one == ']').ok_or(GlobError::Unclosed)? + 1;
@@ -130,13 +130,13 @@ fn read_class(rest: &mut &[char]) -> Result<Place, GlobError> {
         }
     }
     *rest = &behind[1..];
-    Ok(Place::Ranges { ranges, inside })
+    Ok(CharPlace::Ranges { ranges, inside })
 }
 
-fn meets(places: &[Place]) -> Vec<(char, Bits)> {
+fn meets(places: &[CharPlace]) -> Vec<(char, Bits)> {
     let mut firsts = vec!['\0'];
     for place in places {
-        let Place::Ranges { ranges, .. } = place else { continue };
+        let CharPlace::Ranges { ranges, .. } = place else { continue };
         for (first, last) in ranges {
             firsts.push(*first);
             firsts.extend((*last..=char::MAX).nth(1));
@@ -151,7 +151,7 @@ fn meets(places: &[Place]) -> Vec<(char, Bits)> {
     firsts.into_iter().map(|first| (first, bits(first))).collect()
 }
 
-impl Place {
+impl CharPlace {
     fn is_met_by(&self, one: char) -> bool {
         match self {
             Self::Any => true,

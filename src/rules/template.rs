@@ -13,10 +13,10 @@ use super::values::{Found, Values};
 /// One argument or one value. It is filled in after the argument list was split, so one value never becomes two
 /// arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Template(Vec<Part>);
+pub(crate) struct Template(Vec<TemplatePart>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+enum TemplatePart {
     Literal(String),
     Value { subject: Subject, default: Option<String> },
 }
@@ -59,14 +59,14 @@ impl Template {
             };
             let subject = Subject::parse(name).ok_or_else(|| TemplateError::Name(inside.to_owned()))?;
             if !literal.is_empty() {
-                parts.push(Part::Literal(std::mem::take(&mut literal)));
+                parts.push(TemplatePart::Literal(std::mem::take(&mut literal)));
             }
-            parts.push(Part::Value { subject, default });
+            parts.push(TemplatePart::Value { subject, default });
             rest = after;
         }
         literal.push_str(rest);
         if !literal.is_empty() {
-            parts.push(Part::Literal(literal));
+            parts.push(TemplatePart::Literal(literal));
         }
         Ok(Self(parts))
     }
@@ -75,7 +75,7 @@ impl Template {
     pub(crate) fn literal(&self) -> Option<&str> {
         match self.0.as_slice() {
             [] => Some(""),
-            [Part::Literal(text)] => Some(text),
+            [TemplatePart::Literal(text)] => Some(text),
             _ => None,
         }
     }
@@ -83,7 +83,7 @@ impl Template {
     /// The values that the template uses and that have no default.
     pub(super) fn needed(&self) -> impl Iterator<Item = &Subject> {
         self.0.iter().filter_map(|part| match part {
-            Part::Value { subject, default: None } => Some(subject),
+            TemplatePart::Value { subject, default: None } => Some(subject),
             _ => None,
         })
     }
@@ -91,15 +91,15 @@ impl Template {
     /// The values that the template uses, with or without a default.
     pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
         self.0.iter().filter_map(|part| match part {
-            Part::Value { subject, .. } => Some(subject),
-            Part::Literal(_) => None,
+            TemplatePart::Value { subject, .. } => Some(subject),
+            TemplatePart::Literal(_) => None,
         })
     }
 
     /// The value that the template uses, if it is one value and nothing else.
     pub(super) fn single(&self) -> Option<&Subject> {
         match self.0.as_slice() {
-            [Part::Value { subject, .. }] => Some(subject),
+            [TemplatePart::Value { subject, .. }] => Some(subject),
             _ => None,
         }
     }
@@ -123,8 +123,8 @@ impl Template {
         let mut text = String::new();
         for part in &self.0 {
             match part {
-                Part::Literal(literal) => text.push_str(literal),
-                Part::Value { subject, default } => match (values.find(subject), default) {
+                TemplatePart::Literal(literal) => text.push_str(literal),
+                TemplatePart::Value { subject, default } => match (values.find(subject), default) {
                     (Found::Text(value), _) => {
                         if text.len() + value.len() > MAX_FILLED_BYTES {
                             return Err(PlanError::TooMuch);

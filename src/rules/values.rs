@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::message::{C2dMessage, MAX_C2D_BYTES, SOURCE, excerpt, is_system_property};
 
-use super::body::Fields;
+use super::body::BodyFields;
 use super::subject::Subject;
 
 /// With at most this many properties, a search is faster than an index.
@@ -36,7 +36,7 @@ pub(super) enum Found<'m> {
 pub(super) struct Values<'m> {
     message: &'m C2dMessage,
     /// The body fields that may be asked for.
-    fields: &'m Fields,
+    fields: &'m BodyFields,
     index: OnceCell<HashMap<&'m str, &'m str>>,
     body: OnceCell<Option<Value>>,
     /// All fields of the body.
@@ -44,7 +44,7 @@ pub(super) struct Values<'m> {
 }
 
 impl<'m> Values<'m> {
-    pub(super) fn of(message: &'m C2dMessage, fields: &'m Fields) -> Self {
+    pub(super) fn of(message: &'m C2dMessage, fields: &'m BodyFields) -> Self {
         Self { message, fields, index: OnceCell::new(), body: OnceCell::new(), body_names: OnceCell::new() }
     }
 

@@ -13,7 +13,7 @@ use fe2o3_amqp::link::{
 use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::types::definitions;
 
-use super::refusal::{Asked, OPEN_QUESTION, Refusal};
+use super::refusal::{OPEN_QUESTION, Refusal, RefusedRequest};
 use super::{EARLIEST_PLAUSIBLE, ServiceError};
 use crate::amqp_frames::Failed;
 use crate::credentials::ServiceConnectionString;
@@ -25,7 +25,7 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now:
             policy: identity.policy.clone(),
             remedy: remedy(now),
         },
-        OpenError::RemoteClosedWithError(error) => refused(&error, Asked::Connection),
+        OpenError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Connection),
         OpenError::ProtocolHeaderMismatch(_) => ServiceError::Unreachable(format!(
             "{} answers over TLS, but not with AMQP: check the port",
             identity.host
@@ -63,24 +63,24 @@ fn unopened(error: &io::Error, identity: &ServiceConnectionString) -> String {
 
 pub(super) fn of_begin(error: BeginError) -> ServiceError {
     match error {
-        BeginError::ConnectionStopped(reason) => of_connection_stop(reason, Asked::Connection),
-        BeginError::RemoteEndedWithError(error) => refused(&error, Asked::Connection),
+        BeginError::ConnectionStopped(reason) => of_connection_stop(reason, RefusedRequest::Connection),
+        BeginError::RemoteEndedWithError(error) => refused(&error, RefusedRequest::Connection),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
 pub(super) fn of_sender_attach(error: SenderAttachError, policy: &str) -> ServiceError {
     match error {
-        SenderAttachError::SessionStopped(reason) => of_session_stop(reason, Asked::Connection),
-        SenderAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
+        SenderAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
+        SenderAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { policy }),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
 pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> ServiceError {
     match error {
-        ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason, Asked::Connection),
-        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, Asked::Link { policy }),
+        ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
+        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { policy }),
         error => ServiceError::Lost(error.to_string()),
     }
 }
@@ -88,16 +88,16 @@ pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> Se
 /// For a message that is being sent: it may or may not be in the queue.
 pub(super) fn of_send(error: SendError) -> ServiceError {
     let failed = match error {
-        SendError::LinkStateError(error) => of_link_state(error, Asked::Sending),
+        SendError::LinkStateError(error) => of_link_state(error, RefusedRequest::Sending),
         SendError::Detached(error) => match error {
-            DetachError::SessionStopped(reason) => of_session_stop(reason, Asked::Sending),
+            DetachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Sending),
             DetachError::RemoteDetachedWithError(error) | DetachError::RemoteClosedWithError(error) => {
-                refused(&error, Asked::Sending)
+                refused(&error, RefusedRequest::Sending)
             }
             _ => closed(),
         },
         SendError::MessageSizeExceeded(_) => {
-            refused(&definitions::LinkError::MessageSizeExceeded.into(), Asked::Sending)
+            refused(&definitions::LinkError::MessageSizeExceeded.into(), RefusedRequest::Sending)
         }
         error => ServiceError::Lost(error.to_string()),
     };
@@ -109,7 +109,7 @@ pub(super) fn of_send(error: SendError) -> ServiceError {
 
 pub(super) fn of_receive(error: RecvError) -> ServiceError {
     match error {
-        RecvError::LinkStateError(error) => of_link_state(error, Asked::Reading),
+        RecvError::LinkStateError(error) => of_link_state(error, RefusedRequest::Reading),
         error => ServiceError::Lost(error.to_string()),
     }
 }
@@ -117,7 +117,7 @@ pub(super) fn of_receive(error: RecvError) -> ServiceError {
 /// For feedback that is requested or settled.
 pub(super) fn of_settlement(error: IllegalLinkStateError) -> ServiceError {
     match error {
-        IllegalLinkStateError::SessionStopped(reason) => of_session_stop(reason, Asked::Reading),
+        IllegalLinkStateError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Reading),
         IllegalLinkStateError::IllegalState => closed(),
     }
 }
@@ -127,11 +127,11 @@ fn closed() -> ServiceError {
     ServiceError::Lost("the hub has closed the link and gave no reason".to_owned())
 }
 
-pub(super) fn refused(error: &definitions::Error, asked: Asked<'_>) -> ServiceError {
+pub(super) fn refused(error: &definitions::Error, asked: RefusedRequest<'_>) -> ServiceError {
     ServiceError::Refused(Refusal::new(error, asked))
 }
 
-fn of_link_state(error: LinkStateError, asked: Asked<'_>) -> ServiceError {
+fn of_link_state(error: LinkStateError, asked: RefusedRequest<'_>) -> ServiceError {
     match error {
         LinkStateError::SessionStopped(reason) => of_session_stop(reason, asked),
         LinkStateError::RemoteDetachedWithError(error) | LinkStateError::RemoteClosedWithError(error) => {
@@ -141,7 +141,7 @@ fn of_link_state(error: LinkStateError, asked: Asked<'_>) -> ServiceError {
     }
 }
 
-fn of_session_stop(reason: SessionStopReason, asked: Asked<'_>) -> ServiceError {
+fn of_session_stop(reason: SessionStopReason, asked: RefusedRequest<'_>) -> ServiceError {
     match reason {
         SessionStopReason::RemoteEndedWithError(error) => refused(&error, asked),
         SessionStopReason::ConnectionStopped(reason) => of_connection_stop(reason, asked),
@@ -152,7 +152,7 @@ fn of_session_stop(reason: SessionStopReason, asked: Asked<'_>) -> ServiceError 
     }
 }
 
-fn of_connection_stop(reason: ConnectionStopReason, asked: Asked<'_>) -> ServiceError {
+fn of_connection_stop(reason: ConnectionStopReason, asked: RefusedRequest<'_>) -> ServiceError {
     match reason {
         ConnectionStopReason::RemoteClosedWithError(error) => refused(&error, asked),
         ConnectionStopReason::ClosedWithError(error) => ServiceError::Lost(error.to_string()),

@@ -43,12 +43,12 @@ pub struct FeedbackBatch {
     pub enqueued: Option<SystemTime>,
     /// Its records; they may belong to messages of any sender of this hub.
     pub records: Vec<FeedbackRecord>,
-    pub(super) receipt: Receipt,
+    pub(super) receipt: BatchReceipt,
 }
 
 /// What completes a batch.
 #[derive(Debug)]
-pub(super) enum Receipt {
+pub(super) enum BatchReceipt {
     /// For the link that brought it.
     Amqp(DeliveryInfo),
     /// Its lock token.
@@ -134,9 +134,12 @@ impl FeedbackReceiver {
             _ => Vec::new(),
         };
         match decode_batch(&body) {
-            Ok(records) => {
-                Ok(FeedbackBatch { id: batch_id(&body), enqueued, records, receipt: Receipt::Amqp(delivery) })
-            }
+            Ok(records) => Ok(FeedbackBatch {
+                id: batch_id(&body),
+                enqueued,
+                records,
+                receipt: BatchReceipt::Amqp(delivery),
+            }),
             Err(error) => {
                 let released = self.link.release(delivery).await;
                 released.map_err(failure::of_settlement)?;
@@ -150,7 +153,7 @@ impl FeedbackReceiver {
     /// # Errors
     /// When the link or connection is lost; the batch then comes again.
     pub async fn complete(&mut self, batch: FeedbackBatch) -> Result<(), ServiceError> {
-        let Receipt::Amqp(delivery) = batch.receipt else {
+        let BatchReceipt::Amqp(delivery) = batch.receipt else {
             return Err(ServiceError::Lost("the batch came over another connection".into()));
         };
         let completed = async {

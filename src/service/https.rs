@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use super::dial;
 use super::target::ENCODED;
-use super::{HttpsWay, ServiceError, Target};
+use super::{Addressee, HttpsWay, ServiceError};
 use crate::credentials::{HostPort, ServiceConnectionString};
 
 mod answer;
@@ -71,7 +71,7 @@ pub struct HttpsService {
 }
 
 /// A request.
-struct Ask {
+struct ServiceRequest {
     method: Method,
     path: String,
     /// JSON; empty if the request has no body.
@@ -83,7 +83,7 @@ struct Ask {
     patience: Duration,
 }
 
-impl Ask {
+impl ServiceRequest {
     fn new(method: Method, path: String, limit: usize) -> Self {
         Self { method, path, body: Bytes::new(), if_match: None, limit, patience: ANSWER_TIMEOUT }
     }
@@ -157,7 +157,8 @@ impl HttpsService {
     pub async fn twin(&mut self, device_id: &str) -> Result<Twin, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/twins/{device}?api-version={API_VERSION}");
-        let (body, of_emulator) = self.json(Ask::new(Method::GET, path, MAX_TWIN), device_id).await?;
+        let (body, of_emulator) =
+            self.json(ServiceRequest::new(Method::GET, path, MAX_TWIN), device_id).await?;
         match body.get("properties").and_then(|properties| properties.get("reported")) {
             Some(reported) => Ok(Twin { reported: reported.clone(), of_emulator }),
             None => Err(answer::no_hub(&self.host, "a twin without reported properties")),
@@ -179,7 +180,7 @@ impl HttpsService {
     ) -> Result<Vec<DeviceEvent>, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/emulator/devices/{device}/events?after={after}");
-        let (body, _) = self.json(Ask::new(Method::GET, path, MAX_EVENTS), device_id).await?;
+        let (body, _) = self.json(ServiceRequest::new(Method::GET, path, MAX_EVENTS), device_id).await?;
         let events = Vec::<WireEvent>::deserialize(body).ok();
         let events: Option<Vec<_>> =
             events.and_then(|events| events.into_iter().map(WireEvent::read).collect());
@@ -187,7 +188,7 @@ impl HttpsService {
     }
 
     /// The JSON of an answer with status 200, and whether the emulator sent it.
-    async fn json(&mut self, ask: Ask, device_id: &str) -> Result<(Value, bool), ServiceError> {
+    async fn json(&mut self, ask: ServiceRequest, device_id: &str) -> Result<(Value, bool), ServiceError> {
         let (head, body) = self.exchange(ask).await?;
         let is_emulator = |name: &HeaderValue| name.as_bytes().starts_with(EMULATOR.as_bytes());
         let of_emulator = head.headers.get(SERVER).is_some_and(is_emulator);
@@ -211,7 +212,7 @@ impl HttpsService {
     }
 
     /// Like [`Self::refusal`], for a request that may be about a module.
-    fn refusal_about(&self, status: StatusCode, body: &[u8], target: &Target) -> ServiceError {
+    fn refusal_about(&self, status: StatusCode, body: &[u8], target: &Addressee) -> ServiceError {
         match self.refusal(status, body, target.device_id()) {
             // A real hub uses one error code for a missing device and a missing module.
             ServiceError::UnknownDevice(_) if target.module_id().is_some() => {
@@ -222,7 +223,7 @@ impl HttpsService {
     }
 
     /// Sends one request and reads its whole answer, with any status.
-    async fn exchange(&mut self, ask: Ask) -> Result<(Parts, Bytes), ServiceError> {
+    async fn exchange(&mut self, ask: ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
         let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
         let exchange = async {
             let response = self.send(&ask).await?;
@@ -242,7 +243,7 @@ impl HttpsService {
 
     /// Sends one request. The hub may have closed a kept connection meanwhile. Then a new one is tried, except for
     /// requests that must not be carried out twice.
-    async fn send(&mut self, ask: &Ask) -> Result<Response<Incoming>, ServiceError> {
+    async fn send(&mut self, ask: &ServiceRequest) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
                 Ok(()) => match kept.send_request(self.request(ask)?).await {
@@ -289,7 +290,7 @@ impl HttpsService {
         self.driver = JoinSet::new();
     }
 
-    fn request(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, ServiceError> {
+    fn request(&self, ask: &ServiceRequest) -> Result<Request<Full<Bytes>>, ServiceError> {
         let port = self.host.port.filter(|port| *port != dial::HTTPS.port);
         let mut request = Request::builder()
             .method(&ask.method)

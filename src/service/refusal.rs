@@ -12,7 +12,7 @@ const EXCERPT_CHARS: usize = 300;
 
 /// What the hub was asked for when it refused.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Asked<'a> {
+pub(super) enum RefusedRequest<'a> {
     /// Queue a message for this device.
     Message { device_id: &'a str },
     /// Let this policy use a link.
@@ -43,7 +43,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(error: &definitions::Error, asked: Asked<'_>) -> Self {
+    pub(super) fn new(error: &definitions::Error, asked: RefusedRequest<'_>) -> Self {
         let condition = symbol(&error.condition).0;
         let description = excerpt(error.description.as_deref().unwrap_or_default());
         let info = |name: &str| error.info.as_ref().and_then(|info| info.get(&Symbol::from(name)));
@@ -58,7 +58,7 @@ impl Refusal {
             _ => None,
         };
         let mut meaning = meaning(&condition, &description, code, asked);
-        if let Asked::Sending = asked {
+        if let RefusedRequest::Sending = asked {
             meaning = format!("{meaning}; {OPEN_QUESTION}");
         }
         Self { condition, description, tracking_id, meaning }
@@ -86,10 +86,10 @@ impl fmt::Display for Refusal {
 }
 
 /// Source of the symbols: wire reference 2.8 and 4.3.
-fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'_>) -> String {
+fn meaning(condition: &str, description: &str, code: Option<i64>, asked: RefusedRequest<'_>) -> String {
     let lower = description.to_ascii_lowercase();
     match (condition, asked) {
-        ("amqp:not-found", Asked::Message { device_id }) => {
+        ("amqp:not-found", RefusedRequest::Message { device_id }) => {
             format!("the hub knows no device \"{device_id}\": check --device")
         }
         ("amqp:not-found", _) => {
@@ -99,7 +99,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
             "the hub has used up its message quota of the day: wait until it is renewed, or add units to the hub"
                 .to_owned()
         }
-        ("amqp:resource-limit-exceeded", Asked::Message { device_id }) => format!(
+        ("amqp:resource-limit-exceeded", RefusedRequest::Message { device_id }) => format!(
             "the queue of device \"{device_id}\" is full (50 messages): the device is offline or slow; wait until it \
              has taken some, or purge its queue"
         ),
@@ -124,7 +124,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
         ("com.microsoft:message-lock-lost", _) => {
             "the lock on the feedback has expired: the hub sends it again".to_owned()
         }
-        ("amqp:link:message-size-exceeded", Asked::Message { .. } | Asked::Sending) => {
+        ("amqp:link:message-size-exceeded", RefusedRequest::Message { .. } | RefusedRequest::Sending) => {
             "the message is too large for the hub: at most 64 KiB, properties included".to_owned()
         }
         (BAD_ARGUMENT | BAD_RANGE, _) if code == Some(403_009) || lower.contains("expir") => {
@@ -133,7 +133,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
                 .to_owned()
         }
         (BAD_ARGUMENT | BAD_RANGE, _) => "the hub refused an argument of the message".to_owned(),
-        ("amqp:unauthorized-access", Asked::Link { policy }) => format!(
+        ("amqp:unauthorized-access", RefusedRequest::Link { policy }) => format!(
             "the policy \"{policy}\" may not do this: it needs the permission ServiceConnect, and its \
              current key"
         ),
@@ -142,7 +142,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
              machine's clock"
                 .to_owned()
         }
-        ("com.microsoft:device-container-throttled", Asked::Reading | Asked::Link { .. }) => {
+        ("com.microsoft:device-container-throttled", RefusedRequest::Reading | RefusedRequest::Link { .. }) => {
             "the hub is throttling: wait, and ask less often".to_owned()
         }
         ("com.microsoft:device-container-throttled", _) => {
@@ -162,10 +162,10 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Asked<'
         ("amqp:internal-error" | "com.microsoft:timeout", _) => {
             "the hub failed to do it: try again later".to_owned()
         }
-        (_, Asked::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
-        (_, Asked::Link { .. }) => "the hub refused the link".to_owned(),
-        (_, Asked::Sending | Asked::Reading) => "the hub ended the link".to_owned(),
-        (_, Asked::Connection) => "the hub ended the connection".to_owned(),
+        (_, RefusedRequest::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
+        (_, RefusedRequest::Link { .. }) => "the hub refused the link".to_owned(),
+        (_, RefusedRequest::Sending | RefusedRequest::Reading) => "the hub ended the link".to_owned(),
+        (_, RefusedRequest::Connection) => "the hub ended the connection".to_owned(),
     }
 }
 
@@ -209,9 +209,9 @@ mod tests {
     use super::*;
     use fe2o3_amqp::types::definitions::{AmqpError, Fields};
 
-    const DEVICE: Asked<'static> = Asked::Message { device_id: "dev1" };
+    const DEVICE: RefusedRequest<'static> = RefusedRequest::Message { device_id: "dev1" };
 
-    fn refusal(condition: impl Into<ErrorCondition>, description: &str, asked: Asked<'_>) -> String {
+    fn refusal(condition: impl Into<ErrorCondition>, description: &str, asked: RefusedRequest<'_>) -> String {
         Refusal::new(&definitions::Error::new(condition, description.to_owned(), None), asked).to_string()
     }
 
@@ -223,7 +223,7 @@ mod tests {
         );
         assert!(refusal(AmqpError::ResourceLimitExceeded, "", DEVICE).contains("is full (50 messages)"));
         assert!(refusal(AmqpError::ResourceLimitExceeded, "Quota", DEVICE).contains("quota of the day"));
-        let link = Asked::Link { policy: "device" };
+        let link = RefusedRequest::Link { policy: "device" };
         assert!(refusal(AmqpError::UnauthorizedAccess, "", link).contains("\"device\""));
     }
 

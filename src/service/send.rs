@@ -12,7 +12,7 @@ use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties as Section};
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
 
-use super::refusal::Asked;
+use super::refusal::RefusedRequest;
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::Failed;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
@@ -125,7 +125,7 @@ impl C2dSender {
     /// # Cancel safety
     /// If the future is dropped, the message may or may not have been sent.
     pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
-        let asked = Asked::Message { device_id: &message.device_id };
+        let asked = RefusedRequest::Message { device_id: &message.device_id };
         let outcome = async {
             let sent = self.link.send_batchable(message.encode()).await.map_err(failure::of_send)?;
             // The crate keeps waiting for a link that the hub detached but that could be attached again.

@@ -5,9 +5,10 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::feedback::Receipt;
+use super::feedback::BatchReceipt;
 use super::{
-    FeedbackBatch, FeedbackReceiver, HttpsService, HttpsWay, Service, ServiceError, TOKEN_LIFETIME, Way,
+    FeedbackBatch, FeedbackReceiver, HttpsService, HttpsWay, Service, ServiceError, ServiceTransport,
+    TOKEN_LIFETIME,
 };
 use crate::credentials::ServiceConnectionString;
 
@@ -20,7 +21,7 @@ const LONGEST_REST: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FeedbackTransport {
     /// A link, by one of the ways of AMQP.
-    Amqp(Way),
+    Amqp(ServiceTransport),
     /// Polls.
     Https(HttpsWay),
 }
@@ -96,7 +97,7 @@ impl FeedbackSource {
         match &mut self.0 {
             Inner::Amqp { receiver, .. } => receiver.complete(batch).await,
             Inner::Https { service, rest, .. } => {
-                let Receipt::Https(lock) = batch.receipt else {
+                let BatchReceipt::Https(lock) = batch.receipt else {
                     return Err(ServiceError::Lost("the batch came over another connection".into()));
                 };
                 service.complete_feedback(&lock).await?;

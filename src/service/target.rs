@@ -13,12 +13,12 @@ pub(super) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.'
 
 /// A device, or a module of it. It is displayed as `device pi-01`, or as `module relay of device pi-01`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub struct Addressee {
     device_id: String,
     module_id: Option<String>,
 }
 
-impl Target {
+impl Addressee {
     /// # Errors
     /// When one of the two is not an id.
     pub fn new(device_id: &str, module_id: Option<&str>) -> Result<Self, CredentialError> {
@@ -47,7 +47,7 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for Addressee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.module_id {
             Some(module) => write!(f, "module {module} of device {}", self.device_id),
@@ -62,10 +62,10 @@ mod tests {
 
     #[test]
     fn a_path_keeps_every_id_apart() {
-        let of = |device, module| Target::new(device, module).expect("ids");
+        let of = |device, module| Addressee::new(device, module).expect("ids");
         assert_eq!(of("pi-01", None).twin_path(), "/twins/pi-01");
         assert_eq!(of("a%b", Some("m:1")).twin_path(), "/twins/a%25b/modules/m%3A1");
         assert_eq!(of("pi", Some("relay")).to_string(), "module relay of device pi");
-        assert!(Target::new("a/b", None).is_err() && Target::new("a", Some("")).is_err());
+        assert!(Addressee::new("a/b", None).is_err() && Addressee::new("a", Some("")).is_err());
     }
 }

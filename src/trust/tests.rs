@@ -75,7 +75,7 @@ fn each_link_on_the_way_to_a_program_counts_and_where_it_stands() {
     symlink("../a/../links/second", root.join("links/first")).expect("a link");
     symlink(root.join("a/b"), root.join("links/second")).expect("a link");
     let linked = root.join("links/first/program");
-    assert_eq!(Way::to(&linked).real.expect("it leads there"), program);
+    assert_eq!(WayToFile::to(&linked).real.expect("it leads there"), program);
     assert_eq!(told(&linked), None);
     mode(&root.join("links"), 0o777);
     assert!(told(&linked).is_some_and(|told| told.contains("links, which is writable by users other")));
@@ -99,10 +99,12 @@ fn each_link_on_the_way_to_a_program_counts_and_where_it_stands() {
 fn a_way_that_goes_in_circles_ends() {
     let (_dir, root) = dir();
     symlink("round", root.join("round")).expect("a link");
-    assert!(Way::to(&root.join("round")).real.is_err());
+    assert!(WayToFile::to(&root.join("round")).real.is_err());
     assert!(open(&root.join("round"), OFlags::RDONLY).is_err());
     assert!(
-        Way::to(&root.join("none/at/all")).real.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        WayToFile::to(&root.join("none/at/all"))
+            .real
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     );
 }
 

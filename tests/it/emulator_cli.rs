@@ -22,6 +22,12 @@ fn one_ready_line_goes_to_standard_output_and_sigterm_ends_it_well() {
 }
 
 #[test]
+fn the_command_to_try_can_be_pasted_whatever_the_device_is_called() {
+    let emulator = Emulator::start_with(&["--device", "$pump(1)"]);
+    emulator.process.stderr.wait_for("c2d-send --device '$pump(1)' --data hello");
+}
+
+#[test]
 fn keys_and_the_authority_survive_a_restart() {
     let first = Emulator::start();
     let texts = |emulator: &Emulator| {

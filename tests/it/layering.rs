@@ -137,6 +137,11 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["src/websocket.rs", "src/websocket/", "src/emulator/https/upgrade.rs"],
         "go through `websocket`",
     ),
+    (
+        "crate::amqp_frames",
+        &["src/service.rs", "src/service/", "src/session/amqp/", "src/emulator/amqp/frames/"],
+        "go through `service`, `session`, or `frames` of the emulator",
+    ),
     ("sd_notify", &["src/systemd.rs"], "go through `systemd`"),
     ("prometheus_client", &["src/metrics.rs", "src/metrics/"], "go through `metrics`"),
     ("x509_parser", &["src/doctor/", "src/doctor.rs"], "only the doctor looks into certificates"),

@@ -114,6 +114,7 @@ mod method_soak;
 mod method_traps;
 mod metrics;
 mod mosquitto;
+mod names;
 #[cfg(all(feature = "service", feature = "emulator", feature = "doctor"))]
 mod new_user;
 #[cfg(all(feature = "service", feature = "emulator"))]

@@ -17,7 +17,7 @@ use crate::rules::PinState;
 mod change;
 mod waves;
 
-pub(super) use waves::Shape;
+pub(super) use waves::WaveShape;
 use waves::Waves;
 
 /// How long to wait before a change that the backend refused is tried again.
@@ -30,7 +30,7 @@ pub(super) struct Bank {
     settings: GpioSettings,
     pins: BTreeMap<String, Pin>,
     waves: Waves,
-    hub: Hub,
+    hub: HubReach,
     /// The pins whose `on_disconnect` has come in the present absence of the hub. The time is when to try again, if
     /// needed.
     disconnected: BTreeMap<String, Option<Instant>>,
@@ -40,7 +40,7 @@ pub(super) struct Bank {
 
 /// Whether the hub can switch pins.
 #[derive(Debug, Clone, Copy)]
-enum Hub {
+enum HubReach {
     /// It cannot, since this time.
     Away(Instant),
     /// It could when the agent last reported that it runs. A blocked agent can neither switch a pin for the hub nor
@@ -94,7 +94,7 @@ impl Bank {
             pins: pins.collect(),
             settings: settings.clone(),
             waves: Waves::default(),
-            hub: Hub::There(None),
+            hub: HubReach::There(None),
             disconnected: BTreeMap::new(),
             switched,
         }
@@ -152,21 +152,21 @@ impl Bank {
 
     /// The hub is away since `now`, unless it was away before.
     pub(super) fn hub_lost(&mut self, now: Instant) {
-        if let Hub::There(_) = self.hub {
-            self.hub = Hub::Away(now);
+        if let HubReach::There(_) = self.hub {
+            self.hub = HubReach::Away(now);
             self.disconnected.clear();
         }
     }
 
     /// The hub is back.
     pub(super) fn hub_back(&mut self) {
-        self.hub = Hub::There(None);
+        self.hub = HubReach::There(None);
         self.disconnected.clear();
     }
 
     /// The agent runs, and would have noticed if the hub were away.
     pub(super) fn alive(&mut self, now: Instant) {
-        if let Hub::There(seen) = &mut self.hub {
+        if let HubReach::There(seen) = &mut self.hub {
             *seen = Some(now);
             self.disconnected.clear();
         }
@@ -174,7 +174,7 @@ impl Bank {
 
     /// When the agent must report again that it runs: well before the first pin would treat it as blocked.
     pub(super) fn next_sign(&self) -> Option<Instant> {
-        let Hub::There(Some(seen)) = self.hub else { return None };
+        let HubReach::There(Some(seen)) = self.hub else { return None };
         let after =
             self.pins.values().filter_map(|pin| pin.settings.on_disconnect).map(|own| own.after).min()?;
         Some(far(seen, after / 10))
@@ -199,8 +199,8 @@ impl Bank {
         let own = pin.settings.on_disconnect?;
         match (self.disconnected.get(name), self.hub) {
             (Some(retry), _) => *retry,
-            (None, Hub::Away(since) | Hub::There(Some(since))) => Some(far(since, own.after)),
-            (None, Hub::There(None)) => None,
+            (None, HubReach::Away(since) | HubReach::There(Some(since))) => Some(far(since, own.after)),
+            (None, HubReach::There(None)) => None,
         }
     }
 
@@ -243,7 +243,7 @@ impl Bank {
         let mut retry = None;
         match set {
             Ok(()) if is_so => {}
-            Ok(()) if matches!(self.hub, Hub::There(_)) => {
+            Ok(()) if matches!(self.hub, HubReach::There(_)) => {
                 let why = "the agent was blocked, so the hub counts as unreachable";
                 tracing::warn!(pin = name, %state, %after, "switched pin: {why}");
             }

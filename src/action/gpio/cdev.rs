@@ -15,7 +15,7 @@ use gpiocdev::line::{Offset, Value};
 use rustix::io::Errno;
 
 use super::{CONSUMER, GpioError, LineUse, PinBackend, Survey, claim};
-use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
+use crate::config::{ActiveLevel, GpioSettings, LineName, PinSettings};
 use crate::rules::PinState;
 
 /// Chips of the Raspberry Pi's header, newest first. The number of the device file has changed between kernel
@@ -44,7 +44,7 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
 
 /// Looks at the chip and at who holds each line.
 pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
-    let number = settings.pins.values().any(|pin| matches!(pin.line, Line::Number(_)));
+    let number = settings.pins.values().any(|pin| matches!(pin.line, LineName::Number(_)));
     let found = match &settings.chip {
         Some(chip) => in_words(&configured_chip(chip)?)?,
         None if number => in_words(&header_chip()?)?,
@@ -59,8 +59,8 @@ pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
 }
 
 /// Who holds a line of the header, if the kernel knows.
-pub(super) fn header_line_use(line: &Line) -> Option<LineUse> {
-    let Line::Number(offset) = line else { return None };
+pub(super) fn header_line_use(line: &LineName) -> Option<LineUse> {
+    let LineName::Number(offset) = line else { return None };
     let chip = labelled_header_chip().ok()??;
     line_use(&chip, *offset).ok()
 }
@@ -133,10 +133,10 @@ fn request(chip: &Chip, offset: Offset, name: &str, pin: &PinSettings) -> Result
 }
 
 /// The chip and the offset of a pin's line.
-fn find_line(chip: Option<&str>, pin: &str, line: &Line) -> Result<(Chip, Offset), GpioError> {
+fn find_line(chip: Option<&str>, pin: &str, line: &LineName) -> Result<(Chip, Offset), GpioError> {
     let no_line = |chip: String| GpioError::NoLine { pin: pin.to_owned(), line: spelled(line), chip };
     match (line, chip) {
-        (Line::Number(offset), chip) => {
+        (LineName::Number(offset), chip) => {
             let chip = match chip {
                 Some(chip) => configured_chip(chip)?,
                 None => header_chip()?,
@@ -144,14 +144,14 @@ fn find_line(chip: Option<&str>, pin: &str, line: &Line) -> Result<(Chip, Offset
             let info = chip.info().map_err(|error| opening(chip.path(), &error))?;
             if *offset < info.num_lines { Ok((chip, *offset)) } else { Err(no_line(info.label)) }
         }
-        (Line::Name(name), Some(chip)) => {
+        (LineName::Name(name), Some(chip)) => {
             let chip = configured_chip(chip)?;
             match chip.find_line_info(name) {
                 Some(info) => Ok((chip, info.offset)),
                 None => Err(no_line(chip.name())),
             }
         }
-        (Line::Name(name), None) => {
+        (LineName::Name(name), None) => {
             let found = search(|chip| Ok(chip.find_line_info(name).map(|info| info.offset)))?;
             found.ok_or_else(|| no_line("any GPIO chip".to_owned()))
         }
@@ -227,10 +227,10 @@ fn busy(pin: &str, line: String, chip: String, consumer: &str) -> GpioError {
     GpioError::Busy { pin: pin.to_owned(), line, chip, consumer }
 }
 
-fn spelled(line: &Line) -> String {
+fn spelled(line: &LineName) -> String {
     match line {
-        Line::Number(number) => number.to_string(),
-        Line::Name(name) => name.clone(),
+        LineName::Number(number) => number.to_string(),
+        LineName::Name(name) => name.clone(),
     }
 }
 
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_busy_line_names_its_consumer() {
-        let line = spelled(&Line::Number(17));
+        let line = spelled(&LineName::Number(17));
         assert_eq!(
             busy("pump", line.clone(), "gpiochip0".to_owned(), "spi0 CS0").to_string(),
             "pin pump: line 17 of gpiochip0 is in use by \"spi0 CS0\": stop that program or choose another line"

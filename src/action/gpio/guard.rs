@@ -20,9 +20,9 @@ use super::bank::Bank;
 const STACK: usize = 256 * 1024;
 
 /// The pins, shared by the guard and all others.
-pub(super) struct Shared {
+pub(super) struct SharedPins {
     /// Held for one change of one pin, never across a wait.
-    held: Mutex<Held>,
+    held: Mutex<GuardedPins>,
     /// Signals that something is due earlier than the guard knows.
     sooner: Condvar,
     /// Signals that a pin with `max_on` was switched.
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     sooner_in_test: Notify,
 }
 
-struct Held {
+struct GuardedPins {
     bank: Bank,
     /// When the guard wakes up by itself.
     wakes: Option<Instant>,
@@ -44,18 +44,18 @@ struct Held {
     is_closing: bool,
 }
 
-/// The thread. It ends only through [`Guard::end`].
-pub(super) enum Guard {
+/// The thread. It ends only through [`PinGuard::end`].
+pub(super) enum PinGuard {
     Thread(Option<JoinHandle<()>>),
     /// Does the work of the thread in the time of a test.
     #[cfg(test)]
     Task(tokio::task::JoinSet<()>),
 }
 
-impl Shared {
+impl SharedPins {
     pub(super) fn new(bank: Bank) -> Self {
         Self {
-            held: Mutex::new(Held { bank, wakes: None, is_closing: false }),
+            held: Mutex::new(GuardedPins { bank, wakes: None, is_closing: false }),
             sooner: Condvar::new(),
             switched: Notify::new(),
             moved: Notify::new(),
@@ -88,7 +88,7 @@ impl Shared {
     }
 
     /// Does what is due.
-    fn turn(&self, held: &mut Held) -> Option<Instant> {
+    fn turn(&self, held: &mut GuardedPins) -> Option<Instant> {
         held.wakes = held.bank.keep_guard(Instant::now());
         self.tell(&mut held.bank);
         held.wakes
@@ -108,7 +108,7 @@ impl Shared {
     }
 
     /// The bank stays usable after a panic: each change is either complete or was not made.
-    fn lock(&self) -> MutexGuard<'_, Held> {
+    fn lock(&self) -> MutexGuard<'_, GuardedPins> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,19 +140,19 @@ impl Shared {
     }
 }
 
-impl Guard {
+impl PinGuard {
     /// Starts the thread.
     ///
     /// # Errors
     /// When the system cannot start another thread.
-    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+    pub(super) fn start(shared: Arc<SharedPins>) -> io::Result<Self> {
         let thread = thread::Builder::new().name("pins".to_owned()).stack_size(STACK);
         Ok(Self::Thread(Some(thread.spawn(move || shared.keep_or_leave())?)))
     }
 
     /// Does the work of the thread as a task of a test's runtime, whose clock may stand still.
     #[cfg(test)]
-    pub(super) fn start_in_test(shared: Arc<Shared>) -> Self {
+    pub(super) fn start_in_test(shared: Arc<SharedPins>) -> Self {
         let mut task = tokio::task::JoinSet::new();
         task.spawn(async move {
             loop {
@@ -173,7 +173,7 @@ impl Guard {
     }
 
     /// Ends the guard, so that no timed changes happen any more. Waits for at most one change of a pin.
-    pub(super) fn end(&mut self, shared: &Shared) {
+    pub(super) fn end(&mut self, shared: &SharedPins) {
         match self {
             Self::Thread(thread) => {
                 shared.lock().is_closing = true;

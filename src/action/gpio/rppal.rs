@@ -13,7 +13,7 @@ use rppal::gpio::{Error, Gpio, Level, OutputPin, Pin};
 use rppal::system::DeviceInfo;
 
 use super::{GpioError, LineUse, PinBackend, Survey, cdev, claim};
-use crate::config::{ActiveLevel, GpioSettings, Line, PinSettings};
+use crate::config::{ActiveLevel, GpioSettings, LineName, PinSettings};
 use crate::rules::PinState;
 
 struct Rppal {
@@ -38,19 +38,19 @@ pub(super) fn open(settings: &GpioSettings) -> Result<Box<dyn PinBackend>, GpioE
 pub(super) fn survey(settings: &GpioSettings) -> Result<Survey, GpioError> {
     let board = DeviceInfo::new().map_err(|_| GpioError::NotARaspberryPi)?;
     let gpio = Gpio::new().map_err(opening)?;
-    let owner = |line: &Line| cdev::header_line_use(line).unwrap_or(LineUse::Untold);
-    let look = |name, line: &Line| take(&gpio, name, line).map(|_untouched| owner(line));
+    let owner = |line: &LineName| cdev::header_line_use(line).unwrap_or(LineUse::Untold);
+    let look = |name, line: &LineName| take(&gpio, name, line).map(|_untouched| owner(line));
     let pins = settings.pins.iter().map(|(name, pin)| (name.clone(), look(name, &pin.line))).collect();
     let found = format!("the registers of a {}", board.model());
     Ok(Survey { backend: "rppal", found, second_choice: None, pins })
 }
 
 /// Takes the pin, which stays as it is until it is made an output.
-fn take(gpio: &Gpio, name: &str, line: &Line) -> Result<Pin, GpioError> {
+fn take(gpio: &Gpio, name: &str, line: &LineName) -> Result<Pin, GpioError> {
     let pin = name.to_owned();
     let number = match line {
-        Line::Number(number) => *number,
-        Line::Name(line) => return Err(GpioError::NeedsNumber { pin, line: line.clone() }),
+        LineName::Number(number) => *number,
+        LineName::Name(line) => return Err(GpioError::NeedsNumber { pin, line: line.clone() }),
     };
     let (line, chip) = (number.to_string(), "the Raspberry Pi's header".to_owned());
     match u8::try_from(number).map(|number| gpio.get(number)) {

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::bank::claimed_as;
-use super::{Bank, ChangeError, Cut, GpioError, Guard, Limit, PinBackend, Pins, Shared};
-use crate::config::{ActiveLevel, GpioBackend, GpioSettings, Line, OnExit, PinSettings};
+use super::{Bank, ChangeError, Cut, GpioError, Limit, PinBackend, PinGuard, Pins, SharedPins};
+use crate::config::{ActiveLevel, GpioBackend, GpioSettings, LineName, OnExit, PinSettings};
 use crate::rules::{PinChange, PinState};
 
 mod change;
@@ -36,7 +36,7 @@ impl PinBackend for Recorder {
     /// The recorder has 54 lines.
     fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError> {
         match settings.line {
-            Line::Number(number) if number >= 54 => {
+            LineName::Number(number) if number >= 54 => {
                 let chip = "the recorder".to_owned();
                 Err(GpioError::NoLine { pin: pin.to_owned(), line: number.to_string(), chip })
             }
@@ -67,7 +67,7 @@ impl PinBackend for Recorder {
 
 fn pin(max_on: Option<Duration>, on_exit: OnExit) -> PinSettings {
     PinSettings {
-        line: Line::Number(17),
+        line: LineName::Number(17),
         active: ActiveLevel::High,
         initial: OFF,
         on_exit,
@@ -99,8 +99,8 @@ fn recorded_with(settings: &GpioSettings, broken: Option<&'static str>) -> (Pins
 
 /// Pins whose guard uses the clock of the test. `on_time.rs` tests the guard with its own thread.
 fn in_test_time(recorder: Recorder, settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Pins {
-    let shared = Arc::new(Shared::new(Bank::new(Box::new(recorder), settings, been_on)));
-    let guard = Guard::start_in_test(Arc::clone(&shared));
+    let shared = Arc::new(SharedPins::new(Bank::new(Box::new(recorder), settings, been_on)));
+    let guard = PinGuard::start_in_test(Arc::clone(&shared));
     Pins { shared, guard }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: what follows from each answer of the inbox. Must not know: files.
 
-use crate::inbox::{Answer, News};
+use crate::inbox::{News, Written};
 
 use super::lanes::ActionId;
 use super::{act, arrive, calls, end};
@@ -38,17 +38,17 @@ pub(crate) fn reported(desk: &mut Desk, requests: &mut Requests, news: News) {
 }
 
 /// The inbox has done something, and it is on disk.
-pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Answer) {
+pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Written) {
     match answer {
-        Answer::Accepted { ticket, verdict } => arrive::verdict(desk, ActionId(ticket), verdict),
-        Answer::Started(number) => act::start_recorded(desk, number),
-        Answer::Ended(number) => end::ended(desk, number),
-        Answer::Again | Answer::Confirmed | Answer::ReportsDone => {}
-        Answer::PinsOn => {
+        Written::Accepted { ticket, verdict } => arrive::verdict(desk, ActionId(ticket), verdict),
+        Written::Started(number) => act::start_recorded(desk, number),
+        Written::Ended(number) => end::ended(desk, number),
+        Written::Again | Written::Confirmed | Written::ReportsDone => {}
+        Written::PinsOn => {
             let now = desk.now();
             desk.pins_noted.recorded(&desk.machine, &mut desk.inbox, now);
         }
-        Answer::Reports(reports) => desk.reports.fetched(reports),
-        Answer::Reply { ticket, reply } => requests.answered(desk, ticket, *reply),
+        Written::Reports(reports) => desk.reports.fetched(reports),
+        Written::Reply { ticket, reply } => requests.answered(desk, ticket, *reply),
     }
 }

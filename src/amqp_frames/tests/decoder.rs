@@ -99,7 +99,7 @@ fn decode(bytes: Vec<u8>) {
         let _either_is_fine = guard.feed(&frames.concat(), |frame| {
             let mut body = frame.bytes.get(4..).unwrap_or_default().into();
             drop(FrameDecoder {}.decode(&mut body));
-            if let Part::Whole(Ok(message)) = &frame.part {
+            if let MessagePart::Whole(Ok(message)) = &frame.part {
                 drop(Body::<Value>::decode_message_from_reader(SliceReader::new(message)));
             }
             Ok(())

@@ -24,7 +24,7 @@ const STATUS_WIDTH: usize = FeedbackStatus::DeliveryCountExceeded.as_str().len()
 const MAX_COLUMN: usize = 40;
 
 /// Prints records as they come.
-pub(super) struct Output {
+pub(super) struct FeedbackOutput {
     json: bool,
     device: Option<String>,
     keeps: bool,
@@ -38,7 +38,7 @@ pub(super) struct Output {
 /// A line of `--json` and of the spool: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct FeedbackLine<'a> {
     event: &'static str,
     message_id: &'a str,
     device_id: &'a str,
@@ -66,7 +66,7 @@ pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Resu
         if device.is_some_and(|device| device != record.device_id) {
             continue;
         }
-        let line = Line {
+        let line = FeedbackLine {
             event: "feedback",
             message_id: &record.original_message_id,
             device_id: &record.device_id,
@@ -85,7 +85,7 @@ pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Resu
     Ok(text)
 }
 
-impl Output {
+impl FeedbackOutput {
     /// Prints the records of `device`, or all. `keeps` says whether there is also a spool.
     pub(super) fn new(json: bool, device: Option<String>, keeps: bool) -> Self {
         Self { json, device, keeps, device_width: 0, printed: 0, consumed: 0, open: true }

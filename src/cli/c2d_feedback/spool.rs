@@ -51,12 +51,12 @@ pub(super) enum SpoolError {
 pub(super) struct Spool {
     file: Arc<File>,
     path: PathBuf,
-    end: End,
+    end: SpoolEnd,
 }
 
 /// How the file ended when it was opened.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum SpoolEnd {
     Whole,
     /// Only the newline was missing, and has been added.
     Completed,
@@ -97,7 +97,7 @@ impl Spool {
             parent.and_then(|parent| parent.sync_all()).map_err(failed)?;
         }
         let end = mend(&file).map_err(failed)?;
-        if end == End::Foreign {
+        if end == SpoolEnd::Foreign {
             return Err(SpoolError::Foreign(path.to_owned()));
         }
         Ok(Self { file: Arc::new(file), path: path.to_owned(), end })
@@ -107,9 +107,9 @@ impl Spool {
     pub(super) fn note(&self) -> Option<String> {
         let path = self.path.display();
         match self.end {
-            End::Whole | End::Foreign => None,
-            End::Completed => Some(format!("the last line of {path} had no newline, which was added")),
-            End::Cut(bytes) => Some(format!(
+            SpoolEnd::Whole | SpoolEnd::Foreign => None,
+            SpoolEnd::Completed => Some(format!("the last line of {path} had no newline, which was added")),
+            SpoolEnd::Cut(bytes) => Some(format!(
                 "the last line of {path} was incomplete: its {bytes} bytes were removed, and the hub sends \
                  its batch again"
             )),
@@ -144,7 +144,7 @@ fn append(mut file: &File, lines: &[u8]) -> io::Result<()> {
 }
 
 /// Makes the file end with a whole line. After a power cut the file may also end with zeros that no program wrote.
-fn mend(mut file: &File) -> io::Result<End> {
+fn mend(mut file: &File) -> io::Result<SpoolEnd> {
     let length = file.metadata()?.len();
     let mut tail = vec![0; usize::try_from(length.min(LONGEST_LINE)).unwrap_or_default()];
     let from = length - tail.len() as u64;
@@ -156,22 +156,22 @@ fn mend(mut file: &File) -> io::Result<End> {
         Some(end) => &text[end + 1..],
         None if from == 0 => text,
         // No line of the spool is that long.
-        None => return Ok(End::Foreign),
+        None => return Ok(SpoolEnd::Foreign),
     };
     if line.is_empty() && zeros.is_empty() {
-        return Ok(End::Whole);
+        return Ok(SpoolEnd::Whole);
     }
     let is_object = serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(line).is_ok();
     if is_object && zeros.is_empty() {
         file.write_all(b"\n").and_then(|()| file.sync_data())?;
-        return Ok(End::Completed);
+        return Ok(SpoolEnd::Completed);
     }
     if !(line.starts_with(BEGINNING.as_bytes()) || BEGINNING.as_bytes().starts_with(line)) {
-        return Ok(End::Foreign);
+        return Ok(SpoolEnd::Foreign);
     }
     let cut = (line.len() + zeros.len()) as u64;
     file.set_len(length - cut).and_then(|()| file.sync_data())?;
-    Ok(End::Cut(cut))
+    Ok(SpoolEnd::Cut(cut))
 }
 
 #[cfg(test)]
@@ -180,7 +180,7 @@ mod tests {
 
     const LINE: &str = "{\"event\":\"feedback\",\"messageId\":\"m-1\"}\n";
 
-    fn mended(content: &[u8]) -> (Result<End, String>, Vec<u8>) {
+    fn mended(content: &[u8]) -> (Result<SpoolEnd, String>, Vec<u8>) {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("spool");
         std::fs::write(&path, content).expect("written");
@@ -196,9 +196,9 @@ mod tests {
             let lines = length / LINE.len();
             let rest = length % LINE.len();
             let expected = match rest {
-                0 => (End::Whole, lines),
-                rest if rest == LINE.len() - 1 => (End::Completed, lines + 1),
-                rest => (End::Cut(rest as u64), lines),
+                0 => (SpoolEnd::Whole, lines),
+                rest if rest == LINE.len() - 1 => (SpoolEnd::Completed, lines + 1),
+                rest => (SpoolEnd::Cut(rest as u64), lines),
             };
             assert_eq!((end, after), (Ok(expected.0), LINE.repeat(expected.1).into_bytes()), "{length}");
         }
@@ -209,7 +209,7 @@ mod tests {
         for rest in ["", "{\"eve", LINE.trim_end()] {
             let content = format!("{LINE}{rest}{}", "\0".repeat(100));
             let (end, after) = mended(content.as_bytes());
-            assert_eq!((end, after), (Ok(End::Cut(rest.len() as u64 + 100)), LINE.as_bytes().to_vec()));
+            assert_eq!((end, after), (Ok(SpoolEnd::Cut(rest.len() as u64 + 100)), LINE.as_bytes().to_vec()));
         }
     }
 
@@ -234,7 +234,7 @@ mod tests {
             spool.append(LINE.to_owned()).await.expect("appended");
         }
         drop(spool);
-        assert_eq!(Spool::open(&path).expect("again").end, End::Whole);
+        assert_eq!(Spool::open(&path).expect("again").end, SpoolEnd::Whole);
         assert_eq!(std::fs::read_to_string(&path).expect("read"), LINE.repeat(2));
     }
 

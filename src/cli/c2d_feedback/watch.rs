@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::output::Output;
+use super::output::FeedbackOutput;
 use super::spool::Spool;
 use crate::cli::{sentence, tell};
 use crate::credentials::ServiceConnectionString;
@@ -24,7 +24,7 @@ const STABLE: Duration = Duration::from_secs(60);
 
 /// What ended the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum WatchEnd {
     /// SIGTERM or SIGINT.
     Signal,
     /// `--for`.
@@ -36,8 +36,8 @@ pub(super) enum End {
 }
 
 /// Why one connection is not read further.
-enum Read {
-    Ended(End),
+enum ReadEnd {
+    Ended(WatchEnd),
     Renew,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Watch {
     identity: ServiceConnectionString,
     ca_file: Option<PathBuf>,
     spool: Option<Spool>,
-    output: Output,
+    output: FeedbackOutput,
     count: Option<u64>,
     /// The last batch that was printed and kept. The hub may have missed its completion. If the batch comes again, only
     /// the completion is repeated.
@@ -60,13 +60,13 @@ impl Watch {
         identity: ServiceConnectionString,
         ca_file: Option<PathBuf>,
         spool: Option<Spool>,
-        output: Output,
+        output: FeedbackOutput,
         count: Option<u64>,
     ) -> Self {
         Self { transport, identity, ca_file, spool, output, count, last: None }
     }
 
-    pub(super) fn output(&self) -> &Output {
+    pub(super) fn output(&self) -> &FeedbackOutput {
         &self.output
     }
 
@@ -74,7 +74,7 @@ impl Watch {
     ///
     /// # Errors
     /// When the first connection fails, the hub refuses the policy, or a record cannot be kept or printed.
-    pub(super) async fn run(&mut self, end: impl Future<Output = End>) -> anyhow::Result<End> {
+    pub(super) async fn run(&mut self, end: impl Future<Output = WatchEnd>) -> anyhow::Result<WatchEnd> {
         let mut end = std::pin::pin!(end);
         let mut delay = FIRST_DELAY;
         let mut is_first = true;
@@ -102,8 +102,8 @@ impl Watch {
                         Ok(read) => {
                             source.close().await;
                             match read {
-                                Read::Ended(end) => return Ok(end),
-                                Read::Renew => continue,
+                                ReadEnd::Ended(end) => return Ok(end),
+                                ReadEnd::Renew => continue,
                             }
                         }
                         Err(error) => error,
@@ -135,14 +135,14 @@ impl Watch {
     async fn read(
         &mut self,
         source: &mut FeedbackSource,
-        mut end: Pin<&mut impl Future<Output = End>>,
-    ) -> anyhow::Result<Read> {
+        mut end: Pin<&mut impl Future<Output = WatchEnd>>,
+    ) -> anyhow::Result<ReadEnd> {
         let mut renewal = std::pin::pin!(tokio::time::sleep(RENEW_AFTER));
         loop {
             let batch = tokio::select! {
                 biased;
-                end = end.as_mut() => return Ok(Read::Ended(end)),
-                () = renewal.as_mut() => return Ok(Read::Renew),
+                end = end.as_mut() => return Ok(ReadEnd::Ended(end)),
+                () = renewal.as_mut() => return Ok(ReadEnd::Renew),
                 batch = source.next() => batch?,
             };
             let is_new = self.last.as_ref() != Some(&batch.id);
@@ -150,17 +150,17 @@ impl Watch {
                 self.keep_and_print(&batch).await?;
                 // The records may have reached no reader and no file, so the batch stays at the hub.
                 if !self.output.is_open() && self.spool.is_none() {
-                    return Ok(Read::Ended(End::ReaderGone));
+                    return Ok(ReadEnd::Ended(WatchEnd::ReaderGone));
                 }
                 self.output.consumed(&batch);
                 self.last = Some(batch.id.clone());
             }
             source.complete(batch).await?;
             if !self.output.is_open() {
-                return Ok(Read::Ended(End::ReaderGone));
+                return Ok(ReadEnd::Ended(WatchEnd::ReaderGone));
             }
             if self.count.is_some_and(|count| self.output.printed() >= count) {
-                return Ok(Read::Ended(End::Count));
+                return Ok(ReadEnd::Ended(WatchEnd::Count));
             }
         }
     }

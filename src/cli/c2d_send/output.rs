@@ -20,7 +20,7 @@ const OUTPUT_LINES: usize = 20;
 const MAX_TEXT: usize = 400;
 
 /// Prints events as they happen.
-pub(super) struct Output {
+pub(super) struct SendOutput {
     json: bool,
     verbose: bool,
     /// How many records of other messages were read and not shown.
@@ -30,7 +30,7 @@ pub(super) struct Output {
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-enum Event<'a> {
+enum SendLine<'a> {
     /// Printed before anything is sent.
     Message { message_id: &'a str, device_id: &'a str, bytes: usize },
     /// The hub has queued the message; the time counts from the start of dialling.
@@ -38,13 +38,13 @@ enum Event<'a> {
     /// This message's record; the time counts from acceptance.
     Feedback {
         #[serde(flatten)]
-        record: Record<'a>,
+        record: RecordLine<'a>,
         after_ms: u64,
     },
     /// A record of another message.
     OtherFeedback {
         #[serde(flatten)]
-        record: Record<'a>,
+        record: RecordLine<'a>,
     },
     /// No record of this message within that time.
     NoFeedback { message_id: &'a str, after_ms: u64 },
@@ -62,7 +62,7 @@ enum Event<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Record<'a> {
+struct RecordLine<'a> {
     message_id: &'a str,
     device_id: &'a str,
     status: FeedbackStatus,
@@ -70,7 +70,7 @@ struct Record<'a> {
     enqueued_time_utc: &'a str,
 }
 
-impl Output {
+impl SendOutput {
     pub(super) fn new(json: bool, verbose: bool) -> Self {
         Self { json, verbose, hidden: 0 }
     }
@@ -80,7 +80,7 @@ impl Output {
         let (message_id, device_id) = (message.message_id.as_str(), message.device_id.as_str());
         self.print(
             || format!("message {message_id}  device {device_id}"),
-            &Event::Message { message_id, device_id, bytes: message.wire_size() },
+            &SendLine::Message { message_id, device_id, bytes: message.wire_size() },
         )
     }
 
@@ -89,7 +89,7 @@ impl Output {
         let after_ms = milliseconds(after);
         self.print(
             || format!("accepted by the hub in {after_ms} ms (queued, not yet delivered)"),
-            &Event::Accepted { message_id: &message.message_id, after_ms },
+            &SendLine::Accepted { message_id: &message.message_id, after_ms },
         )
     }
 
@@ -111,7 +111,7 @@ impl Output {
         };
         self.print(
             || format!("{word}: {} after {:.2} s", outcome(record), after.as_secs_f64()),
-            &Event::Feedback { record: record.into(), after_ms: milliseconds(after) },
+            &SendLine::Feedback { record: record.into(), after_ms: milliseconds(after) },
         )
     }
 
@@ -125,7 +125,7 @@ impl Output {
             let (id, device) = (plain(&record.original_message_id), plain(&record.device_id));
             format!("feedback of another message {id}  device {device}: {}", outcome(record))
         };
-        self.print(text, &Event::OtherFeedback { record: record.into() })
+        self.print(text, &SendLine::OtherFeedback { record: record.into() })
     }
 
     /// Prints that no record came in time.
@@ -135,7 +135,7 @@ impl Output {
             format!("no feedback within {wait}: the message stays queued until it is delivered or expires")
         };
         let message_id = &message.message_id;
-        self.print(text, &Event::NoFeedback { message_id, after_ms: milliseconds(wait) })
+        self.print(text, &SendLine::NoFeedback { message_id, after_ms: milliseconds(wait) })
     }
 
     /// A note for people who watch.
@@ -155,7 +155,7 @@ impl Output {
     ) -> anyhow::Result<()> {
         // The device's report may lack the id.
         let named = OutcomeReport { message_id: Some(message.message_id.clone()), ..report.clone() };
-        let event = Event::Outcome { after_ms: milliseconds(after), report: named };
+        let event = SendLine::Outcome { after_ms: milliseconds(after), report: named };
         self.print(|| outcome_lines(report), &event)
     }
 
@@ -177,7 +177,7 @@ impl Output {
             format!("no outcome within {wait}: {hint}")
         };
         let message_id = &message.message_id;
-        self.print(text, &Event::NoOutcome { message_id, delivered, after_ms: milliseconds(wait) })
+        self.print(text, &SendLine::NoOutcome { message_id, delivered, after_ms: milliseconds(wait) })
     }
 
     /// Prints the failure as JSON. For people, the program's last sentence on standard error says it.
@@ -186,7 +186,7 @@ impl Output {
             return Ok(());
         }
         let refusal = error.downcast_ref().and_then(ServiceError::refusal);
-        let event = Event::Failed {
+        let event = SendLine::Failed {
             message_id: &message.message_id,
             error: crate::cli::sentence(error),
             condition: refusal.map(|refusal| refusal.condition.as_str()),
@@ -206,12 +206,12 @@ impl Output {
         }
     }
 
-    fn print(&self, text: impl FnOnce() -> String, event: &Event<'_>) -> anyhow::Result<()> {
+    fn print(&self, text: impl FnOnce() -> String, event: &SendLine<'_>) -> anyhow::Result<()> {
         print(&if self.json { json(event)? } else { text() })
     }
 }
 
-impl<'a> From<&'a FeedbackRecord> for Record<'a> {
+impl<'a> From<&'a FeedbackRecord> for RecordLine<'a> {
     fn from(record: &'a FeedbackRecord) -> Self {
         Self {
             message_id: &record.original_message_id,

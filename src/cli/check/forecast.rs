@@ -7,7 +7,7 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use crate::agent;
-use crate::config::{GpioSettings, Inspection, Line};
+use crate::config::{GpioSettings, Inspection, LineName};
 use crate::message::C2dMessage;
 use crate::rules::{Expectation, Foreseen, PinChange, Plan, PlannedStep, Rule, Rules};
 
@@ -74,8 +74,8 @@ pub(super) fn describe_step(step: &PlannedStep, gpio: &GpioSettings) -> String {
         PlannedStep::Shell { text } => return format!("shell {text:?}"),
     };
     let line = match gpio.pins.get(pin).map(|settings| &settings.line) {
-        Some(Line::Number(number)) => format!(" (line {number})"),
-        Some(Line::Name(name)) => format!(" (line {name:?})"),
+        Some(LineName::Number(number)) => format!(" (line {number})"),
+        Some(LineName::Name(name)) => format!(" (line {name:?})"),
         None => String::new(),
     };
     let what = match change {

@@ -44,19 +44,19 @@ pub(super) struct Chapter<'a> {
     pub(super) feedback: FeedbackStatus,
     /// From sending to the feedback.
     pub(super) after: Duration,
-    pub(super) totals: &'a Totals,
+    pub(super) totals: &'a StoryTotals,
 }
 
 /// Counts over all messages so far.
 #[derive(Debug, Default)]
-pub(super) struct Totals {
+pub(super) struct StoryTotals {
     received: usize,
     bytes: usize,
     acted_on: usize,
     confirmed: usize,
 }
 
-impl Totals {
+impl StoryTotals {
     /// Counts one more message. `acted_on`: its action succeeded. `confirmed`: the hub says that it was delivered.
     pub(super) fn add(&mut self, message: &C2dMessage, acted_on: bool, confirmed: bool) {
         self.received += 1;
@@ -132,8 +132,8 @@ impl Story {
         self.print(&lines)
     }
 
-    pub(super) fn ending(&self, totals: &Totals, pins: &str, took: Duration) -> anyhow::Result<()> {
-        let Totals { received, acted_on, confirmed, .. } = totals;
+    pub(super) fn ending(&self, totals: &StoryTotals, pins: &str, took: Duration) -> anyhow::Result<()> {
+        let StoryTotals { received, acted_on, confirmed, .. } = totals;
         self.print(&[
             String::new(),
             self.paint(BOLD, &format!("Done in {:.1} s", took.as_secs_f64())),

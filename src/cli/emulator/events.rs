@@ -14,7 +14,7 @@ use signal_hook_tokio::Signals;
 use super::running::{RunningArgs, WhomArgs, devices, failure};
 use crate::cli::shown::{Output, clock, plain, shorten, terminal_width};
 use crate::cli::{Exit, Failure};
-use crate::emulator::client::Client;
+use crate::emulator::client::RunningEmulator;
 use crate::message::parse_time;
 
 /// Print what devices have sent to the running emulator: the last 100 D2C messages of each.
@@ -26,7 +26,7 @@ use crate::message::parse_time;
   c2d-agent emulator events --follow --device pi-01 --json
 
 Exit codes: 0 done, or ended by a signal or because standard output was closed; 1 an error, for example no emulator is running; 2 the arguments are wrong, or the directory is not a state directory.")]
-pub(super) struct Args {
+pub(super) struct EventsArgs {
     #[command(flatten)]
     whom: WhomArgs,
     /// Keep running, and print each message as it comes.
@@ -43,7 +43,7 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// When no emulator answers.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &EventsArgs) -> Result<Exit, Failure> {
     let client = args.running.client()?;
     super::super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-async fn print(args: &Args, client: &Client) -> Result<Exit, Failure> {
+async fn print(args: &EventsArgs, client: &RunningEmulator) -> Result<Exit, Failure> {
     let (id, mut out) = (args.whom.id(), Output::new());
     let mut seen: BTreeMap<String, u64> = BTreeMap::new();
     let mut version = None;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::running::{RunningArgs, WhomArgs, failure};
 use crate::cli::shown::{Output, plain};
 use crate::cli::{Exit, Failure};
-use crate::emulator::client::Client;
+use crate::emulator::client::RunningEmulator;
 use crate::emulator::hub::{Fault, FaultName, FaultOrder};
 
 /// Show, set or end the faults of the running emulator.
@@ -23,7 +23,7 @@ use crate::emulator::hub::{Fault, FaultName, FaultOrder};
   c2d-agent emulator faults --clear
 
 Exit codes: 0 done; 1 an error, for example no emulator is running; 2 the arguments are wrong, or the directory is not a state directory.")]
-pub(super) struct Args {
+pub(super) struct FaultsArgs {
     /// The faults to set; with --clear, the faults to end.
     #[arg(value_name = "NAME[=VALUE]")]
     faults: Vec<String>,
@@ -46,7 +46,7 @@ enum Change {
 ///
 /// # Errors
 /// When a fault does not exist, or the emulator does not answer.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &FaultsArgs) -> Result<Exit, Failure> {
     let changes = args.changes().map_err(Failure::usage)?;
     let client = args.running.client()?;
     super::super::block_on(async {
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     })
 }
 
-impl Args {
+impl FaultsArgs {
     fn changes(&self) -> anyhow::Result<Vec<Change>> {
         if self.clear && self.faults.is_empty() {
             return Ok(vec![Change::End(None)]);
@@ -84,7 +84,7 @@ impl Args {
     }
 }
 
-async fn change(client: &Client, id: &str, changes: &[Change]) -> Result<Value, Failure> {
+async fn change(client: &RunningEmulator, id: &str, changes: &[Change]) -> Result<Value, Failure> {
     let mut left = None;
     for change in changes {
         left = Some(match change {

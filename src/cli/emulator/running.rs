@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cli::{Exit, Failure};
 use crate::emulator::STATE_DIR_VARIABLE;
-use crate::emulator::client::{Client, ClientError};
+use crate::emulator::client::{AskError, RunningEmulator};
 
 // Not a doc comment, which would become part of the help of each command.
 // The emulator that runs.
@@ -41,8 +41,8 @@ impl RunningArgs {
     ///
     /// # Errors
     /// When no emulator has used the state directory.
-    pub(super) fn client(&self) -> Result<Client, Failure> {
-        Client::find(&state_dir(self.state_dir.clone())?).map_err(failure)
+    pub(super) fn client(&self) -> Result<RunningEmulator, Failure> {
+        RunningEmulator::find(&state_dir(self.state_dir.clone())?).map_err(failure)
     }
 }
 
@@ -60,7 +60,7 @@ impl WhomArgs {
     ///
     /// # Errors
     /// When the emulator does not answer, or has more devices than it shows.
-    pub(super) async fn ids(&self, client: &Client) -> Result<Vec<String>, Failure> {
+    pub(super) async fn ids(&self, client: &RunningEmulator) -> Result<Vec<String>, Failure> {
         if let Some(id) = self.id() {
             return Ok(vec![id]);
         }
@@ -101,9 +101,9 @@ fn default_state_dir() -> Result<PathBuf, Failure> {
 }
 
 /// A failure with its exit code: a wrong directory is an error of the command line.
-pub(super) fn failure(error: ClientError) -> Failure {
+pub(super) fn failure(error: AskError) -> Failure {
     match error {
-        ClientError::NoStateDir(_) => Failure::usage(error),
+        AskError::NoStateDir(_) => Failure::usage(error),
         error => Failure { exit: Exit::Error, error: error.into() },
     }
 }

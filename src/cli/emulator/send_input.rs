@@ -19,7 +19,7 @@ use crate::cli::{Exit, Failure};
 
 Exit codes: 0 the message waits for the module; 1 an error, for example no emulator is running, or it has no such module; 2 the \
 arguments are wrong, or the directory is not a state directory.")]
-pub(super) struct Args {
+pub(super) struct SendInputArgs {
     /// The edge device.
     #[arg(long, value_name = "ID")]
     device: String,
@@ -52,7 +52,7 @@ pub(super) struct Args {
 ///
 /// # Errors
 /// When no emulator answers, or it refuses the message.
-pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
+pub(super) fn run(args: &SendInputArgs) -> Result<Exit, Failure> {
     let client = args.running.client()?;
     let properties: Map<String, Value> =
         args.properties.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     if let Some(id) = &args.message_id {
         message["messageId"] = id.as_str().into();
     }
-    let Args { device, module, input, .. } = args;
+    let SendInputArgs { device, module, input, .. } = args;
     super::super::block_on(async {
         let sent = client.send_input(device, module, input, &message).await.map_err(failure)?;
         let mut out = Output::new();

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
-use super::device::{self, Named, Proof};
+use super::device::{self, DeviceProof, Named};
 use super::duty::{self, Duty, What};
 use crate::cli::{Failure, tell};
 
@@ -48,14 +48,14 @@ pub(super) fn device() -> Result<Named, Failure> {
 }
 
 /// Asks for the certificate of the device.
-pub(super) fn certificate() -> Result<Proof, Failure> {
+pub(super) fn certificate() -> Result<DeviceProof, Failure> {
     let file = |text: &str| match PathBuf::from(text) {
         path if path.is_file() => Ok(path),
         path => Err(format!("there is no file \"{}\"", duty::shown(&path.to_string_lossy()))),
     };
     let certificate = until(|| line("PEM file of the certificate: "), file)?;
     let private_key = until(|| line("PEM file of its private key: "), file)?;
-    Ok(Proof::Certificate { certificate, private_key })
+    Ok(DeviceProof::Certificate { certificate, private_key })
 }
 
 /// Asks what a message does.

@@ -24,16 +24,16 @@ const WHERE: &str = "it is in the portal under Devices, the device, Primary conn
 
 /// The device that signs in.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(super) struct NewDevice {
     pub(super) hub: HostPort,
     pub(super) id: String,
     pub(super) gateway: Option<HostPort>,
-    pub(super) proof: Proof,
+    pub(super) proof: DeviceProof,
 }
 
 /// How the device proves who it is.
 #[derive(Debug)]
-pub(super) enum Proof {
+pub(super) enum DeviceProof {
     /// The whole connection string, with a key or a token in it.
     String(String),
     /// The present paths of these files.
@@ -101,35 +101,35 @@ pub(super) fn device_id(text: &str) -> Result<String, String> {
     check_device_id(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
-impl Device {
+impl NewDevice {
     /// The connection string, if there is one.
     pub(super) fn connection_string(&self) -> Option<String> {
         match &self.proof {
-            Proof::String(text) => Some(text.clone()),
-            Proof::Certificate { .. } => None,
+            DeviceProof::String(text) => Some(text.clone()),
+            DeviceProof::Certificate { .. } => None,
         }
     }
 
     /// The device's lines in `[device]`.
     pub(super) fn lines(&self) -> String {
         match &self.proof {
-            Proof::String(_) => {
+            DeviceProof::String(_) => {
                 format!(
                     "# The secret is in a file of its own, beside this one.\nconnection_string_file = \"{STRING_FILE}\"\n"
                 )
             }
-            Proof::Certificate { .. } => {
+            DeviceProof::Certificate { .. } => {
                 self.with_certificate(Path::new(CERTIFICATE_FILE), Path::new(KEY_FILE))
             }
         }
     }
 
-    /// The lines for the inspection before the files exist. There are as many as in [`Device::lines`], so that the line
+    /// The lines for the inspection before the files exist. There are as many as in [`NewDevice::lines`], so that the line
     /// number of a problem is right for both.
     pub(super) fn lines_before_writing(&self) -> String {
         match &self.proof {
-            Proof::String(_) => "\n\n".to_owned(),
-            Proof::Certificate { certificate, private_key } => {
+            DeviceProof::String(_) => "\n\n".to_owned(),
+            DeviceProof::Certificate { certificate, private_key } => {
                 let [certificate, private_key] = [certificate, private_key]
                     .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
                 self.with_certificate(&certificate, &private_key)

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::anyhow;
 
-use super::device::{Device, Named, Proof, device_id, host};
-use super::{Args, ask, variable};
+use super::device::{DeviceProof, Named, NewDevice, device_id, host};
+use super::{InitArgs, ask, variable};
 use crate::cli::{Failure, check_is_no_secret};
 use crate::trust;
 
@@ -21,7 +21,7 @@ const MAX_STRING_BYTES: u64 = 16 * 1024;
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
 
 /// Finds the device in the options, in the environment, or else by asking at the terminal.
-pub(super) fn device(args: &Args) -> Result<Device, Failure> {
+pub(super) fn device(args: &InitArgs) -> Result<NewDevice, Failure> {
     let named = match (&args.connection_string_file, &args.hub, &args.device_id) {
         (Some(path), ..) if path == Path::new("-") && io::stdin().is_terminal() => ask::device()?,
         (Some(path), ..) if path == Path::new("-") => {
@@ -49,8 +49,8 @@ pub(super) fn device(args: &Args) -> Result<Device, Failure> {
                 "the device has a connection string with a key, so --certificate and --private-key have no use: leave them out"
             )));
         }
-        (Some(string), None, None) => Proof::String(string),
-        (None, Some(certificate), Some(private_key)) => Proof::Certificate { certificate, private_key },
+        (Some(string), None, None) => DeviceProof::String(string),
+        (None, Some(certificate), Some(private_key)) => DeviceProof::Certificate { certificate, private_key },
         (None, ..) if io::stdin().is_terminal() => ask::certificate()?,
         (None, ..) => {
             return Err(Failure::usage(anyhow!(
@@ -58,7 +58,7 @@ pub(super) fn device(args: &Args) -> Result<Device, Failure> {
             )));
         }
     };
-    Ok(Device { hub: named.hub, id: named.id, gateway: named.gateway, proof })
+    Ok(NewDevice { hub: named.hub, id: named.id, gateway: named.gateway, proof })
 }
 
 fn named(origin: &str, text: &str) -> Result<Named, Failure> {

@@ -4,16 +4,17 @@
 
 use std::path::Path;
 
-use super::Plan;
+use super::NewConfiguration;
 use super::device::{CA_FILE_VARIABLE, ROOT_FILE};
 use super::variable;
+use crate::cli::shown::shell;
 
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// The domains of IoT Hub. `az` knows a hub in them by the first label of its host name.
 const DOMAINS: [&str; 3] = [".azure-devices.net", ".azure-devices.us", ".azure-devices.cn"];
 
 /// A sentence and three commands.
-pub(super) fn lines(plan: &Plan, force: bool) -> Vec<String> {
+pub(super) fn lines(plan: &NewConfiguration, force: bool) -> Vec<String> {
     let Some(duty) = plan.duties.first() else { return Vec::new() };
     let sudo = if std::env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
     let config = match plan.is_of_the_service() {
@@ -63,13 +64,4 @@ pub(super) fn lines(plan: &Plan, force: bool) -> Vec<String> {
 fn is_a_service() -> bool {
     Path::new("/run/systemd/system").exists()
         && UNITS.iter().any(|folder| Path::new(folder).join("c2d-agent.service").exists())
-}
-
-/// The text as one word of a shell.
-fn shell(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=,".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::Plan;
+use super::NewConfiguration;
 use super::device::ROOT_FILE;
 use super::duty::What;
 use super::toml::quoted;
@@ -14,7 +14,7 @@ const SCHEMA: &str = "/usr/share/doc/c2d-agent/config.schema.json";
 const PAGE: &str = "/usr/share/doc/c2d-agent/docs/src/reference/configuration.md";
 
 /// The configuration of a plan, with these lines in `[device]`.
-pub(super) fn configuration(plan: &Plan, device: &str) -> String {
+pub(super) fn configuration(plan: &NewConfiguration, device: &str) -> String {
     let mut text = String::new();
     if Path::new(SCHEMA).exists() {
         text += &format!("#:schema {SCHEMA}\n");

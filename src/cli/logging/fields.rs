@@ -11,23 +11,23 @@ use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
 /// Formats fields. A text is always quoted; any other value is quoted if it is more than one word.
-pub(super) struct Fields;
+pub(super) struct LogFields;
 
-impl<'w> FormatFields<'w> for Fields {
+impl<'w> FormatFields<'w> for LogFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut line = Line { writer, is_first: true, result: Ok(()) };
+        let mut line = LogLine { writer, is_first: true, result: Ok(()) };
         fields.record(&mut line);
         line.result
     }
 }
 
-struct Line<'w> {
+struct LogLine<'w> {
     writer: Writer<'w>,
     is_first: bool,
     result: fmt::Result,
 }
 
-impl Line<'_> {
+impl LogLine<'_> {
     fn put(&mut self, name: &str, value: &str) -> fmt::Result {
         if !std::mem::take(&mut self.is_first) {
             self.writer.write_char(' ')?;
@@ -42,7 +42,7 @@ impl Line<'_> {
     }
 }
 
-impl Visit for Line<'_> {
+impl Visit for LogLine<'_> {
     fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
         if self.result.is_ok() {
             self.result = self.put(field.name(), &format!("{value:?}"));
@@ -94,7 +94,7 @@ mod tests {
         let written = Written::default();
         let writer = written.clone();
         let layer = fmt::layer().without_time().with_target(false).with_level(false).with_ansi(coloured);
-        let layer = layer.fmt_fields(Fields).with_writer(move || writer.clone());
+        let layer = layer.fmt_fields(LogFields).with_writer(move || writer.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let bytes = written.0.lock().expect("bytes").clone();
         String::from_utf8(bytes).expect("UTF-8")

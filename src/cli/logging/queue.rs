@@ -23,12 +23,12 @@ pub(super) struct Queue(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<Backlog>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Backlog {
     waiting: Vec<u8>,
     /// The thread has taken lines and has not finished writing them.
     writing: bool,
@@ -55,7 +55,7 @@ impl Queue {
 
     /// Waits until everything is written, but at most for `limit`.
     pub(super) fn flush(&self, limit: Duration) {
-        let is_busy = |state: &mut State| state.writing || !state.waiting.is_empty();
+        let is_busy = |state: &mut Backlog| state.writing || !state.waiting.is_empty();
         // Lines that are not written by then are lost, and there is no other place to say so.
         drop(self.0.changed.wait_timeout_while(self.lock(), limit, is_busy));
     }
@@ -82,7 +82,7 @@ impl Queue {
 
     /// Waits for lines to write. Also returns how many lines were lost; 0 while writing fails.
     fn take(&self) -> (Vec<u8>, usize) {
-        let idle = |state: &mut State| state.waiting.is_empty() && (state.failing || state.lost == 0);
+        let idle = |state: &mut Backlog| state.waiting.is_empty() && (state.failing || state.lost == 0);
         let waited = self.0.changed.wait_while(self.lock(), idle);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         state.writing = true;
@@ -91,7 +91,7 @@ impl Queue {
     }
 
     /// Ignores poison: no code here can panic while it holds the lock, so the state is sound.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Backlog> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

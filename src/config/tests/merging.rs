@@ -86,7 +86,7 @@ fn single_values_and_lists_are_replaced_and_both_places_are_told() {
     );
     let config = inspection.into_config().expect("valid");
     assert_eq!(config.gpio.interlocks, [["b", "c"]]);
-    assert_eq!(config.gpio.pins["a"].line, Line::Number(4));
+    assert_eq!(config.gpio.pins["a"].line, LineName::Number(4));
     assert_eq!(config.reports, ReportTo { telemetry: false, twin: true });
 }
 
@@ -207,7 +207,7 @@ proptest! {
             .map(|line| line.map_or(String::new(), |line| format!("[gpio.pins.p]\nline = {line}\n")))
             .collect();
         let inspection = merged(&texts.iter().map(String::as_str).collect::<Vec<_>>());
-        let last = copies.iter().flatten().last().map(|line| Line::Number(*line));
+        let last = copies.iter().flatten().last().map(|line| LineName::Number(*line));
         let found = inspection.gpio.pins.get("p").map(|pin| pin.line.clone());
         prop_assert_eq!(found, last);
         prop_assert_eq!(inspection.replaced.len(), copies.iter().flatten().count().saturating_sub(1));

@@ -11,7 +11,7 @@ use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::Value;
 
 use super::claims::Claims;
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
 use super::convert;
 
 /// Accepts messages until the link ends. Each one is queued and accepted, or rejected with the reason. A rejection does
@@ -25,12 +25,15 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>) {
                 let verdict = if plain {
                     queue(message, &claims)
                 } else {
-                    Err(Refusal::argument("the emulator takes no batches: send one message in each transfer"))
+                    Err(LinkRefusal::argument(
+                        "the emulator takes no batches: send one message in each transfer",
+                    ))
                 };
                 (delivery, verdict)
             }
             Err(RecvError::MessageDecode(error)) => {
-                let verdict = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                let verdict =
+                    LinkRefusal::argument(format!("the message cannot be decoded: {}", error.source));
                 (error.info, Err(verdict))
             }
             Err(error) => {
@@ -52,9 +55,9 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>) {
     }
 }
 
-fn queue(message: Message<Body<Value>>, claims: &Claims) -> Result<(), Refusal> {
+fn queue(message: Message<Body<Value>>, claims: &Claims) -> Result<(), LinkRefusal> {
     if !claims.are_valid() {
-        return Err(Refusal::unauthorized("the token has expired"));
+        return Err(LinkRefusal::unauthorized("the token has expired"));
     }
     let queued = convert::c2d_message(message)?;
     let device_id = queued.device_id.clone();

@@ -13,9 +13,9 @@ use fe2o3_amqp::{Receiver, Sender};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::ANSWER_TIMEOUT;
 use super::claims::{ClaimError, Claims};
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
+use super::ending::ANSWER_TIMEOUT;
 use crate::emulator::registry::AuthError;
 
 /// Most replies that wait for the reply link. A client sends one token at a time.
@@ -24,15 +24,15 @@ const MAX_WAITING_REPLIES: usize = 16;
 /// Types of tokens, compared without case. The second is for Entra tokens; Node sends those with the first type.
 const TOKEN_TYPES: [&str; 2] = ["servicebus.windows.net:sastoken", "bearer"];
 
-type Reply = Message<AmqpValue<Value>>;
+type CbsReply = Message<AmqpValue<Value>>;
 
 /// The token service of one session: requests arrive on one link, replies leave on another.
 #[derive(Clone)]
 pub(super) struct TokenService {
     claims: Arc<Claims>,
-    queue: mpsc::Sender<Reply>,
+    queue: mpsc::Sender<CbsReply>,
     /// The reply link holds the lock. A second reply link waits until the first has ended.
-    replies: Arc<Mutex<mpsc::Receiver<Reply>>>,
+    replies: Arc<Mutex<mpsc::Receiver<CbsReply>>>,
 }
 
 impl TokenService {
@@ -47,7 +47,7 @@ impl TokenService {
             let (delivery, message) = match link.recv::<Body<Value>>().await {
                 Ok(delivery) => delivery.into_parts(),
                 Err(RecvError::MessageDecode(error)) => {
-                    let refusal = Refusal::argument("the request cannot be decoded");
+                    let refusal = LinkRefusal::argument("the request cannot be decoded");
                     if let Err(error) = link.reject(error.info, Error::from(&refusal)).await {
                         tracing::debug!(%error, "a request could not be settled");
                     }
@@ -94,28 +94,28 @@ impl TokenService {
         }
     }
 
-    fn put(&self, request: &Message<Body<Value>>) -> Status {
+    fn put(&self, request: &Message<Body<Value>>) -> TokenStatus {
         let (token, audience) = match token_of(request) {
             Ok(found) => found,
-            Err(words) => return Status::malformed(words),
+            Err(words) => return TokenStatus::malformed(words),
         };
         match self.claims.put(token, audience) {
-            Ok(()) => Status { code: 200, description: "OK".to_owned() },
-            Err(ClaimError::Auth(AuthError::Token(error))) => Status::malformed(error.to_string()),
+            Ok(()) => TokenStatus { code: 200, description: "OK".to_owned() },
+            Err(ClaimError::Auth(AuthError::Token(error))) => TokenStatus::malformed(error.to_string()),
             Err(error) => {
                 tracing::warn!(%error, "refused a token");
-                Status { code: 401, description: error.to_string() }
+                TokenStatus { code: 401, description: error.to_string() }
             }
         }
     }
 }
 
-struct Status {
+struct TokenStatus {
     code: i32,
     description: String,
 }
 
-impl Status {
+impl TokenStatus {
     fn malformed(description: impl Into<String>) -> Self {
         Self { code: 400, description: description.into() }
     }
@@ -145,7 +145,7 @@ fn token_of(request: &Message<Body<Value>>) -> Result<(&str, &str), &'static str
 }
 
 /// A reply. Python requires that the correlation id keeps the type of the request's id, and that the code is an int.
-fn reply(id: Option<MessageId>, status: &Status) -> Reply {
+fn reply(id: Option<MessageId>, status: &TokenStatus) -> CbsReply {
     let properties = Properties { correlation_id: id, ..Properties::default() };
     let mut application = ApplicationProperties::default();
     application.0.insert("status-code".to_owned(), SimpleValue::Int(status.code));

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::address;
-use super::answers::Answers;
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
+use super::frames::Answers;
 use crate::credentials::SasToken;
 use crate::emulator::hub::{ConnectionId, Subscription};
-use crate::emulator::registry::{AuthError, Grant, Thumbprint};
+use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 
 /// Most devices of one connection. An SDK that shares a connection between more devices is told to open another one.
@@ -74,7 +74,8 @@ impl Claims {
 
     /// Accepts a service token of the policy `user`.
     pub(super) fn put_of_policy(&self, token: &str, user: &str) -> Result<(), ClaimError> {
-        let grant = self.hub.with(|hub, now| hub.authenticate_service(token, now))?;
+        let grant =
+            self.hub.with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
         if grant.policy.as_deref() != Some(user) {
             return Err(ClaimError::OtherPolicy);
         }
@@ -102,7 +103,9 @@ impl Claims {
         match device_of(&parsed.resource()).or_else(|| device_of(&address::decode(audience))) {
             Some(device_id) => self.put_of_device(token, &device_id),
             None => {
-                let grant = self.hub.with(|hub, now| hub.authenticate_service(token, now))?;
+                let grant = self
+                    .hub
+                    .with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
                 tracing::debug!(policy = grant.policy, "took a service token");
                 self.grants.send_modify(|grants| grants.service = Some(grant));
                 Ok(())
@@ -119,15 +122,15 @@ impl Claims {
     ///
     /// # Errors
     /// The hub's error for the device.
-    pub(super) fn check_device(&self, device_id: &str) -> Result<(), Refusal> {
+    pub(super) fn check_device(&self, device_id: &str) -> Result<(), LinkRefusal> {
         self.prove_device(device_id)?;
         if self.hub.with(|hub, _| hub.is_throttled(device_id)) {
-            return Err(Refusal::throttled("the hub is throttling the device: try again later"));
+            return Err(LinkRefusal::throttled("the hub is throttling the device: try again later"));
         }
         Ok(())
     }
 
-    fn prove_device(&self, device_id: &str) -> Result<(), Refusal> {
+    fn prove_device(&self, device_id: &str) -> Result<(), LinkRefusal> {
         if self.grants.borrow().devices.get(device_id).is_some_and(|grant| self.is_valid(grant)) {
             return Ok(());
         }
@@ -136,16 +139,16 @@ impl Claims {
             self.hub.with(|hub, now| hub.authenticate_device(device_id, None, certificate, now).map(drop));
         shown.map_err(|error| match error {
             AuthError::NoProof => {
-                Refusal::unauthorized("not signed in: put a token of the device to $cbs first")
+                LinkRefusal::unauthorized("not signed in: put a token of the device to $cbs first")
             }
-            AuthError::UnknownDevice(_) => Refusal::new(AmqpError::NotFound, error.to_string()),
-            error => Refusal::unauthorized(error.to_string()),
+            AuthError::UnknownDevice(_) => LinkRefusal::new(AmqpError::NotFound, error.to_string()),
+            error => LinkRefusal::unauthorized(error.to_string()),
         })
     }
 
     /// The hub's connection for a device. If there is none, or another one has replaced it, a new one is made. It is a
     /// clean one, so that no MQTT subscription stays behind; this is a choice.
-    pub(super) fn connection(&self, device_id: &str) -> Result<ConnectionId, Refusal> {
+    pub(super) fn connection(&self, device_id: &str) -> Result<ConnectionId, LinkRefusal> {
         let mut connections = self.connections();
         self.hub.with(|hub, now| {
             if let Some(connection) = connections.get(device_id)
@@ -154,8 +157,9 @@ impl Claims {
                 return Ok(*connection);
             }
             let connected = hub.connect(device_id, true);
-            let connected = connected
-                .ok_or_else(|| Refusal::new(AmqpError::NotFound, "the device was removed from the hub"))?;
+            let connected = connected.ok_or_else(|| {
+                LinkRefusal::new(AmqpError::NotFound, "the device was removed from the hub")
+            })?;
             hub.touch(device_id, now);
             tracing::info!(device_id, "a device signed in over AMQP");
             connections.insert(device_id.to_owned(), connected.connection);

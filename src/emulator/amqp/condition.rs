@@ -10,14 +10,14 @@ use crate::emulator::hub::EnqueueError;
 
 /// Why a link or a message is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct LinkRefusal {
     pub(super) condition: ErrorCondition,
     /// The hub's code, if there is one.
     pub(super) code: Option<i32>,
     pub(super) description: String,
 }
 
-impl Refusal {
+impl LinkRefusal {
     /// The hub does not allow this property or address: 400003.
     pub(super) fn argument(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error"));
@@ -46,7 +46,7 @@ impl Refusal {
     }
 }
 
-impl From<EnqueueError> for Refusal {
+impl From<EnqueueError> for LinkRefusal {
     fn from(error: EnqueueError) -> Self {
         let description = error.to_string();
         let (condition, code) = match error {
@@ -62,9 +62,9 @@ impl From<EnqueueError> for Refusal {
     }
 }
 
-impl From<&Refusal> for Error {
+impl From<&LinkRefusal> for Error {
     /// Each error has its own tracking id, as the hub's errors do. The log has it together with the refusal.
-    fn from(refusal: &Refusal) -> Self {
+    fn from(refusal: &LinkRefusal) -> Self {
         let tracking_id = uuid::Uuid::new_v4().to_string();
         tracing::debug!(description = refusal.description, tracking_id, "refused");
         let mut info = Fields::new();

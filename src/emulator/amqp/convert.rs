@@ -12,7 +12,7 @@ use fe2o3_amqp::types::messaging::{AmqpValue, Body, Message, MessageId, Properti
 use fe2o3_amqp::types::primitives::{SimpleValue, Timestamp, Value};
 
 use super::address::Address;
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
 use crate::emulator::hub::QueuedMessage;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
 use crate::message::{self, C2dMessage, Properties};
@@ -25,16 +25,16 @@ pub(super) const RENAMED: [(&str, &str); 2] =
 ///
 /// # Errors
 /// An argument error that names the wrong field.
-pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage, Refusal> {
+pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage, LinkRefusal> {
     let section = message.properties.unwrap_or_default();
     let to = section.to.clone().unwrap_or_default();
     let device_id = match Address::parse(&to) {
         Address::Device(id) => id,
-        Address::Module => return Err(Refusal::argument("the hub sends no C2D messages to modules")),
+        Address::Module => return Err(LinkRefusal::argument("the hub sends no C2D messages to modules")),
         _ => {
             let shown = excerpt(&to);
             let words = format!("the property to is \"{shown}\", not /devices/DEVICE/messages/devicebound");
-            return Err(Refusal::argument(words));
+            return Err(LinkRefusal::argument(words));
         }
     };
     let expiry = section.absolute_expiry_time.as_ref().map(system_time);
@@ -45,13 +45,13 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
     for (name, value) in message.application_properties.unwrap_or_default().0 {
         let value = text_of(&name, value)?;
         if name == ACK_PROPERTY {
-            ack = value.parse().map_err(|error| Refusal::argument(format!("{ACK_PROPERTY}: {error}")))?;
+            ack = value.parse().map_err(|error| LinkRefusal::argument(format!("{ACK_PROPERTY}: {error}")))?;
             converted.system.set(name, value);
         } else if let Some((_, own)) = RENAMED.iter().find(|(sent, _)| *sent == name) {
             converted.system.set(*own, value);
         } else if name.is_empty() || name.starts_with("$.") {
             let shown = excerpt(&name);
-            return Err(Refusal::argument(format!(
+            return Err(LinkRefusal::argument(format!(
                 "\"{shown}\" is not a valid name of an application property"
             )));
         } else if message::is_system_property(&name) {
@@ -64,12 +64,12 @@ pub(super) fn c2d_message(message: Message<Body<Value>>) -> Result<QueuedMessage
     Ok(QueuedMessage { device_id, message: converted, ack, expiry })
 }
 
-pub(super) fn system_properties(section: Section, system: &mut Properties) -> Result<(), Refusal> {
+pub(super) fn system_properties(section: Section, system: &mut Properties) -> Result<(), LinkRefusal> {
     if let Some(id) = section.message_id {
         let id = id_text("message-id", id)?;
         if !message::is_message_id(&id) {
             let shown = excerpt(&id);
-            return Err(Refusal::argument(format!("\"{shown}\" is not a valid message id")));
+            return Err(LinkRefusal::argument(format!("\"{shown}\" is not a valid message id")));
         }
         system.set(message::MESSAGE_ID, id);
     }
@@ -82,7 +82,7 @@ pub(super) fn system_properties(section: Section, system: &mut Properties) -> Re
     }
     if let Some(id) = section.user_id {
         let text = String::from_utf8(id.into_vec());
-        let text = text.map_err(|_| Refusal::argument("the property user-id is not UTF-8"))?;
+        let text = text.map_err(|_| LinkRefusal::argument("the property user-id is not UTF-8"))?;
         system.set(message::USER_ID, text);
     }
     if let Some(kind) = section.content_type {
@@ -95,17 +95,17 @@ pub(super) fn system_properties(section: Section, system: &mut Properties) -> Re
 }
 
 /// An id of any AMQP type as text. Node sends the text of a UUID as a UUID.
-fn id_text(field: &str, id: MessageId) -> Result<String, Refusal> {
+fn id_text(field: &str, id: MessageId) -> Result<String, LinkRefusal> {
     match id {
         MessageId::String(text) => Ok(text),
         MessageId::Uuid(id) => Ok(uuid_text(id.into_inner())),
         MessageId::Ulong(number) => Ok(number.to_string()),
         MessageId::Binary(bytes) => String::from_utf8(bytes.into_vec())
-            .map_err(|_| Refusal::argument(format!("the property {field} is binary and not UTF-8"))),
+            .map_err(|_| LinkRefusal::argument(format!("the property {field} is binary and not UTF-8"))),
     }
 }
 
-pub(super) fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal> {
+pub(super) fn text_of(name: &str, value: SimpleValue) -> Result<String, LinkRefusal> {
     Ok(match value {
         SimpleValue::String(text) => text,
         SimpleValue::Null => String::new(),
@@ -130,19 +130,19 @@ pub(super) fn text_of(name: &str, value: SimpleValue) -> Result<String, Refusal>
         | SimpleValue::Decimal128(_)
         | SimpleValue::Described(_) => {
             let words = format!("the value of the application property \"{}\" is not text", excerpt(name));
-            return Err(Refusal::argument(words));
+            return Err(LinkRefusal::argument(words));
         }
     })
 }
 
-pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, Refusal> {
+pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, LinkRefusal> {
     match body {
         Body::Data(sections) => Ok(sections.into_iter().flat_map(|section| section.0.into_vec()).collect()),
         Body::Value(AmqpValue(Value::String(text))) => Ok(text.into_bytes()),
         Body::Value(AmqpValue(Value::Binary(bytes))) => Ok(bytes.into_vec()),
         Body::Value(AmqpValue(Value::Null)) | Body::Empty => Ok(Vec::new()),
         Body::Value(_) | Body::Sequence(_) => {
-            Err(Refusal::argument("the body is neither data nor text: send it as an AMQP data section"))
+            Err(LinkRefusal::argument("the body is neither data nor text: send it as an AMQP data section"))
         }
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Owns: when a message is sent, and what each outcome does in the hub. Must not know: how a message is encoded
 //! (`device_message.rs`), queues.
-//! (`device_message.rs`), queues.
 //! Source: wire reference 2.4 and 2.6.
 
 use std::pin::pin;
@@ -12,16 +11,14 @@ use std::time::Duration;
 use fe2o3_amqp::Sender;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::link::delivery::DeliveryFut;
-use fe2o3_amqp::types::definitions::{Error, LinkError};
 use fe2o3_amqp::types::messaging::Outcome;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
-use super::ANSWER_TIMEOUT;
 use super::claims::Claims;
-use super::condition::Refusal;
 use super::device_message;
+use super::ending::steal;
 use crate::emulator::hub::{ConnectionId, Locked, Subscription};
 
 /// How long a message stays locked for a device that gives no credit. This must be well below the lock time.
@@ -87,14 +84,14 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
     }
 }
 
-type Settled = Result<Outcome, SendError>;
+type SendResult = Result<Outcome, SendError>;
 
-async fn outcome(locked: Locked, settled: DeliveryFut<Settled>) -> (Locked, Settled) {
+async fn outcome(locked: Locked, settled: DeliveryFut<SendResult>) -> (Locked, SendResult) {
     (locked, settled.await)
 }
 
 /// Carries out an outcome. SDKs do not use `Modified`; that it gives the message back is a choice.
-fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
+fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: SendResult) {
     let outcome = match settled {
         Ok(outcome) => outcome,
         Err(error) => return tracing::debug!(device_id, %error, "a device left a message unsettled"),
@@ -117,21 +114,5 @@ fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: Settled) {
         Err(error) => {
             tracing::info!(device_id, message_id, %error, "a late settlement: the hub delivers the message again");
         }
-    }
-}
-
-/// Ends the link because another connection of the device has replaced it. Source: wire reference 2.8.
-pub(super) async fn steal(link: Sender, device_id: &str) {
-    tracing::info!(device_id, "a newer connection of the same device replaced it");
-    let refusal = Refusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
-    goodbye(link, device_id, &refusal).await;
-}
-
-/// Ends a device's link with the reason.
-pub(super) async fn goodbye(link: Sender, device_id: &str, refusal: &Refusal) {
-    match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(refusal))).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(device_id, %error, "a link or session did not close cleanly"),
-        Err(_) => tracing::debug!(device_id, "a device did not answer the close of its link"),
     }
 }

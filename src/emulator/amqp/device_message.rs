@@ -11,9 +11,9 @@ use fe2o3_amqp::types::messaging::{
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp, Value};
 use uuid::Uuid;
 
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
 use super::convert::{self, RENAMED};
-use super::outgoing::LOCK_TOKEN;
+use super::frames::LOCK_TOKEN;
 use crate::emulator::hub::Locked;
 use crate::message::{self, Properties};
 
@@ -69,7 +69,7 @@ pub(super) fn lock_token(locked: &Locked) -> Uuid {
 ///
 /// # Errors
 /// An argument error that names the wrong field.
-pub(super) fn event(message: Message<Body<Value>>) -> Result<(Properties, Vec<u8>), Refusal> {
+pub(super) fn event(message: Message<Body<Value>>) -> Result<(Properties, Vec<u8>), LinkRefusal> {
     let mut properties = Properties::default();
     convert::system_properties(message.properties.unwrap_or_default(), &mut properties)?;
     for (name, value) in message.application_properties.unwrap_or_default().0 {

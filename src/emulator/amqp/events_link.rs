@@ -12,7 +12,7 @@ use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::Value;
 
 use super::claims::Claims;
-use super::condition::Refusal;
+use super::condition::LinkRefusal;
 use super::device_message;
 use crate::emulator::event_log;
 
@@ -30,12 +30,15 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
                 let verdict = if plain {
                     keep(message, &claims, &device_id)
                 } else {
-                    Err(Refusal::argument("the emulator takes no batches: send one message in each transfer"))
+                    Err(LinkRefusal::argument(
+                        "the emulator takes no batches: send one message in each transfer",
+                    ))
                 };
                 (delivery, verdict)
             }
             Err(RecvError::MessageDecode(error)) => {
-                let verdict = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                let verdict =
+                    LinkRefusal::argument(format!("the message cannot be decoded: {}", error.source));
                 (error.info, Err(verdict))
             }
             Err(error) => return tracing::debug!(device_id, %error, "a D2C link ended"),
@@ -53,7 +56,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
     }
 }
 
-fn keep(message: Message<Body<Value>>, claims: &Claims, device_id: &str) -> Result<(), Refusal> {
+fn keep(message: Message<Body<Value>>, claims: &Claims, device_id: &str) -> Result<(), LinkRefusal> {
     claims.check_device(device_id)?;
     let (properties, body) = device_message::event(message)?;
     event_log::log_event(device_id, &properties, &body, "");

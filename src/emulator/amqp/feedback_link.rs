@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::claims::Claims;
-use super::outgoing::LOCK_TOKEN;
-use crate::emulator::hub::{FeedbackBatch, FeedbackLock, LOCK_TIME};
+use super::frames::LOCK_TOKEN;
+use crate::emulator::hub::{FeedbackLock, LOCK_TIME, LockedBatch};
 use crate::emulator::shared::SharedHub;
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
 
@@ -24,7 +24,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
     let mut changed = hub.watch();
     loop {
         changed.mark_unchanged();
-        let Some((held, batch)) = Held::next(hub) else {
+        let Some((held, batch)) = HeldBatch::next(hub) else {
             tokio::select! {
                 // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => continue,
@@ -53,7 +53,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
     }
 }
 
-fn message(batch: &FeedbackBatch, hub: &str) -> Message<Data> {
+fn message(batch: &LockedBatch, hub: &str) -> Message<Data> {
     let properties = Properties {
         user_id: Some(Binary::from(hub.as_bytes())),
         content_type: Some(Symbol::from(FEEDBACK_CONTENT_TYPE)),
@@ -78,13 +78,13 @@ fn lock_token(lock: FeedbackLock) -> Uuid {
 }
 
 /// A batch that is out. If it is dropped unsettled, for example because the link has ended, the hub gets it back.
-struct Held<'a> {
+struct HeldBatch<'a> {
     hub: &'a SharedHub,
     lock: Option<FeedbackLock>,
 }
 
-impl<'a> Held<'a> {
-    fn next(hub: &'a SharedHub) -> Option<(Self, FeedbackBatch)> {
+impl<'a> HeldBatch<'a> {
+    fn next(hub: &'a SharedHub) -> Option<(Self, LockedBatch)> {
         let batch = hub.with(|hub, now| hub.next_feedback_batch(now))?;
         Some((Self { hub, lock: Some(batch.lock) }, batch))
     }
@@ -107,7 +107,7 @@ impl<'a> Held<'a> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldBatch<'_> {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
         if let Err(error) = self.hub.with(|hub, _| hub.release_feedback(lock)) {

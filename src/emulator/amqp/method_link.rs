@@ -19,8 +19,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::claims::Claims;
-use super::condition::Refusal;
-use super::{ANSWER_TIMEOUT, convert, device_link};
+use super::condition::LinkRefusal;
+use super::convert;
+use super::ending::{ANSWER_TIMEOUT, steal};
 use crate::emulator::hub::{CallId, ConnectionId, MethodRequest};
 
 const NAME: &str = "IoThub-methodname";
@@ -38,7 +39,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
             claims.end_calls(&device_id, own);
-            return device_link::steal(link, &device_id).await;
+            return steal(link, &device_id).await;
         }
         let Some(request) = hub.with(|hub, now| hub.next_method(&device_id, own, now)) else {
             tokio::select! {
@@ -77,7 +78,8 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
                 (delivery, take(message, &claims, &device_id, own))
             }
             Err(RecvError::MessageDecode(error)) => {
-                let verdict = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                let verdict =
+                    LinkRefusal::argument(format!("the message cannot be decoded: {}", error.source));
                 (error.info, Err(verdict))
             }
             Err(error) => return tracing::debug!(device_id, %error, "a method link ended"),
@@ -111,21 +113,21 @@ fn take(
     claims: &Claims,
     device_id: &str,
     own: ConnectionId,
-) -> Result<(), Refusal> {
+) -> Result<(), LinkRefusal> {
     claims.check_device(device_id)?;
     let id = message.properties.and_then(|properties| properties.correlation_id);
     let id = id.as_ref().and_then(call_id);
-    let id = id.ok_or_else(|| Refusal::argument("the correlation-id is not that of a call"))?;
+    let id = id.ok_or_else(|| LinkRefusal::argument("the correlation-id is not that of a call"))?;
     let properties = message.application_properties.unwrap_or_default().0;
     let status = properties.iter().find(|(name, _)| name.eq_ignore_ascii_case(STATUS));
     let status = status.and_then(|(_, value)| number(value));
-    let status =
-        status.ok_or_else(|| Refusal::argument(format!("the property {STATUS} must be a whole number")))?;
+    let status = status
+        .ok_or_else(|| LinkRefusal::argument(format!("the property {STATUS} must be a whole number")))?;
     let body = convert::body(message.body)?;
     if claims.hub.with(|hub, _| hub.answer_method(device_id, own, id, status, &body)) {
         return Ok(());
     }
-    Err(Refusal::argument("no call waits for this answer: the call has ended, or already has an answer"))
+    Err(LinkRefusal::argument("no call waits for this answer: the call has ended, or already has an answer"))
 }
 
 /// The call in a correlation id. Clients send the UUID back in several types.

@@ -15,9 +15,11 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::cbs::TokenService;
 use super::claims::Claims;
-use super::condition::Refusal;
-use super::twin_link::{self, Pair, Pairs};
-use super::{ANSWER_TIMEOUT, c2d_link, device_link, events_link, feedback_link, method_link, report};
+use super::condition::LinkRefusal;
+use super::ending::{ANSWER_TIMEOUT, report};
+use super::frames::MAX_MESSAGE;
+use super::twin_link::{self, Pairs, TwinLinks};
+use super::{c2d_link, device_link, events_link, feedback_link, method_link};
 use crate::emulator::hub::ConnectionId;
 
 /// Most links of one session. SDKs open up to four.
@@ -25,10 +27,6 @@ const MAX_LINKS: usize = 64;
 
 /// The highest handle if there are [`MAX_LINKS`] links.
 pub(super) const HIGHEST_HANDLE: u32 = 63;
-
-/// Largest message; the crate detaches a link that exceeds it. It is well above the hub's own limit, so that a message
-/// that is too large for the hub is only rejected, and the link stays. Source: wire reference 2.1.
-pub(super) const MAX_MESSAGE_SIZE: u64 = 1024 * 1024;
 
 /// The purpose of a link.
 enum Purpose {
@@ -41,7 +39,7 @@ enum Purpose {
     /// A device sends D2C messages.
     DeviceEvents(String),
     /// A device sends twin requests and reports, and gets the answers.
-    Twin(Arc<Pair>),
+    Twin(Arc<TwinLinks>),
     /// A device receives method calls, and answers them.
     Methods(String, ConnectionId),
 }
@@ -64,7 +62,7 @@ pub(super) async fn run(
             () = claims.expired() => {
                 tracing::info!(%peer, "ended a session: its token has expired");
                 // End the session and not the connection, because this way a Node client is told at once.
-                let error = Error::from(&Refusal::unauthorized("the token has expired"));
+                let error = Error::from(&LinkRefusal::unauthorized("the token has expired"));
                 report_end(timeout(ANSWER_TIMEOUT, session.end_with_error(error)).await, peer);
                 return;
             }
@@ -76,7 +74,7 @@ pub(super) async fn run(
             purpose(&attach, &claims, &pairs)
         } else {
             let limit = format!("the session has {MAX_LINKS} links already");
-            Err(Refusal::new(AmqpError::ResourceLimitExceeded, limit))
+            Err(LinkRefusal::new(AmqpError::ResourceLimitExceeded, limit))
         };
         // Handle one attach at a time, and finish each refusal. The crate frees a handle when it sends the detach. A
         // new link on that handle would take the client's answer for its own.
@@ -94,7 +92,7 @@ pub(super) async fn run(
 }
 
 /// The purpose of a new link, or why it is refused.
-fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, Refusal> {
+fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, LinkRefusal> {
     let address = match attach.role {
         Role::Sender => attach.target.as_deref().and_then(|target| match target {
             TargetArchetype::Target(target) => target.address.as_deref(),
@@ -108,10 +106,10 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
         (Role::Sender, Address::DeviceBound) => Purpose::Messages,
         (Role::Receiver, Address::Feedback) => Purpose::Feedback,
         (Role::Sender, Address::Feedback) => {
-            return Err(Refusal::no_address("feedback can be received, not sent"));
+            return Err(LinkRefusal::no_address("feedback can be received, not sent"));
         }
         (Role::Receiver, Address::DeviceBound) => {
-            return Err(Refusal::no_address("a back end can send C2D messages, not receive them"));
+            return Err(LinkRefusal::no_address("a back end can send C2D messages, not receive them"));
         }
         (Role::Receiver, Address::Device(device_id)) => {
             claims.check_device(&device_id)?;
@@ -135,17 +133,17 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
             return Ok(Purpose::Methods(device_id, connection));
         }
         (_, Address::Device(_) | Address::Events(_)) => {
-            return Err(Refusal::no_address("a device receives at devicebound, and sends to events"));
+            return Err(LinkRefusal::no_address("a device receives at devicebound, and sends to events"));
         }
         (_, Address::Module | Address::OtherOfDevice) => {
-            return Err(Refusal::new(
+            return Err(LinkRefusal::new(
                 AmqpError::NotImplemented,
                 "this emulator serves modules over MQTT only",
             ));
         }
         (_, Address::Unknown) => {
             let shown: String = address.chars().take(80).flat_map(char::escape_debug).collect();
-            return Err(Refusal::no_address(format!("the hub has no address \"{shown}\"")));
+            return Err(LinkRefusal::no_address(format!("the hub has no address \"{shown}\"")));
         }
     };
     // Only links of back ends come here: the other cases have returned above.
@@ -154,12 +152,12 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, R
     } else {
         let words =
             "not signed in: put a token of a policy with ServiceConnect to $cbs first, or use SASL PLAIN";
-        Err(Refusal::unauthorized(words))
+        Err(LinkRefusal::unauthorized(words))
     }
 }
 
 async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<LinkEndpoint> {
-    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE_SIZE);
+    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE as u64);
     let acceptor = match attach.role {
         // Always use first mode: then one settled disposition answers each message. Python asks for second mode, and
         // then waits for a settled disposition for ever.
@@ -184,7 +182,7 @@ async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<L
 /// follows.
 async fn refuse(
     mut attach: Attach,
-    refusal: &Refusal,
+    refusal: &LinkRefusal,
     session: &mut ListenerSessionHandle,
     peer: SocketAddr,
 ) {

@@ -1,6 +1,6 @@
 //! Tests with an AMQP client over an in-memory stream.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::link::{ReceiverAttachError, SenderAttachError};
@@ -18,7 +18,7 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::credentials::{SasToken, SharedAccessKey};
 use crate::emulator::hub::{Hub, Subscription};
-use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
+use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight};
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
@@ -42,7 +42,7 @@ fn pair(byte: u8) -> KeyPair {
 }
 
 fn hub() -> SharedHub {
-    let policy = |name: &str, byte, service_connect| Policy {
+    let policy = |name: &str, byte, service_connect| AccessPolicy {
         name: name.to_owned(),
         keys: pair(byte),
         service_connect,
@@ -361,7 +361,7 @@ async fn bytes_that_are_not_amqp_get_the_header_and_the_end() {
     };
     let (end, answer) = tokio::join!(server, client);
     assert_eq!(answer, PLAIN_AMQP);
-    assert_eq!(end, End::Breach("the first bytes are not those of AMQP 1.0".to_owned()));
+    assert_eq!(end, AmqpEnd::Breach("the first bytes are not those of AMQP 1.0".to_owned()));
 }
 
 #[tokio::test]

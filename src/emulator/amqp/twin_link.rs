@@ -23,10 +23,10 @@ use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::timeout;
 
-use super::ANSWER_TIMEOUT;
 use super::claims::Claims;
-use super::condition::Refusal;
-use super::{convert, device_link};
+use super::condition::LinkRefusal;
+use super::convert;
+use super::ending::{ANSWER_TIMEOUT, goodbye, steal};
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::message::excerpt;
 
@@ -45,29 +45,29 @@ const BAD_REQUEST: u32 = 400_004;
 /// The error code of throttling, as over MQTT.
 const THROTTLED: u32 = 429_001;
 
-type Reply = Message<Data>;
+type TwinReply = Message<Data>;
 
 /// A device, and the value that its two links share.
 type Name = (String, String);
 
 /// The pairs of one connection.
 #[derive(Clone, Default)]
-pub(super) struct Pairs(Arc<Mutex<BTreeMap<Name, Weak<Pair>>>>);
+pub(super) struct Pairs(Arc<Mutex<BTreeMap<Name, Weak<TwinLinks>>>>);
 
 /// The two links of a pair, or the first of them.
-pub(super) struct Pair {
+pub(super) struct TwinLinks {
     device_id: String,
     connection: ConnectionId,
     /// Whether the device asked on this pair for changes of desired properties.
     listens: AtomicBool,
-    queue: mpsc::Sender<Reply>,
+    queue: mpsc::Sender<TwinReply>,
     /// The link that sends answers holds the lock.
-    replies: AsyncMutex<mpsc::Receiver<Reply>>,
+    replies: AsyncMutex<mpsc::Receiver<TwinReply>>,
 }
 
 impl Pairs {
     /// The pair of a link.
-    pub(super) fn of(&self, attach: &Attach, device_id: String, connection: ConnectionId) -> Arc<Pair> {
+    pub(super) fn of(&self, attach: &Attach, device_id: String, connection: ConnectionId) -> Arc<TwinLinks> {
         let named = attach.properties.as_ref().and_then(|fields| fields.get(&Symbol::from(CORRELATION)));
         let correlation = match named {
             Some(Value::String(text)) => text.clone(),
@@ -82,8 +82,13 @@ impl Pairs {
         present.filter(|pair| pair.connection == connection).unwrap_or_else(|| {
             let (queue, replies) = mpsc::channel(MAX_WAITING);
             let replies = AsyncMutex::new(replies);
-            let pair =
-                Arc::new(Pair { device_id, connection, listens: AtomicBool::new(false), queue, replies });
+            let pair = Arc::new(TwinLinks {
+                device_id,
+                connection,
+                listens: AtomicBool::new(false),
+                queue,
+                replies,
+            });
             pairs.insert(name, Arc::downgrade(&pair));
             pair
         })
@@ -91,13 +96,14 @@ impl Pairs {
 }
 
 /// Handles requests until the link ends. The pair's other link sends the answers.
-pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<Pair>) {
+pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<TwinLinks>) {
     let device_id = &pair.device_id;
     loop {
         let (delivery, message) = match link.recv::<Body<Value>>().await {
             Ok(delivery) => delivery.into_parts(),
             Err(RecvError::MessageDecode(error)) => {
-                let refusal = Refusal::argument(format!("the message cannot be decoded: {}", error.source));
+                let refusal =
+                    LinkRefusal::argument(format!("the message cannot be decoded: {}", error.source));
                 match link.reject(error.info, Error::from(&refusal)).await {
                     Ok(()) => continue,
                     Err(error) => return tracing::debug!(device_id, %error, "a twin link ended"),
@@ -129,19 +135,19 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<P
 }
 
 /// Sends answers, and changes of desired properties if the device asked for them, until the link ends.
-pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>) {
+pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<TwinLinks>) {
     let (device_id, own) = (&pair.device_id, pair.connection);
     let Ok(mut replies) = pair.replies.try_lock() else {
         let words = format!("another link has this {CORRELATION} already");
-        let refusal = Refusal::new(AmqpError::NotAllowed, words);
-        return device_link::goodbye(link, device_id, &refusal).await;
+        let refusal = LinkRefusal::new(AmqpError::NotAllowed, words);
+        return goodbye(link, device_id, &refusal).await;
     };
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
     loop {
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {
-            return device_link::steal(link, device_id).await;
+            return steal(link, device_id).await;
         }
         // Send answers first: the result of a GET is older than the changes that wait.
         let ready = replies.try_recv().ok().or_else(|| {
@@ -185,7 +191,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<Pair>)
 }
 
 /// Carries out a request.
-fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair, throttled: bool) -> Reply {
+fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &TwinLinks, throttled: bool) -> TwinReply {
     let id = request.properties.as_ref().and_then(|properties| properties.correlation_id.clone());
     let refuse = |status, code, message: &str| {
         tracing::warn!(device_id = pair.device_id, "refused a twin request: {message}");
@@ -206,7 +212,7 @@ fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &Pair, throttled
 fn carry_out(
     request: Message<Body<Value>>,
     claims: &Claims,
-    pair: &Pair,
+    pair: &TwinLinks,
 ) -> Result<(Option<u64>, String), String> {
     let (device_id, own) = (pair.device_id.as_str(), pair.connection);
     if !claims.hub.with(|hub, _| hub.is_current(device_id, own)) {
@@ -254,7 +260,7 @@ fn carry_out(
     }
 }
 
-fn reply(id: Option<MessageId>, status: i32, version: Option<u64>, body: String) -> Reply {
+fn reply(id: Option<MessageId>, status: i32, version: Option<u64>, body: String) -> TwinReply {
     let mut annotations = MessageAnnotations::builder().insert(Symbol::from("status"), Value::Int(status));
     if let Some(version) = version.and_then(|version| i64::try_from(version).ok()) {
         annotations = annotations.insert(Symbol::from("version"), Value::Long(version));
@@ -268,7 +274,7 @@ fn reply(id: Option<MessageId>, status: i32, version: Option<u64>, body: String)
 }
 
 /// A change of desired properties. It has no correlation id, because that is how the device tells it from an answer.
-fn desired(patch: &serde_json::Value) -> Reply {
+fn desired(patch: &serde_json::Value) -> TwinReply {
     let annotations =
         MessageAnnotations::builder().insert(Symbol::from("resource"), Value::String(DESIRED.to_owned()));
     Message::builder()

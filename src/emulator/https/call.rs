@@ -19,7 +19,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use super::reply::{self, Refusal};
+use super::reply::{self, HttpRefusal};
 use crate::emulator::hub::Hub;
 use crate::emulator::identity;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
@@ -31,8 +31,23 @@ use crate::message::excerpt;
 /// A request's body that has not been read.
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
+/// Who may use a route.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RouteRight {
+    /// Everybody: the route shows no data of the hub.
+    Anyone,
+    /// A back end with this right, for a route of the real hub.
+    BackEnd(BackEndRight),
+    /// A back end with ServiceConnect, for a route of this emulator.
+    OwnRoute,
+    /// The same, from this machine only: the route changes the emulator's behaviour.
+    OwnRouteHere,
+    /// The device that the path names.
+    Device,
+}
+
 /// One request.
-pub(super) struct Call {
+pub(super) struct HttpCall {
     /// The hub that serves the request.
     pub(super) hub: SharedHub,
     /// The hub's registry of devices.
@@ -50,7 +65,7 @@ pub(super) struct Call {
     body: Option<RequestBody>,
 }
 
-impl Call {
+impl HttpCall {
     /// Splits a request into its parts. `certificate` is the one of the TLS connection, and `peer` has opened that
     /// connection.
     pub(super) fn new(
@@ -107,44 +122,35 @@ impl Call {
         }
     }
 
-    /// Allows the request if it comes from a back end with ServiceConnect.
+    /// Allows the request if its sender has this right. The real hub's routes need an api-version, too.
     ///
     /// # Errors
-    /// 401, or 400 without an api-version.
-    pub(super) fn service(&self) -> Result<(), Refusal> {
-        self.own_service()?;
-        self.versioned()
+    /// 401, 400 without an api-version, and what the single rights say.
+    pub(super) fn allow(&self, right: RouteRight) -> Result<(), HttpRefusal> {
+        match right {
+            RouteRight::Anyone => Ok(()),
+            RouteRight::BackEnd(right) => {
+                self.back_end(right)?;
+                self.versioned()
+            }
+            RouteRight::OwnRoute => self.back_end(BackEndRight::ServiceConnect),
+            RouteRight::OwnRouteHere => {
+                self.back_end(BackEndRight::ServiceConnect)?;
+                self.comes_from_here()
+            }
+            RouteRight::Device => self.device(self.segment(1)),
+        }
     }
 
-    /// Allows the request if it comes from a back end with this right.
-    ///
-    /// # Errors
-    /// 401, or 400 without an api-version.
-    pub(super) fn back_end(&self, right: BackEndRight) -> Result<(), Refusal> {
+    fn back_end(&self, right: BackEndRight) -> Result<(), HttpRefusal> {
         let proof = |hub: &Hub, token: Option<&str>, now| {
             hub.authenticate_back_end(token.ok_or(AuthError::NoProof)?, right, now)
-        };
-        self.authorised(proof)?;
-        self.versioned()
-    }
-
-    /// Like [`Call::service`], for this emulator's own routes.
-    ///
-    /// # Errors
-    /// 401.
-    pub(super) fn own_service(&self) -> Result<(), Refusal> {
-        let proof = |hub: &Hub, token: Option<&str>, now| {
-            hub.authenticate_service(token.ok_or(AuthError::NoProof)?, now)
         };
         self.authorised(proof).map(drop)
     }
 
-    /// Like [`Call::own_service`], for routes that change the emulator's behaviour: only allowed from this machine.
-    ///
-    /// # Errors
-    /// 401, or 403 for a peer on another machine.
-    pub(super) fn own_local_service(&self) -> Result<(), Refusal> {
-        self.own_service()?;
+    /// 403 for a peer on another machine.
+    fn comes_from_here(&self) -> Result<(), HttpRefusal> {
         if self.peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
@@ -155,10 +161,9 @@ impl Call {
 
     /// Allows a device to act for itself, with a token or the certificate of its connection.
     ///
-    /// # Errors
-    /// 401, or 400 without an api-version. 404 if the device does not exist and the token is from a policy that may act
-    /// for any device. The errors of faults. A client that proves nothing does not learn which devices exist.
-    pub(super) fn device(&self, device_id: &str) -> Result<(), Refusal> {
+    /// 404 if the device does not exist and the token is from a policy that may act for any device. The errors of
+    /// faults. A client that proves nothing does not learn which devices exist.
+    fn device(&self, device_id: &str) -> Result<(), HttpRefusal> {
         let certificate = self.certificate.as_ref();
         let proof =
             |hub: &Hub, token: Option<&str>, now| hub.authenticate_device(device_id, token, certificate, now);
@@ -187,7 +192,7 @@ impl Call {
     ///
     /// # Cancel safety
     /// Not cancel safe: the bytes that were read are lost.
-    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, Refusal> {
+    pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, HttpRefusal> {
         let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
         match tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -211,7 +216,7 @@ impl Call {
     fn authorised(
         &self,
         proof: impl FnOnce(&Hub, Option<&str>, SystemTime) -> Result<Grant, AuthError>,
-    ) -> Result<Grant, Refusal> {
+    ) -> Result<Grant, HttpRefusal> {
         let check = || {
             let token = self.headers.get(AUTHORIZATION).map(|value| value.to_str()).transpose();
             let token = token.map_err(|_| "the Authorization header is not text")?;
@@ -231,7 +236,7 @@ impl Call {
         })
     }
 
-    fn versioned(&self) -> Result<(), Refusal> {
+    fn versioned(&self) -> Result<(), HttpRefusal> {
         match self.argument("api-version") {
             Some(version) if !version.is_empty() => Ok(()),
             _ => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),

@@ -13,8 +13,8 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use uuid::Uuid;
 
-use super::call::Call;
-use super::reply::{self, InvalidHeader, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpRefusal, HttpResult, InvalidHeader};
 use crate::emulator::hub::{Hub, Lock, LockLost};
 use crate::message::{self, Properties};
 
@@ -40,9 +40,8 @@ const SYSTEM: [(&str, &str); 8] = [
 ];
 
 /// `GET /devices/{id}/messages/devicebound`: the next C2D message, locked for a minute, or 204.
-pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
+pub(super) fn receive(call: &HttpCall) -> HttpResult {
     let device_id = call.segment(1);
-    call.device(device_id)?;
     let Some(locked) = call.hub.with(|hub, now| hub.poll(device_id, now)) else {
         return Ok(reply::no_content());
     };
@@ -76,21 +75,17 @@ pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// `DELETE /devices/{id}/messages/devicebound/{lock}`: completes the message, or rejects it with `reject` in the query.
-pub(super) fn complete_or_reject(call: &Call) -> Result<Reply, Refusal> {
+pub(super) fn complete_or_reject(call: &HttpCall) -> HttpResult {
     settle(call, if call.argument("reject").is_some() { Hub::reject } else { Hub::complete })
 }
 
 /// `POST /devices/{id}/messages/devicebound/{lock}/abandon`.
-pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
+pub(super) fn abandon(call: &HttpCall) -> HttpResult {
     settle(call, Hub::abandon)
 }
 
-fn settle(
-    call: &Call,
-    how: fn(&mut Hub, &str, Lock, SystemTime) -> Result<(), LockLost>,
-) -> Result<Reply, Refusal> {
+fn settle(call: &HttpCall, how: fn(&mut Hub, &str, Lock, SystemTime) -> Result<(), LockLost>) -> HttpResult {
     let device_id = call.segment(1);
-    call.device(device_id)?;
     let token = call.segment(4).trim_matches('"');
     // The emulator never issued a token of another form. It gets the error of a lock that is no longer held.
     let lock = lock(token).ok_or(LockLost);
@@ -125,9 +120,8 @@ fn left_out(appended: Result<(), InvalidHeader>, device_id: &str, name: &str) {
 }
 
 /// `POST /devices/{id}/messages/events`: a D2C message.
-pub(super) async fn send_event(call: &mut Call) -> Result<Reply, Refusal> {
+pub(super) async fn send_event(call: &mut HttpCall) -> HttpResult {
     let device_id = call.segment(1).to_owned();
-    call.device(&device_id)?;
     if call.header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.to_ascii_lowercase().starts_with(BATCH)) {
         return Err(
             reply::bad_argument("the emulator takes no batches: send one message in each request").into()
@@ -148,7 +142,7 @@ pub(super) async fn send_event(call: &mut Call) -> Result<Reply, Refusal> {
 }
 
 /// The properties in a request's headers. Header names ignore case, so the property names are in lower case.
-fn properties(headers: &HeaderMap) -> Result<Properties, Refusal> {
+fn properties(headers: &HeaderMap) -> Result<Properties, HttpRefusal> {
     let mut properties = Properties::default();
     for (header, value) in headers {
         let header = header.as_str();

@@ -6,17 +6,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
-use crate::emulator::hub::Event;
+use super::call::HttpCall;
+use super::reply::{self, HttpResult};
+use crate::emulator::hub::D2cMessage;
 use crate::message::{self, format_time};
 
 /// An answer of this size gets no further message. The reader asks again with the last number.
 const ENOUGH_BYTES: usize = 1024 * 1024;
 
 /// `GET /emulator/devices/{id}/events?after=NUMBER`.
-pub(super) fn show_after(call: &Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
+pub(super) fn show_after(call: &HttpCall) -> HttpResult {
     let device_id = call.segment(2);
     let after = match call.argument("after").map(|text| text.parse()) {
         None => 0,
@@ -28,7 +27,7 @@ pub(super) fn show_after(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// The messages with numbers above `after`, oldest first, until the answer is full.
-fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
+fn page<'a>(events: impl Iterator<Item = &'a D2cMessage>, after: u64) -> Value {
     let mut bytes = 0;
     let later = events.filter(|event| event.number > after);
     later
@@ -41,7 +40,7 @@ fn page<'a>(events: impl Iterator<Item = &'a Event>, after: u64) -> Value {
         .collect()
 }
 
-fn show(event: &Event) -> Value {
+fn show(event: &D2cMessage) -> Value {
     let (mut system, mut application) = (Map::new(), Map::new());
     for (name, value) in event.properties.iter() {
         let properties = if message::is_system_property(name) { &mut system } else { &mut application };
@@ -73,9 +72,9 @@ mod tests {
     use bytes::Bytes;
     use std::time::SystemTime;
 
-    fn event(number: u64, body: impl Into<Bytes>) -> Event {
+    fn event(number: u64, body: impl Into<Bytes>) -> D2cMessage {
         let properties = Properties::decode("%24.cid=m-1&c2d-report=outcome&flag").expect("a bag");
-        Event { number, enqueued: SystemTime::UNIX_EPOCH, properties, body: body.into() }
+        D2cMessage { number, enqueued: SystemTime::UNIX_EPOCH, properties, body: body.into() }
     }
 
     #[test]

@@ -6,22 +6,20 @@
 
 use serde_json::{Map, Value, json};
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpRefusal, HttpReply, HttpResult};
 use crate::emulator::hub::{Fault, FaultName};
 
 /// Most bytes of a value.
 const MAX_VALUE: usize = 64;
 
 /// `GET /emulator/devices/{id}/faults`.
-pub(super) fn show(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
+pub(super) fn show(call: &HttpCall) -> HttpResult {
     Ok(of(call))
 }
 
 /// `PUT /emulator/devices/{id}/faults/{name}`: the body is the value, as text.
-pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
+pub(super) async fn set(call: &mut HttpCall) -> HttpResult {
     let value = call.body(MAX_VALUE).await?;
     let value = String::from_utf8_lossy(&value);
     let fault = name(call)?;
@@ -34,8 +32,7 @@ pub(super) async fn set(call: &mut Call) -> Result<Reply, Refusal> {
 }
 
 /// `DELETE /emulator/devices/{id}/faults/{name}`.
-pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
+pub(super) fn clear(call: &HttpCall) -> HttpResult {
     let (device_id, name) = (call.segment(2), name(call)?);
     if call.hub.with(|hub, _| hub.clear_faults(device_id, Some(name))) {
         tracing::info!(device_id, fault = name.as_str(), "a fault was ended");
@@ -44,8 +41,7 @@ pub(super) fn clear(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// `DELETE /emulator/devices/{id}/faults`.
-pub(super) fn clear_all(call: &Call) -> Result<Reply, Refusal> {
-    call.own_local_service()?;
+pub(super) fn clear_all(call: &HttpCall) -> HttpResult {
     let device_id = call.segment(2);
     if call.hub.with(|hub, _| hub.clear_faults(device_id, None)) {
         tracing::info!(device_id, "all faults were ended");
@@ -53,14 +49,14 @@ pub(super) fn clear_all(call: &Call) -> Result<Reply, Refusal> {
     Ok(of(call))
 }
 
-fn name(call: &Call) -> Result<FaultName, Refusal> {
+fn name(call: &HttpCall) -> Result<FaultName, HttpRefusal> {
     let name = call.segment(4).to_ascii_lowercase();
     name.parse()
         .map_err(|error: crate::emulator::hub::FaultError| reply::bad_argument(&error.to_string()).into())
 }
 
 /// The answer: the device's faults now, or 404 if the device does not exist.
-fn of(call: &Call) -> Reply {
+fn of(call: &HttpCall) -> HttpReply {
     let device_id = call.segment(2);
     let Some(faults) = call.hub.with(|hub, _| hub.faults(device_id)) else {
         return reply::no_device(device_id);

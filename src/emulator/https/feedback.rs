@@ -8,8 +8,8 @@
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use uuid::Uuid;
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpResult};
 use crate::emulator::hub::{FeedbackLock, Hub, LockLost};
 use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
 use crate::message;
@@ -18,8 +18,7 @@ use crate::message;
 const ENQUEUED_TIME: &str = "iothub-enqueuedtime";
 
 /// `GET /messages/servicebound/feedback`: the next batch, locked for a minute, or 204.
-pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
+pub(super) fn receive(call: &HttpCall) -> HttpResult {
     let Some(batch) = call.hub.with(|hub, now| hub.next_feedback_batch(now)) else {
         return Ok(reply::no_content());
     };
@@ -36,17 +35,16 @@ pub(super) fn receive(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// `DELETE /messages/servicebound/feedback/{lock}`: the back end has accepted the batch.
-pub(super) fn complete(call: &Call) -> Result<Reply, Refusal> {
+pub(super) fn complete(call: &HttpCall) -> HttpResult {
     settle(call, Hub::complete_feedback)
 }
 
 /// `POST /messages/servicebound/feedback/{lock}/abandon`: the batch must come again.
-pub(super) fn abandon(call: &Call) -> Result<Reply, Refusal> {
+pub(super) fn abandon(call: &HttpCall) -> HttpResult {
     settle(call, Hub::abandon_feedback)
 }
 
-fn settle(call: &Call, how: fn(&mut Hub, FeedbackLock) -> Result<(), LockLost>) -> Result<Reply, Refusal> {
-    call.service()?;
+fn settle(call: &HttpCall, how: fn(&mut Hub, FeedbackLock) -> Result<(), LockLost>) -> HttpResult {
     let token = call.segment(3).trim_matches('"');
     // The emulator never issued a token of another form. It gets the error of a lock that is no longer held.
     let lock = match Uuid::try_parse(token).map(|uuid| uuid.as_u64_pair()) {
@@ -70,7 +68,9 @@ mod tests {
     use crate::emulator::https::routes;
     use crate::emulator::hub::QueuedMessage;
     use crate::emulator::registrar::Registrar;
-    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
+    use crate::emulator::registry::{
+        AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
+    };
     use crate::emulator::shared::SharedHub;
     use crate::feedback::{DeliveryAck, decode_batch};
     use crate::message::C2dMessage;
@@ -87,7 +87,7 @@ mod tests {
     fn shared() -> SharedHub {
         let key = SharedAccessKey::from_bytes([7; 32]);
         let keys = KeyPair { primary: key.clone(), secondary: key };
-        let policy = |name: &str, service_connect| Policy {
+        let policy = |name: &str, service_connect| AccessPolicy {
             name: name.to_owned(),
             keys: keys.clone(),
             service_connect,
@@ -115,7 +115,7 @@ mod tests {
         let request = request.header(AUTHORIZATION, token.expose()).body(body).expect("a request");
         let peer = ([127, 0, 0, 1], 1).into();
         let reply: Response<_> =
-            routes::answer(Call::new(request, None, peer, Registrar::of(hub))).await.into();
+            routes::answer(HttpCall::new(request, None, peer, Registrar::of(hub))).await.into();
         let etag = reply.headers().get(ETAG).map(|etag| etag.to_str().expect("text").to_owned());
         let lock = etag.unwrap_or_default().trim_matches('"').to_owned();
         let status = reply.status().as_u16();

@@ -4,16 +4,15 @@
 
 use serde_json::json;
 
-use super::call::Call;
+use super::call::HttpCall;
 use super::page::{self, MAX_FORM};
-use super::reply::{self, Refusal, Reply};
+use super::reply::{self, HttpResult};
 use crate::emulator::hub::{EnqueueError, InputError, SOURCE_DEVICE};
 use crate::emulator::identity;
 
 /// `POST /emulator/devices/{id}/modules/{id}/inputs/{input}`: a message in the form of the page, without the fields for
 /// feedback and expiry. Its source is the device itself, as for a message of a leaf device.
-pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
+pub(super) async fn send(call: &mut HttpCall) -> HttpResult {
     let body = call.body(MAX_FORM).await?;
     let mut message = page::message(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
     let message_id = message.message_id().map(str::to_owned);

@@ -17,10 +17,10 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpReply, HttpResult};
 use crate::emulator::hub::{
-    CallError, CallId, MAX_METHOD_TIMEOUT, MAX_PAYLOAD, MethodAnswer, MethodCall, Progress,
+    BackEndCall, CallError, CallId, CallProgress, DeviceAnswer, MAX_METHOD_TIMEOUT, MAX_PAYLOAD,
 };
 use crate::emulator::shared::SharedHub;
 use crate::message::{excerpt, format_time};
@@ -36,7 +36,7 @@ const RESPONSE_TIMEOUT: u64 = 30;
 /// A call as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Sent {
+struct CallBody {
     method_name: Option<String>,
     payload: Option<Box<RawValue>>,
     response_timeout_in_seconds: Option<u64>,
@@ -44,21 +44,20 @@ struct Sent {
 }
 
 /// A pending call. Its drop removes the call from the hub, for example when the back end disconnects.
-struct Waited<'a> {
+struct WaitingCall<'a> {
     hub: SharedHub,
     device_id: &'a str,
     id: CallId,
 }
 
-impl Drop for Waited<'_> {
+impl Drop for WaitingCall<'_> {
     fn drop(&mut self) {
         self.hub.with(|hub, _| hub.forget_method(self.device_id, self.id));
     }
 }
 
 /// `POST /twins/{id}/methods`: answers when the device has answered, or when the time is over.
-pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
-    call.service()?;
+pub(super) async fn invoke(call: &mut HttpCall) -> HttpResult {
     let body = call.body(MAX_BODY).await?;
     let method = read(&body).map_err(|sentence| reply::bad_argument(&sentence))?;
     let id = call.identity();
@@ -66,12 +65,12 @@ pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
     let name = method.name.clone();
     let called = call.hub.with(|hub, now| hub.call_method(device_id, method, now));
     let ended = match called {
-        Ok(id) => end(Waited { hub: call.hub.clone(), device_id, id }).await,
+        Ok(id) => end(WaitingCall { hub: call.hub.clone(), device_id, id }).await,
         Err(error) => Err(error),
     };
     let method = excerpt(&name);
     match ended {
-        Ok(MethodAnswer { status, payload }) => {
+        Ok(DeviceAnswer { status, payload }) => {
             tracing::info!(device_id, method, status, "a device answered a method");
             let body = format!("{{\"status\":{status},\"payload\":{payload}}}");
             let kind = HeaderValue::from_static("application/json; charset=utf-8");
@@ -84,15 +83,15 @@ pub(super) async fn invoke(call: &mut Call) -> Result<Reply, Refusal> {
     }
 }
 
-fn read(body: &[u8]) -> Result<MethodCall, String> {
-    let sent: Sent =
+fn read(body: &[u8]) -> Result<BackEndCall, String> {
+    let sent: CallBody =
         serde_json::from_slice(body).map_err(|error| format!("the body is not a method call: {error}"))?;
     let payload = match sent.payload {
         Some(payload) => payload,
         None => serde_json::value::to_raw_value(&()).map_err(|error| error.to_string())?,
     };
     let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
-    Ok(MethodCall {
+    Ok(BackEndCall {
         name: sent.method_name.unwrap_or_default(),
         payload,
         response_timeout: seconds(sent.response_timeout_in_seconds, RESPONSE_TIMEOUT),
@@ -101,13 +100,13 @@ fn read(body: &[u8]) -> Result<MethodCall, String> {
 }
 
 /// Waits for the end of a call. Cancel safe: a cancelled call is removed from the hub.
-async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
+async fn end(call: WaitingCall<'_>) -> Result<DeviceAnswer, CallError> {
     let mut changed = call.hub.watch();
     loop {
         changed.mark_unchanged();
         match call.hub.with(|hub, now| hub.method_progress(call.device_id, call.id, now)) {
-            Progress::Done(ended) => return ended,
-            Progress::Pending(until) => {
+            CallProgress::Done(ended) => return ended,
+            CallProgress::Pending(until) => {
                 // The hub holds the sender, so this only ends by a change or by the time limit.
                 drop(tokio::time::timeout(call.hub.until(until), changed.changed()).await);
             }
@@ -116,7 +115,7 @@ async fn end(call: Waited<'_>) -> Result<MethodAnswer, CallError> {
 }
 
 /// The error of a call. For some errors the real hub sends a special body, with JSON in the message.
-fn refusal(call: &Call, error: &CallError) -> Reply {
+fn refusal(call: &HttpCall, error: &CallError) -> HttpReply {
     let (status, code, word) = match error {
         CallError::UnknownDevice(_) => return reply::no_device(&call.identity()),
         CallError::Argument(words) => return reply::bad_argument(words),

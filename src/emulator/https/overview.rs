@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::emulator::hub::{Ended, Event, FeedbackView, Hub, QueuedView};
+use crate::emulator::hub::{D2cMessage, Ended, FeedbackView, Hub, QueuedView};
 use crate::message::{C2dMessage, Properties, format_time};
 
 use super::{events, faults};
@@ -68,7 +68,7 @@ fn device(hub: &Hub, id: &str) -> Value {
     })
 }
 
-fn event(event: &Event) -> Value {
+fn event(event: &D2cMessage) -> Value {
     let mut shown = json!({
         "number": event.number,
         "enqueuedTime": format_time(event.enqueued),

@@ -18,9 +18,9 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::call::Call;
+use super::call::HttpCall;
 use super::overview;
-use super::reply::{self, Refusal, Reply};
+use super::reply::{self, HttpReply, HttpResult};
 use crate::emulator::hub::{AgainError, EnqueueError, QueuedMessage};
 use crate::emulator::identity;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
@@ -35,24 +35,24 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) const MAX_FORM: usize = 6 * MAX_C2D_BYTES + 4 * 1024;
 
 /// `GET /`.
-pub(super) fn index() -> Reply {
+pub(super) fn index(_: &HttpCall) -> HttpResult {
     let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     let reply = file(include_str!("page/index.html"), "text/html; charset=utf-8");
-    reply.with(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy))
+    Ok(reply.with(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy)))
 }
 
 /// `GET /emulator/page.css`.
-pub(super) fn style() -> Reply {
-    file(include_str!("page/page.css"), "text/css; charset=utf-8")
+pub(super) fn style(_: &HttpCall) -> HttpResult {
+    Ok(file(include_str!("page/page.css"), "text/css; charset=utf-8"))
 }
 
 /// `GET /emulator/page.js`.
-pub(super) fn script() -> Reply {
-    file(include_str!("page/page.js"), "text/javascript; charset=utf-8")
+pub(super) fn script(_: &HttpCall) -> HttpResult {
+    Ok(file(include_str!("page/page.js"), "text/javascript; charset=utf-8"))
 }
 
-fn file(text: &'static str, kind: &'static str) -> Reply {
+fn file(text: &'static str, kind: &'static str) -> HttpReply {
     let reply = reply::text(text).with(CONTENT_TYPE, HeaderValue::from_static(kind));
     // Another version of the emulator may serve this address later, so the browser must not keep old files.
     let reply = reply.with(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -60,8 +60,7 @@ fn file(text: &'static str, kind: &'static str) -> Reply {
 }
 
 /// `GET /emulator/overview?after=VERSION`: answers when the hub's version differs, or after a while.
-pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
+pub(super) async fn overview(call: &mut HttpCall) -> HttpResult {
     let after = match call.argument("after").map(|text| text.parse::<u64>()) {
         None => None,
         Some(Ok(version)) => Some(version),
@@ -84,7 +83,7 @@ pub(super) async fn overview(call: &mut Call) -> Result<Reply, Refusal> {
 /// The data that the page's form sends.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Form {
+struct PageForm {
     message_id: Option<String>,
     #[serde(default)]
     properties: BTreeMap<String, String>,
@@ -96,8 +95,7 @@ struct Form {
 }
 
 /// `POST /emulator/devices/{id}/messages`: queues a C2D message.
-pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
+pub(super) async fn send(call: &mut HttpCall) -> HttpResult {
     let body = call.body(MAX_FORM).await?;
     let device_id = call.segment(2).to_owned();
     if identity::is_module(&device_id) {
@@ -115,8 +113,7 @@ pub(super) async fn send(call: &mut Call) -> Result<Reply, Refusal> {
 }
 
 /// `POST /emulator/devices/{id}/messages/{sequenceNumber}/again`: queues an ended message again, with a new id.
-pub(super) fn send_again(call: &Call) -> Result<Reply, Refusal> {
-    call.own_service()?;
+pub(super) fn send_again(call: &HttpCall) -> HttpResult {
     let (device_id, number) = (call.segment(2), call.segment(4));
     let number = number.parse().map_err(|_| {
         reply::bad_argument(&format!("\"{}\" is not the sequence number of a message", excerpt(number)))
@@ -143,7 +140,7 @@ fn queued(
     device_id: String,
     expires: impl Fn(Duration) -> Option<SystemTime>,
 ) -> Result<QueuedMessage, String> {
-    let form: Form = serde_json::from_slice(body)
+    let form: PageForm = serde_json::from_slice(body)
         .map_err(|error| format!("the message does not have the form that this page sends: {error}"))?;
     let message_id = form.message_id.unwrap_or_else(|| Uuid::new_v4().to_string());
     if !message::is_message_id(&message_id) {

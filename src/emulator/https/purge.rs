@@ -4,12 +4,11 @@
 
 use serde_json::json;
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpResult};
 
 /// `DELETE /devices/{id}/commands`. Source: wire reference 4.5.
-pub(super) fn purge(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
+pub(super) fn purge(call: &HttpCall) -> HttpResult {
     let device_id = call.segment(1);
     let Some(purged) = call.hub.with(|hub, now| hub.purge(device_id, now)) else {
         return Ok(reply::no_device(device_id));

@@ -11,13 +11,13 @@ use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpReply, HttpResult};
 use crate::credentials::{SharedAccessKey, check_device_id};
 use crate::emulator::hub::Identity;
 use crate::emulator::identity;
 use crate::emulator::registrar::{RegistrarError, Wanted};
-use crate::emulator::registry::{BackEndRight, DeviceCredential, KeyPair};
+use crate::emulator::registry::{DeviceCredential, KeyPair};
 use crate::message;
 
 /// Most bytes of a device in a request.
@@ -32,7 +32,7 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 /// A device or a module as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Sent {
+struct IdentityBody {
     device_id: Option<String>,
     module_id: Option<String>,
     status: Option<String>,
@@ -63,8 +63,7 @@ struct X509Thumbprint {
 }
 
 /// `GET /devices?top=NUMBER`.
-pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
+pub(super) fn list(call: &HttpCall) -> HttpResult {
     let top = match call.argument("top").map(|text| text.parse::<usize>()) {
         None => MAX_LISTED,
         Some(Ok(top)) => top.min(MAX_LISTED),
@@ -79,8 +78,7 @@ pub(super) fn list(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// `GET /devices/{id}/modules`.
-pub(super) fn modules(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
+pub(super) fn modules(call: &HttpCall) -> HttpResult {
     let device_id = call.segment(1);
     let modules = call.hub.with(|hub, _| {
         hub.identity(device_id)?;
@@ -91,8 +89,7 @@ pub(super) fn modules(call: &Call) -> Result<Reply, Refusal> {
 }
 
 /// `GET /devices/{id}`, `GET /devices/{id}/modules/{id}`.
-pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryRead)?;
+pub(super) fn get(call: &HttpCall) -> HttpResult {
     let id = call.identity();
     let identity = call.hub.with(|hub, _| hub.identity(&id));
     Ok(identity.map_or_else(|| reply::no_device(&id), |identity| reply::ok(&show(&identity))))
@@ -100,10 +97,9 @@ pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
 
 /// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: creates the device or module, or changes it if there is an
 /// `If-Match`.
-pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryWrite)?;
+pub(super) async fn put(call: &mut HttpCall) -> HttpResult {
     let body = call.body(MAX_BODY).await?;
-    let sent: Sent = serde_json::from_slice(&body)
+    let sent: IdentityBody = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body does not describe a device: {error}")))?;
     let wanted = wanted(call.identity(), sent).map_err(|sentence| reply::bad_argument(&sentence))?;
     let made = call.registrar.put(wanted, call.expected()).await.map_err(|error| refusal(&error))?;
@@ -112,8 +108,7 @@ pub(super) async fn put(call: &mut Call) -> Result<Reply, Refusal> {
 }
 
 /// `DELETE /devices/{id}`, `DELETE /devices/{id}/modules/{id}`.
-pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
-    call.back_end(BackEndRight::RegistryWrite)?;
+pub(super) async fn delete(call: &mut HttpCall) -> HttpResult {
     let device_id = call.identity();
     let deleted = call.registrar.delete(device_id.clone(), call.expected()).await;
     deleted.map_err(|error| refusal(&error))?;
@@ -121,7 +116,7 @@ pub(super) async fn delete(call: &mut Call) -> Result<Reply, Refusal> {
     Ok(reply::no_content())
 }
 
-fn wanted(id: String, sent: Sent) -> Result<Wanted, String> {
+fn wanted(id: String, sent: IdentityBody) -> Result<Wanted, String> {
     let (device, module) = identity::split(&id);
     let checked = if module.is_some() { identity::check_module(&id) } else { check_device_id(device) };
     checked.map_err(|error| error.to_string())?;
@@ -226,7 +221,7 @@ fn show(identity: &Identity) -> Value {
 }
 
 /// The error of a change. The code words are those in the SDKs.
-fn refusal(error: &RegistrarError) -> Reply {
+fn refusal(error: &RegistrarError) -> HttpReply {
     let (status, code) = match error {
         RegistrarError::Exists(id) if identity::is_module(id) => {
             (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice")

@@ -21,7 +21,7 @@ const PRODUCT: &str = concat!("c2d-agent-emulator/", env!("CARGO_PKG_VERSION"));
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Reply(Response<ReplyBody>);
+pub(super) struct HttpReply(Response<ReplyBody>);
 
 /// The text is not allowed in a header.
 #[derive(Debug, thiserror::Error)]
@@ -35,27 +35,30 @@ pub(super) struct Dropped;
 
 /// An error answer, so that a route can end early with `?`.
 #[derive(Debug)]
-pub(super) struct Refusal(Box<Reply>);
+pub(super) struct HttpRefusal(Box<HttpReply>);
 
-impl From<Reply> for Refusal {
-    fn from(reply: Reply) -> Self {
+/// What a route answers: both are sent in the same way.
+pub(super) type HttpResult = Result<HttpReply, HttpRefusal>;
+
+impl From<HttpReply> for HttpRefusal {
+    fn from(reply: HttpReply) -> Self {
         Self(Box::new(reply))
     }
 }
 
-impl From<Refusal> for Reply {
-    fn from(Refusal(reply): Refusal) -> Self {
+impl From<HttpRefusal> for HttpReply {
+    fn from(HttpRefusal(reply): HttpRefusal) -> Self {
         *reply
     }
 }
 
-impl From<Reply> for Response<ReplyBody> {
-    fn from(Reply(response): Reply) -> Self {
+impl From<HttpReply> for Response<ReplyBody> {
+    fn from(HttpReply(response): HttpReply) -> Self {
         response
     }
 }
 
-impl Reply {
+impl HttpReply {
     /// Adds one header to the answer.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers_mut().insert(name, value);
@@ -86,27 +89,27 @@ impl Reply {
 }
 
 /// 200 with a JSON body.
-pub(super) fn ok(body: &Value) -> Reply {
+pub(super) fn ok(body: &Value) -> HttpReply {
     json_of(StatusCode::OK, body)
 }
 
 /// 200 with a body whose content type the sender has chosen.
-pub(super) fn bytes(body: Bytes) -> Reply {
-    Reply::of(StatusCode::OK, body)
+pub(super) fn bytes(body: Bytes) -> HttpReply {
+    HttpReply::of(StatusCode::OK, body)
 }
 
 /// 204.
-pub(super) fn no_content() -> Reply {
-    Reply::of(StatusCode::NO_CONTENT, Bytes::new())
+pub(super) fn no_content() -> HttpReply {
+    HttpReply::of(StatusCode::NO_CONTENT, Bytes::new())
 }
 
 /// 200 with a text of this program. The caller must set the content type.
-pub(super) fn text(text: &'static str) -> Reply {
-    Reply::of(StatusCode::OK, Bytes::from_static(text.as_bytes()))
+pub(super) fn text(text: &'static str) -> HttpReply {
+    HttpReply::of(StatusCode::OK, Bytes::from_static(text.as_bytes()))
 }
 
 /// An error in the hub's form: a code word and a sentence.
-pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
+pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> HttpReply {
     let tracking_id = uuid::Uuid::new_v4().simple();
     let body = json!({
         "Message": format!("ErrorCode:{code};{sentence}"),
@@ -117,36 +120,36 @@ pub(super) fn error(status: StatusCode, code: &str, sentence: &str) -> Reply {
 
 /// An error in the form that the hub uses for methods: its details as JSON in the message, and the code word in a
 /// header.
-pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &Value) -> Reply {
+pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &Value) -> HttpReply {
     let reply = json_of(status, &json!({ "Message": details.to_string(), "ExceptionMessage": "" }));
     reply.with(HeaderName::from_static("iothub-errorcode"), HeaderValue::from_static(code))
 }
 
 /// 401. It does not say what is wrong.
-pub(super) fn unauthorized() -> Reply {
+pub(super) fn unauthorized() -> HttpReply {
     error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized")
 }
 
 /// 429: the hub throttles the device. Hub code 429001.
-pub(super) fn throttled() -> Reply {
+pub(super) fn throttled() -> HttpReply {
     let sentence = "the hub is throttling the device: try again later";
     error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", sentence)
 }
 
 /// No answer: the connection is dropped instead.
-pub(super) fn dropped() -> Reply {
+pub(super) fn dropped() -> HttpReply {
     let mut reply = no_content();
     reply.0.extensions_mut().insert(Dropped);
     reply
 }
 
 /// 400: the request is wrong.
-pub(super) fn bad_argument(sentence: &str) -> Reply {
+pub(super) fn bad_argument(sentence: &str) -> HttpReply {
     error(StatusCode::BAD_REQUEST, "ArgumentInvalid", sentence)
 }
 
 /// 404 for a device or a module.
-pub(super) fn no_device(id: &str) -> Reply {
+pub(super) fn no_device(id: &str) -> HttpReply {
     let (device_id, module) = identity::split(id);
     if let Some(module_id) = module {
         let sentence = format!("device \"{}\" has no module \"{}\"", excerpt(device_id), excerpt(module_id));
@@ -157,19 +160,22 @@ pub(super) fn no_device(id: &str) -> Reply {
 }
 
 /// 412: a settlement came too late. Hub code 412002.
-pub(super) fn lock_lost() -> Reply {
+pub(super) fn lock_lost() -> HttpReply {
     let sentence = "the lock is no longer held: the message was settled, or its minute is over";
     error(StatusCode::PRECONDITION_FAILED, "DeviceMessageLockLost", sentence)
 }
 
 /// 405: the path exists, but only for these methods.
-pub(super) fn method_not_allowed(allowed: &'static str) -> Reply {
+pub(super) fn method_not_allowed(allowed: &str) -> HttpReply {
     let sentence = format!("this resource takes {allowed} only");
     let reply = error(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", &sentence);
-    reply.with(ALLOW, HeaderValue::from_static(allowed))
+    match HeaderValue::from_str(allowed) {
+        Ok(allowed) => reply.with(ALLOW, allowed),
+        Err(_) => reply,
+    }
 }
 
-fn json_of(status: StatusCode, body: &Value) -> Reply {
-    let reply = Reply::of(status, Bytes::from(body.to_string()));
+fn json_of(status: StatusCode, body: &Value) -> HttpReply {
+    let reply = HttpReply::of(status, Bytes::from(body.to_string()));
     reply.with(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"))
 }

@@ -1,166 +1,113 @@
 //! Finds the route of a request.
 //!
-//! Owns: paths, methods, and which route answers them. Must not know: connections, TLS, what a route does.
+//! Owns: paths, methods, who may use them, and which route answers them. Must not know: connections, TLS, what a route
+//! does.
 //!
-//! Each route except the page's files first asks `call` whether the sender may use it. An unknown path is a 404 only
-//! for back ends.
+//! An unknown path is a 404 only for back ends.
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
+use super::reply::{self, HttpReply, HttpResult};
 use super::{device, events, faults, feedback, inputs, methods, page, purge, registry, twins};
+use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
-pub(super) async fn answer(mut call: Call) -> Reply {
+pub(super) async fn answer(mut call: HttpCall) -> HttpReply {
     let reply = if call.has_unread_body() && [Method::GET, Method::DELETE].contains(&call.method) {
         reply::bad_argument("this request must not have a body")
     } else {
-        route(&mut call).await.unwrap_or_else(Reply::from)
+        route(&mut call).await.unwrap_or_else(HttpReply::from)
     };
     if call.has_unread_body() { reply.closing() } else { reply }
 }
 
-/// All routes.
-enum Route {
-    ListDevices,
-    ListModules,
-    GetDevice,
-    PutDevice,
-    DeleteDevice,
-    Receive,
-    CompleteOrReject,
-    Abandon,
-    SendEvent,
-    Purge,
-    ReceiveFeedback,
-    CompleteFeedback,
-    AbandonFeedback,
-    GetTwin,
-    PatchTwin,
-    ReplaceTwin,
-    InvokeMethod,
-    SendToInput,
-    ShowEvents,
-    ShowFaults,
-    SetFault,
-    ClearFault,
-    ClearFaults,
-    /// A file of the page. It needs no token, because it has no data.
-    File(fn() -> Reply),
-    Overview,
-    SendFromPage,
-    SendAgain,
-    /// The path exists, but only for the named methods.
-    Other(&'static str),
-    Unknown,
-}
+/// The rights of back ends.
+const READ: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryRead);
+const WRITE: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryWrite);
+const SERVICE: RouteRight = RouteRight::BackEnd(BackEndRight::ServiceConnect);
 
-fn find(method: &Method, words: &[&str]) -> Route {
-    match (method.as_str(), words) {
-        ("GET", ["devices"]) => Route::ListDevices,
-        (_, ["devices"]) => Route::Other("GET"),
-        ("GET", ["devices", _, "modules"]) => Route::ListModules,
-        (_, ["devices", _, "modules"]) => Route::Other("GET"),
-        ("GET", ["devices", _] | ["devices", _, "modules", _]) => Route::GetDevice,
-        ("PUT", ["devices", _] | ["devices", _, "modules", _]) => Route::PutDevice,
-        ("DELETE", ["devices", _] | ["devices", _, "modules", _]) => Route::DeleteDevice,
-        (_, ["devices", _] | ["devices", _, "modules", _]) => Route::Other("GET, PUT, DELETE"),
-        ("GET", ["devices", _, "messages", "devicebound"]) => Route::Receive,
-        (_, ["devices", _, "messages", "devicebound"]) => Route::Other("GET"),
-        ("DELETE", ["devices", _, "messages", "devicebound", _]) => Route::CompleteOrReject,
-        (_, ["devices", _, "messages", "devicebound", _]) => Route::Other("DELETE"),
-        ("POST", ["devices", _, "messages", "devicebound", _, "abandon"]) => Route::Abandon,
-        (_, ["devices", _, "messages", "devicebound", _, "abandon"]) => Route::Other("POST"),
-        ("POST", ["devices", _, "messages", "events"]) => Route::SendEvent,
-        (_, ["devices", _, "messages", "events"]) => Route::Other("POST"),
-        ("DELETE", ["devices", _, "commands"]) => Route::Purge,
-        (_, ["devices", _, "commands"]) => Route::Other("DELETE"),
-        ("GET", ["messages", "servicebound", "feedback"]) => Route::ReceiveFeedback,
-        (_, ["messages", "servicebound", "feedback"]) => Route::Other("GET"),
-        ("DELETE", ["messages", "servicebound", "feedback", _]) => Route::CompleteFeedback,
-        (_, ["messages", "servicebound", "feedback", _]) => Route::Other("DELETE"),
-        ("POST", ["messages", "servicebound", "feedback", _, "abandon"]) => Route::AbandonFeedback,
-        (_, ["messages", "servicebound", "feedback", _, "abandon"]) => Route::Other("POST"),
-        ("GET", ["twins", _] | ["twins", _, "modules", _]) => Route::GetTwin,
-        ("PATCH", ["twins", _] | ["twins", _, "modules", _]) => Route::PatchTwin,
-        ("PUT", ["twins", _] | ["twins", _, "modules", _]) => Route::ReplaceTwin,
-        (_, ["twins", _] | ["twins", _, "modules", _]) => Route::Other("GET, PATCH, PUT"),
-        ("POST", ["twins", _, "methods"] | ["twins", _, "modules", _, "methods"]) => Route::InvokeMethod,
-        (_, ["twins", _, "methods"] | ["twins", _, "modules", _, "methods"]) => Route::Other("POST"),
-        ("GET", [""]) => Route::File(page::index),
-        ("GET", ["emulator", "page.css"]) => Route::File(page::style),
-        ("GET", ["emulator", "page.js"]) => Route::File(page::script),
-        ("GET", ["emulator", "overview"]) => Route::Overview,
-        ("POST", ["emulator", "devices", _, "messages"]) => Route::SendFromPage,
-        (_, ["emulator", "devices", _, "messages"]) => Route::Other("POST"),
-        ("POST", ["emulator", "devices", _, "messages", _, "again"]) => Route::SendAgain,
-        (_, ["emulator", "devices", _, "messages", _, "again"]) => Route::Other("POST"),
-        ("POST", ["emulator", "devices", _, "modules", _, "inputs", _]) => Route::SendToInput,
-        (_, ["emulator", "devices", _, "modules", _, "inputs", _]) => Route::Other("POST"),
-        (_, [""] | ["emulator", "page.css" | "page.js" | "overview"]) => Route::Other("GET"),
-        ("GET", ["emulator", "devices", _, "events"]) => Route::ShowEvents,
-        (_, ["emulator", "devices", _, "events"]) => Route::Other("GET"),
-        ("GET", ["emulator", "devices", _, "faults"]) => Route::ShowFaults,
-        ("DELETE", ["emulator", "devices", _, "faults"]) => Route::ClearFaults,
-        (_, ["emulator", "devices", _, "faults"]) => Route::Other("GET, DELETE"),
-        ("PUT", ["emulator", "devices", _, "faults", _]) => Route::SetFault,
-        ("DELETE", ["emulator", "devices", _, "faults", _]) => Route::ClearFault,
-        (_, ["emulator", "devices", _, "faults", _]) => Route::Other("PUT, DELETE"),
-        _ => Route::Unknown,
-    }
+/// What a route does, once its sender may use it.
+enum Handler {
+    At(fn(&HttpCall) -> HttpResult),
+    Later(for<'a> fn(&'a mut HttpCall) -> BoxFuture<'a, HttpResult>),
 }
+use Handler::{At, Later};
 
-async fn route(call: &mut Call) -> Result<Reply, Refusal> {
-    let words = call.words();
+/// Method, path, who may use it, and what answers. A `*` stands for one segment.
+type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
+
+/// All routes. The first path that fits counts.
+const ROUTES: &[HttpRoute] = &[
+    ("GET", "/devices", READ, At(registry::list)),
+    ("GET", "/devices/*", READ, At(registry::get)),
+    ("PUT", "/devices/*", WRITE, Later(|call| registry::put(call).boxed())),
+    ("DELETE", "/devices/*", WRITE, Later(|call| registry::delete(call).boxed())),
+    ("GET", "/devices/*/modules", READ, At(registry::modules)),
+    ("GET", "/devices/*/modules/*", READ, At(registry::get)),
+    ("PUT", "/devices/*/modules/*", WRITE, Later(|call| registry::put(call).boxed())),
+    ("DELETE", "/devices/*/modules/*", WRITE, Later(|call| registry::delete(call).boxed())),
+    ("GET", "/devices/*/messages/devicebound", Device, At(device::receive)),
+    ("DELETE", "/devices/*/messages/devicebound/*", Device, At(device::complete_or_reject)),
+    ("POST", "/devices/*/messages/devicebound/*/abandon", Device, At(device::abandon)),
+    ("POST", "/devices/*/messages/events", Device, Later(|call| device::send_event(call).boxed())),
+    ("DELETE", "/devices/*/commands", SERVICE, At(purge::purge)),
+    ("GET", "/messages/servicebound/feedback", SERVICE, At(feedback::receive)),
+    ("DELETE", "/messages/servicebound/feedback/*", SERVICE, At(feedback::complete)),
+    ("POST", "/messages/servicebound/feedback/*/abandon", SERVICE, At(feedback::abandon)),
+    ("GET", "/twins/*", SERVICE, At(twins::get)),
+    ("PATCH", "/twins/*", SERVICE, Later(|call| twins::patch(call).boxed())),
+    ("PUT", "/twins/*", SERVICE, Later(|call| twins::replace(call).boxed())),
+    ("GET", "/twins/*/modules/*", SERVICE, At(twins::get)),
+    ("PATCH", "/twins/*/modules/*", SERVICE, Later(|call| twins::patch(call).boxed())),
+    ("PUT", "/twins/*/modules/*", SERVICE, Later(|call| twins::replace(call).boxed())),
+    ("POST", "/twins/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
+    ("POST", "/twins/*/modules/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
+    ("GET", "/", Anyone, At(page::index)),
+    ("GET", "/emulator/page.css", Anyone, At(page::style)),
+    ("GET", "/emulator/page.js", Anyone, At(page::script)),
+    ("GET", "/emulator/overview", OwnRoute, Later(|call| page::overview(call).boxed())),
+    ("POST", "/emulator/devices/*/messages", OwnRoute, Later(|call| page::send(call).boxed())),
+    ("POST", "/emulator/devices/*/messages/*/again", OwnRoute, At(page::send_again)),
+    ("POST", "/emulator/devices/*/modules/*/inputs/*", OwnRoute, Later(|call| inputs::send(call).boxed())),
+    ("GET", "/emulator/devices/*/events", OwnRoute, At(events::show_after)),
+    ("GET", "/emulator/devices/*/faults", OwnRouteHere, At(faults::show)),
+    ("DELETE", "/emulator/devices/*/faults", OwnRouteHere, At(faults::clear_all)),
+    ("PUT", "/emulator/devices/*/faults/*", OwnRouteHere, Later(|call| faults::set(call).boxed())),
+    ("DELETE", "/emulator/devices/*/faults/*", OwnRouteHere, At(faults::clear)),
+];
+
+/// Whether a path, as decoded words in lower case, is the one of a route.
+fn fits(pattern: &str, words: &[String]) -> bool {
+    let pattern = pattern.split('/').skip(1);
     // The real hub's paths have separate segments for device and module. A segment with DEVICE/MODULE is only allowed
     // in the emulator's own paths.
-    let words = if words.iter().any(|word| word.contains('/'))
-        && words.first().is_none_or(|word| word != "emulator")
-    {
-        Vec::new()
-    } else {
-        words
-    };
-    let route = find(&call.method, &words.iter().map(String::as_str).collect::<Vec<_>>());
-    match route {
-        Route::ListDevices => registry::list(call),
-        Route::ListModules => registry::modules(call),
-        Route::GetDevice => registry::get(call),
-        Route::PutDevice => registry::put(call).await,
-        Route::DeleteDevice => registry::delete(call).await,
-        Route::Receive => device::receive(call),
-        Route::CompleteOrReject => device::complete_or_reject(call),
-        Route::Abandon => device::abandon(call),
-        Route::SendEvent => device::send_event(call).await,
-        Route::Purge => purge::purge(call),
-        Route::ReceiveFeedback => feedback::receive(call),
-        Route::CompleteFeedback => feedback::complete(call),
-        Route::AbandonFeedback => feedback::abandon(call),
-        Route::GetTwin => twins::get(call),
-        Route::PatchTwin => twins::patch(call).await,
-        Route::ReplaceTwin => twins::replace(call).await,
-        Route::InvokeMethod => methods::invoke(call).await,
-        Route::File(file) => Ok(file()),
-        Route::Overview => page::overview(call).await,
-        Route::SendFromPage => page::send(call).await,
-        Route::SendAgain => page::send_again(call),
-        Route::SendToInput => inputs::send(call).await,
-        Route::ShowEvents => events::show_after(call),
-        Route::ShowFaults => faults::show(call),
-        Route::SetFault => faults::set(call).await,
-        Route::ClearFault => faults::clear(call),
-        Route::ClearFaults => faults::clear_all(call),
-        Route::Other(allowed) => {
-            call.own_service()?;
-            Ok(reply::method_not_allowed(allowed))
-        }
-        Route::Unknown => {
-            call.own_service()?;
-            let sentence = "this emulator does not serve that path";
-            Ok(reply::error(StatusCode::NOT_FOUND, "ResourceNotFound", sentence))
-        }
+    let is_own = words.first().is_some_and(|word| word == "emulator");
+    let fits =
+        |(part, word): (&str, &String)| (part == "*" && (is_own || !word.contains('/'))) || part == word;
+    pattern.clone().count() == words.len() && pattern.zip(words).all(fits)
+}
+
+async fn route(call: &mut HttpCall) -> HttpResult {
+    let words = call.words();
+    let of_path: Vec<_> = ROUTES.iter().filter(|(_, pattern, ..)| fits(pattern, &words)).collect();
+    if let Some((_, _, right, handler)) = of_path.iter().find(|(method, ..)| call.method == *method) {
+        call.allow(*right)?;
+        return match handler {
+            At(answer) => answer(call),
+            Later(answer) => answer(call).await,
+        };
     }
+    call.allow(OwnRoute)?;
+    if of_path.is_empty() {
+        let sentence = "this emulator does not serve that path";
+        return Ok(reply::error(StatusCode::NOT_FOUND, "ResourceNotFound", sentence));
+    }
+    let methods: Vec<_> = of_path.iter().map(|(method, ..)| *method).collect();
+    Ok(reply::method_not_allowed(&methods.join(", ")))
 }
 
 #[cfg(test)]
@@ -169,7 +116,9 @@ mod tests {
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
     use crate::emulator::registrar::Registrar;
-    use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Policy, Registry, RegistryRight};
+    use crate::emulator::registry::{
+        AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
+    };
     use crate::emulator::shared::SharedHub;
     use bytes::Bytes;
     use http_body_util::BodyExt as _;
@@ -189,7 +138,7 @@ mod tests {
 
     fn shared() -> SharedHub {
         let keys = KeyPair { primary: key(), secondary: key() };
-        let policy = |name: &str, service_connect| Policy {
+        let policy = |name: &str, service_connect| AccessPolicy {
             name: name.to_owned(),
             keys: keys.clone(),
             service_connect,
@@ -224,7 +173,7 @@ mod tests {
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(Call::new(request, None, peer, Registrar::of(hub))).await.into();
+        let reply: Response<_> = answer(HttpCall::new(request, None, peer, Registrar::of(hub))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();

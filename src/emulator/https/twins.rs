@@ -13,8 +13,8 @@ use hyper::header::{ETAG, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::call::Call;
-use super::reply::{self, Refusal, Reply};
+use super::call::HttpCall;
+use super::reply::{self, HttpReply, HttpResult};
 use crate::emulator::hub::{TwinError, TwinWrite};
 use crate::emulator::registrar::Expected;
 
@@ -26,7 +26,7 @@ const OWN: [&str; 2] = ["$version", "$metadata"];
 
 /// A twin as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
-struct Sent {
+struct TwinBody {
     tags: Option<Map<String, Value>>,
     properties: Option<SentProperties>,
 }
@@ -37,20 +37,19 @@ struct SentProperties {
 }
 
 /// `GET /twins/{id}`.
-pub(super) fn get(call: &Call) -> Result<Reply, Refusal> {
-    call.service()?;
+pub(super) fn get(call: &HttpCall) -> HttpResult {
     let id = call.identity();
     let twin = call.hub.with(|hub, _| hub.twin(&id));
     Ok(twin.map_or_else(|| reply::no_device(&id), |twin| show(&twin)))
 }
 
 /// `PATCH /twins/{id}`: merges tags and desired properties into the twin.
-pub(super) async fn patch(call: &mut Call) -> Result<Reply, Refusal> {
+pub(super) async fn patch(call: &mut HttpCall) -> HttpResult {
     write(call, |tags, desired| TwinWrite::Patch { tags, desired }).await
 }
 
 /// `PUT /twins/{id}`: replaces tags and desired properties. A part that is not sent becomes empty.
-pub(super) async fn replace(call: &mut Call) -> Result<Reply, Refusal> {
+pub(super) async fn replace(call: &mut HttpCall) -> HttpResult {
     write(call, |tags, desired| TwinWrite::Replace {
         tags: tags.unwrap_or_default(),
         desired: desired.unwrap_or_default(),
@@ -58,12 +57,11 @@ pub(super) async fn replace(call: &mut Call) -> Result<Reply, Refusal> {
     .await
 }
 
-type Part = Option<Map<String, Value>>;
+type SectionBody = Option<Map<String, Value>>;
 
-async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Reply, Refusal> {
-    call.service()?;
+async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWrite) -> HttpResult {
     let body = call.body(MAX_BODY).await?;
-    let sent: Sent = serde_json::from_slice(&body)
+    let sent: TwinBody = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body is not a twin: {error}")))?;
     let mut desired = sent.properties.and_then(|properties| properties.desired);
     if let Some(desired) = &mut desired {
@@ -81,7 +79,7 @@ async fn write(call: &mut Call, how: fn(Part, Part) -> TwinWrite) -> Result<Repl
 }
 
 /// A twin as an answer. The etag is also in a header.
-fn show(twin: &Value) -> Reply {
+fn show(twin: &Value) -> HttpReply {
     let etag = twin["etag"].as_str().map(|etag| HeaderValue::from_str(&format!("\"{etag}\"")));
     match etag {
         Some(Ok(etag)) => reply::ok(twin).with(ETAG, etag),
@@ -90,7 +88,7 @@ fn show(twin: &Value) -> Reply {
 }
 
 /// The error of a twin. The code words are those in the SDKs.
-fn refusal(device_id: &str, error: &TwinError) -> Reply {
+fn refusal(device_id: &str, error: &TwinError) -> HttpReply {
     match error {
         TwinError::UnknownDevice(_) => reply::no_device(device_id),
         TwinError::Changed { .. } => {

@@ -164,9 +164,9 @@ async fn serve<S>(
         Subprotocol::Amqp => {
             let ended = amqp::serve_connection(lent, certificate, peer, hub, stop.clone()).await;
             match ended {
-                amqp::End::Done => Farewell::Done,
-                amqp::End::Breach(reason) => Farewell::Breach(reason),
-                amqp::End::Refused(reason) => Farewell::Refused(reason),
+                amqp::AmqpEnd::Done => Farewell::Done,
+                amqp::AmqpEnd::Breach(reason) => Farewell::Breach(reason),
+                amqp::AmqpEnd::Refused(reason) => Farewell::Refused(reason),
             }
         }
     };

@@ -4,7 +4,8 @@
 
 use std::time::SystemTime;
 
-use super::{EnqueueError, Hub, MAX_ENDED, MAX_ENDED_BYTES, QueuedMessage};
+use super::ended::{MAX_ENDED, MAX_ENDED_BYTES};
+use super::state::{EnqueueError, Hub, QueuedMessage};
 use crate::message;
 
 /// Why a message was not sent again.

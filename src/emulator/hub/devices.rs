@@ -10,7 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
 
-use super::{DeviceState, Hub};
+use super::device::DeviceState;
+use super::state::Hub;
 use crate::emulator::registry::{AuthError, BackEndRight, Device, DeviceCredential, Grant};
 
 /// A device as the registry shows it.
@@ -108,8 +109,9 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Subscription;
     use super::super::tests::{NOW, after, connect, hub, id_of, send};
-    use super::super::{DeliveryAck, Subscription};
+    use crate::feedback::DeliveryAck;
 
     #[test]
     fn a_removed_device_leaves_nothing_behind() {

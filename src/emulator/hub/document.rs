@@ -28,7 +28,7 @@ const INTEGERS: std::ops::RangeInclusive<i64> = -4_503_599_627_370_496..=4_503_5
 
 /// A part of a twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum TwinSection {
     /// What the back end knows about a device. The device does not see it.
     Tags,
     /// What the back end wants.
@@ -37,7 +37,7 @@ pub enum Part {
     Reported,
 }
 
-impl Part {
+impl TwinSection {
     /// The largest size of this part, as `size` counts.
     pub fn max_bytes(self) -> usize {
         match self {
@@ -47,7 +47,7 @@ impl Part {
     }
 }
 
-impl std::fmt::Display for Part {
+impl std::fmt::Display for TwinSection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Tags => "the tags",
@@ -74,7 +74,7 @@ pub enum TwinError {
     },
     /// The part is an array, a string, a number, …
     #[error("{0} must be a JSON object")]
-    NotAnObject(Part),
+    NotAnObject(TwinSection),
     /// The key is not allowed.
     #[error(
         "\"{0}\" cannot be a key: it is empty or longer than {MAX_KEY_BYTES} bytes, or holds '.', '$', a space or a \
@@ -83,7 +83,7 @@ pub enum TwinError {
     Key(String),
     /// Objects or arrays are nested too deep.
     #[error("{0} are nested more than {MAX_DEPTH} levels deep")]
-    TooDeep(Part),
+    TooDeep(TwinSection),
     /// A string is too long.
     #[error("the string of key \"{key}\" has {bytes} bytes, more than {MAX_STRING_BYTES}")]
     StringTooLong {
@@ -99,7 +99,7 @@ pub enum TwinError {
     #[error("{part} would have {bytes} bytes, more than {max}", max = part.max_bytes())]
     TooLarge {
         /// The part of the twin.
-        part: Part,
+        part: TwinSection,
         /// The size that the part would have.
         bytes: usize,
     },
@@ -149,7 +149,7 @@ pub(super) fn difference(before: &Map<String, Value>, after: &Map<String, Value>
 /// # Errors
 /// [`TwinError`].
 pub(super) fn merged(
-    part: Part,
+    part: TwinSection,
     before: &Map<String, Value>,
     patch: &Map<String, Value>,
 ) -> Result<Map<String, Value>, TwinError> {
@@ -163,7 +163,7 @@ pub(super) fn merged(
     Ok(merged)
 }
 
-fn check_object(part: Part, object: &Map<String, Value>, depth: usize) -> Result<(), TwinError> {
+fn check_object(part: TwinSection, object: &Map<String, Value>, depth: usize) -> Result<(), TwinError> {
     if depth > MAX_DEPTH {
         return Err(TwinError::TooDeep(part));
     }
@@ -177,7 +177,7 @@ fn check_object(part: Part, object: &Map<String, Value>, depth: usize) -> Result
     Ok(())
 }
 
-fn check_value(part: Part, key: &str, value: &Value, depth: usize) -> Result<(), TwinError> {
+fn check_value(part: TwinSection, key: &str, value: &Value, depth: usize) -> Result<(), TwinError> {
     match value {
         Value::Null | Value::Bool(_) => Ok(()),
         Value::Number(number) if number.is_f64() => Ok(()),
@@ -232,7 +232,7 @@ mod tests {
         ) {
             let patch = difference(&before, &after);
             prop_assert_eq!(patch.is_empty(), before == after);
-            prop_assert_eq!(merged(Part::Desired, &before, &patch), Ok(after));
+            prop_assert_eq!(merged(TwinSection::Desired, &before, &patch), Ok(after));
         }
     }
 }

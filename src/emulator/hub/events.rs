@@ -8,11 +8,10 @@ use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
+use super::encoding;
 use crate::message::Properties;
-
-use super::Hub;
-use super::snapshot::KeptEvent;
 
 /// Most D2C messages kept for each device.
 pub const MAX_EVENTS: usize = 100;
@@ -22,22 +21,25 @@ pub const MAX_EVENTS: usize = 100;
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
 /// A D2C message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct D2cMessage {
     /// The message's number; each device counts from 1.
     pub number: u64,
     /// When the hub accepted the message.
     pub enqueued: SystemTime,
     /// System and application properties together, as they came over the wire.
+    #[serde(with = "encoding::properties")]
     pub properties: Properties,
     /// The body; may be empty.
+    #[serde(with = "encoding::body")]
     pub body: Bytes,
 }
 
 /// The last D2C messages of one device, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    kept: VecDeque<Event>,
+    kept: VecDeque<D2cMessage>,
     bytes: usize,
     last_number: u64,
 }
@@ -45,7 +47,7 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn push(&mut self, properties: Properties, body: Bytes, enqueued: SystemTime) {
         self.last_number += 1;
-        let event = Event { number: self.last_number, enqueued, properties, body };
+        let event = D2cMessage { number: self.last_number, enqueued, properties, body };
         self.bytes += size(&event);
         self.kept.push_back(event);
         while self.kept.len() > MAX_EVENTS || self.bytes > MAX_EVENT_BYTES {
@@ -54,48 +56,21 @@ impl Events {
         }
     }
 
-    pub(super) fn snapshot(&self) -> Vec<KeptEvent> {
-        let kept = |Event { number, enqueued, properties, body }: Event| KeptEvent {
-            number,
-            enqueued,
-            properties,
-            body,
-        };
-        self.kept.iter().cloned().map(kept).collect()
-    }
-
-    pub(super) fn restore(kept: Vec<KeptEvent>) -> Self {
+    pub(super) fn restore(kept: Vec<D2cMessage>) -> Self {
         let mut events = Self::default();
-        for KeptEvent { number, enqueued, properties, body } in kept {
+        for D2cMessage { number, enqueued, properties, body } in kept {
             events.last_number = number.saturating_sub(1);
             events.push(properties, body, enqueued);
         }
         events
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Event> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &D2cMessage> {
         self.kept.iter()
     }
 }
 
-impl Hub {
-    /// Stores a D2C message. Each device keeps the last [`MAX_EVENTS`], with at most [`MAX_EVENT_BYTES`] in all. If the
-    /// device does not exist, nothing happens. The routes also pass on what a module sends.
-    pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
-        self.route(device_id, &properties, &body, now);
-        let Some(state) = self.devices.get_mut(device_id) else { return };
-        state.events.push(properties, body, now);
-        state.last_activity = Some(now);
-        self.version += 1;
-    }
-
-    /// The stored D2C messages, oldest first; `None` if the device does not exist.
-    pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &Event>> {
-        self.devices.get(device_id).map(|state| state.events.iter())
-    }
-}
-
-fn size(event: &Event) -> usize {
+fn size(event: &D2cMessage) -> usize {
     let properties = event.properties.iter().map(|(name, value)| name.len() + value.map_or(0, str::len));
     event.body.len() + properties.sum::<usize>()
 }

@@ -1,8 +1,7 @@
 //! Faults on purpose: errors that the hub makes for a device because a user set them.
 //!
-//! Owns: which faults exist, their names and values as text, the faults of each device, and every decision that a fault
-//! makes.
-//! Must not know: packets, HTTP, how a fault shows on the wire.
+//! Owns: which faults exist, their names and values as text, and the faults of one device with their counts.
+//! Must not know: the hub, packets, HTTP, how a fault shows on the wire.
 //!
 //! Source: wire reference 8 (line 25). Faults end with the process: they are not stored on disk.
 
@@ -12,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::message::excerpt;
 
-use super::{ConnectionId, DeviceState, Hub, Lock, Locked, Subscription};
+use super::queue::{DEFAULT_TTL, Locked};
+use super::session::ConnectionId;
 
 #[cfg(test)]
 mod tests;
@@ -21,7 +21,7 @@ mod tests;
 pub const MAX_COUNT: u32 = 1_000_000;
 
 /// The longest delay: the life time of a message without its own expiry.
-pub const MAX_DELAY: Duration = super::DEFAULT_TTL;
+pub const MAX_DELAY: Duration = DEFAULT_TTL;
 
 /// The kinds of faults, without values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -216,21 +216,22 @@ fn list() -> String {
 /// The faults of one device.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Faults {
-    set: BTreeMap<FaultName, Fault>,
+    pub(super) set: BTreeMap<FaultName, Fault>,
     /// When [`Fault::Delay`] releases the first message that it holds back. It is only set after a delivery was asked
     /// for.
-    due: Option<SystemTime>,
+    pub(super) due: Option<SystemTime>,
     /// The second of two deliveries, and the connection that gets it; `None` for a device that polls.
-    copy: Option<(Option<ConnectionId>, Locked)>,
+    pub(super) copy: Option<(Option<ConnectionId>, Locked)>,
 }
 
 impl Faults {
-    fn has(&self, name: FaultName) -> bool {
+    /// Whether the fault is set.
+    pub(super) fn has(&self, name: FaultName) -> bool {
         self.set.contains_key(&name)
     }
 
     /// Whether the fault applies now. This uses up one of its count.
-    fn use_up(&mut self, name: FaultName) -> bool {
+    pub(super) fn use_up(&mut self, name: FaultName) -> bool {
         match self.set.get_mut(&name) {
             None => return false,
             Some(Fault::Duplicate(Some(left)) | Fault::IgnorePuback(Some(left))) if *left > 1 => {
@@ -245,7 +246,7 @@ impl Faults {
     }
 
     /// Counts a packet, and returns whether it ends the connection.
-    fn drops_packet(&mut self) -> bool {
+    pub(super) fn drops_packet(&mut self) -> bool {
         match self.set.get_mut(&FaultName::DropAt) {
             Some(Fault::DropAt(left)) if *left > 1 => {
                 *left -= 1;
@@ -255,7 +256,8 @@ impl Faults {
         }
     }
 
-    fn delay(&self) -> Duration {
+    /// How long each message is held back.
+    pub(super) fn delay(&self) -> Duration {
         match self.set.get(&FaultName::Delay) {
             Some(Fault::Delay(delay)) => *delay,
             _ => Duration::ZERO,
@@ -278,124 +280,5 @@ impl Faults {
     /// Returns whether a message that was held back may now be sent.
     pub(super) fn pass_time(&mut self, now: SystemTime) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
-    }
-}
-
-impl DeviceState {
-    /// The quality of service of a subscription, including the one that [`Fault::EarlyPublish`] assumes.
-    pub(super) fn granted(&self, subscription: Subscription) -> Option<u8> {
-        let early = subscription == Subscription::DeviceBound && self.faults.has(FaultName::EarlyPublish);
-        self.session.granted(subscription).or(early.then_some(1))
-    }
-
-    /// Locks the next message for a connection, or, with `polls`, for a device that polls. The flag says whether the
-    /// hub's next deadline has changed.
-    pub(super) fn lock_next(
-        &mut self,
-        lock: Lock,
-        connection: ConnectionId,
-        polls: bool,
-        now: SystemTime,
-    ) -> (Option<Locked>, bool) {
-        let taker = (!polls).then_some(connection);
-        // A copy that was made for an earlier connection is dropped here: only its own connection may get it.
-        if let Some((_, copy)) =
-            self.faults.copy.take_if(|(own, _)| own.is_none() == polls).filter(|(own, _)| *own == taker)
-        {
-            return (Some(copy), false);
-        }
-        let (delay, newest_first) = (self.faults.delay(), self.faults.has(FaultName::ReverseOrder));
-        let Some(locked) = self.queue.lock_next(lock, connection, now, delay, newest_first) else {
-            // The delay may hold a message back. Remember its time, so that the hub's timer wakes the device's link.
-            let due = self.queue.next_ripe(delay, now);
-            let earlier = due.is_some() && due != self.faults.due;
-            if earlier {
-                self.faults.due = due;
-            }
-            return (None, earlier);
-        };
-        if self.faults.use_up(FaultName::Duplicate) {
-            let copy = Locked { redelivered: true, copy: true, ..locked.clone() };
-            self.faults.copy = Some((taker, copy));
-        }
-        (Some(locked), false)
-    }
-}
-
-impl Hub {
-    /// Sets a fault of a device, and replaces one with the same name. Returns whether the device exists.
-    pub fn set_fault(&mut self, device_id: &str, fault: Fault) -> bool {
-        let Some(state) = self.devices.get_mut(device_id) else { return false };
-        state.faults.set.insert(fault.name(), fault);
-        self.version += 1;
-        true
-    }
-
-    /// Sets all the ordered faults, or none.
-    ///
-    /// # Errors
-    /// [`FaultError::UnknownDevice`].
-    pub fn order_faults(&mut self, orders: &[FaultOrder]) -> Result<(), FaultError> {
-        let named = orders.iter().filter_map(|order| order.device_id.as_deref());
-        if let Some(missing) = named.into_iter().find(|id| !self.devices.contains_key(*id)) {
-            return Err(FaultError::UnknownDevice(excerpt(missing)));
-        }
-        for FaultOrder { device_id, fault } in orders {
-            tracing::info!(device_id, ?fault, "a fault was set");
-        }
-        // The orders for one device are set last, so that they replace those for all devices.
-        for FaultOrder { fault, .. } in orders.iter().filter(|order| order.device_id.is_none()) {
-            self.faults_of_all.set.insert(fault.name(), *fault);
-            for state in self.devices.values_mut() {
-                state.faults.set.insert(fault.name(), *fault);
-            }
-        }
-        for order in orders {
-            if let Some(device_id) = &order.device_id {
-                self.set_fault(device_id, order.fault);
-            }
-        }
-        self.version += 1;
-        Ok(())
-    }
-
-    /// Ends a fault of a device, or all of them. A fault that is not set is ignored. Returns whether the device exists.
-    pub fn clear_faults(&mut self, device_id: &str, name: Option<FaultName>) -> bool {
-        let Some(state) = self.devices.get_mut(device_id) else { return false };
-        state.faults.set.retain(|own, _| name.is_some_and(|name| name != *own));
-        self.version += 1;
-        true
-    }
-
-    /// The faults of a device; `None` if it does not exist.
-    pub fn faults(&self, device_id: &str) -> Option<Vec<Fault>> {
-        self.devices.get(device_id).map(|state| state.faults.set.values().copied().collect())
-    }
-
-    /// Counts a packet of the device, sent or received. Returns whether the caller must drop the connection instead.
-    pub fn drops_packet(&mut self, device_id: &str) -> bool {
-        self.decide(device_id, Faults::drops_packet)
-    }
-
-    /// Whether the device's next PUBACK must be ignored.
-    pub fn ignores_puback(&mut self, device_id: &str) -> bool {
-        self.decide(device_id, |faults| faults.use_up(FaultName::IgnorePuback))
-    }
-
-    /// Whether the device's token must count as expired from now on.
-    pub fn expires_token(&mut self, device_id: &str) -> bool {
-        self.decide(device_id, |faults| faults.use_up(FaultName::ExpireToken))
-    }
-
-    /// Whether the hub throttles the device.
-    pub fn is_throttled(&self, device_id: &str) -> bool {
-        self.devices.get(device_id).is_some_and(|state| state.faults.is_throttled())
-    }
-
-    fn decide(&mut self, device_id: &str, decide: impl FnOnce(&mut Faults) -> bool) -> bool {
-        let Some(state) = self.devices.get_mut(device_id) else { return false };
-        // Viewers must see that counts fall and faults end.
-        self.quiet_changes += u64::from(!state.faults.set.is_empty());
-        decide(&mut state.faults)
     }
 }

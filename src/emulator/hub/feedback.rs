@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::feedback::FeedbackRecord;
 
-use super::LockLost;
-use super::queue::{LOCK_TIME, MAX_DELIVERY_COUNT};
-use super::view::FeedbackView;
+use super::queue::{LOCK_TIME, LockLost, MAX_DELIVERY_COUNT};
 
 /// Most records of one batch. A full batch is sent without waiting for the interval.
 pub const BATCH_RECORDS: usize = 64;
@@ -39,7 +37,7 @@ impl FeedbackLock {
 
 /// One feedback message, which a receiver gets as one delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeedbackBatch {
+pub struct LockedBatch {
     /// The lock that settles this delivery.
     pub lock: FeedbackLock,
     /// The records, oldest first; never empty.
@@ -50,13 +48,22 @@ pub struct FeedbackBatch {
     pub delivery_count: u32,
 }
 
+/// A feedback record that no back end has accepted.
+#[derive(Debug)]
+pub struct FeedbackView<'a> {
+    /// The record.
+    pub record: &'a FeedbackRecord,
+    /// The end of the lock, if a back end has the record; `None` if the record waits.
+    pub locked_until: Option<SystemTime>,
+}
+
 #[derive(Debug)]
 pub(super) struct FeedbackQueue {
     interval: Duration,
     last_sent: Option<SystemTime>,
     waiting: VecDeque<(SystemTime, FeedbackRecord)>,
     /// The single batch that can be out, and the end of its lock; `None` if it waits to be sent again.
-    batch: Option<(FeedbackBatch, Option<SystemTime>)>,
+    batch: Option<(LockedBatch, Option<SystemTime>)>,
     /// Whether a tick has already announced that a batch is due.
     announced: bool,
 }
@@ -109,12 +116,12 @@ impl FeedbackQueue {
         self.waiting.retain(|(_, record)| record.device_id != device_id);
     }
 
-    pub(super) fn next_batch(&mut self, lock: FeedbackLock, now: SystemTime) -> Option<FeedbackBatch> {
+    pub(super) fn next_batch(&mut self, lock: FeedbackLock, now: SystemTime) -> Option<LockedBatch> {
         self.tick(now);
         if self.batch.is_none() && self.is_due(now) {
             let count = self.waiting.len().min(BATCH_RECORDS);
             let records = self.waiting.drain(..count).map(|(_, record)| record).collect();
-            let fresh = FeedbackBatch { lock, records, enqueued: now, delivery_count: 0 };
+            let fresh = LockedBatch { lock, records, enqueued: now, delivery_count: 0 };
             self.batch = Some((fresh, None));
         }
         let (batch, locked) = self.batch.as_mut()?;
@@ -198,7 +205,7 @@ impl FeedbackQueue {
     fn locked(
         &mut self,
         lock: FeedbackLock,
-    ) -> Result<(&mut FeedbackBatch, &mut Option<SystemTime>), LockLost> {
+    ) -> Result<(&mut LockedBatch, &mut Option<SystemTime>), LockLost> {
         match &mut self.batch {
             Some((batch, locked)) if locked.is_some() && batch.lock == lock => Ok((batch, locked)),
             _ => Err(LockLost),

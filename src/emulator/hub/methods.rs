@@ -1,183 +1,13 @@
-//! Direct methods: calls from back ends to a device, and the answers to them.
+//! Direct methods: calls of back ends to devices.
 //!
-//! Owns: which calls of a device are pending, how long each may take, and how it ends. Must not know: topics, links,
-//! HTTP, and who waits. A listener asks again after a change of the hub, or at the time that it was given.
-//!
-//! Source: wire reference 1.7 and Microsoft's page "Understand and invoke direct methods from IoT Hub". A device can
-//! take calls if it is connected and has subscribed to methods. Choices where these are silent: [`MAX_CALLS`],
-//! [`MAX_NAME`], and that an answer which is not JSON ends the call with an error.
+//! Owns: which device a call is for. Must not know: topics, links, HTTP, and who waits. A listener asks again after a
+//! change of the hub, or at the time that it was given.
 
-use std::collections::VecDeque;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use serde_json::value::RawValue;
-
-use super::session::Session;
-use super::{ConnectionId, DeviceState, Hub, Subscription};
-
-/// Largest payload of a call, and largest payload of an answer, in bytes.
-pub const MAX_PAYLOAD: usize = 128 * 1024;
-
-/// Most pending calls of one device.
-pub const MAX_CALLS: usize = 16;
-
-/// Longest name of a method, in bytes.
-pub const MAX_NAME: usize = 100;
-
-/// The shortest response time-out that a back end may set.
-pub const MIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The longest response time-out and the longest connect time-out that a back end may set.
-pub const MAX_METHOD_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// A call from a back end.
-#[derive(Debug)]
-pub struct MethodCall {
-    /// The method's name.
-    pub name: String,
-    /// The payload: JSON that the device gets unchanged.
-    pub payload: Box<RawValue>,
-    /// How long the device may take to answer.
-    pub response_timeout: Duration,
-    /// How long to wait for the device to connect and subscribe.
-    pub connect_timeout: Duration,
-}
-
-/// The id of a call. A hub never uses an id twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallId(u64);
-
-impl CallId {
-    /// The id as a number, for protocols that send it to clients.
-    pub fn number(self) -> u64 {
-        self.0
-    }
-
-    /// The id with this number, whether the call is pending or not.
-    pub fn from_number(number: u64) -> Self {
-        Self(number)
-    }
-}
-
-/// A call on its way to a device.
-#[derive(Debug)]
-pub struct MethodRequest {
-    /// The id that the answer must contain.
-    pub id: CallId,
-    /// The method's name.
-    pub name: String,
-    /// The payload as JSON.
-    pub payload: Box<RawValue>,
-}
-
-/// What a device answered.
-#[derive(Debug)]
-pub struct MethodAnswer {
-    /// The status that the device chose.
-    pub status: i32,
-    /// The payload as JSON; null if the device sent nothing.
-    pub payload: Box<RawValue>,
-}
-
-/// The state of a call.
-#[derive(Debug)]
-pub enum Progress {
-    /// The call is pending. It ends at this time at the latest, unless the hub changes.
-    Pending(SystemTime),
-    /// The call is over, and the hub has removed it.
-    Done(Result<MethodAnswer, CallError>),
-}
-
-/// Why a call has no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CallError {
-    /// The device does not exist. Hub code 404001.
-    #[error("the hub has no device \"{0}\"")]
-    UnknownDevice(String),
-    /// The call breaks a rule; the text says which. The device has not received it.
-    #[error("{0}")]
-    Argument(String),
-    /// Hub code 429001.
-    #[error("device \"{0}\" has {MAX_CALLS} pending calls already: wait until one of them ends")]
-    TooManyCalls(String),
-    /// The device did not connect in time. It has not received the call. Hub code 404103.
-    #[error("Timed out waiting for device to connect.")]
-    NotOnline(Duration),
-    /// The device's connection ended, or the device was deleted or disabled, before it answered. It may have run the
-    /// method. So the hub code is 504101, the one for no answer, and not the one for an absent device. This is a
-    /// choice.
-    #[error("The device's connection ended before it answered.")]
-    Gone,
-    /// Hub code 504101.
-    #[error("Timed out waiting for the response from device.")]
-    TimedOut,
-    /// The hub cannot pass on the device's answer.
-    #[error("The device's answer cannot be passed on: {0}.")]
-    BadAnswer(String),
-}
-
-/// The pending calls of one device, oldest first. At most [`MAX_CALLS`].
-#[derive(Debug, Default)]
-pub(super) struct Calls(VecDeque<Pending>);
-
-#[derive(Debug)]
-struct Pending {
-    id: CallId,
-    called: SystemTime,
-    response_timeout: Duration,
-    connect_timeout: Duration,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Waiting { name: String, payload: Box<RawValue> },
-    Sent { by: ConnectionId, at: SystemTime },
-    Answered(Result<MethodAnswer, CallError>),
-}
-
-impl Pending {
-    fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
-    }
-
-    /// When the call ends if nothing happens, and with which error.
-    fn end(&self, session: &Session) -> (SystemTime, CallError) {
-        let connect_end = self.called + self.connect_timeout;
-        match self.state {
-            State::Sent { at, .. } => (at + self.response_timeout, CallError::TimedOut),
-            // The device is connected but does not take the call.
-            _ if takes_methods(session) => (connect_end + self.response_timeout, CallError::TimedOut),
-            _ => (connect_end, CallError::NotOnline(self.connect_timeout)),
-        }
-    }
-}
-
-fn takes_methods(session: &Session) -> bool {
-    session.is_connected() && session.granted(Subscription::Methods).is_some()
-}
-
-impl DeviceState {
-    fn progress(&mut self, id: CallId, now: SystemTime) -> Progress {
-        let Self { calls: Calls(calls), session, .. } = self;
-        let Some(at) = calls.iter().position(|call| call.id == id) else {
-            return Progress::Done(Err(CallError::Gone));
-        };
-        let over = match calls.get(at).map(|call| (&call.state, call.end(session))) {
-            Some((State::Answered(_), _)) => None,
-            Some((State::Sent { by, .. }, _)) if !session.is_current(*by) => Some(CallError::Gone),
-            Some((_, (end, _))) if now < end => return Progress::Pending(end),
-            Some((_, (_, error))) => Some(error),
-            None => Some(CallError::Gone),
-        };
-        let call = calls.remove(at);
-        Progress::Done(match (over, call.map(|call| call.state)) {
-            (None, Some(State::Answered(answer))) => answer,
-            (error, _) => Err(error.unwrap_or(CallError::Gone)),
-        })
-    }
-}
+use super::calls::{BackEndCall, CallError, CallId, CallProgress, MethodRequest};
+use super::session::{ConnectionId, Subscription};
+use super::state::Hub;
 
 impl Hub {
     /// Accepts a call. [`Hub::method_progress`] reports its end; a caller that no longer waits must call
@@ -188,20 +18,15 @@ impl Hub {
     pub fn call_method(
         &mut self,
         device_id: &str,
-        call: MethodCall,
+        call: BackEndCall,
         now: SystemTime,
     ) -> Result<CallId, CallError> {
-        let shown = || device_id.chars().take(128).collect::<String>();
+        let shown: String = device_id.chars().take(128).collect();
         let id = CallId(self.next_id());
-        let state = self.devices.get_mut(device_id).ok_or_else(|| CallError::UnknownDevice(shown()))?;
-        call.check().map_err(CallError::Argument)?;
-        let Calls(calls) = &mut state.calls;
-        if calls.len() >= MAX_CALLS {
-            return Err(CallError::TooManyCalls(shown()));
-        }
-        let MethodCall { name, payload, response_timeout, connect_timeout } = call;
-        let state = State::Waiting { name, payload };
-        calls.push_back(Pending { id, called: now, response_timeout, connect_timeout, state });
+        let Some(state) = self.devices.get_mut(device_id) else {
+            return Err(CallError::UnknownDevice(shown));
+        };
+        state.calls.push(&shown, id, call, now)?;
         self.version += 1;
         Ok(id)
     }
@@ -216,12 +41,7 @@ impl Hub {
     ) -> Option<MethodRequest> {
         let state = self.current(device_id, connection)?;
         state.session.granted(Subscription::Methods)?;
-        let Calls(calls) = &mut state.calls;
-        let call = calls.iter_mut().find(|call| call.is_waiting())?;
-        match std::mem::replace(&mut call.state, State::Sent { by: connection, at: now }) {
-            State::Waiting { name, payload } => Some(MethodRequest { id: call.id, name, payload }),
-            State::Sent { .. } | State::Answered(_) => None,
-        }
+        state.calls.next(connection, now)
     }
 
     /// Stores the device's answer to a call that `connection` has sent it. Returns whether a caller waits for it.
@@ -233,75 +53,39 @@ impl Hub {
         status: i32,
         body: &[u8],
     ) -> bool {
-        let Some(state) = self.current(device_id, connection) else { return false };
-        let Calls(calls) = &mut state.calls;
-        let sent = |state: &State| matches!(state, State::Sent { by, .. } if *by == connection);
-        let Some(call) = calls.iter_mut().find(|call| call.id == id && sent(&call.state)) else {
-            return false;
-        };
-        call.state = State::Answered(answer(status, body));
-        self.version += 1;
-        true
+        let state = self.current(device_id, connection);
+        let answered = state.is_some_and(|state| state.calls.answer(connection, id, status, body));
+        self.version += u64::from(answered);
+        answered
     }
 
     /// The state of a call. A call that is over is removed.
-    pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> Progress {
+    pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> CallProgress {
         match self.devices.get_mut(device_id) {
-            Some(state) => state.progress(id, now),
-            None => Progress::Done(Err(CallError::Gone)),
+            Some(state) => state.calls.progress(&state.session, id, now),
+            None => CallProgress::Done(Err(CallError::Gone)),
         }
     }
 
     /// Removes a call that no caller waits for. If it is over, nothing happens.
     pub fn forget_method(&mut self, device_id: &str, id: CallId) {
-        if let Some(DeviceState { calls: Calls(calls), .. }) = self.devices.get_mut(device_id) {
-            calls.retain(|call| call.id != id);
+        if let Some(state) = self.devices.get_mut(device_id) {
+            state.calls.forget(id);
         }
-    }
-}
-
-impl MethodCall {
-    fn check(&self) -> Result<(), String> {
-        let bytes = self.payload.get().len();
-        if self.name.is_empty() || self.name.len() > MAX_NAME || self.name.contains(char::is_control) {
-            return Err(format!("methodName must have 1 to {MAX_NAME} bytes, without control characters"));
-        }
-        if bytes > MAX_PAYLOAD {
-            return Err(format!("the payload has {bytes} bytes, more than {MAX_PAYLOAD}"));
-        }
-        let (least, most) = (MIN_RESPONSE_TIMEOUT, MAX_METHOD_TIMEOUT);
-        if !(least..=most).contains(&self.response_timeout) {
-            let (least, most) = (least.as_secs(), most.as_secs());
-            return Err(format!("responseTimeoutInSeconds must be {least} to {most}"));
-        }
-        if self.connect_timeout > most {
-            return Err(format!("connectTimeoutInSeconds must be 0 to {}", most.as_secs()));
-        }
-        Ok(())
-    }
-}
-
-fn answer(status: i32, body: &[u8]) -> Result<MethodAnswer, CallError> {
-    let bytes = body.len();
-    if bytes > MAX_PAYLOAD {
-        return Err(CallError::BadAnswer(format!("it has {bytes} bytes, more than {MAX_PAYLOAD}")));
-    }
-    let text = if body.is_empty() { b"null" } else { body };
-    match serde_json::from_slice(text) {
-        Ok(payload) => Ok(MethodAnswer { status, payload }),
-        Err(error) => Err(CallError::BadAnswer(format!("it is not JSON: {error}"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::calls::{MAX_CALLS, MAX_PAYLOAD};
     use super::super::tests::{NOW, after, connect, hub};
     use super::*;
+    use std::time::Duration;
 
-    fn call(name: &str) -> MethodCall {
+    fn call(name: &str) -> BackEndCall {
         let payload = serde_json::from_str(r#"{"b": 1,  "a": 2}"#).expect("JSON");
         let (response_timeout, connect_timeout) = (Duration::from_secs(30), Duration::from_secs(10));
-        MethodCall { name: name.to_owned(), payload, response_timeout, connect_timeout }
+        BackEndCall { name: name.to_owned(), payload, response_timeout, connect_timeout }
     }
 
     fn begin(hub: &mut Hub, name: &str) -> CallId {
@@ -321,9 +105,9 @@ mod tests {
         now: SystemTime,
     ) -> Result<Result<(i32, String), CallError>, Duration> {
         match hub.method_progress("dev1", id, now) {
-            Progress::Pending(until) => Err(until.duration_since(now).expect("in the future")),
-            Progress::Done(Ok(answer)) => Ok(Ok((answer.status, answer.payload.get().to_owned()))),
-            Progress::Done(Err(error)) => Ok(Err(error)),
+            CallProgress::Pending(until) => Err(until.duration_since(now).expect("in the future")),
+            CallProgress::Done(Ok(answer)) => Ok(Ok((answer.status, answer.payload.get().to_owned()))),
+            CallProgress::Done(Err(error)) => Ok(Err(error)),
         }
     }
 
@@ -410,14 +194,14 @@ mod tests {
             (call(""), "methodName"),
             (call(&"x".repeat(101)), "methodName"),
             (call("a\nb"), "methodName"),
-            (MethodCall { payload: large, ..call("x") }, "131074 bytes"),
+            (BackEndCall { payload: large, ..call("x") }, "131074 bytes"),
             (
-                MethodCall { response_timeout: seconds(4), ..call("x") },
+                BackEndCall { response_timeout: seconds(4), ..call("x") },
                 "responseTimeoutInSeconds must be 5 to 300",
             ),
-            (MethodCall { response_timeout: seconds(301), ..call("x") }, "responseTimeoutInSeconds"),
+            (BackEndCall { response_timeout: seconds(301), ..call("x") }, "responseTimeoutInSeconds"),
             (
-                MethodCall { connect_timeout: seconds(301), ..call("x") },
+                BackEndCall { connect_timeout: seconds(301), ..call("x") },
                 "connectTimeoutInSeconds must be 0 to 300",
             ),
         ] {

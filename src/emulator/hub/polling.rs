@@ -8,7 +8,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{ConnectionId, Hub, Lock, Locked};
+use super::queue::{Lock, Locked};
+use super::session::ConnectionId;
+use super::state::Hub;
 
 impl Hub {
     /// Returns a locked message that was not sent. It waits again as before.
@@ -45,8 +47,9 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
+    use super::super::LockLost;
     use super::super::tests::{NOW, after, connect, hub, id_of, next_id, send};
-    use super::super::{DeliveryAck, LockLost};
+    use crate::feedback::DeliveryAck;
 
     #[test]
     fn a_poll_locks_for_a_minute_whatever_connections_do() {

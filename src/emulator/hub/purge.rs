@@ -7,7 +7,7 @@
 
 use std::time::SystemTime;
 
-use super::Hub;
+use super::state::Hub;
 use crate::feedback::FeedbackStatus;
 
 impl Hub {
@@ -27,7 +27,7 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{NOW, after, connect, hub, next_id, send};
-    use super::super::{DeliveryAck, FeedbackStatus};
+    use crate::feedback::{DeliveryAck, FeedbackStatus};
 
     #[test]
     fn what_waits_goes_with_feedback_where_asked_for_and_what_is_locked_stays() {

@@ -9,16 +9,21 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
+use super::encoding;
+use super::session::ConnectionId;
 use crate::feedback::DeliveryAck;
 use crate::message::C2dMessage;
 
-use super::LockLost;
-use super::session::ConnectionId;
-use super::snapshot::Queued;
-use super::view::QueuedView;
-
 /// Most messages in one device's queue, waiting or locked.
 pub const MAX_QUEUE: usize = 50;
+
+/// Time to live of a message that has no expiry of its own. Source: wire reference 5.4.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// The furthest expiry that a sender may ask for. Source: wire reference 5.1.
+pub const MAX_TTL: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
 /// How long a delivered message stays locked for its connection.
 pub const LOCK_TIME: Duration = Duration::from_secs(60);
@@ -42,6 +47,11 @@ impl Lock {
     }
 }
 
+/// A settlement that came too late: the lock lapsed, the message expired, or the connection was replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the lock is no longer held")]
+pub struct LockLost;
+
 /// A message that is being delivered to a device.
 #[derive(Debug, Clone)]
 pub struct Locked {
@@ -61,6 +71,21 @@ pub struct Locked {
     pub copy: bool,
 }
 
+/// A message in a device's queue, as viewers see it.
+#[derive(Debug)]
+pub struct QueuedView<'a> {
+    /// The message.
+    pub message: &'a C2dMessage,
+    /// The end of the lock, if the device has the message; `None` if the message waits.
+    pub locked_until: Option<SystemTime>,
+    /// The message's number; each device counts from 1.
+    pub sequence_number: u64,
+    /// How often a device has abandoned the message.
+    pub delivery_count: u32,
+    /// When it expires.
+    pub expires: SystemTime,
+}
+
 /// A message that has left the queue.
 #[derive(Debug)]
 pub(super) struct Finished {
@@ -69,15 +94,15 @@ pub(super) struct Finished {
     pub(super) sequence_number: u64,
 }
 
-impl From<Entry> for Finished {
-    fn from(Entry { message, ack, sequence_number, .. }: Entry) -> Self {
+impl From<QueueEntry> for Finished {
+    fn from(QueueEntry { message, ack, sequence_number, .. }: QueueEntry) -> Self {
         Self { message, ack, sequence_number }
     }
 }
 
 /// When a message arrived, and when it expires.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Arrival {
+pub(super) struct QueueArrival {
     pub(super) enqueued: SystemTime,
     pub(super) sequence_number: u64,
     pub(super) expires: SystemTime,
@@ -93,19 +118,25 @@ pub(super) struct Passed {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct DeviceQueue(VecDeque<Entry>);
+pub(super) struct DeviceQueue(VecDeque<QueueEntry>);
 
-#[derive(Debug)]
-struct Entry {
+/// A message in the queue. A snapshot keeps it without its lock, because connections do not survive a restart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueueEntry {
+    #[serde(with = "encoding::c2d_message")]
     message: Arc<C2dMessage>,
+    #[serde(with = "encoding::ack")]
     ack: DeliveryAck,
     enqueued: SystemTime,
     sequence_number: u64,
     expires: SystemTime,
     delivery_count: u32,
+    #[serde(skip)]
     locked: Option<(Lock, SystemTime)>,
     /// The connection that the message was sent to last. If that connection lets its lock lapse, it does not get the
     /// message again.
+    #[serde(skip)]
     offered_to: Option<ConnectionId>,
     redelivered: bool,
 }
@@ -126,41 +157,22 @@ impl DeviceQueue {
         })
     }
 
-    pub(super) fn snapshot(&self) -> Vec<Queued> {
-        let kept = |entry: &Entry| Queued {
-            message: Arc::clone(&entry.message),
-            ack: entry.ack,
-            enqueued: entry.enqueued,
-            sequence_number: entry.sequence_number,
-            expires: entry.expires,
-            delivery_count: entry.delivery_count,
-            redelivered: entry.redelivered,
-        };
-        self.0.iter().map(kept).collect()
+    pub(super) fn snapshot(&self) -> Vec<QueueEntry> {
+        self.0.iter().cloned().collect()
     }
 
     /// Restores the queue with no message locked, because the connections are gone.
-    pub(super) fn restore(kept: Vec<Queued>) -> Self {
-        let entry = |kept: Queued| Entry {
-            message: kept.message,
-            ack: kept.ack,
-            enqueued: kept.enqueued,
-            sequence_number: kept.sequence_number,
-            expires: kept.expires,
-            delivery_count: kept.delivery_count,
-            locked: None,
-            offered_to: None,
-            redelivered: kept.redelivered,
-        };
-        Self(kept.into_iter().map(entry).collect())
+    pub(super) fn restore(kept: Vec<QueueEntry>) -> Self {
+        let unlocked = |entry| QueueEntry { locked: None, offered_to: None, ..entry };
+        Self(kept.into_iter().map(unlocked).collect())
     }
 
     /// Adds a message at the end. Returns whether there was room.
-    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: Arrival) -> bool {
+    pub(super) fn push(&mut self, message: Arc<C2dMessage>, ack: DeliveryAck, arrival: QueueArrival) -> bool {
         if self.0.len() >= MAX_QUEUE {
             return false;
         }
-        self.0.push_back(Entry {
+        self.0.push_back(QueueEntry {
             message,
             ack,
             enqueued: arrival.enqueued,
@@ -183,7 +195,7 @@ impl DeviceQueue {
         delay: Duration,
         newest_first: bool,
     ) -> Option<Locked> {
-        let waits = |entry: &&mut Entry| {
+        let waits = |entry: &&mut QueueEntry| {
             let free = entry.locked.is_none() && entry.offered_to != Some(connection);
             free && (delay.is_zero() || entry.enqueued + delay <= now)
         };

@@ -37,14 +37,14 @@ pub struct Connected {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Session {
+pub(super) struct DeviceSession {
     connection: Option<ConnectionId>,
     /// Whether a persistent session exists, with or without subscriptions.
     stored: bool,
     subscriptions: Vec<(Subscription, u8)>,
 }
 
-impl Session {
+impl DeviceSession {
     /// Whether the session is persistent, and its subscriptions.
     pub(super) fn snapshot(&self) -> (bool, Vec<(Subscription, u8)>) {
         (self.stored, if self.stored { self.subscriptions.clone() } else { Vec::new() })

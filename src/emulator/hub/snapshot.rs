@@ -5,17 +5,13 @@
 //! Must not know: files.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::twin::Twin;
-use super::view::Ended;
-use super::{DeviceQueue, DeviceState, Events, Hub, Session, Subscription};
-use crate::feedback::{DeliveryAck, FeedbackRecord};
-use crate::message::{C2dMessage, Properties};
+use super::device::DeviceSnapshot;
+use super::state::Hub;
+use crate::feedback::FeedbackRecord;
 
 /// The version of the form. A file with another version is refused, because guessing could lose data.
 const FORMAT: u32 = 1;
@@ -28,48 +24,6 @@ pub struct Snapshot {
     devices: BTreeMap<String, DeviceSnapshot>,
     /// Feedback records that no back end has accepted, oldest first, and since when each waits.
     feedback: Vec<(SystemTime, FeedbackRecord)>,
-}
-
-/// What a hub holds for one device.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct DeviceSnapshot {
-    pub(super) queue: Vec<Queued>,
-    pub(super) queued: u64,
-    /// Whether the session is persistent.
-    pub(super) stored: bool,
-    pub(super) subscriptions: Vec<(Subscription, u8)>,
-    pub(super) twin: Twin,
-    pub(super) events: Vec<KeptEvent>,
-    pub(super) ended: Vec<Ended>,
-    pub(super) last_activity: Option<SystemTime>,
-}
-
-/// A message in a queue.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Queued {
-    #[serde(with = "message")]
-    pub(super) message: Arc<C2dMessage>,
-    #[serde(with = "ack")]
-    pub(super) ack: DeliveryAck,
-    pub(super) enqueued: SystemTime,
-    pub(super) sequence_number: u64,
-    pub(super) expires: SystemTime,
-    pub(super) delivery_count: u32,
-    pub(super) redelivered: bool,
-}
-
-/// A D2C message.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct KeptEvent {
-    pub(super) number: u64,
-    pub(super) enqueued: SystemTime,
-    #[serde(with = "properties")]
-    pub(super) properties: Properties,
-    #[serde(with = "body")]
-    pub(super) body: Bytes,
 }
 
 /// The snapshot was written by another version of this program.
@@ -109,121 +63,14 @@ impl Hub {
     }
 }
 
-impl DeviceState {
-    fn snapshot(&self) -> DeviceSnapshot {
-        let (stored, subscriptions) = self.session.snapshot();
-        DeviceSnapshot {
-            queue: self.queue.snapshot(),
-            queued: self.queued,
-            stored,
-            subscriptions,
-            twin: self.twin.clone(),
-            events: self.events.snapshot(),
-            ended: self.ended.iter().cloned().collect(),
-            last_activity: self.last_activity,
-        }
-    }
-
-    pub(super) fn restore(&mut self, kept: DeviceSnapshot) {
-        self.queue = DeviceQueue::restore(kept.queue);
-        self.queued = kept.queued;
-        self.session = Session::restore(kept.stored, kept.subscriptions);
-        self.twin = kept.twin;
-        self.events = Events::restore(kept.events);
-        self.ended = kept.ended.into_iter().collect();
-        self.last_activity = kept.last_activity;
-    }
-}
-
-/// A message, stored as its property bag and its body in base64.
-pub(super) mod message {
-    use super::{Arc, C2dMessage};
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-
-    pub(in super::super) fn serialize<S: Serializer>(
-        message: &C2dMessage,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        (message.to_bag(), super::body::encode(&message.body)).serialize(serializer)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Arc<C2dMessage>, D::Error> {
-        let (bag, body) = <(String, String)>::deserialize(deserializer)?;
-        let body = super::body::decode(&body).map_err(D::Error::custom)?;
-        C2dMessage::from_bag(&bag, body).map(Arc::new).map_err(D::Error::custom)
-    }
-}
-
-/// Properties, stored as a property bag.
-mod properties {
-    use super::Properties;
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(
-        properties: &Properties,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        properties.encode().serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Properties, D::Error> {
-        Properties::decode(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
-/// A body, stored in base64.
-mod body {
-    use super::Bytes;
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-
-    pub(super) fn encode(body: &[u8]) -> String {
-        STANDARD.encode(body)
-    }
-
-    pub(super) fn decode(text: &str) -> Result<Bytes, base64::DecodeError> {
-        STANDARD.decode(text).map(Bytes::from)
-    }
-
-    pub(super) fn serialize<S: Serializer>(body: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        encode(body).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        decode(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
-/// An acknowledgement level, stored as its word.
-pub(super) mod ack {
-    use super::DeliveryAck;
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
-
-    pub(in super::super) fn serialize<S: Serializer>(
-        ack: &DeliveryAck,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        ack.as_str().serialize(serializer)
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<DeliveryAck, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{NOW, after, connect, device, hub, next_id, send};
     use super::*;
+    use crate::emulator::registry::Registry;
+    use crate::feedback::DeliveryAck;
+    use crate::message::Properties;
+    use bytes::Bytes;
     use serde_json::json;
 
     /// Restarts a hub with its snapshot, which passes through JSON as in the file.
@@ -281,10 +128,8 @@ mod tests {
     fn devices_that_are_not_there_this_time_are_kept_for_the_next() {
         let mut with = hub();
         send(&mut with, "m1", DeliveryAck::None);
-        let mut without = Hub::new(
-            super::super::Registry::new("hub.local.test", Vec::new()),
-            std::time::Duration::from_secs(15),
-        );
+        let mut without =
+            Hub::new(Registry::new("hub.local.test", Vec::new()), std::time::Duration::from_secs(15));
         without.restore(with.snapshot()).expect("its format");
         assert_eq!(without.queue_length("dev1"), None);
         let again = restarted(&without);

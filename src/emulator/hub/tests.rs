@@ -1,14 +1,16 @@
 //! The hub's rules one by one, and its invariants under any sequence of operations.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::credentials::SharedAccessKey;
-use crate::emulator::registry::{Device, DeviceCredential, KeyPair};
-use crate::message::Properties;
+use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Registry};
+use crate::feedback::{DeliveryAck, FeedbackStatus};
+use crate::message::{self, C2dMessage, Properties};
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -54,7 +56,7 @@ pub(super) fn id_of(locked: &Locked) -> String {
     locked.message.message_id().expect("an id").to_owned()
 }
 
-fn outcomes(batch: FeedbackBatch) -> Vec<(String, FeedbackStatus)> {
+fn outcomes(batch: LockedBatch) -> Vec<(String, FeedbackStatus)> {
     batch.records.into_iter().map(|record| (record.original_message_id, record.status_code)).collect()
 }
 
@@ -484,7 +486,7 @@ fn d2c_messages_are_kept_by_device() {
     let version = hub.version();
     hub.record_event("dev1", properties.clone(), Bytes::from_static(b"{}"), after(3));
     assert!(hub.version() > version, "whoever waits for a report is woken");
-    let event = Event { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
+    let event = D2cMessage { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
     assert_eq!(hub.events("dev1").expect("a device").collect::<Vec<_>>(), [&event]);
     assert_eq!(hub.events("dev2").expect("a device").count(), 0);
     hub.record_event("nobody", Properties::default(), Bytes::new(), NOW);

@@ -12,12 +12,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::document::{Part, TwinError, difference, merged};
+use super::document::{TwinError, TwinSection, difference, merged};
 
 /// One device's twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Twin {
+pub(super) struct DeviceTwin {
     tags: Map<String, Value>,
     desired: Map<String, Value>,
     /// Rises by one with each change of the desired properties by a back end.
@@ -29,7 +29,7 @@ pub(super) struct Twin {
     written: u64,
 }
 
-impl Default for Twin {
+impl Default for DeviceTwin {
     fn default() -> Self {
         Self {
             tags: Map::new(),
@@ -70,14 +70,14 @@ pub struct DesiredChange {
     pub patch: Value,
 }
 
-impl Twin {
+impl DeviceTwin {
     /// Merges a patch into the reported properties, and returns their new version.
     ///
     /// # Errors
     /// [`TwinError`]; in this case nothing has changed.
     pub(super) fn patch_reported(&mut self, patch: &Value) -> Result<u64, TwinError> {
-        let patch = patch.as_object().ok_or(TwinError::NotAnObject(Part::Reported))?;
-        self.reported = merged(Part::Reported, &self.reported, patch)?;
+        let patch = patch.as_object().ok_or(TwinError::NotAnObject(TwinSection::Reported))?;
+        self.reported = merged(TwinSection::Reported, &self.reported, patch)?;
         self.reported_version += 1;
         Ok(self.reported_version)
     }
@@ -90,14 +90,14 @@ impl Twin {
         let nothing = Map::new();
         let (tags, desired, patch) = match write {
             TwinWrite::Patch { tags, desired } => {
-                let tags = merged(Part::Tags, &self.tags, &tags.unwrap_or_default())?;
+                let tags = merged(TwinSection::Tags, &self.tags, &tags.unwrap_or_default())?;
                 let patch = desired.unwrap_or_default();
-                let desired = merged(Part::Desired, &self.desired, &patch)?;
+                let desired = merged(TwinSection::Desired, &self.desired, &patch)?;
                 (tags, desired, Some(patch).filter(|patch| !patch.is_empty()))
             }
             TwinWrite::Replace { tags, desired } => {
-                let tags = merged(Part::Tags, &nothing, &tags)?;
-                let desired = merged(Part::Desired, &nothing, &desired)?;
+                let tags = merged(TwinSection::Tags, &nothing, &tags)?;
+                let desired = merged(TwinSection::Desired, &nothing, &desired)?;
                 let patch = difference(&self.desired, &desired);
                 (tags, desired, Some(patch))
             }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     fn patched(patches: &[Value]) -> Value {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         for patch in patches {
             twin.patch_reported(patch).expect("taken");
         }
@@ -170,12 +170,12 @@ mod tests {
 
     #[test]
     fn a_new_twin_is_empty_at_version_1() {
-        let twin = Twin::default();
+        let twin = DeviceTwin::default();
         assert_eq!(twin.properties(), json!({ "desired": { "$version": 1 }, "reported": { "$version": 1 } }));
         assert_eq!((twin.version(), twin.etag().as_str()), (2, "AAAAAAAAAAE="));
     }
 
-    fn too_large<T>(part: Part, bytes: usize) -> Result<T, TwinError> {
+    fn too_large<T>(part: TwinSection, bytes: usize) -> Result<T, TwinError> {
         Err(TwinError::TooLarge { part, bytes })
     }
 
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_back_end_patches_tags_and_desired_properties_and_the_device_hears_of_the_latter() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         let heard =
             twin.write(patch(json!({ "room": 1, "floor": 2 }), json!({ "led": { "on": true, "old": 1 } })));
         let told = json!({ "led": { "on": true, "old": 1 }, "$version": 2 });
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_replacement_reaches_the_device_as_the_patch_that_comes_to_it() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         twin.write(patch(json!({ "room": 1 }), json!({ "a": 1, "b": { "x": 1, "y": 2 } }))).expect("taken");
         let desired = object(json!({ "b": { "y": 2, "z": null }, "c": [1] }));
         let heard = twin.write(TwinWrite::Replace { tags: Map::new(), desired }).expect("taken");
@@ -221,32 +221,32 @@ mod tests {
 
     #[test]
     fn what_a_back_end_may_not_write_changes_nothing() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         let long = |count: usize| {
             (0..count).map(|n| (n.to_string(), Value::from("x".repeat(4095)))).collect::<Map<_, _>>()
         };
         let write =
             |tags: usize, desired: usize| TwinWrite::Replace { tags: long(tags), desired: long(desired) };
         twin.write(write(2, 8)).expect("8 KiB and 32 KiB");
-        assert_eq!(twin.write(write(3, 0)), too_large(Part::Tags, 12 * 1024));
-        assert_eq!(twin.write(write(0, 9)), too_large(Part::Desired, 36 * 1024));
+        assert_eq!(twin.write(write(3, 0)), too_large(TwinSection::Tags, 12 * 1024));
+        assert_eq!(twin.write(write(0, 9)), too_large(TwinSection::Desired, 36 * 1024));
         assert_eq!(
             twin.write(patch(json!({ "2": false }), Value::Null)),
-            too_large(Part::Tags, 8 * 1024 + 5)
+            too_large(TwinSection::Tags, 8 * 1024 + 5)
         );
         let keys = [patch(json!({ "a.b": 1 }), Value::Null), patch(Value::Null, json!({ "a": { "$b": 1 } }))];
         for refused in keys.map(|write| twin.write(write)) {
             assert!(matches!(refused, Err(TwinError::Key(_))), "{refused:?}");
         }
         let deep = patch(Value::Null, nested(12));
-        assert_eq!(twin.write(deep), Err(TwinError::TooDeep(Part::Desired)));
+        assert_eq!(twin.write(deep), Err(TwinError::TooDeep(TwinSection::Desired)));
         assert_eq!(twin.version(), 3);
     }
 
     #[test]
     fn what_earlier_versions_kept_of_a_twin_is_read() {
         let kept = r#"{"reported": {"led": "on"}, "reported_version": 7}"#;
-        let twin: Twin = serde_json::from_str(kept).expect("a twin");
+        let twin: DeviceTwin = serde_json::from_str(kept).expect("a twin");
         assert_eq!((twin.version(), twin.properties()["desired"]["$version"].as_u64()), (8, Some(1)));
     }
 
@@ -256,23 +256,26 @@ mod tests {
 
     #[test]
     fn what_a_twin_cannot_hold_is_refused_and_changes_nothing() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         twin.patch_reported(&json!({ "kept": true })).expect("taken");
         let before = twin.properties();
         let long = "x".repeat(1025);
         for patch in [json!([1]), json!("x"), json!(null)] {
-            assert_eq!(twin.patch_reported(&patch), Err(TwinError::NotAnObject(Part::Reported)));
+            assert_eq!(twin.patch_reported(&patch), Err(TwinError::NotAnObject(TwinSection::Reported)));
         }
         for key in ["$version", "a.b", "a b", "", "a\u{7f}", "\u{85}", &long] {
             let refused = twin.patch_reported(&json!({ "fine": { key: 1 } }));
             assert!(matches!(refused, Err(TwinError::Key(_))), "{key:?}");
         }
-        assert_eq!(twin.patch_reported(&nested(12)), Err(TwinError::TooDeep(Part::Reported)));
+        assert_eq!(twin.patch_reported(&nested(12)), Err(TwinError::TooDeep(TwinSection::Reported)));
         let mut array = json!([]);
         for _ in 0..10 {
             array = json!([array]);
         }
-        assert_eq!(twin.patch_reported(&json!({ "a": array })), Err(TwinError::TooDeep(Part::Reported)));
+        assert_eq!(
+            twin.patch_reported(&json!({ "a": array })),
+            Err(TwinError::TooDeep(TwinSection::Reported))
+        );
         for number in [json!(4_503_599_627_370_496_u64), json!(u64::MAX), json!(i64::MIN)] {
             assert!(matches!(twin.patch_reported(&json!({ "n": number })), Err(TwinError::Integer(_))));
         }
@@ -286,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_is_just_within_the_limits_is_taken() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         twin.patch_reported(&nested(11)).expect("ten levels below the top");
         twin.patch_reported(&json!({ "k": null, "n": [-4_503_599_627_370_496_i64, 1e300] }))
             .expect("numbers");
@@ -296,12 +299,15 @@ mod tests {
 
     #[test]
     fn the_whole_is_limited_to_32_kib_and_can_shrink_again() {
-        let mut twin = Twin::default();
+        let mut twin = DeviceTwin::default();
         let text = "x".repeat(4095);
         for n in 0..8 {
             twin.patch_reported(&json!({ n.to_string(): text })).expect("room");
         }
-        assert_eq!(twin.patch_reported(&json!({ "b": false })), too_large(Part::Reported, 32 * 1024 + 5));
+        assert_eq!(
+            twin.patch_reported(&json!({ "b": false })),
+            too_large(TwinSection::Reported, 32 * 1024 + 5)
+        );
         let twelve = twin.patch_reported(&json!({ "b": false, "0": null })).expect("room again");
         assert_eq!(twelve, 10);
     }
@@ -372,7 +378,7 @@ mod tests {
         fn merging_comes_to_what_the_model_says_and_versions_count_up(
             patches in proptest::collection::vec(any_object(any_value()), 0..8)
         ) {
-            let mut twin = Twin::default();
+            let mut twin = DeviceTwin::default();
             let mut expected = Leaves::new();
             for (index, patch) in patches.iter().enumerate() {
                 let version = twin.patch_reported(patch).expect("within the limits");
@@ -384,7 +390,7 @@ mod tests {
                 prop_assert_eq!(&found, &expected);
                 // A patch with the present values changes only the version.
                 let same = Value::Object(twin.reported.clone());
-                let mut again = Twin { reported: twin.reported.clone(), reported_version: 7, ..Twin::default() };
+                let mut again = DeviceTwin { reported: twin.reported.clone(), reported_version: 7, ..DeviceTwin::default() };
                 prop_assert_eq!(again.patch_reported(&same), Ok(8));
                 prop_assert_eq!(again.reported, twin.reported.clone());
             }

@@ -8,16 +8,16 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{ConnectionId, DesiredChange, DeviceState, Hub, Subscription, TwinError, TwinWrite};
+use super::device::{DeviceState, MAX_DESIRED_CHANGES};
+use super::document::TwinError;
+use super::session::{ConnectionId, Subscription};
+use super::state::Hub;
+use super::twin::{DesiredChange, TwinWrite};
 use crate::emulator::identity;
 use crate::message;
 
 /// The hub's text for the time of a device that was never active.
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
-
-/// Most changes of desired properties that wait for a device that does not read. Beyond that, the device misses the
-/// oldest change. It sees that by `$version`, and can get its twin.
-pub const MAX_DESIRED_CHANGES: usize = 16;
 
 impl Hub {
     /// Merges a patch into the device's reported properties, and returns their new version.

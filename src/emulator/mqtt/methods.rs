@@ -4,11 +4,11 @@
 //! Source: wire reference 1.7.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::codec::{MAX_TOPIC, Packet, Publish, QoS};
-use super::{Connection, End, topics};
-use crate::emulator::hub::CallId;
+use super::codec::{MAX_TOPIC, Publish, QoS};
+use crate::emulator::event_log::excerpt;
+use crate::emulator::hub::{CallId, ConnectionId};
+use crate::emulator::shared::SharedHub;
 
 /// The characters that are escaped in a method's name.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -34,32 +34,31 @@ pub(super) fn answer(topic: &str) -> Option<AnswerTopic> {
     Some(AnswerTopic { status: status.parse().ok()?, request_id })
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Sends the calls that wait.
-    pub(super) fn call_methods(&mut self) -> Result<(), End> {
-        loop {
-            let next = self.hub.with(|hub, now| hub.next_method(&self.device_id, self.id, now));
-            let Some(request) = next else { return Ok(()) };
-            let (device_id, rid, method) = (&self.device_id, request.id.number(), &*request.name);
-            tracing::debug!(device_id, rid, method, "called a method");
-            let name = utf8_percent_encode(method, ESCAPED);
-            let topic = format!("$iothub/methods/POST/{name}/?$rid={rid}");
-            let body = request.payload.get().to_owned();
-            self.push(&Packet::Publish(Publish::new(topic, QoS::AtMostOnce, body)))?;
-        }
-    }
+/// The next call that waits for the device.
+pub(super) fn next_call(hub: &SharedHub, device_id: &str, connection: ConnectionId) -> Option<Publish> {
+    let request = hub.with(|hub, now| hub.next_method(device_id, connection, now))?;
+    let (rid, method) = (request.id.number(), &*request.name);
+    tracing::debug!(device_id, rid, method, "called a method");
+    let name = utf8_percent_encode(method, ESCAPED);
+    let topic = format!("$iothub/methods/POST/{name}/?$rid={rid}");
+    Some(Publish::new(topic, QoS::AtMostOnce, request.payload.get().to_owned()))
+}
 
-    /// Passes an answer to the caller that waits for it.
-    pub(super) fn take_answer(&self, topic: &AnswerTopic, body: &[u8]) {
-        let device_id = &self.device_id;
-        let taken = topic.request_id.parse().is_ok_and(|number| {
-            let id = CallId::from_number(number);
-            self.hub.with(|hub, _| hub.answer_method(device_id, self.id, id, topic.status, body))
-        });
-        if !taken {
-            let request_id = topics::excerpt(&topic.request_id);
-            tracing::warn!(device_id, request_id, "ignored an answer to a method: no call waits for it");
-        }
+/// Passes an answer to the caller that waits for it.
+pub(super) fn take_answer(
+    hub: &SharedHub,
+    device_id: &str,
+    connection: ConnectionId,
+    topic: &AnswerTopic,
+    body: &[u8],
+) {
+    let taken = topic.request_id.parse().is_ok_and(|number| {
+        let id = CallId::from_number(number);
+        hub.with(|hub, _| hub.answer_method(device_id, connection, id, topic.status, body))
+    });
+    if !taken {
+        let request_id = excerpt(&topic.request_id);
+        tracing::warn!(device_id, request_id, "ignored an answer to a method: no call waits for it");
     }
 }
 

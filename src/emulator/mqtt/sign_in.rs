@@ -20,13 +20,13 @@ pub(super) struct SignedIn {
 }
 
 /// A refused sign-in: the return code for the device, and for the log the name and the reason.
-pub(super) struct Refusal {
+pub(super) struct SignInRefusal {
     pub(super) code: ConnectReturnCode,
     pub(super) device_id: String,
     pub(super) reason: String,
 }
 
-impl Refusal {
+impl SignInRefusal {
     /// A CONNECT with another MQTT version.
     pub(super) fn protocol_level(level: u8) -> Self {
         Self {
@@ -40,15 +40,15 @@ impl Refusal {
 /// Checks a CONNECT and makes it the device's connection.
 ///
 /// # Errors
-/// [`Refusal`]; in this case the hub has not changed.
+/// [`SignInRefusal`]; in this case the hub has not changed.
 pub(super) fn check(
     connect: &Connect,
     certificate: Option<&Thumbprint>,
     hub: &SharedHub,
-) -> Result<SignedIn, Refusal> {
+) -> Result<SignedIn, SignInRefusal> {
     let refuse = |code, reason: String| {
         let device_id = connect.client_id.chars().take(128).flat_map(char::escape_debug).collect();
-        Refusal { code, device_id, reason }
+        SignInRefusal { code, device_id, reason }
     };
     let not_authorized = |reason: String| refuse(ConnectReturnCode::NotAuthorized, reason);
     let login = connect.login.as_ref().ok_or_else(|| not_authorized("it has no user name".to_owned()))?;

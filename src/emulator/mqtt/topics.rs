@@ -5,7 +5,6 @@
 
 use crate::message::{self, MessageError, Properties};
 
-pub(super) use super::super::event_log::excerpt;
 use super::super::hub::Subscription;
 use super::super::identity;
 use super::{methods, twin};
@@ -42,7 +41,7 @@ pub(super) enum Destination {
     /// D2C telemetry.
     Events(Properties),
     /// The device's twin.
-    Twin(twin::Request),
+    Twin(twin::TwinRequest),
     /// An answer to a call of a method.
     MethodAnswer(methods::AnswerTopic),
 }

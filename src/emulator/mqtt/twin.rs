@@ -25,7 +25,7 @@ pub(super) enum Ask {
 
 /// A twin request of a device. The answer has its request id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct TwinRequest {
     pub(super) ask: Ask,
     /// Opaque: the answer repeats it unchanged. Without one there can be no answer.
     pub(super) request_id: Option<String>,
@@ -33,23 +33,28 @@ pub(super) struct Request {
 
 /// The answer to the device.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct TwinResponse {
     pub(super) topic: String,
     pub(super) body: Bytes,
 }
 
 /// The request that a topic stands for, if it is one.
-pub(super) fn request(topic: &str) -> Option<Request> {
+pub(super) fn request(topic: &str) -> Option<TwinRequest> {
     let asks =
         [("$iothub/twin/GET/", Ask::Get), ("$iothub/twin/PATCH/properties/reported/", Ask::PatchReported)];
     let (query, ask) = asks.iter().find_map(|(prefix, ask)| Some((topic.strip_prefix(prefix)?, *ask)))?;
     let pairs = query.strip_prefix('?').unwrap_or(query).split('&');
     let mut ids = pairs.filter_map(|pair| pair.strip_prefix("$rid=").or(pair.strip_prefix("%24rid=")));
-    Some(Request { ask, request_id: ids.next().filter(|id| !id.is_empty()).map(str::to_owned) })
+    Some(TwinRequest { ask, request_id: ids.next().filter(|id| !id.is_empty()).map(str::to_owned) })
 }
 
 /// Carries out a request. `None` if it has no request id.
-pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: &[u8]) -> Option<Answer> {
+pub(super) fn answer(
+    hub: &SharedHub,
+    device_id: &str,
+    request: &TwinRequest,
+    body: &[u8],
+) -> Option<TwinResponse> {
     let id = request.request_id.as_deref()?;
     if hub.with(|hub, _| hub.is_throttled(device_id)) {
         return Some(refusal(
@@ -63,12 +68,12 @@ pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: 
     let made = match request.ask {
         Ask::Get => hub
             .with(|hub, _| hub.twin_properties(device_id))
-            .map(|properties| Answer {
+            .map(|properties| TwinResponse {
                 topic: format!("$iothub/twin/res/200/?$rid={id}"),
                 body: Bytes::from(properties.to_string()),
             })
             .ok_or_else(|| "the device was removed".to_owned()),
-        Ask::PatchReported => patch(hub, device_id, body).map(|version| Answer {
+        Ask::PatchReported => patch(hub, device_id, body).map(|version| TwinResponse {
             topic: format!("$iothub/twin/res/204/?$rid={id}&$version={version}"),
             body: Bytes::new(),
         }),
@@ -76,11 +81,14 @@ pub(super) fn answer(hub: &SharedHub, device_id: &str, request: &Request, body: 
     Some(made.unwrap_or_else(|message| refusal(device_id, id, 400, BAD_REQUEST, &message)))
 }
 
-fn refusal(device_id: &str, id: &str, status: u16, code: u32, message: &str) -> Answer {
+fn refusal(device_id: &str, id: &str, status: u16, code: u32, message: &str) -> TwinResponse {
     tracing::warn!(device_id, "refused a twin request: {message}");
     let tracking_id = uuid::Uuid::new_v4().simple().to_string();
     let body = json!({ "errorCode": code, "message": message, "trackingId": tracking_id });
-    Answer { topic: format!("$iothub/twin/res/{status}/?$rid={id}"), body: Bytes::from(body.to_string()) }
+    TwinResponse {
+        topic: format!("$iothub/twin/res/{status}/?$rid={id}"),
+        body: Bytes::from(body.to_string()),
+    }
 }
 
 fn patch(hub: &SharedHub, device_id: &str, body: &[u8]) -> Result<u64, String> {

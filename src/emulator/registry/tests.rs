@@ -17,7 +17,7 @@ fn keys(seed: u8) -> KeyPair {
 }
 
 fn registry() -> Registry {
-    let policy = |name: &str, seed, service_connect, device_connect| Policy {
+    let policy = |name: &str, seed, service_connect, device_connect| AccessPolicy {
         name: name.to_owned(),
         keys: keys(seed),
         service_connect,
@@ -84,14 +84,20 @@ fn a_policy_signs_for_devices_only_with_device_connect() {
 fn a_back_end_needs_service_connect_for_the_whole_hub() {
     let registry = registry();
     let service = token(&keys(10).secondary, "hub.local.test", Some("service"));
-    assert!(registry.authenticate_service(&service, NOW).is_ok());
+    assert!(registry.authenticate_back_end(&service, BackEndRight::ServiceConnect, NOW).is_ok());
     let device = token(&keys(20).primary, "hub.local.test", Some("device"));
-    let refused = registry.authenticate_service(&device, NOW);
+    let refused = registry.authenticate_back_end(&device, BackEndRight::ServiceConnect, NOW);
     assert_eq!(refused, Err(AuthError::Forbidden("device".into(), "ServiceConnect")));
     let narrow = token(&keys(10).primary, "hub.local.test/devices/dev1", Some("service"));
-    assert!(matches!(registry.authenticate_service(&narrow, NOW), Err(AuthError::WrongResource { .. })));
+    assert!(matches!(
+        registry.authenticate_back_end(&narrow, BackEndRight::ServiceConnect, NOW),
+        Err(AuthError::WrongResource { .. })
+    ));
     let unnamed = token(&keys(1).primary, "hub.local.test", None);
-    assert!(matches!(registry.authenticate_service(&unnamed, NOW), Err(AuthError::UnknownPolicy(_))));
+    assert!(matches!(
+        registry.authenticate_back_end(&unnamed, BackEndRight::ServiceConnect, NOW),
+        Err(AuthError::UnknownPolicy(_))
+    ));
 }
 
 #[test]
@@ -119,7 +125,7 @@ fn a_devices_generation_follows_its_credential() {
 #[test]
 fn registry_rights_go_up_from_none_to_write() {
     let rights = [RegistryRight::None, RegistryRight::Read, RegistryRight::Write];
-    let policies = rights.map(|registry| Policy {
+    let policies = rights.map(|registry| AccessPolicy {
         name: format!("{registry:?}"),
         keys: keys(30),
         service_connect: false,

@@ -13,10 +13,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{PemPair, StateDirError, make_directory, write_private};
+use super::disk::{StateDirError, make_directory, write_private};
 use crate::credentials::HostPort;
-use crate::emulator::registry::{Device, DeviceCredential, Policy, generation};
-use crate::emulator::{AMQP_PORT, MQTT_PORT, identity};
+use crate::emulator::certificates::PemPair;
+use crate::emulator::identity;
+use crate::emulator::listener::{AMQP_PORT, MQTT_PORT};
+use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential, generation};
 
 /// The version of the workload API in a module's environment.
 const WORKLOAD_VERSION: &str = "2021-12-07";
@@ -37,7 +39,7 @@ pub(in crate::emulator) struct Served {
 
 impl Served {
     /// The connection string of a back end.
-    pub(super) fn policy_string(&self, policy: &Policy) -> String {
+    pub(super) fn policy_string(&self, policy: &AccessPolicy) -> String {
         let (hub, name) = (self.hub(self.amqp_port, AMQP_PORT), &policy.name);
         let key = policy.keys.primary.expose_base64();
         format!("HostName={hub};SharedAccessKeyName={name};SharedAccessKey={key}")

@@ -6,65 +6,50 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use super::{AUTHORITY, Registered, SERVICE_POLICY, StateDir, StateDirError, known_keys, write_private};
-use crate::emulator::identity;
+use super::client_files::Served;
+use super::disk::{AUTHORITY, StateDirError, write_private};
+use crate::emulator::registry::AccessPolicy;
 
 /// The file's name.
 const FILE: &str = "env";
 /// The variable with the state directory, for commands that ask a running emulator.
 pub const STATE_DIR_VARIABLE: &str = "C2D_EMULATOR_STATE_DIR";
 
-impl StateDir {
-    /// Writes the file. Before the places of the emulator are known, nothing is written.
-    pub(super) fn write_environment(&self) -> Result<(), StateDirError> {
-        let Some(served) = self.files.served() else { return Ok(()) };
-        let root = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
-        let device = self.first_device();
-        let about_device = match &device {
-            Some((id, _)) => {
-                format!("C2D_DEVICE_CONNECTION_STRING is that of {id}, the first device with a key.")
-            }
-            None => "No device has a key, so there is no C2D_DEVICE_CONNECTION_STRING.".to_owned(),
-        };
-        let mut file = Lines(Vec::new());
-        file.comment(
-            "How clients find this emulator. It writes this file anew at each start. Source it: . DIR/env",
-        );
-        file.comment("It has keys, so treat it like a connection string.");
-        file.comment(&about_device);
-        file.comment("The connection strings of all devices are in devices/, those of modules in modules/.");
-        file.path(STATE_DIR_VARIABLE, &root);
-        match &device {
-            Some((id, key)) => file.export("C2D_DEVICE_CONNECTION_STRING", &served.device_string(id, key)),
-            // A shell may have sourced the file of another emulator, so remove its device.
-            None => file.0.extend(b"unset C2D_DEVICE_CONNECTION_STRING\n"),
+/// Writes the file, for the first device with a key and the policy of back ends.
+pub(super) fn write(
+    root: &Path,
+    served: &Served,
+    device: Option<&(String, String)>,
+    service: Option<&AccessPolicy>,
+) -> Result<(), StateDirError> {
+    let state_dir = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    let about_device = match device {
+        Some((id, _)) => {
+            format!("C2D_DEVICE_CONNECTION_STRING is that of {id}, the first device with a key.")
         }
-        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
-            file.export("C2D_SERVICE_CONNECTION_STRING", &served.policy_string(policy));
-        }
-        file.path("C2D_CA_FILE", &root.join(AUTHORITY));
-        file.export("C2D_HTTPS_PORT", &served.https.port().to_string());
-        file.export("C2D_EMULATOR_MQTT_PORT", &served.mqtt_port.to_string());
-        file.export("C2D_EMULATOR_AMQP_PORT", &served.amqp_port.to_string());
-        write_private(&self.root.join(FILE), &file.0)
+        None => "No device has a key, so there is no C2D_DEVICE_CONNECTION_STRING.".to_owned(),
+    };
+    let mut file = Lines(Vec::new());
+    file.comment(
+        "How clients find this emulator. It writes this file anew at each start. Source it: . DIR/env",
+    );
+    file.comment("It has keys, so treat it like a connection string.");
+    file.comment(&about_device);
+    file.comment("The connection strings of all devices are in devices/, those of modules in modules/.");
+    file.path(STATE_DIR_VARIABLE, &state_dir);
+    match device {
+        Some((id, key)) => file.export("C2D_DEVICE_CONNECTION_STRING", &served.device_string(id, key)),
+        // A shell may have sourced the file of another emulator, so remove its device.
+        None => file.0.extend(b"unset C2D_DEVICE_CONNECTION_STRING\n"),
     }
-
-    /// The first device of this start that has a key, and that key.
-    fn first_device(&self) -> Option<(String, String)> {
-        let devices = self.named.iter().filter(|id| !identity::is_module(id));
-        devices.into_iter().find_map(|id| Some((id.clone(), self.key_of(id)?)))
+    if let Some(policy) = service {
+        file.export("C2D_SERVICE_CONNECTION_STRING", &served.policy_string(policy));
     }
-
-    /// The primary key of a device. If a back end has changed the device, its change takes precedence.
-    fn key_of(&self, id: &str) -> Option<String> {
-        let stored = match self.secrets.registered.get(id) {
-            Some(Registered { keys, .. }) => keys.as_ref(),
-            None => self.secrets.devices.get(id),
-        };
-        let known = self.has_known_keys && !self.secrets.registered.contains_key(id);
-        let keys = stored.and_then(|own| if known { known_keys::pair() } else { own.read() });
-        keys.map(|keys| keys.primary.expose_base64())
-    }
+    file.path("C2D_CA_FILE", &state_dir.join(AUTHORITY));
+    file.export("C2D_HTTPS_PORT", &served.https.port().to_string());
+    file.export("C2D_EMULATOR_MQTT_PORT", &served.mqtt_port.to_string());
+    file.export("C2D_EMULATOR_AMQP_PORT", &served.amqp_port.to_string());
+    write_private(&root.join(FILE), &file.0)
 }
 
 /// Lines for a POSIX shell.

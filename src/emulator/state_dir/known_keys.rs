@@ -3,7 +3,8 @@
 //! Owns: these keys, and that none of them is used after the emulator that was started with them.
 //! Must not know: files, listeners.
 
-use super::{Secrets, StateDirError, StoredKeys};
+use super::disk::StateDirError;
+use super::secrets::{Secrets, StoredKeys};
 use crate::emulator::registry::KeyPair;
 
 /// The primary and the secondary key of every policy, and of every device and module named at the start, in base64.

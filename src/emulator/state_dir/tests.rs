@@ -1,5 +1,8 @@
 //! What the state directory contains, who may read it, and what survives a restart.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use crate::credentials::{DeviceConnectionString, DeviceSecret, ServiceConnectionString};
 

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::super::keeper::{Batch, Keeper};
-use super::super::trouble::Failure;
+use super::super::keeper::{Batch, InboxKeeper};
+use super::super::trouble::Trouble;
 use super::disk::Disk;
 use super::*;
 
@@ -35,8 +35,8 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     std::fs::read(&settings.path).expect("the file")
 });
 
-fn keeper(settings: &InboxSettings) -> Keeper<InboxPath> {
-    Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
+fn keeper(settings: &InboxSettings) -> InboxKeeper<InboxPath> {
+    InboxKeeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
 }
 
 /// Makes the path a place where an inbox has been.
@@ -94,13 +94,13 @@ fn damage() -> impl Strategy<Value = Damage> {
 
 /// Checks that the inbox writes, or says that a newer version wrote the file. A file that was moved aside must still
 /// exist.
-fn goes_on(keeper: &mut Keeper<InboxPath>, settings: &InboxSettings) -> Result<(), TestCaseError> {
+fn goes_on(keeper: &mut InboxKeeper<InboxPath>, settings: &InboxSettings) -> Result<(), TestCaseError> {
     let mut batch = one();
     let mut last = None;
     for _ in 0..4 {
         match keeper.opened().and_then(|_| keeper.write(&mut batch)) {
             Ok((answers, counts)) => {
-                let new = matches!(answers[..], [Answer::Accepted { verdict: Verdict::New(_), .. }]);
+                let new = matches!(answers[..], [Written::Accepted { verdict: Verdict::New(_), .. }]);
                 prop_assert!(new, "{answers:?}");
                 let aside = aside(&settings.path);
                 // If the file was not moved aside, only the last transaction may be lost.
@@ -110,7 +110,7 @@ fn goes_on(keeper: &mut Keeper<InboxPath>, settings: &InboxSettings) -> Result<(
                 }
                 return Ok(());
             }
-            Err(Failure::Newer(_)) => return Ok(()),
+            Err(Trouble::Newer(_)) => return Ok(()),
             Err(failure) => last = Some(failure),
         }
     }
@@ -153,7 +153,8 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
     mark(&settings);
     for text in ["not a database", "nor is this"] {
         std::fs::write(&settings.path, text).expect("a file");
-        let mut keeper = Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock);
+        let mut keeper =
+            InboxKeeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock);
         keeper.write(&mut one()).expect("a new file");
     }
     let names: Vec<_> = aside(&settings.path)
@@ -175,9 +176,9 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
 #[test]
 fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
     let disk = Disk::new(1);
-    let mut keeper = Keeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now);
+    let mut keeper = InboxKeeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now);
     let (answers, _) = keeper.write(&mut one()).expect("a file");
-    let [Answer::Accepted { verdict: Verdict::New(first), .. }] = answers[..] else { panic!("{answers:?}") };
+    let [Written::Accepted { verdict: Verdict::New(first), .. }] = answers[..] else { panic!("{answers:?}") };
     disk.spoil();
     disk.fail_after(0, 1);
     // The agent still knows the lost record, so its operation is answered.
@@ -186,7 +187,7 @@ fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
     let mut batch = Batch::new(vec![end, arrival(2, message(Some("other"), "on"), Intent::Wait)]);
     let written = (0..4).find_map(|_| keeper.write(&mut batch).ok());
     let (answers, counts) = written.expect("a new file in the end");
-    let [Answer::Ended(ended), Answer::Accepted { verdict: Verdict::New(second), .. }] = answers[..] else {
+    let [Written::Ended(ended), Written::Accepted { verdict: Verdict::New(second), .. }] = answers[..] else {
         panic!("{answers:?}")
     };
     assert_eq!(ended, first);

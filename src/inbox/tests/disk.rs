@@ -12,8 +12,8 @@ use std::time::SystemTime;
 
 use redb::{BackendError, Database, StorageBackend};
 
-use super::super::file::Place;
-use super::super::trouble::Failure;
+use super::super::file::DatabasePlace;
+use super::super::trouble::Trouble;
 
 /// A disk writes this much as a whole or not at all.
 const SECTOR: usize = 512;
@@ -236,11 +236,11 @@ impl StorageBackend for Handle {
     }
 }
 
-impl Place for Disk {
-    fn open(&mut self) -> Result<Database, Failure> {
+impl DatabasePlace for Disk {
+    fn open(&mut self) -> Result<Database, Trouble> {
         if self.state().seen.is_empty() {
             // A real inbox does this, too: the file is made under another name and renamed when it is whole.
-            self.state().may_write().map_err(|error| Failure::Io("create", error))?;
+            self.state().may_write().map_err(|error| Trouble::Io("create", error))?;
             let begun = Self::new(0);
             drop(Database::builder().create_with_backend(begun.handle())?);
             let mut state = self.state();
@@ -266,7 +266,7 @@ impl Place for Disk {
         state.unsynced = unsynced;
     }
 
-    fn set_aside(&mut self, _now: SystemTime) -> Result<PathBuf, Failure> {
+    fn set_aside(&mut self, _now: SystemTime) -> Result<PathBuf, Trouble> {
         let mut state = self.state();
         let content = std::mem::take(&mut state.seen);
         state.aside.push(content);

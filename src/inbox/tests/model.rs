@@ -403,12 +403,12 @@ pub(super) fn content(id: Option<u8>, body: u8) -> C2dMessage {
     message
 }
 
-pub(super) fn actual(answer: &Answer) -> Expected {
+pub(super) fn actual(answer: &Written) -> Expected {
     match answer {
-        Answer::Accepted { verdict, .. } => Expected::Verdict(*verdict),
-        Answer::Ended(_) => Expected::Ended,
-        Answer::Reports(reports) => Expected::Reports(reports.clone()),
-        Answer::Reply { reply, .. } => match &**reply {
+        Written::Accepted { verdict, .. } => Expected::Verdict(*verdict),
+        Written::Ended(_) => Expected::Ended,
+        Written::Reports(reports) => Expected::Reports(reports.clone()),
+        Written::Reply { reply, .. } => match &**reply {
             Reply::Retried(unfinished) => Expected::Retried(unfinished.record.number.0),
             Reply::Dropped(record) => Expected::Dropped(record.number.0),
             Reply::Refused(_) => Expected::Refused,

@@ -5,13 +5,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::super::file::name_it;
-use super::super::keeper::{Batch, Keeper};
+use super::super::keeper::{Batch, InboxKeeper};
 use super::super::lock::Holder;
-use super::super::trouble::Failure;
+use super::super::trouble::Trouble;
 use super::*;
 
-fn keeper(settings: &InboxSettings) -> Keeper<InboxPath> {
-    Keeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
+fn keeper(settings: &InboxSettings) -> InboxKeeper<InboxPath> {
+    InboxKeeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), SystemTime::now)
 }
 
 fn dead(id: &str) -> Op {
@@ -154,7 +154,7 @@ fn links_and_names_that_others_have_prepared_are_never_followed() {
 
 #[test]
 fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
-    let os = |number| Failure::Io("write", io::Error::from_raw_os_error(number));
+    let os = |number| Trouble::Io("write", io::Error::from_raw_os_error(number));
     for (failure, remedy) in [
         (os(28), "free some space"),
         (os(30), "mount the file system for writing"),
@@ -162,8 +162,8 @@ fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
         (os(27), "raise the file size limit"),
         (os(2), "create the directory"),
         (os(5), "errors of the disk"),
-        (Failure::InUse(Holder::default()), "let only one agent"),
-        (Failure::Newer("format 2".into()), "install that version"),
+        (Trouble::InUse(Holder::default()), "let only one agent"),
+        (Trouble::Newer("format 2".into()), "install that version"),
     ] {
         let sentence = failure.sentence(Path::new("/x/inbox.redb"));
         assert!(sentence.contains("/x/inbox.redb") && sentence.contains(remedy), "{sentence}");
@@ -217,7 +217,7 @@ fn two_agents_do_not_share_a_file() {
     let mut first = keeper(&settings);
     first.open().expect("created");
     let mut second = keeper(&settings);
-    assert!(matches!(second.open(), Err(Failure::InUse(_))));
+    assert!(matches!(second.open(), Err(Trouble::InUse(_))));
     first.write(&mut Batch::new(vec![dead("a")])).expect("the first goes on");
     drop(first);
     second.open().expect("free now");

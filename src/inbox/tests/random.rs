@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::super::keeper::{Batch, Keeper};
+use super::super::keeper::{Batch, InboxKeeper};
 use super::super::record::to_millis;
 use super::disk::Disk;
 use super::model::{
@@ -33,11 +33,11 @@ enum Event {
 }
 
 /// Compares the records and all counts with the model.
-fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
+fn difference(model: &Model, keeper: &mut InboxKeeper<Disk>) -> Option<String> {
     let opened = keeper.opened().expect("it is open");
     let query = Op::Query { ticket: 0, query: Query::List { state: None, after: 0, limit: 10_000 } };
     let (mut answers, counts) = keeper.write(&mut Batch::new(vec![query])).expect("a list");
-    let Some(Answer::Reply { reply, .. }) = answers.pop() else { panic!("no answer: {answers:?}") };
+    let Some(Written::Reply { reply, .. }) = answers.pop() else { panic!("no answer: {answers:?}") };
     let Reply::Records(records) = *reply else { panic!("no list: {reply:?}") };
     let numbers: Vec<u64> = records.iter().map(|record| record.number.0).collect();
     let expected: Vec<u64> = model.records.keys().copied().collect();
@@ -75,7 +75,7 @@ fn difference(model: &Model, keeper: &mut Keeper<Disk>) -> Option<String> {
 
 struct Machine {
     disk: Disk,
-    keeper: Keeper<Disk>,
+    keeper: InboxKeeper<Disk>,
     model: Model,
     connection: u64,
 }
@@ -87,7 +87,7 @@ impl Machine {
         Self { keeper: Self::keeper(&disk), disk, model: Model::default(), connection: 1 }
     }
 
-    fn keeper(disk: &Disk) -> Keeper<Disk> {
+    fn keeper(disk: &Disk) -> InboxKeeper<Disk> {
         let settings = InboxSettings {
             keep: Duration::from_millis(HOUR_MS),
             keep_at_least: KEEP_AT_LEAST as u64,
@@ -95,7 +95,7 @@ impl Machine {
             max_reports: MAX_REPORTS as u64,
             ..InboxSettings::at("inbox.redb")
         };
-        Keeper::new(disk.clone(), settings, clock)
+        InboxKeeper::new(disk.clone(), settings, clock)
     }
 
     fn ops(&self, steps: &[Step]) -> Vec<Op> {
@@ -103,7 +103,7 @@ impl Machine {
     }
 
     /// Applies a batch to the model, with the answers that the inbox gave.
-    fn follow(&mut self, ops: &[Op], answers: &[Answer]) {
+    fn follow(&mut self, ops: &[Op], answers: &[Written]) {
         let mut next = self.model.last;
         let mut number = || {
             next += 1;

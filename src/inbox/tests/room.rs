@@ -1,19 +1,19 @@
 //! A full disk, a full inbox, and a thread that recovers by itself.
 
-use super::super::keeper::{Batch, Keeper};
+use super::super::keeper::{Batch, InboxKeeper};
 use super::disk::Disk;
 use super::*;
 
-fn small(max_size: u64) -> (Keeper<Disk>, Disk) {
+fn small(max_size: u64) -> (InboxKeeper<Disk>, Disk) {
     let disk = Disk::new(1);
     let settings = InboxSettings { max_size, keep_at_least: 1_000, ..InboxSettings::at("inbox.redb") };
-    (Keeper::new(disk.clone(), settings, SystemTime::now), disk)
+    (InboxKeeper::new(disk.clone(), settings, SystemTime::now), disk)
 }
 
-fn verdicts(keeper: &mut Keeper<Disk>, ops: Vec<Op>) -> (Vec<Verdict>, Counts) {
+fn verdicts(keeper: &mut InboxKeeper<Disk>, ops: Vec<Op>) -> (Vec<Verdict>, Counts) {
     let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
     let verdicts = answers.iter().map(|answer| match answer {
-        Answer::Accepted { verdict, .. } => *verdict,
+        Written::Accepted { verdict, .. } => *verdict,
         other => panic!("{other:?}"),
     });
     (verdicts.collect(), counts)
@@ -113,7 +113,7 @@ fn messages_that_no_rule_takes_push_out_neither_dead_letters_nor_what_messages_a
 fn reports_beyond_their_number_drop_the_oldest() {
     let disk = Disk::new(1);
     let settings = InboxSettings { max_reports: 2, ..InboxSettings::at("inbox.redb") };
-    let mut keeper = Keeper::new(disk, settings, SystemTime::now);
+    let mut keeper = InboxKeeper::new(disk, settings, SystemTime::now);
     let end = |at: u64| {
         let (outcome, report) =
             (Box::new(outcome(OutcomeKind::Succeeded)), Some(Bytes::from(format!("r{at}"))));
@@ -121,7 +121,7 @@ fn reports_beyond_their_number_drop_the_oldest() {
     };
     let ops = (1..=3).map(end).chain([Op::Reports { after: 0, limit: 9 }]).collect();
     let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
-    let Some(Answer::Reports(reports)) = answers.last() else { panic!("{answers:?}") };
+    let Some(Written::Reports(reports)) = answers.last() else { panic!("{answers:?}") };
     assert_eq!(*reports, [(2, Bytes::from_static(b"r2")), (3, Bytes::from_static(b"r3"))]);
     assert_eq!((counts.reports, counts.reports_dropped), (2, 1));
 }

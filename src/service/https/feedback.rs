@@ -9,11 +9,11 @@ use hyper::http::response::Parts;
 use hyper::{Method, StatusCode};
 use percent_encoding::utf8_percent_encode;
 
-use super::{API_VERSION, Ask, ENCODED, HttpsService, answer};
+use super::{API_VERSION, ENCODED, HttpsService, ServiceRequest, answer};
 use crate::feedback::{batch_id, decode_batch};
 use crate::message::parse_time;
 use crate::service::ServiceError;
-use crate::service::feedback::{FeedbackBatch, Receipt};
+use crate::service::feedback::{BatchReceipt, FeedbackBatch};
 
 const PATH: &str = "/messages/serviceBound/feedback";
 
@@ -34,7 +34,7 @@ impl HttpsService {
     pub async fn purge(&mut self, device_id: &str) -> Result<u64, ServiceError> {
         let device = utf8_percent_encode(device_id, ENCODED);
         let path = format!("/devices/{device}/commands?api-version={API_VERSION}");
-        let (body, _) = self.json(Ask::new(Method::DELETE, path, MAX_SHORT), device_id).await?;
+        let (body, _) = self.json(ServiceRequest::new(Method::DELETE, path, MAX_SHORT), device_id).await?;
         let purged = body.get("totalMessagesPurged").and_then(serde_json::Value::as_u64);
         purged.ok_or_else(|| answer::no_hub(&self.host, "no number of purged messages"))
     }
@@ -49,7 +49,7 @@ impl HttpsService {
     /// minute.
     pub(in crate::service) async fn next_feedback(&mut self) -> Result<Option<FeedbackBatch>, ServiceError> {
         let path = format!("{PATH}?api-version={API_VERSION}");
-        let (head, body) = self.exchange(Ask::new(Method::GET, path, MAX_BATCH)).await?;
+        let (head, body) = self.exchange(ServiceRequest::new(Method::GET, path, MAX_BATCH)).await?;
         match head.status {
             StatusCode::NO_CONTENT => return Ok(None),
             StatusCode::OK => {}
@@ -62,11 +62,11 @@ impl HttpsService {
                 id: batch_id(&body),
                 enqueued: enqueued.and_then(parse_time),
                 records,
-                receipt: Receipt::Https(lock),
+                receipt: BatchReceipt::Https(lock),
             })),
             Err(error) => {
                 let path = format!("{PATH}/{lock}/abandon?api-version={API_VERSION}");
-                self.exchange(Ask::new(Method::POST, path, MAX_SHORT)).await?;
+                self.exchange(ServiceRequest::new(Method::POST, path, MAX_SHORT)).await?;
                 Err(error.into())
             }
         }
@@ -81,7 +81,7 @@ impl HttpsService {
     /// If the future is dropped, the batch may or may not be consumed.
     pub(in crate::service) async fn complete_feedback(&mut self, lock: &str) -> Result<(), ServiceError> {
         let path = format!("{PATH}/{lock}?api-version={API_VERSION}");
-        let (head, body) = self.exchange(Ask::new(Method::DELETE, path, MAX_SHORT)).await?;
+        let (head, body) = self.exchange(ServiceRequest::new(Method::DELETE, path, MAX_SHORT)).await?;
         match head.status {
             status if status.is_success() => Ok(()),
             StatusCode::PRECONDITION_FAILED => Err(ServiceError::Answer(format!(

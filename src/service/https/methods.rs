@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{ANSWER_TIMEOUT, API_VERSION, Ask, HttpsService, answer};
-use crate::service::{ServiceError, Target};
+use super::{ANSWER_TIMEOUT, API_VERSION, HttpsService, ServiceRequest, answer};
+use crate::service::{Addressee, ServiceError};
 
 /// Most bytes of a payload, in each direction.
 pub const MAX_METHOD_PAYLOAD: usize = 128 * 1024;
@@ -50,7 +50,7 @@ pub struct MethodAnswer {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sent<'a> {
+struct InvokeBody<'a> {
     method_name: &'a str,
     payload: &'a RawValue,
     response_timeout_in_seconds: u64,
@@ -68,12 +68,12 @@ impl HttpsService {
     /// If the future is dropped, the device may or may not run the method.
     pub async fn invoke_method(
         &mut self,
-        target: &Target,
+        target: &Addressee,
         call: &MethodCall,
     ) -> Result<MethodAnswer, ServiceError> {
         let path = format!("{}/methods?api-version={API_VERSION}", target.twin_path());
-        let mut ask = Ask::new(Method::POST, path, MAX_ANSWER);
-        let sent = Sent {
+        let mut ask = ServiceRequest::new(Method::POST, path, MAX_ANSWER);
+        let sent = InvokeBody {
             method_name: &call.name,
             payload: &call.payload,
             response_timeout_in_seconds: call.response_timeout.as_secs(),

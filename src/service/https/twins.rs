@@ -7,8 +7,8 @@
 use hyper::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::{API_VERSION, Ask, HttpsService, MAX_TWIN, answer};
-use crate::service::{ServiceError, Target};
+use super::{API_VERSION, HttpsService, MAX_TWIN, ServiceRequest, answer};
+use crate::service::{Addressee, ServiceError};
 
 /// The changes that a back end makes. A `null` removes a key; keys that are not named stay.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,8 +29,8 @@ impl HttpsService {
     ///
     /// # Cancel safety
     /// As for [`HttpsService::twin`].
-    pub async fn whole_twin(&mut self, target: &Target) -> Result<Value, ServiceError> {
-        self.twin_of(target, Ask::new(Method::GET, twin_path(target), MAX_TWIN)).await
+    pub async fn whole_twin(&mut self, target: &Addressee) -> Result<Value, ServiceError> {
+        self.twin_of(target, ServiceRequest::new(Method::GET, twin_path(target), MAX_TWIN)).await
     }
 
     /// Merges a patch into a twin, and returns the whole twin.
@@ -40,7 +40,7 @@ impl HttpsService {
     ///
     /// # Cancel safety
     /// If the future is dropped, the twin may or may not be patched.
-    pub async fn patch_twin(&mut self, target: &Target, patch: &TwinPatch) -> Result<Value, ServiceError> {
+    pub async fn patch_twin(&mut self, target: &Addressee, patch: &TwinPatch) -> Result<Value, ServiceError> {
         let mut body = Map::new();
         if let Some(tags) = &patch.tags {
             body.insert("tags".into(), tags.clone().into());
@@ -48,13 +48,13 @@ impl HttpsService {
         if let Some(desired) = &patch.desired {
             body.insert("properties".into(), json!({ "desired": desired }));
         }
-        let mut ask = Ask::new(Method::PATCH, twin_path(target), MAX_TWIN);
+        let mut ask = ServiceRequest::new(Method::PATCH, twin_path(target), MAX_TWIN);
         ask.body = Value::from(body).to_string().into();
         ask.if_match = patch.etag.as_ref().map(|etag| format!("\"{etag}\""));
         self.twin_of(target, ask).await
     }
 
-    async fn twin_of(&mut self, target: &Target, ask: Ask) -> Result<Value, ServiceError> {
+    async fn twin_of(&mut self, target: &Addressee, ask: ServiceRequest) -> Result<Value, ServiceError> {
         let (head, body) = self.exchange(ask).await?;
         match head.status {
             StatusCode::OK => serde_json::from_slice(&body)
@@ -65,6 +65,6 @@ impl HttpsService {
     }
 }
 
-fn twin_path(target: &Target) -> String {
+fn twin_path(target: &Addressee) -> String {
     format!("{}?api-version={API_VERSION}", target.twin_path())
 }

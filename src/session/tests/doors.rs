@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 use super::emulator::{published, settings, settings_of, start};
 use super::{DEADLINE, Delivery, Event, Session, Settings, delivery, next};
 use crate::emulator::Emulator;
-use crate::emulator::hub::{CallError, CallId, MethodCall, Progress, TwinWrite};
+use crate::emulator::hub::{BackEndCall, CallError, CallId, CallProgress, TwinWrite};
 use crate::message::{C2dMessage, Source};
 use crate::session::Upstream;
 
 fn call(emulator: &Emulator, name: &str, payload: &str) -> CallId {
-    let call = MethodCall {
+    let call = BackEndCall {
         name: name.to_owned(),
         payload: serde_json::from_str(payload).expect("JSON"),
         response_timeout: Duration::from_secs(30),
@@ -28,8 +28,10 @@ async fn end(emulator: &Emulator, id: CallId) -> Result<(i32, String), CallError
     let ended = async {
         loop {
             match emulator.hub().with(|hub, now| hub.method_progress("dev1", id, now)) {
-                Progress::Done(end) => return end.map(|answer| (answer.status, answer.payload.get().into())),
-                Progress::Pending(_) => changes.changed().await.expect("a hub"),
+                CallProgress::Done(end) => {
+                    return end.map(|answer| (answer.status, answer.payload.get().into()));
+                }
+                CallProgress::Pending(_) => changes.changed().await.expect("a hub"),
             }
         }
     };

@@ -14,7 +14,7 @@ use crate::rules::PinState;
 
 /// The pattern in which a pin goes on and off.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::action::gpio) struct Shape {
+pub(in crate::action::gpio) struct WaveShape {
     times: u32,
     on: Duration,
     off: Duration,
@@ -29,7 +29,7 @@ pub(super) struct Waves {
 
 struct Wave {
     pin: String,
-    shape: Shape,
+    shape: WaveShape,
     /// How many times it still goes on.
     left: u32,
     is_on: bool,
@@ -41,7 +41,7 @@ struct Wave {
     waits: Option<oneshot::Sender<Result<(), ChangeError>>>,
 }
 
-impl Shape {
+impl WaveShape {
     pub(in crate::action::gpio) fn pulse(on: Duration) -> Self {
         Self { times: 1, on, off: Duration::ZERO }
     }
@@ -81,7 +81,7 @@ impl Bank {
     pub(in crate::action::gpio) fn begin_wave(
         &mut self,
         pin: &str,
-        shape: Shape,
+        shape: WaveShape,
         now: Instant,
         deadline: Instant,
     ) -> Result<(u64, oneshot::Receiver<Result<(), ChangeError>>), GpioError> {

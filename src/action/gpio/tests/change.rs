@@ -8,7 +8,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn pins(names: &[(&str, u32, PinSettings)]) -> GpioSettings {
     let numbered = names
         .iter()
-        .map(|(name, line, pin)| (*name, PinSettings { line: Line::Number(*line), ..pin.clone() }));
+        .map(|(name, line, pin)| (*name, PinSettings { line: LineName::Number(*line), ..pin.clone() }));
     settings(&numbered.collect::<Vec<_>>())
 }
 

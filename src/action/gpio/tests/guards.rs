@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::super::Shape;
+use super::super::WaveShape;
 use super::*;
 use crate::config::OnDisconnect;
 
@@ -406,11 +406,11 @@ proptest! {
                     Event::Back => bank.hub_back(),
                     Event::Wait(seconds) => tokio::time::advance(SECOND * u32::try_from(seconds).unwrap()).await,
                     Event::Pulse(pin, seconds) => {
-                        let shape = Shape::pulse(Duration::from_secs(seconds));
+                        let shape = WaveShape::pulse(Duration::from_secs(seconds));
                         waits.extend(bank.begin_wave(NAMES[pin], shape, Instant::now(), Instant::now() + SECOND * 7));
                     }
                     Event::Blink(pin, seconds) => {
-                        let shape = Shape::blink(3, Duration::from_secs(seconds));
+                        let shape = WaveShape::blink(3, Duration::from_secs(seconds));
                         waits.extend(bank.begin_wave(NAMES[pin], shape, Instant::now(), Instant::now() + SECOND * 7));
                     }
                     Event::CutOff => {

@@ -8,13 +8,13 @@ use serde_json::value::RawValue;
 
 use super::device::{next, signed_in};
 use super::*;
-use crate::emulator::hub::{CallError, CallId, MethodCall, Progress};
+use crate::emulator::hub::{BackEndCall, CallError, CallId, CallProgress};
 
 const METHODS: &str = "amqps://hub.local.test/devices/dev%31/methods/deviceBound";
 
 fn call(hub: &SharedHub, name: &str) -> CallId {
     let payload = RawValue::from_string(r#"{"b": 1,  "a": 2}"#.to_owned()).expect("JSON");
-    let call = MethodCall {
+    let call = BackEndCall {
         name: name.to_owned(),
         payload,
         response_timeout: Duration::from_secs(5),
@@ -26,8 +26,8 @@ fn call(hub: &SharedHub, name: &str) -> CallId {
 /// The result of a call that is over: status and payload.
 fn end(hub: &SharedHub, id: CallId, later: Duration) -> Result<(i32, String), CallError> {
     match hub.with(|hub, now| hub.method_progress("dev1", id, now + later)) {
-        Progress::Done(end) => end.map(|answer| (answer.status, answer.payload.get().to_owned())),
-        Progress::Pending(until) => panic!("pending for {:?}", until.duration_since(SystemTime::now())),
+        CallProgress::Done(end) => end.map(|answer| (answer.status, answer.payload.get().to_owned())),
+        CallProgress::Pending(until) => panic!("pending for {:?}", until.duration_since(SystemTime::now())),
     }
 }
 
@@ -134,7 +134,7 @@ async fn a_device_is_there_for_its_methods_while_it_has_the_link() {
     let gone = |hub: &SharedHub| {
         let id = call(hub, "gone");
         let progress = hub.with(|hub, now| hub.method_progress("dev1", id, now));
-        matches!(progress, Progress::Done(Err(CallError::NotOnline(_))))
+        matches!(progress, CallProgress::Done(Err(CallError::NotOnline(_))))
     };
     while !gone(&hub) {
         tokio::time::timeout(Duration::from_secs(10), changed.changed())

@@ -1,8 +1,9 @@
 //! Faults as text, and each decision of a fault.
 
 use super::super::tests::{NOW, after, connect, device, hub, id_of, next_id, send};
-use super::super::{DeliveryAck, EnqueueError, LockLost};
+use super::super::{EnqueueError, Hub, LockLost, Subscription};
 use super::*;
+use crate::feedback::DeliveryAck;
 use proptest::prelude::*;
 
 fn order(text: &str) -> Result<FaultOrder, String> {

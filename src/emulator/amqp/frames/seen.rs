@@ -2,19 +2,14 @@
 //!
 //! Owns: which frames these are. Must not know: what is done about them.
 
-use crate::amqp_frames::Frame;
 use crate::amqp_frames::values::{is_true, unsigned};
+use crate::amqp_frames::{DISPOSITION, END, FIRST, Frame, LAST, OPEN};
 
-const OPEN: u64 = 0x10;
-const DISPOSITION: u64 = 0x15;
-const END: u64 = 0x17;
 /// Fields of Open.
 const PEER_MAX_FRAME: usize = 2;
 const IDLE_TIME_OUT: usize = 4;
-/// Fields of a disposition.
+/// More fields of a disposition.
 const ROLE: usize = 0;
-const FIRST: usize = 1;
-const LAST: usize = 2;
 const DECIDED: usize = 3;
 
 #[derive(Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::amqp_frames::values::{self, MAX_DEPTH, is_true};
 use crate::amqp_frames::{MAGIC, TRANSFER, Transfer, performative_fields};
 
 /// The annotation that contains the lock token as text.
-pub(super) const LOCK_TOKEN: &str = "x-opt-lock-token";
+pub(in super::super) const LOCK_TOKEN: &str = "x-opt-lock-token";
 
 /// An empty frame.
 const EMPTY: &[u8] = b"\x00\x00\x00\x08\x02\x00\x00\x00";

@@ -21,12 +21,12 @@ const ACCEPTED: &[u8] = b"\x00\x53\x24\x45";
 
 /// The answers of one connection. The connection's stream and its links share them.
 #[derive(Clone, Default)]
-pub(super) struct Answers(Arc<Mutex<Inner>>);
+pub(in super::super) struct Answers(Arc<Mutex<AnswerQueue>>);
 
 #[derive(Default)]
-struct Inner {
+struct AnswerQueue {
     /// Deliveries by lock token.
-    deliveries: BTreeMap<Uuid, Delivery>,
+    deliveries: BTreeMap<Uuid, SentDelivery>,
     /// The channels of the sessions: the client's channel, then this side's.
     channels: BTreeMap<u16, u16>,
     /// Complete frames that can be sent.
@@ -34,7 +34,7 @@ struct Inner {
     waker: Option<Waker>,
 }
 
-struct Delivery {
+struct SentDelivery {
     channel: u16,
     id: u32,
     /// Whether the receiver waits for an answer.
@@ -42,7 +42,7 @@ struct Delivery {
 }
 
 impl Answers {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, AnswerQueue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -66,14 +66,14 @@ impl Answers {
             // Tokens count up, so the first one is the oldest.
             inner.deliveries.pop_first();
         }
-        inner.deliveries.insert(token, Delivery { channel, id, waits: false });
+        inner.deliveries.insert(token, SentDelivery { channel, id, waits: false });
     }
 
     /// Notes that the client has decided on deliveries. If it has not settled them, it waits for an answer.
     pub(super) fn decided(&self, theirs: u16, ids: RangeInclusive<u32>, settled: bool) {
         let mut inner = self.inner();
         let Some(own) = inner.channels.get(&theirs).copied() else { return };
-        let is_one = |delivery: &Delivery| delivery.channel == own && ids.contains(&delivery.id);
+        let is_one = |delivery: &SentDelivery| delivery.channel == own && ids.contains(&delivery.id);
         if settled {
             inner.deliveries.retain(|_, delivery| !is_one(delivery));
         } else {
@@ -83,9 +83,9 @@ impl Answers {
     }
 
     /// Prepares the answer: the hub has carried out the client's decision, or the client has lost its lock.
-    pub(super) fn answer(&self, token: Uuid, is_held: bool) {
+    pub(in super::super) fn answer(&self, token: Uuid, is_held: bool) {
         let mut inner = self.inner();
-        let Some(Delivery { channel, id, waits: true }) = inner.deliveries.remove(&token) else { return };
+        let Some(SentDelivery { channel, id, waits: true }) = inner.deliveries.remove(&token) else { return };
         let frame = disposition(channel, id, if is_held { ACCEPTED.to_vec() } else { lock_lost() });
         inner.ready.extend(frame);
         if let Some(waker) = inner.waker.take() {

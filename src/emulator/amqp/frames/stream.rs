@@ -18,7 +18,16 @@ use super::answers::Answers;
 use super::outgoing::Outgoing;
 use super::seen::Seen;
 use crate::amqp_frames::values::Flaw;
-use crate::amqp_frames::{Frame, Guard, GuardError, Part};
+use crate::amqp_frames::{Frame, Guard, GuardError, Limits, MessagePart};
+
+/// Largest frame of a client; the emulator announces it in its Open.
+pub(in super::super) const MAX_FRAME: u32 = 256 * 1024;
+
+/// Largest message; the crate detaches a link that exceeds it. It is well above the hub's own limit, so that a message
+/// that is too large for the hub is only rejected, and the link stays. Source: wire reference 2.1.
+pub(in super::super) const MAX_MESSAGE: usize = 1024 * 1024;
+
+const LIMITS: Limits = Limits { frame: MAX_FRAME, message: MAX_MESSAGE };
 
 /// Most bytes that wait to be written while the client does not read.
 const MAX_UNWRITTEN: usize = 512 * 1024;
@@ -28,19 +37,19 @@ const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 
 /// The breach that the guard has found, if any.
 #[derive(Clone, Default)]
-pub(super) struct Breach {
+pub(in super::super) struct Breach {
     reason: Arc<OnceLock<String>>,
     told: CancellationToken,
 }
 
 impl Breach {
     /// Why the connection must end, in words.
-    pub(super) fn reason(&self) -> Option<&str> {
+    pub(in super::super) fn reason(&self) -> Option<&str> {
         self.reason.get().map(String::as_str)
     }
 
     /// Waits until the guard has found a breach.
-    pub(super) async fn told(&self) {
+    pub(in super::super) async fn told(&self) {
         self.told.cancelled().await;
     }
 
@@ -50,8 +59,8 @@ impl Breach {
     }
 }
 
-/// Reads `header` and then the bytes of `inner` that `guard` allows. After a kill, reads and writes fail.
-pub(super) struct Replayed<S> {
+/// Reads `header` and then the bytes of `inner` that the guard allows. After a kill, reads and writes fail.
+pub(in super::super) struct FrameStream<S> {
     header: [u8; 8],
     replayed: usize,
     inner: S,
@@ -68,11 +77,10 @@ pub(super) struct Replayed<S> {
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl<S> Replayed<S> {
-    pub(super) fn new(
+impl<S> FrameStream<S> {
+    pub(in super::super) fn new(
         header: [u8; 8],
         inner: S,
-        guard: Guard,
         breach: Breach,
         answers: Answers,
         kill: CancellationToken,
@@ -83,7 +91,7 @@ impl<S> Replayed<S> {
             header,
             replayed: 0,
             inner,
-            guard,
+            guard: Guard::new(LIMITS),
             breach,
             answers,
             outgoing,
@@ -99,7 +107,7 @@ impl<S> Replayed<S> {
     }
 }
 
-impl<S> Replayed<S> {
+impl<S> FrameStream<S> {
     /// Inspects the bytes that the client has sent, and acts on its frames.
     fn look_at(&mut self, bytes: &[u8]) -> Result<(), GuardError> {
         let mut all = Vec::new();
@@ -133,12 +141,15 @@ impl<S> Replayed<S> {
 /// does that.
 fn readable(frame: &Frame<'_>) -> Result<(), GuardError> {
     match &frame.part {
-        Part::Whole(Err(Flaw::TooLarge(_))) | Part::None | Part::Begun | Part::Whole(Ok(_)) => Ok(()),
-        Part::Whole(Err(flaw)) => Err(GuardError::Message(*flaw)),
+        MessagePart::Whole(Err(Flaw::TooLarge(_)))
+        | MessagePart::None
+        | MessagePart::Begun
+        | MessagePart::Whole(Ok(_)) => Ok(()),
+        MessagePart::Whole(Err(flaw)) => Err(GuardError::Message(*flaw)),
     }
 }
 
-impl<S: AsyncWrite + Unpin> Replayed<S> {
+impl<S: AsyncWrite + Unpin> FrameStream<S> {
     /// Writes complete frames as far as the client accepts them.
     fn poll_frames(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.ready.is_empty() {
@@ -179,13 +190,13 @@ impl<S: AsyncWrite + Unpin> Replayed<S> {
     }
 }
 
-impl<S> std::fmt::Debug for Replayed<S> {
+impl<S> std::fmt::Debug for FrameStream<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Replayed").field("replayed", &self.replayed).finish_non_exhaustive()
+        f.debug_struct("FrameStream").field("replayed", &self.replayed).finish_non_exhaustive()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -219,7 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Replayed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FrameStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -252,13 +263,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amqp_frames::Limits;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
-    const LIMITS: Limits = Limits { frame: 1024, message: 0 };
-
-    fn replayed(header: [u8; 8], near: DuplexStream, kill: CancellationToken) -> Replayed<DuplexStream> {
-        Replayed::new(header, near, Guard::new(LIMITS), Breach::default(), Answers::default(), kill)
+    fn replayed(header: [u8; 8], near: DuplexStream, kill: CancellationToken) -> FrameStream<DuplexStream> {
+        FrameStream::new(header, near, Breach::default(), Answers::default(), kill)
     }
 
     #[tokio::test]

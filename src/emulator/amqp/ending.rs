@@ -1,0 +1,41 @@
+//! The end of a device's link, and the end of a task.
+//!
+//! Owns: how long a client may take to answer, the reason that a device gets, what is logged of an end.
+//! Must not know: what a link is for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fe2o3_amqp::Sender;
+use fe2o3_amqp::types::definitions::{Error, LinkError};
+use tokio::task::JoinError;
+use tokio::time::timeout;
+
+use super::condition::LinkRefusal;
+
+/// How long to wait for one answer of the client: an attach, a detach, or the outcome of a reply. If the client takes
+/// longer, it loses the link.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Ends the link because another connection of the device has replaced it. Source: wire reference 2.8.
+pub(super) async fn steal(link: Sender, device_id: &str) {
+    tracing::info!(device_id, "a newer connection of the same device replaced it");
+    let refusal = LinkRefusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
+    goodbye(link, device_id, &refusal).await;
+}
+
+/// Ends a device's link with the reason.
+pub(super) async fn goodbye(link: Sender, device_id: &str, refusal: &LinkRefusal) {
+    match timeout(ANSWER_TIMEOUT, link.close_with_error(Error::from(refusal))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(device_id, %error, "a link or session did not close cleanly"),
+        Err(_) => tracing::debug!(device_id, "a device did not answer the close of its link"),
+    }
+}
+
+/// Logs a task that ended with a panic.
+pub(super) fn report(ended: Result<(), JoinError>, peer: SocketAddr) {
+    if let Err(error) = ended {
+        tracing::error!(%peer, %error, "the task of a session or link failed");
+    }
+}
