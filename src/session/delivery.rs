@@ -120,10 +120,10 @@ impl Receipt {
         }
     }
 
-    /// Settles the message, as far as the connection can: see [`super::Session::can`]. Never blocks. MQTT cannot give
-    /// a message back or refuse it, so it is completed: its PUBACK leaves after those of all earlier messages. After
-    /// the connection has gone this does nothing, because the hub has given the packet id to another message. A call
-    /// cannot be settled without an answer: it is left.
+    /// Settles the message, as far as the connection can: see [`super::Session::can_settle`]. Never blocks. MQTT cannot
+    /// give a message back or refuse it, so it is completed: its PUBACK leaves after those of all earlier messages.
+    /// After the connection has gone this does nothing, because the hub has given the packet id to another message. A
+    /// call cannot be settled without an answer: it is left.
     pub(crate) fn settle(mut self, settlement: Settlement) {
         self.settled = true;
         let phase = match &self.right {

@@ -47,7 +47,7 @@ pub enum EnqueueError {
         "the queue of device \"{0}\" already holds {MAX_QUEUE} messages: wait until the device takes some"
     )]
     QueueFull(String),
-    /// Hub code 429001. Only a [`Fault`] causes it.
+    /// Hub code 429001. Only a [`super::Fault`] causes it.
     #[error("the hub is throttling messages to device \"{0}\": try again later")]
     Throttled(String),
     /// Hub code 413001.
@@ -148,7 +148,7 @@ impl Hub {
     }
 
     /// Stores a subscription of the device's session, or changes its quality of service. Returns whether there was
-    /// room: a session holds [`MAX_SUBSCRIPTIONS`].
+    /// room: a session holds [`super::MAX_SUBSCRIPTIONS`].
     pub fn subscribe(
         &mut self,
         device_id: &str,
@@ -265,9 +265,9 @@ impl Hub {
         self.finish(device_id, lock, FeedbackStatus::Rejected, now)
     }
 
-    /// The device gives the message back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the message is dead
-    /// lettered, with feedback `DeliveryCountExceeded` if the sender asked for it. Below that, the message waits again
-    /// in its old place.
+    /// The device gives the message back, and its delivery count rises. At [`super::MAX_DELIVERY_COUNT`] the message is
+    /// dead lettered, with feedback `DeliveryCountExceeded` if the sender asked for it. Below that, the message waits
+    /// again in its old place.
     ///
     /// # Errors
     /// [`LockLost`]; in this case nothing has changed.
@@ -295,8 +295,8 @@ impl Hub {
         }
     }
 
-    /// Stores a D2C message. Each device keeps the last [`MAX_EVENTS`], with at most [`MAX_EVENT_BYTES`] in all. If the
-    /// device does not exist, nothing happens. The routes also pass on what a module sends.
+    /// Stores a D2C message. Each device keeps the last [`super::MAX_EVENTS`], with at most [`super::MAX_EVENT_BYTES`]
+    /// in all. If the device does not exist, nothing happens. The routes also pass on what a module sends.
     pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
         self.route(device_id, &properties, &body, now);
         let Some(state) = self.devices.get_mut(device_id) else { return };
@@ -321,7 +321,8 @@ impl Hub {
         self.feedback.complete(lock)
     }
 
-    /// The back end gives the batch back, and its delivery count rises. At [`MAX_DELIVERY_COUNT`] the batch is dropped.
+    /// The back end gives the batch back, and its delivery count rises. At [`super::MAX_DELIVERY_COUNT`] the batch is
+    /// dropped.
     ///
     /// # Errors
     /// [`LockLost`]; in this case the batch will come again.
