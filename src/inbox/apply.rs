@@ -10,7 +10,7 @@ use super::key::{Digest, is_known_by_id};
 use super::ledger::{Again, Ledger};
 use super::operation::{Arrival, Intent, Op, Past, Start, Verdict, Written};
 use super::record::{Number, Record, State, to_millis};
-use super::store::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
+use super::tables::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
 use super::trouble::Trouble;
 use crate::message::{C2dMessage, Source, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};

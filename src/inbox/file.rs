@@ -15,7 +15,8 @@ use redb::backends::FileBackend;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::lock::{Claim, Holder, refused_owner};
+use super::holder::Holder;
+use super::lock::{Claim, refused_owner};
 use super::trouble::Trouble;
 use super::watched::Watched;
 use crate::trust;

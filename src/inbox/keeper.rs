@@ -11,7 +11,8 @@ use super::file::DatabasePlace;
 use super::ledger::Marks;
 use super::operation::{Op, Written};
 use super::record::{Counts, Opened, to_millis};
-use super::store::{Applied, Circumstances, Numbers, Store};
+use super::store::{Applied, Store};
+use super::tables::{Circumstances, Numbers};
 use super::trouble::Trouble;
 use crate::config::InboxSettings;
 

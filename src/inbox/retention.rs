@@ -11,7 +11,7 @@
 
 use super::apply::Work;
 use super::ledger::Ledger;
-use super::store::Circumstances;
+use super::tables::Circumstances;
 use super::trouble::Trouble;
 use crate::config::InboxSettings;
 

@@ -1,106 +1,31 @@
-//! The tables of the inbox in redb: opened, read, and changed one transaction at a time.
+//! The inbox in redb: opened, read, and changed one transaction at a time.
 //!
-//! Owns: table names, the file's format version, the scan at each open, commit. Must not know: threads, paths, when
+//! Owns: the file's format version, the scan at each open, commit. Must not know: threads, paths, when
 //! the inbox tries again.
-//!
-//! | Table | Key | Value |
-//! |---|---|---|
-//! | `records` | number | see `codec.rs` |
-//! | `messages` | number | see `codec.rs`; only while the message may have to be run |
-//! | `reports` | number | the report as the agent made it |
-//! | `meta` | `format`, `sums`, `pins-on` | JSON |
 
 use std::collections::{BTreeMap, HashMap};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _};
 
 use super::apply::{Notes, Work};
 use super::codec::{self, Stored};
-use super::ledger::{EARLIER_PROCESS, Ledger, LedgerEntry, since_ms};
+use super::ledger::{EARLIER_PROCESS, Ledger, since_ms};
 use super::operation::{Op, Written};
 use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
 use super::retention;
+use super::tables::{
+    Circumstances, MESSAGES, META, Numbers, PINS_ON_KEY, RECORDS, REPORTS, SUMS_KEY, Sums, Tables, entry,
+};
 use super::trouble::Trouble;
 use crate::config::InboxSettings;
-use crate::outcome::{OutcomeKind, Totals};
-
-const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
-const MESSAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("messages");
-const REPORTS: TableDefinition<u64, &[u8]> = TableDefinition::new("reports");
-const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 /// The version of the tables. A file with a higher number is not touched.
 const FORMAT: u32 = 2;
 const FORMAT_KEY: &str = "format";
-const SUMS_KEY: &str = "sums";
-pub(super) const PINS_ON_KEY: &str = "pins-on";
 
 /// How far back [`Opened::starts`] goes, and how many starts it has of one rule at most.
 const STARTS_MS: u64 = 3_600_000;
 const MOST_STARTS: usize = 1_000;
-
-/// The last number of a record, and of a report.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct Numbers {
-    pub(super) last_record: u64,
-    pub(super) last_report: u64,
-}
-
-impl Numbers {
-    fn max(self, other: Self) -> Self {
-        Self {
-            last_record: self.last_record.max(other.last_record),
-            last_report: self.last_report.max(other.last_report),
-        }
-    }
-}
-
-/// Counters that only go up. They are written with every transaction.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct Sums {
-    pub(super) numbers: Numbers,
-    pub(super) reports_dropped: u64,
-    pub(super) totals: Totals,
-    /// The stamp of the last transaction. It shows whether a transaction with an unknown result is in the file.
-    pub(super) stamp: u64,
-}
-
-/// The tables of a transaction that writes.
-pub(super) struct Tables<'t> {
-    pub(super) records: Table<'t, u64, &'static [u8]>,
-    pub(super) messages: Table<'t, u64, &'static [u8]>,
-    pub(super) reports: Table<'t, u64, &'static [u8]>,
-    pub(super) meta: Table<'t, &'static str, &'static [u8]>,
-}
-
-impl<'t> Tables<'t> {
-    fn open(transaction: &'t WriteTransaction) -> Result<Self, Trouble> {
-        Ok(Self {
-            records: transaction.open_table(RECORDS)?,
-            messages: transaction.open_table(MESSAGES)?,
-            reports: transaction.open_table(REPORTS)?,
-            meta: transaction.open_table(META)?,
-        })
-    }
-
-    fn put_sums(&mut self, sums: &Sums) -> Result<(), Trouble> {
-        let json = serde_json::to_vec(sums).map_err(|error| Trouble::Defect(error.to_string()))?;
-        self.meta.insert(SUMS_KEY, json.as_slice())?;
-        Ok(())
-    }
-}
-
-/// What an apply needs besides the operations.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Circumstances<'c> {
-    pub(super) settings: &'c InboxSettings,
-    pub(super) now_ms: u64,
-    /// Recorded with the transaction.
-    pub(super) stamp: u64,
-}
 
 /// The result of a transaction.
 #[derive(Debug)]
@@ -245,24 +170,6 @@ impl Store {
             reports_dropped: self.sums.reports_dropped,
             totals: self.sums.totals.clone(),
         }
-    }
-}
-
-/// The ledger's entry for a record that takes `value_len` bytes without its message.
-pub(super) fn entry(stored: &Stored, value_len: usize, connection: u64) -> LedgerEntry {
-    let record = &stored.record;
-    LedgerEntry {
-        delivery: stored.delivery,
-        id: stored.id,
-        sequence: stored.sequence,
-        since_ms: since_ms(record),
-        connection,
-        size: u32::try_from(value_len).unwrap_or(u32::MAX).saturating_add(stored.message_len),
-        state: record.state,
-        unmatched: record.state == State::Dead
-            && record.outcome.as_ref().is_some_and(|outcome| outcome.outcome == OutcomeKind::Unmatched),
-        settled: record.settled,
-        confirmed: stored.confirmed,
     }
 }
 

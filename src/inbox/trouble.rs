@@ -5,7 +5,7 @@
 use std::io;
 use std::path::Path;
 
-use super::lock::Holder;
+use super::holder::Holder;
 
 /// Why the inbox's file cannot be used. Each sentence names the file and the remedy.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::super::file::name_it;
+use super::super::holder::Holder;
 use super::super::keeper::{Batch, InboxKeeper};
-use super::super::lock::Holder;
 use super::super::trouble::Trouble;
 use super::*;
 
