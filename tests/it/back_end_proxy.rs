@@ -31,7 +31,7 @@ fn command(emulator: &Emulator, arguments: &[&str]) -> Command {
 /// The commands under test; `invoke-method` uses the same way as `twin`.
 const COMMANDS: [&[&str]; 4] = [
     &["c2d-purge", "--device", "dev1"],
-    &["c2d-feedback", "--transport", "https", "--for", "100ms"],
+    &["c2d-feedback", "--transport", "https", "--for", "3s"],
     &["twin", "get", "--device", "dev1"],
     &["c2d-send", "--device", "dev1", "--wait-outcome=20s"],
 ];
