@@ -13,7 +13,7 @@ trap 'rm -f "$log"' EXIT
 
 cargo test --locked --features manual "$@" 2>&1 | tee "$log"
 if [ $# = 0 ]; then
-    for features in manual gpio,manual service emulator; do
+    for features in manual gpio,manual full; do
         echo "test: the library with features [$features]"
         cargo test --locked --lib --no-default-features --features "$features"
     done

@@ -14,38 +14,38 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::features::{self, Feature};
 
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod back_end;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod c2d_feedback;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod c2d_purge;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod c2d_send;
 mod check;
-#[cfg(all(feature = "emulator", feature = "service"))]
+#[cfg(feature = "emulator")]
 mod demo;
-#[cfg(feature = "doctor")]
+#[cfg(feature = "full")]
 mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod healthcheck;
 mod inbox;
 mod init;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod invoke_method;
 mod logging;
 #[cfg(feature = "manual")]
 mod manual;
 mod reach;
 mod run;
-#[cfg(feature = "schema")]
+#[cfg(any(feature = "full", feature = "manual"))]
 mod schema;
 mod shown;
 mod status;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod transport;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 mod twin;
 
 /// The configuration file that the program reads without `--config`.
@@ -104,24 +104,24 @@ enum Command {
     Check(check::CheckArgs),
     Inbox(inbox::InboxArgs),
     Status(status::StatusArgs),
-    #[cfg(feature = "doctor")]
+    #[cfg(feature = "full")]
     Doctor(doctor::DoctorArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
-    #[cfg(feature = "schema")]
+    #[cfg(any(feature = "full", feature = "manual"))]
     Schema(schema::SchemaArgs),
-    #[cfg(feature = "service")]
+    #[cfg(feature = "full")]
     C2dSend(Box<c2d_send::SendArgs>),
-    #[cfg(feature = "service")]
+    #[cfg(feature = "full")]
     C2dFeedback(c2d_feedback::FeedbackArgs),
-    #[cfg(feature = "service")]
+    #[cfg(feature = "full")]
     C2dPurge(c2d_purge::PurgeArgs),
-    #[cfg(feature = "service")]
+    #[cfg(feature = "full")]
     InvokeMethod(invoke_method::InvokeArgs),
-    #[cfg(feature = "service")]
+    #[cfg(feature = "full")]
     Twin(twin::TwinArgs),
     #[cfg(feature = "emulator")]
     Emulator(Box<emulator::EmulatorArgs>),
-    #[cfg(all(feature = "emulator", feature = "service"))]
+    #[cfg(feature = "emulator")]
     Demo(demo::DemoArgs),
     #[cfg(feature = "manual")]
     Manual(manual::ManualArgs),
@@ -131,10 +131,10 @@ impl Command {
     /// The log level when the user gives none.
     fn default_log_level(&self) -> &'static str {
         match self {
-            #[cfg(all(feature = "emulator", feature = "service"))]
+            #[cfg(feature = "emulator")]
             Self::Demo(_) => demo::LOG_LEVEL,
             // The findings are the output; log lines would only repeat them.
-            #[cfg(feature = "doctor")]
+            #[cfg(feature = "full")]
             Self::Doctor(_) => "off",
             _ => "info",
         }
@@ -226,24 +226,24 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Inbox(args) => inbox::run(&args),
         Command::Status(args) => status::run(&args),
-        #[cfg(feature = "doctor")]
+        #[cfg(feature = "full")]
         Command::Doctor(args) => doctor::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
-        #[cfg(feature = "schema")]
+        #[cfg(any(feature = "full", feature = "manual"))]
         Command::Schema(args) => schema::run(&args),
-        #[cfg(feature = "service")]
+        #[cfg(feature = "full")]
         Command::C2dSend(args) => c2d_send::run(&args),
-        #[cfg(feature = "service")]
+        #[cfg(feature = "full")]
         Command::C2dFeedback(args) => c2d_feedback::run(&args),
-        #[cfg(feature = "service")]
+        #[cfg(feature = "full")]
         Command::C2dPurge(args) => c2d_purge::run(&args),
-        #[cfg(feature = "service")]
+        #[cfg(feature = "full")]
         Command::InvokeMethod(args) => invoke_method::run(&args),
-        #[cfg(feature = "service")]
+        #[cfg(feature = "full")]
         Command::Twin(args) => twin::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(*args),
-        #[cfg(all(feature = "emulator", feature = "service"))]
+        #[cfg(feature = "emulator")]
         Command::Demo(args) => demo::run(&args),
         #[cfg(feature = "manual")]
         Command::Manual(args) => manual::run(&args),

@@ -31,12 +31,12 @@ mod merge;
 mod metrics;
 mod pin_names;
 mod policy;
-#[cfg(feature = "schema")]
+#[cfg(any(feature = "full", feature = "manual"))]
 pub(crate) mod reference;
 mod report;
 mod rule;
 mod rule_tests;
-#[cfg(feature = "schema")]
+#[cfg(any(feature = "full", feature = "manual"))]
 pub(crate) mod schema;
 mod settings;
 mod shells;

@@ -17,22 +17,21 @@ const fn part(feature: &'static str, is_built: bool) -> Feature {
 }
 
 /// `transport = "amqp"`.
-pub(crate) const AMQP: Feature = part("amqp", cfg!(feature = "amqp"));
+pub(crate) const AMQP: Feature = part("full", cfg!(feature = "full"));
 /// WebSockets and proxies.
-pub(crate) const WEBSOCKET: Feature = part("websocket", cfg!(feature = "websocket"));
+pub(crate) const WEBSOCKET: Feature = part("full", cfg!(feature = "full"));
 /// `[metrics]`.
-pub(crate) const METRICS: Feature = part("metrics", cfg!(feature = "metrics"));
+pub(crate) const METRICS: Feature = part("full", cfg!(feature = "full"));
 /// `doctor`.
-pub(crate) const DOCTOR: Feature = part("doctor", cfg!(feature = "doctor"));
+pub(crate) const DOCTOR: Feature = part("full", cfg!(feature = "full"));
 /// `schema`.
-pub(crate) const SCHEMA: Feature = part("schema", cfg!(feature = "schema"));
+pub(crate) const SCHEMA: Feature = part("full", cfg!(feature = "full"));
 /// The commands of the back end, such as `c2d-send`.
-pub(crate) const SERVICE: Feature = part("service", cfg!(feature = "service"));
+pub(crate) const SERVICE: Feature = part("full", cfg!(feature = "full"));
 /// `emulator`.
 pub(crate) const EMULATOR: Feature = part("emulator", cfg!(feature = "emulator"));
 /// `demo`.
-pub(crate) const DEMO: Feature =
-    part("emulator,service", cfg!(all(feature = "emulator", feature = "service")));
+pub(crate) const DEMO: Feature = part("emulator", cfg!(feature = "emulator"));
 /// `manual`, which only packagers build.
 pub(crate) const MANUAL: Feature = Feature { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
 
@@ -63,7 +62,7 @@ mod tests {
         assert_eq!(
             DOCTOR.lacks("doctor"),
             "doctor is not in this program: the Debian package c2d-agent has it, and so has a build by \
-             scripts/build-arm.sh with --full; its Cargo feature is doctor"
+             scripts/build-arm.sh with --full; its Cargo feature is full"
         );
     }
 }

@@ -58,13 +58,13 @@
 
 pub mod action;
 pub mod agent;
-#[cfg(any(feature = "amqp", feature = "service", feature = "emulator"))]
+#[cfg(feature = "full")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod amqp_frames;
 pub mod cli;
 pub mod config;
 pub mod credentials;
-#[cfg(feature = "doctor")]
+#[cfg(feature = "full")]
 pub mod doctor;
 #[cfg(feature = "emulator")]
 pub mod emulator;
@@ -75,16 +75,16 @@ pub mod message;
 mod metrics;
 pub mod outcome;
 pub mod rules;
-#[cfg(feature = "service")]
+#[cfg(feature = "full")]
 pub mod service;
 mod session;
 mod systemd;
 pub mod tls;
 mod trust;
-#[cfg(not(feature = "websocket"))]
+#[cfg(not(feature = "full"))]
 #[path = "websocket/absent.rs"]
 mod websocket;
-#[cfg(feature = "websocket")]
+#[cfg(feature = "full")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod websocket;
 mod workload;

@@ -13,16 +13,16 @@ use std::net::SocketAddr;
 
 use tokio::sync::oneshot;
 
-#[cfg(not(feature = "metrics"))]
+#[cfg(not(feature = "full"))]
 mod absent;
-#[cfg(feature = "metrics")]
+#[cfg(feature = "full")]
 mod endpoint;
-#[cfg(feature = "metrics")]
+#[cfg(feature = "full")]
 mod text;
 
-#[cfg(not(feature = "metrics"))]
+#[cfg(not(feature = "full"))]
 pub(crate) use absent::Endpoint;
-#[cfg(feature = "metrics")]
+#[cfg(feature = "full")]
 pub(crate) use endpoint::Endpoint;
 
 /// A request for the present figures. A request whose client has gone may be dropped.

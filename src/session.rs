@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::credentials::Transport;
 use crate::tls::TlsError;
 
-#[cfg(feature = "amqp")]
+#[cfg(feature = "full")]
 mod amqp;
 mod arrivals;
 mod backoff;

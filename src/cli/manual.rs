@@ -14,7 +14,7 @@ use super::{Exit, Failure};
 
 mod configuration;
 // The pages describe all features of the packages, so only a build with all of them can make the pages.
-#[cfg(all(test, feature = "emulator", feature = "service", feature = "doctor"))]
+#[cfg(all(test, feature = "emulator"))]
 mod pages;
 
 const NAME: &str = "c2d-agent";
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(offered("c2d-agent inbox list --state "), ["accepted", "started", "finished", "dead"]);
         assert_eq!(offered("c2d-agent inbox --config x list --li"), ["--limit"]);
         assert_eq!(offered("c2d-agent --log-level debug check --me"), ["--message"]);
-        if cfg!(feature = "service") {
+        if cfg!(feature = "full") {
             assert_eq!(offered("c2d-agent c2d-send --p"), ["--property"]);
             assert_eq!(offered("c2d-agent c2d-send --transport amqp"), ["amqp", "amqp-ws"]);
             assert_eq!(offered("c2d-agent invoke-method --m"), ["--module", "--method"]);
@@ -227,8 +227,8 @@ mod tests {
             offered("c2d-agent ").into_iter().filter(|word| !word.starts_with('-')).collect();
         assert_eq!(offered, [commands.as_slice(), &["help".to_owned()]].concat());
         for (command, is_built) in [
-            ("c2d-send", cfg!(feature = "service")),
-            ("invoke-method", cfg!(feature = "service")),
+            ("c2d-send", cfg!(feature = "full")),
+            ("invoke-method", cfg!(feature = "full")),
             ("manual", false),
         ] {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {

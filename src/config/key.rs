@@ -8,7 +8,10 @@ use super::field::Field;
 use super::report::Report;
 
 /// One key. A parser has a constant for each, so the reference of a key says what the parser does.
-#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads absent and about"))]
+#[cfg_attr(
+    not(any(feature = "full", feature = "manual")),
+    expect(dead_code, reason = "only the reference reads absent and about")
+)]
 pub(super) struct Key<K> {
     pub(super) name: &'static str,
     pub(super) kind: K,
@@ -19,7 +22,10 @@ pub(super) struct Key<K> {
 
 /// What an absent key means.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
+#[cfg_attr(
+    not(any(feature = "full", feature = "manual")),
+    expect(dead_code, reason = "only the reference reads it")
+)]
 pub(crate) enum Absent {
     /// An absent key means this value, here without the quotes of a text.
     Means(&'static str),
@@ -51,7 +57,10 @@ pub(super) struct Whole(pub(super) u64, pub(super) u64);
 pub(super) struct Size(pub(super) u64, pub(super) u64);
 /// A value with a parser of its own. The first text describes its values, in Markdown; the second one is the name of
 /// its definition in the schema.
-#[cfg_attr(not(feature = "schema"), expect(dead_code, reason = "only the reference reads it"))]
+#[cfg_attr(
+    not(any(feature = "full", feature = "manual")),
+    expect(dead_code, reason = "only the reference reads it")
+)]
 pub(super) struct Form(pub(super) &'static str, pub(super) &'static str);
 
 impl<K: ValueKind> Key<K> {

@@ -88,16 +88,12 @@ mod tests {
         assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
         assert!(route.proxies.on_the_way_to("hub.example", 8443).is_some());
         let refused = problems.contains("WebSocket support is not in this program");
-        assert_eq!(refused, !cfg!(feature = "websocket"), "{problems}");
+        assert_eq!(refused, !cfg!(feature = "full"), "{problems}");
         assert_eq!(problems.contains("its Cargo feature is websocket; or write"), refused, "{problems}");
         let (route, problems) = inspect("[device]\ntransport = \"amqp-ws\"", &env);
         assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
         let lacks = |text: &str| problems.contains(text);
-        assert_eq!(
-            lacks("WebSocket support is not in this program"),
-            !cfg!(feature = "websocket"),
-            "{problems}"
-        );
-        assert_eq!(lacks("AMQP is not in this program"), !cfg!(feature = "amqp"), "{problems}");
+        assert_eq!(lacks("WebSocket support is not in this program"), !cfg!(feature = "full"), "{problems}");
+        assert_eq!(lacks("AMQP is not in this program"), !cfg!(feature = "full"), "{problems}");
     }
 }

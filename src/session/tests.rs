@@ -7,7 +7,7 @@ use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, Route, SasToken, 
 use super::{Delivery, Event, Session, SessionError, Settings};
 use broker::{Broker, Peer, publish};
 
-#[cfg(all(feature = "amqp", feature = "emulator"))]
+#[cfg(feature = "emulator")]
 mod amqp;
 mod broker;
 #[cfg(feature = "emulator")]

@@ -24,9 +24,9 @@ pub(super) fn prepare(
 ) -> Result<(Connection, Reading), Fault> {
     match transport {
         Transport::Mqtt => Ok(mqtt::prepare(dial, arrivals, publisher)),
-        #[cfg(feature = "amqp")]
+        #[cfg(feature = "full")]
         Transport::Amqp => Ok(super::amqp::prepare(dial, arrivals, publisher)),
-        #[cfg(not(feature = "amqp"))]
+        #[cfg(not(feature = "full"))]
         Transport::Amqp => {
             Err(Fault::Protocol { reason: "this program is built without the feature amqp".into() })
         }

@@ -228,7 +228,6 @@ fn check_says_the_way_and_what_is_wrong_with_it() {
     };
     let (code, text) = check("transport = \"mqtt-ws\"", "", "");
     assert!(code == Some(0) && text.contains("MQTT over a WebSocket on port 443"), "{text}");
-    #[cfg(feature = "amqp")]
     {
         let (code, text) = check("transport = \"amqp-ws\"", "", "8443");
         assert!(code == Some(0) && text.contains("AMQP over a WebSocket on port 8443"), "{text}");
@@ -240,13 +239,11 @@ fn check_says_the_way_and_what_is_wrong_with_it() {
     assert!(code == Some(2) && text.contains("mqtt-ws"), "{text}");
 }
 
-#[cfg(feature = "doctor")]
 #[test]
 fn the_doctor_signs_in_through_the_proxy() {
     WEBSOCKETS.iter().for_each(|transport| doctor(transport));
 }
 
-#[cfg(feature = "doctor")]
 fn doctor(transport: &str) {
     let emulator = Emulator::start();
     let dir = tempfile::tempdir().expect("a directory");

@@ -20,15 +20,6 @@ fn every_invalid_configuration_has_its_report() {
     each_fixture("invalid", 48, |result| Some(result.expect_err("invalid").to_string()));
 }
 
-#[cfg(not(feature = "amqp"))]
-#[test]
-fn amqp_is_refused_where_it_is_not_built_in() {
-    let env = |name: &str| (name == "C2D_DEVICE_CONNECTION_STRING").then(|| DEVICE.to_owned());
-    let report = config::inspect_text("[device]\ntransport = \"amqp\"\n", Path::new("c.toml"), &env).report;
-    let message = "c.toml:2:13: AMQP is not in this program: the Debian package c2d-agent has it";
-    assert!(report.to_string().starts_with(message), "{report}");
-}
-
 #[test]
 fn every_valid_configuration_is_taken() {
     each_fixture("valid", 7, |result| {

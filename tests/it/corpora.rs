@@ -10,7 +10,6 @@ use std::path::Path;
 mod config;
 #[path = "../../fuzz/targets/connection_string.rs"]
 mod connection_string;
-#[cfg(feature = "emulator")]
 #[path = "../../fuzz/targets/emulator_username.rs"]
 mod emulator_username;
 #[path = "../../fuzz/targets/property_bag.rs"]
@@ -39,7 +38,6 @@ fn the_sas_token_corpus_holds() {
 }
 
 #[test]
-#[cfg(feature = "emulator")]
 fn the_emulator_username_corpus_holds() {
     each_file("emulator_username", emulator_username::run);
 }

@@ -4,7 +4,6 @@
 
 use std::path::Path;
 
-#[cfg(all(feature = "service", feature = "emulator"))]
 use rumqttc::mqttbytes::{
     QoS,
     v4::{Packet, Publish},
@@ -119,7 +118,6 @@ fn one_route_leads_to_an_input_of_the_agent_and_one_from_it_to_the_hub() {
     assert_eq!((routes.len(), into_agent, upstream), (2, 1, 1), "{routes:?}");
 }
 
-#[cfg(all(feature = "service", feature = "emulator"))]
 #[test]
 fn the_routes_are_those_of_the_emulator_too() {
     let hub = desired("$edgeHub");

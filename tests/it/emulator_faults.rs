@@ -16,7 +16,6 @@ use crate::harness::{Emulator, Process, binary, run};
 use crate::rest::{exchange, policy_token, service_token};
 use crate::rest_ask::{Answer, ask, device_token};
 
-#[cfg(feature = "amqp")]
 mod agent;
 
 const DEVICEBOUND: &str = "devices/dev1/messages/devicebound/#";

@@ -1,8 +1,6 @@
 //! Metrics: what a scraper reads from a running agent, and that scrapers cannot disturb the agent.
 
-#[cfg(all(feature = "metrics", feature = "service", feature = "emulator"))]
 pub(crate) mod scraper;
-#[cfg(all(feature = "metrics", feature = "service", feature = "emulator"))]
 mod served;
 
 use crate::harness::{Agent, Process};
@@ -46,20 +44,10 @@ fn nothing_listens_unless_it_is_asked_for() {
 }
 
 /// Shows that the test above can fail.
-#[cfg(feature = "metrics")]
 #[test]
 fn one_socket_listens_when_it_is_asked_for() {
     let (agent, _dir) = without_hub("[metrics]\nlisten = \"127.0.0.1:0\"\n");
     agent.process.stderr.wait_for("metrics are served");
     assert_eq!(listening(&agent.process), 1);
-    assert_eq!(agent.process.terminate(), Some(0));
-}
-
-#[cfg(not(feature = "metrics"))]
-#[test]
-fn a_build_without_metrics_says_how_to_get_them_and_goes_on() {
-    let (agent, _dir) = without_hub("[metrics]\nlisten = \"127.0.0.1:0\"\n");
-    agent.process.stderr.wait_for("install a build with the cargo feature \"metrics\"");
-    agent.process.stderr.wait_for("not connected");
     assert_eq!(agent.process.terminate(), Some(0));
 }

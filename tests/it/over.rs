@@ -11,12 +11,10 @@ use std::process::Command;
 use crate::harness::{Agent, Emulator, Process, binary, write_config};
 
 /// All transports of the agent in this build.
-pub(crate) const TRANSPORTS: &[&str] =
-    if cfg!(feature = "amqp") { &["mqtt", "mqtt-ws", "amqp", "amqp-ws"] } else { &["mqtt", "mqtt-ws"] };
+pub(crate) const TRANSPORTS: &[&str] = &["mqtt", "mqtt-ws", "amqp", "amqp-ws"];
 
 /// The transports over a WebSocket.
-pub(crate) const WEBSOCKETS: &[&str] =
-    if cfg!(feature = "amqp") { &["mqtt-ws", "amqp-ws"] } else { &["mqtt-ws"] };
+pub(crate) const WEBSOCKETS: &[&str] = &["mqtt-ws", "amqp-ws"];
 
 /// The address where the emulator serves a transport.
 pub(crate) fn address(emulator: &Emulator, transport: &str) -> SocketAddr {

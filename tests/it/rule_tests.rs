@@ -302,7 +302,6 @@ fn all_of_it_can_be_read_by_a_program() {
     assert_eq!((&lines[0]["event"], &lines[1]["valid"], code), (&json!("problem"), &json!(false), Some(2)));
 }
 
-#[cfg(all(feature = "service", feature = "emulator"))]
 #[test]
 fn an_agent_runs_whatever_its_tests_are_like() {
     use crate::harness::{Agent, Emulator};

@@ -89,7 +89,6 @@ fn whatever_goes_wrong_no_message_is_lost_and_none_is_done_twice() {
 }
 
 /// Interrupted messages are completed, too, so that the oracle is the same: all feedback says `Success`.
-#[cfg(feature = "amqp")]
 #[test]
 fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"amqp\"\n";
@@ -97,7 +96,6 @@ fn over_amqp_no_message_is_lost_either_and_none_is_done_twice() {
     endure(Campaign::new(&configuration), Campaign::rounds(50));
 }
 
-#[cfg(feature = "amqp")]
 #[test]
 fn over_amqp_over_a_websocket_no_message_is_lost_either_and_none_is_done_twice() {
     let transport = "[device]\ntransport = \"amqp-ws\"\n";
@@ -145,7 +143,6 @@ fn ids_that_are_used_again_lose_no_message_and_double_none() {
     endure_reuse(Campaign::new(REUSED), Campaign::rounds(50));
 }
 
-#[cfg(feature = "amqp")]
 #[test]
 fn ids_that_are_used_again_lose_no_message_and_double_none_over_amqp_either() {
     let campaign = Campaign::new(&format!("{REUSED}[device]\ntransport = \"amqp\"\n"));

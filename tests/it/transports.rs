@@ -28,7 +28,6 @@ fn the_transport_is_in_the_log_in_the_status_and_in_the_metrics() {
         let told = run(binary().args(["status", "--json", "-c"]).arg(&config));
         let told: serde_json::Value = serde_json::from_slice(&told.stdout).expect("JSON");
         assert_eq!(told["connection"]["transport"], **transport);
-        #[cfg(feature = "metrics")]
         for other in TRANSPORTS {
             use crate::metrics::scraper::{address, scrape};
             let figure = format!("c2d_agent_connection_transport{{transport=\"{other}\"}}");

@@ -52,7 +52,6 @@ fn check(dir: &Path) -> (String, Option<i32>) {
 }
 
 /// The failed checks of `doctor --offline`, one line each, with the remedy.
-#[cfg(feature = "doctor")]
 fn failed(dir: &Path) -> Vec<String> {
     let mut command = binary();
     command.arg("doctor").arg("-c").arg(dir.join("config.toml")).args(["--offline", "--json"]);
@@ -249,7 +248,6 @@ fn another_file_under_the_path_of_the_inbox_is_refused_and_left_alone_until_it_i
     fs::write(&path, content).expect("written");
     let config = format!("{}[inbox]\npath = \"ledger.db\"\n", rule(dir.path()));
     write_config(dir.path(), &config);
-    #[cfg(feature = "doctor")]
     {
         let found = failed(dir.path());
         assert!(found.iter().any(|line| line.contains("is not an inbox of c2d-agent")), "{found:?}");
@@ -305,7 +303,6 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
         assert!(line.contains("WARN") && line.contains(&sentence), "{line}");
         agent.stderr.wait_for("subscribed");
         assert_eq!(agent.terminate(), Some(0), "it is no error");
-        #[cfg(feature = "doctor")]
         assert_eq!(
             failed(dir.path()),
             [own(&format!("inbox: DIR/{place} is writable by users other than its owner: {remedy}"))]
@@ -348,7 +345,6 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
         assert!(agent.stderr.wait_for("who can write here").contains(&shown.to_string()));
         agent.stderr.wait_for("subscribed");
         assert_eq!(agent.terminate(), Some(0), "it is no error");
-        #[cfg(feature = "doctor")]
         assert_eq!(
             failed(&config),
             [format!("configuration: {shown} is writable by users other than its owner: {remedy}")]

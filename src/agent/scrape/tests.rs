@@ -1,5 +1,5 @@
 //! The endpoint opens, closes and moves, at good and bad addresses. The clock jumps to the next thing to do.
-#![cfg(feature = "metrics")]
+#![cfg(feature = "full")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 

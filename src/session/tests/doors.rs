@@ -115,20 +115,20 @@ async fn calls_are_answered_over_mqtt() {
     calls_are_answered(|emulator, dir| Settings { methods: true, ..settings(emulator, dir) }).await;
 }
 
-#[cfg(feature = "amqp")]
+#[cfg(feature = "full")]
 #[tokio::test]
 async fn calls_are_answered_over_amqp() {
     calls_are_answered(|emulator, dir| Settings { methods: true, ..over_amqp(emulator, dir) }).await;
 }
 
-#[cfg(feature = "amqp")]
+#[cfg(feature = "full")]
 #[tokio::test]
 async fn the_twin_is_read_over_amqp() {
     the_twin_is_read(|emulator, dir| Settings { desired: true, twin: false, ..over_amqp(emulator, dir) })
         .await;
 }
 
-#[cfg(feature = "amqp")]
+#[cfg(feature = "full")]
 fn over_amqp(emulator: &Emulator, dir: &std::path::Path) -> Settings {
     let mut settings = Settings { transport: crate::credentials::Transport::Amqp, ..settings(emulator, dir) };
     settings.identity.hub.port = Some(emulator.amqp_address().port());

@@ -120,7 +120,7 @@ async fn what_was_not_acknowledged_comes_again_after_a_reconnect() {
     assert_eq!(peer.read_puback().await, 1);
 }
 
-#[cfg(feature = "amqp")]
+#[cfg(feature = "full")]
 #[tokio::test]
 async fn a_module_over_amqp_is_refused_in_words() {
     let broker = Broker::start().await;
