@@ -53,15 +53,15 @@ const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
 const OPTIONAL: [(&str, Feature); 10] = [
-    ("doctor", features::DOCTOR),
+    ("doctor", features::FULL),
     ("schema", features::SCHEMA),
-    ("c2d-send", features::SERVICE),
-    ("c2d-feedback", features::SERVICE),
-    ("c2d-purge", features::SERVICE),
-    ("invoke-method", features::SERVICE),
-    ("twin", features::SERVICE),
+    ("c2d-send", features::FULL),
+    ("c2d-feedback", features::FULL),
+    ("c2d-purge", features::FULL),
+    ("invoke-method", features::FULL),
+    ("twin", features::FULL),
     ("emulator", features::EMULATOR),
-    ("demo", features::DEMO),
+    ("demo", features::EMULATOR),
     ("manual", features::MANUAL),
 ];
 

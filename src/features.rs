@@ -16,22 +16,12 @@ const fn part(feature: &'static str, is_built: bool) -> Feature {
     Feature { feature, is_built, is_packaged: true }
 }
 
-/// `transport = "amqp"`.
-pub(crate) const AMQP: Feature = part("full", cfg!(feature = "full"));
-/// WebSockets and proxies.
-pub(crate) const WEBSOCKET: Feature = part("full", cfg!(feature = "full"));
-/// `[metrics]`.
-pub(crate) const METRICS: Feature = part("full", cfg!(feature = "full"));
-/// `doctor`.
-pub(crate) const DOCTOR: Feature = part("full", cfg!(feature = "full"));
-/// `schema`.
-pub(crate) const SCHEMA: Feature = part("full", cfg!(feature = "full"));
-/// The commands of the back end, such as `c2d-send`.
-pub(crate) const SERVICE: Feature = part("full", cfg!(feature = "full"));
-/// `emulator`.
+/// What the small image lacks: AMQP, WebSockets, `[metrics]`, `doctor`, the commands of the back end.
+pub(crate) const FULL: Feature = part("full", cfg!(feature = "full"));
+/// `schema`, which `manual` needs, too.
+pub(crate) const SCHEMA: Feature = part("full", cfg!(any(feature = "full", feature = "manual")));
+/// `emulator` and `demo`.
 pub(crate) const EMULATOR: Feature = part("emulator", cfg!(feature = "emulator"));
-/// `demo`.
-pub(crate) const DEMO: Feature = part("emulator", cfg!(feature = "emulator"));
 /// `manual`, which only packagers build.
 pub(crate) const MANUAL: Feature = Feature { is_packaged: false, ..part("manual", cfg!(feature = "manual")) };
 
@@ -60,7 +50,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_told_with_its_feature_and_the_package_that_has_it() {
         assert_eq!(
-            DOCTOR.lacks("doctor"),
+            FULL.lacks("doctor"),
             "doctor is not in this program: the Debian package c2d-agent has it, and so has a build by \
              scripts/build-arm.sh with --full; its Cargo feature is full"
         );

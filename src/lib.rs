@@ -45,7 +45,7 @@
 //! - *Door*: how a message reaches the agent: as a C2D message of a device, by an *input* of a module, or as a *call* of
 //!   a *direct method*. A rule sees the door as `"$.source"`. A *module* is a second identity of an IoT Edge device; a
 //!   module gets no C2D messages.
-//! - *Delivery*: a message as it arrives, with the receipt that settles it. *Complete* is the only settlement of MQTT;
+//! - *Delivery*: a message as it arrives, with the receipt that settles it. *Settle*: tell the hub what became of it. *Complete* is the only settlement of MQTT;
 //!   *abandon* and *reject* exist on other transports.
 //! - *Lock*: the minute in which the hub does not deliver the message again.
 //! - *Delivery acknowledgement*: which feedback the sender wants (`none`, `positive`, `negative`, `full`). *Feedback

@@ -5,7 +5,7 @@
 //! No figures are kept here. Each request for `/metrics` comes out of [`Endpoint::next`] as a [`Scrape`], and the owner
 //! of the figures answers it with the present ones. So no lock is needed, and a scraper sees when the owner is stuck.
 //!
-//! - `endpoint` serves HTTP, `text` writes the figures. In a build without the feature `metrics`, `absent` takes their
+//! - `endpoint` serves HTTP, `text` writes the figures. In a build without the feature `full`, `absent` takes their
 //!   place and says so.
 
 use std::io;
@@ -96,7 +96,7 @@ impl Histogram {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
     /// This build has no endpoint.
-    #[error("{}; or remove [metrics]", crate::features::METRICS.lacks("[metrics]"))]
+    #[error("{}; or remove [metrics]", crate::features::FULL.lacks("[metrics]"))]
     #[allow(dead_code)] // made only in builds without the endpoint
     NotBuilt,
     /// The kernel refuses the address.

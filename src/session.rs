@@ -1,6 +1,6 @@
 //! The session: makes this device's connection to the hub, and makes it again when it fails.
 //!
-//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (`bridge.rs` does that for MQTT), receiving and
+//! Owns: signing in over MQTT or AMQP, over TLS or a WebSocket (over MQTT in `mqtt/bridge.rs`, over AMQP in `amqp/stream.rs`), receiving and
 //! settling C2D messages or, as a module, messages for its inputs, receiving and answering calls of direct methods,
 //! publishing D2C messages and patches of the twin, renewing tokens, reconnecting.
 //! Must not know: rules, actions, what is done with a message.
@@ -11,7 +11,7 @@
 //! reader (`gate.rs`), and that ignores receipts of connections that have gone. Over MQTT the books behind the gate keep
 //! PUBACKs in arrival order (`mqtt/link.rs`); over AMQP each message is settled by itself (`amqp/settlements.rs`). A call
 //! is answered on the connection that brought it, or not at all (`calls.rs`). A publish goes to the current connection,
-//! and is answered there or lost with it (`publish.rs`). `connection.rs` hides the transport from the keeper. `proof.rs`
+//! and is answered there or lost with it (`publish.rs`). `transports.rs` chooses the transport, and `connection.rs` hides it from the keeper. `proof.rs`
 //! gets what a connection is made with; for a module of IoT Edge it asks the workload API.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ mod failure;
 mod gate;
 mod keeper;
 mod mqtt;
-#[allow(dead_code)] // The doctor is a feature.
+#[allow(dead_code)] // Only the doctor uses it, which needs the feature `full`.
 mod probe;
 mod proof;
 mod publish;
@@ -56,12 +56,12 @@ use confirmations::Confirmations;
 pub(crate) use delivery::{Delivery, Receipt};
 pub(crate) use event::{Event, SessionError};
 pub(crate) use gate::Settlement;
-#[allow(unused_imports)] // The doctor is a feature.
+#[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
 pub(crate) use probe::{SignInError, probe};
 use publish::Publisher;
-#[allow(unused_imports)] // The doctor is a feature.
+#[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
-#[allow(unused_imports)] // The doctor is a feature.
+#[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
 pub(crate) use terms::{Settings, Terms, standard_port};
 pub(crate) use upstream::{PublishError, Upstream};
 

@@ -2,7 +2,7 @@
 //!
 //! Owns: which parts there are. Must not know: what happens to a message; the files below `message/` do.
 //!
-//! Each part keeps its own state, and is changed through its own functions. The functions of a message's way take the
+//! Each part keeps its own state. The functions of a message's way take the
 //! whole desk, because a message that ends changes most of the parts.
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! The connections: what the sessions report, and what follows from it.
+//! The events of the sessions, and what follows from each.
 //!
-//! Owns: what follows when a connection comes or goes. Must not know: which protocol a session uses.
+//! Owns: which part of the agent learns of which event. Must not know: which protocol a session uses.
 
 use tokio::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The daily way of a message, from its arrival to its end.
+//! The way of a message, from its arrival to its end.
 //!
 //! Owns: which files the way has. Must not know: what they do.
 //!

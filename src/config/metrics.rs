@@ -22,8 +22,8 @@ pub(super) const LISTEN: Key<Form> = Key {
 /// Reads `[metrics]`; without the table there are no metrics.
 pub(super) fn read(field: Option<Field<'_>>, report: &mut Report) -> Option<MetricsSettings> {
     let mut table = field?.table("[metrics]", report)?;
-    if !features::METRICS.is_built() {
-        report.problem(table.place.clone(), features::METRICS.lacks("[metrics]") + "; or remove [metrics]");
+    if !features::FULL.is_built() {
+        report.problem(table.place.clone(), features::FULL.lacks("[metrics]") + "; or remove [metrics]");
     }
     let remedy = "set listen = \"127.0.0.1:9464\", or remove [metrics] to serve none";
     let listen = table.require(&LISTEN, remedy, report);

@@ -38,8 +38,8 @@ pub(super) fn read(
 ) -> (Transport, Route) {
     let (transport, over) = TRANSPORT.read(field, report).unwrap_or_default();
     let needed = [
-        (transport == Transport::Amqp, features::AMQP, "AMQP"),
-        (over != Over::Tls, features::WEBSOCKET, "WebSocket support"),
+        (transport == Transport::Amqp, features::FULL, "AMQP"),
+        (over != Over::Tls, features::FULL, "WebSocket support"),
     ];
     for (_, part, what) in needed.into_iter().filter(|(is_needed, part, _)| *is_needed && !part.is_built()) {
         let message = format!("{}; or write transport = \"mqtt\"", part.lacks(what));
@@ -89,7 +89,7 @@ mod tests {
         assert!(route.proxies.on_the_way_to("hub.example", 8443).is_some());
         let refused = problems.contains("WebSocket support is not in this program");
         assert_eq!(refused, !cfg!(feature = "full"), "{problems}");
-        assert_eq!(problems.contains("its Cargo feature is websocket; or write"), refused, "{problems}");
+        assert_eq!(problems.contains("its Cargo feature is full; or write"), refused, "{problems}");
         let (route, problems) = inspect("[device]\ntransport = \"amqp-ws\"", &env);
         assert_eq!((route.over, route.https_port), (Over::WebSocket, 8443));
         let lacks = |text: &str| problems.contains(text);

@@ -1,7 +1,7 @@
 //! The AMQP 1.0 side: one connection of a back end or of a device.
 //!
 //! Owns: the connection from its first byte to its end: header, SASL, sessions, the kill switch.
-//! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::hub`), the service client.
+//! Must not know: accepting and TLS (`emulator::listener`), who may sign in (`emulator::registry`), the service client.
 //!
 //! Wire reference 2.1 to 2.4, 2.7, 4.1 to 4.4 and 8 (lines 11 and 13 to 20). Modules are not served over AMQP: the
 //! emulator refuses their addresses and says why. The rules about the AMQP crate in comments were found by tests

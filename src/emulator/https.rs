@@ -1,13 +1,13 @@
 //! The hub's port 443: one HTTPS connection of a back end or a device, or a WebSocket of one of them.
 //!
 //! Owns: the connection, its limits and its end. Must not know: accepting and TLS (`emulator::listener`), who may sign
-//! in (`emulator::hub`), the service client.
+//! in (`emulator::registry`), the service client.
 //!
 //! - `upgrade` turns a connection into a WebSocket, and hands it to `mqtt` or `amqp`.
-//! - `routes` finds the handler of a request; a new route is one line there and its own file next to it.
+//! - `routes` finds the handler of a request; a new route is one line there and a function in a file next to it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
-//! - `device` is what a device does; `twins`, `methods`, `events`, `feedback` and `purge` are for back ends.
+//! - `device` is what a device does; `twins`, `methods`, `events`, `feedback`, `purge` and `registry` are for back ends.
 //! - `faults` sets and ends faults.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.

@@ -1,6 +1,6 @@
 //! The hub as a state machine: devices, their C2D queues, sessions, twins and D2C messages, and delivery feedback.
 //!
-//! Owns: who may sign in, the queue of each device, locks, expiry, one connection per device, persistent
+//! Owns: the queue of each device, locks, expiry, one connection per device, persistent
 //! subscriptions, feedback batches, twins, calls of methods, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //!

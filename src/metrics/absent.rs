@@ -1,4 +1,4 @@
-//! The endpoint of a build without the feature `metrics`: it cannot be opened, and its error says how to get one.
+//! The endpoint of a build without the feature `full`: it cannot be opened, and its error says how to get one.
 //!
 //! Owns: nothing. Must not know: anything.
 

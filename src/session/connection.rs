@@ -39,11 +39,11 @@ pub(super) struct Connection {
     pub(super) renew: Option<Renew>,
 }
 
-/// What the keeper's end and the reading task share. The first drop closes it: the runtime may drop a task that was cut
-/// off only later.
+/// What the keeper's end and the reading task share. The first drop closes the gates: after a cut, the runtime may
+/// drop the task late.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// Of the messages, and of the calls.
+    /// The gate of the messages, and the gate of the calls.
     pub(super) gates: [Arc<dyn Ends>; 2],
     pub(super) in_flight: Arc<InFlight>,
 }

@@ -1,4 +1,4 @@
-//! A message or a call together with the right to settle or answer it, once; and the meaning of each settlement.
+//! A message or a call together with the right to settle or answer it, once.
 //!
 //! Owns: what happens to a delivery that the agent does not settle. Must not know: what is done with messages.
 
@@ -44,7 +44,7 @@ pub(crate) struct Receipt {
     settled: bool,
 }
 
-/// To settle or answer what: the connection that brought it, and which one of those that it brought.
+/// What a receipt may settle or answer: the connection that brought it, and its place or request id there.
 enum Right {
     Message(Arc<dyn Settles>, ArrivalNo),
     /// A call, by its request id.

@@ -21,7 +21,7 @@ pub(super) struct Dial {
     /// DNS name or address; also the name that the certificate must have.
     pub(super) host: String,
     /// The hub itself, also if a gateway is dialled in its place.
-    #[allow(dead_code)] // AMQP is a feature.
+    #[allow(dead_code)] // Only AMQP uses it, which needs the feature `full`.
     pub(super) hub: String,
     pub(super) port: u16,
     pub(super) carrier: Carrier,

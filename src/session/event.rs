@@ -16,9 +16,9 @@ pub(crate) enum Event {
     Subscribed {
         /// The protocol and its carrier, as the configuration names them.
         transport: &'static str,
-        /// When the token will be renewed; none without a key to make a new one.
+        /// When the token will be renewed; `None` if there is no key to make a new one.
         renewal: Option<SystemTime>,
-        /// Until when the hub accepts the token; none with a certificate.
+        /// Until when the hub accepts the token; `None` with a certificate.
         expiry: Option<SystemTime>,
     },
     /// The token was renewed on the current connection.

@@ -41,7 +41,7 @@ impl fmt::Display for Who {
 
 /// The kinds of failure.
 #[derive(Debug)]
-#[allow(dead_code)] // AMQP is a feature.
+#[allow(dead_code)] // Only AMQP uses it, which needs the feature `full`.
 pub(super) enum Fault {
     /// The clock shows an impossible time: dialling would end in "not authorised".
     ClockUnset { now: SystemTime },

@@ -1,6 +1,7 @@
 //! The gate of a connection: whether it still takes and settles what arrives, and how its reading task hears of that.
 //!
-//! Owns: the phase, the wait until everything taken is settled, waking the reading task. Must not know: transports.
+//! Owns: the phase, the meaning of each settlement, the wait until everything taken is settled, waking the reading
+//! task. Must not know: transports.
 //!
 //! Three bookkeepers are a gate with books of their own: PUBACKs over MQTT (`mqtt/link.rs`), settlements over AMQP
 //! (`amqp/settlements.rs`), and calls over both (`calls.rs`). Receipts write into the books, and the reading task takes

@@ -51,7 +51,7 @@ pub(super) struct Keeper {
 enum ConnectionEnd {
     /// The session must end.
     Stopped,
-    /// In good order: the next connection signs in with a new token.
+    /// It was closed in good order: the next connection signs in with a new token.
     Renewing,
     /// The next connection uses other terms.
     Changed {

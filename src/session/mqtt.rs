@@ -1,6 +1,6 @@
 //! MQTT connections to the hub as a device, or to a gateway as a module.
 //!
-//! Owns: the options of rumqttc, and its request channel. Only this file and the files of its folder name rumqttc. One
+//! Owns: the options of rumqttc, and its request channel. In `session`, only this file and the files of its folder name rumqttc. One
 //! event loop serves exactly one connection and is dropped with it, so no packet id and no request outlives its
 //! connection. Must not know: reconnecting, how long tokens live, what is done with messages.
 

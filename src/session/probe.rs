@@ -30,7 +30,7 @@ pub(crate) enum SignInError {
 }
 
 /// Signs in and out again. `limit` is the time from the name look-up (for a module: from the request for its token) to
-/// CONNACK.
+/// the answer to the sign-in.
 ///
 /// # Errors
 /// Why it failed, in the words of a session.

@@ -6,7 +6,7 @@
 //! A publish goes into the client's request channel; rumqttc then gives it a packet id. Requests leave in the order in
 //! which they went in, so the n-th packet id belongs to the n-th publish. A publish holds one of [`UNDER_WAY`] places
 //! until its PUBACK, because rumqttc keeps it as long. More than that would stop rumqttc's request channel, which also
-//! carries our PUBACKs.
+//! carries our PUBACKs. Over AMQP the reader gives the number (`amqp/links.rs`), and the outcome stands for the PUBACK.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -226,7 +226,7 @@ impl InFlight {
     }
 
     /// The hub did not accept a D2C message.
-    #[allow(dead_code)] // AMQP is a feature.
+    #[allow(dead_code)] // Only AMQP uses it, which needs the feature `full`.
     pub(super) fn refused(&self, packet_id: u16, error: PublishError) {
         let mut state = lock(&self.state);
         let Some(entry) = state.entries.iter_mut().find(|entry| entry.packet_id == Some(packet_id)) else {

@@ -57,7 +57,7 @@ pub(crate) struct Settings {
 pub(crate) struct Terms {
     pub(super) settings: Settings,
     pub(super) tls: Arc<rustls::ClientConfig>,
-    /// Of the content that the TLS files had when they were read.
+    /// The digest of the TLS files, as they were when they were read.
     fingerprint: Vec<u8>,
 }
 
@@ -74,7 +74,7 @@ impl Terms {
             }
             DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
         };
-        // Before the files are used: if a file is replaced in between, the next reload still sees the difference.
+        // Taken before the files are used: if a file is replaced in between, the next reload still sees it.
         let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
         let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
         Ok(Self { settings, tls, fingerprint })

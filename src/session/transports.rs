@@ -28,7 +28,7 @@ pub(super) fn prepare(
         Transport::Amqp => Ok(super::amqp::prepare(dial, arrivals, publisher)),
         #[cfg(not(feature = "full"))]
         Transport::Amqp => {
-            Err(Fault::Protocol { reason: "this program is built without the feature amqp".into() })
+            Err(Fault::Protocol { reason: "this program is built without the feature full".into() })
         }
     }
 }

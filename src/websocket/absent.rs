@@ -1,4 +1,4 @@
-//! WebSockets in a build without the feature `websocket`: each dial fails with a sentence that says so.
+//! WebSockets in a build without the feature `full`: each dial fails with a sentence that says so.
 //!
 //! Owns: nothing. Must not know: anything.
 
@@ -12,7 +12,7 @@ use crate::features;
 pub(crate) const MQTT: &str = "mqtt";
 
 /// Copies the constant in `websocket.rs`.
-#[allow(dead_code)] // AMQP is a feature.
+#[allow(dead_code)] // Only AMQP uses it, which needs the feature `full`.
 pub(crate) const AMQP: &str = "AMQPWSB10";
 
 /// Copies the type in `websocket/dial.rs`, for callers that compile in every build.
@@ -33,7 +33,7 @@ pub(crate) type HubStream = tokio::io::Empty;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     /// The build lacks the feature.
-    #[error("{}", features::WEBSOCKET.lacks("WebSocket support"))]
+    #[error("{}", features::FULL.lacks("WebSocket support"))]
     NotBuilt,
 }
 

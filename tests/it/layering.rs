@@ -9,7 +9,7 @@ mod circles;
 mod files;
 mod imports;
 
-/// Each module of the library and the others that it may import: the picture in `src/lib.rs`, arrows down only.
+/// Each module of the library and the others that it may import: the table in `src/lib.rs`, from top to bottom.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Vocabulary: pure. `config` asks `tls` whether a certificate fits its key.
     ("feedback", &[]),

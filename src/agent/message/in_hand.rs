@@ -81,7 +81,7 @@ pub(crate) struct MessageEntry {
     pub(crate) number: Option<Number>,
     /// Attempts begun.
     pub(crate) attempts: u32,
-    /// Whether its rule says to retry after a crash. A call is not retried all the same: see `calls.rs`.
+    /// Whether its rule says to retry after a crash. A call with a waiting caller is never retried: see `calls.rs`.
     pub(crate) retry_on_crash: bool,
     /// For a call that is to be tried again: how its last attempt ended. If the agent stops in the pause, the caller
     /// gets this.

@@ -32,7 +32,9 @@ const SERVICE: RouteRight = RouteRight::BackEnd(BackEndRight::ServiceConnect);
 
 /// What a route does, once its sender may use it.
 enum Handler {
+    /// Answers at once.
     At(fn(&HttpCall) -> HttpResult),
+    /// Answers after it has read the body, or waited.
     Later(for<'a> fn(&'a mut HttpCall) -> BoxFuture<'a, HttpResult>),
 }
 use Handler::{At, Later};
@@ -40,7 +42,7 @@ use Handler::{At, Later};
 /// Method, path, who may use it, and what answers. A `*` stands for one segment.
 type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
 
-/// All routes. The first path that fits counts.
+/// All routes. The first line whose method and path fit counts.
 const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices", READ, At(registry::list)),
     ("GET", "/devices/*", READ, At(registry::get)),

@@ -2,7 +2,7 @@
 //!
 //! Owns: which twin belongs to which device, the fields next to its properties, the changes that wait for a connected
 //! device.
-//! Must not know: merging (`twin`), topics, HTTP.
+//! Must not know: merging (`document`), topics, HTTP.
 
 use std::time::SystemTime;
 

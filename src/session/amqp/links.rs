@@ -26,7 +26,7 @@ use crate::session::upstream::Upstream;
 /// How long to wait for the hub to say why it ended the link.
 const WHY_LIMIT: Duration = Duration::from_millis(200);
 
-/// A D2C message of the publish with this number, on its way into the link.
+/// The link, the number of a publish, and the hub's answer to come; or why its D2C message was not sent.
 pub(super) type Handed = (Sender, u16, Result<DeliveryFut<Result<Outcome, SendError>>, SendError>);
 /// What the hub says of the publish with this number.
 pub(super) type Answered = (u16, Result<Outcome, SendError>);

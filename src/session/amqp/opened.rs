@@ -99,7 +99,7 @@ async fn attach(
         twin.listen(now).await.map_err(at_twin)?;
     }
     // After a refused link, the crate may still send that link's detach, with a handle that then belongs to the
-    // next link.
+    // next link. So the methods then get a session of their own.
     let mut own = match (dial.twin || dial.desired) && twin.is_none() && dial.methods {
         true => {
             let begun = Session::begin(&mut connection).await;

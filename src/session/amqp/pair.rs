@@ -20,7 +20,7 @@ const API_VERSION: (&str, &str) = ("com.microsoft:api-version", "2021-04-12");
 
 /// The names of a pair.
 pub(super) struct LinkNames {
-    /// The prefix in the property that joins the links: `twin`.
+    /// Stands before the id in the property that joins the links, such as `twin`.
     pub(super) purpose: &'static str,
     /// The beginnings of the names of the links.
     pub(super) outgoing: &'static str,

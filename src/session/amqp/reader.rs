@@ -42,12 +42,11 @@ pub(super) enum Order {
 
 /// The task that serves one connection.
 pub(super) struct AmqpReader {
-    /// First, so that receipts find the connection closed before the links are.
     pub(super) shared: Shared,
     pub(super) settlements: Arc<Settlements>,
     pub(super) calls: Arc<Calls>,
     pub(super) arrivals: Arrivals,
-    /// Each with the number of its twin request.
+    /// Publishes that are to be sent, each with the number of its twin request (0 if it is none).
     pub(super) upstream: mpsc::Receiver<(Upstream, u64)>,
     pub(super) progress: watch::Sender<SignInProgress>,
     pub(super) orders: mpsc::Receiver<Order>,
@@ -101,7 +100,8 @@ impl AmqpReader {
     }
 
     async fn serve(&mut self, opened: OpenedConnection) -> Result<(), Fault> {
-        let OpenedConnection { mut links, sessions, connection, _cut, .. } = opened;
+        // Dropped from the last to the first: the links before their session, and the stream is cut at the end.
+        let OpenedConnection { _cut, connection, sessions, mut links, .. } = opened;
         let mut credit = Credit::new(self.dial.keep_alive);
         loop {
             self.send_ready(&mut links, &mut credit).await?;

@@ -17,7 +17,7 @@ use crate::session::delivery::{Delivery, Receipt};
 use crate::session::dial::Dial;
 use crate::session::failure::Fault;
 
-/// A task of its own, which does nothing slow.
+/// The state of the task. The task does nothing slow.
 pub(super) struct MqttReader {
     /// First, so that receipts find the connection closed before the socket is.
     pub(super) shared: Shared,
@@ -69,7 +69,7 @@ impl MqttReader {
     }
 
     fn subscribe(&self) -> Result<(), Fault> {
-        // For every session, because the hub may have lost the subscription with its state.
+        // Every session subscribes again, because the hub may have lost the subscription with its state.
         let subscriptions = self.subscriptions();
         let filters = subscriptions.filters().map(|(filter, at_least_once)| {
             let qos = if at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };

@@ -1,4 +1,4 @@
-//! The socket of one MQTT connection, as far as packets need no thought.
+//! The socket of one MQTT connection, and the packets that need no decision of the reading task.
 //!
 //! Owns: when `poll()` is called, what leaves between two polls and during a wait, and the bookkeeping of what left and
 //! was acknowledged. Must not know: what a message, an answer or a call says.
@@ -34,8 +34,8 @@ use crate::session::publish::InFlight;
 /// How long to wait after DISCONNECT until the peer closes. If this side closed first with unread data in the socket,
 /// it would reset the connection, and the last PUBACKs could be lost.
 const LINGER: Duration = Duration::from_millis(300);
-/// How many events may be set aside. The hub has at most 50 messages of a device under way, and rumqttc takes a request
-/// or reads, by chance, so there are far fewer.
+/// How many events may be set aside. There are far fewer: the hub has at most 50 messages of a device under way, and
+/// each poll either reads or sends.
 const MOST_SET_ASIDE: usize = 1024;
 
 /// The socket, and what is under way on it.
@@ -49,14 +49,14 @@ pub(super) struct Wire {
     /// What came while the task sent something before a wait for room.
     set_aside: VecDeque<PacketEvent>,
     signed_in: bool,
-    /// Until the WebSocket is made. The event loop dials the near end of the bridge.
+    /// Kept until the WebSocket is made: the event loop then dials the near end of the bridge.
     bridge: Option<std::io::Result<Bridge>>,
     /// The task that carries the bytes of the WebSocket.
     carrying: JoinSet<()>,
     far: FarFailure,
 }
 
-/// What the reading task must think about.
+/// What the reading task must decide about.
 pub(super) enum PacketEvent {
     Packet(Packet),
     /// DISCONNECT is on the wire.
@@ -124,7 +124,14 @@ impl Wire {
     pub(super) async fn sign_out(&mut self) -> Result<(), Fault> {
         let asked = self.client.try_disconnect();
         asked.map_err(|error| Fault::Network { reason: format!("DISCONNECT could not be sent: {error}") })?;
-        while !matches!(self.poll().await, Ok(Some(PacketEvent::SaidGoodbye)) | Err(_)) {}
+        loop {
+            match self.poll().await {
+                Ok(Some(PacketEvent::SaidGoodbye)) => break,
+                Ok(_) => {}
+                // The next `poll()` would dial again.
+                Err(_) => return Ok(()),
+            }
+        }
         self.linger().await;
         Ok(())
     }
@@ -165,23 +172,38 @@ impl Wire {
         delivery: Delivery,
         deliveries: &mpsc::Sender<Delivery>,
     ) -> Result<(), Fault> {
+        match self.room(deliveries).await {
+            Ok(Some(room)) => {
+                room.send(delivery);
+                Ok(())
+            }
+            Ok(None) => {
+                delivery.receipt.leave();
+                Ok(())
+            }
+            Err(fault) => {
+                delivery.receipt.leave();
+                Err(fault)
+            }
+        }
+    }
+
+    /// Room for one delivery; `None` if the connection takes no more.
+    async fn room<'d>(
+        &mut self,
+        deliveries: &'d mpsc::Sender<Delivery>,
+    ) -> Result<Option<mpsc::Permit<'d, Delivery>>, Fault> {
         self.send_what_woke().await?;
         // Nothing is read during the wait, so the time that the hub takes for its answers must not count.
         self.in_flight.hold();
         let mut next_ping = Instant::now() + self.dial.keep_alive / 2;
-        loop {
+        let room = loop {
             tokio::select! {
-                room = deliveries.reserve() => {
-                    match room {
-                        Ok(room) => room.send(delivery),
-                        Err(_closed) => delivery.receipt.leave(),
-                    }
-                    break;
-                }
+                // An error means that the session takes no more.
+                room = deliveries.reserve() => break room.ok(),
                 () = self.link.changed() => {
                     if self.link.phase() != Phase::Open {
-                        delivery.receipt.leave();
-                        break;
+                        break None;
                     }
                     self.send_ready().await?;
                 }
@@ -193,11 +215,11 @@ impl Wire {
                     next_ping += self.dial.keep_alive / 2;
                 }
             }
-        }
+        };
         // An answer to an earlier ping may be unread behind this message: its absence proves nothing.
         self.event_loop.state.await_pingresp = false;
         self.in_flight.go_on();
-        Ok(())
+        Ok(room)
     }
 
     /// Polls once, and does the bookkeeping. `None` if there is nothing to think about.

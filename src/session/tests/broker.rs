@@ -100,7 +100,7 @@ pub(super) struct Connect {
 
 impl Peer {
     /// The connection itself, for another protocol.
-    #[allow(dead_code)] // AMQP is a feature.
+    #[allow(dead_code)] // Only AMQP uses it, which needs the feature `full`.
     pub(super) fn into_stream(self) -> TlsStream<TcpStream> {
         self.stream
     }
