@@ -168,7 +168,7 @@ mod tests {
             link.complete(arrival, None);
         }
         assert_eq!(link.take_ready(), [1, 2, 3]);
-        assert!(sent.lock().expect("unpoisoned").is_empty(), "nobody was to be woken");
+        assert!(sent.lock().expect("unpoisoned").is_empty(), "the reader was not parked");
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
         link.complete(arrivals[2], Some(30));
         assert!(confirmations.are_open());
         link.close();
-        assert!(!confirmations.are_open(), "nobody will ever know");
+        assert!(!confirmations.are_open(), "the connection has gone");
         assert_eq!(confirmations.next().await, [0u64; 0]);
     }
 }
