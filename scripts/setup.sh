@@ -76,6 +76,7 @@ has mosquitto || packages+=(mosquitto)
 has mosquitto_pub || packages+=(mosquitto-clients)
 has faketime || packages+=(faketime)
 has openssl || packages+=(openssl)
+has strace || packages+=(strace)
 has chromium || packages+=(chromium)
 has chromedriver || packages+=(chromium-driver)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
@@ -107,6 +108,7 @@ has mosquitto || lacks mosquitto "Tests against an independent broker are skippe
 has mosquitto_pub || lacks mosquitto_pub "Tests against an independent broker are skipped."
 has faketime || lacks faketime "Tests of a wrong clock are skipped."
 { has chromium && has chromedriver; } || lacks "chromium and its driver" "The test of the emulator's page is skipped."
+has strace || lacks strace "The test that kills the agent at each write is skipped."
 has openssl || lacks openssl "scripts/bench.sh makes its certificates with it."
 
 # The venv remembers which requirements it was made from.

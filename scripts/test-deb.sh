@@ -127,17 +127,17 @@ has_text "$(in_root c2d-agent check 2>&1)" "configuration is valid: 1 rule, 0 pi
 ok "the example configuration is valid as soon as the device is named"
 
 in_root install -d -o c2d-agent -g c2d-agent -m 700 /var/lib/c2d-agent
-in_root runuser -u c2d-agent -- touch /var/lib/c2d-agent/inbox.redb
+in_root runuser -u c2d-agent -- touch /var/lib/c2d-agent/inbox.journal
 install_in_root newer.deb
 # shellcheck disable=SC2016 # dpkg-query's own placeholder
 [ "$(in_root dpkg-query -W -f '${Version}' c2d-agent)" = "$newer_version" ] || fail "the upgrade"
-is /var/lib/c2d-agent/inbox.redb c2d-agent:c2d-agent 644
+is /var/lib/c2d-agent/inbox.journal c2d-agent:c2d-agent 644
 is /etc/c2d-agent/device.connection-string root:root 600
 ok "upgraded from $older_version to $newer_version: configuration, secret and state are kept"
 
 in_root dpkg --remove c2d-agent >/dev/null 2>&1
 in_root test -e /usr/bin/c2d-agent && fail "the program is still there after remove"
-in_root test -e /etc/c2d-agent/config.toml -a -e /var/lib/c2d-agent/inbox.redb || fail "remove took configuration or state"
+in_root test -e /etc/c2d-agent/config.toml -a -e /var/lib/c2d-agent/inbox.journal || fail "remove took configuration or state"
 ok "removed: configuration and state are kept"
 
 nothing_is_left() {
@@ -405,7 +405,7 @@ ok "installed again after remove, the agent is back"
 
 in_guest dpkg --remove c2d-agent >/dev/null 2>&1
 if in_guest pgrep -x c2d-agent --uid c2d-agent >/dev/null; then fail "the agent runs after remove"; fi
-in_guest test -e /var/lib/c2d-agent/inbox.redb || fail "remove took the state"
+in_guest test -e /var/lib/c2d-agent/inbox.journal || fail "remove took the state"
 in_guest systemctl stop hub
 in_guest dpkg --purge c2d-agent >/dev/null 2>&1
 nothing_is_left

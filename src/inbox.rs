@@ -5,7 +5,7 @@
 //!
 //! A separate thread (`worker.rs`) owns the file (`store.rs`), because a write waits for the disk. The agent hands in
 //! operations ([`Inbox::submit`]) and gets their answers when they are on disk ([`Inbox::next`]). Operations that are
-//! handed in during a write go into one transaction together.
+//! handed in during a write go into one batch together.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
@@ -17,8 +17,13 @@ use crate::config::InboxSettings;
 
 mod apply;
 mod codec;
+mod compaction;
+mod entries;
 mod file;
+mod frame;
 mod holder;
+mod index;
+mod journal;
 mod keeper;
 mod key;
 mod ledger;
@@ -26,15 +31,15 @@ mod lock;
 mod operation;
 mod query;
 mod record;
+mod replay;
 mod retention;
 mod store;
-mod tables;
+mod sums;
 mod trouble;
-mod watched;
 mod worker;
 
-use file::{DatabasePlace, InboxPath};
-use keeper::{Batch, InboxKeeper};
+use file::{InboxPath, JournalPlace};
+use keeper::InboxKeeper;
 pub(crate) use lock::Claim;
 pub(crate) use operation::{
     Arrival, Intent, News, Op, Past, Query, Reply, Selector, Start, Verdict, Written,
@@ -81,7 +86,7 @@ impl Inbox {
         Self::begin(InboxKeeper::new(InboxPath::claimed(claim.clone()), settings.clone(), clock))
     }
 
-    fn begin<P: DatabasePlace + Send + 'static>(keeper: InboxKeeper<P>) -> Self {
+    fn begin<P: JournalPlace + Send + 'static>(keeper: InboxKeeper<P>) -> Self {
         // Room for one batch and for the request to close after it.
         let (commands, received) = sync_channel(2);
         // If the agent takes no news, the thread waits.
@@ -214,8 +219,7 @@ impl InboxFile {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn query(&mut self, query: Query, now: SystemTime) -> Result<Reply, InboxError> {
-        let mut batch = Batch::new(vec![Op::Query { ticket: 0, query }]);
-        let answers = self.keeper.write_at(&mut batch, now);
+        let answers = self.keeper.write_at(&[Op::Query { ticket: 0, query }], now);
         let path = self.keeper.place().path();
         match answers.map(|(answers, _)| answers.into_iter().next()) {
             Ok(Some(Written::Reply { reply, .. })) => Ok(*reply),

@@ -220,7 +220,7 @@ fn device_config(hub: &Emulator, folder: &Path) -> anyhow::Result<Config> {
         .into_config()
         .map_err(|report| anyhow!("the demo's configuration has problems:\n{report}"))?;
     config.gpio.state_file = Some(folder.join("pins.json"));
-    config.inbox = InboxSettings::at(folder.join("inbox.redb"));
+    config.inbox = InboxSettings::at(folder.join("inbox.journal"));
     Ok(config)
 }
 

@@ -38,7 +38,7 @@ The configuration:
 .I /etc/c2d\-agent/config.d/*.toml
 Files that are merged into it, in the order of their names.
 .TP
-.I /var/lib/c2d\-agent/inbox.redb
+.I /var/lib/c2d\-agent/inbox.journal
 The record of messages.
 .TP
 .I /var/lib/c2d\-agent/inbox.sock

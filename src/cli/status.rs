@@ -247,7 +247,7 @@ mod tests {
             last_message_received: Some(at("2026-11-23T21:41:12Z")),
             actions: ActionCounts { running: 1, waiting: 3 },
             inbox: InboxStatus {
-                path: "/var/lib/c2d-agent/inbox.redb".into(),
+                path: "/var/lib/c2d-agent/inbox.journal".into(),
                 counts: Counts {
                     records: 1204,
                     unfinished: 4,
@@ -278,7 +278,7 @@ mod tests {
              token         renewed next 2026-11-23 22:18:05 UTC (in 36 min)\n\
              last message  2026-11-23 21:41:12 UTC (53 s ago)\n\
              actions       1 running, 3 waiting\n\
-             inbox         /var/lib/c2d-agent/inbox.redb\n\
+             inbox         /var/lib/c2d-agent/inbox.journal\n\
              \x20             1204 records (4 not ended, 1 dead letter), 512.0 KiB\n\
              outcomes      1180 succeeded, 20 timed-out\n\
              pins          door off, pump on"
@@ -327,7 +327,7 @@ mod tests {
              \x20             the hub is away\\u{1b}\n\
              last message  none yet\n\
              actions       1 running, 3 waiting\n\
-             inbox         /var/lib/c2d-agent/inbox.redb\n\
+             inbox         /var/lib/c2d-agent/inbox.journal\n\
              \x20             0 records (0 not ended, 0 dead letters), 0 bytes\n\
              outcomes      none yet\n\
              reports       1 report waiting for the hub, 2 dropped\n\

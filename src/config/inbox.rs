@@ -18,7 +18,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(super) const PATH: Key<FilePath> = Key {
     name: "path",
     kind: FilePath,
-    absent: Absent::Means("/var/lib/c2d-agent/inbox.redb"),
+    absent: Absent::Means("/var/lib/c2d-agent/inbox.journal"),
     about: "the file; its directory is created when only that is missing. See [Where the inbox is](#where-the-inbox-is)",
 };
 pub(super) const SOCKET: Key<FilePath> = Key {
@@ -68,8 +68,8 @@ pub(super) const MAX_REPORTS: Key<Whole> = Key {
     absent: Absent::Means("1000"),
     about: "outcome reports that wait for the hub; the oldest are dropped first",
 };
-/// Bytes of a record without output, at the very least.
-const RECORD_BYTES: u64 = 200;
+/// What a record counts at the very least: see `inbox`.
+const RECORD_BYTES: u64 = 512;
 /// The longest path of a Unix socket that the kernel accepts.
 const MAX_SOCKET_BYTES: usize = 107;
 

@@ -146,7 +146,7 @@ impl InboxSettings {
 
 impl Default for InboxSettings {
     fn default() -> Self {
-        Self::at("/var/lib/c2d-agent/inbox.redb")
+        Self::at("/var/lib/c2d-agent/inbox.journal")
     }
 }
 

@@ -37,12 +37,12 @@ fn defaults_are_filled_in() {
 
 #[test]
 fn the_inbox_has_defaults_and_is_known_even_when_the_rest_has_problems() {
-    assert_eq!(inspected("").inbox, Some(InboxSettings::at("/var/lib/c2d-agent/inbox.redb")));
+    assert_eq!(inspected("").inbox, Some(InboxSettings::at("/var/lib/c2d-agent/inbox.journal")));
     assert_eq!(InboxSettings::default().socket, Path::new("/var/lib/c2d-agent/inbox.sock"));
     let inspection =
-        inspected("[inbox]\npath = \"a.redb\"\nkeep = 1\nmax_size = \"2 MiB\"\n[gpio]\nbackend = 1\n");
+        inspected("[inbox]\npath = \"a.journal\"\nkeep = 1\nmax_size = \"2 MiB\"\n[gpio]\nbackend = 1\n");
     assert_eq!(inspection.report.problems(), 2);
-    let expected = InboxSettings { max_size: 2 * 1024 * 1024, ..InboxSettings::at("/nowhere/a.redb") };
+    let expected = InboxSettings { max_size: 2 * 1024 * 1024, ..InboxSettings::at("/nowhere/a.journal") };
     assert_eq!(expected.socket, Path::new("/nowhere/a.sock"));
     assert_eq!(inspection.inbox, Some(expected));
 }

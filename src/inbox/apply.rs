@@ -1,30 +1,31 @@
-//! One batch of operations on open tables: what each does to the file and to the memory.
+//! One batch of operations: what each adds to the journal, and changes in the memory.
 //!
-//! Owns: the state machine of a record, duplicates, room. Must not know: commit, threads, files. Questions and
+//! Owns: the state machine of a record, duplicates, room. Must not know: when the batch is on disk, threads, files. Questions and
 //! requests of people are in `query.rs`, removal of records in `retention.rs`.
 
 use bytes::Bytes;
 
 use super::codec::{self, Stored};
+use super::entries::LedgerEntry;
+use super::frame::{Kind, MOST, Place};
+use super::index::Index;
+use super::journal::Journal;
 use super::key::{Digest, is_known_by_id};
-use super::ledger::{Again, Ledger};
+use super::ledger::Again;
 use super::operation::{Arrival, Intent, Op, Past, Start, Verdict, Written};
 use super::record::{Number, Record, State, to_millis};
-use super::tables::{Circumstances, PINS_ON_KEY, Sums, Tables, entry};
+use super::sums::Circumstances;
 use super::trouble::Trouble;
 use crate::message::{C2dMessage, Source, format_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
-/// A transaction under way.
-pub(super) struct Work<'w, 't> {
-    pub(super) tables: Tables<'t>,
-    pub(super) ledger: &'w mut Ledger,
-    pub(super) sums: &'w mut Sums,
+/// A batch under way.
+pub(super) struct Work<'w> {
+    pub(super) journal: &'w mut Journal,
+    pub(super) index: &'w mut Index,
     pub(super) circumstances: &'w Circumstances<'w>,
-    /// Whether there is anything to commit.
-    written: bool,
-    /// How many records this transaction removed.
-    pub(super) gone: usize,
+    /// The records that this batch removed.
+    removed: Vec<u64>,
     pub(super) notes: Notes,
 }
 
@@ -48,25 +49,34 @@ enum Altered {
     Missing,
 }
 
-impl<'w, 't> Work<'w, 't> {
+impl<'w> Work<'w> {
     pub(super) fn new(
-        tables: Tables<'t>,
-        ledger: &'w mut Ledger,
-        sums: &'w mut Sums,
+        journal: &'w mut Journal,
+        index: &'w mut Index,
         circumstances: &'w Circumstances<'w>,
     ) -> Self {
-        Self { tables, ledger, sums, circumstances, written: false, gone: 0, notes: Notes::default() }
+        Self { journal, index, circumstances, removed: Vec::new(), notes: Notes::default() }
     }
 
     /// Applies all operations in order, and then removes what may be removed.
     pub(super) fn all(&mut self, ops: &[Op]) -> Result<Vec<Written>, Trouble> {
         let answers = ops.iter().map(|op| self.one(op)).collect::<Result<_, _>>()?;
-        self.let_go()?;
+        self.let_go();
+        let removed = std::mem::take(&mut self.removed);
+        self.put_numbers(Kind::Removed, &removed);
         Ok(answers)
     }
 
-    pub(super) fn written(&self) -> bool {
-        self.written
+    /// How many records this batch removed.
+    pub(super) fn gone(&self) -> usize {
+        self.removed.len()
+    }
+
+    /// Records a fact about records or reports.
+    fn put_numbers(&mut self, kind: Kind, numbers: &[u64]) {
+        for part in numbers.chunks(MOST / size_of::<u64>()) {
+            self.journal.put(kind, |out| codec::encode_numbers(out, part));
+        }
     }
 
     fn one(&mut self, op: &Op) -> Result<Written, Trouble> {
@@ -89,26 +99,28 @@ impl<'w, 't> Work<'w, 't> {
                 Written::Ended(*number)
             }
             Op::Confirmed(numbers) => {
-                numbers.iter().try_for_each(|number| self.confirm(*number))?;
+                let ledger = &mut self.index.ledger;
+                let mut new = Vec::with_capacity(numbers.len());
+                for Number(number) in numbers {
+                    if ledger.get(*number).is_some_and(|entry| !entry.confirmed) {
+                        ledger.change(*number, |entry| entry.confirmed = true);
+                        new.push(*number);
+                    }
+                }
+                self.put_numbers(Kind::Confirmed, &new);
                 Written::Confirmed
             }
             Op::PinsOn(pins) => {
-                let pins: std::collections::BTreeMap<&str, u64> =
-                    pins.iter().map(|(pin, since)| (pin.as_str(), to_millis(*since))).collect();
-                let json = serde_json::to_vec(&pins).map_err(|error| Trouble::Defect(error.to_string()))?;
-                self.tables.meta.insert(PINS_ON_KEY, json.as_slice())?;
-                self.written = true;
+                self.index.pins_on = self.journal.put(Kind::PinsOn, |out| {
+                    for (pin, since) in pins {
+                        codec::encode_pin(out, pin, to_millis(*since));
+                    }
+                });
                 Written::PinsOn
             }
             Op::Reports { after, limit } => Written::Reports(self.reports(*after, *limit)?),
             Op::ReportsDone(numbers) => {
-                for number in numbers {
-                    if let Some(value) = self.tables.reports.remove(number)? {
-                        self.ledger.reports -= 1;
-                        self.ledger.report_bytes -= value.value().len() as u64;
-                        self.written = true;
-                    }
-                }
+                self.reports_done(numbers);
                 Written::ReportsDone
             }
             Op::Query { ticket, query } => {
@@ -123,15 +135,15 @@ impl<'w, 't> Work<'w, 't> {
         if let Some(message) = &arrival.message {
             (id, delivery) = (Digest::of_id_of(message), Digest::of_delivery(message));
             let by_id = is_known_by_id(message, self.circumstances.settings.known_by);
-            let same_id = self.ledger.find(id).map(Number);
+            let same_id = self.index.ledger.find(id).map(Number);
             // If the id is a key, it decides alone. If not, the whole delivery is compared.
             let known = match same_id {
                 Some(number) if by_id => (!self.was_in_vain(number, delivery)?).then_some(number),
                 None if by_id => None,
-                _ => self.ledger.absorb(delivery, self.again(arrival)).map(Number),
+                _ => self.index.ledger.absorb(delivery, self.again(arrival)).map(Number),
             };
             match known {
-                Some(number) if by_id => self.note_repeated_id(number, delivery, arrival)?,
+                Some(number) if by_id => self.note_repeated_id(number, delivery, arrival),
                 None => self.notes.reused_id |= same_id.is_some() && !by_id,
                 Some(_) => {}
             }
@@ -139,49 +151,56 @@ impl<'w, 't> Work<'w, 't> {
                 return self.came_again(number, delivery, arrival);
             }
         }
-        Ok(self.add(delivery, id, arrival)?.map_or(Verdict::Full, Verdict::New))
+        Ok(self.add(delivery, id, arrival).map_or(Verdict::Full, Verdict::New))
     }
 
     /// Adds a record of a new message. None if there is no room.
-    fn add(&mut self, delivery: Digest, id: Digest, arrival: &Arrival) -> Result<Option<Number>, Trouble> {
-        let number = Number(self.sums.numbers.last_record + 1);
+    fn add(&mut self, delivery: Digest, id: Digest, arrival: &Arrival) -> Option<Number> {
+        let number = Number(self.index.sums.numbers.last_record + 1);
         let message = arrival.message.as_ref();
         let record = new_record(number, message.and_then(|message| message.message_id()), arrival);
-        let message = match message {
-            Some(message) if record.state != State::Finished => {
-                codec::encode_message(&message.to_bag(), &message.body)
-            }
-            _ => Vec::new(),
+        let message = message.filter(|_| record.state != State::Finished);
+        let stored = Stored { delivery, id, sequence: arrival.sequence, confirmed: false, record };
+        let begun = self.journal.gathered();
+        let record = self.journal.put(Kind::Record, |out| stored.encode(out));
+        let message = message.map(|message| {
+            self.journal.put(Kind::Message, |out| codec::encode_message(out, number.0, message))
+        });
+        let entry = LedgerEntry {
+            message: message.unwrap_or(Place::NONE),
+            ..LedgerEntry::new(&stored.facts(), record, arrival.connection)
         };
-        let message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        let stored =
-            Stored { delivery, id, sequence: arrival.sequence, confirmed: false, message_len, record };
-        let value = stored.encode().map_err(Trouble::Defect)?;
-        let room = self.make_room((value.len() + message.len()) as u64)?;
+        let room = entry.is_readable() && self.make_room(entry.size());
         self.notes.full = Some(!room);
         if !room {
-            return Ok(None);
+            self.journal.take_back(begun);
+            return None;
         }
-        self.sums.numbers.last_record = number.0;
-        self.tables.records.insert(number.0, value.as_slice())?;
-        if !message.is_empty() {
-            self.tables.messages.insert(number.0, message.as_slice())?;
-        }
-        self.ledger.insert(number.0, entry(&stored, value.len(), arrival.connection));
-        if let Some(outcome) = &stored.record.outcome {
+        self.index.sums.numbers.last_record = number.0;
+        self.index.ledger.insert(number.0, entry);
+        self.ended_at_once(&stored.record, arrival);
+        Some(number)
+    }
+
+    /// Counts a message that has ended when it came, and takes its report.
+    fn ended_at_once(&mut self, record: &Record, arrival: &Arrival) {
+        if let Some(outcome) = &record.outcome {
             self.count(outcome.outcome);
         }
         if let Intent::End { report: Some(report), .. } = &arrival.intent {
-            self.add_report(report)?;
+            self.add_report(report);
         }
-        self.written = true;
-        Ok(Some(number))
+    }
+
+    fn put_message(&mut self, number: Number, message: &C2dMessage) {
+        let place = self.journal.put(Kind::Message, |out| codec::encode_message(out, number.0, message));
+        self.index.ledger.change(number.0, |entry| entry.message = place);
     }
 
     /// Whether the recorded message was never run and this arrival is another message with its id. If the first one
     /// expired, the second one is no repetition.
     fn was_in_vain(&self, number: Number, delivery: Digest) -> Result<bool, Trouble> {
-        if self.ledger.get(number.0).is_none_or(|entry| entry.delivery == delivery) {
+        if self.index.ledger.get(number.0).is_none_or(|entry| entry.delivery == delivery) {
             return Ok(false);
         }
         let outcome = self.load(number)?.and_then(|stored| stored.record.outcome);
@@ -190,14 +209,9 @@ impl<'w, 't> Work<'w, 't> {
 
     /// If a message has the key id of another one but other content, logs and records that it was not run. It does
     /// this only once, because the message itself may be sent again.
-    fn note_repeated_id(
-        &mut self,
-        first: Number,
-        delivery: Digest,
-        arrival: &Arrival,
-    ) -> Result<(), Trouble> {
-        if self.ledger.find(delivery).is_some() {
-            return Ok(());
+    fn note_repeated_id(&mut self, first: Number, delivery: Digest, arrival: &Arrival) {
+        if self.index.ledger.find(delivery).is_some() {
+            return;
         }
         let message_id = arrival.message.as_ref().and_then(|message| message.message_id());
         let text = format!(
@@ -220,20 +234,7 @@ impl<'w, 't> Work<'w, 't> {
         // The record has no id key, because the id is that of the first message.
         let repeated =
             Arrival { intent, message: arrival.message.clone(), rule: arrival.rule.clone(), ..*arrival };
-        self.add(delivery, Digest::NONE, &repeated).map(drop)
-    }
-
-    /// Records that the hub has the completion of a message.
-    fn confirm(&mut self, number: Number) -> Result<(), Trouble> {
-        use redb::ReadableTable as _;
-        let value = self.tables.records.get(number.0)?.map(|value| value.value().to_vec());
-        let Some(value) = value.and_then(|mut value| codec::confirm(&mut value).then_some(value)) else {
-            return Ok(());
-        };
-        self.tables.records.insert(number.0, value.as_slice())?;
-        self.ledger.change(number.0, |entry| entry.confirmed = true);
-        self.written = true;
-        Ok(())
+        self.add(delivery, Digest::NONE, &repeated);
     }
 
     /// Decides on a message that has a record.
@@ -243,7 +244,7 @@ impl<'w, 't> Work<'w, 't> {
         delivery: Digest,
         arrival: &Arrival,
     ) -> Result<Verdict, Trouble> {
-        let entry = self.ledger.get(number.0);
+        let entry = self.index.ledger.get(number.0);
         if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
             return Ok(Verdict::Unfinished(number));
         }
@@ -262,15 +263,10 @@ impl<'w, 't> Work<'w, 't> {
         // The hub sent it again after it was given back, or it was never run. So its record begins again.
         stored.record = new_record(number, message.message_id(), arrival);
         stored.confirmed = false;
-        let message = codec::encode_message(&message.to_bag(), &message.body);
-        self.tables.messages.insert(number.0, message.as_slice())?;
-        stored.message_len = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        if let Some(outcome) = &stored.record.outcome {
-            self.count(outcome.outcome);
-        }
-        self.store(stored)?;
-        if let Intent::End { report: Some(report), .. } = &arrival.intent {
-            self.add_report(report)?;
+        self.store(&stored);
+        self.ended_at_once(&stored.record, arrival);
+        if stored.record.state != State::Finished {
+            self.put_message(number, message);
         }
         Ok(Verdict::New(number))
     }
@@ -305,8 +301,9 @@ impl<'w, 't> Work<'w, 't> {
         match report {
             // If the message had ended before, its end was reported then.
             Some(report) if altered != Altered::EndedBefore => self.add_report(report),
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
     }
 
     /// Changes the record of a message that has not ended.
@@ -328,79 +325,62 @@ impl<'w, 't> Work<'w, 't> {
             return Ok(Altered::EndedBefore);
         }
         change(&mut stored.record);
-        self.store(stored)?;
+        self.store(&stored);
         Ok(Altered::Done)
     }
 
     pub(super) fn load(&self, number: Number) -> Result<Option<Stored>, Trouble> {
-        use redb::ReadableTable as _;
-        let value = self.tables.records.get(number.0)?;
-        value.map(|value| Stored::decode(number.0, value.value()).map_err(Trouble::Corrupt)).transpose()
+        let Some(entry) = self.index.ledger.get(number.0) else { return Ok(None) };
+        let mut stored = Stored::decode(&self.journal.read(entry.record)?).map_err(Trouble::Corrupt)?;
+        stored.confirmed = entry.confirmed;
+        Ok(Some(stored))
     }
 
-    /// Writes a changed record. Removes its message if it can no longer be run.
-    pub(super) fn store(&mut self, mut stored: Stored) -> Result<(), Trouble> {
-        let number = stored.record.number.0;
-        if stored.record.state == State::Finished && stored.message_len > 0 {
-            self.tables.messages.remove(number)?;
-            stored.message_len = 0;
-        }
-        let value = stored.encode().map_err(Trouble::Defect)?;
-        self.tables.records.insert(number, value.as_slice())?;
-        let fresh = entry(&stored, value.len(), 0);
-        self.ledger.change(number, |entry| {
-            let connection = entry.connection;
-            *entry = fresh;
-            entry.connection = connection;
-        });
-        self.written = true;
-        Ok(())
+    /// Records a change of a record.
+    pub(super) fn store(&mut self, stored: &Stored) {
+        let place = self.journal.put(Kind::Record, |out| stored.encode(out));
+        self.index.ledger.record(&stored.facts(), place, 0);
     }
 
     /// Removes a record and its message.
-    pub(super) fn remove(&mut self, number: u64) -> Result<(), Trouble> {
-        self.tables.records.remove(number)?;
-        if self.ledger.remove(number).is_some_and(|entry| entry.state == State::Dead) {
-            self.tables.messages.remove(number)?;
-        }
-        self.gone += 1;
-        self.written = true;
-        Ok(())
+    pub(super) fn remove(&mut self, number: u64) {
+        self.index.ledger.remove(number);
+        self.removed.push(number);
     }
 
     pub(super) fn count(&mut self, outcome: OutcomeKind) {
-        *self.sums.totals.entry(outcome).or_default() += 1;
+        *self.index.sums.totals.entry(outcome).or_default() += 1;
     }
 
-    fn add_report(&mut self, report: &Bytes) -> Result<(), Trouble> {
-        self.sums.numbers.last_report += 1;
-        self.tables.reports.insert(self.sums.numbers.last_report, report.as_ref())?;
-        self.ledger.reports += 1;
-        self.ledger.report_bytes += report.len() as u64;
-        self.written = true;
+    fn add_report(&mut self, report: &Bytes) {
+        self.index.sums.numbers.last_report += 1;
+        let number = self.index.sums.numbers.last_report;
+        let place = self.journal.put(Kind::Report, |out| codec::encode_report(out, number, report));
+        self.index.reports.insert(number, place);
         let most = self.circumstances.settings.max_reports;
         // Reports may take at most a quarter of the room, so that they do not push out the records by which messages
         // are recognised.
         let most_bytes = self.circumstances.settings.max_size / 4;
-        while self.ledger.reports > most || (self.ledger.report_bytes > most_bytes && self.ledger.reports > 1)
+        let is_too_much = |index: &Index| {
+            index.reports.len() > most || (index.reports.bytes() > most_bytes && index.reports.len() > 1)
+        };
+        while is_too_much(self.index)
+            && let Some(oldest) = self.index.reports.first()
         {
-            let Some((_, oldest)) = self.tables.reports.pop_first()? else { break };
-            self.ledger.reports -= 1;
-            self.ledger.report_bytes -= oldest.value().len() as u64;
-            self.sums.reports_dropped += 1;
+            self.reports_done(&[oldest]);
+            self.index.sums.reports_dropped += 1;
         }
-        Ok(())
+    }
+
+    fn reports_done(&mut self, numbers: &[u64]) {
+        let reports = &mut self.index.reports;
+        let done: Vec<u64> = numbers.iter().copied().filter(|number| reports.remove(*number)).collect();
+        self.put_numbers(Kind::ReportsDone, &done);
     }
 
     fn reports(&self, after: u64, limit: usize) -> Result<Vec<(u64, Bytes)>, Trouble> {
-        use redb::ReadableTable as _;
-        let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        let mut found = Vec::new();
-        for row in self.tables.reports.range::<u64>(from)?.take(limit) {
-            let (number, value) = row?;
-            found.push((number.value(), Bytes::copy_from_slice(value.value())));
-        }
-        Ok(found)
+        let found = self.index.reports.after(after).take(limit);
+        found.map(|(number, place)| Ok((number, codec::decode_report(&self.journal.read(place)?)))).collect()
     }
 }
 

@@ -10,28 +10,31 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use redb::Database;
-use redb::backends::FileBackend;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::holder::Holder;
+use super::journal::{JournalFile, write_header};
 use super::lock::{Claim, refused_owner};
 use super::trouble::Trouble;
-use super::watched::Watched;
 use crate::trust;
 
-/// redb's page cache. It is small, because the agent should need only a few MB, and the ledger has what is needed
-/// often.
-const CACHE_BYTES: usize = 512 * 1024;
+/// Where the journal's file comes from.
+pub(super) trait JournalPlace {
+    /// Opens it, or creates it if it is missing. Its name survives a power cut from then on.
+    fn open(&mut self) -> Result<Box<dyn JournalFile>, Trouble>;
 
-/// Where the database comes from.
-pub(super) trait DatabasePlace {
-    /// Opens it, or creates it if it is missing.
-    fn open(&mut self) -> Result<Database, Trouble>;
+    /// Creates an empty journal beside it.
+    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble>;
 
-    /// Called when a write failed: later reads must come from the disk.
-    fn distrust_cache(&self);
+    /// Gives the begun journal the name of the present one, which is gone then.
+    fn replace(&mut self) -> Result<(), Trouble>;
+
+    /// Waits until the last change of names is on disk.
+    fn sync_name(&mut self) -> Result<(), Trouble>;
+
+    /// Removes a begun journal.
+    fn discard(&mut self);
 
     /// Moves a damaged one aside, and returns where to.
     fn set_aside(&mut self, now: SystemTime) -> Result<PathBuf, Trouble>;
@@ -44,6 +47,8 @@ pub(super) trait DatabasePlace {
 pub(super) struct InboxPath {
     claim: Claim,
     path: PathBuf,
+    /// Where links lead.
+    real: PathBuf,
     /// Whether to create it.
     create: bool,
     /// Whether the log has a warning about its permissions.
@@ -52,20 +57,21 @@ pub(super) struct InboxPath {
 
 impl InboxPath {
     pub(super) fn new(path: PathBuf, create: bool) -> Self {
-        Self { claim: Claim::new(&path, create), path, create, warned: false }
+        Self { claim: Claim::new(&path, create), real: path.clone(), path, create, warned: false }
     }
 
     /// The file that this process has claimed, or will claim when it can.
     pub(super) fn claimed(claim: Claim) -> Self {
         let path = claim.inbox().to_owned();
-        Self { claim, path, create: true, warned: false }
+        Self { claim, real: path.clone(), path, create: true, warned: false }
     }
 
-    fn existing(&mut self) -> Result<Option<Database>, Trouble> {
+    fn existing(&mut self) -> Result<Option<File>, Trouble> {
         match trust::open(&self.path, OFlags::RDWR) {
             Ok(file) => {
                 self.check(&file)?;
-                database(file).map(Some)
+                self.real = std::fs::canonicalize(&self.path).map_err(|error| Trouble::Io("open", error))?;
+                Ok(Some(file))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
@@ -77,28 +83,27 @@ impl InboxPath {
 
     /// Creates the file under another name first. So a file with the real name is always whole, and one that cannot
     /// be read is damaged.
-    fn create(&self) -> Result<Database, Trouble> {
-        let failed = |error| Trouble::Io("create", error);
-        let mut begun = self.path.clone().into_os_string();
-        begun.push(".new");
-        let begun = PathBuf::from(begun);
-        // No other user can ever read it, because messages may hold secrets.
-        let file = trust::create_anew(&begun, 0o600).map_err(failed)?;
-        let made = database(file).and_then(|database| {
-            name_it(&begun, &self.path).map_err(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => Trouble::InUse(Holder::default()),
-                _ => failed(error),
-            })?;
-            // Without this sync, a power cut may lose the file's name, although its content was synced.
-            trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
-            Ok(database)
+    fn create(&mut self) -> Result<File, Trouble> {
+        let file = self.begun()?;
+        let named = name_it(&self.begun_path(), &self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Trouble::InUse(Holder::default()),
+            _ => Trouble::Io("create", error),
         });
-        if made.is_err()
-            && let Err(error) = std::fs::remove_file(&begun)
-        {
-            tracing::debug!("{} cannot be removed: {error}", begun.display());
-        }
-        made
+        named.inspect_err(|_| self.discard())?;
+        Ok(file)
+    }
+
+    fn begun_path(&self) -> PathBuf {
+        let mut begun = self.real.clone().into_os_string();
+        begun.push(".new");
+        begun.into()
+    }
+
+    /// Creates an empty journal under another name. No other user can ever read it, because messages may hold secrets.
+    fn begun(&mut self) -> Result<File, Trouble> {
+        let made =
+            trust::create_anew(&self.begun_path(), 0o600).and_then(|file| write_header(&file).map(|()| file));
+        made.map_err(|error| Trouble::Io("create", error)).inspect_err(|_| self.discard())
     }
 
     /// Refuses a file that another user can change, because that user could make the agent run things. Warns once
@@ -146,30 +151,52 @@ impl InboxPath {
     }
 }
 
-impl DatabasePlace for InboxPath {
-    fn open(&mut self) -> Result<Database, Trouble> {
+impl JournalPlace for InboxPath {
+    fn open(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
         if !self.create
             && self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         {
             return Err(Trouble::Missing);
         }
         self.claim.take()?;
-        match self.existing()? {
-            Some(database) => Ok(database),
+        let file = match self.existing()? {
+            Some(file) if JournalFile::len(&file).is_ok_and(|len| len == 0) => {
+                write_header(&file).map_err(|error| Trouble::Io("create", error))?;
+                file
+            }
+            Some(file) => file,
             // The link may point to a disk that is not mounted yet.
-            None if self.path.is_symlink() => Err(Trouble::NotAFile("a broken link")),
-            None if self.create => self.create(),
-            None => Err(Trouble::Missing),
+            None if self.path.is_symlink() => return Err(Trouble::NotAFile("a broken link")),
+            None if self.create => self.create()?,
+            None => return Err(Trouble::Missing),
+        };
+        if self.create {
+            // What a crash in the middle of a compaction has left.
+            self.discard();
+            // Without this, a power cut may lose the file's name, although its content is on disk.
+            self.sync_name()?;
         }
+        Ok(Box::new(file))
     }
 
-    fn distrust_cache(&self) {
-        // After a failed write, Linux keeps the pages as if they were written. This is best effort: pages that cannot
-        // be dropped are read as they are, and redb's checksums still check them.
-        if let Ok(file) = File::open(&self.path)
-            && let Err(error) = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-        {
-            tracing::debug!("the cache of the inbox cannot be dropped: {error}");
+    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
+        Ok(Box::new(self.begun()?))
+    }
+
+    fn replace(&mut self) -> Result<(), Trouble> {
+        std::fs::rename(self.begun_path(), &self.real).map_err(|error| Trouble::Io("replace", error))
+    }
+
+    fn sync_name(&mut self) -> Result<(), Trouble> {
+        trust::sync_directory(trust::directory_of(&self.real)).map_err(|error| Trouble::Io("create", error))
+    }
+
+    fn discard(&mut self) {
+        match std::fs::remove_file(self.begun_path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("{} cannot be removed: {error}", self.begun_path().display());
+            }
+            _ => {}
         }
     }
 
@@ -205,14 +232,4 @@ pub(super) fn name_it(begun: &Path, path: &Path) -> io::Result<()> {
         Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(begun, path),
         renamed => Ok(renamed?),
     }
-}
-
-fn database(file: File) -> Result<Database, Trouble> {
-    // The check reads the whole file, which is small, and reports damage as an error. Without it, redb trusts a file
-    // that was closed properly, and may panic on it later.
-    let database = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .set_check_integrity_on_open(true)
-        .create_with_backend(Watched::new(FileBackend::new(file)?))?;
-    Ok(database)
 }

@@ -1,44 +1,26 @@
 //! Keeps the file open, and makes sure that a batch of operations is on disk exactly once, however the disk behaves.
 //!
-//! Owns: reopening after a failure, the batch that may or may not be in the file, replacing a damaged file, one-time
-//! warnings. Must not know: threads, delays.
+//! Owns: reopening after a failure, what of the file counts then, replacing a damaged file, one-time warnings. Must not know: threads, delays.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
 use super::apply::Notes;
-use super::file::DatabasePlace;
+use super::file::JournalPlace;
+use super::journal::End;
 use super::ledger::Marks;
 use super::operation::{Op, Written};
 use super::record::{Counts, Opened, to_millis};
 use super::store::{Applied, Store};
-use super::tables::{Circumstances, Numbers};
+use super::sums::{Circumstances, Numbers};
 use super::trouble::Trouble;
 use crate::config::InboxSettings;
 
-/// Operations for one transaction.
-#[derive(Debug)]
-pub(super) struct Batch {
-    ops: Vec<Op>,
-    /// Recorded with the transaction. After a failure it shows whether the transaction is in the file.
-    stamp: u64,
-    /// The result of the last try. It is valid if the file has its stamp.
-    applied: Option<Applied>,
-}
-
-impl Batch {
-    pub(super) fn new(ops: Vec<Op>) -> Self {
-        Self { ops, stamp: fastrand::u64(1..), applied: None }
-    }
-}
-
-/// What is remembered of a store that was dropped.
+/// What is remembered of a store that was dropped because a write failed.
 #[derive(Debug)]
 struct Left {
-    stamp: u64,
-    /// The marks if the transaction with that stamp is in the file, and the marks if it is not.
-    with: Marks,
-    without: Marks,
+    /// Up to where the file is on disk. What comes after it is of the write that failed.
+    until: End,
+    marks: Marks,
 }
 
 #[derive(Debug)]
@@ -53,9 +35,10 @@ pub(super) struct InboxKeeper<P> {
     told_reused_id: bool,
     forgetting: bool,
     full: bool,
+    told_no_compaction: bool,
 }
 
-impl<P: DatabasePlace> InboxKeeper<P> {
+impl<P: JournalPlace> InboxKeeper<P> {
     pub(super) fn new(place: P, settings: InboxSettings, clock: fn() -> SystemTime) -> Self {
         Self {
             place,
@@ -67,6 +50,7 @@ impl<P: DatabasePlace> InboxKeeper<P> {
             told_reused_id: false,
             forgetting: false,
             full: false,
+            told_no_compaction: false,
         }
     }
 
@@ -85,6 +69,7 @@ impl<P: DatabasePlace> InboxKeeper<P> {
 
     fn replace(&mut self, reason: &str) -> Result<(), Trouble> {
         let aside = self.place.set_aside((self.clock)())?;
+        self.left = None;
         tracing::error!(
             "the inbox {} is damaged ({reason}): the agent moved it to {} and begins a new one; messages \
              that were completed but had not ended are only in the old file, and a message that had ended is \
@@ -100,17 +85,19 @@ impl<P: DatabasePlace> InboxKeeper<P> {
         if self.store.is_some() {
             return Ok(());
         }
-        let (place, floor) = (&mut self.place, self.floor);
-        // redb checks what it reads, but a damaged file can still make it panic.
-        let mut store = guarded(|| Store::open(place.open()?, floor)).map_err(|failure| match failure {
-            Trouble::Defect(reason) => Trouble::Corrupt(reason),
-            failure => failure,
-        })?;
-        if let Some(left) = self.left.take() {
-            let marks = if store.sums.stamp == left.stamp { left.with } else { left.without };
-            store.ledger.restore(&marks);
+        let until = self.left.as_ref().map(|left| left.until);
+        let (mut store, is_cut) = Store::open(self.place.open()?, self.floor, until)?;
+        if is_cut {
+            tracing::warn!(
+                "the last write to the inbox {} was not whole, as after a power cut: what it has before that counts, and \
+                 the hub sends again what it did not get an answer for",
+                self.place.path().display()
+            );
         }
-        self.floor = store.sums.numbers;
+        if let Some(left) = self.left.take() {
+            store.index.ledger.restore(&left.marks);
+        }
+        self.floor = store.index.sums.numbers;
         self.store = Some(store);
         Ok(())
     }
@@ -120,58 +107,74 @@ impl<P: DatabasePlace> InboxKeeper<P> {
         self.open()?;
         let now = to_millis((self.clock)());
         let read = |store: &Option<Store>| match store {
-            Some(store) => guarded(|| store.opened(now)),
+            Some(store) => store.opened(now),
             None => Err(never_open()),
         };
         match read(&self.store) {
-            Err(Trouble::Corrupt(reason) | Trouble::Defect(reason)) => {
-                self.drop_store(0);
+            Err(Trouble::Corrupt(reason)) => {
+                self.store = None;
                 self.replace(&reason)?;
                 read(&self.store)
-            }
-            Err(failure) => {
-                self.drop_store(0);
-                Err(failure)
             }
             opened => opened,
         }
     }
 
-    /// Writes a batch, or finds that it is written already. After a failure the caller must pass the same batch
-    /// again.
-    pub(super) fn write(&mut self, batch: &mut Batch) -> Result<(Vec<Written>, Counts), Trouble> {
+    /// Writes a batch. It is on disk when this returns. After a failure, the caller must pass it again.
+    pub(super) fn write(&mut self, ops: &[Op]) -> Result<(Vec<Written>, Counts), Trouble> {
         self.open()?;
-        self.write_at(batch, (self.clock)())
+        self.make_short()?;
+        self.write_at(ops, (self.clock)())
     }
 
     /// Like [`InboxKeeper::write`], if the file is open, at a given time.
     pub(super) fn write_at(
         &mut self,
-        batch: &mut Batch,
+        ops: &[Op],
         now: SystemTime,
     ) -> Result<(Vec<Written>, Counts), Trouble> {
-        let now_ms = to_millis(now);
-        let Some(store) = &mut self.store else { return Err(never_open()) };
-        // An earlier try may have failed although its commit reached the disk. Then the file has the stamp, and the
-        // batch must not be written twice.
-        let landed = batch.applied.take().filter(|_| store.sums.stamp == batch.stamp);
-        let applied = match landed {
-            Some(applied) => applied,
-            None => {
-                let circumstances = Circumstances { settings: &self.settings, now_ms, stamp: batch.stamp };
-                let (ops, applied) = (&batch.ops, &mut batch.applied);
-                if let Err(failure) = guarded(|| store.apply(ops, &circumstances, applied)) {
-                    self.drop_store(batch.stamp);
-                    return Err(failure);
-                }
-                batch.applied.take().ok_or_else(never_open)?
+        let circumstances = Circumstances { settings: &self.settings, now_ms: to_millis(now) };
+        let store = self.store.as_mut().ok_or_else(never_open)?;
+        let Applied { answers, notes } = match store.apply(ops, &circumstances) {
+            Ok(applied) => applied,
+            Err(failure) => {
+                self.drop_store();
+                return Err(failure);
             }
         };
-        let Applied { answers, notes } = applied;
         let counts = store.counts();
-        self.floor = store.sums.numbers;
+        self.floor = store.index.sums.numbers;
         self.tell(notes, counts.bytes);
         Ok((answers, counts))
+    }
+
+    /// Does a part of a compaction if one is due. True if there is more to do.
+    pub(super) fn compact(&mut self) -> Result<bool, Trouble> {
+        let Some(store) = &mut self.store else { return Ok(false) };
+        let failure = match store.compact(&mut self.place, &self.settings) {
+            Ok(more) => {
+                self.told_no_compaction &= more;
+                return Ok(more);
+            }
+            Err(failure) => failure,
+        };
+        if !store.may_go_on(&self.settings) {
+            self.drop_store();
+            return Err(failure);
+        }
+        if !std::mem::replace(&mut self.told_no_compaction, true) {
+            tracing::warn!(
+                "{}; it is written to as before, and takes more room than it needs",
+                failure.sentence(self.place.path())
+            );
+        }
+        Ok(false)
+    }
+
+    /// Finishes a compaction if the file has grown too long to go on without.
+    fn make_short(&mut self) -> Result<(), Trouble> {
+        while self.store.as_ref().is_some_and(|store| store.is_too_long(&self.settings)) && self.compact()? {}
+        Ok(())
     }
 
     /// The counts of an open file.
@@ -180,27 +183,21 @@ impl<P: DatabasePlace> InboxKeeper<P> {
     }
 
     /// Drops a store whose memory no longer matches the file.
-    fn drop_store(&mut self, stamp: u64) {
-        let Some(store) = self.store.take() else { return };
-        self.left = Some(Left { stamp, with: store.ledger.marks(false), without: store.ledger.marks(true) });
-        if let Err(failure) = guarded(|| {
-            drop(store);
-            Ok(())
-        }) {
-            tracing::debug!("the inbox was not closed cleanly: {failure:?}");
+    fn drop_store(&mut self) {
+        if let Some(store) = self.store.take() {
+            self.left = Some(Left { until: store.journal.durable(), marks: store.index.ledger.marks() });
         }
-        self.place.distrust_cache();
     }
 }
 
-impl<P: DatabasePlace> InboxKeeper<P> {
+impl<P: JournalPlace> InboxKeeper<P> {
     /// Removes records that have become old while nothing arrived.
     pub(super) fn tidy(&mut self) -> Result<(), Trouble> {
         let old = match &self.store {
             Some(store) => store.has_old(&self.settings, to_millis((self.clock)())),
             None => false,
         };
-        if old { self.write(&mut Batch::new(Vec::new())).map(drop) } else { Ok(()) }
+        if old { self.write(&[]).map(drop) } else { Ok(()) }
     }
 
     /// Logs each of these when it begins, and not again while it lasts.
@@ -240,17 +237,6 @@ impl<P: DatabasePlace> InboxKeeper<P> {
             _ => {}
         }
     }
-}
-
-/// Turns a panic into a failure. redb trusts what it reads. So it can panic on a damaged file, or if the disk returns
-/// other data than was written. That must not end the agent, nor leave messages unanswered.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
-    // AssertUnwindSafe is right here, because the caller drops what was being changed when this fails.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Trouble::Defect(text.unwrap_or_else(|| "a panic".to_owned())))
-    })
 }
 
 fn never_open() -> Trouble {

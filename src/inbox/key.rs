@@ -59,6 +59,11 @@ impl Digest {
         Self::of_parts(&[b"id", id.as_bytes()])
     }
 
+    /// Enough of it to find it among others.
+    pub(super) fn beginning(self) -> u64 {
+        self.0.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default()
+    }
+
     pub(super) fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
     }

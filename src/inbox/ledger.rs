@@ -1,12 +1,15 @@
 //! What the inbox keeps in memory: which messages are known, how many there are, which may be removed first.
 //!
-//! Owns: the index, the sums, the order of removal. Must not know: redb, the clock. It is filled by a scan at each
-//! open and changed together with the file. If a write fails, it is thrown away and filled again.
+//! Owns: the index, the sums, the order of removal. Must not know: files, the clock. It is filled by a scan at
+//! each open and changed together with the file. If a write fails, it is thrown away and filled again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
+use super::codec::Facts;
+use super::entries::{Entries, LedgerEntry};
+use super::frame::Place;
 use super::key::Digest;
-use super::record::{Record, Settled, State};
+use super::record::{Settled, State};
 use crate::message::Sequence;
 
 /// The connection of a record that came before this process began.
@@ -15,26 +18,9 @@ pub(super) const EARLIER_PROCESS: u64 = u64::MAX;
 /// How many records that may not be removed yet are passed in search of some that may.
 const LOOK_PAST: usize = 16;
 
-/// What is kept in memory of one record.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LedgerEntry {
-    /// As in [`super::codec::Stored`].
-    pub(super) delivery: Digest,
-    /// As in [`super::codec::Stored`].
-    pub(super) id: Digest,
-    pub(super) sequence: Option<Sequence>,
-    /// When it arrived, or when it ended.
-    pub(super) since_ms: u64,
-    /// The connection on which it last came: see [`Ledger::absorb`].
-    pub(super) connection: u64,
-    /// Bytes of the record and its message.
-    pub(super) size: u32,
-    pub(super) state: State,
-    /// Whether it is dead because no rule matched it.
-    pub(super) unmatched: bool,
-    pub(super) settled: Settled,
-    pub(super) confirmed: bool,
-}
+/// How many of the newest equal records are looked at for an arrival. The hub keeps at most 50 messages for a device, so
+/// a message that it sends again is among them. (Source: wire reference 5.1.)
+const LOOK_AT_EQUAL: usize = 256;
 
 /// What is known of an arrival besides its content.
 #[derive(Debug, Clone, Copy)]
@@ -51,39 +37,38 @@ pub(super) type Marks = HashMap<u64, u64>;
 
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    entries: BTreeMap<u64, LedgerEntry>,
-    /// Both digests of each record, with its number. Several records may share a digest.
-    index: BTreeSet<(Digest, u64)>,
+    pub(super) entries: Entries,
+    /// The beginnings of both digests of each record, with its number. Several records may share a digest.
+    index: BTreeSet<(u64, u64)>,
     finished: BTreeSet<u64>,
     unmatched: BTreeSet<u64>,
     dead: BTreeSet<u64>,
     bytes: u64,
     ended_bytes: u64,
     unmatched_bytes: u64,
-    pub(super) reports: u64,
-    pub(super) report_bytes: u64,
+    frame_bytes: u64,
     /// Marks that were overwritten or removed since [`Ledger::begin`], oldest first.
     overwritten: Vec<(u64, u64)>,
 }
 
 impl Ledger {
     pub(super) fn get(&self, number: u64) -> Option<&LedgerEntry> {
-        self.entries.get(&number)
+        self.entries.get(number)
     }
 
     pub(super) fn insert(&mut self, number: u64, entry: LedgerEntry) {
         let keys = [entry.delivery, entry.id].into_iter().filter(|key| *key != Digest::NONE);
-        self.index.extend(keys.map(|key| (key, number)));
+        self.index.extend(keys.map(|key| (key.beginning(), number)));
         self.count_in(number, &entry);
         self.entries.insert(number, entry);
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<LedgerEntry> {
-        let entry = self.entries.remove(&number)?;
-        // If the transaction fails, the record is still there and needs its mark.
+        let entry = self.entries.remove(number)?;
+        // If the batch fails, the record is still there and needs its mark.
         self.overwritten.push((number, entry.connection));
         for key in [entry.delivery, entry.id] {
-            self.index.remove(&(key, number));
+            self.index.remove(&(key.beginning(), number));
         }
         self.count_out(number, &entry);
         Some(entry)
@@ -91,16 +76,29 @@ impl Ledger {
 
     /// Changes an entry. Its digests must stay as they are.
     pub(super) fn change(&mut self, number: u64, change: impl FnOnce(&mut LedgerEntry)) {
-        let Some(mut entry) = self.entries.get(&number).copied() else { return };
+        let Some(mut entry) = self.entries.get(number).copied() else { return };
         self.count_out(number, &entry);
         change(&mut entry);
         self.count_in(number, &entry);
-        self.entries.insert(number, entry);
+        self.entries.get_mut(number).into_iter().for_each(|own| *own = entry);
+    }
+
+    /// Takes over a new or changed record, whose frame is at `place`. A finished one no longer has its message.
+    pub(super) fn record(&mut self, facts: &Facts, place: Place, connection: u64) {
+        if self.get(facts.number).is_none() {
+            return self.insert(facts.number, LedgerEntry::new(facts, place, connection));
+        }
+        self.change(facts.number, |entry| {
+            let message = if facts.state == State::Finished { Place::NONE } else { entry.message };
+            let (moved_record, moved_message) = (entry.moved_record, entry.moved_message);
+            let fresh = LedgerEntry::new(facts, place, entry.connection);
+            *entry = LedgerEntry { message, moved_record, moved_message, ..fresh };
+        });
     }
 
     /// The newest record with this key.
     pub(super) fn find(&self, key: Digest) -> Option<u64> {
-        self.with_key(key).next_back()
+        self.with_key(key).next().map(|(number, _)| number)
     }
 
     /// Finds the record of which an arrival is a redelivery, and marks it as seen on that connection. So a record
@@ -113,7 +111,6 @@ impl Ledger {
     /// confirmed completion counts only within the window, because a hub may complete a little later than it answers
     /// (UNVERIFIED).
     pub(super) fn absorb(&mut self, delivery: Digest, again: Again) -> Option<u64> {
-        let is_the_same = |entry: &LedgerEntry| again.sequence.is_some() && entry.sequence == again.sequence;
         let may_be = |entry: &LedgerEntry| {
             (again.redelivered || entry.connection != again.connection)
                 && (again.sequence.is_none() || entry.sequence.is_none())
@@ -123,59 +120,63 @@ impl Ledger {
         };
         // The difference counts in both directions. Otherwise a record from a clock that was ahead would be recent
         // for years.
-        let recent = |entry: &LedgerEntry| again.now_ms.abs_diff(entry.since_ms) <= again.window_ms;
-        let first = |wanted: &dyn Fn(&LedgerEntry) -> bool| {
-            self.with_key(delivery).find(|number| self.entries.get(number).is_some_and(wanted))
+        let recent = |entry: &LedgerEntry| {
+            again.window_ms > 0 && again.now_ms.abs_diff(entry.since_ms) <= again.window_ms
         };
-        let number = first(&is_the_same)
-            .or_else(|| first(&|entry| may_be(entry) && at_the_hub(entry)))
-            .or_else(|| first(&|entry| may_be(entry) && !entry.confirmed))
-            .or_else(|| first(&|entry| may_be(entry) && again.window_ms > 0 && recent(entry)))?;
-        let entry = self.entries.get_mut(&number)?;
+        // The lower, the more likely it is the one.
+        let rank = |entry: &LedgerEntry| match entry {
+            entry if again.sequence.is_some() && entry.sequence == again.sequence => Some(0),
+            entry if !may_be(entry) => None,
+            entry if at_the_hub(entry) => Some(1),
+            entry if !entry.confirmed => Some(2),
+            entry if recent(entry) => Some(3),
+            _ => None,
+        };
+        let ranked = self.with_key(delivery).take(LOOK_AT_EQUAL);
+        // The oldest of the lowest rank.
+        let (_, number) = ranked.filter_map(|(number, entry)| Some((rank(entry)?, number))).min()?;
+        let entry = self.entries.get_mut(number)?;
         self.overwritten.push((number, entry.connection));
         entry.connection = again.connection;
         Some(number)
     }
 
-    fn with_key(&self, key: Digest) -> impl DoubleEndedIterator<Item = u64> {
-        self.index.range((key, 0)..=(key, u64::MAX)).map(|(_, number)| *number)
+    /// Records with a key, newest first.
+    fn with_key(&self, key: Digest) -> impl Iterator<Item = (u64, &LedgerEntry)> {
+        let beginning = key.beginning();
+        let numbers = self.index.range((beginning, 0)..=(beginning, u64::MAX)).rev();
+        let entries = numbers.filter_map(|(_, number)| Some((*number, self.entries.get(*number)?)));
+        entries.filter(move |(_, entry)| entry.delivery == key || entry.id == key)
     }
 
     /// Records of messages that have an id, newest first.
     pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
-        self.entries.iter().rev().filter(|(_, entry)| entry.id != Digest::NONE).map(|(number, _)| *number)
+        self.entries.iter().rev().filter(|(_, entry)| entry.id != Digest::NONE).map(|(number, _)| number)
     }
 
     /// Numbers above `after`, in order.
     pub(super) fn numbers_after(&self, after: u64) -> impl Iterator<Item = (u64, State)> {
-        let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        self.entries.range(from).map(|(number, entry)| (*number, entry.state))
+        self.entries.after(after).map(|(number, entry)| (number, entry.state))
     }
 
-    /// A transaction begins. Marks that are overwritten from now on may have to be restored.
+    /// A batch begins. Marks that are overwritten from now on may have to be restored.
     pub(super) fn begin(&mut self) {
         self.overwritten.clear();
     }
 
-    /// The present marks. With `taken_back`, the marks at the time of [`Ledger::begin`].
-    pub(super) fn marks(&self, taken_back: bool) -> Marks {
-        let marked = |entry: &&LedgerEntry| entry.connection != EARLIER_PROCESS;
-        let mut marks: Marks = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| marked(entry))
-            .map(|(number, entry)| (*number, entry.connection))
-            .collect();
-        if taken_back {
-            marks.extend(self.overwritten.iter().rev().copied());
-        }
+    /// The marks as they were at [`Ledger::begin`].
+    pub(super) fn marks(&self) -> Marks {
+        let marked = |(_, entry): &(u64, &LedgerEntry)| entry.connection != EARLIER_PROCESS;
+        let mut marks: Marks =
+            self.entries.iter().filter(marked).map(|(number, entry)| (number, entry.connection)).collect();
+        marks.extend(self.overwritten.iter().rev().copied());
         marks
     }
 
     /// Restores marks after the ledger was filled again.
     pub(super) fn restore(&mut self, marks: &Marks) {
         for (number, connection) in marks {
-            if let Some(entry) = self.entries.get_mut(number) {
+            if let Some(entry) = self.entries.get_mut(*number) {
                 entry.connection = *connection;
             }
         }
@@ -197,8 +198,14 @@ impl Ledger {
         self.finished.len() as u64 + self.dead()
     }
 
+    /// What all records count towards `max_size`.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes + self.report_bytes
+        self.bytes
+    }
+
+    /// Bytes of all frames that are needed.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        self.frame_bytes
     }
 
     /// The bytes of all ended records.
@@ -230,7 +237,7 @@ impl Ledger {
                 if found.len() >= limit || passed >= LOOK_PAST {
                     break;
                 }
-                match self.entries.get(number) {
+                match self.entries.get(*number) {
                     Some(entry) if entry.since_ms < before_ms => found.push(*number),
                     _ => passed += 1,
                 }
@@ -240,24 +247,26 @@ impl Ledger {
     }
 
     fn count_in(&mut self, number: u64, entry: &LedgerEntry) {
-        self.bytes += u64::from(entry.size);
+        self.bytes += entry.size();
+        self.frame_bytes += entry.frames();
         if let Some(numbers) = self.ended_numbers(entry) {
             numbers.insert(number);
-            self.ended_bytes += u64::from(entry.size);
+            self.ended_bytes += entry.size();
         }
         if entry.unmatched {
-            self.unmatched_bytes += u64::from(entry.size);
+            self.unmatched_bytes += entry.size();
         }
     }
 
     fn count_out(&mut self, number: u64, entry: &LedgerEntry) {
-        self.bytes -= u64::from(entry.size);
+        self.bytes -= entry.size();
+        self.frame_bytes -= entry.frames();
         if let Some(numbers) = self.ended_numbers(entry) {
             numbers.remove(&number);
-            self.ended_bytes -= u64::from(entry.size);
+            self.ended_bytes -= entry.size();
         }
         if entry.unmatched {
-            self.unmatched_bytes -= u64::from(entry.size);
+            self.unmatched_bytes -= entry.size();
         }
     }
 
@@ -269,10 +278,4 @@ impl Ledger {
             State::Dead => Some(&mut self.dead),
         }
     }
-}
-
-/// When a record got into its present state: when it ended, or if it has not, when it arrived.
-pub(super) fn since_ms(record: &Record) -> u64 {
-    let ended = record.outcome.as_ref().and_then(|outcome| crate::message::parse_time(&outcome.ended));
-    ended.map_or(record.received_ms, super::record::to_millis)
 }

@@ -18,11 +18,9 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::holder::{Holder, note};
+use super::journal::{EARLIER_MAGIC, MAGIC};
 use super::trouble::{InboxError, Trouble};
 use crate::trust::{self, directory_of, foreign_in, sync_directory};
-
-/// Every file of redb begins with these bytes.
-const BEGINNING: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// What is wrong with the owner and the permissions of a file, and the remedy; `None` if the file may be used. With
 /// `creates`, an agent asks. Else it is the command line, which may run as root.
@@ -32,11 +30,13 @@ pub(super) fn refused_owner(path: &Path, metadata: &Metadata, creates: bool) -> 
     is_refused.then(|| (foreign.what(), foreign.remedy()))
 }
 
-/// Whether a file is an inbox, or what a power cut has left of one: nothing, or zeros at its beginning.
-fn is_inbox(file: &File) -> io::Result<bool> {
+/// Why a file is not an inbox. `None` also for what a power cut has left of one: nothing, or zeros at its beginning.
+fn not_an_inbox(file: &File) -> io::Result<Option<Trouble>> {
     let mut beginning = Vec::new();
-    file.take(BEGINNING.len() as u64).read_to_end(&mut beginning)?;
-    Ok(BEGINNING.starts_with(&beginning) || beginning.iter().all(|byte| *byte == 0))
+    file.take(MAGIC.len() as u64).read_to_end(&mut beginning)?;
+    let is_inbox = MAGIC.starts_with(&beginning) || beginning.iter().all(|byte| *byte == 0);
+    let why = if beginning.starts_with(EARLIER_MAGIC) { Trouble::Earlier } else { Trouble::NotAnInbox };
+    Ok((!is_inbox).then_some(why))
 }
 
 /// This process's claim to an inbox. Clones are the same claim. The last one to be dropped releases the inbox.
@@ -177,8 +177,8 @@ impl Claim {
         if inbox.is_some() {
             let inbox =
                 trust::open(&self.inbox, OFlags::RDONLY).map_err(|error| Trouble::Io("open", error))?;
-            if !is_inbox(&inbox).map_err(|error| Trouble::Io("read", error))? {
-                return Err(Trouble::NotAnInbox);
+            if let Some(why) = not_an_inbox(&inbox).map_err(|error| Trouble::Io("read", error))? {
+                return Err(why);
             }
         }
         let file = match trust::create_exclusive(path, 0o600) {

@@ -3,8 +3,6 @@
 //! Owns: which record a selector means, and the sentences of refusals. Must not know: sockets, tables for the
 //! terminal.
 
-use redb::ReadableTable as _;
-
 use super::apply::{Work, finish};
 use super::codec::{self, Stored};
 use super::key::Digest;
@@ -17,7 +15,7 @@ use crate::outcome::{OutcomeKind, OutcomeReport};
 /// How many records are searched for the id of a message to an input. Older ones can be found by their number.
 const MOST_LOOKED_AT: usize = 10_000;
 
-impl Work<'_, '_> {
+impl Work<'_> {
     pub(super) fn query(&mut self, query: &Query) -> Result<Reply, Trouble> {
         match query {
             Query::List { state, after, limit } => self.list(*state, *after, *limit),
@@ -41,7 +39,8 @@ impl Work<'_, '_> {
     fn list(&self, state: Option<State>, after: u64, limit: usize) -> Result<Reply, Trouble> {
         let wanted = |own: State| state.is_none_or(|state| state == own);
         let mut records = Vec::new();
-        for (number, _) in self.ledger.numbers_after(after).filter(|(_, own)| wanted(*own)).take(limit) {
+        for (number, _) in self.index.ledger.numbers_after(after).filter(|(_, own)| wanted(*own)).take(limit)
+        {
             records.extend(self.load(Number(number))?.map(|stored| stored.record));
         }
         Ok(Reply::Records(records))
@@ -50,7 +49,7 @@ impl Work<'_, '_> {
     fn select(&self, selector: &Selector) -> Result<Result<Stored, String>, Trouble> {
         let text = selector.0.as_str();
         let by_number = text.strip_prefix('#').and_then(|number| number.parse().ok());
-        let number = match by_number.or_else(|| self.ledger.find(Digest::of_id(text))) {
+        let number = match by_number.or_else(|| self.index.ledger.find(Digest::of_id(text))) {
             None => self.find_input(text)?,
             found => found,
         };
@@ -70,7 +69,7 @@ impl Work<'_, '_> {
     /// The newest record with this id among the last ones. A message to an input needs this search, because its key
     /// covers more than the id.
     fn find_input(&self, id: &str) -> Result<Option<u64>, Trouble> {
-        for number in self.ledger.numbers_with_id().take(MOST_LOOKED_AT) {
+        for number in self.index.ledger.numbers_with_id().take(MOST_LOOKED_AT) {
             let stored = self.load(Number(number))?;
             if stored.is_some_and(|stored| stored.record.message_id.as_deref() == Some(id)) {
                 return Ok(Some(number));
@@ -80,8 +79,9 @@ impl Work<'_, '_> {
     }
 
     pub(super) fn message(&self, number: Number) -> Result<Option<C2dMessage>, Trouble> {
-        let Some(value) = self.tables.messages.get(number.0)? else { return Ok(None) };
-        let decoded = codec::decode_message(number.0, value.value());
+        let place = self.index.ledger.get(number.0).map(|entry| entry.message);
+        let Some(place) = place.filter(|place| place.is_some()) else { return Ok(None) };
+        let decoded = codec::decode_message(&self.journal.read(place)?);
         Ok(decoded.inspect_err(|reason| tracing::warn!("{reason}")).ok())
     }
 
@@ -109,7 +109,7 @@ impl Work<'_, '_> {
         stored.record.abandoned = false;
         stored.record.outcome = None;
         let record = stored.record.clone();
-        self.store(stored)?;
+        self.store(&stored);
         Ok(Reply::Retried(Box::new(Unfinished { record, message })))
     }
 
@@ -138,7 +138,7 @@ impl Work<'_, '_> {
         stored.record.abandoned = false;
         finish(&mut stored.record, outcome, true);
         let record = stored.record.clone();
-        self.store(stored)?;
+        self.store(&stored);
         Ok(Reply::Dropped(record))
     }
 }

@@ -11,53 +11,51 @@
 
 use super::apply::Work;
 use super::ledger::Ledger;
-use super::tables::Circumstances;
-use super::trouble::Trouble;
+use super::sums::Circumstances;
 use crate::config::InboxSettings;
 
-/// Most records that one transaction removes because of their age. It is more than a transaction can add, so removal
+/// Most records that one batch removes because of their age. It is more than a batch can add, so removal
 /// catches up.
 const MOST_BY_AGE: usize = 512;
-/// Most records that one transaction removes to make room.
+/// Most records that one batch removes to make room.
 const MOST_FOR_ROOM: usize = 4_096;
 
 /// Messages that no rule matched may take this fraction of `max_size`: one part in so many.
 const UNMATCHED_PART: u64 = 4;
 
-impl Work<'_, '_> {
+impl Work<'_> {
     /// Whether `need` more bytes fit, after the oldest ended records were removed if necessary.
-    pub(super) fn make_room(&mut self, need: u64) -> Result<bool, Trouble> {
+    pub(super) fn make_room(&mut self, need: u64) -> bool {
         let max = self.circumstances.settings.max_size;
         // Freeing space would not help, so keep everything.
-        if self.ledger.bytes() - self.ledger.ended_bytes() + need > max {
-            return Ok(false);
+        if self.index.bytes() - self.index.ledger.ended_bytes() + need > max {
+            return false;
         }
-        while self.ledger.bytes() + need > max {
-            let Some(number) = self.ledger.first_to_go() else { break };
-            if self.gone >= MOST_FOR_ROOM {
-                return Ok(false);
+        while self.index.bytes() + need > max {
+            let Some(number) = self.index.ledger.first_to_go() else { break };
+            if self.gone() >= MOST_FOR_ROOM {
+                return false;
             }
-            self.remove(number)?;
+            self.remove(number);
             self.notes.forgot = true;
         }
-        Ok(true)
+        true
     }
 
     /// Removes old records. If ended messages have grown past the limit, removes others, too.
-    pub(super) fn let_go(&mut self) -> Result<(), Trouble> {
+    pub(super) fn let_go(&mut self) {
         let Circumstances { settings, now_ms, .. } = *self.circumstances;
-        for number in too_old(self.ledger, settings, now_ms, MOST_BY_AGE) {
-            self.remove(number)?;
+        for number in too_old(&self.index.ledger, settings, now_ms, MOST_BY_AGE) {
+            self.remove(number);
         }
-        while let Some(number) = self.ledger.unmatched_beyond(settings.max_size / UNMATCHED_PART)
-            && self.gone < MOST_FOR_ROOM
+        while let Some(number) = self.index.ledger.unmatched_beyond(settings.max_size / UNMATCHED_PART)
+            && self.gone() < MOST_FOR_ROOM
         {
-            self.remove(number)?;
+            self.remove(number);
         }
-        if self.ledger.bytes() > self.circumstances.settings.max_size {
-            self.make_room(0)?;
+        if self.index.bytes() > self.circumstances.settings.max_size {
+            self.make_room(0);
         }
-        Ok(())
     }
 }
 

@@ -1,90 +1,75 @@
-//! The inbox in redb: opened, read, and changed one transaction at a time.
+//! The inbox's journal with its index: opened, read, changed one batch at a time, and compacted.
 //!
-//! Owns: the file's format version, the scan at each open, commit. Must not know: threads, paths, when
-//! the inbox tries again.
+//! Owns: what the agent needs at its start, when a compaction is due. Must not know: threads, paths, when the inbox
+//! tries again.
 
-use std::collections::{BTreeMap, HashMap};
-
-use redb::{Database, ReadableDatabase as _, ReadableTable as _};
+use std::collections::HashMap;
 
 use super::apply::{Notes, Work};
 use super::codec::{self, Stored};
-use super::ledger::{EARLIER_PROCESS, Ledger, since_ms};
+use super::compaction::{Compaction, Progress};
+use super::file::JournalPlace;
+use super::index::Index;
+use super::journal::{End, Journal, JournalFile};
 use super::operation::{Op, Written};
 use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
 use super::retention;
-use super::tables::{
-    Circumstances, MESSAGES, META, Numbers, PINS_ON_KEY, RECORDS, REPORTS, SUMS_KEY, Sums, Tables, entry,
-};
+use super::sums::{Circumstances, Numbers};
 use super::trouble::Trouble;
 use crate::config::InboxSettings;
-
-/// The version of the tables. A file with a higher number is not touched.
-const FORMAT: u32 = 2;
-const FORMAT_KEY: &str = "format";
 
 /// How far back [`Opened::starts`] goes, and how many starts it has of one rule at most.
 const STARTS_MS: u64 = 3_600_000;
 const MOST_STARTS: usize = 1_000;
 
-/// The result of a transaction.
+/// A compaction frees at least this much, or a 16th of `max_size` if that is less.
+const WORTH_IT: u64 = 1024 * 1024;
+
+/// How many bytes one step of a compaction copies, or a 64th of `max_size` if that is less. With the wait for the disk,
+/// a step takes 25 ms on a slow card.
+const STEP: u64 = 256 * 1024;
+
+/// The result of a batch.
 #[derive(Debug)]
 pub(super) struct Applied {
     pub(super) answers: Vec<Written>,
     pub(super) notes: Notes,
 }
 
-/// An open file, and its data in memory.
+/// An open journal.
 #[derive(Debug)]
 pub(super) struct Store {
-    database: Database,
-    pub(super) ledger: Ledger,
-    pub(super) sums: Sums,
+    pub(super) journal: Journal,
+    pub(super) index: Index,
+    compaction: Option<Compaction>,
+    /// After a compaction failed, the next one waits until the journal has this length.
+    not_before: u64,
+    /// Whether it must be opened again: the disk returned other data, or it is not known which file would have the
+    /// inbox's name after a power cut.
+    is_in_doubt: bool,
 }
 
 impl Store {
-    /// Opens a database, and reads what is kept in memory. An empty database gets its tables. New numbers follow
-    /// `floor`.
-    pub(super) fn open(database: Database, floor: Numbers) -> Result<Self, Trouble> {
-        let Some(mut sums) = read_sums(&database)? else {
-            let sums = Sums { numbers: floor, ..Sums::default() };
-            begin(&database, &sums)?;
-            return Ok(Self { database, ledger: Ledger::default(), sums });
-        };
-        sums.numbers = sums.numbers.max(floor);
-        let mut store = Self { database, ledger: Ledger::default(), sums };
-        store.fill()?;
-        Ok(store)
-    }
-
-    fn fill(&mut self) -> Result<(), Trouble> {
-        let transaction = self.database.begin_read()?;
-        for row in transaction.open_table(RECORDS)?.iter()? {
-            let (number, value) = row?;
-            let (number, value) = (number.value(), value.value());
-            let stored = Stored::decode(number, value).map_err(Trouble::Corrupt)?;
-            self.ledger.insert(number, entry(&stored, value.len(), EARLIER_PROCESS));
-        }
-        for row in transaction.open_table(REPORTS)?.iter()? {
-            let (_, value) = row?;
-            self.ledger.reports += 1;
-            self.ledger.report_bytes += value.value().len() as u64;
-        }
-        Ok(())
+    /// Opens a journal. New numbers follow `floor`. With `until`, what comes after it does not count. The flag tells
+    /// whether a batch at the end was left out because it is not whole.
+    pub(super) fn open(
+        file: Box<dyn JournalFile>,
+        floor: Numbers,
+        until: Option<End>,
+    ) -> Result<(Self, bool), Trouble> {
+        let (journal, mut index, is_cut) = super::replay::open(file, until)?;
+        index.sums.numbers = index.sums.numbers.max(floor);
+        Ok((Self { journal, index, compaction: None, not_before: 0, is_in_doubt: false }, is_cut))
     }
 
     /// What the agent needs once, at its start.
     pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Trouble> {
-        let transaction = self.database.begin_read()?;
-        let messages = transaction.open_table(MESSAGES)?;
         let mut opened = Opened { counts: self.counts(), ..Opened::default() };
         let mut latest: HashMap<String, (u64, Record)> = HashMap::new();
         let mut starts: HashMap<String, Vec<u64>> = HashMap::new();
         let mut last_received = None;
-        for row in transaction.open_table(RECORDS)?.iter()? {
-            let (number, value) = row?;
-            let number = number.value();
-            let record = Stored::decode(number, value.value()).map_err(Trouble::Corrupt)?.record;
+        for (_, entry) in self.index.ledger.entries.iter() {
+            let record = Stored::decode(&self.journal.read(entry.record)?).map_err(Trouble::Corrupt)?.record;
             last_received = last_received.max(Some(record.received_ms));
             if let (Some(rule), Some(started)) = (&record.rule, record.started_ms) {
                 match starts.get_mut(rule) {
@@ -93,15 +78,18 @@ impl Store {
                 }
             }
             if matches!(record.state, State::Accepted | State::Started) {
-                let Some(message) = messages.get(number)? else {
+                if !entry.message.is_some() {
+                    let number = record.number.0;
                     return Err(Trouble::Corrupt(format!("the message of record {number} is missing")));
-                };
-                let message = codec::decode_message(number, message.value()).map_err(Trouble::Corrupt)?;
+                }
+                let message = self.journal.read(entry.message)?;
+                let message = codec::decode_message(&message).map_err(Trouble::Corrupt)?;
                 opened.unfinished.push(Unfinished { record, message });
-            } else if let Some(rule) = record.rule.clone() {
-                let since = since_ms(&record);
-                if latest.get(&rule).is_none_or(|(newest, _)| *newest <= since) {
-                    latest.insert(rule, (since, record));
+            } else if let Some(rule) = &record.rule {
+                match latest.get_mut(rule) {
+                    Some((newest, _)) if *newest > entry.since_ms => {}
+                    Some(own) => *own = (entry.since_ms, record),
+                    None => drop(latest.insert(rule.clone(), (entry.since_ms, record))),
                 }
             }
         }
@@ -116,98 +104,110 @@ impl Store {
         opened.latest = latest.into_values().map(|(_, record)| record).collect();
         opened.latest.sort_by_key(|record| record.number);
         opened.last_received = last_received.map(from_millis);
-        if let Some(value) = transaction.open_table(META)?.get(PINS_ON_KEY)? {
-            let pins: BTreeMap<String, u64> = read_json(PINS_ON_KEY, value.value())?;
+        if self.index.pins_on.is_some() {
+            let pins =
+                codec::decode_pins(&self.journal.read(self.index.pins_on)?).map_err(Trouble::Corrupt)?;
             opened.pins_on = pins.into_iter().map(|(pin, since)| (pin, from_millis(since))).collect();
         }
         Ok(opened)
     }
 
-    /// Applies operations in one transaction. If this fails, the memory does not match the file: the caller must drop
-    /// the store and open it again. The file then has all of the batch, if it has the stamp, or nothing.
-    ///
-    /// `applied` is set before the commit.
+    /// Applies operations in one batch, and writes it. If this fails, the memory does not match the file: the caller
+    /// must drop the store, and open it again up to its [`Journal::durable`] end.
     pub(super) fn apply(
         &mut self,
         ops: &[Op],
         circumstances: &Circumstances<'_>,
-        applied: &mut Option<Applied>,
-    ) -> Result<(), Trouble> {
-        self.ledger.begin();
-        let transaction = self.database.begin_write()?;
-        let mut work =
-            Work::new(Tables::open(&transaction)?, &mut self.ledger, &mut self.sums, circumstances);
+    ) -> Result<Applied, Trouble> {
+        self.index.ledger.begin();
+        let mut work = Work::new(&mut self.journal, &mut self.index, circumstances);
         let answers = work.all(ops)?;
-        let written = work.written();
-        if written {
-            work.sums.stamp = circumstances.stamp;
-            work.tables.put_sums(work.sums)?;
-        }
         let notes = work.notes;
-        drop(work);
-        *applied = Some(Applied { answers, notes });
         // Without a change there is no reason to wait for the disk.
-        if written {
-            transaction.commit()?
-        } else {
-            transaction.abort()?
+        if self.journal.gathered() > 0 {
+            if let Some(compaction) = &mut self.compaction {
+                compaction.follow(&self.journal, &mut self.index);
+            }
+            self.journal.commit(&self.index.sums)?;
         }
-        Ok(())
+        Ok(Applied { answers, notes })
+    }
+
+    /// Whether the journal has grown so far beyond `max_size` that a compaction must be done before the next batch.
+    pub(super) fn is_too_long(&self, settings: &InboxSettings) -> bool {
+        let most = settings.max_size.saturating_mul(2).saturating_add(settings.max_size / 16);
+        self.journal.len() > most && self.dead_bytes() > settings.max_size / 16
+    }
+
+    /// Does a part of a compaction if one is due. True if there is more to do. After an error, the journal can be used
+    /// if [`Store::may_go_on`] says so.
+    pub(super) fn compact<P: JournalPlace>(
+        &mut self,
+        place: &mut P,
+        settings: &InboxSettings,
+    ) -> Result<bool, Trouble> {
+        if self.compaction.is_none() {
+            if !self.is_compaction_due(settings) {
+                return Ok(false);
+            }
+            let begun = place.begin().inspect_err(|_| self.not_before = self.journal.len() + WORTH_IT)?;
+            self.compaction = Some(Compaction::new(Journal::empty(begun)));
+        }
+        let Some(compaction) = &mut self.compaction else { return Ok(false) };
+        let step = usize::try_from(STEP.min(settings.max_size / 64)).unwrap_or(usize::MAX);
+        match compaction.step(&self.journal, &mut self.index, step) {
+            Ok(Progress::More) => Ok(true),
+            Ok(Progress::Done) => self.move_over(place).map(|()| false),
+            Err(failure) => {
+                self.give_up(place);
+                self.is_in_doubt = matches!(failure, Trouble::Corrupt(_));
+                Err(failure)
+            }
+        }
+    }
+
+    /// Whether the journal can be used after a compaction has failed.
+    pub(super) fn may_go_on(&self, settings: &InboxSettings) -> bool {
+        !self.is_in_doubt && !self.is_too_long(settings)
+    }
+
+    fn move_over<P: JournalPlace>(&mut self, place: &mut P) -> Result<(), Trouble> {
+        if let Err(failure) = place.replace() {
+            self.give_up(place);
+            return Err(failure);
+        }
+        if let Some(compaction) = self.compaction.take() {
+            self.journal = compaction.into_journal();
+            self.index.move_over();
+        }
+        self.not_before = 0;
+        place.sync_name().inspect_err(|_| self.is_in_doubt = true)
+    }
+
+    fn give_up<P: JournalPlace>(&mut self, place: &mut P) {
+        self.compaction = None;
+        self.not_before = self.journal.len() + WORTH_IT;
+        place.discard();
+    }
+
+    fn is_compaction_due(&self, settings: &InboxSettings) -> bool {
+        let dead = self.dead_bytes();
+        self.is_too_long(settings)
+            || (dead >= self.index.frame_bytes()
+                && dead >= WORTH_IT.min(settings.max_size / 16)
+                && self.journal.len() >= self.not_before)
+    }
+
+    fn dead_bytes(&self) -> u64 {
+        self.journal.len().saturating_sub(self.index.frame_bytes())
     }
 
     /// Whether there are records that are old enough to be removed.
     pub(super) fn has_old(&self, settings: &InboxSettings, now_ms: u64) -> bool {
-        !retention::too_old(&self.ledger, settings, now_ms, 1).is_empty()
+        !retention::too_old(&self.index.ledger, settings, now_ms, 1).is_empty()
     }
 
     pub(super) fn counts(&self) -> Counts {
-        Counts {
-            records: self.ledger.records(),
-            unfinished: self.ledger.unfinished(),
-            dead: self.ledger.dead(),
-            bytes: self.ledger.bytes(),
-            reports: self.ledger.reports,
-            reports_dropped: self.sums.reports_dropped,
-            totals: self.sums.totals.clone(),
-        }
+        self.index.counts()
     }
-}
-
-/// None if the database is empty.
-fn read_sums(database: &Database) -> Result<Option<Sums>, Trouble> {
-    let transaction = database.begin_read()?;
-    let meta = match transaction.open_table(META) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-        opened => opened?,
-    };
-    let format: u32 = match meta.get(FORMAT_KEY)? {
-        Some(value) => read_json(FORMAT_KEY, value.value())?,
-        None => return Err(Trouble::Corrupt(format!("`{FORMAT_KEY}` is missing"))),
-    };
-    if format < FORMAT {
-        return Err(Trouble::Corrupt(format!(
-            "its format is {format}, that of a version before the first release"
-        )));
-    }
-    if format > FORMAT {
-        return Err(Trouble::Newer(format!("its format is {format}, and this version knows {FORMAT}")));
-    }
-    match meta.get(SUMS_KEY)? {
-        Some(value) => read_json(SUMS_KEY, value.value()).map(Some),
-        None => Err(Trouble::Corrupt(format!("`{SUMS_KEY}` is missing"))),
-    }
-}
-
-fn begin(database: &Database, sums: &Sums) -> Result<(), Trouble> {
-    let transaction = database.begin_write()?;
-    let mut tables = Tables::open(&transaction)?;
-    tables.meta.insert(FORMAT_KEY, FORMAT.to_string().as_bytes())?;
-    tables.put_sums(sums)?;
-    drop(tables);
-    Ok(transaction.commit()?)
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(name: &str, value: &[u8]) -> Result<T, Trouble> {
-    serde_json::from_slice(value)
-        .map_err(|error| Trouble::Corrupt(format!("`{name}` cannot be read: {error}")))
 }

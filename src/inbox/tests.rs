@@ -50,17 +50,19 @@ fn arrival(ticket: u64, message: C2dMessage, intent: Intent) -> Op {
 
 fn settings() -> (TempDir, InboxSettings) {
     let directory = tempfile::tempdir().expect("a directory");
-    let settings = InboxSettings::at(directory.path().join("inbox.redb"));
+    let settings = InboxSettings::at(directory.path().join("inbox.journal"));
     (directory, settings)
 }
 
 mod again;
+mod any_byte;
 mod damage;
 mod disk;
 mod model;
 mod place;
 mod random;
 mod room;
+mod steps;
 
 async fn done(inbox: &mut Inbox) -> (Vec<Written>, Counts) {
     loop {

@@ -44,6 +44,8 @@ pub(super) enum Trouble {
     NotAFile(&'static str),
     /// It is a file of another program.
     NotAnInbox,
+    /// It is an inbox of an earlier version, in another format.
+    Earlier,
     /// Another user can change the file. The sentence names the file, the fault and the remedy.
     Foreign(String),
     /// A newer version wrote it.
@@ -70,6 +72,10 @@ impl Trouble {
             Self::NotAnInbox => format!(
                 "the file {path} is not an inbox of c2d-agent and was not changed: set [inbox] path to \
                  another file, or move this one away"
+            ),
+            Self::Earlier => format!(
+                "the file {path} is an inbox of an earlier version of c2d-agent, in another format, and was not \
+                 changed: set [inbox] path to another file, or move this one away"
             ),
             Self::Foreign(sentence) => sentence.clone(),
             Self::Newer(reason) => format!(
@@ -101,7 +107,7 @@ impl Trouble {
             )),
             Self::Newer(_) => InboxError::Newer(sentence),
             Self::Foreign(_) => InboxError::Foreign(sentence),
-            Self::NotAFile(_) | Self::NotAnInbox | Self::Io(..) | Self::Defect(_) => {
+            Self::NotAFile(_) | Self::NotAnInbox | Self::Earlier | Self::Io(..) | Self::Defect(_) => {
                 InboxError::Disk(sentence)
             }
         }
@@ -125,46 +131,3 @@ fn remedy(error: &io::Error) -> &'static str {
         _ => "look in the system log for errors of the disk",
     }
 }
-
-impl From<redb::Error> for Trouble {
-    fn from(error: redb::Error) -> Self {
-        const NEWER: &str = "file format version";
-        match error {
-            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
-                Self::InUse(Holder::default())
-            }
-            redb::Error::UpgradeRequired(version) => {
-                Self::Corrupt(format!("its file format is version {version}, which c2d-agent never wrote"))
-            }
-            // redb has no separate error for a file of a later version of redb.
-            redb::Error::Corrupted(reason) if reason.contains(NEWER) => Self::Newer(reason),
-            redb::Error::Corrupted(reason) => Self::Corrupt(reason),
-            // The file is not a database, or it ends too early.
-            redb::Error::Io(error)
-                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
-            {
-                Self::Corrupt(error.to_string())
-            }
-            redb::Error::Io(error) => Self::Io("read or write", error),
-            redb::Error::PreviousIo => Self::Io("write", io::Error::other("an earlier write failed")),
-            error @ (redb::Error::TableTypeMismatch { .. }
-            | redb::Error::TableIsMultimap(_)
-            | redb::Error::TableIsNotMultimap(_)
-            | redb::Error::TableDoesNotExist(_)
-            | redb::Error::TypeDefinitionChanged { .. }) => Self::Corrupt(error.to_string()),
-            error => Self::Defect(error.to_string()),
-        }
-    }
-}
-
-macro_rules! from_redb {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for Trouble {
-            fn from(error: redb::$error) -> Self {
-                redb::Error::from(error).into()
-            }
-        })*
-    };
-}
-
-from_redb!(DatabaseError, StorageError, TableError, TransactionError, CommitError);

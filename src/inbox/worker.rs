@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
-use super::file::DatabasePlace;
-use super::keeper::{Batch, InboxKeeper};
+use super::file::JournalPlace;
+use super::keeper::InboxKeeper;
 use super::operation::{News, Op};
 use super::record::Opened;
 use super::trouble::Trouble;
 
-/// Most operations in one transaction.
+/// Most operations in one batch.
 pub(super) const MOST_OPS: usize = 256;
 
 /// Time between tries while the disk is in trouble. It doubles each time.
@@ -44,20 +44,23 @@ pub(super) struct Worker<P> {
     keeper: InboxKeeper<P>,
     commands: Receiver<Job>,
     news: Sender<News>,
-    batches: VecDeque<Batch>,
+    batches: VecDeque<Vec<Op>>,
+    /// Whether a compaction has more to do.
+    compacting: bool,
     opened: bool,
     closing: bool,
     /// When to try again, and how long to wait after that. None if there is no trouble.
     trouble: Option<(Instant, Duration)>,
 }
 
-impl<P: DatabasePlace> Worker<P> {
+impl<P: JournalPlace> Worker<P> {
     pub(super) fn new(keeper: InboxKeeper<P>, commands: Receiver<Job>, news: Sender<News>) -> Self {
         Self {
             keeper,
             commands,
             news,
             batches: VecDeque::new(),
+            compacting: false,
             opened: false,
             closing: false,
             trouble: None,
@@ -89,6 +92,12 @@ impl<P: DatabasePlace> Worker<P> {
             if self.closing && self.batches.is_empty() {
                 return Ok(());
             }
+            if self.opened && self.trouble.is_none() {
+                match self.keeper.compact() {
+                    Ok(more) => self.compacting = more,
+                    Err(failure) => self.failed(&failure)?,
+                }
+            }
             self.listen()?;
         }
     }
@@ -104,7 +113,7 @@ impl<P: DatabasePlace> Worker<P> {
             self.opened = true;
             return Ok(Some(News::Opened(Box::new(opened))));
         }
-        let Some(batch) = self.batches.front_mut() else { return self.keeper.open().map(|()| None) };
+        let Some(batch) = self.batches.front() else { return self.keeper.open().map(|()| None) };
         let (answers, counts) = self.keeper.write(batch)?;
         self.batches.pop_front();
         Ok(Some(News::Done { answers, counts }))
@@ -149,19 +158,19 @@ impl<P: DatabasePlace> Worker<P> {
         let wait = match self.trouble {
             _ if self.closing => Duration::ZERO,
             Some((at, _)) => at.saturating_duration_since(Instant::now()),
-            None if self.batches.is_empty() => TIDY,
+            None if self.batches.is_empty() && !self.compacting => TIDY,
             None => Duration::ZERO,
         };
         match self.commands.recv_timeout(wait) {
-            Ok(Job::Write(ops)) => self.batches.push_back(Batch::new(ops)),
+            Ok(Job::Write(ops)) => self.batches.push_back(ops),
             Ok(Job::Close(mut ops)) => {
                 self.closing = true;
                 while !ops.is_empty() {
                     let rest = ops.split_off(ops.len().min(MOST_OPS));
-                    self.batches.push_back(Batch::new(std::mem::replace(&mut ops, rest)));
+                    self.batches.push_back(std::mem::replace(&mut ops, rest));
                 }
             }
-            Err(RecvTimeoutError::Timeout) if self.trouble.is_none() && self.batches.is_empty() => {
+            Err(RecvTimeoutError::Timeout) if wait == TIDY => {
                 if let Err(failure) = self.keeper.tidy() {
                     self.failed(&failure)?;
                 }

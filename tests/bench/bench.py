@@ -71,7 +71,7 @@ def against_the_emulator(binary, folder, table):
 
     starts = []
     config = folder / "empty.toml"
-    config.write_text('[inbox]\npath = "empty.redb"\n')
+    config.write_text('[inbox]\npath = "empty.journal"\n')
     environment["C2D_LOG"] = "info"
     environment["C2D_DEVICE_CONNECTION_STRING"] = (state / "devices/dev7.connection-string").read_text().strip()
     for _ in range(10):

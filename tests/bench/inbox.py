@@ -28,7 +28,7 @@ def measure_inbox(agent, table, backlog, children, latencies):
     drains_and_latencies(agent, table, "on disk", backlog, latencies)
     if RAM_DISK.is_dir():
         with tempfile.TemporaryDirectory(prefix="c2d-bench-", dir=RAM_DISK) as folder:
-            agent.use_inbox(Path(folder) / "inbox.redb")
+            agent.use_inbox(Path(folder) / "inbox.journal")
             drains_and_latencies(agent, table, "on a RAM disk", backlog, latencies)
     agent.use_inbox(disk)
     fsyncs(agent, table, backlog, latencies)

@@ -170,7 +170,7 @@ class Agent(Receiver):
         self.mark_index = 0
         self.config = broker.folder / "agent.toml"
         self.prefix = []
-        self.use_inbox(broker.folder / "inbox.redb")
+        self.use_inbox(broker.folder / "inbox.journal")
 
     def use_inbox(self, path, keys=""):
         """From the next start on, the inbox is there, with further keys of its table."""

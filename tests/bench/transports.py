@@ -20,7 +20,7 @@ RECEIVER_CONFIG = """
 transport = "{transport}"
 
 [inbox]
-path = "{folder}/{transport}.redb"
+path = "{folder}/{transport}.journal"
 
 [gpio]
 backend = "simulated"

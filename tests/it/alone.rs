@@ -47,10 +47,10 @@ fn a_second_agent_ends_before_it_touches_a_pin_or_the_hub_and_names_the_first() 
 
     // All name the same inbox: by its path, by another spelling, and by a link. They run at once, because each
     // waits ten seconds.
-    let (elsewhere, inbox) = (self::dir(), dir.path().join("inbox.redb"));
-    symlink(&inbox, elsewhere.path().join("link.redb")).expect("a link");
+    let (elsewhere, inbox) = (self::dir(), dir.path().join("inbox.journal"));
+    symlink(&inbox, elsewhere.path().join("link.journal")).expect("a link");
     symlink(dir.path(), elsewhere.path().join("way")).expect("a link");
-    let others = ["link.redb", "way/./inbox.redb"].map(|path| {
+    let others = ["link.journal", "way/./inbox.journal"].map(|path| {
         let config = elsewhere.path().join(format!("{}.toml", path.len()));
         let text = LAMP.replace("pins.json", &pins.display().to_string());
         fs::write(&config, format!("{text}[inbox]\npath = \"{path}\"\nsocket = \"{}.sock\"\n", path.len()))
@@ -67,7 +67,7 @@ fn a_second_agent_ends_before_it_touches_a_pin_or_the_hub_and_names_the_first() 
         assert!(told.contains(&format!("waiting up to 10 s for process {}", first.process.id())), "{told}");
         let last = second.stderr.all().pop().unwrap_or_default();
         let sentence = format!(
-            "redb is in use by process {}: end that process first, or give this agent a device and an [inbox] path of its own",
+            "journal is in use by process {}: end that process first, or give this agent a device and an [inbox] path of its own",
             first.process.id()
         );
         assert!(last.starts_with("c2d-agent: the inbox ") && last.ends_with(&sentence), "{last}");
@@ -124,7 +124,7 @@ fn what_a_dead_agent_left_holds_nobody_up_and_who_has_the_lock_for_a_moment_is_w
     let (emulator, dir) = (Emulator::start(), dir());
     let first = Agent::start(&emulator, "dev1", dir.path(), LAMP);
     first.process.kill();
-    let lock = dir.path().join("inbox.redb.lock");
+    let lock = dir.path().join("inbox.journal.lock");
     let left = fs::read_to_string(&lock).expect("a lock is left");
     assert!(left.starts_with(&format!("{} ", first.process.id())), "{left}");
     // The lock file names a process id that now belongs to another process.
@@ -153,7 +153,7 @@ fn a_lock_that_is_another_users_ends_the_agent_whoever_is_root() {
     }
     let (emulator, dir) = (Emulator::start(), open_dir());
     write_config(dir.path(), LAMP);
-    let lock = dir.path().join("inbox.redb.lock");
+    let lock = dir.path().join("inbox.journal.lock");
     File::create(&lock).expect("made");
     set_mode(&lock, 0o600);
     chown(&lock, Some(65533), None).expect("given away");

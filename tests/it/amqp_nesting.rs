@@ -151,6 +151,7 @@ fn a_message_that_nests_too_deep_is_settled_as_undecodable_and_later_ones_run() 
     }
     assert_eq!(decisions.recv_timeout(DEADLINE), Ok(settled(ACCEPTED)));
     let said = format!("the message cannot be read: {TOO_DEEP}");
+    agent.process.stderr.wait_for_nth(&said, count);
     assert_eq!(agent.process.stderr.count(&said), count, "{}", agent.process.stderr.text());
     assert_eq!(agent.process.stderr.count("signed in over AMQP"), 1, "one connection");
     pump_is_on(&agent);

@@ -206,7 +206,7 @@ fn the_program_knows_what_the_manifest_says_to_it() {
     // The words of the health check are a command of the program. Without an agent, it only says that none runs.
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("config.toml");
-    std::fs::write(&config, "[inbox]\npath = \"inbox.redb\"\n").expect("written");
+    std::fs::write(&config, "[inbox]\npath = \"inbox.journal\"\n").expect("written");
     let test = words(&create_options(&module)["Healthcheck"]["Test"]);
     let checked = run(binary().args(&test[2..]).arg("-c").arg(&config));
     let said = String::from_utf8(checked.stderr).expect("text");

@@ -125,7 +125,7 @@ fn a_gateway_that_is_well_has_a_line_for_each_check() {
     assert!(text.ends_with("\n\n14 ok, 0 warnings, 0 failed, 2 skipped\n"), "{text}");
     assert!(text.contains("device dev1 on hub localhost:"), "{text}");
     assert!(text.contains("signed by \"c2d-agent emulator CA\", which "), "{text}");
-    assert!(!dir.path().join("inbox.redb").exists(), "it leaves nothing behind");
+    assert!(!dir.path().join("inbox.journal").exists(), "it leaves nothing behind");
 }
 
 #[test]

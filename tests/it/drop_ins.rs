@@ -66,7 +66,7 @@ fn relative_paths_are_taken_from_the_main_file() {
     let house = House::new(&rule("a").replace("gpio = \"pump\", set = \"on\"", "shell = \"true\""));
     house.write(
         "device.toml",
-        "[device]\nconnection_string_file = \"device.txt\"\n[inbox]\npath = \"i.redb\"\n",
+        "[device]\nconnection_string_file = \"device.txt\"\n[inbox]\npath = \"i.journal\"\n",
     );
     fs::write(house.path("device.txt"), DEVICE).expect("written");
     fs::set_permissions(house.path("device.txt"), fs::Permissions::from_mode(0o600)).expect("permissions");
@@ -223,7 +223,7 @@ fn drop_ins_of_another_user_are_a_warning() {
 
 #[test]
 fn run_says_how_many_drop_ins_it_has_read() {
-    let house = House::new(&format!("{MAIN}[inbox]\npath = \"i.redb\"\n"));
+    let house = House::new(&format!("{MAIN}[inbox]\npath = \"i.journal\"\n"));
     house.write("a.toml", &rule("a"));
     house.write("b.toml", &rule("b"));
     let agent = Process::spawn(&mut house.command(&["run"]));
@@ -236,11 +236,11 @@ fn run_says_how_many_drop_ins_it_has_read() {
 #[test]
 fn inbox_and_status_find_the_inbox_that_a_drop_in_names() {
     let house = House::new(MAIN);
-    house.write("inbox.toml", "[inbox]\npath = \"elsewhere.redb\"\n");
+    house.write("inbox.toml", "[inbox]\npath = \"elsewhere.journal\"\n");
     let told = |question: &[&str]| house.plain(&run(&mut house.command(question)).stderr);
     assert_eq!(
         told(&["inbox", "list"]),
-        "c2d-agent: there is no inbox at DIR/elsewhere.redb: it is created when the agent first runs\n"
+        "c2d-agent: there is no inbox at DIR/elsewhere.journal: it is created when the agent first runs\n"
     );
     let status = told(&["status"]);
     assert!(

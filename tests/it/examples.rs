@@ -55,7 +55,7 @@ impl Example {
             fs::write(dir.path().join(file.file_name().expect("a name")), text).expect("written");
         }
         let drop_in = format!(
-            "[inbox]\npath = \"inbox.redb\"\n[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n{more}"
+            "[inbox]\npath = \"inbox.journal\"\n[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n{more}"
         );
         fs::create_dir(dir.path().join("config.d")).expect("a directory");
         fs::write(dir.path().join("config.d/test.toml"), drop_in).expect("written");

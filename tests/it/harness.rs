@@ -333,7 +333,7 @@ impl Emulator {
 /// place of an installed agent.
 pub(crate) fn write_config(dir: &Path, text: &str) -> PathBuf {
     let path = dir.join("config.toml");
-    let inbox = if text.contains("[inbox]") { "" } else { "\n[inbox]\npath = \"inbox.redb\"\n" };
+    let inbox = if text.contains("[inbox]") { "" } else { "\n[inbox]\npath = \"inbox.journal\"\n" };
     std::fs::write(&path, format!("{text}{inbox}")).expect("written");
     path
 }

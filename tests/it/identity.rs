@@ -93,7 +93,7 @@ fn known_by_id_takes_each_id_as_a_key_and_known_by_delivery_none() {
         [("id", "message_0", 1), ("delivery", UUID, 2), ("auto", UUID, 1), ("auto", "message_0", 2)]
     {
         let (emulator, dir) = (Emulator::start(), tempfile::tempdir().expect("a directory"));
-        let inbox = format!("[inbox]\npath = \"inbox.redb\"\nknown_by = \"{known_by}\"\n");
+        let inbox = format!("[inbox]\npath = \"inbox.journal\"\nknown_by = \"{known_by}\"\n");
         let rest = format!("{inbox}{}", writing_rule(dir.path()));
         let _agent = Agent::start(&emulator, "dev1", dir.path(), &rest);
         send(&emulator, id, "one");
@@ -108,7 +108,7 @@ fn known_by_id_takes_each_id_as_a_key_and_known_by_delivery_none() {
 #[test]
 fn the_same_bytes_run_again_on_another_connection_once_the_first_completion_has_reached_the_hub() {
     let hub = Hub::start();
-    let rule = "[inbox]\npath = \"inbox.redb\"\ndigest_window = \"0s\"\n[[rule]]\nname = \"write\"\n\
+    let rule = "[inbox]\npath = \"inbox.journal\"\ndigest_window = \"0s\"\n[[rule]]\nname = \"write\"\n\
                 when = { action = \"write\" }\ndo = [ { shell = \"echo ran >> DIR/ran\" } ]\n";
     let mut gateway = Gateway::new(&hub, rule);
     gateway.start_subscribed();

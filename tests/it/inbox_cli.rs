@@ -302,7 +302,7 @@ fn a_message_that_runs_without_a_recorded_beginning_cannot_be_dropped_either() {
 #[test]
 fn a_full_inbox_is_told_and_takes_messages_again_when_some_have_ended() {
     let house = House::new();
-    let text = format!("{}[inbox]\npath = \"inbox.redb\"\nmax_size = \"1MiB\"\n", rules(house.path()));
+    let text = format!("{}[inbox]\npath = \"inbox.journal\"\nmax_size = \"1MiB\"\n", rules(house.path()));
     let agent = Agent::start(&house.emulator, "dev1", house.path(), &text);
     house.send("wait", "m-1");
     house.wait_for_state("m-1", "started");
@@ -367,7 +367,7 @@ fn a_second_agent_with_the_same_socket_leaves_it_to_the_first() {
     let string = house.emulator.device_string("dev1");
     // The hub would keep only one connection of the device, so the second agent gets another port.
     let string = string.replace(&format!(":{}", house.emulator.mqtt.port()), ":1");
-    let inbox = "[inbox]\npath = \"other.redb\"\nsocket = \"inbox.sock\"\n";
+    let inbox = "[inbox]\npath = \"other.journal\"\nsocket = \"inbox.sock\"\n";
     let second = Agent::spawn(
         &string,
         &house.emulator.ca_file(),
@@ -397,7 +397,7 @@ fn an_inbox_that_is_not_there_is_named() {
     let ask = |config: &Path, arguments: &[&str]| run(binary().args(arguments).arg("-c").arg(config));
     let config = write_config(dir.path(), "");
     let output = ask(&config, &["inbox", "list"]);
-    let file = dir.path().join("inbox.redb");
+    let file = dir.path().join("inbox.journal");
     let sentence =
         format!("there is no inbox at {}: it is created when the agent first runs", file.display());
     assert_eq!((output.status.code(), stderr(&output)), (Some(1), format!("c2d-agent: {sentence}\n")));

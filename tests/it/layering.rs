@@ -155,7 +155,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["src/action/gpio/rppal.rs"],
         "go through `action::gpio`: the crate is retired and will be replaced",
     ),
-    ("redb::", &["src/inbox/"], "go through `inbox`"),
+    ("crc32c::", &["src/inbox/"], "go through `inbox`"),
     ("gpiocdev", &["src/action/gpio/cdev.rs"], "go through `action::gpio`"),
     (
         "rustls_pemfile",

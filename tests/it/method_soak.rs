@@ -28,7 +28,7 @@ fn configuration() -> String {
              do = [ {{ shell = 'echo $(cat) >> DIR/{name}; sleep 0.02' }} ]\n"
         )
     };
-    let inbox = "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\n";
+    let inbox = "[inbox]\npath = \"inbox.journal\"\nmax_size = \"64MiB\"\n";
     inbox.to_owned() + &METHODS.iter().map(rule).collect::<String>()
 }
 

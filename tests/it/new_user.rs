@@ -71,7 +71,7 @@ fn without_a_configuration_every_command_says_how_to_come_by_one() {
 fn a_configuration_from_an_editor_of_windows_is_read() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("config.toml");
-    let text = "\u{feff}[inbox]\r\npath = \"inbox.redb\"\r\n[[rule]]\r\nname = \"r\"\r\nwhen = \"any\"\r\n\
+    let text = "\u{feff}[inbox]\r\npath = \"inbox.journal\"\r\n[[rule]]\r\nname = \"r\"\r\nwhen = \"any\"\r\n\
                 do = [ { shell = \"true\" } ]\r\n";
     fs::write(&config, text).expect("written");
     let valid = "configuration is valid: 1 rule, 0 pins, device pi-01 on hub hub.example\n";

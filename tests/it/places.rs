@@ -76,10 +76,10 @@ fn a_state_directory_that_may_not_be_written_is_named_and_messages_wait_at_the_h
     let state = dir.path().join("state");
     fs::create_dir(&state).expect("a directory");
     set_mode(&state, 0o555);
-    let config = format!("[inbox]\npath = \"state/inbox.redb\"\n{LED}");
+    let config = format!("[inbox]\npath = \"state/inbox.journal\"\n{LED}");
     let Some(mut command) = without_rights(test, &agent(&emulator, dir.path(), &config)) else { return };
     let agent = Process::spawn(&mut command);
-    let line = agent.stderr.wait_for("inbox.redb");
+    let line = agent.stderr.wait_for("inbox.journal");
     assert!(line.contains(&state.display().to_string()) && line.contains("ermission denied"), "{line}");
     assert!(line.contains("give the file and its directory to the user of the agent"), "a remedy: {line}");
     agent.stderr.wait_for("subscribed");

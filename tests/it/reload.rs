@@ -101,7 +101,7 @@ fn what_cannot_change_while_the_agent_runs_is_refused_whole() {
     send(&emulator, &agent, "1", "pump=on");
     let cases = [
         (
-            PUMP.to_owned() + "[inbox]\npath = \"inbox.redb\"\nkeep = \"1h\"\n",
+            PUMP.to_owned() + "[inbox]\npath = \"inbox.journal\"\nkeep = \"1h\"\n",
             "[inbox] cannot be changed while the agent runs",
         ),
         (PUMP.replace("line = 1", "line = 3"), "pin pump is claimed with another line or active level"),

@@ -37,7 +37,7 @@ when = { "$.method" = "lamp", "body.state" = { present = true } }
 do = [ { gpio = "lamp", set = "{body.state}" } ]
 
 [inbox]
-path = "inbox.redb"
+path = "inbox.journal"
 "#;
 
 /// A directory with `c.toml` and more files.

@@ -67,7 +67,7 @@ const SECOND_ON_ACCEPT: &str = "attempts = 2\nbackoff = \"10ms\"\ntimeout = \"10
 /// The configuration. `more` has more keys of each rule.
 fn configuration(more: &str) -> String {
     let mut text =
-        "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n".to_owned();
+        "[inbox]\npath = \"inbox.journal\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n".to_owned();
     for (name, _, keys) in RULES {
         let work = format!("echo $C2D_MESSAGE_ID >> DIR/{name}");
         let step = if name.ends_with("second") {
@@ -134,7 +134,7 @@ fn by_a_device_and_a_module_side_by_side_no_message_is_lost_either_and_none_is_d
 }
 
 /// A rule for a sender that uses a few ids again and again. A property distinguishes the messages.
-const REUSED: &str = "[inbox]\npath = \"inbox.redb\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n[[rule]]\nname = \"reused\"\n\
+const REUSED: &str = "[inbox]\npath = \"inbox.journal\"\nmax_size = \"64MiB\"\nkeep_at_least = 100000\n[[rule]]\nname = \"reused\"\n\
                       on_failure = \"complete\"\nwhen = { action = \"reused\" }\n\
                       do = [ { shell = \"echo $C2D_PROPERTY_N >> DIR/reused\" } ]\n";
 

@@ -110,7 +110,7 @@ fn links_in_the_inbox_directory_are_not_written_through() {
     let victim = dir.path().join("victim");
     fs::write(&victim, "precious").expect("written");
     set_mode(&victim, 0o644);
-    for name in ["twin-rules.json.new", "inbox.redb.new", "pins.json.new"] {
+    for name in ["twin-rules.json.new", "inbox.journal.new", "pins.json.new"] {
         symlink(&victim, dir.path().join(name)).expect("a link");
     }
     let config = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.lamp]\nline = 1\n\
@@ -128,7 +128,7 @@ fn links_in_the_inbox_directory_are_not_written_through() {
     emulator.send("dev1", &["--property", "action=lamp", "--wait=20s"]);
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(fs::read_to_string(&victim).expect("there"), "precious");
-    for name in ["twin-rules.json", "inbox.redb", "pins.json"] {
+    for name in ["twin-rules.json", "inbox.journal", "pins.json"] {
         assert!(fs::symlink_metadata(dir.path().join(name)).expect("made").is_file(), "{name}");
         assert!(fs::symlink_metadata(dir.path().join(format!("{name}.new"))).is_err(), "{name}.new");
     }
@@ -199,7 +199,8 @@ fn root_may_look_at_what_belongs_to_the_agents_user() {
     }
     let dir = open_dir();
     fs::create_dir(dir.path().join("state")).expect("a directory");
-    let config = "[inbox]\npath = \"state/inbox.redb\"\n[twin]\naccept = [\"rules\"]\n[allow]\npins = []\n";
+    let config =
+        "[inbox]\npath = \"state/inbox.journal\"\n[twin]\naccept = [\"rules\"]\n[allow]\npins = []\n";
     write_config(dir.path(), config);
     let file = dir.path().join("state/twin-rules.json");
     let text = "[[rule]]\\nname = \\\"a\\\"\\nwhen = \\\"any\\\"\\ndo = []\\n";
@@ -222,7 +223,7 @@ fn an_inbox_that_another_user_has_planted_is_not_read_and_messages_wait_at_the_h
     program(&dir.path().join("program"), "true");
     let first = Agent::start(&emulator, "dev1", dir.path(), &rule(dir.path()));
     assert_eq!(first.process.terminate(), Some(0));
-    let inbox = dir.path().join("inbox.redb");
+    let inbox = dir.path().join("inbox.journal");
     give_away(&inbox);
     let before = fs::read(&inbox).expect("read");
     let agent = Process::spawn(&mut agent(&emulator, dir.path()));
@@ -277,7 +278,7 @@ fn a_directory_of_the_inbox_that_others_can_write_to_is_told_by_run_check_and_do
     program(&dir.path().join("program"), "true");
     fs::create_dir_all(dir.path().join("above/state")).expect("directories");
     set_mode(&dir.path().join("above"), 0o755);
-    write_config(dir.path(), &format!("{}[inbox]\npath = \"above/state/inbox.redb\"\n", rule(dir.path())));
+    write_config(dir.path(), &format!("{}[inbox]\npath = \"above/state/inbox.journal\"\n", rule(dir.path())));
     set_mode(&dir.path().join("above/state"), 0o755);
     assert_eq!(check(dir.path()), (String::new(), Some(0)));
     let why = "so other users can remove messages or add messages to act on";
@@ -321,7 +322,7 @@ fn a_configuration_that_others_can_write_to_is_told_by_run_check_and_doctor() {
     let config = dir.path().join("etc");
     fs::create_dir_all(config.join("config.d")).expect("directories");
     set_mode(&config, 0o755);
-    let text = format!("{}[inbox]\npath = \"{}/inbox.redb\"\n", rule(dir.path()), dir.path().display());
+    let text = format!("{}[inbox]\npath = \"{}/inbox.journal\"\n", rule(dir.path()), dir.path().display());
     set_mode(&write_config(&config, &text), 0o644);
     set_mode(&config.join("config.d"), 0o755);
     assert_eq!(check(&config), (String::new(), Some(0)));

@@ -7,7 +7,7 @@ use std::fs;
 use crate::harness::{binary, run};
 
 const LOCAL: &str = "[gpio]\nbackend = \"simulated\"\n[gpio.pins.pump]\nline = 17\n[gpio.pins.lamp]\nline = 18\n[inbox]\n\
-                     path = \"i.redb\"\n[[rule]]\nname = \"own\"\nwhen = { action = \"own\" }\ndo = [ { gpio = \"lamp\", set = \"on\" } ]\n";
+                     path = \"i.journal\"\n[[rule]]\nname = \"own\"\nwhen = { action = \"own\" }\ndo = [ { gpio = \"lamp\", set = \"on\" } ]\n";
 const TWIN: &str =
     "[twin]\naccept = [\"rules\"]\n[allow]\npins = [\"pump\"]\ncommands.note = [\"/bin/true\", \"{a}\"]\n";
 const KEPT: &str = "{\"version\": 7, \"rules\": {\"20-b\": \"[[rule]]\\nname = \\\"b\\\"\\nwhen = { action = \\\"b\\\" }\\n\

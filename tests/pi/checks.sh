@@ -237,7 +237,7 @@ chmod -R a+rX /hub
 for user in pi stranger; do
     mkdir "/home/$user" && chown "$user" "/home/$user"
 done
-inbox_of() { printf '[inbox]\npath = "/home/%s/inbox.redb"\n' "$1" >>"$config"; }
+inbox_of() { printf '[inbox]\npath = "/home/%s/inbox.journal"\n' "$1" >>"$config"; }
 
 configure cdev
 inbox_of stranger

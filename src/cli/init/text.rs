@@ -29,7 +29,7 @@ pub(super) fn configuration(plan: &NewConfiguration, device: &str) -> String {
             &format!("# A private root to trust, beside those of the system.\nca_file = \"{ROOT_FILE}\"\n");
     }
     if !plan.is_of_the_service() {
-        text += "\n# The record of each message: none is lost, and none is acted on twice.\n[inbox]\npath = \"inbox.redb\"\n";
+        text += "\n# The record of each message: none is lost, and none is acted on twice.\n[inbox]\npath = \"inbox.journal\"\n";
     }
     if plan.is_simulated {
         let folder = if plan.is_of_the_service() { "/var/lib/c2d-agent/" } else { "" };

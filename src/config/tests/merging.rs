@@ -131,9 +131,9 @@ fn a_key_that_looks_like_a_secret_is_not_told() {
 
 #[test]
 fn where_the_inbox_is_is_unknown_when_the_files_contradict_each_other() {
-    let other = "[inbox]\npath = \"/a/b.redb\"\n";
-    assert_eq!(merged(&["", other]).inbox, Some(InboxSettings::at("/a/b.redb")));
-    assert_eq!(merged(&[other, "inbox = \"/b.redb\"\n"]).inbox, None);
+    let other = "[inbox]\npath = \"/a/b.journal\"\n";
+    assert_eq!(merged(&["", other]).inbox, Some(InboxSettings::at("/a/b.journal")));
+    assert_eq!(merged(&[other, "inbox = \"/b.journal\"\n"]).inbox, None);
     assert_eq!(merged(&[other, "[inbox\n"]).inbox, None);
 }
 
@@ -148,7 +148,7 @@ fn the_end_of_a_file_is_not_the_begin_of_the_next() {
 /// The parts of a configuration that any file may hold: a table's header and one of its keys.
 const KEYS: &[(&str, &str)] = &[
     ("[device]", "token_lifetime = \"2h\""),
-    ("[inbox]", "path = \"/nowhere/i.redb\""),
+    ("[inbox]", "path = \"/nowhere/i.journal\""),
     ("[inbox]", "keep = \"3h\""),
     ("[inbox]", "max_size = 2097152"),
     ("[actions]", "max_children = 2"),

@@ -288,7 +288,7 @@ fn desired_properties_with_another_shape_are_refused_in_words() {
 #[test]
 fn what_is_stored_is_read_again_and_a_damaged_file_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
-    let file = TwinRules::file(&dir.path().join("inbox.redb"));
+    let file = TwinRules::file(&dir.path().join("inbox.journal"));
     assert_eq!(file, dir.path().join("twin-rules.json"));
     assert_eq!(TwinRules::stored(&file, None), Ok(None));
     assert_eq!(rules(&[]).store(&file), Ok(()));

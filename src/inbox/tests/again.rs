@@ -1,13 +1,13 @@
 //! Messages that come again, and others that only look like it: which record each of them matches.
 
-use super::super::keeper::{Batch, InboxKeeper};
+use super::super::keeper::InboxKeeper;
 use super::disk::Disk;
 use super::*;
 use crate::config::KnownBy;
 use crate::message::Sequence;
 
 fn begun(disk: &Disk) -> InboxKeeper<Disk> {
-    InboxKeeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now)
+    InboxKeeper::new(disk.clone(), InboxSettings::at("inbox.journal"), SystemTime::now)
 }
 
 fn at(minutes: u64) -> SystemTime {
@@ -52,7 +52,7 @@ fn past(number: u64, kind: OutcomeKind) -> Verdict {
 }
 
 fn verdicts(keeper: &mut InboxKeeper<Disk>, ops: Vec<Op>) -> Vec<Verdict> {
-    let (answers, _) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let (answers, _) = keeper.write(&ops).expect("a disk in order");
     let verdict = |answer: &Written| match answer {
         Written::Accepted { verdict, .. } => Some(*verdict),
         _ => None,
@@ -156,7 +156,7 @@ fn the_ids_of_modules_are_their_own_and_can_be_shown() {
     let show = |id: &str| Op::Query { ticket: 0, query: Query::Show(Selector(id.to_owned())) };
     let mut alone = begun(&Disk::new(2));
     verdicts(&mut alone, vec![routed("a", "one")]);
-    let (answers, _) = alone.write(&mut Batch::new(vec![show(UUID), show("m-2")])).expect("a disk in order");
+    let (answers, _) = alone.write(&[show(UUID), show("m-2")]).expect("a disk in order");
     let [Written::Reply { reply: shown, .. }, Written::Reply { reply: none, .. }] = answers.as_slice() else {
         panic!("{answers:?}")
     };
@@ -255,7 +255,7 @@ fn an_id_with_a_uuid_is_a_key_and_other_content_under_it_is_recorded_as_not_run(
         assert_eq!((keeper.counts().records, keeper.counts().totals[&OutcomeKind::Repeated]), (2, 1));
     }
     let query = Op::Query { ticket: 0, query: Query::Show(Selector("#2".into())) };
-    let (answers, _) = keeper.write(&mut Batch::new(vec![query])).expect("a disk in order");
+    let (answers, _) = keeper.write(&[query]).expect("a disk in order");
     let [Written::Reply { reply, .. }] = answers.as_slice() else { panic!("{answers:?}") };
     let Reply::Record { record, .. } = &**reply else { panic!("{reply:?}") };
     assert_eq!((record.message_id.as_deref(), record.state), (Some(UUID), State::Finished));
@@ -278,7 +278,7 @@ fn known_by_chooses_what_a_message_is_known_by() {
     for (known_by, by_id, by_uuid) in
         [(KnownBy::Auto, false, true), (KnownBy::Delivery, false, false), (KnownBy::Id, true, true)]
     {
-        let settings = InboxSettings { known_by, ..InboxSettings::at("inbox.redb") };
+        let settings = InboxSettings { known_by, ..InboxSettings::at("inbox.journal") };
         let mut keeper = InboxKeeper::new(Disk::new(1), settings, SystemTime::now);
         for (id, is_key) in [("message_0", by_id), (UUID, by_uuid)] {
             verdicts(&mut keeper, vec![arrival(0, message(Some(id), "a"), Intent::Wait)]);
@@ -332,7 +332,7 @@ fn a_message_that_no_rule_takes_is_kept_and_a_call_is_not() {
     verdicts(&mut keeper, ops);
     assert_eq!((keeper.counts().records, keeper.counts().dead), (3, 1));
     let query = Query::Show(Selector("m-1".into()));
-    let (answers, _) = keeper.write(&mut Batch::new(vec![Op::Query { ticket: 0, query }])).expect("a disk");
+    let (answers, _) = keeper.write(&[Op::Query { ticket: 0, query }]).expect("a disk");
     let [Written::Reply { reply, .. }] = &answers[..] else { panic!("{answers:?}") };
     assert!(
         matches!(&**reply, Reply::Record { message: Some(kept), .. } if *kept == message(Some("m-1"), "on"))

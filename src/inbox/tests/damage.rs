@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::super::keeper::{Batch, InboxKeeper};
+use super::super::keeper::InboxKeeper;
 use super::super::trouble::Trouble;
 use super::disk::Disk;
 use super::*;
@@ -29,7 +29,7 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
             };
             arrival(at as u64, message(Some(&id), &body), intent)
         });
-        keeper.write(&mut Batch::new(arrivals.collect())).expect("a file in order");
+        keeper.write(&arrivals.collect::<Vec<_>>()).expect("a file in order");
     }
     drop(keeper);
     std::fs::read(&settings.path).expect("the file")
@@ -41,13 +41,13 @@ fn keeper(settings: &InboxSettings) -> InboxKeeper<InboxPath> {
 
 /// Makes the path a place where an inbox has been.
 fn mark(settings: &InboxSettings) {
-    std::fs::write(settings.path.with_extension("redb.lock"), "").expect("a lock");
-    std::fs::set_permissions(settings.path.with_extension("redb.lock"), PermissionsExt::from_mode(0o600))
+    std::fs::write(settings.path.with_extension("journal.lock"), "").expect("a lock");
+    std::fs::set_permissions(settings.path.with_extension("journal.lock"), PermissionsExt::from_mode(0o600))
         .expect("a mode");
 }
 
-fn one() -> Batch {
-    Batch::new(vec![arrival(1, message(Some("new"), "on"), Intent::Wait)])
+fn one() -> [Op; 1] {
+    [arrival(1, message(Some("new"), "on"), Intent::Wait)]
 }
 
 /// Files other than the inbox and its lock.
@@ -95,10 +95,9 @@ fn damage() -> impl Strategy<Value = Damage> {
 /// Checks that the inbox writes, or says that a newer version wrote the file. A file that was moved aside must still
 /// exist.
 fn goes_on(keeper: &mut InboxKeeper<InboxPath>, settings: &InboxSettings) -> Result<(), TestCaseError> {
-    let mut batch = one();
     let mut last = None;
     for _ in 0..4 {
-        match keeper.opened().and_then(|_| keeper.write(&mut batch)) {
+        match keeper.opened().and_then(|_| keeper.write(&one())) {
             Ok((answers, counts)) => {
                 let new = matches!(answers[..], [Written::Accepted { verdict: Verdict::New(_), .. }]);
                 prop_assert!(new, "{answers:?}");
@@ -155,7 +154,7 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
         std::fs::write(&settings.path, text).expect("a file");
         let mut keeper =
             InboxKeeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock);
-        keeper.write(&mut one()).expect("a new file");
+        keeper.write(&one()).expect("a new file");
     }
     let names: Vec<_> = aside(&settings.path)
         .iter()
@@ -167,8 +166,8 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
     assert_eq!(
         names,
         [
-            ("inbox.redb.corrupt-20261123T210000Z".to_owned(), "not a database".to_owned()),
-            ("inbox.redb.corrupt-20261123T210000Z-2".to_owned(), "nor is this".to_owned()),
+            ("inbox.journal.corrupt-20261123T210000Z".to_owned(), "not a database".to_owned()),
+            ("inbox.journal.corrupt-20261123T210000Z-2".to_owned(), "nor is this".to_owned()),
         ]
     );
 }
@@ -176,16 +175,16 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
 #[test]
 fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
     let disk = Disk::new(1);
-    let mut keeper = InboxKeeper::new(disk.clone(), InboxSettings::at("inbox.redb"), SystemTime::now);
-    let (answers, _) = keeper.write(&mut one()).expect("a file");
+    let mut keeper = InboxKeeper::new(disk.clone(), InboxSettings::at("inbox.journal"), SystemTime::now);
+    let (answers, _) = keeper.write(&one()).expect("a file");
     let [Written::Accepted { verdict: Verdict::New(first), .. }] = answers[..] else { panic!("{answers:?}") };
     disk.spoil();
     disk.fail_after(0, 1);
     // The agent still knows the lost record, so its operation is answered.
     let outcome = Box::new(outcome(OutcomeKind::Succeeded));
     let end = Op::End { number: first, outcome, abandoned: false, report: None };
-    let mut batch = Batch::new(vec![end, arrival(2, message(Some("other"), "on"), Intent::Wait)]);
-    let written = (0..4).find_map(|_| keeper.write(&mut batch).ok());
+    let batch = [end, arrival(2, message(Some("other"), "on"), Intent::Wait)];
+    let written = (0..4).find_map(|_| keeper.write(&batch).ok());
     let (answers, counts) = written.expect("a new file in the end");
     let [Written::Ended(ended), Written::Accepted { verdict: Verdict::New(second), .. }] = answers[..] else {
         panic!("{answers:?}")
@@ -199,15 +198,14 @@ fn numbers_go_on_after_a_file_was_replaced_while_it_was_in_use() {
 #[test]
 fn a_file_of_a_newer_version_is_left_alone() {
     let (_directory, settings) = settings();
-    keeper(&settings).write(&mut one()).expect("a file");
-    let database = redb::Database::open(&settings.path).expect("a database");
-    let transaction = database.begin_write().expect("a transaction");
-    let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
-    transaction.open_table(meta).expect("meta").insert("format", b"3".as_slice()).expect("written");
-    transaction.commit().expect("committed");
-    drop(database);
-    let failure = keeper(&settings).write(&mut one()).expect_err("newer");
-    let sentence = failure.sentence(Path::new("inbox.redb"));
+    keeper(&settings).write(&one()).expect("a file");
+    let mut content = std::fs::read(&settings.path).expect("the file");
+    content[16] += 1;
+    let sum = crc32c::crc32c(&content[..20]);
+    content[20..24].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&settings.path, &content).expect("written");
+    let failure = keeper(&settings).write(&one()).expect_err("newer");
+    let sentence = failure.sentence(Path::new("inbox.journal"));
     assert!(sentence.contains("newer version") && sentence.contains("install that version"), "{sentence}");
     assert_eq!(aside(&settings.path), Vec::<PathBuf>::new());
 }

@@ -1,35 +1,48 @@
 //! A disk for tests that can fail, be full, or lose its power.
 //!
-//! Owns: what is written, and what of it survives. Must not know: the inbox.
+//! Owns: two files and their names, what is written, and what of it survives. Must not know: the inbox.
 //!
-//! After a power cut or a failed sync, only parts of what was written since the last sync survive: each write, or its
-//! first sectors, may or may not be there.
+//! After a power cut or a failed sync, only parts of what was written since the last sync survive: each write, or some
+//! of its sectors, may or may not be there. After a failed sync, what was written can still be read, as Linux does
+//! it, although it will never be on the disk.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use redb::{BackendError, Database, StorageBackend};
-
-use super::super::file::DatabasePlace;
+use super::super::file::JournalPlace;
+use super::super::journal::{JournalFile, write_header};
 use super::super::trouble::Trouble;
 
 /// A disk writes this much as a whole or not at all.
 const SECTOR: usize = 512;
 
-#[derive(Debug, Clone)]
-enum Write {
-    Length(usize),
-    Bytes(usize, Vec<u8>),
+/// Which file: they are numbered as they are created.
+type Id = u32;
+
+#[derive(Debug, Default)]
+struct Content {
+    durable: Vec<u8>,
+    /// The content as programs see it.
+    seen: Vec<u8>,
+    unsynced: Vec<(usize, Vec<u8>)>,
+}
+
+/// Which file has which name.
+#[derive(Debug, Clone, Copy, Default)]
+struct Names {
+    journal: Option<Id>,
+    begun: Option<Id>,
 }
 
 #[derive(Debug)]
 struct State {
-    durable: Vec<u8>,
-    /// The content as programs see it.
-    seen: Vec<u8>,
-    unsynced: Vec<Write>,
+    files: BTreeMap<Id, Content>,
+    names: Names,
+    /// The names after the last sync of the directory.
+    durable: Names,
     /// How many operations succeed before faults begin, and how many faults follow.
     fuse: Option<(u32, u32)>,
     capacity: usize,
@@ -37,37 +50,34 @@ struct State {
     aside: Vec<Vec<u8>>,
     /// How often the power was cut.
     boot: u32,
+    /// How many changes were made.
+    operations: u32,
 }
 
 /// Clones are the same disk.
 #[derive(Debug, Clone)]
 pub(super) struct Disk(Arc<Mutex<State>>);
 
-/// The disk as an open file. It cannot be used after a power cut.
+/// A file on the disk. It cannot be used after a power cut.
 #[derive(Debug)]
 struct Handle {
     disk: Disk,
+    id: Id,
     boot: u32,
-}
-
-impl Handle {
-    fn state(&self) -> io::Result<MutexGuard<'_, State>> {
-        let state = self.disk.state();
-        if state.boot == self.boot { Ok(state) } else { Err(io::Error::other("no power")) }
-    }
 }
 
 impl Disk {
     pub(super) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
-            durable: Vec::new(),
-            seen: Vec::new(),
-            unsynced: Vec::new(),
+            files: BTreeMap::new(),
+            names: Names::default(),
+            durable: Names::default(),
             fuse: None,
             capacity: usize::MAX,
             chance: fastrand::Rng::with_seed(seed),
             aside: Vec::new(),
             boot: 0,
+            operations: 0,
         })))
     }
 
@@ -75,8 +85,9 @@ impl Disk {
         self.0.lock().expect("no test panics with it")
     }
 
-    fn handle(&self) -> Handle {
-        Handle { disk: self.clone(), boot: self.state().boot }
+    fn handle(&self, id: Id) -> Box<dyn JournalFile> {
+        let boot = self.state().boot;
+        Box::new(Handle { disk: self.clone(), id, boot })
     }
 
     /// After `operations` writes, `faults` of them fail.
@@ -93,9 +104,14 @@ impl Disk {
         self.state().capacity = capacity;
     }
 
-    /// The present size.
+    /// The present size of all files.
     pub(super) fn size(&self) -> usize {
-        self.state().seen.len()
+        self.state().size()
+    }
+
+    /// How many writes, syncs and changes of names there were.
+    pub(super) fn operations(&self) -> u32 {
+        self.state().operations
     }
 
     /// Cuts the power and restores it.
@@ -103,15 +119,49 @@ impl Disk {
         let mut state = self.state();
         state.fuse = None;
         state.boot += 1;
-        state.keep_parts();
-        state.reread();
+        // Each change of a name is there or not.
+        if state.chance.bool() {
+            state.names = state.durable;
+        }
+        state.durable = state.names;
+        let State { files, chance, .. } = &mut *state;
+        for content in files.values_mut() {
+            content.keep_parts(chance);
+            content.seen = content.durable.clone();
+        }
     }
 
     /// Overwrites everything that was written.
     pub(super) fn spoil(&self) {
+        for content in self.state().files.values_mut() {
+            content.seen.fill(0x5a);
+            content.durable.fill(0x5a);
+        }
+    }
+
+    /// Overwrites a byte of the journal.
+    pub(super) fn spoil_byte(&self, at: usize) {
         let mut state = self.state();
-        state.durable.fill(0x5a);
-        state.reread();
+        let id = state.names.journal.expect("a journal");
+        let content = state.files.get_mut(&id).expect("its file");
+        for bytes in [&mut content.seen, &mut content.durable] {
+            bytes[at] ^= 0x10;
+        }
+    }
+
+    /// Makes a file with this content the journal.
+    pub(super) fn set_journal(&self, bytes: &[u8]) {
+        let mut state = self.state();
+        let content = Content { durable: bytes.to_vec(), seen: bytes.to_vec(), unsynced: Vec::new() };
+        state.files = BTreeMap::from([(0, content)]);
+        state.names = Names { journal: Some(0), begun: None };
+        state.durable = state.names;
+    }
+
+    /// The journal as programs see it.
+    pub(super) fn journal(&self) -> Vec<u8> {
+        let state = self.state();
+        state.names.journal.map(|id| state.files[&id].seen.clone()).unwrap_or_default()
     }
 
     /// How many damaged files were moved aside.
@@ -122,6 +172,7 @@ impl Disk {
 
 impl State {
     fn may_write(&mut self) -> io::Result<()> {
+        self.operations += 1;
         match &mut self.fuse {
             Some((0, 0)) | None => Ok(()),
             Some((0, faults)) => {
@@ -135,29 +186,38 @@ impl State {
         }
     }
 
-    /// Keeps only some of what was not synced.
-    fn keep_parts(&mut self) {
-        for write in std::mem::take(&mut self.unsynced) {
-            match (self.chance.u8(0..4), write) {
-                (0, _) => {}
-                (1, Write::Bytes(at, data)) => {
-                    put(&mut self.durable, at, &data[..data.len() / 2 / SECTOR * SECTOR]);
-                }
-                (_, write) => apply(&mut self.durable, &write),
-            }
-        }
+    fn size(&self) -> usize {
+        self.files.values().map(|content| content.seen.len()).sum()
     }
 
-    fn reread(&mut self) {
-        self.seen = self.durable.clone();
-        self.unsynced.clear();
+    /// Files without a name are gone.
+    fn sweep(&mut self) {
+        let named = [self.names.journal, self.names.begun, self.durable.journal, self.durable.begun];
+        self.files.retain(|id, _| named.contains(&Some(*id)));
     }
 }
 
-fn apply(content: &mut Vec<u8>, write: &Write) {
-    match write {
-        Write::Length(length) => content.resize(*length, 0),
-        Write::Bytes(at, data) => put(content, *at, data),
+impl Content {
+    /// Keeps only some of what was not synced.
+    fn keep_parts(&mut self, chance: &mut fastrand::Rng) {
+        for (at, data) in std::mem::take(&mut self.unsynced) {
+            match chance.u8(0..5) {
+                0 => {}
+                1 => put(&mut self.durable, at, &data[..data.len() / 2]),
+                2 => {
+                    // Sectors go to the disk in any order.
+                    let mut from = 0;
+                    while from < data.len() {
+                        let to = data.len().min((at + from) / SECTOR * SECTOR + SECTOR - at);
+                        if chance.bool() {
+                            put(&mut self.durable, at + from, &data[from..to]);
+                        }
+                        from = to;
+                    }
+                }
+                _ => put(&mut self.durable, at, &data),
+            }
+        }
     }
 }
 
@@ -168,114 +228,127 @@ fn put(content: &mut Vec<u8>, at: usize, data: &[u8]) {
     content[at..at + data.len()].copy_from_slice(data);
 }
 
-fn at(offset: u64) -> usize {
+fn place(offset: u64) -> usize {
     usize::try_from(offset).expect("a small file")
 }
 
-impl StorageBackend for Handle {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.state()?.seen.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.state()?;
-        let from = at(offset);
-        let found = state.seen.get(from..from + out.len());
-        out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state()?;
-        state.may_write()?;
-        let write = Write::Length(at(len));
-        apply(&mut state.seen, &write);
-        state.unsynced.push(write);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state()?;
-        if let Err(error) = state.may_write() {
-            // Linux behaves in this way: what could not be written counts as written from now on.
-            state.keep_parts();
-            return Err(error);
-        }
-        for write in std::mem::take(&mut state.unsynced) {
-            apply(&mut state.durable, &write);
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.state()?;
-        state.may_write()?;
-        if at(offset) + data.len() > state.capacity {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let write = Write::Bytes(at(offset), data.to_vec());
-        apply(&mut state.seen, &write);
-        state.unsynced.push(write);
-        Ok(())
-    }
-
-    fn try_lock_range(
-        &self,
-        _start: std::ops::Bound<u64>,
-        _end: std::ops::Bound<u64>,
-    ) -> Result<bool, BackendError> {
-        Ok(true)
-    }
-
-    fn unlock_range(
-        &self,
-        _start: std::ops::Bound<u64>,
-        _end: std::ops::Bound<u64>,
-    ) -> Result<(), BackendError> {
-        Ok(())
+impl Handle {
+    fn with<T>(&self, work: impl FnOnce(&mut State, Id) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.disk.state();
+        if state.boot == self.boot { work(&mut state, self.id) } else { Err(io::Error::other("no power")) }
     }
 }
 
-impl DatabasePlace for Disk {
-    fn open(&mut self) -> Result<Database, Trouble> {
-        if self.state().seen.is_empty() {
-            // A real inbox does this, too: the file is made under another name and renamed when it is whole.
-            self.state().may_write().map_err(|error| Trouble::Io("create", error))?;
-            let begun = Self::new(0);
-            drop(Database::builder().create_with_backend(begun.handle())?);
-            let mut state = self.state();
-            state.durable = begun.state().durable.clone();
-            state.reread();
-        }
-        let builder = &mut Database::builder();
-        Ok(builder
-            .set_cache_size(64 * 1024)
-            .set_check_integrity_on_open(true)
-            .create_with_backend(self.handle())?)
+impl JournalFile for Handle {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|state, id| Ok(state.files[&id].seen.len() as u64))
     }
 
-    fn distrust_cache(&self) {
-        // After a failed sync, some pages only seem to be on disk. Writes that were never tried still have to be
-        // made.
+    fn read(&self, out: &mut [u8], at: u64) -> io::Result<()> {
+        self.with(|state, id| {
+            let found = state.files[&id].seen.get(place(at)..place(at) + out.len());
+            out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
+            Ok(())
+        })
+    }
+
+    fn write(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.with(|state, id| {
+            state.may_write()?;
+            let (size, capacity) = (state.size(), state.capacity);
+            let content = state.files.get_mut(&id).expect("an open file is there");
+            let grown = (place(at) + data.len()).saturating_sub(content.seen.len());
+            if grown > 0 && size + grown > capacity {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            put(&mut content.seen, place(at), data);
+            content.unsynced.push((place(at), data.to_vec()));
+            Ok(())
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|state, id| {
+            let result = state.may_write();
+            let State { files, chance, .. } = state;
+            let content = files.get_mut(&id).expect("an open file is there");
+            match result {
+                Ok(()) => {
+                    for (at, data) in std::mem::take(&mut content.unsynced) {
+                        put(&mut content.durable, at, &data);
+                    }
+                }
+                // What could not be written counts as written from now on.
+                Err(_) => content.keep_parts(chance),
+            }
+            result
+        })
+    }
+}
+
+impl JournalPlace for Disk {
+    fn open(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
+        let id = self.state().names.journal;
+        let id = match id {
+            Some(id) => id,
+            None => {
+                drop(self.begin()?);
+                self.replace()?;
+                self.state().names.journal.expect("it was replaced")
+            }
+        };
+        self.discard();
+        self.sync_name()?;
+        Ok(self.handle(id))
+    }
+
+    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
+        let failed = |error| Trouble::Io("create", error);
+        let id = {
+            let mut state = self.state();
+            state.may_write().map_err(failed)?;
+            let id = state.files.keys().max().map_or(0, |last| last + 1);
+            state.files.insert(id, Content::default());
+            state.names.begun = Some(id);
+            id
+        };
+        let file = self.handle(id);
+        write_header(&*file).map_err(failed).inspect_err(|_| self.discard())?;
+        Ok(file)
+    }
+
+    fn replace(&mut self) -> Result<(), Trouble> {
         let mut state = self.state();
-        let unsynced = std::mem::take(&mut state.unsynced);
-        state.reread();
-        for write in &unsynced {
-            apply(&mut state.seen, write);
-        }
-        state.unsynced = unsynced;
+        state.may_write().map_err(|error| Trouble::Io("replace", error))?;
+        state.names = Names { journal: state.names.begun, begun: None };
+        Ok(())
+    }
+
+    fn sync_name(&mut self) -> Result<(), Trouble> {
+        let mut state = self.state();
+        state.may_write().map_err(|error| Trouble::Io("create", error))?;
+        state.durable = state.names;
+        state.sweep();
+        Ok(())
+    }
+
+    fn discard(&mut self) {
+        let mut state = self.state();
+        state.names.begun = None;
+        state.sweep();
     }
 
     fn set_aside(&mut self, _now: SystemTime) -> Result<PathBuf, Trouble> {
         let mut state = self.state();
-        let content = std::mem::take(&mut state.seen);
-        state.aside.push(content);
-        state.durable.clear();
-        state.unsynced.clear();
+        state.may_write().map_err(|error| Trouble::Io("move aside", error))?;
+        if let Some(content) = state.names.journal.take().and_then(|id| state.files.remove(&id)) {
+            state.aside.push(content.seen);
+        }
+        state.durable = state.names;
         Ok(PathBuf::from("aside"))
     }
 
     fn path(&self) -> &Path {
-        Path::new("inbox.redb")
+        Path::new("inbox.journal")
     }
 }

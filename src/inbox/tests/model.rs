@@ -1,6 +1,6 @@
 //! The inbox as plain maps.
 //!
-//! Owns: what each operation means, without a disk. Must not know: redb, faults.
+//! Owns: what each operation means, without a disk. Must not know: files, faults.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

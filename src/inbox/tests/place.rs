@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::super::file::name_it;
 use super::super::holder::Holder;
-use super::super::keeper::{Batch, InboxKeeper};
+use super::super::keeper::InboxKeeper;
 use super::super::trouble::Trouble;
 use super::*;
 
@@ -22,7 +22,7 @@ fn dead(id: &str) -> Op {
 #[test]
 fn the_file_and_its_directory_are_for_their_owner_only() {
     let (directory, mut settings) = settings();
-    settings.path = directory.path().join("new/inbox.redb");
+    settings.path = directory.path().join("new/inbox.journal");
     keeper(&settings).open().expect("created");
     let mode = |path: &Path| path.metadata().expect("it exists").permissions().mode() & 0o777;
     assert_eq!(mode(&settings.path), 0o600);
@@ -34,10 +34,13 @@ fn the_file_and_its_directory_are_for_their_owner_only() {
 #[test]
 fn a_directory_further_up_is_not_made() {
     let (directory, mut settings) = settings();
-    settings.path = directory.path().join("a/b/inbox.redb");
+    settings.path = directory.path().join("a/b/inbox.journal");
     let failure = keeper(&settings).open().expect_err("two directories are missing");
     let sentence = failure.sentence(&settings.path);
-    assert!(sentence.contains("a/b/inbox.redb") && sentence.contains("create the directory"), "{sentence}");
+    assert!(
+        sentence.contains("a/b/inbox.journal") && sentence.contains("create the directory"),
+        "{sentence}"
+    );
 }
 
 #[test]
@@ -48,8 +51,8 @@ fn what_is_no_file_is_named() {
     assert!(sentence.contains("is a directory and not a file"), "{sentence}");
 
     // The link stays, because its disk may be mounted later.
-    settings.path = directory.path().join("link.redb");
-    let target = directory.path().join("card.redb");
+    settings.path = directory.path().join("link.journal");
+    let target = directory.path().join("card.journal");
     std::os::unix::fs::symlink(&target, &settings.path).expect("a link");
     let sentence = keeper(&settings).open().expect_err("no target").sentence(&settings.path);
     assert!(sentence.contains("is a broken link and not a file"), "{sentence}");
@@ -71,7 +74,7 @@ fn a_dead_letter_that_expired_after_it_was_received_is_not_run_again_and_stays()
         let failed = Intent::End { outcome: Box::new(outcome(OutcomeKind::Failed)), report: None };
         let Op::Accept(arrival) = arrival(1, good_for_an_hour, failed) else { panic!("not an arrival") };
         let op = Op::Accept(Box::new(Arrival { received, ..*arrival }));
-        keeper(&settings).write(&mut Batch::new(vec![op])).expect("a dead letter");
+        keeper(&settings).write(&[op]).expect("a dead letter");
     }
     let mut file = InboxFile::open(&settings).expect("no agent runs");
     let mut retry =
@@ -101,7 +104,7 @@ fn a_file_that_others_can_write_is_not_read() {
 #[test]
 fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
     let (_directory, settings) = settings();
-    for content in [b"SQLite format 3\0".as_slice(), b"notes", b"redb?", b"\0\0\0x"] {
+    for content in [b"SQLite format 3\0".as_slice(), b"notes", b"c2d?", b"\0\0\0x"] {
         std::fs::write(&settings.path, content).expect("written");
         let sentence = keeper(&settings).open().expect_err("no inbox").sentence(&settings.path);
         assert!(
@@ -114,10 +117,10 @@ fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
         assert_eq!(files, 1, "not even a lock is beside it");
     }
     // What a power cut leaves still counts as an inbox.
-    for content in [b"".as_slice(), &[0; 5000], b"redb", b"redb\x1a\x0a\xa9\x0d\x0a and then nonsense"] {
+    for content in [b"".as_slice(), &[0; 5000], b"c2d-", b"c2d-agent inbox\n and then nonsense"] {
         std::fs::write(&settings.path, content).expect("written");
         keeper(&settings).open().expect("a new one");
-        std::fs::remove_file(settings.path.with_extension("redb.lock")).expect("a lock");
+        std::fs::remove_file(settings.path.with_extension("journal.lock")).expect("a lock");
     }
     keeper(&settings).open().expect("a file in order");
     std::fs::write(&settings.path, "scrambled").expect("written");
@@ -125,25 +128,43 @@ fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
 }
 
 #[test]
+fn an_inbox_of_an_earlier_version_is_left_alone_whether_or_not_its_lock_is_there() {
+    let (_directory, settings) = settings();
+    let content = b"redb\x1a\x0a\xa9\x0d\x0a and what a database of 1.5 MB has".repeat(100);
+    std::fs::write(&settings.path, &content).expect("written");
+    for lock in [false, true] {
+        if lock {
+            std::fs::write(settings.path.with_extension("journal.lock"), "").expect("written");
+        }
+        let sentence = keeper(&settings).open().expect_err("another format").sentence(&settings.path);
+        assert!(
+            sentence.contains("is an inbox of an earlier version") && sentence.contains("move this one away"),
+            "{sentence}"
+        );
+        assert_eq!(std::fs::read(&settings.path).expect("still there"), content);
+    }
+}
+
+#[test]
 fn links_and_names_that_others_have_prepared_are_never_followed() {
     let (directory, mut settings) = settings();
     let victim = directory.path().join("victim");
     std::fs::write(&victim, "precious").expect("written");
-    for name in ["inbox.redb.new", "inbox.redb.lock"] {
+    for name in ["inbox.journal.new", "inbox.journal.lock"] {
         std::os::unix::fs::symlink(&victim, directory.path().join(name)).expect("a link");
     }
     let sentence = keeper(&settings).open().expect_err("a link").sentence(&settings.path);
-    assert!(sentence.contains("inbox.redb.lock is a link, so it is not used: remove it"), "{sentence}");
-    std::fs::remove_file(directory.path().join("inbox.redb.lock")).expect("removed");
+    assert!(sentence.contains("inbox.journal.lock is a link, so it is not used: remove it"), "{sentence}");
+    std::fs::remove_file(directory.path().join("inbox.journal.lock")).expect("removed");
     keeper(&settings).open().expect("created");
     assert_eq!(std::fs::metadata(&settings.path).expect("made").permissions().mode() & 0o777, 0o600);
-    assert!(!directory.path().join("inbox.redb.new").is_symlink());
+    assert!(!directory.path().join("inbox.journal.new").is_symlink());
     assert_eq!(std::fs::read_to_string(&victim).expect("untouched"), "precious");
     if !rustix::process::geteuid().is_root() {
         return; // Only root can give links away.
     }
     std::fs::write(&victim, "").expect("written");
-    settings.path = directory.path().join("theirs.redb");
+    settings.path = directory.path().join("theirs.journal");
     std::os::unix::fs::symlink(&victim, &settings.path).expect("a link");
     std::os::unix::fs::lchown(&settings.path, Some(65534), None).expect("given away");
     let sentence = keeper(&settings).open().expect_err("another's link").sentence(&settings.path);
@@ -165,8 +186,8 @@ fn every_trouble_is_one_sentence_with_the_file_and_a_remedy() {
         (Trouble::InUse(Holder::default()), "let only one agent"),
         (Trouble::Newer("format 2".into()), "install that version"),
     ] {
-        let sentence = failure.sentence(Path::new("/x/inbox.redb"));
-        assert!(sentence.contains("/x/inbox.redb") && sentence.contains(remedy), "{sentence}");
+        let sentence = failure.sentence(Path::new("/x/inbox.journal"));
+        assert!(sentence.contains("/x/inbox.journal") && sentence.contains(remedy), "{sentence}");
         assert!(!sentence.contains('\n') && !sentence.ends_with('.'), "{sentence}");
     }
 }
@@ -177,7 +198,7 @@ fn a_file_that_may_not_be_opened_is_denied() {
     keeper(&settings).open().expect("created");
     std::fs::set_permissions(&settings.path, std::fs::Permissions::from_mode(0o000)).expect("changed");
     match InboxFile::open(&settings) {
-        Err(InboxError::Denied(sentence)) => assert!(sentence.contains("inbox.redb"), "{sentence}"),
+        Err(InboxError::Denied(sentence)) => assert!(sentence.contains("inbox.journal"), "{sentence}"),
         // Root may open everything.
         Ok(_) => assert!(rustix::process::geteuid().is_root()),
         other => panic!("{other:?}"),
@@ -203,7 +224,7 @@ fn the_command_line_is_told_why_it_cannot_have_the_file() {
 #[test]
 fn a_new_file_does_not_take_the_place_of_another_agents() {
     let directory = tempfile::tempdir().expect("a directory");
-    let (begun, path) = (directory.path().join("new"), directory.path().join("inbox.redb"));
+    let (begun, path) = (directory.path().join("new"), directory.path().join("inbox.journal"));
     std::fs::write(&begun, "second").expect("written");
     std::fs::write(&path, "first").expect("written");
     let error = name_it(&begun, &path).expect_err("refused");
@@ -218,7 +239,7 @@ fn two_agents_do_not_share_a_file() {
     first.open().expect("created");
     let mut second = keeper(&settings);
     assert!(matches!(second.open(), Err(Trouble::InUse(_))));
-    first.write(&mut Batch::new(vec![dead("a")])).expect("the first goes on");
+    first.write(&[dead("a")]).expect("the first goes on");
     drop(first);
     second.open().expect("free now");
 }
@@ -227,7 +248,7 @@ fn two_agents_do_not_share_a_file() {
 fn people_retry_and_drop_on_the_file_and_the_agent_finds_it_so() {
     let (_directory, settings) = settings();
     let now = SystemTime::now();
-    keeper(&settings).write(&mut Batch::new(vec![dead("a"), dead("b")])).expect("two dead letters");
+    keeper(&settings).write(&[dead("a"), dead("b")]).expect("two dead letters");
 
     let mut file = InboxFile::open(&settings).expect("no agent runs");
     assert_eq!((file.counts().records, file.counts().dead), (2, 2));

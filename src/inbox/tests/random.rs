@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::super::keeper::{Batch, InboxKeeper};
+use super::super::keeper::InboxKeeper;
 use super::super::record::to_millis;
 use super::disk::Disk;
 use super::model::{
@@ -36,7 +36,7 @@ enum Event {
 fn difference(model: &Model, keeper: &mut InboxKeeper<Disk>) -> Option<String> {
     let opened = keeper.opened().expect("it is open");
     let query = Op::Query { ticket: 0, query: Query::List { state: None, after: 0, limit: 10_000 } };
-    let (mut answers, counts) = keeper.write(&mut Batch::new(vec![query])).expect("a list");
+    let (mut answers, counts) = keeper.write(&[query]).expect("a list");
     let Some(Written::Reply { reply, .. }) = answers.pop() else { panic!("no answer: {answers:?}") };
     let Reply::Records(records) = *reply else { panic!("no list: {reply:?}") };
     let numbers: Vec<u64> = records.iter().map(|record| record.number.0).collect();
@@ -51,7 +51,7 @@ fn difference(model: &Model, keeper: &mut InboxKeeper<Disk>) -> Option<String> {
         let found = (state, settled, attempts, retry_on_crash, abandoned, outcome);
         let wanted = (kept.state, kept.settled, kept.attempts, kept.retry, kept.abandoned, kept.outcome);
         // No query tells it.
-        let entry = keeper.store.as_ref().and_then(|store| store.ledger.get(record.number.0));
+        let entry = keeper.store.as_ref().and_then(|store| store.index.ledger.get(record.number.0));
         let confirmed = entry.is_some_and(|entry| entry.confirmed);
         if found != wanted || record.message_id != kept.id.map(id_text) || confirmed != kept.confirmed {
             return Some(format!("record {record:?}, confirmed: {confirmed}, is not {kept:?}"));
@@ -93,7 +93,9 @@ impl Machine {
             keep_at_least: KEEP_AT_LEAST as u64,
             digest_window: Duration::from_millis(WINDOW_MS),
             max_reports: MAX_REPORTS as u64,
-            ..InboxSettings::at("inbox.redb")
+            // So small that there is a compaction now and then, in several steps.
+            max_size: 256 * 1024,
+            ..InboxSettings::at("inbox.journal")
         };
         InboxKeeper::new(disk.clone(), settings, clock)
     }
@@ -118,7 +120,7 @@ impl Machine {
     fn follow_in_doubt(&mut self, ops: &[Op]) {
         let (mut without, mut with) = (self.model.clone(), self.model.clone());
         let mut keeper = Self::keeper(&self.disk);
-        keeper.write(&mut Batch::new(Vec::new())).expect("an inbox after the power cut");
+        keeper.write(&[]).expect("an inbox after the power cut");
         let mut next = self.model.last;
         let mut number = || {
             next += 1;
@@ -143,23 +145,23 @@ impl Machine {
         match event {
             Event::Batch(steps) => {
                 let ops = self.ops(steps);
-                let (answers, _) =
-                    self.keeper.write(&mut Batch::new(self.ops(steps))).expect("a disk in order");
+                let (answers, _) = self.keeper.write(&self.ops(steps)).expect("a disk in order");
                 self.follow(&ops, &answers);
             }
             Event::Faulty { steps, after, faults, cut } => {
                 let ops = self.ops(steps);
-                let mut batch = Batch::new(self.ops(steps));
                 self.disk.fail_after(*after, *faults);
                 let mut tries = 0;
                 let answers = loop {
-                    match self.keeper.write(&mut batch) {
+                    match self.keeper.write(&ops) {
                         Ok((answers, _)) => break Some(answers),
                         Err(_) if *cut => break None,
                         Err(failure) if tries > 20 => panic!("{failure:?}"),
                         Err(_) => tries += 1,
                     }
                 };
+                // A compaction may go on meanwhile, and fail as well.
+                drop(self.keeper.compact());
                 self.disk.heal();
                 match answers {
                     Some(answers) => self.follow(&ops, &answers),
@@ -186,8 +188,9 @@ impl Machine {
                 NOW_MS.set(if *seconds < 0 { now.saturating_sub(by) } else { now.saturating_add(by) });
             }
         }
-        // Any transaction removes old records, so an empty one does.
-        self.keeper.write(&mut Batch::new(Vec::new())).expect("a disk in order");
+        self.keeper.compact().expect("a disk in order");
+        // Any batch removes old records, so an empty one does.
+        self.keeper.write(&[]).expect("a disk in order");
         self.model.let_go();
         let difference = difference(&self.model, &mut self.keeper);
         assert!(difference.is_none(), "{}", difference.unwrap_or_default());

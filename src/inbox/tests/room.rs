@@ -1,17 +1,17 @@
 //! A full disk, a full inbox, and a thread that recovers by itself.
 
-use super::super::keeper::{Batch, InboxKeeper};
+use super::super::keeper::InboxKeeper;
 use super::disk::Disk;
 use super::*;
 
 fn small(max_size: u64) -> (InboxKeeper<Disk>, Disk) {
     let disk = Disk::new(1);
-    let settings = InboxSettings { max_size, keep_at_least: 1_000, ..InboxSettings::at("inbox.redb") };
+    let settings = InboxSettings { max_size, keep_at_least: 1_000, ..InboxSettings::at("inbox.journal") };
     (InboxKeeper::new(disk.clone(), settings, SystemTime::now), disk)
 }
 
 fn verdicts(keeper: &mut InboxKeeper<Disk>, ops: Vec<Op>) -> (Vec<Verdict>, Counts) {
-    let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let (answers, counts) = keeper.write(&ops).expect("a disk in order");
     let verdicts = answers.iter().map(|answer| match answer {
         Written::Accepted { verdict, .. } => *verdict,
         other => panic!("{other:?}"),
@@ -112,15 +112,15 @@ fn messages_that_no_rule_takes_push_out_neither_dead_letters_nor_what_messages_a
 #[test]
 fn reports_beyond_their_number_drop_the_oldest() {
     let disk = Disk::new(1);
-    let settings = InboxSettings { max_reports: 2, ..InboxSettings::at("inbox.redb") };
+    let settings = InboxSettings { max_reports: 2, ..InboxSettings::at("inbox.journal") };
     let mut keeper = InboxKeeper::new(disk, settings, SystemTime::now);
     let end = |at: u64| {
         let (outcome, report) =
             (Box::new(outcome(OutcomeKind::Succeeded)), Some(Bytes::from(format!("r{at}"))));
         arrival(at, message(None, &at.to_string()), Intent::End { outcome, report })
     };
-    let ops = (1..=3).map(end).chain([Op::Reports { after: 0, limit: 9 }]).collect();
-    let (answers, counts) = keeper.write(&mut Batch::new(ops)).expect("a disk in order");
+    let ops: Vec<_> = (1..=3).map(end).chain([Op::Reports { after: 0, limit: 9 }]).collect();
+    let (answers, counts) = keeper.write(&ops).expect("a disk in order");
     let Some(Written::Reports(reports)) = answers.last() else { panic!("{answers:?}") };
     assert_eq!(*reports, [(2, Bytes::from_static(b"r2")), (3, Bytes::from_static(b"r3"))]);
     assert_eq!((counts.reports, counts.reports_dropped), (2, 1));

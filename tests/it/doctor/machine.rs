@@ -58,7 +58,7 @@ fn a_directory_that_the_agents_user_may_not_write_to_is_told() {
     let mut command = with_secret(dir.path(), 0o644, LED);
     fs::create_dir(dir.path().join("state")).expect("a directory");
     set_mode(&dir.path().join("state"), 0o555);
-    let rest = format!("{LED}[inbox]\npath = \"state/inbox.redb\"\n");
+    let rest = format!("{LED}[inbox]\npath = \"state/inbox.journal\"\n");
     command = {
         drop(command);
         with_secret(dir.path(), 0o644, &rest)
@@ -84,7 +84,7 @@ fn root_is_told_that_the_agent_is_somebody_else() {
 #[test]
 fn an_inbox_that_is_damaged_or_in_a_place_that_is_none_is_told_and_left_alone() {
     let dir = open_dir();
-    let damaged = b"redb\x1a\x0a\xa9\x0d\x0a and nothing that makes sense";
+    let damaged = b"c2d-agent inbox\n and nothing that makes sense";
     for (content, status, detail, remedy) in [
         (
             damaged.as_slice(),
@@ -94,17 +94,17 @@ fn an_inbox_that_is_damaged_or_in_a_place_that_is_none_is_told_and_left_alone() 
         ),
         (b"notes", "failed", "is not an inbox of c2d-agent", "set [inbox] path to another file"),
     ] {
-        drop(fs::remove_file(dir.path().join("inbox.redb.lock")));
-        fs::write(dir.path().join("inbox.redb"), content).expect("written");
+        drop(fs::remove_file(dir.path().join("inbox.journal.lock")));
+        fs::write(dir.path().join("inbox.journal"), content).expect("written");
         let found = Found::by(&mut with_secret(dir.path(), 0o600, LED));
         found.says("inbox", status, detail, remedy);
-        assert_eq!(fs::read(dir.path().join("inbox.redb")).expect("there"), content);
+        assert_eq!(fs::read(dir.path().join("inbox.journal")).expect("there"), content);
     }
-    let rest = format!("{LED}[inbox]\npath = \"a/b/inbox.redb\"\n");
+    let rest = format!("{LED}[inbox]\npath = \"a/b/inbox.journal\"\n");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &rest));
     found.failed(&["inbox"]);
     found.says("inbox", "failed", "/a is not a directory", "install -d -m 700");
-    let rest = format!("{LED}[inbox]\npath = \"new/inbox.redb\"\nsocket = \"d.sock\"\n");
+    let rest = format!("{LED}[inbox]\npath = \"new/inbox.journal\"\nsocket = \"d.sock\"\n");
     fs::write(dir.path().join("d.sock"), "").expect("written");
     let found = Found::by(&mut with_secret(dir.path(), 0o600, &rest));
     found.says("inbox", "warning", "d.sock is where the control socket must be", "move it away");

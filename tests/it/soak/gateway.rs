@@ -59,7 +59,7 @@ impl Gateway {
         let rest = rest.replace("DIR", &dir.path().display().to_string());
         write_config(dir.path(), &rest);
         let inbox = rest.split("[inbox]\npath = \"").nth(1).and_then(|text| text.split('"').next());
-        let socket = dir.path().join(inbox.unwrap_or("inbox.redb")).with_extension("sock");
+        let socket = dir.path().join(inbox.unwrap_or("inbox.journal")).with_extension("sock");
         Self {
             agent: None,
             proxy,
@@ -111,6 +111,22 @@ impl Gateway {
         assert!(self.agent.is_none(), "an agent runs already");
         self.agent = Some(Process::spawn(&mut self.command(&["run"])));
         self.losses = 0;
+    }
+
+    /// Starts the agent, which is killed when one of its threads begins the system call `call` for the `nth` time. False
+    /// without strace.
+    pub(crate) fn start_killed_at(&mut self, call: &str, nth: u32) -> bool {
+        let Some(strace) = crate::harness::program("strace") else { return false };
+        let run = self.command(&["run"]);
+        let mut command = std::process::Command::new(strace);
+        // -D: the agent is the child, and strace a process beside it.
+        command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));
+        command.arg("-e").arg(format!("inject={call}:signal=KILL:when={nth}"));
+        command.arg(run.get_program()).args(run.get_args());
+        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        assert!(self.agent.is_none(), "an agent runs already");
+        self.agent = Some(Process::spawn(&mut command));
+        true
     }
 
     /// Starts a second agent with the same configuration, after the first one has the inbox.

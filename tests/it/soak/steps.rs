@@ -41,7 +41,7 @@ fn configuration() -> String {
         }
     }
     format!(
-        "[inbox]\npath = \"inbox.redb\"\n[gpio]\nbackend = \"simulated\"\nstate_file = \"DIR/pins.json\"\n{pins}{rules}\
+        "[inbox]\npath = \"inbox.journal\"\n[gpio]\nbackend = \"simulated\"\nstate_file = \"DIR/pins.json\"\n{pins}{rules}\
          [[rule]]\nname = \"shell\"\nwhen = {{ action = \"shell\" }}\n\
          do = [ {{ shell = \"echo $C2D_MESSAGE_ID >> DIR/shell\" }} ]\n\
          [[rule]]\nname = \"run\"\nwhen = {{ action = \"run\" }}\n\

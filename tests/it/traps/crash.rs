@@ -3,13 +3,21 @@
 //! Owns: these moments: between the inbox's write and the PUBACK, and between an action's start and its result.
 //! Must not know: the inbox.
 
+use std::io::Write as _;
+use std::time::Duration;
+
 use c2d_agent::feedback::FeedbackStatus;
 
 use crate::harness::DEADLINE;
 use crate::over;
 use crate::soak::back_end::{Feedback, Hub};
+use crate::soak::gateway::Gateway;
 
 use super::{QUICK, gated, open, settled, settled_after, started, wait_done};
+
+fn skip(test: &str) {
+    writeln!(std::io::stderr(), "SKIPPED {test}: strace is not installed").expect("stderr");
+}
 
 /// Sends one message to its end. After that, over AMQP, the hub has the agent's credit for more messages.
 fn flowing(hub: &Hub) -> Vec<String> {
@@ -68,6 +76,43 @@ fn trap_10_kill_9_after_an_accept_and_before_the_puback_runs_what_waited_once() 
         let done = wait_done(&gateway, "first ended"); // the program outlived its agent
         assert_eq!(done.lines().count(), 5, "nothing was run twice: {done}");
     });
+}
+
+#[test]
+fn trap_10_kill_9_before_any_write_or_sync_of_the_inbox_loses_no_message_and_runs_none_twice() {
+    let hub = Hub::start();
+    for call in ["pwrite64", "fdatasync"] {
+        for nth in 1.. {
+            let mut gateway = Gateway::new(&hub, QUICK);
+            if !gateway.start_killed_at(call, nth) {
+                return skip("kill -9 at each write and sync");
+            }
+            let ids = ["a", "b"].map(|name| format!("{call}-{nth}-{name}"));
+            ids.iter().for_each(|id| hub.send(id, "quick", &[]).expect("room"));
+            let are_settled = |told: &Feedback| ids.iter().all(|id| told.contains_key(id));
+            while gateway.agent().is_running() && !hub.wait_feedback(Duration::from_millis(50), are_settled) {
+            }
+            if gateway.agent().is_running() {
+                gateway.agent().signal(rustix::process::Signal::TERM);
+            }
+            let was_killed = gateway.wait_exit().is_none();
+            gateway.start();
+            ids.iter().for_each(|id| hub.wait_success(id));
+            let (inbox, effects) = (gateway.settled_inbox(), gateway.effects("done"));
+            for id in &ids {
+                let done = effects.get(&format!("{id} done")).copied().unwrap_or_default();
+                let outcome = inbox[id].outcome.as_deref();
+                let is_right =
+                    matches!((outcome, done), (Some("succeeded"), 1) | (Some("interrupted"), 0 | 1));
+                assert!(is_right, "{call} {nth}: {id} is {outcome:?} and was done {done} times");
+            }
+            gateway.terminate();
+            if !was_killed {
+                assert!(nth > 4, "{call}: only {nth} of them");
+                break;
+            }
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{QUICK, gated, open, started, wait_done};
+use c2d_agent::service::OutgoingMessage;
+
 use crate::harness::run;
 use crate::soak::back_end::{Hub, message};
 use crate::soak::disk::{TROUBLE, WELL, limit_file_size};
@@ -70,8 +72,11 @@ fn with_inbox(path: &str) -> String {
 /// trouble and its end once each.
 fn sits_it_out(hub: &Hub, gateway: &Gateway, make_good: impl FnOnce()) {
     let log = &gateway.agent().stderr;
-    hub.send("m-1", "quick", &[]).expect("room");
-    hub.send("m-2", "quick", &[]).expect("room");
+    for id in ["m-1", "m-2"] {
+        // So large that it does not fit into the room that a new inbox has.
+        hub.send_message(OutgoingMessage { body: vec![b'x'; 65_300].into(), ..message(id, "quick") })
+            .expect("room");
+    }
     log.wait_for(TROUBLE);
     assert!(hub.feedback().is_empty(), "completed and not recorded");
     assert!(!gateway.path("done").exists(), "done and not recorded");
@@ -87,7 +92,7 @@ fn sits_it_out(hub: &Hub, gateway: &Gateway, make_good: impl FnOnce()) {
 #[test]
 fn trap_15_a_full_disk_is_sat_out() {
     let hub = Hub::start();
-    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.journal"));
     let disk = match SmallDisk::mount(gateway.path("disk")) {
         Ok(disk) => disk,
         Err(lack) => return skip("a full disk is sat out", &lack),
@@ -101,7 +106,7 @@ fn trap_15_a_full_disk_is_sat_out() {
 #[test]
 fn trap_15_a_disk_that_is_full_at_the_start_is_sat_out() {
     let hub = Hub::start();
-    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.journal"));
     let disk = match SmallDisk::mount(gateway.path("disk")) {
         Ok(disk) => disk,
         Err(lack) => return skip("a disk that is full at the start is sat out", &lack),
@@ -190,7 +195,7 @@ fn trap_15_a_message_that_expires_while_nothing_can_be_written_is_not_acted_on()
 #[test]
 fn trap_15_a_read_only_disk_is_sat_out() {
     let hub = Hub::start();
-    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.redb"));
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/disk/inbox.journal"));
     let disk = match SmallDisk::mount(gateway.path("disk")) {
         Ok(disk) => disk,
         Err(lack) => return skip("a read-only disk is sat out", &lack),
@@ -204,7 +209,7 @@ fn trap_15_a_read_only_disk_is_sat_out() {
 #[test]
 fn trap_15_a_folder_that_cannot_be_made_is_sat_out() {
     let hub = Hub::start();
-    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/state/inbox.redb"));
+    let mut gateway = Gateway::new(&hub, &with_inbox("DIR/state/inbox.journal"));
     let folder = gateway.path("state");
     fs::write(&folder, "a file where the folder should be").expect("written");
     gateway.start();
@@ -220,7 +225,7 @@ fn trap_15_a_corrupt_inbox_is_moved_aside_and_named_and_a_new_one_begun() {
     gateway.start_subscribed();
     gateway.terminate();
     let garbage = vec![b'?'; 64 * 1024];
-    fs::write(gateway.path("inbox.redb"), &garbage).expect("written");
+    fs::write(gateway.path("inbox.journal"), &garbage).expect("written");
     gateway.start_subscribed();
     hub.send("m-1", "quick", &[]).expect("room");
     hub.wait_success("m-1");
@@ -234,5 +239,5 @@ fn trap_15_a_corrupt_inbox_is_moved_aside_and_named_and_a_new_one_begun() {
 
 fn moved_aside(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    entries.filter(|path| path.to_string_lossy().contains("inbox.redb.corrupt-")).collect()
+    entries.filter(|path| path.to_string_lossy().contains("inbox.journal.corrupt-")).collect()
 }

@@ -1,0 +1,111 @@
+//! Compaction: what is needed of a journal, written to a new file that then takes its place.
+//!
+//! Owns: the order of copying. Must not know: when it is due, paths.
+//!
+//! It goes in steps, so that no message waits long. What is written to the journal meanwhile goes into the new file, too.
+//! The journal stays the inbox until the new file has its name, so a crash at any moment leaves one that is right.
+//!
+//! A frame that is written later always counts more. So it does no harm when a record's change comes to the new file before
+//! the record is copied: the copy is made of what the index points to at that time.
+
+use super::codec;
+use super::frame::Kind;
+use super::index::Index;
+use super::journal::Journal;
+use super::trouble::Trouble;
+
+/// Whether a compaction has more to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    More,
+    /// All is in the new file, and on disk.
+    Done,
+}
+
+#[derive(Debug)]
+pub(super) struct Compaction {
+    journal: Journal,
+    /// Records up to this number are copied, and reports up to this one.
+    records: u64,
+    reports: u64,
+    has_pins: bool,
+    /// Why the new file cannot be written to.
+    failed: Option<Trouble>,
+}
+
+impl Compaction {
+    /// `journal` is an empty one.
+    pub(super) fn new(journal: Journal) -> Self {
+        Self { journal, records: 0, reports: 0, has_pins: false, failed: None }
+    }
+
+    /// Copies the next part: about `most` bytes.
+    pub(super) fn step(
+        &mut self,
+        from: &Journal,
+        index: &mut Index,
+        most: usize,
+    ) -> Result<Progress, Trouble> {
+        if let Some(failure) = self.failed.take() {
+            return Err(failure);
+        }
+        let is_all = self.copy(from, index, most)?;
+        self.journal.commit(&index.sums)?;
+        Ok(if is_all { Progress::Done } else { Progress::More })
+    }
+
+    /// Gathers the next part. True if nothing is left after it.
+    fn copy(&mut self, from: &Journal, index: &mut Index, most: usize) -> Result<bool, Trouble> {
+        if !std::mem::replace(&mut self.has_pins, true) && index.pins_on.is_some() {
+            let pins = from.read(index.pins_on)?;
+            let pins = self.journal.put(Kind::PinsOn, |out| out.extend_from_slice(&pins));
+            index.moved(Kind::PinsOn, 0, pins);
+        }
+        while let Some((number, entry)) = index.ledger.entries.first_after(self.records) {
+            if self.journal.gathered() >= most {
+                return Ok(false);
+            }
+            let (record, message, confirmed) = (from.read(entry.record)?, entry.message, entry.confirmed);
+            let record = self.journal.put(Kind::Record, |out| {
+                let begin = out.len();
+                out.extend_from_slice(&record);
+                if confirmed {
+                    codec::confirm(out.get_mut(begin..).unwrap_or_default());
+                }
+            });
+            index.moved(Kind::Record, number, record);
+            if message.is_some() {
+                let bytes = from.read(message)?;
+                let message = self.journal.put(Kind::Message, |out| out.extend_from_slice(&bytes));
+                index.moved(Kind::Message, number, message);
+            }
+            self.records = number;
+        }
+        while let Some((number, place)) = index.reports.first_after(self.reports) {
+            if self.journal.gathered() >= most {
+                return Ok(false);
+            }
+            let report = from.read(place)?;
+            let report = self.journal.put(Kind::Report, |out| out.extend_from_slice(&report));
+            index.moved(Kind::Report, number, report);
+            self.reports = number;
+        }
+        Ok(true)
+    }
+
+    /// Writes a batch that is about to be written to the journal. It is on disk after the next step.
+    pub(super) fn follow(&mut self, from: &Journal, index: &mut Index) {
+        if self.failed.is_some() {
+            return;
+        }
+        for frame in from.drafted() {
+            let place = self.journal.put(frame.kind, |out| out.extend_from_slice(frame.payload));
+            index.moved(frame.kind, codec::number(frame.payload), place);
+        }
+        self.failed = self.journal.write(&index.sums).err();
+    }
+
+    pub(super) fn into_journal(self) -> Journal {
+        self.journal
+    }
+}

@@ -1,0 +1,256 @@
+//! The journal: an append-only file of frames, written in batches.
+//!
+//! Owns: the file's header, the batch that gathers, when a batch is on disk, room before the end. Must not know: what
+//! frames mean (`index.rs`), how a file is opened (`replay.rs`), where it is.
+//!
+//! The file is longer than what is in it: the rest is zeros that were written before. So a batch is one write, and one
+//! sync that changes nothing but data. A batch counts as a whole or not at all: its last frame says how many it has.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use bytes::Bytes;
+
+use super::codec;
+use super::frame::{self, Frame, HEAD, Kind, Place};
+use super::sums::Sums;
+use super::trouble::Trouble;
+
+/// The beginning of each inbox.
+pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
+/// The beginning of inboxes before this format, which were databases.
+pub(super) const EARLIER_MAGIC: &[u8] = b"redb";
+/// The version of the layout. A file with a higher one is not touched. 1 and 2 were databases.
+const FORMAT: u32 = 3;
+/// Bytes before the first frame: the magic, the format, and the checksum of both.
+pub(super) const HEADER: u64 = 64;
+
+/// How many zeros are written at once before the end: little at first, so that a small inbox is a small file.
+pub(super) const LEAST_ROOM: u64 = 64 * 1024;
+const MOST_ROOM: u64 = 512 * 1024;
+
+/// Bytes of the last frame of a batch at most: there are not that many outcomes.
+const MOST_OF_END: u64 = 512;
+
+/// What the journal needs of a file. All places are from its beginning.
+pub(super) trait JournalFile: fmt::Debug + Send {
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `out`, or fails with `UnexpectedEof`.
+    fn read(&self, out: &mut [u8], at: u64) -> io::Result<()>;
+    fn write(&self, data: &[u8], at: u64) -> io::Result<()>;
+    /// When this returns, all that was written is on disk. After an error, nothing is known of what was written since
+    /// the last sync, not even by reading it again.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl JournalFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read(&self, out: &mut [u8], at: u64) -> io::Result<()> {
+        self.read_exact_at(out, at)
+    }
+
+    fn write(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(data, at)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// How far a journal is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    /// Where the next batch goes.
+    pub(super) at: u64,
+    /// The number of the next batch.
+    pub(super) batch: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: Box<dyn JournalFile>,
+    end: End,
+    /// The end at the last sync.
+    durable: End,
+    /// The length of the file.
+    length: u64,
+    /// The batch that gathers.
+    draft: Vec<u8>,
+    frames: u32,
+}
+
+impl Journal {
+    /// A file whose content up to `end` was read.
+    pub(super) fn new(file: Box<dyn JournalFile>, end: End, length: u64) -> Self {
+        Self { file, end, durable: end, length, draft: Vec::new(), frames: 0 }
+    }
+
+    /// A file that has a header and nothing else: see [`write_header`].
+    pub(super) fn empty(file: Box<dyn JournalFile>) -> Self {
+        Self::new(file, End { at: HEADER, batch: 0 }, LEAST_ROOM)
+    }
+
+    /// How much of it is on disk.
+    pub(super) fn durable(&self) -> End {
+        self.durable
+    }
+
+    /// Bytes that are written.
+    pub(super) fn len(&self) -> u64 {
+        self.end.at
+    }
+
+    /// Appends a frame to the batch that gathers. `write` appends what the frame carries.
+    pub(super) fn put(&mut self, kind: Kind, write: impl FnOnce(&mut Vec<u8>)) -> Place {
+        self.frames += 1;
+        frame::append(&mut self.draft, self.end.at, self.end.batch, kind, write)
+    }
+
+    /// Bytes of the batch that gathers.
+    pub(super) fn gathered(&self) -> usize {
+        self.draft.len()
+    }
+
+    /// Takes back what was put after the batch had `gathered` bytes.
+    pub(super) fn take_back(&mut self, gathered: usize) {
+        self.draft.truncate(gathered);
+        self.frames = u32::try_from(self.drafted().count()).unwrap_or(u32::MAX);
+    }
+
+    /// What a frame carries, whether it is on disk or only in the batch that gathers.
+    ///
+    /// # Errors
+    /// When the disk fails, or when it returns other bytes than were written.
+    pub(super) fn read(&self, place: Place) -> Result<Bytes, Trouble> {
+        let (at, size) = (place.at(), place.size() as usize);
+        let bytes = match at.checked_sub(self.end.at).and_then(|from| usize::try_from(from).ok()) {
+            Some(from) => Bytes::copy_from_slice(self.draft.get(from..from + size).unwrap_or_default()),
+            None => {
+                let mut bytes = vec![0; size];
+                self.file.read(&mut bytes, at).map_err(unreadable)?;
+                bytes.into()
+            }
+        };
+        match frame::read(&bytes, at) {
+            Some(frame) => Ok(bytes.slice(HEAD..HEAD + frame.payload.len())),
+            None => {
+                Err(Trouble::Corrupt(format!("the disk returned other data at byte {at} than was written")))
+            }
+        }
+    }
+
+    /// Ends the batch that gathers, and writes it. It is on disk when this returns. After an error, the journal must
+    /// be dropped, and read anew up to [`Journal::durable`].
+    pub(super) fn commit(&mut self, sums: &Sums) -> Result<(), Trouble> {
+        self.write(sums)?;
+        self.sync()
+    }
+
+    /// Like [`Journal::commit`], without waiting for the disk.
+    pub(super) fn write(&mut self, sums: &Sums) -> Result<(), Trouble> {
+        let (frames, next) = (self.frames, self.end.at + self.draft.len() as u64 + MOST_OF_END);
+        if next > self.length {
+            self.make_room(next)?;
+        }
+        let length = self.length;
+        self.put(Kind::End, |out| codec::encode_end(out, frames, length, sums));
+        let next = self.end.at + self.draft.len() as u64;
+        self.file.write(&self.draft, self.end.at).map_err(|error| Trouble::Io("write", error))?;
+        self.end = End { at: next, batch: self.end.batch.wrapping_add(1) };
+        self.forget();
+        Ok(())
+    }
+
+    pub(super) fn sync(&mut self) -> Result<(), Trouble> {
+        self.file.sync().map_err(|error| Trouble::Io("write", error))?;
+        self.durable = self.end;
+        Ok(())
+    }
+
+    /// Drops the batch that gathers.
+    pub(super) fn forget(&mut self) {
+        self.draft.clear();
+        // A few large messages must not hold memory for good.
+        self.draft.shrink_to(LEAST_ROOM as usize);
+        self.frames = 0;
+    }
+
+    /// Writes zeros from the file's end on, so that `next` and what follows soon is within it. They are on disk before the
+    /// batch is written. So if a batch is not whole, the length of its file is nevertheless a multiple of
+    /// [`LEAST_ROOM`], unless the file was cut off.
+    fn make_room(&mut self, next: u64) -> Result<(), Trouble> {
+        let step = (self.length / 4).clamp(LEAST_ROOM, MOST_ROOM);
+        let until = (next + step).next_multiple_of(LEAST_ROOM);
+        let zeros = vec![0; LEAST_ROOM as usize];
+        while self.length < until {
+            self.file.write(&zeros, self.length).map_err(|error| Trouble::Io("extend", error))?;
+            self.length += LEAST_ROOM;
+        }
+        self.file.sync().map_err(|error| Trouble::Io("extend", error))
+    }
+
+    /// The frames of the batch that gathers.
+    pub(super) fn drafted(&self) -> impl Iterator<Item = Frame<'_>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let frame = frame::read(self.draft.get(at..)?, self.end.at + at as u64)?;
+            at += frame::size(frame.payload.len());
+            Some(frame)
+        })
+    }
+}
+
+/// Makes an empty file an empty journal. It is on disk when this returns.
+pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<()> {
+    let mut header = MAGIC.to_vec();
+    header.extend_from_slice(&FORMAT.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+    header.resize(LEAST_ROOM as usize, 0);
+    file.write(&header, 0)?;
+    file.sync()
+}
+
+/// Checks a file's header.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_header(file: &dyn JournalFile, length: u64) -> Result<(), Trouble> {
+    let mut header = [0; MAGIC.len() + 8];
+    let there = header.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+    file.read(header.get_mut(..there).unwrap_or_default(), 0).map_err(unreadable)?;
+    let (checked, sum) = header.split_at(MAGIC.len() + 4);
+    if checked.starts_with(EARLIER_MAGIC) {
+        return Err(Trouble::Earlier);
+    }
+    if length < LEAST_ROOM {
+        return Err(Trouble::Corrupt(format!("it was cut off at byte {length}")));
+    }
+    let Some(format) = checked.strip_prefix(MAGIC) else {
+        return Err(Trouble::Corrupt("it does not begin as an inbox does".to_owned()));
+    };
+    if crc32c::crc32c(checked).to_le_bytes() != sum {
+        return Err(Trouble::Corrupt("its header is damaged".to_owned()));
+    }
+    let format = format.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
+    match format {
+        FORMAT => Ok(()),
+        newer if newer > FORMAT => {
+            Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
+        }
+        other => Err(Trouble::Corrupt(format!("its format is {other}, which no version ever wrote"))),
+    }
+}
+
+/// A file that ends too early is damaged. Any other fault is the disk's.
+pub(super) fn unreadable(error: io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Trouble::Corrupt("it is shorter than it was".to_owned()),
+        _ => Trouble::Io("read", error),
+    }
+}

@@ -1,0 +1,193 @@
+//! Opening a journal: reading its batches up to the first that is not whole, and telling its end from damage.
+//!
+//! Owns: which part of a file counts. Must not know: what frames mean (`index.rs`), where the file is.
+//!
+//! A batch is written only after the one before is on disk. So after a power cut, at most the last batch is not whole,
+//! and it was never answered: the file ends before it. If a frame of a later batch is whole, then the bytes before it were
+//! on disk, and have changed since: the file is damaged.
+
+use super::codec;
+use super::frame::{self, Frame, HEAD, Head, Kind, Place, UNIT};
+use super::index::Index;
+use super::journal::{End, HEADER, Journal, JournalFile, LEAST_ROOM, check_header, unreadable};
+use super::trouble::Trouble;
+
+/// How much is read at once.
+const CHUNK: usize = 128 * 1024;
+
+/// For comparisons. A multiple of [`UNIT`].
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// How many bytes are checked in search of a later frame, for each byte of the file. Bytes that look like many frames are
+/// not worth more time.
+const MOST_CHECKED: u64 = 4;
+
+/// Reads a journal. With `until`, only so far: what comes after it cannot be trusted. The flag tells whether a batch at
+/// the end was left out because it is not whole.
+///
+/// # Errors
+/// When the disk fails, or when the file is damaged, or not an inbox of this version.
+pub(super) fn open(
+    file: Box<dyn JournalFile>,
+    until: Option<End>,
+) -> Result<(Journal, Index, bool), Trouble> {
+    let length = file.len().map_err(|error| Trouble::Io("read", error))?;
+    check_header(&*file, length)?;
+    let mut window = Window { file: &*file, length, start: 0, bytes: Vec::new() };
+    let mut index = Index::default();
+    let mut batch = WaitingBatch::default();
+    let mut end = End { at: HEADER, batch: 0 };
+    let mut at = end.at;
+    while until.is_none_or(|until| until.at > at)
+        && let Some(frame) = window.frame(at)?.filter(|frame| frame.batch == end.batch)
+    {
+        let place = Place::new(at, frame.payload.len());
+        at += frame::size(frame.payload.len()) as u64;
+        if frame.kind != Kind::End {
+            batch.add(&frame, place);
+            continue;
+        }
+        let Some(last) =
+            codec::decode_end(frame.payload).filter(|last| last.frames as usize == batch.frames.len())
+        else {
+            break; // what is left of a longer batch that was not whole
+        };
+        if last.length > length {
+            return Err(cut_off(length));
+        }
+        batch.add(&frame, place);
+        batch.replay(&mut index).map_err(Trouble::Corrupt)?;
+        end = End { at, batch: end.batch.wrapping_add(1) };
+    }
+    let mut is_cut = false;
+    match until {
+        Some(until) if until == end => {}
+        Some(until) => return Err(damaged(at.min(until.at))),
+        None if window.has_later_frame(end)? => return Err(damaged(at)),
+        None if window.is_clear_after(end.at)? => {}
+        None if !length.is_multiple_of(LEAST_ROOM) => return Err(cut_off(length)),
+        None => {
+            window.clear_after(end.at)?;
+            is_cut = true;
+        }
+    }
+    Ok((Journal::new(file, end, length), index, is_cut))
+}
+
+fn damaged(at: u64) -> Trouble {
+    Trouble::Corrupt(format!("what it has at byte {at} is not what was written there"))
+}
+
+fn cut_off(length: u64) -> Trouble {
+    Trouble::Corrupt(format!("it was cut off at byte {length}"))
+}
+
+/// The frames of a batch whose end was not read yet, with what they carry as far as it is needed.
+#[derive(Debug, Default)]
+struct WaitingBatch {
+    frames: Vec<(Kind, Place, std::ops::Range<usize>)>,
+    payloads: Vec<u8>,
+}
+
+impl WaitingBatch {
+    fn add(&mut self, frame: &Frame<'_>, place: Place) {
+        // Of messages and reports only the number is needed.
+        let needed = match frame.kind {
+            Kind::Message | Kind::Report => frame.payload.get(..8).unwrap_or(frame.payload),
+            _ => frame.payload,
+        };
+        let from = self.payloads.len();
+        self.payloads.extend_from_slice(needed);
+        self.frames.push((frame.kind, place, from..self.payloads.len()));
+    }
+
+    fn replay(&mut self, index: &mut Index) -> Result<(), String> {
+        for (kind, place, range) in self.frames.drain(..) {
+            index.replay(kind, self.payloads.get(range).unwrap_or_default(), place)?;
+        }
+        self.payloads.clear();
+        Ok(())
+    }
+}
+
+/// A part of the file in memory.
+struct Window<'f> {
+    file: &'f dyn JournalFile,
+    length: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window<'_> {
+    /// The bytes from `at` on: at least `len` of them, unless the file ends before.
+    fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], Trouble> {
+        let wanted = self.length.saturating_sub(at).min(len as u64);
+        let is_there = at >= self.start && at + wanted <= self.start + self.bytes.len() as u64;
+        if !is_there {
+            let size = self.length.saturating_sub(at).min(len.max(CHUNK) as u64);
+            self.bytes.resize(usize::try_from(size).unwrap_or(CHUNK), 0);
+            self.start = at;
+            self.file.read(&mut self.bytes, at).map_err(unreadable)?;
+        }
+        let from = usize::try_from(at - self.start).unwrap_or(usize::MAX);
+        Ok(self.bytes.get(from..).unwrap_or_default())
+    }
+
+    /// The frame at `at`. None if there is no whole one.
+    fn frame(&mut self, at: u64) -> Result<Option<Frame<'_>>, Trouble> {
+        let Some(head) = Head::read(self.bytes(at, HEAD)?) else { return Ok(None) };
+        Ok(frame::read(self.bytes(at, head.size())?, at))
+    }
+
+    /// Whether there is a whole frame of a batch after the one that would follow `end`.
+    fn has_later_frame(&mut self, end: End) -> Result<bool, Trouble> {
+        let mut left = self.length.saturating_mul(MOST_CHECKED);
+        let mut at = end.at;
+        while at < self.length {
+            let bytes = self.bytes(at, ZEROS.len())?;
+            if bytes.starts_with(&ZEROS) {
+                // No head begins with so many zeros.
+                at += (ZEROS.len() - UNIT) as u64;
+                continue;
+            }
+            let head = Head::read(bytes);
+            // Counted modulo 2^32, as batches are.
+            let is_later = |head: &Head| head.batch.wrapping_sub(end.batch).wrapping_sub(1) < u32::MAX / 2;
+            if let Some(head) = head.filter(is_later) {
+                if self.frame(at)?.is_some() || left < head.size() as u64 {
+                    return Ok(true);
+                }
+                left -= head.size() as u64;
+            }
+            at += UNIT as u64;
+        }
+        Ok(false)
+    }
+
+    /// Whether there are only zeros after `end`.
+    fn is_clear_after(&mut self, end: u64) -> Result<bool, Trouble> {
+        let mut at = end;
+        while at < self.length {
+            let bytes = self.bytes(at, ZEROS.len())?;
+            let bytes = bytes.get(..ZEROS.len()).unwrap_or(bytes);
+            if !ZEROS.starts_with(bytes) {
+                return Ok(false);
+            }
+            at += bytes.len() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Overwrites what is left of a batch with zeros, so that it is never taken for more.
+    fn clear_after(&mut self, end: u64) -> Result<(), Trouble> {
+        let failed = |error| Trouble::Io("write", error);
+        let zeros = vec![0; CHUNK];
+        let mut at = end;
+        while at < self.length {
+            let len = usize::try_from(self.length - at).unwrap_or(CHUNK).min(CHUNK);
+            self.file.write(zeros.get(..len).unwrap_or_default(), at).map_err(failed)?;
+            at += len as u64;
+        }
+        self.file.sync().map_err(failed)
+    }
+}
