@@ -4,11 +4,12 @@
 #
 #   scripts/build-arm.sh [aarch64|armv7]      the device image (init, run, check, inbox, status, healthcheck), for 64-bit or 32-bit systems
 #   scripts/build-arm.sh ... --full           everything: also c2d-send, emulator, demo and the other default features
+#   scripts/build-arm.sh ... --panics         the device image with a thread that panics on purpose, for scripts/test-pi.sh
 #   scripts/build-arm.sh ... --static         with musl, for systems with another or an older libc
 #   scripts/build-arm.sh ... --print-path     builds nothing, and prints where such a build puts its binary
 #
-# Its place is target/arm/ARCH/device/c2d-agent, with --full target/arm/ARCH/full/c2d-agent; with --static the folder is called
-# device-static or full-static.
+# Its place is target/arm/ARCH/device/c2d-agent, with --full target/arm/ARCH/full/c2d-agent, with --panics
+# target/arm/ARCH/panics/c2d-agent; with --static the folder is called device-static or full-static.
 #
 # Exit code 3: a cross compiler or Rust's libraries for this ARM cannot be had here.
 #
@@ -21,7 +22,7 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 . scripts/packages.sh
 
 usage() {
-    echo "usage: scripts/build-arm.sh [aarch64|armv7] [--full] [--static] [--toolchain rustup|distribution|source] [--print-path]" >&2
+    echo "usage: scripts/build-arm.sh [aarch64|armv7] [--full|--panics] [--static] [--toolchain rustup|distribution|source] [--print-path]" >&2
     exit 2
 }
 
@@ -30,6 +31,7 @@ while [ $# -gt 0 ]; do
     case "$1" in
     aarch64 | armv7) arch=$1 ;;
     --full) image=full ;;
+    --panics) image=panics ;;
     --static) libc=musl ;;
     --toolchain)
         toolchain="${2:-}"
@@ -115,7 +117,7 @@ add_from_source() {
             cp "$("$compiler-gcc" -print-file-name=libgcc_eh.a)" "$musl/libunwind.a" || return 1
         rm -rf "$apt"
     fi
-    build_std=("-Zbuild-std=std,panic_unwind")
+    build_std=("-Zbuild-std=std,panic_abort")
     export RUSTC_BOOTSTRAP=1 # the stable cargo takes that option only so
 }
 
@@ -152,15 +154,22 @@ flags=()
 if [ "$libc" = gnu ]; then
     flags+=("-Clinker=$compiler-gcc" -Clink-arg=-fuse-ld=lld "-Clink-arg=-B$(linker_folder)")
     flags+=("-Clink-arg=-Wl,--icf=all,-O2,-z,pack-relative-relocs")
+    to_linker=-Wl,
 else
     # musl's own objects come with Rust, or lie in a folder of ours: no C compiler takes part in linking.
     flags+=(-Clinker=rust-lld -Clink-self-contained=yes)
     [ ${#build_std[@]} = 0 ] || flags+=("-Lnative=$PWD/$musl")
     flags+=(-Clink-arg=--icf=all -Clink-arg=-O2)
+    to_linker=
 fi
-# LLVM shares equal pieces of code by making functions of them, and does not count the 36 bytes that each costs in the
-# tables for unwinding.
-flags+=(-Cllvm-args=-outliner-benefit-threshold=40)
+if [ "$image" = full ]; then
+    # LLVM shares equal pieces of code by making functions of them, and does not count the 36 bytes that each costs in the
+    # tables for unwinding.
+    flags+=(-Cllvm-args=-outliner-benefit-threshold=40)
+else
+    # A panic aborts, and only backtraces would still need these tables.
+    flags+=(-Cforce-unwind-tables=no "-Clink-arg=${to_linker}-T$PWD/scripts/no-unwind-tables.ld")
+fi
 
 # --- Build -------------------------------------------------------------------------------------------------------
 
@@ -172,6 +181,8 @@ done
 
 features=()
 [ "$image" = full ] || features=(--no-default-features --features gpio)
+program=(--bin c2d-agent) made=c2d-agent
+[ "$image" != panics ] || program=(--example panics) made=examples/panics
 variable=${target//-/_}
 export "CC_$variable=$compiler-gcc" "AR_$variable=$compiler-ar"
 CARGO_ENCODED_RUSTFLAGS=$(
@@ -181,9 +192,10 @@ CARGO_ENCODED_RUSTFLAGS=$(
 export CARGO_ENCODED_RUSTFLAGS
 
 say "building the $image image for $target with $("${RUSTC:-rustc}" --version)"
-cargo build --locked --profile device --target "$target" --target-dir target/arm/cargo "${build_std[@]}" "${features[@]}"
+cargo build --locked --profile device --target "$target" --target-dir target/arm/cargo "${program[@]}" "${build_std[@]}" \
+    "${features[@]}"
 mkdir -p "$folder"
-cp "target/arm/cargo/$target/device/c2d-agent" "$folder/c2d-agent"
+cp "target/arm/cargo/$target/device/$made" "$folder/c2d-agent"
 
 # --- What it is, and whether it runs on Debian 12 -------------------------------------------------------------------
 

@@ -6,6 +6,8 @@
 #   scripts/test-pi.sh            the binary of scripts/build-arm.sh, built first if it is missing or older than its source
 #   scripts/test-pi.sh BINARY     this one; aarch64, with all features
 #
+# A second program panics on purpose: the device image with tests/pi/panics.rs, which scripts/build-arm.sh --panics makes.
+#
 # C2D_PI_LIMIT=SECONDS gives a slow machine more time than 300 s. `rm -r target/pi` fetches the newest packages again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,12 +24,17 @@ binary=${1:-}
 
 require_packages qemu-system-aarch64:qemu-system-arm cpio:cpio dpkg-deb:dpkg || exit 1
 
-if [ -z "$binary" ]; then
-    binary=$(scripts/build-arm.sh aarch64 --full --print-path)
-    if [ ! -x "$binary" ] || [ -n "$(find src Cargo.toml Cargo.lock -newer "$binary" -print -quit)" ]; then
-        scripts/build-arm.sh aarch64 --full
+# built OPTION: the binary of scripts/build-arm.sh with this option, built first if needed.
+built() {
+    local made
+    made=$(scripts/build-arm.sh aarch64 "$1" --print-path)
+    if [ ! -x "$made" ] || [ -n "$(find src tests/pi/panics.rs Cargo.toml Cargo.lock -newer "$made" -print -quit)" ]; then
+        scripts/build-arm.sh aarch64 "$1" >&2
     fi
-fi
+    echo "$made"
+}
+[ -n "$binary" ] || binary=$(built --full)
+panics=$(built --panics)
 if [ ! -x "$binary" ]; then
     say "there is no program $binary"
     exit 1
@@ -89,6 +96,7 @@ libraries=$root/lib/aarch64-linux-gnu
 mkdir -p "$root/bin" "$root/pi" "$libraries"
 cp "$packages/bin/busybox" "$packages"/usr/bin/gpio* "$root/bin/"
 cp "$binary" "$root/bin/c2d-agent"
+cp "$panics" "$root/bin/c2d-agent-panics"
 cp -L "$packages"/lib/aarch64-linux-gnu/{ld-linux-aarch64.so.1,libc.so.6,libm.so.6,libgcc_s.so.1} \
     "$packages/usr/lib/aarch64-linux-gnu/libgpiod.so.2" "$libraries/"
 ln -s aarch64-linux-gnu/ld-linux-aarch64.so.1 "$root/lib/"

@@ -27,7 +27,8 @@ pub use gpio::{CONSUMER, GpioError, LineUse, Survey, survey};
 
 /// What plans act on: the claimed pins, and the way to start programs.
 ///
-/// If it is dropped without [`Actions::close`] (in a panic), every pin still goes into its `on_exit` state.
+/// If it is dropped without [`Actions::close`], every pin still goes into its `on_exit` state. For a panic, see
+/// [`leave_pins_in_panic`].
 pub struct Actions {
     pins: Pins,
 }
@@ -118,11 +119,6 @@ impl Actions {
         self.pins.next_sign()
     }
 
-    /// Waits until a defect stops timed changes of pins. All pins are in their `on_exit` state then. Cancel safe.
-    pub async fn broken(&self) {
-        self.pins.broken().await;
-    }
-
     /// Waits until a pin with `max_on` was switched. Cancel safe. May return once too often.
     pub async fn switched(&self) {
         self.pins.switched().await;
@@ -195,6 +191,12 @@ impl Actions {
     pub async fn close(self) -> Result<(), ActionError> {
         Ok(self.pins.close().await?)
     }
+}
+
+/// For the hook of a panic: puts the pins of this process into their `on_exit` state, although the thread that panics may
+/// hold any lock. No pin changes any more after that. A pin that fails is logged.
+pub fn leave_pins_in_panic() {
+    gpio::leave_in_panic();
 }
 
 impl fmt::Display for Outcome {

@@ -156,7 +156,6 @@ enum Happening {
     Scrape(Scrape),
     PinSwitched,
     PinMoved,
-    PinsBroken,
     Reload(ReloadProgress),
     Twin(TwinVerdict),
     Time,
@@ -193,7 +192,6 @@ impl Agent {
             scrape = watch.scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
             () = machine.actions.moved(), if reports.has_twin() => Happening::PinMoved,
-            () = machine.actions.broken() => Happening::PinsBroken,
             change = next_change(reader, twin), if !stopping => change,
             () = sleep_until(wake) => Happening::Time,
         };
@@ -217,9 +215,6 @@ impl Agent {
                 desk.pins_noted.note(&desk.machine, &mut desk.inbox, now);
             }
             Happening::PinMoved => desk.reports.look_again(),
-            Happening::PinsBroken => {
-                return Err(AgentError::Broken("pins cannot be switched in time any more".to_owned()));
-            }
             Happening::Reload(progress) => reload::progressed(desk, twin, progress),
             Happening::Twin(verdict) => twin::judged(desk, twin, verdict),
             Happening::Time => self.time_passed(),

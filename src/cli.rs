@@ -3,6 +3,7 @@
 //! Owns: arguments, exit codes, where errors are turned into one sentence.
 //! Must not know: protocols.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ mod invoke_method;
 mod logging;
 #[cfg(feature = "manual")]
 mod manual;
+mod panic;
 mod reach;
 mod run;
 #[cfg(any(feature = "full", feature = "manual"))]
@@ -191,9 +193,10 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Parses the command line, runs the subcommand, and returns the exit code.
-pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+/// Parses the command line, runs the subcommand, and returns the exit code. A panic in any thread ends the process from
+/// then on.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => match lacking(&error) {
             Some(sentence) => {
@@ -220,6 +223,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(failure.exit as u8);
         }
     };
+    panic::install(log.clone());
     let result = match cli.command {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(&args),

@@ -16,7 +16,7 @@ pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
     check_device_id, check_module_id,
 };
-pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment};
+pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment, module_variable};
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use route::{Over, Route};
 pub use sas::{SasError, SasToken, SharedAccessKey, UnsignedToken};

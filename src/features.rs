@@ -16,7 +16,8 @@ const fn part(feature: &'static str, is_built: bool) -> Feature {
     Feature { feature, is_built, is_packaged: true }
 }
 
-/// What the small image lacks: AMQP, WebSockets, `[metrics]`, `doctor`, the commands of the back end.
+/// What the small image lacks: the identity of a module, AMQP, WebSockets, `[metrics]`, `doctor`, the commands of the
+/// back end.
 pub(crate) const FULL: Feature = part("full", cfg!(feature = "full"));
 /// `schema`, which `manual` needs, too.
 pub(crate) const SCHEMA: Feature = part("full", cfg!(any(feature = "full", feature = "manual")));

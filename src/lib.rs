@@ -87,4 +87,8 @@ mod websocket;
 #[cfg(feature = "full")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod websocket;
+#[cfg(not(feature = "full"))]
+#[path = "workload/absent.rs"]
+mod workload;
+#[cfg(feature = "full")]
 mod workload;

@@ -88,6 +88,13 @@ pub(crate) enum WorkloadError {
     },
 }
 
+impl WorkloadError {
+    /// Whether no retry can help.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Gone { .. })
+    }
+}
+
 /// Gets `text` signed with the module's key: HMAC-SHA256, 32 bytes. Takes at most 30 seconds.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ mod cdev;
 mod claim;
 mod error;
 mod guard;
+mod outputs;
 #[cfg(feature = "gpio")]
 mod rppal;
 mod simulated;
@@ -32,14 +33,16 @@ mod tests;
 
 use bank::{Bank, WaveShape};
 pub use error::GpioError;
+pub(super) use guard::leave_in_panic;
 use guard::{PinGuard, SharedPins};
+use outputs::Outputs;
 pub use survey::{LineUse, Survey, survey};
 
 /// The name under which the kernel lists the holder of the lines.
 pub const CONSUMER: &str = "c2d-agent";
 
 /// One way to drive pins. Opening a backend claims every configured pin.
-trait PinBackend: Send {
+trait PinBackend: Send + Sync {
     /// Whether a pin can be claimed, as far as this is known without touching it.
     fn look_up(&self, pin: &str, settings: &PinSettings) -> Result<(), GpioError>;
 
@@ -49,8 +52,9 @@ trait PinBackend: Send {
     /// Releases a pin in its present state.
     fn release(&mut self, pin: &str) -> Result<(), GpioError>;
 
-    /// Drives a claimed pin. The backend applies `active`.
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError>;
+    /// Drives a claimed pin. The backend applies `active`. It holds no lock where it may panic, because in a panic all
+    /// pins are driven once more.
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError>;
 }
 
 /// The claimed pins. If they are dropped without [`Pins::close`], each still goes into its `on_exit` state.
@@ -85,6 +89,7 @@ impl Pins {
         been_on: &BTreeMap<String, Duration>,
     ) -> Result<Self, GpioError> {
         let shared = Arc::new(SharedPins::new(Bank::new(backend, settings, been_on)));
+        guard::leave_these_in_panic(&shared);
         match PinGuard::start(Arc::clone(&shared)) {
             Ok(guard) => Ok(Self { shared, guard }),
             Err(source) => {
@@ -174,11 +179,6 @@ impl Pins {
     /// Waits until any pin may have another state. Cancel safe.
     pub(super) async fn moved(&self) {
         self.shared.moved.notified().await;
-    }
-
-    /// Waits until a defect stops timed changes. Every pin is in its `on_exit` state then. Cancel safe.
-    pub(super) async fn broken(&self) {
-        self.shared.broken.notified().await;
     }
 
     /// How long each pin with `max_on` that is on has been on.

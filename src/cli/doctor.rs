@@ -130,7 +130,7 @@ async fn agent(socket: Option<PathBuf>) -> RunningAgent {
     let asked = tokio::task::spawn_blocking(move || ask(&socket));
     match tokio::time::timeout(ASK_LIMIT, asked).await {
         Ok(Ok(agent)) => agent,
-        Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        Ok(Err(error)) => RunningAgent::Unknown(error.to_string()),
         Err(_elapsed) => RunningAgent::Unknown(ClientError::Silent(shown).to_string()),
     }
 }

@@ -36,6 +36,7 @@ pub(super) enum Patience {
 }
 
 /// The log of this process.
+#[derive(Clone)]
 pub(super) struct Log {
     queue: Option<Queue>,
 }
@@ -43,13 +44,28 @@ pub(super) struct Log {
 impl Log {
     /// Writes the last line, for people. Waits a short time until the lines are written.
     pub(super) fn end(self, last: Option<String>) {
-        match (self.queue, last) {
-            (None, last) => last.iter().for_each(super::tell),
+        match (&self.queue, last) {
             (Some(queue), None) => queue.flush(LAST_LINES),
-            (Some(mut queue), Some(last)) => {
-                drop(queue.write_all(format!("{last}\n").as_bytes())); // never fails
-                queue.flush(LAST_WORD);
+            (None, None) => {}
+            (_, Some(last)) => {
+                self.tell(&last);
+                self.flush_last_word();
             }
+        }
+    }
+
+    /// Writes a line for people, whatever the log's level.
+    pub(super) fn tell(&self, line: &str) {
+        match self.queue.clone() {
+            None => super::tell(line),
+            Some(mut queue) => drop(queue.write_all(format!("{line}\n").as_bytes())), // never fails
+        }
+    }
+
+    /// Waits a short time until all lines are written, because the last one says why the program fails.
+    pub(super) fn flush_last_word(&self) {
+        if let Some(queue) = &self.queue {
+            queue.flush(LAST_WORD);
         }
     }
 }

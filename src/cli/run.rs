@@ -30,7 +30,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 /// leads to the API that signs its tokens and has its roots; the other IOTEDGE_ variables say which module it is.
 /// Outside an edge device, use EdgeHubConnectionString and EdgeModuleCACertificateFile. A module gets messages to its
 /// inputs and calls of direct methods. If a device is configured, too, both sign in side by side: C2D messages come to
-/// the device, all others to the module.
+/// the device, all others to the module. The small device image has no modules.
 ///
 /// If the hub cannot be reached, the agent keeps trying. SIGTERM and SIGINT end it in at most 8 seconds: the running
 /// action may end first, then pins take their on_exit state. After a second signal it waits for no action.

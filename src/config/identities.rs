@@ -4,7 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::credentials::{DeviceIdentity, ModuleEnvironment, module_from_environment};
+use crate::credentials::{DeviceIdentity, ModuleEnvironment, module_from_environment, module_variable};
+use crate::features::FULL;
 use crate::tls;
 
 use super::report::{Place, Report};
@@ -64,11 +65,18 @@ impl Identities {
     }
 }
 
-/// Reads the module from the environment.
+/// Reads the module from the environment. A build without modules refuses it also beside a device: the agent would
+/// otherwise never get what is sent to the module.
 pub(super) fn read_module(
     env: &dyn Fn(&str) -> Option<String>,
     report: &mut Report,
 ) -> Option<ModuleEnvironment> {
+    let variable = module_variable(env)?;
+    if !FULL.is_built() {
+        let missing = FULL.lacks("the identity of an IoT Edge module");
+        report.problem(Place::Environment, format!("{variable}: {missing}; or unset {variable}"));
+        return None;
+    }
     let module = match module_from_environment(env) {
         Ok(module) => module?,
         Err(error) => {

@@ -87,6 +87,17 @@ impl fmt::Display for Problems {
     }
 }
 
+/// The variable that makes this process a module: it asks for the identity of one. Blank variables count as absent.
+pub fn module_variable(env: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
+    [WORKLOAD_URI, CONNECTION_STRING].into_iter().find(|name| variable(env, name).is_some())
+}
+
+fn variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    let value = env(name)?;
+    let value = value.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
 /// Reads who a module is from its environment, as Microsoft's SDKs do. If `IOTEDGE_WORKLOADURI` is set, edgeAgent's
 /// variables count. Otherwise `EdgeHubConnectionString` does, with `EdgeModuleCACertificateFile` if the system's roots
 /// are not enough.
@@ -97,11 +108,7 @@ impl fmt::Display for Problems {
 pub fn module_from_environment(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<ModuleEnvironment>, ModuleError> {
-    let variable = |name: &str| {
-        let value = env(name)?;
-        let value = value.trim();
-        (!value.is_empty()).then(|| value.to_owned())
-    };
+    let variable = |name: &str| variable(env, name);
     if let Some(uri) = variable(WORKLOAD_URI) {
         return of_edge_agent(&uri, &variable).map(Some).map_err(ModuleError::Environment);
     }

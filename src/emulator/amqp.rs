@@ -20,7 +20,6 @@ use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
 use claims::Claims;
-use ending::report;
 use frames::{Breach, FrameStream, MAX_FRAME};
 
 mod address;
@@ -100,9 +99,7 @@ where
             kill.cancel();
             claims.disconnect();
             // The stream of these sessions is dead, so they end by themselves.
-            while let Some(ended) = sessions.join_next().await {
-                report(ended, peer);
-            }
+            while sessions.join_next().await.is_some() {}
             tracing::info!(%peer, "ended an AMQP connection");
             AmqpEnd::Done
         }
@@ -184,10 +181,7 @@ async fn run(
     let acceptor = SessionAcceptor::builder().handle_max(session::HIGHEST_HANDLE).build();
     loop {
         let begun = tokio::select! {
-            Some(ended) = sessions.join_next() => {
-                report(ended, peer);
-                continue;
-            }
+            Some(_ended) = sessions.join_next() => continue,
             begun = connection.next_incoming_session() => begun,
         };
         let Some(begun) = begun else { return };

@@ -54,12 +54,7 @@ pub(super) async fn serve<H, F>(
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(protocol, %error, "a connection's task failed");
-                }
-                continue;
-            }
+            Some(_ended) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -115,12 +115,7 @@ impl Workload {
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                Some(ended) = requests.join_next() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a request to the workload socket failed");
-                    }
-                    continue;
-                }
+                Some(_ended) = requests.join_next() => continue,
                 accepted = workload.listener.accept() => accepted,
             };
             match accepted {

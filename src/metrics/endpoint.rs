@@ -96,11 +96,7 @@ async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
     loop {
         let accepted = listener.accept().await;
         // Clients that have gone make room for others.
-        while let Some(ended) = clients.try_join_next() {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a scraper could not be served: please report this");
-            }
-        }
+        while clients.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) if clients.len() < MAX_CLIENTS => {
                 clients.spawn(serve(stream, peer, scrapes.clone()));

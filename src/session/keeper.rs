@@ -226,7 +226,7 @@ impl Keeper {
                     let fault = match ended {
                         Ok(Ok(())) => Fault::Closed,
                         Ok(Err(fault)) => fault,
-                        Err(error) => std::panic::resume_unwind(error.into_panic()),
+                        Err(error) => unreachable!("a panic ends the process, and nothing aborts this task: {error}"),
                     };
                     // A bare close gives no reason. What was unanswered at that moment is the likeliest cause.
                     let fault = match (fault, in_flight.lost()) {

@@ -81,8 +81,5 @@ impl Terms {
 
 fn fault(error: WorkloadError) -> Fault {
     let sentence = error.to_string();
-    match error {
-        WorkloadError::Gone { .. } => Fault::Gone { sentence },
-        WorkloadError::Unusable { .. } | WorkloadError::Unreachable { .. } => Fault::Workload { sentence },
-    }
+    if error.is_final() { Fault::Gone { sentence } } else { Fault::Workload { sentence } }
 }

@@ -16,6 +16,7 @@ mod doors;
 mod emulator;
 mod inputs;
 mod methods;
+#[cfg(feature = "full")]
 mod module;
 mod probe;
 mod publish;

@@ -167,7 +167,12 @@ impl Process {
 
     /// Starts `command` with a standard error that the test made.
     pub(crate) fn spawn_with_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        Self::spawn_with_stdin_and_stderr(command.stdin(Stdio::null()), stderr)
+    }
+
+    /// Starts `command` with the standard input that it has, and a standard error that the test made.
+    pub(crate) fn spawn_with_stdin_and_stderr(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        command.stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
         let stdout = Lines::follow(child.stdout.take().expect("piped"));
         let ended = Lines(Arc::new((Mutex::new((Vec::new(), true)), Condvar::new())));

@@ -27,7 +27,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket", "amqp_frames"]),
     ("inbox", &["config", "message", "outcome", "trust"]),
     ("websocket", &["credentials", "features", "tls"]),
-    ("workload", &["message", "credentials"]),
+    ("workload", &["message", "credentials", "features"]),
     // A guard is no protocol: it says which bytes may be decoded, and does not say what they should be.
     ("amqp_frames", &["message"]),
     ("emulator", &["message", "credentials", "feedback", "trust", "tls", "websocket", "amqp_frames"]),

@@ -37,7 +37,7 @@ fn agent(emulator: &Emulator, dir: &Path) -> Command {
 }
 
 /// A full pipe.
-fn full_pipe() -> (PipeReader, PipeWriter) {
+pub(crate) fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let flags = fcntl_getfl(&writer).expect("flags");
     fcntl_setfl(&writer, flags | OFlags::NONBLOCK).expect("set");

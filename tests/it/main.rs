@@ -69,6 +69,7 @@ mod names;
 mod new_user;
 mod obstacles;
 mod over;
+mod panics;
 mod places;
 mod proxied;
 mod readme;

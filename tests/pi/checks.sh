@@ -194,6 +194,47 @@ backend="cdev, line GPIO17"
 switch pump on 17 "out hi"
 end_agent TERM
 
+# --- A panic -----------------------------------------------------------------------------------------------------
+
+# The device image, and in it a thread that panics when standard input has a line (tests/pi/panics.rs).
+mkfifo /tmp/panic
+exec 3<>/tmp/panic
+
+# panics: the agent with this configuration and other states than those of on_exit, up to its end by a panic.
+panics() {
+    c2d-agent-panics run -c "$config" 2>/tmp/agent.log <&3 &
+    agent=$!
+    subscribed
+    for switch in pump/on lamp/off valve/on fan/off; do
+        send "pin=${switch%/*}" "state=${switch#*/}" >/dev/null
+    done
+    [ "$backend" = simulated ] || check "$backend: before a panic" "out hi, out lo, out lo, out hi" \
+        "$(line 17), $(line 22), $(line 23), $(line 24)"
+    echo >&3
+    wait "$agent"
+    check "$backend: a panic aborts the agent: exit code" 134 $?
+    check_says "$backend: the log has the place of the panic" "panicked at tests/pi/panics.rs:" /tmp/agent.log
+    check_says "$backend: the log has the message of the panic" ": a panic on purpose (a defect" /tmp/agent.log
+}
+
+backend=rppal other_way=driver
+configure rppal
+panics
+check "rppal: a panic leaves the pins as on_exit says" "out lo, out hi, out hi, out hi" \
+    "$(line 17), $(line 22), $(line 23), $(line 24)"
+
+backend=cdev other_way=registers
+configure cdev
+panics
+check "cdev: a panic leaves the pins as on_exit says, until they are let go" "in lo, in hi, in hi, in hi" \
+    "$(line 17), $(line 22), $(line 23), $(line 24)"
+
+backend=simulated
+configure simulated 's|^backend = .*|&\nstate_file = "/tmp/pins.json"|'
+panics
+check "simulated: a panic leaves the pins as on_exit says" \
+    '{"drain":"off","fan":"off","fill":"off","lamp":"on","pump":"off","valve":"off"}' "$(cat /tmp/pins.json)"
+
 # --- auto --------------------------------------------------------------------------------------------------------
 
 configure auto

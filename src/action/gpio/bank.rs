@@ -5,12 +5,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use humantime::format_duration;
 use tokio::time::Instant;
 
-use super::{GpioError, PinBackend, far};
+use super::{GpioError, Outputs, PinBackend, far};
 use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// All pins. Each change of the bank is either complete or was not made.
 pub(super) struct Bank {
-    backend: Box<dyn PinBackend>,
+    outputs: Arc<Outputs>,
     /// The configured settings. Their pins are in `pins`.
     settings: GpioSettings,
     pins: BTreeMap<String, Pin>,
@@ -89,15 +90,27 @@ impl Bank {
             (name.clone(), Pin::claimed(settings, been_on.get(name).copied().unwrap_or_default()))
         });
         let switched = settings.pins.values().any(|pin| pin.max_on.is_some());
-        Self {
-            backend,
+        let bank = Self {
+            outputs: Arc::new(Outputs::new(backend)),
             pins: pins.collect(),
             settings: settings.clone(),
             waves: Waves::default(),
             hub: HubReach::There(None),
             disconnected: BTreeMap::new(),
             switched,
-        }
+        };
+        bank.note_exits();
+        bank
+    }
+
+    pub(super) fn outputs(&self) -> &Arc<Outputs> {
+        &self.outputs
+    }
+
+    /// Called after each change, so that a panic at any time leaves the pins as `on_exit` says.
+    fn note_exits(&self) {
+        let at_exit = self.pins.iter().filter_map(|(name, pin)| Some((name.clone(), pin.on_exit()?)));
+        self.outputs.note_exits(at_exit.collect());
     }
 
     /// Puts a pin into a state. Off is always allowed. On is refused while an interlocked pin is on.
@@ -109,11 +122,12 @@ impl Bank {
         {
             return Err(GpioError::Interlocked { pin: name.to_owned(), other });
         }
-        self.backend.drive(name, state)?;
+        self.outputs.drive(name, state)?;
         if let Some(pin) = self.pins.get_mut(name) {
             pin.remember(state, Duration::ZERO);
         }
         self.switched |= has_max_on;
+        self.note_exits();
         Ok(())
     }
 
@@ -123,6 +137,7 @@ impl Bank {
         if let Some(pin) = self.pins.get_mut(name) {
             pin.lit = true;
         }
+        self.note_exits();
         Ok(())
     }
 
@@ -309,6 +324,7 @@ impl Bank {
             problems.extend(names.iter().filter_map(|name| self.set(name, state).err()));
         }
         self.pins.clear();
+        self.note_exits();
         if problems.is_empty() {
             return Ok(());
         }

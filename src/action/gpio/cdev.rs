@@ -99,7 +99,7 @@ impl PinBackend for Cdev {
         Ok(())
     }
 
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let (request, offset) =
             self.lines.get(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;
         request.set_value(*offset, value(state)).map(|_| ()).map_err(|error| GpioError::Drive {

@@ -1,36 +1,43 @@
 //! The guard: makes timed changes of pins, on a separate thread.
 //!
-//! Owns: the lock around the bank, the notices of changes, and that thread. Must not know: what is due.
+//! Owns: the lock around the bank, the notices of changes, that thread, and which pins a panic concerns. Must not know:
+//! what is due.
 //!
 //! It is a thread and not a task of the agent's runtime. So even if the agent hangs, no pin stays on longer than it
 //! may. The thread does not feed the watchdog, so an agent that hangs is still restarted.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::GpioError;
 use super::bank::Bank;
+use super::{GpioError, Outputs};
 
 /// Large enough to write a line of the log.
 const STACK: usize = 256 * 1024;
+/// How long a panic waits for the bank: much longer than any change of a pin takes.
+const PANIC_PATIENCE: Duration = Duration::from_millis(100);
+const PANIC_PAUSE: Duration = Duration::from_millis(1);
+
+/// The pins of this process, for the hook of a panic, which is one for the process.
+static OF_THIS_PROCESS: Mutex<Weak<SharedPins>> = Mutex::new(Weak::new());
 
 /// The pins, shared by the guard and all others.
 pub(super) struct SharedPins {
     /// Held for one change of one pin, never across a wait.
     held: Mutex<GuardedPins>,
+    /// Those of the bank.
+    outputs: Arc<Outputs>,
     /// Signals that something is due earlier than the guard knows.
     sooner: Condvar,
     /// Signals that a pin with `max_on` was switched.
     pub(super) switched: Notify,
     /// Signals that any pin may have changed its state.
     pub(super) moved: Notify,
-    /// Signals that the guard has ended because of a defect.
-    pub(super) broken: Notify,
     /// Like `sooner`, for the guard of tests with their own clock.
     #[cfg(test)]
     sooner_in_test: Notify,
@@ -55,11 +62,11 @@ pub(super) enum PinGuard {
 impl SharedPins {
     pub(super) fn new(bank: Bank) -> Self {
         Self {
+            outputs: Arc::clone(bank.outputs()),
             held: Mutex::new(GuardedPins { bank, wakes: None, is_closing: false }),
             sooner: Condvar::new(),
             switched: Notify::new(),
             moved: Notify::new(),
-            broken: Notify::new(),
             #[cfg(test)]
             sooner_in_test: Notify::new(),
         }
@@ -107,7 +114,23 @@ impl SharedPins {
         self.sooner_in_test.notify_one();
     }
 
-    /// The bank stays usable after a panic: each change is either complete or was not made.
+    /// As [`leave_in_panic`].
+    pub(super) fn leave_in_panic(&self) {
+        let end = std::time::Instant::now() + PANIC_PATIENCE;
+        let mut held = self.held.try_lock();
+        // Another thread gives it back soon; this one does not.
+        while held.is_err() && std::time::Instant::now() < end {
+            thread::park_timeout(PANIC_PAUSE);
+            held = self.held.try_lock();
+        }
+        // It is never given back, so that no other thread changes a pin until the process has ended.
+        std::mem::forget(held);
+        if let Err(error) = self.outputs.leave_in_panic() {
+            tracing::error!(%error, "could not leave the pins as on_exit says");
+        }
+    }
+
+    /// A panic ends the process, so poison is seen in tests only.
     fn lock(&self) -> MutexGuard<'_, GuardedPins> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,17 +149,18 @@ impl SharedPins {
             };
         }
     }
+}
 
-    fn keep_or_leave(&self) {
-        // The panic's message is in the log already.
-        if catch_unwind(AssertUnwindSafe(|| self.keep())).is_err() {
-            tracing::error!("the thread that switches pins in time has failed (a defect): leaving all pins");
-            match catch_unwind(AssertUnwindSafe(|| self.leave())) {
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => tracing::error!(%error, "could not leave the pins as on_exit says"),
-            }
-            self.broken.notify_one();
-        }
+/// From now on these are the pins that [`leave_in_panic`] leaves.
+pub(super) fn leave_these_in_panic(shared: &Arc<SharedPins>) {
+    *OF_THIS_PROCESS.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(shared);
+}
+
+/// See [`crate::action::leave_pins_in_panic`].
+pub(in crate::action) fn leave_in_panic() {
+    let pins = OF_THIS_PROCESS.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    if let Some(pins) = pins {
+        pins.leave_in_panic();
     }
 }
 
@@ -147,7 +171,7 @@ impl PinGuard {
     /// When the system cannot start another thread.
     pub(super) fn start(shared: Arc<SharedPins>) -> io::Result<Self> {
         let thread = thread::Builder::new().name("pins".to_owned()).stack_size(STACK);
-        Ok(Self::Thread(Some(thread.spawn(move || shared.keep_or_leave())?)))
+        Ok(Self::Thread(Some(thread.spawn(move || shared.keep())?)))
     }
 
     /// Does the work of the thread as a task of a test's runtime, whose clock may stand still.
@@ -178,7 +202,6 @@ impl PinGuard {
             Self::Thread(thread) => {
                 shared.lock().is_closing = true;
                 shared.wake();
-                // A panic in the thread was logged when it happened.
                 drop(thread.take().map(JoinHandle::join));
             }
             #[cfg(test)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use rppal::gpio::{Error, Gpio, Level, OutputPin, Pin};
 use rppal::system::DeviceInfo;
@@ -18,7 +19,7 @@ use crate::rules::PinState;
 
 struct Rppal {
     gpio: Gpio,
-    pins: BTreeMap<String, (OutputPin, ActiveLevel)>,
+    pins: BTreeMap<String, (Mutex<OutputPin>, ActiveLevel)>,
 }
 
 /// Whether this is a Raspberry Pi that `rppal` knows.
@@ -79,7 +80,7 @@ impl PinBackend for Rppal {
         // By default the pin becomes an input when it is dropped, and a relay board's input then floats. `on_exit`
         // must decide instead.
         output.set_reset_on_drop(false);
-        self.pins.insert(pin.to_owned(), (output, settings.active));
+        self.pins.insert(pin.to_owned(), (Mutex::new(output), settings.active));
         Ok(())
     }
 
@@ -88,9 +89,11 @@ impl PinBackend for Rppal {
         Ok(())
     }
 
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let (output, active) =
-            self.pins.get_mut(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;
+            self.pins.get(pin).ok_or_else(|| GpioError::UnknownPin { pin: pin.to_owned() })?;
+        // Held for one write to a register, which cannot panic.
+        let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
         output.write(level(state, *active));
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::bank::claimed_as;
+use super::bank::{WaveShape, claimed_as};
 use super::{Bank, ChangeError, Cut, GpioError, Limit, PinBackend, PinGuard, Pins, SharedPins};
 use crate::config::{ActiveLevel, GpioBackend, GpioSettings, LineName, OnExit, PinSettings};
 use crate::rules::{PinChange, PinState};
@@ -52,7 +52,7 @@ impl PinBackend for Recorder {
         Ok(())
     }
 
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
         if self.broken == Some(pin) {
             return Err(GpioError::Drive {
                 pin: pin.to_owned(),

@@ -35,11 +35,7 @@ pub(super) async fn accept(listener: UnixListener, requests: mpsc::Sender<Contro
     loop {
         let accepted = listener.accept().await;
         // Clients that have hung up make room.
-        while let Some(ended) = clients.try_join_next() {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a client of the control socket could not be served: please report this");
-            }
-        }
+        while clients.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) if clients.len() < MAX_CLIENTS => {
                 clients.spawn(serve(stream, requests.clone()));

@@ -24,6 +24,32 @@ fn ids(config: &Config) -> Vec<String> {
     config.identities.iter().map(DeviceIdentity::client_id).collect()
 }
 
+#[cfg(not(feature = "full"))]
+#[test]
+fn a_build_without_modules_refuses_one_in_one_sentence_and_takes_a_device() {
+    let dev = ("C2D_DEVICE_CONNECTION_STRING", CONNECTION);
+    let edge_hub = ("EdgeHubConnectionString", "HostName=h.example");
+    for (variables, asks) in [
+        (vec![], "IOTEDGE_WORKLOADURI"),
+        (vec![("IOTEDGE_MODULEID", "")], "IOTEDGE_WORKLOADURI"),
+        (vec![dev], "IOTEDGE_WORKLOADURI"),
+        (vec![dev, edge_hub, ("IOTEDGE_WORKLOADURI", "")], "EdgeHubConnectionString"),
+    ] {
+        let report = with("", &variables).report;
+        assert_eq!(report.problems(), 1, "{report}");
+        let sentence =
+            format!("{asks}: the identity of an IoT Edge module is not in this program: the Debian package");
+        assert!(report.to_string().contains(&sentence), "{report}");
+        assert!(
+            report.to_string().contains(&format!("its Cargo feature is full; or unset {asks}")),
+            "{report}"
+        );
+    }
+    let device = with("", &[dev, ("IOTEDGE_WORKLOADURI", "")]).into_config().expect("valid");
+    assert_eq!(ids(&device), ["dev"], "the other variables of edgeAgent alone make no module");
+}
+
+#[cfg(feature = "full")]
 #[test]
 fn a_module_needs_nothing_but_its_environment_and_a_device_may_be_beside_it() {
     let module = with("[device]\ntoken_lifetime = \"10m\"\n", &[]).into_config().expect("valid");
@@ -35,12 +61,14 @@ fn a_module_needs_nothing_but_its_environment_and_a_device_may_be_beside_it() {
     assert_eq!(resources, ["h.example/devices/dev", "h.example/devices/edge1/modules/agent"]);
 }
 
+#[cfg(feature = "full")]
 #[test]
 fn half_a_device_is_a_problem_beside_a_module_too() {
     let report = with("[device]\ndevice_id = \"pi\"\n", &[]).report.to_string();
     assert!(report.contains("the device is not named"), "{report}");
 }
 
+#[cfg(feature = "full")]
 #[test]
 fn a_module_that_cannot_be_read_is_the_only_problem_and_nobody_is_explained() {
     let report = with("", &[("IOTEDGE_MODULEID", "")]).report;

@@ -1,14 +1,12 @@
-//! The end of a device's link, and the end of a task.
+//! The end of a device's link.
 //!
-//! Owns: how long a client may take to answer, the reason that a device gets, what is logged of an end.
+//! Owns: how long a client may take to answer, the reason that a device gets.
 //! Must not know: what a link is for.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use fe2o3_amqp::Sender;
 use fe2o3_amqp::types::definitions::{Error, LinkError};
-use tokio::task::JoinError;
 use tokio::time::timeout;
 
 use super::condition::LinkRefusal;
@@ -30,12 +28,5 @@ pub(super) async fn goodbye(link: Sender, device_id: &str, refusal: &LinkRefusal
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(device_id, %error, "a link or session did not close cleanly"),
         Err(_) => tracing::debug!(device_id, "a device did not answer the close of its link"),
-    }
-}
-
-/// Logs a task that ended with a panic.
-pub(super) fn report(ended: Result<(), JoinError>, peer: SocketAddr) {
-    if let Err(error) = ended {
-        tracing::error!(%peer, %error, "the task of a session or link failed");
     }
 }

@@ -16,7 +16,7 @@ use super::address::Address;
 use super::cbs::TokenService;
 use super::claims::Claims;
 use super::condition::LinkRefusal;
-use super::ending::{ANSWER_TIMEOUT, report};
+use super::ending::ANSWER_TIMEOUT;
 use super::frames::MAX_MESSAGE;
 use super::twin_link::{self, Pairs, TwinLinks};
 use super::{c2d_link, device_link, events_link, feedback_link, method_link};
@@ -55,10 +55,7 @@ pub(super) async fn run(
     let mut links = JoinSet::new();
     loop {
         let attach = tokio::select! {
-            Some(ended) = links.join_next() => {
-                report(ended, peer);
-                continue;
-            }
+            Some(_ended) = links.join_next() => continue,
             () = claims.expired() => {
                 tracing::info!(%peer, "ended a session: its token has expired");
                 // End the session and not the connection, because this way a Node client is told at once.

@@ -21,10 +21,11 @@ impl Bank {
 
     /// Goes on with a backend that has claimed other pins.
     pub(in crate::action::gpio) fn begin(&mut self, backend: Box<dyn PinBackend>, settings: &GpioSettings) {
-        self.backend = backend;
+        self.outputs.replace(backend);
         for (name, pin) in &settings.pins {
             self.add(name, pin);
         }
+        self.note_exits();
         self.settings = settings.clone();
         self.switched = true;
     }
@@ -42,7 +43,7 @@ impl Bank {
             return Err(objections);
         }
         let new = settings.pins.iter().filter(|(name, _)| !self.pins.contains_key(*name));
-        claim::all(self.backend.as_mut(), new).map_err(|error| vec![error])?;
+        self.outputs.claim(|backend| claim::all(backend, new)).map_err(|error| vec![error])?;
         let mut gone: Vec<String> =
             self.pins.keys().filter(|name| !settings.pins.contains_key(*name)).cloned().collect();
         // Pins that go on come last, because the others may be interlocked with them.
@@ -63,6 +64,7 @@ impl Bank {
                 self.disconnected.remove(name);
             }
         }
+        self.note_exits();
         self.settings = settings.clone();
         self.switched = true;
         Ok(())
@@ -109,7 +111,7 @@ impl Bank {
         let set = on_exit.map_or(Ok(()), |state| self.set(name, state));
         self.pins.remove(name);
         self.disconnected.remove(name);
-        claim::release(self.backend.as_mut(), name, set);
+        self.outputs.claim(|backend| claim::release(backend, name, set));
     }
 }
 

@@ -360,7 +360,7 @@ impl PinBackend for Hardware {
         Ok(())
     }
 
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
         let mut lines = self.0.lock().unwrap();
         if lines.1 == Some(pin) {
             return Err(GpioError::Drive { pin: pin.to_owned(), state, reason: "broken".to_owned() });

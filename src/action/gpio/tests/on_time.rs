@@ -1,5 +1,7 @@
-//! The guard in real time: due changes happen even if the runtime is blocked, and its own end is reported.
+//! The guard in real time: due changes happen even if the runtime is blocked; and what a panic leaves behind.
 
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{OnceLock, Weak};
 use std::thread;
 
 use super::*;
@@ -133,10 +135,14 @@ async fn on_disconnect_that_is_new_does_not_count_the_time_before() {
     assert_eq!(times(&changes).len(), 1);
 }
 
-/// Panics at the first request to turn a pin off.
-struct Defect(bool, Changes);
+/// Does what the hook of a panic does, at the first request to turn a pin off: its thread holds the bank then.
+struct Defect {
+    changes: Changes,
+    pins: OnceLock<Weak<SharedPins>>,
+    left: SyncSender<()>,
+}
 
-impl PinBackend for Defect {
+impl PinBackend for Arc<Defect> {
     fn look_up(&self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
         Ok(())
     }
@@ -149,28 +155,74 @@ impl PinBackend for Defect {
         Ok(())
     }
 
-    fn drive(&mut self, pin: &str, state: PinState) -> Result<(), GpioError> {
-        assert!(state == ON || std::mem::replace(&mut self.0, true), "a defect on purpose");
-        self.1.lock().unwrap().push((0, pin.to_owned(), state));
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        self.changes.lock().unwrap().push((0, pin.to_owned(), state));
+        if state == OFF && self.changes.lock().unwrap().len() == 3 {
+            self.pins.get().unwrap().upgrade().unwrap().leave_in_panic();
+            self.left.send(()).unwrap();
+        }
         Ok(())
     }
 }
 
 #[tokio::test]
-async fn a_defect_of_the_guard_is_told_and_leaves_all_pins_as_on_exit_says() {
-    let changes = Changes::default();
+async fn a_panic_of_the_thread_that_holds_the_pins_leaves_all_of_them_as_on_exit_says() {
+    let (left, has_left) = sync_channel(1);
     let named =
         settings(&[("lamp", pin(None, OnExit::Set(OFF))), ("pump", pin(Some(50 * MS), OnExit::Set(OFF)))]);
-    let defect = Defect(false, Arc::clone(&changes));
-    let pins = Pins::with_backend(Box::new(defect), &named, &BTreeMap::new()).unwrap();
+    let defect = Arc::new(Defect { changes: Changes::default(), pins: OnceLock::new(), left });
+    let pins = Pins::with_backend(Box::new(Arc::clone(&defect)), &named, &BTreeMap::new()).unwrap();
+    defect.pins.set(Arc::downgrade(&pins.shared)).unwrap();
     let stop = CancellationToken::new();
     let limit = Limit::new(Duration::from_secs(60), &stop);
     for name in ["lamp", "pump"] {
         pins.change(name, PinChange::Set(ON), &limit).await.unwrap();
     }
-    tokio::time::timeout(Duration::from_secs(10), pins.broken()).await.unwrap();
-    assert_eq!(times(&changes), [(0, ON), (0, ON), (0, OFF), (0, OFF)]);
+    has_left.recv_timeout(Duration::from_secs(10)).unwrap();
+    let changes: Vec<_> =
+        defect.changes.lock().unwrap().iter().map(|(_, pin, state)| (pin.clone(), *state)).collect();
+    assert_eq!(changes[2..], [("pump".to_owned(), OFF), ("lamp".to_owned(), OFF), ("pump".to_owned(), OFF)]);
     pins.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_panic_turns_pins_off_before_others_go_on_keeps_no_pulse_and_lets_no_pin_change_any_more() {
+    let settings = settings(&[
+        ("blinks", pin(None, OnExit::Keep)),
+        ("goes_on", pin(None, OnExit::Set(ON))),
+        ("kept", pin(None, OnExit::Keep)),
+        ("pump", pin(None, OnExit::Set(OFF))),
+    ]);
+    let (pins, changes) = recorded(&settings);
+    let stop = CancellationToken::new();
+    let limit = Limit::new(Duration::from_secs(60), &stop);
+    for name in ["kept", "pump"] {
+        pins.change(name, PinChange::Set(ON), &limit).await.unwrap();
+    }
+    let (now, hour) = (Instant::now(), Duration::from_secs(3600));
+    let begun =
+        pins.shared.change(|bank| bank.begin_wave("blinks", WaveShape::pulse(hour), now, now + 2 * hour));
+    let _under_way = begun.unwrap();
+    changes.lock().unwrap().clear();
+    pins.shared.leave_in_panic();
+    let left: Vec<_> = changes.lock().unwrap().iter().map(|(_, pin, state)| (pin.clone(), *state)).collect();
+    assert_eq!(left, [("blinks".to_owned(), OFF), ("pump".to_owned(), OFF), ("goes_on".to_owned(), ON)]);
+    let shared = Arc::clone(&pins.shared);
+    let (done, other) = sync_channel(1);
+    thread::spawn(move || done.send(shared.change(|bank| bank.set("pump", ON))));
+    assert!(other.recv_timeout(200 * MS).is_err(), "another thread has switched a pin after the panic");
+    // The process would end here. Closing the pins would wait for ever.
+    std::mem::forget(pins);
+}
+
+#[tokio::test]
+async fn a_pin_that_a_panic_cannot_turn_off_keeps_others_from_going_on() {
+    let settings =
+        settings(&[("goes_on", pin(None, OnExit::Set(ON))), ("pump", pin(None, OnExit::Set(OFF)))]);
+    let (pins, changes) = recorded_with(&settings, Some("pump"));
+    pins.shared.leave_in_panic();
+    assert_eq!(changes.lock().unwrap().len(), 0);
+    std::mem::forget(pins);
 }
 
 #[tokio::test]
