@@ -51,16 +51,14 @@ pub(crate) enum Whose {
 
 /// The index of each lane name.
 #[derive(Debug, Default)]
-pub(crate) struct LaneNames(Vec<String>);
+pub(crate) struct LaneNames(HashMap<String, Lane>);
 
 impl LaneNames {
     /// The lanes with these names. A new name gets the next number.
     pub(crate) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
-            self.0.iter().position(|known| known == name).unwrap_or_else(|| {
-                self.0.push(name.clone());
-                self.0.len() - 1
-            })
+            let next = self.0.len();
+            *self.0.entry(name.clone()).or_insert(next)
         });
         lanes.collect()
     }
