@@ -140,7 +140,8 @@ pub(crate) struct HeldMessage {
 /// All messages in hand.
 #[derive(Default)]
 pub(crate) struct InHand {
-    entries: HashMap<ActionId, MessageEntry>,
+    /// In boxes, because an entry is large and would be moved each time that the map grows.
+    entries: HashMap<ActionId, Box<MessageEntry>>,
     numbers: HashMap<Number, ActionId>,
     passing: HashMap<ActionId, Passing>,
     bytes: usize,
@@ -254,7 +255,7 @@ impl InHand {
         self.entries.len() + self.passing.len()
     }
 
-    pub(crate) fn insert(&mut self, id: ActionId, entry: MessageEntry) {
+    pub(crate) fn insert(&mut self, id: ActionId, entry: Box<MessageEntry>) {
         self.bytes += entry.message.wire_size();
         if let Some(number) = entry.number {
             self.numbers.insert(number, id);
@@ -263,7 +264,7 @@ impl InHand {
     }
 
     pub(crate) fn get(&mut self, id: ActionId) -> Option<&mut MessageEntry> {
-        self.entries.get_mut(&id)
+        self.entries.get_mut(&id).map(Box::as_mut)
     }
 
     /// Stores the number that the inbox gave the message.
@@ -278,7 +279,7 @@ impl InHand {
         self.numbers.get(&number).copied()
     }
 
-    pub(crate) fn remove(&mut self, id: ActionId) -> Option<MessageEntry> {
+    pub(crate) fn remove(&mut self, id: ActionId) -> Option<Box<MessageEntry>> {
         let entry = self.entries.remove(&id)?;
         self.bytes -= entry.message.wire_size();
         if let Some(number) = entry.number {
@@ -348,7 +349,7 @@ impl InHand {
         let awaits = |entry: &MessageEntry| {
             matches!(entry.stage, Stage::Accepting { .. } | Stage::Starting | Stage::Ending)
         };
-        !self.passing.is_empty() || self.entries.values().any(awaits)
+        !self.passing.is_empty() || self.entries().any(awaits)
     }
 
     /// The messages for which this holds, in order of arrival.
@@ -380,11 +381,11 @@ impl InHand {
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &MessageEntry> {
-        self.entries.values()
+        self.entries.values().map(Box::as_ref)
     }
 
     pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut MessageEntry> {
-        self.entries.values_mut()
+        self.entries.values_mut().map(Box::as_mut)
     }
 
     /// Everything that is still in hand at the end: how it ended, if it did, and its receipts. What runs is dropped.
