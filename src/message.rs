@@ -7,7 +7,6 @@
 //! The grammar (wire reference 1.5): `pair *("&" pair)`; `pair` is `key`, `key=` or `key=value`, each percent-encoded;
 //! `+` is a plus sign; only the first `=` of a pair separates.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -277,8 +276,10 @@ pub fn is_message_id(text: &str) -> bool {
 pub fn format_time(time: SystemTime) -> String {
     let latest = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(253_402_300_799);
     let time = time.clamp(SystemTime::UNIX_EPOCH, latest);
-    let nanos = humantime::format_rfc3339_nanos(time).to_string();
-    format!("{}Z", nanos.get(..27).unwrap_or(&nanos))
+    let mut text = humantime::format_rfc3339_nanos(time).to_string();
+    text.truncate(27);
+    text.push('Z');
+    text
 }
 
 /// Reads a time in RFC 3339, in UTC. A missing zone means UTC, because the Python SDK sends none.
@@ -322,22 +323,27 @@ fn each_name_once(mut pairs: Vec<Pair>) -> Vec<Pair> {
 
 fn decode_pair(pair: &str) -> Result<Pair, MessageError> {
     let (name, value) = match pair.split_once('=') {
-        Some((name, value)) => (name, Some(decode_text(value)?.into_owned())),
+        Some((name, value)) => (name, Some(decode_text(value)?)),
         None => (pair, None),
     };
-    let name = decode_text(name)?.into_owned();
+    let name = decode_text(name)?;
     if name.is_empty() { Err(MessageError::EmptyName(excerpt(pair))) } else { Ok((name, value)) }
 }
 
 /// Percent-decodes strictly. The hub never sends a lone `%`, so a text with one is not a bag.
-fn decode_text(text: &str) -> Result<Cow<'_, str>, MessageError> {
+fn decode_text(text: &str) -> Result<String, MessageError> {
+    if !text.contains('%') {
+        return Ok(text.to_owned());
+    }
     let bytes = text.as_bytes();
     let escape_at =
         |at: usize| bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
     if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !escape_at(at)) {
         return Err(MessageError::BadEscape(excerpt(text)));
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| MessageError::NotUtf8(excerpt(text)))
+    let mut decoded = Vec::with_capacity(text.len());
+    decoded.extend(percent_decode_str(text));
+    String::from_utf8(decoded).map_err(|_| MessageError::NotUtf8(excerpt(text)))
 }
 
 /// At most 80 characters of foreign text, without control characters, for an error message.
