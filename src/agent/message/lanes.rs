@@ -14,7 +14,7 @@
 //! Thus every action of the twin's rules that delays the owner's has begun in time, and ends in time: none takes
 //! longer than the bound (the configuration refuses it), and none gives its slot away and waits for another.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ impl LaneNames {
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     lines: Vec<VecDeque<ActionId>>,
-    members: HashMap<ActionId, Member>,
+    members: BTreeMap<ActionId, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
     without_slot: VecDeque<ActionId>,
     slots: usize,
