@@ -94,7 +94,10 @@ pub(super) fn read(
     };
     tables.iter().for_each(|value| read.add(value, scope, report));
     for text in texts {
-        text.tables().iter().for_each(|value| read.add(&Value::of(value), scope, report));
+        text.tables()
+            .iter()
+            .flat_map(|tables| tables.iter())
+            .for_each(|value| read.add(&Value::of(value), scope, report));
     }
     let ReadRules { mut rules, places, twin_rules, .. } = read;
     rules.shrink_to_fit();

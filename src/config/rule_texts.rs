@@ -46,22 +46,78 @@ impl<'t> SplitText<'t> {
         let ranges = starts.iter().zip(ends).map(|(start, end)| *start..end);
         let rules: Vec<_> = ranges.map(|range| RuleText { source, range }).collect();
         let head = syntax::parse_part(source, 0..starts.first().copied().unwrap_or(text.len()))?;
-        let is_sound = !head.contains_key(RULES) && rules.iter().all(|rule| rule.parse().is_some());
+        let is_sound = !head.contains_key(RULES) && rules.iter().all(|rule| rule.tables().is_some());
         is_sound.then_some(Self { head, rules })
     }
 }
 
 impl<'t> RuleText<'t> {
-    /// The tables of the rule: one, as it was checked when the file was split.
-    pub(super) fn tables(&self) -> DeArray<'t> {
-        self.parse().unwrap_or_else(DeArray::new)
-    }
-
-    fn parse(&self) -> Option<DeArray<'t>> {
+    /// The tables of the rule: one, or two if their headers are written in different ways. `None` if there is anything
+    /// else, which is found when the file is split.
+    pub(super) fn tables(&self) -> Option<DeArray<'t>> {
         let mut entries = syntax::parse_part(self.source, self.range.clone())?.into_iter();
         match (entries.next().map(|(_, value)| value.into_inner()), entries.next()) {
             (Some(DeValue::Array(rules)), None) => Some(rules),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::report::Report;
+    use crate::config::sources::Sources;
+
+    fn sources(text: &str) -> Sources {
+        let mut sources = Sources::default();
+        sources.push("first.toml", "x = 1\n");
+        sources.push("second.toml", text);
+        sources
+    }
+
+    #[test]
+    fn the_parts_of_a_file_are_those_of_the_whole_at_the_same_places() {
+        for (text, rules) in [
+            ("", 0),
+            ("[a]\nb = 1\n", 0),
+            ("[[rule]]\nname = \"x\"\n", 1),
+            (
+                "a = 1\r\n[[rule]]\r\nname = 'x'\r\n  [[rule]] # two\r\nname = 'y'\r\n[rule.when]\r\na = 'é'\r\n",
+                2,
+            ),
+            (
+                "[a]\n# [[rule]]\nb = \"[[rule]]\"\n[[rule]]\ndo = [{ shell = \"\"\"\n[[ ]]\n\"\"\" }]\n[[ rule ]]\n",
+                2,
+            ),
+        ] {
+            let sources = sources(text);
+            let source = sources.iter().last().expect("a file");
+            let split = SplitText::of(source).expect(text);
+            let parts: Vec<_> = split.rules.iter().filter_map(RuleText::tables).flatten().collect();
+            let mut whole = syntax::parse(source, &mut Report::default());
+            let in_whole = whole.remove(RULES).map(|rules| rules.into_inner());
+            let in_whole = in_whole.iter().filter_map(DeValue::as_array).flat_map(|rules| rules.iter());
+            assert_eq!(format!("{parts:?}"), format!("{:?}", in_whole.collect::<Vec<_>>()), "{text}");
+            assert_eq!((format!("{:?}", split.head), parts.len()), (format!("{whole:?}"), rules), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_a_mistake_or_with_more_than_rules_behind_them_is_not_split() {
+        for text in [
+            "a = \n[[rule]]\n",
+            "[[rule]]\nname = \n[[rule]]\n",
+            "a = 1\na = 2\n[[rule]]\n",
+            "[[rule]]\nname = 1\n[[test]]\n",
+            "[[rule]]\n[a]\n[[rule]]\n[a]\n",
+            "rule = []\n[[rule]]\n",
+            "[rule]\n[[rule]]\n",
+            "a = \"\"\"\n[[rule]]\n\"\"\"\n",
+            "a = [\n[[rule]]\n]\n",
+        ] {
+            let sources = sources(text);
+            assert!(SplitText::of(sources.iter().last().expect("a file")).is_none(), "{text}");
         }
     }
 }
