@@ -36,6 +36,7 @@ pub(crate) mod reference;
 mod report;
 mod rule;
 mod rule_tests;
+mod rule_texts;
 #[cfg(any(feature = "full", feature = "manual"))]
 pub(crate) mod schema;
 mod settings;
@@ -207,7 +208,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let sources = Arc::new(sources);
     report.set_sources(Arc::clone(&sources));
     let files = sources.iter().map(|source| source.path.clone()).collect();
-    let merge::Merged { root, replaced } = merge::read(&sources, &mut report);
+    let merge::Merged { root, rules, replaced } = merge::read(&sources, &mut report);
     if report.problems() > 0 {
         report.sort();
         return Inspection::unreadable(files, replaced, report);
@@ -225,7 +226,7 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let metrics = metrics::read(root.take(&METRICS), &mut report);
     let unmatched = policy::read_unmatched(root.take(&policy::UNMATCHED), &mut report);
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
-        read_rules(&mut root, directory, &sources, &mut report);
+        read_rules(&mut root, &rules, directory, &sources, &mut report);
     // A mistake in a test must not stop an agent, so only `check` reads tests: see `read_tests`.
     root.take(&TEST);
     forms(&mut root, &mut report);
@@ -287,6 +288,7 @@ struct RulePart {
 /// Reads the rules and what they refer to; relative paths start at `directory`.
 fn read_rules(
     root: &mut table::Table<'_>,
+    rule_texts: &[rule_texts::RuleText<'_>],
     directory: &Path,
     sources: &Sources,
     report: &mut Report,
@@ -297,7 +299,7 @@ fn read_rules(
     let twin::ReadTwin { settings: twin, idle } =
         twin::read(root.take(&TWIN), root.take(&ALLOW), &pin_names, max_children, report);
     let scope = rule::RuleScope { gpio: &gpio, pin_names: &pin_names, reports, twin: &twin, sources };
-    let rules = rule::read(root.take(&RULE), &scope, report);
+    let rules = rule::read(root.take(&RULE), rule_texts, &scope, report);
     let (rules, twin_rules) = rules.map_or((None, Vec::new()), |(rules, twin)| (Some(rules), twin));
     if let Some(place) = idle
         && rules.as_ref().is_some_and(|rules| !rules.iter().any(|rule| rule.has_command()))

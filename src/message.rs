@@ -7,8 +7,8 @@
 //! The grammar (wire reference 1.5): `pair *("&" pair)`; `pair` is `key`, `key=` or `key=value`, each percent-encoded;
 //! `+` is a plus sign; only the first `=` of a pair separates.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -26,6 +26,9 @@ pub const MAX_C2D_BYTES: usize = 64 * 1024;
 
 /// The longest message id in characters. Source: wire reference 4.1.
 pub const MAX_MESSAGE_ID_CHARS: usize = 128;
+
+/// With at most this many properties, comparing each name with all others is faster than a set of names.
+const FEW: usize = 16;
 
 /// Bag key of the message id.
 pub const MESSAGE_ID: &str = "$.mid";
@@ -79,9 +82,13 @@ impl C2dMessage {
     /// # Errors
     /// When the bag cannot be decoded.
     pub fn from_bag(bag: &str, body: Bytes) -> Result<Self, MessageError> {
-        let (system, application) =
-            Properties::decode(bag)?.0.into_iter().partition(|(name, _)| is_system_property(name));
-        Ok(Self { system: Properties(system), application: Properties(application), body })
+        let pairs = each_name_once(decode_pairs(bag)?).into_iter();
+        let (system, application) = pairs.partition(|(name, _)| is_system_property(name));
+        Ok(Self {
+            system: Properties(Arc::new(system)),
+            application: Properties(Arc::new(application)),
+            body,
+        })
     }
 
     /// The topic on which this message reaches `device_id`. It has a slash after `devicebound`, and system properties
@@ -92,7 +99,7 @@ impl C2dMessage {
         let leads = |pair: &&Pair| leading.contains(&pair.0.as_str());
         let first = leading.iter().filter_map(|name| self.system.0.iter().find(|(own, _)| own == name));
         let rest = self.system.0.iter().filter(|pair| !leads(pair));
-        encode_pairs(first.chain(rest).chain(&self.application.0), &mut topic);
+        encode_pairs(first.chain(rest).chain(self.application.0.iter()), &mut topic);
         topic
     }
 
@@ -100,7 +107,7 @@ impl C2dMessage {
     /// it.
     pub(crate) fn to_bag(&self) -> String {
         let mut bag = String::new();
-        encode_pairs(self.system.0.iter().chain(&self.application.0), &mut bag);
+        encode_pairs(self.system.0.iter().chain(self.application.0.iter()), &mut bag);
         bag
     }
 
@@ -156,9 +163,10 @@ pub struct Sequence {
 /// A property's name and value. A bare key in the bag has no value.
 pub type Pair = (String, Option<String>);
 
-/// Properties in the order in which they arrived, each name once.
+/// Properties in the order in which they arrived, each name once. A clone shares them, because each message is at two
+/// places at once: in hand, and on its way to the inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Properties(Vec<Pair>);
+pub struct Properties(Arc<Vec<Pair>>);
 
 impl Properties {
     /// Decodes a property bag. It skips empty pairs (`a&&b`). If a name occurs twice, the first one counts.
@@ -166,7 +174,7 @@ impl Properties {
     /// # Errors
     /// When an escape is not `%` and two hexadecimal digits, when a name or value is not UTF-8, or a name is empty.
     pub fn decode(bag: &str) -> Result<Self, MessageError> {
-        bag.split('&').filter(|pair| !pair.is_empty()).map(decode_pair).collect()
+        Ok(decode_pairs(bag)?.into_iter().collect())
     }
 
     /// Encodes a property bag, in order.
@@ -189,14 +197,15 @@ impl Properties {
     /// Adds a property, or replaces its value if it is there.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let (name, value) = (name.into(), Some(value.into()));
-        match self.0.iter_mut().find(|(own, _)| *own == name) {
+        let pairs = Arc::make_mut(&mut self.0);
+        match pairs.iter_mut().find(|(own, _)| *own == name) {
             Some(pair) => pair.1 = value,
-            None => self.0.push((name, value)),
+            None => pairs.push((name, value)),
         }
     }
 
     fn remove_all(&mut self, names: &[&str]) {
-        self.0.retain(|(own, _)| !names.contains(&own.as_str()));
+        Arc::make_mut(&mut self.0).retain(|(own, _)| !names.contains(&own.as_str()));
     }
 
     /// The pairs in order of arrival.
@@ -218,9 +227,7 @@ impl Properties {
 impl FromIterator<Pair> for Properties {
     /// If a name occurs twice, the first one counts.
     fn from_iter<I: IntoIterator<Item = Pair>>(pairs: I) -> Self {
-        // A topic has room for 20,000 names: comparing each one with all before it would take seconds.
-        let mut seen = HashSet::new();
-        Self(pairs.into_iter().filter(|(name, _)| seen.insert(name.clone())).collect())
+        Self(Arc::new(each_name_once(pairs.into_iter().collect())))
     }
 }
 
@@ -269,8 +276,10 @@ pub fn is_message_id(text: &str) -> bool {
 pub fn format_time(time: SystemTime) -> String {
     let latest = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(253_402_300_799);
     let time = time.clamp(SystemTime::UNIX_EPOCH, latest);
-    let nanos = humantime::format_rfc3339_nanos(time).to_string();
-    format!("{}Z", nanos.get(..27).unwrap_or(&nanos))
+    let mut text = humantime::format_rfc3339_nanos(time).to_string();
+    text.truncate(27);
+    text.push('Z');
+    text
 }
 
 /// Reads a time in RFC 3339, in UTC. A missing zone means UTC, because the Python SDK sends none.
@@ -292,24 +301,49 @@ fn encode_pairs<'a>(pairs: impl Iterator<Item = &'a Pair>, out: &mut String) {
     }
 }
 
+fn decode_pairs(bag: &str) -> Result<Vec<Pair>, MessageError> {
+    bag.split('&').filter(|pair| !pair.is_empty()).map(decode_pair).collect()
+}
+
+/// The first pair of each name.
+fn each_name_once(mut pairs: Vec<Pair>) -> Vec<Pair> {
+    if pairs.len() <= FEW {
+        for at in (1..pairs.len()).rev() {
+            if pairs[..at].iter().any(|(earlier, _)| *earlier == pairs[at].0) {
+                pairs.remove(at);
+            }
+        }
+    } else {
+        // A topic has room for 20,000 names: comparing each one with all before it would take seconds.
+        let mut seen = HashSet::new();
+        pairs.retain(|(name, _)| seen.insert(name.clone()));
+    }
+    pairs
+}
+
 fn decode_pair(pair: &str) -> Result<Pair, MessageError> {
     let (name, value) = match pair.split_once('=') {
-        Some((name, value)) => (name, Some(decode_text(value)?.into_owned())),
+        Some((name, value)) => (name, Some(decode_text(value)?)),
         None => (pair, None),
     };
-    let name = decode_text(name)?.into_owned();
+    let name = decode_text(name)?;
     if name.is_empty() { Err(MessageError::EmptyName(excerpt(pair))) } else { Ok((name, value)) }
 }
 
 /// Percent-decodes strictly. The hub never sends a lone `%`, so a text with one is not a bag.
-fn decode_text(text: &str) -> Result<Cow<'_, str>, MessageError> {
+fn decode_text(text: &str) -> Result<String, MessageError> {
+    if !text.contains('%') {
+        return Ok(text.to_owned());
+    }
     let bytes = text.as_bytes();
     let escape_at =
         |at: usize| bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
     if bytes.iter().enumerate().any(|(at, byte)| *byte == b'%' && !escape_at(at)) {
         return Err(MessageError::BadEscape(excerpt(text)));
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| MessageError::NotUtf8(excerpt(text)))
+    let mut decoded = Vec::with_capacity(text.len());
+    decoded.extend(percent_decode_str(text));
+    String::from_utf8(decoded).map_err(|_| MessageError::NotUtf8(excerpt(text)))
 }
 
 /// At most 80 characters of foreign text, without control characters, for an error message.

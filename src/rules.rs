@@ -13,6 +13,7 @@ mod doors;
 mod environment;
 mod expectation;
 mod glob;
+mod index;
 mod nearest;
 mod plan;
 mod policy;
@@ -28,6 +29,7 @@ pub(crate) use environment::variable_name;
 pub(crate) use expectation::literal_steps;
 pub use expectation::{Expectation, Foreseen};
 pub(crate) use glob::Glob;
+use index::RuleIndex;
 pub use nearest::Nearest;
 pub use plan::{PinChange, PinState, Plan, PlanError, PlannedStep};
 pub(crate) use policy::TWIN_WAIT;
@@ -41,6 +43,7 @@ use values::Values;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rules {
     rules: Vec<Rule>,
+    index: RuleIndex,
     /// The body fields that conditions look at.
     fields: BodyFields,
 }
@@ -49,7 +52,7 @@ impl Rules {
     pub(crate) fn new(rules: Vec<Rule>) -> Self {
         let conditions = rules.iter().flat_map(|rule| &rule.conditions);
         let fields = BodyFields::of(conditions.map(|condition| &condition.subject));
-        Self { rules, fields }
+        Self { index: RuleIndex::of(&rules), rules, fields }
     }
 
     /// The first rule whose conditions all hold. `None` if no rule matches the message.
@@ -57,7 +60,9 @@ impl Rules {
     /// A JSON body is parsed at most once, and only if a condition looks into it.
     pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
         let values = Values::of(message, &self.fields);
-        self.rules.iter().find(|rule| rule.conditions.iter().all(|condition| condition.holds(&values)))
+        let candidates = self.index.candidates(&self.rules, &values).into_iter();
+        let mut rules = candidates.filter_map(|position| self.rules.get(position as usize));
+        rules.find(|rule| rule.matches(&values))
     }
 
     /// The rules before the first one that matches the message, in the configuration's order. Each has one sentence
@@ -107,13 +112,21 @@ pub struct Rule {
 impl Rule {
     pub(crate) fn new(
         name: String,
-        conditions: Vec<Condition>,
-        steps: Vec<Step>,
+        mut conditions: Vec<Condition>,
+        mut steps: Vec<Step>,
         timeout: Duration,
-        policy: Policy,
+        mut policy: Policy,
     ) -> Self {
+        // A list that grew has room for three more, and there may be thousands of rules.
+        conditions.shrink_to_fit();
+        steps.shrink_to_fit();
+        policy.lanes.shrink_to_fit();
         let fields = BodyFields::of(steps.iter().flat_map(Step::subjects));
         Self { name, conditions, steps, timeout, policy, fields }
+    }
+
+    fn matches(&self, values: &Values<'_>) -> bool {
+        self.conditions.iter().all(|condition| condition.holds(values))
     }
 
     /// How its messages are treated around the action.

@@ -163,8 +163,8 @@ fn dropped(desk: &mut Desk, record: &Record) -> Option<String> {
         return Some(under_way(entry));
     }
     desk.in_hand.lanes.leave(id);
-    let entry = desk.in_hand.remove(id)?;
-    end::dropped(desk, entry);
+    let mut entry = desk.in_hand.remove(id)?;
+    end::dropped(desk, &mut entry);
     None
 }
 

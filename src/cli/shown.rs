@@ -106,7 +106,7 @@ pub(super) fn without_controls(json: &str) -> String {
 pub(super) fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut plain, c| {
         match c {
-            '"' | '\'' | '\\' => plain.push(c),
+            ' '..='~' => plain.push(c),
             c => plain.extend(c.escape_debug()),
         }
         plain

@@ -12,18 +12,21 @@ use super::field::shown;
 use super::report::{Report, position};
 use super::rule;
 use super::rule_tests;
+use super::rule_texts::{RULES, RuleText, SplitText};
 use super::sources::Sources;
 use super::syntax;
 
-/// The lists at the top that each file adds to.
-const RULES: &str = "rule";
+/// The list of tests. Each file adds to it, and to the list of rules.
 const TESTS: &str = super::TEST.name;
 /// Most replaced values that are named; the others are counted.
 const MAX_NAMED: usize = 20;
 
 /// What all files say together.
 pub(super) struct Merged<'t> {
+    /// Without the rules, if they are in `rules`.
     pub(super) root: DeTable<'t>,
+    /// All rules, if every file could be split.
+    pub(super) rules: Vec<RuleText<'t>>,
     /// A sentence for each value that a later file replaced.
     pub(super) replaced: Vec<String>,
 }
@@ -34,8 +37,17 @@ pub(super) struct Merged<'t> {
 /// table and a value under one key are a problem, and so is everything that TOML does not allow.
 pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> {
     let (mut root, mut merge) = (DeTable::new(), Merge { sources, report, named: Vec::new(), more: 0 });
+    let split: Option<Vec<SplitText<'_>>> = sources.iter().map(SplitText::of).collect();
+    let mut split = split.map(Vec::into_iter);
+    let mut rules = Vec::new();
     for source in sources.iter() {
-        let mut parsed = syntax::parse(source, merge.report);
+        let mut parsed = match split.as_mut().and_then(Iterator::next) {
+            Some(text) => {
+                rules.extend(text.rules);
+                text.head
+            }
+            None => syntax::parse(source, merge.report),
+        };
         if source.is_remote {
             parsed = only_rules(parsed, merge.report);
         }
@@ -45,7 +57,7 @@ pub(super) fn read<'t>(sources: &'t Sources, report: &mut Report) -> Merged<'t> 
     if more > 0 {
         replaced.push(format!("… and {more} more values are replaced"));
     }
-    Merged { root, replaced }
+    Merged { root, rules, replaced }
 }
 
 /// The rules of a text of the twin; anything else in it is a problem.

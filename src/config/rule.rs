@@ -3,16 +3,18 @@
 //! Owns: a rule's keys, its limits, and how rules must not affect each other. Must not know: how a rule is run.
 
 use humantime::format_duration;
+use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::rules::{Door, Policy, ReportTo, Rule, Rules, Test};
+use crate::rules::{Door, Policy, ReportTo, Rule, Rules, Subject, Test};
 
 use super::conditions;
-use super::field::{Field, shown};
+use super::field::{Field, Value, shown};
 use super::interlock;
 use super::key::{Absent, Form, Key, Text};
 use super::policy;
 use super::report::Report;
+use super::rule_texts::RuleText;
 use super::settings::{GpioSettings, TwinSettings};
 use super::sources::Sources;
 use super::steps;
@@ -76,34 +78,76 @@ pub(super) struct RuleScope<'a> {
     pub(super) sources: &'a Sources,
 }
 
-/// Reads all `[[rule]]` tables; `None` if one of them has a problem. Also returns which rules are the twin's.
+/// Reads all `[[rule]]` tables, which are in the field or, one by one, in the texts; `None` if one of them has a problem.
+/// Also returns which rules are the twin's.
 pub(super) fn read(
     field: Option<Field<'_>>,
+    texts: &[RuleText<'_>],
     scope: &RuleScope<'_>,
     report: &mut Report,
 ) -> Option<(Rules, Vec<TwinRule>)> {
     let before = report.problems();
-    let mut names: Vec<(String, Range<usize>)> = Vec::new();
-    let mut rules: Vec<Rule> = Vec::new();
-    let mut places: Vec<Range<usize>> = Vec::new();
-    let mut twin_rules = Vec::new();
+    let mut read = ReadRules::default();
     let tables = match field {
         Some(field) => field.array(&format!("a list of tables: {FORM}"), report)?,
         None => Vec::new(),
     };
-    for value in tables {
-        let Some(mut table) =
-            value.named("a rule").table_such_as("a rule", &format!("a table: {FORM}"), report)
-        else {
-            continue;
+    tables.iter().for_each(|value| read.add(value, scope, report));
+    for text in texts {
+        text.tables()
+            .iter()
+            .flat_map(|tables| tables.iter())
+            .for_each(|value| read.add(&Value::of(value), scope, report));
+    }
+    let ReadRules { mut rules, places, twin_rules, .. } = read;
+    rules.shrink_to_fit();
+    warn_of_hidden(&rules, &places, report);
+    check_work(&rules, &places, report);
+    policy::check_waits(&rules, &places, report);
+    policy::check_remote_waits(&rules, &places, |place| scope.sources.remote(place).is_some(), report);
+    (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
+}
+
+/// The rules that were read so far.
+#[derive(Default)]
+struct ReadRules {
+    /// Each name, and where it is used first.
+    names: HashMap<String, Range<usize>>,
+    rules: Vec<Rule>,
+    places: Vec<Range<usize>>,
+    twin_rules: Vec<TwinRule>,
+}
+
+impl ReadRules {
+    fn add(&mut self, value: &Value<'_>, scope: &RuleScope<'_>, report: &mut Report) {
+        let field = value.named("a rule");
+        let Some(mut table) = field.table_such_as("a rule", &format!("a table: {FORM}"), report) else {
+            return;
         };
         let place = table.place.clone();
-        let name = read_name(&mut table, &mut names, report);
+        let name = read_name(&mut table, &mut self.names, report);
         if let Some(name) = &name {
             table.rename(format!("rule \"{}\"", shown(name)));
         }
-        let Some(rule) = read_rule(table, name, scope, report) else { continue };
-        if let Some(earlier) = rules.iter().find(|earlier| earlier.hides(&rule)) {
+        let Some(rule) = read_rule(table, name, scope, report) else { return };
+        if let Some(text) = scope.sources.remote(&place) {
+            self.twin_rules.push(TwinRule { rule: rule.name().to_owned(), text });
+        }
+        self.rules.push(rule);
+        self.places.push(place);
+    }
+}
+
+/// Warns of each rule that never runs because of an earlier one.
+fn warn_of_hidden(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
+    // All conditions of a rule that hides another one are conditions of the other one, also its first.
+    let mut by_first: HashMap<Option<(&Subject, &[String])>, Vec<&Rule>> = HashMap::new();
+    let mut earliest = HashMap::new();
+    for (rule, place) in rules.iter().zip(places) {
+        let keys = rule.conditions().iter().map(|one| Some((&one.subject, one.test.texts()))).chain([None]);
+        let candidates = keys.filter_map(|key| by_first.get(&key)).flatten();
+        let hiding = candidates.filter(|earlier| earlier.hides(rule));
+        if let Some(earlier) = hiding.min_by_key(|earlier| earliest.get(earlier.name())) {
             let message = format!(
                 "rule \"{}\" never runs: rule \"{}\" before it matches every message that this rule matches",
                 shown(rule.name()),
@@ -111,16 +155,10 @@ pub(super) fn read(
             );
             report.warning(place.clone(), message);
         }
-        if let Some(text) = scope.sources.remote(&place) {
-            twin_rules.push(TwinRule { rule: rule.name().to_owned(), text });
-        }
-        rules.push(rule);
-        places.push(place);
+        earliest.insert(rule.name(), place.start);
+        let first = rule.conditions().first().map(|one| (&one.subject, one.test.texts()));
+        by_first.entry(first).or_default().push(rule);
     }
-    check_work(&rules, &places, report);
-    policy::check_waits(&rules, &places, report);
-    policy::check_remote_waits(&rules, &places, |place| scope.sources.remote(place).is_some(), report);
-    (report.problems() == before).then(|| (Rules::new(rules), twin_rules))
 }
 
 /// Refuses rules that would make the check of a message slow, whatever the message is.
@@ -167,7 +205,7 @@ fn check_work(rules: &[Rule], places: &[Range<usize>], report: &mut Report) {
 
 fn read_name(
     table: &mut Table<'_>,
-    names: &mut Vec<(String, Range<usize>)>,
+    names: &mut HashMap<String, Range<usize>>,
     report: &mut Report,
 ) -> Option<String> {
     let field =
@@ -176,11 +214,11 @@ fn read_name(
     if name.chars().count() > MAX_NAME_CHARS {
         return field.wrong(format!("name has more than {MAX_NAME_CHARS} characters"), report);
     }
-    if let Some((_, first)) = names.iter().find(|(other, _)| other == name) {
+    if let Some(first) = names.get(name) {
         let message = format!("there is already a rule named \"{}\": rename one of them", shown(name));
         report.problem_with(field.value.place, message, (first.clone(), "it is used here first"));
     } else {
-        names.push((name.to_owned(), field.value.place));
+        names.insert(name.to_owned(), field.value.place);
     }
     Some(name.to_owned())
 }

@@ -31,6 +31,12 @@ pub(super) fn parse<'t>(source: &'t SourceFile, report: &mut Report) -> DeTable<
     if errors.is_empty() { moved_table(root.into_inner(), source.base) } else { DeTable::new() }
 }
 
+/// The tree of a part of a file; `None` if the part by itself is not TOML.
+pub(super) fn parse_part(source: &SourceFile, part: Range<usize>) -> Option<DeTable<'_>> {
+    let root = DeTable::parse(&source.text[part.clone()]).ok()?;
+    Some(moved_table(root.into_inner(), source.base + part.start))
+}
+
 fn moved(span: &Range<usize>, by: usize) -> Range<usize> {
     span.start + by..span.end + by
 }

@@ -182,12 +182,12 @@ fn judge(settings: &TwinSettings, texts: &Texts, remote: &TwinRules) -> Result<J
     }
     let sources = Arc::new(sources);
     report.set_sources(Arc::clone(&sources));
-    let merge::Merged { root, .. } = merge::read(&sources, &mut report);
+    let merge::Merged { root, rules, .. } = merge::read(&sources, &mut report);
     let mut found = None;
     if report.problems() == 0 {
         let directory = sources.main().and_then(Path::parent).unwrap_or(Path::new(""));
         let mut root = table::Table::new("the configuration", 0..0, &root);
-        found = Some(read_rules(&mut root, directory, &sources, &mut report));
+        found = Some(read_rules(&mut root, &rules, directory, &sources, &mut report));
     }
     report.sort();
     match found.and_then(|part| Some((part.rules?, part.twin_rules))) {

@@ -137,6 +137,15 @@ impl Test {
         }
     }
 
+    /// The texts of which the value must be one. Empty if the test asks for something else.
+    pub(crate) fn texts(&self) -> &[String] {
+        match self {
+            Self::Equals(text) => std::slice::from_ref(text),
+            Self::OneOf(choices) => &choices.texts,
+            _ => &[],
+        }
+    }
+
     /// The longest text that the test accepts for comparison, in bytes, if there is a limit.
     fn longest(&self) -> Option<usize> {
         match self {

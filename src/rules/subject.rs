@@ -7,7 +7,7 @@ use std::fmt;
 use crate::message::is_system_property;
 
 /// A name in a rule: `state`, `$.cid` or `body.zone`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
     /// An application property, or a system property such as `$.cid`.
     Property(String),

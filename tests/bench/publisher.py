@@ -5,11 +5,12 @@ import struct
 
 
 class Publisher:
-    def __init__(self, host, port):
+    def __init__(self, host, port, client_id="publisher"):
+        """Its session is a new one: what the broker had kept for this client id is deleted."""
         self.socket = socket.create_connection((host, port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.packet_id = 0
-        name = b"publisher"
+        name = client_id.encode()
         variable = b"\x00\x04MQTT\x04\x02\x00\x00" + struct.pack("!H", len(name)) + name
         self.socket.sendall(b"\x10" + _length(len(variable)) + variable)
         if self._read(4) != b"\x20\x02\x00\x00":

@@ -4,10 +4,12 @@ Each receiver answers the same questions: how long it takes to subscribe, how mu
 backlog, how soon it has a message.
 """
 
+import functools
 import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import threading
 import time
@@ -21,6 +23,8 @@ KEY = "YmVuY2htYXJrIGJlbmNobWFyayBiZW5jaG1hcmsgISE="
 HERE = Path(__file__).parent
 PYTHON = HERE.parent.parent / ".venv/bin/python"
 DEADLINE = 120
+# The file of an inbox.
+INBOX = "inbox.journal"
 MESSAGE_IDS = itertools.count()
 
 
@@ -39,6 +43,11 @@ def cpu_ns(pid):
 def memory_mib(pid):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def anonymous_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
 
 
 def written_bytes(pid):
@@ -117,11 +126,11 @@ class Broker:
         when, _, self.log_index = self.log.wait_for(f"devices/{device}/messages/devicebound/#", self.log_index)
         return when
 
-    def fill(self, device, count, what):
+    def fill(self, device, count, what, size=64):
         """Queues messages for a device that has a session and is away; the first and the last are marked."""
         names = ["begin"] + [what] * (count - 2) + ["end"]
         # The bare loop hands no body to its children either.
-        body = b"" if what == "child" else b"x" * 64
+        body = b"" if what == "child" else b"x" * size
         self.publisher.send_all((topic(device, n, name), body) for n, name in enumerate(names))
 
     def close(self):
@@ -170,10 +179,10 @@ class Agent(Receiver):
         self.mark_index = 0
         self.config = broker.folder / "agent.toml"
         self.prefix = []
-        self.use_inbox(broker.folder / "inbox.journal")
+        self.use_inbox(broker.folder / INBOX)
 
-    def use_inbox(self, path, keys=""):
-        """From the next start on, the inbox is there, with further keys of its table."""
+    def use_inbox(self, path, keys="", rules=0):
+        """From the next start on, the inbox is there, with further keys of its table; with further rules before the others."""
         self.inbox = path
         # All rules that are measured are in one lane, so that the mark at the end comes last.
         self.config.write_text(
@@ -187,7 +196,7 @@ backend = "simulated"
 
 [gpio.pins.led]
 line = 1
-
+{"".join(self._other_rule(n) for n in range(rules))}
 [[rule]]
 name = "pin"
 lane = "bench"
@@ -207,6 +216,11 @@ when = {{ action = "child" }}
 do = [ {{ run = ["/bin/true"] }} ]
 
 [[rule]]
+name = "long"
+when = {{ action = "long" }}
+do = [ {{ run = ["/bin/sleep", "1000"] }} ]
+
+[[rule]]
 name = "mark"
 lane = "bench"
 when = {{ action = {{ one_of = ["begin", "end"] }} }}
@@ -219,6 +233,14 @@ do = [ {{ shell = 'trap "" TERM; echo stubborn > {self.fifo}; while :; do sleep 
 """
             + "".join(self._lane(n) for n in range(LANES))
         )
+
+    def _other_rule(self, n):
+        return f"""
+[[rule]]
+name = "other-{n}"
+when = {{ action = "other-{n}" }}
+do = [ {{ gpio = "led", set = "on" }} ]
+"""
 
     def _lane(self, n):
         """A lane with children, and a mark for its beginning and its end."""
@@ -256,15 +278,17 @@ do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
         when, _, self.mark_index = self.marks.wait_for(name, self.mark_index)
         return when
 
-    def drain(self, count, what):
-        """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them; into an empty inbox."""
-        self.forget()
-        self.broker.fill(self.device, count, what)
-        process = self.spawn()
+    def drain(self, count, what, body=64, keep=False, **options):
+        """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them; into an empty inbox, or with
+        `keep` into that which is there."""
+        if not keep:
+            self.forget()
+        self.broker.fill(self.device, count, what, body)
+        process = self.spawn(**options)
         begin = self.wait_mark("begin")
         end = self.wait_mark("end")
         cpu = cpu_ns(process.pid)
-        self.written = written_bytes(process.pid)
+        self.written, self.memory = written_bytes(process.pid), memory_mib(process.pid)
         stop(process)
         self.broker.wait_subscribed(self.device)
         return count / ((end - begin) / 1e9), cpu / 1e6 / count * 1000
@@ -298,21 +322,22 @@ do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
         stop(process)
         return elapsed / 1e6
 
-    def latencies_us(self, count):
-        """Publish to the log line that says that the pin changed."""
+    def latencies_us(self, count, what="toggle"):
+        """Publish to the log line that says that the pin changed; into an empty inbox."""
         self.forget()
         process = self.spawn("info", stderr=subprocess.PIPE)
         log, index, found = Lines(process.stderr), 0, []
         self.broker.wait_subscribed(self.device)
         _, _, index = log.wait_for("subscribed", index)
+        before = written_bytes(process.pid)
         for n in range(count):
             begin = time.monotonic_ns()
-            self.broker.publisher.send(topic(self.device, n, "toggle"))
+            self.broker.publisher.send(topic(self.device, n, what))
             when, _, index = log.wait_for(PIN_LINE, index)
             found.append((when - begin) / 1000)
             self.broker.publisher.confirm()
             time.sleep(0.002)
-        self.written = written_bytes(process.pid)
+        self.written = written_bytes(process.pid) - before
         stop(process)
         return found
 
@@ -346,6 +371,11 @@ class MosquittoSub(Receiver):
     def idle(self):
         return start(self.command(), stdout=subprocess.DEVNULL)
 
+    @functools.cached_property
+    def own_start_s(self):
+        """What its start takes, which is no part of a throughput."""
+        return statistics.median(self.start_ms() for _ in range(5)) / 1000
+
     def end(self, process):
         """Not SIGTERM, which it overlooks now and then while it subscribes."""
         process.kill()
@@ -353,14 +383,16 @@ class MosquittoSub(Receiver):
 
     def drain(self, count, what):
         """It ends by itself after `count` messages, so its start is taken off."""
+        own_start = self.own_start_s
         self.broker.fill(self.device, count, what)
         begin = time.monotonic()
         process = start(self.command("-C", str(count)), stdout=subprocess.DEVNULL)
         _, _, usage = os.wait4(process.pid, 0)
-        elapsed = time.monotonic() - begin - self.start / 1000
+        elapsed = time.monotonic() - begin - own_start
         return count / elapsed, (usage.ru_utime + usage.ru_stime) * 1000 / count * 1000
 
     def drain_child(self, count):
+        own_start = self.own_start_s
         self.broker.fill(self.device, count, "child")
         begin = time.monotonic()
         first = start(self.command("-C", str(count)), stdout=subprocess.PIPE)
@@ -368,7 +400,7 @@ class MosquittoSub(Receiver):
         first.stdout.close()
         second.wait(DEADLINE)
         first.wait(DEADLINE)
-        return count / (time.monotonic() - begin - self.start / 1000)
+        return count / (time.monotonic() - begin - own_start)
 
     def latencies_us(self, count):
         process = start(self.command(), stdout=subprocess.PIPE, text=True)

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import time
 
-from receivers import HERE, PIN_LINE, PYTHON, Lines, cpu_ns, memory_mib, start, stop
+from receivers import HERE, INBOX, PIN_LINE, PYTHON, Lines, cpu_ns, memory_mib, start, stop
 
 HOST = "127.0.0.11"  # an address of its own: the SDKs always dial 8883 and 443
 TRANSPORTS = ["mqtt", "mqtt-ws", "amqp", "amqp-ws"]
@@ -20,7 +20,7 @@ RECEIVER_CONFIG = """
 transport = "{transport}"
 
 [inbox]
-path = "{folder}/{transport}.journal"
+path = "{folder}/{transport}-inbox/{inbox}"
 
 [gpio]
 backend = "simulated"
@@ -123,7 +123,7 @@ class Receiver:
 
 def agent(hub, binary, folder, transport):
     config = folder / f"{transport}.toml"
-    config.write_text(RECEIVER_CONFIG.format(transport=transport, folder=folder))
+    config.write_text(RECEIVER_CONFIG.format(transport=transport, folder=folder, inbox=INBOX))
     environment = {"C2D_LOG": "info", "C2D_CA_FILE": hub.ca, "C2D_DEVICE_CONNECTION_STRING": hub.device_string(transport)}
     return Receiver(hub, transport, [binary, "run", "-c", config], environment, PIN_LINE, "stderr")
 

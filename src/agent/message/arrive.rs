@@ -22,7 +22,7 @@ use crate::agent::rulebook::Rulebook;
 use crate::agent::sessions::Role;
 
 /// An entry with its plan, or why nothing is done: the rule that matched, if any, and the reason.
-type Planned = Result<MessageEntry, (Option<String>, PassedOver)>;
+type Planned = Result<Box<MessageEntry>, (Option<String>, PassedOver)>;
 
 /// Takes a delivery in: plans it, and offers it to the inbox together with the plan.
 pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
@@ -100,7 +100,7 @@ pub(crate) fn plan(rules: &Rulebook, message: C2dMessage, since: Since, now: Sys
         Settle::AfterAction => Settled::AfterAction,
         Settle::OnAccept => Settled::OnAccept,
     };
-    Ok(MessageEntry::new(message, since, Arc::clone(facts), plan, settled))
+    Ok(Box::new(MessageEntry::new(message, since, Arc::clone(facts), plan, settled)))
 }
 
 /// Puts a message in line in the lanes of its rule. True if its turn has come at once.
@@ -113,7 +113,7 @@ pub(crate) fn line_up(desk: &mut Desk, id: ActionId, entry: &MessageEntry) -> bo
 fn wait_for_verdict(
     desk: &mut Desk,
     id: ActionId,
-    mut entry: MessageEntry,
+    mut entry: Box<MessageEntry>,
     message: C2dMessage,
     received: SystemTime,
 ) {

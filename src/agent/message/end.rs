@@ -99,7 +99,7 @@ pub(super) fn ended(desk: &mut Desk, number: Number) {
     let Some(mut entry) = desk.in_hand.remove(id) else { return };
     let Some(mut end) = entry.end.take() else {
         // A client of the control socket dropped it.
-        return dropped(desk, entry);
+        return dropped(desk, &mut entry);
     };
     end.settlement = entry.settlement(end.settlement);
     entry.take_receipts().into_iter().for_each(|receipt| calls::tell(&end, receipt));
@@ -117,7 +117,7 @@ pub(super) fn ended_without_action(desk: &mut Desk, passing: Passing, number: Nu
 }
 
 /// Settles a message that a person has dropped.
-pub(crate) fn dropped(desk: &Desk, mut entry: MessageEntry) {
+pub(crate) fn dropped(desk: &Desk, entry: &mut MessageEntry) {
     let role = desk.rules.role_of(&entry.message);
     entry.settle(settlement(desk, OutcomeKind::Dropped, Some(&entry.rule.name), role));
 }

@@ -3,7 +3,7 @@
 //! Owns: what is known of each message, its place in the lanes, what runs, and how many messages there may be. Must
 //! not know: how messages are handled.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -140,9 +140,12 @@ pub(crate) struct HeldMessage {
 /// All messages in hand.
 #[derive(Default)]
 pub(crate) struct InHand {
-    entries: HashMap<ActionId, MessageEntry>,
-    numbers: HashMap<Number, ActionId>,
-    passing: HashMap<ActionId, Passing>,
+    // In order of their numbers. These maps are asked a dozen times for each message, and comparing numbers takes less
+    // time than hashing them.
+    /// In boxes, because an entry is large and would be moved with its neighbours.
+    entries: BTreeMap<ActionId, Box<MessageEntry>>,
+    numbers: BTreeMap<Number, ActionId>,
+    passing: BTreeMap<ActionId, Passing>,
     bytes: usize,
     last_id: ActionId,
     /// Messages that an earlier process accepted, and that the hub still has.
@@ -254,7 +257,7 @@ impl InHand {
         self.entries.len() + self.passing.len()
     }
 
-    pub(crate) fn insert(&mut self, id: ActionId, entry: MessageEntry) {
+    pub(crate) fn insert(&mut self, id: ActionId, entry: Box<MessageEntry>) {
         self.bytes += entry.message.wire_size();
         if let Some(number) = entry.number {
             self.numbers.insert(number, id);
@@ -263,7 +266,7 @@ impl InHand {
     }
 
     pub(crate) fn get(&mut self, id: ActionId) -> Option<&mut MessageEntry> {
-        self.entries.get_mut(&id)
+        self.entries.get_mut(&id).map(Box::as_mut)
     }
 
     /// Stores the number that the inbox gave the message.
@@ -278,7 +281,7 @@ impl InHand {
         self.numbers.get(&number).copied()
     }
 
-    pub(crate) fn remove(&mut self, id: ActionId) -> Option<MessageEntry> {
+    pub(crate) fn remove(&mut self, id: ActionId) -> Option<Box<MessageEntry>> {
         let entry = self.entries.remove(&id)?;
         self.bytes -= entry.message.wire_size();
         if let Some(number) = entry.number {
@@ -348,15 +351,12 @@ impl InHand {
         let awaits = |entry: &MessageEntry| {
             matches!(entry.stage, Stage::Accepting { .. } | Stage::Starting | Stage::Ending)
         };
-        !self.passing.is_empty() || self.entries.values().any(awaits)
+        !self.passing.is_empty() || self.entries().any(awaits)
     }
 
     /// The messages for which this holds, in order of arrival.
     fn ids(&self, holds: impl Fn(&MessageEntry) -> bool) -> Vec<ActionId> {
-        let found = self.entries.iter().filter(|(_, entry)| holds(entry));
-        let mut ids: Vec<ActionId> = found.map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        ids
+        self.entries.iter().filter(|(_, entry)| holds(entry)).map(|(id, _)| *id).collect()
     }
 
     /// The messages that wait for their first attempt, in order of arrival.
@@ -380,11 +380,11 @@ impl InHand {
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &MessageEntry> {
-        self.entries.values()
+        self.entries.values().map(Box::as_ref)
     }
 
     pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut MessageEntry> {
-        self.entries.values_mut()
+        self.entries.values_mut().map(Box::as_mut)
     }
 
     /// Everything that is still in hand at the end: how it ended, if it did, and its receipts. What runs is dropped.

@@ -14,7 +14,7 @@
 //! Thus every action of the twin's rules that delays the owner's has begun in time, and ends in time: none takes
 //! longer than the bound (the configuration refuses it), and none gives its slot away and waits for another.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,16 +51,14 @@ pub(crate) enum Whose {
 
 /// The index of each lane name.
 #[derive(Debug, Default)]
-pub(crate) struct LaneNames(Vec<String>);
+pub(crate) struct LaneNames(HashMap<String, Lane>);
 
 impl LaneNames {
     /// The lanes with these names. A new name gets the next number.
     pub(crate) fn lanes(&mut self, names: &[String]) -> Arc<[Lane]> {
         let lanes = names.iter().map(|name| {
-            self.0.iter().position(|known| known == name).unwrap_or_else(|| {
-                self.0.push(name.clone());
-                self.0.len() - 1
-            })
+            let next = self.0.len();
+            *self.0.entry(name.clone()).or_insert(next)
         });
         lanes.collect()
     }
@@ -75,7 +73,7 @@ impl LaneNames {
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
     lines: Vec<VecDeque<ActionId>>,
-    members: HashMap<ActionId, Member>,
+    members: BTreeMap<ActionId, Member>,
     /// Actions at the front of all their lanes that lack a child slot. The first in line gets the next one.
     without_slot: VecDeque<ActionId>,
     slots: usize,

@@ -36,6 +36,8 @@ impl Since {
 
     /// Why a message is not acted on any more, if it expired while the agent had it.
     pub(crate) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
+        // Most messages never expire, and the time since they came would be asked for in vain.
+        message.expiry()?;
         let expiry = message.expired_since(self.by_clock(now), now)?;
         let [expiry, now] = [expiry, now].map(format_time);
         Some(PassedOver::Expired { expiry, now })
@@ -43,7 +45,8 @@ impl Since {
 
     /// By how much the clock seems to be ahead: by this clock, the message had expired before the hub delivered it.
     fn ahead(self, message: &C2dMessage, now: SystemTime) -> Option<Duration> {
-        let ahead = self.by_clock(now).duration_since(message.expiry()?).ok()?;
+        let expiry = message.expiry()?;
+        let ahead = self.by_clock(now).duration_since(expiry).ok()?;
         (ahead >= LONGEST_WAY).then_some(ahead)
     }
 

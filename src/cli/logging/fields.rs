@@ -2,7 +2,7 @@
 //!
 //! Owns: which value is quoted, and that no value can control a terminal or begin another line. Must not know: events.
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Display};
 
 use crate::cli::shown::plain;
 
@@ -28,12 +28,12 @@ struct LogLine<'w> {
 }
 
 impl LogLine<'_> {
-    fn put(&mut self, name: &str, value: &str) -> fmt::Result {
+    fn put(&mut self, name: &str, value: impl Display) -> fmt::Result {
         if !std::mem::take(&mut self.is_first) {
             self.writer.write_char(' ')?;
         }
         match name {
-            "message" => self.writer.write_str(value),
+            "message" => write!(self.writer, "{value}"),
             name if self.writer.has_ansi_escapes() => {
                 write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
             }
@@ -45,7 +45,7 @@ impl LogLine<'_> {
 impl Visit for LogLine<'_> {
     fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
         if self.result.is_ok() {
-            self.result = self.put(field.name(), &format!("{value:?}"));
+            self.result = self.put(field.name(), format_args!("{value:?}"));
         }
     }
 
@@ -57,12 +57,17 @@ impl Visit for LogLine<'_> {
             _ => one_word(value),
         };
         if self.result.is_ok() {
-            self.result = self.put(field.name(), &shown);
+            self.result = self.put(field.name(), shown);
         }
     }
 }
 
 fn one_word(value: String) -> String {
+    // Most words need no closer look.
+    let is_simple = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
+    if !value.is_empty() && value.bytes().all(is_simple) {
+        return value;
+    }
     let quoted = format!("{value:?}");
     let is_plain = quoted.len() == value.len() + 2 && !value.is_empty() && !value.contains([' ', '=']);
     if is_plain { value } else { quoted }

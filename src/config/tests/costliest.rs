@@ -210,3 +210,21 @@ fn what_would_cost_more_is_refused_in_one_sentence() {
         "rule \"r1\" has 101 steps, but may have at most 100: let one program do several of them"
     );
 }
+
+#[test]
+fn as_many_rules_as_there_may_be_found_by_one_value_or_each_by_its_own() {
+    let rules = |value: &dyn Fn(u32) -> String| -> String {
+        let rule = |number: u32| {
+            let when = format!("{}, never = {{ present = true }}", value(number));
+            format!("[[rule]]\nname = \"{number}\"\ndo = []\nwhen = {{ {when} }}\n")
+        };
+        (0..2500).map(rule).collect()
+    };
+    is_quick("one value", &rules(&|_| "a = 1".to_owned()), &message("a=1", ""));
+    let names: Vec<String> = (0..13_000).map(|number| format!("{number:x}")).collect();
+    let own = rules(&|number| format!("\"{number:x}\" = \"\""));
+    is_quick("a property each", &own, &message(&names.join("&"), ""));
+    let own = rules(&|number| format!("\"body.{number:x}\" = \"1000000000\""));
+    let fields: Vec<String> = (0..2500).map(|number| format!("\"{number:x}\":1e9")).collect();
+    is_quick("a field each", &own, &message("", &format!("{{{}}}", fields.join(","))));
+}
