@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 mod exec;
 mod gpio;
+mod group;
 mod limit;
 #[cfg(test)]
 mod tests;
