@@ -24,6 +24,7 @@ use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, timeout};
 
+use super::children::Children;
 use super::group::{GRACE, Group, KILLED};
 use super::limit::{Cut, Limit};
 use crate::trust;
@@ -45,6 +46,8 @@ pub(super) struct Program<'a> {
     pub(super) environment: &'a [(String, String)],
     /// What the program reads on its standard input.
     pub(super) body: &'a [u8],
+    /// Whose program it is, for the notes of running children.
+    pub(super) owner: &'a str,
 }
 
 /// The beginning and the end of what programs wrote, and how many bytes they wrote in all.
@@ -101,6 +104,7 @@ impl Captured {
 pub(super) async fn run(
     program: &Program<'_>,
     limit: &Limit<'_>,
+    children: Option<&Children>,
     output: &mut Captured,
 ) -> Result<ExitStatus, ExecError> {
     limit.check().map_err(ExecError::Cut)?;
@@ -110,6 +114,8 @@ pub(super) async fn run(
     }
     let (mut child, reader) =
         start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
+    // Noted at once, so that the agent is hardly ever killed in between. It is dropped after the group.
+    let _note = children.and_then(|children| children.note(child.id()?, program.owner));
     let group = Group::new(child.id());
     // The pipe becomes one of the runtime's only now, while another core loads the program.
     let reader = pipe::Receiver::from_owned_fd(reader).map_err(ExecError::Lost)?;
