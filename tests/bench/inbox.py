@@ -31,7 +31,7 @@ def measure_inbox(agent, table, backlog, children, latencies):
             agent.use_inbox(Path(folder) / "inbox.redb")
             drains_and_latencies(agent, table, "on a RAM disk", backlog, latencies)
     agent.use_inbox(disk)
-    fsyncs(agent, table, backlog, latencies)
+    fsyncs(agent, table, backlog, children, latencies)
     children_in_lanes(agent, table, children)
     with_records(agent, table)
     agent.use_inbox(disk)
@@ -52,7 +52,7 @@ def drains_and_latencies(agent, table, where, backlog, latencies):
         table.row("bytes written per message, one at a time", "–", agent.written / latencies)
 
 
-def fsyncs(agent, table, backlog, latencies):
+def fsyncs(agent, table, backlog, children, latencies):
     """Counted by strace, whose own slowness makes the batches of a backlog larger than they are without it."""
     if not shutil.which("strace"):
         return table.row("fsyncs per message", "–", "strace is missing")
@@ -63,6 +63,9 @@ def fsyncs(agent, table, backlog, latencies):
     table.row("fsyncs per message, one at a time", "–", calls(counts) / latencies)
     agent.drain(backlog, "pin")
     table.row("fsyncs per message, backlog", "–", calls(counts) / backlog)
+    # One serves the end of a child and the beginning of the next.
+    agent.drain_child(children)
+    table.row("fsyncs per child, one lane", "1", calls(counts) / children)
     agent.prefix = []
 
 
