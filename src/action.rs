@@ -5,14 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+mod children;
 mod exec;
 mod gpio;
+mod group;
 mod limit;
 #[cfg(test)]
 mod tests;
@@ -23,6 +26,7 @@ use exec::{Captured, ExecError, Program};
 use gpio::{ChangeError, Pins};
 use limit::{Cut, Limit};
 
+pub(crate) use children::{Children, take_over};
 pub use gpio::{CONSUMER, GpioError, LineUse, Survey, survey};
 
 /// What plans act on: the claimed pins, and the way to start programs.
@@ -31,6 +35,8 @@ pub use gpio::{CONSUMER, GpioError, LineUse, Survey, survey};
 /// [`leave_pins_in_panic`].
 pub struct Actions {
     pins: Pins,
+    /// Notes which programs run, if the caller has given some.
+    children: OnceLock<Children>,
 }
 
 /// The result of one plan. Its `Display` is one line for people and logs:
@@ -84,7 +90,14 @@ impl Actions {
     ///
     /// The backend is not available, or a pin cannot be claimed. Then nothing is claimed.
     pub fn open(settings: &GpioSettings, been_on: &BTreeMap<String, Duration>) -> Result<Self, ActionError> {
-        Ok(Self { pins: Pins::open(settings, been_on)? })
+        Ok(Self { pins: Pins::open(settings, been_on)?, children: OnceLock::new() })
+    }
+
+    /// Notes from now on which programs run, so that the next agent can end what this one leaves running if it is
+    /// killed.
+    pub(crate) fn note_children(&self, children: Children) {
+        // The notes never change while the agent runs, so there is nothing to do if they are given twice.
+        self.children.get_or_init(|| children);
     }
 
     /// Applies other settings for the pins. A pin that stays keeps its state and its time on. A new pin begins in its
@@ -163,13 +176,11 @@ impl Actions {
                     self.pins.change(pin, *change, &limit).await.map_err(StepEnd::from)
                 }
                 PlannedStep::Run { argv } => {
-                    let program = Program { argv, environment: &plan.environment, body: &body };
-                    run(&program, &limit, &mut output, &mut exit_code).await
+                    self.run(argv, plan, &body, &limit, &mut output, &mut exit_code).await
                 }
                 PlannedStep::Shell { text } => {
                     let argv = ["/bin/sh".to_owned(), "-c".to_owned(), text.clone()];
-                    let program = Program { argv: &argv, environment: &plan.environment, body: &body };
-                    run(&program, &limit, &mut output, &mut exit_code).await
+                    self.run(&argv, plan, &body, &limit, &mut output, &mut exit_code).await
                 }
             };
             if let Err(end) = done {
@@ -181,6 +192,23 @@ impl Actions {
         let (result, step) = ended;
         let (output, output_end, output_bytes) = output.into_parts();
         Outcome { result, step, exit_code, duration: started.elapsed(), output, output_end, output_bytes }
+    }
+
+    /// Runs one program. Any end except exit code 0 is a failure.
+    async fn run(
+        &self,
+        argv: &[String],
+        plan: &Plan,
+        body: &[u8],
+        limit: &Limit<'_>,
+        output: &mut Captured,
+        exit_code: &mut Option<i32>,
+    ) -> Result<(), StepEnd> {
+        *exit_code = None;
+        let program = Program { argv, environment: &plan.environment, body, owner: &plan.rule };
+        let status = exec::run(&program, limit, self.children.get(), output).await?;
+        *exit_code = status.code();
+        if status.success() { Ok(()) } else { Err(StepEnd::Failed(exec::describe(status))) }
     }
 
     /// Puts every pin into its `on_exit` state and releases it. If one pin fails, the others are still done.
@@ -249,19 +277,6 @@ impl From<ExecError> for StepEnd {
             error => Self::Failed(error.to_string()),
         }
     }
-}
-
-/// Runs one program. Any end except exit code 0 is a failure.
-async fn run(
-    program: &Program<'_>,
-    limit: &Limit<'_>,
-    output: &mut Captured,
-    exit_code: &mut Option<i32>,
-) -> Result<(), StepEnd> {
-    *exit_code = None;
-    let status = exec::run(program, limit, output).await?;
-    *exit_code = status.code();
-    if status.success() { Ok(()) } else { Err(StepEnd::Failed(exec::describe(status))) }
 }
 
 /// `run /usr/bin/backup`; in a plan of several steps, `step 2 of 3 (run /usr/bin/backup)`.

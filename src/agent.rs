@@ -38,6 +38,7 @@ pub(crate) mod control;
 mod desk;
 mod error;
 mod hub_events;
+mod leftovers;
 mod machine;
 mod message;
 mod new_rules;
@@ -59,6 +60,7 @@ mod watch;
 use control::ControlRequest;
 use desk::Desk;
 pub use error::AgentError;
+use leftovers::Leftovers;
 use machine::{PinsNoted, been_on};
 pub(crate) use message::calls::check_payload;
 use message::in_hand::RunResult;
@@ -127,12 +129,15 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
     let actions = Actions::open(&config.gpio, &been_on(first.as_ref(), clock()))?;
     let twin = TwinRulesState::new(&config, twin);
+    let leftovers = Leftovers::new(&config.inbox.path, first);
     let desk = Desk::new(config, clock, observer, actions, sessions, inbox);
-    let mut agent =
-        Agent { desk, requests: Requests::default(), reader: ConfigReader::new(reload, clock), twin };
-    if let Some(first) = first {
-        recorded::reported(&mut agent.desk, &mut agent.requests, first);
-    }
+    let mut agent = Agent {
+        desk,
+        leftovers,
+        requests: Requests::default(),
+        reader: ConfigReader::new(reload, clock),
+        twin,
+    };
     let result = agent.dispatch(shutdown).await;
     // This runs also if the session has ended with an error, because actions may still be running.
     let result = result.and(agent.wind_down(&hurry).await);
@@ -141,6 +146,7 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
 
 struct Agent {
     desk: Desk,
+    leftovers: Leftovers,
     requests: Requests,
     reader: ConfigReader,
     twin: TwinRulesState,
@@ -178,14 +184,14 @@ impl Agent {
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> Result<ControlFlow<()>, AgentError> {
         let wake = self.wake();
-        let Self { desk, requests, reader, twin } = self;
+        let Self { desk, leftovers, requests, reader, twin } = self;
         let Desk { in_hand, sessions, inbox, machine, pins_noted, reports, watch, .. } = desk;
         let (take, stopping) = (in_hand.has_room(), in_hand.stopping);
         // The order of the arms matters: what ends work comes before what brings new work.
         let happening = tokio::select! {
             biased;
             () = &mut stop => Happening::Stop,
-            news = inbox.next() => Happening::News(news),
+            news = leftovers.next(inbox, &machine.actions) => Happening::News(news),
             Some(done) = in_hand.running.next(), if !in_hand.running.is_empty() => Happening::Ran(done),
             (role, event) = sessions.next(take) => Happening::Session(role, event),
             request = requests.next() => Happening::Request(request),

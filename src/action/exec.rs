@@ -1,6 +1,6 @@
 //! One child process, from start to the end of its whole process group.
 //!
-//! Owns: environment, standard streams, captured output, signals, grace periods.
+//! Owns: environment, standard streams, captured output, when a child is ended.
 //! Must not know: rules, pins, messages.
 //!
 //! A child leads its own process group, so that everything it starts can be ended with it. If its time is up or the
@@ -18,25 +18,21 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Fuse, FusedFuture};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use super::children::Children;
+use super::group::{GRACE, Group, KILLED};
 use super::limit::{Cut, Limit};
 use crate::trust;
 
 /// The only search path that children have.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The time from SIGTERM to SIGKILL.
-const GRACE: Duration = Duration::from_secs(2);
-/// How long a killed child may take to end. If it hangs in the kernel, it may never end.
-const KILLED: Duration = Duration::from_secs(1);
 /// How long to read output after the group has ended, if a process that left the group still holds the pipe.
 const DRAIN: Duration = Duration::from_millis(200);
-/// How often to check a group in its grace period.
-const LOOK: Duration = Duration::from_millis(20);
 /// How many bytes an outcome keeps from the beginning of the output.
 const KEPT: usize = 4096;
 /// How many bytes it keeps from the end, if the end is not within the beginning.
@@ -50,6 +46,8 @@ pub(super) struct Program<'a> {
     pub(super) environment: &'a [(String, String)],
     /// What the program reads on its standard input.
     pub(super) body: &'a [u8],
+    /// Whose program it is, for the notes of running children.
+    pub(super) owner: &'a str,
 }
 
 /// The beginning and the end of what programs wrote, and how many bytes they wrote in all.
@@ -106,6 +104,7 @@ impl Captured {
 pub(super) async fn run(
     program: &Program<'_>,
     limit: &Limit<'_>,
+    children: Option<&Children>,
     output: &mut Captured,
 ) -> Result<ExitStatus, ExecError> {
     limit.check().map_err(ExecError::Cut)?;
@@ -115,6 +114,8 @@ pub(super) async fn run(
     }
     let (mut child, reader) =
         start(program).map_err(|error| ExecError::NotStarted(why_not_started(program.argv, &error)))?;
+    // Noted at once, so that the agent is hardly ever killed in between. It is dropped after the group.
+    let _note = children.and_then(|children| children.note(child.id()?, program.owner));
     let group = Group::new(child.id());
     // The pipe becomes one of the runtime's only now, while another core loads the program.
     let reader = pipe::Receiver::from_owned_fd(reader).map_err(ExecError::Lost)?;
@@ -167,65 +168,6 @@ pub(super) fn describe(status: ExitStatus) -> String {
             None => format!("killed by signal {signal}"),
         },
         (None, None) => status.to_string(),
-    }
-}
-
-/// The child's process group, while any process is in it. When it is dropped, the remaining processes are killed.
-struct Group {
-    id: Option<Pid>,
-}
-
-impl Group {
-    fn new(leader: Option<u32>) -> Self {
-        Self { id: leader.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) }
-    }
-
-    /// Whether there was a process to signal.
-    ///
-    /// The number cannot belong to another group. The kernel does not reuse it while a process is in the group, or
-    /// while its leader has not been waited for. After that, freed numbers are reused last.
-    fn signal(&self, signal: Signal) -> bool {
-        self.id.is_some_and(|id| rustix::process::kill_process_group(id, signal).is_ok())
-    }
-
-    /// Ends the rest of the group: SIGTERM, and SIGKILL after the grace period. The leader must have been waited for.
-    async fn end(mut self, grace_ends: Instant) {
-        if self.signal(Signal::TERM) {
-            while self.is_alive() && Instant::now() < grace_ends {
-                sleep(LOOK).await;
-            }
-            self.signal(Signal::KILL);
-            self.is_alive();
-        }
-        self.id = None;
-    }
-
-    /// Whether a process still runs in the group. As process 1 of a container, the agent inherits orphans. It must
-    /// wait for the ended ones of this group, because no other process does. Orphans that another process inherits
-    /// stay in the group until that process waits for them. They have ended, so they do not count.
-    fn is_alive(&self) -> bool {
-        let Some(id) = self.id else { return false };
-        while let Ok(Some(_)) = rustix::process::waitpgid(id, WaitOptions::NOHANG) {}
-        rustix::process::test_kill_process_group(id).is_ok() && runs_in_group(id)
-    }
-}
-
-/// Whether any process of the group is more than a zombie. If `/proc` cannot be read, the answer is true.
-fn runs_in_group(group: Pid) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    let group = group.as_raw_nonzero().to_string();
-    processes.flatten().any(|process| {
-        // `pid (name) state parent group …`; the name may contain any character, even a parenthesis.
-        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
-        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
-        let state = fields.next();
-        fields.nth(1) == Some(group.as_str()) && !matches!(state, Some("Z" | "X"))
-    })
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
     }
 }
 
@@ -316,26 +258,5 @@ fn why_not_started(argv: &[String], error: &io::Error) -> String {
             format!("no more files may be opened to start {path}; raise LimitNOFILE or ulimit -n")
         }
         _ => format!("{path}: {error}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::process::{WaitId, WaitIdOptions};
-    use std::os::unix::process::CommandExt as _;
-
-    #[test]
-    fn a_zombie_does_not_keep_its_group_alive() {
-        let mut command = std::process::Command::new("/bin/cat");
-        let mut child = command.stdin(Stdio::piped()).process_group(0).spawn().unwrap();
-        let group = Pid::from_child(&child);
-        assert!(runs_in_group(group));
-        drop(child.stdin.take());
-        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        rustix::process::waitid(WaitId::Pid(group), ended).unwrap();
-        assert!(rustix::process::test_kill_process_group(group).is_ok(), "it has not been waited for");
-        assert!(!runs_in_group(group));
-        child.wait().unwrap();
     }
 }

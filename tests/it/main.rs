@@ -68,6 +68,7 @@ mod mosquitto;
 mod names;
 mod new_user;
 mod obstacles;
+mod orphans;
 mod over;
 mod panics;
 mod places;

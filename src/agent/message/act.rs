@@ -6,8 +6,10 @@
 //! No action starts before the inbox has the start on disk. The exception: the rule says that another run is harmless
 //! (`on_crash = "retry"`), and has no guard that must know of the start after a restart.
 
+use std::future::ready;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use humantime::format_duration;
 use tokio::time::Instant;
 
@@ -15,7 +17,7 @@ use crate::action::{Outcome, OutcomeResult};
 use crate::inbox::{Number, Op, Start};
 use crate::rules::{Plan, TWIN_WAIT};
 
-use super::in_hand::{RunResult, Stage};
+use super::in_hand::{RunResult, Running, Stage};
 use super::lanes::ActionId;
 use super::reason::PassedOver;
 use super::{calls, end};
@@ -84,10 +86,16 @@ pub(super) fn begin_now(desk: &mut Desk, id: ActionId) {
     if is_first {
         desk.in_hand.guards.begin(&rule.name, &rule.policy, now);
     }
-    desk.in_hand.running.push(Box::pin(async move {
+    let mut action: Running = Box::pin(async move {
         let outcome = machine.actions.perform(&plan, body, &machine.stop).await;
         RunResult::Acted { id, plan, outcome: Box::new(outcome) }
-    }));
+    });
+    // Its first step is taken here, and not when the loop comes to it: a program loads while the loop goes on.
+    let action = match action.as_mut().now_or_never() {
+        Some(result) => Box::pin(ready(result)),
+        None => action,
+    };
+    desk.in_hand.running.push(action);
 }
 
 /// Handles an attempt that has ended, or a pause that is over.

@@ -20,7 +20,7 @@ pub(crate) fn reported(desk: &mut Desk, requests: &mut Requests, news: News) {
         }
         News::Done { answers, counts } => {
             desk.watch.board.counts = counts;
-            for answer in answers {
+            for answer in starts_first(answers) {
                 recorded(desk, requests, answer);
             }
             desk.reports.totals(&desk.watch.board.counts.totals);
@@ -37,6 +37,15 @@ pub(crate) fn reported(desk: &mut Desk, requests: &mut Requests, news: News) {
     }
 }
 
+/// Puts actions that may begin before the rest, because their programs load while the rest is handled. If a client of
+/// the control socket has changed something, the order stays, because that may be about the same message.
+fn starts_first(mut answers: Vec<Written>) -> Vec<Written> {
+    if !answers.iter().any(|answer| matches!(answer, Written::Reply { .. })) {
+        answers.sort_by_key(|answer| !matches!(answer, Written::Started(_)));
+    }
+    answers
+}
+
 /// The inbox has done something, and it is on disk.
 pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Written) {
     match answer {
@@ -50,5 +59,24 @@ pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Written
         }
         Written::Reports(reports) => desk.reports.fetched(reports),
         Written::Reply { ticket, reply } => requests.answered(desk, ticket, *reply),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::{Number, Reply};
+
+    #[test]
+    fn an_action_begins_before_the_end_of_the_one_before_it_is_settled() {
+        let answers = || vec![Written::Again, Written::Ended(Number(1)), Written::Started(Number(2))];
+        let sorted = starts_first(answers());
+        assert!(
+            matches!(sorted[..], [Written::Started(Number(2)), Written::Again, Written::Ended(Number(1))]),
+            "{sorted:?}"
+        );
+        let reply = Written::Reply { ticket: 1, reply: Box::new(Reply::Refused("no".to_owned())) };
+        let kept = starts_first(std::iter::once(reply).chain(answers()).collect());
+        assert!(matches!(kept[..], [Written::Reply { .. }, _, _, Written::Started(_)]), "{kept:?}");
     }
 }

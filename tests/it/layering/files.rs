@@ -85,6 +85,7 @@ const AGENT: &[&str] = &[
     "agent/rulebook",
     "agent/message/in_hand",
     "agent/machine",
+    "agent/leftovers",
     "agent/board",
     "agent/supervision",
     "agent/scrape",
