@@ -15,7 +15,7 @@ use crate::harness::wait_for_file;
 use crate::soak::back_end::Hub;
 use crate::soak::gateway::Gateway;
 
-const NOTES: &str = "inbox.redb.children";
+const NOTES: &str = "inbox.journal.children";
 const ENDING: &str = "ending programs that an earlier agent left running";
 
 /// Counts messages, because a hub keeps the feedback of all of them.
@@ -214,7 +214,7 @@ fn a_process_that_only_has_the_number_of_a_noted_one_is_left_alone() {
 fn damaged_notes_are_named_and_keep_no_message_from_being_acted_on() {
     let hub = Hub::start();
     let mut gateway = start_with(&hub, |path| fs::write(path, [b'x'; 20_000]).expect("written"));
-    gateway.agent().stderr.wait_for("inbox.redb.children cannot be used (it is damaged)");
+    gateway.agent().stderr.wait_for("inbox.journal.children cannot be used (it is damaged)");
     gateway.terminate();
 
     // What can be read of them still counts.
@@ -240,7 +240,7 @@ fn a_link_in_the_place_of_the_notes_is_not_followed() {
         fs::remove_file(path).expect("removed");
         symlink(&target, path).expect("a link");
     });
-    gateway.agent().stderr.wait_for("inbox.redb.children cannot be used (it is a link)");
+    gateway.agent().stderr.wait_for("inbox.journal.children cannot be used (it is a link)");
     assert!(stranger.runs(), "what others have prepared is not believed");
     assert_eq!(fs::read_to_string(&target).expect("a file"), content);
     let own = fs::symlink_metadata(gateway.path(NOTES)).expect("notes");
