@@ -68,7 +68,7 @@ pub(crate) struct Inbox {
     /// Whether the thread has a batch. It gets one at a time, so that operations gather meanwhile.
     busy: bool,
     commands: SyncSender<Job>,
-    news: Receiver<News>,
+    news: Receiver<(News, Vec<Op>)>,
     /// Whether the agent knows already that the thread ended, which is a defect.
     lost: bool,
 }
@@ -133,7 +133,7 @@ impl Inbox {
             }
         };
         match told {
-            Some(news) => {
+            Some((news, _spent)) => {
                 if matches!(news, News::Done { .. }) {
                     self.busy = false;
                     // The thread writes the next batch while the caller works on these answers.
@@ -161,7 +161,7 @@ impl Inbox {
             return told;
         }
         let gather = async {
-            while let Some(news) = self.news.recv().await {
+            while let Some((news, _)) = self.news.recv().await {
                 if let News::Done { answers, .. } = news {
                     told.extend(answers);
                 }

@@ -103,14 +103,6 @@ impl C2dMessage {
         topic
     }
 
-    /// The property bag, system and application properties together, each in order. [`C2dMessage::from_bag`] can read
-    /// it.
-    pub(crate) fn to_bag(&self) -> String {
-        let mut bag = String::new();
-        encode_pairs(self.system.0.iter().chain(self.application.0.iter()), &mut bag);
-        bag
-    }
-
     /// A property by the name that a rule uses: `$.cid`, `iothub-ack`, `$.source`, or an application property.
     pub fn property(&self, name: &str) -> Option<&str> {
         if name == SOURCE {

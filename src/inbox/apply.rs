@@ -162,13 +162,14 @@ impl<'w> Work<'w> {
         let message = message.filter(|_| record.state != State::Finished);
         let stored = Stored { delivery, id, sequence: arrival.sequence, confirmed: false, record };
         let begun = self.journal.gathered();
-        let record = self.journal.put(Kind::Record, |out| stored.encode(out));
+        let facts = stored.facts();
+        let record = self.journal.put(Kind::Record, |out| stored.encode(&facts, out));
         let message = message.map(|message| {
             self.journal.put(Kind::Message, |out| codec::encode_message(out, number.0, message))
         });
         let entry = LedgerEntry {
             message: message.unwrap_or(Place::NONE),
-            ..LedgerEntry::new(&stored.facts(), record, arrival.connection)
+            ..LedgerEntry::new(&facts, record, arrival.connection)
         };
         let room = entry.is_readable() && self.make_room(entry.size());
         self.notes.full = Some(!room);
@@ -338,8 +339,9 @@ impl<'w> Work<'w> {
 
     /// Records a change of a record.
     pub(super) fn store(&mut self, stored: &Stored) {
-        let place = self.journal.put(Kind::Record, |out| stored.encode(out));
-        self.index.ledger.record(&stored.facts(), place, 0);
+        let facts = stored.facts();
+        let place = self.journal.put(Kind::Record, |out| stored.encode(&facts, out));
+        self.index.ledger.record(&facts, place, 0);
     }
 
     /// Removes a record and its message.

@@ -9,9 +9,9 @@
 use bytes::Bytes;
 
 use super::key::Digest;
-use super::record::{Number, Record, Settled, State, from_millis, to_millis};
+use super::record::{Number, Record, Settled, State, to_millis};
 use super::sums::{Numbers, Sums};
-use crate::message::{C2dMessage, Properties, Sequence, format_time, parse_time};
+use crate::message::{C2dMessage, Properties, Sequence, parse_time};
 use crate::outcome::{OutcomeKind, OutcomeReport};
 
 /// A record as it is stored.
@@ -107,9 +107,9 @@ impl Stored {
         }
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    /// `facts` are [`Stored::facts`], which the caller needs as well.
+    pub(super) fn encode(&self, facts: &Facts, out: &mut Vec<u8>) {
         let record = &self.record;
-        let facts = self.facts();
         put_u64(out, record.number.0);
         out.extend_from_slice(self.delivery.as_bytes());
         out.extend_from_slice(self.id.as_bytes());
@@ -157,10 +157,7 @@ impl Stored {
         }
         out.extend_from_slice(&outcome.attempt.to_le_bytes());
         put_u64(out, outcome.output_bytes);
-        // The agent writes times in one format. Another one is kept as it is.
-        let is_plain = format_time(from_millis(facts.since_ms)) == outcome.ended;
-        put_text(out, if is_plain { "" } else { &outcome.ended });
-        for text in [&outcome.text, &outcome.output, &outcome.output_end] {
+        for text in [&outcome.ended, &outcome.text, &outcome.output, &outcome.output_end] {
             put_text(out, text);
         }
     }
@@ -192,7 +189,6 @@ fn decode_rest(facts: Facts, mut from: &[u8]) -> Option<Stored> {
             let exit_code = if has(HAS_CODE) { Some(take_u32(from)?.cast_signed()) } else { None };
             let duration_ms = if has(HAS_DURATION) { Some(take_u64(from)?) } else { None };
             let (attempt, output_bytes) = (take_u32(from)?, take_u64(from)?);
-            let ended = Some(take_text(from)?).filter(|text| !text.is_empty());
             Some(OutcomeReport {
                 message_id: id,
                 rule: own_rule,
@@ -201,7 +197,7 @@ fn decode_rest(facts: Facts, mut from: &[u8]) -> Option<Stored> {
                 duration_ms,
                 attempt,
                 output_bytes,
-                ended: ended.unwrap_or_else(|| format_time(from_millis(facts.since_ms))),
+                ended: take_text(from)?,
                 text: take_text(from)?,
                 output: take_text(from)?,
                 output_end: take_text(from)?,

@@ -31,6 +31,9 @@ pub(super) const HEADER: u64 = 64;
 pub(super) const LEAST_ROOM: u64 = 64 * 1024;
 const MOST_ROOM: u64 = 512 * 1024;
 
+/// How much memory the batch that gathers keeps for the next one: enough for [`super::worker::MOST_OPS`] small messages.
+const KEPT: usize = 256 * 1024;
+
 /// Bytes of the last frame of a batch at most: there are not that many outcomes.
 const MOST_OF_END: u64 = 512;
 
@@ -177,7 +180,7 @@ impl Journal {
     pub(super) fn forget(&mut self) {
         self.draft.clear();
         // A few large messages must not hold memory for good.
-        self.draft.shrink_to(LEAST_ROOM as usize);
+        self.draft.shrink_to(KEPT);
         self.frames = 0;
     }
 
@@ -188,10 +191,15 @@ impl Journal {
         let step = (self.length / 4).clamp(LEAST_ROOM, MOST_ROOM);
         let until = (next + step).next_multiple_of(LEAST_ROOM);
         let zeros = vec![0; LEAST_ROOM as usize];
-        while self.length < until {
-            self.file.write(&zeros, self.length).map_err(|error| Trouble::Io("extend", error))?;
-            self.length += LEAST_ROOM;
+        // The batch itself will be before that.
+        let mut at = self.length.max(next);
+        while at < until {
+            let some = usize::try_from(until - at).unwrap_or(usize::MAX).min(zeros.len());
+            let zeros = zeros.get(..some).unwrap_or_default();
+            self.file.write(zeros, at).map_err(|error| Trouble::Io("extend", error))?;
+            at += some as u64;
         }
+        self.length = until;
         self.file.sync().map_err(|error| Trouble::Io("extend", error))
     }
 

@@ -43,8 +43,11 @@ struct Alone;
 pub(super) struct Worker<P> {
     keeper: InboxKeeper<P>,
     commands: Receiver<Job>,
-    news: Sender<News>,
+    news: Sender<(News, Vec<Op>)>,
     batches: VecDeque<Vec<Op>>,
+    /// The batch that was written. It goes back with the news, because memory is best freed by the thread that took it:
+    /// otherwise both threads wait for one lock.
+    spent: Vec<Op>,
     /// Whether a compaction has more to do.
     compacting: bool,
     opened: bool,
@@ -54,12 +57,17 @@ pub(super) struct Worker<P> {
 }
 
 impl<P: JournalPlace> Worker<P> {
-    pub(super) fn new(keeper: InboxKeeper<P>, commands: Receiver<Job>, news: Sender<News>) -> Self {
+    pub(super) fn new(
+        keeper: InboxKeeper<P>,
+        commands: Receiver<Job>,
+        news: Sender<(News, Vec<Op>)>,
+    ) -> Self {
         Self {
             keeper,
             commands,
             news,
             batches: VecDeque::new(),
+            spent: Vec::new(),
             compacting: false,
             opened: false,
             closing: false,
@@ -115,7 +123,7 @@ impl<P: JournalPlace> Worker<P> {
         }
         let Some(batch) = self.batches.front() else { return self.keeper.open().map(|()| None) };
         let (answers, counts) = self.keeper.write(batch)?;
-        self.batches.pop_front();
+        self.spent = self.batches.pop_front().unwrap_or_default();
         Ok(Some(News::Done { answers, counts }))
     }
 
@@ -182,7 +190,7 @@ impl<P: JournalPlace> Worker<P> {
         Ok(())
     }
 
-    fn tell(&self, news: News) -> Result<(), Alone> {
-        self.news.blocking_send(news).map_err(|_| Alone)
+    fn tell(&mut self, news: News) -> Result<(), Alone> {
+        self.news.blocking_send((news, std::mem::take(&mut self.spent))).map_err(|_| Alone)
     }
 }

@@ -19,7 +19,9 @@ pub(super) mod c2d_message {
         message: &C2dMessage,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        (message.to_bag(), super::body::encode(&message.body)).serialize(serializer)
+        // An empty pair in a bag is skipped.
+        let bag = [message.system.encode(), message.application.encode()].join("&");
+        (bag, super::body::encode(&message.body)).serialize(serializer)
     }
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
