@@ -36,6 +36,7 @@ mod retention;
 mod store;
 mod sums;
 mod trouble;
+mod window;
 mod worker;
 
 use file::{InboxPath, JournalPlace};

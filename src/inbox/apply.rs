@@ -167,10 +167,8 @@ impl<'w> Work<'w> {
         let message = message.map(|message| {
             self.journal.put(Kind::Message, |out| codec::encode_message(out, number.0, message))
         });
-        let entry = LedgerEntry {
-            message: message.unwrap_or(Place::NONE),
-            ..LedgerEntry::new(&facts, record, arrival.connection)
-        };
+        let mut entry = LedgerEntry::new(&facts, record, arrival.connection);
+        entry.message = message.unwrap_or(Place::NONE);
         let room = entry.is_readable() && self.make_room(entry.size());
         self.notes.full = Some(!room);
         if !room {

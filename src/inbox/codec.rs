@@ -44,7 +44,7 @@ pub(super) struct Facts {
 }
 
 /// Means that there is none.
-const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
+pub(super) const NO_SEQUENCE: Sequence = Sequence { number: 0, enqueued_ms: 0 };
 const NO_TIME: u64 = u64::MAX;
 
 /// Where the byte of the confirmation is.

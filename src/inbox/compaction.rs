@@ -13,6 +13,7 @@ use super::frame::Kind;
 use super::index::Index;
 use super::journal::Journal;
 use super::trouble::Trouble;
+use super::window::Window;
 
 /// Whether a compaction has more to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(super) struct Compaction {
     records: u64,
     reports: u64,
     has_pins: bool,
+    /// The part of the journal that was read last.
+    window: Window,
     /// Why the new file cannot be written to.
     failed: Option<Trouble>,
 }
@@ -36,7 +39,7 @@ pub(super) struct Compaction {
 impl Compaction {
     /// `journal` is an empty one.
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, records: 0, reports: 0, has_pins: false, failed: None }
+        Self { journal, records: 0, reports: 0, has_pins: false, window: Window::default(), failed: None }
     }
 
     /// Copies the next part: about `most` bytes.
@@ -57,7 +60,7 @@ impl Compaction {
     /// Gathers the next part. True if nothing is left after it.
     fn copy(&mut self, from: &Journal, index: &mut Index, most: usize) -> Result<bool, Trouble> {
         if !std::mem::replace(&mut self.has_pins, true) && index.pins_on.is_some() {
-            let pins = from.read(index.pins_on)?;
+            let pins = from.read_in_order(index.pins_on, &mut self.window)?;
             let pins = self.journal.put(Kind::PinsOn, |out| out.extend_from_slice(&pins));
             index.moved(Kind::PinsOn, 0, pins);
         }
@@ -65,7 +68,8 @@ impl Compaction {
             if self.journal.gathered() >= most {
                 return Ok(false);
             }
-            let (record, message, confirmed) = (from.read(entry.record)?, entry.message, entry.confirmed);
+            let (message, confirmed) = (entry.message, entry.confirmed);
+            let record = from.read_in_order(entry.record, &mut self.window)?;
             let record = self.journal.put(Kind::Record, |out| {
                 let begin = out.len();
                 out.extend_from_slice(&record);
@@ -75,7 +79,7 @@ impl Compaction {
             });
             index.moved(Kind::Record, number, record);
             if message.is_some() {
-                let bytes = from.read(message)?;
+                let bytes = from.read_in_order(message, &mut self.window)?;
                 let message = self.journal.put(Kind::Message, |out| out.extend_from_slice(&bytes));
                 index.moved(Kind::Message, number, message);
             }
@@ -85,7 +89,7 @@ impl Compaction {
             if self.journal.gathered() >= most {
                 return Ok(false);
             }
-            let report = from.read(place)?;
+            let report = from.read_in_order(place, &mut self.window)?;
             let report = self.journal.put(Kind::Report, |out| out.extend_from_slice(&report));
             index.moved(Kind::Report, number, report);
             self.reports = number;

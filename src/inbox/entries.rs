@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::codec::Facts;
+use super::codec::{Facts, NO_SEQUENCE};
 use super::frame::{self, Place};
 use super::key::Digest;
 use super::record::{Settled, State};
@@ -23,7 +23,7 @@ pub(super) struct LedgerEntry {
     pub(super) delivery: Digest,
     /// As in [`super::codec::Stored`].
     pub(super) id: Digest,
-    pub(super) sequence: Option<Sequence>,
+    sequence: Sequence,
     /// When it arrived, or when it ended.
     pub(super) since_ms: u64,
     /// The connection on which it last came: see `Ledger::absorb`.
@@ -39,6 +39,8 @@ pub(super) struct LedgerEntry {
     pub(super) unmatched: bool,
     pub(super) settled: Settled,
     pub(super) confirmed: bool,
+    /// Whether the record has gone, and its place is left.
+    is_gap: bool,
 }
 
 impl LedgerEntry {
@@ -46,7 +48,7 @@ impl LedgerEntry {
         Self {
             delivery: facts.delivery,
             id: facts.id,
-            sequence: facts.sequence,
+            sequence: facts.sequence.unwrap_or(NO_SEQUENCE),
             since_ms: facts.since_ms,
             connection,
             record,
@@ -57,7 +59,12 @@ impl LedgerEntry {
             unmatched: facts.unmatched,
             settled: facts.settled,
             confirmed: facts.confirmed,
+            is_gap: false,
         }
+    }
+
+    pub(super) fn sequence(&self) -> Option<Sequence> {
+        Some(self.sequence).filter(|sequence| *sequence != NO_SEQUENCE)
     }
 
     /// Bytes of its frames.
@@ -79,8 +86,13 @@ impl LedgerEntry {
 #[derive(Debug)]
 struct Slot {
     number: u64,
-    is_gap: bool,
     entry: LedgerEntry,
+}
+
+impl Slot {
+    fn is_gap(&self) -> bool {
+        self.entry.is_gap
+    }
 }
 
 #[derive(Debug, Default)]
@@ -96,21 +108,21 @@ impl Entries {
 
     pub(super) fn get(&self, number: u64) -> Option<&LedgerEntry> {
         let at = self.find(number).ok()?;
-        self.slots.get(at).filter(|slot| !slot.is_gap).map(|slot| &slot.entry)
+        self.slots.get(at).filter(|slot| !slot.is_gap()).map(|slot| &slot.entry)
     }
 
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut LedgerEntry> {
         let at = self.find(number).ok()?;
-        self.slots.get_mut(at).filter(|slot| !slot.is_gap).map(|slot| &mut slot.entry)
+        self.slots.get_mut(at).filter(|slot| !slot.is_gap()).map(|slot| &mut slot.entry)
     }
 
     /// Inserts an entry, or replaces the one with its number.
     pub(super) fn insert(&mut self, number: u64, entry: LedgerEntry) {
-        let slot = Slot { number, is_gap: false, entry };
+        let slot = Slot { number, entry };
         match self.find(number) {
             Ok(at) => {
                 if let Some(own) = self.slots.get_mut(at) {
-                    self.gaps -= usize::from(own.is_gap);
+                    self.gaps -= usize::from(own.is_gap());
                     *own = slot;
                 }
             }
@@ -121,16 +133,16 @@ impl Entries {
 
     pub(super) fn remove(&mut self, number: u64) -> Option<LedgerEntry> {
         let at = self.find(number).ok()?;
-        let slot = self.slots.get_mut(at).filter(|slot| !slot.is_gap)?;
+        let slot = self.slots.get_mut(at).filter(|slot| !slot.is_gap())?;
         let entry = slot.entry;
-        slot.is_gap = true;
+        slot.entry.is_gap = true;
         self.gaps += 1;
-        while self.slots.front().is_some_and(|slot| slot.is_gap) {
+        while self.slots.front().is_some_and(|slot| slot.is_gap()) {
             self.slots.pop_front();
             self.gaps -= 1;
         }
         if self.gaps > self.slots.len() / 2 {
-            self.slots.retain(|slot| !slot.is_gap);
+            self.slots.retain(|slot| !slot.is_gap());
             self.gaps = 0;
         }
         Some(entry)
@@ -141,7 +153,7 @@ impl Entries {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut LedgerEntry> {
-        self.slots.iter_mut().filter(|slot| !slot.is_gap).map(|slot| &mut slot.entry)
+        self.slots.iter_mut().filter(|slot| !slot.is_gap()).map(|slot| &mut slot.entry)
     }
 
     /// Entries with a number above `after`, in order.
@@ -155,11 +167,17 @@ impl Entries {
     }
 
     fn from(&self, at: usize) -> impl DoubleEndedIterator<Item = (u64, &LedgerEntry)> {
-        let slots = self.slots.range(at..).filter(|slot| !slot.is_gap);
+        let slots = self.slots.range(at..).filter(|slot| !slot.is_gap());
         slots.map(|slot| (slot.number, &slot.entry))
     }
 
     fn find(&self, number: u64) -> Result<usize, usize> {
+        // Where it is if no number is missing, as nearly always.
+        let first = self.slots.front().map_or(0, |slot| slot.number);
+        let guess = usize::try_from(number.wrapping_sub(first)).unwrap_or(usize::MAX);
+        if self.slots.get(guess).is_some_and(|slot| slot.number == number) {
+            return Ok(guess);
+        }
         self.slots.binary_search_by_key(&number, |slot| slot.number)
     }
 }

@@ -6,6 +6,7 @@
 //! The file is longer than what is in it: the rest is zeros that were written before. So a batch is one write, and one
 //! sync that changes nothing but data. A batch counts as a whole or not at all: its last frame says how many it has.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -17,6 +18,7 @@ use super::codec;
 use super::frame::{self, Frame, HEAD, Kind, Place};
 use super::sums::Sums;
 use super::trouble::Trouble;
+use super::window::Window;
 
 /// The beginning of each inbox.
 pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
@@ -33,6 +35,9 @@ const MOST_ROOM: u64 = 512 * 1024;
 
 /// How much memory the batch that gathers keeps for the next one: enough for [`super::worker::MOST_OPS`] small messages.
 const KEPT: usize = 256 * 1024;
+
+/// A page of zeros.
+pub(super) static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Bytes of the last frame of a batch at most: there are not that many outcomes.
 const MOST_OF_END: u64 = 512;
@@ -148,6 +153,19 @@ impl Journal {
         }
     }
 
+    /// Like [`Journal::read`] for a frame that is on disk, by way of a window, for frames that are read in order.
+    pub(super) fn read_in_order<'w>(
+        &self,
+        place: Place,
+        window: &'w mut Window,
+    ) -> Result<Cow<'w, [u8]>, Trouble> {
+        // A window that was read before its end was written has zeros there. So if in doubt, the frame is read again.
+        match window.frame(&*self.file, self.length, place.at())? {
+            Some(frame) => Ok(Cow::Borrowed(frame.payload)),
+            None => Ok(Cow::Owned(self.read(place)?.into())),
+        }
+    }
+
     /// Ends the batch that gathers, and writes it. It is on disk when this returns. After an error, the journal must
     /// be dropped, and read anew up to [`Journal::durable`].
     pub(super) fn commit(&mut self, sums: &Sums) -> Result<(), Trouble> {
@@ -190,12 +208,12 @@ impl Journal {
     fn make_room(&mut self, next: u64) -> Result<(), Trouble> {
         let step = (self.length / 4).clamp(LEAST_ROOM, MOST_ROOM);
         let until = (next + step).next_multiple_of(LEAST_ROOM);
-        let zeros = vec![0; LEAST_ROOM as usize];
-        // The batch itself will be before that.
+        // The batch itself will be before that. In pages, because Linux handles what was written in one call as one
+        // piece, and would count all of it as written with each batch.
         let mut at = self.length.max(next);
         while at < until {
-            let some = usize::try_from(until - at).unwrap_or(usize::MAX).min(zeros.len());
-            let zeros = zeros.get(..some).unwrap_or_default();
+            let some = ZEROS.len() - usize::try_from(at % ZEROS.len() as u64).unwrap_or_default();
+            let zeros = ZEROS.get(..some).unwrap_or(&ZEROS);
             self.file.write(zeros, at).map_err(|error| Trouble::Io("extend", error))?;
             at += some as u64;
         }

@@ -89,10 +89,12 @@ impl Ledger {
             return self.insert(facts.number, LedgerEntry::new(facts, place, connection));
         }
         self.change(facts.number, |entry| {
-            let message = if facts.state == State::Finished { Place::NONE } else { entry.message };
-            let (moved_record, moved_message) = (entry.moved_record, entry.moved_message);
-            let fresh = LedgerEntry::new(facts, place, entry.connection);
-            *entry = LedgerEntry { message, moved_record, moved_message, ..fresh };
+            let earlier = *entry;
+            *entry = LedgerEntry::new(facts, place, earlier.connection);
+            if facts.state != State::Finished {
+                entry.message = earlier.message;
+            }
+            (entry.moved_record, entry.moved_message) = (earlier.moved_record, earlier.moved_message);
         });
     }
 
@@ -113,7 +115,7 @@ impl Ledger {
     pub(super) fn absorb(&mut self, delivery: Digest, again: Again) -> Option<u64> {
         let may_be = |entry: &LedgerEntry| {
             (again.redelivered || entry.connection != again.connection)
-                && (again.sequence.is_none() || entry.sequence.is_none())
+                && (again.sequence.is_none() || entry.sequence().is_none())
         };
         let at_the_hub = |entry: &LedgerEntry| {
             matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
@@ -125,7 +127,7 @@ impl Ledger {
         };
         // The lower, the more likely it is the one.
         let rank = |entry: &LedgerEntry| match entry {
-            entry if again.sequence.is_some() && entry.sequence == again.sequence => Some(0),
+            entry if again.sequence.is_some() && entry.sequence() == again.sequence => Some(0),
             entry if !may_be(entry) => None,
             entry if at_the_hub(entry) => Some(1),
             entry if !entry.confirmed => Some(2),

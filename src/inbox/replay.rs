@@ -7,16 +7,11 @@
 //! on disk, and have changed since: the file is damaged.
 
 use super::codec;
-use super::frame::{self, Frame, HEAD, Head, Kind, Place, UNIT};
+use super::frame::{self, Frame, Head, Kind, Place, UNIT};
 use super::index::Index;
-use super::journal::{End, HEADER, Journal, JournalFile, LEAST_ROOM, check_header, unreadable};
+use super::journal::{End, HEADER, Journal, JournalFile, LEAST_ROOM, ZEROS, check_header};
 use super::trouble::Trouble;
-
-/// How much is read at once.
-const CHUNK: usize = 128 * 1024;
-
-/// For comparisons. A multiple of [`UNIT`].
-static ZEROS: [u8; 4096] = [0; 4096];
+use super::window::{CHUNK, Window};
 
 /// How many bytes are checked in search of a later frame, for each byte of the file. Bytes that look like many frames are
 /// not worth more time.
@@ -33,13 +28,13 @@ pub(super) fn open(
 ) -> Result<(Journal, Index, bool), Trouble> {
     let length = file.len().map_err(|error| Trouble::Io("read", error))?;
     check_header(&*file, length)?;
-    let mut window = Window { file: &*file, length, start: 0, bytes: Vec::new() };
+    let mut reader = Reader { file: &*file, length, window: Window::default() };
     let mut index = Index::default();
     let mut batch = WaitingBatch::default();
     let mut end = End { at: HEADER, batch: 0 };
     let mut at = end.at;
     while until.is_none_or(|until| until.at > at)
-        && let Some(frame) = window.frame(at)?.filter(|frame| frame.batch == end.batch)
+        && let Some(frame) = reader.frame(at)?.filter(|frame| frame.batch == end.batch)
     {
         let place = Place::new(at, frame.payload.len());
         at += frame::size(frame.payload.len()) as u64;
@@ -63,11 +58,11 @@ pub(super) fn open(
     match until {
         Some(until) if until == end => {}
         Some(until) => return Err(damaged(at.min(until.at))),
-        None if window.has_later_frame(end)? => return Err(damaged(at)),
-        None if window.is_clear_after(end.at)? => {}
+        None if reader.has_later_frame(end)? => return Err(damaged(at)),
+        None if reader.is_clear_after(end.at)? => {}
         None if !length.is_multiple_of(LEAST_ROOM) => return Err(cut_off(length)),
         None => {
-            window.clear_after(end.at)?;
+            reader.clear_after(end.at)?;
             is_cut = true;
         }
     }
@@ -110,33 +105,20 @@ impl WaitingBatch {
     }
 }
 
-/// A part of the file in memory.
-struct Window<'f> {
+/// A file that is read from its beginning to its end.
+struct Reader<'f> {
     file: &'f dyn JournalFile,
     length: u64,
-    start: u64,
-    bytes: Vec<u8>,
+    window: Window,
 }
 
-impl Window<'_> {
-    /// The bytes from `at` on: at least `len` of them, unless the file ends before.
+impl Reader<'_> {
     fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], Trouble> {
-        let wanted = self.length.saturating_sub(at).min(len as u64);
-        let is_there = at >= self.start && at + wanted <= self.start + self.bytes.len() as u64;
-        if !is_there {
-            let size = self.length.saturating_sub(at).min(len.max(CHUNK) as u64);
-            self.bytes.resize(usize::try_from(size).unwrap_or(CHUNK), 0);
-            self.start = at;
-            self.file.read(&mut self.bytes, at).map_err(unreadable)?;
-        }
-        let from = usize::try_from(at - self.start).unwrap_or(usize::MAX);
-        Ok(self.bytes.get(from..).unwrap_or_default())
+        self.window.bytes(self.file, self.length, at, len)
     }
 
-    /// The frame at `at`. None if there is no whole one.
     fn frame(&mut self, at: u64) -> Result<Option<Frame<'_>>, Trouble> {
-        let Some(head) = Head::read(self.bytes(at, HEAD)?) else { return Ok(None) };
-        Ok(frame::read(self.bytes(at, head.size())?, at))
+        self.window.frame(self.file, self.length, at)
     }
 
     /// Whether there is a whole frame of a batch after the one that would follow `end`.
