@@ -2,11 +2,11 @@
 //!
 //! Owns: the order of copying. Must not know: when it is due, paths.
 //!
-//! It goes in steps, so that no message waits long. What is written to the journal meanwhile goes into the new file, too.
+//! It goes in steps, so that no message waits long. What is written to the journal meanwhile about records that are copied
+//! already goes into the new file, too.
 //! The journal stays the inbox until the new file has its name, so a crash at any moment leaves one that is right.
 //!
-//! A frame that is written later always counts more. So it does no harm when a record's change comes to the new file before
-//! the record is copied: the copy is made of what the index points to at that time.
+//! A copy is made of what the index points to at that time, so a change before it is in it.
 
 use super::codec;
 use super::frame::Kind;
@@ -103,8 +103,18 @@ impl Compaction {
             return;
         }
         for frame in from.drafted() {
+            let number = codec::number(frame.payload);
+            let is_copied = match frame.kind {
+                Kind::Record | Kind::Message => number <= self.records,
+                Kind::Report => number <= self.reports,
+                _ => true,
+            };
+            // It will be copied in its turn. So the records of the new file are in order, and opened without a search.
+            if !is_copied {
+                continue;
+            }
             let place = self.journal.put(frame.kind, |out| out.extend_from_slice(frame.payload));
-            index.moved(frame.kind, codec::number(frame.payload), place);
+            index.moved(frame.kind, number, place);
         }
         self.failed = self.journal.write(&index.sums).err();
     }

@@ -208,15 +208,9 @@ impl Journal {
     fn make_room(&mut self, next: u64) -> Result<(), Trouble> {
         let step = (self.length / 4).clamp(LEAST_ROOM, MOST_ROOM);
         let until = (next + step).next_multiple_of(LEAST_ROOM);
-        // The batch itself will be before that. In pages, because Linux handles what was written in one call as one
-        // piece, and would count all of it as written with each batch.
-        let mut at = self.length.max(next);
-        while at < until {
-            let some = ZEROS.len() - usize::try_from(at % ZEROS.len() as u64).unwrap_or_default();
-            let zeros = ZEROS.get(..some).unwrap_or(&ZEROS);
-            self.file.write(zeros, at).map_err(|error| Trouble::Io("extend", error))?;
-            at += some as u64;
-        }
+        // The batch itself will be before that.
+        let written = write_zeros(&*self.file, self.length.max(next), until);
+        written.map_err(|error| Trouble::Io("extend", error))?;
         self.length = until;
         self.file.sync().map_err(|error| Trouble::Io("extend", error))
     }
@@ -232,13 +226,25 @@ impl Journal {
     }
 }
 
+/// Page by page, because Linux handles what was written in one call as one piece, and would count all of it as written
+/// with each batch. `until` is the end of a page.
+fn write_zeros(file: &dyn JournalFile, from: u64, until: u64) -> io::Result<()> {
+    let mut at = from;
+    while at < until {
+        let some = ZEROS.len() - usize::try_from(at % ZEROS.len() as u64).unwrap_or_default();
+        file.write(ZEROS.get(..some).unwrap_or(&ZEROS), at)?;
+        at += some as u64;
+    }
+    Ok(())
+}
+
 /// Makes an empty file an empty journal. It is on disk when this returns.
 pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<()> {
     let mut header = MAGIC.to_vec();
     header.extend_from_slice(&FORMAT.to_le_bytes());
     header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
-    header.resize(LEAST_ROOM as usize, 0);
     file.write(&header, 0)?;
+    write_zeros(file, header.len() as u64, LEAST_ROOM)?;
     file.sync()
 }
 
