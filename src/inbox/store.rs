@@ -16,6 +16,7 @@ use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
 use super::retention;
 use super::sums::{Circumstances, Numbers};
 use super::trouble::Trouble;
+use super::window::Window;
 use crate::config::InboxSettings;
 
 /// How far back [`Opened::starts`] goes, and how many starts it has of one rule at most.
@@ -68,8 +69,10 @@ impl Store {
         let mut latest: HashMap<String, (u64, Record)> = HashMap::new();
         let mut starts: HashMap<String, Vec<u64>> = HashMap::new();
         let mut last_received = None;
+        let mut window = Window::default();
         for (_, entry) in self.index.ledger.entries.iter() {
-            let record = Stored::decode(&self.journal.read(entry.record)?).map_err(Trouble::Corrupt)?.record;
+            let record = self.journal.read_in_order(entry.record, &mut window)?;
+            let record = Stored::decode(&record).map_err(Trouble::Corrupt)?.record;
             last_received = last_received.max(Some(record.received_ms));
             if let (Some(rule), Some(started)) = (&record.rule, record.started_ms) {
                 match starts.get_mut(rule) {
