@@ -1,6 +1,6 @@
 //! The inbox: the durable record of each message, so that none is lost and none is acted on twice.
 //!
-//! Owns: the file, its states (accepted, started, finished, dead), duplicates, retention, dead letters, the reports
+//! Owns: the file, the states of a record (accepted, started, finished, dead), duplicates, retention, dead letters, the reports
 //! that wait for the hub; what to do if the disk fails. Must not know: sessions, rules, actions.
 //!
 //! A separate thread (`worker.rs`) owns the file (`store.rs`), because a write waits for the disk. The agent hands in
@@ -24,6 +24,7 @@ mod frame;
 mod holder;
 mod index;
 mod journal;
+mod journal_file;
 mod keeper;
 mod key;
 mod ledger;

@@ -109,7 +109,7 @@ impl Children {
     }
 
     fn used(&self) -> MutexGuard<'_, [bool; MOST]> {
-        // A panic cannot leave half a value, because it is written in one step.
+        // A panic ends the process, so no lock is poisoned outside of tests.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -111,8 +111,8 @@ fn socket(path: &Path) -> Option<Finding> {
 }
 
 fn disk(place: &Path, max_size: u64) -> Option<Finding> {
-    // The file, and a second one while it is compacted: see docs/src/guides/offline.md.
-    let wanted = max_size.saturating_mul(7) / 2;
+    // Both files while one is compacted: see docs/src/guides/offline.md.
+    let wanted = max_size.saturating_mul(22) / 5;
     let free = free(place)?;
     let remedy = "free some space, set a smaller [inbox] max_size, or set [inbox] path to another disk";
     let detail = format!(

@@ -1,7 +1,7 @@
 //! One batch of operations: what each adds to the journal, and changes in the memory.
 //!
-//! Owns: the state machine of a record, duplicates, room. Must not know: when the batch is on disk, threads, files. Questions and
-//! requests of people are in `query.rs`, removal of records in `retention.rs`.
+//! Owns: the state machine of a record, duplicates. Must not know: when the batch is on disk, threads, files. What people ask
+//! is in `query.rs`, room and removal are in `retention.rs`.
 
 use bytes::Bytes;
 
@@ -72,7 +72,7 @@ impl<'w> Work<'w> {
         self.removed.len()
     }
 
-    /// Records a fact about records or reports.
+    /// Adds frames of this kind with these numbers.
     fn put_numbers(&mut self, kind: Kind, numbers: &[u64]) {
         for part in numbers.chunks(MOST / size_of::<u64>()) {
             self.journal.put(kind, |out| codec::encode_numbers(out, part));
@@ -315,12 +315,12 @@ impl<'w> Work<'w> {
         let Some(mut stored) = self.load(number)? else {
             tracing::warn!(
                 number = number.0,
-                "a message that is {what} has no record in the inbox: it was lost with a damaged file"
+                "cannot record that a message is {what}: its record was lost with a damaged file"
             );
             return Ok(Altered::Missing);
         };
         if matches!(stored.record.state, State::Finished | State::Dead) {
-            tracing::debug!(number = number.0, "a message that is {what} has ended before");
+            tracing::debug!(number = number.0, "cannot record that a message is {what}: it has ended before");
             return Ok(Altered::EndedBefore);
         }
         change(&mut stored.record);

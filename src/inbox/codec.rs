@@ -1,6 +1,6 @@
 //! What the journal's frames carry, to bytes and back.
 //!
-//! Owns: the layouts. Must not know: frames, files, the index.
+//! Owns: the layouts. Must not know: how frames are checked, where they are.
 //!
 //! Numbers are little-endian. A text or a body has its length before it (u32). A record begins with what the index
 //! needs, at fixed places, so that a file is opened without reading texts. A message is its properties as they are in
@@ -107,7 +107,7 @@ impl Stored {
         }
     }
 
-    /// `facts` are [`Stored::facts`], which the caller needs as well.
+    /// `facts` are [`Stored::facts`]. The caller needs them as well, and to make them parses a time.
     pub(super) fn encode(&self, facts: &Facts, out: &mut Vec<u8>) {
         let record = &self.record;
         put_u64(out, record.number.0);

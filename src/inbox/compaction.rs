@@ -2,11 +2,11 @@
 //!
 //! Owns: the order of copying. Must not know: when it is due, paths.
 //!
-//! It goes in steps, so that no message waits long. What is written to the journal meanwhile about records that are copied
-//! already goes into the new file, too.
-//! The journal stays the inbox until the new file has its name, so a crash at any moment leaves one that is right.
+//! It goes in steps, so that no message waits long. The journal stays the inbox until the new file has its name, so a
+//! crash at any moment leaves one that is right.
 //!
-//! A copy is made of what the index points to at that time, so a change before it is in it.
+//! A record is copied as the index knows it at that time, so the copy has all changes before. A later change of it goes to
+//! both files.
 
 use super::codec;
 use super::frame::Kind;
@@ -97,7 +97,7 @@ impl Compaction {
         Ok(true)
     }
 
-    /// Writes a batch that is about to be written to the journal. It is on disk after the next step.
+    /// Writes what a batch changes of copied records to the new file, too. It is on disk after the next step.
     pub(super) fn follow(&mut self, from: &Journal, index: &mut Index) {
         if self.failed.is_some() {
             return;
@@ -109,7 +109,8 @@ impl Compaction {
                 Kind::Report => number <= self.reports,
                 _ => true,
             };
-            // It will be copied in its turn. So the records of the new file are in order, and opened without a search.
+            // It is copied in its turn. So the records of the new file are in order, and opening it inserts none before
+            // others.
             if !is_copied {
                 continue;
             }

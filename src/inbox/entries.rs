@@ -13,7 +13,7 @@ use super::key::Digest;
 use super::record::{Settled, State};
 use crate::message::Sequence;
 
-/// What a record counts towards `max_size` at least: the index keeps about this much memory for four of them.
+/// What a record counts towards `max_size` at least: because the index keeps about 200 bytes of memory for it.
 const LEAST_SIZE: u32 = 512;
 
 /// What is kept in memory of one record.
@@ -126,7 +126,7 @@ impl Entries {
                     *own = slot;
                 }
             }
-            // Nearly always at the end.
+            // At the end: numbers count up, and a compaction copies in their order.
             Err(at) => self.slots.insert(at, slot),
         }
     }

@@ -14,7 +14,8 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::holder::Holder;
-use super::journal::{JournalFile, write_header};
+use super::journal::write_header;
+use super::journal_file::JournalFile;
 use super::lock::{Claim, refused_owner};
 use super::trouble::Trouble;
 use crate::trust;
@@ -215,6 +216,8 @@ impl JournalPlace for InboxPath {
             aside = PathBuf::from(numbered);
         }
         std::fs::rename(&self.path, &aside).map_err(failed)?;
+        // If it was a link, the next file stands here, and no longer where the link led.
+        self.real.clone_from(&self.path);
         trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
         Ok(aside)
     }

@@ -17,7 +17,7 @@ pub(super) struct Index {
     /// The newest frame of the pins that are on.
     pub(super) pins_on: Place,
     /// The same in the file that a compaction is writing.
-    pub(super) moved_pins: Place,
+    moved_pins: Place,
     pub(super) sums: Sums,
 }
 
@@ -105,9 +105,7 @@ impl Index {
                     self.ledger.change(number, |entry| entry.confirmed = true);
                 }
             }
-            Kind::Removed => codec::decode_numbers(payload).for_each(|number| {
-                self.ledger.remove(number);
-            }),
+            Kind::Removed => codec::decode_numbers(payload).for_each(|number| self.ledger.remove(number)),
             Kind::Report => self.reports.insert(codec::number(payload), place),
             Kind::ReportsDone => codec::decode_numbers(payload).for_each(|number| {
                 self.reports.remove(number);

@@ -7,15 +7,13 @@
 //! sync that changes nothing but data. A batch counts as a whole or not at all: its last frame says how many it has.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 
 use bytes::Bytes;
 
 use super::codec;
 use super::frame::{self, Frame, HEAD, Kind, Place};
+use super::journal_file::{JournalFile, unreadable, write_zeros};
 use super::sums::Sums;
 use super::trouble::Trouble;
 use super::window::Window;
@@ -25,51 +23,20 @@ pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
 /// The beginning of inboxes before this format, which were databases.
 pub(super) const EARLIER_MAGIC: &[u8] = b"redb";
 /// The version of the layout. A file with a higher one is not touched. 1 and 2 were databases.
-const FORMAT: u32 = 3;
-/// Bytes before the first frame: the magic, the format, and the checksum of both.
+pub(super) const FORMAT: u32 = 3;
+/// Bytes before the first frame: the magic, the format, the checksum of both, and zeros.
 pub(super) const HEADER: u64 = 64;
 
-/// How many zeros are written at once before the end: little at first, so that a small inbox is a small file.
+/// By how much the file is extended at once: little at first, so that a small inbox is a small file.
 pub(super) const LEAST_ROOM: u64 = 64 * 1024;
 const MOST_ROOM: u64 = 512 * 1024;
 
-/// How much memory the batch that gathers keeps for the next one: enough for [`super::worker::MOST_OPS`] small messages.
+/// How much memory the batch that gathers keeps for the next one: enough for a batch of small
+/// messages.
 const KEPT: usize = 256 * 1024;
-
-/// A page of zeros.
-pub(super) static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Bytes of the last frame of a batch at most: there are not that many outcomes.
 const MOST_OF_END: u64 = 512;
-
-/// What the journal needs of a file. All places are from its beginning.
-pub(super) trait JournalFile: fmt::Debug + Send {
-    fn len(&self) -> io::Result<u64>;
-    /// Fills `out`, or fails with `UnexpectedEof`.
-    fn read(&self, out: &mut [u8], at: u64) -> io::Result<()>;
-    fn write(&self, data: &[u8], at: u64) -> io::Result<()>;
-    /// When this returns, all that was written is on disk. After an error, nothing is known of what was written since
-    /// the last sync, not even by reading it again.
-    fn sync(&self) -> io::Result<()>;
-}
-
-impl JournalFile for File {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn read(&self, out: &mut [u8], at: u64) -> io::Result<()> {
-        self.read_exact_at(out, at)
-    }
-
-    fn write(&self, data: &[u8], at: u64) -> io::Result<()> {
-        self.write_all_at(data, at)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.sync_data()
-    }
-}
 
 /// How far a journal is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,9 +114,9 @@ impl Journal {
         };
         match frame::read(&bytes, at) {
             Some(frame) => Ok(bytes.slice(HEAD..HEAD + frame.payload.len())),
-            None => {
-                Err(Trouble::Corrupt(format!("the disk returned other data at byte {at} than was written")))
-            }
+            None => Err(Trouble::Corrupt(format!(
+                "the disk returns other data at byte {at} than was written there"
+            ))),
         }
     }
 
@@ -184,7 +151,10 @@ impl Journal {
         let next = self.end.at + self.draft.len() as u64;
         self.file.write(&self.draft, self.end.at).map_err(|error| Trouble::Io("write", error))?;
         self.end = End { at: next, batch: self.end.batch.wrapping_add(1) };
-        self.forget();
+        self.draft.clear();
+        // A few large messages must not hold memory for good.
+        self.draft.shrink_to(KEPT);
+        self.frames = 0;
         Ok(())
     }
 
@@ -192,14 +162,6 @@ impl Journal {
         self.file.sync().map_err(|error| Trouble::Io("write", error))?;
         self.durable = self.end;
         Ok(())
-    }
-
-    /// Drops the batch that gathers.
-    pub(super) fn forget(&mut self) {
-        self.draft.clear();
-        // A few large messages must not hold memory for good.
-        self.draft.shrink_to(KEPT);
-        self.frames = 0;
     }
 
     /// Writes zeros from the file's end on, so that `next` and what follows soon is within it. They are on disk before the
@@ -226,18 +188,6 @@ impl Journal {
     }
 }
 
-/// Page by page, because Linux handles what was written in one call as one piece, and would count all of it as written
-/// with each batch. `until` is the end of a page.
-fn write_zeros(file: &dyn JournalFile, from: u64, until: u64) -> io::Result<()> {
-    let mut at = from;
-    while at < until {
-        let some = ZEROS.len() - usize::try_from(at % ZEROS.len() as u64).unwrap_or_default();
-        file.write(ZEROS.get(..some).unwrap_or(&ZEROS), at)?;
-        at += some as u64;
-    }
-    Ok(())
-}
-
 /// Makes an empty file an empty journal. It is on disk when this returns.
 pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<()> {
     let mut header = MAGIC.to_vec();
@@ -246,43 +196,4 @@ pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<()> {
     file.write(&header, 0)?;
     write_zeros(file, header.len() as u64, LEAST_ROOM)?;
     file.sync()
-}
-
-/// Checks a file's header.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn check_header(file: &dyn JournalFile, length: u64) -> Result<(), Trouble> {
-    let mut header = [0; MAGIC.len() + 8];
-    let there = header.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-    file.read(header.get_mut(..there).unwrap_or_default(), 0).map_err(unreadable)?;
-    let (checked, sum) = header.split_at(MAGIC.len() + 4);
-    if checked.starts_with(EARLIER_MAGIC) {
-        return Err(Trouble::Earlier);
-    }
-    if length < LEAST_ROOM {
-        return Err(Trouble::Corrupt(format!("it was cut off at byte {length}")));
-    }
-    let Some(format) = checked.strip_prefix(MAGIC) else {
-        return Err(Trouble::Corrupt("it does not begin as an inbox does".to_owned()));
-    };
-    if crc32c::crc32c(checked).to_le_bytes() != sum {
-        return Err(Trouble::Corrupt("its header is damaged".to_owned()));
-    }
-    let format = format.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
-    match format {
-        FORMAT => Ok(()),
-        newer if newer > FORMAT => {
-            Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
-        }
-        other => Err(Trouble::Corrupt(format!("its format is {other}, which no version ever wrote"))),
-    }
-}
-
-/// A file that ends too early is damaged. Any other fault is the disk's.
-pub(super) fn unreadable(error: io::Error) -> Trouble {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Trouble::Corrupt("it is shorter than it was".to_owned()),
-        _ => Trouble::Io("read", error),
-    }
 }

@@ -89,8 +89,8 @@ impl<P: JournalPlace> InboxKeeper<P> {
         let (mut store, is_cut) = Store::open(self.place.open()?, self.floor, until)?;
         if is_cut {
             tracing::warn!(
-                "the last write to the inbox {} was not whole, as after a power cut: what it has before that counts, and \
-                 the hub sends again what it did not get an answer for",
+                "the last write to the inbox {} is not whole, as after a power cut: it does not count, and the hub sends \
+                 again what was not answered",
                 self.place.path().display()
             );
         }
@@ -156,6 +156,8 @@ impl<P: JournalPlace> InboxKeeper<P> {
                 self.told_no_compaction &= more;
                 return Ok(more);
             }
+            // The inbox itself can still be written.
+            Err(Trouble::Io(_, error)) => Trouble::Io("compact", error),
             Err(failure) => failure,
         };
         if !store.may_go_on(&self.settings) {
@@ -164,7 +166,7 @@ impl<P: JournalPlace> InboxKeeper<P> {
         }
         if !std::mem::replace(&mut self.told_no_compaction, true) {
             tracing::warn!(
-                "{}; it is written to as before, and takes more room than it needs",
+                "{}; the agent goes on with the file as it is, which takes more room than it needs",
                 failure.sentence(self.place.path())
             );
         }
@@ -188,9 +190,7 @@ impl<P: JournalPlace> InboxKeeper<P> {
             self.left = Some(Left { until: store.journal.durable(), marks: store.index.ledger.marks() });
         }
     }
-}
 
-impl<P: JournalPlace> InboxKeeper<P> {
     /// Removes records that have become old while nothing arrived.
     pub(super) fn tidy(&mut self) -> Result<(), Trouble> {
         let old = match &self.store {

@@ -1,7 +1,7 @@
-//! What the inbox keeps in memory: which messages are known, how many there are, which may be removed first.
+//! The records in memory: which messages are known, how much they count, which may be removed first.
 //!
-//! Owns: the index, the sums, the order of removal. Must not know: files, the clock. It is filled by a scan at
-//! each open and changed together with the file. If a write fails, it is thrown away and filled again.
+//! Owns: finding a record by its keys, the marks of connections, the order of removal. Must not know: files, the clock.
+//! It is filled when the journal is opened, and changed with each batch. If a write fails, it is filled again.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -63,15 +63,16 @@ impl Ledger {
         self.entries.insert(number, entry);
     }
 
-    pub(super) fn remove(&mut self, number: u64) -> Option<LedgerEntry> {
-        let entry = self.entries.remove(number)?;
-        // If the batch fails, the record is still there and needs its mark.
-        self.overwritten.push((number, entry.connection));
+    pub(super) fn remove(&mut self, number: u64) {
+        let Some(entry) = self.entries.remove(number) else { return };
+        // If the batch fails, the record is still there and needs its mark. One of an earlier process has none.
+        if entry.connection != EARLIER_PROCESS {
+            self.overwritten.push((number, entry.connection));
+        }
         for key in [entry.delivery, entry.id] {
             self.index.remove(&(key.beginning(), number));
         }
         self.count_out(number, &entry);
-        Some(entry)
     }
 
     /// Changes an entry. Its digests must stay as they are.

@@ -87,7 +87,7 @@ impl Claim {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<HeldLock>> {
-        // A panic cannot leave half a value, because it is written in one step.
+        // A panic ends the process, so no lock is poisoned outside of tests.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -38,7 +38,7 @@ pub(crate) struct Arrival {
 pub(crate) enum Intent {
     /// Accept it. It waits for its turn.
     Wait,
-    /// Accept and start it in one transaction, because its turn has come.
+    /// Accept and start it in one batch, because its turn has come.
     Start(Start),
     /// Record it as ended, because there is nothing to do. If there is a `report`, this telemetry report waits for
     /// the hub from now on.

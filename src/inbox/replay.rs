@@ -9,9 +9,10 @@
 use super::codec;
 use super::frame::{self, Frame, Head, Kind, Place, UNIT};
 use super::index::Index;
-use super::journal::{End, HEADER, Journal, JournalFile, LEAST_ROOM, ZEROS, check_header};
+use super::journal::{EARLIER_MAGIC, End, FORMAT, HEADER, Journal, LEAST_ROOM, MAGIC};
+use super::journal_file::{JournalFile, ZEROS, unreadable, write_zeros};
 use super::trouble::Trouble;
-use super::window::{CHUNK, Window};
+use super::window::Window;
 
 /// How many bytes are checked in search of a later frame, for each byte of the file. Bytes that look like many frames are
 /// not worth more time.
@@ -69,8 +70,39 @@ pub(super) fn open(
     Ok((Journal::new(file, end, length), index, is_cut))
 }
 
+/// Checks a file's header.
+///
+/// # Errors
+/// What is wrong with it.
+fn check_header(file: &dyn JournalFile, length: u64) -> Result<(), Trouble> {
+    let mut header = [0; MAGIC.len() + 8];
+    let there = header.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+    file.read(header.get_mut(..there).unwrap_or_default(), 0).map_err(unreadable)?;
+    let (checked, sum) = header.split_at(MAGIC.len() + 4);
+    if checked.starts_with(EARLIER_MAGIC) {
+        return Err(Trouble::Earlier);
+    }
+    if length < LEAST_ROOM {
+        return Err(cut_off(length));
+    }
+    let Some(format) = checked.strip_prefix(MAGIC) else {
+        return Err(Trouble::Corrupt("it does not begin as an inbox does".to_owned()));
+    };
+    if crc32c::crc32c(checked).to_le_bytes() != sum {
+        return Err(Trouble::Corrupt("its header is damaged".to_owned()));
+    }
+    let format = format.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
+    match format {
+        FORMAT => Ok(()),
+        newer if newer > FORMAT => {
+            Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
+        }
+        other => Err(Trouble::Corrupt(format!("its format is {other}, which no version ever wrote"))),
+    }
+}
+
 fn damaged(at: u64) -> Trouble {
-    Trouble::Corrupt(format!("what it has at byte {at} is not what was written there"))
+    Trouble::Corrupt(format!("the data at byte {at} is not what was written there"))
 }
 
 fn cut_off(length: u64) -> Trouble {
@@ -161,15 +193,8 @@ impl Reader<'_> {
     }
 
     /// Overwrites what is left of a batch with zeros, so that it is never taken for more.
-    fn clear_after(&mut self, end: u64) -> Result<(), Trouble> {
-        let failed = |error| Trouble::Io("write", error);
-        let zeros = vec![0; CHUNK];
-        let mut at = end;
-        while at < self.length {
-            let len = usize::try_from(self.length - at).unwrap_or(CHUNK).min(CHUNK);
-            self.file.write(zeros.get(..len).unwrap_or_default(), at).map_err(failed)?;
-            at += len as u64;
-        }
-        self.file.sync().map_err(failed)
+    fn clear_after(&self, end: u64) -> Result<(), Trouble> {
+        let cleared = write_zeros(self.file, end, self.length).and_then(|()| self.file.sync());
+        cleared.map_err(|error| Trouble::Io("write", error))
     }
 }

@@ -3,11 +3,11 @@
 //! Owns: what is read at once. Must not know: what frames mean.
 
 use super::frame::{self, Frame, HEAD, Head};
-use super::journal::{JournalFile, unreadable};
+use super::journal_file::{JournalFile, unreadable};
 use super::trouble::Trouble;
 
 /// How much is read at once.
-pub(super) const CHUNK: usize = 128 * 1024;
+const CHUNK: usize = 128 * 1024;
 
 /// The part that was read last.
 #[derive(Debug, Default)]

@@ -102,7 +102,7 @@ fn goes_on(keeper: &mut InboxKeeper<InboxPath>, settings: &InboxSettings) -> Res
                 let new = matches!(answers[..], [Written::Accepted { verdict: Verdict::New(_), .. }]);
                 prop_assert!(new, "{answers:?}");
                 let aside = aside(&settings.path);
-                // If the file was not moved aside, only the last transaction may be lost.
+                // If the file was not moved aside, only the last batch may be lost.
                 prop_assert!(!aside.is_empty() || counts.records >= 41, "{counts:?}");
                 for path in aside {
                     prop_assert!(path.to_string_lossy().contains(".corrupt-2"), "{path:?}");
@@ -150,7 +150,7 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
     let (_directory, settings) = settings();
     let clock: fn() -> SystemTime = || SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_467_600);
     mark(&settings);
-    for text in ["not a database", "nor is this"] {
+    for text in ["not a journal", "nor is this"] {
         std::fs::write(&settings.path, text).expect("a file");
         let mut keeper =
             InboxKeeper::new(InboxPath::new(settings.path.clone(), true), settings.clone(), clock);
@@ -166,7 +166,7 @@ fn a_damaged_file_is_moved_aside_and_never_over_another() {
     assert_eq!(
         names,
         [
-            ("inbox.journal.corrupt-20261123T210000Z".to_owned(), "not a database".to_owned()),
+            ("inbox.journal.corrupt-20261123T210000Z".to_owned(), "not a journal".to_owned()),
             ("inbox.journal.corrupt-20261123T210000Z-2".to_owned(), "nor is this".to_owned()),
         ]
     );

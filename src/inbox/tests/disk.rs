@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use super::super::file::JournalPlace;
-use super::super::journal::{JournalFile, write_header};
+use super::super::journal::write_header;
+use super::super::journal_file::JournalFile;
 use super::super::trouble::Trouble;
 
 /// A disk writes this much as a whole or not at all.

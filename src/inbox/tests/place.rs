@@ -128,6 +128,29 @@ fn another_file_is_refused_and_left_alone_unless_an_inbox_has_been_there() {
 }
 
 #[test]
+fn a_link_to_a_damaged_inbox_is_moved_aside_and_the_next_one_stands_where_it_was() {
+    let (directory, mut settings) = settings();
+    let target = directory.path().join("card.journal");
+    settings.path = directory.path().join("link.journal");
+    settings.max_size = 1 << 20;
+    std::os::unix::fs::symlink(&target, &settings.path).expect("a link");
+    std::fs::write(&target, "").expect("written");
+    keeper(&settings).open().expect("an empty file is a new inbox");
+    std::fs::write(&target, "damaged").expect("written");
+    let mut agent = keeper(&settings);
+    agent.write(&[dead("a")]).expect("a new inbox");
+    // So much is dead that it is compacted.
+    for _ in 0..300 {
+        agent.write(&[Op::PinsOn([("x".repeat(500), SystemTime::now())].into())]).expect("written");
+        agent.compact().expect("compacted");
+    }
+    drop(agent);
+    assert_eq!(std::fs::read_to_string(&target).expect("there"), "damaged", "it is never deleted");
+    let opened = keeper(&settings).opened().expect("the new inbox");
+    assert_eq!(opened.counts.dead, 1);
+}
+
+#[test]
 fn an_inbox_of_an_earlier_version_is_left_alone_whether_or_not_its_lock_is_there() {
     let (_directory, settings) = settings();
     let content = b"redb\x1a\x0a\xa9\x0d\x0a and what a database of 1.5 MB has".repeat(100);

@@ -13,7 +13,7 @@ use super::model::{
 };
 use super::*;
 
-/// An event between or during transactions.
+/// An event between or during batches.
 #[derive(Debug, Clone)]
 enum Event {
     Batch(Vec<Step>),
@@ -25,7 +25,7 @@ enum Event {
         cut: bool,
     },
     PowerCut,
-    /// The file is closed properly and opened again.
+    /// The process ends, and another one opens the file.
     Restart,
     Connection,
     /// The clock advances, in seconds, or jumps back.
@@ -177,7 +177,6 @@ impl Machine {
                 self.model.forget_connections();
             }
             Event::Restart => {
-                self.keeper = Self::keeper(&Disk::new(0));
                 self.keeper = Self::keeper(&self.disk);
                 self.model.forget_connections();
             }

@@ -15,7 +15,7 @@ use super::{MAX_CHILDREN, any_rule, configuration, is_interrupted, wrong_counts}
 use crate::harness::Process;
 
 /// The agent's log line when the inbox cannot be written, once for each time.
-pub(crate) const TROUBLE: &str = "until then, messages stay at the hub";
+pub(crate) const TROUBLE: &str = "messages stay at the hub until it succeeds";
 /// The agent's log line when the inbox can be written again.
 pub(crate) const WELL: &str = "can be used again";
 
