@@ -161,7 +161,7 @@ impl<'w> Work<'w> {
         let record = new_record(number, message.and_then(|message| message.message_id()), arrival);
         let message = message.filter(|_| record.state != State::Finished);
         let stored = Stored { delivery, id, sequence: arrival.sequence, confirmed: false, record };
-        let begun = self.journal.gathered();
+        let begun = self.journal.mark();
         let facts = stored.facts();
         let record = self.journal.put(Kind::Record, |out| stored.encode(&facts, out));
         let message = message.map(|message| {
@@ -259,6 +259,9 @@ impl<'w> Work<'w> {
         let Some(message) = arrival.message.as_ref().filter(|_| begins_anew) else {
             return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
         };
+        if message.wire_size() > MOST / 2 {
+            return Ok(Verdict::Full);
+        }
         // The hub sent it again after it was given back, or it was never run. So its record begins again.
         stored.record = new_record(number, message.message_id(), arrival);
         stored.confirmed = false;
@@ -349,7 +352,8 @@ impl<'w> Work<'w> {
     }
 
     pub(super) fn count(&mut self, outcome: OutcomeKind) {
-        *self.index.sums.totals.entry(outcome).or_default() += 1;
+        let total = self.index.sums.totals.entry(outcome).or_default();
+        *total = total.saturating_add(1);
     }
 
     fn add_report(&mut self, report: &Bytes) {
@@ -368,7 +372,8 @@ impl<'w> Work<'w> {
             && let Some(oldest) = self.index.reports.first()
         {
             self.reports_done(&[oldest]);
-            self.index.sums.reports_dropped += 1;
+            let dropped = &mut self.index.sums.reports_dropped;
+            *dropped = dropped.saturating_add(1);
         }
     }
 

@@ -224,7 +224,7 @@ fn decode_rest(facts: Facts, mut from: &[u8]) -> Option<Stored> {
 /// What the index needs of a stored record.
 pub(super) fn facts(payload: &[u8]) -> Result<Facts, String> {
     let read = |mut from: &[u8]| {
-        let number = take_u64(&mut from)?;
+        let number = take_u64(&mut from).and_then(|number| valid(number).ok())?;
         let (delivery, id) = (Digest::from_bytes(take(&mut from)?), Digest::from_bytes(take(&mut from)?));
         let sequence =
             Sequence { number: take_u64(&mut from)?, enqueued_ms: i64::from_le_bytes(take(&mut from)?) };
@@ -277,6 +277,11 @@ pub(super) fn decode_message(payload: &Bytes) -> Result<C2dMessage, String> {
     let (system, application) =
         read.ok_or_else(|| format!("the message of record {} cannot be read", number(payload)))?;
     Ok(C2dMessage { system, application, body: payload.slice_ref(from) })
+}
+
+/// A number that a record or a report may have. Numbers count up from 1, and never come near the end.
+pub(super) fn valid(number: u64) -> Result<u64, String> {
+    if (1..u64::MAX / 2).contains(&number) { Ok(number) } else { Err(format!("a number is {number}")) }
 }
 
 /// The number at the beginning of a record, a message or a report.
@@ -341,6 +346,9 @@ pub(super) fn encode_end(out: &mut Vec<u8>, frames: u32, length: u64, sums: &Sum
 pub(super) fn decode_end(mut payload: &[u8]) -> Option<BatchEnd> {
     let (frames, length) = (take_u32(&mut payload)?, take_u64(&mut payload)?);
     let (last_record, last_report) = (take_u64(&mut payload)?, take_u64(&mut payload)?);
+    if last_record.max(last_report) > u64::MAX / 2 {
+        return None;
+    }
     let mut sums = Sums {
         numbers: Numbers { last_record, last_report },
         reports_dropped: take_u64(&mut payload)?,

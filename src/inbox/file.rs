@@ -14,7 +14,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::holder::Holder;
-use super::journal::write_header;
+use super::journal::{NewFile, write_header};
 use super::journal_file::JournalFile;
 use super::lock::{Claim, refused_owner};
 use super::trouble::Trouble;
@@ -26,7 +26,7 @@ pub(super) trait JournalPlace {
     fn open(&mut self) -> Result<Box<dyn JournalFile>, Trouble>;
 
     /// Creates an empty journal beside it.
-    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble>;
+    fn begin(&mut self) -> Result<NewFile, Trouble>;
 
     /// Gives the begun journal the name of the present one, which is gone then.
     fn replace(&mut self) -> Result<(), Trouble>;
@@ -85,7 +85,7 @@ impl InboxPath {
     /// Creates the file under another name first. So a file with the real name is always whole, and one that cannot
     /// be read is damaged.
     fn create(&mut self) -> Result<File, Trouble> {
-        let file = self.begun()?;
+        let (file, _) = self.begun()?;
         let named = name_it(&self.begun_path(), &self.path).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Trouble::InUse(Holder::default()),
             _ => Trouble::Io("create", error),
@@ -101,9 +101,9 @@ impl InboxPath {
     }
 
     /// Creates an empty journal under another name. No other user can ever read it, because messages may hold secrets.
-    fn begun(&mut self) -> Result<File, Trouble> {
-        let made =
-            trust::create_anew(&self.begun_path(), 0o600).and_then(|file| write_header(&file).map(|()| file));
+    fn begun(&mut self) -> Result<(File, u64), Trouble> {
+        let made = trust::create_anew(&self.begun_path(), 0o600)
+            .and_then(|file| write_header(&file).map(|salt| (file, salt)));
         made.map_err(|error| Trouble::Io("create", error)).inspect_err(|_| self.discard())
     }
 
@@ -180,8 +180,9 @@ impl JournalPlace for InboxPath {
         Ok(Box::new(file))
     }
 
-    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
-        Ok(Box::new(self.begun()?))
+    fn begin(&mut self) -> Result<NewFile, Trouble> {
+        let (file, salt) = self.begun()?;
+        Ok((Box::new(file), salt))
     }
 
     fn replace(&mut self) -> Result<(), Trouble> {
@@ -215,9 +216,13 @@ impl JournalPlace for InboxPath {
             numbered.push(format!("-{count}"));
             aside = PathBuf::from(numbered);
         }
+        let is_link = self.path.is_symlink();
         std::fs::rename(&self.path, &aside).map_err(failed)?;
-        // If it was a link, the next file stands here, and no longer where the link led.
-        self.real.clone_from(&self.path);
+        if is_link {
+            // The next file stands here, and no longer where the link led, and so does its lock.
+            self.real.clone_from(&self.path);
+            self.claim.release();
+        }
         trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
         Ok(aside)
     }

@@ -7,10 +7,14 @@
 //! | 4 | the length of what it carries |
 //! | 1, 3 | its kind, zeros |
 //! | 4 | its batch, counted up |
-//! | 4 | CRC32C over its place in the file (u64), the 12 bytes before, and what it carries |
+//! | 4 | CRC32C over the file's salt (u64), its place in the file (u64), the 12 bytes before, and what it carries |
 //! | … | what it carries, and zeros up to a multiple of 8 |
 //!
-//! The place is part of the checksum, so a frame that the disk moved to another place is not whole.
+//! The place is part of the checksum, so a frame that the disk moved to another place is not whole. The salt is random,
+//! so neither what an earlier file left on the disk nor what a message carries can be taken for a frame.
+//!
+//! A file with another kind of frame, or another code in `codec.rs`, needs another format version: this one would take it
+//! for a batch that is not whole.
 
 /// Bytes before what a frame carries.
 pub(super) const HEAD: usize = 16;
@@ -127,19 +131,19 @@ impl Head {
 }
 
 /// Reads the frame at the beginning of `bytes`, which are at `at` in the file. None if there is no whole frame.
-pub(super) fn read(bytes: &[u8], at: u64) -> Option<Frame<'_>> {
+pub(super) fn read(bytes: &[u8], salt: u64, at: u64) -> Option<Frame<'_>> {
     let head = Head::read(bytes)?;
     let (checked, payload) = (bytes.first_chunk()?, bytes.get(HEAD..head.size())?);
     let Head { kind, batch, sum: expected, .. } = head;
-    (sum(at, checked, payload) == expected).then_some(Frame { kind, batch, payload })
+    (sum(salt, at, checked, payload) == expected).then_some(Frame { kind, batch, payload })
 }
 
 /// Appends a frame to `buffer`, whose first byte is at `start` in the file. `write` appends what it carries.
 pub(super) fn append(
     buffer: &mut Vec<u8>,
+    salt: u64,
     start: u64,
-    batch: u32,
-    kind: Kind,
+    (batch, kind): (u32, Kind),
     write: impl FnOnce(&mut Vec<u8>),
 ) -> Place {
     let from = buffer.len();
@@ -154,7 +158,7 @@ pub(super) fn append(
     let (own, label) = rest.split_at_mut(4);
     own.copy_from_slice(&[kind as u8, 0, 0, 0]);
     label.copy_from_slice(&batch.to_le_bytes());
-    let sum = sum(at, &head, buffer.get(from + HEAD..from + HEAD + len).unwrap_or_default());
+    let sum = sum(salt, at, &head, buffer.get(from + HEAD..from + HEAD + len).unwrap_or_default());
     if let Some(place) = buffer.get_mut(from..from + HEAD) {
         let (checked, checksum) = place.split_at_mut(CHECKED);
         checked.copy_from_slice(&head);
@@ -163,8 +167,8 @@ pub(super) fn append(
     Place::new(at, len)
 }
 
-fn sum(at: u64, head: &[u8; CHECKED], payload: &[u8]) -> u32 {
-    let sum = crc32c::crc32c(&at.to_le_bytes());
+fn sum(salt: u64, at: u64, head: &[u8; CHECKED], payload: &[u8]) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &at.to_le_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(sum, head), payload)
 }
 
@@ -174,7 +178,7 @@ mod tests {
 
     fn one(at: u64, payload: &[u8]) -> Vec<u8> {
         let mut buffer = Vec::new();
-        let place = append(&mut buffer, at, 7, Kind::Report, |out| out.extend_from_slice(payload));
+        let place = append(&mut buffer, 5, at, (7, Kind::Report), |out| out.extend_from_slice(payload));
         assert_eq!((place.at(), place.size() as usize), (at, buffer.len()));
         buffer
     }
@@ -183,11 +187,12 @@ mod tests {
     fn a_frame_is_read_as_it_was_written_and_only_at_its_place() {
         let bytes = one(64, b"four");
         assert_eq!(bytes.len(), 24);
-        let frame = read(&bytes, 64).expect("whole");
+        let frame = read(&bytes, 5, 64).expect("whole");
         assert_eq!((frame.kind, frame.batch, frame.payload), (Kind::Report, 7, b"four".as_slice()));
-        assert!(read(&bytes, 72).is_none(), "elsewhere");
-        assert!((0..20).all(|len| read(&bytes[..len], 64).is_none()), "cut");
-        assert!(read(&bytes[..20], 64).is_some(), "the zeros after it do not count");
+        assert!(read(&bytes, 5, 72).is_none(), "elsewhere");
+        assert!(read(&bytes, 6, 64).is_none(), "in another file");
+        assert!((0..20).all(|len| read(&bytes[..len], 5, 64).is_none()), "cut");
+        assert!(read(&bytes[..20], 5, 64).is_some(), "the zeros after it do not count");
     }
 
     #[test]
@@ -196,9 +201,9 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(read(&damaged, 8).is_none(), "bit {bit}");
+            assert!(read(&damaged, 5, 8).is_none(), "bit {bit}");
         }
-        assert!(read(&[0; 64], 0).is_none(), "zeros");
-        assert!(read(&[0xff; 64], 0).is_none(), "4 GiB");
+        assert!(read(&[0; 64], 0, 0).is_none(), "zeros");
+        assert!(read(&[0xff; 64], 0, 0).is_none(), "4 GiB");
     }
 }

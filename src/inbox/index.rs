@@ -106,7 +106,7 @@ impl Index {
                 }
             }
             Kind::Removed => codec::decode_numbers(payload).for_each(|number| self.ledger.remove(number)),
-            Kind::Report => self.reports.insert(codec::number(payload), place),
+            Kind::Report => self.reports.insert(codec::valid(codec::number(payload))?, place),
             Kind::ReportsDone => codec::decode_numbers(payload).for_each(|number| {
                 self.reports.remove(number);
             }),
@@ -114,6 +114,15 @@ impl Index {
             Kind::End => self.sums = codec::decode_end(payload).ok_or("a batch has no end")?.sums,
         }
         Ok(())
+    }
+
+    /// Makes sure that new numbers follow those that are there, whatever the sums say.
+    pub(super) fn correct_numbers(&mut self) {
+        let last = self.ledger.entries.iter().next_back().map_or(0, |(number, _)| number);
+        let numbers = &mut self.sums.numbers;
+        numbers.last_record = numbers.last_record.max(last);
+        let last = self.reports.places.keys().next_back().copied().unwrap_or_default();
+        numbers.last_report = numbers.last_report.max(last);
     }
 
     /// Notes where a frame is in the file that a compaction is writing.

@@ -24,7 +24,7 @@ pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
 pub(super) const EARLIER_MAGIC: &[u8] = b"redb";
 /// The version of the layout. A file with a higher one is not touched. 1 and 2 were databases.
 pub(super) const FORMAT: u32 = 3;
-/// Bytes before the first frame: the magic, the format, the checksum of both, and zeros.
+/// Bytes before the first frame: the magic, the format, the salt, the checksum of these, and zeros.
 pub(super) const HEADER: u64 = 64;
 
 /// By how much the file is extended at once: little at first, so that a small inbox is a small file.
@@ -50,6 +50,8 @@ pub(super) struct End {
 #[derive(Debug)]
 pub(super) struct Journal {
     file: Box<dyn JournalFile>,
+    /// Part of each checksum: see `frame.rs`.
+    salt: u64,
     end: End,
     /// The end at the last sync.
     durable: End,
@@ -62,13 +64,13 @@ pub(super) struct Journal {
 
 impl Journal {
     /// A file whose content up to `end` was read.
-    pub(super) fn new(file: Box<dyn JournalFile>, end: End, length: u64) -> Self {
-        Self { file, end, durable: end, length, draft: Vec::new(), frames: 0 }
+    pub(super) fn new(file: Box<dyn JournalFile>, salt: u64, end: End, length: u64) -> Self {
+        Self { file, salt, end, durable: end, length, draft: Vec::new(), frames: 0 }
     }
 
     /// A file that has a header and nothing else: see [`write_header`].
-    pub(super) fn empty(file: Box<dyn JournalFile>) -> Self {
-        Self::new(file, End { at: HEADER, batch: 0 }, LEAST_ROOM)
+    pub(super) fn empty((file, salt): NewFile) -> Self {
+        Self::new(file, salt, End { at: HEADER, batch: 0 }, LEAST_ROOM)
     }
 
     /// How much of it is on disk.
@@ -84,7 +86,7 @@ impl Journal {
     /// Appends a frame to the batch that gathers. `write` appends what the frame carries.
     pub(super) fn put(&mut self, kind: Kind, write: impl FnOnce(&mut Vec<u8>)) -> Place {
         self.frames += 1;
-        frame::append(&mut self.draft, self.end.at, self.end.batch, kind, write)
+        frame::append(&mut self.draft, self.salt, self.end.at, (self.end.batch, kind), write)
     }
 
     /// Bytes of the batch that gathers.
@@ -92,10 +94,15 @@ impl Journal {
         self.draft.len()
     }
 
-    /// Takes back what was put after the batch had `gathered` bytes.
-    pub(super) fn take_back(&mut self, gathered: usize) {
-        self.draft.truncate(gathered);
-        self.frames = u32::try_from(self.drafted().count()).unwrap_or(u32::MAX);
+    /// How much the batch has now: bytes and frames.
+    pub(super) fn mark(&self) -> (usize, u32) {
+        (self.draft.len(), self.frames)
+    }
+
+    /// Takes back what was put after a [`Journal::mark`].
+    pub(super) fn take_back(&mut self, (bytes, frames): (usize, u32)) {
+        self.draft.truncate(bytes);
+        self.frames = frames;
     }
 
     /// What a frame carries, whether it is on disk or only in the batch that gathers.
@@ -112,7 +119,7 @@ impl Journal {
                 bytes.into()
             }
         };
-        match frame::read(&bytes, at) {
+        match frame::read(&bytes, self.salt, at) {
             Some(frame) => Ok(bytes.slice(HEAD..HEAD + frame.payload.len())),
             None => Err(Trouble::Corrupt(format!(
                 "the disk returns other data at byte {at} than was written there"
@@ -126,10 +133,11 @@ impl Journal {
         place: Place,
         window: &'w mut Window,
     ) -> Result<Cow<'w, [u8]>, Trouble> {
-        // A window that was read before its end was written has zeros there. So if in doubt, the frame is read again.
-        match window.frame(&*self.file, self.length, place.at())? {
-            Some(frame) => Ok(Cow::Borrowed(frame.payload)),
-            None => Ok(Cow::Owned(self.read(place)?.into())),
+        // A window that goes back and forth would read far more than it is asked for. And a sector next to the frame that
+        // cannot be read does not matter.
+        match window.frame(&*self.file, self.salt, self.end.at, place.at()) {
+            Ok(Some(frame)) => Ok(Cow::Borrowed(frame.payload)),
+            _ => Ok(Cow::Owned(self.read(place)?.into())),
         }
     }
 
@@ -181,19 +189,24 @@ impl Journal {
     pub(super) fn drafted(&self) -> impl Iterator<Item = Frame<'_>> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let frame = frame::read(self.draft.get(at..)?, self.end.at + at as u64)?;
+            let frame = frame::read(self.draft.get(at..)?, self.salt, self.end.at + at as u64)?;
             at += frame::size(frame.payload.len());
             Some(frame)
         })
     }
 }
 
-/// Makes an empty file an empty journal. It is on disk when this returns.
-pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<()> {
+/// A file with nothing but a header, and its salt.
+pub(super) type NewFile = (Box<dyn JournalFile>, u64);
+
+/// Makes an empty file an empty journal, and returns its salt. It is on disk when this returns.
+pub(super) fn write_header(file: &dyn JournalFile) -> io::Result<u64> {
     let mut header = MAGIC.to_vec();
+    let salt = fastrand::u64(..);
     header.extend_from_slice(&FORMAT.to_le_bytes());
+    header.extend_from_slice(&salt.to_le_bytes());
     header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
     file.write(&header, 0)?;
     write_zeros(file, header.len() as u64, LEAST_ROOM)?;
-    file.sync()
+    file.sync().map(|()| salt)
 }

@@ -21,6 +21,8 @@ struct Left {
     /// Up to where the file is on disk. What comes after it is of the write that failed.
     until: End,
     marks: Marks,
+    /// As in [`Store::next_compaction`].
+    next_compaction: u64,
 }
 
 #[derive(Debug)]
@@ -86,16 +88,17 @@ impl<P: JournalPlace> InboxKeeper<P> {
             return Ok(());
         }
         let until = self.left.as_ref().map(|left| left.until);
-        let (mut store, is_cut) = Store::open(self.place.open()?, self.floor, until)?;
-        if is_cut {
+        let (mut store, cut) = Store::open(self.place.open()?, self.floor, until)?;
+        if let Some(at) = cut {
             tracing::warn!(
-                "the last write to the inbox {} is not whole, as after a power cut: it does not count, and the hub sends \
-                 again what was not answered",
+                "the last write to the inbox {} is not whole, as after a power cut: what is there from byte {at} on does \
+                 not count, and the hub sends again what was not answered",
                 self.place.path().display()
             );
         }
         if let Some(left) = self.left.take() {
             store.index.ledger.restore(&left.marks);
+            store.delay_compaction(left.next_compaction);
         }
         self.floor = store.index.sums.numbers;
         self.store = Some(store);
@@ -151,9 +154,11 @@ impl<P: JournalPlace> InboxKeeper<P> {
     /// Does a part of a compaction if one is due. True if there is more to do.
     pub(super) fn compact(&mut self) -> Result<bool, Trouble> {
         let Some(store) = &mut self.store else { return Ok(false) };
+        let was_compacting = store.is_compacting();
         let failure = match store.compact(&mut self.place, &self.settings) {
             Ok(more) => {
-                self.told_no_compaction &= more;
+                // A finished one, so that the next failure is news again.
+                self.told_no_compaction &= more || !was_compacting;
                 return Ok(more);
             }
             // The inbox itself can still be written.
@@ -187,7 +192,8 @@ impl<P: JournalPlace> InboxKeeper<P> {
     /// Drops a store whose memory no longer matches the file.
     fn drop_store(&mut self) {
         if let Some(store) = self.store.take() {
-            self.left = Some(Left { until: store.journal.durable(), marks: store.index.ledger.marks() });
+            let (until, marks) = (store.journal.durable(), store.index.ledger.marks());
+            self.left = Some(Left { until, marks, next_compaction: store.next_compaction() });
         }
     }
 

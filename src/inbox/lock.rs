@@ -86,6 +86,11 @@ impl Claim {
         Ok(())
     }
 
+    /// Releases the inbox, so that [`Claim::take`] takes the lock of the file that has its path then.
+    pub(super) fn release(&self) {
+        *self.held() = None;
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<HeldLock>> {
         // A panic ends the process, so no lock is poisoned outside of tests.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,6 +5,9 @@
 //! A batch is written only after the one before is on disk. So after a power cut, at most the last batch is not whole,
 //! and it was never answered: the file ends before it. If a frame of a later batch is whole, then the bytes before it were
 //! on disk, and have changed since: the file is damaged.
+//!
+//! A last batch that is whole may be in the memory of the kernel only: its sync has failed, or the process was killed before
+//! it. So it is written once more before anything follows it.
 
 use super::codec;
 use super::frame::{self, Frame, Head, Kind, Place, UNIT};
@@ -18,22 +21,24 @@ use super::window::Window;
 /// not worth more time.
 const MOST_CHECKED: u64 = 4;
 
-/// Reads a journal. With `until`, only so far: what comes after it cannot be trusted. The flag tells whether a batch at
-/// the end was left out because it is not whole.
+/// How many frames a batch has at most. More are not worth the memory.
+const MOST_FRAMES: usize = 1 << 18;
+
+/// A journal that was read, and from which byte on a batch was left out because it is not whole.
+pub(super) type OpenJournal = (Journal, Index, Option<u64>);
+
+/// Reads a journal. With `until`, only so far: what comes after it was never on disk.
 ///
 /// # Errors
 /// When the disk fails, or when the file is damaged, or not an inbox of this version.
-pub(super) fn open(
-    file: Box<dyn JournalFile>,
-    until: Option<End>,
-) -> Result<(Journal, Index, bool), Trouble> {
+pub(super) fn open(file: Box<dyn JournalFile>, until: Option<End>) -> Result<OpenJournal, Trouble> {
     let length = file.len().map_err(|error| Trouble::Io("read", error))?;
-    check_header(&*file, length)?;
-    let mut reader = Reader { file: &*file, length, window: Window::default() };
+    let salt = check_header(&*file, length)?;
+    let mut reader = Reader { file: &*file, salt, length, window: Window::default() };
     let mut index = Index::default();
     let mut batch = WaitingBatch::default();
     let mut end = End { at: HEADER, batch: 0 };
-    let mut at = end.at;
+    let (mut at, mut begin, mut recorded) = (end.at, end.at, LEAST_ROOM);
     while until.is_none_or(|until| until.at > at)
         && let Some(frame) = reader.frame(at)?.filter(|frame| frame.batch == end.batch)
     {
@@ -41,6 +46,9 @@ pub(super) fn open(
         at += frame::size(frame.payload.len()) as u64;
         if frame.kind != Kind::End {
             batch.add(&frame, place);
+            if batch.frames.len() > MOST_FRAMES {
+                return Err(damaged(at));
+            }
             continue;
         }
         let Some(last) =
@@ -53,47 +61,54 @@ pub(super) fn open(
         }
         batch.add(&frame, place);
         batch.replay(&mut index).map_err(Trouble::Corrupt)?;
+        (begin, recorded) = (end.at, last.length);
         end = End { at, batch: end.batch.wrapping_add(1) };
     }
-    let mut is_cut = false;
+    index.correct_numbers();
+    // An extension that was not finished is no room.
+    let room = length - length % LEAST_ROOM;
+    let mut cut = None;
     match until {
-        Some(until) if until == end => {}
+        Some(until) if until == end => reader.clear_after(end.at, room)?,
         Some(until) => return Err(damaged(at.min(until.at))),
         None if reader.has_later_frame(end)? => return Err(damaged(at)),
-        None if reader.is_clear_after(end.at)? => {}
-        None if !length.is_multiple_of(LEAST_ROOM) => return Err(cut_off(length)),
         None => {
-            reader.clear_after(end.at)?;
-            is_cut = true;
+            cut = (!reader.is_clear_after(end.at)?).then_some(end.at);
+            // A batch goes beyond the room that was there only after that was extended, as a whole.
+            if cut.is_some() && room != length && !reader.is_clear_after(recorded.max(end.at))? {
+                return Err(cut_off(length));
+            }
+            reader.write_again(begin, end.at)?;
+            reader.clear_after(end.at, room)?;
         }
     }
-    Ok((Journal::new(file, end, length), index, is_cut))
+    Ok((Journal::new(file, salt, end, room), index, cut))
 }
 
-/// Checks a file's header.
+/// Checks a file's header, and returns its salt.
 ///
 /// # Errors
 /// What is wrong with it.
-fn check_header(file: &dyn JournalFile, length: u64) -> Result<(), Trouble> {
-    let mut header = [0; MAGIC.len() + 8];
+fn check_header(file: &dyn JournalFile, length: u64) -> Result<u64, Trouble> {
+    let mut header = [0; MAGIC.len() + 16];
     let there = header.len().min(usize::try_from(length).unwrap_or(usize::MAX));
     file.read(header.get_mut(..there).unwrap_or_default(), 0).map_err(unreadable)?;
-    let (checked, sum) = header.split_at(MAGIC.len() + 4);
+    let (checked, sum) = header.split_at(MAGIC.len() + 12);
     if checked.starts_with(EARLIER_MAGIC) {
         return Err(Trouble::Earlier);
     }
     if length < LEAST_ROOM {
         return Err(cut_off(length));
     }
-    let Some(format) = checked.strip_prefix(MAGIC) else {
+    let Some(rest) = checked.strip_prefix(MAGIC) else {
         return Err(Trouble::Corrupt("it does not begin as an inbox does".to_owned()));
     };
     if crc32c::crc32c(checked).to_le_bytes() != sum {
         return Err(Trouble::Corrupt("its header is damaged".to_owned()));
     }
-    let format = format.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
+    let format = rest.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
     match format {
-        FORMAT => Ok(()),
+        FORMAT => Ok(rest.last_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default()),
         newer if newer > FORMAT => {
             Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
         }
@@ -140,6 +155,7 @@ impl WaitingBatch {
 /// A file that is read from its beginning to its end.
 struct Reader<'f> {
     file: &'f dyn JournalFile,
+    salt: u64,
     length: u64,
     window: Window,
 }
@@ -150,7 +166,7 @@ impl Reader<'_> {
     }
 
     fn frame(&mut self, at: u64) -> Result<Option<Frame<'_>>, Trouble> {
-        self.window.frame(self.file, self.length, at)
+        self.window.frame(self.file, self.salt, self.length, at)
     }
 
     /// Whether there is a whole frame of a batch after the one that would follow `end`.
@@ -159,9 +175,11 @@ impl Reader<'_> {
         let mut at = end.at;
         while at < self.length {
             let bytes = self.bytes(at, ZEROS.len())?;
-            if bytes.starts_with(&ZEROS) {
+            let bytes = bytes.get(..ZEROS.len()).unwrap_or(bytes);
+            let zeros = if ZEROS.starts_with(bytes) { bytes.len() } else { leading_zeros(bytes) };
+            if zeros >= UNIT {
                 // No head begins with so many zeros.
-                at += (ZEROS.len() - UNIT) as u64;
+                at += (zeros / UNIT * UNIT) as u64;
                 continue;
             }
             let head = Head::read(bytes);
@@ -192,9 +210,26 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// Overwrites what is left of a batch with zeros, so that it is never taken for more.
-    fn clear_after(&self, end: u64) -> Result<(), Trouble> {
-        let cleared = write_zeros(self.file, end, self.length).and_then(|()| self.file.sync());
+    /// Writes what is there once more, so that it is on disk after the next sync, whatever became of the last one.
+    fn write_again(&mut self, from: u64, until: u64) -> Result<(), Trouble> {
+        let mut at = from;
+        while at < until {
+            let bytes = self.window.bytes(self.file, until, at, ZEROS.len())?;
+            self.file.write(bytes, at).map_err(|error| Trouble::Io("write", error))?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Overwrites what is left of a batch with zeros, so that it is never taken for more, and waits until all is on disk,
+    /// the length of the file as well.
+    fn clear_after(&mut self, end: u64, room: u64) -> Result<(), Trouble> {
+        let from = if self.is_clear_after(end)? { room.saturating_sub(1).max(end) } else { end };
+        let cleared = write_zeros(self.file, from, room).and_then(|()| self.file.sync());
         cleared.map_err(|error| Trouble::Io("write", error))
     }
+}
+
+fn leading_zeros(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len())
 }

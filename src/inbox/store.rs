@@ -44,6 +44,8 @@ pub(super) struct Store {
     pub(super) journal: Journal,
     pub(super) index: Index,
     compaction: Option<Compaction>,
+    /// Bytes of the last batch.
+    last_batch: u64,
     /// After a compaction failed, the next one waits until the journal has this length.
     not_before: u64,
     /// Whether it must be opened again: the disk returned other data, or it is not known which file would have the
@@ -52,16 +54,18 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens a journal. New numbers follow `floor`. With `until`, what comes after it does not count. The flag tells
-    /// whether a batch at the end was left out because it is not whole.
+    /// Opens a journal. New numbers follow `floor`. With `until`, what comes after it does not count. Also returned is from
+    /// which byte on a batch was left out because it is not whole.
     pub(super) fn open(
         file: Box<dyn JournalFile>,
         floor: Numbers,
         until: Option<End>,
-    ) -> Result<(Self, bool), Trouble> {
-        let (journal, mut index, is_cut) = super::replay::open(file, until)?;
+    ) -> Result<(Self, Option<u64>), Trouble> {
+        let (journal, mut index, cut) = super::replay::open(file, until)?;
         index.sums.numbers = index.sums.numbers.max(floor);
-        Ok((Self { journal, index, compaction: None, not_before: 0, is_in_doubt: false }, is_cut))
+        let store =
+            Self { journal, index, compaction: None, last_batch: 0, not_before: 0, is_in_doubt: false };
+        Ok((store, cut))
     }
 
     /// What the agent needs once, at its start.
@@ -132,8 +136,11 @@ impl Store {
             if let Some(compaction) = &mut self.compaction {
                 compaction.follow(&self.journal, &mut self.index);
             }
+            self.last_batch = self.journal.gathered() as u64;
             self.journal.commit(&self.index.sums)?;
         }
+        // What the marks were before an answered batch does not matter any more.
+        self.index.ledger.begin();
         Ok(Applied { answers, notes })
     }
 
@@ -156,9 +163,12 @@ impl Store {
             }
             let begun = place.begin().inspect_err(|_| self.not_before = self.journal.len() + WORTH_IT)?;
             self.compaction = Some(Compaction::new(Journal::empty(begun)));
+            return Ok(true);
         }
         let Some(compaction) = &mut self.compaction else { return Ok(false) };
-        let step = usize::try_from(STEP.min(settings.max_size / 64)).unwrap_or(usize::MAX);
+        // It must be faster than what comes meanwhile.
+        let step = STEP.min(settings.max_size / 64).max(2 * self.last_batch);
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
         match compaction.step(&self.journal, &mut self.index, step) {
             Ok(Progress::More) => Ok(true),
             Ok(Progress::Done) => self.move_over(place).map(|()| false),
@@ -197,9 +207,23 @@ impl Store {
     fn is_compaction_due(&self, settings: &InboxSettings) -> bool {
         let dead = self.dead_bytes();
         self.is_too_long(settings)
-            || (dead >= self.index.frame_bytes()
+            || (dead >= self.index.frame_bytes().min(settings.max_size / 2)
                 && dead >= WORTH_IT.min(settings.max_size / 16)
                 && self.journal.len() >= self.not_before)
+    }
+
+    pub(super) fn is_compacting(&self) -> bool {
+        self.compaction.is_some()
+    }
+
+    /// From which length of the journal on a compaction may begin, after one has failed, or its file has taken the room
+    /// that the journal needs.
+    pub(super) fn next_compaction(&self) -> u64 {
+        if self.is_compacting() { self.journal.len() + WORTH_IT } else { self.not_before }
+    }
+
+    pub(super) fn delay_compaction(&mut self, not_before: u64) {
+        self.not_before = not_before;
     }
 
     fn dead_bytes(&self) -> u64 {

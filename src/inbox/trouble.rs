@@ -124,6 +124,9 @@ fn remedy(error: &io::Error) -> &'static str {
             "mount the file system for writing, or set [inbox] path to another one"
         }
         io::ErrorKind::PermissionDenied => "give the file and its directory to the user of the agent",
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
+            "mount the directory of the inbox, not the file alone"
+        }
         io::ErrorKind::FileTooLarge => "raise the file size limit of the process (LimitFSIZE, ulimit -f)",
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             "create the directory for the user of the agent, or set [inbox] path"

@@ -37,14 +37,18 @@ impl Window {
         Ok(self.bytes.get(from..).unwrap_or_default())
     }
 
-    /// The frame at `at`. None if there is no whole one.
+    /// The frame at `at`. None if there is no whole one, or if it is before the window, which only moves on.
     pub(super) fn frame(
         &mut self,
         file: &dyn JournalFile,
+        salt: u64,
         length: u64,
         at: u64,
     ) -> Result<Option<Frame<'_>>, Trouble> {
+        if at < self.start {
+            return Ok(None);
+        }
         let Some(head) = Head::read(self.bytes(file, length, at, HEAD)?) else { return Ok(None) };
-        Ok(frame::read(self.bytes(file, length, at, head.size())?, at))
+        Ok(frame::read(self.bytes(file, length, at, head.size())?, salt, at))
     }
 }

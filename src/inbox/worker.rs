@@ -145,7 +145,9 @@ impl<P: JournalPlace> Worker<P> {
             Some((_, delay)) => (None, delay),
             None => {
                 let sentence = failure.sentence(self.keeper.place().path());
-                tracing::error!("{sentence}; the agent tries again by itself, and messages stay at the hub until it succeeds");
+                tracing::error!(
+                    "{sentence}; the agent tries again by itself, and messages stay at the hub until it succeeds"
+                );
                 (Some(News::Trouble { sentence }), FIRST_DELAY)
             }
         };

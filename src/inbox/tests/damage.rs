@@ -201,8 +201,8 @@ fn a_file_of_a_newer_version_is_left_alone() {
     keeper(&settings).write(&one()).expect("a file");
     let mut content = std::fs::read(&settings.path).expect("the file");
     content[16] += 1;
-    let sum = crc32c::crc32c(&content[..20]);
-    content[20..24].copy_from_slice(&sum.to_le_bytes());
+    let sum = crc32c::crc32c(&content[..28]);
+    content[28..32].copy_from_slice(&sum.to_le_bytes());
     std::fs::write(&settings.path, &content).expect("written");
     let failure = keeper(&settings).write(&one()).expect_err("newer");
     let sentence = failure.sentence(Path::new("inbox.journal"));

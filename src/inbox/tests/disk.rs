@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use super::super::file::JournalPlace;
-use super::super::journal::write_header;
+use super::super::journal::{NewFile, write_header};
 use super::super::journal_file::JournalFile;
 use super::super::trouble::Trouble;
 
@@ -53,6 +53,7 @@ struct State {
     boot: u32,
     /// How many changes were made.
     operations: u32,
+    names_fail: bool,
 }
 
 /// Clones are the same disk.
@@ -79,6 +80,7 @@ impl Disk {
             aside: Vec::new(),
             boot: 0,
             operations: 0,
+            names_fail: false,
         })))
     }
 
@@ -94,6 +96,11 @@ impl Disk {
     /// After `operations` writes, `faults` of them fail.
     pub(super) fn fail_after(&self, operations: u32, faults: u32) {
         self.state().fuse = Some((operations, faults));
+    }
+
+    /// The next sync of names fails.
+    pub(super) fn fail_names(&self) {
+        self.state().names_fail = true;
     }
 
     /// Ends the faults.
@@ -303,7 +310,7 @@ impl JournalPlace for Disk {
         Ok(self.handle(id))
     }
 
-    fn begin(&mut self) -> Result<Box<dyn JournalFile>, Trouble> {
+    fn begin(&mut self) -> Result<NewFile, Trouble> {
         let failed = |error| Trouble::Io("create", error);
         let id = {
             let mut state = self.state();
@@ -314,8 +321,8 @@ impl JournalPlace for Disk {
             id
         };
         let file = self.handle(id);
-        write_header(&*file).map_err(failed).inspect_err(|_| self.discard())?;
-        Ok(file)
+        let salt = write_header(&*file).map_err(failed).inspect_err(|_| self.discard())?;
+        Ok((file, salt))
     }
 
     fn replace(&mut self) -> Result<(), Trouble> {
@@ -327,7 +334,9 @@ impl JournalPlace for Disk {
 
     fn sync_name(&mut self) -> Result<(), Trouble> {
         let mut state = self.state();
-        state.may_write().map_err(|error| Trouble::Io("create", error))?;
+        let names_fail = std::mem::take(&mut state.names_fail);
+        let may = if names_fail { Err(io::Error::other("injected")) } else { state.may_write() };
+        may.map_err(|error| Trouble::Io("create", error))?;
         state.durable = state.names;
         state.sweep();
         Ok(())

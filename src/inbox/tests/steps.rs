@@ -193,3 +193,72 @@ fn a_batch_whose_sync_failed_does_not_count_although_it_can_be_read() {
     disk.cut_power();
     assert_eq!(self::keeper(&disk).opened().expect("in order").unfinished.len(), 2);
 }
+
+#[test]
+fn a_batch_that_only_the_kernel_has_is_on_disk_before_the_next_one() {
+    for seed in 0..20 {
+        let disk = Disk::new(seed);
+        let mut keeper = keeper(&disk);
+        keeper.write(&[arrival(1, message(Some("a"), "on"), Intent::Wait)]).expect("written");
+        disk.fail_after(1, 1);
+        keeper.write(&[arrival(2, message(Some("b"), "on"), Intent::Wait)]).expect_err("a failing sync");
+        // The process ends. The next one sees what the disk may never have got.
+        let mut keeper = self::keeper(&disk);
+        keeper.write(&[arrival(3, message(Some("c"), "on"), Intent::Wait)]).expect("written");
+        disk.cut_power();
+        let opened = self::keeper(&disk).opened().expect("in order");
+        assert_eq!((opened.unfinished.len(), disk.moved_aside()), (3, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_fault_at_any_write_of_an_extension_and_a_power_cut_later_lose_nothing() {
+    let large = |at: u64| arrival(at, message(Some(&format!("m-{at}")), &"x".repeat(30_000)), Intent::Wait);
+    for at in 0..40 {
+        for (seed, is_again) in [(at, true), (at + 100, false)] {
+            let disk = Disk::new(seed.into());
+            let mut keeper = keeper(&disk);
+            keeper.write(&[large(1), large(2)]).expect("it fits");
+            disk.fail_after(at, 1);
+            let failed = keeper.write(&[large(3)]).is_err();
+            disk.heal();
+            if failed && !is_again {
+                // Another process goes on, with other messages.
+                keeper = self::keeper(&disk);
+            }
+            keeper.write(&[large(3)]).expect("written");
+            let small = arrival(4, message(Some("m-4"), "on"), Intent::Wait);
+            let answered = keeper.write(std::slice::from_ref(&small)).expect("written").1.records;
+            disk.fail_after(1, u32::MAX);
+            keeper.write(&[arrival(5, message(Some("m-5"), "on"), Intent::Wait)]).expect_err("no sync");
+            disk.cut_power();
+            let mut keeper = self::keeper(&disk);
+            keeper.try_open().unwrap_or_else(|failure| panic!("{at}, {is_again}: {failure:?}"));
+            let found = keeper.opened().expect("in order").unfinished.len() as u64;
+            assert!(found == answered || found == answered + 1, "{at}: {found} of {answered}");
+        }
+    }
+}
+
+#[test]
+fn what_an_answered_batch_marked_as_seen_stays_so_after_a_failure() {
+    let (mut keeper, disk) = due(7);
+    let equal = |connection: u64| {
+        let Op::Accept(arrival) = arrival(9, message(None, "toggle"), Intent::Wait) else {
+            panic!("no arrival")
+        };
+        Op::Accept(Box::new(Arrival { connection, ..*arrival }))
+    };
+    keeper.write(&[equal(1)]).expect("written");
+    let (answers, _) = keeper.write(&[equal(2)]).expect("written");
+    assert!(
+        matches!(answers[..], [Written::Accepted { verdict: Verdict::Unfinished(_), .. }]),
+        "{answers:?}"
+    );
+    // The compaction gets as far as the new name, and is not known to be on disk.
+    disk.fail_names();
+    let failed = (0..200).any(|_| keeper.compact().is_err());
+    assert!(failed, "the name was never in doubt");
+    let (answers, _) = keeper.write(&[equal(2)]).expect("written");
+    assert!(matches!(answers[..], [Written::Accepted { verdict: Verdict::New(_), .. }]), "{answers:?}");
+}
