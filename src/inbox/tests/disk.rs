@@ -54,6 +54,7 @@ struct State {
     /// How many changes were made.
     operations: u32,
     names_fail: bool,
+    reads_fail: bool,
 }
 
 /// Clones are the same disk.
@@ -81,6 +82,7 @@ impl Disk {
             boot: 0,
             operations: 0,
             names_fail: false,
+            reads_fail: false,
         })))
     }
 
@@ -101,6 +103,11 @@ impl Disk {
     /// The next sync of names fails.
     pub(super) fn fail_names(&self) {
         self.state().names_fail = true;
+    }
+
+    /// The next read fails.
+    pub(super) fn fail_read(&self) {
+        self.state().reads_fail = true;
     }
 
     /// Ends the faults.
@@ -254,6 +261,9 @@ impl JournalFile for Handle {
 
     fn read(&self, out: &mut [u8], at: u64) -> io::Result<()> {
         self.with(|state, id| {
+            if std::mem::take(&mut state.reads_fail) {
+                return Err(io::Error::from_raw_os_error(5));
+            }
             let found = state.files[&id].seen.get(place(at)..place(at) + out.len());
             out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
             Ok(())

@@ -195,6 +195,24 @@ fn a_batch_whose_sync_failed_does_not_count_although_it_can_be_read() {
 }
 
 #[test]
+fn a_read_that_fails_once_is_told_and_tried_again() {
+    let (mut keeper, disk) = due(9);
+    let before = shown(&mut keeper);
+    let mut keeper = self::keeper(&disk);
+    disk.fail_read();
+    let failure = keeper.open().expect_err("EIO");
+    let sentence = failure.sentence(std::path::Path::new("inbox.journal"));
+    assert!(sentence.starts_with("cannot read the inbox inbox.journal: "), "{sentence}");
+    assert!(sentence.ends_with("look in the system log for errors of the disk"), "{sentence}");
+    assert_eq!(shown(&mut keeper), before);
+    // One in a compaction does not even stop that: the frame is read by itself.
+    assert!(keeper.compact().expect("begun"));
+    disk.fail_read();
+    while keeper.compact().expect("a disk in order") {}
+    assert_eq!((shown(&mut keeper), disk.moved_aside()), (before, 0));
+}
+
+#[test]
 fn a_batch_that_only_the_kernel_has_is_on_disk_before_the_next_one() {
     for seed in 0..20 {
         let disk = Disk::new(seed);
