@@ -243,14 +243,8 @@ impl<'w> Work<'w> {
         delivery: Digest,
         arrival: &Arrival,
     ) -> Result<Verdict, Trouble> {
-        let entry = self.index.ledger.get(number.0);
-        if !entry.is_some_and(|entry| matches!(entry.state, State::Finished | State::Dead)) {
-            return Ok(Verdict::Unfinished(number));
-        }
-        let stored = self.load(number)?;
-        let Some(mut stored) = stored else {
-            return Err(Trouble::Corrupt(format!("record {} is in the index only", number.0)));
-        };
+        let ended = self.load(number)?.filter(|stored| stored.record.state.has_ended());
+        let Some(mut stored) = ended else { return Ok(Verdict::Unfinished(number)) };
         let Record { settled, outcome, abandoned, .. } = &stored.record;
         let outcome = outcome.as_ref().map(|outcome| outcome.outcome);
         let to_be_run = !matches!(arrival.intent, Intent::End { .. });
@@ -322,7 +316,7 @@ impl<'w> Work<'w> {
             );
             return Ok(Altered::Missing);
         };
-        if matches!(stored.record.state, State::Finished | State::Dead) {
+        if stored.record.state.has_ended() {
             tracing::debug!(number = number.0, "cannot record that a message is {what}: it has ended before");
             return Ok(Altered::EndedBefore);
         }

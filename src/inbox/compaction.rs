@@ -15,14 +15,6 @@ use super::journal::Journal;
 use super::trouble::Trouble;
 use super::window::Window;
 
-/// Whether a compaction has more to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    More,
-    /// All is in the new file, and on disk.
-    Done,
-}
-
 #[derive(Debug)]
 pub(super) struct Compaction {
     journal: Journal,
@@ -42,22 +34,17 @@ impl Compaction {
         Self { journal, records: 0, reports: 0, has_pins: false, window: Window::default(), failed: None }
     }
 
-    /// Copies the next part: about `most` bytes.
-    pub(super) fn step(
-        &mut self,
-        from: &Journal,
-        index: &mut Index,
-        most: usize,
-    ) -> Result<Progress, Trouble> {
+    /// Copies the next part, about `most` bytes. True if there is more to do; else all is in the new file, and on disk.
+    pub(super) fn step(&mut self, from: &Journal, index: &mut Index, most: usize) -> Result<bool, Trouble> {
         if let Some(failure) = self.failed.take() {
             return Err(failure);
         }
-        let is_all = self.copy(from, index, most)?;
+        let is_more = self.copy(from, index, most)?;
         self.journal.commit(&index.sums)?;
-        Ok(if is_all { Progress::Done } else { Progress::More })
+        Ok(is_more)
     }
 
-    /// Gathers the next part. True if nothing is left after it.
+    /// Gathers the next part. True if something is left after it.
     fn copy(&mut self, from: &Journal, index: &mut Index, most: usize) -> Result<bool, Trouble> {
         if !std::mem::replace(&mut self.has_pins, true) && index.pins_on.is_some() {
             let pins = from.read_in_order(index.pins_on, &mut self.window)?;
@@ -66,7 +53,7 @@ impl Compaction {
         }
         while let Some((number, entry)) = index.ledger.entries.first_after(self.records) {
             if self.journal.gathered() >= most {
-                return Ok(false);
+                return Ok(true);
             }
             let (message, confirmed) = (entry.message, entry.confirmed);
             let record = from.read_in_order(entry.record, &mut self.window)?;
@@ -87,14 +74,14 @@ impl Compaction {
         }
         while let Some((number, place)) = index.reports.first_after(self.reports) {
             if self.journal.gathered() >= most {
-                return Ok(false);
+                return Ok(true);
             }
             let report = from.read_in_order(place, &mut self.window)?;
             let report = self.journal.put(Kind::Report, |out| out.extend_from_slice(&report));
             index.moved(Kind::Report, number, report);
             self.reports = number;
         }
-        Ok(true)
+        Ok(false)
     }
 
     /// Writes what a batch changes of copied records to the new file, too. It is on disk after the next step.

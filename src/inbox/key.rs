@@ -13,7 +13,7 @@ use crate::message::{C2dMessage, CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, EXP
 
 /// Half a SHA-256. It is short enough to keep two per record in memory, and long enough that two messages cannot be
 /// made to share it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Digest([u8; Digest::LEN]);
 
 impl Digest {

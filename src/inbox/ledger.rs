@@ -118,9 +118,8 @@ impl Ledger {
             (again.redelivered || entry.connection != again.connection)
                 && (again.sequence.is_none() || entry.sequence().is_none())
         };
-        let at_the_hub = |entry: &LedgerEntry| {
-            matches!(entry.state, State::Accepted | State::Started) && entry.settled == Settled::AfterAction
-        };
+        let at_the_hub =
+            |entry: &LedgerEntry| !entry.state.has_ended() && entry.settled == Settled::AfterAction;
         // The difference counts in both directions. Otherwise a record from a clock that was ahead would be recent
         // for years.
         let recent = |entry: &LedgerEntry| {
@@ -155,11 +154,6 @@ impl Ledger {
     /// Records of messages that have an id, newest first.
     pub(super) fn numbers_with_id(&self) -> impl Iterator<Item = u64> {
         self.entries.iter().rev().filter(|(_, entry)| entry.id != Digest::NONE).map(|(number, _)| number)
-    }
-
-    /// Numbers above `after`, in order.
-    pub(super) fn numbers_after(&self, after: u64) -> impl Iterator<Item = (u64, State)> {
-        self.entries.after(after).map(|(number, entry)| (number, entry.state))
     }
 
     /// A batch begins. Marks that are overwritten from now on may have to be restored.

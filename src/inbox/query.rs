@@ -39,8 +39,8 @@ impl Work<'_> {
     fn list(&self, state: Option<State>, after: u64, limit: usize) -> Result<Reply, Trouble> {
         let wanted = |own: State| state.is_none_or(|state| state == own);
         let mut records = Vec::new();
-        for (number, _) in self.index.ledger.numbers_after(after).filter(|(_, own)| wanted(*own)).take(limit)
-        {
+        let entries = self.index.ledger.entries.after(after).filter(|(_, entry)| wanted(entry.state));
+        for (number, _) in entries.take(limit) {
             records.extend(self.load(Number(number))?.map(|stored| stored.record));
         }
         Ok(Reply::Records(records))

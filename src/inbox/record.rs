@@ -29,6 +29,13 @@ pub(crate) enum State {
     Dead,
 }
 
+impl State {
+    /// Whether the message has ended.
+    pub(crate) fn has_ended(self) -> bool {
+        matches!(self, Self::Finished | Self::Dead)
+    }
+}
+
 /// When a message is completed at the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 
 use super::apply::{Notes, Work};
 use super::codec::{self, Stored};
-use super::compaction::{Compaction, Progress};
+use super::compaction::Compaction;
 use super::file::JournalPlace;
 use super::index::Index;
 use super::journal::{End, Journal};
 use super::journal_file::JournalFile;
 use super::operation::{Op, Written};
-use super::record::{Counts, Opened, Record, State, Unfinished, from_millis};
+use super::record::{Counts, Opened, Record, Unfinished, from_millis};
 use super::retention;
 use super::sums::{Circumstances, Numbers};
 use super::trouble::Trouble;
@@ -85,7 +85,7 @@ impl Store {
                     None => drop(starts.insert(rule.clone(), vec![started])),
                 }
             }
-            if matches!(record.state, State::Accepted | State::Started) {
+            if !record.state.has_ended() {
                 if !entry.message.is_some() {
                     let number = record.number.0;
                     return Err(Trouble::Corrupt(format!("the message of record {number} is missing")));
@@ -170,8 +170,8 @@ impl Store {
         let step = STEP.min(settings.max_size / 64).max(2 * self.last_batch);
         let step = usize::try_from(step).unwrap_or(usize::MAX);
         match compaction.step(&self.journal, &mut self.index, step) {
-            Ok(Progress::More) => Ok(true),
-            Ok(Progress::Done) => self.move_over(place).map(|()| false),
+            Ok(true) => Ok(true),
+            Ok(false) => self.move_over(place).map(|()| false),
             Err(failure) => {
                 self.give_up(place);
                 self.is_in_doubt = matches!(failure, Trouble::Corrupt(_));

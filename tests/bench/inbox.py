@@ -122,12 +122,13 @@ def measure_full(agent, table, backlog):
     for _ in range(FULL_ROUNDS):
         for inbox in (disk, full):
             agent.use_inbox(inbox)
-            _, cpu = agent.drain(backlog, "pin", keep=inbox == full)
-            found[inbox].append((cpu, agent.memory))
+            agent.drain(backlog, "pin", keep=inbox == full)
+            # What is done once, when the inbox is opened, is in the row of the recovery.
+            found[inbox].append((agent.cpu_after_start, agent.memory))
         size = max(size, full.stat().st_size)
     agent.use_inbox(disk)
     (empty_cpu, empty_memory), (full_cpu, full_memory) = ([median(column) for column in zip(*each)] for each in found.values())
-    table.row("CPU per 1,000 messages, empty inbox, ms", empty_cpu)
+    table.row("CPU per 1,000 messages without the start, empty inbox, ms", empty_cpu)
     table.row("the same, full inbox, ms", full_cpu, at_most(1.15 * empty_cpu, "1.15 × empty"))
     table.row("file of the full inbox, MB", size / 1e6, at_most(2.2 * MAX_SIZE / 1e6, "2.2 × max_size"))
     table.row("memory after a backlog, full inbox, MiB RSS", full_memory, at_most(empty_memory + 4, "empty + 4"))

@@ -280,14 +280,16 @@ do = [ {{ shell = 'echo "$C2D_PROPERTY_ACTION" > {self.fifo}' }} ]
 
     def drain(self, count, what, body=64, keep=False, **options):
         """Messages/s, and milliseconds of CPU per 1,000 with the start of the process in them; into an empty inbox, or with
-        `keep` into that which is there."""
+        `keep` into that which is there. `self.cpu_after_start` is the CPU without the start."""
         if not keep:
             self.forget()
         self.broker.fill(self.device, count, what, body)
         process = self.spawn(**options)
         begin = self.wait_mark("begin")
+        started = cpu_ns(process.pid)
         end = self.wait_mark("end")
         cpu = cpu_ns(process.pid)
+        self.cpu_after_start = (cpu - started) / 1e6 / count * 1000
         self.written, self.memory = written_bytes(process.pid), memory_mib(process.pid)
         stop(process)
         self.broker.wait_subscribed(self.device)
