@@ -12,8 +12,8 @@ use fe2o3_amqp::Sender;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::link::delivery::DeliveryFut;
 use fe2o3_amqp::types::messaging::Outcome;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
 
 use super::claims::Claims;
@@ -37,11 +37,16 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         }
         let Some(locked) = hub.with(|hub, now| hub.next_delivery(&device_id, own, now)) else {
             tokio::select! {
+                biased;
                 Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
                 // The hub holds the sender, so this is always a change.
                 _changed = changed.changed() => {}
                 reason = link.on_detach() => {
                     tracing::debug!(device_id, %reason, "a device's link ended");
+                    // What the device settled before that counts.
+                    while let Some(Some((locked, outcome))) = unsettled.next().now_or_never() {
+                        settle(&claims, &device_id, &locked, outcome);
+                    }
                     return;
                 }
             }
