@@ -36,7 +36,7 @@ impl Since {
 
     /// Why a message is not acted on any more, if it expired while the agent had it.
     pub(crate) fn expired(self, message: &C2dMessage, now: SystemTime) -> Option<PassedOver> {
-        // Most messages never expire, and the time since they came would be asked for in vain.
+        // Most messages never expire, so the clock is asked only for those that do.
         message.expiry()?;
         let expiry = message.expired_since(self.by_clock(now), now)?;
         let [expiry, now] = [expiry, now].map(format_time);
