@@ -142,14 +142,15 @@ impl<'w> Work<'w> {
                 None if by_id => None,
                 _ => self.index.ledger.absorb(delivery, self.again(arrival)).map(Number),
             };
-            match known {
-                Some(number) if by_id => self.note_repeated_id(number, delivery, arrival),
-                None => self.notes.reused_id |= same_id.is_some() && !by_id,
-                Some(_) => {}
-            }
             if let Some(number) = known {
-                return self.came_again(number, delivery, arrival);
+                let verdict = self.came_again(number, delivery, arrival)?;
+                if by_id {
+                    // Last, because its record may push out that of the first message.
+                    self.note_repeated_id(number, delivery, arrival);
+                }
+                return Ok(verdict);
             }
+            self.notes.reused_id |= same_id.is_some() && !by_id;
         }
         Ok(self.add(delivery, id, arrival).map_or(Verdict::Full, Verdict::New))
     }
@@ -253,7 +254,10 @@ impl<'w> Work<'w> {
         let Some(message) = arrival.message.as_ref().filter(|_| begins_anew) else {
             return Ok(Verdict::Ended(Past { number, settled: *settled, outcome }));
         };
-        if message.wire_size() > MOST / 2 {
+        // Nothing is removed for it, because that could be this very record.
+        let unfinished = self.index.bytes() - self.index.ledger.ended_bytes();
+        if unfinished + message.wire_size() as u64 > self.circumstances.settings.max_size {
+            self.notes.full = Some(true);
             return Ok(Verdict::Full);
         }
         // The hub sent it again after it was given back, or it was never run. So its record begins again.

@@ -39,7 +39,11 @@ impl Compaction {
         if let Some(failure) = self.failed.take() {
             return Err(failure);
         }
-        let is_more = self.copy(from, index, most)?;
+        // A step that has copied much is not the last one, which has more to do than to copy.
+        let is_more = self.copy(from, index, most)? || self.journal.gathered() > most / 2;
+        if !is_more {
+            self.journal.finish();
+        }
         self.journal.commit(&index.sums)?;
         Ok(is_more)
     }

@@ -174,9 +174,9 @@ impl JournalPlace for InboxPath {
         if self.create {
             // What a crash in the middle of a compaction has left.
             self.discard();
-            // Without this, a power cut may lose the file's name, although its content is on disk.
-            self.sync_name()?;
         }
+        // Without this, a power cut may lose the file's name, or bring back an earlier file.
+        self.sync_name()?;
         Ok(Box::new(file))
     }
 
@@ -223,7 +223,7 @@ impl JournalPlace for InboxPath {
             self.real.clone_from(&self.path);
             self.claim.release();
         }
-        trust::sync_directory(trust::directory_of(&self.path)).map_err(failed)?;
+        // The name is on disk when the next file is opened, before anything is answered.
         Ok(aside)
     }
 

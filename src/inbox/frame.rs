@@ -5,16 +5,20 @@
 //! | Bytes | Value (little-endian) |
 //! |---|---|
 //! | 4 | the length of what it carries |
-//! | 1, 3 | its kind, zeros |
+//! | 1 | its kind |
+//! | 3 | the first bytes of the CRC32C over the file's salt (u64), its place in the file (u64), length, kind and batch |
 //! | 4 | its batch, counted up |
-//! | 4 | CRC32C over the file's salt (u64), its place in the file (u64), the 12 bytes before, and what it carries |
+//! | 4 | CRC32C over salt and place, the 12 bytes before, and what it carries |
 //! | … | what it carries, and zeros up to a multiple of 8 |
 //!
 //! The place is part of the checksum, so a frame that the disk moved to another place is not whole. The salt is random,
-//! so neither what an earlier file left on the disk nor what a message carries can be taken for a frame.
+//! so neither what an earlier file left on the disk nor what a message carries can be taken for a frame. A head has a
+//! checksum of its own, so that a message full of forged heads costs a search for frames no more than other bytes.
 //!
 //! A file with another kind of frame, or another code in `codec.rs`, needs another format version: this one would take it
 //! for a batch that is not whole.
+
+use crc32c::{crc32c, crc32c_append};
 
 /// Bytes before what a frame carries.
 pub(super) const HEAD: usize = 16;
@@ -102,26 +106,25 @@ pub(super) struct Frame<'b> {
     pub(super) payload: &'b [u8],
 }
 
-/// What the head of a frame says. It is not checked yet.
+/// What the head of a frame says. What the frame carries is not checked yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     kind: Kind,
     /// How much the frame carries.
     len: usize,
-    pub(super) batch: u32,
+    batch: u32,
     sum: u32,
 }
 
 impl Head {
-    /// None if these bytes cannot be the head of a frame.
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let [l0, l1, l2, l3, kind, 0, 0, 0, b0, b1, b2, b3, c0, c1, c2, c3] = *bytes.first_chunk::<HEAD>()?
-        else {
-            return None;
-        };
+    /// None if these bytes, which are at `at` in the file, are no head of a frame.
+    pub(super) fn read(bytes: &[u8], salt: u64, at: u64) -> Option<Self> {
+        let [l0, l1, l2, l3, kind, h0, h1, h2, b0, b1, b2, b3, c0, c1, c2, c3] =
+            *bytes.first_chunk::<HEAD>()?;
         let len = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).ok().filter(|len| *len <= MOST)?;
         let (batch, sum) = (u32::from_le_bytes([b0, b1, b2, b3]), u32::from_le_bytes([c0, c1, c2, c3]));
-        Some(Self { kind: Kind::from_byte(kind)?, len, batch, sum })
+        let head = Self { kind: Kind::from_byte(kind)?, len, batch, sum };
+        (head_sum(salt, at, len, head.kind, batch) == [h0, h1, h2]).then_some(head)
     }
 
     /// Bytes of the frame without the zeros after it.
@@ -132,7 +135,7 @@ impl Head {
 
 /// Reads the frame at the beginning of `bytes`, which are at `at` in the file. None if there is no whole frame.
 pub(super) fn read(bytes: &[u8], salt: u64, at: u64) -> Option<Frame<'_>> {
-    let head = Head::read(bytes)?;
+    let head = Head::read(bytes, salt, at)?;
     let (checked, payload) = (bytes.first_chunk()?, bytes.get(HEAD..head.size())?);
     let Head { kind, batch, sum: expected, .. } = head;
     (sum(salt, at, checked, payload) == expected).then_some(Frame { kind, batch, payload })
@@ -152,12 +155,10 @@ pub(super) fn append(
     let len = buffer.len() - from - HEAD;
     buffer.resize(from + size(len), 0);
     let at = start + from as u64;
-    let mut head = [0; CHECKED];
-    let (length, rest) = head.split_at_mut(4);
-    length.copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
-    let (own, label) = rest.split_at_mut(4);
-    own.copy_from_slice(&[kind as u8, 0, 0, 0]);
-    label.copy_from_slice(&batch.to_le_bytes());
+    let [l0, l1, l2, l3] = u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
+    let [h0, h1, h2] = head_sum(salt, at, len, kind, batch);
+    let [b0, b1, b2, b3] = batch.to_le_bytes();
+    let head = [l0, l1, l2, l3, kind as u8, h0, h1, h2, b0, b1, b2, b3];
     let sum = sum(salt, at, &head, buffer.get(from + HEAD..from + HEAD + len).unwrap_or_default());
     if let Some(place) = buffer.get_mut(from..from + HEAD) {
         let (checked, checksum) = place.split_at_mut(CHECKED);
@@ -168,8 +169,18 @@ pub(super) fn append(
 }
 
 fn sum(salt: u64, at: u64, head: &[u8; CHECKED], payload: &[u8]) -> u32 {
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &at.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c_append(sum, head), payload)
+    crc32c_append(crc32c_append(place_sum(salt, at), head), payload)
+}
+
+fn head_sum(salt: u64, at: u64, len: usize, kind: Kind, batch: u32) -> [u8; 3] {
+    let sum = crc32c_append(place_sum(salt, at), &(len as u64).to_le_bytes());
+    let [h0, h1, h2, _] =
+        crc32c_append(crc32c_append(sum, &[kind as u8]), &batch.to_le_bytes()).to_le_bytes();
+    [h0, h1, h2]
+}
+
+fn place_sum(salt: u64, at: u64) -> u32 {
+    crc32c_append(crc32c(&salt.to_le_bytes()), &at.to_le_bytes())
 }
 
 #[cfg(test)]

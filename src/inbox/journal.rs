@@ -23,7 +23,7 @@ pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
 /// The beginning of inboxes before this format, which were databases.
 pub(super) const EARLIER_MAGIC: &[u8] = b"redb";
 /// The version of the layout. A file with a higher one is not touched. 1 and 2 were databases.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 /// Bytes before the first frame: the magic, the format, the salt, the checksum of these, and zeros.
 pub(super) const HEADER: u64 = 64;
 
@@ -57,6 +57,8 @@ pub(super) struct Journal {
     durable: End,
     /// The length of the file.
     length: u64,
+    /// Whether the file has no room before its end, because it is not read before it is finished.
+    is_unfinished: bool,
     /// The batch that gathers.
     draft: Vec<u8>,
     frames: u32,
@@ -65,12 +67,27 @@ pub(super) struct Journal {
 impl Journal {
     /// A file whose content up to `end` was read.
     pub(super) fn new(file: Box<dyn JournalFile>, salt: u64, end: End, length: u64) -> Self {
-        Self { file, salt, end, durable: end, length, draft: Vec::new(), frames: 0 }
+        Self { file, salt, end, durable: end, length, is_unfinished: false, draft: Vec::new(), frames: 0 }
     }
 
     /// A file that has a header and nothing else: see [`write_header`].
+    /// It gets no room before its end until [`Journal::finish`].
     pub(super) fn empty((file, salt): NewFile) -> Self {
-        Self::new(file, salt, End { at: HEADER, batch: 0 }, LEAST_ROOM)
+        let end = End { at: HEADER, batch: 0 };
+        Self { is_unfinished: true, ..Self::new(file, salt, end, LEAST_ROOM) }
+    }
+
+    /// From the next batch on, the file has room before its end.
+    pub(super) fn finish(&mut self) {
+        self.is_unfinished = false;
+    }
+
+    /// Gives back a part of a file that is not needed any more. False if nothing is left of it.
+    pub(super) fn shrink(&mut self, by: u64) -> io::Result<bool> {
+        self.length = self.length.saturating_sub(by);
+        self.file.cut(self.length)?;
+        self.file.sync()?;
+        Ok(self.length > 0)
     }
 
     /// How much of it is on disk.
@@ -151,7 +168,7 @@ impl Journal {
     /// Like [`Journal::commit`], without waiting for the disk.
     pub(super) fn write(&mut self, sums: &Sums) -> Result<(), Trouble> {
         let (frames, next) = (self.frames, self.end.at + self.draft.len() as u64 + MOST_OF_END);
-        if next > self.length {
+        if next > self.length && !self.is_unfinished {
             self.make_room(next)?;
         }
         let length = self.length;
@@ -176,7 +193,7 @@ impl Journal {
     /// batch is written. So if a batch is not whole, the length of its file is nevertheless a multiple of
     /// [`LEAST_ROOM`], unless the file was cut off.
     fn make_room(&mut self, next: u64) -> Result<(), Trouble> {
-        let step = (self.length / 4).clamp(LEAST_ROOM, MOST_ROOM);
+        let step = (next / 4).clamp(LEAST_ROOM, MOST_ROOM);
         let until = (next + step).next_multiple_of(LEAST_ROOM);
         // The batch itself will be before that.
         let written = write_zeros(&*self.file, self.length.max(next), until);

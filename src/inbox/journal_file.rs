@@ -18,6 +18,8 @@ pub(super) trait JournalFile: fmt::Debug + Send {
     /// Fills `out`, or fails with `UnexpectedEof`.
     fn read(&self, out: &mut [u8], at: u64) -> io::Result<()>;
     fn write(&self, data: &[u8], at: u64) -> io::Result<()>;
+    /// Makes the file shorter.
+    fn cut(&self, length: u64) -> io::Result<()>;
     /// When this returns, all that was written is on disk. After an error, nothing is known of what was written since
     /// the last sync, not even by reading it again.
     fn sync(&self) -> io::Result<()>;
@@ -34,6 +36,10 @@ impl JournalFile for File {
 
     fn write(&self, data: &[u8], at: u64) -> io::Result<()> {
         self.write_all_at(data, at)
+    }
+
+    fn cut(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -193,7 +193,7 @@ impl<P: JournalPlace> InboxKeeper<P> {
     fn drop_store(&mut self) {
         if let Some(store) = self.store.take() {
             let (until, marks) = (store.journal.durable(), store.index.ledger.marks());
-            self.left = Some(Left { until, marks, next_compaction: store.next_compaction() });
+            self.left = Some(Left { until, marks, next_compaction: store.next_compaction(&self.settings) });
         }
     }
 

@@ -10,16 +10,12 @@
 //! it. So it is written once more before anything follows it.
 
 use super::codec;
-use super::frame::{self, Frame, Head, Kind, Place, UNIT};
+use super::frame::{self, Frame, HEAD, Kind, Place, UNIT};
 use super::index::Index;
 use super::journal::{EARLIER_MAGIC, End, FORMAT, HEADER, Journal, LEAST_ROOM, MAGIC};
 use super::journal_file::{JournalFile, ZEROS, unreadable, write_zeros};
 use super::trouble::Trouble;
 use super::window::Window;
-
-/// How many bytes are checked in search of a later frame, for each byte of the file. Bytes that look like many frames are
-/// not worth more time.
-const MOST_CHECKED: u64 = 4;
 
 /// How many frames a batch has at most. More are not worth the memory.
 const MOST_FRAMES: usize = 1 << 18;
@@ -61,28 +57,30 @@ pub(super) fn open(file: Box<dyn JournalFile>, until: Option<End>) -> Result<Ope
         }
         batch.add(&frame, place);
         batch.replay(&mut index).map_err(Trouble::Corrupt)?;
-        (begin, recorded) = (end.at, last.length);
+        (begin, recorded) = (end.at, last.length.max(at));
         end = End { at, batch: end.batch.wrapping_add(1) };
     }
     index.correct_numbers();
-    // An extension that was not finished is no room.
-    let room = length - length % LEAST_ROOM;
     let mut cut = None;
     match until {
-        Some(until) if until == end => reader.clear_after(end.at, room)?,
+        Some(until) if until == end => reader.clear(end.at, recorded)?,
         Some(until) => return Err(damaged(at.min(until.at))),
         None if reader.has_later_frame(end)? => return Err(damaged(at)),
         None => {
             cut = (!reader.is_clear_after(end.at)?).then_some(end.at);
             // A batch goes beyond the room that was there only after that was extended, as a whole.
-            if cut.is_some() && room != length && !reader.is_clear_after(recorded.max(end.at))? {
+            if cut.is_some() && !length.is_multiple_of(LEAST_ROOM) && !reader.is_clear_after(recorded)? {
                 return Err(cut_off(length));
             }
             reader.write_again(begin, end.at)?;
-            reader.clear_after(end.at, room)?;
+            // One byte is enough to have the length of the file on disk.
+            reader.clear(
+                if cut.is_some() { end.at } else { recorded.saturating_sub(1).max(end.at) },
+                recorded,
+            )?;
         }
     }
-    Ok((Journal::new(file, salt, end, room), index, cut))
+    Ok((Journal::new(file, salt, end, recorded), index, cut))
 }
 
 /// Checks a file's header, and returns its salt.
@@ -112,7 +110,7 @@ fn check_header(file: &dyn JournalFile, length: u64) -> Result<u64, Trouble> {
         newer if newer > FORMAT => {
             Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
         }
-        other => Err(Trouble::Corrupt(format!("its format is {other}, which no version ever wrote"))),
+        other => Err(Trouble::Corrupt(format!("its format is {other}, and this version knows {FORMAT}"))),
     }
 }
 
@@ -171,25 +169,20 @@ impl Reader<'_> {
 
     /// Whether there is a whole frame of a batch after the one that would follow `end`.
     fn has_later_frame(&mut self, end: End) -> Result<bool, Trouble> {
-        let mut left = self.length.saturating_mul(MOST_CHECKED);
         let mut at = end.at;
         while at < self.length {
             let bytes = self.bytes(at, ZEROS.len())?;
-            let bytes = bytes.get(..ZEROS.len()).unwrap_or(bytes);
             let zeros = if ZEROS.starts_with(bytes) { bytes.len() } else { leading_zeros(bytes) };
             if zeros >= UNIT {
                 // No head begins with so many zeros.
                 at += (zeros / UNIT * UNIT) as u64;
                 continue;
             }
-            let head = Head::read(bytes);
-            // Counted modulo 2^32, as batches are.
-            let is_later = |head: &Head| head.batch.wrapping_sub(end.batch).wrapping_sub(1) < u32::MAX / 2;
-            if let Some(head) = head.filter(is_later) {
-                if self.frame(at)?.is_some() || left < head.size() as u64 {
-                    return Ok(true);
-                }
-                left -= head.size() as u64;
+            // Counted modulo 2^32, as batches are. Each batch before it takes at least a head.
+            let most = (at - end.at) / HEAD as u64;
+            let is_later = |batch: u32| u64::from(batch.wrapping_sub(end.batch).wrapping_sub(1)) < most;
+            if self.frame(at)?.is_some_and(|frame| is_later(frame.batch)) {
+                return Ok(true);
             }
             at += UNIT as u64;
         }
@@ -201,7 +194,6 @@ impl Reader<'_> {
         let mut at = end;
         while at < self.length {
             let bytes = self.bytes(at, ZEROS.len())?;
-            let bytes = bytes.get(..ZEROS.len()).unwrap_or(bytes);
             if !ZEROS.starts_with(bytes) {
                 return Ok(false);
             }
@@ -221,12 +213,17 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Overwrites what is left of a batch with zeros, so that it is never taken for more, and waits until all is on disk,
-    /// the length of the file as well.
-    fn clear_after(&mut self, end: u64, room: u64) -> Result<(), Trouble> {
-        let from = if self.is_clear_after(end)? { room.saturating_sub(1).max(end) } else { end };
-        let cleared = write_zeros(self.file, from, room).and_then(|()| self.file.sync());
-        cleared.map_err(|error| Trouble::Io("write", error))
+    /// Overwrites what is left of a batch with zeros, so that it is never taken for more, takes away what an extension that
+    /// was not finished has left, and waits until all is on disk.
+    fn clear(&mut self, from: u64, room: u64) -> Result<(), Trouble> {
+        let cleared = || {
+            if self.length > room {
+                self.file.cut(room)?;
+            }
+            write_zeros(self.file, from, room)?;
+            self.file.sync()
+        };
+        cleared().map_err(|error| Trouble::Io("write", error))
     }
 }
 

@@ -31,6 +31,9 @@ const WORTH_IT: u64 = 1024 * 1024;
 /// a step takes 25 ms on a slow card.
 const STEP: u64 = 256 * 1024;
 
+/// How much of the file that a compaction has replaced is given back at once.
+const RETIRED_STEP: u64 = 4 * 1024 * 1024;
+
 /// The result of a batch.
 #[derive(Debug)]
 pub(super) struct Applied {
@@ -44,8 +47,11 @@ pub(super) struct Store {
     pub(super) journal: Journal,
     pub(super) index: Index,
     compaction: Option<Compaction>,
-    /// Bytes of the last batch.
-    last_batch: u64,
+    /// Bytes that were written since the last step of a compaction.
+    since_step: u64,
+    /// The file that a compaction has replaced. It is given back in parts, because the disk would be busy with the whole
+    /// for longer than a message may wait.
+    retired: Option<Journal>,
     /// After a compaction failed, the next one waits until the journal has this length.
     not_before: u64,
     /// Whether it must be opened again: the disk returned other data, or it is not known which file would have the
@@ -63,8 +69,15 @@ impl Store {
     ) -> Result<(Self, Option<u64>), Trouble> {
         let (journal, mut index, cut) = super::replay::open(file, until)?;
         index.sums.numbers = index.sums.numbers.max(floor);
-        let store =
-            Self { journal, index, compaction: None, last_batch: 0, not_before: 0, is_in_doubt: false };
+        let store = Self {
+            journal,
+            index,
+            compaction: None,
+            since_step: 0,
+            retired: None,
+            not_before: 0,
+            is_in_doubt: false,
+        };
         Ok((store, cut))
     }
 
@@ -127,7 +140,6 @@ impl Store {
         ops: &[Op],
         circumstances: &Circumstances<'_>,
     ) -> Result<Applied, Trouble> {
-        self.index.ledger.begin();
         let mut work = Work::new(&mut self.journal, &mut self.index, circumstances);
         let answers = work.all(ops)?;
         let notes = work.notes;
@@ -136,10 +148,10 @@ impl Store {
             if let Some(compaction) = &mut self.compaction {
                 compaction.follow(&self.journal, &mut self.index);
             }
-            self.last_batch = self.journal.gathered() as u64;
+            self.since_step += self.journal.gathered() as u64;
             self.journal.commit(&self.index.sums)?;
         }
-        // What the marks were before an answered batch does not matter any more.
+        // Marks that an answered batch has overwritten are never restored.
         self.index.ledger.begin();
         Ok(Applied { answers, notes })
     }
@@ -157,23 +169,32 @@ impl Store {
         place: &mut P,
         settings: &InboxSettings,
     ) -> Result<bool, Trouble> {
+        if let Some(retired) = &mut self.retired {
+            // It has no name any more, so what remains of it after an error goes with the process.
+            if !retired.shrink(RETIRED_STEP).unwrap_or(false) {
+                self.retired = None;
+            }
+            return Ok(true);
+        }
+        let came = std::mem::take(&mut self.since_step);
         if self.compaction.is_none() {
             if !self.is_compaction_due(settings) {
                 return Ok(false);
             }
-            let begun = place.begin().inspect_err(|_| self.not_before = self.journal.len() + WORTH_IT)?;
+            let begun = place.begin().inspect_err(|_| self.not_before = self.later(settings))?;
             self.compaction = Some(Compaction::new(Journal::empty(begun)));
             return Ok(true);
         }
         let Some(compaction) = &mut self.compaction else { return Ok(false) };
-        // It must be faster than what comes meanwhile.
-        let step = STEP.min(settings.max_size / 64).max(2 * self.last_batch);
+        // What comes meanwhile has to be copied as well. With less than three times as much, the journal would reach its
+        // bound before.
+        let step = STEP.min(settings.max_size / 64).max(came.saturating_mul(3));
         let step = usize::try_from(step).unwrap_or(usize::MAX);
         match compaction.step(&self.journal, &mut self.index, step) {
             Ok(true) => Ok(true),
-            Ok(false) => self.move_over(place).map(|()| false),
+            Ok(false) => self.move_over(place, settings).map(|()| true),
             Err(failure) => {
-                self.give_up(place);
+                self.give_up(place, settings);
                 self.is_in_doubt = matches!(failure, Trouble::Corrupt(_));
                 Err(failure)
             }
@@ -185,23 +206,30 @@ impl Store {
         !self.is_in_doubt && !self.is_too_long(settings)
     }
 
-    fn move_over<P: JournalPlace>(&mut self, place: &mut P) -> Result<(), Trouble> {
+    fn move_over<P: JournalPlace>(&mut self, place: &mut P, settings: &InboxSettings) -> Result<(), Trouble> {
         if let Err(failure) = place.replace() {
-            self.give_up(place);
+            self.give_up(place, settings);
             return Err(failure);
         }
-        if let Some(compaction) = self.compaction.take() {
-            self.journal = compaction.into_journal();
-            self.index.move_over();
-        }
+        let Some(compaction) = self.compaction.take() else { return Ok(()) };
+        let old = std::mem::replace(&mut self.journal, compaction.into_journal());
+        self.index.move_over();
         self.not_before = 0;
-        place.sync_name().inspect_err(|_| self.is_in_doubt = true)
+        place.sync_name().inspect_err(|_| self.is_in_doubt = true)?;
+        // Only now, because before, a power cut could have brought it back.
+        self.retired = Some(old);
+        Ok(())
     }
 
-    fn give_up<P: JournalPlace>(&mut self, place: &mut P) {
+    fn give_up<P: JournalPlace>(&mut self, place: &mut P, settings: &InboxSettings) {
         self.compaction = None;
-        self.not_before = self.journal.len() + WORTH_IT;
+        self.not_before = self.later(settings);
         place.discard();
+    }
+
+    /// From which length of the journal on a compaction is tried again.
+    fn later(&self, settings: &InboxSettings) -> u64 {
+        self.journal.len() + WORTH_IT.min(settings.max_size / 16)
     }
 
     fn is_compaction_due(&self, settings: &InboxSettings) -> bool {
@@ -213,13 +241,13 @@ impl Store {
     }
 
     pub(super) fn is_compacting(&self) -> bool {
-        self.compaction.is_some()
+        self.compaction.is_some() || self.retired.is_some()
     }
 
     /// From which length of the journal on a compaction may begin, after one has failed, or its file has taken the room
     /// that the journal needs.
-    pub(super) fn next_compaction(&self) -> u64 {
-        if self.is_compacting() { self.journal.len() + WORTH_IT } else { self.not_before }
+    pub(super) fn next_compaction(&self, settings: &InboxSettings) -> u64 {
+        if self.compaction.is_some() { self.later(settings) } else { self.not_before }
     }
 
     pub(super) fn delay_compaction(&mut self, not_before: u64) {

@@ -17,7 +17,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// The bytes from `at` on of a file with this length: at least `len` of them, unless the file ends before.
+    /// `len` bytes from `at` on, of a file with this length: fewer if the file ends before.
     pub(super) fn bytes(
         &mut self,
         file: &dyn JournalFile,
@@ -34,7 +34,8 @@ impl Window {
             file.read(&mut self.bytes, at).inspect_err(|_| self.bytes.clear()).map_err(unreadable)?;
         }
         let from = usize::try_from(at - self.start).unwrap_or(usize::MAX);
-        Ok(self.bytes.get(from..).unwrap_or_default())
+        let bytes = self.bytes.get(from..).unwrap_or_default();
+        Ok(bytes.get(..len).unwrap_or(bytes))
     }
 
     /// The frame at `at`. None if there is no whole one, or if it is before the window, which only moves on.
@@ -48,7 +49,7 @@ impl Window {
         if at < self.start {
             return Ok(None);
         }
-        let Some(head) = Head::read(self.bytes(file, length, at, HEAD)?) else { return Ok(None) };
+        let Some(head) = Head::read(self.bytes(file, length, at, HEAD)?, salt, at) else { return Ok(None) };
         Ok(frame::read(self.bytes(file, length, at, head.size())?, salt, at))
     }
 }

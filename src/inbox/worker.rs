@@ -100,7 +100,7 @@ impl<P: JournalPlace> Worker<P> {
             if self.closing && self.batches.is_empty() {
                 return Ok(());
             }
-            if self.opened && self.trouble.is_none() {
+            if self.opened && !self.closing && self.trouble.is_none() {
                 match self.keeper.compact() {
                     Ok(more) => self.compacting = more,
                     Err(failure) => self.failed(&failure)?,

@@ -164,3 +164,21 @@ fn a_byte_that_changes_while_the_inbox_is_open_is_never_taken_for_what_was_writt
     assert!(format!("{answers:?}").contains("no record of"), "{answers:?}");
     assert_eq!((counts.records, disk.moved_aside()), (0, 1));
 }
+
+#[test]
+fn what_a_message_carries_is_never_taken_for_later_batches() {
+    let disk = Disk::new(0);
+    let mut keeper = keeper(&disk);
+    // Bytes that look like heads of frames of other batches, each so long that it would cost time to check it.
+    let heads: Vec<u8> =
+        (0..3_000u32).flat_map(|at| [12_000, 3, at, at].map(u32::to_le_bytes).concat()).collect();
+    let mut hostile = message(Some("hostile"), "");
+    hostile.body = heads.into();
+    keeper.write(&[arrival(1, message(Some("a"), "on"), Intent::Wait)]).expect("written");
+    let before = records(&mut keeper);
+    let begin = disk.journal().iter().rposition(|byte| *byte != 0).expect("something");
+    keeper.write(&[arrival(2, hostile, Intent::Wait)]).expect("written");
+    let mut torn = disk.journal();
+    torn[begin + 40..begin + 60].fill(0);
+    assert_eq!(open(&torn), (before, false));
+}

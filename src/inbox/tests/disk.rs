@@ -23,12 +23,18 @@ const SECTOR: usize = 512;
 /// Which file: they are numbered as they are created.
 type Id = u32;
 
+#[derive(Debug)]
+enum Change {
+    Bytes(usize, Vec<u8>),
+    Length(usize),
+}
+
 #[derive(Debug, Default)]
 struct Content {
     durable: Vec<u8>,
     /// The content as programs see it.
     seen: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
+    unsynced: Vec<Change>,
 }
 
 /// Which file has which name.
@@ -124,6 +130,13 @@ impl Disk {
         self.state().size()
     }
 
+    /// How many writes, syncs and changes of names there are in some work.
+    pub(super) fn operations_of(&self, work: impl FnOnce()) -> u32 {
+        let before = self.operations();
+        work();
+        self.operations() - before
+    }
+
     /// How many writes, syncs and changes of names there were.
     pub(super) fn operations(&self) -> u32 {
         self.state().operations
@@ -139,6 +152,7 @@ impl Disk {
             state.names = state.durable;
         }
         state.durable = state.names;
+        state.sweep(None);
         let State { files, chance, .. } = &mut *state;
         for content in files.values_mut() {
             content.keep_parts(chance);
@@ -205,21 +219,21 @@ impl State {
         self.files.values().map(|content| content.seen.len()).sum()
     }
 
-    /// Files without a name are gone.
-    fn sweep(&mut self) {
+    /// A file without a name is gone; with None, all of them.
+    fn sweep(&mut self, which: Option<Id>) {
         let named = [self.names.journal, self.names.begun, self.durable.journal, self.durable.begun];
-        self.files.retain(|id, _| named.contains(&Some(*id)));
+        self.files.retain(|id, _| named.contains(&Some(*id)) || which.is_some_and(|which| which != *id));
     }
 }
 
 impl Content {
     /// Keeps only some of what was not synced.
     fn keep_parts(&mut self, chance: &mut fastrand::Rng) {
-        for (at, data) in std::mem::take(&mut self.unsynced) {
-            match chance.u8(0..5) {
-                0 => {}
-                1 => put(&mut self.durable, at, &data[..data.len() / 2]),
-                2 => {
+        for change in std::mem::take(&mut self.unsynced) {
+            match (chance.u8(0..5), change) {
+                (0, _) => {}
+                (1, Change::Bytes(at, data)) => put(&mut self.durable, at, &data[..data.len() / 2]),
+                (2, Change::Bytes(at, data)) => {
                     // Sectors go to the disk in any order.
                     let mut from = 0;
                     while from < data.len() {
@@ -230,9 +244,16 @@ impl Content {
                         from = to;
                     }
                 }
-                _ => put(&mut self.durable, at, &data),
+                (_, change) => apply(&mut self.durable, change),
             }
         }
+    }
+}
+
+fn apply(content: &mut Vec<u8>, change: Change) {
+    match change {
+        Change::Bytes(at, data) => put(content, at, &data),
+        Change::Length(length) => content.truncate(length),
     }
 }
 
@@ -250,7 +271,17 @@ fn place(offset: u64) -> usize {
 impl Handle {
     fn with<T>(&self, work: impl FnOnce(&mut State, Id) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.disk.state();
-        if state.boot == self.boot { work(&mut state, self.id) } else { Err(io::Error::other("no power")) }
+        if state.boot != self.boot {
+            return Err(io::Error::other("no power"));
+        }
+        work(&mut state, self.id)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A file without a name goes with its last handle.
+        self.disk.state().sweep(Some(self.id));
     }
 }
 
@@ -280,7 +311,17 @@ impl JournalFile for Handle {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             put(&mut content.seen, place(at), data);
-            content.unsynced.push((place(at), data.to_vec()));
+            content.unsynced.push(Change::Bytes(place(at), data.to_vec()));
+            Ok(())
+        })
+    }
+
+    fn cut(&self, length: u64) -> io::Result<()> {
+        self.with(|state, id| {
+            state.may_write()?;
+            let content = state.files.get_mut(&id).expect("an open file is there");
+            content.seen.truncate(place(length));
+            content.unsynced.push(Change::Length(place(length)));
             Ok(())
         })
     }
@@ -292,8 +333,8 @@ impl JournalFile for Handle {
             let content = files.get_mut(&id).expect("an open file is there");
             match result {
                 Ok(()) => {
-                    for (at, data) in std::mem::take(&mut content.unsynced) {
-                        put(&mut content.durable, at, &data);
+                    for change in std::mem::take(&mut content.unsynced) {
+                        apply(&mut content.durable, change);
                     }
                 }
                 // What could not be written counts as written from now on.
@@ -348,14 +389,14 @@ impl JournalPlace for Disk {
         let may = if names_fail { Err(io::Error::other("injected")) } else { state.may_write() };
         may.map_err(|error| Trouble::Io("create", error))?;
         state.durable = state.names;
-        state.sweep();
         Ok(())
     }
 
     fn discard(&mut self) {
         let mut state = self.state();
-        state.names.begun = None;
-        state.sweep();
+        if let Some(begun) = state.names.begun.take() {
+            state.sweep(Some(begun));
+        }
     }
 
     fn set_aside(&mut self, _now: SystemTime) -> Result<PathBuf, Trouble> {

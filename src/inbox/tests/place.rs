@@ -144,6 +144,8 @@ fn a_link_to_a_damaged_inbox_is_moved_aside_and_the_next_one_stands_where_it_was
         agent.write(&[Op::PinsOn([("x".repeat(500), SystemTime::now())].into())]).expect("written");
         agent.compact().expect("compacted");
     }
+    // The lock is beside the inbox that there is now.
+    assert!(matches!(keeper(&settings).open(), Err(Trouble::InUse(_))));
     drop(agent);
     assert_eq!(std::fs::read_to_string(&target).expect("there"), "damaged", "it is never deleted");
     let opened = keeper(&settings).opened().expect("the new inbox");

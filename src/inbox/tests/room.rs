@@ -164,3 +164,19 @@ async fn closing_tries_once_more_and_then_gives_up() {
         assert_eq!(answers.len(), if room { 2 } else { 0 }, "{answers:?}");
     }
 }
+
+#[test]
+fn a_message_with_the_id_of_another_is_not_run_even_if_its_record_pushes_out_that_of_the_other() {
+    const UUID: &str = "6e9ab0f3-1b59-4c4f-8e1d-1f6a2f0a3f11";
+    let (mut keeper, _disk) = small(100_000);
+    let ended = ended(UUID, OutcomeKind::Succeeded);
+    verdicts(&mut keeper, vec![ended]);
+    // What has not ended takes all the room that is left.
+    while keeper.counts().bytes + 512 <= 100_000 {
+        let fill = arrival(0, message(None, &keeper.counts().records.to_string()), Intent::Wait);
+        verdicts(&mut keeper, vec![fill]);
+    }
+    let other = arrival(0, message(Some(UUID), "other content"), Intent::Wait);
+    let (verdict, _) = verdicts(&mut keeper, vec![again(other)]);
+    assert!(matches!(verdict[..], [Verdict::Ended(Past { number: Number(1), .. })]), "{verdict:?}");
+}
