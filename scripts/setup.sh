@@ -2,7 +2,8 @@
 # Installs what is missing to build, test or check c2d-agent, and says what it does. Quick when all is there.
 #
 #   scripts/setup.sh --demo   Rust and a C compiler: enough to build and to run the demo
-#   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python SDKs, faketime, chromium
+#   scripts/setup.sh          also the peers that the tests talk to: mosquitto, Microsoft's Python and Node SDKs, faketime,
+#                             chromium
 #   scripts/setup.sh --ci     also what .ci/run needs: clippy, rustfmt, shellcheck, cargo-deny, mdbook, zizmor
 #
 # Packages come from the distribution (apt), as root or through sudo. What cannot be installed is named, and the
@@ -80,6 +81,8 @@ has strace || packages+=(strace)
 has chromium || packages+=(chromium)
 has chromedriver || packages+=(chromium-driver)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+has node || packages+=(nodejs)
+has npm || packages+=(npm)
 if [ "$level" = ci ] && ! has shellcheck; then
     packages+=(shellcheck)
 fi
@@ -128,6 +131,17 @@ if ! cmp -s "$requirements" .venv/requirements.txt; then
         cp "$requirements" .venv/requirements.txt
     else
         lacks "the Python SDKs in .venv/" "Tests against Microsoft's SDKs are skipped."
+    fi
+fi
+
+# npm empties node_modules first, so the file that says what it was made from is there only when all is.
+node_sdks=tests/sdk-node
+if ! cmp -s "$node_sdks/package-lock.json" "$node_sdks/node_modules/made-from.json"; then
+    say "installing Microsoft's Node SDKs into $node_sdks/node_modules/"
+    if has node && has npm && (cd "$node_sdks" && npm ci --ignore-scripts --no-audit --no-fund --loglevel error); then
+        cp "$node_sdks/package-lock.json" "$node_sdks/node_modules/made-from.json"
+    else
+        lacks "the Node SDKs in $node_sdks/" "Tests against Microsoft's Node SDKs are skipped."
     fi
 fi
 

@@ -14,7 +14,7 @@ use crate::harness::{Emulator, Process, binary, run};
 use crate::rest_ask::{ask, device_token};
 
 /// `c2d-agent emulator` with arguments, for the emulator of a state directory.
-fn asking(state: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn asking(state: &Path, arguments: &[&str]) -> Command {
     let mut command = binary();
     command.arg("emulator").args(arguments).arg("--state-dir").arg(state);
     command

@@ -67,6 +67,8 @@ mod metrics;
 mod mosquitto;
 mod names;
 mod new_user;
+mod node;
+mod node_services;
 mod obstacles;
 mod orphans;
 mod over;

@@ -1,0 +1,142 @@
+//! Microsoft's unmodified Node SDKs as a back end and as a module of an edge device.
+//!
+//! Owns: nothing. Must not know: how the SDKs work; the programs are in `tests/sdk-node/`.
+
+use serde_json::{Value, json};
+
+use crate::emulator_modules::feed;
+use crate::harness::{Agent, Emulator, Process, run, wait_for_file};
+use crate::invoke_method::{back_end, seen};
+use crate::node::{has_node, printed, script};
+use crate::sdk::{emulator, json as parse, owner_string};
+
+/// What a program printed until its end, which must be a good one.
+fn told(process: &Process) -> Vec<Value> {
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    process.stdout.all().iter().map(|line| parse(line)).collect()
+}
+
+/// The SDK sends to our agent, gets the feedback, and calls a method of the agent.
+fn service(transport: &str) {
+    if !has_node(&format!("the Node SDK's back end over {transport}")) {
+        return;
+    }
+    let (emulator, dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
+    let out = dir.path().join("out");
+    let rules = format!(
+        "[[rule]]\nname = \"write\"\nwhen = {{ action = \"write\" }}\n\
+         do = [ {{ shell = '(printf \"%s|\" \"$C2D_MESSAGE_ID\" \"$C2D_CORRELATION_ID\" \"$C2D_PROPERTY_ODD\"; cat; echo) >> {}' }} ]\n\
+         [[rule]]\nname = \"greet\"\nwhen = {{ \"$.method\" = \"greet\" }}\ndo = [ {{ run = [\"/bin/echo\", \"{{body.name}}\"] }} ]\n",
+        out.display()
+    );
+    let agent = Agent::start(&emulator, "dev1", dir.path(), &rules);
+    let mut service = script(&emulator, "service.js");
+    service.args([transport, "dev1"]).env("SERVICE_CONNECTION_STRING", emulator.service_string());
+    let service = Process::spawn(&mut service);
+    let lines = told(&service);
+    let ids = ["m-1", "m:2", "m-3"];
+    let sent: Vec<_> = ids.iter().map(|id| json!({ "sent": id, "as": "MessageEnqueued" })).collect();
+    assert_eq!(printed(&service.stdout, "sent"), sent);
+    let mut records = printed(&service.stdout, "feedback");
+    records.sort_by_key(|record| ids.iter().position(|id| record["feedback"] == *id));
+    let good =
+        |id| json!({ "feedback": id, "deviceId": "dev1", "statusCode": "Success", "hasGeneration": true });
+    assert_eq!(records, ids.map(good));
+    let method = &printed(&service.stdout, "method")[0];
+    assert_eq!(
+        (&method["method"], &method["payload"]["outcome"]),
+        (&json!(200), &json!("succeeded")),
+        "{method}"
+    );
+    assert_eq!(printed(&service.stdout, "nobody"), [json!({ "nobody": "DeviceNotFoundError" })]);
+    // Nothing has ended the connection before the program did.
+    assert_eq!(lines.last(), Some(&json!({ "closed": true })), "{lines:?}");
+    assert!(printed(&service.stdout, "disconnected").is_empty(), "{lines:?}");
+
+    let written = wait_for_file(&out, "m-3|");
+    for id in ids {
+        assert!(written.contains(&format!("{id}|c-1|a=b&c%d|grüße {id}\n")), "{written}");
+    }
+    assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn the_node_sdks_back_end_over_amqp() {
+    service("amqp");
+}
+
+#[test]
+fn the_node_sdks_back_end_over_amqp_over_a_websocket() {
+    service("amqp-ws");
+}
+
+#[test]
+fn the_node_sdks_back_end_keeps_the_registry_and_twins() {
+    if !has_node("the Node SDK's back end keeps the registry and twins") {
+        return;
+    }
+    let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
+    let mut registry = script(&emulator, "registry.js");
+    registry.args(["devices", "modules", "twins"]);
+    let registry = Process::spawn(registry.env("SERVICE_CONNECTION_STRING", owner_string(&emulator)));
+    let expected = [
+        json!({ "made": "new-1", "keepsKeys": true, "again": "DeviceAlreadyExistsError", "odd": "ArgumentError" }),
+        json!({ "got": "enabled", "state": "Disconnected" }),
+        json!({ "changed": "disabled", "sameGeneration": true, "otherEtag": true }),
+        json!({ "deleted": "DeviceNotFoundError", "deletedAgain": "DeviceNotFoundError" }),
+        // The SDK has no name of its own for a module that is not there.
+        json!({ "listed": ["mod"], "removed": "Error" }),
+        json!({
+            "tags": { "site": "b43" }, "x": { "y": "é" }, "$version": 2,
+            "stale": "InvalidEtagError", "missing": "DeviceNotFoundError",
+        }),
+    ];
+    assert_eq!(told(&registry), expected);
+}
+
+const ROUTE: &str =
+    "FROM /messages/modules/mod/outputs/out INTO BrokeredEndpoint(\"/modules/sink/inputs/in\")";
+
+/// A module that gets an input and a method; `environment` says who it is.
+fn module(emulator: &Emulator, environment: &[(&str, &str)]) {
+    let mut module = script(emulator, "module.js");
+    // It trusts what its environment says, and nothing else.
+    module.env_remove("NODE_EXTRA_CA_CERTS").envs(environment.iter().copied());
+    let module = Process::spawn(&mut module);
+    module.wait_stdout("ready");
+    let form = json!({ "messageId": "m-1", "properties": { "zone": "nörd" }, "body": "hello" });
+    assert_eq!(feed(emulator, "edge1/modules/mod/inputs/commands", &form).0, 200);
+    let line = parse(&module.wait_stdout("input"));
+    assert_eq!((&line["input"], &line["body"]), (&json!("commands"), &json!("hello")), "{line}");
+    assert_eq!((&line["properties"]["zone"], &line["desired"]), (&json!("nörd"), &json!(7)), "{line}");
+    emulator.process.stderr.wait_for("answers=m-1");
+    let greet =
+        ["invoke-method", "--device", "edge1", "--module", "mod", "--method", "greet", "--data", "[1]"];
+    let (told, errors, code) = seen(&run(&mut back_end(emulator, &greet)));
+    assert!(told.contains(r#"{"greets":[1]}"#) && code == Some(0), "{told} {errors}");
+    assert_eq!(module.wait_exit().code(), Some(0), "{}", module.stderr.text());
+    let twin = ["twin", "get", "--device", "edge1", "--module", "mod", "--json"];
+    let (told, ..) = seen(&run(&mut back_end(emulator, &twin)));
+    assert!(told.contains(r#""last":"greet""#), "{told}");
+}
+
+#[test]
+fn the_node_sdks_module_by_the_environment_of_edge_agent_and_by_its_connection_string() {
+    if !has_node("the Node SDK's module by its environment") {
+        return;
+    }
+    let socket = tempfile::tempdir().expect("a directory");
+    let socket = socket.path().join("workload.sock");
+    let modules = ["--module", "edge1/mod", "--module", "edge1/sink", "--route", ROUTE, "--workload-socket"];
+    let (emulator, _dir) = emulator(&[&modules[..], &[socket.to_str().expect("UTF-8")]].concat());
+    let level = ["twin", "patch", "--device", "edge1", "--module", "mod", "--desired", r#"{"level": 7}"#];
+    assert_eq!(seen(&run(&mut back_end(&emulator, &level))).2, Some(0));
+
+    let read =
+        |name: &str| std::fs::read_to_string(emulator.state.join("modules/edge1").join(name)).expect(name);
+    let environment = read("mod.env");
+    module(&emulator, &environment.lines().filter_map(|line| line.split_once('=')).collect::<Vec<_>>());
+    let (string, ca) = (read("mod.connection-string"), emulator.ca_file());
+    let ca = ca.to_str().expect("UTF-8");
+    module(&emulator, &[("EdgeHubConnectionString", string.trim()), ("EdgeModuleCACertificateFile", ca)]);
+}

@@ -1,0 +1,79 @@
+// A back end built on Microsoft's azure-iothub: the registry and twins. Usage: node registry.js
+// with SERVICE_CONNECTION_STRING (policy iothubowner) and NODE_EXTRA_CA_CERTS (the hub's CA) in the environment.
+// The hub has the device dev1 when it begins. Prints one JSON object a line.
+
+'use strict';
+const { Registry } = require('azure-iothub');
+
+const print = (value) => console.log(JSON.stringify(value));
+const registry = Registry.fromConnectionString(process.env.SERVICE_CONNECTION_STRING);
+/** The SDK's name of what goes wrong; fails when nothing does. */
+const failure = (call) => call.then(() => 'none', (error) => error.name);
+const key = (byte) => Buffer.alloc(32, byte).toString('base64');
+
+async function devices() {
+  const keys = { primaryKey: key(1), secondaryKey: key(2) };
+  const { responseBody: made } = await registry.create({
+    deviceId: 'new-1',
+    status: 'enabled',
+    authentication: { type: 'sas', symmetricKey: keys },
+  });
+  print({
+    made: made.deviceId,
+    keepsKeys: made.authentication.symmetricKey.primaryKey === keys.primaryKey,
+    again: await failure(registry.create({ deviceId: 'new-1' })),
+    odd: await failure(registry.create({ deviceId: 'new 1' })),
+  });
+
+  const { responseBody: got } = await registry.get('new-1');
+  print({ got: got.status, state: got.connectionState });
+
+  const { responseBody: changed } = await registry.update({ ...got, status: 'disabled' });
+  print({
+    changed: changed.status,
+    sameGeneration: changed.generationId === got.generationId,
+    otherEtag: changed.etag !== got.etag,
+  });
+
+  await registry.create({ deviceId: 'new-2' });
+  await registry.delete('new-2');
+  print({ deleted: await failure(registry.get('new-2')), deletedAgain: await failure(registry.delete('new-2')) });
+}
+
+async function modules() {
+  await registry.addModule({ deviceId: 'dev1', moduleId: 'mod' });
+  const { responseBody: module } = await registry.getModule('dev1', 'mod');
+  await registry.updateModule(module, true);
+  const { responseBody: listed } = await registry.getModulesOnDevice('dev1');
+  await registry.removeModule('dev1', 'mod');
+  print({
+    listed: listed.map(({ moduleId }) => moduleId),
+    removed: await failure(registry.getModule('dev1', 'mod')),
+  });
+}
+
+async function twins() {
+  const { responseBody: twin } = await registry.getTwin('dev1');
+  const { etag } = twin;
+  const patch = { tags: { site: 'b43' }, properties: { desired: { x: { y: 'é' } } } };
+  const { responseBody: patched } = await registry.updateTwin('dev1', patch, etag);
+  const { x, $version } = patched.properties.desired;
+  print({
+    tags: patched.tags,
+    x,
+    $version,
+    stale: await failure(registry.updateTwin('dev1', { tags: { site: null } }, etag)),
+    missing: await failure(registry.getTwin('nobody')),
+  });
+}
+
+async function main() {
+  for (const part of process.argv.slice(2)) {
+    await { devices, modules, twins }[part]();
+  }
+}
+
+main().catch((error) => {
+  console.error(error.stack, error.responseBody || '');
+  process.exit(1);
+});
