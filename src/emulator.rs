@@ -6,6 +6,7 @@
 //!
 //! - `identity` writes the ids of devices and modules; `hub` is the state machine, pure; `registry` decides who may
 //!   sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the hub and in the state directory.
+//! - `query` is the hub's query language, pure.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
 //!   of TLS.
 //! - `workload` is the daemon of an edge device.
@@ -36,6 +37,7 @@ mod identity;
 mod keeper;
 mod listener;
 mod mqtt;
+mod query;
 mod registrar;
 pub mod registry;
 pub mod shared;

@@ -7,7 +7,8 @@
 //! - `routes` finds the handler of a request; a new route is one line there and a function in a file next to it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
-//! - `device` is what a device does; `twins`, `methods`, `events`, `feedback`, `purge` and `registry` are for back ends.
+//! - `device` is what a device does; `twins`, `query`, `methods`, `events`, `feedback`, `purge` and `registry` are for
+//!   back ends. `pages` cuts a long answer into pages.
 //! - `faults` sets and ends faults.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
@@ -42,7 +43,9 @@ mod lent;
 mod methods;
 mod overview;
 mod page;
+mod pages;
 mod purge;
+mod query;
 mod registry;
 mod reply;
 mod routes;

@@ -40,6 +40,7 @@ mod emulator_methods;
 mod emulator_modules;
 mod emulator_mqtt;
 mod emulator_page;
+mod emulator_query;
 mod emulator_registry;
 mod emulator_running;
 mod emulator_state;

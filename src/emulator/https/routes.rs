@@ -12,7 +12,7 @@ use hyper::{Method, StatusCode};
 use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
 use super::reply::{self, HttpReply, HttpResult};
-use super::{device, events, faults, feedback, inputs, methods, page, purge, registry, twins};
+use super::{device, events, faults, feedback, inputs, methods, page, purge, query, registry, twins};
 use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
@@ -45,6 +45,7 @@ type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
 /// All routes. The first line whose method and path fit counts.
 const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices", READ, At(registry::list)),
+    ("POST", "/devices/query", SERVICE, Later(|call| query::run(call).boxed())),
     ("GET", "/devices/*", READ, At(registry::get)),
     ("PUT", "/devices/*", WRITE, Later(|call| registry::put(call).boxed())),
     ("DELETE", "/devices/*", WRITE, Later(|call| registry::delete(call).boxed())),

@@ -3,6 +3,7 @@
 //!
 //! Owns: which parts of the hub are visible. Must not know: JSON, HTTP.
 
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use super::ended::Ended;
@@ -15,6 +16,12 @@ impl Hub {
     /// All devices and modules, sorted by id.
     pub fn device_ids(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
+    }
+
+    /// The same, only those after an id.
+    pub fn ids_after(&self, id: Option<&str>) -> impl Iterator<Item = &str> {
+        let after = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.devices.range::<str, _>((after, Bound::Unbounded)).map(|(id, _)| id.as_str())
     }
 
     /// Whether the device is connected over a protocol that has connections.

@@ -1,0 +1,27 @@
+//! The query language of IoT Hub: `SELECT … FROM devices WHERE … GROUP BY …`, over documents as JSON.
+//!
+//! Owns: what a query means. Pure vocabulary. Must not know: the hub, HTTP, paging, where documents come from.
+//!
+//! - `lexer` splits the text into tokens; `parser` makes a [`TwinQuery`] of them, or an error with the place
+//!   of the fault.
+//! - `expression` says whether a condition holds for a document; `path` finds a property in it; `select` makes rows.
+//!
+//! Source: Microsoft's pages "IoT Hub query language for device and module twins, jobs, and message routing", "Queries
+//! for IoT Hub device and module twins" and "Queries for IoT Hub jobs". Choices where these are silent stand at the
+//! code.
+
+mod expression;
+mod lexer;
+mod parser;
+mod path;
+mod select;
+#[cfg(test)]
+mod tests;
+
+pub(super) use select::{Collection, RowGroups, TwinQuery};
+
+/// Longest query, in characters. Source: the page about twin queries, "Twin query limitations".
+const MAX_QUERY_CHARS: usize = 8_192;
+
+/// Deepest nesting of a condition, so that neither parsing nor evaluating it can use up the stack. A choice.
+const MAX_NESTING: usize = 64;
