@@ -194,9 +194,9 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     state.write_client_files(served, now)?;
 
     let mut registry = Registry::new(hostname, state.policies());
-    for (device, enabled) in state.devices() {
+    for (device, record) in state.devices() {
         registry.add_device(device.clone());
-        registry.enable(&device.id, *enabled);
+        registry.set_record(&device.id, record.clone());
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     // Restore before a connection is served, so that no client sees an empty hub.

@@ -9,8 +9,8 @@
 //! message without a message id has an empty one.
 //!
 //! - `state` is the hub; `device` is what it has of one device.
-//! - `queue`, `session`, `feedback`, `events`, `ended`, `calls`, `faults`, `routes`, `twin` and `document` are its parts.
-//!   They do not know the hub.
+//! - `queue`, `session`, `feedback`, `events`, `ended`, `calls`, `faults`, `routes`, `twin`, `stamps` and `document` are
+//!   its parts. They do not know the hub.
 //! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `decisions`, `view` and `snapshot` add to what
 //!   the hub can do. `encoding` writes single values of a snapshot.
 
@@ -33,6 +33,7 @@ mod queue;
 mod routes;
 mod session;
 mod snapshot;
+mod stamps;
 mod state;
 mod twin;
 mod twins;

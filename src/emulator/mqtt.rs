@@ -175,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
         let end = match self.serve(&stop).await {
             Ok(end) | Err(end) => end,
         };
-        self.hub.with(|hub, _| hub.disconnect(&device_id, self.id));
+        self.hub.with(|hub, now| hub.disconnect(&device_id, self.id, now));
         // The fault ends the connection at one packet. The packets before it must still reach the device.
         if matches!(end, MqttEnd::Dropped)
             && let Err(error) = self.wire.flush().await

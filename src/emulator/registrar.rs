@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::hub::Identity;
 use super::identity;
-use super::registry::{Device, DeviceCredential};
+use super::registry::{Device, DeviceCredential, IdentityRecord, edge_device_of};
 use super::shared::SharedHub;
-use super::state_dir::{StateDir, StateDirError, make_keys};
+use super::state_dir::{StateDir, StateDirError, make_keys, new_record};
+use crate::message::excerpt;
 
 /// Most devices of one emulator. With full queues of the largest messages they use 4 GB of memory.
 pub const MAX_DEVICES: usize = 1_000;
@@ -27,10 +28,31 @@ pub(super) struct Registrar {
 pub(super) struct Wanted {
     /// The id of the device, or DEVICE/MODULE of a module. It is already checked.
     pub(super) id: String,
-    /// The new credential. If `None`, the present keys stay; without keys, new ones are made.
-    pub(super) credential: Option<DeviceCredential>,
+    /// The credential.
+    pub(super) credential: WantedCredential,
     /// Whether the device or module may sign in.
     pub(super) enabled: bool,
+    /// The reason of the status.
+    pub(super) status_reason: Option<String>,
+    /// Whether the device is an edge device. If `None`, nothing changes.
+    pub(super) is_edge: Option<bool>,
+    /// The scope of the parent of a device that is no edge device; empty for no parent. If `None`, nothing changes.
+    pub(super) device_scope: Option<String>,
+    /// The scope of an edge device's parent, in the same form.
+    pub(super) parent_scope: Option<String>,
+    /// What manages the module. If `None`, nothing changes.
+    pub(super) managed_by: Option<String>,
+}
+
+/// The wanted credential.
+#[derive(Debug, Clone)]
+pub(super) enum WantedCredential {
+    /// The present one; for a new device, new keys.
+    Same,
+    /// The present keys; if there are none, new ones.
+    Keys,
+    /// This one.
+    Given(DeviceCredential),
 }
 
 /// The condition for a change: the `If-Match` of a request.
@@ -56,6 +78,9 @@ pub(super) enum RegistrarError {
     /// Another client has changed it in the meantime.
     #[error("the {} has another etag now: read it again", identity::named(.0))]
     Changed(String),
+    /// The scope is not that of an edge device of this hub.
+    #[error("\"{0}\" is not the deviceScope of an edge device of this hub: read the parent's first")]
+    Scope(String),
     /// The hub already has the most devices it accepts.
     #[error("the hub already has {MAX_DEVICES} devices and accepts no more")]
     TooMany,
@@ -87,7 +112,7 @@ impl Registrar {
     /// If dropped early, the change is still made.
     pub(super) async fn put(&self, wanted: Wanted, expected: Expected) -> Result<Identity, RegistrarError> {
         self.change(move |hub, state| {
-            let Wanted { id, credential, enabled } = wanted;
+            let (id, credential) = (wanted.id.clone(), wanted.credential.clone());
             let device_id = identity::split(&id).0.to_owned();
             let (device, present, count) =
                 hub.with(|hub, _| (hub.identity(&device_id), hub.identity(&id), hub.device_ids().count()));
@@ -101,17 +126,18 @@ impl Registrar {
                 (None, Expected::Unsaid) => {}
                 (None, _) => return Err(RegistrarError::Missing(id)),
             }
-            let kept = present.map(|present| present.device.credential);
-            let kept = kept.filter(|kept| matches!(kept, DeviceCredential::Keys(_)));
-            let credential = match credential.or(kept) {
-                Some(credential) => credential,
-                None => DeviceCredential::Keys(make_keys()?),
+            let record = wanted.record(present.as_ref().map(|present| present.record.clone()), hub)?;
+            let credential = match (credential, present.map(|present| present.device.credential)) {
+                (WantedCredential::Given(given), _) => given,
+                (WantedCredential::Same, Some(kept))
+                | (WantedCredential::Keys, Some(kept @ DeviceCredential::Keys(_))) => kept,
+                (WantedCredential::Same | WantedCredential::Keys, _) => DeviceCredential::Keys(make_keys()?),
             };
             let device = Device { id: id.clone(), credential };
-            state.register(&device, enabled)?;
-            let made = hub.with(|hub, _| {
+            state.register(&device, &record)?;
+            let made = hub.with(|hub, now| {
                 hub.add_device(device);
-                hub.enable_device(&id, enabled);
+                hub.set_record(&id, record, now);
                 hub.identity(&id)
             });
             made.ok_or(RegistrarError::Missing(id))
@@ -152,6 +178,51 @@ impl Registrar {
             act(&hub, &mut state)
         });
         changed.await.unwrap_or(Err(RegistrarError::Stopped))
+    }
+}
+
+impl Wanted {
+    /// What is to be recorded, made from what is recorded now.
+    fn record(
+        self,
+        present: Option<IdentityRecord>,
+        hub: &SharedHub,
+    ) -> Result<IdentityRecord, RegistrarError> {
+        let before = match present {
+            Some(present) => present,
+            None => new_record()?,
+        };
+        let is_edge = self.is_edge.unwrap_or(before.is_edge);
+        // The scope of an edge device is its own, and cannot be changed. That of another device is its parent's.
+        let sent = if is_edge { self.parent_scope } else { self.device_scope.or(self.parent_scope) };
+        let parent = match sent {
+            None => before.parent.clone(),
+            Some(scope) if scope.is_empty() => None,
+            // A parent that was deleted since may stay. The own scope is that of the time as an edge device.
+            Some(scope) if before.parent.as_ref() == Some(&scope) => Some(scope),
+            Some(scope) if edge_device_of(&scope) == Some(&*self.id) => before.parent.clone(),
+            Some(scope) => {
+                let parent =
+                    edge_device_of(&scope).and_then(|parent| hub.with(|hub, _| hub.identity(parent)));
+                let own = parent.filter(|parent| parent.record.is_edge);
+                if own.and_then(|parent| parent.record.device_scope(&parent.device.id)).as_ref()
+                    != Some(&scope)
+                {
+                    return Err(RegistrarError::Scope(excerpt(&scope)));
+                }
+                Some(scope)
+            }
+        };
+        let changes = self.enabled != before.enabled;
+        Ok(IdentityRecord {
+            enabled: self.enabled,
+            status_reason: self.status_reason,
+            status_updated: if changes { Some(hub.now()) } else { before.status_updated },
+            is_edge,
+            parent,
+            managed_by: self.managed_by.or(before.managed_by),
+            generation: before.generation,
+        })
     }
 }
 

@@ -9,11 +9,16 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use ring::digest;
+use serde_json::{Value, json};
 
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
 use super::identity;
+
+mod record;
+
+pub use record::{IdentityRecord, edge_device_of};
 
 /// The SHA-256 of a certificate in DER, and its SHA-1, because back ends may register either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,24 @@ pub enum DeviceCredential {
         /// The second thumbprint, if there is one.
         secondary: Option<String>,
     },
+    /// A client certificate that the emulator's authority has signed, with the id as its common name.
+    Authority,
+}
+
+impl DeviceCredential {
+    /// The kind of authentication and the thumbprints, as back ends see them. Source: the classes
+    /// AuthenticationMechanism and X509Thumbprint in Microsoft's Python service SDK.
+    pub fn shown(&self) -> (&'static str, Value) {
+        let (kind, primary, secondary) = match self {
+            Self::Keys(_) => ("sas", None, None),
+            Self::Certificate(thumbprint) => ("selfSigned", Some(thumbprint.to_hex()), None),
+            Self::Thumbprints { primary, secondary } => {
+                ("selfSigned", Some(primary.clone()), secondary.clone())
+            }
+            Self::Authority => ("certificateAuthority", None, None),
+        };
+        (kind, json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary }))
+    }
 }
 
 /// Two keys. Both are valid, so that one can be changed while the other is in use.
@@ -184,8 +207,7 @@ pub struct Registry {
 #[derive(Debug)]
 struct RegistryEntry {
     device: Device,
-    generation: String,
-    enabled: bool,
+    record: IdentityRecord,
 }
 
 impl Registry {
@@ -199,10 +221,10 @@ impl Registry {
         &self.hostname
     }
 
-    /// Adds or replaces a device. Its generation is made from its credential, so a restart does not change it.
+    /// Adds a device, or gives it another credential. What is recorded of it stays.
     pub fn add_device(&mut self, device: Device) {
-        let generation = generation(&device.credential);
-        self.devices.insert(device.id.clone(), RegistryEntry { device, generation, enabled: true });
+        let record = self.devices.remove(&device.id).map(|entry| entry.record).unwrap_or_default();
+        self.devices.insert(device.id.clone(), RegistryEntry { device, record });
     }
 
     /// Removes a device. If it does not exist, nothing happens.
@@ -210,16 +232,16 @@ impl Registry {
         self.devices.remove(device_id);
     }
 
-    /// Sets whether the device may sign in.
-    pub fn enable(&mut self, device_id: &str, enabled: bool) {
+    /// Sets what is recorded of a device. If it does not exist, nothing happens.
+    pub fn set_record(&mut self, device_id: &str, record: IdentityRecord) {
         if let Some(entry) = self.devices.get_mut(device_id) {
-            entry.enabled = enabled;
+            entry.record = record;
         }
     }
 
-    /// A device, and whether it may sign in.
-    pub fn device(&self, device_id: &str) -> Option<(&Device, bool)> {
-        self.devices.get(device_id).map(|entry| (&entry.device, entry.enabled))
+    /// A device, and what is recorded of it.
+    pub fn device(&self, device_id: &str) -> Option<(&Device, &IdentityRecord)> {
+        self.devices.get(device_id).map(|entry| (&entry.device, &entry.record))
     }
 
     /// The devices, sorted by id.
@@ -227,9 +249,9 @@ impl Registry {
         self.devices.keys().map(String::as_str)
     }
 
-    /// The device's generation. It changes when the device is made again under the same id with another credential.
+    /// The device's generation: see [`IdentityRecord::generation`].
     pub fn generation(&self, device_id: &str) -> Option<&str> {
-        self.devices.get(device_id).map(|entry| entry.generation.as_str())
+        self.devices.get(device_id).map(|entry| entry.record.generation.as_str())
     }
 
     /// See [`super::hub::Hub::authenticate_device`]. If there is a token, the certificate is ignored.
@@ -246,7 +268,7 @@ impl Registry {
         let entry = self.devices.get(device_id);
         let device = entry.map(|entry| &entry.device);
         let enabled = |grant: Grant| match entry {
-            Some(entry) if !entry.enabled => Err(AuthError::Disabled(excerpt(device_id))),
+            Some(entry) if !entry.record.enabled => Err(AuthError::Disabled(excerpt(device_id))),
             _ => Ok(grant),
         };
         let unknown = || AuthError::UnknownDevice(excerpt(device_id));
@@ -267,7 +289,9 @@ impl Registry {
             }
             return match &device.ok_or_else(unknown)?.credential {
                 DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)).and_then(enabled),
-                DeviceCredential::Certificate(_) | DeviceCredential::Thumbprints { .. } => {
+                DeviceCredential::Certificate(_)
+                | DeviceCredential::Thumbprints { .. }
+                | DeviceCredential::Authority => {
                     Err(AuthError::WrongKind("a client certificate, not with a token"))
                 }
             };
@@ -279,6 +303,7 @@ impl Registry {
             DeviceCredential::Thumbprints { primary, secondary } => {
                 shown.is(primary) || secondary.as_ref().is_some_and(|other| shown.is(other))
             }
+            DeviceCredential::Authority => false,
             DeviceCredential::Keys(_) => {
                 return Err(AuthError::WrongKind("a token, not with a client certificate"));
             }
@@ -335,17 +360,6 @@ fn grant(token: &SasToken, signed: bool) -> Result<Grant, AuthError> {
     } else {
         Err(AuthError::WrongSignature)
     }
-}
-
-/// The generation that belongs to a credential: eighteen digits, as on the real hub.
-pub(super) fn generation(credential: &DeviceCredential) -> String {
-    let hash = match credential {
-        DeviceCredential::Keys(keys) => sha256(keys.primary.expose_base64().as_bytes()),
-        DeviceCredential::Certificate(thumbprint) => thumbprint.0,
-        DeviceCredential::Thumbprints { primary, .. } => sha256(primary.as_bytes()),
-    };
-    let number = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
-    format!("{:018}", number % 1_000_000_000_000_000_000)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -24,7 +24,9 @@ use crate::credentials::{HostPort, SasToken};
 
 use super::certificates::{self, ServerIdentity};
 use super::identity;
-use super::registry::{AccessPolicy, Device, DeviceCredential, KeyPair, RegistryRight, Thumbprint};
+use super::registry::{
+    AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, RegistryRight, Thumbprint,
+};
 
 mod client_files;
 mod disk;
@@ -39,6 +41,7 @@ pub(super) use disk::{AUTHORITY, write_private};
 use disk::{damaged, lock, make_directory};
 pub use environment::STATE_DIR_VARIABLE;
 pub use known_keys::WELL_KNOWN_KEYS;
+pub(super) use secrets::new_record;
 use secrets::{Registered, Secrets, StoredKeys, add_keys, read_secrets, unmade};
 
 const SECRETS: &str = "secrets.json";
@@ -65,8 +68,8 @@ pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
     policies: Vec<AccessPolicy>,
-    /// The devices, and whether each may sign in.
-    devices: Vec<(Device, bool)>,
+    /// The devices, and what is recorded of each.
+    devices: Vec<(Device, IdentityRecord)>,
     /// The ids that this start was given, in that order.
     named: Vec<String>,
     has_known_keys: bool,
@@ -109,6 +112,7 @@ impl StateDir {
         if !has_known_keys {
             secrets.forget_known_keys()?;
         }
+        add_records(&mut secrets, named, x509_devices)?;
         let text = serde_json::to_vec_pretty(&secrets).map_err(|error| damaged(&path, &error))?;
         write_private(&path, &text)?;
 
@@ -124,26 +128,32 @@ impl StateDir {
         let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
         let with_keys = |id: &String| {
             let credential = DeviceCredential::Keys(keys_of(&secrets.devices, id)?);
-            Ok((Device { id: id.clone(), credential }, true))
+            Ok(Device { id: id.clone(), credential })
         };
         let with_certificate = |id: &String| {
             let pem = secrets.x509_devices.get(id).map(|pair| pair.certificate.as_str());
             let thumbprint = pem
                 .and_then(thumbprint)
                 .ok_or_else(|| damaged(&path, &format!("the certificate of \"{id}\" is not PEM")))?;
-            Ok((Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) }, true))
+            Ok(Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) })
         };
         let registered = |(id, stored): (&String, &Registered)| {
             let reason = || damaged(&path, &format!("the device \"{id}\" has neither keys nor thumbprints"));
             let credential = stored.credential().ok_or_else(reason)?;
-            Ok((Device { id: id.clone(), credential }, stored.enabled))
+            Ok(Device { id: id.clone(), credential })
         };
         // If a back end has changed a device, its change takes precedence over the command line.
         let asked = |id: &&String| !secrets.registered.contains_key(*id);
         let with_keys = named.iter().filter(asked).map(with_keys);
         let with_certificates = x509_devices.iter().filter(asked).map(with_certificate);
         let devices = with_keys.chain(with_certificates).chain(secrets.registered.iter().map(registered));
-        let devices = devices.collect::<Result<_, StateDirError>>()?;
+        let recorded = |device: Result<Device, StateDirError>| {
+            device.map(|device| {
+                let record = secrets.records.get(&device.id).cloned().unwrap_or_default();
+                (device, record)
+            })
+        };
+        let devices = devices.map(recorded).collect::<Result<_, StateDirError>>()?;
         let (root, files) = (root.to_owned(), ClientFiles::new(root));
         let named = named.to_owned();
         Ok(Self { root, secrets, policies, devices, named, has_known_keys, files, _lock: lock })
@@ -159,8 +169,8 @@ impl StateDir {
         &self.secrets.authority.certificate
     }
 
-    /// The devices of the command line and those that back ends have made, and whether each may sign in.
-    pub(super) fn devices(&self) -> &[(Device, bool)] {
+    /// The devices of the command line and those that back ends have made, and what is recorded of each.
+    pub(super) fn devices(&self) -> &[(Device, IdentityRecord)] {
         &self.devices
     }
 
@@ -199,18 +209,22 @@ impl StateDir {
         self.write_environment()
     }
 
-    /// Stores a device that a back end has made or changed, and writes its connection string.
+    /// Stores a device that a back end has made or changed, and writes its files.
     ///
     /// # Errors
     /// Fails if a file cannot be written. If it is the file of secrets, nothing has changed.
-    pub(super) fn register(&mut self, device: &Device, enabled: bool) -> Result<(), StateDirError> {
-        let stored = Registered::new(&device.credential, enabled);
-        let before = self.secrets.registered.insert(device.id.clone(), stored);
+    pub(super) fn register(&mut self, device: &Device, record: &IdentityRecord) -> Result<(), StateDirError> {
+        let (id, Secrets { registered, records, .. }) = (&device.id, &mut self.secrets);
+        let before = (
+            registered.insert(id.clone(), Registered::new(&device.credential)),
+            records.insert(id.clone(), record.clone()),
+        );
         if let Err(error) = self.save() {
-            match before {
-                Some(before) => self.secrets.registered.insert(device.id.clone(), before),
-                None => self.secrets.registered.remove(&device.id),
-            };
+            let Secrets { registered, records, .. } = &mut self.secrets;
+            registered.remove(id);
+            records.remove(id);
+            registered.extend(before.0.map(|stored| (id.clone(), stored)));
+            records.extend(before.1.map(|record| (id.clone(), record)));
             return Err(error);
         }
         self.write_files_of(device)?;
@@ -222,14 +236,19 @@ impl StateDir {
     /// # Errors
     /// Fails if a file cannot be written or removed. If it is the file of secrets, nothing has changed.
     pub(super) fn forget(&mut self, device_id: &str) -> Result<(), StateDirError> {
-        let Secrets { devices, x509_devices, registered, .. } = &mut self.secrets;
-        let before =
-            (devices.remove(device_id), x509_devices.remove(device_id), registered.remove(device_id));
+        let Secrets { devices, x509_devices, registered, records, .. } = &mut self.secrets;
+        let before = (
+            devices.remove(device_id),
+            x509_devices.remove(device_id),
+            registered.remove(device_id),
+            records.remove(device_id),
+        );
         if let Err(error) = self.save() {
-            let Secrets { devices, x509_devices, registered, .. } = &mut self.secrets;
+            let Secrets { devices, x509_devices, registered, records, .. } = &mut self.secrets;
             devices.extend(before.0.map(|stored| (device_id.to_owned(), stored)));
             x509_devices.extend(before.1.map(|stored| (device_id.to_owned(), stored)));
             registered.extend(before.2.map(|stored| (device_id.to_owned(), stored)));
+            records.extend(before.3.map(|record| (device_id.to_owned(), record)));
             return Err(error);
         }
         self.files.remove(device_id)?;
@@ -267,7 +286,8 @@ impl StateDir {
     }
 
     fn write_files_of(&self, device: &Device) -> Result<(), StateDirError> {
-        self.files.write(device, self.secrets.x509_devices.get(&device.id))
+        let generation = self.secrets.records.get(&device.id).map(|record| record.generation.as_str());
+        self.files.write(device, generation.unwrap_or_default(), self.secrets.x509_devices.get(&device.id))
     }
 
     /// Writes the address of the emulator's page. It ends with a token of the service policy that is valid for a year.
@@ -293,6 +313,29 @@ pub(super) fn make_keys() -> Result<KeyPair, StateDirError> {
         name: "a shared access key".to_owned(),
         reason: "it cannot be read back".to_owned(),
     })
+}
+
+/// Gives every identity a record. A device whose modules this start names is an edge device, unless a back end has said
+/// otherwise.
+fn add_records(
+    secrets: &mut Secrets,
+    named: &[String],
+    x509_devices: &[String],
+) -> Result<(), StateDirError> {
+    let Secrets { registered, records, .. } = secrets;
+    for id in named.iter().chain(x509_devices).chain(registered.keys()) {
+        if !records.contains_key(id) {
+            let enabled = registered.get(id).and_then(|stored| stored.enabled).unwrap_or(true);
+            records.insert(id.clone(), IdentityRecord { enabled, ..new_record()? });
+        }
+    }
+    for id in named.iter().filter(|id| identity::is_module(id)) {
+        let device = identity::split(id).0;
+        if let Some(record) = records.get_mut(device).filter(|_| !registered.contains_key(device)) {
+            record.is_edge = true;
+        }
+    }
+    Ok(())
 }
 
 fn thumbprint(pem: &str) -> Option<Thumbprint> {

@@ -208,7 +208,7 @@ impl Workload {
         let unknown =
             || refusal(StatusCode::NOT_FOUND, &format!("there is no module \"{}\"", excerpt(module)));
         let identity = identity.ok_or_else(unknown)?;
-        if identity.generation != generation {
+        if identity.record.generation != generation {
             let words = format!("the module \"{module}\" has no generation \"{}\"", excerpt(generation));
             return Err(refusal(StatusCode::NOT_FOUND, &words));
         }

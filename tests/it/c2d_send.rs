@@ -142,8 +142,8 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 pub(crate) fn connect(hub: &SharedHub, device: &str) -> ConnectionId {
-    hub.with(|hub, _| {
-        let connection = hub.connect(device, false).expect("the device").connection;
+    hub.with(|hub, now| {
+        let connection = hub.connect(device, false, now).expect("the device").connection;
         assert!(hub.subscribe(device, connection, Subscription::DeviceBound, 1));
         connection
     })

@@ -156,11 +156,10 @@ impl Claims {
             {
                 return Ok(*connection);
             }
-            let connected = hub.connect(device_id, true);
+            let connected = hub.connect(device_id, true, now);
             let connected = connected.ok_or_else(|| {
                 LinkRefusal::new(AmqpError::NotFound, "the device was removed from the hub")
             })?;
-            hub.touch(device_id, now);
             tracing::info!(device_id, "a device signed in over AMQP");
             connections.insert(device_id.to_owned(), connected.connection);
             Ok(connected.connection)
@@ -170,9 +169,9 @@ impl Claims {
     /// Ends the connection. Messages that its devices have not settled wait for their next connections.
     pub(super) fn disconnect(&self) {
         let connections = std::mem::take(&mut *self.connections());
-        self.hub.with(|hub, _| {
+        self.hub.with(|hub, now| {
             for (device_id, connection) in connections {
-                hub.disconnect(&device_id, connection);
+                hub.disconnect(&device_id, connection, now);
             }
         });
     }

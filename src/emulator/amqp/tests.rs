@@ -136,7 +136,7 @@ fn condition(error: &definitions::Error) -> String {
 /// Removes the oldest message of `dev1` from its queue.
 fn take(hub: &SharedHub) -> message::C2dMessage {
     hub.with(|hub, now| {
-        let connection = hub.connect("dev1", false).expect("the device").connection;
+        let connection = hub.connect("dev1", false, now).expect("the device").connection;
         assert!(hub.subscribe("dev1", connection, Subscription::DeviceBound, 1));
         let locked = hub.next_delivery("dev1", connection, now).expect("a message");
         hub.complete("dev1", locked.lock, now).expect("completed");

@@ -72,7 +72,8 @@ async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWri
         Expected::Etag(etag) => Some(etag),
     };
     let id = call.identity();
-    let written = call.hub.with(|hub, _| hub.write_twin(&id, how(sent.tags, desired), etag.as_deref()));
+    let written =
+        call.hub.with(|hub, now| hub.write_twin(&id, how(sent.tags, desired), etag.as_deref(), now));
     let twin = written.map_err(|error| refusal(&id, &error))?;
     tracing::info!(device_id = id, "a back end wrote a twin");
     Ok(show(&twin))

@@ -35,6 +35,10 @@ pub(super) struct DeviceState {
     pub(super) faults: Faults,
     /// When the device last signed in, completed or sent something.
     pub(super) last_activity: Option<SystemTime>,
+    /// When the device last connected or lost its connection.
+    pub(super) connection_updated: Option<SystemTime>,
+    /// The model that the device named when it last named one.
+    pub(super) model_id: Option<String>,
 }
 
 /// What a hub holds for one device.
@@ -50,6 +54,10 @@ pub(super) struct DeviceSnapshot {
     events: Vec<D2cMessage>,
     ended: Vec<Ended>,
     last_activity: Option<SystemTime>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection_updated: Option<SystemTime>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_id: Option<String>,
 }
 
 impl DeviceState {
@@ -65,6 +73,8 @@ impl DeviceState {
             events: self.events.iter().cloned().collect(),
             ended: self.ended.iter().cloned().collect(),
             last_activity: self.last_activity,
+            connection_updated: self.connection_updated,
+            model_id: self.model_id.clone(),
         }
     }
 
@@ -77,6 +87,8 @@ impl DeviceState {
         self.events = Events::restore(kept.events);
         self.ended = kept.ended.into_iter().collect();
         self.last_activity = kept.last_activity;
+        self.connection_updated = kept.connection_updated;
+        self.model_id = kept.model_id;
     }
 
     /// The quality of service of a subscription, including the one that [`FaultName::EarlyPublish`] assumes.

@@ -1,6 +1,7 @@
 //! Devices that are added, changed and removed while the hub runs.
 //!
-//! Owns: what such a change does to queue, session and feedback. Must not know: files, HTTP.
+//! Owns: what such a change does to queue, session and feedback; an identity as back ends see it. Must not know: files,
+//! HTTP.
 //!
 //! Source: wire reference 1.4 and 5.1. A choice where it is silent: the queue of a disabled device does not change.
 
@@ -9,22 +10,27 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
 
 use super::device::DeviceState;
+use super::stamps::time;
 use super::state::Hub;
-use crate::emulator::registry::{AuthError, BackEndRight, Device, DeviceCredential, Grant};
+use crate::emulator::identity;
+use crate::emulator::registry::{
+    AuthError, BackEndRight, Device, DeviceCredential, Grant, IdentityRecord, KeyPair,
+};
 
 /// A device as the registry shows it.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Id and credential.
     pub device: Device,
-    /// Changes when the device is made again with another credential.
-    pub generation: String,
-    /// Whether it may sign in.
-    pub enabled: bool,
+    /// What else the registry keeps of it.
+    pub record: IdentityRecord,
     /// Whether it is connected over a protocol that has connections.
     pub connected: bool,
+    /// When it last connected or lost its connection.
+    pub connection_updated: Option<SystemTime>,
     /// When the device last signed in, completed or sent something.
     pub last_activity: Option<SystemTime>,
     /// Messages in the device's queue, waiting or locked.
@@ -32,7 +38,67 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The etag. It changes with the credential, and when the device is enabled or disabled.
+    /// The identity as a back end gets it. Source: the classes Device and Module in Microsoft's Python service SDK. A
+    /// module has no status and no capabilities there.
+    pub fn show(&self) -> Value {
+        let Self { device, record, .. } = self;
+        let (primary, secondary) = match &device.credential {
+            DeviceCredential::Keys(KeyPair { primary, secondary }) => {
+                (Some(primary.expose_base64()), Some(secondary.expose_base64()))
+            }
+            _ => (None, None),
+        };
+        let (kind, thumbprints) = device.credential.shown();
+        let (device_id, module) = identity::split(&device.id);
+        let mut shown = json!({
+            "deviceId": device_id,
+            "generationId": record.generation,
+            "etag": self.etag(),
+            "connectionState": self.connection_state(),
+            "connectionStateUpdatedTime": time(self.connection_updated),
+            "lastActivityTime": time(self.last_activity),
+            "cloudToDeviceMessageCount": self.queue_length,
+            "authentication": {
+                "symmetricKey": { "primaryKey": primary, "secondaryKey": secondary },
+                "x509Thumbprint": thumbprints,
+                "type": kind,
+            },
+        });
+        match module {
+            Some(module) => {
+                shown["moduleId"] = module.into();
+                shown["managedBy"] = record.managed_by.clone().into();
+            }
+            None => {
+                shown["status"] = self.status().into();
+                shown["statusReason"] = record.status_reason.clone().into();
+                shown["statusUpdatedTime"] = time(record.status_updated).into();
+                self.show_scopes(&mut shown);
+            }
+        }
+        shown
+    }
+
+    /// Adds what only devices have: capabilities and scopes. A device without a parent that is no edge device has no
+    /// scope.
+    pub(super) fn show_scopes(&self, shown: &mut Value) {
+        let Self { device, record, .. } = self;
+        shown["capabilities"] = json!({ "iotEdge": record.is_edge });
+        shown["parentScopes"] = json!(record.parent.iter().collect::<Vec<_>>());
+        if let Some(scope) = record.device_scope(&device.id) {
+            shown["deviceScope"] = scope.into();
+        }
+    }
+
+    pub(super) fn status(&self) -> &'static str {
+        if self.record.enabled { "enabled" } else { "disabled" }
+    }
+
+    pub(super) fn connection_state(&self) -> &'static str {
+        if self.connected { "Connected" } else { "Disconnected" }
+    }
+
+    /// The etag. It changes with the credential, and with everything that is recorded of the identity.
     pub fn etag(&self) -> String {
         let text = match &self.device.credential {
             DeviceCredential::Keys(keys) => {
@@ -40,8 +106,9 @@ impl Identity {
             }
             DeviceCredential::Certificate(thumbprint) => thumbprint.to_hex(),
             DeviceCredential::Thumbprints { primary, secondary } => format!("{primary} {secondary:?}"),
+            DeviceCredential::Authority => "authority".to_owned(),
         };
-        let hash = digest(&SHA256, format!("{} {text}", self.enabled).as_bytes());
+        let hash = digest(&SHA256, format!("{:?} {text}", self.record).as_bytes());
         STANDARD.encode(hash.as_ref().get(..9).unwrap_or_default())
     }
 }
@@ -69,25 +136,25 @@ impl Hub {
         self.version += 1;
     }
 
-    /// Enables or disables a device. Disabling it ends its connection.
-    pub fn enable_device(&mut self, device_id: &str, enabled: bool) {
-        self.registry.enable(device_id, enabled);
+    /// Sets what is recorded of a device. Disabling it ends its connection.
+    pub fn set_record(&mut self, device_id: &str, record: IdentityRecord, now: SystemTime) {
         let connection = self.devices.get(device_id).and_then(|state| state.session.current());
-        if let (Some(connection), false) = (connection, enabled) {
-            self.disconnect(device_id, connection);
+        if let (Some(connection), false) = (connection, record.enabled) {
+            self.disconnect(device_id, connection, now);
         }
+        self.registry.set_record(device_id, record);
         self.version += 1;
     }
 
     /// The device with this id; `None` if it does not exist.
     pub fn identity(&self, device_id: &str) -> Option<Identity> {
-        let (device, enabled) = self.registry.device(device_id)?;
+        let (device, record) = self.registry.device(device_id)?;
         let state = self.devices.get(device_id)?;
         Some(Identity {
             device: device.clone(),
-            generation: self.registry.generation(device_id).unwrap_or_default().to_owned(),
-            enabled,
+            record: record.clone(),
             connected: state.session.is_connected(),
+            connection_updated: state.connection_updated,
             last_activity: state.last_activity,
             queue_length: state.queue.len(),
         })
@@ -111,6 +178,7 @@ impl Hub {
 mod tests {
     use super::super::Subscription;
     use super::super::tests::{NOW, after, connect, hub, id_of, send};
+    use crate::emulator::registry::IdentityRecord;
     use crate::feedback::DeliveryAck;
 
     #[test]
@@ -127,7 +195,7 @@ mod tests {
         assert!(hub.next_feedback_batch(after(100)).is_none());
         // A device made again under its old id is another device.
         hub.add_device(device);
-        let connected = hub.connect("dev1", false).expect("a device");
+        let connected = hub.connect("dev1", false, NOW).expect("a device");
         assert!(!connected.session_present);
         assert!(hub.subscribe("dev1", connected.connection, Subscription::DeviceBound, 1));
         assert!(hub.next_delivery("dev1", connected.connection, NOW).is_none());
@@ -138,10 +206,11 @@ mod tests {
         let mut hub = hub();
         let connection = connect(&mut hub, false);
         send(&mut hub, "m1", DeliveryAck::Full);
-        hub.enable_device("dev1", false);
+        let record = |enabled| IdentityRecord { enabled, ..IdentityRecord::default() };
+        hub.set_record("dev1", record(false), NOW);
         assert!(!hub.is_current("dev1", connection));
-        assert!(hub.identity("dev1").is_some_and(|identity| !identity.enabled && !identity.connected));
-        hub.enable_device("dev1", true);
+        assert!(hub.identity("dev1").is_some_and(|shown| !shown.record.enabled && !shown.connected));
+        hub.set_record("dev1", record(true), NOW);
         let connection = connect(&mut hub, false);
         let locked = hub.next_delivery("dev1", connection, NOW).expect("still waiting");
         assert_eq!(id_of(&locked), "m1");

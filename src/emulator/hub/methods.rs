@@ -166,7 +166,7 @@ mod tests {
         assert!(!hub.answer_method("dev1", newer, sent, 200, b"1"));
         assert_eq!(progress(&mut hub, sent, NOW), Ok(Err(CallError::Gone)));
         assert_eq!(hub.next_method("dev1", newer, NOW).expect("a call").id, waiting);
-        hub.disconnect("dev1", newer);
+        hub.disconnect("dev1", newer, NOW);
         assert_eq!(progress(&mut hub, waiting, NOW), Ok(Err(CallError::Gone)));
         let id = begin(&mut hub, "removed");
         hub.remove_device("dev1");

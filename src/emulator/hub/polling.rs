@@ -62,7 +62,7 @@ mod tests {
         let connection = connect(&mut hub, true);
         assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
         assert_eq!(next_id(&mut hub, connection, NOW), None);
-        hub.disconnect("dev1", connection);
+        hub.disconnect("dev1", connection, NOW);
         assert_eq!(hub.poll("dev1", NOW).map(|locked| id_of(&locked)).as_deref(), Some("m2"));
         assert!(hub.poll("dev1", NOW).is_none() && hub.poll("dev9", NOW).is_none());
 

@@ -93,14 +93,18 @@ mod tests {
         let second = hub.next_delivery("dev1", connection, NOW).expect("a message");
         hub.abandon("dev1", second.lock, NOW).expect("locked");
         assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
-        hub.patch_reported("dev1", &json!({ "led": "on" }), NOW).expect("patched");
+        hub.patch_reported("dev1", &json!({ "led": "on" }), after(9)).expect("patched");
+        hub.set_model_id("dev1", "dtmi:a;1".to_owned());
         let properties = Properties::decode("%24.cid=m%201&flag").expect("a bag");
         hub.record_event("dev1", properties, Bytes::from_static(b"\xff\x00"), NOW);
         let batch = hub.next_feedback_batch(NOW).expect("one for m1");
         assert_eq!(batch.records.len(), 1);
 
         let mut next = restarted(&hub);
-        assert_eq!(next.twin("dev1").map(|twin| twin["properties"].clone()), hub.twin_properties("dev1"));
+        let twins = [&next, &hub].map(|hub| hub.twin("dev1").expect("a twin"));
+        for part in ["properties", "modelId", "lastActivityTime"] {
+            assert_eq!(twins[0][part], twins[1][part]);
+        }
         let events = |hub: &Hub| hub.events("dev1").expect("a device").cloned().collect::<Vec<_>>();
         assert_eq!(events(&next), events(&hub));
         let kept = next.ended("dev1").next().expect("m1");
@@ -109,7 +113,7 @@ mod tests {
         assert_eq!(next.next_feedback_batch(NOW).expect("m1 again").records, batch.records);
         // The session was restored, so messages come without a new subscription, in the old order and with their
         // counts.
-        let connected = next.connect("dev1", false).expect("a device");
+        let connected = next.connect("dev1", false, NOW).expect("a device");
         assert!(connected.session_present);
         let again = next.next_delivery("dev1", connected.connection, NOW).expect("m2");
         assert_eq!(

@@ -119,10 +119,11 @@ impl Hub {
     /// Makes a connection the device's only one. It displaces the earlier connection: the locks of that one return to
     /// the queue, and [`Hub::is_current`] tells it to close. With `clean`, the stored session is deleted now and at the
     /// end of this connection. `None` if there is no such device.
-    pub fn connect(&mut self, device_id: &str, clean: bool) -> Option<Connected> {
+    pub fn connect(&mut self, device_id: &str, clean: bool, now: SystemTime) -> Option<Connected> {
         let connection = ConnectionId(self.next_id());
         let state = self.devices.get_mut(device_id)?;
         let connected = state.session.connect(connection, clean);
+        (state.last_activity, state.connection_updated) = (Some(now), Some(now));
         state.desired_changes.clear();
         if let Some(displaced) = connected.displaced {
             state.queue.release(displaced);
@@ -133,9 +134,10 @@ impl Hub {
 
     /// Ends a connection. The messages that it had not settled return to the queue at once, in their old order. If
     /// another connection has replaced it, nothing happens.
-    pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId) {
+    pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId, now: SystemTime) {
         let Some(state) = self.devices.get_mut(device_id) else { return };
         if state.session.disconnect(connection) {
+            state.connection_updated = Some(now);
             state.queue.release(connection);
             state.desired_changes.clear();
             self.version += 1;

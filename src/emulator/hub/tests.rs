@@ -33,7 +33,7 @@ pub(super) fn device(id: &str) -> Device {
 }
 
 pub(super) fn connect(hub: &mut Hub, clean: bool) -> ConnectionId {
-    let connection = hub.connect("dev1", clean).expect("a device").connection;
+    let connection = hub.connect("dev1", clean, NOW).expect("a device").connection;
     assert!(hub.subscribe("dev1", connection, Subscription::DeviceBound, 1));
     connection
 }
@@ -111,7 +111,7 @@ fn an_expiry_and_a_destination_are_in_what_the_device_gets() {
 fn nothing_is_delivered_before_the_device_subscribes() {
     let mut hub = hub();
     send(&mut hub, "m", DeliveryAck::None);
-    let connection = hub.connect("dev1", false).expect("a device").connection;
+    let connection = hub.connect("dev1", false, NOW).expect("a device").connection;
     assert_eq!(next_id(&mut hub, connection, NOW), None);
     hub.subscribe("dev1", connection, Subscription::Methods, 0);
     assert_eq!(next_id(&mut hub, connection, NOW), None);
@@ -123,17 +123,17 @@ fn nothing_is_delivered_before_the_device_subscribes() {
 fn a_session_survives_unless_it_is_clean() {
     let mut hub = hub();
     let first = connect(&mut hub, false);
-    hub.disconnect("dev1", first);
-    let second = hub.connect("dev1", false).expect("a device");
+    hub.disconnect("dev1", first, NOW);
+    let second = hub.connect("dev1", false, NOW).expect("a device");
     assert!(second.session_present);
     assert_eq!(hub.granted("dev1", second.connection, Subscription::DeviceBound), Some(1));
-    hub.disconnect("dev1", second.connection);
-    let clean = hub.connect("dev1", true).expect("a device");
+    hub.disconnect("dev1", second.connection, NOW);
+    let clean = hub.connect("dev1", true, NOW).expect("a device");
     assert!(!clean.session_present);
     assert_eq!(hub.granted("dev1", clean.connection, Subscription::DeviceBound), None);
     hub.subscribe("dev1", clean.connection, Subscription::DeviceBound, 1);
-    hub.disconnect("dev1", clean.connection);
-    let after_clean = hub.connect("dev1", false).expect("a device");
+    hub.disconnect("dev1", clean.connection, NOW);
+    let after_clean = hub.connect("dev1", false, NOW).expect("a device");
     assert!(!after_clean.session_present);
     assert_eq!(hub.granted("dev1", after_clean.connection, Subscription::DeviceBound), None);
 }
@@ -145,13 +145,13 @@ fn the_newer_connection_wins_and_gets_what_the_older_had_not_settled() {
     send(&mut hub, "b", DeliveryAck::Full);
     let old = connect(&mut hub, false);
     let lock = hub.next_delivery("dev1", old, NOW).expect("waiting").lock;
-    let new = hub.connect("dev1", false).expect("a device");
+    let new = hub.connect("dev1", false, NOW).expect("a device");
     assert_eq!(new.displaced, Some(old));
     assert!(!hub.is_current("dev1", old) && hub.is_current("dev1", new.connection));
     assert_eq!(hub.complete("dev1", lock, NOW), Err(LockLost), "the older connection's lock is void");
     let again = hub.next_delivery("dev1", new.connection, NOW).expect("waiting");
     assert_eq!((id_of(&again).as_str(), again.redelivered), ("a", true));
-    hub.disconnect("dev1", old);
+    hub.disconnect("dev1", old, NOW);
     assert!(hub.is_current("dev1", new.connection), "a late goodbye of the older one changes nothing");
     assert_eq!(next_id(&mut hub, old, NOW), None);
 }
@@ -165,7 +165,7 @@ fn unsettled_messages_return_in_order_when_the_connection_is_lost() {
     let first = connect(&mut hub, false);
     let locks: Vec<_> = (0..3).filter_map(|_| hub.next_delivery("dev1", first, NOW)).collect();
     hub.complete("dev1", locks[1].lock, NOW).expect("locked");
-    hub.disconnect("dev1", first);
+    hub.disconnect("dev1", first, NOW);
     let second = connect(&mut hub, false);
     assert_eq!(next_id(&mut hub, second, NOW), Some("a".into()));
     let again = hub.next_delivery("dev1", second, NOW).expect("waiting");
@@ -370,10 +370,10 @@ proptest! {
                     }
                 }
                 Step::Connect { clean } => {
-                    connection = hub.connect("dev1", clean).map(|connected| connected.connection);
+                    connection = hub.connect("dev1", clean, NOW).map(|connected| connected.connection);
                     last_taken = None;
                 }
-                Step::Disconnect => if let Some(own) = connection.take() { hub.disconnect("dev1", own) },
+                Step::Disconnect => if let Some(own) = connection.take() { hub.disconnect("dev1", own, NOW) },
                 Step::Subscribe => if let Some(own) = connection {
                     prop_assert!(hub.subscribe("dev1", own, Subscription::DeviceBound, 1));
                 },
@@ -469,10 +469,16 @@ fn a_twin_shows_the_device_as_a_back_end_sees_it() {
     assert_eq!(twin["lastActivityTime"], "1970-01-01T00:00:05.0000000Z");
     assert_eq!(twin["cloudToDeviceMessageCount"], 1);
     assert_eq!(twin["version"], 3);
-    assert_eq!(twin["properties"], hub.twin_properties("dev1").expect("properties"));
-    assert_eq!(twin["properties"]["reported"], serde_json::json!({ "led": "on", "$version": 2 }));
-    hub.disconnect("dev1", connection);
+    let own = hub.twin_properties("dev1").expect("properties");
+    assert_eq!(own["reported"], serde_json::json!({ "led": "on", "$version": 2 }), "without metadata");
+    let stamp = serde_json::json!({ "$lastUpdated": "1970-01-01T00:00:05.0000000Z" });
+    assert_eq!(twin["properties"]["reported"]["$metadata"]["led"], stamp);
+    assert_eq!((&twin["authenticationType"], &twin["modelId"]), (&"sas".into(), &"".into()));
+    assert_eq!(hub.identity("dev1").expect("there").show()["etag"], twin["deviceEtag"]);
+    hub.disconnect("dev1", connection, after(7));
     assert_eq!(hub.twin("dev1").expect("a twin")["connectionState"], "Disconnected");
+    let identity = hub.identity("dev1").expect("there").show();
+    assert_eq!(identity["connectionStateUpdatedTime"], "1970-01-01T00:00:07.0000000Z");
 
     assert_eq!(hub.twin("dev2").expect("a twin")["version"], 2, "another device's twin");
     assert_eq!(hub.twin("nobody"), None);

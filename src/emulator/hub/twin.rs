@@ -4,8 +4,10 @@
 //! Must not know: MQTT, HTTPS, sessions; merging and limits are `document`'s.
 //!
 //! Choices where Microsoft's pages are silent. The etag only covers what back ends write, so a report of the device
-//! does not make it out of date. A patch with empty desired properties or tags does not change them. `$metadata` is
-//! left out.
+//! does not make it out of date. A patch with empty desired properties or tags does not change them. A device does not
+//! see `$metadata`, as the SDKs expect it.
+
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::document::{TwinError, TwinSection, difference, merged};
+use super::stamps::Stamps;
 
 /// One device's twin.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,9 +25,13 @@ pub(super) struct DeviceTwin {
     desired: Map<String, Value>,
     /// Rises by one with each change of the desired properties by a back end.
     desired_version: u64,
+    #[serde(skip_serializing_if = "Stamps::is_empty")]
+    desired_stamps: Stamps,
     reported: Map<String, Value>,
     /// Rises by one with each patch of the reported properties.
     reported_version: u64,
+    #[serde(skip_serializing_if = "Stamps::is_empty")]
+    reported_stamps: Stamps,
     /// Rises by one with each change by a back end.
     written: u64,
 }
@@ -35,8 +42,10 @@ impl Default for DeviceTwin {
             tags: Map::new(),
             desired: Map::new(),
             desired_version: 1,
+            desired_stamps: Stamps::default(),
             reported: Map::new(),
             reported_version: 1,
+            reported_stamps: Stamps::default(),
             written: 1,
         }
     }
@@ -75,10 +84,11 @@ impl DeviceTwin {
     ///
     /// # Errors
     /// [`TwinError`]; in this case nothing has changed.
-    pub(super) fn patch_reported(&mut self, patch: &Value) -> Result<u64, TwinError> {
+    pub(super) fn patch_reported(&mut self, patch: &Value, now: SystemTime) -> Result<u64, TwinError> {
         let patch = patch.as_object().ok_or(TwinError::NotAnObject(TwinSection::Reported))?;
         self.reported = merged(TwinSection::Reported, &self.reported, patch)?;
         self.reported_version += 1;
+        self.reported_stamps.note(patch, &self.reported, self.reported_version, now);
         Ok(self.reported_version)
     }
 
@@ -86,7 +96,11 @@ impl DeviceTwin {
     ///
     /// # Errors
     /// [`TwinError`]; in this case nothing has changed.
-    pub(super) fn write(&mut self, write: TwinWrite) -> Result<Option<DesiredChange>, TwinError> {
+    pub(super) fn write(
+        &mut self,
+        write: TwinWrite,
+        now: SystemTime,
+    ) -> Result<Option<DesiredChange>, TwinError> {
         let nothing = Map::new();
         let (tags, desired, patch) = match write {
             TwinWrite::Patch { tags, desired } => {
@@ -99,6 +113,8 @@ impl DeviceTwin {
                 let tags = merged(TwinSection::Tags, &nothing, &tags)?;
                 let desired = merged(TwinSection::Desired, &nothing, &desired)?;
                 let patch = difference(&self.desired, &desired);
+                self.desired_stamps = Stamps::default();
+                self.desired_stamps.note(&desired, &desired, self.desired_version + 1, now);
                 (tags, desired, Some(patch))
             }
         };
@@ -107,17 +123,25 @@ impl DeviceTwin {
         Ok(patch.map(|patch| {
             self.desired_version += 1;
             let version = self.desired_version;
+            self.desired_stamps.note(&patch, &self.desired, version, now);
             DesiredChange { version, patch: with_version(&patch, version) }
         }))
     }
 
-    /// Desired and reported properties with their versions, as a device gets them. They are also the `properties` of
-    /// the back end's view.
+    /// Desired and reported properties with their versions, as a device gets them.
     pub(super) fn properties(&self) -> Value {
         json!({
             "desired": with_version(&self.desired, self.desired_version),
             "reported": with_version(&self.reported, self.reported_version),
         })
+    }
+
+    /// The same with `$metadata`, as a back end gets them.
+    pub(super) fn properties_with_metadata(&self) -> Value {
+        let mut shown = self.properties();
+        shown["desired"]["$metadata"] = self.desired_stamps.show(&self.desired, true);
+        shown["reported"]["$metadata"] = self.reported_stamps.show(&self.reported, false);
+        shown
     }
 
     pub(super) fn tags(&self) -> &Map<String, Value> {
@@ -149,10 +173,12 @@ mod tests {
 
     use super::*;
 
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
     fn patched(patches: &[Value]) -> Value {
         let mut twin = DeviceTwin::default();
         for patch in patches {
-            twin.patch_reported(patch).expect("taken");
+            twin.patch_reported(patch, NOW).expect("taken");
         }
         twin.properties()["reported"].clone()
     }
@@ -191,28 +217,29 @@ mod tests {
     #[test]
     fn a_back_end_patches_tags_and_desired_properties_and_the_device_hears_of_the_latter() {
         let mut twin = DeviceTwin::default();
-        let heard =
-            twin.write(patch(json!({ "room": 1, "floor": 2 }), json!({ "led": { "on": true, "old": 1 } })));
+        let heard = twin
+            .write(patch(json!({ "room": 1, "floor": 2 }), json!({ "led": { "on": true, "old": 1 } })), NOW);
         let told = json!({ "led": { "on": true, "old": 1 }, "$version": 2 });
         assert_eq!(heard, Ok(Some(DesiredChange { version: 2, patch: told })));
         // A deletion reaches the device as null, and keys that are not in the patch stay.
-        let heard = twin.write(patch(Value::Null, json!({ "led": { "old": null } }))).expect("taken");
+        let heard = twin.write(patch(Value::Null, json!({ "led": { "old": null } })), NOW).expect("taken");
         assert_eq!(heard.expect("told").patch, json!({ "led": { "old": null }, "$version": 3 }));
         let only_tags = [patch(json!({ "room": null }), Value::Null), patch(json!({}), json!({}))];
-        assert_eq!(only_tags.map(|write| twin.write(write)), [Ok(None), Ok(None)]);
+        assert_eq!(only_tags.map(|write| twin.write(write, NOW)), [Ok(None), Ok(None)]);
         assert_eq!(twin.properties()["desired"], json!({ "led": { "on": true }, "$version": 3 }));
         assert_eq!(*twin.tags(), object(json!({ "floor": 2 })));
         assert_eq!((twin.version(), twin.etag().as_str()), (6, "AAAAAAAAAAU="));
-        twin.patch_reported(&json!({ "a": 1 })).expect("taken");
+        twin.patch_reported(&json!({ "a": 1 }), NOW).expect("taken");
         assert_eq!((twin.version(), twin.etag().as_str()), (7, "AAAAAAAAAAU="));
     }
 
     #[test]
     fn a_replacement_reaches_the_device_as_the_patch_that_comes_to_it() {
         let mut twin = DeviceTwin::default();
-        twin.write(patch(json!({ "room": 1 }), json!({ "a": 1, "b": { "x": 1, "y": 2 } }))).expect("taken");
+        twin.write(patch(json!({ "room": 1 }), json!({ "a": 1, "b": { "x": 1, "y": 2 } })), NOW)
+            .expect("taken");
         let desired = object(json!({ "b": { "y": 2, "z": null }, "c": [1] }));
-        let heard = twin.write(TwinWrite::Replace { tags: Map::new(), desired }).expect("taken");
+        let heard = twin.write(TwinWrite::Replace { tags: Map::new(), desired }, NOW).expect("taken");
         let told = json!({ "a": null, "b": { "x": null }, "c": [1], "$version": 3 });
         assert_eq!(heard, Some(DesiredChange { version: 3, patch: told }));
         assert_eq!(twin.properties()["desired"], json!({ "b": { "y": 2 }, "c": [1], "$version": 3 }));
@@ -227,19 +254,19 @@ mod tests {
         };
         let write =
             |tags: usize, desired: usize| TwinWrite::Replace { tags: long(tags), desired: long(desired) };
-        twin.write(write(2, 8)).expect("8 KiB and 32 KiB");
-        assert_eq!(twin.write(write(3, 0)), too_large(TwinSection::Tags, 12 * 1024));
-        assert_eq!(twin.write(write(0, 9)), too_large(TwinSection::Desired, 36 * 1024));
+        twin.write(write(2, 8), NOW).expect("8 KiB and 32 KiB");
+        assert_eq!(twin.write(write(3, 0), NOW), too_large(TwinSection::Tags, 12 * 1024));
+        assert_eq!(twin.write(write(0, 9), NOW), too_large(TwinSection::Desired, 36 * 1024));
         assert_eq!(
-            twin.write(patch(json!({ "2": false }), Value::Null)),
+            twin.write(patch(json!({ "2": false }), Value::Null), NOW),
             too_large(TwinSection::Tags, 8 * 1024 + 5)
         );
         let keys = [patch(json!({ "a.b": 1 }), Value::Null), patch(Value::Null, json!({ "a": { "$b": 1 } }))];
-        for refused in keys.map(|write| twin.write(write)) {
+        for refused in keys.map(|write| twin.write(write, NOW)) {
             assert!(matches!(refused, Err(TwinError::Key(_))), "{refused:?}");
         }
         let deep = patch(Value::Null, nested(12));
-        assert_eq!(twin.write(deep), Err(TwinError::TooDeep(TwinSection::Desired)));
+        assert_eq!(twin.write(deep, NOW), Err(TwinError::TooDeep(TwinSection::Desired)));
         assert_eq!(twin.version(), 3);
     }
 
@@ -257,31 +284,31 @@ mod tests {
     #[test]
     fn what_a_twin_cannot_hold_is_refused_and_changes_nothing() {
         let mut twin = DeviceTwin::default();
-        twin.patch_reported(&json!({ "kept": true })).expect("taken");
+        twin.patch_reported(&json!({ "kept": true }), NOW).expect("taken");
         let before = twin.properties();
         let long = "x".repeat(1025);
         for patch in [json!([1]), json!("x"), json!(null)] {
-            assert_eq!(twin.patch_reported(&patch), Err(TwinError::NotAnObject(TwinSection::Reported)));
+            assert_eq!(twin.patch_reported(&patch, NOW), Err(TwinError::NotAnObject(TwinSection::Reported)));
         }
         for key in ["$version", "a.b", "a b", "", "a\u{7f}", "\u{85}", &long] {
-            let refused = twin.patch_reported(&json!({ "fine": { key: 1 } }));
+            let refused = twin.patch_reported(&json!({ "fine": { key: 1 } }), NOW);
             assert!(matches!(refused, Err(TwinError::Key(_))), "{key:?}");
         }
-        assert_eq!(twin.patch_reported(&nested(12)), Err(TwinError::TooDeep(TwinSection::Reported)));
+        assert_eq!(twin.patch_reported(&nested(12), NOW), Err(TwinError::TooDeep(TwinSection::Reported)));
         let mut array = json!([]);
         for _ in 0..10 {
             array = json!([array]);
         }
         assert_eq!(
-            twin.patch_reported(&json!({ "a": array })),
+            twin.patch_reported(&json!({ "a": array }), NOW),
             Err(TwinError::TooDeep(TwinSection::Reported))
         );
         for number in [json!(4_503_599_627_370_496_u64), json!(u64::MAX), json!(i64::MIN)] {
-            assert!(matches!(twin.patch_reported(&json!({ "n": number })), Err(TwinError::Integer(_))));
+            assert!(matches!(twin.patch_reported(&json!({ "n": number }), NOW), Err(TwinError::Integer(_))));
         }
         let text = "é".repeat(2049);
         assert!(matches!(
-            twin.patch_reported(&json!({ "a": [text] })),
+            twin.patch_reported(&json!({ "a": [text] }), NOW),
             Err(TwinError::StringTooLong { bytes: 4098, .. })
         ));
         assert_eq!(twin.properties(), before);
@@ -290,11 +317,11 @@ mod tests {
     #[test]
     fn what_is_just_within_the_limits_is_taken() {
         let mut twin = DeviceTwin::default();
-        twin.patch_reported(&nested(11)).expect("ten levels below the top");
-        twin.patch_reported(&json!({ "k": null, "n": [-4_503_599_627_370_496_i64, 1e300] }))
+        twin.patch_reported(&nested(11), NOW).expect("ten levels below the top");
+        twin.patch_reported(&json!({ "k": null, "n": [-4_503_599_627_370_496_i64, 1e300] }), NOW)
             .expect("numbers");
         let (key, text) = ("k".repeat(1024), "x".repeat(4096));
-        twin.patch_reported(&json!({ "n": null, key: text })).expect("a long key and a long text");
+        twin.patch_reported(&json!({ "n": null, key: text }), NOW).expect("a long key and a long text");
     }
 
     #[test]
@@ -302,13 +329,13 @@ mod tests {
         let mut twin = DeviceTwin::default();
         let text = "x".repeat(4095);
         for n in 0..8 {
-            twin.patch_reported(&json!({ n.to_string(): text })).expect("room");
+            twin.patch_reported(&json!({ n.to_string(): text }), NOW).expect("room");
         }
         assert_eq!(
-            twin.patch_reported(&json!({ "b": false })),
+            twin.patch_reported(&json!({ "b": false }), NOW),
             too_large(TwinSection::Reported, 32 * 1024 + 5)
         );
-        let twelve = twin.patch_reported(&json!({ "b": false, "0": null })).expect("room again");
+        let twelve = twin.patch_reported(&json!({ "b": false, "0": null }), NOW).expect("room again");
         assert_eq!(twelve, 10);
     }
 
@@ -381,7 +408,7 @@ mod tests {
             let mut twin = DeviceTwin::default();
             let mut expected = Leaves::new();
             for (index, patch) in patches.iter().enumerate() {
-                let version = twin.patch_reported(patch).expect("within the limits");
+                let version = twin.patch_reported(patch, NOW).expect("within the limits");
                 prop_assert_eq!(version, index as u64 + 2);
                 expected = model(expected, patch, &[]);
                 let mut found = Leaves::new();
@@ -391,7 +418,7 @@ mod tests {
                 // A patch with the present values changes only the version.
                 let same = Value::Object(twin.reported.clone());
                 let mut again = DeviceTwin { reported: twin.reported.clone(), reported_version: 7, ..DeviceTwin::default() };
-                prop_assert_eq!(again.patch_reported(&same), Ok(8));
+                prop_assert_eq!(again.patch_reported(&same, NOW), Ok(8));
                 prop_assert_eq!(again.reported, twin.reported.clone());
             }
         }

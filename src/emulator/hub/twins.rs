@@ -9,15 +9,16 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::device::{DeviceState, MAX_DESIRED_CHANGES};
+use super::devices::Identity;
 use super::document::TwinError;
 use super::session::{ConnectionId, Subscription};
+use super::stamps::time;
 use super::state::Hub;
 use super::twin::{DesiredChange, TwinWrite};
 use crate::emulator::identity;
-use crate::message;
 
-/// The hub's text for the time of a device that was never active.
-pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
+/// Most bytes of a model id. Source: the DTDL language, whose identifiers have at most 2,048 characters.
+const MAX_MODEL_ID: usize = 2048;
 
 impl Hub {
     /// Merges a patch into the device's reported properties, and returns their new version.
@@ -32,7 +33,7 @@ impl Hub {
     ) -> Result<u64, TwinError> {
         let unknown = || TwinError::UnknownDevice(device_id.chars().take(128).collect());
         let state = self.devices.get_mut(device_id).ok_or_else(unknown)?;
-        let version = state.twin.patch_reported(patch)?;
+        let version = state.twin.patch_reported(patch, now)?;
         state.last_activity = Some(now);
         self.version += 1;
         Ok(version)
@@ -48,6 +49,7 @@ impl Hub {
         device_id: &str,
         write: TwinWrite,
         etag: Option<&str>,
+        now: SystemTime,
     ) -> Result<Value, TwinError> {
         let unknown = || TwinError::UnknownDevice(device_id.chars().take(128).collect());
         let state = self.devices.get_mut(device_id).ok_or_else(unknown)?;
@@ -55,7 +57,7 @@ impl Hub {
         if etag.is_some_and(|expected| expected != present) {
             return Err(TwinError::Changed { device_id: device_id.to_owned(), etag: present });
         }
-        let change = state.twin.write(write)?;
+        let change = state.twin.write(write, now)?;
         let listens =
             state.session.is_connected() && state.session.granted(Subscription::DesiredProperties).is_some();
         if let Some(change) = change.filter(|_| listens) {
@@ -89,25 +91,49 @@ impl Hub {
         self.devices.get(device_id).map(|state| state.twin.tags().clone()).unwrap_or_default().into()
     }
 
-    /// The twin as a back end gets it; `None` if the device does not exist.
+    /// Notes the model that a device has named. It stays until the device names another one, also over another
+    /// transport; this is a choice.
+    pub fn set_model_id(&mut self, device_id: &str, model_id: String) {
+        if model_id.len() > MAX_MODEL_ID {
+            tracing::warn!(device_id, "ignored a model id of more than {MAX_MODEL_ID} bytes");
+            return;
+        }
+        if let Some(state) = self.devices.get_mut(device_id)
+            && state.model_id.as_ref() != Some(&model_id)
+        {
+            state.model_id = Some(model_id);
+            self.quiet_changes += 1;
+        }
+    }
+
+    /// The twin as a back end gets it; `None` if the device does not exist. Source: the class Twin in Microsoft's Python
+    /// service SDK, and for `modelId`, which is empty where no model was named, its C# SDK.
     pub fn twin(&self, device_id: &str) -> Option<Value> {
-        let DeviceState { queue, session, twin, last_activity, .. } = self.devices.get(device_id)?;
-        let enabled = self.registry.device(device_id).is_some_and(|(_, enabled)| enabled);
-        let state = if session.is_connected() { "Connected" } else { "Disconnected" };
+        let identity = self.identity(device_id)?;
+        let DeviceState { twin, model_id, .. } = self.devices.get(device_id)?;
+        let Identity { record, .. } = &identity;
         let (device, module) = identity::split(device_id);
+        let (kind, thumbprints) = identity.device.credential.shown();
         let mut shown = json!({
             "deviceId": device,
             "etag": twin.etag(),
+            "deviceEtag": identity.etag(),
             "tags": twin.tags(),
             "version": twin.version(),
-            "status": if enabled { "enabled" } else { "disabled" },
-            "connectionState": state,
-            "lastActivityTime": last_activity.map_or_else(|| NEVER.to_owned(), message::format_time),
-            "cloudToDeviceMessageCount": queue.len(),
-            "properties": twin.properties(),
+            "status": identity.status(),
+            "statusReason": record.status_reason,
+            "statusUpdateTime": time(record.status_updated),
+            "connectionState": identity.connection_state(),
+            "lastActivityTime": time(identity.last_activity),
+            "cloudToDeviceMessageCount": identity.queue_length,
+            "authenticationType": kind,
+            "x509Thumbprint": thumbprints,
+            "modelId": model_id.as_deref().unwrap_or_default(),
+            "properties": twin.properties_with_metadata(),
         });
-        if let Some(module) = module {
-            shown["moduleId"] = module.into();
+        match module {
+            Some(module) => shown["moduleId"] = module.into(),
+            None => identity.show_scopes(&mut shown),
         }
         Some(shown)
     }

@@ -76,9 +76,11 @@ pub(super) fn check(
         if hub.is_throttled(&id) {
             return Ok(None);
         }
-        let connected = hub.connect(&id, connect.clean_session);
+        let connected = hub.connect(&id, connect.clean_session, now);
         let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;
-        hub.touch(&id, now);
+        if let Some(model_id) = user.model_id {
+            hub.set_model_id(&id, model_id);
+        }
         Ok(Some(SignedIn { device_id: id.clone(), connected, token_expires: grant.expires }))
     });
     let throttled = || {

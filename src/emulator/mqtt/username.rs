@@ -5,6 +5,8 @@
 //! Syntax (wire reference 1.2): `{hub}/{device}/{query}` or `{hub}/{device}/{module}/{query}`. The query may begin with
 //! `?` and must have `api-version`; other keys are ignored.
 
+use percent_encoding::percent_decode_str;
+
 use crate::credentials::HostPort;
 
 /// The parts of a user name.
@@ -18,6 +20,8 @@ pub struct UserName {
     pub module_id: Option<String>,
     /// `DeviceClientType` unchanged: the SDK and its version, percent-encoded.
     pub client_type: Option<String>,
+    /// The decoded `model-id`: the DTDL model that the device implements.
+    pub model_id: Option<String>,
 }
 
 /// Why a user name is not valid.
@@ -62,6 +66,7 @@ impl UserName {
             device_id: (*device_id).to_owned(),
             module_id: module_id.map(str::to_owned),
             client_type: value("DeviceClientType").map(str::to_owned),
+            model_id: value("model-id").map(|id| percent_decode_str(id).decode_utf8_lossy().into_owned()),
         })
     }
 
@@ -92,7 +97,7 @@ mod tests {
         assert_eq!(python.client_type.as_deref(), Some("azure-iot-device-iothub-py%2F2.14.0"));
         let node =
             parse("localhost:18883/dev1/?api-version=2021-04-12&model-id=dtmi%3Aa%3B1&DeviceClientType=n");
-        assert_eq!(node.host, "localhost");
+        assert_eq!((node.host.as_str(), node.model_id.as_deref()), ("localhost", Some("dtmi:a;1")));
         assert_eq!(parse("h/dev1/api-version=2021-04-12").device_id, "dev1", "without the question mark");
         let module = parse("h/dev1/mod/?api-version=2021-04-12");
         assert_eq!((module.module_id.as_deref(), module.client_id().as_str()), (Some("mod"), "dev1/mod"));

@@ -18,7 +18,7 @@ use crate::credentials::HostPort;
 use crate::emulator::certificates::PemPair;
 use crate::emulator::identity;
 use crate::emulator::listener::{AMQP_PORT, MQTT_PORT};
-use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential, generation};
+use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential};
 
 /// The version of the workload API in a module's environment.
 const WORKLOAD_VERSION: &str = "2021-12-07";
@@ -89,12 +89,13 @@ impl ClientFiles {
     pub(super) fn write(
         &self,
         Device { id, credential }: &Device,
+        generation: &str,
         own: Option<&PemPair>,
     ) -> Result<(), StateDirError> {
         match (credential, &self.served) {
             (DeviceCredential::Keys(keys), Some(served)) => {
                 self.write_strings(served, id, &keys.primary.expose_base64())?;
-                self.write_environment(served, id, &generation(credential))
+                self.write_environment(served, id, generation)
             }
             (DeviceCredential::Certificate(_), _) => {
                 if let Some(pair) = own {
@@ -104,7 +105,7 @@ impl ClientFiles {
                 Ok(())
             }
             // The emulator does not have the device's certificate and key.
-            (DeviceCredential::Thumbprints { .. }, _) | (_, None) => Ok(()),
+            (DeviceCredential::Thumbprints { .. } | DeviceCredential::Authority, _) | (_, None) => Ok(()),
         }
     }
 

@@ -160,7 +160,8 @@ fn devices_that_a_back_end_made_survive_and_those_it_deleted_are_made_anew() {
     let mut state = open(root, &["dev1"], &[]);
     let before = text(root, "devices/dev1.connection-string");
     for (id, credential, enabled) in [("new-1", given, true), ("new-2", thumbprints, false)] {
-        state.register(&Device { id: id.to_owned(), credential }, enabled).expect("kept");
+        let record = IdentityRecord { enabled, ..new_record().expect("random numbers") };
+        state.register(&Device { id: id.to_owned(), credential }, &record).expect("kept");
     }
     state.forget("dev1").expect("forgotten");
     assert!(!root.join("devices/dev1.connection-string").exists());
@@ -169,7 +170,8 @@ fn devices_that_a_back_end_made_survive_and_those_it_deleted_are_made_anew() {
     drop(state);
 
     let state = open(root, &["dev1"], &["new-1"]);
-    let ids: Vec<_> = state.devices().iter().map(|(device, on)| (device.id.as_str(), *on)).collect();
+    let ids: Vec<_> =
+        state.devices().iter().map(|(device, record)| (device.id.as_str(), record.enabled)).collect();
     assert_eq!(ids, [("dev1", true), ("new-1", true), ("new-2", false)], "{}", shown(&state));
     assert_eq!(text(root, "devices/new-1.connection-string"), made);
     assert_ne!(text(root, "devices/dev1.connection-string"), before, "another device under the old name");
@@ -183,7 +185,7 @@ fn no_id_leads_out_of_the_folder_of_modules() {
     let before = text(root, "service.connection-string");
     for id in ["../service", "./service"] {
         let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
-        state.register(&Device { id: id.to_owned(), credential }, true).expect("kept");
+        state.register(&Device { id: id.to_owned(), credential }, &IdentityRecord::default()).expect("kept");
         state.forget(id).expect("forgotten");
     }
     assert_eq!(text(root, "service.connection-string"), before);
@@ -197,12 +199,50 @@ fn a_directory_of_the_version_before_still_opens() {
     let before = text(root, "devices/dev1.connection-string");
     let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
     let fields = secrets.as_object_mut().expect("an object");
-    assert!(fields.remove("registered").is_some());
+    assert!(fields.remove("registered").is_some() && fields.remove("records").is_some());
     let policies = fields["policies"].as_object_mut().expect("an object");
     assert!(policies.remove("registryRead").is_some() && policies.remove("registryReadWrite").is_some());
     fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
     drop(open(root, &["dev1"], &[]));
     assert_eq!(text(root, "devices/dev1.connection-string"), before);
+}
+
+#[test]
+fn a_generation_is_made_once_and_a_device_with_modules_is_an_edge_device() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let recorded = |state: &StateDir, id: &str| {
+        let found = state.devices().iter().find(|(device, _)| device.id == id);
+        found.map(|(_, record)| record.clone()).expect("a device")
+    };
+    let mut state = open(root, &["edge1", "edge1/m", "other"], &[]);
+    let (before, module) = (recorded(&state, "edge1"), recorded(&state, "edge1/m"));
+    assert_eq!((before.generation.len(), before.is_edge, module.is_edge), (18, true, false));
+    assert!(!recorded(&state, "other").is_edge);
+    assert_ne!(before.generation, module.generation);
+    // A back end gives the device other keys, and says that it is no edge device.
+    let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
+    let record = IdentityRecord { is_edge: false, enabled: false, ..before.clone() };
+    state.register(&Device { id: "edge1".to_owned(), credential }, &record).expect("kept");
+    drop(state);
+    // An older file has no records, and keeps the status with the credential.
+    let state = open(root, &["edge1", "edge1/m"], &[]);
+    assert_eq!(recorded(&state, "edge1"), record);
+    drop(state);
+    let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
+    assert!(secrets.as_object_mut().expect("an object").remove("records").is_some());
+    secrets["registered"]["edge1"]["enabled"] = false.into();
+    fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
+    let state = open(root, &["edge1", "edge1/m"], &[]);
+    let given = recorded(&state, "edge1");
+    assert_eq!((given.generation.len(), given.enabled), (18, false));
+    drop(state);
+    assert_eq!(recorded(&open(root, &["edge1"], &[]), "edge1"), given, "what was given is kept");
+    // Made again, it is another identity.
+    let mut state = open(root, &["edge1"], &[]);
+    state.forget("edge1").expect("forgotten");
+    drop(state);
+    assert_ne!(recorded(&open(root, &["edge1"], &[]), "edge1").generation, given.generation);
 }
 
 /// The values of these variables in a shell that has sourced `env`, one per line; `-` if a variable is not set.
@@ -245,7 +285,7 @@ fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_n
     assert_eq!(sourced(&root, &names), expected(moved, "28883"));
     // A back end first changes the device's key, and then deletes the device.
     let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
-    state.register(&Device { id: "d'1$x".to_owned(), credential }, true).expect("kept");
+    state.register(&Device { id: "d'1$x".to_owned(), credential }, &IdentityRecord::default()).expect("kept");
     assert_eq!(sourced(&root, &names)[1], string("devices/d'1$x"));
     state.forget("d'1$x").expect("forgotten");
     assert_eq!(sourced(&root, &names)[1], string("devices/dev2"));
@@ -274,8 +314,8 @@ fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
     assert_eq!(strings().matches(known).count(), 4, "{}", strings());
     assert!(!text(root, SECRETS).contains(known));
     // A back end disables the device, which keeps its keys.
-    let (device, _) = state.devices()[0].clone();
-    state.register(&device, true).expect("kept");
+    let (device, record) = state.devices()[0].clone();
+    state.register(&device, &record).expect("kept");
     assert!(text(root, SECRETS).contains(known) && text(root, SECRETS).contains(other));
     drop(state);
 

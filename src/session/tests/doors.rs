@@ -47,7 +47,7 @@ fn method(call: &Delivery) -> (String, String) {
 fn write_desired(emulator: &Emulator, desired: Value) {
     let Value::Object(desired) = desired else { panic!("an object") };
     let write = TwinWrite::Patch { tags: None, desired: Some(desired) };
-    emulator.hub().with(|hub, _| hub.write_twin("dev1", write, None)).expect("written");
+    emulator.hub().with(|hub, now| hub.write_twin("dev1", write, None, now)).expect("written");
 }
 
 async fn calls_are_answered(settings: impl Fn(&Emulator, &std::path::Path) -> Settings) {

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use c2d_agent::credentials::{SasToken, SharedAccessKey};
-use c2d_agent::emulator::registry::{Device as Registered, DeviceCredential, KeyPair};
+use c2d_agent::emulator::registry::{Device as Registered, DeviceCredential, IdentityRecord, KeyPair};
 use c2d_agent::emulator::{HTTPS_PORT, MQTT_PORT};
 use c2d_agent::tls;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -323,7 +323,9 @@ fn line_03_whatever_is_wrong_with_a_token_is_connack_5() {
     }
     let unknown = "localhost/dev9/?api-version=2021-04-12";
     assert_eq!(answer(&local, "dev9", unknown, &good), NOT_AUTHORIZED, "an unknown device");
-    local.hub.with(|hub, _| hub.enable_device("dev1", false));
+    local.hub.with(|hub, now| {
+        hub.set_record("dev1", IdentityRecord { enabled: false, ..IdentityRecord::default() }, now);
+    });
     assert_eq!(answer(&local, "dev1", USER, &good), NOT_AUTHORIZED, "a disabled device");
 }
 

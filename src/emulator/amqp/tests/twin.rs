@@ -55,7 +55,8 @@ async fn told(
 
 fn write(hub: &SharedHub, desired: serde_json::Value) {
     let desired = desired.as_object().cloned();
-    let written = hub.with(|hub, _| hub.write_twin("dev1", TwinWrite::Patch { tags: None, desired }, None));
+    let written =
+        hub.with(|hub, now| hub.write_twin("dev1", TwinWrite::Patch { tags: None, desired }, None, now));
     written.expect("written");
 }
 

@@ -126,7 +126,7 @@ fn a_message_is_held_back_and_its_time_wakes_the_listeners() {
     assert_ne!(hub.version(), before);
     assert_eq!(next_id(&mut hub, connection, after(5)).as_deref(), Some("m1"));
     // The message was given back and has already waited for its delay.
-    hub.disconnect("dev1", connection);
+    hub.disconnect("dev1", connection, NOW);
     let connection = connect(&mut hub, false);
     assert_eq!(next_id(&mut hub, connection, after(5)).as_deref(), Some("m1"));
 }
@@ -154,7 +154,7 @@ fn the_second_delivery_is_for_the_same_connection_only() {
     send(&mut hub, "m1", DeliveryAck::Full);
     assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m1"));
     assert!(hub.poll("dev1", NOW).is_none(), "whoever polls has no part in it");
-    hub.disconnect("dev1", connection);
+    hub.disconnect("dev1", connection, NOW);
     hub.clear_faults("dev1", None);
     let connection = connect(&mut hub, false);
     assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m1"), "released, and so once more");
@@ -200,7 +200,7 @@ fn nothing_is_queued_for_a_full_or_throttled_device() {
 #[test]
 fn an_early_publish_needs_no_subscription() {
     let mut hub = hub();
-    let connection = hub.connect("dev1", false).expect("a device").connection;
+    let connection = hub.connect("dev1", false, NOW).expect("a device").connection;
     send(&mut hub, "m1", DeliveryAck::None);
     assert_eq!(next_id(&mut hub, connection, NOW), None);
     hub.set_fault("dev1", Fault::EarlyPublish);
