@@ -5,6 +5,10 @@
 #
 # --build-arg FEATURES=gpio makes the small one for a device: no emulator, no c2d-send.
 #
+# The local IoT Hub alone, as an image of its own:
+#
+#   docker build --target emulator --build-arg FEATURES=emulator -t c2d-agent-emulator .
+#
 # Everything runs on the platform that builds, with a cross compiler, and nothing in the image of the target: no emulator
 # of processors is needed. scripts/test-container.sh builds this file and runs the result.
 
@@ -45,6 +49,33 @@ FROM --platform=$BUILDPLATFORM docker.io/library/debian:bookworm-slim AS files
 RUN useradd --uid 10001 --user-group --home-dir /var/lib/c2d-agent --no-create-home --shell /usr/sbin/nologin c2d-agent && \
     mkdir -p /result/etc /result/state/c2d-agent && \
     cp /etc/passwd /etc/group /result/etc/ && chmod 700 /result/state/c2d-agent
+
+# The local IoT Hub. Its options follow the name of the image.
+FROM docker.io/library/debian:bookworm-slim AS emulator
+COPY --from=files /result/etc/ /etc/
+COPY --from=files --chown=10001:10001 /result/state/ /var/lib/
+COPY --from=build /result/c2d-agent /usr/local/bin/c2d-agent
+
+# As in Cargo.toml.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="c2d-agent-emulator" \
+      org.opencontainers.image.description="A local Azure IoT Hub for development and tests" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+
+USER 10001:10001
+# For `docker exec … c2d-agent emulator faults` and the other subcommands, too.
+ENV C2D_EMULATOR_STATE_DIR=/var/lib/c2d-agent
+# Keys, ca.pem and connection strings.
+VOLUME /var/lib/c2d-agent
+EXPOSE 8883 5671 443
+STOPSIGNAL SIGTERM
+# It asks the hub over HTTPS, and leaves nothing in its log.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["c2d-agent", "emulator", "faults"]
+# In a container, loopback is for nobody else. Who can connect is decided by the ports that are published.
+ENTRYPOINT ["c2d-agent", "emulator", "--bind", "0.0.0.0"]
 
 FROM docker.io/library/debian:bookworm-slim
 COPY --from=files /result/etc/ /etc/

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile as it is with podman, and runs what came out: by hand, as compose.yaml says, and as edgeAgent would.
+# Builds the Dockerfile as it is with podman, and runs what came out: by hand, as compose.yaml says, as edgeAgent would, and by
+# Testcontainers as the book says.
 # Needs root, for the base systems and the network of containers. About four minutes at first.
 #
 #   scripts/test-container.sh [PROFILE]    PROFILE of cargo, such as dev, instead of release
@@ -16,7 +17,7 @@ profile=${1:-release}
     say "run this as root: it makes base systems, and networks for containers"
     exit 1
 }
-scripts/setup.sh --demo
+scripts/setup.sh
 require_packages podman:podman runc:runc conmon:conmon netavark:netavark aardvark-dns:aardvark-dns catatonit:catatonit \
     debootstrap:debootstrap docker-compose:docker-compose iptables:iptables jq:jq || exit 1
 
@@ -30,6 +31,8 @@ revision=$(git rev-parse HEAD)
 cat >"$work/containers.conf" <<END
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+# As Docker does: port 443 is for everybody.
+default_sysctls = ["net.ipv4.ip_unprivileged_port_start=0"]
 init_path = "/usr/bin/catatonit"
 [network]
 network_backend = "netavark"
@@ -143,14 +146,17 @@ say "building the image, with cargo's profile $profile and $(rustc --version)"
 cargo fetch --locked --quiet
 started=$SECONDS
 # Nothing from earlier images: podman 4.3 takes labels of other build arguments from there.
-engine build --pull-never --format docker --no-cache --tag c2d-agent --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
-    --volume "$(rustc --print sysroot):/opt/rust:ro" \
-    --volume "${CARGO_HOME:-$HOME/.cargo}/registry:/usr/local/cargo/registry" \
-    --volume "$work/cargo:/build/target" \
-    --build-arg PROFILE="$profile" --build-arg REVISION="$revision" . >"$work/build.log" 2>&1 || {
-    tail -n 30 "$work/build.log"
-    fail "the image does not build"
+build() { # build IMAGE [OPTION]...
+    engine build --pull-never --format docker --no-cache --tag "$1" --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+        --volume "$(rustc --print sysroot):/opt/rust:ro" \
+        --volume "${CARGO_HOME:-$HOME/.cargo}/registry:/usr/local/cargo/registry" \
+        --volume "$work/cargo:/build/target" \
+        --build-arg PROFILE="$profile" --build-arg REVISION="$revision" "${@:2}" . >"$work/build.log" 2>&1 || {
+        tail -n 30 "$work/build.log"
+        fail "the image $1 does not build"
+    }
 }
+build c2d-agent
 ok "built in $((SECONDS - started)) s"
 
 image_says() { engine image inspect --format "$1" c2d-agent; }
@@ -172,6 +178,18 @@ expect "the state directory" '700 10001:10001' \
     "$(engine run --rm --entrypoint stat c2d-agent -c '%a %u:%g' /var/lib/c2d-agent)"
 expect "/var/lib is still root's" '755 0:0' "$(engine run --rm --entrypoint stat c2d-agent -c '%a %u:%g' /var/lib)"
 expect "its user" 'c2d-agent' "$(engine run --rm --entrypoint id c2d-agent -un)"
+
+say "building the emulator's image"
+started=$SECONDS
+build c2d-agent-emulator --target emulator --build-arg FEATURES=emulator
+ok "built in $((SECONDS - started)) s"
+hub_image_says() { engine image inspect --format "$1" c2d-agent-emulator; }
+expect "its user" 10001:10001 "$(hub_image_says '{{.Config.User}}')"
+expect "its entry point" '[c2d-agent emulator --bind 0.0.0.0]' "$(hub_image_says '{{.Config.Entrypoint}}')"
+expect "its ports" 'map[443/tcp:{} 5671/tcp:{} 8883/tcp:{}]' "$(hub_image_says '{{.Config.ExposedPorts}}')"
+expect "its volumes" 'map[/var/lib/c2d-agent:{}]' "$(hub_image_says '{{.Config.Volumes}}')"
+expect "its title" c2d-agent-emulator "$(hub_image_says '{{index .Labels "org.opencontainers.image.title"}}')"
+expect "its revision" "$revision" "$(hub_image_says '{{index .Labels "org.opencontainers.image.revision"}}')"
 
 # --- compose.yaml -------------------------------------------------------------------------------------------------
 
@@ -208,6 +226,11 @@ grep -q Success "$work/send.log" || fail "there is no Success: $(cat "$work/send
 engine exec "$agent" c2d-agent status >"$work/status.log"
 grep -q 'pump on' "$work/status.log" || fail "the pump is not on: $(cat "$work/status.log")"
 ok "a message that compose sends switches the pump, and its feedback is Success"
+expect "the emulator's health" healthy "$(engine inspect --format '{{.State.Health.Status}}' "$emulator")"
+logged "$emulator" 'ready mqtt=0.0.0.0:8883 amqp=0.0.0.0:5671 https=0.0.0.0:443 ' || fail "the emulator's ports are others"
+engine exec "$emulator" c2d-agent emulator faults --device pi-01 duplicate=1 >"$work/faults.log"
+grep -q 'pi-01  duplicate=1' "$work/faults.log" || fail "faults: $(cat "$work/faults.log")"
+ok "a subcommand of the emulator needs no option in its container"
 expect "processes of root in the agent's container" 0 "$(engine exec "$agent" sh -c 'stat -c %u /proc/[0-9]*' | grep -c '^0$' || true)"
 
 engine stop --time 10 "$agent" >/dev/null
@@ -400,4 +423,28 @@ say "a state directory of another user: $(engine logs stranger 2>&1 | grep -m 1 
 expect "its healthcheck" 1 "$(code engine exec stranger c2d-agent healthcheck)"
 engine stop --time 10 stranger >/dev/null
 expect "exit code after stop" 0 "$(engine wait stranger)"
+
+# --- Testcontainers, as the book says ----------------------------------------------------------------------------------
+
+# The blocks of a language, one after the other, or the N-th.
+example() { # example LANGUAGE [N]
+    awk -v "language=\`\`\`$1" -v "wanted=${2:-0}" '
+        /^```/ { on = $0 == language; count += on; next }
+        on && (!wanted || count == wanted)
+    ' docs/src/guides/testcontainers.md
+}
+say "Testcontainers, with the examples of the book"
+# The helper that cleans up after a killed test is another image, which cannot be had everywhere.
+export TESTCONTAINERS_RYUK_DISABLED=true NODE_PATH=$PWD/tests/sdk-node/node_modules
+testcontainers() { # testcontainers WHAT COMMAND...: it publishes 443, 5671 and 8883, so nothing else may listen there
+    DOCKER_HOST=unix://$socket timeout 120 "${@:2}" >"$work/last.log" 2>&1 || fail "$1: $(tail -n 5 "$work/last.log")"
+    ok "$1"
+}
+engine rm --all --force --time 1 >/dev/null
+example python >"$run_dir/example.py"
+testcontainers "the example in Python" .venv/bin/python "$run_dir/example.py"
+example js 1 >"$run_dir/with-hub.js"
+example js 2 >"$run_dir/test.js"
+testcontainers "the example in Node" node "$run_dir/with-hub.js" node "$run_dir/test.js"
+expect "containers that are left" "" "$(engine ps --all --quiet)"
 say "all is well, $SECONDS s"

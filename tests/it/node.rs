@@ -40,6 +40,12 @@ pub(crate) fn printed(lines: &Lines, key: &str) -> Vec<Value> {
     lines.all().iter().map(|line| parse(line)).filter(|line| line.get(key).is_some()).collect()
 }
 
+/// The D2C messages of a device, oldest first.
+pub(crate) fn sent_by(emulator: &Emulator, device: &str) -> Vec<Value> {
+    let seen = run(&mut asking(&emulator.state, &["events", "--device", device, "--json"]));
+    String::from_utf8_lossy(&seen.stdout).lines().map(parse).collect()
+}
+
 /// Sends a message that asks for feedback, and returns the feedback's status.
 fn feedback(emulator: &Emulator, arguments: &[&str]) -> String {
     let sent = run(emulator.sender("dev1").args(["--ack", "full", "--wait=30s", "--json"]).args(arguments));
@@ -127,8 +133,7 @@ fn serves(transport: &str, emulator: &Emulator, device: &Process) {
 fn sends(transport: &str, emulator: &Emulator, device: &Process) -> Vec<Value> {
     assert_eq!(feedback(emulator, &["--data", "end"]), "Success");
     assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
-    let seen = run(&mut asking(&emulator.state, &["events", "--device", "dev1", "--json"]));
-    let events: Vec<Value> = String::from_utf8_lossy(&seen.stdout).lines().map(parse).collect();
+    let events = sent_by(emulator, "dev1");
     assert_eq!(events[0]["body"], format!("from {transport}: grüße"));
     assert_eq!(events[0]["properties"], json!({ "kind": "a=b&c%d" }));
     for (name, value) in [("$.mid", "d2c-1"), ("$.ct", "text/plain"), ("$.ce", "utf-8")] {
@@ -167,4 +172,19 @@ fn the_node_sdks_device_over_amqp_over_a_websocket() {
 fn the_node_sdks_device_over_https() {
     let Some((emulator, device, _dir)) = device("http", true) else { return };
     sends("http", &emulator, &device);
+}
+
+#[test]
+fn the_node_sdks_device_signs_in_with_a_certificate_over_each_transport() {
+    if !has_node("the Node SDK's device signs in with a certificate") {
+        return;
+    }
+    let (emulator, _dir) = emulator(&["--x509-device", "pi-01", "--https-port", "443"]);
+    let mut device = script(&emulator, "certificate.js");
+    device.args([&emulator.mqtt.ip().to_string(), "pi-01"]);
+    device.args(["cert", "key"].map(|part| emulator.state.join(format!("devices/pi-01.{part}.pem"))));
+    let device = Process::spawn(&mut device);
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let bodies: Vec<_> = sent_by(&emulator, "pi-01").iter().map(|event| event["body"].clone()).collect();
+    assert_eq!(bodies, ["mqtt", "mqtt-ws", "amqp", "amqp-ws", "http"]);
 }

@@ -71,13 +71,13 @@ fn the_node_sdks_back_end_over_amqp_over_a_websocket() {
 }
 
 #[test]
-fn the_node_sdks_back_end_keeps_the_registry_and_twins() {
-    if !has_node("the Node SDK's back end keeps the registry and twins") {
+fn the_node_sdks_back_end_keeps_registry_and_twins_and_asks_for_them() {
+    if !has_node("the Node SDK's back end keeps registry and twins and asks for them") {
         return;
     }
     let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     let mut registry = script(&emulator, "registry.js");
-    registry.args(["devices", "modules", "twins"]);
+    registry.args(["devices", "modules", "twins", "query"]);
     let registry = Process::spawn(registry.env("SERVICE_CONNECTION_STRING", owner_string(&emulator)));
     let expected = [
         json!({ "made": "new-1", "keepsKeys": true, "again": "DeviceAlreadyExistsError", "odd": "ArgumentError" }),
@@ -89,6 +89,10 @@ fn the_node_sdks_back_end_keeps_the_registry_and_twins() {
         json!({
             "tags": { "site": "b43" }, "x": { "y": "é" }, "$version": 2,
             "stale": "InvalidEtagError", "missing": "DeviceNotFoundError",
+        }),
+        json!({
+            "pages": [[["q-1", 1], ["q-2", 2], ["q-3", 3]], [["q-4", 4]]], "fields": [{ "id": "q-1", "floor": 1 }],
+            "count": [{ "n": 5 }], "wrong": "ArgumentError",
         }),
     ];
     assert_eq!(told(&registry), expected);
@@ -121,14 +125,15 @@ fn module(emulator: &Emulator, environment: &[(&str, &str)]) {
 }
 
 #[test]
-fn the_node_sdks_module_by_the_environment_of_edge_agent_and_by_its_connection_string() {
+fn the_node_sdks_module_by_the_environment_of_edge_agent_and_over_a_websocket_by_its_connection_string() {
     if !has_node("the Node SDK's module by its environment") {
         return;
     }
     let socket = tempfile::tempdir().expect("a directory");
     let socket = socket.path().join("workload.sock");
     let modules = ["--module", "edge1/mod", "--module", "edge1/sink", "--route", ROUTE, "--workload-socket"];
-    let (emulator, _dir) = emulator(&[&modules[..], &[socket.to_str().expect("UTF-8")]].concat());
+    let rest = [socket.to_str().expect("UTF-8"), "--https-port", "443"];
+    let (emulator, _dir) = emulator(&[&modules[..], &rest].concat());
     let level = ["twin", "patch", "--device", "edge1", "--module", "mod", "--desired", r#"{"level": 7}"#];
     assert_eq!(seen(&run(&mut back_end(&emulator, &level))).2, Some(0));
 
@@ -137,6 +142,7 @@ fn the_node_sdks_module_by_the_environment_of_edge_agent_and_by_its_connection_s
     let environment = read("mod.env");
     module(&emulator, &environment.lines().filter_map(|line| line.split_once('=')).collect::<Vec<_>>());
     let (string, ca) = (read("mod.connection-string"), emulator.ca_file());
-    let ca = ca.to_str().expect("UTF-8");
-    module(&emulator, &[("EdgeHubConnectionString", string.trim()), ("EdgeModuleCACertificateFile", ca)]);
+    let string = ("EdgeHubConnectionString", string.trim());
+    let ca = ("EdgeModuleCACertificateFile", ca.to_str().expect("UTF-8"));
+    module(&emulator, &[string, ca, ("WEBSOCKETS", "1")]);
 }

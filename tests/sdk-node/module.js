@@ -1,15 +1,16 @@
 // A module built on Microsoft's azure-iot-device, which knows its hub from nothing but its environment: IOTEDGE_… as
-// edgeAgent gives it, or EdgeHubConnectionString and EdgeModuleCACertificateFile.
+// edgeAgent gives it, or EdgeHubConnectionString and EdgeModuleCACertificateFile. With WEBSOCKETS it comes over a
+// WebSocket.
 //
 // Prints `ready` when it is connected; then each message to an input as one line of JSON, which it sends on to its
 // output `out` with its body in capitals; answers the method `greet`, and reports `last` in its twin. The method ends it.
 
 'use strict';
 const { Message, ModuleClient } = require('azure-iot-device');
-const { Mqtt } = require('azure-iot-device-mqtt');
+const { Mqtt, MqttWs } = require('azure-iot-device-mqtt');
 
 async function main() {
-  const client = await ModuleClient.fromEnvironment(Mqtt);
+  const client = await ModuleClient.fromEnvironment('WEBSOCKETS' in process.env ? MqttWs : Mqtt);
   await client.open();
   const twin = await client.getTwin();
   client.on('inputMessage', async (input, message) => {

@@ -67,9 +67,29 @@ async function twins() {
   });
 }
 
+async function query() {
+  for (let floor = 0; floor < 5; floor += 1) {
+    await registry.create({ deviceId: `q-${floor}` });
+    await registry.updateTwin(`q-${floor}`, { tags: { floor, wing: 'é' } }, '*');
+  }
+  const twins = registry.createQuery("SELECT * FROM devices WHERE tags.wing = 'é' AND tags.floor > 0", 3);
+  const pages = [];
+  while (twins.hasMoreResults) {
+    const { result } = await twins.nextAsTwin();
+    pages.push(result.map(({ deviceId, tags }) => [deviceId, tags.floor]));
+  }
+  const first = async (text) => (await registry.createQuery(text).next()).result;
+  print({
+    pages,
+    fields: await first("SELECT deviceId AS id, tags.floor FROM devices WHERE deviceId IN ['q-1', 'nobody']"),
+    count: await first('SELECT COUNT() AS n FROM devices WHERE IS_DEFINED(tags.floor)'),
+    wrong: await failure(first('SELECT * FROM')),
+  });
+}
+
 async function main() {
   for (const part of process.argv.slice(2)) {
-    await { devices, modules, twins }[part]();
+    await { devices, modules, twins, query }[part]();
   }
 }
 
