@@ -202,7 +202,7 @@ cp "target/arm/cargo/$target/device/$made" "$folder/c2d-agent"
 binary=$folder/c2d-agent
 size=$(stat -c %s "$binary" | sed ':a; s/\B[0-9]\{3\}\>/,&/; ta')
 if [ "$folder" = target/arm/aarch64/device ]; then
-    say "device image: $size bytes (budget 2,500,000)"
+    say "device image: $size bytes (goal: at most 2,400,000)"
 else
     say "$binary: $size bytes"
 fi

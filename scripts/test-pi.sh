@@ -26,9 +26,9 @@ require_packages qemu-system-aarch64:qemu-system-arm cpio:cpio dpkg-deb:dpkg || 
 
 # built OPTION: the binary of scripts/build-arm.sh with this option, built first if needed.
 built() {
-    local made
+    local made sources=(src tests/pi/panics.rs Cargo.toml Cargo.lock scripts/build-arm.sh scripts/no-unwind-tables.ld)
     made=$(scripts/build-arm.sh aarch64 "$1" --print-path)
-    if [ ! -x "$made" ] || [ -n "$(find src tests/pi/panics.rs Cargo.toml Cargo.lock -newer "$made" -print -quit)" ]; then
+    if [ ! -x "$made" ] || [ -n "$(find "${sources[@]}" -newer "$made" -print -quit)" ]; then
         scripts/build-arm.sh aarch64 "$1" >&2
     fi
     echo "$made"
