@@ -10,6 +10,7 @@ use std::panic::PanicHookInfo;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::logging::Log;
+use super::shown::plain;
 use crate::action;
 
 /// From now on a panic of any thread ends the process: the log says where and why, pins go into their `on_exit` state.
@@ -29,7 +30,8 @@ pub(super) fn install(log: Log) {
 fn last_words(panic: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("without a name");
-    // "panicked at src/agent.rs:7:5:", a new line, the message.
-    let what = panic.to_string().replace('\n', " ");
+    // "panicked at src/agent.rs:7:5:", a new line, the message, which may quote what came over the wire.
+    let what = panic.to_string().replacen('\n', " ", 1);
+    let (name, what) = (plain(name), plain(&what));
     format!("c2d-agent: thread {name} {what} (a defect: the program ends; please report this line)")
 }

@@ -6,6 +6,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -14,6 +15,9 @@ use crate::log::full_pipe;
 
 /// Where the agent finds its configuration, if this process is the one that panics.
 const CONFIG: &str = "TEST_OF_A_PANIC";
+
+/// How soon it must have ended, also on a busy machine.
+const MOST: Duration = Duration::from_secs(5);
 
 const PINS: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n\
     [gpio.pins.pump]\nline = 1\ninitial = \"on\"\n\
@@ -29,7 +33,7 @@ fn the_agent_that_panics() {
     let Some(config) = std::env::var_os(CONFIG) else { return };
     let defective = std::thread::Builder::new().name("defective".to_owned()).spawn(|| {
         std::io::stdin().read_line(&mut String::new()).expect("a line");
-        panic!("a panic on purpose");
+        panic!("a panic on purpose\x1b[31m");
     });
     defective.expect("a thread");
     c2d_agent::cli::run(["c2d-agent".into(), "run".into(), "-c".into(), config]);
@@ -54,8 +58,10 @@ fn agent(dir: &Path) -> Command {
 fn panics(agent: &Process, dir: &Path) {
     let pins = dir.join("pins.json");
     wait_for_file(&pins, AT_START);
+    let told = Instant::now();
     agent.tell("now");
     assert_eq!(agent.wait_exit().signal(), Some(Signal::ABORT.as_raw()));
+    assert!(told.elapsed() < MOST, "the agent took {:?} to end", told.elapsed());
     assert_eq!(std::fs::read_to_string(pins).expect("written"), AT_EXIT);
 }
 
@@ -66,7 +72,7 @@ fn a_panic_leaves_the_pins_as_on_exit_says_and_tells_its_place_and_message() {
     panics(&agent, dir.path());
     let last_words = "c2d-agent: thread defective panicked at tests/it/panics.rs:";
     let told = agent.stderr.wait_for(last_words);
-    assert!(told.contains(": a panic on purpose (a defect: the program ends"), "{told}");
+    assert!(told.contains(": a panic on purpose\\u{1b}[31m (a defect: the program ends"), "{told}");
     assert_eq!(agent.stderr.count("could not leave the pins"), 0);
 }
 
