@@ -57,7 +57,8 @@ impl Rules {
 
     /// The first rule whose conditions all hold. `None` if no rule matches the message.
     ///
-    /// A JSON body is parsed at most once, and only if a condition looks into it.
+    /// A JSON body is parsed at most once, and not at all if no rule is found by a body field and no condition of a
+    /// rule that was found comes to one.
     pub fn match_message(&self, message: &C2dMessage) -> Option<&Rule> {
         let values = Values::of(message, &self.fields);
         let candidates = self.index.candidates(&self.rules, &values).into_iter();

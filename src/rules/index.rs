@@ -97,7 +97,8 @@ fn how_many_share(rules: &[Rule]) -> HashMap<(&Subject, &str), usize> {
 }
 
 /// The condition by which a rule is found: the one that requires a text which the fewest rules require. Where many
-/// rules have `action = "set"` and each has another `pin`, this is the pin.
+/// rules have `action = "set"` and each has another `pin`, this is the pin. Of two equal ones it is the property,
+/// because for a body field the body of each message must be parsed.
 fn condition_to_find_by<'r>(
     rule: &'r Rule,
     shared: &HashMap<(&Subject, &str), usize>,
@@ -107,7 +108,7 @@ fn condition_to_find_by<'r>(
         each.flatten().copied().max()
     };
     let all = rule.conditions.iter().enumerate().filter(|(_, condition)| !condition.test.texts().is_empty());
-    all.min_by_key(|(_, condition)| most_shared(condition))
+    all.min_by_key(|(_, condition)| (most_shared(condition), matches!(condition.subject, Subject::Body(_))))
 }
 
 /// There are far fewer rules, conditions and texts than this, because a configuration has a limited size.
@@ -151,6 +152,23 @@ mod tests {
         assert_eq!(candidates((0..1000).map(each).collect(), "action=set&pin=617"), [617]);
         let each = |pin: u32| vec![equals("pin", &pin.to_string()), equals("action", "set")];
         assert_eq!(candidates((0..1000).map(each).collect(), "action=set&pin=1000"), [0_u32; 0]);
+    }
+
+    #[test]
+    fn a_property_is_preferred_to_a_body_field_so_that_the_body_need_not_be_parsed() {
+        let found_by = |conditions: Vec<Condition>| {
+            let rules = rules(vec![conditions]);
+            let entry = rules.index.groups[0][0];
+            entry.condition(&rules.rules).expect("a condition").subject.to_string()
+        };
+        assert_eq!(found_by(vec![equals("body.zone", "7"), equals("pin", "7")]), "pin");
+        assert_eq!(found_by(vec![equals("pin", "7"), equals("body.zone", "7")]), "pin");
+        // A rarer text still counts for more.
+        let rules = rules(
+            (0..2).map(|zone| vec![equals("a", "b"), equals("body.zone", &zone.to_string())]).collect(),
+        );
+        assert_eq!(rules.index.groups.len(), 1);
+        assert_eq!(rules.index.groups[0][0].condition, 1);
     }
 
     #[test]
