@@ -37,11 +37,7 @@ impl<'t> SplitText<'t> {
     /// What only looks like such a line, as in a text of several lines, leaves a part before it that is not valid.
     pub(super) fn of(source: &'t SourceFile) -> Option<Self> {
         let text = &source.text;
-        let begins_line = |at: &usize| {
-            let line = text[..*at].rfind('\n').map_or(0, |end| end + 1);
-            text[line..*at].trim().is_empty()
-        };
-        let starts: Vec<usize> = text.match_indices(HEADER).map(|(at, _)| at).filter(begins_line).collect();
+        let starts = starts(text, |c| c == ' ' || c == '\t');
         let ends = starts.iter().copied().skip(1).chain([text.len()]);
         let ranges = starts.iter().zip(ends).map(|(start, end)| *start..end);
         let rules: Vec<_> = ranges.map(|range| RuleText { source, range }).collect();
@@ -49,6 +45,16 @@ impl<'t> SplitText<'t> {
         let is_sound = !head.contains_key(RULES) && rules.iter().all(|rule| rule.tables().is_some());
         is_sound.then_some(Self { head, rules })
     }
+}
+
+/// Where a line begins with a header. Only the blanks before each header are looked at, because one line may have as
+/// many headers as the file has room for.
+fn starts(text: &str, is_blank: impl Fn(char) -> bool) -> Vec<usize> {
+    let begins_line = |at: &usize| {
+        let before = text[..*at].trim_end_matches(&is_blank);
+        before.is_empty() || before.ends_with('\n')
+    };
+    text.match_indices(HEADER).map(|(at, _)| at).filter(begins_line).collect()
 }
 
 impl<'t> RuleText<'t> {
@@ -101,6 +107,18 @@ mod tests {
             assert_eq!(format!("{parts:?}"), format!("{:?}", in_whole.collect::<Vec<_>>()), "{text}");
             assert_eq!((format!("{:?}", split.head), parts.len()), (format!("{whole:?}"), rules), "{text}");
         }
+    }
+
+    #[test]
+    fn a_line_of_many_headers_is_not_searched_again_for_each_of_them() {
+        let text = format!("# {}\n \t[[rule]]\n", "[[rule]] ".repeat(100_000));
+        let looks = std::cell::Cell::new(0);
+        let is_blank = |c| {
+            looks.set(looks.get() + 1);
+            c == ' ' || c == '\t'
+        };
+        assert_eq!(starts(&text, is_blank), [text.len() - "[[rule]]\n".len()]);
+        assert!(looks.get() < text.len(), "{} looks in {} bytes", looks.get(), text.len());
     }
 
     #[test]
