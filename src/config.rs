@@ -51,6 +51,7 @@ mod twin_rules;
 mod with_twin;
 
 pub use identities::Identities;
+pub(crate) use inbox::RECORD_BYTES;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use rule::TwinRule;

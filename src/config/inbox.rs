@@ -68,8 +68,8 @@ pub(super) const MAX_REPORTS: Key<Whole> = Key {
     absent: Absent::Means("1000"),
     about: "outcome reports that wait for the hub; the oldest are dropped first",
 };
-/// What a record counts at the very least: see `inbox`.
-const RECORD_BYTES: u64 = 512;
+/// What a record counts towards `max_size` at the very least, because the index keeps about 200 bytes of memory for it.
+pub(crate) const RECORD_BYTES: u64 = 512;
 /// The longest path of a Unix socket that the kernel accepts.
 const MAX_SOCKET_BYTES: usize = 107;
 

@@ -11,10 +11,8 @@ use super::codec::{Facts, NO_SEQUENCE};
 use super::frame::{self, Place};
 use super::key::Digest;
 use super::record::{Settled, State};
+use crate::config::RECORD_BYTES;
 use crate::message::Sequence;
-
-/// What a record counts towards `max_size` at least: because the index keeps about 200 bytes of memory for it.
-const LEAST_SIZE: u32 = 512;
 
 /// What is kept in memory of one record.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +77,7 @@ impl LedgerEntry {
 
     /// What it counts towards `max_size`.
     pub(super) fn size(&self) -> u64 {
-        self.frames().max(LEAST_SIZE.into())
+        self.frames().max(RECORD_BYTES)
     }
 }
 
