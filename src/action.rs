@@ -222,7 +222,8 @@ impl Actions {
 }
 
 /// For the hook of a panic: puts the pins of this process into their `on_exit` state, although the thread that panics may
-/// hold any lock. No pin changes any more after that. A pin that fails is logged.
+/// hold any lock. No pin changes any more after that. A pin that fails is logged. Takes at most half a second, also if a
+/// pin hangs. If driving a pin panics once more, the hook calls this again, and it goes on with the other pins.
 pub fn leave_pins_in_panic() {
     gpio::leave_in_panic();
 }

@@ -35,7 +35,7 @@ use bank::{Bank, WaveShape};
 pub use error::GpioError;
 pub(super) use guard::leave_in_panic;
 use guard::{PinGuard, SharedPins};
-use outputs::Outputs;
+use outputs::{ExitStates, Outputs};
 pub use survey::{LineUse, Survey, survey};
 
 /// The name under which the kernel lists the holder of the lines.

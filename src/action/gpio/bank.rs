@@ -11,7 +11,7 @@ use std::time::Duration;
 use humantime::format_duration;
 use tokio::time::Instant;
 
-use super::{GpioError, Outputs, PinBackend, far};
+use super::{ExitStates, GpioError, Outputs, PinBackend, far};
 use crate::config::{GpioSettings, OnExit, PinSettings};
 use crate::rules::PinState;
 
@@ -107,14 +107,25 @@ impl Bank {
         &self.outputs
     }
 
-    /// Called after each change, so that a panic at any time leaves the pins as `on_exit` says.
+    /// Called whenever a pin has another state at the exit, so that a panic at any time leaves the pins as `on_exit`
+    /// says.
     fn note_exits(&self) {
-        let at_exit = self.pins.iter().filter_map(|(name, pin)| Some((name.clone(), pin.on_exit()?)));
-        self.outputs.note_exits(at_exit.collect());
+        let states =
+            self.pins.iter().filter_map(|(name, pin)| Some((name.clone(), pin.on_exit()?))).collect();
+        self.outputs.note_exits(ExitStates { states, interlocks: self.settings.interlocks.clone() });
     }
 
     /// Puts a pin into a state. Off is always allowed. On is refused while an interlocked pin is on.
     pub(super) fn set(&mut self, name: &str, state: PinState) -> Result<(), GpioError> {
+        self.put(name, state, false)
+    }
+
+    /// Turns a pin on for a while. The caller must turn it off again.
+    fn light(&mut self, name: &str) -> Result<(), GpioError> {
+        self.put(name, PinState::On, true)
+    }
+
+    fn put(&mut self, name: &str, state: PinState, lit: bool) -> Result<(), GpioError> {
         let pin = self.pins.get(name).ok_or_else(|| GpioError::UnknownPin { pin: name.to_owned() })?;
         let has_max_on = pin.settings.max_on.is_some();
         if state == PinState::On
@@ -123,21 +134,15 @@ impl Bank {
             return Err(GpioError::Interlocked { pin: name.to_owned(), other });
         }
         self.outputs.drive(name, state)?;
-        if let Some(pin) = self.pins.get_mut(name) {
-            pin.remember(state, Duration::ZERO);
-        }
         self.switched |= has_max_on;
-        self.note_exits();
-        Ok(())
-    }
-
-    /// Turns a pin on for a while. The caller must turn it off again.
-    fn light(&mut self, name: &str) -> Result<(), GpioError> {
-        self.set(name, PinState::On)?;
         if let Some(pin) = self.pins.get_mut(name) {
-            pin.lit = true;
+            let before = pin.on_exit();
+            pin.remember(state, Duration::ZERO);
+            pin.lit = lit;
+            if pin.on_exit() != before {
+                self.note_exits();
+            }
         }
-        self.note_exits();
         Ok(())
     }
 

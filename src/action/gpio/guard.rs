@@ -7,6 +7,7 @@
 //! may. The thread does not feed the watchdog, so an agent that hangs is still restarted.
 
 use std::io;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -22,6 +23,8 @@ const STACK: usize = 256 * 1024;
 /// How long a panic waits for the bank: much longer than any change of a pin takes.
 const PANIC_PATIENCE: Duration = Duration::from_millis(100);
 const PANIC_PAUSE: Duration = Duration::from_millis(1);
+/// How long a panic waits for all pins, also where driving one of them hangs.
+const PANIC_LIMIT: Duration = Duration::from_millis(500);
 
 /// The pins of this process, for the hook of a panic, which is one for the process.
 static OF_THIS_PROCESS: Mutex<Weak<SharedPins>> = Mutex::new(Weak::new());
@@ -115,7 +118,25 @@ impl SharedPins {
     }
 
     /// As [`leave_in_panic`].
-    pub(super) fn leave_in_panic(&self) {
+    ///
+    /// It has a thread of its own: if driving a pin panics there, too, that thread comes here again and goes on with
+    /// the next pin, and this one still comes back.
+    pub(super) fn leave_in_panic(self: &Arc<Self>) {
+        let (done, left) = sync_channel(1);
+        let own = Arc::clone(self);
+        let thread = thread::Builder::new().name("leave-pins".to_owned()).stack_size(STACK);
+        let spawned = thread.spawn(move || {
+            own.leave_on_this_thread();
+            done.send(()).unwrap_or_default(); // nobody listens any more after PANIC_LIMIT
+        });
+        match spawned {
+            Err(_) => self.leave_on_this_thread(),
+            Ok(_) if left.recv_timeout(PANIC_LIMIT).is_ok() => {}
+            Ok(_) => tracing::error!("could not leave the pins as on_exit says within {PANIC_LIMIT:?}"),
+        }
+    }
+
+    fn leave_on_this_thread(&self) {
         let end = std::time::Instant::now() + PANIC_PATIENCE;
         let mut held = self.held.try_lock();
         // Another thread gives it back soon; this one does not.

@@ -4,34 +4,48 @@
 //! state, threads, times.
 //!
 //! The lock is not that of the bank, because the thread that panics may hold the bank. Only a claim or a release of a
-//! pin keeps others out. So a thread that panics while it drives a pin can still drive all pins.
+//! pin, or another state at the exit, keeps others out. So a thread that panics while it drives a pin can still drive
+//! all pins.
 
 use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use super::{GpioError, PinBackend};
 use crate::rules::PinState;
 
-pub(super) struct Outputs(RwLock<Claimed>);
+pub(super) struct Outputs {
+    claimed: RwLock<Claimed>,
+    /// The pins that a panic has begun to drive, and whether it has done so. Held for one look or one change.
+    left: Mutex<BTreeMap<String, bool>>,
+}
 
 struct Claimed {
     backend: Box<dyn PinBackend>,
-    /// The pins that do not keep their state at the end of the process.
-    at_exit: BTreeMap<String, PinState>,
+    at_exit: ExitStates,
+}
+
+/// What happens to the pins at the end of the process.
+#[derive(Default)]
+pub(super) struct ExitStates {
+    /// The pins that do not keep their state.
+    pub(super) states: BTreeMap<String, PinState>,
+    /// Groups of pins that are never on together.
+    pub(super) interlocks: Vec<Vec<String>>,
 }
 
 impl Outputs {
     pub(super) fn new(backend: Box<dyn PinBackend>) -> Self {
-        Self(RwLock::new(Claimed { backend, at_exit: BTreeMap::new() }))
+        let claimed = RwLock::new(Claimed { backend, at_exit: ExitStates::default() });
+        Self { claimed, left: Mutex::default() }
     }
 
     /// Drives a claimed pin.
     pub(super) fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).backend.drive(pin, state)
+        self.claimed.read().unwrap_or_else(PoisonError::into_inner).backend.drive(pin, state)
     }
 
     /// Says into which state each pin goes if the process ends now.
-    pub(super) fn note_exits(&self, at_exit: BTreeMap<String, PinState>) {
+    pub(super) fn note_exits(&self, at_exit: ExitStates) {
         self.change(|claimed| claimed.at_exit = at_exit);
     }
 
@@ -46,15 +60,16 @@ impl Outputs {
     }
 
     fn change<T>(&self, make: impl FnOnce(&mut Claimed) -> T) -> T {
-        make(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+        make(&mut self.claimed.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Drives every pin into its state at the end of the process. Waits for no lock.
+    /// Drives every pin into its state at the end of the process, the pins that go off first. Waits for no pin. If it
+    /// is called again, because driving one pin has panicked, it goes on with the next pin.
     ///
     /// # Errors
     /// One sentence that names each pin that could not be changed.
     pub(super) fn leave_in_panic(&self) -> Result<(), GpioError> {
-        let claimed = match self.0.try_read() {
+        let claimed = match self.claimed.try_read() {
             Ok(claimed) => claimed,
             Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
             Err(TryLockError::WouldBlock) => {
@@ -64,15 +79,37 @@ impl Outputs {
             }
         };
         let mut problems = Vec::new();
-        for state in [PinState::Off, PinState::On] {
-            // If a pin cannot be turned off, none is turned on, because the two may be interlocked.
-            if !problems.is_empty() {
-                break;
+        for wanted in [PinState::Off, PinState::On] {
+            for (pin, state) in claimed.at_exit.states.iter().filter(|(_, state)| **state == wanted) {
+                if self.left().contains_key(pin) {
+                    continue;
+                }
+                let barred =
+                    claimed.at_exit.partners(pin).find(|other| self.left().get(*other) == Some(&false));
+                if let (PinState::On, Some(other)) = (wanted, barred) {
+                    let error = GpioError::Interlocked { pin: pin.clone(), other: other.clone() };
+                    problems.push(error.to_string());
+                    continue;
+                }
+                self.left().insert(pin.clone(), false);
+                match claimed.backend.drive(pin, *state) {
+                    Ok(()) => drop(self.left().insert(pin.clone(), true)),
+                    Err(error) => problems.push(error.to_string()),
+                }
             }
-            let pins = claimed.at_exit.iter().filter(|(_, at_exit)| **at_exit == state);
-            let failed = pins.filter_map(|(pin, state)| claimed.backend.drive(pin, *state).err());
-            problems.extend(failed.map(|error| error.to_string()));
         }
         if problems.is_empty() { Ok(()) } else { Err(GpioError::OnExit { problems: problems.join("; ") }) }
+    }
+
+    fn left(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ExitStates {
+    /// The other pins of the pin's groups.
+    fn partners(&self, pin: &str) -> impl Iterator<Item = &String> {
+        let groups = self.interlocks.iter().filter(move |group| group.iter().any(|one| one == pin));
+        groups.flatten().filter(move |other| *other != pin)
     }
 }

@@ -25,8 +25,8 @@ impl Bank {
         for (name, pin) in &settings.pins {
             self.add(name, pin);
         }
-        self.note_exits();
         self.settings = settings.clone();
+        self.note_exits();
         self.switched = true;
     }
 
@@ -64,8 +64,8 @@ impl Bank {
                 self.disconnected.remove(name);
             }
         }
-        self.note_exits();
         self.settings = settings.clone();
+        self.note_exits();
         self.switched = true;
         Ok(())
     }
@@ -111,6 +111,7 @@ impl Bank {
         let set = on_exit.map_or(Ok(()), |state| self.set(name, state));
         self.pins.remove(name);
         self.disconnected.remove(name);
+        self.note_exits();
         self.outputs.claim(|backend| claim::release(backend, name, set));
     }
 }

@@ -1,6 +1,6 @@
 //! The guard in real time: due changes happen even if the runtime is blocked; and what a panic leaves behind.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{OnceLock, Weak};
 use std::thread;
 
@@ -179,9 +179,10 @@ async fn a_panic_of_the_thread_that_holds_the_pins_leaves_all_of_them_as_on_exit
         pins.change(name, PinChange::Set(ON), &limit).await.unwrap();
     }
     has_left.recv_timeout(Duration::from_secs(10)).unwrap();
-    let changes: Vec<_> =
-        defect.changes.lock().unwrap().iter().map(|(_, pin, state)| (pin.clone(), *state)).collect();
-    assert_eq!(changes[2..], [("pump".to_owned(), OFF), ("lamp".to_owned(), OFF), ("pump".to_owned(), OFF)]);
+    assert_eq!(
+        without_times(&defect.changes)[2..],
+        [("pump".to_owned(), OFF), ("lamp".to_owned(), OFF), ("pump".to_owned(), OFF)]
+    );
     pins.close().await.unwrap();
 }
 
@@ -205,8 +206,10 @@ async fn a_panic_turns_pins_off_before_others_go_on_keeps_no_pulse_and_lets_no_p
     let _under_way = begun.unwrap();
     changes.lock().unwrap().clear();
     pins.shared.leave_in_panic();
-    let left: Vec<_> = changes.lock().unwrap().iter().map(|(_, pin, state)| (pin.clone(), *state)).collect();
-    assert_eq!(left, [("blinks".to_owned(), OFF), ("pump".to_owned(), OFF), ("goes_on".to_owned(), ON)]);
+    assert_eq!(
+        without_times(&changes),
+        [("blinks".to_owned(), OFF), ("pump".to_owned(), OFF), ("goes_on".to_owned(), ON)]
+    );
     let shared = Arc::clone(&pins.shared);
     let (done, other) = sync_channel(1);
     thread::spawn(move || done.send(shared.change(|bank| bank.set("pump", ON))));
@@ -215,14 +218,120 @@ async fn a_panic_turns_pins_off_before_others_go_on_keeps_no_pulse_and_lets_no_p
     std::mem::forget(pins);
 }
 
+/// Two pins that go on at the exit. One of them is interlocked with `pump`, which goes off.
+fn interlocked_with_pump() -> GpioSettings {
+    let mut settings = settings(&[
+        ("lamp", pin(None, OnExit::Set(ON))),
+        ("pump", pin(None, OnExit::Set(OFF))),
+        ("valve", pin(None, OnExit::Set(ON))),
+        ("zone", pin(None, OnExit::Set(OFF))),
+    ]);
+    settings.interlocks = vec![vec!["pump".to_owned(), "valve".to_owned()]];
+    settings
+}
+
+fn without_times(changes: &Changes) -> Vec<(String, PinState)> {
+    changes.lock().unwrap().iter().map(|(_, pin, state)| (pin.clone(), *state)).collect()
+}
+
 #[tokio::test]
-async fn a_pin_that_a_panic_cannot_turn_off_keeps_others_from_going_on() {
-    let settings =
-        settings(&[("goes_on", pin(None, OnExit::Set(ON))), ("pump", pin(None, OnExit::Set(OFF)))]);
-    let (pins, changes) = recorded_with(&settings, Some("pump"));
+async fn a_pin_that_a_panic_cannot_turn_off_keeps_only_its_interlocked_pins_off() {
+    let (pins, changes) = recorded_with(&interlocked_with_pump(), Some("pump"));
     pins.shared.leave_in_panic();
-    assert_eq!(changes.lock().unwrap().len(), 0);
+    assert_eq!(without_times(&changes), [("zone".to_owned(), OFF), ("lamp".to_owned(), ON)]);
     std::mem::forget(pins);
+}
+
+/// Does what the hook of a panic does whenever `pump` is to go off, and ends there, as that hook does.
+struct DefectivePump {
+    changes: Changes,
+    pins: OnceLock<Weak<SharedPins>>,
+}
+
+impl PinBackend for Arc<DefectivePump> {
+    fn look_up(&self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn claim(&mut self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &str) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
+        if pin == "pump" {
+            self.pins.get().unwrap().upgrade().unwrap().leave_in_panic();
+            loop {
+                thread::park();
+            }
+        }
+        self.changes.lock().unwrap().push((0, pin.to_owned(), state));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_pin_that_panics_once_more_holds_up_neither_the_other_pins_nor_the_end() {
+    let defect = Arc::new(DefectivePump { changes: Changes::default(), pins: OnceLock::new() });
+    let settings = interlocked_with_pump();
+    let shared =
+        Arc::new(SharedPins::new(Bank::new(Box::new(Arc::clone(&defect)), &settings, &BTreeMap::new())));
+    defect.pins.set(Arc::downgrade(&shared)).unwrap();
+    let (done, left) = sync_channel(1);
+    let own = Arc::clone(&shared);
+    thread::spawn(move || {
+        own.leave_in_panic();
+        done.send(()).unwrap();
+    });
+    left.recv_timeout(Duration::from_secs(5)).expect("the last words can be written");
+    assert_eq!(without_times(&defect.changes), [("zone".to_owned(), OFF), ("lamp".to_owned(), ON)]);
+    std::mem::forget(shared);
+}
+
+/// Turning `slow` on ends when the test says so.
+struct Slow {
+    begun: SyncSender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl PinBackend for Slow {
+    fn look_up(&self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn claim(&mut self, _: &str, _: &PinSettings) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &str) -> Result<(), GpioError> {
+        Ok(())
+    }
+
+    fn drive(&self, pin: &str, _: PinState) -> Result<(), GpioError> {
+        if pin == "slow" {
+            self.begun.send(()).unwrap();
+            self.go_on.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_change_without_a_pulse_locks_no_other_pin_out() {
+    let ((begin, begun), (tell, go_on)) = (sync_channel(1), sync_channel(1));
+    let slow = Slow { begun: begin, go_on: Mutex::new(go_on) };
+    let settings = settings(&[("pump", pin(None, OnExit::Keep)), ("slow", pin(None, OnExit::Keep))]);
+    let mut bank = Bank::new(Box::new(slow), &settings, &BTreeMap::new());
+    let outputs = Arc::clone(bank.outputs());
+    thread::spawn(move || outputs.drive("slow", ON));
+    begun.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (done, changed) = sync_channel(1);
+    thread::spawn(move || done.send(bank.set("pump", ON).is_ok()));
+    assert!(changed.recv_timeout(Duration::from_secs(5)).expect("a change that waits for nothing"));
+    tell.send(()).unwrap();
 }
 
 #[tokio::test]
