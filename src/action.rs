@@ -17,6 +17,7 @@ mod exec;
 mod gpio;
 mod group;
 mod limit;
+mod notes;
 #[cfg(test)]
 mod tests;
 

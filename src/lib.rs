@@ -20,6 +20,7 @@
 //! | | [`tls`] | one TLS configuration, PEM files, TLS failures in words |
 //! | | `workload` | a module's tokens and roots, from the workload API of its IoT Edge device |
 //! | | `websocket` | the way to the hub over a WebSocket and through a proxy; a WebSocket as a stream of bytes |
+//! | | `processes` | what the kernel says of a process by its number |
 //! | | `amqp_frames` | the guard of every AMQP connection: what the AMQP crate may decode |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
@@ -74,6 +75,7 @@ mod inbox;
 pub mod message;
 mod metrics;
 pub mod outcome;
+mod processes;
 pub mod rules;
 #[cfg(feature = "full")]
 pub mod service;

@@ -1,44 +1,47 @@
 //! The notes of running children: a killed agent leaves programs behind, and the next agent ends them.
 //!
-//! Owns: the file of notes, and whether a noted group is still the same one. Must not know: messages, where an inbox
-//! is stored.
+//! Owns: which child has which line, the thread that writes the lines, and the end of an earlier agent's programs. Must
+//! not know: messages, where an inbox is stored, what a line looks like.
 //!
-//! The file has one line of fixed size for each child that can run at once. A line is written right after the start of
-//! its child, and emptied after the end of its group. No write is synced, because the notes must outlive the agent, and
-//! not the kernel: after a boot they count for nothing.
-//!
-//! A process id alone does not say which process it is, because the kernel uses its number again. But the kernel does
-//! not do so while the number is still the id of a group. So a noted group is the same one in two cases. Its leader
-//! exists, and began when the note says. Or no process has that number any more, and the group still has processes of
-//! the session that the noted agent was in. If the leader began at another time, then the noted group had ended before.
+//! A line is given to the thread right after the start of its child, and emptied after the end of its group. The thread
+//! waits for the disk, so that the agent's loop does not.
 //!
 //! A child that was started is not noted yet for some microseconds, on a busy machine for milliseconds. If the agent is
-//! killed just then, that child stays unknown. The kernel could end a child together with its parent (`PR_SET_PDEATHSIG`), but only the child itself and
-//! not its group, and this would need code of ours between fork and exec.
+//! killed just then, that child stays unknown. The kernel could end a child together with its parent
+//! (`PR_SET_PDEATHSIG`), but only the child itself and not its group, and this would need code of ours between fork and
+//! exec.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use rustix::fs::OFlags;
-use rustix::process::{Pid, getpgrp};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::group::{GRACE, Group, Process, runs_in_group};
+use super::group::{GRACE, Group};
+use super::notes::{EarlierNotes, LINE, LeftGroup, MOST, first_line, line};
+use crate::processes::{PROC, Process};
 use crate::trust;
 
-/// As many children as `[actions] max_children` allows.
-const MOST: usize = 64;
-/// The size of a line. A page has a whole number of lines, so that no kill can leave half of one.
-const LINE: usize = 128;
+/// The lines that wait for the disk: a beginning and an end of each child.
+const WAITING: usize = 2 * MOST;
+/// How long an agent may take to end after it has given up its inbox.
+const LAST_ACTS: Duration = Duration::from_secs(2);
+
+/// The number of a child's line, and the line.
+type NumberedLine = (usize, [u8; LINE]);
 
 /// The notes of this agent.
 #[derive(Debug)]
 pub(crate) struct Children {
-    file: File,
+    /// To the thread, which writes the lines in this order.
+    lines: SyncSender<NumberedLine>,
     used: Mutex<[bool; MOST]>,
 }
 
@@ -49,63 +52,121 @@ pub(super) struct ChildNote<'a> {
     slot: usize,
 }
 
-/// Ends what an earlier agent with these notes left running, and begins new notes. None if there can be none.
+/// Ends what an earlier agent with these notes left running, and begins new notes. None if there can be none. `find`
+/// says where the notes are; it may wait for the disk.
 ///
-/// The caller must have the claim to the inbox that the notes belong to, so that the earlier agent has ended.
+/// The caller must have the claim to the inbox that the notes belong to, so that the earlier agent has ended. On a disk
+/// without locks the claim does not say so. There an agent that still runs keeps its notes and its programs.
 ///
 /// # Cancel safety
 ///
-/// If it is dropped, the groups that it has begun to end are killed, and the earlier notes stay.
-pub(crate) async fn take_over(path: PathBuf) -> Option<Children> {
-    let left = read(&path).unwrap_or_else(|error| {
+/// If it is dropped, the groups that it has begun to end are killed. The earlier notes stay, unless all groups had
+/// ended.
+pub(crate) async fn take_over(find: impl FnOnce() -> PathBuf + Send + 'static) -> Option<Children> {
+    let find_and_read = move || {
+        let path = find();
+        let notes = EarlierNotes::read(&path);
+        (path, notes)
+    };
+    // Nothing cancels this but the end of the runtime.
+    let (path, notes) = spawn_blocking(find_and_read).await.ok()?;
+    let notes = notes.unwrap_or_else(|error| {
         tracing::warn!(
             "{} cannot be used ({}), so programs that an earlier agent left running may go on: look for them with ps",
             path.display(),
             trust::in_words(&error)
         );
-        Vec::new()
+        EarlierNotes::default()
     });
-    join_all(left.into_iter().filter(LeftGroup::runs).map(LeftGroup::end)).await;
-    Children::begin(&path)
-        .inspect_err(|error| {
-            tracing::warn!(
-                "{} cannot be written ({}), so programs of this agent would go on after a crash of it",
-                path.display(),
-                trust::in_words(error)
-            );
-        })
-        .ok()
+    if let Some(writer) = notes.writer
+        && writer.runs_until(Instant::now() + LAST_ACTS).await
+    {
+        tracing::warn!(
+            "{} is in use by process {}, so no program is ended, and programs of this agent would go on after a crash of \
+             it: end that process first, or give this agent a device and an [inbox] path of its own",
+            path.display(),
+            writer.id.as_raw_pid()
+        );
+        return None;
+    }
+    join_all(notes.groups.into_iter().filter(LeftGroup::runs).map(end)).await;
+    spawn_blocking(move || begin(&path)).await.ok()?
+}
+
+async fn end(left: LeftGroup) {
+    let (rule, group) = (&left.rule, left.id.as_raw_pid());
+    tracing::warn!(rule, group, "ending programs that an earlier agent left running");
+    Group::of(left.id).end(Instant::now() + GRACE).await;
+    if left.runs() {
+        tracing::error!(rule, group, "programs that an earlier agent left running did not end");
+    }
+}
+
+fn begin(path: &Path) -> Option<Children> {
+    let begun = Children::begin(path).inspect_err(|error| {
+        tracing::warn!(
+            "{} cannot be written ({}), so programs of this agent would go on after a crash of it",
+            path.display(),
+            trust::in_words(error)
+        );
+    });
+    begun.ok()
 }
 
 impl Children {
     fn begin(path: &Path) -> io::Result<Self> {
-        let session = Process::read(Path::new("/proc/self")).map_or(0, |own| own.session);
-        let mut content = line(&format!("{} {session}", place()?)).to_vec();
+        let mut content = first_line()?.to_vec();
         content.extend(line("").repeat(MOST));
         let mut file = trust::create_anew(path, 0o600)?;
         file.write_all(&content)?;
-        Ok(Self { file, used: Mutex::new([false; MOST]) })
+        let (children, lines) = Self::new();
+        thread::Builder::new().name("children".to_owned()).spawn(move || write_out(&file, &lines))?;
+        Ok(children)
     }
 
-    /// Notes a child that leads its own group and has not been waited for. `rule`: whose program it is.
+    fn new() -> (Self, Receiver<NumberedLine>) {
+        let (lines, to_write) = sync_channel(WAITING);
+        (Self { lines, used: Mutex::new([false; MOST]) }, to_write)
+    }
+
+    /// Notes a child that leads its own group and has not been waited for. `rule`: whose program it is. If there can be
+    /// no note, the log says so. Waits for no disk.
     pub(super) fn note(&self, child: u32, rule: &str) -> Option<ChildNote<'_>> {
-        let leader = Process::of(child)?;
-        let slot = {
-            let mut used = self.used();
-            let free = used.iter().position(|used| !used)?;
-            used[free] = true;
-            free
-        };
-        let note = ChildNote { children: self, slot };
-        self.write(slot, &format!("{child} {} {rule}", leader.started));
-        Some(note)
+        let noted = self.try_note(child, rule).inspect_err(|why| {
+            tracing::warn!(
+                rule,
+                child,
+                "this program is not noted, so it would go on after a crash of the agent: {why}"
+            );
+        });
+        noted.ok()
     }
 
-    fn write(&self, slot: usize, text: &str) {
-        let at = LINE * (slot + 1);
-        if let Err(error) = self.file.write_all_at(&line(text), at as u64) {
-            tracing::warn!(%error, "could not note which programs run");
+    /// As [`Children::note`]. The error is a clause with the remedy.
+    fn try_note(&self, child: u32, rule: &str) -> Result<ChildNote<'_>, String> {
+        let leader = Process::of(Path::new(PROC), child);
+        let leader = leader.ok_or("/proc does not say when it began; mount /proc")?;
+        let full = || format!("{MOST} programs run; set a smaller max_children in [actions]");
+        let slot = self.take_slot().ok_or_else(full)?;
+        if let Err(why) = self.write(slot, &format!("{child} {} {rule}", leader.started)) {
+            self.used()[slot] = false;
+            return Err(why.to_owned());
         }
+        Ok(ChildNote { children: self, slot })
+    }
+
+    fn take_slot(&self) -> Option<usize> {
+        let mut used = self.used();
+        let free = used.iter().position(|used| !used)?;
+        used[free] = true;
+        Some(free)
+    }
+
+    fn write(&self, slot: usize, text: &str) -> Result<(), &'static str> {
+        // If the thread had ended, so had the process.
+        self.lines
+            .try_send((slot, line(text)))
+            .map_err(|_| "the disk with the notes does not answer; look for its errors in the system log")
     }
 
     fn used(&self) -> MutexGuard<'_, [bool; MOST]> {
@@ -116,173 +177,106 @@ impl Children {
 
 impl Drop for ChildNote<'_> {
     fn drop(&mut self) {
-        self.children.write(self.slot, "");
+        // The old note does no harm, because its group has ended. The next note of the slot takes its place.
+        if let Err(why) = self.children.write(self.slot, "") {
+            tracing::warn!("the end of a program is not noted: {why}");
+        }
         self.children.used()[self.slot] = false;
     }
 }
 
-/// A group of an earlier agent.
-#[derive(Debug, PartialEq, Eq)]
-struct LeftGroup {
-    id: Pid,
-    /// When its leader began.
-    started: u64,
-    /// The session of the earlier agent, which its children are in.
-    session: i32,
-    rule: String,
-}
-
-impl LeftGroup {
-    fn parse(line: &str, session: i32) -> Option<Self> {
-        let mut words = line.trim_end().splitn(3, ' ');
-        let [id, started, rule] = [words.next()?, words.next()?, words.next()?];
-        // 0 and 1 stand for other things than a group where a signal goes.
-        let id = id.parse().ok().filter(|id| *id > 1)?;
-        Some(Self { id: Pid::from_raw(id)?, started: started.parse().ok()?, session, rule: rule.to_owned() })
-    }
-
-    /// Whether a process of this very group still runs. If a program of a rule has started the agent itself, the agent
-    /// is in that group and leaves it alone.
-    fn runs(&self) -> bool {
-        let may_be_it = Process::of(self.id.as_raw_pid()).is_none_or(|leader| leader.started == self.started);
-        may_be_it && self.id != getpgrp() && runs_in_group(self.id, |process| process.session == self.session)
-    }
-
-    async fn end(self) {
-        let (rule, group) = (&self.rule, self.id.as_raw_pid());
-        tracing::warn!(rule, group, "ending programs that an earlier agent left running");
-        Group::of(self.id).end(Instant::now() + GRACE).await;
-        if self.runs() {
-            tracing::error!(rule, group, "programs that an earlier agent left running did not end");
+/// The body of the thread: writes lines until the notes are dropped.
+fn write_out(file: &File, lines: &Receiver<NumberedLine>) {
+    for (slot, line) in lines {
+        let at = LINE * (slot + 1);
+        if let Err(error) = file.write_all_at(&line, at as u64) {
+            tracing::warn!(%error, "could not note which programs run: after a crash look for them with ps");
         }
     }
-}
-
-/// The groups in the notes of an earlier agent.
-fn read(path: &Path) -> io::Result<Vec<LeftGroup>> {
-    let file = match trust::open_plain(path, OFlags::RDONLY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) if trust::is_link(&error) => return Err(io::Error::other("it is a link")),
-        opened => opened?,
-    };
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a file"));
-    }
-    if let Some(foreign) = trust::foreign_in(path, &metadata) {
-        return Err(io::Error::other(foreign.to_string()));
-    }
-    let mut content = Vec::new();
-    file.take((LINE * (MOST + 1)) as u64).read_to_end(&mut content)?;
-    parse(&String::from_utf8_lossy(&content), &place()?).ok_or_else(|| io::Error::other("it is damaged"))
-}
-
-/// None if the notes are damaged. Notes from another boot, or from another container, name no process of here.
-fn parse(content: &str, place: &str) -> Option<Vec<LeftGroup>> {
-    // A power cut may leave an empty file, or zeros.
-    if content.chars().all(|c| c == '\0') {
-        return Some(Vec::new());
-    }
-    let (first, rest) = content.split_once('\n')?;
-    let [boot, namespace, session] = first.split_ascii_whitespace().collect::<Vec<_>>().try_into().ok()?;
-    let session = session.parse().ok()?;
-    if format!("{boot} {namespace}") != place {
-        return Some(Vec::new());
-    }
-    let lines = rest.lines().filter(|line| !line.trim_end().is_empty());
-    let groups = lines.filter_map(|line| {
-        let group = LeftGroup::parse(line, session);
-        if group.is_none() {
-            tracing::warn!(
-                line,
-                "the note of a program is damaged, so the program may go on: look for it with ps"
-            );
-        }
-        group
-    });
-    Some(groups.collect())
-}
-
-/// Where process ids mean the same as here: this boot, and this namespace of process ids.
-fn place() -> io::Result<String> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let namespace = fs::read_link("/proc/self/ns/pid")?;
-    Ok(format!("{} {}", boot.trim_end(), namespace.display()))
-}
-
-/// A text that fills a line, cut off where the line ends.
-fn line(text: &str) -> [u8; LINE] {
-    let mut line = [b' '; LINE];
-    for (place, byte) in line.iter_mut().zip(text.bytes().take(LINE - 1)) {
-        *place = if byte == b'\n' { b' ' } else { byte };
-    }
-    line[LINE - 1] = b'\n';
-    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PLACE: &str = "0e4b0d5c-7f0a-4b0e-9d38-5f3c1f6b7a11 pid:[4026531836]";
-
-    fn content(place: &str, lines: &[&str]) -> String {
-        let lines = std::iter::once(format!("{place} 42")).chain(lines.iter().map(|line| (*line).to_owned()));
-        lines.map(|text| String::from_utf8_lossy(&line(&text)).into_owned()).collect()
-    }
-
-    fn group(id: i32, started: u64, rule: &str) -> LeftGroup {
-        LeftGroup { id: Pid::from_raw(id).unwrap(), started, session: 42, rule: rule.to_owned() }
-    }
-
-    #[test]
-    fn what_is_noted_is_read_again_except_from_another_boot_or_container() {
-        let long = "x".repeat(200);
-        let lines = ["", "77 1234 backup", "", &format!("78 1235 {long}"), "79 1236 two words"];
-        let cut = "x".repeat(LINE - 1 - "78 1235 ".len());
-        let expected = vec![group(77, 1234, "backup"), group(78, 1235, &cut), group(79, 1236, "two words")];
-        assert_eq!(parse(&content(PLACE, &lines), PLACE), Some(expected));
-        for other in [PLACE.replace("0e4b", "1e4b"), PLACE.replace("1836", "1837")] {
-            assert_eq!(parse(&content(&other, &lines), PLACE), Some(Vec::new()), "{other}");
-        }
-    }
-
-    #[test]
-    fn damaged_notes_name_no_group() {
-        for nothing in ["", "\0\0\0"] {
-            assert_eq!(parse(nothing, PLACE), Some(Vec::new()));
-        }
-        for damaged in ["x", "\0\0\n", "one two three\n", "one two\n", "\u{fffd} \u{fffd} 7 8\n"] {
-            assert_eq!(parse(damaged, PLACE), None, "{damaged:?}");
-        }
-        let lines = ["x", "-5 3 a", "0 3 a", "1 3 a", "5 -3 a", "5 3", "99999999999 3 a", "\0\0", "5 3 left"];
-        assert_eq!(parse(&content(PLACE, &lines), PLACE), Some(vec![group(5, 3, "left")]));
+    fn note<'c>(children: &'c Children, rule: &str) -> Result<ChildNote<'c>, String> {
+        children.try_note(std::process::id(), rule)
     }
 
     #[test]
     fn a_note_is_there_while_its_child_runs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("inbox.children");
-        let children = Children::begin(&path).unwrap();
-        let own = std::process::id();
-        let first = children.note(own, "one").unwrap();
-        let second = children.note(own, "two").unwrap();
-        let rules = || read(&path).unwrap().into_iter().map(|group| group.rule).collect::<Vec<_>>();
+        let file = trust::create_anew(&path, 0o600).unwrap();
+        file.write_all_at(&first_line().unwrap(), 0).unwrap();
+        file.write_all_at(&line("").repeat(MOST), LINE as u64).unwrap();
+        let (children, to_write) = Children::new();
+        // What is on the disk when the thread has written all that it has got.
+        let rules = || {
+            let (last, written) = sync_channel(WAITING);
+            to_write.try_iter().for_each(|line| last.send(line).unwrap());
+            drop(last);
+            write_out(&file, &written);
+            let groups = EarlierNotes::read(&path).unwrap().groups;
+            groups.into_iter().map(|group| group.rule).collect::<Vec<_>>()
+        };
+        let first = note(&children, "one").unwrap();
+        let second = note(&children, "two").unwrap();
         assert_eq!(rules(), ["one", "two"]);
         drop(first);
         assert_eq!(rules(), ["two"]);
-        let third = children.note(own, "three").unwrap();
-        assert_eq!(rules(), ["three", "two"]);
+        // The end of a note and the next one of the same line come in their order.
+        let third = note(&children, "three").unwrap();
+        drop(third);
+        let third = note(&children, "four").unwrap();
+        assert_eq!(rules(), ["four", "two"]);
         drop((second, third));
         assert!(rules().is_empty());
-        assert_eq!(fs::metadata(&path).unwrap().len(), (LINE * (MOST + 1)) as u64);
     }
 
     #[test]
-    fn more_children_than_lines_are_not_noted_and_do_no_harm() {
+    fn the_thread_writes_what_is_noted() {
         let dir = tempfile::tempdir().unwrap();
-        let children = Children::begin(&dir.path().join("inbox.children")).unwrap();
-        let notes: Vec<_> = (0..=MOST).filter_map(|_| children.note(std::process::id(), "one")).collect();
-        assert_eq!(notes.len(), MOST);
+        let path = dir.path().join("inbox.children");
+        let children = Children::begin(&path).unwrap();
+        let _note = children.note(std::process::id(), "one").unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while EarlierNotes::read(&path).unwrap().groups.is_empty() {
+            assert!(std::time::Instant::now() < end, "the note is not written");
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), (LINE * (MOST + 1)) as u64);
+    }
+
+    #[test]
+    fn more_children_than_lines_are_named_and_do_no_harm() {
+        let (children, to_write) = Children::new();
+        let notes: Vec<_> = (0..MOST).map(|_| note(&children, "one").unwrap()).collect();
+        let error = note(&children, "one").unwrap_err();
+        assert_eq!(error, "64 programs run; set a smaller max_children in [actions]");
+        assert_eq!(to_write.try_iter().count(), MOST);
+        drop(notes);
+        assert_eq!(to_write.try_iter().count(), MOST);
+        note(&children, "one").unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_is_named_and_nobody_waits_for_it() {
+        let (children, to_write) = Children::new();
+        (0..MOST).for_each(|_| drop(note(&children, "one").unwrap()));
+        let error = note(&children, "two").unwrap_err();
+        assert_eq!(error, "the disk with the notes does not answer; look for its errors in the system log");
+        assert!(children.note(std::process::id(), "two").is_none());
+        // The disk answers again.
+        assert_eq!(to_write.try_iter().count(), WAITING);
+        note(&children, "three").unwrap();
+    }
+
+    #[test]
+    fn a_child_of_which_proc_says_nothing_is_named() {
+        let (children, _to_write) = Children::new();
+        // No process has such a number.
+        let error = children.try_note(4_194_399, "one").unwrap_err();
+        assert_eq!(error, "/proc does not say when it began; mount /proc");
     }
 }

@@ -2,21 +2,21 @@
 //!
 //! Owns: signals to a group, grace periods, whether anything still runs in it. Must not know: which program leads it.
 
-use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::time::{Instant, sleep};
 
+use crate::processes::{PROC, Process};
+
 /// The time from SIGTERM to SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// How long a killed child may take to end. If it hangs in the kernel, it may never end.
 pub(super) const KILLED: Duration = Duration::from_secs(1);
-/// How often to check a group in its grace period.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often to check whether something has ended.
+pub(super) const LOOK: Duration = Duration::from_millis(20);
 
 /// The child's process group, while any process is in it. When it is dropped, the remaining processes are killed.
 pub(super) struct Group {
@@ -67,46 +67,18 @@ impl Group {
     fn is_alive(&self) -> bool {
         let Some(id) = self.id else { return false };
         while let Ok(Some(_)) = rustix::process::waitpgid(id, WaitOptions::NOHANG) {}
-        rustix::process::test_kill_process_group(id).is_ok() && runs_in_group(id, |_| true)
+        // If `/proc` cannot be read, a zombie counts, too: the grace period ends that wait.
+        let runs = || runs_in_group(Path::new(PROC), id, |_| true).unwrap_or(true);
+        rustix::process::test_kill_process_group(id).is_ok() && runs()
     }
 }
 
-/// What `/proc` says about a process.
-pub(super) struct Process {
-    /// Whether it has ended, and only waits to be waited for.
-    has_ended: bool,
-    group: i32,
-    pub(super) session: i32,
-    /// When it began, in ticks since the boot.
-    pub(super) started: u64,
-}
-
-impl Process {
-    /// The process with this id, if there is one.
-    pub(super) fn of(id: impl Display) -> Option<Self> {
-        Self::read(&Path::new("/proc").join(id.to_string()))
-    }
-
-    /// The process of this directory in `/proc`.
-    pub(super) fn read(directory: &Path) -> Option<Self> {
-        // The kernel makes the line anew for each read from its beginning, so it is read at once. It never is this long.
-        let mut stat = [0; 2048];
-        let length = File::open(directory.join("stat")).ok()?.read(&mut stat).ok()?;
-        let stat = String::from_utf8_lossy(stat.get(..length)?);
-        // `pid (name) state parent group session …`; the name may contain any character, even a parenthesis.
-        let mut fields = stat.rsplit(')').next()?.split_ascii_whitespace();
-        let has_ended = matches!(fields.next()?, "Z" | "X");
-        let (group, session) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(Self { has_ended, group, session, started: fields.nth(15)?.parse().ok()? })
-    }
-}
-
-/// Whether a process of the group for which `is` holds is more than a zombie. If `/proc` cannot be read, the answer is
-/// true.
-pub(super) fn runs_in_group(group: Pid, is: impl Fn(&Process) -> bool) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else { return true };
+/// Whether a process of the group for which `is` holds is more than a zombie. None if `proc`, which is `/proc` outside
+/// of tests, cannot be read.
+pub(super) fn runs_in_group(proc: &Path, group: Pid, is: impl Fn(&Process) -> bool) -> Option<bool> {
+    let processes = fs::read_dir(proc).ok()?;
     let mut found = processes.flatten().filter_map(|process| Process::read(&process.path()));
-    found.any(|process| process.group == group.as_raw_pid() && !process.has_ended && is(&process))
+    Some(found.any(|process| process.group == group.as_raw_pid() && !process.has_ended && is(&process)))
 }
 
 impl Drop for Group {
@@ -127,12 +99,14 @@ mod tests {
         let mut command = std::process::Command::new("/bin/cat");
         let mut child = command.stdin(Stdio::piped()).process_group(0).spawn().unwrap();
         let group = Pid::from_child(&child);
-        assert!(runs_in_group(group, |_| true));
+        let runs = || runs_in_group(Path::new(PROC), group, |_| true);
+        assert_eq!(runs(), Some(true));
         drop(child.stdin.take());
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::Pid(group), ended).unwrap();
         assert!(rustix::process::test_kill_process_group(group).is_ok(), "it has not been waited for");
-        assert!(!runs_in_group(group, |_| true));
+        assert_eq!(runs(), Some(false));
+        assert_eq!(runs_in_group(Path::new("/nowhere"), group, |_| true), None);
         child.wait().unwrap();
     }
 }

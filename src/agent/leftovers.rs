@@ -40,8 +40,9 @@ impl Leftovers {
                 if !matches!(news, News::Opened(_)) {
                     return news;
                 }
-                let notes = notes_beside(&self.inbox);
-                self.ending.insert(Box::pin(async move { (news, take_over(notes).await) }))
+                let inbox = self.inbox.clone();
+                let take_over = take_over(move || notes_beside(&inbox));
+                self.ending.insert(Box::pin(async move { (news, take_over.await) }))
             }
         };
         let (news, children) = ending.await;
@@ -52,6 +53,7 @@ impl Leftovers {
 }
 
 /// The notes are beside the file to which the path of the inbox leads, because another path may lead to the same one.
+/// Waits for the disk.
 fn notes_beside(inbox: &Path) -> PathBuf {
     let mut path = fs::canonicalize(inbox).unwrap_or_else(|_| inbox.to_owned()).into_os_string();
     path.push(".children");

@@ -8,6 +8,8 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use crate::processes::pid_namespace;
+
 /// How much of a lock file is read at most.
 const MAX_BYTES: u64 = 64;
 
@@ -39,7 +41,7 @@ impl Holder {
         }
         let mut words = text.split_whitespace();
         let pid = words.next().and_then(|pid| pid.parse::<u32>().ok());
-        let is_elsewhere = words.next() != Some(&pid_namespace());
+        let is_elsewhere = words.next() != Some(&own_namespace());
         // A process that has just taken the lock may not have written its id yet. Then the file has the id of an
         // earlier one.
         let is_gone = |pid: &u32| {
@@ -51,16 +53,16 @@ impl Holder {
 
 /// Writes which process has the lock, for others to read. The lock holds even if this fails.
 pub(super) fn note(file: &File) {
-    let text = format!("{} {}\n", std::process::id(), pid_namespace());
+    let text = format!("{} {}\n", std::process::id(), own_namespace());
     let noted = file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0));
     if let Err(error) = noted {
         tracing::debug!(%error, "this process could not write its id to the lock of the inbox");
     }
 }
 
-/// The namespace of process ids, for example `pid:[4026531836]`.
-fn pid_namespace() -> String {
-    std::fs::read_link("/proc/self/ns/pid").map(|name| name.display().to_string()).unwrap_or_default()
+/// Empty without `/proc`.
+fn own_namespace() -> String {
+    pid_namespace().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -76,10 +78,10 @@ mod tests {
             Holder::read(&File::open(&path).expect("open")).to_string()
         };
         let own = std::process::id();
-        assert_eq!(told(&format!("{own} {}\n", pid_namespace())), format!("process {own}"));
+        assert_eq!(told(&format!("{own} {}\n", own_namespace())), format!("process {own}"));
         assert_eq!(told("7 pid:[1]\n"), "process 7 of another container");
         // No process has such a number, so it is left over from an earlier one.
-        assert_eq!(told(&format!("4194399 {}\n", pid_namespace())), "another process");
+        assert_eq!(told(&format!("4194399 {}\n", own_namespace())), "another process");
         for text in ["", "\n", "-1 x", "\u{0}\u{0}"] {
             assert_eq!(told(text), "another process", "{text:?}");
         }

@@ -20,12 +20,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("trust", &[]),
     ("rules", &["message"]),
     ("config", &["rules", "message", "credentials", "trust", "features", "tls"]),
-    // Mechanisms: none knows another, except that all may use `tls`, `websocket`, `workload` and `amqp_frames`.
+    // Mechanisms: none knows another, except that all may use `tls`, `websocket`, `workload`, `processes` and `amqp_frames`.
     ("tls", &["trust"]),
+    ("processes", &[]),
     ("session", &["message", "credentials", "tls", "websocket", "workload", "amqp_frames"]),
-    ("action", &["config", "rules", "message", "trust"]),
+    ("action", &["config", "rules", "message", "processes", "trust"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket", "amqp_frames"]),
-    ("inbox", &["config", "message", "outcome", "trust"]),
+    ("inbox", &["config", "message", "outcome", "processes", "trust"]),
     ("websocket", &["credentials", "features", "tls"]),
     ("workload", &["message", "credentials", "features"]),
     // A guard is no protocol: it says which bytes may be decoded, and does not say what they should be.

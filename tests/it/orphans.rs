@@ -146,15 +146,16 @@ impl Drop for Stranger {
     }
 }
 
-/// Notes as an agent of this session would write them.
+/// Notes as an agent of this session would have written them that has ended: no process has its number.
 fn notes(lines: &[String]) -> String {
-    notes_of(&stat(std::process::id())[3], lines)
+    notes_of(&format!("{} 4194399 1", stat(std::process::id())[3]), lines)
 }
 
-fn notes_of(session: &str, lines: &[String]) -> String {
+/// `agent`: its session, its number, when it began.
+fn notes_of(agent: &str, lines: &[String]) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
     let namespace = fs::read_link("/proc/self/ns/pid").expect("a namespace");
-    let first = format!("{} {} {session}", boot.trim(), namespace.display());
+    let first = format!("{} {} {agent}", boot.trim(), namespace.display());
     let lines = std::iter::once(&first).chain(lines);
     lines.map(|line| format!("{line:<127}\n")).collect()
 }
@@ -200,14 +201,42 @@ fn a_process_that_only_has_the_number_of_a_noted_one_is_left_alone() {
     let earlier = format!("{} {} work", later.leader.id(), later.started - 1);
     let other_boot = notes(&[later.note()]).replacen(|c: char| c.is_ascii_hexdigit(), "x", 1);
     let other_container = notes(&[later.note()]).replacen("pid:[", "pid:[1", 1);
-    for content in
-        [notes(&[earlier]), notes_of("4194399", &[without_leader.note()]), other_boot, other_container]
-    {
+    for content in [
+        notes(&[earlier]),
+        notes_of("4194399 4194399 1", &[without_leader.note()]),
+        other_boot,
+        other_container,
+    ] {
         let mut gateway = start_with(&hub, |path| fs::write(path, &content).expect("written"));
         assert!(later.runs() && without_leader.runs(), "{content}");
         assert_eq!(gateway.agent().stderr.count(ENDING), 0, "{content}");
         gateway.terminate();
     }
+}
+
+#[test]
+fn notes_of_an_agent_that_still_runs_and_its_programs_are_left_alone() {
+    let hub = Hub::start();
+    let stranger = Stranger::start();
+    let own = stat(std::process::id());
+    let (session, id, started) = (&own[3], std::process::id(), own[19].parse::<u64>().expect("a time"));
+    let content = notes_of(&format!("{session} {id} {started}"), &[stranger.note()]);
+    let mut gateway = start_with(&hub, |path| fs::write(path, &content).expect("written"));
+    let line = gateway
+        .agent()
+        .stderr
+        .wait_for(&format!("{NOTES} is in use by process {id}, so no program is ended"));
+    assert!(line.contains("end that process first, or give this agent a device"), "{line}");
+    assert!(stranger.runs());
+    assert_eq!(fs::read_to_string(gateway.path(NOTES)).expect("notes"), content);
+    gateway.terminate();
+    // Another process has its number: it has ended.
+    let mut stranger = stranger;
+    let content = notes_of(&format!("{session} {id} {}", started - 1), &[stranger.note()]);
+    let mut gateway = start_with(&hub, |path| fs::write(path, &content).expect("written"));
+    gateway.agent().stderr.wait_for(ENDING);
+    stranger.wait_ended();
+    gateway.terminate();
 }
 
 #[test]
