@@ -81,11 +81,14 @@ fn the_node_sdks_back_end_keeps_registry_and_twins_and_asks_for_them() {
     let registry = Process::spawn(registry.env("SERVICE_CONNECTION_STRING", owner_string(&emulator)));
     let expected = [
         json!({ "made": "new-1", "keepsKeys": true, "again": "DeviceAlreadyExistsError", "odd": "ArgumentError" }),
-        json!({ "got": "enabled", "state": "Disconnected" }),
-        json!({ "changed": "disabled", "sameGeneration": true, "otherEtag": true }),
+        json!({ "got": "enabled", "reason": "just made", "iotEdge": true, "state": "Disconnected" }),
+        json!({
+            "changed": "disabled", "reason": "too loud", "sameGeneration": true, "otherEtag": true,
+            "changedAt": true,
+        }),
         json!({ "deleted": "DeviceNotFoundError", "deletedAgain": "DeviceNotFoundError" }),
         // The SDK has no name of its own for a module that is not there.
-        json!({ "listed": ["mod"], "removed": "Error" }),
+        json!({ "module": ["nobody", "somebody"], "listed": ["mod"], "removed": "Error" }),
         json!({
             "tags": { "site": "b43" }, "x": { "y": "é" }, "$version": 2,
             "stale": "InvalidEtagError", "missing": "DeviceNotFoundError",

@@ -16,6 +16,8 @@ async function devices() {
   const { responseBody: made } = await registry.create({
     deviceId: 'new-1',
     status: 'enabled',
+    statusReason: 'just made',
+    capabilities: { iotEdge: true },
     authentication: { type: 'sas', symmetricKey: keys },
   });
   print({
@@ -26,13 +28,15 @@ async function devices() {
   });
 
   const { responseBody: got } = await registry.get('new-1');
-  print({ got: got.status, state: got.connectionState });
+  print({ got: got.status, reason: got.statusReason, iotEdge: got.capabilities.iotEdge, state: got.connectionState });
 
-  const { responseBody: changed } = await registry.update({ ...got, status: 'disabled' });
+  const { responseBody: changed } = await registry.update({ ...got, status: 'disabled', statusReason: 'too loud' });
   print({
     changed: changed.status,
+    reason: changed.statusReason,
     sameGeneration: changed.generationId === got.generationId,
     otherEtag: changed.etag !== got.etag,
+    changedAt: Date.parse(changed.statusUpdatedTime) > Date.now() - 60_000,
   });
 
   await registry.create({ deviceId: 'new-2' });
@@ -41,12 +45,13 @@ async function devices() {
 }
 
 async function modules() {
-  await registry.addModule({ deviceId: 'dev1', moduleId: 'mod' });
+  await registry.addModule({ deviceId: 'dev1', moduleId: 'mod', managedBy: 'nobody' });
   const { responseBody: module } = await registry.getModule('dev1', 'mod');
-  await registry.updateModule(module, true);
+  const { responseBody: changed } = await registry.updateModule({ ...module, managedBy: 'somebody' }, true);
   const { responseBody: listed } = await registry.getModulesOnDevice('dev1');
   await registry.removeModule('dev1', 'mod');
   print({
+    module: [module.managedBy, changed.managedBy],
     listed: listed.map(({ moduleId }) => moduleId),
     removed: await failure(registry.getModule('dev1', 'mod')),
   });
