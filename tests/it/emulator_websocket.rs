@@ -232,6 +232,29 @@ fn an_emulator_that_stops_closes_its_websockets() {
 }
 
 #[test]
+fn a_subprotocol_is_known_in_any_case_and_echoed_as_it_was_offered() {
+    let emulator = Emulator::start();
+    for (offered, echoed) in [
+        ("MQTT", "MQTT"),
+        ("Mqtt", "Mqtt"),
+        ("amqpwsb10", "amqpwsb10"),
+        ("mqtt5, AmqpWsB10, mqtt", "AmqpWsB10"),
+        ("x\r\nSec-WebSocket-Protocol: MQTT", "MQTT"),
+    ] {
+        let (_, head) = Socket::open_at(&emulator, "/$iothub/websocket", offered);
+        let has = |line: &str| head.lines().any(|own| own == line);
+        assert!(has("HTTP/1.1 101 Switching Protocols"), "{offered}: {head}");
+        assert!(has(&format!("sec-websocket-protocol: {echoed}")), "{offered}: {head}");
+    }
+    // It is the protocol of that name: PINGREQ before CONNECT ends MQTT without a word.
+    let mut socket = Socket::open(&emulator, "MQTT");
+    socket.send(BINARY, &[0xC0, 0]);
+    assert_eq!(socket.end().1, 1000);
+    let (_, head) = Socket::open_at(&emulator, "/$iothub/websocket", "mqttx, AMQP");
+    assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+}
+
+#[test]
 fn a_page_of_another_origin_gets_no_websocket() {
     let emulator = Emulator::start();
     let from = |origin: &str| {

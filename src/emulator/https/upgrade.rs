@@ -5,7 +5,8 @@
 //!
 //! Source: wire reference 1.1, 2.1 and 8 (lines 1 and 12). Not verified, so these are choices: both paths accept both
 //! subprotocols, the query is ignored, and no Authorization header is required, because the client signs in with the
-//! inner protocol.
+//! inner protocol. The C SDK offers `MQTT`, the others offer `mqtt`: Azure/azure-iot-sdk-c,
+//! `iothubtransportmqtt_websockets.c`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -96,7 +97,7 @@ pub(super) fn answer(request: &mut Request<Incoming>) -> Option<(Response<ReplyB
             return refused(StatusCode::BAD_REQUEST, "ArgumentInvalid", &sentence);
         }
     };
-    accepted.headers_mut().insert(PROTOCOL, HeaderValue::from_static(name));
+    accepted.headers_mut().insert(PROTOCOL, name);
     Some((accepted, Some(Agreed { subprotocol, upgrade: on(request) })))
 }
 
@@ -110,12 +111,12 @@ fn comes_from_here(headers: &HeaderMap) -> bool {
     origin.is_some() && origin == host
 }
 
-/// The client's first offer that is served here.
-fn choose(headers: &HeaderMap) -> Option<(Subprotocol, &'static str)> {
-    offers(headers).find_map(|offer| match offer {
-        MQTT => Some((Subprotocol::Mqtt, MQTT)),
-        AMQP => Some((Subprotocol::Amqp, AMQP)),
-        _ => None,
+/// The client's first offer that is served here, as the client spells it: clients look for their own spelling.
+fn choose(headers: &HeaderMap) -> Option<(Subprotocol, HeaderValue)> {
+    let known = [(MQTT, Subprotocol::Mqtt), (AMQP, Subprotocol::Amqp)];
+    offers(headers).find_map(|offer| {
+        let (_, subprotocol) = known.iter().find(|(name, _)| name.eq_ignore_ascii_case(offer))?;
+        Some((*subprotocol, HeaderValue::from_str(offer).ok()?))
     })
 }
 
