@@ -7,6 +7,7 @@
 //! - `routes` finds the handler of a request; a new route is one line there and a function in a file next to it.
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
+//! - `spelling` keeps the names of headers as an answer spells them.
 //! - `device` is what a device does; `twins`, `query`, `methods`, `events`, `feedback`, `purge` and `registry` are for
 //!   back ends. `pages` cuts a long answer into pages.
 //! - `faults` sets and ends faults.
@@ -49,11 +50,13 @@ mod query;
 mod registry;
 mod reply;
 mod routes;
+mod spelling;
 mod twins;
 mod upgrade;
 
 use call::HttpCall;
 use reply::{Dropped, ReplyBody};
+use spelling::SpelledNames;
 use upgrade::Agreed;
 
 /// Most bytes of a request's head, and of the buffer of one connection.
@@ -133,7 +136,7 @@ fn answer(
 ) -> BoxFuture<'static, Result<Response<ReplyBody>, Dropped>> {
     Box::pin(async move {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let reply = match upgrade::answer(&mut request) {
+        let mut reply = match upgrade::answer(&mut request) {
             Some((reply, agreed)) => {
                 *next.lock().unwrap_or_else(PoisonError::into_inner) = agreed;
                 reply
@@ -146,6 +149,9 @@ fn answer(
         if let Some(dropped) = reply.extensions().get::<Dropped>() {
             tracing::warn!(%peer, %method, path, "{dropped}");
             return Err(*dropped);
+        }
+        if let Some(names) = reply.extensions_mut().remove::<SpelledNames>() {
+            reply.extensions_mut().extend(names.for_hyper().await);
         }
         tracing::debug!(%peer, %method, path, status = %reply.status(), "answered");
         Ok(reply)

@@ -29,9 +29,10 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The value of a header; `name` is in lower case.
+    /// The value of a header, whatever the case of its name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        let named = |line: &&str| line.get(..name.len()).is_some_and(|own| own.eq_ignore_ascii_case(name));
+        self.head.lines().filter(named).find_map(|line| line.get(name.len()..)?.strip_prefix(": "))
     }
 
     /// The body as JSON.

@@ -5,7 +5,13 @@
 //!
 //! Source: wire reference 3. Choices where it is silent: a requested lock time is ignored, because the lock always
 //! lasts a minute; `If-Match` is ignored, because it only repeats the path; a property that is not allowed in a header
-//! is left out and logged. Not served: a batch of D2C messages in one body.
+//! is left out and logged; the name of a C2D property keeps its sender's spelling. Not served: a batch of D2C messages
+//! in one body.
+//!
+//! The names of headers in an answer are those that SDKs look for. The C SDK compares case by case, and reads
+//! `ContentType` and `ContentEncoding` (Azure/azure-iot-sdk-c, `iothubtransporthttp.c`), as `az` does
+//! (Azure/azure-iot-cli-extension, `constants.py`). Other clients read `iothub-contenttype` and
+//! `iothub-contentencoding`, so both are there.
 
 use std::time::SystemTime;
 
@@ -26,6 +32,10 @@ const BATCH: &str = "application/vnd.microsoft.iothub.json";
 
 /// The prefix of an application property's name.
 const APPLICATION: &str = "iothub-app-";
+
+/// More headers of system properties in an answer, and the keys of these properties in a property bag.
+const ALSO: [(&str, &str); 2] =
+    [("ContentType", message::CONTENT_TYPE), ("ContentEncoding", message::CONTENT_ENCODING)];
 
 /// Headers of system properties, and their keys in a property bag.
 const SYSTEM: [(&str, &str); 8] = [
@@ -49,7 +59,7 @@ pub(super) fn receive(call: &HttpCall) -> HttpResult {
     let mut reply = reply::bytes(message.body.clone());
     let (token, number) = (token(locked.lock), locked.sequence_number.to_string());
     let facts = [
-        ("etag", format!("\"{token}\"")),
+        ("ETag", format!("\"{token}\"")),
         ("iothub-sequencenumber", number),
         ("iothub-enqueuedtime", message::format_time(locked.enqueued)),
         ("iothub-deliverycount", locked.delivery_count.to_string()),
@@ -59,12 +69,14 @@ pub(super) fn receive(call: &HttpCall) -> HttpResult {
         known.or_else(|| name.starts_with("iothub-").then(|| name.to_owned()))
     };
     let system = message.system.iter().map(|(name, value)| (header_of(name), name, value));
+    let also = ALSO.iter().filter(|(_, key)| message.system.contains(key));
+    let also = also.map(|(header, key)| (Some((*header).to_owned()), *key, message.system.get(key)));
     let application = message.application.iter();
     let application = application.map(|(name, value)| (Some(format!("{APPLICATION}{name}")), name, value));
     for (name, value) in &facts {
         left_out(reply.append(name, value), device_id, name);
     }
-    for (header, name, value) in system.chain(application) {
+    for (header, name, value) in system.chain(also).chain(application) {
         if let Some(header) = header {
             left_out(reply.append(&header, value.unwrap_or_default()), device_id, name);
         }

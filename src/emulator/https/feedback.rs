@@ -5,7 +5,7 @@
 //! Source: wire reference 4.4. Choices where it is silent: the answer has the content type that a batch has over AMQP,
 //! and says when the batch was made; a batch that is not settled within a minute comes again.
 
-use hyper::header::{CONTENT_TYPE, ETAG, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use uuid::Uuid;
 
 use super::call::HttpCall;
@@ -25,7 +25,7 @@ pub(super) fn receive(call: &HttpCall) -> HttpResult {
     let token = format!("\"{}\"", Uuid::from_u64_pair(0, batch.lock.number()));
     let mut reply = reply::bytes(encode_batch(&batch.records).into())
         .with(CONTENT_TYPE, HeaderValue::from_static(FEEDBACK_CONTENT_TYPE));
-    for (name, value) in [(ETAG.as_str(), token), (ENQUEUED_TIME, message::format_time(batch.enqueued))] {
+    for (name, value) in [("ETag", token), (ENQUEUED_TIME, message::format_time(batch.enqueued))] {
         if let Err(error) = reply.append(name, &value) {
             tracing::warn!(name, "left a header out of a feedback batch over HTTPS: {error}");
         }
@@ -116,7 +116,7 @@ mod tests {
         let peer = ([127, 0, 0, 1], 1).into();
         let reply: Response<_> =
             routes::answer(HttpCall::new(request, None, peer, Registrar::of(hub))).await.into();
-        let etag = reply.headers().get(ETAG).map(|etag| etag.to_str().expect("text").to_owned());
+        let etag = reply.headers().get("etag").map(|etag| etag.to_str().expect("text").to_owned());
         let lock = etag.unwrap_or_default().trim_matches('"').to_owned();
         let status = reply.status().as_u16();
         (status, lock, reply.into_body().collect().await.expect("a body").to_bytes().to_vec())

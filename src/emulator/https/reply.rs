@@ -10,6 +10,7 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SE
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::spelling::SpelledNames;
 use crate::emulator::identity;
 use crate::message::excerpt;
 
@@ -65,14 +66,16 @@ impl HttpReply {
         self
     }
 
-    /// Adds a header that may occur several times, if its text is allowed in a header.
+    /// Adds a header that may occur several times, if its text is allowed in a header. The name goes out in this
+    /// spelling.
     ///
     /// # Errors
     /// Fails for a control character or an invalid name. In this case the answer has not changed.
     pub(super) fn append(&mut self, name: &str, value: &str) -> Result<(), InvalidHeader> {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| InvalidHeader)?;
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| InvalidHeader)?;
         let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| InvalidHeader)?;
-        self.0.headers_mut().append(name, value);
+        self.0.headers_mut().append(header, value);
+        self.0.extensions_mut().get_or_insert_default::<SpelledNames>().push(name);
         Ok(())
     }
 
