@@ -53,12 +53,12 @@ fn properties_and_body_arrive_as_they_were_sent() {
         out = out.display()
     );
     let _agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
-    let text = "text=100 % +1: a=b&c/d é";
+    let text = "text=100 % +1: a=b&c/d ~";
     emulator.send(
         "dev1",
         &["--property", "action=show", "--property", text, "--correlation-id", "c 1", "--data", "the body"],
     );
-    assert_eq!(wait_for_file(&out, "the body"), "100 % +1: a=b&c/d é|c 1|dev1|the body");
+    assert_eq!(wait_for_file(&out, "the body"), "100 % +1: a=b&c/d ~|c 1|dev1|the body");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use c2d_agent::tls::ClientCertificate;
 
-use crate::harness::{Emulator, Process};
+use crate::harness::{Emulator, Process, run};
 use crate::rest::{exchange, service_token};
 use crate::rest_ask::{Answer, ask, ask_as, device_token};
 
@@ -85,7 +85,7 @@ fn a_message_comes_with_its_properties_in_headers_and_stays_locked() {
         ("iothub-contentencoding", Some("utf-8")),
         ("iothub-sequencenumber", Some("1")),
         ("iothub-deliverycount", Some("0")),
-        ("iothub-app-cmd", Some("reboot now")),
+        ("iothub-app-Cmd", Some("reboot now")),
         ("iothub-app-empty", Some("")),
         ("iothub-app-no header", None),
     ];
@@ -110,6 +110,66 @@ fn a_message_comes_with_its_properties_in_headers_and_stays_locked() {
     for lock in ["none", "00000000-0000-0000-0000-000000000000", "%00"] {
         assert_eq!(settle(&emulator, &own, lock, "complete").status, 412, "{lock}");
     }
+}
+
+#[test]
+fn the_names_of_headers_are_on_the_wire_as_the_c_sdk_looks_for_them() {
+    let emulator = Emulator::start();
+    let own = device_token(&emulator, "dev1");
+    let body = "etag: \"x\"\r\niothub-app-cmd: y\r\n\r\n";
+    let ids = ["--message-id", "m-1", "--correlation-id", "c-1", "--data", body];
+    let content = ["--content-type", "text/plain", "--content-encoding", "utf-8"];
+    emulator.send("dev1", &[&ids[..], &content, &["--property", "Cmd=a", "--property", "cmd=b"]].concat());
+    let next = |end: &str| format!("{NEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {own}\r\n{end}\r\n");
+    let answers = exchange(&emulator, (next("") + &next("Connection: close\r\n")).as_bytes());
+    let (head, rest) = answers.split_once("\r\n\r\n").expect("an answer");
+    let names: Vec<_> = head.lines().skip(1).filter_map(|line| line.split_once(": ")).collect();
+    let values = |name: &str| -> Vec<_> {
+        names.iter().filter(|(own, _)| *own == name).map(|(_, value)| *value).collect()
+    };
+    // Source: Azure/azure-iot-sdk-c, iothubtransporthttp.c, and Azure/azure-c-shared-utility, map.c (strcmp).
+    let expected = [
+        ("iothub-messageid", "m-1"),
+        ("iothub-correlationid", "c-1"),
+        ("ContentType", "text/plain"),
+        ("ContentEncoding", "utf-8"),
+        ("iothub-contenttype", "text/plain"),
+        ("iothub-contentencoding", "utf-8"),
+        ("iothub-app-Cmd", "a"),
+        ("iothub-app-cmd", "b"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(values(name), [value], "{name}: {head}");
+    }
+    assert_eq!(values("ETag").len(), 1, "{head}");
+    let tag = values("ETag")[0];
+    assert!(tag.len() == 38 && tag.starts_with('"') && tag.ends_with('"'), "{tag}");
+    // The body is as it was sent, and the next answer follows.
+    let rest = rest.strip_prefix(body).unwrap_or_else(|| panic!("another body: {rest:?}"));
+    assert!(rest.starts_with("HTTP/1.1 204 No Content\r\n"), "{rest:?}");
+}
+
+#[test]
+fn a_property_that_is_not_printable_ascii_is_refused_at_the_send() {
+    let emulator = Emulator::start();
+    for property in ["zone=n\u{f6}rd", "n\u{f6}rd=1", "zone=a\r\nX-Injected: b", "zone=a\u{7f}", "a\tb=1"] {
+        let output = run(emulator.sender("dev1").args(["--property", property]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{property}: {said}");
+        let sentence = "has other characters than printable ASCII in its name or value: encode them";
+        assert!(
+            said.contains("com.microsoft:argument-error") && said.contains(sentence),
+            "{property}: {said}"
+        );
+    }
+    // The page's form is checked, too.
+    for form in [r#"{"properties": {"zone": "a\r\nX-Injected: b"}}"#, r#"{"properties": {"z\u00f6ne": "a"}}"#]
+    {
+        let line = "POST /emulator/devices/dev1/messages";
+        let answer = ask(&emulator, line, &service_token(&emulator), "", form.as_bytes());
+        assert!(answer.status == 400 && answer.body.contains("printable ASCII"), "{answer:?}");
+    }
+    assert_eq!(ask(&emulator, NEXT, &device_token(&emulator, "dev1"), "", b"").status, 204, "none is queued");
 }
 
 #[test]

@@ -53,6 +53,7 @@ impl From<EnqueueError> for LinkRefusal {
             EnqueueError::UnknownDevice(_) => (AmqpError::NotFound.into(), 404_001),
             EnqueueError::QueueFull(_) => (AmqpError::ResourceLimitExceeded.into(), 403_004),
             EnqueueError::Throttled(_) => return Self::throttled(description),
+            EnqueueError::PropertyText(_) => return Self::argument(description),
             EnqueueError::TooLarge(_) => (LinkError::MessageSizeExceeded.into(), 413_001),
             EnqueueError::ExpiryPast(_) | EnqueueError::ExpiryTooFar(_) => {
                 (ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error")), 403_009)

@@ -50,6 +50,12 @@ pub enum EnqueueError {
     /// Hub code 429001. Only a [`super::Fault`] causes it.
     #[error("the hub is throttling messages to device \"{0}\": try again later")]
     Throttled(String),
+    /// Hub code 400003.
+    #[error(
+        "the property \"{0}\" has other characters than printable ASCII in its name or value: encode them, for \
+         example as %C3%A9"
+    )]
+    PropertyText(String),
     /// Hub code 413001.
     #[error("the message is {0} bytes with its properties, more than {max}", max = message::MAX_C2D_BYTES)]
     TooLarge(usize),
@@ -185,12 +191,23 @@ impl Hub {
 
     /// Puts a message at the end of its device's queue.
     ///
+    /// All properties must be printable ASCII. The hub's documents name fewer characters (wire reference 5.1), but hubs
+    /// take others, such as the slash (Azure/azure-iot-sdk-java#14). Which ones is UNVERIFIED.
+    ///
     /// # Errors
-    /// [`EnqueueError`]; the order of checks is: device, size, expiry, room.
+    /// [`EnqueueError`]; the order of checks is: device, properties, size, expiry, room.
     pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
         // The queue of a module only holds messages for its inputs.
         if !self.devices.contains_key(&queued.device_id) || identity::is_module(&queued.device_id) {
             return Err(EnqueueError::UnknownDevice(queued.device_id.chars().take(128).collect()));
+        }
+        let QueuedMessage { message: C2dMessage { system, application, .. }, .. } = &queued;
+        let is_printable = |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let wrong = |(name, value): &(&str, Option<&str>)| {
+            !is_printable(name) || value.is_some_and(|value| !is_printable(value))
+        };
+        if let Some((name, _)) = system.iter().chain(application.iter()).find(wrong) {
+            return Err(EnqueueError::PropertyText(message::excerpt(name)));
         }
         self.push(queued, now)
     }
