@@ -4,7 +4,7 @@
 //! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`, `action`: a
 //! double built from the code under test proves nothing.
 //!
-//! - `identity` writes the ids of devices and modules; `hub` is the state machine, pure; `registry` decides who may
+//! - `identity` writes the ids of devices and modules, `hub_names` the names of the hub; `hub` is the state machine, pure; `registry` decides who may
 //!   sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the hub and in the state directory.
 //! - `query` is the hub's query language, pure.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
@@ -33,6 +33,7 @@ pub mod client;
 mod event_log;
 mod https;
 pub mod hub;
+pub mod hub_names;
 mod identity;
 mod keeper;
 mod listener;
@@ -46,6 +47,7 @@ mod tls;
 mod workload;
 
 use hub::{FaultError, FaultOrder, Hub, InputRoute};
+use hub_names::HubNames;
 use keeper::HubFile;
 use listener::Accepted;
 pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
@@ -70,7 +72,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Address to listen on.
     pub bind: IpAddr,
-    /// The hub's host name in the server certificate, user names and tokens.
+    /// The hub's host name in the server certificate, user names and tokens. The names of its endpoints follow from it;
+    /// see [`HubNames`].
     pub hostname: String,
     /// The name that modules and leaf devices dial instead. The server certificate has this name, too.
     pub gateway_hostname: Option<String>,
@@ -172,8 +175,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let now = clock();
     let (with_keys, known_keys) = (options.with_keys(), options.well_known_keys);
     let mut state = StateDir::open(root, &with_keys, &options.x509_devices, known_keys, now)?;
-    let names: Vec<&str> =
-        std::iter::once(hostname).chain(&options.gateway_hostname).map(String::as_str).collect();
+    let of_hub = HubNames::new(hostname.as_str());
+    let names: Vec<&str> = of_hub.iter().chain(options.gateway_hostname.as_deref()).collect();
     let identity = state.make_server_identity(&names, now)?;
     let tls = tls::server_config(identity.chain, identity.key)?;
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
+use super::hub_names::HubNames;
 use super::identity;
 
 mod record;
@@ -196,10 +197,10 @@ pub enum AuthError {
     WrongKind(&'static str),
 }
 
-/// The hub's host name, its policies and its devices.
+/// The hub's host names, its policies and its devices.
 #[derive(Debug)]
 pub struct Registry {
-    hostname: String,
+    names: HubNames,
     policies: Vec<AccessPolicy>,
     devices: BTreeMap<String, RegistryEntry>,
 }
@@ -213,12 +214,12 @@ struct RegistryEntry {
 impl Registry {
     /// A registry without devices.
     pub fn new(hostname: impl Into<String>, policies: Vec<AccessPolicy>) -> Self {
-        Self { hostname: hostname.into(), policies, devices: BTreeMap::new() }
+        Self { names: HubNames::new(hostname), policies, devices: BTreeMap::new() }
     }
 
-    /// The host name that user names and tokens must contain.
-    pub fn hostname(&self) -> &str {
-        &self.hostname
+    /// The host names; user names and tokens must contain one of them.
+    pub fn names(&self) -> &HubNames {
+        &self.names
     }
 
     /// Adds a device, or gives it another credential. What is recorded of it stays.
@@ -277,7 +278,7 @@ impl Registry {
             if token.policy().is_none() && device.is_none() {
                 return Err(unknown());
             }
-            self.check(&token, &format!("{}/{}", self.hostname, identity::path(device_id)), now)?;
+            self.check(&token, &format!("/{}", identity::path(device_id)), now)?;
             if let Some(name) = token.policy() {
                 let policy = self.policy(name)?;
                 if !policy.device_connect {
@@ -323,7 +324,7 @@ impl Registry {
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
         let token = SasToken::parse(token)?;
-        self.check(&token, &self.hostname, now)?;
+        self.check(&token, "", now)?;
         let name = token.policy().ok_or_else(|| AuthError::UnknownPolicy(String::new()))?;
         let policy = self.policy(name)?;
         let (allowed, name) = match right {
@@ -337,10 +338,11 @@ impl Registry {
         grant(&token, policy.keys.signed(&token))
     }
 
-    fn check(&self, token: &SasToken, needed: &str, now: SystemTime) -> Result<(), AuthError> {
-        if !token.covers(needed) {
+    /// Checks a token's resource, which may be under any of the hub's names, and its expiry.
+    fn check(&self, token: &SasToken, path: &str, now: SystemTime) -> Result<(), AuthError> {
+        if !self.names.iter().any(|name| token.covers(&format!("{name}{path}"))) {
             let token = excerpt(&token.resource());
-            return Err(AuthError::WrongResource { token, needed: needed.to_owned() });
+            return Err(AuthError::WrongResource { token, needed: format!("{}{path}", self.names.own()) });
         }
         if token.expiry() <= now {
             return Err(AuthError::Expired(format_time(token.expiry())));

@@ -39,6 +39,7 @@ mod emulator_https_device;
 mod emulator_methods;
 mod emulator_modules;
 mod emulator_mqtt;
+mod emulator_names;
 mod emulator_page;
 mod emulator_query;
 mod emulator_registry;

@@ -3,12 +3,13 @@
 //! Owns: sockets and tokens of policies; `rest_ask` makes whole requests. Must not know: routes.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use c2d_agent::credentials::{SasToken, SharedAccessKey};
 use c2d_agent::tls::ClientCertificate;
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::harness::{DEADLINE, Emulator};
 
@@ -22,9 +23,14 @@ pub(crate) fn dial(emulator: &Emulator) -> Tls {
 /// As [`dial`], with a client certificate.
 pub(crate) fn dial_as(emulator: &Emulator, identity: Option<&ClientCertificate>) -> Tls {
     let config = c2d_agent::tls::client_config(Some(&emulator.ca_file()), identity).expect("a configuration");
-    let socket = TcpStream::connect(emulator.https).expect("connected");
+    dial_at(emulator.https, config, "localhost")
+}
+
+/// A TLS connection to any address, whose certificate must have this name.
+pub(crate) fn dial_at(address: SocketAddr, config: Arc<ClientConfig>, name: &str) -> Tls {
+    let socket = TcpStream::connect(address).expect("connected");
     socket.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    let name = "localhost".try_into().expect("a name");
+    let name = name.to_owned().try_into().expect("a name");
     StreamOwned::new(ClientConnection::new(config, name).expect("a connection"), socket)
 }
 

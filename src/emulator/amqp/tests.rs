@@ -28,6 +28,7 @@ mod method;
 mod twin;
 
 const NOW: u64 = 1_800_000_000;
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
@@ -56,8 +57,7 @@ fn hub() -> SharedHub {
 }
 
 fn token(policy: &str, key: &SharedAccessKey) -> String {
-    let expiry = now() + Duration::from_secs(3600);
-    SasToken::sign(key, "hub.local.test", Some(policy), expiry).expose().to_owned()
+    SasToken::sign(key, "hub.local.test", Some(policy), now() + HOUR).expose().to_owned()
 }
 
 /// A client, and the server's task, which ends with the client.
@@ -329,7 +329,19 @@ async fn a_token_put_to_cbs_opens_the_links_and_a_bad_one_is_answered_401_or_400
     };
     assert_eq!(put(0, "nonsense".into()).await, Some(SimpleValue::Int(400)));
     assert_eq!(put(1, token("service", &key(99))).await, Some(SimpleValue::Int(401)));
-    assert_eq!(put(2, token("service", &key(11))).await, Some(SimpleValue::Int(200)));
+    let other = SasToken::sign(&key(10), "hub.other.local.test", Some("service"), now() + HOUR);
+    assert_eq!(put(2, other.expose().to_owned()).await, Some(SimpleValue::Int(401)));
+    // Each name of the hub will do, for back ends and for devices.
+    for (id, name) in
+        ["hub.local.test", "hub.device.local.test", "hub.service.local.test"].into_iter().enumerate()
+    {
+        let id = 10 * (id as u64 + 1);
+        let back_end = SasToken::sign(&key(11), name, Some("service"), now() + HOUR);
+        assert_eq!(put(id, back_end.expose().to_owned()).await, Some(SimpleValue::Int(200)), "{name}");
+        let resource = format!("{name}/devices/dev1");
+        let device = SasToken::sign(&key(30), &resource, None, now() + HOUR);
+        assert_eq!(put(id + 1, device.expose().to_owned()).await, Some(SimpleValue::Int(200)), "{name}");
+    }
     let mut sender = client.sender("/messages/devicebound").await.expect("a link");
     let outcome = sender.send(c2d("m-1".to_owned())).await.expect("an outcome");
     assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");

@@ -16,6 +16,7 @@ use super::feedback::{FeedbackLock, FeedbackQueue, LockedBatch};
 use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL, QueueArrival};
 use super::routes::InputRoute;
 use super::session::{Connected, ConnectionId, Subscription};
+use crate::emulator::hub_names::HubNames;
 use crate::emulator::identity;
 use crate::emulator::registry::{AuthError, Grant, Registry, Thumbprint};
 use crate::feedback::{DeliveryAck, FeedbackRecord, FeedbackStatus};
@@ -103,9 +104,14 @@ impl Hub {
         }
     }
 
-    /// The host name that user names and tokens must contain.
+    /// The hub's own host name.
     pub fn hostname(&self) -> &str {
-        self.registry.hostname()
+        self.registry.names().own()
+    }
+
+    /// The hub's host names; user names and tokens must contain one of them.
+    pub fn names(&self) -> &HubNames {
+        self.registry.names()
     }
 
     /// Checks whether a device may sign in with `token`, or without one, with the certificate of its TLS connection.

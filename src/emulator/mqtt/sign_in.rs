@@ -64,7 +64,7 @@ pub(super) fn check(
     let id = user.client_id();
     // The check and the new connection are one step under the hub's lock, so the device cannot change in between.
     let signed_in = hub.with(|hub, now| {
-        if !user.host.eq_ignore_ascii_case(hub.hostname()) {
+        if !hub.names().contains(&user.host) {
             let host = user.host.chars().take(100).collect::<String>();
             return Err(format!(
                 "the user name is for the hub \"{host}\", and this is \"{}\"",
@@ -75,6 +75,13 @@ pub(super) fn check(
             hub.authenticate_device(&id, token, certificate, now).map_err(|error| error.to_string())?;
         if hub.is_throttled(&id) {
             return Ok(None);
+        }
+        if hub.names().is_service(&user.host) {
+            let host = &user.host;
+            tracing::warn!(
+                device_id = id,
+                "\"{host}\" is the hub's name for back ends: a real hub may refuse devices there"
+            );
         }
         let connected = hub.connect(&id, connect.clean_session, now);
         let connected = connected.ok_or_else(|| "the device was removed".to_owned())?;

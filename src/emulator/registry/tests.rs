@@ -66,6 +66,21 @@ fn a_wrong_key_resource_or_device_is_refused() {
 }
 
 #[test]
+fn a_token_may_be_for_any_name_of_the_hub() {
+    let registry = registry();
+    for name in ["hub.local.test", "hub.device.local.test", "hub.SERVICE.local.test:5671"] {
+        let own = token(&keys(1).primary, &format!("{name}/devices/dev1"), None);
+        assert!(registry.authenticate_device("dev1", Some(&own), None, NOW).is_ok(), "{name}");
+        let back_end = token(&keys(10).primary, name, Some("service"));
+        let granted = registry.authenticate_back_end(&back_end, BackEndRight::ServiceConnect, NOW);
+        assert!(granted.is_ok(), "{name}: {granted:?}");
+    }
+    let other = token(&keys(10).primary, "hub.devices.local.test", Some("service"));
+    let refused = registry.authenticate_back_end(&other, BackEndRight::ServiceConnect, NOW);
+    assert!(matches!(refused, Err(AuthError::WrongResource { .. })), "{refused:?}");
+}
+
+#[test]
 fn a_policy_signs_for_devices_only_with_device_connect() {
     let registry = registry();
     let device = token(&keys(20).primary, "hub.local.test", Some("device"));
