@@ -4,6 +4,7 @@
 //! Owns: starting and stopping the listeners around one hub. Must not know: `session`, `service`, `agent`, `action`: a
 //! double built from the code under test proves nothing.
 //!
+//! - `clock` is the offset of a clock that was moved.
 //! - `identity` writes the ids of devices and modules, `hub_names` the names of the hub; `hub` is the state machine, pure; `registry` decides who may
 //!   sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the hub and in the state directory.
 //! - `query` is the hub's query language, pure.
@@ -30,6 +31,7 @@ use crate::credentials::{CredentialError, HostPort, check_device_id};
 mod amqp;
 mod certificates;
 pub mod client;
+pub mod clock;
 mod event_log;
 mod https;
 pub mod hub;
@@ -46,6 +48,7 @@ mod state_dir;
 mod tls;
 mod workload;
 
+use clock::{ClockError, ClockOffset, ClockSetting};
 use hub::{FaultError, FaultOrder, Hub, InputRoute};
 use hub_names::HubNames;
 use keeper::HubFile;
@@ -98,6 +101,8 @@ pub struct Options {
     pub feedback_interval: Duration,
     /// The faults that are set from the start.
     pub faults: Vec<FaultOrder>,
+    /// How the clock is set at the start; `None` means the real time.
+    pub clock: Option<ClockSetting>,
     /// Whether policies and devices use [`WELL_KNOWN_KEYS`]. Only allowed on loopback.
     pub well_known_keys: bool,
 }
@@ -137,6 +142,9 @@ pub enum EmulatorError {
         /// The reason and what to do about it.
         reason: String,
     },
+    /// The clock cannot be set so.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// A fault order names a device that does not exist.
     #[error(transparent)]
     Fault(#[from] FaultError),
@@ -162,7 +170,8 @@ pub struct Emulator {
     _registrar: Registrar,
 }
 
-/// Starts the emulator. When this returns, all listeners accept connections. Needs a tokio runtime.
+/// Starts the emulator. When this returns, all listeners accept connections. Needs a tokio runtime. `clock` gives the
+/// real time; certificates are always made by it.
 ///
 /// # Errors
 /// [`EmulatorError`] names the option, file or port that is wrong. In this case nothing is running.
@@ -173,6 +182,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     options.check()?;
     let Options { state_dir: root, bind, hostname, mqtt_port, amqp_port, .. } = &options;
     let now = clock();
+    let setting = options.clock.unwrap_or(ClockSetting::Offset(ClockOffset::default()));
+    let moved = setting.offset(ClockOffset::default(), now)?;
     let (with_keys, known_keys) = (options.with_keys(), options.well_known_keys);
     let mut state = StateDir::open(root, &with_keys, &options.x509_devices, known_keys, now)?;
     let of_hub = HubNames::new(hostname.as_str());
@@ -204,6 +215,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
     // Restore before a connection is served, so that no client sees an empty hub.
     let keeper = HubFile::restore(&hub, root)?;
+    // What was restored may be of a clock that was ahead.
+    hub.move_clock(ClockSetting::Offset(moved))?;
     hub.with(|hub, _| {
         hub.set_input_routes(options.routes.clone());
         hub.order_faults(&options.faults)

@@ -201,6 +201,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         workload_socket: None,
         feedback_interval: FEEDBACK_INTERVAL,
         faults: Vec::new(),
+        clock: None,
         well_known_keys: false,
     };
     emulator::start(options, SystemTime::now).await.context("the local hub does not start")

@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
+use crate::emulator::clock::ClockSetting;
 use crate::emulator::hub::{FaultOrder, InputRoute};
 use crate::emulator::{
     self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadSocketError,
@@ -24,6 +25,7 @@ use crate::trust;
 use super::shown::shell;
 use super::{Exit, Failure};
 
+mod clock;
 mod events;
 mod faults;
 mod running;
@@ -54,10 +56,10 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// C2D_SERVICE_CONNECTION_STRING, C2D_CA_FILE, C2D_HTTPS_PORT and
 /// C2D_EMULATOR_STATE_DIR.
 ///
-/// The subcommands ask an emulator that runs: what devices sent, faults, inputs of
-/// modules. The HTTPS port serves a page for a browser, too: devices, queues,
-/// feedback, twins, and a form that sends a message. Its address, with a token, is
-/// in page.address.
+/// The subcommands ask an emulator that runs: its clock, what devices sent, faults,
+/// inputs of modules. The HTTPS port serves a page for a browser, too: devices,
+/// queues, feedback, twins, and a form that sends a message. Its address, with a
+/// token, is in page.address.
 ///
 /// Faults to test with. Set them with --fault or with the subcommand faults:
 ///   drop-at=N           drops the connection at the N-th packet that the device
@@ -72,6 +74,9 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   reverse-order       delivers the newest waiting message first
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
 /// A restart removes them.
+///
+/// Move the clock with --clock or with the subcommand clock: locks, expiry, feedback
+/// and the tokens of connections follow. A restart sets it to the real time.
 ///
 /// The state directory then holds:
 ///   env                            what a shell sources; see above
@@ -154,6 +159,10 @@ pub(super) struct EmulatorArgs {
     /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<FaultOrder>,
+    /// How the clock is set at the start: a time such as 2030-01-01T00:00:00Z, or an offset such as +48h or -1h
+    /// [default: the real time].
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    clock: Option<ClockSetting>,
     /// Use well-known keys, so that connection strings can be in documents and files; on loopback only. The
     /// key is c2dAgentEmulatorWellKnownKeyThatIsNoSecret0=.
     #[arg(long)]
@@ -163,6 +172,7 @@ pub(super) struct EmulatorArgs {
 /// What asks an emulator that runs.
 #[derive(Debug, Subcommand)]
 enum EmulatorCommand {
+    Clock(clock::ClockArgs),
     Events(events::EventsArgs),
     Faults(faults::FaultsArgs),
     SendInput(send_input::SendInputArgs),
@@ -174,6 +184,7 @@ enum EmulatorCommand {
 /// When the emulator cannot start, or when the running one does not do what it is asked.
 pub(super) fn run(args: EmulatorArgs) -> Result<Exit, Failure> {
     match args.command {
+        Some(EmulatorCommand::Clock(args)) => return clock::run(&args),
         Some(EmulatorCommand::Events(args)) => return events::run(&args),
         Some(EmulatorCommand::Faults(args)) => return faults::run(&args),
         Some(EmulatorCommand::SendInput(args)) => return send_input::run(&args),
@@ -222,6 +233,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         routes: args.routes,
         feedback_interval: args.feedback_interval,
         faults: args.faults,
+        clock: args.clock,
         well_known_keys: args.well_known_keys,
     })
 }
@@ -232,6 +244,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::DoubledDevice(_)
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
+        | EmulatorError::Clock(_)
         | EmulatorError::Workload(WorkloadSocketError::NoDevice)
         | EmulatorError::WellKnownKeys(_)
         | EmulatorError::Hostname(_) => Failure::usage(error),
@@ -247,7 +260,9 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     let (mqtt, amqp, https) = (emulator.mqtt_address(), emulator.amqp_address(), emulator.https_address());
     let state = emulator.state_dir();
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https} state={}", state.display())
+    let offset = emulator.hub().clock().1;
+    let clock = if offset.is_zero() { String::new() } else { format!(" clock={offset}") };
+    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https}{clock} state={}", state.display())
         .and_then(|()| stdout.flush())
         .context("standard output cannot be written")?;
     if options.well_known_keys {

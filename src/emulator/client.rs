@@ -23,11 +23,12 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::clock::ClockSetting;
 use super::hub::{Fault, FaultName};
 use super::identity;
 use super::state_dir::{AUTHORITY, HTTPS_ADDRESS, PAGE_ADDRESS};
@@ -41,6 +42,8 @@ use crate::trust;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Most bytes of an answer: an overview has up to a hundred devices.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// The path of the clock.
+const CLOCK: &str = "/emulator/clock";
 /// The characters outside letters and digits that a path segment may contain unescaped.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -196,6 +199,34 @@ impl RunningEmulator {
         let name = name.map(|name| format!("/{}", name.as_str())).unwrap_or_default();
         let path = format!("{}{name}", faults_path(id));
         self.ask(Method::DELETE, &path, Bytes::new(), id).await
+    }
+
+    /// The emulator's clock.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn clock(&self) -> Result<Value, AskError> {
+        self.ask(Method::GET, CLOCK, Bytes::new(), "").await
+    }
+
+    /// Moves the emulator's clock, or sets it to the real time. Returns what it shows then.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    /// If dropped early, the clock may or may not be moved.
+    pub async fn move_clock(&self, setting: Option<ClockSetting>) -> Result<Value, AskError> {
+        let Some(setting) = setting else {
+            return self.ask(Method::DELETE, CLOCK, Bytes::new(), "").await;
+        };
+        let name = match setting {
+            ClockSetting::At(_) => "now",
+            ClockSetting::Offset(_) => "offset",
+            ClockSetting::Advance(_) => "advance",
+        };
+        let body = json!({ name: setting.to_string() }).to_string();
+        self.ask(Method::PUT, CLOCK, Bytes::from(body), "").await
     }
 
     /// Puts a message into an input of a module, and returns its message id.

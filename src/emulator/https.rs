@@ -10,7 +10,7 @@
 //! - `spelling` keeps the names of headers as an answer spells them.
 //! - `device` is what a device does; `twins`, `query`, `methods`, `events`, `feedback`, `purge` and `registry` are for
 //!   back ends. `pages` cuts a long answer into pages.
-//! - `faults` sets and ends faults.
+//! - `faults` sets and ends faults; `clock` moves the clock.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
 
@@ -35,6 +35,7 @@ use super::registry::Thumbprint;
 use super::tls::peer_thumbprint;
 
 mod call;
+mod clock;
 mod device;
 mod events;
 mod faults;

@@ -11,8 +11,8 @@
 //! - `state` is the hub; `device` is what it has of one device.
 //! - `queue`, `session`, `feedback`, `events`, `ended`, `calls`, `faults`, `routes`, `twin`, `stamps` and `document` are
 //!   its parts. They do not know the hub.
-//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `decisions`, `view` and `snapshot` add to what
-//!   the hub can do. `encoding` writes single values of a snapshot.
+//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `decisions`, `view`, `moved` and `snapshot` add
+//!   to what the hub can do. `encoding` writes single values of a snapshot.
 
 mod again;
 mod calls;
@@ -27,6 +27,7 @@ mod faults;
 mod feedback;
 mod inputs;
 mod methods;
+mod moved;
 mod polling;
 mod purge;
 mod queue;

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::message::Properties;
@@ -221,12 +221,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
             if self.token_expires.is_some() && self.hub.with(|hub, _| hub.expires_token(&self.device_id)) {
                 return Ok(MqttEnd::TokenExpired);
             }
-            let token_expired = async {
-                match self.token_expires {
-                    Some(expires) => sleep(self.hub.until(expires)).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = stop.cancelled() => return Ok(MqttEnd::Stopped),
                 // `self.hub` holds the sender, so this cannot fail.
@@ -245,8 +239,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
                     }
                 }
                 () = sleep_until(self.last_heard + self.max_silence) => return Ok(MqttEnd::Silent),
-                () = token_expired => {
-                    // The sleep uses the runtime's clock, but the token ends by the emulator's clock.
+                () = self.hub.reached(self.token_expires) => {
+                    // The runtime's clock may be a little ahead.
                     if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
                         return Ok(MqttEnd::TokenExpired);
                     }

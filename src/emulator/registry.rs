@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
+use super::clock::ClockOffset;
 use super::hub_names::HubNames;
 use super::identity;
 
@@ -143,7 +144,7 @@ pub enum BackEndRight {
 /// A sign-in that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// When the connection must be closed; `None` for a certificate.
+    /// When the connection must be closed, by the hub's clock; `None` for a certificate.
     pub expires: Option<SystemTime>,
     /// The policy whose key signed the token; `None` if the device signed in with its own key or certificate.
     pub policy: Option<String>,
@@ -201,6 +202,7 @@ pub enum AuthError {
 #[derive(Debug)]
 pub struct Registry {
     names: HubNames,
+    clock_offset: ClockOffset,
     policies: Vec<AccessPolicy>,
     devices: BTreeMap<String, RegistryEntry>,
 }
@@ -214,7 +216,20 @@ struct RegistryEntry {
 impl Registry {
     /// A registry without devices.
     pub fn new(hostname: impl Into<String>, policies: Vec<AccessPolicy>) -> Self {
-        Self { names: HubNames::new(hostname), policies, devices: BTreeMap::new() }
+        let clock_offset = ClockOffset::default();
+        Self { names: HubNames::new(hostname), clock_offset, policies, devices: BTreeMap::new() }
+    }
+
+    /// Tells by how much the hub's clock differs from the one of clients, which make their tokens by the real time. What
+    /// is left of a token's life when it is presented counts, and from then on it passes by the hub's clock. Otherwise
+    /// no client could sign in once the clock is further ahead than tokens last.
+    pub fn set_clock_offset(&mut self, offset: ClockOffset) {
+        self.clock_offset = offset;
+    }
+
+    /// See [`Registry::set_clock_offset`].
+    pub fn clock_offset(&self) -> ClockOffset {
+        self.clock_offset
     }
 
     /// The host names; user names and tokens must contain one of them.
@@ -285,11 +300,11 @@ impl Registry {
                     return Err(AuthError::Forbidden(policy.name.clone(), "DeviceConnect"));
                 }
                 // Check the signature first: only a valid token may show that the device is missing.
-                let granted = grant(&token, policy.keys.signed(&token)).and_then(enabled)?;
+                let granted = self.grant(&token, policy.keys.signed(&token)).and_then(enabled)?;
                 return device.map(|_| granted).ok_or_else(|| AuthError::MissingDevice(excerpt(device_id)));
             }
             return match &device.ok_or_else(unknown)?.credential {
-                DeviceCredential::Keys(keys) => grant(&token, keys.signed(&token)).and_then(enabled),
+                DeviceCredential::Keys(keys) => self.grant(&token, keys.signed(&token)).and_then(enabled),
                 DeviceCredential::Certificate(_)
                 | DeviceCredential::Thumbprints { .. }
                 | DeviceCredential::Authority => {
@@ -335,7 +350,7 @@ impl Registry {
         if !allowed {
             return Err(AuthError::Forbidden(policy.name.clone(), name));
         }
-        grant(&token, policy.keys.signed(&token))
+        self.grant(&token, policy.keys.signed(&token))
     }
 
     /// Checks a token's resource, which may be under any of the hub's names, and its expiry.
@@ -344,7 +359,7 @@ impl Registry {
             let token = excerpt(&token.resource());
             return Err(AuthError::WrongResource { token, needed: format!("{}{path}", self.names.own()) });
         }
-        if token.expiry() <= now {
+        if self.clock_offset.of(token.expiry()) <= now {
             return Err(AuthError::Expired(format_time(token.expiry())));
         }
         Ok(())
@@ -354,13 +369,13 @@ impl Registry {
         let unknown = || AuthError::UnknownPolicy(excerpt(name));
         self.policies.iter().find(|policy| policy.name == name).ok_or_else(unknown)
     }
-}
 
-fn grant(token: &SasToken, signed: bool) -> Result<Grant, AuthError> {
-    if signed {
-        Ok(Grant { expires: Some(token.expiry()), policy: token.policy().map(str::to_owned) })
-    } else {
-        Err(AuthError::WrongSignature)
+    fn grant(&self, token: &SasToken, signed: bool) -> Result<Grant, AuthError> {
+        if !signed {
+            return Err(AuthError::WrongSignature);
+        }
+        let expires = Some(self.clock_offset.of(token.expiry()));
+        Ok(Grant { expires, policy: token.policy().map(str::to_owned) })
     }
 }
 

@@ -1,19 +1,25 @@
 //! The hub as all listeners share it: one lock, one clock, and a counter that wakes the listeners.
 //!
-//! Owns: the lock around [`Hub`], and the timer that tells the hub the time.
+//! Owns: the lock around [`Hub`], the clock and its moves, and the timer that tells the hub the time.
 //! Must not know: MQTT, AMQP.
+//!
+//! Whatever waits for a time of the hub waits with [`SharedHub::reached`] or [`SharedHub::passed`], or wakes with
+//! [`SharedHub::watch`] and asks again: a moved clock wakes all of these. Waits for a peer, such as the keep-alive of
+//! MQTT, are waits for the real time.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use super::clock::{ClockError, ClockOffset, ClockSetting};
 use super::hub::Hub;
+use crate::message::format_time;
 
 /// The timer handles changes within this time as one change, because it looks at every queue.
 const TIMER_REST: Duration = Duration::from_millis(20);
 
-/// The source of the emulator's time.
+/// The source of the real time, from which the emulator's clock may differ.
 pub type Clock = fn() -> SystemTime;
 
 /// The shared hub. All clones are one hub.
@@ -26,22 +32,26 @@ struct HubAndClock {
     /// The value of [`Hub::changes`].
     changes: watch::Sender<u64>,
     clock: Clock,
+    offset: watch::Sender<ClockOffset>,
 }
 
 impl SharedHub {
-    /// Shares a hub. `clock` gives its time.
+    /// Shares a hub. `clock` gives the real time.
     pub fn new(mut hub: Hub, clock: Clock) -> Self {
+        // The real time, so that a clock that was set back does not lead to numbers of an earlier hub.
         hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
-        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, clock }))
+        let offset = watch::Sender::default();
+        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, clock, offset }))
     }
 
     /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.
     /// The closure must be short, and must not call `with` again.
     pub fn with<T>(&self, act: impl FnOnce(&mut Hub, SystemTime) -> T) -> T {
-        let now = self.now();
         // A panic elsewhere under this lock leaves the hub usable, because every operation is complete within one call.
         let mut hub = self.0.hub.lock().unwrap_or_else(PoisonError::into_inner);
+        // The clock is only moved under the lock, so this is the time for all of `act`.
+        let now = self.now();
         let result = act(&mut hub, now);
         let update = |sender: &watch::Sender<u64>, now| {
             sender.send_if_modified(|seen| std::mem::replace(seen, now) != now);
@@ -63,7 +73,36 @@ impl SharedHub {
 
     /// The time by the emulator's clock.
     pub fn now(&self) -> SystemTime {
-        (self.0.clock)()
+        let (real, offset) = self.clock();
+        offset.of(real)
+    }
+
+    /// The real time, and by how much the emulator's clock differs from it.
+    pub fn clock(&self) -> (SystemTime, ClockOffset) {
+        let offset = *self.0.offset.borrow();
+        ((self.0.clock)(), offset)
+    }
+
+    /// Moves the emulator's clock. When this returns, the hub has done what is due by then, and all that waits for a
+    /// time of the hub is awake.
+    ///
+    /// # Errors
+    /// [`ClockError::OutOfBounds`]; in this case nothing has changed.
+    pub fn move_clock(&self, setting: ClockSetting) -> Result<(), ClockError> {
+        self.with(|hub, _| {
+            let (real, present) = self.clock();
+            let offset = setting.offset(present, real)?;
+            let now = offset.of(real);
+            self.0.offset.send_replace(offset);
+            hub.clock_moved(offset, now);
+            if offset != present {
+                tracing::info!(
+                    "the clock was moved: it is {} now, {offset} from the real time",
+                    format_time(now)
+                );
+            }
+            Ok(())
+        })
     }
 
     /// The time until `deadline`; zero if it has passed.
@@ -71,19 +110,43 @@ impl SharedHub {
         deadline.duration_since(self.now()).unwrap_or_default()
     }
 
+    /// Returns when the emulator's clock reaches `deadline`, whether by itself or because it is moved; never if there is
+    /// none. The runtime's clock may be a little ahead of the emulator's, so the caller must look at the time. Cancel
+    /// safe.
+    pub async fn reached(&self, deadline: Option<SystemTime>) {
+        let Some(deadline) = deadline else { return std::future::pending().await };
+        let mut moved = self.0.offset.subscribe();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.until(deadline)) => return,
+                // `self` holds the sender, so this cannot fail.
+                _moved = moved.changed() => {}
+            }
+        }
+    }
+
+    /// Returns when so much time has passed by the emulator's clock. If the clock is set back, the time begins anew at
+    /// most. Cancel safe.
+    pub async fn passed(&self, time: Duration) {
+        let mut moved = self.0.offset.subscribe();
+        let mut deadline = self.now() + time;
+        loop {
+            deadline = deadline.min(self.now() + time);
+            tokio::select! {
+                () = tokio::time::sleep(self.until(deadline)) => return,
+                // `self` holds the sender, so this cannot fail.
+                _moved = moved.changed() => {}
+            }
+        }
+    }
+
     /// Applies the passing of time to the hub, for ever. Cancel safe.
     pub(super) async fn run_timer(&self) {
         let mut changed = self.watch();
         loop {
             let deadline = self.with(|hub, _| hub.next_deadline());
-            let due = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep(self.until(deadline)).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = due => self.with(|hub, now| hub.tick(now)),
+                () = self.reached(deadline) => self.with(|hub, now| hub.tick(now)),
                 // `self` holds the sender, so this cannot fail.
                 _changed = changed.changed() => tokio::time::sleep(TIMER_REST).await,
             }

@@ -47,6 +47,7 @@ impl Running {
             workload_socket: None,
             feedback_interval: Duration::from_millis(50),
             faults: Vec::new(),
+            clock: None,
             well_known_keys: false,
         };
         let (started, ready) = sync_channel(1);

@@ -92,6 +92,8 @@ fn wrong_arguments_are_named() {
     usage(&["--device", "a", "--x509-device", "a"], "\"a\" is named twice");
     usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name without a port");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");
+    usage(&["--clock", "+9000years"], "choose one from 1970 to 9998");
+    usage(&["--clock", "noon"], "\"noon\" is neither a time, such as 2030-01-01T00:00:00Z, nor an offset");
     for address in ["0.0.0.0", "::", "192.0.2.1"] {
         let sentence = format!(
             "--well-known-keys works only on loopback, because everybody knows these keys, but --bind \

@@ -21,7 +21,7 @@ pub(crate) fn asking(state: &Path, arguments: &[&str]) -> Command {
 }
 
 /// The exit code and standard output, or standard error if there is no output.
-fn said(command: &mut Command) -> (Option<i32>, String) {
+pub(crate) fn said(command: &mut Command) -> (Option<i32>, String) {
     let output = run(command);
     let text = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
     (output.status.code(), String::from_utf8_lossy(text).trim_end().to_owned())

@@ -33,6 +33,7 @@ mod drop_ins;
 mod edge_gateway;
 mod edge_module;
 mod emulator_cli;
+mod emulator_clock;
 mod emulator_faults;
 mod emulator_https;
 mod emulator_https_device;

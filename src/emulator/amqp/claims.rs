@@ -183,14 +183,8 @@ impl Claims {
         loop {
             self.expire_faulty();
             let expires = changes.borrow_and_update().first_end();
-            let end = async {
-                match expires {
-                    Some(end) => tokio::time::sleep(self.hub.until(end)).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = end => return,
+                () = self.hub.reached(expires) => return,
                 // `self` holds the senders, so these are always changes.
                 _changed = changes.changed() => {}
                 _changed = hub_changes.changed() => {}

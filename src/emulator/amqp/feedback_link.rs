@@ -9,7 +9,6 @@ use std::time::SystemTime;
 use fe2o3_amqp::Sender;
 use fe2o3_amqp::types::messaging::{Data, Message, MessageAnnotations, Outcome, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Symbol, Timestamp, Value};
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::claims::Claims;
@@ -37,17 +36,21 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
         let hostname = hub.with(|hub, _| hub.hostname().to_owned());
         let sent = link.send(message(&batch, &hostname));
         // This also waits for credit. The time limit is the lock time: after it, another link may have the batch.
-        match timeout(LOCK_TIME, sent).await {
-            Ok(Ok(outcome)) => {
+        let sent = tokio::select! {
+            sent = sent => sent,
+            () = hub.passed(LOCK_TIME) => {
+                tracing::info!("a feedback batch was not settled within a minute: the hub delivers it again");
+                continue;
+            }
+        };
+        match sent {
+            Ok(outcome) => {
                 let is_held = held.settle(&outcome, batch.records.len());
                 claims.answers.answer(lock_token(batch.lock), is_held);
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::debug!(%error, "a feedback link ended");
                 return;
-            }
-            Err(_) => {
-                tracing::info!("a feedback batch was not settled within a minute: the hub delivers it again")
             }
         }
     }

@@ -22,6 +22,7 @@ use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential, KeyPair,
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
+mod clock;
 mod device;
 mod faults;
 mod method;

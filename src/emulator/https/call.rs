@@ -154,8 +154,7 @@ impl HttpCall {
         if self.peer.ip().to_canonical().is_loopback() {
             return Ok(());
         }
-        let sentence =
-            "faults can be set over loopback only: from this machine, or with --fault at the start";
+        let sentence = "faults and the clock can be set over loopback only: from this machine, or with --fault and --clock at the start";
         Err(reply::error(StatusCode::FORBIDDEN, "OperationNotAllowed", sentence).into())
     }
 

@@ -41,6 +41,7 @@ pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
     json!({
         "version": hub.changes(),
         "time": format_time(now),
+        "clockOffsetMs": hub.clock_offset().as_millis(),
         "hub": hub.hostname(),
         "devicesLeftOut": hub.device_ids().count() - devices.len(),
         "devices": devices,

@@ -12,7 +12,7 @@ use hyper::{Method, StatusCode};
 use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
 use super::reply::{self, HttpReply, HttpResult};
-use super::{device, events, faults, feedback, inputs, methods, page, purge, query, registry, twins};
+use super::{clock, device, events, faults, feedback, inputs, methods, page, purge, query, registry, twins};
 use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
@@ -77,6 +77,9 @@ const ROUTES: &[HttpRoute] = &[
     ("POST", "/emulator/devices/*/messages/*/again", OwnRoute, At(page::send_again)),
     ("POST", "/emulator/devices/*/modules/*/inputs/*", OwnRoute, Later(|call| inputs::send(call).boxed())),
     ("GET", "/emulator/devices/*/events", OwnRoute, At(events::show_after)),
+    ("GET", "/emulator/clock", OwnRouteHere, At(clock::show)),
+    ("PUT", "/emulator/clock", OwnRouteHere, Later(|call| clock::set(call).boxed())),
+    ("DELETE", "/emulator/clock", OwnRouteHere, At(clock::reset)),
     ("GET", "/emulator/devices/*/faults", OwnRouteHere, At(faults::show)),
     ("DELETE", "/emulator/devices/*/faults", OwnRouteHere, At(faults::clear_all)),
     ("PUT", "/emulator/devices/*/faults/*", OwnRouteHere, Later(|call| faults::set(call).boxed())),
@@ -247,7 +250,8 @@ mod tests {
             [("192.0.2.1", 403), ("::ffff:192.0.2.1", 403), ("::1", 200), ("::ffff:127.0.0.9", 200)]
         {
             let peer = SocketAddr::new(ip.parse().expect("an address"), 1);
-            for method in [Method::PUT, Method::DELETE] {
+            for (method, uri) in [(Method::PUT, uri), (Method::DELETE, uri), (Method::GET, "/emulator/clock")]
+            {
                 let (answered, body) = ask_from(peer, method, uri, Some(&token), &hub).await;
                 assert_eq!(answered, status, "{ip}: {body}");
                 let said = body["Message"].as_str().unwrap_or_default();

@@ -212,6 +212,16 @@ impl PendingCalls {
         })
     }
 
+    /// Lets no call last longer than one that begins now, because the clock may have been set back.
+    pub(super) fn go_back_to(&mut self, now: SystemTime) {
+        for call in &mut self.0 {
+            call.called = call.called.min(now);
+            if let CallState::Sent { at, .. } = &mut call.state {
+                *at = (*at).min(now);
+            }
+        }
+    }
+
     /// Removes a call that no caller waits for.
     pub(super) fn forget(&mut self, id: CallId) {
         self.0.retain(|call| call.id != id);

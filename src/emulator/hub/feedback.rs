@@ -187,6 +187,17 @@ impl FeedbackQueue {
         ready
     }
 
+    /// Lets no lock, interval or age last longer than one that begins now, because the clock may have been set back.
+    pub(super) fn go_back_to(&mut self, now: SystemTime) {
+        self.last_sent = self.last_sent.map(|sent| sent.min(now));
+        for (since, _) in &mut self.waiting {
+            *since = (*since).min(now);
+        }
+        if let Some((_, Some(until))) = &mut self.batch {
+            *until = (*until).min(now + LOCK_TIME);
+        }
+    }
+
     /// When [`FeedbackQueue::tick`] has its next work.
     pub(super) fn next_deadline(&self) -> Option<SystemTime> {
         let batch =

@@ -197,7 +197,8 @@ impl DeviceQueue {
     ) -> Option<Locked> {
         let waits = |entry: &&mut QueueEntry| {
             let free = entry.locked.is_none() && entry.offered_to != Some(connection);
-            free && (delay.is_zero() || entry.enqueued + delay <= now)
+            // With a clock that was set back, a message may come from a later time. It has waited before.
+            free && (delay.is_zero() || entry.enqueued > now || entry.enqueued + delay <= now)
         };
         let mut entries = self.0.iter_mut();
         let entry = if newest_first { entries.rfind(waits) } else { entries.find(waits) }?;
@@ -277,6 +278,13 @@ impl DeviceQueue {
             self.0.drain(..).partition(|entry| entry.expires <= now);
         self.0 = kept;
         Passed { expired: expired.into_iter().map(Finished::from).collect(), unlocked }
+    }
+
+    /// Lets no lock last longer than one that begins now, because the clock may have been set back.
+    pub(super) fn go_back_to(&mut self, now: SystemTime) {
+        for (_, until) in self.0.iter_mut().filter_map(|entry| entry.locked.as_mut()) {
+            *until = (*until).min(now + LOCK_TIME);
+        }
     }
 
     /// When [`DeviceQueue::pass_time`] has its next work.

@@ -34,6 +34,7 @@ fn options(dir: &std::path::Path) -> Options {
         workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
         faults: Vec::new(),
+        clock: None,
         well_known_keys: false,
     }
 }

@@ -58,6 +58,7 @@ impl Local {
             workload_socket: None,
             feedback_interval: Duration::from_millis(10),
             faults: Vec::new(),
+            clock: None,
             well_known_keys: false,
         };
         let (stop, stopped) = oneshot::channel::<()>();

@@ -166,6 +166,8 @@ function card(id) {
 function render(overview) {
   skew = Date.parse(overview.time) - Date.now();
   byId("hub").textContent = overview.hub;
+  show(byId("clock"), [overview.clockOffsetMs, overview.clockOffsetMs && overview.time.slice(0, 16)], ([offset]) =>
+    offset === 0 ? [] : [badge(`clock moved: it shows ${new Date(overview.time).toLocaleString()}`, "bad")]);
   const ids = overview.devices.map((device) => device.deviceId);
   for (const [id, places] of cards) {
     if (!ids.includes(id)) { places.root.remove(); cards.delete(id); }
