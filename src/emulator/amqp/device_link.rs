@@ -12,6 +12,7 @@ use fe2o3_amqp::Sender;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::link::delivery::DeliveryFut;
 use fe2o3_amqp::types::messaging::Outcome;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, sleep_until};
@@ -24,36 +25,54 @@ use crate::emulator::hub::{ConnectionId, Locked, Subscription};
 /// How long a message stays locked for a device that gives no credit. This must be well below the lock time.
 const CREDIT_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Messages whose outcome has not come yet.
+type Unsettled = FuturesUnordered<BoxFuture<'static, (Locked, SendResult)>>;
+
 /// Sends messages when the device gives credit, until the link ends or another connection of the device replaces it.
+/// What the device settled before that counts.
 pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
+    let mut unsettled = Unsettled::new();
+    let replaced = serve(&mut link, &claims, &device_id, own, &mut unsettled).await;
+    while let Some(Some((locked, outcome))) = unsettled.next().now_or_never() {
+        settle(&claims, &device_id, &locked, outcome);
+    }
+    if replaced {
+        steal(link, &device_id).await;
+    }
+}
+
+/// Returns whether another connection of the device has replaced this one.
+async fn serve(
+    link: &mut Sender,
+    claims: &Claims,
+    device_id: &str,
+    own: ConnectionId,
+    unsettled: &mut Unsettled,
+) -> bool {
     let hub = claims.hub.clone();
     let mut changed = hub.watch();
-    let mut unsettled = FuturesUnordered::new();
-    hub.with(|hub, _| hub.subscribe(&device_id, own, Subscription::DeviceBound, 1));
+    hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::DeviceBound, 1));
     loop {
         changed.mark_unchanged();
-        if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
-            return steal(link, &device_id).await;
+        if !hub.with(|hub, _| hub.is_current(device_id, own)) {
+            return true;
         }
-        let Some(locked) = hub.with(|hub, now| hub.next_delivery(&device_id, own, now)) else {
+        let Some(locked) = hub.with(|hub, now| hub.next_delivery(device_id, own, now)) else {
             tokio::select! {
                 biased;
-                Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
-                // The hub holds the sender, so this is always a change.
-                _changed = changed.changed() => {}
+                Some((locked, outcome)) = unsettled.next() => settle(claims, device_id, &locked, outcome),
                 reason = link.on_detach() => {
                     tracing::debug!(device_id, %reason, "a device's link ended");
-                    // What the device settled before that counts.
-                    while let Some(Some((locked, outcome))) = unsettled.next().now_or_never() {
-                        settle(&claims, &device_id, &locked, outcome);
-                    }
-                    return;
+                    return false;
                 }
+                // The hub holds the sender, so this is always a change.
+                _changed = changed.changed() => {}
             }
             continue;
         };
-        if !claims.count_packet(&device_id) {
-            return hub.with(|hub, _| hub.put_back(&device_id, &locked));
+        if !claims.count_packet(device_id) {
+            hub.with(|hub, _| hub.put_back(device_id, &locked));
+            return false;
         }
         let patience = Instant::now() + CREDIT_PATIENCE;
         let sent = {
@@ -63,9 +82,9 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
                     biased;
                     // The sending waits for credit. Meanwhile other messages can be settled, and the wait is limited.
                     sent = &mut sending => break Some(sent),
-                    Some((locked, outcome)) = unsettled.next() => settle(&claims, &device_id, &locked, outcome),
+                    Some((locked, outcome)) = unsettled.next() => settle(claims, device_id, &locked, outcome),
                     _changed = changed.changed() => {
-                        if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
+                        if !hub.with(|hub, _| hub.is_current(device_id, own)) {
                             break None;
                         }
                     }
@@ -77,14 +96,14 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
             Some(Ok(settled)) => {
                 let (message_id, redelivered) = (locked.message.message_id(), locked.redelivered);
                 tracing::debug!(device_id, message_id, redelivered, "delivered a C2D message");
-                unsettled.push(outcome(locked, settled));
+                unsettled.push(outcome(locked, settled).boxed());
             }
             Some(Err(error)) => {
                 tracing::debug!(device_id, %error, "a device's link ended");
-                hub.with(|hub, _| hub.put_back(&device_id, &locked));
-                return;
+                hub.with(|hub, _| hub.put_back(device_id, &locked));
+                return false;
             }
-            None => hub.with(|hub, _| hub.put_back(&device_id, &locked)),
+            None => hub.with(|hub, _| hub.put_back(device_id, &locked)),
         }
     }
 }
