@@ -6,6 +6,7 @@
 //!
 //! Source: AMQP 1.0, 2.6.12; wire reference 2.6. For every outcome the answer is accepted, unless the lock was lost.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -105,7 +106,7 @@ impl Answers {
 /// A settled disposition from the sender.
 fn disposition(channel: u16, id: u32, state: Vec<u8>) -> Vec<u8> {
     let id = [&[0x70][..], &id.to_be_bytes()].concat();
-    let list = list(&[vec![0x42], id.clone(), id, vec![0x41], state]);
+    let list = list(&[vec![0x42], id.clone(), id, vec![0x41], state, vec![0x40]]);
     let body = [b"\x00\x53\x15", &list[..]].concat();
     let size = u32::try_from(8 + body.len()).unwrap_or(u32::MAX);
     [&size.to_be_bytes()[..], &[2, 0], &channel.to_be_bytes(), &body].concat()
@@ -123,7 +124,7 @@ fn lock_lost() -> Vec<u8> {
 }
 
 /// An AMQP list of values that are already encoded.
-pub(super) fn list(fields: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn list<T: Borrow<[u8]>>(fields: &[T]) -> Vec<u8> {
     let inside = fields.concat();
     match (u8::try_from(inside.len() + 1), u8::try_from(fields.len())) {
         (Ok(size), Ok(count)) => [&[0xc0, size, count][..], &inside].concat(),

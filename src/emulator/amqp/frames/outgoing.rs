@@ -6,6 +6,9 @@
 //! The tag of a delivery is its lock token, a GUID in the byte order of .NET. C# turns the tag back into the token
 //! (wire reference 2.5 and 4.4). The crate only has tags that count up in four bytes, so this file takes the token from
 //! the message's annotations and writes it as the tag.
+//!
+//! The crate leaves out fields at the end that are null, as AMQP 1.0, 1.4, allows. The AMQP of azure-eventhub counts on
+//! all of them (`_decode.py` and `_connection.py` of version 5.15), so each performative gets them.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +16,7 @@ use uuid::Uuid;
 
 use super::answers::{self, Answers};
 use crate::amqp_frames::values::{self, MAX_DEPTH, is_true};
-use crate::amqp_frames::{MAGIC, TRANSFER, Transfer, performative_fields};
+use crate::amqp_frames::{DISPOSITION, END, MAGIC, OPEN, TRANSFER, Transfer, performative_fields};
 
 /// The annotation that contains the lock token as text.
 pub(in super::super) const LOCK_TOKEN: &str = "x-opt-lock-token";
@@ -22,6 +25,25 @@ pub(in super::super) const LOCK_TOKEN: &str = "x-opt-lock-token";
 const EMPTY: &[u8] = b"\x00\x00\x00\x08\x02\x00\x00\x00";
 
 const BEGIN: u64 = 0x11;
+
+/// The performatives and how many fields each has: Open, Begin, Attach, Flow, Transfer, Disposition, Detach, End, Close.
+/// Source: AMQP 1.0, 2.7.
+const FIELDS: [(u64, usize); 9] = [
+    (OPEN, 10),
+    (BEGIN, 8),
+    (0x12, 14),
+    (0x13, 11),
+    (TRANSFER, 11),
+    (DISPOSITION, 6),
+    (0x16, 3),
+    (END, 1),
+    (0x18, 1),
+];
+
+/// How much a correction may add to a frame: a tag, and fields that are null.
+pub(super) const ROOM: u64 = 64;
+
+const NULL: &[u8] = &[0x40];
 /// Positions of fields: the first in Begin, the others in a transfer.
 const REMOTE_CHANNEL: usize = 0;
 const DELIVERY_ID: usize = 1;
@@ -78,48 +100,53 @@ impl Outgoing {
         let channel = u16::from_be_bytes(*channel);
         let payload = values::value(body, MAX_DEPTH).ok()?;
         let performative = body.get(..body.len() - payload.len())?;
-        let (kind, fields) = performative_fields(performative).ok()?;
-        match kind {
-            BEGIN => {
-                // Remember both channels, because the client's decisions name its own channel.
-                let theirs = fields.get(REMOTE_CHANNEL).and_then(|field| values::ushort(field))?;
+        let (kind, mut fields) = performative_fields(performative).ok()?;
+        if kind == BEGIN {
+            // Remember both channels, because the client's decisions name its own channel.
+            if let Some(theirs) = fields.get(REMOTE_CHANNEL).and_then(|field| values::ushort(field)) {
                 self.answers.begun(theirs, channel);
-                None
             }
-            TRANSFER => {
-                let part = Transfer::read(&fields).ok()?;
-                let link = (channel, part.handle);
-                // Only the first frame of a message has the annotations, so its token is kept for the later frames.
-                let known = self.tags.remove(&link);
-                let token = known.or_else(|| lock_token(payload))?;
-                if known.is_none() {
-                    let is_settled = is_true(fields.get(SETTLED));
-                    let id = fields.get(DELIVERY_ID).and_then(|id| values::unsigned(id));
-                    if let Some(id) = id.and_then(|id| u32::try_from(id).ok()).filter(|_| !is_settled) {
-                        self.answers.sent(token, channel, id);
-                    }
-                }
-                let mut fields: Vec<_> = fields.into_iter().map(<[u8]>::to_vec).collect();
-                let tag = fields.get_mut(TAG).filter(|tag| tag.starts_with(&OWN_TAG));
-                if let Some(tag) = tag {
-                    *tag = [&[0xa0, 16][..], &token.to_bytes_le()].concat();
-                }
-                let body = [b"\x00\x53\x14", &answers::list(&fields)[..], payload].concat();
-                let size = 8 + body.len();
-                // The token is longer than the tag of the crate, so the frame may be too large now.
-                if size > self.max_frame {
-                    tracing::debug!("a message that fills its frame keeps the tag of the AMQP crate");
-                    return None;
-                }
-                if part.more {
-                    self.tags.insert(link, token);
-                }
-                let size = u32::try_from(size).ok()?.to_be_bytes();
-                let [_, _, _, _, rest @ ..] = head;
-                Some([&size[..], rest, &body].concat())
-            }
-            _ => None,
         }
+        let tag = if kind == TRANSFER { self.tag(channel, &fields, payload) } else { None };
+        if let (Some((_, tag)), Some(own)) = (&tag, fields.get_mut(TAG))
+            && own.starts_with(&OWN_TAG)
+        {
+            *own = tag;
+        }
+        let (_, all) = FIELDS.iter().find(|(own, _)| *own == kind)?;
+        fields.resize(fields.len().max(*all), NULL);
+        let body = [&[0, 0x53, u8::try_from(kind).ok()?][..], &answers::list(&fields), payload].concat();
+        let size = 8 + body.len();
+        if size > self.max_frame {
+            tracing::debug!("a frame of the AMQP crate has no room for a correction");
+            if let Some((link, _)) = tag {
+                self.tags.remove(&link);
+            }
+            return None;
+        }
+        let size = u32::try_from(size).ok()?.to_be_bytes();
+        let [_, _, _, _, rest @ ..] = head;
+        Some([&size[..], rest, &body].concat())
+    }
+
+    /// The tag of a message with a lock token, and its link.
+    fn tag(&mut self, channel: u16, fields: &[&[u8]], payload: &[u8]) -> Option<((u16, u32), Vec<u8>)> {
+        let part = Transfer::read(fields).ok()?;
+        let link = (channel, part.handle);
+        // Only the first frame of a message has the annotations, so its token is kept for the later frames.
+        let known = self.tags.remove(&link);
+        let token = known.or_else(|| lock_token(payload))?;
+        if known.is_none() {
+            let is_settled = is_true(fields.get(SETTLED));
+            let id = fields.get(DELIVERY_ID).and_then(|id| values::unsigned(id));
+            if let Some(id) = id.and_then(|id| u32::try_from(id).ok()).filter(|_| !is_settled) {
+                self.answers.sent(token, channel, id);
+            }
+        }
+        if part.more {
+            self.tags.insert(link, token);
+        }
+        Some((link, [&[0xa0, 16][..], &token.to_bytes_le()].concat()))
     }
 }
 
@@ -190,11 +217,21 @@ mod tests {
         all.chunks(7).for_each(|piece| outgoing.push(piece));
         let tags = outgoing.ready.windows(AS_TAG.len()).filter(|part| *part == AS_TAG).count();
         assert_eq!(tags, 2);
-        assert_eq!(outgoing.ready.len(), all.len() + 2 * 12);
-        // A transfer without a token stays unchanged.
-        assert!(
-            outgoing.ready.starts_with(header) && outgoing.ready.ends_with(&[&other[..], EMPTY].concat())
-        );
+        // Each transfer also gets its last five fields.
+        assert_eq!(outgoing.ready.len(), all.len() + 2 * 12 + 3 * 5);
+        let tag = b"\xa0\x04\x00\x00\x00\x05\x43\x42\x42\x40\x40\x40\x40\x40";
+        let end = [&tag[..], body, EMPTY].concat();
+        assert!(outgoing.ready.starts_with(header) && outgoing.ready.ends_with(&end), "the tag of the crate");
+    }
+
+    #[test]
+    fn each_performative_has_all_of_its_fields() {
+        let mut outgoing = Outgoing::new(Answers::default());
+        outgoing.push(&frame(b"\x00\x53\x18\x45"));
+        outgoing.push(&frame(b"\x00\x53\x16\xc0\x04\x02\x52\x01\x41"));
+        let close = frame(b"\x00\x53\x18\xc0\x02\x01\x40");
+        let detach = frame(b"\x00\x53\x16\xc0\x05\x03\x52\x01\x41\x40");
+        assert_eq!(outgoing.ready, [close, detach].concat());
     }
 
     #[test]
@@ -228,7 +265,7 @@ mod tests {
         assert_eq!(
             accepted,
             frame(
-                b"\x00\x53\x15\xc0\x11\x05\x42\x70\x00\x00\x00\x05\x70\x00\x00\x00\x05\x41\x00\x53\x24\x45"
+                b"\x00\x53\x15\xc0\x12\x06\x42\x70\x00\x00\x00\x05\x70\x00\x00\x00\x05\x41\x00\x53\x24\x45\x40"
             )
         );
         let lost = String::from_utf8_lossy(&answered(false, false)).into_owned();

@@ -6,7 +6,7 @@ use crate::amqp_frames::values::{is_true, unsigned};
 use crate::amqp_frames::{DISPOSITION, END, FIRST, Frame, LAST, OPEN};
 
 /// Fields of Open.
-const PEER_MAX_FRAME: usize = 2;
+pub(super) const PEER_MAX_FRAME: usize = 2;
 const IDLE_TIME_OUT: usize = 4;
 /// More fields of a disposition.
 const ROLE: usize = 0;

@@ -14,9 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::answers::Answers;
-use super::outgoing::Outgoing;
-use super::seen::Seen;
+use super::answers::{Answers, list};
+use super::outgoing::{Outgoing, ROOM};
+use super::seen::{PEER_MAX_FRAME, Seen};
 use crate::amqp_frames::values::Flaw;
 use crate::amqp_frames::{Frame, Guard, GuardError, Limits, MessagePart};
 
@@ -28,6 +28,9 @@ pub(in super::super) const MAX_FRAME: u32 = 256 * 1024;
 pub(in super::super) const MAX_MESSAGE: usize = 1024 * 1024;
 
 const LIMITS: Limits = Limits { frame: MAX_FRAME, message: MAX_MESSAGE };
+
+/// The smallest frame size that a client may ask for. Source: AMQP 1.0, 2.4.1.
+const SMALLEST_FRAME: u64 = 512;
 
 /// Most bytes that wait to be written while the client does not read.
 const MAX_UNWRITTEN: usize = 512 * 1024;
@@ -65,6 +68,9 @@ pub(in super::super) struct FrameStream<S> {
     replayed: usize,
     inner: S,
     guard: Guard,
+    /// Whole frames that the crate has not read yet, and how many bytes of them it has.
+    arrived: Vec<u8>,
+    handed_on: usize,
     breach: Breach,
     answers: Answers,
     outgoing: Outgoing,
@@ -92,6 +98,8 @@ impl<S> FrameStream<S> {
             replayed: 0,
             inner,
             guard: Guard::new(LIMITS),
+            arrived: Vec::new(),
+            handed_on: 0,
             breach,
             answers,
             outgoing,
@@ -108,13 +116,19 @@ impl<S> FrameStream<S> {
 }
 
 impl<S> FrameStream<S> {
-    /// Inspects the bytes that the client has sent, and acts on its frames.
+    /// Inspects the bytes that the client has sent, acts on its frames, and hands them on.
     fn look_at(&mut self, bytes: &[u8]) -> Result<(), GuardError> {
-        let mut all = Vec::new();
+        let (mut all, mut arrived) = (Vec::new(), std::mem::take(&mut self.arrived));
         let looked_at = self.guard.feed(bytes, |frame| {
             all.extend(Seen::of(frame));
-            readable(frame)
+            readable(frame)?;
+            match smaller_open(frame) {
+                Some(open) => arrived.extend(open),
+                None => arrived.extend_from_slice(frame.bytes),
+            }
+            Ok(())
         });
+        self.arrived = arrived;
         for seen in all {
             match seen {
                 Seen::Open { max_frame, idle } => {
@@ -135,6 +149,18 @@ impl<S> FrameStream<S> {
         }
         looked_at
     }
+}
+
+/// An Open with a smaller frame size than the client's, so that what the crate sends has room for corrections.
+fn smaller_open(frame: &Frame<'_>) -> Option<Vec<u8>> {
+    let Some(Seen::Open { max_frame: Some(largest), .. }) = Seen::of(frame) else { return None };
+    let smaller = u32::try_from(largest.checked_sub(ROOM).filter(|size| *size >= SMALLEST_FRAME)?).ok()?;
+    let size = [&[0x70][..], &smaller.to_be_bytes()].concat();
+    let mut fields = frame.fields.clone();
+    *fields.get_mut(PEER_MAX_FRAME)? = &size;
+    let body = [&b"\x00\x53\x10"[..], &list(&fields)].concat();
+    let length = u32::try_from(8 + body.len()).ok()?.to_be_bytes();
+    Some([&length[..], frame.bytes.get(4..8)?, &body].concat())
 }
 
 /// Ends the connection if a message cannot be decoded. A message that is too large only ends its link, and the crate
@@ -190,6 +216,35 @@ impl<S: AsyncWrite + Unpin> FrameStream<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> FrameStream<S> {
+    /// Hands on whole frames. The space of `buffer` is also what the client's bytes are read into.
+    fn poll_arrived(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let arrived = self.arrived.get(self.handed_on..).unwrap_or_default();
+            if !arrived.is_empty() {
+                let count = arrived.len().min(buffer.remaining());
+                buffer.put_slice(arrived.get(..count).unwrap_or_default());
+                self.handed_on += count;
+                return Poll::Ready(Ok(()));
+            }
+            (self.arrived, self.handed_on) = (Vec::new(), 0);
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
+            let bytes = buffer.filled().get(before..).unwrap_or_default().to_vec();
+            buffer.set_filled(before);
+            if bytes.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Err(error) = self.look_at(&bytes) {
+                let reason = format!("the client sent {error}");
+                tracing::warn!("dropped an AMQP connection: {reason}");
+                self.breach.tell(reason);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+        }
+    }
+}
+
 impl<S> std::fmt::Debug for FrameStream<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FrameStream").field("replayed", &self.replayed).finish_non_exhaustive()
@@ -213,15 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameStream<S> {
         let start = self.replayed;
         let rest = self.header.get(start..).unwrap_or_default();
         if rest.is_empty() {
-            let before = buffer.filled().len();
-            ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-            let looked_at = self.look_at(buffer.filled().get(before..).unwrap_or_default());
-            return Poll::Ready(looked_at.map_err(|error| {
-                let reason = format!("the client sent {error}");
-                tracing::warn!("dropped an AMQP connection: {reason}");
-                self.breach.tell(reason);
-                io::Error::new(io::ErrorKind::InvalidData, error)
-            }));
+            return self.poll_arrived(context, buffer);
         }
         let count = rest.len().min(buffer.remaining());
         buffer.put_slice(rest.get(..count).unwrap_or_default());
@@ -272,14 +319,35 @@ mod tests {
     #[tokio::test]
     async fn the_header_comes_first_in_whatever_pieces_it_is_read() {
         let (near, mut far) = tokio::io::duplex(64);
-        far.write_all(b"\x00\x00\x00\x08\x02").await.expect("written");
+        far.write_all(b"\x00\x00\x00\x08\x02\x00\x00\x00\x00\x00").await.expect("written");
         drop(far);
         let mut stream = replayed(*b"AMQP\x00\x01\x00\x00", near, CancellationToken::new());
         let mut three = [0; 3];
         stream.read_exact(&mut three).await.expect("read");
         let mut others = Vec::new();
         stream.read_to_end(&mut others).await.expect("read");
-        assert_eq!([&three[..], &others].concat(), b"AMQP\x00\x01\x00\x00\x00\x00\x00\x08\x02");
+        let whole = b"AMQP\x00\x01\x00\x00\x00\x00\x00\x08\x02\x00\x00\x00";
+        assert_eq!([&three[..], &others].concat(), whole, "only whole frames");
+    }
+
+    #[tokio::test]
+    async fn the_crate_hears_of_a_smaller_frame_size_than_the_client_has() {
+        for (theirs, seen) in [(65_536_u32, 65_472), (576, 512), (575, 575), (512, 512)] {
+            let open = |size: u32| {
+                let inside = [&b"\xa1\x01c\x40\x70"[..], &size.to_be_bytes()].concat();
+                let list = [&[0xc0, 10, 3][..], &inside].concat();
+                let body = [&b"\x02\x00\x00\x00\x00\x53\x10"[..], &list].concat();
+                [&u32::try_from(4 + body.len()).expect("short").to_be_bytes()[..], &body].concat()
+            };
+            let (near, mut far) = tokio::io::duplex(64);
+            far.write_all(&open(theirs)).await.expect("written");
+            drop(far);
+            let mut stream = replayed(*b"AMQP\x00\x01\x00\x00", near, CancellationToken::new());
+            let mut read = Vec::new();
+            stream.read_to_end(&mut read).await.expect("read");
+            assert_eq!(read.get(8..), Some(&open(seen)[..]), "{theirs}");
+            assert_eq!(stream.outgoing.max_frame, theirs as usize);
+        }
     }
 
     #[tokio::test]
