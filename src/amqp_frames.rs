@@ -19,7 +19,7 @@ pub(crate) mod values;
 #[allow(unused_imports)] // Only the emulator uses the guard itself.
 pub(crate) use guard::{
     DISPOSITION, END, FIRST, Frame, Guard, GuardError, LAST, Limits, MAGIC, MessagePart, OPEN, TRANSFER,
-    Transfer, performative_fields,
+    Transfer, check_message, performative_fields,
 };
 #[allow(unused_imports)] // Only the clients use the stream.
 pub(crate) use note::refusal;

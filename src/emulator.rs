@@ -5,8 +5,9 @@
 //! double built from the code under test proves nothing.
 //!
 //! - `clock` is the offset of a clock that was moved.
-//! - `identity` writes the ids of devices and modules, `hub_names` the names of the hub; `hub` is the state machine, pure; `registry` decides who may
-//!   sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the hub and in the state directory.
+//! - `identity` writes the ids of devices and modules, `hub_names` the names of the hub; `hub` is the state machine,
+//!   pure; `registry` decides who may sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the
+//!   hub and in the state directory; `event_hub` says where back ends read D2C messages.
 //! - `query` is the hub's query language, pure.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
 //!   of TLS.
@@ -32,6 +33,7 @@ mod amqp;
 mod certificates;
 pub mod client;
 pub mod clock;
+mod event_hub;
 mod event_log;
 mod https;
 pub mod hub;
@@ -218,6 +220,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     // What was restored may be of a clock that was ahead.
     hub.move_clock(ClockSetting::Offset(moved))?;
     hub.with(|hub, _| {
+        hub.serve_events_at(amqp_address.port());
         hub.set_input_routes(options.routes.clone());
         hub.order_faults(&options.faults)
     })?;

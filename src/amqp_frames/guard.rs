@@ -251,17 +251,18 @@ impl Guard {
                 Ok(MessagePart::Begun)
             };
         }
-        Ok(MessagePart::Whole(whole.ok_or(Flaw::TooLarge(limit)).and_then(readable)))
+        let whole = whole.ok_or(Flaw::TooLarge(limit));
+        Ok(MessagePart::Whole(whole.and_then(|whole| check_message(&whole).map(|()| whole))))
     }
 }
 
-/// The message, if all of its sections may be decoded.
-fn readable(message: Cow<'_, [u8]>) -> Result<Cow<'_, [u8]>, Flaw> {
-    let mut sections = message.as_ref();
+/// Checks that all sections of an encoded message may be decoded. A message in a message needs this, too.
+pub(crate) fn check_message(message: &[u8]) -> Result<(), Flaw> {
+    let mut sections = message;
     while !sections.is_empty() {
         sections = values::value(sections, MAX_DEPTH)?;
     }
-    Ok(message)
+    Ok(())
 }
 
 /// How many deliveries a disposition covers.

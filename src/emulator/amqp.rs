@@ -23,20 +23,27 @@ use claims::Claims;
 use frames::{Breach, FrameStream, MAX_FRAME};
 
 mod address;
+mod batch;
 mod c2d_link;
 mod cbs;
 mod claims;
 mod condition;
+mod consumer_link;
 mod convert;
 mod device_link;
 mod device_message;
 mod ending;
+mod event_message;
 mod events_link;
 mod feedback_link;
 mod frames;
+mod management;
 mod method_link;
+mod requests;
 mod sasl;
+mod selector;
 mod session;
+mod silent_link;
 mod twin_link;
 
 /// Most sessions of one connection. SDKs open one or two.

@@ -37,6 +37,7 @@ use super::tls::peer_thumbprint;
 mod call;
 mod clock;
 mod device;
+mod device_events;
 mod events;
 mod faults;
 mod feedback;

@@ -9,13 +9,15 @@
 //! message without a message id has an empty one.
 //!
 //! - `state` is the hub; `device` is what it has of one device.
-//! - `queue`, `session`, `feedback`, `events`, `ended`, `calls`, `faults`, `routes`, `twin`, `stamps` and `document` are
-//!   its parts. They do not know the hub.
-//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `decisions`, `view`, `moved` and `snapshot` add
+//! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `routes`, `twin`,
+//!   `stamps` and `document` are its parts. They do not know the hub.
+//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `readers`, `decisions`, `view`, `moved` and
+//!   `snapshot` add
 //!   to what the hub can do. `encoding` writes single values of a snapshot.
 
 mod again;
 mod calls;
+mod consumers;
 mod decisions;
 mod device;
 mod devices;
@@ -28,9 +30,11 @@ mod feedback;
 mod inputs;
 mod methods;
 mod moved;
+mod partitions;
 mod polling;
 mod purge;
 mod queue;
+mod readers;
 mod routes;
 mod session;
 mod snapshot;
@@ -45,6 +49,7 @@ pub use calls::{
     BackEndCall, CallError, CallId, CallProgress, DeviceAnswer, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME,
     MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT, MethodRequest,
 };
+pub use consumers::{ConsumerError, ConsumerId, MAX_CONSUMERS, MAX_READERS};
 pub use device::MAX_DESIRED_CHANGES;
 pub use devices::Identity;
 pub use document::{
@@ -55,6 +60,10 @@ pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
 pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
 pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
 pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
+pub use partitions::{
+    EventPosition, MAX_PARTITION_BYTES, MAX_PARTITION_EVENTS, PARTITIONS, PartitionEvent, PartitionInfo,
+    millis_of, partition_of,
+};
 pub use queue::{
     DEFAULT_TTL, LOCK_TIME, Lock, LockLost, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE, MAX_TTL, QueuedView,
 };

@@ -15,6 +15,7 @@ use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
 use super::clock::ClockOffset;
+use super::event_hub::EventHub;
 use super::hub_names::HubNames;
 use super::identity;
 
@@ -353,12 +354,40 @@ impl Registry {
         self.grant(&token, policy.keys.signed(&token))
     }
 
+    /// Checks whether a back end may read D2C messages with a token for the Event Hub-compatible endpoint. Its
+    /// policies are the hub's.
+    ///
+    /// # Errors
+    /// [`AuthError`] gives the reason.
+    pub(super) fn authenticate_reader(
+        &self,
+        event_hub: &EventHub,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<Grant, AuthError> {
+        let token = SasToken::parse(token)?;
+        if !event_hub.is_meant(&token.resource()) {
+            let needed = format!("{}/{}", event_hub.hostname, event_hub.name);
+            return Err(AuthError::WrongResource { token: excerpt(&token.resource()), needed });
+        }
+        self.check_time(&token, now)?;
+        let policy = self.policy(token.policy().unwrap_or_default())?;
+        if !policy.service_connect {
+            return Err(AuthError::Forbidden(policy.name.clone(), "ServiceConnect"));
+        }
+        self.grant(&token, policy.keys.signed(&token))
+    }
+
     /// Checks a token's resource, which may be under any of the hub's names, and its expiry.
     fn check(&self, token: &SasToken, path: &str, now: SystemTime) -> Result<(), AuthError> {
         if !self.names.iter().any(|name| token.covers(&format!("{name}{path}"))) {
             let token = excerpt(&token.resource());
             return Err(AuthError::WrongResource { token, needed: format!("{}{path}", self.names.own()) });
         }
+        self.check_time(token, now)
+    }
+
+    fn check_time(&self, token: &SasToken, now: SystemTime) -> Result<(), AuthError> {
         if self.clock_offset.of(token.expiry()) <= now {
             return Err(AuthError::Expired(format_time(token.expiry())));
         }

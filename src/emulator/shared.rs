@@ -31,6 +31,8 @@ struct HubAndClock {
     version: watch::Sender<u64>,
     /// The value of [`Hub::changes`].
     changes: watch::Sender<u64>,
+    /// The value of [`Hub::event_version`].
+    events: watch::Sender<u64>,
     clock: Clock,
     offset: watch::Sender<ClockOffset>,
 }
@@ -41,8 +43,8 @@ impl SharedHub {
         // The real time, so that a clock that was set back does not lead to numbers of an earlier hub.
         hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
-        let offset = watch::Sender::default();
-        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, clock, offset }))
+        let (events, offset) = (watch::Sender::new(hub.event_version()), watch::Sender::default());
+        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, events, clock, offset }))
     }
 
     /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.
@@ -58,6 +60,7 @@ impl SharedHub {
         };
         update(&self.0.version, hub.version());
         update(&self.0.changes, hub.changes());
+        update(&self.0.events, hub.event_version());
         result
     }
 
@@ -69,6 +72,11 @@ impl SharedHub {
     /// A counter that changes with everything that a viewer can see; see [`Hub::changes`].
     pub fn watch_changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
+    }
+
+    /// A counter that changes when a reader of D2C messages may have work.
+    pub fn watch_events(&self) -> watch::Receiver<u64> {
+        self.0.events.subscribe()
     }
 
     /// The time by the emulator's clock.

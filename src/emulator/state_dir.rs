@@ -7,6 +7,7 @@
 //!
 //! - `ca.pem`: the authority that clients must trust
 //! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for back ends that also make devices
+//! - `events.connection-string`: for back ends that read D2C messages
 //! - `page.address`: for a browser; `https.address`: for `emulator::client`
 //! - `env`: for a shell, see `environment`
 //! - the files of devices and modules, see `client_files`
@@ -54,6 +55,8 @@ const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
     ("registryReadWrite", false, false, RegistryRight::Write),
 ];
 const SERVICE_POLICY: &str = "service";
+/// The file with the connection string of the Event Hub-compatible endpoint.
+const EVENTS: &str = "events.connection-string";
 /// The policies whose connection strings are written to files.
 const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 /// The file with the address of the emulator's page.
@@ -202,6 +205,10 @@ impl StateDir {
             let name = format!("{}.connection-string", policy.name);
             write_private(&self.root.join(name), text.as_bytes())?;
         }
+        if let Some(policy) = self.service_policy() {
+            let text = format!("{}\n", served.events_string(policy));
+            write_private(&self.root.join(EVENTS), text.as_bytes())?;
+        }
         self.write_page_address(&served, now)?;
         write_private(&self.root.join(HTTPS_ADDRESS), format!("{}\n", served.https).as_bytes())?;
         self.files.serve(served);
@@ -264,8 +271,11 @@ impl StateDir {
     /// Writes the file `env`. Before the places of the emulator are known, nothing is written.
     fn write_environment(&self) -> Result<(), StateDirError> {
         let Some(served) = self.files.served() else { return Ok(()) };
-        let service = self.policies.iter().find(|policy| policy.name == SERVICE_POLICY);
-        environment::write(&self.root, served, self.first_device().as_ref(), service)
+        environment::write(&self.root, served, self.first_device().as_ref(), self.service_policy())
+    }
+
+    fn service_policy(&self) -> Option<&AccessPolicy> {
+        self.policies.iter().find(|policy| policy.name == SERVICE_POLICY)
     }
 
     /// The first device of this start that has a key, and that key.
@@ -293,13 +303,11 @@ impl StateDir {
     /// Writes the address of the emulator's page. It ends with a token of the service policy that is valid for a year.
     fn write_page_address(&self, served: &Served, now: SystemTime) -> Result<(), StateDirError> {
         let host = HostPort { name: served.hostname.clone(), port: Some(served.https.port()) };
-        for policy in self.policies.iter().filter(|policy| policy.name == SERVICE_POLICY) {
-            let expiry = now + PAGE_LIFETIME;
-            let token = SasToken::sign(&policy.keys.primary, &served.hostname, Some(SERVICE_POLICY), expiry);
-            let token = utf8_percent_encode(token.expose(), NON_ALPHANUMERIC);
-            write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())?;
-        }
-        Ok(())
+        let Some(policy) = self.service_policy() else { return Ok(()) };
+        let expiry = now + PAGE_LIFETIME;
+        let token = SasToken::sign(&policy.keys.primary, &served.hostname, Some(SERVICE_POLICY), expiry);
+        let token = utf8_percent_encode(token.expose(), NON_ALPHANUMERIC);
+        write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())
     }
 }
 

@@ -233,3 +233,35 @@ fn a_device_sends_d2c_messages_with_properties_and_within_limits() {
     }
     assert_eq!(emulator.process.stderr.count("panicked"), 0);
 }
+
+#[test]
+fn a_device_sends_a_batch_of_d2c_messages_and_a_faulty_one_is_refused_as_a_whole() {
+    let emulator = Emulator::start();
+    let own = device_token(&emulator, "dev1");
+    let events = "POST /devices/dev1/messages/events?api-version=2020-09-30";
+    let kind = "Content-Type: application/vnd.microsoft.iothub.json\r\n";
+    // As the C SDK and Node write it.
+    let batch = r#"[{"body":"AP8=","properties":{"iothub-app-zone":"north"}},
+        {"body":"text","base64Encoded":false,"properties":{"iothub-messageid":"m-2"}}]"#;
+    assert_eq!(ask(&emulator, events, &own, kind, batch.as_bytes()).status, 204);
+    let shown =
+        || ask(&emulator, "GET /emulator/devices/dev1/events", &service_token(&emulator), "", b"").json();
+    let seen = shown();
+    assert_eq!((&seen[0]["bodyBase64"], &seen[0]["properties"]["zone"]), (&"AP8=".into(), &"north".into()));
+    assert_eq!((&seen[1]["body"], &seen[1]["systemProperties"]["$.mid"]), (&"text".into(), &"m-2".into()));
+    let cut = format!("{}{{\"body\":\"AP8\"}}]", batch.trim_end_matches(']').to_owned() + ",");
+    for (body, words) in [
+        (cut.as_str(), "message 3 of the batch: its body is not base64"),
+        ("[]", "the batch has no messages"),
+        ("[{", "the batch is not an array in JSON"),
+        (&"[".repeat(10_000), "the batch is not an array in JSON"),
+    ] {
+        let answer = ask(&emulator, events, &own, kind, body.as_bytes());
+        assert_eq!(answer.status, 400, "{answer:?}");
+        let message = answer.json()["Message"].to_string();
+        assert!(message.contains("ErrorCode:ArgumentInvalid;") && message.contains(words), "{message}");
+    }
+    let large = format!("[{{\"body\":\"{}\"}}]", "A".repeat(256 * 1024));
+    assert_eq!(ask(&emulator, events, &own, kind, large.as_bytes()).status, 413);
+    assert_eq!(shown().as_array().map(Vec::len), Some(2), "nothing of the others is stored");
+}

@@ -117,6 +117,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         ],
         "go through `service` or `session`",
     ),
+    ("serde_amqp", &["src/emulator/amqp/"], "let the AMQP crate decode"),
     (
         "hyper",
         &[

@@ -87,6 +87,7 @@ mod rest_ask;
 mod rule_tests;
 mod schema;
 mod sdk;
+mod sdk_events;
 mod sdk_invokes;
 mod sdk_twins;
 mod sender_websocket;

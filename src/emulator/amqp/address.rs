@@ -26,6 +26,14 @@ pub(super) enum Address {
     Methods(String),
     /// The C2D queue of a module. The hub does not have one.
     Module,
+    /// A back end would hear here that a device has uploaded a file.
+    FileNotifications,
+    /// A back end asks for the Event Hub and its partitions.
+    Management,
+    /// A back end reads the D2C messages of a partition. None of the parts is checked.
+    Partition { event_hub: String, group: String, partition: String },
+    /// The Event Hub-compatible endpoint at the hub itself, with what stands below it.
+    HubEvents(String),
     /// Another address of a device.
     OtherOfDevice,
     /// Anything else.
@@ -45,6 +53,13 @@ impl Address {
             (["$cbs"], _) => Self::Cbs,
             (["messages", "devicebound"], _) => Self::DeviceBound,
             (["messages", "servicebound", "feedback"], _) => Self::Feedback,
+            (["messages", "servicebound", "filenotifications"], _) => Self::FileNotifications,
+            (["$management"] | [_, "$management"], _) => Self::Management,
+            (["messages", "events", ..], [_, _, below @ ..]) => Self::HubEvents(below.join("/")),
+            ([_, "consumergroups", _, "partitions", _], [event_hub, _, group, _, partition]) => {
+                let [event_hub, group, partition] = [event_hub, group, partition].map(|part| decode(part));
+                Self::Partition { event_hub, group, partition }
+            }
             (["devices", _, "messages", "devicebound"], [_, id, ..]) => Self::Device(decode(id)),
             (["devices", _, "messages", "events"], [_, id, ..]) => Self::Events(decode(id)),
             (["devices", _, "twin"], [_, id, ..]) => Self::Twin(decode(id)),
@@ -96,6 +111,34 @@ mod tests {
         assert_eq!(Address::parse("/messages/serviceBound/feedback"), Address::Feedback);
         assert_eq!(Address::parse("amqps://h/messages/servicebound/Feedback"), Address::Feedback);
         assert_eq!(Address::parse("$cbs"), Address::Cbs);
+        let files = "/messages/serviceBound/filenotifications";
+        assert_eq!(Address::parse(files), Address::FileNotifications);
+        assert_eq!(Address::parse(&files.to_ascii_uppercase()), Address::FileNotifications);
+    }
+
+    #[test]
+    fn the_addresses_of_event_hubs_keep_the_letters_of_their_names() {
+        for text in ["$management", "amqps://h:5671/iothub-ehub-h/$management"] {
+            assert_eq!(Address::parse(text), Address::Management, "{text}");
+        }
+        let partition = |text: &str| match Address::parse(text) {
+            Address::Partition { event_hub, group, partition } => [event_hub, group, partition],
+            other => panic!("{text}: {other:?}"),
+        };
+        for text in [
+            "sb://h/iothub-ehub-h/ConsumerGroups/$Default/Partitions/0",
+            "iothub-ehub-h/consumergroups/%24Default/partitions/0",
+        ] {
+            assert_eq!(partition(text), ["iothub-ehub-h", "$Default", "0"]);
+        }
+        let below = "ConsumerGroups/$Default/Partitions/1";
+        for (text, below) in [
+            ("amqps://h/messages/events/$management", "$management"),
+            ("messages/Events", ""),
+            (&format!("/messages/events/{below}"), below),
+        ] {
+            assert_eq!(Address::parse(text), Address::HubEvents(below.to_owned()), "{text}");
+        }
     }
 
     #[test]

@@ -21,6 +21,10 @@ use crate::emulator::shared::SharedHub;
 /// Most devices of one connection. An SDK that shares a connection between more devices is told to open another one.
 const MAX_DEVICES: usize = 100;
 
+/// What a module hears that signs in or attaches a link.
+pub(super) const NO_MODULES: &str =
+    "this emulator serves modules over MQTT only: let the module connect over MQTT";
+
 /// Why a token was refused. No variant holds secret text.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClaimError {
@@ -30,6 +34,8 @@ pub(super) enum ClaimError {
     OtherPolicy,
     #[error("the connection has {MAX_DEVICES} devices already")]
     TooManyDevices,
+    #[error("{NO_MODULES}")]
+    Module,
 }
 
 /// The claims of one connection. A later valid token replaces an earlier one of that policy or device.
@@ -50,6 +56,8 @@ pub(super) struct Claims {
 #[derive(Default)]
 struct Grants {
     service: Option<Grant>,
+    /// For reading D2C messages only.
+    reader: Option<Grant>,
     devices: BTreeMap<String, Grant>,
 }
 
@@ -85,6 +93,9 @@ impl Claims {
 
     /// Accepts a token for a device.
     pub(super) fn put_of_device(&self, token: &str, device_id: &str) -> Result<(), ClaimError> {
+        if device_id.contains('/') {
+            return Err(ClaimError::Module);
+        }
         let grant = self.hub.with(|hub, now| hub.authenticate_device(device_id, Some(token), None, now))?;
         let room =
             |grants: &Grants| grants.devices.contains_key(device_id) || grants.devices.len() < MAX_DEVICES;
@@ -100,8 +111,15 @@ impl Claims {
     /// the token must be valid for that device.
     pub(super) fn put(&self, token: &str, audience: &str) -> Result<(), ClaimError> {
         let parsed = SasToken::parse(token).map_err(AuthError::from)?;
-        match device_of(&parsed.resource()).or_else(|| device_of(&address::decode(audience))) {
+        let resource = parsed.resource();
+        match device_of(&resource).or_else(|| device_of(&address::decode(audience))) {
             Some(device_id) => self.put_of_device(token, &device_id),
+            None if self.hub.with(|hub, _| hub.event_hub().is_meant(&resource)) => {
+                let grant = self.hub.with(|hub, now| hub.authenticate_reader(token, now))?;
+                tracing::debug!(policy = grant.policy, "took a token of a reader of D2C messages");
+                self.grants.send_modify(|grants| grants.reader = Some(grant));
+                Ok(())
+            }
             None => {
                 let grant = self
                     .hub
@@ -116,6 +134,20 @@ impl Claims {
     /// Whether the connection may act as a back end now.
     pub(super) fn are_valid(&self) -> bool {
         self.grants.borrow().service.as_ref().is_some_and(|grant| self.is_valid(grant))
+    }
+
+    /// Checks whether the connection may read D2C messages now.
+    ///
+    /// # Errors
+    /// The hub's error.
+    pub(super) fn check_reader(&self) -> Result<(), LinkRefusal> {
+        let reader = self.grants.borrow().reader.as_ref().is_some_and(|grant| self.is_valid(grant));
+        if reader || self.are_valid() {
+            return Ok(());
+        }
+        let words =
+            "not signed in: put a token of a policy with ServiceConnect for the Event Hub to $cbs first";
+        Err(LinkRefusal::unauthorized(words))
     }
 
     /// Checks whether the connection may act as this device now.
@@ -242,16 +274,24 @@ impl Claims {
 
 impl Grants {
     fn first_end(&self) -> Option<std::time::SystemTime> {
-        self.service.iter().chain(self.devices.values()).filter_map(|grant| grant.expires).min()
+        self.service
+            .iter()
+            .chain(&self.reader)
+            .chain(self.devices.values())
+            .filter_map(|grant| grant.expires)
+            .min()
     }
 }
 
-/// The device in a resource or an audience: `{host}/devices/{id}`, with any rest.
+/// The device in a resource or an audience: `{host}/devices/{id}`, with any rest. A module is `{id}/modules/{module}`.
 fn device_of(resource: &str) -> Option<String> {
     let path = resource.split_once("://").map_or(resource, |(_, rest)| rest);
     let (_, rest) = path.split_once("/devices/")?;
-    let id = rest.split('/').next().unwrap_or_default();
-    (!id.is_empty()).then(|| id.to_owned())
+    let mut parts = rest.split('/');
+    match (parts.next().filter(|id| !id.is_empty())?, parts.next(), parts.next()) {
+        (id, Some(modules @ "modules"), Some(module)) => Some([id, modules, module].join("/")),
+        (id, ..) => Some(id.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -263,6 +303,7 @@ mod tests {
         for resource in ["h/devices/d:1", "amqps://h/devices/d:1/messages"] {
             assert_eq!(device_of(resource).as_deref(), Some("d:1"), "{resource}");
         }
+        assert_eq!(device_of("h/devices/d/modules/m").as_deref(), Some("d/modules/m"));
         for resource in ["h", "h/devices/", "", "https://h/twins/d"] {
             assert_eq!(device_of(resource), None, "{resource}");
         }

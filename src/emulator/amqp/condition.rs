@@ -6,6 +6,7 @@
 use fe2o3_amqp::types::definitions::{AmqpError, Error, ErrorCondition, Fields, LinkError};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
+use crate::emulator::event_hub::EventHub;
 use crate::emulator::hub::EnqueueError;
 
 /// Why a link or a message is refused.
@@ -15,41 +16,49 @@ pub(super) struct LinkRefusal {
     /// The hub's code, if there is one.
     pub(super) code: Option<i32>,
     pub(super) description: String,
+    /// Where the link is instead, for a redirect: the Event Hub, and the path below it.
+    pub(super) instead: Option<(EventHub, String)>,
 }
 
 impl LinkRefusal {
     /// The hub does not allow this property or address: 400003.
     pub(super) fn argument(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error"));
-        Self { condition, code: Some(400_003), description: description.into() }
+        Self { code: Some(400_003), ..Self::new(condition, description) }
     }
 
     /// The client has not signed in, or lacks the right: 401003.
     pub(super) fn unauthorized(description: impl Into<String>) -> Self {
-        let condition = AmqpError::UnauthorizedAccess.into();
-        Self { condition, code: Some(401_003), description: description.into() }
+        Self { code: Some(401_003), ..Self::new(AmqpError::UnauthorizedAccess, description) }
     }
 
     /// The address does not exist: 404006.
     pub(super) fn no_address(description: impl Into<String>) -> Self {
-        Self { condition: AmqpError::NotFound.into(), code: Some(404_006), description: description.into() }
+        Self { code: Some(404_006), ..Self::new(AmqpError::NotFound, description) }
     }
 
     /// The device is throttled: 429001.
     pub(super) fn throttled(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:device-container-throttled"));
-        Self { condition, code: Some(429_001), description: description.into() }
+        Self { code: Some(429_001), ..Self::new(condition, description) }
     }
 
     pub(super) fn new(condition: impl Into<ErrorCondition>, description: impl Into<String>) -> Self {
-        Self { condition: condition.into(), code: None, description: description.into() }
+        Self { condition: condition.into(), code: None, description: description.into(), instead: None }
+    }
+
+    /// The link is at the Event Hub-compatible endpoint: at `below` there. Source: `hub_target_builder.py` of the
+    /// extension of `az` for IoT, which reads hostname and address, and AMQP 1.0, 2.8.18.
+    pub(super) fn redirect(event_hub: EventHub, below: String) -> Self {
+        let words = format!("the link is at {}", event_hub.address(&below));
+        Self { instead: Some((event_hub, below)), ..Self::new(LinkError::Redirect, words) }
     }
 }
 
 impl From<EnqueueError> for LinkRefusal {
     fn from(error: EnqueueError) -> Self {
         let description = error.to_string();
-        let (condition, code) = match error {
+        let (condition, code): (ErrorCondition, _) = match error {
             EnqueueError::UnknownDevice(_) => (AmqpError::NotFound.into(), 404_001),
             EnqueueError::QueueFull(_) => (AmqpError::ResourceLimitExceeded.into(), 403_004),
             EnqueueError::Throttled(_) => return Self::throttled(description),
@@ -59,7 +68,7 @@ impl From<EnqueueError> for LinkRefusal {
                 (ErrorCondition::Custom(Symbol::from("com.microsoft:argument-error")), 403_009)
             }
         };
-        Self { condition, code: Some(code), description }
+        Self { code: Some(code), ..Self::new(condition, description) }
     }
 }
 
@@ -72,6 +81,13 @@ impl From<&LinkRefusal> for Error {
         info.insert(Symbol::from("com.microsoft:tracking-id"), Value::String(tracking_id));
         if let Some(code) = refusal.code {
             info.insert(Symbol::from("com.microsoft:error-code"), Value::Int(code));
+        }
+        if let Some((event_hub, below)) = &refusal.instead {
+            let mut add = |name: &str, value| drop(info.insert(Symbol::from(name), value));
+            add("hostname", Value::String(event_hub.host().to_string()));
+            add("network-host", Value::String(event_hub.hostname.clone()));
+            add("port", Value::Uint(event_hub.port.into()));
+            add("address", Value::String(event_hub.address(below)));
         }
         Error::new(refusal.condition.clone(), refusal.description.clone(), info)
     }

@@ -19,7 +19,10 @@ use crate::message::{self, C2dMessage, Properties};
 
 /// Application properties that get a system name on the way to the device. Source: wire reference 1.5.
 pub(super) const RENAMED: [(&str, &str); 2] =
-    [("iothub-creation-time-utc", "$.ctime"), ("iothub-message-schema", "$.schema")];
+    [("iothub-creation-time-utc", CREATION_TIME), ("iothub-message-schema", "$.schema")];
+
+/// Bag key of the time at which the sender says that it made the message.
+pub(super) const CREATION_TIME: &str = "$.ctime";
 
 /// Converts a message.
 ///
@@ -148,7 +151,7 @@ pub(super) fn body(body: Body<Value>) -> Result<Vec<u8>, LinkRefusal> {
 }
 
 /// Milliseconds since 1970. Earlier times become 1970. Times too far ahead become a time that the hub refuses.
-fn system_time(timestamp: &Timestamp) -> SystemTime {
+pub(super) fn system_time(timestamp: &Timestamp) -> SystemTime {
     let millis = u64::try_from(timestamp.milliseconds()).unwrap_or_default();
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
     time.unwrap_or(SystemTime::UNIX_EPOCH)

@@ -12,7 +12,7 @@ use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp, Valu
 use uuid::Uuid;
 
 use super::condition::LinkRefusal;
-use super::convert::{self, RENAMED};
+use super::convert::{self, CREATION_TIME, RENAMED};
 use super::frames::LOCK_TOKEN;
 use crate::emulator::hub::Locked;
 use crate::message::{self, Properties};
@@ -22,27 +22,8 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
     let mut section = Section::default();
     let mut application = ApplicationProperties::default();
     let message = &locked.message;
-    for (name, value) in message.system.iter() {
-        let text = value.unwrap_or_default().to_owned();
-        match name {
-            message::MESSAGE_ID => section.message_id = Some(MessageId::String(text)),
-            message::CORRELATION_ID => section.correlation_id = Some(MessageId::String(text)),
-            message::TO => section.to = Some(text),
-            message::USER_ID => section.user_id = Some(Binary::from(text.into_bytes())),
-            message::CONTENT_TYPE => section.content_type = Some(Symbol::from(text)),
-            message::CONTENT_ENCODING => section.content_encoding = Some(Symbol::from(text)),
-            message::EXPIRY => {
-                section.absolute_expiry_time = message::parse_time(&text).map(timestamp);
-            }
-            other => {
-                let renamed = RENAMED.iter().find(|(_, own)| *own == other).map_or(other, |(sent, _)| sent);
-                application.0.insert(renamed.to_owned(), SimpleValue::String(text));
-            }
-        }
-    }
-    for (name, value) in message.application.iter() {
-        let text = value.unwrap_or_default().to_owned();
-        application.0.insert(name.to_owned(), SimpleValue::String(text));
+    for (name, value) in message.system.iter().chain(message.application.iter()) {
+        put(name, value.unwrap_or_default(), &mut section, &mut application);
     }
     let count = u8::try_from(locked.delivery_count).unwrap_or(u8::MAX);
     let annotations = MessageAnnotations::builder()
@@ -59,6 +40,24 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
         .build()
 }
 
+/// Writes a property of a bag into its field. What has none becomes an application property.
+pub(super) fn put(name: &str, text: &str, section: &mut Section, application: &mut ApplicationProperties) {
+    let text = text.to_owned();
+    match name {
+        message::MESSAGE_ID => section.message_id = Some(MessageId::String(text)),
+        message::CORRELATION_ID => section.correlation_id = Some(MessageId::String(text)),
+        message::TO => section.to = Some(text),
+        message::USER_ID => section.user_id = Some(Binary::from(text.into_bytes())),
+        message::CONTENT_TYPE => section.content_type = Some(Symbol::from(text)),
+        message::CONTENT_ENCODING => section.content_encoding = Some(Symbol::from(text)),
+        message::EXPIRY => section.absolute_expiry_time = message::parse_time(&text).map(timestamp),
+        other => {
+            let renamed = RENAMED.iter().find(|(_, own)| *own == other).map_or(other, |(sent, _)| sent);
+            application.0.insert(renamed.to_owned(), SimpleValue::String(text));
+        }
+    }
+}
+
 /// The lock token, equal to the one over HTTPS. It is also the delivery's tag, so the copy that a fault makes needs its
 /// own.
 pub(super) fn lock_token(locked: &Locked) -> Uuid {
@@ -71,10 +70,17 @@ pub(super) fn lock_token(locked: &Locked) -> Uuid {
 /// An argument error that names the wrong field.
 pub(super) fn event(message: Message<Body<Value>>) -> Result<(Properties, Vec<u8>), LinkRefusal> {
     let mut properties = Properties::default();
-    convert::system_properties(message.properties.unwrap_or_default(), &mut properties)?;
+    let section = message.properties.unwrap_or_default();
+    let created = section.creation_time.clone();
+    convert::system_properties(section, &mut properties)?;
+    if let Some(created) = created {
+        properties.set(CREATION_TIME, message::format_time(convert::system_time(&created)));
+    }
     for (name, value) in message.application_properties.unwrap_or_default().0 {
         let value = convert::text_of(&name, value)?;
-        properties.set(name, value);
+        // The C SDK and Node write the creation time so.
+        let own = RENAMED.iter().find(|(sent, _)| *sent == name).map(|(_, own)| (*own).to_owned());
+        properties.set(own.unwrap_or(name), value);
     }
     Ok((properties, convert::body(message.body)?))
 }

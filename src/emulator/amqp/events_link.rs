@@ -1,7 +1,8 @@
 //! The link on which a device sends D2C messages.
 //!
-//! Owns: one settled answer to each message. Must not know: how a message is decoded, what is stored of it.
-//! Source: wire reference 2.4.
+//! Owns: one settled answer to each transfer. Must not know: how a message or a batch is decoded, what is stored of it.
+//! Source: wire reference 2.4. The largest message is the link's max-message-size; the AMQP crate ends a link that
+//! exceeds it with `amqp:link:message-size-exceeded`.
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use fe2o3_amqp::types::definitions::Error;
 use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::Value;
 
+use super::batch::{self, BATCH_FORMAT};
 use super::claims::Claims;
 use super::condition::LinkRefusal;
 use super::device_message;
@@ -25,16 +27,17 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
                 if !claims.count_packet(&device_id) {
                     return;
                 }
-                let plain = delivery.message_format().unwrap_or(0) == 0;
+                let format = delivery.message_format().unwrap_or(0);
                 let (delivery, message) = delivery.into_parts();
-                let verdict = if plain {
-                    keep(message, &claims, &device_id)
-                } else {
-                    Err(LinkRefusal::argument(
-                        "the emulator takes no batches: send one message in each transfer",
-                    ))
+                let messages = match format {
+                    0 => Ok(vec![message]),
+                    BATCH_FORMAT => batch::messages(message),
+                    other => Err(LinkRefusal::argument(format!(
+                        "the message format {other:#010x} is not known: send single messages, or batches \
+                         ({BATCH_FORMAT:#010x})"
+                    ))),
                 };
-                (delivery, verdict)
+                (delivery, messages.and_then(|messages| keep(messages, &claims, &device_id)))
             }
             Err(RecvError::MessageDecode(error)) => {
                 let verdict =
@@ -56,10 +59,15 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, device_id: 
     }
 }
 
-fn keep(message: Message<Body<Value>>, claims: &Claims, device_id: &str) -> Result<(), LinkRefusal> {
+/// Stores all messages of a transfer, or none.
+fn keep(messages: Vec<Message<Body<Value>>>, claims: &Claims, device_id: &str) -> Result<(), LinkRefusal> {
     claims.check_device(device_id)?;
-    let (properties, body) = device_message::event(message)?;
-    event_log::log_event(device_id, &properties, &body, "");
-    claims.hub.with(|hub, now| hub.record_event(device_id, properties, body.into(), now));
+    let events = messages.into_iter().map(device_message::event).collect::<Result<Vec<_>, _>>()?;
+    event_log::log_events(device_id, &events);
+    claims.hub.with(|hub, now| {
+        for (properties, body) in events {
+            hub.record_event(device_id, properties, body.into(), now);
+        }
+    });
     Ok(())
 }

@@ -15,6 +15,7 @@ mod outgoing;
 mod seen;
 mod stream;
 
+pub(super) use crate::amqp_frames::check_message;
 pub(super) use answers::Answers;
 pub(super) use outgoing::LOCK_TOKEN;
-pub(super) use stream::{Breach, FrameStream, MAX_FRAME, MAX_MESSAGE};
+pub(super) use stream::{Breach, FrameStream, MAX_D2C, MAX_FRAME, MAX_MESSAGE};

@@ -5,22 +5,27 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use fe2o3_amqp::acceptor::{LinkAcceptor, LinkEndpoint, ListenerSessionHandle, SupportedReceiverSettleModes};
-use fe2o3_amqp::types::definitions::{AmqpError, Error, ReceiverSettleMode, Role};
+use fe2o3_amqp::acceptor::{
+    LinkAcceptor, LinkEndpoint, ListenerSessionHandle, SupportedReceiverSettleModes,
+    SupportedSenderSettleModes,
+};
+use fe2o3_amqp::types::definitions::{AmqpError, Error, ReceiverSettleMode, Role, SenderSettleMode};
 use fe2o3_amqp::types::messaging::TargetArchetype;
 use fe2o3_amqp::types::performatives::Attach;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::address::Address;
-use super::cbs::TokenService;
-use super::claims::Claims;
+use super::claims::{Claims, NO_MODULES};
 use super::condition::LinkRefusal;
+use super::consumer_link::{self, Reading};
 use super::ending::ANSWER_TIMEOUT;
-use super::frames::MAX_MESSAGE;
+use super::frames::{MAX_D2C, MAX_MESSAGE};
+use super::requests::RequestNode;
 use super::twin_link::{self, Pairs, TwinLinks};
-use super::{c2d_link, device_link, events_link, feedback_link, method_link};
+use super::{c2d_link, cbs, device_link, events_link, feedback_link, management, method_link, silent_link};
 use crate::emulator::hub::ConnectionId;
+use crate::message::excerpt;
 
 /// Most links of one session. SDKs open up to four.
 const MAX_LINKS: usize = 64;
@@ -30,10 +35,16 @@ pub(super) const HIGHEST_HANDLE: u32 = 63;
 
 /// The purpose of a link.
 enum Purpose {
-    TokenRequests,
-    TokenReplies,
+    /// A client sends tokens or questions to a node.
+    Requests(Node),
+    /// A client receives a node's replies.
+    Replies(Node),
     Messages,
     Feedback,
+    /// A back end waits for news of uploaded files.
+    FileNotifications,
+    /// A back end reads the D2C messages of a partition.
+    Consumer(Reading),
     /// A device receives its C2D messages.
     DeviceMessages(String, ConnectionId),
     /// A device sends D2C messages.
@@ -44,6 +55,12 @@ enum Purpose {
     Methods(String, ConnectionId),
 }
 
+/// The nodes of a session that answer requests.
+enum Node {
+    Cbs,
+    Management,
+}
+
 /// Serves a session until it ends or the connection's token expires. The handle must live until then.
 pub(super) async fn run(
     mut session: ListenerSessionHandle,
@@ -51,7 +68,8 @@ pub(super) async fn run(
     pairs: Pairs,
     peer: SocketAddr,
 ) {
-    let tokens = TokenService::new(Arc::clone(&claims));
+    let tokens = RequestNode::new(Arc::clone(&claims), cbs::put);
+    let management = RequestNode::new(Arc::clone(&claims), management::read);
     let mut links = JoinSet::new();
     loop {
         let attach = tokio::select! {
@@ -80,8 +98,8 @@ pub(super) async fn run(
                 tracing::warn!(%peer, link, reason = refusal.description, "refused a link");
                 refuse(attach, &refusal, &mut session, peer).await;
             }
-            Ok(purpose) => match accept(attach, &mut session).await {
-                Some(endpoint) => start(endpoint, purpose, &mut links, &tokens, &claims),
+            Ok(purpose) => match accept(attach, &purpose, &mut session).await {
+                Some(endpoint) => start(endpoint, purpose, &mut links, [&tokens, &management], &claims),
                 None => tracing::info!(%peer, link, "a link could not be attached"),
             },
         }
@@ -98,12 +116,35 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
     };
     let address = address.unwrap_or_default();
     let purpose = match (&attach.role, Address::parse(address)) {
-        (Role::Sender, Address::Cbs) => return Ok(Purpose::TokenRequests),
-        (Role::Receiver, Address::Cbs) => return Ok(Purpose::TokenReplies),
+        (Role::Sender, Address::Cbs) => return Ok(Purpose::Requests(Node::Cbs)),
+        (Role::Receiver, Address::Cbs) => return Ok(Purpose::Replies(Node::Cbs)),
         (Role::Sender, Address::DeviceBound) => Purpose::Messages,
         (Role::Receiver, Address::Feedback) => Purpose::Feedback,
-        (Role::Sender, Address::Feedback) => {
+        (Role::Receiver, Address::FileNotifications) => Purpose::FileNotifications,
+        (Role::Sender, Address::Feedback | Address::FileNotifications) => {
             return Err(LinkRefusal::no_address("feedback can be received, not sent"));
+        }
+        (_, Address::Management) => {
+            claims.check_reader()?;
+            let sends = attach.role == Role::Sender;
+            return Ok(if sends { Purpose::Requests } else { Purpose::Replies }(Node::Management));
+        }
+        (_, Address::HubEvents(below)) => {
+            claims.check_reader()?;
+            return Err(LinkRefusal::redirect(claims.hub.with(|hub, _| hub.event_hub()), below));
+        }
+        (Role::Receiver, Address::Partition { event_hub, group, partition }) => {
+            claims.check_reader()?;
+            let own = claims.hub.with(|hub, _| hub.event_hub());
+            if !own.is_named(&event_hub) {
+                let (shown, own) = (excerpt(&event_hub), own.name);
+                let words = format!("the hub has no Event Hub \"{shown}\": its name is {own}");
+                return Err(LinkRefusal::no_address(words));
+            }
+            return Reading::begin(claims, attach, &group, &partition).map(Purpose::Consumer);
+        }
+        (Role::Sender, Address::Partition { .. }) => {
+            return Err(LinkRefusal::no_address("D2C messages can be read here, not sent"));
         }
         (Role::Receiver, Address::DeviceBound) => {
             return Err(LinkRefusal::no_address("a back end can send C2D messages, not receive them"));
@@ -133,14 +174,10 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
             return Err(LinkRefusal::no_address("a device receives at devicebound, and sends to events"));
         }
         (_, Address::Module | Address::OtherOfDevice) => {
-            return Err(LinkRefusal::new(
-                AmqpError::NotImplemented,
-                "this emulator serves modules over MQTT only",
-            ));
+            return Err(LinkRefusal::new(AmqpError::NotImplemented, NO_MODULES));
         }
         (_, Address::Unknown) => {
-            let shown: String = address.chars().take(80).flat_map(char::escape_debug).collect();
-            return Err(LinkRefusal::no_address(format!("the hub has no address \"{shown}\"")));
+            return Err(LinkRefusal::no_address(format!("the hub has no address \"{}\"", excerpt(address))));
         }
     };
     // Only links of back ends come here: the other cases have returned above.
@@ -153,9 +190,19 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
     }
 }
 
-async fn accept(attach: Attach, session: &mut ListenerSessionHandle) -> Option<LinkEndpoint> {
-    let builder = LinkAcceptor::builder().max_message_size(MAX_MESSAGE as u64);
+async fn accept(
+    attach: Attach,
+    purpose: &Purpose,
+    session: &mut ListenerSessionHandle,
+) -> Option<LinkEndpoint> {
+    let largest = if matches!(purpose, Purpose::DeviceEvents(_)) { MAX_D2C } else { MAX_MESSAGE };
+    let builder = LinkAcceptor::builder().max_message_size(largest as u64);
     let acceptor = match attach.role {
+        // Readers do not settle D2C messages: Python's never do.
+        Role::Receiver if matches!(purpose, Purpose::Consumer(_)) => builder
+            .supported_sender_settle_modes(SupportedSenderSettleModes::Settled)
+            .fallback_sender_settle_mode(SenderSettleMode::Settled)
+            .build(),
         // Always use first mode: then one settled disposition answers each message. Python asks for second mode, and
         // then waits for a settled disposition for ever.
         Role::Sender => builder
@@ -204,16 +251,26 @@ fn start(
     endpoint: LinkEndpoint,
     purpose: Purpose,
     links: &mut JoinSet<()>,
-    tokens: &TokenService,
+    [tokens, management]: [&RequestNode; 2],
     claims: &Arc<Claims>,
 ) {
     let claims = Arc::clone(claims);
+    let of_node = |node: &Node| match node {
+        Node::Cbs => tokens.clone(),
+        Node::Management => management.clone(),
+    };
     match (purpose, endpoint) {
-        (Purpose::TokenRequests, LinkEndpoint::Receiver(link)) => {
-            links.spawn(tokens.clone().answer(link));
+        (Purpose::Requests(node), LinkEndpoint::Receiver(link)) => {
+            links.spawn(of_node(&node).answer_requests(link));
         }
-        (Purpose::TokenReplies, LinkEndpoint::Sender(link)) => {
-            links.spawn(tokens.clone().send_replies(link));
+        (Purpose::Replies(node), LinkEndpoint::Sender(link)) => {
+            links.spawn(of_node(&node).send_replies(link));
+        }
+        (Purpose::FileNotifications, LinkEndpoint::Sender(link)) => {
+            links.spawn(silent_link::wait(link));
+        }
+        (Purpose::Consumer(reading), LinkEndpoint::Sender(link)) => {
+            links.spawn(consumer_link::deliver(link, reading));
         }
         (Purpose::Messages, LinkEndpoint::Receiver(link)) => {
             links.spawn(c2d_link::receive(link, claims));

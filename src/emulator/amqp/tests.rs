@@ -18,18 +18,23 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::credentials::{SasToken, SharedAccessKey};
 use crate::emulator::hub::{Hub, Subscription};
-use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight};
+use crate::emulator::registry::{
+    AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, Registry, RegistryRight,
+};
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
 mod clock;
 mod device;
+mod events;
 mod faults;
 mod method;
+mod readers;
 mod twin;
 
 const NOW: u64 = 1_800_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
+const GENERATION: &str = "637000000000000001";
 
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
@@ -54,6 +59,7 @@ fn hub() -> SharedHub {
     let mut registry =
         Registry::new("hub.local.test", vec![policy("service", 10, true), policy("device", 20, false)]);
     registry.add_device(Device { id: "dev1".to_owned(), credential: DeviceCredential::Keys(pair(30)) });
+    registry.set_record("dev1", IdentityRecord::new(GENERATION.to_owned()));
     SharedHub::new(Hub::new(registry, Duration::ZERO), now)
 }
 

@@ -1,12 +1,11 @@
-//! The requests of a device over HTTPS.
+//! The requests of a device over HTTPS for its C2D messages.
 //!
-//! Owns: the routes below `/devices/{id}/messages`, and the headers that carry properties.
+//! Owns: the routes below `/devices/{id}/messages/devicebound`, and the headers that carry properties.
 //! Must not know: connections, queues.
 //!
 //! Source: wire reference 3. Choices where it is silent: a requested lock time is ignored, because the lock always
 //! lasts a minute; `If-Match` is ignored, because it only repeats the path; a property that is not allowed in a header
-//! is left out and logged; the name of a C2D property keeps its sender's spelling. Not served: a batch of D2C messages
-//! in one body.
+//! is left out and logged; the name of a C2D property keeps its sender's spelling.
 //!
 //! The names of headers in an answer are those that SDKs look for. The C SDK compares case by case, and reads
 //! `ContentType` and `ContentEncoding` (Azure/azure-iot-sdk-c, `iothubtransporthttp.c`), as `az` does
@@ -15,30 +14,22 @@
 
 use std::time::SystemTime;
 
-use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderMap};
 use uuid::Uuid;
 
 use super::call::HttpCall;
-use super::reply::{self, HttpRefusal, HttpResult, InvalidHeader};
+use super::reply::{self, HttpResult, InvalidHeader};
 use crate::emulator::hub::{Hub, Lock, LockLost};
-use crate::message::{self, Properties};
-
-/// Largest D2C message, and so the largest body. Source: wire reference 1.4.
-const MAX_D2C_BYTES: usize = 256 * 1024;
-
-/// The content type of a batch of D2C messages.
-const BATCH: &str = "application/vnd.microsoft.iothub.json";
+use crate::message;
 
 /// The prefix of an application property's name.
-const APPLICATION: &str = "iothub-app-";
+pub(super) const APPLICATION: &str = "iothub-app-";
 
 /// More headers of system properties in an answer, and the keys of these properties in a property bag.
 const ALSO: [(&str, &str); 2] =
     [("ContentType", message::CONTENT_TYPE), ("ContentEncoding", message::CONTENT_ENCODING)];
 
 /// Headers of system properties, and their keys in a property bag.
-const SYSTEM: [(&str, &str); 8] = [
+pub(super) const SYSTEM: [(&str, &str); 8] = [
     ("iothub-messageid", message::MESSAGE_ID),
     ("iothub-correlationid", message::CORRELATION_ID),
     ("iothub-userid", message::USER_ID),
@@ -129,42 +120,4 @@ fn left_out(appended: Result<(), InvalidHeader>, device_id: &str, name: &str) {
         let name = message::excerpt(name);
         tracing::warn!(device_id, name, "left a property out of a C2D message over HTTPS: {error}");
     }
-}
-
-/// `POST /devices/{id}/messages/events`: a D2C message.
-pub(super) async fn send_event(call: &mut HttpCall) -> HttpResult {
-    let device_id = call.segment(1).to_owned();
-    if call.header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.to_ascii_lowercase().starts_with(BATCH)) {
-        return Err(
-            reply::bad_argument("the emulator takes no batches: send one message in each request").into()
-        );
-    }
-    let properties = properties(&call.headers)?;
-    let body = call.body(MAX_D2C_BYTES).await?;
-    let named = |(name, value): (&str, Option<&str>)| name.len() + value.map_or(0, str::len);
-    let size = body.len() + properties.iter().map(named).sum::<usize>();
-    if size > MAX_D2C_BYTES {
-        let sentence = format!("the message has {size} bytes with its properties, more than {MAX_D2C_BYTES}");
-        return Err(reply::error(StatusCode::PAYLOAD_TOO_LARGE, "MessageTooLarge", &sentence).into());
-    }
-    let message_id = properties.get(message::MESSAGE_ID);
-    tracing::info!(device_id, message_id, bytes = body.len(), "received a D2C message over HTTPS");
-    call.hub.with(|hub, now| hub.record_event(&device_id, properties, body, now));
-    Ok(reply::no_content())
-}
-
-/// The properties in a request's headers. Header names ignore case, so the property names are in lower case.
-fn properties(headers: &HeaderMap) -> Result<Properties, HttpRefusal> {
-    let mut properties = Properties::default();
-    for (header, value) in headers {
-        let header = header.as_str();
-        let system = SYSTEM.iter().find(|(own, _)| *own == header).map(|(_, key)| *key);
-        let application = header.strip_prefix(APPLICATION).filter(|name| !name.is_empty());
-        let unprefixed =
-            Some(header).filter(|name| name.starts_with("iothub-") && message::is_system_property(name));
-        let Some(name) = system.or(application).or(unprefixed) else { continue };
-        let refused = |_| reply::bad_argument(&format!("the value of header \"{header}\" is not UTF-8"));
-        properties.set(name, std::str::from_utf8(value.as_bytes()).map_err(refused)?);
-    }
-    Ok(properties)
 }

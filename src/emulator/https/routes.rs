@@ -12,7 +12,9 @@ use hyper::{Method, StatusCode};
 use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
 use super::reply::{self, HttpReply, HttpResult};
-use super::{clock, device, events, faults, feedback, inputs, methods, page, purge, query, registry, twins};
+use super::{
+    clock, device, device_events, events, faults, feedback, inputs, methods, page, purge, query, registry, twins,
+};
 use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
@@ -56,7 +58,7 @@ const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices/*/messages/devicebound", Device, At(device::receive)),
     ("DELETE", "/devices/*/messages/devicebound/*", Device, At(device::complete_or_reject)),
     ("POST", "/devices/*/messages/devicebound/*/abandon", Device, At(device::abandon)),
-    ("POST", "/devices/*/messages/events", Device, Later(|call| device::send_event(call).boxed())),
+    ("POST", "/devices/*/messages/events", Device, Later(|call| device_events::send(call).boxed())),
     ("DELETE", "/devices/*/commands", SERVICE, At(purge::purge)),
     ("GET", "/messages/servicebound/feedback", SERVICE, At(feedback::receive)),
     ("DELETE", "/messages/servicebound/feedback/*", SERVICE, At(feedback::complete)),

@@ -42,6 +42,7 @@ impl Hub {
     pub fn number_from(&mut self, now: SystemTime) {
         let micros = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         self.last_id = self.last_id.max(u64::try_from(micros).unwrap_or_default());
+        self.partitions.begin(now);
     }
 }
 

@@ -9,10 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::consumers::Consumers;
 use super::device::{DeviceSnapshot, DeviceState};
 use super::ended::Ended;
 use super::faults::Faults;
 use super::feedback::{FeedbackLock, FeedbackQueue, LockedBatch};
+use super::partitions::Partitions;
 use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL, QueueArrival};
 use super::routes::InputRoute;
 use super::session::{Connected, ConnectionId, Subscription};
@@ -80,6 +82,8 @@ pub struct Hub {
     /// The faults that each new device starts with.
     pub(super) faults_of_all: Faults,
     pub(super) input_routes: Vec<InputRoute>,
+    pub(super) partitions: Partitions,
+    pub(super) consumers: Consumers,
     pub(super) last_id: u64,
     pub(super) version: u64,
     /// Changes that only viewers need to see; see [`Hub::changes`].
@@ -98,6 +102,8 @@ impl Hub {
             feedback: FeedbackQueue::new(feedback_interval),
             faults_of_all: Faults::default(),
             input_routes: Vec::new(),
+            partitions: Partitions::new(),
+            consumers: Consumers::default(),
             last_id: 0,
             version: 0,
             quiet_changes: 0,
@@ -320,14 +326,16 @@ impl Hub {
         }
     }
 
-    /// Stores a D2C message. Each device keeps the last [`super::MAX_EVENTS`], with at most [`super::MAX_EVENT_BYTES`]
-    /// in all. If the device does not exist, nothing happens. The routes also pass on what a module sends.
+    /// Stores a D2C message, for viewers and for back ends. Each device keeps the last [`super::MAX_EVENTS`], with at
+    /// most [`super::MAX_EVENT_BYTES`] in all. If the device does not exist, nothing happens. The routes also pass on
+    /// what a module sends.
     pub fn record_event(&mut self, device_id: &str, properties: Properties, body: Bytes, now: SystemTime) {
         self.route(device_id, &properties, &body, now);
         let Some(state) = self.devices.get_mut(device_id) else { return };
-        state.events.push(properties, body, now);
+        state.events.push(properties.clone(), body.clone(), now);
         state.last_activity = Some(now);
         self.version += 1;
+        self.add_to_partition(device_id, properties, body, now);
     }
 
     /// The next feedback batch. It is locked until it is settled, given back or its lock lapses. `None` while another

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{StateDirError, make_directory, write_private};
 use crate::credentials::HostPort;
 use crate::emulator::certificates::PemPair;
+use crate::emulator::event_hub::EventHub;
 use crate::emulator::identity;
 use crate::emulator::listener::{AMQP_PORT, MQTT_PORT};
 use crate::emulator::registry::{AccessPolicy, Device, DeviceCredential};
@@ -43,6 +44,12 @@ impl Served {
         let (hub, name) = (self.hub(self.amqp_port, AMQP_PORT), &policy.name);
         let key = policy.keys.primary.expose_base64();
         format!("HostName={hub};SharedAccessKeyName={name};SharedAccessKey={key}")
+    }
+
+    /// The connection string of the Event Hub-compatible endpoint.
+    pub(super) fn events_string(&self, policy: &AccessPolicy) -> String {
+        let key = policy.keys.primary.expose_base64();
+        EventHub::new(&self.hostname, self.amqp_port).connection_string(&policy.name, &key)
     }
 
     /// The connection string of a device that dials the hub.

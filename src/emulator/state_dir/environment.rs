@@ -44,6 +44,7 @@ pub(super) fn write(
     }
     if let Some(policy) = service {
         file.export("C2D_SERVICE_CONNECTION_STRING", &served.policy_string(policy));
+        file.export("C2D_EVENTHUB_CONNECTION_STRING", &served.events_string(policy));
     }
     file.path("C2D_CA_FILE", &state_dir.join(AUTHORITY));
     file.export("C2D_HTTPS_PORT", &served.https.port().to_string());

@@ -268,13 +268,16 @@ fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_n
         "C2D_HTTPS_PORT",
         "C2D_EMULATOR_MQTT_PORT",
         "C2D_EMULATOR_AMQP_PORT",
+        "C2D_EVENTHUB_CONNECTION_STRING",
     ];
     let string = |name: &str| text(&root, &format!("{name}.connection-string")).trim().to_owned();
     let shown = root.display().to_string();
-    let (device, service) = (string("devices/d'1$x"), string("service"));
+    let (device, service, events) = (string("devices/d'1$x"), string("service"), string("events"));
+    assert!(events.ends_with(";EntityPath=iothub-ehub-localhost"), "{events}");
     let expected = |device: String, mqtt_port: &str| {
         let (ca, mqtt_port) = (format!("{shown}/ca.pem"), mqtt_port.to_owned());
-        [shown.clone(), device, service.clone(), ca, "8443".to_owned(), mqtt_port, "5671".to_owned()]
+        let ports = ["8443".to_owned(), mqtt_port, "5671".to_owned()];
+        [&[shown.clone(), device, service.clone(), ca][..], &ports, &[events.clone()]].concat()
     };
     assert_eq!(sourced(&root, &names), expected(device, "18883"));
     assert!(text(&root, "env").starts_with("# "));
@@ -310,8 +313,8 @@ fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
     assert!(!before.contains(known), "{before}");
 
     let mut state = open_with(root, &["dev1"], &[], true);
-    // The file `env` has two, and each of the other files has one.
-    assert_eq!(strings().matches(known).count(), 4, "{}", strings());
+    // The file `env` has three, and each of the other files has one.
+    assert_eq!(strings().matches(known).count(), 5, "{}", strings());
     assert!(!text(root, SECRETS).contains(known));
     // A back end disables the device, which keeps its keys.
     let (device, record) = state.devices()[0].clone();

@@ -17,6 +17,7 @@ use crate::rest::service_token;
 use crate::rest_ask::{ask, device_token};
 
 mod deliveries;
+mod events;
 
 /// The address that back ends attach.
 const DEVICEBOUND: &str = "/messages/devicebound";

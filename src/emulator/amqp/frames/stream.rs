@@ -23,6 +23,10 @@ use crate::amqp_frames::{Frame, Guard, GuardError, Limits, MessagePart};
 /// Largest frame of a client; the emulator announces it in its Open.
 pub(in super::super) const MAX_FRAME: u32 = 256 * 1024;
 
+/// Largest D2C message or batch, as the hub limits it: with everything around the body. The crate detaches a link that
+/// exceeds it. Source: quotas of IoT Hub.
+pub(in super::super) const MAX_D2C: usize = 256 * 1024;
+
 /// Largest message; the crate detaches a link that exceeds it. It is well above the hub's own limit, so that a message
 /// that is too large for the hub is only rejected, and the link stays. Source: wire reference 2.1.
 pub(in super::super) const MAX_MESSAGE: usize = 1024 * 1024;
