@@ -13,7 +13,8 @@ use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
-    clock, device, device_events, events, faults, feedback, inputs, methods, page, purge, query, registry, twins,
+    clock, device, device_events, events, faults, feedback, inputs, methods, page, purge, query, registry,
+    twins,
 };
 use crate::emulator::registry::BackEndRight;
 
