@@ -100,6 +100,13 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
+    /// The keys as clients of Event Hubs use them: they sign with the text of a key, and do not decode its base64.
+    /// Source: `generate_sas_token` of azure-core, which azure-eventhub calls.
+    fn as_text(&self) -> Self {
+        let text = |key: &SharedAccessKey| SharedAccessKey::from_bytes(key.expose_base64());
+        Self { primary: text(&self.primary), secondary: text(&self.secondary) }
+    }
+
     fn signed(&self, token: &SasToken) -> bool {
         token.is_signed_by(&self.primary) || token.is_signed_by(&self.secondary)
     }
@@ -375,7 +382,7 @@ impl Registry {
         if !policy.service_connect {
             return Err(AuthError::Forbidden(policy.name.clone(), "ServiceConnect"));
         }
-        self.grant(&token, policy.keys.signed(&token))
+        self.grant(&token, policy.keys.as_text().signed(&token) || policy.keys.signed(&token))
     }
 
     /// Checks a token's resource, which may be under any of the hub's names, and its expiry.

@@ -119,19 +119,20 @@ fn azure_eventhub_reads_over_a_websocket_and_on_another_port() {
     let test = "azure-eventhub reads over a WebSocket";
     let Some(python) = python(test) else { return };
     let other = Emulator::start();
+    // The second message needs several frames.
     send_json(&other, b"1");
+    send_json(&other, &[b'2'; 250_000]);
     let port = other.amqp.port().to_string();
-    let (_, read) = Reader::start(&python, &other, &["1", "-1"], &[("PORT", &port)]).end();
-    assert_eq!(bodies(&read), ["1"]);
+    let (_, read) = Reader::start(&python, &other, &["2", "-1"], &[("PORT", &port)]).end();
+    assert_eq!(bodies(&read), ["1", "2".repeat(250_000).as_str()]);
     if !may_use_443(test) {
         return;
     }
     let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     send(&python, &emulator, "dev1", "amqp", "1");
-    for options in [&[("WEBSOCKETS", "1")][..], &[("WEBSOCKETS", "1"), ("ASYNC", "1")]] {
-        let (_, read) = Reader::start(&python, &emulator, &["1", "-1"], options).end();
-        assert_eq!(bodies(&read), ["1"]);
-    }
+    // The client for asyncio needs another library for WebSockets, which is not installed.
+    let (_, read) = Reader::start(&python, &emulator, &["1", "-1"], &[("WEBSOCKETS", "1")]).end();
+    assert_eq!(bodies(&read), ["1"]);
 }
 
 /// Sends a message of `dev1` over HTTPS, to an emulator named localhost.

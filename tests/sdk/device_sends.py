@@ -1,5 +1,5 @@
-"""A device that sends one D2C message: over MQTT with Microsoft's azure-iot-device, over AMQP with uamqp, over HTTPS with
-requests.
+"""A device that sends one D2C message: over MQTT with Microsoft's azure-iot-device, over AMQP with uamqp, or over HTTPS
+with requests.
 
 Usage: device_sends.py mqtt|amqp|https CA_FILE BODY, with DEVICE_CONNECTION_STRING, and with HTTPS_PORT for HTTPS.
 Each message has the id m-TRANSPORT, the content type text/plain, a creation time and the property zone.

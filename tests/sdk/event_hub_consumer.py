@@ -1,9 +1,9 @@
 """A back end on Microsoft's azure-eventhub: reads the D2C messages of a hub.
 
 Usage: event_hub_consumer.py CA_FILE COUNT POSITION [PARTITION], with EVENTHUB_CONNECTION_STRING in the environment.
-POSITION is -1, @latest, offset=OFFSET, number=NUMBER or time=MILLISECONDS; the last three are exclusive, and with == they
-are inclusive. With ASYNC in the environment it uses the client for asyncio, with WEBSOCKETS it dials port 443, and with
-PORT it dials that AMQP port instead of 5671.
+POSITION is -1, @latest, offset=OFFSET, number=NUMBER or time=MILLISECONDS; the last three are exclusive, and with ==
+they are inclusive. With ASYNC in the environment it uses the client for asyncio, with WEBSOCKETS it dials port 443, and
+with PORT it dials that AMQP port instead of 5671.
 Prints the Event Hub and its partitions as JSON, then `reading`, then each message, and ends after COUNT messages.
 """
 

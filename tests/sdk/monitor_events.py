@@ -1,9 +1,9 @@
 """What `az iot hub monitor-events` does to find the D2C messages of a hub: it lets the hub redirect it.
 
-Usage: monitor_events.py HOST HUB CA_FILE, with POLICY_KEY (base64, of the policy `service`) and SSL_CERT_FILE (the same CA)
-in the environment. Prints the redirect as its AMQP library reports it, as JSON, first as the extension does it now (the
-AMQP of azure-eventhub, by CBS), then as older versions do (uamqp, with PLAIN in the address), and then what uamqp reads
-from partition PARTITION with the filter of those versions.
+Usage: monitor_events.py HOST PARTITION CA_FILE, with POLICY_KEY (base64, of the policy `service`) and SSL_CERT_FILE
+(the same CA) in the environment. Prints the redirect as its AMQP library reports it, as JSON: first as the extension
+does it now (the AMQP of azure-eventhub, by CBS), then as older versions do (uamqp, with PLAIN in the address), and then
+what uamqp reads from the partition with the filter of those versions.
 Source: hub_target_builder.py and monitor.py of the extension of `az` for IoT. No code of it is here.
 """
 

@@ -12,7 +12,7 @@ use fe2o3_amqp::types::primitives::Value;
 use serde_amqp::read::SliceReader;
 
 use super::condition::LinkRefusal;
-use super::frames::check_message;
+use super::frames::inner;
 
 /// The format of a transfer that is a batch.
 pub(super) const BATCH_FORMAT: u32 = 0x8001_3700;
@@ -35,8 +35,7 @@ pub(super) fn messages(batch: Message<Body<Value>>) -> Result<Vec<Message<Body<V
 }
 
 fn decode(bytes: &[u8]) -> Result<Message<Body<Value>>, String> {
-    // The decoder has no limit on nesting, so the guard looks first, as it does at whole messages.
-    check_message(bytes).map_err(|flaw| flaw.to_string())?;
+    inner::check(bytes)?;
     let message = <Body<Value> as DecodeIntoMessage>::decode_message_from_reader(SliceReader::new(bytes));
     match message.map_err(|error| error.to_string())? {
         Message { body: Body::Empty, .. } => Err("it has no body, so it is cut off".to_owned()),

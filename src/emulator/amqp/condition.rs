@@ -17,7 +17,7 @@ pub(super) struct LinkRefusal {
     pub(super) code: Option<i32>,
     pub(super) description: String,
     /// Where the link is instead, for a redirect: the Event Hub, and the path below it.
-    pub(super) instead: Option<(EventHub, String)>,
+    pub(super) instead: Option<Box<(EventHub, String)>>,
 }
 
 impl LinkRefusal {
@@ -51,7 +51,7 @@ impl LinkRefusal {
     /// extension of `az` for IoT, which reads hostname and address, and AMQP 1.0, 2.8.18.
     pub(super) fn redirect(event_hub: EventHub, below: String) -> Self {
         let words = format!("the link is at {}", event_hub.address(&below));
-        Self { instead: Some((event_hub, below)), ..Self::new(LinkError::Redirect, words) }
+        Self { instead: Some(Box::new((event_hub, below))), ..Self::new(LinkError::Redirect, words) }
     }
 }
 
@@ -82,7 +82,7 @@ impl From<&LinkRefusal> for Error {
         if let Some(code) = refusal.code {
             info.insert(Symbol::from("com.microsoft:error-code"), Value::Int(code));
         }
-        if let Some((event_hub, below)) = &refusal.instead {
+        if let Some((event_hub, below)) = refusal.instead.as_deref() {
             let mut add = |name: &str, value| drop(info.insert(Symbol::from(name), value));
             add("hostname", Value::String(event_hub.host().to_string()));
             add("network-host", Value::String(event_hub.hostname.clone()));

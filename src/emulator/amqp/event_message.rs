@@ -29,18 +29,14 @@ pub(super) fn of(event: &PartitionEvent) -> Message<Data> {
     let text = |text: &str| Value::String(text.to_owned());
     let scope = if module.is_some() { "module" } else { "device" };
     let (kind, issuer) = if event.has_certificate { ("x509", "external") } else { ("sas", "iothub") };
-    let method = serde_json::json!({
-        "scope": scope,
-        "type": kind,
-        "issuer": issuer,
-        "acceptingIpFilterRule": null,
-    });
+    let method =
+        format!(r#"{{"scope":"{scope}","type":"{kind}","issuer":"{issuer}","acceptingIpFilterRule":null}}"#);
     let mut annotations = vec![
         ("x-opt-sequence-number", Value::Long(number)),
         ("x-opt-offset", Value::String(number.to_string())),
         ("x-opt-enqueued-time", timestamp(event.enqueued)),
         ("iothub-connection-device-id", text(device)),
-        ("iothub-connection-auth-method", Value::String(method.to_string())),
+        ("iothub-connection-auth-method", Value::String(method)),
         ("iothub-connection-auth-generation-id", text(&event.generation)),
         ("iothub-enqueuedtime", timestamp(event.enqueued)),
         ("iothub-message-source", text("Telemetry")),

@@ -72,9 +72,8 @@ async fn send_batch(call: &mut HttpCall) -> HttpResult {
     let read = |(at, entry)| {
         event(entry).map_err(|reason| {
             let at = at + 1;
-            reply::bad_argument(&format!(
-                "message {at} of the batch: {reason}; nothing of the batch was taken"
-            ))
+            let sentence = format!("message {at} of the batch: {reason}; nothing of the batch was taken");
+            HttpRefusal::from(reply::bad_argument(&sentence))
         })
     };
     let events = entries.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;

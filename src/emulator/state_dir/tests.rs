@@ -277,7 +277,7 @@ fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_n
     let expected = |device: String, mqtt_port: &str| {
         let (ca, mqtt_port) = (format!("{shown}/ca.pem"), mqtt_port.to_owned());
         let ports = ["8443".to_owned(), mqtt_port, "5671".to_owned()];
-        [&[shown.clone(), device, service.clone(), ca][..], &ports, &[events.clone()]].concat()
+        [&[shown.clone(), device, service.clone(), ca][..], &ports, std::slice::from_ref(&events)].concat()
     };
     assert_eq!(sourced(&root, &names), expected(device, "18883"));
     assert!(text(&root, "env").starts_with("# "));

@@ -80,7 +80,7 @@ async fn a_reader_gets_what_came_before_and_what_comes_with_the_annotations_of_t
     let text = |text: &str| Some(Value::String(text.to_owned()));
     assert_eq!(annotation("iothub-connection-device-id"), text("dev1"));
     assert_eq!(annotation("iothub-message-source"), text("Telemetry"));
-    let method = r#"{"acceptingIpFilterRule":null,"issuer":"iothub","scope":"device","type":"sas"}"#;
+    let method = r#"{"scope":"device","type":"sas","issuer":"iothub","acceptingIpFilterRule":null}"#;
     assert_eq!(annotation("iothub-connection-auth-method"), text(method));
     assert_eq!(annotation("iothub-connection-auth-generation-id"), text(GENERATION));
     let stamp =
@@ -227,6 +227,14 @@ async fn a_token_for_the_event_hub_reads_and_does_nothing_else() {
     assert!(words.contains("modules over MQTT only"), "{words}");
     assert_eq!(put(resource, Some(("service", 10))).await.0, SimpleValue::Int(200));
     let mut link = read(&mut client, &partition(), None, None).await.expect("a link");
+    assert_eq!(body(&mut link).await, "one");
+    // Clients of Event Hubs sign with the text of the key.
+    let text = SharedAccessKey::from_bytes(key(10).expose_base64());
+    let token = SasToken::sign(&text, resource, Some("service"), now() + Duration::from_secs(3600));
+    let mut other = Client::open(&hub, Some(SaslProfile::Anonymous)).await.expect("anonymous");
+    let mut requests = other.sender("$cbs").await.expect("a link");
+    requests.send(put_token(token.expose().to_owned())).await.expect("an outcome");
+    let mut link = read(&mut other, &partition(), None, None).await.expect("a link");
     assert_eq!(body(&mut link).await, "one");
     let refused = client.sender("/messages/devicebound").await.expect_err("refused");
     assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
