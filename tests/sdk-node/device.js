@@ -49,6 +49,10 @@ async function end() {
   event.contentEncoding = 'utf-8';
   event.properties.add('kind', 'a=b&c%d');
   await client.sendEvent(event);
+  if (name === 'http') {
+    // The only transport of this SDK that sends batches.
+    await client.sendEventBatch(['one', 'two'].map((text) => new Message(text)));
+  }
   await client.close();
   print('closed');
 }

@@ -1,7 +1,7 @@
 // A back end built on Microsoft's azure-iothub. Usage: node service.js amqp|amqp-ws DEVICE
 // with SERVICE_CONNECTION_STRING and NODE_EXTRA_CA_CERTS (the hub's CA) in the environment.
 //
-// Attaches to feedback, sends three messages that ask for feedback, prints each record, calls
+// Attaches to feedback and to file notifications, sends three messages that ask for feedback, prints each record, calls
 // a method, and sends to a device that is not there. Prints one JSON object a line.
 
 'use strict';
@@ -33,6 +33,8 @@ async function main() {
   await client.open();
   client.on('disconnect', (event) => print({ disconnected: String(event.reason) }));
   const { result: receiver } = await client.getFeedbackReceiver();
+  const { result: files } = await client.getFileNotificationReceiver();
+  files.on('message', () => print({ file: true }));
 
   const ids = ['m-1', 'm:2', 'm-3'];
   const records = feedbackOf(receiver, ids);
