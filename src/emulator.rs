@@ -8,7 +8,7 @@
 //! - `identity` writes the ids of devices and modules, `hub_names` the names of the hub; `hub` is the state machine,
 //!   pure; `registry` decides who may sign in; `shared` wraps the hub for listeners; `registrar` changes devices in the
 //!   hub and in the state directory; `event_hub` says where back ends read D2C messages.
-//! - `query` is the hub's query language, pure.
+//! - `query` is the hub's query language, pure. `job_runner` keeps the hub's jobs going.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
 //!   of TLS.
 //! - `workload` is the daemon of an edge device.
@@ -39,6 +39,7 @@ mod https;
 pub mod hub;
 pub mod hub_names;
 mod identity;
+mod job_runner;
 mod keeper;
 mod listener;
 mod mqtt;
@@ -243,6 +244,13 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         tokio::select! {
             () = timer_stop.cancelled() => {}
             () = timer.run_timer() => {}
+        }
+    });
+    let (own, token) = (hub.clone(), stop.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = job_runner::run(own) => {}
         }
     });
     let (own, token) = (hub.clone(), stop.clone());

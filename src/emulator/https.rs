@@ -8,8 +8,8 @@
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
 //! - `spelling` keeps the names of headers as an answer spells them.
-//! - `device` is what a device does; `twins`, `query`, `methods`, `events`, `feedback`, `purge` and `registry` are for
-//!   back ends. `pages` cuts a long answer into pages.
+//! - `device` is what a device does; `twins`, `query`, `methods`, `jobs`, `events`, `feedback`, `purge` and `registry`
+//!   are for back ends. `pages` cuts a long answer into pages.
 //! - `faults` sets and ends faults; `clock` moves the clock.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
@@ -42,6 +42,7 @@ mod events;
 mod faults;
 mod feedback;
 mod inputs;
+mod jobs;
 mod lent;
 mod methods;
 mod overview;

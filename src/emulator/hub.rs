@@ -1,7 +1,7 @@
 //! The hub as a state machine: devices, their C2D queues, sessions, twins and D2C messages, and delivery feedback.
 //!
 //! Owns: the queue of each device, locks, expiry, one connection per device, persistent
-//! subscriptions, feedback batches, twins, calls of methods, the last D2C messages.
+//! subscriptions, feedback batches, twins, calls of methods, jobs, the last D2C messages.
 //! Must not know: sockets, tokio, MQTT or AMQP frames, the clock (every `now` is an argument).
 //!
 //! Semantics: wire reference 1.4 to 1.6, 4.3, 4.4 and 5. The reference is silent on two points. First, a message whose
@@ -9,11 +9,10 @@
 //! message without a message id has an empty one.
 //!
 //! - `state` is the hub; `device` is what it has of one device.
-//! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `routes`, `twin`,
-//!   `stamps` and `document` are its parts. They do not know the hub.
-//! - `devices`, `purge`, `polling`, `again`, `methods`, `twins`, `inputs`, `readers`, `decisions`, `view`, `moved` and
-//!   `snapshot` add
-//!   to what the hub can do. `encoding` writes single values of a snapshot.
+//! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `routes`, `jobs`,
+//!   `twin`, `stamps` and `document` are its parts. They do not know the hub.
+//! - `devices`, `purge`, `polling`, `again`, `methods`, `job_work`, `twins`, `inputs`, `readers`, `decisions`, `view`,
+//!   `moved` and `snapshot` add to what the hub can do. `encoding` writes single values of a snapshot.
 
 mod again;
 mod calls;
@@ -28,6 +27,8 @@ mod events;
 mod faults;
 mod feedback;
 mod inputs;
+mod job_work;
+mod jobs;
 mod methods;
 mod moved;
 mod partitions;
@@ -60,6 +61,8 @@ pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
 pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
 pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
 pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
+pub use job_work::JOBS_IN_FLIGHT;
+pub use jobs::{JobAction, JobError, JobOrder, MAX_JOB_BYTES, MAX_JOBS, MAX_RUNNING};
 pub use partitions::{
     EventPosition, MAX_PARTITION_BYTES, MAX_PARTITION_EVENTS, PARTITIONS, PartitionEvent, PartitionInfo,
     millis_of, partition_of,

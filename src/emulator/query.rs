@@ -2,7 +2,7 @@
 //!
 //! Owns: what a query means. Pure vocabulary. Must not know: the hub, HTTP, paging, where documents come from.
 //!
-//! - `lexer` splits the text into tokens; `parser` makes a [`TwinQuery`] of them, or an error with the place
+//! - `lexer` splits the text into tokens; `parser` makes a [`TwinQuery`] or an [`Expression`] of them, or an error with the place
 //!   of the fault.
 //! - `expression` says whether a condition holds for a document; `path` finds a property in it; `select` makes rows.
 //!
@@ -18,6 +18,7 @@ mod select;
 #[cfg(test)]
 mod tests;
 
+pub(super) use expression::Expression;
 pub(super) use select::{Collection, RowGroups, TwinQuery};
 
 /// Longest query, in characters. Source: the page about twin queries, "Twin query limitations".

@@ -37,6 +37,7 @@ mod emulator_clock;
 mod emulator_faults;
 mod emulator_https;
 mod emulator_https_device;
+mod emulator_jobs;
 mod emulator_methods;
 mod emulator_modules;
 mod emulator_mqtt;

@@ -83,7 +83,11 @@ pub(super) async fn invoke(call: &mut HttpCall) -> HttpResult {
     }
 }
 
-fn read(body: &[u8]) -> Result<BackEndCall, String> {
+/// Reads a call.
+///
+/// # Errors
+/// Fails with a sentence if the body is not a call.
+pub(super) fn read(body: &[u8]) -> Result<BackEndCall, String> {
     let sent: CallBody =
         serde_json::from_slice(body).map_err(|error| format!("the body is not a method call: {error}"))?;
     let payload = match sent.payload {
@@ -116,16 +120,16 @@ async fn end(call: WaitingCall<'_>) -> Result<DeviceAnswer, CallError> {
 
 /// The error of a call. For some errors the real hub sends a special body, with JSON in the message.
 fn refusal(call: &HttpCall, error: &CallError) -> HttpReply {
-    let (status, code, word) = match error {
+    let (status, code) = match error {
         CallError::UnknownDevice(_) => return reply::no_device(&call.identity()),
         CallError::Argument(words) => return reply::bad_argument(words),
         CallError::TooManyCalls(_) => {
             let words = error.to_string();
-            return reply::error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", &words);
+            return reply::error(StatusCode::TOO_MANY_REQUESTS, error.word(), &words);
         }
-        CallError::NotOnline(_) => (StatusCode::NOT_FOUND, 404_103, "DeviceNotOnline"),
-        CallError::Gone | CallError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, 504_101, "GatewayTimeout"),
-        CallError::BadAnswer(_) => (StatusCode::BAD_GATEWAY, 502_001, "BadDeviceResponse"),
+        CallError::NotOnline(_) => (StatusCode::NOT_FOUND, 404_103),
+        CallError::Gone | CallError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, 504_101),
+        CallError::BadAnswer(_) => (StatusCode::BAD_GATEWAY, 502_001),
     };
     let info = match error {
         CallError::NotOnline(waited) => {
@@ -141,5 +145,5 @@ fn refusal(call: &HttpCall, error: &CallError) -> HttpReply {
         "info": info,
         "timestampUtc": format_time(call.hub.now()),
     });
-    reply::detailed_error(status, word, &details)
+    reply::detailed_error(status, error.word(), &details)
 }

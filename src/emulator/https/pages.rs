@@ -42,7 +42,7 @@ pub(super) struct PageStart {
 }
 
 /// A page that is being filled.
-pub(super) struct Page {
+pub(super) struct RowPage {
     question: String,
     rows: Vec<String>,
     bytes: usize,
@@ -93,7 +93,7 @@ impl PageStart {
     }
 }
 
-impl Page {
+impl RowPage {
     /// An empty page. `top` limits the rows of the whole answer.
     pub(super) fn new(start: PageStart, top: Option<usize>) -> Self {
         let before = start.after.map_or(0, |(before, _)| before);

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::call::HttpCall;
-use super::pages::{Page, PageStart};
+use super::pages::{PageStart, RowPage};
 use super::reply::{self, HttpRefusal, HttpResult};
 use crate::emulator::hub::Hub;
 use crate::emulator::identity;
@@ -49,9 +49,9 @@ pub(super) async fn run(call: &mut HttpCall) -> HttpResult {
 }
 
 /// A page of documents, or of parts of them.
-async fn documents(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> Page {
+async fn documents(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> RowPage {
     let mut scan = Scan { hub, query, after: start.after().map(str::to_owned) };
-    let mut page = Page::new(start, query.top());
+    let mut page = RowPage::new(start, query.top());
     while let Some(slice) = scan.next().await {
         for (id, document) in slice {
             let Some(row) = query.row(document) else { continue };
@@ -64,14 +64,14 @@ async fn documents(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> Page
 }
 
 /// A page of groups. They are counted anew for each page, because devices come and go between two pages.
-async fn groups(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> Result<Page, HttpRefusal> {
+async fn groups(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> Result<RowPage, HttpRefusal> {
     let mut scan = Scan { hub, query, after: None };
     let mut counted = RowGroups::default();
     while let Some(slice) = scan.next().await {
         slice.into_iter().for_each(|(_, document)| query.count(document, &mut counted));
     }
     let first = start.number()?;
-    let mut page = Page::new(start, query.top());
+    let mut page = RowPage::new(start, query.top());
     for (number, row) in query.group_rows(counted).iter().enumerate().skip(first) {
         if !page.push(&(number + 1).to_string(), row) {
             break;
@@ -92,17 +92,24 @@ impl Scan<'_> {
     async fn next(&mut self) -> Option<Vec<(String, Value)>> {
         tokio::task::yield_now().await;
         let collection = self.query.collection();
-        if collection == Collection::Jobs {
-            return None;
-        }
-        let slice = |hub: &Hub| {
+        let rows_of_jobs = |hub: &Hub| {
+            let place = self.after.as_deref().and_then(|place| place.split_once(' '));
+            let (job, device_id) = place.unwrap_or_default();
+            let rows = hub.device_jobs_after(job.parse().unwrap_or_default(), device_id).take(SLICE);
+            let rows: Vec<_> = rows.map(|(job, id, row)| (format!("{job} {id}"), row)).collect();
+            (rows.last().map(|(place, _)| place.clone()), rows)
+        };
+        let twins = |hub: &Hub| {
             let ids: Vec<&str> = hub.ids_after(self.after.as_deref()).take(SLICE).collect();
             let wanted =
                 ids.iter().filter(|id| identity::is_module(id) == (collection == Collection::Modules));
             let twins = wanted.filter_map(|id| Some(((*id).to_owned(), hub.twin(id)?)));
             (ids.last().map(|id| (*id).to_owned()), twins.collect())
         };
-        let (last, documents) = self.hub.with(|hub, _| slice(hub));
+        let (last, documents) = self.hub.with(|hub, _| match collection {
+            Collection::Jobs => rows_of_jobs(hub),
+            Collection::Devices | Collection::Modules => twins(hub),
+        });
         self.after = Some(last?);
         Some(documents)
     }

@@ -13,8 +13,8 @@ use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
-    clock, device, device_events, events, faults, feedback, inputs, methods, page, purge, query, registry,
-    twins,
+    clock, device, device_events, events, faults, feedback, inputs, jobs, methods, page, purge, query,
+    registry, twins,
 };
 use crate::emulator::registry::BackEndRight;
 
@@ -72,6 +72,14 @@ const ROUTES: &[HttpRoute] = &[
     ("PUT", "/twins/*/modules/*", SERVICE, Later(|call| twins::replace(call).boxed())),
     ("POST", "/twins/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
     ("POST", "/twins/*/modules/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
+    ("GET", "/jobs/v2/query", SERVICE, At(jobs::query)),
+    ("GET", "/jobs/v2/*", SERVICE, At(jobs::get)),
+    ("PUT", "/jobs/v2/*", SERVICE, Later(|call| jobs::schedule(call).boxed())),
+    ("POST", "/jobs/v2/*/cancel", SERVICE, Later(|call| jobs::cancel(call).boxed())),
+    ("GET", "/jobs", SERVICE, At(jobs::list_old)),
+    ("POST", "/jobs/create", SERVICE, Later(|call| jobs::create_old(call).boxed())),
+    ("GET", "/jobs/*", SERVICE, At(jobs::get_old)),
+    ("DELETE", "/jobs/*", SERVICE, At(jobs::get_old)),
     ("GET", "/", Anyone, At(page::index)),
     ("GET", "/emulator/page.css", Anyone, At(page::style)),
     ("GET", "/emulator/page.js", Anyone, At(page::script)),

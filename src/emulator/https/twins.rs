@@ -17,6 +17,7 @@ use super::call::HttpCall;
 use super::reply::{self, HttpReply, HttpResult};
 use crate::emulator::hub::{TwinError, TwinWrite};
 use crate::emulator::registrar::Expected;
+use crate::message::excerpt;
 
 /// Most bytes of a twin in a request: the largest tags, desired and reported properties, and the other fields.
 const MAX_BODY: usize = 256 * 1024;
@@ -27,6 +28,7 @@ const OWN: [&str; 2] = ["$version", "$metadata"];
 /// A twin as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
 struct TwinBody {
+    etag: Option<String>,
     tags: Option<Map<String, Value>>,
     properties: Option<SentProperties>,
 }
@@ -59,14 +61,32 @@ pub(super) async fn replace(call: &mut HttpCall) -> HttpResult {
 
 type SectionBody = Option<Map<String, Value>>;
 
+/// The patches of tags and desired properties in the twin of a job. Its etag can only be `*`, because it is for many
+/// twins.
+///
+/// # Errors
+/// Fails with a sentence if the text is not such a twin.
+pub(super) fn patch_for_all(text: &str) -> Result<(SectionBody, SectionBody), String> {
+    let sent: TwinBody =
+        serde_json::from_str(text).map_err(|error| format!("updateTwin is not a twin: {error}"))?;
+    if let Some(etag) = sent.etag.filter(|etag| etag != "*") {
+        return Err(format!("updateTwin.etag is \"{}\", but must be *", excerpt(&etag)));
+    }
+    Ok((sent.tags, desired(sent.properties)))
+}
+
+/// The desired properties without what the hub adds.
+fn desired(properties: Option<SentProperties>) -> SectionBody {
+    let mut desired = properties.and_then(|properties| properties.desired)?;
+    desired.retain(|key, _| !OWN.contains(&key.as_str()));
+    Some(desired)
+}
+
 async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWrite) -> HttpResult {
     let body = call.body(MAX_BODY).await?;
     let sent: TwinBody = serde_json::from_slice(&body)
         .map_err(|error| reply::bad_argument(&format!("the body is not a twin: {error}")))?;
-    let mut desired = sent.properties.and_then(|properties| properties.desired);
-    if let Some(desired) = &mut desired {
-        desired.retain(|key, _| !OWN.contains(&key.as_str()));
-    }
+    let desired = desired(sent.properties);
     let etag = match call.expected() {
         Expected::Unsaid | Expected::Any => None,
         Expected::Etag(etag) => Some(etag),
@@ -93,7 +113,7 @@ fn refusal(device_id: &str, error: &TwinError) -> HttpReply {
     match error {
         TwinError::UnknownDevice(_) => reply::no_device(device_id),
         TwinError::Changed { .. } => {
-            reply::error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed", &error.to_string())
+            reply::error(StatusCode::PRECONDITION_FAILED, error.word(), &error.to_string())
         }
         error => reply::bad_argument(&error.to_string()),
     }

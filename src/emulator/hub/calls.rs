@@ -115,6 +115,20 @@ pub enum CallError {
     BadAnswer(String),
 }
 
+impl CallError {
+    /// The hub's word for the error.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::UnknownDevice(_) => "DeviceNotFound",
+            Self::Argument(_) => "ArgumentInvalid",
+            Self::TooManyCalls(_) => "ThrottlingException",
+            Self::NotOnline(_) => "DeviceNotOnline",
+            Self::Gone | Self::TimedOut => "GatewayTimeout",
+            Self::BadAnswer(_) => "BadDeviceResponse",
+        }
+    }
+}
+
 /// The pending calls of one device, oldest first. At most [`MAX_CALLS`].
 #[derive(Debug, Default)]
 pub(super) struct PendingCalls(VecDeque<Pending>);
@@ -229,7 +243,11 @@ impl PendingCalls {
 }
 
 impl BackEndCall {
-    fn check(&self) -> Result<(), String> {
+    /// Checks the call against the hub's limits.
+    ///
+    /// # Errors
+    /// The text says which rule is broken.
+    pub fn check(&self) -> Result<(), String> {
         let bytes = self.payload.get().len();
         if self.name.is_empty() || self.name.len() > MAX_NAME || self.name.contains(char::is_control) {
             return Err(format!("methodName must have 1 to {MAX_NAME} bytes, without control characters"));

@@ -105,6 +105,17 @@ pub enum TwinError {
     },
 }
 
+impl TwinError {
+    /// The hub's word for the error.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::UnknownDevice(_) => "DeviceNotFound",
+            Self::Changed { .. } => "PreconditionFailed",
+            _ => "ArgumentInvalid",
+        }
+    }
+}
+
 /// Merges `patch` into `target`.
 fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (key, value) in patch {

@@ -21,6 +21,7 @@ impl Hub {
             state.calls.go_back_to(now);
         }
         self.feedback.go_back_to(now);
+        self.jobs.go_back_to(now);
         // Everything that waits looks at the clock again.
         self.version += 1;
         self.tick(now);

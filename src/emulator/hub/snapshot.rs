@@ -1,5 +1,5 @@
 //! Everything that a hub holds except keys, in a form that can be stored in a file: queues, sessions, twins, D2C
-//! messages, feedback.
+//! messages, feedback, jobs.
 //!
 //! Owns: that form, its version, and what a restart changes: connections and locks are gone, the rest is unchanged.
 //! Must not know: files.
@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::device::DeviceSnapshot;
+use super::jobs::ScheduledJob;
 use super::state::Hub;
 use crate::feedback::FeedbackRecord;
 
@@ -24,6 +25,9 @@ pub struct Snapshot {
     devices: BTreeMap<String, DeviceSnapshot>,
     /// Feedback records that no back end has accepted, oldest first, and since when each waits.
     feedback: Vec<(SystemTime, FeedbackRecord)>,
+    /// Jobs, oldest first.
+    #[serde(default)]
+    jobs: Vec<ScheduledJob>,
 }
 
 /// The snapshot was written by another version of this program.
@@ -40,6 +44,7 @@ impl Hub {
             format: FORMAT,
             devices: absent.chain(devices).collect(),
             feedback: self.feedback.snapshot(),
+            jobs: self.jobs.snapshot(),
         }
     }
 
@@ -58,6 +63,7 @@ impl Hub {
             }
         }
         self.feedback.restore(snapshot.feedback);
+        self.jobs.restore(snapshot.jobs);
         self.version += 1;
         Ok(())
     }
@@ -145,7 +151,8 @@ mod tests {
 
     #[test]
     fn another_format_is_refused() {
-        let snapshot = Snapshot { format: 2, devices: BTreeMap::new(), feedback: Vec::new() };
+        let snapshot =
+            Snapshot { format: 2, devices: BTreeMap::new(), feedback: Vec::new(), jobs: Vec::new() };
         let refused = hub().restore(snapshot).expect_err("another format");
         assert_eq!(refused.to_string(), "it has format 2, and this version of c2d-agent knows format 1");
     }

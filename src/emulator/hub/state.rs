@@ -14,6 +14,7 @@ use super::device::{DeviceSnapshot, DeviceState};
 use super::ended::Ended;
 use super::faults::Faults;
 use super::feedback::{FeedbackLock, FeedbackQueue, LockedBatch};
+use super::jobs::Jobs;
 use super::partitions::Partitions;
 use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL, QueueArrival};
 use super::routes::InputRoute;
@@ -79,6 +80,7 @@ pub struct Hub {
     /// Snapshots of devices that an earlier hub had and this one does not have.
     pub(super) absent: BTreeMap<String, DeviceSnapshot>,
     pub(super) feedback: FeedbackQueue,
+    pub(super) jobs: Jobs,
     /// The faults that each new device starts with.
     pub(super) faults_of_all: Faults,
     pub(super) input_routes: Vec<InputRoute>,
@@ -100,6 +102,7 @@ impl Hub {
             devices,
             absent: BTreeMap::new(),
             feedback: FeedbackQueue::new(feedback_interval),
+            jobs: Jobs::default(),
             faults_of_all: Faults::default(),
             input_routes: Vec::new(),
             partitions: Partitions::new(),

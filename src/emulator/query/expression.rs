@@ -18,14 +18,14 @@ use super::path::PropertyPath;
 type Computed<'d> = Option<Cow<'d, Value>>;
 
 /// A function of one argument, which may be undefined.
-pub(super) type TypeTest = fn(Option<&Value>) -> bool;
+pub(in crate::emulator) type TypeTest = fn(Option<&Value>) -> bool;
 
 /// A function of two arguments. `None` is undefined.
-pub(super) type PairTest = fn(&Value, &Value) -> Option<bool>;
+pub(in crate::emulator) type PairTest = fn(&Value, &Value) -> Option<bool>;
 
 /// An expression. Its nesting has a limit, because the parser has one.
 #[derive(Debug, Clone)]
-pub(super) enum Expression {
+pub(in crate::emulator) enum Expression {
     /// A constant; `None` is `undefined`.
     Constant(Option<Value>),
     Property(PropertyPath),
@@ -46,7 +46,7 @@ pub(super) enum Expression {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Comparison {
+pub(in crate::emulator) enum Comparison {
     Equal,
     NotEqual,
     Less,
@@ -56,7 +56,7 @@ pub(super) enum Comparison {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum ArithmeticSign {
+pub(in crate::emulator) enum ArithmeticSign {
     Plus,
     Minus,
     Times,
@@ -108,7 +108,7 @@ pub(super) fn function_names() -> String {
 
 impl Expression {
     /// Whether the condition holds for a document.
-    pub(super) fn holds(&self, document: &Value) -> bool {
+    pub(in crate::emulator) fn holds(&self, document: &Value) -> bool {
         self.truth(document) == Some(true)
     }
 

@@ -49,6 +49,20 @@ impl TwinQuery {
     }
 }
 
+impl Expression {
+    /// Reads a condition on the twins of devices, such as that of a job. `*` holds for all of them.
+    ///
+    /// # Errors
+    /// [`QueryError`] names the first fault and its place.
+    pub(in crate::emulator) fn parse(text: &str) -> Result<Self, QueryError> {
+        let mut parser = Parser::new(text)?;
+        let condition =
+            if parser.takes_sign("*") { Self::Constant(Some(true.into())) } else { parser.expression()? };
+        parser.end("AND, OR or the end")?;
+        Ok(condition)
+    }
+}
+
 /// An item after SELECT.
 enum Selected {
     Property(PropertyColumn, usize),

@@ -13,7 +13,7 @@ const USERS: [&str; 3] = ["tags", "desired", "reported"];
 
 /// A path: at least one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PropertyPath(Vec<String>);
+pub(in crate::emulator) struct PropertyPath(Vec<String>);
 
 impl PropertyPath {
     pub(super) fn new(names: Vec<String>) -> Self {

@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::Expression;
 use super::lexer::QueryError;
 use super::{MAX_NESTING, RowGroups, TwinQuery};
 
@@ -283,6 +284,16 @@ fn nesting_has_a_limit_in_every_form() {
         let long = format!("{first}{}", next.repeat(800));
         drop(with(&long).expect(next).row(Value::Null));
     }
+}
+
+#[test]
+fn the_condition_of_a_job_may_be_a_star() {
+    assert!(Expression::parse(" * ").expect("all").holds(&json!({})));
+    let some = Expression::parse("deviceId IN ['a', 'b']").expect("a list");
+    assert!(!some.holds(&json!({ "deviceId": "c" })) && some.holds(&json!({ "deviceId": "b" })));
+    let error = Expression::parse("SELECT * FROM devices").expect_err("a whole query").to_string();
+    assert!(error.starts_with("line 1, column 1: expected a property"), "{error}");
+    assert!(Expression::parse("* AND true").is_err() && Expression::parse("").is_err());
 }
 
 /// A condition with its truth, put together of constants, so that the truth is known without the evaluation.
