@@ -75,8 +75,9 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
 /// A restart removes them.
 ///
-/// Move the clock with --clock or with the subcommand clock: locks, expiry, feedback
-/// and the tokens of connections follow. A restart sets it to the real time.
+/// Move the clock with --clock or with the subcommand clock: locks, expiry,
+/// feedback and the tokens of connections follow. A restart sets it to the real
+/// time.
 ///
 /// The state directory then holds:
 ///   env                            what a shell sources; see above

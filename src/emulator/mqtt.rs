@@ -209,6 +209,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
             code: ConnectReturnCode::Success,
         }))?;
         loop {
+            // First, because a moved clock may have brought what is due after the token's end.
+            if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
+                return Ok(MqttEnd::TokenExpired);
+            }
             self.deliver()?;
             while let Some(change) = desired::next(&self.hub, &self.device_id, self.id) {
                 self.push(&Packet::Publish(change))?;
@@ -239,12 +243,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
                     }
                 }
                 () = sleep_until(self.last_heard + self.max_silence) => return Ok(MqttEnd::Silent),
-                () = self.hub.reached(self.token_expires) => {
-                    // The runtime's clock may be a little ahead.
-                    if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {
-                        return Ok(MqttEnd::TokenExpired);
-                    }
-                }
+                () = self.hub.reached(self.token_expires) => {}
             }
         }
     }
