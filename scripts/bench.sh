@@ -24,9 +24,15 @@ target=${CARGO_TARGET_DIR:-target}
 cargo build --release --locked --no-default-features --features gpio >&2
 install -D "$target/release/c2d-agent" "$target/bench/c2d-agent-device"
 # Only these parts look at the program with all features.
-if [ $# -eq 0 ] || [[ " $* " =~ \ (size|memory|emulator|transports)\  ]]; then
+if [ $# -eq 0 ] || [[ " $* " =~ \ (size|memory|emulator|scale|transports)\  ]]; then
     cargo build --release --locked >&2
     install -D "$target/release/c2d-agent" "$target/bench/c2d-agent"
+fi
+# Ten thousand devices. How fast this program itself is matters little, so it is built without link-time optimisation.
+if [ $# -eq 0 ] || [[ " $* " =~ \ scale\  ]]; then
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo build --release --locked --example load >&2
+    install -D "$target/release/examples/load" "$target/bench/load"
 fi
 
 PYTHONDONTWRITEBYTECODE=1 exec timeout 900 python3 tests/bench/bench.py \

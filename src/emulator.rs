@@ -16,15 +16,15 @@
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` stores what the hub
 //!   holds.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::{CredentialError, HostPort, check_device_id};
@@ -40,6 +40,7 @@ pub mod hub;
 pub mod hub_names;
 mod identity;
 mod job_runner;
+mod journal;
 mod keeper;
 mod listener;
 mod mqtt;
@@ -260,7 +261,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     };
     tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
     let (own, token) = (hub.clone(), stop.clone());
-    let serve_amqp = move |stream: TlsStream<TcpStream>, peer| {
+    let serve_amqp = move |stream: Accepted, peer| {
         let certificate = tls::peer_thumbprint(stream.get_ref().1);
         amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone()).map(drop)
     };
@@ -323,15 +324,11 @@ impl Emulator {
 impl Options {
     /// The devices and modules that sign in with tokens made from keys.
     fn with_keys(&self) -> Vec<String> {
-        let mut ids = self.devices.clone();
-        for module in &self.modules {
-            let device = identity::split(module).0.to_owned();
-            if !ids.contains(&device) && !self.x509_devices.contains(&device) {
-                ids.push(device);
-            }
-        }
-        ids.extend(self.modules.iter().cloned());
-        ids
+        let mut named: HashSet<&str> =
+            self.devices.iter().chain(&self.x509_devices).map(String::as_str).collect();
+        let of_modules = self.modules.iter().map(|module| identity::split(module).0);
+        let added = of_modules.filter(|device| named.insert(device)).map(str::to_owned);
+        self.devices.iter().cloned().chain(added).chain(self.modules.iter().cloned()).collect()
     }
 
     /// The device whose modules use the workload socket, and the socket's path as a program in another folder can use

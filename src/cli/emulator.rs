@@ -3,6 +3,7 @@
 //! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols.
 //!
 //! - `events`, `faults` and `send_input` are the subcommands; `running` finds the running emulator for them.
+//! - `pattern` reads one argument that names many devices.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use clap::Subcommand;
 use futures_util::StreamExt as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
@@ -28,10 +30,14 @@ use super::{Exit, Failure};
 mod clock;
 mod events;
 mod faults;
+mod pattern;
 mod running;
 mod send_input;
 
 use running::state_dir;
+
+/// Most devices with a key that the start tells one by one.
+const MAX_LINES: usize = 20;
 
 /// The device of an emulator when no option names one.
 const DEFAULT_DEVICE: &str = "dev1";
@@ -81,8 +87,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///
 /// The state directory then holds:
 ///   env                            what a shell sources; see above
-///   secrets.json                   all keys and certificates
-///   hub.json                       queues, twins, sessions, feedback, D2C messages
+///   secrets.json, devices.jsonl    all keys and certificates
+///   hub.jsonl                      queues, twins, sessions, feedback, D2C messages
 ///   ca.pem                         the root that clients must trust (C2D_CA_FILE)
 ///   service.connection-string      for back ends
 ///   iothubowner.connection-string  for creating and deleting devices
@@ -95,7 +101,7 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   modules/ID/MODULE.connection-string  for a module
 ///   modules/ID/MODULE.env          with --workload-socket: the environment
 ///                                  that edgeAgent would give it
-/// Each start writes all files but secrets.json and hub.json again.
+/// Each start makes all files but the first three anew.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]
@@ -139,6 +145,7 @@ pub(super) struct EmulatorArgs {
     #[arg(long, value_name = "PORT")]
     https_port: Option<u16>,
     /// A device that signs in with a key; may be given several times [default: dev1, if no device is given].
+    /// 'load-{0000..9999}' means all ids in this range.
     #[arg(long = "device", value_name = "ID")]
     devices: Vec<String>,
     /// A device that signs in with a certificate; may be given several times.
@@ -192,6 +199,7 @@ pub(super) fn run(args: EmulatorArgs) -> Result<Exit, Failure> {
         None => {}
     }
     let options = options(args)?;
+    raise_file_limit(options.devices.len());
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let running = emulator::start(options.clone(), SystemTime::now).await.map_err(failure)?;
@@ -202,6 +210,24 @@ pub(super) fn run(args: EmulatorArgs) -> Result<Exit, Failure> {
         running.stop().await;
         Ok(Exit::Done)
     })
+}
+
+/// Lets this process open as many files as the system allows: each connection is one. The usual limit is 1,024.
+fn raise_file_limit(devices: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+    let Some(most) = getrlimit(Resource::Nofile).current else { return };
+    // The other half is for back ends, and for connections that replace others.
+    if most < 2 * devices as u64 {
+        tracing::warn!(
+            "this process may have {most} files open, which is few for {devices} devices: raise the hard limit, as by \
+             ulimit -Hn {}",
+            2 * devices
+        );
+    }
 }
 
 /// A duration of at most an hour: the hub drops feedback that waits longer.
@@ -215,7 +241,8 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn options(args: EmulatorArgs) -> Result<Options, Failure> {
     let state_dir = state_dir(args.state_dir)?;
-    let mut devices = args.devices;
+    let devices = args.devices.iter().map(|text| pattern::devices(text)).collect::<Result<Vec<_>, _>>();
+    let mut devices = devices.map_err(|sentence| Failure::usage(anyhow::Error::msg(sentence)))?.concat();
     if devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty() {
         devices.push(DEFAULT_DEVICE.to_owned());
     }
@@ -288,9 +315,13 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
              commands"
         );
     }
-    for id in &options.devices {
+    for id in options.devices.iter().take(MAX_LINES) {
         let file = path(state, &format!("devices/{id}.connection-string"));
         tracing::info!(device_id = id, file, "this device signs in with a key");
+    }
+    if options.devices.len() > MAX_LINES {
+        let (more, folder) = (options.devices.len() - MAX_LINES, path(state, "devices"));
+        tracing::info!(folder, "{more} more devices sign in with keys");
     }
     for id in &options.modules {
         let file = path(state, &format!("modules/{id}.connection-string"));

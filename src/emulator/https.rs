@@ -25,11 +25,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::listener::ARRIVAL_TIMEOUT;
+use super::listener::{ARRIVAL_TIMEOUT, Accepted};
 use super::registrar::Registrar;
 use super::registry::Thumbprint;
 use super::tls::peer_thumbprint;
@@ -80,7 +78,7 @@ type NextProtocol = Arc<Mutex<Option<Agreed>>>;
 
 /// Serves one connection until it ends, gets too old, or `stop` is cancelled.
 pub(super) async fn serve_connection(
-    stream: TlsStream<TcpStream>,
+    stream: Accepted,
     peer: SocketAddr,
     registrar: Registrar,
     stop: CancellationToken,

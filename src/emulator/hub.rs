@@ -8,13 +8,15 @@
 //! lock lapsed is not offered to the same connection again, only to the device's next one. Second, feedback for a
 //! message without a message id has an empty one.
 //!
-//! - `state` is the hub; `device` is what it has of one device.
+//! - `state` is the hub; `device` is what it has of one device, and `table` all of them.
 //! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `routes`, `jobs`,
 //!   `twin`, `stamps` and `document` are its parts. They do not know the hub.
-//! - `devices`, `purge`, `polling`, `again`, `methods`, `job_work`, `twins`, `inputs`, `readers`, `decisions`, `view`,
-//!   `moved` and `snapshot` add to what the hub can do. `encoding` writes single values of a snapshot.
+//! - `devices`, `batches`, `purge`, `polling`, `again`, `methods`, `job_work`, `twins`, `inputs`, `readers`,
+//!   `decisions`, `view`, `moved` and `snapshot` add to what the hub can do. `piece` is what of it is stored, and
+//!   `encoding` writes single values of a piece.
 
 mod again;
+mod batches;
 mod calls;
 mod consumers;
 mod decisions;
@@ -32,6 +34,7 @@ mod jobs;
 mod methods;
 mod moved;
 mod partitions;
+mod piece;
 mod polling;
 mod purge;
 mod queue;
@@ -41,6 +44,7 @@ mod session;
 mod snapshot;
 mod stamps;
 mod state;
+mod table;
 mod twin;
 mod twins;
 mod view;
@@ -67,12 +71,13 @@ pub use partitions::{
     EventPosition, MAX_PARTITION_BYTES, MAX_PARTITION_EVENTS, PARTITIONS, PartitionEvent, PartitionInfo,
     millis_of, partition_of,
 };
+pub use piece::Piece;
 pub use queue::{
     DEFAULT_TTL, LOCK_TIME, Lock, LockLost, Locked, MAX_DELIVERY_COUNT, MAX_QUEUE, MAX_TTL, QueuedView,
 };
 pub use routes::{InputRoute, RouteError};
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
-pub use snapshot::{Snapshot, UnknownFormat};
+pub use snapshot::{PieceError, Snapshot, UnknownFormat};
 pub use state::{EnqueueError, Hub, QueuedMessage};
 pub use twin::{DesiredChange, TwinWrite};
 

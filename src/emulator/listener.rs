@@ -25,8 +25,8 @@ pub const AMQP_PORT: u16 = 5671;
 /// The standard port of the hub's REST side: HTTPS.
 pub const HTTPS_PORT: u16 = 443;
 
-/// Most connections of one listener at a time: more than any test needs, few enough for a laptop's file handles.
-const MAX_CONNECTIONS: usize = 1_000;
+/// Most connections of one listener at a time: one of each device, and room for new ones that replace them.
+const MAX_CONNECTIONS: usize = 11_000;
 
 /// Time for the TLS handshake, and for the first data that a protocol expects. Source: wire reference 1.4.
 pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,8 +34,9 @@ pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for the connections to close in order when the emulator stops.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
 
-/// A connection after its handshake.
-pub(super) type Accepted = TlsStream<TcpStream>;
+/// A connection after its handshake. It is boxed, because each move of it into another future adds its size to the
+/// task.
+pub(super) type Accepted = Box<TlsStream<TcpStream>>;
 
 /// Serves until `stop` is cancelled. `handle` gets each connection after its handshake, and must itself end soon after
 /// `stop`.
@@ -89,5 +90,5 @@ pub(super) async fn serve<H, F>(
 
 async fn handshake(tls: &TlsAcceptor, stream: TcpStream) -> std::io::Result<Accepted> {
     stream.set_nodelay(true)?;
-    timeout(ARRIVAL_TIMEOUT, tls.accept(stream)).await?
+    timeout(ARRIVAL_TIMEOUT, tls.accept(stream)).await?.map(Box::new)
 }

@@ -202,12 +202,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
 
     /// Runs until the connection must end. Both `Ok` and `Err` mean an end; `Err` only exists for `?`.
     async fn serve(&mut self, stop: &CancellationToken) -> Result<MqttEnd, MqttEnd> {
-        let mut changed = self.hub.watch();
+        let mut changed = self.hub.watch_device(&self.device_id);
         self.count_packet()?;
         self.push(&Packet::ConnAck(ConnAck {
             session_present: self.session_present,
             code: ConnectReturnCode::Success,
         }))?;
+        // A newer connection may have come before `changed` did: look at it first.
+        changed.mark_changed();
         loop {
             // First, because a moved clock may have brought what is due after the token's end.
             if self.token_expires.is_some_and(|expires| expires <= self.hub.now()) {

@@ -1,12 +1,17 @@
 //! The hub as all listeners share it: one lock, one clock, and a counter that wakes the listeners.
 //!
-//! Owns: the lock around [`Hub`], the clock and its moves, and the timer that tells the hub the time.
+//! Owns: the lock around [`Hub`], who is woken by a change, the clock and its moves, and the timer that tells the hub
+//! the time.
 //! Must not know: MQTT, AMQP.
 //!
+//! A change of a device only wakes the links of that device: with ten thousand devices, waking all of them for each
+//! message would take longer than the message.
+//!
 //! Whatever waits for a time of the hub waits with [`SharedHub::reached`] or [`SharedHub::passed`], or wakes with
-//! [`SharedHub::watch`] and asks again: a moved clock wakes all of these. Waits for a peer, such as the keep-alive of
-//! MQTT, are waits for the real time.
+//! [`SharedHub::watch`] or [`SharedHub::watch_device`] and asks again: a moved clock wakes all of these. Waits for a
+//! peer, such as the keep-alive of MQTT, are waits for the real time.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +21,7 @@ use super::clock::{ClockError, ClockOffset, ClockSetting};
 use super::hub::Hub;
 use crate::message::format_time;
 
-/// The timer handles changes within this time as one change, because it looks at every queue.
+/// The timer handles changes within this time as one change.
 const TIMER_REST: Duration = Duration::from_millis(20);
 
 /// The source of the real time, from which the emulator's clock may differ.
@@ -33,6 +38,8 @@ struct HubAndClock {
     changes: watch::Sender<u64>,
     /// The value of [`Hub::event_version`].
     events: watch::Sender<u64>,
+    /// A counter for each device that somebody waits for.
+    devices: Mutex<HashMap<String, watch::Sender<u64>>>,
     clock: Clock,
     offset: watch::Sender<ClockOffset>,
 }
@@ -44,7 +51,8 @@ impl SharedHub {
         hub.number_from(clock());
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
         let (events, offset) = (watch::Sender::new(hub.event_version()), watch::Sender::default());
-        Self(Arc::new(HubAndClock { hub: Mutex::new(hub), version, changes, events, clock, offset }))
+        let (hub, devices) = (Mutex::new(hub), Mutex::default());
+        Self(Arc::new(HubAndClock { hub, version, changes, events, devices, clock, offset }))
     }
 
     /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.
@@ -61,10 +69,30 @@ impl SharedHub {
         update(&self.0.version, hub.version());
         update(&self.0.changes, hub.changes());
         update(&self.0.events, hub.event_version());
+        let woken = hub.take_woken();
+        if !woken.is_empty() {
+            let devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            for sender in woken.iter().filter_map(|id| devices.get(id)) {
+                sender.send_modify(|count| *count += 1);
+            }
+        }
         result
     }
 
-    /// A counter that changes when a listener may have work.
+    /// A counter that changes when a link of this device may have work.
+    pub fn watch_device(&self, device_id: &str) -> watch::Receiver<u64> {
+        let mut devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = devices.get(device_id) {
+            return sender.subscribe();
+        }
+        // From time to time, forget the devices that nobody waits for any more.
+        if devices.len().is_power_of_two() {
+            devices.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        devices.entry(device_id.to_owned()).or_default().subscribe()
+    }
+
+    /// A counter that changes when a listener that serves no device may have work.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.0.version.subscribe()
     }
@@ -159,5 +187,58 @@ impl SharedHub {
                 _changed = changed.changed() => tokio::time::sleep(TIMER_REST).await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::hub::QueuedMessage;
+    use crate::emulator::registry::{Device, DeviceCredential, Registry};
+    use crate::feedback::DeliveryAck;
+    use crate::message::C2dMessage;
+
+    fn hub(devices: usize) -> SharedHub {
+        let mut registry = Registry::new("hub.test", Vec::new());
+        for number in 0..devices {
+            let credential = DeviceCredential::Thumbprints { primary: String::new(), secondary: None };
+            registry.add_device(Device { id: format!("dev{number}"), credential });
+        }
+        SharedHub::new(Hub::new(registry, Duration::ZERO), || SystemTime::UNIX_EPOCH)
+    }
+
+    fn send(hub: &SharedHub, id: &str) {
+        let (message, ack) = (C2dMessage::default(), DeliveryAck::None);
+        let queued = QueuedMessage { device_id: id.to_owned(), message, ack, expiry: None };
+        hub.with(|hub, now| hub.enqueue(queued, now)).expect("room");
+    }
+
+    #[test]
+    fn a_message_wakes_the_links_of_its_device_and_no_others() {
+        let hub = hub(3);
+        let mut links = ["dev0", "dev0", "dev1"].map(|id| hub.watch_device(id));
+        let mut changed = || {
+            links.each_mut().map(|link| {
+                let changed = link.has_changed().expect("the hub has the sender");
+                link.mark_unchanged();
+                changed
+            })
+        };
+        assert_eq!(changed(), [false; 3]);
+        send(&hub, "dev0");
+        assert_eq!(changed(), [true, true, false]);
+        send(&hub, "dev2");
+        assert_eq!(changed(), [false; 3]);
+        hub.with(|hub, _| hub.remove_device("dev1"));
+        assert_eq!(changed(), [false, false, true]);
+    }
+
+    #[test]
+    fn devices_that_nobody_waits_for_any_more_are_forgotten() {
+        let hub = hub(1);
+        for number in 0..5_000 {
+            drop(hub.watch_device(&format!("gone{number}")));
+        }
+        assert!(hub.0.devices.lock().expect("no panic").len() < 10);
     }
 }

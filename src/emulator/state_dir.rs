@@ -2,8 +2,8 @@
 //!
 //! Owns: the layout and the permissions of the files. Must not know: listeners, the hub's queues.
 //!
-//! The emulator reads `secrets.json`, and `emulator::keeper` reads `hub.json`. The other files are written at every
-//! start from `secrets.json`, for people and programs:
+//! The emulator reads `secrets.json` and `devices.jsonl`, and `emulator::keeper` reads `hub.jsonl`. The other files are
+//! made from the first two, for people and programs. Each start writes those that are not right:
 //!
 //! - `ca.pem`: the authority that clients must trust
 //! - `service.connection-string`: for back ends; `iothubowner.connection-string`: for back ends that also make devices
@@ -43,9 +43,8 @@ use disk::{damaged, lock, make_directory};
 pub use environment::STATE_DIR_VARIABLE;
 pub use known_keys::WELL_KNOWN_KEYS;
 pub(super) use secrets::new_record;
-use secrets::{Registered, Secrets, StoredKeys, add_keys, read_secrets, unmade};
+use secrets::{DEVICES, Registered, SECRETS, SecretFiles, Secrets, StoredKeys, add_keys, unmade};
 
-const SECRETS: &str = "secrets.json";
 /// Name, ServiceConnect, DeviceConnect and registry right of each policy. Source: wire reference 4.2.
 const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
     ("iothubowner", true, true, RegistryRight::Write),
@@ -70,6 +69,7 @@ const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub(super) struct StateDir {
     root: PathBuf,
     secrets: Secrets,
+    secret_files: SecretFiles,
     policies: Vec<AccessPolicy>,
     /// The devices, and what is recorded of each.
     devices: Vec<(Device, IdentityRecord)>,
@@ -98,8 +98,7 @@ impl StateDir {
         // Lock before reading, so that another emulator cannot change the files until they are written.
         let lock = lock(root)?;
         make_directory(&root.join("devices"))?;
-        let path = root.join(SECRETS);
-        let mut secrets = read_secrets(&path, now)?;
+        let (mut secret_files, mut secrets) = SecretFiles::open(root, now)?;
         for (name, ..) in POLICIES {
             add_keys(&mut secrets.policies, name)?;
         }
@@ -116,21 +115,22 @@ impl StateDir {
             secrets.forget_known_keys()?;
         }
         add_records(&mut secrets, named, x509_devices)?;
-        let text = serde_json::to_vec_pretty(&secrets).map_err(|error| damaged(&path, &error))?;
-        write_private(&path, &text)?;
+        secret_files.write(&secrets)?;
 
-        let keys_of = |stored: &BTreeMap<String, StoredKeys>, name: &str| {
+        let keys_of = |stored: &BTreeMap<String, StoredKeys>, file, name: &str| {
             let own = || stored.get(name).and_then(StoredKeys::read);
             let keys = if has_known_keys { known_keys::pair() } else { own() };
-            keys.ok_or_else(|| damaged(&path, &format!("the keys of \"{name}\" are not two base64 texts")))
+            let reason = || format!("the keys of \"{name}\" are not two base64 texts");
+            keys.ok_or_else(|| damaged(&root.join(file), &reason()))
         };
+        let path = root.join(DEVICES);
         let policy = |(name, service_connect, device_connect, registry): (&str, _, _, _)| {
-            let keys = keys_of(&secrets.policies, name)?;
+            let keys = keys_of(&secrets.policies, SECRETS, name)?;
             Ok(AccessPolicy { name: name.to_owned(), keys, service_connect, device_connect, registry })
         };
         let policies = POLICIES.into_iter().map(policy).collect::<Result<_, StateDirError>>()?;
         let with_keys = |id: &String| {
-            let credential = DeviceCredential::Keys(keys_of(&secrets.devices, id)?);
+            let credential = DeviceCredential::Keys(keys_of(&secrets.devices, DEVICES, id)?);
             Ok(Device { id: id.clone(), credential })
         };
         let with_certificate = |id: &String| {
@@ -159,7 +159,7 @@ impl StateDir {
         let devices = devices.map(recorded).collect::<Result<_, StateDirError>>()?;
         let (root, files) = (root.to_owned(), ClientFiles::new(root));
         let named = named.to_owned();
-        Ok(Self { root, secrets, policies, devices, named, has_known_keys, files, _lock: lock })
+        Ok(Self { root, secrets, secret_files, policies, devices, named, has_known_keys, files, _lock: lock })
     }
 
     /// The shared access policies.
@@ -226,7 +226,7 @@ impl StateDir {
             registered.insert(id.clone(), Registered::new(&device.credential)),
             records.insert(id.clone(), record.clone()),
         );
-        if let Err(error) = self.save() {
+        if let Err(error) = self.secret_files.write_device(&self.secrets, id) {
             let Secrets { registered, records, .. } = &mut self.secrets;
             registered.remove(id);
             records.remove(id);
@@ -250,7 +250,7 @@ impl StateDir {
             registered.remove(device_id),
             records.remove(device_id),
         );
-        if let Err(error) = self.save() {
+        if let Err(error) = self.secret_files.write_device(&self.secrets, device_id) {
             let Secrets { devices, x509_devices, registered, records, .. } = &mut self.secrets;
             devices.extend(before.0.map(|stored| (device_id.to_owned(), stored)));
             x509_devices.extend(before.1.map(|stored| (device_id.to_owned(), stored)));
@@ -260,12 +260,6 @@ impl StateDir {
         }
         self.files.remove(device_id)?;
         self.write_environment()
-    }
-
-    fn save(&self) -> Result<(), StateDirError> {
-        let path = self.root.join(SECRETS);
-        let text = serde_json::to_vec_pretty(&self.secrets).map_err(|error| damaged(&path, &error))?;
-        write_private(&path, &text)
     }
 
     /// Writes the file `env`. Before the places of the emulator are known, nothing is written.

@@ -18,6 +18,7 @@ from disk import syncs_us
 from inbox import measure_full, measure_ram_disk, measure_recovery, measure_worst, measure_written
 from receivers import HERE, INBOX, PYTHON, Agent, Broker, Lines, MosquittoSub, PythonSdk, Receiver, start, started, stop
 from rules import measure_rules
+from scale import measure_scale
 from table import Table, at_least, at_most, cell, note, percentile
 from transports import HEADER, measure_transports
 
@@ -143,6 +144,9 @@ class Bench:
     def emulator(self):
         against_the_emulator(self.binary, self.folder, self.table)
 
+    def scale(self):
+        measure_scale(self.binary, self.binary.parent / "load", self.folder, self.table)
+
     def over_transports(self):
         if PYTHON.exists() and os.getuid() == 0:
             self.transports = measure_transports(self.binary, self.folder, TRANSPORT_FLOW, LATENCIES // 2, note)
@@ -173,6 +177,7 @@ PARTS = {
     "rules": Bench.rules,
     "shutdown": Bench.shutdown,
     "emulator": Bench.emulator,
+    "scale": Bench.scale,
     "transports": Bench.over_transports,
 }
 

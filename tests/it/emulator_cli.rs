@@ -80,6 +80,20 @@ fn a_damaged_state_directory_is_named() {
 }
 
 #[test]
+fn a_range_names_many_devices_and_the_state_of_all_of_them_opens_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for _ in 0..2 {
+        let emulator = Emulator::start_in(dir.path(), "0", "0", &["--device", "load-{000..299}"]);
+        emulator.process.stderr.wait_for("280 more devices sign in with keys");
+        emulator.send("load-299", &["--message-id", "m-1"]);
+        assert_eq!(emulator.process.terminate(), Some(0));
+        assert_eq!(std::fs::read_dir(dir.path().join("devices")).expect("there").count(), 300);
+    }
+    let hub = std::fs::read_to_string(dir.path().join("hub.jsonl")).expect("text");
+    assert_eq!(hub.lines().count(), 3, "a line for each run that changed a device, and the head: {hub}");
+}
+
+#[test]
 fn wrong_arguments_are_named() {
     let usage = |arguments: &[&str], sentence: &str| {
         let dir = tempfile::tempdir().expect("a directory");
@@ -89,6 +103,9 @@ fn wrong_arguments_are_named() {
         assert!(!dir.path().join("state").exists(), "nothing is made before the arguments are checked");
     };
     usage(&["--device", "a/b"], "\"a/b\" is not a device id");
+    usage(&["--device", "a{3..1}"], "--device \"a{3..1}\" is not a range: write one as in load-{0000..9999}");
+    usage(&["--device", "a{1..20000}"], "names more than 10000 devices");
+    usage(&["--device", "a{1..9999}", "--device", "b{1..2}"], "10001 devices are too many");
     usage(&["--device", "a", "--x509-device", "a"], "\"a\" is named twice");
     usage(&["--hostname", "hub:8883"], "\"hub:8883\" is not a host name: give a name without a port");
     usage(&["--feedback-interval", "soon"], "--feedback-interval");

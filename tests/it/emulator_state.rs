@@ -31,7 +31,7 @@ fn a_message_waits_for_its_device_while_the_emulator_is_stopped_and_also_when_it
 
     let emulator = start(&state);
     emulator.send("dev1", &["--message-id", "m-2", "--ack", "full"]);
-    wait_for_file(&state.join("hub.json"), "m-2");
+    wait_for_file(&state.join("hub.jsonl"), "m-2");
     emulator.process.kill();
 
     let emulator = start(&state);
@@ -40,20 +40,16 @@ fn a_message_waits_for_its_device_while_the_emulator_is_stopped_and_also_when_it
     let agent = Agent::start(&emulator, "dev1", dir.path(), &rule);
     assert_eq!(wait_for_file(&done, "m-2"), "m-1\nm-2\n");
     emulator.process.stderr.wait_for_nth("received a D2C message", 2);
-    wait_for_file(&state.join("hub.json"), "\"write\"");
+    wait_for_file(&state.join("hub.jsonl"), "\"write\"");
     assert_eq!(agent.process.terminate(), Some(0));
     assert_eq!(emulator.process.terminate(), Some(0));
 
     // Unread feedback, the twin and the D2C messages are there after one more restart.
     let emulator = start(&state);
-    let kept = std::fs::read_to_string(state.join("hub.json")).expect("a file");
-    let kept: serde_json::Value = serde_json::from_str(&kept).expect("JSON");
-    let feedback: Vec<_> = kept["feedback"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|record| &record[1]["originalMessageId"])
-        .collect();
+    let kept = std::fs::read_to_string(state.join("hub.jsonl")).expect("a file");
+    let lines = kept.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let records = lines.filter(|line| line["key"].as_str().is_some_and(|key| key.starts_with("feedback/")));
+    let feedback: Vec<_> = records.map(|line| line["value"][1]["originalMessageId"].clone()).collect();
     assert_eq!(feedback, ["m-1", "m-2"]);
     let sent = run(emulator.sender("dev1").args(["--message-id", "m-3", "--ack", "full", "--wait=100ms"]));
     let told = String::from_utf8_lossy(&sent.stderr);
@@ -65,22 +61,34 @@ fn a_damaged_memory_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = dir.path().join("hub");
     drop(start(&state));
-    for (text, part) in [
-        ("{\"format\": 1, \"dev", "EOF while parsing"),
-        ("{\"format\":9,\"devices\":{},\"feedback\":[]}", "it has format 9"),
+    for (file, text, part) in [
+        ("hub.json", "{\"format\": 1, \"dev", "EOF while parsing"),
+        ("hub.json", "{\"format\":9,\"devices\":{},\"feedback\":[]}", "it has format 9"),
+        ("hub.jsonl", "{\"format\":9}\n", "it has format 9"),
+        ("hub.jsonl", "{\"format\":2}\n{\"key\":\n{\"key\":\"device/dev1\"}\n", "line 2 is damaged: "),
+        (
+            "hub.jsonl",
+            "{\"format\":2}\n{\"key\":\"device/dev1\",\"value\":1}\n",
+            "the value of \"device/dev1\"",
+        ),
     ] {
-        std::fs::write(state.join("hub.json"), text).expect("written");
+        for old in ["hub.json", "hub.jsonl"] {
+            drop(std::fs::remove_file(state.join(old)));
+        }
+        std::fs::write(state.join(file), text).expect("written");
         let mut command = binary();
         command.arg("emulator").arg("--state-dir").arg(&state);
         let output = run(command.args(["--mqtt-port", "0", "--amqp-port", "0", "--https-port", "0"]));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        for part in
-            [part, "hub.json cannot be used", "move it away: the hub then begins with empty queues and twins"]
-        {
+        for part in [
+            part,
+            &format!("{file} cannot be used"),
+            "move it away: the hub then begins with empty queues and twins",
+        ] {
             assert!(stderr.contains(part), "{part}: {stderr}");
         }
-        assert_eq!(std::fs::read_to_string(state.join("hub.json")).expect("a file"), text);
+        assert_eq!(std::fs::read_to_string(state.join(file)).expect("a file"), text);
     }
 }
 
@@ -90,7 +98,7 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
     let state = dir.path().join("hub");
     let emulator = start(&state);
     // A directory has the name of the new file, so the emulator cannot write it.
-    let obstacle = state.join("hub.json.new");
+    let obstacle = state.join("hub.jsonl.new");
     std::fs::create_dir(&obstacle).expect("made");
     emulator.send("dev1", &["--message-id", "m-1"]);
     emulator
@@ -98,7 +106,7 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
         .stderr
         .wait_for("the hub's state cannot be saved, so it is lost when the emulator ends: cannot write");
     std::fs::remove_dir(&obstacle).expect("removed");
-    wait_for_file(&state.join("hub.json"), "m-1");
+    wait_for_file(&state.join("hub.jsonl"), "m-1");
     assert_eq!(emulator.process.terminate(), Some(0));
 }
 

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fe2o3_amqp::types::definitions::AmqpError;
+use futures_util::FutureExt as _;
+use futures_util::future::select_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -194,6 +196,8 @@ impl Claims {
             })?;
             tracing::info!(device_id, "a device signed in over AMQP");
             connections.insert(device_id.to_owned(), connected.connection);
+            // Whoever waits for the end of the grants must look at this device, too.
+            self.grants.send_modify(|_| ());
             Ok(connected.connection)
         })
     }
@@ -211,15 +215,23 @@ impl Claims {
     /// Returns when a valid grant expires. A renewal in time delays this. Cancel safe.
     pub(super) async fn expired(&self) {
         let mut changes = self.grants.subscribe();
-        let mut hub_changes = self.hub.watch();
         loop {
+            // A fault can let the token of each of these devices expire.
+            let mut devices: Vec<_> = self.connections().keys().map(|id| self.hub.watch_device(id)).collect();
             self.expire_faulty();
             let expires = changes.borrow_and_update().first_end();
+            let device_changes = devices.iter_mut().map(|device| device.changed().boxed());
+            let a_device = async {
+                if device_changes.len() == 0 {
+                    return std::future::pending().await;
+                }
+                select_all(device_changes).await
+            };
             tokio::select! {
                 () = self.hub.reached(expires) => return,
                 // `self` holds the senders, so these are always changes.
                 _changed = changes.changed() => {}
-                _changed = hub_changes.changed() => {}
+                _changed = a_device => {}
             }
         }
     }

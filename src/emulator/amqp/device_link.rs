@@ -50,7 +50,7 @@ async fn serve(
     unsettled: &mut Unsettled,
 ) -> bool {
     let hub = claims.hub.clone();
-    let mut changed = hub.watch();
+    let mut changed = hub.watch_device(device_id);
     hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::DeviceBound, 1));
     loop {
         changed.mark_unchanged();

@@ -33,7 +33,7 @@ const UPPER_HALF: u64 = 0x6332_642d_6361_6c6c;
 /// Sends calls until the link ends or another connection of the device replaces it.
 pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
     let hub = claims.hub.clone();
-    let mut changed = hub.watch();
+    let mut changed = hub.watch_device(&device_id);
     claims.begin_calls(&device_id, own);
     loop {
         changed.mark_unchanged();

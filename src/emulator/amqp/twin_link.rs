@@ -143,7 +143,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<TwinLi
         return goodbye(link, device_id, &refusal).await;
     };
     let hub = claims.hub.clone();
-    let mut changed = hub.watch();
+    let mut changed = hub.watch_device(device_id);
     loop {
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {

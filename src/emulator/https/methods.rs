@@ -105,7 +105,7 @@ pub(super) fn read(body: &[u8]) -> Result<BackEndCall, String> {
 
 /// Waits for the end of a call. Cancel safe: a cancelled call is removed from the hub.
 async fn end(call: WaitingCall<'_>) -> Result<DeviceAnswer, CallError> {
-    let mut changed = call.hub.watch();
+    let mut changed = call.hub.watch_device(call.device_id);
     loop {
         changed.mark_unchanged();
         match call.hub.with(|hub, now| hub.method_progress(call.device_id, call.id, now)) {

@@ -33,9 +33,9 @@ const REPORT: (&str, &str) = ("c2d-report", "outcome");
 /// The agent's part of the reported properties.
 const TWIN_SECTION: &str = "c2dAgent";
 
-/// The whole overview.
-pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
-    let devices: Vec<Value> = hub.device_ids().take(MAX_DEVICES).map(|id| device(hub, id)).collect();
+/// The whole overview. Devices whose ids come before `from` are only counted.
+pub(super) fn of(hub: &Hub, from: &str, now: SystemTime) -> Value {
+    let devices: Vec<Value> = hub.ids_from(from).take(MAX_DEVICES).map(|id| device(hub, id)).collect();
     let feedback: Vec<_> = hub.feedback().collect();
     let latest = feedback.iter().rev().take(MAX_FEEDBACK).map(record);
     json!({
@@ -43,7 +43,7 @@ pub(super) fn of(hub: &Hub, now: SystemTime) -> Value {
         "time": format_time(now),
         "clockOffsetMs": hub.clock_offset().as_millis(),
         "hub": hub.hostname(),
-        "devicesLeftOut": hub.device_ids().count() - devices.len(),
+        "devicesLeftOut": hub.device_count() - devices.len(),
         "devices": devices,
         "feedback": latest.collect::<Vec<_>>(),
     })
@@ -222,7 +222,12 @@ mod tests {
             let properties = Properties::decode(bag).expect("a bag");
             hub.record_event("dev1", properties, Bytes::from(body), NOW);
         }
-        let ended = of(&hub, NOW)["devices"][0]["ended"].clone();
+        let ended = of(&hub, "", NOW)["devices"][0]["ended"].clone();
+        let later = of(&hub, "dev2", NOW);
+        assert_eq!(
+            (later["devices"].as_array().map(Vec::len), later["devicesLeftOut"].as_u64()),
+            (Some(0), Some(1))
+        );
         let own: Vec<_> = (0..3).map(|at| ended[at]["deviceOutcome"].clone()).collect();
         let succeeded = json!({ "outcome": "succeeded", "rule": "r", "text": null });
         let failed = json!({ "outcome": "failed", "rule": null, "text": null });

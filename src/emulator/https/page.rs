@@ -59,13 +59,15 @@ fn file(text: &'static str, kind: &'static str) -> HttpReply {
     reply.with(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))
 }
 
-/// `GET /emulator/overview?after=VERSION`: answers when the hub's version differs, or after a while.
+/// `GET /emulator/overview?after=VERSION&from=ID`: answers when the hub's version differs, or after a while. Devices
+/// before `from` are left out.
 pub(super) async fn overview(call: &mut HttpCall) -> HttpResult {
     let after = match call.argument("after").map(|text| text.parse::<u64>()) {
         None => None,
         Some(Ok(version)) => Some(version),
         Some(Err(_)) => return Err(reply::bad_argument("\"after\" is not the version of an overview").into()),
     };
+    let from = call.argument("from").unwrap_or_default().into_owned();
     let mut changes = call.hub.watch_changes();
     let changed = async {
         // The hub holds the sender, so this cannot fail.
@@ -77,7 +79,7 @@ pub(super) async fn overview(call: &mut HttpCall) -> HttpResult {
     };
     // Answer also when nothing has changed, so that the page sees that the emulator runs.
     drop(tokio::time::timeout(PATIENCE, changed).await);
-    Ok(reply::ok(&call.hub.with(|hub, now| overview::of(hub, now))))
+    Ok(reply::ok(&call.hub.with(|hub, now| overview::of(hub, &from, now))))
 }
 
 /// The data that the page's form sends.

@@ -37,7 +37,7 @@ impl Hub {
         message_id: &str,
         now: SystemTime,
     ) -> Result<(), AgainError> {
-        if !self.devices.contains_key(device_id) {
+        if !self.devices.contains(device_id) {
             return Err(EnqueueError::UnknownDevice(message::excerpt(device_id)).into());
         }
         let kept = self.ended(device_id).find(|ended| ended.sequence_number == sequence_number);

@@ -2,16 +2,17 @@
 //!
 //! Owns: which of it survives a restart, and how faults change a delivery. Must not know: other devices, files.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
 use super::calls::PendingCalls;
-use super::ended::{Ended, EndedLately};
-use super::events::{D2cMessage, Events};
+use super::ended::EndedLately;
+use super::events::Events;
 use super::faults::{FaultName, Faults};
-use super::queue::{DeviceQueue, Lock, Locked, QueueEntry};
+use super::piece::{
+    DeviceSnapshot, Form, PieceChanges, Tracked, device_key, event_key, event_piece, piece, twin_key,
+};
+use super::queue::{DeviceQueue, Lock, Locked};
 use super::session::{ConnectionId, DeviceSession, Subscription};
 use super::twin::{DesiredChange, DeviceTwin};
 
@@ -28,7 +29,7 @@ pub(super) struct DeviceState {
     pub(super) session: DeviceSession,
     pub(super) ended: EndedLately,
     pub(super) events: Events,
-    pub(super) twin: DeviceTwin,
+    pub(super) twin: Tracked<DeviceTwin>,
     /// Changes that the current connection has not received yet. At most [`MAX_DESIRED_CHANGES`].
     pub(super) desired_changes: VecDeque<DesiredChange>,
     pub(super) calls: PendingCalls,
@@ -39,43 +40,45 @@ pub(super) struct DeviceState {
     pub(super) connection_updated: Option<SystemTime>,
     /// The model that the device named when it last named one.
     pub(super) model_id: Option<String>,
-}
-
-/// What a hub holds for one device.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct DeviceSnapshot {
-    queue: Vec<QueueEntry>,
-    queued: u64,
-    /// Whether the session is persistent.
-    stored: bool,
-    subscriptions: Vec<(Subscription, u8)>,
-    twin: DeviceTwin,
-    events: Vec<D2cMessage>,
-    ended: Vec<Ended>,
-    last_activity: Option<SystemTime>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connection_updated: Option<SystemTime>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model_id: Option<String>,
+    /// The numbers of the D2C messages that are saved.
+    pub(super) saved_events: BTreeSet<u64>,
 }
 
 impl DeviceState {
-    /// What a restart keeps of the device. It shares the messages and does not copy them.
-    pub(super) fn snapshot(&self) -> DeviceSnapshot {
+    /// Hands out the pieces that have changed since the last call.
+    pub(super) fn take_changes(&mut self, id: &str, changes: &mut PieceChanges) {
+        changes.push(piece(device_key(id), Form::Device(Box::new(self.own_piece()))));
+        if self.twin.take_unsaved() {
+            changes.push(piece(twin_key(id), Form::Twin(self.twin.clone())));
+        }
+        let kept: BTreeSet<u64> = self.events.iter().map(|event| event.number).collect();
+        let saved = std::mem::replace(&mut self.saved_events, kept);
+        let dropped = saved.difference(&self.saved_events);
+        changes.extend(dropped.map(|number| (event_key(id, *number), None)));
+        let new = self.events.iter().filter(|event| !saved.contains(&event.number));
+        changes.extend(new.map(|event| event_piece(id, event)));
+    }
+
+    /// The piece `device/ID`.
+    pub(super) fn own_piece(&self) -> DeviceSnapshot {
         let (stored, subscriptions) = self.session.snapshot();
         DeviceSnapshot {
             queue: self.queue.snapshot(),
             queued: self.queued,
             stored,
             subscriptions,
-            twin: self.twin.clone(),
-            events: self.events.iter().cloned().collect(),
             ended: self.ended.iter().cloned().collect(),
             last_activity: self.last_activity,
             connection_updated: self.connection_updated,
             model_id: self.model_id.clone(),
+            ..DeviceSnapshot::default()
         }
+    }
+
+    /// The keys of all pieces that are saved.
+    pub(super) fn keys(&self, id: &str) -> impl Iterator<Item = String> {
+        let events = self.saved_events.iter().map(|number| event_key(id, *number));
+        events.chain([twin_key(id), device_key(id)])
     }
 
     /// Loads what an earlier hub held of the device.
@@ -83,12 +86,27 @@ impl DeviceState {
         self.queue = DeviceQueue::restore(kept.queue);
         self.queued = kept.queued;
         self.session = DeviceSession::restore(kept.stored, kept.subscriptions);
-        self.twin = kept.twin;
         self.events = Events::restore(kept.events);
         self.ended = kept.ended.into_iter().collect();
         self.last_activity = kept.last_activity;
         self.connection_updated = kept.connection_updated;
         self.model_id = kept.model_id;
+        if kept.is_saved {
+            self.twin = Tracked::saved(kept.twin);
+            self.saved_events = self.events.iter().map(|event| event.number).collect();
+        } else {
+            *self.twin = kept.twin;
+        }
+    }
+
+    /// When the passing of time next has work with this device.
+    pub(super) fn next_deadline(&self) -> Option<SystemTime> {
+        self.queue.next_deadline().into_iter().chain(self.faults.next_deadline()).min()
+    }
+
+    /// Whether a delivery may be possible.
+    pub(super) fn has_messages(&self) -> bool {
+        self.queue.len() > 0 || self.faults.copy.is_some()
     }
 
     /// The quality of service of a subscription, including the one that [`FaultName::EarlyPublish`] assumes.

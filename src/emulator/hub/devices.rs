@@ -116,24 +116,26 @@ impl Identity {
 impl Hub {
     /// Adds a device. If it exists, it gets the new credential; its queue and session stay.
     pub fn add_device(&mut self, device: Device) {
-        let faults = &self.faults_of_all;
-        let begin = || DeviceState { faults: faults.clone(), ..DeviceState::default() };
-        let state = self.devices.entry(device.id.clone()).or_insert_with(begin);
-        if let Some(kept) = self.absent.remove(&device.id) {
-            state.restore(kept);
+        if !self.devices.contains(&device.id) {
+            let mut state = DeviceState { faults: self.faults_of_all.clone(), ..DeviceState::default() };
+            if let Some(kept) = self.absent.remove(&device.id) {
+                state.restore(kept);
+            }
+            self.devices.insert(&device.id, state);
         }
+        self.wake(&device.id);
         self.registry.add_device(device);
-        self.version += 1;
     }
 
     /// Removes a device with its queue, twin, D2C messages and feedback, and ends its connection. If it does not exist,
     /// nothing happens.
     pub fn remove_device(&mut self, device_id: &str) {
         self.devices.remove(device_id);
-        self.absent.remove(device_id);
+        let kept = self.absent.remove(device_id);
+        self.devices.forget(kept.iter().flat_map(|kept| kept.keys(device_id)));
         self.registry.remove_device(device_id);
         self.feedback.forget(device_id);
-        self.version += 1;
+        self.wake(device_id);
     }
 
     /// Sets what is recorded of a device. Disabling it ends its connection.
@@ -143,7 +145,7 @@ impl Hub {
             self.disconnect(device_id, connection, now);
         }
         self.registry.set_record(device_id, record);
-        self.version += 1;
+        self.wake(device_id);
     }
 
     /// The device with this id; `None` if it does not exist.

@@ -6,6 +6,7 @@
 //! C2D messages (50, an hour, 64 KiB); a real edgeHub keeps more. If the queue is full, the message is dropped, because
 //! its sender cannot be told. Messages of modules are kept for the back end even if no route goes to `$upstream`.
 
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -61,8 +62,9 @@ impl Hub {
 
     /// The ids of a device's modules.
     pub fn modules_of(&self, device_id: &str) -> Vec<String> {
-        let of = |id: &&str| matches!(identity::split(id), (device, Some(_)) if device == device_id);
-        self.device_ids().filter(of).map(str::to_owned).collect()
+        let first = identity::join(device_id, Some(""));
+        let own = self.devices.ids_from(Bound::Included(&first)).take_while(|id| id.starts_with(&first));
+        own.map(str::to_owned).collect()
     }
 
     /// Puts a message for an input at the end of the module's queue.
@@ -77,7 +79,7 @@ impl Hub {
         now: SystemTime,
     ) -> Result<(), InputError> {
         let (device, module) = identity::split(id);
-        let Some(module) = module.filter(|_| self.devices.contains_key(id)) else {
+        let Some(module) = module.filter(|_| self.devices.contains(id)) else {
             let module = module.unwrap_or_default();
             return Err(InputError::UnknownModule(excerpt(device), excerpt(module)));
         };

@@ -227,7 +227,7 @@ impl Hub {
             self.version += 1;
             let Some(row) = job.rows.get_mut(&id) else { continue };
             let deleted = CallError::UnknownDevice(id.clone());
-            let ended = if self.devices.contains_key(&id) { ended } else { Err(deleted) };
+            let ended = if self.devices.contains(&id) { ended } else { Err(deleted) };
             match ended {
                 Ok(DeviceAnswer { status, payload }) => {
                     let payload = payload.get();

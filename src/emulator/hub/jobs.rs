@@ -8,13 +8,15 @@
 //! that has run to its end is completed, even if it failed at some devices; [`MAX_JOBS`], [`MAX_RUNNING`] and
 //! [`MAX_JOB_BYTES`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::calls::CallId;
+use super::piece::{Form, Piece, PieceChanges};
 use crate::message::format_time;
 
 /// Most jobs that are kept. A new job displaces the oldest one that has ended.
@@ -192,6 +194,10 @@ pub(super) struct ScheduledJob {
 pub(super) struct Jobs {
     last: u64,
     jobs: BTreeMap<u64, ScheduledJob>,
+    /// The numbers of the jobs that may have changed since they were saved.
+    unsaved: BTreeSet<u64>,
+    /// A hash of each job as it was saved. A step that has changed nothing is not saved.
+    saved: HashMap<u64, u64>,
 }
 
 impl DeviceRow {
@@ -343,7 +349,7 @@ impl Jobs {
         let job = ScheduledJob::new(order, now);
         let shown = job.show();
         self.last += 1;
-        self.jobs.insert(self.last, job);
+        self.put(self.last, job);
         Ok(shown)
     }
 
@@ -398,6 +404,7 @@ impl Jobs {
     }
 
     pub(super) fn put(&mut self, number: u64, job: ScheduledJob) {
+        self.unsaved.insert(number);
         self.jobs.insert(number, job);
     }
 
@@ -418,28 +425,41 @@ impl Jobs {
         for job in self.jobs.values_mut() {
             job.running_since = job.running_since.map(|since| since.min(now));
         }
+        self.unsaved.extend(self.jobs.keys());
     }
 
     /// Drops the oldest job that has ended. Returns whether there was one.
     fn drop_oldest(&mut self) -> bool {
         let oldest = self.jobs.iter().find(|(_, job)| job.status.has_ended()).map(|(number, _)| *number);
+        self.unsaved.extend(oldest);
         oldest.and_then(|number| self.jobs.remove(&number)).is_some()
     }
 
-    /// What a restart keeps.
-    pub(super) fn snapshot(&self) -> Vec<ScheduledJob> {
-        self.jobs.values().cloned().collect()
+    /// Hands out the jobs that have changed since the last call.
+    pub(super) fn take_changes(&mut self, changes: &mut PieceChanges) {
+        for number in std::mem::take(&mut self.unsaved) {
+            let text = self.jobs.get(&number).and_then(|job| serde_json::value::to_raw_value(job).ok());
+            let hash =
+                text.as_ref().map(|text| BuildHasherDefault::<DefaultHasher>::new().hash_one(text.get()));
+            let before = match hash {
+                Some(hash) => self.saved.insert(number, hash),
+                None => self.saved.remove(&number),
+            };
+            if before != hash {
+                changes.push((format!("job/{number}"), text.map(|text| Piece(Form::Job(text)))));
+            }
+        }
     }
 
-    /// Loads what an earlier hub held. A method on its way may have run, so it is not called again.
-    pub(super) fn restore(&mut self, jobs: Vec<ScheduledJob>) {
-        for mut job in jobs {
+    /// Loads what an earlier hub held, by number. A method on its way may have run, so it is not called again.
+    pub(super) fn restore(&mut self, jobs: impl IntoIterator<Item = (u64, ScheduledJob)>) {
+        for (number, mut job) in jobs {
             for row in job.rows.values_mut().filter(|row| row.status == RowStatus::Running) {
                 let sentence = "the emulator ended before the device had answered".to_owned();
                 row.fail("GatewayTimeout", sentence, row.updated);
             }
-            self.last += 1;
-            self.jobs.insert(self.last, job);
+            self.last = self.last.max(number);
+            self.put(number, job);
         }
     }
 }

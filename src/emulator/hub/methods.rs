@@ -23,11 +23,11 @@ impl Hub {
     ) -> Result<CallId, CallError> {
         let shown: String = device_id.chars().take(128).collect();
         let id = CallId(self.next_id());
-        let Some(state) = self.devices.get_mut(device_id) else {
+        let Some(state) = self.devices.passing_mut(device_id) else {
             return Err(CallError::UnknownDevice(shown));
         };
         state.calls.push(&shown, id, call, now)?;
-        self.version += 1;
+        self.wake(device_id);
         Ok(id)
     }
 
@@ -39,7 +39,7 @@ impl Hub {
         connection: ConnectionId,
         now: SystemTime,
     ) -> Option<MethodRequest> {
-        let state = self.current(device_id, connection)?;
+        let state = self.current_passing(device_id, connection)?;
         state.session.granted(Subscription::Methods)?;
         state.calls.next(connection, now)
     }
@@ -53,15 +53,17 @@ impl Hub {
         status: i32,
         body: &[u8],
     ) -> bool {
-        let state = self.current(device_id, connection);
+        let state = self.current_passing(device_id, connection);
         let answered = state.is_some_and(|state| state.calls.answer(connection, id, status, body));
-        self.version += u64::from(answered);
+        if answered {
+            self.wake(device_id);
+        }
         answered
     }
 
     /// The state of a call. A call that is over is removed.
     pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> CallProgress {
-        match self.devices.get_mut(device_id) {
+        match self.devices.passing_mut(device_id) {
             Some(state) => state.calls.progress(&state.session, id, now),
             None => CallProgress::Done(Err(CallError::Gone)),
         }
@@ -69,7 +71,7 @@ impl Hub {
 
     /// Removes a call that no caller waits for. If it is over, nothing happens.
     pub fn forget_method(&mut self, device_id: &str, id: CallId) {
-        if let Some(state) = self.devices.get_mut(device_id) {
+        if let Some(state) = self.devices.passing_mut(device_id) {
             state.calls.forget(id);
         }
     }

@@ -16,13 +16,17 @@ impl Hub {
     /// the real time; see [`crate::emulator::registry::Registry::set_clock_offset`].
     pub fn clock_moved(&mut self, offset: ClockOffset, now: SystemTime) {
         self.registry.set_clock_offset(offset);
-        for state in self.devices.values_mut() {
-            state.queue.go_back_to(now);
-            state.calls.go_back_to(now);
+        let all: Vec<String> = self.device_ids().map(str::to_owned).collect();
+        for id in &all {
+            if let Some(state) = self.devices.passing_mut(id) {
+                state.queue.go_back_to(now);
+                state.calls.go_back_to(now);
+            }
+            // Everything that waits looks at the clock again.
+            self.wake(id);
         }
         self.feedback.go_back_to(now);
         self.jobs.go_back_to(now);
-        // Everything that waits looks at the clock again.
         self.version += 1;
         self.tick(now);
     }

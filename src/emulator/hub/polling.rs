@@ -21,7 +21,7 @@ impl Hub {
         }
         if let Some(state) = self.devices.get_mut(device_id) {
             state.queue.put_back(locked.lock, locked.redelivered);
-            self.version += 1;
+            self.wake(device_id);
         }
     }
 

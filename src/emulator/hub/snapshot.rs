@@ -1,24 +1,43 @@
-//! Everything that a hub holds except keys, in a form that can be stored in a file: queues, sessions, twins, D2C
-//! messages, feedback, jobs.
+//! Everything that a hub holds except keys, in pieces that can be stored one by one.
 //!
-//! Owns: that form, its version, and what a restart changes: connections and locks are gone, the rest is unchanged.
-//! Must not know: files.
+//! Owns: which pieces there are, and what a restart changes: connections and locks are gone, the rest is unchanged.
+//! Must not know: files, when pieces are written, how a piece is written (`piece`).
+//!
+//! | Key | Piece |
+//! |---|---|
+//! | `device/ID` | queue, session, messages that ended: what `DeviceSnapshot` writes |
+//! | `twin/ID` | the twin, if it was ever changed |
+//! | `event/ID/N` | a D2C message that is kept |
+//! | `feedback/N` | a feedback record that no back end has accepted |
+//! | `job/N` | a job, with what became of it at each device |
+//!
+//! Only what has changed is taken: [`Hub::take_changes`]. To add state:
+//!
+//! - A small field of a device: add it to `DeviceState`, and to `DeviceSnapshot` with a default for older files. Each
+//!   `DeviceTable::get_mut` counts as a change of the device.
+//! - State that is large, or that belongs to no device: give it keys of its own. Add a variant of `piece::Form`. Its
+//!   owner must know what has changed since the last call, as `FeedbackQueue` does with numbers, or by a
+//!   `piece::Tracked` value. Hand the changes out in [`Hub::take_changes`], and read them in [`Hub::restore`].
+//!
+//! `hub/tests/saved.rs` applies every operation of the hub, and fails if one of them is not listed there or if its
+//! change is not handed out.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::device::DeviceSnapshot;
 use super::jobs::ScheduledJob;
+use super::piece::{DeviceSnapshot, Piece, PieceChanges};
 use super::state::Hub;
 use crate::feedback::FeedbackRecord;
 
-/// The version of the form. A file with another version is refused, because guessing could lose data.
+/// The version of [`Snapshot`]. A file with another version is refused, because guessing could lose data.
 const FORMAT: u32 = 1;
 
-/// What a hub holds at one moment.
-#[derive(Debug, Serialize, Deserialize)]
+/// What a hub of an older version held, as one piece.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snapshot {
     format: u32,
@@ -35,125 +54,101 @@ pub struct Snapshot {
 #[error("it has format {0}, and this version of c2d-agent knows format {FORMAT}")]
 pub struct UnknownFormat(u32);
 
+/// A piece cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PieceError {
+    /// A later version of this program may know the key.
+    #[error("the key \"{0}\" is unknown to this version of c2d-agent")]
+    Key(String),
+    /// The value does not have the form of its kind.
+    #[error("the value of \"{0}\" is damaged: {1}")]
+    Value(String, String),
+}
+
 impl Hub {
-    /// A snapshot of the hub. It shares the messages and does not copy them.
-    pub fn snapshot(&self) -> Snapshot {
-        let devices = self.devices.iter().map(|(id, state)| (id.clone(), state.snapshot()));
-        let absent = self.absent.iter().map(|(id, kept)| (id.clone(), kept.clone()));
-        Snapshot {
-            format: FORMAT,
-            devices: absent.chain(devices).collect(),
-            feedback: self.feedback.snapshot(),
-            jobs: self.jobs.snapshot(),
+    /// What has changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<(String, Option<Piece>)> {
+        let mut changes = PieceChanges::new();
+        changes.extend(self.devices.take_gone().into_iter().map(|key| (key, None)));
+        for id in self.devices.take_unsaved() {
+            if let Some(state) = self.devices.passing_mut(&id) {
+                state.take_changes(&id, &mut changes);
+            } else if let Some(kept) = self.absent.get_mut(&id) {
+                kept.take_changes(&id, &mut changes);
+            }
         }
+        self.feedback.take_changes(&mut changes);
+        self.jobs.take_changes(&mut changes);
+        changes
     }
 
     /// Loads what an earlier hub held. Data of devices that this hub does not have is kept for a later hub.
     ///
     /// # Errors
+    /// [`PieceError`]; in this case nothing has changed.
+    pub fn restore(&mut self, pieces: BTreeMap<String, Box<RawValue>>) -> Result<(), PieceError> {
+        let mut devices: BTreeMap<String, DeviceSnapshot> = BTreeMap::new();
+        let (mut feedback, mut jobs) = (Vec::new(), BTreeMap::new());
+        for (key, value) in &pieces {
+            let unknown = || PieceError::Key(key.clone());
+            let (kind, id) = key.split_once('/').ok_or_else(unknown)?;
+            match kind {
+                "device" => devices.entry(id.to_owned()).or_default().set_own(read(key, value)?),
+                "twin" => devices.entry(id.to_owned()).or_default().twin = read(key, value)?,
+                "event" => {
+                    let (id, _) = id.rsplit_once('/').ok_or_else(unknown)?;
+                    devices.entry(id.to_owned()).or_default().events.push(read(key, value)?);
+                }
+                "feedback" => {
+                    let number: u64 = id.parse().map_err(|_| unknown())?;
+                    let (since, record) = read(key, value)?;
+                    feedback.push((number, since, record));
+                }
+                "job" => drop(jobs.insert(id.parse::<u64>().map_err(|_| unknown())?, read(key, value)?)),
+                _ => return Err(unknown()),
+            }
+        }
+        for (id, mut kept) in devices {
+            // Keys are in the order of text, in which 10 comes before 9.
+            kept.events.sort_by_key(|event| event.number);
+            kept.is_saved = true;
+            self.take_back(id, kept);
+        }
+        feedback.sort_by_key(|(number, ..)| *number);
+        self.feedback.restore(feedback);
+        self.jobs.restore(jobs);
+        self.version += 1;
+        Ok(())
+    }
+
+    /// Loads what a hub of an older version held. All of it counts as changed.
+    ///
+    /// # Errors
     /// [`UnknownFormat`]; in this case nothing has changed.
-    pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), UnknownFormat> {
+    pub fn restore_snapshot(&mut self, snapshot: Snapshot) -> Result<(), UnknownFormat> {
         if snapshot.format != FORMAT {
             return Err(UnknownFormat(snapshot.format));
         }
         for (id, kept) in snapshot.devices {
-            match self.devices.get_mut(&id) {
-                Some(state) => state.restore(kept),
-                None => drop(self.absent.insert(id, kept)),
-            }
+            self.take_back(id.clone(), kept);
+            self.devices.mark_unsaved(&id);
         }
-        self.feedback.restore(snapshot.feedback);
-        self.jobs.restore(snapshot.jobs);
+        for (since, record) in snapshot.feedback {
+            self.feedback.push(record, since);
+        }
+        self.jobs.restore((1..).zip(snapshot.jobs));
         self.version += 1;
         Ok(())
     }
+
+    fn take_back(&mut self, id: String, kept: DeviceSnapshot) {
+        match self.devices.passing_mut(&id) {
+            Some(state) => state.restore(kept),
+            None => drop(self.absent.insert(id, kept)),
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::tests::{NOW, after, connect, device, hub, next_id, send};
-    use super::*;
-    use crate::emulator::registry::Registry;
-    use crate::feedback::DeliveryAck;
-    use crate::message::Properties;
-    use bytes::Bytes;
-    use serde_json::json;
-
-    /// Restarts a hub with its snapshot, which passes through JSON as in the file.
-    fn restarted(hub: &Hub) -> Hub {
-        let text = serde_json::to_string(&hub.snapshot()).expect("JSON");
-        let mut next = super::super::tests::hub();
-        next.restore(serde_json::from_str(&text).expect("a snapshot")).expect("its format");
-        next
-    }
-
-    #[test]
-    fn a_restart_loses_connections_and_locks_and_nothing_else() {
-        let mut hub = hub();
-        for id in ["m1", "m2", "m3"] {
-            send(&mut hub, id, DeliveryAck::Full);
-        }
-        let connection = connect(&mut hub, false);
-        let first = hub.next_delivery("dev1", connection, NOW).expect("a message");
-        hub.complete("dev1", first.lock, NOW).expect("locked");
-        let second = hub.next_delivery("dev1", connection, NOW).expect("a message");
-        hub.abandon("dev1", second.lock, NOW).expect("locked");
-        assert_eq!(next_id(&mut hub, connection, NOW).as_deref(), Some("m2"));
-        hub.patch_reported("dev1", &json!({ "led": "on" }), after(9)).expect("patched");
-        hub.set_model_id("dev1", "dtmi:a;1".to_owned());
-        let properties = Properties::decode("%24.cid=m%201&flag").expect("a bag");
-        hub.record_event("dev1", properties, Bytes::from_static(b"\xff\x00"), NOW);
-        let batch = hub.next_feedback_batch(NOW).expect("one for m1");
-        assert_eq!(batch.records.len(), 1);
-
-        let mut next = restarted(&hub);
-        let twins = [&next, &hub].map(|hub| hub.twin("dev1").expect("a twin"));
-        for part in ["properties", "modelId", "lastActivityTime"] {
-            assert_eq!(twins[0][part], twins[1][part]);
-        }
-        let events = |hub: &Hub| hub.events("dev1").expect("a device").cloned().collect::<Vec<_>>();
-        assert_eq!(events(&next), events(&hub));
-        let kept = next.ended("dev1").next().expect("m1");
-        let content = kept.content.as_ref().expect("its content");
-        assert_eq!((kept.sequence_number, content.message.message_id()), (1, Some("m1")));
-        assert_eq!(next.next_feedback_batch(NOW).expect("m1 again").records, batch.records);
-        // The session was restored, so messages come without a new subscription, in the old order and with their
-        // counts.
-        let connected = next.connect("dev1", false, NOW).expect("a device");
-        assert!(connected.session_present);
-        let again = next.next_delivery("dev1", connected.connection, NOW).expect("m2");
-        assert_eq!(
-            (again.message.message_id(), again.delivery_count, again.redelivered),
-            (Some("m2"), 1, true)
-        );
-        assert_eq!(again.sequence_number, 2);
-        assert_eq!(next_id(&mut next, connected.connection, NOW).as_deref(), Some("m3"));
-        // Messages also expire while no hub runs.
-        let mut next = restarted(&hub);
-        next.tick(after(3_601));
-        assert_eq!((next.queue_length("dev1"), next.ended("dev1").count()), (Some(0), 3));
-    }
-
-    #[test]
-    fn devices_that_are_not_there_this_time_are_kept_for_the_next() {
-        let mut with = hub();
-        send(&mut with, "m1", DeliveryAck::None);
-        let mut without =
-            Hub::new(Registry::new("hub.local.test", Vec::new()), std::time::Duration::from_secs(15));
-        without.restore(with.snapshot()).expect("its format");
-        assert_eq!(without.queue_length("dev1"), None);
-        let again = restarted(&without);
-        assert_eq!(again.queue_length("dev1"), Some(1));
-        // The data also returns when the device is made again while the hub runs.
-        without.add_device(device("dev1"));
-        assert_eq!(without.queue_length("dev1"), Some(1));
-    }
-
-    #[test]
-    fn another_format_is_refused() {
-        let snapshot =
-            Snapshot { format: 2, devices: BTreeMap::new(), feedback: Vec::new(), jobs: Vec::new() };
-        let refused = hub().restore(snapshot).expect_err("another format");
-        assert_eq!(refused.to_string(), "it has format 2, and this version of c2d-agent knows format 1");
-    }
+fn read<T: serde::de::DeserializeOwned>(key: &str, value: &RawValue) -> Result<T, PieceError> {
+    serde_json::from_str(value.get()).map_err(|error| PieceError::Value(key.to_owned(), error.to_string()))
 }

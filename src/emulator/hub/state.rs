@@ -3,22 +3,24 @@
 //! Owns: one connection per device, persistent subscriptions, what each settlement leads to.
 //! Must not know: sockets, the clock (every `now` is an argument); the files that add to [`Hub`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use super::consumers::Consumers;
-use super::device::{DeviceSnapshot, DeviceState};
+use super::device::DeviceState;
 use super::ended::Ended;
 use super::faults::Faults;
-use super::feedback::{FeedbackLock, FeedbackQueue, LockedBatch};
+use super::feedback::FeedbackQueue;
 use super::jobs::Jobs;
 use super::partitions::Partitions;
+use super::piece::DeviceSnapshot;
 use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX_TTL, QueueArrival};
 use super::routes::InputRoute;
 use super::session::{Connected, ConnectionId, Subscription};
+use super::table::DeviceTable;
 use crate::emulator::hub_names::HubNames;
 use crate::emulator::identity;
 use crate::emulator::registry::{AuthError, Grant, Registry, Thumbprint};
@@ -76,7 +78,7 @@ pub enum EnqueueError {
 #[derive(Debug)]
 pub struct Hub {
     pub(super) registry: Registry,
-    pub(super) devices: BTreeMap<String, DeviceState>,
+    pub(super) devices: DeviceTable,
     /// Snapshots of devices that an earlier hub had and this one does not have.
     pub(super) absent: BTreeMap<String, DeviceSnapshot>,
     pub(super) feedback: FeedbackQueue,
@@ -87,7 +89,10 @@ pub struct Hub {
     pub(super) partitions: Partitions,
     pub(super) consumers: Consumers,
     pub(super) last_id: u64,
+    /// Rises with every change that a listener may have to act on. For a change of a device, see [`Hub::wake`].
     pub(super) version: u64,
+    /// The devices whose links may have work.
+    woken: BTreeSet<String>,
     /// Changes that only viewers need to see; see [`Hub::changes`].
     pub(super) quiet_changes: u64,
 }
@@ -96,7 +101,7 @@ impl Hub {
     /// A hub without devices. `feedback_interval` is the time from one feedback batch to the next, unless a batch is
     /// full; the real hub's is 15 seconds.
     pub fn new(registry: Registry, feedback_interval: Duration) -> Self {
-        let devices = registry.device_ids().map(|id| (id.to_owned(), DeviceState::default())).collect();
+        let devices = DeviceTable::of(registry.device_ids());
         Self {
             registry,
             devices,
@@ -109,6 +114,7 @@ impl Hub {
             consumers: Consumers::default(),
             last_id: 0,
             version: 0,
+            woken: BTreeSet::new(),
             quiet_changes: 0,
         }
     }
@@ -149,19 +155,22 @@ impl Hub {
         if let Some(displaced) = connected.displaced {
             state.queue.release(displaced);
         }
-        self.version += 1;
+        self.wake(device_id);
         Some(connected)
     }
 
     /// Ends a connection. The messages that it had not settled return to the queue at once, in their old order. If
     /// another connection has replaced it, nothing happens.
     pub fn disconnect(&mut self, device_id: &str, connection: ConnectionId, now: SystemTime) {
+        if !self.is_current(device_id, connection) {
+            return;
+        }
         let Some(state) = self.devices.get_mut(device_id) else { return };
         if state.session.disconnect(connection) {
             state.connection_updated = Some(now);
             state.queue.release(connection);
             state.desired_changes.clear();
-            self.version += 1;
+            self.wake(device_id);
         }
     }
 
@@ -179,7 +188,7 @@ impl Hub {
         subscription: Subscription,
         qos: u8,
     ) -> bool {
-        self.version += 1;
+        self.wake(device_id);
         self.current(device_id, connection).is_some_and(|state| state.session.subscribe(subscription, qos))
     }
 
@@ -213,7 +222,7 @@ impl Hub {
     /// [`EnqueueError`]; the order of checks is: device, properties, size, expiry, room.
     pub fn enqueue(&mut self, queued: QueuedMessage, now: SystemTime) -> Result<(), EnqueueError> {
         // The queue of a module only holds messages for its inputs.
-        if !self.devices.contains_key(&queued.device_id) || identity::is_module(&queued.device_id) {
+        if !self.devices.contains(&queued.device_id) || identity::is_module(&queued.device_id) {
             return Err(EnqueueError::UnknownDevice(queued.device_id.chars().take(128).collect()));
         }
         let QueuedMessage { message: C2dMessage { system, application, .. }, .. } = &queued;
@@ -261,7 +270,7 @@ impl Hub {
             return Err(EnqueueError::QueueFull(device_id));
         }
         state.queued += 1;
-        self.version += 1;
+        self.wake(&device_id);
         Ok(())
     }
 
@@ -273,6 +282,9 @@ impl Hub {
         connection: ConnectionId,
         now: SystemTime,
     ) -> Option<Locked> {
+        if !self.devices.get(device_id)?.has_messages() {
+            return None;
+        }
         self.expire(device_id, now);
         let lock = Lock(self.next_id());
         let state = self.current(device_id, connection)?;
@@ -309,7 +321,7 @@ impl Hub {
         self.expire(device_id, now);
         let state = self.devices.get_mut(device_id).ok_or(LockLost)?;
         let exceeded = state.queue.abandon(lock)?;
-        self.version += 1;
+        self.wake(device_id);
         if let Some(finished) = exceeded {
             self.record(device_id, &finished, FeedbackStatus::DeliveryCountExceeded, now);
         }
@@ -341,48 +353,13 @@ impl Hub {
         self.add_to_partition(device_id, properties, body, now);
     }
 
-    /// The next feedback batch. It is locked until it is settled, given back or its lock lapses. `None` while another
-    /// batch is out, or if none is due. Source: wire reference 4.4.
-    pub fn next_feedback_batch(&mut self, now: SystemTime) -> Option<LockedBatch> {
-        let lock = FeedbackLock(self.next_id());
-        self.feedback.next_batch(lock, now)
-    }
-
-    /// The back end has accepted the batch.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn complete_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.complete(lock)
-    }
-
-    /// The back end gives the batch back, and its delivery count rises. At [`super::MAX_DELIVERY_COUNT`] the batch is
-    /// dropped.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn abandon_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.abandon(lock)
-    }
-
-    /// The link that carried the batch has ended. The batch will come again, with an unchanged delivery count.
-    ///
-    /// # Errors
-    /// [`LockLost`]; in this case the batch will come again.
-    pub fn release_feedback(&mut self, lock: FeedbackLock) -> Result<(), LockLost> {
-        self.version += 1;
-        self.feedback.release(lock)
-    }
-
     /// Applies the passing of time: messages expire, locks lapse, feedback becomes due or too old.
     pub fn tick(&mut self, now: SystemTime) {
-        let ids: Vec<String> = self.devices.keys().cloned().collect();
-        for id in ids {
+        for id in self.devices.due(now) {
             self.expire(&id, now);
-            let state = self.devices.get_mut(&id);
-            self.version += u64::from(state.is_some_and(|state| state.faults.pass_time(now)));
+            if self.devices.passing_mut(&id).is_some_and(|state| state.faults.pass_time(now)) {
+                self.wake(&id);
+            }
         }
         if self.feedback.tick(now) {
             self.version += 1;
@@ -390,10 +367,8 @@ impl Hub {
     }
 
     /// When [`Hub::tick`] has its next work; `None` if nothing waits.
-    pub fn next_deadline(&self) -> Option<SystemTime> {
-        let queues = self.devices.values().filter_map(|state| state.queue.next_deadline());
-        let faults = self.devices.values().filter_map(|state| state.faults.next_deadline());
-        queues.chain(faults).chain(self.feedback.next_deadline()).min()
+    pub fn next_deadline(&mut self) -> Option<SystemTime> {
+        self.devices.next_deadline().into_iter().chain(self.feedback.next_deadline()).min()
     }
 
     /// Rises with every change that a listener may have to act on.
@@ -401,9 +376,34 @@ impl Hub {
         self.version
     }
 
-    /// The device, if `connection` is still its connection.
+    /// The devices whose links may have work since the last call.
+    pub fn take_woken(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.woken)
+    }
+
+    /// Notes a change that the links of a device may have to act on.
+    pub(super) fn wake(&mut self, device_id: &str) {
+        self.version += 1;
+        if !self.woken.contains(device_id) {
+            self.woken.insert(device_id.to_owned());
+        }
+    }
+
+    /// The device, if `connection` is still its connection. It counts as changed.
     pub(super) fn current(&mut self, device_id: &str, connection: ConnectionId) -> Option<&mut DeviceState> {
-        self.devices.get_mut(device_id).filter(|state| state.session.is_current(connection))
+        if !self.is_current(device_id, connection) {
+            return None;
+        }
+        self.devices.get_mut(device_id)
+    }
+
+    /// Like [`Hub::current`], to change only what ends with the process.
+    pub(super) fn current_passing(
+        &mut self,
+        device_id: &str,
+        connection: ConnectionId,
+    ) -> Option<&mut DeviceState> {
+        self.devices.passing_mut(device_id).filter(|state| state.session.is_current(connection))
     }
 
     fn finish(
@@ -423,9 +423,15 @@ impl Hub {
 
     /// Applies the passing of time to one queue.
     pub(super) fn expire(&mut self, device_id: &str, now: SystemTime) {
+        let waits = |state: &DeviceState| state.queue.next_deadline().is_none_or(|due| due > now);
+        if self.devices.get(device_id).is_none_or(waits) {
+            return;
+        }
         let Some(state) = self.devices.get_mut(device_id) else { return };
         let passed = state.queue.pass_time(now);
-        self.version += u64::from(passed.unlocked);
+        if passed.unlocked {
+            self.wake(device_id);
+        }
         for finished in passed.expired {
             tracing::info!(device_id, message_id = finished.message.message_id(), "expired a C2D message");
             self.record(device_id, &finished, FeedbackStatus::Expired, now);

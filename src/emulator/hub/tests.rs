@@ -12,6 +12,8 @@ use crate::emulator::registry::{Device, DeviceCredential, KeyPair, Registry};
 use crate::feedback::{DeliveryAck, FeedbackStatus};
 use crate::message::{self, C2dMessage, Properties};
 
+mod saved;
+
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
 pub(super) fn after(seconds: u64) -> SystemTime {
@@ -483,18 +485,4 @@ fn a_twin_shows_the_device_as_a_back_end_sees_it() {
     assert_eq!(hub.twin("dev2").expect("a twin")["version"], 2, "another device's twin");
     assert_eq!(hub.twin("nobody"), None);
     assert_eq!(hub.patch_reported("nobody", &patch, NOW), Err(TwinError::UnknownDevice("nobody".into())));
-}
-
-#[test]
-fn d2c_messages_are_kept_by_device() {
-    let mut hub = hub();
-    let properties = Properties::decode("%24.cid=m1&outcome=succeeded").expect("a bag");
-    let version = hub.version();
-    hub.record_event("dev1", properties.clone(), Bytes::from_static(b"{}"), after(3));
-    assert!(hub.version() > version, "whoever waits for a report is woken");
-    let event = D2cMessage { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
-    assert_eq!(hub.events("dev1").expect("a device").collect::<Vec<_>>(), [&event]);
-    assert_eq!(hub.events("dev2").expect("a device").count(), 0);
-    hub.record_event("nobody", Properties::default(), Bytes::new(), NOW);
-    assert!(hub.events("nobody").is_none());
 }

@@ -67,7 +67,7 @@ impl Hub {
             }
             state.desired_changes.push_back(change);
         }
-        self.version += 1;
+        self.wake(device_id);
         self.twin(device_id).ok_or_else(unknown)
     }
 
@@ -78,7 +78,7 @@ impl Hub {
         device_id: &str,
         connection: ConnectionId,
     ) -> Option<DesiredChange> {
-        self.current(device_id, connection)?.desired_changes.pop_front()
+        self.current_passing(device_id, connection)?.desired_changes.pop_front()
     }
 
     /// The twin's `properties` as the device gets them; `None` if the device does not exist.

@@ -15,13 +15,23 @@ use super::state::Hub;
 impl Hub {
     /// All devices and modules, sorted by id.
     pub fn device_ids(&self) -> impl Iterator<Item = &str> {
-        self.devices.keys().map(String::as_str)
+        self.devices.ids()
     }
 
     /// The same, only those after an id.
     pub fn ids_after(&self, id: Option<&str>) -> impl Iterator<Item = &str> {
         let after = id.map_or(Bound::Unbounded, Bound::Excluded);
-        self.devices.range::<str, _>((after, Bound::Unbounded)).map(|(id, _)| id.as_str())
+        self.devices.ids_from(after)
+    }
+
+    /// The same, only those from an id on.
+    pub fn ids_from(&self, id: &str) -> impl Iterator<Item = &str> {
+        self.devices.ids_from(Bound::Included(id))
+    }
+
+    /// How many devices and modules there are.
+    pub fn device_count(&self) -> usize {
+        self.devices.len()
     }
 
     /// Whether the device is connected over a protocol that has connections.
@@ -49,14 +59,37 @@ impl Hub {
         self.feedback.view()
     }
 
-    /// Rises with every change that a viewer can see. [`Hub::version`] leaves out the changes that no listener must act
-    /// on.
+    /// Rises with every change that a viewer can see, and with every change that must be saved. [`Hub::version`] leaves
+    /// out the changes that no listener must act on.
     pub fn changes(&self) -> u64 {
-        self.version + self.quiet_changes
+        self.version + self.quiet_changes + self.devices.changes()
     }
 
     /// The stored D2C messages, oldest first; `None` if the device does not exist.
     pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &D2cMessage>> {
         self.devices.get(device_id).map(|state| state.events.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::tests::{NOW, after, hub};
+    use super::*;
+    use crate::message::Properties;
+
+    #[test]
+    fn d2c_messages_are_kept_by_device() {
+        let mut hub = hub();
+        let properties = Properties::decode("%24.cid=m1&outcome=succeeded").expect("a bag");
+        let version = hub.version();
+        hub.record_event("dev1", properties.clone(), Bytes::from_static(b"{}"), after(3));
+        assert!(hub.version() > version, "whoever waits for a report is woken");
+        let event = D2cMessage { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
+        assert_eq!(hub.events("dev1").expect("a device").collect::<Vec<_>>(), [&event]);
+        assert_eq!(hub.events("dev2").expect("a device").count(), 0);
+        hub.record_event("nobody", Properties::default(), Bytes::new(), NOW);
+        assert!(hub.events("nobody").is_none());
     }
 }

@@ -47,7 +47,8 @@ pub(super) enum WireError {
     Unwritable(String),
 }
 
-/// Packets over a stream, with both buffers. Pushed packets are sent at the next flush.
+/// Packets over a stream, with both buffers. Pushed packets are sent at the next flush. An empty buffer takes no
+/// memory, because most connections are idle.
 pub(super) struct Wire<S> {
     stream: S,
     incoming: BytesMut,
@@ -64,6 +65,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         loop {
             if let Some(packet) = self.next_buffered()? {
                 return Ok(Some(packet));
+            }
+            if self.incoming.is_empty() {
+                self.incoming = BytesMut::new();
             }
             if self.stream.read_buf(&mut self.incoming).await? == 0 {
                 return Ok(None);
@@ -91,7 +95,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.stream.write_all_buf(&mut self.outgoing).await?;
             self.stream.flush().await
         };
-        Ok(timeout(WRITE_TIMEOUT, send).await.map_err(|_| WireError::NotReading)??)
+        timeout(WRITE_TIMEOUT, send).await.map_err(|_| WireError::NotReading)??;
+        self.outgoing = BytesMut::new();
+        Ok(())
     }
 
     /// Closes the stream in order, if the peer allows it.

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::disk::{StateDirError, make_directory, write_private};
+use super::disk::{StateDirError, make_directory, write_derived};
 use crate::credentials::HostPort;
 use crate::emulator::certificates::PemPair;
 use crate::emulator::event_hub::EventHub;
@@ -106,8 +106,8 @@ impl ClientFiles {
             }
             (DeviceCredential::Certificate(_), _) => {
                 if let Some(pair) = own {
-                    write_private(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
-                    write_private(&self.path(id, "key.pem"), pair.private_key.as_bytes())?;
+                    write_derived(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
+                    write_derived(&self.path(id, "key.pem"), pair.private_key.as_bytes())?;
                 }
                 Ok(())
             }
@@ -194,5 +194,5 @@ impl ClientFiles {
 /// Writes a file, and creates its folder if needed.
 fn write_into(path: &Path, text: &str) -> Result<(), StateDirError> {
     path.parent().map_or(Ok(()), make_directory)?;
-    write_private(path, text.as_bytes())
+    write_derived(path, text.as_bytes())
 }

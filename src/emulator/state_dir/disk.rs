@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::emulator::journal::JournalError;
 use crate::trust;
 
 /// The file with the certificate authority.
@@ -66,6 +67,25 @@ pub enum StateDirError {
     },
 }
 
+impl StateDirError {
+    /// The error about the file with the hub's state.
+    pub(in crate::emulator) fn of_hub(path: &Path, error: JournalError) -> Self {
+        let path = path.to_owned();
+        match error {
+            JournalError::Io(reason) => Self::Io { verb: "read", path, reason },
+            JournalError::Damaged(reason) => Self::Hub { path, reason },
+        }
+    }
+
+    /// The error about the file with the devices.
+    pub(super) fn of_devices(path: &Path, error: JournalError) -> Self {
+        match error {
+            JournalError::Io(reason) => Self::Io { verb: "read", path: path.to_owned(), reason },
+            JournalError::Damaged(reason) => damaged(path, &reason),
+        }
+    }
+}
+
 /// Locks the directory: two emulators would overwrite each other's connection strings.
 pub(super) fn lock(root: &Path) -> Result<fs::File, StateDirError> {
     let failed = |reason| StateDirError::Io { verb: "lock", path: root.to_owned(), reason };
@@ -89,12 +109,29 @@ pub(super) fn make_directory(path: &Path) -> Result<(), StateDirError> {
 /// Writes a file that only its owner may read, completely or not at all. If the file already has this text, it is not
 /// written.
 pub(in crate::emulator) fn write_private(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
+    write_by(path, text, trust::replace)
+}
+
+/// As [`write_private`], for a file that the next start makes again if it is not right: this does not wait for the
+/// disk.
+pub(super) fn write_derived(path: &Path, text: &[u8]) -> Result<(), StateDirError> {
+    write_by(path, text, trust::replace_soon)
+}
+
+fn write_by(
+    path: &Path,
+    text: &[u8],
+    replace: fn(&Path, &[u8]) -> io::Result<()>,
+) -> Result<(), StateDirError> {
     let error = |reason| StateDirError::Io { verb: "write", path: path.to_owned(), reason };
-    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    if is_file && fs::read(path).is_ok_and(|present| present == text) {
-        return fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error);
+    let found = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
+    if let Some(found) = found.filter(|_| fs::read(path).is_ok_and(|present| present == text)) {
+        return match found.permissions().mode() & 0o7777 {
+            0o600 => Ok(()),
+            _ => fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(error),
+        };
     }
-    trust::replace(path, text).map_err(error)
+    replace(path, text).map_err(error)
 }
 
 /// The error about a file that another program has changed.

@@ -1,35 +1,156 @@
-//! The file of secrets: keys, certificates, and what back ends have registered.
+//! The secrets: `secrets.json` has the authority and the policies, `devices.jsonl` has each device and module.
 //!
-//! Owns: its form, and new random keys. Must not know: which files are made from it.
+//! Owns: their form, and new random keys. Must not know: which files are made from them.
+//!
+//! The devices are in a journal, so that one more device costs one line. Its keys are `keys/ID`, `certificate/ID` and
+//! `registered/ID` and `record/ID`. Older versions had all of it in `secrets.json`; the first start moves the devices.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::disk::{StateDirError, damaged};
+use super::disk::{StateDirError, damaged, write_private};
 use crate::credentials::SharedAccessKey;
 use crate::emulator::certificates::{self, PemPair};
+use crate::emulator::journal::{Changes, Journal, Values};
 use crate::emulator::registry::{DeviceCredential, IdentityRecord, KeyPair};
 
-/// The file of secrets.
+/// The file of authority and policies.
+pub(super) const SECRETS: &str = "secrets.json";
+/// The journal of the devices.
+pub(super) const DEVICES: &str = "devices.jsonl";
+/// The form of its values.
+const FORMAT: u32 = 1;
+
+/// All secrets.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Secrets {
     pub(super) authority: PemPair,
     pub(super) policies: BTreeMap<String, StoredKeys>,
+    #[serde(default, skip_serializing)]
     pub(super) devices: BTreeMap<String, StoredKeys>,
+    #[serde(default, skip_serializing)]
     pub(super) x509_devices: BTreeMap<String, PemPair>,
-    /// Devices that a back end has made or changed. Older files do not have this field.
-    #[serde(default)]
+    /// Devices that a back end has made or changed.
+    #[serde(default, skip_serializing)]
     pub(super) registered: BTreeMap<String, Registered>,
     /// What is recorded of devices and modules beside their credentials. Older files do not have this field.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     pub(super) records: BTreeMap<String, IdentityRecord>,
+}
+
+/// The two files.
+pub(super) struct SecretFiles {
+    root: PathBuf,
+    journal: Journal,
+    /// What the journal had when it was opened. It is empty after the first write.
+    read: Values,
+}
+
+impl SecretFiles {
+    /// Reads all secrets. Without files there is a new authority and nothing else.
+    ///
+    /// # Errors
+    /// [`StateDirError`] names the file that cannot be read.
+    pub(super) fn open(root: &Path, now: SystemTime) -> Result<(Self, Secrets), StateDirError> {
+        let mut secrets = read_secrets(&root.join(SECRETS), now)?;
+        let path = root.join(DEVICES);
+        let (journal, read) =
+            Journal::open(&path, FORMAT).map_err(|error| StateDirError::of_devices(&path, error))?;
+        for (key, value) in &read {
+            let text = value.get();
+            let parsed = match key.split_once('/') {
+                Some(("keys", id)) => put(&mut secrets.devices, id, text),
+                Some(("certificate", id)) => put(&mut secrets.x509_devices, id, text),
+                Some(("registered", id)) => put(&mut secrets.registered, id, text),
+                Some(("record", id)) => put(&mut secrets.records, id, text),
+                _ => return Err(damaged(&path, &format!("the key \"{key}\" is unknown"))),
+            };
+            // The text of the error would repeat a part of the value, which may be a key.
+            parsed.map_err(|_| damaged(&path, &format!("the value of \"{key}\" does not have its form")))?;
+        }
+        Ok((Self { root: root.to_owned(), journal, read }, secrets))
+    }
+
+    /// Writes what has changed since the secrets were read.
+    ///
+    /// # Errors
+    /// [`StateDirError`] names the file that cannot be written.
+    pub(super) fn write(&mut self, secrets: &Secrets) -> Result<(), StateDirError> {
+        let mut changes = Changes::new();
+        for (id, value) in &secrets.devices {
+            put_changes(&mut changes, "keys", id, Some(value))?;
+        }
+        for (id, value) in &secrets.x509_devices {
+            put_changes(&mut changes, "certificate", id, Some(value))?;
+        }
+        for (id, value) in &secrets.registered {
+            put_changes(&mut changes, "registered", id, Some(value))?;
+        }
+        for (id, value) in &secrets.records {
+            put_changes(&mut changes, "record", id, Some(value))?;
+        }
+        let read = std::mem::take(&mut self.read);
+        changes.retain(|key, value| {
+            let (before, now) =
+                (read.get(key).map(|value| value.get()), value.as_ref().map(|value| value.get()));
+            before != now
+        });
+        // The devices first: older versions had them in the file that is written next.
+        self.append(&changes)?;
+        let path = self.root.join(SECRETS);
+        let text = serde_json::to_vec_pretty(secrets).map_err(|error| damaged(&path, &error))?;
+        write_private(&path, &text)
+    }
+
+    /// Writes what there is now about one device.
+    ///
+    /// # Errors
+    /// As [`SecretFiles::write`]; in this case the file has not changed.
+    pub(super) fn write_device(&mut self, secrets: &Secrets, id: &str) -> Result<(), StateDirError> {
+        let mut changes = Changes::new();
+        put_changes(&mut changes, "keys", id, secrets.devices.get(id))?;
+        put_changes(&mut changes, "certificate", id, secrets.x509_devices.get(id))?;
+        put_changes(&mut changes, "registered", id, secrets.registered.get(id))?;
+        put_changes(&mut changes, "record", id, secrets.records.get(id))?;
+        self.append(&changes)
+    }
+
+    fn append(&mut self, changes: &Changes) -> Result<(), StateDirError> {
+        let path = || self.root.join(DEVICES);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.journal.append(changes).map_err(|reason| StateDirError::Io {
+            verb: "write",
+            path: path(),
+            reason,
+        })
+    }
+}
+
+fn put<T: DeserializeOwned>(into: &mut BTreeMap<String, T>, id: &str, text: &str) -> serde_json::Result<()> {
+    into.insert(id.to_owned(), serde_json::from_str(text)?);
+    Ok(())
+}
+
+fn put_changes<T: Serialize>(
+    changes: &mut Changes,
+    kind: &str,
+    id: &str,
+    value: Option<&T>,
+) -> Result<(), StateDirError> {
+    let text = value.map(serde_json::value::to_raw_value).transpose();
+    let text = text.map_err(|error| damaged(Path::new(DEVICES), &error))?;
+    changes.insert(format!("{kind}/{id}"), text);
+    Ok(())
 }
 
 /// A device that a back end has made or changed: with keys, with thumbprints, or with neither, if it signs in with a
@@ -128,8 +249,8 @@ pub(super) fn add_keys(stored: &mut BTreeMap<String, StoredKeys>, name: &str) ->
     Ok(())
 }
 
-/// Reads the file of secrets. A missing file gives a new authority and nothing else.
-pub(super) fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> {
+/// Reads the file of authority and policies. A missing file gives a new authority and nothing else.
+fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map_err(|error| damaged(path, &error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

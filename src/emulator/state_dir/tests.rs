@@ -143,12 +143,51 @@ fn a_damaged_or_unusable_directory_is_named() {
 fn a_key_that_is_no_base64_is_damage_and_is_not_repeated() {
     let dir = tempfile::tempdir().expect("a directory");
     open(dir.path(), &["dev1"], &[]);
-    let path = dir.path().join(SECRETS);
-    let mut secrets: serde_json::Value = serde_json::from_str(&text(dir.path(), SECRETS)).expect("JSON");
-    secrets["devices"]["dev1"]["primary"] = "not!base64".into();
-    fs::write(&path, secrets.to_string()).expect("written");
-    let damaged = error(dir.path());
-    assert!(damaged.contains("the keys of \"dev1\"") && !damaged.contains("not!"), "{damaged}");
+    let path = dir.path().join(DEVICES);
+    let whole = text(dir.path(), DEVICES);
+    let primary = whole.split_once("\"primary\":\"").expect("a key").1.split('"').next().expect("its text");
+    for (line, words) in [
+        (whole.replace(primary, "not!base64"), "(the keys of \"dev1\" are not"),
+        (whole.replace("\"primary\"", "\"not!\""), "(the value of \"keys/dev1\" does not have its form)"),
+        (format!("{whole}{{not!\n"), "(line 4 is damaged: "),
+    ] {
+        fs::write(&path, &line).expect("written");
+        let damaged = error(dir.path());
+        assert!(damaged.contains("devices.jsonl is damaged ") && damaged.contains(words), "{damaged}");
+        assert!(
+            !damaged.contains("not!") && damaged.contains("remove it: the emulator then makes"),
+            "{damaged}"
+        );
+        assert_eq!(text(dir.path(), DEVICES), line);
+    }
+}
+
+/// A key of one of ten thousand devices costs one line.
+#[test]
+fn what_is_written_does_not_grow_with_the_number_of_devices_and_what_is_right_is_not_written_again() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let ids: Vec<String> = (0..300).map(|n| format!("dev{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    drop(open(root, &ids, &[]));
+    let names = [
+        "devices.jsonl",
+        "secrets.json",
+        "devices/dev299.connection-string",
+        "devices/dev0.connection-string",
+    ];
+    let changed =
+        || names.map(|name| fs::metadata(root.join(name)).expect("there").modified().expect("a time"));
+    let (before, length) = (changed(), text(root, DEVICES).len());
+    let mut state = open(root, &ids, &[]);
+    assert_eq!(changed(), before);
+    let credential = DeviceCredential::Keys(make_keys().expect("random numbers"));
+    state.register(&Device { id: "new".to_owned(), credential }, &IdentityRecord::default()).expect("kept");
+    let added = text(root, DEVICES).split_off(length);
+    let keys: Vec<_> = added.lines().filter_map(|line| line.split('"').nth(3)).collect();
+    assert_eq!(keys, ["record/new", "registered/new"], "{added}");
+    state.forget("dev7").expect("forgotten");
+    assert!(text(root, DEVICES).ends_with("\n{\"key\":\"keys/dev7\"}\n{\"key\":\"record/dev7\"}\n"));
 }
 
 #[test]
@@ -191,18 +230,44 @@ fn no_id_leads_out_of_the_folder_of_modules() {
     assert_eq!(text(root, "service.connection-string"), before);
 }
 
+/// The file of secrets as the version before wrote it, without records. There is no other file then.
+fn of_the_version_before(root: &Path) -> serde_json::Value {
+    let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
+    for kind in ["devices", "x509_devices", "registered"] {
+        secrets[kind] = serde_json::json!({});
+    }
+    for line in text(root, DEVICES).lines().skip(1) {
+        let mut line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let (kind, id) = line["key"].as_str().and_then(|key| key.split_once('/')).expect("a key");
+        let kind = match kind {
+            "keys" => "devices",
+            "certificate" => "x509_devices",
+            "registered" => "registered",
+            _ => continue,
+        };
+        let id = id.to_owned();
+        secrets[kind][id] = line["value"].take();
+    }
+    fs::remove_file(root.join(DEVICES)).expect("removed");
+    secrets
+}
+
 #[test]
 fn a_directory_of_the_version_before_still_opens() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path();
     drop(open(root, &["dev1"], &[]));
     let before = text(root, "devices/dev1.connection-string");
-    let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
+    let mut secrets = of_the_version_before(root);
     let fields = secrets.as_object_mut().expect("an object");
-    assert!(fields.remove("registered").is_some() && fields.remove("records").is_some());
+    assert!(fields.remove("registered").is_some());
     let policies = fields["policies"].as_object_mut().expect("an object");
     assert!(policies.remove("registryRead").is_some() && policies.remove("registryReadWrite").is_some());
     fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
+    drop(open(root, &["dev1"], &[]));
+    assert_eq!(text(root, "devices/dev1.connection-string"), before);
+    // The devices are in their own file now.
+    assert!(!text(root, SECRETS).contains("dev1") && text(root, DEVICES).contains("keys/dev1"));
     drop(open(root, &["dev1"], &[]));
     assert_eq!(text(root, "devices/dev1.connection-string"), before);
 }
@@ -229,8 +294,7 @@ fn a_generation_is_made_once_and_a_device_with_modules_is_an_edge_device() {
     let state = open(root, &["edge1", "edge1/m"], &[]);
     assert_eq!(recorded(&state, "edge1"), record);
     drop(state);
-    let mut secrets: serde_json::Value = serde_json::from_str(&text(root, SECRETS)).expect("JSON");
-    assert!(secrets.as_object_mut().expect("an object").remove("records").is_some());
+    let mut secrets = of_the_version_before(root);
     secrets["registered"]["edge1"]["enabled"] = false.into();
     fs::write(root.join(SECRETS), secrets.to_string()).expect("written");
     let state = open(root, &["edge1", "edge1/m"], &[]);
@@ -319,13 +383,16 @@ fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
     // A back end disables the device, which keeps its keys.
     let (device, record) = state.devices()[0].clone();
     state.register(&device, &record).expect("kept");
-    assert!(text(root, SECRETS).contains(known) && text(root, SECRETS).contains(other));
+    assert!(text(root, DEVICES).contains(known) && text(root, DEVICES).contains(other));
     drop(state);
 
     drop(open(root, &["dev1"], &[]));
     for file in ["devices/dev1.connection-string", "env", SECRETS] {
         assert!(!text(root, file).contains(known) && !text(root, file).contains(other), "{file}");
     }
+    let devices = text(root, DEVICES);
+    let last = devices.lines().last().expect("a line");
+    assert!(last.contains("registered/dev1") && !last.contains(known) && !last.contains(other), "{last}");
     let service = |text: &str| text.lines().find(|line| line.contains("KeyName=service")).map(str::to_owned);
     assert_eq!(service(&strings()), service(&before));
 }

@@ -90,7 +90,7 @@ impl Hub {
     /// Stops the emulator and starts it again at the same ports, without its queues, twins and sessions. Calls
     /// `meanwhile` between the two.
     pub(crate) fn restart_forgetful(&mut self, meanwhile: impl FnOnce()) {
-        let memory = self.emulator.state.join("hub.json");
+        let memory = self.emulator.state.join("hub.jsonl");
         self.restart(|| {
             std::fs::remove_file(memory).expect("a hub that ended has left its memory");
             meanwhile();

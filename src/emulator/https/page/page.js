@@ -7,13 +7,16 @@
 function takeToken() {
   if (location.hash.length <= 1) return false;
   sessionStorage.setItem("token", location.hash.slice(1).replace(/%([0-9A-F]{2})/g, (_, hex) => String.fromCharCode(parseInt(hex, 16))));
-  history.replaceState(null, "", location.pathname);
+  history.replaceState(null, "", location.pathname + location.search);
   return true;
 }
 takeToken();
 // The address pasted into a tab that shows the page already.
 addEventListener("hashchange", () => { if (takeToken()) location.reload(); });
 const token = sessionStorage.getItem("token") ?? "";
+
+// With very many devices, the address can say with which id to begin: /?from=ID
+const from = encodeURIComponent(new URLSearchParams(location.search).get("from") ?? "");
 
 const byId = (id) => document.getElementById(id);
 
@@ -187,7 +190,7 @@ function render(overview) {
     show(places.twin, device.twin, (twin) => [JSON.stringify(twin, null, 2)]);
   }
   const left = overview.devicesLeftOut;
-  byId("more").textContent = ids.length === 0 ? "This hub has no devices." : left > 0 ? `${left} more are not shown.` : "";
+  byId("more").textContent = ids.length === 0 ? "This hub has no devices." : left > 0 ? `${left} more are not shown. Add ?from=ID to the address to begin with that id.` : "";
   show(byId("device"), ids, (list) => {
     const chosen = byId("device").value;
     return list.map((id) => make("option", id === chosen ? { selected: "" } : {}, id));
@@ -210,7 +213,7 @@ async function follow() {
   let version = null;
   for (;;) {
     try {
-      const answer = await fetch(`/emulator/overview${version === null ? "" : `?after=${version}`}`,
+      const answer = await fetch(`/emulator/overview?from=${from}${version === null ? "" : `&after=${version}`}`,
         { cache: "no-store", headers: { Authorization: token } });
       if (answer.status === 401) {
         byId("main").replaceChildren(none("Open the address in the file page.address of the emulator's state directory."));

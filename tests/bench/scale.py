@@ -1,0 +1,100 @@
+"""The emulator with 10, 1,000 and 10,000 devices that stay connected over MQTT with TLS.
+
+`load` (tests/bench/load.rs) is the devices and the back end. It shares the processor with the emulator, so that rates are
+those of both together; processor time is the emulator's own.
+"""
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from receivers import Lines, cpu_ns, memory_mib, start, stop
+from table import at_least, at_most
+
+DEVICES = [10, 1_000, 10_000]
+LATENCIES, FLOW, RATE = 500, 10_000, 1_000
+HOST = "127.0.0.11"
+
+
+class Load:
+    """The program that answers each line with a line."""
+
+    def __init__(self, program, state):
+        self.process = start([program, state], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().split()
+        if not answer:
+            raise RuntimeError("the load has ended")
+        return [float(word) for word in answer[1:]]
+
+
+class ScaledEmulator:
+    def __init__(self, binary, state, devices):
+        self.command = [binary, "emulator", "--state-dir", state, "--bind", HOST, "--hostname", HOST]
+        self.command += ["--mqtt-port", "28883", "--amqp-port", "25671", "--https-port", "0"]
+        self.command += ["--device", "load-{00000..%05d}" % (devices - 1)]
+        self.state = state
+        self.process = None
+
+    def proc(self):
+        return Path(f"/proc/{self.process.pid}")
+
+    def start_s(self):
+        """Starts it, and returns how long that took."""
+        environment = {"PATH": os.environ["PATH"], "C2D_LOG": "warn"}
+        begin = time.monotonic()
+        self.process = start(self.command, stdout=subprocess.PIPE, env=environment, text=True)
+        Lines(self.process.stdout).wait_for("ready ")
+        return time.monotonic() - begin
+
+    def stored_bytes(self):
+        """What it has written to its files. A part of the disk that was counted before counts again."""
+        return int(re.search(r"^wchar: (\d+)", (self.proc() / "io").read_text(), re.MULTILINE)[1])
+
+
+def measure_scale(binary, load_program, folder, table, devices=None):
+    devices = devices or DEVICES
+    most = devices[-1]
+    emulator = ScaledEmulator(binary, folder / "scale", most)
+    table.row(f"emulator, first start with {most:,} devices: keys and files are made, s", emulator.start_s())
+    load = Load(load_program, emulator.state)
+    pid = emulator.process.pid
+    idle = memory_mib(pid)
+    seconds, signed_in = 0, 0
+    for count in devices:
+        begun = cpu_ns(pid)
+        seconds += load.ask("connect", count)[0]
+        signed_in += cpu_ns(pid) - begun
+        p50, p99 = (figure / 1000 for figure in load.ask("latency", LATENCIES))
+        table.row(f"{count:,} devices connected: C2D send to device, one at a time, p50, ms", p50)
+        table.row("the same, p99, ms", p99)
+        if count == most:
+            table.row(f"memory of a connected device, {most:,} of them, KiB RSS", (memory_mib(pid) - idle) * 1024 / most, at_most(20))
+            table.row("sign-ins with a TLS handshake each, /s", most / seconds, at_least(830))
+            table.row("CPU of the emulator for each, ms", signed_in / most / 1e6)
+        begun = cpu_ns(pid)
+        took, p50, p99 = load.ask("flow", FLOW, RATE)
+        table.row(f"{count:,} devices: {RATE:,} messages/s asked for, delivered, /s", FLOW / took, at_least(0.98 * RATE))
+        table.row("the same, send to device, p50, ms", p50 / 1000)
+        table.row("the same, p99, ms", p99 / 1000)
+        table.row("the same, CPU of the emulator per 1,000 messages, ms", (cpu_ns(pid) - begun) / FLOW / 1000)
+    took = load.ask("flow", FLOW, 100_000)[0]
+    table.row(f"{most:,} devices, one link, as fast as it goes, messages/s", FLOW / took, at_least(1_000))
+    time.sleep(1)
+    files = sum((emulator.state / name).stat().st_size for name in ["hub.jsonl", "devices.jsonl"])
+    begun = emulator.stored_bytes()
+    load.ask("latency", 1)
+    time.sleep(1)
+    written = emulator.stored_bytes() - begun
+    table.row(f"files of the state, {most:,} devices, MB", files / 1e6)
+    table.row("bytes written after one message, with sockets, KB", written / 1e3, at_most(16))
+    stop(load.process)
+    time.sleep(1)
+    stop(emulator.process)
+    table.row(f"start with the state of {most:,} devices, s", emulator.start_s(), at_most(1))
+    stop(emulator.process)
