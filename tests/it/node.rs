@@ -171,7 +171,9 @@ fn the_node_sdks_device_over_amqp_over_a_websocket() {
 #[test]
 fn the_node_sdks_device_over_https() {
     let Some((emulator, device, _dir)) = device("http", true) else { return };
-    sends("http", &emulator, &device);
+    let events = sends("http", &emulator, &device);
+    let bodies: Vec<_> = events.iter().map(|event| event["body"].clone()).collect();
+    assert_eq!(bodies, ["from http: grüße", "one", "two"], "the batch of two, too");
 }
 
 #[test]

@@ -149,3 +149,32 @@ fn the_node_sdks_module_by_the_environment_of_edge_agent_and_over_a_websocket_by
     let ca = ("EdgeModuleCACertificateFile", ca.to_str().expect("UTF-8"));
     module(&emulator, &[string, ca, ("WEBSOCKETS", "1")]);
 }
+
+#[test]
+fn the_node_sdks_event_hubs_client_reads_what_a_device_sent() {
+    if !has_node("the Node SDK's Event Hubs client reads what a device sent") {
+        return;
+    }
+    let (emulator, _dir) = emulator(&["--x509-device", "pi-01", "--https-port", "443"]);
+    let mut device = script(&emulator, "certificate.js");
+    device.args([&emulator.mqtt.ip().to_string(), "pi-01"]);
+    device.args(["cert", "key"].map(|part| emulator.state.join(format!("devices/pi-01.{part}.pem"))));
+    let device = Process::spawn(&mut device);
+    assert_eq!(device.wait_exit().code(), Some(0), "{}", device.stderr.text());
+    let string = std::fs::read_to_string(emulator.state.join("events.connection-string")).expect("a string");
+    for websockets in [false, true] {
+        let mut events = script(&emulator, "events.js");
+        events.arg("5").env("EVENTHUB_CONNECTION_STRING", string.trim());
+        if websockets {
+            events.env("WEBSOCKETS", "1");
+        }
+        let events = Process::spawn(&mut events);
+        let lines = told(&events);
+        assert_eq!(lines[0], json!({ "partitions": ["0", "1", "2", "3"] }));
+        let read: Vec<_> =
+            lines[1..].iter().map(|line| (&line["event"], &line["device"], &line["numbered"])).collect();
+        let sent = ["mqtt", "mqtt-ws", "amqp", "amqp-ws", "http"].map(|name| json!(name));
+        let (device, numbered) = (json!("pi-01"), json!(true));
+        assert_eq!(read, sent.iter().map(|name| (name, &device, &numbered)).collect::<Vec<_>>());
+    }
+}
