@@ -77,7 +77,7 @@ fn the_node_sdks_back_end_keeps_registry_and_twins_and_asks_for_them() {
     }
     let (emulator, _dir) = emulator(&["--device", "dev1", "--https-port", "443"]);
     let mut registry = script(&emulator, "registry.js");
-    registry.args(["devices", "modules", "twins", "query"]);
+    registry.args(["devices", "modules", "twins", "query", "statistics", "bulk"]);
     let registry = Process::spawn(registry.env("SERVICE_CONNECTION_STRING", owner_string(&emulator)));
     let expected = [
         json!({ "made": "new-1", "keepsKeys": true, "again": "DeviceAlreadyExistsError", "odd": "ArgumentError" }),
@@ -86,6 +86,7 @@ fn the_node_sdks_back_end_keeps_registry_and_twins_and_asks_for_them() {
             "changed": "disabled", "reason": "too loud", "sameGeneration": true, "otherEtag": true,
             "changedAt": true,
         }),
+        json!({ "listed": ["dev1", "new-1", "new-2"] }),
         json!({ "deleted": "DeviceNotFoundError", "deletedAgain": "DeviceNotFoundError" }),
         // The SDK has no name of its own for a module that is not there.
         json!({ "module": ["nobody", "somebody"], "listed": ["mod"], "removed": "Error" }),
@@ -96,6 +97,12 @@ fn the_node_sdks_back_end_keeps_registry_and_twins_and_asks_for_them() {
         json!({
             "pages": [[["q-1", 1], ["q-2", 2], ["q-3", 3]], [["q-4", 4]]], "fields": [{ "id": "q-1", "floor": 1 }],
             "count": [{ "n": 5 }], "wrong": "ArgumentError",
+        }),
+        // dev1, new-1, and the five of the query; new-1 is disabled.
+        json!({ "statistics": { "totalDeviceCount": 7, "enabledDeviceCount": 6, "disabledDeviceCount": 1 } }),
+        json!({
+            "bulk": [true, true, true], "half": [["bulk-18", 409_001], ["bulk-19", 409_001]],
+            "device": "disabled", "gone": "DeviceNotFoundError",
         }),
     ];
     assert_eq!(told(&registry), expected);
@@ -177,4 +184,29 @@ fn the_node_sdks_event_hubs_client_reads_what_a_device_sent() {
         let (device, numbered) = (json!("pi-01"), json!(true));
         assert_eq!(read, sent.iter().map(|name| (name, &device, &numbered)).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn the_node_sdks_back_end_runs_jobs_at_a_device_that_is_there_and_one_that_is_not() {
+    if !has_node("the Node SDK's back end runs jobs") {
+        return;
+    }
+    let (emulator, _dir) = emulator(&["--device", "dev1", "--device", "dev2", "--https-port", "443"]);
+    let mut device = script(&emulator, "device.js");
+    device.arg("mqtt").env("DEVICE_CONNECTION_STRING", emulator.device_string("dev1"));
+    let device = Process::spawn(&mut device);
+    device.stdout.wait_for("reported");
+    let mut jobs = script(&emulator, "jobs.js");
+    let jobs = Process::spawn(jobs.env("SERVICE_CONNECTION_STRING", owner_string(&emulator)));
+    let expected = [
+        json!({
+            "twins": ["scheduleUpdateTwin", "completed"], "counts": [2, 2, 0],
+            "results": { "dev1": "completed", "dev2": "completed" }, "twin": ["b43", 9],
+        }),
+        json!({ "methods": "completed", "counts": [2, 1, 1], "results": { "dev1": "completed", "dev2": "failed" } }),
+        json!({ "later": ["scheduled", "cancelled"], "again": "DeviceAlreadyExistsError", "nobody": "Error" }),
+        json!({ "listed": ["later", "methods"] }),
+    ];
+    assert_eq!(told(&jobs), expected);
+    device.stdout.wait_for(r#"{"desired":{"$version":2,"level":9}}"#);
 }

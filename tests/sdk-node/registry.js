@@ -40,6 +40,8 @@ async function devices() {
   });
 
   await registry.create({ deviceId: 'new-2' });
+  const { responseBody: all } = await registry.list();
+  print({ listed: all.map(({ deviceId }) => deviceId).sort() });
   await registry.delete('new-2');
   print({ deleted: await failure(registry.get('new-2')), deletedAgain: await failure(registry.delete('new-2')) });
 }
@@ -72,6 +74,28 @@ async function twins() {
   });
 }
 
+async function statistics() {
+  const { responseBody } = await registry.getRegistryStatistics();
+  print({ statistics: responseBody });
+}
+
+/** Two calls with a fault in each: what is right is done. */
+async function bulk() {
+  const ids = (from, to) => Array.from({ length: to - from }, (_, at) => ({ deviceId: `bulk-${from + at}` }));
+  const { responseBody: added } = await registry.addDevices(ids(0, 20));
+  const { responseBody: half } = await registry.addDevices(ids(18, 22));
+  const disabled = ids(0, 20).map((device) => ({ ...device, status: 'disabled' }));
+  const { responseBody: updated } = await registry.updateDevices(disabled, true);
+  const { responseBody: device } = await registry.get('bulk-7');
+  const { responseBody: removed } = await registry.removeDevices(ids(0, 22), true);
+  print({
+    bulk: [added, updated, removed].map(({ isSuccessful }) => isSuccessful),
+    half: half.errors.map(({ deviceId, errorCode }) => [deviceId, errorCode]),
+    device: device.status,
+    gone: await failure(registry.get('bulk-21')),
+  });
+}
+
 async function query() {
   for (let floor = 0; floor < 5; floor += 1) {
     await registry.create({ deviceId: `q-${floor}` });
@@ -94,7 +118,7 @@ async function query() {
 
 async function main() {
   for (const part of process.argv.slice(2)) {
-    await { devices, modules, twins, query }[part]();
+    await { devices, modules, twins, query, statistics, bulk }[part]();
   }
 }
 
