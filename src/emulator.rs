@@ -66,6 +66,7 @@ pub use shared::Clock;
 use shared::SharedHub;
 pub use state_dir::{STATE_DIR_VARIABLE, StateDirError, WELL_KNOWN_KEYS};
 use state_dir::{Served, StateDir};
+use tls::DeviceAuthority;
 use workload::Workload;
 pub use workload::WorkloadSocketError;
 
@@ -194,6 +195,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let names: Vec<&str> = of_hub.iter().chain(options.gateway_hostname.as_deref()).collect();
     let identity = state.make_server_identity(&names, now)?;
     let tls = tls::server_config(identity.chain, identity.key)?;
+    let authority = DeviceAuthority::new(state.authority_certificate()?)?;
 
     let mqtt = listen(SocketAddr::new(*bind, *mqtt_port), "MQTT", "--mqtt-port").await?;
     let amqp = listen(SocketAddr::new(*bind, *amqp_port), "AMQP", "--amqp-port").await?;
@@ -254,20 +256,22 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
             () = job_runner::run(own) => {}
         }
     });
-    let (own, token) = (hub.clone(), stop.clone());
+    let (own, token, devices) = (hub.clone(), stop.clone(), authority.clone());
     let serve_mqtt = move |stream: Accepted, peer| {
-        let certificate = tls::peer_thumbprint(stream.get_ref().1);
+        let certificate = devices.peer_thumbprint(stream.get_ref().1);
         mqtt::serve_connection(stream, certificate, peer, own.clone(), token.clone())
     };
     tasks.spawn(listener::serve("mqtt", mqtt, tls.clone(), stop.clone(), serve_mqtt));
-    let (own, token) = (hub.clone(), stop.clone());
+    let (own, token, devices) = (hub.clone(), stop.clone(), authority.clone());
     let serve_amqp = move |stream: Accepted, peer| {
-        let certificate = tls::peer_thumbprint(stream.get_ref().1);
+        let certificate = devices.peer_thumbprint(stream.get_ref().1);
         amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone()).map(drop)
     };
     tasks.spawn(listener::serve("amqp", amqp, tls.clone(), stop.clone(), serve_amqp));
     let (own, token) = (registrar.clone(), stop.clone());
-    let serve_https = move |stream, peer| https::serve_connection(stream, peer, own.clone(), token.clone());
+    let serve_https = move |stream, peer| {
+        https::serve_connection(stream, peer, own.clone(), authority.clone(), token.clone())
+    };
     tasks.spawn(listener::serve("https", https, tls, stop.clone(), serve_https));
     let (state_dir, _registrar) = (options.state_dir, registrar);
     Ok(Emulator {

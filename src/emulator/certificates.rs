@@ -17,6 +17,9 @@ const AUTHORITY_DAYS: u32 = 3650;
 const SERVER_DAYS: u32 = 397;
 const DEVICE_DAYS: u32 = 3650;
 
+/// Most characters of a common name. Source: RFC 5280, `ub-common-name-length`.
+pub(super) const MAX_COMMON_NAME: usize = 64;
+
 /// A certificate and its private key, both PEM.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PemPair {
@@ -74,6 +77,23 @@ pub(super) fn make_device(device_id: &str, now: SystemTime) -> Result<PemPair, r
     self_signed(&params)
 }
 
+/// Makes a client certificate for a device or a module, signed by `authority`.
+pub(super) fn make_vouched_device(
+    authority: &PemPair,
+    id: &str,
+    now: SystemTime,
+) -> Result<PemPair, rcgen::Error> {
+    let issuer =
+        Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.private_key)?)?;
+    let mut params = params(Vec::new(), id, now, DEVICE_DAYS)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    Ok(PemPair { certificate: certificate.pem(), private_key: key.serialize_pem() })
+}
+
 fn params(
     names: Vec<String>,
     common_name: &str,
@@ -85,8 +105,7 @@ fn params(
     params.not_before = (now - DAY).into();
     params.not_after = (now + DAY * days).into();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    // A common name has at most 64 characters.
-    let common_name: String = common_name.chars().take(64).collect();
+    let common_name: String = common_name.chars().take(MAX_COMMON_NAME).collect();
     params.distinguished_name.push(DnType::CommonName, common_name);
     Ok(params)
 }

@@ -8,8 +8,9 @@
 //! - `call` is one request: who may make it, its arguments, its body. `reply` has the shapes of answers and the hub's
 //!   error bodies.
 //! - `spelling` keeps the names of headers as an answer spells them.
-//! - `device` is what a device does; `twins`, `query`, `methods`, `jobs`, `events`, `feedback`, `purge` and `registry`
-//!   are for back ends. `pages` cuts a long answer into pages.
+//! - `device` is what a device does; `twins`, `query`, `methods`, `jobs`, `events`, `feedback`, `purge`, `registry` and
+//!   `statistics` are for back ends. `pages` cuts a long answer into pages. `unserved` refuses what only the real hub
+//!   has.
 //! - `faults` sets and ends faults; `clock` moves the clock.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::listener::{ARRIVAL_TIMEOUT, Accepted};
 use super::registrar::Registrar;
 use super::registry::Thumbprint;
-use super::tls::peer_thumbprint;
+use super::tls::DeviceAuthority;
 
 mod call;
 mod clock;
@@ -52,7 +53,9 @@ mod registry;
 mod reply;
 mod routes;
 mod spelling;
+mod statistics;
 mod twins;
+mod unserved;
 mod upgrade;
 
 use call::HttpCall;
@@ -81,9 +84,10 @@ pub(super) async fn serve_connection(
     stream: Accepted,
     peer: SocketAddr,
     registrar: Registrar,
+    authority: DeviceAuthority,
     stop: CancellationToken,
 ) {
-    let certificate = peer_thumbprint(stream.get_ref().1);
+    let certificate = authority.peer_thumbprint(stream.get_ref().1);
     let next = NextProtocol::default();
     let (hub, own_next) = (registrar.hub().clone(), Arc::clone(&next));
     let service = service_fn(move |request| {

@@ -6,9 +6,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::hub::Identity;
+use super::hub::{Hub, Identity, TwinError, TwinWrite};
 use super::identity;
-use super::registry::{Device, DeviceCredential, IdentityRecord, edge_device_of};
+use super::registry::{Device, DeviceCredential, IdentityRecord, KeyPair, edge_device_of};
 use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys, new_record};
 use crate::message::excerpt;
@@ -65,6 +65,29 @@ pub(super) enum Expected {
     Any,
     /// The version with this etag.
     Etag(String),
+    /// Any version, or none: a `put` creates or changes.
+    AnyOrMissing,
+    /// The version with this etag, or none.
+    EtagOrMissing(String),
+}
+
+/// One of many changes.
+#[derive(Debug)]
+pub(super) enum RegistryChange {
+    /// Makes or changes an identity, and then writes its twin.
+    Put(Wanted, Expected, Option<TwinWrite>),
+    /// Deletes an identity.
+    Delete(String, Expected),
+    /// Writes a twin, if it has this etag.
+    Twin(String, TwinWrite, Option<String>),
+}
+
+/// Which keys to make anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum WhichKeys {
+    Primary,
+    Secondary,
+    Both,
 }
 
 /// Why a change was refused or failed.
@@ -79,6 +102,12 @@ pub(super) enum RegistrarError {
     /// Another client has changed it in the meantime.
     #[error("the {} has another etag now: read it again", identity::named(.0))]
     Changed(String),
+    /// The identity has no keys that could be made anew.
+    #[error("the {} signs in with a certificate and has no keys", identity::named(.0))]
+    NoKeys(String),
+    /// The twin cannot be written.
+    #[error(transparent)]
+    Twin(#[from] TwinError),
     /// The scope is not that of an edge device of this hub.
     #[error("\"{0}\" is not the deviceScope of an edge device of this hub: read the parent's first")]
     Scope(String),
@@ -112,38 +141,7 @@ impl Registrar {
     /// # Cancel safety
     /// If dropped early, the change is still made.
     pub(super) async fn put(&self, wanted: Wanted, expected: Expected) -> Result<Identity, RegistrarError> {
-        self.change(move |hub, state| {
-            let (id, credential) = (wanted.id.clone(), wanted.credential.clone());
-            let device_id = identity::split(&id).0.to_owned();
-            let (device, present, count) =
-                hub.with(|hub, _| (hub.identity(&device_id), hub.identity(&id), hub.device_count()));
-            if identity::is_module(&id) && device.is_none() {
-                return Err(RegistrarError::Missing(device_id));
-            }
-            match (&present, expected) {
-                (Some(_), Expected::Unsaid) => return Err(RegistrarError::Exists(id)),
-                (Some(present), expected) => expected.holds_for(present)?,
-                (None, Expected::Unsaid) if count >= MAX_DEVICES => return Err(RegistrarError::TooMany),
-                (None, Expected::Unsaid) => {}
-                (None, _) => return Err(RegistrarError::Missing(id)),
-            }
-            let record = wanted.record(present.as_ref().map(|present| present.record.clone()), hub)?;
-            let credential = match (credential, present.map(|present| present.device.credential)) {
-                (WantedCredential::Given(given), _) => given,
-                (WantedCredential::Same, Some(kept))
-                | (WantedCredential::Keys, Some(kept @ DeviceCredential::Keys(_))) => kept,
-                (WantedCredential::Same | WantedCredential::Keys, _) => DeviceCredential::Keys(make_keys()?),
-            };
-            let device = Device { id: id.clone(), credential };
-            state.register(&device, &record)?;
-            let made = hub.with(|hub, now| {
-                hub.add_device(device);
-                hub.set_record(&id, record, now);
-                hub.identity(&id)
-            });
-            made.ok_or(RegistrarError::Missing(id))
-        })
-        .await
+        self.change(move |hub, state| put(hub, state, wanted, expected)).await?
     }
 
     /// Deletes a module, or a device with its modules, with their queues and twins.
@@ -154,32 +152,149 @@ impl Registrar {
     /// # Cancel safety
     /// If dropped early, the deletion is still made.
     pub(super) async fn delete(&self, device_id: String, expected: Expected) -> Result<(), RegistrarError> {
+        self.change(move |hub, state| delete(hub, state, device_id, expected)).await?
+    }
+
+    /// Makes the changes in this order, and returns the result of each. One that fails does not end the others.
+    ///
+    /// # Errors
+    /// [`RegistrarError::Stopped`].
+    ///
+    /// # Cancel safety
+    /// If dropped early, the changes are still made.
+    pub(super) async fn change_all(
+        &self,
+        changes: Vec<RegistryChange>,
+    ) -> Result<Vec<Result<(), RegistrarError>>, RegistrarError> {
         self.change(move |hub, state| {
-            let Some(present) = hub.with(|hub, _| hub.identity(&device_id)) else {
-                return Err(RegistrarError::Missing(device_id));
+            let one = |change| match change {
+                RegistryChange::Put(wanted, expected, twin) => {
+                    if let Some(twin) = &twin {
+                        Hub::check_twin(twin)?;
+                    }
+                    let made = put(hub, state, wanted, expected)?;
+                    twin.map_or(Ok(()), |twin| write_twin(hub, &made.device.id, twin, None))
+                }
+                RegistryChange::Delete(id, expected) => delete(hub, state, id, expected),
+                RegistryChange::Twin(id, twin, etag) => write_twin(hub, &id, twin, etag.as_deref()),
             };
-            expected.holds_for(&present)?;
-            for id in hub.with(|hub, _| hub.modules_of(&device_id)).iter().chain([&device_id]) {
-                state.forget(id)?;
-                hub.with(|hub, _| hub.remove_device(id));
-            }
-            Ok(())
+            changes.into_iter().map(one).collect()
         })
         .await
+    }
+
+    /// Makes new keys for identities that have keys, and returns the keys of each.
+    ///
+    /// # Errors
+    /// [`RegistrarError::Stopped`].
+    ///
+    /// # Cancel safety
+    /// If dropped early, the keys are still made.
+    pub(super) async fn regenerate(
+        &self,
+        ids: Vec<String>,
+        which: WhichKeys,
+    ) -> Result<Vec<Result<KeyPair, RegistrarError>>, RegistrarError> {
+        self.change(move |hub, state| ids.into_iter().map(|id| regenerate(hub, state, id, which)).collect())
+            .await
     }
 
     /// Makes one change at a time. It runs on a blocking thread because it waits for the disk.
     async fn change<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&SharedHub, &mut StateDir) -> Result<T, RegistrarError> + Send + 'static,
+        act: impl FnOnce(&SharedHub, &mut StateDir) -> T + Send + 'static,
     ) -> Result<T, RegistrarError> {
         let Self { hub, state } = self.clone();
         let changed = tokio::task::spawn_blocking(move || {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             act(&hub, &mut state)
         });
-        changed.await.unwrap_or(Err(RegistrarError::Stopped))
+        changed.await.map_err(|_| RegistrarError::Stopped)
     }
+}
+
+fn put(
+    hub: &SharedHub,
+    state: &mut StateDir,
+    wanted: Wanted,
+    expected: Expected,
+) -> Result<Identity, RegistrarError> {
+    let (id, credential) = (wanted.id.clone(), wanted.credential.clone());
+    let device_id = identity::split(&id).0.to_owned();
+    let (device, present, count) =
+        hub.with(|hub, _| (hub.identity(&device_id), hub.identity(&id), hub.device_count()));
+    if identity::is_module(&id) && device.is_none() {
+        return Err(RegistrarError::Missing(device_id));
+    }
+    match (&present, expected) {
+        (Some(_), Expected::Unsaid) => return Err(RegistrarError::Exists(id)),
+        (Some(present), expected) => expected.holds_for(present)?,
+        (None, Expected::Any | Expected::Etag(_)) => return Err(RegistrarError::Missing(id)),
+        (None, _) if count >= MAX_DEVICES => return Err(RegistrarError::TooMany),
+        (None, _) => {}
+    }
+    let record = wanted.record(present.as_ref().map(|present| present.record.clone()), hub)?;
+    let credential = match (credential, present.map(|present| present.device.credential)) {
+        (WantedCredential::Given(given), _) => given,
+        (WantedCredential::Same, Some(kept))
+        | (WantedCredential::Keys, Some(kept @ DeviceCredential::Keys(_))) => kept,
+        (WantedCredential::Same | WantedCredential::Keys, _) => DeviceCredential::Keys(make_keys()?),
+    };
+    let device = Device { id: id.clone(), credential };
+    state.register(&device, &record)?;
+    let made = hub.with(|hub, now| {
+        hub.add_device(device);
+        hub.set_record(&id, record, now);
+        hub.identity(&id)
+    });
+    made.ok_or(RegistrarError::Missing(id))
+}
+
+fn delete(
+    hub: &SharedHub,
+    state: &mut StateDir,
+    device_id: String,
+    expected: Expected,
+) -> Result<(), RegistrarError> {
+    let Some(present) = hub.with(|hub, _| hub.identity(&device_id)) else {
+        return Err(RegistrarError::Missing(device_id));
+    };
+    expected.holds_for(&present)?;
+    for id in hub.with(|hub, _| hub.modules_of(&device_id)).iter().chain([&device_id]) {
+        state.forget(id)?;
+        hub.with(|hub, _| hub.remove_device(id));
+    }
+    Ok(())
+}
+
+fn write_twin(hub: &SharedHub, id: &str, twin: TwinWrite, etag: Option<&str>) -> Result<(), RegistrarError> {
+    hub.with(|hub, now| hub.write_twin(id, twin, etag, now).map(drop)).map_err(|error| match error {
+        TwinError::UnknownDevice(_) => RegistrarError::Missing(id.to_owned()),
+        TwinError::Changed { .. } => RegistrarError::Changed(id.to_owned()),
+        error => RegistrarError::Twin(error),
+    })
+}
+
+fn regenerate(
+    hub: &SharedHub,
+    state: &mut StateDir,
+    id: String,
+    which: WhichKeys,
+) -> Result<KeyPair, RegistrarError> {
+    let Some(present) = hub.with(|hub, _| hub.identity(&id)) else { return Err(RegistrarError::Missing(id)) };
+    let DeviceCredential::Keys(before) = present.device.credential else {
+        return Err(RegistrarError::NoKeys(id));
+    };
+    let made = make_keys()?;
+    let keys = match which {
+        WhichKeys::Primary => KeyPair { primary: made.primary, ..before },
+        WhichKeys::Secondary => KeyPair { secondary: made.secondary, ..before },
+        WhichKeys::Both => made,
+    };
+    let device = Device { id, credential: DeviceCredential::Keys(keys.clone()) };
+    state.register(&device, &present.record)?;
+    hub.with(|hub, _| hub.add_device(device));
+    Ok(keys)
 }
 
 impl Wanted {
@@ -230,7 +345,7 @@ impl Wanted {
 impl Expected {
     fn holds_for(self, present: &Identity) -> Result<(), RegistrarError> {
         match self {
-            Self::Etag(etag) if etag != present.etag() => {
+            Self::Etag(etag) | Self::EtagOrMissing(etag) if etag != present.etag() => {
                 Err(RegistrarError::Changed(present.device.id.clone()))
             }
             _ => Ok(()),

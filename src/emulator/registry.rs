@@ -25,24 +25,39 @@ pub use record::{IdentityRecord, edge_device_of};
 
 /// The SHA-256 of a certificate in DER, and its SHA-1, because back ends may register either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thumbprint([u8; 32], [u8; 20]);
+pub struct Thumbprint {
+    sha256: [u8; 32],
+    sha1: [u8; 20],
+    /// The SHA-256 of the common name, if the emulator's authority has signed the certificate.
+    vouched_for: Option<[u8; 32]>,
+}
 
 impl Thumbprint {
     /// The thumbprint of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
         let mut sha1 = [0; 20];
         sha1.copy_from_slice(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, certificate).as_ref());
-        Self(sha256(certificate), sha1)
+        Self { sha256: sha256(certificate), sha1, vouched_for: None }
+    }
+
+    /// The same, of a certificate that the emulator's authority has signed for this common name.
+    pub fn vouched(certificate: &[u8], common_name: &str) -> Self {
+        Self { vouched_for: Some(sha256(common_name.as_bytes())), ..Self::of(certificate) }
     }
 
     /// The SHA-256 in hexadecimal, as back ends see it.
     pub fn to_hex(self) -> String {
-        hex(&self.0)
+        hex(&self.sha256)
     }
 
     /// Whether `registered` is this certificate's SHA-1 or SHA-256 in hexadecimal.
     fn is(&self, registered: &str) -> bool {
-        [hex(&self.0), hex(&self.1)].iter().any(|own| own.eq_ignore_ascii_case(registered))
+        [hex(&self.sha256), hex(&self.sha1)].iter().any(|own| own.eq_ignore_ascii_case(registered))
+    }
+
+    /// Whether the emulator's authority has signed the certificate for this id.
+    fn is_vouched_for(&self, id: &str) -> bool {
+        self.vouched_for == Some(sha256(id.as_bytes()))
     }
 }
 
@@ -201,6 +216,11 @@ pub enum AuthError {
     /// The client has shown another certificate.
     #[error("the client certificate is not the registered one")]
     WrongCertificate,
+    /// The emulator's authority has not signed the certificate for this device.
+    #[error(
+        "the client certificate is not one that the emulator's authority has signed with the id as common name"
+    )]
+    NotVouchedFor,
     /// The device signs in with the other kind of proof.
     #[error("the device signs in with {0}")]
     WrongKind(&'static str),
@@ -323,11 +343,14 @@ impl Registry {
         let device = device.ok_or_else(unknown)?;
         let Some(shown) = certificate else { return Err(AuthError::NoProof) };
         let registered = match &device.credential {
-            DeviceCredential::Certificate(own) => own == shown,
+            DeviceCredential::Certificate(own) => own.sha256 == shown.sha256,
             DeviceCredential::Thumbprints { primary, secondary } => {
                 shown.is(primary) || secondary.as_ref().is_some_and(|other| shown.is(other))
             }
-            DeviceCredential::Authority => false,
+            DeviceCredential::Authority if !shown.is_vouched_for(device_id) => {
+                return Err(AuthError::NotVouchedFor);
+            }
+            DeviceCredential::Authority => true,
             DeviceCredential::Keys(_) => {
                 return Err(AuthError::WrongKind("a token, not with a client certificate"));
             }

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use crate::credentials::{HostPort, SasToken};
 
@@ -76,6 +78,8 @@ pub(super) struct StateDir {
     /// The ids that this start was given, in that order.
     named: Vec<String>,
     has_known_keys: bool,
+    /// The time at this start, from which new certificates are valid.
+    started: SystemTime,
     files: ClientFiles,
     _lock: File,
 }
@@ -136,7 +140,8 @@ impl StateDir {
         let with_certificate = |id: &String| {
             let pem = secrets.x509_devices.get(id).map(|pair| pair.certificate.as_str());
             let thumbprint = pem
-                .and_then(thumbprint)
+                .and_then(certificate)
+                .map(|certificate| Thumbprint::of(&certificate))
                 .ok_or_else(|| damaged(&path, &format!("the certificate of \"{id}\" is not PEM")))?;
             Ok(Device { id: id.clone(), credential: DeviceCredential::Certificate(thumbprint) })
         };
@@ -159,7 +164,19 @@ impl StateDir {
         let devices = devices.map(recorded).collect::<Result<_, StateDirError>>()?;
         let (root, files) = (root.to_owned(), ClientFiles::new(root));
         let named = named.to_owned();
-        Ok(Self { root, secrets, secret_files, policies, devices, named, has_known_keys, files, _lock: lock })
+        let started = now;
+        Ok(Self {
+            root,
+            secrets,
+            secret_files,
+            policies,
+            devices,
+            named,
+            has_known_keys,
+            started,
+            files,
+            _lock: lock,
+        })
     }
 
     /// The shared access policies.
@@ -170,6 +187,15 @@ impl StateDir {
     /// The authority that clients must trust, as PEM.
     pub(super) fn authority(&self) -> &str {
         &self.secrets.authority.certificate
+    }
+
+    /// The same in DER.
+    ///
+    /// # Errors
+    /// Fails if the authority in the file of secrets is damaged.
+    pub(super) fn authority_certificate(&self) -> Result<CertificateDer<'static>, StateDirError> {
+        certificate(self.authority())
+            .ok_or_else(|| damaged(&self.root.join(SECRETS), &"the authority's certificate is not PEM"))
     }
 
     /// The devices of the command line and those that back ends have made, and what is recorded of each.
@@ -234,6 +260,11 @@ impl StateDir {
             records.extend(before.1.map(|record| (id.clone(), record)));
             return Err(error);
         }
+        let was_by_authority = before.0.is_some_and(|before| before.authority);
+        if was_by_authority != matches!(device.credential, DeviceCredential::Authority) {
+            // The files of the other credential would be taken for those of this one.
+            self.files.remove(id)?;
+        }
         self.write_files_of(device)?;
         self.write_environment()
     }
@@ -290,8 +321,22 @@ impl StateDir {
     }
 
     fn write_files_of(&self, device: &Device) -> Result<(), StateDirError> {
+        if matches!(device.credential, DeviceCredential::Authority) {
+            return self.write_certificate_of(&device.id);
+        }
         let generation = self.secrets.records.get(&device.id).map(|record| record.generation.as_str());
         self.files.write(device, generation.unwrap_or_default(), self.secrets.x509_devices.get(&device.id))
+    }
+
+    /// Writes a certificate that the authority signs, unless there is one. For an id that is no common name, none can be
+    /// made.
+    fn write_certificate_of(&self, id: &str) -> Result<(), StateDirError> {
+        if self.files.has_certificate(id) || id.len() > certificates::MAX_COMMON_NAME {
+            return Ok(());
+        }
+        let own = certificates::make_vouched_device(&self.secrets.authority, id, self.started)
+            .map_err(|error| unmade(id, &error))?;
+        self.files.write_certificate(id, &own)
     }
 
     /// Writes the address of the emulator's page. It ends with a token of the service policy that is valid for a year.
@@ -340,10 +385,8 @@ fn add_records(
     Ok(())
 }
 
-fn thumbprint(pem: &str) -> Option<Thumbprint> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject as _;
-    CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|certificate| Thumbprint::of(&certificate))
+fn certificate(pem: &str) -> Option<CertificateDer<'static>> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok()
 }
 
 #[cfg(test)]

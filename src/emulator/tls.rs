@@ -1,6 +1,7 @@
 //! The emulator's side of TLS: its certificate, and client certificates of devices.
 //!
-//! Owns: the rustls server configuration. Must not know: files, MQTT, AMQP, which device has which certificate.
+//! Owns: the rustls server configuration; whom a client certificate is for, if the emulator's authority has signed it.
+//! Must not know: files, MQTT, AMQP, which device has which certificate.
 //!
 //! The TLS side accepts any client certificate if the client has the private key. The sign-in checks whether the
 //! certificate is the registered one, because only there the device's id is known.
@@ -10,8 +11,11 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 use super::registry::Thumbprint;
 
@@ -32,9 +36,41 @@ pub(super) fn server_config(
     Ok(Arc::new(config))
 }
 
-/// The thumbprint of the certificate that the peer has shown in the handshake.
-pub(super) fn peer_thumbprint(connection: &rustls::ServerConnection) -> Option<Thumbprint> {
-    connection.peer_certificates()?.first().map(|certificate| Thumbprint::of(certificate))
+/// The emulator's authority, as the one that signs certificates of devices.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceAuthority(Arc<dyn ClientCertVerifier>);
+
+impl DeviceAuthority {
+    /// The authority with this certificate.
+    ///
+    /// # Errors
+    /// Fails if rustls refuses the certificate.
+    pub(super) fn new(certificate: CertificateDer<'static>) -> Result<Self, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate)?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.into(), crate::tls::provider()).build();
+        verifier.map(Self).map_err(|error| rustls::Error::General(error.to_string()))
+    }
+
+    /// The thumbprint of the certificate that the peer has shown in the handshake. It says whom the certificate is for
+    /// if this authority has signed it. Its dates are judged by the machine's clock, as those of the server are.
+    pub(super) fn peer_thumbprint(&self, connection: &rustls::ServerConnection) -> Option<Thumbprint> {
+        let (certificate, others) = connection.peer_certificates()?.split_first()?;
+        let is_own = self.0.verify_client_cert(certificate, others, UnixTime::now()).is_ok();
+        let common_name = common_name(certificate).filter(|_| is_own);
+        Some(
+            common_name
+                .map_or_else(|| Thumbprint::of(certificate), |name| Thumbprint::vouched(certificate, &name)),
+        )
+    }
+}
+
+/// The common name of a certificate's subject.
+fn common_name(certificate: &[u8]) -> Option<String> {
+    let (_, read) = X509Certificate::from_der(certificate).ok()?;
+    let name = read.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
 }
 
 #[derive(Debug)]

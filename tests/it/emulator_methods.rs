@@ -109,6 +109,20 @@ fn a_device_that_is_not_there_is_waited_for_as_long_as_the_caller_says() {
     });
 }
 
+/// `az iot hub invoke-device-method` sends its defaults so.
+#[test]
+fn time_outs_may_be_text() {
+    let emulator = Emulator::start();
+    let mut device = listening(&emulator);
+    let body = r#"{"methodName": "x", "responseTimeoutInSeconds": "30", "connectTimeoutInSeconds": "10"}"#;
+    std::thread::scope(|scope| {
+        let caller = scope.spawn(|| call(&emulator, body));
+        let (_, rid, _) = called(&mut device);
+        respond(&mut device, "200", &rid, "1");
+        assert_eq!(join(caller).json(), json!({ "status": 200, "payload": 1 }));
+    });
+}
+
 #[test]
 fn a_device_that_does_not_answer_goes_away_or_answers_nonsense_is_told_to_the_caller() {
     let emulator = Emulator::start();
@@ -194,6 +208,10 @@ fn a_call_that_breaks_a_rule_or_has_no_right_is_refused_in_words() {
             "connectTimeoutInSeconds must be 0 to 300",
         ),
         (r#"{"methodName": "x", "connectTimeoutInSeconds": -1}"#, "the body is not a method call"),
+        (
+            r#"{"methodName": "x", "responseTimeoutInSeconds": "soon"}"#,
+            "responseTimeoutInSeconds is \"soon\", but must be a number of seconds",
+        ),
         (&large, "the payload has 131073 bytes, more than 131072"),
     ] {
         let answer = call(&emulator, body);

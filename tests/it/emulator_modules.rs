@@ -202,7 +202,7 @@ fn a_back_end_calls_a_module_and_patches_its_twin() {
 }
 
 /// One request to a workload socket: status and body.
-fn workload(path: &std::path::Path, request: &str, body: &str) -> (u16, Value) {
+pub(crate) fn workload(path: &std::path::Path, request: &str, body: &str) -> (u16, Value) {
     let mut socket = UnixStream::connect(path).expect("a socket");
     let head = format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     socket.write_all(head.as_bytes()).expect("sent");

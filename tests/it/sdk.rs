@@ -216,6 +216,9 @@ fn the_sdks_back_end_makes_a_device_that_signs_in_at_once() {
         "kept_keys": true, "made_keys": 32, "type": "selfSigned", "thumbprint": "AB".repeat(20), "again": 409,
         "disabled": "disabled", "stale": 412, "enabled": "enabled", "listed": ["cert-1", "dev1", "new-1", "new-2"],
         "first": ["cert-1"], "deleted": 404, "delete_again": 404,
+        "edge": [true, "first", []], "child": [true, true], "authority": "certificateAuthority",
+        "bulk": [false, [["none", "404001"]]], "counts": [11, 0], "connected": 0,
+        "twin": [{ "n": 3 }, "sas", true],
     });
     assert_eq!(json(&service.stdout.wait_for("kept_keys")), expected);
 

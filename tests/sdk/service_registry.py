@@ -3,7 +3,9 @@
 Usage: service_registry.py, with SERVICE_CONNECTION_STRING (a policy with registry rights) and REQUESTS_CA_BUNDLE (the hub's
 CA) in the environment.
 Makes `new-1` with keys of its own, `new-2` with keys that the hub makes, and `cert-1` with thumbprints; disables and enables
-`new-1`; deletes `cert-1`. Prints one JSON object with what the SDK saw, statuses of refused requests among it.
+`new-1`; deletes `cert-1`. Makes the edge device `edge-1` and its child `child-1`, and `ca-1`, which signs in with a certificate of
+an authority. Changes six devices in one request, one of which does not exist. Prints one JSON object with what the SDK saw,
+statuses of refused requests among it.
 """
 
 import base64
@@ -11,6 +13,7 @@ import json
 import os
 
 from azure.iot.hub import IoTHubRegistryManager
+from azure.iot.hub.models import ExportImportDevice
 from msrest.exceptions import HttpOperationError
 
 
@@ -35,7 +38,21 @@ def main():
     listed = sorted(device.device_id for device in registry.get_devices())
     first = [device.device_id for device in registry.get_devices(1)]
     registry.delete_device("cert-1", x509.etag)
+    edge = registry.create_device_with_sas("edge-1", None, None, "enabled", iot_edge=True, status_reason="first")
+    child = registry.create_device_with_sas("child-1", None, None, "enabled", device_scope=edge.device_scope)
+    authority = registry.create_device_with_certificate_authority("ca-1", "enabled")
+    bulk = [ExportImportDevice(id="bulk-%d" % n, import_mode="create", tags={"n": n}) for n in range(5)]
+    result = registry.bulk_create_or_update_devices(bulk + [ExportImportDevice(id="none", import_mode="update")])
+    statistics = registry.get_device_registry_statistics()
+    twin = registry.get_twin("bulk-3")
     seen = {
+        "edge": [edge.capabilities.iot_edge, edge.status_reason, edge.parent_scopes],
+        "child": [child.device_scope == edge.device_scope, child.parent_scopes == [edge.device_scope]],
+        "authority": authority.authentication.type,
+        "bulk": [result.is_successful, [[error.device_id, error.error_code] for error in result.errors]],
+        "counts": [statistics.total_device_count, statistics.disabled_device_count],
+        "connected": registry.get_service_statistics().connected_device_count,
+        "twin": [twin.tags, twin.authentication_type, twin.device_etag == registry.get_device("bulk-3").etag],
         "kept_keys": made.authentication.symmetric_key.primary_key == keys[0],
         "made_keys": len(base64.b64decode(without.authentication.symmetric_key.primary_key)),
         "type": x509.authentication.type,

@@ -12,6 +12,7 @@ use fe2o3_amqp::acceptor::{
 use fe2o3_amqp::types::definitions::{AmqpError, Error, ReceiverSettleMode, Role, SenderSettleMode};
 use fe2o3_amqp::types::messaging::TargetArchetype;
 use fe2o3_amqp::types::performatives::Attach;
+use fe2o3_amqp::types::primitives::{Symbol, Value};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -26,6 +27,9 @@ use super::twin_link::{self, Pairs, TwinLinks};
 use super::{c2d_link, cbs, device_link, events_link, feedback_link, management, method_link, silent_link};
 use crate::emulator::hub::ConnectionId;
 use crate::message::excerpt;
+
+/// The property of a link in which a device names the DTDL model that it implements. Source: wire reference 2.4.
+const MODEL_ID: &str = "com.microsoft:model-id";
 
 /// Most links of one session. SDKs open up to four.
 const MAX_LINKS: usize = 64;
@@ -150,24 +154,20 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
             return Err(LinkRefusal::no_address("a back end can send C2D messages, not receive them"));
         }
         (Role::Receiver, Address::Device(device_id)) => {
-            claims.check_device(&device_id)?;
-            let connection = claims.connection(&device_id)?;
+            let connection = device(attach, claims, &device_id)?;
             return Ok(Purpose::DeviceMessages(device_id, connection));
         }
         (Role::Sender, Address::Events(device_id)) => {
-            claims.check_device(&device_id)?;
             // A device that only sends also needs the hub's connection, so that it replaces an older one.
-            claims.connection(&device_id)?;
+            device(attach, claims, &device_id)?;
             return Ok(Purpose::DeviceEvents(device_id));
         }
         (_, Address::Twin(device_id)) => {
-            claims.check_device(&device_id)?;
-            let connection = claims.connection(&device_id)?;
+            let connection = device(attach, claims, &device_id)?;
             return Ok(Purpose::Twin(pairs.of(attach, device_id, connection)));
         }
         (_, Address::Methods(device_id)) => {
-            claims.check_device(&device_id)?;
-            let connection = claims.connection(&device_id)?;
+            let connection = device(attach, claims, &device_id)?;
             return Ok(Purpose::Methods(device_id, connection));
         }
         (_, Address::Device(_) | Address::Events(_)) => {
@@ -188,6 +188,18 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
             "not signed in: put a token of a policy with ServiceConnect to $cbs first, or use SASL PLAIN";
         Err(LinkRefusal::unauthorized(words))
     }
+}
+
+/// The hub's connection for a device that may attach a link, and may name its model with it.
+fn device(attach: &Attach, claims: &Claims, device_id: &str) -> Result<ConnectionId, LinkRefusal> {
+    claims.check_device(device_id)?;
+    let connection = claims.connection(device_id)?;
+    if let Some(Value::String(model_id)) =
+        attach.properties.as_ref().and_then(|fields| fields.get(&Symbol::from(MODEL_ID)))
+    {
+        claims.hub.with(|hub, _| hub.set_model_id(device_id, model_id.clone()));
+    }
+    Ok(connection)
 }
 
 async fn accept(

@@ -77,7 +77,13 @@ impl HttpCall {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         let segments = uri.path().strip_prefix('/').unwrap_or_default().split('/');
         let decoded = segments.map(|text| percent_decode_str(text).decode_utf8().map(Cow::into_owned));
-        let segments = decoded.collect::<Result<_, _>>().ok();
+        let mut segments = decoded.collect::<Result<Vec<_>, _>>().ok();
+        // Node and C list with `/devices/` and `/configurations/`.
+        if let Some(segments) =
+            segments.as_mut().filter(|all| all.len() > 1 && all.last().is_some_and(String::is_empty))
+        {
+            segments.pop();
+        }
         let body = Some(body).filter(|body| !body.is_end_stream());
         let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default().to_owned());
         let hub = registrar.hub().clone();

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::call::HttpCall;
 use super::reply::{self, HttpReply, HttpResult};
@@ -39,8 +39,10 @@ const RESPONSE_TIMEOUT: u64 = 30;
 struct CallBody {
     method_name: Option<String>,
     payload: Option<Box<RawValue>>,
-    response_timeout_in_seconds: Option<u64>,
-    connect_timeout_in_seconds: Option<u64>,
+    #[serde(default)]
+    response_timeout_in_seconds: Value,
+    #[serde(default)]
+    connect_timeout_in_seconds: Value,
 }
 
 /// A pending call. Its drop removes the call from the hub, for example when the back end disconnects.
@@ -94,13 +96,33 @@ pub(super) fn read(body: &[u8]) -> Result<BackEndCall, String> {
         Some(payload) => payload,
         None => serde_json::value::to_raw_value(&()).map_err(|error| error.to_string())?,
     };
-    let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
     Ok(BackEndCall {
         name: sent.method_name.unwrap_or_default(),
         payload,
-        response_timeout: seconds(sent.response_timeout_in_seconds, RESPONSE_TIMEOUT),
-        connect_timeout: seconds(sent.connect_timeout_in_seconds, 0),
+        response_timeout: seconds(
+            "responseTimeoutInSeconds",
+            &sent.response_timeout_in_seconds,
+            RESPONSE_TIMEOUT,
+        )?,
+        connect_timeout: seconds("connectTimeoutInSeconds", &sent.connect_timeout_in_seconds, 0)?,
     })
+}
+
+/// A time-out as a number, or as text, as `az iot hub invoke-device-method` sends it.
+fn seconds(name: &str, sent: &Value, default: u64) -> Result<Duration, String> {
+    let seconds = match sent {
+        Value::Null => Some(default),
+        Value::String(text) => text.parse().ok(),
+        other => other.as_u64(),
+    };
+    let refused = || {
+        let shown = match sent {
+            Value::String(text) => format!("\"{}\"", excerpt(text)),
+            other => excerpt(&other.to_string()),
+        };
+        format!("the body is not a method call: {name} is {shown}, but must be a number of seconds")
+    };
+    seconds.map(Duration::from_secs).ok_or_else(refused)
 }
 
 /// Waits for the end of a call. Cancel safe: a cancelled call is removed from the hub.

@@ -1,11 +1,11 @@
 //! The registry of devices and modules, for back ends with registry rights.
 //!
-//! Owns: the routes `/devices`, `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and the
-//! errors of changes. Must not know: connections, files.
+//! Owns: reading `/devices`, the routes `/devices/{id}`, `/devices/{id}/modules` and `/devices/{id}/modules/{id}`, and
+//! the errors of changes. Must not know: connections, files.
 //!
 //! Source: the REST definitions in Microsoft's Python service SDK (azure-iot-hub, `protocol/`).
 //!
-//! `wanted` reads what a back end sends of an identity.
+//! `wanted` reads what a back end sends of an identity. `bulk` makes many changes in one request.
 
 use hyper::StatusCode;
 
@@ -15,6 +15,7 @@ use crate::emulator::hub::Identity;
 use crate::emulator::identity;
 use crate::emulator::registrar::RegistrarError;
 
+pub(super) mod bulk;
 mod wanted;
 
 use wanted::IdentityBody;
@@ -47,15 +48,15 @@ pub(super) fn modules(call: &HttpCall) -> HttpResult {
         hub.identity(device_id)?;
         Some(hub.modules_of(device_id).iter().filter_map(|id| hub.identity(id)).collect::<Vec<_>>())
     });
-    let shown = |modules: Vec<Identity>| reply::ok(&modules.iter().map(Identity::show).collect());
-    Ok(modules.map_or_else(|| reply::no_device(device_id), shown))
+    let listed = |modules: Vec<Identity>| reply::ok(&modules.iter().map(Identity::show).collect());
+    Ok(modules.map_or_else(|| reply::no_device(device_id), listed))
 }
 
 /// `GET /devices/{id}`, `GET /devices/{id}/modules/{id}`.
 pub(super) fn get(call: &HttpCall) -> HttpResult {
     let id = call.identity();
     let identity = call.hub.with(|hub, _| hub.identity(&id));
-    Ok(identity.map_or_else(|| reply::no_device(&id), |identity| reply::ok(&identity.show())))
+    Ok(identity.map_or_else(|| reply::no_device(&id), |identity| shown(&identity)))
 }
 
 /// `PUT /devices/{id}`, `PUT /devices/{id}/modules/{id}`: creates the device or module, or changes it if there is an
@@ -71,7 +72,7 @@ pub(super) async fn put(call: &mut HttpCall) -> HttpResult {
         enabled = made.record.enabled,
         "a back end registered a device"
     );
-    Ok(reply::ok(&made.show()))
+    Ok(shown(&made))
 }
 
 /// `DELETE /devices/{id}`, `DELETE /devices/{id}/modules/{id}`.
@@ -83,23 +84,43 @@ pub(super) async fn delete(call: &mut HttpCall) -> HttpResult {
     Ok(reply::no_content())
 }
 
-/// The error of a change. The code words are those in the SDKs.
+/// The error of a change as the answer to its request.
 fn refusal(error: &RegistrarError) -> HttpReply {
-    let (status, code) = match error {
-        RegistrarError::Exists(id) if identity::is_module(id) => {
-            (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice")
-        }
-        RegistrarError::Exists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists"),
-        RegistrarError::Missing(id) if identity::is_module(id) => (StatusCode::NOT_FOUND, "ModuleNotFound"),
-        RegistrarError::Missing(_) => (StatusCode::NOT_FOUND, "DeviceNotFound"),
-        RegistrarError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed"),
-        RegistrarError::Scope(_) => (StatusCode::BAD_REQUEST, "InvalidDeviceScope"),
-        RegistrarError::TooMany => (StatusCode::FORBIDDEN, "IotHubQuotaExceeded"),
-        RegistrarError::State(_) => (StatusCode::INTERNAL_SERVER_ERROR, "ServerError"),
-        RegistrarError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
-    };
-    if status.is_server_error() {
+    log_failure(error);
+    let (status, word, _) = code(error);
+    reply::error(status, word, &error.to_string())
+}
+
+/// Logs a change that failed for a reason of this machine.
+fn log_failure(error: &RegistrarError) {
+    if code(error).0.is_server_error() {
         tracing::error!(%error, "the registry of devices did not change");
     }
-    reply::error(status, code, &error.to_string())
+}
+
+/// The status of an error, and the hub's word and number for it. Source: DeviceRegistryOperationError in the Python
+/// SDK, and `ErrorCode.cs` of the C# SDK. It has no number for a wrong scope, so that is that of any argument.
+fn code(error: &RegistrarError) -> (StatusCode, &'static str, u32) {
+    match error {
+        RegistrarError::Exists(id) if identity::is_module(id) => {
+            (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice", 409_301)
+        }
+        RegistrarError::Exists(_) => (StatusCode::CONFLICT, "DeviceAlreadyExists", 409_001),
+        RegistrarError::Missing(id) if identity::is_module(id) => {
+            (StatusCode::NOT_FOUND, "ModuleNotFound", 404_010)
+        }
+        RegistrarError::Missing(_) => (StatusCode::NOT_FOUND, "DeviceNotFound", 404_001),
+        RegistrarError::Changed(_) => (StatusCode::PRECONDITION_FAILED, "PreconditionFailed", 412_001),
+        RegistrarError::NoKeys(_) => (StatusCode::BAD_REQUEST, "InvalidOperation", 400_003),
+        RegistrarError::Twin(_) => (StatusCode::BAD_REQUEST, "ArgumentInvalid", 400_004),
+        RegistrarError::Scope(_) => (StatusCode::BAD_REQUEST, "InvalidDeviceScope", 400_004),
+        RegistrarError::TooMany => (StatusCode::FORBIDDEN, "IotHubQuotaExceeded", 403_002),
+        RegistrarError::State(_) => (StatusCode::INTERNAL_SERVER_ERROR, "ServerError", 500_001),
+        RegistrarError::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", 503_001),
+    }
+}
+
+/// An identity as an answer. The etag is also in a header.
+fn shown(identity: &Identity) -> HttpReply {
+    reply::tagged(&identity.show(), &identity.etag())
 }

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, SERVER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -96,6 +96,14 @@ pub(super) fn ok(body: &Value) -> HttpReply {
     json_of(StatusCode::OK, body)
 }
 
+/// 200 with a JSON body, and its etag in a header.
+pub(super) fn tagged(body: &Value, etag: &str) -> HttpReply {
+    match HeaderValue::from_str(&format!("\"{etag}\"")) {
+        Ok(etag) => ok(body).with(ETAG, etag),
+        Err(_) => ok(body),
+    }
+}
+
 /// 200 with a body whose content type the sender has chosen.
 pub(super) fn bytes(body: Bytes) -> HttpReply {
     HttpReply::of(StatusCode::OK, body)
@@ -178,7 +186,8 @@ pub(super) fn method_not_allowed(allowed: &str) -> HttpReply {
     }
 }
 
-fn json_of(status: StatusCode, body: &Value) -> HttpReply {
+/// A JSON body with any status.
+pub(super) fn json_of(status: StatusCode, body: &Value) -> HttpReply {
     let reply = HttpReply::of(status, Bytes::from(body.to_string()));
     reply.with(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"))
 }

@@ -11,10 +11,11 @@ use hyper::{Method, StatusCode};
 
 use super::call::HttpCall;
 use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
+use super::registry::bulk;
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
     clock, device, device_events, events, faults, feedback, inputs, jobs, methods, page, purge, query,
-    registry, twins,
+    registry, statistics, twins, unserved,
 };
 use crate::emulator::registry::BackEndRight;
 
@@ -42,13 +43,17 @@ enum Handler {
 }
 use Handler::{At, Later};
 
-/// Method, path, who may use it, and what answers. A `*` stands for one segment.
+/// Method, path, who may use it, and what answers. A `*` stands for one segment, or for any method.
 type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
 
 /// All routes. The first line whose method and path fit counts.
 const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices", READ, At(registry::list)),
     ("POST", "/devices/query", SERVICE, Later(|call| query::run(call).boxed())),
+    ("POST", "/devices", WRITE, Later(|call| bulk::change(call).boxed())),
+    ("POST", "/devices/keys/regenerate", WRITE, Later(|call| bulk::regenerate(call).boxed())),
+    ("GET", "/statistics/devices", READ, At(statistics::devices)),
+    ("GET", "/statistics/service", READ, At(statistics::service)),
     ("GET", "/devices/*", READ, At(registry::get)),
     ("PUT", "/devices/*", WRITE, Later(|call| registry::put(call).boxed())),
     ("DELETE", "/devices/*", WRITE, Later(|call| registry::delete(call).boxed())),
@@ -80,6 +85,18 @@ const ROUTES: &[HttpRoute] = &[
     ("POST", "/jobs/create", SERVICE, Later(|call| jobs::create_old(call).boxed())),
     ("GET", "/jobs/*", SERVICE, At(jobs::get_old)),
     ("DELETE", "/jobs/*", SERVICE, At(jobs::get_old)),
+    ("*", "/devices/*/files", Device, At(unserved::files)),
+    ("*", "/devices/*/files/notifications", Device, At(unserved::files)),
+    ("*", "/devices/*/files/notifications/*", Device, At(unserved::files)),
+    ("*", "/messages/servicebound/filenotifications", SERVICE, At(unserved::files)),
+    ("*", "/configurations", READ, At(unserved::configurations)),
+    ("*", "/configurations/*", READ, At(unserved::configurations)),
+    ("*", "/devices/*/applyconfigurationcontent", WRITE, At(unserved::configurations)),
+    ("*", "/digitaltwins/*", SERVICE, At(unserved::digital_twins)),
+    ("*", "/digitaltwins/*/commands/*", SERVICE, At(unserved::digital_twins)),
+    ("*", "/digitaltwins/*/components/*/commands/*", SERVICE, At(unserved::digital_twins)),
+    ("*", "/twins/*/streams/*", SERVICE, At(unserved::streams)),
+    ("*", "/twins/*/modules/*/streams/*", SERVICE, At(unserved::streams)),
     ("GET", "/", Anyone, At(page::index)),
     ("GET", "/emulator/page.css", Anyone, At(page::style)),
     ("GET", "/emulator/page.js", Anyone, At(page::script)),
@@ -111,7 +128,9 @@ fn fits(pattern: &str, words: &[String]) -> bool {
 async fn route(call: &mut HttpCall) -> HttpResult {
     let words = call.words();
     let of_path: Vec<_> = ROUTES.iter().filter(|(_, pattern, ..)| fits(pattern, &words)).collect();
-    if let Some((_, _, right, handler)) = of_path.iter().find(|(method, ..)| call.method == *method) {
+    if let Some((_, _, right, handler)) =
+        of_path.iter().find(|(method, ..)| *method == "*" || call.method == *method)
+    {
         call.allow(*right)?;
         return match handler {
             At(answer) => answer(call),

@@ -9,7 +9,6 @@
 //! got it. `null` instead of a whole part counts as missing.
 
 use hyper::StatusCode;
-use hyper::header::{ETAG, HeaderValue};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -77,9 +76,7 @@ pub(super) fn patch_for_all(text: &str) -> Result<(SectionBody, SectionBody), St
 
 /// The desired properties without what the hub adds.
 fn desired(properties: Option<SentProperties>) -> SectionBody {
-    let mut desired = properties.and_then(|properties| properties.desired)?;
-    desired.retain(|key, _| !OWN.contains(&key.as_str()));
-    Some(desired)
+    properties.and_then(|properties| properties.desired).map(without_own_keys)
 }
 
 async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWrite) -> HttpResult {
@@ -88,8 +85,8 @@ async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWri
         .map_err(|error| reply::bad_argument(&format!("the body is not a twin: {error}")))?;
     let desired = desired(sent.properties);
     let etag = match call.expected() {
-        Expected::Unsaid | Expected::Any => None,
         Expected::Etag(etag) => Some(etag),
+        _ => None,
     };
     let id = call.identity();
     let written =
@@ -99,13 +96,15 @@ async fn write(call: &mut HttpCall, how: fn(SectionBody, SectionBody) -> TwinWri
     Ok(show(&twin))
 }
 
+/// Desired properties without the keys that the hub adds.
+pub(super) fn without_own_keys(mut desired: Map<String, Value>) -> Map<String, Value> {
+    desired.retain(|key, _| !OWN.contains(&key.as_str()));
+    desired
+}
+
 /// A twin as an answer. The etag is also in a header.
 fn show(twin: &Value) -> HttpReply {
-    let etag = twin["etag"].as_str().map(|etag| HeaderValue::from_str(&format!("\"{etag}\"")));
-    match etag {
-        Some(Ok(etag)) => reply::ok(twin).with(ETAG, etag),
-        _ => reply::ok(twin),
-    }
+    reply::tagged(twin, twin["etag"].as_str().unwrap_or_default())
 }
 
 /// The error of a twin. The code words are those in the SDKs.

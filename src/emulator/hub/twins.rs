@@ -14,7 +14,7 @@ use super::document::TwinError;
 use super::session::{ConnectionId, Subscription};
 use super::stamps::time;
 use super::state::Hub;
-use super::twin::{DesiredChange, TwinWrite};
+use super::twin::{DesiredChange, DeviceTwin, TwinWrite};
 use crate::emulator::identity;
 
 /// Most bytes of a model id. Source: the DTDL language, whose identifiers have at most 2,048 characters.
@@ -69,6 +69,14 @@ impl Hub {
         }
         self.wake(device_id);
         self.twin(device_id).ok_or_else(unknown)
+    }
+
+    /// Checks whether a new twin could be written so.
+    ///
+    /// # Errors
+    /// [`TwinError`].
+    pub fn check_twin(write: &TwinWrite) -> Result<(), TwinError> {
+        DeviceTwin::default().write(write.clone(), SystemTime::UNIX_EPOCH).map(drop)
     }
 
     /// The next change of desired properties that `connection` has not received. Changes from a time when the device

@@ -39,6 +39,11 @@ impl Hub {
         self.devices.get(device_id).is_some_and(|state| state.session.is_connected())
     }
 
+    /// Whether the device may sign in.
+    pub fn is_enabled(&self, device_id: &str) -> bool {
+        self.registry.device(device_id).is_some_and(|(_, record)| record.enabled)
+    }
+
     /// When the device last signed in, completed or sent something.
     pub fn last_activity(&self, device_id: &str) -> Option<SystemTime> {
         self.devices.get(device_id)?.last_activity

@@ -2,8 +2,8 @@
 //!
 //! Owns: these facts, and the scopes that follow from them. Must not know: credentials, files, HTTP.
 //!
-//! Source of the scopes: the classes Device in Microsoft's service SDKs, and the az extension (`az iot hub device-identity
-//! parent`, `children`). An edge device has a scope of its own, which the hub makes and nobody changes; its
+//! Source of the scopes: `create_device_with_sas` in Microsoft's Python service SDK, which describes them, and the az
+//! extension (`az iot hub device-identity parent`, `children`), which takes them apart. An edge device has a scope of its own, which the hub makes and nobody changes; its
 //! `parentScopes` has the scope of its parent. The `deviceScope` of another device is the scope of its parent, and its
 //! `parentScopes` says the same.
 

@@ -127,6 +127,24 @@ fn a_certificate_signs_in_the_device_whose_thumbprint_it_has() {
 }
 
 #[test]
+fn the_authority_vouches_for_one_device_with_each_certificate() {
+    let mut registry = registry();
+    for id in ["ca1", "ca2"] {
+        registry.add_device(Device { id: id.into(), credential: DeviceCredential::Authority });
+    }
+    let shown = |id: &str, proof| registry.authenticate_device(id, None, Some(&proof), NOW);
+    assert_eq!(shown("ca1", Thumbprint::vouched(b"x", "ca1")), Ok(Grant { expires: None, policy: None }));
+    for proof in [Thumbprint::vouched(b"x", "ca2"), Thumbprint::vouched(b"x", "CA1"), Thumbprint::of(b"x")] {
+        assert_eq!(shown("ca1", proof), Err(AuthError::NotVouchedFor));
+    }
+    let token = token(&keys(1).primary, "hub.local.test/devices/ca1", None);
+    let with_token = registry.authenticate_device("ca1", Some(&token), None, NOW);
+    assert!(matches!(with_token, Err(AuthError::WrongKind(_))), "{with_token:?}");
+    // A thumbprint counts, whoever has signed the certificate.
+    assert!(shown("cert1", Thumbprint::vouched(b"certificate", "other")).is_ok());
+}
+
+#[test]
 fn another_credential_changes_nothing_that_is_recorded_of_a_device() {
     let mut registry = registry();
     let recorded = IdentityRecord { is_edge: true, ..IdentityRecord::new("42".to_owned()) };

@@ -3,7 +3,8 @@
 //! Owns: their layout and content. Must not know: which devices exist, the hub.
 //!
 //! - `devices/ID.connection-string`: for a device with keys
-//! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate
+//! - `devices/ID.cert.pem`, `devices/ID.key.pem`: for a device with a certificate; `modules/DEVICE/MODULE.cert.pem` and
+//!   `.key.pem` for a module
 //! - `leaf/ID.connection-string`: for a device with keys behind the gateway, if the gateway has its own name
 //! - `modules/DEVICE/MODULE.connection-string`: for a module
 //! - `modules/DEVICE/MODULE.env`: the environment that edgeAgent would give the module, if there is a workload socket
@@ -105,15 +106,22 @@ impl ClientFiles {
                 self.write_environment(served, id, generation)
             }
             (DeviceCredential::Certificate(_), _) => {
-                if let Some(pair) = own {
-                    write_derived(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
-                    write_derived(&self.path(id, "key.pem"), pair.private_key.as_bytes())?;
-                }
-                Ok(())
+                own.map_or(Ok(()), |pair| self.write_certificate(id, pair))
             }
             // The emulator does not have the device's certificate and key.
             (DeviceCredential::Thumbprints { .. } | DeviceCredential::Authority, _) | (_, None) => Ok(()),
         }
+    }
+
+    /// Writes a certificate and its key.
+    pub(super) fn write_certificate(&self, id: &str, pair: &PemPair) -> Result<(), StateDirError> {
+        write_derived(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
+        write_derived(&self.path(id, "key.pem"), pair.private_key.as_bytes())
+    }
+
+    /// Whether there is a certificate with its key.
+    pub(super) fn has_certificate(&self, id: &str) -> bool {
+        self.path(id, "cert.pem").exists() && self.path(id, "key.pem").exists()
     }
 
     /// Removes all files of a device or a module.

@@ -300,6 +300,18 @@ fn line_03_the_token_of_the_worked_example_is_good() {
 }
 
 #[test]
+fn line_02_the_model_of_the_user_name_is_in_the_twin() {
+    let local = Local::start();
+    let model = || local.hub.with(|hub, _| hub.twin("dev1").expect("a twin")["modelId"].clone());
+    assert_eq!(model(), "");
+    let user = format!("{USER}&model-id=dtmi%3Acom%3Aexample%3AThermostat%3B1");
+    for user in [&user, USER] {
+        assert_eq!(answer(&local, "dev1", user, &local.token(600))[3], 0);
+        assert_eq!(model(), "dtmi:com:example:Thermostat;1");
+    }
+}
+
+#[test]
 fn line_03_whatever_is_wrong_with_a_token_is_connack_5() {
     let local = Local::start();
     let expiry = SystemTime::now() + Duration::from_secs(600);

@@ -4,6 +4,7 @@ use fe2o3_amqp::link::LinkStateError;
 use fe2o3_amqp::link::RecvError;
 use fe2o3_amqp::link::delivery::Delivery;
 use fe2o3_amqp::link::receiver::CreditMode;
+use fe2o3_amqp::types::definitions::Fields;
 
 use super::*;
 use crate::emulator::hub::QueuedMessage;
@@ -56,6 +57,18 @@ pub(super) fn id(delivery: &Delivery<Body<Value>>) -> String {
 fn delivery_count(delivery: &Delivery<Body<Value>>) -> Value {
     let annotations = delivery.message().message_annotations.clone().expect("annotations").0;
     annotations.get::<OwnedKey>(&Symbol::from("iothub-deliverycount").into()).expect("a count").clone()
+}
+
+#[tokio::test]
+async fn the_model_that_a_link_names_is_in_the_twin() {
+    let hub = hub();
+    let mut client = signed_in(&hub).await;
+    let mut properties = Fields::new();
+    properties.insert(Symbol::from("com.microsoft:model-id"), Value::String("dtmi:a:b;1".to_owned()));
+    let link = Receiver::builder().name("with a model").source(DEVICEBOUND).properties(properties);
+    let _link = link.attach(&mut client.session).await.expect("a link");
+    let _other = client.sender("/devices/dev1/messages/events").await.expect("a link");
+    assert_eq!(hub.with(|hub, _| hub.twin("dev1").expect("a twin")["modelId"].clone()), "dtmi:a:b;1");
 }
 
 #[tokio::test]
