@@ -327,6 +327,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// What the system says; the earlier file stays.
+#[allow(dead_code)] // Only the emulator uses it, which needs the feature `emulator`.
 pub(crate) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_after(path, content, |_| Ok(()))
 }

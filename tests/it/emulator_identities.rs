@@ -188,6 +188,9 @@ fn a_device_signs_in_with_a_certificate_that_the_authority_has_signed_for_it() {
     }
     assert_eq!(owner(&emulator, "PUT", "/devices/self", "If-Match: *\r\n", &by_authority).status, 200);
     assert_eq!([poll("self", "before"), poll("self", "self")], [401, 204]);
+    // Of a module, whose folder does not exist yet.
+    assert_eq!(owner(&emulator, "PUT", "/devices/ca-2/modules/m1", "", &by_authority).status, 200);
+    assert!(emulator.state.join("modules/ca-2/m1.cert.pem").exists());
     // Back to keys: the certificate counts no more, and its files are gone.
     let keys = json!({ "authentication": { "type": "sas" } });
     assert_eq!(owner(&emulator, "PUT", "/devices/ca-1", "If-Match: *\r\n", &keys).status, 200);

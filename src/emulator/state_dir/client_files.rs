@@ -115,8 +115,8 @@ impl ClientFiles {
 
     /// Writes a certificate and its key.
     pub(super) fn write_certificate(&self, id: &str, pair: &PemPair) -> Result<(), StateDirError> {
-        write_derived(&self.path(id, "cert.pem"), pair.certificate.as_bytes())?;
-        write_derived(&self.path(id, "key.pem"), pair.private_key.as_bytes())
+        write_into(&self.path(id, "cert.pem"), &pair.certificate)?;
+        write_into(&self.path(id, "key.pem"), &pair.private_key)
     }
 
     /// Whether there is a certificate with its key.
