@@ -139,7 +139,8 @@ impl<'w> Work<'w> {
             // If the id is a key, it decides alone. If not, the whole delivery is compared.
             let known = match same_id {
                 Some(number) if by_id => (!self.was_in_vain(number, delivery)?).then_some(number),
-                None if by_id => None,
+                // The note of a repeated id may have pushed out the record that has the id.
+                None if by_id => self.index.ledger.find(delivery).map(Number),
                 _ => self.index.ledger.absorb(delivery, self.again(arrival)).map(Number),
             };
             if let Some(number) = known {

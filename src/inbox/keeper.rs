@@ -157,8 +157,8 @@ impl<P: JournalPlace> InboxKeeper<P> {
         let was_compacting = store.is_compacting();
         let failure = match store.compact(&mut self.place, &self.settings) {
             Ok(more) => {
-                // A finished one, so that the next failure is news again.
-                self.told_no_compaction &= more || !was_compacting;
+                // One was finished, so the next failure is news again.
+                self.told_no_compaction &= !was_compacting || store.is_compacting();
                 return Ok(more);
             }
             // The inbox itself can still be written.

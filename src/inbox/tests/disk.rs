@@ -130,13 +130,6 @@ impl Disk {
         self.state().size()
     }
 
-    /// How many writes, syncs and changes of names there are in some work.
-    pub(super) fn operations_of(&self, work: impl FnOnce()) -> u32 {
-        let before = self.operations();
-        work();
-        self.operations() - before
-    }
-
     /// How many writes, syncs and changes of names there were.
     pub(super) fn operations(&self) -> u32 {
         self.state().operations

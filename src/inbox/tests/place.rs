@@ -171,6 +171,20 @@ fn an_inbox_of_an_earlier_version_is_left_alone_whether_or_not_its_lock_is_there
 }
 
 #[test]
+fn a_journal_of_an_earlier_format_is_left_alone() {
+    let (_directory, settings) = settings();
+    keeper(&settings).open().expect("a new one");
+    let mut content = std::fs::read(&settings.path).expect("there");
+    content[16..20].copy_from_slice(&3_u32.to_le_bytes());
+    let sum = crc32c::crc32c(&content[..28]);
+    content[28..32].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&settings.path, &content).expect("written");
+    let sentence = keeper(&settings).open().expect_err("another format").sentence(&settings.path);
+    assert!(sentence.contains("is an inbox of an earlier version"), "{sentence}");
+    assert_eq!(std::fs::read(&settings.path).expect("still there"), content);
+}
+
+#[test]
 fn links_and_names_that_others_have_prepared_are_never_followed() {
     let (directory, mut settings) = settings();
     let victim = directory.path().join("victim");

@@ -176,7 +176,10 @@ fn a_message_with_the_id_of_another_is_not_run_even_if_its_record_pushes_out_tha
         let fill = arrival(0, message(None, &keeper.counts().records.to_string()), Intent::Wait);
         verdicts(&mut keeper, vec![fill]);
     }
-    let other = arrival(0, message(Some(UUID), "other content"), Intent::Wait);
-    let (verdict, _) = verdicts(&mut keeper, vec![again(other)]);
+    let other = || arrival(0, message(Some(UUID), "other content"), Intent::Wait);
+    let (verdict, _) = verdicts(&mut keeper, vec![again(other())]);
     assert!(matches!(verdict[..], [Verdict::Ended(Past { number: Number(1), .. })]), "{verdict:?}");
+    // Its PUBACK was lost.
+    let (verdict, _) = verdicts(&mut keeper, vec![again(other())]);
+    assert!(matches!(verdict[..], [Verdict::Ended(_)]), "{verdict:?}");
 }
